@@ -1,0 +1,11 @@
+"""The decoder in transformers' own form. Importing this package registers it, so that `AutoModelForCausalLM` loads it."""
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from merino_edge.model.configuration import MerinoConfig
+from merino_edge.model.modeling import MerinoForCausalLM
+
+AutoConfig.register("merino", MerinoConfig, exist_ok=True)
+AutoModelForCausalLM.register(MerinoConfig, MerinoForCausalLM, exist_ok=True)
+
+__all__ = ["MerinoConfig", "MerinoForCausalLM"]

@@ -1,0 +1,92 @@
+"""How fast this machine reads memory: the ceiling of decoding, which reads every weight once per token.
+
+Python 3.6, numpy only, so that it runs on every board. Leaves judging and storing the figures to its callers.
+"""
+import glob
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import List, Optional
+
+import numpy as np
+
+MB = 2 ** 20
+LEAST_BUFFER_MB = 16
+USUAL_BUFFER_MB = 256
+
+# The fastest of these counts: no reduction reads faster than the memory, and which one is bound by arithmetic
+# depends on numpy's age and the CPU (numpy before 1.22 has no vector `max` for Arm).
+_REDUCTIONS = (("float32", np.maximum.reduce), ("uint64", np.bitwise_or.reduce))
+
+
+def read_gb_s(threads: int, seconds: float = 0.5, buffer: Optional[np.ndarray] = None) -> float:
+    """Best read rate in GB/s (10**9 bytes) of so many threads, each reducing its own slice of a large buffer.
+
+    numpy releases the interpreter's lock inside a reduction, so Python threads do read at the same time.
+    """
+    if buffer is None:
+        buffer = touched_buffer(buffer_bytes())
+    best_s = float("inf")
+    deadline = time.perf_counter() + seconds
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        passes = 0
+        while passes < 2 * len(_REDUCTIONS) or time.perf_counter() < deadline:
+            dtype, reduction = _REDUCTIONS[passes % len(_REDUCTIONS)]
+            slices = np.array_split(buffer.view(dtype), threads)
+            begin = time.perf_counter()
+            list(pool.map(reduction, slices))
+            elapsed_s = time.perf_counter() - begin
+            if passes:  # the first pass starts the threads
+                best_s = min(best_s, elapsed_s)
+            passes += 1
+    return buffer.nbytes / best_s / 1e9
+
+
+def thread_counts(cores: int) -> List[int]:
+    """The counts worth trying: all up to four, then doublings, and all cores."""
+    return [count for count in (1, 2, 3, 4, 8, 16, 32, 64, 128) if count < cores] + [cores]
+
+
+def touched_buffer(size: int) -> np.ndarray:
+    """`size` bytes of float32 ones: written, because untouched pages all share one page of zeros."""
+    return np.ones(size // 8 * 2, np.float32)
+
+
+def buffer_bytes() -> int:
+    """Far above the last-level cache, at most a quarter of the free memory: 64 MB on a board of 512."""
+    wanted = max(USUAL_BUFFER_MB * MB, 4 * last_level_cache_bytes())
+    free = available_bytes()
+    while free and wanted > LEAST_BUFFER_MB * MB and wanted > free // 4:
+        wanted //= 2
+    return wanted
+
+
+def available_bytes() -> int:
+    """Memory a process can take without swapping; 0 where the system does not say so in /proc."""
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def last_level_cache_bytes() -> int:
+    """Size of the highest cache level; 0 where /sys does not name it (macOS, Windows, some boards)."""
+    sizes = []
+    for folder in glob.glob("/sys/devices/system/cpu/cpu0/cache/index*"):
+        try:
+            size = _read_word(folder, "size")
+            level = int(_read_word(folder, "level"))
+            unit = MB if size.endswith("M") else 1024
+            sizes.append((level, int(size.rstrip("KM")) * unit))
+        except (OSError, ValueError):
+            continue
+    return max(sizes)[1] if sizes else 0
+
+
+def _read_word(folder: str, name: str) -> str:
+    with open(os.path.join(folder, name)) as text:
+        return text.read().strip()
