@@ -1,1 +1,1 @@
-"""The benchmark: measures bundles in fresh processes, on the board and on the workstation alike (Python 3.6)."""
+"""The benchmark: measures bundles in fresh processes, on board and workstation alike (Python 3.6)."""

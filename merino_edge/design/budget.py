@@ -32,7 +32,8 @@ class Budgets:
             if not (math.isfinite(value) and value > 0)
         ]
         if bad:
-            raise MerinoError(f"a budget must be a positive number, found {', '.join(bad)}: give a larger value or leave it out")
+            found = ", ".join(bad)
+            raise MerinoError(f"a budget must be a positive number, found {found}: give a larger value or leave it out")
 
     def given(self) -> dict[str, float]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -13,7 +13,7 @@ from merino_edge.design import evolution, exact
 from merino_edge.design.budget import Budgets
 from merino_edge.design.costs import Workload, predict
 from merino_edge.design.entropy import Scoring
-from merino_edge.design.space import Program, Space, architecture, encode
+from merino_edge.design.space import Program, Solution, Space, architecture, encode
 from merino_edge.operators import BYTES_PER_WEIGHT
 from merino_edge.profiles import DeviceProfile
 from merino_edge.validation import fault_list
@@ -90,7 +90,7 @@ def design(
     solver: SolverName = "exact",
     seed: int = 0,
     scoring: Scoring = Scoring(),  # noqa: B008 - frozen
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] | None = None,
 ) -> Design:
     """The decoder of highest entropy in `space` within `budgets` on the board.
 
@@ -126,8 +126,8 @@ def search(
     scoring: Scoring,
     solver: SolverName,
     seed: int,
-    progress: Callable[[int], None],
-) -> tuple[exact.Solution, Program, Space]:
+    progress: Callable[[int], None] | None,
+) -> tuple[Solution, Program, Space]:
     """Solve with heads of 64; where that leads to narrow blocks, solve again with heads of 32."""
     program = encode(space, budgets, profile, work, scoring)
     found = exact.solve(program) if solver == "exact" else evolution.evolve(program, seed=seed, progress=progress)

@@ -113,7 +113,7 @@ def make_table() -> str:
     """The text of the shipped table; `python -m merino_edge.design.entropy > entropy_table.json` remakes it."""
     sides = {(width, round(width * ratio)) for width in TABLE_WIDTHS for ratio in TABLE_RATIOS}
     rows = [[small, large, round(sampled_entropy(small, large), 4)] for small, large in sorted(sides)]
-    head = f'{{"eps": 1, "seed": 0, "entropies": [\n'
+    head = '{"eps": 1, "seed": 0, "entropies": [\n'
     return head + ",\n".join(json.dumps(row) for row in rows) + "\n]}\n"
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from random import Random
 
-from merino_edge.design.exact import Solution
-from merino_edge.design.space import Program, smallest_choice
+from merino_edge.design.space import Program, Solution, smallest_choice
 
 STEPS = 100_000  # T, recalled
 POPULATION = 512  # M, recalled
@@ -20,7 +19,7 @@ def evolve(
     steps: int = STEPS,
     population: int = POPULATION,
     parents: int = PARENTS,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] | None = None,
 ) -> Solution:
     """Maximise the score by `steps` mutations. Repeatable for a seed; proves nothing, so there is no bound.
 
@@ -45,8 +44,8 @@ def evolve(
         if len(pool) >= population:
             pool = sorted(pool, key=lambda member: (-members[member], member))[:parents]
             members = {member: members[member] for member in pool}
-            progress(step + 1)
-    progress(steps)
+            if progress:
+                progress(step + 1)
     best = max(members, key=lambda member: (members[member], member))
     return Solution(best, members[best], None)
 

@@ -1,51 +1,19 @@
-"""The best decoder of a space, with a proof: a mixed-integer linear program on scipy's HiGHS.
+"""The best decoder of a space, with a proof: widths by enumeration, the rest by integer programming on scipy's HiGHS.
 
-Binary x[i, o] says that block i is option o. Continuous y[i, a, b] and z[a, b] are the widths of neighbours and of the
-two ends; they follow from x, since their sums over one side must equal the widths of the other. Ours (the paper
-searches by evolution only).
+Widths that never shrink and grow by a limited factor are few (hundreds of sequences). A Lagrangian relaxation bounds
+the score of each; best bound first, HiGHS then chooses ratio, depth and sharing of its blocks, until no sequence left
+can beat what is known. Ours (the paper searches by evolution only).
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from itertools import combinations_with_replacement
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
+from scipy.optimize import Bounds, LinearConstraint, milp, minimize
 
-from merino_edge.design.space import Program
+from merino_edge.design.space import Program, Solution, smallest_choice
 
 SLACK = 2e-6  # twice HiGHS's feasibility tolerance: taken off the limits if a solution oversteps them by that much
-
-
-class Solution(NamedTuple):
-    """One option per block; `bound` is a score that no decoder of the space can exceed, None where none is proved."""
-
-    choice: tuple[int, ...]
-    score: float
-    bound: float | None
-
-
-class Layout(NamedTuple):
-    """Where the variables stand in the vector: x, then y and z as one pair block per neighbour, then the peaks."""
-
-    options: int
-    pairs: list[tuple[int, int]]  # the allowed (a, b); neighbours of a decoder with allowed ends are allowed too
-    blocks: int
-    peaks: int
-
-    def x(self, block: int, option: int) -> int:
-        return block * self.options + option
-
-    def pair(self, block: int, index: int) -> int:
-        """y of the neighbours (block, block + 1); z where block is the last."""
-        return self.blocks * self.options + block * len(self.pairs) + index
-
-    def peak(self, row: int) -> int:
-        return self.blocks * (self.options + len(self.pairs)) + row
-
-    @property
-    def size(self) -> int:
-        return self.peak(self.peaks)
+ROUNDING = 1e-9  # relative: a score this much above another is the same
 
 
 def solve(program: Program) -> Solution:
@@ -69,29 +37,22 @@ def solve(program: Program) -> Solution:
 
 
 def solve_rows(program: Program, limit: float) -> Solution:
-    """The program as it stands, each budget's share at most `limit`."""
+    """The program as it stands, each budget's share at most `limit`; best first over sequences of widths."""
     keep = undominated(program)
     small = program.subset(keep)
-    pairs = [(int(a), int(b)) for a, b in np.argwhere(small.allowed)]
-    layout = Layout(len(keep), pairs, small.blocks, len(small.names))
-    objective = np.zeros(layout.size)
-    for block in range(small.blocks):
-        objective[layout.x(block, 0) : layout.x(block, 0) + layout.options] = -small.score
-    binary = np.zeros(layout.size)
-    binary[: small.blocks * layout.options] = 1
-    upper = np.ones(layout.size)
-    result = milp(
-        objective,
-        integrality=binary,
-        bounds=Bounds(np.zeros(layout.size), upper),
-        constraints=[flow_constraint(small, layout), budget_constraint(small, layout, limit)],
-        options={"mip_rel_gap": 0.0},
-    )
-    assert result.x is not None, result.message
-    picked = result.x[: small.blocks * layout.options].reshape(small.blocks, -1).argmax(axis=1)
-    choice = tuple(int(keep[index]) for index in picked)
-    score, _ = program.evaluate(choice)
-    return Solution(choice, score, max(score, -float(result.mip_dual_bound)))
+    sequences = width_sequences(small)  # [S, blocks]
+    left = limit - fixed_shares(small, sequences)  # [S, R]
+    bounds = upper_bounds(small, sequences, left)  # [S]
+    best = smallest_choice(program)
+    known, _ = program.evaluate(best)
+    for index in np.argsort(-bounds, kind="stable"):
+        if bounds[index] <= known * (1 + ROUNDING):
+            break
+        picked = solve_sequence(small, sequences[index], left[index], known)
+        if picked is not None:
+            best = tuple(int(keep[option]) for option in picked)
+            known, _ = program.evaluate(best)
+    return Solution(best, known, known)
 
 
 def undominated(program: Program) -> np.ndarray:
@@ -99,73 +60,98 @@ def undominated(program: Program) -> np.ndarray:
 
     Exact: neighbours see an option's width only, so the better one may always stand in its place.
     """
-    keep = []
+    keep: list[int] = []
     costs = np.concatenate([program.use, program.peak])  # [2R, O]
     for width in np.unique(program.width):
         members = np.flatnonzero(program.width == width)
-        order = members[np.argsort(-program.score[members], kind="stable")]
         kept: list[int] = []
-        for index in order:
-            cheaper = (costs[:, kept] <= costs[:, [index]]).all(axis=0) if kept else np.array([])
-            if not cheaper.any():
+        for index in members[np.argsort(-program.score[members], kind="stable")]:
+            if not kept or not (costs[:, kept] <= costs[:, [index]]).all(axis=0).any():
                 kept.append(int(index))
         keep += kept
     return np.array(sorted(keep))
 
 
-def flow_constraint(program: Program, layout: Layout) -> LinearConstraint:
-    """One option per block; a pair's sums over one side equal the other side's width."""
-    entries: list[tuple[int, int, float]] = []
-    rows = 0
-    for block in range(program.blocks):
-        entries += [(rows, layout.x(block, option), 1.0) for option in range(layout.options)]
-        rows += 1
-    targets = np.zeros(program.blocks)
-    targets[:] = 1
-    for block in range(program.blocks):
-        ends = block == program.blocks - 1
-        left, right = (0, block) if ends else (block, block + 1)
-        for side, member in ((0, left), (1, right)):
-            for width in sorted({int(width) for width in program.width}):
-                members = np.flatnonzero(program.width == width)
-                entries += [(rows, layout.x(member, int(option)), -1.0) for option in members]
-                entries += [
-                    (rows, layout.pair(block, index), 1.0)
-                    for index, pair in enumerate(layout.pairs)
-                    if pair[side] == width
-                ]
-                rows += 1
-    target = np.concatenate([targets, np.zeros(rows - program.blocks)])
-    return LinearConstraint(matrix(entries, rows, layout.size), target, target)
+def width_sequences(program: Program) -> np.ndarray:
+    """Every allowed sequence of width indices. [S, blocks]"""
+    found: list[tuple[int, ...]] = []
+    for first, allowed in enumerate(program.allowed):
+        reachable = np.flatnonzero(allowed).tolist()
+        found += [(first, *rest) for rest in combinations_with_replacement(reachable, program.blocks - 1)]
+    return np.array(found)
 
 
-def budget_constraint(program: Program, layout: Layout, limit: float) -> LinearConstraint:
-    """Each budget's shares add up to at most 1; the peak is at least that of each block."""
-    entries: list[tuple[int, int, float]] = []
-    uppers: list[float] = []
-    for row in range(len(program.names)):
-        entries += list(budget_row(program, layout, row, len(uppers)))
-        uppers.append(limit)
-        for block in range(program.blocks):
-            entries += [
-                (len(uppers), layout.x(block, option), float(program.peak[row, option]))
-                for option in range(layout.options)
-            ]
-            entries.append((len(uppers), layout.peak(row), -1.0))
-            uppers.append(0.0)
-    return LinearConstraint(matrix(entries, len(uppers), layout.size), -np.inf, np.array(uppers))
+def fixed_shares(program: Program, sequences: np.ndarray) -> np.ndarray:
+    """Shares that the widths alone take: projections, embedding, head. [S, R]"""
+    shares = program.ends[:, sequences[:, 0], sequences[:, -1]]  # [R, S]
+    for before, after in zip(sequences.T, sequences.T[1:], strict=False):
+        shares = shares + program.step[:, before, after]
+    return shares.T
 
 
-def budget_row(program: Program, layout: Layout, row: int, at: int) -> Iterator[tuple[int, int, float]]:
-    for block in range(program.blocks):
-        for option in range(layout.options):
-            yield at, layout.x(block, option), float(program.use[row, option])
-        table = program.ends if block == program.blocks - 1 else program.step
-        for index, (a, b) in enumerate(layout.pairs):
-            yield at, layout.pair(block, index), float(table[row, a, b])
-    yield at, layout.peak(row), 1.0
+def upper_bounds(program: Program, sequences: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """A score that no decoder of these widths exceeds: prices on the budgets in place of the budgets. [S]
+
+    Any prices give a bound; those that make the largest one small are sought. A peak is at least the blocks' mean.
+    """
+    use = program.use + program.peak / program.blocks  # [R, O]
+    members = [program.width == width for width in range(len(program.allowed))]
+
+    def bounds(prices: np.ndarray) -> np.ndarray:  # [S]
+        worth = program.score - prices @ use  # [O]
+        best = np.array([worth[member].max() if member.any() else -np.inf for member in members])  # [W]
+        return np.where((left >= 0).all(axis=1), best[sequences].sum(axis=1) + left @ prices, -np.inf)
+
+    if not len(program.names):
+        return bounds(np.zeros(0))
+    unit = float(program.score.max()) * program.blocks
+    start = np.full(len(program.names), 0.5)
+    found = minimize(
+        lambda scale: bounds(np.abs(scale) * unit).max(), start, method="Nelder-Mead", options={"maxiter": 400}
+    )
+    return bounds(np.abs(found.x) * unit)
 
 
-def matrix(entries: list[tuple[int, int, float]], rows: int, columns: int) -> coo_array:
-    row, column, value = zip(*entries, strict=True) if entries else ((), (), ())
-    return coo_array((value, (row, column)), shape=(rows, columns))
+def solve_sequence(program: Program, widths: np.ndarray, left: np.ndarray, known: float) -> list[int] | None:
+    """The best options for given widths that score more than `known`, or None: one binary per block and option."""
+    choices = [np.flatnonzero(program.width == width) for width in widths]
+    options = np.concatenate(choices)
+    block = np.repeat(np.arange(len(choices)), [len(members) for members in choices])
+    rows, blocks = len(program.names), len(choices)
+    size = len(options) + rows  # binaries, then the peak of each budget
+    score = np.concatenate([program.score[options], np.zeros(rows)])
+    one = np.pad((block == np.arange(blocks)[:, None]).astype(float), ((0, 0), (0, rows)))
+    budget = np.concatenate([program.use[:, options], np.eye(rows)], axis=1)
+    peaks = [
+        np.concatenate([np.where(block == index, program.peak[row][options], 0), -np.eye(rows)[row]])
+        for row in range(rows)
+        for index in range(blocks)
+    ]
+    constraints = [
+        LinearConstraint(one, 1, 1),
+        LinearConstraint(np.concatenate([budget, np.reshape(peaks, (-1, size))]), -np.inf, [*left, *[0] * len(peaks)]),
+        LinearConstraint(score[None] / known, 1 + ROUNDING, np.inf),
+        *order_constraint(widths, choices, size),
+    ]
+    result = milp(
+        -score / known,
+        integrality=np.arange(size) < len(options),
+        bounds=Bounds(0, np.where(np.arange(size) < len(options), 1, np.inf)),
+        constraints=constraints,
+        options={"mip_rel_gap": 0.0},
+    )
+    if result.x is None:
+        return None
+    return [int(options[block == index][result.x[: len(options)][block == index].argmax()]) for index in range(blocks)]
+
+
+def order_constraint(widths: np.ndarray, choices: list[np.ndarray], size: int) -> list[LinearConstraint]:
+    """Blocks of one width are interchangeable: of their orders only the one by option number is looked at."""
+    starts = np.cumsum([0, *(len(members) for members in choices)])
+    rows = []
+    for index in np.flatnonzero(np.diff(widths) == 0):
+        row = np.zeros(size)
+        row[starts[index] : starts[index + 1]] = np.arange(len(choices[index]))
+        row[starts[index + 1] : starts[index + 2]] = -np.arange(len(choices[index + 1]))
+        rows.append(row)
+    return [LinearConstraint(np.stack(rows), -np.inf, 0)] if rows else []

@@ -7,6 +7,7 @@ Peak activation memory is the one maximum. So a `Program` is a handful of arrays
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -104,6 +105,14 @@ class Program:
             use=self.use[:, keep],
             peak=self.peak[:, keep],
         )
+
+
+class Solution(NamedTuple):
+    """One option per block; `bound` is a score that no decoder of the space can exceed, None where none is proved."""
+
+    choice: tuple[int, ...]
+    score: float
+    bound: float | None
 
 
 def encode(space: Space, budgets: Budgets, profile: DeviceProfile, work: Workload, scoring: Scoring) -> Program:

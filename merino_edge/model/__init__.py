@@ -1,4 +1,4 @@
-"""The decoder in transformers' own form. Importing this package registers it, so that `AutoModelForCausalLM` loads it."""
+"""The decoder in transformers' own form; importing it registers it, so that `AutoModelForCausalLM` loads it."""
 
 from transformers import AutoConfig, AutoModelForCausalLM
 

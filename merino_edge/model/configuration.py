@@ -39,6 +39,9 @@ class MerinoConfig(PreTrainedConfig):
         initializer_range: float = 0.02,
         tie_word_embeddings: bool = True,
         use_cache: bool = True,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
         **kwargs: Any,
     ):
         self.blocks = blocks or [{"width": 64, "ffn_ratio": 1.0, "depth": 1, "shared": False}]
@@ -49,13 +52,17 @@ class MerinoConfig(PreTrainedConfig):
         self.rms_norm_eps = rms_norm_eps
         self.initializer_range = initializer_range
         self.use_cache = use_cache
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self.pad_token_id = pad_token_id
         arch = self.architecture
         self.hidden_size = arch.blocks[-1].width
         self.num_hidden_layers = len(arch.kv_layers)
         self.num_attention_heads = self.hidden_size // head_size
         for derived in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
             kwargs.pop(derived, None)
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        self.tie_word_embeddings = tie_word_embeddings
+        super().__init__(**kwargs)
 
     @property
     def architecture(self) -> Architecture:

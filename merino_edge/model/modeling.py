@@ -35,7 +35,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: Cache | None, use: int) -> Tensor:
         shape = (*x.shape[:2], -1, self.head_size)
-        query, key, value = (part.reshape(shape).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))  # [B, H, T, D]
+        parts = self.qkv(x).chunk(3, dim=-1)
+        query, key, value = (part.reshape(shape).transpose(1, 2) for part in parts)  # [B, H, T, D]
         query, key = rotate(query, rotary), rotate(key, rotary)
         if cache is not None:
             key, value = cache.update(key, value, use)  # [B, H, cached + T, D]
@@ -45,7 +46,7 @@ class Attention(nn.Module):
 
 
 def eager_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
 ) -> tuple[Tensor, Tensor]:
     """softmax(Q K^T * scaling + mask) V, written out; [B, H, T, D] -> [B, T, H, D]."""
     scores = query @ key.transpose(2, 3) * scaling
@@ -175,6 +176,7 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
         """[B, T, E of the first block] -> [B, T, E of the last]"""
         use = 0
         for block in self.blocks:
+            assert isinstance(block, BlockModule)
             x = block.enter(x).to(x.dtype)  # under autocast the residual keeps its own precision
             for layer in block.uses():
                 x = layer(x, rotary, mask, cache, use)

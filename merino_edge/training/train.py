@@ -103,7 +103,8 @@ def train(
         "losses": [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry],
     }
     model.save_pretrained(out)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT if end is not None else None).save_pretrained(out)
+    special = {} if end is None else {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(out)
     write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
     return record
 

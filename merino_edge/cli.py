@@ -1,0 +1,254 @@
+"""The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
+
+Data goes to stdout, talk to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
+imported inside the commands, so that the others answer at once.
+"""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from merino_edge import __version__
+from merino_runtime.errors import MerinoError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Device = Annotated[str, typer.Option(help="a board's id, `host`, or the path of a profile")]
+Seed = Annotated[int, typer.Option(help="seed of all randomness")]
+Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
+
+
+class SolverChoice(StrEnum):
+    exact = "exact"
+    evolution = "evolution"
+
+
+class Gamma(StrEnum):
+    off = "off"
+    literal = "literal"
+    inverse = "inverse"
+
+
+class Output(StrEnum):
+    md = "md"
+    json = "json"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"merino-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="print it")] = False,
+) -> None:
+    """Design, train, export, run and measure small language models for edge boards."""
+
+
+@app.command()
+def devices(
+    device: Annotated[str | None, typer.Argument(metavar="[ID]", help="one board")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the boards, or every figure of one with its source."""
+    from merino_edge.profiles import list_profiles, load_profile
+    from merino_edge.show import console, device_table, devices_table
+
+    profiles = [load_profile(device)] if device else list_profiles()
+    if as_json:
+        print(json.dumps([profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]))
+    else:
+        console().print(device_table(profiles[0]) if device else devices_table(profiles))
+
+
+@app.command()
+def design(
+    device: Device,
+    decode_ms: Annotated[float | None, typer.Option(help="budget: ms per token, the cache full")] = None,
+    prefill_ms: Annotated[float | None, typer.Option(help="budget: ms for the prompt")] = None,
+    memory_mb: Annotated[float | None, typer.Option(help="budget: MB (2^20) in use; default: the board's")] = None,
+    flops_g: Annotated[float | None, typer.Option(help="budget: GFLOPs at 1024 tokens, without the LM head")] = None,
+    params_m: Annotated[float | None, typer.Option(help="budget: million parameters")] = None,
+    context: Annotated[int | None, typer.Option(help="tokens, prompt included; default: the board's")] = None,
+    prompt: Annotated[int | None, typer.Option(help="its tokens; default: half the context, at most 512")] = None,
+    vocab: Annotated[int, typer.Option(help="entries of the vocabulary")] = 50257,
+    precision: Annotated[str, typer.Option(help="format of the weights")] = "fp32",
+    blocks: Annotated[int, typer.Option(min=1, max=6, help="blocks of equal width")] = 4,
+    solver: Annotated[SolverChoice, typer.Option(help="exact proves the optimum")] = SolverChoice.exact,
+    gamma: Annotated[Gamma, typer.Option(help="how depth over width lowers the score")] = Gamma.inverse,
+    seed: Seed = 0,
+    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option("-o", help="write design.json there")] = None,
+) -> None:
+    """Design the decoder of highest entropy within a board's budgets. Without a budget: the board's own."""
+    from merino_edge.design.budget import Budgets
+    from merino_edge.design.designer import design as find
+    from merino_edge.design.entropy import Scoring
+    from merino_edge.design.space import Space
+    from merino_edge.files import write_text
+    from merino_edge.profiles import load_profile
+    from merino_edge.show import budgets_line, console, design_table, heads_line, solver_line
+
+    profile = load_profile(device)
+    budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m).with_board_defaults(profile)
+    longest = profile.budget.context if context is None else context
+    found = find(
+        profile, budgets, space=Space(blocks=blocks, vocab=vocab), context=longest,
+        prompt=min(512, max(1, longest // 2)) if prompt is None else prompt,
+        precision=precision, solver=solver.value, seed=seed, scoring=Scoring(gamma=gamma.value),
+    )  # fmt: skip
+    if out:
+        write_text(out, found.to_json())
+        say(f"wrote {out}")
+    if as_json:
+        print(found.to_json(), end="")
+        return
+    print(budgets_line(found, longest))
+    console().print(design_table(found, profile))
+    print(f"{heads_line(found.architecture)}; {solver_line(found)}")
+
+
+@app.command()
+def train(
+    design_file: Annotated[Path, typer.Argument(metavar="DESIGN", help="a design.json or an architecture's JSON")],
+    data: Annotated[list[Path], typer.Option(help="plain text; repeat for more; <|endoftext|> between documents")],
+    out: Annotated[Path, typer.Option("-o", help="the checkpoint's folder")],
+    tokenizer: Annotated[Path | None, typer.Option(help="a tokenizer.json; default: a BPE of the text")] = None,
+    vocab: Annotated[int | None, typer.Option(help="entries of the BPE; must be the design's")] = None,
+    held_out: Annotated[list[Path] | None, typer.Option(help="held-out text; default: the last 2 % of --data")] = None,
+    steps: Annotated[int, typer.Option(help="optimiser steps")] = 1000,
+    batch: Annotated[int, typer.Option(help="sequences per step, each as long as the context")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="the peak, after warm-up")] = 2e-3,
+    bf16: Annotated[bool, typer.Option("--bf16", help="compute in bfloat16 where the machine can")] = False,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in -o")] = False,
+) -> None:
+    """Train a design on plain text; prints the loss on held-out text."""
+    from merino_edge.export.source import read_architecture
+    from merino_edge.training.train import Recipe
+    from merino_edge.training.train import train as run
+
+    arch = read_architecture(design_file)
+    if vocab is not None and vocab != arch.vocab:
+        raise MerinoError(f"--vocab {vocab} is not the design's, {arch.vocab}: leave it out, or design with that --vocab")
+    recipe = Recipe(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, bf16=bf16)
+    record = run(
+        arch, data, out, recipe=recipe, tokenizer_file=tokenizer, held_out=held_out or (), resume=resume
+    )
+    print(f"held-out loss {record['held_out_loss']:.3f} nats per token, perplexity {record['held_out_perplexity']:.2f}")
+    say(f"wrote {out}")
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="a checkpoint, a design.json, an architecture's JSON, or opt-350m")],
+    out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
+    precision: Annotated[str, typer.Option(help="format of the weights")] = "fp32",
+    dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",
+    context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Hugging Face folder for opt-350m; default: random")] = None,
+) -> None:
+    """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
+    from merino_edge.export.export import bundle_bytes
+    from merino_edge.export.export import export as run
+    from merino_edge.export.source import load_source
+
+    done = run(load_source(source, weights), out, dialect=dialect, precision=precision, context=context)
+    made = done.description
+    print(
+        f"{out}: {made['name']}, {made['dialect']} {made['precision']}, {made['params'] / 1e6:.1f} M parameters"
+        f" ({made['weights']} weights), {bundle_bytes(out) / 2**20:.1f} MB; worst logit against torch"
+        f" {done.error:.1e} relative, over prefill and {len(made['golden']['greedy_ids'])} steps;"
+        f" fits {', '.join(made['boards']) or 'no board of ours'}"
+    )
+
+
+@app.command()
+def generate(
+    bundle: Annotated[str, typer.Argument(help="a bundle's folder, or `embedded`")],
+    prompt: Annotated[str, typer.Argument(help="text to go on from")],
+    max_new_tokens: Annotated[int, typer.Option("-n", help="at most so many tokens")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="0: off")] = 40,
+    top_p: Annotated[float, typer.Option(help="1: off")] = 0.95,
+    min_p: Annotated[float, typer.Option(help="0: off")] = 0.05,
+    repetition_penalty: Annotated[float, typer.Option(help="1: off")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="default: a new one each time")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeat for more")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on after the end of the text")] = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Stream text from a bundle: the board's own runtime, on this machine."""
+    from merino_edge.embedded import bundle_path
+    from merino_runtime.commands import run_generate
+    from merino_runtime.sampler import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    run_generate(
+        bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos
+    )
+
+
+@app.command()
+def bench(
+    bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE...", help="folders, or `embedded`")],
+    baseline: Annotated[str | None, typer.Option(help="opt-350m, or a bundle's folder")] = None,
+    prompts: Annotated[str | None, typer.Option("-p", help="prompt lengths; default: 512, or what fits")] = None,
+    steps: Annotated[str | None, typer.Option("-n", help="decode steps; default: 128, or what fits")] = None,
+    repetitions: Annotated[int, typer.Option("-r", help="repetitions")] = 5,
+    threads: Threads = None,
+    output: Annotated[Output, typer.Option("-o", help="form of the output")] = Output.md,
+    save: Annotated[Path | None, typer.Option(help="write the records there too, as JSON")] = None,
+) -> None:
+    """Measure bundles on this machine, each in a fresh process."""
+    from merino_bench.bench import bench_command
+    from merino_bench.workload import Workload, parse_lengths
+    from merino_edge.baseline import baseline_bundle
+    from merino_edge.embedded import bundle_path
+
+    workload = Workload(
+        None if prompts is None else parse_lengths(prompts), None if steps is None else parse_lengths(steps),
+        repetitions, threads,
+    )  # fmt: skip
+    folders = [bundle_path(bundle) for bundle in bundles]
+    base = None if baseline is None else baseline_bundle(bundle_path(baseline), say)
+    code = bench_command(folders, workload, base, output.value, None if save is None else str(save))
+    raise typer.Exit(code)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", help="folder for what is made")] = Path("out/demo"),
+) -> None:
+    """The whole path in minutes: design for a board, export, generate, measure against OPT-350M."""
+    from merino_edge.demo import run_demo
+
+    run_demo(out)
+
+
+def main(argv: Any = None) -> None:
+    """The entry point: errors that a user can cause become one line and exit status 1."""
+    try:
+        app(argv)
+    except MerinoError as error:
+        say(f"merino-edge: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of stdout went away
+        sys.stderr.close()
+        sys.exit(141)

@@ -1,0 +1,85 @@
+"""The demo: the same calls as the commands, in order, with words between them."""
+
+import sys
+from pathlib import Path
+
+from merino_bench.bench import run_bench
+from merino_bench.render import render, save
+from merino_bench.workload import Workload
+from merino_edge.baseline import baseline_bundle
+from merino_edge.design.budget import Budgets
+from merino_edge.design.designer import Design, design
+from merino_edge.design.space import Space
+from merino_edge.embedded import EMBEDDED, bundle_path
+from merino_edge.export.export import export
+from merino_edge.export.source import load_source
+from merino_edge.files import write_text
+from merino_edge.profiles import load_profile
+from merino_edge.show import bench_table, budgets_line, console, design_table, heads_line, solver_line
+from merino_runtime.commands import run_generate
+from merino_runtime.sampler import Sampling
+
+BOARD = "raspberry-pi-4"
+PROMPT = "Once upon a time"
+WORKLOAD = Workload(prompts=(128,), steps=(64,), repetitions=3)
+
+
+def run_demo(out: Path) -> None:
+    """Minutes on two cores. Writes design.json, a bundle and the benchmark's records into `out`."""
+    found = demo_design(out)
+    heading(2, "export to ONNX with KV cache, this design and OPT-350M by the same exporter")
+    bundle, opt = demo_export(out)
+    heading(3, f"generate: the embedded model, trained on stories, goes on from {PROMPT!r}")
+    run_generate(bundle_path(EMBEDDED), PROMPT, 160, Sampling(temperature=0))
+    heading(4, "benchmark on this machine, each bundle in fresh processes")
+    demo_bench(out, bundle, opt, found)
+
+
+def heading(number: int, text: str) -> None:
+    print(f"\n== {number}/4  {text}", flush=True)
+
+
+def say(text: str) -> None:
+    print(f"   {text}", file=sys.stderr, flush=True)
+
+
+def demo_design(out: Path) -> Design:
+    profile = load_profile(BOARD)
+    budget = profile.budget
+    heading(1, f"design a decoder for a {profile.name}")
+    found = design(
+        profile,
+        Budgets().with_board_defaults(profile),
+        space=Space(),
+        context=budget.context,
+        prompt=min(512, budget.context // 2),
+    )
+    write_text(out / "design.json", found.to_json())
+    print(budgets_line(found, budget.context))
+    console().print(design_table(found, profile))
+    print(f"{heads_line(found.architecture)}; {solver_line(found)}")
+    return found
+
+
+def demo_export(out: Path) -> tuple[Path, str]:
+    """The design with random weights (its speed does not depend on the values), and the baseline's bundle."""
+    folder = out / "pi4-design"
+    done = export(load_source(str(out / "design.json"))._replace(name="pi4-design"), folder)
+    print(f"{folder}: worst logit against torch {done.error:.1e} relative, over prefill and every decode step")
+    opt = baseline_bundle("opt-350m", say)
+    print(f"{opt}: OPT-350M")
+    return folder, opt
+
+
+def demo_bench(out: Path, bundle: Path, opt: str, found: Design) -> None:
+    records = run_bench([str(bundle)], WORKLOAD, opt, say)
+    save(records, str(out / "bench.json"))
+    (out / "bench.md").write_text(render(records, "md"))
+    console().print(bench_table(records))
+    predicted = found.predicted
+    print(
+        "Measured: speed, memory and size, on this machine (not on the board), with random weights in both models.\n"
+        f"Predicted: on the {BOARD}, {predicted.decode_ms:.0f} ms per token with the cache full and"
+        f" {predicted.memory_mb:.0f} MB, from {predicted.provenance} figures; no board has confirmed it yet.\n"
+        f"Saved: {out / 'design.json'}, {out / 'bench.json'}, {out / 'bench.md'}, {bundle}"
+    )

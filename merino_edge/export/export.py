@@ -1,0 +1,165 @@
+"""From a model to a bundle: walk it into a graph of one dialect, write the folder, prove it equal to torch."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from merino_edge.design.costs import Workload, memory_mb
+from merino_edge.export.board_app import APP_FILE, write_board_app
+from merino_edge.export.dialect import KvLayer
+from merino_edge.export.fused import Fused
+from merino_edge.export.graph import Graph
+from merino_edge.export.parity import TOLERANCE, Golden, torch_greedy, worst_error
+from merino_edge.export.portable import Portable
+from merino_edge.export.source import Source
+from merino_edge.export.walk_merino import walk_merino
+from merino_edge.export.walk_opt import walk_opt
+from merino_edge.files import new_folder, write_text
+from merino_edge.operators import (
+    BYTES_PER_WEIGHT,
+    decode_flops,
+    decode_weight_bytes,
+    kv_bytes,
+    params,
+    weight_bytes,
+)
+from merino_edge.opt import OptArchitecture
+from merino_edge.profiles import list_profiles
+from merino_runtime.bundle import load_bundle
+from merino_runtime.errors import MerinoError
+
+SCHEMA = 1
+DESCRIPTION = "bundle.json"
+TOKENIZER = "tokenizer.json"
+GOLDEN_STEPS = 16
+BACKENDS = {
+    "fused": {"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1.21.0"]},
+    "portable": {"name": "onnxruntime", "min_version": "1.10", "refused_versions": ["1.21.0"]},
+}
+DIALECTS: dict[str, type[Fused] | type[Portable]] = {"fused": Fused, "portable": Portable}
+
+
+class Exported(NamedTuple):
+    """`error`: the worst logit against torch, relative, over prefill and decode steps."""
+
+    folder: Path
+    description: dict[str, Any]
+    error: float
+
+
+def export(
+    source: Source, out: Path, *, dialect: str = "fused", precision: str = "fp32", context: int | None = None
+) -> Exported:
+    """Write the bundle `out`. Raises MerinoError for what the user asked wrongly, and where parity fails."""
+    context = check_request(source, dialect, precision, context)
+    golden = torch_greedy(source.model, golden_prompt(source.arch.vocab, context), min(GOLDEN_STEPS, context - 4))
+    with new_folder(out, is_bundle) as folder:
+        graph = build_graph(source, dialect, context)
+        graph.save(folder)
+        if source.tokenizer:
+            shutil.copyfile(source.tokenizer, folder / TOKENIZER)
+        write_board_app(folder / APP_FILE)
+        description = describe(source, graph, golden, folder, dialect=dialect, precision=precision, context=context)
+        write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        error = worst_error(load_bundle(str(folder)), golden)
+        if not error <= TOLERANCE:
+            raise MerinoError(
+                f"the {dialect} graph differs from torch by {error:.1e} of the largest logit, allowed is"
+                f" {TOLERANCE:.0e}: a defect of the exporter or of this onnxruntime; nothing was written"
+            )
+    return Exported(out, description, error)
+
+
+def check_request(source: Source, dialect: str, precision: str, context: int | None) -> int:
+    """The bundle's context. Raises MerinoError with what is allowed."""
+    if dialect not in DIALECTS:
+        raise MerinoError(f"--dialect {dialect} is not known: choose one of {', '.join(DIALECTS)}")
+    if precision not in BYTES_PER_WEIGHT:
+        raise MerinoError(f"--precision {precision} is not exported yet: choose one of {', '.join(BYTES_PER_WEIGHT)}")
+    longest = source.arch.context
+    if context is not None and not 8 <= context <= longest:
+        raise MerinoError(f"--context {context} is not allowed: {source.name} takes 8 to {longest} tokens")
+    return context or longest
+
+
+def golden_prompt(vocab: int, context: int) -> list[int]:
+    """Ids spread over the vocabulary: the self-test needs no tokenizer."""
+    return [(37 + 7919 * index) % vocab for index in range(min(8, context // 2))]
+
+
+def build_graph(source: Source, dialect: str, context: int) -> Graph:
+    kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(source.arch.kv_layers)]
+    weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
+    graph = DIALECTS[dialect](weights, kv_layers, context)
+    if isinstance(source.arch, OptArchitecture):
+        walk_opt(graph, source.arch)
+    else:
+        config = source.model.config
+        walk_merino(graph, source.arch, theta=config.rope_theta, eps=config.rms_norm_eps)
+    return graph
+
+
+def describe(
+    source: Source, graph: Graph, golden: Golden, folder: Path, *, dialect: str, precision: str, context: int
+) -> dict[str, Any]:
+    """bundle.json; see docs/formats.md."""
+    operators = source.arch.operators
+    return {
+        "schema": SCHEMA,
+        "name": source.name,
+        "family": source.family,
+        "architecture": source.arch.model_dump(),
+        "precision": precision,
+        "dialect": dialect,
+        "weights": source.weights,
+        "weights_source": source.weights_source,
+        "context": context,
+        "vocab": source.arch.vocab,
+        "eos_id": source.eos_id,
+        "kv_layers": [{"heads": heads, "head_size": size} for heads, size in source.arch.kv_layers],
+        "inputs": [port._asdict() for port in graph.inputs],
+        "outputs": [port._asdict() for port in graph.outputs],
+        "params": params(operators),
+        "flops_per_token": decode_flops(operators),
+        "weight_bytes": weight_bytes(operators, precision),
+        "decode_weight_bytes": decode_weight_bytes(operators, precision),
+        "kv_bytes": kv_bytes(operators, context),
+        "isa": [],
+        "boards": fitting_boards(source, Workload(precision, context, min(512, context // 2))),
+        "backend": BACKENDS[dialect],
+        "threads": {"prefill": None, "decode": None},
+        "golden": {"prompt_ids": golden.prompt_ids, "greedy_ids": golden.greedy_ids},
+        "files": describe_files(folder),
+    }
+
+
+def fitting_boards(source: Source, work: Workload) -> list[str]:
+    """Boards whose free memory holds it, a prompt of half the context (512 at most) included."""
+    return [
+        profile.id
+        for profile in list_profiles()
+        if memory_mb(source.arch.operators, profile, work) <= profile.memory.free_mb.value
+    ]
+
+
+def describe_files(folder: Path) -> list[dict[str, str | int]]:
+    files: list[dict[str, str | int]] = []
+    for path in sorted(folder.iterdir()):
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files.append({"path": path.name, "bytes": path.stat().st_size, "sha256": digest})
+    return files
+
+
+def is_bundle(folder: Path) -> bool:
+    return (folder / DESCRIPTION).is_file()
+
+
+def bundle_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+__all__: Sequence[str] = ["Exported", "bundle_bytes", "export"]

@@ -1,0 +1,136 @@
+"""An ONNX graph under construction: nodes, constants, inputs and outputs, and its file with external data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from merino_edge.export.dialect import KvLayer, Weights
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+EXTERNAL_BYTES = 1024  # smaller constants stay inside the graph
+PAGE = 4096  # weights begin at a page, so that they can be mapped
+TYPES = {"int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
+
+
+class Port(NamedTuple):
+    """An input or output of the graph; a shape's entry is a number or the name of what varies."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Graph:
+    """What both dialects have in common. A constant is stored once, whatever the number of its uses."""
+
+    opsets: dict[str, int]
+    ir_version = 8
+
+    def __init__(self, weights: Weights, kv_layers: Sequence[KvLayer], context: int):
+        self.weights = weights
+        self.kv_layers = kv_layers
+        self.context = context
+        self.inputs: list[Port] = []
+        self.outputs: list[Port] = []
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, np.ndarray] = {}
+
+    def node(self, kind: str, inputs: Sequence[str], *, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
+        """Add a node; returns its first output's name. The others end in `.1`, `.2`, ..."""
+        name = f"{kind}_{len(self._nodes)}"
+        names = [name, *(f"{name}.{index}" for index in range(1, outputs))]
+        self._nodes.append(helper.make_node(kind, inputs, names, name=name, domain=domain, **attributes))
+        return name
+
+    def node_into(
+        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", **attributes: Any
+    ) -> None:
+        """Add a node whose outputs have given names; an empty name is an output left out."""
+        name = f"{kind}_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        self._constants.setdefault(name, value)
+        return name
+
+    def weight(self, name: str) -> str:
+        """A vector or table of the state dict, as it is."""
+        return self.constant(name, self.weights[name])
+
+    def matrix(self, names: Sequence[str]) -> str:
+        """One or several matrices of the state dict, side by side, as the right side of x @ W; [in, sum of out]."""
+        joined = "+".join(names)
+        if joined not in self._constants:
+            stacked = np.concatenate([self.weights[name] for name in names])  # [out, in]
+            self.constant(joined, np.ascontiguousarray(stacked.T))
+        return joined
+
+    def vector(self, names: Sequence[str]) -> str:
+        return self.constant("+".join(names), np.concatenate([self.weights[name] for name in names]))
+
+    def integers(self, *values: int) -> str:
+        return self.constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def integer(self, value: int) -> str:
+        return self.constant(f"int_{value}", np.array(value, np.int64))
+
+    def scalar(self, value: float) -> str:
+        return self.constant(f"float_{value!r}", np.array(value, np.float32))
+
+    def input(self, name: str, dtype: str, *shape: int | str) -> str:
+        self.inputs.append(Port(name, dtype, shape))
+        return name
+
+    def output(self, name: str, dtype: str, *shape: int | str) -> str:
+        self.outputs.append(Port(name, dtype, shape))
+        return name
+
+    def save(self, folder: Path) -> None:
+        """Write `model.onnx` and `model.onnx.data`."""
+        graph = helper.make_graph(
+            self._nodes,
+            "decoder",
+            [helper.make_tensor_value_info(port.name, TYPES[port.dtype], port.shape) for port in self.inputs],
+            [helper.make_tensor_value_info(port.name, TYPES[port.dtype], port.shape) for port in self.outputs],
+        )
+        with open(folder / DATA_FILE, "wb") as data:
+            for name, value in self._constants.items():
+                graph.initializer.append(store(name, value, data))
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in self.opsets.items()],
+            ir_version=self.ir_version,
+            producer_name="merino_edge",
+        )
+        onnx.save_model(model, str(folder / MODEL_FILE))
+
+
+def ports(kind: str, layer: KvLayer) -> tuple[str, str]:
+    """The ecosystem's names of a layer's keys and values; `kind` is `past_key_values` or `present`."""
+    return f"{kind}.{layer.index}.key", f"{kind}.{layer.index}.value"
+
+
+def store(name: str, value: np.ndarray, data: BinaryIO) -> TensorProto:
+    """A tensor of the graph: its values inside it where they are few, else appended to the data file."""
+    if value.nbytes < EXTERNAL_BYTES:
+        return numpy_helper.from_array(value, name)
+    data.write(b"\0" * (-data.tell() % PAGE))
+    offset = data.tell()
+    np.ascontiguousarray(value).tofile(data)
+    tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, text in (("location", DATA_FILE), ("offset", str(offset)), ("length", str(value.nbytes))):
+        tensor.external_data.add(key=key, value=text)
+    return tensor
+
+
+def rotary_tables(context: int, head_size: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin for every position, float32 [context, head_size / 2], computed as the model does."""
+    steps = np.arange(0, head_size, 2, dtype=np.float32) / head_size
+    angles = np.arange(context, dtype=np.float32)[:, None] * np.float32(theta) ** -steps
+    return np.cos(angles), np.sin(angles)

@@ -1,0 +1,135 @@
+"""Dialect `portable`: plain ONNX of opset 13, which ONNX Runtime 1.10 and TensorRT 8.2 take.
+
+The cache comes in with a fixed shape and a mask of its filled slots; only the new keys and values go out, and the host
+writes them at their position. Masks are -1e4, not minus infinity, so that half precision holds them. No
+LayerNormalization, Gelu, Trilu, Mod or OneHot. See docs/formats.md for inputs and outputs.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto
+
+from merino_edge.export.dialect import KvLayer, Norm, Weights
+from merino_edge.export.graph import Graph, ports, rotary_tables
+
+MASKED = -1e4
+END = np.iinfo(np.int64).max
+
+
+class Portable(Graph):
+    opsets = {"": 13}
+
+    def __init__(self, weights: Weights, kv_layers: Sequence[KvLayer], context: int):
+        super().__init__(weights, kv_layers, context)
+        self.input("input_ids", "int64", 1, "sequence")
+        filled = self.input("attention_mask", "int64", 1, context)
+        self._positions = self.input("position_ids", "int64", 1, "sequence")
+        for layer in kv_layers:
+            for past, present in zip(ports("past_key_values", layer), ports("present", layer), strict=True):
+                self.input(past, "float32", 1, layer.heads, context, layer.head_size)
+                self.output(present, "float32", 1, layer.heads, "sequence", layer.head_size)
+        self._cached_mask = self._mask(self.node("Equal", [filled, self.integers(0)]), 1, 2)  # [1, 1, 1, context]
+        position = self.node("Cast", [self._positions], to=TensorProto.FLOAT)  # [1, T]
+        query, key = (self.node("Unsqueeze", [position, self.integers(axis)]) for axis in (2, 1))
+        self._new_mask = self._mask(self.node("Less", [query, key]), 1)  # [1, 1, T, T]
+        self._rotary: dict[int, tuple[str, str]] = {}
+
+    def _mask(self, hidden: str, *axes: int) -> str:
+        """-1e4 where `hidden`, 0 elsewhere, with new axes."""
+        mask = self.node("Mul", [self.node("Cast", [hidden], to=TensorProto.FLOAT), self.scalar(MASKED)])
+        return self.node("Unsqueeze", [mask, self.integers(*axes)])
+
+    def embed(self, table: str) -> str:
+        return self.node("Gather", [self.weight(table), "input_ids"])
+
+    def embed_positions(self, table: str, offset: int) -> str:
+        return self.node("Gather", [self.weight(table), self.node("Add", [self._positions, self.integer(offset)])])
+
+    def linear(self, x: str, weight: str, bias: str | None = None) -> str:
+        return self.packed_linear(x, [weight], [bias] if bias else None)
+
+    def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
+        product = self.node("MatMul", [x, self.matrix(weights)])
+        return self.node("Add", [product, self.vector(biases)]) if biases else product
+
+    def add(self, x: str, y: str) -> str:
+        return self.node("Add", [x, y])
+
+    def norm(self, x: str, norm: Norm) -> str:
+        if norm.bias is not None:
+            x = self.node("Sub", [x, self.node("ReduceMean", [x], axes=[-1])])
+        square = self.node("ReduceMean", [self.node("Mul", [x, x])], axes=[-1])
+        root = self.node("Sqrt", [self.node("Add", [square, self.scalar(norm.eps)])])
+        scaled = self.node("Mul", [self.node("Div", [x, root]), self.weight(norm.weight)])
+        return self.add(scaled, self.weight(norm.bias)) if norm.bias is not None else scaled
+
+    def add_norm(self, x: str, residual: str, norm: Norm) -> tuple[str, str]:
+        total = self.add(x, residual)
+        return self.norm(total, norm), total
+
+    def activation(self, x: str, kind: str) -> str:
+        if kind == "relu":
+            return self.node("Relu", [x])
+        cube = self.node("Mul", [self.node("Mul", [x, x]), x])
+        inner = self.add(x, self.node("Mul", [cube, self.scalar(0.044715)]))
+        tanh = self.node("Tanh", [self.node("Mul", [inner, self.scalar(math.sqrt(2 / math.pi))])])
+        half = self.node("Mul", [x, self.scalar(0.5)])
+        return self.node("Mul", [half, self.add(tanh, self.scalar(1.0))])
+
+    def attention(self, qkv: str, layer: KvLayer, rotary_theta: float | None) -> str:
+        query, key, value = self._heads(qkv, layer)  # [1, heads, T, head_size]
+        if rotary_theta is not None:
+            query, key = self._rotate(query, layer, rotary_theta), self._rotate(key, layer, rotary_theta)
+        query = self.node("Mul", [query, self.scalar(layer.head_size**-0.5)])
+        for name, new in zip(ports("present", layer), (key, value), strict=True):
+            self.node_into("Identity", [new], [name])
+        past_key, past_value = ports("past_key_values", layer)
+        cached = self.add(self._scores(query, past_key), self._cached_mask)  # [1, heads, T, context]
+        fresh = self.add(self._scores(query, key), self._new_mask)  # [1, heads, T, T]
+        weights = self.node("Softmax", [self.node("Concat", [cached, fresh], axis=-1)], axis=-1)
+        from_cache = self.node("MatMul", [self._part(weights, 0, self.context), past_value])
+        from_new = self.node("MatMul", [self._part(weights, self.context, END), value])
+        mixed = self.node("Transpose", [self.add(from_cache, from_new)], perm=[0, 2, 1, 3])
+        return self.node("Reshape", [mixed, self.integers(1, -1, layer.heads * layer.head_size)])
+
+    def _heads(self, qkv: str, layer: KvLayer) -> list[str]:
+        """[1, T, 3 * width] to query, key and value."""
+        split = self.node("Split", [qkv], outputs=3, axis=-1)
+        shape = self.integers(1, -1, layer.heads, layer.head_size)
+        parts = (split, f"{split}.1", f"{split}.2")
+        return [self.node("Transpose", [self.node("Reshape", [part, shape])], perm=[0, 2, 1, 3]) for part in parts]
+
+    def _rotate(self, x: str, layer: KvLayer, theta: float) -> str:
+        """Rotary positions, the halves paired."""
+        if layer.head_size not in self._rotary:
+            names = [f"cos_{layer.head_size}", f"sin_{layer.head_size}"]
+            tables = rotary_tables(self.context, layer.head_size, theta)
+            rows = [
+                self.node("Gather", [self.constant(name, table), self._positions])  # [1, T, head_size / 2]
+                for name, table in zip(names, tables, strict=True)
+            ]
+            cos, sin = (self.node("Unsqueeze", [row, self.integers(1)]) for row in rows)
+            self._rotary[layer.head_size] = cos, sin
+        cos, sin = self._rotary[layer.head_size]
+        left = self.node("Split", [x], outputs=2, axis=-1)
+        right = f"{left}.1"
+        turned_left = self.node("Sub", [self.node("Mul", [left, cos]), self.node("Mul", [right, sin])])
+        turned_right = self.add(self.node("Mul", [right, cos]), self.node("Mul", [left, sin]))
+        return self.node("Concat", [turned_left, turned_right], axis=-1)
+
+    def _scores(self, query: str, key: str) -> str:
+        return self.node("MatMul", [query, self.node("Transpose", [key], perm=[0, 1, 3, 2])])
+
+    def _part(self, weights: str, start: int, end: int) -> str:
+        return self.node("Slice", [weights, self.integers(start), self.integers(end), self.integers(3)])
+
+    def last(self, x: str) -> str:
+        return self.node("Slice", [x, self.integers(-1), self.integers(END), self.integers(1)])
+
+    def head(self, x: str, table: str) -> None:
+        row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
+        logits = self.node("Gemm", [row, self.weight(table)], transB=1)  # [1, vocab]
+        self.node_into("Unsqueeze", [logits, self.integers(1)], ["logits"])
+        self.output("logits", "float32", 1, 1, self.weights[table].shape[0])

@@ -1,0 +1,111 @@
+"""The board's command line: `python3 merino.pyz VERB`, or `merino VERB` where it is installed.
+
+Parses, calls one function of `commands`, turns errors into exit codes: 0 done, 1 the request cannot be met, 2
+wrong usage, 130 ctrl-C, 141 the reader of stdout went away (as a C program's would be by the signal's
+number).
+"""
+import argparse
+import os
+import sys
+from typing import Callable, NamedTuple, Optional, Sequence
+
+from merino_runtime import __version__, board, commands
+from merino_runtime.errors import MerinoError
+
+
+class Verb(NamedTuple):
+    """A subcommand. Packages above this one add theirs through `main(extra_verbs=...)`."""
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(argv: Optional[Sequence[str]] = None, extra_verbs: Sequence[Verb] = ()) -> int:
+    board.prepare_environment()
+    arguments = _parser([*VERBS, *extra_verbs]).parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except MerinoError as error:
+        commands.say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more on its way out, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="merino", description="Runs a language model made for a board.")
+    parser.add_argument("--version", action="version", version=f"merino {__version__}")
+    choices = parser.add_subparsers(dest="verb", metavar="VERB")
+    choices.required = True  # an argument of add_subparsers from Python 3.7 on
+    for verb in verbs:
+        subparser = choices.add_parser(verb.name, help=verb.help, description=verb.help)
+        verb.add_arguments(subparser)
+        subparser.set_defaults(run=verb.run)
+    return parser
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder, `.` where you stand in it")
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: the bundle's choice")
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    _add_bundle(parser)
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to go on from")
+    parser.add_argument("-n", type=int, default=128, metavar="N", dest="max_new_tokens",
+                        help="new tokens at most (default %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T",
+                        help="0: greedy (default %(default)s)")
+    parser.add_argument("--top-k", type=int, default=40, metavar="K", help="0: off (default %(default)s)")
+    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="1: off (default %(default)s)")
+    parser.add_argument("--min-p", type=float, default=0.05, metavar="P", help="0: off (default %(default)s)")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R",
+                        help="1: off (default %(default)s)")
+    parser.add_argument("--seed", type=int, metavar="N", help="default: another draw each time")
+    parser.add_argument("--stop", action="append", default=[], metavar="S",
+                        help="stop before this string; may be given again")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on after the end-of-text token")
+    parser.add_argument("--json", action="store_true", help="one JSON line per token, the figures last")
+    parser.add_argument("--no-verify", action="store_true", help="do not hash the bundle's files first")
+    _add_threads(parser)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    sampling = (arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p,
+                arguments.repetition_penalty, arguments.seed)
+    return commands.run_generate(
+        arguments.bundle, arguments.prompt, arguments.max_new_tokens, sampling, arguments.stop,
+        arguments.threads, arguments.json, arguments.ignore_eos, not arguments.no_verify)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    _add_bundle(parser)
+    parser.add_argument("--json", action="store_true", help="bundle.json, and this machine under `board`")
+
+
+def _add_selftest(parser: argparse.ArgumentParser) -> None:
+    _add_bundle(parser)
+    _add_threads(parser)
+
+
+VERBS = (
+    Verb("generate", "go on from a prompt", _add_generate, _generate),
+    Verb("info", "what a bundle is, and whether it fits this machine", _add_info,
+         lambda arguments: commands.run_info(arguments.bundle, arguments.json)),
+    Verb("verify", "hash every file of a bundle", _add_bundle,
+         lambda arguments: commands.run_verify(arguments.bundle)),
+    Verb("selftest", "compare greedy decoding with the bundle's golden ids", _add_selftest,
+         lambda arguments: commands.run_selftest(arguments.bundle, arguments.threads)),
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Facts about the machine: userland, cores, instruction set, memory. Standard library only.
+
+Asked before numpy or a backend is imported, so that a board that cannot run a bundle says why instead of
+dying in an illegal instruction. Clocks, temperatures and power are the bench's.
+MB of memory are 2^20 bytes.
+"""
+import os
+import platform
+import re
+import struct
+from typing import Dict, FrozenSet, List, NamedTuple, Optional
+
+from merino_runtime.bundle import Bundle
+from merino_runtime.errors import MerinoError
+
+MB = 2 ** 20
+
+# What the kernel calls a feature in /proc/cpuinfo -> what bundles and profiles call it.
+ARM_FEATURES = {"asimddp": "dotprod", "fphp": "fp16", "asimdhp": "fp16", "i8mm": "i8mm", "sve": "sve",
+                "sve2": "sve2", "bf16": "bf16"}
+X86_FEATURES = {name: name for name in (
+    "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16",
+    "amx_int8")}
+X86_MACHINES = ("x86_64", "AMD64", "i686", "i386")
+
+
+class Board(NamedTuple):
+    architecture: str  # as the kernel says; a 64-bit kernel may carry a 32-bit userland
+    pointer_bits: int
+    logical_cores: int  # that this process may use
+    physical_cores: int
+    isa: FrozenSet[str]
+    memory_total_mb: Optional[float]
+    memory_available_mb: Optional[float]
+
+
+def this_board() -> Board:
+    memory_mb = read_memory_mb(_read("/proc/meminfo"))
+    return Board(
+        architecture=platform.machine(), pointer_bits=8 * struct.calcsize("P"),
+        logical_cores=len(usable_cpus()), physical_cores=physical_core_count(),
+        isa=read_isa(_read("/proc/cpuinfo")),
+        memory_total_mb=memory_mb.get("MemTotal"), memory_available_mb=memory_mb.get("MemAvailable"))
+
+
+def prepare_environment() -> None:
+    """Call before numpy is imported anywhere in the process."""
+    if platform.machine() == "aarch64":
+        # OpenBLAS in numpy 1.19.5, the last for Python 3.6, misreads the Jetson Nano's CPU and dies of an
+        # illegal instruction at import. The generic kernel costs us nothing: the runtime multiplies no
+        # matrices in numpy.
+        os.environ.setdefault("OPENBLAS_CORETYPE", "ARMV8")
+
+
+def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None) -> List[str]:
+    """Raises MerinoError where the bundle cannot run on this machine; returns notes where it will run
+    badly."""
+    board = board or this_board()
+    if board.pointer_bits != 64:
+        raise MerinoError(
+            f"this Python is {board.pointer_bits}-bit (kernel: {board.architecture}): numpy and onnxruntime "
+            "are published for 64-bit userlands only. Install the 64-bit image of the system (Raspberry Pi "
+            "OS 64-bit) and its Python, then run again.")
+    notes = []
+    need_mb = (bundle.weight_bytes + bundle.kv_bytes) / MB
+    if board.memory_total_mb is not None and need_mb > board.memory_total_mb:
+        raise MerinoError(
+            f"{bundle.name!r} needs {need_mb:.0f} MB for its weights and KV cache, this machine has "
+            f"{board.memory_total_mb:.0f} MB in all. Export with a shorter --context or a smaller "
+            "--precision, or design for this board.")
+    if board.memory_available_mb is not None and need_mb > board.memory_available_mb:
+        notes.append(f"needs {need_mb:.0f} MB and {board.memory_available_mb:.0f} MB are available: it may "
+                     "swap; stop other programs first")
+    missing = _missing_isa(bundle, board)
+    if missing:
+        notes.append(f"this CPU lacks {', '.join(missing)}, without which {bundle.precision} weights are "
+                     "slow; another --precision may be faster")
+    return notes
+
+
+def _missing_isa(bundle: Bundle, board: Board) -> List[str]:
+    """Needs named for the other architecture say nothing about this one."""
+    on_x86 = board.architecture in X86_MACHINES
+    foreign = set((ARM_FEATURES if on_x86 else X86_FEATURES).values())
+    return [name for name in bundle.isa if name not in board.isa and name not in foreign]
+
+
+def read_isa(cpuinfo: str) -> FrozenSet[str]:
+    """Features that *all* cores have: a program may be moved to any of them."""
+    names = dict(ARM_FEATURES, **X86_FEATURES)
+    lines = re.findall(r"^(?:Features|flags)[ \t]*:(.*)$", cpuinfo, re.MULTILINE)
+    per_core = [frozenset(names[word] for word in line.split() if word in names) for line in lines]
+    return frozenset.intersection(*per_core) if per_core else frozenset()
+
+
+def read_memory_mb(meminfo: str) -> Dict[str, float]:
+    return {name: int(kib) * 1024 / MB
+            for name, kib in re.findall(r"^(MemTotal|MemAvailable):\s*(\d+) kB", meminfo, re.MULTILINE)}
+
+
+def usable_cpus() -> List[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def physical_core_count() -> int:
+    """Hardware threads of one core count once: they share the memory port that decode waits for."""
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    return len({_read(topology.format(cpu)).strip() or str(cpu) for cpu in usable_cpus()})
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process ever held; the high-water mark never falls."""
+    found = re.search(r"^VmHWM:\s*(\d+) kB", _read("/proc/self/status"), re.MULTILINE)
+    if found:
+        return int(found.group(1)) * 1024 / MB
+    import resource  # absent on Windows, and only needed where /proc is
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MB if platform.system() == "Darwin" else peak * 1024 / MB
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

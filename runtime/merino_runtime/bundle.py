@@ -1,0 +1,164 @@
+"""Reads a bundle: the folder that the exporter writes and a board runs. Standard library only.
+
+Says whether the folder is whole and what it holds; whether this machine can run it is `board`'s to say.
+Keys and their meaning: docs/formats.md.
+"""
+import hashlib
+import json
+import os
+from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
+
+from merino_runtime.bundle_schema import SCHEMA, problems_of, shown
+from merino_runtime.errors import MerinoError
+
+
+class KvLayer(NamedTuple):
+    heads: int
+    head_size: int
+
+
+class Port(NamedTuple):
+    """An input or output of the graph; an axis is a length or a name (`sequence`, `total`)."""
+    name: str
+    dtype: str
+    shape: Tuple[Union[int, str], ...]
+
+
+class BackendNeed(NamedTuple):
+    name: str
+    min_version: str
+    refused_versions: Tuple[str, ...]
+
+
+class Threads(NamedTuple):
+    prefill: Optional[int]
+    decode: Optional[int]
+
+
+class Golden(NamedTuple):
+    prompt_ids: Tuple[int, ...]
+    greedy_ids: Tuple[int, ...]
+
+
+class BundleFile(NamedTuple):
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Bundle(NamedTuple):
+    folder: str
+    schema: int
+    name: str
+    family: str
+    architecture: Dict[str, Any]
+    precision: str
+    dialect: str
+    weights: str
+    weights_source: str
+    context: int
+    vocab: int
+    eos_id: Optional[int]
+    kv_layers: Tuple[KvLayer, ...]
+    inputs: Tuple[Port, ...]
+    outputs: Tuple[Port, ...]
+    params: int
+    flops_per_token: int
+    weight_bytes: int
+    decode_weight_bytes: int
+    kv_bytes: int
+    isa: Tuple[str, ...]
+    boards: Tuple[str, ...]
+    backend: BackendNeed
+    threads: Threads
+    golden: Golden
+    files: Tuple[BundleFile, ...]
+
+
+def load_bundle(path: str, verify: bool = True) -> Bundle:
+    """`verify=False` looks at names and sizes of the files only, and hashes nothing."""
+    folder = os.fspath(path)
+    description = _read_description(folder)
+    problems = problems_of(description)
+    if problems:
+        raise MerinoError(f"{os.path.join(folder, 'bundle.json')} does not follow schema {SCHEMA}: "
+                          f"{'; '.join(problems)}. Export the bundle again.")
+    bundle = _bundle_of(folder, description)
+    check_files(bundle, verify)
+    return bundle
+
+
+def file_path(bundle: Bundle, name: str) -> Optional[str]:
+    """Where the bundle's file of that name lies, None where the bundle lists none."""
+    listed = any(file.path == name for file in bundle.files)
+    return os.path.join(bundle.folder, name) if listed else None
+
+
+def check_files(bundle: Bundle, hashes: bool = True) -> None:
+    problems = []
+    for file in bundle.files:
+        path = os.path.join(bundle.folder, file.path)
+        if not os.path.isfile(path):
+            problems.append(f"{file.path} is missing")
+        elif os.path.getsize(path) != file.bytes:
+            problems.append(f"{file.path} has {os.path.getsize(path)} bytes, expected {file.bytes}")
+        elif hashes:
+            found = sha256_of(path)
+            if found != file.sha256:
+                problems.append(f"{file.path} has sha256 {found}, expected {file.sha256}")
+    if problems:
+        raise MerinoError(f"bundle {bundle.folder} is damaged: {'; '.join(problems)}. "
+                          "Copy the folder again, or export it again.")
+
+
+def sha256_of(path: str) -> str:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    except OSError as error:
+        raise MerinoError(f"cannot read {path}: {error.strerror}. Check the folder's permissions.") from error
+    return digest.hexdigest()
+
+
+def _read_description(folder: str) -> Dict[str, Any]:
+    path = os.path.join(folder, "bundle.json")
+    wanted = "A bundle is the folder that `merino-edge export -o` writes, with bundle.json in it"
+    if not os.path.exists(folder):
+        raise MerinoError(f"no such bundle: {folder!r}. {wanted}.")
+    if not os.path.isdir(folder):
+        raise MerinoError(f"{folder!r} is a file. {wanted}; a packed one (NAME.merino) is installed first.")
+    if not os.path.isfile(path):
+        raise MerinoError(f"{folder!r} is not a bundle: it has no bundle.json. {wanted}.")
+    try:
+        with open(path, encoding="utf-8") as file:
+            description = json.load(file)
+    except OSError as error:
+        raise MerinoError(f"cannot read {path}: {error.strerror}. Check the folder's permissions.") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
+        raise MerinoError(f"{path} is not JSON: {error}. Copy or export the bundle again.") from error
+    if not isinstance(description, dict):
+        raise MerinoError(f"{path} holds {shown(description)}, not an object. Export the bundle again.")
+    schema = description.get("schema")
+    if "schema" in description and (schema != SCHEMA or isinstance(schema, bool)):
+        # Said alone: under another schema the complaints about keys would mean nothing.
+        raise MerinoError(f"{path} has schema {schema!r}, this runtime reads schema {SCHEMA}. Use the "
+                          "merino.pyz that came with the bundle, or export it again with this version.")
+    return description
+
+
+def _bundle_of(folder: str, description: Dict[str, Any]) -> Bundle:
+    """Lists become tuples, so that nobody changes a bundle after it was read."""
+    values: Dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
+    values["kv_layers"] = tuple(KvLayer(**layer) for layer in description["kv_layers"])
+    for key in ("inputs", "outputs"):
+        values[key] = tuple(Port(port["name"], port["dtype"], tuple(port["shape"]))
+                            for port in description[key])
+    need, golden = description["backend"], description["golden"]
+    values["backend"] = BackendNeed(need["name"], need["min_version"], tuple(need["refused_versions"]))
+    values["threads"] = Threads(**description["threads"])
+    values["golden"] = Golden(tuple(golden["prompt_ids"]), tuple(golden["greedy_ids"]))
+    values["files"] = tuple(BundleFile(**file) for file in description["files"])
+    return Bundle(folder=folder, **values)

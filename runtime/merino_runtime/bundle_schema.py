@@ -1,0 +1,124 @@
+"""What bundle.json must look like (docs/formats.md is the same in words). Standard library only.
+
+Finds every problem at once, so that a wrong file is put right in one go; `bundle` raises them.
+"""
+import json
+from typing import Any, Callable, Dict, List, Optional
+
+SCHEMA = 1
+
+
+def problems_of(description: Any) -> List[str]:
+    problems: List[str] = []
+    _check(description, BUNDLE_SHAPE, "", problems)
+    return problems or _contradictions(description)
+
+
+# The shape of bundle.json. A leaf is a function: value -> what was expected, or None where the value is
+# right. {...} is an object of exactly these keys, [x] a list of x.
+
+def _integer(low: int, expected: str) -> Callable[[Any], Optional[str]]:
+    def leaf(value: Any) -> Optional[str]:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return None if whole and value >= low else expected
+    return leaf
+
+
+def _one_of(*names: str) -> Callable[[Any], Optional[str]]:
+    return lambda value: None if isinstance(value, str) and value in names else " or ".join(map(repr, names))
+
+
+def _or_null(leaf: Callable[[Any], Optional[str]]) -> Callable[[Any], Optional[str]]:
+    def either(value: Any) -> Optional[str]:
+        expected = leaf(value)
+        return None if value is None or expected is None else expected + " or null"
+    return either
+
+
+def _text(value: Any) -> Optional[str]:
+    return None if isinstance(value, str) and value else "a string"
+
+
+def _object(value: Any) -> Optional[str]:
+    return None if isinstance(value, dict) else "an object"
+
+
+def _axis(value: Any) -> Optional[str]:
+    return None if _size(value) is None or _text(value) is None else "a length or a name"
+
+
+def _sha256(value: Any) -> Optional[str]:
+    good = isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef")
+    return None if good else "64 lower-case hex digits"
+
+
+def _inner_path(value: Any) -> Optional[str]:
+    """No way out of the folder: a bundle may come from anyone."""
+    good = isinstance(value, str) and value not in ("", ".") and not set(value) & set("\\:\0")
+    good = good and not value.startswith("/") and ".." not in value.split("/")
+    return None if good else "a path inside the bundle (not absolute, no '..')"
+
+
+_count, _size = _integer(0, "an integer, 0 or more"), _integer(1, "an integer, 1 or more")
+_port = {"name": _text, "dtype": _one_of("int32", "int64", "float16", "float32"), "shape": [_axis]}
+BUNDLE_SHAPE: Dict[str, Any] = {
+    "schema": _size, "name": _text, "family": _one_of("merino", "opt"), "architecture": _object,
+    "precision": _one_of("fp32"), "dialect": _one_of("fused", "portable"),
+    "weights": _one_of("trained", "random"), "weights_source": _text, "context": _size, "vocab": _size,
+    "eos_id": _or_null(_count), "kv_layers": [{"heads": _size, "head_size": _size}], "inputs": [_port],
+    "outputs": [_port], "params": _count, "flops_per_token": _count, "weight_bytes": _count,
+    "decode_weight_bytes": _count,
+    "kv_bytes": _count,
+    "isa": [_text], "boards": [_text],
+    "backend": {"name": _text, "min_version": _text, "refused_versions": [_text]},
+    "threads": {"prefill": _or_null(_size), "decode": _or_null(_size)},
+    "golden": {"prompt_ids": [_count], "greedy_ids": [_count]},
+    "files": [{"path": _inner_path, "bytes": _count, "sha256": _sha256}],
+}
+
+
+def _check(value: Any, shape: Any, where: str, problems: List[str]) -> None:
+    if callable(shape):
+        expected = shape(value)
+        if expected:
+            problems.append(f"{where} is {shown(value)}, expected {expected}")
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            problems.append(f"{where} is {shown(value)}, expected a list")
+            return
+        for index, item in enumerate(value):
+            _check(item, shape[0], f"{where}[{index}]", problems)
+    elif not isinstance(value, dict):
+        problems.append(f"{where} is {shown(value)}, expected an object")
+    else:
+        prefix = where + "." if where else ""
+        problems.extend(f"unknown key {prefix}{key}" for key in value if key not in shape)
+        problems.extend(f"missing key {prefix}{key}" for key in shape if key not in value)
+        for key in shape:
+            if key in value:
+                _check(value[key], shape[key], prefix + key, problems)
+
+
+def shown(value: Any) -> str:
+    """A wrong value as an error message shows it."""
+    if isinstance(value, (list, dict)):
+        return f"a list of {len(value)}" if isinstance(value, list) else "an object"
+    return json.dumps(value)[:80]
+
+
+def _contradictions(description: Dict[str, Any]) -> List[str]:
+    """Keys that are right one by one and wrong together."""
+    problems = []
+    vocab, paths = description["vocab"], [file["path"] for file in description["files"]]
+    ids = description["golden"]["prompt_ids"] + description["golden"]["greedy_ids"]
+    if max(ids + [description["eos_id"] or 0]) >= vocab:
+        problems.append(f"golden or eos_id has an id of {vocab} (vocab) or more")
+    if "model.onnx" not in paths:
+        problems.append("files has no model.onnx")
+    problems.extend(f"files has {path} twice" for path in sorted(set(paths)) if paths.count(path) > 1)
+    ports = {port["name"] for port in description["inputs"]}
+    wanted = [f"past_key_values.{layer}.{part}" for layer in range(len(description["kv_layers"]))
+              for part in ("key", "value")]
+    problems.extend(f"inputs has no {name}" for name in ["input_ids", "attention_mask", *wanted]
+                    if name not in ports)
+    return problems

@@ -1,0 +1,145 @@
+"""What the verbs do: one function each, shared by the board's command line and the workstation's.
+
+Results go to stdout, talk to stderr. Parsing arguments and turning errors into exit codes is `__main__`'s.
+"""
+import json
+import os
+import sys
+from typing import List, Optional, Sequence
+
+from merino_runtime import board
+from merino_runtime.bundle import Bundle, load_bundle
+from merino_runtime.errors import MerinoError
+
+# numpy and all that needs it is imported inside the functions: `info` and `verify` work without it, and
+# `board.prepare_environment` comes first.
+
+
+def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
+                 sampling: Optional[Sequence] = None, stops: Sequence[str] = (),
+                 threads: Optional[int] = None, as_json: bool = False,
+                 ignore_eos: bool = False, verify: bool = True) -> int:
+    """sampling: a sampler.Sampling (or its values in order); None for the defaults."""
+    from merino_runtime.backends import open_backend
+    from merino_runtime.generate import Done, generate_text
+    from merino_runtime.sampler import Sampling
+    from merino_runtime.text import open_tokenizer
+
+    bundle = load_fitting(bundle_path, verify)
+    tokenizer = open_tokenizer(bundle)
+    backend = open_backend(bundle, threads)
+    try:
+        events = generate_text(
+            bundle, backend, tokenizer, as_text(prompt), max_new_tokens=max_new_tokens,
+            sampling=Sampling(*sampling or ()), stops=[as_text(stop) for stop in stops],
+            ignore_eos=ignore_eos)
+        for event in events:
+            if isinstance(event, Done):
+                line = dict(event._asdict(), done=True) if as_json else None
+                write_out("\n" if line is None else json.dumps(line) + "\n")
+                say(figures(event))
+            else:
+                write_out(json.dumps(event._asdict()) + "\n" if as_json else event.text)
+    finally:
+        backend.close()
+    return 0
+
+
+def run_selftest(bundle_path: str, threads: Optional[int] = None) -> int:
+    from merino_runtime.backends import open_backend
+    from merino_runtime.selftest import selftest
+
+    bundle = load_fitting(bundle_path)
+    backend = open_backend(bundle, threads)
+    try:
+        mismatch = selftest(bundle, backend)
+    finally:
+        backend.close()
+    if mismatch:
+        raise MerinoError(
+            f"self-test of {bundle.name!r} failed: at position {mismatch.position} of the golden ids "
+            f"{mismatch.expected} was expected and {mismatch.found} came out. Copy or export the bundle "
+            "again; if it stays, this CPU or this version of the backend computes something else.")
+    write_out(f"ok: {len(bundle.golden.greedy_ids)} greedy ids as expected\n")
+    return 0
+
+
+def run_verify(bundle_path: str) -> int:
+    bundle = load_bundle(bundle_path, verify=True)
+    total_mb = sum(file.bytes for file in bundle.files) / board.MB
+    write_out(f"ok: {bundle.name}, {len(bundle.files)} files, {total_mb:.1f} MB, every sha256 as expected\n")
+    return 0
+
+
+def run_info(bundle_path: str, as_json: bool = False) -> int:
+    """as_json: bundle.json's own keys, and under `board` what this machine is."""
+    bundle = load_bundle(bundle_path, verify=False)
+    here = board.this_board()
+    if as_json:
+        with open(os.path.join(bundle.folder, "bundle.json"), encoding="utf-8") as file:
+            description = json.load(file)
+        description["board"] = dict(here._asdict(), isa=sorted(here.isa))
+        write_out(json.dumps(description, indent=2) + "\n")
+    else:
+        write_out("".join(f"{name:15} {value}\n" for name, value in _facts(bundle, here)))
+    for note in board.check_bundle_fits(bundle, here):
+        say(f"note: {note}")
+    return 0
+
+
+def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
+    return [
+        ("name", bundle.name), ("family", bundle.family), ("precision", bundle.precision),
+        ("dialect", bundle.dialect), ("weights", f"{bundle.weights}: {bundle.weights_source}"),
+        ("context", bundle.context), ("vocab", bundle.vocab), ("params", f"{bundle.params:,}"),
+        ("flops per token", f"{bundle.flops_per_token:,}"),
+        ("weights read", f"{bundle.decode_weight_bytes / board.MB:.1f} MB per token"),
+        ("KV cache", f"{bundle.kv_bytes / board.MB:.1f} MB"),
+        ("needs", ", ".join(bundle.isa) or "no special instructions"),
+        ("fits boards", ", ".join(bundle.boards) or "none listed"),
+        ("backend", f"{bundle.backend.name} {bundle.backend.min_version} or later"),
+        ("this machine", ", ".join([here.architecture, f"{here.physical_cores} cores", *sorted(here.isa)])),
+    ]
+
+
+def load_fitting(bundle_path: str, verify: bool = True) -> Bundle:
+    """A bundle that this machine can run, checked before a backend is imported."""
+    bundle = load_bundle(bundle_path, verify)
+    for note in board.check_bundle_fits(bundle):
+        say(f"note: {note}")
+    return bundle
+
+
+def figures(done) -> str:
+    """done: generate.Done"""
+    decode = ("no decode step" if done.tok_s is None else
+              f"decode {done.decode_ms_p50:.2f} ms (p50), {done.tok_s:.1f} tok/s")
+    return (f"{done.tokens} tokens, prefill {done.prefill_ms:.1f} ms, {decode}, peak RSS "
+            f"{done.peak_rss_mb:.0f} MB, stopped by {done.stop_reason}")
+
+
+def as_text(argument: str) -> str:
+    """A command-line argument as the UTF-8 that was typed: Python 3.6 under the C locale reads it as ASCII
+    and keeps the other bytes as lone surrogates."""
+    try:
+        argument.encode("utf-8")
+        return argument
+    except UnicodeEncodeError:
+        return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def write_out(text: str) -> None:
+    """To stdout at once, in UTF-8 whatever the locale says: a board's is often C, and printing would
+    raise."""
+    binary = getattr(sys.stdout, "buffer", None)
+    if binary is None:  # a caller's own stand-in for stdout
+        sys.stdout.write(text)
+    else:
+        sys.stdout.flush()
+        binary.write(text.encode("utf-8"))
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    sys.stdout.flush()
+    print(f"merino: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,138 @@
+"""Chooses the next token from logits, in numpy. Knows nothing of text, models or time.
+
+The order is penalty, temperature, top-k, top-p, min-p, each over what the one before left (transformers'
+order; llama.cpp puts temperature last, so its top-p keeps other tokens at temperatures other than 1). All
+three cuts keep the likeliest tokens: top-k the first k; top-p the fewest whose probabilities reach p; min-p
+those of at least min_p times the likeliest one's. Ties are cut in an order that is fixed but means nothing.
+"""
+from typing import Iterable, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from merino_runtime.errors import MerinoError
+
+FIRST_LOOK = 256  # candidates sorted at first where top_k does not bound them
+
+
+class Sampling(NamedTuple):
+    temperature: float = 0.8  # 0: greedy
+    top_k: int = 40  # 0: off
+    top_p: float = 0.95  # 1: off
+    min_p: float = 0.05  # 0: off
+    repetition_penalty: float = 1.0  # 1: off
+    seed: Optional[int] = None  # None: another draw each time
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises one MerinoError that names every value out of range."""
+    rules = [
+        ("temperature", _within(sampling.temperature, 0, 100), "0 (greedy) to 100"),
+        ("top_k", _is_integer(sampling.top_k) and sampling.top_k >= 0, "an integer, 0 (off) or more"),
+        ("top_p", _within(sampling.top_p, 0, 1) and sampling.top_p > 0, "above 0, up to 1 (off)"),
+        ("min_p", _within(sampling.min_p, 0, 1), "0 (off) to 1"),
+        ("repetition_penalty", _within(sampling.repetition_penalty, 0.01, 100), "0.01 to 100, 1 is off"),
+        ("seed", sampling.seed is None or (_is_integer(sampling.seed) and 0 <= sampling.seed < 2 ** 32),
+         "an integer from 0 to 2**32 - 1, or none"),
+    ]
+    wrong = [f"{name} is {getattr(sampling, name)!r}, allowed: {allowed}" for name, good, allowed in rules
+             if not good]
+    if wrong:
+        raise MerinoError(f"sampling cannot be done so: {'; '.join(wrong)}. Change it or leave it out.")
+
+
+def penalise(logits: np.ndarray, seen_ids: np.ndarray, penalty: float) -> np.ndarray:
+    """CTRL's form, as in transformers: seen tokens lose likelihood whichever sign their logit has.
+
+    logits [vocab], seen_ids [n] without repeats -> a changed copy [vocab].
+    """
+    logits = logits.astype(np.float64)
+    seen = logits[seen_ids]
+    logits[seen_ids] = np.where(seen > 0, seen / penalty, seen * penalty)
+    return logits
+
+
+def candidates(logits: np.ndarray, sampling: Sampling) -> Tuple[np.ndarray, np.ndarray]:
+    """logits [vocab] -> ids [n] and their probabilities [n], likeliest first, summing to 1."""
+    if 0 < sampling.top_k < len(logits):
+        ids = _likeliest(logits, sampling.top_k)
+        kept = _weights(logits[ids], sampling.temperature)
+        total = kept.sum()
+    else:
+        weights = _weights(logits, sampling.temperature)
+        total = weights.sum()
+        ids = _likeliest(logits, _enough(weights, total, sampling))
+        kept = weights[ids]
+    if sampling.top_p < 1:
+        kept = kept[:np.searchsorted(np.cumsum(kept), sampling.top_p * total) + 1]
+    kept = kept[kept >= sampling.min_p]  # weights are relative to the likeliest already
+    return ids[:len(kept)], kept / kept.sum()
+
+
+class Sampler:
+    """One generation's choices: its random stream and the ids that it has seen."""
+
+    def __init__(self, sampling: Sampling, prompt_ids: Iterable[int] = ()) -> None:
+        check_sampling(sampling)
+        self._sampling = sampling
+        self._random = np.random.RandomState(sampling.seed)
+        self._seen = set(prompt_ids)
+
+    def choose(self, logits: np.ndarray) -> int:
+        """logits [vocab] -> an id; remembers it for the repetition penalty."""
+        if not np.isfinite(logits).all():
+            bad = int(np.argmin(np.isfinite(logits)))
+            raise MerinoError(f"the model's logits are not finite (id {bad}: {logits[bad]}). The weights or "
+                              "the format overflow: check with `selftest`, export in another --precision.")
+        if self._sampling.repetition_penalty != 1 and self._seen:
+            seen_ids = np.fromiter(self._seen, dtype=np.int64, count=len(self._seen))
+            logits = penalise(logits, seen_ids, self._sampling.repetition_penalty)
+        chosen = int(np.argmax(logits)) if self._sampling.temperature == 0 else self._draw(logits)
+        self._seen.add(chosen)
+        return chosen
+
+    def _draw(self, logits: np.ndarray) -> int:
+        ids, probabilities = candidates(logits, self._sampling)
+        steps = np.cumsum(probabilities)
+        # The last step may fall short of 1 by rounding, hence the `min`.
+        place = np.searchsorted(steps, self._random.random_sample(), side="right")
+        return int(ids[min(int(place), len(ids) - 1)])
+
+
+def _weights(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities relative to the likeliest one's: logits [n] -> [n], the largest is 1.
+
+    The maximum goes before the division: a tiny temperature then gives zeros, never an infinity over another.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        return np.exp((logits.astype(np.float64) - np.max(logits)) / temperature)
+
+
+def _likeliest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Ids [count] of the highest scores [vocab], best first; sorts `count` of them, not the vocabulary."""
+    if count < len(scores):
+        ids = np.sort(np.argpartition(scores, -count)[-count:])
+    else:
+        ids = np.arange(len(scores))
+    return ids[np.argsort(-scores[ids], kind="stable")]
+
+
+def _enough(weights: np.ndarray, total: float, sampling: Sampling) -> int:
+    """How many of the likeliest the later cuts could keep, by looking at ever more of them."""
+    count = FIRST_LOOK
+    while count < len(weights):
+        top = np.partition(weights, -count)[-count:]  # [count]
+        if top.sum() >= sampling.top_p * total or top.min() < sampling.min_p:
+            return count
+        count *= 8
+    return len(weights)
+
+
+def _within(value: float, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

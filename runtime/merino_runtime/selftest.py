@@ -1,0 +1,34 @@
+"""The self-test: greedy decoding of the bundle's golden prompt must give the bundle's golden ids.
+
+Compares ids, not logits: kernels of different CPUs round differently. What follows from a failure (a
+rollback, an exit code) is for the caller.
+"""
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from merino_runtime.backends import Backend
+from merino_runtime.bundle import Bundle
+from merino_runtime.errors import MerinoError
+
+
+class Mismatch(NamedTuple):
+    position: int  # in greedy_ids, from 0
+    expected: int
+    found: int
+
+
+def selftest(bundle: Bundle, backend: Backend) -> Optional[Mismatch]:
+    """The first difference, None where all ids agree. Starts from an empty cache."""
+    golden = bundle.golden
+    if not golden.prompt_ids or not golden.greedy_ids:
+        raise MerinoError(f"bundle {bundle.name!r} has no golden ids to compare with. Export it again.")
+    backend.truncate(0)
+    logits = backend.prefill(golden.prompt_ids)
+    for position, expected in enumerate(golden.greedy_ids):
+        found = int(np.argmax(logits))
+        if found != expected or not np.isfinite(logits[found]):
+            return Mismatch(position, expected, found)
+        if position + 1 < len(golden.greedy_ids):
+            logits = backend.step(found)
+    return None

@@ -1,0 +1,263 @@
+"""The ONNX Runtime backend on real bundles of both dialects, against itself: one truth, many ways to it."""
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from merino_runtime import board
+from merino_runtime.backends import open_backend
+from merino_runtime.backends.onnx import OnnxBackend, default_threads, version_tuple
+from merino_runtime.bundle import Threads, load_bundle
+from merino_runtime.errors import MerinoError
+from merino_runtime.generate import Done, generate, generate_text
+from merino_runtime.sampler import GREEDY, Sampling
+from merino_runtime.selftest import selftest
+from merino_runtime.text import open_tokenizer
+
+IDS = [5, 9, 100, 3, 77, 31, 2, 200]
+
+
+@pytest.fixture(params=["fused", "portable"])
+def bundle(request, bundle_dirs):
+    if request.param not in bundle_dirs:
+        pytest.skip(f"no {request.param} bundle for this Python's onnxruntime")
+    return load_bundle(str(bundle_dirs[request.param]))
+
+
+@pytest.fixture
+def backend(bundle):
+    opened = open_backend(bundle)
+    yield opened
+    opened.close()
+
+
+def fresh(bundle, ids):
+    """The logits of one prefill of all ids, in a backend of its own."""
+    other = open_backend(bundle)
+    logits = other.prefill(ids).copy()
+    other.close()
+    return logits
+
+
+def assert_close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * float(np.abs(expected).max()))
+
+
+def test_logits_are_one_row_of_the_vocabulary(bundle, backend):
+    logits = backend.prefill(IDS)
+    assert logits.shape == (bundle.vocab,) and np.isfinite(logits).all() and logits.std() > 0
+    assert backend.length == len(IDS) and backend.context == bundle.context
+
+
+@pytest.mark.parametrize("cut", [1, 3, 7])
+def test_prefill_and_steps_give_what_one_prefill_gives(bundle, backend, cut):
+    backend.prefill(IDS[:cut])
+    for token_id in IDS[cut:]:
+        logits = backend.step(token_id)
+    assert_close(logits, fresh(bundle, IDS))
+    assert backend.length == len(IDS)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 7])
+def test_a_prefill_goes_on_from_a_filled_cache(bundle, backend, cut):
+    backend.prefill(IDS[:cut])
+    assert_close(backend.prefill(IDS[cut:]), fresh(bundle, IDS))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 5])
+def test_truncating_and_going_on_gives_what_a_fresh_cache_gives(bundle, backend, keep):
+    backend.prefill(IDS)
+    backend.step(17)
+    backend.step(250)
+    backend.truncate(keep)
+    assert backend.length == keep
+    assert_close(backend.prefill([8, 150, 42]), fresh(bundle, IDS[:keep] + [8, 150, 42]))
+    backend.truncate(keep)
+    assert_close(backend.step(8), fresh(bundle, IDS[:keep] + [8]))
+
+
+def test_the_past_matters(bundle, backend):
+    assert np.abs(backend.prefill(IDS) - fresh(bundle, IDS[::-1][:-1] + IDS[-1:])).max() > 1e-3
+
+
+def test_the_cache_is_written_in_place_and_never_moves(backend):
+    addresses = {name: array.ctypes.data for name, array in backend.cache.items()}
+    backend.prefill(IDS)
+    before = {name: array.copy() for name, array in backend.cache.items()}
+    backend.step(1)
+    assert addresses == {name: array.ctypes.data for name, array in backend.cache.items()}
+    filled = len(IDS)
+    for name, array in backend.cache.items():  # [1, heads, context, head_size]
+        np.testing.assert_array_equal(array[:, :, :filled], before[name][:, :, :filled])
+        assert np.abs(array[:, :, filled]).max() > 0
+        assert np.abs(array[:, :, filled + 1:]).max() == 0
+
+
+def test_logits_are_a_view_that_the_next_call_overwrites(backend):
+    first = backend.prefill(IDS)
+    kept = first.copy()
+    second = backend.step(3)
+    assert np.shares_memory(first, second) and np.abs(kept - second).max() > 0
+
+
+def test_the_cache_can_be_filled_to_its_last_slot_and_no_further(bundle, backend):
+    ids = [token_id % bundle.vocab for token_id in range(bundle.context)]
+    backend.prefill(ids[:-1])
+    assert_close(backend.step(ids[-1]), fresh(bundle, ids))
+    assert backend.length == bundle.context
+    with pytest.raises(MerinoError, match=f"all {bundle.context} slots"):
+        backend.step(1)
+    with pytest.raises(MerinoError, match=f"prefill of 1 ids.*{bundle.context} of the {bundle.context}"):
+        backend.prefill([1])
+    backend.truncate(bundle.context - 2)
+    with pytest.raises(MerinoError, match="prefill of 3 ids.*2 free"):
+        backend.prefill([1, 2, 3])
+    assert backend.length == bundle.context - 2
+
+
+@pytest.mark.parametrize("ids, message", [([], "0 ids"), ([-1], "from -1"), ([0, 10 ** 6], "to 1000000")])
+def test_ids_that_cannot_be_are_refused(backend, ids, message):
+    with pytest.raises(MerinoError, match=message):
+        backend.prefill(ids)
+    assert backend.length == 0
+
+
+@pytest.mark.parametrize("cut", [0, 4])
+def test_an_interrupt_leaves_the_cache_as_its_length_says(bundle, backend, cut):
+    class Interrupted:
+        def __init__(self, session):
+            self.session = session
+
+        def io_binding(self):
+            return self.session.io_binding()
+
+        def run_with_iobinding(self, binding):
+            self.session.run_with_iobinding(binding)
+            raise KeyboardInterrupt
+
+    if cut:
+        backend.prefill(IDS[:cut])
+    session = backend._session
+    backend._session = Interrupted(session)
+    with pytest.raises(KeyboardInterrupt):
+        backend.prefill([250, 251])
+    with pytest.raises(KeyboardInterrupt):
+        backend.step(252)
+    backend._session = session
+    assert backend.length == cut
+    assert_close(backend.prefill(IDS[cut:]), fresh(bundle, IDS))
+
+
+def test_the_golden_ids_come_out_and_a_wrong_one_is_placed(bundle, backend):
+    assert selftest(bundle, backend) is None
+    wrong = list(bundle.golden.greedy_ids)
+    wrong[2] = (wrong[2] + 1) % bundle.vocab
+    mismatch = selftest(bundle._replace(golden=bundle.golden._replace(greedy_ids=tuple(wrong))), backend)
+    assert mismatch == (2, wrong[2], bundle.golden.greedy_ids[2])
+    with pytest.raises(MerinoError, match="no golden ids"):
+        selftest(bundle._replace(golden=bundle.golden._replace(greedy_ids=())), backend)
+
+
+def test_greedy_generation_gives_the_golden_ids(bundle, backend):
+    count = len(bundle.golden.greedy_ids)
+    *tokens, _ = generate(backend, bundle.golden.prompt_ids, max_new_tokens=count, sampling=GREEDY)
+    assert [token.id for token in tokens] == list(bundle.golden.greedy_ids)
+
+
+def test_threads_do_not_change_the_ids(bundle):
+    ids = []
+    for threads in (1, 2):
+        backend = open_backend(bundle, threads)
+        assert backend.threads == threads
+        *tokens, _ = generate(backend, IDS, max_new_tokens=10, sampling=GREEDY)
+        ids.append([token.id for token in tokens])
+        backend.close()
+    assert ids[0] == ids[1]
+
+
+def test_text_is_generated_repeatably_and_after_an_early_close(bundle, backend):
+    tokenizer = open_tokenizer(bundle)
+    options = {"max_new_tokens": 20, "sampling": Sampling(seed=4), "ignore_eos": True}
+    *tokens, last = generate_text(bundle, backend, tokenizer, "the thé", **options)
+    assert isinstance(last, Done) and last.tokens == 20 and last.stop_reason == "length"
+    expected = b"".join(tokenizer.bytes_of(token.id) for token in tokens).decode("utf-8", "replace")
+    assert "".join(token.text for token in tokens) == expected
+    events = generate_text(bundle, backend, tokenizer, "something else", **options)
+    next(events)
+    next(events)
+    events.close()
+    *again, _ = generate_text(bundle, backend, tokenizer, "the thé", **options)
+    assert again == tokens
+
+
+def test_generation_fills_the_context_and_says_so(bundle, backend):
+    *tokens, last = generate(backend, IDS, max_new_tokens=10 ** 6, sampling=GREEDY)
+    assert last.stop_reason == "context" and len(IDS) + len(tokens) == bundle.context
+
+
+def test_a_version_that_does_not_fit_is_refused_with_the_command_to_run(bundle):
+    import onnxruntime
+
+    need = bundle.backend
+    with pytest.raises(MerinoError, match="needs 99.0 or later.*pip install.*onnxruntime>=99.0"):
+        open_backend(bundle._replace(backend=need._replace(min_version="99.0")))
+    refused = (onnxruntime.__version__,)
+    with pytest.raises(MerinoError, match="refuses.*pip install.*!=" + refused[0]):
+        open_backend(bundle._replace(backend=need._replace(refused_versions=refused)))
+
+
+def test_no_onnxruntime_is_refused_with_the_command_to_run(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MerinoError, match="pip install --only-binary=:all: 'onnxruntime>="):
+        open_backend(bundle)
+
+
+def test_a_model_that_onnxruntime_cannot_open_is_refused(bundle, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(bundle.folder, str(folder))
+    size = (folder / "model.onnx").stat().st_size
+    (folder / "model.onnx").write_bytes(b"\xff" * size)
+    with pytest.raises(MerinoError, match="cannot open.*model.onnx"):
+        open_backend(load_bundle(str(folder), verify=False))
+
+
+def test_a_graph_that_is_not_the_described_one_is_refused(bundle):
+    with pytest.raises(MerinoError, match="disagree about inputs: input_ids"):
+        open_backend(bundle._replace(inputs=bundle.inputs[1:]))
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_refused(bundle, threads):
+    with pytest.raises(MerinoError, match="threads"):
+        open_backend(bundle, threads)
+
+
+def test_an_unknown_backend_is_refused(bundle):
+    with pytest.raises(MerinoError, match="'abacus'.*onnxruntime"):
+        open_backend(bundle._replace(backend=bundle.backend._replace(name="abacus")))
+
+
+def test_the_default_threads_are_the_bundles_then_by_size(bundle):
+    open_choice = bundle._replace(threads=Threads(None, None))
+    assert default_threads(bundle._replace(threads=Threads(1, 3))) == 3
+    assert default_threads(open_choice._replace(decode_weight_bytes=10 ** 6)) == 1
+    large = default_threads(open_choice._replace(decode_weight_bytes=10 ** 9))
+    assert large == min(4, board.physical_core_count())
+
+
+def test_a_bundle_without_a_tokenizer_says_so(bundle):
+    files = tuple(file for file in bundle.files if file.path != "tokenizer.json")
+    with pytest.raises(MerinoError, match="no tokenizer.json"):
+        open_tokenizer(bundle._replace(files=files))
+
+
+def test_fused_and_portable_are_backends_of_one_class(backend):
+    assert type(backend) is OnnxBackend
+
+
+@pytest.mark.parametrize("text, numbers", [
+    ("1.18", (1, 18, 0)), ("1.21.0", (1, 21, 0)), ("1.32.0.dev20260101", (1, 32, 0)),
+    ("1.9.1+cpu", (1, 9, 1))])
+def test_versions_are_compared_as_numbers(text, numbers):
+    assert version_tuple(text) == numbers

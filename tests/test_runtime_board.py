@@ -1,0 +1,92 @@
+"""Facts about machines that are not this one, from what their kernels print."""
+import platform
+import struct
+
+import pytest
+
+from merino_runtime import board
+from merino_runtime.bundle import BackendNeed, Bundle, Golden, Threads
+from merino_runtime.errors import MerinoError
+
+PI_5 = "processor\t: 0\nFeatures\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid lrcpc asimddp\n\n"
+PI_4 = "processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU part\t: 0xd08\n\n"
+PC = "flags\t\t: fpu sse4_2 avx avx2 avx512f avx512_vnni avx_vnni lm\n"
+BUNDLE = Bundle(
+    folder=".", schema=1, name="tiny", family="merino", architecture={}, precision="fp32", dialect="fused",
+    weights="random", weights_source="a seed", context=64, vocab=260, eos_id=None, kv_layers=(), inputs=(),
+    outputs=(), params=1, flops_per_token=1, weight_bytes=49 * 2 ** 20, decode_weight_bytes=1,
+    kv_bytes=2 ** 20, isa=("dotprod",), boards=(),
+    backend=BackendNeed("onnxruntime", "1.18", ()), threads=Threads(None, None), golden=Golden((), ()),
+    files=())
+BOARD = board.Board("aarch64", 64, 4, 4, frozenset(["dotprod", "fp16"]), 512.0, 300.0)
+
+
+@pytest.mark.parametrize("cpuinfo, expected", [
+    (PI_5 * 4, {"dotprod", "fp16"}), (PI_4 * 4, set()), (PI_5 + PI_4, set()), ("", set()),
+    (PC * 2, {"sse4_2", "avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni"})])
+def test_isa_is_what_every_core_has(cpuinfo, expected):
+    assert board.read_isa(cpuinfo) == expected
+
+
+def test_memory_is_read_in_megabytes():
+    assert board.read_memory_mb("MemTotal:  1000000 kB\nMemFree: 1 kB\nMemAvailable:   500000 kB\n") == {
+        "MemTotal": 976.5625, "MemAvailable": 488.28125}
+    assert board.read_memory_mb("") == {}
+
+
+def test_a_fitting_bundle_passes_without_notes():
+    assert board.check_bundle_fits(BUNDLE, BOARD) == []
+
+
+def test_a_32_bit_userland_under_a_64_bit_kernel_is_refused():
+    with pytest.raises(MerinoError, match="32-bit.*64-bit image"):
+        board.check_bundle_fits(BUNDLE, BOARD._replace(pointer_bits=32))
+
+
+def test_a_missing_instruction_is_noted_and_named():
+    notes = board.check_bundle_fits(BUNDLE, BOARD._replace(isa=frozenset(["fp16"])))
+    assert len(notes) == 1 and "dotprod" in notes[0]
+
+
+def test_needs_of_another_architecture_are_not_missed_here():
+    assert board.check_bundle_fits(BUNDLE, BOARD._replace(architecture="x86_64", isa=frozenset())) == []
+    notes = board.check_bundle_fits(BUNDLE._replace(isa=("avx2",)),
+                                    BOARD._replace(architecture="x86_64", isa=frozenset()))
+    assert "avx2" in notes[0]
+
+
+def test_memory_that_is_short_is_noted_and_that_does_not_exist_refused():
+    assert "50 MB" in board.check_bundle_fits(BUNDLE, BOARD._replace(memory_available_mb=49.0))[0]
+    with pytest.raises(MerinoError, match="needs 50 MB.*40 MB"):
+        board.check_bundle_fits(BUNDLE, BOARD._replace(memory_total_mb=40.0))
+    assert board.check_bundle_fits(
+        BUNDLE, BOARD._replace(memory_total_mb=None, memory_available_mb=None)) == []
+
+
+def test_this_machine_is_described():
+    here = board.this_board()
+    assert here.architecture == platform.machine() and here.pointer_bits == 8 * struct.calcsize("P")
+    assert 1 <= here.physical_cores <= here.logical_cores == len(board.usable_cpus())
+
+
+def test_peak_memory_never_falls():
+    before = board.peak_rss_mb()
+    block = bytearray(30 * 10 ** 6)
+    block[::4096] = b"x" * len(block[::4096])
+    assert before > 5 and board.peak_rss_mb() >= before
+    del block
+    assert board.peak_rss_mb() >= before
+
+
+def test_openblas_is_told_the_core_type_on_arm_only_and_only_if_unset(monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    board.prepare_environment()
+    assert board.os.environ["OPENBLAS_CORETYPE"] == "ARMV8"
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "CORTEXA57")
+    board.prepare_environment()
+    assert board.os.environ["OPENBLAS_CORETYPE"] == "CORTEXA57"
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    board.prepare_environment()
+    assert "OPENBLAS_CORETYPE" not in board.os.environ

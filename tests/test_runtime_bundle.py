@@ -1,0 +1,180 @@
+"""Reading bundles: a whole one, and every way in which one can be broken."""
+import hashlib
+import json
+import os
+
+import pytest
+
+from merino_runtime.bundle import Bundle, Golden, KvLayer, Port, file_path, load_bundle
+from merino_runtime.errors import MerinoError
+
+FILES = {"model.onnx": b"graph", "model.onnx.data": bytes(range(256)) * 20, "tokenizer.json": b"{}"}
+
+
+def description():
+    return {
+        "schema": 1, "name": "tiny", "family": "merino", "architecture": {"blocks": []}, "precision": "fp32",
+        "dialect": "fused", "weights": "random", "weights_source": "a seed", "context": 64, "vocab": 260,
+        "eos_id": None, "kv_layers": [{"heads": 2, "head_size": 32}],
+        "inputs": [{"name": "input_ids", "dtype": "int64", "shape": [1, "sequence"]},
+                   {"name": "attention_mask", "dtype": "int64", "shape": [1, "total"]},
+                   {"name": "past_key_values.0.key", "dtype": "float32", "shape": [1, 2, 64, 32]},
+                   {"name": "past_key_values.0.value", "dtype": "float32", "shape": [1, 2, 64, 32]}],
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": [1, 1, 260]}],
+        "params": 1000, "flops_per_token": 2000, "weight_bytes": 4000, "decode_weight_bytes": 4000,
+        "kv_bytes": 32768, "isa": [],
+        "boards": ["raspberry-pi-5"],
+        "backend": {"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1.21.0"]},
+        "threads": {"prefill": None, "decode": 1}, "golden": {"prompt_ids": [1, 2], "greedy_ids": [3, 4]},
+        "files": [{"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                  for path, data in sorted(FILES.items())],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for path, data in FILES.items():
+        (tmp_path / path).write_bytes(data)
+    rewrite(tmp_path, description())
+    return tmp_path
+
+
+def rewrite(folder, described):
+    (folder / "bundle.json").write_text(json.dumps(described), encoding="utf-8")
+
+
+def refusal(folder, **options):
+    with pytest.raises(MerinoError) as caught:
+        load_bundle(str(folder), **options)
+    return str(caught.value)
+
+
+def test_a_whole_bundle_is_read(folder):
+    bundle = load_bundle(folder)
+    assert isinstance(bundle, Bundle) and bundle.folder == str(folder)
+    assert bundle.kv_layers == (KvLayer(2, 32),) and bundle.golden == Golden((1, 2), (3, 4))
+    assert bundle.inputs[1] == Port("attention_mask", "int64", (1, "total"))
+    assert bundle.eos_id is None and bundle.threads.prefill is None and bundle.threads.decode == 1
+    assert bundle.backend.refused_versions == ("1.21.0",) and len(bundle.files) == 3
+    assert file_path(bundle, "tokenizer.json") == os.path.join(str(folder), "tokenizer.json")
+    assert file_path(bundle, "other.json") is None
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_a_flipped_bit_is_found_and_the_file_named(folder, name, place):
+    data = bytearray(FILES[name])
+    data[place] ^= 1
+    (folder / name).write_bytes(bytes(data))
+    message = refusal(folder)
+    assert name + " has sha256" in message and hashlib.sha256(FILES[name]).hexdigest() in message
+    assert hashlib.sha256(bytes(data)).hexdigest() in message and "again" in message
+    load_bundle(str(folder), verify=False)  # sizes agree
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_file_of_another_size_or_missing_is_found_without_hashing_too(folder, name, verify):
+    (folder / name).write_bytes(FILES[name][:-1])
+    message = refusal(folder, verify=verify)
+    assert f"{name} has {len(FILES[name]) - 1} bytes, expected {len(FILES[name])}" in message
+    (folder / name).write_bytes(FILES[name] + b"x")
+    assert f"{len(FILES[name]) + 1} bytes" in refusal(folder, verify=verify)
+    (folder / name).unlink()
+    assert f"{name} is missing" in refusal(folder, verify=verify)
+
+
+def test_all_damaged_files_are_named_at_once(folder):
+    for name in FILES:
+        (folder / name).unlink()
+    assert all(name in refusal(folder) for name in FILES)
+
+
+def test_every_missing_key_is_named_at_once(folder):
+    described = {key: value for key, value in description().items() if key in ("schema", "name", "backend")}
+    del described["backend"]["min_version"]
+    rewrite(folder, described)
+    message = refusal(folder)
+    assert all(f"missing key {key}" in message for key in description() if key not in described)
+    assert "missing key backend.min_version" in message
+
+
+def test_unknown_missing_and_wrong_keys_are_named_together(folder):
+    described = description()
+    described.update(colour="green", context="64", vocab=True, kv_layers={}, isa=[1], eos_id=-1, params=1.0)
+    described["inputs"][0]["shape"] = [1, 0]
+    described["files"][0]["note"] = "?"
+    described["threads"]["decode"] = 0
+    del described["golden"]
+    rewrite(folder, described)
+    message = refusal(folder)
+    for part in ("unknown key colour", 'context is "64"', "vocab is true",
+                 "kv_layers is an object, expected a list",
+                 "isa[0] is 1", "eos_id is -1", "params is 1.0", "inputs[0].shape[1] is 0",
+                 "unknown key files[0].note", "threads.decode is 0", "missing key golden"):
+        assert part in message, part
+
+
+@pytest.mark.parametrize("key, value", [
+    ("family", "gpt"), ("precision", "fp64"), ("dialect", "traced"), ("weights", None), ("name", ""),
+    ("architecture", []), ("context", 0), ("vocab", -5), ("flops_per_token", None), ("boards", "all")])
+def test_a_value_outside_the_contract_is_refused(folder, key, value):
+    rewrite(folder, dict(description(), **{key: value}))
+    message = refusal(folder)
+    assert key in message and "expected" in message
+
+
+@pytest.mark.parametrize("schema", [0, 2, "1", None, True, 1.5])
+def test_another_schema_is_refused_by_number_alone(folder, schema):
+    rewrite(folder, dict(description(), schema=schema, unheard_of=1))
+    message = refusal(folder)
+    assert "schema" in message and "reads schema 1" in message and "unheard_of" not in message
+
+
+@pytest.mark.parametrize("path", ["../model.onnx", "/etc/passwd", "a/../../b", "..", "", ".", "a\\..\\b",
+                                  "C:x", "a\0b", 7])
+def test_a_path_out_of_the_bundle_is_refused(folder, path):
+    described = description()
+    described["files"][0]["path"] = path
+    rewrite(folder, described)
+    assert "files[0].path" in refusal(folder)
+
+
+def test_a_file_in_a_subfolder_is_fine(folder):
+    (folder / "deep").mkdir()
+    (folder / "deep" / "notes").write_bytes(b"hello")
+    described = description()
+    digest = hashlib.sha256(b"hello").hexdigest()
+    described["files"].append({"path": "deep/notes", "bytes": 5, "sha256": digest})
+    rewrite(folder, described)
+    assert len(load_bundle(folder).files) == 4
+
+
+def test_keys_that_contradict_each_other_are_refused(folder):
+    described = description()
+    described["golden"]["greedy_ids"] = [260]
+    described["files"] = [file for file in described["files"] if file["path"] != "model.onnx"] * 2
+    del described["inputs"][2]
+    rewrite(folder, described)
+    message = refusal(folder)
+    for part in ("260", "no model.onnx", "tokenizer.json twice", "no past_key_values.0.key"):
+        assert part in message
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"not json", b"\xff\xfe", b"[" * 100000])
+def test_what_is_not_json_is_refused(folder, content):
+    (folder / "bundle.json").write_bytes(content)
+    assert "is not JSON" in refusal(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", '"text"'])
+def test_json_that_is_no_object_is_refused(folder, content):
+    (folder / "bundle.json").write_text(content)
+    assert "not an object" in refusal(folder)
+
+
+def test_what_is_no_bundle_is_said_plainly(folder, tmp_path):
+    assert "no such bundle" in refusal(tmp_path / "nowhere")
+    assert "is a file" in refusal(folder / "model.onnx")
+    (folder / "bundle.json").unlink()
+    assert "no bundle.json" in refusal(folder)

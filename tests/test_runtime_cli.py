@@ -1,0 +1,205 @@
+"""The board's command line as a process: exit codes, what goes to which stream, no traceback ever."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipapp
+
+import pytest
+
+import merino_runtime
+
+# Of the package, wherever it was imported from: the process must run the same one.
+ROOT = os.path.dirname(os.path.dirname(merino_runtime.__file__))
+CALL = [sys.executable, "-m", "merino_runtime"]
+
+
+def run(*arguments, call=CALL, stdout=subprocess.PIPE, cwd=None, **environment):
+    process = subprocess.Popen([*call, *arguments], stdout=stdout, stderr=subprocess.PIPE, cwd=cwd,
+                               env=dict(os.environ, PYTHONPATH=ROOT, **environment))
+    out, err = process.communicate()
+    err = err.decode("utf-8", "replace")
+    assert "Traceback" not in err, err
+    return process.returncode, (out or b"").decode("utf-8"), err
+
+
+@pytest.fixture
+def folder(bundle_dirs):
+    return str(bundle_dirs["portable"])
+
+
+def lines(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_generate_writes_text_to_stdout_and_figures_to_stderr(folder):
+    code, out, err = run("generate", folder, "the", "-n", "5", "--seed", "1", "--ignore-eos")
+    assert code == 0 and out.endswith("\n")
+    assert "5 tokens" in err and "tok/s" in err and "peak RSS" in err and err.count("\n") == 1
+    assert run("generate", folder, "the", "-n", "5", "--seed", "1", "--ignore-eos")[1] == out
+
+
+def test_generate_json_is_a_line_per_token_and_the_figures(folder):
+    arguments = ("generate", folder, "the", "-n", "6", "--temperature", "0", "--ignore-eos")
+    code, out, _ = run(*arguments, "--json")
+    *tokens, last = lines(out)
+    assert code == 0 and len(tokens) == 6 and all(set(token) == {"id", "text"} for token in tokens)
+    assert set(last) == {"done", "tokens", "prefill_ms", "decode_ms_p50", "tok_s", "peak_rss_mb",
+                         "stop_reason"}
+    assert last["done"] is True and last["tokens"] == 6 and last["stop_reason"] == "length"
+    assert "".join(token["text"] for token in tokens) + "\n" == run(*arguments)[1]
+
+
+def test_one_token_has_no_decode_figures(folder):
+    code, out, err = run("generate", folder, "the", "-n", "1", "--json")
+    assert code == 0 and lines(out)[-1]["tok_s"] is None and lines(out)[-1]["decode_ms_p50"] is None
+    assert "no decode step" in err
+
+
+def test_a_stop_string_ends_the_text(folder):
+    arguments = ("generate", folder, "the", "-n", "20", "--temperature", "0", "--ignore-eos", "--json")
+    text = "".join(token["text"] for token in lines(run(*arguments)[1])[:-1])
+    stop = text[3:5]
+    *tokens, last = lines(run(*arguments, "--stop", "never this", "--stop", stop)[1])
+    assert "".join(token["text"] for token in tokens) == text[:text.index(stop)]
+    assert last["stop_reason"] == "stop"
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["-n", "0"], "0 new tokens"), (["--top-p", "7", "--min-p", "-1"], "top_p is 7.0"),
+    (["--stop", ""], "stop string"), (["--seed", "-1"], "seed is -1"), (["-t", "0"], "threads is 0"),
+    (["--temperature", "nan"], "temperature")])
+def test_a_request_that_cannot_be_met_is_one_line_and_exit_1(folder, arguments, message):
+    code, out, err = run("generate", folder, "the", *arguments)
+    assert code == 1 and out == "" and err.startswith("merino: ") and message in err
+
+
+def test_an_empty_and_an_overlong_prompt_are_exit_1(folder):
+    assert run("generate", folder, "")[0] == 1
+    code, _, err = run("generate", folder, "x" * 500)
+    assert code == 1 and "context is" in err
+
+
+@pytest.mark.parametrize("verb", [["generate", "nowhere", "x"], ["info", "nowhere"], ["verify", "nowhere"],
+                                  ["selftest", "nowhere"]])
+def test_no_bundle_is_exit_1(verb):
+    code, out, err = run(*verb)
+    assert code == 1 and out == "" and "no such bundle" in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["generate"], ["generate", ".", "x", "-n", "many"],
+                                       ["info", ".", "--colour"]])
+def test_wrong_usage_is_exit_2(arguments):
+    code, out, err = run(*arguments)
+    assert code == 2 and out == "" and "usage: merino" in err
+
+
+def test_help_and_version_are_exit_0():
+    code, out, _ = run("--help")
+    assert code == 0 and all(verb in out for verb in ("generate", "info", "verify", "selftest"))
+    assert run("--version")[:2] == (0, "merino " + merino_runtime.__version__ + "\n")
+
+
+def test_info_verify_and_selftest_in_the_bundles_own_folder(folder):
+    code, out, _ = run("info", ".", "--json", cwd=folder)
+    described = json.loads(out)
+    assert code == 0 and described["dialect"] == "portable" and described["board"]["pointer_bits"] == 64
+    code, out, _ = run("info", ".", cwd=folder)
+    assert code == 0 and described["name"] in out
+    for verb in ("verify", "selftest"):
+        code, out, _ = run(verb, ".", cwd=folder)
+        assert code == 0 and out.startswith("ok: ")
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    target = str(tmp_path / "copy")
+    shutil.copytree(folder, target)
+    return target
+
+
+def test_damage_is_found_by_every_verb_that_runs_the_model(copy):
+    path = os.path.join(copy, "model.onnx.data")
+    with open(path, "rb") as file:
+        data = bytearray(file.read())
+    data[len(data) // 2] ^= 0x40
+    with open(path, "wb") as file:
+        file.write(bytes(data))
+    for verb in (["verify", copy], ["selftest", copy], ["generate", copy, "x"]):
+        code, out, err = run(*verb)
+        assert code == 1 and out == "" and "model.onnx.data has sha256" in err
+    assert run("generate", copy, "x", "-n", "2", "--no-verify")[0] == 0
+
+
+def test_a_failed_selftest_says_where_and_is_exit_1(copy):
+    path = os.path.join(copy, "bundle.json")
+    with open(path) as file:
+        described = json.load(file)
+    ids = described["golden"]["greedy_ids"]
+    right, ids[1] = ids[1], (ids[1] + 1) % described["vocab"]
+    with open(path, "w") as file:
+        json.dump(described, file)
+    code, out, err = run("selftest", copy)
+    assert code == 1 and out == "" and "position 1" in err
+    assert f"{ids[1]} was expected and {right} came out" in err
+
+
+def test_a_reader_that_went_away_is_quiet(folder):
+    reading, writing = os.pipe()
+    os.close(reading)
+    code, _, err = run("generate", folder, "the", "-n", "30", stdout=writing)
+    os.close(writing)
+    assert code == 141 and err == ""
+
+
+def test_text_of_any_script_goes_through_the_c_locale(folder):
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    arguments = ("generate", folder, "naïve €", "-n", "20", "--seed", "3", "--ignore-eos", "--stop", "日本語")
+    code, out, err = run(*arguments, **environment)
+    assert code == 0, err
+    assert out == run(*arguments, LC_ALL="C.UTF-8")[1]
+
+
+INTERRUPTED = """
+import sys
+from merino_runtime.__main__ import Verb, main
+def add(parser):
+    parser.add_argument("word")
+def work(arguments):
+    if arguments.word == "stop":
+        raise KeyboardInterrupt
+    print(arguments.word)
+    return 0
+sys.exit(main(sys.argv[1:], extra_verbs=[Verb("echo", "say it", add, work)]))
+"""
+
+
+def test_extra_verbs_run_and_ctrl_c_is_exit_130():
+    call = [sys.executable, "-c", INTERRUPTED]
+    assert run("echo", "hello", call=call)[:2] == (0, "hello\n")
+    assert run("echo", "stop", call=call) == (130, "", "\n")
+    assert "say it" in run("--help", call=call)[1]
+    assert run("info", "nowhere", call=call)[0] == 1
+
+
+def test_info_and_verify_need_no_numpy_and_no_backend(folder):
+    script = ("import sys; sys.modules.update(numpy=None, onnxruntime=None, tokenizers=None)\n"
+              "from merino_runtime.__main__ import main; sys.exit(main(sys.argv[1:]))")
+    for verb in ("info", "verify"):
+        assert run(verb, folder, call=[sys.executable, "-c", script])[0] == 0
+
+
+def test_it_runs_as_one_zip_file(folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(os.path.join(ROOT, "merino_runtime"), str(source / "merino_runtime"),
+                    ignore=shutil.ignore_patterns("__pycache__"))
+    entry = "import sys\nfrom merino_runtime.__main__ import main\nsys.exit(main())\n"
+    (source / "__main__.py").write_text(entry)
+    archive = str(tmp_path / "merino.pyz")
+    zipapp.create_archive(str(source), archive)
+    call = [sys.executable, archive]
+    code, out, err = run("generate", ".", "the", "-n", "3", "--ignore-eos", call=call, cwd=folder)
+    assert code == 0 and out.endswith("\n") and "3 tokens" in err
+    assert run("selftest", ".", call=call, cwd=folder)[0] == 0
+    assert run("verify", "nowhere", call=call)[0] == 1

@@ -1,0 +1,160 @@
+"""Generation over a scripted model: when it stops, what it counts, what it leaves behind."""
+import json
+
+import numpy as np
+import pytest
+
+from merino_runtime.backends import Backend
+from merino_runtime.errors import MerinoError
+from merino_runtime.generate import Done, Token, done, generate
+from merino_runtime.sampler import GREEDY, Sampling
+from merino_runtime.text import TextStream, Tokenizer, byte_table
+
+EOS = 256
+TOKENIZER = Tokenizer(json.dumps({
+    "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
+    "added_tokens": [],
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+    "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
+    "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+              "end_of_word_suffix": None, "fuse_unk": False, "vocab": byte_table(), "merges": []}}))
+
+
+class Script(Backend):
+    """Says its lines whatever it hears, and keeps what it heard as a cache would."""
+    vocab = 257
+
+    def __init__(self, lines, context=64):
+        self.context, self.lines, self.heard = context, lines, []
+        self.logits = np.zeros(self.vocab)
+
+    @property
+    def length(self):
+        return len(self.heard)
+
+    def prefill(self, ids):
+        self.prompt_length = len(self.heard) + len(ids)
+        self.heard += list(ids)
+        return self._say()
+
+    def step(self, token_id):
+        self.heard.append(token_id)
+        return self._say()
+
+    def truncate(self, length):
+        del self.heard[length:]
+
+    def _say(self):
+        assert len(self.heard) <= self.context
+        self.logits[:] = 0
+        self.logits[self.lines[(len(self.heard) - self.prompt_length) % len(self.lines)]] = 9
+        return self.logits
+
+
+def run(backend, prompt_ids=(1, 2), stops=(), **options):
+    options.setdefault("sampling", GREEDY)
+    *tokens, last = generate(backend, list(prompt_ids), stream=TextStream(TOKENIZER, stops), **options)
+    assert isinstance(last, Done) and all(isinstance(token, Token) for token in tokens)
+    assert last.tokens == len(tokens)
+    return tokens, last
+
+
+def spelled(text):
+    return TOKENIZER.encode(text)
+
+
+def test_it_stops_at_the_length():
+    tokens, last = run(Script(spelled("hello")), max_new_tokens=3)
+    assert "".join(token.text for token in tokens) == "hel" and last.stop_reason == "length"
+    assert last.prefill_ms > 0 and last.decode_ms_p50 > 0 and last.tok_s > 0 and last.peak_rss_mb > 0
+
+
+def test_it_stops_at_the_eos_which_is_counted_and_has_no_text():
+    tokens, last = run(Script([*spelled("hi"), EOS]), eos_id=EOS)
+    assert [token.id for token in tokens] == [*spelled("hi"), EOS] and last.stop_reason == "eos"
+    assert "".join(token.text for token in tokens) == "hi"
+
+
+def test_an_eos_gives_out_what_a_stop_string_held_back():
+    tokens, _ = run(Script([*spelled("so"), EOS]), eos_id=EOS, stops=["oh"])
+    assert [token.text for token in tokens] == ["s", "", "o"]
+
+
+def test_an_eos_that_is_also_a_byte_is_still_not_text():
+    tokens, _ = run(Script(spelled("a.b")), eos_id=spelled(".")[0])
+    assert "".join(token.text for token in tokens) == "a"
+
+
+def test_without_an_eos_it_goes_on():
+    tokens, last = run(Script([*spelled("hi"), EOS]), eos_id=None, max_new_tokens=6)
+    assert [token.id for token in tokens] == [*spelled("hi"), EOS] * 2 and last.stop_reason == "length"
+
+
+def test_it_stops_before_a_stop_string_that_spans_tokens():
+    tokens, last = run(Script(spelled("one, two, three")), stops=["wo,", "xyz"])
+    assert "".join(token.text for token in tokens) == "one, t" and last.stop_reason == "stop"
+
+
+@pytest.mark.parametrize("prompt_length", [1, 5, 7])
+def test_it_stops_when_prompt_and_tokens_fill_the_context(prompt_length):
+    backend = Script(spelled("abc"), context=8)
+    tokens, last = run(backend, prompt_ids=[1] * prompt_length)
+    assert prompt_length + last.tokens == 8 and last.stop_reason == "context" and tokens
+
+
+def test_half_a_character_is_given_out_with_the_last_token():
+    tokens, last = run(Script([*spelled("a"), TOKENIZER.encode("€")[0]]), max_new_tokens=2)
+    assert [token.text for token in tokens] == ["a", "\ufffd"] and last.stop_reason == "length"
+
+
+def test_each_token_is_fed_back_once_and_the_last_one_is_not():
+    backend = Script(spelled("abcd"))
+    run(backend, prompt_ids=[7, 8], max_new_tokens=4)
+    assert backend.heard == [7, 8, *spelled("abc")]
+
+
+def test_it_starts_from_an_empty_cache_each_time():
+    backend = Script(spelled("abcd"))
+    first, _ = run(backend, max_new_tokens=4)
+    assert run(backend, max_new_tokens=4)[0] == first
+
+
+def test_without_a_stream_there_are_ids_and_no_text():
+    *tokens, _ = generate(Script([5, 6]), [1], max_new_tokens=2, sampling=GREEDY)
+    assert tokens == [Token(5, ""), Token(6, "")]
+
+
+def test_closing_early_leaves_the_backend_fit():
+    backend = Script(spelled("abcd"))
+    events = generate(backend, [1, 2], sampling=GREEDY)
+    assert [next(events).id for _ in range(2)] == spelled("ab")
+    events.close()
+    assert len(run(backend, max_new_tokens=3)[0]) == 3
+
+
+def test_the_same_seed_gives_the_same_ids():
+    class Even(Script):
+        def _say(self):
+            return np.zeros(self.vocab)
+
+    sampling = Sampling(top_k=0, top_p=1.0, min_p=0.0, seed=5)
+    runs = [[token.id for token in run(Even([0]), sampling=sampling, max_new_tokens=30)[0]] for _ in range(2)]
+    assert runs[0] == runs[1] and len(set(runs[0])) > 10
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"prompt_ids": []}, "empty"), ({"prompt_ids": [1] * 8}, "8 ids and the context is 8: at most 7"),
+    ({"max_new_tokens": 0}, "0 new tokens"), ({"sampling": Sampling(top_p=2.0)}, "top_p is 2.0")])
+def test_a_request_that_cannot_be_met_is_refused_before_the_first_token(options, message):
+    prompt_ids = options.pop("prompt_ids", [1])
+    backend = Script([1], context=8)
+    with pytest.raises(MerinoError, match=message):
+        generate(backend, prompt_ids, **options)
+    assert backend.heard == []
+
+
+def test_decode_figures_leave_the_first_token_out():
+    last = done([100.0, 10.0, 20.0, 30.0], "length")
+    assert (last.tokens, last.prefill_ms, last.decode_ms_p50, last.tok_s) == (4, 100.0, 20.0, 50.0)
+    alone = done([100.0], "eos")
+    assert (alone.tokens, alone.decode_ms_p50, alone.tok_s) == (1, None, None)

@@ -1,0 +1,166 @@
+"""Byte-level BPE through the real `tokenizers`: a stream gives back what was encoded, cut anywhere."""
+import json
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from merino_runtime.errors import MerinoError
+from merino_runtime.text import TextStream, Tokenizer, byte_table
+
+EOS = 259
+
+
+def tiny(**changes):
+    """A tokenizer.json of 256 bytes, three merges and an end-of-text token."""
+    vocab = dict(byte_table(), th=256, the=257)
+    vocab["Ġthe"] = 258
+    described = {
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
+        "added_tokens": [{"id": EOS, "content": "<|endoftext|>", "single_word": False, "lstrip": False,
+                          "rstrip": False, "normalized": False, "special": True}],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": False, "vocab": vocab,
+                  "merges": ["t h", "th e", "Ġ the"]},
+    }
+    described.update(changes)
+    return described
+
+
+TOKENIZER = Tokenizer(json.dumps(tiny()))
+# Surrogates cannot be encoded; the text of the special token would be taken for the token.
+TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=40).filter(lambda s: "<|end" not in s)
+STOPS = st.lists(st.text("ab€", min_size=1, max_size=4), max_size=3)
+
+
+def emitted(ids, stops=(), tokenizer=TOKENIZER):
+    stream = TextStream(tokenizer, stops)
+    pieces = []
+    for token_id in ids:
+        pieces.append(stream.push(token_id))
+        if stream.stopped:
+            break
+    return pieces + [stream.finish()]
+
+
+@settings(deadline=None, max_examples=300)
+@given(TEXT)
+@example("the th t the")  # every merge of the vocabulary, and a merge's own parts
+def test_a_stream_gives_back_the_text_in_whole_characters(text):
+    pieces = emitted(TOKENIZER.encode(text))
+    assert "".join(pieces) == text
+    seen = ""
+    for piece in pieces:  # a split character would show as U+FFFD, or late
+        seen += piece
+        assert text.startswith(seen)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=30))
+def test_any_bytes_come_out_as_python_decodes_them(data):
+    assert "".join(emitted(list(data_ids(data)))) == data.decode("utf-8", "replace")
+
+
+def data_ids(data):
+    table = byte_table()
+    ids = {byte: tiny()["model"]["vocab"][char] for char, byte in table.items()}
+    return [ids[byte] for byte in data]
+
+
+def until_first_stop(text, stops):
+    """Letter by letter: the first moment at which the text ends in a stop string."""
+    for end in range(len(text) + 1):
+        hits = [stop for stop in stops if text[:end].endswith(stop)]
+        if hits:
+            return text[:end - max(map(len, hits))]
+    return text
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.text("ab€", max_size=20), STOPS, st.data())
+def test_nothing_from_a_stop_string_on_is_given_out_wherever_tokens_are_cut(text, stops, data):
+    # A vocabulary whose tokens are this text's own pieces, cut in the middle of characters too.
+    raw = text.encode("utf-8")
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(raw)), max_size=6)) | {0, len(raw)})
+    spell = {byte: char for char, byte in byte_table().items()}
+    parts = [raw[start:end] for start, end in zip(cuts, cuts[1:])]  # noqa: B905, not in 3.6
+    names = ["".join(spell[byte] for byte in part) for part in parts]
+    vocab = dict(byte_table())
+    for name in names:
+        vocab.setdefault(name, len(vocab))
+    model = dict(tiny()["model"], vocab=vocab, merges=[])
+    tokenizer = Tokenizer(json.dumps(tiny(model=model, added_tokens=[])))
+    pieces = emitted([vocab[name] for name in names], stops, tokenizer)
+    assert "".join(pieces) == until_first_stop(text, stops)
+
+
+def test_a_tail_that_may_begin_a_stop_string_is_held_and_then_given():
+    stream = TextStream(TOKENIZER, ["abc"])
+    assert [stream.push(token_id) for token_id in TOKENIZER.encode("xabab")] == ["x", "", "", "ab", ""]
+    assert stream.finish() == "ab" and not stream.stopped
+
+
+def test_after_a_stop_string_nothing_more_comes():
+    stream = TextStream(TOKENIZER, ["ab"])
+    pieces = [stream.push(token_id) for token_id in TOKENIZER.encode("xabyz")]
+    assert pieces == ["x", "", "", "", ""] and stream.stopped and stream.finish() == ""
+
+
+def test_half_a_character_at_the_end_becomes_a_replacement_character():
+    stream = TextStream(TOKENIZER)
+    assert stream.push(data_ids(b"\xe2")[0]) == "" and stream.push(data_ids(b"\x82")[0]) == ""
+    assert stream.finish() == "\ufffd"
+
+
+def test_special_tokens_and_ids_past_the_vocabulary_are_no_text():
+    assert TOKENIZER.bytes_of(EOS) == b"" and TOKENIZER.bytes_of(10 ** 6) == b""
+
+
+def test_an_added_token_that_is_not_special_is_its_own_text():
+    added = [dict(tiny()["added_tokens"][0], content="€ Ġ", special=False)]
+    assert Tokenizer(json.dumps(tiny(added_tokens=added))).bytes_of(EOS).decode("utf-8") == "€ Ġ"
+
+
+def test_merges_are_read_in_the_old_and_the_new_spelling():
+    model = dict(tiny()["model"], merges=[["t", "h"], ["th", "e"], ["Ġ", "the"]])
+    assert Tokenizer(json.dumps(tiny(model=model))).encode("the the") == [257, 258]
+    assert TOKENIZER.encode("the the") == [257, 258]
+
+
+@pytest.mark.parametrize("changes", [
+    {"decoder": None}, {"decoder": {"type": "WordPiece"}}, {"decoder": {"type": "Sequence", "decoders": []}},
+    {"model": {"type": "WordLevel", "vocab": {}, "unk_token": "?"}}])
+def test_what_is_not_byte_level_bpe_is_refused(changes):
+    with pytest.raises(MerinoError, match="byte-level BPE"):
+        Tokenizer(json.dumps(tiny(**changes)))
+
+
+@pytest.mark.parametrize("text", ["", "not json", "[]", "null"])
+def test_what_is_no_tokenizer_is_refused(text):
+    with pytest.raises(MerinoError, match="here.json"):
+        Tokenizer(text, "here.json")
+
+
+def test_a_bpe_that_tokenizers_cannot_read_is_refused():
+    model = dict(tiny()["model"], merges=["no such"])
+    with pytest.raises(MerinoError, match="cannot read"):
+        Tokenizer(json.dumps(tiny(model=model)))
+
+
+def test_half_a_surrogate_pair_is_no_prompt():
+    with pytest.raises(MerinoError, match="surrogate"):
+        TOKENIZER.encode("a\ud800")
+
+
+@pytest.mark.parametrize("stops", [[""], ["a", ""], [None]])
+def test_an_empty_stop_string_is_refused(stops):
+    with pytest.raises(MerinoError, match="stop string"):
+        TextStream(TOKENIZER, stops)
+
+
+def test_the_byte_table_is_one_character_per_byte():
+    table = byte_table()
+    assert sorted(table.values()) == list(range(256)) and all(char.isprintable() for char in table)
+    assert table["A"] == 65 and table["Ġ"] == 32 and table["Ċ"] == 10
