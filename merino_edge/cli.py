@@ -159,7 +159,7 @@ def export(
     precision: Annotated[str, typer.Option(help="format of the weights")] = "fp32",
     dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Hugging Face folder for opt-350m; default: random")] = None,
+    weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
     from merino_edge.export.export import bundle_bytes

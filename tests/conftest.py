@@ -1,0 +1,143 @@
+"""Models and bundles that several test files need, made once per session by the project's own code.
+
+Imports on Python 3.6 with nothing but pytest: the board side's tests run there, on bundles made elsewhere.
+"""
+import os
+
+import pytest
+
+# One thread each: the models are tiny, and test processes run side by side. Before torch and numpy are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+try:
+    import hypothesis
+except ImportError:  # a board's Python may have none
+    hypothesis = None
+
+if hypothesis is not None:
+    hypothesis.settings.register_profile("default", deadline=None)
+    hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+    hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+DIALECTS = ("fused", "portable")
+VOCAB = 300
+TEXT = (
+    "The river runs past the old mill, and the miller counts the sacks of flour in the evening. "
+    "In the morning the baker buys three of them; the children wait for warm bread at the door. "
+)
+
+
+def on_a_workstation():
+    """Whether merino_edge is meant to be importable here: if it then is not, the tests must say so."""
+    from importlib.util import find_spec
+
+    return all(find_spec(name) is not None for name in ("torch", "transformers", "onnx", "merino_edge"))
+
+
+@pytest.fixture(scope="session")
+def randomize():
+    """A function that fills a torch model with seeded weights, so large that no two logits are near-tied."""
+    import torch
+
+    def fill(model, seed):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                noise = torch.randn(weight.shape, generator=generator)
+                if weight.dim() > 1:
+                    weight.copy_(noise * 1.5 / weight.shape[-1] ** 0.5)
+                else:
+                    weight.copy_(0.3 * noise + (0.0 if name.endswith("bias") else 1.0))
+        return model.eval()
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def decoder(randomize):
+    """A function: (architecture, seed, config keys) -> MerinoForCausalLM with random weights."""
+    from merino_edge.model import MerinoConfig, MerinoForCausalLM
+
+    def build(arch, seed=0, **keys):
+        return randomize(MerinoForCausalLM(MerinoConfig.from_architecture(arch, **keys)), seed)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def opt_decoder(randomize):
+    """A function: (OPT's architecture, seed) -> OPTForCausalLM with random weights."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    def build(arch, seed=0):
+        config = OPTConfig(
+            hidden_size=arch.width,
+            num_hidden_layers=arch.layers,
+            num_attention_heads=arch.heads,
+            ffn_dim=arch.ffn_width,
+            word_embed_proj_dim=arch.embed_width,
+            vocab_size=arch.vocab,
+            max_position_embeddings=arch.context,
+            do_layer_norm_before=arch.pre_norm,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
+        return randomize(OPTForCausalLM(config), seed)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_arch():
+    """Two blocks whose width changes, the second one shared."""
+    from merino_edge.architecture import Architecture
+
+    return Architecture(
+        blocks=(
+            {"width": 32, "ffn_ratio": 1.5, "depth": 1},
+            {"width": 64, "ffn_ratio": 1.0, "depth": 2, "shared": True},
+        ),
+        vocab=VOCAB,
+        head_size=32,
+        context=64,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_arch, decoder, tmp_path_factory):
+    """A checkpoint folder with a tokenizer, as training leaves it; nobody writes to it."""
+    from transformers import PreTrainedTokenizerFast
+
+    from merino_edge.training.data import END_OF_TEXT, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    decoder(tiny_arch, seed=1, bos_token_id=0, eos_token_id=0).save_pretrained(folder)
+    tokenizer = train_tokenizer([TEXT], VOCAB)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle_dirs(request, tmp_path_factory):
+    """Folders of the tiny model's bundles by dialect; on a board those that MERINO_TEST_BUNDLE holds."""
+    if not on_a_workstation():
+        return given_bundles()
+    from merino_edge.export.export import export
+    from merino_edge.export.source import load_source
+
+    checkpoint = request.getfixturevalue("tiny_checkpoint")
+    folder = tmp_path_factory.mktemp("bundles")
+    for dialect in DIALECTS:
+        export(load_source(str(checkpoint)), folder / dialect, dialect=dialect)
+    return {dialect: str(folder / dialect) for dialect in DIALECTS}
+
+
+def given_bundles():
+    folder = os.environ.get("MERINO_TEST_BUNDLE")
+    if not folder:
+        pytest.skip("no merino_edge here to make a bundle, and MERINO_TEST_BUNDLE names no folder of them")
+    paths = {dialect: os.path.join(folder, dialect) for dialect in DIALECTS}
+    found = {dialect: path for dialect, path in paths.items() if os.path.isdir(path)}
+    assert found, "MERINO_TEST_BUNDLE is {!r}, which holds neither {}".format(folder, " nor ".join(DIALECTS))
+    return found

@@ -1,0 +1,254 @@
+"""Both solvers against the enumeration of small spaces, and the program they share against the true costs."""
+
+import itertools
+import math
+import re
+from dataclasses import asdict, fields
+from operator import ne
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merino_edge.design import costs, exact
+from merino_edge.design.budget import Budgets, option
+from merino_edge.design.costs import Workload
+from merino_edge.design.designer import design
+from merino_edge.design.entropy import Scoring
+from merino_edge.design.evolution import evolve
+from merino_edge.design.exact import undominated
+from merino_edge.design.space import Space, architecture, encode
+from merino_edge.profiles import load_profile
+from merino_runtime.errors import MerinoError
+
+NAMES = tuple(field.name for field in fields(Budgets))
+BOARD = load_profile("raspberry-pi-zero-2w")
+WORK = Workload("fp32", 128, 64)
+WIDE = dict.fromkeys(NAMES, 1e9)  # budgets that bind nothing
+
+
+def predicted(arch, profile=BOARD, work=WORK):
+    """The costs of a built decoder, in the budgets' own units."""
+    cost = asdict(costs.predict(arch.operators, profile, work))
+    cost["params_m"] = cost["params"] / 1e6
+    return {name: cost[name] for name in NAMES}
+
+
+def between(space, share, names, work=WORK):
+    """Budgets at a share of the way from the space's smallest to its largest decoder."""
+    program = encode(space, Budgets(**WIDE), BOARD, work, Scoring())
+    sizes = [(block.width, block.ffn_ratio, block.depth, not block.shared) for block in program.options]
+    ends = (sizes.index(min(sizes)), sizes.index(max(sizes)))
+    built = (architecture(space, program, (end,) * space.blocks, work.context) for end in ends)
+    least, most = (predicted(arch, work=work) for arch in built)
+    return Budgets(**{name: least[name] + share[name] * (most[name] - least[name]) for name in names})
+
+
+def enumerated(program):
+    """The highest score within the budgets, of every decoder of the space."""
+    choices = np.array(list(itertools.product(range(len(program.options)), repeat=program.blocks)))
+    widths = program.width[choices]  # [decoders, blocks]
+    first, last = widths[:, 0], widths[:, -1]
+    share = program.use[:, choices].sum(axis=2) + program.peak[:, choices].max(axis=2) + program.ends[:, first, last]
+    share += program.step[:, widths[:, :-1], widths[:, 1:]].sum(axis=2)
+    fits = (share <= 1).all(axis=0) & (np.diff(widths, axis=1) >= 0).all(axis=1) & program.allowed[first, last]
+    return float(program.score[choices[fits]].sum(axis=1).max())
+
+
+@st.composite
+def problems(draw, blocks=(2, 3), width=(64, 128, 192, 256, 384), growth=(1.5, 2.0, 8.0)):
+    """A small space and a random subset of the budgets, each somewhere between too little and plenty."""
+
+    def some(values, least, most):
+        return tuple(sorted(draw(st.lists(st.sampled_from(values), min_size=least, max_size=most, unique=True))))
+
+    space = Space(
+        widths=some(width, 2, 3),
+        ffn_ratios=some([1.0, 1.5, 3.0], 1, 2),
+        depths=(1, *some([2, 3, 6], 0, 1)),
+        growth=draw(st.sampled_from(growth)),
+        blocks=draw(st.sampled_from(blocks)),
+        vocab=draw(st.sampled_from([257, 8000])),
+        head_size=draw(st.sampled_from([32, 64])),
+    )
+    names = some(NAMES, 1, len(NAMES))
+    share = {name: draw(st.floats(0.02, 1.0)) for name in names}
+    return space, between(space, share, names)
+
+
+def assert_within(space, program, budgets, choice):
+    arch = architecture(space, program, choice, WORK.context)  # raises where widths shrink
+    assert program.allowed[program.width[choice[0]], program.width[choice[-1]]]
+    for name, value in predicted(arch).items():
+        assert value <= budgets.given().get(name, math.inf) * (1 + 1e-12), name
+
+
+@given(problems())
+@settings(max_examples=200)
+def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
+    space, budgets = problem
+    program = encode(space, budgets, BOARD, WORK, Scoring())
+    found = exact.solve(program)
+    best = enumerated(program)
+    assert found.score == pytest.approx(best, rel=1e-9)
+    assert found.score == pytest.approx(program.evaluate(found.choice)[0], rel=1e-12)
+    assert found.bound >= found.score
+    assert found.bound == pytest.approx(best, rel=1e-6)
+    assert_within(space, program, budgets, found.choice)
+
+
+def reachable(program, fits):
+    """All decoders that changes of one property of one block lead to from the smallest, each within the budgets."""
+    keys = [tuple(block.model_dump().values()) for block in program.options]
+
+    def near(option):
+        return [other for other, key in enumerate(keys) if sum(map(ne, key, keys[option])) == 1]
+
+    start = (keys.index(min(keys)),) * program.blocks
+    found, waiting = {start}, [start]
+    while waiting:
+        at = waiting.pop()
+        for block, index in enumerate(at):
+            for child in ((*at[:block], other, *at[block + 1 :]) for other in near(index)):
+                if child not in found and fits(child):
+                    found.add(child)
+                    waiting.append(child)
+    return found
+
+
+@given(problems(blocks=(2,)), st.integers(0, 2**32))
+@settings(max_examples=20)
+def test_evolution_finds_the_best_of_a_few_decoders(problem, seed):
+    """Of those that it can reach by one change at a time, where its population has room for all."""
+    space, budgets = problem
+    program = encode(space, budgets, BOARD, WORK, Scoring())
+
+    def fits(choice):
+        widths = [program.width[index] for index in choice]
+        allowed = program.allowed[widths[0], widths[-1]]
+        return widths == sorted(widths) and allowed and (program.evaluate(choice)[1] <= 1).all()
+
+    found = evolve(program, seed=seed, steps=6000, population=10_000)
+    assert found.bound is None
+    best = max(program.evaluate(choice)[0] for choice in reachable(program, fits))
+    assert found.score == pytest.approx(best, rel=1e-12)
+    assert found.score <= enumerated(program) * (1 + 1e-12)
+    assert_within(space, program, budgets, found.choice)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_evolution_is_repeatable_within_budgets_and_under_the_bound(seed):
+    space = Space(vocab=8000)
+    share = {"decode_ms": 0.02, "memory_mb": 0.05, "flops_g": 0.02}
+    budgets = between(space, share, share)
+    program = encode(space, budgets, BOARD, WORK, Scoring())
+    reported = []
+    found = evolve(program, seed=seed, steps=5000, progress=reported.append)
+    assert found == evolve(program, seed=seed, steps=5000)
+    assert reported == sorted(reported)
+    assert 0 < reported[0] <= reported[-1] <= 5000
+    assert found.score <= exact.solve(program).bound
+    assert_within(space, program, budgets, found.choice)
+    assert len({evolve(program, seed=other, steps=300).choice for other in range(5)}) > 1
+
+
+@given(problems())
+@settings(max_examples=100)
+def test_an_option_left_out_as_dominated_is_never_missed(problem):
+    space, budgets = problem
+    program = encode(space, budgets, BOARD, WORK, Scoring())
+    keep = undominated(program)
+    assert len(set(keep)) == len(keep) <= len(program.options)
+    assert enumerated(program.subset(keep)) == pytest.approx(enumerated(program), rel=1e-12)
+
+
+def test_a_space_of_shared_blocks_alone_is_not_refused():
+    """The smallest decoder is the shared one where every block has several layers."""
+    space = Space(widths=(64, 128), depths=(3,), ffn_ratios=(1.0,), blocks=2, vocab=257)
+    budgets = between(space, {"memory_mb": 0.01, "params_m": 0.01}, ("memory_mb", "params_m"))
+    program = encode(space, budgets, BOARD, WORK, Scoring())
+    found = exact.solve(program)
+    assert found.score == pytest.approx(enumerated(program), rel=1e-9)
+    assert_within(space, program, budgets, found.choice)
+
+
+def test_a_space_whose_smallest_decoder_is_worth_nothing_is_solved():
+    """Blocks of 64 channels and four layers score 0 by the inverse gamma, those of 128 do not."""
+    space = Space(widths=(64, 128), depths=(4,), ffn_ratios=(1.0,), blocks=2, vocab=257)
+    program = encode(space, Budgets(**WIDE), BOARD, WORK, Scoring())
+    assert exact.solve(program).score == pytest.approx(enumerated(program), rel=1e-9)
+
+
+def test_a_space_in_which_nothing_is_worth_anything_has_a_best_decoder():
+    space = Space(widths=(64,), depths=(4, 5), ffn_ratios=(1.0,), blocks=2, vocab=257)
+    found = exact.solve(encode(space, Budgets(**WIDE), BOARD, WORK, Scoring()))
+    assert (found.score, found.bound) == (0, 0)
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_a_programs_shares_are_the_costs_of_the_decoder_that_is_built(data):
+    space = Space(
+        blocks=data.draw(st.integers(1, 4)), head_size=data.draw(st.sampled_from([32, 64])), vocab=8000,
+        widths=(64, 128, 192, 256), depths=(1, 2, 5), growth=8.0,
+    )
+    work = Workload("fp32", data.draw(st.sampled_from([16, 1024])), data.draw(st.sampled_from([1, 16])))
+    profile = load_profile(data.draw(st.sampled_from(["raspberry-pi-5", "jetson-nano"])))
+    program = encode(space, Budgets(**WIDE), profile, work, Scoring())
+    options = st.sampled_from(range(len(program.options)))
+    choice = sorted(data.draw(st.lists(options, min_size=space.blocks, max_size=space.blocks)))
+    arch = architecture(space, program, choice, work.context)
+    _, share = program.evaluate(choice)
+    fixed = {"memory_mb": profile.performance.runtime_mb.value}
+    for name, part, limit in zip(program.names, share, program.limits, strict=True):
+        expected = predicted(arch, profile, work)[name]
+        assert part * limit + fixed.get(name, 0) == pytest.approx(expected, rel=1e-9), name
+
+
+def asked(budgets, **keys):
+    space = Space(widths=(64, 128, 256), depths=(1, 2, 4), vocab=2000)
+    return design(BOARD, Budgets(**budgets), space=space, context=512, prompt=512, **keys)
+
+
+def named(message):
+    """Option -> the smallest value that would do, as an error tells it."""
+    return {name: float(value) for name, value in re.findall(r"(--[a-z-]+) \S+ is below (\S+),", message)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_impossible_budget_is_named_with_a_value_that_does(name):
+    plenty = {other: 1e6 for other in NAMES if other != name}
+    with pytest.raises(MerinoError) as caught:
+        asked({**plenty, name: 1e-3})
+    (least,) = named(str(caught.value)).items()
+    assert least[0] == option(name)
+    found = asked({**plenty, name: least[1]})
+    value = found.predicted.params / 1e6 if name == "params_m" else getattr(found.predicted, name)
+    assert value <= least[1]
+    with pytest.raises(MerinoError, match=option(name)):
+        asked({**plenty, name: least[1] * 0.99})
+
+
+def test_all_impossible_budgets_are_named_at_once():
+    with pytest.raises(MerinoError) as caught:
+        asked(dict.fromkeys(NAMES, 1e-3))
+    least = named(str(caught.value))
+    assert set(least) == {option(name) for name in NAMES}
+    together = {name: least[option(name)] for name in NAMES}
+    assert asked(together).entropy > 0
+    assert "--vocab" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_budget_that_is_no_positive_number_is_refused(name, value):
+    with pytest.raises(MerinoError, match=f"{option(name)} {value:g}"):
+        Budgets(**{name: value})
+
+
+def test_a_boards_own_budgets_fill_what_was_not_named():
+    own = {"decode_ms": BOARD.budget.decode_ms, "memory_mb": BOARD.budget.memory_mb}
+    assert Budgets().with_board_defaults(BOARD).given() == own
+    assert Budgets(flops_g=5).with_board_defaults(BOARD).given() == {"memory_mb": own["memory_mb"], "flops_g": 5}
+    assert Budgets(memory_mb=90).with_board_defaults(BOARD).given() == {"memory_mb": 90}
