@@ -143,7 +143,7 @@ def train(
 
     arch = read_architecture(design_file)
     if vocab is not None and vocab != arch.vocab:
-        raise MerinoError(f"--vocab {vocab} is not the design's, {arch.vocab}: leave it out, or design with that --vocab")
+        raise MerinoError(f"--vocab {vocab} is not the design's, {arch.vocab}: leave it out, or design with it")
     recipe = Recipe(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, bf16=bf16)
     record = run(
         arch, data, out, recipe=recipe, tokenizer_file=tokenizer, held_out=held_out or (), resume=resume

@@ -77,15 +77,17 @@ def bundles(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(model):
-    """Greedy decoding without a cache: (ids [prompt + steps], logits [1 + steps, vocab])."""
-    ids = np.random.default_rng(5).integers(0, 311, PROMPT).tolist()
-    rows = []
+    """(ids [prompt + steps], logits [1 + steps, vocab]): torch without a cache after the prompt and each further id.
+
+    The ids are drawn: greedy ones of a random model soon repeat themselves. The choice is compared at each step.
+    """
+    ids = np.random.default_rng(5).integers(0, 311, CONTEXT).tolist()
     with torch.no_grad():
-        while True:
-            rows.append(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].numpy())
-            if len(ids) == CONTEXT:
-                return ids, np.stack(rows)
-            ids.append(int(rows[-1].argmax()))
+        rows = [
+            model(input_ids=torch.tensor([ids[:length]]), use_cache=False).logits[0, -1].numpy()
+            for length in range(PROMPT, CONTEXT + 1)
+        ]
+    return ids, np.stack(rows)
 
 
 def assert_same(found, expected, step):
@@ -95,11 +97,11 @@ def assert_same(found, expected, step):
 
 
 def test_the_reference_is_worth_comparing_with(reference):
-    """No near ties, no loop on one token: greedy ids then mean something."""
-    ids, logits = reference
+    """No near ties, and another choice nearly every time: equal greedy ids then mean something."""
+    _, logits = reference
     first, second = np.sort(logits, axis=1)[:, ::-1].T[:2]
-    assert np.median((first - second) / np.abs(logits).max(axis=1)) > 0.01
-    assert len(set(ids[PROMPT:])) > 3
+    assert ((first - second) / np.abs(logits).max(axis=1)).min() > 2 * TOLERANCE
+    assert len(set(logits.argmax(axis=1))) > 10
 
 
 @torch.no_grad()
@@ -160,9 +162,9 @@ def test_a_shorter_context_changes_nothing_before_its_end(model, reference, tmp_
     ids, expected = reference
     model.save_pretrained(tmp_path / "checkpoint")
     for dialect in DIALECTS:
-        export(load_source(str(tmp_path / "checkpoint")), tmp_path / dialect, dialect=dialect, context=PROMPT + 3)
+        export(load_source(str(tmp_path / "checkpoint")), tmp_path / dialect, dialect=dialect, context=25)
         backend = open_backend(load_bundle(str(tmp_path / dialect)))
         assert_same(backend.prefill(ids[:PROMPT]), expected[0], 0)
-        for step in range(3):
+        for step in range(25 - PROMPT):
             assert_same(backend.step(ids[PROMPT + step]), expected[step + 1], step + 1)
         backend.close()

@@ -43,12 +43,18 @@ class Budgets:
         """The board's own decode time and memory stand where the user named none of them.
 
         A user who names any budget but memory still gets the board's memory: a design that does not fit is no design.
+        Raises MerinoError where more memory is asked for than the board has free.
         """
         filled = self
         if not self.given():
             filled = replace(filled, decode_ms=profile.budget.decode_ms)
         if self.memory_mb is None:
-            filled = replace(filled, memory_mb=float(profile.budget.memory_mb))
+            return replace(filled, memory_mb=profile.budget.memory_mb)
+        free = profile.memory.free_mb.value
+        if self.memory_mb > free:
+            raise MerinoError(
+                f"--memory-mb {self.memory_mb:g} is more than a {profile.name} has free, {free:g}: give at most that"
+            )
         return filled
 
 

@@ -96,7 +96,7 @@ def design(
 
     The exact solver also bounds what evolution finds, so that either reports its gap to the optimum.
     """
-    check_request(precision, context, prompt)
+    check_request(precision, context, prompt, space.vocab)
     work = Workload(precision, context, prompt)
     started = time.perf_counter()
     found, program, space = search(profile, budgets, space, work, scoring, solver, seed, progress)
@@ -137,10 +137,12 @@ def search(
     return search(profile, budgets, replace(space, head_size=32), work, scoring, solver, seed, progress)
 
 
-def check_request(precision: str, context: int, prompt: int) -> None:
+def check_request(precision: str, context: int, prompt: int, vocab: int) -> None:
     if precision not in BYTES_PER_WEIGHT:
         raise MerinoError(f"--precision {precision} is not known: choose one of {', '.join(BYTES_PER_WEIGHT)}")
     if not 2 <= context <= 131_072:
         raise MerinoError(f"--context {context} is not allowed: choose 2 to 131072 tokens")
+    if not 2 <= vocab <= 1_000_000:
+        raise MerinoError(f"--vocab {vocab} is not allowed: choose 2 to 1000000 entries")
     if not 1 <= prompt <= context:
         raise MerinoError(f"--prompt {prompt} is not allowed: choose 1 to the context, {context} tokens")
