@@ -1,12 +1,11 @@
 """The profile of the machine at hand: read from the system where possible, measured in about two seconds.
 
 Works without /proc and /sys (macOS, Windows), with fewer facts. Leaves probing a board to `merino_bench`,
-which runs there, and checking the result to `merino_edge.profiles`.
+which runs there, and judging the result to `merino_edge.profiles`.
 """
 
 import datetime
 import importlib.metadata
-import os
 import platform
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 import psutil
 
 from merino_bench.probe import buffer_bytes, last_level_cache_bytes, read_gb_s, thread_counts, touched_buffer
-from merino_edge.profiles import BYTES_PER_MB, ISA_FEATURES, DeviceProfile, parse_profile
+from merino_runtime import board
 
 CPUINFO = Path("/proc/cpuinfo")
 READ_SECONDS = 1.0
@@ -27,21 +26,22 @@ MATRIX_SIZE = 1024
 USUAL_RUNTIME_MB = 65  # of one tiny onnxruntime session on x86_64, see the boards' profiles
 LARGEST_BUDGET_MB = 4096
 ARCHITECTURES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
-# What Linux calls the features whose names differ from ours.
-KERNEL_NAMES = {"asimd": "neon", "asimddp": "dotprod", "asimdhp": "fp16"}
 RUNTIME_PROBE = """
 import numpy, onnxruntime, psutil, tokenizers
 print(psutil.Process().memory_info().rss)
 """
 
 
-def probe_host() -> DeviceProfile:
-    """Measure this machine. A busy machine looks slower than it is: the best of several passes counts."""
-    cores = available_cores()
+def probe_host() -> dict[str, Any]:
+    """Measure this machine: a profile's keys and values, as a TOML file would hold them.
+
+    A busy machine looks slower than it is: the best of several passes counts.
+    """
+    cores = len(board.usable_cpus())
     arch = ARCHITECTURES.get(platform.machine().lower(), "other")
     memory = psutil.virtual_memory()
-    free_mb = memory.available / BYTES_PER_MB
-    raw: dict[str, Any] = {
+    free_mb = memory.available / board.MB
+    return {
         "schema": 1,
         "id": "host",
         "name": f"this machine ({platform.node() or 'unnamed'})",
@@ -49,7 +49,7 @@ def probe_host() -> DeviceProfile:
         "isa": isa_features(arch),
         "cpu": _cpu(cores),
         "memory": {
-            "ram_mb": _probed(memory.total / BYTES_PER_MB, "psutil"),
+            "ram_mb": _probed(memory.total / board.MB, "psutil"),
             "free_mb": _probed(free_mb, "psutil, available at the time"),
         },
         "performance": _performance(cores),
@@ -58,23 +58,12 @@ def probe_host() -> DeviceProfile:
         "software": _software(),
         "power": {"sensor": "none", "modes": []},
     }
-    return parse_profile(raw, "The profile probed from this machine")
-
-
-def available_cores() -> int:
-    """Cores this process may run on: fewer than the machine has in a container or under taskset."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def isa_features(arch: str) -> list[str]:
     """The known features /proc/cpuinfo names; without it only what the architecture itself guarantees."""
-    flags = {"neon"} if arch == "aarch64" else set()
-    for key, words in _cpu_facts():
-        if key in ("flags", "Features"):
-            flags |= {KERNEL_NAMES.get(word, word) for word in words.lower().split()}
-    return [feature for feature in ISA_FEATURES if feature in flags]
+    text = CPUINFO.read_text(errors="replace") if CPUINFO.exists() else ""
+    return sorted({"neon"} | board.read_isa(text) if arch == "aarch64" else board.read_isa(text))
 
 
 def matrix_gflops(seconds: float = MATRIX_SECONDS, size: int = MATRIX_SIZE) -> float:
@@ -106,7 +95,7 @@ def runtime_mb() -> float | None:
         done = subprocess.run(
             [sys.executable, "-c", RUNTIME_PROBE], capture_output=True, text=True, timeout=30, check=True
         )
-        return int(done.stdout) / BYTES_PER_MB
+        return int(done.stdout) / board.MB
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
 
@@ -121,7 +110,7 @@ def _cpu(cores: int) -> dict[str, Any]:
         cpu["clock_ghz"] = _probed(clock_mhz / 1000, "psutil")
     cache = last_level_cache_bytes()
     if cache:
-        cpu["last_level_cache_mb"] = _probed(cache / BYTES_PER_MB, "/sys")
+        cpu["last_level_cache_mb"] = _probed(cache / board.MB, "/sys")
     return cpu
 
 

@@ -17,9 +17,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from merino_edge.host import probe_host
 from merino_runtime.errors import MerinoError
-
-BYTES_PER_MB = 2**20
 
 Kind = Literal["calibrated", "published", "datasheet", "estimated"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)  # strongest first
@@ -136,9 +135,7 @@ def load_profile(id_or_path: str | Path) -> DeviceProfile:
     if isinstance(id_or_path, Path) or name.endswith(".toml") or "/" in name or "\\" in name:
         return _read(Path(name))
     if name == "host":
-        from merino_edge.host import probe_host  # builds a profile, so it imports this module
-
-        return probe_host()
+        return parse_profile(probe_host(), "The profile probed from this machine")
     ids = profile_ids()
     if name not in ids:
         near = difflib.get_close_matches(name.lower().replace("_", "-"), [*ids, "host"], n=1)

@@ -11,7 +11,8 @@ from merino_edge.design.costs import Cost, Workload, predict
 from merino_edge.design.designer import Design
 from merino_edge.design.entropy import Scoring, block_score
 from merino_edge.opt import OPT_350M
-from merino_edge.profiles import BYTES_PER_MB, DeviceProfile, Figure
+from merino_edge.profiles import DeviceProfile, Figure
+from merino_runtime.board import MB as BYTES_PER_MB
 
 
 def devices_table(profiles: Sequence[DeviceProfile]) -> Table:

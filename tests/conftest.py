@@ -45,9 +45,9 @@ def randomize():
             for name, weight in model.named_parameters():
                 noise = torch.randn(weight.shape, generator=generator)
                 if weight.dim() > 1:
-                    weight.copy_(noise * 1.5 / weight.shape[-1] ** 0.5)
+                    weight.copy_(noise if "embed" in name else noise / weight.shape[-1] ** 0.5)
                 else:
-                    weight.copy_(0.3 * noise + (0.0 if name.endswith("bias") else 1.0))
+                    weight.copy_(0.1 * noise if name.endswith("bias") else 1 + 0.3 * noise)
         return model.eval()
 
     return fill

@@ -16,7 +16,7 @@ from merino_runtime.bundle import load_bundle
 
 PROMPT, STEPS = 9, 32
 CONTEXT = PROMPT + STEPS  # so that the last step fills the last slot
-TOLERANCE = 1e-4  # of the largest logit; an erf in place of GELU's tanh, or a lost epsilon, makes more
+TOLERANCE = 2e-5  # of the largest logit: ten times what float32 needs, and less than GELU by erf makes
 DIALECTS = ("fused", "portable")
 
 
@@ -59,11 +59,16 @@ MODELS = {
 }
 
 
+CONSTANTS = {"wider at once": {"rms_norm_eps": 0.1, "rope_theta": 500.0}}  # where they are not the usual ones
+
+
 @pytest.fixture(scope="module", params=MODELS.items(), ids=lambda item: item[0])
 def model(request, decoder, opt_decoder):
     name, arch = request.param
     seed = list(MODELS).index(name)
-    return (decoder if isinstance(arch, Architecture) else opt_decoder)(arch, seed)
+    if isinstance(arch, OptArchitecture):
+        return opt_decoder(arch, seed)
+    return decoder(arch, seed, **CONSTANTS.get(name, {}))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from merino_runtime.backends import Backend
+from merino_runtime.backends.backend import Backend
 from merino_runtime.errors import MerinoError
 from merino_runtime.generate import Done, Token, done, generate
 from merino_runtime.sampler import GREEDY, Sampling

@@ -30,7 +30,7 @@ ARCH = Architecture(
     head_size=32,
     context=32,
 )
-RECIPE = Recipe(steps=100, batch=4, learning_rate=1e-2)
+RECIPE = Recipe(steps=300, batch=4, learning_rate=3e-3)
 SMALL = Recipe(steps=1, batch=2)
 
 
@@ -65,8 +65,8 @@ def test_the_loss_falls_below_what_the_frequencies_of_tokens_give(finished, text
     rows = PackedTokens(read_documents([text]), Tokenizer.from_file(str(folder / "tokenizer.json")), ARCH.context).rows
     shares = torch.bincount(rows.flatten()) / rows.numel()
     unigram = -sum(share * math.log(share) for share in shares.tolist() if share)
-    assert sum(losses[-10:]) / 10 < 0.9 * unigram
-    assert record["held_out_loss"] < 0.9 * unigram
+    assert sum(losses[-10:]) / 10 < 0.6 * unigram
+    assert record["held_out_loss"] < 0.6 * unigram
 
 
 def test_a_checkpoint_has_the_layout_of_the_ecosystem(finished):
@@ -93,7 +93,7 @@ def test_the_record_says_how_it_was_made(finished, text):
     ]
     assert Architecture.model_validate(record["architecture"]) == ARCH
     assert Recipe(**record["recipe"]) == RECIPE
-    assert record["seen_tokens"] == 100 * 4 * 32
+    assert record["seen_tokens"] == 300 * 4 * 32
     assert record["held_out_perplexity"] == pytest.approx(math.exp(record["held_out_loss"]), rel=1e-12)
 
 
@@ -113,7 +113,7 @@ class Interrupted(training.Trainer):
     """A run that ctrl-C hits between two saves, with a third of its work still to come."""
 
     def training_step(self, *arguments, **keys):
-        if self.state.global_step == 66:
+        if self.state.global_step == 200:
             raise KeyboardInterrupt
         return super().training_step(*arguments, **keys)
 

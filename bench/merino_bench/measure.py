@@ -17,7 +17,8 @@ import numpy as np
 from merino_bench import environment
 from merino_bench.workload import Case
 from merino_runtime import board
-from merino_runtime.backends import Backend, open_backend
+from merino_runtime.backends import open_backend
+from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import Bundle, check_files, load_bundle
 from merino_runtime.errors import MerinoError
 

@@ -17,7 +17,8 @@ from merino_edge.operators import (
     params,
     weight_bytes,
 )
-from merino_edge.profiles import BYTES_PER_MB, DeviceProfile, weakest_kind
+from merino_edge.profiles import DeviceProfile, weakest_kind
+from merino_runtime.board import MB as BYTES_PER_MB
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from merino_edge.design.budget import LABELS, Budgets, option
 from merino_edge.design.costs import Workload
 from merino_edge.design.entropy import Scoring, block_score
 from merino_edge.operators import Operator, activation_bytes, flops, kv_bytes, params, weight_bytes
-from merino_edge.profiles import BYTES_PER_MB, DeviceProfile
+from merino_edge.profiles import DeviceProfile
+from merino_runtime.board import MB as BYTES_PER_MB
 from merino_runtime.errors import MerinoError
 
 

@@ -9,7 +9,7 @@ import statistics
 import time
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Union
 
-from merino_runtime.backends import Backend
+from merino_runtime.backends.backend import Backend
 from merino_runtime.board import peak_rss_mb
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError

@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from merino_runtime.backends import Backend
+from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 

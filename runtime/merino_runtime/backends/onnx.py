@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from merino_runtime import board
-from merino_runtime.backends import Backend
+from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import Bundle, Port
 from merino_runtime.errors import MerinoError
 
