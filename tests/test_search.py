@@ -96,6 +96,10 @@ def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
     assert found.bound >= found.score
     assert found.bound == pytest.approx(best, rel=1e-6)
     assert_within(space, program, budgets, found.choice)
+    spent = predicted(architecture(space, program, found.choice, WORK.context))
+    just = Budgets(**{name: spent[name] * (1 + 1e-9) for name in budgets.given()})
+    again = exact.solve(encode(space, just, BOARD, WORK, Scoring()))
+    assert again.score == pytest.approx(best, rel=1e-9)  # asked for no more than it takes
 
 
 def reachable(program, fits):

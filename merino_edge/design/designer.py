@@ -113,9 +113,13 @@ def design(
         predicted=Predicted(**asdict(predict(arch.operators, profile, work))),
         entropy=found.score,
         solver=Solver(
-            name=solver, gap=max(0.0, bound / found.score - 1), bound=bound, seconds=round(seconds, 3), seed=seed
+            name=solver, gap=relative_gap(found.score, bound), bound=bound, seconds=round(seconds, 3), seed=seed
         ),
     )
+
+
+def relative_gap(score: float, bound: float) -> float:
+    return max(0.0, (bound - score) / score) if score else float(bound > 0)
 
 
 def search(
@@ -128,13 +132,16 @@ def search(
     seed: int,
     progress: Callable[[int], None] | None,
 ) -> tuple[Solution, Program, Space]:
-    """Solve with heads of 64; where that leads to narrow blocks, solve again with heads of 32."""
+    """Solve with heads of 64; where that leads to narrow blocks, solve again with heads of 32, if those fit."""
     program = encode(space, budgets, profile, work, scoring)
     found = exact.solve(program) if solver == "exact" else evolution.evolve(program, seed=seed, progress=progress)
     narrowest = min(program.options[index].width for index in found.choice)
     if narrowest >= NARROW or space.head_size == 32:
         return found, program, space
-    return search(profile, budgets, replace(space, head_size=32), work, scoring, solver, seed, progress)
+    try:
+        return search(profile, budgets, replace(space, head_size=32), work, scoring, solver, seed, progress)
+    except MerinoError:  # more heads have more scores to hold
+        return found, program, space
 
 
 def check_request(precision: str, context: int, prompt: int, vocab: int) -> None:

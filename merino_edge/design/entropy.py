@@ -64,15 +64,18 @@ def sampled_entropy(inputs: int, outputs: int, *, eps: float = 1.0, seed: int = 
 
 
 def limit_entropy(inputs: int, outputs: int, *, eps: float = 1.0) -> float:
-    """The same by the Marchenko-Pastur law, in closed form (Verdu and Shamai 1999, eq. 9): exact for large matrices."""
+    """The same by the Marchenko-Pastur law, in closed form (Verdu and Shamai 1999, eq. 9).
+
+    The law alone is exact for large matrices. The last term is what a real matrix of finite size lacks (Bai and
+    Silverstein 2004): for this sum the logarithm of a geometric over an arithmetic mean.
+    """
     small, large = sorted((inputs, outputs))
     ratio, snr = small / large, large / eps**2
     low = math.sqrt(snr * (1 - math.sqrt(ratio)) ** 2 + 1)
     high = math.sqrt(snr * (1 + math.sqrt(ratio)) ** 2 + 1)
     quarter = (high - low) ** 2 / 4
-    return large * (
-        ratio * math.log(1 + snr - quarter) + math.log(1 + snr * ratio - quarter) - quarter / snr
-    )
+    law = large * (ratio * math.log(1 + snr - quarter) + math.log(1 + snr * ratio - quarter) - quarter / snr)
+    return law + math.log(math.sqrt(low * high) / ((low + high) / 2))
 
 
 @cache

@@ -118,6 +118,7 @@ def solve_sequence(program: Program, widths: np.ndarray, left: np.ndarray, known
     options = np.concatenate(choices)
     block = np.repeat(np.arange(len(choices)), [len(members) for members in choices])
     rows, blocks = len(program.names), len(choices)
+    unit = float(program.score.max()) or 1.0
     size = len(options) + rows  # binaries, then the peak of each budget
     score = np.concatenate([program.score[options], np.zeros(rows)])
     one = np.pad((block == np.arange(blocks)[:, None]).astype(float), ((0, 0), (0, rows)))
@@ -130,11 +131,11 @@ def solve_sequence(program: Program, widths: np.ndarray, left: np.ndarray, known
     constraints = [
         LinearConstraint(one, 1, 1),
         LinearConstraint(np.concatenate([budget, np.reshape(peaks, (-1, size))]), -np.inf, [*left, *[0] * len(peaks)]),
-        LinearConstraint(score[None] / known, 1 + ROUNDING, np.inf),
+        LinearConstraint(score[None] / unit, (known / unit) * (1 + ROUNDING), np.inf),
         *order_constraint(widths, choices, size),
     ]
     result = milp(
-        -score / known,
+        -score / unit,
         integrality=np.arange(size) < len(options),
         bounds=Bounds(0, np.where(np.arange(size) < len(options), 1, np.inf)),
         constraints=constraints,

@@ -196,10 +196,7 @@ def cost_tables(
 
 
 def scaled(program: Program, fixed: np.ndarray) -> Program:
-    """Divide by the limits, after making sure that the smallest decoder is within them.
-
-    Every budget grows with width, ratio and depth, so one decoder is the smallest in all of them at once.
-    """
+    """Divide by the limits, after making sure that the smallest decoder is within them."""
     _, least = program.evaluate(smallest_choice(program))
     too_small = [
         f"{option(name)} {limit + taken:g} is below {ceil_digits(need + taken):g}, the smallest that would do"
@@ -223,7 +220,8 @@ def scaled(program: Program, fixed: np.ndarray) -> Program:
 
 
 def smallest_choice(program: Program) -> tuple[int, ...]:
-    sizes = [(block.width, block.ffn_ratio, block.depth) for block in program.options]
+    """The decoder that is smallest in every budget: they grow with width, ratio and depth, and shrink by sharing."""
+    sizes = [(block.width, block.ffn_ratio, block.depth, not block.shared) for block in program.options]
     return (sizes.index(min(sizes)),) * program.blocks
 
 

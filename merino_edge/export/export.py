@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from merino_edge.design.costs import Workload, memory_mb
 from merino_edge.export.board_app import APP_FILE, write_board_app
 from merino_edge.export.dialect import KvLayer
@@ -55,7 +57,10 @@ def export(
 ) -> Exported:
     """Write the bundle `out`. Raises MerinoError for what the user asked wrongly, and where parity fails."""
     context = check_request(source, dialect, precision, context)
-    golden = torch_greedy(source.model, golden_prompt(source.arch.vocab, context), min(GOLDEN_STEPS, context - 4))
+    prompt_ids = golden_prompt(source.arch.vocab, context)
+    golden = torch_greedy(source.model, prompt_ids, min(GOLDEN_STEPS, context - len(prompt_ids)))
+    if not np.isfinite(golden.logits).all():
+        raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
     with new_folder(out, is_bundle) as folder:
         graph = build_graph(source, dialect, context)
         graph.save(folder)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from transformers import AutoConfig, OPTConfig, OPTForCausalLM, PreTrainedModel, set_seed
 
 from merino_edge.architecture import Architecture
@@ -163,7 +164,7 @@ def from_pretrained(kind: type[PreTrainedModel], folder: Path) -> PreTrainedMode
     """Load in float32. A weight that is missing would be made up at random: that is an error."""
     try:
         loaded: Any = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
+    except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise MerinoError(f"the weights in {folder} do not load: {error}") from error
     model, info = loaded
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])

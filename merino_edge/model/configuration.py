@@ -44,7 +44,9 @@ class MerinoConfig(PreTrainedConfig):
         pad_token_id: int | None = None,
         **kwargs: Any,
     ):
-        self.blocks = blocks or [{"width": 64, "ffn_ratio": 1.0, "depth": 1, "shared": False}]
+        if not tie_word_embeddings:
+            raise MerinoError("tie_word_embeddings is false: a MeRino decoder's head is its embedding, leave it true")
+        self.blocks = [{"width": 64, "ffn_ratio": 1.0, "depth": 1, "shared": False}] if blocks is None else blocks
         self.vocab_size = vocab_size
         self.head_size = head_size
         self.max_position_embeddings = max_position_embeddings

@@ -108,14 +108,6 @@ class MerinoPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Normal with `initializer_range`; what is added to the residual is scaled down by its depth (GPT-2)."""
-        super()._init_weights(module)
-        if isinstance(module, Layer):
-            scale = (2 * self.config.num_hidden_layers) ** -0.5
-            for matrix in (module.attention.out, module.down):
-                nn.init.normal_(matrix.weight, std=self.config.initializer_range * scale)
-
 
 class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
     """A decoder with a language-model head tied to its embedding."""

@@ -32,6 +32,7 @@ from merino_edge.training.data import (
 from merino_runtime.errors import MerinoError
 
 STATE = "trainer"
+TOKENIZER = "tokenizer.json"
 RECORD = "training.json"
 
 
@@ -71,10 +72,10 @@ def train(
         held_out_documents = read_documents(held_out)
     else:
         documents, held_out_documents = split_held_out(documents)
-    out.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_for(arch, documents, tokenizer_file, out)
     train_rows = PackedTokens(documents, tokenizer, arch.context)
     held_out_rows = PackedTokens(held_out_documents, tokenizer, arch.context)
+    write_text(out / TOKENIZER, tokenizer.to_str())
     set_seed(recipe.seed)
     end = tokenizer.token_to_id(END_OF_TEXT)
     model = MerinoForCausalLM(MerinoConfig.from_architecture(arch, bos_token_id=end, eos_token_id=end))
@@ -142,13 +143,19 @@ def check_out(out: Path, resume: bool) -> None:
     if resume:
         if not state.is_dir() or get_last_checkpoint(str(state)) is None:
             raise MerinoError(f"{out} holds no run to resume: leave out --resume to begin one")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and not (out.is_dir() and begun_only(out)):
         raise MerinoError(f"{out} is not empty: go on with --resume, or choose another -o")
+
+
+def begun_only(out: Path) -> bool:
+    """Whether `out` holds nothing, or no more than a run that ended before its first save."""
+    names = {path.name for path in out.iterdir()}
+    return names <= {TOKENIZER, STATE} and (STATE not in names or get_last_checkpoint(str(out / STATE)) is None)
 
 
 def tokenizer_for(arch: Architecture, documents: list[str], given: Path | None, out: Path) -> Tokenizer:
     """The tokenizer of this run: the one given, or one trained on the text; kept in `out` for a resumed run."""
-    kept = out / "tokenizer.json"
+    kept = out / TOKENIZER
     if given is None and not kept.exists():
         tokenizer = train_tokenizer(documents, arch.vocab)
     else:
@@ -158,5 +165,4 @@ def tokenizer_for(arch: Architecture, documents: list[str], given: Path | None, 
             f"the tokenizer has {tokenizer.get_vocab_size()} entries, the design's vocabulary {arch.vocab}:"
             f" design again with --vocab {tokenizer.get_vocab_size()}"
         )
-    write_text(kept, tokenizer.to_str())
     return tokenizer
