@@ -31,7 +31,7 @@ def reference_count(logits, sampling, top_p):
     return len([weight for weight in kept if weight >= sampling.min_p])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(st.one_of(LOGITS, WIDE_LOGITS), SAMPLINGS)
 def test_the_kept_tokens_are_those_of_the_naive_reference(logits, sampling):
     ids, probabilities = candidates(np.array(logits), sampling)

@@ -45,7 +45,7 @@ def emitted(ids, stops=(), tokenizer=TOKENIZER):
     return pieces + [stream.finish()]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(TEXT)
 @example("the th t the")  # every merge of the vocabulary, and a merge's own parts
 def test_a_stream_gives_back_the_text_in_whole_characters(text):
@@ -78,7 +78,7 @@ def until_first_stop(text, stops):
     return text
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(st.text("ab€", max_size=20), STOPS, st.data())
 def test_nothing_from_a_stop_string_on_is_given_out_wherever_tokens_are_cut(text, stops, data):
     # A vocabulary whose tokens are this text's own pieces, cut in the middle of characters too.

@@ -1,0 +1,51 @@
+"""The embedded model is what its README says."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from merino_edge.embedded import FOLDER
+from merino_edge.training.data import PackedTokens, load_tokenizer, read_documents
+from merino_runtime.backends import open_backend
+from merino_runtime.bundle import load_bundle
+from merino_runtime.selftest import selftest
+
+DATA = os.environ.get("MERINO_DATA")
+RECORD = json.loads((FOLDER.parent / "training.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def backend():
+    opened = open_backend(load_bundle(str(FOLDER)))
+    yield opened
+    opened.close()
+
+
+def test_its_golden_ids_come_out(backend):
+    assert selftest(load_bundle(str(FOLDER)), backend) is None
+
+
+def test_its_readme_quotes_the_record():
+    text = (FOLDER.parent / "README.md").read_text()
+    assert f"{RECORD['held_out_loss']:.3f}" in text
+    assert f"{RECORD['held_out_perplexity']:.2f}" in text
+    assert f"{RECORD['held_out_tokens']:,}" in text
+    assert f"{RECORD['recipe']['steps']:,} steps" in text
+    assert load_bundle(str(FOLDER)).params == 1_705_728
+
+
+@pytest.mark.skipif(not DATA, reason="MERINO_DATA names no folder with tinystories_valid.txt")
+def test_the_boards_runtime_reaches_the_perplexity_of_training(backend):
+    """Step by step over held-out stories: the exported graph and its cache lose nothing."""
+    documents = read_documents([Path(DATA) / "tinystories_valid.txt"])
+    rows = PackedTokens(documents, load_tokenizer(FOLDER / "tokenizer.json"), 512).rows[:40].numpy()
+    losses = []
+    for row in rows:
+        backend.truncate(0)
+        for token, target in zip(row[:-1], row[1:], strict=True):
+            logits = backend.step(int(token)).astype(np.float64)
+            losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[target])
+    assert np.mean(losses) == pytest.approx(RECORD["held_out_loss"], rel=0.03)
