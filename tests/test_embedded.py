@@ -2,12 +2,14 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from merino_edge.embedded import FOLDER
+from merino_edge.export.board_app import write_board_app
 from merino_edge.training.data import PackedTokens, load_tokenizer, read_documents
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
@@ -49,3 +51,10 @@ def test_the_boards_runtime_reaches_the_perplexity_of_training(backend):
             logits = backend.step(int(token)).astype(np.float64)
             losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[target])
     assert np.mean(losses) == pytest.approx(RECORD["held_out_loss"], rel=0.03)
+
+
+def test_its_board_application_is_todays(tmp_path):
+    """`python -m merino_edge.export.board_app merino_edge/embedded/bundle` renews it."""
+    write_board_app(tmp_path / "merino.pyz")
+    today, kept = (zipfile.ZipFile(folder / "merino.pyz") for folder in (tmp_path, FOLDER))
+    assert {name: kept.read(name) for name in kept.namelist()} == {name: today.read(name) for name in today.namelist()}

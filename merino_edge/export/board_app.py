@@ -1,10 +1,15 @@
 """merino.pyz: the board side as one zip application, the same bytes for the same sources."""
 
+import hashlib
+import json
+import sys
 import zipfile
 from pathlib import Path
 
 import merino_bench
 import merino_runtime
+from merino_edge.files import write_text
+from merino_runtime.bundle import load_bundle
 
 APP_FILE = "merino.pyz"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold
@@ -30,3 +35,20 @@ def entry(name: str) -> zipfile.ZipInfo:
     info.compress_type = zipfile.ZIP_DEFLATED
     info.external_attr = 0o644 << 16
     return info
+
+
+def renew_board_app(folder: Path) -> None:
+    """Replace a bundle's merino.pyz by today's, and its entry in bundle.json."""
+    load_bundle(str(folder))
+    path = folder / "bundle.json"
+    description = json.loads(path.read_text())
+    write_board_app(folder / APP_FILE)
+    content = (folder / APP_FILE).read_bytes()
+    for file in description["files"]:
+        if file["path"] == APP_FILE:
+            file.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    write_text(path, json.dumps(description, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    renew_board_app(Path(sys.argv[1]))
