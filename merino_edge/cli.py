@@ -160,20 +160,30 @@ def export(
     dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
     weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
+    text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
     from merino_edge.export.export import bundle_bytes
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
+    from merino_edge.show import console, matrix_table
 
     done = run(load_source(source, weights), out, dialect=dialect, precision=precision, context=context)
     made = done.description
     print(
         f"{out}: {made['name']}, {made['dialect']} {made['precision']}, {made['params'] / 1e6:.1f} M parameters"
-        f" ({made['weights']} weights), {bundle_bytes(out) / 2**20:.1f} MB; worst logit against torch"
+        f" ({made['weights']} weights), {bundle_bytes(out) / 2**20:.1f} MB;"
+        f" {'worst logit' if precision == 'fp32' else 'root mean square'} against torch with the same weights"
         f" {done.error:.1e} relative, over prefill and {len(made['golden']['greedy_ids'])} steps;"
         f" fits {', '.join(made['boards']) or 'no board of ours'}"
     )
+    if done.matrices:
+        console().print(matrix_table(done.matrices))
+    if text:
+        from merino_edge.evaluation.perplexity import bundle_perplexity
+
+        found = bundle_perplexity(out, text)
+        print(f"perplexity {found.perplexity:.3f} over {found.tokens} tokens of {text.name}, by the board's runtime")
 
 
 @app.command()

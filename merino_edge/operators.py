@@ -9,8 +9,28 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 FLOPS_SEQUENCE = 1024  # tokens at which the paper counts FLOPs (recalled)
-BYTES_PER_WEIGHT = {"fp32": 4}
 KV_BYTES_PER_ELEMENT = 4  # the cache is float32 in both dialects
+BLOCKS = (128, 64, 32)  # of block quantisation, largest first: fewer scales to read, so faster
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How matrices are stored; vectors (norms, biases) are float32 in each.
+
+    `bits` per weight of a matrix, `table_bits` of the embedding, which is the head too and bears less; where
+    `blocked`, one float32 scale for each block of columns comes on top.
+    """
+
+    bits: int
+    table_bits: int
+    blocked: bool
+
+
+FORMATS = {
+    "fp32": WeightFormat(32, 32, False),
+    "int8": WeightFormat(8, 8, True),
+    "int4": WeightFormat(4, 8, True),
+}
 
 
 @dataclass(frozen=True)
@@ -19,8 +39,11 @@ class Operator:
 
     Attributes:
         kind: `embed`, `linear`, `head`, `norm`, `activation` or `attention`.
-        params: parameters it stores; 0 at a repeated use of shared weights.
-        reads: parameters it reads in one decode step, at each use.
+        matrix: elements of its matrix or table, which a weight format may compress.
+        vector: elements of its vectors (a norm's, a bias), float32 in each format.
+        columns: length of the matrix's rows, along which blocks are cut.
+        own: whether it stores them; not at a repeated use of shared weights, and not for a tied head.
+        row_only: whether a decode step reads one row of the table and not all of it.
         macs: multiply-adds per token that do not depend on the cache.
         width: attention only, heads * head_size: 2 * width elements are cached per token.
         heads: attention only.
@@ -28,24 +51,47 @@ class Operator:
     """
 
     kind: str
-    params: int = 0
-    reads: int = 0
+    matrix: int = 0
+    vector: int = 0
+    columns: int = 1
+    own: bool = True
+    row_only: bool = False
     macs: int = 0
     width: int = 0
     heads: int = 0
     live: int = 0
 
+    def stored_bytes(self, precision: str) -> float:
+        """Bytes of its weights, scales included, whether it stores them or not."""
+        return self.matrix * self.bytes_per_weight(precision) + 4 * self.vector
+
+    def read_bytes(self, precision: str) -> float:
+        """Bytes of weights that one decode step reads here."""
+        elements = self.columns if self.row_only else self.matrix
+        return elements * self.bytes_per_weight(precision) + 4 * self.vector
+
+    def bytes_per_weight(self, precision: str) -> float:
+        """Of its matrix, the scales of the largest possible block included."""
+        form = FORMATS[precision]
+        bits = form.table_bits if self.kind in ("embed", "head") else form.bits
+        return bits / 8 + (4 / (largest_block(self.columns) or self.columns) if form.blocked else 0)
+
+
+def largest_block(columns: int) -> int | None:
+    """The largest block that divides a row of `columns`; None where none does."""
+    return next((block for block in BLOCKS if columns % block == 0), None)
+
 
 def linear(inputs: int, outputs: int, *, bias: bool = False, own: bool = True, held: int = 0) -> Operator:
-    """A matrix [inputs, outputs]. `own` is False at a repeated use; `held` counts elements that wait beside it."""
-    size = inputs * outputs + (outputs if bias else 0)
-    return Operator("linear", size if own else 0, size, inputs * outputs, live=inputs + outputs + held)
+    """A matrix of `outputs` rows and `inputs` columns; `held` counts elements that wait beside it."""
+    size = inputs * outputs
+    vector = outputs if bias else 0
+    return Operator("linear", size, vector, inputs, own, macs=size, live=inputs + outputs + held)
 
 
 def norm(width: int, *, affine: int = 1, own: bool = True, held: int = 0) -> Operator:
     """RMSNorm has one parameter per channel (`affine=1`), LayerNorm two."""
-    size = affine * width
-    return Operator("norm", size if own else 0, size, live=2 * width + held)
+    return Operator("norm", vector=affine * width, own=own, live=2 * width + held)
 
 
 def attention(width: int, heads: int, *, held: int = 0) -> Operator:
@@ -58,26 +104,26 @@ def activation(width: int, *, held: int = 0) -> Operator:
 
 def embed(rows: int, width: int, *, held: int = 0) -> Operator:
     """A table [rows, width] of which one row is read per token."""
-    return Operator("embed", rows * width, width, live=width + held)
+    return Operator("embed", rows * width, columns=width, row_only=True, live=width + held)
 
 
 def head(width: int, vocab: int) -> Operator:
     """The LM head, tied to the embedding: it stores nothing and reads all of it, for the last position only."""
-    return Operator("head", 0, width * vocab, width * vocab)
+    return Operator("head", width * vocab, columns=width, own=False, macs=width * vocab)
 
 
 def params(operators: Iterable[Operator]) -> int:
-    return sum(op.params for op in operators)
+    return sum(op.matrix + op.vector for op in operators if op.own)
 
 
 def weight_bytes(operators: Iterable[Operator], precision: str) -> int:
     """Bytes stored: shared and tied weights once."""
-    return params(operators) * BYTES_PER_WEIGHT[precision]
+    return round(sum(op.stored_bytes(precision) for op in operators if op.own))
 
 
 def decode_weight_bytes(operators: Iterable[Operator], precision: str) -> int:
     """Bytes of weights read for one token: shared weights at each use, of the embedding one row and the head."""
-    return sum(op.reads for op in operators) * BYTES_PER_WEIGHT[precision]
+    return round(sum(op.read_bytes(precision) for op in operators))
 
 
 def kv_bytes(operators: Iterable[Operator], tokens: int) -> int:

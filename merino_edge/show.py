@@ -10,6 +10,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.design.costs import Cost, Workload, predict
 from merino_edge.design.designer import Design
 from merino_edge.design.entropy import Scoring, block_score
+from merino_edge.export.quantize import MatrixError
 from merino_edge.opt import OPT_350M
 from merino_edge.profiles import DeviceProfile, Figure
 from merino_runtime.board import MB as BYTES_PER_MB
@@ -102,6 +103,15 @@ def console() -> Console:
     """Tables on stdout; as wide as they need where stdout is no terminal."""
     found = Console()
     return found if found.is_terminal else Console(width=200)
+
+
+def matrix_table(matrices: Sequence[MatrixError]) -> Table:
+    table = Table(title="Quantised matrices; errors relative to the matrix's root mean square")
+    for title in ("matrix", "bits", "block", "mean error", "worst error"):
+        table.add_column(title, justify="left" if title == "matrix" else "right")
+    for row in matrices:
+        table.add_row(row.name, f"{row.bits}", f"{row.block}", f"{row.mean:.2%}", f"{row.worst:.2%}")
+    return table
 
 
 def bench_table(records: Sequence[dict[str, Any]]) -> Table:

@@ -27,10 +27,9 @@ FLOORS = [
     {"facts": {"profiles", "host", "architecture", "operators", "opt", "files", "validation"}},
     {"design": {"design"}, "model": {"model"}, "delivery": {"delivery"}, "embedded": {"embedded"}},
     {
-        "export": {"export"}, "training": {"training"}, "evaluation": {"evaluation"},
-        "calibration": {"calibration"}, "show": {"show"},
+        "export": {"export"}, "training": {"training"}, "calibration": {"calibration"},
     },
-    {"baseline": {"baseline"}},
+    {"baseline": {"baseline"}, "evaluation": {"evaluation"}, "show": {"show"}},
     {"demo": {"demo"}},
     {"cli": {"cli", "__main__"}},
 ]

@@ -219,7 +219,9 @@ def test_a_decoder_of_a_very_short_context_is_exported_or_refused(tmp_path, cont
         ({"context": 7}, "--context 7 .* 8 to 64"),
         ({"context": 0}, "--context 0 "),
         ({"dialect": "esperanto"}, "--dialect esperanto .*fused, portable"),
-        ({"precision": "int4"}, "--precision int4 .*fp32"),
+        ({"precision": "int4", "dialect": "portable"}, "--precision int4 .*portable: fp32, int8"),
+        ({"precision": "int3"}, "--precision int3 .*fused: fp32, int8, int4"),
+        ({"precision": "int4"}, "rows of 48.*--precision fp32"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused_before_anything_is_written(tiny_checkpoint, tmp_path, keys, says):

@@ -14,19 +14,17 @@ from merino_edge.export.board_app import APP_FILE, write_board_app
 from merino_edge.export.dialect import KvLayer
 from merino_edge.export.fused import Fused
 from merino_edge.export.graph import Graph
-from merino_edge.export.parity import TOLERANCE, Golden, torch_greedy, worst_error
+from merino_edge.export.parity import Golden, allowed_error, torch_greedy, with_quantized, worst_error
 from merino_edge.export.portable import Portable
+from merino_edge.export.quantize import MatrixError
 from merino_edge.export.source import Source
 from merino_edge.export.walk_merino import walk_merino
 from merino_edge.export.walk_opt import walk_opt
 from merino_edge.files import new_folder, write_text
 from merino_edge.operators import (
-    BYTES_PER_WEIGHT,
     decode_flops,
-    decode_weight_bytes,
     kv_bytes,
     params,
-    weight_bytes,
 )
 from merino_edge.opt import OptArchitecture
 from merino_edge.profiles import list_profiles
@@ -37,19 +35,25 @@ SCHEMA = 1
 DESCRIPTION = "bundle.json"
 TOKENIZER = "tokenizer.json"
 GOLDEN_STEPS = 16
-BACKENDS = {
-    "fused": {"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1.21.0"]},
-    "portable": {"name": "onnxruntime", "min_version": "1.10", "refused_versions": ["1.21.0"]},
-}
+PRECISIONS = {"fused": ("fp32", "int8", "int4"), "portable": ("fp32", "int8")}
+# The oldest ONNX Runtime: blocks of 8 bits and tables in blocks came after the fused attention.
+MIN_VERSIONS = {("fused", "fp32"): "1.18", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23"}
+REFUSED_VERSIONS = ["1.21.0"]  # dies of an illegal instruction on Cortex-A53 and A72
+FAST_ISA = {"fp32": [], "int8": ["avx2", "dotprod"], "int4": ["avx2", "dotprod"]}  # int8 products need them
 DIALECTS: dict[str, type[Fused] | type[Portable]] = {"fused": Fused, "portable": Portable}
 
 
 class Exported(NamedTuple):
-    """`error`: the worst logit against torch, relative, over prefill and decode steps."""
+    """`error`: of the worst step of prefill and decode against torch with the weights as stored, relative: the largest
+    logit's for float32, the root mean square's for quantised weights.
+
+    `matrices`: what quantising did to each; empty for float32.
+    """
 
     folder: Path
     description: dict[str, Any]
     error: float
+    matrices: list[MatrixError]
 
 
 def export(
@@ -57,12 +61,13 @@ def export(
 ) -> Exported:
     """Write the bundle `out`. Raises MerinoError for what the user asked wrongly, and where parity fails."""
     context = check_request(source, dialect, precision, context)
+    graph = build_graph(source, dialect, context, precision)
     prompt_ids = golden_prompt(source.arch.vocab, context)
-    golden = torch_greedy(source.model, prompt_ids, min(GOLDEN_STEPS, context - len(prompt_ids)))
+    model = with_quantized(source.model, graph.quantized)
+    golden = torch_greedy(model, prompt_ids, min(GOLDEN_STEPS, context - len(prompt_ids)))
     if not np.isfinite(golden.logits).all():
         raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
     with new_folder(out, is_bundle) as folder:
-        graph = build_graph(source, dialect, context)
         graph.save(folder)
         if source.tokenizer:
             shutil.copyfile(source.tokenizer, folder / TOKENIZER)
@@ -70,20 +75,21 @@ def export(
         description = describe(source, graph, golden, folder, dialect=dialect, precision=precision, context=context)
         write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
         error = worst_error(load_bundle(str(folder)), golden)
-        if not error <= TOLERANCE:
+        if not error <= allowed_error(precision):
             raise MerinoError(
-                f"the {dialect} graph differs from torch by {error:.1e} of the largest logit, allowed is"
-                f" {TOLERANCE:.0e}: a defect of the exporter or of this onnxruntime; nothing was written"
+                f"the {dialect} graph differs from torch by {error:.1e}, relative, allowed is"
+                f" {allowed_error(precision):.0e}: a defect of the exporter or of this onnxruntime; nothing was written"
             )
-    return Exported(out, description, error)
+    return Exported(out, description, error, graph.matrix_errors())
 
 
 def check_request(source: Source, dialect: str, precision: str, context: int | None) -> int:
     """The bundle's context. Raises MerinoError with what is allowed."""
     if dialect not in DIALECTS:
         raise MerinoError(f"--dialect {dialect} is not known: choose one of {', '.join(DIALECTS)}")
-    if precision not in BYTES_PER_WEIGHT:
-        raise MerinoError(f"--precision {precision} is not exported yet: choose one of {', '.join(BYTES_PER_WEIGHT)}")
+    if precision not in PRECISIONS[dialect]:
+        choices = "; ".join(f"{name}: {', '.join(known)}" for name, known in PRECISIONS.items())
+        raise MerinoError(f"--precision {precision} is not possible in dialect {dialect}: choose of {choices}")
     longest = source.arch.context
     if context is not None and not 8 <= context <= longest:
         raise MerinoError(f"--context {context} is not allowed: {source.name} takes 8 to {longest} tokens")
@@ -95,10 +101,10 @@ def golden_prompt(vocab: int, context: int) -> list[int]:
     return [(37 + 7919 * index) % vocab for index in range(min(8, context // 2))]
 
 
-def build_graph(source: Source, dialect: str, context: int) -> Graph:
+def build_graph(source: Source, dialect: str, context: int, precision: str) -> Graph:
     kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(source.arch.kv_layers)]
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
-    graph = DIALECTS[dialect](weights, kv_layers, context)
+    graph = DIALECTS[dialect](weights, kv_layers, context, precision)
     if isinstance(source.arch, OptArchitecture):
         walk_opt(graph, source.arch)
     else:
@@ -129,12 +135,16 @@ def describe(
         "outputs": [port._asdict() for port in graph.outputs],
         "params": params(operators),
         "flops_per_token": decode_flops(operators),
-        "weight_bytes": weight_bytes(operators, precision),
-        "decode_weight_bytes": decode_weight_bytes(operators, precision),
+        "weight_bytes": graph.weight_bytes,
+        "decode_weight_bytes": graph.decode_weight_bytes,
         "kv_bytes": kv_bytes(operators, context),
-        "isa": [],
+        "isa": FAST_ISA[precision],
         "boards": fitting_boards(source, Workload(precision, context, min(512, context // 2))),
-        "backend": BACKENDS[dialect],
+        "backend": {
+            "name": "onnxruntime",
+            "min_version": MIN_VERSIONS.get((dialect, precision), "1.10"),
+            "refused_versions": REFUSED_VERSIONS,
+        },
         "threads": {"prefill": None, "decode": None},
         "golden": {"prompt_ids": golden.prompt_ids, "greedy_ids": golden.greedy_ids},
         "files": describe_files(folder),

@@ -10,15 +10,17 @@ from onnx import TensorProto
 
 from merino_edge.export.dialect import KvLayer, Norm, Weights
 from merino_edge.export.graph import Graph, ports, rotary_tables
+from merino_edge.export.quantize import Quantized
 
 CONTRIB = "com.microsoft"
+ACCURACY = 4  # MatMulNBits computes in int8 and not in float32
 
 
 class Fused(Graph):
     opsets = {"": 17, CONTRIB: 1}
 
-    def __init__(self, weights: Weights, kv_layers: Sequence[KvLayer], context: int):
-        super().__init__(weights, kv_layers, context)
+    def __init__(self, weights: Weights, kv_layers: Sequence[KvLayer], context: int, precision: str):
+        super().__init__(weights, kv_layers, context, precision)
         self.input("input_ids", "int64", 1, "sequence")
         mask = self.input("attention_mask", "int64", 1, "total")
         for layer in kv_layers:
@@ -32,18 +34,55 @@ class Fused(Graph):
         self._total = self.node("Cast", [total], to=TensorProto.INT32)  # scalar
 
     def embed(self, table: str) -> str:
-        return self.node("Gather", [self.weight(table), "input_ids"])
+        return self._rows(table, "input_ids")
 
     def embed_positions(self, table: str, offset: int) -> str:
         positions = self.input("position_ids", "int64", 1, "sequence")
-        return self.node("Gather", [self.weight(table), self.node("Add", [positions, self.integer(offset)])])
+        return self._rows(table, self.node("Add", [positions, self.integer(offset)]))
+
+    def _rows(self, table: str, ids: str) -> str:
+        if not self.form.blocked:
+            return self.node("Gather", [self.table(table), ids])
+        found = self.quantized_table(table)
+        codes, scales = found.codes.reshape(len(found.codes), -1), found.scales
+        return self.node(
+            "GatherBlockQuantized",
+            [
+                self.stored(f"{table}.rows", codes, codes[0].nbytes),
+                ids,
+                self.stored(f"{table}.row_scales", scales, scales[0].nbytes),
+            ],
+            domain=CONTRIB,
+            bits=found.bits,
+            block_size=found.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
 
     def linear(self, x: str, weight: str, bias: str | None = None) -> str:
         return self.packed_linear(x, [weight], [bias] if bias else None)
 
     def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
-        product = self.node("MatMul", [x, self.matrix(weights)])
+        if self.form.blocked:
+            product = self._blocked_product(x, "+".join(weights), self.quantized_matrix(weights))
+        else:
+            product = self.node("MatMul", [x, self.matrix(weights)])
         return self.node("Add", [product, self.vector(biases)]) if biases else product
+
+    def _blocked_product(self, x: str, name: str, found: Quantized) -> str:
+        """x @ W, W dequantised block by block; activations go to int8 where the CPU multiplies int8 (ACCURACY)."""
+        codes = self.stored(f"{name}.codes", found.codes)
+        scales = self.stored(f"{name}.scales", found.scales.reshape(-1))
+        return self.node(
+            "MatMulNBits",
+            [x, codes, scales],
+            domain=CONTRIB,
+            K=found.codes.shape[1] * found.block,
+            N=len(found.codes),
+            bits=found.bits,
+            block_size=found.block,
+            accuracy_level=ACCURACY,
+        )
 
     def add(self, x: str, y: str) -> str:
         return self.node("Add", [x, y])
@@ -89,7 +128,10 @@ class Fused(Graph):
         return self.node("Gather", [x, self.integers(-1)], axis=1)
 
     def head(self, x: str, table: str) -> None:
+        self.output("logits", "float32", 1, 1, self.weights[table].shape[0])
+        if self.form.blocked:
+            self.node_into("Identity", [self._blocked_product(x, table, self.quantized_table(table))], ["logits"])
+            return
         row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
         logits = self.node("Gemm", [row, self.weight(table)], transB=1)  # [1, vocab]
         self.node_into("Unsqueeze", [logits, self.integers(1)], ["logits"])
-        self.output("logits", "float32", 1, 1, self.weights[table].shape[0])

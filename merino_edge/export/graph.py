@@ -9,6 +9,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from merino_edge.export.dialect import KvLayer, Weights
+from merino_edge.export.quantize import MatrixError, Quantized, matrix_error, quantize
+from merino_edge.operators import FORMATS
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
@@ -31,8 +33,12 @@ class Graph:
     opsets: dict[str, int]
     ir_version = 8
 
-    def __init__(self, weights: Weights, kv_layers: Sequence[KvLayer], context: int):
+    def __init__(self, weights: Weights, kv_layers: Sequence[KvLayer], context: int, precision: str):
         self.weights = weights
+        self.form = FORMATS[precision]
+        self.quantized: dict[tuple[str, ...], Quantized] = {}  # by the names of the matrices that were joined
+        self.decode_weight_bytes = 0  # read by one decode step, at each use
+        self._weight_bytes: dict[int, int] = {}  # stored, by address: another shape of the same memory is the same
         self.kv_layers = kv_layers
         self.context = context
         self.inputs: list[Port] = []
@@ -58,9 +64,25 @@ class Graph:
         self._constants.setdefault(name, value)
         return name
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of all weights stored, each once; tables of sines are no weights."""
+        return sum(self._weight_bytes.values())
+
+    def stored(self, name: str, value: np.ndarray, read_bytes: int | None = None) -> str:
+        """A constant that holds weights; a decode step reads all of it, or `read_bytes`."""
+        self._weight_bytes[value.ctypes.data] = value.nbytes
+        self.decode_weight_bytes += value.nbytes if read_bytes is None else read_bytes
+        return self.constant(name, value)
+
     def weight(self, name: str) -> str:
-        """A vector or table of the state dict, as it is."""
-        return self.constant(name, self.weights[name])
+        """A vector or table of the state dict, as it is, read as a whole."""
+        return self.stored(name, self.weights[name])
+
+    def table(self, name: str) -> str:
+        """A table of which a decode step reads one row."""
+        value = self.weights[name]
+        return self.stored(name, value, value[0].nbytes)
 
     def matrix(self, names: Sequence[str]) -> str:
         """One or several matrices of the state dict, side by side, as the right side of x @ W; [in, sum of out]."""
@@ -68,10 +90,37 @@ class Graph:
         if joined not in self._constants:
             stacked = np.concatenate([self.weights[name] for name in names])  # [out, in]
             self.constant(joined, np.ascontiguousarray(stacked.T))
-        return joined
+        return self.stored(joined, self._constants[joined])
+
+    def quantized_table(self, name: str) -> Quantized:
+        """A table of the state dict in blocks. [rows, columns]"""
+        if (name,) not in self.quantized:
+            self.quantized[(name,)] = self.quantize(name, self.weights[name], self.form.table_bits)
+        return self.quantized[(name,)]
+
+    def quantized_matrix(self, names: Sequence[str]) -> Quantized:
+        """One or several matrices of the state dict in blocks, one above the other. [sum of out, in]"""
+        key = tuple(names)
+        if key not in self.quantized:
+            stacked = np.concatenate([self.weights[name] for name in names])
+            self.quantized[key] = self.quantize("+".join(names), stacked, self.form.bits)
+        return self.quantized[key]
+
+    def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
+        """How this dialect cuts a matrix into blocks."""
+        return quantize(name, matrix, bits)
+
+    def matrix_errors(self) -> list[MatrixError]:
+        return [
+            matrix_error("+".join(names), np.concatenate([self.weights[name] for name in names]), found)
+            for names, found in self.quantized.items()
+        ]
 
     def vector(self, names: Sequence[str]) -> str:
-        return self.constant("+".join(names), np.concatenate([self.weights[name] for name in names]))
+        joined = "+".join(names)
+        if joined not in self._constants:
+            self.constant(joined, np.concatenate([self.weights[name] for name in names]))
+        return self.stored(joined, self._constants[joined])
 
     def integers(self, *values: int) -> str:
         return self.constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
@@ -99,8 +148,9 @@ class Graph:
             [helper.make_tensor_value_info(port.name, TYPES[port.dtype], port.shape) for port in self.outputs],
         )
         with open(folder / DATA_FILE, "wb") as data:
+            places: dict[int, int] = {}
             for name, value in self._constants.items():
-                graph.initializer.append(store(name, value, data))
+                graph.initializer.append(store(name, value, data, places))
         model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid(domain, version) for domain, version in self.opsets.items()],
@@ -115,13 +165,19 @@ def ports(kind: str, layer: KvLayer) -> tuple[str, str]:
     return f"{kind}.{layer.index}.key", f"{kind}.{layer.index}.value"
 
 
-def store(name: str, value: np.ndarray, data: BinaryIO) -> TensorProto:
-    """A tensor of the graph: its values inside it where they are few, else appended to the data file."""
+def store(name: str, value: np.ndarray, data: BinaryIO, places: dict[int, int]) -> TensorProto:
+    """A tensor of the graph: its values inside it where they are few, else in the data file.
+
+    `places` holds the offset of what was stored by its address: another shape of the same memory is not stored again.
+    """
     if value.nbytes < EXTERNAL_BYTES:
         return numpy_helper.from_array(value, name)
-    data.write(b"\0" * (-data.tell() % PAGE))
-    offset = data.tell()
-    np.ascontiguousarray(value).tofile(data)
+    address = value.ctypes.data
+    if address not in places:
+        data.write(b"\0" * (-data.tell() % PAGE))
+        places[address] = data.tell()
+        np.ascontiguousarray(value).tofile(data)
+    offset = places[address]
     tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, text in (("location", DATA_FILE), ("offset", str(offset)), ("length", str(value.nbytes))):

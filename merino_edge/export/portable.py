@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from merino_edge.export.dialect import KvLayer, Norm, Weights
 from merino_edge.export.graph import Graph, ports, rotary_tables
+from merino_edge.export.quantize import Quantized, quantize_blocks
 
 MASKED = -1e4
 END = np.iinfo(np.int64).max
@@ -21,8 +22,8 @@ END = np.iinfo(np.int64).max
 class Portable(Graph):
     opsets = {"": 13}
 
-    def __init__(self, weights: Weights, kv_layers: Sequence[KvLayer], context: int):
-        super().__init__(weights, kv_layers, context)
+    def __init__(self, weights: Weights, kv_layers: Sequence[KvLayer], context: int, precision: str):
+        super().__init__(weights, kv_layers, context, precision)
         self.input("input_ids", "int64", 1, "sequence")
         filled = self.input("attention_mask", "int64", 1, context)
         self._positions = self.input("position_ids", "int64", 1, "sequence")
@@ -34,6 +35,7 @@ class Portable(Graph):
         position = self.node("Cast", [self._positions], to=TensorProto.FLOAT)  # [1, T]
         query, key = (self.node("Unsqueeze", [position, self.integers(axis)]) for axis in (2, 1))
         self._new_mask = self._mask(self.node("Less", [query, key]), 1)  # [1, 1, T, T]
+        self._codes: dict[str, np.ndarray] = {}
         self._rotary: dict[int, tuple[str, str]] = {}
 
     def _mask(self, hidden: str, *axes: int) -> str:
@@ -41,17 +43,66 @@ class Portable(Graph):
         mask = self.node("Mul", [self.node("Cast", [hidden], to=TensorProto.FLOAT), self.scalar(MASKED)])
         return self.node("Unsqueeze", [mask, self.integers(*axes)])
 
+    def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
+        """One scale per row: MatMulInteger knows no blocks."""
+        return quantize_blocks(matrix, bits, matrix.shape[1])
+
     def embed(self, table: str) -> str:
-        return self.node("Gather", [self.weight(table), "input_ids"])
+        return self._rows(table, "input_ids")
 
     def embed_positions(self, table: str, offset: int) -> str:
-        return self.node("Gather", [self.weight(table), self.node("Add", [self._positions, self.integer(offset)])])
+        return self._rows(table, self.node("Add", [self._positions, self.integer(offset)]))
+
+    def _rows(self, table: str, ids: str) -> str:
+        if not self.form.blocked:
+            return self.node("Gather", [self.table(table), ids])
+        codes, scales = self._table(table)
+        row = self.node("Cast", [self.node("Gather", [codes, ids])], to=TensorProto.FLOAT)
+        return self.node("Mul", [row, self.node("Gather", [scales, ids])])
+
+    def _signed(self, names: list[str], turned: bool) -> np.ndarray:
+        """Codes as int8, [rows, columns] as in the state dict or turned; made once."""
+        joined = "+".join(names)
+        if joined not in self._codes:
+            codes = (self.quantized_matrix(names).codes[:, 0].astype(np.int16) - 128).astype(np.int8)
+            self._codes[joined] = np.ascontiguousarray(codes.T) if turned else codes
+        return self._codes[joined]
+
+    def _table(self, name: str) -> tuple[str, str]:
+        """Codes [rows, columns] and scales [rows, 1] of a table of which a step reads one row."""
+        codes, scales = self._signed([name], turned=False), self.quantized_matrix([name]).scales
+        return (
+            self.stored(f"{name}.codes", codes, codes[0].nbytes),
+            self.stored(f"{name}.scales", scales, scales[0].nbytes),
+        )
+
+    def _whole_table(self, name: str) -> tuple[str, str]:
+        """The same as a head's codes [columns, rows] and scales [rows], turned in the graph and not stored again."""
+        codes, scales = self._table(name)
+        self.decode_weight_bytes += self.quantized_matrix([name]).nbytes
+        return self.node("Transpose", [codes], perm=[1, 0]), self.node("Squeeze", [scales, self.integers(1)])
+
+    def _integer_linear(self, x: str, names: list[str]) -> str:
+        joined = "+".join(names)
+        codes = self.stored(f"{joined}.codes", self._signed(names, turned=True))
+        scales = self.stored(f"{joined}.scales", self.quantized_matrix(names).scales[:, 0])
+        return self._integer_product(x, codes, scales)
+
+    def _integer_product(self, x: str, codes: str, scales: str) -> str:
+        """x @ codes * scales, x brought to uint8 by its own range; codes [in, out], scales [out]."""
+        quantized = self.node("DynamicQuantizeLinear", [x], outputs=3)
+        product = self.node("MatMulInteger", [quantized, codes, f"{quantized}.2"])
+        scale = self.node("Mul", [f"{quantized}.1", scales])
+        return self.node("Mul", [self.node("Cast", [product], to=TensorProto.FLOAT), scale])
 
     def linear(self, x: str, weight: str, bias: str | None = None) -> str:
         return self.packed_linear(x, [weight], [bias] if bias else None)
 
     def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
-        product = self.node("MatMul", [x, self.matrix(weights)])
+        if self.form.blocked:
+            product = self._integer_linear(x, weights)
+        else:
+            product = self.node("MatMul", [x, self.matrix(weights)])
         return self.node("Add", [product, self.vector(biases)]) if biases else product
 
     def add(self, x: str, y: str) -> str:
@@ -129,7 +180,11 @@ class Portable(Graph):
         return self.node("Slice", [x, self.integers(-1), self.integers(END), self.integers(1)])
 
     def head(self, x: str, table: str) -> None:
+        self.output("logits", "float32", 1, 1, self.weights[table].shape[0])
+        if self.form.blocked:
+            codes, scales = self._whole_table(table)
+            self.node_into("Identity", [self._integer_product(x, codes, scales)], ["logits"])
+            return
         row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
         logits = self.node("Gemm", [row, self.weight(table)], transB=1)  # [1, vocab]
         self.node_into("Unsqueeze", [logits, self.integers(1)], ["logits"])
-        self.output("logits", "float32", 1, 1, self.weights[table].shape[0])

@@ -1,0 +1,102 @@
+"""Weight-only block quantisation, in the layout of ONNX Runtime's MatMulNBits and GatherBlockQuantized.
+
+A row of a matrix is cut into blocks; a block is small unsigned codes and one float32 scale, the middle code standing
+for zero. Symmetric: value = (code - 2^(bits - 1)) * scale.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from merino_edge.operators import BLOCKS
+from merino_runtime.errors import MerinoError
+
+ERROR_GROWTH = 1.25  # a larger block may have so much more error than the smallest one
+SHRINKS = np.linspace(0.7, 1.1, 9)  # of the scale that just holds the largest value, tried for the least square error
+
+
+class Quantized(NamedTuple):
+    """A matrix [rows, columns] in blocks of `block` along its columns."""
+
+    codes: np.ndarray  # uint8 [rows, columns / block, block * bits / 8], low half first where two share a byte
+    scales: np.ndarray  # float32 [rows, columns / block]
+    bits: int
+    block: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes
+
+
+class MatrixError(NamedTuple):
+    """What quantising did to one matrix: errors relative to its root mean square value."""
+
+    name: str
+    bits: int
+    block: int
+    mean: float
+    worst: float
+
+
+def quantize(name: str, matrix: np.ndarray, bits: int) -> Quantized:
+    """The largest block whose error is near that of the smallest; float32 [rows, columns].
+
+    Raises MerinoError where not even the smallest block divides the columns.
+    """
+    candidates = [block for block in BLOCKS if matrix.shape[1] % block == 0]
+    if not candidates:
+        raise MerinoError(
+            f"{name} has rows of {matrix.shape[1]}, which blocks of {BLOCKS[-1]} do not divide: export with"
+            " --precision fp32, or design with widths and FFN widths that are multiples of 32"
+        )
+    smallest = quantize_blocks(matrix, bits, candidates[-1])
+    allowed = ERROR_GROWTH * rms(dequantize(smallest) - matrix)
+    for block in candidates[:-1]:
+        found = quantize_blocks(matrix, bits, block)
+        if rms(dequantize(found) - matrix) <= allowed:
+            return found
+    return smallest
+
+
+def quantize_blocks(matrix: np.ndarray, bits: int, block: int) -> Quantized:
+    """For each block the scale of least square error among a few, each refitted to the codes it leads to."""
+    rows, columns = matrix.shape
+    values = np.ascontiguousarray(matrix, np.float32).reshape(rows, columns // block, block)
+    half = 2 ** (bits - 1)
+    largest = np.take_along_axis(values, np.abs(values).argmax(-1)[..., None], -1)  # with its sign
+    best_scale, best_error = np.ones_like(largest), np.full_like(largest, np.inf)
+    for shrink in SHRINKS:
+        scale = largest / -half * shrink  # the code range reaches one further on the negative side
+        codes = rounded(values, scale, half)
+        norm = (codes * codes).sum(-1, keepdims=True)
+        scale = np.where(norm > 0, (codes * values).sum(-1, keepdims=True) / np.maximum(norm, 1), 1)
+        error = ((rounded(values, scale, half) * scale - values) ** 2).sum(-1, keepdims=True)
+        better = error < best_error
+        best_scale, best_error = np.where(better, scale, best_scale), np.where(better, error, best_error)
+    codes = (rounded(values, best_scale, half) + half).astype(np.uint8)
+    if bits == 4:
+        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return Quantized(codes, best_scale[..., 0].astype(np.float32), bits, block)
+
+
+def rounded(values: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
+    return np.clip(np.round(values / np.where(scale == 0, 1, scale)), -half, half - 1)
+
+
+def dequantize(found: Quantized) -> np.ndarray:
+    """The float32 matrix that the codes stand for. [rows, columns]"""
+    codes = found.codes
+    if found.bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)
+    values = (codes.astype(np.float32) - 2 ** (found.bits - 1)) * found.scales[..., None]
+    return values.reshape(len(codes), -1)
+
+
+def matrix_error(name: str, matrix: np.ndarray, found: Quantized) -> MatrixError:
+    difference = np.abs(dequantize(found) - matrix)
+    scale = rms(matrix) or 1.0
+    return MatrixError(name, found.bits, found.block, float(difference.mean()) / scale, float(difference.max()) / scale)
+
+
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
