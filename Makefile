@@ -1,15 +1,22 @@
-# make demo: the whole path in minutes. make test: lint and all tests. Both set up what they need, once.
+# make demo: the whole path in minutes. make test: lint and all tests. make test-boards: on emulated Arm CPUs.
+# All set up what they need, once.
 PYTHON ?= python3
 BIN := .venv/bin
 PYTHON36 := $(firstword $(wildcard $(HOME)/.pyenv/versions/3.6.*/bin/python3.6) $(shell command -v python3.6))
+BOARD_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/merino_edge/boards/bookworm
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-boards lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
 
 test: lint .venv36/ready
 	$(BIN)/python -m pytest
+
+# On Debian, the first time as root: installs qemu-user and mmdebstrap, keeps 230 MB in BOARD_ROOT.
+test-boards: .venv/ready
+	tests/boards/rootfs.sh "$(BOARD_ROOT)" $(BIN)/python
+	MERINO_BOARD_ROOT="$(BOARD_ROOT)" $(BIN)/python -m pytest tests/test_boards.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -1,4 +1,5 @@
 """Facts about machines that are not this one, from what their kernels print."""
+import os
 import platform
 import struct
 
@@ -26,6 +27,41 @@ BOARD = board.Board("aarch64", 64, 4, 4, frozenset(["dotprod", "fp16"]), 512.0, 
     (PC * 2, {"sse4_2", "avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni"})])
 def test_isa_is_what_every_core_has(cpuinfo, expected):
     assert board.read_isa(cpuinfo) == expected
+
+
+# As a kernel gives them: floating point, SIMD, CRC and the like have bits too.
+A53, A76 = 0x8FB, 0x119FFB
+
+
+@pytest.mark.parametrize("hwcap, hwcap2, expected", [
+    (A53, 0, set()), (A76, 0, {"dotprod", "fp16"}), (A53 | 1 << 9, 0, {"fp16"}), (A53 | 1 << 22, 0, {"sve"}),
+    (A76 | 1 << 22, 1 << 1 | 1 << 13 | 1 << 14, {"dotprod", "fp16", "sve", "sve2", "i8mm", "bf16"}),
+    (0, 1 << 13, {"i8mm"}), (0, 0, set())])
+def test_isa_from_the_auxiliary_vector(hwcap, hwcap2, expected):
+    assert board.arm64_isa(hwcap, hwcap2) == expected
+
+
+def test_every_arm_feature_has_a_bit():
+    assert set(board.ARM_HWCAP_BITS) | set(board.ARM_HWCAP2_BITS) == set(board.ARM_FEATURES)
+
+
+@pytest.mark.parametrize("machine, pointer_bytes, hwcap, expected", [
+    ("aarch64", 8, A76, {"dotprod", "fp16"}),  # believed before /proc/cpuinfo
+    ("aarch64", 8, 0, set()),  # no answer
+    ("aarch64", 4, A76, set()),  # a 32-bit userland, where the bits mean other things
+    ("armv7l", 4, A76, set()), ("x86_64", 8, A76, set())])
+def test_the_auxiliary_vector_is_asked_on_64_bit_arm_only(monkeypatch, machine, pointer_bytes, hwcap, expected):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(struct, "calcsize", lambda _: pointer_bytes)
+    monkeypatch.setattr(board, "_auxiliary_value", lambda entry: hwcap if entry == board.AT_HWCAP else 0)
+    monkeypatch.setattr(board, "_read", lambda _: PI_4)
+    assert board.this_isa() == expected
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="the auxiliary vector is Linux's")
+def test_the_auxiliary_vector_answers_here():
+    assert board._auxiliary_value(6) == os.sysconf("SC_PAGESIZE")  # AT_PAGESZ
+    assert board._auxiliary_value(9999) == 0
 
 
 def test_memory_is_read_in_megabytes():
@@ -82,11 +118,11 @@ def test_openblas_is_told_the_core_type_on_arm_only_and_only_if_unset(monkeypatc
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
     board.prepare_environment()
-    assert board.os.environ["OPENBLAS_CORETYPE"] == "ARMV8"
+    assert os.environ["OPENBLAS_CORETYPE"] == "ARMV8"
     monkeypatch.setenv("OPENBLAS_CORETYPE", "CORTEXA57")
     board.prepare_environment()
-    assert board.os.environ["OPENBLAS_CORETYPE"] == "CORTEXA57"
+    assert os.environ["OPENBLAS_CORETYPE"] == "CORTEXA57"
     monkeypatch.delenv("OPENBLAS_CORETYPE")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     board.prepare_environment()
-    assert "OPENBLAS_CORETYPE" not in board.os.environ
+    assert "OPENBLAS_CORETYPE" not in os.environ

@@ -21,6 +21,10 @@ ARM_FEATURES = {"asimddp": "dotprod", "fphp": "fp16", "asimdhp": "fp16", "i8mm":
 X86_FEATURES = {name: name for name in (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16",
     "amx_int8")}
+# The same Arm features by their bits in the auxiliary vector: entries AT_HWCAP and AT_HWCAP2 of getauxval(3).
+AT_HWCAP, AT_HWCAP2 = 16, 26
+ARM_HWCAP_BITS = {"fphp": 9, "asimdhp": 10, "asimddp": 20, "sve": 22}
+ARM_HWCAP2_BITS = {"sve2": 1, "i8mm": 13, "bf16": 14}
 X86_MACHINES = ("x86_64", "AMD64", "i686", "i386")
 
 
@@ -39,7 +43,7 @@ def this_board() -> Board:
     return Board(
         architecture=platform.machine(), pointer_bits=8 * struct.calcsize("P"),
         logical_cores=len(usable_cpus()), physical_cores=physical_core_count(),
-        isa=read_isa(_read("/proc/cpuinfo")),
+        isa=this_isa(),
         memory_total_mb=memory_mb.get("MemTotal"), memory_available_mb=memory_mb.get("MemAvailable"))
 
 
@@ -83,6 +87,34 @@ def _missing_isa(bundle: Bundle, board: Board) -> List[str]:
     on_x86 = board.architecture in X86_MACHINES
     foreign = set((ARM_FEATURES if on_x86 else X86_FEATURES).values())
     return [name for name in bundle.isa if name not in board.isa and name not in foreign]
+
+
+def this_isa() -> FrozenSet[str]:
+    """On 64-bit Arm from the auxiliary vector: what the kernel offers to this very process. /proc/cpuinfo may
+    be hidden by a sandbox or, under some emulators, be that of the machine underneath."""
+    if platform.machine() == "aarch64" and struct.calcsize("P") == 8:  # other bits in a 32-bit userland
+        hwcap = _auxiliary_value(AT_HWCAP)
+        if hwcap:  # 0: no answer, for every such CPU has at least the bits of floating point
+            return arm64_isa(hwcap, _auxiliary_value(AT_HWCAP2))
+    return read_isa(_read("/proc/cpuinfo"))
+
+
+def arm64_isa(hwcap: int, hwcap2: int) -> FrozenSet[str]:
+    found = [name for name, bit in ARM_HWCAP_BITS.items() if hwcap >> bit & 1]
+    found += [name for name, bit in ARM_HWCAP2_BITS.items() if hwcap2 >> bit & 1]
+    return frozenset(ARM_FEATURES[name] for name in found)
+
+
+def _auxiliary_value(entry: int) -> int:
+    """0 where there is no such entry, or nobody to ask."""
+    try:
+        import ctypes  # some small builds of Python have none
+
+        ask = ctypes.CDLL(None).getauxval
+    except (ImportError, OSError, AttributeError, TypeError):
+        return 0
+    ask.argtypes, ask.restype = [ctypes.c_ulong], ctypes.c_ulong
+    return ask(entry)
 
 
 def read_isa(cpuinfo: str) -> FrozenSet[str]:
