@@ -1,5 +1,5 @@
 """What every backend can do."""
-from typing import Sequence
+from typing import List, Sequence
 
 import numpy as np
 
@@ -12,14 +12,21 @@ class Backend:
     """
     context = 0  # KV slots
     vocab = 0
+    extends_fast = True  # whether a prefill behind cached ids costs per id what one into an empty cache does
+
+    @property
+    def ids(self) -> List[int]:
+        """What fills the cache, in order; not the caller's to change."""
+        raise NotImplementedError
 
     @property
     def length(self) -> int:
         """Filled cache slots."""
-        raise NotImplementedError
+        return len(self.ids)
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
-        """Adds ids [n] to the cache -> logits [vocab] after the last one."""
+        """Adds ids [n] to the cache -> logits [vocab] after the last one. However many they are, the memory
+        of the computation stays bounded."""
         raise NotImplementedError
 
     def step(self, token_id: int) -> np.ndarray:
