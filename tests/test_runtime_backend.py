@@ -1,6 +1,7 @@
 """The ONNX Runtime backend on real bundles of both dialects, against itself: one truth, many ways to it."""
 import shutil
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -213,6 +214,60 @@ def test_a_prompt_that_shares_a_beginning_pays_for_the_rest_and_gives_a_fresh_ca
             (turn, 4),  # the last id given out was never fed back
             (turn, 1), (IDS[:5] + [99, 98], 2), (IDS[:3], 1), ([1] + IDS, 1 + len(IDS))]:
         assert greedy_ids(backend, prompt_ids) == (fresh_greedy_ids(bundle, prompt_ids), expected)
+
+
+def test_interleaved_generations_of_forks_give_the_ids_of_each_alone(bundle, backend):
+    prompts = [IDS, IDS[:3] + [250, 17], [8, 150, 42]]
+    forks = [backend, backend.fork(), backend.fork()]
+    runs = [generate(fork, prompt_ids, max_new_tokens=12, sampling=GREEDY)
+            for fork, prompt_ids in zip(forks, prompts)]  # noqa: B905, not in 3.6
+    found = [[next(run).id for run in runs] for _ in range(12)]  # [steps][forks]
+    for fork in forks[1:]:
+        fork.close()
+    assert [[row[place] for row in found] for place in range(3)] == [
+        fresh_greedy_ids(bundle, prompt_ids) for prompt_ids in prompts]
+
+
+def test_a_fork_goes_on_from_the_ids_of_its_origin_and_outlives_it(bundle):
+    origin = open_backend(bundle)
+    origin.prefill(IDS)
+    twin = origin.fork()
+    assert twin.ids == IDS and type(twin) is type(origin) and twin.threads == origin.threads
+    assert_close(twin.step(3), fresh(bundle, IDS + [3]))
+    assert origin.ids == IDS
+    assert_close(origin.step(4), fresh(bundle, IDS + [4]))
+    origin.close()
+    assert_close(twin.step(5), fresh(bundle, IDS + [3, 5]))
+    twin.close()
+
+
+def test_forks_share_the_weights_and_nothing_that_a_run_writes(backend):
+    twin = backend.fork()
+    assert twin._session is backend._session
+    for name, array in backend.cache.items():
+        assert not np.shares_memory(array, twin.cache[name])
+    kept = backend.prefill(IDS)
+    before = kept.copy()
+    twin.prefill(IDS[::-1])
+    np.testing.assert_array_equal(kept, before)
+    twin.close()
+
+
+def test_forks_run_in_two_threads(bundle, backend):
+    prompts = [IDS, IDS[::-1]]
+    twins = [backend, backend.fork()]
+    found = [None, None]
+
+    def work(place):
+        found[place] = greedy_ids(twins[place], prompts[place], 40)[0]
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    twins[1].close()
+    assert [ids[:12] for ids in found] == [fresh_greedy_ids(bundle, prompt_ids) for prompt_ids in prompts]
 
 
 def test_threads_do_not_change_the_ids(bundle):

@@ -5,7 +5,7 @@ import numpy as np
 
 
 class Backend:
-    """A model with its KV cache, allocated once.
+    """A model with its KV cache, allocated once. One generation at a time: others run on forks.
 
     Logits are a view that the next call overwrites: copy them to keep them. After a call that failed or was
     interrupted the cache still holds what `length` says, and the backend can be used.
@@ -37,6 +37,11 @@ class Backend:
         """Forgets all but the first `length` slots, at no cost."""
         raise NotImplementedError
 
+    def fork(self) -> "Backend":
+        """Another cache that holds the same ids, over the same weights: for a generation beside this one. Each
+        goes its own way and is closed by itself, in any order; two may run in two threads."""
+        raise NotImplementedError
+
     def close(self) -> None:
-        """Gives the memory back; the backend cannot be used after."""
+        """Gives the memory back, the weights' with the last fork; the backend cannot be used after."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: one session, one KV cache, bound to the graph by pointer.
+"""ONNX Runtime on the CPU: a KV cache, bound to the graph by pointer, over a session that forks share.
 
 Every array that the graph reads or writes while decoding is allocated when the backend opens. The two
 dialects (docs/formats.md) differ in who writes the cache: `fused` graphs do, in place; for `portable` ones
@@ -6,7 +6,7 @@ the host does.
 """
 import os
 import re
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -22,13 +22,27 @@ PREFILL_CHUNK_IDS = 256  # a prefill computes so many at once: activations grow 
 FIRST_CHUNKED_GQA = (1, 20)  # before it, the fused attention takes several tokens into an empty cache only
 
 
+class Model(NamedTuple):
+    """What forks share: the session, which holds the weights and no state of a generation."""
+    bundle: Bundle
+    threads: int
+    session: Any
+    ort_version: Tuple[int, ...]
+
+
+def open_model(bundle: Bundle, threads: Optional[int] = None) -> Model:
+    threads = threads or default_threads(bundle)
+    onnxruntime = import_onnxruntime(bundle)
+    return Model(bundle, threads, open_session(onnxruntime, bundle, threads),
+                 version_tuple(onnxruntime.__version__))
+
+
 class OnnxBackend(Backend):
-    def __init__(self, bundle: Bundle, threads: Optional[int] = None) -> None:
-        self.context, self.vocab = bundle.context, bundle.vocab
-        self.threads = threads or default_threads(bundle)
-        onnxruntime = import_onnxruntime(bundle)
-        self._ort_version = version_tuple(onnxruntime.__version__)
-        self._session = open_session(onnxruntime, bundle, self.threads)
+    def __init__(self, model: Model) -> None:
+        bundle = model.bundle
+        self.context, self.vocab, self.threads = bundle.context, bundle.vocab, model.threads
+        self._model: Optional[Model] = model
+        self._session, self._ort_version = model.session, model.ort_version
         self._fused = bundle.dialect == "fused"
         self._ports = {port.name: port for port in (*bundle.inputs, *bundle.outputs)}
         self._ids: List[int] = []  # the one record of what the cache holds
@@ -94,8 +108,16 @@ class OnnxBackend(Backend):
         assert 0 <= length <= self.length, (length, self.length)
         del self._ids[length:]
 
+    def fork(self) -> "OnnxBackend":
+        assert self._model is not None, "a closed backend cannot be forked"
+        twin = OnnxBackend(self._model)
+        for name, cache in self.cache.items():  # [1, heads, context, head_size]
+            twin.cache[name][:, :, :self.length] = cache[:, :, :self.length]
+        twin._ids.extend(self._ids)
+        return twin
+
     def close(self) -> None:
-        self._session = self._decode_binding = None
+        self._model = self._session = self._decode_binding = None
         self.cache, self._decode_new = {}, {}
 
     def _run(self, binding: Any, new: Dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
