@@ -199,6 +199,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="default: a new one each time")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeat for more")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on after the end of the text")] = False,
+    allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format this CPU is slow at")] = False,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -209,7 +210,8 @@ def generate(
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     run_generate(
-        bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos
+        bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,
+        allow_slow=allow_slow,
     )
 
 

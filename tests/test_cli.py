@@ -95,7 +95,7 @@ def test_generate_streams_the_embedded_model_as_text_and_as_json():
     assert code == 0 and len(tokens) == 12
     assert all(set(token) == {"id", "text"} for token in tokens)
     assert "".join(token["text"] for token in tokens) == text.removesuffix("\n")
-    figures = {"done", "tokens", "prefill_ms", "decode_ms_p50", "tok_s", "peak_rss_mb", "stop_reason"}
+    figures = {"done", "tokens", "prefill_tokens", "prefill_ms", "decode_ms_p50", "tok_s", "peak_rss_mb", "stop_reason"}
     assert set(last) == figures and last["stop_reason"] == "length"
 
 

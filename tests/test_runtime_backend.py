@@ -1,12 +1,13 @@
 """The ONNX Runtime backend on real bundles of both dialects, against itself: one truth, many ways to it."""
 import shutil
 import sys
+import threading
 
 import numpy as np
 import pytest
 
 from merino_runtime import board
-from merino_runtime.backends import open_backend
+from merino_runtime.backends import onnx, open_backend
 from merino_runtime.backends.onnx import OnnxBackend, default_threads, version_tuple
 from merino_runtime.bundle import Threads, load_bundle
 from merino_runtime.errors import MerinoError
@@ -63,6 +64,33 @@ def test_prefill_and_steps_give_what_one_prefill_gives(bundle, backend, cut):
 def test_a_prefill_goes_on_from_a_filled_cache(bundle, backend, cut):
     backend.prefill(IDS[:cut])
     assert_close(backend.prefill(IDS[cut:]), fresh(bundle, IDS))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_a_prefill_in_chunks_gives_what_one_piece_gives(bundle, backend, monkeypatch, chunk):
+    ids = [(7 * place) % bundle.vocab for place in range(20)]
+    expected = fresh(bundle, ids)
+    lengths = []
+    run = backend._run
+    monkeypatch.setattr(onnx, "PREFILL_CHUNK_IDS", chunk)
+    monkeypatch.setattr(backend, "_run", lambda binding, new, part: (
+        lengths.append(part.shape[1]), run(binding, new, part))[1])
+    logits = backend.prefill(ids)
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
+    assert logits.argmax() == expected.argmax() and backend.ids == ids
+    assert sum(lengths) == len(ids) and max(lengths) == chunk
+
+
+def test_old_fused_attention_gets_several_ids_into_an_empty_cache_only(bundle, backend, monkeypatch):
+    monkeypatch.setattr(backend, "_ort_version", (1, 19, 2))
+    monkeypatch.setattr(onnx, "PREFILL_CHUNK_IDS", 3)
+    lengths = []
+    run = backend._run
+    monkeypatch.setattr(backend, "_run", lambda binding, new, part: (
+        lengths.append(part.shape[1]), run(binding, new, part))[1])
+    backend.prefill(IDS[:4])
+    assert_close(backend.prefill(IDS[4:]), fresh(bundle, IDS))
+    assert lengths == ([4, 1, 1, 1, 1] if bundle.dialect == "fused" else [3, 1, 3, 1])
 
 
 @pytest.mark.parametrize("keep", [0, 1, 5])
@@ -163,6 +191,83 @@ def test_greedy_generation_gives_the_golden_ids(bundle, backend):
     count = len(bundle.golden.greedy_ids)
     *tokens, _ = generate(backend, bundle.golden.prompt_ids, max_new_tokens=count, sampling=GREEDY)
     assert [token.id for token in tokens] == list(bundle.golden.greedy_ids)
+
+
+def greedy_ids(backend, prompt_ids, count=12):
+    *tokens, last = generate(backend, prompt_ids, max_new_tokens=count, sampling=GREEDY)
+    return [token.id for token in tokens], last.prefill_tokens
+
+
+def fresh_greedy_ids(bundle, prompt_ids):
+    other = open_backend(bundle)
+    ids, prefilled = greedy_ids(other, prompt_ids)
+    other.close()
+    assert prefilled == len(prompt_ids)
+    return ids
+
+
+def test_a_prompt_that_shares_a_beginning_pays_for_the_rest_and_gives_a_fresh_caches_ids(bundle, backend):
+    first, prefilled = greedy_ids(backend, IDS)
+    assert prefilled == len(IDS) and backend.ids == IDS + first[:-1]
+    turn = IDS + first + [40, 41, 42]
+    for prompt_ids, expected in [
+            (turn, 4),  # the last id given out was never fed back
+            (turn, 1), (IDS[:5] + [99, 98], 2), (IDS[:3], 1), ([1] + IDS, 1 + len(IDS))]:
+        assert greedy_ids(backend, prompt_ids) == (fresh_greedy_ids(bundle, prompt_ids), expected)
+
+
+def test_interleaved_generations_of_forks_give_the_ids_of_each_alone(bundle, backend):
+    prompts = [IDS, IDS[:3] + [250, 17], [8, 150, 42]]
+    forks = [backend, backend.fork(), backend.fork()]
+    runs = [generate(fork, prompt_ids, max_new_tokens=12, sampling=GREEDY)
+            for fork, prompt_ids in zip(forks, prompts)]  # noqa: B905, not in 3.6
+    found = [[next(run).id for run in runs] for _ in range(12)]  # [steps][forks]
+    for fork in forks[1:]:
+        fork.close()
+    assert [[row[place] for row in found] for place in range(3)] == [
+        fresh_greedy_ids(bundle, prompt_ids) for prompt_ids in prompts]
+
+
+def test_a_fork_goes_on_from_the_ids_of_its_origin_and_outlives_it(bundle):
+    origin = open_backend(bundle)
+    origin.prefill(IDS)
+    twin = origin.fork()
+    assert twin.ids == IDS and type(twin) is type(origin) and twin.threads == origin.threads
+    assert_close(twin.step(3), fresh(bundle, IDS + [3]))
+    assert origin.ids == IDS
+    assert_close(origin.step(4), fresh(bundle, IDS + [4]))
+    origin.close()
+    assert_close(twin.step(5), fresh(bundle, IDS + [3, 5]))
+    twin.close()
+
+
+def test_forks_share_the_weights_and_nothing_that_a_run_writes(backend):
+    twin = backend.fork()
+    assert twin._session is backend._session
+    for name, array in backend.cache.items():
+        assert not np.shares_memory(array, twin.cache[name])
+    kept = backend.prefill(IDS)
+    before = kept.copy()
+    twin.prefill(IDS[::-1])
+    np.testing.assert_array_equal(kept, before)
+    twin.close()
+
+
+def test_forks_run_in_two_threads(bundle, backend):
+    prompts = [IDS, IDS[::-1]]
+    twins = [backend, backend.fork()]
+    found = [None, None]
+
+    def work(place):
+        found[place] = greedy_ids(twins[place], prompts[place], 40)[0]
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    twins[1].close()
+    assert [ids[:12] for ids in found] == [fresh_greedy_ids(bundle, prompt_ids) for prompt_ids in prompts]
 
 
 def test_threads_do_not_change_the_ids(bundle):

@@ -79,16 +79,24 @@ def test_a_32_bit_userland_under_a_64_bit_kernel_is_refused():
         board.check_bundle_fits(BUNDLE, BOARD._replace(pointer_bits=32))
 
 
-def test_a_missing_instruction_is_noted_and_named():
-    notes = board.check_bundle_fits(BUNDLE, BOARD._replace(isa=frozenset(["fp16"])))
-    assert len(notes) == 1 and "dotprod" in notes[0]
+def test_a_missing_instruction_is_refused_and_with_allow_slow_noted():
+    without = BOARD._replace(isa=frozenset(["fp16"]))
+    with pytest.raises(MerinoError, match="lacks dotprod, which fp32.*slow.*'tiny'.*--precision.*--allow-slow"):
+        board.check_bundle_fits(BUNDLE, without)
+    notes = board.check_bundle_fits(BUNDLE, without, allow_slow=True)
+    assert len(notes) == 1 and "lacks dotprod" in notes[0]
+    with pytest.raises(MerinoError, match="lacks i8mm, bf16, which"):
+        board.check_bundle_fits(BUNDLE._replace(isa=("i8mm", "fp16", "bf16")), without)
+    with pytest.raises(MerinoError, match="an_unknown_feature"):
+        board.check_bundle_fits(BUNDLE._replace(isa=("an_unknown_feature",)), BOARD)
 
 
 def test_needs_of_another_architecture_are_not_missed_here():
     assert board.check_bundle_fits(BUNDLE, BOARD._replace(architecture="x86_64", isa=frozenset())) == []
-    notes = board.check_bundle_fits(BUNDLE._replace(isa=("avx2",)),
-                                    BOARD._replace(architecture="x86_64", isa=frozenset()))
-    assert "avx2" in notes[0]
+    assert board.check_bundle_fits(BUNDLE._replace(isa=("avx2",)), BOARD) == []
+    with pytest.raises(MerinoError, match="lacks avx2"):
+        board.check_bundle_fits(BUNDLE._replace(isa=("avx2", "dotprod")),
+                                BOARD._replace(architecture="x86_64", isa=frozenset()))
 
 
 def test_memory_that_is_short_is_noted_and_that_does_not_exist_refused():

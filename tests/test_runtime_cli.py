@@ -1,6 +1,7 @@
 """The board's command line as a process: exit codes, what goes to which stream, no traceback ever."""
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import zipapp
 import pytest
 
 import merino_runtime
+from merino_runtime import board
 
 # Of the package, wherever it was imported from: the process must run the same one.
 ROOT = os.path.dirname(os.path.dirname(merino_runtime.__file__))
@@ -45,8 +47,8 @@ def test_generate_json_is_a_line_per_token_and_the_figures(folder):
     code, out, _ = run(*arguments, "--json")
     *tokens, last = lines(out)
     assert code == 0 and len(tokens) == 6 and all(set(token) == {"id", "text"} for token in tokens)
-    assert set(last) == {"done", "tokens", "prefill_ms", "decode_ms_p50", "tok_s", "peak_rss_mb",
-                         "stop_reason"}
+    assert set(last) == {"done", "tokens", "prefill_tokens", "prefill_ms", "decode_ms_p50", "tok_s",
+                         "peak_rss_mb", "stop_reason"}
     assert last["done"] is True and last["tokens"] == 6 and last["stop_reason"] == "length"
     assert "".join(token["text"] for token in tokens) + "\n" == run(*arguments)[1]
 
@@ -143,6 +145,42 @@ def test_a_failed_selftest_says_where_and_is_exit_1(copy):
     code, out, err = run("selftest", copy)
     assert code == 1 and out == "" and "position 1" in err
     assert f"{ids[1]} was expected and {right} came out" in err
+
+
+LACKING = {"x86_64": "amx_int8", "aarch64": "sve2"}
+
+
+@pytest.fixture
+def slow_here(copy):
+    """A bundle whose format wants an instruction that this CPU lacks, and one of the other architecture."""
+    machine = platform.machine()
+    name = LACKING.get(machine)
+    if name is None or name in board.this_board().isa:
+        pytest.skip("no instruction known that this CPU lacks")
+    path = os.path.join(copy, "bundle.json")
+    with open(path) as file:
+        described = json.load(file)
+    described["isa"] = [name] + [other for key, other in LACKING.items() if key != machine]
+    with open(path, "w") as file:
+        json.dump(described, file)
+    return copy, name
+
+
+@pytest.mark.parametrize("verb", [["generate", "the", "-n", "2"], ["selftest"]])
+def test_a_format_this_cpu_is_slow_at_is_refused_before_numpy_is_imported(slow_here, verb):
+    folder, name = slow_here
+    verb = [verb[0], folder] + verb[1:]
+    blocked = ("import sys; sys.modules.update(numpy=None, onnxruntime=None, tokenizers=None)\n"
+               "from merino_runtime.__main__ import main; sys.exit(main(sys.argv[1:]))")
+    code, out, err = run(*verb, call=[sys.executable, "-c", blocked])
+    assert code == 1 and out == "" and "lacks " + name + ", which" in err and "--allow-slow" in err
+    code, out, err = run(*verb, "--allow-slow")
+    assert code == 0 and out and "note: this CPU lacks " + name in err
+
+
+def test_info_of_a_format_this_cpu_is_slow_at_is_given_with_a_note(slow_here):
+    code, out, err = run("info", slow_here[0])
+    assert code == 0 and out and "note: this CPU lacks " + slow_here[1] in err
 
 
 def test_a_reader_that_went_away_is_quiet(folder):

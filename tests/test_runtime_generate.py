@@ -29,8 +29,8 @@ class Script(Backend):
         self.logits = np.zeros(self.vocab)
 
     @property
-    def length(self):
-        return len(self.heard)
+    def ids(self):
+        return self.heard
 
     def prefill(self, ids):
         self.prompt_length = len(self.heard) + len(ids)
@@ -113,10 +113,25 @@ def test_each_token_is_fed_back_once_and_the_last_one_is_not():
     assert backend.heard == [7, 8, *spelled("abc")]
 
 
-def test_it_starts_from_an_empty_cache_each_time():
+@pytest.mark.parametrize("prompt, prefilled", [
+    ([7, 8], 1), ([7, 8, 9], 1), ([7], 1), ([7, 8, *spelled("abc"), 5, 6], 2), ([7, 8, *spelled("abx")], 1),
+    ([8, 7], 2), ([7, 9, 9, 9], 3)])
+def test_a_prompt_pays_for_what_the_cache_does_not_hold_yet(prompt, prefilled):
     backend = Script(spelled("abcd"))
-    first, _ = run(backend, max_new_tokens=4)
-    assert run(backend, max_new_tokens=4)[0] == first
+    _, last = run(backend, prompt_ids=[7, 8], max_new_tokens=4)
+    assert last.prefill_tokens == 2 and backend.heard == [7, 8, *spelled("abc")]
+    tokens, last = run(backend, prompt_ids=prompt, max_new_tokens=4)
+    assert last.prefill_tokens == prefilled
+    assert tokens == run(Script(spelled("abcd")), prompt_ids=prompt, max_new_tokens=4)[0]
+    assert backend.heard == [*prompt, *spelled("abc")]
+
+
+def test_a_cache_that_is_slow_to_extend_is_kept_only_for_half_of_the_prompt():
+    backend = Script(spelled("abcd"))
+    backend.extends_fast = False
+    run(backend, prompt_ids=[7, 8], max_new_tokens=1)
+    assert run(backend, prompt_ids=[7, 8, 1, 2, 3], max_new_tokens=1)[1].prefill_tokens == 5
+    assert run(backend, prompt_ids=[7, 8, 1, 4], max_new_tokens=1)[1].prefill_tokens == 1
 
 
 def test_without_a_stream_there_are_ids_and_no_text():
@@ -154,7 +169,7 @@ def test_a_request_that_cannot_be_met_is_refused_before_the_first_token(options,
 
 
 def test_decode_figures_leave_the_first_token_out():
-    last = done([100.0, 10.0, 20.0, 30.0], "length")
+    last = done([100.0, 10.0, 20.0, 30.0], "length", 2)
     assert (last.tokens, last.prefill_ms, last.decode_ms_p50, last.tok_s) == (4, 100.0, 20.0, 50.0)
-    alone = done([100.0], "eos")
+    alone = done([100.0], "eos", 2)
     assert (alone.tokens, alone.decode_ms_p50, alone.tok_s) == (1, None, None)

@@ -58,6 +58,11 @@ def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: the bundle's choice")
 
 
+def _add_allow_slow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-slow", action="store_true",
+                        help="run a format whose instructions this CPU lacks")
+
+
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
     parser.add_argument("prompt", metavar="PROMPT", help="the text to go on from")
@@ -77,6 +82,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON line per token, the figures last")
     parser.add_argument("--no-verify", action="store_true", help="do not hash the bundle's files first")
     _add_threads(parser)
+    _add_allow_slow(parser)
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -84,7 +90,8 @@ def _generate(arguments: argparse.Namespace) -> int:
                 arguments.repetition_penalty, arguments.seed)
     return commands.run_generate(
         arguments.bundle, arguments.prompt, arguments.max_new_tokens, sampling, arguments.stop,
-        arguments.threads, arguments.json, arguments.ignore_eos, not arguments.no_verify)
+        arguments.threads, arguments.json, arguments.ignore_eos, not arguments.no_verify,
+        arguments.allow_slow)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +102,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 def _add_selftest(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
     _add_threads(parser)
+    _add_allow_slow(parser)
 
 
 VERBS = (
@@ -104,7 +112,8 @@ VERBS = (
     Verb("verify", "hash every file of a bundle", _add_bundle,
          lambda arguments: commands.run_verify(arguments.bundle)),
     Verb("selftest", "compare greedy decoding with the bundle's golden ids", _add_selftest,
-         lambda arguments: commands.run_selftest(arguments.bundle, arguments.threads)),
+         lambda arguments: commands.run_selftest(arguments.bundle, arguments.threads,
+                                                arguments.allow_slow)),
 )
 
 if __name__ == "__main__":

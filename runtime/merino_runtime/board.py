@@ -56,9 +56,13 @@ def prepare_environment() -> None:
         os.environ.setdefault("OPENBLAS_CORETYPE", "ARMV8")
 
 
-def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None) -> List[str]:
+def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow: bool = False) -> List[str]:
     """Raises MerinoError where the bundle cannot run on this machine; returns notes where it will run
-    badly."""
+    badly.
+
+    A format whose instructions the CPU lacks would run, many times slower than the bundle was made for: it
+    is refused, unless `allow_slow` makes that a note.
+    """
     board = board or this_board()
     if board.pointer_bits != 64:
         raise MerinoError(
@@ -77,8 +81,12 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None) -> List[str
                      "swap; stop other programs first")
     missing = _missing_isa(bundle, board)
     if missing:
-        notes.append(f"this CPU lacks {', '.join(missing)}, without which {bundle.precision} weights are "
-                     "slow; another --precision may be faster")
+        slow = (f"this CPU lacks {', '.join(missing)}, which {bundle.precision} weights need: without it "
+                "the arithmetic falls back to a slow form")
+        if not allow_slow:
+            raise MerinoError(f"{slow}. Export {bundle.name!r} with another --precision (fp32 needs nothing "
+                              "special), or run it all the same with --allow-slow.")
+        notes.append(f"{slow}; another --precision may be faster")
     return notes
 
 

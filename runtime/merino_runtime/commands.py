@@ -18,14 +18,15 @@ from merino_runtime.errors import MerinoError
 def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
                  sampling: Optional[Sequence] = None, stops: Sequence[str] = (),
                  threads: Optional[int] = None, as_json: bool = False,
-                 ignore_eos: bool = False, verify: bool = True) -> int:
-    """sampling: a sampler.Sampling (or its values in order); None for the defaults."""
+                 ignore_eos: bool = False, verify: bool = True, allow_slow: bool = False) -> int:
+    """sampling: a sampler.Sampling (or its values in order); None for the defaults. allow_slow: run a format
+    whose instructions this CPU lacks."""
+    bundle = load_fitting(bundle_path, verify, allow_slow)
     from merino_runtime.backends import open_backend
     from merino_runtime.generate import Done, generate_text
     from merino_runtime.sampler import Sampling
     from merino_runtime.text import open_tokenizer
 
-    bundle = load_fitting(bundle_path, verify)
     tokenizer = open_tokenizer(bundle)
     backend = open_backend(bundle, threads)
     try:
@@ -45,11 +46,11 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
     return 0
 
 
-def run_selftest(bundle_path: str, threads: Optional[int] = None) -> int:
+def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bool = False) -> int:
+    bundle = load_fitting(bundle_path, allow_slow=allow_slow)
     from merino_runtime.backends import open_backend
     from merino_runtime.selftest import selftest
 
-    bundle = load_fitting(bundle_path)
     backend = open_backend(bundle, threads)
     try:
         mismatch = selftest(bundle, backend)
@@ -82,7 +83,7 @@ def run_info(bundle_path: str, as_json: bool = False) -> int:
         write_out(json.dumps(description, indent=2) + "\n")
     else:
         write_out("".join(f"{name:15} {value}\n" for name, value in _facts(bundle, here)))
-    for note in board.check_bundle_fits(bundle, here):
+    for note in board.check_bundle_fits(bundle, here, allow_slow=True):
         say(f"note: {note}")
     return 0
 
@@ -102,10 +103,10 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
     ]
 
 
-def load_fitting(bundle_path: str, verify: bool = True) -> Bundle:
-    """A bundle that this machine can run, checked before a backend is imported."""
+def load_fitting(bundle_path: str, verify: bool = True, allow_slow: bool = False) -> Bundle:
+    """A bundle that this machine can run, checked before numpy and a backend are imported."""
     bundle = load_bundle(bundle_path, verify)
-    for note in board.check_bundle_fits(bundle):
+    for note in board.check_bundle_fits(bundle, allow_slow=allow_slow):
         say(f"note: {note}")
     return bundle
 

@@ -1,5 +1,7 @@
 """Generation: a prefill, then one decode step per token, as a generator that ends with the figures.
 
+A prompt pays only for what follows the beginning that it shares with the ids in the cache.
+
 Figures. `prefill_ms` is the prefill and the choice of the first token. A decode step is timed with the
 sampling and the detokenising of its token; tokenising the prompt, and what the caller does with a token, are
 outside. Decode figures leave the first token out, which the prefill gave. Repetitions, warm-up and energy are
@@ -25,6 +27,7 @@ class Token(NamedTuple):
 
 class Done(NamedTuple):
     tokens: int  # as many as there were `Token`s: an EOS counts, and its own text is never given out
+    prefill_tokens: int  # of the prompt, computed: those that the cache held already are not
     prefill_ms: float
     decode_ms_p50: Optional[float]  # None where the first token was the last
     tok_s: Optional[float]  # decode tokens per second of decode
@@ -38,7 +41,7 @@ Event = Union[Token, Done]
 def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int = 128,
              sampling: Sampling = Sampling(), eos_id: Optional[int] = None,  # noqa: B008
              stream: Optional[TextStream] = None) -> Iterator[Event]:
-    """Yields a Token per id, then one Done. Starts from an empty cache.
+    """Yields a Token per id, then one Done: what an empty cache would give, whatever it holds.
 
     eos_id None: nothing but the other reasons stops it. stream None: ids only, every text is empty. What is
     wrong with the request is raised by this call, before the first token is asked for. Closing the iterator
@@ -69,12 +72,16 @@ def generate_text(bundle: Bundle, backend: Backend, tokenizer: Tokenizer, prompt
 
 def _run(backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampler: Sampler,
          eos_id: Optional[int], stream: Optional[TextStream]) -> Iterator[Event]:
-    backend.truncate(0)
     step_ms: List[float] = []
+    prefill_tokens = 0
     token_id, stop_reason = -1, ""
     while not stop_reason:
         start = time.perf_counter()
-        logits = backend.step(token_id) if step_ms else backend.prefill(prompt_ids)  # [vocab]
+        if step_ms:
+            logits = backend.step(token_id)  # [vocab]
+        else:
+            rest = keep_shared(backend, prompt_ids)
+            prefill_tokens, logits = len(rest), backend.prefill(rest)
         token_id = sampler.choose(logits)
         is_eos = token_id == eos_id
         text = stream.push(token_id) if stream and not is_eos else ""
@@ -91,13 +98,24 @@ def _run(backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampl
         if stop_reason and stream:
             text += stream.finish()
         yield Token(token_id, text)
-    yield done(step_ms, stop_reason)
+    yield done(step_ms, stop_reason, prefill_tokens)
 
 
-def done(step_ms: Sequence[float], stop_reason: str) -> Done:
+def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
+    """Cuts the cache to the beginning that it shares with ids -> the rest of ids, to prefill: at least the
+    last one, without which there are no logits."""
+    most = min(backend.length, len(ids) - 1)
+    shared = next((place for place in range(most) if backend.ids[place] != ids[place]), most)
+    if not backend.extends_fast and 2 * shared < len(ids):
+        shared = 0
+    backend.truncate(shared)
+    return ids[shared:]
+
+
+def done(step_ms: Sequence[float], stop_reason: str, prefill_tokens: int) -> Done:
     """step_ms: of the prefill, then of each decode step."""
     decode_ms = step_ms[1:]
-    return Done(tokens=len(step_ms), prefill_ms=step_ms[0],
+    return Done(tokens=len(step_ms), prefill_tokens=prefill_tokens, prefill_ms=step_ms[0],
                 decode_ms_p50=statistics.median(decode_ms) if decode_ms else None,
                 tok_s=1000 * len(decode_ms) / sum(decode_ms) if decode_ms else None,
                 peak_rss_mb=peak_rss_mb(), stop_reason=stop_reason)

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: one session, one KV cache, bound to the graph by pointer.
+"""ONNX Runtime on the CPU: a KV cache, bound to the graph by pointer, over a session that forks share.
 
 Every array that the graph reads or writes while decoding is allocated when the backend opens. The two
 dialects (docs/formats.md) differ in who writes the cache: `fused` graphs do, in place; for `portable` ones
@@ -6,7 +6,7 @@ the host does.
 """
 import os
 import re
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -18,19 +18,34 @@ from merino_runtime.errors import MerinoError
 ONE_THREAD_BELOW_BYTES = 8 * 10 ** 6  # so little work that waking a second thread costs more than it brings
 MOST_THREADS = 4  # decode waits for memory, and four cores saturate it on every board we know
 SMALL_BOARD_MB = 2000
+PREFILL_CHUNK_IDS = 256  # a prefill computes so many at once: activations grow with them, the cache does not
 FIRST_CHUNKED_GQA = (1, 20)  # before it, the fused attention takes several tokens into an empty cache only
 
 
+class Model(NamedTuple):
+    """What forks share: the session, which holds the weights and no state of a generation."""
+    bundle: Bundle
+    threads: int
+    session: Any
+    ort_version: Tuple[int, ...]
+
+
+def open_model(bundle: Bundle, threads: Optional[int] = None) -> Model:
+    threads = threads or default_threads(bundle)
+    onnxruntime = import_onnxruntime(bundle)
+    return Model(bundle, threads, open_session(onnxruntime, bundle, threads),
+                 version_tuple(onnxruntime.__version__))
+
+
 class OnnxBackend(Backend):
-    def __init__(self, bundle: Bundle, threads: Optional[int] = None) -> None:
-        self.context, self.vocab = bundle.context, bundle.vocab
-        self.threads = threads or default_threads(bundle)
-        onnxruntime = import_onnxruntime(bundle)
-        self._ort_version = version_tuple(onnxruntime.__version__)
-        self._session = open_session(onnxruntime, bundle, self.threads)
+    def __init__(self, model: Model) -> None:
+        bundle = model.bundle
+        self.context, self.vocab, self.threads = bundle.context, bundle.vocab, model.threads
+        self._model: Optional[Model] = model
+        self._session, self._ort_version = model.session, model.ort_version
         self._fused = bundle.dialect == "fused"
         self._ports = {port.name: port for port in (*bundle.inputs, *bundle.outputs)}
-        self._length = 0
+        self._ids: List[int] = []  # the one record of what the cache holds
         # [1, heads, context, head_size] each, by the name of the input that reads it
         self.cache = {port.name: _array_for(port) for port in bundle.inputs
                       if port.name.startswith("past_key_values.")}
@@ -43,62 +58,83 @@ class OnnxBackend(Backend):
         self._decode_binding, self._decode_new = self._bind(self._decode_id, self._decode_position)
 
     @property
-    def length(self) -> int:
-        return self._length
+    def ids(self) -> List[int]:
+        return self._ids
+
+    @property
+    def extends_fast(self) -> bool:  # type: ignore[override]
+        return not self._fused or self._ort_version >= FIRST_CHUNKED_GQA
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
-        count = len(ids)
-        if not 0 < count <= self.context - self._length:
+        self._check_prefill(ids)
+        chunk = PREFILL_CHUNK_IDS
+        if not self.extends_fast:
+            chunk = 1 if self._ids else len(ids)
+        for start in range(0, len(ids), chunk):
+            logits = self._prefill_chunk(ids[start:start + chunk])
+        return logits
+
+    def _check_prefill(self, ids: Sequence[int]) -> None:
+        count, free = len(ids), self.context - self.length
+        if not 0 < count <= free:
             raise MerinoError(
-                f"a prefill of {count} ids does not fit: {self._length} of the {self.context} cache slots "
-                f"are filled, {self.context - self._length} free, and it takes at least 1 id. Shorten the "
+                f"a prefill of {count} ids does not fit: {self.length} of the {self.context} cache slots "
+                f"are filled, {free} free, and it takes at least 1 id. Shorten the "
                 "prompt, or export with a longer --context.")
         if not 0 <= min(ids) <= max(ids) < self.vocab:
             raise MerinoError(f"prompt ids run from {min(ids)} to {max(ids)}, the model knows 0 to "
                               f"{self.vocab - 1}. Use the tokenizer that belongs to the model.")
-        if self._fused and self._length and count > 1 and self._ort_version < FIRST_CHUNKED_GQA:
-            for token_id in ids:
-                logits = self.step(token_id)
-            return logits
-        start = self._length
+
+    def _prefill_chunk(self, ids: Sequence[int]) -> np.ndarray:
+        if len(ids) == 1:
+            return self.step(ids[0])
+        start = self.length
         id_array = np.array(ids, dtype=self._decode_id.dtype)[None]  # [1, count]
-        positions = np.arange(start, start + count, dtype=np.int64)[None]  # [1, count]
+        positions = np.arange(start, start + len(ids), dtype=np.int64)[None]  # [1, count]
         binding, new = self._bind(id_array, positions)
-        return self._run(binding, new, count)
+        return self._run(binding, new, id_array)
 
     def step(self, token_id: int) -> np.ndarray:
-        if self._length >= self.context:
+        if self.length >= self.context:
             raise MerinoError(f"the KV cache is full: all {self.context} slots are filled. Ask for fewer "
                               "tokens, or export with a longer --context.")
         self._decode_id[0, 0] = token_id
-        self._decode_position[0, 0] = self._length
+        self._decode_position[0, 0] = self.length
         if self._fused:
-            self._bind_input(self._decode_binding, "attention_mask", self._mask, (1, self._length + 1))
-        return self._run(self._decode_binding, self._decode_new, 1)
+            self._bind_input(self._decode_binding, "attention_mask", self._mask, (1, self.length + 1))
+        return self._run(self._decode_binding, self._decode_new, self._decode_id)
 
     def truncate(self, length: int) -> None:
-        assert 0 <= length <= self._length, (length, self._length)
-        self._length = length
+        assert 0 <= length <= self.length, (length, self.length)
+        del self._ids[length:]
+
+    def fork(self) -> "OnnxBackend":
+        assert self._model is not None, "a closed backend cannot be forked"
+        twin = OnnxBackend(self._model)
+        for name, cache in self.cache.items():  # [1, heads, context, head_size]
+            twin.cache[name][:, :, :self.length] = cache[:, :, :self.length]
+        twin._ids.extend(self._ids)
+        return twin
 
     def close(self) -> None:
-        self._session = self._decode_binding = None
+        self._model = self._session = self._decode_binding = None
         self.cache, self._decode_new = {}, {}
 
-    def _run(self, binding: Any, new: Dict[str, np.ndarray], count: int) -> np.ndarray:
-        """Runs the graph over `count` ids -> logits [vocab]. `_length` changes last, and all else follows
-        from it, so an interrupt at any line leaves a cache that holds what `_length` says."""
+    def _run(self, binding: Any, new: Dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
+        """Runs the graph over ids [1, count] -> logits [vocab]. `_ids` changes last, and all else follows
+        from it, so an interrupt at any line leaves a cache that holds what `_ids` says."""
+        start, end = self.length, self.length + ids.shape[1]
         if not self._fused:
-            self._mask[0] = self._slots < self._length
+            self._mask[0] = self._slots < start
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise MerinoError(
-                f"onnxruntime failed on {count} ids with {self._length} cached: {_first_line(error)}. "
+                f"onnxruntime failed on {ids.shape[1]} ids with {start} cached: {_first_line(error)}. "
                 "If memory is short, export with a shorter --context.") from error
-        end = self._length + count
         for name, entries in new.items():  # entries [1, heads, count, head_size]
-            self.cache[name][:, :, self._length:end] = entries
-        self._length = end
+            self.cache[name][:, :, start:end] = entries
+        self._ids.extend(ids[0].tolist())
         return self._logits[0, 0]
 
     def _bind(self, ids: np.ndarray, positions: np.ndarray) -> Tuple[Any, Dict[str, np.ndarray]]:
@@ -108,7 +144,7 @@ class OnnxBackend(Backend):
         count = ids.shape[1]
         binding, new = self._session.io_binding(), {}
         self._bind_input(binding, "input_ids", ids)
-        mask_length = self._length + count if self._fused else self.context
+        mask_length = self.length + count if self._fused else self.context
         self._bind_input(binding, "attention_mask", self._mask, (1, mask_length))
         if "position_ids" in self._ports:
             self._bind_input(binding, "position_ids", positions)
