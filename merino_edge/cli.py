@@ -95,19 +95,20 @@ def design(
 ) -> None:
     """Design the decoder of highest entropy within a board's budgets. Without a budget: the board's own."""
     from merino_edge.design.budget import Budgets
+    from merino_edge.design.costs import usual_prompt
     from merino_edge.design.designer import design as find
     from merino_edge.design.entropy import Scoring
     from merino_edge.design.space import Space
     from merino_edge.files import write_text
     from merino_edge.profiles import load_profile
-    from merino_edge.show import budgets_line, console, design_table, heads_line, solver_line
+    from merino_edge.show import print_design
 
     profile = load_profile(device)
     budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m).with_board_defaults(profile)
     longest = profile.budget.context if context is None else context
     found = find(
         profile, budgets, space=Space(blocks=blocks, vocab=vocab), context=longest,
-        prompt=min(512, max(1, longest // 2)) if prompt is None else prompt,
+        prompt=usual_prompt(longest) if prompt is None else prompt,
         precision=precision, solver=solver.value, seed=seed, scoring=Scoring(gamma=gamma.value),
     )  # fmt: skip
     if out:
@@ -115,10 +116,8 @@ def design(
         say(f"wrote {out}")
     if as_json:
         print(found.to_json(), end="")
-        return
-    print(budgets_line(found, longest))
-    console().print(design_table(found, profile))
-    print(f"{heads_line(found.architecture)}; {solver_line(found)}")
+    else:
+        print_design(found, profile)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from merino_bench.render import render, save
 from merino_bench.workload import Workload
 from merino_edge.baseline import baseline_bundle
 from merino_edge.design.budget import Budgets
+from merino_edge.design.costs import usual_prompt
 from merino_edge.design.designer import Design, design
 from merino_edge.design.space import Space
 from merino_edge.embedded import EMBEDDED, bundle_path
@@ -16,7 +17,7 @@ from merino_edge.export.export import export
 from merino_edge.export.source import load_source
 from merino_edge.files import write_text
 from merino_edge.profiles import load_profile
-from merino_edge.show import bench_table, budgets_line, console, design_table, heads_line, solver_line
+from merino_edge.show import bench_table, console, print_design
 
 BOARD = "raspberry-pi-4"
 PROMPT = "Once upon a time"
@@ -51,12 +52,10 @@ def demo_design(out: Path) -> Design:
         Budgets().with_board_defaults(profile),
         space=Space(),
         context=budget.context,
-        prompt=min(512, budget.context // 2),
+        prompt=usual_prompt(budget.context),
     )
     write_text(out / "design.json", found.to_json())
-    print(budgets_line(found, budget.context))
-    console().print(design_table(found, profile))
-    print(f"{heads_line(found.architecture)}; {solver_line(found)}")
+    print_design(found, profile)
     return found
 
 

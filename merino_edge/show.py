@@ -45,9 +45,16 @@ def device_table(profile: DeviceProfile) -> Table:
     return table
 
 
-def budgets_line(design: Design, context: int) -> str:
+def print_design(design: Design, profile: DeviceProfile) -> None:
+    """What was asked, the table, what was found and how."""
+    print(budgets_line(design))
+    console().print(design_table(design, profile))
+    print(f"{heads_line(design.architecture)}; {solver_line(design)}")
+
+
+def budgets_line(design: Design) -> str:
     given = ", ".join(f"{name} {value:g}" for name, value in design.budget.items())
-    return f"budgets for {design.device}: {given}; context {context}, prompt {design.prompt} tokens"
+    return f"budgets for {design.device}: {given}; context {design.architecture.context}, prompt {design.prompt} tokens"
 
 
 def design_table(design: Design, profile: DeviceProfile) -> Table:

@@ -78,6 +78,11 @@ def memory_mb(operators: Sequence[Operator], profile: DeviceProfile, work: Workl
     return (stored + activation_bytes(operators, work.prompt)) / BYTES_PER_MB + profile.performance.runtime_mb.value
 
 
+def usual_prompt(context: int) -> int:
+    """Tokens of a prompt where none are named: half the context, at most 512."""
+    return min(512, max(1, context // 2))
+
+
 def predict(operators: Sequence[Operator], profile: DeviceProfile, work: Workload) -> Cost:
     speed = profile.performance
     return Cost(

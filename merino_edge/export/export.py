@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from merino_edge.design.costs import Workload, memory_mb
+from merino_edge.design.costs import Workload, memory_mb, usual_prompt
 from merino_edge.export.board_app import APP_FILE, write_board_app
 from merino_edge.export.dialect import KvLayer
 from merino_edge.export.fused import Fused
@@ -139,7 +139,7 @@ def describe(
         "decode_weight_bytes": graph.decode_weight_bytes,
         "kv_bytes": kv_bytes(operators, context),
         "isa": FAST_ISA[precision],
-        "boards": fitting_boards(source, Workload(precision, context, min(512, context // 2))),
+        "boards": fitting_boards(source, Workload(precision, context, usual_prompt(context))),
         "backend": {
             "name": "onnxruntime",
             "min_version": MIN_VERSIONS.get((dialect, precision), "1.10"),
