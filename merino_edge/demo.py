@@ -17,7 +17,7 @@ from merino_edge.export.export import export
 from merino_edge.export.source import load_source
 from merino_edge.files import write_text
 from merino_edge.profiles import load_profile
-from merino_edge.show import bench_table, console, print_design
+from merino_edge.show import bench_progress, bench_table, console, print_design
 
 BOARD = "raspberry-pi-4"
 PROMPT = "Once upon a time"
@@ -80,7 +80,8 @@ def demo_generate() -> None:
 
 
 def demo_bench(out: Path, bundle: Path, opt: str, found: Design) -> None:
-    records = run_bench([str(bundle)], WORKLOAD, opt, say)
+    with bench_progress() as progress:
+        records = run_bench([str(bundle)], WORKLOAD, [opt], progress)
     save(records, str(out / "bench.json"))
     (out / "bench.md").write_text(render(records, "md"))
     console().print(bench_table(records))

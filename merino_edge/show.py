@@ -1,11 +1,15 @@
 """Tables for people. Numbers come in ready; what they mean is said in the rows' names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
+from merino_bench.progress import Progress
 from merino_edge.architecture import Architecture
 from merino_edge.design.costs import Cost, Workload, predict
 from merino_edge.design.designer import Design
@@ -121,6 +125,25 @@ def matrix_table(matrices: Sequence[MatrixError]) -> Table:
     return table
 
 
+@contextmanager
+def bench_progress() -> Iterator[Progress | None]:
+    """A bar on stderr, redrawn only between processes so that it does not disturb them; None without a terminal."""
+    stderr = Console(stderr=True)
+    if not stderr.is_terminal:
+        yield None
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=stderr, transient=True, auto_refresh=False, redirect_stdout=False) as bar:
+        task = bar.add_task("")
+
+        def tell(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what, refresh=True)
+            if done >= total:
+                bar.stop()  # results are printed next
+
+        yield tell
+
+
 def bench_table(records: Sequence[dict[str, Any]]) -> Table:
     """A row per bundle: its prefill and its decode record side by side."""
     names = list(dict.fromkeys(record["bundle"] for record in records))
@@ -134,7 +157,7 @@ def bench_table(records: Sequence[dict[str, Any]]) -> Table:
         table.add_row(title, *("-" if value is None else form.format(value) for value in values))
     flags = sorted({flag for record in records for flag in record["flags"]})
     if flags:
-        table.caption = f"flags: {', '.join(flags)}"
+        table.caption = f"flags: {', '.join(flags)}. A flagged row has no ratio: repeat it on a quiet machine."
     return table
 
 

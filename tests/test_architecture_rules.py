@@ -30,7 +30,7 @@ FLOORS = [
         "export": {"export"}, "training": {"training"}, "calibration": {"calibration"},
     },
     {"baseline": {"baseline"}, "evaluation": {"evaluation"}, "show": {"show"}},
-    {"demo": {"demo"}},
+    {"demo": {"demo"}, "benchmark": {"benchmark"}},
     {"cli": {"cli", "__main__"}},
 ]
 FORBIDDEN_NAMES = re.compile(r"util|helper|common|manager|factory", re.IGNORECASE)

