@@ -242,7 +242,7 @@ def test_a_sensor_that_falls_silent_gives_no_energy():
 def test_prefill_and_decode_apart_in_all_and_above_idle():
     found = energy_of(ramp(), 0.5, prefill=[[0.0, 1.5]], decode=[[1.5, 3.5]])
     assert found == {
-        "source": "recorded", "rail": "VDD_IN", "interval_s": 0.5, "samples": 9 - 1 + 0, "idle_w": 0.5,
+        "source": "recorded", "rail": "VDD_IN", "interval_s": 0.5, "samples": 8, "idle_w": 0.5,
         "prefill_j": pytest.approx(2.625), "decode_j": pytest.approx(7.0),
         "prefill_net_j": pytest.approx(2.625 - 0.75), "decode_net_j": pytest.approx(6.0)}
     without = energy_of(ramp(), None, prefill=[[0.0, 1.5]], decode=[])
