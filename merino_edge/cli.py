@@ -153,7 +153,7 @@ def train(
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="a checkpoint, a design.json, an architecture's JSON, or opt-350m")],
+    source: Annotated[str, typer.Argument(help="a checkpoint, design.json, architecture's JSON, fp32 bundle, opt-350m")],
     out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
     precision: Annotated[str, typer.Option(help="format of the weights")] = "fp32",
     dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",
@@ -162,12 +162,13 @@ def export(
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
+    from merino_edge.embedded import bundle_path
     from merino_edge.export.export import bundle_bytes
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
     from merino_edge.show import console, matrix_table
 
-    done = run(load_source(source, weights), out, dialect=dialect, precision=precision, context=context)
+    done = run(load_source(bundle_path(source), weights), out, dialect=dialect, precision=precision, context=context)
     made = done.description
     print(
         f"{out}: {made['name']}, {made['dialect']} {made['precision']}, {made['params'] / 1e6:.1f} M parameters"

@@ -44,7 +44,8 @@ def test_values_come_back_within_a_step_and_no_worse_than_by_the_largest_value(m
     back = dequantize(found)
     largest = np.repeat(np.abs(matrix).reshape(3, -1, block).max(-1), block, axis=1)
     assert (np.abs(back - matrix) <= largest.reshape(matrix.shape) * 2.2 / 2**bits * 2 + 1e-6).all()
-    assert rms(back - matrix) <= rms(plain(matrix, bits, block) - matrix) * (1 + 1e-5) + 1e-7
+    spacing = 1e-6 * np.abs(matrix).max()  # of float32 at the largest value: the scale is rounded to it
+    assert rms(back - matrix) <= rms(plain(matrix, bits, block) - matrix) * (1 + 1e-5) + spacing
 
 
 @given(arrays.arrays(np.int8, (2, 64), elements=st.integers(-8, 7)), st.floats(1e-3, 10))
