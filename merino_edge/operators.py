@@ -9,28 +9,31 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 FLOPS_SEQUENCE = 1024  # tokens at which the paper counts FLOPs (recalled)
-KV_BYTES_PER_ELEMENT = 4  # the cache is float32 in both dialects
+KV_BYTES_PER_ELEMENT = 4  # the cache is float32 in each format but fp16
 BLOCKS = (128, 64, 32)  # of block quantisation, largest first: fewer scales to read, so faster
 
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How matrices are stored; vectors (norms, biases) are float32 in each.
+    """How matrices are stored; vectors (norms, biases) and the cache are float32, but for fp16.
 
     `bits` per weight of a matrix, `table_bits` of the embedding, which is the head too and bears less; where
-    `blocked`, one float32 scale for each block of columns comes on top.
+    `blocked`, one float32 scale for each block of columns comes on top. `element_bytes`: of vectors and the cache.
     """
 
     bits: int
     table_bits: int
     blocked: bool
+    element_bytes: int = 4
 
 
 FORMATS = {
     "fp32": WeightFormat(32, 32, False),
+    "fp16": WeightFormat(16, 16, False, element_bytes=2),
     "int8": WeightFormat(8, 8, True),
     "int4": WeightFormat(4, 8, True),
 }
+CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without its arithmetic bring it to float32
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,12 @@ class Operator:
 
     def stored_bytes(self, precision: str) -> float:
         """Bytes of its weights, scales included, whether it stores them or not."""
-        return self.matrix * self.bytes_per_weight(precision) + 4 * self.vector
+        return self.matrix * self.bytes_per_weight(precision) + FORMATS[precision].element_bytes * self.vector
 
     def read_bytes(self, precision: str) -> float:
         """Bytes of weights that one decode step reads here."""
         elements = self.columns if self.row_only else self.matrix
-        return elements * self.bytes_per_weight(precision) + 4 * self.vector
+        return elements * self.bytes_per_weight(precision) + FORMATS[precision].element_bytes * self.vector
 
     def bytes_per_weight(self, precision: str) -> float:
         """Of its matrix, the scales of the largest possible block included."""
@@ -126,9 +129,9 @@ def decode_weight_bytes(operators: Iterable[Operator], precision: str) -> int:
     return round(sum(op.read_bytes(precision) for op in operators))
 
 
-def kv_bytes(operators: Iterable[Operator], tokens: int) -> int:
+def kv_bytes(operators: Iterable[Operator], tokens: int, precision: str = "fp32") -> int:
     """Bytes of keys and values for `tokens` cached positions."""
-    return sum(2 * op.width for op in operators) * tokens * KV_BYTES_PER_ELEMENT
+    return sum(2 * op.width for op in operators) * tokens * FORMATS[precision].element_bytes
 
 
 def activation_bytes(operators: Iterable[Operator], tokens: int) -> int:

@@ -21,13 +21,10 @@ from merino_edge.export.source import Source
 from merino_edge.export.walk_merino import walk_merino
 from merino_edge.export.walk_opt import walk_opt
 from merino_edge.files import new_folder, write_text
-from merino_edge.operators import (
-    decode_flops,
-    kv_bytes,
-    params,
-)
+from merino_edge.operators import CPU_FORMATS, decode_flops, kv_bytes, params
 from merino_edge.opt import OptArchitecture
 from merino_edge.profiles import list_profiles
+from merino_runtime.board import ARM_FEATURES
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
@@ -35,11 +32,13 @@ SCHEMA = 1
 DESCRIPTION = "bundle.json"
 TOKENIZER = "tokenizer.json"
 GOLDEN_STEPS = 16
-PRECISIONS = {"fused": ("fp32", "int8", "int4"), "portable": ("fp32", "int8")}
+PRECISIONS = {"fused": ("fp32", "fp16", "int8", "int4"), "portable": ("fp32", "fp16", "int8")}
 # The oldest ONNX Runtime: blocks of 8 bits and tables in blocks came after the fused attention.
-MIN_VERSIONS = {("fused", "fp32"): "1.18", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23"}
+MIN_VERSIONS = {
+    ("fused", "fp32"): "1.18", ("fused", "fp16"): "1.20", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23",
+}  # fmt: skip
 REFUSED_VERSIONS = ["1.21.0"]  # dies of an illegal instruction on Cortex-A53 and A72
-FAST_ISA = {"fp32": [], "int8": ["avx2", "dotprod"], "int4": ["avx2", "dotprod"]}  # int8 products need them
+FAST_ISA = {"fp32": [], "fp16": [], "int8": ["avx2", "dotprod"], "int4": ["avx2", "dotprod"]}  # int8 products need them
 DIALECTS: dict[str, type[Fused] | type[Portable]] = {"fused": Fused, "portable": Portable}
 
 
@@ -137,7 +136,7 @@ def describe(
         "flops_per_token": decode_flops(operators),
         "weight_bytes": graph.weight_bytes,
         "decode_weight_bytes": graph.decode_weight_bytes,
-        "kv_bytes": kv_bytes(operators, context),
+        "kv_bytes": kv_bytes(operators, context, precision),
         "isa": FAST_ISA[precision],
         "boards": fitting_boards(source, Workload(precision, context, usual_prompt(context))),
         "backend": {
@@ -152,11 +151,16 @@ def describe(
 
 
 def fitting_boards(source: Source, work: Workload) -> list[str]:
-    """Boards whose free memory holds it, a prompt of half the context (512 at most) included."""
+    """Boards that are fast at the format and whose free memory holds it, a prompt of half the context (512 at most)
+    included. float16 is for boards with a GPU.
+    """
+    needed = set(FAST_ISA[work.precision]) & set(ARM_FEATURES.values())  # all boards of ours are Arm
     return [
         profile.id
         for profile in list_profiles()
         if memory_mb(source.arch.operators, profile, work) <= profile.memory.free_mb.value
+        and needed <= set(profile.isa)
+        and (work.precision in CPU_FORMATS or profile.gpu)
     ]
 
 
