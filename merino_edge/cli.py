@@ -153,7 +153,7 @@ def train(
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="checkpoint, design.json, architecture's JSON, fp32 bundle, or opt-350m")],
+    source: Annotated[str, typer.Argument(help="checkpoint, design.json, architecture's JSON, fp32 bundle, opt-350m")],
     out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
     precision: Annotated[str, typer.Option(help="format of the weights")] = "fp32",
     dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",

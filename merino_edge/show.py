@@ -114,11 +114,18 @@ def console() -> Console:
 
 def matrix_table(matrices: Sequence[MatrixError]) -> Table:
     table = Table(title="Quantised matrices; errors relative to the matrix's root mean square")
-    for title in ("matrix", "bits", "block", "mean error", "worst error"):
+    for title in ("matrix", "bits", "block", "kB", "mean error", "worst error"):
         table.add_column(title, justify="left" if title == "matrix" else "right")
     for row in matrices:
-        table.add_row(row.name, f"{row.bits}", f"{row.block}", f"{row.mean:.2%}", f"{row.worst:.2%}")
+        cells = (f"{row.bits}", f"{row.block}", f"{row.nbytes / 1e3:,.0f}", f"{row.mean:.2%}", f"{row.worst:.2%}")
+        table.add_row(joined_name(row.name), *cells)
     return table
+
+
+def joined_name(name: str) -> str:
+    """`a.q.weight+a.k.weight` as `a.q+k.weight`: the parts of a joined matrix differ in their last module."""
+    first, *others = (part.split(".") for part in name.split("+"))
+    return ".".join([*first[:-2], "+".join(part[-2] for part in (first, *others)), first[-1]])
 
 
 def bench_table(records: Sequence[dict[str, Any]]) -> Table:

@@ -75,7 +75,7 @@ def test_errors_are_told_relative_to_the_matrix():
     matrix = np.full((1, 32), 2, np.float32)
     found = quantize_blocks(matrix, 8, 32)
     error = matrix_error("m", matrix * 1.1, found)
-    assert (error.name, error.bits, error.block) == ("m", 8, 32)
+    assert (error.name, error.bits, error.block, error.nbytes) == ("m", 8, 32, 36)
     assert error.mean == error.worst == pytest.approx(0.1 / 1.1, rel=1e-4)
 
 

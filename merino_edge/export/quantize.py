@@ -38,6 +38,7 @@ class MatrixError(NamedTuple):
     name: str
     bits: int
     block: int
+    nbytes: int  # codes and scales
     mean: float
     worst: float
 
@@ -115,7 +116,8 @@ def dequantize(found: Quantized) -> np.ndarray:
 def matrix_error(name: str, matrix: np.ndarray, found: Quantized) -> MatrixError:
     difference = np.abs(dequantize(found) - matrix)
     scale = rms(matrix) or 1.0
-    return MatrixError(name, found.bits, found.block, float(difference.mean()) / scale, float(difference.max()) / scale)
+    mean, worst = float(difference.mean()) / scale, float(difference.max()) / scale
+    return MatrixError(name, found.bits, found.block, found.nbytes, mean, worst)
 
 
 def rms(values: np.ndarray) -> float:
