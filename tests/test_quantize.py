@@ -57,6 +57,8 @@ def test_what_codes_can_say_is_said_exactly(codes, scale):
 
 def test_zeros_stay_zeros():
     assert not dequantize(quantize_blocks(np.zeros((2, 64), np.float32), 4, 32)).any()
+    tiniest = np.full((2, 64), 1e-45, np.float32)  # its scale is 0
+    assert np.abs(dequantize(quantize_blocks(tiniest, 4, 32))).max() <= 1e-44
 
 
 def test_the_block_is_the_largest_of_near_the_least_error():

@@ -77,20 +77,21 @@ def quantize_blocks(matrix: np.ndarray, bits: int, block: int) -> Quantized:
 def quantize_rows(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Codes uint8 [rows, blocks, block * bits / 8] and scales float32 [rows, blocks] of values [rows, blocks, block].
 
-    With codes c of values v the best scale is v.c / c.c, and then the error is v.v - (v.c)^2 / c.c.
+    With codes c of values v the scale of least square error is v.c / c.c.
     """
     half = 2 ** (bits - 1)
     largest = np.take_along_axis(values, np.abs(values).argmax(-1)[..., None], -1)[..., 0]  # with its sign
     full = np.where(largest == 0, 1, largest) / np.float32(-half)  # the codes reach one further on the negative side
-    best_scale, best_gain = full, np.full_like(full, -1)
+    best_scale, best_error = full, np.full_like(full, np.inf)
     for shrink in SHRINKS[bits]:
         codes = rounded(values, full * shrink, half)
-        product = np.einsum("rbk,rbk->rb", codes, values)
-        norm = np.maximum(np.einsum("rbk,rbk->rb", codes, codes), 1)
-        gain = product * product / norm
-        better = gain > best_gain
-        best_gain = np.where(better, gain, best_gain)
-        best_scale = np.where(better & (product != 0), product / norm, best_scale)
+        norm = np.einsum("rbk,rbk->rb", codes, codes)
+        scale = np.where(norm > 0, np.einsum("rbk,rbk->rb", codes, values) / np.maximum(norm, 1), full)
+        codes *= scale[..., None]
+        codes -= values
+        error = np.einsum("rbk,rbk->rb", codes, codes)
+        better = error < best_error
+        best_scale, best_error = np.where(better, scale, best_scale), np.where(better, error, best_error)
     codes = (rounded(values, best_scale, half) + half).astype(np.uint8)
     if bits == 4:
         codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
@@ -99,7 +100,7 @@ def quantize_rows(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray
 
 def rounded(values: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
     """Codes from -half to half - 1, in float32, of values [rows, blocks, block] by scale [rows, blocks]."""
-    codes = values / scale[..., None]
+    codes = values / np.where(scale == 0, 1, scale)[..., None]  # the tiniest values have a scale of 0
     np.rint(codes, out=codes)
     return np.clip(codes, -half, half - 1, out=codes)
 
