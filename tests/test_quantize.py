@@ -37,13 +37,15 @@ def plain(matrix, bits, block):
 
 @given(MATRICES, st.sampled_from([4, 8]), st.sampled_from([32, 64]))
 @settings(max_examples=100)
-def test_values_come_back_within_a_step_and_no_worse_than_by_the_largest_value(matrix, bits, block):
+def test_values_come_back_and_no_worse_than_by_the_largest_value(matrix, bits, block):
     found = quantize_blocks(matrix, bits, block)
     assert found.codes.shape == (3, 64 // block, block * bits // 8) and found.codes.dtype == np.uint8
     assert found.scales.shape == (3, 64 // block)
     back = dequantize(found)
     largest = np.repeat(np.abs(matrix).reshape(3, -1, block).max(-1), block, axis=1)
-    assert (np.abs(back - matrix) <= largest.reshape(matrix.shape) * 2.2 / 2**bits * 2 + 1e-6).all()
+    # In 4 bits the largest value may lose 0.3 of itself and the refit's part, where that lets the others come nearer.
+    bound = {4: 0.4, 8: 4.4 / 2**8}[bits]
+    assert (np.abs(back - matrix) <= largest.reshape(matrix.shape) * bound + 1e-6).all()
     spacing = 1e-6 * np.abs(matrix).max()  # of float32 at the largest value: the scale is rounded to it
     assert rms(back - matrix) <= rms(plain(matrix, bits, block) - matrix) * (1 + 1e-5) + spacing
 
