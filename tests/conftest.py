@@ -133,6 +133,77 @@ def bundle_dirs(request, tmp_path_factory):
     return {dialect: str(folder / dialect) for dialect in DIALECTS}
 
 
+@pytest.fixture(scope="session")
+def embedded_bundles(tmp_path_factory):
+    """Folders of the trained model's bundles by (dialect, precision), each exported by today's code.
+
+    The package holds no checkpoint, so the weights are read back from its bundle.
+    """
+    from pathlib import Path
+
+    from merino_edge.architecture import Architecture
+    from merino_edge.embedded import FOLDER
+    from merino_edge.export.export import PRECISIONS, export
+    from merino_edge.export.source import Source
+    from merino_edge.model import MerinoConfig, MerinoForCausalLM
+    from merino_runtime.bundle import load_bundle
+
+    bundle = load_bundle(str(FOLDER))
+    arch = Architecture.model_validate(bundle.architecture)
+    model = MerinoForCausalLM(MerinoConfig.from_architecture(arch))
+    model.load_state_dict(stored_weights(FOLDER))
+    source = Source(bundle.name, bundle.family, arch, model.eval(), bundle.weights, bundle.weights_source,
+                    bundle.eos_id, FOLDER / "tokenizer.json")
+    folder = tmp_path_factory.mktemp("embedded")
+    made = {}
+    for dialect, precisions in PRECISIONS.items():
+        for precision in precisions:
+            out = Path(folder, dialect + "-" + precision)
+            made[dialect, precision] = export(source, out, dialect=dialect, precision=precision).folder
+    for name in ("model.onnx", "model.onnx.data"):  # nothing was lost on the way back
+        assert (made["fused", "fp32"] / name).read_bytes() == (FOLDER / name).read_bytes()
+    return made
+
+
+def stored_weights(folder):
+    """The state dict that a `fused` float32 bundle was written from; the graph has matrices turned, [in, out]."""
+    import onnx
+    import torch
+
+    stored = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+              for tensor in onnx.load(str(folder / "model.onnx")).graph.initializer}
+    state = {name: value.T if value.dim() == 2 and name != "embed_tokens.weight" else value
+             for name, value in stored.items() if name.endswith(".weight")}
+    return dict(state, **{"lm_head.weight": state["embed_tokens.weight"]})
+
+
+@pytest.fixture(scope="session")
+def assert_same_choices():
+    """A function: logits found and expected [n, vocab] are near by the precision's measure, and so are the choices.
+
+    float32 is compared by the largest logit, and every argmax must agree. Kernels of quantised weights differ by a
+    few percent of the root mean square from one CPU class or version to the next: there an argmax must agree where
+    it leads by more than three times what two logits can differ by, and such rows must be the most.
+    """
+    import numpy as np
+
+    def check(found, expected, precision):
+        assert found.shape == expected.shape and np.isfinite(found).all()
+        first, second = np.sort(expected)[:, ::-1].T[:2]
+        if precision == "fp32":
+            error = np.abs(found - expected).max(1) / np.abs(expected).max(1)
+            allowed, clear = 1e-4, np.full(len(expected), True)
+        else:
+            scale = np.sqrt((expected ** 2).mean(1))
+            error = np.sqrt(((found - expected) ** 2).mean(1)) / scale
+            allowed, clear = 0.06, first - second > 3 * 2 ** 0.5 * error * scale
+        assert error.max() < allowed, error.max()
+        assert clear.mean() > 0.5, clear.mean()
+        assert (found.argmax(1) == expected.argmax(1))[clear].all()
+
+    return check
+
+
 def given_bundles():
     folder = os.environ.get("MERINO_TEST_BUNDLE")
     if not folder:
