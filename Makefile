@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OLDER := .venv36 .venv38 .venv310
+# A file per process, so that what a file shares is made once.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 BOARD_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/merino_edge/boards/bookworm
 
 .PHONY: demo test test-boards boards lint clean
@@ -11,7 +13,7 @@ demo: .venv/ready
 	$(BIN)/merino-edge demo
 
 test: lint $(OLDER:=/ready)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # On Debian, the first time as root: installs qemu-user and mmdebstrap, keeps 230 MB in BOARD_ROOT.
 boards: .venv/ready

@@ -135,46 +135,14 @@ def bundle_dirs(request, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def embedded_bundles(tmp_path_factory):
-    """Folders of the trained model's bundles by (dialect, precision), each exported by today's code.
-
-    The package holds no checkpoint, so the weights are read back from its bundle.
-    """
-    from pathlib import Path
-
-    from merino_edge.architecture import Architecture
+    """Folders of the packaged model's bundles by (dialect, precision), exported by today's code: all CPU formats."""
     from merino_edge.embedded import FOLDER
-    from merino_edge.export.export import PRECISIONS, export
-    from merino_edge.export.source import Source
-    from merino_edge.model import MerinoConfig, MerinoForCausalLM
-    from merino_runtime.bundle import load_bundle
+    from merino_edge.export.export import export
+    from merino_edge.export.source import load_source
 
-    bundle = load_bundle(str(FOLDER))
-    arch = Architecture.model_validate(bundle.architecture)
-    model = MerinoForCausalLM(MerinoConfig.from_architecture(arch))
-    model.load_state_dict(stored_weights(FOLDER))
-    source = Source(bundle.name, bundle.family, arch, model.eval(), bundle.weights, bundle.weights_source,
-                    bundle.eos_id, FOLDER / "tokenizer.json")
-    folder = tmp_path_factory.mktemp("embedded")
-    made = {}
-    for dialect, precisions in PRECISIONS.items():
-        for precision in precisions:
-            out = Path(folder, dialect + "-" + precision)
-            made[dialect, precision] = export(source, out, dialect=dialect, precision=precision).folder
-    for name in ("model.onnx", "model.onnx.data"):  # nothing was lost on the way back
-        assert (made["fused", "fp32"] / name).read_bytes() == (FOLDER / name).read_bytes()
-    return made
-
-
-def stored_weights(folder):
-    """The state dict that a `fused` float32 bundle was written from; the graph has matrices turned, [in, out]."""
-    import onnx
-    import torch
-
-    stored = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-              for tensor in onnx.load(str(folder / "model.onnx")).graph.initializer}
-    state = {name: value.T if value.dim() == 2 and name != "embed_tokens.weight" else value
-             for name, value in stored.items() if name.endswith(".weight")}
-    return dict(state, **{"lm_head.weight": state["embed_tokens.weight"]})
+    source, folder = load_source(str(FOLDER)), tmp_path_factory.mktemp("embedded")
+    kinds = [(dialect, precision) for dialect in DIALECTS for precision in ("fp32", "int8")] + [("fused", "int4")]
+    return {kind: export(source, folder / "-".join(kind), dialect=kind[0], precision=kind[1]).folder for kind in kinds}
 
 
 @pytest.fixture(scope="session")
