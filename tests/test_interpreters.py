@@ -153,12 +153,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_without_its_care_for_the_old_attention_the_logits_would_be_wrong(
-    embedded_bundles, story, expected, assert_same_choices, tmp_path
-):
+def test_without_its_care_for_the_old_attention_the_logits_would_be_wrong(embedded_bundles, story, expected, tmp_path):
     """Else the test above would not show that several ids behind a filled cache are fed one by one before 1.20."""
-    bundle = embedded_bundles["fused", "fp32"]
+    bundle, right = embedded_bundles["fused", "fp32"], expected["fused", "fp32"]
     report, found = play(python_of("3.8"), bundle, story, STEPS, tmp_path / "found.npy", "-c", CARELESS, LOGITS)
     assert report["computed"] == [count for _, _, count in STEPS if count]
-    with pytest.raises(AssertionError):
-        assert_same_choices(found, expected["fused", "fp32"], "fp32")
+    assert np.abs(found - right).max() > 0.1 * np.abs(right).max()
