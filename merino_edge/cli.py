@@ -229,7 +229,6 @@ def bench(
     """Measure bundles on this machine, each in a fresh process."""
     from merino_bench.bench import bench_command
     from merino_bench.workload import Workload, parse_lengths
-    from merino_edge.baseline import baseline_bundle
     from merino_edge.embedded import bundle_path
 
     workload = Workload(
@@ -237,7 +236,11 @@ def bench(
         repetitions, threads,
     )  # fmt: skip
     folders = [bundle_path(bundle) for bundle in bundles]
-    base = None if baseline is None else baseline_bundle(bundle_path(baseline), say)
+    base = None
+    if baseline is not None:
+        from merino_edge.baseline import baseline_bundle
+
+        base = baseline_bundle(bundle_path(baseline), say)
     code = bench_command(folders, workload, base, output.value, None if save is None else str(save))
     raise typer.Exit(code)
 

@@ -75,8 +75,6 @@ def read_architecture(path: Path) -> Architecture:
 
 def load_checkpoint(folder: Path) -> Source:
     """A trained checkpoint in Hugging Face's layout, of our family or of OPT's."""
-    if not (folder / "config.json").is_file():
-        raise MerinoError(f"{folder} is no checkpoint: it has no config.json. `merino-edge train -o` writes one")
     config = read_config(folder)
     if isinstance(config, OPTConfig):
         return load_opt(folder, folder.name)
@@ -175,6 +173,12 @@ def opt_tokenizer(folder: Path) -> Path | None:
 
 
 def read_config(folder: Path) -> Any:
+    """Of a local folder: transformers would look on the network for one that is not there."""
+    if not (folder / "config.json").is_file():
+        raise MerinoError(
+            f"{folder} is no checkpoint: it has no config.json. `merino-edge train -o` writes one, and so do models"
+            " downloaded from Hugging Face"
+        )
     try:
         return AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError) as error:
