@@ -1,5 +1,7 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
+The main path stands here, in its order; commands beside it have a module each group (`cli_choose`).
+
 Data goes to stdout, talk to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
 imported inside the commands, so that the others answer at once.
 """
@@ -12,14 +14,12 @@ from typing import Annotated, Any
 
 import typer
 
-from merino_edge import __version__
+from merino_edge import __version__, cli_choose
+from merino_edge.cli_options import Device, Json, Seed
 from merino_runtime.errors import MerinoError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-Device = Annotated[str, typer.Option(help="a board's id, `host`, or the path of a profile")]
-Seed = Annotated[int, typer.Option(help="seed of all randomness")]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
 
 
@@ -72,6 +72,10 @@ def devices(
         print(json.dumps([profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]))
     else:
         console().print(device_table(profiles[0]) if device else devices_table(profiles))
+
+
+app.command()(cli_choose.recommend)
+app.command()(cli_choose.pareto)
 
 
 @app.command()

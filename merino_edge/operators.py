@@ -34,6 +34,7 @@ FORMATS = {
     "int4": WeightFormat(4, 8, True),
 }
 CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without its arithmetic bring it to float32
+FAST_ISA = {"fp32": [], "fp16": [], "int8": ["avx2", "dotprod"], "int4": ["avx2", "dotprod"]}  # int8 products need them
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class Operator:
         own: whether it stores them; not at a repeated use of shared weights, and not for a tied head.
         row_only: whether a decode step reads one row of the table and not all of it.
         macs: multiply-adds per token that do not depend on the cache.
-        width: attention only, heads * head_size: 2 * width elements are cached per token.
+        width: attention only, heads of keys and values * head_size: 2 * width elements are cached per token.
+        query_width: attention only, heads * head_size: the two products take 2 * query_width multiply-adds for each
+            pair of positions. More than `width` where several heads share keys and values.
         heads: attention only.
         live: elements per token held while it runs: inputs, outputs and the residual beside them.
     """
@@ -61,6 +64,7 @@ class Operator:
     row_only: bool = False
     macs: int = 0
     width: int = 0
+    query_width: int = 0
     heads: int = 0
     live: int = 0
 
@@ -97,8 +101,11 @@ def norm(width: int, *, affine: int = 1, own: bool = True, held: int = 0) -> Ope
     return Operator("norm", vector=affine * width, own=own, live=2 * width + held)
 
 
-def attention(width: int, heads: int, *, held: int = 0) -> Operator:
-    return Operator("attention", width=width, heads=heads, live=4 * width + held)
+def attention(width: int, heads: int, *, kv_width: int | None = None, held: int = 0) -> Operator:
+    """Queries of `width` = heads * head_size; keys and values as wide, or of `kv_width` each."""
+    cached = width if kv_width is None else kv_width
+    live = 2 * width + 2 * cached + held
+    return Operator("attention", width=cached, query_width=width, heads=heads, live=live)
 
 
 def activation(width: int, *, held: int = 0) -> Operator:
@@ -110,9 +117,9 @@ def embed(rows: int, width: int, *, held: int = 0) -> Operator:
     return Operator("embed", rows * width, columns=width, row_only=True, live=width + held)
 
 
-def head(width: int, vocab: int) -> Operator:
-    """The LM head, tied to the embedding: it stores nothing and reads all of it, for the last position only."""
-    return Operator("head", width * vocab, columns=width, own=False, macs=width * vocab)
+def head(width: int, vocab: int, *, own: bool = False) -> Operator:
+    """The LM head, for the last position only; tied to the embedding (not `own`) it stores nothing and reads all."""
+    return Operator("head", width * vocab, columns=width, own=own, macs=width * vocab)
 
 
 def params(operators: Iterable[Operator]) -> int:
@@ -145,10 +152,10 @@ def flops(operators: Iterable[Operator], tokens: int = FLOPS_SEQUENCE) -> int:
     Attention counts the full square of scores, as kernels without a causal shortcut compute it.
     """
     return sum(
-        2 * op.macs * tokens + 4 * op.width * tokens * tokens for op in operators if op.kind != "head"
+        2 * op.macs * tokens + 4 * op.query_width * tokens * tokens for op in operators if op.kind != "head"
     )
 
 
 def decode_flops(operators: Iterable[Operator], cached: int = 0) -> int:
     """FLOPs of one decode step after `cached` tokens, the LM head included."""
-    return sum(2 * op.macs + 4 * op.width * (cached + 1) for op in operators)
+    return sum(2 * op.macs + 4 * op.query_width * (cached + 1) for op in operators)

@@ -7,9 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from merino_edge.architecture import Architecture
+from merino_edge.catalogue.models import model
 from merino_edge.design.costs import Cost, Workload, predict
 from merino_edge.design.designer import Design
-from merino_edge.design.entropy import Scoring, block_score
+from merino_edge.design.recommend import existing_entropy
 from merino_edge.export.quantize import MatrixError
 from merino_edge.opt import OPT_350M
 from merino_edge.profiles import DeviceProfile, Figure
@@ -78,7 +79,7 @@ def design_table(design: Design, profile: DeviceProfile) -> Table:
         (f"memory, {provenance}", "MB", 1.0, "memory_mb"),
     ):
         table.add_row(name, *ratio_cells(ours, theirs, field, unit, scale))
-    opt = opt_entropy()
+    opt = existing_entropy(model("opt-350m").geometry, len(arch.blocks))
     table.add_row("entropy (weighted nats)", f"{design.entropy:,.0f}", f"{opt:,.0f}", f"{opt / design.entropy:.2f}x")
     return table
 
@@ -86,11 +87,6 @@ def design_table(design: Design, profile: DeviceProfile) -> Table:
 def ratio_cells(ours: Cost, other: Cost, field: str, unit: str, scale: float) -> list[str]:
     mine, theirs = getattr(ours, field) / scale, getattr(other, field) / scale
     return [f"{mine:,.1f} {unit}", f"{theirs:,.1f} {unit}", f"{theirs / mine:.2f}x"]
-
-
-def opt_entropy() -> float:
-    """OPT-350M as one block, by the search's own score."""
-    return block_score(OPT_350M.width, OPT_350M.ffn_width, OPT_350M.layers, False, Scoring())
 
 
 def solver_line(design: Design) -> str:

@@ -22,7 +22,7 @@ from merino_edge.export.source import Source
 from merino_edge.export.walk_merino import walk_merino
 from merino_edge.export.walk_opt import walk_opt
 from merino_edge.files import new_folder, write_text
-from merino_edge.operators import CPU_FORMATS, decode_flops, kv_bytes, params
+from merino_edge.operators import CPU_FORMATS, FAST_ISA, decode_flops, kv_bytes, params
 from merino_edge.opt import OptArchitecture
 from merino_edge.profiles import list_profiles
 from merino_runtime.board import ARM_FEATURES
@@ -41,7 +41,6 @@ MIN_VERSIONS = {
     ("fused", "fp32"): "1.18", ("fused", "fp16"): "1.20", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23",
 }  # fmt: skip
 REFUSED_VERSIONS = ["1.21.0"]  # dies of an illegal instruction on Cortex-A53 and A72
-FAST_ISA = {"fp32": [], "fp16": [], "int8": ["avx2", "dotprod"], "int4": ["avx2", "dotprod"]}  # int8 products need them
 DIALECTS: dict[str, type[Fused] | type[Portable]] = {"fused": Fused, "portable": Portable}
 
 
