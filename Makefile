@@ -2,20 +2,24 @@
 # All set up what they need, once.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTHON36 := $(firstword $(wildcard $(HOME)/.pyenv/versions/3.6.*/bin/python3.6) $(shell command -v python3.6))
+OLDER := .venv36 .venv38 .venv310
+# A file per process, so that what a file shares is made once.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 BOARD_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/merino_edge/boards/bookworm
 
-.PHONY: demo test test-boards lint clean
+.PHONY: demo test test-boards boards lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
 
-test: lint .venv36/ready
-	$(BIN)/python -m pytest
+test: lint $(OLDER:=/ready)
+	$(PYTEST)
 
 # On Debian, the first time as root: installs qemu-user and mmdebstrap, keeps 230 MB in BOARD_ROOT.
-test-boards: .venv/ready
-	tests/boards/rootfs.sh "$(BOARD_ROOT)" $(BIN)/python
+boards: .venv/ready
+	@tests/boards/rootfs.sh "$(BOARD_ROOT)" $(BIN)/python
+
+test-boards: boards
 	MERINO_BOARD_ROOT="$(BOARD_ROOT)" $(BIN)/python -m pytest tests/test_boards.py
 
 lint: .venv/ready
@@ -29,16 +33,9 @@ lint: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-# The board side's own tests run under the Jetson Nano's Python where there is one; else they are skipped.
-.venv36/ready: Makefile
-	mkdir -p .venv36
-ifneq ($(PYTHON36),)
-	$(PYTHON36) -m venv .venv36
-	.venv36/bin/pip install --quiet --disable-pip-version-check pip==21.3.1
-	.venv36/bin/pip install --quiet --disable-pip-version-check --only-binary=:all: \
-		numpy==1.19.5 onnxruntime==1.10.0 tokenizers==0.12.1 pytest hypothesis psutil
-endif
-	touch $@
+# Bundles are run by the Pythons of boards too, where there are such: .venv36 is Python 3.6.
+.venv3%/ready: tests/pythons/3.%.txt tests/pythons/venv.sh
+	@tests/pythons/venv.sh 3.$* .venv3$* $<
 
 clean:
-	rm -rf .venv .venv36 .pytest_cache .mypy_cache .ruff_cache out
+	rm -rf .venv $(OLDER) .pytest_cache .mypy_cache .ruff_cache out

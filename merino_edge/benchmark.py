@@ -6,9 +6,8 @@ from pathlib import Path
 
 from merino_bench.bench import bench_command
 from merino_bench.workload import Workload
-from merino_edge.baseline import baseline_bundles
+from merino_edge.bench_progress import bench_progress
 from merino_edge.embedded import bundle_path
-from merino_edge.show import bench_progress
 
 
 def run_benchmark(
@@ -18,7 +17,11 @@ def run_benchmark(
     """-> the exit code, 1 where a row failed. Raises MerinoError, and KeyboardInterrupt after what is complete was
     written."""
     folders = [bundle_path(bundle) for bundle in bundles]
-    bases = [] if baseline is None else baseline_bundles(bundle_path(baseline), folders, baseline_precision, say)
+    bases: list[str] = []
+    if baseline is not None:
+        from merino_edge.baseline import baseline_bundles  # loads torch
+
+        bases = baseline_bundles(bundle_path(baseline), folders, baseline_precision, say)
     with bench_progress() as progress:
         return bench_command(
             folders, workload, bases, output, None if save is None else str(save), timeout_s, progress

@@ -1,5 +1,7 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
+The main path stands here, in its order; commands beside it have a module each group (`cli_choose`).
+
 Data goes to stdout, talk to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
 imported inside the commands, so that the others answer at once.
 """
@@ -12,14 +14,12 @@ from typing import Annotated, Any
 
 import typer
 
-from merino_edge import __version__
+from merino_edge import __version__, cli_choose
+from merino_edge.cli_options import Device, Json, Seed
 from merino_runtime.errors import MerinoError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-Device = Annotated[str, typer.Option(help="a board's id, `host`, or the path of a profile")]
-Seed = Annotated[int, typer.Option(help="seed of all randomness")]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
 
 
@@ -72,6 +72,10 @@ def devices(
         print(json.dumps([profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]))
     else:
         console().print(device_table(profiles[0]) if device else devices_table(profiles))
+
+
+app.command()(cli_choose.recommend)
+app.command()(cli_choose.pareto)
 
 
 @app.command()
@@ -153,7 +157,7 @@ def train(
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="a checkpoint, design.json, architecture's JSON, opt-350m, opt-125m")],
+    source: Annotated[str, typer.Argument(help="checkpoint, design.json, architecture's JSON, fp32 bundle, or an OPT")],
     out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
     precision: Annotated[str, typer.Option(help="format of the weights")] = "fp32",
     dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",
@@ -162,12 +166,13 @@ def export(
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
+    from merino_edge.embedded import bundle_path
     from merino_edge.export.export import bundle_bytes
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
     from merino_edge.show import console, matrix_table
 
-    done = run(load_source(source, weights), out, dialect=dialect, precision=precision, context=context)
+    done = run(load_source(bundle_path(source), weights), out, dialect=dialect, precision=precision, context=context)
     made = done.description
     print(
         f"{out}: {made['name']}, {made['dialect']} {made['precision']}, {made['params'] / 1e6:.1f} M parameters"

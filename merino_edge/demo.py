@@ -8,6 +8,7 @@ from merino_bench.bench import run_bench
 from merino_bench.render import render, save
 from merino_bench.workload import Workload
 from merino_edge.baseline import baseline_bundle
+from merino_edge.bench_progress import bench_progress
 from merino_edge.design.budget import Budgets
 from merino_edge.design.costs import usual_prompt
 from merino_edge.design.designer import Design, design
@@ -17,7 +18,7 @@ from merino_edge.export.export import export
 from merino_edge.export.source import load_source
 from merino_edge.files import write_text
 from merino_edge.profiles import load_profile
-from merino_edge.show import bench_progress, bench_table, console, print_design
+from merino_edge.show import bench_table, console, print_design
 
 BOARD = "raspberry-pi-4"
 PROMPT = "Once upon a time"

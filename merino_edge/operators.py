@@ -9,28 +9,32 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 FLOPS_SEQUENCE = 1024  # tokens at which the paper counts FLOPs (recalled)
-KV_BYTES_PER_ELEMENT = 4  # the cache is float32 in both dialects
+KV_BYTES_PER_ELEMENT = 4  # the cache is float32 in each format but fp16
 BLOCKS = (128, 64, 32)  # of block quantisation, largest first: fewer scales to read, so faster
 
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How matrices are stored; vectors (norms, biases) are float32 in each.
+    """How matrices are stored; vectors (norms, biases) and the cache are float32, but for fp16.
 
     `bits` per weight of a matrix, `table_bits` of the embedding, which is the head too and bears less; where
-    `blocked`, one float32 scale for each block of columns comes on top.
+    `blocked`, one float32 scale for each block of columns comes on top. `element_bytes`: of vectors and the cache.
     """
 
     bits: int
     table_bits: int
     blocked: bool
+    element_bytes: int = 4
 
 
 FORMATS = {
     "fp32": WeightFormat(32, 32, False),
+    "fp16": WeightFormat(16, 16, False, element_bytes=2),
     "int8": WeightFormat(8, 8, True),
     "int4": WeightFormat(4, 8, True),
 }
+CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without its arithmetic bring it to float32
+FAST_ISA = {"fp32": [], "fp16": [], "int8": ["avx2", "dotprod"], "int4": ["avx2", "dotprod"]}  # int8 products need them
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ class Operator:
         own: whether it stores them; not at a repeated use of shared weights, and not for a tied head.
         row_only: whether a decode step reads one row of the table and not all of it.
         macs: multiply-adds per token that do not depend on the cache.
-        width: attention only, heads * head_size: 2 * width elements are cached per token.
+        width: attention only, heads of keys and values * head_size: 2 * width elements are cached per token.
+        query_width: attention only, heads * head_size: the two products take 2 * query_width multiply-adds for each
+            pair of positions. More than `width` where several heads share keys and values.
         heads: attention only.
         live: elements per token held while it runs: inputs, outputs and the residual beside them.
     """
@@ -58,17 +64,18 @@ class Operator:
     row_only: bool = False
     macs: int = 0
     width: int = 0
+    query_width: int = 0
     heads: int = 0
     live: int = 0
 
     def stored_bytes(self, precision: str) -> float:
         """Bytes of its weights, scales included, whether it stores them or not."""
-        return self.matrix * self.bytes_per_weight(precision) + 4 * self.vector
+        return self.matrix * self.bytes_per_weight(precision) + FORMATS[precision].element_bytes * self.vector
 
     def read_bytes(self, precision: str) -> float:
         """Bytes of weights that one decode step reads here."""
         elements = self.columns if self.row_only else self.matrix
-        return elements * self.bytes_per_weight(precision) + 4 * self.vector
+        return elements * self.bytes_per_weight(precision) + FORMATS[precision].element_bytes * self.vector
 
     def bytes_per_weight(self, precision: str) -> float:
         """Of its matrix, the scales of the largest possible block included."""
@@ -94,8 +101,11 @@ def norm(width: int, *, affine: int = 1, own: bool = True, held: int = 0) -> Ope
     return Operator("norm", vector=affine * width, own=own, live=2 * width + held)
 
 
-def attention(width: int, heads: int, *, held: int = 0) -> Operator:
-    return Operator("attention", width=width, heads=heads, live=4 * width + held)
+def attention(width: int, heads: int, *, kv_width: int | None = None, held: int = 0) -> Operator:
+    """Queries of `width` = heads * head_size; keys and values as wide, or of `kv_width` each."""
+    cached = width if kv_width is None else kv_width
+    live = 2 * width + 2 * cached + held
+    return Operator("attention", width=cached, query_width=width, heads=heads, live=live)
 
 
 def activation(width: int, *, held: int = 0) -> Operator:
@@ -107,9 +117,9 @@ def embed(rows: int, width: int, *, held: int = 0) -> Operator:
     return Operator("embed", rows * width, columns=width, row_only=True, live=width + held)
 
 
-def head(width: int, vocab: int) -> Operator:
-    """The LM head, tied to the embedding: it stores nothing and reads all of it, for the last position only."""
-    return Operator("head", width * vocab, columns=width, own=False, macs=width * vocab)
+def head(width: int, vocab: int, *, own: bool = False) -> Operator:
+    """The LM head, for the last position only; tied to the embedding (not `own`) it stores nothing and reads all."""
+    return Operator("head", width * vocab, columns=width, own=own, macs=width * vocab)
 
 
 def params(operators: Iterable[Operator]) -> int:
@@ -126,9 +136,9 @@ def decode_weight_bytes(operators: Iterable[Operator], precision: str) -> int:
     return round(sum(op.read_bytes(precision) for op in operators))
 
 
-def kv_bytes(operators: Iterable[Operator], tokens: int) -> int:
+def kv_bytes(operators: Iterable[Operator], tokens: int, precision: str = "fp32") -> int:
     """Bytes of keys and values for `tokens` cached positions."""
-    return sum(2 * op.width for op in operators) * tokens * KV_BYTES_PER_ELEMENT
+    return sum(2 * op.width for op in operators) * tokens * FORMATS[precision].element_bytes
 
 
 def activation_bytes(operators: Iterable[Operator], tokens: int) -> int:
@@ -142,10 +152,10 @@ def flops(operators: Iterable[Operator], tokens: int = FLOPS_SEQUENCE) -> int:
     Attention counts the full square of scores, as kernels without a causal shortcut compute it.
     """
     return sum(
-        2 * op.macs * tokens + 4 * op.width * tokens * tokens for op in operators if op.kind != "head"
+        2 * op.macs * tokens + 4 * op.query_width * tokens * tokens for op in operators if op.kind != "head"
     )
 
 
 def decode_flops(operators: Iterable[Operator], cached: int = 0) -> int:
     """FLOPs of one decode step after `cached` tokens, the LM head included."""
-    return sum(2 * op.macs + 4 * op.width * (cached + 1) for op in operators)
+    return sum(2 * op.macs + 4 * op.query_width * (cached + 1) for op in operators)

@@ -1,19 +1,16 @@
 """Tables for people. Numbers come in ready; what they mean is said in the rows' names."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
-from merino_bench.progress import Progress
 from merino_edge.architecture import Architecture
+from merino_edge.catalogue.models import model
 from merino_edge.design.costs import Cost, Workload, predict
 from merino_edge.design.designer import Design
-from merino_edge.design.entropy import Scoring, block_score
+from merino_edge.design.recommend import existing_entropy
 from merino_edge.export.quantize import MatrixError
 from merino_edge.opt import OPT_350M
 from merino_edge.profiles import DeviceProfile, Figure
@@ -82,7 +79,7 @@ def design_table(design: Design, profile: DeviceProfile) -> Table:
         (f"memory, {provenance}", "MB", 1.0, "memory_mb"),
     ):
         table.add_row(name, *ratio_cells(ours, theirs, field, unit, scale))
-    opt = opt_entropy()
+    opt = existing_entropy(model("opt-350m").geometry, len(arch.blocks))
     table.add_row("entropy (weighted nats)", f"{design.entropy:,.0f}", f"{opt:,.0f}", f"{opt / design.entropy:.2f}x")
     return table
 
@@ -90,11 +87,6 @@ def design_table(design: Design, profile: DeviceProfile) -> Table:
 def ratio_cells(ours: Cost, other: Cost, field: str, unit: str, scale: float) -> list[str]:
     mine, theirs = getattr(ours, field) / scale, getattr(other, field) / scale
     return [f"{mine:,.1f} {unit}", f"{theirs:,.1f} {unit}", f"{theirs / mine:.2f}x"]
-
-
-def opt_entropy() -> float:
-    """OPT-350M as one block, by the search's own score."""
-    return block_score(OPT_350M.width, OPT_350M.ffn_width, OPT_350M.layers, False, Scoring())
 
 
 def solver_line(design: Design) -> str:
@@ -118,30 +110,18 @@ def console() -> Console:
 
 def matrix_table(matrices: Sequence[MatrixError]) -> Table:
     table = Table(title="Quantised matrices; errors relative to the matrix's root mean square")
-    for title in ("matrix", "bits", "block", "mean error", "worst error"):
+    for title in ("matrix", "bits", "block", "kB", "mean error", "worst error"):
         table.add_column(title, justify="left" if title == "matrix" else "right")
     for row in matrices:
-        table.add_row(row.name, f"{row.bits}", f"{row.block}", f"{row.mean:.2%}", f"{row.worst:.2%}")
+        cells = (f"{row.bits}", f"{row.block}", f"{row.nbytes / 1e3:,.0f}", f"{row.mean:.2%}", f"{row.worst:.2%}")
+        table.add_row(joined_name(row.name), *cells)
     return table
 
 
-@contextmanager
-def bench_progress() -> Iterator[Progress | None]:
-    """A bar on stderr, redrawn only between processes so that it does not disturb them; None without a terminal."""
-    stderr = Console(stderr=True)
-    if not stderr.is_terminal:
-        yield None
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, console=stderr, transient=True, auto_refresh=False, redirect_stdout=False) as bar:
-        task = bar.add_task("")
-
-        def tell(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what, refresh=True)
-            if done >= total:
-                bar.stop()  # results are printed next
-
-        yield tell
+def joined_name(name: str) -> str:
+    """`a.q.weight+a.k.weight` as `a.q+k.weight`: the parts of a joined matrix differ in their last module."""
+    first, *others = (part.split(".") for part in name.split("+"))
+    return ".".join([*first[:-2], "+".join(part[-2] for part in (first, *others)), first[-1]])
 
 
 def bench_table(records: Sequence[dict[str, Any]]) -> Table:

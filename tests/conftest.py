@@ -133,6 +133,44 @@ def bundle_dirs(request, tmp_path_factory):
     return {dialect: str(folder / dialect) for dialect in DIALECTS}
 
 
+@pytest.fixture(scope="session")
+def embedded_bundles(tmp_path_factory):
+    """Folders of the packaged model's bundles by (dialect, precision), exported by today's code: all CPU formats."""
+    from merino_edge.embedded import FOLDER
+    from merino_edge.export.export import export
+    from merino_edge.export.source import load_source
+
+    source, folder = load_source(str(FOLDER)), tmp_path_factory.mktemp("embedded")
+    kinds = [(dialect, precision) for dialect in DIALECTS for precision in ("fp32", "int8")] + [("fused", "int4")]
+    return {kind: export(source, folder / "-".join(kind), dialect=kind[0], precision=kind[1]).folder for kind in kinds}
+
+
+@pytest.fixture(scope="session")
+def assert_same_choices():
+    """A function: logits found and expected [n, vocab] are near by the precision's measure, and so are the choices.
+
+    float32 is compared by the largest logit, and every argmax must agree. Kernels of quantised weights differ by a
+    few percent of the root mean square from one CPU class or version to the next: there an argmax must agree where
+    it leads by more than three times what the difference of two logits is off by, and such rows must be the most.
+    """
+    import numpy as np
+
+    def check(found, expected, precision):
+        assert found.shape == expected.shape and np.isfinite(found).all()
+        off = found - expected
+        if precision == "fp32":
+            assert (np.abs(off).max(1) < 1e-4 * np.abs(expected).max(1)).all()
+            clear = np.full(len(expected), True)
+        else:
+            assert (off ** 2).mean() < 0.05 ** 2 * (expected ** 2).mean()
+            first, second = np.sort(expected)[:, ::-1].T[:2]
+            clear = first - second > 3 * 2 ** 0.5 * np.sqrt((off ** 2).mean(1))
+        assert clear.mean() > 0.5, clear
+        assert (found.argmax(1) == expected.argmax(1))[clear].all(), clear
+
+    return check
+
+
 def given_bundles():
     folder = os.environ.get("MERINO_TEST_BUNDLE")
     if not folder:

@@ -24,14 +24,17 @@ MAY_IMPORT = {
 }
 # merino_edge by floor, from the ground: a room imports from floors below its own, and from itself.
 FLOORS = [
-    {"facts": {"profiles", "host", "architecture", "operators", "opt", "files", "validation"}},
+    {"facts": {"profiles", "host", "architecture", "operators", "opt", "files", "validation", "catalogue"}},
     {"design": {"design"}, "model": {"model"}, "delivery": {"delivery"}, "embedded": {"embedded"}},
     {
         "export": {"export"}, "training": {"training"}, "calibration": {"calibration"},
     },
-    {"baseline": {"baseline"}, "evaluation": {"evaluation"}, "show": {"show"}},
+    {
+        "baseline": {"baseline"}, "evaluation": {"evaluation"}, "show": {"show", "show_models", "front_plot"},
+        "bench_progress": {"bench_progress"},
+    },
     {"demo": {"demo"}, "benchmark": {"benchmark"}},
-    {"cli": {"cli", "__main__"}},
+    {"cli": {"cli", "cli_choose", "cli_options", "__main__"}},
 ]
 FORBIDDEN_NAMES = re.compile(r"util|helper|common|manager|factory", re.IGNORECASE)
 IGNORED = {".venv", "build", "dist", "tests"}

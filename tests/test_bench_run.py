@@ -46,9 +46,9 @@ def run(*arguments, call=None, cwd=None, path=ROOTS):
 @pytest.fixture(scope="module")
 def old_python():
     """A Python 3.6 that has what a board has."""
-    python = os.environ.get("MERINO_PYTHON36") or shutil.which("python3.6")
-    if python is None or subprocess.call([python, "-c", "import numpy, onnxruntime"], stderr=subprocess.DEVNULL):
-        pytest.skip("no Python 3.6 with numpy and onnxruntime: set MERINO_PYTHON36")
+    python = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), ".venv36", "bin", "python")
+    if not os.path.exists(python):
+        pytest.skip("no Python 3.6 on this machine (make test sets it up where there is one)")
     return python
 
 

@@ -1,6 +1,8 @@
 """The boards' CPUs, emulated: the same file, the same bundles, the same ids. `make test-boards` sets it up.
 
 Emulated are instructions, not time: nothing here measures anything, and an instruction that a CPU has not kills.
+Of float32 the greedy ids are compared; of quantised weights, whose kernels differ by CPU class, the logits behind
+given ids, and the choices that lead clearly (`assert_same_choices`).
 """
 
 import json
@@ -11,12 +13,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from merino_edge.embedded import FOLDER as EMBEDDED
+from merino_edge.embedded import FOLDER as PACKAGED
 from merino_edge.export.board_app import write_board_app
 from merino_edge.profiles import load_profile
 from merino_runtime.board import ARM_FEATURES
+from merino_runtime.bundle import load_bundle
+from merino_runtime.text import open_tokenizer
 
 CPUS = {
     "cortex-a53": "raspberry-pi-zero-2w",
@@ -28,7 +33,13 @@ GIVEN = os.environ.get("MERINO_BOARD_ROOT")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 BOARD_ROOT = Path(GIVEN or CACHE / "merino_edge" / "boards" / "bookworm")
 PYTHON = BOARD_ROOT / "usr" / "bin" / "python3.11"
-INSTRUCTIONS = Path(__file__).parent / "boards" / "instructions.py"
+SCRIPTS = Path(__file__).parent / "boards"
+INSTRUCTIONS, LOGITS = SCRIPTS / "instructions.py", SCRIPTS / "logits.py"
+SITE = BOARD_ROOT / "opt" / "site"
+PROMPT, TOKENS = "Once upon a time", 16
+GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature", 0, "--ignore-eos", "--json"]
+QUANTISED = [("fused", "int8"), ("fused", "int4"), ("portable", "int8")]
+WITH_DOTPROD = ["cortex-a76"]
 
 pytestmark = pytest.mark.skipif(
     not GIVEN and not (PYTHON.exists() and shutil.which("qemu-aarch64")),
@@ -42,7 +53,7 @@ def run(*call, cwd=None):
     return done
 
 
-def on_board(cpu, *arguments, cwd=None, path=BOARD_ROOT / "opt" / "site"):
+def on_board(cpu, *arguments, cwd=None, path=SITE):
     """Runs the board's Python on an emulated CPU."""
     settings = ("-E", f"PYTHONPATH={path}", "-E", "PYTHONNOUSERSITE=1")
     return run("qemu-aarch64", "-L", BOARD_ROOT, "-cpu", cpu, *settings, PYTHON, *arguments, cwd=cwd)
@@ -59,35 +70,104 @@ def greedy_ids(out):
     return [token["id"] for token in tokens]
 
 
-@pytest.fixture(scope="module", params=["embedded", "fused", "portable"])
-def bundle(request, bundle_dirs):
-    return EMBEDDED if request.param == "embedded" else Path(bundle_dirs[request.param])
+@pytest.fixture(scope="module", params=["packaged", "portable"])
+def bundle(request, embedded_bundles):
+    """float32: the bundle in the package, and the same model for old runtimes."""
+    return PACKAGED if request.param == "packaged" else embedded_bundles["portable", "fp32"]
 
 
 @pytest.fixture(scope="module")
-def generate(bundle):
-    """Arguments of a greedy continuation, and the ids that it has on this machine."""
-    arguments = ["merino.pyz", "generate", ".", "Once upon a time", "-n", "24", "--temperature", "0"]
-    arguments += ["--ignore-eos", "--json"]
-    ids = greedy_ids(output(run(sys.executable, *arguments, cwd=bundle)))
-    assert len(ids) == 24 and len(set(ids)) > 5
-    return arguments, ids
+def ids_here(bundle):
+    """The ids of a greedy continuation on this machine."""
+    ids = greedy_ids(output(run(sys.executable, *GENERATE, cwd=bundle)))
+    assert len(ids) == TOKENS and len(set(ids)) > 5
+    return ids
 
 
 @pytest.mark.parametrize("cpu", CPUS)
-def test_greedy_ids_are_those_of_this_machine(cpu, bundle, generate):
-    arguments, ids = generate
-    assert greedy_ids(output(on_board(cpu, *arguments, cwd=bundle))) == ids
+def test_greedy_ids_are_those_of_this_machine(cpu, bundle, ids_here):
+    assert greedy_ids(output(on_board(cpu, *GENERATE, cwd=bundle))) == ids_here
 
 
 @pytest.mark.parametrize("cpu", CPUS)
-def test_the_selftest_passes(cpu, bundle):
-    assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=bundle)).startswith("ok: ")
+def test_the_selftest_passes(cpu):
+    assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=PACKAGED)).startswith("ok: ")
+
+
+@pytest.fixture(scope="module", params=QUANTISED, ids="-".join)
+def quantised(request, embedded_bundles):
+    """(folder, precision) of the same model in a format that wants dotprod."""
+    return embedded_bundles[request.param], request.param[1]
+
+
+@pytest.fixture(scope="module")
+def chosen(quantised, assert_same_choices, tmp_path_factory):
+    """By whether a CPU has dotprod, what it chooses behind the prompt and behind each id that this machine chooses.
+
+    Fails where the logits of one of each kind are not near this machine's, or another choice leads clearly.
+    """
+    folder, precision = quantised
+    ids = greedy_ids(output(run(sys.executable, *GENERATE, "--allow-slow", cwd=folder)))
+    prompt = open_tokenizer(load_bundle(str(folder))).encode(PROMPT)
+    steps = json.dumps([("prompt", prompt), *(("step", token) for token in ids[:-1])])
+    out = tmp_path_factory.mktemp("logits") / "logits.npy"
+    app = folder / "merino.pyz"
+    output(run("env", f"PYTHONPATH={app}", sys.executable, LOGITS, folder, steps, out))
+    expected = np.load(out)
+    assert expected.argmax(1).tolist() == ids
+    found = {}
+    for cpu in ("cortex-a72", "cortex-a76"):
+        output(on_board(cpu, LOGITS, folder, steps, out, path=f"{SITE}:{app}"))
+        logits = np.load(out)
+        assert_same_choices(logits, expected, precision)
+        found[cpu in WITH_DOTPROD] = logits.argmax(1).tolist()
+    return ids, found
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_quantised_weights_choose_as_on_this_machine(cpu, quantised, chosen):
+    """Where the CPU has dotprod; where it has not, with --allow-slow. Behind another choice the ids are others."""
+    folder, precision = quantised
+    slow = cpu not in WITH_DOTPROD
+    done = on_board(cpu, *GENERATE, *(["--allow-slow"] if slow else []), cwd=folder)
+    here, there = chosen[0], chosen[1][not slow]
+    same = next((place for place in range(TOKENS) if here[place] != there[place]), TOKENS)
+    assert greedy_ids(output(done))[: same + 1] == there[: same + 1]
+    assert (f"note: this CPU lacks dotprod, which {precision} weights need" in done.stderr) == slow
+
+
+@pytest.mark.parametrize("cpu", WITH_DOTPROD)
+def test_the_selftest_of_quantised_weights_passes(cpu, quantised):
+    assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=quantised[0])).startswith("ok: ")
+
+
+@pytest.fixture(scope="module")
+def poison(tmp_path_factory):
+    """A path on which whatever a board installs ends the process when it is imported."""
+    folder = tmp_path_factory.mktemp("poison")
+    for name in ("numpy", "onnxruntime", "tokenizers"):
+        (folder / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')\n")
+    return folder
+
+
+@pytest.mark.parametrize("verb", [["generate", ".", PROMPT], ["selftest", "."]], ids=lambda verb: verb[0])
+@pytest.mark.parametrize("cpu", sorted(set(CPUS) - set(WITH_DOTPROD)))
+def test_quantised_weights_are_refused_before_anything_is_imported(cpu, verb, quantised, poison):
+    done = on_board(cpu, "merino.pyz", *verb, cwd=quantised[0], path=poison)
+    assert done.returncode == 1 and done.stdout == ""
+    assert f"lacks dotprod, which {quantised[1]} weights need" in done.stderr
+    assert "--allow-slow" in done.stderr and "was imported" not in done.stderr
+
+
+def test_the_poison_works(quantised, poison):
+    """Else the test above would not show that nothing is imported."""
+    done = on_board("cortex-a72", "merino.pyz", "selftest", ".", "--allow-slow", cwd=quantised[0], path=poison)
+    assert done.returncode == 1 and done.stderr.endswith(" was imported\n")
 
 
 @pytest.mark.parametrize("cpu, device", CPUS.items())
 def test_info_finds_the_profiles_instructions(cpu, device):
-    described = json.loads(output(on_board(cpu, "merino.pyz", "info", ".", "--json", cwd=EMBEDDED)))["board"]
+    described = json.loads(output(on_board(cpu, "merino.pyz", "info", ".", "--json", cwd=PACKAGED)))["board"]
     assert described["architecture"] == "aarch64" and described["pointer_bits"] == 64
     assert {"neon", *described["isa"]} == set(load_profile(device).isa)
 

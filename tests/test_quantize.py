@@ -23,7 +23,7 @@ from merino_runtime.errors import MerinoError
 
 FORMATS = [("fused", "int8"), ("fused", "int4"), ("portable", "int8")]
 PROMPT, STEPS = 9, 32
-MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32))
+MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32, allow_subnormal=False))
 
 
 def plain(matrix, bits, block):
@@ -37,14 +37,17 @@ def plain(matrix, bits, block):
 
 @given(MATRICES, st.sampled_from([4, 8]), st.sampled_from([32, 64]))
 @settings(max_examples=100)
-def test_values_come_back_within_a_step_and_no_worse_than_by_the_largest_value(matrix, bits, block):
+def test_values_come_back_and_no_worse_than_by_the_largest_value(matrix, bits, block):
     found = quantize_blocks(matrix, bits, block)
     assert found.codes.shape == (3, 64 // block, block * bits // 8) and found.codes.dtype == np.uint8
     assert found.scales.shape == (3, 64 // block)
     back = dequantize(found)
     largest = np.repeat(np.abs(matrix).reshape(3, -1, block).max(-1), block, axis=1)
-    assert (np.abs(back - matrix) <= largest.reshape(matrix.shape) * 2.2 / 2**bits * 2 + 1e-6).all()
-    assert rms(back - matrix) <= rms(plain(matrix, bits, block) - matrix) * (1 + 1e-5) + 1e-7
+    # In 4 bits the largest value may lose 0.3 of itself and the refit's part, where that lets the others come nearer.
+    bound = {4: 0.4, 8: 4.4 / 2**8}[bits]
+    assert (np.abs(back - matrix) <= largest.reshape(matrix.shape) * bound + 1e-6).all()
+    spacing = 1e-6 * np.abs(matrix).max()  # of float32 at the largest value: the scale is rounded to it
+    assert rms(back - matrix) <= rms(plain(matrix, bits, block) - matrix) * (1 + 1e-5) + spacing
 
 
 @given(arrays.arrays(np.int8, (2, 64), elements=st.integers(-8, 7)), st.floats(1e-3, 10))
@@ -56,6 +59,8 @@ def test_what_codes_can_say_is_said_exactly(codes, scale):
 
 def test_zeros_stay_zeros():
     assert not dequantize(quantize_blocks(np.zeros((2, 64), np.float32), 4, 32)).any()
+    tiniest = np.full((2, 64), 1e-45, np.float32)  # its scale is 0
+    assert np.abs(dequantize(quantize_blocks(tiniest, 4, 32))).max() <= 1e-44
 
 
 def test_the_block_is_the_largest_of_near_the_least_error():
@@ -74,7 +79,7 @@ def test_errors_are_told_relative_to_the_matrix():
     matrix = np.full((1, 32), 2, np.float32)
     found = quantize_blocks(matrix, 8, 32)
     error = matrix_error("m", matrix * 1.1, found)
-    assert (error.name, error.bits, error.block) == ("m", 8, 32)
+    assert (error.name, error.bits, error.block, error.nbytes) == ("m", 8, 32, 36)
     assert error.mean == error.worst == pytest.approx(0.1 / 1.1, rel=1e-4)
 
 

@@ -30,6 +30,7 @@ def tiny(**changes):
 
 
 TOKENIZER = Tokenizer(json.dumps(tiny()))
+TINY_VOCAB = tiny()["model"]["vocab"]
 # Surrogates cannot be encoded; the text of the special token would be taken for the token.
 TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=40).filter(lambda s: "<|end" not in s)
 STOPS = st.lists(st.text("ab€", min_size=1, max_size=4), max_size=3)
@@ -64,8 +65,7 @@ def test_any_bytes_come_out_as_python_decodes_them(data):
 
 
 def data_ids(data):
-    table = byte_table()
-    ids = {byte: tiny()["model"]["vocab"][char] for char, byte in table.items()}
+    ids = {byte: TINY_VOCAB[char] for char, byte in byte_table().items()}
     return [ids[byte] for byte in data]
 
 

@@ -49,7 +49,7 @@ def decode_ms(operators: Sequence[Operator], profile: DeviceProfile, precision: 
     total_us = 0.0
     for op in operators:
         read_bytes = op.read_bytes(precision) + 2 * op.width * cached * KV_BYTES_PER_ELEMENT
-        operations = 2 * op.macs + 4 * op.width * (cached + 1)
+        operations = 2 * op.macs + 4 * op.query_width * (cached + 1)
         total_us += roofline_us(read_bytes, operations, profile) + speed.op_overhead_us.value
     return total_us / 1e3
 
@@ -61,7 +61,7 @@ def prefill_ms(operators: Sequence[Operator], profile: DeviceProfile, precision:
     for op in operators:
         tokens = 1 if op.kind == "head" else prompt
         read_bytes = op.read_bytes(precision)
-        operations = 2 * op.macs * tokens + 4 * op.width * prompt * prompt
+        operations = 2 * op.macs * tokens + 4 * op.query_width * prompt * prompt
         total_us += roofline_us(read_bytes, operations, profile) + speed.op_overhead_us.value
     return total_us / 1e3
 

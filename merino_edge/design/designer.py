@@ -14,7 +14,7 @@ from merino_edge.design.budget import Budgets
 from merino_edge.design.costs import Workload, predict
 from merino_edge.design.entropy import Scoring
 from merino_edge.design.space import Program, Solution, Space, architecture, encode
-from merino_edge.operators import FORMATS
+from merino_edge.operators import CPU_FORMATS
 from merino_edge.profiles import DeviceProfile
 from merino_edge.validation import fault_list
 from merino_runtime.errors import MerinoError
@@ -145,8 +145,8 @@ def search(
 
 
 def check_request(precision: str, context: int, prompt: int, vocab: int) -> None:
-    if precision not in FORMATS:
-        raise MerinoError(f"--precision {precision} is not known: choose one of {', '.join(FORMATS)}")
+    if precision not in CPU_FORMATS:
+        raise MerinoError(f"--precision {precision} cannot be designed for: choose one of {', '.join(CPU_FORMATS)}")
     if not 2 <= context <= 131_072:
         raise MerinoError(f"--context {context} is not allowed: choose 2 to 131072 tokens")
     if not 2 <= vocab <= 1_000_000:

@@ -26,8 +26,8 @@ class Fused(Graph):
         for layer in kv_layers:
             for past, present in zip(ports("past_key_values", layer), ports("present", layer), strict=True):
                 shape = (1, layer.heads, context, layer.head_size)
-                self.input(past, "float32", *shape)
-                self.output(present, "float32", *shape)
+                self.input(past, self.real, *shape)
+                self.output(present, self.real, *shape)
         last = self.node("Sub", [self.node("ReduceSum", [mask, self.integers(1)], keepdims=0), self.integers(1)])
         total = self.node("Gather", [self.node("Shape", [mask]), self.integer(1)])
         self._last_index = self.node("Cast", [last], to=TensorProto.INT32)  # [1]
@@ -109,8 +109,8 @@ class Fused(Graph):
         if rotary_theta is not None:
             cos, sin = rotary_tables(self.context, layer.head_size, rotary_theta)
             tables = [
-                self.constant(f"cos_{layer.head_size}", cos),
-                self.constant(f"sin_{layer.head_size}", sin),
+                self.constant(f"cos_{layer.head_size}", cos.astype(self.real)),
+                self.constant(f"sin_{layer.head_size}", sin.astype(self.real)),
             ]
         mixed = f"attention.{layer.index}"
         self.node_into(
@@ -130,8 +130,8 @@ class Fused(Graph):
     def head(self, x: str, table: str) -> None:
         self.output("logits", "float32", 1, 1, self.weights[table].shape[0])
         if self.form.blocked:
-            self.node_into("Identity", [self._blocked_product(x, table, self.quantized_table(table))], ["logits"])
+            self.logits(self._blocked_product(x, table, self.quantized_table(table)))
             return
         row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
         logits = self.node("Gemm", [row, self.weight(table)], transB=1)  # [1, vocab]
-        self.node_into("Unsqueeze", [logits, self.integers(1)], ["logits"])
+        self.logits(self.node("Unsqueeze", [logits, self.integers(1)]))

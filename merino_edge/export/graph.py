@@ -16,7 +16,7 @@ MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 EXTERNAL_BYTES = 1024  # smaller constants stay inside the graph
 PAGE = 4096  # weights begin at a page, so that they can be mapped
-TYPES = {"int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
+TYPES = {"int64": TensorProto.INT64, "float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 
 
 class Port(NamedTuple):
@@ -36,6 +36,8 @@ class Graph:
     def __init__(self, weights: Weights, kv_layers: Sequence[KvLayer], context: int, precision: str):
         self.weights = weights
         self.form = FORMATS[precision]
+        self.real = "float16" if precision == "fp16" else "float32"  # of activations, cache and plain weights
+        self._real_weights: dict[str, np.ndarray] = {}
         self.quantized: dict[tuple[str, ...], Quantized] = {}  # by the names of the matrices that were joined
         self.decode_weight_bytes = 0  # read by one decode step, at each use
         self._weight_bytes: dict[int, int] = {}  # stored, by address: another shape of the same memory is the same
@@ -75,20 +77,26 @@ class Graph:
         self.decode_weight_bytes += value.nbytes if read_bytes is None else read_bytes
         return self.constant(name, value)
 
+    def real_weight(self, name: str) -> np.ndarray:
+        """A weight of the state dict in the graph's own float type; the same array at each call."""
+        if name not in self._real_weights:
+            self._real_weights[name] = self.weights[name].astype(self.real, copy=False)
+        return self._real_weights[name]
+
     def weight(self, name: str) -> str:
-        """A vector or table of the state dict, as it is, read as a whole."""
-        return self.stored(name, self.weights[name])
+        """A vector or table of the state dict, read as a whole."""
+        return self.stored(name, self.real_weight(name))
 
     def table(self, name: str) -> str:
         """A table of which a decode step reads one row."""
-        value = self.weights[name]
+        value = self.real_weight(name)
         return self.stored(name, value, value[0].nbytes)
 
     def matrix(self, names: Sequence[str]) -> str:
         """One or several matrices of the state dict, side by side, as the right side of x @ W; [in, sum of out]."""
         joined = "+".join(names)
         if joined not in self._constants:
-            stacked = np.concatenate([self.weights[name] for name in names])  # [out, in]
+            stacked = np.concatenate([self.real_weight(name) for name in names])  # [out, in]
             self.constant(joined, np.ascontiguousarray(stacked.T))
         return self.stored(joined, self._constants[joined])
 
@@ -119,7 +127,7 @@ class Graph:
     def vector(self, names: Sequence[str]) -> str:
         joined = "+".join(names)
         if joined not in self._constants:
-            self.constant(joined, np.concatenate([self.weights[name] for name in names]))
+            self.constant(joined, np.concatenate([self.real_weight(name) for name in names]))
         return self.stored(joined, self._constants[joined])
 
     def integers(self, *values: int) -> str:
@@ -129,7 +137,18 @@ class Graph:
         return self.constant(f"int_{value}", np.array(value, np.int64))
 
     def scalar(self, value: float) -> str:
-        return self.constant(f"float_{value!r}", np.array(value, np.float32))
+        return self.constant(f"real_{value!r}", np.array(value, self.real))
+
+    def to_real(self, x: str) -> str:
+        """Cast to the graph's own float type."""
+        return self.node("Cast", [x], to=TYPES[self.real])
+
+    def logits(self, x: str) -> None:
+        """x [1, 1, vocab] as the graph's logits, float32 in each format, so that the host's sampler knows one type."""
+        if self.real == "float32":
+            self.node_into("Identity", [x], ["logits"])
+        else:
+            self.node_into("Cast", [x], ["logits"], to=TensorProto.FLOAT)
 
     def input(self, name: str, dtype: str, *shape: int | str) -> str:
         self.inputs.append(Port(name, dtype, shape))

@@ -29,8 +29,8 @@ class Portable(Graph):
         self._positions = self.input("position_ids", "int64", 1, "sequence")
         for layer in kv_layers:
             for past, present in zip(ports("past_key_values", layer), ports("present", layer), strict=True):
-                self.input(past, "float32", 1, layer.heads, context, layer.head_size)
-                self.output(present, "float32", 1, layer.heads, "sequence", layer.head_size)
+                self.input(past, self.real, 1, layer.heads, context, layer.head_size)
+                self.output(present, self.real, 1, layer.heads, "sequence", layer.head_size)
         self._cached_mask = self._mask(self.node("Equal", [filled, self.integers(0)]), 1, 2)  # [1, 1, 1, context]
         position = self.node("Cast", [self._positions], to=TensorProto.FLOAT)  # [1, T]
         query, key = (self.node("Unsqueeze", [position, self.integers(axis)]) for axis in (2, 1))
@@ -40,7 +40,7 @@ class Portable(Graph):
 
     def _mask(self, hidden: str, *axes: int) -> str:
         """-1e4 where `hidden`, 0 elsewhere, with new axes."""
-        mask = self.node("Mul", [self.node("Cast", [hidden], to=TensorProto.FLOAT), self.scalar(MASKED)])
+        mask = self.node("Mul", [self.to_real(hidden), self.scalar(MASKED)])
         return self.node("Unsqueeze", [mask, self.integers(*axes)])
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
@@ -109,12 +109,20 @@ class Portable(Graph):
         return self.node("Add", [x, y])
 
     def norm(self, x: str, norm: Norm) -> str:
+        """In float32 in each format: squares of activations overflow float16."""
+        half = self.real == "float16"
+        x = self.node("Cast", [x], to=TensorProto.FLOAT) if half else x
         if norm.bias is not None:
             x = self.node("Sub", [x, self.node("ReduceMean", [x], axes=[-1])])
         square = self.node("ReduceMean", [self.node("Mul", [x, x])], axes=[-1])
-        root = self.node("Sqrt", [self.node("Add", [square, self.scalar(norm.eps)])])
-        scaled = self.node("Mul", [self.node("Div", [x, root]), self.weight(norm.weight)])
-        return self.add(scaled, self.weight(norm.bias)) if norm.bias is not None else scaled
+        eps = self.constant(f"eps_{norm.eps!r}", np.array(norm.eps, np.float32))
+        root = self.node("Sqrt", [self.node("Add", [square, eps])])
+        scaled = self.node("Mul", [self.node("Div", [x, root]), self._float_weight(norm.weight)])
+        normed = self.add(scaled, self._float_weight(norm.bias)) if norm.bias is not None else scaled
+        return self.to_real(normed) if half else normed
+
+    def _float_weight(self, name: str) -> str:
+        return self.stored(name, self.weights[name])
 
     def add_norm(self, x: str, residual: str, norm: Norm) -> tuple[str, str]:
         total = self.add(x, residual)
@@ -156,7 +164,7 @@ class Portable(Graph):
         """Rotary positions, the halves paired."""
         if layer.head_size not in self._rotary:
             names = [f"cos_{layer.head_size}", f"sin_{layer.head_size}"]
-            tables = rotary_tables(self.context, layer.head_size, theta)
+            tables = [table.astype(self.real) for table in rotary_tables(self.context, layer.head_size, theta)]
             rows = [
                 self.node("Gather", [self.constant(name, table), self._positions])  # [1, T, head_size / 2]
                 for name, table in zip(names, tables, strict=True)
@@ -183,8 +191,8 @@ class Portable(Graph):
         self.output("logits", "float32", 1, 1, self.weights[table].shape[0])
         if self.form.blocked:
             codes, scales = self._whole_table(table)
-            self.node_into("Identity", [self._integer_product(x, codes, scales)], ["logits"])
+            self.logits(self._integer_product(x, codes, scales))
             return
         row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
         logits = self.node("Gemm", [row, self.weight(table)], transB=1)  # [1, vocab]
-        self.node_into("Unsqueeze", [logits, self.integers(1)], ["logits"])
+        self.logits(self.node("Unsqueeze", [logits, self.integers(1)]))

@@ -4,6 +4,7 @@ A row of a matrix is cut into blocks; a block is small unsigned codes and one fl
 for zero. Symmetric: value = (code - 2^(bits - 1)) * scale.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,11 @@ import numpy as np
 from merino_edge.operators import BLOCKS
 from merino_runtime.errors import MerinoError
 
-ERROR_GROWTH = 1.25  # a larger block may have so much more error than the smallest one
-SHRINKS = np.linspace(0.7, 1.1, 9)  # of the scale that just holds the largest value, tried for the least square error
+ERROR_GROWTH = {4: 1.25, 8: 2.0}  # by bits: a larger block may have so much more error than the smallest one
+# By bits: of the scale that just holds the largest value, those tried for the least square error.
+SHRINKS = {4: np.linspace(0.7, 1.1, 9, dtype=np.float32), 8: np.linspace(1.0, 1.04, 5, dtype=np.float32)}
+PIECE = 2**17  # weights looked at together: they stay in the CPU's cache
+THREADS = 2  # numpy leaves the interpreter's lock while it works
 
 
 class Quantized(NamedTuple):
@@ -34,6 +38,7 @@ class MatrixError(NamedTuple):
     name: str
     bits: int
     block: int
+    nbytes: int  # codes and scales
     mean: float
     worst: float
 
@@ -50,7 +55,7 @@ def quantize(name: str, matrix: np.ndarray, bits: int) -> Quantized:
             " --precision fp32, or design with widths and FFN widths that are multiples of 32"
         )
     smallest = quantize_blocks(matrix, bits, candidates[-1])
-    allowed = ERROR_GROWTH * rms(dequantize(smallest) - matrix)
+    allowed = ERROR_GROWTH[bits] * rms(dequantize(smallest) - matrix)
     for block in candidates[:-1]:
         found = quantize_blocks(matrix, bits, block)
         if rms(dequantize(found) - matrix) <= allowed:
@@ -62,25 +67,42 @@ def quantize_blocks(matrix: np.ndarray, bits: int, block: int) -> Quantized:
     """For each block the scale of least square error among a few, each refitted to the codes it leads to."""
     rows, columns = matrix.shape
     values = np.ascontiguousarray(matrix, np.float32).reshape(rows, columns // block, block)
+    step = max(1, PIECE // columns)
+    with ThreadPoolExecutor(THREADS) as pool:
+        pieces = list(pool.map(lambda start: quantize_rows(values[start : start + step], bits), range(0, rows, step)))
+    codes, scales = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+    return Quantized(codes, scales, bits, block)
+
+
+def quantize_rows(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes uint8 [rows, blocks, block * bits / 8] and scales float32 [rows, blocks] of values [rows, blocks, block].
+
+    With codes c of values v the scale of least square error is v.c / c.c.
+    """
     half = 2 ** (bits - 1)
-    largest = np.take_along_axis(values, np.abs(values).argmax(-1)[..., None], -1)  # with its sign
-    best_scale, best_error = np.ones_like(largest), np.full_like(largest, np.inf)
-    for shrink in SHRINKS:
-        scale = largest / -half * shrink  # the code range reaches one further on the negative side
-        codes = rounded(values, scale, half)
-        norm = (codes * codes).sum(-1, keepdims=True)
-        scale = np.where(norm > 0, (codes * values).sum(-1, keepdims=True) / np.maximum(norm, 1), 1)
-        error = ((rounded(values, scale, half) * scale - values) ** 2).sum(-1, keepdims=True)
+    largest = np.take_along_axis(values, np.abs(values).argmax(-1)[..., None], -1)[..., 0]  # with its sign
+    full = np.where(largest == 0, 1, largest) / np.float32(-half)  # the codes reach one further on the negative side
+    best_scale, best_error = full, np.full_like(full, np.inf)
+    for shrink in SHRINKS[bits]:
+        codes = rounded(values, full * shrink, half)
+        norm = np.einsum("rbk,rbk->rb", codes, codes)
+        scale = np.where(norm > 0, np.einsum("rbk,rbk->rb", codes, values) / np.maximum(norm, 1), full)
+        codes *= scale[..., None]
+        codes -= values
+        error = np.einsum("rbk,rbk->rb", codes, codes)
         better = error < best_error
         best_scale, best_error = np.where(better, scale, best_scale), np.where(better, error, best_error)
     codes = (rounded(values, best_scale, half) + half).astype(np.uint8)
     if bits == 4:
         codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
-    return Quantized(codes, best_scale[..., 0].astype(np.float32), bits, block)
+    return codes, best_scale
 
 
 def rounded(values: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
-    return np.clip(np.round(values / np.where(scale == 0, 1, scale)), -half, half - 1)
+    """Codes from -half to half - 1, in float32, of values [rows, blocks, block] by scale [rows, blocks]."""
+    codes = values / np.where(scale == 0, 1, scale)[..., None]  # the tiniest values have a scale of 0
+    np.rint(codes, out=codes)
+    return np.clip(codes, -half, half - 1, out=codes)
 
 
 def dequantize(found: Quantized) -> np.ndarray:
@@ -95,7 +117,8 @@ def dequantize(found: Quantized) -> np.ndarray:
 def matrix_error(name: str, matrix: np.ndarray, found: Quantized) -> MatrixError:
     difference = np.abs(dequantize(found) - matrix)
     scale = rms(matrix) or 1.0
-    return MatrixError(name, found.bits, found.block, float(difference.mean()) / scale, float(difference.max()) / scale)
+    mean, worst = float(difference.mean()) / scale, float(difference.max()) / scale
+    return MatrixError(name, found.bits, found.block, found.nbytes, mean, worst)
 
 
 def rms(values: np.ndarray) -> float:

@@ -1,4 +1,7 @@
-"""What can be exported: a checkpoint, a design, a bare architecture, an OPT by name; each becomes a torch model."""
+"""What can be exported: a checkpoint, a design, a bare architecture, a float32 bundle, or OPT by name.
+
+Each becomes a torch model.
+"""
 
 import json
 from pathlib import Path
@@ -11,9 +14,11 @@ from transformers import AutoConfig, OPTConfig, OPTForCausalLM, PreTrainedModel,
 
 from merino_edge.architecture import Architecture
 from merino_edge.design.designer import load_design
+from merino_edge.export.recover import recover_weights
 from merino_edge.model import MerinoConfig, MerinoForCausalLM
 from merino_edge.opt import OPT_125M, OPT_350M, OptArchitecture
 from merino_edge.validation import fault_list
+from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
 OPT_NAMES = {"opt-350m": OPT_350M, "opt-125m": OPT_125M}
@@ -42,13 +47,15 @@ def load_source(what: str, weights: Path | None = None) -> Source:
         names = ", ".join(OPT_NAMES)
         raise MerinoError(f"--weights goes with {names}; a checkpoint folder is exported by its own path")
     path = Path(what)
+    if is_bundle(path):
+        return load_bundle_again(path)
     if path.is_dir():
         return load_checkpoint(path)
     if path.is_file():
         return random_merino(read_architecture(path), path.stem)
     raise MerinoError(
         f"{what!r} is nothing to export: give a checkpoint folder, a design.json, an architecture's JSON,"
-        f" or {', '.join(OPT_NAMES)}"
+        f" a bundle in fp32, or {', '.join(OPT_NAMES)}"
     )
 
 
@@ -68,8 +75,6 @@ def read_architecture(path: Path) -> Architecture:
 
 def load_checkpoint(folder: Path) -> Source:
     """A trained checkpoint in Hugging Face's layout, of our family or of OPT's."""
-    if not (folder / "config.json").is_file():
-        raise MerinoError(f"{folder} is no checkpoint: it has no config.json. `merino-edge train -o` writes one")
     config = read_config(folder)
     if isinstance(config, OPTConfig):
         return load_opt(folder, folder.name)
@@ -86,6 +91,20 @@ def random_merino(arch: Architecture, name: str) -> Source:
     set_seed(SEED)
     model = MerinoForCausalLM(MerinoConfig.from_architecture(arch)).eval()
     return Source(name, "merino", arch, model, "random", f"random, seed {SEED}", None, None)
+
+
+def load_bundle_again(folder: Path) -> Source:
+    """From a bundle in float32; see `recover`."""
+    bundle = load_bundle(str(folder))
+    if bundle.family == "opt":
+        source = random_opt(OptArchitecture.model_validate(bundle.architecture), bundle.name)
+    else:
+        source = random_merino(Architecture.model_validate(bundle.architecture), bundle.name)
+    recover_weights(folder, source.model)
+    return source._replace(
+        weights=bundle.weights, weights_source=bundle.weights_source, eos_id=bundle.eos_id,
+        tokenizer=existing(folder / "tokenizer.json"),
+    )  # fmt: skip
 
 
 def random_opt(arch: OptArchitecture, name: str) -> Source:
@@ -154,6 +173,12 @@ def opt_tokenizer(folder: Path) -> Path | None:
 
 
 def read_config(folder: Path) -> Any:
+    """Of a local folder: transformers would look on the network for one that is not there."""
+    if not (folder / "config.json").is_file():
+        raise MerinoError(
+            f"{folder} is no checkpoint: it has no config.json. `merino-edge train -o` writes one, and so do models"
+            " downloaded from Hugging Face"
+        )
     try:
         return AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError) as error:
@@ -175,6 +200,10 @@ def from_pretrained(kind: type[PreTrainedModel], folder: Path) -> PreTrainedMode
 
 def first_id(eos: int | list[int] | None) -> int | None:
     return eos[0] if isinstance(eos, list) else eos
+
+
+def is_bundle(folder: Path) -> bool:
+    return (folder / "bundle.json").is_file()
 
 
 def existing(path: Path) -> Path | None:

@@ -79,6 +79,8 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
     if board.memory_available_mb is not None and need_mb > board.memory_available_mb:
         notes.append(f"needs {need_mb:.0f} MB and {board.memory_available_mb:.0f} MB are available: it may "
                      "swap; stop other programs first")
+    if bundle.precision == "fp16":
+        notes.append("float16 weights are for GPUs: a CPU computes them in float32, no faster than --precision fp32")
     missing = _missing_isa(bundle, board)
     if missing:
         slow = (f"this CPU lacks {', '.join(missing)}, which {bundle.precision} weights need: without it "

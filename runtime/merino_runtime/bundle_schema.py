@@ -63,7 +63,7 @@ _count, _size = _integer(0, "an integer, 0 or more"), _integer(1, "an integer, 1
 _port = {"name": _text, "dtype": _one_of("int32", "int64", "float16", "float32"), "shape": [_axis]}
 BUNDLE_SHAPE: Dict[str, Any] = {
     "schema": _size, "name": _text, "family": _one_of("merino", "opt"), "architecture": _object,
-    "precision": _one_of("fp32", "int8", "int4"), "dialect": _one_of("fused", "portable"),
+    "precision": _one_of("fp32", "fp16", "int8", "int4"), "dialect": _one_of("fused", "portable"),
     "weights": _one_of("trained", "random"), "weights_source": _text, "context": _size, "vocab": _size,
     "eos_id": _or_null(_count), "kv_layers": [{"heads": _size, "head_size": _size}], "inputs": [_port],
     "outputs": [_port], "params": _count, "flops_per_token": _count, "weight_bytes": _count,

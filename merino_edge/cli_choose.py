@@ -1,0 +1,115 @@
+"""Commands beside the main path, for choosing: `recommend` and `pareto`. The main path is in `cli`.
+
+Each command: parse, one call, one file written, as there.
+"""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merino_edge.cli_options import (
+    Context,
+    DecodeMs,
+    Device,
+    FlopsG,
+    Json,
+    MemoryMb,
+    ParamsM,
+    PrefillMs,
+    Prompt,
+)
+
+
+class Against(StrEnum):
+    decode_ms = "decode-ms"
+    memory_mb = "memory-mb"
+
+
+def recommend(
+    device: Device,
+    decode_ms: DecodeMs = None,
+    prefill_ms: PrefillMs = None,
+    memory_mb: MemoryMb = None,
+    flops_g: FlopsG = None,
+    params_m: ParamsM = None,
+    context: Context = None,
+    prompt: Prompt = None,
+    as_json: Json = False,
+) -> None:
+    """Which existing models fit a board's budgets, in which format, beside our design for the same."""
+    from merino_edge.design.budget import Budgets
+    from merino_edge.design.costs import usual_prompt
+    from merino_edge.design.recommend import recommend as find
+    from merino_edge.profiles import load_profile
+    from merino_edge.show import console
+    from merino_edge.show_models import budgets_line, recommendation_table
+
+    profile = load_profile(device)
+    budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m).with_board_defaults(profile)
+    longest = profile.budget.context if context is None else context
+    found = find(profile, budgets, context=longest, prompt=usual_prompt(longest) if prompt is None else prompt)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        print(budgets_line(found))
+        console().print(recommendation_table(found, profile))
+
+
+def pareto(
+    device: Device,
+    against: Annotated[Against, typer.Option(help="what entropy is set against")] = Against.decode_ms,
+    points: Annotated[int, typer.Option(help="limits, log-spaced from the smallest decoder to the largest")] = 12,
+    decode_ms: DecodeMs = None,
+    prefill_ms: PrefillMs = None,
+    memory_mb: MemoryMb = None,
+    flops_g: FlopsG = None,
+    params_m: ParamsM = None,
+    context: Context = None,
+    prompt: Prompt = None,
+    vocab: Annotated[int, typer.Option(help="entries of the vocabulary")] = 50257,
+    precision: Annotated[str, typer.Option(help="format of the weights")] = "fp32",
+    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option("-o", help="write pareto.json there")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw it there, as PNG; needs matplotlib")] = None,
+) -> None:
+    """The front of entropy against decode time or memory on a board: an optimum, with its proof, at each limit."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from merino_edge.design.budget import Budgets
+    from merino_edge.design.costs import usual_prompt
+    from merino_edge.design.pareto import Axis, front
+    from merino_edge.design.space import Space
+    from merino_edge.files import write_text
+    from merino_edge.front_plot import require_matplotlib, save_front
+    from merino_edge.profiles import load_profile
+    from merino_edge.show import console
+    from merino_edge.show_models import front_table
+
+    if plot:
+        require_matplotlib()
+    profile = load_profile(device)
+    longest = profile.budget.context if context is None else context
+    axis: Axis = "decode_ms" if against is Against.decode_ms else "memory_mb"
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("solving", total=points)
+        found = front(
+            profile, Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m), axis, points,
+            space=Space(vocab=vocab), context=longest,
+            prompt=usual_prompt(longest) if prompt is None else prompt, precision=precision,
+            progress=lambda limit: bar.update(task, advance=1, description=f"{against.value} {limit:g}"),
+        )  # fmt: skip
+    if out:
+        write_text(out, found.to_json())
+        print(f"wrote {out}", file=sys.stderr)
+    if plot:
+        save_front(found, plot)
+        print(f"wrote {plot}", file=sys.stderr)
+    if as_json:
+        print(found.to_json(), end="")
+    else:
+        console().print(front_table(found))

@@ -1,0 +1,227 @@
+"""Which models that exist already fit a board's budgets, at which weight format, beside what we would design for it.
+
+Predictions are those of `design.costs` for the same workload: a published model is taken as if it went through our own
+exporter and runtime. Left to others: the models themselves (`catalogue`), tables for people (`show_models`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from merino_edge.catalogue.geometry import Geometry
+from merino_edge.catalogue.models import Model, load_models
+from merino_edge.design.budget import Budgets
+from merino_edge.design.costs import Cost, Workload, predict
+from merino_edge.design.designer import Design, check_request, design
+from merino_edge.design.entropy import Scoring, block_score
+from merino_edge.design.space import Space
+from merino_edge.operators import CPU_FORMATS, FAST_ISA
+from merino_edge.profiles import DeviceProfile
+from merino_runtime.board import ARM_FEATURES, X86_FEATURES
+from merino_runtime.errors import MerinoError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One model in one weight format.
+
+    Attributes:
+        over: predicted over allowed, for each budget that it breaks.
+        missing_isa: instructions without which the runtime refuses the format; the board lacks them.
+    """
+
+    precision: str
+    cost: Cost
+    over: dict[str, float]
+    missing_isa: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return not self.over and not self.missing_isa
+
+    @property
+    def excess(self) -> tuple[bool, float]:
+        """How far it is from fitting, for sorting."""
+        return bool(self.missing_isa), max(self.over.values(), default=1.0)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One existing model with a verdict per format, the format of most bits first."""
+
+    model: Model
+    entropy: float
+    long_enough: bool  # whether its context is what was asked for, or more
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.long_enough and any(verdict.fits for verdict in self.verdicts)
+
+    @property
+    def chosen(self) -> Verdict:
+        """The format of most bits that fits; where none does, the one that is nearest."""
+        fitting = [verdict for verdict in self.verdicts if verdict.fits]
+        return fitting[0] if fitting else min(self.verdicts, key=lambda verdict: verdict.excess)
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What we would design at one format; `reason` says why there is none."""
+
+    precision: str
+    design: Design | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    device: str
+    context: int
+    prompt: int
+    budget: dict[str, float]
+    candidates: tuple[Candidate, ...]  # the best first
+    ours: tuple[Ours, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `recommend --json` prints; see docs/formats.md."""
+        return {
+            "schema": SCHEMA,
+            "device": self.device,
+            "context": self.context,
+            "prompt": self.prompt,
+            "budget": self.budget,
+            "models": [candidate_json(candidate) for candidate in self.candidates],
+            "designs": [
+                {
+                    "precision": our.precision,
+                    "design": our.design.model_dump(mode="json", by_alias=True) if our.design else None,
+                    "reason": our.reason,
+                }
+                for our in self.ours
+            ],
+        }
+
+
+def recommend(
+    profile: DeviceProfile,
+    budgets: Budgets,
+    *,
+    context: int,
+    prompt: int,
+    space: Space = Space(),  # noqa: B008 - frozen
+    progress: Callable[[str], None] = lambda _: None,
+) -> Recommendation:
+    """Every model of the catalogue in every format, judged by the budgets, and a design per format for the same.
+
+    `progress` is told which format is being designed for. Raises MerinoError where the workload itself cannot be.
+    """
+    check_request("fp32", context, prompt, space.vocab)
+    candidates = [judge(model, profile, budgets, context, prompt, space.blocks) for model in load_models()]
+    ours = []
+    for precision in CPU_FORMATS:
+        progress(precision)
+        ours.append(design_at(precision, profile, budgets, space, context, prompt))
+    return Recommendation(
+        device=profile.id,
+        context=context,
+        prompt=prompt,
+        budget=budgets.given(),
+        candidates=ranked(candidates),
+        ours=tuple(ours),
+    )
+
+
+def judge(
+    model: Model, profile: DeviceProfile, budgets: Budgets, context: int, prompt: int, blocks: int
+) -> Candidate:
+    operators = model.geometry.operators
+    verdicts = []
+    for precision in CPU_FORMATS:
+        cost = predict(operators, profile, Workload(precision, context, prompt))
+        used = {name: measured(cost, name) / limit for name, limit in budgets.given().items()}
+        over = {name: share for name, share in used.items() if share > 1}
+        verdicts.append(Verdict(precision, cost, over, missing_isa(profile, precision)))
+    return Candidate(
+        model, existing_entropy(model.geometry, blocks), model.geometry.context >= context, tuple(verdicts)
+    )
+
+
+def measured(cost: Cost, budget: str) -> float:
+    """What a prediction says of a budget, in the budget's own unit."""
+    return cost.params / 1e6 if budget == "params_m" else float(getattr(cost, budget))
+
+
+def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
+    """What the format needs of the board's own architecture and the board lacks: the runtime's rule."""
+    known = {"aarch64": ARM_FEATURES, "x86_64": X86_FEATURES}.get(profile.arch, {})
+    return tuple(name for name in FAST_ISA[precision] if name in known.values() and name not in profile.isa)
+
+
+def design_at(
+    precision: str, profile: DeviceProfile, budgets: Budgets, space: Space, context: int, prompt: int
+) -> Ours:
+    missing = missing_isa(profile, precision)
+    if missing:
+        return Ours(precision, None, f"slow here: the CPU has no {', '.join(missing)}")
+    try:
+        found = design(profile, budgets, space=space, context=context, prompt=prompt, precision=precision)
+    except MerinoError as error:
+        return Ours(precision, None, str(error))
+    return Ours(precision, found)
+
+
+def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = Scoring()) -> float:  # noqa: B008 - frozen
+    """The search's score of a decoder of equal layers, in weighted nats.
+
+    Its layers are counted as `blocks` blocks of equal depth, as many as our decoders have: of all ways to cut them the
+    one of highest score. Counted as if keys and values were as wide as the layer, and of a gated FFN two matrices.
+    """
+    whole, rest = divmod(geometry.layers, blocks)
+    depths = [whole + (block < rest) for block in range(blocks)]
+    return sum(block_score(geometry.width, geometry.ffn_width, depth, False, scoring) for depth in depths if depth)
+
+
+def ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """What fits, by published score, then without one by size; then what does not, the nearest to fitting first."""
+
+    def rank(candidate: Candidate) -> tuple[Any, ...]:
+        score = candidate.model.ranking_score()
+        if candidate.fits:
+            return 0, score is None, -(score or 0.0), -candidate.chosen.cost.params
+        return 1, not candidate.long_enough, *candidate.chosen.excess
+
+    return tuple(sorted(candidates, key=rank))
+
+
+def candidate_json(candidate: Candidate) -> dict[str, Any]:
+    model = candidate.model
+    return {
+        "id": model.id,
+        "name": model.name,
+        "hub": model.hub,
+        "note": model.note,
+        "shape": model.geometry.shape(),
+        "vocab": model.geometry.vocab,
+        "context": model.geometry.context,
+        "long_enough": candidate.long_enough,
+        "fits": candidate.fits,
+        "precision": candidate.chosen.precision,
+        "entropy": candidate.entropy,
+        "ranking_score": model.ranking_score(),
+        "scores": model.scores.model_dump(mode="json") if model.scores else None,
+        "source": model.source,
+        "params_source": model.params.source,
+        "formats": [
+            {
+                "precision": verdict.precision,
+                "fits": verdict.fits and candidate.long_enough,
+                "over": verdict.over,
+                "missing_isa": list(verdict.missing_isa),
+                "predicted": asdict(verdict.cost),
+            }
+            for verdict in candidate.verdicts
+        ],
+    }
