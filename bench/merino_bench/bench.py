@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import time
+from functools import partial
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 from merino_bench import record
@@ -83,9 +84,8 @@ def run_bench(bundle_paths: Sequence[str], workload: Workload = Workload(),  # n
             read_gb_s=best_read_gb_s() if any(one.bundle for one in subjects) else None,
             sampler=sampler, power_source=power, timeout_s=timeout_s, command=command_line())
         for number, case in enumerate(cases):
-            begun = 1 + number * turns
             rows = measure_in_turn(subjects, case, workload, conditions,
-                                   lambda done, what, begun=begun: tell(begun + done, total, what))
+                                   partial(_tell_turn, tell, 1 + number * turns, total))
             base_rows = [row for row, subject in zip(rows, subjects) if subject.is_baseline]
             others = list(more_rows(case, workload)) if more_rows else []
             if baselines:
@@ -176,6 +176,10 @@ def best_read_gb_s() -> float:
 
 def unheard(done: int, total: int, what: str) -> None:  # noqa: ARG001
     """The progress of a run that nobody watches."""
+
+
+def _tell_turn(tell: Progress, begun: int, total: int, done: int, what: str) -> None:
+    tell(begun + done, total, what)
 
 
 def command_line() -> str:

@@ -29,7 +29,7 @@ class Source(NamedTuple):
 
 def find_source(root: str = "/") -> Tuple[Optional[Source], str]:
     """-> the first source that answers, and why the ones before it do not."""
-    reasons = []
+    reasons: List[str] = []
     for find in (jtop_source, ina3221_jetpack4, ina3221_hwmon, pmic_source, rapl_source):
         source = None
         try:
@@ -78,7 +78,7 @@ def jtop_watts(power: Dict[str, Any]) -> Tuple[float, str]:
 def ina3221_jetpack4(root: str) -> Source:
     """`in_power0_input` in mW beside `rail_name_0`, below the driver's folder."""
     folder = "sys/bus/i2c/drivers/ina3221x/*/iio:device*/"
-    rails = {}
+    rails: Dict[str, Sequence[Any]] = {}
     for path in sorted(glob.glob(os.path.join(root, folder + "rail_name_*"))):
         number = path.rsplit("_", 1)[1]
         rails[_word(path)] = (os.path.join(os.path.dirname(path), f"in_power{number}_input"), 1e-3)
@@ -88,7 +88,7 @@ def ina3221_jetpack4(root: str) -> Source:
 def ina3221_hwmon(root: str) -> Source:
     """JetPack 5 and later: inN_input in mV, currN_input in mA, inN_label; `NC` is not connected. Where a chip of
     this family gives powerN_input, that is in uW."""
-    rails: Dict[str, Any] = {}
+    rails: Dict[str, Sequence[Any]] = {}
     for folder in sorted(glob.glob(os.path.join(root, "sys/class/hwmon/hwmon*/"))):
         if not _word_or_none(folder + "name").startswith("ina"):
             continue

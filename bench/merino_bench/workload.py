@@ -125,7 +125,7 @@ def _range_values(word: str, text: str, what: str) -> Sequence[int]:
         raise MerinoError(f"{what} are {text!r}: the range {word!r} never ends or holds nothing. Allowed: "
                           "FIRST-LAST, FIRST-LAST+STEP with STEP from 1, FIRST-LAST*FACTOR with FACTOR from "
                           "2 and FIRST from 1.")
-    values = []
+    values: List[int] = []
     while first <= last and len(values) <= MOST_VALUES:
         values.append(first)
         first = first * step if multiplies else first + step
