@@ -1,7 +1,7 @@
-"""Baselines by name: OPT's bundle, exported once and kept in the user's cache folder."""
+"""Baselines by name: OPT's bundles, exported once per format and kept in the user's cache folder."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from merino_edge.export.export import export, is_bundle
@@ -14,15 +14,43 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merino_edge"
 
 
-def baseline_bundle(name: str, say: Callable[[str], None]) -> str:
+def baseline_bundles(
+    what: str, measured: Sequence[str], precision: str | None, say: Callable[[str], None]
+) -> list[str]:
+    """Folders to compare the measured bundles with. A name such as `opt-350m` gives one per format among them, so
+    that every ratio is at equal format; `precision` fixes it instead, in the dialect of the first bundle.
+
+    Raises MerinoError where a folder is given with a precision: a bundle has its own.
+    """
+    if what not in OPT_NAMES:
+        if precision is not None:
+            raise MerinoError(
+                f"--baseline-precision goes with {', '.join(OPT_NAMES)}: {what!r} is taken for a bundle, which has its"
+                " own. Leave the option out, or name one of these"
+            )
+        return [what]
+    formats = formats_of(measured) or [("fp32", "fused")]
+    if precision is not None:
+        formats = [(precision, formats[0][1])]
+    return [baseline_bundle(what, say, *each) for each in formats]
+
+
+def formats_of(folders: Sequence[str]) -> list[tuple[str, str]]:
+    """(precision, dialect) of each bundle that can be read, each once."""
+    bundles = [load_bundle(folder, verify=False) for folder in folders if sound(Path(folder))]
+    return list(dict.fromkeys((bundle.precision, bundle.dialect) for bundle in bundles))
+
+
+def baseline_bundle(name: str, say: Callable[[str], None], precision: str = "fp32", dialect: str = "fused") -> str:
     """The folder of a baseline: a bundle's own folder, or that of a name such as `opt-350m` (random weights)."""
     if name not in OPT_NAMES:
         return name
-    folder = cache_folder() / f"{name}-fp32-fused"
+    folder = cache_folder() / f"{name}-{precision}-{dialect}"
     if is_bundle(folder) and sound(folder):
         return str(folder)
-    say(f"exporting {name} with random weights of its true geometry (once, 1.3 GB, kept in {folder})")
-    export(load_source(name), folder)
+    say(f"exporting {name} as {precision} {dialect}, with random weights of its true geometry (once, minutes;"
+        f" kept in {folder})")  # fmt: skip
+    export(load_source(name), folder, precision=precision, dialect=dialect)
     return str(folder)
 
 

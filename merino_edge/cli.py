@@ -157,7 +157,7 @@ def train(
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="checkpoint, design.json, architecture's JSON, fp32 bundle, opt-350m")],
+    source: Annotated[str, typer.Argument(help="checkpoint, design.json, architecture's JSON, fp32 bundle, or an OPT")],
     out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
     precision: Annotated[str, typer.Option(help="format of the weights")] = "fp32",
     dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",
@@ -222,31 +222,28 @@ def generate(
 @app.command()
 def bench(
     bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE...", help="folders, or `embedded`")],
-    baseline: Annotated[str | None, typer.Option(help="opt-350m, or a bundle's folder")] = None,
+    baseline: Annotated[str | None, typer.Option(help="opt-350m, opt-125m, or a bundle's folder")] = None,
+    baseline_precision: Annotated[
+        str | None, typer.Option(help="of a baseline by name; default: each measured bundle's own format")
+    ] = None,
     prompts: Annotated[str | None, typer.Option("-p", help="prompt lengths; default: 512, or what fits")] = None,
     steps: Annotated[str | None, typer.Option("-n", help="decode steps; default: 128, or what fits")] = None,
-    repetitions: Annotated[int, typer.Option("-r", help="repetitions")] = 5,
-    threads: Threads = None,
+    depths: Annotated[str, typer.Option("-d", help="cached tokens before each test")] = "0",
+    repetitions: Annotated[int, typer.Option("-r", help="repetitions, in up to 5 processes that take turns")] = 5,
+    threads: Annotated[str | None, typer.Option("-t", "--threads", help="default: the bundle's choice")] = None,
+    timeout: Annotated[float, typer.Option(help="seconds for all repetitions of a row")] = 3600.0,
     output: Annotated[Output, typer.Option("-o", help="form of the output")] = Output.md,
-    save: Annotated[Path | None, typer.Option(help="write the records there too, as JSON")] = None,
+    save: Annotated[Path | None, typer.Option(help="the records as JSON too; FILE.jsonl is appended to")] = None,
 ) -> None:
-    """Measure bundles on this machine, each in a fresh process."""
-    from merino_bench.bench import bench_command
-    from merino_bench.workload import Workload, parse_lengths
-    from merino_edge.embedded import bundle_path
+    """Measure bundles on this machine in fresh processes. Lists and ranges: 128,512 or 1-4 or 128-2048*2."""
+    from merino_bench.workload import Workload, parse_depths, parse_lengths, parse_threads
+    from merino_edge.benchmark import run_benchmark
 
     workload = Workload(
         None if prompts is None else parse_lengths(prompts), None if steps is None else parse_lengths(steps),
-        repetitions, threads,
+        repetitions, () if threads is None else parse_threads(threads), parse_depths(depths),
     )  # fmt: skip
-    folders = [bundle_path(bundle) for bundle in bundles]
-    base = None
-    if baseline is not None:
-        from merino_edge.baseline import baseline_bundle
-
-        base = baseline_bundle(bundle_path(baseline), say)
-    code = bench_command(folders, workload, base, output.value, None if save is None else str(save))
-    raise typer.Exit(code)
+    raise typer.Exit(run_benchmark(bundles, workload, baseline, baseline_precision, output.value, save, timeout))
 
 
 @app.command()

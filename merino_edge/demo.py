@@ -8,6 +8,7 @@ from merino_bench.bench import run_bench
 from merino_bench.render import render, save
 from merino_bench.workload import Workload
 from merino_edge.baseline import baseline_bundle
+from merino_edge.bench_progress import bench_progress
 from merino_edge.design.budget import Budgets
 from merino_edge.design.costs import usual_prompt
 from merino_edge.design.designer import Design, design
@@ -80,7 +81,8 @@ def demo_generate() -> None:
 
 
 def demo_bench(out: Path, bundle: Path, opt: str, found: Design) -> None:
-    records = run_bench([str(bundle)], WORKLOAD, opt, say)
+    with bench_progress() as progress:
+        records = run_bench([str(bundle)], WORKLOAD, [opt], progress)
     save(records, str(out / "bench.json"))
     (out / "bench.md").write_text(render(records, "md"))
     console().print(bench_table(records))

@@ -49,6 +49,9 @@ class OptArchitecture(BaseModel):
 OPT_350M = OptArchitecture(
     width=1024, layers=24, heads=16, ffn_width=4096, embed_width=512, vocab=50272, context=2048, pre_norm=False
 )
+OPT_125M = OptArchitecture(
+    width=768, layers=12, heads=12, ffn_width=3072, embed_width=768, vocab=50272, context=2048, pre_norm=True
+)
 
 
 def layer_operators(arch: OptArchitecture) -> Iterator[Operator]:

@@ -137,7 +137,7 @@ def bench_table(records: Sequence[dict[str, Any]]) -> Table:
         table.add_row(title, *("-" if value is None else form.format(value) for value in values))
     flags = sorted({flag for record in records for flag in record["flags"]})
     if flags:
-        table.caption = f"flags: {', '.join(flags)}"
+        table.caption = f"flags: {', '.join(flags)}. A flagged row has no ratio: repeat it on a quiet machine."
     return table
 
 

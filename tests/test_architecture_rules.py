@@ -29,8 +29,11 @@ FLOORS = [
     {
         "export": {"export"}, "training": {"training"}, "calibration": {"calibration"},
     },
-    {"baseline": {"baseline"}, "evaluation": {"evaluation"}, "show": {"show", "show_models", "front_plot"}},
-    {"demo": {"demo"}},
+    {
+        "baseline": {"baseline"}, "evaluation": {"evaluation"}, "show": {"show", "show_models", "front_plot"},
+        "bench_progress": {"bench_progress"},
+    },
+    {"demo": {"demo"}, "benchmark": {"benchmark"}},
     {"cli": {"cli", "cli_choose", "cli_options", "__main__"}},
 ]
 FORBIDDEN_NAMES = re.compile(r"util|helper|common|manager|factory", re.IGNORECASE)

@@ -4,20 +4,23 @@ import hashlib
 import io
 import json
 import os
+import re
 
 import pytest
 
+from merino_bench.ratios import add_ratios
 from merino_bench.record import (
     RECORD_KEYS,
-    add_ratios,
     bytes_per_token,
     failed_record,
     failures,
+    flops_per_token,
     identity_of,
     record_of,
 )
 from merino_bench.render import (
     OUTPUTS,
+    append,
     as_csv,
     as_json,
     as_json_lines,
@@ -36,9 +39,10 @@ IDENTITY = {"bundle": "a|b", "bundle_sha256": "00", "precision": "fp32", "dialec
 
 def bundle(folder="."):
     return Bundle(
-        folder=str(folder), schema=1, name="tiny", family="merino", architecture={}, precision="fp32",
+        folder=str(folder), schema=1, name="tiny", family="merino",
+        architecture={"blocks": [{"width": 64}, {"width": 128}]}, precision="fp32",
         dialect="fused", weights="trained", weights_source="a run", context=64, vocab=300, eos_id=None,
-        kv_layers=(KvLayer(2, 32),), inputs=(), outputs=(), params=250000, flops_per_token=2,
+        kv_layers=(KvLayer(2, 32),), inputs=(), outputs=(), params=250000, flops_per_token=500000,
         weight_bytes=900000, decode_weight_bytes=1000000, kv_bytes=64 * 512, isa=(), boards=(),
         backend=BackendNeed("onnxruntime", "1.18", ()), threads=Threads(None, None), golden=Golden((), ()),
         files=(BundleFile("model.onnx", 700, "0" * 64), BundleFile("model.onnx.data", 4000, "0" * 64)))
@@ -46,19 +50,24 @@ def bundle(folder="."):
 
 def measured(**values):
     return dict({
-        "engine": "onnxruntime 1.32.0 CPU", "threads": 2, "load_ms": 40.5, "verify_ms": 3.0,
+        "engine": "onnxruntime 1.32.0 CPU", "threads": 2, "prefill_threads": 4, "load_ms": 40.5, "verify_ms": 3.0,
         "peak_rss_mb": 66.25, "prefill_ms": [30.0, 10.0, 20.0], "step_ms": [[], [], []],
-        "environment": {"board": "x"}, "flags": ["busy"], "notes": []}, **values)
+        "environment": {"board": "x"}, "flags": [], "notes": []}, **values)
 
 
 def test_a_prefill_row():
-    row = record_of(IDENTITY, bundle(), prefill_case(60), measured(prefill_ms=[30.0, 20.0, 15.0]), 25.0)
+    given = measured(prefill_ms=[30.0, 20.0, 15.0], flags=["busy"])
+    row = record_of(IDENTITY, bundle(), prefill_case(60), given, 25.0, command="merino bench .")
     assert row["test"] == "pp60" and row["samples_ms"] == [30.0, 20.0, 15.0]
+    assert row["schema"] == 2 and row["command"] == "merino bench ." and row["depth"] == 0
+    assert re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ$", row["date"])
+    assert row["rounds_ms"] == [[30.0], [20.0], [15.0]] and row["tpot_ms"] is None
     assert row["tok_s"] == pytest.approx(3000)  # the mean of 2000, 3000 and 4000
     assert row["tok_s_sd"] == pytest.approx(1000)
     assert row["ms_p50"] == 20.0 and row["ms_p90"] == pytest.approx(28.0) and row["ttft_ms"] == 20.0
     assert row["bytes_per_token"] == 1000000 and row["ceiling_share"] is None and row["read_gb_s"] == 25.0
     assert row["load_ms"] == 40.5 and row["peak_rss_mb"] == 66.25 and row["threads"] == 2
+    assert row["prefill_threads"] == 4
     assert row["prompt_tokens"] == 60 and row["repetitions"] == 3 and row["flags"] == ["busy"]
 
 
@@ -70,6 +79,8 @@ def test_a_decode_row_leaves_the_prefill_out():
     assert row["tok_s"] == pytest.approx((750 + 500) / 2)
     assert row["tok_s_sd"] == pytest.approx(250 / 2 ** 0.5)
     assert row["ms_p50"] == 2.0 and row["ttft_ms"] == 600.0 and row["repetitions"] == 2
+    assert row["rounds_ms"] == steps and row["tpot_ms"] == row["ms_mean"] == pytest.approx(10 / 6)
+    assert row["ms_sd"] == pytest.approx(0.516398)
     # A slot is 512 bytes; the steps find 8, 9 and 10 of them filled.
     assert row["bytes_per_token"] == 1000000 + 9 * 512
     assert row["ceiling_share"] == pytest.approx(1004608 * 625 / 1e9)
@@ -78,6 +89,36 @@ def test_a_decode_row_leaves_the_prefill_out():
 def test_kv_bytes_are_those_of_the_mean_step():
     assert bytes_per_token(bundle(), decode_case(1)) == 1000000 + 8 * 512
     assert bytes_per_token(bundle(), decode_case(56)) == 1000000 + round(35.5 * 512)
+    assert bytes_per_token(bundle(), decode_case(1, depth=40)) == 1000000 + 40 * 512
+    assert bytes_per_token(bundle(), prefill_case(8, depth=40)) == 1000000
+
+
+def test_flops_grow_with_the_cache_and_a_prefill_has_one_head():
+    """Two heads of 32: a cached entry costs 2 x 64 multiply-adds; the head 300 x 64, of the first width."""
+    assert flops_per_token(bundle(), decode_case(1)) == 500000 + 256 * 8
+    assert flops_per_token(bundle(), decode_case(3, depth=40)) == 500000 + 256 * 41
+    head = 2 * 300 * 64
+    assert flops_per_token(bundle(), prefill_case(1)) == 500000
+    assert flops_per_token(bundle(), prefill_case(5, depth=10)) == 500000 - head + head // 5 + 256 * 12
+    opt = bundle()._replace(architecture={"embed_width": 64})
+    assert flops_per_token(opt, prefill_case(5)) == flops_per_token(bundle(), prefill_case(5))
+
+
+def test_quantiles_are_those_of_all_samples():
+    given = measured(step_ms=[[float(one) for one in range(1, 101)], [float(one) for one in range(101, 201)]])
+    row = record_of(IDENTITY, bundle(), decode_case(100), given, None)
+    found = [row[key] for key in ("ms_p50", "ms_p90", "ms_p95", "ms_p99")]
+    assert found == pytest.approx([100.5, 180.1, 190.05, 198.01])
+
+
+@pytest.mark.parametrize("case, key, joules", [
+    (prefill_case(60), "prefill_j", 9.0 / (60 * 3)), (decode_case(3), "decode_j", 18.0 / (3 * 2))])
+def test_joules_are_per_token_of_all_repetitions(case, key, joules):
+    energy = {"prefill_j": 9.0, "decode_j": 18.0}
+    given = measured(step_ms=[[1.0] * 3] * 2)
+    assert record_of(IDENTITY, bundle(), case, given, None, energy)["j_per_token"] == pytest.approx(joules)
+    uncovered = dict(energy, **{key: None})
+    assert record_of(IDENTITY, bundle(), case, given, None, uncovered)["j_per_token"] is None
 
 
 def test_one_repetition_has_no_deviation_and_no_bandwidth_no_share():
@@ -98,26 +139,16 @@ def test_identity_comes_from_the_folder(tmp_path):
 
 def rows():
     fast = record_of(IDENTITY, bundle(), prefill_case(60), measured(prefill_ms=[20.0]), 25.0)
-    slow = record_of(dict(IDENTITY, params=1000000), bundle(), prefill_case(60),
+    slow = record_of(dict(IDENTITY, params=1000000, bundle="opt"), bundle(), prefill_case(60),
                      measured(prefill_ms=[60.0]), 25.0)
     failed = failed_record({"bundle": "gone"}, prefill_case(60), "no such\nbundle | here")
     return [fast, failed, slow]
 
 
-def test_ratios_are_this_row_over_the_baseline_at_the_same_test():
-    fast, failed, slow = rows()
-    other = record_of(IDENTITY, bundle(), prefill_case(30), measured(), 25.0)
-    add_ratios([fast, failed, slow, other], [slow])
-    assert fast["ratio_to_baseline"] == pytest.approx(3.0) and fast["params_ratio"] == 0.25
-    assert slow["ratio_to_baseline"] == 1.0 and slow["params_ratio"] == 1.0
-    for row in (failed, other):
-        assert row["ratio_to_baseline"] is None and row["params_ratio"] is None
-
-
 def test_a_failed_row_has_every_key_and_its_reason():
     failed = rows()[1]
     assert set(failed) == set(RECORD_KEYS) and failed["flags"] == ["failed: no such\nbundle | here"]
-    known = {"schema", "bundle", "test", "prompt_tokens", "timed", "flags", "notes"}
+    known = {"schema", "bundle", "test", "prompt_tokens", "depth", "timed", "date", "flags", "notes"}
     assert all(failed[key] is None for key in set(RECORD_KEYS) - known)
     assert failures(rows()) == ["gone pp60 failed: no such\nbundle | here"]
 
@@ -131,8 +162,9 @@ def test_json_forms_give_the_records_back():
 
 def test_csv_has_the_flat_fields():
     table = list(csv.DictReader(io.StringIO(as_csv(rows()))))
-    assert set(table[0]) == set(RECORD_KEYS) - {"samples_ms", "environment"}
-    assert table[0]["tok_s"] == "3000.0" and table[0]["flags"] == "busy" and table[1]["tok_s"] == ""
+    assert set(table[0]) == set(RECORD_KEYS) - {
+        "samples_ms", "rounds_ms", "environment", "energy", "architecture"}
+    assert table[0]["tok_s"] == "3000.0" and table[0]["flags"] == "" and table[1]["tok_s"] == ""
     assert table[1]["flags"] == "failed: no such\nbundle | here"
 
 
@@ -147,8 +179,39 @@ def test_markdown_is_aligned_and_its_cells_are_escaped():
     assert rest == ["", "gone pp60 failed: no such", "bundle | here"]
     assert "vs baseline" not in table[0]
     add_ratios(records, [records[2]])
-    assert "vs baseline" in as_markdown(records) and "3.00x" in as_markdown(records)
+    table = as_markdown(records)
+    assert "vs baseline" in table and "| 3.00x " in table and "| equal format |" in table
     assert "0.0012x" in as_markdown([dict(records[0], ratio_to_baseline=0.00123)])
+    shown = as_markdown([dict(records[0], ratio_interval=[2.914, 3.1])])
+    assert "3.00x [2.91, 3.10]" in shown
+
+
+def test_markdown_shows_energy_only_where_a_sensor_was():
+    records = rows()
+    assert "J/token" not in as_markdown(records)
+    assert "| J/token |" in as_markdown([dict(records[0], j_per_token=0.01234), records[1]])
+    assert "0.0123" in as_markdown([dict(records[0], j_per_token=0.01234)])
+
+
+def test_the_threads_shown_are_those_of_the_test():
+    decode = record_of(IDENTITY, bundle(), decode_case(1), measured(step_ms=[[1.0]]), None)
+    table = as_markdown([rows()[0], decode]).splitlines()
+    place = [cell.strip() for cell in table[0].split("|")].index("threads")
+    assert [line.replace("\\|", "").split("|")[place].strip() for line in table[2:]] == ["4", "2"]
+
+
+def test_the_papers_figures_stand_beside_ours_where_opt_350m_is_the_baseline():
+    def against(name):
+        base = record_of(dict(IDENTITY, params=1000000, bundle=name), bundle(), decode_case(1),
+                         measured(step_ms=[[6.0]]), None)
+        ours = record_of(IDENTITY, bundle(), decode_case(1), measured(step_ms=[[2.0]]), None)
+        add_ratios([ours, base], [base])
+        return as_markdown([ours, base])
+
+    below = against("opt-350m").splitlines()[-2:]
+    assert below[0] == "here: a|b tg1 3.0x as fast at equal format, 4.0x smaller in parameters"
+    assert "paper" in below[1] and "Jetson Nano" in below[1] and "4.9x faster, 5.5x smaller" in below[1]
+    assert "paper" not in against("opt-125m")
 
 
 def test_markdown_shows_the_deviation_where_there_is_one():
@@ -180,3 +243,17 @@ def test_where_nothing_can_be_saved_it_says_so_before(tmp_path):
     for path in (tmp_path, tmp_path / "missing" / "result.json"):
         with pytest.raises(MerinoError, match="cannot save to"):
             check_can_save(str(path))
+
+
+def test_lines_are_appended_and_a_torn_last_line_stays_apart(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append(rows()[:1], str(path))
+    append(rows()[1:], str(path))
+    assert [json.loads(line) for line in path.read_text().splitlines()] == json.loads(as_json(rows()))
+    with path.open("a") as file:
+        file.write('{"schema": 2, "bun')
+    append(rows()[:1], str(path))
+    lines = path.read_text().splitlines()
+    assert lines[3] == '{"schema": 2, "bun' and json.loads(lines[4]) == rows()[0] and len(lines) == 5
+    with pytest.raises(MerinoError, match="cannot save to"):
+        append(rows(), str(tmp_path / "missing" / "x.jsonl"))

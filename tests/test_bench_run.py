@@ -14,7 +14,8 @@ import pytest
 
 import merino_bench
 import merino_runtime
-from merino_bench.bench import Interrupted, measure_apart, run_bench
+from merino_bench.apart import block_sizes, child_environment, measure_apart
+from merino_bench.bench import Interrupted, run_bench
 from merino_bench.measure import measure
 from merino_bench.record import RECORD_KEYS
 from merino_bench.workload import Workload, decode_case, prefill_case
@@ -23,7 +24,8 @@ from merino_runtime.errors import MerinoError
 
 ROOTS = os.pathsep.join(os.path.dirname(os.path.dirname(package.__file__))
                         for package in (merino_runtime, merino_bench))
-SMALL = Workload(prompts=(8, 16), steps=(6,), repetitions=3, threads=1)
+SMALL = Workload(prompts=(8, 16), steps=(6,), repetitions=3, threads=(1,))
+RATIO_KEYS = {"ratio_to_baseline", "params_ratio", "baseline", "ratio_kind"}
 PP_ONLY = ("-p", "8", "-n", "0", "-r", "1")
 DEADLINE_S = 60  # of what should take a moment
 
@@ -58,7 +60,7 @@ def folder(bundle_dirs):
 @pytest.fixture(scope="module")
 def records(bundle_dirs):
     """Of all dialects that this Python runs, the portable one as the baseline."""
-    return run_bench(list(bundle_dirs.values()), SMALL, baseline=bundle_dirs["portable"])
+    return run_bench(list(bundle_dirs.values()), SMALL, [bundle_dirs["portable"]])
 
 
 def broken_copy(folder, place):
@@ -68,6 +70,21 @@ def broken_copy(folder, place):
         byte = file.read(1)
         file.seek(0)
         file.write(bytes([byte[0] ^ 1]))
+    return place
+
+
+def large_copy(folder, place):
+    """The same graph, said to have so long a context that its KV cache takes 1 GB or more."""
+    shutil.copytree(folder, place)
+    path = os.path.join(place, "bundle.json")
+    with open(path) as file:
+        bundle = json.load(file)
+    short, bundle["context"] = bundle["context"], bundle["context"] * (2 ** 30 // bundle["kv_bytes"] + 1)
+    bundle["kv_bytes"] *= bundle["context"] // short
+    for port in bundle["inputs"] + bundle["outputs"]:
+        port["shape"] = [bundle["context"] if axis == short else axis for axis in port["shape"]]
+    with open(path, "w") as file:
+        json.dump(bundle, file)
     return place
 
 
@@ -99,7 +116,7 @@ class TestRun:
 
     def test_every_row_has_the_contracts_fields(self, records):
         for record in records:
-            assert set(record) == set(RECORD_KEYS) | {"ratio_to_baseline", "params_ratio"}
+            assert set(record) == set(RECORD_KEYS) | RATIO_KEYS
             assert not [flag for flag in record["flags"] if flag.startswith("failed")]
             assert json.loads(json.dumps(record, allow_nan=False)) == record
 
@@ -124,19 +141,67 @@ class TestRun:
     def test_ratios_are_those_of_the_speeds(self, records):
         base = {one["test"]: one["tok_s"] for one in records if one["dialect"] == "portable"}
         for record in records:
+            if record["flags"]:  # a machine that was busy with something else
+                assert record["ratio_to_baseline"] is None and record["notes"][-1].startswith("no ratio: ")
+                continue
             assert record["ratio_to_baseline"] == pytest.approx(record["tok_s"] / base[record["test"]])
-            assert (record["ratio_to_baseline"] == 1) == (record["dialect"] == "portable")
-            assert record["params_ratio"] == 1
+            low, high = record["ratio_interval"]
+            assert low <= record["ratio_to_baseline"] <= high
+            own = record["dialect"] == "portable"
+            assert (record["ratio_to_baseline"] == 1) == own and record["params_ratio"] == 1
+            assert record["ratio_kind"] == ("equal format" if own else "as shipped")
 
     def test_each_row_is_told_before_it_begins(self, folder):
         told = []
-        run_bench([folder, folder], SMALL._replace(repetitions=1), progress=told.append)
-        assert [line.split()[-1] for line in told[1:]] == ["pp8", "pp16", "tg6"]  # one folder counts once
+        run_bench([folder, folder], SMALL._replace(repetitions=2), progress=lambda *one: told.append(one))
+        assert [(done, total) for done, total, _ in told] == [(done, 7) for done in range(8)]
+        tests = [what.split()[1:] for _, _, what in told[1:-1]]  # one folder counts once
+        assert tests == [[test, turn] for test in ("pp8", "pp16", "tg6") for turn in ("1/2", "2/2")]
+
+    def test_bundles_take_turns_and_each_block_is_a_process_of_its_own(self, folder, tmp_path, monkeypatch):
+        other = str(tmp_path / "other")
+        shutil.copytree(folder, other)
+        log = tmp_path / "log"
+        stand_in = tmp_path / "python"
+        stand_in.write_text(f"#!/bin/sh\necho $$ \"$3\" >> {log}\nexec {sys.executable} \"$@\"\n")
+        stand_in.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(stand_in))
+        run_bench([folder], Workload((), (4,), 7), [other])
+        calls = [line.split(" ", 1) for line in log.read_text().splitlines()]
+        requests = [json.loads(request) for _, request in calls]
+        assert len({pid for pid, _ in calls}) == len(calls) == 10
+        assert [one["bundle_path"] for one in requests] == [folder, other] * 5  # A B A B ...
+        assert [one["repetitions"] for one in requests[::2]] == [2, 2, 1, 1, 1] == block_sizes(7)
+        assert [one["verify"] for one in requests] == [True, True] + [False] * 8
+
+    def test_rows_of_a_case_are_kept_as_soon_as_they_are_complete(self, folder):
+        kept = []
+        rows = run_bench([folder], SMALL, [folder], keep=lambda rows: kept.append([dict(row) for row in rows]))
+        assert [[row["test"] for row in one] for one in kept] == [["pp8"], ["pp16"], ["tg6"]]
+        assert [row for one in kept for row in one] == rows
+
+    def test_rows_of_other_engines_join_their_case(self, folder):
+        def more(case, workload):
+            yield dict(rows[case.name], engine="another", repetitions=workload.repetitions)
+
+        rows = {row["test"]: row for row in run_bench([folder], SMALL)}
+        found = run_bench([folder], SMALL, [folder], more_rows=more)
+        assert [(row["test"], row["engine"] == "another") for row in found] == [
+            (test, other) for test in ("pp8", "pp16", "tg6") for other in (False, True)]
+        assert all(set(row) >= RATIO_KEYS for row in found)
+
+    def test_depths_and_threads_are_rows(self, folder):
+        rows = run_bench([folder], Workload((8,), (4,), 1, threads=(1, 2), depths=(0, 40)))
+        assert [(row["test"], row["threads"], row["depth"], row["prompt_tokens"]) for row in rows] == [
+            (test, threads, depth, 8) for threads in (1, 2)
+            for test, depth in (("pp8", 0), ("tg4", 0), ("pp8 @ d40", 40), ("tg4 @ d40", 40))]
+        by_test = {row["test"]: row["bytes_per_token"] for row in rows}
+        assert by_test["tg4 @ d40"] > by_test["tg4"]
 
     def test_a_request_beyond_the_context_runs_nothing(self, folder):
         told = []
         with pytest.raises(MerinoError, match="pp65 does not fit the context"):
-            run_bench([folder], SMALL._replace(prompts=(65,)), progress=told.append)
+            run_bench([folder], SMALL._replace(prompts=(65,)), progress=lambda *one: told.append(one))
         assert not told
 
     def test_the_context_can_be_filled_to_the_last_slot(self, folder):
@@ -154,7 +219,7 @@ class TestFailure:
     def test_a_broken_bundle_is_a_row_with_its_reason_and_the_others_go_on(self, folder, tmp_path):
         broken = broken_copy(folder, str(tmp_path / "broken"))
         workload = Workload((), (4,), 1)
-        bad, missing, good = run_bench([broken, str(tmp_path / "none")], workload, baseline=folder)
+        bad, missing, good = run_bench([broken, str(tmp_path / "none")], workload, [folder])
         flag, = bad["flags"]
         assert flag.startswith("failed: bundle") and "model.onnx.data has sha256" in flag
         assert bad["tok_s"] is None and bad["params"] == good["params"] and bad["ratio_to_baseline"] is None
@@ -162,12 +227,28 @@ class TestFailure:
         assert good["tok_s"] > 0 and good["ratio_to_baseline"] == 1
 
     def test_a_baseline_that_fails_leaves_no_ratio(self, folder, tmp_path):
-        good, bad = run_bench([folder], Workload((8,), (), 1), baseline=str(tmp_path / "none"))
+        good, bad = run_bench([folder], Workload((8,), (), 1), [str(tmp_path / "none")])
         assert good["tok_s"] > 0 and good["ratio_to_baseline"] is None and bad["tok_s"] is None
 
     def test_what_takes_too_long_is_stopped(self, folder):
         row, = run_bench([folder], Workload((), (8,), 10 ** 7), timeout_s=1)
-        assert row["flags"] == ["failed: no result after 1 s"]
+        assert row["flags"] == ["failed: no result in the time left to the row, 1 s (--timeout)"]
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+    def test_what_runs_out_of_memory_is_a_row_that_says_so(self, folder, tmp_path, monkeypatch):
+        """The limit leaves room for the imports and 256 MB, not for a cache of 1 GB."""
+        large = large_copy(folder, str(tmp_path / "large"))
+        code = "import merino_bench.measure, onnxruntime; print(open('/proc/self/status').read())"
+        status = subprocess.check_output([sys.executable, "-c", code], env=child_environment()).decode()
+        limit_kib = int(re.search(r"VmPeak:\s*(\d+) kB", status).group(1)) + 256 * 1024
+        stand_in = tmp_path / "python"
+        stand_in.write_text(f"#!/bin/sh\nulimit -v {limit_kib}\nexec {sys.executable} \"$@\"\n")
+        stand_in.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(stand_in))
+        bad, good = run_bench([large, folder], Workload((8,), (), 1, threads=(1,)))
+        flag, = bad["flags"]
+        assert flag.startswith("failed: out of memory") and bad["tok_s"] is None
+        assert good["tok_s"] > 0
 
     @pytest.mark.parametrize("script, reason", [
         ("kill -9 $$", "killed by signal 9: most likely out of memory"),
@@ -179,15 +260,15 @@ class TestFailure:
         stand_in.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(stand_in))
         with pytest.raises(MerinoError, match=reason):
-            measure_apart(folder, decode_case(4), SMALL)
+            measure_apart(folder, decode_case(4), 1, 0, True, DEADLINE_S)
 
     def test_ctrl_c_keeps_what_is_complete(self, folder):
-        def stop_at_the_second(message):
-            if message.endswith("pp16"):
+        def stop_at_the_second(_done, _total, what):
+            if "pp16" in what:
                 raise KeyboardInterrupt
 
         with pytest.raises(Interrupted) as stopped:
-            run_bench([folder], SMALL, baseline=folder, progress=stop_at_the_second)
+            run_bench([folder], SMALL, [folder], progress=stop_at_the_second)
         row, = stopped.value.records
         check_figures(row)
         assert row["test"] == "pp8" and row["ratio_to_baseline"] == 1
@@ -214,11 +295,38 @@ class TestCommand:
 
     @pytest.mark.parametrize("arguments, code, words", [
         (["-p", "100"], 1, "does not fit the context"), (["-p", "0", "-n", "0"], 1, "nothing is left"),
-        (["-r", "0"], 1, "repetitions is 0"), (["-p", "many"], 2, "expected numbers of tokens"),
+        (["-r", "0"], 1, "repetitions is 0"), (["-p", "many"], 2, "expected numbers"),
+        (["-t", "0"], 2, "least allowed, 1"), (["-d", "64"], 1, "does not fit the context"),
+        (["--timeout", "0"], 1, "timeout is 0 s"),
         (["-o", "xml"], 2, "invalid choice"), (["--save", "/no/such/folder/x"], 1, "cannot save to")])
     def test_a_request_that_cannot_be_met_says_so(self, folder, arguments, code, words):
         found, out, err = run("bench", folder, *arguments)
         assert found == code and out == "" and words in err
+
+    def test_json_lines_grow(self, folder, tmp_path):
+        saved = tmp_path / "results.jsonl"
+        for _ in range(2):
+            assert run("bench", folder, *PP_ONLY, "--save", str(saved))[0] == 0
+        rows = [json.loads(line) for line in saved.read_text().splitlines()]
+        assert [row["test"] for row in rows] == ["pp8", "pp8"]
+        assert rows[0]["command"] == f"merino_bench bench {folder} -p 8 -n 0 -r 1 --save {saved}"
+
+    def test_a_terminal_sees_progress_on_one_line(self, folder):
+        ours, theirs = os.openpty()
+        process = subprocess.Popen([sys.executable, "-m", "merino_bench", "bench", folder, *PP_ONLY],
+                                   stdout=subprocess.PIPE, stderr=theirs, env=dict(os.environ, PYTHONPATH=ROOTS))
+        os.close(theirs)
+        assert process.communicate()[0].startswith(b"| bundle")
+        seen = b""
+        while True:
+            try:
+                seen += os.read(ours, 4096)
+            except OSError:  # the other end is closed
+                break
+        os.close(ours)
+        lines = seen.split(b"\r\x1b[K")
+        assert lines[0] == b"" and lines[1].startswith(b"merino: 0/2 power at rest") and b"\n" not in seen
+        assert lines[2].startswith(b"merino: 1/2 ") and lines[2].endswith(b" pp8 1/1") and lines[3:] == [b""]
 
     @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for the child in /proc")
     def test_ctrl_c_is_exit_130_and_leaves_no_process(self, folder):

@@ -13,7 +13,7 @@ from transformers import DynamicCache, OPTConfig, OPTForCausalLM
 from merino_edge import operators
 from merino_edge.architecture import Architecture, Block
 from merino_edge.model import modeling
-from merino_edge.opt import OPT_350M, OptArchitecture
+from merino_edge.opt import OPT_125M, OPT_350M, OptArchitecture
 
 TOKENS = 12
 OPTS = {
@@ -127,14 +127,22 @@ def test_opt_stores_reads_caches_and_computes_what_is_counted(opt_decoder, arch)
     check_flops(model, arch)
 
 
-def test_opt_350m_has_the_published_number_of_parameters():
-    config = OPTConfig(
-        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, ffn_dim=4096, word_embed_proj_dim=512,
-        vocab_size=50272, max_position_embeddings=2048, do_layer_norm_before=False,
-    )
+@pytest.mark.parametrize("arch, params", [(OPT_350M, 331_196_416), (OPT_125M, 125_239_296)])
+def test_opts_by_name_have_the_published_number_of_parameters(arch, params):
+    """Against transformers, with the geometry of the paper's table 1 and of the published config.json."""
+    if arch is OPT_350M:
+        published = OPTConfig(
+            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, ffn_dim=4096, word_embed_proj_dim=512,
+            vocab_size=50272, max_position_embeddings=2048, do_layer_norm_before=False,
+        )  # fmt: skip
+    else:
+        published = OPTConfig(
+            hidden_size=768, num_hidden_layers=12, num_attention_heads=12, ffn_dim=3072, vocab_size=50272,
+            max_position_embeddings=2048, do_layer_norm_before=True,
+        )  # fmt: skip
     with torch.device("meta"):
-        model = OPTForCausalLM(config)
-    assert operators.params(OPT_350M.operators) == model.num_parameters() == 331_196_416
+        model = OPTForCausalLM(published)
+    assert operators.params(arch.operators) == model.num_parameters() == params
 
 
 class Alive:

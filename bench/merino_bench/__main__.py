@@ -4,9 +4,17 @@ numpy and all that needs it is imported inside the functions: `main` of the runt
 """
 import argparse
 import sys
-from typing import Optional, Sequence, Tuple
+from typing import Callable, Optional, Sequence, Tuple
 
-from merino_bench.workload import START_PROMPT, USUAL_PROMPT, USUAL_STEPS, Workload, parse_lengths
+from merino_bench.workload import (
+    START_PROMPT,
+    USUAL_PROMPT,
+    USUAL_STEPS,
+    Workload,
+    parse_depths,
+    parse_lengths,
+    parse_threads,
+)
 from merino_runtime.__main__ import Verb
 from merino_runtime.__main__ import main as runtime_main
 from merino_runtime.errors import MerinoError
@@ -16,34 +24,48 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return runtime_main(argv, extra_verbs=VERBS)
 
 
-def _lengths(text: str) -> Tuple[int, ...]:
-    try:
-        return parse_lengths(text)
-    except MerinoError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def _checked(parse: Callable[[str], Tuple[int, ...]]) -> Callable[[str], Tuple[int, ...]]:
+    """For argparse, which reports its own kind of error with the usage."""
+    def parsed(text: str) -> Tuple[int, ...]:
+        try:
+            return parse(text)
+        except MerinoError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return parsed
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.description = ("Lists and ranges: 128,512 or 1-4 or 128-512+128 or 128-2048*2. Repetitions are shared out "
+                          "to up to 5 fresh processes per row, in turn with those of the other bundles.")
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="folders of bundles")
-    parser.add_argument("--baseline", metavar="BUNDLE", help="the folder that the others are compared with")
-    parser.add_argument("-p", type=_lengths, metavar="N,...", dest="prompts",
+    parser.add_argument("--baseline", metavar="BUNDLE", action="append", default=[], dest="baselines",
+                        help="the folder that the others are compared with; may be given again: a bundle is "
+                             "compared with the baseline of its own format, else with the first")
+    parser.add_argument("-p", type=_checked(parse_lengths), metavar="N,...", dest="prompts",
                         help=f"prompt lengths, 0: none (default {USUAL_PROMPT}, or half of a short context)")
-    parser.add_argument("-n", type=_lengths, metavar="N,...", dest="steps",
-                        help=f"decode steps behind {START_PROMPT} cached tokens, 0: none (default "
-                             f"{USUAL_STEPS}, or what a short context holds)")
+    parser.add_argument("-n", type=_checked(parse_lengths), metavar="N,...", dest="steps",
+                        help=f"decode steps, 0: none (default {USUAL_STEPS}, or what a short context holds)")
+    parser.add_argument("-d", type=_checked(parse_depths), metavar="N,...", dest="depths", default=(0,),
+                        help=f"cached tokens before each test (default 0; decoding then starts behind {START_PROMPT})")
     parser.add_argument("-r", type=int, default=5, metavar="N", dest="repetitions",
                         help="repetitions (default %(default)s)")
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: the bundle's choice")
+    parser.add_argument("-t", "--threads", type=_checked(parse_threads), metavar="N,...", default=(),
+                        help="default: the bundle's choice")
+    parser.add_argument("--timeout", type=float, default=3600.0, metavar="S", dest="timeout_s",
+                        help="seconds for all repetitions of a row (default %(default)g)")
     parser.add_argument("-o", default="md", choices=("md", "json", "jsonl", "csv"), dest="output",
                         help="form of the output (default %(default)s)")
-    parser.add_argument("--save", metavar="FILE", help="write the records there too, as JSON")
+    parser.add_argument("--save", metavar="FILE",
+                        help="the records as JSON too; FILE.jsonl is appended to, row by row")
 
 
 def _bench(arguments: argparse.Namespace) -> int:
     from merino_bench.bench import bench_command
 
-    workload = Workload(arguments.prompts, arguments.steps, arguments.repetitions, arguments.threads)
-    return bench_command(arguments.bundles, workload, arguments.baseline, arguments.output, arguments.save)
+    workload = Workload(arguments.prompts, arguments.steps, arguments.repetitions, arguments.threads,
+                        arguments.depths)
+    return bench_command(arguments.bundles, workload, arguments.baselines, arguments.output, arguments.save,
+                         arguments.timeout_s)
 
 
 VERBS = (Verb("bench", "measure speed and memory", _add_bench, _bench),)

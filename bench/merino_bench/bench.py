@@ -1,29 +1,34 @@
-"""Runs the benchmark: the read bandwidth once, then every case of every bundle in a process of its own.
+"""Runs the benchmark: idle power and read bandwidth once, then case by case every bundle, in processes of their own
+that take turns.
 
-A bundle that fails gives rows that say why, and the others go on. Timing is `measure`'s, figures are
-`record`'s.
+A bundle that fails gives rows that say why, and the others go on. Timing is `measure`'s, processes are `apart`'s,
+figures are `record`'s, ratios `ratios`'s.
 """
-import json
 import os
-import signal
-import subprocess
+import shlex
 import sys
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+import time
+from functools import partial
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
-import merino_bench
-import merino_runtime
 from merino_bench import record
-from merino_bench.measure import request_of
+from merino_bench.apart import block_sizes, joined, measure_apart
+from merino_bench.energy import Sampler, energy_of, idle_watts
+from merino_bench.power import find_source
 from merino_bench.probe import buffer_bytes, read_gb_s, thread_counts, touched_buffer
-from merino_bench.render import check_can_save, render, save
+from merino_bench.progress import Progress, line_progress
+from merino_bench.ratios import add_ratios
+from merino_bench.render import append, appends, check_can_save, render, save
 from merino_bench.workload import Case, Workload, cases_for
 from merino_runtime import board
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.commands import say, write_out
 from merino_runtime.errors import MerinoError
 
-TIMEOUT_S = 3600.0  # of one case: a swapping board may never end
+TIMEOUT_S = 3600.0  # of one row: a swapping board may never end
 Records = List[Dict[str, Any]]
+# (case, workload) -> rows of other engines at this case, with every key of record.RECORD_KEYS.
+MoreRows = Callable[[Case, Workload], Iterable[Dict[str, Any]]]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -42,45 +47,74 @@ class Subject(NamedTuple):
     is_baseline: bool
 
 
-def run_bench(bundle_paths: Sequence[str], workload: Workload = Workload(),  # noqa: B008
-              baseline: Optional[str] = None, progress: Optional[Callable[[str], None]] = None,
-              timeout_s: float = TIMEOUT_S) -> Records:
-    """Rows by case, within it by bundle as given, the baseline last (or where it stands among them).
+class Conditions(NamedTuple):
+    """What all rows of a run share."""
+    read_gb_s: Optional[float]
+    sampler: Optional[Sampler]
+    idle_w: Optional[float]
+    power_source: str  # for people: the source, or why there is none
+    timeout_s: float
+    command: str
 
-    Case by case, so that bundles that are compared run close in time. Raises MerinoError where nothing can be
-    measured as asked, Interrupted on ctrl-C.
+
+def run_bench(bundle_paths: Sequence[str], workload: Workload = Workload(),  # noqa: B008
+              baselines: Sequence[str] = (), progress: Optional[Progress] = None, timeout_s: float = TIMEOUT_S,
+              more_rows: Optional[MoreRows] = None, keep: Optional[Callable[[Records], None]] = None) -> Records:
+    """Rows by case, within it by bundle as given, the baselines last (or where they stand among them).
+
+    Case by case and within it in turn, so that a drift of the machine meets all bundles alike. keep: gets the
+    rows of each case as soon as they are complete. Raises MerinoError where nothing can be measured as asked,
+    Interrupted on ctrl-C.
     """
-    tell = progress or (lambda _: None)
-    subjects = subjects_of(bundle_paths, baseline)
+    if not timeout_s > 0:
+        raise MerinoError(f"timeout is {timeout_s:g} s, allowed: more than 0.")
+    subjects = subjects_of(bundle_paths, baselines)
     cases = cases_for(workload, [(one.bundle.name, one.bundle.context) for one in subjects if one.bundle])
     records: Records = []
-    baseline_records: Records = []
+    turns = len(block_sizes(workload.repetitions)) * len(subjects)
+    tell = progress or unheard
+    total = 1 + len(cases) * turns
+    source, why_none = find_source()
+    sampler = Sampler(source) if source else None
     try:
-        tell("probing the read bandwidth of the memory")
-        bandwidth_gb_s = best_read_gb_s() if any(one.bundle for one in subjects) else None
-        for case in cases:
-            for subject in subjects:
-                tell(f"{subject.identity['bundle']} {case.name}")
-                row = _one_record(subject, case, workload, bandwidth_gb_s, timeout_s)
-                records.append(row)
-                baseline_records.extend([row] * subject.is_baseline)
+        tell(0, total, "power at rest and read bandwidth")
+        power = f"{source.name}, {source.rail}" if source else f"none: {why_none}"
+        conditions = Conditions(
+            idle_w=idle_watts(sampler) if sampler else None,
+            read_gb_s=best_read_gb_s() if any(one.bundle for one in subjects) else None,
+            sampler=sampler, power_source=power, timeout_s=timeout_s, command=command_line())
+        for number, case in enumerate(cases):
+            rows = measure_in_turn(subjects, case, workload, conditions,
+                                   partial(_tell_turn, tell, 1 + number * turns, total))
+            base_rows = [row for row, subject in zip(rows, subjects) if subject.is_baseline]
+            others = list(more_rows(case, workload)) if more_rows else []
+            if baselines:
+                add_ratios(rows + others, base_rows, in_turn=rows)
+            records.extend(rows + others)
+            if keep:
+                keep(rows + others)
     except KeyboardInterrupt:
         raise Interrupted(records) from None
     finally:
-        if baseline is not None:
-            record.add_ratios(records, baseline_records)
+        tell(total, total, "")
+        if sampler:
+            sampler.close()
     return records
 
 
-def bench_command(bundle_paths: Sequence[str], workload: Workload, baseline: Optional[str] = None,
-                  output: str = "md", save_path: Optional[str] = None) -> int:
+def bench_command(bundle_paths: Sequence[str], workload: Workload, baselines: Sequence[str] = (),
+                  output: str = "md", save_path: Optional[str] = None, timeout_s: float = TIMEOUT_S,
+                  progress: Optional[Progress] = None, more_rows: Optional[MoreRows] = None) -> int:
     """The verb `bench` of both command lines: records to stdout and to a file -> the exit code, 1 where a
-    row failed. After ctrl-C what is complete is written, and KeyboardInterrupt goes on."""
+    row failed. After ctrl-C what is complete is written, and KeyboardInterrupt goes on. progress None: a plain
+    line where stderr is a terminal."""
     render([], output)
     if save_path is not None:
         check_can_save(save_path)
+    keep = (lambda rows: append(rows, str(save_path))) if save_path is not None and appends(save_path) else None
     try:
-        records = run_bench(bundle_paths, workload, baseline, say if sys.stderr.isatty() else None)
+        records = run_bench(bundle_paths, workload, baselines, progress or line_progress(), timeout_s, more_rows,
+                            keep)
     except Interrupted as stopped:
         _deliver(stopped.records, output, save_path)
         raise
@@ -91,13 +125,13 @@ def bench_command(bundle_paths: Sequence[str], workload: Workload, baseline: Opt
     return 1 if failed else 0
 
 
-def subjects_of(bundle_paths: Sequence[str], baseline: Optional[str]) -> List[Subject]:
-    """Each folder once; the baseline is one of them."""
+def subjects_of(bundle_paths: Sequence[str], baselines: Sequence[str]) -> List[Subject]:
+    """Each folder once; the baselines are among them."""
     if not bundle_paths:
         raise MerinoError("no bundle was given. Name at least one folder that `merino-edge export` wrote.")
-    baseline_place = os.path.realpath(baseline) if baseline is not None else None
+    baseline_places = {os.path.realpath(path) for path in baselines}
     subjects: Dict[str, Subject] = {}
-    for path in [*bundle_paths, *([baseline] if baseline is not None else [])]:
+    for path in [*bundle_paths, *baselines]:
         place = os.path.realpath(path)
         if place in subjects:
             continue
@@ -107,8 +141,31 @@ def subjects_of(bundle_paths: Sequence[str], baseline: Optional[str]) -> List[Su
         except MerinoError as error:
             reason = str(error)
         identity = record.identity_of(path, bundle)
-        subjects[place] = Subject(path, bundle, reason, identity, place == baseline_place)
+        subjects[place] = Subject(path, bundle, reason, identity, place in baseline_places)
     return list(subjects.values())
+
+
+def measure_in_turn(subjects: Sequence[Subject], case: Case, workload: Workload, conditions: Conditions,
+                    tell: Callable[[int, str], None]) -> Records:
+    """A B A B ...: a row per subject, from blocks of repetitions, each in a fresh process."""
+    blocks: List[List[Dict[str, Any]]] = [[] for _ in subjects]
+    reasons = [subject.reason for subject in subjects]
+    left_s = [conditions.timeout_s] * len(subjects)
+    sizes = block_sizes(workload.repetitions)
+    for turn, repetitions in enumerate(sizes):
+        for place, subject in enumerate(subjects):
+            tell(turn * len(subjects) + place,
+                 f"{subject.identity['bundle']} {case.name} {turn + 1}/{len(sizes)}")
+            if reasons[place]:
+                continue
+            start = time.perf_counter()
+            try:
+                blocks[place].append(measure_apart(subject.path, case, repetitions, workload.seed, not turn,
+                                                   left_s[place]))
+            except MerinoError as error:
+                reasons[place] = str(error)
+            left_s[place] = max(0.0, left_s[place] - (time.perf_counter() - start))
+    return [_record(*one, case, conditions) for one in zip(subjects, blocks, reasons)]
 
 
 def best_read_gb_s() -> float:
@@ -117,61 +174,37 @@ def best_read_gb_s() -> float:
     return max(read_gb_s(threads, buffer=buffer) for threads in thread_counts(len(board.usable_cpus())))
 
 
-def measure_apart(path: str, case: Case, workload: Workload, timeout_s: float = TIMEOUT_S) -> Dict[str, Any]:
-    """`measure` in a fresh process; MerinoError with the reason where it gives no result."""
-    request = request_of(path, case, workload.repetitions, workload.threads, workload.seed)
-    process = subprocess.Popen([sys.executable, "-m", "merino_bench.measure", request],
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env=child_environment())
-    try:
-        out, err = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        raise MerinoError(f"no result after {timeout_s:g} s") from None
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-    lines = out.decode("utf-8", "replace").splitlines()
-    try:
-        result: Dict[str, Any] = json.loads(lines[-1])
-    except (IndexError, ValueError):
-        raise MerinoError(_reason(process.returncode, err.decode("utf-8", "replace"))) from None
-    if "error" in result:
-        raise MerinoError(result["error"])
-    return result
+def unheard(done: int, total: int, what: str) -> None:  # noqa: ARG001
+    """The progress of a run that nobody watches."""
 
 
-def child_environment() -> Dict[str, str]:
-    """So that the child imports the packages that this process did, from a folder or from a zip."""
-    board.prepare_environment()
-    roots = [os.path.dirname(os.path.dirname(os.path.abspath(package.__file__ or "")))
-             for package in (merino_runtime, merino_bench)]
-    before = os.environ.get("PYTHONPATH")
-    paths = sorted(set(roots), key=roots.index) + ([before] if before else [])
-    return dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
+def _tell_turn(tell: Progress, begun: int, total: int, done: int, what: str) -> None:
+    tell(begun + done, total, what)
 
 
-def _one_record(subject: Subject, case: Case, workload: Workload, bandwidth_gb_s: Optional[float],
-                timeout_s: float) -> Dict[str, Any]:
-    if subject.bundle is None:
-        return record.failed_record(subject.identity, case, subject.reason)
-    try:
-        measured = measure_apart(subject.path, case, workload, timeout_s)
-        return record.record_of(subject.identity, subject.bundle, case, measured, bandwidth_gb_s)
-    except MerinoError as error:
-        return record.failed_record(subject.identity, case, str(error))
+def command_line() -> str:
+    """What was typed, with the program's name without its folders."""
+    program = os.path.basename(sys.argv[0] or "python")
+    if program == "__main__.py":
+        program = os.path.basename(os.path.dirname(sys.argv[0]))
+    return " ".join(map(shlex.quote, [program, *sys.argv[1:]]))
 
 
-def _reason(return_code: int, err: str) -> str:
-    if return_code == -signal.SIGKILL:
-        return "killed by signal 9: most likely out of memory"
-    if return_code < 0:
-        return f"ended by signal {-return_code} ({signal.Signals(-return_code).name})"
-    said = [line.strip() for line in err.splitlines() if line.strip()]
-    return f"ended with code {return_code}: {said[-1] if said else 'it said nothing'}"
+def _record(subject: Subject, blocks: Sequence[Dict[str, Any]], reason: str, case: Case,
+            conditions: Conditions) -> Dict[str, Any]:
+    if reason or subject.bundle is None:
+        return record.failed_record(subject.identity, case, reason, conditions.command)
+    measured = joined(blocks)
+    measured["environment"]["power_source"] = conditions.power_source
+    energy = None
+    if conditions.sampler:
+        energy = energy_of(conditions.sampler, conditions.idle_w, measured["prefill_phases_s"],
+                           measured["decode_phases_s"])
+    return record.record_of(subject.identity, subject.bundle, case, measured, conditions.read_gb_s, energy,
+                            conditions.command)
 
 
 def _deliver(records: Records, output: str, save_path: Optional[str]) -> None:
     write_out(render(records, output))
-    if save_path is not None:
+    if save_path is not None and not appends(save_path):
         save(records, save_path)

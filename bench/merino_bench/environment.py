@@ -1,8 +1,8 @@
 """The machine's state around a run: clocks, temperatures, throttling, swap, and who else used the CPU.
 
 A source that this machine lacks is None, never a guess. Parsers take text, readers take a root folder, so
-that both are tested on recorded boards. Instruction set and memory are `merino_runtime.board`'s, energy is
-nobody's yet.
+that both are tested on recorded boards. Instruction set and memory are `merino_runtime.board`'s, power is
+`power`'s.
 """
 import glob
 import os
@@ -54,8 +54,8 @@ def state(root: str = "/") -> Dict[str, Any]:
         "clocks_max_mhz": clocks_max_mhz or None,
         "temperatures_c": temperatures_c(root),
         "cpu_cooling": cpu_cooling(root),
-        "throttle_bits": throttle_bits(_output_of("vcgencmd", "get_throttled")),
-        "power_mode": power_mode(_output_of("nvpmodel", "-q")),
+        "throttle_bits": throttle_bits(output_of("vcgencmd", "get_throttled")),
+        "power_mode": power_mode(output_of("nvpmodel", "-q")),
         "swap_used_mb": swap_used_mb(_read(root, "proc/meminfo")),
         "swapped_pages": swapped_pages(_read(root, "proc/vmstat")),
         "load_1m": float(loads[0]) if loads else None,
@@ -183,7 +183,8 @@ def _numbers(root: str, pattern: str) -> List[Tuple[str, int]]:
     return [(folder, int(text)) for folder, text in _read_all(root, pattern) if re.match(r"-?\d+$", text)]
 
 
-def _output_of(*command: str) -> Optional[str]:
+def output_of(*command: str) -> Optional[str]:
+    """A program's stdout; None where there is none or it hangs."""
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError:  # no such program, or no memory to start one

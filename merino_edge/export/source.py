@@ -16,12 +16,12 @@ from merino_edge.architecture import Architecture
 from merino_edge.design.designer import load_design
 from merino_edge.export.recover import recover_weights
 from merino_edge.model import MerinoConfig, MerinoForCausalLM
-from merino_edge.opt import OPT_350M, OptArchitecture
+from merino_edge.opt import OPT_125M, OPT_350M, OptArchitecture
 from merino_edge.validation import fault_list
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
-OPT_NAMES = {"opt-350m": OPT_350M}
+OPT_NAMES = {"opt-350m": OPT_350M, "opt-125m": OPT_125M}
 SEED = 0  # of random weights
 
 

@@ -1,0 +1,18 @@
+"""Progress on a board: one line on stderr that is written over, and nothing where stderr is no terminal."""
+import shutil
+import sys
+from typing import Callable, Optional
+
+Progress = Callable[[int, int, str], None]  # (done, total, what comes next); done == total: the end
+
+
+def line_progress() -> Optional[Progress]:
+    """None where nobody watches."""
+    return show_line if sys.stderr.isatty() else None
+
+
+def show_line(done: int, total: int, what: str) -> None:
+    line = f"merino: {done}/{total} {what}" if done < total else ""
+    width = shutil.get_terminal_size().columns - 1
+    sys.stderr.write("\r\x1b[K" + line[:width])  # to the line's beginning, and the rest of it erased
+    sys.stderr.flush()

@@ -1,0 +1,32 @@
+"""`bench` on the workstation: the board's harness, with baselines by name and a progress bar."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from merino_bench.bench import bench_command
+from merino_bench.workload import Workload
+from merino_edge.bench_progress import bench_progress
+from merino_edge.embedded import bundle_path
+
+
+def run_benchmark(
+    bundles: Sequence[str], workload: Workload, baseline: str | None, baseline_precision: str | None, output: str,
+    save: Path | None, timeout_s: float,
+) -> int:  # fmt: skip
+    """-> the exit code, 1 where a row failed. Raises MerinoError, and KeyboardInterrupt after what is complete was
+    written."""
+    folders = [bundle_path(bundle) for bundle in bundles]
+    bases: list[str] = []
+    if baseline is not None:
+        from merino_edge.baseline import baseline_bundles  # loads torch
+
+        bases = baseline_bundles(bundle_path(baseline), folders, baseline_precision, say)
+    with bench_progress() as progress:
+        return bench_command(
+            folders, workload, bases, output, None if save is None else str(save), timeout_s, progress
+        )
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
