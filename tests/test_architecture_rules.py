@@ -24,7 +24,8 @@ MAY_IMPORT = {
 }
 # merino_edge by floor, from the ground: a room imports from floors below its own, and from itself.
 FLOORS = [
-    {"facts": {"profiles", "host", "architecture", "operators", "opt", "files", "validation", "catalogue"}},
+    {"facts": {"profiles", "host", "architecture", "operators", "opt", "files", "validation", "catalogue",
+               "records", "ratio"}},
     {"design": {"design"}, "model": {"model"}, "delivery": {"delivery"}, "embedded": {"embedded"}},
     {
         "export": {"export"}, "training": {"training"}, "calibration": {"calibration"},
