@@ -34,8 +34,9 @@ FLOORS = [
         "baseline": {"baseline"}, "evaluation": {"evaluation"}, "show": {"show", "show_models", "front_plot"},
         "bench_progress": {"bench_progress"},
     },
+    {"compare": {"compare"}},
     {"demo": {"demo"}, "benchmark": {"benchmark"}},
-    {"cli": {"cli", "cli_choose", "cli_options", "__main__"}},
+    {"cli": {"cli", "cli_choose", "cli_options", "cli_records", "__main__"}},
 ]
 FORBIDDEN_NAMES = re.compile(r"util|helper|common|manager|factory", re.IGNORECASE)
 IGNORED = {".venv", "build", "dist", "tests"}
