@@ -247,6 +247,7 @@ def bench(
 
 
 app.command()(cli_records.compare)
+app.command()(cli_records.report)
 
 
 @app.command()

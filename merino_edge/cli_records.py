@@ -1,4 +1,4 @@
-"""The command that reads records: `compare`. As in `cli`: parse, one call, one file written."""
+"""The commands that read records: `compare` and `report`. As in `cli`: parse, one call, one file written."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,3 +30,17 @@ def compare(
         print_comparison(found)
     if share is not None:
         check_not_slower(found, share)
+
+
+def report(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="records, JSON or JSON lines")],
+    out: Annotated[Path | None, typer.Option("-o", help="one HTML file, opens offline")] = None,
+    md: Annotated[bool, typer.Option("--md", help="print a summary in Markdown, for a pull request")] = False,
+    device: Annotated[str | None, typer.Option(help="a board: its predictions beside what was measured")] = None,
+) -> None:
+    """Records as one page for people who would rather look; or, with --md, as Markdown on stdout."""
+    from merino_edge.report.write import write_report
+
+    if out is None and not md:
+        raise typer.BadParameter("give -o report.html, --md, or both")
+    write_report(results, out, md, device)

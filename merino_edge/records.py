@@ -67,6 +67,7 @@ class Environment(BaseModel):
     before: State = State()
     after: State = State()
     others_cpu_share: float | None = None
+    power_source: str | None = None  # or why there is none
 
 
 class Energy(_Facts):

@@ -72,8 +72,9 @@ def many():
             rows.append(record(tokens * 0.28 / faster**0.3, test=f"pp{tokens}", ceiling_share=None, **size))
             rows.append(opt(tokens * 3.1 / faster**0.3, test=f"pp{tokens}", ceiling_share=None, **large))
     peer = {"dialect": None, "load_ms": None, "verify_ms": None, "ceiling_share": None}
-    rows.append(record(8.1, engine="llama.cpp 2026.10", **peer))
-    rows.append(opt(50.9, engine="llama.cpp 2026.10", **peer))
+    for precision, step_ms in (("F32", 50.9), ("Q4_0, table Q8_0", 10.7)):
+        rows.append(record(step_ms / 6.3, engine="llama.cpp 2026.10", precision=precision, **peer))
+        rows.append(opt(step_ms, engine="llama.cpp 2026.10", precision=precision, **peer))
     rows.append(opt(32.0, engine="ctranslate2 4.6", precision="int8", **peer))
     rows.append(opt(85.0, 0.2, engine="transformers 5.24 eager", **peer))
     rows.append(record(15.0, bundle="small", params=12_000_000, flags=["busy"], architecture=None, family=None))

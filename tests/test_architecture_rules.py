@@ -34,7 +34,7 @@ FLOORS = [
         "baseline": {"baseline"}, "evaluation": {"evaluation"}, "show": {"show", "show_models", "front_plot"},
         "bench_progress": {"bench_progress"},
     },
-    {"compare": {"compare"}},
+    {"compare": {"compare"}, "report": {"report"}},
     {"demo": {"demo"}, "benchmark": {"benchmark"}},
     {"cli": {"cli", "cli_choose", "cli_options", "cli_records", "__main__"}},
 ]
