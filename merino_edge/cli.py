@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from merino_edge import __version__, cli_choose
+from merino_edge import __version__, cli_choose, cli_records
 from merino_edge.cli_options import Device, Json, Seed
 from merino_runtime.errors import MerinoError
 
@@ -244,6 +244,10 @@ def bench(
         repetitions, () if threads is None else parse_threads(threads), parse_depths(depths),
     )  # fmt: skip
     raise typer.Exit(run_benchmark(bundles, workload, baseline, baseline_precision, output.value, save, timeout))
+
+
+app.command()(cli_records.compare)
+app.command()(cli_records.report)
 
 
 @app.command()

@@ -24,7 +24,8 @@ MAY_IMPORT = {
 }
 # merino_edge by floor, from the ground: a room imports from floors below its own, and from itself.
 FLOORS = [
-    {"facts": {"profiles", "host", "architecture", "operators", "opt", "files", "validation", "catalogue"}},
+    {"facts": {"profiles", "host", "architecture", "operators", "opt", "files", "validation", "catalogue",
+               "records", "ratio"}},
     {"design": {"design"}, "model": {"model"}, "delivery": {"delivery"}, "embedded": {"embedded"}},
     {
         "export": {"export"}, "training": {"training"}, "calibration": {"calibration"},
@@ -33,8 +34,9 @@ FLOORS = [
         "baseline": {"baseline"}, "evaluation": {"evaluation"}, "show": {"show", "show_models", "front_plot"},
         "bench_progress": {"bench_progress"},
     },
+    {"compare": {"compare"}, "report": {"report"}},
     {"demo": {"demo"}, "benchmark": {"benchmark"}},
-    {"cli": {"cli", "cli_choose", "cli_options", "__main__"}},
+    {"cli": {"cli", "cli_choose", "cli_options", "cli_records", "__main__"}},
 ]
 FORBIDDEN_NAMES = re.compile(r"util|helper|common|manager|factory", re.IGNORECASE)
 IGNORED = {".venv", "build", "dist", "tests"}

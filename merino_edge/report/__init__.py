@@ -1,0 +1,1 @@
+"""Records as one page for people: summary -> figures and tables -> HTML or Markdown. Measures nothing."""

@@ -1,0 +1,52 @@
+"""A summary as Markdown for a pull request: headline, ratios, the rows that speak, machines. No drawings."""
+
+from collections.abc import Iterable
+
+from merino_edge.report import words
+from merino_edge.report.summary import Summary
+from merino_edge.report.tables import DataTable, environment_rows, equal_table, records_table, shipped_table
+
+SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"})
+DETAILS = ("load ms", "p95 ms", "p99 ms", "machine", "parameters M")  # left to the page
+
+
+def markdown(summary: Summary) -> str:
+    parts = [f"### {text(words.headline(summary))}", text(words.headline_details(summary))]
+    if summary.headline:
+        parts.append(f"The paper: {text(words.paper_words())}")
+    parts += [as_table(table) for table in (equal_table(summary, short=True), shipped_table(summary)) if table.rows]
+    parts += [_predicted(summary)] if summary.predictions else []
+    parts.append(as_table(records_table(summary, short=True)))
+    parts += [f"- {text(row.bundle)} {row.test} failed: {text(row.failure or '')}" for row in summary.failed]
+    for place in summary.places:
+        facts = "; ".join(f"{name}: {value}" for name, value in environment_rows(place) if name != "Command")
+        parts.append(f"Measured on {text(place.board)}. {text(facts)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def as_table(table: DataTable) -> str:
+    kept = [index for index, (title, _) in enumerate(table.columns) if title not in DETAILS]
+    titles = [table.columns[index][0] for index in kept]
+    rule = ["--:" if table.columns[index][1] else ":--" for index in kept]
+    lines = [_line(titles), _line(rule)]
+    lines += [_line(text(row[index].text) for index in kept) for row in table.rows]
+    return f"{text(table.caption)}\n\n" + "\n".join(lines)
+
+
+def text(raw: str) -> str:
+    """On one line, with nothing that Markdown or HTML would take for its own."""
+    return " ".join(raw.split()).translate(SPECIAL)
+
+
+def _predicted(summary: Summary) -> str:
+    titles = ["model", "what", "test", "predicted", "measured", "measured on"]
+    lines = [_line(titles), _line([*[":--"] * 3, "--:", "--:", ":--"])]
+    for one in summary.predictions:
+        figures = (f"{value:,.1f} {one.unit}" for value in (one.predicted, one.measured))
+        lines.append(_line([text(one.series.label), one.what, one.test, *figures, text(one.series.board)]))
+    kinds = ", ".join(sorted({one.provenance for one in summary.predictions}))
+    return f"Predicted for {text(summary.predicted_for)} from {kinds} figures.\n\n" + "\n".join(lines)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

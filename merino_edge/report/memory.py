@@ -1,0 +1,38 @@
+"""What the memory of a run is made of, as far as its records tell."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from merino_edge.operators import kv_bytes, weight_bytes
+from merino_edge.report.series import Series
+from merino_runtime.board import MB as BYTES_PER_MB
+
+
+@dataclass(frozen=True)
+class MemoryParts:
+    """MB (2^20 bytes) of the peak. kv_mb is None where the records carry no geometry: then it is in `rest_mb`."""
+
+    series: Series
+    weights_mb: float
+    kv_mb: float | None
+    rest_mb: float
+
+
+def memory_parts(series: Sequence[Series]) -> list[MemoryParts]:
+    return [parts for one in series if (parts := parts_of(one)) is not None]
+
+
+def parts_of(series: Series) -> MemoryParts | None:
+    """The weights are those of the geometry, else the files'; the rest is what remains of the peak. How another
+    engine stores a format and its cache is not known here."""
+    peak_mb, size = series.peak_rss_mb, series.records[0].bundle_bytes
+    operators = series.operators if series.records[0].runs_on_onnxruntime else None
+    context = series.context
+    if peak_mb is None or (operators is None and size is None):
+        return None
+    stored = weight_bytes(operators, series.precision) if operators else size or 0
+    weights_mb = min(stored / BYTES_PER_MB, peak_mb)
+    kv_mb = None
+    if operators and context:
+        kv_mb = min(kv_bytes(operators, context, series.precision) / BYTES_PER_MB, peak_mb - weights_mb)
+    return MemoryParts(series, weights_mb, kv_mb, peak_mb - weights_mb - (kv_mb or 0))

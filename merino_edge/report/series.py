@@ -1,0 +1,115 @@
+"""Records by what was measured: a bundle on an engine, in a format, on a machine. And which of them is OPT-350M."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from merino_edge.operators import FORMATS, Operator, params
+from merino_edge.opt import OPT_350M
+from merino_edge.records import USUAL_ENGINE, Record
+
+REFERENCE = "OPT-350M"
+REFERENCE_PARAMS = params(OPT_350M.operators)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One bundle on one engine, with all its rows. `label` is its own in the report."""
+
+    label: str
+    bundle: str
+    engine: str
+    precision: str
+    dialect: str
+    weights: str
+    threads: int | None
+    board: str
+    records: tuple[Record, ...]
+
+    @property
+    def engine_name(self) -> str:
+        return self.records[0].engine_name
+
+    @property
+    def params(self) -> int | None:
+        return self.records[0].params
+
+    @property
+    def is_reference(self) -> bool:
+        """By its exact count of parameters: a name says nothing."""
+        return self.params == REFERENCE_PARAMS
+
+    @property
+    def context(self) -> int | None:
+        return self.records[0].context
+
+    @property
+    def operators(self) -> list[Operator] | None:
+        """Of the geometry that the records carry; None where they carry none, or a format whose cost is unknown."""
+        geometry = self.records[0].geometry
+        return geometry.operators if geometry and self.precision in FORMATS else None
+
+    @property
+    def decode(self) -> Record | None:
+        """The row that speaks for it: least cached, then longest."""
+        rows = [row for row in self.records if row.decodes]
+        return min(rows, key=lambda row: (bool(row.flags), row.cached, -row.tokens), default=None)
+
+    @property
+    def prefill(self) -> Record | None:
+        """Likewise: the longest prompt into an empty cache."""
+        rows = [row for row in self.records if not row.decodes]
+        return min(rows, key=lambda row: (bool(row.flags), row.cached, -row.tokens), default=None)
+
+    @property
+    def speaking(self) -> list[Record]:
+        """The rows for a short form of the report."""
+        return [row for row in (self.prefill, self.decode) if row is not None]
+
+    @property
+    def peak_rss_mb(self) -> float | None:
+        return max((row.peak_rss_mb for row in self.records if row.peak_rss_mb), default=None)
+
+
+def series_of(records: Iterable[Record]) -> list[Series]:
+    """In the order of the records. Failed rows belong to none."""
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for row in records:
+        if row.failure is None:
+            key = row.bundle, row.engine, row.precision, row.dialect, row.weights, row.threads, row.board
+            groups.setdefault(key, []).append(row)
+    labels = distinct_labels([rows[0] for rows in groups.values()])
+    return [_one_series(rows, label) for rows, label in zip(groups.values(), labels, strict=True)]
+
+
+def distinct_labels(rows: Sequence[Record]) -> list[str]:
+    """Bundle, format, an engine that is not the usual one; and of what else differs as much as tells them apart."""
+    labels = [
+        f"{row.bundle} {row.precision or '-'}" + (f" {row.engine_name}" if not row.runs_on_onnxruntime else "")
+        for row in rows
+    ]
+    for more in (lambda row: row.dialect, _thread_words, lambda row: row.engine, lambda row: row.weights,
+                 lambda row: row.board):  # fmt: skip
+        said: dict[str, set[object]] = {}
+        for label, row in zip(labels, rows, strict=True):
+            said.setdefault(label, set()).add(more(row))
+        labels = [f"{label}, {more(row)}" if len(said[label]) > 1 else label
+                  for label, row in zip(labels, rows, strict=True)]  # fmt: skip
+    return labels
+
+
+def engines_of(series: Sequence[Series]) -> list[str]:
+    """Names without versions, ONNX Runtime first: its colour is then the same in each report."""
+    names = dict.fromkeys(one.engine_name for one in series)
+    return sorted(names, key=lambda name: not name.startswith(USUAL_ENGINE))
+
+
+def _thread_words(row: Record) -> str:
+    return f"{row.threads} thread{'s' * (row.threads != 1)}"
+
+
+def _one_series(rows: Sequence[Record], label: str) -> Series:
+    one = rows[0]
+    return Series(
+        label, one.bundle, one.engine or "-", one.precision or "-", one.dialect or "", one.weights or "unknown",
+        one.threads, one.board, tuple(rows),
+    )  # fmt: skip

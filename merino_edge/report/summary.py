@@ -1,0 +1,78 @@
+"""Everything that a report says, as plain values: both forms, HTML and Markdown, show this and compute nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from merino_edge.profiles import DeviceProfile
+from merino_edge.records import Environment, Record
+from merino_edge.report.memory import MemoryParts, memory_parts
+from merino_edge.report.predicted import Prediction, predictions
+from merino_edge.report.ratios import Against, equal_ratios, headline_ratio, shipped_ratios
+from merino_edge.report.series import Series, series_of
+
+
+@dataclass(frozen=True)
+class Place:
+    """A machine in one state of software, with the rows measured there."""
+
+    board: str
+    environment: Environment
+    rows: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    records: tuple[Record, ...]
+    series: tuple[Series, ...]
+    equal: tuple[Against, ...]
+    shipped: tuple[Against, ...]
+    headline: Against | None
+    memory: tuple[MemoryParts, ...]
+    places: tuple[Place, ...]
+    profile: DeviceProfile | None
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def boards(self) -> list[str]:
+        return list(dict.fromkeys(one.board for one in self.series))
+
+    @property
+    def failed(self) -> list[Record]:
+        return [row for row in self.records if row.failure is not None]
+
+    @property
+    def disturbed(self) -> list[Record]:
+        """Measured, but throttled, busy or swapping: shown, and left out of ratios."""
+        return [row for row in self.records if row.flags and row.failure is None]
+
+    @property
+    def predicted_for(self) -> str:
+        """The board's name; of the machine at hand without its host name, which is nobody's business."""
+        if self.profile is None:
+            return "no board"
+        return "this machine" if self.profile.id == "host" else self.profile.name
+
+    @property
+    def measured_on(self) -> str:
+        return f"measured on {', '.join(self.boards) or 'no machine'}"
+
+
+def summarise(records: Sequence[Record], profile: DeviceProfile | None = None) -> Summary:
+    """profile: of the board that predictions are to be made for."""
+    series = series_of(records)
+    equal = equal_ratios(series)
+    return Summary(
+        tuple(records), tuple(series), tuple(equal), tuple(shipped_ratios(series)), headline_ratio(equal),
+        tuple(memory_parts(series)), tuple(_places(records)), profile,
+        tuple(predictions(series, profile)) if profile else (),
+    )  # fmt: skip
+
+
+def _places(records: Sequence[Record]) -> list[Place]:
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for row in records:
+        found = row.environment
+        if found is not None:
+            key = found.board, found.kernel, found.arch, found.cpus, tuple(sorted(found.versions.items(), key=str))
+            groups.setdefault(key, []).append(row)
+    return [Place(rows[0].board, rows[0].environment or Environment(), tuple(rows)) for rows in groups.values()]

@@ -1,0 +1,155 @@
+"""The report's tables as cells; HTML and Markdown show the same ones."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from merino_edge.records import Record
+from merino_edge.report.ratios import Against
+from merino_edge.report.summary import Place, Summary
+from merino_edge.report.svg import number
+from merino_edge.report.words import against_words, form_words, ratio_words, times
+from merino_runtime.board import MB as BYTES_PER_MB
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`order` is what a column is sorted by: a number, or the text itself."""
+
+    text: str
+    order: float | str
+
+
+@dataclass(frozen=True)
+class DataTable:
+    name: str
+    caption: str
+    columns: tuple[tuple[str, bool], ...]  # (title, whether of numbers)
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def equal_table(summary: Summary, short: bool = False) -> DataTable:
+    """short: of each model the rows that speak for it, as in `records_table`."""
+    caption = "At equal engine and format: both sides run the same engine, version and weight format."
+    told = {(row.test, row.cached, id(one)) for one in summary.series for row in one.speaking}
+    rows = tuple(_equal_cells(each) for each in summary.equal
+                 if not short or (each.test, each.cached, id(each.ours)) in told)  # fmt: skip
+    return DataTable("equal", caption, EQUAL_COLUMNS, rows)
+
+
+def shipped_table(summary: Summary) -> DataTable:
+    caption = "As shipped: engine or format differ, so the model, the format and the engine all have a part in these."
+    rows = tuple((*_equal_cells(each)[:-1], _cell_of(against_words(each))) for each in summary.shipped)
+    return DataTable("shipped", caption, (*EQUAL_COLUMNS[:-1], ("against", False)), rows)
+
+
+def records_table(summary: Summary, short: bool = False) -> DataTable:
+    """Every row; columns that no row has anything for are left out."""
+    records = [row for one in summary.series for row in one.speaking] if short else summary.records
+    columns = [column for column in COLUMNS if any(column.of(row) is not None for row in records)]
+    rows = tuple(tuple(_cell(column, row) for column in columns) for row in records)
+    shown = f"{len(records)} of {len(summary.records)} rows" if len(records) < len(summary.records) else "Every row"
+    caption = f"{shown} as measured; flagged ones were disturbed and are in no ratio."
+    return DataTable("records", caption, tuple((column.title, column.numeric) for column in columns), rows)
+
+
+def environment_rows(place: Place) -> list[tuple[str, str]]:
+    """(name, value) of one machine; what it does not tell is left out."""
+    found, rows = place.environment, place.rows
+    states = [state for row in rows if row.environment for state in (row.environment.before, row.environment.after)]
+    heat = [degrees for state in states for degrees in (state.temperatures_c or {}).values()]
+    clocks = [clock for state in states for clock in state.clocks_mhz or ()]
+    swaps = [state.swap_used_mb for state in states if state.swap_used_mb is not None]
+    others = [row.environment.others_cpu_share for row in rows if row.environment]
+    shares = [share for share in others if share is not None]
+    dates = sorted(row.date for row in rows if row.date)
+    said = [
+        ("CPUs", found.cpus), ("Architecture", found.arch), ("Kernel", found.kernel),
+        ("Governor", _all(state.governor for state in states)), ("Power mode", _all(s.power_mode for s in states)),
+        ("Clocks", _span(clocks, "MHz")), ("Temperatures", _span(heat, "°C")), ("Swap used", _span(swaps, "MB")),
+        ("CPU share of other processes", f"at most {max(shares):.1%}" if shares else None),
+        ("Engines", _all(row.engine for row in rows)), ("Threads", _all(row.threads for row in rows)),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in found.versions.items() if version)),
+        ("Read bandwidth, probed", _span([row.read_gb_s for row in rows if row.read_gb_s], "GB/s")),
+        ("Power source", found.power_source),
+        ("Energy", _all(f"{row.energy.source}, {row.energy.rail or 'no rail named'}" for row in rows if row.energy)),
+        ("Timed", _all(row.timed for row in rows)), ("Notes", _all(note for row in rows for note in row.notes)),
+        ("Measured", " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else None),
+        ("Command", _all(row.command for row in rows)),
+    ]  # fmt: skip
+    return [(name, str(value)) for name, value in said if value]
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    numeric: bool
+    of: Callable[[Record], float | str | None]
+    show: Callable[[float], str] = number
+
+
+COLUMNS = (
+    Column("bundle", False, lambda row: row.bundle),
+    Column("format", False, lambda row: " ".join(filter(None, (row.precision, row.dialect))) or None),
+    Column("engine", False, lambda row: row.engine),
+    Column("weights", False, lambda row: row.weights),
+    Column("test", False, lambda row: row.test),
+    Column("threads", True, lambda row: row.threads),
+    Column("tok/s", True, lambda row: row.tok_s),
+    Column("± sd", True, lambda row: row.tok_s_sd),
+    Column("against baseline", True, lambda row: row.ratio_to_baseline, times),
+    Column("p50 ms", True, lambda row: row.ms_p50),
+    Column("p90 ms", True, lambda row: row.ms_p90),
+    Column("p95 ms", True, lambda row: row.ms_p95),
+    Column("p99 ms", True, lambda row: row.ms_p99),
+    Column("first token ms", True, lambda row: row.ttft_ms),
+    Column("load ms", True, lambda row: row.load_ms),
+    Column("peak MB", True, lambda row: row.peak_rss_mb),
+    Column("on disk MB", True, lambda row: None if row.bundle_bytes is None else row.bundle_bytes / BYTES_PER_MB),
+    Column("parameters M", True, lambda row: None if row.params is None else row.params / 1e6),
+    Column("of ceiling", True, lambda row: row.ceiling_share, lambda share: f"{share:.0%}"),
+    Column("J/token", True, lambda row: row.j_per_token),
+    Column("flags", False, lambda row: ", ".join(row.flags) or None),
+    Column("machine", False, lambda row: row.board if row.environment else None),
+)
+
+
+def _cell(column: Column, row: Record) -> Cell:
+    value = column.of(row)
+    if value is None:
+        return Cell("–", -1.0 if column.numeric else "")
+    return Cell(column.show(value) if isinstance(value, int | float) else value, value)
+
+
+EQUAL_COLUMNS = (
+    ("model", False), ("test", False), ("speed of OPT-350M's", True), ("fewer parameters", True), ("weights", False),
+    ("format and engine", False), ("threads", False),
+)  # fmt: skip
+
+
+def _equal_cells(each: Against) -> tuple[Cell, ...]:
+    ours, theirs, fewer = each.ours, each.theirs, each.params_ratio
+    return (
+        _cell_of(ours.bundle), _cell_of(each.test),
+        Cell(ratio_words(each.speed), each.speed.value), Cell("–" if fewer is None else times(fewer), fewer or -1.0),
+        _cell_of(_both(ours.weights, theirs.weights)), _cell_of(form_words(ours)),
+        _cell_of(_both(f"{ours.threads or '–'}", f"{theirs.threads or '–'}")),
+    )  # fmt: skip
+
+
+def _cell_of(text: str) -> Cell:
+    return Cell(text, text)
+
+
+def _both(ours: str, theirs: str) -> str:
+    return ours if ours == theirs else f"{ours} / {theirs}"
+
+
+def _all(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values if value))
+
+
+def _span(values: Sequence[float], unit: str) -> str | None:
+    if not values:
+        return None
+    low, high = number(min(values)), number(max(values))
+    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
