@@ -21,6 +21,7 @@ from merino_runtime.errors import MerinoError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
+PrefillThreads = Annotated[int | None, typer.Option(help="of prefill alone; default: as -t")]
 
 
 class SolverChoice(StrEnum):
@@ -32,6 +33,12 @@ class Gamma(StrEnum):
     off = "off"
     literal = "literal"
     inverse = "inverse"
+
+
+class Overflow(StrEnum):
+    stop = "stop"
+    error = "error"
+    shift = "shift"
 
 
 class Output(StrEnum):
@@ -204,7 +211,9 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeat for more")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on after the end of the text")] = False,
     allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format this CPU is slow at")] = False,
+    overflow: Annotated[Overflow, typer.Option(help="at the context's end; `shift` goes on")] = Overflow.stop,
     threads: Threads = None,
+    prefill_threads: PrefillThreads = None,
     as_json: Json = False,
 ) -> None:
     """Stream text from a bundle: the board's own runtime, on this machine."""
@@ -215,8 +224,8 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     run_generate(
         bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,
-        allow_slow=allow_slow,
-    )
+        allow_slow=allow_slow, overflow=overflow.value, prefill_threads=prefill_threads,
+    )  # fmt: skip
 
 
 @app.command()

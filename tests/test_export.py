@@ -1,6 +1,7 @@
 """A bundle as a whole: its description, its files, its graph, its refusals, and its life without us."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -145,22 +146,43 @@ def test_weights_are_stored_once(source, dialect, tiny_checkpoint, opt_decoder, 
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     floats = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
     tables = 2 * what.arch.context * what.arch.head_size // 2 if source == "tiny" else 0
-    elements = sum(math.prod(tensor.dims) for tensor in floats if tensor.dims)
-    assert elements == operators.params(what.arch.operators) + tables
-    external = [tensor for tensor in model.graph.initializer if tensor.external_data]
+    inside = sum(math.prod(tensor.dims) for tensor in floats if tensor.dims and not tensor.external_data)
+    spans = stored_spans(model)
+    stored = sum(length for _, length in spans) // 4
+    assert inside + stored == operators.params(what.arch.operators) + tables
+    assert all(start + length <= later for (start, length), (later, _) in itertools.pairwise(spans))
     size = (bundle / "model.onnx.data").stat().st_size
-    assert size <= 4 * elements + PAGE * len(external)
-    places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in external]
-    assert all(int(place["offset"]) % PAGE == 0 for place in places)
+    assert size <= 4 * stored + PAGE * len(spans)
+    assert all(offset % PAGE == 0 for offset, _ in spans)
     assert (bundle / "model.onnx").stat().st_size < 100_000
-    embedding = what.model.get_input_embeddings().weight.detach().numpy()
-    assert sum(np.array_equal(value, embedding) for value in model_values(bundle)) == 1
+    embedding = what.model.get_input_embeddings().weight.detach().numpy().tobytes()
+    assert (bundle / "model.onnx.data").read_bytes().count(embedding) == 1
+
+
+def stored_spans(model):
+    """(offset, length) of the data file's distinct tensors: what two constants share counts once."""
+    places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in model.graph.initializer]
+    return sorted({(int(place["offset"]), int(place["length"])) for place in places if place})
 
 
 def model_values(bundle):
     model = onnx.load(bundle / "model.onnx")
     floats = (tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
     return [onnx.numpy_helper.to_array(tensor) for tensor in floats]
+
+
+def test_a_large_head_reads_the_stored_table_in_slices(dialect, tmp_path, monkeypatch):
+    """The export proves it equal to torch; the slices begin at pages of the table's own bytes."""
+    monkeypatch.setattr("merino_edge.export.graph.SLICE_BYTES", 1)
+    wide = Architecture(blocks=[{"width": 32, "ffn_ratio": 1.0, "depth": 1}], vocab=2500, head_size=32, context=32)
+    bundle = export(random_merino(wide, "wide"), tmp_path / "wide", dialect=dialect).folder
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    heads = [tensor for tensor in model.graph.initializer if tensor.name.startswith("embed_tokens.weight.")]
+    assert [tensor.dims[0] for tensor in heads] == [1024, 1024, 452]
+    (table,) = (tensor for tensor in model.graph.initializer if tensor.name == "embed_tokens.weight")
+    start, *offsets = (int(tensor.external_data[1].value) for tensor in [table, *heads])
+    assert [offset - start for offset in offsets] == [0, 1024 * 128, 2048 * 128]
+    assert (bundle / "model.onnx.data").stat().st_size < 2500 * 128 + 100_000
 
 
 @pytest.mark.parametrize("source", ["tiny", "opt"])

@@ -13,6 +13,7 @@ from merino_edge.export.source import load_source
 from merino_edge.opt import OptArchitecture
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
+from merino_runtime.generate import shift
 
 PROMPT, STEPS = 9, 32
 CONTEXT = PROMPT + STEPS  # so that the last step fills the last slot
@@ -150,6 +151,23 @@ def test_a_whole_context_at_once_agrees(bundles, reference, dialect):
     backend = open_backend(bundles[dialect])
     assert_same(backend.prefill(ids), expected[-1], STEPS)
     backend.close()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_after_a_shift_the_graph_agrees_with_a_fresh_cache_and_with_torch(model, bundles, reference, dialect):
+    ids, _ = reference
+    kept = ids[-(CONTEXT // 2) :] + [7]
+    backend, fresh = open_backend(bundles[dialect]), open_backend(bundles[dialect])
+    backend.prefill(ids)
+    logits, expected = shift(backend, 7).copy(), fresh.prefill(kept).copy()
+    assert backend.ids == kept and np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+    for token in ids[:4]:
+        logits, expected = backend.step(token), fresh.step(token)
+        assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+    with torch.no_grad():
+        assert_same(logits, model(input_ids=torch.tensor([kept + ids[:4]])).logits[0, -1].numpy(), 4)
+    backend.close()
+    fresh.close()
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

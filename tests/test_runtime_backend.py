@@ -8,7 +8,8 @@ import pytest
 
 from merino_runtime import board
 from merino_runtime.backends import onnx, open_backend
-from merino_runtime.backends.onnx import OnnxBackend, default_threads, version_tuple
+from merino_runtime.backends.onnx import OnnxBackend
+from merino_runtime.backends.onnx_session import thread_counts, version_tuple
 from merino_runtime.bundle import Threads, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generate import Done, generate, generate_text
@@ -73,8 +74,8 @@ def test_a_prefill_in_chunks_gives_what_one_piece_gives(bundle, backend, monkeyp
     lengths = []
     run = backend._run
     monkeypatch.setattr(onnx, "PREFILL_CHUNK_IDS", chunk)
-    monkeypatch.setattr(backend, "_run", lambda binding, new, part: (
-        lengths.append(part.shape[1]), run(binding, new, part))[1])
+    monkeypatch.setattr(backend, "_run", lambda session, binding, new, part: (
+        lengths.append(part.shape[1]), run(session, binding, new, part))[1])
     logits = backend.prefill(ids)
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
     assert logits.argmax() == expected.argmax() and backend.ids == ids
@@ -86,8 +87,8 @@ def test_old_fused_attention_gets_several_ids_into_an_empty_cache_only(bundle, b
     monkeypatch.setattr(onnx, "PREFILL_CHUNK_IDS", 3)
     lengths = []
     run = backend._run
-    monkeypatch.setattr(backend, "_run", lambda binding, new, part: (
-        lengths.append(part.shape[1]), run(binding, new, part))[1])
+    monkeypatch.setattr(backend, "_run", lambda session, binding, new, part: (
+        lengths.append(part.shape[1]), run(session, binding, new, part))[1])
     backend.prefill(IDS[:4])
     assert_close(backend.prefill(IDS[4:]), fresh(bundle, IDS))
     assert lengths == ([4, 1, 1, 1, 1] if bundle.dialect == "fused" else [3, 1, 3, 1])
@@ -166,13 +167,13 @@ def test_an_interrupt_leaves_the_cache_as_its_length_says(bundle, backend, cut):
 
     if cut:
         backend.prefill(IDS[:cut])
-    session = backend._session
-    backend._session = Interrupted(session)
+    session = backend._decode_session
+    backend._decode_session = backend._prefill_session = Interrupted(session)
     with pytest.raises(KeyboardInterrupt):
         backend.prefill([250, 251])
     with pytest.raises(KeyboardInterrupt):
         backend.step(252)
-    backend._session = session
+    backend._decode_session = backend._prefill_session = session
     assert backend.length == cut
     assert_close(backend.prefill(IDS[cut:]), fresh(bundle, IDS))
 
@@ -243,7 +244,7 @@ def test_a_fork_goes_on_from_the_ids_of_its_origin_and_outlives_it(bundle):
 
 def test_forks_share_the_weights_and_nothing_that_a_run_writes(backend):
     twin = backend.fork()
-    assert twin._session is backend._session
+    assert twin._decode_session is backend._decode_session and twin._prefill_session is backend._prefill_session
     for name, array in backend.cache.items():
         assert not np.shares_memory(array, twin.cache[name])
     kept = backend.prefill(IDS)
@@ -272,13 +273,66 @@ def test_forks_run_in_two_threads(bundle, backend):
 
 def test_threads_do_not_change_the_ids(bundle):
     ids = []
-    for threads in (1, 2):
-        backend = open_backend(bundle, threads)
-        assert backend.threads == threads
-        *tokens, _ = generate(backend, IDS, max_new_tokens=10, sampling=GREEDY)
-        ids.append([token.id for token in tokens])
+    for threads, prefill_threads, expected in [(1, None, (1, 1)), (2, None, (2, 2)), (1, 2, (2, 1)), (2, 1, (1, 2))]:
+        backend = open_backend(bundle, threads, prefill_threads)
+        assert (backend.prefill_threads, backend.decode_threads) == expected and backend.threads == expected[1]
+        assert (backend._prefill_session is backend._decode_session) == (expected[0] == expected[1])
+        ids.append(greedy_ids(backend, IDS, 10)[0])
+        ids.append(greedy_ids(backend.fork(), IDS[:3] + IDS, 10)[0])
         backend.close()
-    assert ids[0] == ids[1]
+    assert ids == ids[:2] * 4 and ids[0] != ids[1]
+
+
+def test_a_decode_step_allocates_and_moves_no_array(backend):
+    """Of what the graph reads and writes; what numpy and ONNX Runtime's binding need for one call is below 4 KB. The
+    list of ids grows by a word a step."""
+    import tracemalloc
+
+    backend.prefill(IDS)
+    addresses = [array.ctypes.data for array in (*backend.cache.values(), *backend._decode_new.values())]
+    logits = backend.step(1)
+    start = logits.ctypes.data
+    backend.step(2)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for token_id in range(20):
+            assert backend.step(token_id).ctypes.data == start
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    smallest_array = min(logits.nbytes, min(array.nbytes for array in backend.cache.values()))
+    assert held - before < 4096 and peak - before < 4096 + smallest_array // 4
+    assert addresses == [array.ctypes.data for array in (*backend.cache.values(), *backend._decode_new.values())]
+
+
+def recorded_prefills(backend, monkeypatch):
+    """(ids, a copy of the logits) of each prefill of several ids or into an empty cache, as a list that grows."""
+    found, prefill = [], backend.prefill
+    monkeypatch.setattr(backend, "prefill", lambda ids: (
+        lambda logits: (found.append((backend.ids[:], logits.copy())), logits)[1])(prefill(ids)))
+    return found
+
+
+def test_after_a_shift_the_logits_are_those_of_a_fresh_cache_with_the_kept_ids(bundle, backend, monkeypatch):
+    prefills = recorded_prefills(backend, monkeypatch)
+    count = 2 * bundle.context
+    *tokens, last = generate(backend, IDS, max_new_tokens=count, sampling=GREEDY, overflow="shift")
+    history = IDS + [token.id for token in tokens]
+    assert len(tokens) == count and last.stop_reason == "length" and last.shifts == len(prefills) - 1 > 1
+    half, position = (bundle.context + 1) // 2, bundle.context + 1
+    for kept, logits in prefills[1:]:
+        assert kept == history[position - half:position]
+        expected = fresh(bundle, kept)
+        assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+        position += bundle.context + 1 - half
+    assert backend.ids == history[-1 - len(backend.ids):-1]
+    assert_close(backend.step(history[-1]), fresh(bundle, backend.ids))
+
+
+def test_generation_goes_on_as_usual_after_a_shift(bundle, backend):
+    list(generate(backend, IDS, max_new_tokens=bundle.context + 9, sampling=GREEDY, overflow="shift"))
+    assert greedy_ids(backend, IDS)[0] == fresh_greedy_ids(bundle, IDS)
 
 
 def test_text_is_generated_repeatably_and_after_an_early_close(bundle, backend):
@@ -334,8 +388,10 @@ def test_a_graph_that_is_not_the_described_one_is_refused(bundle):
 
 @pytest.mark.parametrize("threads", [0, -1])
 def test_no_threads_are_refused(bundle, threads):
-    with pytest.raises(MerinoError, match="threads"):
+    with pytest.raises(MerinoError, match="^threads"):
         open_backend(bundle, threads)
+    with pytest.raises(MerinoError, match="prefill_threads"):
+        open_backend(bundle, None, threads)
 
 
 def test_an_unknown_backend_is_refused(bundle):
@@ -343,12 +399,19 @@ def test_an_unknown_backend_is_refused(bundle):
         open_backend(bundle._replace(backend=bundle.backend._replace(name="abacus")))
 
 
-def test_the_default_threads_are_the_bundles_then_by_size(bundle):
-    open_choice = bundle._replace(threads=Threads(None, None))
-    assert default_threads(bundle._replace(threads=Threads(1, 3))) == 3
-    assert default_threads(open_choice._replace(decode_weight_bytes=10 ** 6)) == 1
-    large = default_threads(open_choice._replace(decode_weight_bytes=10 ** 9))
-    assert large == min(4, board.physical_core_count())
+def test_the_thread_counts_are_asked_for_or_the_bundles_or_by_size(bundle, monkeypatch):
+    monkeypatch.setattr(board, "usable_cpus", lambda: list(range(6)))
+    monkeypatch.setattr(board, "physical_core_count", lambda: 6)
+    chosen = bundle._replace(threads=Threads(3, 2), decode_weight_bytes=10 ** 9)
+    open_choice = chosen._replace(threads=Threads(None, None))
+    assert thread_counts(chosen) == (3, 2)
+    assert thread_counts(chosen, 4) == (4, 4) and thread_counts(chosen, None, 5) == (5, 2)
+    assert thread_counts(chosen, 1, 8) == (8, 1)  # asked for: given, whatever the machine
+    assert thread_counts(chosen._replace(threads=Threads(9, 8))) == (6, 6)  # the bundle's board had more cores
+    assert thread_counts(chosen._replace(threads=Threads(None, 2))) == (2, 2)
+    assert thread_counts(chosen._replace(threads=Threads(5, None))) == (5, 4)
+    assert thread_counts(open_choice) == (4, 4)
+    assert thread_counts(open_choice._replace(decode_weight_bytes=10 ** 6)) == (1, 1)
 
 
 def test_a_bundle_without_a_tokenizer_says_so(bundle):

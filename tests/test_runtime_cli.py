@@ -48,7 +48,7 @@ def test_generate_json_is_a_line_per_token_and_the_figures(folder):
     *tokens, last = lines(out)
     assert code == 0 and len(tokens) == 6 and all(set(token) == {"id", "text"} for token in tokens)
     assert set(last) == {"done", "tokens", "prefill_tokens", "prefill_ms", "decode_ms_p50", "tok_s",
-                         "peak_rss_mb", "stop_reason"}
+                         "peak_rss_mb", "stop_reason", "shifts"}
     assert last["done"] is True and last["tokens"] == 6 and last["stop_reason"] == "length"
     assert "".join(token["text"] for token in tokens) + "\n" == run(*arguments)[1]
 
@@ -71,6 +71,7 @@ def test_a_stop_string_ends_the_text(folder):
 @pytest.mark.parametrize("arguments, message", [
     (["-n", "0"], "0 new tokens"), (["--top-p", "7", "--min-p", "-1"], "top_p is 7.0"),
     (["--stop", ""], "stop string"), (["--seed", "-1"], "seed is -1"), (["-t", "0"], "threads is 0"),
+    (["--prefill-threads", "0"], "prefill_threads is 0"),
     (["--temperature", "nan"], "temperature")])
 def test_a_request_that_cannot_be_met_is_one_line_and_exit_1(folder, arguments, message):
     code, out, err = run("generate", folder, "the", *arguments)
@@ -81,6 +82,21 @@ def test_an_empty_and_an_overlong_prompt_are_exit_1(folder):
     assert run("generate", folder, "")[0] == 1
     code, _, err = run("generate", folder, "x" * 500)
     assert code == 1 and "context is" in err
+
+
+def test_overflow_is_the_users_choice(folder):
+    arguments = ("generate", folder, "the", "-n", "150", "--temperature", "0", "--ignore-eos", "--json")
+    context = json.loads(run("info", folder, "--json")[1])["context"]
+    assert lines(run(*arguments)[1])[-1]["stop_reason"] == "context"
+    code, out, err = run(*arguments, "--overflow", "error")
+    assert code == 1 and out == "" and "150 new tokens" in err and f"the context is {context}" in err
+    code, out, err = run(*arguments, "--overflow", "shift", "-t", "1", "--prefill-threads", "2")
+    *tokens, last = lines(out)
+    assert code == 0 and len(tokens) == 150 and last["stop_reason"] == "length" and last["shifts"] > 1
+    assert f"{last['shifts']} times the older half" in err
+    code, out, err = run("generate", folder, "x" * 500, "-n", "3", "--overflow", "shift", "--ignore-eos", "--json")
+    assert code == 0 and len(lines(out)) == 4
+    assert err.startswith("merino: note: the prompt has") and "are left out" in err
 
 
 @pytest.mark.parametrize("verb", [["generate", "nowhere", "x"], ["info", "nowhere"], ["verify", "nowhere"],

@@ -1,12 +1,15 @@
 """Generation over a scripted model: when it stops, what it counts, what it leaves behind."""
 import json
+import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from merino_runtime.backends.backend import Backend
 from merino_runtime.errors import MerinoError
-from merino_runtime.generate import Done, Token, done, generate
+from merino_runtime.generate import OVERFLOWS, Done, PromptCut, Token, done, generate
 from merino_runtime.sampler import GREEDY, Sampling
 from merino_runtime.text import TextStream, Tokenizer, byte_table
 
@@ -102,6 +105,68 @@ def test_it_stops_when_prompt_and_tokens_fill_the_context(prompt_length):
     assert prompt_length + last.tokens == 8 and last.stop_reason == "context" and tokens
 
 
+@pytest.mark.parametrize("overflow", OVERFLOWS)
+def test_what_fits_the_context_is_the_same_whatever_its_end_would_do(overflow):
+    backend = Script(spelled("abc"), context=8)
+    tokens, last = run(backend, prompt_ids=[1] * 3, max_new_tokens=5, overflow=overflow)
+    assert len(tokens) == 5 and (last.stop_reason, last.shifts) == ("length", 0)
+
+
+class Remembering(Script):
+    """Its next id depends on all that it holds, and it keeps what each prefill left in the cache."""
+
+    def __init__(self, context):
+        super().__init__([0], context)
+        self.prefilled = []
+
+    def prefill(self, ids):
+        logits = super().prefill(ids)
+        self.prefilled.append(list(self.heard))
+        return logits
+
+    def _say(self):
+        assert len(self.heard) <= self.context
+        self.logits[:] = 0
+        self.logits[sum(place * id for place, id in enumerate(self.heard, 1)) % 251] = 9
+        return self.logits
+
+
+@given(st.integers(1, 12), st.lists(st.integers(0, 250), min_size=1, max_size=30), st.integers(1, 60))
+def test_shift_gives_as_many_tokens_as_asked_for_over_the_newest_ids(context, prompt_ids, count):
+    prompt, half = len(prompt_ids), (context + 1) // 2
+    backend = Remembering(context)
+    first, *events = generate(backend, prompt_ids, max_new_tokens=count, sampling=GREEDY, overflow="shift")
+    kept = prompt_ids if prompt < context else prompt_ids[-half:]
+    if prompt >= context and prompt > half:
+        assert first == PromptCut(prompt - len(kept), len(kept))
+    else:
+        events.insert(0, first)
+    *tokens, last = events
+    assert last.tokens == len(tokens) == count and last.stop_reason == "length"
+    history = kept + [token.id for token in tokens]
+    held, shifts = len(kept), []
+    for end in range(len(kept) + 1, len(history)):  # the ids that were fed, one by one; the last one is not
+        held += 1
+        if held > context:
+            shifts.append(history[end - half:end])
+            held = half
+    assert backend.prefilled == [kept, *shifts] and last.shifts == len(shifts)
+    assert backend.heard == history[-1 - held:-1]
+
+
+def test_the_time_of_a_shift_is_in_its_tokens_step():
+    class Slow(Script):
+        def prefill(self, ids):
+            end = time.perf_counter() + (0.05 if self.heard == [] and len(ids) == 4 else 0)
+            while time.perf_counter() < end:
+                pass
+            return super().prefill(ids)
+
+    backend = Slow(spelled("abc"), context=8)
+    last = run(backend, prompt_ids=[1] * 7, max_new_tokens=4, overflow="shift")[1]
+    assert last.shifts == 1 and 3000 / last.tok_s >= 50 > last.prefill_ms
+
+
 def test_half_a_character_is_given_out_with_the_last_token():
     tokens, last = run(Script([*spelled("a"), TOKENIZER.encode("€")[0]]), max_new_tokens=2)
     assert [token.text for token in tokens] == ["a", "\ufffd"] and last.stop_reason == "length"
@@ -159,6 +224,11 @@ def test_the_same_seed_gives_the_same_ids():
 
 @pytest.mark.parametrize("options, message", [
     ({"prompt_ids": []}, "empty"), ({"prompt_ids": [1] * 8}, "8 ids and the context is 8: at most 7"),
+    ({"prompt_ids": [1] * 8, "overflow": "error"}, "8 ids and the context is 8: at most 7"),
+    ({"prompt_ids": [1] * 3, "overflow": "error", "max_new_tokens": 6},
+     "3 ids and 6 new.*together 9, and the context is 8. Ask for 5 or fewer.*--context.*--overflow shift"),
+    ({"overflow": "wrap"}, "'wrap', allowed: stop, error, shift"),
+    ({"prompt_ids": [], "overflow": "shift"}, "empty"),
     ({"max_new_tokens": 0}, "0 new tokens"), ({"sampling": Sampling(top_p=2.0)}, "top_p is 2.0")])
 def test_a_request_that_cannot_be_met_is_refused_before_the_first_token(options, message):
     prompt_ids = options.pop("prompt_ids", [1])

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from merino_runtime.backends import open_backend
-from merino_runtime.backends.onnx import default_threads
+from merino_runtime.backends.onnx_session import thread_counts
 from merino_runtime.bundle import load_bundle
 from merino_runtime.sampler import Sampler, Sampling
 
@@ -59,7 +59,7 @@ class BareLoop:
 
 def measure(folder):
     bundle = load_bundle(folder)
-    threads = default_threads(bundle)
+    threads = thread_counts(bundle).decode
     ours, bare = open_backend(bundle, threads), BareLoop(bundle, threads)
     ids = np.random.default_rng(0).integers(0, bundle.vocab, PROMPT + STEPS).tolist()
     our_ms, bare_ms, sample_ms = [], [], []

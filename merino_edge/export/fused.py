@@ -131,7 +131,5 @@ class Fused(Graph):
         self.output("logits", "float32", 1, 1, self.weights[table].shape[0])
         if self.form.blocked:
             self.logits(self._blocked_product(x, table, self.quantized_table(table)))
-            return
-        row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
-        logits = self.node("Gemm", [row, self.weight(table)], transB=1)  # [1, vocab]
-        self.logits(self.node("Unsqueeze", [logits, self.integers(1)]))
+        else:
+            self.logits(self.real_head(x, table))

@@ -16,6 +16,8 @@ MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 EXTERNAL_BYTES = 1024  # smaller constants stay inside the graph
 PAGE = 4096  # weights begin at a page, so that they can be mapped
+PIECE_BYTES = 64 << 10  # of the data file, written at once
+SLICE_BYTES = 16 << 20  # of the head: a load holds so much of the table twice at a time
 TYPES = {"int64": TensorProto.INT64, "float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 
 
@@ -25,6 +27,14 @@ class Port(NamedTuple):
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+
+class Place(NamedTuple):
+    """Memory that the data file holds from `offset` on."""
+
+    address: int
+    nbytes: int
+    offset: int
 
 
 class Graph:
@@ -130,6 +140,25 @@ class Graph:
             self.constant(joined, np.concatenate([self.real_weight(name) for name in names]))
         return self.stored(joined, self._constants[joined])
 
+    def real_head(self, x: str, table: str) -> str:
+        """x [1, 1, width] against a plain table [vocab, width], in slices of its rows; [1, 1, vocab].
+
+        ONNX Runtime copies a matrix into its kernels' order and lets go of the original where no other operator reads
+        it. So the head has constants of its own over the same bytes of the file (else the whole table, which embeds
+        the tokens too, would stay in memory beside the copy), and small ones, of which one at a time is there twice.
+        """
+        rows = self.real_weight(table)  # [vocab, width]
+        self.decode_weight_bytes += rows.nbytes
+        unit = PAGE // 4  # rows that fill whole pages, whatever the width
+        count = max(1, SLICE_BYTES // rows[0].nbytes // unit) * unit
+        row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
+        parts = []
+        for start in range(0, len(rows), count):
+            piece = self.constant(f"{table}.{start}", rows[start : start + count])
+            logits = self.node("Gemm", [row, piece], transB=1)  # [1, count]
+            parts.append(self.node("Unsqueeze", [logits, self.integers(1)]))
+        return self.node("Concat", parts, axis=2) if len(parts) > 1 else parts[0]
+
     def integers(self, *values: int) -> str:
         return self.constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
 
@@ -167,7 +196,7 @@ class Graph:
             [helper.make_tensor_value_info(port.name, TYPES[port.dtype], port.shape) for port in self.outputs],
         )
         with open(folder / DATA_FILE, "wb") as data:
-            places: dict[int, int] = {}
+            places: list[Place] = []
             for name, value in self._constants.items():
                 graph.initializer.append(store(name, value, data, places))
         model = helper.make_model(
@@ -184,24 +213,42 @@ def ports(kind: str, layer: KvLayer) -> tuple[str, str]:
     return f"{kind}.{layer.index}.key", f"{kind}.{layer.index}.value"
 
 
-def store(name: str, value: np.ndarray, data: BinaryIO, places: dict[int, int]) -> TensorProto:
+def store(name: str, value: np.ndarray, data: BinaryIO, places: list[Place]) -> TensorProto:
     """A tensor of the graph: its values inside it where they are few, else in the data file.
 
-    `places` holds the offset of what was stored by its address: another shape of the same memory is not stored again.
+    `places` holds what was stored by its address: another shape of the same memory, or a part of it, is not stored
+    again.
     """
     if value.nbytes < EXTERNAL_BYTES:
         return numpy_helper.from_array(value, name)
-    address = value.ctypes.data
-    if address not in places:
+    offset = stored_offset(value, places)
+    if offset is None:
         data.write(b"\0" * (-data.tell() % PAGE))
-        places[address] = data.tell()
-        np.ascontiguousarray(value).tofile(data)
-    offset = places[address]
+        offset = data.tell()
+        places.append(Place(value.ctypes.data, value.nbytes, offset))
+        write_in_pieces(np.ascontiguousarray(value), data)
     tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, text in (("location", DATA_FILE), ("offset", str(offset)), ("length", str(value.nbytes))):
         tensor.external_data.add(key=key, value=text)
     return tensor
+
+
+def write_in_pieces(value: np.ndarray, data: BinaryIO) -> None:
+    """One large write leaves pages of 2 MB in the file cache of newer Linux kernels; a process that maps the file and
+    reads one row of a table then has all of such a page in its memory, until the file has been copied."""
+    flat = value.reshape(-1).view(np.uint8)
+    for start in range(0, flat.size, PIECE_BYTES):
+        data.write(flat[start : start + PIECE_BYTES].data)
+
+
+def stored_offset(value: np.ndarray, places: list[Place]) -> int | None:
+    """Where the file holds it already, None where it does not. A part counts only where its memory has no gaps."""
+    begin, end = value.ctypes.data, value.ctypes.data + value.nbytes
+    for place in places:
+        if place.address <= begin and end <= place.address + place.nbytes and value.flags.c_contiguous:
+            return place.offset + begin - place.address
+    return None
 
 
 def rotary_tables(context: int, head_size: int, theta: float) -> tuple[np.ndarray, np.ndarray]:

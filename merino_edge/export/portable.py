@@ -192,7 +192,5 @@ class Portable(Graph):
         if self.form.blocked:
             codes, scales = self._whole_table(table)
             self.logits(self._integer_product(x, codes, scales))
-            return
-        row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
-        logits = self.node("Gemm", [row, self.weight(table)], transB=1)  # [1, vocab]
-        self.logits(self.node("Unsqueeze", [logits, self.integers(1)]))
+        else:
+            self.logits(self.real_head(x, table))

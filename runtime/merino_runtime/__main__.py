@@ -56,6 +56,8 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: the bundle's choice")
+    parser.add_argument("--prefill-threads", type=int, metavar="N",
+                        help="of prefill alone; default: as -t, or the bundle's choice")
 
 
 def _add_allow_slow(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +80,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="default: another draw each time")
     parser.add_argument("--stop", action="append", default=[], metavar="S",
                         help="stop before this string; may be given again")
+    parser.add_argument("--overflow", choices=("stop", "error", "shift"), default="stop",
+                        help="what to do at the context's end: stop, refuse a request that does not fit, or forget "
+                             "the oldest tokens and go on (default %(default)s)")
     parser.add_argument("--ignore-eos", action="store_true", help="go on after the end-of-text token")
     parser.add_argument("--json", action="store_true", help="one JSON line per token, the figures last")
     parser.add_argument("--no-verify", action="store_true", help="do not hash the bundle's files first")
@@ -91,7 +96,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     return commands.run_generate(
         arguments.bundle, arguments.prompt, arguments.max_new_tokens, sampling, arguments.stop,
         arguments.threads, arguments.json, arguments.ignore_eos, not arguments.no_verify,
-        arguments.allow_slow)
+        arguments.allow_slow, arguments.overflow, arguments.prefill_threads)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -112,8 +117,8 @@ VERBS = (
     Verb("verify", "hash every file of a bundle", _add_bundle,
          lambda arguments: commands.run_verify(arguments.bundle)),
     Verb("selftest", "compare greedy decoding with the bundle's golden ids", _add_selftest,
-         lambda arguments: commands.run_selftest(arguments.bundle, arguments.threads,
-                                                arguments.allow_slow)),
+         lambda arguments: commands.run_selftest(arguments.bundle, arguments.threads, arguments.allow_slow,
+                                                arguments.prefill_threads)),
 )
 
 if __name__ == "__main__":

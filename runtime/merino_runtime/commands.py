@@ -18,24 +18,28 @@ from merino_runtime.errors import MerinoError
 def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
                  sampling: Optional[Sequence] = None, stops: Sequence[str] = (),
                  threads: Optional[int] = None, as_json: bool = False,
-                 ignore_eos: bool = False, verify: bool = True, allow_slow: bool = False) -> int:
+                 ignore_eos: bool = False, verify: bool = True, allow_slow: bool = False,
+                 overflow: str = "stop", prefill_threads: Optional[int] = None) -> int:
     """sampling: a sampler.Sampling (or its values in order); None for the defaults. allow_slow: run a format
-    whose instructions this CPU lacks."""
+    whose instructions this CPU lacks. threads: of prefill too, where prefill_threads is None."""
     bundle = load_fitting(bundle_path, verify, allow_slow)
     from merino_runtime.backends import open_backend
-    from merino_runtime.generate import Done, generate_text
+    from merino_runtime.generate import Done, PromptCut, generate_text
     from merino_runtime.sampler import Sampling
     from merino_runtime.text import open_tokenizer
 
     tokenizer = open_tokenizer(bundle)
-    backend = open_backend(bundle, threads)
+    backend = open_backend(bundle, threads, prefill_threads)
     try:
         events = generate_text(
             bundle, backend, tokenizer, as_text(prompt), max_new_tokens=max_new_tokens,
             sampling=Sampling(*sampling or ()), stops=[as_text(stop) for stop in stops],
-            ignore_eos=ignore_eos)
+            ignore_eos=ignore_eos, overflow=overflow)
         for event in events:
-            if isinstance(event, Done):
+            if isinstance(event, PromptCut):
+                say(f"note: the prompt has {event.left_out + event.kept} ids and the context is {bundle.context}: "
+                    f"its first {event.left_out} are left out")
+            elif isinstance(event, Done):
                 line = dict(event._asdict(), done=True) if as_json else None
                 write_out("\n" if line is None else json.dumps(line) + "\n")
                 say(figures(event))
@@ -46,12 +50,13 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
     return 0
 
 
-def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bool = False) -> int:
+def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bool = False,
+                 prefill_threads: Optional[int] = None) -> int:
     bundle = load_fitting(bundle_path, allow_slow=allow_slow)
     from merino_runtime.backends import open_backend
     from merino_runtime.selftest import selftest
 
-    backend = open_backend(bundle, threads)
+    backend = open_backend(bundle, threads, prefill_threads)
     try:
         mismatch = selftest(bundle, backend)
     finally:
@@ -115,8 +120,9 @@ def figures(done) -> str:
     """done: generate.Done"""
     decode = ("no decode step" if done.tok_s is None else
               f"decode {done.decode_ms_p50:.2f} ms (p50), {done.tok_s:.1f} tok/s")
+    shifts = f", {done.shifts} times the older half of the context was forgotten" if done.shifts else ""
     return (f"{done.tokens} tokens, prefill {done.prefill_ms:.1f} ms, {decode}, peak RSS "
-            f"{done.peak_rss_mb:.0f} MB, stopped by {done.stop_reason}")
+            f"{done.peak_rss_mb:.0f} MB, stopped by {done.stop_reason}{shifts}")
 
 
 def as_text(argument: str) -> str:

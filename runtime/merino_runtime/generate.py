@@ -1,15 +1,22 @@
 """Generation: a prefill, then one decode step per token, as a generator that ends with the figures.
 
-A prompt pays only for what follows the beginning that it shares with the ids in the cache.
+A prompt pays only for what follows the beginning that it shares with the ids in the cache. What happens where prompt
+and new tokens do not fit the context is the caller's choice, `overflow`:
+`stop`: generation ends when they fill it; `error`: such a request is refused; `shift`: a full cache forgets all but the
+newest half of the context, whose ids are computed anew from position 0 on, and generation goes on as asked.
 
 Figures. `prefill_ms` is the prefill and the choice of the first token. A decode step is timed with the
 sampling and the detokenising of its token; tokenising the prompt, and what the caller does with a token, are
-outside. Decode figures leave the first token out, which the prefill gave. Repetitions, warm-up and energy are
+outside. Decode figures leave the first token out, which the prefill gave; the time of a shift is in its token's step.
+Repetitions, warm-up and energy are
 the bench's.
 """
+import itertools
 import statistics
 import time
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Union
+
+import numpy as np
 
 from merino_runtime.backends.backend import Backend
 from merino_runtime.board import peak_rss_mb
@@ -18,11 +25,19 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.sampler import Sampler, Sampling
 from merino_runtime.text import TextStream, Tokenizer
 
+OVERFLOWS = ("stop", "error", "shift")
+
 
 class Token(NamedTuple):
     """One generated id. Its text may be empty, or hold what earlier tokens kept back."""
     id: int
     text: str
+
+
+class PromptCut(NamedTuple):
+    """Comes first, and only with overflow `shift`: the prompt was too long, and its beginning is left out."""
+    left_out: int  # ids
+    kept: int  # ids, the prompt's last
 
 
 class Done(NamedTuple):
@@ -33,55 +48,72 @@ class Done(NamedTuple):
     tok_s: Optional[float]  # decode tokens per second of decode
     peak_rss_mb: float  # of the process, so far
     stop_reason: str  # eos, stop (a stop string), length (max_new_tokens) or context (the KV cache is full)
+    shifts: int = 0  # how often a full cache forgot its older half
 
 
-Event = Union[Token, Done]
+Event = Union[PromptCut, Token, Done]
 
 
 def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int = 128,
              sampling: Sampling = Sampling(), eos_id: Optional[int] = None,  # noqa: B008
-             stream: Optional[TextStream] = None) -> Iterator[Event]:
+             stream: Optional[TextStream] = None, overflow: str = "stop") -> Iterator[Event]:
     """Yields a Token per id, then one Done: what an empty cache would give, whatever it holds.
 
     eos_id None: nothing but the other reasons stops it. stream None: ids only, every text is empty. What is
     wrong with the request is raised by this call, before the first token is asked for. Closing the iterator
     early, or ctrl-C, leaves the backend fit for the next call.
     """
-    if not len(prompt_ids):
-        raise MerinoError("the prompt is empty: it has no ids. Give at least one token to go on from.")
-    if len(prompt_ids) >= backend.context:
-        raise MerinoError(f"the prompt has {len(prompt_ids)} ids and the context is {backend.context}: at "
-                          f"most {backend.context - 1}, so that a token can follow. Shorten the prompt, or "
-                          "export with a longer --context.")
+    check_request(len(prompt_ids), max_new_tokens, backend.context, overflow)
+    kept = prompt_ids if len(prompt_ids) < backend.context else newest_half(prompt_ids, backend.context)
+    left_out = len(prompt_ids) - len(kept)
+    run = _run(backend, kept, max_new_tokens, Sampler(sampling, kept), eos_id, stream, overflow == "shift")
+    return itertools.chain([PromptCut(left_out, len(kept))], run) if left_out else run
+
+
+def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str) -> None:
+    """Raises MerinoError where the ids of a prompt, the tokens that were asked for and the context do not agree."""
+    if overflow not in OVERFLOWS:
+        raise MerinoError(f"overflow is {overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
     if max_new_tokens < 1:
         raise MerinoError(f"{max_new_tokens} new tokens were asked for, allowed: 1 or more.")
-    sampler = Sampler(sampling, prompt_ids)
-    return _run(backend, prompt_ids, max_new_tokens, sampler, eos_id, stream)
+    if not prompt:
+        raise MerinoError("the prompt is empty: it has no ids. Give at least one token to go on from.")
+    remedy = "export with a longer --context, or let it forget the oldest tokens with --overflow shift."
+    if prompt >= context and overflow != "shift":
+        raise MerinoError(f"the prompt has {prompt} ids and the context is {context}: at most {context - 1}, so that "
+                          f"a token can follow. Shorten the prompt, {remedy}")
+    if prompt + max_new_tokens > context and overflow == "error":
+        raise MerinoError(f"the prompt has {prompt} ids and {max_new_tokens} new tokens were asked for: together "
+                          f"{prompt + max_new_tokens}, and the context is {context}. Ask for {context - prompt} or "
+                          f"fewer, shorten the prompt, {remedy}")
 
 
 def generate_text(bundle: Bundle, backend: Backend, tokenizer: Tokenizer, prompt: str, *,
                   max_new_tokens: int = 128,
                   sampling: Sampling = Sampling(),  # noqa: B008
-                  stops: Sequence[str] = (), ignore_eos: bool = False) -> Iterator[Event]:
+                  stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop") -> Iterator[Event]:
     """`generate` from text to text. An empty prompt is refused even where the tokenizer would begin it with a token."""
     if not prompt:
         raise MerinoError("the prompt is empty. Give at least one word to go on from.")
     return generate(backend, tokenizer.encode(prompt), max_new_tokens=max_new_tokens, sampling=sampling,
-                    eos_id=None if ignore_eos else bundle.eos_id, stream=TextStream(tokenizer, stops))
+                    eos_id=None if ignore_eos else bundle.eos_id, stream=TextStream(tokenizer, stops),
+                    overflow=overflow)
 
 
 def _run(backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampler: Sampler,
-         eos_id: Optional[int], stream: Optional[TextStream]) -> Iterator[Event]:
+         eos_id: Optional[int], stream: Optional[TextStream], shifting: bool) -> Iterator[Event]:
     step_ms: List[float] = []
-    prefill_tokens = 0
+    prefill_tokens = shifts = 0
     token_id, stop_reason = -1, ""
     while not stop_reason:
         start = time.perf_counter()
-        if step_ms:
-            logits = backend.step(token_id)  # [vocab]
-        else:
+        if not step_ms:
             rest = keep_shared(backend, prompt_ids)
-            prefill_tokens, logits = len(rest), backend.prefill(rest)
+            prefill_tokens, logits = len(rest), backend.prefill(rest)  # [vocab]
+        elif backend.length < backend.context:
+            logits = backend.step(token_id)
+        else:
+            shifts, logits = shifts + 1, shift(backend, token_id)
         token_id = sampler.choose(logits)
         is_eos = token_id == eos_id
         text = stream.push(token_id) if stream and not is_eos else ""
@@ -93,12 +125,27 @@ def _run(backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampl
             stop_reason = "stop"
         elif count >= max_new_tokens:
             stop_reason = "length"
-        elif len(prompt_ids) + count >= backend.context:
+        elif len(prompt_ids) + count >= backend.context and not shifting:
             stop_reason = "context"
         if stop_reason and stream:
             text += stream.finish()
         yield Token(token_id, text)
-    yield done(step_ms, stop_reason, prefill_tokens)
+    yield done(step_ms, stop_reason, prefill_tokens, shifts)
+
+
+def shift(backend: Backend, token_id: int) -> np.ndarray:
+    """Forgets the older ids of a full cache and adds token_id -> logits [vocab].
+
+    Keys hold the position that they were computed for, and a layer's keys all that the layers below saw: moving them
+    would be neither what a fresh cache holds nor possible with learned positions. So the kept ids are prefilled.
+    """
+    kept = newest_half([*backend.ids, token_id], backend.context)
+    backend.truncate(0)
+    return backend.prefill(kept)
+
+
+def newest_half(ids: Sequence[int], context: int) -> Sequence[int]:
+    return ids[-((context + 1) // 2):]
 
 
 def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
@@ -112,10 +159,10 @@ def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
     return ids[shared:]
 
 
-def done(step_ms: Sequence[float], stop_reason: str, prefill_tokens: int) -> Done:
+def done(step_ms: Sequence[float], stop_reason: str, prefill_tokens: int, shifts: int = 0) -> Done:
     """step_ms: of the prefill, then of each decode step."""
     decode_ms = step_ms[1:]
     return Done(tokens=len(step_ms), prefill_tokens=prefill_tokens, prefill_ms=step_ms[0],
                 decode_ms_p50=statistics.median(decode_ms) if decode_ms else None,
                 tok_s=1000 * len(decode_ms) / sum(decode_ms) if decode_ms else None,
-                peak_rss_mb=peak_rss_mb(), stop_reason=stop_reason)
+                peak_rss_mb=peak_rss_mb(), stop_reason=stop_reason, shifts=shifts)

@@ -43,8 +43,7 @@ class Tokenizer:
         except ValueError as error:
             raise MerinoError(f"{source} is not JSON: {error}. Copy or export the bundle again.") from error
         _check_byte_level(parsed, source)
-        _spell_merges_as_strings(parsed)
-        self._tokenizer = _tokenizer_of(parsed, source)
+        self._tokenizer = _tokenizer_of(_with_merges_as_strings(parsed, description), source)
         # Added tokens stand outside the byte alphabet; the special ones (<|endoftext|>) are no text at all.
         self._added: Dict[int, bytes] = {
             token["id"]: b"" if token["special"] else token["content"].encode("utf-8")
@@ -144,22 +143,26 @@ def _types_in(parsed: Any, part: str) -> Tuple[str, ...]:
                  if isinstance(one, dict))
 
 
-def _spell_merges_as_strings(parsed: Dict[str, Any]) -> None:
+def _with_merges_as_strings(parsed: Dict[str, Any], description: str) -> str:
     """tokenizers 0.20 and later write a merge as ["a", "b"]; 0.12, the last for Python 3.6, reads "a b"
-    alone, and every version reads that. A byte-level token holds no space, so nothing is lost."""
+    alone, and every version reads that. A byte-level token holds no space, so nothing is lost. A description that needs
+    no other spelling stays as it is: writing 50,000 entries anew takes time at each start."""
     model = parsed["model"]
-    model["merges"] = [merge if isinstance(merge, str) else " ".join(merge)
-                       for merge in model.get("merges", ())]
+    merges = model.get("merges", ())
+    if all(isinstance(merge, str) for merge in merges):
+        return description
+    model["merges"] = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    return json.dumps(parsed)
 
 
-def _tokenizer_of(parsed: Dict[str, Any], source: str) -> Any:
+def _tokenizer_of(description: str, source: str) -> Any:
     try:
         import tokenizers
     except ImportError as error:
         raise MerinoError(f"the package tokenizers is not installed ({error}). "
                           "Run: python3 -m pip install --only-binary=:all: tokenizers") from error
     try:
-        return tokenizers.Tokenizer.from_str(json.dumps(parsed))
+        return tokenizers.Tokenizer.from_str(description)
     except Exception as error:  # tokenizers raises bare Exception
         raise MerinoError(f"tokenizers {tokenizers.__version__} cannot read {source}: {error}. Install a "
                           "newer tokenizers, or export the bundle again.") from error
