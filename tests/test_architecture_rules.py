@@ -31,7 +31,7 @@ FLOORS = [
     },
     {"baseline": {"baseline"}, "evaluation": {"evaluation"}, "show": {"show", "show_models", "front_plot"}},
     {"demo": {"demo"}},
-    {"cli": {"cli", "cli_choose", "cli_options", "__main__"}},
+    {"cli": {"cli", "cli_choose", "cli_design", "cli_options", "__main__"}},
 ]
 FORBIDDEN_NAMES = re.compile(r"util|helper|common|manager|factory", re.IGNORECASE)
 IGNORED = {".venv", "build", "dist", "tests"}
