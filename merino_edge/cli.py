@@ -15,24 +15,14 @@ from typing import Annotated, Any
 import typer
 
 from merino_edge import __version__, cli_choose, cli_records
-from merino_edge.cli_options import Device, Json, Seed
+from merino_edge.cli_design import design
+from merino_edge.cli_options import Json, Seed
 from merino_runtime.errors import MerinoError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
 PrefillThreads = Annotated[int | None, typer.Option(help="of prefill alone; default: as -t")]
-
-
-class SolverChoice(StrEnum):
-    exact = "exact"
-    evolution = "evolution"
-
-
-class Gamma(StrEnum):
-    off = "off"
-    literal = "literal"
-    inverse = "inverse"
 
 
 class Overflow(StrEnum):
@@ -83,52 +73,7 @@ def devices(
 
 app.command()(cli_choose.recommend)
 app.command()(cli_choose.pareto)
-
-
-@app.command()
-def design(
-    device: Device,
-    decode_ms: Annotated[float | None, typer.Option(help="budget: ms per token, the cache full")] = None,
-    prefill_ms: Annotated[float | None, typer.Option(help="budget: ms for the prompt")] = None,
-    memory_mb: Annotated[float | None, typer.Option(help="budget: MB (2^20) in use; default: the board's")] = None,
-    flops_g: Annotated[float | None, typer.Option(help="budget: GFLOPs at 1024 tokens, without the LM head")] = None,
-    params_m: Annotated[float | None, typer.Option(help="budget: million parameters")] = None,
-    context: Annotated[int | None, typer.Option(help="tokens, prompt included; default: the board's")] = None,
-    prompt: Annotated[int | None, typer.Option(help="its tokens; default: half the context, at most 512")] = None,
-    vocab: Annotated[int, typer.Option(help="entries of the vocabulary")] = 50257,
-    precision: Annotated[str, typer.Option(help="format of the weights")] = "fp32",
-    blocks: Annotated[int, typer.Option(min=1, max=6, help="blocks of equal width")] = 4,
-    solver: Annotated[SolverChoice, typer.Option(help="exact proves the optimum")] = SolverChoice.exact,
-    gamma: Annotated[Gamma, typer.Option(help="how depth over width lowers the score")] = Gamma.inverse,
-    seed: Seed = 0,
-    as_json: Json = False,
-    out: Annotated[Path | None, typer.Option("-o", help="write design.json there")] = None,
-) -> None:
-    """Design the decoder of highest entropy within a board's budgets. Without a budget: the board's own."""
-    from merino_edge.design.budget import Budgets
-    from merino_edge.design.costs import usual_prompt
-    from merino_edge.design.designer import design as find
-    from merino_edge.design.entropy import Scoring
-    from merino_edge.design.space import Space
-    from merino_edge.files import write_text
-    from merino_edge.profiles import load_profile
-    from merino_edge.show import print_design
-
-    profile = load_profile(device)
-    budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m).with_board_defaults(profile)
-    longest = profile.budget.context if context is None else context
-    found = find(
-        profile, budgets, space=Space(blocks=blocks, vocab=vocab), context=longest,
-        prompt=usual_prompt(longest) if prompt is None else prompt,
-        precision=precision, solver=solver.value, seed=seed, scoring=Scoring(gamma=gamma.value),
-    )  # fmt: skip
-    if out:
-        write_text(out, found.to_json())
-        say(f"wrote {out}")
-    if as_json:
-        print(found.to_json(), end="")
-    else:
-        print_design(found, profile)
+app.command()(design)
 
 
 @app.command()

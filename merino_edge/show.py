@@ -55,7 +55,17 @@ def print_design(design: Design, profile: DeviceProfile) -> None:
 
 def budgets_line(design: Design) -> str:
     given = ", ".join(f"{name} {value:g}" for name, value in design.budget.items())
-    return f"budgets for {design.device}: {given}; context {design.architecture.context}, prompt {design.prompt} tokens"
+    tokens = f"context {design.architecture.context}, prompt {design.prompt} tokens"
+    return f"budgets for {design.device}: {given}; {tokens}{open_words(design)}"
+
+
+def open_words(design: Design) -> str:
+    """What was left open, if anything, and how it was decided."""
+    considered = design.considered
+    if considered is None or len(considered.vocab) * len(considered.precision) == 1:
+        return ""
+    vocabs, formats = ", ".join(map(str, considered.vocab)), ", ".join(considered.precision)
+    return f"\nopen: vocabulary {vocabs}; format {formats}; compared by entropy x text per token x worth of the format"
 
 
 def design_table(design: Design, profile: DeviceProfile) -> Table:
@@ -77,9 +87,11 @@ def design_table(design: Design, profile: DeviceProfile) -> Table:
         (f"decode per token, cache full, {provenance}", "ms", 1.0, "decode_ms"),
         (f"prefill of {design.prompt} tokens, {provenance}", "ms", 1.0, "prefill_ms"),
         (f"memory, {provenance}", "MB", 1.0, "memory_mb"),
+        ("bundle's folder", "MB", 1.0, "file_mb"),
+        *([("energy per token, all cores busy", "mJ", 1e-3, "j_per_token")] if ours.j_per_token is not None else []),
     ):
         table.add_row(name, *ratio_cells(ours, theirs, field, unit, scale))
-    opt = existing_entropy(model("opt-350m").geometry, len(arch.blocks))
+    opt = existing_entropy(model("opt-350m").geometry, len(arch.blocks), design.scoring)
     table.add_row("entropy (weighted nats)", f"{design.entropy:,.0f}", f"{opt:,.0f}", f"{opt / design.entropy:.2f}x")
     return table
 
@@ -92,7 +104,8 @@ def ratio_cells(ours: Cost, other: Cost, field: str, unit: str, scale: float) ->
 def solver_line(design: Design) -> str:
     solver = design.solver
     if solver.gap < 1e-6:
-        proof = "proved: no decoder of the space has more entropy within these budgets"
+        most = "worth" if open_words(design) else "entropy"
+        proof = f"proved: no decoder of the space has more {most} within these budgets"
     else:
         proof = f"{solver.gap:.2%} below the proved optimum"
     return f"found by {solver.name} in {solver.seconds:.1f} s on this CPU; {proof}"

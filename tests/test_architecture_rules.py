@@ -36,7 +36,7 @@ FLOORS = [
     },
     {"compare": {"compare"}, "report": {"report"}},
     {"demo": {"demo"}, "benchmark": {"benchmark"}},
-    {"cli": {"cli", "cli_choose", "cli_options", "cli_records", "__main__"}},
+    {"cli": {"cli", "cli_choose", "cli_design", "cli_options", "cli_records", "__main__"}},
 ]
 FORBIDDEN_NAMES = re.compile(r"util|helper|common|manager|factory", re.IGNORECASE)
 IGNORED = {".venv", "build", "dist", "tests"}

@@ -72,7 +72,7 @@ def test_design_json_has_the_fields_of_the_contract(design_file):
     assert set(found["architecture"]) == {"blocks", "vocab", "head_size", "context"}
     assert set(found["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared"}
     predicted = {"decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "provenance"}
-    assert set(found["predicted"]) == predicted
+    assert set(found["predicted"]) == predicted | {"file_mb", "j_per_token"}
     assert set(found["solver"]) == {"name", "gap", "bound", "seconds", "seed"}
     assert 0.9 * 4 < found["predicted"]["decode_ms"] <= 4
 
@@ -186,3 +186,55 @@ def test_training_needs_no_more_than_a_text(design_file, here, tmp_path):
     assert here(*arguments)[0] == 1  # it is there already
     code, said, err = here("export", out, "-o", tmp_path / "bundle")
     assert code == 0 and "trained weights" in said, err
+
+
+def test_design_takes_every_option_of_the_search():
+    arguments = [
+        "--device", "raspberry-pi-zero-2w", "--vocab", "300,1000", "--precision", "fp32,int8", "--context", "64",
+        "--file-mb", "3", "--j-per-token", "0.02", "--width-step", "32", "--blocks", "2", "--solver", "evolution",
+        "--steps", "2000", "--population", "64", "--parents", "8", "--gamma", "literal", "--a1", "0.5", "--a2", "0.5",
+        "--eps", "2", "--beta", "0.1",
+    ]  # fmt: skip
+    code, out, err = run("design", *arguments, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["architecture"]["vocab"] in (300, 1000) and found["precision"] in ("fp32", "int8")
+    assert found["considered"] == {"vocab": [300, 1000], "precision": ["fp32", "int8"]}
+    assert found["predicted"]["file_mb"] <= 3 and found["predicted"]["j_per_token"] <= 0.02
+    assert found["architecture"]["head_size"] == 32 and len(found["architecture"]["blocks"]) == 2
+    assert found["scoring"] | {"shared_discount": 0} == {
+        "attention_weight": 0.5, "ffn_weight": 0.5, "eps": 2, "gamma": "literal", "beta": 0.1, "shared_discount": 0,
+    }  # fmt: skip
+    assert 0 <= found["solver"]["gap"] < 0.2
+    code, out, _ = run("design", *arguments)
+    assert code == 0 and "open: vocabulary 300, 1000; format fp32, int8" in out and "bundle's folder" in out
+
+
+def test_a_preset_is_the_papers_flops_and_nothing_else():
+    code, out, err = run("design", "--device", "raspberry-pi-zero-2w", "--preset", "merino-52m", "--json")
+    assert code == 0, err
+    assert json.loads(out)["budget"] == {"flops_g": 60}
+    code, _, err = run("design", "--device", "host", "--preset", "merino-52m", "--decode-ms", "5")
+    assert code == 1 and "--preset merino-52m is a budget of its own" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "says"),
+    [
+        (("--decode-ms", "nan"), 1, "--decode-ms nan is not a finite number above 0, and may not be below"),
+        (("--memory-mb=-3",), 1, "--memory-mb -3 is not"),
+        (("--decode-ms", "1e-9", "--flops-g", "1e-9"), 1, "Raise all of them together"),
+        (("--memory-mb", "1e9"), 1, "give at most that"),
+        (("--head-size", "64", "--width-step", "32"), 1, "--head-size 64 does not divide"),
+        (("--eps", "nan"), 1, "--eps nan is not allowed"),
+        (("--parents", "600"), 1, "--parents 600"),
+        (("--vocab", "1,50257"), 1, "--vocab 1 "),
+        (("--vocab", "many"), 2, "several with commas"),
+        (("--precision", "fp32,fp8"), 1, "--precision fp8"),
+        (("--vocab", ",".join(map(str, range(300, 400)))), 1, "give at most"),
+    ],
+)
+def test_a_design_that_cannot_be_is_refused(arguments, exit_code, says):
+    code, out, err = run("design", "--device", "raspberry-pi-4", *arguments)
+    assert (code, out) == (exit_code, "")
+    assert says in " ".join(err.replace("│", " ").split())

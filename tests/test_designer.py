@@ -5,8 +5,9 @@ import json
 import pytest
 
 from merino_edge.design.budget import Budgets
-from merino_edge.design.designer import NARROW, design, load_design
+from merino_edge.design.designer import design, load_design
 from merino_edge.design.space import Space
+from merino_edge.design.variants import NARROW
 from merino_edge.profiles import load_profile, profile_ids
 from merino_runtime.errors import MerinoError
 
@@ -56,12 +57,14 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
     content = json.loads(found.to_json())
     assert content["schema"] == 1
     assert set(content) == {
-        "schema", "device", "architecture", "precision", "prompt", "budget", "predicted", "entropy", "solver",
+        "schema", "device", "architecture", "precision", "prompt", "budget", "predicted", "entropy", "scoring",
+        "considered", "solver",
     }
     assert set(content["architecture"]) == {"blocks", "vocab", "head_size", "context"}
     assert set(content["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared"}
     assert set(content["predicted"]) == {
-        "decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "provenance",
+        "decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "file_mb",
+        "j_per_token", "provenance",
     }
     assert set(content["solver"]) == {"name", "gap", "bound", "seconds", "seed"}
 

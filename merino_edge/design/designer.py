@@ -1,8 +1,8 @@
 """From a board and budgets to design.json: encode the space, solve it, predict what was found."""
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,14 +13,15 @@ from merino_edge.design import evolution, exact
 from merino_edge.design.budget import Budgets
 from merino_edge.design.costs import Workload, predict
 from merino_edge.design.entropy import Scoring
-from merino_edge.design.space import Program, Solution, Space, architecture, encode
+from merino_edge.design.evolution import Effort
+from merino_edge.design.space import Program, Solution, Space, architecture
+from merino_edge.design.variants import Variant, combinations, search
 from merino_edge.operators import CPU_FORMATS
 from merino_edge.profiles import DeviceProfile
 from merino_edge.validation import fault_list
 from merino_runtime.errors import MerinoError
 
 SCHEMA = 1
-NARROW = 256  # below this width a head has 32 channels, so that a layer keeps at least a few heads (ours)
 
 SolverName = Literal["exact", "evolution"]
 
@@ -39,17 +40,29 @@ class Predicted(Strict):
     params: int
     weight_bytes: int
     kv_bytes: int
+    file_mb: float | None = None  # as is the next: None in a file of an earlier version
+    j_per_token: float | None = None  # None where the profile knows no watts
     provenance: str
 
 
 class Solver(Strict):
-    """How it was found. `bound`: no decoder of the space scores more; `gap`: (bound - entropy) / entropy."""
+    """How it was found. `bound`: no decoder of the space scores more; `gap`: (bound - entropy) / entropy.
+
+    Where vocabulary or format were open, the bound is the best worth of all, in nats of the chosen combination.
+    """
 
     name: SolverName
     gap: float
     bound: float
     seconds: float
     seed: int
+
+
+class Considered(Strict):
+    """The vocabularies and weight formats that the design was chosen from."""
+
+    vocab: list[int]
+    precision: list[str]
 
 
 class Design(Strict):
@@ -63,6 +76,8 @@ class Design(Strict):
     budget: dict[str, float]
     predicted: Predicted
     entropy: float
+    scoring: Scoring = Scoring()
+    considered: Considered | None = None  # None in a file of an earlier version
     solver: Solver
 
     def to_json(self) -> str:
@@ -87,61 +102,64 @@ def design(
     context: int,
     prompt: int,
     precision: str = "fp32",
+    vocabs: Sequence[int] = (),
+    precisions: Sequence[str] = (),
     solver: SolverName = "exact",
+    effort: Effort = Effort(),  # noqa: B008 - frozen
     seed: int = 0,
     scoring: Scoring = Scoring(),  # noqa: B008 - frozen
     progress: Callable[[int], None] | None = None,
 ) -> Design:
-    """The decoder of highest entropy in `space` within `budgets` on the board.
+    """The best decoder within `budgets` on the board: of most entropy in `space`, in each vocabulary and format.
 
-    The exact solver also bounds what evolution finds, so that either reports its gap to the optimum.
+    `vocabs` and `precisions` leave open what `space.vocab` and `precision` say else; of several the design of most
+    worth is chosen (`credit`). The exact solver also bounds what evolution finds, so that either reports its gap.
     """
-    check_request(precision, context, prompt, space.vocab)
-    work = Workload(precision, context, prompt)
+    variants = open_variants(space, context, prompt, vocabs or (space.vocab,), precisions or (precision,))
+    given = budgets.given()
     started = time.perf_counter()
-    found, program, space = search(profile, budgets, space, work, scoring, solver, seed, progress)
+
+    def evolve(program: Program, _: float) -> Solution:
+        return evolution.evolve(program, seed=seed, effort=effort, progress=progress)
+
+    found = search(variants, given, profile, scoring, exact.improve if solver == "exact" else evolve)
     seconds = time.perf_counter() - started
-    bound = found.bound if found.bound is not None else exact.solve(program).bound
-    assert bound is not None
-    arch = architecture(space, program, found.choice, context)
+    entropy, variant = found.solution.score, found.variant
+    best = found if solver == "exact" else search(variants, given, profile, scoring, exact.improve)
+    bound = best.worth / variant.credit if best.variant != variant else best.solution.score
+    arch = architecture(variant.space, found.program, found.solution.choice, context)
     return Design(
         device=profile.id,
         architecture=arch,
-        precision=precision,
+        precision=variant.work.precision,
         prompt=prompt,
-        budget=budgets.given(),
-        predicted=Predicted(**asdict(predict(arch.operators, profile, work))),
-        entropy=found.score,
-        solver=Solver(
-            name=solver, gap=relative_gap(found.score, bound), bound=bound, seconds=round(seconds, 3), seed=seed
+        budget=given,
+        predicted=Predicted(**asdict(predict(arch.operators, profile, variant.work))),
+        entropy=entropy,
+        scoring=scoring,
+        considered=Considered(
+            vocab=sorted({each.space.vocab for each in variants}),
+            precision=sorted({each.work.precision for each in variants}, key=list(CPU_FORMATS).index),
         ),
+        solver=Solver(name=solver, gap=relative_gap(entropy, bound), bound=bound, seconds=round(seconds, 3), seed=seed),
     )
+
+
+def open_variants(
+    space: Space, context: int, prompt: int, vocabs: Sequence[int], precisions: Sequence[str]
+) -> list[Variant]:
+    """Every combination of what was left open, or one MerinoError about a request that cannot be met."""
+    for precision in precisions:
+        for vocab in vocabs:
+            check_request(precision, context, prompt, vocab)
+    odd = [width for width in space.widths if width % space.head_size]
+    if odd:
+        raise MerinoError(f"heads of {space.head_size} do not divide widths of {odd[0]}: take heads of 32")
+    return combinations(space, Workload(precisions[0], context, prompt), vocabs, precisions)
 
 
 def relative_gap(score: float, bound: float) -> float:
     return max(0.0, (bound - score) / score) if score else float(bound > 0)
-
-
-def search(
-    profile: DeviceProfile,
-    budgets: Budgets,
-    space: Space,
-    work: Workload,
-    scoring: Scoring,
-    solver: SolverName,
-    seed: int,
-    progress: Callable[[int], None] | None,
-) -> tuple[Solution, Program, Space]:
-    """Solve with heads of 64; where that leads to narrow blocks, solve again with heads of 32, if those fit."""
-    program = encode(space, budgets, profile, work, scoring)
-    found = exact.solve(program) if solver == "exact" else evolution.evolve(program, seed=seed, progress=progress)
-    narrowest = min(program.options[index].width for index in found.choice)
-    if narrowest >= NARROW or space.head_size == 32:
-        return found, program, space
-    try:
-        return search(profile, budgets, replace(space, head_size=32), work, scoring, solver, seed, progress)
-    except MerinoError:  # more heads have more scores to hold
-        return found, program, space
 
 
 def check_request(precision: str, context: int, prompt: int, vocab: int) -> None:

@@ -14,6 +14,9 @@ from importlib.resources import files
 from typing import Literal
 
 import numpy as np
+from pydantic import ConfigDict
+
+from merino_runtime.errors import MerinoError
 
 TABLE_FILE = "entropy_table.json"
 TABLE_WIDTHS = tuple(range(32, 1025, 32))
@@ -25,7 +28,7 @@ Gamma = Literal["off", "literal", "inverse"]
 
 @dataclass(frozen=True)
 class Scoring:
-    """Parameters of the score, each with its mark.
+    """Parameters of the score, each with its mark. Raises MerinoError for a value outside what is allowed.
 
     Attributes:
         attention_weight: a1 (recalled).
@@ -38,12 +41,24 @@ class Scoring:
             (recalled); this only decides ties, so that weights are shared where a budget asks for it (ours).
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # it stands in design.json
+
     attention_weight: float = 0.6
     ffn_weight: float = 0.4
     eps: float = 1.0
     gamma: Gamma = "inverse"
     beta: float = 1 / 16
     shared_discount: float = 1e-4
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("--a1", self.attention_weight, 0, 1000), ("--a2", self.ffn_weight, 0, 1000),
+            ("--eps", self.eps, 1e-3, 1e3), ("--beta", self.beta, 1e-6, 1e6),
+        ):  # fmt: skip
+            if not low <= value <= high:
+                raise MerinoError(f"{name} {value:g} is not allowed: choose {low:g} to {high:g}")
+        if self.attention_weight + self.ffn_weight == 0:
+            raise MerinoError("--a1 0 and --a2 0 make every score 0: give one of them a weight")
 
 
 def sampled_entropy(inputs: int, outputs: int, *, eps: float = 1.0, seed: int = 0) -> float:

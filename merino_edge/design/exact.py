@@ -5,11 +5,13 @@ the score of each; best bound first, HiGHS then chooses ratio, depth and sharing
 can beat what is known. Ours (the paper searches by evolution only).
 """
 
+import math
 from itertools import combinations_with_replacement
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp, minimize
 
+from merino_edge.design.budget import TOLERANCE
 from merino_edge.design.space import Program, Solution, smallest_choice
 
 SLACK = 2e-6  # twice HiGHS's feasibility tolerance: taken off the limits if a solution oversteps them by that much
@@ -17,7 +19,14 @@ ROUNDING = 1e-9  # relative: a score this much above another is the same
 
 
 def solve(program: Program) -> Solution:
-    """Maximise the score. Deterministic; raises nothing, since `encode` has made sure that a solution exists.
+    """Maximise the score. Deterministic; raises nothing, since `encode` has made sure that a solution exists."""
+    found = improve(program, -math.inf)
+    assert found is not None
+    return found
+
+
+def improve(program: Program, floor: float) -> Solution | None:
+    """The best decoder where it scores more than `floor`, else None; a high floor makes most of the work needless.
 
     Budgets come in one at a time, as the best decoder without them breaks them: what is best under some of the budgets
     and keeps the others is best under all, and every budget left out makes more options comparable, the program small.
@@ -25,9 +34,11 @@ def solve(program: Program) -> Solution:
     rows: list[int] = []
     limit = 1.0
     while True:
-        found = solve_rows(program.with_budgets(rows), limit)
+        found = solve_rows(program.with_budgets(rows), limit, floor)
+        if found is None:
+            return None
         share = program.evaluate(found.choice)[1]
-        broken = [row for row in np.argsort(-share) if share[row] > 1]
+        broken = [row for row in np.argsort(-share) if share[row] > 1 + TOLERANCE]
         if not broken:
             return found
         if broken[0] in rows:
@@ -36,15 +47,24 @@ def solve(program: Program) -> Solution:
             rows = sorted([*rows, int(broken[0])])
 
 
-def solve_rows(program: Program, limit: float) -> Solution:
+def upper_bound(program: Program) -> float:
+    """A score that no decoder exceeds, in a tenth of the time that the best one takes."""
+    small = program.subset(undominated(program))
+    sequences = width_sequences(small)
+    return float(upper_bounds(small, sequences, 1 - fixed_shares(small, sequences)).max())
+
+
+def solve_rows(program: Program, limit: float, floor: float) -> Solution | None:
     """The program as it stands, each budget's share at most `limit`; best first over sequences of widths."""
     keep = undominated(program)
     small = program.subset(keep)
     sequences = width_sequences(small)  # [S, blocks]
     left = limit - fixed_shares(small, sequences)  # [S, R]
     bounds = upper_bounds(small, sequences, left)  # [S]
-    best = smallest_choice(program)
+    best: tuple[int, ...] | None = smallest_choice(program)
     known, _ = program.evaluate(best)
+    if known <= floor * (1 + ROUNDING):
+        best, known = None, floor
     for index in np.argsort(-bounds, kind="stable"):
         if bounds[index] <= known * (1 + ROUNDING):
             break
@@ -52,7 +72,7 @@ def solve_rows(program: Program, limit: float) -> Solution:
         if picked is not None:
             best = tuple(int(keep[option]) for option in picked)
             known, _ = program.evaluate(best)
-    return Solution(best, known, known)
+    return None if best is None else Solution(best, known, known)
 
 
 def undominated(program: Program) -> np.ndarray:

@@ -15,9 +15,9 @@ from merino_edge.design.costs import Cost, Workload, predict
 from merino_edge.design.designer import Design, check_request, design
 from merino_edge.design.entropy import Scoring, block_score
 from merino_edge.design.space import Space
-from merino_edge.operators import CPU_FORMATS, FAST_ISA
+from merino_edge.design.variants import missing_isa
+from merino_edge.operators import CPU_FORMATS
 from merino_edge.profiles import DeviceProfile
-from merino_runtime.board import ARM_FEATURES, X86_FEATURES
 from merino_runtime.errors import MerinoError
 
 SCHEMA = 1
@@ -152,12 +152,6 @@ def judge(
 def measured(cost: Cost, budget: str) -> float:
     """What a prediction says of a budget, in the budget's own unit."""
     return cost.params / 1e6 if budget == "params_m" else float(getattr(cost, budget))
-
-
-def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
-    """What the format needs of the board's own architecture and the board lacks: the runtime's rule."""
-    known = {"aarch64": ARM_FEATURES, "x86_64": X86_FEATURES}.get(profile.arch, {})
-    return tuple(name for name in FAST_ISA[precision] if name in known.values() and name not in profile.isa)
 
 
 def design_at(

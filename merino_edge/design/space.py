@@ -5,7 +5,7 @@ terms between neighbours (the projection where the width changes) and between th
 Peak activation memory is the one maximum. So a `Program` is a handful of arrays, and a solver knows nothing of models.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,10 +20,10 @@ from merino_edge.architecture import (
     transition_operators,
 )
 from merino_edge.design import costs
-from merino_edge.design.budget import LABELS, Budgets, option
+from merino_edge.design.budget import Budgets, broken, refusal, require_watts
 from merino_edge.design.costs import Workload
 from merino_edge.design.entropy import Scoring, block_score
-from merino_edge.operators import Operator, activation_bytes, flops, kv_bytes, params, weight_bytes
+from merino_edge.operators import BLOCKS, Operator, activation_bytes, flops, kv_bytes, params, weight_bytes
 from merino_edge.profiles import DeviceProfile
 from merino_runtime.board import MB as BYTES_PER_MB
 from merino_runtime.errors import MerinoError
@@ -31,7 +31,10 @@ from merino_runtime.errors import MerinoError
 
 @dataclass(frozen=True)
 class Space:
-    """Widths in steps of 64, ratios in steps of 0.5, up to ten layers, four blocks: recalled; sharing: known.
+    """Widths in steps of 64, ratios in steps of 0.5, four blocks: recalled (so are ten layers at most, here twelve).
+
+    Sharing is known. `blocks` is how many there are, neither more nor fewer (ours): the effectiveness is each block's
+    own, so a search that was free to add blocks would always take the most.
 
     `growth` (ours) is how much wider than the first block the last may be. The embedding is as wide as the first block
     and is the head too, so it caps the rank of the logits (the softmax bottleneck, Yang et al. 2018), which the score
@@ -40,11 +43,37 @@ class Space:
 
     widths: tuple[int, ...] = tuple(range(64, 1025, 64))
     ffn_ratios: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
-    depths: tuple[int, ...] = tuple(range(1, 11))
+    depths: tuple[int, ...] = tuple(range(1, 13))
     growth: float = 2.0
     blocks: int = 4
     vocab: int = 50257
     head_size: int = 64
+    narrow_head_size: int | None = 32  # of a decoder with narrow blocks; None: as the others
+
+    def options(self) -> list[Block]:
+        """Every block; those left out whose rows blocks of quantised weights do not divide."""
+        return [
+            Block(width=width, ffn_ratio=ratio, depth=depth, shared=shared)
+            for width in self.widths
+            for ratio in self.ffn_ratios
+            if width * ratio % BLOCKS[-1] == 0
+            for depth in self.depths
+            for shared in (False, True)
+            if depth > 1 or not shared
+        ]
+
+
+def spaced(step: int, blocks: int, vocab: int, head_size: int | None = None) -> Space:
+    """Widths from 64 to 1024 in steps of 64 or 32. Without a head size: 64 and 32 in turn, or 32 where steps need it.
+
+    Raises MerinoError where heads do not divide the widths.
+    """
+    if head_size is not None and step % head_size:
+        raise MerinoError(f"--head-size {head_size} does not divide widths in steps of {step}: take 32, or steps of 64")
+    return Space(
+        widths=tuple(range(64, 1025, step)), blocks=blocks, vocab=vocab,
+        head_size=head_size or step, narrow_head_size=None if head_size else 32,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +90,8 @@ class Program:
         allowed: whether a decoder may begin with the row's width and end with the column's. [W, W]
         peak: share of the budget that the worst block alone takes: activations, in the memory budget. [R, O]
         names: of the budgets. [R]
-        limits: of the budgets, in their own units, less what is taken whatever is chosen. [R]
+        fixed: what is taken whatever is chosen, in the budgets' own units. [R]
+        limits: of the budgets, in their own units, less what is fixed. [R]
     """
 
     options: tuple[Block, ...]
@@ -73,6 +103,7 @@ class Program:
     allowed: np.ndarray
     peak: np.ndarray
     names: tuple[str, ...]
+    fixed: np.ndarray
     limits: np.ndarray
     blocks: int
 
@@ -93,6 +124,7 @@ class Program:
             ends=self.ends[rows],
             peak=self.peak[rows],
             names=tuple(self.names[row] for row in rows),
+            fixed=self.fixed[rows],
             limits=self.limits[rows],
         )
 
@@ -119,45 +151,77 @@ class Solution(NamedTuple):
 def encode(space: Space, budgets: Budgets, profile: DeviceProfile, work: Workload, scoring: Scoring) -> Program:
     """The program of a space under budgets on a board. Raises MerinoError where no decoder of the space fits."""
     given = budgets.given()
-    measures = [additive_measure(name, profile, work) for name in given]
-    options = [
-        Block(width=width, ffn_ratio=ratio, depth=depth, shared=shared)
-        for width in space.widths
-        for ratio in space.ffn_ratios
-        for depth in space.depths
-        for shared in (False, True)
-        if depth > 1 or not shared
-    ]
+    program = tabulate(space, tuple(given), profile, work, scoring)
+    need = least(program)
+    if broken(given, need):
+        raise refusal(given, [need])
+    return scaled(program, given)
+
+
+def tabulate(
+    space: Space, names: tuple[str, ...], profile: DeviceProfile, work: Workload, scoring: Scoring
+) -> Program:
+    """The program before its limits are known: shares in the budgets' own units, as if each limit were 1."""
+    if "j_per_token" in names:
+        require_watts(profile)
+    measures = [additive_measure(name, profile, work) for name in names]
+    options = space.options()
     position = {width: index for index, width in enumerate(space.widths)}
     use, step, ends = cost_tables(space, options, measures)
     peak = np.array([
-        [peak_measure(name, block, space.head_size, work) for block in options] for name in given
-    ]).reshape(len(given), len(options))
-    fixed = np.array([profile.performance.runtime_mb.value if name == "memory_mb" else 0.0 for name in given])
+        [peak_measure(name, block, space.head_size, work) for block in options] for name in names
+    ]).reshape(len(names), len(options))
     widths = np.array(space.widths)
-    program = Program(
+    return Program(
         options=tuple(options),
         width=np.array([position[block.width] for block in options]),
         score=np.array([block_score(b.width, b.ffn_width, b.depth, b.shared, scoring) for b in options]),
         use=use, step=step, ends=ends, peak=peak,
         allowed=(widths[:, None] <= widths) & (widths <= space.growth * widths[:, None]),
-        names=tuple(given),
-        limits=np.array(list(given.values())) - fixed,
+        names=names,
+        fixed=np.array([fixed_measure(name, profile) for name in names]),
+        limits=np.ones(len(names)),
         blocks=space.blocks,
     )
-    return scaled(program, fixed)
 
 
-def additive_measure(name: str, profile: DeviceProfile, work: Workload) -> Callable[[list[Operator]], float]:
+def least(program: Program) -> dict[str, float]:
+    """What the smallest decoder takes of each budget, in its own unit; of a program whose limits are not known yet."""
+    _, use = program.evaluate(smallest_choice(program))
+    return dict(zip(program.names, (use + program.fixed).tolist(), strict=True))
+
+
+def scaled(program: Program, given: Mapping[str, float]) -> Program:
+    """Divide by the limits, less what is taken whatever is chosen; the smallest decoder must be within them."""
+    limits = np.array([given[name] for name in program.names]) - program.fixed
+    return replace(
+        program,
+        use=program.use / limits[:, None],
+        step=program.step / limits[:, None, None],
+        ends=program.ends / limits[:, None, None],
+        peak=program.peak / limits[:, None],
+        limits=limits,
+    )
+
+
+def additive_measure(name: str, profile: DeviceProfile, work: Workload) -> Callable[[list[Operator]], float | None]:
     """The function of a budget that adds up over operators, in the budget's own unit."""
-    measures: dict[str, Callable[[list[Operator]], float]] = {
+    measures: dict[str, Callable[[list[Operator]], float | None]] = {
         "decode_ms": lambda ops: costs.decode_ms(ops, profile, work.precision, work.context),
         "prefill_ms": lambda ops: costs.prefill_ms(ops, profile, work.precision, work.prompt),
         "memory_mb": lambda ops: (weight_bytes(ops, work.precision) + kv_bytes(ops, work.context)) / BYTES_PER_MB,
         "flops_g": lambda ops: flops(ops) / 1e9,
         "params_m": lambda ops: params(ops) / 1e6,
+        "file_mb": lambda ops: costs.file_part_mb(ops, work.precision),
+        "j_per_token": lambda ops: costs.joules(costs.decode_ms(ops, profile, work.precision, work.context), profile),
     }
     return measures[name]
+
+
+def fixed_measure(name: str, profile: DeviceProfile) -> float:
+    """What a budget loses whatever is chosen: the runtime's memory, the board's application."""
+    fixed = {"memory_mb": profile.performance.runtime_mb.value, "file_mb": costs.FIXED_FILE_BYTES / BYTES_PER_MB}
+    return fixed.get(name, 0.0)
 
 
 def peak_measure(name: str, block: Block, head_size: int, work: Workload) -> float:
@@ -169,7 +233,7 @@ def peak_measure(name: str, block: Block, head_size: int, work: Workload) -> flo
 
 
 def cost_tables(
-    space: Space, options: list[Block], measures: list[Callable[[list[Operator]], float]]
+    space: Space, options: list[Block], measures: list[Callable[[list[Operator]], float | None]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`use` [R, O], `step` and `ends` [R, W, W] in the budgets' own units."""
     layer: dict[tuple[int, float, bool], np.ndarray] = {}
@@ -195,40 +259,10 @@ def cost_tables(
     return use, step, ends
 
 
-def scaled(program: Program, fixed: np.ndarray) -> Program:
-    """Divide by the limits, after making sure that the smallest decoder is within them."""
-    _, least = program.evaluate(smallest_choice(program))
-    too_small = [
-        f"{option(name)} {limit + taken:g} is below {ceil_digits(need + taken):g}, the smallest that would do"
-        f" ({LABELS[name]})"
-        for name, limit, taken, need in zip(program.names, program.limits, fixed, least, strict=True)
-        if need > limit
-    ]
-    if too_small:
-        raise MerinoError(
-            "no decoder of this space fits: " + "; ".join(too_small)
-            + ". Raise that budget, or take fewer --blocks, a smaller --vocab or a shorter --context"
-        )
-    limits = program.limits[:, None]
-    return replace(
-        program,
-        use=program.use / limits,
-        step=program.step / limits[:, :, None],
-        ends=program.ends / limits[:, :, None],
-        peak=program.peak / limits,
-    )
-
-
 def smallest_choice(program: Program) -> tuple[int, ...]:
     """The decoder that is smallest in every budget: they grow with width, ratio and depth, and shrink by sharing."""
     sizes = [(block.width, block.ffn_ratio, block.depth, not block.shared) for block in program.options]
     return (sizes.index(min(sizes)),) * program.blocks
-
-
-def ceil_digits(value: float, digits: int = 4) -> float:
-    """Round up to four significant digits, so that the number told is one that does."""
-    unit = 10.0 ** (np.floor(np.log10(value)) - digits + 1)
-    return float(np.ceil(value / unit - 1e-9) * unit)
 
 
 def architecture(space: Space, program: Program, choice: Sequence[int], context: int) -> Architecture:

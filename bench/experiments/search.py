@@ -1,0 +1,92 @@
+"""The search against its bars: exact at each FLOPs budget and board in at most 2 s, evolution within 1 % in 60 s.
+
+    python bench/experiments/search.py exact evolution -o bench/results/search-x86-2cores.json
+
+A part replaces its own rows in the file and leaves the others: `exact` (the best of three runs of each), `open` (the
+same with vocabulary and format left open, over all formats whatever the board's instructions) and `evolution` (five
+seeds, a million mutations, ten times the paper's; 4 minutes). CPU only, one thread.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"  # before numpy loads
+
+from merino_edge.design.budget import Budgets  # noqa: E402
+from merino_edge.design.costs import usual_prompt  # noqa: E402
+from merino_edge.design.designer import design  # noqa: E402
+from merino_edge.design.evolution import Effort  # noqa: E402
+from merino_edge.design.space import Space  # noqa: E402
+from merino_edge.profiles import list_profiles, load_profile  # noqa: E402
+
+FLOPS_G = (60, 110, 160)
+VOCABS = (4096, 8192, 16384, 32768, 50257)
+FORMATS = ("fp32", "int8", "int4")
+SEEDS = range(5)
+EFFORT = Effort(steps=1_000_000)
+
+
+def tasks():
+    """(name, profile, budgets): the paper's FLOPs alone, and what each board gets by default."""
+    for flops_g in FLOPS_G:
+        yield f"{flops_g} GFLOPs", load_profile("raspberry-pi-4"), Budgets(flops_g=flops_g)
+    for profile in list_profiles():
+        yield profile.id, profile, Budgets().with_board_defaults(profile)
+
+
+def solved(profile, budgets, **keys):
+    context = profile.budget.context
+    started = time.perf_counter()
+    found = design(profile, budgets, space=Space(), context=context, prompt=usual_prompt(context), **keys)
+    return found, time.perf_counter() - started
+
+
+def exact_rows(repetitions=3, **keys):
+    for name, profile, budgets in tasks():
+        runs = [solved(profile, budgets, **keys) for _ in range(repetitions)]
+        found = runs[0][0]
+        yield {
+            "task": name, "seconds": [round(seconds, 3) for _, seconds in runs], "gap": found.solver.gap,
+            "entropy": found.entropy, "shape": found.architecture.shape(), "vocab": found.architecture.vocab,
+            "precision": found.precision, "params": found.predicted.params,
+        }  # fmt: skip
+
+
+def evolution_rows():
+    for name, profile, budgets in tasks():
+        runs = [solved(profile, budgets, solver="evolution", effort=EFFORT, seed=seed)[0] for seed in SEEDS]
+        yield {
+            "task": name, "seconds": [found.solver.seconds for found in runs],
+            "gap": [found.solver.gap for found in runs],
+        }  # fmt: skip
+
+
+PARTS = {
+    "exact": exact_rows,
+    "open": lambda: exact_rows(1, vocabs=VOCABS, precisions=FORMATS),
+    "evolution": evolution_rows,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="+", choices=PARTS)
+    parser.add_argument("-o", type=Path, required=True)
+    arguments = parser.parse_args()
+    record = json.loads(arguments.o.read_text()) if arguments.o.exists() else {}
+    record |= {"machine": platform.machine(), "threads": 1, "python": platform.python_version()}
+    for part in arguments.parts:
+        record[part] = []
+        for row in PARTS[part]():
+            print(part, row, flush=True)
+            record[part].append(row)
+        arguments.o.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

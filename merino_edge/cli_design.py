@@ -1,0 +1,141 @@
+"""The command `merino-edge design`: its many options, read into one call of the designer."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merino_edge.cli_options import (
+    Context,
+    DecodeMs,
+    Device,
+    FileMb,
+    FlopsG,
+    JPerToken,
+    Json,
+    MemoryMb,
+    ParamsM,
+    PrefillMs,
+    Prompt,
+    Seed,
+)
+from merino_runtime.errors import MerinoError
+
+
+class SolverChoice(StrEnum):
+    exact = "exact"
+    evolution = "evolution"
+
+
+class Gamma(StrEnum):
+    off = "off"
+    literal = "literal"
+    inverse = "inverse"
+
+
+class WidthStep(StrEnum):
+    fine = "32"
+    coarse = "64"
+
+
+class HeadSize(StrEnum):
+    small = "32"
+    large = "64"
+
+
+class PresetName(StrEnum):
+    small = "merino-52m"
+    middle = "merino-61m"
+    large = "merino-64m"
+
+
+def design(
+    device: Device,
+    decode_ms: DecodeMs = None,
+    prefill_ms: PrefillMs = None,
+    memory_mb: MemoryMb = None,
+    flops_g: FlopsG = None,
+    params_m: ParamsM = None,
+    file_mb: FileMb = None,
+    j_per_token: JPerToken = None,
+    preset: Annotated[PresetName | None, typer.Option(help="the paper's FLOPs alone: 60, 110, 160 G")] = None,
+    context: Context = None,
+    prompt: Prompt = None,
+    vocab: Annotated[str, typer.Option(help="entries of the vocabulary, or a list: 4096,16384")] = "50257",
+    precision: Annotated[str, typer.Option(help="format of the weights, a list, or any the board is fast at")] = "fp32",
+    blocks: Annotated[int, typer.Option(min=1, max=6, help="exactly so many blocks of equal width")] = 4,
+    width_step: Annotated[WidthStep, typer.Option(help="widths are its multiples; 32 takes heads of 32")] = (
+        WidthStep.coarse
+    ),
+    head_size: Annotated[HeadSize | None, typer.Option(help="default: 64, 32 where a block is narrow")] = None,
+    solver: Annotated[SolverChoice, typer.Option(help="exact proves the optimum")] = SolverChoice.exact,
+    steps: Annotated[int, typer.Option(help="evolution: mutations, T (recalled)")] = 100_000,
+    population: Annotated[int, typer.Option(help="evolution: decoders at most, M (recalled)")] = 512,
+    parents: Annotated[int, typer.Option(help="evolution: decoders kept, K (recalled)")] = 64,
+    gamma: Annotated[Gamma, typer.Option(help="how depth over width lowers the score (known; inverse: ours)")] = (
+        Gamma.inverse
+    ),
+    a1: Annotated[float, typer.Option(help="weight of attention's entropy (recalled)")] = 0.6,
+    a2: Annotated[float, typer.Option(help="weight of the FFN's entropy (recalled)")] = 0.4,
+    eps: Annotated[float, typer.Option(help="noise in log(1 + s^2 / eps^2) (ours)")] = 1.0,
+    beta: Annotated[float, typer.Option(help="of gamma (known)")] = 1 / 16,
+    seed: Seed = 0,
+    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option("-o", help="write design.json there")] = None,
+) -> None:
+    """Design the decoder of highest entropy within a board's budgets. Without a budget: the board's own."""
+    from merino_edge.design.budget import Budgets
+    from merino_edge.design.costs import usual_prompt
+    from merino_edge.design.designer import design as find
+    from merino_edge.design.designer import open_variants
+    from merino_edge.design.entropy import Scoring
+    from merino_edge.design.evolution import Effort
+    from merino_edge.design.presets import PRESETS
+    from merino_edge.design.space import spaced
+    from merino_edge.design.variants import asked_budgets, fast_formats
+    from merino_edge.files import write_text
+    from merino_edge.profiles import load_profile
+    from merino_edge.show import print_design
+
+    profile = load_profile(device)
+    vocabs = whole_numbers("--vocab", vocab)
+    precisions = fast_formats(profile) if precision == "any" else words(precision)
+    space = spaced(int(width_step.value), blocks, vocabs[0], head_size and int(head_size.value))
+    scoring = Scoring(attention_weight=a1, ffn_weight=a2, eps=eps, gamma=gamma.value, beta=beta)
+    longest = profile.budget.context if context is None else context
+    tokens = usual_prompt(longest) if prompt is None else prompt
+    named = {
+        "decode_ms": decode_ms, "prefill_ms": prefill_ms, "memory_mb": memory_mb, "flops_g": flops_g,
+        "params_m": params_m, "file_mb": file_mb, "j_per_token": j_per_token,
+    }  # fmt: skip
+    if preset is None:
+        variants = open_variants(space, longest, tokens, vocabs, precisions)
+        budgets = asked_budgets(named, variants, profile, scoring)
+    elif any(value is not None for value in named.values()):
+        raise MerinoError(f"--preset {preset.value} is a budget of its own: leave the others out")
+    else:
+        budgets = Budgets(flops_g=PRESETS[preset.value].flops_g)
+    found = find(
+        profile, budgets, space=space, context=longest, prompt=tokens, vocabs=vocabs, precisions=precisions,
+        solver=solver.value, effort=Effort(steps, population, parents), seed=seed, scoring=scoring,
+    )  # fmt: skip
+    if out:
+        write_text(out, found.to_json())
+        print(f"wrote {out}", file=sys.stderr, flush=True)
+    if as_json:
+        print(found.to_json(), end="")
+    else:
+        print_design(found, profile)
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in words(text)]
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} {text}: give a whole number, or several with commas between") from error

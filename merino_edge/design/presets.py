@@ -1,0 +1,56 @@
+"""The paper's three FLOPs budgets as named presets, and the table of what our search finds for them.
+
+`python -m merino_edge.design.presets` prints the table of docs/search.md; a test holds the two equal. FLOPs alone bind,
+so the result is the same on any board; a board is needed for predictions only.
+"""
+
+from typing import NamedTuple
+
+from merino_edge.design import exact
+from merino_edge.design.budget import Budgets
+from merino_edge.design.costs import Workload
+from merino_edge.design.entropy import Scoring
+from merino_edge.design.space import Space, architecture, encode
+from merino_edge.operators import flops, params
+from merino_edge.profiles import load_profile
+
+CONTEXT = 1024
+
+
+class Preset(NamedTuple):
+    """`flops_g`: at 1024 tokens, without the LM head (recalled). `paper`: what is known of the paper's model."""
+
+    flops_g: float
+    paper: str
+
+
+PRESETS = {
+    "merino-52m": Preset(60, "52 M parameters (recalled)"),
+    "merino-61m": Preset(110, "61 M parameters (recalled)"),
+    "merino-64m": Preset(160, "64 M parameters, 5.5 times fewer than OPT-350M (known)"),
+}
+
+
+def table() -> str:
+    """A row per preset in Markdown: shape (width x FFN ratio x layers), parameters, FLOPs, entropy, the paper's."""
+    lines = [
+        "| preset | budget, GFLOPs | shape | parameters | without embedding | GFLOPs | entropy | the paper's |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, preset in PRESETS.items():
+        space, work = Space(), Workload("fp32", CONTEXT, CONTEXT // 2)
+        budgets = Budgets(flops_g=preset.flops_g)
+        program = encode(space, budgets, load_profile("raspberry-pi-4"), work, Scoring())
+        found = exact.solve(program)
+        arch = architecture(space, program, found.choice, CONTEXT)
+        count, table_size = params(arch.operators), arch.vocab * arch.blocks[0].width
+        lines.append(
+            f"| `{name}` | {preset.flops_g:g} (recalled) | {arch.shape()} | {count / 1e6:.1f} M"
+            f" | {(count - table_size) / 1e6:.1f} M | {flops(arch.operators) / 1e9:.2f} | {found.score:,.0f}"
+            f" | {preset.paper} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
