@@ -43,8 +43,8 @@ def evolve(
 
     A child takes its parent, changes width, FFN ratio, depth or sharing of one block, and lives if it is within the
     budgets and its widths do not shrink. When the population is full the best parents stay. One that has found nothing
-    better in PATIENCE populations' worth of mutations begins again from the smallest decoder (ours: single ones ended up
-    to 6 % below the best).
+    better in PATIENCE populations' worth of mutations begins again from the smallest decoder (ours: single ones ended
+    up to 6 % below the best).
     """
     random = Random(seed)
     score = fast_score(program)
