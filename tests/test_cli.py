@@ -115,8 +115,8 @@ def test_generate_streams_the_embedded_model_as_text_and_as_json():
     assert code == 0 and len(tokens) == 12
     assert all(set(token) == {"id", "text"} for token in tokens)
     assert "".join(token["text"] for token in tokens) == text.removesuffix("\n")
-    figures = {"done", "tokens", "prefill_tokens", "prefill_ms", "decode_ms_p50", "tok_s", "peak_rss_mb", "stop_reason"}
-    assert set(last) == figures and last["stop_reason"] == "length"
+    figures = {"done", "tokens", "prefill_tokens", "prefill_ms", "decode_ms_p50", "tok_s", "peak_rss_mb"}
+    assert set(last) == figures | {"shifts", "stop_reason"} and last["stop_reason"] == "length" and last["shifts"] == 0
 
 
 def test_the_embedded_model_tells_the_story_it_is_known_for():
@@ -141,7 +141,7 @@ def test_a_board_that_holds_only_the_bundle_tells_the_same_story(tmp_path):
 MISTAKES = [
     (["devices", "raspberry-pi-9"], "raspberry-pi-5"),
     (["design", "--device", "raspberry-pi-4", "--decode-ms", "0.1"], "the smallest that would do"),
-    (["design", "--device", "raspberry-pi-4", "--decode-ms", "-1"], "positive"),
+    (["design", "--device", "raspberry-pi-4", "--decode-ms", "-1"], "above 0"),
     (["design", "--device", "raspberry-pi-4", "--vocab", "0"], "--vocab 0"),
     (["design", "--device", "raspberry-pi-4", "--precision", "fp7"], "fp32"),
     (["design", "--device", "raspberry-pi-4", "--memory-mb", "1e9"], "free"),
