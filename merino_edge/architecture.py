@@ -4,7 +4,8 @@ Leaves to others: the weights (`model`), the graph (`export`), the search (`desi
 Source of the shape: MeRino, arXiv 2403.07921 (blocks of width, FFN ratio and depth: known; the rest as marked).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -69,41 +70,53 @@ class Architecture(BaseModel):
         return " ".join(f"{b.width}x{b.ffn_ratio:g}x{b.depth}{'s' if b.shared else ''}" for b in self.blocks)
 
 
-def layer_operators(width: int, ffn_width: int, heads: int, *, own: bool = True) -> Iterator[Operator]:
+def layer_operators(
+    width: int, ffn_width: int, heads: int, *, own: bool = True, final: bool = False
+) -> Iterator[Operator]:
     """One pre-norm layer: RMSNorm, packed QKV, attention, output, RMSNorm, up, GELU, down; no biases."""
     yield norm(width, own=own)
     yield linear(width, 3 * width, own=own, held=width)
     yield attention(width, heads, held=width)
-    yield linear(width, width, own=own, held=width)
-    yield norm(width, own=own, held=width)
-    yield linear(width, ffn_width, own=own, held=width)
-    yield activation(ffn_width, held=width)
-    yield linear(ffn_width, width, own=own, held=width)
+    yield linear(width, width, own=own, held=width, final=final)
+    yield norm(width, own=own, held=width, final=final)
+    yield linear(width, ffn_width, own=own, held=width, final=final)
+    yield activation(ffn_width, held=width, final=final)
+    yield linear(ffn_width, width, own=own, held=width, final=final)
 
 
-def block_operators(block: Block, head_size: int) -> Iterator[Operator]:
+def block_operators(block: Block, head_size: int, *, last: bool = False) -> Iterator[Operator]:
+    """`last`: the decoder's last block, whose last layer goes on with one position once its cache is written."""
     for use in range(block.depth):
         own = use == 0 or not block.shared
-        yield from layer_operators(block.width, block.ffn_width, block.width // head_size, own=own)
+        final = last and use == block.depth - 1
+        layer = layer_operators(block.width, block.ffn_width, block.width // head_size, own=own, final=final)
+        yield from layer if own else again(layer)
 
 
-def transition_operators(before: int, after: int) -> Iterator[Operator]:
+def again(layer: Iterable[Operator]) -> Iterator[Operator]:
+    """A layer whose weights were used just before: between two uses of a matrix all of the layer's are read."""
+    ops = list(layer)
+    between = sum(op.matrix for op in ops)
+    return (replace(op, reread=between) if op.matrix else op for op in ops)
+
+
+def transition_operators(before: int, after: int, *, final: bool = False) -> Iterator[Operator]:
     """The projection where the width changes; nothing where it does not."""
     if before != after:
-        yield linear(before, after)
+        yield linear(before, after, final=final)
 
 
 def end_operators(first: int, last: int, vocab: int) -> Iterator[Operator]:
     """Embedding, final norm, the way back to the embedding's width, and the tied head."""
     yield embed(vocab, first)
-    yield norm(last)
-    yield from transition_operators(last, first)
+    yield norm(last, final=True)
+    yield from transition_operators(last, first, final=True)
     yield head(first, vocab)
 
 
 def decoder_operators(arch: Architecture) -> Iterator[Operator]:
     first, last = arch.blocks[0].width, arch.blocks[-1].width
-    for before, block in zip((arch.blocks[0], *arch.blocks), arch.blocks, strict=False):
-        yield from transition_operators(before.width, block.width)
-        yield from block_operators(block, arch.head_size)
+    for index, block in enumerate(arch.blocks):
+        yield from transition_operators(arch.blocks[max(0, index - 1)].width, block.width)
+        yield from block_operators(block, arch.head_size, last=index == len(arch.blocks) - 1)
     yield from end_operators(first, last, arch.vocab)

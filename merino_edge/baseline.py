@@ -1,17 +1,13 @@
 """Baselines by name: OPT's bundles, exported once per format and kept in the user's cache folder."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from merino_edge.export.export import export, is_bundle
 from merino_edge.export.source import OPT_NAMES, load_source
+from merino_edge.files import cache_folder
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merino_edge"
 
 
 def baseline_bundles(

@@ -16,7 +16,7 @@ import typer
 
 from merino_edge import __version__, cli_choose, cli_records
 from merino_edge.cli_design import design
-from merino_edge.cli_options import Json, Seed
+from merino_edge.cli_options import Device, Json, Seed
 from merino_runtime.errors import MerinoError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -77,6 +77,22 @@ app.command()(design)
 
 
 @app.command()
+def calibrate(
+    device: Device,
+    probe: Annotated[Path | None, typer.Option(help="probe.json, of `merino probe` on the board")] = None,
+    out: Annotated[Path | None, typer.Option("-o", help="write the profile there; `--device` takes its path")] = None,
+) -> None:
+    """Put a board's own measurements into its profile. `--device host` measures this machine again, and keeps that."""
+    from merino_edge.recalibrate import recalibrate
+    from merino_edge.show import console, residual_table
+
+    found = recalibrate(device, probe, out)
+    if out:
+        say(f"wrote {out}")
+    console().print(residual_table(found))
+
+
+@app.command()
 def train(
     design_file: Annotated[Path, typer.Argument(metavar="DESIGN", help="a design.json or an architecture's JSON")],
     data: Annotated[list[Path], typer.Option(help="plain text; repeat for more; <|endoftext|> between documents")],
@@ -92,17 +108,22 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in -o")] = False,
 ) -> None:
     """Train a design on plain text; prints the loss on held-out text."""
-    from merino_edge.export.source import read_architecture
+    from merino_edge.design.designer import Design
+    from merino_edge.export.source import DESIGN, read_plan
+    from merino_edge.files import write_text
     from merino_edge.training.train import Recipe
     from merino_edge.training.train import train as run
 
-    arch = read_architecture(design_file)
+    plan = read_plan(design_file)
+    arch = plan.architecture if isinstance(plan, Design) else plan
     if vocab is not None and vocab != arch.vocab:
         raise MerinoError(f"--vocab {vocab} is not the design's, {arch.vocab}: leave it out, or design with it")
     recipe = Recipe(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, bf16=bf16)
     record = run(
         arch, data, out, recipe=recipe, tokenizer_file=tokenizer, held_out=held_out or (), resume=resume
     )
+    if isinstance(plan, Design):  # export asks it for the weight format and the threads
+        write_text(out / DESIGN, plan.to_json())
     print(f"held-out loss {record['held_out_loss']:.3f} nats per token, perplexity {record['held_out_perplexity']:.2f}")
     say(f"wrote {out}")
 
@@ -111,7 +132,7 @@ def train(
 def export(
     source: Annotated[str, typer.Argument(help="checkpoint, design.json, architecture's JSON, fp32 bundle, or an OPT")],
     out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
-    precision: Annotated[str, typer.Option(help="format of the weights")] = "fp32",
+    precision: Annotated[str | None, typer.Option(help="format of the weights; default: the design's, or fp32")] = None,
     dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
     weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
@@ -129,7 +150,7 @@ def export(
     print(
         f"{out}: {made['name']}, {made['dialect']} {made['precision']}, {made['params'] / 1e6:.1f} M parameters"
         f" ({made['weights']} weights), {bundle_bytes(out) / 2**20:.1f} MB;"
-        f" {'worst logit' if precision == 'fp32' else 'root mean square'} against torch with the same weights"
+        f" {'worst logit' if made['precision'] == 'fp32' else 'root mean square'} against torch with the same weights"
         f" {done.error:.1e} relative, over prefill and {len(made['golden']['greedy_ids'])} steps;"
         f" fits {', '.join(made['boards']) or 'no board of ours'}"
     )

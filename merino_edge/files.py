@@ -10,6 +10,11 @@ from pathlib import Path
 from merino_runtime.errors import MerinoError
 
 
+def cache_folder() -> Path:
+    """Where this user keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merino_edge"
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text`, or leave it as it was. Raises MerinoError where the folder cannot be written."""
     try:

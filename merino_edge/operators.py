@@ -54,6 +54,10 @@ class Operator:
             pair of positions. More than `width` where several heads share keys and values.
         heads: attention only.
         live: elements per token held while it runs: inputs, outputs and the residual beside them.
+        vectors: norm and activation only, elements per token that it works on.
+        final: whether it sees the last position only: what follows the last attention of a decoder.
+        reread: elements of matrices that were read since this matrix was read before, in the same step; 0 where it
+            was not. A repeated use of shared weights finds them in the cache where so many fit.
     """
 
     kind: str
@@ -67,6 +71,9 @@ class Operator:
     query_width: int = 0
     heads: int = 0
     live: int = 0
+    vectors: int = 0
+    final: bool = False
+    reread: int = 0
 
     def stored_bytes(self, precision: str) -> float:
         """Bytes of its weights, scales included, whether it stores them or not."""
@@ -89,16 +96,18 @@ def largest_block(columns: int) -> int | None:
     return next((block for block in BLOCKS if columns % block == 0), None)
 
 
-def linear(inputs: int, outputs: int, *, bias: bool = False, own: bool = True, held: int = 0) -> Operator:
+def linear(
+    inputs: int, outputs: int, *, bias: bool = False, own: bool = True, held: int = 0, final: bool = False
+) -> Operator:
     """A matrix of `outputs` rows and `inputs` columns; `held` counts elements that wait beside it."""
     size = inputs * outputs
     vector = outputs if bias else 0
-    return Operator("linear", size, vector, inputs, own, macs=size, live=inputs + outputs + held)
+    return Operator("linear", size, vector, inputs, own, macs=size, live=inputs + outputs + held, final=final)
 
 
-def norm(width: int, *, affine: int = 1, own: bool = True, held: int = 0) -> Operator:
+def norm(width: int, *, affine: int = 1, own: bool = True, held: int = 0, final: bool = False) -> Operator:
     """RMSNorm has one parameter per channel (`affine=1`), LayerNorm two."""
-    return Operator("norm", vector=affine * width, own=own, live=2 * width + held)
+    return Operator("norm", vector=affine * width, own=own, live=2 * width + held, vectors=width, final=final)
 
 
 def attention(width: int, heads: int, *, kv_width: int | None = None, held: int = 0) -> Operator:
@@ -108,8 +117,8 @@ def attention(width: int, heads: int, *, kv_width: int | None = None, held: int 
     return Operator("attention", width=cached, query_width=width, heads=heads, live=live)
 
 
-def activation(width: int, *, held: int = 0) -> Operator:
-    return Operator("activation", live=2 * width + held)
+def activation(width: int, *, held: int = 0, final: bool = False) -> Operator:
+    return Operator("activation", live=2 * width + held, vectors=width, final=final)
 
 
 def embed(rows: int, width: int, *, held: int = 0) -> Operator:
@@ -141,9 +150,13 @@ def kv_bytes(operators: Iterable[Operator], tokens: int, precision: str = "fp32"
     return sum(2 * op.width for op in operators) * tokens * FORMATS[precision].element_bytes
 
 
-def activation_bytes(operators: Iterable[Operator], tokens: int) -> int:
-    """Bytes of float32 tensors alive at the worst operator of a prefill of `tokens`, attention scores included."""
-    return max((op.live * tokens + op.heads * tokens * tokens) * 4 for op in operators)
+def activation_bytes(operators: Iterable[Operator], tokens: int, total: int | None = None) -> int:
+    """Bytes of float32 tensors alive at the worst operator of a prefill of `tokens`, attention scores included.
+
+    `total`: positions that each token looks at, where the prefill is the last piece of a longer prompt.
+    """
+    seen = tokens if total is None else total
+    return max((op.live * tokens + op.heads * tokens * seen) * 4 for op in operators)
 
 
 def flops(operators: Iterable[Operator], tokens: int = FLOPS_SEQUENCE) -> int:

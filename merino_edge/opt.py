@@ -75,7 +75,7 @@ def decoder_operators(arch: OptArchitecture) -> Iterator[Operator]:
     for _ in range(arch.layers):
         yield from layer_operators(arch)
     if arch.pre_norm:
-        yield norm(arch.width, affine=2)
+        yield norm(arch.width, affine=2, final=True)
     if arch.embed_width != arch.width:
-        yield linear(arch.width, arch.embed_width)
+        yield linear(arch.width, arch.embed_width, final=True)
     yield head(arch.embed_width, arch.vocab)

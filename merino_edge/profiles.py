@@ -11,17 +11,16 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from merino_edge.figures import KINDS, Count, Facts, Figure, Text, UnitTimes
+from merino_edge.figures import weakest_kind as weakest_kind  # it judges what is read here
 from merino_edge.host import probe_host
 from merino_runtime.errors import MerinoError
-
-Kind = Literal["calibrated", "published", "datasheet", "estimated"]
-KINDS: tuple[Kind, ...] = typing.get_args(Kind)  # strongest first
 
 Isa = Literal[
     # Arm: neon is Advanced SIMD, dotprod and i8mm the int8 instructions, fp16 half-precision arithmetic
@@ -32,37 +31,14 @@ Isa = Literal[
 ]  # fmt: skip
 ISA_FEATURES: tuple[str, ...] = typing.get_args(Isa)
 
-Text = Annotated[str, Field(pattern=r"\S")]
-
-
-class _Facts(BaseModel):
-    """Frozen; no unknown keys; no quiet conversions, so that "4" is not taken for 4."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Figure(_Facts):
-    """A number, how it is known, and where it comes from."""
-
-    value: float = Field(gt=0)
-    kind: Kind
-    source: Text
-
-
-class Count(Figure):
-    """A figure that is a whole number."""
-
-    value: int = Field(gt=0)
-
-
-class Cpu(_Facts):
+class Cpu(Facts):
     core: Text
     cores: Count
     clock_ghz: Figure | None = None  # a host may hide it, as it may its caches
     last_level_cache_mb: Figure | None = None
 
 
-class Gpu(_Facts):
+class Gpu(Facts):
     name: Text
     compute_capability: Text
     cuda_cores: Count
@@ -71,14 +47,14 @@ class Gpu(_Facts):
     int8: bool
 
 
-class Memory(_Facts):
+class Memory(Facts):
     ram_mb: Figure
     free_mb: Figure  # what one process can really use on an idle headless system
     peak_gb_s: Figure | None = None  # in theory; never used to predict
 
 
-class Performance(_Facts):
-    """The CPU path, with ONNX Runtime."""
+class Performance(Facts):
+    """The CPU path, with ONNX Runtime: basic figures, and the latency model's unit times where they were measured."""
 
     read_gb_s: Figure  # weights while decoding, at decode_threads
     fp32_gflops: Figure  # matrix-matrix, at prefill_threads
@@ -86,9 +62,10 @@ class Performance(_Facts):
     runtime_mb: Figure  # resident before the model: Python, numpy, onnxruntime
     decode_threads: Count
     prefill_threads: Count
+    times: UnitTimes | None = None  # measured; else they are estimated from the figures above
 
 
-class Budget(_Facts):
+class Budget(Facts):
     """What a design gets when its user names no budget."""
 
     decode_ms: float = Field(gt=0)
@@ -96,7 +73,7 @@ class Budget(_Facts):
     context: int = Field(gt=0)
 
 
-class Software(_Facts):
+class Software(Facts):
     system: Text
     glibc: Text | None = None
     python: Text
@@ -106,7 +83,7 @@ class Software(_Facts):
     tensorrt: Text | None = None
 
 
-class Power(_Facts):
+class Power(Facts):
     sensor: Literal["ina3221", "pmic", "none"]
     rail: Text | None = None
     modes: Annotated[tuple[Text, ...], Field(strict=False)]
@@ -114,7 +91,7 @@ class Power(_Facts):
     stress_w: Figure | None = None
 
 
-class DeviceProfile(_Facts):
+class DeviceProfile(Facts):
     schema_version: Literal[1] = Field(alias="schema")
     id: str = Field(pattern=r"^[a-z0-9-]+$")
     name: Text
@@ -130,12 +107,21 @@ class DeviceProfile(_Facts):
 
 
 def load_profile(id_or_path: str | Path) -> DeviceProfile:
-    """The profile of a shipped board, of `host` (measured now, takes seconds), or in a TOML file."""
+    """The profile of a shipped board, of `host` (measured once, which takes a minute), or in a TOML file."""
+    if str(id_or_path) == "host":
+        return parse_profile(probe_host(), "The profile probed from this machine")
+    return _read(_place(id_or_path))
+
+
+def profile_text(id_or_path: str | Path) -> str:
+    """The TOML of a shipped board's profile, or of the file at a path."""
+    return _text(_place(id_or_path))
+
+
+def _place(id_or_path: str | Path) -> Path:
     name = str(id_or_path)
     if isinstance(id_or_path, Path) or name.endswith(".toml") or "/" in name or "\\" in name:
-        return _read(Path(name))
-    if name == "host":
-        return parse_profile(probe_host(), "The profile probed from this machine")
+        return Path(name)
     ids = profile_ids()
     if name not in ids:
         near = difflib.get_close_matches(name.lower().replace("_", "-"), [*ids, "host"], n=1)
@@ -144,7 +130,7 @@ def load_profile(id_or_path: str | Path) -> DeviceProfile:
             f"No device profile {name!r}.{hint} "
             f"Choose one of: {', '.join(ids)}, host; or give the path of a TOML file."
         )
-    return _read(_folder() / f"{name}.toml")
+    return _folder() / f"{name}.toml"
 
 
 def list_profiles() -> list[DeviceProfile]:
@@ -156,9 +142,13 @@ def profile_ids() -> list[str]:
     return sorted(path.stem for path in _folder().glob("*.toml"))
 
 
-def weakest_kind(figures: Iterable[Figure]) -> Kind:
-    """How well a prediction from these figures is founded: as well as the weakest of them."""
-    return max((figure.kind for figure in figures), key=KINDS.index)
+def parse_profile_text(text: str, origin: str) -> DeviceProfile:
+    """The profile in a TOML file's text."""
+    try:
+        raw = tomllib.loads(text)
+    except ValueError as error:
+        raise MerinoError(f"{origin} is not a TOML file: {error}") from error
+    return parse_profile(raw, origin)
 
 
 def parse_profile(raw: Mapping[str, Any], origin: str) -> DeviceProfile:
@@ -187,16 +177,19 @@ def _folder() -> Path:
 
 
 def _read(path: Path) -> DeviceProfile:
+    return parse_profile_text(_text(path), str(path))
+
+
+def _text(path: Path) -> str:
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise MerinoError(
             f"Cannot read the device profile {path}: {error.strerror}. "
             f"Give the path of a TOML file or one of: {', '.join(profile_ids())}, host."
         ) from error
-    except ValueError as error:  # TOML syntax, or not UTF-8
+    except ValueError as error:  # not UTF-8
         raise MerinoError(f"{path} is not a TOML file: {error}") from error
-    return parse_profile(raw, str(path))
 
 
 def _contradictions(raw: Mapping[str, Any]) -> Iterator[str]:

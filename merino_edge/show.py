@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from merino_edge.architecture import Architecture
+from merino_edge.calibration import Residual
 from merino_edge.catalogue.models import model
 from merino_edge.design.costs import Cost, Workload, predict
 from merino_edge.design.designer import Design
@@ -135,6 +136,15 @@ def joined_name(name: str) -> str:
     """`a.q.weight+a.k.weight` as `a.q+k.weight`: the parts of a joined matrix differ in their last module."""
     first, *others = (part.split(".") for part in name.split("+"))
     return ".".join([*first[:-2], "+".join(part[-2] for part in (first, *others)), first[-1]])
+
+
+def residual_table(residuals: Sequence[Residual]) -> Table:
+    table = Table(title="What the latency model leaves over: |predicted / measured - 1| over the probe's rows")
+    for title in ("measured", "rows", "median", "worst"):
+        table.add_column(title, justify="left" if title == "measured" else "right")
+    for row in residuals:
+        table.add_row(row.kind, f"{row.rows}", f"{row.median:.1%}", f"{row.worst:.1%}")
+    return table
 
 
 def bench_table(records: Sequence[dict[str, Any]]) -> Table:

@@ -24,11 +24,18 @@ MAY_IMPORT = {
 }
 # merino_edge by floor, from the ground: a room imports from floors below its own, and from itself.
 FLOORS = [
-    {"facts": {"profiles", "host", "architecture", "operators", "opt", "files", "validation", "catalogue",
-               "records", "ratio"}},
-    {"design": {"design"}, "model": {"model"}, "delivery": {"delivery"}, "embedded": {"embedded"}},
     {
-        "export": {"export"}, "training": {"training"}, "calibration": {"calibration"},
+        "facts": {
+            "profiles", "host", "calibration", "probe_file", "figures", "latency", "architecture", "operators", "opt",
+            "files", "validation", "catalogue", "records", "ratio",
+        }
+    },
+    {
+        "design": {"design"}, "recalibrate": {"recalibrate"}, "model": {"model"}, "delivery": {"delivery"},
+        "embedded": {"embedded"},
+    },
+    {
+        "export": {"export"}, "training": {"training"},
     },
     {
         "baseline": {"baseline"}, "evaluation": {"evaluation"}, "show": {"show", "show_models", "front_plot"},

@@ -445,3 +445,30 @@ def test_a_source_says_where_its_weights_come_from(tiny_checkpoint):
     assert isinstance(source, Source)
     assert (source.weights, source.family, source.eos_id) == ("trained", "merino", 0)
     assert source.tokenizer == tiny_checkpoint / "tokenizer.json"
+
+
+def test_a_bundle_has_the_format_and_the_threads_that_its_design_planned_for(tmp_path):
+    space = Space(widths=(64, 128), depths=(1, 2), ffn_ratios=(1.0,), blocks=2, vocab=300)
+    board = load_profile("raspberry-pi-5")
+    found = design(board, Budgets(decode_ms=2), space=space, context=32, prompt=16, precision="int8")
+    path = tmp_path / "design.json"
+    path.write_text(found.to_json())
+    assert found.threads
+    planned = export(load_source(str(path)), tmp_path / "planned").description
+    assert planned["precision"] == "int8"
+    assert planned["threads"] == {"decode": found.threads.decode, "prefill": found.threads.prefill}
+    other = export(load_source(str(path)), tmp_path / "other", precision="fp32").description
+    assert (other["precision"], other["threads"]) == ("fp32", {"decode": None, "prefill": None})
+
+
+def test_a_checkpoint_carries_the_design_that_it_was_trained_from(tiny_checkpoint, tiny_arch, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    space = Space(widths=(64,), depths=(1,), ffn_ratios=(1.0,), blocks=1, vocab=300)
+    board = load_profile("raspberry-pi-5")
+    other = design(board, Budgets(decode_ms=9), space=space, context=32, prompt=16, precision="int8")
+    path = tmp_path / "checkpoint" / "design.json"
+    path.write_text(other.to_json())
+    assert load_source(str(tmp_path / "checkpoint")).design is None  # another geometry
+    own = other.model_copy(update={"architecture": tiny_arch})
+    path.write_text(own.to_json())
+    assert load_source(str(tmp_path / "checkpoint")).design == own

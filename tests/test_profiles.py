@@ -189,13 +189,12 @@ def test_a_prediction_is_as_good_as_its_weakest_figure():
     assert weakest_kind(known.values()) == "estimated"
 
 
-def test_host_is_probed():
+def test_facts_of_this_machine(monkeypatch):
+    monkeypatch.setattr(host, "_performance", lambda _: raw_profile()["performance"])
+    monkeypatch.setattr(host, "host_probe", lambda: None)
+    monkeypatch.setattr(host, "_cpu", lambda _: raw_profile()["cpu"])
     profile = load_profile("host")
     assert profile.id == "host"
-    assert profile.cpu.cores.value == len(board.usable_cpus())
-    assert profile.performance.read_gb_s.value > 0.5
-    assert profile.performance.read_gb_s.kind == "calibrated"
-    assert 1 <= profile.performance.decode_threads.value <= profile.cpu.cores.value
     assert profile.budget.memory_mb < profile.memory.free_mb.value <= profile.memory.ram_mb.value
 
 
@@ -206,13 +205,18 @@ def test_host_without_proc_and_sys(monkeypatch, tmp_path):
     monkeypatch.setattr(host, "CPUINFO", tmp_path / "absent")
     monkeypatch.setattr(host, "last_level_cache_bytes", lambda: 0)
     monkeypatch.setattr(host.psutil, "cpu_freq", absent)
-    monkeypatch.setattr(host.subprocess, "run", absent)
     monkeypatch.setattr(host.platform, "machine", lambda: "arm64")
-    monkeypatch.setattr(host, "best_read", lambda _: (5.0, 1))
+    monkeypatch.setattr(host, "host_probe", lambda: None)
+    performance = raw_profile()["performance"] | {"decode_threads": one_thread(), "prefill_threads": one_thread()}
+    monkeypatch.setattr(host, "_performance", lambda _: performance)
     profile = load_profile("host")
     assert (profile.arch, profile.isa) == ("aarch64", ("neon",))
     assert profile.cpu.clock_ghz is None
-    assert profile.performance.runtime_mb.kind == "estimated"
+    assert profile.cpu.cores.value == len(board.usable_cpus())
+
+
+def one_thread():
+    return {"value": 1, "kind": "estimated", "source": "test"}
 
 
 def test_kernel_names_of_arm_features(monkeypatch, tmp_path):

@@ -68,7 +68,26 @@ def _bench(arguments: argparse.Namespace) -> int:
                          arguments.timeout_s)
 
 
-VERBS = (Verb("bench", "measure speed and memory", _add_bench, _bench),)
+def _add_probe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", default="probe.json", metavar="FILE", dest="path",
+                        help="write the measurements there (default %(default)s)")
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from merino_bench.board_probe import run_probe
+    from merino_runtime.commands import say
+
+    say("measuring for at most a minute; let nothing else run")
+    found = run_probe(arguments.path, tell=say if sys.stderr.isatty() else None)
+    state = f" The machine was {' and '.join(found['flags'])} meanwhile: measure again." if found["flags"] else ""
+    left = f" {len(found['left_out'])} graphs were left out for want of time." if found["left_out"] else ""
+    say(f"wrote {arguments.path} after {found['seconds']:.0f} s.{state}{left} On the workstation: merino-edge "
+        f"calibrate --probe {arguments.path} --device ID -o profile.toml")
+    return 0
+
+
+VERBS = (Verb("bench", "measure speed and memory", _add_bench, _bench),
+         Verb("probe", "measure what this board can do, for better designs", _add_probe, _probe))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,14 +1,24 @@
-"""What a decoder costs on a board, predicted from the board's profile alone.
+"""What a decoder costs on a board, predicted from the board's profile alone: time, memory, files, energy.
 
-First latency model: an operator takes the longer of moving its bytes and doing its operations, plus a launch.
-Every term is a sum over operators, so the search can add up parts of a decoder that it has not chosen yet.
+Times under one regime are `times`'; here whole decoders find the regime that they are in. Memory and files add up over
+operators too, but for activations, of which the largest counts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from merino_edge.design.budget import TOLERANCE
+from merino_edge.design.times import (
+    Regime,
+    Workload,
+    missed_share,
+    pieces,
+    run_of,
+    times_for,
+)
+from merino_edge.figures import UnitTimes, weakest_kind
+from merino_edge.latency import matrix_format
 from merino_edge.operators import (
-    KV_BYTES_PER_ELEMENT,
     Operator,
     activation_bytes,
     flops,
@@ -16,18 +26,12 @@ from merino_edge.operators import (
     params,
     weight_bytes,
 )
-from merino_edge.profiles import DeviceProfile, weakest_kind
+from merino_edge.profiles import DeviceProfile
+from merino_runtime.backends.onnx import PREFILL_CHUNK_IDS
+from merino_runtime.backends.onnx_session import SMALL_BOARD_MB
 from merino_runtime.board import MB as BYTES_PER_MB
 
-
-@dataclass(frozen=True)
-class Workload:
-    """What is to be run: the weight format, the tokens the cache holds when full, the tokens of the prompt."""
-
-    precision: str
-    context: int
-    prompt: int
-
+ARENA = 2.0  # ONNX Runtime's arena grows by doubling and gives nothing back; small boards do without it
 
 # What a bundle's folder holds beside the weights, measured on exports of 11 to 291 operators, rounded up.
 OPERATOR_FILE_BYTES = 1200  # of graph and bundle.json: 370 to 860 in dialect fused, up to 1200 in portable
@@ -41,6 +45,7 @@ class Cost:
     """Predicted for one board; `provenance` is the kind of the weakest figure that went in.
 
     `j_per_token` is None where the profile knows no watts; its watts are not among the provenance's figures.
+    `decode_threads` and `prefill_threads` are the counts that the times hold for, the best of those known.
     """
 
     decode_ms: float
@@ -53,41 +58,45 @@ class Cost:
     file_mb: float
     j_per_token: float | None
     provenance: str
+    decode_threads: int
+    prefill_threads: int
 
 
-def decode_ms(operators: Sequence[Operator], profile: DeviceProfile, precision: str, cached: int) -> float:
-    """ms of one decode step over `cached` tokens: weights and cache are read once, batch 1."""
-    speed = profile.performance
-    total_us = 0.0
-    for op in operators:
-        read_bytes = op.read_bytes(precision) + 2 * op.width * cached * KV_BYTES_PER_ELEMENT
-        operations = 2 * op.macs + 4 * op.query_width * (cached + 1)
-        total_us += roofline_us(read_bytes, operations, profile) + speed.op_overhead_us.value
-    return total_us / 1e3
+def memory_mb(
+    operators: Sequence[Operator], profile: DeviceProfile, work: Workload, regime: Regime | None = None
+) -> float:
+    """Resident MB (2^20 bytes) at the longest prompt and a full cache; without a regime, with one thread count."""
+    held = resident_mb(operators, profile, work, regime) + activation_mb(operators, profile, work)
+    return held + profile.performance.runtime_mb.value
 
 
-def prefill_ms(operators: Sequence[Operator], profile: DeviceProfile, precision: str, prompt: int) -> float:
-    """ms of a prefill of `prompt` tokens into an empty cache; the head runs for the last position only."""
-    speed = profile.performance
-    total_us = 0.0
-    for op in operators:
-        tokens = 1 if op.kind == "head" else prompt
-        read_bytes = op.read_bytes(precision)
-        operations = 2 * op.macs * tokens + 4 * op.query_width * prompt * prompt
-        total_us += roofline_us(read_bytes, operations, profile) + speed.op_overhead_us.value
-    return total_us / 1e3
+def resident_mb(
+    operators: Sequence[Operator], profile: DeviceProfile, work: Workload, regime: Regime | None = None
+) -> float:
+    """Weights as the backend holds them, packed for its kernels, and the full cache. Adds up over operators.
+
+    Thread counts that differ take two sessions, and each packs the weights for itself.
+    """
+    times = times_for(profile, work)
+    sessions = 2 if regime and regime.decode_threads != regime.prefill_threads else 1
+    own = [op for op in operators if op.own]
+    held = sum(resident_factor(times, op, work.precision) * op.stored_bytes(work.precision) for op in own)
+    return (sessions * held + kv_bytes(operators, work.context, work.precision)) / BYTES_PER_MB
 
 
-def roofline_us(read_bytes: float, operations: float, profile: DeviceProfile) -> float:
-    """Longer of moving the bytes and doing the operations (Williams et al. 2009), in microseconds."""
-    speed = profile.performance
-    return max(read_bytes / speed.read_gb_s.value, operations / speed.fp32_gflops.value) / 1e3
+def resident_factor(times: UnitTimes, op: Operator, precision: str) -> float:
+    """Bytes in memory per byte of weights; 1 for a format that CPUs have no kernels for."""
+    form = matrix_format(op, precision)
+    if form not in times.formats:
+        return 1.0
+    factors = times.of_format(form)
+    return factors.table_resident if op.kind in ("embed", "head") else factors.resident
 
 
-def memory_mb(operators: Sequence[Operator], profile: DeviceProfile, work: Workload) -> float:
-    """Resident MB (2^20 bytes) at the longest prompt and a full cache."""
-    stored = weight_bytes(operators, work.precision) + kv_bytes(operators, work.context)
-    return (stored + activation_bytes(operators, work.prompt)) / BYTES_PER_MB + profile.performance.runtime_mb.value
+def activation_mb(operators: Sequence[Operator], profile: DeviceProfile, work: Workload) -> float:
+    """The worst operator of the prompt's last piece, which sees the whole prompt, with what the arena takes."""
+    arena = ARENA if profile.memory.ram_mb.value >= SMALL_BOARD_MB else 1.0
+    return arena * activation_bytes(operators, min(PREFILL_CHUNK_IDS, work.prompt), work.prompt) / BYTES_PER_MB
 
 
 def file_part_mb(operators: Iterable[Operator], precision: str) -> float:
@@ -121,18 +130,52 @@ def usual_prompt(context: int) -> int:
     return min(512, max(1, context // 2))
 
 
-def predict(operators: Sequence[Operator], profile: DeviceProfile, work: Workload) -> Cost:
-    speed = profile.performance
-    step_ms = decode_ms(operators, profile, work.precision, work.context)
-    return Cost(
-        decode_ms=step_ms,
-        prefill_ms=prefill_ms(operators, profile, work.precision, work.prompt),
-        memory_mb=memory_mb(operators, profile, work),
-        flops_g=flops(operators) / 1e9,
-        params=params(operators),
-        weight_bytes=weight_bytes(operators, work.precision),
-        kv_bytes=kv_bytes(operators, work.context),
-        file_mb=file_mb(operators, work.precision),
-        j_per_token=joules(step_ms, profile),
-        provenance=weakest_kind([speed.read_gb_s, speed.fp32_gflops, speed.op_overhead_us, speed.runtime_mb]),
-    )
+def predict(
+    operators: Sequence[Operator], profile: DeviceProfile, work: Workload, ceilings: Mapping[str, float] | None = None
+) -> Cost:
+    """Of a whole decoder, on the thread counts that are fastest at decoding, then at prefill.
+
+    With `ceilings`, by the names of Cost's fields, the counts may differ where that keeps them; else they are one, as
+    the runtime has it by itself, since two take more memory.
+    """
+    found = costs_by_threads(operators, profile, work)
+    alone = [cost for cost in found if cost.decode_threads == cost.prefill_threads]
+    kept = {} if ceilings is None else ceilings
+    among = alone if ceilings is None else found
+    fitting = [
+        cost for cost in among
+        if all((getattr(cost, name, 0) or 0) <= most * (1 + TOLERANCE) for name, most in kept.items())
+    ]  # fmt: skip
+    return min(fitting or alone, key=lambda cost: (cost.decode_ms, cost.prefill_ms))
+
+
+def costs_by_threads(operators: Sequence[Operator], profile: DeviceProfile, work: Workload) -> list[Cost]:
+    """One for each pair of thread counts."""
+    times = times_for(profile, work)
+    decode: dict[int, float] = {}
+    prefill: dict[int, float] = {}
+    for count in times.threads:
+        share = missed_share(operators, profile, work, count)
+        step = run_of(operators, profile, work, count, [(1, work.context)])
+        decode[count] = step.cached_ms + share * step.memory_ms
+        prompt = run_of(operators, profile, work, count, pieces(work))
+        prefill[count] = prompt.cached_ms + (prompt.memory_ms if share else 0.0)
+    kind = weakest_kind([times, profile.performance.runtime_mb])
+    return [
+        Cost(
+            decode_ms=decode[decoding],
+            prefill_ms=prefill[prefilling],
+            memory_mb=memory_mb(operators, profile, work, Regime(decoding, prefilling, "beyond")),
+            flops_g=flops(operators) / 1e9,
+            params=params(operators),
+            weight_bytes=weight_bytes(operators, work.precision),
+            kv_bytes=kv_bytes(operators, work.context, work.precision),
+            file_mb=file_mb(operators, work.precision),
+            j_per_token=joules(decode[decoding], profile),
+            provenance=kind,
+            decode_threads=decoding,
+            prefill_threads=prefilling,
+        )
+        for decoding in times.threads
+        for prefilling in times.threads
+    ]

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from merino_edge.architecture import Architecture
 from merino_edge.design import evolution, exact
 from merino_edge.design.budget import Budgets
-from merino_edge.design.costs import Workload, predict
+from merino_edge.design.costs import predict
 from merino_edge.design.entropy import Scoring
 from merino_edge.design.evolution import Effort
 from merino_edge.design.space import Program, Solution, Space, architecture
+from merino_edge.design.times import Workload
 from merino_edge.design.variants import Variant, combinations, search
 from merino_edge.operators import CPU_FORMATS
 from merino_edge.profiles import DeviceProfile
@@ -43,6 +44,13 @@ class Predicted(Strict):
     file_mb: float | None = None  # as is the next: None in a file of an earlier version
     j_per_token: float | None = None  # None where the profile knows no watts
     provenance: str
+
+
+class Threads(Strict):
+    """Thread counts that the predicted times hold for; the bundle asks the runtime for them."""
+
+    decode: int
+    prefill: int
 
 
 class Solver(Strict):
@@ -75,6 +83,7 @@ class Design(Strict):
     prompt: int
     budget: dict[str, float]
     predicted: Predicted
+    threads: Threads | None = None  # None in a file of an earlier version
     entropy: float
     scoring: Scoring = Scoring()
     considered: Considered | None = None  # None in a file of an earlier version
@@ -122,19 +131,24 @@ def design(
     def evolve(program: Program, _: float) -> Solution:
         return evolution.evolve(program, seed=seed, effort=effort, progress=progress)
 
-    found = search(variants, given, profile, scoring, exact.improve if solver == "exact" else evolve)
+    found = best = search(variants, given, profile, scoring, exact.improve)
+    if solver == "evolution":  # in the optimum's own vocabulary, format and regime
+        started = time.perf_counter()
+        found = search([best.variant], given, profile, scoring, evolve)
     seconds = time.perf_counter() - started
     entropy, variant = found.solution.score, found.variant
-    best = found if solver == "exact" else search(variants, given, profile, scoring, exact.improve)
     bound = best.worth / variant.credit if best.variant != variant else best.solution.score
     arch = architecture(variant.space, found.program, found.solution.choice, context)
+    cost = asdict(predict(arch.operators, profile, variant.work, given))
+    threads = Threads(decode=cost.pop("decode_threads"), prefill=cost.pop("prefill_threads"))
     return Design(
         device=profile.id,
         architecture=arch,
         precision=variant.work.precision,
         prompt=prompt,
         budget=given,
-        predicted=Predicted(**asdict(predict(arch.operators, profile, variant.work))),
+        predicted=Predicted(**cost),
+        threads=threads,
         entropy=entropy,
         scoring=scoring,
         considered=Considered(

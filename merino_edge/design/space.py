@@ -16,16 +16,14 @@ from merino_edge.architecture import (
     Block,
     block_operators,
     end_operators,
-    layer_operators,
     transition_operators,
 )
-from merino_edge.design import costs
 from merino_edge.design.budget import Budgets, broken, refusal, require_watts
-from merino_edge.design.costs import Workload
 from merino_edge.design.entropy import Scoring, block_score
-from merino_edge.operators import BLOCKS, Operator, activation_bytes, flops, kv_bytes, params, weight_bytes
+from merino_edge.design.measures import additive_measure, fixed_measure, peak_measure, with_demands
+from merino_edge.design.times import Regime, Workload, usual_regime
+from merino_edge.operators import BLOCKS, Operator
 from merino_edge.profiles import DeviceProfile
-from merino_runtime.board import MB as BYTES_PER_MB
 from merino_runtime.errors import MerinoError
 
 
@@ -148,10 +146,17 @@ class Solution(NamedTuple):
     bound: float | None
 
 
-def encode(space: Space, budgets: Budgets, profile: DeviceProfile, work: Workload, scoring: Scoring) -> Program:
-    """The program of a space under budgets on a board. Raises MerinoError where no decoder of the space fits."""
-    given = budgets.given()
-    program = tabulate(space, tuple(given), profile, work, scoring)
+def encode(
+    space: Space, budgets: Budgets, profile: DeviceProfile, work: Workload, scoring: Scoring,
+    regime: Regime | None = None,
+) -> Program:  # fmt: skip
+    """The program of a space under budgets on a board, of decoders in `regime` there (None: the usual one).
+
+    Raises MerinoError where no decoder of the space fits.
+    """
+    regime = regime or usual_regime(profile)
+    given = with_demands(budgets.given(), profile, work, regime)
+    program = tabulate(space, tuple(given), profile, work, scoring, regime)
     need = least(program)
     if broken(given, need):
         raise refusal(given, [need])
@@ -159,17 +164,17 @@ def encode(space: Space, budgets: Budgets, profile: DeviceProfile, work: Workloa
 
 
 def tabulate(
-    space: Space, names: tuple[str, ...], profile: DeviceProfile, work: Workload, scoring: Scoring
+    space: Space, names: tuple[str, ...], profile: DeviceProfile, work: Workload, scoring: Scoring, regime: Regime
 ) -> Program:
     """The program before its limits are known: shares in the budgets' own units, as if each limit were 1."""
     if "j_per_token" in names:
         require_watts(profile)
-    measures = [additive_measure(name, profile, work) for name in names]
+    measures = [additive_measure(name, profile, work, regime) for name in names]
     options = space.options()
     position = {width: index for index, width in enumerate(space.widths)}
     use, step, ends = cost_tables(space, options, measures)
     peak = np.array([
-        [peak_measure(name, block, space.head_size, work) for block in options] for name in names
+        [peak_measure(name, block, space.head_size, profile, work) for block in options] for name in names
     ]).reshape(len(names), len(options))
     widths = np.array(space.widths)
     return Program(
@@ -202,34 +207,6 @@ def scaled(program: Program, given: Mapping[str, float]) -> Program:
         peak=program.peak / limits[:, None],
         limits=limits,
     )
-
-
-def additive_measure(name: str, profile: DeviceProfile, work: Workload) -> Callable[[list[Operator]], float | None]:
-    """The function of a budget that adds up over operators, in the budget's own unit."""
-    measures: dict[str, Callable[[list[Operator]], float | None]] = {
-        "decode_ms": lambda ops: costs.decode_ms(ops, profile, work.precision, work.context),
-        "prefill_ms": lambda ops: costs.prefill_ms(ops, profile, work.precision, work.prompt),
-        "memory_mb": lambda ops: (weight_bytes(ops, work.precision) + kv_bytes(ops, work.context)) / BYTES_PER_MB,
-        "flops_g": lambda ops: flops(ops) / 1e9,
-        "params_m": lambda ops: params(ops) / 1e6,
-        "file_mb": lambda ops: costs.file_part_mb(ops, work.precision),
-        "j_per_token": lambda ops: costs.joules(costs.decode_ms(ops, profile, work.precision, work.context), profile),
-    }
-    return measures[name]
-
-
-def fixed_measure(name: str, profile: DeviceProfile) -> float:
-    """What a budget loses whatever is chosen: the runtime's memory, the board's application."""
-    fixed = {"memory_mb": profile.performance.runtime_mb.value, "file_mb": costs.FIXED_FILE_BYTES / BYTES_PER_MB}
-    return fixed.get(name, 0.0)
-
-
-def peak_measure(name: str, block: Block, head_size: int, work: Workload) -> float:
-    """MB of activations at the worst operator of a block; nothing for any other budget."""
-    if name != "memory_mb":
-        return 0.0
-    layer = layer_operators(block.width, block.ffn_width, block.width // head_size)
-    return activation_bytes(layer, work.prompt) / BYTES_PER_MB
 
 
 def cost_tables(

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from merino_edge.design import exact
 from merino_edge.design.budget import Budgets, broken, positive, refusal
-from merino_edge.design.costs import Workload
 from merino_edge.design.credit import credit
 from merino_edge.design.entropy import Scoring
+from merino_edge.design.measures import with_demands
 from merino_edge.design.space import Program, Solution, Space, least, scaled, tabulate
+from merino_edge.design.times import Regime, Workload, telling_regimes
 from merino_edge.operators import CPU_FORMATS, FAST_ISA
 from merino_edge.profiles import DeviceProfile
 from merino_runtime.board import ARM_FEATURES, X86_FEATURES
@@ -26,10 +27,14 @@ Solve = Callable[[Program, float], Solution | None]  # a program and a score tha
 
 @dataclass(frozen=True)
 class Variant:
-    """One combination of what was left open, with the decoders to choose from and what they are to run."""
+    """One combination of what was left open, with the decoders to choose from and what they are to run.
+
+    `regime`: under which their costs add up; a search tries all.
+    """
 
     space: Space
     work: Workload
+    regime: Regime | None = None  # None: any
 
     @property
     def credit(self) -> float:
@@ -100,16 +105,36 @@ def encode_all(
     variants: Sequence[Variant], given: Mapping[str, float], profile: DeviceProfile, scoring: Scoring
 ) -> list[tuple[Variant, Program]]:
     """The variants whose smallest decoder keeps all budgets, ready to solve. Raises MerinoError where none does."""
-    programs = [tabulate(each.space, tuple(given), profile, each.work, scoring) for each in variants]
-    needs = [least(program) for program in programs]
-    fitting = [
-        (variant, scaled(program, given))
-        for variant, program, need in zip(variants, programs, needs, strict=True)
-        if not broken(given, need)
-    ]
+    needs: list[dict[str, float]] = []
+    fitting: list[tuple[Variant, Program]] = []
+    for variant in in_regimes(variants, given, profile):
+        limits, program = tabulated(variant, given, profile, scoring)
+        need = least(program)
+        if not broken(limits, need):
+            fitting.append((variant, scaled(program, limits)))
+        if "cache_mb" not in broken(limits, need):  # else the smallest decoder is in another regime
+            needs.append(need)
     if not fitting:
         raise refusal(given, needs)
     return fitting
+
+
+def in_regimes(variants: Sequence[Variant], given: Mapping[str, float], profile: DeviceProfile) -> list[Variant]:
+    """Each variant once for each regime that the budgets tell apart."""
+    return [
+        replace(variant, regime=regime)
+        for variant in variants
+        for regime in ([variant.regime] if variant.regime else telling_regimes(profile, variant.work, given))
+    ]
+
+
+def tabulated(
+    variant: Variant, given: Mapping[str, float], profile: DeviceProfile, scoring: Scoring
+) -> tuple[dict[str, float], Program]:
+    """What is demanded of the variant's decoders in its regime, and the program before those limits are known."""
+    assert variant.regime is not None
+    limits = with_demands(given, profile, variant.work, variant.regime)
+    return limits, tabulate(variant.space, tuple(limits), profile, variant.work, scoring, variant.regime)
 
 
 def settle(
@@ -126,10 +151,10 @@ def settle(
     if narrowest >= NARROW or size is None or size == variant.space.head_size:
         return found
     smaller = replace(variant, space=replace(variant.space, head_size=size))
-    program = tabulate(smaller.space, tuple(given), profile, smaller.work, scoring)
-    if broken(given, least(program)):  # more heads have more scores to hold
+    limits, program = tabulated(smaller, given, profile, scoring)
+    if broken(limits, least(program)):  # more heads have more scores to hold
         return found
-    program = scaled(program, given)
+    program = scaled(program, limits)
     solution = solve(program, floor)
     return None if solution is None else Found(smaller, program, solution)
 
@@ -146,4 +171,7 @@ def asked_budgets(
         return Budgets(**given).with_board_defaults(profile)
     rest = Budgets(**{name: value for name, value in given.items() if positive(value)}).with_board_defaults(profile)
     given = {**rest.given(), **{name: value for name, value in given.items() if not positive(value)}}
-    raise refusal(given, [least(tabulate(each.space, tuple(given), profile, each.work, scoring)) for each in variants])
+    wanted = {name: value if positive(value) else 1e-9 for name, value in given.items()}
+    tried = [tabulated(each, wanted, profile, scoring) for each in in_regimes(variants, wanted, profile)]
+    needs = [(limits, least(program)) for limits, program in tried]
+    raise refusal(given, [need for limits, need in needs if "cache_mb" not in broken(limits, need)])

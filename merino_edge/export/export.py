@@ -58,9 +58,13 @@ class Exported(NamedTuple):
 
 
 def export(
-    source: Source, out: Path, *, dialect: str = "fused", precision: str = "fp32", context: int | None = None
+    source: Source, out: Path, *, dialect: str = "fused", precision: str | None = None, context: int | None = None
 ) -> Exported:
-    """Write the bundle `out`. Raises MerinoError for what the user asked wrongly, and where parity fails."""
+    """Write the bundle `out`, in the weight format that the design planned for where none is named, else float32.
+
+    Raises MerinoError for what the user asked wrongly, and where parity fails.
+    """
+    precision = precision or (source.design.precision if source.design else "fp32")
     context = check_request(source, dialect, precision, context)
     graph = build_graph(source, dialect, context, precision)
     golden = clear_golden(with_quantized(source.model, graph.quantized), source.arch.vocab, context)
@@ -164,10 +168,16 @@ def describe(
             "min_version": MIN_VERSIONS.get((dialect, precision), "1.10"),
             "refused_versions": REFUSED_VERSIONS,
         },
-        "threads": {"prefill": None, "decode": None},
+        "threads": planned_threads(source, precision),
         "golden": {"prompt_ids": golden.prompt_ids, "greedy_ids": golden.greedy_ids},
         "files": describe_files(folder),
     }
+
+
+def planned_threads(source: Source, precision: str) -> dict[str, int | None]:
+    """The design's thread counts, which hold for its own weight format; without a design the runtime chooses."""
+    plan = source.design.threads if source.design and source.design.precision == precision else None
+    return {"prefill": plan.prefill if plan else None, "decode": plan.decode if plan else None}
 
 
 def fitting_boards(source: Source, work: Workload) -> list[str]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, OPTConfig, OPTForCausalLM, PreTrainedModel, set_seed
 
 from merino_edge.architecture import Architecture
-from merino_edge.design.designer import load_design
+from merino_edge.design.designer import Design, load_design
 from merino_edge.export.recover import recover_weights
 from merino_edge.model import MerinoConfig, MerinoForCausalLM
 from merino_edge.opt import OPT_125M, OPT_350M, OptArchitecture
@@ -21,6 +21,7 @@ from merino_edge.validation import fault_list
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
+DESIGN = "design.json"  # in a checkpoint's folder, where it was trained from one
 OPT_NAMES = {"opt-350m": OPT_350M, "opt-125m": OPT_125M}
 SEED = 0  # of random weights
 
@@ -34,6 +35,7 @@ class Source(NamedTuple):
     weights_source: str
     eos_id: int | None
     tokenizer: Path | None
+    design: Design | None = None  # what planned for a weight format and thread counts
 
 
 def load_source(what: str, weights: Path | None = None) -> Source:
@@ -52,7 +54,9 @@ def load_source(what: str, weights: Path | None = None) -> Source:
     if path.is_dir():
         return load_checkpoint(path)
     if path.is_file():
-        return random_merino(read_architecture(path), path.stem)
+        found = read_plan(path)
+        design = found if isinstance(found, Design) else None
+        return random_merino(read_architecture(path), path.stem)._replace(design=design)
     raise MerinoError(
         f"{what!r} is nothing to export: give a checkpoint folder, a design.json, an architecture's JSON,"
         f" a bundle in fp32, or {', '.join(OPT_NAMES)}"
@@ -61,12 +65,18 @@ def load_source(what: str, weights: Path | None = None) -> Source:
 
 def read_architecture(path: Path) -> Architecture:
     """From a design.json, or from a file that holds an architecture object alone."""
+    found = read_plan(path)
+    return found.architecture if isinstance(found, Design) else found
+
+
+def read_plan(path: Path) -> Design | Architecture:
+    """Whichever of the two the file holds."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, OSError) as error:
         raise MerinoError(f"{path} is not JSON: {error}. Give a design.json or an architecture's JSON") from error
     if isinstance(content, dict) and "architecture" in content:
-        return load_design(path).architecture
+        return load_design(path)
     try:
         return Architecture.model_validate(content)
     except ValidationError as error:
@@ -83,8 +93,15 @@ def load_checkpoint(folder: Path) -> Source:
     model = from_pretrained(MerinoForCausalLM, folder)
     return Source(
         folder.name, "merino", config.architecture, model, "trained", f"checkpoint {folder.name}",
-        first_id(config.eos_token_id), existing(folder / "tokenizer.json"),
+        first_id(config.eos_token_id), existing(folder / "tokenizer.json"), kept_design(folder, config.architecture),
     )
+
+
+def kept_design(folder: Path, arch: Architecture) -> Design | None:
+    """The design that a checkpoint was trained from, if it is still of this geometry."""
+    path = folder / DESIGN
+    found = load_design(path) if path.is_file() else None
+    return found if found and found.architecture == arch else None
 
 
 def random_merino(arch: Architecture, name: str) -> Source:

@@ -79,7 +79,7 @@ def import_onnxruntime(bundle: Bundle) -> Any:
     return onnxruntime
 
 
-def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
+def session_options(onnxruntime: Any, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -88,6 +88,11 @@ def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
     options.enable_mem_pattern = False  # a plan for one sequence length is waste at the next
     total_mb = board.this_board().memory_total_mb
     options.enable_cpu_mem_arena = total_mb is None or total_mb >= SMALL_BOARD_MB  # an arena never shrinks
+    return options
+
+
+def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
+    options = session_options(onnxruntime, threads)
     path = os.path.join(bundle.folder, "model.onnx")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,134 @@
+"""What a probe times on this machine: graphs within the last-level cache and beyond it, by format and thread count.
+
+Sizes follow the machine: what "beyond the cache" takes, and what its memory can hold. In order of worth, since a slow
+board may not get to the end of the list.
+"""
+from typing import Iterator, List, NamedTuple, Sequence, Tuple
+
+from merino_bench import kernels
+from merino_bench.decoder_graph import decoder
+from merino_bench.kernels import Kernel
+
+MB = 2 ** 20
+WITHIN, BEYOND = 0.25, 3.0  # of the last-level cache: surely inside it, surely outside
+SWEEP = (0.4, 0.6, 0.8, 1.0, 1.4, 2.0)  # of the cache, in between: where reads begin to miss, and where all do
+DECODER_SWEEP = (0.3, 0.6, 1.0, 1.6)  # the same, with what else a decoder reads beside its weights
+USUAL_CACHE_BYTES = MB  # where the machine does not say
+LEAST_BEYOND_BYTES, MOST_BEYOND_BYTES = 16 * MB, 128 * MB
+SHARE_OF_FREE = 6  # a session holds its weights about twice while it opens
+ALONGSIDE = 12  # matrices of a graph whose prefill is timed
+PREFILL_TOKENS = (16, 64, 256)
+DECODE: Tuple[Tuple[int, int], ...] = ((0, 1),)  # (cached, new) tokens
+PREFILL = DECODE + tuple((0, tokens) for tokens in PREFILL_TOKENS)
+HEAD_COLUMNS, USUAL_VOCAB = 512, 50257
+ATTENTION_CONTEXT = 2048
+ATTENTION = ((0, 1), (256, 1), (1024, 1), (2047, 1), (0, 16), (0, 64), (0, 256), (256, 256))
+LONG_DECODE = ((0, 1), (512, 1))
+DECODER = ((0, 1), (512, 1), (0, 16), (0, 64), (0, 256))
+# (width, FFN width, layers, heads) of whole decoders: small ones, which large caches hold, and one beyond the caches
+DECODERS = ((192, 576, 3, 6), (256, 1024, 4, 8), (640, 960, 2, 10))
+LARGE_WIDTH, LARGE_HEADS, LARGE_DECODER = 768, 12, ((0, 1), (512, 1), (0, 64))
+DECODER_VOCAB, DECODER_CONTEXT = 4096, 1024
+NARROW_ATTENTION = ((0, 1), (1024, 1), (0, 64), (0, 256))
+
+
+class Task(NamedTuple):
+    """One graph on so many threads, run for each (cached, new) number of tokens."""
+    kind: str  # linear, head, attention, norm, activation, call, choose or decoder (columns: width, rows: FFN width)
+    format: str
+    rows: int
+    columns: int
+    heads: int
+    count: int  # type: ignore[assignment] # operators in the graph
+    threads: int
+    runs: Tuple[Tuple[int, int], ...]
+
+
+class Machine(NamedTuple):
+    cache_bytes: int  # last level, 0: not known
+    free_bytes: int  # 0: not known
+    threads: Tuple[int, ...]
+    formats: Tuple[str, ...]
+    fused: bool  # which dialect
+
+
+def tasks(machine: Machine) -> List[Task]:
+    """Round by round over the thread counts, so that each has its most telling figures first."""
+    lists = [list(tasks_of(machine, threads)) for threads in machine.threads]
+    return [one[place] for place in range(max(map(len, lists))) for one in lists if place < len(one)]
+
+
+def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
+    beyond, within = beyond_bytes(machine), WITHIN * (machine.cache_bytes or USUAL_CACHE_BYTES)
+
+    def linear(form: str, rows: int, columns: int, size: float, runs: Sequence[Tuple[int, int]]) -> Task:
+        each = kernels.matrix_bytes(form, rows, columns, machine.fused)
+        most = ALONGSIDE if len(runs) > 1 else 10 ** 6
+        return Task("linear", form, rows, columns, 0, max(1, min(most, int(size / each))), threads, tuple(runs))
+
+    yield Task("call", "fp32", 0, 64, 0, 1, threads, DECODE)
+    yield Task("choose", "fp32", USUAL_VOCAB, 0, 0, 1, threads, DECODE)
+    yield Task("norm", "fp32", 0, 512, 0, 16, threads, PREFILL)
+    yield Task("activation", "fp32", 0, 1024, 0, 16, threads, PREFILL)
+    for form in machine.formats:
+        yield linear(form, 640, 640, within, PREFILL)
+        yield linear(form, 640, 640, beyond, DECODE)
+        yield linear(form, 256, 256, within, PREFILL)
+    yield Task("attention", "fp32", 0, 512, 8, 2, threads, ATTENTION)
+    for width, ffn, layers, heads in DECODERS:
+        for form in machine.formats if machine.fused else ():
+            yield Task("decoder", form, ffn, width, heads, layers, threads, DECODER)
+    for form in machine.formats if machine.fused else ():
+        layers = max(1, beyond // layer_bytes(form, LARGE_WIDTH, 2 * LARGE_WIDTH))
+        yield Task("decoder", form, 2 * LARGE_WIDTH, LARGE_WIDTH, LARGE_HEADS, layers, threads, LARGE_DECODER)
+    for form in machine.formats:
+        if form != "int4":  # whose head has 8 bits
+            rows = int(beyond / kernels.matrix_bytes(form, 1, HEAD_COLUMNS, machine.fused))
+            yield Task("head", form, rows, HEAD_COLUMNS, 0, 1, threads, DECODE)
+        yield linear(form, 1920, 640, within, PREFILL)
+        yield linear(form, 640, 1920, within, PREFILL)
+        yield linear(form, 576, 576, within, PREFILL)  # blocks of 64
+    yield Task("attention", "fp32", 0, 256, 8, 2, threads, NARROW_ATTENTION)  # heads of 32
+    side = sweep_side(machine)
+    for share in SWEEP:
+        size = share * (machine.cache_bytes or USUAL_CACHE_BYTES)
+        if size < beyond:
+            yield linear("fp32", side, side, size, DECODE)
+    for share in DECODER_SWEEP if machine.fused else ():
+        width, ffn, _, heads = DECODERS[-1]
+        count = int(share * (machine.cache_bytes or USUAL_CACHE_BYTES) / layer_bytes(machine.formats[-1], width, ffn))
+        if count:
+            yield Task("decoder", machine.formats[-1], ffn, width, heads, count, threads, LONG_DECODE)
+    for form in machine.formats:
+        yield linear(form, 256, 256, beyond / 4, DECODE)
+
+
+def layer_bytes(form: str, width: int, ffn: int) -> int:
+    """Of a decoder's layer, in `fused`."""
+    square, wide = (kernels.matrix_bytes(form, rows, width, True) for rows in (width, ffn))
+    return 4 * square + 2 * wide
+
+
+def beyond_bytes(machine: Machine) -> int:
+    """Weights that no cache holds, as far as memory allows."""
+    wanted = max(LEAST_BEYOND_BYTES, BEYOND * (machine.cache_bytes or USUAL_CACHE_BYTES))
+    allowed = min(MOST_BEYOND_BYTES, machine.free_bytes // SHARE_OF_FREE or MOST_BEYOND_BYTES)
+    return int(min(wanted, allowed))
+
+
+def sweep_side(machine: Machine) -> int:
+    """A square matrix of which some twenty fill the cache."""
+    sides = [side for side in (640, 512, 256, 128) if 80 * side * side <= (machine.cache_bytes or USUAL_CACHE_BYTES)]
+    return sides[0] if sides else 64
+
+
+def kernel_of(task: Task, fused: bool) -> Kernel:
+    if task.kind == "decoder":
+        return decoder(task.format, task.columns, task.rows, task.count, task.heads, DECODER_VOCAB, DECODER_CONTEXT)
+    if task.kind == "linear":
+        return kernels.linears(task.format, task.rows, task.columns, task.count, fused)
+    if task.kind == "head":
+        return kernels.head(task.format, task.rows, task.columns, fused)
+    if task.kind == "attention":
+        return kernels.attentions(task.columns, task.heads, ATTENTION_CONTEXT, task.count, fused)
+    return kernels.vectors(task.kind, task.columns, task.count, fused)

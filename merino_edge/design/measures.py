@@ -1,0 +1,67 @@
+"""What a search sums up: for each budget, and for what a regime demands, a function that adds up over operators."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from merino_edge.architecture import Block, layer_operators
+from merino_edge.design import costs
+from merino_edge.design.times import Regime, Workload, ceiling_mb, decode_ms, prefill_ms, read_mb
+from merino_edge.operators import Operator, flops, params
+from merino_edge.profiles import DeviceProfile
+from merino_runtime.board import MB as BYTES_PER_MB
+
+TIMED = {"decode_ms", "prefill_ms", "j_per_token"}  # the budgets that a regime bears on
+
+
+def with_demands(
+    given: Mapping[str, float], profile: DeviceProfile, work: Workload, regime: Regime
+) -> dict[str, float]:
+    """The budgets, and where one is on time what keeps a decoder in the regime.
+
+    Where the caches hold a part, a step takes the larger of two sums (`times.Run`), so both have the budget.
+    """
+    limits = dict(given)
+    if not TIMED & set(given):
+        return limits
+    ceiling = ceiling_mb(profile, work, regime)
+    if ceiling is not None:
+        limits["cache_mb"] = ceiling
+    if regime.cache == "partly" and "decode_ms" in given:
+        limits["cached_decode_ms"] = given["decode_ms"]
+    if regime.cache == "partly" and "j_per_token" in given:
+        limits["cached_j_per_token"] = given["j_per_token"]
+    return limits
+
+
+def additive_measure(
+    name: str, profile: DeviceProfile, work: Workload, regime: Regime
+) -> Callable[[list[Operator]], float | None]:
+    """The function of a budget, or of a regime's demand, that adds up over operators, in its own unit."""
+    within = replace(regime, cache="within")
+    measures: dict[str, Callable[[list[Operator]], float | None]] = {
+        "decode_ms": lambda ops: decode_ms(ops, profile, work, regime),
+        "cached_decode_ms": lambda ops: decode_ms(ops, profile, work, within),
+        "prefill_ms": lambda ops: prefill_ms(ops, profile, work, regime),
+        "memory_mb": lambda ops: costs.resident_mb(ops, profile, work, regime),
+        "cache_mb": lambda ops: read_mb(ops, profile, work, regime),
+        "flops_g": lambda ops: flops(ops) / 1e9,
+        "params_m": lambda ops: params(ops) / 1e6,
+        "file_mb": lambda ops: costs.file_part_mb(ops, work.precision),
+        "j_per_token": lambda ops: costs.joules(decode_ms(ops, profile, work, regime), profile),
+        "cached_j_per_token": lambda ops: costs.joules(decode_ms(ops, profile, work, within), profile),
+    }
+    return measures[name]
+
+
+def fixed_measure(name: str, profile: DeviceProfile) -> float:
+    """What a budget loses whatever is chosen: the runtime's memory, the board's application."""
+    fixed = {"memory_mb": profile.performance.runtime_mb.value, "file_mb": costs.FIXED_FILE_BYTES / BYTES_PER_MB}
+    return fixed.get(name, 0.0)
+
+
+def peak_measure(name: str, block: Block, head_size: int, profile: DeviceProfile, work: Workload) -> float:
+    """MB of activations at the worst operator of a block; nothing for any other budget."""
+    if name != "memory_mb":
+        return 0.0
+    layer = layer_operators(block.width, block.ffn_width, block.width // head_size)
+    return costs.activation_mb(list(layer), profile, work)

@@ -1,0 +1,89 @@
+"""The board's probe: what it plans for a machine, and that it runs here to the end. Runs on Python 3.6, too."""
+import json
+import os
+
+import pytest
+
+from merino_bench import board_probe, kernels, plan
+from merino_bench.onnx_writer import model
+from merino_bench.plan import MB, Machine
+from merino_runtime.errors import MerinoError
+
+ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True)
+NANO = Machine(2 * MB, 3300 * MB, (1, 2, 4), ("fp32", "int8"), False)
+UNKNOWN = Machine(0, 0, (1,), ("fp32",), True)
+SERVER = Machine(256 * MB, 100000 * MB, (1, 2, 4, 64), ("fp32", "int8", "int4"), True)
+MACHINES = [ZERO_2W, NANO, UNKNOWN, SERVER]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_plan_fits_the_machine(machine):
+    tasks = plan.tasks(machine)
+    assert len(set(tasks)) == len(tasks)
+    assert {task.threads for task in tasks} == set(machine.threads)
+    for threads in machine.threads:
+        mine = [task for task in tasks if task.threads == threads]
+        assert {task.kind for task in mine} == {
+            "linear", "head", "attention", "norm", "activation", "call", "choose", *["decoder"] * machine.fused}
+        for form in machine.formats:
+            rows = [task for task in mine if (task.kind, task.format) == ("linear", form)]
+            assert any(task.runs == plan.PREFILL for task in rows) and any(task.runs == plan.DECODE for task in rows)
+    for task in tasks:
+        if task.kind in ("linear", "head"):
+            size = task.count * kernels.matrix_bytes(task.format, task.rows, task.columns, machine.fused)
+            assert size <= plan.MOST_BEYOND_BYTES + 8 * MB
+            assert not machine.free_bytes or size <= machine.free_bytes // 5
+
+
+def test_the_first_figures_of_each_thread_count_come_before_the_last_of_any():
+    tasks = plan.tasks(SERVER)
+    assert [task.threads for task in tasks[:4]] == [1, 2, 4, 64]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_each_graph_reads_as_much_as_the_plan_says(fused):
+    for form in ("fp32", "int8"):
+        kernel = kernels.linears(form, 96, 64, 3, fused)
+        assert kernel.weight_bytes == 3 * (kernels.matrix_bytes(form, 96, 64, fused) + padding(form))
+        assert len(kernel.outputs) == 3 and kernel.inputs[0].shape == (1, "T", 64)
+
+
+def padding(form):
+    """Up to the next page, of codes and of scales."""
+    codes = 96 * 64 * kernels.BITS[form] // 8
+    sizes = [codes] if form == "fp32" else [codes, 4 * 96]
+    return sum(-size % kernels.PAGE for size in sizes)
+
+
+def test_a_model_of_nothing_is_a_few_bytes():
+    assert len(model([], [], [], [], 13, 8)) < 60
+
+
+def test_a_short_probe_of_this_machine(tmp_path):
+    told = []
+    path = tmp_path / "probe.json"
+    found = board_probe.run_probe(str(path), seconds=8, tell=told.append)
+    assert json.loads(path.read_text()) == found
+    assert os.listdir(str(tmp_path)) == ["probe.json"]
+    assert found["schema"] == 1 and told
+    assert found["cores"] >= 1 and found["machine"]["versions"]["onnxruntime"]
+    kinds = {row["kind"] for row in found["measurements"]}
+    assert {"read", "call"} <= kinds
+    for row in found["measurements"]:
+        assert row["ms"] >= row["least_ms"] > 0 and row["repeats"] >= 1, row
+    graphs = len(plan.tasks(board_probe.this_machine((1, 99, 0))))
+    assert len(found["left_out"]) < graphs
+    nothing = [row for row in found["resident"] if row["kind"] == "call"]
+    assert nothing and 10 < nothing[0]["imports_mb"] <= nothing[0]["open_mb"] <= nothing[0]["peak_mb"] + 1
+
+
+def test_a_folder_that_is_not_there_is_refused():
+    with pytest.raises(MerinoError, match="absent"):
+        board_probe.run_probe(os.path.join("absent", "probe.json"))
+
+
+def test_formats_follow_the_version_of_onnxruntime():
+    assert board_probe.this_machine((1, 10, 0)).formats == ("fp32", "int8")
+    assert not board_probe.this_machine((1, 10, 0)).fused
+    assert board_probe.this_machine((1, 19, 2)).formats == ("fp32",)
+    assert board_probe.this_machine((1, 23, 2)).formats == ("fp32", "int8", "int4")
