@@ -33,9 +33,10 @@ def tests(model: str, few: bool) -> list[tuple[Entrant, Case]]:
 def points(runs: Runs, entrant: Entrant, phase: str) -> tuple[np.ndarray, np.ndarray]:
     """(tokens [n], ms [n]): of decode the cache's length at the mean step, of prefill the prompt's."""
     found: dict[float, list[float]] = {}
-    for run in runs.find(section=SECTION, entrant=entrant.name):
+    tests = sorted({run["test"] for run in runs.find(section=SECTION, entrant=entrant.name)})
+    for run in [run for test in tests for run in runs.good(section=SECTION, entrant=entrant.name, test=test)]:
         name, _, depth = run["test"].partition(" @ d")
-        if "error" in run or name.startswith("tg") != (phase == "decode"):
+        if name.startswith("tg") != (phase == "decode"):
             continue
         if phase == "decode":
             start = int(depth) if depth else decode_case(STEPS).prompt
@@ -55,7 +56,7 @@ def fit(lengths: np.ndarray, ms: np.ndarray, degree: int) -> np.ndarray:
 def predicted(runs: Runs, entrant: Entrant) -> dict[str, float] | None:
     """decode: weights over bandwidth, and per cached token its keys and values over bandwidth. prefill (float32
     arithmetic): per token 2 operations per weight of the layers, and per pair of tokens 4 per channel."""
-    probes = [run for run in runs.find(section=SECTION, entrant=PROBE) if "error" not in run]
+    probes = runs.good(section=SECTION, entrant=PROBE)
     facts = runs.facts(entrant)
     if not probes or not facts:
         return None

@@ -17,6 +17,7 @@ from merino_bench.workload import Case
 from merino_runtime.errors import MerinoError
 
 SCHEMA = 1
+TRIES = 3  # of a round that others disturbed
 
 
 class Runs:
@@ -33,6 +34,12 @@ class Runs:
 
     def find(self, **keys: Any) -> list[dict[str, Any]]:
         return [run for run in self.content["runs"] if all(run[key] == value for key, value in keys.items())]
+
+    def good(self, **keys: Any) -> list[dict[str, Any]]:
+        """Runs without an error, one per round: the undisturbed ones, or all where each was disturbed."""
+        rounds = {run["round"]: run for run in self.find(**keys) if "error" not in run}
+        quiet = {run["round"]: run for run in rounds.values() if not run.get("flags")}
+        return list((quiet or rounds).values())
 
     def add(self, run: dict[str, Any]) -> None:
         self.content["runs"].append(run)
@@ -53,19 +60,23 @@ class Runs:
 def take_turns(
     runs: Runs, section: str, tests: list[tuple[Entrant, Case]], rounds: int, repetitions: int, cache: Path
 ) -> None:
-    """Round by round each test in turn. One that fails is a run with `error` and is not tried again; delete its line
-    to try it anew."""
+    """Round by round each test in turn. A run that others disturbed is kept and repeated at once, a few times. One that
+    fails is a run with `error` and is not tried again; delete its line to try it anew."""
     for number in range(rounds):
         for entrant, case in tests:
             keys = {"section": section, "entrant": entrant.name, "test": case.name}
-            done = runs.find(**keys)
-            if any("error" in run for run in done) or any(run["round"] == number for run in done):
-                continue
-            print(f"{section} {number + 1}/{rounds}: {entrant.name} {case.name}", file=sys.stderr, flush=True)
-            began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            try:
-                runs.content["entrants"][entrant.name] = make(entrant, cache)
-                found = measure(entrant, cache, case, repetitions)
-            except MerinoError as error:
-                found = {"error": str(error)}
-            runs.add({**keys, "round": number, "date": began, **found})
+            while not finished(runs.find(**keys), number):
+                print(f"{section} {number + 1}/{rounds}: {entrant.name} {case.name}", file=sys.stderr, flush=True)
+                began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                try:
+                    runs.content["entrants"][entrant.name] = make(entrant, cache)
+                    found = measure(entrant, cache, case, repetitions)
+                except MerinoError as error:
+                    found = {"error": str(error)}
+                runs.add({**keys, "round": number, "date": began, **found})
+
+
+def finished(done: list[dict[str, Any]], number: int) -> bool:
+    here = [run for run in done if run["round"] == number]
+    failed = any("error" in run for run in done)
+    return failed or len(here) >= TRIES or any(not run.get("flags") for run in here)

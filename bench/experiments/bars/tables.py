@@ -18,7 +18,7 @@ READ = "weights read per token, 10^6 bytes"
 
 def values_ms(runs: Runs, section: str, entrant: Entrant, phase: str) -> dict[int, float]:
     """By round: ms of a prefill, or of a decode step; the median over the process's repetitions."""
-    found = [run for run in runs.find(section=section, entrant=entrant.name) if "error" not in run]
+    found = runs.good(section=section, entrant=entrant.name)
     if phase == "prefill":
         return {run["round"]: median(run["prefill_ms"]) for run in found}
     return {run["round"]: median(mean(steps) for steps in run["step_ms"]) for run in found}
@@ -50,15 +50,14 @@ def times_table(runs: Runs, section: str, entrants: Sequence[Entrant]) -> str:
     for entrant in dict.fromkeys(entrants):
         found = runs.find(section=section, entrant=entrant.name)
         failed = [run["error"] for run in found if "error" in run]
-        facts, good = runs.facts(entrant), [run for run in found if "error" not in run]
+        facts, good = runs.facts(entrant), runs.good(section=section, entrant=entrant.name)
         if entrant.engine == PROBE or not found:
             continue
         if failed or not good:
             rows.append([entrant.name, *["-"] * 6, f"failed: {' '.join(failed)}"])
             continue
         decode, prefill = (median(values_ms(runs, section, entrant, one).values()) for one in ("decode", "prefill"))
-        flags = [f"{flag} in {sum(flag in run['flags'] for run in good)} of {len(good)}"
-                 for flag in sorted({flag for run in good for flag in run["flags"]})]  # fmt: skip
+        flags = [f"{flag} in all rounds" for flag in sorted({flag for run in good for flag in run["flags"]})]
         rows.append([
             entrant.name, good[0]["engine"], str(good[0]["threads"]), f"{facts['decode_weight_bytes'] / 1e6:.1f}",
             f"{decode:.2f}", f"{prefill:.1f}", f"{median(run['peak_rss_mb'] for run in good):.0f}",
@@ -104,7 +103,7 @@ def vocabulary_table(runs: Runs, section: str, entrants: Sequence[Entrant]) -> s
 
 def ceiling_table(runs: Runs, section: str, entrants: Sequence[Entrant], cached: float) -> str:
     """cached: entries of the cache at the mean step."""
-    probes = [run["read_gb_s"] for run in runs.find(section=section, entrant=PROBE) if "error" not in run]
+    probes = [run["read_gb_s"] for run in runs.good(section=section, entrant=PROBE)]
     rows = []
     for entrant in entrants:
         if entrant.engine == PROBE:
