@@ -12,6 +12,7 @@ from merino_bench.peers.rows import Peers, folder_name, make_apart, measure_peer
 from merino_bench.record import FAILED, RECORD_KEYS
 from merino_bench.workload import Workload, decode_case, prefill_case
 from merino_edge.architecture import Architecture
+from merino_edge.cli import main
 from merino_edge.export.export import export
 from merino_edge.export.source import random_merino, random_opt
 from merino_edge.operators import decode_weight_bytes as bytes_by_operators
@@ -150,6 +151,25 @@ def test_opt_as_gpt2_says_what_it_reads_more():
     assert f"{more:,} more weights" in notes[1]
     with pytest.raises(ValueError, match="layers of one width"):
         as_gpt2(geometry_of("merino", GROWING.model_dump()))
+
+
+def test_the_command_shows_peers_beside_ours(bundles, capsys):
+    """One JSON list, told apart by engine and precision; without -r more than one process of ours each."""
+    skip_if_missing(next(peer for peer in PEERS if peer.engine == "llama.cpp"))
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", bundles["uniform"].folder, "-p", "8", "-n", "4", "-r", "2", "-t", "1", "-o", "json",
+              "--peers", "llama.cpp"])  # fmt: skip
+    rows = json.loads(capsys.readouterr().out)
+    expected = [("fp32", "fused")] + [(one, None) for one in ("F32", "Q8_0", "Q4_0, table Q8_0", "Q4_0")]
+    assert ended.value.code == 0
+    for test in ("pp8", "tg4"):
+        found = [row for row in rows if row["test"] == test]
+        assert [(row["precision"], row["dialect"]) for row in found] == expected
+        assert len({row["bundle"] for row in found}) == 1 and {row["threads"] for row in found} == {1}
+        assert ["llama.cpp" in row["engine"] for row in found] == [False, True, True, True, True]
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", bundles["uniform"].folder, "--peers", "vllm"])
+    assert ended.value.code == 1 and "known are transformers" in capsys.readouterr().err
 
 
 def test_names_of_engines_are_checked():
