@@ -76,6 +76,9 @@ def bars_table(runs: Runs, section: str, bars: Sequence[Bar]) -> str:
         interval = f"{edges[0]:.2f} to {edges[1]:.2f}" if edges else "-"
         least = "-" if bar.least is None else f"{bar.least:g}x"
         met = "-" if bar.least is None or ratio is None else "yes" if ratio >= bar.least else "NO"
+        pair = (run for one in (bar.fast, bar.slow) for run in runs.good(section=section, entrant=one.name))
+        if any(run["flags"] for run in pair):
+            met = "disturbed"
         rows.append([bar.phase, bar.fast.name, bar.slow.name, bar.kind, shown, interval, least, met])
     return table(["phase", "faster", "slower", "kind", "ratio", "95 %", "bar", "met"], rows)
 
