@@ -14,7 +14,7 @@ from merino_bench.apart import block_sizes, joined, run_apart
 from merino_bench.peers.engines import Peer, missing, peers_of
 from merino_bench.peers.geometry import as_gpt2, decode_weight_bytes, geometry_of, stored_params
 from merino_bench.workload import Case, Workload
-from merino_runtime.backends.onnx import default_threads
+from merino_runtime.backends.onnx_session import thread_counts
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 
@@ -121,7 +121,8 @@ def measure_peer_apart(
     """`measure`'s figures of one peer, from a fresh process. Raises MerinoError with the reason where none come."""
     if case.untimed and not case.steps:
         raise MerinoError("other engines' prefills are measured into an empty cache only: leave -d out")
-    threads = case.threads or default_threads(bundle)
+    counts = thread_counts(bundle, case.threads)  # those of our own row
+    threads = counts.decode if case.steps else counts.prefill
     request = {
         "engine": peer.engine, "runner": peer.runner, "path": path, "precision": peer.precision, "threads": threads,
         "prompt": case.decode_start, "steps": case.steps, "repetitions": repetitions, "seed": seed,
