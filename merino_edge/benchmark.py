@@ -8,11 +8,12 @@ from merino_bench.bench import bench_command
 from merino_bench.workload import Workload
 from merino_edge.bench_progress import bench_progress
 from merino_edge.embedded import bundle_path
+from merino_edge.peers import peer_rows
 
 
 def run_benchmark(
     bundles: Sequence[str], workload: Workload, baseline: str | None, baseline_precision: str | None, output: str,
-    save: Path | None, timeout_s: float,
+    save: Path | None, timeout_s: float, peers: str | None = None,
 ) -> int:  # fmt: skip
     """-> the exit code, 1 where a row failed. Raises MerinoError, and KeyboardInterrupt after what is complete was
     written."""
@@ -22,9 +23,9 @@ def run_benchmark(
         from merino_edge.baseline import baseline_bundles  # loads torch
 
         bases = baseline_bundles(bundle_path(baseline), folders, baseline_precision, say)
-    with bench_progress() as progress:
+    with bench_progress() as progress, peer_rows(peers, [*folders, *bases]) as more_rows:
         return bench_command(
-            folders, workload, bases, output, None if save is None else str(save), timeout_s, progress
+            folders, workload, bases, output, None if save is None else str(save), timeout_s, progress, more_rows
         )
 
 

@@ -207,6 +207,9 @@ def bench(
     repetitions: Annotated[int, typer.Option("-r", help="repetitions, in up to 5 processes that take turns")] = 5,
     threads: Annotated[str | None, typer.Option("-t", "--threads", help="default: the bundle's choice")] = None,
     timeout: Annotated[float, typer.Option(help="seconds for all repetitions of a row")] = 3600.0,
+    peers: Annotated[
+        str | None, typer.Option(help="other engines beside: transformers,torch.compile,ctranslate2,llama.cpp or all")
+    ] = None,
     output: Annotated[Output, typer.Option("-o", help="form of the output")] = Output.md,
     save: Annotated[Path | None, typer.Option(help="the records as JSON too; FILE.jsonl is appended to")] = None,
 ) -> None:
@@ -218,7 +221,7 @@ def bench(
         None if prompts is None else parse_lengths(prompts), None if steps is None else parse_lengths(steps),
         repetitions, () if threads is None else parse_threads(threads), parse_depths(depths),
     )  # fmt: skip
-    raise typer.Exit(run_benchmark(bundles, workload, baseline, baseline_precision, output.value, save, timeout))
+    raise typer.Exit(run_benchmark(bundles, workload, baseline, baseline_precision, output.value, save, timeout, peers))
 
 
 app.command()(cli_records.compare)

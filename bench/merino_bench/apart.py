@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from statistics import median
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import merino_bench
 import merino_runtime
@@ -32,10 +32,16 @@ def block_sizes(repetitions: int) -> List[int]:
 def measure_apart(path: str, case: Case, repetitions: int, seed: int, verify: bool,
                   timeout_s: float) -> Dict[str, Any]:
     """`measure` in a fresh process; MerinoError with the reason where it gives no result."""
-    request = request_of(path, case, repetitions, seed, verify)
-    process = subprocess.Popen([sys.executable, "-m", "merino_bench.measure", request],
+    return run_apart("merino_bench.measure", request_of(path, case, repetitions, seed, verify), timeout_s)
+
+
+def run_apart(module: str, request: str, timeout_s: float, variables: Optional[Dict[str, str]] = None
+              ) -> Dict[str, Any]:
+    """A module in a fresh process: a JSON object as its argument, another one as the last line of what it prints.
+    variables: of the environment, on top of this process's. MerinoError with the reason where none comes."""
+    process = subprocess.Popen([sys.executable, "-m", module, request],
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env=child_environment())
+                               env=dict(child_environment(), **(variables or {})))
     try:
         out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:

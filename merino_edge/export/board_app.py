@@ -12,6 +12,7 @@ from merino_edge.files import write_text
 from merino_runtime.bundle import load_bundle
 
 APP_FILE = "merino.pyz"
+WORKSTATION_ONLY = "peers"  # other engines, which no board runs
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold
 MAIN = "import sys\nfrom merino_bench.__main__ import main\nsys.exit(main())\n"
 
@@ -26,6 +27,8 @@ def write_board_app(path: Path) -> None:
                 assert package.__file__
                 root = Path(package.__file__).parent
                 for source in sorted(root.rglob("*.py")):
+                    if WORKSTATION_ONLY in source.relative_to(root).parts:
+                        continue
                     archive.writestr(entry(f"{root.name}/{source.relative_to(root).as_posix()}"), source.read_bytes())
     path.chmod(0o755)
 

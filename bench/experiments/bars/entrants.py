@@ -1,0 +1,140 @@
+"""What takes part in a comparison: one of our bundles, another engine's model, or a probe of the machine.
+
+Each is made once in a cache folder and then measured in a fresh process per round. All weights are random.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from merino_bench.apart import measure_apart, run_apart
+from merino_bench.peers.engines import PEERS, missing
+from merino_bench.peers.geometry import geometry_of
+from merino_bench.peers.rows import Peers, as_read_by, make_apart, measure_peer_apart
+from merino_bench.workload import Case
+from merino_runtime.bundle import Bundle, load_bundle
+from merino_runtime.errors import MerinoError
+
+SEED, TIMEOUT_S = 0, 1200.0
+MODEL_SOURCE = "merino_edge.model.random:random_decoder"
+OURS, PROBE = "ours", "probe"
+
+
+class Entrant(NamedTuple):
+    """block: forced on all matrices in place of the exporter's choice. equal_bytes: a geometry that llama.cpp knows,
+    with a vocabulary so large that as many weights are read as of the true one."""
+
+    engine: str
+    model: str = ""
+    precision: str = ""
+    table: str = ""
+    block: int | None = None
+    equal_bytes: bool = False
+    context: int = 512
+
+    @property
+    def name(self) -> str:
+        form = self.precision if self.table in ("", self.precision) else f"{self.precision}, table {self.table}"
+        more = [f"block {self.block}"] if self.block else []
+        more += ["equal bytes"] if self.equal_bytes else []
+        return " ".join(filter(None, [self.engine, self.model, form, *(f"({one})" for one in more)]))
+
+
+def ours(model: str, precision: str, **more: Any) -> Entrant:
+    return Entrant(OURS, model, precision, **more)
+
+
+def llama(model: str, precision: str, table: str = "", **more: Any) -> Entrant:
+    return Entrant("llama.cpp", model, precision, table or precision, **more)
+
+
+def bundle_folder(entrant: Entrant, cache: Path) -> Path:
+    block = f"-block{entrant.block}" if entrant.block else ""
+    precision = entrant.precision if entrant.engine == OURS else "fp32"  # a peer's: for its description only
+    return cache / f"{entrant.model}-{precision}{block}-{entrant.context}"
+
+
+def make(entrant: Entrant, cache: Path) -> dict[str, Any]:
+    """-> facts of what was made or found: sizes and notes. Raises MerinoError where it cannot be made."""
+    if entrant.engine == PROBE:
+        return {}
+    folder = bundle_folder(entrant, cache)
+    if not (folder / "bundle.json").exists():
+        export_apart(entrant, folder, cache)
+    bundle = load_bundle(str(folder), verify=False)
+    if entrant.engine == OURS:
+        kv_slot_bytes = bundle.kv_bytes / bundle.context
+        return {
+            "params": bundle.params, "decode_weight_bytes": bundle.decode_weight_bytes, "kv_slot_bytes": kv_slot_bytes,
+            "weight_bytes": bundle.weight_bytes, "kv_bytes": bundle.kv_bytes, "notes": [],
+            "layer_params": geometry_of(bundle.family, bundle.architecture).matrix_elements,
+        }  # fmt: skip
+    if not missing(peer_of(entrant)):
+        seen = peer_bundle(entrant, bundle)
+        made = make_apart(peers_in(cache), peer_of(entrant), seen)
+        read = as_read_by(peer_of(entrant), seen)
+        notes = [*made.notes, *([f"{seen.vocab} ids, to read as much as the true geometry"] * entrant.equal_bytes)]
+        return {
+            "params": read.params, "decode_weight_bytes": read.decode_weight_bytes, "weight_bytes": made.bytes,
+            "kv_slot_bytes": read.kv_bytes / bundle.context, "notes": notes,
+        }  # fmt: skip
+    raise MerinoError(str(missing(peer_of(entrant))))
+
+
+def export_apart(entrant: Entrant, folder: Path, cache: Path) -> None:
+    """In a process of its own, whose memory is gone before anything is timed."""
+    needed = entrant if entrant.engine == OURS else ours(entrant.model, "fp32", context=entrant.context)
+    request = json.dumps({"folder": str(folder), "cache": str(cache), "entrant": needed._asdict()})
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent, "--export", request], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise MerinoError(f"export of {needed.name} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+
+
+def measure(entrant: Entrant, cache: Path, case: Case, repetitions: int) -> dict[str, Any]:
+    """One fresh process: `measure`'s figures, without what a table does not need."""
+    if entrant.engine == PROBE:
+        return run_apart("machine", "{}", TIMEOUT_S, {"PYTHONPATH": python_path()})
+    folder = bundle_folder(entrant, cache)
+    if entrant.engine == OURS:
+        found = measure_apart(str(folder), case, repetitions, SEED, False, TIMEOUT_S)
+    else:
+        bundle = peer_bundle(entrant, load_bundle(str(folder), verify=False))
+        path = make_apart(peers_in(cache), peer_of(entrant), bundle).path
+        found = measure_peer_apart(peers_in(cache), peer_of(entrant), bundle, path, case, repetitions, SEED)
+    kept = ("engine", "threads", "prefill_ms", "step_ms", "load_ms", "peak_rss_mb", "flags", "notes")
+    return {key: found[key] for key in kept}
+
+
+def python_path() -> str:
+    import merino_bench
+    import merino_runtime
+
+    roots = [Path(str(package.__file__)).parents[1] for package in (merino_runtime, merino_bench)]
+    return ":".join(map(str, [Path(__file__).parent, *roots]))
+
+
+def peer_of(entrant: Entrant) -> Any:
+    wanted = (entrant.engine, entrant.precision, entrant.table or entrant.precision)
+    return next(one for one in PEERS if (one.engine, one.precision, one.table) == wanted)
+
+
+def peers_in(cache: Path) -> Peers:
+    return Peers((), cache / "peers", MODEL_SOURCE)
+
+
+def peer_bundle(entrant: Entrant, bundle: Bundle) -> Bundle:
+    """The bundle that a peer sees: with `equal_bytes`, a table of the layers' width with as many weights as the true
+    table and its projections."""
+    if not entrant.equal_bytes:
+        return bundle
+    geometry = geometry_of(bundle.family, bundle.architecture)
+    width = geometry.layers[0].width
+    changes = 2 * width * geometry.embed_width
+    vocab = (geometry.table_elements + changes) // width // 8 * 8
+    return bundle._replace(architecture={**bundle.architecture, "embed_width": width, "vocab": vocab}, vocab=vocab)

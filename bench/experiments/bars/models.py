@@ -1,0 +1,59 @@
+"""The models of the comparisons, exported by the project's own code. Runs in a process of its own (`--export`)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+VOCAB_CUT = 2048  # of the models that show what a large vocabulary costs
+LAYERS_66M, WIDTH_66M, VOCAB_66M, CONTEXT_66M = 14, 640, 50257, 2048
+# Stored parameters at most OPT-350M's 331.2 M / 5.5. With parameters as the only budget the search shares layers and
+# goes deep, so that a token reads far more weights than are stored: the FLOPs are the paper's middle budget.
+DESIGN = ("--device", "jetson-nano", "--params-m", "60.2", "--flops-g", "110")
+
+# For trying the scripts.
+TRY = {"blocks": [{"width": 64, "ffn_ratio": 1, "depth": 2}], "vocab": 4096, "head_size": 32, "context": CONTEXT_66M}
+TRY_OPT = {"width": 64, "layers": 2, "heads": 2, "ffn_width": 128, "embed_width": 32, "vocab": 4096, "context": 2048,
+           "pre_norm": False}  # fmt: skip
+
+
+def export_model(request: dict[str, Any]) -> None:
+    from merino_edge.export import quantize
+    from merino_edge.export.export import export
+
+    entrant = request["entrant"]
+    if entrant["block"]:
+        quantize.BLOCKS = (entrant["block"],)  # no option of the exporter's: the choice per matrix is what users get
+    source = source_of(entrant["model"], Path(request["cache"]))
+    export(source, Path(request["folder"]), precision=entrant["precision"], context=entrant["context"])
+
+
+def source_of(model: str, cache: Path) -> Any:
+    from merino_edge.architecture import Architecture
+    from merino_edge.export.source import random_merino, random_opt
+    from merino_edge.opt import OPT_350M, OptArchitecture
+
+    base, _, cut = model.partition("-v")
+    update = {"vocab": int(cut)} if cut else {}
+    if base == "opt-350m":
+        return random_opt(OptArchitecture.model_validate({**OPT_350M.model_dump(), **update}), model)
+    if base == "66m":
+        block = {"width": WIDTH_66M, "ffn_ratio": 1, "depth": LAYERS_66M}
+        arch = {"blocks": [block], "vocab": VOCAB_66M, "head_size": 64, "context": CONTEXT_66M}
+    elif base == "64m":
+        arch = designed(cache)
+    elif base == "try-opt":
+        return random_opt(OptArchitecture.model_validate({**TRY_OPT, **update}), model)
+    else:
+        arch = TRY
+    return random_merino(Architecture.model_validate({**arch, **update}), model)
+
+
+def designed(cache: Path) -> dict[str, Any]:
+    """By the command that a user types; kept in the cache folder as design.json."""
+    path = cache / "design-64m.json"
+    if not path.exists():
+        command = [sys.executable, "-c", "from merino_edge.cli import main; main()", "design", *DESIGN, "-o", path]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return dict(json.loads(path.read_text())["architecture"])

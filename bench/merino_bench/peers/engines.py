@@ -1,0 +1,70 @@
+"""Which engines there are, what each needs installed, and which a name on the command line means."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from merino_runtime.errors import MerinoError
+
+
+class Peer(NamedTuple):
+    """An engine at one weight format. `table` is the format of the embedding, which is the LM head too."""
+
+    engine: str
+    precision: str  # as the engine calls it
+    table: str
+    artifact: str  # what is made for it once: `checkpoint`, `ctranslate2` or `gguf`
+    runner: str  # the module that opens it
+    needs: tuple[tuple[str, str], ...]  # (module to import, package to install)
+
+    @property
+    def starts_slowly(self) -> bool:
+        """It compiles for a minute or more before its first token."""
+        return self.engine == "torch.compile"
+
+    @property
+    def shown_precision(self) -> str:
+        return self.precision if self.table == self.precision else f"{self.precision}, table {self.table}"
+
+
+TORCH = (("torch", "torch"), ("transformers", "transformers"))
+LLAMA = (("xllamacpp", "xllamacpp"), ("gguf", "gguf"))
+
+
+def llama_cpp(precision: str, table: str) -> Peer:
+    return Peer("llama.cpp", precision, table, "gguf", "run_llama_cpp", LLAMA)
+
+
+PEERS = (
+    Peer("transformers", "fp32", "fp32", "checkpoint", "run_transformers", TORCH),
+    Peer("torch.compile", "fp32", "fp32", "checkpoint", "run_transformers", TORCH),
+    Peer("ctranslate2", "int8", "int8", "ctranslate2", "run_ctranslate2", (*TORCH, ("ctranslate2", "ctranslate2"))),
+    llama_cpp("F32", "F32"),
+    llama_cpp("Q8_0", "Q8_0"),
+    llama_cpp("Q4_0", "Q8_0"),
+    llama_cpp("Q4_0", "Q4_0"),
+)
+ENGINES = tuple(dict.fromkeys(peer.engine for peer in PEERS))
+
+
+def parse_engines(text: str) -> tuple[str, ...]:
+    """`all`, or names with commas between them -> names. Raises MerinoError with what is known."""
+    names = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = sorted(set(names) - {*ENGINES, "all"})
+    if unknown or not names:
+        raise MerinoError(
+            f"--peers {text!r} names {', '.join(unknown) or 'no engine'}: known are {', '.join(ENGINES)}, and all"
+        )
+    return ENGINES if "all" in names else tuple(dict.fromkeys(names))
+
+
+def peers_of(engines: Sequence[str]) -> list[Peer]:
+    return [peer for peer in PEERS if peer.engine in engines]
+
+
+def missing(peer: Peer) -> str | None:
+    """Why it cannot run here, with the command that helps; None where all it needs is installed."""
+    lacking = [package for module, package in peer.needs if find_spec(module) is None]
+    if not lacking:
+        return None
+    return f"{peer.engine} is not installed: python -m pip install {' '.join(lacking)}"
