@@ -119,6 +119,15 @@ def test_generate_streams_the_embedded_model_as_text_and_as_json():
     assert set(last) == figures | {"shifts", "stop_reason"} and last["stop_reason"] == "length" and last["shifts"] == 0
 
 
+def test_generate_is_told_what_to_do_at_the_contexts_end():
+    arguments = ("generate", "embedded", "Once upon a time", "--ignore-eos", "--json", "--prefill-threads", 2)
+    code, out, err = run(*arguments, "-n", 5000, "--overflow", "error")
+    assert code == 1 and not out and "5000 new tokens" in err and "--overflow shift" in err
+    code, out, err = run(*arguments, "-n", 600, "--overflow", "shift")
+    last = json.loads(out.splitlines()[-1])
+    assert code == 0 and last["tokens"] == 600 and last["shifts"] >= 1, err
+
+
 def test_the_embedded_model_tells_the_story_it_is_known_for():
     """Its first words by greedy decoding, and the golden ids that the bundle carries."""
     _, text, _ = run("generate", "embedded", "Once upon a time", "-n", 40, "--temperature", 0)
