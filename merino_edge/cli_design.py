@@ -102,7 +102,7 @@ def design(
     profile = load_profile(device)
     vocabs = whole_numbers("--vocab", vocab)
     precisions = fast_formats(profile) if precision == "any" else words(precision)
-    space = spaced(int(width_step.value), blocks, vocabs[0], head_size and int(head_size.value))
+    space = spaced(int(width_step.value), blocks, vocabs[0], None if head_size is None else int(head_size.value))
     scoring = Scoring(attention_weight=a1, ffn_weight=a2, eps=eps, gamma=gamma.value, beta=beta)
     longest = profile.budget.context if context is None else context
     tokens = usual_prompt(longest) if prompt is None else prompt

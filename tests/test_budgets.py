@@ -74,7 +74,7 @@ def test_all_impossible_budgets_are_named_at_once():
 def test_a_budget_that_is_no_positive_number_is_refused_with_one_that_does(name, value):
     with pytest.raises(MerinoError, match=f"{option(name)} {value:g}"):
         Budgets(**{name: value})
-    with pytest.raises(MerinoError, match=f"{option(name)} {value:g} is not a finite number above 0") as caught:
+    with pytest.raises(MerinoError, match=f"{option(name)} {value:g} is not a positive, finite number") as caught:
         asked({name: value})
     assert spent(asked({name: named(str(caught.value))[option(name)]}))[name] > 0
 

@@ -230,7 +230,7 @@ def test_a_preset_is_the_papers_flops_and_nothing_else():
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "says"),
     [
-        (("--decode-ms", "nan"), 1, "--decode-ms nan is not a finite number above 0, and may not be below"),
+        (("--decode-ms", "nan"), 1, "--decode-ms nan is not a positive, finite number, and may not be below"),
         (("--memory-mb=-3",), 1, "--memory-mb -3 is not"),
         (("--decode-ms", "1e-9", "--flops-g", "1e-9"), 1, "Raise all of them together"),
         (("--memory-mb", "1e9"), 1, "give at most that"),

@@ -116,7 +116,7 @@ OTHERWISE = "or take fewer --blocks, a smaller --vocab or a shorter --context"
 
 def smallest(name: str, limit: float, need: float) -> str:
     """`--decode-ms 1 is below 3.2, the smallest that would do (...)`."""
-    fault = "is below" if positive(limit) else "is not a finite number above 0, and may not be below"
+    fault = "is below" if positive(limit) else "is not a positive, finite number, and may not be below"
     return f"{option(name)} {limit:g} {fault} {ceil_digits(need):g}, the smallest that would do ({LABELS[name]})"
 
 

@@ -61,8 +61,9 @@ def solve_rows(program: Program, limit: float, floor: float) -> Solution | None:
     sequences = width_sequences(small)  # [S, blocks]
     left = limit - fixed_shares(small, sequences)  # [S, R]
     bounds = upper_bounds(small, sequences, left)  # [S]
-    best: tuple[int, ...] | None = smallest_choice(program)
-    known, _ = program.evaluate(best)
+    start = smallest_choice(program)
+    known, _ = program.evaluate(start)
+    best: tuple[int, ...] | None = start
     if known <= floor * (1 + ROUNDING):
         best, known = None, floor
     for index in np.argsort(-bounds, kind="stable"):
