@@ -44,7 +44,8 @@ def named(message):
 def spent(found):
     """What a design takes of each budget, counted and predicted anew."""
     arch = found.architecture
-    cost = asdict(costs.predict(arch.operators, BOARD, Workload(found.precision, arch.context, found.prompt)))
+    work = Workload(found.precision, arch.context, found.prompt)
+    cost = asdict(costs.predict(arch.operators, BOARD, work, found.budget))
     return {**{name: cost.get(name) for name in NAMES}, "params_m": cost["params"] / 1e6}
 
 
