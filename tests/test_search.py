@@ -228,17 +228,18 @@ def test_a_programs_shares_are_the_costs_of_the_decoder_that_is_built(data):
 )
 @settings(max_examples=60)
 def test_an_open_vocabulary_and_format_give_the_most_worth_of_all_decoders(problem, vocabs, precisions):
-    """Every decoder of every combination, each within the budgets, by enumeration."""
+    """Every decoder of every combination, each within the budgets under some regime, by enumeration."""
     space, budgets = problem
     space = replace(space, narrow_head_size=None)
     worths = {}
     for vocab, precision in itertools.product(vocabs, precisions):
         work = replace(WORK, precision=precision)
-        try:
-            program = encode(replace(space, vocab=vocab), budgets, BOARD, work, Scoring())
-        except MerinoError:
-            continue
-        worths[vocab, precision] = credit(vocab, precision) * enumerated(program)
+        for regime in times.telling_regimes(BOARD, work, budgets.given()):
+            try:
+                program = encode(replace(space, vocab=vocab), budgets, BOARD, work, Scoring(), regime)
+            except MerinoError:
+                continue
+            worths[vocab, precision, regime] = credit(vocab, precision) * enumerated(program)
     keys = {"space": space, "context": WORK.context, "prompt": WORK.prompt, "vocabs": vocabs, "precisions": precisions}
     if not worths:
         with pytest.raises(MerinoError, match="no decoder of this space fits"):
@@ -249,7 +250,7 @@ def test_an_open_vocabulary_and_format_give_the_most_worth_of_all_decoders(probl
     assert credit(*chosen) * found.entropy == pytest.approx(max(worths.values()), rel=1e-8)
     assert found.entropy == pytest.approx(found.solver.bound, rel=1e-8)
     assert found.solver.gap < 1e-8
-    spent = predicted(found.architecture, work=replace(WORK, precision=found.precision))
+    spent = {**found.predicted.model_dump(), "params_m": found.predicted.params / 1e6}
     assert all(spent[name] <= limit * (1 + 1e-12) for name, limit in budgets.given().items())
     paper = design(BOARD, budgets, **keys, solver="evolution", effort=Effort(300, 64, 8))
     chosen = paper.architecture.vocab, paper.precision

@@ -158,8 +158,10 @@ def encode(
     given = with_demands(budgets.given(), profile, work, regime)
     program = tabulate(space, tuple(given), profile, work, scoring, regime)
     need = least(program)
+    if broken(budgets.given(), need):
+        raise refusal(budgets.given(), [need])
     if broken(given, need):
-        raise refusal(given, [need])
+        raise MerinoError(f"no decoder of this space fits the caches as {regime.cache} them: search all regimes")
     return scaled(program, given)
 
 
