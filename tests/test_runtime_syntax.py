@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ALLOWED = {
     "runtime/merino_runtime": {"merino_runtime", "numpy", "onnxruntime", "tensorrt", "tokenizers"},
     "bench/merino_bench": {"merino_bench", "merino_runtime", "numpy", "psutil", "jtop", "matplotlib",
-                           "onnxruntime"},
+                           "onnxruntime", "tokenizers"},
 }
 # Imported where they are needed: a board has one backend, and perhaps no text.
 LAZY = {"onnxruntime", "tensorrt", "tokenizers", "jtop", "matplotlib"}

@@ -21,7 +21,7 @@ from merino_edge.design.budget import Budgets  # noqa: E402
 from merino_edge.design.costs import usual_prompt  # noqa: E402
 from merino_edge.design.designer import design  # noqa: E402
 from merino_edge.design.evolution import Effort  # noqa: E402
-from merino_edge.design.space import Space  # noqa: E402
+from merino_edge.design.space import Space, body_tables, scored_options  # noqa: E402
 from merino_edge.profiles import list_profiles, load_profile  # noqa: E402
 
 FLOPS_G = (60, 110, 160)
@@ -41,6 +41,8 @@ def tasks():
 
 def solved(profile, budgets, **keys):
     context = profile.budget.context
+    body_tables.cache_clear()
+    scored_options.cache_clear()
     started = time.perf_counter()
     found = design(profile, budgets, space=Space(), context=context, prompt=usual_prompt(context), **keys)
     return found, time.perf_counter() - started

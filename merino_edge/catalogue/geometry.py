@@ -101,7 +101,7 @@ def decoder_operators(geometry: Geometry) -> Iterator[Operator]:
     for _ in range(geometry.layers):
         yield from layer_operators(geometry)
     if geometry.final_norm:
-        yield norm(width, affine=2 if geometry.norm == "layer" else 1)
+        yield norm(width, affine=2 if geometry.norm == "layer" else 1, final=True)
     if embedded != width:
-        yield linear(width, embedded)
+        yield linear(width, embedded, final=True)
     yield head(embedded, geometry.vocab, own=not geometry.tied)

@@ -71,8 +71,10 @@ def solve_rows(program: Program, limit: float, floor: float) -> Solution | None:
             break
         picked = solve_sequence(small, sequences[index], left[index], known)
         if picked is not None:
-            best = tuple(int(keep[option]) for option in picked)
-            known, _ = program.evaluate(best)
+            choice = tuple(int(keep[option]) for option in picked)
+            score, _ = program.evaluate(choice)
+            if score > known * (1 + ROUNDING):  # HiGHS keeps its floor within a tolerance only
+                best, known = choice, score
     return None if best is None else Solution(best, known, known)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from merino_edge.architecture import Block, layer_operators
 from merino_edge.design import costs
 from merino_edge.design.times import Regime, Workload, ceiling_mb, decode_ms, prefill_ms, read_mb
 from merino_edge.operators import Operator, flops, params
@@ -57,11 +56,3 @@ def fixed_measure(name: str, profile: DeviceProfile) -> float:
     """What a budget loses whatever is chosen: the runtime's memory, the board's application."""
     fixed = {"memory_mb": profile.performance.runtime_mb.value, "file_mb": costs.FIXED_FILE_BYTES / BYTES_PER_MB}
     return fixed.get(name, 0.0)
-
-
-def peak_measure(name: str, block: Block, head_size: int, profile: DeviceProfile, work: Workload) -> float:
-    """MB of activations at the worst operator of a block; nothing for any other budget."""
-    if name != "memory_mb":
-        return 0.0
-    layer = layer_operators(block.width, block.ffn_width, block.width // head_size)
-    return costs.activation_mb(list(layer), profile, work)

@@ -5,8 +5,9 @@ terms between neighbours (the projection where the width changes) and between th
 Peak activation memory is the one maximum. So a `Program` is a handful of arrays, and a solver knows nothing of models.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +19,16 @@ from merino_edge.architecture import (
     end_operators,
     transition_operators,
 )
+from merino_edge.design import costs
 from merino_edge.design.budget import Budgets, broken, refusal, require_watts
 from merino_edge.design.entropy import Scoring, block_score
-from merino_edge.design.measures import additive_measure, fixed_measure, peak_measure, with_demands
+from merino_edge.design.measures import additive_measure, fixed_measure, with_demands
 from merino_edge.design.times import Regime, Workload, usual_regime
 from merino_edge.operators import BLOCKS, Operator
 from merino_edge.profiles import DeviceProfile
 from merino_runtime.errors import MerinoError
+
+TABLES = ("embed", "head")  # the operators whose size is the vocabulary's
 
 
 @dataclass(frozen=True)
@@ -171,18 +175,14 @@ def tabulate(
     """The program before its limits are known: shares in the budgets' own units, as if each limit were 1."""
     if "j_per_token" in names:
         require_watts(profile)
-    measures = [additive_measure(name, profile, work, regime) for name in names]
-    options = space.options()
+    options, score = scored_options(replace(space, vocab=2), scoring)
     position = {width: index for index, width in enumerate(space.widths)}
-    use, step, ends = cost_tables(space, options, measures)
-    peak = np.array([
-        [peak_measure(name, block, space.head_size, profile, work) for block in options] for name in names
-    ]).reshape(len(names), len(options))
+    use, peak, step, ends = cost_tables(space, names, profile, work, regime)
     widths = np.array(space.widths)
     return Program(
-        options=tuple(options),
+        options=options,
         width=np.array([position[block.width] for block in options]),
-        score=np.array([block_score(b.width, b.ffn_width, b.depth, b.shared, scoring) for b in options]),
+        score=score,
         use=use, step=step, ends=ends, peak=peak,
         allowed=(widths[:, None] <= widths) & (widths <= space.growth * widths[:, None]),
         names=names,
@@ -212,30 +212,54 @@ def scaled(program: Program, given: Mapping[str, float]) -> Program:
 
 
 def cost_tables(
-    space: Space, options: list[Block], measures: list[Callable[[list[Operator]], float | None]]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`use` [R, O], `step` and `ends` [R, W, W] in the budgets' own units."""
+    space: Space, names: tuple[str, ...], profile: DeviceProfile, work: Workload, regime: Regime
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`use`, `peak` [R, O], `step`, `ends` [R, W, W] in the budgets' own units; 0 for widths that never meet."""
+    use, peak, step, back = body_tables(replace(space, vocab=2), names, profile, work, regime)
+    measures = [additive_measure(name, profile, work, regime) for name in names]
+    tables = [[op for op in end_operators(width, width, space.vocab) if op.kind in TABLES] for width in space.widths]
+    table = np.array([[measure(ops) for ops in tables] for measure in measures])  # [R, W], by the first width
+    return use, peak, step, table.reshape(len(names), len(space.widths))[:, :, None] + back
+
+
+@lru_cache(maxsize=64)
+def body_tables(
+    space: Space, names: tuple[str, ...], profile: DeviceProfile, work: Workload, regime: Regime
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Without embedding and head: `use`, `peak` [R, O], `step`, and the way from the last width back [R, W, W]."""
+    measures = [additive_measure(name, profile, work, regime) for name in names]
     layer: dict[tuple[int, float, bool], np.ndarray] = {}
+    held_mb: dict[tuple[int, float], float] = {}  # activations
 
-    def layer_use(block: Block, own: bool) -> np.ndarray:  # [R]
-        key = (block.width, block.ffn_ratio, own)
-        if key not in layer:
-            single = Block(width=block.width, ffn_ratio=block.ffn_ratio, depth=2, shared=True)
-            ops = list(block_operators(single, space.head_size))
-            half = len(ops) // 2
-            layer[key] = np.array([measure(ops[:half] if own else ops[half:]) for measure in measures])
-        return layer[key]
+    def total(operators: list[Operator]) -> np.ndarray:  # [R]
+        return np.array([measure(operators) for measure in measures]).reshape(len(measures))
 
-    def pair_use(build: Callable[[int, int], list[Operator]]) -> np.ndarray:  # [R, W, W]
-        table = [[[measure(build(a, b)) for b in space.widths] for a in space.widths] for measure in measures]
-        return np.array(table).reshape(len(measures), len(space.widths), len(space.widths))
-
+    for width in space.widths:
+        for ratio in space.ffn_ratios:
+            ops = list(block_operators(Block(width=width, ffn_ratio=ratio, depth=2, shared=True), space.head_size))
+            half = len(ops) // 2  # the second use stores nothing
+            layer[width, ratio, True], layer[width, ratio, False] = total(ops[:half]), total(ops[half:])
+            held_mb[width, ratio] = costs.activation_mb(ops[:half], profile, work)
+    options = space.options()
     use = np.array([
-        layer_use(block, True) + (block.depth - 1) * layer_use(block, not block.shared) for block in options
-    ]).T.reshape(len(measures), len(options))
-    step = pair_use(lambda before, after: list(transition_operators(before, after)))
-    ends = pair_use(lambda first, last: list(end_operators(first, last, space.vocab)))
-    return use, step, ends
+        layer[b.width, b.ffn_ratio, True] + (b.depth - 1) * layer[b.width, b.ffn_ratio, not b.shared] for b in options
+    ]).T.reshape(len(names), len(options))
+    memory = np.array([[float(name == "memory_mb")] for name in names]).reshape(len(names), 1)
+    peak = memory * np.array([held_mb[b.width, b.ffn_ratio] for b in options])
+    step, back = np.zeros((2, len(names), len(space.widths), len(space.widths)))
+    for row, low in enumerate(space.widths):
+        for column, high in enumerate(space.widths):
+            if low <= high <= space.growth * low:
+                step[:, row, column] = total(list(transition_operators(low, high)))
+                back[:, row, column] = total([op for op in end_operators(low, high, 2) if op.kind not in TABLES])
+    return use, peak, step, back
+
+
+@lru_cache(maxsize=8)
+def scored_options(space: Space, scoring: Scoring) -> tuple[tuple[Block, ...], np.ndarray]:
+    """The options and their scores [O], which do not depend on what they cost."""
+    options = tuple(space.options())
+    return options, np.array([block_score(b.width, b.ffn_width, b.depth, b.shared, scoring) for b in options])
 
 
 def smallest_choice(program: Program) -> tuple[int, ...]:

@@ -113,10 +113,15 @@ def encode_all(
         if not broken(limits, need):
             fitting.append((variant, scaled(program, limits)))
         if "cache_mb" not in broken(limits, need):  # else the smallest decoder is in another regime
-            needs.append(need)
+            needs.append(of_budgets(need))
     if not fitting:
         raise refusal(given, needs)
     return fitting
+
+
+def of_budgets(need: Mapping[str, float]) -> dict[str, float]:
+    """What budgets must allow: the larger of two sums where a regime bounds a time by both (`with_demands`)."""
+    return {name: max(value, need.get(f"cached_{name}", value)) for name, value in need.items()}
 
 
 def in_regimes(variants: Sequence[Variant], given: Mapping[str, float], profile: DeviceProfile) -> list[Variant]:
@@ -174,4 +179,4 @@ def asked_budgets(
     wanted = {name: value if positive(value) else 1e-9 for name, value in given.items()}
     tried = [tabulated(each, wanted, profile, scoring) for each in in_regimes(variants, wanted, profile)]
     needs = [(limits, least(program)) for limits, program in tried]
-    raise refusal(given, [need for limits, need in needs if "cache_mb" not in broken(limits, need)])
+    raise refusal(given, [of_budgets(need) for limits, need in needs if "cache_mb" not in broken(limits, need)])
