@@ -70,10 +70,13 @@ def open_words(design: Design) -> str:
 
 
 def design_table(design: Design, profile: DeviceProfile) -> Table:
-    """The design beside OPT-350M: both by the same cost code, for the same board and context."""
+    """The design beside OPT-350M: both by the same cost code, for the same board and context, on the thread counts that
+    are fastest for each (the design's within its budgets).
+    """
     arch = design.architecture
     work = Workload(design.precision, arch.context, design.prompt)
-    ours, theirs = predict(arch.operators, profile, work), predict(OPT_350M.operators, profile, work)
+    ours = predict(arch.operators, profile, work, design.budget)
+    theirs = predict(OPT_350M.operators, profile, work, {})
     provenance = f"predicted ({ours.provenance} figures)"
     caption = f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}"
     table = Table(title=f"Design for {profile.name}", caption=caption)
