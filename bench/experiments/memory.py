@@ -2,7 +2,7 @@
 
     python bench/experiments/memory.py -o bench/results/memory-x86-2cores.json [BUNDLE...]
 
-Without bundles it exports the 66 M geometry of llama_cpp.py in fp32, int8 and int4, and OPT-350M in int4 (minutes).
+Without bundles it exports the 66 M geometry of decoder_66m.py in fp32, int8 and int4, and OPT-350M in int4 (minutes).
 Each row is a process of its own: imports, the backend, a prefill of 64 ids, 64 greedy steps. Peak is VmHWM, and RSS is
 split into anonymous memory and pages of files; MB are 2^20 bytes. fp32 is measured once more without ONNX Runtime's
 packed copies, for the trade between memory and time.
@@ -88,7 +88,7 @@ def in_a_fresh_process(folder, packed=True):
 
 
 def exported(folder):
-    from llama_cpp import export_bundle  # here, so that what is measured does not import numpy before its time
+    from decoder_66m import export_bundle  # here, so that what is measured does not import numpy before its time
 
     code = "from merino_edge.cli import main; main()"
     large = folder / "opt-350m-int4"
