@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from merino_edge.export.export import export, is_bundle
-from merino_edge.export.source import OPT_NAMES, load_source
+from merino_edge.export.export import export
+from merino_edge.export.source import OPT_NAMES, is_bundle, load_source
 from merino_edge.files import cache_folder
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError

@@ -18,7 +18,7 @@ from merino_edge.export.graph import Graph
 from merino_edge.export.parity import Golden, allowed_error, torch_greedy, with_quantized, worst_error
 from merino_edge.export.portable import Portable
 from merino_edge.export.quantize import MatrixError
-from merino_edge.export.source import Source
+from merino_edge.export.source import Source, is_bundle
 from merino_edge.export.walk_merino import walk_merino
 from merino_edge.export.walk_opt import walk_opt
 from merino_edge.files import new_folder, write_text
@@ -201,10 +201,6 @@ def describe_files(folder: Path) -> list[dict[str, str | int]]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files.append({"path": path.name, "bytes": path.stat().st_size, "sha256": digest})
     return files
-
-
-def is_bundle(folder: Path) -> bool:
-    return (folder / DESCRIPTION).is_file()
 
 
 def bundle_bytes(folder: Path) -> int:
