@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 VOCAB_CUT = 2048  # of the models that show what a large vocabulary costs
+VOCAB_PREFERRED = 16384  # what the search takes for a Raspberry Pi 4 where the vocabulary is open
 LAYERS_66M, WIDTH_66M, VOCAB_66M, CONTEXT_66M = 14, 640, 50257, 2048
 # Stored parameters at most OPT-350M's 331.2 M / 5.5. With parameters as the only budget the search shares layers and
 # goes deep, so that a token reads far more weights than are stored: the FLOPs are the paper's middle budget.
