@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from merino_bench import decoder_graph, kernels, plan
 from merino_bench.onnx_writer import FLOAT, Node, Port, Stored, model
 from merino_edge.architecture import Architecture, Block
+from merino_edge.export import graph
 from merino_edge.export.export import build_graph
 from merino_edge.export.quantize import Quantized, dequantize
 from merino_edge.export.source import random_merino
@@ -93,6 +94,15 @@ def test_a_quantised_linear_is_that_of_the_exporter(run, form):
     assert np.sqrt(np.square(found - expected).mean()) < 0.05 * np.sqrt(np.square(expected).mean())
 
 
+def test_a_head_in_slices_is_the_product_with_its_table(run, monkeypatch):
+    rows, columns = 2500, 16
+    assert kernels.SLICE_BYTES == graph.SLICE_BYTES
+    monkeypatch.setattr(kernels, "SLICE_BYTES", 1)
+    (found,) = run(kernels.tables("fp32", rows, columns, True), {"ids": np.array([7])})
+    table = weights(rows * columns).reshape(rows, columns)
+    np.testing.assert_allclose(found[0], table @ table[7], rtol=1e-4, atol=1e-6)
+
+
 def test_an_attention_over_equal_values_gives_that_value(run):
     kernel = kernels.attentions(128, 2, 32, 1, True)
     feeds = {"x": np.zeros((1, 4, 384), np.float32), "last": np.array([3], np.int32), "total": np.array(4, np.int32)}
@@ -124,8 +134,7 @@ def test_every_planned_graph_opens_and_runs(run, fused):
 def test_the_probes_decoder_is_the_exporters(form, tmp_path):
     """The same operators in the same order, with the same attributes, as a bundle of this geometry."""
     arch = Architecture(blocks=(Block(width=64, ffn_ratio=1.5, depth=2),), vocab=128, head_size=32, context=32)
-    graph = build_graph(random_merino(arch, "tiny"), "fused", 32, form)
-    graph.save(tmp_path)
+    build_graph(random_merino(arch, "tiny"), "fused", 32, form).save(tmp_path)
     exported = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
     ours = onnx.load_from_string(decoder_graph.decoder(form, 64, 96, 2, 2, 128, 32).model).graph
     assert list(ours.input) == list(exported.input)

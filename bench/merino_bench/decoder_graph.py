@@ -14,6 +14,7 @@ from merino_bench.kernels import (
     Shelf,
     block_of,
     block_product,
+    real_head,
     rows_of_table,
 )
 from merino_bench.onnx_writer import CONTRIB, FLOAT, INT32, INT64, Node, Port, model
@@ -53,8 +54,7 @@ def decoder(form: str, width: int, ffn: int, layers: int, heads: int, vocab: int
         delta = _linear(shelf, nodes, form, index, "down", up + ".g", width, ffn)
     normed, _ = _norm(shelf, nodes, layers, "end", x, delta, width)
     if form == "fp32":
-        nodes += [Node("Squeeze", (normed, "one"), ("row",)),
-                  Node("Gemm", ("row", table), ("flat",), "", (("transB", 1),)),
+        nodes += [Node("Squeeze", (normed, "one"), ("row",)), *real_head(shelf, table, vocab, width, "row", "flat"),
                   Node("Unsqueeze", ("flat", "one"), ("end",))]
     else:
         nodes.append(block_product(table_form, table, table + ".s", vocab, width, normed, "end"))

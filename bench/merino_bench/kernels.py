@@ -24,6 +24,7 @@ from merino_bench.onnx_writer import (
 
 WEIGHTS_FILE = "weights.bin"
 PAGE = 4096
+SLICE_BYTES = 16 << 20  # of a head in float32, as the exporter cuts it
 BLOCKS = (128, 64, 32)  # of weights that share a scale, the largest that divides a row
 BITS = {"fp32": 32, "int8": 8, "int4": 4}
 FUSED_OPSET, PORTABLE_OPSET, IR_VERSION = 17, 13, 8
@@ -47,9 +48,7 @@ class Shelf:
         self.end = 0
 
     def take(self, name: str, kind: int, shape: Tuple[int, ...]) -> str:
-        length = 4 if kind == FLOAT else 1
-        for size in shape:
-            length *= size
+        length = (4 if kind == FLOAT else 1) * _elements(shape)
         self.constants.append(Stored(name, kind, shape, WEIGHTS_FILE, self.end, length))
         self.end += -(-length // PAGE) * PAGE
         return name
@@ -59,11 +58,19 @@ class Shelf:
         codes = self.take(name, UINT8, (rows, columns // block, block * bits // 8))
         return codes, self.take(name + ".s", FLOAT, (rows * columns // block,))
 
-    def again(self, name: str, other: str, shape: Tuple[int, ...]) -> str:
-        """The same bytes under another name and shape."""
+    def again(self, name: str, other: str, shape: Tuple[int, ...], start: int = 0) -> str:
+        """The same bytes, from byte `start` on, under another name and shape."""
         first = next(one for one in self.constants if one.name == name)
-        self.constants.append(first._replace(name=other, shape=shape))
+        length = first.length // _elements(first.shape) * _elements(shape)
+        self.constants.append(first._replace(name=other, shape=shape, offset=first.offset + start, length=length))
         return other
+
+
+def _elements(shape: Sequence[int]) -> int:
+    found = 1
+    for size in shape:
+        found *= size
+    return found
 
 
 def matrix_bytes(form: str, rows: int, columns: int, fused: bool) -> int:
@@ -108,7 +115,7 @@ def tables(form: str, rows: int, columns: int, fused: bool) -> Kernel:
     shelf, nodes = Shelf(), []  # type: Tuple[Shelf, List[Node]]
     x, table = rows_of_table(shelf, nodes, form if fused else "fp32", rows, columns, "ids")
     if form == "fp32" or not fused:
-        nodes.append(Node("Gemm", (x, table), ("y0",), "", (("transB", 1),)))
+        nodes.extend(real_head(shelf, table, rows, columns, x, "y0"))
     else:
         nodes.append(block_product(form, table, table + ".s", rows, columns, x, "y0"))
     return _kernel(nodes, [Port("ids", INT64, (1,))], [Port("y0", FLOAT, (1, rows))], shelf, fused)
@@ -127,6 +134,22 @@ def rows_of_table(shelf: Shelf, nodes: List[Node], form: str, rows: int, columns
     nodes.append(Node("GatherBlockQuantized", (again[0], ids, again[1]), ("x",), CONTRIB,
                       (("bits", bits), ("block_size", block), ("gather_axis", 0), ("quantize_axis", 1))))
     return "x", table
+
+
+def real_head(shelf: Shelf, table: str, rows: int, columns: int, x: str, out: str) -> List[Node]:
+    """x [1, columns] against a plain table, in slices that are constants of their own, as the exporter has them: the
+    table itself can then leave memory once the slices are packed."""
+    unit = PAGE // 4  # rows that fill whole pages, whatever the width
+    count = max(1, SLICE_BYTES // (4 * columns) // unit) * unit
+    nodes = []  # type: List[Node]
+    for start in range(0, rows, count):
+        shape = min(count, rows - start), columns
+        piece = shelf.again(table, "{}.{}".format(table, start), shape, 4 * start * columns)
+        part = out if rows <= count else "{}.{}".format(out, start)
+        nodes.append(Node("Gemm", (x, piece), (part,), "", (("transB", 1),)))
+    if len(nodes) > 1:
+        nodes.append(Node("Concat", tuple(node.outputs[0] for node in nodes), (out,), "", (("axis", 1),)))
+    return nodes
 
 
 def block_product(form: str, codes: str, scales: str, rows: int, columns: int, x: str, out: str) -> Node:
