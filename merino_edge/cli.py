@@ -79,14 +79,16 @@ app.command()(design)
 @app.command()
 def calibrate(
     device: Device,
-    probe: Annotated[Path | None, typer.Option(help="probe.json, of `merino probe` on the board")] = None,
+    probe: Annotated[
+        list[Path] | None, typer.Option(help="probe.json, of `merino probe` on the board; of several the quietest rows")
+    ] = None,
     out: Annotated[Path | None, typer.Option("-o", help="write the profile there; `--device` takes its path")] = None,
 ) -> None:
     """Put a board's own measurements into its profile. `--device host` measures this machine again, and keeps that."""
     from merino_edge.recalibrate import recalibrate
     from merino_edge.show import console, residual_table
 
-    found = recalibrate(device, probe, out)
+    found = recalibrate(device, probe or (), out)
     if out:
         say(f"wrote {out}")
     console().print(residual_table(found))
@@ -143,9 +145,11 @@ def export(
     from merino_edge.export.export import bundle_bytes
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
-    from merino_edge.show import console, matrix_table
+    from merino_edge.show import console, matrix_table, working
 
-    done = run(load_source(bundle_path(source), weights), out, dialect=dialect, precision=precision, context=context)
+    with working(f"exporting {source}"):
+        found = load_source(bundle_path(source), weights)
+        done = run(found, out, dialect=dialect, precision=precision, context=context)
     made = done.description
     print(
         f"{out}: {made['name']}, {made['dialect']} {made['precision']}, {made['params'] / 1e6:.1f} M parameters"
@@ -159,8 +163,9 @@ def export(
     if text:
         from merino_edge.evaluation.perplexity import bundle_perplexity
 
-        found = bundle_perplexity(out, text)
-        print(f"perplexity {found.perplexity:.3f} over {found.tokens} tokens of {text.name}, by the board's runtime")
+        with working(f"reading {text.name}"):
+            read = bundle_perplexity(out, text)
+        print(f"perplexity {read.perplexity:.3f} over {read.tokens} tokens of {text.name}, by the board's runtime")
 
 
 @app.command()

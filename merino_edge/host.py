@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import psutil
 from merino_bench.board_probe import run_probe
 from merino_bench.probe import last_level_cache_bytes
 from merino_edge.calibration import calibrate
-from merino_edge.files import cache_folder
-from merino_edge.probe_file import PROBE_SCHEMA, Probe, read_probe
+from merino_edge.files import cache_folder, write_text
+from merino_edge.probe_file import PROBE_SCHEMA, Probe, quietest, read_probe
 from merino_runtime import board
 from merino_runtime.errors import MerinoError
 
@@ -54,20 +55,27 @@ def probe_host() -> dict[str, Any]:
 
 
 def host_probe(*, renew: bool = False) -> Probe:
-    """The kept probe of this machine; measured now where there is none, or where it is to be renewed."""
+    """The kept probe of this machine; measured now where there is none, and beside what is kept where it is to be
+    renewed: of each row the fastest measurement stays."""
     path = cache_folder() / f"probe-{machine_key()}.json"
-    if not renew:
-        try:
-            return read_probe(path)
-        except MerinoError:  # none, or of an earlier version
-            pass
-    say(f"measuring this machine once, for at most {PROBE_SECONDS + 10:.0f} s; kept in {path}")
+    kept = None
+    with suppress(MerinoError):  # none, or of an earlier version
+        kept = read_probe(path)
+    if kept and not renew:
+        return kept
+    say(f"measuring this machine, for at most {PROBE_SECONDS + 10:.0f} s; kept in {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     found = run_probe(str(path), PROBE_SECONDS)
     say(f"measured in {found['seconds']:.0f} s")
     if found["flags"]:
         say(f"it was {' and '.join(found['flags'])} meanwhile: `merino-edge calibrate --device host` measures again")
-    return read_probe(path)
+    fresh = read_probe(path)
+    if not kept:
+        return fresh
+    say("of what was measured before and now, the faster counts; remove that file to begin anew")
+    both = quietest([kept, fresh])
+    write_text(path, both.model_dump_json(by_alias=True, indent=1) + "\n")
+    return both
 
 
 def machine_key() -> str:

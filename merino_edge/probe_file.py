@@ -1,5 +1,6 @@
 """probe.json, as `merino probe` writes it on a board; see docs/formats.md. What it means for a model: `calibration`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,3 +90,14 @@ def read_probe(path: Path) -> Probe:
         raise MerinoError(f"cannot read {path}: {error.strerror}. `merino probe -o {path}` writes one") from error
     except ValidationError as error:
         raise MerinoError(f"{path} is not a probe.json: {fault_list(error)}") from error
+
+
+def quietest(probes: Sequence[Probe]) -> Probe:
+    """The last of some probes of one machine, with each row from the one that was fastest at it: what disturbs a
+    measurement only ever adds time, and comes and goes."""
+    fastest: dict[tuple[Any, ...], Measurement] = {}
+    for row in (row for probe in probes for row in probe.measurements):
+        key = tuple(row.model_dump(exclude={"ms", "least_ms", "repeats"}).values())
+        if key not in fastest or row.ms < fastest[key].ms:
+            fastest[key] = row
+    return probes[-1].model_copy(update={"measurements": list(fastest.values())})

@@ -1,6 +1,7 @@
 """Tables for people. Numbers come in ready; what they mean is said in the rows' names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -123,6 +124,17 @@ def console() -> Console:
     """Tables on stdout; as wide as they need where stdout is no terminal."""
     found = Console()
     return found if found.is_terminal else Console(width=200)
+
+
+@contextmanager
+def working(on: str) -> Iterator[None]:
+    """A spinner on stderr while a call takes its seconds; nothing where nobody watches."""
+    stderr = Console(stderr=True)
+    if stderr.is_terminal:
+        with stderr.status(on):
+            yield
+    else:
+        yield
 
 
 def matrix_table(matrices: Sequence[MatrixError]) -> Table:

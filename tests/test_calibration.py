@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from merino_edge.calibration import amounts_of, calibrate, calibrated_toml, chec
 from merino_edge.design import costs
 from merino_edge.design.estimate import estimated
 from merino_edge.latency import total_us
-from merino_edge.probe_file import Measurement, Probe, read_probe
+from merino_edge.probe_file import Measurement, Probe, quietest, read_probe
 from merino_edge.profiles import load_profile, parse_profile_text, profile_text
 from merino_edge.recalibrate import recalibrate
 from merino_runtime.errors import MerinoError
@@ -189,15 +190,56 @@ def test_this_machine_is_measured_once_and_kept(tmp_path, monkeypatch, capsys):
     assert first.performance == again.performance
     assert first.performance.times is not None and first.performance.times.kind == "calibrated"
     told = capsys.readouterr().err
-    assert "measuring this machine once" in told and "measured in" in told
+    assert "measuring this machine" in told and "measured in" in told
     found = costs.predict(DECODER.operators, first, costs.Workload("fp32", 128, 64))
     assert found.decode_ms > 0.1 and found.provenance == "calibrated"
+
+
+def test_this_machine_measured_again_keeps_the_faster_of_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    probes = [synthetic(), disturbed(synthetic())]
+
+    def recorded(path, seconds):
+        Path(path).write_text(probes.pop().model_dump_json(by_alias=True))
+        return {"seconds": seconds, "flags": []}
+
+    monkeypatch.setattr(host, "run_probe", recorded)
+    slow = host.host_probe()
+    assert host.host_probe() == slow
+    faster = host.host_probe(renew=True)
+    assert host.host_probe() == faster
+
+    def fastest(rows, like):
+        return min(row.ms for row in rows if row.model_copy(update={"ms": like.ms}) == like)
+
+    for row in faster.measurements:
+        assert row.ms == min(fastest(synthetic().measurements, row), fastest(slow.measurements, row))
+    assert faster.measurements not in (synthetic().measurements, slow.measurements)
+
+
+def disturbed(probe):
+    """Every other row takes twice as long, the rest a little less."""
+    rows = [row.model_copy(update={"ms": row.ms * (2, 0.9)[index % 2]}) for index, row in enumerate(probe.measurements)]
+    return probe.model_copy(update={"measurements": rows})
+
+
+def test_several_probes_of_one_board_give_the_quietest_rows(tmp_path):
+    paths = [tmp_path / name for name in ("quiet.json", "disturbed.json", "other.json")]
+    other = synthetic().model_copy(update={"machine": {**synthetic().machine, "board": "another"}})
+    for path, probe in zip(paths, (synthetic(), disturbed(synthetic()), other), strict=True):
+        path.write_text(probe.model_dump_json(by_alias=True))
+    both = quietest([synthetic(), disturbed(synthetic())])
+    residuals = recalibrate("raspberry-pi-5", paths[:2], tmp_path / "mine.toml")
+    assert residuals == calibrate(both).residuals != calibrate(disturbed(synthetic())).residuals
+    with pytest.raises(MerinoError, match="different machines"):
+        recalibrate("raspberry-pi-5", paths, tmp_path / "none.toml")
+    assert not (tmp_path / "none.toml").exists()
 
 
 def test_calibrate_writes_a_profile_that_devices_takes(tmp_path):
     path, out = tmp_path / "probe.json", tmp_path / "mine.toml"
     path.write_text(synthetic().model_dump_json(by_alias=True))
-    residuals = recalibrate("raspberry-pi-5", path, out)
+    residuals = recalibrate("raspberry-pi-5", [path], out)
     assert residuals[-1].kind == "all"
     assert load_profile(out).performance.times is not None
     assert load_profile("raspberry-pi-5").performance.times is None
@@ -210,7 +252,7 @@ def test_calibrate_writes_a_profile_that_devices_takes(tmp_path):
 )  # fmt: skip
 def test_what_calibrate_cannot_do_is_said(device, probe, out, says, tmp_path):
     (tmp_path / "probe.json").write_text(synthetic().model_dump_json(by_alias=True))
-    places = [tmp_path / name if name else None for name in (probe, out)]
+    probes = [tmp_path / probe] if probe else []
     with pytest.raises(MerinoError, match=says):
-        recalibrate(device, *places)
+        recalibrate(device, probes, tmp_path / out if out else None)
     assert not (tmp_path / "out.toml").exists()
