@@ -15,7 +15,9 @@ from merino_edge.cli_options import (
     Context,
     DecodeMs,
     Device,
+    FileMb,
     FlopsG,
+    JPerToken,
     Json,
     MemoryMb,
     ParamsM,
@@ -36,22 +38,25 @@ def recommend(
     memory_mb: MemoryMb = None,
     flops_g: FlopsG = None,
     params_m: ParamsM = None,
+    file_mb: FileMb = None,
+    j_per_token: JPerToken = None,
     context: Context = None,
     prompt: Prompt = None,
     as_json: Json = False,
 ) -> None:
     """Which existing models fit a board's budgets, in which format, beside our design for the same."""
     from merino_edge.design.budget import Budgets
-    from merino_edge.design.costs import usual_prompt
+    from merino_edge.design.costs import usual_lengths
     from merino_edge.design.recommend import recommend as find
     from merino_edge.profiles import load_profile
-    from merino_edge.show import console
+    from merino_edge.show import console, working
     from merino_edge.show_models import budgets_line, recommendation_table
 
     profile = load_profile(device)
-    budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m).with_board_defaults(profile)
-    longest = profile.budget.context if context is None else context
-    found = find(profile, budgets, context=longest, prompt=usual_prompt(longest) if prompt is None else prompt)
+    budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m, file_mb, j_per_token)
+    longest, tokens = usual_lengths(profile, context, prompt)
+    with working(f"judging models for {profile.name}"):
+        found = find(profile, budgets.with_board_defaults(profile), context=longest, prompt=tokens)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
     else:
@@ -68,6 +73,8 @@ def pareto(
     memory_mb: MemoryMb = None,
     flops_g: FlopsG = None,
     params_m: ParamsM = None,
+    file_mb: FileMb = None,
+    j_per_token: JPerToken = None,
     context: Context = None,
     prompt: Prompt = None,
     vocab: Annotated[int, typer.Option(help="entries of the vocabulary")] = 50257,
@@ -81,7 +88,7 @@ def pareto(
     from rich.progress import Progress
 
     from merino_edge.design.budget import Budgets
-    from merino_edge.design.costs import usual_prompt
+    from merino_edge.design.costs import usual_lengths
     from merino_edge.design.pareto import Axis, front
     from merino_edge.design.space import Space
     from merino_edge.files import write_text
@@ -93,14 +100,14 @@ def pareto(
     if plot:
         require_matplotlib()
     profile = load_profile(device)
-    longest = profile.budget.context if context is None else context
+    budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m, file_mb, j_per_token)
+    longest, tokens = usual_lengths(profile, context, prompt)
     axis: Axis = "decode_ms" if against is Against.decode_ms else "memory_mb"
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("solving", total=points)
         found = front(
-            profile, Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m), axis, points,
-            space=Space(vocab=vocab), context=longest,
-            prompt=usual_prompt(longest) if prompt is None else prompt, precision=precision,
+            profile, budgets, axis, points,
+            space=Space(vocab=vocab), context=longest, prompt=tokens, precision=precision,
             progress=lambda limit: bar.update(task, advance=1, description=f"{against.value} {limit:g}"),
         )  # fmt: skip
     if out:

@@ -71,7 +71,7 @@ def design(
     ),
     head_size: Annotated[HeadSize | None, typer.Option(help="default: 64, 32 where a block is narrow")] = None,
     solver: Annotated[SolverChoice, typer.Option(help="exact proves the optimum")] = SolverChoice.exact,
-    steps: Annotated[int, typer.Option(help="evolution: mutations, T (recalled)")] = 100_000,
+    steps: Annotated[int, typer.Option(help="evolution: mutations, T (ours; recalled: 100000)")] = 1_000_000,
     population: Annotated[int, typer.Option(help="evolution: decoders at most, M (recalled)")] = 512,
     parents: Annotated[int, typer.Option(help="evolution: decoders kept, K (recalled)")] = 64,
     gamma: Annotated[Gamma, typer.Option(help="how depth over width lowers the score (known; inverse: ours)")] = (
@@ -87,7 +87,7 @@ def design(
 ) -> None:
     """Design the decoder of highest entropy within a board's budgets. Without a budget: the board's own."""
     from merino_edge.design.budget import Budgets
-    from merino_edge.design.costs import usual_prompt
+    from merino_edge.design.costs import usual_lengths
     from merino_edge.design.designer import design as find
     from merino_edge.design.designer import open_variants
     from merino_edge.design.entropy import Scoring
@@ -97,15 +97,14 @@ def design(
     from merino_edge.design.variants import asked_budgets, fast_formats
     from merino_edge.files import write_text
     from merino_edge.profiles import load_profile
-    from merino_edge.show import print_design
+    from merino_edge.show import print_design, working
 
     profile = load_profile(device)
     vocabs = whole_numbers("--vocab", vocab)
     precisions = fast_formats(profile) if precision == "any" else words(precision)
     space = spaced(int(width_step.value), blocks, vocabs[0], None if head_size is None else int(head_size.value))
     scoring = Scoring(attention_weight=a1, ffn_weight=a2, eps=eps, gamma=gamma.value, beta=beta)
-    longest = profile.budget.context if context is None else context
-    tokens = usual_prompt(longest) if prompt is None else prompt
+    longest, tokens = usual_lengths(profile, context, prompt)
     named = {
         "decode_ms": decode_ms, "prefill_ms": prefill_ms, "memory_mb": memory_mb, "flops_g": flops_g,
         "params_m": params_m, "file_mb": file_mb, "j_per_token": j_per_token,
@@ -117,10 +116,11 @@ def design(
         raise MerinoError(f"--preset {preset.value} is a budget of its own: leave the others out")
     else:
         budgets = Budgets(flops_g=PRESETS[preset.value].flops_g)
-    found = find(
-        profile, budgets, space=space, context=longest, prompt=tokens, vocabs=vocabs, precisions=precisions,
-        solver=solver.value, effort=Effort(steps, population, parents), seed=seed, scoring=scoring,
-    )  # fmt: skip
+    with working(f"searching for {profile.name}"):
+        found = find(
+            profile, budgets, space=space, context=longest, prompt=tokens, vocabs=vocabs, precisions=precisions,
+            solver=solver.value, effort=Effort(steps, population, parents), seed=seed, scoring=scoring,
+        )  # fmt: skip
     if out:
         write_text(out, found.to_json())
         print(f"wrote {out}", file=sys.stderr, flush=True)

@@ -31,7 +31,9 @@ def recommended(profile=PI5, context=1024, **budgets):
 
 
 def test_every_verdict_is_a_direct_prediction_held_against_the_budgets():
-    budgets = Budgets(decode_ms=25, prefill_ms=400, params_m=150).with_board_defaults(PI5)
+    budgets = Budgets(
+        decode_ms=25, prefill_ms=400, params_m=150, file_mb=300, j_per_token=0.2
+    ).with_board_defaults(PI5)
     found = recommend(PI5, budgets, context=1024, prompt=128, space=SMALL)
     assert {candidate.model.id for candidate in found.candidates} == {each.id for each in load_models()}
     assert found.budget == budgets.given() and "memory_mb" in found.budget
@@ -43,13 +45,13 @@ def test_every_verdict_is_a_direct_prediction_held_against_the_budgets():
             assert verdict.cost == cost
             used = {
                 "decode_ms": cost.decode_ms, "prefill_ms": cost.prefill_ms, "memory_mb": cost.memory_mb,
-                "params_m": cost.params / 1e6,
+                "params_m": cost.params / 1e6, "file_mb": cost.file_mb, "j_per_token": cost.j_per_token,
             }  # fmt: skip
             assert verdict.over == {name: used[name] / limit for name, limit in found.budget.items()
                                     if used[name] > limit}
             assert verdict.fits == (not verdict.over)
             kinds |= {verdict.fits, *verdict.over}
-    assert kinds == {True, False, "decode_ms", "prefill_ms", "memory_mb", "params_m"}
+    assert kinds == {True, False, *budgets.given()}
 
 
 def test_what_fits_comes_first_by_score_and_in_the_format_of_most_bits():
@@ -68,7 +70,7 @@ def test_what_fits_comes_first_by_score_and_in_the_format_of_most_bits():
 
 
 def test_our_designs_keep_the_same_budgets():
-    found = recommended(decode_ms=8, params_m=1.5)
+    found = recommended(decode_ms=8, params_m=1.5, file_mb=4.5, j_per_token=0.05)
     assert [our.precision for our in found.ours] == list(CPU_FORMATS)
     for our in found.ours:
         assert our.design is not None and our.design.budget == found.budget
@@ -231,6 +233,10 @@ def test_pareto_writes_json_and_picture(tmp_path):
         (("recommend", "--device", "raspberry-pi-4", "--memory-mb", "1e9"), "free"),
         (("recommend", "--device", "raspberry-pi-4", "--context", "1"), "--context 1 "),
         (("recommend", "--device", "raspberry-pi-4", "--prompt", "9999"), "--prompt 9999 "),
+        (("recommend", "--device", "jetson-nano", "--j-per-token", "1"), "power.stress_w"),
+        (("pareto", "--device", "jetson-nano", "--j-per-token", "1"), "power.stress_w"),
+        (("pareto", "--device", "jetson-nano", "--against", "memory-mb", "--j-per-token", "1"), "power.stress_w"),
+        (("pareto", "--device", "raspberry-pi-4", "--file-mb", "0.001"), "--file-mb 0.001 is below"),
         (("pareto", "--device", "raspberry-pi-9"), "No device profile"),
         (("pareto", "--device", "raspberry-pi-4", "--points", "0"), "--points 0 is not allowed: choose 2 to 100"),
         (("pareto", "--device", "raspberry-pi-4", "--points", "101"), "--points 101"),

@@ -130,6 +130,12 @@ def usual_prompt(context: int) -> int:
     return min(512, max(1, context // 2))
 
 
+def usual_lengths(profile: DeviceProfile, context: int | None, prompt: int | None) -> tuple[int, int]:
+    """Tokens of context and prompt; where none are named the board's context and the usual prompt."""
+    longest = profile.budget.context if context is None else context
+    return longest, usual_prompt(longest) if prompt is None else prompt
+
+
 def predict(
     operators: Sequence[Operator], profile: DeviceProfile, work: Workload, ceilings: Mapping[str, float] | None = None
 ) -> Cost:

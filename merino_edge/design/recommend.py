@@ -4,7 +4,7 @@ Predictions are those of `design.costs` for the same workload: a published model
 exporter and runtime. Left to others: the models themselves (`catalogue`), tables for people (`show_models`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -112,18 +112,14 @@ def recommend(
     context: int,
     prompt: int,
     space: Space = Space(),  # noqa: B008 - frozen
-    progress: Callable[[str], None] = lambda _: None,
 ) -> Recommendation:
     """Every model of the catalogue in every format, judged by the budgets, and a design per format for the same.
 
-    `progress` is told which format is being designed for. Raises MerinoError where the workload itself cannot be.
+    Raises MerinoError where the workload itself cannot be.
     """
     check_request("fp32", context, prompt, space.vocab)
     candidates = [judge(model, profile, budgets, context, prompt, space.blocks) for model in load_models()]
-    ours = []
-    for precision in CPU_FORMATS:
-        progress(precision)
-        ours.append(design_at(precision, profile, budgets, space, context, prompt))
+    ours = [design_at(precision, profile, budgets, space, context, prompt) for precision in CPU_FORMATS]
     return Recommendation(
         device=profile.id,
         context=context,
