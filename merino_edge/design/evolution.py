@@ -14,9 +14,12 @@ PATIENCE = 20
 
 @dataclass(frozen=True)
 class Effort:
-    """How long and how broadly evolution searches: the paper's T, M and K (recalled)."""
+    """How long and how broadly evolution searches: the paper's T, M and K.
 
-    steps: int = 100_000
+    M and K as recalled. T is ten times the 100,000 recalled, so that the gap to the optimum is under 1 % (measured).
+    """
+
+    steps: int = 1_000_000
     population: int = 512
     parents: int = 64
 
