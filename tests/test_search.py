@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merino_edge.architecture import end_operators
+from merino_edge.architecture import block_operators
 from merino_edge.design import costs, exact, times
 from merino_edge.design.budget import Budgets
 from merino_edge.design.costs import Workload
@@ -31,16 +31,24 @@ WORK = Workload("fp32", 128, 64)
 WIDE = dict.fromkeys(NAMES, 1e9)  # budgets that bind nothing
 
 
-def predicted(arch, profile=BOARD, work=WORK):
+def predicted(arch, space, profile=BOARD, work=WORK):
     """The costs of a built decoder under the usual regime, in the budgets' own units.
 
-    As the search counts them: it does not see that the last layer goes on with one position.
+    Times as the search counts them: of what the last layer does for one position it sees the space's narrowest FFN.
     """
     cost = asdict(costs.predict(arch.operators, profile, work))
-    end = len(list(end_operators(arch.blocks[0].width, arch.blocks[-1].width, arch.vocab)))
-    operators = [replace(op, final=False) for op in arch.operators[:-end]] + arch.operators[-end:]
-    measures = {"decode_ms": times.decode_ms, "prefill_ms": times.prefill_ms, "memory_mb": costs.memory_mb}
-    cost |= {name: measure(operators, profile, work, times.usual_regime(profile)) for name, measure in measures.items()}
+    regime = times.usual_regime(profile)
+
+    def spared(measure, ratio):
+        block = arch.blocks[-1].model_copy(update={"ffn_ratio": ratio, "depth": 1})
+        ops = list(block_operators(block, arch.head_size, last=True))
+        whole = [replace(op, final=False) for op in ops]
+        return measure(whole, profile, work, regime) - measure(ops, profile, work, regime)
+
+    for name, measure in {"decode_ms": times.decode_ms, "prefill_ms": times.prefill_ms}.items():
+        unseen = spared(measure, arch.blocks[-1].ffn_ratio) - spared(measure, min(space.ffn_ratios))
+        cost[name] = measure(arch.operators, profile, work, regime) + unseen
+    cost["memory_mb"] = costs.memory_mb(arch.operators, profile, work, regime)
     cost["j_per_token"] = costs.joules(cost["decode_ms"], profile)
     cost["params_m"] = cost["params"] / 1e6
     return {name: cost[name] for name in NAMES}
@@ -52,7 +60,7 @@ def between(space, share, names, work=WORK):
     sizes = [(block.width, block.ffn_ratio, block.depth, not block.shared) for block in program.options]
     ends = (sizes.index(min(sizes)), sizes.index(max(sizes)))
     built = (architecture(space, program, (end,) * space.blocks, work.context) for end in ends)
-    least, most = (predicted(arch, work=work) for arch in built)
+    least, most = (predicted(arch, space, work=work) for arch in built)
     return Budgets(**{name: least[name] + share[name] * (most[name] - least[name]) for name in names})
 
 
@@ -92,7 +100,7 @@ def problems(draw, blocks=(2, 3), width=(64, 96, 128, 192, 256, 384), growth=(1.
 def assert_within(space, program, budgets, choice):
     arch = architecture(space, program, choice, WORK.context)  # raises where widths shrink
     assert program.allowed[program.width[choice[0]], program.width[choice[-1]]]
-    for name, value in predicted(arch).items():
+    for name, value in predicted(arch, space).items():
         assert value <= budgets.given().get(name, math.inf) * (1 + 1e-12), name
 
 
@@ -108,7 +116,7 @@ def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
     assert found.bound >= found.score
     assert found.bound == pytest.approx(best, rel=1e-6)
     assert_within(space, program, budgets, found.choice)
-    spent = predicted(architecture(space, program, found.choice, WORK.context))
+    spent = predicted(architecture(space, program, found.choice, WORK.context), space)
     just = Budgets(**{name: spent[name] * (1 + 1e-9) for name in budgets.given()})
     again = exact.solve(encode(space, just, BOARD, WORK, Scoring()))
     assert again.score == pytest.approx(best, rel=1e-9)  # asked for no more than it takes
@@ -218,7 +226,7 @@ def test_a_programs_shares_are_the_costs_of_the_decoder_that_is_built(data):
     arch = architecture(space, program, choice, work.context)
     _, share = program.evaluate(choice)
     for name, part, limit, fixed in zip(program.names, share, program.limits, program.fixed, strict=True):
-        expected = predicted(arch, profile, work)[name]
+        expected = predicted(arch, space, profile, work)[name]
         assert part * limit + fixed == pytest.approx(expected, rel=1e-9), name
 
 

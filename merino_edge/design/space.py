@@ -226,13 +226,22 @@ def cost_tables(
 def body_tables(
     space: Space, names: tuple[str, ...], profile: DeviceProfile, work: Workload, regime: Regime
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Without embedding and head: `use`, `peak` [R, O], `step`, and the way from the last width back [R, W, W]."""
+    """Without embedding and head: `use`, `peak` [R, O], `step`, and the way from the last width back [R, W, W].
+
+    A prefill's last layer goes on with one position. What that spares is taken off the way back, which knows its width
+    and not its FFN, so a decoder whose last FFN is not the narrowest is counted a little high.
+    """
     measures = [additive_measure(name, profile, work, regime) for name in names]
     layer: dict[tuple[int, float, bool], np.ndarray] = {}
     held_mb: dict[tuple[int, float], float] = {}  # activations
 
     def total(operators: list[Operator]) -> np.ndarray:  # [R]
         return np.array([measure(operators) for measure in measures]).reshape(len(measures))
+
+    def spared(width: int) -> np.ndarray:  # [R]
+        block = Block(width=width, ffn_ratio=min(space.ffn_ratios), depth=1)
+        whole, last = (list(block_operators(block, space.head_size, last=last)) for last in (False, True))
+        return total(whole) - total(last)
 
     for width in space.widths:
         for ratio in space.ffn_ratios:
@@ -247,11 +256,13 @@ def body_tables(
     memory = np.array([[float(name == "memory_mb")] for name in names]).reshape(len(names), 1)
     peak = memory * np.array([held_mb[b.width, b.ffn_ratio] for b in options])
     step, back = np.zeros((2, len(names), len(space.widths), len(space.widths)))
+    spares = [spared(width) for width in space.widths]
     for row, low in enumerate(space.widths):
         for column, high in enumerate(space.widths):
             if low <= high <= space.growth * low:
                 step[:, row, column] = total(list(transition_operators(low, high)))
-                back[:, row, column] = total([op for op in end_operators(low, high, 2) if op.kind not in TABLES])
+                way = [op for op in end_operators(low, high, 2) if op.kind not in TABLES]
+                back[:, row, column] = total(way) - spares[column]
     return use, peak, step, back
 
 
