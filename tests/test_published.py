@@ -9,7 +9,7 @@ sys.path.insert(0, str(ROOT / "bench" / "experiments"))
 import published  # noqa: E402 - a script beside the packages
 
 PAGE = ROOT / "docs" / "predictions.md"
-FAR = {"jetson-orin-nano", "raspberry-pi-zero-2w"}  # with the reasons that the page gives
+FAR = {"raspberry-pi-zero-2w"}  # with the reason that the page gives
 
 
 def test_the_page_shows_what_the_model_says():
@@ -20,5 +20,5 @@ def test_the_page_shows_what_the_model_says():
 def test_decode_on_boards_is_within_the_factor():
     for row in published.ROWS:
         ratio = published.predicted_tok_s(row) / row.tok_s
-        if row.what == "decode" and row.board not in FAR:
+        if row.what == "decode" and not row.gpu and row.board not in FAR:
             assert 1 / published.FACTOR <= ratio <= published.FACTOR, row
