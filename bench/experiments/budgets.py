@@ -2,19 +2,16 @@
 
     python bench/experiments/budgets.py -o bench/results/budgets-x86-2cores.json
 
-Resumable. Budgets lie (log-evenly) between what the smallest and the largest decoder of the space take; formats in
-turn. Decode time is measured with the cache full up to the last steps, as a budget is meant. Bar: at least 19 of 20
-within the budget, and using at least 90 % of it or being the top of the space.
+Resumable; of five passes the quietest counts. Budgets lie (log-evenly) between what the smallest and the largest
+decoder of the space take; formats in turn. Decode time is measured with the cache full up to the last steps, as a budget is
+meant. Bar: at least 19 of 20 within the budget, and using at least 90 % of it or being the top of the space.
 """
 
-import argparse
-import json
 import statistics
-import tempfile
-from pathlib import Path
 
 import numpy as np
 from random_bundle import write_bundle
+from turns import arguments, take_turns
 
 from merino_bench.apart import measure_apart
 from merino_bench.workload import Case
@@ -48,40 +45,44 @@ def random_budgets(profile):
         yield form, float(f"{low ** (1 - share) * high**share:.3g}")
 
 
-def measure_row(form, budget_ms, profile, folder):
-    free = Budgets(decode_ms=budget_ms, memory_mb=profile.memory.free_mb.value)
-    found = design(profile, free, space=SPACE, context=CONTEXT, prompt=CONTEXT // 2, precision=form)
-    write_bundle(found.architecture, form, folder, "budget")
-    threads = found.threads.decode if found.threads else None
-    case = Case("tg", CONTEXT - STEPS, STEPS, 0, threads)
-    measured = measure_apart(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
-    step_ms = statistics.mean(ms for one in measured["step_ms"] for ms in one)
+def measure(task, folder):
+    found = task[2]
+    if not folder.exists():
+        write_bundle(found.architecture, task[0], folder, "budget")
+    case = Case("tg", CONTEXT - STEPS, STEPS, 0, found.threads.decode)
+    run = measure_apart(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
+    step_ms = statistics.median(statistics.mean(one) for one in run["step_ms"])
+    return {"decode_ms": step_ms, "flags": run["flags"]}
+
+
+def row_of(task, measured):
+    form, budget_ms, found = task
+    step_ms = measured["decode_ms"]
     largest = all(block.width == SPACE.widths[-1] for block in found.architecture.blocks)
     return {
         "precision": form, "budget_ms": budget_ms, "predicted_ms": round(found.predicted.decode_ms, 4),
-        "measured_ms": round(step_ms, 4), "use": round(step_ms / budget_ms, 4), "threads": threads,
-        "shape": found.architecture.shape(), "top_of_the_space": largest, "flags": measured["flags"],
-        "kept": bool(step_ms <= budget_ms and (step_ms >= LEAST_USE * budget_ms or largest)),
+        "measured_ms": round(step_ms, 4), "use": round(step_ms / budget_ms, 4), "threads": found.threads.decode,
+        "shape": found.architecture.shape(), "top_of_the_space": largest,
+        "within": step_ms <= budget_ms, "kept": step_ms <= budget_ms and (step_ms >= LEAST_USE * budget_ms or largest),
     }  # fmt: skip
 
 
+def summary(rows):
+    return {"of": len(rows), **{key: sum(row[key] for row in rows) for key in ("within", "kept")}}
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", type=Path, dest="out", required=True)
-    parser.add_argument("--device", default="host")
-    parser.add_argument("--only", type=int, help="so many measurements, then stop")
-    arguments = parser.parse_args()
-    profile = load_profile(arguments.device)
-    rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
-    done = {(row["precision"], row["budget_ms"]) for row in rows}
-    left = [pair for pair in random_budgets(profile) if pair not in done][: arguments.only]
-    with tempfile.TemporaryDirectory() as scratch:
-        for form, budget_ms in left:
-            rows.append(measure_row(form, budget_ms, profile, Path(scratch) / "bundle"))
-            print(json.dumps(rows[-1]), flush=True)
-            content = {"seed": SEED, "kept": sum(row["kept"] for row in rows), "of": len(rows), "rows": rows}
-            arguments.out.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"{sum(row['kept'] for row in rows)} of {len(rows)} within their budget and using {LEAST_USE:.0%} of it")
+    asked = arguments(__doc__, "bench/results/budgets-x86-2cores.json")
+    profile = load_profile(asked.device)
+    tasks = {}
+    for form, budget_ms in random_budgets(profile):
+        free = Budgets(decode_ms=budget_ms, memory_mb=profile.memory.free_mb.value)
+        found = design(profile, free, space=SPACE, context=CONTEXT, prompt=CONTEXT // 2, precision=form)
+        tasks[f"{budget_ms:g} ms in {form}"] = form, budget_ms, found
+    rows = take_turns(asked, tasks, measure, row_of, summary)
+    for row in rows:
+        print(*(f"{key} {row[key]}" for key in ("name", "measured_ms", "use", "kept", "threads", "shape")))
+    print(summary(rows))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,18 @@
 """Predicted against measured: random designs never used in fitting, each in three weight formats, on this machine.
 
+    merino-edge calibrate --device host
     python bench/experiments/predictions.py -o bench/results/predictions-x86-2cores.json
 
-Resumable: rows that the file has are kept. `--device` takes a calibrated profile; by default the machine's own. Each
-measurement runs in a fresh process of the benchmark: a prefill of 64 and of 256 ids, and decode steps behind a filled
-cache. Bars: decode error at most 7 % in the median and 15 % at the 90th percentile, prefill 10 and 20, memory 10.
+Resumable. Each measurement runs in fresh processes of the benchmark: a prefill of 64 and of 256 ids, and decode steps
+behind a filled cache; of five passes the quietest counts. Bars: decode error at most 7 % in the median and 15 % at the
+90th percentile, prefill 10 and 20, memory 10.
 """
 
-import argparse
-import json
 import statistics
-import tempfile
-from pathlib import Path
 
 import numpy as np
 from random_bundle import write_bundle
+from turns import arguments, take_turns
 
 from merino_bench.apart import measure_apart
 from merino_bench.workload import Case
@@ -25,7 +23,7 @@ from merino_edge.profiles import load_profile
 
 DESIGNS, SEED, CONTEXT = 24, 2024, 1024
 FORMATS = ("fp32", "int8", "int4")
-CACHED, STEPS, REPETITIONS, TIMEOUT_S = 384, 64, 10, 600
+CACHED, STEPS, REPETITIONS, TIMEOUT_S = 384, 64, 5, 600
 PROMPTS = (64, 256)
 VOCABS = (4096, 8192, 16384, 32000, 50257)
 
@@ -55,25 +53,41 @@ def random_designs(count, seed):
     return found
 
 
-def measure_row(arch, precision, profile, folder):
-    write_bundle(arch, precision, folder, "random")
-    row = {"shape": arch.shape(), "vocab": arch.vocab, "head_size": arch.head_size, "precision": precision,
-           "params": params(arch.operators)}  # fmt: skip
-    work = costs.Workload(precision, CACHED + STEPS // 2, CACHED)
-    predicted = costs.predict(arch.operators, profile, work)
-    threads = predicted.decode_threads
-    row["decode_threads"], row["prefill_threads"] = threads, predicted.prefill_threads
-    found = measure_apart(str(folder), Case("tg", CACHED, STEPS, 0, threads), REPETITIONS, SEED, False, TIMEOUT_S)
-    row["flags"] = found["flags"]
-    row["decode"] = pair(predicted.decode_ms, statistics.mean(ms for one in found["step_ms"] for ms in one))
-    full = costs.Workload(precision, CACHED + STEPS, CACHED)
-    row["memory"] = pair(costs.memory_mb(arch.operators, profile, full), found["peak_rss_mb"])
-    for prompt in PROMPTS:
-        predicted = costs.predict(arch.operators, profile, costs.Workload(precision, prompt, prompt))
-        threads = predicted.prefill_threads
-        found = measure_apart(str(folder), Case("pp", prompt, 0, 0, threads), REPETITIONS, SEED, False, TIMEOUT_S)
-        row[f"prefill_{prompt}"] = pair(predicted.prefill_ms, statistics.median(found["prefill_ms"]))
-    return row
+def works(form):
+    """Of each figure but the memory: what is predicted."""
+    prefills = {f"prefill_{prompt}": costs.Workload(form, prompt, prompt) for prompt in PROMPTS}
+    return {"decode": costs.Workload(form, CACHED + STEPS // 2, CACHED), **prefills}
+
+
+def predicted(task, profile):
+    return {name: costs.predict(task[0].operators, profile, work) for name, work in works(task[1]).items()}
+
+
+def measure(task, folder, profile):
+    if not folder.exists():
+        write_bundle(*task, folder, "random")
+    best, flags, found = predicted(task, profile), [], {}
+    for name, work in works(task[1]).items():
+        decode = name == "decode"
+        threads = best[name].decode_threads if decode else best[name].prefill_threads
+        case = Case("tg", CACHED, STEPS, 0, threads) if decode else Case("pp", work.prompt, 0, 0, threads)
+        run = measure_apart(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
+        flags += run["flags"]
+        found[name] = statistics.median(statistics.mean(one) for one in run["step_ms"]) if decode else (
+            statistics.median(run["prefill_ms"]))  # fmt: skip
+        if decode:
+            found["memory"] = run["peak_rss_mb"]
+    return {**found, "flags": sorted(set(flags))}
+
+
+def row_of(task, measured, profile):
+    arch, form = task
+    best = predicted(task, profile)
+    full = costs.Workload(form, CACHED + STEPS, CACHED)
+    told = {name: cost.decode_ms if name == "decode" else cost.prefill_ms for name, cost in best.items()}
+    told["memory"] = costs.memory_mb(arch.operators, profile, full)
+    facts = {"precision": form, "params": params(arch.operators), "decode_threads": best["decode"].decode_threads}
+    return facts | {name: pair(told[name], value) for name, value in measured.items()}
 
 
 def pair(predicted, measured):
@@ -98,28 +112,18 @@ def summary(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", type=Path, dest="out", required=True)
-    parser.add_argument("--device", default="host")
-    parser.add_argument("--only", type=int, help="so many measurements, then stop")
-    arguments = parser.parse_args()
-    profile = load_profile(arguments.device)
-    rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
-    done = {(row["shape"], row["vocab"], row["precision"]) for row in rows}
-    designs = random_designs(DESIGNS, SEED)
-    order = np.random.default_rng(SEED).permutation(len(designs) * len(FORMATS))  # so that a part is spread, too
-    left = [(designs[place // 3], FORMATS[place % 3]) for place in order]
-    left = [(arch, form) for arch, form in left if (arch.shape(), arch.vocab, form) not in done][: arguments.only]
-    with tempfile.TemporaryDirectory() as scratch:
-        for arch, form in left:
-            row = measure_row(arch, form, profile, Path(scratch) / "bundle")
-            rows.append(row)
-            print(f"{row['params'] / 1e6:6.1f} M {form:5s}", *(
-                f"{key} {row[key]['measured']:9.3f} {row[key]['error']:+.1%}"
-                for key in ("decode", "prefill_64", "prefill_256", "memory")), row["flags"], row["shape"], flush=True)
-            content = {"seed": SEED, "times": profile.performance.times.source if profile.performance.times else None,
-                       "summary": summary(rows), "rows": rows}  # fmt: skip
-            arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    asked = arguments(__doc__, "bench/results/predictions-x86-2cores.json")
+    profile = load_profile(asked.device)
+    tasks = [(arch, form) for arch in random_designs(DESIGNS, SEED) for form in FORMATS]
+    order = np.random.default_rng(SEED).permutation(len(tasks))  # so that a drift of the machine meets all sizes
+    named = {f"{tasks[at][0].shape()} vocabulary {tasks[at][0].vocab} {tasks[at][1]}": tasks[at] for at in order}
+    rows = take_turns(
+        asked, named, lambda task, folder: measure(task, folder, profile),
+        lambda task, found: row_of(task, found, profile), summary,
+    )  # fmt: skip
+    for row in sorted(rows, key=lambda row: row["params"]):
+        figures = (f"{name} {row[name]['measured']:9.3f} {row[name]['error']:+6.1%}" for name in (*works(""), "memory"))
+        print(f"{row['params'] / 1e6:5.1f} M", *figures, row["name"])
     for name, line in summary(rows).items():
         shares = ", ".join(f"{key} {line[key]:.1%}" for key in ("median", "p90", "worst"))
         print(f"{name:16s} {line['rows']:4d} rows: {shares}")
