@@ -3,8 +3,8 @@
     python bench/experiments/budgets.py -o bench/results/budgets-x86-2cores.json
 
 Resumable; of five passes the quietest counts. Budgets lie (log-evenly) between what the smallest and the largest
-decoder of the space take; formats in turn. Decode time is measured with the cache full up to the last steps, as a budget is
-meant. Bar: at least 19 of 20 within the budget, and using at least 90 % of it or being the top of the space.
+decoder of the space take; formats in turn. Decode time is measured with the cache full up to the last steps, as a
+budget is meant. Bar: at least 19 of 20 within the budget, and using at least 90 % of it or being the top of the space.
 """
 
 import statistics

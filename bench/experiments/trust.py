@@ -1,12 +1,12 @@
-"""Whether the harness can be believed: decode against a stopwatch around `generate`, and a bundle against itself.
+"""Whether the harness can be believed: decode rounds against a stopwatch around `generate`, a bundle against itself.
 
     python bench/experiments/trust.py BUNDLE... -o bench/results/trust-x86-2cores.json
 
-The stopwatch knows nothing of the harness: a process of its own loads the bundle and takes the time from the first
-token that `generate` yields to the last one. Harness and stopwatch take turns. Then two runs of `bench` on the same
-bundle, one after the other, are compared as two bundles would be. Wants a quiet machine (rows that were disturbed are
-said, not hidden) and bundles whose step takes some milliseconds: `generate` samples too, 0.02 to 0.05 ms, which is a
-tenth of a step of the embedded model.
+The stopwatch knows nothing of the harness: it takes the time from the first token that `generate` yields to the last
+one. Both take turns in one fresh process, many short ones, so that what drifts meets both alike: between processes this
+machine's speed differs by more than is asked. Then `bench` measures a bundle beside its own twin, as it does two
+bundles. Wants bundles whose step takes some milliseconds: `generate` samples too, 0.02 to 0.05 ms, which is a tenth of
+a step of the embedded model.
 """
 
 import argparse
@@ -14,81 +14,83 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-from merino_bench.apart import child_environment, measure_apart
+from merino_bench.apart import child_environment
 from merino_bench.bench import run_bench
 from merino_bench.interval import ratio_interval
+from merino_bench.measure import one_round
 from merino_bench.record import speeds_of
-from merino_bench.workload import START_PROMPT, Workload, decode_case
+from merino_bench.workload import START_PROMPT, Workload
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.generate import Done, generate
-from merino_runtime.sampler import Sampling
+from merino_runtime.sampler import GREEDY
 
-STEPS, TURNS = 128, 8
+STEPS, TURNS, REPETITIONS = 64, 60, 10
 BAR = 0.03
 
 
-def stopwatch(folder):
-    """tok/s of STEPS tokens after the first one, greedy, end of text ignored; the second generation counts."""
+def stopwatch(backend, ids):
+    """Seconds of STEPS tokens after the first one, greedy, end of text ignored."""
+    backend.truncate(0)
+    events = generate(backend, ids, max_new_tokens=STEPS + 1, sampling=GREEDY)
+    times = [time.monotonic() for event in events if not isinstance(event, Done)]
+    return times[-1] - times[0]
+
+
+def take_turns(folder):
+    """Seconds of STEPS steps by the harness and by the stopwatch, in turn; the first pair warms up."""
     bundle = load_bundle(folder)
     backend = open_backend(bundle)
     ids = np.random.RandomState(0).randint(0, bundle.vocab, START_PROMPT).tolist()
-    for _ in range(2):
-        backend.truncate(0)
-        events = generate(backend, ids, max_new_tokens=STEPS + 1, sampling=Sampling(temperature=0.0))
-        times = [time.monotonic() for event in events if not isinstance(event, Done)]
+    pairs = [(sum(one_round(backend, ids, 0, STEPS).step_ms) / 1e3, stopwatch(backend, ids)) for _ in range(TURNS + 1)]
     backend.close()
-    return STEPS / (times[-1] - times[0])
-
-
-def stopwatch_apart(folder):
-    call = [sys.executable, __file__, folder, "--stopwatch"]
-    return float(subprocess.run(call, env=child_environment(), check=True, capture_output=True, text=True).stdout)
+    return pairs[1:]
 
 
 def against_the_stopwatch(folder):
-    harness, watch, flags = [], [], []
-    for turn in range(TURNS):
-        measured = measure_apart(folder, decode_case(STEPS), 1, 0, not turn, 600)
-        harness.extend(speeds_of(measured["step_ms"], STEPS))
-        flags.extend(measured["flags"])
-        watch.append(stopwatch_apart(folder))
+    call = [sys.executable, __file__, folder, "--turns"]
+    done = subprocess.run(call, env=child_environment(), check=True, capture_output=True, text=True)
+    harness, watch = ([STEPS / seconds for seconds in each] for each in zip(*json.loads(done.stdout), strict=True))
     ratio = statistics.mean(harness) / statistics.mean(watch)
     return {
         "ratio": ratio, "interval": ratio_interval(harness, watch, paired=True), "within_bar": abs(ratio - 1) <= BAR,
-        "harness_tok_s": harness, "stopwatch_tok_s": watch, "flags": sorted(set(flags)),
+        "harness_tok_s": harness, "stopwatch_tok_s": watch,
     }  # fmt: skip
 
 
 def against_itself(folder):
-    """Two runs, compared without pairing, as two files would be."""
-    runs = [run_bench([folder], Workload((128,), (STEPS,), TURNS)) for _ in range(2)]
+    """A bundle beside a link to itself, as `bench` measures two bundles."""
     found = {}
-    for first, second in zip(*runs, strict=True):
+    with tempfile.TemporaryDirectory() as scratch:
+        twin = Path(scratch) / "twin"
+        twin.symlink_to(Path(folder).resolve())
+        rows = run_bench([folder, str(twin)], Workload((128,), (STEPS,), REPETITIONS))
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
         tokens = STEPS if first["test"].startswith("tg") else first["prompt_tokens"]
-        before, after = (speeds_of(row["rounds_ms"], tokens) for row in (first, second))
-        interval = ratio_interval(after, before, paired=False)
+        one, other = (speeds_of(row["rounds_ms"], tokens) for row in (first, second))
+        interval = ratio_interval(one, other, paired=True)
         found[first["test"]] = {
-            "ratio": statistics.mean(after) / statistics.mean(before), "interval": interval,
-            "no_difference": interval[0] <= 1 <= interval[1], "tok_s": [before, after],
+            "ratio": statistics.mean(one) / statistics.mean(other), "interval": interval,
+            "no_difference": interval[0] <= 1 <= interval[1], "tok_s": [one, other],
             "flags": sorted({*first["flags"], *second["flags"]}),
         }  # fmt: skip
     return found
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="+")
-    parser.add_argument("--stopwatch", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--turns", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("-o", type=Path, dest="out")
     arguments = parser.parse_args()
-    if arguments.stopwatch:
-        print(stopwatch(arguments.bundles[0]))
+    if arguments.turns:
+        print(json.dumps(take_turns(arguments.bundles[0])))
         return
     rows = []
     for folder in arguments.bundles:

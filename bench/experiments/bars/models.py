@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ LAYERS_66M, WIDTH_66M, VOCAB_66M, CONTEXT_66M = 14, 640, 50257, 2048
 # Stored parameters at most OPT-350M's 331.2 M / 5.5. With parameters as the only budget the search shares layers and
 # goes deep, so that a token reads far more weights than are stored: the FLOPs are the paper's middle budget.
 DESIGN = ("--device", "jetson-nano", "--params-m", "60.2", "--flops-g", "110")
+
+TIMED, FASTER = "timed-", 5.4  # a tenth above the bar, for what predictions are off by
+CONTEXT, PROMPT = 512, 64
 
 # For trying the scripts.
 TRY = {"blocks": [{"width": 64, "ffn_ratio": 1, "depth": 2}], "vocab": 4096, "head_size": 32, "context": CONTEXT_66M}
@@ -43,7 +47,9 @@ def source_of(model: str, cache: Path) -> Any:
         block = {"width": WIDTH_66M, "ffn_ratio": 1, "depth": LAYERS_66M}
         arch = {"blocks": [block], "vocab": VOCAB_66M, "head_size": 64, "context": CONTEXT_66M}
     elif base == "64m":
-        arch = designed(cache)
+        arch = designed(cache / "design-64m.json", DESIGN)
+    elif base.startswith(TIMED):
+        arch = designed(cache / f"design-{base}.json", for_the_time(base.removeprefix(TIMED)))
     elif base == "try-opt":
         return random_opt(OptArchitecture.model_validate({**TRY_OPT, **update}), model)
     else:
@@ -51,10 +57,20 @@ def source_of(model: str, cache: Path) -> Any:
     return random_merino(Architecture.model_validate({**arch, **update}), model)
 
 
-def designed(cache: Path) -> dict[str, Any]:
-    """By the command that a user types; kept in the cache folder as design.json."""
-    path = cache / "design-64m.json"
+def designed(path: Path, options: Sequence[str]) -> dict[str, Any]:
+    """By the command that a user types; kept as design.json in the cache folder."""
     if not path.exists():
-        command = [sys.executable, "-c", "from merino_edge.cli import main; main()", "design", *DESIGN, "-o", path]
+        command = [sys.executable, "-c", "from merino_edge.cli import main; main()", "design", *options, "-o", path]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return dict(json.loads(path.read_text())["architecture"])
+
+
+def for_the_time(precision: str) -> tuple[str, ...]:
+    """A decode time on this machine that OPT-350M's predicted one exceeds FASTER times, in one format."""
+    from merino_edge.design.costs import Workload, predict
+    from merino_edge.opt import OPT_350M
+    from merino_edge.profiles import load_profile
+
+    opt_ms = predict(OPT_350M.operators, load_profile("host"), Workload(precision, CONTEXT, PROMPT)).decode_ms
+    return ("--device", "host", "--precision", precision, "--params-m", "60.2", "--decode-ms", f"{opt_ms / FASTER:.4g}",
+            "--context", str(CONTEXT), "--prompt", str(PROMPT))  # fmt: skip
