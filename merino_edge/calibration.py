@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 
 from merino_bench.plan import DECODER_VOCAB
 from merino_edge.architecture import Architecture, Block
-from merino_edge.latency import GENERAL, OF_FORMAT, Dialect, amounts, from_memory, total_us
+from merino_edge.latency import GENERAL, OF_FORMAT, Dialect, amounts, from_memory, partly_share, total_us
 from merino_edge.operators import Operator, activation, attention, head, linear, norm
 from merino_edge.probe_file import Measurement, Probe, Resident
 from merino_runtime.board import MB
@@ -186,11 +186,6 @@ def cache_edges(probe: Probe, threads: int, times: Mapping[str, float]) -> Edges
         low, high = min(pairs, key=lambda pair: float(worth @ np.abs(errors(*pair))))
     found = errors(low, high).tolist() if rows else []
     return Edges(round(float(low) * cache / MB, 4), round(float(high) * cache / MB, 4), found)
-
-
-def partly_share(size: np.ndarray, low: float, high: float) -> np.ndarray:
-    """The share of `size` that comes from memory: none up to `low`, all from `high` on, its amount linear between."""
-    return np.clip(high * (size - low) / ((high - low) * size), 0, 1)
 
 
 def round_up(value: float) -> float:

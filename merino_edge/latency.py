@@ -20,7 +20,9 @@ and per weight format F, for a product with a matrix:
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from merino_edge.operators import FORMATS, KV_BYTES_PER_ELEMENT, Operator, largest_block
 
@@ -52,11 +54,12 @@ def matrix_format(op: Operator, precision: str) -> str:
 
 @lru_cache(maxsize=2**16)  # a search asks for the same few thousand again and again; nobody changes what it gets
 def amounts(
-    op: Operator, precision: str, tokens: int, past: int, dialect: Dialect = "fused", cache_bytes: float = 0
+    op: Operator, precision: str, tokens: int, past: int, dialect: Dialect = "fused", held: tuple[float, float] = (0, 0)
 ) -> Mapping[str, float]:
     """Of one run over `tokens` new positions behind `past` cached ones.
 
-    Memory as if the caches held nothing but what was read within the last `cache_bytes`.
+    Memory as if the caches held nothing but what was read shortly before: within the last `held` bytes, all of it up to
+    the first, none from the second on.
     """
     found: Amounts = defaultdict(float)
     nodes = NODES[dialect].get(op.kind, 0)
@@ -65,8 +68,8 @@ def amounts(
     if op.kind in ("linear", "head"):
         product_amounts(found, op, precision, rows_out, dialect)
         form = matrix_format(op, precision)
-        if streamed(op, precision, cache_bytes):
-            found[f"{form}.{TABLE if op.kind == 'head' else MEMORY}"] += op.read_bytes(precision)
+        missed = partly_share(op.reread * op.bytes_per_weight(precision), *held) if op.reread else 1.0
+        found[f"{form}.{TABLE if op.kind == 'head' else MEMORY}"] += missed * op.read_bytes(precision)
     if op.kind == "head":
         found["call_us"] += 1
         found["choose_ns"] += op.matrix / op.columns
@@ -94,9 +97,10 @@ def product_amounts(found: Amounts, op: Operator, precision: str, tokens: int, d
         found["launch_us"] += INTEGER_NODES
 
 
-def streamed(op: Operator, precision: str, cache_bytes: float) -> bool:
-    """Whether its weights come from memory: not where they were read so shortly before that the cache has them."""
-    return not 0 < op.reread * op.bytes_per_weight(precision) <= cache_bytes
+def partly_share(size: Any, low: float, high: float) -> Any:
+    """The share of `size`, a number or an array of them, that comes from memory: none up to `low`, all from `high` on,
+    its amount linear between."""
+    return np.clip(high * (size - low) / ((high - low) * size), 0, 1) if high else 1.0
 
 
 def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int) -> None:

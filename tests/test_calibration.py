@@ -14,7 +14,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.calibration import amounts_of, calibrate, calibrated_toml, check_same_machine
 from merino_edge.design import costs
 from merino_edge.design.estimate import estimated
-from merino_edge.latency import total_us
+from merino_edge.latency import partly_share, total_us
 from merino_edge.probe_file import Measurement, Probe, quietest, read_probe
 from merino_edge.profiles import load_profile, parse_profile_text, profile_text
 from merino_edge.recalibrate import recalibrate
@@ -50,7 +50,7 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None):
             if share is None:
                 low, high = (edge[0] for edge in (truth.cache_within_mb, truth.cache_beyond_mb))
                 size = np.array(calibration.footprint_bytes(one) / MB)
-                share = float(calibration.partly_share(size, low, high))
+                share = float(partly_share(size, low, high))
             us = total_us([amounts_of(one, probe.dialect, share)], truth.by_threads[truth.threads.index(task.threads)])
             rows.append(one.model_copy(update={"ms": us / 1e3 * float(np.exp(noise * random.normal()))}))
     return probe.model_copy(update={"measurements": rows})

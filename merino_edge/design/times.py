@@ -10,7 +10,7 @@ from typing import Literal
 
 from merino_edge.design.estimate import unit_times
 from merino_edge.figures import UnitTimes
-from merino_edge.latency import MEMORY, TABLE, amounts, from_memory, total_us
+from merino_edge.latency import MEMORY, TABLE, amounts, from_memory, partly_share, total_us
 from merino_edge.operators import Operator
 from merino_edge.profiles import DeviceProfile
 from merino_runtime.backends.onnx import PREFILL_CHUNK_IDS
@@ -135,9 +135,8 @@ def missed_share(operators: Sequence[Operator], profile: DeviceProfile, work: Wo
     """The share of a decode step's reads that comes from memory; of a whole decoder, it does not add up."""
     times = times_for(profile, work)
     at = times.threads.index(threads)
-    low, high = times.cache_within_mb[at], times.cache_beyond_mb[at]
     read = read_mb(operators, profile, work, Regime(threads, threads, "beyond"))
-    return min(1.0, max(0.0, high * (read - low) / ((high - low) * read)))
+    return float(partly_share(read, times.cache_within_mb[at], times.cache_beyond_mb[at]))
 
 
 def pasts(times: UnitTimes, work: Workload, past: int) -> int:
@@ -145,8 +144,9 @@ def pasts(times: UnitTimes, work: Workload, past: int) -> int:
     return work.context if times.dialect == "portable" else past
 
 
-def held_bytes(times: UnitTimes, at: int) -> float:
-    return times.cache_within_mb[at] * BYTES_PER_MB
+def held_bytes(times: UnitTimes, at: int) -> tuple[float, float]:
+    """Read since, a weight is still in the cache up to the first, and no longer from the second on."""
+    return times.cache_within_mb[at] * BYTES_PER_MB, times.cache_beyond_mb[at] * BYTES_PER_MB
 
 
 def times_for(profile: DeviceProfile, work: Workload) -> UnitTimes:
