@@ -58,7 +58,8 @@ def measure(task, folder):
 def row_of(task, measured):
     form, budget_ms, found = task
     step_ms = measured["decode_ms"]
-    largest = all(block.width == SPACE.widths[-1] for block in found.architecture.blocks)
+    top = SPACE.widths[-1], max(SPACE.ffn_ratios), max(SPACE.depths)
+    largest = all((block.width, block.ffn_ratio, block.depth) == top for block in found.architecture.blocks)
     return {
         "precision": form, "budget_ms": budget_ms, "predicted_ms": round(found.predicted.decode_ms, 4),
         "measured_ms": round(step_ms, 4), "use": round(step_ms / budget_ms, 4), "threads": found.threads.decode,
