@@ -13,7 +13,6 @@ from merino_edge.opt import OPT_350M
 from merino_edge.records import SINCE_2, Record, read_records
 from merino_runtime.errors import MerinoError
 
-RESULTS = Path(__file__).parent.parent / "bench" / "results"
 
 
 def written(tmp_path, text, name="records.json"):
@@ -41,8 +40,8 @@ def test_what_the_harness_writes_is_read(bundle_dirs, tmp_path):
             assert row.cached == (8 if row.decodes else 0)
 
 
-def test_committed_records_of_schema_1_are_read_and_what_they_lack_is_none():
-    found = read_records([RESULTS / "demo-x86-2cores.json"])
+def test_records_of_schema_1_are_read_and_what_they_lack_is_none():
+    found = read_records([Path(__file__).with_name("records-of-schema-1.json")])
     assert len(found) == 4 and {row.schema_version for row in found} == {1}
     decode = found[2]
     assert [getattr(decode, key) for key in SINCE_2] == [None] * len(SINCE_2) and decode.geometry is None
