@@ -14,7 +14,6 @@ from merino_edge.records import SINCE_2, Record, read_records
 from merino_runtime.errors import MerinoError
 
 
-
 def written(tmp_path, text, name="records.json"):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
