@@ -48,7 +48,7 @@ class Shelf:
         self.end = 0
 
     def take(self, name: str, kind: int, shape: Tuple[int, ...]) -> str:
-        length = (4 if kind == FLOAT else 1) * _elements(shape)
+        length = (4 if kind == FLOAT else 1) * int(np.prod(shape))
         self.constants.append(Stored(name, kind, shape, WEIGHTS_FILE, self.end, length))
         self.end += -(-length // PAGE) * PAGE
         return name
@@ -61,16 +61,9 @@ class Shelf:
     def again(self, name: str, other: str, shape: Tuple[int, ...], start: int = 0) -> str:
         """The same bytes, from byte `start` on, under another name and shape."""
         first = next(one for one in self.constants if one.name == name)
-        length = first.length // _elements(first.shape) * _elements(shape)
+        length = first.length // int(np.prod(first.shape)) * int(np.prod(shape))
         self.constants.append(first._replace(name=other, shape=shape, offset=first.offset + start, length=length))
         return other
-
-
-def _elements(shape: Sequence[int]) -> int:
-    found = 1
-    for size in shape:
-        found *= size
-    return found
 
 
 def matrix_bytes(form: str, rows: int, columns: int, fused: bool) -> int:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import growth
-from models import export_model
+from models import PROMPT, export_model
 from plan import SECTIONS, SMALL_SECTIONS
 from runs import Runs, take_turns
 from tables import facts_line, report
@@ -20,7 +20,7 @@ from tables import facts_line, report
 from merino_bench.workload import Case
 from merino_runtime.errors import MerinoError
 
-PROMPT, STEPS = 64, 64
+STEPS = 64
 NAMES = (*SECTIONS, growth.SECTION)
 
 
