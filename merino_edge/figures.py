@@ -44,11 +44,10 @@ class FormatTimes(Facts):
     for a byte of the embedding, which is the head too."""
 
     load_ms_gb: Values
-    memory_ms_gb: Values
-    table_ms_gb: Values
     mac_ms_g: Values
     scale_ns: Values
     row_ns: Values
+    head_row_ns: Values
     resident: Ratio
     table_resident: Ratio
 
@@ -66,7 +65,7 @@ class UnitTimes(Facts):
     threads: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False, min_length=1)]
     cache_within_mb: Values
     cache_beyond_mb: Values
-    call_us: Values
+    step_us: Values
     launch_us: Values
     product_us: Values
     attention_us: Values
@@ -77,6 +76,7 @@ class UnitTimes(Facts):
     pair_ms_g: Values
     score_ns: Values
     entry_ns: Values
+    memory_ms_gb: Values
     fp32: FormatTimes
     int8: FormatTimes | None = None  # a backend that is too old has no such products
     int4: FormatTimes | None = None

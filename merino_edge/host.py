@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import platform
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import psutil
 from merino_bench.board_probe import run_probe
 from merino_bench.probe import last_level_cache_bytes
 from merino_edge.calibration import calibrate
-from merino_edge.files import cache_folder, write_text
-from merino_edge.probe_file import PROBE_SCHEMA, Probe, quietest, read_probe
+from merino_edge.files import cache_folder
+from merino_edge.probe_file import PROBE_SCHEMA, Probe, joined, read_probe
 from merino_runtime import board
 from merino_runtime.errors import MerinoError
 
@@ -55,27 +56,28 @@ def probe_host() -> dict[str, Any]:
 
 
 def host_probe(*, renew: bool = False) -> Probe:
-    """The kept probe of this machine; measured now where there is none, and beside what is kept where it is to be
-    renewed: of each row the fastest measurement stays."""
-    path = cache_folder() / f"probe-{machine_key()}.json"
-    kept = None
-    with suppress(MerinoError):  # none, or of an earlier version
-        kept = read_probe(path)
-    if kept and not renew:
-        return kept
+    """What the kept probes of this machine say together; one is made now where there is none, or one more is wanted."""
+    folder = cache_folder()
+    kept = []
+    for path in sorted(folder.glob(f"probe-{machine_key()}-*.json")):
+        with suppress(MerinoError):  # of an earlier version
+            kept.append(read_probe(path))
+    if not kept or renew:
+        path = folder / f"probe-{machine_key()}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+        kept.append(measured_probe(path))
+        if len(kept) > 1:
+            say(f"the median of {len(kept)} probes counts; remove {folder}/probe-* to begin anew")
+    return joined(kept)
+
+
+def measured_probe(path: Path) -> Probe:
     say(f"measuring this machine, for at most {PROBE_SECONDS + 10:.0f} s; kept in {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     found = run_probe(str(path), PROBE_SECONDS)
     say(f"measured in {found['seconds']:.0f} s")
     if found["flags"]:
         say(f"it was {' and '.join(found['flags'])} meanwhile: `merino-edge calibrate --device host` measures again")
-    fresh = read_probe(path)
-    if not kept:
-        return fresh
-    say("of what was measured before and now, the faster counts; remove that file to begin anew")
-    both = quietest([kept, fresh])
-    write_text(path, both.model_dump_json(by_alias=True, indent=1) + "\n")
-    return both
+    return read_probe(path)
 
 
 def machine_key() -> str:

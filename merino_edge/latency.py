@@ -6,15 +6,15 @@ operators, which the exact solver needs. Unit times hold for one thread count. W
 regime's: `design.costs`.
 
 Quantities, by the unit times that they are multiplied with:
-    call_us: runs of the graph            launch_us: operators          product_us: products with a matrix
+    step_us: runs of the decoder          launch_us: operators          product_us: products with a matrix
     attention_us: attentions              choose_ns: logits looked at   norm_ns, activation_ns: elements
     kv_ms_gb: GB of keys and values       pair_ms_g: 10^9 multiply-adds of attention
     score_ns: scores                      entry_ns: elements of new keys, values, queries
+    memory_ms_gb: GB (10^9 bytes) of weights, keys and values, on top where they come from beyond the cache
 and per weight format F, for a product with a matrix:
-    F.load_ms_gb: GB (10^9 bytes) of weights    F.mac_ms_g: 10^9 multiply-adds
-    F.memory_ms_gb: GB of weights, on top where they come from beyond the cache; fp32's for keys and values too
-    F.table_ms_gb: the same for the head, whose one large table is read in fewer, longer streams
+    F.load_ms_gb: GB of weights           F.mac_ms_g: 10^9 multiply-adds
     F.scale_ns: scales x tokens           F.row_ns: elements of the result
+    F.head_row_ns: the same of the head, whose one row has kernels of its own
 """
 
 from collections import defaultdict
@@ -28,11 +28,11 @@ from merino_edge.operators import FORMATS, KV_BYTES_PER_ELEMENT, Operator, large
 
 Dialect = Literal["fused", "portable"]
 GENERAL = (
-    "call_us", "launch_us", "product_us", "attention_us", "choose_ns", "norm_ns", "activation_ns", "kv_ms_gb",
-    "pair_ms_g", "score_ns", "entry_ns",
+    "step_us", "launch_us", "product_us", "attention_us", "choose_ns", "norm_ns", "activation_ns", "kv_ms_gb",
+    "pair_ms_g", "score_ns", "entry_ns", "memory_ms_gb",
 )  # fmt: skip
-MEMORY, TABLE = "memory_ms_gb", "table_ms_gb"
-OF_FORMAT = ("load_ms_gb", MEMORY, TABLE, "mac_ms_g", "scale_ns", "row_ns")
+MEMORY = "memory_ms_gb"
+OF_FORMAT = ("load_ms_gb", "mac_ms_g", "scale_ns", "row_ns", "head_row_ns")
 US_PER_UNIT = {"us": 1.0, "ns": 1e-3, "gb": 1e-6, "g": 1e-6}  # by the last word of a quantity's name, per element
 
 # Operators of the graph that stand for one of ours. `embed` carries what a graph begins with (mask and positions).
@@ -67,11 +67,10 @@ def amounts(
     found["launch_us"] += nodes
     if op.kind in ("linear", "head"):
         product_amounts(found, op, precision, rows_out, dialect)
-        form = matrix_format(op, precision)
         missed = partly_share(op.reread * op.bytes_per_weight(precision), *held) if op.reread else 1.0
-        found[f"{form}.{TABLE if op.kind == 'head' else MEMORY}"] += missed * op.read_bytes(precision)
+        found[MEMORY] += missed * op.read_bytes(precision)
     if op.kind == "head":
-        found["call_us"] += 1
+        found["step_us"] += 1
         found["choose_ns"] += op.matrix / op.columns
     if op.kind == "attention":
         attention_amounts(found, op, tokens, past)
@@ -88,7 +87,7 @@ def product_amounts(found: Amounts, op: Operator, precision: str, tokens: int, d
     found["launch_us"] += bool(op.vector)
     found[f"{form}.load_ms_gb"] += size
     found[f"{form}.mac_ms_g"] += op.matrix * tokens
-    found[f"{form}.row_ns"] += rows * tokens
+    found[f"{form}.{'head_row_ns' if op.kind == 'head' else 'row_ns'}"] += rows * tokens
     if form == "fp32":
         return
     if dialect == "fused":
@@ -108,7 +107,7 @@ def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int) -> N
     total = past + tokens
     size = 2 * op.width * total * KV_BYTES_PER_ELEMENT
     found["attention_us"] += 1
-    found[f"fp32.{MEMORY}"] += size
+    found[MEMORY] += size
     found["kv_ms_gb"] += size
     found["pair_ms_g"] += 2 * op.query_width * tokens * total
     found["score_ns"] += op.heads * tokens * total
@@ -117,7 +116,7 @@ def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int) -> N
 
 def from_memory(asked: Mapping[str, float]) -> Amounts:
     """The part of the amounts that the caches may spare."""
-    return {name: amount for name, amount in asked.items() if name.endswith((MEMORY, TABLE))}
+    return {name: amount for name, amount in asked.items() if name == MEMORY}
 
 
 def total_us(amounts_of_all: Iterable[Mapping[str, float]], unit_times: Mapping[str, float]) -> float:

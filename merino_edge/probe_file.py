@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from merino_bench.pace import is_slow
 from merino_edge.latency import Dialect
 from merino_edge.validation import fault_list
 from merino_runtime.errors import MerinoError
 
-PROBE_SCHEMA = 1
+PROBE_SCHEMA = 2
 Positive = Annotated[float, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 
@@ -34,8 +36,10 @@ class Measurement(Strict):
     weight_bytes: Natural
     cached: bool
     ms: Positive
+    median_ms: Positive
     least_ms: Positive
     repeats: Annotated[int, Field(ge=1)]
+    pace_us: Positive | None
 
 
 class Resident(Strict):
@@ -92,12 +96,19 @@ def read_probe(path: Path) -> Probe:
         raise MerinoError(f"{path} is not a probe.json: {fault_list(error)}") from error
 
 
-def quietest(probes: Sequence[Probe]) -> Probe:
-    """The last of some probes of one machine, with each row from the one that was fastest at it: what disturbs a
-    measurement only ever adds time, and comes and goes."""
-    fastest: dict[tuple[Any, ...], Measurement] = {}
-    for row in (row for probe in probes for row in probe.measurements):
-        key = tuple(row.model_dump(exclude={"ms", "least_ms", "repeats"}).values())
-        if key not in fastest or row.ms < fastest[key].ms:
-            fastest[key] = row
-    return probes[-1].model_copy(update={"measurements": list(fastest.values())})
+def joined(probes: Sequence[Probe]) -> Probe:
+    """The last of some probes of one machine, with each row the median of what they measured: a machine that is shared
+    has its times of day. Rows of a machine that was slow count where there are no others."""
+    rows = [row for probe in probes for row in probe.measurements]
+    least_us = min((row.pace_us for row in rows if row.pace_us is not None), default=None)
+    alike: dict[tuple[Any, ...], list[Measurement]] = {}
+    for row in rows:
+        key = tuple(row.model_dump(exclude={"ms", "median_ms", "least_ms", "repeats", "pace_us"}).values())
+        alike.setdefault(key, []).append(row)
+    return probes[-1].model_copy(update={"measurements": [middle(rows, least_us) for rows in alike.values()]})
+
+
+def middle(rows: Sequence[Measurement], least_us: float | None) -> Measurement:
+    """The last of some rows that differ in their times alone, with the median time of those of a quick machine."""
+    quick = [row for row in rows if not is_slow(row.pace_us, least_us)] or rows
+    return quick[-1].model_copy(update={"ms": median(row.ms for row in quick)})

@@ -6,7 +6,7 @@ from pathlib import Path
 from merino_edge.calibration import Residual, calibrate, calibrated_toml, check_same_machine
 from merino_edge.files import write_text
 from merino_edge.host import host_probe
-from merino_edge.probe_file import quietest, read_probe
+from merino_edge.probe_file import joined, read_probe
 from merino_edge.profiles import parse_profile_text, profile_text
 from merino_runtime.errors import MerinoError
 
@@ -29,7 +29,7 @@ def recalibrate(device: str, probes: Sequence[Path], out: Path | None) -> list[R
     boards = sorted({f"{one.machine.get('board')}, {one.dialect}" for one in read})
     if len(boards) > 1:
         raise MerinoError(f"the probes are of different machines: {'; '.join(boards)}. Give those of one board")
-    measured = quietest(read)
+    measured = joined(read)
     found = calibrate(measured)
     text = calibrated_toml(base, measured, found)
     parse_profile_text(text, f"the profile calibrated from {probes[-1]}")

@@ -26,8 +26,8 @@ MAY_IMPORT = {
 FLOORS = [
     {
         "facts": {
-            "profiles", "host", "calibration", "probe_file", "figures", "latency", "architecture", "operators", "opt",
-            "files", "validation", "catalogue", "records", "ratio",
+            "profiles", "host", "calibration", "fitting", "probe_file", "figures", "latency", "architecture",
+            "operators", "opt", "files", "validation", "catalogue", "records", "ratio",
         }
     },
     {

@@ -1,12 +1,15 @@
 """The board's probe: what it plans for a machine, and that it runs here to the end. Runs on Python 3.6, too."""
 import json
 import os
+import time
 
 import pytest
 
-from merino_bench import board_probe, kernels, plan
+from merino_bench import board_probe, kernels, pace, plan
 from merino_bench.onnx_writer import model
 from merino_bench.plan import MB, Machine
+from merino_bench.probe_timing import undisturbed_ms
+from merino_runtime.backends.onnx_session import version_tuple
 from merino_runtime.errors import MerinoError
 
 ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True)
@@ -65,12 +68,12 @@ def test_a_short_probe_of_this_machine(tmp_path):
     found = board_probe.run_probe(str(path), seconds=8, tell=told.append)
     assert json.loads(path.read_text()) == found
     assert os.listdir(str(tmp_path)) == ["probe.json"]
-    assert found["schema"] == 1 and told
+    assert found["schema"] == 2 and told
     assert found["cores"] >= 1 and found["machine"]["versions"]["onnxruntime"]
     kinds = {row["kind"] for row in found["measurements"]}
     assert {"read", "call"} <= kinds
     for row in found["measurements"]:
-        assert row["ms"] >= row["least_ms"] > 0 and row["repeats"] >= 1, row
+        assert row["median_ms"] >= row["ms"] >= row["least_ms"] > 0 and row["repeats"] >= 1, row
     graphs = len(plan.tasks(board_probe.this_machine((1, 99, 0))))
     assert len(found["left_out"]) < graphs
     nothing = [row for row in found["resident"] if row["kind"] == "call"]
@@ -87,3 +90,53 @@ def test_formats_follow_the_version_of_onnxruntime():
     assert not board_probe.this_machine((1, 10, 0)).fused
     assert board_probe.this_machine((1, 19, 2)).formats == ("fp32",)
     assert board_probe.this_machine((1, 23, 2)).formats == ("fp32", "int8", "int4")
+
+
+def row(ms, pace_us):
+    return {**dict.fromkeys(board_probe.MEASURED, 0), "ms": ms, "pace_us": pace_us}
+
+
+def test_a_slower_row_of_a_quick_machine_beats_a_faster_one_of_a_slow_one():
+    best = {}
+    for ms, pace_us in ((2.0, 35.0), (1.0, 60.0), (1.9, 36.0), (1.95, 35.0)):
+        board_probe.keep_quietest(best, [row(ms, pace_us)], 35.0)
+    assert [kept["ms"] for kept in best.values()] == [1.9]
+    assert not board_probe.was_slow([row(1.0, 35.0), row(1.0, 36.0)])
+    assert board_probe.was_slow([row(1.0, 35.0), row(1.0, 60.0)])
+
+
+@pytest.mark.parametrize(("pace_us", "again"), [([35.0], 0), ([60.0], 1), ([35.0, 60.0], 2)])
+def test_what_was_timed_while_the_machine_was_slow_is_timed_again(pace_us, again, tmp_path, monkeypatch):
+    """The pace is as told and then 35 us: slow before the first graph, or between the first and the second."""
+    machine = Machine(2 * MB, 300 * MB, (1,), ("fp32",), True)
+    asked, timed = iter(pace_us), []
+
+    def pace_meter(_, work, *_rest):
+        kernels.write_weights(work, 1, 0)
+        return lambda: next(asked, 35.0)
+
+    def time_task(_, task, *_rest):
+        timed.append(task)
+        return [{**dict.fromkeys(board_probe.MEASURED, 0), "kind": task.kind, "rows": task.rows, "ms": 1.0}]
+
+    monkeypatch.setattr(board_probe, "pace_meter", pace_meter)
+    monkeypatch.setattr(board_probe, "time_task", time_task)
+    found = board_probe.timed_rows(None, machine, str(tmp_path), time.perf_counter() + 60, lambda _: None)
+    tasks = plan.tasks(machine)
+    assert len(timed) == board_probe.PASSES * len(tasks) + again
+    assert not found.left_out and not board_probe.was_slow(found.rows)
+
+
+def test_the_pace_of_this_machine_is_some_microseconds(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    fused = board_probe.this_machine(version_tuple(onnxruntime.__version__)).fused
+    measure = pace.pace_meter(onnxruntime, str(tmp_path), 1, fused)
+    assert 1 < measure() < 1e6
+    assert pace.is_slow(42.0, 35.0) and not pace.is_slow(38.0, 35.0)
+    assert not pace.is_slow(None, 35.0) and not pace.is_slow(42.0, None)
+
+
+def test_bursts_do_not_move_what_is_undisturbed():
+    quiet = [1.0 + 0.001 * index for index in range(50)]
+    assert undisturbed_ms(quiet + [3.0] * 40) == pytest.approx(1.0, rel=0.02)
+    assert undisturbed_ms([5.0, 4.0, 6.0]) == 4.0

@@ -9,13 +9,13 @@ import pytest
 
 from merino_bench import board_probe, plan
 from merino_bench.plan import MB, Machine
-from merino_edge import calibration, host
+from merino_edge import fitting, host
 from merino_edge.architecture import Architecture, Block
-from merino_edge.calibration import amounts_of, calibrate, calibrated_toml, check_same_machine
+from merino_edge.calibration import calibrate, calibrated_toml, check_same_machine
 from merino_edge.design import costs
 from merino_edge.design.estimate import estimated
-from merino_edge.latency import partly_share, total_us
-from merino_edge.probe_file import Measurement, Probe, quietest, read_probe
+from merino_edge.latency import MEMORY
+from merino_edge.probe_file import Measurement, Probe, joined, read_probe
 from merino_edge.profiles import load_profile, parse_profile_text, profile_text
 from merino_edge.recalibrate import recalibrate
 from merino_runtime.errors import MerinoError
@@ -30,7 +30,7 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None):
     truth = truth or estimated(BOARD)
     random = np.random.default_rng(0)
     probe = Probe.model_validate({
-        "schema": 1, "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": ["neon", "dotprod"],
+        "schema": 2, "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": ["neon", "dotprod"],
         "machine": {"board": "Test board", "arch": "aarch64", "versions": {"onnxruntime": "1.32.0"}},
         "last_level_cache_mb": 2.0, "memory_mb": 4000, "dialect": "fused" if machine.fused else "portable", "flags": [],
         "others_cpu_share": 0.0, "left_out": [], "resident": resident(machine.formats),
@@ -46,19 +46,22 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None):
             ))  # fmt: skip
             if left_out and left_out(one):
                 continue
-            share = calibration.miss_share(one, probe)
-            if share is None:
-                low, high = (edge[0] for edge in (truth.cache_within_mb, truth.cache_beyond_mb))
-                size = np.array(calibration.footprint_bytes(one) / MB)
-                share = float(partly_share(size, low, high))
-            us = total_us([amounts_of(one, probe.dialect, share)], truth.by_threads[truth.threads.index(task.threads)])
+            at = truth.threads.index(task.threads)
+            asked = fitting.amounts_of(one, probe.dialect)
+            size_mb = np.array(fitting.footprint_bytes(one) / MB)
+            asked[MEMORY] = asked.get(MEMORY, 0.0) * float(
+                fitting.miss_shares(size_mb, truth.cache_within_mb[at], truth.cache_beyond_mb[at])
+            )
+            unit = {**truth.by_threads[at], fitting.GRAPH: truth.step_us[at]}
+            us = sum(amount * unit[name] for name, amount in asked.items())
             rows.append(one.model_copy(update={"ms": us / 1e3 * float(np.exp(noise * random.normal()))}))
-    return probe.model_copy(update={"measurements": rows})
+    return joined([probe.model_copy(update={"measurements": rows})])  # which has each row once, as a board's has
 
 
 def row(kind, **keys):
     usual = {"format": "fp32", "rows": 0, "columns": 0, "heads": 0, "count": 1, "threads": 1, "past": 0, "tokens": 1,
-             "weight_bytes": 0, "cached": False, "ms": 1.0, "least_ms": 1.0, "repeats": 3}  # fmt: skip
+             "weight_bytes": 0, "cached": False, "ms": 1.0, "median_ms": 1.0, "least_ms": 1.0, "repeats": 3,
+             "pace_us": None}  # fmt: skip
     return {**usual, "kind": kind, **keys}
 
 
@@ -126,6 +129,7 @@ def test_a_portable_probe_is_fitted_too():
     probe = synthetic(machine=MACHINE._replace(formats=("fp32", "int8"), fused=False), truth=truth)
     found = calibrate(probe)
     assert found.performance["times"]["dialect"] == "portable"
+    assert found.performance["times"]["step_us"] == pytest.approx(list(truth.step_us), rel=0.02)
     assert found.residuals[-1].median < 0.01
 
 
@@ -195,42 +199,58 @@ def test_this_machine_is_measured_once_and_kept(tmp_path, monkeypatch, capsys):
     assert found.decode_ms > 0.1 and found.provenance == "calibrated"
 
 
-def test_this_machine_measured_again_keeps_the_faster_of_each(tmp_path, monkeypatch):
+def test_this_machine_measured_again_counts_by_the_median(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    probes = [synthetic(), disturbed(synthetic())]
+    probes = [timed(1.0), timed(7.0), timed(1.2)]
+    monkeypatch.setattr(host.time, "strftime", lambda _: f"2026-{len(probes)}")
 
     def recorded(path, seconds):
         Path(path).write_text(probes.pop().model_dump_json(by_alias=True))
         return {"seconds": seconds, "flags": []}
 
     monkeypatch.setattr(host, "run_probe", recorded)
-    slow = host.host_probe()
-    assert host.host_probe() == slow
-    faster = host.host_probe(renew=True)
-    assert host.host_probe() == faster
-
-    def fastest(rows, like):
-        return min(row.ms for row in rows if row.model_copy(update={"ms": like.ms}) == like)
-
-    for row in faster.measurements:
-        assert row.ms == min(fastest(synthetic().measurements, row), fastest(slow.measurements, row))
-    assert faster.measurements not in (synthetic().measurements, slow.measurements)
+    first = host.host_probe()
+    assert host.host_probe() == first == timed(1.2)
+    host.host_probe(renew=True)
+    assert "median of 2 probes" in capsys.readouterr().err
+    assert host.host_probe(renew=True).measurements == timed(1.2).measurements
+    assert len(list(tmp_path.rglob("probe-*.json"))) == 3, "nothing is lost"
 
 
-def disturbed(probe):
-    """Every other row takes twice as long, the rest a little less."""
-    rows = [row.model_copy(update={"ms": row.ms * (2, 0.9)[index % 2]}) for index, row in enumerate(probe.measurements)]
+def timed(factor):
+    """A probe all of whose rows took so many times as long."""
+    probe = synthetic()
+    rows = [row.model_copy(update={"ms": row.ms * factor}) for row in probe.measurements]
     return probe.model_copy(update={"measurements": rows})
 
 
-def test_several_probes_of_one_board_give_the_quietest_rows(tmp_path):
-    paths = [tmp_path / name for name in ("quiet.json", "disturbed.json", "other.json")]
+def paced(probe, pace_us, factor):
+    """The probe with every second row measured so many times as long, at such a pace."""
+    rows = [
+        row.model_copy(update={"ms": row.ms * factor, "pace_us": pace_us} if index % 2 else {})
+        for index, row in enumerate(probe.measurements)
+    ]
+    return probe.model_copy(update={"measurements": rows})
+
+
+@pytest.mark.parametrize(("pace_us", "counts"), [(60.0, False), (37.0, True), (None, True)])
+def test_rows_of_a_slow_machine_count_where_there_are_no_others(pace_us, counts):
+    quick, slow = paced(synthetic(), 35.0, 1.0), paced(synthetic(), pace_us, 2.0)
+    both = joined([quick, slow])
+    for index, row in enumerate(both.measurements):
+        expected = 1.5 if index % 2 and counts else 1.0
+        assert row.ms == pytest.approx(expected * synthetic().measurements[index].ms)
+    assert joined([slow]).measurements == slow.measurements
+
+
+def test_several_probes_of_one_board_are_fitted_together(tmp_path):
+    paths = [tmp_path / name for name in ("one.json", "two.json", "other.json")]
     other = synthetic().model_copy(update={"machine": {**synthetic().machine, "board": "another"}})
-    for path, probe in zip(paths, (synthetic(), disturbed(synthetic()), other), strict=True):
+    for path, probe in zip(paths, (synthetic(), synthetic(noise=0.3), other), strict=True):
         path.write_text(probe.model_dump_json(by_alias=True))
-    both = quietest([synthetic(), disturbed(synthetic())])
+    both = joined([synthetic(), synthetic(noise=0.3)])
     residuals = recalibrate("raspberry-pi-5", paths[:2], tmp_path / "mine.toml")
-    assert residuals == calibrate(both).residuals != calibrate(disturbed(synthetic())).residuals
+    assert residuals == calibrate(both).residuals != calibrate(synthetic()).residuals
     with pytest.raises(MerinoError, match="different machines"):
         recalibrate("raspberry-pi-5", paths, tmp_path / "none.toml")
     assert not (tmp_path / "none.toml").exists()

@@ -65,26 +65,26 @@ def test_a_prediction_is_never_above_any_regime_that_holds(arch, profile, work):
     assert found.provenance == "estimated"
 
 
-@given(decoders(), works, st.floats(0.2, 5), st.floats(0.2, 5))
-def test_where_reads_have_several_rates_the_line_is_above_the_truth(arch, work, head_rate, kv_rate):
-    profile = with_rates(BOARDS["jetson-orin-nano"], head_rate, kv_rate)
-    for count in times.times_for(profile, work).threads:
-        regime = Regime(count, count, "partly")
+@given(decoders(), works, st.floats(0.05, 20))
+def test_a_search_sums_up_to_what_is_predicted_in_each_regime(arch, work, rate):
+    """So a budget that a search fills is filled by the prediction too."""
+    profile = with_memory(BOARDS["jetson-orin-nano"], rate)
+    unit_times = times.times_for(profile, work)
+    for at, count in enumerate(unit_times.threads):
         step = times.run_of(arch.operators, profile, work, count, [(1, work.context)])
         share = times.missed_share(arch.operators, profile, work, count)
-        truth = step.cached_ms + share * step.memory_ms
-        line = max(step.cached_ms, times.decode_ms(arch.operators, profile, work, regime))
-        assert line >= truth * (1 - 1e-9)
+        read = times.read_mb(arch.operators, profile, work, Regime(count, count, "beyond"))
+        beyond = unit_times.cache_beyond_mb[at]
+        cache = "within" if read <= unit_times.cache_within_mb[at] else "partly" if read <= beyond else "beyond"
+        summed = times.decode_ms(arch.operators, profile, work, Regime(count, count, cache))
+        assert summed == pytest.approx(step.cached_ms + share * step.memory_ms, rel=1e-9)
 
 
-def with_rates(profile, head_rate, kv_rate):
-    """The board with unit times of its own, in which the head and the cache are read at other rates."""
+def with_memory(profile, rate):
+    """The board with unit times of its own, whose memory is so many times as slow."""
     own = estimated(profile)
-    head = {"table_ms_gb": tuple(head_rate * ms for ms in own.int8.memory_ms_gb)}
-    forms = {form: getattr(own, form).model_copy(update=head) for form in FORMATS}
-    keys = {"memory_ms_gb": tuple(kv_rate * ms for ms in own.fp32.memory_ms_gb)}
-    forms["fp32"] = forms["fp32"].model_copy(update=keys)
-    speed = profile.performance.model_copy(update={"times": own.model_copy(update=forms)})
+    slower = own.model_copy(update={"memory_ms_gb": tuple(rate * ms for ms in own.memory_ms_gb)})
+    speed = profile.performance.model_copy(update={"times": slower})
     return profile.model_copy(update={"performance": speed})
 
 

@@ -15,6 +15,7 @@ from random_bundle import write_bundle
 from turns import arguments, take_turns
 
 from merino_bench.apart import measure_apart
+from merino_bench.probe_timing import undisturbed_ms
 from merino_bench.workload import Case
 from merino_edge.architecture import Architecture, Block
 from merino_edge.design import costs
@@ -74,7 +75,8 @@ def measure(task, folder, profile):
         run = measure_apart(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
         flags += run["flags"]
         samples = [ms for one in run["step_ms"] for ms in one] if decode else run["prefill_ms"]
-        found[name] = statistics.median(samples)
+        found[name] = undisturbed_ms(samples)
+        found[name + "_median"] = statistics.median(samples)
         if decode:
             found["memory"] = run["peak_rss_mb"]
     return {**found, "flags": sorted(set(flags))}
@@ -87,7 +89,7 @@ def row_of(task, measured, profile):
     told = {name: cost.decode_ms if name == "decode" else cost.prefill_ms for name, cost in best.items()}
     told["memory"] = costs.memory_mb(arch.operators, profile, full)
     facts = {"precision": form, "params": params(arch.operators), "decode_threads": best["decode"].decode_threads}
-    return facts | {name: pair(told[name], value) for name, value in measured.items()}
+    return facts | {name: pair(told[name], measured[name]) for name in told}
 
 
 def pair(predicted, measured):

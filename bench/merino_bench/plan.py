@@ -20,7 +20,7 @@ ALONGSIDE = 12  # matrices of a graph whose prefill is timed
 PREFILL_TOKENS = (16, 64, 256)
 DECODE: Tuple[Tuple[int, int], ...] = ((0, 1),)  # (cached, new) tokens
 PREFILL = DECODE + tuple((0, tokens) for tokens in PREFILL_TOKENS)
-HEAD_COLUMNS, USUAL_VOCAB = 512, 50257
+HEAD_COLUMNS, NARROW_COLUMNS, LEAST_HEAD_ROWS, USUAL_VOCAB = 512, 128, 4096, 50257
 ATTENTION_CONTEXT = 2048
 ATTENTION = ((0, 1), (256, 1), (1024, 1), (2047, 1), (0, 16), (0, 64), (0, 256), (256, 256))
 LONG_DECODE = ((0, 1), (512, 1))
@@ -83,8 +83,9 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
         yield Task("decoder", form, 2 * LARGE_WIDTH, LARGE_WIDTH, LARGE_HEADS, layers, threads, LARGE_DECODER)
     for form in machine.formats:
         if form != "int4":  # whose head has 8 bits
-            rows = int(beyond / kernels.matrix_bytes(form, 1, HEAD_COLUMNS, machine.fused))
-            yield Task("head", form, rows, HEAD_COLUMNS, 0, 1, threads, DECODE)
+            for size, columns in ((within, NARROW_COLUMNS), (beyond, HEAD_COLUMNS)):
+                rows = int(size / kernels.matrix_bytes(form, 1, columns, machine.fused))
+                yield Task("head", form, max(LEAST_HEAD_ROWS, rows), columns, 0, 1, threads, DECODE)
         yield linear(form, 1920, 640, within, PREFILL)
         yield linear(form, 640, 1920, within, PREFILL)
         yield linear(form, 576, 576, within, PREFILL)  # blocks of 64

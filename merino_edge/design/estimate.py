@@ -30,7 +30,7 @@ MOVES = 8.0  # bytes moved per byte of int8 weights that is written out in fp32 
 RESIDENT = {"fp32": 1.05, "int8": 1.15, "int4": 1.25}  # x86
 # x86: in multiply-adds of fp32
 NORM, ACTIVATION, SCORE, ENTRY, ROW, SCALE = 10, 60, 60, 30, 60, 8
-LAUNCH, ATTENTION, CALL = 1 / 3, 2.0, 4.0  # of op_overhead_us
+LAUNCH, ATTENTION, STEP = 1 / 3, 2.0, 4.0  # of op_overhead_us
 
 
 @lru_cache(maxsize=64)
@@ -64,9 +64,9 @@ def estimated(profile: DeviceProfile) -> UnitTimes:
             load = [MOVES * read for read in read_ms]
         quantised = form != "fp32"
         return FormatTimes(
-            load_ms_gb=tuple(load), memory_ms_gb=tuple(memory_ms), table_ms_gb=tuple(memory_ms), mac_ms_g=tuple(macs),
-            scale_ns=scaled(mac_ms, SCALE * quantised),
-            row_ns=scaled(mac_ms, ROW * quantised), resident=RESIDENT[form], table_resident=RESIDENT[form],
+            load_ms_gb=tuple(load), mac_ms_g=tuple(macs), scale_ns=scaled(mac_ms, SCALE * quantised),
+            row_ns=scaled(mac_ms, ROW * quantised), head_row_ns=scaled(mac_ms, ROW * quantised),
+            resident=RESIDENT[form], table_resident=RESIDENT[form],
         )  # fmt: skip
 
     return UnitTimes(
@@ -74,11 +74,12 @@ def estimated(profile: DeviceProfile) -> UnitTimes:
         dialect="fused" if version_tuple(profile.software.onnxruntime) >= FIRST_FUSED else "portable",
         threads=tuple(counts),
         cache_within_mb=(WITHIN * cache_mb,) * len(counts), cache_beyond_mb=(BEYOND * cache_mb,) * len(counts),
-        call_us=scale(overhead, CALL), launch_us=scale(overhead, LAUNCH), product_us=tuple(overhead),
+        step_us=scale(overhead, STEP), launch_us=scale(overhead, LAUNCH), product_us=tuple(overhead),
         attention_us=scale(overhead, ATTENTION), choose_ns=scaled(mac_ms[:1] * len(counts), 4),
         norm_ns=scaled(mac_ms, NORM), activation_ns=scaled(mac_ms, ACTIVATION),
         kv_ms_gb=scale(read_ms, CACHED_SHARE),
         pair_ms_g=tuple(mac_ms), score_ns=scaled(mac_ms, SCORE), entry_ns=scaled(mac_ms, ENTRY),
+        memory_ms_gb=tuple(memory_ms),
         fp32=of_format("fp32"), int8=of_format("int8"), int4=of_format("int4"),
     )  # fmt: skip
 

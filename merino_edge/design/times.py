@@ -10,7 +10,7 @@ from typing import Literal
 
 from merino_edge.design.estimate import unit_times
 from merino_edge.figures import UnitTimes
-from merino_edge.latency import MEMORY, TABLE, amounts, from_memory, partly_share, total_us
+from merino_edge.latency import MEMORY, amounts, from_memory, partly_share, total_us
 from merino_edge.operators import Operator
 from merino_edge.profiles import DeviceProfile
 from merino_runtime.backends.onnx import PREFILL_CHUNK_IDS
@@ -66,11 +66,11 @@ def read_mb(operators: Sequence[Operator], profile: DeviceProfile, work: Workloa
     times = times_for(profile, work)
     held = held_bytes(times, times.threads.index(regime.decode_threads))
     asked = [amounts(op, work.precision, 1, work.context, times.dialect, held) for op in operators]
-    return sum(sum(from_memory(one).values()) for one in asked) * 1e6 / BYTES_PER_MB
+    return sum(one.get(MEMORY, 0.0) for one in asked) * 1e6 / BYTES_PER_MB
 
 
 def decode_ms(operators: Sequence[Operator], profile: DeviceProfile, work: Workload, regime: Regime) -> float:
-    """ms of one decode step over a full cache, batch 1. Adds up; where the caches hold a part it is an upper bound."""
+    """ms of one decode step over a full cache, batch 1. Adds up."""
     spent = run_of(operators, profile, work, regime.decode_threads, [(1, work.context)])
     return spent.within(regime.cache == "within") if regime.cache != "partly" else spent.line_ms
 
@@ -92,8 +92,7 @@ class Run:
     """Of some operators: ms with all reads from the caches, and what is added where all come from memory.
 
     `line_ms`: in between the amount that comes from memory grows linearly from none to all. The line's constant goes to
-    the head, of which a decoder has one, so that sums over operators stay sums; it is at the rate of the fastest reads,
-    so that the line is never below the truth.
+    the head, of which a decoder has one, so that sums over operators stay sums.
     """
 
     cached_ms: float
@@ -120,15 +119,9 @@ def run_of(
     cached_us = total_us(asked, unit) - memory_us
     low, high = times.cache_within_mb[at], times.cache_beyond_mb[at]
     heads = sum(op.kind == "head" for op in operators) * len(runs)
-    spared_us = heads * low * BYTES_PER_MB * 1e-6 * fastest_read(unit, work)
+    spared_us = heads * low * BYTES_PER_MB * 1e-6 * unit[MEMORY]
     line_us = cached_us + high / (high - low) * (memory_us - spared_us)
     return Run(cached_us / 1e3, memory_us / 1e3, line_us / 1e3)
-
-
-def fastest_read(unit: Mapping[str, float], work: Workload) -> float:
-    """ms per GB from memory, of what a decoder in this format reads: matrices, the head, keys and values."""
-    table = "fp32" if work.precision == "fp32" else "int8"
-    return min(unit[name] for name in (f"{work.precision}.{MEMORY}", f"{table}.{TABLE}", f"fp32.{MEMORY}"))
 
 
 def missed_share(operators: Sequence[Operator], profile: DeviceProfile, work: Workload, threads: int) -> float:

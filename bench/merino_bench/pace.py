@@ -1,0 +1,46 @@
+"""How fast the machine is at the moment, by one small graph that is timed again and again.
+
+A board throttles. A virtual machine's host gives the other threads of its cores to other guests, and moves the cores
+between clusters that share a cache and clusters that do not; small operators then take 1.2 to 1.8 times as long, for
+minutes. So a probe times the graph before and after each measurement, and counts those that it was quick at.
+"""
+import os
+import time
+from typing import Any, Callable, List, Optional
+
+from merino_bench import kernels
+from merino_bench.probe_timing import bound, undisturbed_ms
+from merino_runtime.backends.onnx_session import session_options
+
+SIDE, MATRICES = 256, 12  # 3 MB: what most last-level caches hold
+RUN_S, LEAST_RUNS = 0.02, 5
+SLOW = 1.15  # times the least seen: 1.03 is the spread of a quiet machine
+
+
+def pace_meter(onnxruntime: Any, work: str, threads: int, fused: bool) -> Callable[[], float]:
+    """A call that measures: us of a run of the graph, the lower decile of 20 ms. `work`: a folder for it."""
+    kernel = kernels.linears("fp32", SIDE, SIDE, MATRICES, fused)
+    kernels.write_weights(work, kernel.weight_bytes, 0)
+    path = os.path.join(work, "pace.onnx")
+    with open(path, "wb") as file:
+        file.write(kernel.model)
+    session = onnxruntime.InferenceSession(path, session_options(onnxruntime, threads),
+                                           providers=["CPUExecutionProvider"])
+    run = bound(session, kernel, 0, 1)
+
+    def measure() -> float:
+        samples_ms: List[float] = []
+        end = time.perf_counter() + RUN_S
+        while len(samples_ms) < LEAST_RUNS or time.perf_counter() < end:
+            start = time.perf_counter()
+            run()
+            samples_ms.append(1000 * (time.perf_counter() - start))
+        return 1000 * undisturbed_ms(samples_ms)
+
+    measure()
+    return measure
+
+
+def is_slow(pace_us: Optional[float], least_us: Optional[float]) -> bool:
+    """By the least that this machine has shown; not where nothing is known."""
+    return pace_us is not None and least_us is not None and pace_us > SLOW * least_us

@@ -1,0 +1,129 @@
+"""Times one task of the probe: opens its graph in the backend, runs it until the time is over, and sums up the samples
+in rows.
+"""
+import os
+import statistics
+import time
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from merino_bench import plan
+from merino_bench.decoder_graph import decoder_bundle
+from merino_bench.kernels import Kernel
+from merino_bench.onnx_writer import FLOAT, Port
+from merino_bench.plan import Task
+from merino_runtime.backends import open_backend
+from merino_runtime.backends.onnx_session import session_options
+
+LEAST_RUN_S, MOST_RUN_S = 0.01, 0.12
+LEAST_RUNS = 3
+
+
+def time_task(onnxruntime: Any, task: Task, kernel: Optional[Kernel], work: str, seconds: float,
+              cache_bytes: int, deadline: float) -> List[Dict[str, Any]]:
+    """kernel None: no graph, but the choice of a token among `rows` logits."""
+    if kernel is None:
+        logits = np.random.RandomState(0).uniform(size=task.rows).astype(np.float32)
+        return [row_of(task, (0, 1), 0, True, repeat_ms(lambda: int(logits.argmax()), LEAST_RUN_S))]
+    path = os.path.join(work, "model.onnx")
+    with open(path, "wb") as file:
+        file.write(kernel.model)
+    if task.kind == "decoder":
+        return time_decoder(task, kernel, work, seconds, cache_bytes, deadline)
+    session = onnxruntime.InferenceSession(path, session_options(onnxruntime, task.threads),
+                                           providers=["CPUExecutionProvider"])
+    rows: List[Dict[str, Any]] = []
+    for cached_tokens, tokens in task.runs:
+        if rows and time.perf_counter() > deadline:
+            break
+        call = bound(session, kernel, cached_tokens, tokens)
+        rows.append(row_of(task, (cached_tokens, tokens), kernel.weight_bytes,
+                           kernel.weight_bytes <= plan.WITHIN * cache_bytes, repeat_ms(call, seconds)))
+    return rows
+
+
+def time_decoder(task: Task, kernel: Kernel, work: str, seconds: float, cache_bytes: int,
+                 deadline: float) -> List[Dict[str, Any]]:
+    """By the runtime's backend, with the choice of a token at the end, as the benchmark has it."""
+    backend = open_backend(decoder_bundle(work, kernel, task.format, task.columns, task.heads, task.count),
+                           task.threads)
+    rows: List[Dict[str, Any]] = []
+    for cached, tokens in task.runs:
+        if rows and time.perf_counter() > deadline:
+            break
+        backend.truncate(0)
+        ids = [1] * tokens
+        if cached:
+            backend.prefill([1] * cached)
+
+        def call(cached: int = cached, ids: List[int] = ids) -> Any:
+            backend.truncate(cached)
+            return int((backend.step(1) if len(ids) == 1 else backend.prefill(ids)).argmax())
+
+        rows.append(row_of(task, (cached, tokens), kernel.weight_bytes,
+                           kernel.weight_bytes <= plan.WITHIN * cache_bytes, repeat_ms(call, seconds)))
+    backend.close()
+    return rows
+
+
+def bound(session: Any, kernel: Kernel, cached: int, tokens: int) -> Callable[[], Any]:
+    """A call that runs the graph on arrays that stay where they are. Outputs of one shape share their memory."""
+    binding, arrays, shared = session.io_binding(), {}, {}  # type: Any, Dict[str, np.ndarray], Dict[Any, np.ndarray]
+    array: np.ndarray
+    for port in kernel.inputs:
+        shape = _shape(port, tokens)
+        if port.kind == FLOAT:
+            array = np.full(shape, 0.5, np.float32)
+        else:
+            array = np.full(shape, cached + tokens - (port.name == "last"), np.int32)
+        arrays[port.name] = array
+        binding.bind_input(port.name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
+    for port in kernel.outputs:
+        shape = _shape(port, tokens)
+        if port.name.endswith(".new"):
+            array = arrays[port.name[:-len(".new")]]
+        else:
+            array = shared.setdefault(tuple(shape), np.zeros(shape, np.float32))
+        binding.bind_output(port.name, "cpu", 0, np.float32, shape, array.ctypes.data)
+
+    def call() -> Any:
+        session.run_with_iobinding(binding)
+        return arrays, shared  # which must live as long as the call
+    return call
+
+
+def _shape(port: Port, tokens: int) -> List[int]:
+    return [axis if isinstance(axis, int) else tokens for axis in port.shape]
+
+
+def repeat_ms(call: Callable[[], Any], seconds: float) -> List[float]:
+    """The first two runs allocate and page in; they are not counted."""
+    start = time.perf_counter()
+    call()
+    if time.perf_counter() - start < seconds:
+        call()
+    samples = []  # type: List[float]
+    end = time.perf_counter() + seconds
+    while len(samples) < LEAST_RUNS or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        samples.append(1000 * (time.perf_counter() - start))
+    return samples
+
+
+def undisturbed_ms(samples_ms: Sequence[float]) -> float:
+    """The lower decile: what disturbs a run only adds time. On a quiet machine the median is within 2 % of it; on one
+    whose cores other guests use in bursts of milliseconds it does not move where the median does."""
+    return sorted(samples_ms)[len(samples_ms) // 10]
+
+
+def row_of(task: Task, tokens: Tuple[int, int], weight_bytes: int, cached: bool,
+           samples_ms: List[float]) -> Dict[str, Any]:
+    return {
+        "kind": task.kind, "format": task.format, "rows": task.rows, "columns": task.columns,
+        "heads": task.heads, "count": task.count, "threads": task.threads, "past": tokens[0], "tokens": tokens[1],
+        "weight_bytes": weight_bytes, "cached": cached, "ms": round(undisturbed_ms(samples_ms), 5),
+        "median_ms": round(statistics.median(samples_ms), 5),
+        "least_ms": round(min(samples_ms), 5), "repeats": len(samples_ms), "pace_us": None,
+    }
