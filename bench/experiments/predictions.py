@@ -4,8 +4,8 @@
     python bench/experiments/predictions.py -o bench/results/predictions-x86-2cores.json
 
 Resumable. Each measurement runs in fresh processes of the benchmark: a prefill of 64 and of 256 ids, and decode steps
-behind a filled cache; of five passes the quietest counts. Bars: decode error at most 7 % in the median and 15 % at the
-90th percentile, prefill 10 and 20, memory 10.
+behind a filled cache; of several passes the median counts, the machine is calibrated once more between passes. Bars:
+decode error at most 7 % in the median and 15 % at the 90th percentile, prefill 10 and 20, memory 10.
 """
 
 import statistics
