@@ -333,7 +333,8 @@ class TestCommand:
         parent = subprocess.Popen(
             [sys.executable, "-m", "merino_bench", "bench", folder, "-p", "8", "-n", "0", "-r", str(10 ** 8),
              "-o", "json"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=ROOTS))
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=ROOTS),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background job ignores it
         child = wait_for(lambda: children_of(parent.pid))[0]
         parent.send_signal(signal.SIGINT)
         out, err = parent.communicate(timeout=DEADLINE_S)
