@@ -80,7 +80,7 @@ app.command()(design)
 def calibrate(
     device: Device,
     probe: Annotated[
-        list[Path] | None, typer.Option(help="probe.json, of `merino probe` on the board; of several the quietest rows")
+        list[Path] | None, typer.Option(help="probe.json, of `merino probe` on the board; of several each row's median")
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", help="write the profile there; `--device` takes its path")] = None,
 ) -> None:
