@@ -114,10 +114,5 @@ def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int) -> N
     found["entry_ns"] += (op.query_width + 2 * op.width) * tokens
 
 
-def from_memory(asked: Mapping[str, float]) -> Amounts:
-    """The part of the amounts that the caches may spare."""
-    return {name: amount for name, amount in asked.items() if name == MEMORY}
-
-
 def total_us(amounts_of_all: Iterable[Mapping[str, float]], unit_times: Mapping[str, float]) -> float:
     return sum(amount * unit_times[name] for one in amounts_of_all for name, amount in one.items())

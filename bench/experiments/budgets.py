@@ -102,8 +102,7 @@ def main():
         f"{budget_ms:g} ms in {form}": (form, budget_ms, designed(profile, form, budget_ms), False)
         for form, budget_ms in random_budgets(profile)
     }
-    first = take_turns(asked, tasks, measure, row_of, summary)
-    for row in [row for row in first if not row["again"]]:
+    for row in take_turns(asked, tasks, measure, row_of, summary):
         form, budget_ms, found, _ = tasks[row["name"]]
         tasks[row["name"] + ", again"] = form, budget_ms, corrected(profile, row, found), True
     rows = take_turns(asked, tasks, measure, row_of, summary)

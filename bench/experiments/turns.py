@@ -47,8 +47,8 @@ def take_turns(
     head = {"times": times.source if times else None}
     passes = json.loads(asked.out.read_text())["passes"] if asked.out.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
-        at_pace = AtPace(scratch)
-        for number in range(0 if asked.only_table else asked.passes):
+        at_pace = None if asked.only_table else AtPace(scratch)
+        for number in range(asked.passes if at_pace else 0):
             for place, (name, task) in enumerate(tasks.items()):
                 done = passes.setdefault(name, [])
                 if len(done) > number:

@@ -5,15 +5,14 @@ between clusters that share a cache and clusters that do not; small operators th
 minutes. So a probe times the graph before and after each measurement, and counts those that it was quick at.
 """
 import os
-import time
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, Optional
 
 from merino_bench import kernels
-from merino_bench.probe_timing import bound, undisturbed_ms
+from merino_bench.probe_timing import bound, repeat_ms, undisturbed_ms
 from merino_runtime.backends.onnx_session import session_options
 
 SIDE, MATRICES = 256, 12  # 3 MB: what most last-level caches hold
-RUN_S, LEAST_RUNS = 0.02, 5
+RUN_S = 0.02
 SLOW = 1.15  # times the least seen: 1.03 is the spread of a quiet machine
 
 
@@ -27,18 +26,7 @@ def pace_meter(onnxruntime: Any, work: str, threads: int, fused: bool) -> Callab
     session = onnxruntime.InferenceSession(path, session_options(onnxruntime, threads),
                                            providers=["CPUExecutionProvider"])
     run = bound(session, kernel, 0, 1)
-
-    def measure() -> float:
-        samples_ms: List[float] = []
-        end = time.perf_counter() + RUN_S
-        while len(samples_ms) < LEAST_RUNS or time.perf_counter() < end:
-            start = time.perf_counter()
-            run()
-            samples_ms.append(1000 * (time.perf_counter() - start))
-        return 1000 * undisturbed_ms(samples_ms)
-
-    measure()
-    return measure
+    return lambda: 1000 * undisturbed_ms(repeat_ms(run, RUN_S))
 
 
 def is_slow(pace_us: Optional[float], least_us: Optional[float]) -> bool:

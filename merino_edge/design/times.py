@@ -10,7 +10,7 @@ from typing import Literal
 
 from merino_edge.design.estimate import unit_times
 from merino_edge.figures import UnitTimes
-from merino_edge.latency import MEMORY, amounts, from_memory, partly_share, total_us
+from merino_edge.latency import MEMORY, amounts, partly_share, total_us
 from merino_edge.operators import Operator
 from merino_edge.profiles import DeviceProfile
 from merino_runtime.backends.onnx import PREFILL_CHUNK_IDS
@@ -66,7 +66,7 @@ def read_mb(operators: Sequence[Operator], profile: DeviceProfile, work: Workloa
     times = times_for(profile, work)
     held = held_bytes(times, times.threads.index(regime.decode_threads))
     asked = [amounts(op, work.precision, 1, work.context, times.dialect, held) for op in operators]
-    return sum(one.get(MEMORY, 0.0) for one in asked) * 1e6 / BYTES_PER_MB
+    return memory_amount(asked) * 1e6 / BYTES_PER_MB
 
 
 def decode_ms(operators: Sequence[Operator], profile: DeviceProfile, work: Workload, regime: Regime) -> float:
@@ -79,6 +79,11 @@ def prefill_ms(operators: Sequence[Operator], profile: DeviceProfile, work: Work
     """ms of a prefill of the prompt into an empty cache, in the runtime's pieces, each with its own head. Adds up."""
     spent = run_of(operators, profile, work, regime.prefill_threads, pieces(work))
     return spent.within(regime.cache == "within")
+
+
+def memory_amount(asked: Sequence[Mapping[str, float]]) -> float:
+    """What the caches may spare, in the unit that makes it us with `memory_ms_gb`: 10^-6 for a byte."""
+    return sum(one.get(MEMORY, 0.0) for one in asked)
 
 
 def pieces(work: Workload) -> list[tuple[int, int]]:
@@ -115,7 +120,7 @@ def run_of(
         for op in operators
         for tokens, past in runs
     ]
-    memory_us = total_us(map(from_memory, asked), unit)
+    memory_us = memory_amount(asked) * unit[MEMORY]
     cached_us = total_us(asked, unit) - memory_us
     low, high = times.cache_within_mb[at], times.cache_beyond_mb[at]
     heads = sum(op.kind == "head" for op in operators) * len(runs)
