@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from merino_edge.latency import GENERAL, OF_FORMAT, Dialect
+from merino_edge.latency import AGAIN, GENERAL, MEMORY, OF_FORMAT, Dialect
 
 Kind = Literal["calibrated", "published", "datasheet", "estimated"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)  # strongest first
@@ -100,6 +100,7 @@ class UnitTimes(Facts):
         """All unit times of each thread count, by the names of `latency`."""
         return tuple(
             {name: getattr(self, name)[at] for name in GENERAL}
+            | {AGAIN: getattr(self, MEMORY)[at]}
             | {f"{form}.{name}": getattr(getattr(self, form), name)[at] for form in self.formats for name in OF_FORMAT}
             for at in range(len(self.threads))
         )

@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 
 from merino_bench.plan import DECODER_VOCAB
 from merino_edge.architecture import Architecture, Block
-from merino_edge.latency import GENERAL, MEMORY, OF_FORMAT, Dialect, amounts, partly_share
+from merino_edge.latency import AGAIN, GENERAL, MEMORY, OF_FORMAT, Dialect, amounts, partly_share
 from merino_edge.operators import Operator, activation, attention, head, linear, norm
 from merino_edge.probe_file import Measurement, Probe
 from merino_runtime.board import MB
@@ -37,14 +37,20 @@ def amounts_of(row: Measurement, dialect: Dialect) -> dict[str, float]:
     if row.kind == "choose":
         return {"choose_ns": row.rows * 1e-3}
     if row.kind == "decoder":
-        block = Block(width=row.columns, ffn_ratio=row.rows / row.columns, depth=row.count)
-        arch = Architecture(blocks=(block,), vocab=DECODER_VOCAB, head_size=row.columns // row.heads)
-        return summed(amounts(op, row.format, row.tokens, row.past, dialect) for op in arch.operators)
+        return summed(amounts(op, row.format, row.tokens, row.past, dialect) for op in decoder_of(row))
     one = amounts(operator_of(row), row.format, row.tokens, row.past, dialect)
     if row.kind == "head":  # the product alone is timed
         one = {name: amount for name, amount in one.items() if name not in ("choose_ns", "launch_us", "step_us")}
     per_node = NODES_TIMED.get(row.kind) if dialect == "portable" else None
     return {name: amount * row.count / (per_node or 1) for name, amount in one.items()} | {GRAPH: 1.0}
+
+
+def decoder_of(row: Measurement) -> list[Operator]:
+    """One block of layers of their own, or one for each layer that is used several times."""
+    shared = row.uses > 1
+    depth, count = (row.uses, row.count) if shared else (row.count, 1)
+    block = Block(width=row.columns, ffn_ratio=row.rows / row.columns, depth=depth, shared=shared)
+    return Architecture(blocks=(block,) * count, vocab=DECODER_VOCAB, head_size=row.columns // row.heads).operators
 
 
 def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -73,7 +79,8 @@ def fit_threads(probe: Probe, threads: int) -> ThreadFit:
     rows = [row for row in probe.measurements if row.threads == threads and row.kind != "read"]
     table = Table(
         [amounts_of(row, probe.dialect) for row in rows],
-        np.array([footprint_bytes(row) for row in rows]) / cache_bytes(probe),
+        np.array([between_bytes(row) for row in rows]) / cache_bytes(probe),
+        cache_bytes(probe),
         np.array([max(1e3 * row.ms, LEAST_US) for row in rows]),
         np.array([DECODER_WORTH if row.kind == "decoder" else 1.0 for row in rows]),
     )
@@ -85,7 +92,7 @@ def fit_threads(probe: Probe, threads: int) -> ThreadFit:
         if loss_of(table, new_times, *new_edges) >= loss_of(table, times, *edges):
             break
         edges, times = new_edges, new_times
-    errors = errors_of(table, *spent_us(table, times), *edges).tolist()
+    errors = errors_of(table, times, *edges).tolist()
     if all(row.kind != "decoder" for row in rows):  # of `portable`: then its run is that of any graph
         times["step_us"] = times[GRAPH]
     low_mb, high_mb = (edge * cache_bytes(probe) / MB for edge in edges)
@@ -93,12 +100,21 @@ def fit_threads(probe: Probe, threads: int) -> ThreadFit:
 
 
 class Table(NamedTuple):
-    """Rows of one thread count: what each asks for, bytes read over the cache's, us measured, and its worth."""
+    """Rows of one thread count: what each asks for, what it reads between two uses of a matrix (in sizes of the cache),
+    us measured, and its worth; for all, bytes of the cache."""
 
     asked: list[dict[str, float]]
-    sizes: np.ndarray
+    between: np.ndarray
+    cache_bytes: float
     us: np.ndarray
     worth: np.ndarray
+
+    def from_memory(self, low: float, high: float) -> np.ndarray:
+        """Of each row, in the amount of `memory_ms_gb`, what comes from memory with these edges of the cache."""
+        first, again = (np.array([one.get(name, 0.0) for one in self.asked]) for name in (MEMORY, AGAIN))
+        return first * miss_shares(1e6 * first / self.cache_bytes, low, high) + again * miss_shares(
+            self.between, low, high
+        )
 
 
 def fit_times(table: Table, low: float, high: float) -> dict[str, float]:
@@ -110,7 +126,7 @@ def fit_times(table: Table, low: float, high: float) -> dict[str, float]:
     """
     names = [*GENERAL, GRAPH, *(f"{form}.{name}" for form in ("fp32", "int8", "int4") for name in OF_FORMAT)]
     matrix = np.array([[one.get(name, 0.0) for name in names] for one in table.asked]) / table.us[:, None]
-    matrix[:, names.index(MEMORY)] *= miss_shares(table.sizes, low, high)
+    matrix[:, names.index(MEMORY)] = table.from_memory(low, high) / table.us
     scale = np.maximum(matrix.max(axis=0), 1e-30)  # so that all columns are of one size
     matrix = matrix / scale
     weight = np.sqrt(table.worth)
@@ -123,19 +139,14 @@ def fit_times(table: Table, low: float, high: float) -> dict[str, float]:
 def fit_edges(table: Table, times: Mapping[str, float]) -> tuple[float, float]:
     """Of a grid, in sizes of the cache, the pair of least loss."""
     pairs = [(float(low), float(high)) for low in LOW_EDGES for high in HIGH_EDGES if high > low + 0.1]
-    spent = spent_us(table, times)
-    return min(pairs, key=lambda pair: loss(table, errors_of(table, *spent, *pair)))
+    return min(pairs, key=lambda pair: loss_of(table, times, *pair))
 
 
-def spent_us(table: Table, times: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row, us where all that it reads comes from memory, and how many of them that takes."""
-    all_us = np.array([sum(amount * times[name] for name, amount in one.items()) for one in table.asked])
-    return all_us, np.array([one.get(MEMORY, 0.0) for one in table.asked]) * times[MEMORY]
-
-
-def errors_of(table: Table, all_us: np.ndarray, memory_us: np.ndarray, low: float, high: float) -> np.ndarray:
+def errors_of(table: Table, times: Mapping[str, float], low: float, high: float) -> np.ndarray:
     """Predicted / measured - 1 of each row."""
-    return (all_us - (1 - miss_shares(table.sizes, low, high)) * memory_us) / table.us - 1
+    known = {**times, MEMORY: 0.0, AGAIN: 0.0}
+    cached_us = np.array([sum(amount * known[name] for name, amount in one.items()) for one in table.asked])
+    return (cached_us + table.from_memory(low, high) * times[MEMORY]) / table.us - 1
 
 
 def loss(table: Table, errors: np.ndarray) -> float:
@@ -145,7 +156,7 @@ def loss(table: Table, errors: np.ndarray) -> float:
 
 
 def loss_of(table: Table, times: Mapping[str, float], low: float, high: float) -> float:
-    return loss(table, errors_of(table, *spent_us(table, times), low, high))
+    return loss(table, errors_of(table, times, low, high))
 
 
 def miss_shares(sizes: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -153,17 +164,14 @@ def miss_shares(sizes: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.where(sizes > 0, partly_share(np.maximum(sizes, 1e-9), low, high), 0.0)
 
 
-def footprint_bytes(row: Measurement) -> int:
-    """What a run reads: its weights, or its keys and values."""
-    if row.kind == "decoder":
-        return row.weight_bytes + row.count * 2 * row.columns * (row.past + row.tokens) * 4
-    if row.kind == "attention":
-        return row.count * 2 * row.columns * (row.past + row.tokens) * 4
-    return row.weight_bytes
+def between_bytes(row: Measurement) -> float:
+    """Of matrices that are read between two uses of one of them; 0 where each is used once."""
+    again = [op for op in decoder_of(row) if op.reread] if row.kind == "decoder" else []
+    return again[0].reread * again[0].bytes_per_weight(row.format) if again else 0.0
 
 
 USUAL_EDGES, TURNS = (0.5, 2.0), 6
-LOW_EDGES, HIGH_EDGES = np.arange(0.1, 1.25, 0.05), np.arange(0.8, 2.55, 0.1)  # of the last-level cache
+LOW_EDGES, HIGH_EDGES = np.arange(0.1, 1.25, 0.05), np.arange(0.8, 4.05, 0.2)  # of the last-level cache
 
 
 def cache_bytes(probe: Probe) -> float:

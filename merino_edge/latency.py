@@ -10,7 +10,9 @@ Quantities, by the unit times that they are multiplied with:
     attention_us: attentions              choose_ns: logits looked at   norm_ns, activation_ns: elements
     kv_ms_gb: GB of keys and values       pair_ms_g: 10^9 multiply-adds of attention
     score_ns: scores                      entry_ns: elements of new keys, values, queries
-    memory_ms_gb: GB (10^9 bytes) of weights, keys and values, on top where they come from beyond the cache
+    memory_ms_gb: GB (10^9 bytes) of weights, keys and values that a run reads for the first time, on top where they
+        come from beyond the cache
+    again_ms_gb, of the same unit time: GB of weights that were read before in the run and are no longer in the cache
 and per weight format F, for a product with a matrix:
     F.load_ms_gb: GB of weights           F.mac_ms_g: 10^9 multiply-adds
     F.scale_ns: scales x tokens           F.row_ns: elements of the result
@@ -31,7 +33,7 @@ GENERAL = (
     "step_us", "launch_us", "product_us", "attention_us", "choose_ns", "norm_ns", "activation_ns", "kv_ms_gb",
     "pair_ms_g", "score_ns", "entry_ns", "memory_ms_gb",
 )  # fmt: skip
-MEMORY = "memory_ms_gb"
+MEMORY, AGAIN = "memory_ms_gb", "again_ms_gb"
 OF_FORMAT = ("load_ms_gb", "mac_ms_g", "scale_ns", "row_ns", "head_row_ns")
 US_PER_UNIT = {"us": 1.0, "ns": 1e-3, "gb": 1e-6, "g": 1e-6}  # by the last word of a quantity's name, per element
 
@@ -58,8 +60,8 @@ def amounts(
 ) -> Mapping[str, float]:
     """Of one run over `tokens` new positions behind `past` cached ones.
 
-    Memory as if the caches held nothing but what was read shortly before: within the last `held` bytes, all of it up to
-    the first, none from the second on.
+    Memory as if the caches held nothing of the run before. Of what this run read before, they hold what was read within
+    the last `held` bytes: all of it up to the first, none from the second on.
     """
     found: Amounts = defaultdict(float)
     nodes = NODES[dialect].get(op.kind, 0)
@@ -67,8 +69,11 @@ def amounts(
     found["launch_us"] += nodes
     if op.kind in ("linear", "head"):
         product_amounts(found, op, precision, rows_out, dialect)
-        missed = partly_share(op.reread * op.bytes_per_weight(precision), *held) if op.reread else 1.0
-        found[MEMORY] += missed * op.read_bytes(precision)
+        size = op.read_bytes(precision)
+        if op.reread:
+            found[AGAIN] += partly_share(op.reread * op.bytes_per_weight(precision), *held) * size
+        else:
+            found[MEMORY] += size
     if op.kind == "head":
         found["step_us"] += 1
         found["choose_ns"] += op.matrix / op.columns

@@ -12,7 +12,7 @@ from merino_edge.latency import Dialect
 from merino_edge.validation import fault_list
 from merino_runtime.errors import MerinoError
 
-PROBE_SCHEMA = 2
+PROBE_SCHEMA = 3
 Positive = Annotated[float, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 
@@ -30,6 +30,7 @@ class Measurement(Strict):
     columns: Natural
     heads: Natural
     count: Annotated[int, Field(ge=1)]
+    uses: Annotated[int, Field(ge=1)]
     threads: Annotated[int, Field(ge=1)]
     past: Natural
     tokens: Natural

@@ -2,10 +2,11 @@
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from merino_bench import board_probe, kernels, pace, plan
+from merino_bench import board_probe, kernels, pace, plan, probe_timing
 from merino_bench.onnx_writer import model
 from merino_bench.plan import MB, Machine
 from merino_bench.probe_timing import undisturbed_ms
@@ -68,7 +69,7 @@ def test_a_short_probe_of_this_machine(tmp_path):
     found = board_probe.run_probe(str(path), seconds=8, tell=told.append)
     assert json.loads(path.read_text()) == found
     assert os.listdir(str(tmp_path)) == ["probe.json"]
-    assert found["schema"] == 2 and told
+    assert found["schema"] == 3 and told
     assert found["cores"] >= 1 and found["machine"]["versions"]["onnxruntime"]
     kinds = {row["kind"] for row in found["measurements"]}
     assert {"read", "call"} <= kinds
@@ -93,14 +94,16 @@ def test_formats_follow_the_version_of_onnxruntime():
 
 
 def row(ms, pace_us):
-    return {**dict.fromkeys(board_probe.MEASURED, 0), "ms": ms, "pace_us": pace_us}
+    return {**dict.fromkeys(board_probe.MEASURED, 0), **dict.fromkeys(board_probe.TIMES, ms), "repeats": 20,
+            "pace_us": pace_us}
 
 
-def test_a_slower_row_of_a_quick_machine_beats_a_faster_one_of_a_slow_one():
-    best = {}
-    for ms, pace_us in ((2.0, 35.0), (1.0, 60.0), (1.9, 36.0), (1.95, 35.0)):
-        board_probe.keep_quietest(best, [row(ms, pace_us)], 35.0)
-    assert [kept["ms"] for kept in best.values()] == [1.9]
+def test_passes_of_a_quick_machine_count_by_their_median():
+    passes = [row(2.0, 35.0), row(1.0, 60.0), row(1.9, 36.0), row(1.95, 35.0)]
+    kept = board_probe.middle(passes, 35.0)
+    assert (kept["ms"], kept["least_ms"], kept["repeats"]) == (1.95, 1.95, 60)
+    slow = board_probe.middle([row(3.0, 60.0), row(2.0, 60.0)], 35.0)
+    assert (slow["ms"], slow["pace_us"]) == (2.5, 60.0)
     assert not board_probe.was_slow([row(1.0, 35.0), row(1.0, 36.0)])
     assert board_probe.was_slow([row(1.0, 35.0), row(1.0, 60.0)])
 
@@ -117,7 +120,7 @@ def test_what_was_timed_while_the_machine_was_slow_is_timed_again(pace_us, again
 
     def time_task(_, task, *_rest):
         timed.append(task)
-        return [{**dict.fromkeys(board_probe.MEASURED, 0), "kind": task.kind, "rows": task.rows, "ms": 1.0}]
+        return [dict(row(1.0, None), kind=task.kind, rows=task.rows)]
 
     monkeypatch.setattr(board_probe, "pace_meter", pace_meter)
     monkeypatch.setattr(board_probe, "time_task", time_task)
@@ -134,6 +137,18 @@ def test_the_pace_of_this_machine_is_some_microseconds(tmp_path):
     assert 1 < measure() < 1e6
     assert pace.is_slow(42.0, 35.0) and not pace.is_slow(38.0, 35.0)
     assert not pace.is_slow(None, 35.0) and not pace.is_slow(42.0, None)
+
+
+def test_a_graph_is_run_until_there_are_enough_samples_or_no_time(monkeypatch):
+    clock = [0.0]
+
+    def call(seconds):
+        clock[0] += seconds
+
+    monkeypatch.setattr(probe_timing, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    few, some, many = (len(probe_timing.repeat_ms(lambda each=each: call(each), 0.3)) for each in (0.5, 0.004, 0.0001))
+    assert few == probe_timing.LEAST_RUNS and some == probe_timing.ENOUGH_RUNS
+    assert many == pytest.approx(probe_timing.LEAST_RUN_S / 0.0001, abs=2)
 
 
 def test_bursts_do_not_move_what_is_undisturbed():

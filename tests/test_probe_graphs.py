@@ -130,13 +130,17 @@ def test_every_planned_graph_opens_and_runs(run, fused):
             assert np.isfinite(value).all(), task
 
 
+@pytest.mark.parametrize("uses", [1, 3])
 @pytest.mark.parametrize("form", ["fp32", "int8", "int4"])
-def test_the_probes_decoder_is_the_exporters(form, tmp_path):
+def test_the_probes_decoder_is_the_exporters(form, uses, tmp_path):
     """The same operators in the same order, with the same attributes, as a bundle of this geometry."""
-    arch = Architecture(blocks=(Block(width=64, ffn_ratio=1.5, depth=2),), vocab=128, head_size=32, context=32)
+    block = Block(width=64, ffn_ratio=1.5, depth=uses, shared=uses > 1)
+    arch = Architecture(blocks=(block,) * 2, vocab=128, head_size=32, context=32)
     build_graph(random_merino(arch, "tiny"), "fused", 32, form).save(tmp_path)
     exported = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
-    ours = onnx.load_from_string(decoder_graph.decoder(form, 64, 96, 2, 2, 128, 32).model).graph
+    kernel = decoder_graph.decoder(form, 64, 96, 2, 2, 128, 32, uses)
+    assert kernel.weight_bytes == decoder_graph.decoder(form, 64, 96, 2, 2, 128, 32).weight_bytes
+    ours = onnx.load_from_string(kernel.model).graph
     assert list(ours.input) == list(exported.input)
     assert list(ours.output) == list(exported.output)
 

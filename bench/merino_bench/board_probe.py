@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import shutil
+import statistics
 import tempfile
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
@@ -21,11 +22,14 @@ from merino_runtime import board
 from merino_runtime.backends.onnx_session import version_tuple
 from merino_runtime.errors import MerinoError
 
-SCHEMA = 2
+SCHEMA = 3
 MOST_SECONDS = 55.0  # of one minute; starting, writing and memory take the rest
 READ_SHARE, RESIDENT_SHARE = 0.04, 0.2
 PASSES, MOST_PASSES = 2, 6  # the most where the machine was slow
-MEASURED = ("kind", "format", "rows", "columns", "heads", "count", "threads", "past", "tokens")  # what tells rows apart
+SHARES = 2  # of the time that is left to it a graph may take, since small ones take less
+TIMES = ("ms", "median_ms", "least_ms")
+# What tells rows apart
+MEASURED = ("kind", "format", "rows", "columns", "heads", "count", "uses", "threads", "past", "tokens")
 FIRST_FUSED, FIRST_BLOCKED, REFUSED = (1, 18), (1, 23), (1, 21, 0)
 
 
@@ -132,12 +136,12 @@ def read_rows(machine: Machine, seconds: float) -> List[Dict[str, Any]]:
 
 def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
                tell: Callable[[str], None]) -> Result:
-    """Every task of the plan that the time allows, in passes: of each row the quietest pass counts, since what
-    disturbs a machine comes and goes. A pass while the machine was slow counts where no other does, and is made up
-    for while there is time."""
+    """Every task of the plan that the time allows, in passes: of each row the median of the passes counts, since what
+    memory gives comes and goes. A pass while the machine was slow counts where no other does, and is made up for while
+    there is time."""
     tasks = plan.tasks(machine)
     due = tasks * PASSES
-    best: Dict[Tuple[Any, ...], Dict[str, Any]] = {}
+    found: Dict[Tuple[Any, ...], List[Dict[str, Any]]] = {}
     done: Set[Task] = set()
     pace = pace_meter(onnxruntime, work, machine.threads[-1], machine.fused)
     before_us = least_us = pace()
@@ -145,7 +149,7 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
     while slot < len(due) and time.perf_counter() < deadline:
         task, left_s = due[slot], deadline - time.perf_counter()
         tell(f"{slot + 1} of {len(due)}: {task_name(task)}")
-        seconds = left_s / (len(due) - slot) / (len(task.runs) + 1)
+        seconds = SHARES * left_s / (len(due) - slot) / (len(task.runs) + 1)
         slot += 1
         kernel = plan.kernel_of(task, machine.fused) if task.kind != "choose" else None
         written = kernels.write_weights(work, kernel.weight_bytes if kernel else 0, written)
@@ -155,23 +159,20 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
         least_us = min(least_us, after_us)
         worst_us = round(max(before_us, after_us), 3)
         before_us = after_us
-        keep_quietest(best, [dict(row, pace_us=worst_us) for row in rows], least_us)
+        for row in rows:
+            found.setdefault(tuple(row[name] for name in MEASURED), []).append(dict(row, pace_us=worst_us))
         if is_slow(worst_us, least_us) and due.count(task) < MOST_PASSES:
             due.append(task)
         done.add(task)
-    return Result(list(best.values()), [task_name(task) for task in tasks if task not in done])
+    return Result([middle(passes, least_us) for passes in found.values()],
+                  [task_name(task) for task in tasks if task not in done])
 
 
-def keep_quietest(best: Dict[Tuple[Any, ...], Dict[str, Any]], rows: List[Dict[str, Any]],
-                  least_us: float) -> None:
-    for row in rows:
-        key = tuple(row[name] for name in MEASURED)
-        if key not in best or quietness(row, least_us) < quietness(best[key], least_us):
-            best[key] = row
-
-
-def quietness(row: Dict[str, Any], least_us: float) -> Tuple[bool, float]:
-    return is_slow(row["pace_us"], least_us), row["ms"]
+def middle(passes: List[Dict[str, Any]], least_us: float) -> Dict[str, Any]:
+    """Of one row, the median of each time over the passes of a quick machine; over all where there are none."""
+    quick = [row for row in passes if not is_slow(row["pace_us"], least_us)] or passes
+    return {**quick[-1], **{key: statistics.median(row[key] for row in quick) for key in TIMES},
+            "repeats": sum(row["repeats"] for row in quick)}
 
 
 def was_slow(rows: List[Dict[str, Any]]) -> bool:

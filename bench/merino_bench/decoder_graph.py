@@ -3,7 +3,7 @@
 So the runtime's own backend is timed, with all that it does around a graph: what single operators cost when others
 stand between them shows here alone. Weights are the probe's random bytes; the walk is the exporter's.
 """
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from merino_bench.kernels import (
     BITS,
@@ -24,8 +24,16 @@ from merino_runtime.bundle import Bundle
 DTYPES = {FLOAT: "float32", INT64: "int64"}
 
 
-def decoder(form: str, width: int, ffn: int, layers: int, heads: int, vocab: int, context: int) -> Kernel:
-    """Equal pre-norm layers; inputs and outputs as docs/formats.md has them for `fused`."""
+class Place(NamedTuple):
+    """Which of the distinct layers, and which of their uses, all layers counted on."""
+    layer: int
+    use: int
+
+
+def decoder(form: str, width: int, ffn: int, layers: int, heads: int, vocab: int, context: int,
+            uses: int = 1) -> Kernel:
+    """Equal pre-norm layers, each run `uses` times in a row on a cache of its own each time; inputs and outputs as
+    docs/formats.md has them for `fused`."""
     shelf = Shelf()
     nodes = _positions()
     table_form = "fp32" if form == "fp32" else "int8"
@@ -34,9 +42,10 @@ def decoder(form: str, width: int, ffn: int, layers: int, heads: int, vocab: int
     inputs = [Port("input_ids", INT64, (1, "sequence")), Port("attention_mask", INT64, (1, "total"))]
     outputs = []  # type: List[Port]
     delta = ""
-    for index in range(layers):
-        normed, x = _norm(shelf, nodes, index, "a", x, delta, width)
-        qkv = _linear(shelf, nodes, form, index, "qkv", normed, 3 * width, width)
+    for index in range(layers * uses):
+        at = Place(index // uses, index)
+        normed, x = _norm(shelf, nodes, at, "a", x, delta, width)
+        qkv = _linear(shelf, nodes, form, at, "qkv", normed, 3 * width, width)
         cache = ["past_key_values.{}.{}".format(index, part) for part in ("key", "value")]
         new = ["present.{}.{}".format(index, part) for part in ("key", "value")]
         inputs += [Port(name, FLOAT, (1, heads, context, width // heads)) for name in cache]
@@ -44,15 +53,15 @@ def decoder(form: str, width: int, ffn: int, layers: int, heads: int, vocab: int
         mixed = "mixed{}".format(index)
         nodes.append(Node("GroupQueryAttention", (qkv, "", "", *cache, "last", "total_length", *rotary),
                           (mixed, *new), CONTRIB, (("num_heads", heads), ("kv_num_heads", heads), ("do_rotary", 1))))
-        if index == layers - 1:
+        if index == layers * uses - 1:
             nodes += [Node("Gather", (name, "minus_one"), (name + ".end",), "", (("axis", 1),)) for name in (mixed, x)]
             mixed, x = mixed + ".end", x + ".end"
-        attended = _linear(shelf, nodes, form, index, "out", mixed, width, width)
-        normed, x = _norm(shelf, nodes, index, "f", x, attended, width)
-        up = _linear(shelf, nodes, form, index, "up", normed, ffn, width)
+        attended = _linear(shelf, nodes, form, at, "out", mixed, width, width)
+        normed, x = _norm(shelf, nodes, at, "f", x, attended, width)
+        up = _linear(shelf, nodes, form, at, "up", normed, ffn, width)
         nodes.append(Node("FastGelu", (up,), (up + ".g",), CONTRIB))
-        delta = _linear(shelf, nodes, form, index, "down", up + ".g", width, ffn)
-    normed, _ = _norm(shelf, nodes, layers, "end", x, delta, width)
+        delta = _linear(shelf, nodes, form, at, "down", up + ".g", width, ffn)
+    normed, _ = _norm(shelf, nodes, Place(layers, layers * uses), "end", x, delta, width)
     if form == "fp32":
         nodes += [Node("Squeeze", (normed, "one"), ("row",)), *real_head(shelf, table, vocab, width, "row", "flat"),
                   Node("Unsqueeze", ("flat", "one"), ("end",))]
@@ -79,10 +88,10 @@ def _positions() -> List[Node]:
     ]
 
 
-def _norm(shelf: Shelf, nodes: List[Node], index: int, at: str, x: str, delta: str, width: int) -> Tuple[str, str]:
+def _norm(shelf: Shelf, nodes: List[Node], at: Place, part: str, x: str, delta: str, width: int) -> Tuple[str, str]:
     """-> (the norm of x + delta, x + delta)."""
-    name = "norm{}{}".format(at, index)
-    weight = shelf.take(name + ".w", FLOAT, (width,))
+    name = "norm{}{}".format(part, at.use)
+    weight = shelf.take("norm{}{}.w".format(part, at.layer), FLOAT, (width,))
     if not delta:
         nodes.append(Node("SimplifiedLayerNormalization", (x, weight), (name,), "", (("axis", -1), ("epsilon", EPS))))
         return name, x
@@ -91,12 +100,12 @@ def _norm(shelf: Shelf, nodes: List[Node], index: int, at: str, x: str, delta: s
     return name, name + ".sum"
 
 
-def _linear(shelf: Shelf, nodes: List[Node], form: str, index: int, at: str, x: str, rows: int, columns: int) -> str:
-    name = "{}{}".format(at, index)
+def _linear(shelf: Shelf, nodes: List[Node], form: str, at: Place, part: str, x: str, rows: int, columns: int) -> str:
+    name, weight = "{}{}".format(part, at.use), "{}{}.w".format(part, at.layer)
     if form == "fp32":
-        nodes.append(Node("MatMul", (x, shelf.take(name + ".w", FLOAT, (columns, rows))), (name,)))
+        nodes.append(Node("MatMul", (x, shelf.take(weight, FLOAT, (columns, rows))), (name,)))
     else:
-        codes, scales = shelf.take_blocks(name + ".w", BITS[form], rows, columns, block_of(columns))
+        codes, scales = shelf.take_blocks(weight, BITS[form], rows, columns, block_of(columns))
         nodes.append(block_product(form, codes, scales, rows, columns, x, name))
     return name
 

@@ -48,6 +48,9 @@ class Shelf:
         self.end = 0
 
     def take(self, name: str, kind: int, shape: Tuple[int, ...]) -> str:
+        """A name that has a place keeps it: weights that are used again."""
+        if any(one.name == name for one in self.constants):
+            return name
         length = (4 if kind == FLOAT else 1) * int(np.prod(shape))
         self.constants.append(Stored(name, kind, shape, WEIGHTS_FILE, self.end, length))
         self.end += -(-length // PAGE) * PAGE

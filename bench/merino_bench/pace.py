@@ -8,16 +8,15 @@ import os
 from typing import Any, Callable, Optional
 
 from merino_bench import kernels
-from merino_bench.probe_timing import bound, repeat_ms, undisturbed_ms
+from merino_bench.probe_timing import LEAST_RUN_S, bound, repeat_ms, undisturbed_ms
 from merino_runtime.backends.onnx_session import session_options
 
 SIDE, MATRICES = 256, 12  # 3 MB: what most last-level caches hold
-RUN_S = 0.02
 SLOW = 1.15  # times the least seen: 1.03 is the spread of a quiet machine
 
 
 def pace_meter(onnxruntime: Any, work: str, threads: int, fused: bool) -> Callable[[], float]:
-    """A call that measures: us of a run of the graph, the lower decile of 20 ms. `work`: a folder for it."""
+    """A call that measures: us of a run of the graph, the lower decile. `work`: a folder for it."""
     kernel = kernels.linears("fp32", SIDE, SIDE, MATRICES, fused)
     kernels.write_weights(work, kernel.weight_bytes, 0)
     path = os.path.join(work, "pace.onnx")
@@ -26,7 +25,7 @@ def pace_meter(onnxruntime: Any, work: str, threads: int, fused: bool) -> Callab
     session = onnxruntime.InferenceSession(path, session_options(onnxruntime, threads),
                                            providers=["CPUExecutionProvider"])
     run = bound(session, kernel, 0, 1)
-    return lambda: 1000 * undisturbed_ms(repeat_ms(run, RUN_S))
+    return lambda: 1000 * undisturbed_ms(repeat_ms(run, LEAST_RUN_S))
 
 
 def is_slow(pace_us: Optional[float], least_us: Optional[float]) -> bool:

@@ -27,6 +27,10 @@ LONG_DECODE = ((0, 1), (512, 1))
 DECODER = ((0, 1), (512, 1), (0, 16), (0, 64), (0, 256))
 # (width, FFN width, layers, heads) of whole decoders: small ones, which large caches hold, and one beyond the caches
 DECODERS = ((192, 576, 3, 6), (256, 1024, 4, 8), (640, 960, 2, 10))
+# With the uses of each layer before the heads, as a search likes them: keys and values outgrow the weights
+SHARED_DECODERS = ((256, 384, 3, 4, 8), (512, 512, 3, 4, 8), (768, 1152, 3, 6, 12))
+SHARED_SWEEP = (0.3, 0.5, 0.75)  # a layer's size by the cache: where its second use begins to miss
+SWEEP_USES, MOST_WIDTH = 6, 1024
 LARGE_WIDTH, LARGE_HEADS, LARGE_DECODER = 768, 12, ((0, 1), (512, 1), (0, 64))
 DECODER_VOCAB, DECODER_CONTEXT = 4096, 1024
 NARROW_ATTENTION = ((0, 1), (1024, 1), (0, 64), (0, 256))
@@ -42,6 +46,7 @@ class Task(NamedTuple):
     count: int  # type: ignore[assignment] # operators in the graph
     threads: int
     runs: Tuple[Tuple[int, int], ...]
+    uses: int = 1  # of each of a decoder's layers, one after the other, each with a cache of its own
 
 
 class Machine(NamedTuple):
@@ -81,6 +86,7 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
     for form in machine.formats if machine.fused else ():
         layers = max(1, beyond // layer_bytes(form, LARGE_WIDTH, 2 * LARGE_WIDTH))
         yield Task("decoder", form, 2 * LARGE_WIDTH, LARGE_WIDTH, LARGE_HEADS, layers, threads, LARGE_DECODER)
+    yield from shared_decoders(machine, threads) if machine.fused else ()
     for form in machine.formats:
         if form != "int4":  # whose head has 8 bits
             for size, columns in ((within, NARROW_COLUMNS), (beyond, HEAD_COLUMNS)):
@@ -104,6 +110,21 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
         yield linear(form, 256, 256, beyond / 4, DECODE)
 
 
+def shared_decoders(machine: Machine, threads: int) -> Iterator[Task]:
+    shapes = [(form, *shape) for shape in SHARED_DECODERS for form in machine.formats]
+    widths = {width_of(share * (machine.cache_bytes or USUAL_CACHE_BYTES)) for share in SHARED_SWEEP}
+    shapes += [("fp32", width, width, 1, SWEEP_USES, width // 64) for width in sorted(widths)]
+    for form, width, ffn, layers, uses, heads in shapes:
+        taken = layers * (layer_bytes(form, width, ffn) + uses * 2 * width * DECODER_CONTEXT * 4)
+        if taken * SHARE_OF_FREE <= (machine.free_bytes or taken * SHARE_OF_FREE):
+            yield Task("decoder", form, ffn, width, heads, layers, threads, LONG_DECODE, uses)
+
+
+def width_of(size: float) -> int:
+    """Of a layer in fp32, its FFN as wide as itself, whose matrices take so many bytes; a multiple of 64."""
+    return min(MOST_WIDTH, max(64, int((size / layer_bytes("fp32", 1, 1)) ** 0.5) // 64 * 64))
+
+
 def layer_bytes(form: str, width: int, ffn: int) -> int:
     """Of a decoder's layer, in `fused`."""
     square, wide = (kernels.matrix_bytes(form, rows, width, True) for rows in (width, ffn))
@@ -125,7 +146,8 @@ def sweep_side(machine: Machine) -> int:
 
 def kernel_of(task: Task, fused: bool) -> Kernel:
     if task.kind == "decoder":
-        return decoder(task.format, task.columns, task.rows, task.count, task.heads, DECODER_VOCAB, DECODER_CONTEXT)
+        return decoder(task.format, task.columns, task.rows, task.count, task.heads, DECODER_VOCAB, DECODER_CONTEXT,
+                       task.uses)
     if task.kind == "linear":
         return kernels.linears(task.format, task.rows, task.columns, task.count, fused)
     if task.kind == "head":

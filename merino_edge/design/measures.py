@@ -42,7 +42,7 @@ def additive_measure(
         "cached_decode_ms": lambda ops: decode_ms(ops, profile, work, within),
         "prefill_ms": lambda ops: prefill_ms(ops, profile, work, regime),
         "memory_mb": lambda ops: costs.resident_mb(ops, profile, work, regime),
-        "cache_mb": lambda ops: read_mb(ops, profile, work, regime),
+        "cache_mb": lambda ops: read_mb(ops, profile, work),
         "flops_g": lambda ops: flops(ops) / 1e9,
         "params_m": lambda ops: params(ops) / 1e6,
         "file_mb": lambda ops: costs.file_part_mb(ops, work.precision),

@@ -61,11 +61,10 @@ def ceiling_mb(profile: DeviceProfile, work: Workload, regime: Regime) -> float 
     return {"within": times.cache_within_mb[at], "partly": times.cache_beyond_mb[at], "beyond": None}[regime.cache]
 
 
-def read_mb(operators: Sequence[Operator], profile: DeviceProfile, work: Workload, regime: Regime) -> float:
-    """MB that a decode step over a full cache reads and no earlier read of the step has left in the cache. Adds up."""
-    times = times_for(profile, work)
-    held = held_bytes(times, times.threads.index(regime.decode_threads))
-    asked = [amounts(op, work.precision, 1, work.context, times.dialect, held) for op in operators]
+def read_mb(operators: Sequence[Operator], profile: DeviceProfile, work: Workload) -> float:
+    """MB that a decode step over a full cache reads, what it reads again left out. Adds up."""
+    dialect = times_for(profile, work).dialect
+    asked = [amounts(op, work.precision, 1, work.context, dialect) for op in operators]
     return memory_amount(asked) * 1e6 / BYTES_PER_MB
 
 
@@ -82,7 +81,7 @@ def prefill_ms(operators: Sequence[Operator], profile: DeviceProfile, work: Work
 
 
 def memory_amount(asked: Sequence[Mapping[str, float]]) -> float:
-    """What the caches may spare, in the unit that makes it us with `memory_ms_gb`: 10^-6 for a byte."""
+    """A run's first reads, which the caches may spare, in the unit of `memory_ms_gb` for us: 10^-6 a byte."""
     return sum(one.get(MEMORY, 0.0) for one in asked)
 
 
@@ -94,7 +93,7 @@ def pieces(work: Workload) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Run:
-    """Of some operators: ms with all reads from the caches, and what is added where all come from memory.
+    """Of some operators: ms with all first reads from the caches, and what is added where all come from memory.
 
     `line_ms`: in between the amount that comes from memory grows linearly from none to all. The line's constant goes to
     the head, of which a decoder has one, so that sums over operators stay sums.
@@ -130,10 +129,10 @@ def run_of(
 
 
 def missed_share(operators: Sequence[Operator], profile: DeviceProfile, work: Workload, threads: int) -> float:
-    """The share of a decode step's reads that comes from memory; of a whole decoder, it does not add up."""
+    """The share of a decode step's first reads that comes from memory; of a whole decoder, it does not add up."""
     times = times_for(profile, work)
     at = times.threads.index(threads)
-    read = read_mb(operators, profile, work, Regime(threads, threads, "beyond"))
+    read = read_mb(operators, profile, work)
     return float(partly_share(read, times.cache_within_mb[at], times.cache_beyond_mb[at]))
 
 
