@@ -5,7 +5,7 @@ others: predicting with the result (`design.costs`), the machine at hand (`host`
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tomlkit
@@ -58,22 +58,24 @@ def round_up(value: float) -> float:
 
 
 def resident_factors(probe: Probe, form: str) -> dict[str, float]:
-    """Bytes in memory for a byte of weights: of matrices, and, at its most, of a table that is the head too.
+    """Bytes in memory for a byte of weights: of matrices, of a table that is the head too, and of that while it opens.
 
-    While a session opens it holds a matrix beside its packed copy: one of many, but the one table.
+    An opening session holds a matrix beside its packed copy: one of many, but the one table.
     """
     rows: dict[tuple[str, str], Resident] = {(row.kind, row.format): row for row in probe.resident}
     base = rows.get(("call", "fp32"))
 
-    def factor(kind: str) -> float | None:
+    def factor(kind: str, when: Literal["open_mb", "peak_mb"]) -> float | None:
         row = rows.get((kind, form))
         if base is None or row is None or not row.weight_bytes:
             return None
-        most = row.peak_mb - base.peak_mb if kind == "head" else row.open_mb - base.open_mb
-        return max(0.1, most * MB / row.weight_bytes)
+        taken_mb: float = getattr(row, when) - getattr(base, when)
+        return max(0.1, taken_mb * MB / row.weight_bytes)
 
-    matrices = factor("linear") or 1.0
-    return {"resident": round_up(matrices), "table_resident": round_up(factor("head") or matrices)}
+    matrices = factor("linear", "open_mb") or 1.0
+    table = factor("head", "open_mb") or matrices
+    opening = max(table, factor("head", "peak_mb") or table)
+    return {"resident": round_up(matrices), "table_resident": round_up(table), "table_opening": round_up(opening)}
 
 
 def basic_figures(probe: Probe, unit: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Count(Figure):
 
 class FormatTimes(Facts):
     """Of one weight format, by thread count. `resident`: bytes in memory for a byte of its matrices; `table_resident`:
-    for a byte of the embedding, which is the head too."""
+    for a byte of the embedding, which is the head too, and `table_opening`: while it opens."""
 
     load_ms_gb: Values
     mac_ms_g: Values
@@ -50,6 +50,7 @@ class FormatTimes(Facts):
     head_row_ns: Values
     resident: Ratio
     table_resident: Ratio
+    table_opening: Ratio
 
 
 class UnitTimes(Facts):

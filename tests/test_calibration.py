@@ -14,7 +14,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.calibration import calibrate, calibrated_toml, check_same_machine
 from merino_edge.design import costs
 from merino_edge.design.estimate import estimated
-from merino_edge.latency import MEMORY
+from merino_edge.latency import AGAIN, MEMORY
 from merino_edge.probe_file import Measurement, Probe, joined, read_probe
 from merino_edge.profiles import load_profile, parse_profile_text, profile_text
 from merino_edge.recalibrate import recalibrate
@@ -30,7 +30,7 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None):
     truth = truth or estimated(BOARD)
     random = np.random.default_rng(0)
     probe = Probe.model_validate({
-        "schema": 2, "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": ["neon", "dotprod"],
+        "schema": 3, "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": ["neon", "dotprod"],
         "machine": {"board": "Test board", "arch": "aarch64", "versions": {"onnxruntime": "1.32.0"}},
         "last_level_cache_mb": 2.0, "memory_mb": 4000, "dialect": "fused" if machine.fused else "portable", "flags": [],
         "others_cpu_share": 0.0, "left_out": [], "resident": resident(machine.formats),
@@ -42,16 +42,17 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None):
         for past, tokens in task.runs:
             one = Measurement.model_validate(row(
                 task.kind, format=task.format, rows=task.rows, columns=task.columns, heads=task.heads, count=task.count,
-                threads=task.threads, past=past, tokens=tokens, weight_bytes=kernel.weight_bytes if kernel else 0,
+                uses=task.uses, threads=task.threads, past=past, tokens=tokens,
+                weight_bytes=kernel.weight_bytes if kernel else 0,
             ))  # fmt: skip
             if left_out and left_out(one):
                 continue
             at = truth.threads.index(task.threads)
             asked = fitting.amounts_of(one, probe.dialect)
-            size_mb = np.array(fitting.footprint_bytes(one) / MB)
-            asked[MEMORY] = asked.get(MEMORY, 0.0) * float(
-                fitting.miss_shares(size_mb, truth.cache_within_mb[at], truth.cache_beyond_mb[at])
-            )
+            edges = truth.cache_within_mb[at], truth.cache_beyond_mb[at]
+            sizes_mb = {MEMORY: asked.get(MEMORY, 0.0) * 1e6 / MB, AGAIN: fitting.between_bytes(one) / MB}
+            for name, size_mb in sizes_mb.items():
+                asked[name] = asked.get(name, 0.0) * float(fitting.miss_shares(np.array(size_mb), *edges))
             unit = {**truth.by_threads[at], fitting.GRAPH: truth.step_us[at]}
             us = sum(amount * unit[name] for name, amount in asked.items())
             rows.append(one.model_copy(update={"ms": us / 1e3 * float(np.exp(noise * random.normal()))}))
@@ -59,9 +60,9 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None):
 
 
 def row(kind, **keys):
-    usual = {"format": "fp32", "rows": 0, "columns": 0, "heads": 0, "count": 1, "threads": 1, "past": 0, "tokens": 1,
-             "weight_bytes": 0, "cached": False, "ms": 1.0, "median_ms": 1.0, "least_ms": 1.0, "repeats": 3,
-             "pace_us": None}  # fmt: skip
+    usual = {"format": "fp32", "rows": 0, "columns": 0, "heads": 0, "count": 1, "uses": 1, "threads": 1, "past": 0,
+             "tokens": 1, "weight_bytes": 0, "cached": False, "ms": 1.0, "median_ms": 1.0, "least_ms": 1.0,
+             "repeats": 3, "pace_us": None}  # fmt: skip
     return {**usual, "kind": kind, **keys}
 
 
@@ -70,7 +71,8 @@ def resident(formats):
     rows = [base | {"kind": "call", "format": "fp32", "weight_bytes": 0}]
     more = base | {"open_mb": 60 + 1.25 * 40, "kind": "linear", "weight_bytes": 40 * MB}
     rows += [more | {"format": form} for form in formats]
-    return [*rows, base | {"peak_mb": 60 + 2 * 40, "kind": "head", "format": "fp32", "weight_bytes": 40 * MB}]
+    head = base | {"open_mb": 100.0, "peak_mb": 60 + 2 * 40, "kind": "head", "format": "fp32"}
+    return [*rows, head | {"weight_bytes": 40 * MB}]
 
 
 def calibrated_board(probe):
@@ -110,8 +112,9 @@ def test_noise_goes_into_the_residuals_and_hardly_into_predictions():
 def test_memory_factors_are_what_processes_held():
     times = calibrated_board(synthetic()).performance.times
     assert times is not None and times.fp32.resident == pytest.approx(1.25)
-    assert times.fp32.table_resident == pytest.approx(2)
-    assert times.int8 is not None and times.int8.table_resident == pytest.approx(1.25)
+    assert (times.fp32.table_resident, times.fp32.table_opening) == (pytest.approx(1), pytest.approx(2))
+    assert times.int8 is not None
+    assert (times.int8.table_resident, times.int8.table_opening) == (pytest.approx(1.25), pytest.approx(1.25))
 
 
 def test_a_format_that_was_not_measured_stays_estimated():
@@ -237,9 +240,9 @@ def paced(probe, pace_us, factor):
 def test_rows_of_a_slow_machine_count_where_there_are_no_others(pace_us, counts):
     quick, slow = paced(synthetic(), 35.0, 1.0), paced(synthetic(), pace_us, 2.0)
     both = joined([quick, slow])
-    for index, row in enumerate(both.measurements):
+    for index, (row, true) in enumerate(zip(both.measurements, synthetic().measurements, strict=True)):
         expected = 1.5 if index % 2 and counts else 1.0
-        assert row.ms == pytest.approx(expected * synthetic().measurements[index].ms)
+        assert row.ms == pytest.approx(expected * true.ms)
     assert joined([slow]).measurements == slow.measurements
 
 

@@ -65,9 +65,10 @@ class Cost:
 def memory_mb(
     operators: Sequence[Operator], profile: DeviceProfile, work: Workload, regime: Regime | None = None
 ) -> float:
-    """Resident MB (2^20 bytes) at the longest prompt and a full cache; without a regime, with one thread count."""
+    """The most resident MB (2^20 bytes): while the backend opens, or at the longest prompt and a full cache. Without a
+    regime, with one thread count."""
     held = resident_mb(operators, profile, work, regime) + activation_mb(operators, profile, work)
-    return held + profile.performance.runtime_mb.value
+    return max(held, opening_mb(operators, profile, work, regime)) + profile.performance.runtime_mb.value
 
 
 def resident_mb(
@@ -77,20 +78,46 @@ def resident_mb(
 
     Thread counts that differ take two sessions, and each packs the weights for itself.
     """
+    cache = kv_bytes(operators, work.context, work.precision) / BYTES_PER_MB
+    return sessions(regime) * held_mb(operators, profile, work) + cache
+
+
+def opening_mb(
+    operators: Sequence[Operator], profile: DeviceProfile, work: Workload, regime: Regime | None = None
+) -> float:
+    """Resident MB of weights while the last session opens: its table beside the packed copy, no cache yet. Adds up."""
+    others = (sessions(regime) - 1) * held_mb(operators, profile, work)
+    return others + held_mb(operators, profile, work, opening=True)
+
+
+def opening_counts(profile: DeviceProfile, work: Workload) -> bool:
+    """Whether a table takes more while it opens than it does then; else the opening needs no limit of its own."""
     times = times_for(profile, work)
-    sessions = 2 if regime and regime.decode_threads != regime.prefill_threads else 1
+    factors = [times.of_format(form) for form in times.formats]
+    return any(one.table_opening > one.table_resident for one in factors)
+
+
+def sessions(regime: Regime | None) -> int:
+    return 2 if regime and regime.decode_threads != regime.prefill_threads else 1
+
+
+def held_mb(operators: Sequence[Operator], profile: DeviceProfile, work: Workload, *, opening: bool = False) -> float:
+    """MB of weights as one session holds them."""
+    times = times_for(profile, work)
     own = [op for op in operators if op.own]
-    held = sum(resident_factor(times, op, work.precision) * op.stored_bytes(work.precision) for op in own)
-    return (sessions * held + kv_bytes(operators, work.context, work.precision)) / BYTES_PER_MB
+    held = sum(resident_factor(times, op, work.precision, opening) * op.stored_bytes(work.precision) for op in own)
+    return held / BYTES_PER_MB
 
 
-def resident_factor(times: UnitTimes, op: Operator, precision: str) -> float:
+def resident_factor(times: UnitTimes, op: Operator, precision: str, opening: bool) -> float:
     """Bytes in memory per byte of weights; 1 for a format that CPUs have no kernels for."""
     form = matrix_format(op, precision)
     if form not in times.formats:
         return 1.0
     factors = times.of_format(form)
-    return factors.table_resident if op.kind in ("embed", "head") else factors.resident
+    if op.kind not in ("embed", "head"):
+        return factors.resident
+    return factors.table_opening if opening else factors.table_resident
 
 
 def activation_mb(operators: Sequence[Operator], profile: DeviceProfile, work: Workload) -> float:

@@ -66,7 +66,7 @@ def estimated(profile: DeviceProfile) -> UnitTimes:
         return FormatTimes(
             load_ms_gb=tuple(load), mac_ms_g=tuple(macs), scale_ns=scaled(mac_ms, SCALE * quantised),
             row_ns=scaled(mac_ms, ROW * quantised), head_row_ns=scaled(mac_ms, ROW * quantised),
-            resident=RESIDENT[form], table_resident=RESIDENT[form],
+            resident=RESIDENT[form], table_resident=RESIDENT[form], table_opening=RESIDENT[form],
         )  # fmt: skip
 
     return UnitTimes(

@@ -9,6 +9,7 @@ from merino_edge.operators import Operator, flops, params
 from merino_edge.profiles import DeviceProfile
 from merino_runtime.board import MB as BYTES_PER_MB
 
+ALSO = ("cached_", "opening_")  # before a budget's name: another sum that it limits
 TIMED = {"decode_ms", "prefill_ms", "j_per_token"}  # the budgets that a regime bears on
 
 
@@ -17,9 +18,12 @@ def with_demands(
 ) -> dict[str, float]:
     """The budgets, and where one is on time what keeps a decoder in the regime.
 
-    Where the caches hold a part, a step takes the larger of two sums (`times.Run`), so both have the budget.
+    What is the larger of two sums has two limits of one budget (`ALSO`): memory while the backend opens and when all is
+    in use, and where the caches hold a part, a step's time (`times.Run`).
     """
     limits = dict(given)
+    if "memory_mb" in given and costs.opening_counts(profile, work):
+        limits["opening_memory_mb"] = given["memory_mb"]
     if not TIMED & set(given):
         return limits
     ceiling = ceiling_mb(profile, work, regime)
@@ -42,6 +46,7 @@ def additive_measure(
         "cached_decode_ms": lambda ops: decode_ms(ops, profile, work, within),
         "prefill_ms": lambda ops: prefill_ms(ops, profile, work, regime),
         "memory_mb": lambda ops: costs.resident_mb(ops, profile, work, regime),
+        "opening_memory_mb": lambda ops: costs.opening_mb(ops, profile, work, regime),
         "cache_mb": lambda ops: read_mb(ops, profile, work),
         "flops_g": lambda ops: flops(ops) / 1e9,
         "params_m": lambda ops: params(ops) / 1e6,
@@ -54,5 +59,6 @@ def additive_measure(
 
 def fixed_measure(name: str, profile: DeviceProfile) -> float:
     """What a budget loses whatever is chosen: the runtime's memory, the board's application."""
-    fixed = {"memory_mb": profile.performance.runtime_mb.value, "file_mb": costs.FIXED_FILE_BYTES / BYTES_PER_MB}
-    return fixed.get(name, 0.0)
+    runtime_mb = profile.performance.runtime_mb.value
+    file_mb = costs.FIXED_FILE_BYTES / BYTES_PER_MB
+    return {"memory_mb": runtime_mb, "opening_memory_mb": runtime_mb, "file_mb": file_mb}.get(name, 0.0)

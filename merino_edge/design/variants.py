@@ -11,7 +11,7 @@ from merino_edge.design import exact
 from merino_edge.design.budget import Budgets, broken, positive, refusal
 from merino_edge.design.credit import credit
 from merino_edge.design.entropy import Scoring
-from merino_edge.design.measures import with_demands
+from merino_edge.design.measures import ALSO, with_demands
 from merino_edge.design.space import Program, Solution, Space, least, scaled, tabulate
 from merino_edge.design.times import Regime, Workload, telling_regimes
 from merino_edge.operators import CPU_FORMATS, FAST_ISA
@@ -120,8 +120,10 @@ def encode_all(
 
 
 def of_budgets(need: Mapping[str, float]) -> dict[str, float]:
-    """What budgets must allow: the larger of two sums where a regime bounds a time by both (`with_demands`)."""
-    return {name: max(value, need.get(f"cached_{name}", value)) for name, value in need.items()}
+    """What budgets must allow: the largest of the sums that one limits (`with_demands`)."""
+    return {
+        name: max(value, *(need.get(f"{also}{name}", value) for also in ALSO)) for name, value in need.items()
+    }
 
 
 def in_regimes(variants: Sequence[Variant], given: Mapping[str, float], profile: DeviceProfile) -> list[Variant]:
