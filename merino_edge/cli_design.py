@@ -3,7 +3,7 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,13 @@ from merino_edge.cli_options import (
     Seed,
 )
 from merino_runtime.errors import MerinoError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from merino_edge.design.budget import Budgets
+    from merino_edge.design.designer import Design
+    from merino_edge.profiles import DeviceProfile
 
 
 class SolverChoice(StrEnum):
@@ -82,14 +89,17 @@ def design(
     eps: Annotated[float, typer.Option(help="noise in log(1 + s^2 / eps^2) (ours)")] = 1.0,
     beta: Annotated[float, typer.Option(help="of gamma (known)")] = 1 / 16,
     seed: Seed = 0,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="measure it here, and design again until it keeps its budgets")
+    ] = False,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="write design.json there")] = None,
 ) -> None:
     """Design the decoder of highest entropy within a board's budgets. Without a budget: the board's own."""
     from merino_edge.design.budget import Budgets
     from merino_edge.design.costs import usual_lengths
-    from merino_edge.design.designer import design as find
-    from merino_edge.design.designer import open_variants
+    from merino_edge.design.designer import Design, open_variants
+    from merino_edge.design.designer import design as best_design
     from merino_edge.design.entropy import Scoring
     from merino_edge.design.evolution import Effort
     from merino_edge.design.presets import PRESETS
@@ -116,11 +126,17 @@ def design(
         raise MerinoError(f"--preset {preset.value} is a budget of its own: leave the others out")
     else:
         budgets = Budgets(flops_g=PRESETS[preset.value].flops_g)
-    with working(f"searching for {profile.name}"):
-        found = find(
-            profile, budgets, space=space, context=longest, prompt=tokens, vocabs=vocabs, precisions=precisions,
+
+    def find(asked: Budgets, like: Design | None = None) -> Design:
+        """`like`: a design whose vocabulary and format to keep to."""
+        return best_design(
+            profile, asked, space=space, context=longest, prompt=tokens,
+            vocabs=[like.architecture.vocab] if like else vocabs, precisions=[like.precision] if like else precisions,
             solver=solver.value, effort=Effort(steps, population, parents), seed=seed, scoring=scoring,
         )  # fmt: skip
+
+    with working(f"searching for {profile.name}"):
+        found = tried(profile, budgets, find) if measure else find(budgets)
     if out:
         write_text(out, found.to_json())
         print(f"wrote {out}", file=sys.stderr, flush=True)
@@ -128,6 +144,17 @@ def design(
         print(found.to_json(), end="")
     else:
         print_design(found, profile)
+
+
+def tried(
+    profile: "DeviceProfile", budgets: "Budgets", find: "Callable[[Budgets, Design | None], Design]"
+) -> "Design":
+    """Raises MerinoError where the profile is of another machine, which cannot be measured here."""
+    if profile.id != "host":
+        raise MerinoError(f"--measure measures on this machine, not on a {profile.name}: give --device host with it")
+    from merino_edge.trial import keeping, measured_here  # loads torch
+
+    return keeping(budgets, find, measured_here)
 
 
 def words(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.calibration import Residual
 from merino_edge.catalogue.models import model
 from merino_edge.design.costs import Cost, Workload, predict
-from merino_edge.design.designer import Design
+from merino_edge.design.designer import Design, Measured
 from merino_edge.design.recommend import existing_entropy
 from merino_edge.export.quantize import MatrixError
 from merino_edge.opt import OPT_350M
@@ -52,6 +52,8 @@ def print_design(design: Design, profile: DeviceProfile) -> None:
     """What was asked, the table, what was found and how."""
     print(budgets_line(design))
     console().print(design_table(design, profile))
+    if design.measured:
+        print(measured_line(design.measured))
     print(f"{heads_line(design.architecture)}; {solver_line(design)}")
 
 
@@ -101,6 +103,13 @@ def design_table(design: Design, profile: DeviceProfile) -> Table:
     return table
 
 
+def measured_line(measured: Measured) -> str:
+    tried = f"; {measured.designs} designs tried" if measured.designs > 1 else ""
+    flags = f" (the machine was {', '.join(measured.flags)} meanwhile)" if measured.flags else ""
+    times = f"decode {measured.decode_ms:.2f} ms, prefill {measured.prefill_ms:.1f} ms"
+    return f"measured here with random weights: {times}, memory {measured.memory_mb:,.0f} MB{flags}{tried}"
+
+
 def ratio_cells(ours: Cost, other: Cost, field: str, unit: str, scale: float) -> list[str]:
     mine, theirs = getattr(ours, field) / scale, getattr(other, field) / scale
     return [f"{mine:,.1f} {unit}", f"{theirs:,.1f} {unit}", f"{theirs / mine:.2f}x"]
@@ -110,7 +119,8 @@ def solver_line(design: Design) -> str:
     solver = design.solver
     if solver.gap < 1e-6:
         most = "worth" if open_words(design) else "entropy"
-        proof = f"proved: no decoder of the space has more {most} within these budgets"
+        budgets = "what the measurements left of the budgets" if design.measured else "these budgets"
+        proof = f"proved: no decoder of the space has more {most} within {budgets}"
     else:
         proof = f"{solver.gap:.2%} below the proved optimum"
     return f"found by {solver.name} in {solver.seconds:.1f} s on this CPU; {proof}"

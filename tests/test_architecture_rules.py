@@ -39,7 +39,7 @@ FLOORS = [
     },
     {
         "baseline": {"baseline"}, "evaluation": {"evaluation"}, "show": {"show", "show_models", "front_plot"},
-        "bench_progress": {"bench_progress"}, "peers": {"peers"},
+        "bench_progress": {"bench_progress"}, "peers": {"peers"}, "trial": {"trial"},
     },
     {"compare": {"compare"}, "report": {"report"}},
     {"demo": {"demo"}, "benchmark": {"benchmark"}},

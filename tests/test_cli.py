@@ -219,6 +219,18 @@ def test_design_takes_every_option_of_the_search():
     assert code == 0 and "open: vocabulary 300, 1000; format fp32, int8" in out and "bundle's folder" in out
 
 
+def test_a_design_is_measured_on_this_machine_and_on_no_other(tmp_path):
+    path = tmp_path / "design.json"
+    small = ["--blocks", 1, "--vocab", 512, "--context", 64, "--memory-mb", 400, "--decode-ms", 500]
+    code, out, err = run("design", "--device", "host", "--measure", *small, "-o", path)
+    assert code == 0 and "measured here with random weights: decode" in out and "of decode_ms 500" in err, err
+    found = json.loads(path.read_text())
+    assert found["budget"] == {"decode_ms": 500, "memory_mb": 400}
+    assert found["measured"]["decode_ms"] < 500 and found["measured"]["memory_mb"] < 400
+    code, _, err = run("design", "--device", "raspberry-pi-5", "--measure")
+    assert code == 1 and "give --device host with it" in err
+
+
 def test_a_preset_is_the_papers_flops_and_nothing_else():
     code, out, err = run("design", "--device", "raspberry-pi-zero-2w", "--preset", "merino-52m", "--json")
     assert code == 0, err

@@ -6,31 +6,32 @@ Resumable; of several passes the median counts. Budgets lie (log-evenly) between
 decoder of the space take; formats in turn. Decode time is measured with the cache full up to the last steps, as budgets
 are meant. Bar: at least 19 of 20 within the budget, and using at least 90 % of it or being the top of the space.
 
-Twice: as predicted, and once more with what the first round taught. A design that took a tenth longer than predicted is
-made again for a tenth less (and for 95 % of the budget, the middle of what the bar asks); one that kept its budget
-stays. All are measured anew then.
+Twice: as predicted, and as `design --measure` makes them. Those are kept beside the record (OUT.designs.json) while it
+grows; the passes measure them anew, apart from the measurements that they were made by.
 """
 
+import json
 import statistics
+import sys
 
 import numpy as np
-from random_bundle import write_bundle
 from turns import arguments, take_turns
 
 from merino_bench.apart import measure_apart
 from merino_bench.probe_timing import undisturbed_ms
-from merino_bench.workload import Case
+from merino_bench.workload import decode_case
 from merino_edge.architecture import Architecture, Block
 from merino_edge.design import costs
 from merino_edge.design.budget import Budgets
-from merino_edge.design.designer import design
+from merino_edge.design.designer import Design, design
 from merino_edge.design.space import Space
+from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.profiles import load_profile
+from merino_edge.trial import LEAST_USE, keeping, measured_here
 
-COUNT, SEED, CONTEXT, STEPS, REPETITIONS, TIMEOUT_S = 20, 7, 512, 64, 5, 600
+COUNT, SEED, CONTEXT, STEPS, REPETITIONS, TIMEOUT_S = 20, 7, 512, 16, 20, 600
 FORMATS = ("fp32", "int8", "int4")
 SPACE = Space(widths=tuple(range(64, 769, 64)), vocab=16384)
-LEAST_USE, AIM = 0.9, 0.95
 
 
 def extreme(width, ratio, depth):
@@ -53,20 +54,20 @@ def random_budgets(profile):
 def measure(task, folder):
     found = task[2]
     if not folder.exists():
-        write_bundle(found.architecture, task[0], folder, "budget")
-    case = Case("tg", CONTEXT - STEPS, STEPS, 0, found.threads.decode)
+        write_random_bundle(found.architecture, task[0], folder, "budget")
+    case = decode_case(STEPS, CONTEXT - STEPS, found.threads.decode)
     run = measure_apart(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
     steps_ms = [ms for one in run["step_ms"] for ms in one]
     return {"decode_ms": undisturbed_ms(steps_ms), "median_ms": statistics.median(steps_ms), "flags": run["flags"]}
 
 
 def row_of(task, measured):
-    form, budget_ms, found, again = task
+    form, budget_ms, found, tried = task
     step_ms = measured["decode_ms"]
     top = SPACE.widths[-1], max(SPACE.ffn_ratios), max(SPACE.depths)
     largest = all((block.width, block.ffn_ratio, block.depth) == top for block in found.architecture.blocks)
     return {
-        "precision": form, "budget_ms": budget_ms, "again": again, "asked_ms": found.budget["decode_ms"],
+        "precision": form, "budget_ms": budget_ms, "tried": tried,
         "predicted_ms": round(found.predicted.decode_ms, 4), "measured_ms": round(step_ms, 4),
         "median_ms": round(measured["median_ms"], 4), "use": round(step_ms / budget_ms, 4),
         "threads": found.threads.decode, "shape": found.architecture.shape(), "top_of_the_space": largest,
@@ -76,35 +77,46 @@ def row_of(task, measured):
 
 def summary(rows):
     found = {}
-    for again in (False, True):
-        chosen = [row for row in rows if row["again"] == again]
+    for tried in (False, True):
+        chosen = [row for row in rows if row["tried"] == tried]
         counts = {key: sum(row[key] for row in chosen) for key in ("within", "kept")}
-        found["after one measurement" if again else "as predicted"] = {"of": len(chosen), **counts}
+        found["with --measure" if tried else "as predicted"] = {"of": len(chosen), **counts}
     return found
 
 
-def designed(profile, form, decode_ms):
-    free = Budgets(decode_ms=decode_ms, memory_mb=profile.memory.free_mb.value)
-    return design(profile, free, space=SPACE, context=CONTEXT, prompt=CONTEXT // 2, precision=form)
+def finder(profile, form):
+    def find(budgets, _=None):
+        return design(profile, budgets, space=SPACE, context=CONTEXT, prompt=CONTEXT // 2, precision=form)
+
+    return find
 
 
-def corrected(profile, row, found):
-    """The same design where it kept its budget, else one for as much less or more as the prediction was off."""
-    if row["kept"]:
-        return found
-    return designed(profile, row["precision"], AIM * row["budget_ms"] * row["predicted_ms"] / row["measured_ms"])
+def budgets_of(profile, decode_ms):
+    return Budgets(decode_ms=decode_ms, memory_mb=profile.memory.free_mb.value)
+
+
+def tried_design(path, profile, name, form, budget_ms):
+    """As `design --measure` makes it; from the file where it was made before."""
+    made = json.loads(path.read_text()) if path.exists() else {}
+    if name not in made:
+        print(f"designing and measuring for {name}", file=sys.stderr)
+        found = keeping(budgets_of(profile, budget_ms), finder(profile, form), measured_here)
+        made[name] = json.loads(found.to_json())
+        path.write_text(json.dumps(made, indent=1) + "\n")
+    return Design.model_validate(made[name])
 
 
 def main():
     asked = arguments(__doc__, "bench/results/budgets-x86-2cores.json")
     profile = load_profile(asked.device)
+    budgets = {f"{budget_ms:g} ms in {form}": (form, budget_ms) for form, budget_ms in random_budgets(profile)}
     tasks = {
-        f"{budget_ms:g} ms in {form}": (form, budget_ms, designed(profile, form, budget_ms), False)
-        for form, budget_ms in random_budgets(profile)
+        name: (form, budget_ms, finder(profile, form)(budgets_of(profile, budget_ms)), False)
+        for name, (form, budget_ms) in budgets.items()
     }
-    for row in take_turns(asked, tasks, measure, row_of, summary):
-        form, budget_ms, found, _ = tasks[row["name"]]
-        tasks[row["name"] + ", again"] = form, budget_ms, corrected(profile, row, found), True
+    path = asked.out.with_suffix(".designs.json")
+    for name, (form, budget_ms) in budgets.items():
+        tasks[name + ", tried"] = form, budget_ms, tried_design(path, profile, name, form, budget_ms), True
     rows = take_turns(asked, tasks, measure, row_of, summary)
     for row in rows:
         print(*(f"{key} {row[key]}" for key in ("name", "measured_ms", "use", "kept", "threads", "shape")))

@@ -11,7 +11,6 @@ decode error at most 7 % in the median and 15 % at the 90th percentile, prefill 
 import statistics
 
 import numpy as np
-from random_bundle import write_bundle
 from turns import arguments, take_turns
 
 from merino_bench.apart import measure_apart
@@ -19,6 +18,7 @@ from merino_bench.probe_timing import undisturbed_ms
 from merino_bench.workload import Case
 from merino_edge.architecture import Architecture, Block
 from merino_edge.design import costs
+from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.operators import params
 from merino_edge.profiles import load_profile
 
@@ -66,7 +66,7 @@ def predicted(task, profile):
 
 def measure(task, folder, profile):
     if not folder.exists():
-        write_bundle(*task, folder, "random")
+        write_random_bundle(*task, folder, "random")
     best, flags, found = predicted(task, profile), [], {}
     for name, work in works(task[1]).items():
         decode = name == "decode"

@@ -9,21 +9,16 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import onnxruntime
-
-from merino_bench.pace import is_slow, pace_meter
-from merino_edge.host import host_probe
 from merino_edge.profiles import load_profile
-from merino_runtime.board import usable_cpus
+from merino_edge.trial import AtPace
 
 PASSES = 5
-MOST_TRIES, PAUSE_S = 40, 2.0  # until the machine is at its pace
+PAUSES = 1000  # of two seconds, all in all, until the machine is at its pace
 
 
 def arguments(description: str, usual_out: str) -> argparse.Namespace:
@@ -47,7 +42,7 @@ def take_turns(
     head = {"times": times.source if times else None}
     passes = json.loads(asked.out.read_text())["passes"] if asked.out.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
-        at_pace = None if asked.only_table else AtPace(scratch)
+        at_pace = None if asked.only_table else AtPace(scratch, PAUSES)
         for number in range(asked.passes if at_pace else 0):
             for place, (name, task) in enumerate(tasks.items()):
                 done = passes.setdefault(name, [])
@@ -59,31 +54,6 @@ def take_turns(
     rows = [{"name": name, **row_of(task, usual(passes[name]))} for name, task in tasks.items() if passes.get(name)]
     save(asked.out, {**head, "summary": summary(rows), "rows": rows, "passes": passes})
     return rows
-
-
-class AtPace:
-    """Measures while the machine is as quick as the probes and this run ever saw it."""
-
-    def __init__(self, scratch: str) -> None:
-        self.pace = pace_meter(onnxruntime, scratch, len(usable_cpus()), True)
-        known = [row.pace_us for row in host_probe().measurements if row.pace_us is not None]
-        self.least_us = min(*known, *(self.pace() for _ in range(10)))
-
-    def __call__(self, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result, with `slow` said of one that there was no better moment for."""
-        for left in range(MOST_TRIES, 0, -1):
-            if self.slow() and left > 1:
-                time.sleep(PAUSE_S)
-                continue
-            found = measure()
-            if not self.slow():
-                return found
-        return {**found, "flags": [*found["flags"], "slow"]}
-
-    def slow(self) -> bool:
-        now_us = self.pace()
-        self.least_us = min(now_us, self.least_us)
-        return is_slow(now_us, self.least_us)
 
 
 def usual(done: list[dict[str, Any]]) -> dict[str, float]:

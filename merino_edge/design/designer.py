@@ -73,6 +73,16 @@ class Considered(Strict):
     precision: list[str]
 
 
+class Measured(Strict):
+    """On the machine at hand, with random weights; `designs`: how many were tried for this one."""
+
+    decode_ms: float
+    prefill_ms: float
+    memory_mb: float
+    flags: list[str]
+    designs: int
+
+
 class Design(Strict):
     """design.json, as the next stages read it."""
 
@@ -83,6 +93,7 @@ class Design(Strict):
     prompt: int
     budget: dict[str, float]
     predicted: Predicted
+    measured: Measured | None = None  # where it was tried
     threads: Threads | None = None  # None in a file of an earlier version
     entropy: float
     scoring: Scoring = Scoring()

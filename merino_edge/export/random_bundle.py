@@ -6,11 +6,13 @@ found by the quantiser, in the block that it takes for normally distributed weig
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from merino_edge.architecture import Architecture
+from merino_edge.design.designer import Design
 from merino_edge.export import export as exporter
 from merino_edge.export.dialect import KvLayer
 from merino_edge.export.fused import Fused
@@ -24,17 +26,21 @@ from merino_edge.operators import largest_block
 
 
 class Quick(Fused):
-    def quantize(self, name, matrix, bits):  # noqa: ARG002 - as in Graph
+    """Random codes in place of quantised weights."""
+
+    def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
         rows, columns = matrix.shape
-        block = largest_block(columns)
+        block = largest_block(columns) or columns
         # From a seed of its own: ONNX Runtime holds equal matrices once.
         random = np.random.default_rng(len(self.quantized))
-        codes = random.integers(0, 256, (rows, columns // block, block * bits // 8), np.uint8)
+        codes = random.integers(0, 256, (rows, columns // block, block * bits // 8), dtype=np.uint8)
         return Quantized(codes, np.full((rows, columns // block), 0.02 / 2 ** (bits - 1), np.float32), bits, block)
 
 
-def write_bundle(arch: Architecture, precision: str, folder: Path, name: str) -> dict:
-    """-> bundle.json's content. Its golden ids mean nothing."""
+def write_random_bundle(
+    arch: Architecture, precision: str, folder: Path, name: str, design: Design | None = None
+) -> dict[str, Any]:
+    """-> bundle.json's content, with the design's thread counts. Its golden ids mean nothing."""
     config = MerinoConfig.from_architecture(arch)
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in MerinoForCausalLM(config).state_dict().items()}
@@ -47,7 +53,7 @@ def write_bundle(arch: Architecture, precision: str, folder: Path, name: str) ->
     layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
     graph = Quick(weights, layers, arch.context, precision)
     walk_merino(graph, arch, theta=config.rope_theta, eps=config.rms_norm_eps)
-    source = Source(name, "merino", arch, None, "random", "random, for timing", None, None)  # type: ignore[arg-type]
+    source = Source(name, "merino", arch, None, "random", "random, for timing", None, None, design)  # type: ignore[arg-type]
     golden = Golden([1], [1], np.zeros((1, arch.vocab), np.float32))
     with new_folder(folder, exporter.is_bundle) as place:
         graph.save(place)

@@ -1,0 +1,144 @@
+"""A design tried on the machine at hand: built with random weights, measured, made again until it keeps its budgets.
+
+A prediction is some 5 % off, a budget is a promise: so what one design measures corrects what the next is asked for.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import onnxruntime
+
+from merino_bench.apart import measure_apart
+from merino_bench.pace import is_slow, pace_meter
+from merino_bench.probe_timing import undisturbed_ms
+from merino_bench.workload import Case, decode_case, prefill_case
+from merino_edge.design.budget import TOLERANCE, Budgets
+from merino_edge.design.designer import Design, Measured
+from merino_edge.export.random_bundle import write_random_bundle
+from merino_edge.host import host_probe
+from merino_runtime.board import usable_cpus
+from merino_runtime.errors import MerinoError
+
+TRIED = ("decode_ms", "prefill_ms", "memory_mb")  # the budgets that a measurement can tell of
+AIM, LEAST_USE = 0.95, 0.9  # of a budget: what a design is made for, and what it should use
+MOST_DESIGNS = 5
+STEPS, ROUNDS, PREFILLS = 16, 12, 3  # few steps, so that the cache is as good as full, and repetitions in a process
+PROCESSES, SEED, TIMEOUT_S = 3, 0, 600
+
+Find = Callable[[Budgets, Design | None], Design]
+
+
+def keeping(budgets: Budgets, find: Find, measure: Callable[[Design], Measured]) -> Design:
+    """The best of the designs tried that measure within `budgets`, with what it measured.
+
+    Each is asked for as much less, or more, as the prediction of the one before was off, until one keeps the budgets
+    and uses nine tenths of one of them, or nothing new comes. `find` gets the budgets to ask for and the first design,
+    in whose vocabulary and format the others are made. Raises MerinoError where none keeps the budgets.
+    """
+    given = budgets.given()
+    asked = {name: AIM * most if name in TRIED else most for name, most in given.items()}
+    tried: list[Design] = []
+    while len(tried) < MOST_DESIGNS:
+        try:
+            found = find(Budgets(**asked), tried[0] if tried else None)
+        except MerinoError:  # less than the least decoder of the space takes
+            if tried:
+                break
+            found = find(budgets, None)
+        if any(found.architecture == other.architecture for other in tried):
+            break
+        found = found.model_copy(update={"budget": given, "measured": measure(found)})
+        tried.append(found)
+        say(trial_line(found))
+        if LEAST_USE <= max(uses(found).values(), default=1.0) <= 1:
+            break
+        asked = {name: most * AIM * trust(found, name) if name in TRIED else most for name, most in given.items()}
+    kept = [design for design in tried if max(uses(design).values(), default=0.0) <= 1 + TOLERANCE]
+    if not kept:
+        shares = ", ".join(f"{max(uses(design).values()):.1%}" for design in tried)
+        raise MerinoError(
+            f"none of {len(tried)} designs kept its budgets when measured, they took {shares} of one: "
+            "give larger budgets, or try again while nothing else runs on this machine"
+        )
+    best = max(kept, key=lambda design: design.entropy)
+    assert best.measured is not None
+    return best.model_copy(update={"measured": best.measured.model_copy(update={"designs": len(tried)})})
+
+
+def uses(design: Design) -> dict[str, float]:
+    """Of each budget that was measured, the share that the design took."""
+    return {name: getattr(design.measured, name) / most for name, most in design.budget.items() if name in TRIED}
+
+
+def trial_line(design: Design) -> str:
+    shares = ", ".join(f"{share:.1%} of {name} {design.budget[name]:g}" for name, share in uses(design).items())
+    return f"{design.architecture.shape()} takes {shares}"
+
+
+def trust(design: Design, name: str) -> float:
+    """Predicted over measured."""
+    predicted: float = getattr(design.predicted, name)
+    return predicted / float(getattr(design.measured, name))
+
+
+class AtPace:
+    """Measures while the machine is as quick as the probes and this run ever saw it; waits `pauses` times in all."""
+
+    PAUSE_S = 2.0
+
+    def __init__(self, scratch: str, pauses: int = 10) -> None:
+        self.pauses = pauses
+        self.pace = pace_meter(onnxruntime, scratch, len(usable_cpus()), True)
+        known = [row.pace_us for row in host_probe().measurements if row.pace_us is not None]
+        self.least_us = min(*known, *(self.pace() for _ in range(10)))
+
+    def __call__(self, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result, with `slow` among its flags where there was no better moment for it."""
+        while True:
+            while self.slow() and self.pauses:
+                self.pauses -= 1
+                time.sleep(self.PAUSE_S)
+            found = measure()
+            if not self.slow():
+                return found
+            if not self.pauses:
+                return {**found, "flags": [*found["flags"], "slow"]}
+            self.pauses -= 1
+
+    def slow(self) -> bool:
+        now_us = self.pace()
+        self.least_us = min(now_us, self.least_us)
+        return is_slow(now_us, self.least_us)
+
+
+def measured_here(design: Design) -> Measured:
+    """With random weights, in fresh processes, of which the median counts; times are lower deciles, the cache full."""
+    arch = design.architecture
+    steps = min(STEPS, arch.context // 2)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "bundle"
+        write_random_bundle(arch, design.precision, folder, "trial", design)
+        at_pace = AtPace(scratch)
+        cases = (decode_case(steps, arch.context - steps), ROUNDS), (prefill_case(design.prompt), PREFILLS)
+        decode, prefill = ([at_pace(partial(run, folder, *case)) for _ in range(PROCESSES)] for case in cases)
+    return Measured(
+        decode_ms=median(undisturbed_ms([ms for round_ms in one["step_ms"] for ms in round_ms]) for one in decode),
+        prefill_ms=median(undisturbed_ms(one["prefill_ms"]) for one in prefill),
+        memory_mb=median(one["peak_rss_mb"] for one in decode),
+        flags=sorted({flag for one in (*decode, *prefill) for flag in one["flags"]}),
+        designs=1,
+    )
+
+
+def run(folder: Path, case: Case, repetitions: int) -> dict[str, Any]:
+    return measure_apart(str(folder), case, repetitions, SEED, False, TIMEOUT_S)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
