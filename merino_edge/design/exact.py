@@ -157,15 +157,15 @@ def solve_sequence(program: Program, widths: np.ndarray, left: np.ndarray, known
         LinearConstraint(score[None] / unit, (known / unit) * (1 + ROUNDING), np.inf),
         *order_constraint(widths, choices, size),
     ]
-    result = milp(
-        -score / unit,
-        integrality=np.arange(size) < len(options),
-        bounds=Bounds(0, np.where(np.arange(size) < len(options), 1, np.inf)),
-        constraints=constraints,
-        options={"mip_rel_gap": 0.0},
-    )
-    if result.x is None:
-        return None
+    binary = np.arange(size) < len(options)
+    bounds = Bounds(0, np.where(binary, 1, np.inf))
+    for whole in (False, True):  # fractions first: most sequences are no better even so, and that is found much sooner
+        result = milp(
+            -score / unit, integrality=binary if whole else None, bounds=bounds, constraints=constraints,
+            options={"mip_rel_gap": 0.0},
+        )  # fmt: skip
+        if result.x is None:
+            return None
     return [int(options[block == index][result.x[: len(options)][block == index].argmax()]) for index in range(blocks)]
 
 
