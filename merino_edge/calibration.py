@@ -5,13 +5,14 @@ others: predicting with the result (`design.costs`), the machine at hand (`host`
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tomlkit
 
 from merino_edge.fitting import ThreadFit, fit_threads
 from merino_edge.latency import GENERAL, OF_FORMAT
+from merino_edge.operators import HEAD_SLICE_BYTES
 from merino_edge.probe_file import Measurement, Probe, Resident
 from merino_runtime.board import MB
 from merino_runtime.errors import MerinoError
@@ -43,8 +44,9 @@ def calibrate(probe: Probe) -> Fit:
     measured = {row.format for row in probe.measurements if row.kind == "linear"}
     unit: dict[str, Any] = {
         "kind": "calibrated", "source": probe.source, "dialect": probe.dialect, "threads": counts,
-        "cache_within_mb": [round_up(fit.within_mb) for fit in fits],
-        "cache_beyond_mb": [round_up(fit.beyond_mb) for fit in fits], **times,
+        "cache_within_mb": [round_up(fit.edges.within) for fit in fits],
+        "cache_beyond_mb": [round_up(fit.edges.beyond) for fit in fits],
+        "cache_half_mb": [round_up(fit.edges.half) for fit in fits], **times,
     }  # fmt: skip
     for form in sorted(measured):
         of_format = {name: [round_up(fit.times[f"{form}.{name}"]) for fit in fits] for name in OF_FORMAT}
@@ -58,24 +60,24 @@ def round_up(value: float) -> float:
 
 
 def resident_factors(probe: Probe, form: str) -> dict[str, float]:
-    """Bytes in memory for a byte of weights: of matrices, of a table that is the head too, and of that while it opens.
-
-    An opening session holds a matrix beside its packed copy: one of many, but the one table.
-    """
+    """Bytes in memory for a byte of weights: of matrices, and of a table that is the head too; and for a byte of the
+    table's pieces, how many more while one of them is packed: it stands beside its packed copy."""
     rows: dict[tuple[str, str], Resident] = {(row.kind, row.format): row for row in probe.resident}
     base = rows.get(("call", "fp32"))
 
-    def factor(kind: str, when: Literal["open_mb", "peak_mb"]) -> float | None:
+    def factor(kind: str) -> float | None:
         row = rows.get((kind, form))
         if base is None or row is None or not row.weight_bytes:
             return None
-        taken_mb: float = getattr(row, when) - getattr(base, when)
-        return max(0.1, taken_mb * MB / row.weight_bytes)
+        return max(0.1, (row.open_mb - base.open_mb) * MB / row.weight_bytes)
 
-    matrices = factor("linear", "open_mb") or 1.0
-    table = factor("head", "open_mb") or matrices
-    opening = max(table, factor("head", "peak_mb") or table)
-    return {"resident": round_up(matrices), "table_resident": round_up(table), "table_opening": round_up(opening)}
+    matrices, head = factor("linear") or 1.0, rows.get(("head", form))
+    piece = min(head.weight_bytes, HEAD_SLICE_BYTES if form == "fp32" else head.weight_bytes) if head else 0
+    beside = (head.peak_mb - head.open_mb) * MB / piece if head and piece else 0.0
+    return {
+        "resident": round_up(matrices), "table_resident": round_up(factor("head") or matrices),
+        "table_opening": round_up(max(0.0, beside)),
+    }  # fmt: skip
 
 
 def basic_figures(probe: Probe, unit: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ KINDS: tuple[Kind, ...] = typing.get_args(Kind)  # strongest first
 Text = Annotated[str, Field(pattern=r"\S")]
 Values = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False, min_length=1)]
 Ratio = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0)]
 
 
 class Facts(BaseModel):
@@ -41,7 +42,8 @@ class Count(Figure):
 
 class FormatTimes(Facts):
     """Of one weight format, by thread count. `resident`: bytes in memory for a byte of its matrices; `table_resident`:
-    for a byte of the embedding, which is the head too, and `table_opening`: while it opens."""
+    for a byte of the embedding, which is the head too; `table_opening`: for a byte of the embedding's pieces, how many
+    more while one of them is packed."""
 
     load_ms_gb: Values
     mac_ms_g: Values
@@ -50,14 +52,15 @@ class FormatTimes(Facts):
     head_row_ns: Values
     resident: Ratio
     table_resident: Ratio
-    table_opening: Ratio
+    table_opening: Share
 
 
 class UnitTimes(Facts):
     """Unit times of the latency model; entry i of each list holds on `threads[i]` threads.
 
     A step that reads up to `cache_within_mb` (2^20 bytes) of weights, keys and values finds all of them in the
-    last-level cache; one that reads `cache_beyond_mb` or more finds none.
+    last-level cache; one that reads `cache_beyond_mb` or more finds none. Of weights that it reads again half are found
+    where it read `cache_half_mb` in between.
     """
 
     kind: Kind
@@ -66,6 +69,7 @@ class UnitTimes(Facts):
     threads: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False, min_length=1)]
     cache_within_mb: Values
     cache_beyond_mb: Values
+    cache_half_mb: Values
     step_us: Values
     launch_us: Values
     product_us: Values
@@ -87,7 +91,7 @@ class UnitTimes(Facts):
         count = len(self.threads)
         if list(self.threads) != sorted(set(self.threads)):
             raise ValueError(f"threads must grow, found {list(self.threads)}")
-        lists = {name: getattr(self, name) for name in ("cache_within_mb", "cache_beyond_mb", *GENERAL)}
+        lists = {name: getattr(self, name) for name in (*EDGES, *GENERAL)}
         lists |= {f"{form}.{name}": getattr(getattr(self, form), name) for form in self.formats for name in OF_FORMAT}
         wrong = [f"{name} has {len(values)}" for name, values in lists.items() if len(values) != count]
         if wrong:
@@ -116,6 +120,7 @@ class UnitTimes(Facts):
 
 
 FORMS = ("fp32", "int8", "int4")
+EDGES = ("cache_within_mb", "cache_beyond_mb", "cache_half_mb")
 
 
 def weakest_kind(figures: Iterable[Figure | UnitTimes]) -> Kind:

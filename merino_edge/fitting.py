@@ -3,7 +3,8 @@
 What the unit times are multiplied with: `latency`. What becomes of them: `calibration`.
 """
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.optimize import nnls
 
 from merino_bench.plan import DECODER_VOCAB
 from merino_edge.architecture import Architecture, Block
-from merino_edge.latency import AGAIN, GENERAL, MEMORY, OF_FORMAT, Dialect, amounts, partly_share
+from merino_edge.latency import AGAIN, GENERAL, MEMORY, OF_FORMAT, Dialect, again_share, amounts, partly_share
 from merino_edge.operators import Operator, activation, attention, head, linear, norm
 from merino_edge.probe_file import Measurement, Probe
 from merino_runtime.board import MB
@@ -66,58 +67,76 @@ NODES_TIMED = {"norm": 6, "call": 6, "activation": 9}  # a portable probe times 
 
 
 class ThreadFit(NamedTuple):
-    """Unit times of one thread count, the cache's edges in MB, and each row with its predicted / measured - 1."""
+    """Unit times of one thread count, the cache's edges, and each row with its predicted / measured - 1."""
 
     times: dict[str, float]
-    within_mb: float
-    beyond_mb: float
+    edges: "Edges"  # in MB of 2^20 bytes
     rows: list[tuple[Measurement, float]]
 
 
-def fit_threads(probe: Probe, threads: int) -> ThreadFit:
-    """Unit times and the cache's edges, in turn: each fitted with the other as it stands; the best of all turns."""
-    rows = [row for row in probe.measurements if row.threads == threads and row.kind != "read"]
-    table = Table(
-        [amounts_of(row, probe.dialect) for row in rows],
-        np.array([between_bytes(row) for row in rows]) / cache_bytes(probe),
-        cache_bytes(probe),
-        np.array([max(1e3 * row.ms, LEAST_US) for row in rows]),
-        np.array([DECODER_WORTH if row.kind == "decoder" else 1.0 for row in rows]),
-    )
-    edges = USUAL_EDGES
-    times = fit_times(table, *edges)
-    for _ in range(TURNS):
-        new_edges = fit_edges(table, times)
-        new_times = fit_times(table, *new_edges)
-        if loss_of(table, new_times, *new_edges) >= loss_of(table, times, *edges):
-            break
-        edges, times = new_edges, new_times
-    errors = errors_of(table, times, *edges).tolist()
-    if all(row.kind != "decoder" for row in rows):  # of `portable`: then its run is that of any graph
-        times["step_us"] = times[GRAPH]
-    low_mb, high_mb = (edge * cache_bytes(probe) / MB for edge in edges)
-    return ThreadFit(times, low_mb, high_mb, list(zip(rows, errors, strict=True)))
+class Edges(NamedTuple):
+    """Of the last-level cache: `figures.UnitTimes` says of what."""
+
+    within: float
+    beyond: float
+    half: float
 
 
 class Table(NamedTuple):
-    """Rows of one thread count: what each asks for, what it reads between two uses of a matrix (in sizes of the cache),
-    us measured, and its worth; for all, bytes of the cache."""
+    """Rows of one thread count. Sizes are in sizes of the cache."""
 
-    asked: list[dict[str, float]]
-    between: np.ndarray
-    cache_bytes: float
+    asked: list[dict[str, float]]  # but what is read
+    first: np.ndarray  # read for the first time, in the amount of `memory_ms_gb`
+    again: np.ndarray  # read again, in the same
+    first_sizes: np.ndarray
+    between_sizes: np.ndarray  # of what is read between two uses of a matrix
     us: np.ndarray
     worth: np.ndarray
 
-    def from_memory(self, low: float, high: float) -> np.ndarray:
-        """Of each row, in the amount of `memory_ms_gb`, what comes from memory with these edges of the cache."""
-        first, again = (np.array([one.get(name, 0.0) for one in self.asked]) for name in (MEMORY, AGAIN))
-        return first * miss_shares(1e6 * first / self.cache_bytes, low, high) + again * miss_shares(
-            self.between, low, high
-        )
+    def from_memory(self, edges: Edges) -> np.ndarray:
+        """Of each row, in the amount of `memory_ms_gb`, what comes from memory."""
+        sizes = np.maximum(self.first_sizes, TINY)
+        first = self.first * partly_share(sizes, edges.within, edges.beyond)
+        return first + self.again * again_share(np.maximum(self.between_sizes, TINY), edges.half)
 
 
-def fit_times(table: Table, low: float, high: float) -> dict[str, float]:
+def fit_threads(probe: Probe, threads: int) -> ThreadFit:
+    """Unit times and the cache's edges, in turn: each fitted with the other as it stands; the best of all turns, from
+    several beginnings, since edges that are not yet right hold each other where they are."""
+    rows = [row for row in probe.measurements if row.threads == threads and row.kind != "read"]
+    table = table_of(rows, probe)
+    best = min((in_turn(table, edges) for edges in BEGINNINGS), key=lambda found: loss_of(table, *found))
+    times, edges = best
+    errors = errors_of(table, times, edges).tolist()
+    if all(row.kind != "decoder" for row in rows):  # of `portable`: then its run is that of any graph
+        times["step_us"] = times[GRAPH]
+    edges_mb = Edges(*(edge * cache_bytes(probe) / MB for edge in edges))
+    return ThreadFit(times, edges_mb, list(zip(rows, errors, strict=True)))
+
+
+def table_of(rows: Sequence[Measurement], probe: Probe) -> Table:
+    asked = [amounts_of(row, probe.dialect) for row in rows]
+    first, again = (np.array([one.pop(name, 0.0) for one in asked]) for name in (MEMORY, AGAIN))
+    return Table(
+        asked, first, again, 1e6 * first / cache_bytes(probe),
+        np.array([between_bytes(row) for row in rows]) / cache_bytes(probe),
+        np.array([max(1e3 * row.ms, LEAST_US) for row in rows]),
+        np.array([DECODER_WORTH if row.kind == "decoder" else 1.0 for row in rows]),
+    )  # fmt: skip
+
+
+def in_turn(table: Table, edges: Edges) -> tuple[dict[str, float], Edges]:
+    times = fit_times(table, edges)
+    for _ in range(TURNS):
+        new_edges = fit_edges(table, times)
+        new_times = fit_times(table, new_edges)
+        if loss_of(table, new_times, new_edges) >= loss_of(table, times, edges):
+            break
+        edges, times = new_edges, new_times
+    return times, edges
+
+
+def fit_times(table: Table, edges: Edges) -> dict[str, float]:
     """Unit times by non-negative least squares.
 
     Rows weigh by their relative error, those far off by its root only (Huber's loss): another program on the board
@@ -126,7 +145,7 @@ def fit_times(table: Table, low: float, high: float) -> dict[str, float]:
     """
     names = [*GENERAL, GRAPH, *(f"{form}.{name}" for form in ("fp32", "int8", "int4") for name in OF_FORMAT)]
     matrix = np.array([[one.get(name, 0.0) for name in names] for one in table.asked]) / table.us[:, None]
-    matrix[:, names.index(MEMORY)] = table.from_memory(low, high) / table.us
+    matrix[:, names.index(MEMORY)] = table.from_memory(edges) / table.us
     scale = np.maximum(matrix.max(axis=0), 1e-30)  # so that all columns are of one size
     matrix = matrix / scale
     weight = np.sqrt(table.worth)
@@ -136,17 +155,21 @@ def fit_times(table: Table, low: float, high: float) -> dict[str, float]:
     return dict(zip(names, (found / scale).tolist(), strict=True))
 
 
-def fit_edges(table: Table, times: Mapping[str, float]) -> tuple[float, float]:
-    """Of a grid, in sizes of the cache, the pair of least loss."""
-    pairs = [(float(low), float(high)) for low in LOW_EDGES for high in HIGH_EDGES if high > low + 0.1]
-    return min(pairs, key=lambda pair: loss_of(table, times, *pair))
+def fit_edges(table: Table, times: Mapping[str, float]) -> Edges:
+    """Of a grid, in sizes of the cache, those of least loss."""
+    us = cached_us(table, times)
+    grid = (Edges(*map(float, edges)) for edges in itertools.product(WITHIN, BEYOND, HALF) if edges[0] < edges[1])
+    return min(grid, key=lambda edges: loss(table, (us + table.from_memory(edges) * times[MEMORY]) / table.us - 1))
 
 
-def errors_of(table: Table, times: Mapping[str, float], low: float, high: float) -> np.ndarray:
+def cached_us(table: Table, times: Mapping[str, float]) -> np.ndarray:
+    """Of each row, were nothing read from memory."""
+    return np.array([sum(amount * times[name] for name, amount in one.items()) for one in table.asked])
+
+
+def errors_of(table: Table, times: Mapping[str, float], edges: Edges) -> np.ndarray:
     """Predicted / measured - 1 of each row."""
-    known = {**times, MEMORY: 0.0, AGAIN: 0.0}
-    cached_us = np.array([sum(amount * known[name] for name, amount in one.items()) for one in table.asked])
-    return (cached_us + table.from_memory(low, high) * times[MEMORY]) / table.us - 1
+    return (cached_us(table, times) + table.from_memory(edges) * times[MEMORY]) / table.us - 1
 
 
 def loss(table: Table, errors: np.ndarray) -> float:
@@ -155,13 +178,8 @@ def loss(table: Table, errors: np.ndarray) -> float:
     return float(table.worth @ np.where(size < FAR, size**2, 2 * FAR * size - FAR**2))
 
 
-def loss_of(table: Table, times: Mapping[str, float], low: float, high: float) -> float:
-    return loss(table, errors_of(table, times, low, high))
-
-
-def miss_shares(sizes: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Of what each row reads, the share that comes from memory."""
-    return np.where(sizes > 0, partly_share(np.maximum(sizes, 1e-9), low, high), 0.0)
+def loss_of(table: Table, times: Mapping[str, float], edges: Edges) -> float:
+    return loss(table, errors_of(table, times, edges))
 
 
 def between_bytes(row: Measurement) -> float:
@@ -170,8 +188,10 @@ def between_bytes(row: Measurement) -> float:
     return again[0].reread * again[0].bytes_per_weight(row.format) if again else 0.0
 
 
-USUAL_EDGES, TURNS = (0.5, 2.0), 6
-LOW_EDGES, HIGH_EDGES = np.arange(0.1, 1.25, 0.05), np.arange(0.8, 4.05, 0.2)  # of the last-level cache
+BEGINNINGS, TURNS = [Edges(within, 3.0, 1.0) for within in (0.4, 0.6, 0.8)], 6
+WITHIN, BEYOND = np.arange(0.1, 1.25, 0.05), (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # of the last-level cache
+HALF = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
+TINY = 1e-9  # in place of a size of nothing
 
 
 def cache_bytes(probe: Probe) -> float:

@@ -56,12 +56,12 @@ def matrix_format(op: Operator, precision: str) -> str:
 
 @lru_cache(maxsize=2**16)  # a search asks for the same few thousand again and again; nobody changes what it gets
 def amounts(
-    op: Operator, precision: str, tokens: int, past: int, dialect: Dialect = "fused", held: tuple[float, float] = (0, 0)
+    op: Operator, precision: str, tokens: int, past: int, dialect: Dialect = "fused", half: float = 0.0
 ) -> Mapping[str, float]:
     """Of one run over `tokens` new positions behind `past` cached ones.
 
-    Memory as if the caches held nothing of the run before. Of what this run read before, they hold what was read within
-    the last `held` bytes: all of it up to the first, none from the second on.
+    Memory as if the caches held nothing of the run before. Of what this run read before, they hold a part
+    (`again_share`), half of it where `half` bytes were read in between.
     """
     found: Amounts = defaultdict(float)
     nodes = NODES[dialect].get(op.kind, 0)
@@ -71,7 +71,7 @@ def amounts(
         product_amounts(found, op, precision, rows_out, dialect)
         size = op.read_bytes(precision)
         if op.reread:
-            found[AGAIN] += partly_share(op.reread * op.bytes_per_weight(precision), *held) * size
+            found[AGAIN] += again_share(op.reread * op.bytes_per_weight(precision), half) * size
         else:
             found[MEMORY] += size
     if op.kind == "head":
@@ -105,6 +105,12 @@ def partly_share(size: Any, low: float, high: float) -> Any:
     """The share of `size`, a number or an array of them, that comes from memory: none up to `low`, all from `high` on,
     its amount linear between."""
     return np.clip(high * (size - low) / ((high - low) * size), 0, 1) if high else 1.0
+
+
+def again_share(between: Any, half: float) -> Any:
+    """Of what was read before, the share that comes from memory where so many bytes, a number or an array of them, were
+    read in between: caches lose little at first, half at `half` and keep a tenth at three times as much."""
+    return between**2 / (between**2 + half**2)
 
 
 def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 FLOPS_SEQUENCE = 1024  # tokens at which the paper counts FLOPs (recalled)
 KV_BYTES_PER_ELEMENT = 4  # the cache is float32 in each format but fp16
+HEAD_SLICE_BYTES = 16 << 20  # of a float32 head as it is exported: a load holds so much of it twice at a time
 BLOCKS = (128, 64, 32)  # of block quantisation, largest first: fewer scales to read, so faster
 
 

@@ -14,7 +14,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.calibration import calibrate, calibrated_toml, check_same_machine
 from merino_edge.design import costs
 from merino_edge.design.estimate import estimated
-from merino_edge.latency import AGAIN, MEMORY
+from merino_edge.latency import AGAIN, MEMORY, again_share, partly_share
 from merino_edge.probe_file import Measurement, Probe, joined, read_probe
 from merino_edge.profiles import load_profile, parse_profile_text, profile_text
 from merino_edge.recalibrate import recalibrate
@@ -49,10 +49,10 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None):
                 continue
             at = truth.threads.index(task.threads)
             asked = fitting.amounts_of(one, probe.dialect)
+            first_mb, between_mb = asked.get(MEMORY, 0.0) * 1e6 / MB, fitting.between_bytes(one) / MB
             edges = truth.cache_within_mb[at], truth.cache_beyond_mb[at]
-            sizes_mb = {MEMORY: asked.get(MEMORY, 0.0) * 1e6 / MB, AGAIN: fitting.between_bytes(one) / MB}
-            for name, size_mb in sizes_mb.items():
-                asked[name] = asked.get(name, 0.0) * float(fitting.miss_shares(np.array(size_mb), *edges))
+            asked[MEMORY] = asked.get(MEMORY, 0.0) * float(partly_share(max(first_mb, 1e-9), *edges))
+            asked[AGAIN] = asked.get(AGAIN, 0.0) * float(again_share(between_mb, truth.cache_half_mb[at]))
             unit = {**truth.by_threads[at], fitting.GRAPH: truth.step_us[at]}
             us = sum(amount * unit[name] for name, amount in asked.items())
             rows.append(one.model_copy(update={"ms": us / 1e3 * float(np.exp(noise * random.normal()))}))
@@ -71,8 +71,8 @@ def resident(formats):
     rows = [base | {"kind": "call", "format": "fp32", "weight_bytes": 0}]
     more = base | {"open_mb": 60 + 1.25 * 40, "kind": "linear", "weight_bytes": 40 * MB}
     rows += [more | {"format": form} for form in formats]
-    head = base | {"open_mb": 100.0, "peak_mb": 60 + 2 * 40, "kind": "head", "format": "fp32"}
-    return [*rows, head | {"weight_bytes": 40 * MB}]
+    head = base | {"open_mb": 100.0, "kind": "head", "weight_bytes": 40 * MB}
+    return [*rows, head | {"peak_mb": 108.0, "format": "fp32"}, head | {"peak_mb": 140.0, "format": "int8"}]
 
 
 def calibrated_board(probe):
@@ -112,9 +112,10 @@ def test_noise_goes_into_the_residuals_and_hardly_into_predictions():
 def test_memory_factors_are_what_processes_held():
     times = calibrated_board(synthetic()).performance.times
     assert times is not None and times.fp32.resident == pytest.approx(1.25)
-    assert (times.fp32.table_resident, times.fp32.table_opening) == (pytest.approx(1), pytest.approx(2))
-    assert times.int8 is not None
-    assert (times.int8.table_resident, times.int8.table_opening) == (pytest.approx(1.25), pytest.approx(1.25))
+    assert (times.fp32.table_resident, times.fp32.table_opening) == (pytest.approx(1), pytest.approx(0.5))
+    assert times.int8 is not None and times.int4 is not None
+    assert (times.int8.table_resident, times.int8.table_opening) == (pytest.approx(1), pytest.approx(1))
+    assert times.int4.table_resident == pytest.approx(1.25), "not measured: as its matrices"
 
 
 def test_a_format_that_was_not_measured_stays_estimated():

@@ -133,7 +133,7 @@ def test_decode_time_does_not_jump_where_the_caches_end(board):
 
 
 def test_shared_weights_that_fit_the_cache_are_read_once():
-    profile = BOARDS["jetson-orin-nano"]  # 4 MB, of which 2 count
+    profile = BOARDS["jetson-orin-nano"]  # 4 MB
     regime, work = Regime(4, 4, "beyond"), Workload("fp32", 64, 16)
 
     def milliseconds(width, shared):
@@ -141,7 +141,7 @@ def test_shared_weights_that_fit_the_cache_are_read_once():
         return times.decode_ms(arch.operators, profile, work, regime)
 
     assert milliseconds(256, True) < 0.8 * milliseconds(256, False)
-    assert milliseconds(1024, True) == pytest.approx(milliseconds(1024, False))
+    assert milliseconds(1024, True) == pytest.approx(milliseconds(1024, False), rel=0.02)
 
 
 def test_the_last_layer_of_a_prefill_computes_one_position():

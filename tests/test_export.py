@@ -173,7 +173,7 @@ def model_values(bundle):
 
 def test_a_large_head_reads_the_stored_table_in_slices(dialect, tmp_path, monkeypatch):
     """The export proves it equal to torch; the slices begin at pages of the table's own bytes."""
-    monkeypatch.setattr("merino_edge.export.graph.SLICE_BYTES", 1)
+    monkeypatch.setattr("merino_edge.export.graph.HEAD_SLICE_BYTES", 1)
     wide = Architecture(blocks=[{"width": 32, "ffn_ratio": 1.0, "depth": 1}], vocab=2500, head_size=32, context=32)
     bundle = export(random_merino(wide, "wide"), tmp_path / "wide", dialect=dialect).folder
     model = onnx.load(bundle / "model.onnx", load_external_data=False)

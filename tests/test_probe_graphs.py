@@ -96,7 +96,7 @@ def test_a_quantised_linear_is_that_of_the_exporter(run, form):
 
 def test_a_head_in_slices_is_the_product_with_its_table(run, monkeypatch):
     rows, columns = 2500, 16
-    assert kernels.SLICE_BYTES == graph.SLICE_BYTES
+    assert kernels.SLICE_BYTES == graph.HEAD_SLICE_BYTES
     monkeypatch.setattr(kernels, "SLICE_BYTES", 1)
     (found,) = run(kernels.tables("fp32", rows, columns, True), {"ids": np.array([7])})
     table = weights(rows * columns).reshape(rows, columns)

@@ -19,6 +19,7 @@ from merino_edge.design.times import (
 from merino_edge.figures import UnitTimes, weakest_kind
 from merino_edge.latency import matrix_format
 from merino_edge.operators import (
+    HEAD_SLICE_BYTES,
     Operator,
     activation_bytes,
     flops,
@@ -31,6 +32,7 @@ from merino_runtime.backends.onnx import PREFILL_CHUNK_IDS
 from merino_runtime.backends.onnx_session import SMALL_BOARD_MB
 from merino_runtime.board import MB as BYTES_PER_MB
 
+HEAP_BYTES = 32 << 20  # glibc keeps freed blocks up to this size: beside a packed table that small its original stays
 ARENA = 2.0  # ONNX Runtime's arena grows by doubling and gives nothing back; small boards do without it
 
 # What a bundle's folder holds beside the weights, measured on exports of 11 to 291 operators, rounded up.
@@ -74,50 +76,50 @@ def memory_mb(
 def resident_mb(
     operators: Sequence[Operator], profile: DeviceProfile, work: Workload, regime: Regime | None = None
 ) -> float:
-    """Weights as the backend holds them, packed for its kernels, and the full cache. Adds up over operators.
+    """Resident MB of weights, as the backend holds them, and of a full cache. Adds up over operators.
 
     Thread counts that differ take two sessions, and each packs the weights for itself.
     """
     cache = kv_bytes(operators, work.context, work.precision) / BYTES_PER_MB
-    return sessions(regime) * held_mb(operators, profile, work) + cache
+    return sessions(regime) * weights_mb(operators, profile, work, packing=False) + cache
 
 
 def opening_mb(
     operators: Sequence[Operator], profile: DeviceProfile, work: Workload, regime: Regime | None = None
 ) -> float:
-    """Resident MB of weights while the last session opens: its table beside the packed copy, no cache yet. Adds up."""
-    others = (sessions(regime) - 1) * held_mb(operators, profile, work)
-    return others + held_mb(operators, profile, work, opening=True)
-
-
-def opening_counts(profile: DeviceProfile, work: Workload) -> bool:
-    """Whether a table takes more while it opens than it does then; else the opening needs no limit of its own."""
-    times = times_for(profile, work)
-    factors = [times.of_format(form) for form in times.formats]
-    return any(one.table_opening > one.table_resident for one in factors)
+    """Resident MB of weights while the last session packs its table, no cache yet. Adds up over operators."""
+    others = (sessions(regime) - 1) * weights_mb(operators, profile, work, packing=False)
+    return others + weights_mb(operators, profile, work, packing=True)
 
 
 def sessions(regime: Regime | None) -> int:
     return 2 if regime and regime.decode_threads != regime.prefill_threads else 1
 
 
-def held_mb(operators: Sequence[Operator], profile: DeviceProfile, work: Workload, *, opening: bool = False) -> float:
-    """MB of weights as one session holds them."""
+def weights_mb(operators: Sequence[Operator], profile: DeviceProfile, work: Workload, *, packing: bool) -> float:
+    """MB of weights in one session, while it packs the table or later."""
     times = times_for(profile, work)
-    own = [op for op in operators if op.own]
-    held = sum(resident_factor(times, op, work.precision, opening) * op.stored_bytes(work.precision) for op in own)
+    held = sum(held_bytes(times, op, work.precision, packing) for op in operators if op.own)
     return held / BYTES_PER_MB
 
 
-def resident_factor(times: UnitTimes, op: Operator, precision: str, opening: bool) -> float:
-    """Bytes in memory per byte of weights; 1 for a format that CPUs have no kernels for."""
-    form = matrix_format(op, precision)
+def held_bytes(times: UnitTimes, op: Operator, precision: str, packing: bool) -> float:
+    """Of a format that CPUs have no kernels for, what is stored."""
+    form, size = matrix_format(op, precision), op.stored_bytes(precision)
     if form not in times.formats:
-        return 1.0
+        return size
     factors = times.of_format(form)
     if op.kind not in ("embed", "head"):
-        return factors.resident
-    return factors.table_opening if opening else factors.table_resident
+        return factors.resident * size
+    piece = piece_bytes(op, precision)
+    beside = factors.table_opening * piece if packing or piece <= HEAP_BYTES else 0.0
+    return factors.table_resident * size + beside
+
+
+def piece_bytes(op: Operator, precision: str) -> float:
+    """Of a table, what is packed at once: a head in fp32 is exported in slices."""
+    size = op.stored_bytes(precision)
+    return min(size, HEAD_SLICE_BYTES) if matrix_format(op, precision) == "fp32" else size
 
 
 def activation_mb(operators: Sequence[Operator], profile: DeviceProfile, work: Workload) -> float:

@@ -21,13 +21,14 @@ from merino_runtime.backends.onnx_session import version_tuple
 
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
 USUAL_CACHE_MB = 1.0
-WITHIN, BEYOND = 0.5, 2.0  # of the last-level cache, as on x86
+WITHIN, BEYOND, HALF = 0.5, 2.0, 1.0  # of the last-level cache, as on x86
 AWAY = 0.25  # power of a doubling of threads away from the best count
 CACHED_SHARE = 1 / 3  # of the time to read from memory
 GB_MACS = {"fp32": 0.25, "int8": 1.0, "int4": 2.0}  # 10^9 multiply-adds of a decode step per GB of weights
 FAST_INT = 1 / 3.5  # time of an int8 multiply-add over fp32's, with dot products
 MOVES = 8.0  # bytes moved per byte of int8 weights that is written out in fp32 and read again
 RESIDENT = {"fp32": 1.05, "int8": 1.15, "int4": 1.25}  # x86
+OPENING = {"fp32": 0.65, "int8": 0.93, "int4": 0.93}  # x86
 # x86: in multiply-adds of fp32
 NORM, ACTIVATION, SCORE, ENTRY, ROW, SCALE = 10, 60, 60, 30, 60, 8
 LAUNCH, ATTENTION, STEP = 1 / 3, 2.0, 4.0  # of op_overhead_us
@@ -66,7 +67,7 @@ def estimated(profile: DeviceProfile) -> UnitTimes:
         return FormatTimes(
             load_ms_gb=tuple(load), mac_ms_g=tuple(macs), scale_ns=scaled(mac_ms, SCALE * quantised),
             row_ns=scaled(mac_ms, ROW * quantised), head_row_ns=scaled(mac_ms, ROW * quantised),
-            resident=RESIDENT[form], table_resident=RESIDENT[form], table_opening=RESIDENT[form],
+            resident=RESIDENT[form], table_resident=RESIDENT[form], table_opening=OPENING[form],
         )  # fmt: skip
 
     return UnitTimes(
@@ -74,6 +75,7 @@ def estimated(profile: DeviceProfile) -> UnitTimes:
         dialect="fused" if version_tuple(profile.software.onnxruntime) >= FIRST_FUSED else "portable",
         threads=tuple(counts),
         cache_within_mb=(WITHIN * cache_mb,) * len(counts), cache_beyond_mb=(BEYOND * cache_mb,) * len(counts),
+        cache_half_mb=(HALF * cache_mb,) * len(counts),
         step_us=scale(overhead, STEP), launch_us=scale(overhead, LAUNCH), product_us=tuple(overhead),
         attention_us=scale(overhead, ATTENTION), choose_ns=scaled(mac_ms[:1] * len(counts), 4),
         norm_ns=scaled(mac_ms, NORM), activation_ns=scaled(mac_ms, ACTIVATION),

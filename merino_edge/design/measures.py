@@ -14,15 +14,15 @@ TIMED = {"decode_ms", "prefill_ms", "j_per_token"}  # the budgets that a regime 
 
 
 def with_demands(
-    given: Mapping[str, float], profile: DeviceProfile, work: Workload, regime: Regime
+    given: Mapping[str, float], profile: DeviceProfile, work: Workload, regime: Regime, largest_table: Operator
 ) -> dict[str, float]:
     """The budgets, and where one is on time what keeps a decoder in the regime.
 
     What is the larger of two sums has two limits of one budget (`ALSO`): memory while the backend opens and when all is
-    in use, and where the caches hold a part, a step's time (`times.Run`).
+    in use, where a table is so large that they differ, and where the caches hold a part, a step's time (`times.Run`).
     """
     limits = dict(given)
-    if "memory_mb" in given and costs.opening_counts(profile, work):
+    if "memory_mb" in given and costs.piece_bytes(largest_table, work.precision) > costs.HEAP_BYTES:
         limits["opening_memory_mb"] = given["memory_mb"]
     if not TIMED & set(given):
         return limits

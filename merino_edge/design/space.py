@@ -24,7 +24,7 @@ from merino_edge.design.budget import Budgets, broken, refusal, require_watts
 from merino_edge.design.entropy import Scoring, block_score
 from merino_edge.design.measures import additive_measure, fixed_measure, with_demands
 from merino_edge.design.times import Regime, Workload, usual_regime
-from merino_edge.operators import BLOCKS, Operator
+from merino_edge.operators import BLOCKS, Operator, embed
 from merino_edge.profiles import DeviceProfile
 from merino_runtime.errors import MerinoError
 
@@ -63,6 +63,10 @@ class Space:
             for shared in (False, True)
             if depth > 1 or not shared
         ]
+
+    @property
+    def largest_table(self) -> Operator:
+        return embed(self.vocab, max(self.widths))
 
 
 def spaced(step: int, blocks: int, vocab: int, head_size: int | None = None) -> Space:
@@ -159,7 +163,7 @@ def encode(
     Raises MerinoError where no decoder of the space fits.
     """
     regime = regime or usual_regime(profile)
-    given = with_demands(budgets.given(), profile, work, regime)
+    given = with_demands(budgets.given(), profile, work, regime, space.largest_table)
     program = tabulate(space, tuple(given), profile, work, scoring, regime)
     need = least(program)
     if broken(budgets.given(), need):

@@ -113,9 +113,9 @@ def run_of(
 ) -> Run:  # fmt: skip
     times = times_for(profile, work)
     at = times.threads.index(threads)
-    unit, held = times.by_threads[at], held_bytes(times, at)
+    unit, half = times.by_threads[at], times.cache_half_mb[at] * BYTES_PER_MB
     asked = [
-        amounts(op, work.precision, tokens, pasts(times, work, past), times.dialect, held)
+        amounts(op, work.precision, tokens, pasts(times, work, past), times.dialect, half)
         for op in operators
         for tokens, past in runs
     ]
@@ -139,11 +139,6 @@ def missed_share(operators: Sequence[Operator], profile: DeviceProfile, work: Wo
 def pasts(times: UnitTimes, work: Workload, past: int) -> int:
     """A `portable` graph looks at the whole cache whatever fills it."""
     return work.context if times.dialect == "portable" else past
-
-
-def held_bytes(times: UnitTimes, at: int) -> tuple[float, float]:
-    """Read since, a weight is still in the cache up to the first, and no longer from the second on."""
-    return times.cache_within_mb[at] * BYTES_PER_MB, times.cache_beyond_mb[at] * BYTES_PER_MB
 
 
 def times_for(profile: DeviceProfile, work: Workload) -> UnitTimes:

@@ -140,7 +140,7 @@ def tabulated(
 ) -> tuple[dict[str, float], Program]:
     """What is demanded of the variant's decoders in its regime, and the program before those limits are known."""
     assert variant.regime is not None
-    limits = with_demands(given, profile, variant.work, variant.regime)
+    limits = with_demands(given, profile, variant.work, variant.regime, variant.space.largest_table)
     return limits, tabulate(variant.space, tuple(limits), profile, variant.work, scoring, variant.regime)
 
 

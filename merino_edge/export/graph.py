@@ -10,14 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from merino_edge.export.dialect import KvLayer, Weights
 from merino_edge.export.quantize import MatrixError, Quantized, matrix_error, quantize
-from merino_edge.operators import FORMATS
+from merino_edge.operators import FORMATS, HEAD_SLICE_BYTES
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 EXTERNAL_BYTES = 1024  # smaller constants stay inside the graph
 PAGE = 4096  # weights begin at a page, so that they can be mapped
 PIECE_BYTES = 64 << 10  # of the data file, written at once
-SLICE_BYTES = 16 << 20  # of the head: a load holds so much of the table twice at a time
 TYPES = {"int64": TensorProto.INT64, "float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 
 
@@ -150,7 +149,7 @@ class Graph:
         rows = self.real_weight(table)  # [vocab, width]
         self.decode_weight_bytes += rows.nbytes
         unit = PAGE // 4  # rows that fill whole pages, whatever the width
-        count = max(1, SLICE_BYTES // rows[0].nbytes // unit) * unit
+        count = max(1, HEAD_SLICE_BYTES // rows[0].nbytes // unit) * unit
         row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
         parts = []
         for start in range(0, len(rows), count):
