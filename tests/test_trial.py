@@ -65,7 +65,7 @@ def test_whatever_the_machine_is_off_by_the_design_keeps_its_budgets(decode, pre
     budgets = Budgets(decode_ms=share * largest.decode_ms, prefill_ms=largest.prefill_ms, memory_mb=largest.memory_mb)
     measure, seen = machine(decode, prefill, memory)
     found = keeping(budgets, find, measure)
-    assert found.budget == budgets.given() and found.measured.designs == len(seen) <= 2
+    assert found.budget == budgets.given() and found.measured.designs == len(seen) <= 3
     assert found.measured.decode_ms == pytest.approx(decode * found.predicted.decode_ms)
     assert max(uses(found).values()) <= 1
     if 0.97 < decode < 1.02 and max(prefill, memory) < 1:

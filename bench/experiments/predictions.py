@@ -22,7 +22,7 @@ from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.operators import params
 from merino_edge.profiles import load_profile
 
-DESIGNS, SEED, CONTEXT = 24, 2025, 1024
+DESIGNS, SEED, CONTEXT = 24, 2026, 1024
 FORMATS = ("fp32", "int8", "int4")
 CACHED, STEPS, REPETITIONS, TIMEOUT_S = 384, 64, 5, 600
 PROMPTS = (64, 256)
