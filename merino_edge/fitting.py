@@ -105,8 +105,7 @@ def fit_threads(probe: Probe, threads: int) -> ThreadFit:
     several beginnings, since edges that are not yet right hold each other where they are."""
     rows = [row for row in probe.measurements if row.threads == threads and row.kind != "read"]
     table = table_of(rows, probe)
-    best = min((in_turn(table, edges) for edges in BEGINNINGS), key=lambda found: loss_of(table, *found))
-    times, edges = best
+    times, edges = min((in_turn(table, start) for start in BEGINNINGS), key=lambda found: loss_of(table, *found))
     errors = errors_of(table, times, edges).tolist()
     if all(row.kind != "decoder" for row in rows):  # of `portable`: then its run is that of any graph
         times["step_us"] = times[GRAPH]
