@@ -109,8 +109,8 @@ def partly_share(size: Any, low: float, high: float) -> Any:
 
 def again_share(between: Any, half: float) -> Any:
     """Of what was read before, the share that comes from memory where so many bytes, a number or an array of them, were
-    read in between: caches lose little at first, half at `half` and keep a tenth at three times as much."""
-    return between**2 / (between**2 + half**2)
+    read in between: in proportion, half of it at `half`, all from twice as much on."""
+    return np.minimum(between / (2 * half), 1.0) if half else 1.0
 
 
 def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int) -> None:
