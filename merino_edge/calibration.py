@@ -12,7 +12,7 @@ import tomlkit
 
 from merino_edge.fitting import ThreadFit, fit_threads
 from merino_edge.latency import GENERAL, OF_FORMAT
-from merino_edge.operators import HEAD_SLICE_BYTES
+from merino_edge.operators import packed_bytes
 from merino_edge.probe_file import Measurement, Probe, Resident
 from merino_runtime.board import MB
 from merino_runtime.errors import MerinoError
@@ -72,7 +72,7 @@ def resident_factors(probe: Probe, form: str) -> dict[str, float]:
         return max(0.1, (row.open_mb - base.open_mb) * MB / row.weight_bytes)
 
     matrices, head = factor("linear") or 1.0, rows.get(("head", form))
-    piece = min(head.weight_bytes, HEAD_SLICE_BYTES if form == "fp32" else head.weight_bytes) if head else 0
+    piece = packed_bytes(head.weight_bytes, form) if head else 0
     beside = (head.peak_mb - head.open_mb) * MB / piece if head and piece else 0.0
     return {
         "resident": round_up(matrices), "table_resident": round_up(factor("head") or matrices),

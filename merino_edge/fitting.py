@@ -5,6 +5,7 @@ What the unit times are multiplied with: `latency`. What becomes of them: `calib
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.optimize import nnls
 
 from merino_bench.plan import DECODER_VOCAB
 from merino_edge.architecture import Architecture, Block
-from merino_edge.latency import AGAIN, GENERAL, MEMORY, OF_FORMAT, Dialect, again_share, amounts, partly_share
+from merino_edge.latency import AGAIN, GENERAL, MEMORY, OF_FORMAT, Dialect, again_share, amounts, partly_share, total_us
 from merino_edge.operators import Operator, activation, attention, head, linear, norm
 from merino_edge.probe_file import Measurement, Probe
 from merino_runtime.board import MB
@@ -47,11 +48,16 @@ def amounts_of(row: Measurement, dialect: Dialect) -> dict[str, float]:
 
 
 def decoder_of(row: Measurement) -> list[Operator]:
+    return decoder_operators(row.columns, row.rows, row.count, row.uses, row.columns // row.heads)
+
+
+@lru_cache(maxsize=64)  # of each shape a probe has rows for several formats, thread counts and numbers of tokens
+def decoder_operators(width: int, ffn: int, layers: int, uses: int, head_size: int) -> list[Operator]:
     """One block of layers of their own, or one for each layer that is used several times."""
-    shared = row.uses > 1
-    depth, count = (row.uses, row.count) if shared else (row.count, 1)
-    block = Block(width=row.columns, ffn_ratio=row.rows / row.columns, depth=depth, shared=shared)
-    return Architecture(blocks=(block,) * count, vocab=DECODER_VOCAB, head_size=row.columns // row.heads).operators
+    shared = uses > 1
+    depth, count = (uses, layers) if shared else (layers, 1)
+    block = Block(width=width, ffn_ratio=ffn / width, depth=depth, shared=shared)
+    return Architecture(blocks=(block,) * count, vocab=DECODER_VOCAB, head_size=head_size).operators
 
 
 def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -97,7 +103,7 @@ class Table(NamedTuple):
         """Of each row, in the amount of `memory_ms_gb`, what comes from memory."""
         sizes = np.maximum(self.first_sizes, TINY)
         first = self.first * partly_share(sizes, edges.within, edges.beyond)
-        return first + self.again * again_share(np.maximum(self.between_sizes, TINY), edges.half)
+        return first + self.again * again_share(self.between_sizes, edges.half)
 
 
 def fit_threads(probe: Probe, threads: int) -> ThreadFit:
@@ -105,7 +111,9 @@ def fit_threads(probe: Probe, threads: int) -> ThreadFit:
     several beginnings, since edges that are not yet right hold each other where they are."""
     rows = [row for row in probe.measurements if row.threads == threads and row.kind != "read"]
     table = table_of(rows, probe)
-    times, edges = min((in_turn(table, start) for start in BEGINNINGS), key=lambda found: loss_of(table, *found))
+    from_memory = np.stack([table.from_memory(edges) for edges in GRID])  # [G, rows]: of all turns
+    fits = (in_turn(table, from_memory, start) for start in BEGINNINGS)
+    times, edges = min(fits, key=lambda found: loss_of(table, *found))
     errors = errors_of(table, times, edges).tolist()
     if all(row.kind != "decoder" for row in rows):  # of `portable`: then its run is that of any graph
         times["step_us"] = times[GRAPH]
@@ -124,10 +132,10 @@ def table_of(rows: Sequence[Measurement], probe: Probe) -> Table:
     )  # fmt: skip
 
 
-def in_turn(table: Table, edges: Edges) -> tuple[dict[str, float], Edges]:
+def in_turn(table: Table, from_memory: np.ndarray, edges: Edges) -> tuple[dict[str, float], Edges]:
     times = fit_times(table, edges)
     for _ in range(TURNS):
-        new_edges = fit_edges(table, times)
+        new_edges = fit_edges(table, from_memory, times)
         new_times = fit_times(table, new_edges)
         if loss_of(table, new_times, new_edges) >= loss_of(table, times, edges):
             break
@@ -154,16 +162,15 @@ def fit_times(table: Table, edges: Edges) -> dict[str, float]:
     return dict(zip(names, (found / scale).tolist(), strict=True))
 
 
-def fit_edges(table: Table, times: Mapping[str, float]) -> Edges:
-    """Of a grid, in sizes of the cache, those of least loss."""
-    us = cached_us(table, times)
-    grid = (Edges(*map(float, edges)) for edges in itertools.product(WITHIN, BEYOND, HALF) if edges[0] < edges[1])
-    return min(grid, key=lambda edges: loss(table, (us + table.from_memory(edges) * times[MEMORY]) / table.us - 1))
+def fit_edges(table: Table, from_memory: np.ndarray, times: Mapping[str, float]) -> Edges:
+    """Those of the grid with the least loss; `from_memory` [G, rows] is what comes from memory under each of them."""
+    errors = (cached_us(table, times) + from_memory * times[MEMORY]) / table.us - 1
+    return GRID[int(loss(table, errors).argmin())]
 
 
 def cached_us(table: Table, times: Mapping[str, float]) -> np.ndarray:
     """Of each row, were nothing read from memory."""
-    return np.array([sum(amount * times[name] for name, amount in one.items()) for one in table.asked])
+    return np.array([total_us([one], times) for one in table.asked])
 
 
 def errors_of(table: Table, times: Mapping[str, float], edges: Edges) -> np.ndarray:
@@ -171,14 +178,14 @@ def errors_of(table: Table, times: Mapping[str, float], edges: Edges) -> np.ndar
     return (cached_us(table, times) + table.from_memory(edges) * times[MEMORY]) / table.us - 1
 
 
-def loss(table: Table, errors: np.ndarray) -> float:
-    """Huber's, as in `fit_times`."""
+def loss(table: Table, errors: np.ndarray) -> np.ndarray:
+    """Huber's, as in `fit_times`: of errors [..., rows] the sum over the rows."""
     size = np.abs(errors)
-    return float(table.worth @ np.where(size < FAR, size**2, 2 * FAR * size - FAR**2))
+    return np.asarray(np.where(size < FAR, size**2, 2 * FAR * size - FAR**2) @ table.worth)
 
 
 def loss_of(table: Table, times: Mapping[str, float], edges: Edges) -> float:
-    return loss(table, errors_of(table, times, edges))
+    return float(loss(table, errors_of(table, times, edges)))
 
 
 def between_bytes(row: Measurement) -> float:
@@ -190,6 +197,7 @@ def between_bytes(row: Measurement) -> float:
 BEGINNINGS, TURNS = [Edges(within, 3.0, 1.0) for within in (0.4, 0.6, 0.8)], 6
 WITHIN, BEYOND = np.arange(0.1, 1.25, 0.05), (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # of the last-level cache
 HALF = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
+GRID = [Edges(*map(float, edges)) for edges in itertools.product(WITHIN, BEYOND, HALF) if edges[0] < edges[1]]
 TINY = 1e-9  # in place of a size of nothing
 
 

@@ -132,6 +132,11 @@ def head(width: int, vocab: int, *, own: bool = False) -> Operator:
     return Operator("head", width * vocab, columns=width, own=own, macs=width * vocab)
 
 
+def packed_bytes(table_bytes: float, form: str) -> float:
+    """Of a table that is the head too, what a backend packs at once: in fp32 one slice of it."""
+    return min(table_bytes, HEAD_SLICE_BYTES) if form == "fp32" else table_bytes
+
+
 def params(operators: Iterable[Operator]) -> int:
     return sum(op.matrix + op.vector for op in operators if op.own)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from merino_bench.pace import is_slow
+from merino_bench.pace import of_quick_machine
 from merino_edge.latency import Dialect
 from merino_edge.validation import fault_list
 from merino_runtime.errors import MerinoError
@@ -111,5 +111,5 @@ def joined(probes: Sequence[Probe]) -> Probe:
 
 def middle(rows: Sequence[Measurement], least_us: float | None) -> Measurement:
     """The last of some rows that differ in their times alone, with the median time of those of a quick machine."""
-    quick = [row for row in rows if not is_slow(row.pace_us, least_us)] or rows
+    quick: list[Measurement] = of_quick_machine(rows, [row.pace_us for row in rows], least_us)
     return quick[-1].model_copy(update={"ms": median(row.ms for row in quick)})

@@ -136,7 +136,7 @@ def measured_here(design: Design) -> Measured:
         decode = [at_pace(decode_run) for _ in range(DECODES)]
         prefill = [at_pace(partial(run, folder, prefill_case(design.prompt), PREFILLS)) for _ in range(PREFILLS)]
     return Measured(
-        decode_ms=median(undisturbed_ms([ms for round_ms in one["step_ms"] for ms in round_ms]) for one in decode),
+        decode_ms=median(undisturbed_ms(steps_ms(one)) for one in decode),
         prefill_ms=median(undisturbed_ms(one["prefill_ms"]) for one in prefill),
         memory_mb=median(one["peak_rss_mb"] for one in decode),
         flags=sorted({flag for one in (*decode, *prefill) for flag in one["flags"]}),
@@ -146,6 +146,11 @@ def measured_here(design: Design) -> Measured:
 
 def run(folder: Path, case: Case, repetitions: int) -> dict[str, Any]:
     return measure_apart(str(folder), case, repetitions, SEED, False, TIMEOUT_S)
+
+
+def steps_ms(measured: dict[str, Any]) -> list[float]:
+    """Of all repetitions of a process."""
+    return [ms for one in measured["step_ms"] for ms in one]
 
 
 def say(text: str) -> None:

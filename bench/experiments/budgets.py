@@ -18,7 +18,6 @@ import sys
 import numpy as np
 from turns import arguments, take_turns
 
-from merino_bench.apart import measure_apart
 from merino_bench.probe_timing import undisturbed_ms
 from merino_bench.workload import decode_case
 from merino_edge.architecture import Architecture, Block
@@ -28,9 +27,9 @@ from merino_edge.design.designer import Design, design
 from merino_edge.design.space import Space
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.profiles import load_profile
-from merino_edge.trial import LEAST_USE, keeping, measured_here
+from merino_edge.trial import LEAST_USE, ROUNDS, STEPS, keeping, measured_here, run, steps_ms
 
-COUNT, SEED, CONTEXT, STEPS, REPETITIONS, PROCESSES, TIMEOUT_S = 20, 7, 512, 16, 12, 3, 600
+COUNT, SEED, CONTEXT, PROCESSES = 20, 7, 512, 3
 FORMATS = ("fp32", "int8", "int4")
 SPACE = Space(widths=tuple(range(64, 769, 64)), vocab=16384)
 
@@ -57,12 +56,11 @@ def measure(task, folder):
     if not folder.exists():
         write_random_bundle(found.architecture, task[0], folder, "budget")
     case = decode_case(STEPS, CONTEXT - STEPS, found.threads.decode)
-    runs = [measure_apart(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S) for _ in range(PROCESSES)]
-    steps_ms = [[ms for one in run["step_ms"] for ms in one] for run in runs]
+    runs = [run(folder, case, ROUNDS) for _ in range(PROCESSES)]
     return {
-        "decode_ms": statistics.median(undisturbed_ms(steps) for steps in steps_ms),
-        "median_ms": statistics.median(statistics.median(steps) for steps in steps_ms),
-        "flags": sorted({flag for run in runs for flag in run["flags"]}),
+        "decode_ms": statistics.median(undisturbed_ms(steps_ms(one)) for one in runs),
+        "median_ms": statistics.median(statistics.median(steps_ms(one)) for one in runs),
+        "flags": sorted({flag for one in runs for flag in one["flags"]}),
     }
 
 

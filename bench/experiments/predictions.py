@@ -21,6 +21,7 @@ from merino_edge.design import costs
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.operators import params
 from merino_edge.profiles import load_profile
+from merino_edge.trial import steps_ms
 
 DESIGNS, SEED, CONTEXT = 24, 2026, 1024
 FORMATS = ("fp32", "int8", "int4")
@@ -74,7 +75,7 @@ def measure(task, folder, profile):
         case = Case("tg", CACHED, STEPS, 0, threads) if decode else Case("pp", work.prompt, 0, 0, threads)
         run = measure_apart(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
         flags += run["flags"]
-        samples = [ms for one in run["step_ms"] for ms in one] if decode else run["prefill_ms"]
+        samples = steps_ms(run) if decode else run["prefill_ms"]
         found[name] = undisturbed_ms(samples)
         found[name + "_median"] = statistics.median(samples)
         if decode:

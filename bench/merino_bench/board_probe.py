@@ -14,7 +14,7 @@ import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from merino_bench import environment, kernels, plan, probe
-from merino_bench.pace import is_slow, pace_meter
+from merino_bench.pace import is_slow, of_quick_machine, pace_meter
 from merino_bench.plan import Machine, Task
 from merino_bench.probe_timing import LEAST_RUN_S, MOST_RUN_S, row_of, time_task
 from merino_bench.resident import resident_rows
@@ -170,7 +170,7 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
 
 def middle(passes: List[Dict[str, Any]], least_us: float) -> Dict[str, Any]:
     """Of one row, the median of each time over the passes of a quick machine; over all where there are none."""
-    quick = [row for row in passes if not is_slow(row["pace_us"], least_us)] or passes
+    quick = of_quick_machine(passes, [row["pace_us"] for row in passes], least_us)
     return {**quick[-1], **{key: statistics.median(row[key] for row in quick) for key in TIMES},
             "repeats": sum(row["repeats"] for row in quick)}
 

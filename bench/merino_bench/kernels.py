@@ -5,7 +5,7 @@ grow nor vanish. Operators are those of the exporter's dialects: `fused` where O
 1.23 for int8 and int4), else `portable`.
 """
 import os
-from typing import List, NamedTuple, Sequence, Tuple
+from typing import List, NamedTuple, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -45,12 +45,14 @@ class Shelf:
 
     def __init__(self) -> None:
         self.constants: List[Stored] = []
+        self.taken: Set[str] = set()
         self.end = 0
 
     def take(self, name: str, kind: int, shape: Tuple[int, ...]) -> str:
         """A name that has a place keeps it: weights that are used again."""
-        if any(one.name == name for one in self.constants):
+        if name in self.taken:
             return name
+        self.taken.add(name)
         length = (4 if kind == FLOAT else 1) * int(np.prod(shape))
         self.constants.append(Stored(name, kind, shape, WEIGHTS_FILE, self.end, length))
         self.end += -(-length // PAGE) * PAGE

@@ -5,7 +5,7 @@ between clusters that share a cache and clusters that do not; small operators th
 minutes. So a probe times the graph before and after each measurement, and counts those that it was quick at.
 """
 import os
-from typing import Any, Callable, Optional
+from typing import Any, Callable, List, Optional, Sequence
 
 from merino_bench import kernels
 from merino_bench.probe_timing import LEAST_RUN_S, bound, repeat_ms, undisturbed_ms
@@ -26,6 +26,11 @@ def pace_meter(onnxruntime: Any, work: str, threads: int, fused: bool) -> Callab
                                            providers=["CPUExecutionProvider"])
     run = bound(session, kernel, 0, 1)
     return lambda: 1000 * undisturbed_ms(repeat_ms(run, LEAST_RUN_S))
+
+
+def of_quick_machine(rows: Sequence[Any], paces_us: Sequence[Optional[float]], least_us: Optional[float]) -> List[Any]:
+    """Those measured while the machine was quick, each at such a pace; all where there are none."""
+    return [row for row, pace_us in zip(rows, paces_us) if not is_slow(pace_us, least_us)] or list(rows)
 
 
 def is_slow(pace_us: Optional[float], least_us: Optional[float]) -> bool:

@@ -19,11 +19,11 @@ from merino_edge.design.times import (
 from merino_edge.figures import UnitTimes, weakest_kind
 from merino_edge.latency import matrix_format
 from merino_edge.operators import (
-    HEAD_SLICE_BYTES,
     Operator,
     activation_bytes,
     flops,
     kv_bytes,
+    packed_bytes,
     params,
     weight_bytes,
 )
@@ -117,9 +117,7 @@ def held_bytes(times: UnitTimes, op: Operator, precision: str, packing: bool) ->
 
 
 def piece_bytes(op: Operator, precision: str) -> float:
-    """Of a table, what is packed at once: a head in fp32 is exported in slices."""
-    size = op.stored_bytes(precision)
-    return min(size, HEAD_SLICE_BYTES) if matrix_format(op, precision) == "fp32" else size
+    return packed_bytes(op.stored_bytes(precision), matrix_format(op, precision))
 
 
 def activation_mb(operators: Sequence[Operator], profile: DeviceProfile, work: Workload) -> float:
