@@ -12,7 +12,7 @@ from merino_edge.latency import Dialect
 from merino_edge.validation import fault_list
 from merino_runtime.errors import MerinoError
 
-PROBE_SCHEMA = 3
+PROBE_SCHEMA = 4
 Positive = Annotated[float, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 

@@ -69,7 +69,7 @@ def test_a_short_probe_of_this_machine(tmp_path):
     found = board_probe.run_probe(str(path), seconds=8, tell=told.append)
     assert json.loads(path.read_text()) == found
     assert os.listdir(str(tmp_path)) == ["probe.json"]
-    assert found["schema"] == 3 and told
+    assert found["schema"] == 4 and told
     assert found["cores"] >= 1 and found["machine"]["versions"]["onnxruntime"]
     kinds = {row["kind"] for row in found["measurements"]}
     assert {"read", "call"} <= kinds

@@ -54,7 +54,7 @@ def test_the_auxiliary_vector_is_asked_on_64_bit_arm_only(monkeypatch, machine, 
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(struct, "calcsize", lambda _: pointer_bytes)
     monkeypatch.setattr(board, "_auxiliary_value", lambda entry: hwcap if entry == board.AT_HWCAP else 0)
-    monkeypatch.setattr(board, "_read", lambda _: PI_4)
+    monkeypatch.setattr(board, "read_text", lambda _: PI_4)
     assert board.this_isa() == expected
 
 

@@ -16,6 +16,7 @@ from merino_bench.plan import Task
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.onnx import OnnxBackend
 from merino_runtime.backends.onnx_session import session_options
+from merino_runtime.huge_pages import gather_in_huge_pages
 
 WARM_UP_RUNS, WARM_UP_S, LEAST_RUN_S, MOST_RUN_S = 12, 0.03, 0.01, 0.3
 LEAST_RUNS, ENOUGH_RUNS = 3, 20  # a lower decile of less than 20 is their least
@@ -34,6 +35,7 @@ def time_task(onnxruntime: Any, task: Task, kernel: Optional[Kernel], work: str,
         return time_decoder(task, kernel, work, seconds, cache_bytes, deadline)
     session = onnxruntime.InferenceSession(path, session_options(onnxruntime, task.threads),
                                            providers=["CPUExecutionProvider"])
+    gather_in_huge_pages()  # as the runtime does
     rows: List[Dict[str, Any]] = []
     for cached_tokens, tokens in task.runs:
         if rows and time.perf_counter() > deadline:

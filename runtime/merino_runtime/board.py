@@ -39,7 +39,7 @@ class Board(NamedTuple):
 
 
 def this_board() -> Board:
-    memory_mb = read_memory_mb(_read("/proc/meminfo"))
+    memory_mb = read_memory_mb(read_text("/proc/meminfo"))
     return Board(
         architecture=platform.machine(), pointer_bits=8 * struct.calcsize("P"),
         logical_cores=len(usable_cpus()), physical_cores=physical_core_count(),
@@ -106,7 +106,7 @@ def this_isa() -> FrozenSet[str]:
         hwcap = _auxiliary_value(AT_HWCAP)
         if hwcap:  # 0: no answer, for every such CPU has at least the bits of floating point
             return arm64_isa(hwcap, _auxiliary_value(AT_HWCAP2))
-    return read_isa(_read("/proc/cpuinfo"))
+    return read_isa(read_text("/proc/cpuinfo"))
 
 
 def arm64_isa(hwcap: int, hwcap2: int) -> FrozenSet[str]:
@@ -149,12 +149,12 @@ def usable_cpus() -> List[int]:
 def physical_core_count() -> int:
     """Hardware threads of one core count once: they share the memory port that decode waits for."""
     topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    return len({_read(topology.format(cpu)).strip() or str(cpu) for cpu in usable_cpus()})
+    return len({read_text(topology.format(cpu)).strip() or str(cpu) for cpu in usable_cpus()})
 
 
 def peak_rss_mb() -> float:
     """The most memory this process ever held; the high-water mark never falls."""
-    found = re.search(r"^VmHWM:\s*(\d+) kB", _read("/proc/self/status"), re.MULTILINE)
+    found = re.search(r"^VmHWM:\s*(\d+) kB", read_text("/proc/self/status"), re.MULTILINE)
     if found:
         return int(found.group(1)) * 1024 / MB
     import resource  # absent on Windows, and only needed where /proc is
@@ -163,7 +163,7 @@ def peak_rss_mb() -> float:
     return peak / MB if platform.system() == "Darwin" else peak * 1024 / MB
 
 
-def _read(path: str) -> str:
+def read_text(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

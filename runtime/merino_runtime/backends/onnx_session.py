@@ -11,6 +11,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 from merino_runtime import board
 from merino_runtime.bundle import Bundle, Port
 from merino_runtime.errors import MerinoError
+from merino_runtime.huge_pages import gather_in_huge_pages
 
 ONE_THREAD_BELOW_BYTES = 8 * 10 ** 6  # so little work that waking a second thread costs more than it brings
 MOST_THREADS = 4  # decode waits for memory, and four cores saturate it on every board we know
@@ -37,6 +38,7 @@ def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: O
     decode_session = prefill_session = open_session(onnxruntime, bundle, counts.decode)
     if counts.prefill != counts.decode:
         prefill_session = open_session(onnxruntime, bundle, counts.prefill)
+    gather_in_huge_pages()
     return Model(bundle, counts, prefill_session, decode_session, version_tuple(onnxruntime.__version__))
 
 
