@@ -18,6 +18,7 @@ from merino_bench.apart import measure_apart
 from merino_bench.pace import is_slow, pace_meter
 from merino_bench.probe_timing import undisturbed_ms
 from merino_bench.workload import Case, decode_case, prefill_case
+from merino_edge.architecture import Architecture
 from merino_edge.design.budget import TOLERANCE, Budgets
 from merino_edge.design.designer import Design, Measured
 from merino_edge.export.random_bundle import write_random_bundle
@@ -26,43 +27,60 @@ from merino_runtime.board import usable_cpus
 from merino_runtime.errors import MerinoError
 
 TRIED = ("decode_ms", "prefill_ms", "memory_mb")  # the budgets that a measurement can tell of
-# Of a budget: what a design is made for, and what it should use; a machine drifts by some percent
-AIM, LEAST_USE, MOST_USE = 0.95, 0.9, 0.98
-MOST_DESIGNS = 5
+# Of a budget: what a design is made for, what it should measure, and the most that is safe: a machine drifts
+AIM, ENOUGH, SAFE = 0.95, (0.93, 0.97), 0.98
+MOST_DESIGNS, MOST_SEARCHES = 6, 12
+MORE, SAME = 1.04, 1.005  # times what was asked for, where the same design came again; of two that need none in between
 STEPS, ROUNDS, PREFILLS = 16, 12, 3  # few steps, so that the cache is as good as full; the last: repetitions too
 DECODES = 9  # processes: one and the same decoder takes 5 % more or less from one to the next
 SEED, TIMEOUT_S = 0, 600
 
 Find = Callable[[Budgets, Design | None], Design]
+Asked = dict[str, float]  # budgets by name
 
 
 def keeping(budgets: Budgets, find: Find, measure: Callable[[Design], Measured]) -> Design:
     """The best of the designs tried that measure within `budgets`, with what it measured.
 
-    Each is asked for as much less, or more, as the prediction of the one before was off, until one keeps the budgets
-    with a little to spare and uses nine tenths of one of them, or nothing new comes. `find` gets the budgets to ask for
-    and the first design, in whose vocabulary and format the others are made. Raises MerinoError where none keeps the
-    budgets.
+    Each is asked for as much less, or more, as the prediction of the one before was off, or for what lies between one
+    that took too little and one that took too much, until one takes ENOUGH of its budgets or nothing new comes. `find`
+    gets the budgets to ask for and the first design, in whose vocabulary and format the others are made. Raises
+    MerinoError where none keeps the budgets.
     """
     given = budgets.given()
+    tried: dict[Architecture, Design] = {}
+    under: Asked | None = None
+    over: Asked | None = None
     asked = {name: AIM * most if name in TRIED else most for name, most in given.items()}
-    tried: list[Design] = []
-    while len(tried) < MOST_DESIGNS:
+    for _ in range(MOST_SEARCHES):
         try:
-            found = find(Budgets(**asked), tried[0] if tried else None)
+            found = find(Budgets(**asked), next(iter(tried.values()), None))
         except MerinoError:  # less than the least decoder of the space takes
             if tried:
                 break
             found = find(budgets, None)
-        if any(found.architecture == other.architecture for other in tried):
+        known = found.architecture in tried
+        if not known and len(tried) == MOST_DESIGNS:
             break
-        found = found.model_copy(update={"budget": given, "measured": measure(found)})
-        tried.append(found)
-        say(trial_line(found))
-        if LEAST_USE <= max(uses(found).values(), default=LEAST_USE) <= MOST_USE:
+        if not known:
+            found = tried[found.architecture] = found.model_copy(update={"budget": given, "measured": measure(found)})
+            say(trial_line(found))
+        found = tried[found.architecture]
+        use = max(uses(found).values(), default=AIM)
+        if ENOUGH[0] <= use <= ENOUGH[1]:
             break
-        asked = {name: most * AIM * trust(found, name) if name in TRIED else most for name, most in given.items()}
-    kept = within(tried, MOST_USE) or within(tried, 1 + TOLERANCE)
+        under, over = (asked, over) if use < ENOUGH[0] else (under, asked)
+        right = {name: most * AIM * trust(found, name) if name in TRIED else most for name, most in given.items()}
+        following = right if not known and between(under, right, over) else middle(under, over)
+        if following is None:
+            break
+        asked = following
+    return best_of(list(tried.values()))
+
+
+def best_of(tried: list[Design]) -> Design:
+    """Of those that measure within their budgets, safely where there are such, the one of most entropy."""
+    kept = within(tried, SAFE) or within(tried, 1 + TOLERANCE)
     if not kept:
         shares = ", ".join(f"{max(uses(design).values()):.1%}" for design in tried)
         raise MerinoError(
@@ -72,6 +90,22 @@ def keeping(budgets: Budgets, find: Find, measure: Callable[[Design], Measured])
     best = max(kept, key=lambda design: design.entropy)
     assert best.measured is not None
     return best.model_copy(update={"measured": best.measured.model_copy(update={"designs": len(tried)})})
+
+
+def between(under: Asked | None, asked: Asked, over: Asked | None) -> bool:
+    above = under is None or any(asked[name] > under[name] for name in asked)
+    return above and (over is None or any(asked[name] < over[name] for name in asked))
+
+
+def middle(under: Asked | None, over: Asked | None) -> Asked | None:
+    """What to ask for between the two, or beyond the one there is; None where there is nothing new to expect."""
+    if under is None:
+        return None
+    if over is None:
+        return {name: MORE * most if name in TRIED else most for name, most in under.items()}
+    if all(over[name] <= SAME * under[name] for name in under):
+        return None
+    return {name: (under[name] * over[name]) ** 0.5 for name in under}
 
 
 def within(designs: list[Design], share: float) -> list[Design]:

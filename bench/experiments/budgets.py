@@ -27,9 +27,10 @@ from merino_edge.design.designer import Design, design
 from merino_edge.design.space import Space
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.profiles import load_profile
-from merino_edge.trial import LEAST_USE, ROUNDS, STEPS, keeping, measured_here, run, steps_ms
+from merino_edge.trial import ROUNDS, STEPS, keeping, measured_here, run, steps_ms
 
 COUNT, SEED, CONTEXT, PROCESSES = 20, 7, 512, 3
+LEAST_USE = 0.9
 FORMATS = ("fp32", "int8", "int4")
 SPACE = Space(widths=tuple(range(64, 769, 64)), vocab=16384)
 
