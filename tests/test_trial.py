@@ -12,7 +12,7 @@ from merino_edge.design.budget import Budgets
 from merino_edge.design.designer import Measured, design
 from merino_edge.design.space import Space
 from merino_edge.profiles import load_profile
-from merino_edge.trial import AIM, ENOUGH, MOST_DESIGNS, keeping, measured_here, uses
+from merino_edge.trial import AIM, ENOUGH, MOST_DESIGNS, keeping, measured_here, quick, uses
 from merino_runtime.errors import MerinoError
 
 BOARD = load_profile("raspberry-pi-5")
@@ -143,3 +143,9 @@ def test_a_measurement_of_this_machine():
     measured = measured_here(real(Budgets(params_m=0.5)))
     assert 0 < measured.decode_ms < 1000 and 0 < measured.prefill_ms < 10_000
     assert 30 < measured.memory_mb < 1000
+
+
+def test_what_a_slow_machine_measured_counts_only_where_there_is_nothing_else():
+    slow, fast = {"flags": ["slow"], "peak_rss_mb": 1}, {"flags": ["busy"], "peak_rss_mb": 2}
+    assert quick([slow, fast, slow]) == [fast]
+    assert quick([slow, slow]) == [slow, slow]

@@ -1,0 +1,137 @@
+"""Which reading of gamma orders decoders as training does? Small ones, trained alike, by their held-out loss.
+
+    python bench/experiments/gamma.py -o bench/results/gamma.json --train TEXT --valid TEXT --work FOLDER
+
+Two blocks each; in the group `equal` all have about half a million weights outside the embedding, in shapes from few
+wide layers to many narrow ones; in the group `any` 0.1 to 1 million. Every one is trained from the same seed on the
+same tokens, one thread each, as many side by side as there are cores. Resumable: what is trained is not trained again.
+The record has the rank correlation of each reading's score with minus the loss, with bootstrap intervals.
+"""
+
+import argparse
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from merino_edge.architecture import Architecture, Block
+from merino_edge.design.entropy import Scoring, block_score
+from merino_edge.operators import params
+
+VOCAB, CONTEXT, HEAD = 1024, 128, 32
+FIRST_WIDTHS, STEP, MOST_DEPTH = (64, 96, 128, 160), 32, 12
+GROUPS = {"equal": (20, 0.47e6, 0.53e6), "any": (10, 0.1e6, 1e6)}
+TRAIN_BYTES, VALID_BYTES = 6_000_000, 300_000
+READINGS = ("off", "literal", "inverse")
+BOOTSTRAPS = 10_000
+
+
+def weights(arch):
+    """Outside the embedding."""
+    return params(arch.operators) - VOCAB * arch.blocks[0].width
+
+
+def decoders():
+    random = np.random.default_rng(11)
+    for group, (count, least, most) in GROUPS.items():
+        found = []
+        while len(found) < count:
+            first = FIRST_WIDTHS[len(found) % len(FIRST_WIDTHS)]
+            widths = first, first + STEP * int(random.integers(0, first // STEP + 1))
+            blocks = tuple(
+                Block(width=width, ffn_ratio=float(random.choice([1, 1.5, 2, 3, 4])),
+                      depth=int(random.integers(1, MOST_DEPTH + 1)))
+                for width in widths
+            )  # fmt: skip
+            arch = Architecture(blocks=blocks, vocab=VOCAB, head_size=HEAD, context=CONTEXT)
+            if least <= weights(arch) <= most and arch not in found:
+                found.append(arch)
+        for arch in found:
+            yield group, arch
+
+
+def trained(place, arch, work):
+    """The record of a training run, made now or before."""
+    import torch
+
+    from merino_edge.training.train import Recipe, train
+
+    out = work / f"decoder-{place}"
+    record = out / "training.json"
+    if not record.exists():
+        torch.set_num_threads(1)
+        recipe = Recipe(steps=400, batch=16, learning_rate=3e-3, bf16=True)
+        train(arch, [work / "train.txt"], out, recipe=recipe, tokenizer_file=work / "tokenizer.json",
+              held_out=[work / "valid.txt"], resume=(out / "trainer").exists())  # fmt: skip
+    return json.loads(record.read_text())
+
+
+def prepare(asked):
+    from merino_edge.training.data import read_documents, train_tokenizer
+
+    asked.work.mkdir(parents=True, exist_ok=True)
+    for source, name, size in ((asked.train, "train.txt", TRAIN_BYTES), (asked.valid, "valid.txt", VALID_BYTES)):
+        text = source.read_bytes()[:size]
+        (asked.work / name).write_bytes(text[: text.rfind(b"\n") + 1])
+    tokenizer = asked.work / "tokenizer.json"
+    if not tokenizer.exists():
+        tokenizer.write_text(train_tokenizer(read_documents([asked.work / "train.txt"]), VOCAB).to_str())
+
+
+def score(arch, gamma):
+    """As a search adds it up."""
+    scoring = Scoring(gamma=gamma)
+    return sum(block_score(block.width, round(block.width * block.ffn_ratio), block.depth, block.shared, scoring)
+               for block in arch.blocks)  # fmt: skip
+
+
+def correlation(rows):
+    """Of each reading: the rank correlation and its 95 % interval; of `inverse` less each other, the interval too."""
+    losses = np.array([row["loss"] for row in rows])
+    scores = {gamma: np.array([row["scores"][gamma] for row in rows]) for gamma in READINGS}
+    random = np.random.default_rng(0)
+    draws = [random.integers(0, len(rows), len(rows)) for _ in range(BOOTSTRAPS)]
+    drawn = {gamma: [spearmanr(values[draw], -losses[draw]).statistic for draw in draws]
+             for gamma, values in scores.items()}  # fmt: skip
+
+    def interval(values):
+        return [round(float(value), 3) for value in np.nanpercentile(values, (2.5, 97.5))]
+
+    found = {gamma: {"rank_correlation": round(float(spearmanr(values, -losses).statistic), 3),
+                     "interval": interval(drawn[gamma])}
+             for gamma, values in scores.items()}  # fmt: skip
+    for other in ("off", "literal"):
+        found[f"inverse_less_{other}"] = {"interval": interval(np.subtract(drawn["inverse"], drawn[other]))}
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", type=Path, dest="out", required=True)
+    for name in ("train", "valid", "work"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    asked = parser.parse_args()
+    prepare(asked)
+    chosen = list(decoders())
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        records = list(pool.map(trained, range(len(chosen)), [arch for _, arch in chosen], [asked.work] * len(chosen)))
+    rows = [
+        {"group": group, "shape": arch.shape(), "weights": weights(arch), "loss": round(record["held_out_loss"], 4),
+         "scores": {gamma: round(score(arch, gamma), 1) for gamma in READINGS}}
+        for (group, arch), record in zip(chosen, records, strict=True)
+    ]  # fmt: skip
+    summary = {group: correlation([row for row in rows if row["group"] == group]) for group in GROUPS}
+    summary["all"] = correlation(rows)
+    asked.out.write_text(json.dumps({"summary": summary, "rows": rows}, indent=1) + "\n")
+    for row in rows:
+        print(*row.values())
+    print(json.dumps(summary, indent=1))
+
+
+if __name__ == "__main__":
+    main()
