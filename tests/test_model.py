@@ -39,6 +39,18 @@ def assert_close(found, expected):
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+def test_a_change_of_width_keeps_the_size_of_the_stream(arch):
+    """initializer_range alone would shrink it to a tenth, and training would crawl."""
+    torch.manual_seed(0)
+    model = MerinoForCausalLM(MerinoConfig.from_architecture(arch))
+    projections = [model.blocks[1].enter, model.blocks[2].enter, model.leave]
+    assert isinstance(model.blocks[0].enter, nn.Identity)
+    for projection in projections:
+        with torch.no_grad():
+            stream = projection(torch.randn(1000, projection.in_features))  # [positions, E]
+        assert 0.9 < stream.square().mean().sqrt() < 1.1
+
+
 def test_the_cache_gives_what_the_whole_sequence_gives(model):
     whole = logits(model, IDS, use_cache=False)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, initialization
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -87,13 +87,20 @@ class Layer(nn.Module):
         return x + self.down(nn.functional.gelu(self.up(self.ffn_norm(x)), approximate="tanh"))
 
 
+class Projection(nn.Linear):
+    """The residual stream [B, T, E] from one width to another; begins with what keeps its size."""
+
+    def __init__(self, width: int, following: int):
+        super().__init__(width, following, bias=False)
+
+
 class BlockModule(nn.Module):
     """The projection into the block's width, where it changes, and the layers: one only where they are shared."""
 
     def __init__(self, config: MerinoConfig, block: Block, before: int):
         super().__init__()
         self.depth = block.depth
-        self.enter = nn.Linear(before, block.width, bias=False) if before != block.width else nn.Identity()
+        self.enter = Projection(before, block.width) if before != block.width else nn.Identity()
         self.layers = nn.ModuleList(Layer(config, block) for _ in range(1 if block.shared else block.depth))
 
     def uses(self) -> list[nn.Module]:
@@ -107,6 +114,11 @@ class MerinoPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["Layer"]
     _supports_sdpa = True
     _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Projection):  # initializer_range would shrink the whole stream, to a sixth at 64 channels
+            initialization.normal_(module.weight, std=module.in_features**-0.5)
 
 
 class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
@@ -124,7 +136,7 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
             BlockModule(config, block, width) for block, width in zip(blocks, before, strict=False)
         )
         self.norm = nn.RMSNorm(last, eps=config.rms_norm_eps)
-        self.leave = nn.Linear(last, first, bias=False) if last != first else nn.Identity()
+        self.leave = Projection(last, first) if last != first else nn.Identity()
         self.lm_head = nn.Linear(first, config.vocab_size, bias=False)
         self.post_init()
 
