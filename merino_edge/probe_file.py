@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from merino_bench.board_probe import SCHEMA as PROBE_SCHEMA
 from merino_bench.pace import of_quick_machine
 from merino_edge.latency import Dialect
 from merino_edge.validation import fault_list
 from merino_runtime.errors import MerinoError
 
-PROBE_SCHEMA = 4
 Positive = Annotated[float, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 

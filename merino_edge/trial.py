@@ -32,7 +32,7 @@ AIM, ENOUGH, SAFE = 0.95, (0.93, 0.97), 0.98
 MOST_DESIGNS, MOST_SEARCHES = 6, 12
 MORE, SAME = 1.04, 1.005  # times what was asked for, where the same design came again; of two that need none in between
 STEPS, ROUNDS, PREFILLS = 16, 12, 3  # few steps, so that the cache is as good as full; the last: repetitions too
-DECODES = 9  # processes: one and the same decoder takes 5 % more or less from one to the next
+DECODES = 9  # processes: one and the same decoder takes some percent more or less from one to the next
 SEED, TIMEOUT_S = 0, 600
 SLOW = "slow"  # a flag
 
@@ -52,7 +52,7 @@ def keeping(budgets: Budgets, find: Find, measure: Callable[[Design], Measured])
     tried: dict[Architecture, Design] = {}
     under: Asked | None = None
     over: Asked | None = None
-    asked = {name: AIM * most if name in TRIED else most for name, most in given.items()}
+    asked = times(given, dict.fromkeys(TRIED, AIM))
     for _ in range(MOST_SEARCHES):
         try:
             found = find(Budgets(**asked), next(iter(tried.values()), None))
@@ -61,17 +61,17 @@ def keeping(budgets: Budgets, find: Find, measure: Callable[[Design], Measured])
                 break
             found = find(budgets, None)
         known = found.architecture in tried
-        if not known and len(tried) == MOST_DESIGNS:
-            break
         if not known:
+            if len(tried) == MOST_DESIGNS:
+                break
             found = tried[found.architecture] = found.model_copy(update={"budget": given, "measured": measure(found)})
             say(trial_line(found))
         found = tried[found.architecture]
-        use = max(uses(found).values(), default=AIM)
+        use = most_used(found)
         if ENOUGH[0] <= use <= ENOUGH[1]:
             break
         under, over = (asked, over) if use < ENOUGH[0] else (under, asked)
-        right = {name: most * AIM * trust(found, name) if name in TRIED else most for name, most in given.items()}
+        right = times(given, {name: AIM * trust(found, name) for name in TRIED})
         following = right if not known and between(under, right, over) else middle(under, over)
         if following is None:
             break
@@ -83,7 +83,7 @@ def best_of(tried: list[Design]) -> Design:
     """Of those that measure within their budgets, safely where there are such, the one of most entropy."""
     kept = within(tried, SAFE) or within(tried, 1 + TOLERANCE)
     if not kept:
-        shares = ", ".join(f"{max(uses(design).values()):.1%}" for design in tried)
+        shares = ", ".join(f"{most_used(design):.1%}" for design in tried)
         raise MerinoError(
             f"none of {len(tried)} designs kept its budgets when measured, they took {shares} of one: "
             "give larger budgets, or try again while nothing else runs on this machine"
@@ -91,6 +91,11 @@ def best_of(tried: list[Design]) -> Design:
     best = max(kept, key=lambda design: design.entropy)
     assert best.measured is not None
     return best.model_copy(update={"measured": best.measured.model_copy(update={"designs": len(tried)})})
+
+
+def times(asked: Asked, factors: Asked) -> Asked:
+    """Each of the budgets that has a factor times that."""
+    return {name: most * factors.get(name, 1.0) for name, most in asked.items()}
 
 
 def between(under: Asked | None, asked: Asked, over: Asked | None) -> bool:
@@ -103,14 +108,19 @@ def middle(under: Asked | None, over: Asked | None) -> Asked | None:
     if under is None:
         return None
     if over is None:
-        return {name: MORE * most if name in TRIED else most for name, most in under.items()}
+        return times(under, dict.fromkeys(TRIED, MORE))
     if all(over[name] <= SAME * under[name] for name in under):
         return None
     return {name: (under[name] * over[name]) ** 0.5 for name in under}
 
 
 def within(designs: list[Design], share: float) -> list[Design]:
-    return [design for design in designs if max(uses(design).values(), default=0.0) <= share]
+    return [design for design in designs if most_used(design) <= share]
+
+
+def most_used(design: Design) -> float:
+    """Of the budget that it takes most of; AIM where none was measured."""
+    return max(uses(design).values(), default=AIM)
 
 
 def uses(design: Design) -> dict[str, float]:

@@ -90,12 +90,13 @@ def by_turns(*factors):
     return measure, seen
 
 
-HALF = Budgets(decode_ms=0.5 * ladder()[-1].predicted.decode_ms)
+def half():
+    return Budgets(decode_ms=0.5 * ladder()[-1].predicted.decode_ms)
 
 
 def test_between_one_that_took_too_much_and_one_that_took_too_little_there_is_another():
     measure, seen = by_turns(1.2, 1.0)
-    found = keeping(HALF, find, measure)
+    found = keeping(half(), find, measure)
     sizes = [one.predicted.decode_ms for one in seen]
     assert sizes[1] < sizes[2] < sizes[3] < sizes[0] and found.architecture == seen[-1].architecture
     assert not [one for one in ladder() if sizes[-1] < one.predicted.decode_ms < sizes[0]], "the next one was tried"
@@ -104,7 +105,7 @@ def test_between_one_that_took_too_much_and_one_that_took_too_little_there_is_an
 def test_of_those_that_kept_the_budget_the_one_of_most_entropy_is_chosen():
     """The first breaks it, the second uses too little of it, all others break it."""
     measure, seen = by_turns(1.2, 0.9, 1.4)
-    found = keeping(HALF, find, measure)
+    found = keeping(half(), find, measure)
     assert len(seen) >= 3 and found.architecture == seen[1].architecture
     assert found.measured.designs == len(seen)
 

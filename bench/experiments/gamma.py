@@ -84,7 +84,7 @@ def prepare(asked):
 def score(arch, gamma):
     """As a search adds it up."""
     scoring = Scoring(gamma=gamma)
-    return sum(block_score(block.width, round(block.width * block.ffn_ratio), block.depth, block.shared, scoring)
+    return sum(block_score(block.width, block.ffn_width, block.depth, block.shared, scoring)
                for block in arch.blocks)  # fmt: skip
 
 

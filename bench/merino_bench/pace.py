@@ -8,9 +8,7 @@ import os
 from typing import Any, Callable, List, Optional, Sequence
 
 from merino_bench import kernels
-from merino_bench.probe_timing import LEAST_RUN_S, bound, repeat_ms, undisturbed_ms
-from merino_runtime.backends.onnx_session import session_options
-from merino_runtime.huge_pages import gather_in_huge_pages
+from merino_bench.probe_timing import LEAST_RUN_S, bound, open_graph, repeat_ms, undisturbed_ms
 
 SIDE, MATRICES = 256, 12  # 3 MB: what most last-level caches hold
 SLOW = 1.15  # times the least seen: 1.03 is the spread of a quiet machine
@@ -23,10 +21,7 @@ def pace_meter(onnxruntime: Any, work: str, threads: int, fused: bool) -> Callab
     path = os.path.join(work, "pace.onnx")
     with open(path, "wb") as file:
         file.write(kernel.model)
-    session = onnxruntime.InferenceSession(path, session_options(onnxruntime, threads),
-                                           providers=["CPUExecutionProvider"])
-    gather_in_huge_pages()
-    run = bound(session, kernel, 0, 1)
+    run = bound(open_graph(onnxruntime, path, threads), kernel, 0, 1)
     return lambda: 1000 * undisturbed_ms(repeat_ms(run, LEAST_RUN_S))
 
 

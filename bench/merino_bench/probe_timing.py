@@ -33,9 +33,7 @@ def time_task(onnxruntime: Any, task: Task, kernel: Optional[Kernel], work: str,
         file.write(kernel.model)
     if task.kind == "decoder":
         return time_decoder(task, kernel, work, seconds, cache_bytes, deadline)
-    session = onnxruntime.InferenceSession(path, session_options(onnxruntime, task.threads),
-                                           providers=["CPUExecutionProvider"])
-    gather_in_huge_pages()  # as the runtime does
+    session = open_graph(onnxruntime, path, task.threads)
     rows: List[Dict[str, Any]] = []
     for cached_tokens, tokens in task.runs:
         if rows and time.perf_counter() > deadline:
@@ -44,6 +42,14 @@ def time_task(onnxruntime: Any, task: Task, kernel: Optional[Kernel], work: str,
         rows.append(row_of(task, (cached_tokens, tokens), kernel.weight_bytes,
                            kernel.weight_bytes <= plan.WITHIN * cache_bytes, repeat_ms(call, seconds)))
     return rows
+
+
+def open_graph(onnxruntime: Any, path: str, threads: int) -> Any:
+    """A session as the runtime opens it, weights in huge pages."""
+    session = onnxruntime.InferenceSession(path, session_options(onnxruntime, threads),
+                                           providers=["CPUExecutionProvider"])
+    gather_in_huge_pages()
+    return session
 
 
 def time_decoder(task: Task, kernel: Kernel, work: str, seconds: float, cache_bytes: int,
