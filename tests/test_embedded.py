@@ -35,7 +35,7 @@ def test_its_readme_quotes_the_record():
     assert f"{RECORD['held_out_perplexity']:.2f}" in text
     assert f"{RECORD['held_out_tokens']:,}" in text
     assert f"{RECORD['recipe']['steps']:,} steps" in text
-    assert load_bundle(str(FOLDER)).params == 1_705_728
+    assert load_bundle(str(FOLDER)).params == 1_791_872
 
 
 @pytest.mark.skipif(not DATA, reason="MERINO_DATA names no folder with tinystories_valid.txt")
