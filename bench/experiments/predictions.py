@@ -11,7 +11,7 @@ decode error at most 7 % in the median and 15 % at the 90th percentile, prefill 
 import statistics
 
 import numpy as np
-from turns import arguments, take_turns
+from turns import arguments, take_turns, usual
 
 from merino_bench.apart import measure_apart
 from merino_bench.probe_timing import undisturbed_ms
@@ -83,8 +83,9 @@ def measure(task, folder, profile):
     return {**found, "flags": sorted(set(flags))}
 
 
-def row_of(task, measured, profile):
+def row_of(task, passes, profile):
     arch, form = task
+    measured = usual(passes)
     best = predicted(task, profile)
     full = costs.Workload(form, CACHED + STEPS, CACHED)
     told = {name: cost.decode_ms if name == "decode" else cost.prefill_ms for name, cost in best.items()}
@@ -122,7 +123,7 @@ def main():
     named = {f"{tasks[at][0].shape()} vocabulary {tasks[at][0].vocab} {tasks[at][1]}": tasks[at] for at in order}
     rows = take_turns(
         asked, named, lambda task, folder: measure(task, folder, profile),
-        lambda task, found: row_of(task, found, profile), summary,
+        lambda task, passes: row_of(task, passes, profile), summary,
     )  # fmt: skip
     for row in sorted(rows, key=lambda row: row["params"]):
         figures = (f"{name} {row[name]['measured']:9.3f} {row[name]['error']:+6.1%}" for name in (*works(""), "memory"))

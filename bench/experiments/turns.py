@@ -1,8 +1,8 @@
 """Rows measured in passes, minutes apart, in a file that grows by one measurement at a time.
 
-Of each figure the median over the passes counts, as over the probes that predictions come from: a shared machine's
-memory is slower and faster by the minute. The machine's pace, by a small graph, must be what it was for the probe's
-quick rows before and after a measurement; else it is made again. All passes are in the file.
+Of each figure the median over passes counts (`usual`), as over the probes that predictions come from: a shared
+machine's memory is slower and faster by the minute. The machine's pace, by a small graph, must be what it was for the
+probe's quick rows before and after a measurement; else it is made again. All passes are in the file.
 """
 
 import argparse
@@ -34,10 +34,10 @@ def take_turns(
     asked: argparse.Namespace,
     tasks: dict[str, Any],
     measure: Callable[[Any, Path], dict[str, Any]],
-    row_of: Callable[[Any, dict[str, float]], dict[str, Any]],
+    row_of: Callable[[Any, list[dict[str, Any]]], dict[str, Any]],
     summary: Callable[[list[dict[str, Any]]], Any],
 ) -> list[dict[str, Any]]:
-    """`measure(task, folder for its bundle)` -> figures and `flags`; `row_of(task, figures)` -> a row."""
+    """`measure(task, folder for its bundle)` -> figures and `flags`; `row_of(task, passes)` -> a row."""
     times = load_profile(asked.device).performance.times
     head = {"times": times.source if times else None}
     passes = json.loads(asked.out.read_text())["passes"] if asked.out.exists() else {}
@@ -51,7 +51,7 @@ def take_turns(
                 print(f"pass {number + 1} of {asked.passes}, {place + 1} of {len(tasks)}: {name}", file=sys.stderr)
                 done.append(at_pace(lambda: measure(task, Path(scratch) / str(place))))  # noqa: B023
                 save(asked.out, {**head, "passes": passes})
-    rows = [{"name": name, **row_of(task, usual(passes[name]))} for name, task in tasks.items() if passes.get(name)]
+    rows = [{"name": name, **row_of(task, passes[name])} for name, task in tasks.items() if passes.get(name)]
     save(asked.out, {**head, "summary": summary(rows), "rows": rows, "passes": passes})
     return rows
 
