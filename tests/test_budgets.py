@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merino_edge.design import costs
-from merino_edge.design.budget import Budgets, ceil_digits, option, refusal
+from merino_edge.design.budget import TOLERANCE, Budgets, ceil_digits, option, refusal
 from merino_edge.design.costs import Workload
 from merino_edge.design.designer import design, open_variants
 from merino_edge.design.entropy import Scoring
@@ -146,7 +146,7 @@ def test_the_values_told_for_any_needs_do(data):
     needs = data.draw(st.lists(st.fixed_dictionaries(dict.fromkeys(names, number)), min_size=1, max_size=4))
 
     def fits(limits):
-        return any(all(need[name] <= limits[name] for name in names) for need in needs)
+        return any(all(need[name] <= limits[name] * (1 + TOLERANCE) for name in names) for need in needs)
 
     if fits(given_):
         return
