@@ -144,7 +144,7 @@ def main():
         name = f"{budget_ms:g} ms in {form}"
         make = cache(partial(finder(profile, form), budgets_of(profile, budget_ms)))
         predicted[name] = Task(form, budget_ms, make, False)
-        make = partial(tried_design, path, profile, name, form, budget_ms)
+        make = cache(partial(tried_design, path, profile, name, form, budget_ms))
         tried[name + ", tried"] = Task(form, budget_ms, make, True)
     rows = take_turns(asked, tried | predicted, measure, row_of, summary)
     for row in rows:
