@@ -17,10 +17,10 @@ test: lint $(OLDER:=/ready)
 
 # On Debian, the first time as root: installs qemu-user and mmdebstrap, keeps 230 MB in BOARD_ROOT.
 boards: .venv/ready
-	@tests/boards/rootfs.sh "$(BOARD_ROOT)" $(BIN)/python
+	@tests/targets/boards/rootfs.sh "$(BOARD_ROOT)" $(BIN)/python
 
 test-boards: boards
-	MERINO_BOARD_ROOT="$(BOARD_ROOT)" $(BIN)/python -m pytest tests/test_boards.py
+	MERINO_BOARD_ROOT="$(BOARD_ROOT)" $(BIN)/python -m pytest tests/targets/test_boards.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -34,8 +34,8 @@ lint: .venv/ready
 	touch $@
 
 # Bundles are run by the Pythons of boards too, where there are such: .venv36 is Python 3.6.
-.venv3%/ready: tests/pythons/3.%.txt tests/pythons/venv.sh
-	@tests/pythons/venv.sh 3.$* .venv3$* $<
+.venv3%/ready: tests/targets/pythons/3.%.txt tests/targets/pythons/venv.sh
+	@tests/targets/pythons/venv.sh 3.$* .venv3$* $<
 
 clean:
 	rm -rf .venv $(OLDER) .pytest_cache .mypy_cache .ruff_cache out

@@ -56,7 +56,7 @@ def randomize():
 @pytest.fixture(scope="session")
 def decoder(randomize):
     """A function: (architecture, seed, config keys) -> MerinoForCausalLM with random weights."""
-    from merino_edge.model import MerinoConfig, MerinoForCausalLM
+    from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM
 
     def build(arch, seed=0, **keys):
         return randomize(MerinoForCausalLM(MerinoConfig.from_architecture(arch, **keys)), seed)
@@ -91,7 +91,7 @@ def opt_decoder(randomize):
 @pytest.fixture(scope="session")
 def tiny_arch():
     """Two blocks whose width changes, the second one shared."""
-    from merino_edge.architecture import Architecture
+    from merino_edge.families.merino.architecture import Architecture
 
     return Architecture(
         blocks=(

@@ -21,16 +21,16 @@ from typing import NamedTuple
 import numpy as np
 from turns import arguments, take_turns, usual
 
-from merino_bench.probe_timing import undisturbed_ms
-from merino_bench.workload import decode_case
-from merino_edge.architecture import Architecture, Block
-from merino_edge.design import costs
+from merino_bench.harness.cases import decode_case
+from merino_bench.probe.timing import undisturbed_ms
+from merino_edge.benchmarking.redesign import ROUNDS, STEPS, keeping, measured_here, run, steps_ms
+from merino_edge.calibration.board import board
 from merino_edge.design.budget import Budgets
 from merino_edge.design.designer import Design, design
 from merino_edge.design.space import Space
 from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.profiles import load_profile
-from merino_edge.trial import ROUNDS, STEPS, keeping, measured_here, run, steps_ms
+from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.prediction import predict as costs
 
 COUNT, SEED, CONTEXT, PROCESSES = 20, 7, 512, 5
 LEAST_USE = 0.9
@@ -137,7 +137,7 @@ def tried_design(path, profile, name, form, budget_ms):
 
 def main():
     asked = arguments(__doc__, "bench/results/budgets-x86-2cores.json")
-    profile = load_profile(asked.device)
+    profile = board(asked.device)
     path = asked.out.with_suffix(".designs.json")
     predicted, tried = {}, {}
     for form, budget_ms in random_budgets(profile):

@@ -13,7 +13,7 @@ def export_bundle(folder: Path, precision: str) -> Path:
     """The bundle `folder`/`precision`, exported in a process of its own."""
     geometry = folder / "geometry.json"
     geometry.write_text(json.dumps(GEOMETRY))
-    code = "from merino_edge.cli import main; main()"
+    code = "from merino_edge.cli.app import main; main()"
     bundle = folder / precision
     command = [sys.executable, "-c", code, "export", geometry, "--precision", precision, "-o", bundle]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

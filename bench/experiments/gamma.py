@@ -19,9 +19,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 from scipy.stats import spearmanr
 
-from merino_edge.architecture import Architecture, Block
 from merino_edge.design.entropy import Scoring, block_score
-from merino_edge.operators import params
+from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.families.operators import params
 
 VOCAB, CONTEXT, HEAD = 1024, 128, 32
 FIRST_WIDTHS, STEP, MOST_DEPTH = (64, 96, 128, 160), 32, 12

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from decoder_66m import GEOMETRY
 
-from merino_bench.apart import measure_apart
-from merino_bench.probe_timing import undisturbed_ms
-from merino_bench.workload import Case
-from merino_edge.architecture import Architecture
+from merino_bench.harness.cases import Case
+from merino_bench.harness.processes import measure_apart
+from merino_bench.probe.timing import undisturbed_ms
+from merino_edge.benchmarking.redesign import steps_ms
 from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.trial import steps_ms
+from merino_edge.families.merino.architecture import Architecture
 
 PR_SET_THP_DISABLE = 41
 CASE = Case("tg", 64, 48, 64, None)

@@ -90,7 +90,7 @@ def in_a_fresh_process(folder, packed=True):
 def exported(folder):
     from decoder_66m import export_bundle  # here, so that what is measured does not import numpy before its time
 
-    code = "from merino_edge.cli import main; main()"
+    code = "from merino_edge.cli.app import main; main()"
     large = folder / "opt-350m-int4"
     subprocess.run([sys.executable, "-c", code, "export", "opt-350m", "--precision", "int4", "-o", large],
                    check=True, stdout=subprocess.DEVNULL)  # fmt: skip

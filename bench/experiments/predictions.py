@@ -13,15 +13,15 @@ import statistics
 import numpy as np
 from turns import arguments, take_turns, usual
 
-from merino_bench.apart import measure_apart
-from merino_bench.probe_timing import undisturbed_ms
-from merino_bench.workload import Case
-from merino_edge.architecture import Architecture, Block
-from merino_edge.design import costs
+from merino_bench.harness.cases import Case
+from merino_bench.harness.processes import measure_apart
+from merino_bench.probe.timing import undisturbed_ms
+from merino_edge.benchmarking.redesign import steps_ms
+from merino_edge.calibration.board import board
 from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.operators import params
-from merino_edge.profiles import load_profile
-from merino_edge.trial import steps_ms
+from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.families.operators import params
+from merino_edge.prediction import predict as costs
 
 DESIGNS, SEED, CONTEXT = 24, 2026, 1024
 FORMATS = ("fp32", "int8", "int4")
@@ -117,7 +117,7 @@ def summary(rows):
 
 def main():
     asked = arguments(__doc__, "bench/results/predictions-x86-2cores.json")
-    profile = load_profile(asked.device)
+    profile = board(asked.device)
     tasks = [(arch, form) for arch in random_designs(DESIGNS, SEED) for form in FORMATS]
     order = np.random.default_rng(SEED).permutation(len(tasks))  # so that a drift of the machine meets all sizes
     named = {f"{tasks[at][0].shape()} vocabulary {tasks[at][0].vocab} {tasks[at][1]}": tasks[at] for at in order}

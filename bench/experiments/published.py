@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from merino_edge.catalogue.geometry import Geometry
-from merino_edge.catalogue.models import model
-from merino_edge.design import costs
-from merino_edge.profiles import load_profile
+from merino_edge.families.uniform import Geometry
+from merino_edge.families.zoo import model
+from merino_edge.prediction import predict as costs
+from merino_edge.profiles.profile import load_profile
 
 BEGIN, END = "<!-- published: begin -->", "<!-- published: end -->"
 CACHED, PROMPT = 128, 128  # the sources do not say

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from merino_bench.apart import child_environment
-from merino_bench.bench import run_bench
-from merino_bench.interval import ratio_interval
-from merino_bench.measure import one_round
-from merino_bench.record import speeds_of
-from merino_bench.workload import START_PROMPT, Workload
+from merino_bench.fresh_process import child_environment
+from merino_bench.harness.cases import START_PROMPT, Workload
+from merino_bench.harness.interval import ratio_interval
+from merino_bench.harness.record import speeds_of
+from merino_bench.harness.run import run_bench
+from merino_bench.harness.worker import one_round
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.generate import Done, generate

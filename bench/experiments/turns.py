@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from merino_edge.profiles import load_profile
-from merino_edge.trial import AtPace
+from merino_edge.benchmarking.redesign import AtPace
+from merino_edge.calibration.board import board
 
 PASSES = 5
 PAUSES = 1000  # of two seconds, all in all, until the machine is at its pace
@@ -38,7 +38,7 @@ def take_turns(
     summary: Callable[[list[dict[str, Any]]], Any],
 ) -> list[dict[str, Any]]:
     """`measure(task, folder for its bundle)` -> figures and `flags`; `row_of(task, passes)` -> a row."""
-    times = load_profile(asked.device).performance.times
+    times = board(asked.device).performance.times
     head = {"times": times.source if times else None}
     passes = json.loads(asked.out.read_text())["passes"] if asked.out.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:

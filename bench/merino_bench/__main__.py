@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Callable, Optional, Sequence, Tuple
 
-from merino_bench.workload import (
+from merino_bench.harness.cases import (
     START_PROMPT,
     USUAL_PROMPT,
     USUAL_STEPS,
@@ -60,7 +60,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from merino_bench.bench import bench_command
+    from merino_bench.harness.run import bench_command
 
     workload = Workload(arguments.prompts, arguments.steps, arguments.repetitions, arguments.threads,
                         arguments.depths)
@@ -74,7 +74,7 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from merino_bench.board_probe import run_probe
+    from merino_bench.probe.run import run_probe
     from merino_runtime.commands import say
 
     say("measuring for at most a minute; let nothing else run")

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
-from merino_edge.profiles import DeviceProfile
+from merino_edge.prediction.predict import TOLERANCE
+from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
 LABELS = {
@@ -16,8 +17,6 @@ LABELS = {
     "file_mb": "MB of the bundle's folder: weights, graph, tokenizer, the board's application",
     "j_per_token": "joules per decoded token, the cache full",
 }
-
-TOLERANCE = 1e-12  # relative: sums of a few hundred terms in another order differ by less
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,18 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from merino_edge.architecture import Architecture
 from merino_edge.design import evolution, exact
 from merino_edge.design.budget import Budgets
-from merino_edge.design.costs import predict
 from merino_edge.design.entropy import Scoring
 from merino_edge.design.evolution import Effort
 from merino_edge.design.space import Program, Solution, Space, architecture
-from merino_edge.design.times import Workload
 from merino_edge.design.variants import Variant, combinations, search
-from merino_edge.operators import CPU_FORMATS
-from merino_edge.profiles import DeviceProfile
-from merino_edge.validation import fault_list
+from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.operators import CPU_FORMATS
+from merino_edge.prediction.latency import Workload
+from merino_edge.prediction.predict import predict
+from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
 SCHEMA = 1

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from merino_edge.design.budget import TOLERANCE
 from merino_edge.design.space import Program, Solution, smallest_choice
+from merino_edge.prediction.predict import TOLERANCE
 from merino_runtime.errors import MerinoError
 
 Choice = tuple[int, ...]

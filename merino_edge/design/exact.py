@@ -11,8 +11,8 @@ from itertools import combinations_with_replacement
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp, minimize
 
-from merino_edge.design.budget import TOLERANCE
 from merino_edge.design.space import Program, Solution, smallest_choice
+from merino_edge.prediction.predict import TOLERANCE
 
 SLACK = 2e-6  # twice HiGHS's feasibility tolerance: taken off the limits if a solution oversteps them by that much
 ROUNDING = 1e-9  # relative: a score this much above another is the same

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from merino_edge.design import costs
-from merino_edge.design.times import Regime, Workload, ceiling_mb, decode_ms, prefill_ms, read_mb
-from merino_edge.operators import Operator, flops, params
-from merino_edge.profiles import DeviceProfile
+from merino_edge.families.operators import Operator, flops, params
+from merino_edge.prediction import predict as costs
+from merino_edge.prediction.latency import Regime, Workload, ceiling_mb, decode_ms, prefill_ms, read_mb
+from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.board import MB as BYTES_PER_MB
 
 ALSO = ("cached_", "opening_")  # before a budget's name: another sum that it limits

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from merino_edge.design import exact
 from merino_edge.design.budget import Budgets
-from merino_edge.design.costs import Workload
 from merino_edge.design.entropy import Scoring
 from merino_edge.design.space import Space, architecture, encode
-from merino_edge.operators import flops, params
-from merino_edge.profiles import load_profile
+from merino_edge.families.operators import flops, params
+from merino_edge.prediction.predict import Workload
+from merino_edge.profiles.profile import load_profile
 
 CONTEXT = 1024
 

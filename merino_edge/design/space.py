@@ -12,20 +12,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merino_edge.architecture import (
+from merino_edge.design.budget import Budgets, broken, refusal, require_watts
+from merino_edge.design.entropy import Scoring, block_score
+from merino_edge.design.measures import additive_measure, fixed_measure, with_demands
+from merino_edge.families.merino.architecture import (
     Architecture,
     Block,
     block_operators,
     end_operators,
     transition_operators,
 )
-from merino_edge.design import costs
-from merino_edge.design.budget import Budgets, broken, refusal, require_watts
-from merino_edge.design.entropy import Scoring, block_score
-from merino_edge.design.measures import additive_measure, fixed_measure, with_demands
-from merino_edge.design.times import Regime, Workload, usual_regime
-from merino_edge.operators import BLOCKS, Operator, embed
-from merino_edge.profiles import DeviceProfile
+from merino_edge.families.operators import BLOCKS, Operator, embed
+from merino_edge.prediction import predict as costs
+from merino_edge.prediction.latency import Regime, Workload, usual_regime
+from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
 TABLES = ("embed", "head")  # the operators whose size is the vocabulary's

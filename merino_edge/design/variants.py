@@ -13,9 +13,9 @@ from merino_edge.design.credit import credit
 from merino_edge.design.entropy import Scoring
 from merino_edge.design.measures import ALSO, with_demands
 from merino_edge.design.space import Program, Solution, Space, least, scaled, tabulate
-from merino_edge.design.times import Regime, Workload, telling_regimes
-from merino_edge.operators import CPU_FORMATS, FAST_ISA
-from merino_edge.profiles import DeviceProfile
+from merino_edge.families.operators import CPU_FORMATS, FAST_ISA
+from merino_edge.prediction.latency import Regime, Workload, telling_regimes
+from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.board import ARM_FEATURES, X86_FEATURES
 from merino_runtime.errors import MerinoError
 

@@ -10,21 +10,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedModel
 
-from merino_edge.design.costs import Workload, memory_mb, usual_prompt
-from merino_edge.export.board_app import APP_FILE, write_board_app
-from merino_edge.export.dialect import KvLayer
-from merino_edge.export.fused import Fused
-from merino_edge.export.graph import Graph
+from merino_edge.bundles.board_app import APP_FILE, write_board_app
+from merino_edge.export.onnx.fused import Fused
+from merino_edge.export.onnx.graph import Graph
+from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.parity import Golden, allowed_error, torch_greedy, with_quantized, worst_error
-from merino_edge.export.portable import Portable
 from merino_edge.export.quantize import MatrixError
 from merino_edge.export.source import Source, is_bundle
-from merino_edge.export.walk_merino import walk_merino
-from merino_edge.export.walk_opt import walk_opt
-from merino_edge.files import new_folder, write_text
-from merino_edge.operators import CPU_FORMATS, FAST_ISA, decode_flops, kv_bytes, params
-from merino_edge.opt import OptArchitecture
-from merino_edge.profiles import list_profiles
+from merino_edge.families.graph_ops import KvLayer
+from merino_edge.families.merino.walk import walk_merino
+from merino_edge.families.operators import CPU_FORMATS, FAST_ISA, decode_flops, kv_bytes, params
+from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.opt.walk import walk_opt
+from merino_edge.prediction.predict import Workload, memory_mb, usual_prompt
+from merino_edge.profiles.profile import list_profiles
+from merino_edge.storage.atomic import new_folder, write_text
 from merino_runtime.board import ARM_FEATURES
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merino_edge.operators import BLOCKS
+from merino_edge.families.operators import BLOCKS
 from merino_runtime.errors import MerinoError
 
 ERROR_GROWTH = {4: 1.25, 8: 2.0}  # by bits: a larger block may have so much more error than the smallest one

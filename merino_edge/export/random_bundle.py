@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from merino_edge.architecture import Architecture
 from merino_edge.design.designer import Design
 from merino_edge.export import export as exporter
-from merino_edge.export.dialect import KvLayer
-from merino_edge.export.fused import Fused
+from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.parity import Golden
 from merino_edge.export.quantize import Quantized
 from merino_edge.export.source import Source
-from merino_edge.export.walk_merino import walk_merino
-from merino_edge.files import new_folder, write_text
-from merino_edge.model import MerinoConfig, MerinoForCausalLM
-from merino_edge.operators import largest_block
+from merino_edge.families.graph_ops import KvLayer
+from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM
+from merino_edge.families.merino.walk import walk_merino
+from merino_edge.families.operators import largest_block
+from merino_edge.storage.atomic import new_folder, write_text
 
 
 class Quick(Fused):

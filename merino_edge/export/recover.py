@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 from transformers import PreTrainedModel
 
-from merino_edge.export.graph import MODEL_FILE
+from merino_edge.export.onnx.graph import MODEL_FILE
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 

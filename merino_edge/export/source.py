@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, OPTConfig, OPTForCausalLM, PreTrainedModel, set_seed
 
-from merino_edge.architecture import Architecture
 from merino_edge.design.designer import Design, load_design
 from merino_edge.export.recover import recover_weights
-from merino_edge.model import MerinoConfig, MerinoForCausalLM
-from merino_edge.opt import OPT_125M, OPT_350M, OptArchitecture
-from merino_edge.validation import fault_list
+from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM
+from merino_edge.families.opt.geometry import OPT_125M, OPT_350M, OptArchitecture
+from merino_edge.storage.faults import fault_list
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 

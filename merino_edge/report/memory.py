@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from merino_edge.operators import kv_bytes, weight_bytes
+from merino_edge.families.operators import kv_bytes, weight_bytes
 from merino_edge.report.series import Series
 from merino_runtime.board import MB as BYTES_PER_MB
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from merino_bench.environment import machine
-from merino_edge.design.costs import Workload, predict
-from merino_edge.profiles import DeviceProfile
-from merino_edge.records import Record
+from merino_bench.sensors.environment import machine
+from merino_edge.prediction.predict import Workload, predict
+from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.records.record import Record
 from merino_edge.report.series import Series
 
 

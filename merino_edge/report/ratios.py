@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from merino_edge.ratio import Ratio, speed_ratio
-from merino_edge.records import Record
+from merino_edge.records.record import Record
+from merino_edge.records.speed_ratio import Ratio, speed_ratio
 from merino_edge.report.series import Series
 
 PAPER_SPEED, PAPER_PARAMS = 4.9, 5.5

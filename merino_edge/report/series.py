@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from merino_edge.operators import FORMATS, Operator, params
-from merino_edge.opt import OPT_350M
-from merino_edge.records import USUAL_ENGINE, Record
+from merino_edge.families.operators import FORMATS, Operator, params
+from merino_edge.families.opt.geometry import OPT_350M
+from merino_edge.records.record import USUAL_ENGINE, Record
 
 REFERENCE = "OPT-350M"
 REFERENCE_PARAMS = params(OPT_350M.operators)

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from merino_edge.architecture import Architecture
-from merino_edge.files import write_text
-from merino_edge.model import MerinoConfig, MerinoForCausalLM
+from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM
+from merino_edge.storage.atomic import write_text
 from merino_edge.training.data import (
     END_OF_TEXT,
     PackedTokens,

@@ -17,7 +17,7 @@ from plan import SECTIONS, SMALL_SECTIONS
 from runs import Runs, take_turns
 from tables import facts_line, report
 
-from merino_bench.workload import Case
+from merino_bench.harness.cases import Case
 from merino_runtime.errors import MerinoError
 
 STEPS = 64

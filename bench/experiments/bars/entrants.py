@@ -10,16 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merino_bench.apart import measure_apart, run_apart
-from merino_bench.peers.engines import PEERS, missing
-from merino_bench.peers.geometry import geometry_of
-from merino_bench.peers.rows import Peers, as_read_by, make_apart, measure_peer_apart
-from merino_bench.workload import Case
+from merino_bench.fresh_process import run_apart
+from merino_bench.harness.cases import Case
+from merino_bench.harness.processes import measure_apart
+from merino_edge.benchmarking.peers.engines import PEERS, missing
+from merino_edge.benchmarking.peers.geometry import geometry_of
+from merino_edge.benchmarking.peers.rows import Peers, as_read_by, make_apart, measure_peer_apart
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 
 SEED, TIMEOUT_S = 0, 1200.0
-MODEL_SOURCE = "merino_edge.model.random:random_decoder"
+MODEL_SOURCE = "merino_edge.families.merino.random:random_decoder"
 OURS, PROBE = "ours", "probe"
 
 

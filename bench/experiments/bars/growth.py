@@ -10,7 +10,7 @@ from entrants import PROBE, Entrant, ours
 from runs import Runs
 from tables import table
 
-from merino_bench.workload import Case, decode_case, prefill_case
+from merino_bench.harness.cases import Case, decode_case, prefill_case
 
 SECTION, CONTEXT = "growth", 2048
 DEPTHS = (0, 128, 256, 512, 768, 1024, 1280, 1536, 1792, 2016)

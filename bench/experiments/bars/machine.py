@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from merino_bench.bench import best_read_gb_s
+from merino_bench.harness.run import best_read_gb_s
 
 SIZE, SECONDS = 1024, 1.0
 

@@ -35,9 +35,9 @@ def export_model(request: dict[str, Any]) -> None:
 
 
 def source_of(model: str, cache: Path) -> Any:
-    from merino_edge.architecture import Architecture
     from merino_edge.export.source import random_merino, random_opt
-    from merino_edge.opt import OPT_350M, OptArchitecture
+    from merino_edge.families.merino.architecture import Architecture
+    from merino_edge.families.opt.geometry import OPT_350M, OptArchitecture
 
     base, _, cut = model.partition("-v")
     update = {"vocab": int(cut)} if cut else {}
@@ -60,17 +60,17 @@ def source_of(model: str, cache: Path) -> Any:
 def designed(path: Path, options: Sequence[str]) -> dict[str, Any]:
     """By the command that a user types; kept as design.json in the cache folder."""
     if not path.exists():
-        command = [sys.executable, "-c", "from merino_edge.cli import main; main()", "design", *options, "-o", path]
+        command = [sys.executable, "-c", "from merino_edge.cli.app import main; main()", "design", *options, "-o", path]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return dict(json.loads(path.read_text())["architecture"])
 
 
 def for_the_time(precision: str) -> tuple[str, ...]:
     """A decode time on this machine that OPT-350M's predicted one exceeds FASTER times, in one format."""
-    from merino_edge.design.costs import Workload, predict
-    from merino_edge.opt import OPT_350M
-    from merino_edge.profiles import load_profile
+    from merino_edge.calibration.board import board
+    from merino_edge.families.opt.geometry import OPT_350M
+    from merino_edge.prediction.predict import Workload, predict
 
-    opt_ms = predict(OPT_350M.operators, load_profile("host"), Workload(precision, CONTEXT, PROMPT)).decode_ms
+    opt_ms = predict(OPT_350M.operators, board("host"), Workload(precision, CONTEXT, PROMPT)).decode_ms
     return ("--device", "host", "--precision", precision, "--params-m", "60.2", "--decode-ms", f"{opt_ms / FASTER:.4g}",
             "--context", str(CONTEXT), "--prompt", str(PROMPT))  # fmt: skip

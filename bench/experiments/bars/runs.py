@@ -12,8 +12,8 @@ from typing import Any
 
 from entrants import Entrant, make, measure
 
-from merino_bench.environment import machine
-from merino_bench.workload import Case
+from merino_bench.harness.cases import Case
+from merino_bench.sensors.environment import machine
 from merino_runtime.errors import MerinoError
 
 SCHEMA = 1

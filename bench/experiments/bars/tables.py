@@ -10,7 +10,7 @@ from models import VOCAB_CUT
 from plan import Bar, Section
 from runs import Runs
 
-from merino_bench.interval import DRAWS, tail_share
+from merino_bench.harness.interval import DRAWS, tail_share
 
 CEILING_BAR = 0.75
 READ = "weights read per token, 10^6 bytes"

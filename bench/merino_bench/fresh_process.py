@@ -1,0 +1,71 @@
+"""Runs one of our modules in a fresh process: a request in, one JSON object out. What fails becomes a MerinoError that
+gives the reason: memory that is not there, a process that dies or takes too long.
+"""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import Any, Dict, Optional
+
+import merino_bench
+import merino_runtime
+from merino_runtime import board
+from merino_runtime.errors import MerinoError
+
+OUT_OF_MEMORY = "out of memory"
+# What allocators say: the C++ runtime's, onnxruntime's and the dynamic loader's words for the same lack.
+_NO_MEMORY = re.compile(r"bad_alloc|bad allocation|[Ff]ailed to allocate|[Cc]annot allocate memory|MemoryError"
+                        r"|failed to map segment|ENOMEM", re.ASCII)
+
+
+
+def run_apart(module: str, request: str, timeout_s: float, variables: Optional[Dict[str, str]] = None
+              ) -> Dict[str, Any]:
+    """A module in a fresh process: a JSON object as its argument, another one as the last line of what it prints.
+    variables: of the environment, on top of this process's. MerinoError with the reason where none comes."""
+    process = subprocess.Popen([sys.executable, "-m", module, request],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=dict(child_environment(), **(variables or {})))
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise MerinoError(f"no result in the time left to the row, {timeout_s:.3g} s (--timeout)") from None
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    lines = out.decode("utf-8", "replace").splitlines()
+    try:
+        result: Dict[str, Any] = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        raise MerinoError(reason_of(process.returncode, err.decode("utf-8", "replace"))) from None
+    if "error" in result:
+        raise MerinoError(_with_memory_named(result["error"]))
+    return result
+
+
+def child_environment() -> Dict[str, str]:
+    """So that the child imports the packages that this process did, from a folder or from a zip."""
+    board.prepare_environment()
+    roots = [os.path.dirname(os.path.dirname(os.path.abspath(package.__file__ or "")))
+             for package in (merino_runtime, merino_bench)]
+    before = os.environ.get("PYTHONPATH")
+    paths = sorted(set(roots), key=roots.index) + ([before] if before else [])
+    return dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
+
+
+def reason_of(return_code: int, err: str) -> str:
+    """Why a process ended without a result."""
+    if return_code == -signal.SIGKILL:
+        return f"killed by signal 9: most likely {OUT_OF_MEMORY}"
+    if return_code < 0:
+        said = f"ended by signal {-return_code} ({signal.Signals(-return_code).name})"
+        return f"{OUT_OF_MEMORY}: {said}" if _NO_MEMORY.search(err) else said
+    lines = [line.strip() for line in err.splitlines() if line.strip()]
+    return _with_memory_named(f"ended with code {return_code}: {lines[-1] if lines else 'it said nothing'}")
+
+
+def _with_memory_named(reason: str) -> str:
+    return f"{OUT_OF_MEMORY}: {reason}" if _NO_MEMORY.search(reason) else reason

@@ -1,0 +1,149 @@
+"""Benchmark records: what one row of `bench` says, derived from raw samples (fields: `RECORD_KEYS`).
+
+A record of a failed measurement has the same keys, with null figures and the reason among its flags. Ratios are
+`ratios`'s; how records are shown and stored is `render`'s.
+"""
+import os
+import statistics
+import time
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+
+from merino_bench.harness.cases import Case
+from merino_runtime.bundle import Bundle, sha256_of
+
+SCHEMA = 2
+WEIGHTS = {"trained": "real", "random": "random"}
+FAILED = "failed: "  # a flag that begins so gives the reason
+TIMED = "model and argmax, without tokenising"
+RECORD_KEYS = (
+    "schema", "bundle", "bundle_sha256", "engine", "precision", "dialect", "weights", "weights_source",
+    "family", "architecture",  # of bundle.json
+    "test", "prompt_tokens",  # ids of the timed prefill
+    "depth",  # cached tokens asked for (-d); a tg row of depth 0 starts behind prompt_tokens of them
+    "context",  # KV slots of the bundle
+    "repetitions",
+    "threads",  # of decode
+    "prefill_threads",
+    "tok_s",  # mean over repetitions; tg: without the first token, which the prefill gives
+    "tok_s_sd",  # over repetitions; null where there was one
+    "ms_mean", "ms_sd", "ms_p50", "ms_p90", "ms_p95", "ms_p99",  # of samples_ms; tg: inter-token latency
+    "tpot_ms",  # tg: mean time per output token after the first; null for pp
+    "ttft_ms",  # p50 of the prefills of prompt_tokens ids, the choice of the first token included
+    "load_ms", "verify_ms",
+    "peak_rss_mb",  # MB of 2**20 bytes
+    "bundle_bytes", "params",
+    "flops_per_token",  # tg: of a step at the mean cache length, the head included; pp: per id of the prompt
+    "bytes_per_token",  # tg: weights and KV read by a step at the mean cache length; pp: weights, per prefill
+    "ceiling_share",  # of read_gb_s. Above 1 where the weights stay in the CPU's cache; null for pp
+    "read_gb_s",  # probed on this machine, 10**9 bytes
+    "j_per_token",  # pp: per id of the prompt; tg: per step; idle included; null without a sensor
+    "energy",  # of `energy.energy_of`, null without a sensor
+    "samples_ms",  # pp: one per repetition; tg: one per step, repetitions one after another
+    "rounds_ms",  # the same samples, a list per repetition
+    "ratio_interval",  # [low, high] of ratio_to_baseline, 95 %; null without one
+    "timed", "date", "command", "environment", "flags", "notes",
+)
+
+
+def identity_of(path: str, bundle: Optional[Bundle]) -> Dict[str, Any]:
+    """What all rows of a bundle share; no more than the folder's name where it cannot be read."""
+    if bundle is None:
+        return {"bundle": os.path.basename(os.path.abspath(path))}
+    description = os.path.join(bundle.folder, "bundle.json")
+    return {
+        "bundle": bundle.name, "bundle_sha256": sha256_of(description), "precision": bundle.precision,
+        "dialect": bundle.dialect, "weights": WEIGHTS[bundle.weights], "family": bundle.family,
+        "architecture": bundle.architecture, "context": bundle.context,
+        "weights_source": bundle.weights_source, "params": bundle.params,
+        "bundle_bytes": os.path.getsize(description) + sum(file.bytes for file in bundle.files),
+    }
+
+
+def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, measured: Dict[str, Any],
+              read_gb_s: Optional[float], energy: Optional[Dict[str, Any]] = None,
+              command: Optional[str] = None) -> Dict[str, Any]:
+    """identity: of `identity_of`; measured: of `measure`, its blocks joined; energy: of `energy_of`."""
+    rounds_ms = measured["step_ms"] if case.steps else [[one] for one in measured["prefill_ms"]]
+    speeds = speeds_of(rounds_ms, case.steps or case.prompt)
+    record = empty_record(identity, case, command)
+    record.update(
+        engine=measured["engine"], threads=measured["threads"], prefill_threads=measured["prefill_threads"],
+        repetitions=len(rounds_ms),
+        tok_s=statistics.mean(speeds), tok_s_sd=statistics.stdev(speeds) if len(speeds) > 1 else None,
+        ttft_ms=statistics.median(measured["prefill_ms"]), load_ms=measured["load_ms"],
+        verify_ms=measured["verify_ms"], peak_rss_mb=measured["peak_rss_mb"],
+        flops_per_token=flops_per_token(bundle, case), bytes_per_token=bytes_per_token(bundle, case),
+        read_gb_s=read_gb_s, energy=energy, rounds_ms=rounds_ms,
+        environment=measured["environment"], flags=list(measured["flags"]), notes=list(measured["notes"]),
+        **figures_of(rounds_ms))
+    if case.steps:
+        record["tpot_ms"] = record["ms_mean"]  # rounds are of equal length
+        if read_gb_s:
+            record["ceiling_share"] = record["bytes_per_token"] * record["tok_s"] / (read_gb_s * 1e9)
+    joules = (energy or {}).get("decode_j" if case.steps else "prefill_j")
+    if joules is not None:
+        record["j_per_token"] = joules / ((case.steps or case.prompt) * len(rounds_ms))
+    return record
+
+
+def figures_of(rounds_ms: Sequence[Sequence[float]]) -> Dict[str, Any]:
+    """Of all samples together, whatever repetition they belong to."""
+    samples_ms = [sample for one in rounds_ms for sample in one]
+    quantiles = {f"ms_p{share}": float(np.percentile(samples_ms, share)) for share in (50, 90, 95, 99)}
+    return dict(quantiles, samples_ms=samples_ms, ms_mean=statistics.mean(samples_ms),
+                ms_sd=statistics.stdev(samples_ms) if len(samples_ms) > 1 else None)
+
+
+def speeds_of(rounds_ms: Sequence[Sequence[float]], tokens: int) -> List[float]:
+    """tok/s of each repetition. tokens: of a repetition."""
+    return [1000 * tokens / sum(one) for one in rounds_ms]
+
+
+def failed_record(identity: Dict[str, Any], case: Case, reason: str,
+                  command: Optional[str] = None) -> Dict[str, Any]:
+    return dict(empty_record(identity, case, command), flags=[FAILED + reason])
+
+
+def failures(records: Sequence[Dict[str, Any]]) -> List[str]:
+    """Which rows failed, and why."""
+    return [f"{record['bundle']} {record['test']} {flag}" for record in records for flag in record["flags"]
+            if flag.startswith(FAILED)]
+
+
+def bytes_per_token(bundle: Bundle, case: Case) -> int:
+    """The least that must be read: a `portable` graph reads the whole cache at each step, and pays for it.
+
+    Step i of a round finds decode_start + i cached entries, so the mean of i = 0 .. steps - 1 counts.
+    """
+    if not case.steps:
+        return bundle.decode_weight_bytes
+    mean_length = case.decode_start + (case.steps - 1) / 2
+    return round(bundle.decode_weight_bytes + bundle.kv_bytes / bundle.context * mean_length)
+
+
+def flops_per_token(bundle: Bundle, case: Case) -> int:
+    """Multiply-adds times 2. bundle.json's count is that of one step over an empty cache; each cached entry adds
+    a product with the query and one with the value. A prefill computes the head once, not per id."""
+    per_entry = sum(4 * layer.heads * layer.head_size for layer in bundle.kv_layers)
+    if case.steps:
+        return round(bundle.flops_per_token + per_entry * (case.decode_start + (case.steps - 1) / 2))
+    head = 2 * bundle.vocab * _head_width(bundle.architecture)
+    mean_length = case.untimed + (case.prompt - 1) / 2
+    return round(bundle.flops_per_token - head * (1 - 1 / case.prompt) + per_entry * mean_length)
+
+
+def empty_record(identity: Dict[str, Any], case: Case, command: Optional[str] = None) -> Dict[str, Any]:
+    """Every key, with null figures and what is known before measuring."""
+    record: Dict[str, Any] = dict.fromkeys(RECORD_KEYS)
+    record.update(identity, schema=SCHEMA, test=case.name, prompt_tokens=case.prompt, depth=case.depth, timed=TIMED,
+                  date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), command=command, flags=[], notes=[])
+    return record
+
+
+def _head_width(architecture: Dict[str, Any]) -> int:
+    """The embedding is the head too: of the first block's width, or OPT's own."""
+    if "blocks" in architecture:
+        return int(architecture["blocks"][0]["width"])
+    return int(architecture["embed_width"])

@@ -1,0 +1,177 @@
+"""Records as text: a GitHub-markdown table, CSV, JSON, JSON lines, and a file. Computes no figure."""
+import csv
+import io
+import json
+import os
+import tempfile
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from merino_bench.harness.record import FAILED, failures
+from merino_runtime.errors import MerinoError
+
+OUTPUTS = ("md", "json", "jsonl", "csv")
+LEFT = ("bundle", "format", "weights", "engine", "test", "vs baseline", "ratio at", "flags")
+NESTED = ("samples_ms", "rounds_ms", "environment", "energy", "architecture")  # not in CSV
+PAPER = ("paper (MeRino-64M against OPT-350M on a Jetson Nano): 4.9x faster, "
+         "5.5x smaller")
+
+
+def render(records: Sequence[Dict[str, Any]], output: str) -> str:
+    """output: one of OUTPUTS. Ends with a line break."""
+    forms = {"md": as_markdown, "json": as_json, "jsonl": as_json_lines, "csv": as_csv}
+    if output not in forms:
+        raise MerinoError(f"output is {output!r}, allowed: {', '.join(OUTPUTS)}.")
+    return forms[output](records)
+
+
+def as_json(records: Sequence[Dict[str, Any]]) -> str:
+    """A list with one record per line: with line breaks between samples nobody could read it."""
+    return "[" + ",\n ".join(_json(record) for record in records) + "]\n"
+
+
+def as_json_lines(records: Sequence[Dict[str, Any]]) -> str:
+    return "".join(_json(record) + "\n" for record in records)
+
+
+def as_csv(records: Sequence[Dict[str, Any]]) -> str:
+    """All but the nested fields; lists joined by semicolons."""
+    keys = [key for key in (records[0] if records else ()) if key not in NESTED]
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(keys)
+    for record in records:
+        values = [record[key] for key in keys]
+        rows.writerow(["; ".join(map(str, value)) if isinstance(value, list) else value for value in values])
+    return text.getvalue()
+
+
+def as_markdown(records: Sequence[Dict[str, Any]]) -> str:
+    """Aligned, so that it reads in a terminal too. What failed, what has no ratio and why, and the paper's figures
+    beside ours stand below the table."""
+    with_ratio = any("ratio_to_baseline" in record for record in records)
+    with_energy = any(record["j_per_token"] is not None for record in records)
+    rows = [[_cell(text) for text in _cells(record, with_ratio, with_energy)] for record in records]
+    titles = ["bundle", "format", "weights", "params M", "bundle MB", "engine", "threads", "test", "tok/s",
+              "ms p50", "p90", "p99", "TTFT ms", "load ms", "RSS MB", "of ceiling",
+              *(["J/token"] if with_energy else []), *(["vs baseline", "ratio at"] if with_ratio else []), "flags"]
+    columns = [(title in LEFT, max(3, *(len(row[place]) for row in [titles, *rows])))
+               for place, title in enumerate(titles)]
+    rule = [":" + "-" * (width - 1) if left else "-" * (width - 1) + ":" for left, width in columns]
+    lines = [_line(row, columns) for row in [titles, rule, *rows]]
+    below = failures(records) + without_ratio(records) + beside_the_paper(records)
+    return "\n".join(lines + [""] * bool(below) + below) + "\n"
+
+
+def without_ratio(records: Sequence[Dict[str, Any]]) -> List[str]:
+    return [f"{record['bundle']} {record['test']} {note}" for record in records for note in record["notes"]
+            if note.startswith("no ratio: ") and not any(flag.startswith(FAILED) for flag in record["flags"])]
+
+
+def beside_the_paper(records: Sequence[Dict[str, Any]]) -> List[str]:
+    """Decode against OPT-350M, ours and the paper's, where that is the baseline."""
+    ours = [record for record in records
+            if (record.get("baseline") or "").startswith("opt-350m ") and record["bundle"] != "opt-350m"
+            and record["test"].startswith("tg") and record["ratio_to_baseline"] and record["params_ratio"]]
+    if not ours:
+        return []
+    return [f"here: {record['bundle']} {record['test']} {record['ratio_to_baseline']:.1f}x as fast at "
+            f"{record['ratio_kind']}, {1 / record['params_ratio']:.1f}x smaller in parameters"
+            for record in ours] + [PAPER]
+
+
+def check_can_save(path: str) -> None:
+    """Before the measuring, so that an hour of it is not lost to a missing folder."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise MerinoError(f"cannot save to {path!r}: it must be a file in a folder that exists and may be "
+                          "written to. Make the folder or name another file.")
+
+
+def save(records: Sequence[Dict[str, Any]], path: str) -> None:
+    """A JSON list, written beside and renamed: a reader never sees half of it."""
+    check_can_save(path)
+    folder = os.path.dirname(os.path.abspath(path))
+    handle, beside = tempfile.mkstemp(".part", os.path.basename(path) + ".", folder)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(as_json(records))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)  # mkstemp's is for the owner alone
+        os.replace(beside, path)
+    except OSError as error:
+        os.unlink(beside)
+        raise MerinoError(f"cannot save to {path!r}: {error.strerror}. Free space or name another "
+                          "file.") from error
+
+
+def appends(path: str) -> bool:
+    """A file of JSON lines grows, any other is written anew."""
+    return path.endswith(".jsonl")
+
+
+def append(records: Sequence[Dict[str, Any]], path: str) -> None:
+    """One line per record, on the disk when this returns. A last line that a power cut left without its end
+    stays a line of its own."""
+    check_can_save(path)
+    try:
+        with open(path, "ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            torn = file.read(1) not in (b"", b"\n")
+            file.write(("\n" * torn + as_json_lines(records)).encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise MerinoError(f"cannot append to {path!r}: {error.strerror}. Free space or name another "
+                          "file.") from error
+
+
+def _json(record: Dict[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False)
+
+
+def _cells(record: Dict[str, Any], with_ratio: bool, with_energy: bool) -> List[str]:
+    speed = _number(record["tok_s"], 1)
+    if record["tok_s_sd"] is not None:
+        speed += f" ± {record['tok_s_sd']:.1f}"
+    params, size, share = record["params"], record["bundle_bytes"], record["ceiling_share"]
+    threads = record["threads" if record["test"].startswith("tg") else "prefill_threads"]
+    cells = [
+        record["bundle"], " ".join(filter(None, [record["precision"], record["dialect"]])) or "-",
+        record["weights"] or "-", _number(None if params is None else params / 1e6, 1),
+        _number(None if size is None else size / 2 ** 20, 1), record["engine"] or "-",
+        _number(threads, 0), record["test"], speed, _number(record["ms_p50"], 2),
+        _number(record["ms_p90"], 2), _number(record["ms_p99"], 2), _number(record["ttft_ms"], 1),
+        _number(record["load_ms"], 0), _number(record["peak_rss_mb"], 0),
+        "-" if share is None else f"{100 * share:.0f} %"]
+    if with_energy:
+        cells.append(_number(record["j_per_token"], 4))
+    if with_ratio:
+        cells.extend([_ratio_cell(record), record.get("ratio_kind") or "-"])
+    flags = [flag if not flag.startswith(FAILED) else "failed" for flag in record["flags"]]
+    return [*cells, ", ".join(flags)]
+
+
+def _ratio_cell(record: Dict[str, Any]) -> str:
+    """`3.00x [2.91, 3.10]`; the interval is 95 %."""
+    ratio, interval = record.get("ratio_to_baseline"), record.get("ratio_interval")
+    if ratio is None:
+        return "-"
+    digits = ".2f" if ratio >= 0.1 else ".2g"
+    return f"{ratio:{digits}}x" + (f" [{interval[0]:{digits}}, {interval[1]:{digits}}]" if interval else "")
+
+
+def _number(value: Optional[float], digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _line(cells: Sequence[str], columns: Sequence[Tuple[bool, int]]) -> str:
+    """columns: (to the left, width)"""
+    padded = [cell.ljust(columns[place][1]) if columns[place][0] else cell.rjust(columns[place][1])
+              for place, cell in enumerate(cells)]
+    return "| " + " | ".join(padded) + " |"

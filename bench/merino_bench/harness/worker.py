@@ -1,0 +1,145 @@
+"""Some repetitions of one case of one bundle, measured in this process, which should be a fresh one: nothing of
+an earlier run is then in its memory, its caches or its peak.
+
+`python -m merino_bench.harness.worker REQUEST`, a JSON object in, one JSON object out; `apart` starts it. A timed
+prefill begins with the case's depth cached and ends with the choice of the first token; a timed decode step is
+the time from one token to the next: one run of the model and the choice of the token, greedy, batch 1, going on
+after an end-of-text token. So the choice (argmax) is inside, tokenising is outside: prompts are random ids. The
+first, untimed round warms up. Statistics are `record`'s, energy is the parent's: it gets the phases' times.
+"""
+import json
+import sys
+import time
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+
+from merino_bench.fresh_process import OUT_OF_MEMORY
+from merino_bench.harness.cases import Case
+from merino_bench.sensors import environment
+from merino_runtime import board
+from merino_runtime.backends import open_backend
+from merino_runtime.backends.backend import Backend
+from merino_runtime.bundle import Bundle, check_files, load_bundle
+from merino_runtime.errors import MerinoError
+
+WARM_UP_STEPS = 8
+DIGITS = 4  # of milliseconds: 0.1 microseconds, the finest a clock tells
+
+
+class Round(NamedTuple):
+    """One repetition, in seconds of `time.perf_counter`, which all processes of a Linux machine share."""
+    start_s: float
+    token_s: List[float]  # when each token was chosen; the first one ends the prefill
+
+    @property
+    def prefill_ms(self) -> float:
+        return _ms(self.token_s[0] - self.start_s)
+
+    @property
+    def step_ms(self) -> List[float]:
+        return [_ms(after - before) for before, after in zip(self.token_s, self.token_s[1:])]
+
+
+def request_of(bundle_path: str, case: Case, repetitions: int, seed: int, verify: bool) -> str:
+    return json.dumps({"bundle_path": bundle_path, "case": list(case), "repetitions": repetitions,
+                       "seed": seed, "verify": verify})
+
+
+def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
+            verify: bool = True) -> Dict[str, Any]:
+    """load_ms: reading bundle.json, importing the backend, opening the session and the KV cache. Hashing the
+    files (verify_ms, None where it was done before) comes first, so the weights are read from the page cache
+    then."""
+    bundle, read_ms = _timed(lambda: load_bundle(bundle_path, verify=False))
+    verify_ms = _timed(lambda: check_files(bundle))[1] if verify else None
+    # What a format costs where its instructions lack is a thing to measure; the record has the note.
+    notes = list(board.check_bundle_fits(bundle, allow_slow=True))
+    before = environment.state()
+    backend, open_ms = _timed(lambda: open_backend(bundle, case.threads))
+    try:
+        if case.untimed and not backend.extends_fast:
+            notes.append("behind cached ids this version of the backend prefills them one by one")
+        began, rounds, ended = timed_rounds(backend, case, repetitions, seed)
+        peak_rss_mb = board.peak_rss_mb()  # before anything else is started
+        after = environment.state()
+        here = environment.machine()
+        share = environment.others_share(began, ended, here["cpus"] or 1)
+        threads = getattr(backend, "decode_threads", getattr(backend, "threads", case.threads))
+        return {
+            "engine": engine_name(bundle), "threads": threads,
+            "prefill_threads": getattr(backend, "prefill_threads", threads),
+            "load_ms": round(read_ms + open_ms, DIGITS), "verify_ms": verify_ms, "peak_rss_mb": peak_rss_mb,
+            "prefill_ms": [one.prefill_ms for one in rounds],  # per repetition
+            "step_ms": [one.step_ms for one in rounds],  # per repetition, one per step
+            "prefill_phases_s": [[one.start_s, one.token_s[0]] for one in rounds],
+            "decode_phases_s": [[one.token_s[0], one.token_s[-1]] for one in rounds if case.steps],
+            "environment": dict(here, before=before, after=after, others_cpu_share=share),
+            "flags": environment.flags_of(before, after, share), "notes": notes,
+        }
+    finally:
+        backend.close()
+
+
+def timed_rounds(backend: Backend, case: Case, repetitions: int, seed: int
+                 ) -> Tuple[environment.CpuMoment, List[Round], environment.CpuMoment]:
+    """The depth is filled and a round warms up, then the repetitions -> with the CPU's time before and after
+    them."""
+    ids = np.random.RandomState(seed).randint(0, backend.vocab, case.decode_start).tolist()
+    if case.untimed:
+        backend.prefill(ids[:case.untimed])
+    prompt_ids = ids[case.untimed:]
+    one_round(backend, prompt_ids, case.untimed, min(case.steps, WARM_UP_STEPS))  # allocates, pages in, clocks up
+    began = environment.cpu_moment()
+    rounds = [one_round(backend, prompt_ids, case.untimed, case.steps) for _ in range(repetitions)]
+    return began, rounds, environment.cpu_moment()
+
+
+def one_round(backend: Backend, prompt_ids: Sequence[int], depth: int, steps: int) -> Round:
+    """depth: filled slots to begin with; there must be as many or more."""
+    clock = time.perf_counter
+    backend.truncate(depth)
+    start_s = clock()
+    logits = backend.prefill(prompt_ids)  # [vocab]
+    token_id = int(logits.argmax())
+    token_s = [clock()]
+    for _ in range(steps):
+        logits = backend.step(token_id)
+        token_id = int(logits.argmax())
+        token_s.append(clock())
+    if not np.isfinite(logits).all():
+        raise MerinoError("the model's logits are not finite, so its speed means nothing. Check with "
+                          "`selftest`, export in another --precision.")
+    return Round(start_s, token_s)
+
+
+def engine_name(bundle: Bundle) -> str:
+    module = sys.modules.get(bundle.backend.name)
+    return f"{bundle.backend.name} {getattr(module, '__version__', 'unknown')} CPU"
+
+
+def main() -> int:
+    request = json.loads(sys.argv[1])
+    try:
+        result = measure(request["bundle_path"], Case(*request["case"]), request["repetitions"], request["seed"],
+                         request["verify"])
+    except MerinoError as error:
+        result = {"error": str(error)}
+    except MemoryError:
+        result = {"error": OUT_OF_MEMORY}
+    print(json.dumps(result))
+    return 1 if "error" in result else 0
+
+
+def _timed(call: Callable[[], Any]) -> Tuple[Any, float]:
+    start = time.perf_counter()
+    result = call()
+    return result, _ms(time.perf_counter() - start)
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, DIGITS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Memory that a process holds before any model, and how much of it a byte of weights takes, in fresh processes.
+
+`python -m merino_bench.probe.memory MODEL` prints one JSON line: resident MB after the imports, after opening and
+running the graph, and the most that was ever held. MB are 2^20 bytes.
+"""
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from typing import Any, Dict, List
+
+from merino_bench.fresh_process import run_apart
+from merino_bench.probe import graphs as kernels
+from merino_bench.probe.tasks import Machine, beyond_bytes
+from merino_runtime.errors import MerinoError
+
+TIMEOUT_S = 60
+MOST_BYTES = 48 * 2 ** 20
+SIDE = 640
+
+
+def resident_rows(work: str, machine: Machine, deadline: float) -> List[Dict[str, Any]]:
+    """One row for a graph of next to nothing, and per format one for matrices and one for an embedding that is the
+    head too, as large as the machine can spare. A process that fails, or would begin too late, gives no row."""
+    size = min(MOST_BYTES, beyond_bytes(machine))
+    graphs = [("call", "fp32", kernels.vectors("call", SIDE, 1, machine.fused))]
+    for form in machine.formats:
+        each = kernels.matrix_bytes(form, SIDE, SIDE, machine.fused)
+        graphs.append(("linear", form, kernels.linears(form, SIDE, SIDE, max(1, size // each), machine.fused)))
+        if form == "fp32" or machine.fused and form == "int8":
+            rows = size // kernels.matrix_bytes(form, 1, SIDE, machine.fused)
+            graphs.append(("head", form, kernels.tables(form, rows, SIDE, machine.fused)))
+    rows_found, written = [], 0
+    for kind, form, kernel in graphs:
+        if kind != "call" and time.perf_counter() > deadline:
+            break
+        written = kernels.write_weights(work, kernel.weight_bytes, written)
+        path = os.path.join(work, "resident.onnx")
+        with open(path, "wb") as file:
+            file.write(kernel.model)
+        found = _apart(path)
+        if found:
+            weights = 0 if kind == "call" else kernel.weight_bytes
+            rows_found.append(dict(found, kind=kind, format=form, weight_bytes=weights))
+    return rows_found
+
+
+def _apart(path: str) -> Dict[str, float]:
+    """Empty where the process fails."""
+    try:
+        return run_apart("merino_bench.probe.memory", path, TIMEOUT_S)
+    except MerinoError:
+        return {}
+
+
+def resident_mb(field: str = "VmRSS") -> float:
+    """VmRSS or VmHWM of this process; 0 where /proc lacks."""
+    try:
+        with open("/proc/self/status") as file:
+            found = re.search(r"^{}:\s*(\d+) kB".format(field), file.read(), re.MULTILINE)
+    except OSError:
+        found = None
+    return int(found.group(1)) / 1024 if found else 0.0
+
+
+def main() -> int:
+    path = sys.argv[1]
+    import numpy as np
+    import onnxruntime
+
+    from merino_runtime.backends.onnx_session import session_options
+
+    with contextlib.suppress(ImportError):
+        import tokenizers  # noqa: F401 - text needs it, so its memory counts
+    imports_mb = resident_mb()
+    session = onnxruntime.InferenceSession(path, session_options(onnxruntime, 1),
+                                           providers=["CPUExecutionProvider"])
+    port = session.get_inputs()[0]
+    if port.name == "ids":
+        session.run(None, {"ids": np.ones(1, np.int64)})
+    else:
+        session.run(None, {"x": np.full((1, 1, port.shape[-1]), 0.5, np.float32)})
+    print(json.dumps({"imports_mb": imports_mb, "open_mb": resident_mb(), "peak_mb": resident_mb("VmHWM")}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

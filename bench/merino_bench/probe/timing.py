@@ -1,0 +1,144 @@
+"""Times one task of the probe: opens its graph in the backend, runs it until the time is over, and sums up the samples
+in rows.
+"""
+import os
+import statistics
+import time
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from merino_bench.probe import tasks as plan
+from merino_bench.probe.decoder_graph import decoder_bundle
+from merino_bench.probe.graphs import Kernel
+from merino_bench.probe.onnx_writer import FLOAT, Port
+from merino_bench.probe.tasks import Task
+from merino_runtime.backends import open_backend
+from merino_runtime.backends.onnx import OnnxBackend
+from merino_runtime.backends.onnx_session import session_options
+from merino_runtime.huge_pages import gather_in_huge_pages
+
+WARM_UP_RUNS, WARM_UP_S, LEAST_RUN_S, MOST_RUN_S = 12, 0.03, 0.01, 0.3
+LEAST_RUNS, ENOUGH_RUNS = 3, 20  # a lower decile of less than 20 is their least
+
+
+def time_task(onnxruntime: Any, task: Task, kernel: Optional[Kernel], work: str, seconds: float,
+              cache_bytes: int, deadline: float) -> List[Dict[str, Any]]:
+    """kernel None: no graph, but the choice of a token among `rows` logits."""
+    if kernel is None:
+        logits = np.random.RandomState(0).uniform(size=task.rows).astype(np.float32)
+        return [row_of(task, (0, 1), 0, True, repeat_ms(lambda: int(logits.argmax()), LEAST_RUN_S))]
+    path = os.path.join(work, "model.onnx")
+    with open(path, "wb") as file:
+        file.write(kernel.model)
+    if task.kind == "decoder":
+        return time_decoder(task, kernel, work, seconds, cache_bytes, deadline)
+    session = open_graph(onnxruntime, path, task.threads)
+    rows: List[Dict[str, Any]] = []
+    for cached_tokens, tokens in task.runs:
+        if rows and time.perf_counter() > deadline:
+            break
+        call = bound(session, kernel, cached_tokens, tokens)
+        rows.append(row_of(task, (cached_tokens, tokens), kernel.weight_bytes,
+                           kernel.weight_bytes <= plan.WITHIN * cache_bytes, repeat_ms(call, seconds)))
+    return rows
+
+
+def open_graph(onnxruntime: Any, path: str, threads: int) -> Any:
+    """A session as the runtime opens it, weights in huge pages."""
+    session = onnxruntime.InferenceSession(path, session_options(onnxruntime, threads),
+                                           providers=["CPUExecutionProvider"])
+    gather_in_huge_pages()
+    return session
+
+
+def time_decoder(task: Task, kernel: Kernel, work: str, seconds: float, cache_bytes: int,
+                 deadline: float) -> List[Dict[str, Any]]:
+    """By the runtime's backend, with the choice of a token at the end, as the benchmark has it."""
+    backend = open_backend(decoder_bundle(work, kernel, task.format, task.columns, task.heads,
+                                          task.count * task.uses),
+                           task.threads)
+    assert isinstance(backend, OnnxBackend)
+    for entries in backend.cache.values():
+        entries.fill(0.5)  # which also gives them memory of their own
+    rows: List[Dict[str, Any]] = []
+    for cached, tokens in task.runs:
+        if rows and time.perf_counter() > deadline:
+            break
+        backend.truncate(0)
+        backend.ids.extend([1] * cached)  # what the entries are does not matter to time
+        ids = [1] * tokens
+
+        def call(cached: int = cached, ids: List[int] = ids) -> Any:
+            backend.truncate(cached)
+            return int((backend.step(1) if len(ids) == 1 else backend.prefill(ids)).argmax())
+
+        rows.append(row_of(task, (cached, tokens), kernel.weight_bytes,
+                           kernel.weight_bytes <= plan.WITHIN * cache_bytes, repeat_ms(call, seconds)))
+    backend.close()
+    return rows
+
+
+def bound(session: Any, kernel: Kernel, cached: int, tokens: int) -> Callable[[], Any]:
+    """A call that runs the graph on arrays that stay where they are. Outputs of one shape share their memory."""
+    binding, arrays, shared = session.io_binding(), {}, {}  # type: Any, Dict[str, np.ndarray], Dict[Any, np.ndarray]
+    array: np.ndarray
+    for port in kernel.inputs:
+        shape = _shape(port, tokens)
+        if port.kind == FLOAT:
+            array = np.full(shape, 0.5, np.float32)
+        else:
+            array = np.full(shape, cached + tokens - (port.name == "last"), np.int32)
+        arrays[port.name] = array
+        binding.bind_input(port.name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
+    for port in kernel.outputs:
+        shape = _shape(port, tokens)
+        if port.name.endswith(".new"):
+            array = arrays[port.name[:-len(".new")]]
+        else:
+            array = shared.setdefault(tuple(shape), np.zeros(shape, np.float32))
+        binding.bind_output(port.name, "cpu", 0, np.float32, shape, array.ctypes.data)
+
+    def call() -> Any:
+        session.run_with_iobinding(binding)
+        return arrays, shared  # which must live as long as the call
+    return call
+
+
+def _shape(port: Port, tokens: int) -> List[int]:
+    return [axis if isinstance(axis, int) else tokens for axis in port.shape]
+
+
+def repeat_ms(call: Callable[[], Any], seconds: float) -> List[float]:
+    """For at most so long, or until there are enough. The first runs are not counted: they allocate, page in, and fill
+    the caches with what is read again and again, which took a dozen of them."""
+    began = time.perf_counter()
+    for _ in range(WARM_UP_RUNS):
+        call()
+        if time.perf_counter() - began > min(WARM_UP_S, seconds):
+            break
+    samples = []  # type: List[float]
+    began = time.perf_counter()
+    while len(samples) < LEAST_RUNS or time.perf_counter() - began < (
+            LEAST_RUN_S if len(samples) >= ENOUGH_RUNS else seconds):
+        start = time.perf_counter()
+        call()
+        samples.append(1000 * (time.perf_counter() - start))
+    return samples
+
+
+def undisturbed_ms(samples_ms: Sequence[float]) -> float:
+    """The lower decile: what disturbs a run only adds time. On a quiet machine the median is within 2 % of it; on one
+    whose cores other guests use in bursts of milliseconds it does not move where the median does."""
+    return sorted(samples_ms)[len(samples_ms) // 10]
+
+
+def row_of(task: Task, tokens: Tuple[int, int], weight_bytes: int, cached: bool,
+           samples_ms: List[float]) -> Dict[str, Any]:
+    return {
+        "kind": task.kind, "format": task.format, "rows": task.rows, "columns": task.columns,
+        "heads": task.heads, "count": task.count, "uses": task.uses, "threads": task.threads, "past": tokens[0],
+        "tokens": tokens[1], "weight_bytes": weight_bytes, "cached": cached, "ms": round(undisturbed_ms(samples_ms), 5),
+        "median_ms": round(statistics.median(samples_ms), 5),
+        "least_ms": round(min(samples_ms), 5), "repeats": len(samples_ms), "pace_us": None,
+    }

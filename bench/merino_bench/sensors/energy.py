@@ -1,0 +1,125 @@
+"""Energy of the timed phases: a thread reads the power source while children measure, and the readings are
+integrated over prefill and decode apart.
+
+It runs in the parent, which else waits: the children's threads, memory and peak stay their own. Phases come as
+times of `time.perf_counter`, which on Linux is one clock for all processes. Sources are `power`'s.
+"""
+import threading
+import time
+from bisect import bisect_right
+from contextlib import suppress
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from merino_bench.sensors.power import Source
+from merino_runtime.errors import MerinoError
+
+IDLE_S = 3.0
+LEAST_SAMPLES = 3  # inside the phases; fewer say nothing about them
+MOST_GAPS = 4.0  # of the interval: a longer silence is a sensor that went away
+
+Phases = Sequence[Sequence[float]]  # [[start_s, end_s], ...]
+
+
+class Reading(NamedTuple):
+    time_s: float
+    value: float  # watts, or joules where the source counts them
+
+
+class Sampler:
+    """Reads a source until it is closed. A reading that fails leaves a gap, and reading goes on."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.readings: List[Reading] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.source.close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            start_s = time.perf_counter()
+            with suppress(OSError, ValueError, MerinoError):
+                value = self.source.read()
+                # The middle of the reading: a program takes its time.
+                self.readings.append(Reading((start_s + time.perf_counter()) / 2, value))
+            self._stop.wait(max(0.0, self.source.interval_s - (time.perf_counter() - start_s)))
+
+
+def idle_watts(sampler: Sampler, seconds: float = IDLE_S) -> Optional[float]:
+    """The mean power while nothing of ours runs; to be asked before anything is started."""
+    start_s = time.perf_counter()
+    time.sleep(seconds)
+    end_s = time.perf_counter()
+    # The edges have no reading beyond them yet.
+    margin_s = 2 * sampler.source.interval_s
+    phase = [[start_s + margin_s, max(start_s + margin_s, end_s - margin_s)]]
+    joules = phases_j(sampler, phase)
+    return None if joules is None else joules / (phase[0][1] - phase[0][0])
+
+
+def energy_of(sampler: Sampler, idle_w: Optional[float], prefill: Phases, decode: Phases) -> Dict[str, Any]:
+    """A record's `energy`: joules over all repetitions, None for a phase that the readings do not cover.
+    samples: readings inside the phases."""
+    found: Dict[str, Any] = {
+        "source": sampler.source.name, "rail": sampler.source.rail, "interval_s": sampler.source.interval_s,
+        "samples": inside(sampler.readings, [*prefill, *decode]),
+        "idle_w": idle_w}
+    for name, phases in (("prefill", prefill), ("decode", decode)):
+        joules = phases_j(sampler, phases)
+        found[f"{name}_j"] = joules
+        duration_s = sum(end_s - start_s for start_s, end_s in phases)
+        found[f"{name}_net_j"] = None if joules is None or idle_w is None else joules - idle_w * duration_s
+    return found
+
+
+def phases_j(sampler: Sampler, phases: Phases) -> Optional[float]:
+    """Joules of all phases; None where too few readings lie inside them or the sensor was silent."""
+    readings = list(sampler.readings)
+    if not phases or inside(readings, phases) < LEAST_SAMPLES:
+        return None
+    curve = cumulative_j(readings, sampler.source.counts_joules)
+    most_gap_s = MOST_GAPS * sampler.source.interval_s
+    parts = [between_j(curve, start_s, end_s, most_gap_s) for start_s, end_s in phases]
+    return None if None in parts else sum(part for part in parts if part is not None)
+
+
+def inside(readings: Sequence[Reading], phases: Phases) -> int:
+    return sum(any(start_s <= one.time_s <= end_s for start_s, end_s in phases) for one in readings)
+
+
+def cumulative_j(readings: Sequence[Reading], counts_joules: bool) -> List[Tuple[float, float]]:
+    """(time, joules since the first reading), powers by the trapezoid rule."""
+    curve: List[Tuple[float, float]] = []
+    for place, (time_s, value) in enumerate(readings):
+        if counts_joules:
+            joules = value - readings[0].value
+        elif place:
+            before = readings[place - 1]
+            joules = curve[-1][1] + (time_s - before.time_s) * (value + before.value) / 2
+        else:
+            joules = 0.0
+        curve.append((time_s, joules))
+    return curve
+
+
+def between_j(curve: Sequence[Tuple[float, float]], start_s: float, end_s: float,
+              most_gap_s: float) -> Optional[float]:
+    """What the curve rises between two times, straight between readings; None where it does not reach from one
+    to the other without a gap."""
+    times = [time_s for time_s, _ in curve]
+    first, last = bisect_right(times, start_s) - 1, bisect_right(times, end_s)  # around both
+    if first < 0 or last >= len(times):
+        return None
+    if max(after - before for before, after in zip(times[first:last], times[first + 1:last + 1])) > most_gap_s:
+        return None
+    return _at(curve, last - 1, end_s) - _at(curve, first, start_s)
+
+
+def _at(curve: Sequence[Tuple[float, float]], place: int, time_s: float) -> float:
+    (before_s, before_j), (after_s, after_j) = curve[place:place + 2]
+    return before_j + (after_j - before_j) * (time_s - before_s) / (after_s - before_s)

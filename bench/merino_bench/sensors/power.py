@@ -1,0 +1,188 @@
+"""Where a machine tells its power: jtop, the INA3221 of Jetsons, the Raspberry Pi 5's PMIC, RAPL, or nowhere.
+
+Each source is found by a function that takes a root folder, so that all are tested on recorded boards, and gives
+the power of the whole board where it is measured, with the rail named. Integrating is `energy`'s.
+"""
+import glob
+import os
+import re
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from merino_bench.sensors.environment import output_of
+from merino_runtime.errors import MerinoError
+
+# The rail that the whole board draws from; where none of them is there, all rails are added up.
+TOTAL_RAILS = ("POM_5V_IN", "VDD_IN")
+SYSFS_INTERVAL_S, PROGRAM_INTERVAL_S = 0.1, 0.5
+
+
+class Source(NamedTuple):
+    """`read` gives watts, or joules since some moment where `counts_joules`; it raises OSError or ValueError when
+    the sensor does not answer."""
+    name: str
+    rail: str
+    interval_s: float
+    read: Callable[[], float]
+    counts_joules: bool = False
+    close: Callable[[], None] = lambda: None
+
+
+def find_source(root: str = "/") -> Tuple[Optional[Source], str]:
+    """-> the first source that answers, and why the ones before it do not."""
+    reasons: List[str] = []
+    for find in (jtop_source, ina3221_jetpack4, ina3221_hwmon, pmic_source, rapl_source):
+        source = None
+        try:
+            source = find(root)
+            source.read()
+            return source, "; ".join(reasons)
+        except (MerinoError, OSError, ValueError) as error:
+            reasons.append(str(error))
+            if source is not None:
+                source.close()
+    return None, "; ".join(reasons)
+
+
+def jtop_source(root: str) -> Source:
+    """jetson-stats, where it is installed and its service runs; AGPL, so never bundled. Its interval is the
+    server's; its `avg` is no mean, `power` is the reading, in mW."""
+    if root != "/":
+        raise MerinoError("jtop: a recorded board has no service")
+    try:
+        from jtop import jtop
+    except ImportError as error:
+        raise MerinoError("jtop: not installed") from error
+    client: Any = jtop(interval=PROGRAM_INTERVAL_S)
+    try:
+        client.start()
+    except Exception as error:  # JtopException has no base of its own, and the service may be missing
+        raise MerinoError(f"jtop: {error}") from error
+
+    def read() -> float:
+        if not client.ok():  # waits for the next reading
+            raise OSError("jtop: the service stopped")
+        return jtop_watts(client.power)[0]
+
+    return Source("jtop", jtop_watts(client.power)[1], PROGRAM_INTERVAL_S, read, close=client.close)
+
+
+def jtop_watts(power: Dict[str, Any]) -> Tuple[float, str]:
+    """jtop's `power` -> (watts, the rail). Its total has a name where the board measures one, else it is a sum."""
+    total = power.get("tot") or {}
+    if "power" not in total:
+        raise MerinoError("jtop: it knows no power on this board")
+    rails = " + ".join(sorted(power.get("rail") or {}))
+    return total["power"] / 1000, total.get("name") or f"sum of {rails}"
+
+
+def ina3221_jetpack4(root: str) -> Source:
+    """`in_power0_input` in mW beside `rail_name_0`, below the driver's folder."""
+    folder = "sys/bus/i2c/drivers/ina3221x/*/iio:device*/"
+    rails: Dict[str, Sequence[Any]] = {}
+    for path in sorted(glob.glob(os.path.join(root, folder + "rail_name_*"))):
+        number = path.rsplit("_", 1)[1]
+        rails[_word(path)] = (os.path.join(os.path.dirname(path), f"in_power{number}_input"), 1e-3)
+    return _rails_source("ina3221 (JetPack 4)", rails)
+
+
+def ina3221_hwmon(root: str) -> Source:
+    """JetPack 5 and later: inN_input in mV, currN_input in mA, inN_label; `NC` is not connected. Where a chip of
+    this family gives powerN_input, that is in uW."""
+    rails: Dict[str, Sequence[Any]] = {}
+    for folder in sorted(glob.glob(os.path.join(root, "sys/class/hwmon/hwmon*/"))):
+        if not _word_or_none(folder + "name").startswith("ina"):
+            continue
+        for path in sorted(glob.glob(folder + "curr*_input")):
+            number = re.findall(r"\d+", os.path.basename(path))[0]
+            label = _word_or_none(f"{folder}in{number}_label") or _word_or_none(folder + "name")
+            if "NC" in label or not os.path.exists(f"{folder}in{number}_input"):
+                continue
+            if os.path.exists(f"{folder}power{number}_input"):
+                rails[label] = (f"{folder}power{number}_input", 1e-6)
+            else:
+                rails[label] = (f"{folder}in{number}_input", 1e-3, path, 1e-3)
+    return _rails_source("ina3221 (hwmon)", rails)
+
+
+def pmic_source(root: str) -> Source:
+    """Raspberry Pi 5: an estimate, since the PMIC sees its own rails and not what USB and HATs draw from 5 V."""
+    if root != "/":
+        raise MerinoError("vcgencmd: a recorded board has no firmware")
+
+    def read() -> float:
+        return pmic_watts(output_of("vcgencmd", "pmic_read_adc"))[0]
+
+    count = pmic_watts(output_of("vcgencmd", "pmic_read_adc"))[1]
+    return Source("vcgencmd pmic_read_adc", f"sum of {count} PMIC rails: an estimate, without the 5 V of USB and HATs",
+                  PROGRAM_INTERVAL_S, read)
+
+
+def pmic_watts(text: Optional[str]) -> Tuple[float, int]:
+    """-> (watts, rails): those that have both a current and a voltage. Raises OSError where there is none."""
+    found = re.findall(r"^\s*(\S+)_([AV]) (?:current|volt)\(\d+\)=([\d.]+)[AV]\s*$", text or "", re.MULTILINE)
+    values = {(rail, kind): float(value) for rail, kind, value in found}
+    rails = [rail for rail, kind in values if kind == "A" and (rail, "V") in values]
+    if not rails:
+        raise OSError("vcgencmd: no pmic_read_adc (Raspberry Pi 5 alone has one)")
+    return sum(values[rail, "A"] * values[rail, "V"] for rail in rails), len(rails)
+
+
+def rapl_source(root: str) -> Source:
+    """Packages and their DRAM, in uJ since some moment; the counters go round at max_energy_range_uj. `psys` and
+    the zones inside a package are parts or repetitions of these."""
+    zones = []
+    for folder in sorted(glob.glob(os.path.join(root, "sys/class/powercap/intel-rapl:*/"))):
+        name = _word_or_none(folder + "name")
+        if re.match(r"package-\d+$", name) or name == "dram":
+            zones.append((name, folder + "energy_uj", int(_word(folder + "max_energy_range_uj"))))
+    if not zones:
+        raise MerinoError("RAPL: no package in /sys/class/powercap")
+    last_uj = [_uj(path) for _, path, _ in zones]  # raises where this user may not read
+    total_uj = [0]
+
+    def read() -> float:
+        for place, (_, path, range_uj) in enumerate(zones):
+            now_uj = _uj(path)
+            total_uj[0] += now_uj - last_uj[place] + (range_uj if now_uj < last_uj[place] else 0)
+            last_uj[place] = now_uj
+        return total_uj[0] / 1e6
+
+    return Source("RAPL", " + ".join(name for name, _, _ in zones), SYSFS_INTERVAL_S, read, counts_joules=True)
+
+
+def _rails_source(name: str, rails: Dict[str, Sequence[Any]]) -> Source:
+    """rails: by name a path and the unit's worth, and a second pair where two readings are multiplied."""
+    if not rails:
+        raise MerinoError(f"{name}: no rail in /sys")
+    wanted: List[str] = [rail for rail in TOTAL_RAILS if rail in rails][:1] or sorted(rails)
+
+    def read() -> float:
+        return sum(_product(rails[rail]) for rail in wanted)
+
+    return Source(name, wanted[0] if len(wanted) == 1 else f"sum of {' + '.join(wanted)}", SYSFS_INTERVAL_S, read)
+
+
+def _product(readings: Sequence[Any]) -> float:
+    value = 1.0
+    for path, worth in zip(readings[::2], readings[1::2]):
+        value *= float(_word(path)) * worth
+    return value
+
+
+def _uj(path: str) -> int:
+    try:
+        return int(_word(path))
+    except PermissionError as error:
+        raise MerinoError(f"RAPL: this user may not read {path} (root may)") from error
+
+
+def _word(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read().strip()
+
+
+def _word_or_none(path: str) -> str:
+    try:
+        return _word(path)
+    except OSError:
+        return ""

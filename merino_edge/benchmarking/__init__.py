@@ -1,0 +1,1 @@
+"""The harness called from the workstation: baselines, other engines, measure and design again."""

@@ -1,0 +1,70 @@
+"""Makes the files of one peer, in a process of its own, so that nothing of it is in the measured one's memory.
+
+`python -m merino_edge.benchmarking.peers.make REQUEST`, a JSON object in, one JSON object out. A file that is there is
+kept: it gets its name when it is whole.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from merino_edge.benchmarking.peers.geometry import as_gpt2, geometry_of
+from merino_edge.benchmarking.peers.make_checkpoint import convert_for_ctranslate2, write_checkpoint
+from merino_edge.benchmarking.peers.make_gguf import write_gguf
+
+
+def make(request: Mapping[str, Any]) -> dict[str, Any]:
+    """-> path and size of the files, and what their model has otherwise than the bundle."""
+    folder, family, architecture = Path(request["folder"]), request["family"], request["architecture"]
+    geometry = geometry_of(family, architecture)
+    notes: list[str] = []
+    if request["artifact"] == "gguf":
+        gpt2, notes = as_gpt2(geometry)
+        matrices, table = request["precision"], request["table"]
+        path = folder / f"{matrices}-{table}.gguf"
+        written(path, lambda beside: write_gguf(beside, gpt2, matrices, table))
+    else:
+        if request["artifact"] == "ctranslate2" and family != "opt":
+            raise ValueError("CTranslate2 has no architecture for this model: RMSNorm and GELU without a gate")
+        path = checkpoint = folder / "checkpoint"
+        written(checkpoint, lambda beside: write_checkpoint(beside, family, architecture, request["model_source"]))
+        if request["artifact"] == "ctranslate2":
+            vocab, precision = geometry.vocab, request["precision"]
+            path = folder / f"ctranslate2-{precision}"
+            written(path, lambda beside: convert_for_ctranslate2(checkpoint, beside, vocab, precision))
+    return {"path": str(path), "bytes": size_of(path), "notes": notes}
+
+
+def written(path: Path, write: Callable[[Path], None]) -> None:
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    finally:
+        if beside.is_dir():
+            shutil.rmtree(beside)
+        beside.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    return sum(one.stat().st_size for one in path.rglob("*")) if path.is_dir() else path.stat().st_size
+
+
+def main() -> int:
+    try:
+        result = make(json.loads(sys.argv[1]))
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        result = {"error": f"its model could not be made: {error}"}
+    print(json.dumps(result))
+    return 1 if "error" in result else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A bundle as files: its description, its hashes, the board's application. No torch."""

@@ -1,0 +1,1 @@
+"""From a board's probe.json to measured coefficients in its profile; the machine at hand."""

@@ -1,0 +1,158 @@
+"""From a probe to a profile's measured figures: unit times by non-negative least squares, and what that leaves over.
+
+A board's probe.json is made by `merino probe`; its rows are the operators of `latency` in known numbers. Leaves to
+others: predicting with the result (`design.costs`), the machine at hand (`host`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tomlkit
+
+from merino_edge.calibration.fit import ThreadFit, fit_threads
+from merino_edge.calibration.probe import Measurement, Probe, Resident
+from merino_edge.families.operators import packed_bytes
+from merino_edge.profiles.coefficients import GENERAL, OF_FORMAT
+from merino_runtime.board import MB
+from merino_runtime.errors import MerinoError
+
+
+class Residual(NamedTuple):
+    """How far the fitted model is from the measurements of one kind, relative: |predicted / measured - 1|."""
+
+    kind: str
+    rows: int
+    median: float
+    worst: float
+
+
+class Fit(NamedTuple):
+    """`performance` as a profile's TOML has it."""
+
+    performance: dict[str, Any]
+    residuals: list[Residual]
+
+
+def calibrate(probe: Probe) -> Fit:
+    """Raises MerinoError where too little was measured."""
+    counts = probe.threads
+    if not counts:
+        raise MerinoError("the probe finished no thread count: run `merino probe` again, with nothing beside it")
+    fits = [fit_threads(probe, count) for count in counts]
+    times = {name: [round_up(fit.times[name]) for fit in fits] for name in GENERAL}
+    measured = {row.format for row in probe.measurements if row.kind == "linear"}
+    unit: dict[str, Any] = {
+        "kind": "calibrated", "source": probe.source, "dialect": probe.dialect, "threads": counts,
+        "cache_within_mb": [round_up(fit.edges.within) for fit in fits],
+        "cache_beyond_mb": [round_up(fit.edges.beyond) for fit in fits],
+        "cache_half_mb": [round_up(fit.edges.half) for fit in fits], **times,
+    }  # fmt: skip
+    for form in sorted(measured):
+        of_format = {name: [round_up(fit.times[f"{form}.{name}"]) for fit in fits] for name in OF_FORMAT}
+        unit[form] = of_format | resident_factors(probe, form)
+    return Fit(basic_figures(probe, unit) | {"times": unit}, residual_table(fits))
+
+
+def round_up(value: float) -> float:
+    """Four significant digits."""
+    return float(f"{value:.4g}")
+
+
+def resident_factors(probe: Probe, form: str) -> dict[str, float]:
+    """Bytes in memory for a byte of weights: of matrices, and of a table that is the head too; and for a byte of the
+    table's pieces, how many more while one of them is packed: it stands beside its packed copy."""
+    rows: dict[tuple[str, str], Resident] = {(row.kind, row.format): row for row in probe.resident}
+    base = rows.get(("call", "fp32"))
+
+    def factor(kind: str) -> float | None:
+        row = rows.get((kind, form))
+        if base is None or row is None or not row.weight_bytes:
+            return None
+        return max(0.1, (row.open_mb - base.open_mb) * MB / row.weight_bytes)
+
+    matrices, head = factor("linear") or 1.0, rows.get(("head", form))
+    piece = packed_bytes(head.weight_bytes, form) if head else 0
+    beside = (head.peak_mb - head.open_mb) * MB / piece if head and piece else 0.0
+    return {
+        "resident": round_up(matrices), "table_resident": round_up(factor("head") or matrices),
+        "table_opening": round_up(max(0.0, beside)),
+    }  # fmt: skip
+
+
+def basic_figures(probe: Probe, unit: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that a profile has beside its unit times."""
+    rows = probe.measurements
+    rates = {row.threads: row.weight_bytes / row.ms / 1e6 for row in rows if row.kind == "read" and not row.cached}
+    speeds: dict[int, float] = {}
+    for row in rows:
+        if (row.kind, row.format) == ("linear", "fp32") and row.tokens > 1:
+            flops = 2e-6 * row.rows * row.columns * row.count * row.tokens / row.ms
+            speeds[row.threads] = max(speeds.get(row.threads, 0.0), flops)
+    overhead_us = np.mean([np.mean(unit[name]) for name in ("launch_us", "product_us")])
+
+    def figure(value: float, how: str) -> dict[str, Any]:
+        return {"value": value, "kind": "calibrated", "source": f"{probe.source}: {how}"}
+
+    found: dict[str, Any] = {}
+    if rates:
+        best = max(rates, key=lambda count: rates[count])
+        found["read_gb_s"] = figure(round_up(rates[best]), f"reduction over a large buffer, {best} threads")
+        found["decode_threads"] = figure(best, "the count that read fastest")
+    if speeds:
+        best = max(speeds, key=lambda count: speeds[count])
+        found["fp32_gflops"] = figure(round_up(speeds[best]), f"products in the backend, {best} threads")
+        found["prefill_threads"] = figure(best, "the count that multiplied fastest")
+    found["op_overhead_us"] = figure(max(0.01, round_up(float(overhead_us))), "of an operator, mean of two kinds")
+    open_mb = [row.open_mb for row in probe.resident if row.kind == "call"]
+    if open_mb:
+        found["runtime_mb"] = figure(round_up(open_mb[0]), "a fresh process with a graph of one operator")
+    return found
+
+
+def residual_table(fits: Sequence[ThreadFit]) -> list[Residual]:
+    """By kind of row, all kinds together last."""
+    errors = [(row_kind(row), abs(error)) for fit in fits for row, error in fit.rows]
+    by_kind = {kind: [error for each, error in errors if each == kind] for kind in sorted({kind for kind, _ in errors})}
+    by_kind["all"] = [error for _, error in errors]
+    return [Residual(kind, len(values), float(np.median(values)), max(values)) for kind, values in by_kind.items()]
+
+
+def row_kind(row: Measurement) -> str:
+    if row.kind in ("linear", "head", "decoder"):
+        return f"{row.kind} {row.format} {'decode' if row.tokens == 1 else 'prefill'}"
+    return row.kind if row.kind != "attention" else f"attention {'decode' if row.tokens == 1 else 'prefill'}"
+
+
+def check_same_machine(probe: Probe, arch: str) -> None:
+    """Raises MerinoError where the probe cannot be of a board with this architecture."""
+    found = probe.machine.get("arch")
+    if found != arch:
+        raise MerinoError(
+            f"the probe was made on {found}, the profile is of {arch}: run `merino probe` on the board itself"
+        )
+
+
+def calibrated_toml(base: str, probe: Probe, fit: Fit) -> str:
+    """A profile's TOML with the measured figures in place of its own; what was not measured stays, comments too."""
+    document = tomlkit.parse(base)
+    measured = tomlkit.table()
+    measured.comment(f"calibrated: {probe.source}")
+    for key, value in {**document["performance"].unwrap(), **fit.performance}.items():
+        if key != "times":
+            measured[key] = inline(value)
+    times = tomlkit.table()
+    for key, value in fit.performance["times"].items():
+        times[key] = inline(value) if isinstance(value, dict) else value
+    measured["times"] = times
+    document["performance"] = measured
+    if probe.last_level_cache_mb:
+        size = {"value": probe.last_level_cache_mb, "kind": "calibrated", "source": f"{probe.source}: /sys"}
+        document["cpu"]["last_level_cache_mb"] = inline(size)
+    return tomlkit.dumps(document)
+
+
+def inline(values: Mapping[str, Any]) -> Any:
+    table = tomlkit.inline_table()
+    table.update(values)
+    return table

@@ -1,0 +1,37 @@
+"""`merino-edge calibrate`: a board's own measurements into its profile, or this machine's, measured again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from merino_edge.calibration.calibrate import Residual, calibrate, calibrated_toml, check_same_machine
+from merino_edge.calibration.host import host_probe
+from merino_edge.calibration.probe import joined, read_probe
+from merino_edge.profiles.profile import parse_profile_text, profile_text
+from merino_edge.storage.atomic import write_text
+from merino_runtime.errors import MerinoError
+
+
+def recalibrate(device: str, probes: Sequence[Path], out: Path | None) -> list[Residual]:
+    """Write the profile `out` from the board's profile and its probes; for `host` renew the kept probe.
+
+    Returns what the fit leaves over. Raises MerinoError for what the user asked wrongly; nothing is written then.
+    """
+    if device == "host":
+        if probes or out:
+            raise MerinoError("--device host takes no --probe and no -o: it measures this machine and keeps the result")
+        return calibrate(host_probe(renew=True)).residuals
+    if not probes or out is None:
+        raise MerinoError(f"--device {device} needs --probe FILE, which `merino probe` makes on it, and -o FILE")
+    base = profile_text(device)
+    arch, read = parse_profile_text(base, device).arch, [read_probe(path) for path in probes]
+    for one in read:
+        check_same_machine(one, arch)
+    boards = sorted({f"{one.machine.get('board')}, {one.dialect}" for one in read})
+    if len(boards) > 1:
+        raise MerinoError(f"the probes are of different machines: {'; '.join(boards)}. Give those of one board")
+    measured = joined(read)
+    found = calibrate(measured)
+    text = calibrated_toml(base, measured, found)
+    parse_profile_text(text, f"the profile calibrated from {probes[-1]}")
+    write_text(out, text)
+    return found.residuals

@@ -1,0 +1,1 @@
+"""The command line, `merino-edge`. Each command: parse, one call, one file written."""

@@ -1,0 +1,265 @@
+"""The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
+
+The main path stands here, in its order; commands beside it have a module each group (`cli_choose`).
+
+Data goes to stdout, talk to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
+imported inside the commands, so that the others answer at once.
+"""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from merino_edge import __version__
+from merino_edge.cli import choose as cli_choose
+from merino_edge.cli import records as cli_records
+from merino_edge.cli.design import design
+from merino_edge.cli.options import Device, Json, Seed
+from merino_runtime.errors import MerinoError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
+PrefillThreads = Annotated[int | None, typer.Option(help="of prefill alone; default: as -t")]
+
+
+class Overflow(StrEnum):
+    stop = "stop"
+    error = "error"
+    shift = "shift"
+
+
+class Output(StrEnum):
+    md = "md"
+    json = "json"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"merino-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="print it")] = False,
+) -> None:
+    """Design, train, export, run and measure small language models for edge boards."""
+
+
+@app.command()
+def devices(
+    device: Annotated[str | None, typer.Argument(metavar="[ID]", help="one board")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the boards, or every figure of one with its source."""
+    from merino_edge.calibration.board import board
+    from merino_edge.cli.tables import console, device_table, devices_table
+    from merino_edge.profiles.profile import list_profiles
+
+    profiles = [board(device)] if device else list_profiles()
+    if as_json:
+        print(json.dumps([profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]))
+    else:
+        console().print(device_table(profiles[0]) if device else devices_table(profiles))
+
+
+app.command()(cli_choose.recommend)
+app.command()(cli_choose.pareto)
+app.command()(design)
+
+
+@app.command()
+def calibrate(
+    device: Device,
+    probe: Annotated[
+        list[Path] | None, typer.Option(help="probe.json, of `merino probe` on the board; of several each row's median")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", help="write the profile there; `--device` takes its path")] = None,
+) -> None:
+    """Put a board's own measurements into its profile. `--device host` measures this machine again, and keeps that."""
+    from merino_edge.calibration.command import recalibrate
+    from merino_edge.cli.tables import console, residual_table
+
+    found = recalibrate(device, probe or (), out)
+    if out:
+        say(f"wrote {out}")
+    console().print(residual_table(found))
+
+
+@app.command()
+def train(
+    design_file: Annotated[Path, typer.Argument(metavar="DESIGN", help="a design.json or an architecture's JSON")],
+    data: Annotated[list[Path], typer.Option(help="plain text; repeat for more; <|endoftext|> between documents")],
+    out: Annotated[Path, typer.Option("-o", help="the checkpoint's folder")],
+    tokenizer: Annotated[Path | None, typer.Option(help="a tokenizer.json; default: a BPE of the text")] = None,
+    vocab: Annotated[int | None, typer.Option(help="entries of the BPE; must be the design's")] = None,
+    held_out: Annotated[list[Path] | None, typer.Option(help="held-out text; default: the last 2 % of --data")] = None,
+    steps: Annotated[int, typer.Option(help="optimiser steps")] = 1000,
+    batch: Annotated[int, typer.Option(help="sequences per step, each as long as the context")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="the peak, after warm-up")] = 2e-3,
+    bf16: Annotated[bool, typer.Option("--bf16", help="compute in bfloat16 where the machine can")] = False,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in -o")] = False,
+) -> None:
+    """Train a design on plain text; prints the loss on held-out text."""
+    from merino_edge.design.designer import Design
+    from merino_edge.export.source import DESIGN, read_plan
+    from merino_edge.storage.atomic import write_text
+    from merino_edge.training.train import Recipe
+    from merino_edge.training.train import train as run
+
+    plan = read_plan(design_file)
+    arch = plan.architecture if isinstance(plan, Design) else plan
+    if vocab is not None and vocab != arch.vocab:
+        raise MerinoError(f"--vocab {vocab} is not the design's, {arch.vocab}: leave it out, or design with it")
+    recipe = Recipe(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, bf16=bf16)
+    record = run(
+        arch, data, out, recipe=recipe, tokenizer_file=tokenizer, held_out=held_out or (), resume=resume
+    )
+    if isinstance(plan, Design):  # export asks it for the weight format and the threads
+        write_text(out / DESIGN, plan.to_json())
+    print(f"held-out loss {record['held_out_loss']:.3f} nats per token, perplexity {record['held_out_perplexity']:.2f}")
+    say(f"wrote {out}")
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="checkpoint, design.json, architecture's JSON, fp32 bundle, or an OPT")],
+    out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
+    precision: Annotated[str | None, typer.Option(help="format of the weights; default: the design's, or fp32")] = None,
+    dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",
+    context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
+    weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
+    text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
+) -> None:
+    """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
+    from merino_edge.cli.tables import console, matrix_table, working
+    from merino_edge.embedded import bundle_path
+    from merino_edge.export.export import bundle_bytes
+    from merino_edge.export.export import export as run
+    from merino_edge.export.source import load_source
+
+    with working(f"exporting {source}"):
+        found = load_source(bundle_path(source), weights)
+        done = run(found, out, dialect=dialect, precision=precision, context=context)
+    made = done.description
+    print(
+        f"{out}: {made['name']}, {made['dialect']} {made['precision']}, {made['params'] / 1e6:.1f} M parameters"
+        f" ({made['weights']} weights), {bundle_bytes(out) / 2**20:.1f} MB;"
+        f" {'worst logit' if made['precision'] == 'fp32' else 'root mean square'} against torch with the same weights"
+        f" {done.error:.1e} relative, over prefill and {len(made['golden']['greedy_ids'])} steps;"
+        f" fits {', '.join(made['boards']) or 'no board of ours'}"
+    )
+    if done.matrices:
+        console().print(matrix_table(done.matrices))
+    if text:
+        from merino_edge.evaluation.perplexity import bundle_perplexity
+
+        with working(f"reading {text.name}"):
+            read = bundle_perplexity(out, text)
+        print(f"perplexity {read.perplexity:.3f} over {read.tokens} tokens of {text.name}, by the board's runtime")
+
+
+@app.command()
+def generate(
+    bundle: Annotated[str, typer.Argument(help="a bundle's folder, or `embedded`")],
+    prompt: Annotated[str, typer.Argument(help="text to go on from")],
+    max_new_tokens: Annotated[int, typer.Option("-n", help="at most so many tokens")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="0: off")] = 40,
+    top_p: Annotated[float, typer.Option(help="1: off")] = 0.95,
+    min_p: Annotated[float, typer.Option(help="0: off")] = 0.05,
+    repetition_penalty: Annotated[float, typer.Option(help="1: off")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="default: a new one each time")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeat for more")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on after the end of the text")] = False,
+    allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format this CPU is slow at")] = False,
+    overflow: Annotated[Overflow, typer.Option(help="at the context's end; `shift` goes on")] = Overflow.stop,
+    threads: Threads = None,
+    prefill_threads: PrefillThreads = None,
+    as_json: Json = False,
+) -> None:
+    """Stream text from a bundle: the board's own runtime, on this machine."""
+    from merino_edge.embedded import bundle_path
+    from merino_runtime.commands import run_generate
+    from merino_runtime.sampler import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    run_generate(
+        bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,
+        allow_slow=allow_slow, overflow=overflow.value, prefill_threads=prefill_threads,
+    )  # fmt: skip
+
+
+@app.command()
+def bench(
+    bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE...", help="folders, or `embedded`")],
+    baseline: Annotated[str | None, typer.Option(help="opt-350m, opt-125m, or a bundle's folder")] = None,
+    baseline_precision: Annotated[
+        str | None, typer.Option(help="of a baseline by name; default: each measured bundle's own format")
+    ] = None,
+    prompts: Annotated[str | None, typer.Option("-p", help="prompt lengths; default: 512, or what fits")] = None,
+    steps: Annotated[str | None, typer.Option("-n", help="decode steps; default: 128, or what fits")] = None,
+    depths: Annotated[str, typer.Option("-d", help="cached tokens before each test")] = "0",
+    repetitions: Annotated[int, typer.Option("-r", help="repetitions, in up to 5 processes that take turns")] = 5,
+    threads: Annotated[str | None, typer.Option("-t", "--threads", help="default: the bundle's choice")] = None,
+    timeout: Annotated[float, typer.Option(help="seconds for all repetitions of a row")] = 3600.0,
+    peers: Annotated[
+        str | None, typer.Option(help="other engines beside: transformers,torch.compile,ctranslate2,llama.cpp or all")
+    ] = None,
+    output: Annotated[Output, typer.Option("-o", help="form of the output")] = Output.md,
+    save: Annotated[Path | None, typer.Option(help="the records as JSON too; FILE.jsonl is appended to")] = None,
+) -> None:
+    """Measure bundles on this machine in fresh processes. Lists and ranges: 128,512 or 1-4 or 128-2048*2."""
+    from merino_bench.harness.cases import Workload, parse_depths, parse_lengths, parse_threads
+    from merino_edge.benchmarking.run import run_benchmark
+    from merino_edge.cli.terminal import bench_progress
+
+    workload = Workload(
+        None if prompts is None else parse_lengths(prompts), None if steps is None else parse_lengths(steps),
+        repetitions, () if threads is None else parse_threads(threads), parse_depths(depths),
+    )  # fmt: skip
+    with bench_progress() as progress:
+        code = run_benchmark(
+            bundles, workload, baseline, baseline_precision, output.value, save, timeout, peers, progress
+        )
+    raise typer.Exit(code)
+
+
+app.command()(cli_records.compare)
+app.command()(cli_records.report)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", help="folder for what is made")] = Path("out/demo"),
+) -> None:
+    """The whole path in minutes: design for a board, export, generate, measure against OPT-350M."""
+    from merino_edge.cli.demo import run_demo
+
+    run_demo(out)
+
+
+def main(argv: Any = None) -> None:
+    """The entry point: errors that a user can cause become one line and exit status 1."""
+    try:
+        app(argv)
+    except MerinoError as error:
+        say(f"merino-edge: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of stdout went away
+        sys.stderr.close()
+        sys.exit(141)

@@ -1,0 +1,122 @@
+"""Commands beside the main path, for choosing: `recommend` and `pareto`. The main path is in `cli`.
+
+Each command: parse, one call, one file written, as there.
+"""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merino_edge.cli.options import (
+    Context,
+    DecodeMs,
+    Device,
+    FileMb,
+    FlopsG,
+    JPerToken,
+    Json,
+    MemoryMb,
+    ParamsM,
+    PrefillMs,
+    Prompt,
+)
+
+
+class Against(StrEnum):
+    decode_ms = "decode-ms"
+    memory_mb = "memory-mb"
+
+
+def recommend(
+    device: Device,
+    decode_ms: DecodeMs = None,
+    prefill_ms: PrefillMs = None,
+    memory_mb: MemoryMb = None,
+    flops_g: FlopsG = None,
+    params_m: ParamsM = None,
+    file_mb: FileMb = None,
+    j_per_token: JPerToken = None,
+    context: Context = None,
+    prompt: Prompt = None,
+    as_json: Json = False,
+) -> None:
+    """Which existing models fit a board's budgets, in which format, beside our design for the same."""
+    from merino_edge.calibration.board import board
+    from merino_edge.cli.tables import console, working
+    from merino_edge.cli.tables_models import budgets_line, recommendation_table
+    from merino_edge.design.budget import Budgets
+    from merino_edge.design.recommend import recommend as find
+    from merino_edge.prediction.predict import usual_lengths
+
+    profile = board(device)
+    budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m, file_mb, j_per_token)
+    longest, tokens = usual_lengths(profile, context, prompt)
+    with working(f"judging models for {profile.name}"):
+        found = find(profile, budgets.with_board_defaults(profile), context=longest, prompt=tokens)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        print(budgets_line(found))
+        console().print(recommendation_table(found, profile))
+
+
+def pareto(
+    device: Device,
+    against: Annotated[Against, typer.Option(help="what entropy is set against")] = Against.decode_ms,
+    points: Annotated[int, typer.Option(help="limits, log-spaced from the smallest decoder to the largest")] = 12,
+    decode_ms: DecodeMs = None,
+    prefill_ms: PrefillMs = None,
+    memory_mb: MemoryMb = None,
+    flops_g: FlopsG = None,
+    params_m: ParamsM = None,
+    file_mb: FileMb = None,
+    j_per_token: JPerToken = None,
+    context: Context = None,
+    prompt: Prompt = None,
+    vocab: Annotated[int, typer.Option(help="entries of the vocabulary")] = 50257,
+    precision: Annotated[str, typer.Option(help="format of the weights")] = "fp32",
+    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option("-o", help="write pareto.json there")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw it there, as PNG; needs matplotlib")] = None,
+) -> None:
+    """The front of entropy against decode time or memory on a board: an optimum, with its proof, at each limit."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from merino_edge.calibration.board import board
+    from merino_edge.cli.tables import console
+    from merino_edge.cli.tables_models import front_table
+    from merino_edge.design.budget import Budgets
+    from merino_edge.design.pareto import Axis, front
+    from merino_edge.design.space import Space
+    from merino_edge.prediction.predict import usual_lengths
+    from merino_edge.report.front import require_matplotlib, save_front
+    from merino_edge.storage.atomic import write_text
+
+    if plot:
+        require_matplotlib()
+    profile = board(device)
+    budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m, file_mb, j_per_token)
+    longest, tokens = usual_lengths(profile, context, prompt)
+    axis: Axis = "decode_ms" if against is Against.decode_ms else "memory_mb"
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("solving", total=points)
+        found = front(
+            profile, budgets, axis, points,
+            space=Space(vocab=vocab), context=longest, prompt=tokens, precision=precision,
+            progress=lambda limit: bar.update(task, advance=1, description=f"{against.value} {limit:g}"),
+        )  # fmt: skip
+    if out:
+        write_text(out, found.to_json())
+        print(f"wrote {out}", file=sys.stderr)
+    if plot:
+        save_front(found, plot)
+        print(f"wrote {plot}", file=sys.stderr)
+    if as_json:
+        print(found.to_json(), end="")
+    else:
+        console().print(front_table(found))

@@ -1,0 +1,95 @@
+"""The demo: the same calls as the commands, in order, with words between them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from merino_bench.harness.cases import Workload
+from merino_bench.harness.render import render, save
+from merino_bench.harness.run import run_bench
+from merino_edge.benchmarking.baselines import baseline_bundle
+from merino_edge.cli.tables import bench_table, console, print_design
+from merino_edge.cli.terminal import bench_progress
+from merino_edge.design.budget import Budgets
+from merino_edge.design.designer import Design, design
+from merino_edge.design.space import Space
+from merino_edge.embedded import EMBEDDED, bundle_path
+from merino_edge.export.export import export
+from merino_edge.export.source import load_source
+from merino_edge.prediction.predict import usual_prompt
+from merino_edge.profiles.profile import load_profile
+from merino_edge.storage.atomic import write_text
+
+BOARD = "raspberry-pi-4"
+PROMPT = "Once upon a time"
+WORKLOAD = Workload(prompts=(128,), steps=(64,), repetitions=3)
+
+
+def run_demo(out: Path) -> None:
+    """Minutes on two cores. Writes design.json, a bundle and the benchmark's records into `out`."""
+    found = demo_design(out)
+    heading(2, "export to ONNX with KV cache, this design and OPT-350M by the same exporter")
+    bundle, opt = demo_export(out)
+    heading(3, "generate: the embedded model, trained on stories, by the file that a board runs")
+    demo_generate()
+    heading(4, "benchmark on this machine, each bundle in fresh processes")
+    demo_bench(out, bundle, opt, found)
+
+
+def heading(number: int, text: str) -> None:
+    print(f"\n== {number}/4  {text}", flush=True)
+
+
+def say(text: str) -> None:
+    print(f"   {text}", file=sys.stderr, flush=True)
+
+
+def demo_design(out: Path) -> Design:
+    profile = load_profile(BOARD)
+    budget = profile.budget
+    heading(1, f"design a decoder for a {profile.name}")
+    found = design(
+        profile,
+        Budgets().with_board_defaults(profile),
+        space=Space(),
+        context=budget.context,
+        prompt=usual_prompt(budget.context),
+    )
+    write_text(out / "design.json", found.to_json())
+    print_design(found, profile)
+    return found
+
+
+def demo_export(out: Path) -> tuple[Path, str]:
+    """The design with random weights (its speed does not depend on the values), and the baseline's bundle."""
+    folder = out / "pi4-design"
+    done = export(load_source(str(out / "design.json"))._replace(name="pi4-design"), folder)
+    print(f"{folder}: worst logit against torch {done.error:.1e} relative, over prefill and every decode step")
+    opt = baseline_bundle("opt-350m", say)
+    print(f"{opt}: OPT-350M")
+    return folder, opt
+
+
+def demo_generate() -> None:
+    """In a process of its own, as on a board: what it says of memory is the runtime's, without torch."""
+    print(PROMPT, end="", flush=True)
+    application = Path(bundle_path(EMBEDDED)) / "merino.pyz"
+    subprocess.run(
+        [sys.executable, application, "generate", application.parent, PROMPT, "-n", "160", "--temperature", "0"],
+        check=True,
+    )
+
+
+def demo_bench(out: Path, bundle: Path, opt: str, found: Design) -> None:
+    with bench_progress() as progress:
+        records = run_bench([str(bundle)], WORKLOAD, [opt], progress)
+    save(records, str(out / "bench.json"))
+    (out / "bench.md").write_text(render(records, "md"))
+    console().print(bench_table(records))
+    predicted = found.predicted
+    print(
+        "Measured: speed, memory and size, on this machine (not on the board), with random weights in both models.\n"
+        f"Predicted: on the {BOARD}, {predicted.decode_ms:.0f} ms per token with the cache full and"
+        f" {predicted.memory_mb:.0f} MB, from {predicted.provenance} figures; no board has confirmed it yet.\n"
+        f"Saved: {out / 'design.json'}, {out / 'bench.json'}, {out / 'bench.md'}, {bundle}"
+    )

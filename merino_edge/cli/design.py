@@ -1,0 +1,168 @@
+"""The command `merino-edge design`: its many options, read into one call of the designer."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from merino_edge.cli.options import (
+    Context,
+    DecodeMs,
+    Device,
+    FileMb,
+    FlopsG,
+    JPerToken,
+    Json,
+    MemoryMb,
+    ParamsM,
+    PrefillMs,
+    Prompt,
+    Seed,
+)
+from merino_runtime.errors import MerinoError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from merino_edge.design.budget import Budgets
+    from merino_edge.design.designer import Design
+    from merino_edge.profiles.profile import DeviceProfile
+
+
+class SolverChoice(StrEnum):
+    exact = "exact"
+    evolution = "evolution"
+
+
+class Gamma(StrEnum):
+    off = "off"
+    literal = "literal"
+    inverse = "inverse"
+
+
+class WidthStep(StrEnum):
+    fine = "32"
+    coarse = "64"
+
+
+class HeadSize(StrEnum):
+    small = "32"
+    large = "64"
+
+
+class PresetName(StrEnum):
+    small = "merino-52m"
+    middle = "merino-61m"
+    large = "merino-64m"
+
+
+def design(
+    device: Device,
+    decode_ms: DecodeMs = None,
+    prefill_ms: PrefillMs = None,
+    memory_mb: MemoryMb = None,
+    flops_g: FlopsG = None,
+    params_m: ParamsM = None,
+    file_mb: FileMb = None,
+    j_per_token: JPerToken = None,
+    preset: Annotated[PresetName | None, typer.Option(help="the paper's FLOPs alone: 60, 110, 160 G")] = None,
+    context: Context = None,
+    prompt: Prompt = None,
+    vocab: Annotated[str, typer.Option(help="entries of the vocabulary, or a list: 4096,16384")] = "50257",
+    precision: Annotated[str, typer.Option(help="format of the weights, a list, or any the board is fast at")] = "fp32",
+    blocks: Annotated[int, typer.Option(min=1, max=6, help="exactly so many blocks of equal width")] = 4,
+    width_step: Annotated[WidthStep, typer.Option(help="widths are its multiples; 32 takes heads of 32")] = (
+        WidthStep.coarse
+    ),
+    head_size: Annotated[HeadSize | None, typer.Option(help="default: 64, 32 where a block is narrow")] = None,
+    solver: Annotated[SolverChoice, typer.Option(help="exact proves the optimum")] = SolverChoice.exact,
+    steps: Annotated[int, typer.Option(help="evolution: mutations, T (ours; recalled: 100000)")] = 1_000_000,
+    population: Annotated[int, typer.Option(help="evolution: decoders at most, M (recalled)")] = 512,
+    parents: Annotated[int, typer.Option(help="evolution: decoders kept, K (recalled)")] = 64,
+    gamma: Annotated[Gamma, typer.Option(help="how depth over width lowers the score (known; inverse: ours)")] = (
+        Gamma.inverse
+    ),
+    a1: Annotated[float, typer.Option(help="weight of attention's entropy (recalled)")] = 0.6,
+    a2: Annotated[float, typer.Option(help="weight of the FFN's entropy (recalled)")] = 0.4,
+    eps: Annotated[float, typer.Option(help="noise in log(1 + s^2 / eps^2) (ours)")] = 1.0,
+    beta: Annotated[float, typer.Option(help="of gamma (known)")] = 1 / 16,
+    seed: Seed = 0,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="measure it here, and design again until it keeps its budgets")
+    ] = False,
+    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option("-o", help="write design.json there")] = None,
+) -> None:
+    """Design the decoder of highest entropy within a board's budgets. Without a budget: the board's own."""
+    from merino_edge.calibration.board import board
+    from merino_edge.cli.tables import print_design, working
+    from merino_edge.design.budget import Budgets
+    from merino_edge.design.designer import Design, open_variants
+    from merino_edge.design.designer import design as best_design
+    from merino_edge.design.entropy import Scoring
+    from merino_edge.design.evolution import Effort
+    from merino_edge.design.presets import PRESETS
+    from merino_edge.design.space import spaced
+    from merino_edge.design.variants import asked_budgets, fast_formats
+    from merino_edge.prediction.predict import usual_lengths
+    from merino_edge.storage.atomic import write_text
+
+    profile = board(device)
+    vocabs = whole_numbers("--vocab", vocab)
+    precisions = fast_formats(profile) if precision == "any" else words(precision)
+    space = spaced(int(width_step.value), blocks, vocabs[0], None if head_size is None else int(head_size.value))
+    scoring = Scoring(attention_weight=a1, ffn_weight=a2, eps=eps, gamma=gamma.value, beta=beta)
+    longest, tokens = usual_lengths(profile, context, prompt)
+    named = {
+        "decode_ms": decode_ms, "prefill_ms": prefill_ms, "memory_mb": memory_mb, "flops_g": flops_g,
+        "params_m": params_m, "file_mb": file_mb, "j_per_token": j_per_token,
+    }  # fmt: skip
+    if preset is None:
+        variants = open_variants(space, longest, tokens, vocabs, precisions)
+        budgets = asked_budgets(named, variants, profile, scoring)
+    elif any(value is not None for value in named.values()):
+        raise MerinoError(f"--preset {preset.value} is a budget of its own: leave the others out")
+    else:
+        budgets = Budgets(flops_g=PRESETS[preset.value].flops_g)
+
+    def find(asked: Budgets, like: Design | None = None) -> Design:
+        """`like`: a design whose vocabulary and format to keep to."""
+        return best_design(
+            profile, asked, space=space, context=longest, prompt=tokens,
+            vocabs=[like.architecture.vocab] if like else vocabs, precisions=[like.precision] if like else precisions,
+            solver=solver.value, effort=Effort(steps, population, parents), seed=seed, scoring=scoring,
+        )  # fmt: skip
+
+    with working(f"searching for {profile.name}"):
+        found = tried(profile, budgets, find) if measure else find(budgets)
+    if out:
+        write_text(out, found.to_json())
+        print(f"wrote {out}", file=sys.stderr, flush=True)
+    if as_json:
+        print(found.to_json(), end="")
+    else:
+        print_design(found, profile)
+
+
+def tried(
+    profile: "DeviceProfile", budgets: "Budgets", find: "Callable[[Budgets, Design | None], Design]"
+) -> "Design":
+    """Raises MerinoError where the profile is of another machine, which cannot be measured here."""
+    if profile.id != "host":
+        raise MerinoError(f"--measure measures on this machine, not on a {profile.name}: give --device host with it")
+    from merino_edge.benchmarking.redesign import keeping, measured_here  # loads torch
+
+    return keeping(budgets, find, measured_here)
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in words(text)]
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} {text}: give a whole number, or several with commas between") from error

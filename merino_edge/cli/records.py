@@ -1,0 +1,47 @@
+"""The commands that read records: `compare` and `report`. As in `cli`: parse, one call, one file written."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merino_edge.cli.options import Json
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A", help="records, JSON or JSON lines")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="records to judge against them")],
+    fail_if_slower: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="5%: exit 1 where a row of B is slower by more")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Is B faster or slower than A, or is there no difference? Disturbed rows are shown and never judged."""
+    from merino_edge.cli.tables_records import print_comparison
+    from merino_edge.records.compare import check_not_slower, compare_files, parse_percent
+
+    try:
+        share = None if fail_if_slower is None else parse_percent(fail_if_slower)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--fail-if-slower") from None
+    found = compare_files(before, after)
+    if as_json:
+        print(found.to_json(), end="")
+    else:
+        print_comparison(found)
+    if share is not None:
+        check_not_slower(found, share)
+
+
+def report(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="records, JSON or JSON lines")],
+    out: Annotated[Path | None, typer.Option("-o", help="one HTML file, opens offline")] = None,
+    md: Annotated[bool, typer.Option("--md", help="print a summary in Markdown, for a pull request")] = False,
+    device: Annotated[str | None, typer.Option(help="a board: its predictions beside what was measured")] = None,
+) -> None:
+    """Records as one page for people who would rather look; or, with --md, as Markdown on stdout."""
+    from merino_edge.report.write import write_report
+
+    if out is None and not md:
+        raise typer.BadParameter("give -o report.html, --md, or both")
+    write_report(results, out, md, device)

@@ -1,0 +1,111 @@
+"""Tables of what already exists beside what we would design: `recommend` and `pareto` for people."""
+
+from rich.table import Table
+
+from merino_edge.design.budget import option
+from merino_edge.design.designer import Predicted
+from merino_edge.design.pareto import Front
+from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict, measured
+from merino_edge.prediction.predict import Cost
+from merino_edge.profiles.profile import DeviceProfile
+
+COLUMNS = (
+    "format", "params M", "decode ms", "prefill ms", "memory MB", "entropy", "score", "formats that fit", "verdict",
+)  # fmt: skip
+LEFT = ("format", "formats that fit", "verdict")
+
+
+def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table:
+    """Our designs first, then every model of the catalogue in the format of most bits that fits, else the nearest."""
+    provenance = found.candidates[0].chosen.cost.provenance
+    table = Table(
+        title=f"Models for {profile.name}, predicted ({provenance} figures)",
+        caption="score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of"
+        " two sources are not quite comparable. Designs are untrained, so they have none.",
+    )
+    table.add_column("model")
+    for title in COLUMNS:
+        table.add_column(title, justify="left" if title in LEFT else "right")
+    for our in found.ours:
+        table.add_row(*our_cells(our))
+    table.add_section()
+    sections = [candidate.fits for candidate in found.candidates]
+    for index, candidate in enumerate(found.candidates):
+        last_that_fits = sections[index : index + 2] == [True, False]
+        table.add_row(*candidate_cells(candidate, found), end_section=last_that_fits)
+    return table
+
+
+def our_cells(our: Ours) -> list[str]:
+    if our.design is None:
+        return ["our design", our.precision, *["-"] * 6, "none", our.reason]
+    cost = our.design.predicted
+    return ["our design", our.precision, *figures(cost), f"{our.design.entropy:,.0f}", "", our.precision, "fits"]
+
+
+def figures(cost: Cost | Predicted) -> list[str]:
+    return [
+        f"{cost.params / 1e6:,.1f}", f"{cost.decode_ms:,.1f}", f"{cost.prefill_ms:,.0f}", f"{cost.memory_mb:,.0f}",
+    ]  # fmt: skip
+
+
+def candidate_cells(candidate: Candidate, found: Recommendation) -> list[str]:
+    model, verdict = candidate.model, candidate.chosen
+    cost, score = verdict.cost, model.ranking_score()
+    fitting = [each.precision for each in candidate.verdicts if each.fits and candidate.long_enough]
+    return [
+        f"{model.name}, {model.note}" if model.note else model.name,
+        verdict.precision,
+        *figures(cost),
+        f"{candidate.entropy:,.0f}",
+        "" if score is None else f"{score:.1f}",
+        " ".join(fitting) or "none",
+        "fits" if candidate.fits else reasons(candidate, verdict, found),
+    ]
+
+
+def reasons(candidate: Candidate, verdict: Verdict, found: Recommendation) -> str:
+    """Each thing that fails and by how much, e.g. `decode 120 of 50 ms (2.4x)`."""
+    said = []
+    if not candidate.long_enough:
+        said.append(f"context {candidate.model.geometry.context} of {found.context}")
+    for name, share in verdict.over.items():
+        title, _, unit = name.rpartition("_")
+        used, limit = measured(verdict.cost, name), found.budget[name]
+        excess = f"{share:.1f}x" if share >= 1.1 else f"+{100 * (share - 1):.1f} %"
+        said.append(f"{title} {used:,.4g} of {limit:,g} {UNITS.get(unit, unit)} ({excess})")
+    if verdict.missing_isa:
+        said.append(f"slow here: no {', '.join(verdict.missing_isa)}")
+    return "; ".join(said)
+
+
+UNITS = {"mb": "MB", "g": "G", "m": "M"}
+
+
+def budgets_line(found: Recommendation) -> str:
+    given = ", ".join(f"{option(name)} {value:g}" for name, value in found.budget.items())
+    return f"budgets for {found.device}: {given}; context {found.context}, prompt {found.prompt} tokens"
+
+
+def front_table(found: Front) -> Table:
+    """A row per point of the front, then the models that exist."""
+    provenance = found.points[0].predicted.provenance
+    proved = all(point.solver.gap < 1e-6 for point in found.points)
+    table = Table(
+        title=f"Most entropy for {found.device_name} against {option(found.against)}, predicted ({provenance} figures)",
+        caption="each point is proved: no decoder of the space has more entropy within its limit" if proved else None,
+    )
+    table.add_column("decoder")
+    for title in (f"limit, {found.against.replace('_', ' ')}", "decode ms", "memory MB", "params M", "entropy"):
+        table.add_column(title, justify="right")
+    for point in found.points:
+        cost, limit = point.predicted, point.budget[found.against]
+        table.add_row(point.architecture.shape(), f"{limit:,g}", *cost_cells(cost), f"{point.entropy:,.0f}")
+    table.add_section()
+    for mark in found.models:
+        table.add_row(mark.name, "", *cost_cells(mark.predicted), f"{mark.entropy:,.0f}")
+    return table
+
+
+def cost_cells(cost: Predicted) -> list[str]:
+    return [f"{figure:,.1f}" for figure in (cost.decode_ms, cost.memory_mb, cost.params / 1e6)]

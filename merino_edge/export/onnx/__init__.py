@@ -1,0 +1,1 @@
+"""The ONNX graph of a decoder in two dialects, `fused` and `portable`."""

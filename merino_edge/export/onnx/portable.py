@@ -1,0 +1,196 @@
+"""Dialect `portable`: plain ONNX of opset 13, which ONNX Runtime 1.10 and TensorRT 8.2 take.
+
+The cache comes in with a fixed shape and a mask of its filled slots; only the new keys and values go out, and the host
+writes them at their position. Masks are -1e4, not minus infinity, so that half precision holds them. No
+LayerNormalization, Gelu, Trilu, Mod or OneHot. See docs/formats.md for inputs and outputs.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto
+
+from merino_edge.export.onnx.graph import Graph, ports, rotary_tables
+from merino_edge.export.quantize import Quantized, quantize_blocks
+from merino_edge.families.graph_ops import KvLayer, Norm, Weights
+
+MASKED = -1e4
+END = np.iinfo(np.int64).max
+
+
+class Portable(Graph):
+    opsets = {"": 13}
+
+    def __init__(self, weights: Weights, kv_layers: Sequence[KvLayer], context: int, precision: str):
+        super().__init__(weights, kv_layers, context, precision)
+        self.input("input_ids", "int64", 1, "sequence")
+        filled = self.input("attention_mask", "int64", 1, context)
+        self._positions = self.input("position_ids", "int64", 1, "sequence")
+        for layer in kv_layers:
+            for past, present in zip(ports("past_key_values", layer), ports("present", layer), strict=True):
+                self.input(past, self.real, 1, layer.heads, context, layer.head_size)
+                self.output(present, self.real, 1, layer.heads, "sequence", layer.head_size)
+        self._cached_mask = self._mask(self.node("Equal", [filled, self.integers(0)]), 1, 2)  # [1, 1, 1, context]
+        position = self.node("Cast", [self._positions], to=TensorProto.FLOAT)  # [1, T]
+        query, key = (self.node("Unsqueeze", [position, self.integers(axis)]) for axis in (2, 1))
+        self._new_mask = self._mask(self.node("Less", [query, key]), 1)  # [1, 1, T, T]
+        self._codes: dict[str, np.ndarray] = {}
+        self._rotary: dict[int, tuple[str, str]] = {}
+
+    def _mask(self, hidden: str, *axes: int) -> str:
+        """-1e4 where `hidden`, 0 elsewhere, with new axes."""
+        mask = self.node("Mul", [self.to_real(hidden), self.scalar(MASKED)])
+        return self.node("Unsqueeze", [mask, self.integers(*axes)])
+
+    def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
+        """One scale per row: MatMulInteger knows no blocks."""
+        return quantize_blocks(matrix, bits, matrix.shape[1])
+
+    def embed(self, table: str) -> str:
+        return self._rows(table, "input_ids")
+
+    def embed_positions(self, table: str, offset: int) -> str:
+        return self._rows(table, self.node("Add", [self._positions, self.integer(offset)]))
+
+    def _rows(self, table: str, ids: str) -> str:
+        if not self.form.blocked:
+            return self.node("Gather", [self.table(table), ids])
+        codes, scales = self._table(table)
+        row = self.node("Cast", [self.node("Gather", [codes, ids])], to=TensorProto.FLOAT)
+        return self.node("Mul", [row, self.node("Gather", [scales, ids])])
+
+    def _signed(self, names: list[str], turned: bool) -> np.ndarray:
+        """Codes as int8, [rows, columns] as in the state dict or turned; made once."""
+        joined = "+".join(names)
+        if joined not in self._codes:
+            codes = (self.quantized_matrix(names).codes[:, 0].astype(np.int16) - 128).astype(np.int8)
+            self._codes[joined] = np.ascontiguousarray(codes.T) if turned else codes
+        return self._codes[joined]
+
+    def _table(self, name: str) -> tuple[str, str]:
+        """Codes [rows, columns] and scales [rows, 1] of a table of which a step reads one row."""
+        codes, scales = self._signed([name], turned=False), self.quantized_matrix([name]).scales
+        return (
+            self.stored(f"{name}.codes", codes, codes[0].nbytes),
+            self.stored(f"{name}.scales", scales, scales[0].nbytes),
+        )
+
+    def _whole_table(self, name: str) -> tuple[str, str]:
+        """The same as a head's codes [columns, rows] and scales [rows], turned in the graph and not stored again."""
+        codes, scales = self._table(name)
+        self.decode_weight_bytes += self.quantized_matrix([name]).nbytes
+        return self.node("Transpose", [codes], perm=[1, 0]), self.node("Squeeze", [scales, self.integers(1)])
+
+    def _integer_linear(self, x: str, names: list[str]) -> str:
+        joined = "+".join(names)
+        codes = self.stored(f"{joined}.codes", self._signed(names, turned=True))
+        scales = self.stored(f"{joined}.scales", self.quantized_matrix(names).scales[:, 0])
+        return self._integer_product(x, codes, scales)
+
+    def _integer_product(self, x: str, codes: str, scales: str) -> str:
+        """x @ codes * scales, x brought to uint8 by its own range; codes [in, out], scales [out]."""
+        quantized = self.node("DynamicQuantizeLinear", [x], outputs=3)
+        product = self.node("MatMulInteger", [quantized, codes, f"{quantized}.2"])
+        scale = self.node("Mul", [f"{quantized}.1", scales])
+        return self.node("Mul", [self.node("Cast", [product], to=TensorProto.FLOAT), scale])
+
+    def linear(self, x: str, weight: str, bias: str | None = None) -> str:
+        return self.packed_linear(x, [weight], [bias] if bias else None)
+
+    def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
+        if self.form.blocked:
+            product = self._integer_linear(x, weights)
+        else:
+            product = self.node("MatMul", [x, self.matrix(weights)])
+        return self.node("Add", [product, self.vector(biases)]) if biases else product
+
+    def add(self, x: str, y: str) -> str:
+        return self.node("Add", [x, y])
+
+    def norm(self, x: str, norm: Norm) -> str:
+        """In float32 in each format: squares of activations overflow float16."""
+        half = self.real == "float16"
+        x = self.node("Cast", [x], to=TensorProto.FLOAT) if half else x
+        if norm.bias is not None:
+            x = self.node("Sub", [x, self.node("ReduceMean", [x], axes=[-1])])
+        square = self.node("ReduceMean", [self.node("Mul", [x, x])], axes=[-1])
+        eps = self.constant(f"eps_{norm.eps!r}", np.array(norm.eps, np.float32))
+        root = self.node("Sqrt", [self.node("Add", [square, eps])])
+        scaled = self.node("Mul", [self.node("Div", [x, root]), self._float_weight(norm.weight)])
+        normed = self.add(scaled, self._float_weight(norm.bias)) if norm.bias is not None else scaled
+        return self.to_real(normed) if half else normed
+
+    def _float_weight(self, name: str) -> str:
+        return self.stored(name, self.weights[name])
+
+    def add_norm(self, x: str, residual: str, norm: Norm) -> tuple[str, str]:
+        total = self.add(x, residual)
+        return self.norm(total, norm), total
+
+    def activation(self, x: str, kind: str) -> str:
+        if kind == "relu":
+            return self.node("Relu", [x])
+        cube = self.node("Mul", [self.node("Mul", [x, x]), x])
+        inner = self.add(x, self.node("Mul", [cube, self.scalar(0.044715)]))
+        tanh = self.node("Tanh", [self.node("Mul", [inner, self.scalar(math.sqrt(2 / math.pi))])])
+        half = self.node("Mul", [x, self.scalar(0.5)])
+        return self.node("Mul", [half, self.add(tanh, self.scalar(1.0))])
+
+    def attention(self, qkv: str, layer: KvLayer, rotary_theta: float | None) -> str:
+        query, key, value = self._heads(qkv, layer)  # [1, heads, T, head_size]
+        if rotary_theta is not None:
+            query, key = self._rotate(query, layer, rotary_theta), self._rotate(key, layer, rotary_theta)
+        query = self.node("Mul", [query, self.scalar(layer.head_size**-0.5)])
+        for name, new in zip(ports("present", layer), (key, value), strict=True):
+            self.node_into("Identity", [new], [name])
+        past_key, past_value = ports("past_key_values", layer)
+        cached = self.add(self._scores(query, past_key), self._cached_mask)  # [1, heads, T, context]
+        fresh = self.add(self._scores(query, key), self._new_mask)  # [1, heads, T, T]
+        weights = self.node("Softmax", [self.node("Concat", [cached, fresh], axis=-1)], axis=-1)
+        from_cache = self.node("MatMul", [self._part(weights, 0, self.context), past_value])
+        from_new = self.node("MatMul", [self._part(weights, self.context, END), value])
+        mixed = self.node("Transpose", [self.add(from_cache, from_new)], perm=[0, 2, 1, 3])
+        return self.node("Reshape", [mixed, self.integers(1, -1, layer.heads * layer.head_size)])
+
+    def _heads(self, qkv: str, layer: KvLayer) -> list[str]:
+        """[1, T, 3 * width] to query, key and value."""
+        split = self.node("Split", [qkv], outputs=3, axis=-1)
+        shape = self.integers(1, -1, layer.heads, layer.head_size)
+        parts = (split, f"{split}.1", f"{split}.2")
+        return [self.node("Transpose", [self.node("Reshape", [part, shape])], perm=[0, 2, 1, 3]) for part in parts]
+
+    def _rotate(self, x: str, layer: KvLayer, theta: float) -> str:
+        """Rotary positions, the halves paired."""
+        if layer.head_size not in self._rotary:
+            names = [f"cos_{layer.head_size}", f"sin_{layer.head_size}"]
+            tables = [table.astype(self.real) for table in rotary_tables(self.context, layer.head_size, theta)]
+            rows = [
+                self.node("Gather", [self.constant(name, table), self._positions])  # [1, T, head_size / 2]
+                for name, table in zip(names, tables, strict=True)
+            ]
+            cos, sin = (self.node("Unsqueeze", [row, self.integers(1)]) for row in rows)
+            self._rotary[layer.head_size] = cos, sin
+        cos, sin = self._rotary[layer.head_size]
+        left = self.node("Split", [x], outputs=2, axis=-1)
+        right = f"{left}.1"
+        turned_left = self.node("Sub", [self.node("Mul", [left, cos]), self.node("Mul", [right, sin])])
+        turned_right = self.add(self.node("Mul", [right, cos]), self.node("Mul", [left, sin]))
+        return self.node("Concat", [turned_left, turned_right], axis=-1)
+
+    def _scores(self, query: str, key: str) -> str:
+        return self.node("MatMul", [query, self.node("Transpose", [key], perm=[0, 1, 3, 2])])
+
+    def _part(self, weights: str, start: int, end: int) -> str:
+        return self.node("Slice", [weights, self.integers(start), self.integers(end), self.integers(3)])
+
+    def last(self, x: str) -> str:
+        return self.node("Slice", [x, self.integers(-1), self.integers(END), self.integers(1)])
+
+    def head(self, x: str, table: str) -> None:
+        self.output("logits", "float32", 1, 1, self.weights[table].shape[0])
+        if self.form.blocked:
+            codes, scales = self._whole_table(table)
+            self.logits(self._integer_product(x, codes, scales))
+        else:
+            self.logits(self.real_head(x, table))

@@ -1,0 +1,1 @@
+"""The designed family: blocks of growing width (MeRino, arXiv 2403.07921)."""

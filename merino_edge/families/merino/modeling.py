@@ -1,0 +1,188 @@
+"""MerinoForCausalLM: blocks of growing width, pre-norm RMSNorm, rotary attention, GELU FFN, tied embedding.
+
+Batch B, sequence T, width E, heads H, head size D, vocabulary V. A shared block runs one layer's weights `depth` times,
+each use with a cache layer of its own.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, initialization
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.deprecation import deprecate_kwarg
+
+from merino_edge.families.merino.architecture import Block
+from merino_edge.families.merino.configuration import MerinoConfig
+
+Rotary = tuple[Tensor, Tensor]  # cos and sin, [B or 1, T, D]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions and one packed projection."""
+
+    is_causal = True
+    num_key_value_groups = 1
+
+    def __init__(self, config: MerinoConfig, width: int):
+        super().__init__()
+        self.config = config
+        self.head_size = config.head_size
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: Cache | None, use: int) -> Tensor:
+        shape = (*x.shape[:2], -1, self.head_size)
+        parts = self.qkv(x).chunk(3, dim=-1)
+        query, key, value = (part.reshape(shape).transpose(1, 2) for part in parts)  # [B, H, T, D]
+        query, key = rotate(query, rotary), rotate(key, rotary)
+        if cache is not None:
+            key, value = cache.update(key, value, use)  # [B, H, cached + T, D]
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        mixed, _ = attend(self, query, key, value, mask, dropout=0.0, scaling=self.head_size**-0.5)  # [B, T, H, D]
+        return self.out(mixed.reshape(*x.shape[:2], -1))
+
+
+def eager_attention(
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
+) -> tuple[Tensor, Tensor]:
+    """softmax(Q K^T * scaling + mask) V, written out; [B, H, T, D] -> [B, T, H, D]."""
+    scores = query @ key.transpose(2, 3) * scaling
+    if mask is not None:
+        scores = scores + mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotary positions on [B, H, T, D], the halves paired (RoFormer, arXiv 2104.09864, in GPT-NeoX's order)."""
+    cos, sin = (part.unsqueeze(1) for part in rotary)
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+def rotary_table(positions: Tensor, head_size: int, theta: float) -> Rotary:
+    """cos and sin for `positions` [B, T], in float32; [B, T, D]."""
+    steps = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32)
+    angles = positions[..., None].float() * theta ** (-steps / head_size)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x)). [B, T, E] -> [B, T, E]"""
+
+    def __init__(self, config: MerinoConfig, block: Block):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(block.width, eps=config.rms_norm_eps)
+        self.attention = Attention(config, block.width)
+        self.ffn_norm = nn.RMSNorm(block.width, eps=config.rms_norm_eps)
+        self.up = nn.Linear(block.width, block.ffn_width, bias=False)
+        self.down = nn.Linear(block.ffn_width, block.width, bias=False)
+
+    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: Cache | None, use: int) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary, mask, cache, use)
+        return x + self.down(nn.functional.gelu(self.up(self.ffn_norm(x)), approximate="tanh"))
+
+
+class Projection(nn.Linear):
+    """The residual stream [B, T, E] from one width to another; begins with what keeps its size."""
+
+    def __init__(self, width: int, following: int):
+        super().__init__(width, following, bias=False)
+
+
+class BlockModule(nn.Module):
+    """The projection into the block's width, where it changes, and the layers: one only where they are shared."""
+
+    def __init__(self, config: MerinoConfig, block: Block, before: int):
+        super().__init__()
+        self.depth = block.depth
+        self.enter = Projection(before, block.width) if before != block.width else nn.Identity()
+        self.layers = nn.ModuleList(Layer(config, block) for _ in range(1 if block.shared else block.depth))
+
+    def uses(self) -> list[nn.Module]:
+        """The layer of each use, in order: `depth` entries."""
+        return [self.layers[min(use, len(self.layers) - 1)] for use in range(self.depth)]
+
+
+class MerinoPreTrainedModel(PreTrainedModel):
+    config_class = MerinoConfig
+    base_model_prefix = "model"
+    _no_split_modules = ["Layer"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Projection):  # initializer_range would shrink the whole stream, to a sixth at 64 channels
+            initialization.normal_(module.weight, std=module.in_features**-0.5)
+
+
+class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
+    """A decoder with a language-model head tied to its embedding."""
+
+    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
+
+    def __init__(self, config: MerinoConfig):
+        super().__init__(config)
+        blocks = config.architecture.blocks
+        first, last = blocks[0].width, blocks[-1].width
+        self.embed_tokens = nn.Embedding(config.vocab_size, first)
+        before = [first, *(block.width for block in blocks)]
+        self.blocks = nn.ModuleList(
+            BlockModule(config, block, width) for block, width in zip(blocks, before, strict=False)
+        )
+        self.norm = nn.RMSNorm(last, eps=config.rms_norm_eps)
+        self.leave = Projection(last, first) if last != first else nn.Identity()
+        self.lm_head = nn.Linear(first, config.vocab_size, bias=False)
+        self.post_init()
+
+    @deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")
+    def forward(
+        self,
+        input_ids: Tensor | None = None,  # [B, T]
+        attention_mask: Tensor | None = None,  # [B, cached + T], 1 where a token is
+        position_ids: Tensor | None = None,  # [B, T]
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,  # [B, T, E of the first block], in place of input_ids
+        labels: Tensor | None = None,  # [B, T], -100 where no loss is wanted; shifted here
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, T or logits_to_keep, V], the loss where labels are given, and the cache."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if use_cache and cache is None and not self.training:
+            cache = DynamicCache(config=self.config)
+        if position_ids is None:
+            cached = cache.get_seq_length() if cache is not None else 0
+            position_ids = torch.arange(cached, cached + x.shape[1], device=x.device)[None]
+        mask = create_causal_mask(
+            config=self.config, inputs_embeds=x, attention_mask=attention_mask, cache=cache, position_ids=position_ids
+        )
+        cos, sin = rotary_table(position_ids, self.config.head_size, self.config.rope_theta)
+        rotary = cos.to(x.dtype), sin.to(x.dtype)
+        x = self.decode_blocks(x, rotary, mask, cache)
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(self.leave(self.norm(x[:, keep])))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, cache=cache)
+
+    def decode_blocks(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        """[B, T, E of the first block] -> [B, T, E of the last]"""
+        use = 0
+        for block in self.blocks:
+            assert isinstance(block, BlockModule)
+            x = block.enter(x).to(x.dtype)  # under autocast the residual keeps its own precision
+            for layer in block.uses():
+                x = layer(x, rotary, mask, cache, use)
+                use += 1
+        return x

@@ -1,0 +1,107 @@
+"""The geometry of the decoders that other people published, and the operators such a decoder consists of.
+
+One function serves all families, since for the counts they differ only in switches: biases, kinds of norm, learned or
+rotary positions, a gated FFN, keys and values of fewer heads than queries, a head of its own. Left to others: which
+models there are (`catalogue.models`) and what they cost on a board (`design.costs`).
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
+
+Count = Annotated[int, Field(gt=0)]
+Biased = Literal["qkv", "out", "ffn"]
+
+
+class Geometry(BaseModel):
+    """A decoder of equal layers.
+
+    Attributes:
+        kv_heads: heads of keys and values; fewer than `heads` where queries share them (GQA, Ainslie et al. 2023).
+        head_size: channels of a head; `heads * head_size` need not be `width`.
+        gated: whether the FFN has a third matrix, whose output multiplies the first one's (SwiGLU, Shazeer 2020).
+        norm: `layer` has two parameters per channel, `rms` one.
+        final_norm: whether a norm stands before the head.
+        query_key_norm: whether queries and keys are normed, with one parameter per channel of a head.
+        biases: which linear layers have one: packed queries, keys and values; attention's output; those of the FFN.
+        positions: `learned` is a table of `context` rows and `position_offset` more that are never used.
+        tied: whether the head is the embedding.
+        embed_width: of the embedding, where it is narrower than the layers and projected.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    layers: Count
+    width: Count
+    heads: Count
+    kv_heads: Count
+    head_size: Count
+    ffn_width: Count
+    vocab: Count
+    context: Count
+    gated: bool
+    norm: Literal["layer", "rms"]
+    final_norm: bool
+    query_key_norm: bool
+    biases: Annotated[tuple[Biased, ...], Field(strict=False)]
+    positions: Literal["learned", "rotary"]
+    position_offset: Annotated[int, Field(ge=0)]
+    tied: bool
+    embed_width: Count
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        return self
+
+    @property
+    def operators(self) -> list[Operator]:
+        return list(decoder_operators(self))
+
+    @property
+    def query_width(self) -> int:
+        return self.heads * self.head_size
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_size
+
+    def shape(self) -> str:
+        return f"{self.layers} layers of {self.width}, FFN {'gated ' if self.gated else ''}{self.ffn_width}"
+
+
+def layer_operators(geometry: Geometry) -> Iterator[Operator]:
+    """One layer. Where the norms stand, and whether the FFN runs beside the attention, does not change the counts."""
+    width, queries, cached, ffn = geometry.width, geometry.query_width, geometry.kv_width, geometry.ffn_width
+    affine = 2 if geometry.norm == "layer" else 1
+    yield norm(width, affine=affine)
+    yield linear(width, queries + 2 * cached, bias="qkv" in geometry.biases, held=width)
+    if geometry.query_key_norm:
+        for normed in (queries, cached):
+            yield Operator("norm", vector=geometry.head_size, live=queries + 2 * cached + normed + width)
+    yield attention(queries, geometry.heads, kv_width=cached, held=width)
+    yield linear(queries, width, bias="out" in geometry.biases, held=width)
+    yield norm(width, affine=affine, held=width)
+    yield linear(width, 2 * ffn if geometry.gated else ffn, bias="ffn" in geometry.biases, held=width)
+    yield activation(ffn, held=width + ffn if geometry.gated else width)
+    yield linear(ffn, width, bias="ffn" in geometry.biases, held=width)
+
+
+def decoder_operators(geometry: Geometry) -> Iterator[Operator]:
+    width, embedded = geometry.width, geometry.embed_width
+    yield embed(geometry.vocab, embedded)
+    if embedded != width:
+        yield linear(embedded, width)
+    if geometry.positions == "learned":
+        yield embed(geometry.context + geometry.position_offset, width, held=width)
+    for _ in range(geometry.layers):
+        yield from layer_operators(geometry)
+    if geometry.final_norm:
+        yield norm(width, affine=2 if geometry.norm == "layer" else 1, final=True)
+    if embedded != width:
+        yield linear(width, embedded, final=True)
+    yield head(embedded, geometry.vocab, own=not geometry.tied)

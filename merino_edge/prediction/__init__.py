@@ -1,0 +1,1 @@
+"""What an inference costs on a board: latency, memory, files, energy."""

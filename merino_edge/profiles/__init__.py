@@ -1,0 +1,1 @@
+"""What a board is: facts with their kind and source."""

@@ -1,0 +1,134 @@
+"""Numbers of a device profile with where they come from: single figures, and the unit times of the latency model.
+
+What the unit times mean is said in `latency`; profiles as a whole are `profiles`'.
+"""
+
+import typing
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Dialect = Literal["fused", "portable"]
+GENERAL = (
+    "step_us", "launch_us", "product_us", "attention_us", "choose_ns", "norm_ns", "activation_ns", "kv_ms_gb",
+    "pair_ms_g", "score_ns", "entry_ns", "memory_ms_gb",
+)  # fmt: skip
+MEMORY, AGAIN = "memory_ms_gb", "again_ms_gb"
+OF_FORMAT = ("load_ms_gb", "mac_ms_g", "scale_ns", "row_ns", "head_row_ns")
+
+Kind = Literal["calibrated", "published", "datasheet", "estimated"]
+KINDS: tuple[Kind, ...] = typing.get_args(Kind)  # strongest first
+Text = Annotated[str, Field(pattern=r"\S")]
+Values = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False, min_length=1)]
+Ratio = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0)]
+
+
+class Facts(BaseModel):
+    """Frozen; no unknown keys; no quiet conversions, so that "4" is not taken for 4."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Figure(Facts):
+    """A number, how it is known, and where it comes from."""
+
+    value: float = Field(gt=0)
+    kind: Kind
+    source: Text
+
+
+class Count(Figure):
+    """A figure that is a whole number."""
+
+    value: int = Field(gt=0)
+
+
+class FormatTimes(Facts):
+    """Of one weight format, by thread count. `resident`: bytes in memory for a byte of its matrices; `table_resident`:
+    for a byte of the embedding, which is the head too; `table_opening`: for a byte of the embedding's pieces, how many
+    more while one of them is packed."""
+
+    load_ms_gb: Values
+    mac_ms_g: Values
+    scale_ns: Values
+    row_ns: Values
+    head_row_ns: Values
+    resident: Ratio
+    table_resident: Ratio
+    table_opening: Share
+
+
+class UnitTimes(Facts):
+    """Unit times of the latency model; entry i of each list holds on `threads[i]` threads.
+
+    A step that reads up to `cache_within_mb` (2^20 bytes) of weights, keys and values finds all of them in the
+    last-level cache; one that reads `cache_beyond_mb` or more finds none. Of weights that it reads again half are found
+    where it read `cache_half_mb` in between.
+    """
+
+    kind: Kind
+    source: Text
+    dialect: Dialect
+    threads: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False, min_length=1)]
+    cache_within_mb: Values
+    cache_beyond_mb: Values
+    cache_half_mb: Values
+    step_us: Values
+    launch_us: Values
+    product_us: Values
+    attention_us: Values
+    choose_ns: Values
+    norm_ns: Values
+    activation_ns: Values
+    kv_ms_gb: Values
+    pair_ms_g: Values
+    score_ns: Values
+    entry_ns: Values
+    memory_ms_gb: Values
+    fp32: FormatTimes
+    int8: FormatTimes | None = None  # a backend that is too old has no such products
+    int4: FormatTimes | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        count = len(self.threads)
+        if list(self.threads) != sorted(set(self.threads)):
+            raise ValueError(f"threads must grow, found {list(self.threads)}")
+        lists = {name: getattr(self, name) for name in (*EDGES, *GENERAL)}
+        lists |= {f"{form}.{name}": getattr(getattr(self, form), name) for form in self.formats for name in OF_FORMAT}
+        wrong = [f"{name} has {len(values)}" for name, values in lists.items() if len(values) != count]
+        if wrong:
+            raise ValueError(f"each list has a value per thread count, {count}; {', '.join(wrong)}")
+        if any(low >= high for low, high in zip(self.cache_within_mb, self.cache_beyond_mb, strict=True)):
+            raise ValueError("cache_within_mb must be below cache_beyond_mb")
+        return self
+
+    @cached_property
+    def by_threads(self) -> tuple[dict[str, float], ...]:
+        """All unit times of each thread count, by the names of `latency`."""
+        return tuple(
+            {name: getattr(self, name)[at] for name in GENERAL}
+            | {AGAIN: getattr(self, MEMORY)[at]}
+            | {f"{form}.{name}": getattr(getattr(self, form), name)[at] for form in self.formats for name in OF_FORMAT}
+            for at in range(len(self.threads))
+        )
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return tuple(form for form in FORMS if getattr(self, form) is not None)
+
+    def of_format(self, form: str) -> FormatTimes:
+        found: FormatTimes = getattr(self, form)
+        return found
+
+
+FORMS = ("fp32", "int8", "int4")
+EDGES = ("cache_within_mb", "cache_beyond_mb", "cache_half_mb")
+
+
+def weakest_kind(figures: Iterable[Figure | UnitTimes]) -> Kind:
+    """How well a prediction from these figures is founded: as well as the weakest of them."""
+    return max((figure.kind for figure in figures), key=KINDS.index)

@@ -1,0 +1,1 @@
+"""Benchmark records as the workstation reads and compares them."""

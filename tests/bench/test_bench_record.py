@@ -1,0 +1,259 @@
+"""Figures from known samples, computed by hand, and the forms they are written in."""
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+
+import pytest
+
+from merino_bench.harness.cases import decode_case, prefill_case
+from merino_bench.harness.ratios import add_ratios
+from merino_bench.harness.record import (
+    RECORD_KEYS,
+    bytes_per_token,
+    failed_record,
+    failures,
+    flops_per_token,
+    identity_of,
+    record_of,
+)
+from merino_bench.harness.render import (
+    OUTPUTS,
+    append,
+    as_csv,
+    as_json,
+    as_json_lines,
+    as_markdown,
+    check_can_save,
+    render,
+    save,
+)
+from merino_runtime.bundle import BackendNeed, Bundle, BundleFile, Golden, KvLayer, Threads
+from merino_runtime.errors import MerinoError
+
+IDENTITY = {"bundle": "a|b", "bundle_sha256": "00", "precision": "fp32", "dialect": "fused",
+            "weights": "real", "weights_source": "a run", "params": 250000, "bundle_bytes": 3 * 2 ** 20}
+
+
+def bundle(folder="."):
+    return Bundle(
+        folder=str(folder), schema=1, name="tiny", family="merino",
+        architecture={"blocks": [{"width": 64}, {"width": 128}]}, precision="fp32",
+        dialect="fused", weights="trained", weights_source="a run", context=64, vocab=300, eos_id=None,
+        kv_layers=(KvLayer(2, 32),), inputs=(), outputs=(), params=250000, flops_per_token=500000,
+        weight_bytes=900000, decode_weight_bytes=1000000, kv_bytes=64 * 512, isa=(), boards=(),
+        backend=BackendNeed("onnxruntime", "1.18", ()), threads=Threads(None, None), golden=Golden((), ()),
+        files=(BundleFile("model.onnx", 700, "0" * 64), BundleFile("model.onnx.data", 4000, "0" * 64)))
+
+
+def measured(**values):
+    return dict({
+        "engine": "onnxruntime 1.32.0 CPU", "threads": 2, "prefill_threads": 4, "load_ms": 40.5, "verify_ms": 3.0,
+        "peak_rss_mb": 66.25, "prefill_ms": [30.0, 10.0, 20.0], "step_ms": [[], [], []],
+        "environment": {"board": "x"}, "flags": [], "notes": []}, **values)
+
+
+def test_a_prefill_row():
+    given = measured(prefill_ms=[30.0, 20.0, 15.0], flags=["busy"])
+    row = record_of(IDENTITY, bundle(), prefill_case(60), given, 25.0, command="merino bench .")
+    assert row["test"] == "pp60" and row["samples_ms"] == [30.0, 20.0, 15.0]
+    assert row["schema"] == 2 and row["command"] == "merino bench ." and row["depth"] == 0
+    assert re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ$", row["date"])
+    assert row["rounds_ms"] == [[30.0], [20.0], [15.0]] and row["tpot_ms"] is None
+    assert row["tok_s"] == pytest.approx(3000)  # the mean of 2000, 3000 and 4000
+    assert row["tok_s_sd"] == pytest.approx(1000)
+    assert row["ms_p50"] == 20.0 and row["ms_p90"] == pytest.approx(28.0) and row["ttft_ms"] == 20.0
+    assert row["bytes_per_token"] == 1000000 and row["ceiling_share"] is None and row["read_gb_s"] == 25.0
+    assert row["load_ms"] == 40.5 and row["peak_rss_mb"] == 66.25 and row["threads"] == 2
+    assert row["prefill_threads"] == 4
+    assert row["prompt_tokens"] == 60 and row["repetitions"] == 3 and row["flags"] == ["busy"]
+
+
+def test_a_decode_row_leaves_the_prefill_out():
+    steps = [[1.0, 2.0, 1.0], [2.0, 2.0, 2.0]]
+    given = measured(step_ms=steps, prefill_ms=[500.0, 700.0])
+    row = record_of(IDENTITY, bundle(), decode_case(3), given, 1.0)
+    assert row["test"] == "tg3" and row["samples_ms"] == [1.0, 2.0, 1.0, 2.0, 2.0, 2.0]
+    assert row["tok_s"] == pytest.approx((750 + 500) / 2)
+    assert row["tok_s_sd"] == pytest.approx(250 / 2 ** 0.5)
+    assert row["ms_p50"] == 2.0 and row["ttft_ms"] == 600.0 and row["repetitions"] == 2
+    assert row["rounds_ms"] == steps and row["tpot_ms"] == row["ms_mean"] == pytest.approx(10 / 6)
+    assert row["ms_sd"] == pytest.approx(0.516398)
+    # A slot is 512 bytes; the steps find 8, 9 and 10 of them filled.
+    assert row["bytes_per_token"] == 1000000 + 9 * 512
+    assert row["ceiling_share"] == pytest.approx(1004608 * 625 / 1e9)
+
+
+def test_kv_bytes_are_those_of_the_mean_step():
+    assert bytes_per_token(bundle(), decode_case(1)) == 1000000 + 8 * 512
+    assert bytes_per_token(bundle(), decode_case(56)) == 1000000 + round(35.5 * 512)
+    assert bytes_per_token(bundle(), decode_case(1, depth=40)) == 1000000 + 40 * 512
+    assert bytes_per_token(bundle(), prefill_case(8, depth=40)) == 1000000
+
+
+def test_flops_grow_with_the_cache_and_a_prefill_has_one_head():
+    """Two heads of 32: a cached entry costs 2 x 64 multiply-adds; the head 300 x 64, of the first width."""
+    assert flops_per_token(bundle(), decode_case(1)) == 500000 + 256 * 8
+    assert flops_per_token(bundle(), decode_case(3, depth=40)) == 500000 + 256 * 41
+    head = 2 * 300 * 64
+    assert flops_per_token(bundle(), prefill_case(1)) == 500000
+    assert flops_per_token(bundle(), prefill_case(5, depth=10)) == 500000 - head + head // 5 + 256 * 12
+    opt = bundle()._replace(architecture={"embed_width": 64})
+    assert flops_per_token(opt, prefill_case(5)) == flops_per_token(bundle(), prefill_case(5))
+
+
+def test_quantiles_are_those_of_all_samples():
+    given = measured(step_ms=[[float(one) for one in range(1, 101)], [float(one) for one in range(101, 201)]])
+    row = record_of(IDENTITY, bundle(), decode_case(100), given, None)
+    found = [row[key] for key in ("ms_p50", "ms_p90", "ms_p95", "ms_p99")]
+    assert found == pytest.approx([100.5, 180.1, 190.05, 198.01])
+
+
+@pytest.mark.parametrize("case, key, joules", [
+    (prefill_case(60), "prefill_j", 9.0 / (60 * 3)), (decode_case(3), "decode_j", 18.0 / (3 * 2))])
+def test_joules_are_per_token_of_all_repetitions(case, key, joules):
+    energy = {"prefill_j": 9.0, "decode_j": 18.0}
+    given = measured(step_ms=[[1.0] * 3] * 2)
+    assert record_of(IDENTITY, bundle(), case, given, None, energy)["j_per_token"] == pytest.approx(joules)
+    uncovered = dict(energy, **{key: None})
+    assert record_of(IDENTITY, bundle(), case, given, None, uncovered)["j_per_token"] is None
+
+
+def test_one_repetition_has_no_deviation_and_no_bandwidth_no_share():
+    given = measured(step_ms=[[4.0, 4.0]], prefill_ms=[9.0])
+    row = record_of(IDENTITY, bundle(), decode_case(2), given, None)
+    assert row["tok_s"] == 250.0 and row["tok_s_sd"] is None and row["ceiling_share"] is None
+
+
+def test_identity_comes_from_the_folder(tmp_path):
+    (tmp_path / "bundle.json").write_bytes(b"{}" + b" " * 98)
+    identity = identity_of(str(tmp_path), bundle(tmp_path))
+    assert identity["bundle_bytes"] == 4800 and identity["weights"] == "real" and identity["bundle"] == "tiny"
+    assert identity["bundle_sha256"] == hashlib.sha256(b"{}" + b" " * 98).hexdigest()
+    random = identity_of(str(tmp_path), bundle(tmp_path)._replace(weights="random"))
+    assert random["weights"] == "random"
+    assert identity_of("some/where/", None) == {"bundle": "where"}
+
+
+def rows():
+    fast = record_of(IDENTITY, bundle(), prefill_case(60), measured(prefill_ms=[20.0]), 25.0)
+    slow = record_of(dict(IDENTITY, params=1000000, bundle="opt"), bundle(), prefill_case(60),
+                     measured(prefill_ms=[60.0]), 25.0)
+    failed = failed_record({"bundle": "gone"}, prefill_case(60), "no such\nbundle | here")
+    return [fast, failed, slow]
+
+
+def test_a_failed_row_has_every_key_and_its_reason():
+    failed = rows()[1]
+    assert set(failed) == set(RECORD_KEYS) and failed["flags"] == ["failed: no such\nbundle | here"]
+    known = {"schema", "bundle", "test", "prompt_tokens", "depth", "timed", "date", "flags", "notes"}
+    assert all(failed[key] is None for key in set(RECORD_KEYS) - known)
+    assert failures(rows()) == ["gone pp60 failed: no such\nbundle | here"]
+
+
+def test_json_forms_give_the_records_back():
+    records = rows()
+    assert json.loads(as_json(records)) == records and as_json(records).count("\n") == 3
+    assert [json.loads(line) for line in as_json_lines(records).splitlines()] == records
+    assert json.loads(as_json([])) == [] and as_json_lines([]) == ""
+
+
+def test_csv_has_the_flat_fields():
+    table = list(csv.DictReader(io.StringIO(as_csv(rows()))))
+    assert set(table[0]) == set(RECORD_KEYS) - {
+        "samples_ms", "rounds_ms", "environment", "energy", "architecture"}
+    assert table[0]["tok_s"] == "3000.0" and table[0]["flags"] == "" and table[1]["tok_s"] == ""
+    assert table[1]["flags"] == "failed: no such\nbundle | here"
+
+
+def test_markdown_is_aligned_and_its_cells_are_escaped():
+    records = rows()
+    lines = as_markdown(records).splitlines()
+    table, rest = lines[:5], lines[5:]
+    assert len({len(line) for line in table}) == 1 and all(line.startswith("| ") for line in table)
+    columns = [len(line.replace("\\|", "").split("|")) for line in table]
+    assert len(set(columns)) == 1 and "a\\|b" in table[2] and "3000.0" in table[2]
+    assert set(table[1]) == set("|:- ")
+    assert rest == ["", "gone pp60 failed: no such", "bundle | here"]
+    assert "vs baseline" not in table[0]
+    add_ratios(records, [records[2]])
+    table = as_markdown(records)
+    assert "vs baseline" in table and "| 3.00x " in table and "| equal format |" in table
+    assert "0.0012x" in as_markdown([dict(records[0], ratio_to_baseline=0.00123)])
+    shown = as_markdown([dict(records[0], ratio_interval=[2.914, 3.1])])
+    assert "3.00x [2.91, 3.10]" in shown
+
+
+def test_markdown_shows_energy_only_where_a_sensor_was():
+    records = rows()
+    assert "J/token" not in as_markdown(records)
+    assert "| J/token |" in as_markdown([dict(records[0], j_per_token=0.01234), records[1]])
+    assert "0.0123" in as_markdown([dict(records[0], j_per_token=0.01234)])
+
+
+def test_the_threads_shown_are_those_of_the_test():
+    decode = record_of(IDENTITY, bundle(), decode_case(1), measured(step_ms=[[1.0]]), None)
+    table = as_markdown([rows()[0], decode]).splitlines()
+    place = [cell.strip() for cell in table[0].split("|")].index("threads")
+    assert [line.replace("\\|", "").split("|")[place].strip() for line in table[2:]] == ["4", "2"]
+
+
+def test_the_papers_figures_stand_beside_ours_where_opt_350m_is_the_baseline():
+    def against(name):
+        base = record_of(dict(IDENTITY, params=1000000, bundle=name), bundle(), decode_case(1),
+                         measured(step_ms=[[6.0]]), None)
+        ours = record_of(IDENTITY, bundle(), decode_case(1), measured(step_ms=[[2.0]]), None)
+        add_ratios([ours, base], [base])
+        return as_markdown([ours, base])
+
+    below = against("opt-350m").splitlines()[-2:]
+    assert below[0] == "here: a|b tg1 3.0x as fast at equal format, 4.0x smaller in parameters"
+    assert "paper" in below[1] and "Jetson Nano" in below[1] and "4.9x faster, 5.5x smaller" in below[1]
+    assert "paper" not in against("opt-125m")
+
+
+def test_markdown_shows_the_deviation_where_there_is_one():
+    row = record_of(IDENTITY, bundle(), prefill_case(60), measured(prefill_ms=[30.0, 20.0, 15.0]), 25.0)
+    assert "3000.0 ± 1000.0" in as_markdown([row]) and "±" not in as_markdown(rows())
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(MerinoError, match="'xml', allowed: md, json, jsonl, csv"):
+        render([], "xml")
+    assert all(render(rows(), output).endswith("\n") for output in OUTPUTS)
+
+
+def test_a_figure_that_is_no_number_is_never_written():
+    row = dict(rows()[0], tok_s=float("nan"))
+    with pytest.raises(ValueError):
+        as_json([row])
+
+
+def test_saving_replaces_the_file_whole(tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text("old")
+    save(rows(), str(path))
+    assert json.loads(path.read_text()) == rows()
+    assert os.listdir(str(tmp_path)) == ["result.json"]
+
+
+def test_where_nothing_can_be_saved_it_says_so_before(tmp_path):
+    for path in (tmp_path, tmp_path / "missing" / "result.json"):
+        with pytest.raises(MerinoError, match="cannot save to"):
+            check_can_save(str(path))
+
+
+def test_lines_are_appended_and_a_torn_last_line_stays_apart(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append(rows()[:1], str(path))
+    append(rows()[1:], str(path))
+    assert [json.loads(line) for line in path.read_text().splitlines()] == json.loads(as_json(rows()))
+    with path.open("a") as file:
+        file.write('{"schema": 2, "bun')
+    append(rows()[:1], str(path))
+    lines = path.read_text().splitlines()
+    assert lines[3] == '{"schema": 2, "bun' and json.loads(lines[4]) == rows()[0] and len(lines) == 5
+    with pytest.raises(MerinoError, match="cannot save to"):
+        append(rows(), str(tmp_path / "missing" / "x.jsonl"))

@@ -1,0 +1,404 @@
+"""Real runs over the tiny bundles: figures against their samples, broken bundles, the zip, ctrl-C."""
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+
+import merino_bench
+import merino_runtime
+from merino_bench.fresh_process import child_environment
+from merino_bench.harness.cases import Workload, decode_case, prefill_case
+from merino_bench.harness.processes import block_sizes, measure_apart
+from merino_bench.harness.record import RECORD_KEYS
+from merino_bench.harness.run import Interrupted, run_bench
+from merino_bench.harness.worker import measure
+from merino_runtime.bundle import sha256_of
+from merino_runtime.errors import MerinoError
+
+ROOTS = os.pathsep.join(os.path.dirname(os.path.dirname(package.__file__))
+                        for package in (merino_runtime, merino_bench))
+SMALL = Workload(prompts=(8, 16), steps=(6,), repetitions=3, threads=(1,))
+RATIO_KEYS = {"ratio_to_baseline", "params_ratio", "baseline", "ratio_kind"}
+PP_ONLY = ("-p", "8", "-n", "0", "-r", "1")
+DEADLINE_S = 60  # of what should take a moment
+
+
+def run(*arguments, call=None, cwd=None, path=ROOTS):
+    environment = dict(os.environ)
+    environment.pop("PYTHONPATH", None)
+    if path:
+        environment["PYTHONPATH"] = path
+    call = call or [sys.executable, "-m", "merino_bench"]
+    process = subprocess.Popen([*call, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd,
+                               env=environment)
+    out, err = (text.decode("utf-8", "replace") for text in process.communicate())
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def old_python():
+    """A Python 3.6 that has what a board has."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    python = os.path.join(root, ".venv36", "bin", "python")
+    if not os.path.exists(python):
+        pytest.skip("no Python 3.6 on this machine (make test sets it up where there is one)")
+    return python
+
+
+@pytest.fixture(scope="module")
+def folder(bundle_dirs):
+    return bundle_dirs["portable"]
+
+
+@pytest.fixture(scope="module")
+def records(bundle_dirs):
+    """Of all dialects that this Python runs, the portable one as the baseline."""
+    return run_bench(list(bundle_dirs.values()), SMALL, [bundle_dirs["portable"]])
+
+
+def broken_copy(folder, place):
+    """One byte of the weights differs, which only the hash tells."""
+    shutil.copytree(folder, place)
+    with open(os.path.join(place, "model.onnx.data"), "r+b") as file:
+        byte = file.read(1)
+        file.seek(0)
+        file.write(bytes([byte[0] ^ 1]))
+    return place
+
+
+def large_copy(folder, place):
+    """The same graph, said to have so long a context that its KV cache takes 1 GB or more."""
+    shutil.copytree(folder, place)
+    path = os.path.join(place, "bundle.json")
+    with open(path) as file:
+        bundle = json.load(file)
+    short, bundle["context"] = bundle["context"], bundle["context"] * (2 ** 30 // bundle["kv_bytes"] + 1)
+    bundle["kv_bytes"] *= bundle["context"] // short
+    for port in bundle["inputs"] + bundle["outputs"]:
+        port["shape"] = [bundle["context"] if axis == short else axis for axis in port["shape"]]
+    with open(path, "w") as file:
+        json.dump(bundle, file)
+    return place
+
+
+def check_figures(record):
+    """What holds between the figures of any row that was measured."""
+    steps = int(record["test"][2:]) if record["test"].startswith("tg") else 0
+    tokens = steps or record["prompt_tokens"]
+    size = steps or 1
+    samples = record["samples_ms"]
+    rounds = [samples[start:start + size] for start in range(0, len(samples), size)]
+    speeds = [1000 * tokens / sum(one) for one in rounds]
+    assert len(samples) == size * record["repetitions"] and min(samples) > 0
+    assert record["tok_s"] == pytest.approx(statistics.mean(speeds))
+    assert record["tok_s_sd"] == pytest.approx(statistics.stdev(speeds))
+    assert min(samples) <= record["ms_p50"] <= record["ms_p90"] <= max(samples)
+    if steps:
+        assert record["ceiling_share"] == pytest.approx(
+            record["bytes_per_token"] * record["tok_s"] / record["read_gb_s"] / 1e9)
+    else:
+        assert record["ceiling_share"] is None and record["ttft_ms"] == pytest.approx(record["ms_p50"])
+    assert record["peak_rss_mb"] > record["bundle_bytes"] / 2 ** 20
+    assert record["ttft_ms"] > 0 and record["load_ms"] > 0 and record["verify_ms"] > 0
+
+
+class TestRun:
+    def test_rows_come_by_test_then_by_bundle(self, records, bundle_dirs):
+        expected = [(test, dialect) for test in ("pp8", "pp16", "tg6") for dialect in bundle_dirs]
+        assert [(one["test"], one["dialect"]) for one in records] == expected
+
+    def test_every_row_has_the_contracts_fields(self, records):
+        for record in records:
+            assert set(record) == set(RECORD_KEYS) | RATIO_KEYS
+            assert not [flag for flag in record["flags"] if flag.startswith("failed")]
+            assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+    def test_figures_follow_from_the_samples(self, records):
+        for record in records:
+            check_figures(record)
+            assert record["repetitions"] == 3 and record["threads"] == 1
+
+    def test_facts_are_those_of_the_bundle(self, records, bundle_dirs):
+        for record in records:
+            path = os.path.join(bundle_dirs[record["dialect"]], "bundle.json")
+            with open(path) as file:
+                described = json.load(file)
+            assert record["bundle_sha256"] == sha256_of(path) and record["bundle"] == described["name"]
+            assert record["params"] == described["params"] and record["precision"] == described["precision"]
+            assert record["weights"] == {"trained": "real", "random": "random"}[described["weights"]]
+            here = record["environment"]
+            assert record["engine"] == "onnxruntime {} CPU".format(here["versions"]["onnxruntime"])
+            assert here["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+            assert set(here["before"]) == set(here["after"])
+
+    def test_ratios_are_those_of_the_speeds(self, records):
+        base = {one["test"]: one["tok_s"] for one in records if one["dialect"] == "portable"}
+        for record in records:
+            if record["flags"]:  # a machine that was busy with something else
+                assert record["ratio_to_baseline"] is None and record["notes"][-1].startswith("no ratio: ")
+                continue
+            assert record["ratio_to_baseline"] == pytest.approx(record["tok_s"] / base[record["test"]])
+            low, high = record["ratio_interval"]
+            assert low <= record["ratio_to_baseline"] <= high
+            own = record["dialect"] == "portable"
+            assert (record["ratio_to_baseline"] == 1) == own and record["params_ratio"] == 1
+            assert record["ratio_kind"] == ("equal format" if own else "as shipped")
+
+    def test_each_row_is_told_before_it_begins(self, folder):
+        told = []
+        run_bench([folder, folder], SMALL._replace(repetitions=2), progress=lambda *one: told.append(one))
+        assert [(done, total) for done, total, _ in told] == [(done, 7) for done in range(8)]
+        tests = [what.split()[1:] for _, _, what in told[1:-1]]  # one folder counts once
+        assert tests == [[test, turn] for test in ("pp8", "pp16", "tg6") for turn in ("1/2", "2/2")]
+
+    def test_bundles_take_turns_and_each_block_is_a_process_of_its_own(self, folder, tmp_path, monkeypatch):
+        other = str(tmp_path / "other")
+        shutil.copytree(folder, other)
+        log = tmp_path / "log"
+        stand_in = tmp_path / "python"
+        stand_in.write_text(f"#!/bin/sh\necho $$ \"$3\" >> {log}\nexec {sys.executable} \"$@\"\n")
+        stand_in.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(stand_in))
+        run_bench([folder], Workload((), (4,), 7), [other])
+        calls = [line.split(" ", 1) for line in log.read_text().splitlines()]
+        requests = [json.loads(request) for _, request in calls]
+        assert len({pid for pid, _ in calls}) == len(calls) == 10
+        assert [one["bundle_path"] for one in requests] == [folder, other] * 5  # A B A B ...
+        assert [one["repetitions"] for one in requests[::2]] == [2, 2, 1, 1, 1] == block_sizes(7)
+        assert [one["verify"] for one in requests] == [True, True] + [False] * 8
+
+    def test_rows_of_a_case_are_kept_as_soon_as_they_are_complete(self, folder):
+        kept = []
+        rows = run_bench([folder], SMALL, [folder], keep=lambda rows: kept.append([dict(row) for row in rows]))
+        assert [[row["test"] for row in one] for one in kept] == [["pp8"], ["pp16"], ["tg6"]]
+        assert [row for one in kept for row in one] == rows
+
+    def test_rows_of_other_engines_join_their_case(self, folder):
+        def more(case, workload):
+            yield dict(rows[case.name], engine="another", repetitions=workload.repetitions)
+
+        rows = {row["test"]: row for row in run_bench([folder], SMALL)}
+        found = run_bench([folder], SMALL, [folder], more_rows=more)
+        assert [(row["test"], row["engine"] == "another") for row in found] == [
+            (test, other) for test in ("pp8", "pp16", "tg6") for other in (False, True)]
+        assert all(set(row) >= RATIO_KEYS for row in found)
+
+    def test_depths_and_threads_are_rows(self, folder):
+        rows = run_bench([folder], Workload((8,), (4,), 1, threads=(1, 2), depths=(0, 40)))
+        assert [(row["test"], row["threads"], row["depth"], row["prompt_tokens"]) for row in rows] == [
+            (test, threads, depth, 8) for threads in (1, 2)
+            for test, depth in (("pp8", 0), ("tg4", 0), ("pp8 @ d40", 40), ("tg4 @ d40", 40))]
+        by_test = {row["test"]: row["bytes_per_token"] for row in rows}
+        assert by_test["tg4 @ d40"] > by_test["tg4"]
+
+    def test_a_request_beyond_the_context_runs_nothing(self, folder):
+        told = []
+        with pytest.raises(MerinoError, match="pp65 does not fit the context"):
+            run_bench([folder], SMALL._replace(prompts=(65,)), progress=lambda *one: told.append(one))
+        assert not told
+
+    def test_the_context_can_be_filled_to_the_last_slot(self, folder):
+        rows = run_bench([folder], Workload((64,), (56,), repetitions=2))
+        assert [len(row["samples_ms"]) for row in rows] == [2, 112]
+
+    def test_peak_rss_is_the_kernels_in_mb_of_2_20(self, folder):
+        peak_mb = measure(folder, prefill_case(8), 1)["peak_rss_mb"]
+        with open("/proc/self/status") as status:
+            kib = int(re.search(r"VmHWM:\s*(\d+) kB", status.read()).group(1))
+        assert peak_mb == pytest.approx(kib / 1024, rel=0.01)
+
+
+class TestFailure:
+    def test_a_broken_bundle_is_a_row_with_its_reason_and_the_others_go_on(self, folder, tmp_path):
+        broken = broken_copy(folder, str(tmp_path / "broken"))
+        workload = Workload((), (4,), 1)
+        bad, missing, good = run_bench([broken, str(tmp_path / "none")], workload, [folder])
+        flag, = bad["flags"]
+        assert flag.startswith("failed: bundle") and "model.onnx.data has sha256" in flag
+        assert bad["tok_s"] is None and bad["params"] == good["params"] and bad["ratio_to_baseline"] is None
+        assert missing["bundle"] == "none" and "no such bundle" in missing["flags"][0]
+        assert good["tok_s"] > 0 and good["ratio_to_baseline"] == 1
+
+    def test_a_baseline_that_fails_leaves_no_ratio(self, folder, tmp_path):
+        good, bad = run_bench([folder], Workload((8,), (), 1), [str(tmp_path / "none")])
+        assert good["tok_s"] > 0 and good["ratio_to_baseline"] is None and bad["tok_s"] is None
+
+    def test_what_takes_too_long_is_stopped(self, folder):
+        row, = run_bench([folder], Workload((), (8,), 10 ** 7), timeout_s=1)
+        assert row["flags"] == ["failed: no result in the time left to the row, 1 s (--timeout)"]
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+    def test_what_runs_out_of_memory_is_a_row_that_says_so(self, folder, tmp_path, monkeypatch):
+        """The limit leaves room for the imports and 256 MB, not for a cache of 1 GB."""
+        large = large_copy(folder, str(tmp_path / "large"))
+        code = "import merino_bench.harness.worker, onnxruntime; print(open('/proc/self/status').read())"
+        status = subprocess.check_output([sys.executable, "-c", code], env=child_environment()).decode()
+        limit_kib = int(re.search(r"VmPeak:\s*(\d+) kB", status).group(1)) + 256 * 1024
+        stand_in = tmp_path / "python"
+        stand_in.write_text(f"#!/bin/sh\nulimit -v {limit_kib}\nexec {sys.executable} \"$@\"\n")
+        stand_in.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(stand_in))
+        bad, good = run_bench([large, folder], Workload((8,), (), 1, threads=(1,)))
+        flag, = bad["flags"]
+        assert flag.startswith("failed: out of memory") and bad["tok_s"] is None
+        assert good["tok_s"] > 0
+
+    @pytest.mark.parametrize("script, reason", [
+        ("kill -9 $$", "killed by signal 9: most likely out of memory"),
+        ("kill -ILL $$", r"signal 4 \(SIGILL\)"),
+        ("echo oops >&2; exit 3", "ended with code 3: oops"), ("echo no json", "ended with code 0")])
+    def test_a_process_that_dies_says_how(self, folder, tmp_path, monkeypatch, script, reason):
+        stand_in = tmp_path / "python"
+        stand_in.write_text("#!/bin/sh\n" + script + "\n")
+        stand_in.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(stand_in))
+        with pytest.raises(MerinoError, match=reason):
+            measure_apart(folder, decode_case(4), 1, 0, True, DEADLINE_S)
+
+    def test_ctrl_c_keeps_what_is_complete(self, folder):
+        def stop_at_the_second(_done, _total, what):
+            if "pp16" in what:
+                raise KeyboardInterrupt
+
+        with pytest.raises(Interrupted) as stopped:
+            run_bench([folder], SMALL, [folder], progress=stop_at_the_second)
+        row, = stopped.value.records
+        check_figures(row)
+        assert row["test"] == "pp8" and row["ratio_to_baseline"] == 1
+
+
+class TestCommand:
+    def test_json_goes_to_stdout_and_to_the_file(self, folder, tmp_path):
+        saved = tmp_path / "result.json"
+        code, out, err = run("bench", folder, "-p", "8", "-n", "4", "-r", "2", "-o", "json",
+                             "--save", str(saved))
+        assert code == 0 and err == ""  # quiet where nobody watches
+        assert [row["test"] for row in json.loads(out)] == ["pp8", "tg4"]
+        assert json.loads(saved.read_text()) == json.loads(out)
+
+    def test_markdown_is_the_default_and_the_lengths_fit(self, folder):
+        code, out, _ = run("bench", folder, "-r", "1")
+        assert code == 0 and len(out.splitlines()) == 4 and "| pp32 |" in out and "| tg56 |" in out
+
+    def test_a_failed_row_is_exit_1_with_the_data_written(self, folder, tmp_path):
+        code, out, err = run("bench", folder, str(tmp_path / "none"), *PP_ONLY, "-o", "jsonl")
+        rows = [json.loads(line) for line in out.splitlines()]
+        assert code == 1 and rows[0]["tok_s"] > 0 and rows[1]["tok_s"] is None
+        assert err.startswith("merino: 1 of 2 rows failed") and "no such bundle" in err
+
+    @pytest.mark.parametrize("arguments, code, words", [
+        (["-p", "100"], 1, "does not fit the context"), (["-p", "0", "-n", "0"], 1, "nothing is left"),
+        (["-r", "0"], 1, "repetitions is 0"), (["-p", "many"], 2, "expected numbers"),
+        (["-t", "0"], 2, "least allowed, 1"), (["-d", "64"], 1, "does not fit the context"),
+        (["--timeout", "0"], 1, "timeout is 0 s"),
+        (["-o", "xml"], 2, "invalid choice"), (["--save", "/no/such/folder/x"], 1, "cannot save to")])
+    def test_a_request_that_cannot_be_met_says_so(self, folder, arguments, code, words):
+        found, out, err = run("bench", folder, *arguments)
+        assert found == code and out == "" and words in err
+
+    def test_json_lines_grow(self, folder, tmp_path):
+        saved = tmp_path / "results.jsonl"
+        for _ in range(2):
+            assert run("bench", folder, *PP_ONLY, "--save", str(saved))[0] == 0
+        rows = [json.loads(line) for line in saved.read_text().splitlines()]
+        assert [row["test"] for row in rows] == ["pp8", "pp8"]
+        assert rows[0]["command"] == f"merino_bench bench {folder} -p 8 -n 0 -r 1 --save {saved}"
+
+    def test_a_terminal_sees_progress_on_one_line(self, folder):
+        ours, theirs = os.openpty()
+        process = subprocess.Popen([sys.executable, "-m", "merino_bench", "bench", folder, *PP_ONLY],
+                                   stdout=subprocess.PIPE, stderr=theirs, env=dict(os.environ, PYTHONPATH=ROOTS))
+        os.close(theirs)
+        assert process.communicate()[0].startswith(b"| bundle")
+        seen = b""
+        while True:
+            try:
+                seen += os.read(ours, 4096)
+            except OSError:  # the other end is closed
+                break
+        os.close(ours)
+        lines = seen.split(b"\r\x1b[K")
+        assert lines[0] == b"" and lines[1].startswith(b"merino: 0/2 power at rest") and b"\n" not in seen
+        assert lines[2].startswith(b"merino: 1/2 ") and lines[2].endswith(b" pp8 1/1") and lines[3:] == [b""]
+
+    @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for the child in /proc")
+    def test_ctrl_c_is_exit_130_and_leaves_no_process(self, folder):
+        parent = subprocess.Popen(
+            [sys.executable, "-m", "merino_bench", "bench", folder, "-p", "8", "-n", "0", "-r", str(10 ** 8),
+             "-o", "json"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=ROOTS),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background job ignores it
+        child = wait_for(lambda: children_of(parent.pid))[0]
+        parent.send_signal(signal.SIGINT)
+        out, err = parent.communicate(timeout=DEADLINE_S)
+        assert parent.returncode == 130 and json.loads(out.decode()) == [] and b"Traceback" not in err
+        assert not os.path.exists(f"/proc/{child}")
+
+
+class TestZip:
+    """The board side as one file, from an empty folder, with nothing installed on the path."""
+
+    def bench_from(self, python, folder, cwd):
+        app = os.path.join(folder, "merino.pyz")
+        code, out, err = run("bench", folder, "-p", "8", "-n", "4", "-r", "2", "-o", "json",
+                             call=[python, app], cwd=str(cwd), path=None)
+        assert code == 0, err
+        rows = json.loads(out)
+        assert [row["test"] for row in rows] == ["pp8", "tg4"]
+        for row in rows:
+            check_figures(row)
+        return rows
+
+    def test_it_measures(self, folder, tmp_path):
+        self.bench_from(sys.executable, folder, tmp_path)
+
+    def test_its_child_runs_the_zips_own_code(self, folder, tmp_path):
+        """A relative path to the zip, and a measure module in it that says who it is."""
+        app, marked = os.path.join(folder, "merino.pyz"), str(tmp_path / "marked.pyz")
+        with zipfile.ZipFile(app) as source, zipfile.ZipFile(marked, "w") as copy:
+            for name in source.namelist():
+                text = source.read(name)
+                if name == "merino_bench/harness/worker.py":
+                    text = text.replace(b" CPU\"", b" CPU of the zip\"")
+                copy.writestr(name, text)
+        code, out, err = run("bench", folder, *PP_ONLY, "-o", "json", call=[sys.executable, "marked.pyz"],
+                             cwd=str(tmp_path), path=None)
+        assert code == 0, err
+        assert json.loads(out)[0]["engine"].endswith("CPU of the zip")
+
+    def test_it_measures_on_the_oldest_boards_python(self, old_python, folder, tmp_path):
+        row = self.bench_from(old_python, folder, tmp_path)[0]
+        assert row["environment"]["versions"]["python"].startswith("3.6.")
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("nothing came")
+
+
+def children_of(pid):
+    """Those that run `merino_bench.harness.worker`, not only a fork of the parent yet."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/stat") as stat, open(f"/proc/{entry}/cmdline") as line:
+                parent = int(stat.read().rsplit(")", 1)[1].split()[1])
+                if parent == pid and "merino_bench.harness.worker" in line.read():
+                    found.append(int(entry))
+        except OSError:
+            continue
+    return found

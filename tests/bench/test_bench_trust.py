@@ -1,0 +1,106 @@
+"""The whole harness on a backend whose delays are known: processes, rounds, figures.
+
+The backend notes what each call really took by a clock of its own, so a busy machine, where a sleep lasts longer,
+changes nothing. The timed assertions are about our own delays, never about a computation.
+"""
+import json
+import os
+import statistics
+
+import pytest
+
+from merino_bench.harness.cases import Workload
+from merino_bench.harness.run import run_bench
+
+STEP_S, CACHED_S, ID_S = 0.02, 0.0005, 0.003  # of a step, more of it per cached id, of a prefill per id
+KNOWN_BACKEND = """
+import json, os, time
+import numpy as np
+import merino_runtime.backends
+from merino_runtime.backends.backend import Backend
+
+class KnownDelays(Backend):
+    def __init__(self, bundle, threads):
+        self.context, self.vocab, self.threads = bundle.context, bundle.vocab, threads or 1
+        self._ids, self._calls, self._logits = [], [], np.zeros(bundle.vocab, np.float32)
+    @property
+    def ids(self):
+        return self._ids
+    def prefill(self, ids):
+        return self._take("prefill", {id_s} * len(ids), ids)
+    def step(self, token_id):
+        return self._take("step", {step_s} + {cached_s} * len(self._ids), [token_id])
+    def _take(self, kind, seconds, ids):
+        start = time.monotonic()
+        cached = len(self._ids)
+        self._ids.extend(ids)
+        while time.monotonic() < start + seconds:
+            time.sleep(max(0.0, start + seconds - time.monotonic()))
+        self._calls.append([kind, cached, len(ids), 1000 * (time.monotonic() - start)])
+        return self._logits
+    def truncate(self, length):
+        assert 0 <= length <= len(self._ids)
+        del self._ids[length:]
+    def close(self):
+        folder = {folder!r}
+        with open(os.path.join(folder, "%03d" % len(os.listdir(folder))), "w") as file:
+            json.dump(self._calls, file)
+
+merino_runtime.backends.open_backend = lambda bundle, threads=None, *_: KnownDelays(bundle, threads)
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(bundle_dirs, tmp_path_factory):
+    """(rows by test, the calls that each process noted, in order). Python imports `sitecustomize` when it starts."""
+    code, log = tmp_path_factory.mktemp("code"), tmp_path_factory.mktemp("log")
+    (code / "sitecustomize.py").write_text(KNOWN_BACKEND.format(
+        id_s=ID_S, step_s=STEP_S, cached_s=CACHED_S, folder=str(log)))
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), before]))
+    try:
+        rows = run_bench([bundle_dirs["portable"]], Workload((16,), (12,), 3, depths=(0, 32)))
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    calls = [json.loads((log / name).read_text()) for name in sorted(os.listdir(str(log)))]
+    assert len(calls) == 4 * 3 and not [flag for row in rows for flag in row["flags"] if flag.startswith("failed")]
+    return {row["test"]: (row, calls[3 * place:3 * place + 3]) for place, row in enumerate(rows)}
+
+
+@pytest.mark.parametrize("test, start", [("tg12", 8), ("tg12 @ d32", 32)])
+def test_decode_figures_are_the_delays(measured, test, start):
+    row, processes = measured[test]
+    noted = [[ms for kind, _, _, ms in calls if kind == "step"][-12:] for calls in processes]
+    cached = [[length for kind, length, _, _ in calls if kind == "step"][-12:] for calls in processes]
+    assert cached == [list(range(start, start + 12))] * 3
+    medians = [statistics.median(samples) for samples in row["rounds_ms"]]
+    assert medians == pytest.approx([statistics.median(really) for really in noted], rel=0.03)
+    assert row["tok_s"] == pytest.approx(statistics.mean(12000 / sum(one) for one in noted), rel=0.03)
+    assert row["tpot_ms"] == pytest.approx(statistics.mean(sum(noted, [])), rel=0.03)
+    # What the undisturbed call takes is the delay that was asked for.
+    asked = [1000 * (STEP_S + CACHED_S * length) for length in cached[0]]
+    ratios = [samples[place] / asked[place] for samples in row["rounds_ms"] for place in range(12)]
+    assert 1 <= min(ratios) < 1.03
+
+
+@pytest.mark.parametrize("test, depth", [("pp16", 0), ("pp16 @ d32", 32)])
+def test_prefill_figures_are_the_delays(measured, test, depth):
+    row, processes = measured[test]
+    noted = [[call for call in calls if call[0] == "prefill"] for calls in processes]
+    # The depth is cached once, then a warm-up and one repetition in each process.
+    fill = [[0, 32]] if depth else []
+    assert [[call[1:3] for call in calls] for calls in noted] == [fill + [[depth, 16]] * 2] * 3
+    really = [calls[-1][3] for calls in noted]
+    assert row["samples_ms"] == pytest.approx(really, rel=0.03) and row["ttft_ms"] == row["ms_p50"]
+    assert row["tok_s"] == pytest.approx(statistics.mean(16000 / one for one in really), rel=0.03)
+    assert 1 <= min(row["samples_ms"]) / (1000 * ID_S * 16) < 1.03
+
+
+def test_the_first_token_of_a_decode_row_is_the_prefills(measured):
+    row, processes = measured["tg12 @ d32"]
+    assert [call[1:3] for call in processes[0] if call[0] == "prefill"] == [[0, 24], [24, 8], [24, 8]]
+    really = [[call[3] for call in calls if call[0] == "prefill"][-1] for calls in processes]
+    assert row["ttft_ms"] == pytest.approx(statistics.median(really), rel=0.03)

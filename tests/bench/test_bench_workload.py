@@ -1,0 +1,111 @@
+"""What is measured: lengths, names, and what a context allows."""
+import pytest
+
+from merino_bench.harness.cases import (
+    Case,
+    Workload,
+    cases_for,
+    decode_case,
+    parse_depths,
+    parse_lengths,
+    parse_threads,
+    prefill_case,
+)
+from merino_runtime.errors import MerinoError
+
+
+@pytest.mark.parametrize("text, lengths", [
+    ("512", (512,)), ("128,512", (128, 512)), ("512, 128,512", (512, 128)), ("0", ()), ("0,4", (4,)),
+    ("1-4", (1, 2, 3, 4)), ("64-256+64", (64, 128, 192, 256)), ("128-2048*2", (128, 256, 512, 1024, 2048)),
+    ("0-2", (1, 2)), ("5-5", (5,)), ("8,1-10+3", (8, 1, 4, 7, 10)), ("100-250*2", (100, 200))])
+def test_lengths_are_lists_and_ranges_as_llama_bench_takes_them(text, lengths):
+    assert parse_lengths(text) == lengths
+
+
+@pytest.mark.parametrize("text", ["", "a", "-1", "1.5", "1,,2", "1;2", "1-", "1-2-3", "4-8+", "4-8/2"])
+def test_other_lengths_are_refused_with_what_was_written(text):
+    with pytest.raises(MerinoError, match="expected numbers") as refused:
+        parse_lengths(text)
+    assert repr(text) in str(refused.value)
+
+
+def test_cases_are_prefills_then_decodes():
+    cases = cases_for(Workload((32, 512), (128,)), [("a", 2048)])
+    assert cases == (Case("pp32", 32, 0), Case("pp512", 512, 0), Case("tg128", 8, 128))
+
+
+@pytest.mark.parametrize("context, names", [
+    (2048, ["pp512", "tg128"]), (1024, ["pp512", "tg128"]), (512, ["pp256", "tg128"]), (64, ["pp32", "tg56"]),
+    (9, ["pp4", "tg1"])])
+def test_the_usual_lengths_shrink_with_the_context(context, names):
+    assert [case.name for case in cases_for(Workload(), [("a", context)])] == names
+
+
+def test_the_smallest_context_rules_so_that_rows_compare():
+    assert [case.name for case in cases_for(Workload(), [("a", 2048), ("b", 256)])] == ["pp128", "tg128"]
+
+
+def test_without_a_readable_bundle_the_usual_rows_are_named():
+    assert [case.name for case in cases_for(Workload(), [])] == ["pp512", "tg128"]
+
+
+def test_what_was_asked_for_is_never_shortened():
+    contexts = [("wide", 2048), ("narrow", 64)]
+    with pytest.raises(MerinoError) as refused:
+        cases_for(Workload((65,), (57,)), contexts)
+    message = str(refused.value)
+    assert "pp65, tg57" in message and "'narrow'" in message and "-p up to 64 together" in message
+    assert "-n up to 56" in message
+    assert len(cases_for(Workload((64,), (56,)), contexts)) == 2
+
+
+def test_one_asked_for_leaves_the_other_usual():
+    assert [case.name for case in cases_for(Workload(prompts=(16,)), [("a", 64)])] == ["pp16", "tg56"]
+
+
+@pytest.mark.parametrize("workload, words", [
+    (Workload(repetitions=0), "repetitions is 0"), (Workload(threads=(2, 0)), "threads is 0"),
+    (Workload(seed=-1), "seed is -1"), (Workload(prompts=(-4,)), "length is -4"),
+    (Workload((), ()), "nothing is left"), (Workload(depths=(-1,)), "depth is -1"),
+    (Workload(depths=()), "no depth")])
+def test_impossible_counts_are_refused(workload, words):
+    with pytest.raises(MerinoError, match=words):
+        cases_for(workload, [("a", 64)])
+
+
+@pytest.mark.parametrize("text", ["8-4", "4-8+0", "4-8*1", "0-8*2"])
+def test_ranges_that_hold_nothing_or_never_end_are_refused(text):
+    with pytest.raises(MerinoError, match="never ends or holds nothing"):
+        parse_lengths(text)
+
+
+def test_a_range_without_its_step_is_caught():
+    with pytest.raises(MerinoError, match="more than 4096"):
+        parse_lengths("1-99999999999999")
+
+
+def test_depths_keep_their_zero_and_threads_have_none():
+    assert parse_depths("0,512") == (0, 512) and parse_threads("1-4") == (1, 2, 3, 4)
+    with pytest.raises(MerinoError, match="threads are '0-2', 0 is below the least allowed, 1"):
+        parse_threads("0-2")
+
+
+def test_cases_come_by_threads_then_depth():
+    workload = Workload((32,), (16,), threads=(1, 2), depths=(0, 64))
+    names = ["pp32", "tg16", "pp32 @ d64", "tg16 @ d64"]
+    assert [(case.name, case.threads) for case in cases_for(workload, [("a", 128)])] == [
+        (name, threads) for threads in (1, 2) for name in names]
+
+
+@pytest.mark.parametrize("case, untimed, prompt, decode_start, slots", [
+    (prefill_case(32), 0, 32, 32, 32), (prefill_case(32, 64), 64, 32, 96, 96),
+    (decode_case(16), 0, 8, 8, 24), (decode_case(16, 64), 56, 8, 64, 80), (decode_case(16, 4), 0, 4, 4, 20)])
+def test_a_depth_is_what_the_timed_part_finds_cached(case, untimed, prompt, decode_start, slots):
+    assert (case.untimed, case.prompt, case.decode_start, case.slots) == (untimed, prompt, decode_start, slots)
+
+
+def test_usual_lengths_shrink_behind_a_depth_and_what_was_asked_for_does_not_fit():
+    cases = cases_for(Workload(depths=(0, 48)), [("a", 64)])
+    assert [case.name for case in cases] == ["pp8", "tg16", "pp8 @ d48", "tg16 @ d48"]
+    with pytest.raises(MerinoError, match="pp32 @ d48, tg20 @ d48 does not fit.*-n up to 16"):
+        cases_for(Workload((32,), (20,), depths=(0, 48)), [("a", 64)])

@@ -1,0 +1,220 @@
+"""Budgets that no decoder keeps, and absurd ones: the error names what binds and a value that does."""
+
+import itertools
+import math
+import re
+from dataclasses import asdict, fields, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merino_edge.design.budget import Budgets, ceil_digits, option, refusal
+from merino_edge.design.designer import design, open_variants
+from merino_edge.design.entropy import Scoring
+from merino_edge.design.space import Space
+from merino_edge.design.variants import asked_budgets
+from merino_edge.export.export import bundle_bytes, export
+from merino_edge.export.source import load_source, random_merino
+from merino_edge.prediction import predict as costs
+from merino_edge.prediction.predict import TOLERANCE, Workload
+from merino_edge.profiles.profile import load_profile
+from merino_runtime.board import MB
+from merino_runtime.errors import MerinoError
+
+NAMES = tuple(field.name for field in fields(Budgets))
+BOARD = load_profile("raspberry-pi-zero-2w")
+SPACE = Space(widths=(64, 128, 256), depths=(1, 2, 4), vocab=2000)
+TINY = Space(widths=(64, 128), ffn_ratios=(1.0, 2.0), depths=(1, 2), blocks=2, vocab=2000)
+
+
+def asked(budgets, *, space=SPACE, vocabs=(), precisions=(), **keys):
+    """As the command does it: the budgets as given, the board's own beside them, the design."""
+    variants = open_variants(space, 512, 512, vocabs or (space.vocab,), precisions or ("fp32",))
+    ceilings = asked_budgets(budgets, variants, BOARD, Scoring())
+    return design(
+        BOARD, ceilings, space=space, context=512, prompt=512, vocabs=vocabs, precisions=precisions, **keys
+    )
+
+
+def named(message):
+    """Option -> the smallest value that would do, as an error tells it."""
+    return {name: float(value) for name, value in re.findall(r"(--[a-z-]+) \S+ is [^;]*?below (\S+),", message)}
+
+
+def spent(found):
+    """What a design takes of each budget, counted and predicted anew."""
+    arch = found.architecture
+    work = Workload(found.precision, arch.context, found.prompt)
+    cost = asdict(costs.predict(arch.operators, BOARD, work, found.budget))
+    return {**{name: cost.get(name) for name in NAMES}, "params_m": cost["params"] / 1e6}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_impossible_budget_is_named_with_a_value_that_does(name):
+    plenty = {other: 250 for other in NAMES if other != name} | {"prefill_ms": 1e5, "decode_ms": 1e3}
+    plenty.pop(name, None)
+    with pytest.raises(MerinoError) as caught:
+        asked({**plenty, name: 1e-3})
+    (least,) = named(str(caught.value)).items()
+    assert least[0] == option(name)
+    assert spent(asked({**plenty, name: least[1]}))[name] <= least[1]
+    with pytest.raises(MerinoError, match=option(name)):
+        asked({**plenty, name: least[1] * 0.99})
+
+
+def test_all_impossible_budgets_are_named_at_once():
+    with pytest.raises(MerinoError, match="--vocab") as caught:
+        asked(dict.fromkeys(NAMES, 1e-3))
+    least = named(str(caught.value))
+    assert set(least) == {option(name) for name in NAMES}
+    assert asked({name: least[option(name)] for name in NAMES}).entropy > 0
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_budget_that_is_no_positive_number_is_refused_with_one_that_does(name, value):
+    with pytest.raises(MerinoError, match=f"{option(name)} {value:g}"):
+        Budgets(**{name: value})
+    with pytest.raises(MerinoError, match=f"{option(name)} {value:g} is not a positive, finite number") as caught:
+        asked({name: value})
+    assert spent(asked({name: named(str(caught.value))[option(name)]}))[name] > 0
+
+
+def test_a_boards_own_budgets_fill_what_was_not_named():
+    own = {"decode_ms": BOARD.budget.decode_ms, "memory_mb": BOARD.budget.memory_mb}
+    assert Budgets().with_board_defaults(BOARD).given() == own
+    assert Budgets(flops_g=5).with_board_defaults(BOARD).given() == {"memory_mb": own["memory_mb"], "flops_g": 5}
+    assert Budgets(memory_mb=90).with_board_defaults(BOARD).given() == {"memory_mb": 90}
+
+
+MAGNITUDES = st.one_of(
+    st.floats(-3, 4).map(lambda exponent: 10.0**exponent),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.sampled_from([0.0, -0.0, 5e-324, 1e-300, 1.7e308, -1.0]),
+)
+OPEN = st.tuples(
+    st.sampled_from([(), (257, 2000), (50257, 300)]), st.sampled_from([(), ("int8", "fp32"), ("int4", "int8", "fp32")])
+)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), MAGNITUDES, max_size=5), OPEN)
+@settings(max_examples=100)
+def test_whatever_is_asked_gives_a_design_within_it_or_names_what_would(budgets, opened):
+    vocabs, precisions = opened
+    for _ in range(3):  # first more memory than there is, then what is below the smallest
+        try:
+            found = asked(budgets, space=TINY, vocabs=vocabs, precisions=precisions)
+            break
+        except MerinoError as error:
+            message = str(error)
+        more = re.search(r"--memory-mb \S+ is more than .* has free, (\S+):", message)
+        told = {"--memory-mb": float(more[1])} if more else named(message)
+        assert told, message
+        raised = {name: told[option(name)] for name in NAMES if option(name) in told}
+        assert len(raised) == len(told), message
+        budgets = {**budgets, **raised}
+    else:
+        pytest.fail(f"{budgets}: {message}")
+    used = spent(found)
+    for name, limit in found.budget.items():
+        assert used[name] <= limit * (1 + 1e-12), name
+    assert {name: found.budget[name] for name in budgets} == budgets
+    assert found.architecture.vocab in (vocabs or (TINY.vocab,))
+    assert found.precision in (precisions or ("fp32",))
+
+
+def test_budgets_that_bind_together_are_told_with_each_way_out():
+    """One combination is small and slow, another large and fast."""
+    needs = [{"memory_mb": 40.0, "prefill_ms": 9.0}, {"memory_mb": 60.0, "prefill_ms": 5.0}]
+    message = str(refusal({"memory_mb": 50, "prefill_ms": 6}, needs))
+    assert "--memory-mb and --prefill-ms bind together" in message or "--prefill-ms and --memory-mb bind" in message
+    assert named(message) == {"--memory-mb": 60, "--prefill-ms": 9}
+    assert "; or " in message
+    message = str(refusal({"memory_mb": 30, "prefill_ms": 6}, needs))
+    assert named(message) == {"--memory-mb": 60}
+    message = str(refusal({"memory_mb": 1, "prefill_ms": 1}, needs))
+    assert "all of them together" in message
+    assert named(message) == {"--memory-mb": 40, "--prefill-ms": 9}
+
+
+@given(st.data())
+def test_the_values_told_for_any_needs_do(data):
+    names = data.draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True))
+    number = st.floats(1e-6, 1e9)
+    given_ = {name: data.draw(number) for name in names}
+    needs = data.draw(st.lists(st.fixed_dictionaries(dict.fromkeys(names, number)), min_size=1, max_size=4))
+
+    def fits(limits):
+        return any(all(need[name] <= limits[name] * (1 + TOLERANCE) for name in names) for need in needs)
+
+    if fits(given_):
+        return
+    message = str(refusal(given_, needs))
+    told = {name: named(message)[option(name)] for name in names if option(name) in named(message)}
+    if "together" in message and "; or " not in message:
+        assert fits({**given_, **told})
+        assert not any(fits({**given_, name: math.inf}) for name in names)
+    for name in told if "; or " in message or len(told) == 1 else ():
+        assert fits({**given_, name: told[name]})
+        assert not fits({**given_, name: told[name] * 0.998})
+
+
+@given(st.floats(1e-300, 1e300))
+def test_a_number_told_is_never_below_what_is_needed(value):
+    assert value <= float(f"{ceil_digits(value):g}")
+
+
+def test_energy_is_refused_where_the_profile_knows_no_watts():
+    nano = load_profile("jetson-nano")
+    with pytest.raises(MerinoError, match="--j-per-token needs power.stress_w"):
+        Budgets(j_per_token=1).with_board_defaults(nano)
+    with pytest.raises(MerinoError, match="--j-per-token needs power.stress_w"):
+        design(nano, Budgets(j_per_token=1), space=SPACE, context=64, prompt=32)
+    assert design(nano, Budgets(decode_ms=20), space=SPACE, context=64, prompt=32).predicted.j_per_token is None
+
+
+def test_energy_is_watts_times_the_time_of_a_step():
+    found = asked({"j_per_token": 0.01})
+    assert found.predicted.j_per_token == pytest.approx(
+        BOARD.power.stress_w.value * found.predicted.decode_ms / 1e3, rel=1e-12
+    )
+    assert 0.8 * 0.01 < found.predicted.j_per_token <= 0.01
+
+
+@pytest.mark.parametrize(
+    ("dialect", "precision"),
+    [("fused", "fp32"), ("fused", "int8"), ("fused", "int4"), ("portable", "fp32"), ("portable", "int8")],
+)
+def test_a_bundles_folder_is_about_as_large_as_predicted_and_no_larger(dialect, precision, tmp_path):
+    arch = asked({"params_m": 4, "decode_ms": 50}).architecture
+    source = random_merino(arch, "sized")
+    export(source, tmp_path / "bundle", dialect=dialect, precision=precision)
+    entries = costs.ENTRY_FILE_BYTES * arch.vocab  # random weights have no tokenizer
+    predicted = costs.file_mb(arch.operators, precision) * MB - entries
+    assert 0.8 * predicted < bundle_bytes(tmp_path / "bundle") <= predicted
+
+
+def test_the_embedded_bundle_is_as_large_as_predicted():
+    from merino_edge.embedded import FOLDER
+
+    source = load_source(str(FOLDER))
+    assert 0.95 < bundle_bytes(FOLDER) / (costs.file_mb(source.arch.operators, "fp32") * MB) <= 1
+
+
+def test_every_budget_can_bind_alone():
+    sizes = {}
+    for name in NAMES:
+        free = asked({name: 250.0 if name == "memory_mb" else 1e6})
+        tight = asked({name: 0.5 * (spent(free)[name] if name != "memory_mb" else 250)})
+        assert tight.entropy < free.entropy, name
+        sizes[name] = tight.entropy
+    assert len(sizes) == len(NAMES)
+
+
+def test_a_pair_of_budgets_is_kept_by_both_solvers():
+    for pair in itertools.combinations(NAMES, 2):
+        free = spent(asked({"decode_ms": 1e6}))
+        ceilings = Budgets(**{name: 0.6 * free[name] for name in pair})
+        found = design(BOARD, ceilings, space=replace(SPACE, blocks=2), context=512, prompt=512)
+        assert all(spent(found)[name] <= limit for name, limit in ceilings.given().items())

@@ -1,0 +1,286 @@
+"""The fit finds the unit times behind a probe, a bad probe is refused with all its faults, a profile keeps the rest."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from merino_bench.probe import run as board_probe
+from merino_bench.probe import tasks as plan
+from merino_bench.probe.tasks import MB, Machine
+from merino_edge.calibration import fit as fitting
+from merino_edge.calibration import host
+from merino_edge.calibration.board import board
+from merino_edge.calibration.calibrate import calibrate, calibrated_toml, check_same_machine
+from merino_edge.calibration.command import recalibrate
+from merino_edge.calibration.probe import Measurement, Probe, joined, read_probe
+from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.prediction import predict as costs
+from merino_edge.prediction.default_coefficients import estimated
+from merino_edge.prediction.latency_terms import again_share, partly_share
+from merino_edge.profiles.coefficients import AGAIN, MEMORY
+from merino_edge.profiles.profile import load_profile, parse_profile_text, profile_text
+from merino_runtime.errors import MerinoError
+
+BOARD = load_profile("raspberry-pi-5")
+MACHINE = Machine(2 * MB, 3000 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True)
+DECODER = Architecture(blocks=(Block(width=512, ffn_ratio=2, depth=6),), vocab=8192)
+
+
+def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None):
+    """A probe as a board would write it whose operators take exactly the board's estimated unit times."""
+    truth = truth or estimated(BOARD)
+    random = np.random.default_rng(0)
+    probe = Probe.model_validate({
+        "schema": 4, "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": ["neon", "dotprod"],
+        "machine": {"board": "Test board", "arch": "aarch64", "versions": {"onnxruntime": "1.32.0"}},
+        "last_level_cache_mb": 2.0, "memory_mb": 4000, "dialect": "fused" if machine.fused else "portable", "flags": [],
+        "others_cpu_share": 0.0, "left_out": [], "resident": resident(machine.formats),
+        "measurements": [row("read", threads=count, weight_bytes=256 * MB, ms=20 + count) for count in (1, 2, 4)],
+    })  # fmt: skip
+    rows = list(probe.measurements)
+    for task in plan.tasks(machine):
+        kernel = plan.kernel_of(task, machine.fused) if task.kind != "choose" else None
+        for past, tokens in task.runs:
+            one = Measurement.model_validate(row(
+                task.kind, format=task.format, rows=task.rows, columns=task.columns, heads=task.heads, count=task.count,
+                uses=task.uses, threads=task.threads, past=past, tokens=tokens,
+                weight_bytes=kernel.weight_bytes if kernel else 0,
+            ))  # fmt: skip
+            if left_out and left_out(one):
+                continue
+            at = truth.threads.index(task.threads)
+            asked = fitting.amounts_of(one, probe.dialect)
+            first_mb, between_mb = asked.get(MEMORY, 0.0) * 1e6 / MB, fitting.between_bytes(one) / MB
+            edges = truth.cache_within_mb[at], truth.cache_beyond_mb[at]
+            asked[MEMORY] = asked.get(MEMORY, 0.0) * float(partly_share(max(first_mb, 1e-9), *edges))
+            asked[AGAIN] = asked.get(AGAIN, 0.0) * float(again_share(between_mb, truth.cache_half_mb[at]))
+            unit = {**truth.by_threads[at], fitting.GRAPH: truth.step_us[at]}
+            us = sum(amount * unit[name] for name, amount in asked.items())
+            rows.append(one.model_copy(update={"ms": us / 1e3 * float(np.exp(noise * random.normal()))}))
+    return joined([probe.model_copy(update={"measurements": rows})])  # which has each row once, as a board's has
+
+
+def row(kind, **keys):
+    usual = {"format": "fp32", "rows": 0, "columns": 0, "heads": 0, "count": 1, "uses": 1, "threads": 1, "past": 0,
+             "tokens": 1, "weight_bytes": 0, "cached": False, "ms": 1.0, "median_ms": 1.0, "least_ms": 1.0,
+             "repeats": 3, "pace_us": None}  # fmt: skip
+    return {**usual, "kind": kind, **keys}
+
+
+def resident(formats):
+    base = {"imports_mb": 50.0, "open_mb": 60.0, "peak_mb": 60.0}
+    rows = [base | {"kind": "call", "format": "fp32", "weight_bytes": 0}]
+    more = base | {"open_mb": 60 + 1.25 * 40, "kind": "linear", "weight_bytes": 40 * MB}
+    rows += [more | {"format": form} for form in formats]
+    head = base | {"open_mb": 100.0, "kind": "head", "weight_bytes": 40 * MB}
+    return [*rows, head | {"peak_mb": 108.0, "format": "fp32"}, head | {"peak_mb": 140.0, "format": "int8"}]
+
+
+def calibrated_board(probe):
+    return parse_profile_text(calibrated_toml(profile_text("raspberry-pi-5"), probe, calibrate(probe)), "calibrated")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_the_fit_predicts_what_the_true_unit_times_do(precision):
+    """Quantities that no row tells apart may differ, their sums may not."""
+    profile = calibrated_board(synthetic())
+    work = costs.Workload(precision, 512, 128)
+    found = costs.predict(DECODER.operators, profile, work)
+    expected = costs.predict(DECODER.operators, BOARD, work)
+    assert found.decode_ms == pytest.approx(expected.decode_ms, rel=0.02)
+    assert found.prefill_ms == pytest.approx(expected.prefill_ms, rel=0.02)
+    assert (found.decode_threads, found.prefill_threads) == (expected.decode_threads, expected.prefill_threads)
+    assert (found.provenance, expected.provenance) == ("calibrated", "estimated")
+
+
+def test_the_residuals_of_a_probe_without_noise_are_nothing():
+    fit = calibrate(synthetic())
+    assert fit.residuals[-1].kind == "all"
+    for residual in fit.residuals:
+        if "in part" not in residual.kind:
+            assert residual.worst < 0.01, residual
+    assert max(residual.worst for residual in fit.residuals) < 0.12  # the edges come from a grid
+
+
+def test_noise_goes_into_the_residuals_and_hardly_into_predictions():
+    fit = calibrate(synthetic(noise=0.05))
+    assert 0.01 < fit.residuals[-1].median < 0.06
+    work = costs.Workload("int8", 512, 128)
+    found = costs.predict(DECODER.operators, calibrated_board(synthetic(noise=0.05)), work)
+    assert found.decode_ms == pytest.approx(costs.predict(DECODER.operators, BOARD, work).decode_ms, rel=0.08)
+
+
+def test_memory_factors_are_what_processes_held():
+    times = calibrated_board(synthetic()).performance.times
+    assert times is not None and times.fp32.resident == pytest.approx(1.25)
+    assert (times.fp32.table_resident, times.fp32.table_opening) == (pytest.approx(1), pytest.approx(0.5))
+    assert times.int8 is not None and times.int4 is not None
+    assert (times.int8.table_resident, times.int8.table_opening) == (pytest.approx(1), pytest.approx(1))
+    assert times.int4.table_resident == pytest.approx(1.25), "not measured: as its matrices"
+
+
+def test_a_format_that_was_not_measured_stays_estimated():
+    probe = synthetic(machine=MACHINE._replace(formats=("fp32",)))
+    profile = calibrated_board(probe)
+    kinds = {
+        form: costs.predict(DECODER.operators, profile, costs.Workload(form, 512, 128)).provenance
+        for form in ("fp32", "int8", "int4")
+    }
+    assert kinds == {"fp32": "calibrated", "int8": "estimated", "int4": "estimated"}
+
+
+def test_a_portable_probe_is_fitted_too():
+    truth = estimated(load_profile("jetson-nano"))
+    probe = synthetic(machine=MACHINE._replace(formats=("fp32", "int8"), fused=False), truth=truth)
+    found = calibrate(probe)
+    assert found.performance["times"]["dialect"] == "portable"
+    assert found.performance["times"]["step_us"] == pytest.approx(list(truth.step_us), rel=0.02)
+    assert found.residuals[-1].median < 0.01
+
+
+def test_a_calibrated_profile_keeps_what_was_not_measured():
+    text = calibrated_toml(profile_text("raspberry-pi-5"), synthetic(), calibrate(synthetic()))
+    before, after = tomllib.loads(profile_text("raspberry-pi-5")), tomllib.loads(text)
+    for table in ("memory", "budget", "software", "power"):
+        assert before[table] == after[table]
+    assert "# vcgencmd pmic_read_adc" in text
+    figure = after["performance"]["read_gb_s"]
+    assert figure["kind"] == "calibrated" and figure["value"] == pytest.approx(256 * MB / 21 / 1e6, rel=1e-3)
+    assert "2026-01-01" in figure["source"] and "onnxruntime 1.32.0" in figure["source"]
+
+
+def test_a_probe_of_another_architecture_is_refused():
+    with pytest.raises(MerinoError, match="aarch64.*x86_64.*on the board itself"):
+        check_same_machine(synthetic(), "x86_64")
+
+
+def test_all_faults_of_a_probe_come_in_one_message(tmp_path):
+    content = json.loads(synthetic().model_dump_json(by_alias=True))
+    content["schema"] = 7
+    content["colour"] = "red"
+    del content["date"]
+    content["measurements"][0]["ms"] = -1
+    content["measurements"][1]["kind"] = "guess"
+    path = tmp_path / "probe.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(MerinoError) as caught:
+        read_probe(path)
+    faults = ("schema: ", "colour: unknown", "date: missing", "measurements.0.ms", "measurements.1.kind")
+    for part in ("probe.json", *faults):
+        assert part in str(caught.value), part
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_what_is_no_probe_is_refused(text, tmp_path):
+    path = tmp_path / "probe.json"
+    path.write_text(text)
+    with pytest.raises(MerinoError, match=r"probe\.json"):
+        read_probe(path)
+    with pytest.raises(MerinoError, match="merino probe -o"):
+        read_probe(tmp_path / "absent.json")
+
+
+def test_a_probe_that_never_got_to_the_products_is_refused():
+    with pytest.raises(MerinoError, match="run `merino probe` again"):
+        calibrate(synthetic(left_out=lambda row: row.kind == "linear"))
+
+
+def test_this_machine_is_measured_once_and_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runs = []
+
+    def short(path, seconds):
+        runs.append(path)
+        return board_probe.run_probe(path, min(seconds, 12))
+
+    monkeypatch.setattr(host, "run_probe", short)
+    first, again = board("host"), board("host")
+    assert len(runs) == 1
+    assert first.performance == again.performance
+    assert first.performance.times is not None and first.performance.times.kind == "calibrated"
+    told = capsys.readouterr().err
+    assert "measuring this machine" in told and "measured in" in told
+    found = costs.predict(DECODER.operators, first, costs.Workload("fp32", 128, 64))
+    assert found.decode_ms > 0.1 and found.provenance == "calibrated"
+
+
+def test_this_machine_measured_again_counts_by_the_median(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    probes = [timed(1.0), timed(7.0), timed(1.2)]
+    monkeypatch.setattr(host.time, "strftime", lambda _: f"2026-{len(probes)}")
+
+    def recorded(path, seconds):
+        Path(path).write_text(probes.pop().model_dump_json(by_alias=True))
+        return {"seconds": seconds, "flags": []}
+
+    monkeypatch.setattr(host, "run_probe", recorded)
+    first = host.host_probe()
+    assert host.host_probe() == first == timed(1.2)
+    host.host_probe(renew=True)
+    assert "median of 2 probes" in capsys.readouterr().err
+    assert host.host_probe(renew=True).measurements == timed(1.2).measurements
+    assert len(list(tmp_path.rglob("probe-*.json"))) == 3, "nothing is lost"
+
+
+def timed(factor):
+    """A probe all of whose rows took so many times as long."""
+    probe = synthetic()
+    rows = [row.model_copy(update={"ms": row.ms * factor}) for row in probe.measurements]
+    return probe.model_copy(update={"measurements": rows})
+
+
+def paced(probe, pace_us, factor):
+    """The probe with every second row measured so many times as long, at such a pace."""
+    rows = [
+        row.model_copy(update={"ms": row.ms * factor, "pace_us": pace_us} if index % 2 else {})
+        for index, row in enumerate(probe.measurements)
+    ]
+    return probe.model_copy(update={"measurements": rows})
+
+
+@pytest.mark.parametrize(("pace_us", "counts"), [(60.0, False), (37.0, True), (None, True)])
+def test_rows_of_a_slow_machine_count_where_there_are_no_others(pace_us, counts):
+    quick, slow = paced(synthetic(), 35.0, 1.0), paced(synthetic(), pace_us, 2.0)
+    both = joined([quick, slow])
+    for index, (row, true) in enumerate(zip(both.measurements, synthetic().measurements, strict=True)):
+        expected = 1.5 if index % 2 and counts else 1.0
+        assert row.ms == pytest.approx(expected * true.ms)
+    assert joined([slow]).measurements == slow.measurements
+
+
+def test_several_probes_of_one_board_are_fitted_together(tmp_path):
+    paths = [tmp_path / name for name in ("one.json", "two.json", "other.json")]
+    other = synthetic().model_copy(update={"machine": {**synthetic().machine, "board": "another"}})
+    for path, probe in zip(paths, (synthetic(), synthetic(noise=0.3), other), strict=True):
+        path.write_text(probe.model_dump_json(by_alias=True))
+    both = joined([synthetic(), synthetic(noise=0.3)])
+    residuals = recalibrate("raspberry-pi-5", paths[:2], tmp_path / "mine.toml")
+    assert residuals == calibrate(both).residuals != calibrate(synthetic()).residuals
+    with pytest.raises(MerinoError, match="different machines"):
+        recalibrate("raspberry-pi-5", paths, tmp_path / "none.toml")
+    assert not (tmp_path / "none.toml").exists()
+
+
+def test_calibrate_writes_a_profile_that_devices_takes(tmp_path):
+    path, out = tmp_path / "probe.json", tmp_path / "mine.toml"
+    path.write_text(synthetic().model_dump_json(by_alias=True))
+    residuals = recalibrate("raspberry-pi-5", [path], out)
+    assert residuals[-1].kind == "all"
+    assert load_profile(out).performance.times is not None
+    assert load_profile("raspberry-pi-5").performance.times is None
+
+
+@pytest.mark.parametrize(
+    ("device", "probe", "out", "says"),
+    [("host", "probe.json", None, "takes no --probe"), ("raspberry-pi-5", None, "out.toml", "needs --probe FILE"),
+     ("raspberry-pi-5", "probe.json", None, "-o FILE"), ("pi-9", "probe.json", "out.toml", "No device profile")],
+)  # fmt: skip
+def test_what_calibrate_cannot_do_is_said(device, probe, out, says, tmp_path):
+    (tmp_path / "probe.json").write_text(synthetic().model_dump_json(by_alias=True))
+    probes = [tmp_path / probe] if probe else []
+    with pytest.raises(MerinoError, match=says):
+        recalibrate(device, probes, tmp_path / out if out else None)
+    assert not (tmp_path / "out.toml").exists()

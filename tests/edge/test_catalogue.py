@@ -1,0 +1,157 @@
+"""The catalogue against what was published and against real transformers models; the switches of a geometry each."""
+
+import tomllib
+from importlib.resources import files
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from merino_edge.families import operators
+from merino_edge.families.opt.geometry import OPT_350M
+from merino_edge.families.uniform import Geometry
+from merino_edge.families.zoo import FILE, load_models, model, parse_catalogue
+from merino_runtime.errors import MerinoError
+
+MODELS = {each.id: each for each in load_models()}
+KNOWN = {
+    "opt-350m": 331_196_416, "gpt2": 124_439_808, "pythia-70m": 70_426_624, "smollm-135m": 134_515_008,
+    "tinystories-1m": 3_745_984, "qwen2.5-0.5b": 494_032_768,
+}  # fmt: skip
+
+
+def real_config(family, geometry):
+    """transformers' own config of a geometry, in the words of its family."""
+    named = {
+        "opt": {
+            "hidden_size": geometry.width, "num_hidden_layers": geometry.layers, "num_attention_heads": geometry.heads,
+            "ffn_dim": geometry.ffn_width, "word_embed_proj_dim": geometry.embed_width,
+            "do_layer_norm_before": geometry.final_norm,
+        },
+        "gpt2": {
+            "n_embd": geometry.width, "n_layer": geometry.layers, "n_head": geometry.heads,
+            "n_inner": geometry.ffn_width, "n_positions": geometry.context,
+        },
+        "gpt_neox": {"tie_word_embeddings": False},
+        "gpt_neo": {
+            "hidden_size": geometry.width, "num_layers": geometry.layers, "num_heads": geometry.heads,
+            "intermediate_size": geometry.ffn_width,
+            "attention_types": [[["global", "local"], geometry.layers // 2]],
+        },
+        "llama": {"num_key_value_heads": geometry.kv_heads, "tie_word_embeddings": True},
+        "qwen2": {"num_key_value_heads": geometry.kv_heads, "tie_word_embeddings": True},
+        "qwen3": {
+            "num_key_value_heads": geometry.kv_heads, "head_dim": geometry.head_size, "tie_word_embeddings": True,
+        },
+    }  # fmt: skip
+    plain = {
+        "hidden_size": geometry.width, "num_hidden_layers": geometry.layers, "num_attention_heads": geometry.heads,
+        "intermediate_size": geometry.ffn_width,
+    }  # fmt: skip
+    words = named[family] if family in ("opt", "gpt2", "gpt_neo") else {**plain, **named[family]}
+    ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if family != "gpt2":
+        words["max_position_embeddings"] = geometry.context
+    return AutoConfig.for_model(family, vocab_size=geometry.vocab, **ids, **words)
+
+
+def real_model(family, geometry, device):
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(real_config(family, geometry))
+
+
+@pytest.mark.parametrize("each", MODELS.values(), ids=MODELS)
+def test_a_models_parameters_are_those_published(each):
+    counted = operators.params(each.geometry.operators)
+    if each.params.exact:
+        assert counted == each.params.value
+    assert counted == pytest.approx(each.params.value, rel=0.01)
+    assert counted == KNOWN.get(each.id, counted)
+
+
+@pytest.mark.parametrize("each", MODELS.values(), ids=MODELS)
+def test_a_models_parameters_are_those_of_a_real_one(each):
+    real = real_model(each.family, each.geometry, "meta")
+    assert operators.params(each.geometry.operators) == sum({id(p): p.numel() for p in real.parameters()}.values())
+
+
+def test_opt_is_counted_the_same_by_its_own_walk():
+    assert model("opt-350m").geometry.operators == OPT_350M.operators
+
+
+@st.composite
+def geometries(draw):
+    """Small ones of each family, with what that family may vary."""
+    family = draw(st.sampled_from(sorted({each.family for each in MODELS.values()})))
+    size, heads = draw(st.sampled_from([8, 16])), draw(st.sampled_from([2, 4]))
+    base = next(each.geometry for each in MODELS.values() if each.family == family)
+    grouped = family in ("llama", "qwen2", "qwen3")
+    width = heads * size * (draw(st.integers(1, 2)) if family == "qwen3" else 1)
+    small = base.model_copy(update={
+        "layers": 2 * draw(st.integers(1, 2)), "width": width, "heads": heads, "head_size": size, "embed_width": width,
+        "kv_heads": draw(st.sampled_from([heads, heads // 2])) if grouped else heads,
+        "ffn_width": draw(st.sampled_from([24, 64])), "vocab": draw(st.integers(50, 200)), "context": 16,
+    })  # fmt: skip
+    return family, Geometry.model_validate(small.model_dump())
+
+
+@given(geometries())
+@settings(max_examples=25)
+def test_parameters_and_cache_are_those_of_a_real_model_whatever_its_shape(sample):
+    family, geometry = sample
+    real, tokens = real_model(family, geometry, "cpu").eval(), 12
+    assert operators.params(geometry.operators) == sum({id(p): p.numel() for p in real.parameters()}.values())
+    cache = DynamicCache()
+    with torch.no_grad():
+        real(input_ids=torch.arange(tokens)[None] % geometry.vocab, cache=cache, use_cache=True)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert operators.kv_bytes(geometry.operators, tokens) == held
+
+
+def test_a_group_of_queries_shares_a_cache_and_computes_as_much():
+    whole = MODELS["smollm-135m"].geometry
+    wide = whole.model_copy(update={"kv_heads": whole.heads})
+    narrow, full = ([op for op in each.operators if op.kind == "attention"] for each in (whole, wide))
+    assert operators.kv_bytes(full, 8) == 3 * operators.kv_bytes(narrow, 8)
+    assert operators.decode_flops(full, 8) == operators.decode_flops(narrow, 8)
+    assert operators.flops(full, 8) == operators.flops(narrow, 8)
+
+
+def test_every_score_names_its_source():
+    scored = [each for each in MODELS.values() if each.scores]
+    assert len(scored) >= 12
+    assert all(len(each.scores.source) > 20 and each.scores.percent for each in scored)
+    assert MODELS["opt-350m"].scores.percent["hellaswag"] == 32.0
+    assert MODELS["smollm2-135m"].ranking_score() == pytest.approx((42.1 + 68.4 + 51.3) / 3)
+    assert MODELS["gpt2"].ranking_score() is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("heads = 12", "heads = 13", "kv_heads"),
+        ('source = "cerebras"', 'source = "nobody"', "source"),
+        ("layers = 12", "layers = 0", "layers"),
+        ('id = "gpt2-medium"', 'id = "gpt2"', "found twice: gpt2"),
+        ("hellaswag = ", "helaswag = ", "helaswag"),
+        ("schema = 1", "schema = 2", "schema"),
+        ("schema = 1", "schema = ", "TOML"),
+    ],
+)
+def test_a_fault_of_the_catalogue_is_named(old, new, says):
+    text = (files("merino_edge.families") / FILE).read_text(encoding="utf-8")
+    if "kv_heads" in says:
+        new = "heads = 13, kv_heads = 2"
+    assert old in text
+    with pytest.raises(MerinoError, match="the catalogue") as caught:
+        parse_catalogue(text.replace(old, new))
+    assert says in str(caught.value)
+
+
+def test_the_file_says_nothing_that_is_not_read():
+    text = (files("merino_edge.families") / FILE).read_text(encoding="utf-8")
+    raw = tomllib.loads(text)
+    assert {each["family"] for each in raw["models"]} == set(raw["families"])
+    assert {each["scores"]["source"] for each in raw["models"] if "scores" in each} == set(raw["sources"])

@@ -1,0 +1,261 @@
+"""The workstation's command line as scripts use it: fields of the JSON, exit codes, a mistake without a traceback.
+
+In processes of its own where that is what is tested; else `here`, where torch is loaded already (4 s each time).
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from merino_edge.cli.app import main
+from merino_edge.embedded import FOLDER
+from merino_edge.profiles.profile import profile_ids
+
+
+def run(*arguments, cwd=None):
+    """(exit code, stdout, stderr) of `merino-edge`, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from merino_edge.cli.app import main; main()", *map(str, arguments)],
+        capture_output=True, text=True, cwd=cwd, timeout=300, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def here(capfd, monkeypatch):
+    """`run` in this process: an exception that becomes no message is the test's."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run_here(*arguments, cwd="."):
+        capfd.readouterr()
+        with contextlib.chdir(cwd), pytest.raises(SystemExit) as ended:
+            main([str(word) for word in arguments])
+        return ended.value.code or 0, *capfd.readouterr()
+
+    return run_here
+
+
+def test_devices_json_lists_every_board_with_its_budget():
+    code, out, _ = run("devices", "--json")
+    assert code == 0
+    boards = json.loads(out)
+    assert [board["id"] for board in boards] == profile_ids()
+    for board in boards:
+        assert {"id", "name", "arch", "isa", "budget"} <= set(board)
+        assert set(board["budget"]) == {"decode_ms", "memory_mb", "context"}
+
+
+def test_one_device_is_shown_with_the_source_of_each_figure():
+    code, out, _ = run("devices", "raspberry-pi-5")
+    assert code == 0 and "read_gb_s" in out and "published" in out and "11.8" in out
+
+
+@pytest.fixture(scope="module")
+def design_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("design") / "design.json"
+    arguments = ["--device", "raspberry-pi-zero-2w", "--decode-ms", "4", "--vocab", "300", "--context", "64"]
+    code, out, err = run("design", *arguments, "--json", "-o", path)
+    assert code == 0, err
+    assert json.loads(out) == json.loads(path.read_text())
+    return path
+
+
+def test_design_json_has_the_fields_of_the_contract(design_file):
+    found = json.loads(design_file.read_text())
+    assert {"schema", "device", "architecture", "precision", "budget", "predicted", "entropy", "solver"} <= set(found)
+    assert set(found["architecture"]) == {"blocks", "vocab", "head_size", "context"}
+    assert set(found["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared"}
+    predicted = {"decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "provenance"}
+    assert set(found["predicted"]) == predicted | {"file_mb", "j_per_token"}
+    assert set(found["solver"]) == {"name", "gap", "bound", "seconds", "seed"}
+    assert 0.9 * 4 < found["predicted"]["decode_ms"] <= 4
+
+
+def test_design_shows_a_table_beside_opt():
+    code, out, _ = run("design", "--device", "raspberry-pi-4")
+    assert code == 0
+    for words in ("OPT-350M", "331.2 M", "KV cache at 1024 tokens", "decode per token", "entropy", "proved"):
+        assert words in out
+
+
+@pytest.mark.parametrize("dialect", ["fused", "portable"])
+def test_a_design_is_exported_and_measured(design_file, dialect, here, tmp_path):
+    bundle = tmp_path / "bundle"
+    export = run if dialect == "fused" else here
+    code, out, err = export("export", design_file, "--dialect", dialect, "-o", bundle)
+    assert code == 0, err
+    assert "random weights" in out and "raspberry-pi-zero-2w" in out
+    saved = tmp_path / "records.json"
+    code, out, err = run("bench", bundle, "-p", "16", "-n", "8", "-r", "2", "-o", "json", "--save", saved)
+    assert code == 0, err
+    records = json.loads(out)
+    assert [record["test"] for record in records] == ["pp16", "tg8"]
+    assert all(record["weights"] == "random" and record["tok_s"] > 0 for record in records)
+    assert json.loads(saved.read_text()) == records
+
+
+def test_an_architecture_alone_is_exported(design_file, here, tmp_path):
+    path = tmp_path / "geometry.json"
+    path.write_text(json.dumps(json.loads(design_file.read_text())["architecture"]))
+    code, out, err = here("export", path, "-o", tmp_path / "bundle")
+    assert code == 0 and "geometry" in out, err
+
+
+def test_generate_streams_the_embedded_model_as_text_and_as_json():
+    code, text, err = run("generate", "embedded", "Once upon a time", "-n", 12, "--temperature", 0)
+    assert code == 0, err
+    code, out, _ = run("generate", "embedded", "Once upon a time", "-n", 12, "--temperature", 0, "--json")
+    *tokens, last = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(tokens) == 12
+    assert all(set(token) == {"id", "text"} for token in tokens)
+    assert "".join(token["text"] for token in tokens) == text.removesuffix("\n")
+    figures = {"done", "tokens", "prefill_tokens", "prefill_ms", "decode_ms_p50", "tok_s", "peak_rss_mb"}
+    assert set(last) == figures | {"shifts", "stop_reason"} and last["stop_reason"] == "length" and last["shifts"] == 0
+
+
+def test_generate_is_told_what_to_do_at_the_contexts_end():
+    arguments = ("generate", "embedded", "Once upon a time", "--ignore-eos", "--json", "--prefill-threads", 2)
+    code, out, err = run(*arguments, "-n", 5000, "--overflow", "error")
+    assert code == 1 and not out and "5000 new tokens" in err and "--overflow shift" in err
+    code, out, err = run(*arguments, "-n", 600, "--overflow", "shift")
+    last = json.loads(out.splitlines()[-1])
+    assert code == 0 and last["tokens"] == 600 and last["shifts"] >= 1, err
+
+
+def test_the_embedded_model_tells_the_story_it_is_known_for():
+    """Its first words by greedy decoding, and the golden ids that the bundle carries."""
+    _, text, _ = run("generate", "embedded", "Once upon a time", "-n", 40, "--temperature", 0)
+    assert text.startswith(", there was a little girl named") or text.startswith(", there was a little boy named")
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 8_000_000
+
+
+def test_a_board_that_holds_only_the_bundle_tells_the_same_story(tmp_path):
+    """merino.pyz from an empty folder, without this project on the path."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    arguments = ["generate", FOLDER, "Once upon a time", "-n", "12", "--temperature", "0"]
+    done = subprocess.run(
+        [sys.executable, FOLDER / "merino.pyz", *arguments],
+        capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == run("generate", "embedded", "Once upon a time", "-n", 12, "--temperature", 0)[1]
+
+
+MISTAKES = [
+    (["devices", "raspberry-pi-9"], "raspberry-pi-5"),
+    (["design", "--device", "raspberry-pi-4", "--decode-ms", "0.1"], "the smallest that would do"),
+    (["design", "--device", "raspberry-pi-4", "--decode-ms", "-1"], "positive"),
+    (["design", "--device", "raspberry-pi-4", "--vocab", "0"], "--vocab 0"),
+    (["design", "--device", "raspberry-pi-4", "--precision", "fp7"], "fp32"),
+    (["design", "--device", "raspberry-pi-4", "--memory-mb", "1e9"], "free"),
+    (["design", "--device", "raspberry-pi-4", "--decode-ms", "20", "-o", "/proc/no/design.json"], "cannot write"),
+    (["train", "nothing.json", "--data", "nothing.txt", "-o", "out"], "nothing.json"),
+    (["export", "nothing", "-o", "out"], "nothing"),
+    (["export", "opt-350m", "--weights", "nothing", "-o", "out"], "nothing"),
+    (["generate", "nothing", "Once"], "no such bundle"),
+    (["generate", "embedded", ""], "empty"),
+    (["generate", "embedded", "Once " * 600], "context"),
+    (["bench", "embedded", "-p", "100000"], "context"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), MISTAKES, ids=[" ".join(words)[:40] for words, _ in MISTAKES])
+def test_a_users_mistake_is_one_message_and_exit_1(arguments, says, here, tmp_path):
+    code, out, err = here(*arguments, cwd=tmp_path)
+    assert code == 1 and out == ""
+    assert says in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_users_mistake_is_exit_1_of_the_process_without_a_traceback():
+    code, out, err = run("devices", "raspberry-pi-9")
+    assert code == 1 and out == "" and err.count("\n") == 1 and "raspberry-pi-5" in err
+
+
+@pytest.mark.parametrize("arguments", [["fly"], ["design"], ["design", "--device", "host", "--speed", "9"], ["bench"]])
+def test_wrong_usage_is_exit_2(arguments):
+    assert run(*arguments)[0] == 2
+
+
+def test_training_needs_no_more_than_a_text(design_file, here, tmp_path):
+    text = Path(tmp_path, "text.txt")
+    lines = [f"The miller counts {count} sacks, and the baker buys {count + 1}.\n" for count in range(400)]
+    text.write_text("<|endoftext|>".join(lines))
+    out = tmp_path / "checkpoint"
+    arguments = ["train", design_file, "--data", text, "--vocab", "300", "--steps", "3", "--batch", "2", "-o", out]
+    code, said, err = here(*arguments)
+    assert code == 0, err
+    assert "held-out loss" in said and "perplexity" in said
+    assert here(*arguments)[0] == 1  # it is there already
+    code, said, err = here("export", out, "-o", tmp_path / "bundle")
+    assert code == 0 and "trained weights" in said, err
+
+
+def test_design_takes_every_option_of_the_search():
+    arguments = [
+        "--device", "raspberry-pi-zero-2w", "--vocab", "300,1000", "--precision", "fp32,int8", "--context", "64",
+        "--file-mb", "3", "--j-per-token", "0.02", "--width-step", "32", "--blocks", "2", "--solver", "evolution",
+        "--steps", "2000", "--population", "64", "--parents", "8", "--gamma", "literal", "--a1", "0.5", "--a2", "0.5",
+        "--eps", "2", "--beta", "0.1",
+    ]  # fmt: skip
+    code, out, err = run("design", *arguments, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["architecture"]["vocab"] in (300, 1000) and found["precision"] in ("fp32", "int8")
+    assert found["considered"] == {"vocab": [300, 1000], "precision": ["fp32", "int8"]}
+    assert found["predicted"]["file_mb"] <= 3 and found["predicted"]["j_per_token"] <= 0.02
+    assert found["architecture"]["head_size"] == 32 and len(found["architecture"]["blocks"]) == 2
+    assert found["scoring"] | {"shared_discount": 0} == {
+        "attention_weight": 0.5, "ffn_weight": 0.5, "eps": 2, "gamma": "literal", "beta": 0.1, "shared_discount": 0,
+    }  # fmt: skip
+    assert 0 <= found["solver"]["gap"] < 0.2
+    code, out, _ = run("design", *arguments)
+    assert code == 0 and "open: vocabulary 300, 1000; format fp32, int8" in out and "bundle's folder" in out
+
+
+def test_a_design_is_measured_on_this_machine_and_on_no_other(tmp_path):
+    path = tmp_path / "design.json"
+    small = ["--blocks", 1, "--vocab", 512, "--context", 64, "--memory-mb", 400, "--decode-ms", 500]
+    code, out, err = run("design", "--device", "host", "--measure", *small, "-o", path)
+    assert code == 0 and "measured here with random weights: decode" in out and "of decode_ms 500" in err, err
+    found = json.loads(path.read_text())
+    assert found["budget"] == {"decode_ms": 500, "memory_mb": 400}
+    assert found["measured"]["decode_ms"] < 500 and found["measured"]["memory_mb"] < 400
+    code, _, err = run("design", "--device", "raspberry-pi-5", "--measure")
+    assert code == 1 and "give --device host with it" in err
+
+
+def test_a_preset_is_the_papers_flops_and_nothing_else():
+    code, out, err = run("design", "--device", "raspberry-pi-zero-2w", "--preset", "merino-52m", "--json")
+    assert code == 0, err
+    assert json.loads(out)["budget"] == {"flops_g": 60}
+    code, _, err = run("design", "--device", "host", "--preset", "merino-52m", "--decode-ms", "5")
+    assert code == 1 and "--preset merino-52m is a budget of its own" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "says"),
+    [
+        (("--decode-ms", "nan"), 1, "--decode-ms nan is not a positive, finite number, and may not be below"),
+        (("--memory-mb=-3",), 1, "--memory-mb -3 is not"),
+        (("--decode-ms", "1e-9", "--flops-g", "1e-9"), 1, "Raise all of them together"),
+        (("--memory-mb", "1e9"), 1, "give at most that"),
+        (("--head-size", "64", "--width-step", "32"), 1, "--head-size 64 does not divide"),
+        (("--eps", "nan"), 1, "--eps nan is not allowed"),
+        (("--parents", "600"), 1, "--parents 600"),
+        (("--vocab", "1,50257"), 1, "--vocab 1 "),
+        (("--vocab", "many"), 2, "several with commas"),
+        (("--precision", "fp32,fp8"), 1, "--precision fp8"),
+        (("--vocab", ",".join(map(str, range(300, 400)))), 1, "give at most"),
+    ],
+)
+def test_a_design_that_cannot_be_is_refused(arguments, exit_code, says):
+    code, out, err = run("design", "--device", "raspberry-pi-4", *arguments)
+    assert (code, out) == (exit_code, "")
+    assert says in " ".join(err.replace("│", " ").split())

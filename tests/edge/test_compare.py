@@ -1,0 +1,167 @@
+"""Comparisons of synthetic records: properties of the verdict, what pairs with what, and the command's exit codes."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sample_records import failed, opt, record
+
+from merino_edge.cli.app import main
+from merino_edge.records.compare import NO_DIFFERENCE, NOT_JUDGED, check_not_slower, compare, parse_percent
+from merino_edge.records.record import Record
+from merino_edge.records.speed_ratio import speed_ratio
+from merino_runtime.errors import MerinoError
+
+SPEEDS = st.lists(st.floats(0.01, 1e5), min_size=2, max_size=8)
+OPPOSITE = {"faster": "slower", "slower": "faster", NO_DIFFERENCE: NO_DIFFERENCE}
+
+
+def rows(*raw):
+    return [Record.model_validate(one) for one in raw]
+
+
+def one_pair(a, b):
+    (pair,) = compare(rows(a), rows(b)).pairs
+    return pair
+
+
+@settings(max_examples=60)
+@given(step_ms=st.floats(0.01, 1e4), spread=st.floats(0, 0.4), repetitions=st.integers(2, 12))
+def test_a_row_never_differs_from_itself(step_ms, spread, repetitions):
+    row = record(step_ms, spread, repetitions=repetitions, test="tg4")
+    assert one_pair(row, row).verdict == NO_DIFFERENCE
+
+
+@settings(max_examples=60)
+@given(step_ms=st.floats(0.01, 1e4), spread=st.floats(0, 0.05), repetitions=st.integers(4, 12))
+def test_a_slowdown_of_a_fifth_is_found(step_ms, spread, repetitions):
+    quick = record(step_ms, spread, seed=1, repetitions=repetitions, test="tg64")
+    slow = record(step_ms * 1.25, spread, seed=2, repetitions=repetitions, test="tg64")
+    pair = one_pair(quick, slow)
+    assert pair.verdict == "slower" and pair.ratio.value == pytest.approx(0.8, rel=0.06)
+    assert pair.ratio.low <= 0.8 * 1.06 and pair.ratio.high < 1
+
+
+@settings(max_examples=60)
+@given(first=SPEEDS, second=SPEEDS)
+def test_exchanging_the_sides_gives_the_reciprocals(first, second):
+    there, back = speed_ratio(first, second), speed_ratio(second, first)
+    assert there.value * back.value == pytest.approx(1)
+    if tuple(first) != tuple(second):
+        assert there.low * back.high == pytest.approx(1) and there.high * back.low == pytest.approx(1)
+
+
+@settings(max_examples=40)
+@given(factor=st.floats(0.5, 2), spread=st.floats(0.001, 0.1))
+def test_the_verdict_is_symmetric(factor, spread):
+    a, b = record(10, spread, seed=1), record(10 * factor, spread, seed=2)
+    assert one_pair(b, a).verdict == OPPOSITE[one_pair(a, b).verdict]
+
+
+def test_a_difference_below_the_smallest_is_none():
+    assert one_pair(record(10, 0), record(10.15, 0)).verdict == NO_DIFFERENCE
+    assert one_pair(record(10, 0), record(10.4, 0)).verdict == "slower"
+
+
+def test_one_repetition_is_not_judged():
+    pair = one_pair(record(10, repetitions=1), record(20, repetitions=1))
+    assert pair.verdict == NOT_JUDGED and "-r 5" in pair.reason and pair.ratio.value == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("flag", ["busy", "throttled", "swapping"])
+def test_a_disturbed_row_is_shown_and_not_judged(flag):
+    pair = one_pair(record(10), record(50, flags=[flag]))
+    assert pair.verdict == NOT_JUDGED and pair.reason == f"B: {flag}" and pair.ratio.value < 0.3
+
+
+def test_an_undisturbed_run_beside_a_disturbed_one_is_judged_alone():
+    found = compare(rows(record(10)), rows(record(90, flags=["busy"]), record(10, seed=3)))
+    assert [pair.verdict for pair in found.pairs] == [NO_DIFFERENCE]
+
+
+def test_a_row_that_failed_in_b_is_shown_and_fails_the_check():
+    found = compare(rows(record(10), opt()), rows(failed(precision="fp32", depth=0), opt()))
+    assert [pair.verdict for pair in found.pairs] == [NO_DIFFERENCE, NOT_JUDGED]
+    assert found.pairs[1].reason == "B: failed: out of memory" and not found.only_a and not found.only_b
+    with pytest.raises(MerinoError, match="measured in A, not in B: ours fp32 tg32"):
+        check_not_slower(found, 0.5)
+
+
+@pytest.mark.parametrize("changes", [
+    {"threads": 1}, {"precision": "int8"}, {"engine": "llama.cpp 3"}, {"dialect": "portable"}, {"depth": 512},
+    {"test": "tg16"},
+])  # fmt: skip
+def test_unequal_conditions_never_pair(changes):
+    with pytest.raises(MerinoError, match="no row in common"):
+        compare(rows(record()), rows(record(**changes)))
+    found = compare(rows(record(), opt()), rows(record(**changes), opt()))
+    assert [pair.bundle for pair in found.pairs] == ["opt-350m"] and len(found.only_a) == len(found.only_b) == 1
+
+
+def test_another_name_pairs_by_geometry_and_another_engine_version_by_name():
+    found = compare(rows(record(10)), rows(record(10, bundle="renamed", engine="onnxruntime 1.30.0 CPU")))
+    assert found.pairs[0].bundle == "ours / renamed" and found.pairs[0].verdict == NO_DIFFERENCE
+    assert found.notes == ("A and B differ in engine: onnxruntime 1.32.0 CPU / onnxruntime 1.30.0 CPU",)
+    with pytest.raises(MerinoError, match="no row in common"):
+        compare(rows(record()), rows(record(bundle="renamed", architecture=None)))
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), (" 2.5 % ", 0.025), ("0%", 0.0), ("99.9%", 0.999)])
+def test_percent(text, share):
+    assert parse_percent(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["", "%", "5", "0.05", "-5%", "5%%", "five%", "100%", "1e400%", "nan%", "5 percent"])
+def test_what_is_no_percent(text):
+    with pytest.raises(ValueError, match="allowed: 0% to below 100%"):
+        parse_percent(text)
+
+
+@pytest.fixture
+def files(tmp_path):
+    found = {}
+    for name, step_ms, flags in (("before", 10, []), ("after", 13, []), ("busy", 13, ["busy"])):
+        found[name] = str(tmp_path / f"{name}.json")
+        (tmp_path / f"{name}.json").write_text(json.dumps([record(step_ms, flags=flags), opt()]))
+    return found
+
+
+@pytest.fixture
+def run(capsys):
+    """A function: words of the command line -> (exit code, stdout, stderr)."""
+
+    def call(*argv):
+        with pytest.raises(SystemExit) as done:
+            main(list(argv))
+        said = capsys.readouterr()
+        return done.value.code, said.out, said.err
+
+    return call
+
+
+def test_the_command_says_what_it_finds_and_its_exit_code_tells(files, run):
+    code, out, _ = run("compare", files["before"], files["after"])
+    assert code == 0 and "slower" in out and NO_DIFFERENCE in out
+    code, out, err = run("compare", files["before"], files["after"], "--fail-if-slower", "20%")
+    assert code == 1 and "slower" in out and "slower by more than 20 %: ours fp32 tg32 by 2" in err
+    assert run("compare", files["before"], files["after"], "--fail-if-slower", "40%")[0] == 0
+    assert run("compare", files["after"], files["before"], "--fail-if-slower", "0%")[0] == 0
+    code, _, err = run("compare", files["before"], files["after"], "--fail-if-slower", "20")
+    assert code == 2 and "such as 5%" in " ".join(err.replace("│", " ").split())
+
+
+def test_where_nothing_can_be_judged_the_check_fails(files, run, tmp_path):
+    only = tmp_path / "only.json"
+    only.write_text(json.dumps([record(13, flags=["busy"])]))
+    assert run("compare", files["before"], str(only))[0] == 0
+    code, _, err = run("compare", files["before"], str(only), "--fail-if-slower", "5%")
+    assert code == 1 and "no row could be judged: ours fp32 tg32 (B: busy)" in err
+
+
+def test_json_has_ratio_interval_and_verdict(files, run):
+    code, out, _ = run("compare", files["before"], files["after"], "--json")
+    found = json.loads(out)
+    ours = next(pair for pair in found["pairs"] if pair["bundle"] == "ours")
+    assert code == 0 and ours["verdict"] == "slower" and found["schema"] == 1
+    assert ours["ratio"]["low"] < ours["ratio"]["value"] < ours["ratio"]["high"] < 1

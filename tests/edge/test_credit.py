@@ -1,0 +1,55 @@
+"""What a vocabulary and a format are worth: the figures of the records, and no others."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merino_edge.design.credit import BYTES_PER_TOKEN, PERPLEXITY, bytes_per_token, credit, format_credit
+from merino_edge.design.presets import PRESETS, table
+from merino_edge.design.variants import fast_formats
+from merino_edge.families.operators import CPU_FORMATS
+from merino_edge.profiles.profile import load_profile
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_bytes_per_token_are_the_measured_ones():
+    record = json.loads((ROOT / "bench/results/fertility.json").read_text())
+    measured = {row["vocab"]: row["bytes_per_token"] for row in record["trained"]}
+    assert {257: 1.0, **measured} == BYTES_PER_TOKEN
+    for vocab, value in measured.items():
+        assert bytes_per_token(vocab) == pytest.approx(value, rel=1e-12)
+
+
+@given(st.integers(2, 1_000_000), st.integers(1, 1000))
+def test_a_larger_vocabulary_is_never_worth_less(vocab, more):
+    assert 1 <= bytes_per_token(vocab) <= bytes_per_token(vocab + more) <= BYTES_PER_TOKEN[50257]
+
+
+def test_fewer_bits_are_worth_less():
+    assert format_credit("fp32") == 1
+    assert format_credit("int8") == pytest.approx(0.9975, abs=2e-4)
+    assert format_credit("int4") == pytest.approx(0.890, abs=5e-4)
+    assert credit(4096, "int4") == bytes_per_token(4096) * format_credit("int4")
+    assert set(PERPLEXITY) == set(CPU_FORMATS)
+
+
+def test_any_format_means_those_that_the_board_is_fast_at():
+    assert fast_formats(load_profile("raspberry-pi-4")) == ["fp32"]
+    assert fast_formats(load_profile("raspberry-pi-5")) == ["fp32", "int8", "int4"]
+
+
+def test_the_table_of_presets_is_what_the_search_finds():
+    text = (ROOT / "docs/search.md").read_text()
+    assert table() in text
+    assert [preset.flops_g for preset in PRESETS.values()] == [60, 110, 160]
+
+
+def test_every_parameter_of_the_score_is_documented_with_its_mark():
+    text = (ROOT / "docs/search.md").read_text()
+    for name in ("--a1", "--a2", "--eps", "--beta", "--gamma", "--steps", "--population", "--parents"):
+        assert re.search(rf"\| `{name}`.*\| (known|recalled|ours)", text), name

@@ -1,0 +1,134 @@
+"""From a board and budgets to design.json and back."""
+
+import json
+
+import pytest
+
+from merino_edge.design.budget import Budgets
+from merino_edge.design.designer import design, load_design
+from merino_edge.design.space import Space
+from merino_edge.design.variants import NARROW
+from merino_edge.profiles.profile import load_profile, profile_ids
+from merino_runtime.errors import MerinoError
+
+BOARD = load_profile("raspberry-pi-zero-2w")
+SMALL = Space(widths=tuple(range(64, 321, 64)), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=3, vocab=2000)
+
+
+def small_design(**keys):
+    request = {"space": SMALL, "context": 256, "prompt": 128}
+    return design(BOARD, Budgets(decode_ms=8, memory_mb=90), **{**request, **keys})
+
+
+@pytest.mark.parametrize("board", profile_ids())  # the whole space
+def test_a_boards_own_budgets_give_the_optimum_within_them(board):
+    profile = load_profile(board)
+    budgets = Budgets().with_board_defaults(profile)
+    found = design(profile, budgets, space=Space(), context=profile.budget.context, prompt=256)
+    predicted = found.predicted
+    assert found.device == board
+    assert found.budget == budgets.given()
+    assert predicted.decode_ms <= profile.budget.decode_ms
+    assert predicted.memory_mb <= profile.budget.memory_mb
+    assert found.solver.bound >= found.entropy
+    assert 0 <= found.solver.gap < 1e-6
+    nothing_wasted = max(predicted.decode_ms / profile.budget.decode_ms, predicted.memory_mb / profile.budget.memory_mb)
+    assert nothing_wasted > 0.97
+    arch = found.architecture
+    assert arch.context == profile.budget.context
+    assert arch.vocab == Space().vocab
+    assert arch.blocks[-1].width <= Space().growth * arch.blocks[0].width
+    assert arch.head_size == (32 if arch.blocks[0].width < NARROW else 64)
+
+
+def test_a_larger_budget_never_gives_a_worse_decoder():
+    entropies = [
+        design(BOARD, Budgets(decode_ms=ms), space=SMALL, context=64, prompt=64).entropy for ms in (2.5, 4, 8, 16)
+    ]
+    assert entropies == sorted(entropies)
+    assert entropies[0] < entropies[-1]
+
+
+def test_design_json_is_read_as_it_was_written(tmp_path):
+    found = small_design()
+    path = tmp_path / "design.json"
+    path.write_text(found.to_json())
+    assert load_design(path) == found
+    content = json.loads(found.to_json())
+    assert content["schema"] == 1
+    assert set(content) == {
+        "schema", "device", "architecture", "precision", "prompt", "budget", "predicted", "measured", "threads",
+        "entropy", "scoring", "considered", "solver",
+    }
+    assert set(content["architecture"]) == {"blocks", "vocab", "head_size", "context"}
+    assert set(content["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared"}
+    assert set(content["predicted"]) == {
+        "decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "file_mb",
+        "j_per_token", "provenance",
+    }
+    assert set(content["solver"]) == {"name", "gap", "bound", "seconds", "seed"}
+
+
+def test_evolution_repeats_for_a_seed_and_is_measured_against_the_bound():
+    found, again = (small_design(solver="evolution", seed=5) for _ in range(2))
+    exact = small_design()
+    assert found.architecture == again.architecture
+    assert (found.solver.name, found.solver.seed) == ("evolution", 5)
+    assert found.entropy <= exact.entropy <= found.solver.bound
+    assert found.solver.gap == pytest.approx(found.solver.bound / found.entropy - 1, abs=1e-12)
+    assert found.solver.bound == pytest.approx(exact.solver.bound, rel=1e-9)
+    assert exact.architecture == small_design().architecture
+
+
+def test_all_faults_of_a_design_come_in_one_message(tmp_path):
+    content = json.loads(small_design().to_json())
+    del content["device"]
+    content["colour"] = "red"
+    content["schema"] = 2
+    content["solver"]["name"] = "guess"
+    content["architecture"]["blocks"][0]["width"] = 33
+    content["predicted"]["params"] = "many"
+    path = tmp_path / "design.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(MerinoError) as caught:
+        load_design(path)
+    message = str(caught.value)
+    assert "design.json" in message
+    for key in ("device: missing", "colour: unknown key", "schema: ", "solver.name: ", "blocks.0.width: ", "params: "):
+        assert key in message, key
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\udc00"])
+def test_what_is_no_design_is_refused(tmp_path, text):
+    path = tmp_path / "design.json"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(MerinoError, match=r"design\.json is not a design\.json"):
+        load_design(path)
+
+
+def test_an_absent_design_is_refused(tmp_path):
+    with pytest.raises(MerinoError, match=r"cannot read .*absent\.json"):
+        load_design(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        ({"precision": "int3"}, "--precision int3"),
+        ({"context": 1, "prompt": 1}, "--context 1 "),
+        ({"context": 131_073}, "--context 131073 "),
+        ({"prompt": 257}, "--prompt 257 "),
+        ({"prompt": 0}, "--prompt 0 "),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_refused(request_, says):
+    with pytest.raises(MerinoError, match=says):
+        small_design(**request_)
+
+
+def test_progress_of_evolution_is_reported():
+    steps = []
+    small_design(solver="evolution", progress=steps.append)
+    assert len(steps) > 10
+    assert steps == sorted(steps)
+    assert steps[-1] > 90_000

@@ -1,0 +1,474 @@
+"""A bundle as a whole: its description, its files, its graph, its refusals, and its life without us."""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from merino_edge.design.budget import Budgets
+from merino_edge.design.designer import design
+from merino_edge.design.space import Space
+from merino_edge.export.export import export
+from merino_edge.export.onnx.graph import PAGE
+from merino_edge.export.source import Source, load_source, random_merino, random_opt
+from merino_edge.families import operators
+from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.opt.geometry import OPT_350M, OptArchitecture
+from merino_edge.profiles.profile import list_profiles, load_profile, profile_ids
+from merino_runtime.backends import open_backend
+from merino_runtime.bundle import load_bundle
+from merino_runtime.errors import MerinoError
+from merino_runtime.selftest import selftest
+
+FORMATS = Path(__file__).resolve().parents[2] / "docs" / "formats.md"
+DIALECTS = ("fused", "portable")
+OPT = OptArchitecture(
+    width=64, layers=2, heads=2, ffn_width=96, embed_width=32, vocab=300, context=64, pre_norm=False
+)
+
+
+@pytest.fixture(params=DIALECTS)
+def dialect(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(bundle_dirs, dialect):
+    return Path(bundle_dirs[dialect])
+
+
+def described(folder):
+    return json.loads((folder / "bundle.json").read_text())
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def documented_keys():
+    _, table = FORMATS.read_text().split("`bundle.json`, all keys required:")
+    rows = [line for line in table.split("\n### ")[0].splitlines() if line.startswith("| `")]
+    return {key for row in rows for key in re.findall(r"`(\w+)`", row.split("|")[1])}
+
+
+def test_bundle_json_has_exactly_the_documented_keys(folder):
+    assert len(documented_keys()) > 20
+    assert set(described(folder)) == documented_keys()
+
+
+def test_bundle_json_says_what_the_model_is(folder, dialect, tiny_arch):
+    description = described(folder)
+    ops = tiny_arch.operators
+    counts = {
+        "params": operators.params(ops),
+        "flops_per_token": operators.decode_flops(ops),
+        "weight_bytes": operators.weight_bytes(ops, "fp32"),
+        "decode_weight_bytes": operators.decode_weight_bytes(ops, "fp32"),
+        "kv_bytes": operators.kv_bytes(ops, 64),
+    }
+    assert {key: description[key] for key in counts} == counts
+    facts = {
+        "schema": 1, "name": "tiny", "family": "merino", "precision": "fp32", "dialect": dialect,
+        "weights": "trained", "context": 64, "vocab": 300, "eos_id": 0, "isa": [], "boards": profile_ids(),
+    }
+    assert {key: description[key] for key in facts} == facts
+    assert Architecture.model_validate(description["architecture"]) == tiny_arch
+    layers = [(layer["heads"], layer["head_size"]) for layer in description["kv_layers"]]
+    assert layers == [(1, 32), (2, 32), (2, 32)]
+    assert len(description["golden"]["greedy_ids"]) == 16
+
+
+def test_every_file_is_listed_with_its_size_and_hash(folder):
+    listed = {entry["path"]: (entry["bytes"], entry["sha256"]) for entry in described(folder)["files"]}
+    found = {
+        name: (len(data), hashlib.sha256(data).hexdigest())
+        for name, data in contents(folder).items() if name != "bundle.json"
+    }
+    assert listed == found
+    assert set(found) == {"model.onnx", "model.onnx.data", "tokenizer.json", "merino.pyz"}
+
+
+def test_inputs_and_outputs_are_the_documented_ones(folder, dialect):
+    description = described(folder)
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    types = {onnx.TensorProto.INT64: "int64", onnx.TensorProto.FLOAT: "float32"}
+    for key, infos in (("inputs", model.graph.input), ("outputs", model.graph.output)):
+        tensors = [(info.name, info.type.tensor_type) for info in infos]
+        assert description[key] == [
+            {
+                "name": name,
+                "dtype": types[tensor.elem_type],
+                "shape": [dim.dim_param or dim.dim_value for dim in tensor.shape.dim],
+            }
+            for name, tensor in tensors
+        ]
+    shapes = {port["name"]: port["shape"] for port in description["inputs"] + description["outputs"]}
+    assert shapes["input_ids"] == [1, "sequence"]
+    assert shapes["logits"] == [1, 1, 300]
+    for index, heads in enumerate([1, 2, 2]):
+        for part in ("key", "value"):
+            cache = [1, heads, 64, 32]
+            assert shapes[f"past_key_values.{index}.{part}"] == cache
+            assert shapes[f"present.{index}.{part}"] == (cache if dialect == "fused" else [1, heads, "sequence", 32])
+    assert shapes["attention_mask"] == [1, "total" if dialect == "fused" else 64]
+    assert ("position_ids" in shapes) == (dialect == "portable")
+
+
+def test_the_same_model_gives_the_same_bytes(folder, dialect, tiny_checkpoint, tmp_path):
+    again = export(load_source(str(tiny_checkpoint)), tmp_path / "again", dialect=dialect)
+    assert contents(again.folder) == contents(folder)
+    assert again.error < 1e-4
+    design_like = Architecture(blocks=[{"width": 64, "ffn_ratio": 1.0, "depth": 1}], vocab=300, context=32)
+    for name in ("a", "b"):
+        export(random_merino(design_like, "seeded"), tmp_path / name, dialect=dialect)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("source", ["tiny", "opt"])
+def test_weights_are_stored_once(source, dialect, tiny_checkpoint, opt_decoder, tmp_path):
+    """Tied and shared ones too: what is beside the parameters are rotary tables and scalars of the graph."""
+    opt_decoder(OPT).save_pretrained(tmp_path / "opt")
+    what = load_source(str(tiny_checkpoint if source == "tiny" else tmp_path / "opt"))
+    bundle = export(what, tmp_path / "bundle", dialect=dialect).folder
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    floats = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    tables = 2 * what.arch.context * what.arch.head_size // 2 if source == "tiny" else 0
+    inside = sum(math.prod(tensor.dims) for tensor in floats if tensor.dims and not tensor.external_data)
+    spans = stored_spans(model)
+    stored = sum(length for _, length in spans) // 4
+    assert inside + stored == operators.params(what.arch.operators) + tables
+    assert all(start + length <= later for (start, length), (later, _) in itertools.pairwise(spans))
+    size = (bundle / "model.onnx.data").stat().st_size
+    assert size <= 4 * stored + PAGE * len(spans)
+    assert all(offset % PAGE == 0 for offset, _ in spans)
+    assert (bundle / "model.onnx").stat().st_size < 100_000
+    embedding = what.model.get_input_embeddings().weight.detach().numpy().tobytes()
+    assert (bundle / "model.onnx.data").read_bytes().count(embedding) == 1
+
+
+def stored_spans(model):
+    """(offset, length) of the data file's distinct tensors: what two constants share counts once."""
+    places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in model.graph.initializer]
+    return sorted({(int(place["offset"]), int(place["length"])) for place in places if place})
+
+
+def model_values(bundle):
+    model = onnx.load(bundle / "model.onnx")
+    floats = (tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
+    return [onnx.numpy_helper.to_array(tensor) for tensor in floats]
+
+
+def test_a_large_head_reads_the_stored_table_in_slices(dialect, tmp_path, monkeypatch):
+    """The export proves it equal to torch; the slices begin at pages of the table's own bytes."""
+    monkeypatch.setattr("merino_edge.export.onnx.graph.HEAD_SLICE_BYTES", 1)
+    wide = Architecture(blocks=[{"width": 32, "ffn_ratio": 1.0, "depth": 1}], vocab=2500, head_size=32, context=32)
+    bundle = export(random_merino(wide, "wide"), tmp_path / "wide", dialect=dialect).folder
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    heads = [tensor for tensor in model.graph.initializer if tensor.name.startswith("embed_tokens.weight.")]
+    assert [tensor.dims[0] for tensor in heads] == [1024, 1024, 452]
+    (table,) = (tensor for tensor in model.graph.initializer if tensor.name == "embed_tokens.weight")
+    start, *offsets = (int(tensor.external_data[1].value) for tensor in [table, *heads])
+    assert [offset - start for offset in offsets] == [0, 1024 * 128, 2048 * 128]
+    assert (bundle / "model.onnx.data").stat().st_size < 2500 * 128 + 100_000
+
+
+@pytest.mark.parametrize("source", ["tiny", "opt"])
+def test_a_portable_graph_is_plain_onnx_of_opset_13(source, tiny_checkpoint, tmp_path):
+    what = load_source(str(tiny_checkpoint)) if source == "tiny" else random_opt(OPT, "tiny-opt")
+    bundle = export(what, tmp_path / "bundle", dialect="portable").folder
+    onnx.checker.check_model(str(bundle / "model.onnx"), full_check=True)
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 13)]
+    assert model.ir_version == 8
+    assert {node.domain for node in model.graph.node} == {""}
+    kinds = {node.op_type for node in model.graph.node}
+    assert not kinds & {"LayerNormalization", "Gelu", "Trilu", "Mod", "OneHot", "SimplifiedLayerNormalization"}
+    assert {"MatMul", "Softmax", "Gather"} <= kinds
+    for kind in kinds:
+        assert onnx.defs.get_schema(kind, max_inclusive_version=13).since_version <= 13
+    assert all(np.isfinite(value).all() and np.abs(value).max() < 65504 for value in model_values(bundle))
+
+
+def test_a_fused_graph_uses_the_runtimes_own_operators(bundle_dirs):
+    model = onnx.load(Path(bundle_dirs["fused"]) / "model.onnx", load_external_data=False)
+    assert {opset.domain: opset.version for opset in model.opset_import} == {"": 17, "com.microsoft": 1}
+    contrib = [node.op_type for node in model.graph.node if node.domain == "com.microsoft"]
+    assert contrib.count("GroupQueryAttention") == 3
+    assert {"SkipSimplifiedLayerNormalization", "FastGelu"} <= set(contrib)
+
+
+@pytest.mark.parametrize("context", [8, 11, 12, 17, 22, 23, 64])
+def test_any_allowed_context_can_be_exported(tiny_checkpoint, tmp_path, dialect, context):
+    exported = export(load_source(str(tiny_checkpoint)), tmp_path / "bundle", dialect=dialect, context=context)
+    bundle = load_bundle(str(exported.folder))
+    assert bundle.context == context
+    assert bundle.kv_bytes == (1 + 2 + 2) * 32 * 2 * 4 * context
+    golden = bundle.golden
+    assert min(len(golden.prompt_ids), len(golden.greedy_ids)) >= 2
+    assert selftest(bundle, open_backend(bundle)) is None
+
+
+@pytest.mark.parametrize("context", [2, 4, 7])
+def test_a_decoder_of_a_very_short_context_is_exported_or_refused(tmp_path, context):
+    arch = Architecture(blocks=[{"width": 64, "ffn_ratio": 1.0, "depth": 1}], vocab=300, context=context)
+    try:
+        exported = export(random_merino(arch, "short"), tmp_path / "bundle")
+    except MerinoError as error:
+        assert "context" in str(error)
+        assert list(tmp_path.iterdir()) == []
+    else:
+        bundle = load_bundle(str(exported.folder))
+        assert selftest(bundle, open_backend(bundle)) is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"context": 65}, "--context 65 .* 8 to 64"),
+        ({"context": 7}, "--context 7 .* 8 to 64"),
+        ({"context": 0}, "--context 0 "),
+        ({"dialect": "esperanto"}, "--dialect esperanto .*fused, portable"),
+        ({"precision": "int4", "dialect": "portable"}, "--precision int4 .*portable: fp32, fp16, int8"),
+        ({"precision": "int3"}, "--precision int3 .*fused: fp32, fp16, int8, int4"),
+        ({"precision": "int4"}, "rows of 48.*--precision fp32"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_refused_before_anything_is_written(tiny_checkpoint, tmp_path, keys, says):
+    with pytest.raises(MerinoError, match=says):
+        export(load_source(str(tiny_checkpoint)), tmp_path / "bundle", **keys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def written(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_what_is_nothing_to_export_is_refused(tmp_path, tiny_checkpoint):
+    (tmp_path / "empty").mkdir()
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9)).save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "odd").mkdir()
+    written(tmp_path / "odd" / "config.json", '{"model_type": "no-such-model"}')
+    bad = {
+        "opt-30b": "'opt-30b' is nothing to export: .*opt-350m",
+        str(tmp_path / "empty"): "no config.json",
+        str(tmp_path / "gpt2"): "'gpt2' model: exported are merino and opt",
+        str(tmp_path / "odd"): "config.json does not load",
+        written(tmp_path / "torn.json", "{"): "torn.json is not JSON",
+        written(tmp_path / "other.json", '{"a": 1}'): "nor an architecture: .*blocks: missing.*a: unknown",
+        written(tmp_path / "list.json", "[1]"): "neither a design.json nor an architecture",
+        written(tmp_path / "half.json", '{"architecture": {}}'): "half.json is not a design.json: .*device: missing",
+    }
+    for what, says in bad.items():
+        with pytest.raises(MerinoError, match=says):
+            load_source(what)
+    with pytest.raises(MerinoError, match="--weights goes with opt-350m"):
+        load_source(str(tiny_checkpoint), weights=tmp_path)
+    with pytest.raises(MerinoError, match="'merino' model, an opt model is wanted"):
+        load_source("opt-350m", weights=tiny_checkpoint)
+
+
+def test_weights_that_do_not_fit_are_refused(tiny_checkpoint, opt_decoder, tmp_path):
+    opt_decoder(OPT).save_pretrained(tmp_path / "opt")
+    with pytest.raises(MerinoError, match="is not opt-350m: found 2 layers of 64.*24 layers of 1024"):
+        load_source("opt-350m", weights=tmp_path / "opt")
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, broken)
+    state = load_file(broken / "model.safetensors")
+    lost = state.pop("blocks.0.layers.0.up.weight")
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MerinoError, match=r"do not fit its config.json: blocks\.0\.layers\.0\.up\.weight"):
+        load_source(str(broken))
+    state["blocks.0.layers.0.up.weight"] = lost[:-1]
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MerinoError, match="weights in .* do not"):
+        load_source(str(broken))
+    (broken / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(MerinoError, match="weights in .* do not load"):
+        load_source(str(broken))
+
+
+@pytest.mark.parametrize(
+    "change", [{"activation_function": "gelu"}, {"enable_bias": False}, {"tie_word_embeddings": False}]
+)
+def test_variants_of_opt_that_the_walk_does_not_know_are_refused(opt_decoder, tmp_path, change):
+    opt_decoder(OPT).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(MerinoError, match="variant of OPT that is not exported: " + next(iter(change))):
+        load_source(str(tmp_path))
+
+
+def test_a_design_and_a_bare_architecture_are_exported_with_random_weights(tmp_path, tiny_arch):
+    found = design(
+        load_profile("raspberry-pi-zero-2w"), Budgets(decode_ms=3), context=64, prompt=32,
+        space=Space(widths=(64, 128), depths=(1, 2), ffn_ratios=(1.0,), blocks=2, vocab=300),
+    )
+    for name, text, arch in (
+        ("design.json", found.to_json(), found.architecture), ("arch.json", tiny_arch.model_dump_json(), tiny_arch),
+    ):
+        source = load_source(written(tmp_path / name, text))
+        assert source.arch == arch
+        description = export(source, tmp_path / "bundle").description
+        assert (description["weights"], description["name"]) == ("random", Path(name).stem)
+        assert description["params"] == operators.params(arch.operators)
+        assert "tokenizer.json" not in [entry["path"] for entry in description["files"]]
+
+
+def test_opt_350m_is_known_by_name():
+    source = random_opt(OPT_350M.model_copy(update={"layers": 1, "vocab": 64, "context": 16}), "opt-350m")
+    assert source.family == "opt"
+    assert source.model.config.word_embed_proj_dim == 512
+    assert operators.params(source.arch.operators) == source.model.num_parameters()
+
+
+def test_boards_are_those_whose_free_memory_holds_it(tmp_path):
+    """An embedding of 107 MB and a cache of 156 MB, beside the runtime: too much for the smallest board."""
+    shared = {"width": 256, "ffn_ratio": 1.0, "depth": 8, "shared": True}
+    arch = Architecture(blocks=[shared], vocab=110_000, context=10_000)
+    boards = export(random_merino(arch, "large"), tmp_path / "bundle").description["boards"]
+    assert boards == [board.id for board in list_profiles() if board.memory.free_mb.value > 1000]
+    assert boards != profile_ids()
+
+
+@pytest.fixture
+def liar(tiny_checkpoint, tiny_arch, decoder):
+    """A source whose graph is not its model: another model's weights go into the graph."""
+    source = load_source(str(tiny_checkpoint))
+
+    class Liar(type(source.model)):
+        def state_dict(self, *_, **__):
+            return decoder(tiny_arch, seed=99).state_dict()
+
+    source.model.__class__ = Liar
+    return source
+
+
+def test_a_failed_export_leaves_nothing_and_changes_nothing(liar, folder, dialect, tmp_path):
+    with pytest.raises(MerinoError, match="differs from torch"):
+        export(liar, tmp_path / "new", dialect=dialect)
+    assert list(tmp_path.iterdir()) == []
+    shutil.copytree(folder, tmp_path / "old")
+    with pytest.raises(MerinoError, match="differs from torch"):
+        export(liar, tmp_path / "old", dialect=dialect)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert contents(tmp_path / "old") == contents(folder)
+
+
+@pytest.mark.parametrize("rows", [1, 300])
+def test_a_model_that_training_ruined_is_not_delivered(tiny_checkpoint, dialect, tmp_path, rows):
+    """One token that is not a number, or all of them."""
+    source = load_source(str(tiny_checkpoint))
+    with torch.no_grad():
+        source.model.embed_tokens.weight[:rows] = math.nan
+    with pytest.raises(MerinoError):
+        export(source, tmp_path / "bundle", dialect=dialect)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_bundle_is_replaced_and_nothing_else_is(folder, dialect, tiny_checkpoint, tmp_path):
+    source = load_source(str(tiny_checkpoint))
+    target = tmp_path / "bundle"
+    target.mkdir()
+    export(source, target, dialect=dialect, context=32)  # an empty folder
+    (target / "leftover").write_text("x")
+    export(source, target, dialect=dialect)
+    assert contents(target) == contents(folder)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("x")
+    with pytest.raises(MerinoError, match="mine holds other files, which are not replaced"):
+        export(source, mine, dialect=dialect)
+    with pytest.raises(MerinoError, match="is a file"):
+        export(source, mine / "thesis.tex", dialect=dialect)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "mine"]
+    assert contents(mine) == {"thesis.tex": b"x"}
+
+
+def test_the_runtime_reads_what_was_described(folder):
+    bundle = load_bundle(str(folder))
+    assert bundle._asdict().keys() == {"folder", *documented_keys()}
+    assert selftest(bundle, open_backend(bundle)) is None
+
+
+ALONE = """
+import runpy, sys
+sys.meta_path = [finder for finder in sys.meta_path if "ditable" not in repr(finder)]  # our installed packages
+pyz = sys.argv[1]
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(pyz, run_name="__main__")
+except SystemExit as ended:
+    assert not ended.code, ended.code
+ours = {name: module.__file__ for name, module in sys.modules.items() if name.startswith("merino_")}
+assert ours and all(path.startswith(pyz) for path in ours.values()), ours
+assert not {"torch", "transformers", "onnx", "scipy", "merino_edge"} & set(sys.modules)
+"""
+
+
+def test_a_bundle_runs_by_itself(folder, tmp_path):
+    """`python3 merino.pyz generate`, from an empty folder, isolated from this checkout."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    verb = ["generate", str(folder), "The river", "-n", "8", "--seed", "1", "--ignore-eos"]
+    pyz = str(folder / "merino.pyz")
+
+    def run(*call):
+        call = [sys.executable, "-I", *call]
+        return subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, check=False)
+
+    direct = run(pyz, *verb)
+    assert direct.returncode == 0, direct.stderr
+    assert direct.stdout.strip()
+    assert b"8 tokens" in direct.stderr
+    alone = run("-c", ALONE, pyz, *verb)
+    assert alone.returncode == 0, alone.stderr
+    assert alone.stdout == direct.stdout
+    assert run(pyz, "selftest", str(folder)).returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_says_where_its_weights_come_from(tiny_checkpoint):
+    source = load_source(str(tiny_checkpoint))
+    assert isinstance(source, Source)
+    assert (source.weights, source.family, source.eos_id) == ("trained", "merino", 0)
+    assert source.tokenizer == tiny_checkpoint / "tokenizer.json"
+
+
+def test_a_bundle_has_the_format_and_the_threads_that_its_design_planned_for(tmp_path):
+    space = Space(widths=(64, 128), depths=(1, 2), ffn_ratios=(1.0,), blocks=2, vocab=300)
+    board = load_profile("raspberry-pi-5")
+    found = design(board, Budgets(decode_ms=2), space=space, context=32, prompt=16, precision="int8")
+    path = tmp_path / "design.json"
+    path.write_text(found.to_json())
+    assert found.threads
+    planned = export(load_source(str(path)), tmp_path / "planned").description
+    assert planned["precision"] == "int8"
+    assert planned["threads"] == {"decode": found.threads.decode, "prefill": found.threads.prefill}
+    other = export(load_source(str(path)), tmp_path / "other", precision="fp32").description
+    assert (other["precision"], other["threads"]) == ("fp32", {"decode": None, "prefill": None})
+
+
+def test_a_checkpoint_carries_the_design_that_it_was_trained_from(tiny_checkpoint, tiny_arch, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    space = Space(widths=(64,), depths=(1,), ffn_ratios=(1.0,), blocks=1, vocab=300)
+    board = load_profile("raspberry-pi-5")
+    other = design(board, Budgets(decode_ms=9), space=space, context=32, prompt=16, precision="int8")
+    path = tmp_path / "checkpoint" / "design.json"
+    path.write_text(other.to_json())
+    assert load_source(str(tmp_path / "checkpoint")).design is None  # another geometry
+    own = other.model_copy(update={"architecture": tiny_arch})
+    path.write_text(own.to_json())
+    assert load_source(str(tmp_path / "checkpoint")).design == own

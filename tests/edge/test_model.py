@@ -1,0 +1,203 @@
+"""The decoder in transformers' form: cache, loading, tying, sharing, generation, padding, gradients, faults."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM
+from merino_runtime.errors import MerinoError
+
+IDS = torch.tensor([[5, 9, 100, 3, 77, 31, 2, 200, 41, 7]])
+BLOCKS = [
+    {"width": 32, "ffn_ratio": 1.5, "depth": 1},
+    {"width": 64, "ffn_ratio": 1.0, "depth": 3, "shared": True},
+    {"width": 96, "ffn_ratio": 0.5, "depth": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def arch():
+    return Architecture(blocks=BLOCKS, vocab=257, head_size=32, context=32)
+
+
+@pytest.fixture
+def model(decoder, arch):
+    return decoder(arch, seed=2)
+
+
+def logits(model, ids, **keys):
+    with torch.no_grad():
+        return model(input_ids=ids, **keys).logits
+
+
+def assert_close(found, expected):
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_change_of_width_keeps_the_size_of_the_stream(arch):
+    """initializer_range alone would shrink it to a tenth, and training would crawl."""
+    torch.manual_seed(0)
+    model = MerinoForCausalLM(MerinoConfig.from_architecture(arch))
+    projections = [model.blocks[1].enter, model.blocks[2].enter, model.leave]
+    assert isinstance(model.blocks[0].enter, nn.Identity)
+    for projection in projections:
+        with torch.no_grad():
+            stream = projection(torch.randn(1000, projection.in_features))  # [positions, E]
+        assert 0.9 < stream.square().mean().sqrt() < 1.1
+
+
+def test_the_cache_gives_what_the_whole_sequence_gives(model):
+    whole = logits(model, IDS, use_cache=False)
+    with torch.no_grad():
+        output = model(input_ids=IDS[:, :3])
+        steps = [output.logits]
+        for index in range(3, IDS.shape[1]):
+            output = model(input_ids=IDS[:, index : index + 1], cache=output.cache)
+            steps.append(output.logits)
+    assert_close(torch.cat(steps, dim=1), whole)
+    assert output.cache.get_seq_length() == IDS.shape[1]
+    assert len(output.cache.layers) == model.config.num_hidden_layers == 6
+
+
+def test_a_position_sees_what_stands_before_it_and_nothing_after(model):
+    whole = logits(model, IDS)
+    other = IDS.clone()
+    other[0, 5] = 250
+    changed = logits(model, other)
+    assert torch.equal(changed[:, :5], whole[:, :5])
+    assert ((changed - whole)[0, 5:].abs().max(dim=-1).values > 1e-2).all()
+    swapped = logits(model, IDS[:, [1, 0, *range(2, IDS.shape[1])]])
+    assert (swapped - whole)[0, -1].abs().max() > 1e-2  # positions matter
+
+
+def test_what_is_saved_is_what_is_loaded(model, arch, tmp_path):
+    model.save_pretrained(tmp_path)
+    expected = logits(model, IDS)
+    for loaded in (MerinoForCausalLM.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)):
+        assert isinstance(loaded, MerinoForCausalLM)
+        assert loaded.config.architecture == arch
+        assert torch.equal(logits(loaded, IDS), expected)
+
+
+def test_tied_and_shared_weights_are_stored_once(model, tmp_path):
+    assert model.lm_head.weight is model.embed_tokens.weight
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+        elements = sum(file.get_tensor(name).numel() for name in names)
+    assert elements == sum(weight.numel() for weight in model.parameters())
+    assert len(names & {"lm_head.weight", "embed_tokens.weight"}) == 1
+    assert sum(name.startswith("blocks.1.layers.") and name.endswith(".up.weight") for name in names) == 1
+    assert sum(name.startswith("blocks.2.layers.") and name.endswith(".up.weight") for name in names) == 2
+
+
+def test_a_shared_block_is_its_one_layer_repeated(decoder, arch):
+    """The same logits as a decoder of layers of their own that hold equal weights."""
+    shared = decoder(arch, seed=4)
+    blocks = [{**block, "shared": False} for block in BLOCKS]
+    own = decoder(Architecture(blocks=blocks, vocab=257, head_size=32, context=32))
+    state = shared.state_dict()
+    for use in (1, 2):
+        for name in [name for name in state if name.startswith("blocks.1.layers.0.")]:
+            state[name.replace("layers.0.", f"layers.{use}.")] = state[name]
+    own.load_state_dict(state)
+    assert torch.equal(logits(shared, IDS), logits(own, IDS))
+    assert len(shared.blocks[1].layers) == 1
+    assert len(own.blocks[1].layers) == 3
+
+
+def test_greedy_generation_is_the_argmax_of_each_step(model):
+    ids = IDS[:, :4]
+    for _ in range(12):
+        ids = torch.cat((ids, logits(model, ids)[:, -1:].argmax(dim=-1)), dim=1)
+    for use_cache in (True, False):
+        generated = model.generate(IDS[:, :4], max_new_tokens=12, do_sample=False, use_cache=use_cache)
+        assert generated.tolist() == ids.tolist()
+
+
+def test_prompts_padded_on_the_left_give_what_each_gives_alone(model):
+    prompts = [IDS[:, :4], IDS[:, :7], IDS]
+    batch = torch.cat([nn.functional.pad(ids, (IDS.shape[1] - ids.shape[1], 0), value=9) for ids in prompts])
+    mask = torch.cat([nn.functional.pad(torch.ones_like(ids), (IDS.shape[1] - ids.shape[1], 0)) for ids in prompts])
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    together = logits(model, batch, attention_mask=mask, position_ids=positions)
+    for row, ids in enumerate(prompts):
+        assert_close(together[row, -ids.shape[1] :], logits(model, ids)[0])
+    generated = model.generate(batch, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=9)
+    for row, ids in enumerate(prompts):
+        alone = model.generate(ids, max_new_tokens=8, do_sample=False)
+        assert generated[row, IDS.shape[1] :].tolist() == alone[0, ids.shape[1] :].tolist()
+
+
+def test_gradients_reach_every_parameter_and_the_loss_is_the_next_tokens(model):
+    model.train()
+    output = model(input_ids=IDS, labels=IDS)
+    output.loss.backward()
+    expected = nn.functional.cross_entropy(output.logits[0, :-1], IDS[0, 1:])
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    lacking = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert lacking == []
+
+
+def test_eager_and_sdpa_attention_agree(model):
+    mask = torch.ones_like(IDS)
+    mask[0, :3] = 0
+    found = {}
+    for kind in ("eager", "sdpa"):
+        model.set_attn_implementation(kind)
+        found[kind] = logits(model, IDS), logits(model, IDS, attention_mask=mask)[:, 3:]
+    for eager, sdpa in zip(*found.values(), strict=True):
+        assert_close(sdpa, eager)
+
+
+def test_only_the_logits_that_are_wanted_are_computed(model):
+    whole = logits(model, IDS)
+    assert whole.shape == (1, IDS.shape[1], 257)
+    assert_close(logits(model, IDS, logits_to_keep=1), whole[:, -1:])
+    assert_close(logits(model, None, inputs_embeds=model.embed_tokens(IDS)), whole)
+    with pytest.raises(ValueError, match="exactly one"):
+        model(input_ids=IDS, inputs_embeds=model.embed_tokens(IDS))
+
+
+def test_random_weights_start_near_a_uniform_guess(arch):
+    torch.manual_seed(0)
+    fresh = MerinoForCausalLM(MerinoConfig.from_architecture(arch)).eval()
+    assert logits(fresh, IDS).abs().max() < 2
+    weight = fresh.blocks[2].layers[0]
+    assert weight.up.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert weight.down.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+BAD = {
+    "shrinking": ({"blocks": [BLOCKS[1], BLOCKS[0]]}, "must not shrink"),
+    "heads": ({"head_size": 64}, "multiple of head_size 64"),
+    "fraction": ({"blocks": [{"width": 32, "ffn_ratio": 1.51, "depth": 1}]}, "ffn_ratio 1.51"),
+    "depth": ({"blocks": [{"width": 32, "ffn_ratio": 1.0, "depth": 0}]}, "depth"),
+    "key": ({"blocks": [{**BLOCKS[0], "colour": 1}]}, "colour"),
+    "missing": ({"blocks": [{"width": 32}]}, "depth: missing"),
+    "no blocks": ({"blocks": []}, "blocks"),
+    "vocabulary": ({"vocab_size": 1}, "vocab"),
+    "context": ({"max_position_embeddings": 0}, "context"),
+    "untied": ({"tie_word_embeddings": False}, "tie_word_embeddings"),
+}
+
+
+@pytest.mark.parametrize(("change", "says"), BAD.values(), ids=BAD)
+def test_a_configuration_that_is_no_decoder_is_refused(change, says, model, tmp_path):
+    model.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(MerinoError, match=says):
+        MerinoConfig(**{"blocks": BLOCKS, **change})
+    with pytest.raises(MerinoError, match=says):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_what_follows_from_the_blocks_cannot_be_said_otherwise(arch):
+    config = MerinoConfig.from_architecture(arch, hidden_size=1, num_hidden_layers=1, num_attention_heads=1)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (96, 6, 3)

@@ -1,0 +1,193 @@
+"""One model, four ways to run it: torch without a cache, torch with it, and the exported graphs of both dialects.
+
+Compared at the prefill and at every decode step until the last cache slot is filled, through the board's own runtime.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from merino_edge.export.export import export
+from merino_edge.export.source import load_source
+from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.opt.geometry import OptArchitecture
+from merino_runtime.backends import open_backend
+from merino_runtime.bundle import load_bundle
+from merino_runtime.generate import shift
+
+PROMPT, STEPS = 9, 32
+CONTEXT = PROMPT + STEPS  # so that the last step fills the last slot
+TOLERANCE = 2e-5  # of the largest logit: ten times what float32 needs, and less than GELU by erf makes
+DIALECTS = ("fused", "portable")
+
+
+def decoder_of(head_size, *blocks):
+    return Architecture(
+        blocks=[dict(zip(("width", "ffn_ratio", "depth", "shared"), block, strict=False)) for block in blocks],
+        vocab=311, head_size=head_size, context=CONTEXT,
+    )
+
+
+def opt_of(**keys):
+    geometry = {"width": 64, "layers": 3, "heads": 4, "ffn_width": 96, "embed_width": 64, "vocab": 311}
+    return OptArchitecture(**{**geometry, "context": CONTEXT, "pre_norm": True, **keys})
+
+
+def random_decoder(seed):
+    """Any geometry the search may give, in small."""
+    random = np.random.default_rng(seed)
+    head_size = int(random.choice([32, 64]))
+    widths = sorted(int(width) for width in random.choice([64, 128, 192], random.integers(1, 5)))
+    return decoder_of(head_size, *(
+        (width, float(random.choice([1.0, 1.5, 2.5, 4.0])), int(random.integers(1, 4)), bool(random.integers(2)))
+        for width in widths
+    ))
+
+
+MODELS = {
+    "one layer": decoder_of(32, (64, 1.0, 1)),
+    "one head": decoder_of(64, (64, 2.0, 2)),
+    "one shared block": decoder_of(32, (96, 1.5, 3, True)),
+    "wider twice": decoder_of(32, (32, 0.5, 1), (64, 1.0, 2, True), (128, 4.0, 1)),
+    "wider at once": decoder_of(64, (64, 1.0, 1), (64, 1.5, 1), (192, 1.0, 2, True)),
+    "random 1": random_decoder(1),
+    "random 2": random_decoder(2),
+    "random 3": random_decoder(3),
+    "opt pre-norm": opt_of(),
+    "opt post-norm": opt_of(pre_norm=False),
+    "opt pre-norm projected": opt_of(embed_width=32, heads=2),
+    "opt post-norm projected": opt_of(embed_width=32, pre_norm=False, heads=8),
+}
+
+
+CONSTANTS = {"wider at once": {"rms_norm_eps": 0.1, "rope_theta": 500.0}}  # where they are not the usual ones
+
+
+@pytest.fixture(scope="module", params=MODELS.items(), ids=lambda item: item[0])
+def model(request, decoder, opt_decoder):
+    name, arch = request.param
+    seed = list(MODELS).index(name)
+    if isinstance(arch, OptArchitecture):
+        return opt_decoder(arch, seed)
+    return decoder(arch, seed, **CONSTANTS.get(name, {}))
+
+
+@pytest.fixture(scope="module")
+def bundles(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parity")
+    model.save_pretrained(folder / "checkpoint")
+    for dialect in DIALECTS:
+        export(load_source(str(folder / "checkpoint")), folder / dialect, dialect=dialect)
+    return {dialect: load_bundle(str(folder / dialect)) for dialect in DIALECTS}
+
+
+@pytest.fixture(scope="module")
+def reference(model):
+    """(ids [prompt + steps], logits [1 + steps, vocab]): torch without a cache after the prompt and each further id.
+
+    The ids are drawn: greedy ones of a random model soon repeat themselves. The choice is compared at each step.
+    """
+    ids = np.random.default_rng(5).integers(0, 311, CONTEXT).tolist()
+    with torch.no_grad():
+        rows = [
+            model(input_ids=torch.tensor([ids[:length]]), use_cache=False).logits[0, -1].numpy()
+            for length in range(PROMPT, CONTEXT + 1)
+        ]
+    return ids, np.stack(rows)
+
+
+def assert_same(found, expected, step):
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert error <= TOLERANCE, (step, error)
+    assert found.argmax() == expected.argmax(), step
+
+
+def test_the_reference_is_worth_comparing_with(reference):
+    """No near ties, and another choice nearly every time: equal greedy ids then mean something."""
+    _, logits = reference
+    first, second = np.sort(logits, axis=1)[:, ::-1].T[:2]
+    assert ((first - second) / np.abs(logits).max(axis=1)).min() > 2 * TOLERANCE
+    assert len(set(logits.argmax(axis=1))) > 10
+
+
+@torch.no_grad()
+def test_torch_with_its_cache_agrees_at_every_step(model, reference):
+    ids, expected = reference
+    output = model(input_ids=torch.tensor([ids[:PROMPT]]), use_cache=True)
+    for step, row in enumerate(expected):
+        assert_same(output.logits[0, -1].numpy(), row, step)
+        if step < STEPS:
+            output = model(input_ids=torch.tensor([[ids[PROMPT + step]]]), cache=output.cache, use_cache=True)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_graph_agrees_at_every_step(bundles, reference, dialect):
+    ids, expected = reference
+    backend = open_backend(bundles[dialect])
+    logits = backend.prefill(ids[:PROMPT])
+    for step, row in enumerate(expected):
+        assert_same(logits, row, step)
+        if step < STEPS:
+            logits = backend.step(ids[PROMPT + step])
+    assert backend.length == CONTEXT
+    backend.close()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("cut", [1, 4, PROMPT - 1])
+def test_a_prefill_in_two_parts_agrees(bundles, reference, dialect, cut):
+    ids, expected = reference
+    backend = open_backend(bundles[dialect])
+    backend.prefill(ids[:cut])
+    assert_same(backend.prefill(ids[cut:PROMPT]), expected[0], 0)
+    for step in range(4):
+        assert_same(backend.step(ids[PROMPT + step]), expected[step + 1], step + 1)
+    backend.close()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_whole_context_at_once_agrees(bundles, reference, dialect):
+    ids, expected = reference
+    backend = open_backend(bundles[dialect])
+    assert_same(backend.prefill(ids), expected[-1], STEPS)
+    backend.close()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_after_a_shift_the_graph_agrees_with_a_fresh_cache_and_with_torch(model, bundles, reference, dialect):
+    ids, _ = reference
+    kept = ids[-(CONTEXT // 2) :] + [7]
+    backend, fresh = open_backend(bundles[dialect]), open_backend(bundles[dialect])
+    backend.prefill(ids)
+    logits, expected = shift(backend, 7).copy(), fresh.prefill(kept).copy()
+    assert backend.ids == kept and np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+    for token in ids[:4]:
+        logits, expected = backend.step(token), fresh.step(token)
+        assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+    with torch.no_grad():
+        assert_same(logits, model(input_ids=torch.tensor([kept + ids[:4]])).logits[0, -1].numpy(), 4)
+    backend.close()
+    fresh.close()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_the_golden_ids_are_torchs_greedy_ids(model, bundles, dialect):
+    golden = bundles[dialect].golden
+    ids = list(golden.prompt_ids)
+    with torch.no_grad():
+        for expected in golden.greedy_ids:
+            found = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+            assert found == expected
+            ids.append(found)
+
+
+def test_a_shorter_context_changes_nothing_before_its_end(model, reference, tmp_path):
+    ids, expected = reference
+    model.save_pretrained(tmp_path / "checkpoint")
+    for dialect in DIALECTS:
+        export(load_source(str(tmp_path / "checkpoint")), tmp_path / dialect, dialect=dialect, context=25)
+        backend = open_backend(load_bundle(str(tmp_path / dialect)))
+        assert_same(backend.prefill(ids[:PROMPT]), expected[0], 0)
+        for step in range(25 - PROMPT):
+            assert_same(backend.step(ids[PROMPT + step]), expected[step + 1], step + 1)
+        backend.close()

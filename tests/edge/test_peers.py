@@ -1,0 +1,184 @@
+"""Other engines under our protocol, on real tiny models; an engine that is not installed is skipped, and is a row."""
+
+import json
+
+import pytest
+
+from merino_bench.harness.cases import Workload, decode_case, prefill_case
+from merino_bench.harness.record import FAILED, RECORD_KEYS
+from merino_bench.harness.worker import timed_rounds
+from merino_edge.benchmarking.peers import engines
+from merino_edge.benchmarking.peers.engines import ENGINES, PEERS, missing, parse_engines
+from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, geometry_of, stored_params
+from merino_edge.benchmarking.peers.rows import Peers, folder_name, make_apart, measure_peer_apart, peer_records
+from merino_edge.benchmarking.peers.session import MODEL_SOURCE, peer_rows
+from merino_edge.cli.app import main
+from merino_edge.export.export import export
+from merino_edge.export.source import random_merino, random_opt
+from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.operators import decode_weight_bytes as bytes_by_operators
+from merino_edge.families.operators import params
+from merino_edge.families.opt.geometry import OPT_350M, OptArchitecture
+from merino_runtime.backends import open_backend
+from merino_runtime.bundle import load_bundle
+from merino_runtime.errors import MerinoError
+
+OPT = OptArchitecture(
+    width=64, layers=2, heads=2, ffn_width=128, embed_width=32, vocab=304, context=64, pre_norm=False
+)
+UNIFORM = Architecture(blocks=({"width": 64, "ffn_ratio": 1, "depth": 2},), vocab=304, head_size=32, context=64)
+GROWING = Architecture(
+    blocks=({"width": 32, "ffn_ratio": 1, "depth": 1}, {"width": 64, "ffn_ratio": 1, "depth": 2, "shared": True}),
+    vocab=304, head_size=32, context=64,
+)  # fmt: skip
+SMALL = Workload(repetitions=1, threads=(1,))
+QUICK = tuple(peer for peer in PEERS if peer.engine != "torch.compile")
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles")
+    made = {"opt": random_opt(OPT, "opt"), "uniform": random_merino(UNIFORM, "uniform")}
+    made["growing"] = random_merino(GROWING, "growing")
+    for name, source in made.items():
+        export(source, folder / name)
+    return {name: load_bundle(str(folder / name)) for name in made}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Where the engines' models are made, once for all tests."""
+    return tmp_path_factory.mktemp("peers")
+
+
+def skip_if_missing(peer):
+    reason = missing(peer)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("peer", QUICK, ids=lambda peer: f"{peer.engine} {peer.shown_precision}")
+def test_each_engine_gets_the_ids_and_lengths_of_our_rows(peer, bundles, kept):
+    skip_if_missing(peer)
+    bundle, case = bundles["opt"], decode_case(6)._replace(threads=1)
+    peers = Peers((peer.engine,), kept)
+    made = make_apart(peers, peer, bundle)
+    found = measure_peer_apart(peers, peer, bundle, made.path, case, 2, 3)
+    fed = []
+    backend = open_backend(bundle, 1)
+    prefill = backend.prefill
+    backend.prefill = lambda ids: (fed.append(list(ids)), prefill(ids))[1]
+    timed_rounds(backend, case, 1, 3)
+    backend.close()
+    assert found["ids"] == fed[-1] and len(found["ids"]) == case.prompt
+    assert len(found["chosen"]) == case.steps + 1 and all(0 <= token < bundle.vocab for token in found["chosen"])
+    assert [len(one) for one in found["step_ms"]] == [6, 6] and len(found["prefill_ms"]) == 2
+    assert min(found["prefill_ms"]) > 0 and found["threads"] == 1
+
+
+@pytest.mark.parametrize("case", [prefill_case(16), decode_case(4), decode_case(4, 20)], ids=lambda case: case.name)
+def test_rows_have_the_contracts_keys_and_their_own_figures(case, bundles, kept):
+    names = [engine for engine in ENGINES if engine != "torch.compile"]
+    rows = peer_records(Peers(tuple(names), kept, MODEL_SOURCE), [bundles["opt"], bundles["opt"]], case, SMALL)
+    assert [row["engine"].split()[0].lower() for row in rows] == [peer.engine for peer in QUICK]
+    for row, peer in zip(rows, QUICK, strict=True):
+        assert set(row) == set(RECORD_KEYS) and json.loads(json.dumps(row, allow_nan=False)) == row
+        assert row["weights"] == "random" and row["dialect"] is None and row["precision"] == peer.shown_precision
+        if missing(peer):
+            assert row["flags"] == [FAILED + missing(peer)] and row["tok_s"] is None
+        else:
+            assert not [flag for flag in row["flags"] if flag.startswith(FAILED)], row["flags"]
+            assert row["tok_s"] > 0 and row["peak_rss_mb"] > row["bundle_bytes"] / 2**20 and row["load_ms"] > 0
+            assert row["ttft_ms"] is None if case.depth else row["ttft_ms"] > 0
+
+
+def test_a_missing_engine_is_a_row_with_the_command_that_helps(bundles, kept, monkeypatch):
+    absent = PEERS[3]._replace(needs=(("no_such_module_here", "no-such-package"),))
+    monkeypatch.setattr(engines, "PEERS", (absent,))
+    row, = peer_records(Peers(("llama.cpp",), kept), [bundles["opt"]], decode_case(4), SMALL)
+    assert set(row) == set(RECORD_KEYS) and row["tok_s"] is None
+    assert row["flags"] == ["failed: llama.cpp is not installed: python -m pip install no-such-package"]
+
+
+def test_a_model_that_an_engine_does_not_know_is_a_row_with_the_reason(bundles, kept):
+    for peer in QUICK[1:3]:
+        skip_if_missing(peer)
+    names = ("ctranslate2", "llama.cpp")
+    rows = peer_records(Peers(names, kept, MODEL_SOURCE), [bundles["growing"]], decode_case(4), SMALL)
+    assert "no architecture for this model" in rows[0]["flags"][0]
+    assert all("layers of one width" in row["flags"][0] for row in rows[1:])
+    deep = peer_records(Peers(names, kept), [bundles["opt"]], prefill_case(8, 8), SMALL)
+    assert all("into an empty cache only" in row["flags"][0] for row in deep)
+
+
+def test_our_own_family_runs_in_transformers_by_the_name_of_its_builder(bundles, kept):
+    skip_if_missing(QUICK[0])
+    with peer_rows("transformers", [bundles["growing"].folder, "no/such/bundle"]) as more:
+        row, = more(decode_case(4), SMALL)
+    assert row["tok_s"] > 0 and row["params"] == bundles["growing"].params
+    row, = peer_records(Peers(("transformers",), kept), [bundles["growing"]], decode_case(4), SMALL)
+    assert "knows no 'merino' models by itself" in row["flags"][0]
+
+
+def test_compiled_and_eager_choose_the_same_tokens(bundles, kept):
+    compiled = next(peer for peer in PEERS if peer.engine == "torch.compile")
+    skip_if_missing(compiled)
+    bundle, case = bundles["uniform"], decode_case(4)._replace(threads=1)
+    peers = Peers(("torch.compile",), kept, MODEL_SOURCE)
+    path = make_apart(peers, compiled, bundle).path
+    eager = measure_peer_apart(peers, QUICK[0], bundle, path, case, 1, 0)
+    try:
+        found = measure_peer_apart(peers, compiled, bundle, path, case, 1, 0)
+    except MerinoError as error:  # no C++ compiler here
+        pytest.skip(str(error))
+    assert found["chosen"] == eager["chosen"]
+
+
+def test_bytes_and_parameters_are_those_of_the_operators():
+    """Of float32, to the vectors and the one row of a table that are left out here."""
+    for family, arch in (("opt", OPT_350M), ("merino", UNIFORM)):
+        geometry = geometry_of(family, arch.model_dump())
+        assert decode_weight_bytes(geometry, "fp32", "fp32") == pytest.approx(
+            bytes_by_operators(arch.operators, "fp32"), rel=0.02)
+        assert stored_params(geometry) == pytest.approx(params(arch.operators), rel=0.02)
+
+
+def test_opt_as_gpt2_says_what_it_reads_more():
+    geometry = geometry_of("opt", OPT_350M.model_dump())
+    made, notes = as_gpt2(geometry)
+    more = 50272 * 512 - 2 * 512 * 1024
+    assert decode_weight_bytes(made, "F32", "F32") - decode_weight_bytes(geometry, "fp32", "fp32") == 4 * more
+    assert f"{more:,} more weights" in notes[1]
+    with pytest.raises(ValueError, match="layers of one width"):
+        as_gpt2(geometry_of("merino", GROWING.model_dump()))
+
+
+def test_the_command_shows_peers_beside_ours(bundles, capsys):
+    """One JSON list, told apart by engine and precision; without -r more than one process of ours each."""
+    skip_if_missing(next(peer for peer in PEERS if peer.engine == "llama.cpp"))
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", bundles["uniform"].folder, "-p", "8", "-n", "4", "-r", "2", "-t", "1", "-o", "json",
+              "--peers", "llama.cpp"])  # fmt: skip
+    rows = json.loads(capsys.readouterr().out)
+    expected = [("fp32", "fused")] + [(one, None) for one in ("F32", "Q8_0", "Q4_0, table Q8_0", "Q4_0")]
+    assert ended.value.code == 0
+    for test in ("pp8", "tg4"):
+        found = [row for row in rows if row["test"] == test]
+        assert [(row["precision"], row["dialect"]) for row in found] == expected
+        assert len({row["bundle"] for row in found}) == 1 and {row["threads"] for row in found} == {1}
+        assert ["llama.cpp" in row["engine"] for row in found] == [False, True, True, True, True]
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", bundles["uniform"].folder, "--peers", "vllm"])
+    assert ended.value.code == 1 and "known are transformers" in capsys.readouterr().err
+
+
+def test_names_of_engines_are_checked():
+    assert parse_engines("all") == ENGINES and parse_engines("llama.cpp, transformers") == ("llama.cpp", "transformers")
+    for text in ("vllm", "", ","):
+        with pytest.raises(MerinoError, match="known are transformers, torch.compile, ctranslate2, llama.cpp, and all"):
+            parse_engines(text)
+
+
+def test_formats_of_one_model_share_the_peers_files(bundles):
+    assert folder_name(bundles["opt"]) == folder_name(bundles["opt"]._replace(precision="int8", name="other"))
+    assert folder_name(bundles["opt"]) != folder_name(bundles["uniform"])

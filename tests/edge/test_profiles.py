@@ -1,0 +1,244 @@
+"""Device profiles: the shipped hold the boards' facts, bad ones name all their faults, the host is probed."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from merino_bench.probe import bandwidth as probe
+from merino_edge.calibration import host
+from merino_edge.calibration.board import board as named_board
+from merino_edge.profiles import profile as profiles
+from merino_edge.profiles.profile import Figure, list_profiles, load_profile, parse_profile, profile_ids, weakest_kind
+from merino_runtime import board
+from merino_runtime.errors import MerinoError
+
+FOLDER = Path(__file__).resolve().parents[2] / "device_profiles"
+BOARDS = ["jetson-nano", "jetson-orin-nano", "raspberry-pi-4", "raspberry-pi-5", "raspberry-pi-zero-2w"]
+
+
+def raw_profile(board="raspberry-pi-4"):
+    return tomllib.loads((FOLDER / f"{board}.toml").read_text(encoding="utf-8"))
+
+
+def figures(model):
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, Figure):
+            yield f"{type(model).__name__}.{name}", value
+        elif isinstance(value, BaseModel):
+            yield from figures(value)
+
+
+def faults_of(raw):
+    with pytest.raises(MerinoError) as caught:
+        parse_profile(raw, "bad.toml")
+    return str(caught.value)
+
+
+def test_shipped_profiles_load_and_are_named_after_their_files():
+    assert profile_ids() == BOARDS
+    assert [profile.id for profile in list_profiles()] == BOARDS
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_every_figure_says_how_it_is_known(board):
+    found = dict(figures(load_profile(board)))
+    assert len(found) >= 11
+    for name, figure in found.items():
+        assert figure.kind in profiles.KINDS, name
+        assert len(figure.source) > 5, name
+        assert figure.kind != "calibrated", f"{name}: no shipped figure was measured by us"
+
+
+@pytest.mark.parametrize(
+    ("board", "core", "cores", "clock_ghz", "cache_mb", "ram_mb", "dotprod"),
+    [
+        ("jetson-nano", "Cortex-A57", 4, 1.43, 2, 4096, False),
+        ("jetson-orin-nano", "Cortex-A78AE", 6, 1.5, 4, 8192, True),
+        ("raspberry-pi-4", "Cortex-A72", 4, 1.8, 1, 4096, False),
+        ("raspberry-pi-5", "Cortex-A76", 4, 2.4, 2, 4096, True),
+        ("raspberry-pi-zero-2w", "Cortex-A53", 4, 1.0, 0.5, 512, False),
+    ],
+)
+def test_facts_of_the_boards(board, core, cores, clock_ghz, cache_mb, ram_mb, dotprod):
+    profile = load_profile(board)
+    cpu = profile.cpu
+    assert (cpu.core, cpu.cores.value) == (core, cores)
+    assert cpu.clock_ghz and cpu.clock_ghz.value == clock_ghz
+    assert cpu.last_level_cache_mb and cpu.last_level_cache_mb.value == cache_mb
+    assert profile.memory.ram_mb.value == ram_mb
+    assert profile.arch == "aarch64"
+    assert set(profile.isa) == ({"neon", "dotprod", "fp16"} if dotprod else {"neon"})
+
+
+def test_default_budgets_admit_a_model():
+    for profile in list_profiles():
+        # Megabytes of 10**6 that can be read in the time, and that fit beside the runtime.
+        in_time = profile.budget.decode_ms * profile.performance.read_gb_s.value
+        fit_mb = profile.budget.memory_mb - profile.performance.runtime_mb.value
+        assert min(in_time, fit_mb) >= 4 * 25, profile.id  # 25 M fp32 parameters
+    pi_4 = load_profile("raspberry-pi-4")
+    assert pi_4.budget.decode_ms * pi_4.performance.read_gb_s.value == pytest.approx(4 * 60)
+
+
+def test_profiles_are_frozen():
+    with pytest.raises(ValidationError):
+        load_profile("raspberry-pi-4").budget.context = 1
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("raspbery_pi_4", "raspberry-pi-4"), ("hots", "host")])
+def test_unknown_id_suggests_and_lists(wrong, meant):
+    with pytest.raises(MerinoError, match=f"mean '{meant}'") as caught:
+        load_profile(wrong)
+    assert all(board in str(caught.value) for board in [*BOARDS, "host"])
+
+
+def test_unlike_any_id_lists_without_suggesting():
+    with pytest.raises(MerinoError, match="jetson-nano") as caught:
+        load_profile("zzz")
+    assert "mean" not in str(caught.value)
+
+
+def test_path_loads(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes((FOLDER / "raspberry-pi-5.toml").read_bytes())
+    assert load_profile(path) == load_profile(str(path)) == load_profile("raspberry-pi-5")
+
+
+def test_unreadable_paths_say_so(tmp_path):
+    with pytest.raises(MerinoError, match=r"absent\.toml"):
+        load_profile(tmp_path / "absent.toml")
+    (tmp_path / "torn.toml").write_text("id = ")
+    with pytest.raises(MerinoError, match="not a TOML file"):
+        load_profile(tmp_path / "torn.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(MerinoError, match="not a TOML file"):
+        load_profile(tmp_path / "binary.toml")
+
+
+# Each fault: the key path to alter, its bad value (None: drop it), how its line begins, and what it must say.
+FAULTS = [
+    ("schema", 2, "schema: found 2", "1"),
+    ("id", "My Board", "id: found 'My Board'", "lowercase"),
+    ("name", None, "name: missing", "text"),
+    ("nam", "x", "nam: found 'x'", "did you mean name?"),
+    ("arch", "armv7l", "arch: found 'armv7l'", "aarch64"),
+    ("isa", ["neon", "neonn"], "isa[1]: found 'neonn'", "dotprod"),
+    ("cpu.core", " ", "cpu.core: found ' '", "not be empty"),
+    ("cpu.clock_ghz", 1.8, "cpu.clock_ghz: found 1.8", "value = a positive number"),
+    ("cpu.cores.value", 4.5, "cpu.cores.value: found 4.5", "integer"),
+    ("memory.ram_mb.value", float("nan"), "memory.ram_mb.value: found nan", "finite"),
+    ("memory.free_mb.kind", "guess", "memory.free_mb.kind: found 'guess'", "published"),
+    ("memory.free_mb.source", "", "memory.free_mb.source: found ''", "not be empty"),
+    ("memory.free_mb.why", "y", "memory.free_mb.why: found 'y'", "value, kind, source"),
+    ("performance.read_gb_s.value", -1, "performance.read_gb_s.value: found -1", "greater than 0"),
+    ("performance.fp32_gflops", None, "performance.fp32_gflops: missing", "calibrated"),
+    ("performance.op_overhead_us.value", "4", "performance.op_overhead_us.value: found '4'", "number"),
+    ("performance.decode_threads.value", 5, "performance.decode_threads: found 5", "cpu.cores"),
+    ("budget.memory_mb", 3501, "budget.memory_mb: found 3501", "memory.free_mb"),
+    ("budget.decode_ms", True, "budget.decode_ms: found True", "number"),
+    ("software", None, "software: missing", "onnxruntime"),
+    ("power.modes", "10W", "power.modes: found '10W'", "list"),
+]
+
+
+def altered(path, value, raw):
+    *tables, key = path.split(".")
+    for table in tables:
+        raw = raw[table]
+    if value is None:
+        del raw[key]
+    else:
+        raw[key] = value
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault[0])
+def test_a_fault_names_its_key_the_value_and_what_is_allowed(fault):
+    path, value, begins, says = fault
+    raw = raw_profile()
+    altered(path, value, raw)
+    message = faults_of(raw)
+    (line,) = [line for line in message.splitlines() if line.strip().startswith(begins)]
+    assert says in line
+    assert "bad.toml" in message
+
+
+@given(st.lists(st.sampled_from(FAULTS), min_size=2, unique_by=lambda fault: fault[0]))
+def test_all_faults_come_in_one_message(faults):
+    raw = raw_profile()
+    for path, value, _, _ in faults:
+        altered(path, value, raw)
+    message = faults_of(raw)
+    for _, _, begins, says in faults:
+        assert any(line.strip().startswith(begins) and says in line for line in message.splitlines()), begins
+
+
+def test_reading_faster_than_the_memory_is_a_fault():
+    raw = raw_profile()
+    raw["performance"]["read_gb_s"]["value"] = 13
+    assert "at most memory.peak_gb_s, which is 12.8" in faults_of(raw)
+
+
+def test_a_prediction_is_as_good_as_its_weakest_figure():
+    known = {kind: Figure(value=1, kind=kind, source="test") for kind in profiles.KINDS}
+    assert weakest_kind([known["calibrated"]]) == "calibrated"
+    assert weakest_kind([known["calibrated"], known["published"]]) == "published"
+    assert weakest_kind([known["datasheet"], known["published"]]) == "datasheet"
+    assert weakest_kind(known.values()) == "estimated"
+
+
+def test_facts_of_this_machine(monkeypatch):
+    monkeypatch.setattr(host, "_performance", lambda _: raw_profile()["performance"])
+    monkeypatch.setattr(host, "host_probe", lambda: None)
+    monkeypatch.setattr(host, "_cpu", lambda _: raw_profile()["cpu"])
+    profile = named_board("host")
+    assert profile.id == "host"
+    assert profile.budget.memory_mb < profile.memory.free_mb.value <= profile.memory.ram_mb.value
+
+
+def test_host_without_proc_and_sys(monkeypatch, tmp_path):
+    def absent(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(host, "CPUINFO", tmp_path / "absent")
+    monkeypatch.setattr(host, "last_level_cache_bytes", lambda: 0)
+    monkeypatch.setattr(host.psutil, "cpu_freq", absent)
+    monkeypatch.setattr(host.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(host, "host_probe", lambda: None)
+    performance = raw_profile()["performance"] | {"decode_threads": one_thread(), "prefill_threads": one_thread()}
+    monkeypatch.setattr(host, "_performance", lambda _: performance)
+    profile = named_board("host")
+    assert (profile.arch, profile.isa) == ("aarch64", ("neon",))
+    assert profile.cpu.clock_ghz is None
+    assert profile.cpu.cores.value == len(board.usable_cpus())
+
+
+def one_thread():
+    return {"value": 1, "kind": "estimated", "source": "test"}
+
+
+def test_kernel_names_of_arm_features(monkeypatch, tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd fphp asimdhp asimddp\n")
+    monkeypatch.setattr(host, "CPUINFO", cpuinfo)
+    assert host.isa_features("aarch64") == ["dotprod", "fp16", "neon"]
+
+
+def test_probe_buffer_fits_a_small_board(monkeypatch):
+    monkeypatch.setattr(probe, "last_level_cache_bytes", lambda: 0)
+    monkeypatch.setattr(probe, "available_bytes", lambda: 300 * probe.MB)
+    assert probe.buffer_bytes() == 64 * probe.MB
+    monkeypatch.setattr(probe, "available_bytes", lambda: 0)  # unknown
+    assert probe.buffer_bytes() == 256 * probe.MB
+    monkeypatch.setattr(probe, "last_level_cache_bytes", lambda: 100 * probe.MB)
+    assert probe.buffer_bytes() == 400 * probe.MB
+
+
+def test_probe_tries_each_small_count_and_all_cores():
+    assert probe.thread_counts(1) == [1]
+    assert probe.thread_counts(4) == [1, 2, 3, 4]
+    assert probe.thread_counts(12) == [1, 2, 3, 4, 8, 12]

@@ -1,0 +1,24 @@
+"""The table of published board speeds is what the model says today, and decode is as near as it claims."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench" / "experiments"))
+
+import published  # noqa: E402 - a script beside the packages
+
+PAGE = ROOT / "docs" / "predictions.md"
+FAR = {"raspberry-pi-zero-2w"}  # with the reason that the page gives
+
+
+def test_the_page_shows_what_the_model_says():
+    text = PAGE.read_text()
+    assert published.with_table(text) == text
+
+
+def test_decode_on_boards_is_within_the_factor():
+    for row in published.ROWS:
+        ratio = published.predicted_tok_s(row) / row.tok_s
+        if row.what == "decode" and not row.gpu and row.board not in FAR:
+            assert 1 / published.FACTOR <= ratio <= published.FACTOR, row

@@ -1,0 +1,150 @@
+"""Block quantisation: the codes and scales by themselves, and the exported graphs that compute with them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from merino_edge.export.export import export
+from merino_edge.export.onnx.graph import DATA_FILE, PAGE
+from merino_edge.export.parity import rms_error, with_quantized
+from merino_edge.export.quantize import BLOCKS, dequantize, matrix_error, quantize, quantize_blocks, rms
+from merino_edge.export.source import load_source
+from merino_edge.families import operators
+from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.opt.geometry import OptArchitecture
+from merino_runtime.backends import open_backend
+from merino_runtime.bundle import load_bundle
+from merino_runtime.errors import MerinoError
+
+FORMATS = [("fused", "int8"), ("fused", "int4"), ("portable", "int8")]
+PROMPT, STEPS = 9, 32
+MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32, allow_subnormal=False))
+
+
+def plain(matrix, bits, block):
+    """Each block by its largest value alone: what the search for a scale must never be worse than."""
+    values = matrix.reshape(len(matrix), -1, block)
+    half = 2 ** (bits - 1)
+    largest = np.take_along_axis(values, np.abs(values).argmax(-1)[..., None], -1)
+    scale = np.where(largest == 0, 1, largest / -half)
+    return (np.clip(np.round(values / scale), -half, half - 1) * scale).reshape(matrix.shape)
+
+
+@given(MATRICES, st.sampled_from([4, 8]), st.sampled_from([32, 64]))
+@settings(max_examples=100)
+def test_values_come_back_and_no_worse_than_by_the_largest_value(matrix, bits, block):
+    found = quantize_blocks(matrix, bits, block)
+    assert found.codes.shape == (3, 64 // block, block * bits // 8) and found.codes.dtype == np.uint8
+    assert found.scales.shape == (3, 64 // block)
+    back = dequantize(found)
+    largest = np.repeat(np.abs(matrix).reshape(3, -1, block).max(-1), block, axis=1)
+    # In 4 bits the largest value may lose 0.3 of itself and the refit's part, where that lets the others come nearer.
+    bound = {4: 0.4, 8: 4.4 / 2**8}[bits]
+    assert (np.abs(back - matrix) <= largest.reshape(matrix.shape) * bound + 1e-6).all()
+    spacing = 1e-6 * np.abs(matrix).max()  # of float32 at the largest value: the scale is rounded to it
+    assert rms(back - matrix) <= rms(plain(matrix, bits, block) - matrix) * (1 + 1e-5) + spacing
+
+
+@given(arrays.arrays(np.int8, (2, 64), elements=st.integers(-8, 7)), st.floats(1e-3, 10))
+def test_what_codes_can_say_is_said_exactly(codes, scale):
+    codes[:, ::32] = -8  # the largest value of each block fixes its scale
+    matrix = (codes * np.float32(scale)).astype(np.float32)
+    assert dequantize(quantize_blocks(matrix, 4, 32)) == pytest.approx(matrix, rel=1e-5)
+
+
+def test_zeros_stay_zeros():
+    assert not dequantize(quantize_blocks(np.zeros((2, 64), np.float32), 4, 32)).any()
+    tiniest = np.full((2, 64), 1e-45, np.float32)  # its scale is 0
+    assert np.abs(dequantize(quantize_blocks(tiniest, 4, 32))).max() <= 1e-44
+
+
+def test_the_block_is_the_largest_of_near_the_least_error():
+    random = np.random.default_rng(0)
+    even = random.standard_normal((64, 256)).astype(np.float32)
+    assert quantize("even", even, 4).block == BLOCKS[0]
+    uneven = even.copy()
+    uneven[:, ::128] = 30  # spoils the scale of a whole block, be it short or long
+    assert quantize("uneven", uneven, 4).block == BLOCKS[-1]
+    assert quantize("short", even[:, :96], 4).block == 32
+    with pytest.raises(MerinoError, match="odd has rows of 48.*--precision fp32"):
+        quantize("odd", even[:, :48], 4)
+
+
+def test_errors_are_told_relative_to_the_matrix():
+    matrix = np.full((1, 32), 2, np.float32)
+    found = quantize_blocks(matrix, 8, 32)
+    error = matrix_error("m", matrix * 1.1, found)
+    assert (error.name, error.bits, error.block, error.nbytes) == ("m", 8, 32, 36)
+    assert error.mean == error.worst == pytest.approx(0.1 / 1.1, rel=1e-4)
+
+
+MODELS = {
+    "wider, shared": Architecture(
+        blocks=(
+            {"width": 64, "ffn_ratio": 1.5, "depth": 1},
+            {"width": 128, "ffn_ratio": 2, "depth": 2, "shared": True},
+        ),
+        vocab=311, head_size=32, context=PROMPT + STEPS,
+    ),
+    "one block": Architecture(
+        blocks=({"width": 256, "ffn_ratio": 1, "depth": 2},), vocab=311, head_size=64, context=PROMPT + STEPS
+    ),
+    "opt": OptArchitecture(
+        width=128, layers=2, heads=4, ffn_width=256, embed_width=64, vocab=311, context=PROMPT + STEPS, pre_norm=False
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def source(request, decoder, opt_decoder, tmp_path_factory):
+    arch = MODELS[request.param]
+    model = opt_decoder(arch, 3) if isinstance(arch, OptArchitecture) else decoder(arch, 3)
+    folder = tmp_path_factory.mktemp("quantized") / "model"
+    model.save_pretrained(folder)
+    return load_source(str(folder))
+
+
+@pytest.mark.parametrize(("dialect", "precision"), FORMATS)
+def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision, tmp_path):
+    """Each step against torch with the dequantised weights; activations are int8 in the graph, so not exactly."""
+    done = export(source, tmp_path / "bundle", dialect=dialect, precision=precision)
+    codes = {tuple(row.name.split("+")): requantized(source, row, dialect) for row in done.matrices}
+    model = with_quantized(source.model, codes)
+    ids = np.random.default_rng(5).integers(0, 311, PROMPT + STEPS)
+    with torch.no_grad():
+        expected = model(torch.tensor([ids.tolist()])).logits[0].numpy()
+    backend = open_backend(load_bundle(str(tmp_path / "bundle")))
+    found = [backend.prefill(ids[:PROMPT].tolist()).copy()]
+    found += [backend.step(int(token)).copy() for token in ids[PROMPT:]]
+    backend.close()
+    errors = [rms_error(one, row) for one, row in zip(found, expected[PROMPT - 1 :], strict=True)]
+    assert len(errors) == STEPS + 1
+    assert max(errors) < 0.05
+    assert max(errors) > 1e-4  # the comparison is with other arithmetic, not with itself
+
+
+def requantized(source, row, dialect):
+    matrix = np.concatenate([source.model.state_dict()[name].numpy() for name in row.name.split("+")])
+    return quantize_blocks(matrix, row.bits, matrix.shape[1] if dialect == "portable" else row.block)
+
+
+@pytest.mark.parametrize(("dialect", "precision"), FORMATS)
+def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dialect, precision, tmp_path):
+    done = export(source, tmp_path / "bundle", dialect=dialect, precision=precision)
+    description = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    size = (tmp_path / "bundle" / DATA_FILE).stat().st_size
+    constants = 2 * len(done.matrices) + 20
+    rotary = 2 * (PROMPT + STEPS) * 64 * 4
+    small = 4 * sum(op.vector for op in source.arch.operators)  # vectors under a kilobyte stay in the graph
+    assert description["weight_bytes"] - small <= size <= description["weight_bytes"] + rotary + constants * PAGE
+    assert description["precision"] == precision
+    if dialect == "fused":
+        predicted = operators.weight_bytes(source.arch.operators, precision)
+        assert description["weight_bytes"] == pytest.approx(predicted, rel=0.06)  # some blocks are smaller
+        assert description["isa"] == ["avx2", "dotprod"]
+        assert description["backend"]["min_version"] == "1.23"

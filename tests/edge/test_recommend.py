@@ -1,0 +1,276 @@
+"""Verdicts on existing models against direct predictions, and the front against the search at each of its limits."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from merino_edge.cli.app import app
+from merino_edge.cli.tables_models import reasons
+from merino_edge.design.budget import Budgets
+from merino_edge.design.designer import design
+from merino_edge.design.entropy import Scoring, block_score
+from merino_edge.design.pareto import MARKED, Front, front
+from merino_edge.design.recommend import existing_entropy, measured, missing_isa, recommend
+from merino_edge.design.space import Space
+from merino_edge.families.operators import CPU_FORMATS
+from merino_edge.families.zoo import load_models, model
+from merino_edge.prediction.predict import Workload, predict
+from merino_edge.profiles.profile import load_profile
+from merino_edge.report.front import draw, save_front
+from merino_runtime.errors import MerinoError
+
+PI5, ZERO = load_profile("raspberry-pi-5"), load_profile("raspberry-pi-zero-2w")
+SMALL = Space(widths=tuple(range(64, 321, 64)), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=3, vocab=2000)
+
+
+def recommended(profile=PI5, context=1024, **budgets):
+    return recommend(profile, Budgets(**budgets).with_board_defaults(profile), context=context, prompt=128, space=SMALL)
+
+
+def test_every_verdict_is_a_direct_prediction_held_against_the_budgets():
+    budgets = Budgets(
+        decode_ms=25, prefill_ms=400, params_m=150, file_mb=300, j_per_token=0.2
+    ).with_board_defaults(PI5)
+    found = recommend(PI5, budgets, context=1024, prompt=128, space=SMALL)
+    assert {candidate.model.id for candidate in found.candidates} == {each.id for each in load_models()}
+    assert found.budget == budgets.given() and "memory_mb" in found.budget
+    kinds = set()
+    for candidate in found.candidates:
+        assert [verdict.precision for verdict in candidate.verdicts] == list(CPU_FORMATS)
+        for verdict in candidate.verdicts:
+            cost = predict(candidate.model.geometry.operators, PI5, Workload(verdict.precision, 1024, 128))
+            assert verdict.cost == cost
+            used = {
+                "decode_ms": cost.decode_ms, "prefill_ms": cost.prefill_ms, "memory_mb": cost.memory_mb,
+                "params_m": cost.params / 1e6, "file_mb": cost.file_mb, "j_per_token": cost.j_per_token,
+            }  # fmt: skip
+            assert verdict.over == {name: used[name] / limit for name, limit in found.budget.items()
+                                    if used[name] > limit}
+            assert verdict.fits == (not verdict.over)
+            kinds |= {verdict.fits, *verdict.over}
+    assert kinds == {True, False, *budgets.given()}
+
+
+def test_what_fits_comes_first_by_score_and_in_the_format_of_most_bits():
+    found = recommended(decode_ms=25)
+    fits = [candidate.fits for candidate in found.candidates]
+    assert fits == sorted(fits, reverse=True) and len(set(fits)) == 2
+    scores = [score for each in found.candidates if each.fits and (score := each.model.ranking_score())]
+    assert scores == sorted(scores, reverse=True) and len(scores) > 3
+    for candidate in found.candidates:
+        fitting = [verdict for verdict in candidate.verdicts if verdict.fits]
+        assert candidate.chosen == (fitting[0] if fitting else candidate.chosen)
+        if not fitting:
+            least = min(max(verdict.over.values()) for verdict in candidate.verdicts)
+            assert max(candidate.chosen.over.values()) == least > 1
+            assert f"({least:.1f}x)" in reasons(candidate, candidate.chosen, found) or least < 1.1
+
+
+def test_our_designs_keep_the_same_budgets():
+    found = recommended(decode_ms=8, params_m=1.5, file_mb=4.5, j_per_token=0.05)
+    assert [our.precision for our in found.ours] == list(CPU_FORMATS)
+    for our in found.ours:
+        assert our.design is not None and our.design.budget == found.budget
+        assert our.design.precision == our.precision
+        assert all(measured(our.design.predicted, name) <= limit for name, limit in found.budget.items())
+
+
+def test_a_format_that_the_runtime_refuses_on_a_board_does_not_fit_it():
+    assert missing_isa(ZERO, "fp32") == () == missing_isa(PI5, "int4")
+    assert missing_isa(ZERO, "int4") == missing_isa(ZERO, "int8") == ("dotprod",)
+    for candidate in recommended(ZERO, 256).candidates:
+        assert not any(verdict.fits for verdict in candidate.verdicts if verdict.precision != "fp32")
+    ours = recommended(ZERO, 256).ours
+    assert ours[0].design and not ours[1].design and "dotprod" in ours[1].reason
+
+
+def test_a_model_whose_context_is_too_short_does_not_fit_however_small():
+    found = recommended(context=4096, decode_ms=1000)
+    short = next(each for each in found.candidates if each.model.id == "tinystories-1m")
+    assert not short.fits and all(verdict.fits for verdict in short.verdicts)
+    assert "context 2048 of 4096" in reasons(short, short.chosen, found)
+    assert any(each.fits for each in found.candidates if each.model.geometry.context >= 4096)
+
+
+def test_where_no_design_fits_the_reason_is_given():
+    found = recommended(decode_ms=0.01)
+    assert not any(candidate.fits for candidate in found.candidates)
+    assert all(our.design is None and "--decode-ms" in our.reason for our in found.ours)
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_layers_are_counted_as_blocks_cut_to_their_best(name):
+    geometry = model(name).geometry
+
+    def score(depths):
+        return sum(block_score(geometry.width, geometry.ffn_width, depth, False, Scoring()) for depth in depths)
+
+    cuts = [(a, b - a, geometry.layers - b) for b in range(geometry.layers + 1) for a in range(b + 1)]
+    best = max(score([depth for depth in cut if depth]) for cut in cuts)
+    assert existing_entropy(geometry, 3) == pytest.approx(best)
+    assert existing_entropy(geometry, 1) == pytest.approx(score([geometry.layers]))
+
+
+@pytest.fixture(scope="module", params=["decode_ms", "memory_mb"])
+def found_front(request):
+    return front(ZERO, Budgets(), request.param, 6, space=SMALL, context=256, prompt=128)
+
+
+def test_a_front_rises_and_each_point_is_the_optimum_within_its_limit(found_front):
+    axis, points = found_front.against, found_front.points
+    limits = [point.budget[axis] for point in points]
+    assert limits == sorted(set(limits)) and len(limits) == 6
+    entropies = [point.entropy for point in points]
+    assert entropies == sorted(entropies) and entropies[0] < entropies[-1]
+    for point in points:
+        assert getattr(point.predicted, axis) <= point.budget[axis]
+        assert point.budget == {**found_front.budget, axis: point.budget[axis]}
+        assert point.solver.gap < 1e-9 and point.solver.name == "exact"
+    again = design(ZERO, Budgets(**points[2].budget), space=SMALL, context=256, prompt=128)
+    assert again.architecture == points[2].architecture and again.entropy == points[2].entropy
+    ratios = [after / before for before, after in zip(limits, limits[1:], strict=False)]
+    assert max(ratios) / min(ratios) < 1.02  # log-spaced, to four digits
+
+
+def test_a_front_runs_from_the_smallest_decoder_to_where_more_gives_nothing(found_front):
+    axis, first, last = found_front.against, found_front.points[0], found_front.points[-1]
+    assert {(block.width, block.depth) for block in first.architecture.blocks} == {(64, 1)}
+    with pytest.raises(MerinoError, match="the smallest that would do"):
+        least = getattr(first.predicted, axis) * 0.99
+        design(ZERO, Budgets(**{**first.budget, axis: least}), space=SMALL, context=256, prompt=128)
+    free = Budgets(memory_mb=ZERO.memory.free_mb.value)
+    assert last.entropy == design(ZERO, free, space=SMALL, context=256, prompt=128).entropy
+
+
+def test_other_budgets_hold_at_every_point():
+    found = front(ZERO, Budgets(params_m=1, prefill_ms=60), "decode_ms", 4, space=SMALL, context=256, prompt=128)
+    assert found.budget == {"params_m": 1, "prefill_ms": 60, "memory_mb": ZERO.budget.memory_mb}
+    assert all(point.predicted.params <= 1e6 and point.predicted.prefill_ms <= 60 for point in found.points)
+    loose = front(ZERO, Budgets(), "decode_ms", 4, space=SMALL, context=256, prompt=128)
+    assert found.points[-1].entropy < loose.points[-1].entropy
+
+
+def test_pareto_json_is_read_as_it_was_written(found_front):
+    assert Front.model_validate_json(found_front.to_json()) == found_front
+    content = json.loads(found_front.to_json())
+    assert set(content) == {
+        "schema", "device", "device_name", "against", "precision", "context", "prompt", "vocab", "budget",
+        "default_limit", "points", "models",
+    }  # fmt: skip
+    assert [mark["id"] for mark in content["models"]] == list(MARKED)
+    for mark in found_front.models:
+        cost = predict(model(mark.id).geometry.operators, ZERO, Workload("fp32", 256, 128))
+        assert (mark.predicted.decode_ms, mark.predicted.memory_mb) == (cost.decode_ms, cost.memory_mb)
+
+
+def test_a_mark_whose_context_is_too_short_is_left_out():
+    found = front(PI5, Budgets(), "decode_ms", 2, space=SMALL, context=2048, prompt=128)
+    assert [mark.id for mark in found.models] == [name for name in MARKED if name != "gpt2"]
+
+
+def test_the_picture_names_every_mark_and_no_two_names_overlap(found_front, tmp_path):
+    figure = draw(found_front)
+    axes = figure.axes[0]
+    texts = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert {mark.name for mark in found_front.models} <= {name for text in texts for name in text.split(", ")}
+    drawn = list(texts.values())
+    assert not any(a.overlaps(b) for index, a in enumerate(drawn) for b in drawn[:index])
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in drawn)
+    assert axes.lines[0].get_xydata().tolist() == [
+        [getattr(point.predicted, found_front.against), point.entropy / 1e3] for point in found_front.points
+    ]
+    assert "(ms)" in axes.get_xlabel() or "(MB)" in axes.get_xlabel()
+    path = tmp_path / "new" / "front.png"
+    save_front(found_front, path)
+    assert path.read_bytes().startswith(b"\x89PNG") and 20_000 < path.stat().st_size < 200_000
+    assert [each.name for each in path.parent.iterdir()] == ["front.png"]
+
+
+def run(*words):
+    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "250"})
+    return result.exit_code, result.stdout, result.exception
+
+
+def test_recommend_prints_json_with_sources_and_verdicts():
+    code, out, _ = run("recommend", "--device", "raspberry-pi-5", "--decode-ms", "20", "--context", "512", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["schema"] == 1 and found["budget"] == {"decode_ms": 20, "memory_mb": 1024}
+    assert (found["context"], found["prompt"]) == (512, 256)
+    smol = next(each for each in found["models"] if each["id"] == "smollm2-135m")
+    assert smol["scores"]["percent"]["piqa"] == 68.4 and "lighteval" in smol["scores"]["source"]
+    assert [form["precision"] for form in smol["formats"]] == list(CPU_FORMATS)
+    broken = [form for form in smol["formats"] if not form["fits"]]
+    assert broken and all(form["over"] for form in broken)
+    assert all(form["predicted"]["provenance"] for form in smol["formats"])
+    assert [our["design"]["schema"] for our in found["designs"]] == [1, 1, 1]
+
+
+def test_recommend_shows_a_table_with_what_fails_and_by_how_much():
+    code, out, _ = run("recommend", "--device", "raspberry-pi-4")
+    assert code == 0
+    for words in ("our design", "OPT-350M", "decode 333.1 of 50 ms (6.7x)", "stories only", "HellaSwag", "slow here"):
+        assert words in out, words
+
+
+def test_pareto_writes_json_and_picture(tmp_path):
+    out, plot = tmp_path / "pareto.json", tmp_path / "pareto.png"
+    words = ("--device", "raspberry-pi-zero-2w", "--against", "memory-mb", "--vocab", "2000", "--context", "128")
+    code, shown, _ = run("pareto", *words, "--points", "3", "-o", str(out), "--plot", str(plot))
+    found = Front.model_validate_json(out.read_text())
+    assert code == 0 and len(found.points) == 3 and plot.stat().st_size > 20_000
+    assert (found.against, found.vocab, found.context, found.prompt) == ("memory_mb", 2000, 128, 64)
+    assert "each point is proved" in shown and "SmolLM-135M" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("recommend", "--device", "raspberry-pi-9"), "No device profile"),
+        (("recommend", "--device", "raspberry-pi-4", "--decode-ms", "-1"), "positive"),
+        (("recommend", "--device", "raspberry-pi-4", "--memory-mb", "1e9"), "free"),
+        (("recommend", "--device", "raspberry-pi-4", "--context", "1"), "--context 1 "),
+        (("recommend", "--device", "raspberry-pi-4", "--prompt", "9999"), "--prompt 9999 "),
+        (("recommend", "--device", "jetson-nano", "--j-per-token", "1"), "power.stress_w"),
+        (("pareto", "--device", "jetson-nano", "--j-per-token", "1"), "power.stress_w"),
+        (("pareto", "--device", "jetson-nano", "--against", "memory-mb", "--j-per-token", "1"), "power.stress_w"),
+        (("pareto", "--device", "raspberry-pi-4", "--file-mb", "0.001"), "--file-mb 0.001 is below"),
+        (("pareto", "--device", "raspberry-pi-9"), "No device profile"),
+        (("pareto", "--device", "raspberry-pi-4", "--points", "0"), "--points 0 is not allowed: choose 2 to 100"),
+        (("pareto", "--device", "raspberry-pi-4", "--points", "101"), "--points 101"),
+        (("pareto", "--device", "raspberry-pi-4", "--decode-ms", "20"), "--decode-ms is what the front runs over"),
+        (("pareto", "--device", "raspberry-pi-4", "--params-m", "0.001"), "--params-m 0.001 is below"),
+        (("pareto", "--device", "raspberry-pi-4", "--precision", "fp7"), "fp7"),
+        (("pareto", "--device", "raspberry-pi-4", "--vocab", "300", "--points", "2", "-o", "/proc/no/p.json"), "write"),
+        (("pareto", "--device", "raspberry-pi-4", "--vocab", "300", "--points", "2", "--plot", "/proc/no/p"), "write"),
+    ],
+)
+def test_a_users_mistake_is_one_clear_error(words, says):
+    code, out, error = run(*words)
+    assert code == 1 and out == "" and isinstance(error, MerinoError)
+    assert says in str(error)
+
+
+def test_a_picture_without_matplotlib_is_refused_before_anything_is_solved(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, out, error = run("pareto", "--device", "raspberry-pi-4", "--plot", str(tmp_path / "front.png"))
+    assert code == 1 and out == "" and "pip install matplotlib" in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_picture(found_front, tmp_path):
+    folder = tmp_path / "front.png"
+    folder.mkdir()  # a folder stands where the file would be
+    (folder / "kept").write_text("")
+    with pytest.raises(MerinoError, match="cannot write"):
+        save_front(found_front, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["front.png"]
+
+
+def test_a_board_that_has_too_little_memory_for_any_decoder_says_so():
+    tiny = ZERO.model_copy(update={"memory": ZERO.memory.model_copy(
+        update={"free_mb": ZERO.memory.free_mb.model_copy(update={"value": 66.0})})})
+    with pytest.raises(MerinoError, match="--memory-mb 66 is below"):
+        front(tiny, Budgets(), "memory_mb", 3, space=replace(SMALL, vocab=50257), context=256, prompt=128)

@@ -1,0 +1,95 @@
+"""Records of both schemas as the workstation reads them: whole ones come back, every fault of every file is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+from sample_records import failed, many, opt, record
+
+from merino_bench.harness.cases import Workload
+from merino_bench.harness.render import as_json, as_json_lines
+from merino_bench.harness.run import run_bench
+from merino_edge.families.opt.geometry import OPT_350M
+from merino_edge.records.record import SINCE_2, Record, read_records
+from merino_runtime.errors import MerinoError
+
+
+def written(tmp_path, text, name="records.json"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_list_and_lines_give_the_same_records_whatever_the_file_is_called(tmp_path):
+    listed = read_records([written(tmp_path, as_json(many()), "a.jsonl")])
+    lines = read_records([written(tmp_path, as_json_lines(many()) + "\n\n", "b.json")])
+    assert listed == lines and len(listed) == len(many())
+    assert read_records([tmp_path / "a.jsonl", tmp_path / "b.json"]) == listed + lines
+
+
+def test_what_the_harness_writes_is_read(bundle_dirs, tmp_path):
+    rows = run_bench([bundle_dirs["fused"], str(tmp_path / "gone")], Workload((4,), (3,), repetitions=2))
+    found = read_records([written(tmp_path, as_json(rows))])
+    assert [row.test for row in found if row.failure is None] == ["pp4", "tg3"]
+    assert all("gone" in (row.failure or "") or row.bundle for row in found) and len(found) == 4
+    for row in found:
+        if row.failure is None:
+            assert row.speeds and sum(row.speeds) / len(row.speeds) == pytest.approx(row.tok_s)
+            assert row.geometry is not None and row.geometry.context == 64
+            assert row.cached == (8 if row.decodes else 0)
+
+
+def test_records_of_schema_1_are_read_and_what_they_lack_is_none():
+    found = read_records([Path(__file__).parents[1] / "records-of-schema-1.json"])
+    assert len(found) == 4 and {row.schema_version for row in found} == {1}
+    decode = found[2]
+    assert [getattr(decode, key) for key in SINCE_2] == [None] * len(SINCE_2) and decode.geometry is None
+    assert len(decode.rounds) == 3 and {len(one) for one in decode.rounds} == {64}
+    assert sum(decode.speeds) / 3 == pytest.approx(decode.tok_s) and decode.tokens == 64 and decode.cached == 8
+    assert decode.engine_name == "onnxruntime CPU"
+
+
+def test_geometry_and_cache_of_a_deep_row():
+    deep = Record.model_validate(opt(depth=512))
+    assert deep.test == "tg32 @ d512" and deep.cached == 512 and deep.tokens == 32
+    assert deep.geometry == OPT_350M
+
+
+def test_all_faults_of_all_files_are_told_at_once(tmp_path):
+    typo = {**record(), "tok_sec": 3.0, "threads": "2"}
+    del typo["depth"]
+    paths = [
+        written(tmp_path, json.dumps([record(), typo, {**typo, "tok_s": -1}]), "a.json"),
+        written(tmp_path, json.dumps(record()) + "\n{broken\n", "b.jsonl"),
+        written(tmp_path, " \n", "c.json"), written(tmp_path, "[]", "d.json"), tmp_path / "e.json",
+        written(tmp_path, json.dumps({**record(), "ms_p50": float("nan")}), "f.json"),
+    ]  # fmt: skip
+    with pytest.raises(MerinoError) as caught:
+        read_records(paths)
+    said = str(caught.value)
+    for part in (
+        "a.json: row 2, 3: missing: depth", "a.json: row 2, 3: unknown keys, remove them: tok_sec",
+        "a.json: row 2, 3: threads: ", "a.json: row 3: tok_s: ", "b.jsonl: row 2: ", "c.json: holds no record",
+        "d.json: holds no record", "e.json: cannot be read", "f.json: row 1: ms_p50: ",
+    ):  # fmt: skip
+        assert part in said, said
+    assert said.count("\n") == 9, said
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"schema": 3}, "schema"),
+    ({"test": "warmup"}, "test"),
+    ({"flags": None}, "flags"),
+    ({"samples_ms": None, "rounds_ms": None}, "must have samples_ms"),
+    ({"rounds_ms": None, "repetitions": 7}, "do not split into 7"),
+    ({"architecture": {"blocks": []}}, "architecture"),
+    ({"ratio_interval": [1.0]}, "ratio_interval"),
+])  # fmt: skip
+def test_a_contradiction_is_a_fault(tmp_path, changes, said):
+    with pytest.raises(MerinoError, match=said):
+        read_records([written(tmp_path, json.dumps([{**record(), **changes}]))])
+
+
+def test_a_failed_row_needs_no_figures():
+    row = Record.model_validate(failed())
+    assert row.failure == "out of memory" and row.rounds == () and row.speeds == ()

@@ -1,0 +1,227 @@
+"""The report from synthetic and committed records: what is claimed, what is kept apart, and that nothing runs in it."""
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_records import OURS, failed, many, opt, record
+
+from merino_edge.cli.app import main
+from merino_edge.families.merino.architecture import Architecture
+from merino_edge.prediction.predict import Workload, predict
+from merino_edge.profiles.profile import load_profile
+from merino_edge.records.record import Record, read_records
+from merino_edge.report import words
+from merino_edge.report.figures import cache_points, figures
+from merino_edge.report.markdown import markdown
+from merino_edge.report.page import page
+from merino_edge.report.summary import summarise
+from merino_edge.report.svg import linear_ticks, log_ticks, number
+
+ROOT = Path(__file__).resolve().parents[2]
+STYLE = ROOT / "merino_edge" / "report" / "template" / "style.css"
+EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"'|&"
+
+
+def summary_of(*raw, board=None):
+    return summarise([Record.model_validate(one) for one in raw], load_profile(board) if board else None)
+
+
+def test_the_headline_of_the_committed_records():
+    found = summarise(read_records([ROOT / "bench" / "results" / "demo-x86-2cores.json"]))
+    assert words.headline(found) == "8.0× as fast as OPT-350M with 9.3× fewer parameters"
+    assert all(said in words.paper_words() for said in ("4.9×", "5.5×", "published, not measured here"))
+    assert found.headline.speed.value == pytest.approx(240.64491 / 30.173216)
+    assert "random weights" in words.headline_details(found) and "measured on AMD EPYC" in words.headline_details(found)
+
+
+def test_the_reference_is_known_by_its_parameters_not_by_its_name():
+    found = summary_of(record(10, bundle="opt-350m"), opt(50, bundle="renamed"))
+    assert found.headline.theirs.bundle == "renamed" and found.headline.ours.bundle == "opt-350m"
+
+
+def test_equal_and_shipped_ratios_are_never_mixed():
+    found = summary_of(*many())
+    assert found.equal and found.shipped
+    for each in found.equal:
+        assert (each.ours.engine, each.ours.precision, each.ours.dialect, each.ours.board) == (
+            each.theirs.engine, each.theirs.precision, each.theirs.dialect, each.theirs.board)  # fmt: skip
+    for each in found.shipped:
+        assert (each.ours.engine, each.ours.precision) != (each.theirs.engine, each.theirs.precision)
+    for each in (*found.equal, *found.shipped):
+        rows = [[row for row in side.records if (row.test, row.cached) == (each.test, each.cached)]
+                for side in (each.ours, each.theirs)]  # fmt: skip
+        speeds = [one[0].tok_s for one in rows]
+        assert each.speed.value == pytest.approx(speeds[0] / speeds[1])
+    assert {each.ours.precision for each in found.shipped} == {"int4"}, "the fastest form"
+
+
+def test_disturbed_failed_and_foreign_rows_are_in_no_ratio():
+    assert summary_of(record(10, flags=["busy"]), opt()).equal == ()
+    assert summary_of(record(10), opt(flags=["throttled"])).equal == ()
+    assert summary_of(failed(), opt()).equal == ()
+    elsewhere = {**record()["environment"], "board": "Another board"}
+    assert summary_of(record(10, environment=elsewhere), opt()).equal == ()
+    lone = summary_of(record(10, flags=["busy"]))
+    assert words.headline(lone) == "No undisturbed decode row"
+    assert "1 of 1 rows were disturbed" in words.flags_words(lone)
+
+
+def test_of_several_thread_counts_the_fastest_reference_counts():
+    found = summary_of(record(10, 0), opt(60, 0, threads=1), opt(50, 0, threads=2))
+    assert [each.speed.value for each in found.equal] == [pytest.approx(5)]
+    assert found.equal[0].theirs.threads == 2
+
+
+def test_the_harness_own_interval_is_kept_where_it_is_of_this_ratio():
+    ours, theirs = record(10), opt(50)
+    ratio = ours["tok_s"] / theirs["tok_s"]
+    kept = summary_of({**ours, "ratio_to_baseline": ratio, "ratio_interval": [4.5, 5.5]}, theirs)
+    other = summary_of({**ours, "ratio_to_baseline": ratio * 1.1, "ratio_interval": [4.5, 5.5]}, theirs)
+    assert (kept.equal[0].speed.low, kept.equal[0].speed.high) == (4.5, 5.5)
+    assert other.equal[0].speed.low > 4.8
+
+
+def test_predictions_are_the_cost_codes_own_and_say_where_the_measurement_is_from():
+    found = summary_of(record(10), record(30, test="pp64"), opt(), record(9, engine="llama.cpp 1", dialect=None),
+                       board="raspberry-pi-4")  # fmt: skip
+    by_what = {one.what: one for one in found.predictions if one.series.bundle == "ours"}
+    operators, profile = Architecture.model_validate(OURS).operators, load_profile("raspberry-pi-4")
+    assert by_what["decode"].predicted == predict(operators, profile, Workload("fp32", 8 + 16, 8)).decode_ms
+    assert by_what["prefill"].predicted == predict(operators, profile, Workload("fp32", 64, 64)).prefill_ms
+    assert by_what["memory"].predicted == predict(operators, profile, Workload("fp32", 2048, 64)).memory_mb
+    assert not any(one.here for one in found.predictions)
+    assert {one.series.engine for one in found.predictions} == {"onnxruntime 1.32.0 CPU"}
+    on_pi = {**record()["environment"], "board": "Raspberry Pi 4 Model B Rev 1.4"}
+    there = summary_of(record(10, environment=on_pi), board="raspberry-pi-4")
+    assert all(one.here for one in there.predictions) and there.predictions
+
+
+def test_memory_parts_add_up_and_kv_is_apart_only_where_the_geometry_is_known():
+    known, unknown = summary_of(record(10), record(10, bundle="plain", family=None, architecture=None)).memory
+    assert known.kv_mb > 0 and unknown.kv_mb is None
+    for parts in (known, unknown):
+        assert parts.weights_mb + (parts.kv_mb or 0) + parts.rest_mb == pytest.approx(420.0)
+
+
+def test_cache_points_are_medians_of_each_depth_or_of_slices_of_the_steps():
+    (deep,) = summary_of(record(10, 0, depth=512), record(8, 0)).series
+    assert cache_points(deep) == ((8 + 15.5, pytest.approx(8)), (512 + 15.5, pytest.approx(10)))
+    rounds = [[float(1 + step // 8) for step in range(32)]] * 3
+    (single,) = summary_of(record(10, rounds_ms=rounds, repetitions=3)).series
+    assert [value for _, value in cache_points(single)] == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_drawings_are_well_formed_named_and_once_per_width():
+    names = []
+    for figure in figures(summary_of(*many(), board="raspberry-pi-4")):
+        assert len(figure.drawings) == 2 and figure.provenance
+        for drawing in figure.drawings:
+            svg = ElementTree.fromstring(drawing)
+            assert svg.get("role") == "img" and svg[0].tag == "title" and svg[0].text == figure.title
+            assert svg[1].tag == "desc" and svg[1].text
+            names.append(svg[0].get("id"))
+            places = [float(each.get(key, "0")) for each in svg.iter() for key in ("x", "y", "cx", "cy", "x1", "y2")]
+            assert np.isfinite(places).all()
+    assert len(names) == len(set(names)) == 18
+
+
+def test_a_page_asks_for_nothing_and_each_figure_has_its_provenance():
+    html = page(summary_of(*many(), board="raspberry-pi-4"))
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<link (?!rel=\"icon\" href=\"data:,\")", html)
+    assert "measured on Test board" in html and "predicted from estimated figures" in html
+    assert html.count('class="provenance"') == html.count("<figure") == 9
+
+
+def test_what_a_record_says_is_shown_and_never_run():
+    raw = [record(10, bundle=EVIL, engine=f"onnxruntime {EVIL}", notes=[EVIL]), opt(engine=f"onnxruntime {EVIL}"),
+           failed(bundle=EVIL, flags=[f"failed: {EVIL}"])]  # fmt: skip
+    html = page(summary_of(*raw))
+    assert html.count("<script") == 1 and "<img" not in html and "&lt;img" in html
+    text = markdown(summary_of(*raw))
+    assert "<img" not in re.sub(r"\\<", "", text) and "<script" not in re.sub(r"\\<", "", text)
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) in (8, 9, 15, 16), line
+
+
+def test_markdown_is_short_and_says_what_it_leaves_out():
+    text = markdown(summary_of(*many(), board="raspberry-pi-4"))
+    assert text.startswith("### 6.8× as fast as OPT-350M") and "19 of 50 rows" in text
+    assert "Predicted for Raspberry Pi 4" in text and "broken tg32 failed: out of memory" in text
+    assert "At equal engine and format" in text and "As shipped" in text
+
+
+def test_records_without_the_reference_make_a_report_without_ratios():
+    found = summary_of(record(10), record(4, precision="int8"))
+    assert words.headline(found) == f"ours decodes {number(found.series[1].decode.tok_s)} tokens per second"
+    assert "Against OPT-350M" not in page(found) and "no ratio to show" in page(found)
+    only_failed = summary_of(failed())
+    assert "out of memory" in page(only_failed) and "out of memory" in markdown(only_failed)
+
+
+def test_series_of_one_name_are_told_apart():
+    labels = [one.label for one in summary_of(record(), record(threads=1), record(engine="llama.cpp 7")).series]
+    assert labels == ["ours fp32, 2 threads", "ours fp32, 1 thread", "ours fp32 llama.cpp"]
+
+
+@given(st.floats(1e-6, 1e9), st.integers(2, 8))
+def test_linear_ticks_reach_the_value(high, most):
+    ticks = linear_ticks(high, most)
+    assert ticks[0] == 0 and ticks[-1] >= high * (1 - 1e-9) and 2 <= len(ticks) <= most + 2
+
+
+@given(st.floats(1e-5, 1e8), st.floats(1, 1e6))
+def test_log_ticks_enclose_the_values(low, factor):
+    ticks = log_ticks(low, low * factor)
+    assert ticks[0] <= low * 1.001 and ticks[-1] >= low * factor * 0.999 and ticks == sorted(ticks)
+
+
+def test_numbers_have_three_digits():
+    assert [number(value) for value in (0, 1234.5, 21.14, 0.0123, 5, 100, 8.2, -3.456)] == [
+        "0", "1,234", "21.1", "0.0123", "5", "100", "8.2", "-3.46"]  # fmt: skip
+
+
+def luminance(colour):
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def contrast(one, other):
+    """As WCAG 2 defines it."""
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_have_contrast_in_light_and_in_dark():
+    themes = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in re.findall(
+        r":root \{(.*?)\}", STYLE.read_text(encoding="utf-8"), re.DOTALL)]  # fmt: skip
+    assert len(themes) == 2
+    for theme in themes:
+        for text in ("ink", "quiet"):
+            assert min(contrast(theme[text], theme[back]) for back in ("page", "card", "grid")) >= 4.5, text
+        assert contrast(theme["warn"], theme["warn-page"]) >= 4.5
+        engines = [theme[f"e{index}"] for index in range(6)]
+        assert min(contrast(engine, theme["card"]) for engine in engines) >= 3
+
+
+def test_the_command_writes_the_page_and_prints_the_markdown(tmp_path, capsys):
+    results, out = tmp_path / "r.json", tmp_path / "deep" / "report.html"
+    results.write_text(json.dumps(many()))
+    with pytest.raises(SystemExit) as done:
+        main(["report", str(results), "-o", str(out), "--md", "--device", "raspberry-pi-5"])
+    assert done.value.code == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("### 6.8×") and f"wrote {out}" in said.err
+    assert "Raspberry Pi 5" in out.read_text(encoding="utf-8")
+    for wrong, code in ((["report", str(results)], 2), (["report", str(tmp_path / "no.json"), "--md"], 1),
+                        (["report", str(results), "--md", "--device", "pi"], 1)):  # fmt: skip
+        with pytest.raises(SystemExit) as done:
+            main(wrong)
+        assert done.value.code == code

@@ -1,0 +1,154 @@
+"""The report in a real browser, without a screen: it asks for nothing, fits a phone, sorts, and turns dark."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from sample_records import many, opt, record
+
+from merino_edge.cli.app import main
+
+RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results" / "demo-x86-2cores.json"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
+QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
+EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (extra `dev`)")
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"no browser here: none of {', '.join(BROWSERS)}; on Debian: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=path, args=list(QUIET))
+        yield found
+        found.close()
+
+
+def written(folder, results, *options):
+    with pytest.raises(SystemExit) as done:
+        main(["report", str(results), "-o", str(folder / "report.html"), *options])
+    assert done.value.code == 0
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """Files by name: of the committed records, and of many synthetic ones with predictions."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("committed", "many")}
+    (folders["many"] / "many.json").write_text(json.dumps(many()))
+    return {
+        "committed": written(folders["committed"], RESULTS),
+        "many": written(folders["many"], folders["many"] / "many.json", "--device", "raspberry-pi-4"),
+    }
+
+
+@pytest.fixture
+def opened(browser):
+    """A function: (file, width, scheme) -> the page; what it said and asked for is judged when the test ends."""
+    pages, said, asked = [], [], []
+
+    def open_page(path, width=1280, scheme="light"):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri())
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert said == [] and [url for url in asked if not url.startswith("data:")] == [
+        url for url in asked if url.startswith("file:") and url.endswith("/report.html")]  # fmt: skip
+    assert len([url for url in asked if url.startswith("file:")]) == len(pages)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 768, 1280])
+@pytest.mark.parametrize("name", ["committed", "many"])
+def test_it_fits_and_asks_for_nothing(reports, opened, name, width, scheme):
+    page = opened(reports[name], width, scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    light = page.evaluate(LIGHT)
+    assert light > 200 if scheme == "light" else light < 60
+    shown = page.locator("figure svg:visible")
+    assert shown.count() == page.locator("figure").count() >= 4
+    assert {shown.nth(place).get_attribute("class") for place in range(shown.count())} == {
+        "narrow" if width < 620 else "wide"}  # fmt: skip
+    assert page.evaluate(TEXT_PX) >= 10.5
+    assert page.evaluate(OUTSIDE) == []
+
+
+LIGHT = "Math.max(...getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number))"
+# The smallest size of a drawing's text as shown, in px.
+TEXT_PX = """Math.min(...[...document.querySelectorAll('figure svg')].filter(svg => svg.getBoundingClientRect().width)
+  .map(svg => 12 * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width))"""
+# Texts that reach out of their figure, or of the page.
+OUTSIDE = """[...document.querySelectorAll('figure svg text, h1, h2, h3, p, dt, dd')].filter(text => {
+    const box = text.getBoundingClientRect();
+    const around = (text.closest('figure') || document.body).getBoundingClientRect();
+    return box.width && (box.left < around.left || box.right > around.right + 1);
+  }).map(text => text.textContent)"""
+
+
+def column(page, title):
+    titles = page.locator("#records th").all_inner_texts()
+    place = [each.strip() for each in titles].index(title)
+    return page.locator("#records th button").nth(place), lambda: [
+        row.locator("td").nth(place).get_attribute("data-order") for row in page.locator("#records tbody tr").all()]
+
+
+def test_tables_sort_by_click_and_by_key(reports, opened):
+    page = opened(reports["many"])
+    button, values = column(page, "tok/s")
+    before = [float(value) for value in values()]
+    button.click()
+    assert [float(value) for value in values()] == sorted(before, reverse=True) != before
+    assert button.locator("..").get_attribute("aria-sort") == "descending"
+    button.focus()
+    page.keyboard.press("Enter")
+    assert [float(value) for value in values()] == sorted(before)
+    assert button.locator("..").get_attribute("aria-sort") == "ascending"
+    names, texts = column(page, "bundle")
+    names.click()
+    assert texts() == sorted(texts()) and button.locator("..").get_attribute("aria-sort") is None
+    assert page.locator("#records [aria-sort]").count() == 1
+
+
+def test_a_wide_table_scrolls_in_its_own_box(reports, opened):
+    page = opened(reports["many"], 360)
+    box = page.locator(".scroll", has=page.locator("#records"))
+    wide = box.evaluate("box => box.scrollWidth - box.clientWidth")
+    box.evaluate("box => { box.scrollLeft = 200; }")
+    assert wide > 200 and box.evaluate("box => box.scrollLeft") == 200
+    assert page.evaluate("window.scrollX") == 0
+
+
+def test_a_script_in_a_name_does_not_run(opened, tmp_path):
+    results = tmp_path / "evil.json"
+    results.write_text(json.dumps([record(10, bundle=EVIL, notes=[EVIL]), opt(50)]))
+    page = opened(written(tmp_path, results))
+    assert page.evaluate("typeof window.hacked") == "undefined" and page.locator("img").count() == 0
+    assert EVIL in page.locator("#records td").first.inner_text()
+
+
+def test_the_policy_forbids_what_the_page_does_not_need(browser, reports):
+    """The control: were the page to ask for something, these listeners would tell, and nothing would leave."""
+    page = browser.new_page()
+    said, failed = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("requestfailed", lambda request: failed.append(request.url))
+    page.goto(reports["committed"].as_uri())
+    page.evaluate("""() => {
+        const script = document.createElement('script'), image = document.createElement('img');
+        script.textContent = 'window.hacked = 1'; image.src = 'http://127.0.0.1:9/x.png';
+        document.body.append(script, image);
+    }""")
+    page.wait_for_timeout(200)
+    assert page.evaluate("typeof window.hacked") == "undefined"
+    assert len([text for text in said if "Content Security Policy" in text]) == 2, said
+    page.close()

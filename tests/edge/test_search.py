@@ -1,0 +1,312 @@
+"""Both solvers against the enumeration of small spaces, and the program they share against the true costs."""
+
+import itertools
+import math
+from dataclasses import asdict, fields, replace
+from operator import ne
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merino_edge.design import exact
+from merino_edge.design.budget import Budgets
+from merino_edge.design.credit import credit
+from merino_edge.design.designer import design
+from merino_edge.design.entropy import Scoring
+from merino_edge.design.evolution import Effort, evolve
+from merino_edge.design.exact import undominated
+from merino_edge.design.space import Space, architecture, encode
+from merino_edge.families.merino.architecture import block_operators
+from merino_edge.prediction import latency as times
+from merino_edge.prediction import predict as costs
+from merino_edge.prediction.predict import Workload
+from merino_edge.profiles.profile import load_profile
+from merino_runtime.errors import MerinoError
+
+FORMATS = ("fp32", "int8", "int4")
+
+NAMES = tuple(field.name for field in fields(Budgets))
+BOARD = load_profile("raspberry-pi-zero-2w")
+WORK = Workload("fp32", 128, 64)
+WIDE = dict.fromkeys(NAMES, 1e9)  # budgets that bind nothing
+
+
+def predicted(arch, space, profile=BOARD, work=WORK):
+    """The costs of a built decoder under the usual regime, in the budgets' own units.
+
+    Times as the search counts them: of what the last layer does for one position it sees the space's narrowest FFN.
+    """
+    cost = asdict(costs.predict(arch.operators, profile, work))
+    regime = times.usual_regime(profile)
+
+    def spared(measure, ratio):
+        block = arch.blocks[-1].model_copy(update={"ffn_ratio": ratio, "depth": 1})
+        ops = list(block_operators(block, arch.head_size, last=True))
+        whole = [replace(op, final=False) for op in ops]
+        return measure(whole, profile, work, regime) - measure(ops, profile, work, regime)
+
+    for name, measure in {"decode_ms": times.decode_ms, "prefill_ms": times.prefill_ms}.items():
+        unseen = spared(measure, arch.blocks[-1].ffn_ratio) - spared(measure, min(space.ffn_ratios))
+        cost[name] = measure(arch.operators, profile, work, regime) + unseen
+    in_use_mb = costs.resident_mb(arch.operators, profile, work, regime)
+    runtime_mb = profile.performance.runtime_mb.value
+    cost["memory_mb"] = in_use_mb + costs.activation_mb(arch.operators, profile, work) + runtime_mb
+    cost["opening_memory_mb"] = costs.opening_mb(arch.operators, profile, work, regime) + runtime_mb
+    cost["j_per_token"] = costs.joules(cost["decode_ms"], profile)
+    cost["params_m"] = cost["params"] / 1e6
+    return {name: cost[name] for name in (*NAMES, "opening_memory_mb")}
+
+
+def between(space, share, names, work=WORK):
+    """Budgets at a share of the way from the space's smallest to its largest decoder."""
+    program = encode(space, Budgets(**WIDE), BOARD, work, Scoring())
+    sizes = [(block.width, block.ffn_ratio, block.depth, not block.shared) for block in program.options]
+    ends = (sizes.index(min(sizes)), sizes.index(max(sizes)))
+    built = (architecture(space, program, (end,) * space.blocks, work.context) for end in ends)
+    least, most = (predicted(arch, space, work=work) for arch in built)
+    return Budgets(**{name: least[name] + share[name] * (most[name] - least[name]) for name in names})
+
+
+def enumerated(program):
+    """The highest score within the budgets, of every decoder of the space."""
+    choices = np.array(list(itertools.product(range(len(program.options)), repeat=program.blocks)))
+    widths = program.width[choices]  # [decoders, blocks]
+    first, last = widths[:, 0], widths[:, -1]
+    share = program.use[:, choices].sum(axis=2) + program.peak[:, choices].max(axis=2) + program.ends[:, first, last]
+    share += program.step[:, widths[:, :-1], widths[:, 1:]].sum(axis=2)
+    fits = (share <= 1 + 1e-12).all(axis=0) & (np.diff(widths, axis=1) >= 0).all(axis=1) & program.allowed[first, last]
+    return float(program.score[choices[fits]].sum(axis=1).max())
+
+
+@st.composite
+def problems(draw, blocks=(2, 3), width=(64, 96, 128, 192, 256, 384), growth=(1.5, 2.0, 8.0)):
+    """A small space and a random subset of the budgets, each somewhere between too little and plenty."""
+
+    def some(values, least, most):
+        return tuple(sorted(draw(st.lists(st.sampled_from(values), min_size=least, max_size=most, unique=True))))
+
+    widths = some(width, 2, 3)
+    space = Space(
+        widths=widths,
+        ffn_ratios=some([1.0, 1.5, 3.0], 1, 2),
+        depths=(1, *some([2, 3, 6], 0, 1)),
+        growth=draw(st.sampled_from(growth)),
+        blocks=draw(st.sampled_from(blocks)),
+        vocab=draw(st.sampled_from([257, 8000])),
+        head_size=32 if 96 in widths else draw(st.sampled_from([32, 64])),
+    )
+    names = some(NAMES, 1, len(NAMES))
+    share = {name: draw(st.floats(0.02, 1.0)) for name in names}
+    return space, between(space, share, names)
+
+
+def assert_within(space, program, budgets, choice):
+    arch = architecture(space, program, choice, WORK.context)  # raises where widths shrink
+    assert program.allowed[program.width[choice[0]], program.width[choice[-1]]]
+    for name, value in predicted(arch, space).items():
+        assert value <= budgets.given().get(name, math.inf) * (1 + 1e-12), name
+
+
+@given(problems())
+@settings(max_examples=200)
+def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
+    space, budgets = problem
+    program = encode(space, budgets, BOARD, WORK, Scoring())
+    found = exact.solve(program)
+    best = enumerated(program)
+    assert found.score == pytest.approx(best, rel=1e-9)
+    assert found.score == pytest.approx(program.evaluate(found.choice)[0], rel=1e-12)
+    assert found.bound >= found.score
+    assert found.bound == pytest.approx(best, rel=1e-6)
+    assert_within(space, program, budgets, found.choice)
+    spent = predicted(architecture(space, program, found.choice, WORK.context), space)
+    just = Budgets(**{name: spent[name] * (1 + 1e-9) for name in budgets.given()})
+    again = exact.solve(encode(space, just, BOARD, WORK, Scoring()))
+    assert again.score == pytest.approx(best, rel=1e-9)  # asked for no more than it takes
+
+
+def reachable(program, fits):
+    """All decoders that changes of one property of one block lead to from the smallest, each within the budgets."""
+    keys = [tuple(block.model_dump().values()) for block in program.options]
+
+    def near(option):
+        return [other for other, key in enumerate(keys) if sum(map(ne, key, keys[option])) == 1]
+
+    start = (keys.index(min(keys)),) * program.blocks
+    found, waiting = {start}, [start]
+    while waiting:
+        at = waiting.pop()
+        for block, index in enumerate(at):
+            for child in ((*at[:block], other, *at[block + 1 :]) for other in near(index)):
+                if child not in found and fits(child):
+                    found.add(child)
+                    waiting.append(child)
+    return found
+
+
+@given(problems(blocks=(2,)), st.integers(0, 2**32))
+@settings(max_examples=20)
+def test_evolution_finds_the_best_of_a_few_decoders(problem, seed):
+    """Of those that it can reach by one change at a time, where its population has room for all."""
+    space, budgets = problem
+    program = encode(space, budgets, BOARD, WORK, Scoring())
+
+    def fits(choice):
+        widths = [program.width[index] for index in choice]
+        allowed = program.allowed[widths[0], widths[-1]]
+        return widths == sorted(widths) and allowed and (program.evaluate(choice)[1] <= 1 + 1e-12).all()
+
+    found = evolve(program, seed=seed, effort=Effort(6000, 10_000))
+    assert found.bound is None
+    best = max(program.evaluate(choice)[0] for choice in reachable(program, fits))
+    assert found.score == pytest.approx(best, rel=1e-12)
+    assert found.score <= enumerated(program) * (1 + 1e-12)
+    assert_within(space, program, budgets, found.choice)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_evolution_is_repeatable_within_budgets_and_under_the_bound(seed):
+    space = Space(vocab=8000)
+    share = {"decode_ms": 0.02, "memory_mb": 0.05, "flops_g": 0.02}
+    budgets = between(space, share, share)
+    program = encode(space, budgets, BOARD, WORK, Scoring())
+    reported = []
+    found = evolve(program, seed=seed, effort=Effort(5000), progress=reported.append)
+    assert found == evolve(program, seed=seed, effort=Effort(5000))
+    assert reported == sorted(reported)
+    assert 0 < reported[0] <= reported[-1] <= 5000
+    assert found.score <= exact.solve(program).bound
+    assert_within(space, program, budgets, found.choice)
+    assert len({evolve(program, seed=other, effort=Effort(300)).choice for other in range(5)}) > 1
+
+
+@given(problems())
+@settings(max_examples=100)
+def test_an_option_left_out_as_dominated_is_never_missed(problem):
+    space, budgets = problem
+    program = encode(space, budgets, BOARD, WORK, Scoring())
+    keep = undominated(program)
+    assert len(set(keep)) == len(keep) <= len(program.options)
+    assert enumerated(program.subset(keep)) == pytest.approx(enumerated(program), rel=1e-12)
+
+
+def test_a_space_of_shared_blocks_alone_is_not_refused():
+    """The smallest decoder is the shared one where every block has several layers."""
+    space = Space(widths=(64, 128), depths=(3,), ffn_ratios=(1.0,), blocks=2, vocab=257)
+    budgets = between(space, {"memory_mb": 0.01, "params_m": 0.01}, ("memory_mb", "params_m"))
+    program = encode(space, budgets, BOARD, WORK, Scoring())
+    found = exact.solve(program)
+    assert found.score == pytest.approx(enumerated(program), rel=1e-9)
+    assert_within(space, program, budgets, found.choice)
+
+
+def test_a_space_whose_smallest_decoder_is_worth_nothing_is_solved():
+    """Blocks of 64 channels and four layers score 0 by the inverse gamma, those of 128 do not."""
+    space = Space(widths=(64, 128), depths=(4,), ffn_ratios=(1.0,), blocks=2, vocab=257)
+    program = encode(space, Budgets(**WIDE), BOARD, WORK, Scoring())
+    assert exact.solve(program).score == pytest.approx(enumerated(program), rel=1e-9)
+
+
+def test_a_space_in_which_nothing_is_worth_anything_has_a_best_decoder():
+    space = Space(widths=(64,), depths=(4, 5), ffn_ratios=(1.0,), blocks=2, vocab=257)
+    found = exact.solve(encode(space, Budgets(**WIDE), BOARD, WORK, Scoring()))
+    assert (found.score, found.bound) == (0, 0)
+
+
+def test_memory_is_bounded_while_the_backend_opens_too():
+    """A table that the heap does not keep takes its most then; a design fills the budget all the same."""
+    profile, budgets, work = load_profile("raspberry-pi-5"), Budgets(memory_mb=150), Workload("int8", 64, 16)
+    space = Space(widths=(704, 768), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=2, vocab=50257)
+    found = design(profile, budgets, space=space, context=64, prompt=16, precision="int8")
+    ops = found.architecture.operators
+    opens = costs.opening_mb(ops, profile, work) + profile.performance.runtime_mb.value
+    assert found.predicted.memory_mb == pytest.approx(opens)
+    assert opens > 10 + costs.resident_mb(ops, profile, work) + profile.performance.runtime_mb.value
+    assert 0.95 * 150 < opens <= 150
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_a_programs_shares_are_the_costs_of_the_decoder_that_is_built(data):
+    space = Space(
+        blocks=data.draw(st.integers(1, 4)), head_size=data.draw(st.sampled_from([32, 64])),
+        vocab=data.draw(st.sampled_from([8000, 150_000])), widths=(64, 128, 192, 256), depths=(1, 2, 5), growth=8.0,
+    )
+    precision = data.draw(st.sampled_from(["fp32", "int8", "int4"]))
+    work = Workload(precision, data.draw(st.sampled_from([16, 1024])), data.draw(st.sampled_from([1, 16])))
+    profile = load_profile(data.draw(st.sampled_from(["raspberry-pi-5", "raspberry-pi-4"])))
+    program = encode(space, Budgets(**WIDE), profile, work, Scoring())
+    options = st.sampled_from(range(len(program.options)))
+    choice = sorted(data.draw(st.lists(options, min_size=space.blocks, max_size=space.blocks)))
+    arch = architecture(space, program, choice, work.context)
+    _, share = program.evaluate(choice)
+    for name, part, limit, fixed in zip(program.names, share, program.limits, program.fixed, strict=True):
+        expected = predicted(arch, space, profile, work)[name]
+        assert part * limit + fixed == pytest.approx(expected, rel=1e-9), name
+
+
+@given(
+    problems(blocks=(1, 2)), st.lists(st.sampled_from([257, 1000, 8000]), min_size=1, max_size=2, unique=True),
+    st.lists(st.sampled_from(FORMATS), min_size=1, max_size=2, unique=True),
+)
+@settings(max_examples=30)
+def test_an_open_vocabulary_and_format_give_the_most_worth_of_all_decoders(problem, vocabs, precisions):
+    """Every decoder of every combination, each within the budgets under some regime, by enumeration."""
+    space, budgets = problem
+    space = replace(space, narrow_head_size=None)
+    worths = {}
+    for vocab, precision in itertools.product(vocabs, precisions):
+        work = replace(WORK, precision=precision)
+        for regime in times.telling_regimes(BOARD, work, budgets.given()):
+            try:
+                program = encode(replace(space, vocab=vocab), budgets, BOARD, work, Scoring(), regime)
+            except MerinoError:
+                continue
+            worths[vocab, precision, regime] = credit(vocab, precision) * enumerated(program)
+    keys = {"space": space, "context": WORK.context, "prompt": WORK.prompt, "vocabs": vocabs, "precisions": precisions}
+    if not worths:
+        with pytest.raises(MerinoError, match="no decoder of this space fits"):
+            design(BOARD, budgets, **keys)
+        return
+    found = design(BOARD, budgets, **keys)
+    chosen = found.architecture.vocab, found.precision
+    assert credit(*chosen) * found.entropy == pytest.approx(max(worths.values()), rel=1e-8)
+    assert found.entropy == pytest.approx(found.solver.bound, rel=1e-8)
+    assert found.solver.gap < 1e-8
+    spent = {**found.predicted.model_dump(), "params_m": found.predicted.params / 1e6}
+    assert all(spent[name] <= limit * (1 + 1e-12) for name, limit in budgets.given().items())
+    paper = design(BOARD, budgets, **keys, solver="evolution", effort=Effort(300, 64, 8))
+    chosen = paper.architecture.vocab, paper.precision
+    assert credit(*chosen) * paper.entropy <= max(worths.values()) * (1 + 1e-9)
+    reached = credit(*chosen) * paper.entropy * (1 + paper.solver.gap)
+    assert reached == pytest.approx(max(worths.values()), rel=1e-8)
+    assert paper.considered == found.considered
+    assert found.considered.vocab == sorted(vocabs)
+
+
+def test_one_vocabulary_and_format_in_a_list_are_the_same_as_given_alone():
+    keys = {"space": Space(widths=(64, 128, 256), vocab=4096), "context": 128, "prompt": 64}
+    alone = design(BOARD, Budgets(decode_ms=4), **keys, precision="int8")
+    listed = design(BOARD, Budgets(decode_ms=4), **keys, vocabs=[4096, 4096], precisions=["int8"])
+    assert alone.model_copy(update={"solver": listed.solver}) == listed
+    assert alone.solver.bound == listed.solver.bound
+
+
+@given(problems(), st.floats(0.2, 1.5))
+@settings(max_examples=60)
+def test_a_floor_hides_the_best_decoder_only_where_that_does_not_exceed_it(problem, share):
+    space, budgets = problem
+    program = encode(space, budgets, BOARD, WORK, Scoring())
+    best = exact.solve(program)
+    found = exact.improve(program, share * best.score)
+    assert (found is None) == (share * best.score >= best.score * (1 - 1e-9))
+    assert found is None or found.score == pytest.approx(best.score, rel=1e-9)
+    assert exact.upper_bound(program) >= best.score * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("effort", [(0,), (10**9,), (10, 1, 1), (10, 8, 8), (10, 8, 0)])
+def test_an_effort_that_makes_no_sense_is_refused(effort):
+    with pytest.raises(MerinoError, match="--(steps|population|parents) "):
+        Effort(*effort)

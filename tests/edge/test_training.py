@@ -1,0 +1,274 @@
+"""Training from text to a checkpoint: it learns, it is recorded, it goes on where it was interrupted."""
+
+import hashlib
+import json
+import math
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.merino.model import MerinoForCausalLM
+from merino_edge.training import train as training
+from merino_edge.training.data import (
+    END_OF_TEXT,
+    PackedTokens,
+    read_documents,
+    split_held_out,
+    train_tokenizer,
+)
+from merino_edge.training.train import Recipe, train
+from merino_runtime.errors import MerinoError
+
+ARCH = Architecture(
+    blocks=[{"width": 32, "ffn_ratio": 1.0, "depth": 1}, {"width": 64, "ffn_ratio": 1.0, "depth": 2, "shared": True}],
+    vocab=290,
+    head_size=32,
+    context=32,
+)
+RECIPE = Recipe(steps=300, batch=4, learning_rate=3e-3)
+SMALL = Recipe(steps=1, batch=2)
+
+
+def story(seed, sentences=12):
+    words = random.Random(seed)
+    lines = (
+        f"{words.choice(['the miller', 'the baker', 'a child'])} {words.choice(['counts', 'carries', 'sells'])}"
+        f" {words.choice(['flour', 'bread', 'water'])}."
+        for _ in range(sentences)
+    )
+    return " ".join(lines)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "stories.txt"
+    path.write_text(END_OF_TEXT.join(story(seed) for seed in range(60)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory):
+    """(folder, record) of a run without interruption."""
+    out = tmp_path_factory.mktemp("run") / "checkpoint"
+    return out, train(ARCH, [text], out, recipe=RECIPE)
+
+
+def test_the_loss_falls_below_what_the_frequencies_of_tokens_give(finished, text):
+    folder, record = finished
+    losses = [entry["loss"] for entry in record["losses"] if "loss" in entry]
+    assert losses[0] == pytest.approx(math.log(ARCH.vocab), rel=0.05)
+    rows = PackedTokens(read_documents([text]), Tokenizer.from_file(str(folder / "tokenizer.json")), ARCH.context).rows
+    shares = torch.bincount(rows.flatten()) / rows.numel()
+    unigram = -sum(share * math.log(share) for share in shares.tolist() if share)
+    assert sum(losses[-10:]) / 10 < 0.6 * unigram
+    assert record["held_out_loss"] < 0.6 * unigram
+
+
+def test_a_checkpoint_has_the_layout_of_the_ecosystem(finished):
+    folder, record = finished
+    assert {"config.json", "model.safetensors", "tokenizer.json", "training.json"} <= {
+        path.name for path in folder.iterdir()
+    }
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.architecture == ARCH
+    assert model.config.eos_token_id == model.config.bos_token_id == tokenizer.eos_token_id == 0
+    assert len(tokenizer) == ARCH.vocab
+    ids = tokenizer("the miller counts é flour.")["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "the miller counts é flour."
+    assert ids[0] == 0
+    assert json.loads((folder / "training.json").read_text()) == json.loads(json.dumps(record))
+
+
+def test_the_record_says_how_it_was_made(finished, text):
+    _, record = finished
+    content = text.read_bytes()
+    assert record["data"] == [
+        {"name": "stories.txt", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    ]
+    assert Architecture.model_validate(record["architecture"]) == ARCH
+    assert Recipe(**record["recipe"]) == RECIPE
+    assert record["seen_tokens"] == 300 * 4 * 32
+    assert record["held_out_perplexity"] == pytest.approx(math.exp(record["held_out_loss"]), rel=1e-12)
+
+
+def test_the_recorded_held_out_loss_is_that_of_the_checkpoint(finished, text):
+    folder, record = finished
+    train_documents, held_out = split_held_out(read_documents([text]))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rows = PackedTokens(held_out, tokenizer, ARCH.context).rows.long()
+    assert record["held_out_tokens"] == rows.numel()
+    assert record["train_tokens"] == PackedTokens(train_documents, tokenizer, ARCH.context).tokens
+    with torch.no_grad():
+        loss = MerinoForCausalLM.from_pretrained(folder)(input_ids=rows, labels=rows).loss.item()
+    assert record["held_out_loss"] == pytest.approx(loss, rel=1e-4)
+
+
+class Interrupted(training.Trainer):
+    """A run that ctrl-C hits between two saves, with a third of its work still to come."""
+
+    def training_step(self, *arguments, **keys):
+        if self.state.global_step == 200:
+            raise KeyboardInterrupt
+        return super().training_step(*arguments, **keys)
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been_interrupted(finished, text, tmp_path, monkeypatch):
+    folder, record = finished[0], dict(finished[1])
+    out = tmp_path / "checkpoint"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "Trainer", Interrupted)
+        train(ARCH, [text], out, recipe=RECIPE)
+    assert not (out / "model.safetensors").exists()
+    with pytest.raises(MerinoError, match="--resume"):
+        train(ARCH, [text], out, recipe=RECIPE)
+    again = train(ARCH, [text], out, recipe=RECIPE, resume=True)
+    expected, found = load_file(folder / "model.safetensors"), load_file(out / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+    assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    del record["seconds_of_last_run"], again["seconds_of_last_run"]
+    assert curve(again.pop("losses")) == curve(record.pop("losses"))
+    assert again == record
+
+
+def curve(losses):
+    """(step, loss) of training and of evaluation; the rest is speed."""
+    return [(entry["step"], entry.get("loss"), entry.get("eval_loss")) for entry in losses]
+
+
+def test_another_seed_gives_another_model(text, tmp_path):
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(ARCH, [text], tmp_path / name, recipe=Recipe(steps=2, batch=2, seed=seed))
+        found.append(load_file(tmp_path / name / "model.safetensors"))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert not torch.equal(found[0]["embed_tokens.weight"], found[2]["embed_tokens.weight"])
+
+
+def test_the_last_documents_are_held_out_and_never_trained_on():
+    documents = [f"document {index}" for index in range(100)]
+    kept, held_out = split_held_out(documents)
+    assert (kept, held_out) == (documents[:98], documents[98:])
+    assert split_held_out(documents[:2]) == (documents[:1], documents[1:2])
+    assert split_held_out(["x" * 98 + "yz"]) == (["x" * 98], ["yz"])
+
+
+def test_held_out_files_take_the_place_of_the_split(text, tmp_path):
+    other = tmp_path / "held.txt"
+    other.write_text(story(999))
+    record = train(ARCH, [text], tmp_path / "out", recipe=SMALL, held_out=[other])
+    assert record["held_out"][0]["name"] == "held.txt"
+    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert record["train_tokens"] == PackedTokens(read_documents([text]), tokenizer, ARCH.context).tokens
+
+
+def test_a_tokenizer_may_be_given(finished, text, tmp_path):
+    given = finished[0] / "tokenizer.json"
+    train(ARCH, [text], tmp_path / "out", recipe=SMALL, tokenizer_file=given)
+    written = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert written.get_vocab() == Tokenizer.from_file(str(given)).get_vocab()
+
+
+def test_documents_are_packed_end_to_end_each_with_its_beginning():
+    tokenizer = train_tokenizer([story(1)], 290)
+    documents = ["the baker sells bread.", "a child carries water."]
+    ids = [token for document in documents for token in tokenizer.encode(document).ids]
+    assert ids.count(0) == 2
+    packed = PackedTokens(documents, tokenizer, 5)
+    assert packed.rows.flatten().tolist() == ids[: len(ids) // 5 * 5]
+    assert packed[1]["input_ids"].tolist() == packed[1]["labels"].tolist() == ids[5:10]
+
+
+@pytest.mark.parametrize("vocab", [257, 300])
+def test_a_tokenizer_has_exactly_the_entries_asked_for_and_spells_any_text(vocab):
+    tokenizer = train_tokenizer([story(2), story(3)], vocab)
+    assert tokenizer.get_vocab_size() == vocab
+    assert tokenizer.token_to_id(END_OF_TEXT) == 0
+    odd = "naïve €\n\t 日本語 \U0001f600 \x00"
+    assert tokenizer.decode(tokenizer.encode(odd).ids) == odd
+
+
+def refused(says, data, out, arch=ARCH, **keys):
+    with pytest.raises(MerinoError, match=says):
+        train(arch, data, out, recipe=SMALL, **keys)
+
+
+def test_text_that_is_none_is_refused(tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "empty.txt").write_text(f" \n{END_OF_TEXT}\n ")
+    (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    refused("no text in .*empty", [tmp_path / "empty.txt"], out)
+    refused("latin.txt is not UTF-8 text .byte 3", [tmp_path / "latin.txt"], out)
+    refused("cannot read .*absent", [tmp_path / "absent.txt"], out)
+    refused("cannot read", [tmp_path], out)
+    assert not out.exists()
+
+
+def test_a_vocabulary_that_cannot_be_is_refused(finished, text, tmp_path):
+    small, large = (ARCH.model_copy(update={"vocab": vocab}) for vocab in (256, 5000))
+    refused("256 is too small: .* need 257", [text], tmp_path / "a", arch=small)
+    refused("5000 was asked", [text], tmp_path / "b", arch=large)
+    less = ARCH.model_copy(update={"vocab": 270})
+    given = finished[0] / "tokenizer.json"
+    refused("290 entries, the design's vocabulary 270.*--vocab 290", [text], tmp_path / "c", less, tokenizer_file=given)
+    (tmp_path / "torn.json").write_text("{")
+    refused("torn.json is not a tokenizer.json", [text], tmp_path / "d", tokenizer_file=tmp_path / "torn.json")
+
+
+def test_too_little_text_is_refused_and_leaves_nothing_in_the_way(text, tmp_path):
+    """The user gives more text and runs the same command again."""
+    short = tmp_path / "short.txt"
+    short.write_text("the miller counts flour. " * 20)
+    out = tmp_path / "out"
+    refused("fewer than one sequence of 32", [short], out, arch=ARCH.model_copy(update={"vocab": 260}))
+    train(ARCH, [text], out, recipe=SMALL)
+    assert (out / "model.safetensors").exists()
+
+
+class InterruptedAtOnce(training.Trainer):
+    def training_step(self, *_, **__):
+        raise KeyboardInterrupt
+
+
+def test_a_run_interrupted_before_its_first_save_can_be_begun_again(text, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "Trainer", InterruptedAtOnce)
+        train(ARCH, [text], out, recipe=SMALL)
+    try:
+        train(ARCH, [text], out, recipe=SMALL)
+    except MerinoError as error:  # it may ask for --resume, but then --resume must do
+        assert "--resume" in str(error)
+        train(ARCH, [text], out, recipe=SMALL, resume=True)
+    assert (out / "model.safetensors").exists()
+
+
+def test_a_folder_in_use_and_a_run_that_is_none_are_refused(text, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    refused("not empty", [text], tmp_path / "full")
+    refused("not empty", [text], text)
+    refused("holds no run to resume", [text], tmp_path / "full", resume=True)
+    refused("holds no run to resume", [text], tmp_path / "absent", resume=True)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"steps": 0}, "--steps 0"),
+        ({"batch": 0}, "--batch 0"),
+        ({"learning_rate": 0.0}, "--learning-rate 0"),
+        ({"learning_rate": math.nan}, "--learning-rate nan"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(keys, says):
+    with pytest.raises(MerinoError, match=says):
+        Recipe(**keys)

@@ -1,0 +1,230 @@
+"""The rules of the house, read from the syntax tree: who may import whom, how long a file is, what it may be called."""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+PACKAGES = {
+    "merino_edge": ROOT / "merino_edge",
+    "merino_runtime": ROOT / "runtime" / "merino_runtime",
+    "merino_bench": ROOT / "bench" / "merino_bench",
+}
+MAY_IMPORT = {
+    "merino_edge": {"merino_edge", "merino_runtime", "merino_bench"},
+    "merino_runtime": {"merino_runtime"},
+    "merino_bench": {"merino_bench", "merino_runtime"},
+}
+# The rooms of each package from the top: a room imports from rooms further down, and from itself.
+ROOMS = {
+    "merino_edge": [
+        "cli", "report", "benchmarking", "evaluation", "export", "training", "bundles", "design", "records",
+        "calibration", "prediction", "families", "profiles", "storage", "embedded",
+    ],
+    "merino_bench": ["harness", "probe", "sensors"],
+}
+STILL_UPWARD: set[str] = set()
+FORBIDDEN_NAMES = re.compile(r"util|helper|common|manager|factory", re.IGNORECASE)
+IGNORED = {".venv", "build", "dist", "tests"}
+
+
+def sources():
+    """Every Python file of the repository but tests, by path."""
+    found = (path for path in sorted(ROOT.rglob("*.py")) if not set(path.relative_to(ROOT).parts) & IGNORED)
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
+
+
+def module_name(path):
+    """`merino_edge.design.space` for a file of one of the packages; None for any other."""
+    for package, folder in PACKAGES.items():
+        if folder in path.parents:
+            parts = [package, *path.relative_to(folder).with_suffix("").parts]
+            return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return None
+
+
+MODULES = {name: path for path in sources() if (name := module_name(path))}
+
+
+def imported(path):
+    """Full names of what a file imports, wherever in it: modules, and the names taken from them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(name):
+    """Modules of ours that a module imports: the longest that exists, so `from a.b import c` may be a.b.c or a.b."""
+    found = set()
+    for full in imported(MODULES[name]):
+        while full and full not in MODULES:
+            full = full.rpartition(".")[0]
+        found |= {full} - {"", name}
+    return found
+
+
+GRAPH = {name: own_imports(name) for name in MODULES}
+
+
+def room_of(module):
+    """(package, room) of a module; room None for what lies beside the rooms (`__main__`, a package itself)."""
+    package, _, inner = module.partition(".")
+    room = inner.split(".")[0]
+    return package, room if room in ROOMS.get(package, ()) else None
+
+
+def upward():
+    """(room, room further up) of each import between two rooms of a package that runs against their order."""
+    for name, targets in GRAPH.items():
+        for target in targets:
+            (package, here), (other, there) = room_of(name), room_of(target)
+            if package == other and here and there:
+                order = ROOMS[package]
+                if order.index(there) < order.index(here):
+                    yield f"{name} -> {target}"
+
+
+def test_there_is_something_to_judge():
+    assert {name.split(".")[0] for name in MODULES} == set(PACKAGES)
+    assert "merino_edge.families.operators" in GRAPH["merino_edge.families.merino.architecture"]
+    assert len(MODULES) > 40
+
+
+def test_packages_import_only_the_packages_they_may():
+    wrong = [
+        (name, full)
+        for name in MODULES for full in imported(MODULES[name])
+        if full.split(".")[0] in PACKAGES and full.split(".")[0] not in MAY_IMPORT[name.split(".")[0]]
+    ]
+    assert wrong == []
+
+
+def test_nothing_imports_the_tests_or_the_experiments():
+    wrong = [
+        (str(path.relative_to(ROOT)), full)
+        for path in sources() for full in imported(path)
+        if full.split(".")[0] in {"tests", "conftest", "experiments", "bench", "runtime"}
+    ]
+    assert wrong == []
+
+
+def test_a_room_imports_only_from_rooms_further_down():
+    assert sorted(set(upward()) - STILL_UPWARD) == []
+    assert sorted(STILL_UPWARD - set(upward())) == [], "turned round: take it off the list"
+
+
+def test_merino_edge_holds_its_rooms_and_nothing_else():
+    found = {path.name for path in PACKAGES["merino_edge"].iterdir() if path.name != "__pycache__"}
+    assert found == {*ROOMS["merino_edge"], "__init__.py"}
+
+
+def cycles():
+    """Groups of modules that import each other, imports inside functions included."""
+
+    def reachable(start):
+        found, waiting = set(), [start]
+        while waiting:
+            for target in GRAPH[waiting.pop()] - found:
+                found.add(target)
+                waiting.append(target)
+        return found
+
+    reach = {name: reachable(name) for name in GRAPH}
+    groups = {
+        tuple(sorted(other for other in reach[name] if name in reach[other])) for name in GRAPH if name in reach[name]
+    }
+    return sorted(groups)
+
+
+def test_no_modules_import_each_other():
+    assert cycles() == []
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_short_and_named_for_what_it_does(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+    for part in path.relative_to(ROOT).parts:
+        assert not FORBIDDEN_NAMES.search(part)
+    text = path.read_text(encoding="utf-8")
+    assert not text.strip() or ast.get_docstring(ast.parse(text)), "a module says what it does"
+
+
+BLOCKED = """
+import importlib, pkgutil, sys
+BLOCKED = {"torch", "onnx", "transformers", "merino_edge", "scipy", "pydantic", "typer", "rich"}
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ImportError("blocked: " + name)
+sys.meta_path.insert(0, Blocker())
+for package in ("merino_runtime", "merino_bench"):
+    module = importlib.import_module(package)
+    for info in pkgutil.walk_packages(module.__path__, package + "."):
+        importlib.import_module(info.name)
+        print(info.name)
+assert not BLOCKED & set(sys.modules), BLOCKED & set(sys.modules)
+"""
+
+
+def test_the_board_side_needs_nothing_of_the_workstation():
+    roots = os.pathsep.join(str(PACKAGES[name].parent) for name in ("merino_runtime", "merino_bench"))
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED], env={**os.environ, "PYTHONPATH": roots}, capture_output=True, text=True,
+        check=False, cwd=ROOT.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    board_side = {name for name in MODULES if not name.startswith("merino_edge")} - {"merino_runtime", "merino_bench"}
+    assert set(done.stdout.split()) == board_side
+
+
+def readme():
+    if not README.exists():
+        pytest.skip("there is no README.md yet")
+    return README.read_text(encoding="utf-8")
+
+
+def documented_commands(text):
+    """The words of each line of a bash block that calls merino-edge, continued lines joined, comments off."""
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.strip().startswith("merino-edge"):
+                yield line.strip(), shlex.split(line, comments=True)[1:]
+
+
+def test_every_command_of_the_readme_exists_with_its_options():
+    text = readme()
+    from typer.testing import CliRunner
+
+    from merino_edge.cli.app import app
+
+    runner = CliRunner(env={"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"})
+    helps = {}
+    commands = list(documented_commands(text))
+    assert commands, "the README shows how merino-edge is used"
+    for line, (verb, *words) in commands:
+        if verb not in helps:
+            result = runner.invoke(app, [verb, "--help"])
+            assert result.exit_code == 0, line
+            helps[verb] = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", result.output))
+        shell = next((index for index, word in enumerate(words) if word in {"|", ">", "&&", "&", ";"}), len(words))
+        for word in words[:shell]:
+            if re.fullmatch(r"--?[a-zA-Z].*", word):
+                assert word.split("=")[0] in helps[verb], line
+
+
+def test_every_path_of_the_readmes_file_map_exists():
+    text = readme()
+    rows = re.findall(r"^\|\s*\[?`([^`|]+)`", text, re.MULTILINE)
+    paths = [row for row in rows if "/" in row.lstrip("/") and not re.search(r"^/|[\s<>*]", row)]
+    assert len(paths) >= 4, "the README has a table of what lies where"
+    assert [path for path in paths if not (ROOT / path).exists()] == []

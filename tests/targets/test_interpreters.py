@@ -1,0 +1,161 @@
+"""The trained model's bundles under the Pythons and ONNX Runtimes of boards: same file, same bundles, same ids.
+
+`make test` sets the environments up where there are such Pythons (tests/targets/pythons). Other CPUs: test_boards.py.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from merino_runtime.backends import open_backend
+from merino_runtime.bundle import load_bundle
+from merino_runtime.text import open_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+LOGITS = ROOT / "tests" / "targets" / "boards" / "logits.py"
+README = ROOT / "merino_edge" / "embedded" / "README.md"
+PORTABLE = [("portable", "fp32"), ("portable", "int8")]
+FP32 = [("fused", "fp32"), *PORTABLE]
+ALL = [("fused", "int8"), ("fused", "int4"), *FP32]
+
+
+class Interpreter(NamedTuple):
+    python: Path
+    onnxruntime: str
+    runs: list  # (dialect, precision) of the bundles that it takes; the others must be refused
+
+
+INTERPRETERS = {
+    "3.6": Interpreter(ROOT / ".venv36" / "bin" / "python", "1.10.0", PORTABLE),
+    "3.8": Interpreter(ROOT / ".venv38" / "bin" / "python", "1.19.2", FP32),
+    "3.10": Interpreter(ROOT / ".venv310" / "bin" / "python", "1.23.2", ALL),
+    "this": Interpreter(Path(sys.executable), onnxruntime.__version__, ALL),
+}
+PAIRS = [(version, *kind) for version in INTERPRETERS for kind in ALL]
+RUN = [pair for pair in PAIRS if pair[1:] in INTERPRETERS[pair[0]].runs]
+
+
+def python_of(version):
+    interpreter = INTERPRETERS[version]
+    if not interpreter.python.exists():
+        pytest.skip(f"no Python {version} on this machine (make test sets it up where there is one)")
+    return interpreter.python
+
+
+def run(*call, cwd=None):
+    done = subprocess.run([str(word) for word in call], cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def greedy_ids(python, bundle):
+    arguments = ["Once upon a time", "-n", "24", "--temperature", "0", "--ignore-eos", "--json"]
+    done = run(python, "merino.pyz", "generate", ".", *arguments, cwd=bundle)
+    assert done.returncode == 0, done.stderr
+    *tokens, last = [json.loads(line) for line in done.stdout.splitlines()]
+    assert last["done"] and last["tokens"] == len(tokens) == 24
+    return [token["id"] for token in tokens]
+
+
+@pytest.fixture(scope="module")
+def ids_here(embedded_bundles):
+    return {kind: greedy_ids(sys.executable, folder) for kind, folder in embedded_bundles.items()}
+
+
+@pytest.mark.parametrize(("version", "dialect", "precision"), RUN)
+def test_the_selftest_passes_and_the_story_is_the_same(version, dialect, precision, embedded_bundles, ids_here):
+    python, bundle = python_of(version), embedded_bundles[dialect, precision]
+    done = run(python, "merino.pyz", "selftest", ".", cwd=bundle)
+    assert (done.returncode, done.stdout) == (0, "ok: 16 greedy ids as expected\n"), done.stderr
+    assert greedy_ids(python, bundle) == ids_here[dialect, precision]
+
+
+@pytest.mark.parametrize(("version", "dialect", "precision"), sorted(set(PAIRS) - set(RUN)))
+@pytest.mark.parametrize("verb", [["generate", ".", "Once upon a time"], ["selftest", "."]])
+def test_what_needs_a_newer_runtime_is_refused_and_says_which(version, dialect, precision, verb, embedded_bundles):
+    python = python_of(version)
+    done = run(python, "merino.pyz", *verb, cwd=embedded_bundles[dialect, precision])
+    said = done.stderr
+    assert done.returncode == 1 and done.stdout == ""
+    assert f"onnxruntime is {INTERPRETERS[version].onnxruntime}, bundle 'embedded' (dialect {dialect}) needs" in said
+    assert f"needs {'1.18' if precision == 'fp32' else '1.23'} or later" in said
+    assert "pip install" in said and "--dialect portable" in said
+
+
+@pytest.fixture(scope="module")
+def story(embedded_bundles):
+    """Ids of real text, longer than one piece of a prefill."""
+    text = README.read_text().split("Greedy, after")[1].replace("\n> ", " ")
+    ids = open_tokenizer(load_bundle(str(embedded_bundles["fused", "fp32"]))).encode(text)
+    return (ids * 3)[:300]
+
+
+# What the cache shares with a prompt is kept, except that before 1.20 a fused cache is only where it is at least half.
+STEPS = [
+    ("prompt", 20, 20), ("step", 21, 1), ("step", 22, 1), ("prompt", 40, 18), ("truncate", 8, None),
+    ("prompt", 30, 22), ("step", 31, 1), ("prompt", 300, 269), ("truncate", 290, None), ("prompt", 300, 10),
+]  # fmt: skip
+STEPS_BEFORE_1_20 = [*STEPS[:5], ("prompt", 30, 30), STEPS[6], ("prompt", 300, 300), *STEPS[8:]]
+
+
+def play(python, bundle, ids, steps, out, *code):
+    """The steps as logits.py takes them -> (its report, logits [prompts and steps, vocab])."""
+    arguments = {"prompt": lambda end: ids[:end], "step": lambda end: ids[end - 1], "truncate": lambda end: end}
+    said = json.dumps([(verb, arguments[verb](end)) for verb, end, _ in steps])
+    call = [python, *(code or [LOGITS]), bundle, said, out]
+    environment = {"PYTHONPATH": str(bundle / "merino.pyz"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(word) for word in call], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), np.load(out)
+
+
+@pytest.fixture(scope="module")
+def expected(embedded_bundles, story):
+    """By kind: the logits after each beginning that STEPS asks for, each from an empty cache, on this machine."""
+    found = {}
+    for kind, folder in embedded_bundles.items():
+        backend, rows = open_backend(load_bundle(str(folder))), []
+        for end in [end for verb, end, _ in STEPS if verb != "truncate"]:
+            backend.truncate(0)
+            rows.append(backend.prefill(story[:end]).copy())
+        backend.close()
+        found[kind] = np.array(rows)
+    return found
+
+
+@pytest.mark.parametrize(("version", "dialect", "precision"), RUN)
+def test_a_prompt_goes_on_from_what_the_cache_holds(
+    version, dialect, precision, embedded_bundles, story, expected, assert_same_choices, tmp_path
+):
+    """With the beginning shared, cut, and longer than a piece: the logits are those of an empty cache."""
+    python, bundle = python_of(version), embedded_bundles[dialect, precision]
+    steps = STEPS_BEFORE_1_20 if (version, dialect) == ("3.8", "fused") else STEPS
+    report, found = play(python, bundle, story, steps, tmp_path / "found.npy")
+    assert report["onnxruntime"] == INTERPRETERS[version].onnxruntime
+    assert version == "this" or report["python"].startswith(version + ".")
+    assert report["computed"] == [count for _, _, count in steps if count]
+    assert report["ids"] == story
+    assert_same_choices(found, expected[dialect, precision], precision)
+
+
+CARELESS = """
+import runpy, sys
+from merino_runtime.backends import onnx
+onnx.FIRST_CHUNKED_GQA = (1, 0)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_without_its_care_for_the_old_attention_the_logits_would_be_wrong(embedded_bundles, story, expected, tmp_path):
+    """Else the test above would not show that several ids behind a filled cache are fed one by one before 1.20."""
+    bundle, right = embedded_bundles["fused", "fp32"], expected["fused", "fp32"]
+    report, found = play(python_of("3.8"), bundle, story, STEPS, tmp_path / "found.npy", "-c", CARELESS, LOGITS)
+    assert report["computed"] == [count for _, _, count in STEPS if count]
+    assert np.abs(found - right).max() > 0.1 * np.abs(right).max()

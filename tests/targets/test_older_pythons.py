@@ -1,0 +1,35 @@
+"""The board side's own tests under the Pythons of boards: 3.6 with ONNX Runtime 1.10, as on a Jetson Nano, where only
+`portable` bundles run; and 3.8 with 1.19, whose fused attention needs care (docs/decisions.md).
+
+That the trained model's bundles give the same ids under them: test_interpreters.py.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(("version", "side", "dialects"), [
+    ("3.6", "runtime", ["portable"]), ("3.6", "bench", ["portable"]), ("3.8", "runtime", ["fused", "portable"]),
+])  # fmt: skip
+def test_the_board_side_passes_its_tests(version, side, dialects, bundle_dirs, tmp_path):
+    python = ROOT / f".venv{version.replace('.', '')}" / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"no Python {version} on this machine (make test sets it up where there is one)")
+    files = sorted(path for path in (ROOT / "tests" / side).glob(f"test_{side}_*.py") if "syntax" not in path.name)
+    assert files
+    for dialect in dialects:
+        shutil.copytree(bundle_dirs[dialect], tmp_path / dialect)
+    environment = {**os.environ, "MERINO_TEST_BUNDLE": str(tmp_path)}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [python, "-m", "pytest", "-p", "no:cacheprovider", *files],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
