@@ -30,8 +30,7 @@ CPUS = {
     "cortex-a76": "raspberry-pi-5",
 }
 GIVEN = os.environ.get("MERINO_BOARD_ROOT")
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-BOARD_ROOT = Path(GIVEN or CACHE / "merino_edge" / "boards" / "bookworm")
+BOARD_ROOT = Path(GIVEN or Path(os.environ["MERINO_USERS_CACHE"]) / "merino_edge" / "boards" / "bookworm")
 PYTHON = BOARD_ROOT / "usr" / "bin" / "python3.11"
 SCRIPTS = Path(__file__).parent / "boards"
 INSTRUCTIONS, LOGITS = SCRIPTS / "instructions.py", SCRIPTS / "logits.py"
