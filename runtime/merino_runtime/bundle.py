@@ -64,6 +64,7 @@ class Bundle(NamedTuple):
     outputs: Tuple[Port, ...]
     params: int
     flops_per_token: int
+    head_flops: int
     weight_bytes: int
     decode_weight_bytes: int
     kv_bytes: int

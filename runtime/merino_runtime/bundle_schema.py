@@ -62,14 +62,12 @@ def _inner_path(value: Any) -> Optional[str]:
 _count, _size = _integer(0, "an integer, 0 or more"), _integer(1, "an integer, 1 or more")
 _port = {"name": _text, "dtype": _one_of("int32", "int64", "float16", "float32"), "shape": [_axis]}
 BUNDLE_SHAPE: Dict[str, Any] = {
-    "schema": _size, "name": _text, "family": _one_of("merino", "opt"), "architecture": _object,
+    "schema": _size, "name": _text, "family": _text, "architecture": _object,
     "precision": _one_of("fp32", "fp16", "int8", "int4"), "dialect": _one_of("fused", "portable"),
     "weights": _one_of("trained", "random"), "weights_source": _text, "context": _size, "vocab": _size,
     "eos_id": _or_null(_count), "kv_layers": [{"heads": _size, "head_size": _size}], "inputs": [_port],
-    "outputs": [_port], "params": _count, "flops_per_token": _count, "weight_bytes": _count,
-    "decode_weight_bytes": _count,
-    "kv_bytes": _count,
-    "isa": [_text], "boards": [_text],
+    "outputs": [_port], "params": _count, "flops_per_token": _count, "head_flops": _count,
+    "weight_bytes": _count, "decode_weight_bytes": _count, "kv_bytes": _count, "isa": [_text], "boards": [_text],
     "backend": {"name": _text, "min_version": _text, "refused_versions": [_text]},
     "threads": {"prefill": _or_null(_size), "decode": _or_null(_size)},
     "golden": {"prompt_ids": [_count], "greedy_ids": [_count]},
