@@ -232,7 +232,7 @@ def bench(
     )  # fmt: skip
     with bench_progress() as progress:
         code = run_benchmark(
-            bundles, workload, baseline, baseline_precision, output.value, save, timeout, peers, progress
+            bundles, workload, baseline, baseline_precision, output.value, save, timeout, peers, progress, say
         )
     raise typer.Exit(code)
 
