@@ -1,6 +1,6 @@
-"""What bundle.json must look like (docs/formats.md is the same in words). Standard library only.
+"""The schema of bundle.json: its keys, and what each value must be. Standard library only.
 
-Finds every problem at once, so that a wrong file is put right in one go; `bundle` raises them.
+All problems of a file are found at once; `bundle` raises them as one error. What the keys mean: docs/formats.md.
 """
 import json
 from typing import Any, Callable, Dict, List, Optional
@@ -9,13 +9,14 @@ SCHEMA = 1
 
 
 def problems_of(description: Any) -> List[str]:
+    """In words, one for each wrong key or value; contradictions between values only where each value is valid."""
     problems: List[str] = []
     _check(description, BUNDLE_SHAPE, "", problems)
     return problems or _contradictions(description)
 
 
-# The shape of bundle.json. A leaf is a function: value -> what was expected, or None where the value is
-# right. {...} is an object of exactly these keys, [x] a list of x.
+# A shape is a nested description of JSON: {...} is an object of exactly these keys, [x] a list of x, and a leaf is a
+# function that takes a value and returns what was expected, or None where the value is valid.
 
 def _integer(low: int, expected: str) -> Callable[[Any], Optional[str]]:
     def leaf(value: Any) -> Optional[str]:
@@ -53,7 +54,7 @@ def _sha256(value: Any) -> Optional[str]:
 
 
 def _inner_path(value: Any) -> Optional[str]:
-    """No way out of the folder: a bundle may come from anyone."""
+    """Refuses paths that lead out of the folder, since a bundle may come from anyone."""
     good = isinstance(value, str) and value not in ("", ".") and not set(value) & set("\\:\0")
     good = good and not value.startswith("/") and ".." not in value.split("/")
     return None if good else "a path inside the bundle (not absolute, no '..')"
@@ -105,7 +106,7 @@ def shown(value: Any) -> str:
 
 
 def _contradictions(description: Dict[str, Any]) -> List[str]:
-    """Keys that are right one by one and wrong together."""
+    """Values that are valid by themselves and contradict each other."""
     problems = []
     vocab, paths = description["vocab"], [file["path"] for file in description["files"]]
     ids = description["golden"]["prompt_ids"] + description["golden"]["greedy_ids"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from merino_edge.benchmarking import baselines as baseline
+from merino_edge.benchmarking import baselines
 from merino_edge.benchmarking.baselines import EXPORTER_ROOMS, baseline_bundles, digest_of, exporter_digest
 from merino_edge.families.opt.geometry import OPT_350M
 from merino_runtime.bundle import load_bundle
@@ -18,7 +18,7 @@ TINY = OPT_350M.model_copy(
 
 @pytest.fixture(autouse=True)
 def tiny_opt(monkeypatch, tmp_path):
-    monkeypatch.setitem(baseline.OPT_NAMES, "opt-350m", TINY)
+    monkeypatch.setitem(baselines.OPT_NAMES, "opt-350m", TINY)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -44,7 +44,7 @@ def test_a_baseline_of_another_exporter_is_exported_again_and_the_old_one_remove
     mine = old_fused.with_name("opt-350m-fp32-fused-of-mine")
     for folder in (undigested, mine):
         shutil.copytree(old_fused, folder)
-    monkeypatch.setattr(baseline, "exporter_digest", lambda: "0123456789ab")
+    monkeypatch.setattr(baselines, "exporter_digest", lambda: "0123456789ab")
     (new,) = baseline_bundles("opt-350m", measured[:1], None, said.append)
     assert Path(new) != old_fused and formats([new]) == [("fp32", "fused")]
     assert sum("exporting" in line for line in said) == 3
@@ -53,7 +53,7 @@ def test_a_baseline_of_another_exporter_is_exported_again_and_the_old_one_remove
 
 def test_the_exporters_digest_is_of_its_sources(tmp_path):
     """It changes with each byte and each name of a source, and with nothing else."""
-    shutil.copytree(Path(baseline.__file__).parents[1] / "export", tmp_path / "export")
+    shutil.copytree(Path(baselines.__file__).parents[1] / "export", tmp_path / "export")
     found = {digest_of([tmp_path / "export"])}
     for change in (
         lambda: (tmp_path / "export" / "parity.py").open("a").write("#"),
@@ -66,7 +66,7 @@ def test_the_exporters_digest_is_of_its_sources(tmp_path):
     (tmp_path / "export" / "__pycache__").mkdir(exist_ok=True)
     (tmp_path / "export" / "__pycache__" / "parity.pyc").write_text("?")
     assert digest_of([tmp_path / "export"]) in found
-    rooms = [Path(baseline.__file__).parents[1] / room for room in EXPORTER_ROOMS]
+    rooms = [Path(baselines.__file__).parents[1] / room for room in EXPORTER_ROOMS]
     assert exporter_digest() == digest_of(rooms) and all((room / "__init__.py").is_file() for room in rooms)
 
 
