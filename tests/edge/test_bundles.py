@@ -110,7 +110,7 @@ def test_data_files_beside_the_sources_travel_in_the_application(tmp_path):
 
 WITHOUT_TORCH = """
 import importlib, pkgutil, sys
-BLOCKED = {"torch", "transformers", "onnx", "onnxruntime", "rich", "typer"}
+BLOCKED = {"torch", "transformers", "onnx", "onnxruntime", "scipy", "rich", "typer"}
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in BLOCKED:
