@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from merino_edge.export.export import export
-from merino_edge.export.source import OPT_NAMES, is_bundle, load_source
+from merino_edge.export.source import is_bundle, random_source
+from merino_edge.families.names import resolve
+from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.storage.atomic import cache_folder
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
@@ -18,17 +20,18 @@ def baseline_bundles(
 
     Raises MerinoError where a folder is given with a precision: a bundle has its own.
     """
-    if what not in OPT_NAMES:
+    found = resolve(what)
+    if not isinstance(found, Model):
         if precision is not None:
             raise MerinoError(
-                f"--baseline-precision goes with {', '.join(OPT_NAMES)}: {what!r} is taken for a bundle, which has its"
-                " own. Leave the option out, or name one of these"
+                f"--baseline-precision goes with {', '.join(exportable_models())}: {what!r} is taken for a bundle,"
+                " which has its own. Leave the option out, or name one of these"
             )
-        return [what]
+        return [found]
     formats = formats_of(measured) or [("fp32", "fused")]
     if precision is not None:
         formats = [(precision, formats[0][1])]
-    return [baseline_bundle(what, say, *each) for each in formats]
+    return [baseline_bundle(found, say, *each) for each in formats]
 
 
 def formats_of(folders: Sequence[str]) -> list[tuple[str, str]]:
@@ -37,16 +40,14 @@ def formats_of(folders: Sequence[str]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((bundle.precision, bundle.dialect) for bundle in bundles))
 
 
-def baseline_bundle(name: str, say: Callable[[str], None], precision: str = "fp32", dialect: str = "fused") -> str:
-    """The folder of a baseline: a bundle's own folder, or that of a name such as `opt-350m` (random weights)."""
-    if name not in OPT_NAMES:
-        return name
-    folder = cache_folder() / f"{name}-{precision}-{dialect}"
+def baseline_bundle(model: Model, say: Callable[[str], None], precision: str = "fp32", dialect: str = "fused") -> str:
+    """The folder of a model's bundle with random weights, exported where the cache does not hold it."""
+    folder = cache_folder() / f"{model.id}-{precision}-{dialect}"
     if is_bundle(folder) and sound(folder):
         return str(folder)
-    say(f"exporting {name} as {precision} {dialect}, with random weights of its true geometry (once, minutes;"
+    say(f"exporting {model.id} as {precision} {dialect}, with random weights of its true geometry (once, minutes;"
         f" kept in {folder})")  # fmt: skip
-    export(load_source(name), folder, precision=precision, dialect=dialect)
+    export(random_source(model.geometry, model.id), folder, precision=precision, dialect=dialect)
     return str(folder)
 
 
