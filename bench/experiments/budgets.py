@@ -29,7 +29,7 @@ from merino_edge.design.budget import Budgets
 from merino_edge.design.designer import Design, design
 from merino_edge.design.space import Space
 from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction import predict as costs
 
 COUNT, SEED, CONTEXT, PROCESSES = 20, 7, 512, 5

@@ -22,7 +22,7 @@ from merino_bench.harness.processes import measure_apart
 from merino_bench.probe.timing import undisturbed_ms
 from merino_edge.benchmarking.redesign import steps_ms
 from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.designed import Architecture
 
 PR_SET_THP_DISABLE = 41
 CASE = Case("tg", 64, 48, 64, None)

@@ -19,7 +19,7 @@ from merino_bench.probe.timing import undisturbed_ms
 from merino_edge.benchmarking.redesign import steps_ms
 from merino_edge.calibration.board import board
 from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.operators import params
 from merino_edge.prediction import predict as costs
 

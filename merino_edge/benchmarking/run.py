@@ -7,7 +7,7 @@ from merino_bench.harness.cases import Workload
 from merino_bench.harness.progress import Progress
 from merino_bench.harness.run import bench_command
 from merino_edge.benchmarking.peers.session import peer_rows
-from merino_edge.embedded import bundle_path
+from merino_edge.families.names import bundle_path
 
 
 def run_benchmark(
@@ -25,7 +25,7 @@ def run_benchmark(
     if baseline is not None:
         from merino_edge.benchmarking.baselines import baseline_bundles  # loads torch
 
-        bases = baseline_bundles(bundle_path(baseline), folders, baseline_precision, say)
+        bases = baseline_bundles(baseline, folders, baseline_precision, say)
     with peer_rows(peers, [*folders, *bases]) as more_rows:
         return bench_command(
             folders, workload, bases, output, None if save is None else str(save), timeout_s, progress, more_rows

@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 
 from merino_bench.probe.tasks import DECODER_VOCAB
 from merino_edge.calibration.probe import Measurement, Probe
-from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.operators import Operator, activation, attention, head, linear, norm
 from merino_edge.prediction.latency_terms import again_share, amounts, partly_share, total_us
 from merino_edge.profiles.coefficients import AGAIN, GENERAL, MEMORY, OF_FORMAT, Dialect

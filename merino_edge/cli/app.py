@@ -146,12 +146,11 @@ def export(
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
     from merino_edge.bundles.files import bundle_bytes
     from merino_edge.cli.tables import console, matrix_table, working
-    from merino_edge.embedded import bundle_path
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
 
     with working(f"exporting {source}"):
-        found = load_source(bundle_path(source), weights)
+        found = load_source(source, weights)
         done = run(found, out, dialect=dialect, precision=precision, context=context)
     made = done.bundle
     print(
@@ -191,7 +190,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Stream text from a bundle: the board's own runtime, on this machine."""
-    from merino_edge.embedded import bundle_path
+    from merino_edge.families.names import bundle_path
     from merino_runtime.commands import run_generate
     from merino_runtime.sampler import Sampling
 

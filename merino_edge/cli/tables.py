@@ -11,8 +11,7 @@ from merino_edge.calibration.calibrate import Residual
 from merino_edge.design.designer import Design, Measured
 from merino_edge.design.recommend import existing_entropy
 from merino_edge.export.quantize import MatrixError
-from merino_edge.families.merino.architecture import Architecture
-from merino_edge.families.opt.geometry import OPT_350M
+from merino_edge.families.designed import Architecture
 from merino_edge.families.zoo import model
 from merino_edge.prediction.predict import Cost, Workload, predict
 from merino_edge.profiles.profile import DeviceProfile, Figure
@@ -79,7 +78,7 @@ def design_table(design: Design, profile: DeviceProfile) -> Table:
     arch = design.architecture
     work = Workload(design.precision, arch.context, design.prompt)
     ours = predict(arch.operators, profile, work, design.budget)
-    theirs = predict(OPT_350M.operators, profile, work, {})
+    theirs = predict(model("opt-350m").geometry.operators, profile, work, {})
     provenance = f"predicted ({ours.provenance} figures)"
     caption = f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}"
     table = Table(title=f"Design for {profile.name}", caption=caption)

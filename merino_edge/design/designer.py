@@ -14,7 +14,7 @@ from merino_edge.design.entropy import Scoring
 from merino_edge.design.evolution import Effort
 from merino_edge.design.space import Program, Solution, Space, architecture
 from merino_edge.design.variants import Variant, combinations, search
-from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.prediction.latency import Workload
 from merino_edge.prediction.predict import predict

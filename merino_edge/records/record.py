@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from merino_bench.harness.record import FAILED
-from merino_edge.families.merino.architecture import Architecture
-from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.registry import FAMILIES
 from merino_edge.storage.faults import fault, fault_list
 from merino_runtime.errors import MerinoError
 
@@ -24,7 +24,6 @@ Numbers = Annotated[tuple[float, ...], Many]
 Samples = Annotated[tuple[Positive, ...], Many]
 Words = Annotated[tuple[str, ...], Many]
 Interval = Annotated[tuple[Positive, Positive], Many]
-FAMILIES: dict[str, type[Architecture] | type[OptArchitecture]] = {"merino": Architecture, "opt": OptArchitecture}
 SINCE_2 = (
     "depth", "context", "ms_mean", "ms_sd", "ms_p95", "ms_p99", "tpot_ms", "flops_per_token", "prefill_threads",
     "rounds_ms", "j_per_token", "energy", "date", "command", "family", "architecture",
@@ -167,10 +166,12 @@ class Record(_Facts):
         return self
 
     @property
-    def geometry(self) -> Architecture | OptArchitecture | None:
+    def geometry(self) -> Geometry | None:
         """None where the record carries none, or one of a family that is not known here."""
         family = FAMILIES.get(self.family or "")
-        return None if family is None or self.architecture is None else family.model_validate(self.architecture)
+        if family is None or self.architecture is None:
+            return None
+        return family.geometry.model_validate(self.architecture)
 
     @property
     def failure(self) -> str | None:

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from merino_edge.families.operators import FORMATS, Operator, params
-from merino_edge.families.opt.geometry import OPT_350M
+from merino_edge.families.zoo import model
 from merino_edge.records.record import USUAL_ENGINE, Record
 
 REFERENCE = "OPT-350M"
-REFERENCE_PARAMS = params(OPT_350M.operators)
+REFERENCE_PARAMS = params(model("opt-350m").geometry.operators)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from merino_bench.probe.onnx_writer import FLOAT, Node, Port, Stored, model
 from merino_edge.export.export import build_graph
 from merino_edge.export.onnx import graph
 from merino_edge.export.quantize import Quantized, dequantize
-from merino_edge.export.source import random_merino
-from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.export.source import random_source
+from merino_edge.families.designed import Architecture, Block
 
 ATTRIBUTES = (("ints", (0, 1, -3, 2**40)), ("one", 7), ("minus", -1), ("real", 0.25))
 
@@ -138,7 +138,7 @@ def test_the_probes_decoder_is_the_exporters(form, uses, tmp_path):
     """The same operators in the same order, with the same attributes, as a bundle of this geometry."""
     block = Block(width=64, ffn_ratio=1.5, depth=uses, shared=uses > 1)
     arch = Architecture(blocks=(block,) * 2, vocab=128, head_size=32, context=32)
-    build_graph(random_merino(arch, "tiny"), "fused", 32, form).save(tmp_path)
+    build_graph(random_source(arch, "tiny"), "fused", 32, form).save(tmp_path)
     exported = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
     kernel = decoder_graph.decoder(form, 64, 96, 2, 2, 128, 32, uses)
     assert kernel.weight_bytes == decoder_graph.decoder(form, 64, 96, 2, 2, 128, 32).weight_bytes

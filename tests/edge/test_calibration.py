@@ -16,7 +16,7 @@ from merino_edge.calibration.board import board
 from merino_edge.calibration.calibrate import calibrate, calibrated_toml, check_same_machine
 from merino_edge.calibration.command import recalibrate
 from merino_edge.calibration.probe import Measurement, Probe, joined, read_probe
-from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction import predict as costs
 from merino_edge.prediction.default_coefficients import estimated
 from merino_edge.prediction.latency_terms import again_share, partly_share

@@ -9,7 +9,7 @@ from sample_records import failed, many, opt, record
 from merino_bench.harness.cases import Workload
 from merino_bench.harness.render import as_json, as_json_lines
 from merino_bench.harness.run import run_bench
-from merino_edge.families.opt.geometry import OPT_350M
+from merino_edge.families.zoo import model
 from merino_edge.records.record import SINCE_2, Record, read_records
 from merino_runtime.errors import MerinoError
 
@@ -52,7 +52,7 @@ def test_records_of_schema_1_are_read_and_what_they_lack_is_none():
 def test_geometry_and_cache_of_a_deep_row():
     deep = Record.model_validate(opt(depth=512))
     assert deep.test == "tg32 @ d512" and deep.cached == 512 and deep.tokens == 32
-    assert deep.geometry == OPT_350M
+    assert deep.geometry == model("opt-350m").geometry
 
 
 def test_all_faults_of_all_files_are_told_at_once(tmp_path):
