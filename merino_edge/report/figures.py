@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from merino_edge.records.record import Record
+from merino_edge.records.schema import Record
 from merino_edge.report.charts import (
     Bar,
     Distribution,

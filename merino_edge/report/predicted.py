@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from merino_bench.sensors.environment import machine
 from merino_edge.prediction.predict import Workload, predict
 from merino_edge.profiles.profile import DeviceProfile
-from merino_edge.records.record import Record
+from merino_edge.records.schema import Record
 from merino_edge.report.series import Series
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from merino_edge.records.record import Record
+from merino_edge.records.schema import Record
 from merino_edge.records.speed_ratio import Ratio, speed_ratio
 from merino_edge.report.series import Series
 

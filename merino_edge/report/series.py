@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from merino_edge.families.operators import FORMATS, Operator, params
 from merino_edge.families.opt.geometry import OPT_350M
-from merino_edge.records.record import USUAL_ENGINE, Record
+from merino_edge.records.schema import DEFAULT_ENGINE, Record
 
 REFERENCE = "OPT-350M"
 REFERENCE_PARAMS = params(OPT_350M.operators)
@@ -100,7 +100,7 @@ def distinct_labels(rows: Sequence[Record]) -> list[str]:
 def engines_of(series: Sequence[Series]) -> list[str]:
     """Names without versions, ONNX Runtime first: its colour is then the same in each report."""
     names = dict.fromkeys(one.engine_name for one in series)
-    return sorted(names, key=lambda name: not name.startswith(USUAL_ENGINE))
+    return sorted(names, key=lambda name: not name.startswith(DEFAULT_ENGINE))
 
 
 def _thread_words(row: Record) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from merino_edge.profiles.profile import DeviceProfile
-from merino_edge.records.record import Environment, Record
+from merino_edge.records.schema import Environment, Record
 from merino_edge.report.memory import MemoryParts, memory_parts
 from merino_edge.report.predicted import Prediction, predictions
 from merino_edge.report.ratios import Against, equal_ratios, headline_ratio, shipped_ratios

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from merino_edge.records.record import Record
+from merino_edge.records.schema import Record
 from merino_edge.report.ratios import Against
 from merino_edge.report.summary import Place, Summary
 from merino_edge.report.svg import number

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from merino_edge.records.record import Record
+from merino_edge.records.schema import Record
 from merino_edge.records.speed_ratio import Ratio
 from merino_edge.report.ratios import PAPER, PAPER_PARAMS, PAPER_SPEED, Against
 from merino_edge.report.series import REFERENCE, Series

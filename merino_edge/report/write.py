@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from merino_edge.calibration.board import board
-from merino_edge.records.record import read_records
+from merino_edge.records.reading import read_records
 from merino_edge.report.markdown import markdown
 from merino_edge.report.page import page
 from merino_edge.report.summary import summarise
