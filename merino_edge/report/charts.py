@@ -33,7 +33,7 @@ LOG_SPAN = 4  # a larger range of values is drawn on a logarithmic axis
 
 
 @dataclass(frozen=True)
-class Words:
+class Titles:
     """title and description are read aloud; x and y name the axes, units included."""
 
     title: str
@@ -84,17 +84,17 @@ class Distribution:
     quantiles: tuple[tuple[str, float], ...]
 
 
-def scatter(name: str, words: Words, points: Sequence[Point], reference: Point | None, width: int) -> Element:
+def scatter(name: str, titles: Titles, points: Sequence[Point], reference: Point | None, width: int) -> Element:
     """Both axes logarithmic; dotted lines through the reference divide smaller from larger, faster from slower."""
     height = 340
-    svg = drawing(name, words.title, words.description, width, height)
+    svg = drawing(name, titles.title, titles.description, width, height)
     plot = Plot(44, 34, width - 10, height - 44)
     x_ticks = log_ticks(min(one.x for one in points) * 0.9, max(one.x for one in points) * 1.1)
     y_ticks = log_ticks(min(one.y for one in points) * 0.9, max(one.y for one in points) * 1.1)
     x = logarithmic(x_ticks[0], x_ticks[-1], plot.left, plot.right)
     y = logarithmic(y_ticks[0], y_ticks[-1], plot.bottom, plot.top)
-    y_axis(svg, plot, y, y_ticks, words.y)
-    x_axis(svg, plot, x, thinned(x_ticks, max(3, int(width / 60))), words.x)
+    y_axis(svg, plot, y, y_ticks, titles.y)
+    x_axis(svg, plot, x, thinned(x_ticks, max(3, int(width / 60))), titles.x)
     if reference is not None:
         at_x, at_y = x(reference.x), y(reference.y)
         add(svg, "line", x1=at_x, x2=at_x, y1=plot.top, y2=plot.bottom, class_="reference")
@@ -105,9 +105,9 @@ def scatter(name: str, words: Words, points: Sequence[Point], reference: Point |
     return svg
 
 
-def lines(name: str, words: Words, series: Sequence[Line], width: int) -> Element:
+def lines(name: str, titles: Titles, series: Sequence[Line], width: int) -> Element:
     height = 300
-    svg = drawing(name, words.title, words.description, width, height)
+    svg = drawing(name, titles.title, titles.description, width, height)
     names = [shortened(one.label, width / 3.2) for one in series]
     plot = Plot(44, 34, width - 12 - max(map(text_px, names)), height - 44)
     values = [value for one in series for _, value in one.points]
@@ -115,8 +115,8 @@ def lines(name: str, words: Words, series: Sequence[Line], width: int) -> Elemen
     x_ticks = [tick for tick in linear_ticks(furthest, 4 if width < 400 else 6) if tick <= furthest * 1.02]
     x = linear(0, furthest * 1.02, plot.left, plot.right)
     y, y_ticks = _value_scale(values, plot)
-    y_axis(svg, plot, y, y_ticks, words.y + (" (log scale)" if y_ticks[0] > 0 else ""))
-    x_axis(svg, plot, x, x_ticks, words.x)
+    y_axis(svg, plot, y, y_ticks, titles.y + (" (log scale)" if y_ticks[0] > 0 else ""))
+    x_axis(svg, plot, x, x_ticks, titles.x)
     for one in series:
         path = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in one.points)
         add(svg, "polyline", points=path, class_=f"line {one.class_} {shape_of(one.precision)}")
@@ -131,16 +131,16 @@ def lines(name: str, words: Words, series: Sequence[Line], width: int) -> Elemen
     return svg
 
 
-def bars(name: str, words: Words, rows: Sequence[Bar], limit: float | None, width: int) -> Element:
+def bars(name: str, titles: Titles, rows: Sequence[Bar], limit: float | None, width: int) -> Element:
     """Horizontal, a label above each. `limit` is drawn as a line."""
     row_px, top = 42, 6
     plot = Plot(0, top, width - 12, top + row_px * len(rows))
-    svg = drawing(name, words.title, words.description, width, plot.bottom + 24)
+    svg = drawing(name, titles.title, titles.description, width, plot.bottom + 24)
     longest = max([sum(part.value for part in row.parts) for row in rows] + [limit or 0])
     ticks = linear_ticks(longest, 4 if width < 400 else 6)
     x = linear(0, ticks[-1], plot.left + 2, plot.right)
     x_axis(svg, plot, x, ticks[1:-1], "")
-    write(svg, plot.right, plot.bottom + 17, f"{number(ticks[-1])} {words.x}", "tick", "end")
+    write(svg, plot.right, plot.bottom + 17, f"{number(ticks[-1])} {titles.x}", "tick", "end")
     for index, row in enumerate(rows):
         y = plot.top + index * row_px
         room = plot.right - text_px(row.note) - 12
@@ -157,10 +157,10 @@ def bars(name: str, words: Words, rows: Sequence[Bar], limit: float | None, widt
     return svg
 
 
-def histograms(name: str, words: Words, panels: Sequence[Distribution], width: int) -> Element:
+def histograms(name: str, titles: Titles, panels: Sequence[Distribution], width: int) -> Element:
     """One below another, each with an axis of its own from its smallest sample to past its 99th percentile."""
     panel_px, bar_px, bins = 136, 60, 36 if width > 400 else 24
-    svg = drawing(name, words.title, words.description, width, panel_px * len(panels) + 4)
+    svg = drawing(name, titles.title, titles.description, width, panel_px * len(panels) + 4)
     for index, one in enumerate(panels):
         top = panel_px * index
         plot = Plot(2, top + 42, width - 12, top + 42 + bar_px)

@@ -44,7 +44,7 @@ class Series:
 
     @property
     def operators(self) -> list[Operator] | None:
-        """Of the geometry that the records carry; None where they carry none, or a format whose cost is unknown."""
+        """Of the records' architecture; None where they have none, or where the format's size in memory is unknown."""
         geometry = self.records[0].geometry
         return geometry.operators if geometry and self.precision in FORMATS else None
 

@@ -1,4 +1,4 @@
-"""The report's sentences: headline, claims and what the reader should know of the figures."""
+"""The report's sentences: headline, claims, and what a reader must know about the values shown."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from merino_runtime.board import MB as BYTES_PER_MB
 
 @dataclass(frozen=True)
 class Tile:
-    """One quantity of the headline's bundle, and of the reference."""
+    """One quantity of the headline's bundle, and the same of the reference."""
 
     title: str
     value: str
@@ -91,6 +91,14 @@ def flags_words(summary: Summary) -> str:
     if summary.failed:
         said.append(f"{len(summary.failed)} failed")
     return "; ".join(said)
+
+
+def unpredicted_words(summary: Summary) -> str:
+    """Which series have no prediction and why, series with the same reason together; empty where there are none."""
+    labels: dict[str, list[str]] = {}
+    for each in summary.unpredicted:
+        labels.setdefault(each.reason, []).append(each.series.label)
+    return ". ".join(f"No prediction for {', '.join(names)}: {reason}" for reason, names in labels.items())
 
 
 def form_words(series: Series) -> str:

@@ -18,9 +18,9 @@ from merino_edge.profiles.profile import load_profile
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
 from merino_edge.report import words
-from merino_edge.report.figures import cache_points, figures
 from merino_edge.report.markdown import markdown
 from merino_edge.report.page import page
+from merino_edge.report.page_charts import cache_points, charts_of
 from merino_edge.report.summary import summarise
 from merino_edge.report.svg import linear_ticks, log_ticks, number
 
@@ -103,6 +103,22 @@ def test_predictions_are_the_cost_codes_own_and_say_where_the_measurement_is_fro
     assert all(one.here for one in there.predictions) and there.predictions
 
 
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({"precision": "fp16"}, "the CPU cost model has no coefficients for fp16, only for fp32, int8, int4"),
+    ({"engine": "llama.cpp 7", "precision": "F32"}, "the cost model covers ONNX Runtime only"),
+    ({"family": None, "architecture": None}, "the records have no architecture of a known family"),
+])  # fmt: skip
+def test_a_report_says_which_rows_have_no_prediction_and_why(changes, reason):
+    rows = record(10), record(30, test="pp64"), record(8, bundle="other", **changes)
+    found = summary_of(*rows, board="raspberry-pi-4")
+    assert {one.series.bundle for one in found.predictions} == {"ours"}
+    assert [(one.series.bundle, one.reason) for one in found.unpredicted] == [("other", reason)]
+    said = f"No prediction for {found.unpredicted[0].series.label}: {reason}."
+    assert said in page(found) and said in markdown(found).replace("\\", "")
+    without_board = summary_of(*rows)
+    assert not without_board.unpredicted and "No prediction" not in page(without_board) + markdown(without_board)
+
+
 def test_memory_parts_add_up_and_kv_is_apart_only_where_the_geometry_is_known():
     known, unknown = summary_of(record(10), record(10, bundle="plain", family=None, architecture=None)).memory
     assert known.kv_mb > 0 and unknown.kv_mb is None
@@ -120,11 +136,11 @@ def test_cache_points_are_medians_of_each_depth_or_of_slices_of_the_steps():
 
 def test_drawings_are_well_formed_named_and_once_per_width():
     names = []
-    for figure in figures(summary_of(*many(), board="raspberry-pi-4")):
-        assert len(figure.drawings) == 2 and figure.provenance
-        for drawing in figure.drawings:
+    for chart in charts_of(summary_of(*many(), board="raspberry-pi-4")):
+        assert len(chart.drawings) == 2 and chart.provenance
+        for drawing in chart.drawings:
             svg = ElementTree.fromstring(drawing)
-            assert svg.get("role") == "img" and svg[0].tag == "title" and svg[0].text == figure.title
+            assert svg.get("role") == "img" and svg[0].tag == "title" and svg[0].text == chart.title
             assert svg[1].tag == "desc" and svg[1].text
             names.append(svg[0].get("id"))
             places = [float(each.get(key, "0")) for each in svg.iter() for key in ("x", "y", "cx", "cy", "x1", "y2")]
@@ -132,10 +148,10 @@ def test_drawings_are_well_formed_named_and_once_per_width():
     assert len(names) == len(set(names)) == 18
 
 
-def test_a_page_asks_for_nothing_and_each_figure_has_its_provenance():
+def test_a_page_loads_nothing_and_each_chart_has_its_provenance():
     html = page(summary_of(*many(), board="raspberry-pi-4"))
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<link (?!rel=\"icon\" href=\"data:,\")", html)
-    assert "measured on Test board" in html and "predicted from estimated figures" in html
+    assert "measured on Test board" in html and "predicted from estimated coefficients" in html
     assert html.count('class="provenance"') == html.count("<figure") == 9
 
 
