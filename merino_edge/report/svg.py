@@ -97,7 +97,8 @@ def y_axis(svg: Element, plot: Plot, scale: Scale, ticks: Sequence[float], title
         y = scale(tick)
         add(svg, "line", x1=plot.left, x2=plot.right, y1=y, y2=y, class_="grid")
         write(svg, plot.left - 6, y + 4, number(tick), "tick", "end")
-    write(svg, 0, plot.top - 12, title, "axis")
+    if title:
+        write(svg, 0, plot.top - 12, title, "axis")
 
 
 def x_axis(svg: Element, plot: Plot, scale: Scale, ticks: Sequence[float], title: str) -> None:
@@ -106,7 +107,8 @@ def x_axis(svg: Element, plot: Plot, scale: Scale, ticks: Sequence[float], title
         x = scale(tick)
         add(svg, "line", x1=x, x2=x, y1=plot.bottom, y2=plot.bottom + 4, class_="base")
         write(svg, x, plot.bottom + 17, number(tick), "tick", "middle")
-    write(svg, plot.right, plot.bottom + 34, title, "axis", "end")
+    if title:
+        write(svg, plot.right, plot.bottom + 34, title, "axis", "end")
 
 
 def marker(svg: Element, x: float, y: float, precision: str, class_: str, size: float = 5) -> Element:
