@@ -8,7 +8,9 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from merino_edge.design.budget import option
+from merino_edge.design.designer import Design
 from merino_edge.design.pareto import Front
+from merino_edge.design.pareto import Mark as ExistingModel
 from merino_edge.report import labels
 from merino_edge.report.labels import Box, Mark
 from merino_edge.report.svg import (
@@ -91,9 +93,9 @@ def front_svg(front: Front) -> str:
     limit = draw_limit(svg, front, plot, x(front.default_limit))
     add(svg, "polyline", points=" ".join(f"{at:.1f},{up:.1f}" for at, up in points), class_="line")
     for (at, up), design in zip(points, front.points, strict=True):
-        tip(marker(svg, at, up, "fp32", "design", 4), f"design: {told(front, design)}")
+        tip(marker(svg, at, up, "fp32", "design", 4), f"design: {coordinates(front, design)}")
     for mark, model in zip(marks, front.models, strict=True):
-        tip(marker(svg, mark.x, mark.y, "fp16", "model"), f"{model.name}: {told(front, model)}")
+        tip(marker(svg, mark.x, mark.y, "fp16", "model"), f"{model.name}: {coordinates(front, model)}")
     limit_line = labels.along([(x(front.default_limit), plot.top), (x(front.default_limit), plot.bottom)])
     texts = [limit, *(labels.around(at, up, 5) for at, up in points)]
     labels.draw(svg, labels.beside(plot, marks, [*labels.along(points), *limit_line], texts))
@@ -127,16 +129,17 @@ def draw_limit(svg: Element, front: Front, plot: Plot, at: float) -> Box:
     return Box(left, plot.top, left + wide, plot.top + 18)
 
 
-def told(front: Front, what: object) -> str:
-    """A design or a model in words: its place on both axes."""
-    used = getattr(getattr(what, "predicted", None), front.against)
-    return f"{number(used)} {QUANTITIES[front.against][2]}, {number(getattr(what, 'entropy', 0.0) / 1e3)} thousand nats"
+def coordinates(front: Front, shown: Design | ExistingModel) -> str:
+    """The values on both axes with their units."""
+    used = getattr(shown.predicted, front.against)
+    return f"{number(used)} {QUANTITIES[front.against][2]}, {number(shown.entropy / 1e3)} thousand nats"
 
 
 def described(front: Front) -> str:
-    models = "; ".join(f"{each.name}: {told(front, each)}" for each in front.models)
+    """For screen readers."""
+    models = "; ".join(f"{each.name}: {coordinates(front, each)}" for each in front.models)
     first, last = front.points[0], front.points[-1]
-    ends = f"The front from {told(front, first)} to {told(front, last)}."
+    ends = f"The front from {coordinates(front, first)} to {coordinates(front, last)}."
     return f"{ends} Existing models: {models}." if models else ends
 
 

@@ -24,7 +24,7 @@ def headline(summary: Summary) -> str:
     best = summary.headline
     if best is not None:
         fewer = f" with {best.params_ratio:.1f}× fewer parameters" if (best.params_ratio or 0) > 1 else ""
-        return f"{times(best.speed.value)} as fast as {REFERENCE}{fewer}"
+        return f"{multiple(best.speed.value)} as fast as {REFERENCE}{fewer}"
     rows = [row for one in summary.series if (row := one.decode) and row.tok_s and not row.flags]
     if not rows:
         return "No undisturbed decode row"
@@ -80,7 +80,7 @@ def interval_words(ratio: Ratio) -> str:
 
 def ratio_words(ratio: Ratio) -> str:
     interval = "" if ratio.low is None else f" ({ratio.low:.2f} to {ratio.high:.2f})"
-    return f"{times(ratio.value)}{interval}"
+    return f"{multiple(ratio.value)}{interval}"
 
 
 def flags_words(summary: Summary) -> str:
@@ -109,7 +109,7 @@ def against_words(each: Against) -> str:
     return f"{each.theirs.bundle}: {form_words(each.theirs)}"
 
 
-def times(value: float) -> str:
+def multiple(value: float) -> str:
     return f"{value:.1f}×" if value >= 2 else f"{value:.2f}×"
 
 
