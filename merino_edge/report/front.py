@@ -106,7 +106,7 @@ def front_svg(front: Front) -> str:
 
 def axes(svg: Element, front: Front, plot: Plot, title: str) -> tuple[Scale, Scale]:
     """(x, y): x logarithmic over points, models and the default budget; y linear from zero, of entropy in nats."""
-    shown = (*front.points, *front.models)
+    shown: tuple[Design | ExistingModel, ...] = (*front.points, *front.models)
     values = [front.default_limit, *(getattr(each.predicted, front.against) for each in shown)]
     x_ticks = log_ticks(min(values) / 1.05, max(values) * 1.05)
     y_ticks = linear_ticks(max(each.entropy for each in shown) / 1e3 * 1.05)  # thousand nats

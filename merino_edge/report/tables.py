@@ -30,9 +30,9 @@ class DataTable:
 def equal_table(summary: Summary, short: bool = False) -> DataTable:
     """short: only ratios of representative rows."""
     caption = "At equal engine and format: both sides run the same engine, version and weight format."
-    told = {(row.test, row.cached, id(one)) for one in summary.series for row in one.representatives}
+    shown = {(row.test, row.cached, id(one)) for one in summary.series for row in one.representatives}
     rows = tuple(_equal_cells(each) for each in summary.equal
-                 if not short or (each.test, each.cached, id(each.ours)) in told)  # fmt: skip
+                 if not short or (each.test, each.cached, id(each.ours)) in shown)  # fmt: skip
     return DataTable("equal", caption, EQUAL_COLUMNS, rows)
 
 
