@@ -1,6 +1,6 @@
 """The front of entropy against one budget of a board: the optimum at each of a series of limits, with its proof.
 
-Left to others: the solver (`design.designer`), the picture (`front_plot`).
+Left to others: the solver (`design.designer`), the drawing (`report.front`).
 """
 
 from collections.abc import Callable
