@@ -30,7 +30,7 @@ class TorchSide(Protocol):
         """transformers' configuration of a geometry; `keys` are passed on."""
 
     def geometry_of(self, config: Any) -> Geometry:
-        """The geometry of transformers' configuration. Raises MerinoError for one that cannot be."""
+        """The geometry of such a configuration. Raises MerinoError or ValidationError for one that cannot be."""
 
 
 @dataclass(frozen=True)
