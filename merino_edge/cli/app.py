@@ -67,7 +67,7 @@ def devices(
     from merino_edge.cli.tables import console, device_table, devices_table
     from merino_edge.profiles.profile import list_profiles
 
-    profiles = [board(device)] if device else list_profiles()
+    profiles = [board(device, say)] if device else list_profiles()
     if as_json:
         print(json.dumps([profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]))
     else:
@@ -91,7 +91,7 @@ def calibrate(
     from merino_edge.calibration.command import recalibrate
     from merino_edge.cli.tables import console, residual_table
 
-    found = recalibrate(device, probe or (), out)
+    found = recalibrate(device, probe or (), out, say)
     if out:
         say(f"wrote {out}")
     console().print(residual_table(found))
