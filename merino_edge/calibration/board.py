@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from merino_edge.profiles.profile import DeviceProfile, load_profile, parse_profile
+from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.profiles.reading import load_profile, parse_profile
 
 
 def board(id_or_path: str | Path, say: Callable[[str], None] = lambda _: None) -> DeviceProfile:

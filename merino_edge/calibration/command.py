@@ -6,7 +6,7 @@ from pathlib import Path
 from merino_edge.calibration.calibrate import Residual, calibrate, calibrated_toml, check_same_machine
 from merino_edge.calibration.host import host_probe
 from merino_edge.calibration.probe import joined, read_probe
-from merino_edge.profiles.profile import parse_profile_text, profile_text
+from merino_edge.profiles.reading import parse_profile_text, profile_text
 from merino_edge.storage.atomic import write_text
 from merino_runtime.errors import MerinoError
 

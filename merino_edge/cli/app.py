@@ -65,7 +65,7 @@ def devices(
     """List the boards, or every figure of one with its source."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables import console, device_table, devices_table
-    from merino_edge.profiles.profile import list_profiles
+    from merino_edge.profiles.reading import list_profiles
 
     profiles = [board(device, say)] if device else list_profiles()
     if as_json:

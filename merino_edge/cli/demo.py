@@ -17,7 +17,7 @@ from merino_edge.embedded import EMBEDDED, bundle_path
 from merino_edge.export.export import export
 from merino_edge.export.source import load_source
 from merino_edge.prediction.predict import usual_prompt
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 from merino_edge.storage.atomic import write_text
 
 BOARD = "raspberry-pi-4"

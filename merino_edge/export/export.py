@@ -23,7 +23,7 @@ from merino_edge.families.operators import CPU_FORMATS, FAST_ISA, decode_flops, 
 from merino_edge.families.opt.geometry import OptArchitecture
 from merino_edge.families.opt.walk import walk_opt
 from merino_edge.prediction.predict import Workload, memory_mb, usual_prompt
-from merino_edge.profiles.profile import list_profiles
+from merino_edge.profiles.reading import list_profiles
 from merino_edge.storage.atomic import new_folder, write_text
 from merino_runtime.board import ARM_FEATURES
 from merino_runtime.bundle import load_bundle

@@ -21,7 +21,7 @@ from merino_edge.prediction import predict as costs
 from merino_edge.prediction.default_coefficients import estimated
 from merino_edge.prediction.latency_terms import again_share, partly_share
 from merino_edge.profiles.coefficients import AGAIN, MEMORY
-from merino_edge.profiles.profile import load_profile, parse_profile_text, profile_text
+from merino_edge.profiles.reading import load_profile, parse_profile_text, profile_text
 from merino_runtime.errors import MerinoError
 
 BOARD = load_profile("raspberry-pi-5")

@@ -14,7 +14,7 @@ from merino_edge.prediction.default_coefficients import estimated
 from merino_edge.prediction.latency import Regime, Workload
 from merino_edge.prediction.latency_terms import amounts
 from merino_edge.prediction.predict import predict
-from merino_edge.profiles.profile import load_profile, profile_ids
+from merino_edge.profiles.reading import load_profile, profile_ids
 
 FORMATS = ("fp32", "int8", "int4")
 BOARDS = {board: load_profile(board) for board in profile_ids()}

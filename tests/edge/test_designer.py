@@ -8,7 +8,7 @@ from merino_edge.design.budget import Budgets
 from merino_edge.design.designer import design, load_design
 from merino_edge.design.space import Space
 from merino_edge.design.variants import NARROW
-from merino_edge.profiles.profile import load_profile, profile_ids
+from merino_edge.profiles.reading import load_profile, profile_ids
 from merino_runtime.errors import MerinoError
 
 BOARD = load_profile("raspberry-pi-zero-2w")

@@ -27,7 +27,7 @@ from merino_edge.export.source import Source, load_source, random_merino, random
 from merino_edge.families import operators
 from merino_edge.families.merino.architecture import Architecture
 from merino_edge.families.opt.geometry import OPT_350M, OptArchitecture
-from merino_edge.profiles.profile import list_profiles, load_profile, profile_ids
+from merino_edge.profiles.reading import list_profiles, load_profile, profile_ids
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError

@@ -13,7 +13,7 @@ from merino_edge.cli.tables import solver_line
 from merino_edge.design.budget import Budgets
 from merino_edge.design.designer import Measured, design
 from merino_edge.design.space import Space
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 from merino_runtime.errors import MerinoError
 
 BOARD = load_profile("raspberry-pi-5")
