@@ -222,17 +222,17 @@ def bench(
     save: Annotated[Path | None, typer.Option(help="the records as JSON too; FILE.jsonl is appended to")] = None,
 ) -> None:
     """Measure bundles on this machine in fresh processes. Lists and ranges: 128,512 or 1-4 or 128-2048*2."""
-    from merino_bench.harness.cases import Workload, parse_depths, parse_lengths, parse_threads
+    from merino_bench.harness.cases import BenchRequest, parse_depths, parse_lengths, parse_threads
     from merino_edge.benchmarking.run import run_benchmark
     from merino_edge.cli.terminal import bench_progress
 
-    workload = Workload(
+    request = BenchRequest(
         None if prompts is None else parse_lengths(prompts), None if steps is None else parse_lengths(steps),
         repetitions, () if threads is None else parse_threads(threads), parse_depths(depths),
     )  # fmt: skip
     with bench_progress() as progress:
         code = run_benchmark(
-            bundles, workload, baseline, baseline_precision, output.value, save, timeout, peers, progress
+            bundles, request, baseline, baseline_precision, output.value, save, timeout, peers, progress
         )
     raise typer.Exit(code)
 

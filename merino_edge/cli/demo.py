@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from merino_bench.harness.cases import Workload
+from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.render import render, save
 from merino_bench.harness.run import run_bench
 from merino_edge.benchmarking.baselines import baseline_bundle
@@ -22,7 +22,7 @@ from merino_edge.storage.atomic import write_text
 
 BOARD = "raspberry-pi-4"
 PROMPT = "Once upon a time"
-WORKLOAD = Workload(prompts=(128,), steps=(64,), repetitions=3)
+REQUEST = BenchRequest(prompts=(128,), steps=(64,), repetitions=3)
 
 
 def run_demo(out: Path) -> None:
@@ -82,7 +82,7 @@ def demo_generate() -> None:
 
 def demo_bench(out: Path, bundle: Path, opt: str, found: Design) -> None:
     with bench_progress() as progress:
-        records = run_bench([str(bundle)], WORKLOAD, [opt], progress)
+        records = run_bench([str(bundle)], REQUEST, [opt], progress)
     save(records, str(out / "bench.json"))
     (out / "bench.md").write_text(render(records, "md"))
     console().print(bench_table(records))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from merino_bench.harness.cases import Workload, decode_case, prefill_case
+from merino_bench.harness.cases import BenchRequest, decode_case, prefill_case
 from merino_bench.harness.record import FAILED, RECORD_KEYS
 from merino_bench.harness.worker import timed_rounds
 from merino_edge.benchmarking.peers import engines
@@ -31,7 +31,7 @@ GROWING = Architecture(
     blocks=({"width": 32, "ffn_ratio": 1, "depth": 1}, {"width": 64, "ffn_ratio": 1, "depth": 2, "shared": True}),
     vocab=304, head_size=32, context=64,
 )  # fmt: skip
-SMALL = Workload(repetitions=1, threads=(1,))
+SMALL = BenchRequest(repetitions=1, threads=(1,))
 QUICK = tuple(peer for peer in PEERS if peer.engine != "torch.compile")
 
 

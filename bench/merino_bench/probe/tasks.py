@@ -1,7 +1,7 @@
-"""What a probe times on this machine: graphs within the last-level cache and beyond it, by format and thread count.
+"""The graphs that a probe times on this machine: within the last-level cache and beyond it, by format and thread count.
 
-Sizes follow the machine: what "beyond the cache" takes, and what its memory can hold. In order of worth, since a slow
-board may not get to the end of the list.
+Sizes follow the machine: its cache and its free memory. The most informative graphs come first, since a slow board may
+not get to the end of the list.
 """
 from typing import Iterator, List, NamedTuple, Sequence, Tuple
 
@@ -27,11 +27,12 @@ LONG_DECODE = ((0, 1), (512, 1))
 DECODER = ((0, 1), (512, 1), (0, 16), (0, 64), (0, 256))
 # (width, FFN width, layers, heads) of whole decoders: small ones, which large caches hold, and one beyond the caches
 DECODERS = ((192, 576, 3, 6), (256, 1024, 4, 8), (640, 960, 2, 10))
-# With the uses of each layer before the heads, as a search likes them: keys and values outgrow the weights
+# (width, FFN width, layers, uses of each layer, heads): the search often shares layers, and then keys and values take
+# more memory than the weights
 SHARED_DECODERS = ((256, 384, 3, 4, 8), (512, 512, 3, 4, 8), (768, 1152, 3, 6, 12))
 SHARED_SWEEP = (0.3, 0.5, 0.75)  # a layer's size by the cache: where its second use begins to miss
 SWEEP_USES, MOST_WIDTH = 6, 1024
-MOST_LAYERS = 64  # of a timed decoder: a block of a design has no more, and caches of 200 MB would ask for them
+MOST_LAYERS = 64  # of a timed decoder, as in a block of a design; a cache of 200 MB would ask for more
 LARGE_WIDTH, LARGE_HEADS, LARGE_DECODER = 768, 12, ((0, 1), (512, 1), (0, 64))
 DECODER_VOCAB, DECODER_CONTEXT = 4096, 1024
 NARROW_ATTENTION = ((0, 1), (1024, 1), (0, 64), (0, 256))
@@ -59,7 +60,7 @@ class Machine(NamedTuple):
 
 
 def tasks(machine: Machine) -> List[Task]:
-    """Round by round over the thread counts, so that each has its most telling figures first."""
+    """Interleaved over the thread counts, so that the most informative graphs of each come first."""
     lists = [list(tasks_of(machine, threads)) for threads in machine.threads]
     return [one[place] for place in range(max(map(len, lists))) for one in lists if place < len(one)]
 

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from merino_bench.harness.cases import Case, Workload
+from merino_bench.harness.cases import BenchRequest, Case
 from merino_edge.benchmarking.peers.engines import parse_engines
 from merino_edge.benchmarking.peers.rows import Peers, peer_records
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
 MODEL_SOURCE = "merino_edge.families.merino.random:random_decoder"  # runs in the measured process, so by name
-PeerRows = Callable[[Case, Workload], list[dict[str, Any]]]
+PeerRows = Callable[[Case, BenchRequest], list[dict[str, Any]]]
 
 
 @contextmanager
@@ -32,4 +32,4 @@ def peer_rows(engines: str | None, folders: Sequence[str]) -> Iterator[PeerRows 
             continue
     with tempfile.TemporaryDirectory(prefix="merino-peers-") as made:
         peers = Peers(names, Path(made), MODEL_SOURCE)
-        yield lambda case, workload: peer_records(peers, bundles, case, workload)
+        yield lambda case, request: peer_records(peers, bundles, case, request)
