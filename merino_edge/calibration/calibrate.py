@@ -1,7 +1,7 @@
-"""From a probe to a profile's measured figures: unit times by non-negative least squares, and what that leaves over.
+"""From a probe to the measured part of a profile: coefficients of the latency model, basic figures, and residuals.
 
-A board's probe.json is made by `merino probe`; its rows are the operators of `latency` in known numbers. Leaves to
-others: predicting with the result (`design.costs`), the machine at hand (`host`).
+The rows of a probe are the model's operators in known numbers, so that `fit` can invert the model. `prediction`
+predicts with the result; `host` is the machine at hand.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class Residual(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """`performance` as a profile's TOML has it."""
+    """`performance`: the keys and values of that table in a profile's TOML."""
 
     performance: dict[str, Any]
     residuals: list[Residual]
@@ -41,18 +41,18 @@ def calibrate(probe: Probe) -> Fit:
     if not counts:
         raise MerinoError("the probe finished no thread count: run `merino probe` again, with nothing beside it")
     fits = [fit_threads(probe, count) for count in counts]
-    times = {name: [rounded(fit.times[name]) for fit in fits] for name in GENERAL}
+    general = {name: [rounded(fit.coefficients[name]) for fit in fits] for name in GENERAL}
     measured = {row.format for row in probe.measurements if row.kind == "linear"}
-    unit: dict[str, Any] = {
+    coefficients: dict[str, Any] = {
         "kind": "calibrated", "source": probe.source, "dialect": probe.dialect, "threads": counts,
         "cache_within_mb": [rounded(fit.edges.within) for fit in fits],
         "cache_beyond_mb": [rounded(fit.edges.beyond) for fit in fits],
-        "cache_half_mb": [rounded(fit.edges.half) for fit in fits], **times,
+        "cache_half_mb": [rounded(fit.edges.half) for fit in fits], **general,
     }  # fmt: skip
     for form in sorted(measured):
-        of_format = {name: [rounded(fit.times[f"{form}.{name}"]) for fit in fits] for name in OF_FORMAT}
-        unit[form] = of_format | resident_factors(probe, form)
-    return Fit(basic_figures(probe, unit) | {"times": unit}, residual_table(fits))
+        of_format = {name: [rounded(fit.coefficients[f"{form}.{name}"]) for fit in fits] for name in OF_FORMAT}
+        coefficients[form] = of_format | resident_factors(probe, form)
+    return Fit(basic_figures(probe, coefficients) | {"times": coefficients}, residual_table(fits))
 
 
 def rounded(value: float) -> float:
@@ -85,8 +85,8 @@ def resident_factors(probe: Probe, form: str) -> dict[str, float]:
     }  # fmt: skip
 
 
-def basic_figures(probe: Probe, unit: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures that a profile has beside its unit times."""
+def basic_figures(probe: Probe, coefficients: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a profile's `performance` beside the coefficients."""
     rows = probe.measurements
     rates = {row.threads: row.weight_bytes / row.ms / 1e6 for row in rows if row.kind == "read" and not row.cached}
     speeds: dict[int, float] = {}
@@ -94,7 +94,7 @@ def basic_figures(probe: Probe, unit: Mapping[str, Any]) -> dict[str, Any]:
         if (row.kind, row.format) == ("linear", "fp32") and row.tokens > 1:
             flops = 2e-6 * row.rows * row.columns * row.count * row.tokens / row.ms
             speeds[row.threads] = max(speeds.get(row.threads, 0.0), flops)
-    overhead_us = np.mean([np.mean(unit[name]) for name in ("launch_us", "product_us")])
+    overhead_us = np.mean([np.mean(coefficients[name]) for name in ("launch_us", "product_us")])
 
     def figure(value: float, how: str) -> dict[str, Any]:
         return {"value": value, "kind": "calibrated", "source": f"{probe.source}: {how}"}
@@ -116,7 +116,7 @@ def basic_figures(probe: Probe, unit: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def residual_table(fits: Sequence[ThreadFit]) -> list[Residual]:
-    """By kind of row, all kinds together last."""
+    """Residuals by kind of row; the last is of all rows."""
     errors = [(row_kind(row), abs(error)) for fit in fits for row, error in fit.rows]
     by_kind = {kind: [error for each, error in errors if each == kind] for kind in sorted({kind for kind, _ in errors})}
     by_kind["all"] = [error for _, error in errors]
@@ -139,17 +139,17 @@ def check_same_machine(probe: Probe, arch: str) -> None:
 
 
 def calibrated_toml(base: str, probe: Probe, fit: Fit) -> str:
-    """A profile's TOML with the measured figures in place of its own; what was not measured stays, comments too."""
+    """A profile's TOML with the measured values in place of its own. What was not measured stays, with comments."""
     document = tomlkit.parse(base)
     measured = tomlkit.table()
     measured.comment(f"calibrated: {probe.source}")
     for key, value in {**document["performance"].unwrap(), **fit.performance}.items():
         if key != "times":
             measured[key] = inline(value)
-    times = tomlkit.table()
+    coefficients = tomlkit.table()
     for key, value in fit.performance["times"].items():
-        times[key] = inline(value) if isinstance(value, dict) else value
-    measured["times"] = times
+        coefficients[key] = inline(value) if isinstance(value, dict) else value
+    measured["times"] = coefficients
     document["performance"] = measured
     if probe.last_level_cache_mb:
         size = {"value": probe.last_level_cache_mb, "kind": "calibrated", "source": f"{probe.source}: /sys"}
