@@ -39,8 +39,8 @@ def take_turns(
     summary: Callable[[list[dict[str, Any]]], Any],
 ) -> list[dict[str, Any]]:
     """`measure(task, folder for its bundle)` -> quantities and `flags`; `row_of(task, passes)` -> a row."""
-    times = board(asked.device).performance.times
-    head = {"times": times.source if times else None}
+    coefficients = board(asked.device).performance.coefficients
+    head = {"times": coefficients.source if coefficients else None}
     passes = json.loads(asked.out.read_text())["passes"] if asked.out.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
         at_pace = None if asked.only_table else AtPace(Path(scratch), PAUSES)

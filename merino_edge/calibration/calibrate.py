@@ -52,7 +52,7 @@ def calibrate(probe: Probe) -> Fit:
     for form in sorted(measured):
         of_format = {name: [rounded(fit.coefficients[f"{form}.{name}"]) for fit in fits] for name in OF_FORMAT}
         coefficients[form] = of_format | resident_factors(probe, form)
-    return Fit(basic_figures(probe, coefficients) | {"times": coefficients}, residual_table(fits))
+    return Fit(basic_figures(probe, coefficients) | {"coefficients": coefficients}, residual_table(fits))
 
 
 def rounded(value: float) -> float:
@@ -144,12 +144,12 @@ def calibrated_toml(base: str, probe: Probe, fit: Fit) -> str:
     measured = tomlkit.table()
     measured.comment(f"calibrated: {probe.source}")
     for key, value in {**document["performance"].unwrap(), **fit.performance}.items():
-        if key != "times":
+        if key != "coefficients":
             measured[key] = inline(value)
     coefficients = tomlkit.table()
-    for key, value in fit.performance["times"].items():
+    for key, value in fit.performance["coefficients"].items():
         coefficients[key] = inline(value) if isinstance(value, dict) else value
-    measured["times"] = coefficients
+    measured["coefficients"] = coefficients
     document["performance"] = measured
     if probe.last_level_cache_mb:
         size = {"value": probe.last_level_cache_mb, "kind": "calibrated", "source": f"{probe.source}: /sys"}

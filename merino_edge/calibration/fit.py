@@ -84,7 +84,7 @@ class ThreadFit(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """Where weights stop being resident in the last-level cache: see the class of coefficients in `profiles`."""
+    """Where weights stop being resident in the last-level cache: see `profiles.coefficients.Coefficients`."""
 
     within: float
     beyond: float

@@ -88,7 +88,7 @@ def new_probe(path: Path, say: Say, *, keep_flagged: bool) -> Probe:
     """Measure this machine, and keep the probe at `path` where it has no flags or `keep_flagged`."""
     say(f"measuring this machine, for at most {PROBE_SECONDS + 10:.0f} s")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".new-probe-", dir=path.parent) as scratch:
         made = Path(scratch) / path.name
         run_probe(str(made), PROBE_SECONDS)
         probe = read_probe(made)

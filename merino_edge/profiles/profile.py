@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from merino_edge.profiles.coefficients import Count, Facts, Figure, Text, UnitTimes
+from merino_edge.profiles.coefficients import Coefficients, Count, Facts, Figure, Text
 
 Isa = Literal[
     # Arm: neon is Advanced SIMD, dotprod and i8mm the int8 instructions, fp16 half-precision arithmetic
@@ -51,7 +51,7 @@ class Performance(Facts):
     runtime_mb: Figure  # resident before the model: Python, numpy, onnxruntime
     decode_threads: Count
     prefill_threads: Count
-    times: UnitTimes | None = None  # measured; None: estimated from the figures above
+    coefficients: Coefficients | None = None  # measured; None: estimated from the figures above
 
 
 class Budget(Facts):

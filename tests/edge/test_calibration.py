@@ -1,4 +1,5 @@
-"""The fit finds the unit times behind a probe, a bad probe is refused with all its faults, a profile keeps the rest."""
+"""The fit finds the coefficients behind a probe, a bad probe is refused with all its faults, a profile keeps the rest.
+"""
 
 import json
 import tomllib
@@ -31,7 +32,7 @@ DECODER = Architecture(blocks=(Block(width=512, ffn_ratio=2, depth=6),), vocab=8
 
 
 def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None):
-    """A probe as a board would write it whose operators take exactly the board's estimated unit times."""
+    """A probe as a board would write it whose operators have exactly the board's estimated coefficients."""
     truth = truth or estimated(BOARD)
     random = np.random.default_rng(0)
     probe = Probe.model_validate({
@@ -85,7 +86,7 @@ def calibrated_board(probe):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_the_fit_predicts_what_the_true_unit_times_do(precision):
+def test_the_fit_predicts_what_the_true_coefficients_do(precision):
     """Quantities that no row tells apart may differ, their sums may not."""
     profile = calibrated_board(synthetic())
     work = costs.Workload(precision, 512, 128)
@@ -115,12 +116,12 @@ def test_noise_goes_into_the_residuals_and_hardly_into_predictions():
 
 
 def test_memory_factors_are_what_processes_held():
-    times = calibrated_board(synthetic()).performance.times
-    assert times is not None and times.fp32.resident == pytest.approx(1.25)
-    assert (times.fp32.table_resident, times.fp32.table_opening) == (pytest.approx(1), pytest.approx(0.5))
-    assert times.int8 is not None and times.int4 is not None
-    assert (times.int8.table_resident, times.int8.table_opening) == (pytest.approx(1), pytest.approx(1))
-    assert times.int4.table_resident == pytest.approx(1.25), "not measured: as its matrices"
+    found = calibrated_board(synthetic()).performance.coefficients
+    assert found is not None and found.fp32.resident == pytest.approx(1.25)
+    assert (found.fp32.table_resident, found.fp32.table_opening) == (pytest.approx(1), pytest.approx(0.5))
+    assert found.int8 is not None and found.int4 is not None
+    assert (found.int8.table_resident, found.int8.table_opening) == (pytest.approx(1), pytest.approx(1))
+    assert found.int4.table_resident == pytest.approx(1.25), "not measured: as its matrices"
 
 
 def test_a_format_that_was_not_measured_stays_estimated():
@@ -137,8 +138,8 @@ def test_a_portable_probe_is_fitted_too():
     truth = estimated(load_profile("jetson-nano"))
     probe = synthetic(machine=MACHINE._replace(formats=("fp32", "int8"), fused=False), truth=truth)
     found = calibrate(probe)
-    assert found.performance["times"]["dialect"] == "portable"
-    assert found.performance["times"]["step_us"] == pytest.approx(list(truth.step_us), rel=0.02)
+    assert found.performance["coefficients"]["dialect"] == "portable"
+    assert found.performance["coefficients"]["step_us"] == pytest.approx(list(truth.step_us), rel=0.02)
     assert found.residuals[-1].median < 0.01
 
 
@@ -201,7 +202,7 @@ def test_this_machine_is_measured_once_and_kept(tmp_path, monkeypatch):
     first, again = board("host", said.append), board("host", said.append)
     assert len(runs) == 1
     assert first.performance == again.performance
-    assert first.performance.times is not None and first.performance.times.kind == "calibrated"
+    assert first.performance.coefficients is not None and first.performance.coefficients.kind == "calibrated"
     assert len(said) == 2 and "measuring this machine" in said[0] and "kept in" in said[1]
     found = costs.predict(DECODER.operators, first, costs.Workload("fp32", 128, 64))
     assert found.decode_ms > 0.1 and found.provenance == "calibrated"
@@ -290,8 +291,8 @@ def test_memory_of_joined_probes_is_the_median_of_all(sizes_mb):
     """Of equal weights, and of weights that each probe chose by the memory that was free."""
     factors = [factor * size_mb / 40 for factor, size_mb in zip((1.0, 1.1, 3.0), sizes_mb, strict=True)]
     probes = [held(factor, size_mb * MB) for factor, size_mb in zip(factors, sizes_mb, strict=True)]
-    expected = calibrate(held(1.1, 40 * MB)).performance["times"]
-    found = calibrate(joined(probes)).performance["times"]
+    expected = calibrate(held(1.1, 40 * MB)).performance["coefficients"]
+    found = calibrate(joined(probes)).performance["coefficients"]
     for form, names in (("fp32", FACTORS[:2]), ("int8", FACTORS)):
         for name in names:
             assert found[form][name] == pytest.approx(expected[form][name], rel=1e-3), (form, name)
@@ -315,8 +316,8 @@ def test_calibrate_writes_a_profile_that_devices_takes(tmp_path):
     path.write_text(synthetic().model_dump_json(by_alias=True))
     residuals = recalibrate("raspberry-pi-5", [path], out)
     assert residuals[-1].kind == "all"
-    assert load_profile(out).performance.times is not None
-    assert load_profile("raspberry-pi-5").performance.times is None
+    assert load_profile(out).performance.coefficients is not None
+    assert load_profile("raspberry-pi-5").performance.coefficients is None
 
 
 @pytest.mark.parametrize(
