@@ -16,7 +16,7 @@ from merino_edge.families.geometry import Geometry
 from merino_edge.families.uniform import UniformGeometry
 from merino_edge.families.zoo import model
 from merino_edge.prediction import predict as costs
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 
 BEGIN, END = "<!-- published: begin -->", "<!-- published: end -->"
 CACHED, PROMPT = 128, 128  # the sources do not say

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from merino_bench.harness.cases import Workload
+from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.progress import Progress
 from merino_bench.harness.run import bench_command
 from merino_edge.benchmarking.peers.session import peer_rows
@@ -11,7 +11,7 @@ from merino_edge.families.names import bundle_path
 
 
 def run_benchmark(
-    bundles: Sequence[str], workload: Workload, baseline: str | None, baseline_precision: str | None, output: str,
+    bundles: Sequence[str], request: BenchRequest, baseline: str | None, baseline_precision: str | None, output: str,
     save: Path | None, timeout_s: float, peers: str | None, progress: Progress | None, say: Callable[[str], None],
 ) -> int:  # fmt: skip
     """Measure, and write the records to stdout in the form `output` and to the file `save`.
@@ -28,5 +28,5 @@ def run_benchmark(
         bases = baseline_bundles(baseline, folders, baseline_precision, say)
     with peer_rows(peers, [*folders, *bases]) as more_rows:
         return bench_command(
-            folders, workload, bases, output, None if save is None else str(save), timeout_s, progress, more_rows
+            folders, request, bases, output, None if save is None else str(save), timeout_s, progress, more_rows
         )

@@ -48,11 +48,12 @@ def recommend(
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables import console, working
     from merino_edge.cli.tables_models import budgets_line, recommendation_table
+    from merino_edge.cli.terminal import say
     from merino_edge.design.budget import Budgets
     from merino_edge.design.recommend import recommend as find
     from merino_edge.prediction.predict import usual_lengths
 
-    profile = board(device)
+    profile = board(device, say)
     budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m, file_mb, j_per_token)
     longest, tokens = usual_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
@@ -90,6 +91,7 @@ def pareto(
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables import console
     from merino_edge.cli.tables_models import front_table
+    from merino_edge.cli.terminal import say
     from merino_edge.design.budget import Budgets
     from merino_edge.design.pareto import Axis, front
     from merino_edge.design.space import Space
@@ -99,7 +101,7 @@ def pareto(
 
     if plot:
         check_plot(plot)
-    profile = board(device)
+    profile = board(device, say)
     budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m, file_mb, j_per_token)
     longest, tokens = usual_lengths(profile, context, prompt)
     axis: Axis = "decode_ms" if against is Against.decode_ms else "memory_mb"

@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from merino_bench.harness.cases import Workload
+from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.render import render, save
 from merino_bench.harness.run import run_bench
 from merino_edge.benchmarking.baselines import baseline_bundle
@@ -21,12 +21,12 @@ from merino_edge.export.export import export
 from merino_edge.export.source import load_source
 from merino_edge.families.zoo import model
 from merino_edge.prediction.predict import usual_prompt
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 from merino_edge.storage.atomic import write_text
 
 BOARD = "raspberry-pi-4"
 PROMPT = "Once upon a time"
-WORKLOAD = Workload(prompts=(128,), steps=(64,), repetitions=3)
+REQUEST = BenchRequest(prompts=(128,), steps=(64,), repetitions=3)
 
 
 def run_demo(out: Path) -> None:
@@ -88,7 +88,7 @@ def demo_generate() -> None:
 
 def demo_bench(out: Path, bundle: Path, opt: str, found: Design) -> None:
     with bench_progress() as progress:
-        records = run_bench([str(bundle)], WORKLOAD, [opt], progress)
+        records = run_bench([str(bundle)], REQUEST, [opt], progress)
     save(records, str(out / "bench.json"))
     (out / "bench.md").write_text(render(records, "md"))
     console().print(bench_table(records))

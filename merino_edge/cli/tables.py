@@ -77,7 +77,7 @@ def design_table(design: Design, profile: DeviceProfile) -> Table:
     """
     arch = design.architecture
     work = Workload(design.precision, arch.context, design.prompt)
-    ours = predict(arch.operators, profile, work, design.budget)
+    ours = predict(arch.operators, profile, work, design.searched)
     theirs = predict(model("opt-350m").geometry.operators, profile, work, {})
     provenance = f"predicted ({ours.provenance} figures)"
     caption = f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}"
@@ -118,7 +118,8 @@ def solver_line(design: Design) -> str:
     solver = design.solver
     if solver.gap < 1e-6:
         most = "worth" if open_words(design) else "entropy"
-        budgets = "what the measurements left of the budgets" if design.measured else "these budgets"
+        rescaled = ", ".join(f"{name} {limit:.4g}" for name, limit in design.searched.items())
+        budgets = "these budgets" if design.searched == design.budget else f"the rescaled budgets: {rescaled}"
         proof = f"proved: no decoder of the space has more {most} within {budgets}"
     else:
         proof = f"{solver.gap:.2%} below the proved optimum"

@@ -91,7 +91,8 @@ class Design(Strict):
     architecture: Architecture
     precision: str
     prompt: int
-    budget: dict[str, float]
+    budget: dict[str, float]  # what the user asked for
+    searched: dict[str, float]  # the limits that this search solved for: `predicted`, `threads` and `solver` hold there
     predicted: Predicted
     measured: Measured | None = None  # where it was tried
     threads: Threads | None = None  # None in a file of an earlier version
@@ -158,6 +159,7 @@ def design(
         precision=variant.work.precision,
         prompt=prompt,
         budget=given,
+        searched=given,
         predicted=Predicted(**cost),
         threads=threads,
         entropy=entropy,

@@ -19,7 +19,7 @@ from merino_edge.export.export import export
 from merino_edge.export.source import load_source, random_source
 from merino_edge.prediction import predict as costs
 from merino_edge.prediction.predict import TOLERANCE, Workload
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 from merino_runtime.board import MB
 from merino_runtime.errors import MerinoError
 

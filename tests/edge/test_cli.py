@@ -15,7 +15,7 @@ import pytest
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.cli.app import main
 from merino_edge.embedded import FOLDER
-from merino_edge.profiles.profile import profile_ids
+from merino_edge.profiles.reading import profile_ids
 
 
 def run(*arguments, cwd=None):

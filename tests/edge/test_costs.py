@@ -14,7 +14,7 @@ from merino_edge.prediction.default_coefficients import estimated
 from merino_edge.prediction.latency import Regime, Workload
 from merino_edge.prediction.latency_terms import amounts
 from merino_edge.prediction.predict import predict
-from merino_edge.profiles.profile import load_profile, profile_ids
+from merino_edge.profiles.reading import load_profile, profile_ids
 
 FORMATS = ("fp32", "int8", "int4")
 BOARDS = {board: load_profile(board) for board in profile_ids()}
@@ -84,10 +84,10 @@ def test_a_search_sums_up_to_what_is_predicted_in_each_regime(arch, work, rate):
 
 
 def with_memory(profile, rate):
-    """The board with unit times of its own, whose memory is so many times as slow."""
+    """The board with coefficients of its own, whose memory is so many times as slow."""
     own = estimated(profile)
     slower = own.model_copy(update={"memory_ms_gb": tuple(rate * ms for ms in own.memory_ms_gb)})
-    speed = profile.performance.model_copy(update={"times": slower})
+    speed = profile.performance.model_copy(update={"coefficients": slower})
     return profile.model_copy(update={"performance": speed})
 
 

@@ -28,7 +28,7 @@ from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
 from merino_edge.families.opt.geometry import OptArchitecture
 from merino_edge.families.zoo import model
-from merino_edge.profiles.profile import list_profiles, load_profile, profile_ids
+from merino_edge.profiles.reading import list_profiles, load_profile, profile_ids
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Threads, load_bundle
 from merino_runtime.errors import MerinoError

@@ -9,7 +9,7 @@ import pytest
 from merino_edge.design.budget import Budgets
 from merino_edge.design.pareto import front
 from merino_edge.design.space import Space
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 from merino_edge.report.front import front_svg, save_front
 from merino_edge.report.svg import text_px
 from merino_runtime.errors import MerinoError

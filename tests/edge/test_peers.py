@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from merino_bench.harness.cases import Workload, decode_case, prefill_case
+from merino_bench.harness.cases import BenchRequest, decode_case, prefill_case
 from merino_bench.harness.record import FAILED, RECORD_KEYS
 from merino_bench.harness.worker import timed_rounds
 from merino_edge.benchmarking.peers import engines
@@ -33,7 +33,7 @@ GROWING = Architecture(
     vocab=304, head_size=32, context=64,
 )  # fmt: skip
 OPT_350M = model("opt-350m").geometry
-SMALL = Workload(repetitions=1, threads=(1,))
+SMALL = BenchRequest(repetitions=1, threads=(1,))
 QUICK = tuple(peer for peer in PEERS if peer.engine != "torch.compile")
 
 

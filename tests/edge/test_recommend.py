@@ -17,7 +17,7 @@ from merino_edge.design.space import Space
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.zoo import load_models, model
 from merino_edge.prediction.predict import Workload, predict
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 from merino_edge.report.front import front_svg
 from merino_runtime.errors import MerinoError
 

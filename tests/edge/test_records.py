@@ -5,7 +5,7 @@ import json
 import pytest
 from sample_records import failed, many, opt, record
 
-from merino_bench.harness.cases import Workload
+from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.record import SCHEMA
 from merino_bench.harness.render import as_json, as_json_lines
 from merino_bench.harness.run import run_bench
@@ -29,7 +29,7 @@ def test_a_list_and_lines_give_the_same_records_whatever_the_file_is_called(tmp_
 
 
 def test_what_the_harness_writes_is_read(bundle_dirs, tmp_path):
-    rows = run_bench([bundle_dirs["fused"], str(tmp_path / "gone")], Workload((4,), (3,), repetitions=2))
+    rows = run_bench([bundle_dirs["fused"], str(tmp_path / "gone")], BenchRequest((4,), (3,), repetitions=2))
     found = read_records([written(tmp_path, as_json(rows))])
     assert [row.test for row in found if row.failure is None] == ["pp4", "tg3"]
     assert all("gone" in (row.failure or "") or row.bundle for row in found) and len(found) == 4

@@ -14,7 +14,7 @@ from sample_records import OURS, failed, many, opt, record
 from merino_edge.cli.app import main
 from merino_edge.families.designed import Architecture
 from merino_edge.prediction.predict import Workload, predict
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
 from merino_edge.report import words

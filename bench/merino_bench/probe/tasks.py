@@ -1,7 +1,7 @@
-"""What a probe times on this machine: graphs within the last-level cache and beyond it, by format and thread count.
+"""The graphs that a probe times on this machine: within the last-level cache and beyond it, by format and thread count.
 
-Sizes follow the machine: what "beyond the cache" takes, and what its memory can hold. In order of worth, since a slow
-board may not get to the end of the list.
+Sizes follow the machine: its cache and its free memory. The most informative graphs come first, since a slow board may
+not get to the end of the list.
 """
 from typing import Iterator, List, NamedTuple, Sequence, Tuple
 
@@ -13,25 +13,26 @@ MB = 2 ** 20
 WITHIN, BEYOND = 0.25, 3.0  # of the last-level cache: surely inside it, surely outside
 SWEEP = (0.4, 0.6, 0.8, 1.0, 1.4, 2.0)  # of the cache, in between: where reads begin to miss, and where all do
 DECODER_SWEEP = (0.3, 0.6, 1.0, 1.6)  # the same, with what else a decoder reads beside its weights
-USUAL_CACHE_BYTES = MB  # where the machine does not say
+DEFAULT_CACHE_BYTES = MB  # where the machine does not say
 LEAST_BEYOND_BYTES, MOST_BEYOND_BYTES = 16 * MB, 128 * MB
 SHARE_OF_FREE = 6  # a session holds its weights about twice while it opens
 ALONGSIDE = 12  # matrices of a graph whose prefill is timed
 PREFILL_TOKENS = (16, 64, 256)
 DECODE: Tuple[Tuple[int, int], ...] = ((0, 1),)  # (cached, new) tokens
 PREFILL = DECODE + tuple((0, tokens) for tokens in PREFILL_TOKENS)
-HEAD_COLUMNS, NARROW_COLUMNS, LEAST_HEAD_ROWS, USUAL_VOCAB = 512, 128, 4096, 50257
+HEAD_COLUMNS, NARROW_COLUMNS, LEAST_HEAD_ROWS, DEFAULT_VOCAB = 512, 128, 4096, 50257
 ATTENTION_CONTEXT = 2048
 ATTENTION = ((0, 1), (256, 1), (1024, 1), (2047, 1), (0, 16), (0, 64), (0, 256), (256, 256))
 LONG_DECODE = ((0, 1), (512, 1))
 DECODER = ((0, 1), (512, 1), (0, 16), (0, 64), (0, 256))
 # (width, FFN width, layers, heads) of whole decoders: small ones, which large caches hold, and one beyond the caches
 DECODERS = ((192, 576, 3, 6), (256, 1024, 4, 8), (640, 960, 2, 10))
-# With the uses of each layer before the heads, as a search likes them: keys and values outgrow the weights
+# (width, FFN width, layers, uses of each layer, heads): the search often shares layers, and then keys and values take
+# more memory than the weights
 SHARED_DECODERS = ((256, 384, 3, 4, 8), (512, 512, 3, 4, 8), (768, 1152, 3, 6, 12))
 SHARED_SWEEP = (0.3, 0.5, 0.75)  # a layer's size by the cache: where its second use begins to miss
 SWEEP_USES, MOST_WIDTH = 6, 1024
-MOST_LAYERS = 64  # of a timed decoder: a block of a design has no more, and caches of 200 MB would ask for them
+MOST_LAYERS = 64  # of a timed decoder, as in a block of a design; a cache of 200 MB would ask for more
 LARGE_WIDTH, LARGE_HEADS, LARGE_DECODER = 768, 12, ((0, 1), (512, 1), (0, 64))
 DECODER_VOCAB, DECODER_CONTEXT = 4096, 1024
 NARROW_ATTENTION = ((0, 1), (1024, 1), (0, 64), (0, 256))
@@ -59,13 +60,13 @@ class Machine(NamedTuple):
 
 
 def tasks(machine: Machine) -> List[Task]:
-    """Round by round over the thread counts, so that each has its most telling figures first."""
+    """Interleaved over the thread counts, so that the most informative graphs of each come first."""
     lists = [list(tasks_of(machine, threads)) for threads in machine.threads]
     return [one[place] for place in range(max(map(len, lists))) for one in lists if place < len(one)]
 
 
 def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
-    beyond, within = beyond_bytes(machine), WITHIN * (machine.cache_bytes or USUAL_CACHE_BYTES)
+    beyond, within = beyond_bytes(machine), WITHIN * (machine.cache_bytes or DEFAULT_CACHE_BYTES)
 
     def linear(form: str, rows: int, columns: int, size: float, runs: Sequence[Tuple[int, int]]) -> Task:
         each = kernels.matrix_bytes(form, rows, columns, machine.fused)
@@ -73,7 +74,7 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
         return Task("linear", form, rows, columns, 0, max(1, min(most, int(size / each))), threads, tuple(runs))
 
     yield Task("call", "fp32", 0, 64, 0, 1, threads, DECODE)
-    yield Task("choose", "fp32", USUAL_VOCAB, 0, 0, 1, threads, DECODE)
+    yield Task("choose", "fp32", DEFAULT_VOCAB, 0, 0, 1, threads, DECODE)
     yield Task("norm", "fp32", 0, 512, 0, 16, threads, PREFILL)
     yield Task("activation", "fp32", 0, 1024, 0, 16, threads, PREFILL)
     for form in machine.formats:
@@ -99,11 +100,11 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
     yield Task("attention", "fp32", 0, 256, 8, 2, threads, NARROW_ATTENTION)  # heads of 32
     side = sweep_side(machine)
     for share in SWEEP:
-        size = share * (machine.cache_bytes or USUAL_CACHE_BYTES)
+        size = share * (machine.cache_bytes or DEFAULT_CACHE_BYTES)
         if size < beyond:
             yield linear("fp32", side, side, size, DECODE)
     width, ffn, _, heads = DECODERS[-1]
-    each, cache = layer_bytes(machine.formats[-1], width, ffn), machine.cache_bytes or USUAL_CACHE_BYTES
+    each, cache = layer_bytes(machine.formats[-1], width, ffn), machine.cache_bytes or DEFAULT_CACHE_BYTES
     counts = {min(MOST_LAYERS, int(share * cache / each)) for share in DECODER_SWEEP} if machine.fused else set()
     for count in sorted(counts - {0}):
         yield Task("decoder", machine.formats[-1], ffn, width, heads, count, threads, LONG_DECODE)
@@ -113,7 +114,7 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
 
 def shared_decoders(machine: Machine, threads: int) -> Iterator[Task]:
     shapes = [(form, *shape) for shape in SHARED_DECODERS for form in machine.formats]
-    widths = {width_of(share * (machine.cache_bytes or USUAL_CACHE_BYTES)) for share in SHARED_SWEEP}
+    widths = {width_of(share * (machine.cache_bytes or DEFAULT_CACHE_BYTES)) for share in SHARED_SWEEP}
     shapes += [("fp32", width, width, 1, SWEEP_USES, width // 64) for width in sorted(widths)]
     for form, width, ffn, layers, uses, heads in shapes:
         taken = layers * (layer_bytes(form, width, ffn) + uses * 2 * width * DECODER_CONTEXT * 4)
@@ -134,14 +135,14 @@ def layer_bytes(form: str, width: int, ffn: int) -> int:
 
 def beyond_bytes(machine: Machine) -> int:
     """Weights that no cache holds, as far as memory allows."""
-    wanted = max(LEAST_BEYOND_BYTES, BEYOND * (machine.cache_bytes or USUAL_CACHE_BYTES))
+    wanted = max(LEAST_BEYOND_BYTES, BEYOND * (machine.cache_bytes or DEFAULT_CACHE_BYTES))
     allowed = min(MOST_BEYOND_BYTES, machine.free_bytes // SHARE_OF_FREE or MOST_BEYOND_BYTES)
     return int(min(wanted, allowed))
 
 
 def sweep_side(machine: Machine) -> int:
     """A square matrix of which some twenty fill the cache."""
-    sides = [side for side in (640, 512, 256, 128) if 80 * side * side <= (machine.cache_bytes or USUAL_CACHE_BYTES)]
+    sides = [side for side in (640, 512, 256, 128) if 80 * side * side <= (machine.cache_bytes or DEFAULT_CACHE_BYTES)]
     return sides[0] if sides else 64
 
 

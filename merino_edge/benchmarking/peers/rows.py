@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from merino_bench.fresh_process import run_apart
 from merino_bench.harness import record
-from merino_bench.harness.cases import Case, Workload
+from merino_bench.harness.cases import BenchRequest, Case
 from merino_bench.harness.processes import block_sizes, joined
 from merino_edge.benchmarking.peers.engines import Peer, missing, peers_of
 from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, shares_layers, stored_params
@@ -39,7 +39,7 @@ class Made(NamedTuple):
     notes: list[str]
 
 
-def peer_records(peers: Peers, bundles: Iterable[Bundle], case: Case, workload: Workload) -> list[dict[str, Any]]:
+def peer_records(peers: Peers, bundles: Iterable[Bundle], case: Case, request: BenchRequest) -> list[dict[str, Any]]:
     """A row per engine and geometry among the bundles; bundles of one model in several formats share it.
 
     Repetitions are split into blocks, each in a fresh process, and the engines take turns, as our own bundles do. An
@@ -52,16 +52,16 @@ def peer_records(peers: Peers, bundles: Iterable[Bundle], case: Case, workload: 
     blocks: list[list[dict[str, Any]]] = [[] for _ in pairs]
     reasons: list[str | None] = [None] * len(pairs)
     made: list[Made | None] = [None] * len(pairs)
-    sizes = block_sizes(workload.repetitions)
+    sizes = block_sizes(request.repetitions)
     for turn, share in enumerate(sizes):
         for place, (peer, bundle) in enumerate(pairs):
-            repetitions = share if not peer.starts_slowly else 0 if turn else workload.repetitions
+            repetitions = share if not peer.starts_slowly else 0 if turn else request.repetitions
             if reasons[place] is not None or not repetitions:
                 continue
             try:
                 files = made[place] = made[place] or make_apart(peers, peer, bundle)
                 blocks[place].append(
-                    measure_peer_apart(peers, peer, bundle, files.path, case, repetitions, workload.seed)
+                    measure_peer_apart(peers, peer, bundle, files.path, case, repetitions, request.seed)
                 )
             except MerinoError as error:
                 reasons[place] = str(error)

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from merino_bench.harness.cases import Case, Workload
+from merino_bench.harness.cases import BenchRequest, Case
 from merino_edge.benchmarking.peers.engines import parse_engines
 from merino_edge.benchmarking.peers.rows import Peers, peer_records
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
-PeerRows = Callable[[Case, Workload], list[dict[str, Any]]]
+PeerRows = Callable[[Case, BenchRequest], list[dict[str, Any]]]
 
 
 @contextmanager
@@ -34,4 +34,4 @@ def peer_rows(engines: str | None, folders: Sequence[str]) -> Iterator[PeerRows 
             continue
     with tempfile.TemporaryDirectory(prefix="merino-peers-") as made:
         peers = Peers(names, Path(made))
-        yield lambda case, workload: peer_records(peers, bundles, case, workload)
+        yield lambda case, request: peer_records(peers, bundles, case, request)
