@@ -127,7 +127,8 @@ def least_lead(golden: Golden) -> float:
 def build_graph(source: Source, dialect: str, context: int, precision: str) -> Graph:
     kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(source.arch.kv_layers)]
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
-    graph = DIALECTS[dialect](weights, kv_layers, context, precision)
+    graph = DIALECTS[dialect](weights, context, precision)
+    graph.begin_decoder(kv_layers)
     if isinstance(source.arch, OptArchitecture):
         walk_opt(graph, source.arch)
     else:

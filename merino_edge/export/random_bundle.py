@@ -51,7 +51,8 @@ def write_random_bundle(
         for key, shape in shapes.items()
     }  # fmt: skip
     layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
-    graph = Quick(weights, layers, arch.context, precision)
+    graph = Quick(weights, arch.context, precision)
+    graph.begin_decoder(layers)
     walk_merino(graph, arch, theta=config.rope_theta, eps=config.rms_norm_eps)
     source = Source(name, "merino", arch, None, "random", "random, for timing", None, None, design)  # type: ignore[arg-type]
     golden = Golden([1], [1], np.zeros((1, arch.vocab), np.float32))
