@@ -16,7 +16,8 @@ SLOW = 1.15  # times the least seen: 1.03 is the spread of a quiet machine
 
 def pace_meter(onnxruntime: Any, work: str, threads: int, fused: bool) -> Callable[[], float]:
     """A call that measures: us of a run of the graph, the lower decile. `work`: a folder for it."""
-    kernel = kernels.linears("fp32", SIDE, SIDE, MATRICES, fused)
+    kernel = kernels.kernel_of("fused" if fused else "portable", "linear", "fp32", rows=SIDE, columns=SIDE,
+                               count=MATRICES)
     kernels.write_weights(work, kernel.weight_bytes, 0)
     path = os.path.join(work, "pace.onnx")
     with open(path, "wb") as file:

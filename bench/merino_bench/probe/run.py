@@ -157,7 +157,7 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
         kernel = plan.kernel_of(task, machine.fused) if task.kind != "choose" else None
         written = kernels.write_weights(work, kernel.weight_bytes if kernel else 0, written)
         rows = time_task(onnxruntime, task, kernel, work, min(MOST_RUN_S, max(LEAST_RUN_S, seconds)),
-                         machine.cache_bytes or plan.USUAL_CACHE_BYTES, deadline)
+                         machine.cache_bytes or plan.DEFAULT_CACHE_BYTES, deadline)
         after_us = pace()
         least_us = min(least_us, after_us)
         worst_us = round(max(before_us, after_us), 3)
