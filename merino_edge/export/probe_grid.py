@@ -1,7 +1,7 @@
 """Which graphs are shipped for the probe: a geometric grid of sizes for each kind, format and dialect.
 
-A last-level cache of 0.5 to 96 MB and a memory from 512 MB on ask for different numbers of matrices, layers and rows.
-Which of them a board times, `merino_bench.probe.tasks` says; shapes are its constants.
+The numbers of matrices, layers and rows suit last-level caches of 0.5 to 96 MB and memories from 512 MB on. The shapes
+are the probe's (`merino_bench.probe.tasks`), which also chooses the numbers that a board times.
 """
 
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from merino_edge.families.operators import linear
 
 MB = 2**20
 FORMATS = {"fused": ("fp32", "int8", "int4"), "portable": ("fp32", "int8")}
-BEYOND_BYTES = tuple(size * MB for size in (16, 32, 64, 128))  # of matrices that no cache holds
-MOST_MATRICES, MOST_SMALL = 320, 128  # in a graph
+BEYOND_BYTES = tuple(size * MB for size in (16, 32, 64, 128))  # of matrices beyond the cache
+MOST_MATRICES, MOST_SMALL = 320, 128  # of one graph, which keeps the file small
 FEW = (1, 2, 4, 8, 12)  # matrices of a graph whose prefill is timed
-SWEEP_COUNTS = (4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80)  # by 5/4, each side of where the cache is full
-SWEEP_LAYERS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+SWEEP_COUNTS = (4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80)  # 10 to 40 of them fill the cache
+SWEEP_LAYERS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # 64 at most, as in a block of a design
 BEYOND_LAYERS = {"fp32": (1, 2, 4, 6), "int8": (3, 6, 12, 24), "int4": (6, 12, 24, 48)}
 TABLE_ROWS = tuple(4096 * 2**step for step in range(7))
 MOST_TABLE_BYTES = 160 * MB

@@ -1,7 +1,7 @@
-"""Memory that a process holds before any model, and how much of it a byte of weights takes, in fresh processes.
+"""Resident memory of fresh processes: of the interpreter with its imports, and with a graph opened in it.
 
-`python -m merino_bench.probe.memory MODEL` prints one JSON line: resident MB after the imports, after opening and
-running the graph, and the most that was ever held. MB are 2^20 bytes.
+`python -m merino_bench.probe.memory MODEL` prints one JSON line: resident MB after the imports, after the graph was
+opened and run, and at the peak. MB are 2^20 bytes.
 """
 import contextlib
 import json
@@ -21,8 +21,8 @@ MOST_BYTES = 48 * 2 ** 20
 
 
 def resident_rows(work: str, machine: Machine, deadline: float) -> List[Dict[str, Any]]:
-    """One row for a graph of next to nothing, and per format one for matrices and one for an embedding that is the
-    head too, as large as the machine can spare. A process that fails, or would begin too late, gives no row."""
+    """One row for a graph of one operator, and per format one for matrices and one for an embedding that is the head
+    too, as large as the machine can spare. A process that fails or that the deadline leaves no time for has no row."""
     graphs = [kernel_of(machine.dialect, "call", "fp32")]
     for form in machine.formats:
         graphs.append(largest(machine, kernels_of(machine.dialect, "linear", form, rows=SQUARE[0], columns=SQUARE[1])))
@@ -52,7 +52,7 @@ def largest(machine: Machine, graphs: List[Kernel]) -> Kernel:
 
 
 def _apart(path: str) -> Dict[str, float]:
-    """Empty where the process fails."""
+    """What the process prints; empty if it fails."""
     try:
         return run_apart("merino_bench.probe.memory", path, TIMEOUT_S)
     except MerinoError:
@@ -60,7 +60,7 @@ def _apart(path: str) -> Dict[str, float]:
 
 
 def resident_mb(field: str = "VmRSS") -> float:
-    """VmRSS or VmHWM of this process; 0 where /proc lacks."""
+    """VmRSS (now) or VmHWM (peak) of this process in MB; 0 on systems without /proc."""
     try:
         with open("/proc/self/status") as file:
             found = re.search(r"^{}:\s*(\d+) kB".format(field), file.read(), re.MULTILINE)

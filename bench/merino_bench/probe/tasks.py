@@ -11,8 +11,8 @@ from merino_bench.probe.graphs import Kernel
 
 MB = 2 ** 20
 WITHIN, BEYOND = 0.25, 3.0  # of the last-level cache: surely inside it, surely outside
-SWEEP = (0.4, 0.6, 0.8, 1.0, 1.4, 2.0)  # of the cache, in between: where reads begin to miss, and where all do
-DECODER_SWEEP = (0.3, 0.6, 1.0, 1.6)  # the same, with what else a decoder reads beside its weights
+SWEEP = (0.4, 0.6, 0.8, 1.0, 1.4, 2.0)  # of the cache: from resident to streaming weights
+DECODER_SWEEP = (0.3, 0.6, 1.0, 1.6)  # the same of a decoder's layers, which read keys and values too
 DEFAULT_CACHE_BYTES = MB  # where the machine does not say
 LEAST_BEYOND_BYTES, MOST_BEYOND_BYTES = 16 * MB, 128 * MB
 SHARE_OF_FREE = 6  # a session holds its weights about twice while it opens
@@ -32,11 +32,12 @@ ATTENTION_CONTEXT = 2048
 ATTENTION = ((0, 1), (256, 1), (1024, 1), (2047, 1), (0, 16), (0, 64), (0, 256), (256, 256))
 LONG_DECODE = ((0, 1), (512, 1))
 DECODER = ((0, 1), (512, 1), (0, 16), (0, 64), (0, 256))
-# (width, FFN width, layers, heads) of whole decoders: small ones, which large caches hold, and one beyond the caches
+# (width, FFN width, layers, heads) of whole decoders; large caches hold the smaller ones
 DECODERS = ((192, 576, 3, 6), (256, 1024, 4, 8), (640, 960, 2, 10))
-# With the uses of each layer before the heads, as a search likes them: keys and values outgrow the weights
+# (width, FFN width, layers, uses of each layer, heads): designs with shared layers, whose keys and values take more
+# than their weights
 SHARED_DECODERS = ((256, 384, 3, 4, 8), (512, 512, 3, 4, 8), (768, 1152, 3, 6, 12))
-SHARED_SWEEP = (0.3, 0.5, 0.75)  # a layer's size by the cache: where its second use begins to miss
+SHARED_SWEEP = (0.3, 0.5, 0.75)  # of the cache, a layer used again: where its second use begins to miss
 SHARED_SWEEP_WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 SWEEP_USES, SWEEP_HEAD_SIZE = 6, 64
 SWEPT_FORMATS = ("fp32", "int4")  # by version: the last format that ONNX Runtime has operators for in `fused`
@@ -46,16 +47,17 @@ NARROW_ATTENTION = ((0, 1), (1024, 1), (0, 64), (0, 256))
 
 
 class Task(NamedTuple):
-    """One graph on so many threads, run for each (cached, new) number of tokens."""
-    kind: str  # linear, head, attention, norm, activation, call, choose or decoder (columns: width, rows: FFN width)
+    """One graph on so many threads, run for each (cached, new) number of tokens. The fields are explained in
+    docs/formats.md, as those of a row of probe.json."""
+    kind: str
     format: str
     rows: int
     columns: int
     heads: int
-    count: int  # type: ignore[assignment] # operators in the graph
+    count: int  # type: ignore[assignment]
     threads: int
     runs: Tuple[Tuple[int, int], ...]
-    uses: int = 1  # of each of a decoder's layers, one after the other, each with a cache of its own
+    uses: int = 1
 
 
 class Machine(NamedTuple):
