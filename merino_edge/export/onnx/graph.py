@@ -150,9 +150,7 @@ class Graph:
         return quantize(name, matrix, bits)
 
     def matrix_errors(self) -> list[MatrixError]:
-        return [
-            matrix_error("+".join(names), self.joined(names), found) for names, found in self.quantized.items()
-        ]
+        return [matrix_error("+".join(names), self.joined(names), found) for names, found in self.quantized.items()]
 
     def real_head(self, x: str, table: str) -> str:
         """Logits [1, 1, vocab] of x [1, 1, width] against a table [vocab, width] that is not quantised.
