@@ -1,4 +1,5 @@
-# make demo: the whole path in minutes. make test: lint and all tests. make test-boards: on emulated Arm CPUs.
+# make demo: the whole path in minutes. make test: lint and all tests; test-fast: those for daily work.
+# make test-boards: on emulated Arm CPUs.
 # All set up what they need, once.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,13 +8,17 @@ OLDER := .venv36 .venv38 .venv310
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 BOARD_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/merino_edge/boards/bookworm
 
-.PHONY: demo test test-boards boards lint clean
+.PHONY: demo test test-fast test-boards boards lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
 
 test: lint $(OLDER:=/ready)
 	$(PYTEST)
+
+# Without what waits for processes, the machine or other interpreters; properties are tried on fewer examples.
+test-fast: lint
+	$(PYTEST) -m "not slow" --hypothesis-profile=fast
 
 # On Debian, the first time as root: installs qemu-user and mmdebstrap, keeps 230 MB in BOARD_ROOT.
 boards: .venv/ready

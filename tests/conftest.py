@@ -2,9 +2,22 @@
 
 Imports on Python 3.6 with nothing but pytest: the board side's tests run there, on bundles made elsewhere.
 """
+import atexit
+import json
 import os
+import shutil
+import tempfile
 
 import pytest
+
+# A cache of the tests' own, shared by all their processes and removed at the end: what is measured while tests run
+# must never become the user's. The emulated boards are the user's and stay where they are.
+if "MERINO_TESTS_CACHE" not in os.environ:
+    users = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    os.environ["MERINO_USERS_CACHE"] = users
+    os.environ["MERINO_TESTS_CACHE"] = tempfile.mkdtemp(prefix="merino-tests-")
+    atexit.register(shutil.rmtree, os.environ["MERINO_TESTS_CACHE"], ignore_errors=True)
+os.environ["XDG_CACHE_HOME"] = os.environ["MERINO_TESTS_CACHE"]
 
 # One thread each: the models are tiny, and test processes run side by side. Before torch and numpy are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,11 +29,13 @@ except ImportError:  # a board's Python may have none
 
 if hypothesis is not None:
     hypothesis.settings.register_profile("default", deadline=None)
+    hypothesis.settings.register_profile("fast", deadline=None, max_examples=10)
     hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 DIALECTS = ("fused", "portable")
 VOCAB = 300
+PROBE_SECONDS = 12
 TEXT = (
     "The river runs past the old mill, and the miller counts the sacks of flour in the evening. "
     "In the morning the baker buys three of them; the children wait for warm bread at the door. "
@@ -116,6 +131,26 @@ def tiny_checkpoint(tiny_arch, decoder, tmp_path_factory):
     tokenizer = train_tokenizer([TEXT], VOCAB)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def probed_host():
+    """A short probe of this machine in the tests' cache, made once for all processes: what `--device host` then is.
+
+    Its flags are dropped, since other tests run beside it: nothing here depends on its figures.
+    """
+    from filelock import FileLock
+
+    from merino_bench.probe.run import run_probe
+    from merino_edge.calibration.host import machine_key
+    from merino_edge.storage.atomic import cache_folder
+
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder / "probe.lock")):
+        path = folder / f"probe-{machine_key()}-of-the-tests.json"
+        if not path.exists():
+            path.write_text(json.dumps({**run_probe(str(folder / "short.json"), PROBE_SECONDS), "flags": []}))
 
 
 @pytest.fixture(scope="session")

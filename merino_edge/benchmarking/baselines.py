@@ -1,22 +1,35 @@
-"""Baselines by name: OPT's bundles, exported once per format and kept in the user's cache folder."""
+"""Baselines by name: OPT's bundles with random weights, exported once per weight format and kept in the user's cache.
 
+A kept bundle is used again only by the exporter that wrote it. The folder's name ends in a digest of the exporter's
+sources, so after an upgrade the baseline is exported again and both sides of a ratio come from the same exporter.
+"""
+
+import hashlib
+import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import merino_edge
+from merino_edge.bundles.files import is_bundle
 from merino_edge.export.export import export
-from merino_edge.export.source import OPT_NAMES, is_bundle, load_source
+from merino_edge.export.source import OPT_NAMES, load_source
 from merino_edge.storage.atomic import cache_folder
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
+
+EXPORTER_ROOMS = ("families", "export", "bundles")  # their sources decide what a bundle's folder holds
+DIGEST_DIGITS = 12
 
 
 def baseline_bundles(
     what: str, measured: Sequence[str], precision: str | None, say: Callable[[str], None]
 ) -> list[str]:
-    """Folders to compare the measured bundles with. A name such as `opt-350m` gives one per format among them, so
-    that every ratio is at equal format; `precision` fixes it instead, in the dialect of the first bundle.
+    """Folders of the bundles to compare the measured ones with.
 
-    Raises MerinoError where a folder is given with a precision: a bundle has its own.
+    A name such as `opt-350m` gives one per (precision, dialect) among the measured bundles, so that each ratio is at
+    equal format. With `precision` it gives one of that precision, in the dialect of the first measured bundle. Any
+    other `what` is a bundle's folder. Raises MerinoError where a folder is given together with a precision.
     """
     if what not in OPT_NAMES:
         if precision is not None:
@@ -32,26 +45,55 @@ def baseline_bundles(
 
 
 def formats_of(folders: Sequence[str]) -> list[tuple[str, str]]:
-    """(precision, dialect) of each bundle that can be read, each once."""
-    bundles = [load_bundle(folder, verify=False) for folder in folders if sound(Path(folder))]
+    """(precision, dialect) of each bundle that can be read, each pair once."""
+    bundles = [load_bundle(folder, verify=False) for folder in folders if can_be_read(Path(folder))]
     return list(dict.fromkeys((bundle.precision, bundle.dialect) for bundle in bundles))
 
 
 def baseline_bundle(name: str, say: Callable[[str], None], precision: str = "fp32", dialect: str = "fused") -> str:
-    """The folder of a baseline: a bundle's own folder, or that of a name such as `opt-350m` (random weights)."""
-    if name not in OPT_NAMES:
-        return name
-    folder = cache_folder() / f"{name}-{precision}-{dialect}"
-    if is_bundle(folder) and sound(folder):
+    """The folder of the baseline `name`, exported now where this exporter has not done so before.
+
+    Bundles of the same format that another exporter left in the cache are removed then.
+    """
+    stem = f"{name}-{precision}-{dialect}"
+    folder = cache_folder() / f"{stem}-{exporter_digest()}"
+    if is_bundle(folder) and can_be_read(folder):
         return str(folder)
     say(f"exporting {name} as {precision} {dialect}, with random weights of its true geometry (once, minutes;"
         f" kept in {folder})")  # fmt: skip
     export(load_source(name), folder, precision=precision, dialect=dialect)
+    for old in outdated(folder, stem):
+        say(f"removing {old}, which another version of the exporter wrote")
+        shutil.rmtree(old)
     return str(folder)
 
 
-def sound(folder: Path) -> bool:
-    """Whether a kept bundle is whole and of today's schema; hashes are checked when it is measured."""
+def outdated(folder: Path, stem: str) -> list[Path]:
+    """Bundles beside `folder` of the same name and format, from exporters of other digests or from before digests."""
+    name = re.compile(rf"{re.escape(stem)}(-[0-9a-f]{{{DIGEST_DIGITS}}})?")
+    return [path for path in sorted(folder.parent.iterdir()) if name.fullmatch(path.name) and path != folder]
+
+
+def exporter_digest() -> str:
+    """Of the sources that decide a bundle's graph, weights and description."""
+    root = Path(merino_edge.__file__).parent
+    return digest_of([root / room for room in EXPORTER_ROOMS])
+
+
+def digest_of(folders: Sequence[Path]) -> str:
+    """The first digits of a SHA-256 over names and contents of all Python and TOML files in `folders`."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".py", ".toml"):
+                content = path.read_bytes()
+                digest.update(f"{folder.name}/{path.relative_to(folder).as_posix()} {len(content)}\n".encode())
+                digest.update(content)
+    return digest.hexdigest()[:DIGEST_DIGITS]
+
+
+def can_be_read(folder: Path) -> bool:
+    """Whether a bundle is complete and of today's schema; its hashes are checked when it is measured."""
     try:
         load_bundle(str(folder), verify=False)
     except MerinoError:

@@ -1,7 +1,6 @@
 """`bench` on the workstation: the board's harness, with baselines by name and other engines beside."""
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from merino_bench.harness.cases import Workload
@@ -13,10 +12,14 @@ from merino_edge.embedded import bundle_path
 
 def run_benchmark(
     bundles: Sequence[str], workload: Workload, baseline: str | None, baseline_precision: str | None, output: str,
-    save: Path | None, timeout_s: float, peers: str | None = None, progress: Progress | None = None,
+    save: Path | None, timeout_s: float, peers: str | None, progress: Progress | None, say: Callable[[str], None],
 ) -> int:  # fmt: skip
-    """-> the exit code, 1 where a row failed. Raises MerinoError, and KeyboardInterrupt after what is complete was
-    written."""
+    """Measure, and write the records to stdout in the form `output` and to the file `save`.
+
+    Returns the exit code, 1 where a row failed. `timeout_s`: for all repetitions of a row. `say` gets a line for each
+    baseline that must be exported first. Raises MerinoError for a request that is not possible, and KeyboardInterrupt
+    after the complete rows were written.
+    """
     folders = [bundle_path(bundle) for bundle in bundles]
     bases: list[str] = []
     if baseline is not None:
@@ -27,7 +30,3 @@ def run_benchmark(
         return bench_command(
             folders, workload, bases, output, None if save is None else str(save), timeout_s, progress, more_rows
         )
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

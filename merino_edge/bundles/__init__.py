@@ -1,1 +1,1 @@
-"""A bundle as files: its description, its hashes, the board's application. No torch."""
+"""A bundle's folder: its description, its files and their hashes, the board's application. No torch, no onnx."""

@@ -144,22 +144,22 @@ def export(
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
+    from merino_edge.bundles.files import bundle_bytes
     from merino_edge.cli.tables import console, matrix_table, working
     from merino_edge.embedded import bundle_path
-    from merino_edge.export.export import bundle_bytes
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
 
     with working(f"exporting {source}"):
         found = load_source(bundle_path(source), weights)
         done = run(found, out, dialect=dialect, precision=precision, context=context)
-    made = done.description
+    made = done.bundle
     print(
-        f"{out}: {made['name']}, {made['dialect']} {made['precision']}, {made['params'] / 1e6:.1f} M parameters"
-        f" ({made['weights']} weights), {bundle_bytes(out) / 2**20:.1f} MB;"
-        f" {'worst logit' if made['precision'] == 'fp32' else 'root mean square'} against torch with the same weights"
-        f" {done.error:.1e} relative, over prefill and {len(made['golden']['greedy_ids'])} steps;"
-        f" fits {', '.join(made['boards']) or 'no board of ours'}"
+        f"{out}: {made.name}, {made.dialect} {made.precision}, {made.params / 1e6:.1f} M parameters"
+        f" ({made.weights} weights), {bundle_bytes(out) / 2**20:.1f} MB;"
+        f" {'worst logit' if made.precision == 'fp32' else 'root mean square'} against torch with the same weights"
+        f" {done.error:.1e} relative, over prefill and {len(made.golden.greedy_ids)} steps;"
+        f" fits {', '.join(made.boards) or 'no board of ours'}"
     )
     if done.matrices:
         console().print(matrix_table(done.matrices))
@@ -232,7 +232,7 @@ def bench(
     )  # fmt: skip
     with bench_progress() as progress:
         code = run_benchmark(
-            bundles, workload, baseline, baseline_precision, output.value, save, timeout, peers, progress
+            bundles, workload, baseline, baseline_precision, output.value, save, timeout, peers, progress, say
         )
     raise typer.Exit(code)
 

@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from merino_bench.harness.cases import Workload
 from merino_bench.harness.render import render, save
 from merino_bench.harness.run import run_bench
 from merino_edge.benchmarking.baselines import baseline_bundle
+from merino_edge.bundles.board_app import write_board_app
+from merino_edge.bundles.files import APP_FILE
 from merino_edge.cli.tables import bench_table, console, print_design
 from merino_edge.cli.terminal import bench_progress
 from merino_edge.design.budget import Budgets
@@ -73,11 +76,13 @@ def demo_export(out: Path) -> tuple[Path, str]:
 def demo_generate() -> None:
     """In a process of its own, as on a board: what it says of memory is the runtime's, without torch."""
     print(PROMPT, end="", flush=True)
-    application = Path(bundle_path(EMBEDDED)) / "merino.pyz"
-    subprocess.run(
-        [sys.executable, application, "generate", application.parent, PROMPT, "-n", "160", "--temperature", "0"],
-        check=True,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        application = Path(folder) / APP_FILE
+        write_board_app(application)
+        subprocess.run(
+            [sys.executable, application, "generate", bundle_path(EMBEDDED), PROMPT, "-n", "160", "--temperature", "0"],
+            check=True,
+        )
 
 
 def demo_bench(out: Path, bundle: Path, opt: str, found: Design) -> None:

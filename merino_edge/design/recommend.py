@@ -12,10 +12,10 @@ from merino_edge.design.budget import Budgets
 from merino_edge.design.designer import Design, check_request, design
 from merino_edge.design.entropy import Scoring, block_score
 from merino_edge.design.space import Space
-from merino_edge.design.variants import missing_isa
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.uniform import Geometry
 from merino_edge.families.zoo import Model, load_models
+from merino_edge.prediction.formats import missing_isa
 from merino_edge.prediction.predict import Cost, Workload, predict
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError

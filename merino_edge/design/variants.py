@@ -13,10 +13,10 @@ from merino_edge.design.credit import credit
 from merino_edge.design.entropy import Scoring
 from merino_edge.design.measures import ALSO, with_demands
 from merino_edge.design.space import Program, Solution, Space, least, scaled, tabulate
-from merino_edge.families.operators import CPU_FORMATS, FAST_ISA
+from merino_edge.families.operators import CPU_FORMATS
+from merino_edge.prediction.formats import missing_isa
 from merino_edge.prediction.latency import Regime, Workload, telling_regimes
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.board import ARM_FEATURES, X86_FEATURES
 from merino_runtime.errors import MerinoError
 
 NARROW = 256  # below this width a head has 32 channels, so that a layer keeps at least a few heads (ours)
@@ -67,12 +67,6 @@ def combinations(space: Space, work: Workload, vocabs: Sequence[int], precisions
 def fast_formats(profile: DeviceProfile) -> list[str]:
     """The formats that the board's runtime does not refuse as slow."""
     return [precision for precision in CPU_FORMATS if not missing_isa(profile, precision)]
-
-
-def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
-    """What the format needs of the board's own architecture and the board lacks: the runtime's rule."""
-    known = {"aarch64": ARM_FEATURES, "x86_64": X86_FEATURES}.get(profile.arch, {})
-    return tuple(name for name in FAST_ISA[precision] if name in known.values() and name not in profile.isa)
 
 
 def search(

@@ -1,4 +1,5 @@
-"""Perplexity of a bundle on a text, by the runtime that a board runs: graph, cache and format as they will be used."""
+"""Perplexity of a bundle on a text, computed by the board's runtime: it includes what the graph, the KV cache and the
+weight format change."""
 
 import math
 from pathlib import Path
@@ -11,17 +12,23 @@ from merino_runtime.backends import open_backend
 from merino_runtime.bundle import file_path, load_bundle
 from merino_runtime.errors import MerinoError
 
-MOST_TOKENS = 20_000  # of the text's beginning: enough for differences of a tenth of a percent between formats
+MOST_TOKENS = 20_000  # enough to tell formats apart whose perplexities differ by a tenth of a percent
 
 
 class Perplexity(NamedTuple):
+    """`loss`: mean over `tokens` predicted tokens, in nats; `perplexity` is its exponential."""
+
     perplexity: float
-    loss: float  # nats per token
+    loss: float
     tokens: int
 
 
 def bundle_perplexity(folder: Path, text: Path, most_tokens: int = MOST_TOKENS) -> Perplexity:
-    """Token by token through decode steps, in rows as long as the context, each from an empty cache."""
+    """Of the text's first `most_tokens`, cut into rows as long as the context. Each row begins with an empty cache and
+    goes through decode steps, one per token.
+
+    Raises MerinoError where the bundle has no tokenizer, or the text is shorter than one row.
+    """
     bundle = load_bundle(str(folder), verify=False)
     tokenizer_file = file_path(bundle, "tokenizer.json")
     if tokenizer_file is None:
@@ -34,14 +41,14 @@ def bundle_perplexity(folder: Path, text: Path, most_tokens: int = MOST_TOKENS) 
         for row in rows:
             backend.truncate(0)
             for token, target in zip(row[:-1], row[1:], strict=True):
-                losses.append(surprise(backend.step(int(token)), int(target)))
+                losses.append(cross_entropy(backend.step(int(token)), int(target)))
     finally:
         backend.close()
     loss = float(np.mean(losses))
     return Perplexity(math.exp(loss), loss, len(losses))
 
 
-def surprise(logits: np.ndarray, target: int) -> float:
-    """-log softmax(logits)[target], in float64; logits [vocab]."""
+def cross_entropy(logits: np.ndarray, target: int) -> float:
+    """-log softmax(logits)[target] in nats, computed in float64; logits [vocab]."""
     shifted = logits.astype(np.float64) - logits.max()
     return float(np.log(np.exp(shifted).sum()) - shifted[target])

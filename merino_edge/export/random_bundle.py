@@ -4,25 +4,24 @@ The graph is the exporter's own walk and dialect. The values are random, so quan
 found by the quantiser, in the block that it takes for normally distributed weights (the largest that divides the row).
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts
+from merino_edge.bundles.files import is_bundle
+from merino_edge.bundles.write import write_bundle
 from merino_edge.design.designer import Design
-from merino_edge.export import export as exporter
 from merino_edge.export.onnx.fused import Fused
-from merino_edge.export.parity import Golden
 from merino_edge.export.quantize import Quantized
-from merino_edge.export.source import Source
 from merino_edge.families.graph_ops import KvLayer
 from merino_edge.families.merino.architecture import Architecture
 from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM
 from merino_edge.families.merino.walk import walk_merino
 from merino_edge.families.operators import largest_block
-from merino_edge.storage.atomic import new_folder, write_text
+from merino_edge.storage.atomic import new_folder
+from merino_runtime.bundle import Bundle, Golden, Threads
 
 
 class Quick(Fused):
@@ -39,8 +38,8 @@ class Quick(Fused):
 
 def write_random_bundle(
     arch: Architecture, precision: str, folder: Path, name: str, design: Design | None = None
-) -> dict[str, Any]:
-    """-> bundle.json's content, with the design's thread counts. Its golden ids mean nothing."""
+) -> Bundle:
+    """The bundle written into `folder`, with the design's thread counts. Its golden ids mean nothing."""
     config = MerinoConfig.from_architecture(arch)
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in MerinoForCausalLM(config).state_dict().items()}
@@ -54,13 +53,10 @@ def write_random_bundle(
     graph = Quick(weights, arch.context, precision)
     graph.begin_decoder(layers)
     walk_merino(graph, arch, theta=config.rope_theta, eps=config.rms_norm_eps)
-    source = Source(name, "merino", arch, None, "random", "random, for timing", None, None, design)  # type: ignore[arg-type]
-    golden = Golden([1], [1], np.zeros((1, arch.vocab), np.float32))
-    with new_folder(folder, exporter.is_bundle) as place:
-        graph.save(place)
-        exporter.write_board_app(place / exporter.APP_FILE)
-        description = exporter.describe(
-            source, graph, golden, place, dialect="fused", precision=precision, context=arch.context
-        )
-        write_text(place / exporter.DESCRIPTION, json.dumps(description, indent=1) + "\n")
-    return description
+    facts = ModelFacts(name, "merino", arch, "random", "random, for timing")
+    plan = design.threads if design else None
+    threads = Threads(plan.prefill, plan.decode) if plan else RUNTIME_CHOOSES
+    form = GraphFormat(precision, "fused", arch.context)
+    with new_folder(folder, is_bundle) as place:
+        bundle = write_bundle(place, facts, graph, form, Golden((1,), (1,)), threads=threads)
+    return bundle._replace(folder=str(folder))

@@ -12,13 +12,14 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, OPTConfig, OPTForCausalLM, PreTrainedModel, set_seed
 
+from merino_edge.bundles.files import is_bundle
 from merino_edge.design.designer import Design, load_design
 from merino_edge.export.recover import recover_weights
 from merino_edge.families.merino.architecture import Architecture
 from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM
 from merino_edge.families.opt.geometry import OPT_125M, OPT_350M, OptArchitecture
 from merino_edge.storage.faults import fault_list
-from merino_runtime.bundle import load_bundle
+from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 
 DESIGN = "design.json"  # in a checkpoint's folder, where it was trained from one
@@ -36,6 +37,7 @@ class Source(NamedTuple):
     eos_id: int | None
     tokenizer: Path | None
     design: Design | None = None  # what planned for a weight format and thread counts
+    bundle: Bundle | None = None  # the float32 bundle that it was read from
 
 
 def load_source(what: str, weights: Path | None = None) -> Source:
@@ -120,7 +122,7 @@ def load_bundle_again(folder: Path) -> Source:
     recover_weights(folder, source.model)
     return source._replace(
         weights=bundle.weights, weights_source=bundle.weights_source, eos_id=bundle.eos_id,
-        tokenizer=existing(folder / "tokenizer.json"),
+        tokenizer=existing(folder / "tokenizer.json"), bundle=bundle,
     )  # fmt: skip
 
 
@@ -217,10 +219,6 @@ def from_pretrained(kind: type[PreTrainedModel], folder: Path) -> PreTrainedMode
 
 def first_id(eos: int | list[int] | None) -> int | None:
     return eos[0] if isinstance(eos, list) else eos
-
-
-def is_bundle(folder: Path) -> bool:
-    return (folder / "bundle.json").is_file()
 
 
 def existing(path: Path) -> Path | None:

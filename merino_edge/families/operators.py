@@ -178,3 +178,8 @@ def flops(operators: Iterable[Operator], tokens: int = FLOPS_SEQUENCE) -> int:
 def decode_flops(operators: Iterable[Operator], cached: int = 0) -> int:
     """FLOPs of one decode step after `cached` tokens, the LM head included."""
     return sum(2 * op.macs + 4 * op.query_width * (cached + 1) for op in operators)
+
+
+def head_flops(operators: Iterable[Operator]) -> int:
+    """FLOPs of the LM head for one position."""
+    return sum(2 * op.macs for op in operators if op.kind == "head")

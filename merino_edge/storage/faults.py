@@ -1,4 +1,4 @@
-"""Pydantic's findings in words for people: every fault of a file in one message."""
+"""Pydantic's validation errors as one plain message that names every fault of a file."""
 
 from pydantic import ValidationError
 
@@ -9,6 +9,7 @@ def fault_list(error: ValidationError) -> str:
 
 
 def fault(detail: object) -> str:
+    """One fault; `detail` is an entry of `ValidationError.errors()`."""
     assert isinstance(detail, dict)
     key = ".".join(str(part) for part in detail["loc"]) or "the file"
     kind = detail["type"]

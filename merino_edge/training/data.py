@@ -1,6 +1,5 @@
-"""Plain text to packed token sequences: documents, a byte-level BPE, one row of token ids per training sample."""
+"""From text files to training samples: documents, a byte-level BPE, token ids packed into rows of equal length."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,14 +8,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils.data import Dataset
 
+from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
 
-END_OF_TEXT = "<|endoftext|>"  # stands between documents in the files, begins each document in the tokens
+END_OF_TEXT = "<|endoftext|>"  # separates documents in a file; in the token ids it precedes each document
 HELD_OUT_SHARE = 0.02
 
 
 def read_documents(paths: Sequence[Path]) -> list[str]:
-    """The documents of UTF-8 text files, split at `<|endoftext|>`; a file without it is one document."""
+    """The documents of UTF-8 text files, split at `<|endoftext|>`; a file without it is one document.
+
+    Raises MerinoError for a file that cannot be read or decoded, and where there is no text at all.
+    """
     documents: list[str] = []
     for path in paths:
         try:
@@ -32,7 +35,8 @@ def read_documents(paths: Sequence[Path]) -> list[str]:
 
 
 def split_held_out(documents: list[str], share: float = HELD_OUT_SHARE) -> tuple[list[str], list[str]]:
-    """The last `share` of the documents is held out; of a single document its last `share` of characters."""
+    """(training documents, held-out documents): the last `share` of the documents, at least one, is held out. A single
+    document is cut instead, at the same share of its characters."""
     if len(documents) == 1:
         text = documents[0]
         cut = len(text) - max(1, round(len(text) * share))
@@ -42,7 +46,10 @@ def split_held_out(documents: list[str], share: float = HELD_OUT_SHARE) -> tuple
 
 
 def train_tokenizer(documents: Sequence[str], vocab: int) -> Tokenizer:
-    """A byte-level BPE (GPT-2's kind) of exactly `vocab` entries; `<|endoftext|>` is id 0 and begins each text."""
+    """A byte-level BPE, as GPT-2's, of exactly `vocab` entries. `<|endoftext|>` is id 0 and is put before each text.
+
+    Raises MerinoError where `vocab` is less than 257, or more than the text has pieces for.
+    """
     least = len(pre_tokenizers.ByteLevel.alphabet()) + 1
     if vocab < least:
         raise MerinoError(f"a vocabulary of {vocab} is too small: 256 bytes and {END_OF_TEXT} need {least}")
@@ -68,6 +75,7 @@ def train_tokenizer(documents: Sequence[str], vocab: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
+    """Raises MerinoError where `path` is not a tokenizer.json."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # `tokenizers` raises plain Exception, whatever is wrong
@@ -75,7 +83,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 class PackedTokens(Dataset):
-    """Documents end to end, cut into rows of `length` tokens; the rest that fills no row is left out."""
+    """The documents' token ids, concatenated and cut into rows of `length`; the incomplete last row is dropped.
+
+    Raises MerinoError where there is no complete row.
+    """
 
     def __init__(self, documents: Sequence[str], tokenizer: Tokenizer, length: int):
         pieces = [np.array(encoding.ids, np.int32) for encoding in tokenizer.encode_batch(list(documents))]
@@ -97,13 +108,12 @@ class PackedTokens(Dataset):
 
     @property
     def tokens(self) -> int:
+        """Token ids in all rows."""
         return self.rows.numel()
 
 
 def describe_files(paths: Sequence[Path]) -> list[dict[str, str | int]]:
-    """Name, bytes and sha256 of each, for the record of a training run."""
-    described: list[dict[str, str | int]] = []
-    for path in paths:
-        content = path.read_bytes()
-        described.append({"name": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
-    return described
+    """Name, bytes and SHA-256 of each file, for the record of a training run."""
+    return [
+        {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(str(path))} for path in paths
+    ]

@@ -1,7 +1,7 @@
 """design.json and text to a checkpoint in Hugging Face's layout, by transformers' Trainer.
 
-A run writes into `OUT/trainer/` as it goes and can be resumed from there; the finished model, its tokenizer and the
-record of how it was made (`training.json`) stand in `OUT` itself.
+During a run its state is saved in `OUT/trainer/`, from where it can be resumed. The finished model, its tokenizer and
+the record of the run (`training.json`) are written into `OUT` itself.
 """
 
 import json
@@ -38,7 +38,7 @@ RECORD = "training.json"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. Steps are optimiser steps of `batch` sequences of the architecture's context."""
+    """Hyperparameters. `steps`: optimiser steps, each over `batch` sequences as long as the architecture's context."""
 
     steps: int = 1000
     batch: int = 16
@@ -65,14 +65,19 @@ def train(
     held_out: Sequence[Path] = (),
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Train and write `out`; returns the record. Raises MerinoError for what the user can mend."""
+    """Train, write the checkpoint into `out`, and return the record of the run.
+
+    `held_out`: text files for the evaluation; without them the last documents of `data` are held out. `resume`: go on
+    from the last saved state in `out`, with the tokenizer there. Raises MerinoError where `out` is in use, and for
+    text or a tokenizer that does not do.
+    """
     check_out(out, resume)
     documents = read_documents(data)
     if held_out:
         held_out_documents = read_documents(held_out)
     else:
         documents, held_out_documents = split_held_out(documents)
-    tokenizer = tokenizer_for(arch, documents, tokenizer_file, out)
+    tokenizer = tokenizer_for(arch, documents, tokenizer_file, out / TOKENIZER if resume else None)
     train_rows = PackedTokens(documents, tokenizer, arch.context)
     held_out_rows = PackedTokens(held_out_documents, tokenizer, arch.context)
     write_text(out / TOKENIZER, tokenizer.to_str())
@@ -111,7 +116,8 @@ def train(
 
 
 def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
-    """AdamW, linear warm-up, cosine decay, clipping at 1; ten evaluations and checkpoints a run, the last two kept."""
+    """AdamW, linear warm-up, cosine decay, gradients clipped at norm 1. Ten evaluations and saved states per run, of
+    which the last two are kept."""
     tenth = max(1, recipe.steps // 10)
     return TrainingArguments(
         output_dir=str(folder),
@@ -139,6 +145,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
 
 
 def check_out(out: Path, resume: bool) -> None:
+    """Raises MerinoError where `out` holds no state to resume from, or more than an aborted run to start over."""
     state = out / STATE
     if resume:
         if not state.is_dir() or get_last_checkpoint(str(state)) is None:
@@ -148,18 +155,22 @@ def check_out(out: Path, resume: bool) -> None:
 
 
 def begun_only(out: Path) -> bool:
-    """Whether `out` holds nothing, or no more than a run that ended before its first save."""
+    """Whether `out` holds nothing but what a run leaves that was stopped before its first saved state."""
     names = {path.name for path in out.iterdir()}
     return names <= {TOKENIZER, STATE} and (STATE not in names or get_last_checkpoint(str(out / STATE)) is None)
 
 
-def tokenizer_for(arch: Architecture, documents: list[str], given: Path | None, out: Path) -> Tokenizer:
-    """The tokenizer of this run: the one given, or one trained on the text; kept in `out` for a resumed run."""
-    kept = out / TOKENIZER
-    if given is None and not kept.exists():
-        tokenizer = train_tokenizer(documents, arch.vocab)
+def tokenizer_for(arch: Architecture, documents: list[str], given: Path | None, kept: Path | None) -> Tokenizer:
+    """The tokenizer in the file `given`, or one trained on the documents; of a resumed run the file `kept` in `out`.
+
+    Raises MerinoError where it has more entries than the architecture, or where `given` is not the resumed run's.
+    """
+    if kept:
+        tokenizer = load_tokenizer(kept)
+        if given and load_tokenizer(given).get_vocab() != tokenizer.get_vocab():
+            raise MerinoError(f"--tokenizer {given} is not that of the run to resume, {kept}: leave it out")
     else:
-        tokenizer = load_tokenizer(given or kept)
+        tokenizer = load_tokenizer(given) if given else train_tokenizer(documents, arch.vocab)
     if tokenizer.get_vocab_size() > arch.vocab:
         raise MerinoError(
             f"the tokenizer has {tokenizer.get_vocab_size()} entries, the design's vocabulary {arch.vocab}:"

@@ -1,6 +1,7 @@
-"""Reads a bundle: the folder that the exporter writes and a board runs. Standard library only.
+"""A bundle: the folder that the exporter writes and a board runs. Standard library only.
 
-Says whether the folder is whole and what it holds; whether this machine can run it is `board`'s to say.
+`Bundle` is the one type of its description, bundle.json. Reading checks the description against the schema and the
+listed files against their sizes and hashes. Whether this machine can run the bundle is checked by `board`.
 Keys and their meaning: docs/formats.md.
 """
 import hashlib
@@ -47,6 +48,7 @@ class BundleFile(NamedTuple):
 
 
 class Bundle(NamedTuple):
+    """The keys of bundle.json, in the order of `BUNDLE_SHAPE`, and the folder that it was read from."""
     folder: str
     schema: int
     name: str
@@ -64,6 +66,7 @@ class Bundle(NamedTuple):
     outputs: Tuple[Port, ...]
     params: int
     flops_per_token: int
+    head_flops: int
     weight_bytes: int
     decode_weight_bytes: int
     kv_bytes: int
@@ -76,7 +79,11 @@ class Bundle(NamedTuple):
 
 
 def load_bundle(path: str, verify: bool = True) -> Bundle:
-    """`verify=False` looks at names and sizes of the files only, and hashes nothing."""
+    """The bundle in the folder `path`. `verify=False` compares the sizes of its files and hashes nothing.
+
+    Raises MerinoError with every problem at once: keys that do not follow the schema, or files that are missing or
+    differ from what bundle.json lists.
+    """
     folder = os.fspath(path)
     description = _read_description(folder)
     problems = problems_of(description)
@@ -89,12 +96,13 @@ def load_bundle(path: str, verify: bool = True) -> Bundle:
 
 
 def file_path(bundle: Bundle, name: str) -> Optional[str]:
-    """Where the bundle's file of that name lies, None where the bundle lists none."""
+    """The path of the bundle's file `name`; None where bundle.json lists no such file."""
     listed = any(file.path == name for file in bundle.files)
     return os.path.join(bundle.folder, name) if listed else None
 
 
 def check_files(bundle: Bundle, hashes: bool = True) -> None:
+    """Raises MerinoError naming each listed file that is missing, or differs in size or, with `hashes`, in SHA-256."""
     problems = []
     for file in bundle.files:
         path = os.path.join(bundle.folder, file.path)
@@ -112,6 +120,7 @@ def check_files(bundle: Bundle, hashes: bool = True) -> None:
 
 
 def sha256_of(path: str) -> str:
+    """In lower-case hex digits. Raises MerinoError where the file cannot be read."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -149,7 +158,7 @@ def _read_description(folder: str) -> Dict[str, Any]:
 
 
 def _bundle_of(folder: str, description: Dict[str, Any]) -> Bundle:
-    """Lists become tuples, so that nobody changes a bundle after it was read."""
+    """The description as a Bundle. Lists become tuples, so that a bundle cannot be changed after reading."""
     values: Dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
     values["kv_layers"] = tuple(KvLayer(**layer) for layer in description["kv_layers"])

@@ -1,6 +1,6 @@
-"""What bundle.json must look like (docs/formats.md is the same in words). Standard library only.
+"""The schema of bundle.json: its keys, and what each value must be. Standard library only.
 
-Finds every problem at once, so that a wrong file is put right in one go; `bundle` raises them.
+All problems of a file are found at once; `bundle` raises them as one error. What the keys mean: docs/formats.md.
 """
 import json
 from typing import Any, Callable, Dict, List, Optional
@@ -9,13 +9,14 @@ SCHEMA = 1
 
 
 def problems_of(description: Any) -> List[str]:
+    """In words, one for each wrong key or value; contradictions between values only where each value is valid."""
     problems: List[str] = []
     _check(description, BUNDLE_SHAPE, "", problems)
     return problems or _contradictions(description)
 
 
-# The shape of bundle.json. A leaf is a function: value -> what was expected, or None where the value is
-# right. {...} is an object of exactly these keys, [x] a list of x.
+# A shape is a nested description of JSON: {...} is an object of exactly these keys, [x] a list of x, and a leaf is a
+# function that takes a value and returns what was expected, or None where the value is valid.
 
 def _integer(low: int, expected: str) -> Callable[[Any], Optional[str]]:
     def leaf(value: Any) -> Optional[str]:
@@ -53,7 +54,7 @@ def _sha256(value: Any) -> Optional[str]:
 
 
 def _inner_path(value: Any) -> Optional[str]:
-    """No way out of the folder: a bundle may come from anyone."""
+    """Refuses paths that lead out of the folder, since a bundle may come from anyone."""
     good = isinstance(value, str) and value not in ("", ".") and not set(value) & set("\\:\0")
     good = good and not value.startswith("/") and ".." not in value.split("/")
     return None if good else "a path inside the bundle (not absolute, no '..')"
@@ -62,14 +63,12 @@ def _inner_path(value: Any) -> Optional[str]:
 _count, _size = _integer(0, "an integer, 0 or more"), _integer(1, "an integer, 1 or more")
 _port = {"name": _text, "dtype": _one_of("int32", "int64", "float16", "float32"), "shape": [_axis]}
 BUNDLE_SHAPE: Dict[str, Any] = {
-    "schema": _size, "name": _text, "family": _one_of("merino", "opt"), "architecture": _object,
+    "schema": _size, "name": _text, "family": _text, "architecture": _object,
     "precision": _one_of("fp32", "fp16", "int8", "int4"), "dialect": _one_of("fused", "portable"),
     "weights": _one_of("trained", "random"), "weights_source": _text, "context": _size, "vocab": _size,
     "eos_id": _or_null(_count), "kv_layers": [{"heads": _size, "head_size": _size}], "inputs": [_port],
-    "outputs": [_port], "params": _count, "flops_per_token": _count, "weight_bytes": _count,
-    "decode_weight_bytes": _count,
-    "kv_bytes": _count,
-    "isa": [_text], "boards": [_text],
+    "outputs": [_port], "params": _count, "flops_per_token": _count, "head_flops": _count,
+    "weight_bytes": _count, "decode_weight_bytes": _count, "kv_bytes": _count, "isa": [_text], "boards": [_text],
     "backend": {"name": _text, "min_version": _text, "refused_versions": [_text]},
     "threads": {"prefill": _or_null(_size), "decode": _or_null(_size)},
     "golden": {"prompt_ids": [_count], "greedy_ids": [_count]},
@@ -107,7 +106,7 @@ def shown(value: Any) -> str:
 
 
 def _contradictions(description: Dict[str, Any]) -> List[str]:
-    """Keys that are right one by one and wrong together."""
+    """Values that are valid by themselves and contradict each other."""
     problems = []
     vocab, paths = description["vocab"], [file["path"] for file in description["files"]]
     ids = description["golden"]["prompt_ids"] + description["golden"]["greedy_ids"]

@@ -1,7 +1,7 @@
 """Moves what this process has in memory into huge pages, where the kernel can: Linux 6.1, MADV_COLLAPSE of madvise(2).
 
 Decoding reads every weight once per token. In pages of 4 KB, which lie wherever memory was free, a float32 decoder took
-7 % longer, and another time in each process (docs/decisions.md).
+7 % longer, and another time in each process (docs/decisions/huge-pages.md).
 """
 import errno
 import os

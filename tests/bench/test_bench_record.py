@@ -40,10 +40,10 @@ IDENTITY = {"bundle": "a|b", "bundle_sha256": "00", "precision": "fp32", "dialec
 def bundle(folder="."):
     return Bundle(
         folder=str(folder), schema=1, name="tiny", family="merino",
-        architecture={"blocks": [{"width": 64}, {"width": 128}]}, precision="fp32",
+        architecture={"of": "a family that the bench does not know"}, precision="fp32",
         dialect="fused", weights="trained", weights_source="a run", context=64, vocab=300, eos_id=None,
         kv_layers=(KvLayer(2, 32),), inputs=(), outputs=(), params=250000, flops_per_token=500000,
-        weight_bytes=900000, decode_weight_bytes=1000000, kv_bytes=64 * 512, isa=(), boards=(),
+        head_flops=2 * 300 * 64, weight_bytes=900000, decode_weight_bytes=1000000, kv_bytes=64 * 512, isa=(), boards=(),
         backend=BackendNeed("onnxruntime", "1.18", ()), threads=Threads(None, None), golden=Golden((), ()),
         files=(BundleFile("model.onnx", 700, "0" * 64), BundleFile("model.onnx.data", 4000, "0" * 64)))
 
@@ -94,14 +94,12 @@ def test_kv_bytes_are_those_of_the_mean_step():
 
 
 def test_flops_grow_with_the_cache_and_a_prefill_has_one_head():
-    """Two heads of 32: a cached entry costs 2 x 64 multiply-adds; the head 300 x 64, of the first width."""
+    """Two heads of 32: a cached entry costs 2 x 64 multiply-adds; the LM head 300 x 64, as bundle.json says."""
     assert flops_per_token(bundle(), decode_case(1)) == 500000 + 256 * 8
     assert flops_per_token(bundle(), decode_case(3, depth=40)) == 500000 + 256 * 41
     head = 2 * 300 * 64
     assert flops_per_token(bundle(), prefill_case(1)) == 500000
     assert flops_per_token(bundle(), prefill_case(5, depth=10)) == 500000 - head + head // 5 + 256 * 12
-    opt = bundle()._replace(architecture={"embed_width": 64})
-    assert flops_per_token(opt, prefill_case(5)) == flops_per_token(bundle(), prefill_case(5))
 
 
 def test_quantiles_are_those_of_all_samples():

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merino_edge.bundles.files import bundle_bytes
 from merino_edge.design.budget import Budgets, ceil_digits, option, refusal
 from merino_edge.design.designer import design, open_variants
 from merino_edge.design.entropy import Scoring
 from merino_edge.design.space import Space
 from merino_edge.design.variants import asked_budgets
-from merino_edge.export.export import bundle_bytes, export
+from merino_edge.export.export import export
 from merino_edge.export.source import load_source, random_merino
 from merino_edge.prediction import predict as costs
 from merino_edge.prediction.predict import TOLERANCE, Workload

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from merino_edge.bundles.board_app import write_board_app
 from merino_edge.cli.app import main
 from merino_edge.embedded import FOLDER
 from merino_edge.profiles.profile import profile_ids
@@ -136,11 +137,12 @@ def test_the_embedded_model_tells_the_story_it_is_known_for():
 
 
 def test_a_board_that_holds_only_the_bundle_tells_the_same_story(tmp_path):
-    """merino.pyz from an empty folder, without this project on the path."""
+    """merino.pyz from a folder without this project on the path."""
+    write_board_app(tmp_path / "merino.pyz")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     arguments = ["generate", FOLDER, "Once upon a time", "-n", "12", "--temperature", "0"]
     done = subprocess.run(
-        [sys.executable, FOLDER / "merino.pyz", *arguments],
+        [sys.executable, "merino.pyz", *arguments],
         capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -2,14 +2,14 @@
 
 import json
 import os
-import zipfile
 from pathlib import Path
 
 import pytest
 
-from merino_edge.bundles.board_app import write_board_app
+from merino_edge.bundles.description import GraphFormat, ModelFacts, describe
 from merino_edge.embedded import FOLDER
 from merino_edge.evaluation.perplexity import bundle_perplexity
+from merino_edge.families.merino.architecture import Architecture
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.selftest import selftest
@@ -46,8 +46,11 @@ def test_the_boards_runtime_reaches_the_perplexity_of_training():
     assert found.loss == pytest.approx(RECORD["held_out_loss"], rel=0.03)
 
 
-def test_its_board_application_is_todays(tmp_path):
-    """`python -m merino_edge.bundles.board_app merino_edge/embedded/bundle` renews it."""
-    write_board_app(tmp_path / "merino.pyz")
-    today, kept = (zipfile.ZipFile(folder / "merino.pyz") for folder in (tmp_path, FOLDER))
-    assert {name: kept.read(name) for name in kept.namelist()} == {name: today.read(name) for name in today.namelist()}
+def test_its_description_is_what_todays_exporter_writes():
+    """All that needs no torch: counts, boards, and the model's files, of which merino.pyz is none."""
+    bundle = load_bundle(str(FOLDER))
+    arch = Architecture.model_validate(bundle.architecture)
+    model = ModelFacts(bundle.name, bundle.family, arch, bundle.weights, bundle.weights_source, bundle.eos_id)
+    form = GraphFormat(bundle.precision, bundle.dialect, bundle.context)
+    assert describe(FOLDER, model, bundle, form, bundle.golden, bundle.threads) == bundle
+    assert [file.path for file in bundle.files] == ["model.onnx", "model.onnx.data", "tokenizer.json"]

@@ -29,7 +29,7 @@ from merino_edge.families.merino.architecture import Architecture
 from merino_edge.families.opt.geometry import OPT_350M, OptArchitecture
 from merino_edge.profiles.profile import list_profiles, load_profile, profile_ids
 from merino_runtime.backends import open_backend
-from merino_runtime.bundle import load_bundle
+from merino_runtime.bundle import Threads, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.selftest import selftest
 
@@ -75,6 +75,7 @@ def test_bundle_json_says_what_the_model_is(folder, dialect, tiny_arch):
     counts = {
         "params": operators.params(ops),
         "flops_per_token": operators.decode_flops(ops),
+        "head_flops": 2 * 300 * 32,
         "weight_bytes": operators.weight_bytes(ops, "fp32"),
         "decode_weight_bytes": operators.decode_weight_bytes(ops, "fp32"),
         "kv_bytes": operators.kv_bytes(ops, 64),
@@ -91,14 +92,14 @@ def test_bundle_json_says_what_the_model_is(folder, dialect, tiny_arch):
     assert len(description["golden"]["greedy_ids"]) == 16
 
 
-def test_every_file_is_listed_with_its_size_and_hash(folder):
+def test_every_file_of_the_model_is_listed_with_its_size_and_hash(folder):
     listed = {entry["path"]: (entry["bytes"], entry["sha256"]) for entry in described(folder)["files"]}
     found = {
         name: (len(data), hashlib.sha256(data).hexdigest())
-        for name, data in contents(folder).items() if name != "bundle.json"
+        for name, data in contents(folder).items() if name not in ("bundle.json", "merino.pyz")
     }
     assert listed == found
-    assert set(found) == {"model.onnx", "model.onnx.data", "tokenizer.json", "merino.pyz"}
+    assert set(found) == {"model.onnx", "model.onnx.data", "tokenizer.json"}
 
 
 def test_inputs_and_outputs_are_the_documented_ones(folder, dialect):
@@ -322,10 +323,10 @@ def test_a_design_and_a_bare_architecture_are_exported_with_random_weights(tmp_p
     ):
         source = load_source(written(tmp_path / name, text))
         assert source.arch == arch
-        description = export(source, tmp_path / "bundle").description
-        assert (description["weights"], description["name"]) == ("random", Path(name).stem)
-        assert description["params"] == operators.params(arch.operators)
-        assert "tokenizer.json" not in [entry["path"] for entry in description["files"]]
+        bundle = export(source, tmp_path / "bundle").bundle
+        assert (bundle.weights, bundle.name) == ("random", Path(name).stem)
+        assert bundle.params == operators.params(arch.operators)
+        assert "tokenizer.json" not in [file.path for file in bundle.files]
 
 
 def test_opt_350m_is_known_by_name():
@@ -339,9 +340,9 @@ def test_boards_are_those_whose_free_memory_holds_it(tmp_path):
     """An embedding of 107 MB and a cache of 156 MB, beside the runtime: too much for the smallest board."""
     shared = {"width": 256, "ffn_ratio": 1.0, "depth": 8, "shared": True}
     arch = Architecture(blocks=[shared], vocab=110_000, context=10_000)
-    boards = export(random_merino(arch, "large"), tmp_path / "bundle").description["boards"]
-    assert boards == [board.id for board in list_profiles() if board.memory.free_mb.value > 1000]
-    assert boards != profile_ids()
+    boards = export(random_merino(arch, "large"), tmp_path / "bundle").bundle.boards
+    assert list(boards) == [board.id for board in list_profiles() if board.memory.free_mb.value > 1000]
+    assert list(boards) != profile_ids()
 
 
 @pytest.fixture
@@ -454,11 +455,25 @@ def test_a_bundle_has_the_format_and_the_threads_that_its_design_planned_for(tmp
     path = tmp_path / "design.json"
     path.write_text(found.to_json())
     assert found.threads
-    planned = export(load_source(str(path)), tmp_path / "planned").description
-    assert planned["precision"] == "int8"
-    assert planned["threads"] == {"decode": found.threads.decode, "prefill": found.threads.prefill}
-    other = export(load_source(str(path)), tmp_path / "other", precision="fp32").description
-    assert (other["precision"], other["threads"]) == ("fp32", {"decode": None, "prefill": None})
+    planned = export(load_source(str(path)), tmp_path / "planned").bundle
+    assert planned.precision == "int8"
+    assert planned.threads == Threads(decode=found.threads.decode, prefill=found.threads.prefill)
+    other = export(load_source(str(path)), tmp_path / "other", precision="fp32").bundle
+    assert (other.precision, other.threads) == ("fp32", Threads(None, None))
+
+
+def test_a_bundle_exported_again_keeps_the_threads_that_were_planned_for_its_format(tiny_checkpoint, tmp_path):
+    export(load_source(str(tiny_checkpoint)), tmp_path / "first")
+    described_as(tmp_path / "first", threads={"prefill": 4, "decode": 2})
+    source = load_source(str(tmp_path / "first"))
+    again = export(source, tmp_path / "again", dialect="portable", context=32).bundle
+    assert (again.precision, again.threads) == ("fp32", Threads(prefill=4, decode=2))
+    assert export(source, tmp_path / "int8", dialect="portable", precision="int8").bundle.threads == Threads(None, None)
+
+
+def described_as(folder, **values):
+    path = folder / "bundle.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def test_a_checkpoint_carries_the_design_that_it_was_trained_from(tiny_checkpoint, tiny_arch, tmp_path):

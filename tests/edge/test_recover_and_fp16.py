@@ -95,15 +95,15 @@ def test_float16_agrees_with_torch_at_every_step(source, dialect, tmp_path):
 
 def test_float16_weights_and_cache_take_half_the_bytes(source, dialect, tmp_path):
     whole, half = (
-        export(source, tmp_path / precision, dialect=dialect, precision=precision).description
+        export(source, tmp_path / precision, dialect=dialect, precision=precision).bundle
         for precision in ("fp32", "fp16")
     )
-    assert half["kv_bytes"] == whole["kv_bytes"] / 2
-    assert half["weight_bytes"] == pytest.approx(whole["weight_bytes"] / 2, rel=0.02)  # portable's norms stay whole
-    types = {port["name"]: port["dtype"] for port in half["inputs"] + half["outputs"]}
+    assert half.kv_bytes == whole.kv_bytes / 2
+    assert half.weight_bytes == pytest.approx(whole.weight_bytes / 2, rel=0.02)  # portable's norms stay whole
+    types = {port.name: port.dtype for port in half.inputs + half.outputs}
     assert types.pop("logits") == "float32"
     assert {kind for name, kind in types.items() if "." in name} == {"float16"}
-    assert half["boards"] == ["jetson-nano", "jetson-orin-nano"]  # those with a GPU
+    assert half.boards == ("jetson-nano", "jetson-orin-nano")  # those with a GPU
     notes = board.check_bundle_fits(load_bundle(str(tmp_path / "fp16")))
     assert any("for GPUs" in note for note in notes)
 

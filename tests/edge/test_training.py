@@ -250,6 +250,32 @@ def test_a_run_interrupted_before_its_first_save_can_be_begun_again(text, tmp_pa
     assert (out / "model.safetensors").exists()
 
 
+def test_a_run_begun_again_with_other_data_trains_its_own_tokenizer(text, tmp_path, monkeypatch):
+    """The tokenizer of the run that was stopped before its first save is that of other text."""
+    other, out = tmp_path / "other.txt", tmp_path / "out"
+    other.write_text(END_OF_TEXT.join(story(seed).upper() for seed in range(60)))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "Trainer", InterruptedAtOnce)
+        train(ARCH, [other], out, recipe=SMALL)
+    train(ARCH, [text], out, recipe=SMALL)
+    expected = train_tokenizer(split_held_out(read_documents([text]))[0], ARCH.vocab)
+    assert Tokenizer.from_file(str(out / "tokenizer.json")).get_vocab() == expected.get_vocab()
+
+
+def test_a_resumed_run_keeps_its_tokenizer_and_refuses_another(finished, text, tmp_path):
+    out = tmp_path / "out"
+    given = tmp_path / "given.json"
+    given.write_text(train_tokenizer([story(7)], ARCH.vocab).to_str())
+    train(ARCH, [text], out, recipe=SMALL, tokenizer_file=given)
+    own = Tokenizer.from_file(str(given)).get_vocab()
+    for again in ({}, {"tokenizer_file": given}):
+        train(ARCH, [text], out, recipe=SMALL, resume=True, **again)
+        assert Tokenizer.from_file(str(out / "tokenizer.json")).get_vocab() == own
+    other = finished[0] / "tokenizer.json"
+    assert Tokenizer.from_file(str(other)).get_vocab() != own
+    refused("is not that of the run to resume", [text], out, resume=True, tokenizer_file=other)
+
+
 def test_a_folder_in_use_and_a_run_that_is_none_are_refused(text, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")

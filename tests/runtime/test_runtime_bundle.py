@@ -21,9 +21,8 @@ def description():
                    {"name": "past_key_values.0.key", "dtype": "float32", "shape": [1, 2, 64, 32]},
                    {"name": "past_key_values.0.value", "dtype": "float32", "shape": [1, 2, 64, 32]}],
         "outputs": [{"name": "logits", "dtype": "float32", "shape": [1, 1, 260]}],
-        "params": 1000, "flops_per_token": 2000, "weight_bytes": 4000, "decode_weight_bytes": 4000,
-        "kv_bytes": 32768, "isa": [],
-        "boards": ["raspberry-pi-5"],
+        "params": 1000, "flops_per_token": 2000, "head_flops": 1000, "weight_bytes": 4000,
+        "decode_weight_bytes": 4000, "kv_bytes": 32768, "isa": [], "boards": ["raspberry-pi-5"],
         "backend": {"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1.21.0"]},
         "threads": {"prefill": None, "decode": 1}, "golden": {"prompt_ids": [1, 2], "greedy_ids": [3, 4]},
         "files": [{"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -116,8 +115,9 @@ def test_unknown_missing_and_wrong_keys_are_named_together(folder):
 
 
 @pytest.mark.parametrize("key, value", [
-    ("family", "gpt"), ("precision", "fp64"), ("dialect", "traced"), ("weights", None), ("name", ""),
-    ("architecture", []), ("context", 0), ("vocab", -5), ("flops_per_token", None), ("boards", "all")])
+    ("family", ""), ("precision", "fp64"), ("dialect", "traced"), ("weights", None), ("name", ""),
+    ("architecture", []), ("context", 0), ("vocab", -5), ("flops_per_token", None), ("head_flops", -1),
+    ("boards", "all")])
 def test_a_value_outside_the_contract_is_refused(folder, key, value):
     rewrite(folder, dict(description(), **{key: value}))
     message = refusal(folder)
@@ -138,6 +138,11 @@ def test_a_path_out_of_the_bundle_is_refused(folder, path):
     described["files"][0]["path"] = path
     rewrite(folder, described)
     assert "files[0].path" in refusal(folder)
+
+
+def test_a_family_is_a_name_and_no_more_to_the_runtime(folder):
+    rewrite(folder, dict(description(), family="a family of tomorrow", architecture={"anything": [1]}))
+    assert load_bundle(folder).family == "a family of tomorrow"
 
 
 def test_a_file_in_a_subfolder_is_fine(folder):

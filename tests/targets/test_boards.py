@@ -30,8 +30,7 @@ CPUS = {
     "cortex-a76": "raspberry-pi-5",
 }
 GIVEN = os.environ.get("MERINO_BOARD_ROOT")
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-BOARD_ROOT = Path(GIVEN or CACHE / "merino_edge" / "boards" / "bookworm")
+BOARD_ROOT = Path(GIVEN or Path(os.environ["MERINO_USERS_CACHE"]) / "merino_edge" / "boards" / "bookworm")
 PYTHON = BOARD_ROOT / "usr" / "bin" / "python3.11"
 SCRIPTS = Path(__file__).parent / "boards"
 INSTRUCTIONS, LOGITS = SCRIPTS / "instructions.py", SCRIPTS / "logits.py"
@@ -70,10 +69,19 @@ def greedy_ids(out):
     return [token["id"] for token in tokens]
 
 
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory):
+    """A copy of the bundle in the package, with the board's application, which the package does not hold."""
+    folder = tmp_path_factory.mktemp("packaged") / "bundle"
+    shutil.copytree(PACKAGED, folder)
+    write_board_app(folder / "merino.pyz")
+    return folder
+
+
 @pytest.fixture(scope="module", params=["packaged", "portable"])
-def bundle(request, embedded_bundles):
+def bundle(request, packaged, embedded_bundles):
     """float32: the bundle in the package, and the same model for old runtimes."""
-    return PACKAGED if request.param == "packaged" else embedded_bundles["portable", "fp32"]
+    return packaged if request.param == "packaged" else embedded_bundles["portable", "fp32"]
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +98,8 @@ def test_greedy_ids_are_those_of_this_machine(cpu, bundle, ids_here):
 
 
 @pytest.mark.parametrize("cpu", CPUS)
-def test_the_selftest_passes(cpu):
-    assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=PACKAGED)).startswith("ok: ")
+def test_the_selftest_passes(cpu, packaged):
+    assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=packaged)).startswith("ok: ")
 
 
 @pytest.fixture(scope="module", params=QUANTISED, ids="-".join)
@@ -166,8 +174,8 @@ def test_the_poison_works(quantised, poison):
 
 
 @pytest.mark.parametrize("cpu, device", CPUS.items())
-def test_info_finds_the_profiles_instructions(cpu, device):
-    described = json.loads(output(on_board(cpu, "merino.pyz", "info", ".", "--json", cwd=PACKAGED)))["board"]
+def test_info_finds_the_profiles_instructions(cpu, device, packaged):
+    described = json.loads(output(on_board(cpu, "merino.pyz", "info", ".", "--json", cwd=packaged)))["board"]
     assert described["architecture"] == "aarch64" and described["pointer_bits"] == 64
     assert {"neon", *described["isa"]} == set(load_profile(device).isa)
 

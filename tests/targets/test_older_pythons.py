@@ -1,5 +1,5 @@
 """The board side's own tests under the Pythons of boards: 3.6 with ONNX Runtime 1.10, as on a Jetson Nano, where only
-`portable` bundles run; and 3.8 with 1.19, whose fused attention needs care (docs/decisions.md).
+`portable` bundles run; and 3.8 with 1.19, whose fused attention needs care (docs/decisions/export-graphs.md).
 
 That the trained model's bundles give the same ids under them: test_interpreters.py.
 """

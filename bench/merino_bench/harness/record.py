@@ -129,9 +129,8 @@ def flops_per_token(bundle: Bundle, case: Case) -> int:
     per_entry = sum(4 * layer.heads * layer.head_size for layer in bundle.kv_layers)
     if case.steps:
         return round(bundle.flops_per_token + per_entry * (case.decode_start + (case.steps - 1) / 2))
-    head = 2 * bundle.vocab * _head_width(bundle.architecture)
     mean_length = case.untimed + (case.prompt - 1) / 2
-    return round(bundle.flops_per_token - head * (1 - 1 / case.prompt) + per_entry * mean_length)
+    return round(bundle.flops_per_token - bundle.head_flops * (1 - 1 / case.prompt) + per_entry * mean_length)
 
 
 def empty_record(identity: Dict[str, Any], case: Case, command: Optional[str] = None) -> Dict[str, Any]:
@@ -140,10 +139,3 @@ def empty_record(identity: Dict[str, Any], case: Case, command: Optional[str] = 
     record.update(identity, schema=SCHEMA, test=case.name, prompt_tokens=case.prompt, depth=case.depth, timed=TIMED,
                   date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), command=command, flags=[], notes=[])
     return record
-
-
-def _head_width(architecture: Dict[str, Any]) -> int:
-    """The embedding is the head too: of the first block's width, or OPT's own."""
-    if "blocks" in architecture:
-        return int(architecture["blocks"][0]["width"])
-    return int(architecture["embed_width"])

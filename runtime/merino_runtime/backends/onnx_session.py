@@ -1,8 +1,8 @@
 """Opens ONNX Runtime's sessions for a bundle: the version, the thread counts, the options, and what the graph must be.
 
 A session has one pool of threads. Where prefill and decode want different counts, each gets a session of its own over
-the same mapped file; what a session copies into its kernels' order is then in memory twice (see docs/decisions.md),
-so without a word from bundle or caller the counts are equal. Running is `onnx`'s.
+the same mapped file; what a session copies into its kernels' order is then in memory twice, see
+docs/decisions/threads.md, so without a word from bundle or caller the counts are equal. Running is `onnx`'s.
 """
 import os
 import re

@@ -1,0 +1,145 @@
+"""bundle.json: made from a model's geometry and facts of its graph, written in the order of the runtime's schema.
+
+The type of a description is `merino_runtime.bundle.Bundle`, which `load_bundle` reads; its keys stand in
+`merino_runtime.bundle_schema`. Keys and their meaning: docs/formats.md.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from merino_edge.bundles.boards import fitting_boards
+from merino_edge.bundles.files import DESCRIPTION_FILE, list_files
+from merino_edge.families.operators import FAST_ISA, Operator, decode_flops, head_flops, kv_bytes, params
+from merino_edge.storage.atomic import write_text
+from merino_runtime.bundle import BackendNeed, Bundle, Golden, KvLayer, Port, Threads
+from merino_runtime.bundle_schema import BUNDLE_SHAPE, SCHEMA, problems_of
+
+# The oldest ONNX Runtime for (dialect, precision), 1.10 where none is named: operators with blocks of 8 bits, and
+# tables in blocks, are younger than the fused attention.
+MIN_VERSIONS = {
+    ("fused", "fp32"): "1.18", ("fused", "fp16"): "1.20", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23",
+}  # fmt: skip
+REFUSED_VERSIONS = ("1.21.0",)  # dies of an illegal instruction on Cortex-A53 and A72
+RUNTIME_CHOOSES = Threads(None, None)
+
+
+class Geometry(Protocol):
+    """What a description needs of a family's geometry."""
+
+    @property
+    def vocab(self) -> int: ...
+
+    @property
+    def operators(self) -> list[Operator]: ...
+
+    @property
+    def kv_layers(self) -> list[tuple[int, int]]:
+        """(heads, head_size) of each cache layer."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
+class PortLike(Protocol):
+    """An input or output of a graph; an axis is a length or a name."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int | str, ...]: ...
+
+
+class GraphFacts(Protocol):
+    """What a description needs of the graph. Bytes count weights as the graph stores them."""
+
+    @property
+    def inputs(self) -> Sequence[PortLike]: ...
+
+    @property
+    def outputs(self) -> Sequence[PortLike]: ...
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+    @property
+    def decode_weight_bytes(self) -> int: ...
+
+
+class ModelFacts(NamedTuple):
+    """What was exported, whatever the weight format and the graph's dialect.
+
+    `weights` is `trained` or `random`; `weights_source` says for people where the values came from.
+    """
+
+    name: str
+    family: str
+    geometry: Geometry
+    weights: str
+    weights_source: str
+    eos_id: int | None = None
+
+
+class GraphFormat(NamedTuple):
+    """How the model was exported. `context`: KV slots, in tokens."""
+
+    precision: str
+    dialect: str
+    context: int
+
+
+def describe(
+    folder: Path, model: ModelFacts, graph: GraphFacts, form: GraphFormat, golden: Golden, threads: Threads
+) -> Bundle:
+    """The description of the model whose graph, weights and tokenizer lie in `folder`; hashes them."""
+    geometry = model.geometry
+    operators = geometry.operators
+    return Bundle(
+        folder=str(folder),
+        schema=SCHEMA,
+        name=model.name,
+        family=model.family,
+        architecture=geometry.model_dump(mode="json"),
+        precision=form.precision,
+        dialect=form.dialect,
+        weights=model.weights,
+        weights_source=model.weights_source,
+        context=form.context,
+        vocab=geometry.vocab,
+        eos_id=model.eos_id,
+        kv_layers=tuple(KvLayer(*layer) for layer in geometry.kv_layers),
+        inputs=tuple(Port(port.name, port.dtype, tuple(port.shape)) for port in graph.inputs),
+        outputs=tuple(Port(port.name, port.dtype, tuple(port.shape)) for port in graph.outputs),
+        params=params(operators),
+        flops_per_token=decode_flops(operators),
+        head_flops=head_flops(operators),
+        weight_bytes=graph.weight_bytes,
+        decode_weight_bytes=graph.decode_weight_bytes,
+        kv_bytes=kv_bytes(operators, form.context, form.precision),
+        isa=tuple(FAST_ISA[form.precision]),
+        boards=fitting_boards(operators, form.precision, form.context, threads),
+        backend=BackendNeed("onnxruntime", MIN_VERSIONS.get((form.dialect, form.precision), "1.10"), REFUSED_VERSIONS),
+        threads=threads,
+        golden=golden,
+        files=list_files(folder),
+    )
+
+
+def write_description(bundle: Bundle) -> None:
+    """Write bundle.json into `bundle.folder`, keys in the order of the schema."""
+    fields = bundle._asdict()
+    description = {key: as_json(fields[key]) for key in BUNDLE_SHAPE}
+    problems = problems_of(description)
+    assert not problems, problems
+    write_text(Path(bundle.folder) / DESCRIPTION_FILE, json.dumps(description, indent=1) + "\n")
+
+
+def as_json(value: Any) -> Any:
+    """A field of a Bundle as JSON has it: named tuples as objects, other tuples as lists."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {key: as_json(part) for key, part in value._asdict().items()}
+    return [as_json(part) for part in value] if isinstance(value, tuple) else value

@@ -1,0 +1,32 @@
+"""The files of a bundle's folder by name, size and hash. What they mean is said in `description`."""
+
+from pathlib import Path
+
+from merino_runtime.bundle import BundleFile, sha256_of
+
+DESCRIPTION_FILE = "bundle.json"
+TOKENIZER_FILE = "tokenizer.json"
+APP_FILE = "merino.pyz"
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether `folder` holds a bundle's description, valid or not."""
+    return (folder / DESCRIPTION_FILE).is_file()
+
+
+def list_files(folder: Path) -> tuple[BundleFile, ...]:
+    """The model's files in `folder`, sorted by name: all but bundle.json and merino.pyz.
+
+    The application is left out so that bundle.json, and with it the bundle's hash, depends on the model alone and not
+    on the version of the runtime that travels beside it.
+    """
+    return tuple(
+        BundleFile(path.name, path.stat().st_size, sha256_of(str(path)))
+        for path in sorted(folder.iterdir())
+        if path.name not in (DESCRIPTION_FILE, APP_FILE)
+    )
+
+
+def bundle_bytes(folder: Path) -> int:
+    """Bytes of all files in the bundle's folder, bundle.json and merino.pyz included."""
+    return sum(path.stat().st_size for path in folder.iterdir())

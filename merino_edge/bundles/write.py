@@ -1,0 +1,37 @@
+"""Fills a bundle's folder: graph and weights, tokenizer, bundle.json, the board's application."""
+
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+from merino_edge.bundles.board_app import write_board_app
+from merino_edge.bundles.description import (
+    RUNTIME_CHOOSES,
+    GraphFacts,
+    GraphFormat,
+    ModelFacts,
+    describe,
+    write_description,
+)
+from merino_edge.bundles.files import APP_FILE, TOKENIZER_FILE
+from merino_runtime.bundle import Bundle, Golden, Threads
+
+
+class SavedGraph(GraphFacts, Protocol):
+    """A graph that can write itself, with its weights, into a folder."""
+
+    def save(self, folder: Path) -> None: ...
+
+
+def write_bundle(
+    folder: Path, model: ModelFacts, graph: SavedGraph, form: GraphFormat, golden: Golden, *,
+    threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | None = None,
+) -> Bundle:  # fmt: skip
+    """Fill the empty `folder` and return its description. `tokenizer`: a tokenizer.json to copy, where there is one."""
+    graph.save(folder)
+    if tokenizer:
+        shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+    bundle = describe(folder, model, graph, form, golden, threads)
+    write_description(bundle)
+    write_board_app(folder / APP_FILE)
+    return bundle

@@ -1,0 +1,86 @@
+"""Baselines by name: one bundle per measured format, exported once by each exporter; a tiny geometry in OPT's place."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from merino_edge.benchmarking import baselines
+from merino_edge.benchmarking.baselines import EXPORTER_ROOMS, baseline_bundles, digest_of, exporter_digest
+from merino_edge.families.opt.geometry import OPT_350M
+from merino_runtime.bundle import load_bundle
+from merino_runtime.errors import MerinoError
+
+TINY = OPT_350M.model_copy(
+    update={"width": 64, "layers": 1, "heads": 2, "ffn_width": 64, "embed_width": 32, "vocab": 64, "context": 32}
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny_opt(monkeypatch, tmp_path):
+    monkeypatch.setitem(baselines.OPT_NAMES, "opt-350m", TINY)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def formats(folders):
+    bundles = [load_bundle(folder) for folder in folders]
+    assert {bundle.name for bundle in bundles} == {"opt-350m"}
+    return [(bundle.precision, bundle.dialect) for bundle in bundles]
+
+
+def test_there_is_one_per_measured_format_and_it_is_exported_once(bundle_dirs):
+    said = []
+    measured = [bundle_dirs["fused"], bundle_dirs["portable"], bundle_dirs["fused"]]
+    found = baseline_bundles("opt-350m", measured, None, said.append)
+    assert formats(found) == [("fp32", "fused"), ("fp32", "portable")] and len(said) == 2
+    assert baseline_bundles("opt-350m", measured[::-1], None, said.append) == found and len(said) == 2
+
+
+def test_a_baseline_of_another_exporter_is_exported_again_and_the_old_one_removed(bundle_dirs, monkeypatch):
+    said = []
+    measured = [bundle_dirs["fused"], bundle_dirs["portable"]]
+    old_fused, portable = (Path(folder) for folder in baseline_bundles("opt-350m", measured, None, said.append))
+    undigested = old_fused.with_name("opt-350m-fp32-fused")  # as they were named before there were digests
+    mine = old_fused.with_name("opt-350m-fp32-fused-of-mine")
+    for folder in (undigested, mine):
+        shutil.copytree(old_fused, folder)
+    monkeypatch.setattr(baselines, "exporter_digest", lambda: "0123456789ab")
+    (new,) = baseline_bundles("opt-350m", measured[:1], None, said.append)
+    assert Path(new) != old_fused and formats([new]) == [("fp32", "fused")]
+    assert sum("exporting" in line for line in said) == 3
+    assert sorted(old_fused.parent.iterdir()) == sorted([Path(new), portable, mine])
+
+
+def test_the_exporters_digest_is_of_its_sources(tmp_path):
+    """It changes with each byte and each name of a source, and with nothing else."""
+    shutil.copytree(Path(baselines.__file__).parents[1] / "export", tmp_path / "export")
+    found = {digest_of([tmp_path / "export"])}
+    for change in (
+        lambda: (tmp_path / "export" / "parity.py").open("a").write("#"),
+        lambda: (tmp_path / "export" / "onnx" / "fused.py").rename(tmp_path / "export" / "onnx" / "other.py"),
+        lambda: (tmp_path / "export" / "onnx" / "new.toml").write_text(""),
+    ):
+        change()
+        assert digest_of([tmp_path / "export"]) not in found
+        found.add(digest_of([tmp_path / "export"]))
+    (tmp_path / "export" / "__pycache__").mkdir(exist_ok=True)
+    (tmp_path / "export" / "__pycache__" / "parity.pyc").write_text("?")
+    assert digest_of([tmp_path / "export"]) in found
+    rooms = [Path(baselines.__file__).parents[1] / room for room in EXPORTER_ROOMS]
+    assert exporter_digest() == digest_of(rooms) and all((room / "__init__.py").is_file() for room in rooms)
+
+
+def test_the_precision_can_be_fixed(bundle_dirs):
+    found = baseline_bundles("opt-350m", [bundle_dirs["portable"], bundle_dirs["fused"]], "int8", lambda _: None)
+    assert formats(found) == [("int8", "portable")]
+
+
+def test_without_a_readable_bundle_it_is_the_plain_one(tmp_path):
+    assert formats(baseline_bundles("opt-350m", [str(tmp_path)], None, lambda _: None)) == [("fp32", "fused")]
+
+
+def test_a_folder_is_taken_as_it_is_and_has_its_own_precision(bundle_dirs):
+    folder = bundle_dirs["fused"]
+    assert baseline_bundles(folder, [folder], None, print) == [folder]
+    with pytest.raises(MerinoError, match="--baseline-precision goes with opt-350m, opt-125m"):
+        baseline_bundles(folder, [folder], "int8", print)

@@ -1,0 +1,176 @@
+"""A bundle's folder without torch: what is written is read back, what is packed, and which boards it fits."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import merino_bench
+import merino_runtime
+from merino_edge.bundles.board_app import packed_files, write_board_app
+from merino_edge.bundles.boards import fitting_boards
+from merino_edge.bundles.description import GraphFormat, ModelFacts, describe
+from merino_edge.bundles.files import bundle_bytes, is_bundle
+from merino_edge.bundles.write import write_bundle
+from merino_edge.families.operators import FORMATS
+from merino_edge.prediction.formats import missing_isa
+from merino_edge.prediction.latency import Regime, Workload
+from merino_edge.prediction.predict import memory_mb
+from merino_edge.profiles.profile import list_profiles, load_profile, profile_ids
+from merino_runtime.bundle import Bundle, Golden, Port, Threads, load_bundle
+from merino_runtime.bundle_schema import BUNDLE_SHAPE
+
+ROOT = Path(__file__).resolve().parents[2]
+RUNTIME_CHOOSES = Threads(None, None)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph that is no ONNX: bundles/ does not look into it."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...] = (Port("logits", "float32", (1, 1, 300)),)
+    weight_bytes: int = 4000
+    decode_weight_bytes: int = 3000
+
+    def save(self, folder):
+        (folder / "model.onnx").write_bytes(b"graph")
+        (folder / "model.onnx.data").write_bytes(bytes(4000))
+
+
+@pytest.fixture
+def graph(tiny_arch):
+    caches = [
+        Port(f"past_key_values.{index}.{part}", "float32", (1, heads, 64, size))
+        for index, (heads, size) in enumerate(tiny_arch.kv_layers) for part in ("key", "value")
+    ]
+    ids = [Port(name, "int64", (1, axis)) for name, axis in (("input_ids", "sequence"), ("attention_mask", "total"))]
+    return Graph((*ids, *caches))
+
+
+@pytest.fixture
+def model(tiny_arch):
+    return ModelFacts("tiny", "a new family", tiny_arch, "trained", "a run", 0)
+
+
+def test_a_description_is_read_as_it_was_written(graph, model, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    assert not is_bundle(folder)
+    form, golden = GraphFormat("int8", "fused", 64), Golden((1, 2), (3,))
+    written = write_bundle(
+        folder, model, graph, form, golden, threads=Threads(4, 2), tokenizer=tmp_path / "tokenizer.json"
+    )
+    assert is_bundle(folder) and load_bundle(str(folder)) == written
+    assert [file.path for file in written.files] == ["model.onnx", "model.onnx.data", "tokenizer.json"]
+    assert (written.golden, written.threads, written.backend.min_version) == (golden, Threads(4, 2), "1.23")
+    assert written.isa == ("avx2", "dotprod") and written.head_flops == 2 * 300 * 32
+    assert bundle_bytes(folder) > sum(file.bytes for file in written.files)
+
+
+def test_the_type_and_the_schema_have_the_same_keys():
+    assert Bundle._fields == ("folder", *BUNDLE_SHAPE)
+
+
+def test_a_bundles_description_does_not_depend_on_the_runtime_beside_it(graph, model, tmp_path):
+    written = write_bundle(tmp_path, model, graph, GraphFormat("fp32", "fused", 64), Golden((1,), (1,)))
+    before = (tmp_path / "bundle.json").read_bytes()
+    (tmp_path / "merino.pyz").write_bytes(b"of tomorrow")
+    again = describe(tmp_path, model, graph, GraphFormat("fp32", "fused", 64), written.golden, written.threads)
+    assert again == written == load_bundle(str(tmp_path))
+    assert (tmp_path / "bundle.json").read_bytes() == before
+
+
+def test_the_application_holds_both_packages_whole_and_is_the_same_each_time(tmp_path):
+    for name in ("a", "b"):
+        write_board_app(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    packages = [Path(package.__file__).parent for package in (merino_runtime, merino_bench)]
+    expected = {
+        f"{package.name}/{path.relative_to(package).as_posix()}"
+        for package in packages for path in package.rglob("*")
+        if path.is_file() and path.parent.name != "__pycache__"
+    }
+    with zipfile.ZipFile(tmp_path / "a") as archive:
+        assert set(archive.namelist()) == {"__main__.py", *expected}
+
+
+def test_data_files_beside_the_sources_travel_in_the_application(tmp_path):
+    files = {"code.py": b"1", "inner/graphs.zip": b"zip", "inner/facts.json": b"{}"}
+    for name, content in {**files, "__pycache__/code.pyc": b"?", "notes.txt": b"?"}.items():
+        (tmp_path / "package" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "package" / name).write_bytes(content)
+    assert dict(packed_files(tmp_path / "package")) == {f"package/{name}": data for name, data in files.items()}
+
+
+WITHOUT_TORCH = """
+import importlib, pkgutil, sys
+BLOCKED = {"torch", "transformers", "onnx", "onnxruntime", "scipy", "rich", "typer"}
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ImportError("blocked: " + name)
+sys.meta_path.insert(0, Blocker())
+import merino_edge.bundles
+for info in pkgutil.iter_modules(merino_edge.bundles.__path__, "merino_edge.bundles."):
+    importlib.import_module(info.name)
+    print(info.name)
+"""
+
+
+def test_bundles_needs_no_torch():
+    roots = os.pathsep.join(str(ROOT / part) for part in (".", "runtime", "bench"))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH], env={**os.environ, "PYTHONPATH": roots}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    modules = {path.stem for path in (ROOT / "merino_edge" / "bundles").glob("*.py")} - {"__init__"}
+    assert {line.rpartition(".")[2] for line in done.stdout.split()} == modules
+
+
+def test_two_thread_counts_take_the_memory_of_two_sessions(tiny_arch):
+    """A board whose free memory lies between the two needs: the bundle fits with one count and not with two."""
+    board, work, operators = load_profile("raspberry-pi-5"), Workload("fp32", 64, 32), tiny_arch.operators
+    one, two = (memory_mb(operators, board, work, Regime(4, prefill, "beyond")) for prefill in (4, 2))
+    assert one < two
+    between = board.memory.model_copy(
+        update={"free_mb": board.memory.free_mb.model_copy(update={"value": (one + two) / 2})}
+    )
+    small = board.model_copy(update={"memory": between})
+
+    def fits(threads):
+        return bool(fitting_boards(operators, "fp32", 64, threads, [small]))
+
+    assert fits(RUNTIME_CHOOSES) and fits(Threads(4, 4)) and fits(Threads(None, 2))
+    assert not fits(Threads(4, 2))
+    assert fits(Threads(16, 8))  # more than its four cores: both are four
+
+
+def test_an_x86_board_is_judged_by_its_own_instructions(tiny_arch):
+    arm = load_profile("raspberry-pi-5")
+    quick, old, other = (
+        arm.model_copy(update={"id": name, "arch": arch, "isa": isa})
+        for name, arch, isa in (("quick", "x86_64", ("avx2",)), ("old", "x86_64", ()), ("other", "other", ()))
+    )
+
+    def fitting(precision):
+        return fitting_boards(tiny_arch.operators, precision, 64, RUNTIME_CHOOSES, [arm, quick, old, other])
+
+    assert fitting("fp32") == ("raspberry-pi-5", "quick", "old", "other")
+    assert fitting("int8") == fitting("int4") == ("raspberry-pi-5", "quick", "other")
+    assert missing_isa(old, "int8") == ("avx2",) and missing_isa(quick, "int8") == ()
+
+
+def test_by_default_the_boards_are_the_shipped_ones(tiny_arch):
+    found = {
+        precision: fitting_boards(tiny_arch.operators, precision, 64, RUNTIME_CHOOSES) for precision in FORMATS
+    }
+    assert found["fp32"] == tuple(profile_ids())
+    assert found["fp16"] == tuple(board.id for board in list_profiles() if board.gpu)
+    assert found["int8"] == tuple(board.id for board in list_profiles() if "dotprod" in board.isa)
