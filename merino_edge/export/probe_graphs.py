@@ -19,6 +19,7 @@ from onnx import ModelProto
 import merino_bench.probe
 from merino_bench.probe import tasks as plan
 from merino_bench.probe.graphs import ARCHIVE, INDEX
+from merino_edge.bundles.board_app import entry
 from merino_edge.export.onnx.graph import Port
 from merino_edge.export.onnx.layout import FusedLayout, PortableLayout, model_without_weights, unset
 from merino_edge.export.probe_grid import GraphKey, graph_keys
@@ -28,7 +29,6 @@ from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM
 from merino_edge.families.merino.walk import walk_merino
 
 EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold
 
 Layout = FusedLayout | PortableLayout
 
@@ -190,19 +190,11 @@ def layer_bytes(key: GraphKey) -> int:
 
 def write_archive(path: Path, found: Iterable[ProbeGraph]) -> None:
     """The same bytes for the same graphs."""
-    entries = [(index_entry(one), one) for one in found]
+    graphs = [(index_entry(one), one) for one in found]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        index = json.dumps([entry for entry, _ in entries], separators=(",", ":"))
-        archive.writestr(member(INDEX), index)
-        for entry, one in entries:
-            archive.writestr(member(entry["file"]), one.model.SerializeToString(deterministic=True))
-
-
-def member(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name, EPOCH)
-    info.compress_type = zipfile.ZIP_DEFLATED
-    info.external_attr = 0o644 << 16
-    return info
+        archive.writestr(entry(INDEX), json.dumps([described for described, _ in graphs], separators=(",", ":")))
+        for described, one in graphs:
+            archive.writestr(entry(described["file"]), one.model.SerializeToString(deterministic=True))
 
 
 def main() -> None:

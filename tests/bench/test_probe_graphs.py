@@ -1,5 +1,9 @@
 """The shipped graphs are those that the exporter writes today, and they compute what their index says."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -7,6 +11,7 @@ import pytest
 
 from merino_bench.probe import graphs
 from merino_bench.probe import tasks as plan
+from merino_edge.bundles.board_app import write_board_app
 from merino_edge.export import probe_graphs
 from merino_edge.export.export import build_graph
 from merino_edge.export.onnx.layout import ByteCounter, FusedLayout
@@ -44,6 +49,17 @@ def test_an_archive_is_the_same_bytes_each_time(built, tmp_path):
 
 def test_a_board_carries_less_than_600_kb():
     assert sum(member.compress_size for member in graphs.archive().infolist()) < 600_000
+
+
+def test_the_boards_application_carries_the_graphs(tmp_path):
+    write_board_app(tmp_path / "merino.pyz")
+    code = "from merino_bench.probe import graphs; print(graphs.__file__, len(graphs.kernels()[-1].model))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path / "merino.pyz")},
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    path, size = done.stdout.split()
+    assert path.startswith(str(tmp_path)) and int(size) == len(graphs.kernels()[-1].model)
 
 
 def test_weights_take_no_more_memory_than_their_place(built):
