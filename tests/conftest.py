@@ -70,35 +70,13 @@ def randomize():
 
 @pytest.fixture(scope="session")
 def decoder(randomize):
-    """A function: (architecture, seed, config keys) -> MerinoForCausalLM with random weights."""
-    from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM
+    """A function: (geometry of any family, seed, config keys) -> its torch model with random weights."""
+    from merino_edge.families.hugging_face import build_model
+
+    no_ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
     def build(arch, seed=0, **keys):
-        return randomize(MerinoForCausalLM(MerinoConfig.from_architecture(arch, **keys)), seed)
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def opt_decoder(randomize):
-    """A function: (OPT's architecture, seed) -> OPTForCausalLM with random weights."""
-    from transformers import OPTConfig, OPTForCausalLM
-
-    def build(arch, seed=0):
-        config = OPTConfig(
-            hidden_size=arch.width,
-            num_hidden_layers=arch.layers,
-            num_attention_heads=arch.heads,
-            ffn_dim=arch.ffn_width,
-            word_embed_proj_dim=arch.embed_width,
-            vocab_size=arch.vocab,
-            max_position_embeddings=arch.context,
-            do_layer_norm_before=arch.pre_norm,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=None,
-        )
-        return randomize(OPTForCausalLM(config), seed)
+        return randomize(build_model(arch, **{**no_ids, **keys}), seed)
 
     return build
 
@@ -106,7 +84,7 @@ def opt_decoder(randomize):
 @pytest.fixture(scope="session")
 def tiny_arch():
     """Two blocks whose width changes, the second one shared."""
-    from merino_edge.families.merino.architecture import Architecture
+    from merino_edge.families.designed import Architecture
 
     return Architecture(
         blocks=(

@@ -26,7 +26,7 @@ RECORD = {
 
 
 def record(step_ms=10.0, spread=0.02, seed=0, **keys):
-    """A row of schema 2, one sample per step (tg) or repetition (pp) around `step_ms`; `keys` replace its keys."""
+    """A row of today's schema, one sample per step (tg) or repetition (pp) around `step_ms`. `keys` replace keys."""
     row = {**RECORD, **keys}
     tokens = int(row["test"][2:])
     row["test"] += f" @ d{row['depth']}" if row["depth"] else ""

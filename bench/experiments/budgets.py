@@ -19,20 +19,21 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
-from turns import arguments, take_turns, usual
+from turns import arguments, over_passes, take_turns
 
 from merino_bench.harness.cases import decode_case
-from merino_bench.probe.timing import undisturbed_ms
-from merino_edge.benchmarking.redesign import ROUNDS, STEPS, keeping, measured_here, run, steps_ms
+from merino_bench.harness.processes import measure_apart
+from merino_bench.probe.timing import lower_decile_ms
+from merino_edge.benchmarking.redesign import REPETITIONS, SEED, STEPS, TIMEOUT_S, measure_design, redesign, steps_ms
 from merino_edge.calibration.board import board
 from merino_edge.design.budget import Budgets
 from merino_edge.design.designer import Design, design
 from merino_edge.design.space import Space
 from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction import predict as costs
 
-COUNT, SEED, CONTEXT, PROCESSES = 20, 7, 512, 5
+COUNT, BUDGET_SEED, CONTEXT, PROCESSES = 20, 7, 512, 5
 LEAST_USE = 0.9
 FORMATS = ("fp32", "int8", "int4")
 SPACE = Space(widths=tuple(range(64, 769, 64)), vocab=16384)
@@ -45,7 +46,7 @@ def extreme(width, ratio, depth):
 
 def random_budgets(profile):
     """(format, decode ms) pairs."""
-    random = np.random.default_rng(SEED)
+    random = np.random.default_rng(BUDGET_SEED)
     ends = [extreme(SPACE.widths[0], 1, 1), extreme(SPACE.widths[-1], max(SPACE.ffn_ratios), max(SPACE.depths))]
     for index in range(COUNT):
         form = FORMATS[index % len(FORMATS)]
@@ -67,9 +68,9 @@ def measure(task, folder):
     if not folder.exists():
         write_random_bundle(found.architecture, task.form, folder, "budget")
     case = decode_case(STEPS, CONTEXT - STEPS, found.threads.decode)
-    runs = [run(folder, case, ROUNDS) for _ in range(PROCESSES)]
+    runs = [measure_apart(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S) for _ in range(PROCESSES)]
     return {
-        "decode_ms": statistics.median(undisturbed_ms(steps_ms(one)) for one in runs),
+        "decode_ms": statistics.median(lower_decile_ms(steps_ms(one)) for one in runs),
         "median_ms": statistics.median(statistics.median(steps_ms(one)) for one in runs),
         "flags": sorted({flag for one in runs for flag in one["flags"]}),
     }
@@ -91,7 +92,7 @@ def row_of(task, passes):
 
 
 def verdict(passes, budget_ms, largest):
-    measured = usual(passes)
+    measured = over_passes(passes)
     step_ms = measured["decode_ms"]
     return {
         "measured_ms": round(step_ms, 4), "median_ms": round(measured["median_ms"], 4),
@@ -129,7 +130,7 @@ def tried_design(path, profile, name, form, budget_ms):
     made = json.loads(path.read_text()) if path.exists() else {}
     if name not in made:
         print(f"designing and measuring for {name}", file=sys.stderr)
-        found = keeping(budgets_of(profile, budget_ms), finder(profile, form), measured_here)
+        found = redesign(budgets_of(profile, budget_ms), finder(profile, form), measure_design)
         made[name] = json.loads(found.to_json())
         path.write_text(json.dumps(made, indent=1) + "\n")
     return Design.model_validate(made[name])

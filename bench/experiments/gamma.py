@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from merino_edge.design.entropy import Scoring, block_score
-from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.operators import params
 
 VOCAB, CONTEXT, HEAD = 1024, 128, 32

@@ -11,15 +11,15 @@ decode error at most 7 % in the median and 15 % at the 90th percentile, prefill 
 import statistics
 
 import numpy as np
-from turns import arguments, take_turns, usual
+from turns import arguments, over_passes, take_turns
 
 from merino_bench.harness.cases import Case
 from merino_bench.harness.processes import measure_apart
-from merino_bench.probe.timing import undisturbed_ms
+from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.benchmarking.redesign import steps_ms
 from merino_edge.calibration.board import board
 from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.operators import params
 from merino_edge.prediction import predict as costs
 
@@ -76,7 +76,7 @@ def measure(task, folder, profile):
         run = measure_apart(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
         flags += run["flags"]
         samples = steps_ms(run) if decode else run["prefill_ms"]
-        found[name] = undisturbed_ms(samples)
+        found[name] = lower_decile_ms(samples)
         found[name + "_median"] = statistics.median(samples)
         if decode:
             found["memory"] = run["peak_rss_mb"]
@@ -85,7 +85,7 @@ def measure(task, folder, profile):
 
 def row_of(task, passes, profile):
     arch, form = task
-    measured = usual(passes)
+    measured = over_passes(passes)
     best = predicted(task, profile)
     full = costs.Workload(form, CACHED + STEPS, CACHED)
     told = {name: cost.decode_ms if name == "decode" else cost.prefill_ms for name, cost in best.items()}

@@ -12,23 +12,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from merino_edge.families.uniform import Geometry
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.uniform import UniformGeometry
 from merino_edge.families.zoo import model
 from merino_edge.prediction import predict as costs
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 
 BEGIN, END = "<!-- published: begin -->", "<!-- published: end -->"
 CACHED, PROMPT = 128, 128  # the sources do not say
 FACTOR = 1.5
 QWEN = {"gated": True, "norm": "rms", "final_norm": True, "positions": "rotary", "position_offset": 0, "tied": True,
         "vocab": 151936, "context": 32768}  # fmt: skip
-GEOMETRIES = {
+GEOMETRIES: dict[str, Geometry] = {
     # Qwen2.5 (arXiv 2412.15115) and Qwen3 (arXiv 2505.09388): the models' config.json
-    "Qwen2.5-0.5B": Geometry(
+    "Qwen2.5-0.5B": UniformGeometry(
         layers=24, width=896, heads=14, kv_heads=2, head_size=64, ffn_width=4864, embed_width=896,
         query_key_norm=False, biases=("qkv",), **QWEN,
     ),
-    "Qwen3-0.6B": Geometry(
+    "Qwen3-0.6B": UniformGeometry(
         layers=28, width=1024, heads=16, kv_heads=8, head_size=128, ffn_width=3072, embed_width=1024,
         query_key_norm=True, biases=(), **QWEN,
     ),

@@ -21,7 +21,7 @@ from merino_edge.design.budget import Budgets  # noqa: E402
 from merino_edge.design.designer import design  # noqa: E402
 from merino_edge.design.space import Space, body_tables, scored_options  # noqa: E402
 from merino_edge.prediction.predict import usual_prompt  # noqa: E402
-from merino_edge.profiles.profile import list_profiles, load_profile  # noqa: E402
+from merino_edge.profiles.reading import list_profiles, load_profile  # noqa: E402
 
 FLOPS_G = (60, 110, 160)
 VOCABS = (4096, 8192, 16384, 32768, 50257)

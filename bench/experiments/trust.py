@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from merino_bench.fresh_process import child_environment
-from merino_bench.harness.cases import START_PROMPT, Workload
+from merino_bench.harness.cases import START_PROMPT, BenchRequest
 from merino_bench.harness.interval import ratio_interval
 from merino_bench.harness.record import speeds_of
 from merino_bench.harness.run import run_bench
@@ -70,7 +70,7 @@ def against_itself(folder):
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         twin = shutil.copytree(folder, Path(scratch) / "twin")
-        rows = run_bench([folder, str(twin)], Workload((128,), (STEPS,), REPETITIONS))
+        rows = run_bench([folder, str(twin)], BenchRequest((128,), (STEPS,), REPETITIONS))
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         tokens = STEPS if first["test"].startswith("tg") else first["prompt_tokens"]
         one, other = (speeds_of(row["rounds_ms"], tokens) for row in (first, second))

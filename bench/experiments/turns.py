@@ -1,8 +1,8 @@
 """Rows measured in passes, minutes apart, in a file that grows by one measurement at a time.
 
-Of each figure the median over passes counts (`usual`), as over the probes that predictions come from: a shared
-machine's memory is slower and faster by the minute. The machine's pace, by a small graph, must be what it was for the
-probe's quick rows before and after a measurement; else it is made again. All passes are in the file.
+Of each quantity the median over passes counts (`over_passes`), as over the probes that predictions come from: a shared
+machine's memory is slower and faster by the minute. A measurement is repeated until the machine was at its best pace
+before and after it (`pace`). All passes are in the file.
 """
 
 import argparse
@@ -14,16 +14,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from merino_edge.benchmarking.redesign import AtPace
+from pace import AtPace
+
 from merino_edge.calibration.board import board
 
 PASSES = 5
-PAUSES = 1000  # of two seconds, all in all, until the machine is at its pace
+PAUSES = 1000  # of two seconds, in all, until the machine is at its pace
 
 
-def arguments(description: str, usual_out: str) -> argparse.Namespace:
+def arguments(description: str, default_out: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", type=Path, dest="out", required=True, help=f"for the record: {usual_out}")
+    parser.add_argument("-o", type=Path, dest="out", required=True, help=f"for the record: {default_out}")
     parser.add_argument("--device", default="host", help="a calibrated profile; default: this machine's own")
     parser.add_argument("--passes", type=int, default=PASSES, help="default %(default)s")
     parser.add_argument("--only-table", action="store_true", help="measure nothing")
@@ -37,12 +38,12 @@ def take_turns(
     row_of: Callable[[Any, list[dict[str, Any]]], dict[str, Any]],
     summary: Callable[[list[dict[str, Any]]], Any],
 ) -> list[dict[str, Any]]:
-    """`measure(task, folder for its bundle)` -> figures and `flags`; `row_of(task, passes)` -> a row."""
-    times = board(asked.device).performance.times
-    head = {"times": times.source if times else None}
+    """`measure(task, folder for its bundle)` -> quantities and `flags`; `row_of(task, passes)` -> a row."""
+    coefficients = board(asked.device).performance.coefficients
+    head = {"times": coefficients.source if coefficients else None}
     passes = json.loads(asked.out.read_text())["passes"] if asked.out.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
-        at_pace = None if asked.only_table else AtPace(scratch, PAUSES)
+        at_pace = None if asked.only_table else AtPace(Path(scratch), PAUSES)
         for number in range(asked.passes if at_pace else 0):
             for place, (name, task) in enumerate(tasks.items()):
                 done = passes.setdefault(name, [])
@@ -56,8 +57,8 @@ def take_turns(
     return rows
 
 
-def usual(done: list[dict[str, Any]]) -> dict[str, float]:
-    """The median of each figure over the passes that nothing of this machine disturbed, or over all."""
+def over_passes(done: list[dict[str, Any]]) -> dict[str, float]:
+    """The median of each quantity over the passes without flags; over all passes where each has one."""
     runs = [run for run in done if not run["flags"]] or done
     return {key: median(run[key] for run in runs) for key in runs[0] if key != "flags"}
 

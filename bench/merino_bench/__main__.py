@@ -1,16 +1,16 @@
-"""The board's command line, `merino`: the runtime's verbs and `bench`.
+"""The board's command line, `merino`: the runtime's verbs, `bench` and `probe`.
 
-numpy and all that needs it is imported inside the functions: `main` of the runtime prepares for it first.
+numpy and what needs it is imported inside the functions, since the runtime's `main` sets the environment for it first.
 """
 import argparse
 import sys
 from typing import Callable, Optional, Sequence, Tuple
 
 from merino_bench.harness.cases import (
+    DEFAULT_PROMPT,
+    DEFAULT_STEPS,
     START_PROMPT,
-    USUAL_PROMPT,
-    USUAL_STEPS,
-    Workload,
+    BenchRequest,
     parse_depths,
     parse_lengths,
     parse_threads,
@@ -25,7 +25,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _checked(parse: Callable[[str], Tuple[int, ...]]) -> Callable[[str], Tuple[int, ...]]:
-    """For argparse, which reports its own kind of error with the usage."""
+    """`parse` with the error type of argparse, which then prints the usage too."""
     def parsed(text: str) -> Tuple[int, ...]:
         try:
             return parse(text)
@@ -42,9 +42,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
                         help="the folder that the others are compared with; may be given again: a bundle is "
                              "compared with the baseline of its own format, else with the first")
     parser.add_argument("-p", type=_checked(parse_lengths), metavar="N,...", dest="prompts",
-                        help=f"prompt lengths, 0: none (default {USUAL_PROMPT}, or half of a short context)")
+                        help=f"prompt lengths, 0: none (default {DEFAULT_PROMPT}, or half of a short context)")
     parser.add_argument("-n", type=_checked(parse_lengths), metavar="N,...", dest="steps",
-                        help=f"decode steps, 0: none (default {USUAL_STEPS}, or what a short context holds)")
+                        help=f"decode steps, 0: none (default {DEFAULT_STEPS}, or what a short context holds)")
     parser.add_argument("-d", type=_checked(parse_depths), metavar="N,...", dest="depths", default=(0,),
                         help=f"cached tokens before each test (default 0; decoding then starts behind {START_PROMPT})")
     parser.add_argument("-r", type=int, default=5, metavar="N", dest="repetitions",
@@ -62,9 +62,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 def _bench(arguments: argparse.Namespace) -> int:
     from merino_bench.harness.run import bench_command
 
-    workload = Workload(arguments.prompts, arguments.steps, arguments.repetitions, arguments.threads,
+    request = BenchRequest(arguments.prompts, arguments.steps, arguments.repetitions, arguments.threads,
                         arguments.depths)
-    return bench_command(arguments.bundles, workload, arguments.baselines, arguments.output, arguments.save,
+    return bench_command(arguments.bundles, request, arguments.baselines, arguments.output, arguments.save,
                          arguments.timeout_s)
 
 

@@ -1,5 +1,6 @@
-"""Runs one of our modules in a fresh process: a request in, one JSON object out. What fails becomes a MerinoError that
-gives the reason: memory that is not there, a process that dies or takes too long.
+"""Runs one of our modules in a fresh process: a request in, one JSON object out.
+
+A failure becomes a MerinoError with the reason: out of memory, a process that dies, or one that takes too long.
 """
 import json
 import os
@@ -15,16 +16,17 @@ from merino_runtime import board
 from merino_runtime.errors import MerinoError
 
 OUT_OF_MEMORY = "out of memory"
-# What allocators say: the C++ runtime's, onnxruntime's and the dynamic loader's words for the same lack.
+# Messages of allocators that have no memory left: the C++ runtime's, onnxruntime's, the dynamic loader's.
 _NO_MEMORY = re.compile(r"bad_alloc|bad allocation|[Ff]ailed to allocate|[Cc]annot allocate memory|MemoryError"
                         r"|failed to map segment|ENOMEM", re.ASCII)
 
 
-
 def run_apart(module: str, request: str, timeout_s: float, variables: Optional[Dict[str, str]] = None
               ) -> Dict[str, Any]:
-    """A module in a fresh process: a JSON object as its argument, another one as the last line of what it prints.
-    variables: of the environment, on top of this process's. MerinoError with the reason where none comes."""
+    """`python -m MODULE REQUEST` -> the JSON object in the last line that it prints.
+
+    variables: of the environment, added to this process's. Raises MerinoError with the reason where no object comes.
+    """
     process = subprocess.Popen([sys.executable, "-m", module, request],
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env=dict(child_environment(), **(variables or {})))
@@ -47,7 +49,7 @@ def run_apart(module: str, request: str, timeout_s: float, variables: Optional[D
 
 
 def child_environment() -> Dict[str, str]:
-    """So that the child imports the packages that this process did, from a folder or from a zip."""
+    """This process's environment, with a PYTHONPATH to the same packages, be they in a folder or in a zip."""
     board.prepare_environment()
     roots = [os.path.dirname(os.path.dirname(os.path.abspath(package.__file__ or "")))
              for package in (merino_runtime, merino_bench)]

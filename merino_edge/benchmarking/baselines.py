@@ -13,7 +13,9 @@ from pathlib import Path
 import merino_edge
 from merino_edge.bundles.files import is_bundle
 from merino_edge.export.export import export
-from merino_edge.export.source import OPT_NAMES, load_source
+from merino_edge.export.source import random_source
+from merino_edge.families.names import resolve
+from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.storage.atomic import cache_folder
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
@@ -31,17 +33,18 @@ def baseline_bundles(
     equal format. With `precision` it gives one of that precision, in the dialect of the first measured bundle. Any
     other `what` is a bundle's folder. Raises MerinoError where a folder is given together with a precision.
     """
-    if what not in OPT_NAMES:
+    found = resolve(what)
+    if not isinstance(found, Model):
         if precision is not None:
             raise MerinoError(
-                f"--baseline-precision goes with {', '.join(OPT_NAMES)}: {what!r} is taken for a bundle, which has its"
-                " own. Leave the option out, or name one of these"
+                f"--baseline-precision goes with {', '.join(exportable_models())}: {what!r} is taken for a bundle,"
+                " which has its own. Leave the option out, or name one of these"
             )
-        return [what]
+        return [found]
     formats = formats_of(measured) or [("fp32", "fused")]
     if precision is not None:
         formats = [(precision, formats[0][1])]
-    return [baseline_bundle(what, say, *each) for each in formats]
+    return [baseline_bundle(found, say, *each) for each in formats]
 
 
 def formats_of(folders: Sequence[str]) -> list[tuple[str, str]]:
@@ -50,18 +53,18 @@ def formats_of(folders: Sequence[str]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((bundle.precision, bundle.dialect) for bundle in bundles))
 
 
-def baseline_bundle(name: str, say: Callable[[str], None], precision: str = "fp32", dialect: str = "fused") -> str:
-    """The folder of the baseline `name`, exported now where this exporter has not done so before.
+def baseline_bundle(model: Model, say: Callable[[str], None], precision: str = "fp32", dialect: str = "fused") -> str:
+    """The folder of a baseline with random weights, exported now where this exporter has not done so before.
 
     Bundles of the same format that another exporter left in the cache are removed then.
     """
-    stem = f"{name}-{precision}-{dialect}"
+    stem = f"{model.id}-{precision}-{dialect}"
     folder = cache_folder() / f"{stem}-{exporter_digest()}"
     if is_bundle(folder) and can_be_read(folder):
         return str(folder)
-    say(f"exporting {name} as {precision} {dialect}, with random weights of its true geometry (once, minutes;"
+    say(f"exporting {model.id} as {precision} {dialect}, with random weights of its true geometry (once, minutes;"
         f" kept in {folder})")  # fmt: skip
-    export(load_source(name), folder, precision=precision, dialect=dialect)
+    export(random_source(model.geometry, model.id), folder, precision=precision, dialect=dialect)
     for old in outdated(folder, stem):
         say(f"removing {old}, which another version of the exporter wrote")
         shutil.rmtree(old)

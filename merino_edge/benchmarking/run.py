@@ -3,15 +3,15 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from merino_bench.harness.cases import Workload
+from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.progress import Progress
 from merino_bench.harness.run import bench_command
 from merino_edge.benchmarking.peers.session import peer_rows
-from merino_edge.embedded import bundle_path
+from merino_edge.families.names import bundle_path
 
 
 def run_benchmark(
-    bundles: Sequence[str], workload: Workload, baseline: str | None, baseline_precision: str | None, output: str,
+    bundles: Sequence[str], request: BenchRequest, baseline: str | None, baseline_precision: str | None, output: str,
     save: Path | None, timeout_s: float, peers: str | None, progress: Progress | None, say: Callable[[str], None],
 ) -> int:  # fmt: skip
     """Measure, and write the records to stdout in the form `output` and to the file `save`.
@@ -25,8 +25,8 @@ def run_benchmark(
     if baseline is not None:
         from merino_edge.benchmarking.baselines import baseline_bundles  # loads torch
 
-        bases = baseline_bundles(bundle_path(baseline), folders, baseline_precision, say)
+        bases = baseline_bundles(baseline, folders, baseline_precision, say)
     with peer_rows(peers, [*folders, *bases]) as more_rows:
         return bench_command(
-            folders, workload, bases, output, None if save is None else str(save), timeout_s, progress, more_rows
+            folders, request, bases, output, None if save is None else str(save), timeout_s, progress, more_rows
         )

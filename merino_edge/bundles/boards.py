@@ -6,7 +6,8 @@ from merino_edge.families.operators import CPU_FORMATS, Operator
 from merino_edge.prediction.formats import missing_isa
 from merino_edge.prediction.latency import Regime, Workload
 from merino_edge.prediction.predict import memory_mb, usual_prompt
-from merino_edge.profiles.profile import DeviceProfile, list_profiles
+from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.profiles.reading import list_profiles
 from merino_runtime.bundle import Threads
 
 

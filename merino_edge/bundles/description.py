@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import DESCRIPTION_FILE, list_files
-from merino_edge.families.operators import FAST_ISA, Operator, decode_flops, head_flops, kv_bytes, params
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.operators import FAST_ISA, decode_flops, head_flops, kv_bytes, params
 from merino_edge.storage.atomic import write_text
 from merino_runtime.bundle import BackendNeed, Bundle, Golden, KvLayer, Port, Threads
 from merino_runtime.bundle_schema import BUNDLE_SHAPE, SCHEMA, problems_of
@@ -23,22 +24,6 @@ MIN_VERSIONS = {
 }  # fmt: skip
 REFUSED_VERSIONS = ("1.21.0",)  # dies of an illegal instruction on Cortex-A53 and A72
 RUNTIME_CHOOSES = Threads(None, None)
-
-
-class Geometry(Protocol):
-    """What a description needs of a family's geometry."""
-
-    @property
-    def vocab(self) -> int: ...
-
-    @property
-    def operators(self) -> list[Operator]: ...
-
-    @property
-    def kv_layers(self) -> list[tuple[int, int]]:
-        """(heads, head_size) of each cache layer."""
-
-    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
 
 
 class PortLike(Protocol):

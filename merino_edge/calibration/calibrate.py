@@ -1,10 +1,11 @@
-"""From a probe to a profile's measured figures: unit times by non-negative least squares, and what that leaves over.
+"""From a probe to the measured part of a profile: coefficients of the latency model, basic figures, and residuals.
 
-A board's probe.json is made by `merino probe`; its rows are the operators of `latency` in known numbers. Leaves to
-others: predicting with the result (`design.costs`), the machine at hand (`host`).
+The rows of a probe are the model's operators in known numbers, so that `fit` can invert the model. `prediction`
+predicts with the result; `host` is the machine at hand.
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ class Residual(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """`performance` as a profile's TOML has it."""
+    """`performance`: the keys and values of that table in a profile's TOML."""
 
     performance: dict[str, Any]
     residuals: list[Residual]
@@ -40,48 +41,52 @@ def calibrate(probe: Probe) -> Fit:
     if not counts:
         raise MerinoError("the probe finished no thread count: run `merino probe` again, with nothing beside it")
     fits = [fit_threads(probe, count) for count in counts]
-    times = {name: [round_up(fit.times[name]) for fit in fits] for name in GENERAL}
+    general = {name: [rounded(fit.coefficients[name]) for fit in fits] for name in GENERAL}
     measured = {row.format for row in probe.measurements if row.kind == "linear"}
-    unit: dict[str, Any] = {
+    coefficients: dict[str, Any] = {
         "kind": "calibrated", "source": probe.source, "dialect": probe.dialect, "threads": counts,
-        "cache_within_mb": [round_up(fit.edges.within) for fit in fits],
-        "cache_beyond_mb": [round_up(fit.edges.beyond) for fit in fits],
-        "cache_half_mb": [round_up(fit.edges.half) for fit in fits], **times,
+        "cache_within_mb": [rounded(fit.edges.within) for fit in fits],
+        "cache_beyond_mb": [rounded(fit.edges.beyond) for fit in fits],
+        "cache_half_mb": [rounded(fit.edges.half) for fit in fits], **general,
     }  # fmt: skip
     for form in sorted(measured):
-        of_format = {name: [round_up(fit.times[f"{form}.{name}"]) for fit in fits] for name in OF_FORMAT}
-        unit[form] = of_format | resident_factors(probe, form)
-    return Fit(basic_figures(probe, unit) | {"times": unit}, residual_table(fits))
+        of_format = {name: [rounded(fit.coefficients[f"{form}.{name}"]) for fit in fits] for name in OF_FORMAT}
+        coefficients[form] = of_format | resident_factors(probe, form)
+    return Fit(basic_figures(probe, coefficients) | {"coefficients": coefficients}, residual_table(fits))
 
 
-def round_up(value: float) -> float:
+def rounded(value: float) -> float:
     """Four significant digits."""
     return float(f"{value:.4g}")
 
 
 def resident_factors(probe: Probe, form: str) -> dict[str, float]:
-    """Bytes in memory for a byte of weights: of matrices, and of a table that is the head too; and for a byte of the
-    table's pieces, how many more while one of them is packed: it stands beside its packed copy."""
-    rows: dict[tuple[str, str], Resident] = {(row.kind, row.format): row for row in probe.resident}
-    base = rows.get(("call", "fp32"))
+    """Resident bytes per weight byte: of matrices, and of an embedding that is the head too.
+
+    `table_opening`: extra resident bytes per byte of the embedding's pieces during prepacking, when the original and
+    the packed copy of a piece coexist. Each factor is the median over the rows of its kind, which differ in size where
+    several probes were joined.
+    """
+    base = [row.open_mb for row in probe.resident if (row.kind, row.format) == ("call", "fp32")]
+
+    def rows(kind: str) -> list[Resident]:
+        return [row for row in probe.resident if (row.kind, row.format) == (kind, form) and row.weight_bytes]
 
     def factor(kind: str) -> float | None:
-        row = rows.get((kind, form))
-        if base is None or row is None or not row.weight_bytes:
-            return None
-        return max(0.1, (row.open_mb - base.open_mb) * MB / row.weight_bytes)
+        found = [(row.open_mb - median(base)) * MB / row.weight_bytes for row in rows(kind)] if base else []
+        return max(0.1, median(found)) if found else None
 
-    matrices, head = factor("linear") or 1.0, rows.get(("head", form))
-    piece = packed_bytes(head.weight_bytes, form) if head else 0
-    beside = (head.peak_mb - head.open_mb) * MB / piece if head and piece else 0.0
+    pieces = [(row, packed_bytes(row.weight_bytes, form)) for row in rows("head")]
+    opening = [(row.peak_mb - row.open_mb) * MB / piece for row, piece in pieces if piece]
+    matrices = factor("linear") or 1.0
     return {
-        "resident": round_up(matrices), "table_resident": round_up(factor("head") or matrices),
-        "table_opening": round_up(max(0.0, beside)),
+        "resident": rounded(matrices), "table_resident": rounded(factor("head") or matrices),
+        "table_opening": rounded(max(0.0, median(opening))) if opening else 0.0,
     }  # fmt: skip
 
 
-def basic_figures(probe: Probe, unit: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures that a profile has beside its unit times."""
+def basic_figures(probe: Probe, coefficients: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a profile's `performance` beside the coefficients."""
     rows = probe.measurements
     rates = {row.threads: row.weight_bytes / row.ms / 1e6 for row in rows if row.kind == "read" and not row.cached}
     speeds: dict[int, float] = {}
@@ -89,7 +94,7 @@ def basic_figures(probe: Probe, unit: Mapping[str, Any]) -> dict[str, Any]:
         if (row.kind, row.format) == ("linear", "fp32") and row.tokens > 1:
             flops = 2e-6 * row.rows * row.columns * row.count * row.tokens / row.ms
             speeds[row.threads] = max(speeds.get(row.threads, 0.0), flops)
-    overhead_us = np.mean([np.mean(unit[name]) for name in ("launch_us", "product_us")])
+    overhead_us = np.mean([np.mean(coefficients[name]) for name in ("launch_us", "product_us")])
 
     def figure(value: float, how: str) -> dict[str, Any]:
         return {"value": value, "kind": "calibrated", "source": f"{probe.source}: {how}"}
@@ -97,21 +102,21 @@ def basic_figures(probe: Probe, unit: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if rates:
         best = max(rates, key=lambda count: rates[count])
-        found["read_gb_s"] = figure(round_up(rates[best]), f"reduction over a large buffer, {best} threads")
+        found["read_gb_s"] = figure(rounded(rates[best]), f"reduction over a large buffer, {best} threads")
         found["decode_threads"] = figure(best, "the count that read fastest")
     if speeds:
         best = max(speeds, key=lambda count: speeds[count])
-        found["fp32_gflops"] = figure(round_up(speeds[best]), f"products in the backend, {best} threads")
+        found["fp32_gflops"] = figure(rounded(speeds[best]), f"products in the backend, {best} threads")
         found["prefill_threads"] = figure(best, "the count that multiplied fastest")
-    found["op_overhead_us"] = figure(max(0.01, round_up(float(overhead_us))), "of an operator, mean of two kinds")
+    found["op_overhead_us"] = figure(max(0.01, rounded(float(overhead_us))), "of an operator, mean of two kinds")
     open_mb = [row.open_mb for row in probe.resident if row.kind == "call"]
     if open_mb:
-        found["runtime_mb"] = figure(round_up(open_mb[0]), "a fresh process with a graph of one operator")
+        found["runtime_mb"] = figure(rounded(open_mb[0]), "a fresh process with a graph of one operator")
     return found
 
 
 def residual_table(fits: Sequence[ThreadFit]) -> list[Residual]:
-    """By kind of row, all kinds together last."""
+    """Residuals by kind of row; the last is of all rows."""
     errors = [(row_kind(row), abs(error)) for fit in fits for row, error in fit.rows]
     by_kind = {kind: [error for each, error in errors if each == kind] for kind in sorted({kind for kind, _ in errors})}
     by_kind["all"] = [error for _, error in errors]
@@ -134,17 +139,17 @@ def check_same_machine(probe: Probe, arch: str) -> None:
 
 
 def calibrated_toml(base: str, probe: Probe, fit: Fit) -> str:
-    """A profile's TOML with the measured figures in place of its own; what was not measured stays, comments too."""
+    """A profile's TOML with the measured values in place of its own. What was not measured stays, with comments."""
     document = tomlkit.parse(base)
     measured = tomlkit.table()
     measured.comment(f"calibrated: {probe.source}")
     for key, value in {**document["performance"].unwrap(), **fit.performance}.items():
-        if key != "times":
+        if key != "coefficients":
             measured[key] = inline(value)
-    times = tomlkit.table()
-    for key, value in fit.performance["times"].items():
-        times[key] = inline(value) if isinstance(value, dict) else value
-    measured["times"] = times
+    coefficients = tomlkit.table()
+    for key, value in fit.performance["coefficients"].items():
+        coefficients[key] = inline(value) if isinstance(value, dict) else value
+    measured["coefficients"] = coefficients
     document["performance"] = measured
     if probe.last_level_cache_mb:
         size = {"value": probe.last_level_cache_mb, "kind": "calibrated", "source": f"{probe.source}: /sys"}

@@ -1,25 +1,27 @@
 """`merino-edge calibrate`: a board's own measurements into its profile, or this machine's, measured again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from merino_edge.calibration.calibrate import Residual, calibrate, calibrated_toml, check_same_machine
 from merino_edge.calibration.host import host_probe
 from merino_edge.calibration.probe import joined, read_probe
-from merino_edge.profiles.profile import parse_profile_text, profile_text
+from merino_edge.profiles.reading import parse_profile_text, profile_text
 from merino_edge.storage.atomic import write_text
 from merino_runtime.errors import MerinoError
 
 
-def recalibrate(device: str, probes: Sequence[Path], out: Path | None) -> list[Residual]:
-    """Write the profile `out` from the board's profile and its probes; for `host` renew the kept probe.
+def recalibrate(
+    device: str, probes: Sequence[Path], out: Path | None, say: Callable[[str], None] = lambda _: None
+) -> list[Residual]:
+    """Write the profile `out` from the board's profile and its probes; for `host` make and keep one more probe.
 
-    Returns what the fit leaves over. Raises MerinoError for what the user asked wrongly; nothing is written then.
+    Returns the residuals of the fit. Raises MerinoError for what the user asked wrongly; nothing is written then.
     """
     if device == "host":
         if probes or out:
             raise MerinoError("--device host takes no --probe and no -o: it measures this machine and keeps the result")
-        return calibrate(host_probe(renew=True)).residuals
+        return calibrate(host_probe(say, renew=True)).residuals
     if not probes or out is None:
         raise MerinoError(f"--device {device} needs --probe FILE, which `merino probe` makes on it, and -o FILE")
     base = profile_text(device)

@@ -1,6 +1,8 @@
-"""Unit times and cache edges of one thread count, by non-negative least squares over the rows of a probe.
+"""Coefficients of the latency model and cache edges of one thread count, fitted to the rows of a probe.
 
-What the unit times are multiplied with: `latency`. What becomes of them: `calibration`.
+Alternating minimisation over the coefficients (non-negative least squares) and the cache edges (grid search), with
+three starts because it has local minima. The model's terms are `prediction.latency_terms`'; `calibrate` writes the
+result into a profile.
 """
 
 import itertools
@@ -13,15 +15,15 @@ from scipy.optimize import nnls
 
 from merino_bench.probe.tasks import DECODER_VOCAB
 from merino_edge.calibration.probe import Measurement, Probe
-from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.operators import Operator, activation, attention, head, linear, norm
 from merino_edge.prediction.latency_terms import again_share, amounts, partly_share, total_us
 from merino_edge.profiles.coefficients import AGAIN, GENERAL, MEMORY, OF_FORMAT, Dialect
 from merino_runtime.board import MB
 
-ROUNDS, FAR = 8, 0.1  # of reweighting, and the relative error from which on a row loses weight
-DECODER_WORTH = 10.0  # of a row, in rows of single operators
-LEAST_US = 1e-3  # a measurement of nothing weighs no more than this
+REWEIGHTINGS, HUBER_ERROR = 8, 0.1  # relative error above which Huber's loss grows linearly
+DECODER_WEIGHT = 10.0  # of a row with a whole decoder, in rows with one operator
+LEAST_US = 1e-3  # a shorter time counts as this, since errors are relative
 
 
 def operator_of(row: Measurement) -> Operator:
@@ -36,7 +38,7 @@ def operator_of(row: Measurement) -> Operator:
 
 
 def amounts_of(row: Measurement, dialect: Dialect) -> dict[str, float]:
-    """What one run of the row's graph asks for, with all that it reads coming from memory."""
+    """The amount of each term in one run of the row's graph, as if all that it reads came from memory."""
     if row.kind == "choose":
         return {"choose_ns": row.rows * 1e-3}
     if row.kind == "call":
@@ -53,9 +55,9 @@ def decoder_of(row: Measurement) -> list[Operator]:
     return decoder_operators(row.columns, row.rows, row.count, row.uses, row.columns // row.heads)
 
 
-@lru_cache(maxsize=64)  # of each shape a probe has rows for several formats, thread counts and numbers of tokens
+@lru_cache(maxsize=64)  # a probe has rows of one shape for several formats, thread counts and numbers of tokens
 def decoder_operators(width: int, ffn: int, layers: int, uses: int, head_size: int) -> list[Operator]:
-    """One block of layers of their own, or one for each layer that is used several times."""
+    """Layers used once are one block; layers used several times are a block each, with shared weights."""
     shared = uses > 1
     depth, count = (uses, layers) if shared else (layers, 1)
     block = Block(width=width, ffn_ratio=ffn / width, depth=depth, shared=shared)
@@ -70,19 +72,19 @@ def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
-GRAPH = "graph_us"  # a run of a graph by itself; a decoder's run is step_us
+GRAPH = "graph_us"  # one run of a graph that is no decoder; a decoder's run is step_us
 
 
 class ThreadFit(NamedTuple):
-    """Unit times of one thread count, the cache's edges, and each row with its predicted / measured - 1."""
+    """Coefficients and cache edges of one thread count, and each row with its predicted / measured - 1."""
 
-    times: dict[str, float]
+    coefficients: dict[str, float]
     edges: "Edges"  # in MB of 2^20 bytes
     rows: list[tuple[Measurement, float]]
 
 
 class Edges(NamedTuple):
-    """Of the last-level cache: `figures.UnitTimes` says of what."""
+    """Where weights stop being resident in the last-level cache: see `profiles.coefficients.Coefficients`."""
 
     within: float
     beyond: float
@@ -90,116 +92,119 @@ class Edges(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of one thread count. Sizes are in sizes of the cache."""
+    """The rows of one thread count as arrays [rows]. Sizes are in units of the last-level cache."""
 
-    asked: list[dict[str, float]]  # but what is read
-    first: np.ndarray  # read for the first time, in the amount of `memory_ms_gb`
-    again: np.ndarray  # read again, in the same
+    amounts: list[dict[str, float]]  # of every term but the reads from memory
+    first: np.ndarray  # GB read for the first time in a run, in the unit of `memory_ms_gb`'s amount
+    again: np.ndarray  # the same of what was read before in the run
     first_sizes: np.ndarray
     between_sizes: np.ndarray  # of what is read between two uses of a matrix
-    us: np.ndarray
-    worth: np.ndarray
+    us: np.ndarray  # measured
+    weight: np.ndarray  # of the row in the loss
 
     def from_memory(self, edges: Edges) -> np.ndarray:
-        """Of each row, in the amount of `memory_ms_gb`, what comes from memory."""
+        """The amount of `memory_ms_gb` in each row [rows], where the cache has these edges."""
         sizes = np.maximum(self.first_sizes, TINY)
         first = self.first * partly_share(sizes, edges.within, edges.beyond)
         return first + self.again * again_share(self.between_sizes, edges.half)
 
 
 def fit_threads(probe: Probe, threads: int) -> ThreadFit:
-    """Unit times and the cache's edges, in turn: each fitted with the other as it stands; the best of all turns, from
-    several beginnings, since edges that are not yet right hold each other where they are."""
+    """The fit of least loss over the three starts."""
     rows = [row for row in probe.measurements if row.threads == threads and row.kind != "read"]
     table = table_of(rows, probe)
-    from_memory = np.stack([table.from_memory(edges) for edges in GRID])  # [G, rows]: of all turns
-    fits = (in_turn(table, from_memory, start) for start in BEGINNINGS)
-    times, edges = min(fits, key=lambda found: loss_of(table, *found))
-    errors = errors_of(table, times, edges).tolist()
-    if all(row.kind != "decoder" for row in rows):  # of `portable`: then its run is that of any graph
-        times["step_us"] = times[GRAPH]
+    from_memory = np.stack([table.from_memory(edges) for edges in GRID])  # [edges of the grid, rows]
+    fits = (alternate(table, from_memory, start) for start in STARTS)
+    coefficients, edges = min(fits, key=lambda found: loss_of(table, *found))
+    errors = errors_of(table, coefficients, edges).tolist()
+    if all(row.kind != "decoder" for row in rows):  # a portable probe has none: a decoder's run counts as any graph's
+        coefficients["step_us"] = coefficients[GRAPH]
     edges_mb = Edges(*(edge * cache_bytes(probe) / MB for edge in edges))
-    return ThreadFit(times, edges_mb, list(zip(rows, errors, strict=True)))
+    return ThreadFit(coefficients, edges_mb, list(zip(rows, errors, strict=True)))
 
 
 def table_of(rows: Sequence[Measurement], probe: Probe) -> Table:
-    asked = [amounts_of(row, probe.dialect) for row in rows]
-    first, again = (np.array([one.pop(name, 0.0) for one in asked]) for name in (MEMORY, AGAIN))
+    terms = [amounts_of(row, probe.dialect) for row in rows]
+    first, again = (np.array([one.pop(name, 0.0) for one in terms]) for name in (MEMORY, AGAIN))
     return Table(
-        asked, first, again, 1e6 * first / cache_bytes(probe),
+        terms, first, again, 1e6 * first / cache_bytes(probe),
         np.array([between_bytes(row) for row in rows]) / cache_bytes(probe),
         np.array([max(1e3 * row.ms, LEAST_US) for row in rows]),
-        np.array([DECODER_WORTH if row.kind == "decoder" else 1.0 for row in rows]),
+        np.array([DECODER_WEIGHT if row.kind == "decoder" else 1.0 for row in rows]),
     )  # fmt: skip
 
 
-def in_turn(table: Table, from_memory: np.ndarray, edges: Edges) -> tuple[dict[str, float], Edges]:
-    times = fit_times(table, edges)
-    for _ in range(TURNS):
-        new_edges = fit_edges(table, from_memory, times)
-        new_times = fit_times(table, new_edges)
-        if loss_of(table, new_times, new_edges) >= loss_of(table, times, edges):
+def alternate(table: Table, from_memory: np.ndarray, edges: Edges) -> tuple[dict[str, float], Edges]:
+    """Alternating minimisation from these edges, until the loss no longer falls -> coefficients, edges."""
+    coefficients = fit_coefficients(table, edges)
+    for _ in range(MOST_TURNS):
+        new_edges = fit_edges(table, from_memory, coefficients)
+        new_coefficients = fit_coefficients(table, new_edges)
+        if loss_of(table, new_coefficients, new_edges) >= loss_of(table, coefficients, edges):
             break
-        edges, times = new_edges, new_times
-    return times, edges
+        edges, coefficients = new_edges, new_coefficients
+    return coefficients, edges
 
 
-def fit_times(table: Table, edges: Edges) -> dict[str, float]:
-    """Unit times by non-negative least squares.
+def fit_coefficients(table: Table, edges: Edges) -> dict[str, float]:
+    """Non-negative least squares of the relative errors, by iterative reweighting with Huber's loss.
 
-    Rows weigh by their relative error, those far off by its root only (Huber's loss): another program on the board
-    disturbs a few rows much. Whole decoders count more, since they are what is predicted: an operator takes some 10 %
-    longer beside others than among its like.
+    The loss grows linearly above HUBER_ERROR, because another program on the board disturbs a few rows much. Whole
+    decoders weigh more, because they are what is predicted: an operator takes some 10 % longer beside others than
+    among its like.
     """
     names = [*GENERAL, GRAPH, *(f"{form}.{name}" for form in ("fp32", "int8", "int4") for name in OF_FORMAT)]
-    matrix = np.array([[one.get(name, 0.0) for name in names] for one in table.asked]) / table.us[:, None]
-    matrix[:, names.index(MEMORY)] = table.from_memory(edges) / table.us
-    scale = np.maximum(matrix.max(axis=0), 1e-30)  # so that all columns are of one size
-    matrix = matrix / scale
-    weight = np.sqrt(table.worth)
-    for _ in range(ROUNDS):
+    matrix = np.array([[one.get(name, 0.0) for name in names] for one in table.amounts]) / table.us[:, None]
+    matrix[:, names.index(MEMORY)] = table.from_memory(edges) / table.us  # [rows, coefficients]
+    largest = np.maximum(matrix.max(axis=0), 1e-30)
+    matrix = matrix / largest  # every column has 1 as its largest value
+    weight = np.sqrt(table.weight)
+    for _ in range(REWEIGHTINGS):
         found, _ = nnls(matrix * weight[:, None], weight, maxiter=100 * len(names))
-        weight = np.sqrt(table.worth * np.minimum(1, FAR / np.maximum(np.abs(matrix @ found - 1), 1e-9)))
-    return dict(zip(names, (found / scale).tolist(), strict=True))
+        errors = np.maximum(np.abs(matrix @ found - 1), 1e-9)
+        weight = np.sqrt(table.weight * np.minimum(1, HUBER_ERROR / errors))
+    return dict(zip(names, (found / largest).tolist(), strict=True))
 
 
-def fit_edges(table: Table, from_memory: np.ndarray, times: Mapping[str, float]) -> Edges:
-    """Those of the grid with the least loss; `from_memory` [G, rows] is what comes from memory under each of them."""
-    errors = (cached_us(table, times) + from_memory * times[MEMORY]) / table.us - 1
+def fit_edges(table: Table, from_memory: np.ndarray, coefficients: Mapping[str, float]) -> Edges:
+    """Grid search. from_memory [edges of the grid, rows]: the amount of `memory_ms_gb` under each."""
+    errors = (cached_us(table, coefficients) + from_memory * coefficients[MEMORY]) / table.us - 1
     return GRID[int(loss(table, errors).argmin())]
 
 
-def cached_us(table: Table, times: Mapping[str, float]) -> np.ndarray:
-    """Of each row, were nothing read from memory."""
-    return np.array([total_us([one], times) for one in table.asked])
+def cached_us(table: Table, coefficients: Mapping[str, float]) -> np.ndarray:
+    """Predicted time of each row in us [rows], as if nothing were read from memory."""
+    return np.array([total_us([one], coefficients) for one in table.amounts])
 
 
-def errors_of(table: Table, times: Mapping[str, float], edges: Edges) -> np.ndarray:
-    """Predicted / measured - 1 of each row."""
-    return (cached_us(table, times) + table.from_memory(edges) * times[MEMORY]) / table.us - 1
+def errors_of(table: Table, coefficients: Mapping[str, float], edges: Edges) -> np.ndarray:
+    """Predicted / measured - 1 [rows]."""
+    return (cached_us(table, coefficients) + table.from_memory(edges) * coefficients[MEMORY]) / table.us - 1
 
 
 def loss(table: Table, errors: np.ndarray) -> np.ndarray:
-    """Huber's, as in `fit_times`: of errors [..., rows] the sum over the rows."""
+    """Huber's loss, as in `fit_coefficients`: of errors [..., rows] the weighted sum over the rows [...]."""
     size = np.abs(errors)
-    return np.asarray(np.where(size < FAR, size**2, 2 * FAR * size - FAR**2) @ table.worth)
+    each = np.where(size < HUBER_ERROR, size**2, 2 * HUBER_ERROR * size - HUBER_ERROR**2)
+    return np.asarray(each @ table.weight)
 
 
-def loss_of(table: Table, times: Mapping[str, float], edges: Edges) -> float:
-    return float(loss(table, errors_of(table, times, edges)))
+def loss_of(table: Table, coefficients: Mapping[str, float], edges: Edges) -> float:
+    return float(loss(table, errors_of(table, coefficients, edges)))
 
 
 def between_bytes(row: Measurement) -> float:
-    """Of matrices that are read between two uses of one of them; 0 where each is used once."""
+    """Bytes of weights that are read between two uses of the same matrix; 0 where each is used once."""
     again = [op for op in decoder_of(row) if op.reread] if row.kind == "decoder" else []
     return again[0].reread * again[0].bytes_per_weight(row.format) if again else 0.0
 
 
-BEGINNINGS, TURNS = [Edges(within, 3.0, 1.0) for within in (0.4, 0.6, 0.8)], 6
-WITHIN, BEYOND = np.arange(0.1, 1.25, 0.05), (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # of the last-level cache
+STARTS, MOST_TURNS = [Edges(within, 3.0, 1.0) for within in (0.4, 0.6, 0.8)], 6
+# The grid of edges, in units of the last-level cache
+WITHIN, BEYOND = np.arange(0.1, 1.25, 0.05), (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 HALF = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
 GRID = [Edges(*map(float, edges)) for edges in itertools.product(WITHIN, BEYOND, HALF) if edges[0] < edges[1]]
-TINY = 1e-9  # in place of a size of nothing
+TINY = 1e-9  # in place of a size of 0, which has no share
 
 
 def cache_bytes(probe: Probe) -> float:

@@ -1,14 +1,16 @@
-"""The profile of the machine at hand: facts read from the system, speeds by the probe that boards run.
+"""The profile of the machine at hand: facts read from the system, coefficients from the probe that boards run.
 
-The probe takes most of a minute, so it is kept in the user's cache folder, by CPU, cores and ONNX Runtime. Works
-without /proc and /sys (macOS, Windows), with fewer facts. Leaves judging the result to `merino_edge.profiles.profile`.
+The probe takes most of a minute, so it is kept in the user's cache folder, by CPU, cores and ONNX Runtime; one made on
+a busy machine is kept only on request. Works without /proc and /sys (macOS, Windows), with fewer facts. Does not judge
+the profile: reading it does.
 """
 
 import hashlib
 import importlib.metadata
 import platform
-import sys
+import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,20 @@ from merino_runtime.errors import MerinoError
 
 CPUINFO = Path("/proc/cpuinfo")
 PROBE_SECONDS = 50.0
-USUAL_RUNTIME_MB = 65  # of one tiny onnxruntime session on x86_64, see the boards' profiles
+DEFAULT_RUNTIME_MB = 65  # of one tiny onnxruntime session on x86_64, see the boards' profiles
 LARGEST_BUDGET_MB = 4096
 ARCHITECTURES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
 
 
-def probe_host() -> dict[str, Any]:
-    """A profile's keys and values, as a TOML file would hold them; measures the machine where that was never done."""
+Say = Callable[[str], None]
+
+
+def silent(text: str) -> None:  # noqa: ARG001
+    """A `say` where nobody listens."""
+
+
+def host_profile(say: Say = silent) -> dict[str, Any]:
+    """A profile's keys and values, as a TOML file would hold them; measures the machine where no probe is kept."""
     cores = len(board.usable_cpus())
     arch = ARCHITECTURES.get(platform.machine().lower(), "other")
     memory = psutil.virtual_memory()
@@ -47,7 +56,7 @@ def probe_host() -> dict[str, Any]:
             "ram_mb": _known(memory.total / board.MB, "psutil"),
             "free_mb": _known(free_mb, "psutil, available at the time"),
         },
-        "performance": _performance(host_probe()),
+        "performance": _performance(host_probe(say)),
         # Half of what is free now, so that the machine stays usable beside the model.
         "budget": {"decode_ms": 20, "memory_mb": min(free_mb / 2, LARGEST_BUDGET_MB), "context": 1024},
         "software": _software(),
@@ -55,43 +64,55 @@ def probe_host() -> dict[str, Any]:
     }
 
 
-def host_probe(*, renew: bool = False) -> Probe:
-    """What the kept probes of this machine say together; one is made now where there is none, or one more is wanted."""
+def host_probe(say: Say = silent, *, renew: bool = False) -> Probe:
+    """The kept probes of this machine joined; where none is kept, or with `renew`, one is made first.
+
+    A new probe with flags (the machine was busy, throttled or swapping) is not kept by itself: later runs would take
+    its slow rows for the machine's. `renew` is the user's explicit request and keeps it.
+    """
     folder = cache_folder()
     kept = []
     for path in sorted(folder.glob(f"probe-{machine_key()}-*.json")):
-        with suppress(MerinoError):  # of an earlier version
+        with suppress(MerinoError):  # of an earlier schema
             kept.append(read_probe(path))
-    if not kept or renew:
-        path = folder / f"probe-{machine_key()}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-        kept.append(measured_probe(path))
-        if len(kept) > 1:
-            say(f"the median of {len(kept)} probes counts; remove {folder}/probe-* to begin anew")
+    if kept and not renew:
+        return joined(kept)
+    path = folder / f"probe-{machine_key()}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    kept.append(new_probe(path, say, keep_flagged=renew))
+    if len(kept) > 1:
+        say(f"the median of {len(kept)} probes counts; remove {folder}/probe-* to begin anew")
     return joined(kept)
 
 
-def measured_probe(path: Path) -> Probe:
-    say(f"measuring this machine, for at most {PROBE_SECONDS + 10:.0f} s; kept in {path}")
+def new_probe(path: Path, say: Say, *, keep_flagged: bool) -> Probe:
+    """Measure this machine, and keep the probe at `path` where it has no flags or `keep_flagged`."""
+    say(f"measuring this machine, for at most {PROBE_SECONDS + 10:.0f} s")
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = run_probe(str(path), PROBE_SECONDS)
-    say(f"measured in {found['seconds']:.0f} s")
-    if found["flags"]:
-        say(f"it was {' and '.join(found['flags'])} meanwhile: `merino-edge calibrate --device host` measures again")
-    return read_probe(path)
+    with tempfile.TemporaryDirectory(prefix=".new-probe-", dir=path.parent) as scratch:
+        made = Path(scratch) / path.name
+        run_probe(str(made), PROBE_SECONDS)
+        probe = read_probe(made)
+        if keep_flagged or not probe.flags:
+            made.replace(path)
+    if not probe.flags:
+        say(f"measured in {probe.seconds:.0f} s; kept in {path}")
+        return probe
+    say(f"measured in {probe.seconds:.0f} s; the machine was {' and '.join(probe.flags)} meanwhile")
+    if keep_flagged:
+        say(f"kept all the same, as calibrate asks: to undo, remove {path} and calibrate again while nothing else runs")
+    else:
+        say("so this run uses the probe and does not keep it; `merino-edge calibrate --device host` makes one to keep")
+    return probe
 
 
 def machine_key() -> str:
-    """Of what a probe depends on."""
+    """A hash of what a probe depends on: CPU, cores, cache, ONNX Runtime, schema."""
     facts = [_core_name(), len(board.usable_cpus()), last_level_cache_bytes(), _version("onnxruntime"), PROBE_SCHEMA]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def isa_features(arch: str) -> list[str]:
-    """The known features /proc/cpuinfo names; without it only what the architecture itself guarantees."""
+    """The known features that /proc/cpuinfo names; without it, those that the architecture guarantees."""
     text = CPUINFO.read_text(errors="replace") if CPUINFO.exists() else ""
     return sorted({"neon"} | board.read_isa(text) if arch == "aarch64" else board.read_isa(text))
 
@@ -111,8 +132,8 @@ def _cpu(cores: int) -> dict[str, Any]:
 
 
 def _performance(probe: Probe) -> dict[str, Any]:
-    usual = {"value": USUAL_RUNTIME_MB, "kind": "estimated", "source": "measured on another x86_64 machine"}
-    return {"runtime_mb": usual} | calibrate(probe).performance
+    runtime_mb = {"value": DEFAULT_RUNTIME_MB, "kind": "estimated", "source": "measured on another x86_64 machine"}
+    return {"runtime_mb": runtime_mb} | calibrate(probe).performance
 
 
 def _software() -> dict[str, Any]:

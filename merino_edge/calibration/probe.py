@@ -1,13 +1,15 @@
-"""probe.json, as `merino probe` writes it on a board; see docs/formats.md. What it means for a model: `calibration`."""
+"""probe.json, as `merino probe` writes it on a board (docs/formats.md): its types, reading, and joining of several.
+
+What the rows mean for a model: `calibrate`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from merino_bench.probe.pace import of_quick_machine
 from merino_bench.probe.run import SCHEMA as PROBE_SCHEMA
 from merino_edge.profiles.coefficients import Dialect
 from merino_edge.storage.faults import fault_list
@@ -15,10 +17,15 @@ from merino_runtime.errors import MerinoError
 
 Positive = Annotated[float, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
+TIMES = ("ms", "median_ms", "least_ms", "repeats")
+MEMORY_MB = ("imports_mb", "open_mb", "peak_mb")
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Row = TypeVar("Row", bound=Strict)
 
 
 class Measurement(Strict):
@@ -40,7 +47,6 @@ class Measurement(Strict):
     median_ms: Positive
     least_ms: Positive
     repeats: Annotated[int, Field(ge=1)]
-    pace_us: Positive | None
 
 
 class Resident(Strict):
@@ -98,18 +104,21 @@ def read_probe(path: Path) -> Probe:
 
 
 def joined(probes: Sequence[Probe]) -> Probe:
-    """The last of some probes of one machine, with each row the median of what they measured: a machine that is shared
-    has its times of day. Rows of a machine that was slow count where there are no others."""
-    rows = [row for probe in probes for row in probe.measurements]
-    least_us = min((row.pace_us for row in rows if row.pace_us is not None), default=None)
-    alike: dict[tuple[Any, ...], list[Measurement]] = {}
+    """The last of several probes of one machine, with the median over all of them in each row.
+
+    A machine that others share is slower at some times of the day, so several probes say more than one.
+    """
+    measurements = medians([row for probe in probes for row in probe.measurements], ("ms",), TIMES)
+    resident = medians([row for probe in probes for row in probe.resident], MEMORY_MB, MEMORY_MB)
+    return probes[-1].model_copy(update={"measurements": measurements, "resident": resident})
+
+
+def medians(rows: Sequence[Row], names: Sequence[str], measured: Sequence[str]) -> list[Row]:
+    """One row for all that differ in the `measured` fields alone: the last, with medians in the fields of `names`."""
+    alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        key = tuple(row.model_dump(exclude={"ms", "median_ms", "least_ms", "repeats", "pace_us"}).values())
-        alike.setdefault(key, []).append(row)
-    return probes[-1].model_copy(update={"measurements": [middle(rows, least_us) for rows in alike.values()]})
-
-
-def middle(rows: Sequence[Measurement], least_us: float | None) -> Measurement:
-    """The last of some rows that differ in their times alone, with the median time of those of a quick machine."""
-    quick: list[Measurement] = of_quick_machine(rows, [row.pace_us for row in rows], least_us)
-    return quick[-1].model_copy(update={"ms": median(row.ms for row in quick)})
+        alike.setdefault(tuple(row.model_dump(exclude=set(measured)).values()), []).append(row)
+    return [
+        group[-1].model_copy(update={name: median(getattr(row, name) for row in group) for name in names})
+        for group in alike.values()
+    ]

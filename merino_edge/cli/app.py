@@ -65,9 +65,9 @@ def devices(
     """List the boards, or every figure of one with its source."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables import console, device_table, devices_table
-    from merino_edge.profiles.profile import list_profiles
+    from merino_edge.profiles.reading import list_profiles
 
-    profiles = [board(device)] if device else list_profiles()
+    profiles = [board(device, say)] if device else list_profiles()
     if as_json:
         print(json.dumps([profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]))
     else:
@@ -91,7 +91,7 @@ def calibrate(
     from merino_edge.calibration.command import recalibrate
     from merino_edge.cli.tables import console, residual_table
 
-    found = recalibrate(device, probe or (), out)
+    found = recalibrate(device, probe or (), out, say)
     if out:
         say(f"wrote {out}")
     console().print(residual_table(found))
@@ -146,12 +146,11 @@ def export(
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
     from merino_edge.bundles.files import bundle_bytes
     from merino_edge.cli.tables import console, matrix_table, working
-    from merino_edge.embedded import bundle_path
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
 
     with working(f"exporting {source}"):
-        found = load_source(bundle_path(source), weights)
+        found = load_source(source, weights)
         done = run(found, out, dialect=dialect, precision=precision, context=context)
     made = done.bundle
     print(
@@ -191,7 +190,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Stream text from a bundle: the board's own runtime, on this machine."""
-    from merino_edge.embedded import bundle_path
+    from merino_edge.families.names import bundle_path
     from merino_runtime.commands import run_generate
     from merino_runtime.sampler import Sampling
 
@@ -222,17 +221,17 @@ def bench(
     save: Annotated[Path | None, typer.Option(help="the records as JSON too; FILE.jsonl is appended to")] = None,
 ) -> None:
     """Measure bundles on this machine in fresh processes. Lists and ranges: 128,512 or 1-4 or 128-2048*2."""
-    from merino_bench.harness.cases import Workload, parse_depths, parse_lengths, parse_threads
+    from merino_bench.harness.cases import BenchRequest, parse_depths, parse_lengths, parse_threads
     from merino_edge.benchmarking.run import run_benchmark
     from merino_edge.cli.terminal import bench_progress
 
-    workload = Workload(
+    request = BenchRequest(
         None if prompts is None else parse_lengths(prompts), None if steps is None else parse_lengths(steps),
         repetitions, () if threads is None else parse_threads(threads), parse_depths(depths),
     )  # fmt: skip
     with bench_progress() as progress:
         code = run_benchmark(
-            bundles, workload, baseline, baseline_precision, output.value, save, timeout, peers, progress, say
+            bundles, request, baseline, baseline_precision, output.value, save, timeout, peers, progress, say
         )
     raise typer.Exit(code)
 

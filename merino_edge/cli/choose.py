@@ -48,11 +48,12 @@ def recommend(
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables import console, working
     from merino_edge.cli.tables_models import budgets_line, recommendation_table
+    from merino_edge.cli.terminal import say
     from merino_edge.design.budget import Budgets
     from merino_edge.design.recommend import recommend as find
     from merino_edge.prediction.predict import usual_lengths
 
-    profile = board(device)
+    profile = board(device, say)
     budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m, file_mb, j_per_token)
     longest, tokens = usual_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
@@ -81,7 +82,7 @@ def pareto(
     precision: Annotated[str, typer.Option(help="format of the weights")] = "fp32",
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="write pareto.json there")] = None,
-    plot: Annotated[Path | None, typer.Option(help="draw it there, as PNG; needs matplotlib")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw the front there, an SVG file")] = None,
 ) -> None:
     """The front of entropy against decode time or memory on a board: an optimum, with its proof, at each limit."""
     from rich.console import Console
@@ -90,16 +91,17 @@ def pareto(
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables import console
     from merino_edge.cli.tables_models import front_table
+    from merino_edge.cli.terminal import say
     from merino_edge.design.budget import Budgets
     from merino_edge.design.pareto import Axis, front
     from merino_edge.design.space import Space
     from merino_edge.prediction.predict import usual_lengths
-    from merino_edge.report.front import require_matplotlib, save_front
+    from merino_edge.report.front import check_plot, save_front
     from merino_edge.storage.atomic import write_text
 
     if plot:
-        require_matplotlib()
-    profile = board(device)
+        check_plot(plot)
+    profile = board(device, say)
     budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m, file_mb, j_per_token)
     longest, tokens = usual_lengths(profile, context, prompt)
     axis: Axis = "decode_ms" if against is Against.decode_ms else "memory_mb"

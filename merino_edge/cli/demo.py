@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from merino_bench.harness.cases import Workload
+from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.render import render, save
 from merino_bench.harness.run import run_bench
 from merino_edge.benchmarking.baselines import baseline_bundle
@@ -16,16 +16,17 @@ from merino_edge.cli.terminal import bench_progress
 from merino_edge.design.budget import Budgets
 from merino_edge.design.designer import Design, design
 from merino_edge.design.space import Space
-from merino_edge.embedded import EMBEDDED, bundle_path
+from merino_edge.embedded import FOLDER
 from merino_edge.export.export import export
 from merino_edge.export.source import load_source
+from merino_edge.families.zoo import model
 from merino_edge.prediction.predict import usual_prompt
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 from merino_edge.storage.atomic import write_text
 
 BOARD = "raspberry-pi-4"
 PROMPT = "Once upon a time"
-WORKLOAD = Workload(prompts=(128,), steps=(64,), repetitions=3)
+REQUEST = BenchRequest(prompts=(128,), steps=(64,), repetitions=3)
 
 
 def run_demo(out: Path) -> None:
@@ -68,7 +69,7 @@ def demo_export(out: Path) -> tuple[Path, str]:
     folder = out / "pi4-design"
     done = export(load_source(str(out / "design.json"))._replace(name="pi4-design"), folder)
     print(f"{folder}: worst logit against torch {done.error:.1e} relative, over prefill and every decode step")
-    opt = baseline_bundle("opt-350m", say)
+    opt = baseline_bundle(model("opt-350m"), say)
     print(f"{opt}: OPT-350M")
     return folder, opt
 
@@ -80,14 +81,14 @@ def demo_generate() -> None:
         application = Path(folder) / APP_FILE
         write_board_app(application)
         subprocess.run(
-            [sys.executable, application, "generate", bundle_path(EMBEDDED), PROMPT, "-n", "160", "--temperature", "0"],
+            [sys.executable, application, "generate", FOLDER, PROMPT, "-n", "160", "--temperature", "0"],
             check=True,
         )
 
 
 def demo_bench(out: Path, bundle: Path, opt: str, found: Design) -> None:
     with bench_progress() as progress:
-        records = run_bench([str(bundle)], WORKLOAD, [opt], progress)
+        records = run_bench([str(bundle)], REQUEST, [opt], progress)
     save(records, str(out / "bench.json"))
     (out / "bench.md").write_text(render(records, "md"))
     console().print(bench_table(records))

@@ -98,6 +98,7 @@ def design(
     """Design the decoder of highest entropy within a board's budgets. Without a budget: the board's own."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables import print_design, working
+    from merino_edge.cli.terminal import say
     from merino_edge.design.budget import Budgets
     from merino_edge.design.designer import Design, open_variants
     from merino_edge.design.designer import design as best_design
@@ -109,7 +110,7 @@ def design(
     from merino_edge.prediction.predict import usual_lengths
     from merino_edge.storage.atomic import write_text
 
-    profile = board(device)
+    profile = board(device, say)
     vocabs = whole_numbers("--vocab", vocab)
     precisions = fast_formats(profile) if precision == "any" else words(precision)
     space = spaced(int(width_step.value), blocks, vocabs[0], None if head_size is None else int(head_size.value))
@@ -152,9 +153,10 @@ def tried(
     """Raises MerinoError where the profile is of another machine, which cannot be measured here."""
     if profile.id != "host":
         raise MerinoError(f"--measure measures on this machine, not on a {profile.name}: give --device host with it")
-    from merino_edge.benchmarking.redesign import keeping, measured_here  # loads torch
+    from merino_edge.benchmarking.redesign import measure_design, redesign  # loads torch
+    from merino_edge.cli.terminal import say
 
-    return keeping(budgets, find, measured_here)
+    return redesign(budgets, find, measure_design, say)
 
 
 def words(text: str) -> list[str]:

@@ -1,5 +1,6 @@
-"""The commands that read records: `compare` and `report`. As in `cli`: parse, one call, one file written."""
+"""The commands that read records: `compare` and `report`. Each parses, makes one call and shows the result."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +11,13 @@ from merino_edge.cli.options import Json
 
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A", help="records, JSON or JSON lines")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="records to judge against them")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="records to compare with A")],
     fail_if_slower: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="5%: exit 1 where a row of B is slower by more")
+        str | None, typer.Option(metavar="SHARE", help="such as 5%: exit 1 if a row of B is slower by more")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Is B faster or slower than A, or is there no difference? Disturbed rows are shown and never judged."""
+    """Is B faster or slower than A, or is there no difference? Disturbed rows are shown without a verdict."""
     from merino_edge.cli.tables_records import print_comparison
     from merino_edge.records.compare import check_not_slower, compare_files, parse_percent
 
@@ -37,11 +38,21 @@ def report(
     results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="records, JSON or JSON lines")],
     out: Annotated[Path | None, typer.Option("-o", help="one HTML file, opens offline")] = None,
     md: Annotated[bool, typer.Option("--md", help="print a summary in Markdown, for a pull request")] = False,
-    device: Annotated[str | None, typer.Option(help="a board: its predictions beside what was measured")] = None,
+    device: Annotated[str | None, typer.Option(help="a board: predictions for it beside the measurements")] = None,
 ) -> None:
-    """Records as one page for people who would rather look; or, with --md, as Markdown on stdout."""
-    from merino_edge.report.write import write_report
+    """Records as one HTML page with charts and tables, or, with --md, as Markdown on stdout."""
+    from merino_edge.calibration.board import board
+    from merino_edge.records.reading import read_records
+    from merino_edge.report.markdown import markdown
+    from merino_edge.report.page import page
+    from merino_edge.report.summary import summarise
+    from merino_edge.storage.atomic import write_text
 
     if out is None and not md:
         raise typer.BadParameter("give -o report.html, --md, or both")
-    write_report(results, out, md, device)
+    summary = summarise(read_records(results), board(device) if device else None)
+    if out is not None:
+        write_text(out, page(summary))
+        print(f"wrote {out}", file=sys.stderr)
+    if md:
+        print(markdown(summary), end="")

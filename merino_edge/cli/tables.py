@@ -11,8 +11,7 @@ from merino_edge.calibration.calibrate import Residual
 from merino_edge.design.designer import Design, Measured
 from merino_edge.design.recommend import existing_entropy
 from merino_edge.export.quantize import MatrixError
-from merino_edge.families.merino.architecture import Architecture
-from merino_edge.families.opt.geometry import OPT_350M
+from merino_edge.families.designed import Architecture
 from merino_edge.families.zoo import model
 from merino_edge.prediction.predict import Cost, Workload, predict
 from merino_edge.profiles.profile import DeviceProfile, Figure
@@ -78,8 +77,8 @@ def design_table(design: Design, profile: DeviceProfile) -> Table:
     """
     arch = design.architecture
     work = Workload(design.precision, arch.context, design.prompt)
-    ours = predict(arch.operators, profile, work, design.budget)
-    theirs = predict(OPT_350M.operators, profile, work, {})
+    ours = predict(arch.operators, profile, work, design.searched)
+    theirs = predict(model("opt-350m").geometry.operators, profile, work, {})
     provenance = f"predicted ({ours.provenance} figures)"
     caption = f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}"
     table = Table(title=f"Design for {profile.name}", caption=caption)
@@ -119,7 +118,8 @@ def solver_line(design: Design) -> str:
     solver = design.solver
     if solver.gap < 1e-6:
         most = "worth" if open_words(design) else "entropy"
-        budgets = "what the measurements left of the budgets" if design.measured else "these budgets"
+        rescaled = ", ".join(f"{name} {limit:.4g}" for name, limit in design.searched.items())
+        budgets = "these budgets" if design.searched == design.budget else f"the rescaled budgets: {rescaled}"
         proof = f"proved: no decoder of the space has more {most} within {budgets}"
     else:
         proof = f"{solver.gap:.2%} below the proved optimum"

@@ -1,4 +1,4 @@
-"""Tables of records for people: what `compare` found."""
+"""What `compare` found, as a table on the terminal."""
 
 from rich.table import Table
 
@@ -8,7 +8,7 @@ from merino_edge.records.compare import SMALLEST_DIFFERENCE, Comparison
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """The table; what could not be matched, and what else differs, below it."""
+    """The table, then rows without a partner, then the notes."""
     console().print(compare_table(comparison))
     for side, titles in (("A", comparison.only_a), ("B", comparison.only_b)):
         for each in titles:

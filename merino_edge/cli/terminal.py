@@ -1,5 +1,6 @@
-"""The benchmark's progress on a workstation's terminal: a bar on stderr, nothing where nobody watches."""
+"""Talk and progress on a workstation's terminal, on stderr."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,9 +11,13 @@ from rich.progress import Progress as Bar
 from merino_bench.harness.progress import Progress
 
 
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def bench_progress() -> Iterator[Progress | None]:
-    """What `run_bench` takes; None without a terminal. Redrawn only between processes, so that it disturbs none."""
+    """A bar, as `run_bench` takes it; None without a terminal. Redrawn only between processes, to disturb none."""
     stderr = Console(stderr=True)
     if not stderr.is_terminal:
         yield None

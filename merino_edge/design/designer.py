@@ -14,7 +14,7 @@ from merino_edge.design.entropy import Scoring
 from merino_edge.design.evolution import Effort
 from merino_edge.design.space import Program, Solution, Space, architecture
 from merino_edge.design.variants import Variant, combinations, search
-from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.prediction.latency import Workload
 from merino_edge.prediction.predict import predict
@@ -91,7 +91,8 @@ class Design(Strict):
     architecture: Architecture
     precision: str
     prompt: int
-    budget: dict[str, float]
+    budget: dict[str, float]  # what the user asked for
+    searched: dict[str, float]  # the limits that this search solved for: `predicted`, `threads` and `solver` hold there
     predicted: Predicted
     measured: Measured | None = None  # where it was tried
     threads: Threads | None = None  # None in a file of an earlier version
@@ -158,6 +159,7 @@ def design(
         precision=variant.work.precision,
         prompt=prompt,
         budget=given,
+        searched=given,
         predicted=Predicted(**cost),
         threads=threads,
         entropy=entropy,

@@ -1,6 +1,6 @@
 """The front of entropy against one budget of a board: the optimum at each of a series of limits, with its proof.
 
-Left to others: the solver (`design.designer`), the picture (`front_plot`).
+Left to others: the solver (`design.designer`), the drawing (`report.front`).
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from merino_edge.design.budget import Budgets, option
 from merino_edge.design.designer import Design, Predicted, Strict, check_request, design
 from merino_edge.design.recommend import existing_entropy, measured
 from merino_edge.design.space import Space
-from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.zoo import model
 from merino_edge.prediction.predict import Workload, predict
 from merino_edge.profiles.profile import DeviceProfile

@@ -12,7 +12,7 @@ from merino_edge.design.entropy import Scoring
 from merino_edge.design.space import Space, architecture, encode
 from merino_edge.families.operators import flops, params
 from merino_edge.prediction.predict import Workload
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 
 CONTEXT = 1024
 

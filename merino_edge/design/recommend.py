@@ -12,8 +12,8 @@ from merino_edge.design.budget import Budgets
 from merino_edge.design.designer import Design, check_request, design
 from merino_edge.design.entropy import Scoring, block_score
 from merino_edge.design.space import Space
+from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import CPU_FORMATS
-from merino_edge.families.uniform import Geometry
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.formats import missing_isa
 from merino_edge.prediction.predict import Cost, Workload, predict
@@ -169,9 +169,10 @@ def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = Scoring
     Its layers are counted as `blocks` blocks of equal depth, as many as our decoders have: of all ways to cut them the
     one of highest score. Counted as if keys and values were as wide as the layer, and of a gated FFN two matrices.
     """
-    whole, rest = divmod(geometry.layers, blocks)
+    layers = geometry.layer_shapes
+    whole, rest = divmod(len(layers), blocks)
     depths = [whole + (block < rest) for block in range(blocks)]
-    return sum(block_score(geometry.width, geometry.ffn_width, depth, False, scoring) for depth in depths if depth)
+    return sum(block_score(layers[0].width, layers[0].ffn_width, depth, False, scoring) for depth in depths if depth)
 
 
 def ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from merino_edge.design.budget import Budgets, broken, refusal, require_watts
 from merino_edge.design.entropy import Scoring, block_score
 from merino_edge.design.measures import additive_measure, fixed_measure, with_demands
-from merino_edge.families.merino.architecture import (
+from merino_edge.families.designed import (
     Architecture,
     Block,
     block_operators,

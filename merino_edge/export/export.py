@@ -15,10 +15,9 @@ from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.parity import Golden, allowed_error, torch_greedy, with_quantized, worst_error
 from merino_edge.export.quantize import MatrixError
 from merino_edge.export.source import Source
-from merino_edge.families.graph_ops import KvLayer
-from merino_edge.families.merino.walk import walk_merino
-from merino_edge.families.opt.geometry import OptArchitecture
-from merino_edge.families.opt.walk import walk_opt
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.graph_ops import KvLayer, Weights
+from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import new_folder
 from merino_runtime.bundle import Bundle, Threads, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
@@ -128,13 +127,17 @@ def planned_threads(source: Source, precision: str) -> Threads:
 
 
 def build_graph(source: Source, dialect: str, context: int, precision: str) -> Graph:
-    kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(source.arch.kv_layers)]
+    """The graph of the source's model, with its weights in float32 or quantised."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
-    graph = DIALECTS[dialect](weights, context, precision)
+    return walked_graph(DIALECTS[dialect], source.arch, weights, context, precision)
+
+
+def walked_graph(
+    dialect: type[Fused] | type[Portable], arch: Geometry, weights: Weights, context: int, precision: str
+) -> Graph:
+    """The walk of the geometry's family, written in a dialect."""
+    kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
+    graph = dialect(weights, context, precision)
     graph.begin_decoder(kv_layers)
-    if isinstance(source.arch, OptArchitecture):
-        walk_opt(graph, source.arch)
-    else:
-        config = source.model.config
-        walk_merino(graph, source.arch, theta=config.rope_theta, eps=config.rms_norm_eps)
+    family_of(arch).walk(graph, arch)
     return graph

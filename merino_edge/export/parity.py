@@ -15,10 +15,10 @@ from merino_edge.export.quantize import Quantized, dequantize
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Bundle
 
-MAX_ERROR = 1e-3  # float32: the largest error of a logit, relative to the step's largest logit
+WORST_LOGIT = 1e-3  # float32: the largest error of a logit, relative to the step's largest logit
 # Other formats: RMS error, relative to the RMS of the step's logits. int8 and int4 have 0.01 to 0.03, since their
 # activations are quantised too, which torch does not do.
-MAX_RMS_ERROR = {"fp16": 0.01, "int8": 0.05, "int4": 0.05}
+RMS_LOGITS = {"fp16": 0.01, "int8": 0.05, "int4": 0.05}
 
 
 class Golden(NamedTuple):
@@ -61,7 +61,7 @@ def with_quantized(model: PreTrainedModel, quantized: Mapping[tuple[str, ...], Q
 
 
 def worst_error(bundle: Bundle, golden: Golden) -> float:
-    """The largest error of any step, as MAX_ERROR (fp32) or MAX_RMS_ERROR (other formats) defines it."""
+    """The largest error of any step, as WORST_LOGIT (fp32) or RMS_LOGITS (other formats) defines it."""
     error = relative_error if bundle.precision == "fp32" else rms_error
     backend = open_backend(bundle)
     try:
@@ -77,7 +77,7 @@ def worst_error(bundle: Bundle, golden: Golden) -> float:
 
 
 def allowed_error(precision: str) -> float:
-    return MAX_ERROR if precision == "fp32" else MAX_RMS_ERROR[precision]
+    return WORST_LOGIT if precision == "fp32" else RMS_LOGITS[precision]
 
 
 def rms_error(found: np.ndarray, expected: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from onnx import ModelProto
 
@@ -20,13 +21,13 @@ import merino_bench.probe
 from merino_bench.probe import tasks as plan
 from merino_bench.probe.graphs import ARCHIVE, INDEX
 from merino_edge.bundles.board_app import entry
-from merino_edge.export.onnx.graph import Port
+from merino_edge.export.export import walked_graph
+from merino_edge.export.onnx.graph import Graph, Port
 from merino_edge.export.onnx.layout import FusedLayout, PortableLayout, model_without_weights, unset
 from merino_edge.export.probe_grid import GraphKey, graph_keys
+from merino_edge.families.designed import Architecture, Block, layer_operators
 from merino_edge.families.graph_ops import KvLayer, Norm
-from merino_edge.families.merino.architecture import Architecture, Block, layer_operators
-from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM
-from merino_edge.families.merino.walk import walk_merino
+from merino_edge.families.hugging_face import build_model
 
 EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
 
@@ -100,16 +101,12 @@ def call(key: GraphKey) -> Layout:
     return graph
 
 
-def decoder(key: GraphKey) -> Layout:
+def decoder(key: GraphKey) -> Graph:
     """A decoder of the designed family: `count` layers, each used `uses` times in a row."""
     arch = decoder_architecture(key)
-    config = MerinoConfig.from_architecture(arch)
     with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in MerinoForCausalLM(config).state_dict().items()}
-    graph = layout(key, shapes, arch.context)
-    graph.begin_decoder([KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)])
-    walk_merino(graph, arch, theta=config.rope_theta, eps=config.rms_norm_eps)
-    return graph
+        shapes = {name: tuple(value.shape) for name, value in build_model(arch).state_dict().items()}
+    return walked_graph(FusedLayout, arch, unset_all(shapes), arch.context, key.format)
 
 
 def decoder_architecture(key: GraphKey) -> Architecture:
@@ -123,15 +120,19 @@ def decoder_architecture(key: GraphKey) -> Architecture:
     )  # fmt: skip
 
 
-BUILDERS: dict[str, Callable[[GraphKey], Layout]] = {
+BUILDERS: dict[str, Callable[[GraphKey], Graph]] = {
     "linear": linears, "head": head, "table": table, "attention": attentions, "norm": norms,
     "activation": activations, "call": call, "decoder": decoder,
 }  # fmt: skip
 
 
+def unset_all(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    return {name: unset(shape) for name, shape in shapes.items()}
+
+
 def layout(key: GraphKey, shapes: dict[str, tuple[int, ...]], context: int = 1) -> Layout:
     kind = FusedLayout if key.dialect == "fused" else PortableLayout
-    return kind({name: unset(shape) for name, shape in shapes.items()}, context, key.format)
+    return kind(unset_all(shapes), context, key.format)
 
 
 @dataclass(frozen=True)

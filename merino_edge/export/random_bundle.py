@@ -1,7 +1,7 @@
-"""Bundles with random weights of a geometry, without torch and without its comparison: for timing alone.
+"""Bundles with random weights of a geometry, for timing alone: no torch model is filled or compared with.
 
-The graph is the exporter's own walk and dialect. The values are random, so quantised codes are random bytes and not
-found by the quantiser, in the block that it takes for normally distributed weights (the largest that divides the row).
+The graph is the exporter's own. Quantised codes are drawn at random in place of being quantised, in the block that the
+quantiser takes for normally distributed weights: the largest that divides the row.
 """
 
 from pathlib import Path
@@ -13,13 +13,13 @@ from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelF
 from merino_edge.bundles.files import is_bundle
 from merino_edge.bundles.write import write_bundle
 from merino_edge.design.designer import Design
+from merino_edge.export.export import walked_graph
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.quantize import Quantized
-from merino_edge.families.graph_ops import KvLayer
-from merino_edge.families.merino.architecture import Architecture
-from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM
-from merino_edge.families.merino.walk import walk_merino
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import largest_block
+from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import new_folder
 from merino_runtime.bundle import Bundle, Golden, Threads
 
@@ -30,33 +30,35 @@ class Quick(Fused):
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
         rows, columns = matrix.shape
         block = largest_block(columns) or columns
-        # From a seed of its own: ONNX Runtime holds equal matrices once.
+        # A seed per matrix: ONNX Runtime stores equal matrices once.
         random = np.random.default_rng(len(self.quantized))
         codes = random.integers(0, 256, (rows, columns // block, block * bits // 8), dtype=np.uint8)
         return Quantized(codes, np.full((rows, columns // block), 0.02 / 2 ** (bits - 1), np.float32), bits, block)
 
 
 def write_random_bundle(
-    arch: Architecture, precision: str, folder: Path, name: str, design: Design | None = None
+    arch: Geometry, precision: str, folder: Path, name: str, design: Design | None = None
 ) -> Bundle:
-    """The bundle written into `folder`, with the design's thread counts. Its golden ids mean nothing."""
-    config = MerinoConfig.from_architecture(arch)
+    """The bundle written into `folder`, with the design's thread counts. It has no golden ids: its weights mean
+    nothing."""
     with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in MerinoForCausalLM(config).state_dict().items()}
-    pool = np.random.default_rng(0)
-    weights = {
-        key: np.ones(shape, np.float32) if len(shape) == 1
-        else pool.random(shape, np.float32) * np.float32(0.04) - np.float32(0.02)
-        for key, shape in shapes.items()
-    }  # fmt: skip
-    layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
-    graph = Quick(weights, arch.context, precision)
-    graph.begin_decoder(layers)
-    walk_merino(graph, arch, theta=config.rope_theta, eps=config.rms_norm_eps)
-    facts = ModelFacts(name, "merino", arch, "random", "random, for timing")
+        model = build_model(arch)
+    graph = walked_graph(Quick, arch, random_weights(model), arch.context, precision)
+    facts = ModelFacts(name, family_of(arch).name, arch, "random", "random, for timing")
     plan = design.threads if design else None
     threads = Threads(plan.prefill, plan.decode) if plan else RUNTIME_CHOOSES
     form = GraphFormat(precision, "fused", arch.context)
     with new_folder(folder, is_bundle) as place:
-        bundle = write_bundle(place, facts, graph, form, Golden((1,), (1,)), threads=threads)
+        bundle = write_bundle(place, facts, graph, form, Golden((), ()), threads=threads)
     return bundle._replace(folder=str(folder))
+
+
+def random_weights(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """A state dict of the model's shapes: matrices uniform in +-0.02, norms and biases 1."""
+    pool = np.random.default_rng(0)
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    return {
+        key: np.ones(shape, np.float32) if len(shape) == 1
+        else pool.random(shape, np.float32) * np.float32(0.04) - np.float32(0.02)
+        for key, shape in shapes.items()
+    }  # fmt: skip

@@ -1,7 +1,7 @@
 """A float32 bundle as a source: its weights read back, so that it can be exported in another format or dialect.
 
-The graph's constants carry the names of the state dict. Matrices that a MatMul reads are turned and may be several
-joined by `+` (see `Graph.matrix`); all else is as it was.
+The graph's constants carry the names of the state dict. Two things differ: a matrix that a MatMul reads is transposed,
+and several matrices of one input are joined into one constant, with `+` between their names (see `Graph.matrix`).
 """
 
 from collections.abc import Iterator
@@ -14,16 +14,17 @@ from onnx import numpy_helper
 from transformers import PreTrainedModel
 
 from merino_edge.export.onnx.graph import MODEL_FILE
-from merino_runtime.bundle import load_bundle
+from merino_edge.export.parity import WORST_LOGIT, torch_greedy, worst_error
+from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 
 
-def recover_weights(folder: Path, model: PreTrainedModel) -> None:
-    """Fill `model`, of the bundle's architecture, with the weights in its graph.
+def recover_weights(bundle: Bundle, model: PreTrainedModel) -> None:
+    """Fill `model`, of the bundle's geometry, with the weights in its graph.
 
-    Raises MerinoError where the bundle is damaged, is not float32, or does not hold each weight of the model.
+    Raises MerinoError where the bundle is not float32, or does not hold each weight of the model.
     """
-    bundle = load_bundle(str(folder))
+    folder = bundle.folder
     if bundle.precision != "fp32":
         raise MerinoError(
             f"{folder} has {bundle.precision} weights, and what they lost does not come back: export from a bundle in"
@@ -32,9 +33,10 @@ def recover_weights(folder: Path, model: PreTrainedModel) -> None:
     state = model.state_dict()
     tied = {name for name in model.all_tied_weights_keys if name in state}
     missing = set(state) - tied
+    rows = {name: len(weight) for name, weight in state.items()}
     with torch.no_grad():
-        for name, value in graph_weights(folder):
-            for part_name, part in split(name, value, {key: len(weight) for key, weight in state.items()}):
+        for name, value in graph_weights(Path(folder)):
+            for part_name, part in split(name, value, rows):
                 if tuple(part.shape) != tuple(state[part_name].shape):
                     raise MerinoError(f"{folder} does not hold the model it describes: {part_name} is {part.shape}")
                 state[part_name].copy_(torch.from_numpy(np.array(part)))
@@ -43,17 +45,42 @@ def recover_weights(folder: Path, model: PreTrainedModel) -> None:
         raise MerinoError(f"{folder} lacks weights of the model it describes: {', '.join(sorted(missing)[:5])}")
 
 
+def check_recovered(bundle: Bundle, model: PreTrainedModel) -> None:
+    """Whether `model` computes what the bundle does; a bundle without golden ids is not checked.
+
+    Weights that fit do not suffice: constants such as the base of the rotary frequencies come from bundle.json, and the
+    graph has its own copy. So torch's logits are compared with the graph's, over the golden prompt and each greedy step
+    after it, and the greedy ids with the golden ones.
+    Raises MerinoError where they differ.
+    """
+    golden = bundle.golden
+    if not golden.prompt_ids or not golden.greedy_ids:
+        return
+    found = torch_greedy(model, golden.prompt_ids, len(golden.greedy_ids))
+    error = worst_error(bundle, found)
+    if found.greedy_ids != list(golden.greedy_ids) or not error <= WORST_LOGIT:
+        raise MerinoError(
+            f"{bundle.folder}: bundle.json and the graph do not belong together. The model that bundle.json describes,"
+            f" with the graph's weights, decodes the golden prompt to {found.greedy_ids}; the golden ids are"
+            f" {list(golden.greedy_ids)}. Its logits differ from the graph's by {error:.1e}, relative, allowed is"
+            f" {WORST_LOGIT:.0e}. Export from the checkpoint instead"
+        )
+
+
 def graph_weights(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Name and value of each constant, as in the state dict: [out, in] for matrices."""
     graph = onnx.load(str(folder / MODEL_FILE)).graph
-    turned = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
+    transposed = {node.input[1] for node in graph.node if node.op_type == "MatMul"}
     for constant in graph.initializer:
         value = numpy_helper.to_array(constant)
-        yield constant.name, value.T if constant.name in turned else value
+        yield constant.name, value.T if constant.name in transposed else value
 
 
 def split(name: str, value: np.ndarray, rows: dict[str, int]) -> Iterator[tuple[str, np.ndarray]]:
-    """The parts of a joined constant by name; nothing for a constant that is no weight. `rows`: of each weight."""
+    """The weights in a constant, by name: several where it is joined, none where it is no weight.
+
+    `rows`: length of the first axis of each weight.
+    """
     names = name.split("+")
     if set(names) <= set(rows):
         yield from zip(names, np.split(value, np.cumsum([rows[one] for one in names])[:-1]), strict=True)

@@ -1,1 +1,1 @@
-"""Model families: geometry, operators, reader, walk and random model of each, and the zoo of published models."""
+"""Model families: a folder each, the registry that names them, and the zoo of published models that stands on it."""

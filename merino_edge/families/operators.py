@@ -1,25 +1,28 @@
-"""What a decoder is made of, as far as its cost goes: a list of operators, each with exact counts.
+"""The operators of a decoder, each with exact counts. A family's geometry lists them.
 
-Every count of the project (parameters, FLOPs, bytes, predicted times) is a sum or a maximum over such a list, for our
-own models and for OPT alike, so one cost code serves all families. Which operators a family has is said in
-`architecture` and `opt`; what they cost on a board is said in `design.costs`.
+Parameters, FLOPs, bytes and predicted latencies are sums or maxima over such a list, so one cost code serves all
+families.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-FLOPS_SEQUENCE = 1024  # tokens at which the paper counts FLOPs (recalled)
-KV_BYTES_PER_ELEMENT = 4  # the cache is float32 in each format but fp16
-HEAD_SLICE_BYTES = 16 << 20  # of a float32 head as it is exported: a load holds so much of it twice at a time
-BLOCKS = (128, 64, 32)  # of block quantisation, largest first: fewer scales to read, so faster
+FLOPS_SEQUENCE = 1024  # tokens for which the paper (MeRino, arXiv 2403.07921) counts FLOPs (recalled)
+KV_BYTES_PER_ELEMENT = 4  # the cache is float32 in every format but fp16
+# A float32 head is exported in slices of this size: a load packs one at a time, and holds only that one twice.
+HEAD_SLICE_BYTES = 16 << 20
+BLOCKS = (128, 64, 32)  # columns per block of block quantisation, largest first: fewer scales to read, so faster
 
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How matrices are stored; vectors (norms, biases) and the cache are float32, but for fp16.
+    """How matrices are stored. Vectors (norms, biases) and the cache are float32, in fp16 float16.
 
-    `bits` per weight of a matrix, `table_bits` of the embedding, which is the head too and bears less; where
-    `blocked`, one float32 scale for each block of columns comes on top. `element_bytes`: of vectors and the cache.
+    Attributes:
+        bits: per weight of a matrix.
+        table_bits: per weight of the embedding, which is the head too and loses more accuracy with fewer bits.
+        blocked: whether each block of columns has a float32 scale, stored beside the weights.
+        element_bytes: per element of vectors and the cache.
     """
 
     bits: int
@@ -34,8 +37,8 @@ FORMATS = {
     "int8": WeightFormat(8, 8, True),
     "int4": WeightFormat(4, 8, True),
 }
-CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without its arithmetic bring it to float32
-FAST_ISA = {"fp32": [], "fp16": [], "int8": ["avx2", "dotprod"], "int4": ["avx2", "dotprod"]}  # int8 products need them
+CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16 arithmetic convert to float32
+FAST_ISA = {"fp32": [], "fp16": [], "int8": ["avx2", "dotprod"], "int4": ["avx2", "dotprod"]}  # for int8 products
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,19 @@ class Operator:
         kind: `embed`, `linear`, `head`, `norm`, `activation` or `attention`.
         matrix: elements of its matrix or table, which a weight format may compress.
         vector: elements of its vectors (a norm's, a bias), float32 in each format.
-        columns: length of the matrix's rows, along which blocks are cut.
-        own: whether it stores them; not at a repeated use of shared weights, and not for a tied head.
-        row_only: whether a decode step reads one row of the table and not all of it.
-        macs: multiply-adds per token that do not depend on the cache.
-        width: attention only, heads of keys and values * head_size: 2 * width elements are cached per token.
-        query_width: attention only, heads * head_size: the two products take 2 * query_width multiply-adds for each
-            pair of positions. More than `width` where several heads share keys and values.
-        heads: attention only.
-        live: elements per token held while it runs: inputs, outputs and the residual beside them.
-        vectors: norm and activation only, elements per token that it works on.
-        final: whether it sees the last position only: what follows the last attention of a decoder.
-        reread: elements of matrices that were read since this matrix was read before, in the same step; 0 where it
-            was not. A repeated use of shared weights finds them in the cache where so many fit.
+        columns: length of the matrix's rows, which blocks divide.
+        own: whether it stores its weights. False at a repeated use of shared weights, and for a tied head.
+        row_only: whether a decode step reads one row of the table only.
+        macs: multiply-adds per token, without those over cached positions.
+        width: attention only, heads of keys * head size. 2 * width elements are cached per token.
+        query_width: attention only, heads of queries * head size. The two products take 2 * query_width multiply-adds
+            per pair of positions. More than `width` where several heads of queries share one of keys.
+        heads: attention only, those of queries.
+        live: elements per token in memory while it runs: inputs, outputs and the residual.
+        vectors: norm and activation only, elements per token.
+        final: whether it computes the last position only, as all does behind the last attention.
+        reread: for a repeated use of shared weights, the elements of all matrices that were read since the use before;
+            else 0. The weights are still in the CPU's cache if it holds so many.
     """
 
     kind: str
@@ -77,7 +80,7 @@ class Operator:
     reread: int = 0
 
     def stored_bytes(self, precision: str) -> float:
-        """Bytes of its weights, scales included, whether it stores them or not."""
+        """Bytes of its weights, scales included, whether `own` or not."""
         return self.matrix * self.bytes_per_weight(precision) + FORMATS[precision].element_bytes * self.vector
 
     def read_bytes(self, precision: str) -> float:
@@ -86,7 +89,7 @@ class Operator:
         return elements * self.bytes_per_weight(precision) + FORMATS[precision].element_bytes * self.vector
 
     def bytes_per_weight(self, precision: str) -> float:
-        """Of its matrix, the scales of the largest possible block included."""
+        """Of its matrix; scales are those of the largest block that divides a row."""
         form = FORMATS[precision]
         bits = form.table_bits if self.kind in ("embed", "head") else form.bits
         return bits / 8 + (4 / (largest_block(self.columns) or self.columns) if form.blocked else 0)
@@ -100,7 +103,7 @@ def largest_block(columns: int) -> int | None:
 def linear(
     inputs: int, outputs: int, *, bias: bool = False, own: bool = True, held: int = 0, final: bool = False
 ) -> Operator:
-    """A matrix of `outputs` rows and `inputs` columns; `held` counts elements that wait beside it."""
+    """A matrix [outputs, inputs]. `held`: elements per token in memory besides its input and output."""
     size = inputs * outputs
     vector = outputs if bias else 0
     return Operator("linear", size, vector, inputs, own, macs=size, live=inputs + outputs + held, final=final)
@@ -123,17 +126,17 @@ def activation(width: int, *, held: int = 0, final: bool = False) -> Operator:
 
 
 def embed(rows: int, width: int, *, held: int = 0) -> Operator:
-    """A table [rows, width] of which one row is read per token."""
+    """A table [rows, width]; one row is read per token."""
     return Operator("embed", rows * width, columns=width, row_only=True, live=width + held)
 
 
 def head(width: int, vocab: int, *, own: bool = False) -> Operator:
-    """The LM head, for the last position only; tied to the embedding (not `own`) it stores nothing and reads all."""
+    """The LM head, for the last position only. Tied to the embedding (not `own`), it stores no table."""
     return Operator("head", width * vocab, columns=width, own=own, macs=width * vocab)
 
 
 def packed_bytes(table_bytes: float, form: str) -> float:
-    """Of a table that is the head too, what a backend packs at once: in fp32 one slice of it."""
+    """Bytes of the head that a backend prepacks at one time: in fp32 one slice, else the whole table."""
     return min(table_bytes, HEAD_SLICE_BYTES) if form == "fp32" else table_bytes
 
 
@@ -142,12 +145,12 @@ def params(operators: Iterable[Operator]) -> int:
 
 
 def weight_bytes(operators: Iterable[Operator], precision: str) -> int:
-    """Bytes stored: shared and tied weights once."""
+    """Bytes stored; shared and tied weights count once."""
     return round(sum(op.stored_bytes(precision) for op in operators if op.own))
 
 
 def decode_weight_bytes(operators: Iterable[Operator], precision: str) -> int:
-    """Bytes of weights read for one token: shared weights at each use, of the embedding one row and the head."""
+    """Bytes of weights that one decode step reads: shared weights at each use, one row of the embedding, the head."""
     return round(sum(op.read_bytes(precision) for op in operators))
 
 
@@ -157,18 +160,18 @@ def kv_bytes(operators: Iterable[Operator], tokens: int, precision: str = "fp32"
 
 
 def activation_bytes(operators: Iterable[Operator], tokens: int, total: int | None = None) -> int:
-    """Bytes of float32 tensors alive at the worst operator of a prefill of `tokens`, attention scores included.
+    """Peak bytes of float32 tensors in a prefill of `tokens`, over its operators, attention scores included.
 
-    `total`: positions that each token looks at, where the prefill is the last piece of a longer prompt.
+    `total`: positions that each token attends to; more than `tokens` in a later piece of a long prompt.
     """
     seen = tokens if total is None else total
     return max((op.live * tokens + op.heads * tokens * seen) * 4 for op in operators)
 
 
 def flops(operators: Iterable[Operator], tokens: int = FLOPS_SEQUENCE) -> int:
-    """FLOPs of a forward pass over `tokens`, 2 per multiply-add, the LM head left out (the paper's count, recalled).
+    """FLOPs of a forward pass over `tokens`, 2 per multiply-add, without the LM head (the paper's count, recalled).
 
-    Attention counts the full square of scores, as kernels without a causal shortcut compute it.
+    Attention counts the full square of scores: kernels that do not use the causal mask compute all of it.
     """
     return sum(
         2 * op.macs * tokens + 4 * op.query_width * tokens * tokens for op in operators if op.kind != "head"

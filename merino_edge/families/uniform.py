@@ -1,8 +1,7 @@
-"""The geometry of the decoders that other people published, and the operators such a decoder consists of.
+"""The geometry of decoders whose layers are equal, and the operators that such a decoder consists of.
 
-One function serves all families, since for the counts they differ only in switches: biases, kinds of norm, learned or
-rotary positions, a gated FFN, keys and values of fewer heads than queries, a head of its own. Left to others: which
-models there are (`catalogue.models`) and what they cost on a board (`design.costs`).
+One function serves all of them. For the counts they differ only in switches: biases, kinds of norm, learned or rotary
+positions, a gated FFN, fewer heads of keys than of queries, a head with weights of its own.
 """
 
 from collections.abc import Iterator
@@ -10,26 +9,27 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from merino_edge.families.geometry import LayerShape
 from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
 
 Count = Annotated[int, Field(gt=0)]
 Biased = Literal["qkv", "out", "ffn"]
 
 
-class Geometry(BaseModel):
+class UniformGeometry(BaseModel):
     """A decoder of equal layers.
 
     Attributes:
         kv_heads: heads of keys and values; fewer than `heads` where queries share them (GQA, Ainslie et al. 2023).
         head_size: channels of a head; `heads * head_size` need not be `width`.
         gated: whether the FFN has a third matrix, whose output multiplies the first one's (SwiGLU, Shazeer 2020).
-        norm: `layer` has two parameters per channel, `rms` one.
+        norm: LayerNorm (`layer`) has two parameters per channel, RMSNorm (`rms`) one.
         final_norm: whether a norm stands before the head.
         query_key_norm: whether queries and keys are normed, with one parameter per channel of a head.
-        biases: which linear layers have one: packed queries, keys and values; attention's output; those of the FFN.
-        positions: `learned` is a table of `context` rows and `position_offset` more that are never used.
+        biases: which matrices have one: packed queries, keys and values; attention's output; those of the FFN.
+        positions: `learned` is a table of `context` + `position_offset` rows, of which the first are never read.
         tied: whether the head is the embedding.
-        embed_width: of the embedding, where it is narrower than the layers and projected.
+        embed_width: of the embedding; where it is not `width`, a projection stands before the layers and one behind.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -63,6 +63,14 @@ class Geometry(BaseModel):
         return list(decoder_operators(self))
 
     @property
+    def kv_layers(self) -> list[tuple[int, int]]:
+        return [(self.kv_heads, self.head_size)] * self.layers
+
+    @property
+    def layer_shapes(self) -> list[LayerShape]:
+        return [LayerShape(self.width, self.ffn_width, self.heads)] * self.layers
+
+    @property
     def query_width(self) -> int:
         return self.heads * self.head_size
 
@@ -74,7 +82,7 @@ class Geometry(BaseModel):
         return f"{self.layers} layers of {self.width}, FFN {'gated ' if self.gated else ''}{self.ffn_width}"
 
 
-def layer_operators(geometry: Geometry) -> Iterator[Operator]:
+def layer_operators(geometry: UniformGeometry) -> Iterator[Operator]:
     """One layer. Where the norms stand, and whether the FFN runs beside the attention, does not change the counts."""
     width, queries, cached, ffn = geometry.width, geometry.query_width, geometry.kv_width, geometry.ffn_width
     affine = 2 if geometry.norm == "layer" else 1
@@ -91,7 +99,7 @@ def layer_operators(geometry: Geometry) -> Iterator[Operator]:
     yield linear(ffn, width, bias="ffn" in geometry.biases, held=width)
 
 
-def decoder_operators(geometry: Geometry) -> Iterator[Operator]:
+def decoder_operators(geometry: UniformGeometry) -> Iterator[Operator]:
     width, embedded = geometry.width, geometry.embed_width
     yield embed(geometry.vocab, embedded)
     if embedded != width:

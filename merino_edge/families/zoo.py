@@ -1,6 +1,7 @@
-"""The catalogue: `models.toml`, read into frozen models and judged as a whole.
+"""The zoo: published models from `zoo.toml`, each with its geometry, parameters, scores and sources.
 
-Left to others: counts (`catalogue.geometry`), predictions (`design.costs`), verdicts (`design.recommend`).
+A model of a family in the registry has that family's own geometry, and can be exported by its id. Any other has a
+`UniformGeometry`, which suffices for its counts.
 """
 
 import tomllib
@@ -8,9 +9,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo, model_validator
 
-from merino_edge.families.uniform import Geometry
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.registry import FAMILIES
+from merino_edge.families.uniform import UniformGeometry
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
@@ -18,7 +21,7 @@ FILE = "zoo.toml"
 
 Task = Literal["hellaswag", "piqa", "winogrande", "openbookqa", "arc_easy", "arc_challenge", "arc_mean", "lambada"]
 TASKS: tuple[Task, ...] = get_args(Task)
-RANKING: tuple[Task, ...] = ("hellaswag", "piqa", "winogrande")  # what every source with more than one task has
+RANKING: tuple[Task, ...] = ("hellaswag", "piqa", "winogrande")  # in every source that has several tasks
 
 
 class _Facts(BaseModel):
@@ -26,7 +29,7 @@ class _Facts(BaseModel):
 
 
 class Parameters(_Facts):
-    """As published. `exact`: counted to the last one; else a rounded figure."""
+    """The number of parameters as published; `exact` where it is not rounded."""
 
     value: Annotated[int, Field(gt=0)]
     exact: bool
@@ -34,80 +37,100 @@ class Parameters(_Facts):
 
 
 class Scores(_Facts):
-    """Zero-shot accuracy in percent, all by one harness; `source` is the full reference."""
+    """Zero-shot accuracy in percent, measured by one harness; `source` is the full reference."""
 
     source: str
     percent: dict[Task, Annotated[float, Field(gt=0, lt=100)]]
 
 
+def _read_geometry(raw: Any, info: ValidationInfo) -> Geometry:
+    """By the class of the model's family, which is validated before it."""
+    family = FAMILIES.get(info.data.get("family", ""))
+    try:
+        return (family.geometry if family else UniformGeometry).model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(fault_list(error)) from None
+
+
 class Model(_Facts):
-    """One published model. `source` is of the geometry; `note` for people; `scores` is None where we know of none."""
+    """One published model. `source` is the geometry's; `note` is for people; `scores` is None where none is known."""
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")]
     name: str
     hub: str
     family: str
-    geometry: Geometry
+    geometry: Annotated[Geometry, PlainValidator(_read_geometry)]
     source: str
     params: Parameters
     note: str = ""
     scores: Scores | None = None
 
     def ranking_score(self) -> float | None:
-        """Mean of the tasks in RANKING, in percent; None where one is missing."""
+        """Mean accuracy in percent over the tasks in RANKING; None where one is missing."""
         if self.scores is None or not set(RANKING) <= set(self.scores.percent):
             return None
         return sum(self.scores.percent[task] for task in RANKING) / len(RANKING)
 
 
-class Catalogue(_Facts):
+class Zoo(_Facts):
     schema_version: Annotated[int, Field(alias="schema", ge=1, le=1)]
     models: Annotated[tuple[Model, ...], Field(strict=False, min_length=1)]
 
     @model_validator(mode="after")
     def _ids_are_unique(self) -> Self:
         ids = [model.id for model in self.models]
-        twice = sorted({name for name in ids if ids.count(name) > 1})
-        if twice:
-            raise ValueError(f"each id stands for one model, found twice: {', '.join(twice)}")
+        repeated = sorted({name for name in ids if ids.count(name) > 1})
+        if repeated:
+            raise ValueError(f"each id stands for one model, found twice: {', '.join(repeated)}")
         return self
 
 
 @cache
 def load_models() -> tuple[Model, ...]:
-    """The shipped catalogue, in the file's order."""
-    return parse_catalogue((files("merino_edge.families") / FILE).read_text(encoding="utf-8"))
+    """All models, in the file's order."""
+    return parse_zoo((files("merino_edge.families") / FILE).read_text(encoding="utf-8"))
 
 
-def parse_catalogue(text: str) -> tuple[Model, ...]:
-    """The models in a catalogue's TOML. Raises MerinoError with all its faults."""
+def parse_zoo(text: str) -> tuple[Model, ...]:
+    """The models in the TOML of a zoo. Raises MerinoError with all its faults."""
     try:
         raw = tomllib.loads(text)
-        models = [_spread(raw, each) for each in raw.get("models", [])]
-        return Catalogue.model_validate({"schema": raw.get("schema"), "models": models}).models
+        models = [_with_family_switches(raw, each) for each in raw.get("models", [])]
+        return Zoo.model_validate({"schema": raw.get("schema"), "models": models}).models
     except tomllib.TOMLDecodeError as error:
-        raise MerinoError(f"the catalogue is not a TOML file: {error}") from error
+        raise MerinoError(f"{FILE} is not a TOML file: {error}") from error
     except ValidationError as error:
-        raise MerinoError(f"the catalogue is not valid: {fault_list(error)}") from error
+        raise MerinoError(f"{FILE} is not valid: {fault_list(error)}") from error
 
 
 def model(name: str) -> Model:
-    """A model by its id."""
+    """A model by its id, which must exist."""
     return next(each for each in load_models() if each.id == name)
 
 
-def _spread(raw: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """One model with what its family says of all its members filled in, and its scores' source by its full name."""
-    family = raw.get("families", {}).get(entry.get("family"), {})
-    usual = {"position_offset": 0, "query_key_norm": False, "final_norm": True}
-    geometry = {**usual, **family, **entry.get("geometry", {})}
-    geometry.setdefault("kv_heads", geometry.get("heads"))
-    geometry.setdefault("embed_width", geometry.get("width"))
-    if "head_size" not in geometry and geometry.get("heads"):
-        geometry["head_size"] = geometry["width"] // geometry["heads"]
-    filled = {**entry, "geometry": geometry}
+def exportable_models() -> dict[str, Model]:
+    """By id: the models of families in the registry, which can be exported, with random weights if need be."""
+    return {each.id: each for each in load_models() if each.family in FAMILIES}
+
+
+def _with_family_switches(raw: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """One model of the file with the switches of its family, defaults, and the full reference of its scores."""
+    filled = dict(entry)
+    if entry.get("family") not in FAMILIES:
+        switches = raw.get("families", {}).get(entry.get("family"), {})
+        filled["geometry"] = _with_defaults({**switches, **entry.get("geometry", {})})
     if "scores" in entry:
         percent = dict(entry["scores"])
         key = percent.pop("source", None)
         filled["scores"] = {"source": raw.get("sources", {}).get(key), "percent": percent}
+    return filled
+
+
+def _with_defaults(geometry: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a `UniformGeometry` that a file may leave out."""
+    filled = {"position_offset": 0, "query_key_norm": False, "final_norm": True, **geometry}
+    filled.setdefault("kv_heads", filled.get("heads"))
+    filled.setdefault("embed_width", filled.get("width"))
+    if "head_size" not in filled and filled.get("heads"):
+        filled["head_size"] = filled["width"] // filled["heads"]
     return filled

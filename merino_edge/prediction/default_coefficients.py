@@ -15,7 +15,7 @@ Runtime 1.32 and carried over: small terms all, they matter for narrow layers an
 import math
 from functools import lru_cache
 
-from merino_edge.profiles.coefficients import FormatTimes, UnitTimes
+from merino_edge.profiles.coefficients import Coefficients, FormatCoefficients
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.backends.onnx_session import version_tuple
 
@@ -35,15 +35,15 @@ LAUNCH, ATTENTION, STEP = 1 / 3, 2.0, 4.0  # of op_overhead_us
 
 
 @lru_cache(maxsize=64)
-def unit_times(profile: DeviceProfile, forms: tuple[str, ...] = ("fp32",)) -> UnitTimes:
+def unit_times(profile: DeviceProfile, forms: tuple[str, ...] = ("fp32",)) -> Coefficients:
     """The profile's own, where it has them for these formats; else estimated, and so is what follows from them."""
-    own = profile.performance.times
+    own = profile.performance.coefficients
     if own is not None and set(forms) <= set(own.formats):
         return own
     return estimated(profile)
 
 
-def estimated(profile: DeviceProfile) -> UnitTimes:
+def estimated(profile: DeviceProfile) -> Coefficients:
     speed = profile.performance
     cores, cache = profile.cpu.cores.value, profile.cpu.last_level_cache_mb
     known = {1, 2, 4, cores, speed.decode_threads.value, speed.prefill_threads.value}
@@ -55,7 +55,7 @@ def estimated(profile: DeviceProfile) -> UnitTimes:
     overhead = [speed.op_overhead_us.value] * len(counts)
     cache_mb = cache.value if cache else USUAL_CACHE_MB
 
-    def of_format(form: str) -> FormatTimes:
+    def of_format(form: str) -> FormatCoefficients:
         macs = [ms * (FAST_INT if fast and form != "fp32" else 1) for ms in mac_ms]
         load = [
             max(0.0, read - memory - GB_MACS[form] * mac)
@@ -64,13 +64,13 @@ def estimated(profile: DeviceProfile) -> UnitTimes:
         if form == "int8" and not fast:
             load = [MOVES * read for read in read_ms]
         quantised = form != "fp32"
-        return FormatTimes(
+        return FormatCoefficients(
             load_ms_gb=tuple(load), mac_ms_g=tuple(macs), scale_ns=scaled(mac_ms, SCALE * quantised),
             row_ns=scaled(mac_ms, ROW * quantised), head_row_ns=scaled(mac_ms, ROW * quantised),
             resident=RESIDENT[form], table_resident=RESIDENT[form], table_opening=OPENING[form],
         )  # fmt: skip
 
-    return UnitTimes(
+    return Coefficients(
         kind="estimated", source="derived from the profile's basic figures",
         dialect="fused" if version_tuple(profile.software.onnxruntime) >= FIRST_FUSED else "portable",
         threads=tuple(counts),

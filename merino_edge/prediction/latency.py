@@ -11,7 +11,7 @@ from typing import Literal
 from merino_edge.families.operators import Operator
 from merino_edge.prediction.default_coefficients import unit_times
 from merino_edge.prediction.latency_terms import amounts, partly_share, total_us
-from merino_edge.profiles.coefficients import MEMORY, UnitTimes
+from merino_edge.profiles.coefficients import MEMORY, Coefficients
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.backends.onnx import PREFILL_CHUNK_IDS
 from merino_runtime.board import MB as BYTES_PER_MB
@@ -136,12 +136,12 @@ def missed_share(operators: Sequence[Operator], profile: DeviceProfile, work: Wo
     return float(partly_share(read, times.cache_within_mb[at], times.cache_beyond_mb[at]))
 
 
-def pasts(times: UnitTimes, work: Workload, past: int) -> int:
+def pasts(times: Coefficients, work: Workload, past: int) -> int:
     """A `portable` graph looks at the whole cache whatever fills it."""
     return work.context if times.dialect == "portable" else past
 
 
-def times_for(profile: DeviceProfile, work: Workload) -> UnitTimes:
+def times_for(profile: DeviceProfile, work: Workload) -> Coefficients:
     return unit_times(profile, FORMATS_USED.get(work.precision, ("fp32",)))
 
 

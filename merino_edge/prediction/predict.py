@@ -25,7 +25,7 @@ from merino_edge.prediction.latency import (
     times_for,
 )
 from merino_edge.prediction.latency_terms import matrix_format
-from merino_edge.profiles.coefficients import UnitTimes, weakest_kind
+from merino_edge.profiles.coefficients import Coefficients, weakest_kind
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.backends.onnx import PREFILL_CHUNK_IDS
 from merino_runtime.backends.onnx_session import SMALL_BOARD_MB
@@ -103,7 +103,7 @@ def weights_mb(operators: Sequence[Operator], profile: DeviceProfile, work: Work
     return held / BYTES_PER_MB
 
 
-def held_bytes(times: UnitTimes, op: Operator, precision: str, packing: bool) -> float:
+def held_bytes(times: Coefficients, op: Operator, precision: str, packing: bool) -> float:
     """Of a format that CPUs have no kernels for, what is stored."""
     form, size = matrix_format(op, precision), op.stored_bytes(precision)
     if form not in times.formats:

@@ -1,6 +1,6 @@
-"""Numbers of a device profile with where they come from: single figures, and the unit times of the latency model.
+"""Numbers of a device profile with their source: single figures, and the coefficients of the latency model.
 
-What the unit times mean is said in `latency`; profiles as a whole are `profiles`'.
+`prediction.latency_terms` says which term each coefficient multiplies; `profile` has the profile as a whole.
 """
 
 import typing
@@ -27,7 +27,7 @@ Share = Annotated[float, Field(ge=0)]
 
 
 class Facts(BaseModel):
-    """Frozen; no unknown keys; no quiet conversions, so that "4" is not taken for 4."""
+    """Frozen, without unknown keys, and strict: "4" is not taken for 4."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -46,10 +46,13 @@ class Count(Figure):
     value: int = Field(gt=0)
 
 
-class FormatTimes(Facts):
-    """Of one weight format, by thread count. `resident`: bytes in memory for a byte of its matrices; `table_resident`:
-    for a byte of the embedding, which is the head too; `table_opening`: for a byte of the embedding's pieces, how many
-    more while one of them is packed."""
+class FormatCoefficients(Facts):
+    """Of one weight format; the lists have an entry per thread count.
+
+    `resident`: resident bytes per byte of its matrices. `table_resident`: the same of the embedding, which is the head
+    too. `table_opening`: extra resident bytes per byte of the embedding's pieces during prepacking, when the original
+    and the packed copy of a piece coexist.
+    """
 
     load_ms_gb: Values
     mac_ms_g: Values
@@ -61,12 +64,12 @@ class FormatTimes(Facts):
     table_opening: Share
 
 
-class UnitTimes(Facts):
-    """Unit times of the latency model; entry i of each list holds on `threads[i]` threads.
+class Coefficients(Facts):
+    """Coefficients of the latency model, in time per unit of a term; entry i of each list is for `threads[i]` threads.
 
-    A step that reads up to `cache_within_mb` (2^20 bytes) of weights, keys and values finds all of them in the
-    last-level cache; one that reads `cache_beyond_mb` or more finds none. Of weights that it reads again half are found
-    where it read `cache_half_mb` in between.
+    The weights, keys and values that a step reads are resident in the last-level cache up to `cache_within_mb`
+    (2^20 bytes), partial above, and streaming from memory from `cache_beyond_mb` on. Of weights that a step reads
+    again, half are still resident where it read `cache_half_mb` in between.
     """
 
     kind: Kind
@@ -88,9 +91,9 @@ class UnitTimes(Facts):
     score_ns: Values
     entry_ns: Values
     memory_ms_gb: Values
-    fp32: FormatTimes
-    int8: FormatTimes | None = None  # a backend that is too old has no such products
-    int4: FormatTimes | None = None
+    fp32: FormatCoefficients
+    int8: FormatCoefficients | None = None  # a backend that is too old has no such products
+    int4: FormatCoefficients | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -108,7 +111,7 @@ class UnitTimes(Facts):
 
     @cached_property
     def by_threads(self) -> tuple[dict[str, float], ...]:
-        """All unit times of each thread count, by the names of `latency`."""
+        """All coefficients of each thread count, by the names of `prediction.latency_terms`."""
         return tuple(
             {name: getattr(self, name)[at] for name in GENERAL}
             | {AGAIN: getattr(self, MEMORY)[at]}
@@ -120,8 +123,8 @@ class UnitTimes(Facts):
     def formats(self) -> tuple[str, ...]:
         return tuple(form for form in FORMS if getattr(self, form) is not None)
 
-    def of_format(self, form: str) -> FormatTimes:
-        found: FormatTimes = getattr(self, form)
+    def of_format(self, form: str) -> FormatCoefficients:
+        found: FormatCoefficients = getattr(self, form)
         return found
 
 
@@ -129,6 +132,6 @@ FORMS = ("fp32", "int8", "int4")
 EDGES = ("cache_within_mb", "cache_beyond_mb", "cache_half_mb")
 
 
-def weakest_kind(figures: Iterable[Figure | UnitTimes]) -> Kind:
-    """How well a prediction from these figures is founded: as well as the weakest of them."""
+def weakest_kind(figures: Iterable[Figure | Coefficients]) -> Kind:
+    """The provenance of a prediction from these figures: that of the weakest of them."""
     return max((figure.kind for figure in figures), key=KINDS.index)

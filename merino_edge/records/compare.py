@@ -1,7 +1,7 @@
-"""Two sets of records, A before and B after: which rows became faster, slower, or show no difference.
+"""Two sets of records, A before and B after: which rows became faster or slower, and which show no difference.
 
-A row is judged by an interval over repetitions (`ratio`), never where a side was disturbed. Left to others: reading
-records (`records`), and ratios between different bundles (`report`).
+A row is judged by the confidence interval of its speed ratio (`speed_ratio`), and not at all where a side was
+disturbed. Left to others: reading files (`reading`) and ratios between different bundles (`report.ratios`).
 """
 
 import json
@@ -11,18 +11,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 
-from merino_edge.records.record import Record, read_records
+from merino_edge.records.reading import read_records
+from merino_edge.records.schema import Record
 from merino_edge.records.speed_ratio import Ratio, speed_ratio
 from merino_runtime.errors import MerinoError
 
-SMALLEST_DIFFERENCE = 0.02  # less than this between two processes of one bundle is not the bundle's doing
-SHOWN_TITLES = 4  # in a message
+SMALLEST_DIFFERENCE = 0.02  # of the speed; two processes with the same bundle differ by up to this
+MAX_LISTED_TITLES = 4  # rows that a message names; the others are counted
 NO_DIFFERENCE, NOT_JUDGED = "no difference", "not judged"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The same test in A and B. `ratio` is B's speed over A's: above 1, B is faster."""
+    """One test measured in A and in B. `ratio` is B's speed over A's: above 1, B is faster."""
 
     bundle: str
     engine: str
@@ -30,16 +31,16 @@ class Pair:
     test: str
     depth: int
     threads: int | None
-    a_tok_s: float | None
+    a_tok_s: float | None  # mean over repetitions; None where the side failed
     b_tok_s: float | None
     ratio: Ratio | None
     verdict: str  # faster, slower, no difference, not judged
-    reason: str  # why it was not judged, else empty
+    reason: str  # why the pair was not judged; empty where it was
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """only_a, only_b: rows without a partner, for people. notes: what else makes the sides differ."""
+    """only_a, only_b: titles of rows without a partner. notes: differences of the sides that pairing ignores."""
 
     pairs: tuple[Pair, ...]
     only_a: tuple[str, ...]
@@ -47,7 +48,7 @@ class Comparison:
     notes: tuple[str, ...]
 
     def slower_than(self, share: float) -> list[Pair]:
-        """Pairs judged slower whose speed fell by more than `share` (0.05: to less than 95 %)."""
+        """Pairs judged slower whose speed fell by more than `share`: with 0.05, to less than 95 %."""
         return [pair for pair in self.pairs if pair.verdict == "slower" and pair.ratio and pair.ratio.value < 1 - share]
 
     def to_json(self) -> str:
@@ -59,14 +60,16 @@ def compare_files(before: Path, after: Path) -> Comparison:
 
 
 def compare(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
-    """Rows are partners where bundle, engine without its version, precision, dialect, test, depth and threads agree.
+    """Pair the rows of A and B, and judge each pair.
 
-    Bundles agree by name; what is left then by geometry, where the records carry one. Rows of one side that agree
-    are taken together. Raises MerinoError where nothing has a partner.
+    Two rows are partners if bundle, engine without its version, precision, dialect, test, depth and threads agree.
+    Bundles agree by name. Rows without a partner are paired in a second pass by geometry, in a third, for failed
+    rows, by the keys that a failed row has. Rows of one side with the same key are pooled. Raises MerinoError where
+    no row has a partner.
     """
     pairs: list[Pair] = []
     left_a, left_b = list(a), list(b)
-    for key_of in (_by_name, _by_geometry, _by_what_a_failed_row_knows):
+    for key_of in (_by_name, _by_geometry, _by_keys_of_a_failed_row):
         groups_a, groups_b = _groups(left_a, key_of), _groups(left_b, key_of)
         shared = [key for key in groups_a if key in groups_b and _may_pair(groups_a[key], groups_b[key])]
         pairs += [pair_of(groups_a[key], groups_b[key]) for key in shared]
@@ -82,7 +85,7 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
 
 
 def pair_of(a: Sequence[Record], b: Sequence[Record]) -> Pair:
-    """Disturbed rows are shown and not judged; where a side has others as well, those are taken."""
+    """Judge pooled rows of one key. A side with disturbed rows alone is shown without a verdict."""
     rows_a, rows_b = _undisturbed(a), _undisturbed(b)
     reason = "; ".join(f"{side}: {flags}" for side, rows in (("A", rows_a), ("B", rows_b)) if (flags := _flags(rows)))
     speeds_a, speeds_b = _speeds(rows_a), _speeds(rows_b)
@@ -99,7 +102,7 @@ def pair_of(a: Sequence[Record], b: Sequence[Record]) -> Pair:
 
 
 def verdict_of(ratio: Ratio) -> str:
-    """No difference where the interval holds 1 or the ratio is within the smallest difference, up or down."""
+    """No difference if the interval contains 1 or the ratio is within SMALLEST_DIFFERENCE of 1, up or down."""
     assert ratio.low is not None and ratio.high is not None
     if ratio.low <= 1 <= ratio.high or 1 - SMALLEST_DIFFERENCE < ratio.value < 1 / (1 - SMALLEST_DIFFERENCE):
         return NO_DIFFERENCE
@@ -115,8 +118,7 @@ def parse_percent(text: str) -> float:
 
 
 def check_not_slower(comparison: Comparison, share: float) -> None:
-    """Raise MerinoError where a row fell by more than `share`, where B failed and A did not, or where no row could
-    be judged."""
+    """Raise MerinoError if a row fell by more than `share`, if one failed in B alone, or if none could be judged."""
     slower = [f"{title(pair)} by {1 - pair.ratio.value:.1%}" for pair in comparison.slower_than(share) if pair.ratio]
     if slower:
         raise MerinoError(f"slower by more than {100 * share:g} %: {'; '.join(slower)}")
@@ -136,14 +138,14 @@ def _by_name(row: Record) -> Hashable:
 
 
 def _by_geometry(row: Record) -> Hashable:
-    """None, which partners nothing, where the record has no geometry."""
+    """None where the record has no architecture: such a row has no partner by geometry."""
     if row.architecture is None:
         return None
     return json.dumps([row.family, row.architecture], sort_keys=True), *_conditions(row)
 
 
-def _by_what_a_failed_row_knows(row: Record) -> Hashable:
-    """Neither engine nor threads."""
+def _by_keys_of_a_failed_row(row: Record) -> Hashable:
+    """A failed row names neither engine nor threads."""
     return row.bundle, row.precision, row.test, row.depth or 0
 
 
@@ -152,7 +154,7 @@ def _conditions(row: Record) -> tuple[Hashable, ...]:
 
 
 def _may_pair(a: Sequence[Record], b: Sequence[Record]) -> bool:
-    """Rows measured under unequal conditions partner only where one failed, and then are not judged."""
+    """Rows measured under unequal conditions are paired only if one failed, and are then not judged."""
     alike = {_conditions(row) for row in a} == {_conditions(row) for row in b}
     return alike or any(row.failure for row in (*a, *b))
 
@@ -192,7 +194,7 @@ def _titles(rows: Sequence[Record]) -> tuple[str, ...]:
 
 
 def _notes(a: Sequence[Record], b: Sequence[Record]) -> tuple[str, ...]:
-    """What the key leaves out and a reader should know."""
+    """Differences between A and B that pairing ignores: the machine and the engine's version."""
     notes = []
     for what, of in (("machine", lambda row: row.board), ("engine", lambda row: row.engine)):
         ours, theirs = ({of(row) for row in rows if not row.failure} for rows in (a, b))
@@ -202,8 +204,8 @@ def _notes(a: Sequence[Record], b: Sequence[Record]) -> tuple[str, ...]:
 
 
 def _few(titles: Sequence[str]) -> str:
-    more = f" and {len(titles) - SHOWN_TITLES} more" if len(titles) > SHOWN_TITLES else ""
-    return "; ".join(titles[:SHOWN_TITLES]) + more
+    more = f" and {len(titles) - MAX_LISTED_TITLES} more" if len(titles) > MAX_LISTED_TITLES else ""
+    return "; ".join(titles[:MAX_LISTED_TITLES]) + more
 
 
 def _joined(words: set[str]) -> str:

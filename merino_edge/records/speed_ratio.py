@@ -1,7 +1,7 @@
-"""How much faster: the ratio of two speeds with its interval, the same whichever side comes first.
+"""The ratio of two speeds with its confidence interval; exchanging the sides gives the reciprocals.
 
-The interval is the harness's (`merino_bench.harness.interval`); which rows may be compared at all is `compare`'s and
-`report.ratios`'.
+The interval is `merino_bench.harness.interval`'s. Which rows may be compared is decided by `compare` and
+`report.ratios`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from merino_bench.harness.interval import ratio_interval
 
 @dataclass(frozen=True)
 class Ratio:
-    """value: mean speed over mean speed; low, high: the 95 % interval, None where a side has one repetition."""
+    """value: mean speed over mean speed. low, high: the 95 % interval; None where a side has one repetition."""
 
     value: float
     low: float | None
@@ -21,9 +21,9 @@ class Ratio:
 
 
 def speed_ratio(speeds: Sequence[float], base: Sequence[float]) -> Ratio:
-    """Mean of `speeds` over mean of `base`, tok/s per repetition each; the sides are independent.
+    """Mean of `speeds` over mean of `base`: tok/s, one per repetition. The two samples are independent.
 
-    Exchanging the sides gives the reciprocals, since the sides are drawn in one order.
+    The bootstrap always draws the sides in sorted order, so that exchanging them gives the reciprocals exactly.
     """
     value = mean(speeds) / mean(base)
     swapped = tuple(speeds) < tuple(base)

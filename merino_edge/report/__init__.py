@@ -1,1 +1,1 @@
-"""Records as one page for people: summary -> figures and tables -> HTML or Markdown. Measures nothing."""
+"""Records as a page: summary -> charts and tables -> HTML or Markdown; and the drawing of a front. Measures nothing."""

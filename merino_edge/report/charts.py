@@ -1,5 +1,7 @@
-"""The four kinds of chart. Each takes plain values and a width in px and returns a drawing; what is drawn, and what it
-is called, is `figures`'."""
+"""The four kinds of chart of the report's page. Each takes values and a width in px and returns a drawing.
+
+Which values a chart shows is `page_charts`'; where labels go is `labels`'.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +9,8 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from merino_edge.report import labels
+from merino_edge.report.labels import Mark
 from merino_edge.report.svg import (
     Plot,
     Scale,
@@ -28,13 +32,12 @@ from merino_edge.report.svg import (
     y_axis,
 )
 
-LINE_PX = 15  # from one label to the next
-LOG_SPAN = 4  # a larger range of values is drawn on a logarithmic axis
+LOG_SPAN = 4  # values whose largest exceeds this many times the smallest are drawn on a logarithmic axis
 
 
 @dataclass(frozen=True)
-class Words:
-    """title and description are read aloud; x and y name the axes, units included."""
+class Titles:
+    """title and description: for screen readers. x, y: of the axes, with units."""
 
     title: str
     description: str
@@ -49,7 +52,7 @@ class Point:
     label: str
     tip: str
     precision: str
-    class_: str  # e0, e1, ...: the engine's colour; with `hollow` the reference
+    class_: str  # e0, e1, ...: the engine's colour; `hollow` in addition for the reference
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Bar:
-    """Parts one after another from zero; `note` stands behind the label."""
+    """Parts are stacked from zero; `note` is set at the right end of the label's line."""
 
     label: str
     note: str
@@ -84,63 +87,61 @@ class Distribution:
     quantiles: tuple[tuple[str, float], ...]
 
 
-def scatter(name: str, words: Words, points: Sequence[Point], reference: Point | None, width: int) -> Element:
-    """Both axes logarithmic; dotted lines through the reference divide smaller from larger, faster from slower."""
+def scatter(name: str, titles: Titles, points: Sequence[Point], reference: Point | None, width: int) -> Element:
+    """Both axes are logarithmic. Dotted lines cross at the reference: above is faster, left is smaller."""
     height = 340
-    svg = drawing(name, words.title, words.description, width, height)
+    svg = drawing(name, titles.title, titles.description, width, height)
     plot = Plot(44, 34, width - 10, height - 44)
     x_ticks = log_ticks(min(one.x for one in points) * 0.9, max(one.x for one in points) * 1.1)
     y_ticks = log_ticks(min(one.y for one in points) * 0.9, max(one.y for one in points) * 1.1)
     x = logarithmic(x_ticks[0], x_ticks[-1], plot.left, plot.right)
     y = logarithmic(y_ticks[0], y_ticks[-1], plot.bottom, plot.top)
-    y_axis(svg, plot, y, y_ticks, words.y)
-    x_axis(svg, plot, x, thinned(x_ticks, max(3, int(width / 60))), words.x)
+    y_axis(svg, plot, y, y_ticks, titles.y)
+    x_axis(svg, plot, x, thinned(x_ticks, max(3, int(width / 60))), titles.x)
     if reference is not None:
         at_x, at_y = x(reference.x), y(reference.y)
         add(svg, "line", x1=at_x, x2=at_x, y1=plot.top, y2=plot.bottom, class_="reference")
         add(svg, "line", x1=plot.left, x2=plot.right, y1=at_y, y2=at_y, class_="reference")
     for one in points:
         tip(marker(svg, x(one.x), y(one.y), one.precision, f"mark {one.class_}"), one.tip)
-    _labels(svg, plot, [(x(one.x), y(one.y), one.label) for one in points])
+    labels.draw(svg, labels.beside(plot, [Mark(x(one.x), y(one.y), one.label) for one in points]))
     return svg
 
 
-def lines(name: str, words: Words, series: Sequence[Line], width: int) -> Element:
+def lines(name: str, titles: Titles, series: Sequence[Line], width: int) -> Element:
     height = 300
-    svg = drawing(name, words.title, words.description, width, height)
-    names = [shortened(one.label, width / 3.2) for one in series]
-    plot = Plot(44, 34, width - 12 - max(map(text_px, names)), height - 44)
+    svg = drawing(name, titles.title, titles.description, width, height)
+    room_px = width / 3.2  # of a label
+    longest_px = max(text_px(shortened(one.label, room_px)) for one in series)
+    plot = Plot(44, 34, width - 12 - longest_px, height - 44)
     values = [value for one in series for _, value in one.points]
     furthest = max(at for one in series for at, _ in one.points)
     x_ticks = [tick for tick in linear_ticks(furthest, 4 if width < 400 else 6) if tick <= furthest * 1.02]
     x = linear(0, furthest * 1.02, plot.left, plot.right)
     y, y_ticks = _value_scale(values, plot)
-    y_axis(svg, plot, y, y_ticks, words.y + (" (log scale)" if y_ticks[0] > 0 else ""))
-    x_axis(svg, plot, x, x_ticks, words.x)
+    y_axis(svg, plot, y, y_ticks, titles.y + (" (log scale)" if y_ticks[0] > 0 else ""))
+    x_axis(svg, plot, x, x_ticks, titles.x)
     for one in series:
         path = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in one.points)
         add(svg, "polyline", points=path, class_=f"line {one.class_} {shape_of(one.precision)}")
         for at, value in one.points:
             mark = marker(svg, x(at), y(value), one.precision, f"mark {one.class_}", 3)
             tip(mark, f"{one.label}: {number(value)} at {number(at)}")
-    ends = [(x(one.points[-1][0]), y(one.points[-1][1])) for one in series]
-    for place, (end_x, end_y), label in zip(_apart([end_y for _, end_y in ends], plot), ends, names, strict=True):
-        if abs(place - end_y) > 2 or end_x < plot.right - 8:
-            add(svg, "line", x1=end_x + 4, y1=end_y, x2=plot.right + 4, y2=place, class_="leader")
-        write(svg, plot.right + 7, place + 4, label, "label")
+    ends = [Mark(x(one.points[-1][0]), y(one.points[-1][1]), one.label) for one in series]
+    labels.draw(svg, labels.column(plot, ends, plot.right + 7, room_px))
     return svg
 
 
-def bars(name: str, words: Words, rows: Sequence[Bar], limit: float | None, width: int) -> Element:
-    """Horizontal, a label above each. `limit` is drawn as a line."""
+def bars(name: str, titles: Titles, rows: Sequence[Bar], limit: float | None, width: int) -> Element:
+    """Horizontal bars, each below its label. `limit` is drawn as a dotted line."""
     row_px, top = 42, 6
     plot = Plot(0, top, width - 12, top + row_px * len(rows))
-    svg = drawing(name, words.title, words.description, width, plot.bottom + 24)
+    svg = drawing(name, titles.title, titles.description, width, plot.bottom + 24)
     longest = max([sum(part.value for part in row.parts) for row in rows] + [limit or 0])
     ticks = linear_ticks(longest, 4 if width < 400 else 6)
     x = linear(0, ticks[-1], plot.left + 2, plot.right)
     x_axis(svg, plot, x, ticks[1:-1], "")
-    write(svg, plot.right, plot.bottom + 17, f"{number(ticks[-1])} {words.x}", "tick", "end")
+    write(svg, plot.right, plot.bottom + 17, f"{number(ticks[-1])} {titles.x}", "tick", "end")
     for index, row in enumerate(rows):
         y = plot.top + index * row_px
         room = plot.right - text_px(row.note) - 12
@@ -157,10 +158,10 @@ def bars(name: str, words: Words, rows: Sequence[Bar], limit: float | None, widt
     return svg
 
 
-def histograms(name: str, words: Words, panels: Sequence[Distribution], width: int) -> Element:
-    """One below another, each with an axis of its own from its smallest sample to past its 99th percentile."""
+def histograms(name: str, titles: Titles, panels: Sequence[Distribution], width: int) -> Element:
+    """One panel below another. Each has its own axis, from the smallest sample to just above the 99th percentile."""
     panel_px, bar_px, bins = 136, 60, 36 if width > 400 else 24
-    svg = drawing(name, words.title, words.description, width, panel_px * len(panels) + 4)
+    svg = drawing(name, titles.title, titles.description, width, panel_px * len(panels) + 4)
     for index, one in enumerate(panels):
         top = panel_px * index
         plot = Plot(2, top + 42, width - 12, top + 42 + bar_px)
@@ -182,23 +183,8 @@ def histograms(name: str, words: Words, panels: Sequence[Distribution], width: i
     return svg
 
 
-def _apart(wanted: Sequence[float], plot: Plot) -> list[float]:
-    """Heights of labels near the wanted ones, a line of text apart, within the plot as far as there is room."""
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    places = [0.0] * len(wanted)
-    free = plot.top
-    for index in order:
-        places[index] = max(wanted[index], free)
-        free = places[index] + LINE_PX
-    bound = plot.bottom + LINE_PX
-    for index in reversed(order):
-        places[index] = min(places[index], bound - LINE_PX)
-        bound = places[index]
-    return places
-
-
 def _quantiles(svg: Element, plot: Plot, x: Scale, quantiles: Sequence[tuple[str, float]], high: float) -> None:
-    """Lines with names above, each name moved right where it would cover the one before."""
+    """Lines with names above. A name that would cover the one before moves right, and is left out at the edge."""
     free_from = 0.0
     for title, value in quantiles:
         at = x(min(value, high))
@@ -212,7 +198,7 @@ def _quantiles(svg: Element, plot: Plot, x: Scale, quantiles: Sequence[tuple[str
 
 
 def _between(low: float, high: float, most: int) -> list[float]:
-    """Round numbers from `low` to `high`."""
+    """Round numbers from `low` to `high`, at most about `most` of them."""
     steps = linear_ticks(high - low, most)
     step = steps[1] - steps[0]
     first = int(np.ceil(low / step))
@@ -220,31 +206,9 @@ def _between(low: float, high: float, most: int) -> list[float]:
 
 
 def _value_scale(values: Sequence[float], plot: Plot) -> tuple[Scale, list[float]]:
-    """From zero, or logarithmic where small values would lie on the axis."""
+    """(scale, ticks): linear from zero, or logarithmic for a span above LOG_SPAN: small values would lie on zero."""
     if max(values) / min(values) > LOG_SPAN:
         ticks = log_ticks(min(values) * 0.95, max(values) * 1.05)
         return logarithmic(ticks[0], ticks[-1], plot.bottom, plot.top), ticks
     ticks = linear_ticks(max(values) * 1.05)
     return linear(0, ticks[-1], plot.bottom, plot.top), ticks
-
-
-def _labels(svg: Element, plot: Plot, marks: Sequence[tuple[float, float, str]]) -> None:
-    """Beside its mark, on the first side where it covers nothing; left out where there is none: the tip has it."""
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y, _ in marks]
-    for x, y, label in marks:
-        wide = text_px(label)
-        for left, middle, anchor in (
-            (x + 10, y, "start"), (x - 10 - wide, y, "end"), (x - wide / 2, y - 16, "middle"),
-            (x - wide / 2, y + 16, "middle"),
-        ):  # fmt: skip
-            box = (left, middle - 7, left + wide, middle + 7)
-            inside = box[0] >= plot.left and box[2] <= plot.right + 8 and box[1] >= plot.top - 6
-            if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                at = left + wide * ("start", "middle", "end").index(anchor) / 2
-                write(svg, at, middle + 4, label, "label", anchor)
-                break
-
-
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

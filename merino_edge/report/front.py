@@ -1,178 +1,160 @@
-"""The picture of a front: entropy against decode time or memory, with models that exist marked by name.
+"""A front as one SVG file: entropy against decode time or memory, with the names of models that exist.
 
-matplotlib is imported here only, and only when a picture is asked for (the extra `plot`).
+The file carries its own style, in colours that need no CSS variables, so that viewers other than browsers show it too.
 """
 
-import os
-import tempfile
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from xml.etree.ElementTree import Element
 
 from merino_edge.design.budget import option
-from merino_edge.design.pareto import Front, Mark
+from merino_edge.design.designer import Design
+from merino_edge.design.pareto import Front
+from merino_edge.design.pareto import Mark as ExistingModel
+from merino_edge.report import labels
+from merino_edge.report.labels import Box, Mark
+from merino_edge.report.svg import (
+    Plot,
+    Scale,
+    add,
+    as_markup,
+    drawing,
+    linear,
+    linear_ticks,
+    log_ticks,
+    logarithmic,
+    marker,
+    number,
+    text_px,
+    tip,
+    write,
+    x_axis,
+    y_axis,
+)
+from merino_edge.storage.atomic import write_text
 from merino_runtime.errors import MerinoError
 
-# Okabe and Ito's colours, which people with any common colour blindness tell apart.
-BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8A8A8A", "#222222"
-AXES = {
-    "decode_ms": ("decode time per token, the cache full (ms)", "decode time"),
-    "memory_mb": ("memory in use: weights, KV cache, activations, runtime (MB)", "memory"),
+WIDTH, HEIGHT = 800, 560  # px; the footnote stands below
+FOOTNOTE_LINE_PX = 17
+FOOTNOTE_COLUMNS = 122  # characters
+QUANTITIES = {  # title of the axis, short name, unit
+    "decode_ms": ("decode time per token, the cache full, ms (log scale)", "decode time", "ms"),
+    "memory_mb": ("memory: weights, KV cache, activations and runtime, MB (log scale)", "memory", "MB"),
 }
-SAME = 0.03  # of an axis: marks closer than this share one label
+# Okabe and Ito's blue and vermilion, which people with any common colour blindness tell apart.
+STYLE = """
+text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Arial, sans-serif; fill: #1b1d1f; }
+text.heading { font-size: 18px; font-weight: 600; }
+text.tick, text.axis, text.footnote, text.limit { fill: #5c6166; }
+text.footnote { font-size: 12px; }
+text.label { fill: #a34700; stroke: #ffffff; stroke-width: 3px; stroke-linejoin: round; paint-order: stroke; }
+.paper { fill: #ffffff; }
+.grid { stroke: #ecece8; }
+.base { stroke: #5c6166; }
+.limit-line { stroke: #5c6166; stroke-width: 1.2; stroke-dasharray: 6 4; }
+.line { fill: none; stroke: #0072b2; stroke-width: 2; stroke-linejoin: round; }
+.design { fill: #0072b2; stroke: #ffffff; }
+.model { fill: #d55e00; stroke: #ffffff; }
+.leader { stroke: #d55e00; stroke-width: 0.8; }
+"""
 
 
 def save_front(front: Front, path: Path) -> None:
-    """Write a PNG at 2x resolution. Raises MerinoError without matplotlib or where it cannot be written."""
-    figure = draw(front)
-    beside = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".png")
-        os.close(handle)
-        figure.savefig(beside, dpi=200, format="png", pil_kwargs={"optimize": True})
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except OSError as error:
-        if beside and os.path.exists(beside):
-            os.unlink(beside)
-        raise MerinoError(f"cannot write {path}: {error.strerror or error}. Choose another --plot") from error
+    """Write the drawing. Raises MerinoError for a suffix other than .svg, or where the file cannot be written."""
+    check_plot(path)
+    write_text(path, front_svg(front))
 
 
-def require_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
+def check_plot(path: Path) -> None:
+    """Raise MerinoError if `path` is not named as an SVG file."""
+    if path.suffix.lower() != ".svg":
         raise MerinoError(
-            "--plot needs matplotlib, which is not installed: `python -m pip install matplotlib` (the extra `plot`)"
-        ) from error
+            f"--plot {path} is not allowed: the front is drawn as SVG only. Choose a name that ends in .svg, such as"
+            f" --plot {path.with_suffix('.svg').name if path.name else 'front.svg'}"
+        )
 
 
-def draw(front: Front) -> Any:
-    """A matplotlib Figure; no window and no global state."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    label, short = AXES[front.against]
-    figure = Figure(figsize=(8, 5.4), facecolor="white")
-    axes = figure.add_axes((0.085, 0.225, 0.885, 0.67))
-    x = [getattr(point.predicted, front.against) for point in front.points]
-    y = [point.entropy / 1e3 for point in front.points]
-    axes.plot(x, y, "-o", color=BLUE, linewidth=2, markersize=5.5, zorder=3, clip_on=False)
-    crosses = [(getattr(mark.predicted, front.against), mark.entropy / 1e3) for mark in front.models]
-    axes.plot(*zip(*crosses, strict=True) if crosses else ((), ()), "D", color=ORANGE, markersize=6.5, zorder=4)
-    scale(axes, [*x, front.default_limit, *(cross[0] for cross in crosses)], [*y, *(cross[1] for cross in crosses)])
-    axes.axvline(front.default_limit, color=GREY, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1)
-    axes.axvspan(axes.get_xlim()[0], front.default_limit, color=GREY, alpha=0.07, linewidth=0, zorder=0)
-    unit = front.against.rpartition("_")[2]
-    axes.annotate(
-        f"the board's default budget, {front.default_limit:g} {'MB' if unit == 'mb' else unit}",
-        (front.default_limit, 1), xycoords=("data", "axes fraction"), xytext=(-5, -8), textcoords="offset points",
-        ha="right", va="top", fontsize=9, color="#555555",
-    )  # fmt: skip
-    axes.set_xlabel(label, fontsize=10.5, color=INK)
-    axes.set_ylabel("entropy (thousand weighted nats)", fontsize=10.5, color=INK)
-    axes.set_title(f"{front.device_name}: most entropy for its {short}", loc="left", fontsize=13, color=INK, pad=12)
-    figure.text(0.085, 0.018, footnote(front), fontsize=7.5, color="#555555", va="bottom", linespacing=1.35)
-    name_marks(axes, front.models, crosses, list(zip(x, y, strict=True)), front.default_limit)
-    return figure
-
-
-def scale(axes: Any, x: Sequence[float], y: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5, a linear one from zero, and no more lines than needed."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    low, high = min(x) / 1.15, max(x) * 1.25
-    ticks = [step * 10.0**power for power in range(-3, 7) for step in (1, 2, 5) if low <= step * 10.0**power <= high]
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    axes.set_ylim(0, max(y) * 1.1)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8, zorder=0)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=9.5, colors="#444444")
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#BBBBBB")
+def front_svg(front: Front) -> str:
+    """The whole file."""
+    axis_title, quantity, _ = QUANTITIES[front.against]
+    heading = f"{front.device_name}: the most entropy for its {quantity}"
+    notes = footnote(front)
+    height = HEIGHT + FOOTNOTE_LINE_PX * len(notes)
+    svg = drawing("front", heading, described(front), WIDTH, height)
+    for key, value in (("xmlns", "http://www.w3.org/2000/svg"), ("width", f"{WIDTH}"), ("height", f"{height}")):
+        svg.set(key, value)
+    add(svg, "style").text = STYLE
+    add(svg, "rect", width=WIDTH, height=height, class_="paper")
+    write(svg, 16, 32, heading, "heading")
+    plot = Plot(62, 88, WIDTH - 24, HEIGHT - 62)
+    x, y = axes(svg, front, plot, axis_title)
+    points = [(x(getattr(each.predicted, front.against)), y(each.entropy)) for each in front.points]
+    marks = [Mark(x(getattr(each.predicted, front.against)), y(each.entropy), each.name) for each in front.models]
+    limit = draw_limit(svg, front, plot, x(front.default_limit))
+    add(svg, "polyline", points=" ".join(f"{at:.1f},{up:.1f}" for at, up in points), class_="line")
+    for (at, up), design in zip(points, front.points, strict=True):
+        tip(marker(svg, at, up, "fp32", "design", 4), f"design: {coordinates(front, design)}")
+    for mark, model in zip(marks, front.models, strict=True):
+        tip(marker(svg, mark.x, mark.y, "fp16", "model"), f"{model.name}: {coordinates(front, model)}")
+    limit_line = labels.along([(x(front.default_limit), plot.top), (x(front.default_limit), plot.bottom)])
+    texts = [limit, *(labels.around(at, up, 5) for at, up in points)]
+    labels.draw(svg, labels.beside(plot, marks, [*labels.along(points), *limit_line], texts))
+    for index, line in enumerate(notes):
+        write(svg, 16, HEIGHT + FOOTNOTE_LINE_PX * index, line, "footnote")
+    return as_markup(svg) + "\n"
 
 
-def name_marks(
-    axes: Any, models: Sequence[Mark], at: list[tuple[float, float]], front: list[tuple[float, float]], budget: float
-) -> None:
-    """A name beside each mark, one for those that coincide, where it covers least of what is drawn already."""
-    axes.figure.canvas.draw()
-    to_pixels = axes.transData.transform
-    width, height = axes.bbox.width, axes.bbox.height
-    groups: list[tuple[list[str], Any]] = []
-    for mark, pixel in zip(models, to_pixels(at) if at else [], strict=True):
-        near = (group for group in groups if all(abs(group[1] - pixel) < (SAME * width, SAME * height)))
-        group = next(near, None)
-        if group:
-            group[0].append(mark.name)
-        else:
-            groups.append(([mark.name], pixel))
-    taken = boxes(to_pixels(line_points(front))) + boxes([pixel for _, pixel in groups])
-    taken += [text.get_window_extent() for text in axes.texts]
-    taken += boxes(to_pixels([(budget, share / 40 * axes.get_ylim()[1]) for share in range(41)]), size=4.0)
-    for names, pixel in sorted(groups, key=lambda group: -group[1][0]):
-        text = axes.annotate(
-            ", ".join(names), axes.transData.inverted().transform(pixel), xytext=(0, 0),
-            textcoords="offset points", fontsize=9, color=ORANGE,
-        )  # fmt: skip
-        best = min(PLACES, key=lambda place: (covered(put(text, place), taken, axes.bbox), PLACES.index(place)))
-        taken.append(put(text, best).padded(2))
+def axes(svg: Element, front: Front, plot: Plot, title: str) -> tuple[Scale, Scale]:
+    """(x, y): x logarithmic over points, models and the default budget; y linear from zero, of entropy in nats."""
+    shown: tuple[Design | ExistingModel, ...] = (*front.points, *front.models)
+    values = [front.default_limit, *(getattr(each.predicted, front.against) for each in shown)]
+    x_ticks = log_ticks(min(values) / 1.05, max(values) * 1.05)
+    y_ticks = linear_ticks(max(each.entropy for each in shown) / 1e3 * 1.05)  # thousand nats
+    x = logarithmic(x_ticks[0], x_ticks[-1], plot.left, plot.right)
+    y = linear(0, y_ticks[-1], plot.bottom, plot.top)
+    y_axis(svg, plot, y, y_ticks, "")
+    x_axis(svg, plot, x, x_ticks, title)
+    write(svg, 16, plot.top - 18, "entropy, thousand weighted nats", "axis")
+    return x, lambda nats: y(nats / 1e3)
 
 
-PLACES = (  # offset in points, then which side of the text touches it
-    ((8, -3), "left", "top"), ((0, -9), "center", "top"), ((9, 0), "left", "center"), ((-8, 4), "right", "bottom"),
-    ((-9, 0), "right", "center"), ((-8, -4), "right", "top"), ((8, 4), "left", "bottom"), ((0, 9), "center", "bottom"),
-    ((-7, -6), "right", "top"), ((12, -14), "left", "top"), ((0, -22), "center", "top"),
-)  # fmt: skip
+def draw_limit(svg: Element, front: Front, plot: Plot, at: float) -> Box:
+    """The board's default budget as a dashed line; the box of its label, which stands on the side with more room."""
+    unit = QUANTITIES[front.against][2]
+    text = f"the board's default budget, {number(front.default_limit)} {unit}"
+    wide = text_px(text)
+    left = at - 8 - wide if at - plot.left > plot.right - at else at + 8
+    add(svg, "line", x1=at, x2=at, y1=plot.top, y2=plot.bottom, class_="limit-line")
+    write(svg, left, plot.top + 13, text, "limit")
+    return Box(left, plot.top, left + wide, plot.top + 18)
 
 
-def put(text: Any, place: tuple[tuple[float, float], str, str]) -> Any:
-    """The text's box in pixels when it is set there."""
-    offset, across, up = place
-    text.set_position(offset)
-    text.set_horizontalalignment(across)
-    text.set_verticalalignment(up)
-    return text.get_window_extent()
+def coordinates(front: Front, shown: Design | ExistingModel) -> str:
+    """The values on both axes with their units."""
+    used = getattr(shown.predicted, front.against)
+    return f"{number(used)} {QUANTITIES[front.against][2]}, {number(shown.entropy / 1e3)} thousand nats"
 
 
-def covered(box: Any, taken: Sequence[Any], inside: Any) -> int:
-    """How many things a box lies on; leaving the axes is worse than any of them."""
-    outside = not (inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1)
-    return sum(box.overlaps(other) for other in taken) + 1000 * outside
+def described(front: Front) -> str:
+    """For screen readers."""
+    models = "; ".join(f"{each.name}: {coordinates(front, each)}" for each in front.models)
+    first, last = front.points[0], front.points[-1]
+    ends = f"The front from {coordinates(front, first)} to {coordinates(front, last)}."
+    return f"{ends} Existing models: {models}." if models else ends
 
 
-def line_points(front: list[tuple[float, float]], between: int = 24) -> list[tuple[float, float]]:
-    """The front's line as so many points that no text slips between them; straight on the logarithmic axis nearly."""
-    found = []
-    for (x0, y0), (x1, y1) in zip(front, front[1:], strict=False):
-        found += [(x0 * (x1 / x0) ** (step / between), y0 + (y1 - y0) * step / between) for step in range(between + 1)]
-    return found or front
-
-
-def boxes(pixels: Any, size: float = 9.0) -> list[Any]:
-    from matplotlib.transforms import Bbox
-
-    return [Bbox.from_bounds(x - size / 2, y - size / 2, size, size) for x, y in pixels]
-
-
-def footnote(front: Front, columns: int = 132) -> str:
+def footnote(front: Front) -> list[str]:
+    """Lines of text: what the drawing shows, and what entropy means."""
     held = ", ".join(f"{option(name)} {value:g}" for name, value in front.budget.items())
     provenance = front.points[0].predicted.provenance
     blocks = len(front.points[0].architecture.blocks)
     paragraphs = (
         f"Blue: the proved optimum at each limit, {front.precision}, vocabulary {front.vocab:,}, context"
-        f" {front.context}, prompt {front.prompt}{', within ' + held if held else ''}. Predicted from {provenance}"
-        " figures. The front ends at the largest decoder of the space, or with the board's free memory.",
-        f"Orange: existing models by the same score and predictions; {blocks} blocks of equal depth, keys and values"
-        " counted as wide as queries, a gated FFN as two matrices. The score takes weights as drawn at random: it does"
-        " not know how well, or on what, a model was trained.",
+        f" {front.context}, prompt {front.prompt}{', within ' + held if held else ''}; predicted from {provenance}"
+        " coefficients. It ends at the largest decoder of the search space or at the board's free memory.",
+        f"Orange: existing models by the same score and cost model, as {blocks} blocks of equal depth, with keys and"
+        " values as wide as queries and a gated FFN counted as two matrices.",
+        "Entropy is the score of the search: the capacity of each layer's randomly drawn weights in nats, weighted"
+        " between attention and FFN and reduced by a loss that depends on depth over width. It ignores training.",
     )
-    return "\n".join(textwrap.fill(paragraph, columns) for paragraph in paragraphs)
+    return [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, FOOTNOTE_COLUMNS)]

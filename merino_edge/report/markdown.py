@@ -1,4 +1,4 @@
-"""A summary as Markdown for a pull request: headline, ratios, the rows that speak, machines. No drawings."""
+"""A summary as Markdown for a pull request: headline, ratios, representative rows, machines. No charts."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from merino_edge.report.summary import Summary
 from merino_edge.report.tables import DataTable, environment_rows, equal_table, records_table, shipped_table
 
 SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"})
-DETAILS = ("load ms", "p95 ms", "p99 ms", "machine", "parameters M")  # left to the page
+OMITTED = ("load ms", "p95 ms", "p99 ms", "machine", "parameters M")  # columns that only the page has
 
 
 def markdown(summary: Summary) -> str:
@@ -16,6 +16,7 @@ def markdown(summary: Summary) -> str:
         parts.append(f"The paper: {text(words.paper_words())}")
     parts += [as_table(table) for table in (equal_table(summary, short=True), shipped_table(summary)) if table.rows]
     parts += [_predicted(summary)] if summary.predictions else []
+    parts += [f"{text(words.unpredicted_words(summary))}."] if summary.unpredicted else []
     parts.append(as_table(records_table(summary, short=True)))
     parts += [f"- {text(row.bundle)} {row.test} failed: {text(row.failure or '')}" for row in summary.failed]
     for place in summary.places:
@@ -25,7 +26,7 @@ def markdown(summary: Summary) -> str:
 
 
 def as_table(table: DataTable) -> str:
-    kept = [index for index, (title, _) in enumerate(table.columns) if title not in DETAILS]
+    kept = [index for index, (title, _) in enumerate(table.columns) if title not in OMITTED]
     titles = [table.columns[index][0] for index in kept]
     rule = ["--:" if table.columns[index][1] else ":--" for index in kept]
     lines = [_line(titles), _line(rule)]
@@ -34,7 +35,7 @@ def as_table(table: DataTable) -> str:
 
 
 def text(raw: str) -> str:
-    """On one line, with nothing that Markdown or HTML would take for its own."""
+    """On one line, with the characters that Markdown or HTML would interpret escaped."""
     return " ".join(raw.split()).translate(SPECIAL)
 
 
@@ -42,10 +43,10 @@ def _predicted(summary: Summary) -> str:
     titles = ["model", "what", "test", "predicted", "measured", "measured on"]
     lines = [_line(titles), _line([*[":--"] * 3, "--:", "--:", ":--"])]
     for one in summary.predictions:
-        figures = (f"{value:,.1f} {one.unit}" for value in (one.predicted, one.measured))
-        lines.append(_line([text(one.series.label), one.what, one.test, *figures, text(one.series.board)]))
+        values = (f"{value:,.1f} {one.unit}" for value in (one.predicted, one.measured))
+        lines.append(_line([text(one.series.label), one.what, one.test, *values, text(one.series.board)]))
     kinds = ", ".join(sorted({one.provenance for one in summary.predictions}))
-    return f"Predicted for {text(summary.predicted_for)} from {kinds} figures.\n\n" + "\n".join(lines)
+    return f"Predicted for {text(summary.predicted_for)} from {kinds} coefficients.\n\n" + "\n".join(lines)
 
 
 def _line(cells: Iterable[str]) -> str:

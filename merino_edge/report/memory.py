@@ -1,4 +1,4 @@
-"""What the memory of a run is made of, as far as its records tell."""
+"""Peak memory of a run, split into weights, KV cache and rest as far as its records allow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from merino_runtime.board import MB as BYTES_PER_MB
 
 @dataclass(frozen=True)
 class MemoryParts:
-    """MB (2^20 bytes) of the peak. kv_mb is None where the records carry no geometry: then it is in `rest_mb`."""
+    """Parts of the peak in MB (2^20 bytes). kv_mb is None without a known architecture: `rest_mb` then includes it."""
 
     series: Series
     weights_mb: float
@@ -23,8 +23,11 @@ def memory_parts(series: Sequence[Series]) -> list[MemoryParts]:
 
 
 def parts_of(series: Series) -> MemoryParts | None:
-    """The weights are those of the geometry, else the files'; the rest is what remains of the peak. How another
-    engine stores a format and its cache is not known here."""
+    """None where the peak or the size of the weights is unknown.
+
+    The size of the weights follows from the architecture on ONNX Runtime. For other engines, whose storage is
+    unknown, it is the size of the bundle's files.
+    """
     peak_mb, size = series.peak_rss_mb, series.records[0].bundle_bytes
     operators = series.operators if series.records[0].runs_on_onnxruntime else None
     context = series.context

@@ -1,4 +1,4 @@
-"""A summary as one HTML file that asks for nothing: style, script and drawings are inside, a policy forbids more."""
+"""A summary as one HTML file that loads nothing: style, script and charts are inside, a policy forbids requests."""
 
 import base64
 import hashlib
@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from merino_edge import __version__
 from merino_edge.report import words
-from merino_edge.report.figures import figures
+from merino_edge.report.page_charts import charts_of
 from merino_edge.report.series import engines_of
 from merino_edge.report.summary import Summary
 from merino_edge.report.svg import as_markup, drawing, marker, shape_of
@@ -16,7 +16,7 @@ from merino_edge.report.tables import environment_rows, equal_table, records_tab
 
 
 def page(summary: Summary) -> str:
-    """Text from records is escaped by the template's autoescape and, in drawings, by their element tree."""
+    """The template's autoescape escapes text from records; in charts their element tree does."""
     templates = Environment(
         loader=PackageLoader("merino_edge.report", "template"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -26,14 +26,14 @@ def page(summary: Summary) -> str:
         summary=summary, words=words, version=__version__, style=Markup(style), script=Markup(script),
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:",
         engines=engines_of(summary.series), shapes=_shapes(summary),
-        figures=[(one, [Markup(each) for each in one.drawings]) for one in figures(summary)],
+        charts=[(one, [Markup(each) for each in one.drawings]) for one in charts_of(summary)],
         ratios=[table for table in (equal_table(summary), shipped_table(summary)) if table.rows],
         records=records_table(summary), environments=[(one, environment_rows(one)) for one in summary.places],
     )  # fmt: skip
 
 
 def _inside(templates: Environment, name: str) -> str:
-    """The text of a style sheet or a script, no template itself."""
+    """The text of a style sheet or a script, not rendered as a template."""
     assert templates.loader is not None
     text, _, _ = templates.loader.get_source(templates, name)
     return text
@@ -44,7 +44,7 @@ def _hash(text: str) -> str:
 
 
 def _shapes(summary: Summary) -> list[tuple[str, Markup]]:
-    """(formats, drawing) of each shape in use."""
+    """(formats, markup of the marker) of each shape in use, for the key."""
     names: dict[str, list[str]] = {}
     for precision in dict.fromkeys(one.precision for one in summary.series):
         names.setdefault(shape_of(precision), []).append(precision)

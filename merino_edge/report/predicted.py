@@ -1,18 +1,19 @@
-"""What the design's cost code says of the measured bundles on one board, beside what was measured."""
+"""Predictions of the design's cost model for the measured bundles on one board, and which bundles have none."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from merino_bench.sensors.environment import machine
+from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.prediction.predict import Workload, predict
 from merino_edge.profiles.profile import DeviceProfile
-from merino_edge.records.record import Record
+from merino_edge.records.schema import Record
 from merino_edge.report.series import Series
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """`what` is decode, prefill or memory; unit ms or MB. `measured` may come from another machine: `here` tells."""
+    """One predicted quantity beside its measurement. what: decode, prefill or memory; unit: ms or MB (2^20 bytes)."""
 
     series: Series
     what: str
@@ -24,17 +25,40 @@ class Prediction:
     here: bool  # whether the measurement was made on the board that the prediction is for
 
 
+@dataclass(frozen=True)
+class Unpredicted:
+    series: Series
+    reason: str
+
+
 def predictions(series: Sequence[Series], profile: DeviceProfile) -> list[Prediction]:
-    """Of what ran on ONNX Runtime's CPU path and has its geometry in the records; the model knows nothing else."""
+    """Of each series that the cost model covers, for decode, prefill and memory as far as they were measured."""
     found: list[Prediction] = []
     for one in series:
-        if one.operators is not None and one.records[0].runs_on_onnxruntime:
+        if not reason_against(one):
             found += _of(one, profile)
     return found
 
 
+def unpredicted(series: Sequence[Series]) -> list[Unpredicted]:
+    """The series that the cost model does not cover, each with the reason."""
+    return [Unpredicted(one, reason) for one in series if (reason := reason_against(one))]
+
+
+def reason_against(series: Series) -> str:
+    """Why the cost model of ONNX Runtime on a CPU has no prediction for a series; empty where it has one."""
+    row = series.records[0]
+    if not row.runs_on_onnxruntime:
+        return "the cost model covers ONNX Runtime only"
+    if series.precision not in CPU_FORMATS:
+        return f"the CPU cost model has no coefficients for {series.precision}, only for {', '.join(CPU_FORMATS)}"
+    if row.geometry is None:
+        return "the records have no architecture of a known family"
+    return ""
+
+
 def is_board(profile: DeviceProfile, board: str) -> bool:
-    """Whether a record's board is the profile's: a device tree adds a revision to the name, a profile its memory."""
+    """Whether a record's board is the profile's. A device tree appends a revision to the name, a profile the memory."""
     if profile.id == "host":
         return board == machine()["board"]
     return board.startswith(profile.name.partition(" (")[0])

@@ -1,10 +1,10 @@
-"""Speeds against OPT-350M: at equal engine and format, and as shipped. The two kinds are never mixed."""
+"""Speed ratios against OPT-350M: at equal engine and format, and as shipped. The two kinds are never mixed."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from merino_edge.records.record import Record
+from merino_edge.records.schema import Record
 from merino_edge.records.speed_ratio import Ratio, speed_ratio
 from merino_edge.report.series import Series
 
@@ -14,7 +14,10 @@ PAPER = "MeRino (arXiv 2403.07921), against OPT-350M on a Jetson Nano; published
 
 @dataclass(frozen=True)
 class Against:
-    """One row against the reference's at the same test, on one machine. `params_ratio`: how many times fewer."""
+    """One row and the reference's for the same test on the same machine.
+
+    cached: tokens in the cache before the first timed one. params_ratio: the reference's parameters over ours.
+    """
 
     ours: Series
     theirs: Series
@@ -26,15 +29,19 @@ class Against:
 
 
 def equal_ratios(series: Sequence[Series]) -> list[Against]:
-    """Engine with its version, format, dialect and machine are the same on both sides. Where the reference was
-    measured at several thread counts, the fastest counts: the ratio is then the smallest that can be said."""
+    """Ratios where engine with version, format, dialect and machine are the same on both sides.
+
+    If the reference was measured with several thread counts, its fastest row counts: the ratio is the smallest one.
+    """
     return _ratios(series, equal=True)
 
 
 def shipped_ratios(series: Sequence[Series]) -> list[Against]:
-    """Engine or format differs: what a user of the reference as it comes would see. Of each bundle its fastest form
-    on our runtime and each machine, against each other form of the reference; the decode row that speaks for it,
-    highest first."""
+    """Ratios where engine or format differ, as for a user who runs the reference as published; highest first.
+
+    Each bundle is represented by its fastest form on our runtime on each machine, and that form by its
+    representative decode row. It is compared with every other form of the reference.
+    """
     fastest: dict[tuple[str, str], Series] = {}
     for one in series:
         ships = one.records[0].runs_on_onnxruntime and not one.is_reference
@@ -49,7 +56,7 @@ def shipped_ratios(series: Sequence[Series]) -> list[Against]:
 
 
 def headline_ratio(ratios: Sequence[Against]) -> Against | None:
-    """Of the equal ratios on decode the one of the largest model, fp32 before others: the most cautious claim."""
+    """The most cautious claim: of equal decode ratios the one in fp32, least cached, then of the largest model."""
     rows = [each for each in ratios if each.decodes]
     return min(rows, key=lambda one: (one.ours.precision != "fp32", one.cached, -(one.ours.params or 0)), default=None)
 
@@ -81,7 +88,7 @@ def _form(series: Series) -> tuple[str, str, str]:
 
 
 def _against(ours: Series, theirs: Series) -> list[Against]:
-    """Undisturbed rows of the same test and the same depth."""
+    """Undisturbed rows of the same test with equally many cached tokens."""
     base = {(row.test, row.cached): row for row in theirs.records if not row.flags}
     pairs = [(row, base.get((row.test, row.cached))) for row in ours.records if not row.flags]
     return [_pair(ours, theirs, row, other) for row, other in pairs if other is not None]
@@ -93,7 +100,7 @@ def _pair(ours: Series, theirs: Series, row: Record, other: Record) -> Against:
 
 
 def _ratio(row: Record, other: Record) -> Ratio:
-    """The harness's own where it measured the two in turn: its interval then leaves out the machine's drift."""
+    """The harness's own interval where it measured both sides in turn: that interval excludes the machine's drift."""
     found = speed_ratio(row.speeds, other.speeds)
     same = row.ratio_to_baseline is not None and math.isclose(row.ratio_to_baseline, found.value, rel_tol=1e-9)
     if same and row.ratio_interval is not None:

@@ -1,19 +1,19 @@
-"""Records by what was measured: a bundle on an engine, in a format, on a machine. And which of them is OPT-350M."""
+"""Records grouped by what was measured: a bundle, an engine, a format, a machine. And which group is OPT-350M."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from merino_edge.families.operators import FORMATS, Operator, params
-from merino_edge.families.opt.geometry import OPT_350M
-from merino_edge.records.record import USUAL_ENGINE, Record
+from merino_edge.families.zoo import model
+from merino_edge.records.schema import DEFAULT_ENGINE, Record
 
 REFERENCE = "OPT-350M"
-REFERENCE_PARAMS = params(OPT_350M.operators)
+REFERENCE_PARAMS = params(model("opt-350m").geometry.operators)
 
 
 @dataclass(frozen=True)
 class Series:
-    """One bundle on one engine, with all its rows. `label` is its own in the report."""
+    """All rows of one bundle on one engine. `label` is unique in a report."""
 
     label: str
     bundle: str
@@ -35,7 +35,7 @@ class Series:
 
     @property
     def is_reference(self) -> bool:
-        """By its exact count of parameters: a name says nothing."""
+        """Recognised by the exact count of parameters, since a bundle's name is free."""
         return self.params == REFERENCE_PARAMS
 
     @property
@@ -44,25 +44,25 @@ class Series:
 
     @property
     def operators(self) -> list[Operator] | None:
-        """Of the geometry that the records carry; None where they carry none, or a format whose cost is unknown."""
+        """Of the records' architecture; None where they have none, or where the format's size in memory is unknown."""
         geometry = self.records[0].geometry
         return geometry.operators if geometry and self.precision in FORMATS else None
 
     @property
     def decode(self) -> Record | None:
-        """The row that speaks for it: least cached, then longest."""
+        """The representative decode row: undisturbed, least cached, then longest."""
         rows = [row for row in self.records if row.decodes]
         return min(rows, key=lambda row: (bool(row.flags), row.cached, -row.tokens), default=None)
 
     @property
     def prefill(self) -> Record | None:
-        """Likewise: the longest prompt into an empty cache."""
+        """The representative prefill row, chosen likewise: the longest prompt into an empty cache."""
         rows = [row for row in self.records if not row.decodes]
         return min(rows, key=lambda row: (bool(row.flags), row.cached, -row.tokens), default=None)
 
     @property
-    def speaking(self) -> list[Record]:
-        """The rows for a short form of the report."""
+    def representatives(self) -> list[Record]:
+        """The rows that a short report shows."""
         return [row for row in (self.prefill, self.decode) if row is not None]
 
     @property
@@ -71,7 +71,7 @@ class Series:
 
 
 def series_of(records: Iterable[Record]) -> list[Series]:
-    """In the order of the records. Failed rows belong to none."""
+    """Series in the order of the records. Failed rows belong to none."""
     groups: dict[tuple[object, ...], list[Record]] = {}
     for row in records:
         if row.failure is None:
@@ -82,7 +82,7 @@ def series_of(records: Iterable[Record]) -> list[Series]:
 
 
 def distinct_labels(rows: Sequence[Record]) -> list[str]:
-    """Bundle, format, an engine that is not the usual one; and of what else differs as much as tells them apart."""
+    """Bundle, format, and the engine unless it is the default one; then more keys until the labels differ."""
     labels = [
         f"{row.bundle} {row.precision or '-'}" + (f" {row.engine_name}" if not row.runs_on_onnxruntime else "")
         for row in rows
@@ -98,9 +98,9 @@ def distinct_labels(rows: Sequence[Record]) -> list[str]:
 
 
 def engines_of(series: Sequence[Series]) -> list[str]:
-    """Names without versions, ONNX Runtime first: its colour is then the same in each report."""
+    """Names without versions, ONNX Runtime first, so that its colour is the same in each report."""
     names = dict.fromkeys(one.engine_name for one in series)
-    return sorted(names, key=lambda name: not name.startswith(USUAL_ENGINE))
+    return sorted(names, key=lambda name: not name.startswith(DEFAULT_ENGINE))
 
 
 def _thread_words(row: Record) -> str:

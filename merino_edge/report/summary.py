@@ -1,19 +1,19 @@
-"""Everything that a report says, as plain values: both forms, HTML and Markdown, show this and compute nothing."""
+"""All that a report says, as plain values. HTML and Markdown only show them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from merino_edge.profiles.profile import DeviceProfile
-from merino_edge.records.record import Environment, Record
+from merino_edge.records.schema import Environment, Record
 from merino_edge.report.memory import MemoryParts, memory_parts
-from merino_edge.report.predicted import Prediction, predictions
+from merino_edge.report.predicted import Prediction, Unpredicted, predictions, unpredicted
 from merino_edge.report.ratios import Against, equal_ratios, headline_ratio, shipped_ratios
 from merino_edge.report.series import Series, series_of
 
 
 @dataclass(frozen=True)
 class Place:
-    """A machine in one state of software, with the rows measured there."""
+    """A machine with one set of software versions, and the rows measured there."""
 
     board: str
     environment: Environment
@@ -31,6 +31,7 @@ class Summary:
     places: tuple[Place, ...]
     profile: DeviceProfile | None
     predictions: tuple[Prediction, ...]
+    unpredicted: tuple[Unpredicted, ...]  # empty without a profile
 
     @property
     def boards(self) -> list[str]:
@@ -42,12 +43,12 @@ class Summary:
 
     @property
     def disturbed(self) -> list[Record]:
-        """Measured, but throttled, busy or swapping: shown, and left out of ratios."""
+        """Measured on a throttled, busy or swapping machine. They are shown and are in no ratio."""
         return [row for row in self.records if row.flags and row.failure is None]
 
     @property
     def predicted_for(self) -> str:
-        """The board's name; of the machine at hand without its host name, which is nobody's business."""
+        """The board's name. A report may be published, so the machine at hand goes without its host name."""
         if self.profile is None:
             return "no board"
         return "this machine" if self.profile.id == "host" else self.profile.name
@@ -58,13 +59,13 @@ class Summary:
 
 
 def summarise(records: Sequence[Record], profile: DeviceProfile | None = None) -> Summary:
-    """profile: of the board that predictions are to be made for."""
+    """profile: the board to predict for; None for no predictions."""
     series = series_of(records)
     equal = equal_ratios(series)
     return Summary(
         tuple(records), tuple(series), tuple(equal), tuple(shipped_ratios(series)), headline_ratio(equal),
         tuple(memory_parts(series)), tuple(_places(records)), profile,
-        tuple(predictions(series, profile)) if profile else (),
+        tuple(predictions(series, profile)) if profile else (), tuple(unpredicted(series)) if profile else (),
     )  # fmt: skip
 
 

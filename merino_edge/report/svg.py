@@ -1,6 +1,6 @@
-"""The parts of a chart: elements of SVG, scales and axes. Colours are classes, set by the page's style sheet.
+"""The parts of a chart: SVG elements, scales and axes. Colours are classes that a style sheet sets.
 
-Elements are built, not pasted together, so whatever a record says is escaped.
+Drawings are element trees, not joined strings, so text from records is always escaped.
 """
 
 import math
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 TEXT_PX = 12
-CHARACTER_PX = 7.0  # of a system font at TEXT_PX, at most on average
-SHAPES = (  # by how a format's name begins, here or with another engine
+CHARACTER_PX = 7.0  # width of a character at TEXT_PX, the largest average among system fonts
+SHAPES = (  # by the beginning of a format's name, ours or another engine's
     ("circle", ("fp32", "f32")), ("square", ("int8", "q8")), ("triangle", ("int4", "q4")), ("diamond", ("fp16", "f16")),
 )  # fmt: skip
 Scale = Callable[[float], float]
@@ -28,7 +28,7 @@ class Plot:
 
 
 def drawing(name: str, title: str, description: str, width: int, height: float) -> Element:
-    """An image with a name and a description for those who do not see it."""
+    """An empty image with a title and a description for screen readers. name: unique on the page, for their ids."""
     svg = Element("svg", {
         "viewBox": f"0 0 {width} {height:g}", "role": "img", "aria-labelledby": f"{name}-title {name}-description",
         "class": name.rsplit("-", 1)[-1],
@@ -39,7 +39,7 @@ def drawing(name: str, title: str, description: str, width: int, height: float) 
 
 
 def add(parent: Element, tag: str, **attributes: object) -> Element:
-    """`class_` is class, underscores are hyphens; numbers to a tenth of a px."""
+    """Append an element. `class_` becomes class, underscores become hyphens, floats are rounded to 0.1 px."""
     said = {
         key.rstrip("_").replace("_", "-"): f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else f"{value}"
         for key, value in attributes.items()
@@ -54,7 +54,7 @@ def write(parent: Element, x: float, y: float, text: str, class_: str = "", anch
 
 
 def tip(element: Element, text: str) -> None:
-    """Shown where the pointer rests."""
+    """The text shown while the pointer rests on the element."""
     add(element, "title").text = text
 
 
@@ -72,14 +72,14 @@ def logarithmic(low: float, high: float, start: float, end: float) -> Scale:
 
 
 def linear_ticks(high: float, most: int = 5) -> list[float]:
-    """From zero, round numbers, at most `most` + 1 of them; the last one is at least `high`."""
+    """Round numbers from zero, at most `most` + 2 of them; the last one is at least `high`."""
     step = 10 ** math.floor(math.log10(high / most))
     step = next(step * factor for factor in (1, 2, 2.5, 5, 10) if step * factor * most >= high)
     return [step * count for count in range(math.ceil(high / step - 1e-9) + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of each decade, from the last one below `low` to the first one above `high`."""
+    """1, 2 and 5 of each decade, from the last one at or below `low` to the first one at or above `high`."""
     exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     steps = [factor * 10.0**exponent for exponent in exponents for factor in (1, 2, 5)]
     first = max(index for index, step in enumerate(steps) if step <= low * 1.0001)
@@ -88,7 +88,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def thinned(ticks: Sequence[float], most: int) -> list[float]:
-    """Every n-th of them, so that at most `most` stay."""
+    """Every n-th tick, with the smallest n that leaves at most `most`."""
     return list(ticks[:: math.ceil(len(ticks) / most)])
 
 
@@ -97,7 +97,8 @@ def y_axis(svg: Element, plot: Plot, scale: Scale, ticks: Sequence[float], title
         y = scale(tick)
         add(svg, "line", x1=plot.left, x2=plot.right, y1=y, y2=y, class_="grid")
         write(svg, plot.left - 6, y + 4, number(tick), "tick", "end")
-    write(svg, 0, plot.top - 12, title, "axis")
+    if title:
+        write(svg, 0, plot.top - 12, title, "axis")
 
 
 def x_axis(svg: Element, plot: Plot, scale: Scale, ticks: Sequence[float], title: str) -> None:
@@ -106,11 +107,12 @@ def x_axis(svg: Element, plot: Plot, scale: Scale, ticks: Sequence[float], title
         x = scale(tick)
         add(svg, "line", x1=x, x2=x, y1=plot.bottom, y2=plot.bottom + 4, class_="base")
         write(svg, x, plot.bottom + 17, number(tick), "tick", "middle")
-    write(svg, plot.right, plot.bottom + 34, title, "axis", "end")
+    if title:
+        write(svg, plot.right, plot.bottom + 34, title, "axis", "end")
 
 
 def marker(svg: Element, x: float, y: float, precision: str, class_: str, size: float = 5) -> Element:
-    """A shape per format, so that colour is not needed to tell them apart."""
+    """A mark whose shape shows the format, so that formats differ without colour."""
     shape = shape_of(precision)
     if shape == "circle":
         return add(svg, "circle", cx=float(x), cy=float(y), r=size, class_=class_)
@@ -131,13 +133,13 @@ def text_px(text: str) -> float:
 
 
 def shortened(text: str, px: float) -> str:
-    """At most `px` wide, an ellipsis where something was cut off."""
+    """The text cut to `px`, with an ellipsis where characters were cut off."""
     most = max(2, int(px / CHARACTER_PX))
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def number(value: float) -> str:
-    """Three digits that mean something, thousands apart."""
+    """Three significant digits, with commas between thousands."""
     if value == 0:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))

@@ -1,19 +1,19 @@
-"""The report's tables as cells; HTML and Markdown show the same ones."""
+"""The report's tables as cells, the same for HTML and Markdown."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from merino_edge.records.record import Record
+from merino_edge.records.schema import Record
 from merino_edge.report.ratios import Against
 from merino_edge.report.summary import Place, Summary
 from merino_edge.report.svg import number
-from merino_edge.report.words import against_words, form_words, ratio_words, times
+from merino_edge.report.words import against_words, form_words, multiple, ratio_words
 from merino_runtime.board import MB as BYTES_PER_MB
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`order` is what a column is sorted by: a number, or the text itself."""
+    """order: the sort key of the cell in its column, a number or the text itself."""
 
     text: str
     order: float | str
@@ -28,23 +28,23 @@ class DataTable:
 
 
 def equal_table(summary: Summary, short: bool = False) -> DataTable:
-    """short: of each model the rows that speak for it, as in `records_table`."""
+    """short: only ratios of representative rows."""
     caption = "At equal engine and format: both sides run the same engine, version and weight format."
-    told = {(row.test, row.cached, id(one)) for one in summary.series for row in one.speaking}
+    shown = {(row.test, row.cached, id(one)) for one in summary.series for row in one.representatives}
     rows = tuple(_equal_cells(each) for each in summary.equal
-                 if not short or (each.test, each.cached, id(each.ours)) in told)  # fmt: skip
+                 if not short or (each.test, each.cached, id(each.ours)) in shown)  # fmt: skip
     return DataTable("equal", caption, EQUAL_COLUMNS, rows)
 
 
 def shipped_table(summary: Summary) -> DataTable:
-    caption = "As shipped: engine or format differ, so the model, the format and the engine all have a part in these."
+    caption = "As shipped: engine or format differ, so a ratio includes the effect of model, format and engine."
     rows = tuple((*_equal_cells(each)[:-1], _cell_of(against_words(each))) for each in summary.shipped)
     return DataTable("shipped", caption, (*EQUAL_COLUMNS[:-1], ("against", False)), rows)
 
 
 def records_table(summary: Summary, short: bool = False) -> DataTable:
-    """Every row; columns that no row has anything for are left out."""
-    records = [row for one in summary.series for row in one.speaking] if short else summary.records
+    """Every row, or with `short` the representative ones. Columns that are empty in all rows are left out."""
+    records = [row for one in summary.series for row in one.representatives] if short else summary.records
     columns = [column for column in COLUMNS if any(column.of(row) is not None for row in records)]
     rows = tuple(tuple(_cell(column, row) for column in columns) for row in records)
     shown = f"{len(records)} of {len(summary.records)} rows" if len(records) < len(summary.records) else "Every row"
@@ -53,7 +53,7 @@ def records_table(summary: Summary, short: bool = False) -> DataTable:
 
 
 def environment_rows(place: Place) -> list[tuple[str, str]]:
-    """(name, value) of one machine; what it does not tell is left out."""
+    """(name, value) of one machine, without facts that it does not report."""
     found, rows = place.environment, place.rows
     states = [state for row in rows if row.environment for state in (row.environment.before, row.environment.after)]
     heat = [degrees for state in states for degrees in (state.temperatures_c or {}).values()]
@@ -96,7 +96,7 @@ COLUMNS = (
     Column("threads", True, lambda row: row.threads),
     Column("tok/s", True, lambda row: row.tok_s),
     Column("± sd", True, lambda row: row.tok_s_sd),
-    Column("against baseline", True, lambda row: row.ratio_to_baseline, times),
+    Column("against baseline", True, lambda row: row.ratio_to_baseline, multiple),
     Column("p50 ms", True, lambda row: row.ms_p50),
     Column("p90 ms", True, lambda row: row.ms_p90),
     Column("p95 ms", True, lambda row: row.ms_p95),
@@ -130,7 +130,7 @@ def _equal_cells(each: Against) -> tuple[Cell, ...]:
     ours, theirs, fewer = each.ours, each.theirs, each.params_ratio
     return (
         _cell_of(ours.bundle), _cell_of(each.test),
-        Cell(ratio_words(each.speed), each.speed.value), Cell("–" if fewer is None else times(fewer), fewer or -1.0),
+        Cell(ratio_words(each.speed), each.speed.value), Cell("–" if fewer is None else multiple(fewer), fewer or -1.0),
         _cell_of(_both(ours.weights, theirs.weights)), _cell_of(form_words(ours)),
         _cell_of(_both(f"{ours.threads or '–'}", f"{theirs.threads or '–'}")),
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""The report's sentences: headline, claims and what the reader should know of the figures."""
+"""The report's sentences: headline, claims, and what a reader must know about the values shown."""
 
 from dataclasses import dataclass
 
-from merino_edge.records.record import Record
+from merino_edge.records.schema import Record
 from merino_edge.records.speed_ratio import Ratio
 from merino_edge.report.ratios import PAPER, PAPER_PARAMS, PAPER_SPEED, Against
 from merino_edge.report.series import REFERENCE, Series
@@ -13,7 +13,7 @@ from merino_runtime.board import MB as BYTES_PER_MB
 
 @dataclass(frozen=True)
 class Tile:
-    """One quantity of the headline's bundle, and of the reference."""
+    """One quantity of the headline's bundle, and the same of the reference."""
 
     title: str
     value: str
@@ -24,7 +24,7 @@ def headline(summary: Summary) -> str:
     best = summary.headline
     if best is not None:
         fewer = f" with {best.params_ratio:.1f}× fewer parameters" if (best.params_ratio or 0) > 1 else ""
-        return f"{times(best.speed.value)} as fast as {REFERENCE}{fewer}"
+        return f"{multiple(best.speed.value)} as fast as {REFERENCE}{fewer}"
     rows = [row for one in summary.series if (row := one.decode) and row.tok_s and not row.flags]
     if not rows:
         return "No undisturbed decode row"
@@ -80,7 +80,7 @@ def interval_words(ratio: Ratio) -> str:
 
 def ratio_words(ratio: Ratio) -> str:
     interval = "" if ratio.low is None else f" ({ratio.low:.2f} to {ratio.high:.2f})"
-    return f"{times(ratio.value)}{interval}"
+    return f"{multiple(ratio.value)}{interval}"
 
 
 def flags_words(summary: Summary) -> str:
@@ -93,6 +93,14 @@ def flags_words(summary: Summary) -> str:
     return "; ".join(said)
 
 
+def unpredicted_words(summary: Summary) -> str:
+    """Which series have no prediction and why, series with the same reason together; empty where there are none."""
+    labels: dict[str, list[str]] = {}
+    for each in summary.unpredicted:
+        labels.setdefault(each.reason, []).append(each.series.label)
+    return ". ".join(f"No prediction for {', '.join(names)}: {reason}" for reason, names in labels.items())
+
+
 def form_words(series: Series) -> str:
     return f"{series.precision}, {series.engine}" + (f" ({series.dialect})" if series.dialect else "")
 
@@ -101,7 +109,7 @@ def against_words(each: Against) -> str:
     return f"{each.theirs.bundle}: {form_words(each.theirs)}"
 
 
-def times(value: float) -> str:
+def multiple(value: float) -> str:
     return f"{value:.1f}×" if value >= 2 else f"{value:.2f}×"
 
 

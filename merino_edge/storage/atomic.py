@@ -33,7 +33,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
         temporary = None
     except OSError as error:
-        raise MerinoError(f"cannot write {path}: {error.strerror or error}. Choose another -o") from error
+        raise MerinoError(f"cannot write {path}: {error.strerror or error}. Choose another path") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -51,7 +51,7 @@ def new_folder(path: Path, replaceable: Callable[[Path], bool]) -> Iterator[Path
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     except OSError as error:
-        raise MerinoError(f"cannot write {path}: {error.strerror or error}. Choose another -o") from error
+        raise MerinoError(f"cannot write {path}: {error.strerror or error}. Choose another path") from error
     try:
         yield temporary
         temporary.chmod(0o755)

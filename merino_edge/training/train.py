@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from merino_edge.families.merino.architecture import Architecture
-from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM
+from merino_edge.families.designed import Architecture
+from merino_edge.families.hugging_face import build_model
 from merino_edge.storage.atomic import write_text
 from merino_edge.training.data import (
     END_OF_TEXT,
@@ -83,7 +83,7 @@ def train(
     write_text(out / TOKENIZER, tokenizer.to_str())
     set_seed(recipe.seed)
     end = tokenizer.token_to_id(END_OF_TEXT)
-    model = MerinoForCausalLM(MerinoConfig.from_architecture(arch, bos_token_id=end, eos_token_id=end))
+    model = build_model(arch, bos_token_id=end, eos_token_id=end)
     trainer = Trainer(
         model=model,
         args=training_arguments(recipe, out / STATE),

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from merino_bench.probe import graphs, pace
+from merino_bench.probe import graphs
 from merino_bench.probe import run as board_probe
 from merino_bench.probe import tasks as plan
 from merino_bench.probe import timing as probe_timing
 from merino_bench.probe.tasks import MB, Machine
-from merino_bench.probe.timing import undisturbed_ms
+from merino_bench.probe.timing import lower_decile_ms
 from merino_runtime.backends.onnx_session import version_tuple
 from merino_runtime.errors import MerinoError
 
@@ -116,7 +116,7 @@ def test_a_short_probe_of_this_machine(tmp_path):
     found = board_probe.run_probe(str(path), seconds=8, tell=told.append)
     assert json.loads(path.read_text()) == found
     assert os.listdir(str(tmp_path)) == ["probe.json"]
-    assert found["schema"] == 4 and told
+    assert found["schema"] == 5 and told
     assert found["cores"] >= 1 and found["machine"]["versions"]["onnxruntime"]
     kinds = {row["kind"] for row in found["measurements"]}
     assert {"read", "call"} <= kinds
@@ -140,50 +140,33 @@ def test_formats_follow_the_version_of_onnxruntime():
     assert board_probe.this_machine((1, 23, 2)).formats == ("fp32", "int8", "int4")
 
 
-def row(ms, pace_us):
-    return {**dict.fromkeys(board_probe.MEASURED, 0), **dict.fromkeys(board_probe.TIMES, ms), "repeats": 20,
-            "pace_us": pace_us}
-
-
-def test_passes_of_a_quick_machine_count_by_their_median():
-    passes = [row(2.0, 35.0), row(1.0, 60.0), row(1.9, 36.0), row(1.95, 35.0)]
-    kept = board_probe.middle(passes, 35.0)
-    assert (kept["ms"], kept["least_ms"], kept["repeats"]) == (1.95, 1.95, 60)
-    slow = board_probe.middle([row(3.0, 60.0), row(2.0, 60.0)], 35.0)
-    assert (slow["ms"], slow["pace_us"]) == (2.5, 60.0)
-    assert not board_probe.was_slow([row(1.0, 35.0), row(1.0, 36.0)])
-    assert board_probe.was_slow([row(1.0, 35.0), row(1.0, 60.0)])
-
-
-@pytest.mark.parametrize(("pace_us", "again"), [([35.0], 0), ([60.0], 1), ([35.0, 60.0], 2)])
-def test_what_was_timed_while_the_machine_was_slow_is_timed_again(pace_us, again, tmp_path, monkeypatch):
-    """The pace is as told and then 35 us: slow before the first graph, or between the first and the second."""
+def passes_of(monkeypatch, tmp_path, pass_ms, seconds=60.0):
+    """-> (what `timed_rows` makes of tasks that take so many ms in each pass, the tasks as they were timed)"""
     machine = Machine(2 * MB, 300 * MB, (1,), ("fp32",), True)
-    asked, timed = iter(pace_us), []
-
-    def pace_meter(_, work, *_rest):
-        graphs.write_weights(work, 1, 0)
-        return lambda: next(asked, 35.0)
+    timed = []
 
     def time_task(_, task, *_rest):
+        ms = pass_ms[timed.count(task)]
         timed.append(task)
-        return [dict(row(1.0, None), kind=task.kind, rows=task.rows)]
+        times = {"ms": ms, "median_ms": 1.1 * ms, "least_ms": 0.9 * ms, "repeats": 20}
+        return [dict(dict.fromkeys(board_probe.MEASURED, 0), kind=task.kind, rows=task.rows, **times)]
 
-    monkeypatch.setattr(board_probe, "pace_meter", pace_meter)
     monkeypatch.setattr(board_probe, "time_task", time_task)
-    found = board_probe.timed_rows(None, machine, str(tmp_path), time.perf_counter() + 60, lambda _: None)
-    tasks = plan.tasks(machine)
-    assert len(timed) == board_probe.PASSES * len(tasks) + again
-    assert not found.left_out and not board_probe.was_slow(found.rows)
+    deadline = time.perf_counter() + seconds
+    found = board_probe.timed_rows(None, machine, str(tmp_path), deadline, lambda _: None)
+    return found, timed, plan.tasks(machine)
 
 
-def test_the_pace_of_this_machine_is_some_microseconds(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    fused = board_probe.this_machine(version_tuple(onnxruntime.__version__)).fused
-    measure = pace.pace_meter(onnxruntime, str(tmp_path), 1, fused)
-    assert 1 < measure() < 1e6
-    assert pace.is_slow(42.0, 35.0) and not pace.is_slow(38.0, 35.0)
-    assert not pace.is_slow(None, 35.0) and not pace.is_slow(42.0, None)
+@pytest.mark.parametrize("pass_ms", [(2.0, 1.0), (1.0, 2.0)])
+def test_of_two_passes_the_quicker_counts(pass_ms, tmp_path, monkeypatch):
+    found, timed, tasks = passes_of(monkeypatch, tmp_path, pass_ms)
+    assert timed == tasks + tasks and found.left_out == []
+    assert {(row["ms"], row["median_ms"], row["least_ms"]) for row in found.rows} == {(1.0, 1.1, 0.9)}
+
+
+def test_what_the_time_does_not_suffice_for_is_named(tmp_path, monkeypatch):
+    found, timed, tasks = passes_of(monkeypatch, tmp_path, (1.0, 1.0), seconds=-1)
+    assert timed == found.rows == [] and len(found.left_out) == len(tasks)
 
 
 def test_a_graph_is_run_until_there_are_enough_samples_or_no_time(monkeypatch):
@@ -198,7 +181,7 @@ def test_a_graph_is_run_until_there_are_enough_samples_or_no_time(monkeypatch):
     assert many == pytest.approx(probe_timing.LEAST_RUN_S / 0.0001, abs=2)
 
 
-def test_bursts_do_not_move_what_is_undisturbed():
+def test_bursts_do_not_move_the_lower_decile():
     quiet = [1.0 + 0.001 * index for index in range(50)]
-    assert undisturbed_ms(quiet + [3.0] * 40) == pytest.approx(1.0, rel=0.02)
-    assert undisturbed_ms([5.0, 4.0, 6.0]) == 4.0
+    assert lower_decile_ms(quiet + [3.0] * 40) == pytest.approx(1.0, rel=0.02)
+    assert lower_decile_ms([5.0, 4.0, 6.0]) == 4.0

@@ -15,7 +15,7 @@ import pytest
 import merino_bench
 import merino_runtime
 from merino_bench.fresh_process import child_environment
-from merino_bench.harness.cases import Workload, decode_case, prefill_case
+from merino_bench.harness.cases import BenchRequest, decode_case, prefill_case
 from merino_bench.harness.processes import block_sizes, measure_apart
 from merino_bench.harness.record import RECORD_KEYS
 from merino_bench.harness.run import Interrupted, run_bench
@@ -25,7 +25,7 @@ from merino_runtime.errors import MerinoError
 
 ROOTS = os.pathsep.join(os.path.dirname(os.path.dirname(package.__file__))
                         for package in (merino_runtime, merino_bench))
-SMALL = Workload(prompts=(8, 16), steps=(6,), repetitions=3, threads=(1,))
+SMALL = BenchRequest(prompts=(8, 16), steps=(6,), repetitions=3, threads=(1,))
 RATIO_KEYS = {"ratio_to_baseline", "params_ratio", "baseline", "ratio_kind"}
 PP_ONLY = ("-p", "8", "-n", "0", "-r", "1")
 DEADLINE_S = 60  # of what should take a moment
@@ -168,7 +168,7 @@ class TestRun:
         stand_in.write_text(f"#!/bin/sh\necho $$ \"$3\" >> {log}\nexec {sys.executable} \"$@\"\n")
         stand_in.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(stand_in))
-        run_bench([folder], Workload((), (4,), 7), [other])
+        run_bench([folder], BenchRequest((), (4,), 7), [other])
         calls = [line.split(" ", 1) for line in log.read_text().splitlines()]
         requests = [json.loads(request) for _, request in calls]
         assert len({pid for pid, _ in calls}) == len(calls) == 10
@@ -183,8 +183,8 @@ class TestRun:
         assert [row for one in kept for row in one] == rows
 
     def test_rows_of_other_engines_join_their_case(self, folder):
-        def more(case, workload):
-            yield dict(rows[case.name], engine="another", repetitions=workload.repetitions)
+        def more(case, request):
+            yield dict(rows[case.name], engine="another", repetitions=request.repetitions)
 
         rows = {row["test"]: row for row in run_bench([folder], SMALL)}
         found = run_bench([folder], SMALL, [folder], more_rows=more)
@@ -193,7 +193,7 @@ class TestRun:
         assert all(set(row) >= RATIO_KEYS for row in found)
 
     def test_depths_and_threads_are_rows(self, folder):
-        rows = run_bench([folder], Workload((8,), (4,), 1, threads=(1, 2), depths=(0, 40)))
+        rows = run_bench([folder], BenchRequest((8,), (4,), 1, threads=(1, 2), depths=(0, 40)))
         assert [(row["test"], row["threads"], row["depth"], row["prompt_tokens"]) for row in rows] == [
             (test, threads, depth, 8) for threads in (1, 2)
             for test, depth in (("pp8", 0), ("tg4", 0), ("pp8 @ d40", 40), ("tg4 @ d40", 40))]
@@ -207,7 +207,7 @@ class TestRun:
         assert not told
 
     def test_the_context_can_be_filled_to_the_last_slot(self, folder):
-        rows = run_bench([folder], Workload((64,), (56,), repetitions=2))
+        rows = run_bench([folder], BenchRequest((64,), (56,), repetitions=2))
         assert [len(row["samples_ms"]) for row in rows] == [2, 112]
 
     def test_peak_rss_is_the_kernels_in_mb_of_2_20(self, folder):
@@ -220,8 +220,8 @@ class TestRun:
 class TestFailure:
     def test_a_broken_bundle_is_a_row_with_its_reason_and_the_others_go_on(self, folder, tmp_path):
         broken = broken_copy(folder, str(tmp_path / "broken"))
-        workload = Workload((), (4,), 1)
-        bad, missing, good = run_bench([broken, str(tmp_path / "none")], workload, [folder])
+        request = BenchRequest((), (4,), 1)
+        bad, missing, good = run_bench([broken, str(tmp_path / "none")], request, [folder])
         flag, = bad["flags"]
         assert flag.startswith("failed: bundle") and "model.onnx.data has sha256" in flag
         assert bad["tok_s"] is None and bad["params"] == good["params"] and bad["ratio_to_baseline"] is None
@@ -229,11 +229,11 @@ class TestFailure:
         assert good["tok_s"] > 0 and good["ratio_to_baseline"] == 1
 
     def test_a_baseline_that_fails_leaves_no_ratio(self, folder, tmp_path):
-        good, bad = run_bench([folder], Workload((8,), (), 1), [str(tmp_path / "none")])
+        good, bad = run_bench([folder], BenchRequest((8,), (), 1), [str(tmp_path / "none")])
         assert good["tok_s"] > 0 and good["ratio_to_baseline"] is None and bad["tok_s"] is None
 
     def test_what_takes_too_long_is_stopped(self, folder):
-        row, = run_bench([folder], Workload((), (8,), 10 ** 7), timeout_s=1)
+        row, = run_bench([folder], BenchRequest((), (8,), 10 ** 7), timeout_s=1)
         assert row["flags"] == ["failed: no result in the time left to the row, 1 s (--timeout)"]
 
     @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
@@ -247,7 +247,7 @@ class TestFailure:
         stand_in.write_text(f"#!/bin/sh\nulimit -v {limit_kib}\nexec {sys.executable} \"$@\"\n")
         stand_in.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(stand_in))
-        bad, good = run_bench([large, folder], Workload((8,), (), 1, threads=(1,)))
+        bad, good = run_bench([large, folder], BenchRequest((8,), (), 1, threads=(1,)))
         flag, = bad["flags"]
         assert flag.startswith("failed: out of memory") and bad["tok_s"] is None
         assert good["tok_s"] > 0

@@ -9,7 +9,7 @@ import statistics
 
 import pytest
 
-from merino_bench.harness.cases import Workload
+from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.run import run_bench
 
 STEP_S, CACHED_S, ID_S = 0.02, 0.0005, 0.003  # of a step, more of it per cached id, of a prefill per id
@@ -59,7 +59,7 @@ def measured(bundle_dirs, tmp_path_factory):
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), before]))
     try:
-        rows = run_bench([bundle_dirs["portable"]], Workload((16,), (12,), 3, depths=(0, 32)))
+        rows = run_bench([bundle_dirs["portable"]], BenchRequest((16,), (12,), 3, depths=(0, 32)))
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]

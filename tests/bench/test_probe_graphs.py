@@ -17,7 +17,7 @@ from merino_edge.export.export import build_graph
 from merino_edge.export.onnx.layout import ByteCounter, FusedLayout
 from merino_edge.export.probe_grid import GraphKey, graph_keys
 from merino_edge.export.quantize import Quantized, dequantize
-from merino_edge.export.source import random_merino
+from merino_edge.export.source import random_source
 from merino_edge.families.operators import FORMATS, weight_bytes
 from merino_runtime.backends import open_backend
 
@@ -92,7 +92,7 @@ def test_a_decoder_is_the_exported_model_of_its_geometry(form, uses):
     """Its values that are stored inside the model are norms, which begin as ones in a new model."""
     kernel = next(one for one in graphs.kernels_of("fused", "decoder", form, uses=uses) if one.columns <= 256)
     arch = probe_graphs.decoder_architecture(GraphKey("fused", *kernel[2:9]))
-    exported = build_graph(random_merino(arch, "probed"), "fused", plan.DECODER_CONTEXT, form)
+    exported = build_graph(random_source(arch, "probed"), "fused", plan.DECODER_CONTEXT, form)
     assert onnx.load_from_string(kernel.model) == exported.model(ByteCounter())
     assert (kernel.inputs, kernel.outputs) == (tuple(exported.inputs), tuple(exported.outputs))
 
@@ -101,7 +101,7 @@ def test_the_layout_of_a_graph_is_what_saving_it_writes(tmp_path):
     """A key that is not shipped, small enough to be written with values."""
     key = GraphKey("fused", "decoder", "int8", 96, 64, 2, 2)
     arch = probe_graphs.decoder_architecture(key)
-    exported = build_graph(random_merino(arch, "tiny"), "fused", plan.DECODER_CONTEXT, "int8")
+    exported = build_graph(random_source(arch, "tiny"), "fused", plan.DECODER_CONTEXT, "int8")
     exported.save(tmp_path)
     written = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
     planned = probe_graphs.build(key)

@@ -7,18 +7,20 @@ import pytest
 
 from merino_edge.benchmarking import baselines
 from merino_edge.benchmarking.baselines import EXPORTER_ROOMS, baseline_bundles, digest_of, exporter_digest
-from merino_edge.families.opt.geometry import OPT_350M
+from merino_edge.families import zoo
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
-TINY = OPT_350M.model_copy(
+OPT_350M = zoo.model("opt-350m")
+TINY = OPT_350M.geometry.model_copy(
     update={"width": 64, "layers": 1, "heads": 2, "ffn_width": 64, "embed_width": 32, "vocab": 64, "context": 32}
 )
 
 
 @pytest.fixture(autouse=True)
 def tiny_opt(monkeypatch, tmp_path):
-    monkeypatch.setitem(baselines.OPT_NAMES, "opt-350m", TINY)
+    models = (zoo.model("opt-125m"), OPT_350M.model_copy(update={"geometry": TINY}))
+    monkeypatch.setattr(zoo, "load_models", lambda: models)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -82,5 +84,5 @@ def test_without_a_readable_bundle_it_is_the_plain_one(tmp_path):
 def test_a_folder_is_taken_as_it_is_and_has_its_own_precision(bundle_dirs):
     folder = bundle_dirs["fused"]
     assert baseline_bundles(folder, [folder], None, print) == [folder]
-    with pytest.raises(MerinoError, match="--baseline-precision goes with opt-350m, opt-125m"):
+    with pytest.raises(MerinoError, match="--baseline-precision goes with opt-125m, opt-350m"):
         baseline_bundles(folder, [folder], "int8", print)

@@ -16,10 +16,10 @@ from merino_edge.design.entropy import Scoring
 from merino_edge.design.space import Space
 from merino_edge.design.variants import asked_budgets
 from merino_edge.export.export import export
-from merino_edge.export.source import load_source, random_merino
+from merino_edge.export.source import load_source, random_source
 from merino_edge.prediction import predict as costs
 from merino_edge.prediction.predict import TOLERANCE, Workload
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 from merino_runtime.board import MB
 from merino_runtime.errors import MerinoError
 
@@ -189,7 +189,7 @@ def test_energy_is_watts_times_the_time_of_a_step():
 )
 def test_a_bundles_folder_is_about_as_large_as_predicted_and_no_larger(dialect, precision, tmp_path):
     arch = asked({"params_m": 4, "decode_ms": 50}).architecture
-    source = random_merino(arch, "sized")
+    source = random_source(arch, "sized")
     export(source, tmp_path / "bundle", dialect=dialect, precision=precision)
     entries = costs.ENTRY_FILE_BYTES * arch.vocab  # random weights have no tokenizer
     predicted = costs.file_mb(arch.operators, precision) * MB - entries

@@ -20,7 +20,7 @@ from merino_edge.families.operators import FORMATS
 from merino_edge.prediction.formats import missing_isa
 from merino_edge.prediction.latency import Regime, Workload
 from merino_edge.prediction.predict import memory_mb
-from merino_edge.profiles.profile import list_profiles, load_profile, profile_ids
+from merino_edge.profiles.reading import list_profiles, load_profile, profile_ids
 from merino_runtime.bundle import Bundle, Golden, Port, Threads, load_bundle
 from merino_runtime.bundle_schema import BUNDLE_SHAPE
 

@@ -1,4 +1,5 @@
-"""The fit finds the unit times behind a probe, a bad probe is refused with all its faults, a profile keeps the rest."""
+"""The fit finds the coefficients behind a probe, a bad probe is refused with all its faults, a profile keeps the rest.
+"""
 
 import json
 import tomllib
@@ -16,25 +17,26 @@ from merino_edge.calibration.board import board
 from merino_edge.calibration.calibrate import calibrate, calibrated_toml, check_same_machine
 from merino_edge.calibration.command import recalibrate
 from merino_edge.calibration.probe import Measurement, Probe, joined, read_probe
-from merino_edge.families.merino.architecture import Architecture, Block
+from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction import predict as costs
 from merino_edge.prediction.default_coefficients import estimated
 from merino_edge.prediction.latency_terms import again_share, partly_share
 from merino_edge.profiles.coefficients import AGAIN, MEMORY
-from merino_edge.profiles.profile import load_profile, parse_profile_text, profile_text
+from merino_edge.profiles.reading import load_profile, parse_profile_text, profile_text
 from merino_runtime.errors import MerinoError
 
 BOARD = load_profile("raspberry-pi-5")
 MACHINE = Machine(2 * MB, 3000 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True)
+FACTORS = ("resident", "table_resident", "table_opening")
 DECODER = Architecture(blocks=(Block(width=512, ffn_ratio=2, depth=6),), vocab=8192)
 
 
 def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None):
-    """A probe as a board would write it whose operators take exactly the board's estimated unit times."""
+    """A probe as a board would write it whose operators have exactly the board's estimated coefficients."""
     truth = truth or estimated(BOARD)
     random = np.random.default_rng(0)
     probe = Probe.model_validate({
-        "schema": 4, "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": ["neon", "dotprod"],
+        "schema": 5, "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": ["neon", "dotprod"],
         "machine": {"board": "Test board", "arch": "aarch64", "versions": {"onnxruntime": "1.32.0"}},
         "last_level_cache_mb": 2.0, "memory_mb": 4000, "dialect": "fused" if machine.fused else "portable", "flags": [],
         "others_cpu_share": 0.0, "left_out": [], "resident": resident(machine.formats),
@@ -66,7 +68,7 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None):
 def row(kind, **keys):
     usual = {"format": "fp32", "rows": 0, "columns": 0, "heads": 0, "count": 1, "uses": 1, "threads": 1, "past": 0,
              "tokens": 1, "weight_bytes": 0, "cached": False, "ms": 1.0, "median_ms": 1.0, "least_ms": 1.0,
-             "repeats": 3, "pace_us": None}  # fmt: skip
+             "repeats": 3}  # fmt: skip
     return {**usual, "kind": kind, **keys}
 
 
@@ -84,7 +86,7 @@ def calibrated_board(probe):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_the_fit_predicts_what_the_true_unit_times_do(precision):
+def test_the_fit_predicts_what_the_true_coefficients_do(precision):
     """Quantities that no row tells apart may differ, their sums may not."""
     profile = calibrated_board(synthetic())
     work = costs.Workload(precision, 512, 128)
@@ -114,12 +116,12 @@ def test_noise_goes_into_the_residuals_and_hardly_into_predictions():
 
 
 def test_memory_factors_are_what_processes_held():
-    times = calibrated_board(synthetic()).performance.times
-    assert times is not None and times.fp32.resident == pytest.approx(1.25)
-    assert (times.fp32.table_resident, times.fp32.table_opening) == (pytest.approx(1), pytest.approx(0.5))
-    assert times.int8 is not None and times.int4 is not None
-    assert (times.int8.table_resident, times.int8.table_opening) == (pytest.approx(1), pytest.approx(1))
-    assert times.int4.table_resident == pytest.approx(1.25), "not measured: as its matrices"
+    found = calibrated_board(synthetic()).performance.coefficients
+    assert found is not None and found.fp32.resident == pytest.approx(1.25)
+    assert (found.fp32.table_resident, found.fp32.table_opening) == (pytest.approx(1), pytest.approx(0.5))
+    assert found.int8 is not None and found.int4 is not None
+    assert (found.int8.table_resident, found.int8.table_opening) == (pytest.approx(1), pytest.approx(1))
+    assert found.int4.table_resident == pytest.approx(1.25), "not measured: as its matrices"
 
 
 def test_a_format_that_was_not_measured_stays_estimated():
@@ -136,8 +138,8 @@ def test_a_portable_probe_is_fitted_too():
     truth = estimated(load_profile("jetson-nano"))
     probe = synthetic(machine=MACHINE._replace(formats=("fp32", "int8"), fused=False), truth=truth)
     found = calibrate(probe)
-    assert found.performance["times"]["dialect"] == "portable"
-    assert found.performance["times"]["step_us"] == pytest.approx(list(truth.step_us), rel=0.02)
+    assert found.performance["coefficients"]["dialect"] == "portable"
+    assert found.performance["coefficients"]["step_us"] == pytest.approx(list(truth.step_us), rel=0.02)
     assert found.residuals[-1].median < 0.01
 
 
@@ -188,41 +190,75 @@ def test_a_probe_that_never_got_to_the_products_is_refused():
         calibrate(synthetic(left_out=lambda row: row.kind == "linear"))
 
 
-def test_this_machine_is_measured_once_and_kept(tmp_path, monkeypatch, capsys):
+def test_this_machine_is_measured_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    runs = []
+    runs, said = [], []
 
     def short(path, seconds):
-        runs.append(path)
-        return board_probe.run_probe(path, min(seconds, 12))
+        found = board_probe.run_probe(path, min(seconds, 12)) | {"flags": []}
+        runs.append(Path(path).write_text(json.dumps(found)))
 
     monkeypatch.setattr(host, "run_probe", short)
-    first, again = board("host"), board("host")
+    first, again = board("host", said.append), board("host", said.append)
     assert len(runs) == 1
     assert first.performance == again.performance
-    assert first.performance.times is not None and first.performance.times.kind == "calibrated"
-    told = capsys.readouterr().err
-    assert "measuring this machine" in told and "measured in" in told
+    assert first.performance.coefficients is not None and first.performance.coefficients.kind == "calibrated"
+    assert len(said) == 2 and "measuring this machine" in said[0] and "kept in" in said[1]
     found = costs.predict(DECODER.operators, first, costs.Workload("fp32", 128, 64))
     assert found.decode_ms > 0.1 and found.provenance == "calibrated"
 
 
-def test_this_machine_measured_again_counts_by_the_median(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """A function: the probes that this machine makes from now on, one after another, in an empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    probes = [timed(1.0), timed(7.0), timed(1.2)]
-    monkeypatch.setattr(host.time, "strftime", lambda _: f"2026-{len(probes)}")
+    waiting = []
 
-    def recorded(path, seconds):
-        Path(path).write_text(probes.pop().model_dump_json(by_alias=True))
-        return {"seconds": seconds, "flags": []}
+    def run_probe(path, _):
+        Path(path).write_text(waiting.pop(0).model_dump_json(by_alias=True))
 
-    monkeypatch.setattr(host, "run_probe", recorded)
+    monkeypatch.setattr(host, "run_probe", run_probe)
+    monkeypatch.setattr(host.time, "strftime", lambda _: f"2026-{len(waiting)}")
+    return waiting.extend
+
+
+def kept(tmp_path):
+    return sorted(tmp_path.rglob("probe-*.json"))
+
+
+def test_this_machine_measured_again_counts_by_the_median(recorded, tmp_path):
+    recorded([timed(1.2), timed(7.0), timed(1.0)])
+    said = []
     first = host.host_probe()
     assert host.host_probe() == first == timed(1.2)
-    host.host_probe(renew=True)
-    assert "median of 2 probes" in capsys.readouterr().err
+    host.host_probe(said.append, renew=True)
+    assert "median of 2 probes" in said[-1]
     assert host.host_probe(renew=True).measurements == timed(1.2).measurements
-    assert len(list(tmp_path.rglob("probe-*.json"))) == 3, "nothing is lost"
+    assert len(kept(tmp_path)) == 3, "nothing is lost"
+
+
+def test_a_probe_of_a_busy_machine_is_used_once_and_not_kept(recorded, tmp_path):
+    busy = timed(3.0).model_copy(update={"flags": ["busy"]})
+    recorded([busy, timed(1.0)])
+    said = []
+    assert host.host_probe(said.append) == busy and kept(tmp_path) == []
+    assert "busy" in said[-2] and "does not keep it" in said[-1] and "calibrate --device host" in said[-1]
+    assert host.host_probe() == timed(1.0) and len(kept(tmp_path)) == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == kept(tmp_path), "nothing else is left behind"
+
+
+def test_calibrate_keeps_the_probe_of_a_busy_machine_and_says_how_to_undo_that(recorded, tmp_path):
+    recorded([timed(3.0).model_copy(update={"flags": ["busy", "throttled"]})])
+    said = []
+    recalibrate("host", [], None, said.append)
+    (path,) = kept(tmp_path)
+    assert "busy and throttled" in said[-2] and f"remove {path}" in said[-1]
+
+
+def test_nothing_is_printed_without_a_listener(recorded, capsys):
+    recorded([timed(1.0)])
+    host.host_probe()
+    assert capsys.readouterr() == ("", "")
 
 
 def timed(factor):
@@ -232,23 +268,34 @@ def timed(factor):
     return probe.model_copy(update={"measurements": rows})
 
 
-def paced(probe, pace_us, factor):
-    """The probe with every second row measured so many times as long, at such a pace."""
+def test_each_row_of_joined_probes_has_the_median_of_the_probes():
+    both = joined([timed(1.0), timed(4.0), timed(1.5)])
+    for row, true in zip(both.measurements, synthetic().measurements, strict=True):
+        assert row.ms == pytest.approx(1.5 * true.ms)
+
+
+def held(factor, weight_bytes):
+    """A probe whose processes held so many times the MB of `resident` beyond the imports, for so many weights."""
     rows = [
-        row.model_copy(update={"ms": row.ms * factor, "pace_us": pace_us} if index % 2 else {})
-        for index, row in enumerate(probe.measurements)
-    ]
-    return probe.model_copy(update={"measurements": rows})
+        row.model_copy(update={
+            "open_mb": 60 + factor * (row.open_mb - 60), "peak_mb": 60 + factor * (row.peak_mb - 60),
+            "weight_bytes": row.weight_bytes and weight_bytes,
+        })
+        for row in synthetic().resident
+    ]  # fmt: skip
+    return synthetic().model_copy(update={"resident": rows})
 
 
-@pytest.mark.parametrize(("pace_us", "counts"), [(60.0, False), (37.0, True), (None, True)])
-def test_rows_of_a_slow_machine_count_where_there_are_no_others(pace_us, counts):
-    quick, slow = paced(synthetic(), 35.0, 1.0), paced(synthetic(), pace_us, 2.0)
-    both = joined([quick, slow])
-    for index, (row, true) in enumerate(zip(both.measurements, synthetic().measurements, strict=True)):
-        expected = 1.5 if index % 2 and counts else 1.0
-        assert row.ms == pytest.approx(expected * true.ms)
-    assert joined([slow]).measurements == slow.measurements
+@pytest.mark.parametrize("sizes_mb", [(40, 40, 40), (40, 20, 80)])
+def test_memory_of_joined_probes_is_the_median_of_all(sizes_mb):
+    """Of equal weights, and of weights that each probe chose by the memory that was free."""
+    factors = [factor * size_mb / 40 for factor, size_mb in zip((1.0, 1.1, 3.0), sizes_mb, strict=True)]
+    probes = [held(factor, size_mb * MB) for factor, size_mb in zip(factors, sizes_mb, strict=True)]
+    expected = calibrate(held(1.1, 40 * MB)).performance["coefficients"]
+    found = calibrate(joined(probes)).performance["coefficients"]
+    for form, names in (("fp32", FACTORS[:2]), ("int8", FACTORS)):
+        for name in names:
+            assert found[form][name] == pytest.approx(expected[form][name], rel=1e-3), (form, name)
 
 
 def test_several_probes_of_one_board_are_fitted_together(tmp_path):
@@ -269,8 +316,8 @@ def test_calibrate_writes_a_profile_that_devices_takes(tmp_path):
     path.write_text(synthetic().model_dump_json(by_alias=True))
     residuals = recalibrate("raspberry-pi-5", [path], out)
     assert residuals[-1].kind == "all"
-    assert load_profile(out).performance.times is not None
-    assert load_profile("raspberry-pi-5").performance.times is None
+    assert load_profile(out).performance.coefficients is not None
+    assert load_profile("raspberry-pi-5").performance.coefficients is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.cli.app import main
 from merino_edge.embedded import FOLDER
-from merino_edge.profiles.profile import profile_ids
+from merino_edge.profiles.reading import profile_ids
 
 
 def run(*arguments, cwd=None):
@@ -70,7 +70,8 @@ def design_file(tmp_path_factory):
 def test_design_json_has_the_fields_of_the_contract(design_file):
     found = json.loads(design_file.read_text())
     assert {"schema", "device", "architecture", "precision", "budget", "predicted", "entropy", "solver"} <= set(found)
-    assert set(found["architecture"]) == {"blocks", "vocab", "head_size", "context"}
+    constants = {"rope_theta", "rms_norm_eps"}
+    assert set(found["architecture"]) == {"blocks", "vocab", "head_size", "context"} | constants
     assert set(found["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared"}
     predicted = {"decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "provenance"}
     assert set(found["predicted"]) == predicted | {"file_mb", "j_per_token"}

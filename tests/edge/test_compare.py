@@ -1,4 +1,4 @@
-"""Comparisons of synthetic records: properties of the verdict, what pairs with what, and the command's exit codes."""
+"""Comparisons of synthetic records: properties of the verdict, which rows are paired, and the command's exit codes."""
 
 import json
 
@@ -9,7 +9,7 @@ from sample_records import failed, opt, record
 
 from merino_edge.cli.app import main
 from merino_edge.records.compare import NO_DIFFERENCE, NOT_JUDGED, check_not_slower, compare, parse_percent
-from merino_edge.records.record import Record
+from merino_edge.records.schema import Record
 from merino_edge.records.speed_ratio import speed_ratio
 from merino_runtime.errors import MerinoError
 

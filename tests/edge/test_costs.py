@@ -6,18 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merino_edge.families.merino.architecture import Architecture, Block
-from merino_edge.families.opt.geometry import OPT_350M
+from merino_edge.families.designed import Architecture, Block
+from merino_edge.families.zoo import model
 from merino_edge.prediction import latency as times
 from merino_edge.prediction import predict as costs
 from merino_edge.prediction.default_coefficients import estimated
 from merino_edge.prediction.latency import Regime, Workload
 from merino_edge.prediction.latency_terms import amounts
 from merino_edge.prediction.predict import predict
-from merino_edge.profiles.profile import load_profile, profile_ids
+from merino_edge.profiles.reading import load_profile, profile_ids
 
 FORMATS = ("fp32", "int8", "int4")
 BOARDS = {board: load_profile(board) for board in profile_ids()}
+OPT_350M = model("opt-350m").geometry.operators
 
 
 @st.composite
@@ -83,19 +84,19 @@ def test_a_search_sums_up_to_what_is_predicted_in_each_regime(arch, work, rate):
 
 
 def with_memory(profile, rate):
-    """The board with unit times of its own, whose memory is so many times as slow."""
+    """The board with coefficients of its own, whose memory is so many times as slow."""
     own = estimated(profile)
     slower = own.model_copy(update={"memory_ms_gb": tuple(rate * ms for ms in own.memory_ms_gb)})
-    speed = profile.performance.model_copy(update={"times": slower})
+    speed = profile.performance.model_copy(update={"coefficients": slower})
     return profile.model_copy(update={"performance": speed})
 
 
 def test_apart_thread_counts_hold_packed_weights_twice():
     profile, work = BOARDS["raspberry-pi-5"], Workload("fp32", 512, 256)
-    one, two = (costs.memory_mb(OPT_350M.operators, profile, work, Regime(4, count, "beyond")) for count in (4, 2))
+    one, two = (costs.memory_mb(OPT_350M, profile, work, Regime(4, count, "beyond")) for count in (4, 2))
     cache_mb = 24 * 512 * 2 * 1024 * 4 / 2**20
-    assert two - one == pytest.approx(costs.resident_mb(OPT_350M.operators, profile, work) - cache_mb)
-    tight = predict(OPT_350M.operators, profile, work, {"memory_mb": one + 1})
+    assert two - one == pytest.approx(costs.resident_mb(OPT_350M, profile, work) - cache_mb)
+    tight = predict(OPT_350M, profile, work, {"memory_mb": one + 1})
     assert tight.decode_threads == tight.prefill_threads
 
 
@@ -161,14 +162,14 @@ def test_quantised_products_are_slow_without_their_instructions():
     """Per token of a long prefill: with dot products int8 beats fp32, without it does not."""
     for board, faster in (("raspberry-pi-5", True), ("raspberry-pi-4", False)):
         works = [Workload(form, 512, 256) for form in FORMATS]
-        fp32, int8, int4 = (predict(OPT_350M.operators, BOARDS[board], work, {}) for work in works)
+        fp32, int8, int4 = (predict(OPT_350M, BOARDS[board], work, {}) for work in works)
         assert (int8.prefill_ms < 0.8 * fp32.prefill_ms) == faster
         assert (int4.prefill_ms < 0.8 * fp32.prefill_ms) == faster
         assert (int8.decode_ms < fp32.decode_ms) == faster
 
 
 def test_decode_and_prefill_choose_their_own_thread_counts():
-    found = predict(OPT_350M.operators, BOARDS["raspberry-pi-5"], Workload("fp32", 512, 256), {})
+    found = predict(OPT_350M, BOARDS["raspberry-pi-5"], Workload("fp32", 512, 256), {})
     assert (found.decode_threads, found.prefill_threads) == (2, 4)  # as published for this board
 
 

@@ -12,7 +12,7 @@ from merino_edge.design.credit import BYTES_PER_TOKEN, PERPLEXITY, bytes_per_tok
 from merino_edge.design.presets import PRESETS, table
 from merino_edge.design.variants import fast_formats
 from merino_edge.families.operators import CPU_FORMATS
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 

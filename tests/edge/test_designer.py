@@ -8,7 +8,7 @@ from merino_edge.design.budget import Budgets
 from merino_edge.design.designer import design, load_design
 from merino_edge.design.space import Space
 from merino_edge.design.variants import NARROW
-from merino_edge.profiles.profile import load_profile, profile_ids
+from merino_edge.profiles.reading import load_profile, profile_ids
 from merino_runtime.errors import MerinoError
 
 BOARD = load_profile("raspberry-pi-zero-2w")
@@ -57,8 +57,8 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
     content = json.loads(found.to_json())
     assert content["schema"] == 1
     assert set(content) == {
-        "schema", "device", "architecture", "precision", "prompt", "budget", "predicted", "measured", "threads",
-        "entropy", "scoring", "considered", "solver",
+        "schema", "device", "architecture", "precision", "prompt", "budget", "searched", "predicted", "measured",
+        "threads", "entropy", "scoring", "considered", "solver",
     }
     assert set(content["architecture"]) == {"blocks", "vocab", "head_size", "context"}
     assert set(content["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared"}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from merino_edge.design import entropy
 from merino_edge.design.entropy import Scoring, block_score, limit_entropy, linear_entropy, sampled_entropy
 from merino_edge.design.space import Space
-from merino_edge.families.merino.architecture import Block
+from merino_edge.families.designed import Block
 
 SIDES = st.sampled_from(range(32, 2049, 16))
 

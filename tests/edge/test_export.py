@@ -23,11 +23,12 @@ from merino_edge.design.designer import design
 from merino_edge.design.space import Space
 from merino_edge.export.export import export
 from merino_edge.export.onnx.external_data import PAGE
-from merino_edge.export.source import Source, load_source, random_merino, random_opt
+from merino_edge.export.source import Source, load_source, random_source
 from merino_edge.families import operators
-from merino_edge.families.merino.architecture import Architecture
-from merino_edge.families.opt.geometry import OPT_350M, OptArchitecture
-from merino_edge.profiles.profile import list_profiles, load_profile, profile_ids
+from merino_edge.families.designed import Architecture
+from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.zoo import model
+from merino_edge.profiles.reading import list_profiles, load_profile, profile_ids
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Threads, load_bundle
 from merino_runtime.errors import MerinoError
@@ -134,14 +135,14 @@ def test_the_same_model_gives_the_same_bytes(folder, dialect, tiny_checkpoint, t
     assert again.error < 1e-4
     design_like = Architecture(blocks=[{"width": 64, "ffn_ratio": 1.0, "depth": 1}], vocab=300, context=32)
     for name in ("a", "b"):
-        export(random_merino(design_like, "seeded"), tmp_path / name, dialect=dialect)
+        export(random_source(design_like, "seeded"), tmp_path / name, dialect=dialect)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 @pytest.mark.parametrize("source", ["tiny", "opt"])
-def test_weights_are_stored_once(source, dialect, tiny_checkpoint, opt_decoder, tmp_path):
+def test_weights_are_stored_once(source, dialect, tiny_checkpoint, decoder, tmp_path):
     """Tied and shared ones too: what is beside the parameters are rotary tables and scalars of the graph."""
-    opt_decoder(OPT).save_pretrained(tmp_path / "opt")
+    decoder(OPT).save_pretrained(tmp_path / "opt")
     what = load_source(str(tiny_checkpoint if source == "tiny" else tmp_path / "opt"))
     bundle = export(what, tmp_path / "bundle", dialect=dialect).folder
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
@@ -176,7 +177,7 @@ def test_a_large_head_reads_the_stored_table_in_slices(dialect, tmp_path, monkey
     """The export proves it equal to torch; the slices begin at pages of the table's own bytes."""
     monkeypatch.setattr("merino_edge.export.onnx.graph.HEAD_SLICE_BYTES", 1)
     wide = Architecture(blocks=[{"width": 32, "ffn_ratio": 1.0, "depth": 1}], vocab=2500, head_size=32, context=32)
-    bundle = export(random_merino(wide, "wide"), tmp_path / "wide", dialect=dialect).folder
+    bundle = export(random_source(wide, "wide"), tmp_path / "wide", dialect=dialect).folder
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     heads = [tensor for tensor in model.graph.initializer if tensor.name.startswith("embed_tokens.weight.")]
     assert [tensor.dims[0] for tensor in heads] == [1024, 1024, 452]
@@ -188,7 +189,7 @@ def test_a_large_head_reads_the_stored_table_in_slices(dialect, tmp_path, monkey
 
 @pytest.mark.parametrize("source", ["tiny", "opt"])
 def test_a_portable_graph_is_plain_onnx_of_opset_13(source, tiny_checkpoint, tmp_path):
-    what = load_source(str(tiny_checkpoint)) if source == "tiny" else random_opt(OPT, "tiny-opt")
+    what = load_source(str(tiny_checkpoint)) if source == "tiny" else random_source(OPT, "tiny-opt")
     bundle = export(what, tmp_path / "bundle", dialect="portable").folder
     onnx.checker.check_model(str(bundle / "model.onnx"), full_check=True)
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
@@ -226,7 +227,7 @@ def test_any_allowed_context_can_be_exported(tiny_checkpoint, tmp_path, dialect,
 def test_a_decoder_of_a_very_short_context_is_exported_or_refused(tmp_path, context):
     arch = Architecture(blocks=[{"width": 64, "ffn_ratio": 1.0, "depth": 1}], vocab=300, context=context)
     try:
-        exported = export(random_merino(arch, "short"), tmp_path / "bundle")
+        exported = export(random_source(arch, "short"), tmp_path / "bundle")
     except MerinoError as error:
         assert "context" in str(error)
         assert list(tmp_path.iterdir()) == []
@@ -266,7 +267,7 @@ def test_what_is_nothing_to_export_is_refused(tmp_path, tiny_checkpoint):
     bad = {
         "opt-30b": "'opt-30b' is nothing to export: .*opt-350m",
         str(tmp_path / "empty"): "no config.json",
-        str(tmp_path / "gpt2"): "'gpt2' model: exported are merino and opt",
+        str(tmp_path / "gpt2"): "'gpt2' model: exported are merino, opt",
         str(tmp_path / "odd"): "config.json does not load",
         written(tmp_path / "torn.json", "{"): "torn.json is not JSON",
         written(tmp_path / "other.json", '{"a": 1}'): "nor an architecture: .*blocks: missing.*a: unknown",
@@ -276,14 +277,14 @@ def test_what_is_nothing_to_export_is_refused(tmp_path, tiny_checkpoint):
     for what, says in bad.items():
         with pytest.raises(MerinoError, match=says):
             load_source(what)
-    with pytest.raises(MerinoError, match="--weights goes with opt-350m"):
+    with pytest.raises(MerinoError, match="--weights goes with opt-125m, opt-350m"):
         load_source(str(tiny_checkpoint), weights=tmp_path)
-    with pytest.raises(MerinoError, match="'merino' model, an opt model is wanted"):
+    with pytest.raises(MerinoError, match="'merino' model, opt-350m is 'opt'"):
         load_source("opt-350m", weights=tiny_checkpoint)
 
 
-def test_weights_that_do_not_fit_are_refused(tiny_checkpoint, opt_decoder, tmp_path):
-    opt_decoder(OPT).save_pretrained(tmp_path / "opt")
+def test_weights_that_do_not_fit_are_refused(tiny_checkpoint, decoder, tmp_path):
+    decoder(OPT).save_pretrained(tmp_path / "opt")
     with pytest.raises(MerinoError, match="is not opt-350m: found 2 layers of 64.*24 layers of 1024"):
         load_source("opt-350m", weights=tmp_path / "opt")
     broken = tmp_path / "broken"
@@ -305,11 +306,11 @@ def test_weights_that_do_not_fit_are_refused(tiny_checkpoint, opt_decoder, tmp_p
 @pytest.mark.parametrize(
     "change", [{"activation_function": "gelu"}, {"enable_bias": False}, {"tie_word_embeddings": False}]
 )
-def test_variants_of_opt_that_the_walk_does_not_know_are_refused(opt_decoder, tmp_path, change):
-    opt_decoder(OPT).save_pretrained(tmp_path)
+def test_variants_of_opt_that_the_walk_does_not_know_are_refused(decoder, tmp_path, change):
+    decoder(OPT).save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
-    with pytest.raises(MerinoError, match="variant of OPT that is not exported: " + next(iter(change))):
+    with pytest.raises(MerinoError, match="variant of opt that is not exported: " + next(iter(change))):
         load_source(str(tmp_path))
 
 
@@ -330,7 +331,8 @@ def test_a_design_and_a_bare_architecture_are_exported_with_random_weights(tmp_p
 
 
 def test_opt_350m_is_known_by_name():
-    source = random_opt(OPT_350M.model_copy(update={"layers": 1, "vocab": 64, "context": 16}), "opt-350m")
+    small = {"layers": 1, "vocab": 64, "context": 16}
+    source = random_source(model("opt-350m").geometry.model_copy(update=small), "opt-350m")
     assert source.family == "opt"
     assert source.model.config.word_embed_proj_dim == 512
     assert operators.params(source.arch.operators) == source.model.num_parameters()
@@ -340,7 +342,7 @@ def test_boards_are_those_whose_free_memory_holds_it(tmp_path):
     """An embedding of 107 MB and a cache of 156 MB, beside the runtime: too much for the smallest board."""
     shared = {"width": 256, "ffn_ratio": 1.0, "depth": 8, "shared": True}
     arch = Architecture(blocks=[shared], vocab=110_000, context=10_000)
-    boards = export(random_merino(arch, "large"), tmp_path / "bundle").bundle.boards
+    boards = export(random_source(arch, "large"), tmp_path / "bundle").bundle.boards
     assert list(boards) == [board.id for board in list_profiles() if board.memory.free_mb.value > 1000]
     assert list(boards) != profile_ids()
 

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.designed import Architecture
 from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM
 from merino_runtime.errors import MerinoError
 

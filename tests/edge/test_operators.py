@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, OPTConfig, OPTForCausalLM
 
 from merino_edge.families import operators
+from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.merino import modeling
-from merino_edge.families.merino.architecture import Architecture, Block
-from merino_edge.families.opt.geometry import OPT_125M, OPT_350M, OptArchitecture
+from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.zoo import model as published_model
 
 TOKENS = 12
 OPTS = {
@@ -119,18 +120,19 @@ def test_merino_stores_reads_caches_and_computes_what_is_counted(decoder, arch):
 
 
 @pytest.mark.parametrize("arch", OPTS.values(), ids=OPTS)
-def test_opt_stores_reads_caches_and_computes_what_is_counted(opt_decoder, arch):
-    model = opt_decoder(arch)
+def test_opt_stores_reads_caches_and_computes_what_is_counted(decoder, arch):
+    model = decoder(arch)
     check_storage(model, arch)
     check_reads(model, arch)
     check_kv(model, arch)
     check_flops(model, arch)
 
 
-@pytest.mark.parametrize("arch, params", [(OPT_350M, 331_196_416), (OPT_125M, 125_239_296)])
-def test_opts_by_name_have_the_published_number_of_parameters(arch, params):
+@pytest.mark.parametrize("name, params", [("opt-350m", 331_196_416), ("opt-125m", 125_239_296)])
+def test_opts_by_name_have_the_published_number_of_parameters(name, params):
     """Against transformers, with the geometry of the paper's table 1 and of the published config.json."""
-    if arch is OPT_350M:
+    arch = published_model(name).geometry
+    if name == "opt-350m":
         published = OPTConfig(
             hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, ffn_dim=4096, word_embed_proj_dim=512,
             vocab_size=50272, max_position_embeddings=2048, do_layer_norm_before=False,
@@ -199,9 +201,9 @@ def test_merino_holds_the_activations_that_are_counted(decoder, arch):
 
 @pytest.mark.parametrize("tokens", [2, 24])  # the FFN is the worst operator, then the attention
 @pytest.mark.parametrize("arch", OPTS.values(), ids=OPTS)
-def test_opt_holds_the_activations_that_are_counted(opt_decoder, arch, tokens):
+def test_opt_holds_the_activations_that_are_counted(decoder, arch, tokens):
     arch = arch.model_copy(update={"ffn_width": 256})
-    model, alive, packed = opt_decoder(arch), Alive(), {}
+    model, alive, packed = decoder(arch), Alive(), {}
 
     def attended(_module, _inputs, output):
         mixed, weights = output

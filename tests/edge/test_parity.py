@@ -9,7 +9,7 @@ import torch
 
 from merino_edge.export.export import export
 from merino_edge.export.source import load_source
-from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.designed import Architecture
 from merino_edge.families.opt.geometry import OptArchitecture
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
@@ -21,10 +21,10 @@ TOLERANCE = 2e-5  # of the largest logit: ten times what float32 needs, and less
 DIALECTS = ("fused", "portable")
 
 
-def decoder_of(head_size, *blocks):
+def decoder_of(head_size, *blocks, **constants):
     return Architecture(
         blocks=[dict(zip(("width", "ffn_ratio", "depth", "shared"), block, strict=False)) for block in blocks],
-        vocab=311, head_size=head_size, context=CONTEXT,
+        vocab=311, head_size=head_size, context=CONTEXT, **constants,
     )
 
 
@@ -49,7 +49,9 @@ MODELS = {
     "one head": decoder_of(64, (64, 2.0, 2)),
     "one shared block": decoder_of(32, (96, 1.5, 3, True)),
     "wider twice": decoder_of(32, (32, 0.5, 1), (64, 1.0, 2, True), (128, 4.0, 1)),
-    "wider at once": decoder_of(64, (64, 1.0, 1), (64, 1.5, 1), (192, 1.0, 2, True)),
+    "wider at once": decoder_of(
+        64, (64, 1.0, 1), (64, 1.5, 1), (192, 1.0, 2, True), rms_norm_eps=0.1, rope_theta=500.0
+    ),
     "random 1": random_decoder(1),
     "random 2": random_decoder(2),
     "random 3": random_decoder(3),
@@ -60,16 +62,11 @@ MODELS = {
 }
 
 
-CONSTANTS = {"wider at once": {"rms_norm_eps": 0.1, "rope_theta": 500.0}}  # where they are not the usual ones
-
-
 @pytest.fixture(scope="module", params=MODELS.items(), ids=lambda item: item[0])
-def model(request, decoder, opt_decoder):
+def model(request, decoder):
     name, arch = request.param
     seed = list(MODELS).index(name)
-    if isinstance(arch, OptArchitecture):
-        return opt_decoder(arch, seed)
-    return decoder(arch, seed, **CONSTANTS.get(name, {}))
+    return decoder(arch, seed)
 
 
 @pytest.fixture(scope="module")

@@ -4,21 +4,22 @@ import json
 
 import pytest
 
-from merino_bench.harness.cases import Workload, decode_case, prefill_case
+from merino_bench.harness.cases import BenchRequest, decode_case, prefill_case
 from merino_bench.harness.record import FAILED, RECORD_KEYS
 from merino_bench.harness.worker import timed_rounds
 from merino_edge.benchmarking.peers import engines
 from merino_edge.benchmarking.peers.engines import ENGINES, PEERS, missing, parse_engines
-from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, geometry_of, stored_params
+from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, stored_params
 from merino_edge.benchmarking.peers.rows import Peers, folder_name, make_apart, measure_peer_apart, peer_records
-from merino_edge.benchmarking.peers.session import MODEL_SOURCE, peer_rows
+from merino_edge.benchmarking.peers.session import peer_rows
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
-from merino_edge.export.source import random_merino, random_opt
-from merino_edge.families.merino.architecture import Architecture
+from merino_edge.export.source import random_source
+from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import decode_weight_bytes as bytes_by_operators
 from merino_edge.families.operators import params
-from merino_edge.families.opt.geometry import OPT_350M, OptArchitecture
+from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.zoo import model
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
@@ -31,15 +32,16 @@ GROWING = Architecture(
     blocks=({"width": 32, "ffn_ratio": 1, "depth": 1}, {"width": 64, "ffn_ratio": 1, "depth": 2, "shared": True}),
     vocab=304, head_size=32, context=64,
 )  # fmt: skip
-SMALL = Workload(repetitions=1, threads=(1,))
+OPT_350M = model("opt-350m").geometry
+SMALL = BenchRequest(repetitions=1, threads=(1,))
 QUICK = tuple(peer for peer in PEERS if peer.engine != "torch.compile")
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
-    made = {"opt": random_opt(OPT, "opt"), "uniform": random_merino(UNIFORM, "uniform")}
-    made["growing"] = random_merino(GROWING, "growing")
+    made = {"opt": random_source(OPT, "opt"), "uniform": random_source(UNIFORM, "uniform")}
+    made["growing"] = random_source(GROWING, "growing")
     for name, source in made.items():
         export(source, folder / name)
     return {name: load_bundle(str(folder / name)) for name in made}
@@ -79,7 +81,7 @@ def test_each_engine_gets_the_ids_and_lengths_of_our_rows(peer, bundles, kept):
 @pytest.mark.parametrize("case", [prefill_case(16), decode_case(4), decode_case(4, 20)], ids=lambda case: case.name)
 def test_rows_have_the_contracts_keys_and_their_own_figures(case, bundles, kept):
     names = [engine for engine in ENGINES if engine != "torch.compile"]
-    rows = peer_records(Peers(tuple(names), kept, MODEL_SOURCE), [bundles["opt"], bundles["opt"]], case, SMALL)
+    rows = peer_records(Peers(tuple(names), kept), [bundles["opt"], bundles["opt"]], case, SMALL)
     assert [row["engine"].split()[0].lower() for row in rows] == [peer.engine for peer in QUICK]
     for row, peer in zip(rows, QUICK, strict=True):
         assert set(row) == set(RECORD_KEYS) and json.loads(json.dumps(row, allow_nan=False)) == row
@@ -104,27 +106,25 @@ def test_a_model_that_an_engine_does_not_know_is_a_row_with_the_reason(bundles, 
     for peer in QUICK[1:3]:
         skip_if_missing(peer)
     names = ("ctranslate2", "llama.cpp")
-    rows = peer_records(Peers(names, kept, MODEL_SOURCE), [bundles["growing"]], decode_case(4), SMALL)
-    assert "no architecture for this model" in rows[0]["flags"][0]
+    rows = peer_records(Peers(names, kept), [bundles["growing"]], decode_case(4), SMALL)
+    assert "No conversion is registered for the model configuration MerinoConfig" in rows[0]["flags"][0]
     assert all("layers of one width" in row["flags"][0] for row in rows[1:])
     deep = peer_records(Peers(names, kept), [bundles["opt"]], prefill_case(8, 8), SMALL)
     assert all("into an empty cache only" in row["flags"][0] for row in deep)
 
 
-def test_our_own_family_runs_in_transformers_by_the_name_of_its_builder(bundles, kept):
+def test_a_family_that_transformers_does_not_have_runs_in_it(bundles):
     skip_if_missing(QUICK[0])
     with peer_rows("transformers", [bundles["growing"].folder, "no/such/bundle"]) as more:
         row, = more(decode_case(4), SMALL)
     assert row["tok_s"] > 0 and row["params"] == bundles["growing"].params
-    row, = peer_records(Peers(("transformers",), kept), [bundles["growing"]], decode_case(4), SMALL)
-    assert "knows no 'merino' models by itself" in row["flags"][0]
 
 
 def test_compiled_and_eager_choose_the_same_tokens(bundles, kept):
     compiled = next(peer for peer in PEERS if peer.engine == "torch.compile")
     skip_if_missing(compiled)
     bundle, case = bundles["uniform"], decode_case(4)._replace(threads=1)
-    peers = Peers(("torch.compile",), kept, MODEL_SOURCE)
+    peers = Peers(("torch.compile",), kept)
     path = make_apart(peers, compiled, bundle).path
     eager = measure_peer_apart(peers, QUICK[0], bundle, path, case, 1, 0)
     try:
@@ -136,21 +136,25 @@ def test_compiled_and_eager_choose_the_same_tokens(bundles, kept):
 
 def test_bytes_and_parameters_are_those_of_the_operators():
     """Of float32, to the vectors and the one row of a table that are left out here."""
-    for family, arch in (("opt", OPT_350M), ("merino", UNIFORM)):
-        geometry = geometry_of(family, arch.model_dump())
-        assert decode_weight_bytes(geometry, "fp32", "fp32") == pytest.approx(
+    for arch in (OPT_350M, UNIFORM):
+        assert decode_weight_bytes(arch.operators, "fp32", "fp32") == pytest.approx(
             bytes_by_operators(arch.operators, "fp32"), rel=0.02)
-        assert stored_params(geometry) == pytest.approx(params(arch.operators), rel=0.02)
+        assert stored_params(arch.operators) == pytest.approx(params(arch.operators), rel=0.02)
 
 
 def test_opt_as_gpt2_says_what_it_reads_more():
-    geometry = geometry_of("opt", OPT_350M.model_dump())
-    made, notes = as_gpt2(geometry)
+    made, notes = as_gpt2(OPT_350M)
     more = 50272 * 512 - 2 * 512 * 1024
-    assert decode_weight_bytes(made, "F32", "F32") - decode_weight_bytes(geometry, "fp32", "fp32") == 4 * more
+    read, ours = (decode_weight_bytes(each.operators, "fp32", "fp32") for each in (made, OPT_350M))
+    assert read - ours == 4 * more
     assert f"{more:,} more weights" in notes[1]
     with pytest.raises(ValueError, match="layers of one width"):
-        as_gpt2(geometry_of("merino", GROWING.model_dump()))
+        as_gpt2(GROWING)
+    with pytest.raises(ValueError, match="layers with shared weights"):
+        as_gpt2(UNIFORM.model_copy(update={"blocks": (UNIFORM.blocks[0].model_copy(update={"shared": True}),)}))
+    for gated in ("smollm-135m", "qwen3-0.6b"):
+        with pytest.raises(ValueError, match="FFN of two matrices"):
+            as_gpt2(model(gated).geometry)
 
 
 def test_the_command_shows_peers_beside_ours(bundles, capsys):

@@ -1,5 +1,7 @@
 """Device profiles: the shipped hold the boards' facts, bad ones name all their faults, the host is probed."""
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from merino_bench.probe import bandwidth as probe
 from merino_edge.calibration import host
 from merino_edge.calibration.board import board as named_board
-from merino_edge.profiles import profile as profiles
-from merino_edge.profiles.profile import Figure, list_profiles, load_profile, parse_profile, profile_ids, weakest_kind
+from merino_edge.profiles.coefficients import KINDS, Figure, weakest_kind
+from merino_edge.profiles.reading import list_profiles, load_profile, parse_profile, profile_ids
 from merino_runtime import board
 from merino_runtime.errors import MerinoError
 
@@ -49,7 +51,7 @@ def test_every_figure_says_how_it_is_known(board):
     found = dict(figures(load_profile(board)))
     assert len(found) >= 11
     for name, figure in found.items():
-        assert figure.kind in profiles.KINDS, name
+        assert figure.kind in KINDS, name
         assert len(figure.source) > 5, name
         assert figure.kind != "calibrated", f"{name}: no shipped figure was measured by us"
 
@@ -83,6 +85,19 @@ def test_default_budgets_admit_a_model():
         assert min(in_time, fit_mb) >= 4 * 25, profile.id  # 25 M fp32 parameters
     pi_4 = load_profile("raspberry-pi-4")
     assert pi_4.budget.decode_ms * pi_4.performance.read_gb_s.value == pytest.approx(4 * 60)
+
+
+LOADED = """
+import sys
+from merino_edge.calibration.board import board
+assert board("raspberry-pi-5").id == "raspberry-pi-5"
+print(*sorted({"scipy", "torch", "transformers", "onnxruntime", "merino_bench"} & set(sys.modules)))
+"""
+
+
+def test_reading_a_profile_loads_neither_the_fitter_nor_torch_nor_the_harness():
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_profiles_are_frozen():
@@ -184,7 +199,7 @@ def test_reading_faster_than_the_memory_is_a_fault():
 
 
 def test_a_prediction_is_as_good_as_its_weakest_figure():
-    known = {kind: Figure(value=1, kind=kind, source="test") for kind in profiles.KINDS}
+    known = {kind: Figure(value=1, kind=kind, source="test") for kind in KINDS}
     assert weakest_kind([known["calibrated"]]) == "calibrated"
     assert weakest_kind([known["calibrated"], known["published"]]) == "published"
     assert weakest_kind([known["datasheet"], known["published"]]) == "datasheet"
@@ -193,7 +208,7 @@ def test_a_prediction_is_as_good_as_its_weakest_figure():
 
 def test_facts_of_this_machine(monkeypatch):
     monkeypatch.setattr(host, "_performance", lambda _: raw_profile()["performance"])
-    monkeypatch.setattr(host, "host_probe", lambda: None)
+    monkeypatch.setattr(host, "host_probe", lambda _: None)
     monkeypatch.setattr(host, "_cpu", lambda _: raw_profile()["cpu"])
     profile = named_board("host")
     assert profile.id == "host"
@@ -208,7 +223,7 @@ def test_host_without_proc_and_sys(monkeypatch, tmp_path):
     monkeypatch.setattr(host, "last_level_cache_bytes", lambda: 0)
     monkeypatch.setattr(host.psutil, "cpu_freq", absent)
     monkeypatch.setattr(host.platform, "machine", lambda: "arm64")
-    monkeypatch.setattr(host, "host_probe", lambda: None)
+    monkeypatch.setattr(host, "host_probe", lambda _: None)
     performance = raw_profile()["performance"] | {"decode_threads": one_thread(), "prefill_threads": one_thread()}
     monkeypatch.setattr(host, "_performance", lambda _: performance)
     profile = named_board("host")

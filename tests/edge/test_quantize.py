@@ -15,7 +15,7 @@ from merino_edge.export.parity import rms_error, with_quantized
 from merino_edge.export.quantize import BLOCKS, dequantize, matrix_error, quantize, quantize_blocks, rms
 from merino_edge.export.source import load_source
 from merino_edge.families import operators
-from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.designed import Architecture
 from merino_edge.families.opt.geometry import OptArchitecture
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
@@ -101,9 +101,9 @@ MODELS = {
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def source(request, decoder, opt_decoder, tmp_path_factory):
+def source(request, decoder, tmp_path_factory):
     arch = MODELS[request.param]
-    model = opt_decoder(arch, 3) if isinstance(arch, OptArchitecture) else decoder(arch, 3)
+    model = decoder(arch, 3)
     folder = tmp_path_factory.mktemp("quantized") / "model"
     model.save_pretrained(folder)
     return load_source(str(folder))

@@ -1,7 +1,6 @@
 """Verdicts on existing models against direct predictions, and the front against the search at each of its limits."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -18,8 +17,8 @@ from merino_edge.design.space import Space
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.zoo import load_models, model
 from merino_edge.prediction.predict import Workload, predict
-from merino_edge.profiles.profile import load_profile
-from merino_edge.report.front import draw, save_front
+from merino_edge.profiles.reading import load_profile
+from merino_edge.report.front import front_svg
 from merino_runtime.errors import MerinoError
 
 PI5, ZERO = load_profile("raspberry-pi-5"), load_profile("raspberry-pi-zero-2w")
@@ -171,24 +170,6 @@ def test_a_mark_whose_context_is_too_short_is_left_out():
     assert [mark.id for mark in found.models] == [name for name in MARKED if name != "gpt2"]
 
 
-def test_the_picture_names_every_mark_and_no_two_names_overlap(found_front, tmp_path):
-    figure = draw(found_front)
-    axes = figure.axes[0]
-    texts = {text.get_text(): text.get_window_extent() for text in axes.texts}
-    assert {mark.name for mark in found_front.models} <= {name for text in texts for name in text.split(", ")}
-    drawn = list(texts.values())
-    assert not any(a.overlaps(b) for index, a in enumerate(drawn) for b in drawn[:index])
-    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in drawn)
-    assert axes.lines[0].get_xydata().tolist() == [
-        [getattr(point.predicted, found_front.against), point.entropy / 1e3] for point in found_front.points
-    ]
-    assert "(ms)" in axes.get_xlabel() or "(MB)" in axes.get_xlabel()
-    path = tmp_path / "new" / "front.png"
-    save_front(found_front, path)
-    assert path.read_bytes().startswith(b"\x89PNG") and 20_000 < path.stat().st_size < 200_000
-    assert [each.name for each in path.parent.iterdir()] == ["front.png"]
-
-
 def run(*words):
     result = CliRunner().invoke(app, list(words), env={"COLUMNS": "250"})
     return result.exit_code, result.stdout, result.exception
@@ -215,12 +196,12 @@ def test_recommend_shows_a_table_with_what_fails_and_by_how_much():
         assert words in out, words
 
 
-def test_pareto_writes_json_and_picture(tmp_path):
-    out, plot = tmp_path / "pareto.json", tmp_path / "pareto.png"
+def test_pareto_writes_json_and_svg(tmp_path):
+    out, plot = tmp_path / "pareto.json", tmp_path / "front.svg"
     words = ("--device", "raspberry-pi-zero-2w", "--against", "memory-mb", "--vocab", "2000", "--context", "128")
     code, shown, _ = run("pareto", *words, "--points", "3", "-o", str(out), "--plot", str(plot))
     found = Front.model_validate_json(out.read_text())
-    assert code == 0 and len(found.points) == 3 and plot.stat().st_size > 20_000
+    assert code == 0 and len(found.points) == 3 and plot.read_text() == front_svg(found)
     assert (found.against, found.vocab, found.context, found.prompt) == ("memory_mb", 2000, 128, 64)
     assert "each point is proved" in shown and "SmolLM-135M" in shown
 
@@ -243,30 +224,16 @@ def test_pareto_writes_json_and_picture(tmp_path):
         (("pareto", "--device", "raspberry-pi-4", "--decode-ms", "20"), "--decode-ms is what the front runs over"),
         (("pareto", "--device", "raspberry-pi-4", "--params-m", "0.001"), "--params-m 0.001 is below"),
         (("pareto", "--device", "raspberry-pi-4", "--precision", "fp7"), "fp7"),
+        (("pareto", "--device", "raspberry-pi-4", "--plot", "front.png"), "such as --plot front.svg"),
+        (("pareto", "--device", "raspberry-pi-4", "--plot", "front"), "such as --plot front.svg"),
         (("pareto", "--device", "raspberry-pi-4", "--vocab", "300", "--points", "2", "-o", "/proc/no/p.json"), "write"),
-        (("pareto", "--device", "raspberry-pi-4", "--vocab", "300", "--points", "2", "--plot", "/proc/no/p"), "write"),
+        (("pareto", "--device", "raspberry-pi-4", "--vocab", "300", "--points", "2", "--plot", "/proc/a.svg"), "write"),
     ],
 )
 def test_a_users_mistake_is_one_clear_error(words, says):
     code, out, error = run(*words)
     assert code == 1 and out == "" and isinstance(error, MerinoError)
     assert says in str(error)
-
-
-def test_a_picture_without_matplotlib_is_refused_before_anything_is_solved(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, out, error = run("pareto", "--device", "raspberry-pi-4", "--plot", str(tmp_path / "front.png"))
-    assert code == 1 and out == "" and "pip install matplotlib" in str(error)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_write_leaves_the_old_picture(found_front, tmp_path):
-    folder = tmp_path / "front.png"
-    folder.mkdir()  # a folder stands where the file would be
-    (folder / "kept").write_text("")
-    with pytest.raises(MerinoError, match="cannot write"):
-        save_front(found_front, folder)
-    assert [path.name for path in tmp_path.iterdir()] == ["front.png"]
 
 
 def test_a_board_that_has_too_little_memory_for_any_decoder_says_so():

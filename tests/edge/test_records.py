@@ -1,16 +1,17 @@
-"""Records of both schemas as the workstation reads them: whole ones come back, every fault of every file is told."""
+"""Files of records as the workstation reads them: valid rows come back, every fault of every file is reported."""
 
 import json
-from pathlib import Path
 
 import pytest
 from sample_records import failed, many, opt, record
 
-from merino_bench.harness.cases import Workload
+from merino_bench.harness.cases import BenchRequest
+from merino_bench.harness.record import SCHEMA
 from merino_bench.harness.render import as_json, as_json_lines
 from merino_bench.harness.run import run_bench
-from merino_edge.families.opt.geometry import OPT_350M
-from merino_edge.records.record import SINCE_2, Record, read_records
+from merino_edge.families.zoo import model
+from merino_edge.records.reading import read_records
+from merino_edge.records.schema import Record
 from merino_runtime.errors import MerinoError
 
 
@@ -28,7 +29,7 @@ def test_a_list_and_lines_give_the_same_records_whatever_the_file_is_called(tmp_
 
 
 def test_what_the_harness_writes_is_read(bundle_dirs, tmp_path):
-    rows = run_bench([bundle_dirs["fused"], str(tmp_path / "gone")], Workload((4,), (3,), repetitions=2))
+    rows = run_bench([bundle_dirs["fused"], str(tmp_path / "gone")], BenchRequest((4,), (3,), repetitions=2))
     found = read_records([written(tmp_path, as_json(rows))])
     assert [row.test for row in found if row.failure is None] == ["pp4", "tg3"]
     assert all("gone" in (row.failure or "") or row.bundle for row in found) and len(found) == 4
@@ -39,23 +40,30 @@ def test_what_the_harness_writes_is_read(bundle_dirs, tmp_path):
             assert row.cached == (8 if row.decodes else 0)
 
 
-def test_records_of_schema_1_are_read_and_what_they_lack_is_none():
-    found = read_records([Path(__file__).parents[1] / "records-of-schema-1.json"])
-    assert len(found) == 4 and {row.schema_version for row in found} == {1}
-    decode = found[2]
-    assert [getattr(decode, key) for key in SINCE_2] == [None] * len(SINCE_2) and decode.geometry is None
-    assert len(decode.rounds) == 3 and {len(one) for one in decode.rounds} == {64}
-    assert sum(decode.speeds) / 3 == pytest.approx(decode.tok_s) and decode.tokens == 64 and decode.cached == 8
-    assert decode.engine_name == "onnxruntime CPU"
+@pytest.mark.parametrize("found", [1, SCHEMA + 1, "two", None])
+def test_another_schema_is_one_fault_with_what_to_do_and_no_list_of_keys(tmp_path, found):
+    old = {"schema": found, "bundle": "ours", "unknown": 1}
+    with pytest.raises(MerinoError) as caught:
+        read_records([written(tmp_path, json.dumps([record(), old]))])
+    (line,) = str(caught.value).splitlines()[1:]
+    assert line.endswith(f"row 2: schema {found!r} is not read, only {SCHEMA}: measure again with this version's"
+                         " `bench`")  # fmt: skip
+
+
+def test_properties_of_a_decode_row():
+    row = Record.model_validate(record(repetitions=3, test="tg64"))
+    assert len(row.rounds) == 3 and {len(each) for each in row.rounds} == {64}
+    assert sum(row.speeds) / 3 == pytest.approx(row.tok_s) and row.tokens == 64 and row.cached == 8
+    assert row.engine_name == "onnxruntime CPU"
 
 
 def test_geometry_and_cache_of_a_deep_row():
     deep = Record.model_validate(opt(depth=512))
     assert deep.test == "tg32 @ d512" and deep.cached == 512 and deep.tokens == 32
-    assert deep.geometry == OPT_350M
+    assert deep.geometry == model("opt-350m").geometry
 
 
-def test_all_faults_of_all_files_are_told_at_once(tmp_path):
+def test_all_faults_of_all_files_are_reported_at_once(tmp_path):
     typo = {**record(), "tok_sec": 3.0, "threads": "2"}
     del typo["depth"]
     paths = [
@@ -77,11 +85,10 @@ def test_all_faults_of_all_files_are_told_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "said"), [
-    ({"schema": 3}, "schema"),
     ({"test": "warmup"}, "test"),
     ({"flags": None}, "flags"),
-    ({"samples_ms": None, "rounds_ms": None}, "must have samples_ms"),
-    ({"rounds_ms": None, "repetitions": 7}, "do not split into 7"),
+    ({"samples_ms": None, "rounds_ms": None}, "must have samples_ms, rounds_ms"),
+    ({"rounds_ms": None}, "must have rounds_ms"),
     ({"architecture": {"blocks": []}}, "architecture"),
     ({"ratio_interval": [1.0]}, "ratio_interval"),
 ])  # fmt: skip
@@ -90,6 +97,6 @@ def test_a_contradiction_is_a_fault(tmp_path, changes, said):
         read_records([written(tmp_path, json.dumps([{**record(), **changes}]))])
 
 
-def test_a_failed_row_needs_no_figures():
+def test_a_failed_row_needs_no_measurements():
     row = Record.model_validate(failed())
     assert row.failure == "out of memory" and row.rounds == () and row.speeds == ()

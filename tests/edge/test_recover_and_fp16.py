@@ -10,7 +10,7 @@ import torch
 from merino_edge.export.export import export
 from merino_edge.export.parity import rms_error
 from merino_edge.export.source import load_source
-from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.designed import Architecture
 from merino_edge.families.opt.geometry import OptArchitecture
 from merino_runtime import board
 from merino_runtime.backends import open_backend
@@ -27,6 +27,10 @@ MODELS = {
         ),
         vocab=311, head_size=32, context=PROMPT + STEPS,
     ),
+    "other constants": Architecture(
+        blocks=({"width": 64, "ffn_ratio": 1, "depth": 2},), vocab=64, head_size=64, context=PROMPT + STEPS,
+        rope_theta=500.0, rms_norm_eps=0.1,
+    ),
     "square": Architecture(
         blocks=({"width": 64, "ffn_ratio": 1, "depth": 2},), vocab=64, head_size=64, context=PROMPT + STEPS
     ),
@@ -37,9 +41,9 @@ MODELS = {
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def source(request, decoder, opt_decoder, tmp_path_factory):
+def source(request, decoder, tmp_path_factory):
     arch = MODELS[request.param]
-    model = opt_decoder(arch, 4) if isinstance(arch, OptArchitecture) else decoder(arch, 4)
+    model = decoder(arch, 4)
     folder = tmp_path_factory.mktemp("sources") / "model"
     model.save_pretrained(folder)
     return load_source(str(folder))
@@ -57,6 +61,32 @@ def test_a_bundle_gives_its_weights_back_bit_by_bit(source, dialect, tmp_path):
     expected, found = source.model.state_dict(), again.model.state_dict()
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+    ids = torch.arange(PROMPT)[None]
+    with torch.no_grad():
+        assert torch.equal(source.model(ids).logits, again.model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": {"rope_theta": 10_000.0}},
+        {"architecture": {"rms_norm_eps": 1e-6}},
+        {"golden": {"greedy_ids": [1]}},
+    ],
+    ids=lambda change: str(*change.values()),
+)
+def test_a_bundle_whose_description_is_of_another_model_is_refused(change, decoder, tmp_path):
+    """All its weights fit, but not the constants of its graph, or not its golden ids."""
+    decoder(MODELS["other constants"], 4).save_pretrained(tmp_path / "model")
+    export(load_source(str(tmp_path / "model")), tmp_path / "bundle")
+    path = tmp_path / "bundle" / "bundle.json"
+    description = json.loads(path.read_text())
+    assert (description["architecture"]["rope_theta"], description["architecture"]["rms_norm_eps"]) == (500.0, 0.1)
+    for key, values in change.items():
+        description[key].update(values)
+    path.write_text(json.dumps(description))
+    with pytest.raises(MerinoError, match="bundle.json and the graph do not belong together"):
+        load_source(str(tmp_path / "bundle"))
 
 
 def test_only_a_whole_float32_bundle_is_a_source(source, tmp_path):

@@ -1,4 +1,4 @@
-"""The report from synthetic and committed records: what is claimed, what is kept apart, and that nothing runs in it."""
+"""The report of synthetic and committed records: its claims, its two kinds of ratio, and that no text in it runs."""
 
 import json
 import re
@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from sample_records import OURS, failed, many, opt, record
 
 from merino_edge.cli.app import main
-from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.designed import Architecture
 from merino_edge.prediction.predict import Workload, predict
-from merino_edge.profiles.profile import load_profile
-from merino_edge.records.record import Record, read_records
+from merino_edge.profiles.reading import load_profile
+from merino_edge.records.reading import read_records
+from merino_edge.records.schema import Record
 from merino_edge.report import words
-from merino_edge.report.figures import cache_points, figures
 from merino_edge.report.markdown import markdown
 from merino_edge.report.page import page
+from merino_edge.report.page_charts import cache_points, charts_of
 from merino_edge.report.summary import summarise
 from merino_edge.report.svg import linear_ticks, log_ticks, number
 
@@ -40,7 +41,15 @@ def test_the_headline_of_the_committed_records():
     assert "random weights" in words.headline_details(found) and "measured on AMD EPYC" in words.headline_details(found)
 
 
-def test_the_reference_is_known_by_its_parameters_not_by_its_name():
+def test_the_committed_page_is_the_one_of_the_committed_records():
+    results = ROOT / "bench" / "results" / "demo-x86-2cores.json"
+    committed = (ROOT / "docs" / "report-x86-2cores.html").read_text(encoding="utf-8")
+    assert page(summarise(read_records([results]))) == committed, (
+        "remake it: merino-edge report bench/results/demo-x86-2cores.json -o docs/report-x86-2cores.html"
+    )
+
+
+def test_the_reference_is_recognised_by_its_parameters_not_by_its_name():
     found = summary_of(record(10, bundle="opt-350m"), opt(50, bundle="renamed"))
     assert found.headline.theirs.bundle == "renamed" and found.headline.ours.bundle == "opt-350m"
 
@@ -78,7 +87,7 @@ def test_of_several_thread_counts_the_fastest_reference_counts():
     assert found.equal[0].theirs.threads == 2
 
 
-def test_the_harness_own_interval_is_kept_where_it_is_of_this_ratio():
+def test_the_interval_of_the_harness_is_used_where_it_is_of_this_ratio():
     ours, theirs = record(10), opt(50)
     ratio = ours["tok_s"] / theirs["tok_s"]
     kept = summary_of({**ours, "ratio_to_baseline": ratio, "ratio_interval": [4.5, 5.5]}, theirs)
@@ -87,7 +96,7 @@ def test_the_harness_own_interval_is_kept_where_it_is_of_this_ratio():
     assert other.equal[0].speed.low > 4.8
 
 
-def test_predictions_are_the_cost_codes_own_and_say_where_the_measurement_is_from():
+def test_predictions_are_the_cost_models_and_name_the_machine_of_the_measurement():
     found = summary_of(record(10), record(30, test="pp64"), opt(), record(9, engine="llama.cpp 1", dialect=None),
                        board="raspberry-pi-4")  # fmt: skip
     by_what = {one.what: one for one in found.predictions if one.series.bundle == "ours"}
@@ -102,7 +111,23 @@ def test_predictions_are_the_cost_codes_own_and_say_where_the_measurement_is_fro
     assert all(one.here for one in there.predictions) and there.predictions
 
 
-def test_memory_parts_add_up_and_kv_is_apart_only_where_the_geometry_is_known():
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({"precision": "fp16"}, "the CPU cost model has no coefficients for fp16, only for fp32, int8, int4"),
+    ({"engine": "llama.cpp 7", "precision": "F32"}, "the cost model covers ONNX Runtime only"),
+    ({"family": None, "architecture": None}, "the records have no architecture of a known family"),
+])  # fmt: skip
+def test_a_report_says_which_rows_have_no_prediction_and_why(changes, reason):
+    rows = record(10), record(30, test="pp64"), record(8, bundle="other", **changes)
+    found = summary_of(*rows, board="raspberry-pi-4")
+    assert {one.series.bundle for one in found.predictions} == {"ours"}
+    assert [(one.series.bundle, one.reason) for one in found.unpredicted] == [("other", reason)]
+    said = f"No prediction for {found.unpredicted[0].series.label}: {reason}."
+    assert said in page(found) and said in markdown(found).replace("\\", "")
+    without_board = summary_of(*rows)
+    assert not without_board.unpredicted and "No prediction" not in page(without_board) + markdown(without_board)
+
+
+def test_memory_parts_add_up_and_kv_is_separate_only_with_a_known_architecture():
     known, unknown = summary_of(record(10), record(10, bundle="plain", family=None, architecture=None)).memory
     assert known.kv_mb > 0 and unknown.kv_mb is None
     for parts in (known, unknown):
@@ -119,11 +144,11 @@ def test_cache_points_are_medians_of_each_depth_or_of_slices_of_the_steps():
 
 def test_drawings_are_well_formed_named_and_once_per_width():
     names = []
-    for figure in figures(summary_of(*many(), board="raspberry-pi-4")):
-        assert len(figure.drawings) == 2 and figure.provenance
-        for drawing in figure.drawings:
+    for chart in charts_of(summary_of(*many(), board="raspberry-pi-4")):
+        assert len(chart.drawings) == 2 and chart.provenance
+        for drawing in chart.drawings:
             svg = ElementTree.fromstring(drawing)
-            assert svg.get("role") == "img" and svg[0].tag == "title" and svg[0].text == figure.title
+            assert svg.get("role") == "img" and svg[0].tag == "title" and svg[0].text == chart.title
             assert svg[1].tag == "desc" and svg[1].text
             names.append(svg[0].get("id"))
             places = [float(each.get(key, "0")) for each in svg.iter() for key in ("x", "y", "cx", "cy", "x1", "y2")]
@@ -131,14 +156,14 @@ def test_drawings_are_well_formed_named_and_once_per_width():
     assert len(names) == len(set(names)) == 18
 
 
-def test_a_page_asks_for_nothing_and_each_figure_has_its_provenance():
+def test_a_page_loads_nothing_and_each_chart_has_its_provenance():
     html = page(summary_of(*many(), board="raspberry-pi-4"))
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<link (?!rel=\"icon\" href=\"data:,\")", html)
-    assert "measured on Test board" in html and "predicted from estimated figures" in html
+    assert "measured on Test board" in html and "predicted from estimated coefficients" in html
     assert html.count('class="provenance"') == html.count("<figure") == 9
 
 
-def test_what_a_record_says_is_shown_and_never_run():
+def test_text_of_a_record_is_shown_and_never_run():
     raw = [record(10, bundle=EVIL, engine=f"onnxruntime {EVIL}", notes=[EVIL]), opt(engine=f"onnxruntime {EVIL}"),
            failed(bundle=EVIL, flags=[f"failed: {EVIL}"])]  # fmt: skip
     html = page(summary_of(*raw))
@@ -150,7 +175,7 @@ def test_what_a_record_says_is_shown_and_never_run():
             assert len(re.findall(r"(?<!\\)\|", line)) in (8, 9, 15, 16), line
 
 
-def test_markdown_is_short_and_says_what_it_leaves_out():
+def test_markdown_is_short_and_says_how_many_rows_it_omits():
     text = markdown(summary_of(*many(), board="raspberry-pi-4"))
     assert text.startswith("### 6.8× as fast as OPT-350M") and "19 of 50 rows" in text
     assert "Predicted for Raspberry Pi 4" in text and "broken tg32 failed: out of memory" in text
@@ -165,7 +190,7 @@ def test_records_without_the_reference_make_a_report_without_ratios():
     assert "out of memory" in page(only_failed) and "out of memory" in markdown(only_failed)
 
 
-def test_series_of_one_name_are_told_apart():
+def test_series_with_the_same_name_have_different_labels():
     labels = [one.label for one in summary_of(record(), record(threads=1), record(engine="llama.cpp 7")).series]
     assert labels == ["ours fp32, 2 threads", "ours fp32, 1 thread", "ours fp32 llama.cpp"]
 

@@ -1,4 +1,4 @@
-"""The report in a real browser, without a screen: it asks for nothing, fits a phone, sorts, and turns dark."""
+"""The report and the front in a real browser, headless: they load nothing, fit a phone, sort, and turn dark."""
 
 import json
 import shutil
@@ -81,6 +81,25 @@ def test_it_fits_and_asks_for_nothing(reports, opened, name, width, scheme):
         "narrow" if width < 620 else "wide"}  # fmt: skip
     assert page.evaluate(TEXT_PX) >= 10.5
     assert page.evaluate(OUTSIDE) == []
+    assert page.evaluate(OVERLAPS) == []
+
+
+@pytest.mark.parametrize("axis", ["decode-ms", "memory-mb"])
+def test_a_front_in_the_browser_has_no_text_outside_and_no_label_on_another(browser, tmp_path, axis):
+    path = tmp_path / "front.svg"
+    words = ["pareto", "--device", "raspberry-pi-zero-2w", "--vocab", "2000", "--context", "128", "--points", "3"]
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--against", axis, "--plot", str(path)])
+    assert done.value.code == 0
+    page = browser.new_page(viewport={"width": 800, "height": 700})
+    page.goto(path.as_uri())
+    assert page.evaluate(OVERLAPS) == []
+    assert page.evaluate("""[...document.querySelectorAll('text')].filter(text => {
+        const box = text.getBoundingClientRect();
+        return box.left < 0 || box.right > 800;
+      }).map(text => text.textContent)""") == []
+    assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('text.footnote')).fontSize)") >= 12
+    page.close()
 
 
 LIGHT = "Math.max(...getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number))"
@@ -93,6 +112,16 @@ OUTSIDE = """[...document.querySelectorAll('figure svg text, h1, h2, h3, p, dt, 
     const around = (text.closest('figure') || document.body).getBoundingClientRect();
     return box.width && (box.left < around.left || box.right > around.right + 1);
   }).map(text => text.textContent)"""
+
+
+# Pairs of labels of one drawing that cover each other; a px of two boxes' edges is no more than their padding.
+OVERLAPS = """[...document.querySelectorAll('svg')].filter(svg => svg.getBoundingClientRect().width).flatMap(svg => {
+    const labels = [...svg.querySelectorAll('text.label, text.limit')];
+    return labels.flatMap((one, index) => labels.slice(index + 1).filter(other => {
+        const a = one.getBoundingClientRect(), b = other.getBoundingClientRect();
+        return a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3;
+      }).map(other => [one.textContent, other.textContent]));
+  })"""
 
 
 def column(page, title):

@@ -18,11 +18,11 @@ from merino_edge.design.entropy import Scoring
 from merino_edge.design.evolution import Effort, evolve
 from merino_edge.design.exact import undominated
 from merino_edge.design.space import Space, architecture, encode
-from merino_edge.families.merino.architecture import block_operators
+from merino_edge.families.designed import block_operators
 from merino_edge.prediction import latency as times
 from merino_edge.prediction import predict as costs
 from merino_edge.prediction.predict import Workload
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 from merino_runtime.errors import MerinoError
 
 FORMATS = ("fp32", "int8", "int4")

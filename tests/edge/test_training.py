@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.designed import Architecture
 from merino_edge.families.merino.model import MerinoForCausalLM
 from merino_edge.training import train as training
 from merino_edge.training.data import (

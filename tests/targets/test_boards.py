@@ -18,7 +18,7 @@ import pytest
 
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.embedded import FOLDER as PACKAGED
-from merino_edge.profiles.profile import load_profile
+from merino_edge.profiles.reading import load_profile
 from merino_runtime.board import ARM_FEATURES
 from merino_runtime.bundle import load_bundle
 from merino_runtime.text import open_tokenizer

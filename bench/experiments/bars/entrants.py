@@ -14,13 +14,13 @@ from merino_bench.fresh_process import run_apart
 from merino_bench.harness.cases import Case
 from merino_bench.harness.processes import measure_apart
 from merino_edge.benchmarking.peers.engines import PEERS, missing
-from merino_edge.benchmarking.peers.geometry import geometry_of
+from merino_edge.benchmarking.peers.geometry import matrix_elements, table_elements
 from merino_edge.benchmarking.peers.rows import Peers, as_read_by, make_apart, measure_peer_apart
+from merino_edge.families.registry import read_geometry
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 
 SEED, TIMEOUT_S = 0, 1200.0
-MODEL_SOURCE = "merino_edge.families.merino.random:random_decoder"
 OURS, PROBE = "ours", "probe"
 
 
@@ -71,7 +71,7 @@ def make(entrant: Entrant, cache: Path) -> dict[str, Any]:
         return {
             "params": bundle.params, "decode_weight_bytes": bundle.decode_weight_bytes, "kv_slot_bytes": kv_slot_bytes,
             "weight_bytes": bundle.weight_bytes, "kv_bytes": bundle.kv_bytes, "notes": [],
-            "layer_params": geometry_of(bundle.family, bundle.architecture).matrix_elements,
+            "layer_params": matrix_elements(read_geometry(bundle.family, bundle.architecture).operators),
         }  # fmt: skip
     if not missing(peer_of(entrant)):
         seen = peer_bundle(entrant, bundle)
@@ -126,7 +126,7 @@ def peer_of(entrant: Entrant) -> Any:
 
 
 def peers_in(cache: Path) -> Peers:
-    return Peers((), cache / "peers", MODEL_SOURCE)
+    return Peers((), cache / "peers")
 
 
 def peer_bundle(entrant: Entrant, bundle: Bundle) -> Bundle:
@@ -134,8 +134,8 @@ def peer_bundle(entrant: Entrant, bundle: Bundle) -> Bundle:
     table and its projections."""
     if not entrant.equal_bytes:
         return bundle
-    geometry = geometry_of(bundle.family, bundle.architecture)
-    width = geometry.layers[0].width
+    geometry = read_geometry(bundle.family, bundle.architecture)
+    width = geometry.layer_shapes[0].width
     changes = 2 * width * geometry.embed_width
-    vocab = (geometry.table_elements + changes) // width // 8 * 8
+    vocab = (table_elements(geometry.operators) + changes) // width // 8 * 8
     return bundle._replace(architecture={**bundle.architecture, "embed_width": width, "vocab": vocab}, vocab=vocab)

@@ -35,14 +35,15 @@ def export_model(request: dict[str, Any]) -> None:
 
 
 def source_of(model: str, cache: Path) -> Any:
-    from merino_edge.export.source import random_merino, random_opt
-    from merino_edge.families.merino.architecture import Architecture
-    from merino_edge.families.opt.geometry import OPT_350M, OptArchitecture
+    from merino_edge.export.source import random_source
+    from merino_edge.families.designed import Architecture
+    from merino_edge.families.zoo import model as published
 
+    opt = published("opt-350m").geometry
     base, _, cut = model.partition("-v")
     update = {"vocab": int(cut)} if cut else {}
     if base == "opt-350m":
-        return random_opt(OptArchitecture.model_validate({**OPT_350M.model_dump(), **update}), model)
+        return random_source(opt.model_validate({**opt.model_dump(), **update}), model)
     if base == "66m":
         block = {"width": WIDTH_66M, "ffn_ratio": 1, "depth": LAYERS_66M}
         arch = {"blocks": [block], "vocab": VOCAB_66M, "head_size": 64, "context": CONTEXT_66M}
@@ -51,10 +52,10 @@ def source_of(model: str, cache: Path) -> Any:
     elif base.startswith(TIMED):
         arch = designed(cache / f"design-{base}.json", for_the_time(base.removeprefix(TIMED)))
     elif base == "try-opt":
-        return random_opt(OptArchitecture.model_validate({**TRY_OPT, **update}), model)
+        return random_source(opt.model_validate({**TRY_OPT, **update}), model)
     else:
         arch = TRY
-    return random_merino(Architecture.model_validate({**arch, **update}), model)
+    return random_source(Architecture.model_validate({**arch, **update}), model)
 
 
 def designed(path: Path, options: Sequence[str]) -> dict[str, Any]:
@@ -68,9 +69,10 @@ def designed(path: Path, options: Sequence[str]) -> dict[str, Any]:
 def for_the_time(precision: str) -> tuple[str, ...]:
     """A decode time on this machine that OPT-350M's predicted one exceeds FASTER times, in one format."""
     from merino_edge.calibration.board import board
-    from merino_edge.families.opt.geometry import OPT_350M
+    from merino_edge.families.zoo import model
     from merino_edge.prediction.predict import Workload, predict
 
-    opt_ms = predict(OPT_350M.operators, board("host"), Workload(precision, CONTEXT, PROMPT)).decode_ms
+    operators = model("opt-350m").geometry.operators
+    opt_ms = predict(operators, board("host"), Workload(precision, CONTEXT, PROMPT)).decode_ms
     return ("--device", "host", "--precision", precision, "--params-m", "60.2", "--decode-ms", f"{opt_ms / FASTER:.4g}",
             "--context", str(CONTEXT), "--prompt", str(PROMPT))  # fmt: skip

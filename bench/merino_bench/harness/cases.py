@@ -1,23 +1,26 @@
-"""What is measured: prefills of prompts (`pp512`) and decode steps (`tg128`), behind how many cached tokens
-(`tg128 @ d512`), on how many threads, and how often.
+"""Cases: what one row of the benchmark measures. A prefill of 512 ids is `pp512`, 128 decode steps are `tg128`, and
+`tg128 @ d512` are the same steps behind 512 cached tokens.
 
-Turns a request into cases that fit the bundles' context, or refuses it. Knows no clock and no model.
+Makes cases of a request, such that all fit the contexts of the bundles, or refuses it. Measures nothing.
 """
 import re
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.errors import MerinoError
 
-USUAL_PROMPT, USUAL_STEPS = 512, 128
+DEFAULT_PROMPT, DEFAULT_STEPS = 512, 128
 START_PROMPT = 8  # cached before the first decode step of a tg case that names no depth
-MOST_VALUES = 4096  # of one list: a range without its step is easily written
+MOST_VALUES = 4096  # of one list: it is easy to forget the step of a range
 _RANGE = re.compile(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?$")
 
 
 class Case(NamedTuple):
-    """One row. pp: a timed prefill of `prompt` ids behind `depth` cached ones, no step. tg: a timed prefill of
-    `prompt` ids, then `steps` timed decode steps, the first of which finds `decode_start` ids cached; the
-    prefill gives the first token, so the steps are the tokens after it."""
+    """What one row measures.
+
+    pp: a timed prefill of `prompt` ids behind `depth` cached ones, no step. tg: a timed prefill of `prompt` ids, then
+    `steps` timed decode steps, the first behind `decode_start` cached ids. The prefill chooses the first token, so the
+    steps are the tokens after it.
+    """
     name: str
     prompt: int
     steps: int
@@ -31,17 +34,18 @@ class Case(NamedTuple):
 
     @property
     def untimed(self) -> int:
-        """Ids that are cached once, before the clock runs, and stay for all repetitions."""
+        """Ids that are cached once before the timing, and stay for all repetitions."""
         return self.decode_start - self.prompt
 
     @property
     def slots(self) -> int:
-        """Cache slots that a round fills."""
+        """Cache slots that one repetition fills."""
         return self.decode_start + self.steps
 
 
-class Workload(NamedTuple):
-    """Lengths of None are chosen to fit the bundles; those that were asked for are kept or refused."""
+class BenchRequest(NamedTuple):
+    """What to measure. Lengths of None become the defaults, shortened to the bundles' contexts; given lengths that do
+    not fit are refused."""
     prompts: Optional[Tuple[int, ...]] = None
     steps: Optional[Tuple[int, ...]] = None
     repetitions: int = 5
@@ -51,8 +55,8 @@ class Workload(NamedTuple):
 
 
 def parse_numbers(text: str, what: str, least: int = 0) -> Tuple[int, ...]:
-    """A list of numbers and ranges as llama-bench takes them: `128,512`, `1-4` (each), `128-512+128`,
-    `128-2048*2`. Each value once, in the order given."""
+    """Numbers and ranges in the syntax of llama-bench: `128,512`, `1-4` (each), `128-512+128`, `128-2048*2` -> each
+    value once, in the order given. Raises MerinoError for other text and for values below `least`."""
     values: List[int] = []
     for word in text.split(","):
         values.extend(_range_values(word.strip(), text, what))
@@ -86,18 +90,22 @@ def decode_case(steps: int, depth: int = 0, threads: Optional[int] = None) -> Ca
     return Case(_name(f"tg{steps}", depth), min(START_PROMPT, depth or START_PROMPT), steps, depth, threads)
 
 
-def cases_for(workload: Workload, contexts: Sequence[Tuple[str, int]]) -> Tuple[Case, ...]:
-    """contexts: (name, context) of each bundle. All bundles get the same cases, so that rows compare: the
-    usual lengths shrink to the smallest context, and the rows' names say so."""
-    _check_counts(workload)
-    name, context = min(contexts, key=lambda one: one[1]) if contexts else ("none", 2 * USUAL_PROMPT)
-    deepest = max(workload.depths)
-    prompts, steps = workload.prompts, workload.steps
+def cases_for(request: BenchRequest, contexts: Sequence[Tuple[str, int]]) -> Tuple[Case, ...]:
+    """All bundles get the same cases, so that rows can be compared: the default lengths are shortened to the smallest
+    context, and the cases are named after the shortened lengths.
+
+    contexts: (name, context) of each bundle. Raises MerinoError where a given length does not fit all of them,
+    or nothing is left to measure.
+    """
+    _check_counts(request)
+    name, context = min(contexts, key=lambda one: one[1]) if contexts else ("none", 2 * DEFAULT_PROMPT)
+    deepest = max(request.depths)
+    prompts, steps = request.prompts, request.steps
     if prompts is None:
-        prompts = (min(USUAL_PROMPT, max(1, (context - deepest) // 2)),)
+        prompts = (min(DEFAULT_PROMPT, max(1, (context - deepest) // 2)),)
     if steps is None:
-        steps = (min(USUAL_STEPS, max(1, context - (deepest or START_PROMPT))),)
-    cases = tuple(case for threads in workload.threads or (None,) for depth in workload.depths
+        steps = (min(DEFAULT_STEPS, max(1, context - (deepest or START_PROMPT))),)
+    cases = tuple(case for threads in request.threads or (None,) for depth in request.depths
                   for case in [*(prefill_case(one, depth, threads) for one in prompts),
                                *(decode_case(one, depth, threads) for one in steps)])
     if not cases:
@@ -136,11 +144,11 @@ def _name(test: str, depth: int) -> str:
     return f"{test} @ d{depth}" if depth else test
 
 
-def _check_counts(workload: Workload) -> None:
-    rules = [("repetitions", workload.repetitions, 1), ("seed", workload.seed, 0)]
-    rules.extend(("threads", threads, 1) for threads in workload.threads)
-    rules.extend(("depth", depth, 0) for depth in workload.depths)
-    rules.extend(("length", length, 1) for length in (workload.prompts or ()) + (workload.steps or ()))
+def _check_counts(request: BenchRequest) -> None:
+    rules = [("repetitions", request.repetitions, 1), ("seed", request.seed, 0)]
+    rules.extend(("threads", threads, 1) for threads in request.threads)
+    rules.extend(("depth", depth, 0) for depth in request.depths)
+    rules.extend(("length", length, 1) for length in (request.prompts or ()) + (request.steps or ()))
     wrong = [f"{name} is {value}, allowed: {least} or more" for name, value, least in rules if value < least]
-    if wrong or not workload.depths:
+    if wrong or not request.depths:
         raise MerinoError(f"the benchmark cannot be run so: {'; '.join(wrong) or 'no depth is given'}.")

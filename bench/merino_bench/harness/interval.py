@@ -1,4 +1,4 @@
-"""How sure a ratio of two speeds is: a seeded bootstrap over repetitions (Efron 1979), numpy only.
+"""The confidence interval of a ratio of two speeds: a seeded bootstrap over repetitions (Efron 1979), numpy only.
 
 With five repetitions a plain percentile interval is too narrow, since resampling makes the spread smaller by
 sqrt((n - 1) / n) and knows no Student's t. The expanded percentile interval (Hesterberg, What Teachers Should
@@ -45,12 +45,12 @@ def ratio_interval(speeds: Sequence[float], base_speeds: Sequence[float], paired
 
 
 def tail_share(count: int) -> float:
-    """The part of the draws that is cut off at each end, for so many values: 0.025 for very many."""
+    """Share of draws beyond each end of the expanded percentile interval, for `count` values; 0.025 in the limit."""
     return 0.5 * math.erfc(student_t(count - 1) * math.sqrt(count / (count - 1)) / math.sqrt(2))
 
 
 def student_t(freedom: int) -> float:
-    """The 0.975 quantile; from five degrees of freedom the expansion of Cornish and Fisher, within 1 %."""
+    """Student's t at 0.975; from five degrees of freedom by the Cornish-Fisher expansion, within 1 %."""
     if freedom <= len(_T_975):
         return _T_975[freedom - 1]
     z = _Z_975

@@ -1,4 +1,4 @@
-"""One row's repetitions shared out to fresh processes of the worker, and their results put together again."""
+"""Splits the repetitions of a row into blocks, runs each in a fresh worker process, and joins their results."""
 from statistics import median
 from typing import Any, Dict, List, Sequence
 
@@ -6,24 +6,24 @@ from merino_bench.fresh_process import run_apart
 from merino_bench.harness.cases import Case
 from merino_bench.harness.worker import request_of
 
-BLOCKS = 5  # processes per row at most, in turn with those of the other bundles
+BLOCKS = 5  # processes per row, at most
 
 
 def block_sizes(repetitions: int) -> List[int]:
-    """How the repetitions are shared out: (7) -> 2, 2, 1, 1, 1."""
+    """Repetitions of each block: 7 -> 2, 2, 1, 1, 1."""
     blocks = min(BLOCKS, repetitions)
     return [repetitions // blocks + (place < repetitions % blocks) for place in range(blocks)]
 
 
 def measure_apart(path: str, case: Case, repetitions: int, seed: int, verify: bool,
                   timeout_s: float) -> Dict[str, Any]:
-    """`measure` in a fresh process; MerinoError with the reason where it gives no result."""
+    """`worker.measure` in a fresh process. Raises MerinoError with the reason where it gives no result."""
     return run_apart("merino_bench.harness.worker", request_of(path, case, repetitions, seed, verify), timeout_s)
 
 
 def joined(blocks: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
-    """The blocks of one row, each of `measure`, as one: samples in order, the median load, the highest peak, the
-    state before the first and after the last."""
+    """One result from those of a row's blocks: all samples in order, the median load time, the highest memory peak, the
+    machine's state before the first block and after the last."""
     first = dict(blocks[0])
     for key in ("prefill_ms", "step_ms", "prefill_phases_s", "decode_phases_s"):
         first[key] = [one for block in blocks for one in block[key]]

@@ -1,4 +1,4 @@
-"""Progress on a board: one line on stderr that is written over, and nothing where stderr is no terminal."""
+"""Progress on a board: one line on stderr, rewritten in place; nothing where stderr is no terminal."""
 import shutil
 import sys
 from typing import Callable, Optional
@@ -7,12 +7,12 @@ Progress = Callable[[int, int, str], None]  # (done, total, what comes next); do
 
 
 def line_progress() -> Optional[Progress]:
-    """None where nobody watches."""
+    """None where stderr is no terminal."""
     return show_line if sys.stderr.isatty() else None
 
 
 def show_line(done: int, total: int, what: str) -> None:
     line = f"merino: {done}/{total} {what}" if done < total else ""
     width = shutil.get_terminal_size().columns - 1
-    sys.stderr.write("\r\x1b[K" + line[:width])  # to the line's beginning, and the rest of it erased
+    sys.stderr.write("\r\x1b[K" + line[:width])  # back to the line's beginning, and erase it
     sys.stderr.flush()

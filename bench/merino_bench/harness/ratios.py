@@ -1,6 +1,6 @@
-"""Ratios to a baseline, each with its interval and with what kind it is: at equal format, or as shipped.
+"""Speed ratios to a baseline, each with its interval and its kind: at equal format, or as shipped.
 
-A row that was disturbed or failed has none, and its notes say why.
+A row with flags (disturbed or failed) has no ratio, and its notes say why.
 """
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -42,7 +42,7 @@ def baseline_for(record: Record, baselines: Sequence[Record]) -> Optional[Record
 
 
 def same_format(record: Record, base: Record) -> bool:
-    """Of the weights, and of the graph where both have one of ours: another engine has no dialect."""
+    """Whether weights and dialect are equal; another engine's row has no dialect and differs in none."""
     dialects = {record["dialect"], base["dialect"]} - {None}
     return record["precision"] is not None and record["precision"] == base["precision"] and len(dialects) < 2
 

@@ -1,7 +1,7 @@
-"""Benchmark records: what one row of `bench` says, derived from raw samples (fields: `RECORD_KEYS`).
+"""Benchmark records: the statistics of one row of `bench`, derived from raw samples (keys: `RECORD_KEYS`).
 
-A record of a failed measurement has the same keys, with null figures and the reason among its flags. Ratios are
-`ratios`'s; how records are shown and stored is `render`'s.
+The record of a failed measurement has the same keys: nulls, and the reason among its flags. `ratios` adds the
+comparison with a baseline, `render` shows and stores records.
 """
 import os
 import statistics
@@ -48,7 +48,7 @@ RECORD_KEYS = (
 
 
 def identity_of(path: str, bundle: Optional[Bundle]) -> Dict[str, Any]:
-    """What all rows of a bundle share; no more than the folder's name where it cannot be read."""
+    """The keys that all rows of a bundle share. Of a bundle that cannot be read: the folder's name alone."""
     if bundle is None:
         return {"bundle": os.path.basename(os.path.abspath(path))}
     description = os.path.join(bundle.folder, "bundle.json")
@@ -77,7 +77,7 @@ def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, measured: Di
         flops_per_token=flops_per_token(bundle, case), bytes_per_token=bytes_per_token(bundle, case),
         read_gb_s=read_gb_s, energy=energy, rounds_ms=rounds_ms,
         environment=measured["environment"], flags=list(measured["flags"]), notes=list(measured["notes"]),
-        **figures_of(rounds_ms))
+        **statistics_of(rounds_ms))
     if case.steps:
         record["tpot_ms"] = record["ms_mean"]  # rounds are of equal length
         if read_gb_s:
@@ -88,8 +88,8 @@ def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, measured: Di
     return record
 
 
-def figures_of(rounds_ms: Sequence[Sequence[float]]) -> Dict[str, Any]:
-    """Of all samples together, whatever repetition they belong to."""
+def statistics_of(rounds_ms: Sequence[Sequence[float]]) -> Dict[str, Any]:
+    """Mean, standard deviation and quantiles in ms, of the samples of all repetitions together."""
     samples_ms = [sample for one in rounds_ms for sample in one]
     quantiles = {f"ms_p{share}": float(np.percentile(samples_ms, share)) for share in (50, 90, 95, 99)}
     return dict(quantiles, samples_ms=samples_ms, ms_mean=statistics.mean(samples_ms),
@@ -97,7 +97,7 @@ def figures_of(rounds_ms: Sequence[Sequence[float]]) -> Dict[str, Any]:
 
 
 def speeds_of(rounds_ms: Sequence[Sequence[float]], tokens: int) -> List[float]:
-    """tok/s of each repetition. tokens: of a repetition."""
+    """tok/s of each repetition. tokens: how many one repetition makes."""
     return [1000 * tokens / sum(one) for one in rounds_ms]
 
 
@@ -113,9 +113,10 @@ def failures(records: Sequence[Dict[str, Any]]) -> List[str]:
 
 
 def bytes_per_token(bundle: Bundle, case: Case) -> int:
-    """The least that must be read: a `portable` graph reads the whole cache at each step, and pays for it.
+    """Bytes that a step (tg) or a prefill (pp) must read at least: weights, and the filled part of the cache. A
+    `portable` graph reads the whole cache, which this does not count.
 
-    Step i of a round finds decode_start + i cached entries, so the mean of i = 0 .. steps - 1 counts.
+    Step i of a repetition finds decode_start + i cached entries, so the mean over i = 0 .. steps - 1 is taken.
     """
     if not case.steps:
         return bundle.decode_weight_bytes
@@ -124,8 +125,9 @@ def bytes_per_token(bundle: Bundle, case: Case) -> int:
 
 
 def flops_per_token(bundle: Bundle, case: Case) -> int:
-    """Multiply-adds times 2. bundle.json's count is that of one step over an empty cache; each cached entry adds
-    a product with the query and one with the value. A prefill computes the head once, not per id."""
+    """Multiply-adds times 2, of a step (tg) or per id of the prompt (pp). bundle.json counts one step over an empty
+    cache; each cached entry adds one product with its key and one with its value. A prefill computes the head once, not
+    per id."""
     per_entry = sum(4 * layer.heads * layer.head_size for layer in bundle.kv_layers)
     if case.steps:
         return round(bundle.flops_per_token + per_entry * (case.decode_start + (case.steps - 1) / 2))
@@ -134,7 +136,7 @@ def flops_per_token(bundle: Bundle, case: Case) -> int:
 
 
 def empty_record(identity: Dict[str, Any], case: Case, command: Optional[str] = None) -> Dict[str, Any]:
-    """Every key, with null figures and what is known before measuring."""
+    """A record with every key: what is known before measuring, and nulls."""
     record: Dict[str, Any] = dict.fromkeys(RECORD_KEYS)
     record.update(identity, schema=SCHEMA, test=case.name, prompt_tokens=case.prompt, depth=case.depth, timed=TIMED,
                   date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), command=command, flags=[], notes=[])

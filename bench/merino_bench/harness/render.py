@@ -1,4 +1,4 @@
-"""Records as text: a GitHub-markdown table, CSV, JSON, JSON lines, and a file. Computes no figure."""
+"""Records as text (a GitHub-markdown table, CSV, JSON, JSON lines) and as a file. Derives no number."""
 import csv
 import io
 import json
@@ -25,7 +25,7 @@ def render(records: Sequence[Dict[str, Any]], output: str) -> str:
 
 
 def as_json(records: Sequence[Dict[str, Any]]) -> str:
-    """A list with one record per line: with line breaks between samples nobody could read it."""
+    """A JSON list with one record per line."""
     return "[" + ",\n ".join(_json(record) for record in records) + "]\n"
 
 
@@ -46,8 +46,7 @@ def as_csv(records: Sequence[Dict[str, Any]]) -> str:
 
 
 def as_markdown(records: Sequence[Dict[str, Any]]) -> str:
-    """Aligned, so that it reads in a terminal too. What failed, what has no ratio and why, and the paper's figures
-    beside ours stand below the table."""
+    """A table aligned for terminals. Below it: what failed, what has no ratio and why, our ratio beside the paper's."""
     with_ratio = any("ratio_to_baseline" in record for record in records)
     with_energy = any(record["j_per_token"] is not None for record in records)
     rows = [[_cell(text) for text in _cells(record, with_ratio, with_energy)] for record in records]
@@ -68,7 +67,7 @@ def without_ratio(records: Sequence[Dict[str, Any]]) -> List[str]:
 
 
 def beside_the_paper(records: Sequence[Dict[str, Any]]) -> List[str]:
-    """Decode against OPT-350M, ours and the paper's, where that is the baseline."""
+    """Lines with the decode ratio and the paper's own, where OPT-350M is the baseline."""
     ours = [record for record in records
             if (record.get("baseline") or "").startswith("opt-350m ") and record["bundle"] != "opt-350m"
             and record["test"].startswith("tg") and record["ratio_to_baseline"] and record["params_ratio"]]
@@ -80,7 +79,8 @@ def beside_the_paper(records: Sequence[Dict[str, Any]]) -> List[str]:
 
 
 def check_can_save(path: str) -> None:
-    """Before the measuring, so that an hour of it is not lost to a missing folder."""
+    """Raises MerinoError where `path` cannot be written. To be called before measuring: a missing folder then costs no
+    hour."""
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise MerinoError(f"cannot save to {path!r}: it must be a file in a folder that exists and may be "
@@ -88,7 +88,7 @@ def check_can_save(path: str) -> None:
 
 
 def save(records: Sequence[Dict[str, Any]], path: str) -> None:
-    """A JSON list, written beside and renamed: a reader never sees half of it."""
+    """Writes a JSON list to a temporary file and renames it: a reader never sees half of it."""
     check_can_save(path)
     folder = os.path.dirname(os.path.abspath(path))
     handle, beside = tempfile.mkstemp(".part", os.path.basename(path) + ".", folder)
@@ -106,13 +106,13 @@ def save(records: Sequence[Dict[str, Any]], path: str) -> None:
 
 
 def appends(path: str) -> bool:
-    """A file of JSON lines grows, any other is written anew."""
+    """Whether records are appended to the file (JSON lines); any other is written anew."""
     return path.endswith(".jsonl")
 
 
 def append(records: Sequence[Dict[str, Any]], path: str) -> None:
-    """One line per record, on the disk when this returns. A last line that a power cut left without its end
-    stays a line of its own."""
+    """Appends one line per record and syncs the file. Where a power cut left the last line without its end, the records
+    start on a new line."""
     check_can_save(path)
     try:
         with open(path, "ab+") as file:

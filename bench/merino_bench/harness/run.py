@@ -1,8 +1,8 @@
-"""Runs the benchmark: idle power and read bandwidth once, then case by case every bundle, in processes of their own
+"""Runs the benchmark: measures idle power and read bandwidth once, then every bundle in each case, in fresh processes
 that take turns.
 
-A bundle that fails gives rows that say why, and the others go on. Timing is `measure`'s, processes are `apart`'s,
-figures are `record`'s, ratios `ratios`'s.
+A bundle that fails gives rows that say why, and the others go on. `worker` times, `processes` starts the processes,
+`record` derives the statistics, `ratios` compares with baselines.
 """
 import os
 import shlex
@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 from merino_bench.harness import record
-from merino_bench.harness.cases import Case, Workload, cases_for
+from merino_bench.harness.cases import BenchRequest, Case, cases_for
 from merino_bench.harness.processes import block_sizes, joined, measure_apart
 from merino_bench.harness.progress import Progress, line_progress
 from merino_bench.harness.ratios import add_ratios
@@ -27,12 +27,12 @@ from merino_runtime.errors import MerinoError
 
 TIMEOUT_S = 3600.0  # of one row: a swapping board may never end
 Records = List[Dict[str, Any]]
-# (case, workload) -> rows of other engines at this case, with every key of record.RECORD_KEYS.
-MoreRows = Callable[[Case, Workload], Iterable[Dict[str, Any]]]
+# (case, request) -> rows of other engines at this case, with every key of record.RECORD_KEYS.
+MoreRows = Callable[[Case, BenchRequest], Iterable[Dict[str, Any]]]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with the records that were complete."""
+    """Ctrl-C; `records` holds those that were complete."""
 
     def __init__(self, records: Records) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Subject(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What all rows of a run share."""
+    """What is measured or known once for all rows of a run."""
     read_gb_s: Optional[float]
     sampler: Optional[Sampler]
     idle_w: Optional[float]
@@ -57,21 +57,21 @@ class Conditions(NamedTuple):
     command: str
 
 
-def run_bench(bundle_paths: Sequence[str], workload: Workload = Workload(),  # noqa: B008
+def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(),  # noqa: B008
               baselines: Sequence[str] = (), progress: Optional[Progress] = None, timeout_s: float = TIMEOUT_S,
               more_rows: Optional[MoreRows] = None, keep: Optional[Callable[[Records], None]] = None) -> Records:
-    """Rows by case, within it by bundle as given, the baselines last (or where they stand among them).
+    """-> one record per case and bundle: by case, within it by bundle as given, then the baselines.
 
-    Case by case and within it in turn, so that a drift of the machine meets all bundles alike. keep: gets the
-    rows of each case as soon as they are complete. Raises MerinoError where nothing can be measured as asked,
-    Interrupted on ctrl-C.
+    The bundles of a case take turns, so that a drift of the machine affects all alike. more_rows: makes the rows of
+    other engines for a case. keep: is called with the rows of each case as soon as they are complete. Raises
+    MerinoError where nothing can be measured as asked, Interrupted on ctrl-C.
     """
     if not timeout_s > 0:
         raise MerinoError(f"timeout is {timeout_s:g} s, allowed: more than 0.")
     subjects = subjects_of(bundle_paths, baselines)
-    cases = cases_for(workload, [(one.bundle.name, one.bundle.context) for one in subjects if one.bundle])
+    cases = cases_for(request, [(one.bundle.name, one.bundle.context) for one in subjects if one.bundle])
     records: Records = []
-    turns = len(block_sizes(workload.repetitions)) * len(subjects)
+    turns = len(block_sizes(request.repetitions)) * len(subjects)
     tell = progress or unheard
     total = 1 + len(cases) * turns
     source, why_none = find_source()
@@ -84,10 +84,10 @@ def run_bench(bundle_paths: Sequence[str], workload: Workload = Workload(),  # n
             read_gb_s=best_read_gb_s() if any(one.bundle for one in subjects) else None,
             sampler=sampler, power_source=power, timeout_s=timeout_s, command=command_line())
         for number, case in enumerate(cases):
-            rows = measure_in_turn(subjects, case, workload, conditions,
+            rows = measure_in_turn(subjects, case, request, conditions,
                                    partial(_tell_turn, tell, 1 + number * turns, total))
             base_rows = [row for row, subject in zip(rows, subjects) if subject.is_baseline]
-            others = list(more_rows(case, workload)) if more_rows else []
+            others = list(more_rows(case, request)) if more_rows else []
             if baselines:
                 add_ratios(rows + others, base_rows, in_turn=rows)
             records.extend(rows + others)
@@ -102,18 +102,18 @@ def run_bench(bundle_paths: Sequence[str], workload: Workload = Workload(),  # n
     return records
 
 
-def bench_command(bundle_paths: Sequence[str], workload: Workload, baselines: Sequence[str] = (),
+def bench_command(bundle_paths: Sequence[str], request: BenchRequest, baselines: Sequence[str] = (),
                   output: str = "md", save_path: Optional[str] = None, timeout_s: float = TIMEOUT_S,
                   progress: Optional[Progress] = None, more_rows: Optional[MoreRows] = None) -> int:
-    """The verb `bench` of both command lines: records to stdout and to a file -> the exit code, 1 where a
-    row failed. After ctrl-C what is complete is written, and KeyboardInterrupt goes on. progress None: a plain
-    line where stderr is a terminal."""
+    """The verb `bench` of both command lines: writes the records to stdout and to a file -> exit code, 1 where a row
+    failed. On ctrl-C it writes what is complete and raises KeyboardInterrupt again. progress None: a plain line where
+    stderr is a terminal."""
     render([], output)
     if save_path is not None:
         check_can_save(save_path)
     keep = (lambda rows: append(rows, str(save_path))) if save_path is not None and appends(save_path) else None
     try:
-        records = run_bench(bundle_paths, workload, baselines, progress or line_progress(), timeout_s, more_rows,
+        records = run_bench(bundle_paths, request, baselines, progress or line_progress(), timeout_s, more_rows,
                             keep)
     except Interrupted as stopped:
         _deliver(stopped.records, output, save_path)
@@ -126,7 +126,7 @@ def bench_command(bundle_paths: Sequence[str], workload: Workload, baselines: Se
 
 
 def subjects_of(bundle_paths: Sequence[str], baselines: Sequence[str]) -> List[Subject]:
-    """Each folder once; the baselines are among them."""
+    """The bundles and the baselines, each folder once. One that cannot be read is a subject too, with the reason."""
     if not bundle_paths:
         raise MerinoError("no bundle was given. Name at least one folder that `merino-edge export` wrote.")
     baseline_places = {os.path.realpath(path) for path in baselines}
@@ -145,13 +145,13 @@ def subjects_of(bundle_paths: Sequence[str], baselines: Sequence[str]) -> List[S
     return list(subjects.values())
 
 
-def measure_in_turn(subjects: Sequence[Subject], case: Case, workload: Workload, conditions: Conditions,
+def measure_in_turn(subjects: Sequence[Subject], case: Case, request: BenchRequest, conditions: Conditions,
                     tell: Callable[[int, str], None]) -> Records:
-    """A B A B ...: a row per subject, from blocks of repetitions, each in a fresh process."""
+    """-> a record per subject. Its repetitions are split into blocks, each in a fresh process, in the order A B A B."""
     blocks: List[List[Dict[str, Any]]] = [[] for _ in subjects]
     reasons = [subject.reason for subject in subjects]
     left_s = [conditions.timeout_s] * len(subjects)
-    sizes = block_sizes(workload.repetitions)
+    sizes = block_sizes(request.repetitions)
     for turn, repetitions in enumerate(sizes):
         for place, subject in enumerate(subjects):
             tell(turn * len(subjects) + place,
@@ -160,7 +160,7 @@ def measure_in_turn(subjects: Sequence[Subject], case: Case, workload: Workload,
                 continue
             start = time.perf_counter()
             try:
-                blocks[place].append(measure_apart(subject.path, case, repetitions, workload.seed, not turn,
+                blocks[place].append(measure_apart(subject.path, case, repetitions, request.seed, not turn,
                                                    left_s[place]))
             except MerinoError as error:
                 reasons[place] = str(error)
@@ -169,13 +169,13 @@ def measure_in_turn(subjects: Sequence[Subject], case: Case, workload: Workload,
 
 
 def best_read_gb_s() -> float:
-    """At the thread count that reads fastest: on some boards that is not all cores."""
+    """Read bandwidth in GB/s (10**9 bytes) at the fastest thread count: on some boards that is not all cores."""
     buffer = touched_buffer(buffer_bytes())
     return max(read_gb_s(threads, buffer=buffer) for threads in thread_counts(len(board.usable_cpus())))
 
 
 def unheard(done: int, total: int, what: str) -> None:  # noqa: ARG001
-    """The progress of a run that nobody watches."""
+    """A `Progress` that shows nothing."""
 
 
 def _tell_turn(tell: Progress, begun: int, total: int, done: int, what: str) -> None:
@@ -183,7 +183,7 @@ def _tell_turn(tell: Progress, begun: int, total: int, done: int, what: str) -> 
 
 
 def command_line() -> str:
-    """What was typed, with the program's name without its folders."""
+    """The command as it was typed, the program's name without its folders."""
     program = os.path.basename(sys.argv[0] or "python")
     if program == "__main__.py":
         program = os.path.basename(os.path.dirname(sys.argv[0]))

@@ -1,11 +1,11 @@
-"""Some repetitions of one case of one bundle, measured in this process, which should be a fresh one: nothing of
-an earlier run is then in its memory, its caches or its peak.
+"""Measures some repetitions of one case of one bundle in this process. It should be a fresh process: then an earlier
+run has left nothing in its memory, its caches or its peak.
 
-`python -m merino_bench.harness.worker REQUEST`, a JSON object in, one JSON object out; `apart` starts it. A timed
-prefill begins with the case's depth cached and ends with the choice of the first token; a timed decode step is
-the time from one token to the next: one run of the model and the choice of the token, greedy, batch 1, going on
-after an end-of-text token. So the choice (argmax) is inside, tokenising is outside: prompts are random ids. The
-first, untimed round warms up. Statistics are `record`'s, energy is the parent's: it gets the phases' times.
+`python -m merino_bench.harness.worker REQUEST` takes a JSON object and prints one; `processes` starts it. A timed
+prefill begins with the case's depth cached and ends with the choice of the first token. A timed decode step is the
+time from one token to the next: one run of the model and the choice of the token, greedy, batch 1, also after an
+end-of-text token. The choice (argmax) is timed, tokenising is not: prompts are random ids. A first, untimed repetition
+warms up. `record` derives the statistics. The parent process integrates energy over the times of the phases.
 """
 import json
 import sys
@@ -24,7 +24,7 @@ from merino_runtime.bundle import Bundle, check_files, load_bundle
 from merino_runtime.errors import MerinoError
 
 WARM_UP_STEPS = 8
-DIGITS = 4  # of milliseconds: 0.1 microseconds, the finest a clock tells
+DIGITS = 4  # of milliseconds: 0.1 microseconds, the resolution of the clock
 
 
 class Round(NamedTuple):
@@ -48,12 +48,14 @@ def request_of(bundle_path: str, case: Case, repetitions: int, seed: int, verify
 
 def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
             verify: bool = True) -> Dict[str, Any]:
-    """load_ms: reading bundle.json, importing the backend, opening the session and the KV cache. Hashing the
-    files (verify_ms, None where it was done before) comes first, so the weights are read from the page cache
-    then."""
+    """-> the samples in ms, the times of the phases in s, memory, and the state of the machine.
+
+    `load_ms`: reading bundle.json, importing the backend, opening the session and the KV cache. `verify_ms`: hashing
+    the files, None without `verify`; it comes before loading, which then finds the weights in the page cache.
+    """
     bundle, read_ms = _timed(lambda: load_bundle(bundle_path, verify=False))
     verify_ms = _timed(lambda: check_files(bundle))[1] if verify else None
-    # What a format costs where its instructions lack is a thing to measure; the record has the note.
+    # A format whose instructions this CPU lacks is measured too; the record notes it.
     notes = list(board.check_bundle_fits(bundle, allow_slow=True))
     before = environment.state()
     backend, open_ms = _timed(lambda: open_backend(bundle, case.threads))
@@ -83,8 +85,8 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
 
 def timed_rounds(backend: Backend, case: Case, repetitions: int, seed: int
                  ) -> Tuple[environment.CpuMoment, List[Round], environment.CpuMoment]:
-    """The depth is filled and a round warms up, then the repetitions -> with the CPU's time before and after
-    them."""
+    """Fills the depth, warms up with one round, then runs the repetitions -> them, between the CPU times before and
+    after."""
     ids = np.random.RandomState(seed).randint(0, backend.vocab, case.decode_start).tolist()
     if case.untimed:
         backend.prefill(ids[:case.untimed])
@@ -96,7 +98,8 @@ def timed_rounds(backend: Backend, case: Case, repetitions: int, seed: int
 
 
 def one_round(backend: Backend, prompt_ids: Sequence[int], depth: int, steps: int) -> Round:
-    """depth: filled slots to begin with; there must be as many or more."""
+    """One repetition. depth: cached ids that it starts with, at most as many as are cached now. Raises MerinoError
+    where the logits are not finite."""
     clock = time.perf_counter
     backend.truncate(depth)
     start_s = clock()

@@ -1,6 +1,6 @@
-"""How fast this machine reads memory: the ceiling of decoding, which reads every weight once per token.
+"""Read bandwidth of this machine's memory: the ceiling of decoding, which reads every weight once per token.
 
-Python 3.6, numpy only, so that it runs on every board. Leaves judging and storing the figures to its callers.
+Needs Python 3.6 and numpy only, so that it runs on every board. Callers judge and store the result.
 """
 import glob
 import os
@@ -12,10 +12,10 @@ import numpy as np
 
 MB = 2 ** 20
 LEAST_BUFFER_MB = 16
-USUAL_BUFFER_MB = 256
+DEFAULT_BUFFER_MB = 256
 
-# The fastest of these counts: no reduction reads faster than the memory, and which one is bound by arithmetic
-# depends on numpy's age and the CPU (numpy before 1.22 has no vector `max` for Arm).
+# The faster of these is taken: neither can read faster than the memory, and which one is limited by arithmetic instead
+# depends on the version of numpy and on the CPU (numpy before 1.22 has no vector `max` for Arm).
 _REDUCTIONS = (("float32", np.maximum.reduce), ("uint64", np.bitwise_or.reduce))
 
 
@@ -43,18 +43,18 @@ def read_gb_s(threads: int, seconds: float = 0.5, buffer: Optional[np.ndarray] =
 
 
 def thread_counts(cores: int) -> List[int]:
-    """The counts worth trying: all up to four, then doublings, and all cores."""
+    """The thread counts to try: all up to four, then doublings, and all cores."""
     return [count for count in (1, 2, 3, 4, 8, 16, 32, 64, 128) if count < cores] + [cores]
 
 
 def touched_buffer(size: int) -> np.ndarray:
-    """`size` bytes of float32 ones: written, because untouched pages all share one page of zeros."""
+    """`size` bytes of float32 ones [size / 4], written, because untouched pages all share one page of zeros."""
     return np.ones(size // 8 * 2, np.float32)
 
 
 def buffer_bytes() -> int:
-    """Far above the last-level cache, at most a quarter of the free memory: 64 MB on a board of 512."""
-    wanted = max(USUAL_BUFFER_MB * MB, 4 * last_level_cache_bytes())
+    """Several times the last-level cache, at most a quarter of the free memory: 64 MB on a board of 512 MB."""
+    wanted = max(DEFAULT_BUFFER_MB * MB, 4 * last_level_cache_bytes())
     free = available_bytes()
     while free and wanted > LEAST_BUFFER_MB * MB and wanted > free // 4:
         wanted //= 2

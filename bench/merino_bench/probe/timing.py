@@ -126,9 +126,9 @@ def repeat_ms(call: Callable[[], Any], seconds: float) -> List[float]:
     return samples
 
 
-def undisturbed_ms(samples_ms: Sequence[float]) -> float:
-    """The lower decile: what disturbs a run only adds time. On a quiet machine the median is within 2 % of it; on one
-    whose cores other guests use in bursts of milliseconds it does not move where the median does."""
+def lower_decile_ms(samples_ms: Sequence[float]) -> float:
+    """A tenth of the runs took less: what disturbs a run only adds time. On an idle machine the median is within 2 % of
+    it. Bursts of other work, milliseconds long, move the median but not the lower decile."""
     return sorted(samples_ms)[len(samples_ms) // 10]
 
 
@@ -137,7 +137,7 @@ def row_of(task: Task, tokens: Tuple[int, int], weight_bytes: int, cached: bool,
     return {
         "kind": task.kind, "format": task.format, "rows": task.rows, "columns": task.columns,
         "heads": task.heads, "count": task.count, "uses": task.uses, "threads": task.threads, "past": tokens[0],
-        "tokens": tokens[1], "weight_bytes": weight_bytes, "cached": cached, "ms": round(undisturbed_ms(samples_ms), 5),
-        "median_ms": round(statistics.median(samples_ms), 5),
-        "least_ms": round(min(samples_ms), 5), "repeats": len(samples_ms), "pace_us": None,
+        "tokens": tokens[1], "weight_bytes": weight_bytes, "cached": cached,
+        "ms": round(lower_decile_ms(samples_ms), 5), "median_ms": round(statistics.median(samples_ms), 5),
+        "least_ms": round(min(samples_ms), 5), "repeats": len(samples_ms),
     }

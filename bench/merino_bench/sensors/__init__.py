@@ -1,1 +1,1 @@
-"""What a machine says of itself: clocks, temperatures, throttling, power."""
+"""The state of a machine: clocks, temperatures, throttling, swap, power and energy."""

@@ -1,8 +1,8 @@
-"""Energy of the timed phases: a thread reads the power source while children measure, and the readings are
-integrated over prefill and decode apart.
+"""Energy of the timed phases: a thread reads the power source while child processes measure, and the readings are
+integrated over prefill and over decode.
 
-It runs in the parent, which else waits: the children's threads, memory and peak stay their own. Phases come as
-times of `time.perf_counter`, which on Linux is one clock for all processes. Sources are `power`'s.
+The thread runs in the parent, which only waits, so that it takes no core or memory of the measured process. Phases are
+times of `time.perf_counter`, which on Linux is one clock for all processes. `power` finds the sources.
 """
 import threading
 import time
@@ -26,7 +26,7 @@ class Reading(NamedTuple):
 
 
 class Sampler:
-    """Reads a source until it is closed. A reading that fails leaves a gap, and reading goes on."""
+    """Reads a source in a thread until it is closed. A reading that fails leaves a gap."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -45,17 +45,18 @@ class Sampler:
             start_s = time.perf_counter()
             with suppress(OSError, ValueError, MerinoError):
                 value = self.source.read()
-                # The middle of the reading: a program takes its time.
+                # The time in the middle: a source that is a program takes a while.
                 self.readings.append(Reading((start_s + time.perf_counter()) / 2, value))
             self._stop.wait(max(0.0, self.source.interval_s - (time.perf_counter() - start_s)))
 
 
 def idle_watts(sampler: Sampler, seconds: float = IDLE_S) -> Optional[float]:
-    """The mean power while nothing of ours runs; to be asked before anything is started."""
+    """The mean power in W while nothing of ours runs, so it must be called before anything is started; None where too
+    few readings came."""
     start_s = time.perf_counter()
     time.sleep(seconds)
     end_s = time.perf_counter()
-    # The edges have no reading beyond them yet.
+    # No reading lies beyond the ends of this window yet, so it is narrowed.
     margin_s = 2 * sampler.source.interval_s
     phase = [[start_s + margin_s, max(start_s + margin_s, end_s - margin_s)]]
     joules = phases_j(sampler, phase)
@@ -93,7 +94,7 @@ def inside(readings: Sequence[Reading], phases: Phases) -> int:
 
 
 def cumulative_j(readings: Sequence[Reading], counts_joules: bool) -> List[Tuple[float, float]]:
-    """(time, joules since the first reading), powers by the trapezoid rule."""
+    """(time in s, joules since the first reading) for each reading; powers are integrated by the trapezoid rule."""
     curve: List[Tuple[float, float]] = []
     for place, (time_s, value) in enumerate(readings):
         if counts_joules:
@@ -109,8 +110,8 @@ def cumulative_j(readings: Sequence[Reading], counts_joules: bool) -> List[Tuple
 
 def between_j(curve: Sequence[Tuple[float, float]], start_s: float, end_s: float,
               most_gap_s: float) -> Optional[float]:
-    """What the curve rises between two times, straight between readings; None where it does not reach from one
-    to the other without a gap."""
+    """Joules between two times, by linear interpolation of the curve; None where the readings do not span both times,
+    or have a gap above `most_gap_s` between them."""
     times = [time_s for time_s, _ in curve]
     first, last = bisect_right(times, start_s) - 1, bisect_right(times, end_s)  # around both
     if first < 0 or last >= len(times):

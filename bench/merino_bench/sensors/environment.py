@@ -1,8 +1,7 @@
-"""The machine's state around a run: clocks, temperatures, throttling, swap, and who else used the CPU.
+"""The machine's state before and after a run: clocks, temperatures, throttling, swap, CPU time of other processes.
 
-A source that this machine lacks is None, never a guess. Parsers take text, readers take a root folder, so
-that both are tested on recorded boards. Instruction set and memory are `merino_runtime.board`'s, power is
-`power`'s.
+A source that this machine lacks gives None. Parsers take text and readers take a root folder, so that both are tested
+on recorded boards. Instruction set and memory are in `merino_runtime.board`, power is in `power`.
 """
 import glob
 import os
@@ -15,7 +14,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import merino_runtime
 
-BUSY_SHARE = 0.05  # of all cores, used by others: more than that moves the figures
+BUSY_SHARE = 0.05  # of all cores, used by other processes: more than that changes the measurement
 LEAST_WINDOW_S = 0.25  # the kernel counts CPU time in steps of 0.01 s
 SWAPPED_PAGES = 256  # 1 MB
 NOW_BITS, SINCE_BOOT_BITS = 0xF, 0xF0000  # Raspberry Pi: under-voltage, capped, throttled, soft limit
@@ -29,7 +28,7 @@ class CpuMoment(NamedTuple):
 
 
 def machine(root: str = "/") -> Dict[str, Any]:
-    """What does not change during a run."""
+    """Facts that do not change during a run."""
     return {
         "board": board_model(_read(root, "proc/device-tree/model")) or cpu_model(_read(root, "proc/cpuinfo")),
         "kernel": platform.release() or None, "arch": platform.machine() or None, "cpus": os.cpu_count(),
@@ -42,7 +41,7 @@ def machine(root: str = "/") -> Dict[str, Any]:
 
 
 def state(root: str = "/") -> Dict[str, Any]:
-    """What may change: taken before and after."""
+    """Facts that may change, so they are taken before and after a run."""
     clocks = "sys/devices/system/cpu/cpu[0-9]*/cpufreq/"
     governors = {word for _, word in _read_all(root, clocks + "scaling_governor")}
     clocks_mhz = [khz / 1000 for _, khz in _numbers(root, clocks + "scaling_cur_freq")]
@@ -63,7 +62,8 @@ def state(root: str = "/") -> Dict[str, Any]:
 
 
 def flags_of(before: Dict[str, Any], after: Dict[str, Any], others_share: Optional[float]) -> List[str]:
-    """before, after: of `state`. Only what was seen: a missing source raises no flag."""
+    """`throttled`, `busy` and `swapping`, each where it was seen; a missing source raises no flag. before, after: of
+    `state`."""
     flags = []
     bits_before, bits_after = (int(one["throttle_bits"] or "0", 16) for one in (before, after))
     newly = bits_after & ~bits_before & SINCE_BOOT_BITS
@@ -84,7 +84,7 @@ def cpu_moment(root: str = "/") -> CpuMoment:
 
 
 def others_share(before: CpuMoment, after: CpuMoment, cpus: int) -> Optional[float]:
-    """The part of all cores' time that other processes took in between; None where it was too short to
+    """The share of all cores' time that other processes took between two moments; None where that was too short to
     tell."""
     window_s = after.clock_s - before.clock_s
     if before.busy_s is None or after.busy_s is None or window_s < LEAST_WINDOW_S:
@@ -127,13 +127,13 @@ def swap_used_mb(meminfo: Optional[str]) -> Optional[float]:
 
 
 def swapped_pages(vmstat: Optional[str]) -> Optional[int]:
-    """In and out, since boot."""
+    """Pages swapped in and out since boot."""
     found = re.findall(r"^pswp(?:in|out) (\d+)", vmstat or "", re.MULTILINE)
     return sum(map(int, found)) if found else None
 
 
 def busy_s(stat: Optional[str], ticks_per_s: Optional[int] = None) -> Optional[float]:
-    """user + nice + system + irq + softirq + steal of all cores: all but idle and waiting."""
+    """Seconds of all cores since boot: user + nice + system + irq + softirq + steal, without idle and iowait."""
     found = re.search(r"^cpu +(.+)$", stat or "", re.MULTILINE)
     if not found:
         return None
@@ -142,7 +142,7 @@ def busy_s(stat: Optional[str], ticks_per_s: Optional[int] = None) -> Optional[f
 
 
 def temperatures_c(root: str = "/") -> Optional[Dict[str, float]]:
-    """By the zone's own name; a second zone of the same name gets its folder's behind."""
+    """Degrees Celsius by the zone's name; a second zone of one name has its folder's name added."""
     found: Dict[str, float] = {}
     zones = "sys/class/thermal/thermal_zone*/"
     names = dict(_read_all(root, zones + "type"))
@@ -153,7 +153,7 @@ def temperatures_c(root: str = "/") -> Optional[Dict[str, float]]:
 
 
 def cpu_cooling(root: str = "/") -> Optional[int]:
-    """How far the kernel has slowed the CPU to cool it, 0: not at all. Fans are no CPU cooling."""
+    """The highest level of the kernel's CPU throttling devices, 0: not throttled. Fans do not count."""
     devices = "sys/class/thermal/cooling_device*/"
     names = dict(_read_all(root, devices + "type"))
     levels = [level for folder, level in _numbers(root, devices + "cur_state")
@@ -170,8 +170,8 @@ def _read(root: str, path: str) -> Optional[str]:
 
 
 def _read_all(root: str, pattern: str) -> List[Tuple[str, str]]:
-    """(its folder's name, its word) of each file that matches and can be read, in the order of their
-    numbers: a temperature zone that is switched off cannot."""
+    """(its folder's name, its text) of each file that matches, in the order of the numbers in the path. Files that
+    cannot be read are left out, as those of a temperature zone that is switched off."""
     paths = glob.glob(os.path.join(root, pattern))
     paths.sort(key=lambda path: [int(number) for number in re.findall(r"\d+", path[len(root):])])
     texts = [(os.path.basename(os.path.dirname(path)), (_read("", path) or "").strip()) for path in paths]
@@ -179,7 +179,7 @@ def _read_all(root: str, pattern: str) -> List[Tuple[str, str]]:
 
 
 def _numbers(root: str, pattern: str) -> List[Tuple[str, int]]:
-    """Without what is no number: a driver may say `<unsupported>`."""
+    """As `_read_all`, without what is no whole number: a driver may write `<unsupported>`."""
     return [(folder, int(text)) for folder, text in _read_all(root, pattern) if re.match(r"-?\d+$", text)]
 
 

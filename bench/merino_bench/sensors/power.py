@@ -1,7 +1,7 @@
-"""Where a machine tells its power: jtop, the INA3221 of Jetsons, the Raspberry Pi 5's PMIC, RAPL, or nowhere.
+"""Power sources of a machine: jtop, the INA3221 of Jetsons, the PMIC of the Raspberry Pi 5, RAPL, or none.
 
-Each source is found by a function that takes a root folder, so that all are tested on recorded boards, and gives
-the power of the whole board where it is measured, with the rail named. Integrating is `energy`'s.
+Each is found by a function that takes a root folder, so that all are tested on recorded boards. A source gives the
+power of the whole board where that is measured, and names the rail. `energy` integrates the readings.
 """
 import glob
 import os
@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 from merino_bench.sensors.environment import output_of
 from merino_runtime.errors import MerinoError
 
-# The rail that the whole board draws from; where none of them is there, all rails are added up.
+# The rail that supplies the whole board; without one of these, the sum of all rails is taken.
 TOTAL_RAILS = ("POM_5V_IN", "VDD_IN")
 SYSFS_INTERVAL_S, PROGRAM_INTERVAL_S = 0.1, 0.5
 
@@ -44,8 +44,8 @@ def find_source(root: str = "/") -> Tuple[Optional[Source], str]:
 
 
 def jtop_source(root: str) -> Source:
-    """jetson-stats, where it is installed and its service runs; AGPL, so never bundled. Its interval is the
-    server's; its `avg` is no mean, `power` is the reading, in mW."""
+    """jetson-stats, where it is installed and its service runs; it is AGPL, so we import it and never ship it. `power`
+    is the reading in mW; its `avg` is not a mean. The service sets the interval."""
     if root != "/":
         raise MerinoError("jtop: a recorded board has no service")
     try:
@@ -67,7 +67,7 @@ def jtop_source(root: str) -> Source:
 
 
 def jtop_watts(power: Dict[str, Any]) -> Tuple[float, str]:
-    """jtop's `power` -> (watts, the rail). Its total has a name where the board measures one, else it is a sum."""
+    """jtop's `power` -> (watts, rail). The total has a rail's name where the board measures it, else it is a sum."""
     total = power.get("tot") or {}
     if "power" not in total:
         raise MerinoError("jtop: it knows no power on this board")
@@ -105,7 +105,7 @@ def ina3221_hwmon(root: str) -> Source:
 
 
 def pmic_source(root: str) -> Source:
-    """Raspberry Pi 5: an estimate, since the PMIC sees its own rails and not what USB and HATs draw from 5 V."""
+    """Raspberry Pi 5: an estimate, since the PMIC measures its own rails and not what USB and HATs draw from 5 V."""
     if root != "/":
         raise MerinoError("vcgencmd: a recorded board has no firmware")
 
@@ -128,8 +128,8 @@ def pmic_watts(text: Optional[str]) -> Tuple[float, int]:
 
 
 def rapl_source(root: str) -> Source:
-    """Packages and their DRAM, in uJ since some moment; the counters go round at max_energy_range_uj. `psys` and
-    the zones inside a package are parts or repetitions of these."""
+    """Energy counters of the packages and their DRAM, in uJ; they wrap at max_energy_range_uj. `psys` and the zones
+    inside a package would count the same energy twice."""
     zones = []
     for folder in sorted(glob.glob(os.path.join(root, "sys/class/powercap/intel-rapl:*/"))):
         name = _word_or_none(folder + "name")
@@ -151,7 +151,7 @@ def rapl_source(root: str) -> Source:
 
 
 def _rails_source(name: str, rails: Dict[str, Sequence[Any]]) -> Source:
-    """rails: by name a path and the unit's worth, and a second pair where two readings are multiplied."""
+    """rails: by name a path and the factor to W, or two such pairs whose product is W (volts, amperes)."""
     if not rails:
         raise MerinoError(f"{name}: no rail in /sys")
     wanted: List[str] = [rail for rail in TOTAL_RAILS if rail in rails][:1] or sorted(rails)
@@ -164,8 +164,8 @@ def _rails_source(name: str, rails: Dict[str, Sequence[Any]]) -> Source:
 
 def _product(readings: Sequence[Any]) -> float:
     value = 1.0
-    for path, worth in zip(readings[::2], readings[1::2]):
-        value *= float(_word(path)) * worth
+    for path, factor in zip(readings[::2], readings[1::2]):
+        value *= float(_word(path)) * factor
     return value
 
 

@@ -1,7 +1,7 @@
-"""Measures one peer at one case in this process, which should be a fresh one: `measure`'s protocol for other engines.
+"""Measures one peer at one case in this process, which should be a fresh one, by the protocol of our own worker.
 
-`python -m merino_edge.benchmarking.peers.child REQUEST`, a JSON object in, one JSON object out with `measure`'s keys.
-The first, untimed round warms up. `ids` and `chosen` go along so that a test can see what was fed and what came.
+`python -m merino_edge.benchmarking.peers.child REQUEST`: a JSON object in, one JSON object out with the worker's keys.
+The first round warms up and is not timed. `ids` (what was fed) and `chosen` (what came out) are there for tests.
 """
 
 import json
@@ -18,12 +18,12 @@ from merino_runtime import board
 
 
 def prompt_ids(vocab: int, count: int, seed: int) -> list[int]:
-    """The ids that `measure` feeds to a bundle of this vocabulary."""
+    """The ids that our own worker feeds to a bundle of this vocabulary."""
     return list(np.random.RandomState(seed).randint(0, vocab, count).tolist())
 
 
 def measure_peer(request: dict[str, Any]) -> dict[str, Any]:
-    """request: engine, runner, path, precision, threads, prompt, steps, repetitions, seed, vocab, model_source."""
+    """request: engine, runner, path, precision, threads, prompt, steps, repetitions, seed, vocab."""
     before = environment.state()
     start = time.perf_counter()
     engine, run_round, notes = import_module(f"merino_edge.benchmarking.peers.{request['runner']}").open_peer(request)

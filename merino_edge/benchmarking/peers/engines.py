@@ -1,4 +1,4 @@
-"""Which engines there are, what each needs installed, and which a name on the command line means."""
+"""The engines: what each needs installed, and what a name on the command line stands for."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -63,7 +63,7 @@ def peers_of(engines: Sequence[str]) -> list[Peer]:
 
 
 def missing(peer: Peer) -> str | None:
-    """Why it cannot run here, with the command that helps; None where all it needs is installed."""
+    """Why it cannot run here, with the command that installs it; None where all that it needs is installed."""
     lacking = [package for module, package in peer.needs if find_spec(module) is None]
     if not lacking:
         return None

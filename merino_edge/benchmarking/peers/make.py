@@ -1,7 +1,7 @@
-"""Makes the files of one peer, in a process of its own, so that nothing of it is in the measured one's memory.
+"""Makes the files of one peer in a process of its own, so that making them leaves nothing in the measured process.
 
-`python -m merino_edge.benchmarking.peers.make REQUEST`, a JSON object in, one JSON object out. A file that is there is
-kept: it gets its name when it is whole.
+`python -m merino_edge.benchmarking.peers.make REQUEST`: a JSON object in, one JSON object out. A file gets its name
+when it is whole, so one that exists is kept.
 """
 
 import json
@@ -12,15 +12,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from merino_edge.benchmarking.peers.geometry import as_gpt2, geometry_of
+from merino_edge.benchmarking.peers.geometry import as_gpt2
 from merino_edge.benchmarking.peers.make_checkpoint import convert_for_ctranslate2, write_checkpoint
 from merino_edge.benchmarking.peers.make_gguf import write_gguf
+from merino_edge.families.registry import read_geometry
+from merino_runtime.errors import MerinoError
 
 
 def make(request: Mapping[str, Any]) -> dict[str, Any]:
-    """-> path and size of the files, and what their model has otherwise than the bundle."""
-    folder, family, architecture = Path(request["folder"]), request["family"], request["architecture"]
-    geometry = geometry_of(family, architecture)
+    """request: folder, artifact, precision, table, family, architecture.
+
+    -> path and size of the files, and in what their model differs from the bundle's. Raises ValueError or MerinoError
+    where the engine has no such model.
+    """
+    folder, geometry = Path(request["folder"]), read_geometry(request["family"], request["architecture"])
     notes: list[str] = []
     if request["artifact"] == "gguf":
         gpt2, notes = as_gpt2(geometry)
@@ -28,10 +33,8 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
         path = folder / f"{matrices}-{table}.gguf"
         written(path, lambda beside: write_gguf(beside, gpt2, matrices, table))
     else:
-        if request["artifact"] == "ctranslate2" and family != "opt":
-            raise ValueError("CTranslate2 has no architecture for this model: RMSNorm and GELU without a gate")
         path = checkpoint = folder / "checkpoint"
-        written(checkpoint, lambda beside: write_checkpoint(beside, family, architecture, request["model_source"]))
+        written(checkpoint, lambda beside: write_checkpoint(beside, geometry))
         if request["artifact"] == "ctranslate2":
             vocab, precision = geometry.vocab, request["precision"]
             path = folder / f"ctranslate2-{precision}"
@@ -60,7 +63,7 @@ def size_of(path: Path) -> int:
 def main() -> int:
     try:
         result = make(json.loads(sys.argv[1]))
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (MerinoError, ValueError, OSError, ImportError, RuntimeError) as error:
         result = {"error": f"its model could not be made: {error}"}
     print(json.dumps(result))
     return 1 if "error" in result else 0

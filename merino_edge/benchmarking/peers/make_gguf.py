@@ -1,30 +1,29 @@
-"""A GGUF file of architecture gpt2 with random weights, of any uniform geometry, in any format that `gguf` quantises.
+"""A GGUF file of architecture gpt2 with random weights, in any format that `gguf` quantises.
 
-Learned positions and LayerNorms with biases are gpt2's, not ours: they cost next to nothing.
+Its learned positions and LayerNorms with biases come with the architecture, and cost next to nothing.
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from merino_edge.benchmarking.peers.geometry import Geometry
+from merino_edge.families.uniform import UniformGeometry
 
 SPARE_SLOTS = 64  # beyond the context: llama.cpp wants room for the token that is chosen last
 
 
-def write_gguf(path: Path, geometry: Geometry, matrices: str, table: str) -> None:
-    """`geometry` is one that `as_gpt2` gave; `matrices` and `table` are names such as F32, Q8_0, Q4_0."""
+def write_gguf(path: Path, geometry: UniformGeometry, matrices: str, table: str) -> None:
+    """`geometry` is one from `as_gpt2`; `matrices` and `table` are names of formats such as F32, Q8_0, Q4_0."""
     import gguf
 
-    layer = geometry.layers[0]
-    width, ffn, vocab = layer.width, layer.ffn_width, geometry.vocab
+    width, ffn, vocab = geometry.width, geometry.ffn_width, geometry.vocab
     random = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "gpt2")
     writer.add_context_length(geometry.context + SPARE_SLOTS)
     writer.add_embedding_length(width)
-    writer.add_block_count(len(geometry.layers))
+    writer.add_block_count(geometry.layers)
     writer.add_feed_forward_length(ffn)
-    writer.add_head_count(layer.heads)
+    writer.add_head_count(geometry.heads)
     writer.add_layer_norm_eps(1e-5)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([f"t{index}" for index in range(vocab)])
@@ -44,7 +43,7 @@ def write_gguf(path: Path, geometry: Geometry, matrices: str, table: str) -> Non
     shapes = (
         ("attn_qkv", 3 * width, width), ("attn_output", width, width), ("ffn_up", ffn, width), ("ffn_down", width, ffn),
     )  # fmt: skip
-    for index in range(len(geometry.layers)):
+    for index in range(geometry.layers):
         for norm in ("attn_norm", "ffn_norm"):
             tensor(f"blk.{index}.{norm}.weight", width)
             tensor(f"blk.{index}.{norm}.bias", width)

@@ -1,6 +1,6 @@
-"""Records of the peers of bundles, with the keys of ours: engine and precision tell them apart.
+"""Benchmark records of other engines, with the keys of ours; `engine` and `precision` tell them apart.
 
-`peer_records` is the one door for `bench`. An engine that is missing, or cannot run this model, is a row that says why.
+`bench` calls `peer_records`. An engine that is missing, or has no such model, gives a failed row with the reason.
 """
 
 import json
@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from merino_bench.fresh_process import run_apart
 from merino_bench.harness import record
-from merino_bench.harness.cases import Case, Workload
+from merino_bench.harness.cases import BenchRequest, Case
 from merino_bench.harness.processes import block_sizes, joined
 from merino_edge.benchmarking.peers.engines import Peer, missing, peers_of
-from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, geometry_of, stored_params
+from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, shares_layers, stored_params
+from merino_edge.families.registry import read_geometry
 from merino_runtime.backends.onnx_session import thread_counts
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
@@ -24,25 +25,26 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 class Peers(NamedTuple):
-    """engines: names; folder: where their models are made and kept; model_source: `module:function` that builds a
-    transformers model of family merino from its architecture (this package knows OPT only)."""
+    """`engines`: names as in `engines.ENGINES`; `folder`: where their models are made and kept."""
 
     engines: tuple[str, ...]
     folder: Path
-    model_source: str | None = None
 
 
 class Made(NamedTuple):
-    """A peer's model on disk, and what it has otherwise than the bundle."""
+    """A peer's model on disk; `notes`: in what it differs from the bundle's."""
 
     path: str
     bytes: int
     notes: list[str]
 
 
-def peer_records(peers: Peers, bundles: Iterable[Bundle], case: Case, workload: Workload) -> list[dict[str, Any]]:
-    """A row per engine and geometry among the bundles (formats of one model share theirs). The repetitions are blocks
-    in fresh processes, the engines in turn; an engine that starts slowly has one process."""
+def peer_records(peers: Peers, bundles: Iterable[Bundle], case: Case, request: BenchRequest) -> list[dict[str, Any]]:
+    """A row per engine and geometry among the bundles; bundles of one model in several formats share it.
+
+    Repetitions are split into blocks, each in a fresh process, and the engines take turns, as our own bundles do. An
+    engine that starts slowly measures all its repetitions in one process.
+    """
     distinct: dict[str, Bundle] = {}
     for bundle in bundles:
         distinct.setdefault(geometry_key(bundle), bundle)
@@ -50,16 +52,16 @@ def peer_records(peers: Peers, bundles: Iterable[Bundle], case: Case, workload: 
     blocks: list[list[dict[str, Any]]] = [[] for _ in pairs]
     reasons: list[str | None] = [None] * len(pairs)
     made: list[Made | None] = [None] * len(pairs)
-    sizes = block_sizes(workload.repetitions)
+    sizes = block_sizes(request.repetitions)
     for turn, share in enumerate(sizes):
         for place, (peer, bundle) in enumerate(pairs):
-            repetitions = share if not peer.starts_slowly else 0 if turn else workload.repetitions
+            repetitions = share if not peer.starts_slowly else 0 if turn else request.repetitions
             if reasons[place] is not None or not repetitions:
                 continue
             try:
                 files = made[place] = made[place] or make_apart(peers, peer, bundle)
                 blocks[place].append(
-                    measure_peer_apart(peers, peer, bundle, files.path, case, repetitions, workload.seed)
+                    measure_peer_apart(peers, peer, bundle, files.path, case, repetitions, request.seed)
                 )
             except MerinoError as error:
                 reasons[place] = str(error)
@@ -72,7 +74,7 @@ def peer_records(peers: Peers, bundles: Iterable[Bundle], case: Case, workload: 
 def peer_record(
     peer: Peer, bundle: Bundle, case: Case, made: Made | None, blocks: Sequence[dict[str, Any]], reason: str | None
 ) -> dict[str, Any]:
-    """One row; `reason`: why there is no measurement."""
+    """One row; `reason` says why nothing was measured, or is None."""
     identity = {
         "bundle": bundle.name, "precision": peer.shown_precision, "engine": peer.engine, "family": bundle.family,
         "architecture": bundle.architecture, "context": bundle.context, "weights": "random",
@@ -93,25 +95,23 @@ def peer_record(
 
 def as_read_by(peer: Peer, bundle: Bundle) -> Bundle:
     """The bundle with the bytes that this engine reads per token in place of ours."""
-    geometry = geometry_of(bundle.family, bundle.architecture)
-    if peer.artifact == "gguf":
-        geometry, _ = as_gpt2(geometry)
+    geometry = read_geometry(bundle.family, bundle.architecture)
+    operators = as_gpt2(geometry)[0].operators if peer.artifact == "gguf" else geometry.operators
     return bundle._replace(
-        decode_weight_bytes=decode_weight_bytes(geometry, peer.precision, peer.table),
+        decode_weight_bytes=decode_weight_bytes(operators, peer.precision, peer.table),
         kv_bytes=bundle.kv_bytes // 2 if peer.engine == "llama.cpp" else bundle.kv_bytes,  # float16
-        params=bundle.params if geometry.shared else stored_params(geometry),
+        params=bundle.params if shares_layers(operators) else stored_params(operators),
     )
 
 
 def make_apart(peers: Peers, peer: Peer, bundle: Bundle) -> Made:
-    """The peer's model, made where it is not there yet. Raises MerinoError with the reason where it cannot be."""
+    """The peer's model, made unless it exists. Raises MerinoError with the reason where it cannot be made."""
     reason = missing(peer)
     if reason:
         raise MerinoError(reason)
     request = {
         "folder": str(peers.folder / folder_name(bundle)), "artifact": peer.artifact, "precision": peer.precision,
         "table": peer.table, "family": bundle.family, "architecture": bundle.architecture,
-        "model_source": model_source(peers, bundle),
     }  # fmt: skip
     return Made(**run_apart("merino_edge.benchmarking.peers.make", json.dumps(request), TIMEOUT_S))
 
@@ -119,7 +119,7 @@ def make_apart(peers: Peers, peer: Peer, bundle: Bundle) -> Made:
 def measure_peer_apart(
     peers: Peers, peer: Peer, bundle: Bundle, path: str, case: Case, repetitions: int, seed: int
 ) -> dict[str, Any]:
-    """`measure`'s figures of one peer, from a fresh process. Raises MerinoError with the reason where none come."""
+    """One peer measured in a fresh process; the keys are our own worker's. Raises MerinoError where it fails."""
     if case.untimed and not case.steps:
         raise MerinoError("other engines' prefills are measured into an empty cache only: leave -d out")
     counts = thread_counts(bundle, case.threads)  # those of our own row
@@ -127,15 +127,11 @@ def measure_peer_apart(
     request = {
         "engine": peer.engine, "runner": peer.runner, "path": path, "precision": peer.precision, "threads": threads,
         "prompt": case.decode_start, "steps": case.steps, "repetitions": repetitions, "seed": seed,
-        "vocab": bundle.vocab, "model_source": model_source(peers, bundle),
+        "vocab": bundle.vocab,
     }  # fmt: skip
     pinned = dict.fromkeys(THREAD_VARIABLES, str(threads))  # no pool of an engine starts more than were asked for
     kept = {"TORCHINDUCTOR_CACHE_DIR": str(peers.folder / "inductor")}
     return run_apart("merino_edge.benchmarking.peers.child", json.dumps(request), TIMEOUT_S, {**pinned, **kept})
-
-
-def model_source(peers: Peers, bundle: Bundle) -> str | None:
-    return None if bundle.family == "opt" else peers.model_source
 
 
 def geometry_key(bundle: Bundle) -> str:
@@ -143,5 +139,5 @@ def geometry_key(bundle: Bundle) -> str:
 
 
 def folder_name(bundle: Bundle) -> str:
-    """Of the models of one geometry."""
+    """One folder per geometry."""
     return sha256(geometry_key(bundle).encode()).hexdigest()[:16]

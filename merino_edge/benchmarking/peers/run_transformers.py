@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 
@@ -11,16 +10,16 @@ def open_peer(request: dict[str, Any]) -> tuple[str, Any, list[str]]:
     import torch
     import transformers
 
+    import merino_edge.families.hugging_face  # noqa: F401 - registers what transformers does not have
+
     torch.set_num_threads(request["threads"])
-    if request["model_source"]:  # registers the family
-        import_module(request["model_source"].partition(":")[0])
     model = transformers.AutoModelForCausalLM.from_pretrained(request["path"], dtype=torch.float32).eval()
     versions = f"transformers {transformers.__version__}, torch {torch.__version__} CPU"
     if request["engine"] == "torch.compile":
         slots = request["prompt"] + request["steps"]
         cache = transformers.StaticCache(config=model.config, max_cache_len=slots)
         run_round = Round(torch.compile(model, dynamic=False), cache)
-        for _ in range(2):  # the cache is set up in the first, so that the second is compiled anew
+        for _ in range(2):  # the first one allocates the cache, which makes torch compile again in the second
             run_round([0] * request["prompt"], min(request["steps"], 2))
         note = f"static cache of {slots} slots, compiled for the prompt's length and for one token, within load_ms"
         return f"torch.compile, {versions}", run_round, [note]

@@ -73,7 +73,7 @@ def unset(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     return np.ones(shape, dtype) if array.nbytes < INLINE_BYTES else array
 
 
-def model_without_weights(graph: FusedLayout | PortableLayout) -> tuple[ModelProto, int]:
-    """The model, and the length in bytes of the data file that it reads."""
+def model_without_weights(graph: Graph) -> tuple[ModelProto, int]:
+    """The model, and the length in bytes of the data file that it reads; nothing is written."""
     data = ByteCounter()
     return graph.model(data), data.length

@@ -5,24 +5,21 @@ from typing import Any
 from pydantic import ValidationError
 from transformers import PreTrainedConfig
 
-from merino_edge.families.merino.architecture import Architecture
+from merino_edge.families.merino.geometry import Architecture
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
 
 class MerinoConfig(PreTrainedConfig):
-    """Geometry and constants of a MeRino decoder.
+    """`Architecture` under the names that transformers and its tools look for.
 
     Args:
         blocks: a list of `{width, ffn_ratio, depth, shared}`.
-        vocab_size: rows of the embedding.
-        head_size: channels per attention head, the same in every block.
-        max_position_embeddings: the context in tokens.
-        rope_theta: base of the rotary frequencies (RoFormer, arXiv 2104.09864).
-        rms_norm_eps: added to the mean square in RMSNorm.
+        vocab_size, max_position_embeddings: `vocab` and `context`.
+        head_size, rope_theta, rms_norm_eps: as in `Architecture`.
 
-    `hidden_size`, `num_hidden_layers` and `num_attention_heads` follow from the blocks; they are there for the tools
-    of the ecosystem, which look for them. Raises MerinoError for a geometry that cannot be.
+    `hidden_size`, `num_hidden_layers` and `num_attention_heads` are computed from the blocks, for tools that read them.
+    Raises MerinoError for a geometry that cannot be.
     """
 
     model_type = "merino"
@@ -74,6 +71,8 @@ class MerinoConfig(PreTrainedConfig):
                 "vocab": self.vocab_size,
                 "head_size": self.head_size,
                 "context": self.max_position_embeddings,
+                "rope_theta": self.rope_theta,
+                "rms_norm_eps": self.rms_norm_eps,
             })
         except ValidationError as error:
             raise MerinoError(f"this configuration is not a decoder: {fault_list(error)}") from error
@@ -85,5 +84,7 @@ class MerinoConfig(PreTrainedConfig):
             vocab_size=arch.vocab,
             head_size=arch.head_size,
             max_position_embeddings=arch.context,
+            rope_theta=arch.rope_theta,
+            rms_norm_eps=arch.rms_norm_eps,
             **kwargs,
         )

@@ -14,8 +14,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.deprecation import deprecate_kwarg
 
-from merino_edge.families.merino.architecture import Block
 from merino_edge.families.merino.configuration import MerinoConfig
+from merino_edge.families.merino.geometry import Block
 
 Rotary = tuple[Tensor, Tensor]  # cos and sin, [B or 1, T, D]
 
@@ -88,7 +88,7 @@ class Layer(nn.Module):
 
 
 class Projection(nn.Linear):
-    """The residual stream [B, T, E] from one width to another; begins with what keeps its size."""
+    """The residual stream [B, T, E] from one width to another. Its initial weights keep the stream's variance."""
 
     def __init__(self, width: int, following: int):
         super().__init__(width, following, bias=False)
@@ -117,7 +117,7 @@ class MerinoPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Projection):  # initializer_range would shrink the whole stream, to a sixth at 64 channels
+        if isinstance(module, Projection):  # initializer_range shrinks the residual stream: to a sixth at 64 channels
             initialization.normal_(module.weight, std=module.in_features**-0.5)
 
 

@@ -1,17 +1,23 @@
-"""The geometry of OPT (Zhang et al., arXiv 2205.01068): the baseline that goes through the same door as our models."""
+"""The geometry of OPT (Zhang et al., arXiv 2205.01068), the baseline."""
 
-from collections.abc import Iterator
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
+from merino_edge.families.geometry import LayerShape
+from merino_edge.families.operators import Operator
+from merino_edge.families.uniform import UniformGeometry
 
-POSITION_OFFSET = 2  # OPT's learned positions begin at row 2
+POSITION_OFFSET = 2  # the first position is row 2 of OPT's table of positions
 
 
 class OptArchitecture(BaseModel):
-    """Field for field what `transformers.OPTConfig` says of an OPT model."""
+    """A decoder of equal layers with LayerNorm, ReLU, biases and learned positions.
+
+    Attributes:
+        embed_width: of the embedding; where it is not `width`, a projection stands before the layers and one behind.
+        pre_norm: whether the norms stand before attention and FFN, and one before the head; else they stand behind.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,46 +42,25 @@ class OptArchitecture(BaseModel):
 
     @property
     def operators(self) -> list[Operator]:
-        return list(decoder_operators(self))
+        return as_uniform(self).operators
 
     @property
     def kv_layers(self) -> list[tuple[int, int]]:
-        return [(self.heads, self.head_size)] * self.layers
+        return as_uniform(self).kv_layers
+
+    @property
+    def layer_shapes(self) -> list[LayerShape]:
+        return as_uniform(self).layer_shapes
 
     def shape(self) -> str:
-        return f"{self.layers} layers of {self.width}, FFN {self.ffn_width}"
+        return as_uniform(self).shape()
 
 
-OPT_350M = OptArchitecture(
-    width=1024, layers=24, heads=16, ffn_width=4096, embed_width=512, vocab=50272, context=2048, pre_norm=False
-)
-OPT_125M = OptArchitecture(
-    width=768, layers=12, heads=12, ffn_width=3072, embed_width=768, vocab=50272, context=2048, pre_norm=True
-)
-
-
-def layer_operators(arch: OptArchitecture) -> Iterator[Operator]:
-    """Attention and FFN with biases and two LayerNorms; where the norms stand does not change the counts."""
-    width, ffn = arch.width, arch.ffn_width
-    yield norm(width, affine=2)
-    yield linear(width, 3 * width, bias=True, held=width)
-    yield attention(width, arch.heads, held=width)
-    yield linear(width, width, bias=True, held=width)
-    yield norm(width, affine=2, held=width)
-    yield linear(width, ffn, bias=True, held=width)
-    yield activation(ffn, held=width)
-    yield linear(ffn, width, bias=True, held=width)
-
-
-def decoder_operators(arch: OptArchitecture) -> Iterator[Operator]:
-    yield embed(arch.vocab, arch.embed_width)
-    if arch.embed_width != arch.width:
-        yield linear(arch.embed_width, arch.width)
-    yield embed(arch.context + POSITION_OFFSET, arch.width, held=arch.width)
-    for _ in range(arch.layers):
-        yield from layer_operators(arch)
-    if arch.pre_norm:
-        yield norm(arch.width, affine=2, final=True)
-    if arch.embed_width != arch.width:
-        yield linear(arch.width, arch.embed_width, final=True)
-    yield head(arch.embed_width, arch.vocab)
+def as_uniform(arch: OptArchitecture) -> UniformGeometry:
+    """The same decoder in the terms that all families of equal layers share."""
+    return UniformGeometry(
+        layers=arch.layers, width=arch.width, heads=arch.heads, kv_heads=arch.heads, head_size=arch.head_size,
+        ffn_width=arch.ffn_width, vocab=arch.vocab, context=arch.context, gated=False, norm="layer",
+        final_norm=arch.pre_norm, query_key_norm=False, biases=("qkv", "out", "ffn"), positions="learned",
+        position_offset=POSITION_OFFSET, tied=True, embed_width=arch.embed_width,
+    )  # fmt: skip

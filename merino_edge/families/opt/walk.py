@@ -1,13 +1,14 @@
 """The walk through OPT (arXiv 2205.01068): learned positions, LayerNorm with biases, ReLU, norms before or after."""
 
-from merino_edge.families.graph_ops import Dialect, KvLayer, Norm
+from merino_edge.families.graph_ops import GraphOps, KvLayer, Norm
 from merino_edge.families.opt.geometry import POSITION_OFFSET, OptArchitecture
 
-EPS = 1e-5
+EPS = 1e-5  # of LayerNorm: torch's default, which OPT keeps
 ROOT = "model.decoder"
 
 
-def walk_opt(graph: Dialect, arch: OptArchitecture) -> None:
+def walk_opt(graph: GraphOps, arch: OptArchitecture) -> None:
+    """Write the whole graph: ids to logits of the last position."""
     x = graph.embed(f"{ROOT}.embed_tokens.weight")
     if arch.embed_width != arch.width:
         x = graph.linear(x, f"{ROOT}.project_in.weight")
@@ -23,26 +24,26 @@ def walk_opt(graph: Dialect, arch: OptArchitecture) -> None:
     graph.head(x, f"{ROOT}.embed_tokens.weight")
 
 
-def walk_post_norm_layer(graph: Dialect, at: str, x: str, cache: KvLayer) -> str:
+def walk_post_norm_layer(graph: GraphOps, at: str, x: str, cache: KvLayer) -> str:
     x, _ = graph.add_norm(self_attention(graph, at, x, cache), x, layer_norm(f"{at}.self_attn_layer_norm"))
     x, _ = graph.add_norm(ffn(graph, at, x), x, layer_norm(f"{at}.final_layer_norm"))
     return x
 
 
-def walk_pre_norm_layer(graph: Dialect, at: str, x: str, cache: KvLayer) -> str:
+def walk_pre_norm_layer(graph: GraphOps, at: str, x: str, cache: KvLayer) -> str:
     attended = self_attention(graph, at, graph.norm(x, layer_norm(f"{at}.self_attn_layer_norm")), cache)
     normed, x = graph.add_norm(attended, x, layer_norm(f"{at}.final_layer_norm"))
     return graph.add(ffn(graph, at, normed), x)
 
 
-def self_attention(graph: Dialect, at: str, x: str, cache: KvLayer) -> str:
+def self_attention(graph: GraphOps, at: str, x: str, cache: KvLayer) -> str:
     names = [f"{at}.self_attn.{part}_proj" for part in "qkv"]
     qkv = graph.packed_linear(x, [f"{name}.weight" for name in names], [f"{name}.bias" for name in names])
     mixed = graph.attention(qkv, cache, None)
     return graph.linear(mixed, f"{at}.self_attn.out_proj.weight", f"{at}.self_attn.out_proj.bias")
 
 
-def ffn(graph: Dialect, at: str, x: str) -> str:
+def ffn(graph: GraphOps, at: str, x: str) -> str:
     hidden = graph.activation(graph.linear(x, f"{at}.fc1.weight", f"{at}.fc1.bias"), "relu")
     return graph.linear(hidden, f"{at}.fc2.weight", f"{at}.fc2.bias")
 

@@ -1,4 +1,4 @@
-"""Which charts a report has and what is drawn in each; how a chart is drawn is `charts`'."""
+"""Which charts a report has and which values each shows. How a kind of chart is drawn is `charts`'."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from merino_edge.records.record import Record
+from merino_edge.records.schema import Record
 from merino_edge.report.charts import (
     Bar,
     Distribution,
     Line,
     Part,
     Point,
-    Words,
+    Titles,
     bars,
     histograms,
     lines,
@@ -26,14 +26,14 @@ from merino_edge.report.summary import Summary
 from merino_edge.report.svg import as_markup, number
 
 WIDTHS = {"wide": 540, "narrow": 304}  # px: each page holds both drawings and shows the one that fits
-MOST_SERIES, MOST_PANELS = 10, 6  # in a chart of lines, of panels; the table has all
-SLICES = 8  # of the steps of a single decode row, each drawn as its median
-LEAST_SPAN = 0.1  # of the longest line: what is shorter shows no growth
+MAX_LINES, MAX_PANELS = 10, 6  # in one chart; the table has the others
+SLICES = 8  # consecutive parts of a decode row's steps; each is drawn as its median
+MIN_SPAN = 0.1  # of the longest line's extent in x; a shorter line shows no trend and is left out
 
 
 @dataclass(frozen=True)
-class Figure:
-    """`drawings`: SVG, safe as it is. provenance: how the figures are known."""
+class Chart:
+    """drawings: SVG markup without unescaped text, one for each of WIDTHS. provenance: where its values come from."""
 
     name: str
     title: str
@@ -42,18 +42,18 @@ class Figure:
     drawings: tuple[str, ...]
 
 
-def figures(summary: Summary) -> list[Figure]:
-    """Those that the records have something for."""
+def charts_of(summary: Summary) -> list[Chart]:
+    """The charts that the records have values for, in the order of the page."""
     colours = {name: f"e{index}" for index, name in enumerate(engines_of(summary.series))}
     made = (
         speed_against_size(summary, colours), decode_against_cache(summary, colours),
         prefill_against_prompt(summary, colours), latency(summary, colours), memory(summary, colours),
         ceiling(summary, colours), *predicted_against_measured(summary, colours),
     )  # fmt: skip
-    return [figure for figure in made if figure is not None]
+    return [chart for chart in made if chart is not None]
 
 
-def speed_against_size(summary: Summary, colours: dict[str, str]) -> Figure | None:
+def speed_against_size(summary: Summary, colours: dict[str, str]) -> Chart | None:
     chosen = [(one, row) for one in summary.series if (row := one.decode) and row.tok_s and one.params]
     if not chosen:
         return None
@@ -66,45 +66,45 @@ def speed_against_size(summary: Summary, colours: dict[str, str]) -> Figure | No
     known = [point for point, (one, _) in zip(points, chosen, strict=True) if one.is_reference]
     reference = max(known, key=lambda point: point.y) if known else None
     lead = f"Left of and above the dotted lines: smaller and faster than {REFERENCE} at its fastest. " * bool(known)
-    words = Words("Decode speed against size", _listed(points), "parameters, M (log scale)", "tokens/s (log scale)")
-    return _figure(
-        "size", words, f"{lead}Each model's decode row with the least cached.", summary.measured_on,
-        lambda name, width: scatter(name, words, points, reference, width),
+    titles = Titles("Decode speed against size", _listed(points), "parameters, M (log scale)", "tokens/s (log scale)")
+    return _chart(
+        "size", titles, f"{lead}Each model's decode row with the least cached.", summary.measured_on,
+        lambda name, width: scatter(name, titles, points, reference, width),
     )  # fmt: skip
 
 
-def decode_against_cache(summary: Summary, colours: dict[str, str]) -> Figure | None:
+def decode_against_cache(summary: Summary, colours: dict[str, str]) -> Chart | None:
     found = [(one, cache_points(one)) for one in summary.series]
     spans = [points[-1][0] - points[0][0] if points else 0 for _, points in found]
     drawn = [
         Line(points, one.label, one.precision, _class(one, colours))
-        for (one, points), span in zip(found, spans, strict=True) if span and span >= LEAST_SPAN * max(spans)
+        for (one, points), span in zip(found, spans, strict=True) if span and span >= MIN_SPAN * max(spans)
     ]  # fmt: skip
-    words = Words("Decode time as the cache fills", _ends(drawn), "tokens in the cache", "ms per token")
+    titles = Titles("Decode time as the cache fills", _ends(drawn), "tokens in the cache", "ms per token")
     note = f"Medians: of each depth, or of slices of consecutive steps where there is one depth.{_cut(drawn)}"
-    shown = drawn[:MOST_SERIES]
-    return _figure(
-        "cache", words, note, summary.measured_on, lambda name, width: lines(name, words, shown, width)
+    shown = drawn[:MAX_LINES]
+    return _chart(
+        "cache", titles, note, summary.measured_on, lambda name, width: lines(name, titles, shown, width)
     ) if shown else None  # fmt: skip
 
 
-def prefill_against_prompt(summary: Summary, colours: dict[str, str]) -> Figure | None:
-    """Where a bundle was measured at two lengths or more."""
+def prefill_against_prompt(summary: Summary, colours: dict[str, str]) -> Chart | None:
+    """One line for each bundle that was measured at two prompt lengths or more."""
     drawn = []
     for one in summary.series:
         rows = [row for row in one.records if not row.decodes and not row.cached and row.ms_p50]
         points = tuple(sorted({row.tokens: row.ms_p50 or 0 for row in rows}.items()))
         if len(points) > 1:
             drawn.append(Line(points, one.label, one.precision, _class(one, colours)))
-    words = Words("Prefill time against the prompt's length", _ends(drawn), "tokens of the prompt", "ms")
-    shown = drawn[:MOST_SERIES]
+    titles = Titles("Prefill time against the prompt's length", _ends(drawn), "tokens of the prompt", "ms")
+    shown = drawn[:MAX_LINES]
     note = f"Medians over repetitions.{_cut(drawn)}"
-    return _figure(
-        "prompt", words, note, summary.measured_on, lambda name, width: lines(name, words, shown, width)
+    return _chart(
+        "prompt", titles, note, summary.measured_on, lambda name, width: lines(name, titles, shown, width)
     ) if shown else None  # fmt: skip
 
 
-def latency(summary: Summary, colours: dict[str, str]) -> Figure | None:
+def latency(summary: Summary, colours: dict[str, str]) -> Chart | None:
     panels: list[Distribution] = []
     for one in summary.series:
         row = one.decode
@@ -112,16 +112,16 @@ def latency(summary: Summary, colours: dict[str, str]) -> Figure | None:
             ranks = [(f"p{rank}", float(np.percentile(row.samples_ms, rank))) for rank in (50, 90, 99)]
             panels.append(Distribution(row.samples_ms, _label(one, row), _class(one, colours), tuple(ranks)))
     description = "; ".join(f"{one.label}: median {number(one.quantiles[0][1])} ms" for one in panels)
-    words = Words("Time between two tokens", description)
-    shown = panels[:MOST_PANELS]
-    cut = _cut(panels, MOST_PANELS)
+    titles = Titles("Time between two tokens", description)
+    shown = panels[:MAX_PANELS]
+    cut = _cut(panels, MAX_PANELS)
     note = f"ms per decode step, each axis its own; lines at the 50th, 90th and 99th percentile.{cut}"
-    return _figure(
-        "latency", words, note, summary.measured_on, lambda name, width: histograms(name, words, shown, width)
+    return _chart(
+        "latency", titles, note, summary.measured_on, lambda name, width: histograms(name, titles, shown, width)
     ) if shown else None  # fmt: skip
 
 
-def memory(summary: Summary, colours: dict[str, str]) -> Figure | None:
+def memory(summary: Summary, colours: dict[str, str]) -> Chart | None:
     rows = []
     for parts in summary.memory:
         colour = _class(parts.series, colours)
@@ -131,33 +131,33 @@ def memory(summary: Summary, colours: dict[str, str]) -> Figure | None:
         rest = "rest" if parts.kv_mb is not None else "rest, KV cache included"
         split.append(Part(parts.rest_mb, rest, "bar rest"))
         rows.append(Bar(parts.series.label, f"{number(sum(part.value for part in split))} MB", tuple(split)))
-    words = Words("Peak memory", "; ".join(f"{row.label}: {row.note}" for row in rows), "MB")
+    titles = Titles("Peak memory", "; ".join(f"{row.label}: {row.note}" for row in rows), "MB")
     split_out = any(parts.kv_mb is not None for parts in summary.memory)
     middle = "pale: KV cache at full context (from the geometry); " if split_out else ""
     note = f"Strong: weights; {middle}grey: the rest (Python, engine, activations{'' if split_out else ', KV cache'})."
-    return _figure(
-        "memory", words, note, summary.measured_on, lambda name, width: bars(name, words, rows, None, width)
+    return _chart(
+        "memory", titles, note, summary.measured_on, lambda name, width: bars(name, titles, rows, None, width)
     ) if rows else None  # fmt: skip
 
 
-def ceiling(summary: Summary, colours: dict[str, str]) -> Figure | None:
+def ceiling(summary: Summary, colours: dict[str, str]) -> Chart | None:
     chosen = [(one, row) for one in summary.series if (row := one.decode) and row.ceiling_share]
     rows = [
         Bar(_label(one, row), f"{100 * (row.ceiling_share or 0):.0f} % of {number(row.read_gb_s or 0)} GB/s",
             (Part(100 * (row.ceiling_share or 0), row.test, f"bar {_class(one, colours)}"),))
         for one, row in chosen
     ]  # fmt: skip
-    words = Words("Share of the bandwidth ceiling", "; ".join(f"{row.label}: {row.note}" for row in rows), "%")
+    titles = Titles("Share of the bandwidth ceiling", "; ".join(f"{row.label}: {row.note}" for row in rows), "%")
     note = (
         "Bytes of weights and KV that a decode step must read, over its time, over the probed read bandwidth. Above "
         "100 % the weights stay in the CPU's cache."
     )
-    return _figure(
-        "ceiling", words, note, summary.measured_on, lambda name, width: bars(name, words, rows, 100, width)
+    return _chart(
+        "ceiling", titles, note, summary.measured_on, lambda name, width: bars(name, titles, rows, 100, width)
     ) if rows else None  # fmt: skip
 
 
-def predicted_against_measured(summary: Summary, colours: dict[str, str]) -> list[Figure]:
+def predicted_against_measured(summary: Summary, colours: dict[str, str]) -> list[Chart]:
     found = []
     for what, title in (("decode", "decode, per token"), ("prefill", "prefill"), ("memory", "peak memory")):
         chosen = [one for one in summary.predictions if one.what == what]
@@ -167,7 +167,7 @@ def predicted_against_measured(summary: Summary, colours: dict[str, str]) -> lis
 
 
 def cache_points(series: Series) -> tuple[tuple[float, float], ...]:
-    """(tokens in the cache, median ms) of each decode row, or of slices of its steps where there is but one."""
+    """(tokens in the cache, median ms) of each decode row; of a single row, of SLICES parts of its steps."""
     found: dict[float, float] = {}
     rows = [row for row in series.records if row.decodes and row.rounds]
     for row in rows:
@@ -180,7 +180,7 @@ def cache_points(series: Series) -> tuple[tuple[float, float], ...]:
     return tuple(sorted(found.items()))
 
 
-def _predicted(board: str, title: str, chosen: Sequence[Prediction], colours: dict[str, str]) -> Figure:
+def _predicted(board: str, title: str, chosen: Sequence[Prediction], colours: dict[str, str]) -> Chart:
     rows = []
     for one in chosen:
         colour = _class(one.series, colours).split()[0]
@@ -189,23 +189,23 @@ def _predicted(board: str, title: str, chosen: Sequence[Prediction], colours: di
         error = f" ({one.measured / one.predicted - 1:+.0%})" if one.here else ""
         rows.append(Bar(f"{one.series.label}, measured on {one.series.board}", f"{number(one.measured)} {one.unit}"
                         f"{error}", (Part(one.measured, "measured", f"bar {colour}"),)))  # fmt: skip
-    words = Words(
+    titles = Titles(
         f"Predicted and measured: {title}", "; ".join(f"{row.label}: {row.note}" for row in rows), chosen[0].unit
     )
     elsewhere = "" if all(one.here for one in chosen) else " Measured on another machine than predicted for."
-    provenance = f"outlined: predicted from {chosen[0].provenance} figures; filled: measured"
-    note = f"By the cost model that designs are made with; measured times are medians.{elsewhere}"
-    return _figure(
-        f"predicted-{chosen[0].what}", words, note, provenance,
-        lambda name, width: bars(name, words, rows, None, width),
+    provenance = f"outlined: predicted from {chosen[0].provenance} coefficients; filled: measured"
+    note = f"Predicted by the cost model of the design search. Measured times are medians.{elsewhere}"
+    return _chart(
+        f"predicted-{chosen[0].what}", titles, note, provenance,
+        lambda name, width: bars(name, titles, rows, None, width),
     )  # fmt: skip
 
 
-def _figure(
-    name: str, words: Words, note: str, provenance: str, draw: Callable[[str, int], Element]
-) -> Figure:
+def _chart(
+    name: str, titles: Titles, note: str, provenance: str, draw: Callable[[str, int], Element]
+) -> Chart:
     drawings = tuple(as_markup(draw(f"{name}-{kind}", width)) for kind, width in WIDTHS.items())
-    return Figure(name, words.title, note, provenance, drawings)
+    return Chart(name, titles.title, note, provenance, drawings)
 
 
 def _class(series: Series, colours: dict[str, str]) -> str:
@@ -221,10 +221,10 @@ def _ends(drawn: Sequence[Line]) -> str:
                      f"{number(one.points[-1][1])} ms at {number(one.points[-1][0])}" for one in drawn)  # fmt: skip
 
 
-def _cut(drawn: Sequence[object], most: int = MOST_SERIES) -> str:
+def _cut(drawn: Sequence[object], most: int = MAX_LINES) -> str:
     return f" The first {most} of {len(drawn)}; the table has all." if len(drawn) > most else ""
 
 
 def _label(series: Series, row: Record) -> str:
-    """With the flags of a row that was disturbed."""
+    """The series' label, and the flags of a disturbed row."""
     return " ".join([series.label, *(f"({flag})" for flag in row.flags)])

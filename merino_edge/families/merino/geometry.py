@@ -1,7 +1,6 @@
-"""The geometry of a MeRino decoder, and the operators it consists of.
+"""The geometry of a MeRino decoder, and the operators that it consists of.
 
-Leaves to others: the weights (`model`), the graph (`export`), the search (`design`).
-Source of the shape: MeRino, arXiv 2403.07921 (blocks of width, FFN ratio and depth: known; the rest as marked).
+Source: MeRino, arXiv 2403.07921. Known from it: blocks of a width, an FFN ratio and a depth, shared weights in a block.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,6 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from merino_edge.families.geometry import LayerShape
 from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
 
 
@@ -35,7 +35,15 @@ class Block(BaseModel):
 
 
 class Architecture(BaseModel):
-    """A decoder: blocks whose widths never shrink, a vocabulary, the size of a head, the longest context in tokens."""
+    """A decoder: blocks whose widths never shrink, and all else that its graph depends on but the weights.
+
+    Attributes:
+        vocab: rows of the embedding, which is the head too.
+        head_size: channels per attention head, the same in every block.
+        context: the longest sequence in tokens.
+        rope_theta: base of the rotary frequencies (RoFormer, arXiv 2104.09864).
+        rms_norm_eps: added to the mean square in RMSNorm.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,6 +51,8 @@ class Architecture(BaseModel):
     vocab: Annotated[int, Field(ge=2, le=1_000_000)]
     head_size: Annotated[int, Field(ge=8, le=256, multiple_of=8)] = 64
     context: Annotated[int, Field(ge=2, le=131_072)] = 1024
+    rope_theta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10_000.0
+    rms_norm_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -55,25 +65,36 @@ class Architecture(BaseModel):
         return self
 
     @property
+    def embed_width(self) -> int:
+        return self.blocks[0].width
+
+    @property
     def operators(self) -> list[Operator]:
         return list(decoder_operators(self))
 
     @property
     def kv_layers(self) -> list[tuple[int, int]]:
-        """(heads, head_size) of each cache layer; a shared layer has one cache per use."""
+        return [(layer.heads, self.head_size) for layer in self.layer_shapes]
+
+    @property
+    def layer_shapes(self) -> list[LayerShape]:
         return [
-            (block.width // self.head_size, self.head_size) for block in self.blocks for _ in range(block.depth)
-        ]
+            LayerShape(block.width, block.ffn_width, block.width // self.head_size)
+            for block in self.blocks for _ in range(block.depth)
+        ]  # fmt: skip
 
     def shape(self) -> str:
-        """For people: `384x1.5x4 512x1.5x5s`, width x FFN ratio x depth, `s` where shared."""
+        """`384x1.5x4 512x1.5x5s`: width x FFN ratio x depth of each block, `s` where shared."""
         return " ".join(f"{b.width}x{b.ffn_ratio:g}x{b.depth}{'s' if b.shared else ''}" for b in self.blocks)
 
 
 def layer_operators(
     width: int, ffn_width: int, heads: int, *, own: bool = True, final: bool = False
 ) -> Iterator[Operator]:
-    """One pre-norm layer: RMSNorm, packed QKV, attention, output, RMSNorm, up, GELU, down; no biases."""
+    """One pre-norm layer without biases: RMSNorm, packed QKV, attention, output, RMSNorm, up, GELU, down.
+
+    `own`: whether it stores its weights; `final`: whether it computes one position only after its attention.
+    """
     yield norm(width, own=own)
     yield linear(width, 3 * width, own=own, held=width)
     yield attention(width, heads, held=width)
@@ -85,7 +106,10 @@ def layer_operators(
 
 
 def block_operators(block: Block, head_size: int, *, last: bool = False) -> Iterator[Operator]:
-    """`last`: the decoder's last block, whose last layer goes on with one position once its cache is written."""
+    """All uses of a block's layers.
+
+    `last`: the decoder's last block. Its last layer computes only the last position after its attention.
+    """
     for use in range(block.depth):
         own = use == 0 or not block.shared
         final = last and use == block.depth - 1
@@ -94,20 +118,20 @@ def block_operators(block: Block, head_size: int, *, last: bool = False) -> Iter
 
 
 def again(layer: Iterable[Operator]) -> Iterator[Operator]:
-    """A layer whose weights were used just before: between two uses of a matrix all of the layer's are read."""
+    """A repeated use of a shared layer: between two reads of one matrix, all matrices of the layer are read."""
     ops = list(layer)
     between = sum(op.matrix for op in ops)
     return (replace(op, reread=between) if op.matrix else op for op in ops)
 
 
 def transition_operators(before: int, after: int, *, final: bool = False) -> Iterator[Operator]:
-    """The projection where the width changes; nothing where it does not."""
+    """The projection where the width changes; no operator where it does not."""
     if before != after:
         yield linear(before, after, final=final)
 
 
 def end_operators(first: int, last: int, vocab: int) -> Iterator[Operator]:
-    """Embedding, final norm, the way back to the embedding's width, and the tied head."""
+    """Embedding, final norm, projection back to the embedding's width, and the tied head."""
     yield embed(vocab, first)
     yield norm(last, final=True)
     yield from transition_operators(last, first, final=True)

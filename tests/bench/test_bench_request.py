@@ -2,8 +2,8 @@
 import pytest
 
 from merino_bench.harness.cases import (
+    BenchRequest,
     Case,
-    Workload,
     cases_for,
     decode_case,
     parse_depths,
@@ -30,7 +30,7 @@ def test_other_lengths_are_refused_with_what_was_written(text):
 
 
 def test_cases_are_prefills_then_decodes():
-    cases = cases_for(Workload((32, 512), (128,)), [("a", 2048)])
+    cases = cases_for(BenchRequest((32, 512), (128,)), [("a", 2048)])
     assert cases == (Case("pp32", 32, 0), Case("pp512", 512, 0), Case("tg128", 8, 128))
 
 
@@ -38,39 +38,39 @@ def test_cases_are_prefills_then_decodes():
     (2048, ["pp512", "tg128"]), (1024, ["pp512", "tg128"]), (512, ["pp256", "tg128"]), (64, ["pp32", "tg56"]),
     (9, ["pp4", "tg1"])])
 def test_the_usual_lengths_shrink_with_the_context(context, names):
-    assert [case.name for case in cases_for(Workload(), [("a", context)])] == names
+    assert [case.name for case in cases_for(BenchRequest(), [("a", context)])] == names
 
 
 def test_the_smallest_context_rules_so_that_rows_compare():
-    assert [case.name for case in cases_for(Workload(), [("a", 2048), ("b", 256)])] == ["pp128", "tg128"]
+    assert [case.name for case in cases_for(BenchRequest(), [("a", 2048), ("b", 256)])] == ["pp128", "tg128"]
 
 
 def test_without_a_readable_bundle_the_usual_rows_are_named():
-    assert [case.name for case in cases_for(Workload(), [])] == ["pp512", "tg128"]
+    assert [case.name for case in cases_for(BenchRequest(), [])] == ["pp512", "tg128"]
 
 
 def test_what_was_asked_for_is_never_shortened():
     contexts = [("wide", 2048), ("narrow", 64)]
     with pytest.raises(MerinoError) as refused:
-        cases_for(Workload((65,), (57,)), contexts)
+        cases_for(BenchRequest((65,), (57,)), contexts)
     message = str(refused.value)
     assert "pp65, tg57" in message and "'narrow'" in message and "-p up to 64 together" in message
     assert "-n up to 56" in message
-    assert len(cases_for(Workload((64,), (56,)), contexts)) == 2
+    assert len(cases_for(BenchRequest((64,), (56,)), contexts)) == 2
 
 
 def test_one_asked_for_leaves_the_other_usual():
-    assert [case.name for case in cases_for(Workload(prompts=(16,)), [("a", 64)])] == ["pp16", "tg56"]
+    assert [case.name for case in cases_for(BenchRequest(prompts=(16,)), [("a", 64)])] == ["pp16", "tg56"]
 
 
-@pytest.mark.parametrize("workload, words", [
-    (Workload(repetitions=0), "repetitions is 0"), (Workload(threads=(2, 0)), "threads is 0"),
-    (Workload(seed=-1), "seed is -1"), (Workload(prompts=(-4,)), "length is -4"),
-    (Workload((), ()), "nothing is left"), (Workload(depths=(-1,)), "depth is -1"),
-    (Workload(depths=()), "no depth")])
-def test_impossible_counts_are_refused(workload, words):
+@pytest.mark.parametrize("asked, words", [
+    (BenchRequest(repetitions=0), "repetitions is 0"), (BenchRequest(threads=(2, 0)), "threads is 0"),
+    (BenchRequest(seed=-1), "seed is -1"), (BenchRequest(prompts=(-4,)), "length is -4"),
+    (BenchRequest((), ()), "nothing is left"), (BenchRequest(depths=(-1,)), "depth is -1"),
+    (BenchRequest(depths=()), "no depth")])
+def test_impossible_counts_are_refused(asked, words):
     with pytest.raises(MerinoError, match=words):
-        cases_for(workload, [("a", 64)])
+        cases_for(asked, [("a", 64)])
 
 
 @pytest.mark.parametrize("text", ["8-4", "4-8+0", "4-8*1", "0-8*2"])
@@ -91,9 +91,9 @@ def test_depths_keep_their_zero_and_threads_have_none():
 
 
 def test_cases_come_by_threads_then_depth():
-    workload = Workload((32,), (16,), threads=(1, 2), depths=(0, 64))
+    asked = BenchRequest((32,), (16,), threads=(1, 2), depths=(0, 64))
     names = ["pp32", "tg16", "pp32 @ d64", "tg16 @ d64"]
-    assert [(case.name, case.threads) for case in cases_for(workload, [("a", 128)])] == [
+    assert [(case.name, case.threads) for case in cases_for(asked, [("a", 128)])] == [
         (name, threads) for threads in (1, 2) for name in names]
 
 
@@ -105,7 +105,7 @@ def test_a_depth_is_what_the_timed_part_finds_cached(case, untimed, prompt, deco
 
 
 def test_usual_lengths_shrink_behind_a_depth_and_what_was_asked_for_does_not_fit():
-    cases = cases_for(Workload(depths=(0, 48)), [("a", 64)])
+    cases = cases_for(BenchRequest(depths=(0, 48)), [("a", 64)])
     assert [case.name for case in cases] == ["pp8", "tg16", "pp8 @ d48", "tg16 @ d48"]
     with pytest.raises(MerinoError, match="pp32 @ d48, tg20 @ d48 does not fit.*-n up to 16"):
-        cases_for(Workload((32,), (20,), depths=(0, 48)), [("a", 64)])
+        cases_for(BenchRequest((32,), (20,), depths=(0, 48)), [("a", 64)])

@@ -1,0 +1,106 @@
+"""Hugging Face models of the known families: built from a geometry, or read from a folder.
+
+Importing this module registers the families that transformers does not have, so that `AutoModelForCausalLM` loads them.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedModel, set_seed
+
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.registry import FAMILIES, family_of
+from merino_edge.storage.faults import fault_list
+from merino_runtime.errors import MerinoError
+
+SEED = 0  # of random weights
+TOKENIZER = "tokenizer.json"
+
+for _family in FAMILIES.values():
+    _family.torch_side()  # its module registers what transformers does not have
+
+
+class Checkpoint(NamedTuple):
+    """A trained model in a folder. `eos_id`: the first end-of-text id; `tokenizer`: tokenizer.json, or None."""
+
+    geometry: Geometry
+    model: PreTrainedModel
+    eos_id: int | None
+    tokenizer: Path | None
+
+
+def build_model(geometry: Geometry, **config: Any) -> PreTrainedModel:
+    """A model with weights from torch's random generator, which the caller seeds.
+
+    `config`: more keys of transformers' configuration.
+    """
+    side = family_of(geometry).torch_side()
+    return side.MODEL(side.config_of(geometry, **config))
+
+
+def random_model(geometry: Geometry) -> PreTrainedModel:
+    """A model for inference with random weights, the same at each call. Seeds all generators."""
+    set_seed(SEED)
+    return build_model(geometry).eval()
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """A model in float32 with its tokenizer.
+
+    Raises MerinoError for an unknown family, an unsupported variant, and files that are missing or damaged.
+    """
+    config = read_config(folder)
+    if config.model_type not in FAMILIES:
+        raise MerinoError(f"{folder} is a {config.model_type!r} model: exported are {', '.join(FAMILIES)}")
+    side = FAMILIES[config.model_type].torch_side()
+    faults = [
+        f"{key} is {getattr(config, key)!r}, supported is {value!r}"
+        for key, value in side.SUPPORTED.items() if getattr(config, key) != value
+    ]  # fmt: skip
+    if faults:
+        raise MerinoError(f"{folder} is a variant of {config.model_type} that is not exported: {'; '.join(faults)}")
+    try:
+        geometry = side.geometry_of(config)
+    except ValidationError as error:
+        raise MerinoError(f"{folder} is a {config.model_type} that is not exported: {fault_list(error)}") from error
+    tokenizer, eos = read_tokenizer(folder), config.eos_token_id
+    return Checkpoint(geometry, read_weights(side.MODEL, folder), eos[0] if isinstance(eos, list) else eos, tokenizer)
+
+
+def read_config(folder: Path) -> Any:
+    """config.json of a local folder. Checks that it is there, since transformers would look for it on the network."""
+    if not (folder / "config.json").is_file():
+        raise MerinoError(
+            f"{folder} is no checkpoint: it has no config.json. `merino-edge train -o` writes one, and so do models"
+            " downloaded from Hugging Face"
+        )
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError, KeyError) as error:
+        raise MerinoError(f"{folder / 'config.json'} does not load: {error}") from error
+
+
+def read_weights(kind: Any, folder: Path) -> PreTrainedModel:
+    """All weights in float32. A missing one is an error: transformers would draw it at random."""
+    try:
+        model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
+        raise MerinoError(f"the weights in {folder} do not load: {error}") from error
+    wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+    if wrong or info["mismatched_keys"]:
+        raise MerinoError(f"the weights in {folder} do not fit its config.json: {', '.join(wrong[:5])} ...")
+    return model.eval()
+
+
+def read_tokenizer(folder: Path) -> Path | None:
+    """tokenizer.json. Raises MerinoError where the folder has only the older vocab.json and merges.txt."""
+    path = folder / TOKENIZER
+    if not path.is_file() and (folder / "merges.txt").is_file():
+        raise MerinoError(
+            f"{folder} has merges.txt but no tokenizer.json: write one with"
+            " transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    return path if path.is_file() else None

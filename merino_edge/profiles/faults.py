@@ -1,0 +1,83 @@
+"""Faults of a device profile in words: the key's path, the value found, what is allowed, the key that was meant."""
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from merino_edge.profiles.coefficients import KINDS, Count, Figure
+from merino_edge.profiles.profile import DeviceProfile
+
+
+def contradictions(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Faults between two figures, from the raw values of the TOML, so that they stand beside faults of single keys."""
+    for small, large in (
+        ("memory.free_mb", "memory.ram_mb"),
+        ("budget.memory_mb", "memory.free_mb"),
+        ("performance.runtime_mb", "budget.memory_mb"),
+        ("performance.read_gb_s", "memory.peak_gb_s"),
+        ("performance.decode_threads", "cpu.cores"),
+        ("performance.prefill_threads", "cpu.cores"),
+        ("power.idle_w", "power.stress_w"),
+    ):
+        low, high = _number(raw, small), _number(raw, large)
+        if low is not None and high is not None and low > high:
+            yield f"{small}: found {low:g}, must be at most {large}, which is {high:g}"
+
+
+def _number(raw: Any, path: str) -> float | None:
+    """The number at a dotted path, a figure's or a plain one; None where there is none to compare."""
+    for key in path.split("."):
+        raw = raw.get(key) if isinstance(raw, Mapping) else None
+    number = raw.get("value") if isinstance(raw, Mapping) else raw
+    usable = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    return number if usable else None
+
+
+def phrase(kind: str, loc: tuple[int | str, ...], found: Any, message: str) -> str:
+    """One of pydantic's errors in words: the key's path, the value found, what is allowed."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+    if kind == "missing":
+        return f"{path}: missing, must be {_allowed(_at(loc))}"
+    if kind == "extra_forbidden":
+        owner = _at(loc[:-1])
+        near = difflib.get_close_matches(str(loc[-1]), _keys(owner), n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"{path}: found {found!r}, no such key{hint}; allowed here: {', '.join(_keys(owner))}"
+    if kind in ("model_type", "dict_type", "tuple_type"):
+        return f"{path}: found {found!r}, must be {_allowed(_at(loc))}"
+    if kind == "string_pattern_mismatch":
+        message = "must be lowercase letters, digits and hyphens" if path == "id" else "must not be empty"
+    return f"{path}: found {found!r}, {message.replace('Input should', 'must')}"
+
+
+def _at(loc: tuple[int | str, ...]) -> Any:
+    """The type at an error's location."""
+    at: Any = DeviceProfile
+    for part in loc:
+        fields = {field.alias or name: field for name, field in at.model_fields.items()}
+        at = fields[str(part)].annotation
+        if isinstance(at, types.UnionType):  # optional: the other member is None
+            at = typing.get_args(at)[0]
+    return at
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _allowed(at: Any) -> str:
+    if isinstance(at, type) and issubclass(at, Figure):
+        number = "a positive whole number" if at is Count else "a positive number"
+        return f'{{ value = {number}, kind = one of {", ".join(KINDS)}, source = "where it is from" }}'
+    if isinstance(at, type) and issubclass(at, BaseModel):
+        return f"a table of {', '.join(_keys(at))}"
+    if typing.get_origin(at) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in typing.get_args(at))
+    if typing.get_origin(at) is tuple:
+        return "a list"
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(at, "text")

@@ -1,0 +1,104 @@
+"""Device profiles are read here: one TOML file per board, shipped or the user's, judged as a whole.
+
+All faults of a file come in one message (`faults`). Reading imports neither scipy nor torch nor the harness.
+"""
+
+import difflib
+import importlib.resources
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from merino_edge.profiles.faults import contradictions, phrase
+from merino_edge.profiles.profile import DeviceProfile
+from merino_runtime.errors import MerinoError
+
+
+def load_profile(id_or_path: str | Path) -> DeviceProfile:
+    """The profile of a shipped board, by its id, or of a TOML file. `host` is `calibration.board`'s.
+
+    Raises MerinoError for an unknown id, a file that cannot be read, or one with faults.
+    """
+    return _read(_place(id_or_path))
+
+
+def profile_text(id_or_path: str | Path) -> str:
+    """The TOML of a shipped board's profile, or of the file at a path."""
+    return _text(_place(id_or_path))
+
+
+def _place(id_or_path: str | Path) -> Path:
+    name = str(id_or_path)
+    if isinstance(id_or_path, Path) or name.endswith(".toml") or "/" in name or "\\" in name:
+        return Path(name)
+    ids = profile_ids()
+    if name not in ids:
+        near = difflib.get_close_matches(name.lower().replace("_", "-"), [*ids, "host"], n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise MerinoError(
+            f"No device profile {name!r}.{hint} "
+            f"Choose one of: {', '.join(ids)}, host; or give the path of a TOML file."
+        )
+    return _folder() / f"{name}.toml"
+
+
+def list_profiles() -> list[DeviceProfile]:
+    """The shipped boards in the order of their ids. `host` is not among them: it would have to be measured."""
+    return [_read(_folder() / f"{name}.toml") for name in profile_ids()]
+
+
+def profile_ids() -> list[str]:
+    return sorted(path.stem for path in _folder().glob("*.toml"))
+
+
+def parse_profile_text(text: str, origin: str) -> DeviceProfile:
+    """The profile in a TOML file's text."""
+    try:
+        raw = tomllib.loads(text)
+    except ValueError as error:
+        raise MerinoError(f"{origin} is not a TOML file: {error}") from error
+    return parse_profile(raw, origin)
+
+
+def parse_profile(raw: Mapping[str, Any], origin: str) -> DeviceProfile:
+    """The profile of a TOML's keys and values. Raises one MerinoError that names every fault; `origin`: whose."""
+    faults: list[str] = []
+    profile = None
+    try:
+        profile = DeviceProfile.model_validate(raw)
+    except ValidationError as error:
+        faults += [phrase(each["type"], each["loc"], each["input"], each["msg"]) for each in error.errors()]
+    faults += contradictions(raw)
+    if profile is None or faults:
+        listed = "".join(f"\n  {fault}" for fault in faults)
+        raise MerinoError(f"{origin} is not a valid device profile; correct the following:{listed}")
+    return profile
+
+
+def _folder() -> Path:
+    """Package data when installed; otherwise the checkout's folder, which an editable install cannot map."""
+    checkout = Path(__file__).resolve().parents[2] / "device_profiles"
+    try:
+        installed = Path(str(importlib.resources.files("merino_edge.device_profiles")))
+    except ModuleNotFoundError:
+        return checkout
+    return installed if any(installed.glob("*.toml")) else checkout
+
+
+def _read(path: Path) -> DeviceProfile:
+    return parse_profile_text(_text(path), str(path))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise MerinoError(
+            f"Cannot read the device profile {path}: {error.strerror}. "
+            f"Give the path of a TOML file or one of: {', '.join(profile_ids())}, host."
+        ) from error
+    except ValueError as error:  # not UTF-8
+        raise MerinoError(f"{path} is not a TOML file: {error}") from error

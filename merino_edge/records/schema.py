@@ -1,0 +1,209 @@
+"""One benchmark record as frozen, checked types, in the schema that `bench` writes today; no other is accepted.
+
+Writing records is `merino_bench`'s, which runs on boards and has no pydantic. Reading files of them is `reading`'s,
+judging them `compare`'s and `report`'s.
+"""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from merino_bench.harness.record import FAILED, SCHEMA
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.registry import FAMILIES
+from merino_edge.storage.faults import fault_list
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+AsTuple = Field(strict=False)  # a JSON list becomes a tuple; its items stay strict
+Numbers = Annotated[tuple[float, ...], AsTuple]
+Samples = Annotated[tuple[Positive, ...], AsTuple]
+Texts = Annotated[tuple[str, ...], AsTuple]
+Interval = Annotated[tuple[Positive, Positive], AsTuple]
+MEASURED = ("engine", "repetitions", "tok_s", "samples_ms", "rounds_ms", "environment")  # in each row that did not fail
+DEFAULT_ENGINE = "onnxruntime"
+
+
+class _Facts(BaseModel):
+    """Frozen. Unknown keys and conversions between types are faults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class State(BaseModel):
+    """The machine before or after a run. Boards report different sensors, so unknown keys are accepted and ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    governor: str | None = None
+    clocks_mhz: Numbers | None = None
+    clocks_max_mhz: Numbers | None = None
+    temperatures_c: dict[str, float] | None = None
+    power_mode: str | None = None
+    swap_used_mb: float | None = None
+    load_1m: float | None = None
+
+
+class Environment(BaseModel):
+    """Where a row was measured. Unknown keys are accepted and ignored, as in `State`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    board: str | None = None
+    kernel: str | None = None
+    arch: str | None = None
+    cpus: int | None = None
+    versions: dict[str, str | None] = {}
+    before: State = State()
+    after: State = State()
+    others_cpu_share: float | None = None
+    power_source: str | None = None  # or why there is none
+
+
+class Energy(_Facts):
+    """Joules over all repetitions, of prefill and of decode. `net` has the idle power subtracted; power in W."""
+
+    source: str
+    rail: str | None
+    interval_s: float | None
+    samples: Count | None
+    idle_w: float | None
+    prefill_j: float | None
+    decode_j: float | None
+    prefill_net_j: float | None
+    decode_net_j: float | None
+
+
+class Record(_Facts):
+    """One row of `bench`: one bundle, one test. Keys and units: `merino_bench.harness.record`, docs/formats.md.
+
+    A row that failed has None for all that was to be measured, and the reason in `flags`.
+    """
+
+    schema_version: int = Field(alias="schema")
+    bundle: str
+    bundle_sha256: str | None
+    engine: str | None
+    precision: str | None
+    dialect: str | None
+    weights: Literal["real", "random"] | None
+    weights_source: str | None
+    test: Annotated[str, Field(pattern=r"^(pp|tg)\d")]
+    prompt_tokens: Count | None
+    repetitions: Count | None
+    threads: Count | None
+    tok_s: Positive | None
+    tok_s_sd: float | None
+    ms_p50: Positive | None
+    ms_p90: Positive | None
+    ttft_ms: Positive | None
+    load_ms: float | None
+    verify_ms: float | None
+    peak_rss_mb: Positive | None
+    bundle_bytes: Count | None
+    params: Count | None
+    bytes_per_token: Count | None
+    ceiling_share: Positive | None
+    read_gb_s: Positive | None
+    samples_ms: Samples | None
+    timed: str | None
+    environment: Environment | None
+    flags: Texts
+    notes: Texts
+
+    depth: Count | None
+    context: Count | None
+    ms_mean: Positive | None
+    ms_sd: float | None
+    ms_p95: Positive | None
+    ms_p99: Positive | None
+    tpot_ms: Positive | None
+    flops_per_token: Count | None
+    prefill_threads: Count | None
+    rounds_ms: Annotated[tuple[Samples, ...], AsTuple] | None
+    j_per_token: Positive | None
+    energy: Energy | None
+    date: str | None
+    command: str | None
+
+    family: str | None
+    architecture: dict[str, Any] | None
+    # Only in rows of a run with a baseline.
+    baseline: str | None = None  # its bundle and format
+    ratio_kind: Literal["equal format", "as shipped"] | None = None
+    ratio_to_baseline: Positive | None = None
+    params_ratio: Positive | None = None
+    ratio_interval: Interval | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_schema(cls, raw: Any) -> Any:
+        """Another schema is one fault of the row, not a list of keys that it lacks."""
+        found = raw.get("schema", SCHEMA) if isinstance(raw, dict) else SCHEMA
+        if found != SCHEMA:
+            raise ValueError(f"schema {found!r} is not read, only {SCHEMA}: measure again with this version's `bench`")
+        return raw
+
+    @model_validator(mode="after")
+    def _check_row(self) -> Self:
+        lacking = [] if self.failure else [key for key in MEASURED if not getattr(self, key)]
+        if lacking:
+            raise ValueError(f"a row that did not fail must have {', '.join(lacking)}")
+        try:
+            _ = self.geometry
+        except ValidationError as error:
+            raise ValueError(f"the architecture is none of family {self.family}: {fault_list(error)}") from None
+        return self
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """None where the record has no architecture, or where its family is unknown."""
+        family = FAMILIES.get(self.family or "")
+        if family is None or self.architecture is None:
+            return None
+        return family.geometry.model_validate(self.architecture)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the row failed; None where it did not."""
+        return next((flag.removeprefix(FAILED) for flag in self.flags if flag.startswith(FAILED)), None)
+
+    @property
+    def decodes(self) -> bool:
+        return self.test.startswith("tg")
+
+    @property
+    def tokens(self) -> int:
+        """Timed tokens of one repetition: ids of the prompt, or decode steps."""
+        found = re.match(r"\D+(\d+)", self.test)
+        assert found is not None
+        return int(found.group(1))
+
+    @property
+    def cached(self) -> int:
+        """Tokens in the cache before the first timed token."""
+        return max(self.depth or 0, (self.prompt_tokens or 0) if self.decodes else 0)
+
+    @property
+    def rounds(self) -> tuple[tuple[float, ...], ...]:
+        """Samples in ms, a tuple per repetition."""
+        return self.rounds_ms or ()
+
+    @property
+    def speeds(self) -> tuple[float, ...]:
+        """tok/s of each repetition. Their mean is `tok_s`."""
+        return tuple(1000 * self.tokens / sum(one) for one in self.rounds if one)
+
+    @property
+    def engine_name(self) -> str:
+        """The engine without its version: `onnxruntime CPU` for `onnxruntime 1.32.0 CPU`."""
+        return " ".join(word for word in (self.engine or "-").split() if not re.match(r"v?\d", word))
+
+    @property
+    def runs_on_onnxruntime(self) -> bool:
+        return (self.engine or "").startswith(DEFAULT_ENGINE)
+
+    @property
+    def board(self) -> str:
+        return (self.environment and self.environment.board) or "unknown machine"

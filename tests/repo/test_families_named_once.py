@@ -1,0 +1,73 @@
+"""Nothing outside `families/` knows a model family: no import of a family's folder, no comparison with its name.
+
+Tests may: they build models of a family.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from merino_edge.families.registry import FAMILIES
+
+ROOT = Path(__file__).resolve().parents[2]
+HOME = ROOT / "merino_edge" / "families"
+FOLDERS = sorted(path.parent.name for path in HOME.glob("*/geometry.py"))
+PACKAGES = (ROOT / "merino_edge", ROOT / "runtime" / "merino_runtime", ROOT / "bench" / "merino_bench")
+EXPERIMENTS = ROOT / "bench" / "experiments"
+# "merino" is also what the board's program is called: on its command line and in the versions of a record.
+PROGRAM = {"runtime/merino_runtime/__main__.py", "bench/merino_bench/sensors/environment.py"}
+PENDING = {"runtime/merino_runtime/bundle_schema.py"}  # until bundle.json's `family` is any name there
+
+
+def outside(folders):
+    return [path for folder in folders for path in sorted(folder.rglob("*.py")) if HOME not in path.parents]
+
+
+def imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def strings(tree):
+    return (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def of_a_family(name):
+    """Whether a module's full name lies in a family's folder."""
+    parts = name.split(".")
+    return parts[:2] == ["merino_edge", "families"] and len(parts) > 2 and parts[2] in FOLDERS
+
+
+@pytest.fixture(scope="module")
+def trees():
+    """Syntax trees by path: packages and experiments without `families/`."""
+    paths = outside((*PACKAGES, EXPERIMENTS))
+    assert len(paths) > 100
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def test_each_folder_is_a_line_in_the_registry():
+    assert len(FOLDERS) == len(FAMILIES) >= 2
+    assert {family.geometry.__module__.split(".")[2] for family in FAMILIES.values()} == set(FOLDERS)
+
+
+def test_nothing_imports_a_familys_folder(trees):
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path, tree in trees.items() for name in (*imports(tree), *strings(tree)) if of_a_family(name.split(":")[0])
+    ]  # fmt: skip
+    assert wrong == []
+
+
+def test_nothing_holds_a_familys_name(trees):
+    """Experiments are left out: "opt" is a section of their tables."""
+    found = {
+        (str(path.relative_to(ROOT)), text)
+        for path, tree in trees.items() if EXPERIMENTS not in path.parents
+        for text in strings(tree) if text in FAMILIES
+    }  # fmt: skip
+    assert {each for each in found if each[0] not in PROGRAM | PENDING} == set()
