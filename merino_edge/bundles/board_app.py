@@ -11,7 +11,7 @@ from pathlib import Path
 import merino_bench
 import merino_runtime
 
-PACKED = (".py", ".json", ".zip")  # sources, and data files beside them
+PACKED = (".py", ".json", ".xz")  # sources, and data files beside them
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold
 MAIN = b"import sys\nfrom merino_bench.__main__ import main\nsys.exit(main())\n"
 

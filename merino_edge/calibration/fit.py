@@ -34,20 +34,21 @@ def operator_of(row: Measurement) -> Operator:
         return head(row.columns, row.rows)
     if row.kind == "attention":
         return attention(row.columns, row.heads)
-    return norm(row.columns) if row.kind in ("norm", "call") else activation(row.columns)
+    return norm(row.columns) if row.kind == "norm" else activation(row.columns)
 
 
 def amounts_of(row: Measurement, dialect: Dialect) -> dict[str, float]:
     """The amount of each term in one run of the row's graph, as if all that it reads came from memory."""
     if row.kind == "choose":
         return {"choose_ns": row.rows * 1e-3}
+    if row.kind == "call":
+        return {"launch_us": 1.0, GRAPH: 1.0}
     if row.kind == "decoder":
         return summed(amounts(op, row.format, row.tokens, row.past, dialect) for op in decoder_of(row))
     one = amounts(operator_of(row), row.format, row.tokens, row.past, dialect)
-    if row.kind == "head":  # the product alone is timed
-        one = {name: amount for name, amount in one.items() if name not in ("choose_ns", "launch_us", "step_us")}
-    per_node = NODES_TIMED.get(row.kind) if dialect == "portable" else None
-    return {name: amount * row.count / (per_node or 1) for name, amount in one.items()} | {GRAPH: 1.0}
+    if row.kind == "head":  # a graph of its own, and no token is chosen
+        one = {name: amount for name, amount in one.items() if name not in ("choose_ns", "step_us")}
+    return {name: amount * row.count for name, amount in one.items()} | {GRAPH: 1.0}
 
 
 def decoder_of(row: Measurement) -> list[Operator]:
@@ -72,7 +73,6 @@ def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 GRAPH = "graph_us"  # one run of a graph that is no decoder; a decoder's run is step_us
-NODES_TIMED = {"norm": 6, "call": 6, "activation": 9}  # nodes of the portable operator, of which the probe times one
 
 
 class ThreadFit(NamedTuple):

@@ -137,6 +137,7 @@ def walked_graph(
 ) -> Graph:
     """The walk of the geometry's family, written in a dialect."""
     kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
-    graph = dialect(weights, kv_layers, context, precision)
+    graph = dialect(weights, context, precision)
+    graph.begin_decoder(kv_layers)
     family_of(arch).walk(graph, arch)
     return graph

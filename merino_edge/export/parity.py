@@ -1,4 +1,7 @@
-"""Is the exported graph the model? The bundle, run by the board's own runtime, against torch, step by step."""
+"""Parity: does the bundle compute what the torch model computes?
+
+The bundle runs in the board's own runtime. The logits of one prefill and of each decode step are compared with torch's.
+"""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -12,22 +15,23 @@ from merino_edge.export.quantize import Quantized, dequantize
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Bundle
 
-WORST_LOGIT = 1e-3  # float32: the largest error, relative to the step's largest logit
-# Otherwise root mean squares are compared. Quantised: activations go to int8 too, 0.01 to 0.03 is usual.
+WORST_LOGIT = 1e-3  # float32: the largest error of a logit, relative to the step's largest logit
+# Other formats: RMS error, relative to the RMS of the step's logits. int8 and int4 have 0.01 to 0.03, since their
+# activations are quantised too, which torch does not do.
 RMS_LOGITS = {"fp16": 0.01, "int8": 0.05, "int4": 0.05}
 
 
 class Golden(NamedTuple):
-    """Greedy decoding by torch: ids [steps] and the logits each was taken from [steps, vocab]."""
+    """Greedy decoding by torch: the ids, and the logits that each was the largest of."""
 
     prompt_ids: list[int]
-    greedy_ids: list[int]
-    logits: np.ndarray
+    greedy_ids: list[int]  # [steps]
+    logits: np.ndarray  # float32 [steps, vocab]
 
 
 @torch.no_grad()
 def torch_greedy(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) -> Golden:
-    """With torch's own cache: one prefill, then one decode step per token."""
+    """`steps` ids after the prompt, with torch's KV cache: one prefill, then one decode step per id."""
     inputs, cache = torch.tensor([list(prompt_ids)]), None
     rows: list[np.ndarray] = []
     ids: list[int] = []
@@ -41,7 +45,10 @@ def torch_greedy(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) 
 
 
 def with_quantized(model: PreTrainedModel, quantized: Mapping[tuple[str, ...], Quantized]) -> PreTrainedModel:
-    """The model with the weights that the codes stand for; the same object where nothing is quantised."""
+    """A copy of the model with dequantised weights; the model itself if nothing is quantised.
+
+    `quantized` is a graph's: by the names of the matrices that were joined along their outputs.
+    """
     if not quantized:
         return model
     twin = copy.deepcopy(model)
@@ -54,7 +61,7 @@ def with_quantized(model: PreTrainedModel, quantized: Mapping[tuple[str, ...], Q
 
 
 def worst_error(bundle: Bundle, golden: Golden) -> float:
-    """The error of the worst step of prefill and decode: see WORST_LOGIT and RMS_LOGITS for what is compared."""
+    """The largest error of any step, as WORST_LOGIT (fp32) or RMS_LOGITS (other formats) defines it."""
     error = relative_error if bundle.precision == "fp32" else rms_error
     backend = open_backend(bundle)
     try:

@@ -1,7 +1,7 @@
 """Weight-only block quantisation, in the layout of ONNX Runtime's MatMulNBits and GatherBlockQuantized.
 
-A row of a matrix is cut into blocks; a block is small unsigned codes and one float32 scale, the middle code standing
-for zero. Symmetric: value = (code - 2^(bits - 1)) * scale.
+A row of a matrix is cut into blocks. A block has one float32 scale and an unsigned code of 4 or 8 bits per weight:
+weight = (code - 2^(bits - 1)) * scale. It is symmetric: the code in the middle stands for zero.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -12,17 +12,17 @@ import numpy as np
 from merino_edge.families.operators import BLOCKS
 from merino_runtime.errors import MerinoError
 
-ERROR_GROWTH = {4: 1.25, 8: 2.0}  # by bits: a larger block may have so much more error than the smallest one
-# By bits: of the scale that just holds the largest value, those tried for the least square error.
+ERROR_RATIO = {4: 1.25, 8: 2.0}  # by bits: allowed RMS error of a larger block, relative to the smallest block's
+# By bits: scales that are tried, relative to the scale at which the largest weight has the outermost code.
 SHRINKS = {4: np.linspace(0.7, 1.1, 9, dtype=np.float32), 8: np.linspace(1.0, 1.04, 5, dtype=np.float32)}
-PIECE = 2**17  # weights looked at together: they stay in the CPU's cache
-THREADS = 2  # numpy leaves the interpreter's lock while it works
+PIECE = 2**17  # weights quantised at a time, so few that they stay in the CPU's cache
+THREADS = 2  # numpy releases the interpreter's lock during its loops
 
 
 class Quantized(NamedTuple):
-    """A matrix [rows, columns] in blocks of `block` along its columns."""
+    """A matrix [rows, columns] whose rows are cut into blocks of `block` weights."""
 
-    codes: np.ndarray  # uint8 [rows, columns / block, block * bits / 8], low half first where two share a byte
+    codes: np.ndarray  # uint8 [rows, columns / block, block * bits / 8]; of two codes in a byte the low half is first
     scales: np.ndarray  # float32 [rows, columns / block]
     bits: int
     block: int
@@ -33,7 +33,7 @@ class Quantized(NamedTuple):
 
 
 class MatrixError(NamedTuple):
-    """What quantising did to one matrix: errors relative to its root mean square value."""
+    """Absolute errors of the weights of one quantised matrix, relative to the RMS of its weights."""
 
     name: str
     bits: int
@@ -44,18 +44,18 @@ class MatrixError(NamedTuple):
 
 
 def quantize(name: str, matrix: np.ndarray, bits: int) -> Quantized:
-    """The largest block whose error is near that of the smallest; float32 [rows, columns].
+    """A matrix float32 [rows, columns] in the largest block whose RMS error is within ERROR_RATIO of the smallest's.
 
-    Raises MerinoError where not even the smallest block divides the columns.
+    A larger block has fewer scales to read. Raises MerinoError if not even the smallest block divides the columns.
     """
     candidates = [block for block in BLOCKS if matrix.shape[1] % block == 0]
     if not candidates:
         raise MerinoError(
-            f"{name} has rows of {matrix.shape[1]}, which blocks of {BLOCKS[-1]} do not divide: export with"
+            f"{name} has rows of {matrix.shape[1]} weights, which blocks of {BLOCKS[-1]} do not divide: export with"
             " --precision fp32, or design with widths and FFN widths that are multiples of 32"
         )
     smallest = quantize_blocks(matrix, bits, candidates[-1])
-    allowed = ERROR_GROWTH[bits] * rms(dequantize(smallest) - matrix)
+    allowed = ERROR_RATIO[bits] * rms(dequantize(smallest) - matrix)
     for block in candidates[:-1]:
         found = quantize_blocks(matrix, bits, block)
         if rms(dequantize(found) - matrix) <= allowed:
@@ -64,7 +64,8 @@ def quantize(name: str, matrix: np.ndarray, bits: int) -> Quantized:
 
 
 def quantize_blocks(matrix: np.ndarray, bits: int, block: int) -> Quantized:
-    """For each block the scale of least square error among a few, each refitted to the codes it leads to."""
+    """Each block gets the scale of least squared error of a few that are tried; the matrix is float32
+    [rows, columns]."""
     rows, columns = matrix.shape
     values = np.ascontiguousarray(matrix, np.float32).reshape(rows, columns // block, block)
     step = max(1, PIECE // columns)
@@ -77,11 +78,12 @@ def quantize_blocks(matrix: np.ndarray, bits: int, block: int) -> Quantized:
 def quantize_rows(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Codes uint8 [rows, blocks, block * bits / 8] and scales float32 [rows, blocks] of values [rows, blocks, block].
 
-    With codes c of values v the scale of least square error is v.c / c.c.
+    A trial rounds the values v to codes c by a trial scale, and then refits the scale to these codes: v.c / c.c has the
+    least squared error.
     """
     half = 2 ** (bits - 1)
     largest = np.take_along_axis(values, np.abs(values).argmax(-1)[..., None], -1)[..., 0]  # with its sign
-    full = np.where(largest == 0, 1, largest) / np.float32(-half)  # the codes reach one further on the negative side
+    full = np.where(largest == 0, 1, largest) / np.float32(-half)  # of both signs, the negative has one code more
     best_scale, best_error = full, np.full_like(full, np.inf)
     for shrink in SHRINKS[bits]:
         codes = rounded(values, full * shrink, half)
@@ -99,14 +101,15 @@ def quantize_rows(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray
 
 
 def rounded(values: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
-    """Codes from -half to half - 1, in float32, of values [rows, blocks, block] by scale [rows, blocks]."""
-    codes = values / np.where(scale == 0, 1, scale)[..., None]  # the tiniest values have a scale of 0
+    """values / scale as whole numbers from -half to half - 1, float32; values [rows, blocks, block], scale
+    [rows, blocks]."""
+    codes = values / np.where(scale == 0, 1, scale)[..., None]  # a scale underflows to 0 with the tiniest values
     np.rint(codes, out=codes)
     return np.clip(codes, -half, half - 1, out=codes)
 
 
 def dequantize(found: Quantized) -> np.ndarray:
-    """The float32 matrix that the codes stand for. [rows, columns]"""
+    """The weights that the codes stand for, float32 [rows, columns]."""
     codes = found.codes
     if found.bits == 4:
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)

@@ -4,16 +4,16 @@ import os
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from merino_bench.probe import bandwidth
-from merino_bench.probe import graphs as kernels
+from merino_bench.probe import bandwidth, graphs
 from merino_bench.probe import run as board_probe
 from merino_bench.probe import tasks as plan
 from merino_bench.probe import timing as probe_timing
-from merino_bench.probe.onnx_writer import model
 from merino_bench.probe.tasks import MB, Machine
 from merino_bench.probe.timing import lower_decile_ms
+from merino_runtime.backends.onnx_session import version_tuple
 from merino_runtime.errors import MerinoError
 
 ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True)
@@ -37,9 +37,9 @@ def test_a_plan_fits_the_machine(machine):
             assert any(task.runs == plan.PREFILL for task in rows) and any(task.runs == plan.DECODE for task in rows)
     for task in tasks:
         if task.kind in ("linear", "head"):
-            size = task.count * kernels.matrix_bytes(task.format, task.rows, task.columns, machine.fused)
-            assert size <= plan.MOST_BEYOND_BYTES + 8 * MB
-            assert not machine.free_bytes or size <= machine.free_bytes // 5
+            size = plan.kernel_of(task, machine.fused).weight_bytes
+            assert size <= plan.MOST_BEYOND_BYTES
+            assert not machine.free_bytes or size <= machine.free_bytes // plan.SHARE_OF_FREE
 
 
 def test_no_decoder_has_more_layers_than_a_block_of_a_design_may_have():
@@ -53,23 +53,61 @@ def test_the_first_figures_of_each_thread_count_come_before_the_last_of_any():
     assert [task.threads for task in tasks[:4]] == [1, 2, 4, 64]
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_what_a_plan_asks_for_is_shipped(machine):
+    for task in plan.tasks(machine):
+        if task.kind != "choose":
+            kernel = plan.kernel_of(task, machine.fused)
+            assert kernel.model and machine.dialect in kernel.dialects
+            assert len(kernel.inputs) >= 1 and len(kernel.outputs) >= (task.count if task.kind == "linear" else 1)
+
+
+@pytest.mark.parametrize("cache_bytes", [512 * 1024 << shift for shift in range(8)])
 @pytest.mark.parametrize("fused", [True, False])
-def test_each_graph_reads_as_much_as_the_plan_says(fused):
-    for form in ("fp32", "int8"):
-        kernel = kernels.linears(form, 96, 64, 3, fused)
-        assert kernel.weight_bytes == 3 * (kernels.matrix_bytes(form, 96, 64, fused) + padding(form))
-        assert len(kernel.outputs) == 3 and kernel.inputs[0].shape == (1, "T", 64)
+def test_the_grid_of_sizes_suits_caches_from_half_a_megabyte_to_64(cache_bytes, fused):
+    """Matrices for prefill lie within the cache or are the fewest that are shipped; those for decode lie beyond it as
+    far as the shipped sizes go; the sweep has sizes on both sides of a full cache."""
+    machine = Machine(cache_bytes, 8000 * MB, (1,), ("fp32", "int8", "int4") if fused else ("fp32", "int8"), fused)
+    swept = []
+    for task in plan.tasks(machine):
+        if task.kind == "linear":
+            size = plan.kernel_of(task, fused).weight_bytes
+            if task.runs == plan.PREFILL:
+                assert size <= plan.WITHIN * cache_bytes or task.count == 1
+            elif (task.rows, task.columns) == plan.SQUARE:
+                assert size > min(2 * cache_bytes, 64 * MB)
+            if task.format == "fp32" and task.rows == plan.sweep_side(machine):
+                swept.append(size / cache_bytes)
+    assert min(swept) <= 0.5 and max(swept) >= (1.3 if cache_bytes <= 64 * MB else 1)
+    assert len({round(size, 2) for size in swept}) >= 4
 
 
-def padding(form):
-    """Up to the next page, of codes and of scales."""
-    codes = 96 * 64 * kernels.BITS[form] // 8
-    sizes = [codes] if form == "fp32" else [codes, 4 * 96]
-    return sum(-size % kernels.PAGE for size in sizes)
+def test_the_nearest_size_is_that_of_the_least_ratio():
+    sizes = {1: 100, 2: 200, 4: 400, 8: 800}
+    assert plan.nearest(sizes, 270) == 2 and plan.nearest(sizes, 290) == 4
+    assert plan.nearest(sizes, 800, 500) == 4
+    assert plan.nearest(sizes, 800, 50) == 1
 
 
-def test_a_model_of_nothing_is_a_few_bytes():
-    assert len(model([], [], [], [], 13, 8)) < 60
+def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
+    """In the operators that this machine's ONNX Runtime has: `portable` on the oldest boards."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    machine = board_probe.this_machine(version_tuple(onnxruntime.__version__))
+    written = 0
+    for kind in ("call", "norm", "activation", "attention", "linear", "head", "table"):
+        for form in machine.formats:
+            found = graphs.kernels_of(machine.dialect, kind, form)
+            if not found:
+                continue
+            kernel = min(found, key=lambda one: one.weight_bytes)
+            written = graphs.write_weights(str(tmp_path), kernel.weight_bytes, written)
+            path = tmp_path / "model.onnx"
+            path.write_bytes(kernel.model)
+            session = probe_timing.open_graph(onnxruntime, str(path), 1)
+            for cached, tokens in ((0, 1), (2047, 1), (0, 3)) if kind != "head" else ((0, 1),):
+                arrays, shared = probe_timing.bound(session, kernel, cached, tokens)()
+                for values in list(arrays.values()) + list(shared.values()):
+                    assert np.isfinite(values).all(), kernel.file
 
 
 def test_a_short_probe_of_this_machine(tmp_path, monkeypatch):

@@ -1,158 +1,194 @@
-"""The probe's own ONNX writer against the onnx package, and its graphs against numpy."""
+"""The shipped graphs are those that the exporter writes today, and they compute what their index says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from onnx import TensorProto, helper
 
-from merino_bench.probe import decoder_graph
-from merino_bench.probe import graphs as kernels
+from merino_bench.probe import graphs
 from merino_bench.probe import tasks as plan
-from merino_bench.probe.onnx_writer import FLOAT, Node, Port, Stored, model
+from merino_edge.bundles.board_app import write_board_app
+from merino_edge.export import probe_graphs
 from merino_edge.export.export import build_graph
-from merino_edge.export.onnx import graph
+from merino_edge.export.onnx.layout import ByteCounter, FusedLayout
+from merino_edge.export.probe_grid import GraphKey, graph_keys
 from merino_edge.export.quantize import Quantized, dequantize
 from merino_edge.export.source import random_source
-from merino_edge.families.designed import Architecture, Block
-
-ATTRIBUTES = (("ints", (0, 1, -3, 2**40)), ("one", 7), ("minus", -1), ("real", 0.25))
-
-
-def test_the_writer_writes_what_the_onnx_package_reads():
-    nodes = [Node("MatMul", ("x", "w"), ("y",)), Node("Thing", ("y", ""), ("z",), "com.microsoft", ATTRIBUTES)]
-    stored = Stored("w", FLOAT, (300, 2), "weights.bin", 4096, 2400)
-    ports = [Port("x", FLOAT, (1, "T", 300))], [Port("z", FLOAT, ())]
-    found = onnx.load_from_string(model(nodes, *ports, [stored], 13, 8))
-    expected_nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["y"], name="MatMul_0"),
-        helper.make_node(
-            "Thing", ["y", ""], ["z"], name="Thing_1", domain="com.microsoft", ints=[0, 1, -3, 2**40], one=7, minus=-1,
-            real=0.25,
-        ),
-    ]  # fmt: skip
-    for one, other in zip(found.graph.node, expected_nodes, strict=True):
-        assert sorted(one.attribute, key=lambda a: a.name) == sorted(other.attribute, key=lambda a: a.name)
-        del one.attribute[:], other.attribute[:]
-        other.domain = other.domain  # the writer names the empty domain, too
-        assert one == other
-    (weight,) = found.graph.initializer
-    assert (list(weight.dims), weight.data_type) == ([300, 2], TensorProto.FLOAT)
-    assert weight.data_location == TensorProto.EXTERNAL
-    assert {entry.key: entry.value for entry in weight.external_data} == {
-        "location": "weights.bin", "offset": "4096", "length": "2400",
-    }  # fmt: skip
-    assert found.graph.input[0] == helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, "T", 300))
-    assert found.graph.output[0].type.tensor_type.shape == onnx.TensorShapeProto()
-    assert {one.domain: one.version for one in found.opset_import} == {"": 13, "com.microsoft": 1}
-    assert found.ir_version == 8
+from merino_edge.families.operators import FORMATS, weight_bytes
+from merino_runtime.backends import open_backend
 
 
-@given(st.integers(-(2**63), 2**63 - 1))
-def test_any_whole_number_survives(value):
-    found = onnx.load_from_string(model([Node("A", (), (), "", (("v", value),))], [], [], [], 13, 8))
-    assert found.graph.node[0].attribute[0].i == value
+@pytest.fixture(scope="module")
+def built():
+    return probe_graphs.build_all(graph_keys())
+
+
+def test_the_shipped_graphs_are_those_of_todays_exporter(built):
+    """Else `python -m merino_edge.export.probe_graphs` is due."""
+    shipped = {kernel.file: kernel for kernel in graphs.kernels()}
+    entries = [probe_graphs.index_entry(one) for one in built]
+    assert sorted(entry["file"] for entry in entries) == sorted(shipped)
+    assert set(graphs.members()) == {graphs.INDEX, *shipped}
+    for entry, one in zip(entries, built, strict=True):
+        kernel = shipped[entry["file"]]
+        lists = {"dialects": one.dialects, "inputs": tuple(one.inputs), "outputs": tuple(one.outputs)}
+        assert kernel._asdict() == entry | lists
+        assert onnx.load_from_string(kernel.model) == one.model, entry["file"]
+
+
+def test_an_archive_is_the_same_bytes_each_time(built, tmp_path):
+    few = [one for one in built if one.key.kind in ("call", "norm", "attention")]
+    for name in ("one", "two"):
+        probe_graphs.write_archive(tmp_path / name, few)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_board_carries_less_than_100_kb():
+    assert (Path(graphs.__file__).parent / graphs.ARCHIVE).stat().st_size < 100_000
+
+
+def test_the_boards_application_carries_the_graphs(tmp_path):
+    write_board_app(tmp_path / "merino.pyz")
+    code = "from merino_bench.probe import graphs; print(graphs.__file__, len(graphs.kernels()[-1].model))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path / "merino.pyz")},
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    path, size = done.stdout.split()
+    assert path.startswith(str(tmp_path)) and int(size) == len(graphs.kernels()[-1].model)
+
+
+def test_weights_take_no_more_memory_than_their_place(built):
+    """Constants of a graph lie in the weights' file one behind the other, each at a page, or are views of another."""
+    for one in built:
+        if one.key.kind in ("linear", "decoder"):
+            places = sorted(
+                (int(of["offset"]), int(of["length"]))
+                for tensor in one.model.graph.initializer
+                if (of := {entry.key: entry.value for entry in tensor.external_data})
+            )
+            assert all(offset % graphs.PAGE == 0 for offset, _ in places)
+            assert max(offset + length for offset, length in places) == one.weight_bytes
+
+
+@pytest.mark.parametrize("form", ["fp32", "int8", "int4"])
+def test_a_decoder_has_the_weights_that_its_operators_say(form):
+    """Its file also holds two rotary tables [context, head_size / 2] and fills up pages, but lacks small norms."""
+    for kernel in graphs.kernels_of("fused", "decoder", form):
+        key = GraphKey("fused", *kernel[2:9])
+        expected = weight_bytes(probe_graphs.decoder_architecture(key).operators, form)
+        rotary = plan.DECODER_CONTEXT * kernel.columns // kernel.heads * 4
+        constants = 10 * kernel.count + 6
+        assert abs(kernel.weight_bytes - expected - rotary) <= graphs.PAGE * constants, kernel.file
+
+
+@pytest.mark.parametrize("uses", [1, 4])
+@pytest.mark.parametrize("form", ["fp32", "int8", "int4"])
+def test_a_decoder_is_the_exported_model_of_its_geometry(form, uses):
+    """Its values that are stored inside the model are norms, which begin as ones in a new model."""
+    kernel = next(one for one in graphs.kernels_of("fused", "decoder", form, uses=uses) if one.columns <= 256)
+    arch = probe_graphs.decoder_architecture(GraphKey("fused", *kernel[2:9]))
+    exported = build_graph(random_source(arch, "probed"), "fused", plan.DECODER_CONTEXT, form)
+    assert onnx.load_from_string(kernel.model) == exported.model(ByteCounter())
+    assert (kernel.inputs, kernel.outputs) == (tuple(exported.inputs), tuple(exported.outputs))
+
+
+def test_the_layout_of_a_graph_is_what_saving_it_writes(tmp_path):
+    """A key that is not shipped, small enough to be written with values."""
+    key = GraphKey("fused", "decoder", "int8", 96, 64, 2, 2)
+    arch = probe_graphs.decoder_architecture(key)
+    exported = build_graph(random_source(arch, "tiny"), "fused", plan.DECODER_CONTEXT, "int8")
+    exported.save(tmp_path)
+    written = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
+    planned = probe_graphs.build(key)
+    assert planned.weight_bytes == (tmp_path / "model.onnx.data").stat().st_size
+    assert list(written.node) == list(planned.model.graph.node)
+    assert [one.external_data for one in written.initializer] == [
+        one.external_data for one in planned.model.graph.initializer
+    ]
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A function: (kernel, feeds) -> outputs."""
+    """A function: (model, bytes of weights, feeds) -> outputs."""
 
-    def go(kernel, feeds):
-        kernels.write_weights(str(tmp_path), kernel.weight_bytes, 0)
-        (tmp_path / "model.onnx").write_bytes(kernel.model)
+    def go(model, size, feeds):
+        graphs.write_weights(str(tmp_path), size, 0)
+        (tmp_path / "model.onnx").write_bytes(model)
         session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
-        return session.run([port.name for port in kernel.outputs if not port.name.endswith(".new")], feeds)
+        return session.run([one.name for one in session.get_outputs() if "present" not in one.name], feeds)
 
     return go
 
 
-def weights(size):
-    """What `write_weights` writes first."""
-    return np.random.RandomState(0).uniform(-kernels.LIMIT, kernels.LIMIT, 2**18).astype(np.float32)[:size]
+def built_and_run(run, key, feeds):
+    one = probe_graphs.build(key)
+    return run(one.model.SerializeToString(), one.weight_bytes, feeds)
 
 
-def test_a_linear_is_the_product_with_its_own_weights(run):
+def random_weights(size):
+    """The first that `write_weights` writes."""
+    return np.random.RandomState(0).uniform(-graphs.LIMIT, graphs.LIMIT, 2**18).astype(np.float32)[:size]
+
+
+@pytest.mark.parametrize("dialect", ["fused", "portable"])
+def test_linears_are_products_with_weights_of_their_own(run, dialect):
     x = np.random.default_rng(0).normal(size=(1, 3, 64)).astype(np.float32)
-    first, second = run(kernels.linears("fp32", 96, 64, 2, True), {"x": x})
-    values = weights(2 * 96 * 64 + 2048)
+    first, second = built_and_run(run, GraphKey(dialect, "linear", "fp32", 96, 64, 0, 2), {"x": x})
+    values = random_weights(2 * 96 * 64)
     np.testing.assert_allclose(first, x @ values[: 96 * 64].reshape(64, 96), rtol=1e-4, atol=1e-5)
-    assert not np.allclose(first, second)
+    np.testing.assert_allclose(second, x @ values[96 * 64 :].reshape(64, 96), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["int8", "int4"])
-def test_a_quantised_linear_is_that_of_the_exporter(run, form):
-    rows, columns, bits = 64, 256, kernels.BITS[form]
+def test_a_quantised_linear_is_the_product_with_its_dequantised_weights(run, form):
+    rows, columns, bits = 512, 256, FORMATS[form].bits
     x = np.random.default_rng(0).normal(size=(1, 2, columns)).astype(np.float32)
-    (found,) = run(kernels.linears(form, rows, columns, 1, True), {"x": x})
-    raw = weights(2**18).tobytes()
+    (found,) = built_and_run(run, GraphKey("fused", "linear", form, rows, columns, 0, 1), {"x": x})
+    raw = random_weights(2**18).tobytes()
     size = rows * columns * bits // 8
     codes = np.frombuffer(raw[:size], np.uint8).reshape(rows, 2, 128 * bits // 8)
-    place = -(-size // kernels.PAGE) * kernels.PAGE
-    scales = np.frombuffer(raw[place : place + 4 * rows * 2], np.float32).reshape(rows, 2)
+    scales = np.frombuffer(raw[size : size + 4 * rows * 2], np.float32).reshape(rows, 2)
     expected = x @ dequantize(Quantized(codes, scales, bits, 128)).T
     assert np.sqrt(np.square(found - expected).mean()) < 0.05 * np.sqrt(np.square(expected).mean())
 
 
-def test_a_head_in_slices_is_the_product_with_its_table(run, monkeypatch):
+def test_an_embedding_that_is_the_head_too_is_one_table(run, monkeypatch):
     rows, columns = 2500, 16
-    assert kernels.SLICE_BYTES == graph.HEAD_SLICE_BYTES
-    monkeypatch.setattr(kernels, "SLICE_BYTES", 1)
-    (found,) = run(kernels.tables("fp32", rows, columns, True), {"ids": np.array([7])})
-    table = weights(rows * columns).reshape(rows, columns)
-    np.testing.assert_allclose(found[0], table @ table[7], rtol=1e-4, atol=1e-6)
+    monkeypatch.setattr("merino_edge.export.onnx.graph.HEAD_SLICE_BYTES", 1)  # slices of 1024 rows
+    key = GraphKey("fused", "table", "fp32", rows, columns, 0, 1)
+    (found,) = built_and_run(run, key, {"input_ids": np.array([[3, 7]])})
+    table = random_weights(rows * columns).reshape(rows, columns)
+    np.testing.assert_allclose(found[0, 0], table @ table[7], rtol=1e-4, atol=1e-6)
 
 
 def test_an_attention_over_equal_values_gives_that_value(run):
-    kernel = kernels.attentions(128, 2, 32, 1, True)
-    feeds = {"x": np.zeros((1, 4, 384), np.float32), "last": np.array([3], np.int32), "total": np.array(4, np.int32)}
-    feeds |= {name: np.zeros((1, 2, 32, 64), np.float32) for name in ("k0", "v0")}
-    feeds["x"][..., 256:] = 0.75
-    (found,) = run(kernel, feeds)
-    np.testing.assert_allclose(found, 0.75, rtol=1e-5)
+    kernel = graphs.kernels_of("fused", "attention", "fp32", columns=512)[0]
+    feeds = {port.name: np.zeros(port.shape, np.float32) for port in kernel.inputs if "past" in port.name}
+    feeds |= {"x": np.zeros((1, 4, 1536), np.float32), "last": np.array([3], np.int32), "total": np.array(4, np.int32)}
+    feeds["x"][..., 1024:] = 0.75
+    for found in run(kernel.model, kernel.weight_bytes, feeds):
+        np.testing.assert_allclose(found, 0.75, rtol=1e-5)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_every_planned_graph_opens_and_runs(run, fused):
-    formats = ("fp32", "int8", "int4") if fused else ("fp32", "int8")
-    machine = plan.Machine(plan.MB // 8, 64 * plan.MB, (1,), formats, fused)
-    for task in plan.tasks(machine):
-        if task.kind in ("choose", "decoder") or task.count * task.rows * task.columns > 2e6:
-            continue
-        kernel = plan.kernel_of(task, fused)
-        feeds = {}
-        for port in kernel.inputs:
-            shape = [2 if axis == "T" else axis for axis in port.shape]
-            feeds[port.name] = np.full(shape, 1, np.float32 if port.kind == FLOAT else np.int32)
-        if task.kind == "attention" and fused:
-            feeds["total"] = np.array(2, np.int32)
-        for value in run(kernel, feeds):
-            assert np.isfinite(value).all(), task
-
-
-@pytest.mark.parametrize("uses", [1, 3])
 @pytest.mark.parametrize("form", ["fp32", "int8", "int4"])
-def test_the_probes_decoder_is_the_exporters(form, uses, tmp_path):
-    """The same operators in the same order, with the same attributes, as a bundle of this geometry."""
-    block = Block(width=64, ffn_ratio=1.5, depth=uses, shared=uses > 1)
-    arch = Architecture(blocks=(block,) * 2, vocab=128, head_size=32, context=32)
-    build_graph(random_source(arch, "tiny"), "fused", 32, form).save(tmp_path)
-    exported = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
-    kernel = decoder_graph.decoder(form, 64, 96, 2, 2, 128, 32, uses)
-    assert kernel.weight_bytes == decoder_graph.decoder(form, 64, 96, 2, 2, 128, 32).weight_bytes
-    ours = onnx.load_from_string(kernel.model).graph
-    assert list(ours.input) == list(exported.input)
-    assert list(ours.output) == list(exported.output)
+def test_a_decoder_runs_in_the_runtimes_backend(form, tmp_path):
+    kernel = min(graphs.kernels_of("fused", "decoder", form), key=lambda one: one.weight_bytes)
+    graphs.write_weights(str(tmp_path), kernel.weight_bytes, 0)
+    (tmp_path / "model.onnx").write_bytes(kernel.model)
+    backend = open_backend(graphs.decoder_bundle(str(tmp_path), kernel), 1)
+    assert np.isfinite(backend.prefill([1, 2, 3])).all() and np.isfinite(backend.step(4)).all()
+    backend.close()
 
-    def kinds(nodes):
-        def attributes(node):
-            return sorted((one.name, helper.get_attribute_value(one)) for one in node.attribute)
 
-        return sorted((node.op_type, attributes(node)) for node in nodes if node.op_type != "Constant")
-
-    def plain(found):  # epsilon is a float32 of the same value
-        return [(op, [(name, pytest.approx(value)) for name, value in attributes]) for op, attributes in found]
-
-    assert plain(kinds(ours.node)) == kinds(exported.node)
+def test_values_of_weights_are_not_touched():
+    """16 GB of matrices, more than the machine need have."""
+    graph = FusedLayout({f"w{index}": np.empty((2**15, 2**15), np.float32) for index in range(4)}, 1, "fp32")
+    for name in graph.weights:
+        graph.output(graph.linear("x", name), "float32", 1, "sequence", 2**15)
+    assert graph.decode_weight_bytes == 16 * 2**30

@@ -101,7 +101,7 @@ def test_the_application_holds_both_packages_whole_and_is_the_same_each_time(tmp
 
 
 def test_data_files_beside_the_sources_travel_in_the_application(tmp_path):
-    files = {"code.py": b"1", "inner/graphs.zip": b"zip", "inner/facts.json": b"{}"}
+    files = {"code.py": b"1", "inner/graphs.tar.xz": b"zip", "inner/facts.json": b"{}"}
     for name, content in {**files, "__pycache__/code.pyc": b"?", "notes.txt": b"?"}.items():
         (tmp_path / "package" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "package" / name).write_bytes(content)

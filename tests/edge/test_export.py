@@ -22,7 +22,7 @@ from merino_edge.design.budget import Budgets
 from merino_edge.design.designer import design
 from merino_edge.design.space import Space
 from merino_edge.export.export import export
-from merino_edge.export.onnx.graph import PAGE
+from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.export.source import Source, load_source, random_source
 from merino_edge.families import operators
 from merino_edge.families.designed import Architecture

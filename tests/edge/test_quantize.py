@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from merino_edge.export.export import export
-from merino_edge.export.onnx.graph import DATA_FILE, PAGE
+from merino_edge.export.onnx.external_data import DATA_FILE, PAGE
 from merino_edge.export.parity import rms_error, with_quantized
 from merino_edge.export.quantize import BLOCKS, dequantize, matrix_error, quantize, quantize_blocks, rms
 from merino_edge.export.source import load_source

@@ -1,7 +1,7 @@
-"""Memory that a process holds before any model, and how much of it a byte of weights takes, in fresh processes.
+"""Resident memory of fresh processes: of the interpreter with its imports, and with a graph opened in it.
 
-`python -m merino_bench.probe.memory MODEL` prints one JSON line: resident MB after the imports, after opening and
-running the graph, and the most that was ever held. MB are 2^20 bytes.
+`python -m merino_bench.probe.memory MODEL` prints one JSON line: resident MB after the imports, after the graph was
+opened and run, and at the peak. MB are 2^20 bytes.
 """
 import contextlib
 import json
@@ -12,43 +12,47 @@ import time
 from typing import Any, Dict, List
 
 from merino_bench.fresh_process import run_apart
-from merino_bench.probe import graphs as kernels
-from merino_bench.probe.tasks import Machine, beyond_bytes
+from merino_bench.probe.graphs import Kernel, kernel_of, kernels_of, write_weights
+from merino_bench.probe.tasks import SQUARE, TABLE_FORMATS, Machine, beyond_bytes
 from merino_runtime.errors import MerinoError
 
 TIMEOUT_S = 60
 MOST_BYTES = 48 * 2 ** 20
-SIDE = 640
 
 
 def resident_rows(work: str, machine: Machine, deadline: float) -> List[Dict[str, Any]]:
-    """One row for a graph of next to nothing, and per format one for matrices and one for an embedding that is the
-    head too, as large as the machine can spare. A process that fails, or would begin too late, gives no row."""
-    size = min(MOST_BYTES, beyond_bytes(machine))
-    graphs = [("call", "fp32", kernels.vectors("call", SIDE, 1, machine.fused))]
+    """One row for a graph of one operator, and per format one for matrices and one for an embedding that is the head
+    too, as large as the machine can spare. A process that fails or that the deadline leaves no time for has no row."""
+    graphs = [kernel_of(machine.dialect, "call", "fp32")]
     for form in machine.formats:
-        each = kernels.matrix_bytes(form, SIDE, SIDE, machine.fused)
-        graphs.append(("linear", form, kernels.linears(form, SIDE, SIDE, max(1, size // each), machine.fused)))
-        if form == "fp32" or machine.fused and form == "int8":
-            rows = size // kernels.matrix_bytes(form, 1, SIDE, machine.fused)
-            graphs.append(("head", form, kernels.tables(form, rows, SIDE, machine.fused)))
+        graphs.append(largest(machine, kernels_of(machine.dialect, "linear", form, rows=SQUARE[0], columns=SQUARE[1])))
+        if form in TABLE_FORMATS[machine.dialect]:
+            graphs.append(largest(machine, kernels_of(machine.dialect, "table", form)))
     rows_found, written = [], 0
-    for kind, form, kernel in graphs:
+    for kernel in graphs:
+        kind = "head" if kernel.kind == "table" else kernel.kind
         if kind != "call" and time.perf_counter() > deadline:
             break
-        written = kernels.write_weights(work, kernel.weight_bytes, written)
+        written = write_weights(work, kernel.weight_bytes, written)
         path = os.path.join(work, "resident.onnx")
         with open(path, "wb") as file:
             file.write(kernel.model)
         found = _apart(path)
         if found:
             weights = 0 if kind == "call" else kernel.weight_bytes
-            rows_found.append(dict(found, kind=kind, format=form, weight_bytes=weights))
+            rows_found.append(dict(found, kind=kind, format=kernel.format, weight_bytes=weights))
     return rows_found
 
 
+def largest(machine: Machine, graphs: List[Kernel]) -> Kernel:
+    """Of the graphs that the machine can spare memory for, the largest; the smallest where there is none."""
+    most = min(MOST_BYTES, beyond_bytes(machine))
+    graphs = sorted(graphs, key=lambda kernel: kernel.weight_bytes)
+    return ([kernel for kernel in graphs if kernel.weight_bytes <= most] or graphs[:1])[-1]
+
+
 def _apart(path: str) -> Dict[str, float]:
-    """Empty where the process fails."""
+    """What the process prints; empty if it fails."""
     try:
         return run_apart("merino_bench.probe.memory", path, TIMEOUT_S)
     except MerinoError:
@@ -56,7 +60,7 @@ def _apart(path: str) -> Dict[str, float]:
 
 
 def resident_mb(field: str = "VmRSS") -> float:
-    """VmRSS or VmHWM of this process; 0 where /proc lacks."""
+    """VmRSS (now) or VmHWM (peak) of this process in MB; 0 on systems without /proc."""
     try:
         with open("/proc/self/status") as file:
             found = re.search(r"^{}:\s*(\d+) kB".format(field), file.read(), re.MULTILINE)
@@ -78,8 +82,8 @@ def main() -> int:
     session = onnxruntime.InferenceSession(path, session_options(onnxruntime, 1),
                                            providers=["CPUExecutionProvider"])
     port = session.get_inputs()[0]
-    if port.name == "ids":
-        session.run(None, {"ids": np.ones(1, np.int64)})
+    if port.name == "input_ids":
+        session.run(None, {port.name: np.ones((1, 1), np.int64)})
     else:
         session.run(None, {"x": np.full((1, 1, port.shape[-1]), 0.5, np.float32)})
     print(json.dumps({"imports_mb": imports_mb, "open_mb": resident_mb(), "peak_mb": resident_mb("VmHWM")}))

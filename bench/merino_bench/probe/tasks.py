@@ -1,54 +1,63 @@
-"""The graphs that a probe times on this machine: within the last-level cache and beyond it, by format and thread count.
+"""What a probe times on this machine: graphs within the last-level cache and beyond it, by format and thread count.
 
-Sizes follow the machine: its cache and its free memory. The most informative graphs come first, since a slow board may
-not get to the end of the list.
+Sizes follow the machine: of the graphs that are shipped (`graphs`), those nearest to a part or a multiple of its cache
+that its memory can hold. The most informative ones come first, since a slow board may not get to the end of the list.
 """
-from typing import Iterator, List, NamedTuple, Sequence, Tuple
+import math
+from typing import Dict, Iterator, List, NamedTuple, Tuple
 
-from merino_bench.probe import graphs as kernels
-from merino_bench.probe.decoder_graph import decoder
+from merino_bench.probe import graphs
 from merino_bench.probe.graphs import Kernel
 
 MB = 2 ** 20
 WITHIN, BEYOND = 0.25, 3.0  # of the last-level cache: surely inside it, surely outside
-SWEEP = (0.4, 0.6, 0.8, 1.0, 1.4, 2.0)  # of the cache, in between: where reads begin to miss, and where all do
-DECODER_SWEEP = (0.3, 0.6, 1.0, 1.6)  # the same, with what else a decoder reads beside its weights
+SWEEP = (0.4, 0.6, 0.8, 1.0, 1.4, 2.0)  # of the cache: from resident to streaming weights
+DECODER_SWEEP = (0.3, 0.6, 1.0, 1.6)  # the same of a decoder's layers, which read keys and values too
 DEFAULT_CACHE_BYTES = MB  # where the machine does not say
 LEAST_BEYOND_BYTES, MOST_BEYOND_BYTES = 16 * MB, 128 * MB
 SHARE_OF_FREE = 6  # a session holds its weights about twice while it opens
-ALONGSIDE = 12  # matrices of a graph whose prefill is timed
+ALONGSIDE = 12  # matrices of a graph whose prefill is timed, at most
+SQUARE, SMALL_SQUARE = (640, 640), (256, 256)  # (rows, columns) of matrices
+PREFILL_SHAPES = (SQUARE, SMALL_SQUARE, (1920, 640), (640, 1920), (576, 576))  # the last in blocks of 64
+SMALL_SHARE = 4  # of the bytes beyond the cache, so many times less in small matrices
+SWEEP_SIDES = (1024, 512, 256, 128, 64)
+CALL_WIDTH, NORM_WIDTH, ACTIVATION_WIDTH, IN_A_ROW = 64, 512, 1024, 16
 PREFILL_TOKENS = (16, 64, 256)
 DECODE: Tuple[Tuple[int, int], ...] = ((0, 1),)  # (cached, new) tokens
 PREFILL = DECODE + tuple((0, tokens) for tokens in PREFILL_TOKENS)
-HEAD_COLUMNS, NARROW_COLUMNS, LEAST_HEAD_ROWS, DEFAULT_VOCAB = 512, 128, 4096, 50257
+HEAD_COLUMNS, NARROW_COLUMNS, CHOICES = 512, 128, 50257
+TABLE_COLUMNS, TABLE_FORMATS = 640, {"fused": ("fp32", "int8"), "portable": ("fp32",)}  # memory of an embedding
+ATTENTION_WIDTHS, ATTENTION_HEADS, ATTENTIONS = (512, 256), 8, 2
 ATTENTION_CONTEXT = 2048
 ATTENTION = ((0, 1), (256, 1), (1024, 1), (2047, 1), (0, 16), (0, 64), (0, 256), (256, 256))
 LONG_DECODE = ((0, 1), (512, 1))
 DECODER = ((0, 1), (512, 1), (0, 16), (0, 64), (0, 256))
-# (width, FFN width, layers, heads) of whole decoders: small ones, which large caches hold, and one beyond the caches
+# (width, FFN width, layers, heads) of whole decoders; large caches hold the smaller ones
 DECODERS = ((192, 576, 3, 6), (256, 1024, 4, 8), (640, 960, 2, 10))
-# (width, FFN width, layers, uses of each layer, heads): the search often shares layers, and then keys and values take
-# more memory than the weights
+# (width, FFN width, layers, uses of each layer, heads): designs with shared layers, whose keys and values take more
+# than their weights
 SHARED_DECODERS = ((256, 384, 3, 4, 8), (512, 512, 3, 4, 8), (768, 1152, 3, 6, 12))
-SHARED_SWEEP = (0.3, 0.5, 0.75)  # a layer's size by the cache: where its second use begins to miss
-SWEEP_USES, MOST_WIDTH = 6, 1024
-MOST_LAYERS = 64  # of a timed decoder, as in a block of a design; a cache of 200 MB would ask for more
+SHARED_SWEEP = (0.3, 0.5, 0.75)  # of the cache, a layer used again: where its second use begins to miss
+SHARED_SWEEP_WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
+SWEEP_USES, SWEEP_HEAD_SIZE = 6, 64
+SWEPT_FORMATS = ("fp32", "int4")  # by version: the last format that ONNX Runtime has operators for in `fused`
 LARGE_WIDTH, LARGE_HEADS, LARGE_DECODER = 768, 12, ((0, 1), (512, 1), (0, 64))
 DECODER_VOCAB, DECODER_CONTEXT = 4096, 1024
 NARROW_ATTENTION = ((0, 1), (1024, 1), (0, 64), (0, 256))
 
 
 class Task(NamedTuple):
-    """One graph on so many threads, run for each (cached, new) number of tokens."""
-    kind: str  # linear, head, attention, norm, activation, call, choose or decoder (columns: width, rows: FFN width)
+    """One graph on so many threads, run for each (cached, new) number of tokens. The fields are explained in
+    docs/formats.md, as those of a row of probe.json."""
+    kind: str
     format: str
     rows: int
     columns: int
     heads: int
-    count: int  # type: ignore[assignment] # operators in the graph
+    count: int  # type: ignore[assignment]
     threads: int
     runs: Tuple[Tuple[int, int], ...]
-    uses: int = 1  # of each of a decoder's layers, one after the other, each with a cache of its own
+    uses: int = 1
 
 
 class Machine(NamedTuple):
@@ -58,102 +67,133 @@ class Machine(NamedTuple):
     formats: Tuple[str, ...]
     fused: bool  # which dialect
 
+    @property
+    def dialect(self) -> str:
+        return "fused" if self.fused else "portable"
+
 
 def tasks(machine: Machine) -> List[Task]:
-    """Interleaved over the thread counts, so that the most informative graphs of each come first."""
-    lists = [list(tasks_of(machine, threads)) for threads in machine.threads]
+    """One task of each thread count in turn, so that each count has its most informative ones first."""
+    lists = [list(dict.fromkeys(tasks_of(machine, threads))) for threads in machine.threads]
     return [one[place] for place in range(max(map(len, lists))) for one in lists if place < len(one)]
 
 
 def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
-    beyond, within = beyond_bytes(machine), WITHIN * (machine.cache_bytes or DEFAULT_CACHE_BYTES)
-
-    def linear(form: str, rows: int, columns: int, size: float, runs: Sequence[Tuple[int, int]]) -> Task:
-        each = kernels.matrix_bytes(form, rows, columns, machine.fused)
-        most = ALONGSIDE if len(runs) > 1 else 10 ** 6
-        return Task("linear", form, rows, columns, 0, max(1, min(most, int(size / each))), threads, tuple(runs))
-
-    yield Task("call", "fp32", 0, 64, 0, 1, threads, DECODE)
-    yield Task("choose", "fp32", DEFAULT_VOCAB, 0, 0, 1, threads, DECODE)
-    yield Task("norm", "fp32", 0, 512, 0, 16, threads, PREFILL)
-    yield Task("activation", "fp32", 0, 1024, 0, 16, threads, PREFILL)
+    cache, decoder_formats = cache_bytes(machine), machine.formats if machine.fused else ()
+    yield Task("call", "fp32", 0, CALL_WIDTH, 0, 1, threads, DECODE)
+    yield Task("choose", "fp32", CHOICES, 0, 0, 1, threads, DECODE)
+    yield Task("norm", "fp32", 0, NORM_WIDTH, 0, IN_A_ROW, threads, PREFILL)
+    yield Task("activation", "fp32", 0, ACTIVATION_WIDTH, 0, IN_A_ROW, threads, PREFILL)
     for form in machine.formats:
-        yield linear(form, 640, 640, within, PREFILL)
-        yield linear(form, 640, 640, beyond, DECODE)
-        yield linear(form, 256, 256, within, PREFILL)
-    yield Task("attention", "fp32", 0, 512, 8, 2, threads, ATTENTION)
+        yield within(machine, form, SQUARE, threads)
+        yield beyond(machine, form, SQUARE, threads, beyond_bytes(machine))
+        yield within(machine, form, SMALL_SQUARE, threads)
+    yield Task("attention", "fp32", 0, ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, threads, ATTENTION)
     for width, ffn, layers, heads in DECODERS:
-        for form in machine.formats if machine.fused else ():
+        for form in decoder_formats:
             yield Task("decoder", form, ffn, width, heads, layers, threads, DECODER)
-    for form in machine.formats if machine.fused else ():
-        layers = max(1, min(MOST_LAYERS, beyond // layer_bytes(form, LARGE_WIDTH, 2 * LARGE_WIDTH)))
+    for form in decoder_formats:
+        sizes = decoder_sizes(form, LARGE_WIDTH, 2 * LARGE_WIDTH)
+        layers = nearest(sizes, beyond_bytes(machine), allowed_bytes(machine))
         yield Task("decoder", form, 2 * LARGE_WIDTH, LARGE_WIDTH, LARGE_HEADS, layers, threads, LARGE_DECODER)
-    yield from shared_decoders(machine, threads) if machine.fused else ()
+    if machine.fused:
+        yield from shared_decoders(machine, threads)
     for form in machine.formats:
         if form != "int4":  # whose head has 8 bits
-            for size, columns in ((within, NARROW_COLUMNS), (beyond, HEAD_COLUMNS)):
-                rows = int(size / kernels.matrix_bytes(form, 1, columns, machine.fused))
-                yield Task("head", form, max(LEAST_HEAD_ROWS, rows), columns, 0, 1, threads, DECODE)
-        yield linear(form, 1920, 640, within, PREFILL)
-        yield linear(form, 640, 1920, within, PREFILL)
-        yield linear(form, 576, 576, within, PREFILL)  # blocks of 64
-    yield Task("attention", "fp32", 0, 256, 8, 2, threads, NARROW_ATTENTION)  # heads of 32
+            yield from heads_alone(machine, form, threads)
+        for shape in PREFILL_SHAPES[2:]:
+            yield within(machine, form, shape, threads)
+    yield Task("attention", "fp32", 0, ATTENTION_WIDTHS[1], ATTENTION_HEADS, ATTENTIONS, threads, NARROW_ATTENTION)
     side = sweep_side(machine)
     for share in SWEEP:
-        size = share * (machine.cache_bytes or DEFAULT_CACHE_BYTES)
-        if size < beyond:
-            yield linear("fp32", side, side, size, DECODE)
-    width, ffn, _, heads = DECODERS[-1]
-    each, cache = layer_bytes(machine.formats[-1], width, ffn), machine.cache_bytes or DEFAULT_CACHE_BYTES
-    counts = {min(MOST_LAYERS, int(share * cache / each)) for share in DECODER_SWEEP} if machine.fused else set()
-    for count in sorted(counts - {0}):
-        yield Task("decoder", machine.formats[-1], ffn, width, heads, count, threads, LONG_DECODE)
+        if share * cache < beyond_bytes(machine):
+            yield beyond(machine, "fp32", (side, side), threads, share * cache)
+    if machine.fused:
+        form, (width, ffn, _, heads) = machine.formats[-1], DECODERS[-1]
+        sizes = decoder_sizes(form, width, ffn)
+        for count in sorted({nearest(sizes, share * cache) for share in DECODER_SWEEP
+                             if share * cache >= min(sizes.values())}):
+            yield Task("decoder", form, ffn, width, heads, count, threads, LONG_DECODE)
     for form in machine.formats:
-        yield linear(form, 256, 256, beyond / 4, DECODE)
+        yield beyond(machine, form, SMALL_SQUARE, threads, beyond_bytes(machine) / SMALL_SHARE)
+
+
+def within(machine: Machine, form: str, shape: Tuple[int, int], threads: int) -> Task:
+    """Matrices that the cache surely holds; decode and prefill."""
+    size = WITHIN * cache_bytes(machine)
+    sizes = {count: each for count, each in linear_sizes(machine, form, shape).items() if count <= ALONGSIDE}
+    return Task("linear", form, *shape, 0, nearest(sizes, size, size), threads, PREFILL)
+
+
+def beyond(machine: Machine, form: str, shape: Tuple[int, int], threads: int, size: float) -> Task:
+    """Matrices of about `size` bytes; decode only."""
+    count = nearest(linear_sizes(machine, form, shape), size, allowed_bytes(machine))
+    return Task("linear", form, *shape, 0, count, threads, DECODE)
+
+
+def heads_alone(machine: Machine, form: str, threads: int) -> Iterator[Task]:
+    """A narrow head within the cache where one is small enough, and a wide one beyond it."""
+    size = WITHIN * cache_bytes(machine)
+    for columns, wished, most in ((NARROW_COLUMNS, size, size),
+                                  (HEAD_COLUMNS, beyond_bytes(machine), allowed_bytes(machine))):
+        sizes = {one.rows: one.weight_bytes
+                 for one in graphs.kernels_of(machine.dialect, "head", form, columns=columns)}
+        yield Task("head", form, nearest(sizes, wished, most), columns, 0, 1, threads, DECODE)
 
 
 def shared_decoders(machine: Machine, threads: int) -> Iterator[Task]:
     shapes = [(form, *shape) for shape in SHARED_DECODERS for form in machine.formats]
-    widths = {width_of(share * (machine.cache_bytes or DEFAULT_CACHE_BYTES)) for share in SHARED_SWEEP}
-    shapes += [("fp32", width, width, 1, SWEEP_USES, width // 64) for width in sorted(widths)]
+    sizes = {one.columns: one.layer_bytes
+             for one in graphs.kernels_of("fused", "decoder", "fp32", count=1, uses=SWEEP_USES)}
+    widths = {nearest(sizes, share * cache_bytes(machine)) for share in SHARED_SWEEP}
+    shapes += [("fp32", width, width, 1, SWEEP_USES, width // SWEEP_HEAD_SIZE) for width in sorted(widths)]
     for form, width, ffn, layers, uses, heads in shapes:
-        taken = layers * (layer_bytes(form, width, ffn) + uses * 2 * width * DECODER_CONTEXT * 4)
+        task = Task("decoder", form, ffn, width, heads, layers, threads, LONG_DECODE, uses)
+        taken = layers * (kernel_of(task, True).layer_bytes + uses * 2 * width * DECODER_CONTEXT * 4)
         if taken * SHARE_OF_FREE <= (machine.free_bytes or taken * SHARE_OF_FREE):
-            yield Task("decoder", form, ffn, width, heads, layers, threads, LONG_DECODE, uses)
+            yield task
 
 
-def width_of(size: float) -> int:
-    """Of a layer in fp32, its FFN as wide as itself, whose matrices take so many bytes; a multiple of 64."""
-    return min(MOST_WIDTH, max(64, int((size / layer_bytes("fp32", 1, 1)) ** 0.5) // 64 * 64))
+def linear_sizes(machine: Machine, form: str, shape: Tuple[int, int]) -> Dict[int, int]:
+    """Bytes of the shipped graphs of matrices of this shape, by the number of matrices."""
+    rows, columns = shape
+    found = graphs.kernels_of(machine.dialect, "linear", form, rows=rows, columns=columns)
+    return {one.count: one.weight_bytes for one in found}
 
 
-def layer_bytes(form: str, width: int, ffn: int) -> int:
-    """Of a decoder's layer, in `fused`."""
-    square, wide = (kernels.matrix_bytes(form, rows, width, True) for rows in (width, ffn))
-    return 4 * square + 2 * wide
+def decoder_sizes(form: str, width: int, ffn: int) -> Dict[int, int]:
+    """Bytes of the layers' matrices of the shipped decoders of this shape, by the number of layers."""
+    found = graphs.kernels_of("fused", "decoder", form, rows=ffn, columns=width, uses=1)
+    return {one.count: one.count * one.layer_bytes for one in found}
+
+
+def nearest(sizes: Dict[int, int], wished: float, most: float = math.inf) -> int:
+    """The number whose size in bytes is nearest to `wished`, by their ratio, among those of at most `most` bytes; the
+    smallest where none is so small."""
+    fitting = [number for number, size in sizes.items() if size <= most] or [min(sizes, key=lambda one: sizes[one])]
+    return min(fitting, key=lambda number: abs(math.log(sizes[number] / wished)))
+
+
+def cache_bytes(machine: Machine) -> int:
+    return machine.cache_bytes or DEFAULT_CACHE_BYTES
 
 
 def beyond_bytes(machine: Machine) -> int:
     """Weights that no cache holds, as far as memory allows."""
-    wanted = max(LEAST_BEYOND_BYTES, BEYOND * (machine.cache_bytes or DEFAULT_CACHE_BYTES))
-    allowed = min(MOST_BEYOND_BYTES, machine.free_bytes // SHARE_OF_FREE or MOST_BEYOND_BYTES)
-    return int(min(wanted, allowed))
+    return min(max(LEAST_BEYOND_BYTES, int(BEYOND * cache_bytes(machine))), allowed_bytes(machine))
+
+
+def allowed_bytes(machine: Machine) -> int:
+    """The largest weights that a graph may have on this machine."""
+    return min(MOST_BEYOND_BYTES, machine.free_bytes // SHARE_OF_FREE or MOST_BEYOND_BYTES)
 
 
 def sweep_side(machine: Machine) -> int:
-    """A square matrix of which some twenty fill the cache."""
-    sides = [side for side in (640, 512, 256, 128) if 80 * side * side <= (machine.cache_bytes or DEFAULT_CACHE_BYTES)]
-    return sides[0] if sides else 64
+    """Of the square matrices of which 10 to 40 fill the cache."""
+    return next((side for side in SWEEP_SIDES if 40 * side * side <= cache_bytes(machine)), SWEEP_SIDES[-1])
 
 
 def kernel_of(task: Task, fused: bool) -> Kernel:
-    if task.kind == "decoder":
-        return decoder(task.format, task.columns, task.rows, task.count, task.heads, DECODER_VOCAB, DECODER_CONTEXT,
-                       task.uses)
-    if task.kind == "linear":
-        return kernels.linears(task.format, task.rows, task.columns, task.count, fused)
-    if task.kind == "head":
-        return kernels.head(task.format, task.rows, task.columns, fused)
-    if task.kind == "attention":
-        return kernels.attentions(task.columns, task.heads, ATTENTION_CONTEXT, task.count, fused)
-    return kernels.vectors(task.kind, task.columns, task.count, fused)
+    """The shipped graph of a task of any kind but `choose`, which has none."""
+    return graphs.kernel_of("fused" if fused else "portable", task.kind, task.format, rows=task.rows,
+                            columns=task.columns, heads=task.heads, count=task.count, uses=task.uses)

@@ -9,13 +9,12 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from merino_bench.probe import tasks as plan
-from merino_bench.probe.decoder_graph import decoder_bundle
-from merino_bench.probe.graphs import Kernel
-from merino_bench.probe.onnx_writer import FLOAT, Port
+from merino_bench.probe.graphs import Kernel, decoder_bundle
 from merino_bench.probe.tasks import Task
 from merino_runtime.backends import open_backend
-from merino_runtime.backends.onnx import OnnxBackend
+from merino_runtime.backends.onnx import OnnxBackend, element_type
 from merino_runtime.backends.onnx_session import session_options
+from merino_runtime.bundle import Port
 from merino_runtime.huge_pages import gather_in_huge_pages
 
 WARM_UP_RUNS, WARM_UP_S, LEAST_RUN_S, MOST_RUN_S = 12, 0.03, 0.01, 0.3
@@ -55,9 +54,7 @@ def open_graph(onnxruntime: Any, path: str, threads: int) -> Any:
 def time_decoder(task: Task, kernel: Kernel, work: str, seconds: float, cache_bytes: int,
                  deadline: float) -> List[Dict[str, Any]]:
     """By the runtime's backend, with the choice of a token at the end, as the benchmark has it."""
-    backend = open_backend(decoder_bundle(work, kernel, task.format, task.columns, task.heads,
-                                          task.count * task.uses),
-                           task.threads)
+    backend = open_backend(decoder_bundle(work, kernel), task.threads)
     assert isinstance(backend, OnnxBackend)
     for entries in backend.cache.values():
         entries.fill(0.5)  # which also gives them memory of their own
@@ -82,19 +79,14 @@ def time_decoder(task: Task, kernel: Kernel, work: str, seconds: float, cache_by
 def bound(session: Any, kernel: Kernel, cached: int, tokens: int) -> Callable[[], Any]:
     """A call that runs the graph on arrays that stay where they are. Outputs of one shape share their memory."""
     binding, arrays, shared = session.io_binding(), {}, {}  # type: Any, Dict[str, np.ndarray], Dict[Any, np.ndarray]
-    array: np.ndarray
     for port in kernel.inputs:
-        shape = _shape(port, tokens)
-        if port.kind == FLOAT:
-            array = np.full(shape, 0.5, np.float32)
-        else:
-            array = np.full(shape, cached + tokens - (port.name == "last"), np.int32)
+        array = np.full(_shape(port, tokens), _value(port, cached, tokens), port.dtype)
         arrays[port.name] = array
-        binding.bind_input(port.name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
+        binding.bind_input(port.name, "cpu", 0, element_type(array), list(array.shape), array.ctypes.data)
     for port in kernel.outputs:
         shape = _shape(port, tokens)
-        if port.name.endswith(".new"):
-            array = arrays[port.name[:-len(".new")]]
+        if kernel.in_place and port.name.startswith("present."):
+            array = arrays[port.name.replace("present", "past_key_values")]
         else:
             array = shared.setdefault(tuple(shape), np.zeros(shape, np.float32))
         binding.bind_output(port.name, "cpu", 0, np.float32, shape, array.ctypes.data)
@@ -103,6 +95,13 @@ def bound(session: Any, kernel: Kernel, cached: int, tokens: int) -> Callable[[]
         session.run_with_iobinding(binding)
         return arrays, shared  # which must live as long as the call
     return call
+
+
+def _value(port: Port, cached: int, tokens: int) -> float:
+    """Any number is as good as another for activations and weights; positions must lie within the context."""
+    if port.dtype == "float32":
+        return 0.5
+    return cached + tokens if port.name == "total" else cached + tokens - 1
 
 
 def _shape(port: Port, tokens: int) -> List[int]:

@@ -1,7 +1,7 @@
 """Dialect `fused`: ONNX Runtime's own operators, for ONNX Runtime 1.18 and later.
 
 The attention operator writes new keys and values in place: past and present of a layer are one buffer, which the
-runtime binds to both. Nothing of the cache is copied. See docs/formats.md for inputs and outputs.
+runtime binds to both, so no part of the cache is copied. Inputs and outputs are described in docs/formats.md.
 """
 
 from collections.abc import Sequence
@@ -13,25 +13,32 @@ from merino_edge.export.quantize import Quantized
 from merino_edge.families.graph_ops import KvLayer, Norm, Weights
 
 CONTRIB = "com.microsoft"
-ACCURACY = 4  # MatMulNBits computes in int8 and not in float32
+ACCURACY = 4  # MatMulNBits quantises activations to int8 and multiplies in int8
 
 
 class Fused(Graph):
     opsets = {"": 17, CONTRIB: 1}
 
-    def __init__(self, weights: Weights, kv_layers: Sequence[KvLayer], context: int, precision: str):
-        super().__init__(weights, kv_layers, context, precision)
+    def __init__(self, weights: Weights, context: int, precision: str):
+        super().__init__(weights, context, precision)
+        self.last_index = self.total_length = ""  # set by begin_decoder or begin_attention
+
+    def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
+        """Add a decoder's inputs and outputs (the logits apart), and the nodes that derive from the mask how many
+        positions are filled."""
         self.input("input_ids", "int64", 1, "sequence")
         mask = self.input("attention_mask", "int64", 1, "total")
-        for layer in kv_layers:
-            for past, present in zip(ports("past_key_values", layer), ports("present", layer), strict=True):
-                shape = (1, layer.heads, context, layer.head_size)
-                self.input(past, self.real, *shape)
-                self.output(present, self.real, *shape)
+        self.cache_ports(kv_layers, self.context)
         last = self.node("Sub", [self.node("ReduceSum", [mask, self.integers(1)], keepdims=0), self.integers(1)])
         total = self.node("Gather", [self.node("Shape", [mask]), self.integer(1)])
-        self._last_index = self.node("Cast", [last], to=TensorProto.INT32)  # [1]
-        self._total = self.node("Cast", [total], to=TensorProto.INT32)  # scalar
+        self.last_index = self.node("Cast", [last], to=TensorProto.INT32)  # [1]
+        self.total_length = self.node("Cast", [total], to=TensorProto.INT32)  # scalar
+
+    def begin_attention(self, kv_layers: Sequence[KvLayer]) -> None:
+        """Add the inputs and outputs of attentions that stand alone: the cache, and what `begin_decoder` derives."""
+        self.last_index = self.input("last", "int32", 1)
+        self.total_length = self.input("total", "int32")
+        self.cache_ports(kv_layers, self.context)
 
     def embed(self, table: str) -> str:
         return self._rows(table, "input_ids")
@@ -70,7 +77,7 @@ class Fused(Graph):
         return self.node("Add", [product, self.vector(biases)]) if biases else product
 
     def _blocked_product(self, x: str, name: str, found: Quantized) -> str:
-        """x @ W, W dequantised block by block; activations go to int8 where the CPU multiplies int8 (ACCURACY)."""
+        """x @ W with W in blocks [out, in]; activations are quantised to int8 as well (see ACCURACY)."""
         codes = self.stored(f"{name}.codes", found.codes)
         scales = self.stored(f"{name}.scales", found.scales.reshape(-1))
         return self.node(
@@ -115,7 +122,7 @@ class Fused(Graph):
         mixed = f"attention.{layer.index}"
         self.node_into(
             "GroupQueryAttention",
-            [qkv, "", "", *ports("past_key_values", layer), self._last_index, self._total, *tables],
+            [qkv, "", "", *ports("past_key_values", layer), self.last_index, self.total_length, *tables],
             [mixed, *ports("present", layer)],
             domain=CONTRIB,
             num_heads=layer.heads,

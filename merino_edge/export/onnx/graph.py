@@ -1,64 +1,70 @@
-"""An ONNX graph under construction: nodes, constants, inputs and outputs, and its file with external data."""
+"""An ONNX graph under construction: nodes, constants, inputs and outputs, and the files they are written to.
+
+What both dialects share. Which operators stand for a layer is each dialect's own (`fused`, `portable`); where constants
+lie in the data file is said in `external_data`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from merino_edge.export.onnx.external_data import DATA_FILE, PAGE, DataFile, Stored, store
 from merino_edge.export.quantize import MatrixError, Quantized, matrix_error, quantize
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import FORMATS, HEAD_SLICE_BYTES
 
 MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
-EXTERNAL_BYTES = 1024  # smaller constants stay inside the graph
-PAGE = 4096  # weights begin at a page, so that they can be mapped
-PIECE_BYTES = 64 << 10  # of the data file, written at once
-TYPES = {"int64": TensorProto.INT64, "float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+TYPES = {
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+}
 
 
 class Port(NamedTuple):
-    """An input or output of the graph; a shape's entry is a number or the name of what varies."""
+    """An input or output of the graph; an axis of variable length has a name in place of a number."""
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
 
 
-class Place(NamedTuple):
-    """Memory that the data file holds from `offset` on."""
-
-    address: int
-    nbytes: int
-    offset: int
-
-
 class Graph:
-    """What both dialects have in common. A constant is stored once, whatever the number of its uses."""
+    """A graph of one dialect. It begins without inputs: a dialect's `begin_decoder` adds a decoder's.
+
+    A constant is stored once, whatever the number of its uses.
+
+    Attributes:
+        weights: the state dict that the constants are made of, float32.
+        real: the type of activations, KV cache and weights that are not quantised.
+        quantized: the quantised matrices, by the names of the matrices that were joined.
+        decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
+    """
 
     opsets: dict[str, int]
     ir_version = 8
 
-    def __init__(self, weights: Weights, kv_layers: Sequence[KvLayer], context: int, precision: str):
+    def __init__(self, weights: Weights, context: int, precision: str):
         self.weights = weights
-        self.form = FORMATS[precision]
-        self.real = "float16" if precision == "fp16" else "float32"  # of activations, cache and plain weights
-        self._real_weights: dict[str, np.ndarray] = {}
-        self.quantized: dict[tuple[str, ...], Quantized] = {}  # by the names of the matrices that were joined
-        self.decode_weight_bytes = 0  # read by one decode step, at each use
-        self._weight_bytes: dict[int, int] = {}  # stored, by address: another shape of the same memory is the same
-        self.kv_layers = kv_layers
         self.context = context
+        self.form = FORMATS[precision]
+        self.real = "float16" if precision == "fp16" else "float32"
+        self.quantized: dict[tuple[str, ...], Quantized] = {}
+        self.decode_weight_bytes = 0
         self.inputs: list[Port] = []
         self.outputs: list[Port] = []
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, np.ndarray] = {}
+        self._real_weights: dict[str, np.ndarray] = {}
+        self._weight_bytes: dict[int, int] = {}  # by address: two shapes of one array are one weight
 
     def node(self, kind: str, inputs: Sequence[str], *, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
-        """Add a node; returns its first output's name. The others end in `.1`, `.2`, ..."""
+        """Add a node; returns its first output's name. Further outputs are named with `.1`, `.2`, ... behind it."""
         name = f"{kind}_{len(self._nodes)}"
         names = [name, *(f"{name}.{index}" for index in range(1, outputs))]
         self._nodes.append(helper.make_node(kind, inputs, names, name=name, domain=domain, **attributes))
@@ -67,7 +73,7 @@ class Graph:
     def node_into(
         self, kind: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", **attributes: Any
     ) -> None:
-        """Add a node whose outputs have given names; an empty name is an output left out."""
+        """Add a node with outputs of given names; an empty name leaves an optional output out."""
         name = f"{kind}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
 
@@ -77,23 +83,23 @@ class Graph:
 
     @property
     def weight_bytes(self) -> int:
-        """Of all weights stored, each once; tables of sines are no weights."""
+        """Bytes of all weights stored, each once. Rotary tables are constants but no weights."""
         return sum(self._weight_bytes.values())
 
     def stored(self, name: str, value: np.ndarray, read_bytes: int | None = None) -> str:
-        """A constant that holds weights; a decode step reads all of it, or `read_bytes`."""
+        """A constant that holds weights, of which a decode step reads `read_bytes` (default: all)."""
         self._weight_bytes[value.ctypes.data] = value.nbytes
         self.decode_weight_bytes += value.nbytes if read_bytes is None else read_bytes
         return self.constant(name, value)
 
     def real_weight(self, name: str) -> np.ndarray:
-        """A weight of the state dict in the graph's own float type; the same array at each call."""
+        """A weight of the state dict in type `real`; each call returns the same array."""
         if name not in self._real_weights:
             self._real_weights[name] = self.weights[name].astype(self.real, copy=False)
         return self._real_weights[name]
 
     def weight(self, name: str) -> str:
-        """A vector or table of the state dict, read as a whole."""
+        """A vector or table of the state dict that a decode step reads as a whole."""
         return self.stored(name, self.real_weight(name))
 
     def table(self, name: str) -> str:
@@ -101,50 +107,57 @@ class Graph:
         value = self.real_weight(name)
         return self.stored(name, value, value[0].nbytes)
 
+    def vector(self, names: Sequence[str]) -> str:
+        """One or several vectors of the state dict, joined."""
+        name = "+".join(names)
+        if name not in self._constants:
+            self.constant(name, self.joined(names).astype(self.real, copy=False))
+        return self.stored(name, self._constants[name])
+
     def matrix(self, names: Sequence[str]) -> str:
-        """One or several matrices of the state dict, side by side, as the right side of x @ W; [in, sum of out]."""
-        joined = "+".join(names)
-        if joined not in self._constants:
-            stacked = np.concatenate([self.real_weight(name) for name in names])  # [out, in]
-            self.constant(joined, np.ascontiguousarray(stacked.T))
-        return self.stored(joined, self._constants[joined])
+        """One or several matrices of the state dict, joined along their outputs and transposed for x @ W.
+
+        Shape [in, sum of out].
+        """
+        name = "+".join(names)
+        if name not in self._constants:
+            self.constant(name, self.transposed(self.joined(names).astype(self.real, copy=False)))
+        return self.stored(name, self._constants[name])
+
+    def joined(self, names: Sequence[str]) -> np.ndarray:
+        """Matrices [out, in] or vectors [out] of the state dict in one array, float32 [sum of out, ...]."""
+        return np.concatenate([self.weights[name] for name in names])
+
+    def transposed(self, matrix: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(matrix.T)
 
     def quantized_table(self, name: str) -> Quantized:
-        """A table of the state dict in blocks. [rows, columns]"""
-        if (name,) not in self.quantized:
-            self.quantized[(name,)] = self.quantize(name, self.weights[name], self.form.table_bits)
-        return self.quantized[(name,)]
+        """A table of the state dict in blocks; [rows, columns]."""
+        return self._quantized([name], self.form.table_bits)
 
     def quantized_matrix(self, names: Sequence[str]) -> Quantized:
-        """One or several matrices of the state dict in blocks, one above the other. [sum of out, in]"""
+        """One or several matrices of the state dict, joined along their outputs, in blocks; [sum of out, in]."""
+        return self._quantized(names, self.form.bits)
+
+    def _quantized(self, names: Sequence[str], bits: int) -> Quantized:
         key = tuple(names)
         if key not in self.quantized:
-            stacked = np.concatenate([self.weights[name] for name in names])
-            self.quantized[key] = self.quantize("+".join(names), stacked, self.form.bits)
+            self.quantized[key] = self.quantize("+".join(names), self.joined(names), bits)
         return self.quantized[key]
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
-        """How this dialect cuts a matrix into blocks."""
+        """Cut a matrix float32 [rows, columns] into the blocks that this dialect's operators take."""
         return quantize(name, matrix, bits)
 
     def matrix_errors(self) -> list[MatrixError]:
-        return [
-            matrix_error("+".join(names), np.concatenate([self.weights[name] for name in names]), found)
-            for names, found in self.quantized.items()
-        ]
-
-    def vector(self, names: Sequence[str]) -> str:
-        joined = "+".join(names)
-        if joined not in self._constants:
-            self.constant(joined, np.concatenate([self.real_weight(name) for name in names]))
-        return self.stored(joined, self._constants[joined])
+        return [matrix_error("+".join(names), self.joined(names), found) for names, found in self.quantized.items()]
 
     def real_head(self, x: str, table: str) -> str:
-        """x [1, 1, width] against a plain table [vocab, width], in slices of its rows; [1, 1, vocab].
+        """Logits [1, 1, vocab] of x [1, 1, width] against a table [vocab, width] that is not quantised.
 
-        ONNX Runtime copies a matrix into its kernels' order and lets go of the original where no other operator reads
-        it. So the head has constants of its own over the same bytes of the file (else the whole table, which embeds
-        the tokens too, would stay in memory beside the copy), and small ones, of which one at a time is there twice.
+        ONNX Runtime packs a copy of each matrix for its kernels, and frees the original if no other operator reads
+        it. The embedding reads the whole table, so the head has constants of its own over the same bytes of the file:
+        slices, of which one at a time is in memory twice.
         """
         rows = self.real_weight(table)  # [vocab, width]
         self.decode_weight_bytes += rows.nbytes
@@ -168,11 +181,11 @@ class Graph:
         return self.constant(f"real_{value!r}", np.array(value, self.real))
 
     def to_real(self, x: str) -> str:
-        """Cast to the graph's own float type."""
+        """Cast to type `real`."""
         return self.node("Cast", [x], to=TYPES[self.real])
 
     def logits(self, x: str) -> None:
-        """x [1, 1, vocab] as the graph's logits, float32 in each format, so that the host's sampler knows one type."""
+        """Name x [1, 1, vocab] the graph's logits: float32 in every format, so that the host samples from one type."""
         if self.real == "float32":
             self.node_into("Identity", [x], ["logits"])
         else:
@@ -186,72 +199,46 @@ class Graph:
         self.outputs.append(Port(name, dtype, shape))
         return name
 
+    def cache_ports(self, layers: Sequence[KvLayer], present_axis: int | str) -> None:
+        """An input for the cached keys and values of each layer [1, heads, context, head_size], and an output for
+        what the graph returns of them [1, heads, present_axis, head_size]."""
+        for layer in layers:
+            for past, present in zip(ports("past_key_values", layer), ports("present", layer), strict=True):
+                self.input(past, self.real, 1, layer.heads, self.context, layer.head_size)
+                self.output(present, self.real, 1, layer.heads, present_axis, layer.head_size)
+
     def save(self, folder: Path) -> None:
         """Write `model.onnx` and `model.onnx.data`."""
+        with open(folder / DATA_FILE, "wb") as data:
+            model = self.model(data)
+        onnx.save_model(model, str(folder / MODEL_FILE))
+
+    def model(self, data: DataFile) -> onnx.ModelProto:
+        """The model; the values of its large constants are written to `data`."""
         graph = helper.make_graph(
             self._nodes,
             "decoder",
             [helper.make_tensor_value_info(port.name, TYPES[port.dtype], port.shape) for port in self.inputs],
             [helper.make_tensor_value_info(port.name, TYPES[port.dtype], port.shape) for port in self.outputs],
         )
-        with open(folder / DATA_FILE, "wb") as data:
-            places: list[Place] = []
-            for name, value in self._constants.items():
-                graph.initializer.append(store(name, value, data, places))
-        model = helper.make_model(
+        stored: list[Stored] = []
+        for name, value in self._constants.items():
+            graph.initializer.append(store(name, value, data, stored))
+        return helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid(domain, version) for domain, version in self.opsets.items()],
             ir_version=self.ir_version,
             producer_name="merino_edge",
         )
-        onnx.save_model(model, str(folder / MODEL_FILE))
 
 
 def ports(kind: str, layer: KvLayer) -> tuple[str, str]:
-    """The ecosystem's names of a layer's keys and values; `kind` is `past_key_values` or `present`."""
+    """Names of a layer's keys and values, as in Hugging Face's exports; `kind`: `past_key_values` or `present`."""
     return f"{kind}.{layer.index}.key", f"{kind}.{layer.index}.value"
 
 
-def store(name: str, value: np.ndarray, data: BinaryIO, places: list[Place]) -> TensorProto:
-    """A tensor of the graph: its values inside it where they are few, else in the data file.
-
-    `places` holds what was stored by its address: another shape of the same memory, or a part of it, is not stored
-    again.
-    """
-    if value.nbytes < EXTERNAL_BYTES:
-        return numpy_helper.from_array(value, name)
-    offset = stored_offset(value, places)
-    if offset is None:
-        data.write(b"\0" * (-data.tell() % PAGE))
-        offset = data.tell()
-        places.append(Place(value.ctypes.data, value.nbytes, offset))
-        write_in_pieces(np.ascontiguousarray(value), data)
-    tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, text in (("location", DATA_FILE), ("offset", str(offset)), ("length", str(value.nbytes))):
-        tensor.external_data.add(key=key, value=text)
-    return tensor
-
-
-def write_in_pieces(value: np.ndarray, data: BinaryIO) -> None:
-    """One large write leaves pages of 2 MB in the file cache of newer Linux kernels; a process that maps the file and
-    reads one row of a table then has all of such a page in its memory, until the file has been copied."""
-    flat = value.reshape(-1).view(np.uint8)
-    for start in range(0, flat.size, PIECE_BYTES):
-        data.write(flat[start : start + PIECE_BYTES].data)
-
-
-def stored_offset(value: np.ndarray, places: list[Place]) -> int | None:
-    """Where the file holds it already, None where it does not. A part counts only where its memory has no gaps."""
-    begin, end = value.ctypes.data, value.ctypes.data + value.nbytes
-    for place in places:
-        if place.address <= begin and end <= place.address + place.nbytes and value.flags.c_contiguous:
-            return place.offset + begin - place.address
-    return None
-
-
 def rotary_tables(context: int, head_size: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin for every position, float32 [context, head_size / 2], computed as the model does."""
+    """cos and sin of each position, float32 [context, head_size / 2], computed as the torch model does."""
     steps = np.arange(0, head_size, 2, dtype=np.float32) / head_size
     angles = np.arange(context, dtype=np.float32)[:, None] * np.float32(theta) ** -steps
     return np.cos(angles), np.sin(angles)

@@ -1,8 +1,9 @@
 """Dialect `portable`: plain ONNX of opset 13, which ONNX Runtime 1.10 and TensorRT 8.2 take.
 
-The cache comes in with a fixed shape and a mask of its filled slots; only the new keys and values go out, and the host
-writes them at their position. Masks are -1e4, not minus infinity, so that half precision holds them. No
-LayerNormalization, Gelu, Trilu, Mod or OneHot. See docs/formats.md for inputs and outputs.
+The cache is an input of fixed shape with a mask of its filled slots. The graph returns the new keys and values alone,
+and the host writes them at their position. Masks are -1e4 in place of minus infinity, which float16 can hold too. Not
+used, since those runtimes lack them: LayerNormalization, Gelu, Trilu, Mod, OneHot. Inputs and outputs are described in
+docs/formats.md.
 """
 
 import math
@@ -22,36 +23,44 @@ END = np.iinfo(np.int64).max
 class Portable(Graph):
     opsets = {"": 13}
 
-    def __init__(self, weights: Weights, kv_layers: Sequence[KvLayer], context: int, precision: str):
-        super().__init__(weights, kv_layers, context, precision)
+    def __init__(self, weights: Weights, context: int, precision: str):
+        super().__init__(weights, context, precision)
+        self.positions = self.cached_mask = self.new_mask = ""  # set by begin_decoder or begin_attention
+        self._signed_codes: dict[str, np.ndarray] = {}
+        self._rotary: dict[int, tuple[str, str]] = {}  # cos and sin of the new positions, by head size
+
+    def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
+        """Add a decoder's inputs and outputs (the logits apart), and the nodes that make both masks of them."""
         self.input("input_ids", "int64", 1, "sequence")
-        filled = self.input("attention_mask", "int64", 1, context)
-        self._positions = self.input("position_ids", "int64", 1, "sequence")
-        for layer in kv_layers:
-            for past, present in zip(ports("past_key_values", layer), ports("present", layer), strict=True):
-                self.input(past, self.real, 1, layer.heads, context, layer.head_size)
-                self.output(present, self.real, 1, layer.heads, "sequence", layer.head_size)
-        self._cached_mask = self._mask(self.node("Equal", [filled, self.integers(0)]), 1, 2)  # [1, 1, 1, context]
-        position = self.node("Cast", [self._positions], to=TensorProto.FLOAT)  # [1, T]
+        filled = self.input("attention_mask", "int64", 1, self.context)
+        self.positions = self.input("position_ids", "int64", 1, "sequence")
+        self.cache_ports(kv_layers, "sequence")
+        self.cached_mask = self._mask(self.node("Equal", [filled, self.integers(0)]), 1, 2)  # [1, 1, 1, context]
+        position = self.node("Cast", [self.positions], to=TensorProto.FLOAT)  # [1, T]
         query, key = (self.node("Unsqueeze", [position, self.integers(axis)]) for axis in (2, 1))
-        self._new_mask = self._mask(self.node("Less", [query, key]), 1)  # [1, 1, T, T]
-        self._codes: dict[str, np.ndarray] = {}
-        self._rotary: dict[int, tuple[str, str]] = {}
+        self.new_mask = self._mask(self.node("Less", [query, key]), 1)  # [1, 1, T, T]
+
+    def begin_attention(self, kv_layers: Sequence[KvLayer]) -> None:
+        """Add the inputs and outputs of attentions that stand alone: the cache, and what `begin_decoder` derives."""
+        self.positions = self.input("position_ids", "int64", 1, "sequence")
+        self.cached_mask = self.input("cached_mask", self.real, 1, 1, 1, self.context)
+        self.new_mask = self.input("new_mask", self.real, 1, 1, "sequence", "sequence")
+        self.cache_ports(kv_layers, "sequence")
 
     def _mask(self, hidden: str, *axes: int) -> str:
-        """-1e4 where `hidden`, 0 elsewhere, with new axes."""
+        """MASKED where `hidden` is true, 0 elsewhere; `axes` are inserted."""
         mask = self.node("Mul", [self.to_real(hidden), self.scalar(MASKED)])
         return self.node("Unsqueeze", [mask, self.integers(*axes)])
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
-        """One scale per row: MatMulInteger knows no blocks."""
+        """Each row is one block, since MatMulInteger has no smaller ones."""
         return quantize_blocks(matrix, bits, matrix.shape[1])
 
     def embed(self, table: str) -> str:
         return self._rows(table, "input_ids")
 
     def embed_positions(self, table: str, offset: int) -> str:
-        return self._rows(table, self.node("Add", [self._positions, self.integer(offset)]))
+        return self._rows(table, self.node("Add", [self.positions, self.integer(offset)]))
 
     def _rows(self, table: str, ids: str) -> str:
         if not self.form.blocked:
@@ -60,36 +69,40 @@ class Portable(Graph):
         row = self.node("Cast", [self.node("Gather", [codes, ids])], to=TensorProto.FLOAT)
         return self.node("Mul", [row, self.node("Gather", [scales, ids])])
 
-    def _signed(self, names: list[str], turned: bool) -> np.ndarray:
-        """Codes as int8, [rows, columns] as in the state dict or turned; made once."""
-        joined = "+".join(names)
-        if joined not in self._codes:
-            codes = (self.quantized_matrix(names).codes[:, 0].astype(np.int16) - 128).astype(np.int8)
-            self._codes[joined] = np.ascontiguousarray(codes.T) if turned else codes
-        return self._codes[joined]
+    def _signed(self, names: list[str], *, transposed: bool) -> np.ndarray:
+        """Codes of a quantised matrix as int8: [rows, columns], or [columns, rows] where `transposed`."""
+        name = "+".join(names)
+        if name not in self._signed_codes:
+            codes = self.signed(self.quantized_matrix(names).codes[:, 0])
+            self._signed_codes[name] = self.transposed(codes) if transposed else codes
+        return self._signed_codes[name]
+
+    def signed(self, codes: np.ndarray) -> np.ndarray:
+        """Codes around 128 (uint8) as codes around 0 (int8)."""
+        return (codes.astype(np.int16) - 128).astype(np.int8)
 
     def _table(self, name: str) -> tuple[str, str]:
-        """Codes [rows, columns] and scales [rows, 1] of a table of which a step reads one row."""
-        codes, scales = self._signed([name], turned=False), self.quantized_matrix([name]).scales
+        """Codes [rows, columns] and scales [rows, 1] of a table of which a decode step reads one row."""
+        codes, scales = self._signed([name], transposed=False), self.quantized_matrix([name]).scales
         return (
             self.stored(f"{name}.codes", codes, codes[0].nbytes),
             self.stored(f"{name}.scales", scales, scales[0].nbytes),
         )
 
     def _whole_table(self, name: str) -> tuple[str, str]:
-        """The same as a head's codes [columns, rows] and scales [rows], turned in the graph and not stored again."""
+        """The same table as a head's codes [columns, rows] and scales [rows], transposed in the graph: stored once."""
         codes, scales = self._table(name)
         self.decode_weight_bytes += self.quantized_matrix([name]).nbytes
         return self.node("Transpose", [codes], perm=[1, 0]), self.node("Squeeze", [scales, self.integers(1)])
 
     def _integer_linear(self, x: str, names: list[str]) -> str:
         joined = "+".join(names)
-        codes = self.stored(f"{joined}.codes", self._signed(names, turned=True))
+        codes = self.stored(f"{joined}.codes", self._signed(names, transposed=True))
         scales = self.stored(f"{joined}.scales", self.quantized_matrix(names).scales[:, 0])
         return self._integer_product(x, codes, scales)
 
     def _integer_product(self, x: str, codes: str, scales: str) -> str:
-        """x @ codes * scales, x brought to uint8 by its own range; codes [in, out], scales [out]."""
+        """x @ codes * scales with x quantised to uint8 over its range; codes [in, out], scales [out]."""
         quantized = self.node("DynamicQuantizeLinear", [x], outputs=3)
         product = self.node("MatMulInteger", [quantized, codes, f"{quantized}.2"])
         scale = self.node("Mul", [f"{quantized}.1", scales])
@@ -109,7 +122,7 @@ class Portable(Graph):
         return self.node("Add", [x, y])
 
     def norm(self, x: str, norm: Norm) -> str:
-        """In float32 in each format: squares of activations overflow float16."""
+        """Computed in float32 in every format, since squares of activations overflow float16."""
         half = self.real == "float16"
         x = self.node("Cast", [x], to=TensorProto.FLOAT) if half else x
         if norm.bias is not None:
@@ -145,8 +158,8 @@ class Portable(Graph):
         for name, new in zip(ports("present", layer), (key, value), strict=True):
             self.node_into("Identity", [new], [name])
         past_key, past_value = ports("past_key_values", layer)
-        cached = self.add(self._scores(query, past_key), self._cached_mask)  # [1, heads, T, context]
-        fresh = self.add(self._scores(query, key), self._new_mask)  # [1, heads, T, T]
+        cached = self.add(self._scores(query, past_key), self.cached_mask)  # [1, heads, T, context]
+        fresh = self.add(self._scores(query, key), self.new_mask)  # [1, heads, T, T]
         weights = self.node("Softmax", [self.node("Concat", [cached, fresh], axis=-1)], axis=-1)
         from_cache = self.node("MatMul", [self._part(weights, 0, self.context), past_value])
         from_new = self.node("MatMul", [self._part(weights, self.context, END), value])
@@ -154,19 +167,19 @@ class Portable(Graph):
         return self.node("Reshape", [mixed, self.integers(1, -1, layer.heads * layer.head_size)])
 
     def _heads(self, qkv: str, layer: KvLayer) -> list[str]:
-        """[1, T, 3 * width] to query, key and value."""
+        """Query, key and value, each [1, heads, T, head_size], of packed [1, T, 3 * width]."""
         split = self.node("Split", [qkv], outputs=3, axis=-1)
         shape = self.integers(1, -1, layer.heads, layer.head_size)
         parts = (split, f"{split}.1", f"{split}.2")
         return [self.node("Transpose", [self.node("Reshape", [part, shape])], perm=[0, 2, 1, 3]) for part in parts]
 
     def _rotate(self, x: str, layer: KvLayer, theta: float) -> str:
-        """Rotary positions, the halves paired."""
+        """Rotary position embedding of x [1, heads, T, head_size]: element i is paired with i + head_size / 2."""
         if layer.head_size not in self._rotary:
             names = [f"cos_{layer.head_size}", f"sin_{layer.head_size}"]
             tables = [table.astype(self.real) for table in rotary_tables(self.context, layer.head_size, theta)]
             rows = [
-                self.node("Gather", [self.constant(name, table), self._positions])  # [1, T, head_size / 2]
+                self.node("Gather", [self.constant(name, table), self.positions])  # [1, T, head_size / 2]
                 for name, table in zip(names, tables, strict=True)
             ]
             cos, sin = (self.node("Unsqueeze", [row, self.integers(1)]) for row in rows)

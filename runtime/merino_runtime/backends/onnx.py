@@ -149,10 +149,10 @@ class OnnxBackend(Backend):
 
     def _bind_input(self, binding: Any, name: str, array: np.ndarray, shape: Sequence[int] = ()) -> None:
         shape = list(shape or array.shape)
-        binding.bind_input(name, "cpu", 0, _element_type(array), shape, array.ctypes.data)
+        binding.bind_input(name, "cpu", 0, element_type(array), shape, array.ctypes.data)
 
     def _bind_output(self, binding: Any, name: str, array: np.ndarray) -> None:
-        binding.bind_output(name, "cpu", 0, _element_type(array), list(array.shape), array.ctypes.data)
+        binding.bind_output(name, "cpu", 0, element_type(array), list(array.shape), array.ctypes.data)
 
 
 def _array_for(port: Port) -> np.ndarray:
@@ -163,6 +163,6 @@ def _array_for(port: Port) -> np.ndarray:
     return np.zeros(shape, dtype=port.dtype)
 
 
-def _element_type(array: np.ndarray) -> Any:
+def element_type(array: np.ndarray) -> Any:
     """onnxruntime 1.10 knows int64 by C's name for it alone (`long long`); later versions take both."""
     return np.longlong if array.dtype == np.int64 else array.dtype.type

@@ -1,0 +1,79 @@
+"""Both dialects with constants that have shapes and places in the data file, but no values.
+
+So the graph of a large decoder is built in milliseconds: memory is reserved for its weights and never touched.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from merino_edge.export.onnx.external_data import INLINE_BYTES
+from merino_edge.export.onnx.fused import Fused
+from merino_edge.export.onnx.graph import Graph
+from merino_edge.export.onnx.portable import Portable
+from merino_edge.export.quantize import Quantized
+from merino_edge.families.operators import largest_block
+
+
+class WithoutValues(Graph):
+    """Replaces what a dialect computes of the values of weights by arrays of the same shape."""
+
+    def joined(self, names: Sequence[str]) -> np.ndarray:
+        parts = [self.weights[name] for name in names]
+        return unset((sum(map(len, parts)), *parts[0].shape[1:]))
+
+    def transposed(self, matrix: np.ndarray) -> np.ndarray:
+        return unset(matrix.shape[::-1], matrix.dtype)
+
+    def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
+        rows, columns = matrix.shape
+        block = self.block_of(columns)
+        assert block, f"{name}: rows of {columns} cannot be cut into blocks"
+        codes = unset((rows, columns // block, block * bits // 8), np.uint8)
+        return Quantized(codes, unset((rows, columns // block)), bits, block)
+
+    def block_of(self, columns: int) -> int | None:
+        """The block that a row of `columns` is cut into: the largest that the quantiser would try."""
+        return largest_block(columns)
+
+
+class FusedLayout(WithoutValues, Fused):
+    """Dialect `fused`."""
+
+
+class PortableLayout(WithoutValues, Portable):
+    """Dialect `portable`."""
+
+    def block_of(self, columns: int) -> int:
+        return columns
+
+    def signed(self, codes: np.ndarray) -> np.ndarray:
+        return unset(codes.shape, np.int8)
+
+
+class ByteCounter:
+    """A data file of which only the length is kept."""
+
+    def __init__(self) -> None:
+        self.length = 0
+
+    def tell(self) -> int:
+        return self.length
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        self.length += len(data)
+        return len(data)
+
+
+def unset(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """An array whose memory is not touched; ones where it is so small that the model holds its values."""
+    array = np.empty(shape, dtype)
+    return np.ones(shape, dtype) if array.nbytes < INLINE_BYTES else array
+
+
+def model_without_weights(graph: Graph) -> tuple[ModelProto, int]:
+    """The model, and the length in bytes of the data file that it reads; nothing is written."""
+    data = ByteCounter()
+    return graph.model(data), data.length

@@ -1,0 +1,215 @@
+"""The graphs that a board's probe times, built by the exporter's own dialects, as one archive beside the probe's code.
+
+Boards have no onnx package, so the graphs are built here and shipped: models without weights, and `index.json`, which
+says what each of them is (read by `merino_bench.probe.graphs`). Which sizes there are is said in `probe_grid`.
+
+`python -m merino_edge.export.probe_graphs` writes the file anew, after a change of a dialect, a walk or the grid.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto
+
+import merino_bench.probe
+from merino_bench.probe import tasks as plan
+from merino_bench.probe.graphs import ARCHIVE, INDEX
+from merino_edge.export.export import walked_graph
+from merino_edge.export.onnx.graph import Graph, Port
+from merino_edge.export.onnx.layout import FusedLayout, PortableLayout, model_without_weights, unset
+from merino_edge.export.probe_grid import GraphKey, graph_keys
+from merino_edge.families.designed import Architecture, Block, layer_operators
+from merino_edge.families.graph_ops import KvLayer, Norm
+from merino_edge.families.hugging_face import build_model
+
+EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
+
+Layout = FusedLayout | PortableLayout
+
+
+def linears(key: GraphKey) -> Layout:
+    """`count` matrices side by side: x [1, T, columns] -> `count` outputs [1, T, rows].
+
+    All read one input and each has weights of its own, so values neither grow nor vanish.
+    """
+    graph = layout(key, {f"w{index}": (key.rows, key.columns) for index in range(key.count)})
+    x = graph.input("x", "float32", 1, "sequence", key.columns)
+    for index in range(key.count):
+        graph.output(graph.linear(x, f"w{index}"), "float32", 1, "sequence", key.rows)
+    return graph
+
+
+def head(key: GraphKey) -> Layout:
+    """The LM head: x [1, 1, columns] -> logits [1, 1, rows]."""
+    graph = layout(key, {"table": (key.rows, key.columns)})
+    graph.head(graph.input("x", "float32", 1, 1, key.columns), "table")
+    return graph
+
+
+def table(key: GraphKey) -> Layout:
+    """An embedding that is the head too, stored once: input_ids [1, T] -> logits [1, 1, rows]."""
+    graph = layout(key, {"table": (key.rows, key.columns)})
+    graph.input("input_ids", "int64", 1, "sequence")
+    graph.head(graph.last(graph.embed("table")), "table")
+    return graph
+
+
+def attentions(key: GraphKey) -> Layout:
+    """`count` attentions of one x [1, T, 3 * columns], each over a cache of its own -> `count` outputs
+    [1, T, columns]."""
+    graph = layout(key, {}, plan.ATTENTION_CONTEXT)
+    layers = [KvLayer(index, key.heads, key.columns // key.heads) for index in range(key.count)]
+    x = graph.input("x", "float32", 1, "sequence", 3 * key.columns)
+    graph.begin_attention(layers)
+    for layer in layers:
+        graph.output(graph.attention(x, layer, THETA), "float32", 1, "sequence", key.columns)
+    return graph
+
+
+def norms(key: GraphKey) -> Layout:
+    """`count` norms in a row on [1, T, columns], each of the sum of the one before and x."""
+    graph = layout(key, {"w": (key.columns,)})
+    x = last = graph.input("x", "float32", 1, "sequence", key.columns)
+    for _ in range(key.count):
+        last, _ = graph.add_norm(last, x, Norm("w", None, EPS))
+    graph.output(last, "float32", 1, "sequence", key.columns)
+    return graph
+
+
+def activations(key: GraphKey) -> Layout:
+    """`count` activations in a row on [1, T, columns]."""
+    graph = layout(key, {})
+    last = graph.input("x", "float32", 1, "sequence", key.columns)
+    for _ in range(key.count):
+        last = graph.activation(last, "gelu")
+    graph.output(last, "float32", 1, "sequence", key.columns)
+    return graph
+
+
+def call(key: GraphKey) -> Layout:
+    """One addition of [1, T, columns]: what running a graph, and an operator of it, cost by themselves."""
+    graph = layout(key, {})
+    x = graph.input("x", "float32", 1, "sequence", key.columns)
+    graph.output(graph.add(x, x), "float32", 1, "sequence", key.columns)
+    return graph
+
+
+def decoder(key: GraphKey) -> Graph:
+    """A decoder of the designed family: `count` layers, each used `uses` times in a row."""
+    arch = decoder_architecture(key)
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in build_model(arch).state_dict().items()}
+    return walked_graph(FusedLayout, arch, unset_all(shapes), arch.context, key.format)
+
+
+def decoder_architecture(key: GraphKey) -> Architecture:
+    """One block with `count` layers of their own, or `count` shared blocks with one layer used several times."""
+    shared = key.uses > 1
+    depth, blocks = (key.uses, key.count) if shared else (key.count, 1)
+    block = Block(width=key.columns, ffn_ratio=key.rows / key.columns, depth=depth, shared=shared)
+    return Architecture(
+        blocks=(block,) * blocks, vocab=plan.DECODER_VOCAB, head_size=key.columns // key.heads,
+        context=plan.DECODER_CONTEXT,
+    )  # fmt: skip
+
+
+BUILDERS: dict[str, Callable[[GraphKey], Graph]] = {
+    "linear": linears, "head": head, "table": table, "attention": attentions, "norm": norms,
+    "activation": activations, "call": call, "decoder": decoder,
+}  # fmt: skip
+
+
+def unset_all(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    return {name: unset(shape) for name, shape in shapes.items()}
+
+
+def layout(key: GraphKey, shapes: dict[str, tuple[int, ...]], context: int = 1) -> Layout:
+    kind = FusedLayout if key.dialect == "fused" else PortableLayout
+    return kind(unset_all(shapes), context, key.format)
+
+
+@dataclass(frozen=True)
+class ProbeGraph:
+    """A graph to ship. `dialects`: several where both write the same nodes. `weight_bytes`: the length of the weights'
+    file that the graph reads, in whole pages for each weight, rotary tables included."""
+
+    key: GraphKey
+    dialects: tuple[str, ...]
+    inputs: list[Port]
+    outputs: list[Port]
+    model: ModelProto
+    weight_bytes: int
+
+
+def build(key: GraphKey) -> ProbeGraph:
+    graph = BUILDERS[key.kind](key)
+    model, weight_bytes = model_without_weights(graph)
+    return ProbeGraph(key, (key.dialect,), graph.inputs, graph.outputs, model, weight_bytes)
+
+
+def build_all(keys: Iterable[GraphKey]) -> list[ProbeGraph]:
+    """Where both dialects write the same nodes, their graph is listed once: that of `portable`, whose operator set
+    every version of ONNX Runtime takes."""
+    found: dict[GraphKey, ProbeGraph] = {}
+    for key in sorted(keys, key=lambda key: key.dialect, reverse=True):
+        twin, one = found.get(replace(key, dialect="portable")), build(key)
+        if twin and twin.model.graph == one.model.graph:
+            found[twin.key] = replace(twin, dialects=(key.dialect, *twin.dialects))
+        else:
+            found[key] = one
+    return list(found.values())
+
+
+def index_entry(one: ProbeGraph) -> dict[str, Any]:
+    """One element of index.json; `merino_bench.probe.graphs.Kernel` says what its fields mean."""
+    key = asdict(one.key)
+    dialect = key.pop("dialect")
+    return {
+        "file": "-".join(map(str, [dialect, *key.values()])) + ".onnx",
+        "dialects": list(one.dialects),
+        **key,
+        "inputs": [[port.name, port.dtype, list(port.shape)] for port in one.inputs],
+        "outputs": [[port.name, port.dtype, list(port.shape)] for port in one.outputs],
+        "weight_bytes": one.weight_bytes,
+        "layer_bytes": layer_bytes(one.key) if one.key.kind == "decoder" else 0,
+        "in_place": dialect == "fused",
+    }
+
+
+def layer_bytes(key: GraphKey) -> int:
+    """Of the matrices of one layer."""
+    layer = layer_operators(key.columns, key.rows, key.heads)
+    return round(sum(op.stored_bytes(key.format) for op in layer if op.kind == "linear"))
+
+
+def write_archive(path: Path, found: Iterable[ProbeGraph]) -> None:
+    """The same bytes for the same graphs. The archive is compressed as one stream, since the graphs are alike: a zip,
+    which compresses each by itself, is seven times as large."""
+    graphs = [(index_entry(one), one) for one in found]
+    with tarfile.open(path, "w:xz", format=tarfile.USTAR_FORMAT, preset=9) as archive:
+        add_member(archive, INDEX, json.dumps([described for described, _ in graphs], separators=(",", ":")).encode())
+        for described, one in graphs:
+            add_member(archive, described["file"], one.model.SerializeToString(deterministic=True))
+
+
+def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    """With no owner and no date, so that the same content gives the same archive."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def main() -> None:
+    """Write the archive to its place in the sources."""
+    write_archive(Path(str(merino_bench.probe.__file__)).with_name(ARCHIVE), build_all(graph_keys()))
+
+
+if __name__ == "__main__":
+    main()

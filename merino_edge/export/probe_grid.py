@@ -1,0 +1,108 @@
+"""Which graphs are shipped for the probe: a geometric grid of sizes for each kind, format and dialect.
+
+The numbers of matrices, layers and rows suit last-level caches of 0.5 to 96 MB and memories from 512 MB on. The shapes
+are the probe's (`merino_bench.probe.tasks`), which also chooses the numbers that a board times.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from merino_bench.probe import tasks as plan
+from merino_edge.export.onnx.external_data import PAGE
+from merino_edge.families.operators import linear
+
+MB = 2**20
+FORMATS = {"fused": ("fp32", "int8", "int4"), "portable": ("fp32", "int8")}
+BEYOND_BYTES = tuple(size * MB for size in (16, 32, 64, 128))  # of matrices beyond the cache
+MOST_MATRICES, MOST_SMALL = 320, 128  # of one graph, which keeps the file small
+FEW = (1, 2, 4, 8, 12)  # matrices of a graph whose prefill is timed
+SWEEP_COUNTS = (4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80)  # 10 to 40 of them fill the cache
+SWEEP_LAYERS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # 64 at most, as in a block of a design
+BEYOND_LAYERS = {"fp32": (1, 2, 4, 6), "int8": (3, 6, 12, 24), "int4": (6, 12, 24, 48)}
+TABLE_ROWS = tuple(4096 * 2**step for step in range(7))
+MOST_TABLE_BYTES = 160 * MB
+
+
+@dataclass(frozen=True)
+class GraphKey:
+    """What tells one shipped graph from another; names and meanings as in a row of probe.json (docs/formats.md)."""
+
+    dialect: str
+    kind: str
+    format: str
+    rows: int
+    columns: int
+    heads: int
+    count: int
+    uses: int = 1
+
+
+def graph_keys() -> Iterator[GraphKey]:
+    for dialect, formats in FORMATS.items():
+        yield GraphKey(dialect, "call", "fp32", 0, plan.CALL_WIDTH, 0, 1)
+        yield GraphKey(dialect, "norm", "fp32", 0, plan.NORM_WIDTH, 0, plan.IN_A_ROW)
+        yield GraphKey(dialect, "activation", "fp32", 0, plan.ACTIVATION_WIDTH, 0, plan.IN_A_ROW)
+        for width in plan.ATTENTION_WIDTHS:
+            yield GraphKey(dialect, "attention", "fp32", 0, width, plan.ATTENTION_HEADS, plan.ATTENTIONS)
+        for form in formats:
+            for (rows, columns), counts in linear_counts(form).items():
+                for count in sorted(counts):
+                    yield GraphKey(dialect, "linear", form, rows, columns, 0, count)
+            for kind, rows, columns in table_shapes(dialect, form):
+                yield GraphKey(dialect, kind, form, rows, columns, 0, 1)
+    for form in FORMATS["fused"]:
+        yield from decoders(form)
+
+
+def linear_counts(form: str) -> dict[tuple[int, int], set[int]]:
+    """Numbers of matrices by their shape (rows, columns)."""
+    found = {shape: set(FEW) for shape in plan.PREFILL_SHAPES}
+    for size in BEYOND_BYTES:
+        for shape, wished, most in (
+            (plan.SQUARE, size, MOST_MATRICES), (plan.SMALL_SQUARE, size / plan.SMALL_SHARE, MOST_SMALL),
+        ):  # fmt: skip
+            found[shape].add(min(most, int(wished / (stored_bytes(form, *shape) + PAGE))))
+    if form == "fp32":
+        for side in plan.SWEEP_SIDES:
+            each = stored_bytes(form, side, side)
+            counts = {count for count in SWEEP_COUNTS if count * each <= plan.MOST_BEYOND_BYTES}
+            found[side, side] = found.get((side, side), set()) | counts
+    return found
+
+
+def table_shapes(dialect: str, form: str) -> Iterator[tuple[str, int, int]]:
+    """(kind, rows, columns) of heads alone, and of embeddings that are the head too, of which memory is probed. int4
+    bundles have both in int8."""
+    kinds = [("head", plan.NARROW_COLUMNS), ("head", plan.HEAD_COLUMNS)] if form != "int4" else []
+    kinds += [("table", plan.TABLE_COLUMNS)] if form in plan.TABLE_FORMATS[dialect] else []
+    for kind, columns in kinds:
+        for rows in TABLE_ROWS:
+            if stored_bytes(form, rows, columns) <= MOST_TABLE_BYTES:
+                yield kind, rows, columns
+
+
+def decoders(form: str) -> Iterator[GraphKey]:
+    """In dialect `fused` only, as the probe times them."""
+    for width, ffn, layers, heads in plan.DECODERS:
+        yield decoder(form, width, ffn, layers, heads)
+    for layers in BEYOND_LAYERS[form]:
+        yield decoder(form, plan.LARGE_WIDTH, 2 * plan.LARGE_WIDTH, layers, plan.LARGE_HEADS)
+    for width, ffn, layers, uses, heads in plan.SHARED_DECODERS:
+        yield decoder(form, width, ffn, layers, heads, uses)
+    if form == "fp32":
+        for width in plan.SHARED_SWEEP_WIDTHS:
+            yield decoder(form, width, width, 1, width // plan.SWEEP_HEAD_SIZE, plan.SWEEP_USES)
+    if form in plan.SWEPT_FORMATS:
+        width, ffn, layers, heads = plan.DECODERS[-1]
+        each = 4 * stored_bytes(form, width, width) + 2 * stored_bytes(form, ffn, width)
+        for count in SWEEP_LAYERS:
+            if count != layers and count * each <= plan.MOST_BEYOND_BYTES:
+                yield decoder(form, width, ffn, count, heads)
+
+
+def decoder(form: str, width: int, ffn: int, layers: int, heads: int, uses: int = 1) -> GraphKey:
+    return GraphKey("fused", "decoder", form, ffn, width, heads, layers, uses)
+
+
+def stored_bytes(form: str, rows: int, columns: int) -> float:
+    return linear(columns, rows).stored_bytes(form)
