@@ -30,7 +30,8 @@ from merino_edge.design.designer import Design, design
 from merino_edge.design.space import Space
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.merino.architecture import Architecture, Block
-from merino_edge.prediction import predict as costs
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
 
 COUNT, SEED, CONTEXT, PROCESSES = 20, 7, 512, 5
 LEAST_USE = 0.9
@@ -49,8 +50,8 @@ def random_budgets(profile):
     ends = [extreme(SPACE.widths[0], 1, 1), extreme(SPACE.widths[-1], max(SPACE.ffn_ratios), max(SPACE.depths))]
     for index in range(COUNT):
         form = FORMATS[index % len(FORMATS)]
-        work = costs.Workload(form, CONTEXT, CONTEXT // 2)
-        low, high = (costs.predict(arch.operators, profile, work).decode_ms for arch in ends)
+        model = cost_model(profile, InferenceShape(form, CONTEXT, CONTEXT // 2))
+        low, high = (model.predict(arch.operators).decode_ms for arch in ends)
         share = random.uniform(0.15, 1.0)
         yield form, float(f"{low ** (1 - share) * high**share:.3g}")
 
@@ -66,7 +67,7 @@ def measure(task, folder):
     found = task.make()
     if not folder.exists():
         write_random_bundle(found.architecture, task.form, folder, "budget")
-    case = decode_case(STEPS, CONTEXT - STEPS, found.threads.decode)
+    case = decode_case(STEPS, CONTEXT - STEPS, found.predicted.decode_threads)
     runs = [run(folder, case, ROUNDS) for _ in range(PROCESSES)]
     return {
         "decode_ms": statistics.median(undisturbed_ms(steps_ms(one)) for one in runs),
@@ -81,7 +82,7 @@ def row_of(task, passes):
     largest = all((block.width, block.ffn_ratio, block.depth) == top for block in found.architecture.blocks)
     row = {
         "precision": task.form, "budget_ms": task.budget_ms, "tried": task.tried,
-        "predicted_ms": round(found.predicted.decode_ms, 4), "threads": found.threads.decode,
+        "predicted_ms": round(found.predicted.decode_ms, 4), "threads": found.predicted.decode_threads,
         "shape": found.architecture.shape(), "top_of_the_space": largest,
         **verdict(passes[:1] if task.tried else passes, task.budget_ms, largest),
     }  # fmt: skip

@@ -20,7 +20,8 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 from merino_edge.design.budget import Budgets  # noqa: E402
 from merino_edge.design.designer import design  # noqa: E402
 from merino_edge.design.space import Space, body_tables, scored_options  # noqa: E402
-from merino_edge.prediction.predict import usual_prompt  # noqa: E402
+from merino_edge.prediction.cost_model import cost_model  # noqa: E402
+from merino_edge.prediction.shape import default_prompt  # noqa: E402
 from merino_edge.profiles.profile import list_profiles, load_profile  # noqa: E402
 
 FLOPS_G = (60, 110, 160)
@@ -39,10 +40,11 @@ def tasks():
 
 def solved(profile, budgets, **keys):
     context = profile.budget.context
+    cost_model.cache_clear()
     body_tables.cache_clear()
     scored_options.cache_clear()
     started = time.perf_counter()
-    found = design(profile, budgets, space=Space(), context=context, prompt=usual_prompt(context), **keys)
+    found = design(profile, budgets, space=Space(), context=context, prompt=default_prompt(context), **keys)
     return found, time.perf_counter() - started
 
 

@@ -23,7 +23,7 @@ from merino_edge.design.budget import Budgets
 from merino_edge.design.designer import Design, Measured
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.merino.architecture import Architecture
-from merino_edge.prediction.predict import TOLERANCE
+from merino_edge.prediction.limits import TOLERANCE
 from merino_runtime.board import usable_cpus
 from merino_runtime.errors import MerinoError
 

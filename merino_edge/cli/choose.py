@@ -50,11 +50,11 @@ def recommend(
     from merino_edge.cli.tables_models import budgets_line, recommendation_table
     from merino_edge.design.budget import Budgets
     from merino_edge.design.recommend import recommend as find
-    from merino_edge.prediction.predict import usual_lengths
+    from merino_edge.prediction.shape import default_lengths
 
     profile = board(device)
     budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m, file_mb, j_per_token)
-    longest, tokens = usual_lengths(profile, context, prompt)
+    longest, tokens = default_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
         found = find(profile, budgets.with_board_defaults(profile), context=longest, prompt=tokens)
     if as_json:
@@ -93,7 +93,7 @@ def pareto(
     from merino_edge.design.budget import Budgets
     from merino_edge.design.pareto import Axis, front
     from merino_edge.design.space import Space
-    from merino_edge.prediction.predict import usual_lengths
+    from merino_edge.prediction.shape import default_lengths
     from merino_edge.report.front import require_matplotlib, save_front
     from merino_edge.storage.atomic import write_text
 
@@ -101,7 +101,7 @@ def pareto(
         require_matplotlib()
     profile = board(device)
     budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m, file_mb, j_per_token)
-    longest, tokens = usual_lengths(profile, context, prompt)
+    longest, tokens = default_lengths(profile, context, prompt)
     axis: Axis = "decode_ms" if against is Against.decode_ms else "memory_mb"
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("solving", total=points)

@@ -16,7 +16,7 @@ from merino_edge.design.space import Space
 from merino_edge.embedded import EMBEDDED, bundle_path
 from merino_edge.export.export import export
 from merino_edge.export.source import load_source
-from merino_edge.prediction.predict import usual_prompt
+from merino_edge.prediction.shape import default_prompt
 from merino_edge.profiles.profile import load_profile
 from merino_edge.storage.atomic import write_text
 
@@ -53,7 +53,7 @@ def demo_design(out: Path) -> Design:
         Budgets().with_board_defaults(profile),
         space=Space(),
         context=budget.context,
-        prompt=usual_prompt(budget.context),
+        prompt=default_prompt(budget.context),
     )
     write_text(out / "design.json", found.to_json())
     print_design(found, profile)

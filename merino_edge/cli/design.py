@@ -106,7 +106,7 @@ def design(
     from merino_edge.design.presets import PRESETS
     from merino_edge.design.space import spaced
     from merino_edge.design.variants import asked_budgets, fast_formats
-    from merino_edge.prediction.predict import usual_lengths
+    from merino_edge.prediction.shape import default_lengths
     from merino_edge.storage.atomic import write_text
 
     profile = board(device)
@@ -114,13 +114,13 @@ def design(
     precisions = fast_formats(profile) if precision == "any" else words(precision)
     space = spaced(int(width_step.value), blocks, vocabs[0], None if head_size is None else int(head_size.value))
     scoring = Scoring(attention_weight=a1, ffn_weight=a2, eps=eps, gamma=gamma.value, beta=beta)
-    longest, tokens = usual_lengths(profile, context, prompt)
+    longest, tokens = default_lengths(profile, context, prompt)
     named = {
         "decode_ms": decode_ms, "prefill_ms": prefill_ms, "memory_mb": memory_mb, "flops_g": flops_g,
         "params_m": params_m, "file_mb": file_mb, "j_per_token": j_per_token,
     }  # fmt: skip
     if preset is None:
-        variants = open_variants(space, longest, tokens, vocabs, precisions)
+        variants = open_variants(profile, space, longest, tokens, vocabs, precisions)
         budgets = asked_budgets(named, variants, profile, scoring)
     elif any(value is not None for value in named.values()):
         raise MerinoError(f"--preset {preset.value} is a budget of its own: leave the others out")

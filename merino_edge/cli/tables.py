@@ -12,9 +12,10 @@ from merino_edge.design.designer import Design, Measured
 from merino_edge.design.recommend import existing_entropy
 from merino_edge.export.quantize import MatrixError
 from merino_edge.families.merino.architecture import Architecture
-from merino_edge.families.opt.geometry import OPT_350M
 from merino_edge.families.zoo import model
-from merino_edge.prediction.predict import Cost, Workload, predict
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.predicted import Predicted
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile, Figure
 from merino_runtime.board import MB as BYTES_PER_MB
 
@@ -66,7 +67,7 @@ def budgets_line(design: Design) -> str:
 def open_words(design: Design) -> str:
     """What was left open, if anything, and how it was decided."""
     considered = design.considered
-    if considered is None or len(considered.vocab) * len(considered.precision) == 1:
+    if len(considered.vocab) * len(considered.precision) == 1:
         return ""
     vocabs, formats = ", ".join(map(str, considered.vocab)), ", ".join(considered.precision)
     return f"\nopen: vocabulary {vocabs}; format {formats}; compared by entropy x text per token x worth of the format"
@@ -77,9 +78,9 @@ def design_table(design: Design, profile: DeviceProfile) -> Table:
     are fastest for each (the design's within its budgets).
     """
     arch = design.architecture
-    work = Workload(design.precision, arch.context, design.prompt)
-    ours = predict(arch.operators, profile, work, design.budget)
-    theirs = predict(OPT_350M.operators, profile, work, {})
+    costs = cost_model(profile, InferenceShape(design.precision, arch.context, design.prompt))
+    reference = model("opt-350m").geometry
+    ours, theirs = costs.predict(arch.operators, design.budget), costs.predict(reference.operators, {})
     provenance = f"predicted ({ours.provenance} figures)"
     caption = f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}"
     table = Table(title=f"Design for {profile.name}", caption=caption)
@@ -98,7 +99,7 @@ def design_table(design: Design, profile: DeviceProfile) -> Table:
         *([("energy per token, all cores busy", "mJ", 1e-3, "j_per_token")] if ours.j_per_token is not None else []),
     ):
         table.add_row(name, *ratio_cells(ours, theirs, field, unit, scale))
-    opt = existing_entropy(model("opt-350m").geometry, len(arch.blocks), design.scoring)
+    opt = existing_entropy(reference, len(arch.blocks), design.scoring)
     table.add_row("entropy (weighted nats)", f"{design.entropy:,.0f}", f"{opt:,.0f}", f"{opt / design.entropy:.2f}x")
     return table
 
@@ -110,7 +111,7 @@ def measured_line(measured: Measured) -> str:
     return f"measured here with random weights: {times}, memory {measured.memory_mb:,.0f} MB{flags}{tried}"
 
 
-def ratio_cells(ours: Cost, other: Cost, field: str, unit: str, scale: float) -> list[str]:
+def ratio_cells(ours: Predicted, other: Predicted, field: str, unit: str, scale: float) -> list[str]:
     mine, theirs = getattr(ours, field) / scale, getattr(other, field) / scale
     return [f"{mine:,.1f} {unit}", f"{theirs:,.1f} {unit}", f"{theirs / mine:.2f}x"]
 

@@ -3,10 +3,9 @@
 from rich.table import Table
 
 from merino_edge.design.budget import option
-from merino_edge.design.designer import Predicted
 from merino_edge.design.pareto import Front
 from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict, measured
-from merino_edge.prediction.predict import Cost
+from merino_edge.prediction.predicted import Predicted
 from merino_edge.profiles.profile import DeviceProfile
 
 COLUMNS = (
@@ -17,7 +16,7 @@ LEFT = ("format", "formats that fit", "verdict")
 
 def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table:
     """Our designs first, then every model of the catalogue in the format of most bits that fits, else the nearest."""
-    provenance = found.candidates[0].chosen.cost.provenance
+    provenance = found.candidates[0].chosen.predicted.provenance
     table = Table(
         title=f"Models for {profile.name}, predicted ({provenance} figures)",
         caption="score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of"
@@ -43,7 +42,7 @@ def our_cells(our: Ours) -> list[str]:
     return ["our design", our.precision, *figures(cost), f"{our.design.entropy:,.0f}", "", our.precision, "fits"]
 
 
-def figures(cost: Cost | Predicted) -> list[str]:
+def figures(cost: Predicted) -> list[str]:
     return [
         f"{cost.params / 1e6:,.1f}", f"{cost.decode_ms:,.1f}", f"{cost.prefill_ms:,.0f}", f"{cost.memory_mb:,.0f}",
     ]  # fmt: skip
@@ -51,7 +50,7 @@ def figures(cost: Cost | Predicted) -> list[str]:
 
 def candidate_cells(candidate: Candidate, found: Recommendation) -> list[str]:
     model, verdict = candidate.model, candidate.chosen
-    cost, score = verdict.cost, model.ranking_score()
+    cost, score = verdict.predicted, model.ranking_score()
     fitting = [each.precision for each in candidate.verdicts if each.fits and candidate.long_enough]
     return [
         f"{model.name}, {model.note}" if model.note else model.name,
@@ -71,7 +70,7 @@ def reasons(candidate: Candidate, verdict: Verdict, found: Recommendation) -> st
         said.append(f"context {candidate.model.geometry.context} of {found.context}")
     for name, share in verdict.over.items():
         title, _, unit = name.rpartition("_")
-        used, limit = measured(verdict.cost, name), found.budget[name]
+        used, limit = measured(verdict.predicted, name), found.budget[name]
         excess = f"{share:.1f}x" if share >= 1.1 else f"+{100 * (share - 1):.1f} %"
         said.append(f"{title} {used:,.4g} of {limit:,g} {UNITS.get(unit, unit)} ({excess})")
     if verdict.missing_isa:

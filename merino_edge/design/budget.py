@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
-from merino_edge.prediction.predict import TOLERANCE
+from merino_edge.prediction.limits import positive, within
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
@@ -76,14 +76,9 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def positive(value: float) -> bool:
-    """A ceiling that means something: neither NaN, infinite, zero nor negative."""
-    return math.isfinite(value) and value > 0
-
-
 def broken(given: Mapping[str, float], need: Mapping[str, float]) -> list[str]:
     """The budgets that a decoder of these needs does not keep."""
-    return [name for name, limit in given.items() if not (positive(limit) and need[name] <= limit * (1 + TOLERANCE))]
+    return [name for name, limit in given.items() if not within(need[name], limit)]
 
 
 def refusal(given: Mapping[str, float], needs: Sequence[Mapping[str, float]]) -> MerinoError:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,8 +15,8 @@ from merino_edge.design.space import Program, Solution, Space, architecture
 from merino_edge.design.variants import Variant, combinations, search
 from merino_edge.families.merino.architecture import Architecture
 from merino_edge.families.operators import CPU_FORMATS
-from merino_edge.prediction.latency import Workload
-from merino_edge.prediction.predict import predict
+from merino_edge.prediction.predicted import Predicted
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
@@ -29,28 +28,6 @@ SolverName = Literal["exact", "evolution"]
 
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class Predicted(Strict):
-    """On the board, by the latency model. MB is 2^20 bytes; times at a full cache and for the whole prompt."""
-
-    decode_ms: float
-    prefill_ms: float
-    memory_mb: float
-    flops_g: float
-    params: int
-    weight_bytes: int
-    kv_bytes: int
-    file_mb: float | None = None  # as is the next: None in a file of an earlier version
-    j_per_token: float | None = None  # None where the profile knows no watts
-    provenance: str
-
-
-class Threads(Strict):
-    """Thread counts that the predicted times hold for; the bundle asks the runtime for them."""
-
-    decode: int
-    prefill: int
 
 
 class Solver(Strict):
@@ -94,10 +71,9 @@ class Design(Strict):
     budget: dict[str, float]
     predicted: Predicted
     measured: Measured | None = None  # where it was tried
-    threads: Threads | None = None  # None in a file of an earlier version
     entropy: float
-    scoring: Scoring = Scoring()
-    considered: Considered | None = None  # None in a file of an earlier version
+    scoring: Scoring
+    considered: Considered
     solver: Solver
 
     def to_json(self) -> str:
@@ -135,43 +111,41 @@ def design(
     `vocabs` and `precisions` leave open what `space.vocab` and `precision` say else; of several the design of most
     worth is chosen (`credit`). The exact solver also bounds what evolution finds, so that either reports its gap.
     """
-    variants = open_variants(space, context, prompt, vocabs or (space.vocab,), precisions or (precision,))
+    variants = open_variants(profile, space, context, prompt, vocabs or (space.vocab,), precisions or (precision,))
     given = budgets.given()
     started = time.perf_counter()
 
     def evolve(program: Program, _: float) -> Solution:
         return evolution.evolve(program, seed=seed, effort=effort, progress=progress)
 
-    found = best = search(variants, given, profile, scoring, exact.improve)
+    found = best = search(variants, given, scoring, exact.improve)
     if solver == "evolution":  # in the optimum's own vocabulary, format and regime
         started = time.perf_counter()
-        found = search([best.variant], given, profile, scoring, evolve)
+        found = search([best.variant], given, scoring, evolve)
     seconds = time.perf_counter() - started
     entropy, variant = found.solution.score, found.variant
     bound = best.worth / variant.credit if best.variant != variant else best.solution.score
     arch = architecture(variant.space, found.program, found.solution.choice, context)
-    cost = asdict(predict(arch.operators, profile, variant.work, given))
-    threads = Threads(decode=cost.pop("decode_threads"), prefill=cost.pop("prefill_threads"))
     return Design(
         device=profile.id,
         architecture=arch,
-        precision=variant.work.precision,
+        precision=variant.precision,
         prompt=prompt,
         budget=given,
-        predicted=Predicted(**cost),
-        threads=threads,
+        predicted=variant.model.predict(arch.operators, given),
         entropy=entropy,
         scoring=scoring,
         considered=Considered(
             vocab=sorted({each.space.vocab for each in variants}),
-            precision=sorted({each.work.precision for each in variants}, key=list(CPU_FORMATS).index),
+            precision=sorted({each.precision for each in variants}, key=list(CPU_FORMATS).index),
         ),
         solver=Solver(name=solver, gap=relative_gap(entropy, bound), bound=bound, seconds=round(seconds, 3), seed=seed),
     )
 
 
 def open_variants(
-    space: Space, context: int, prompt: int, vocabs: Sequence[int], precisions: Sequence[str]
+    profile: DeviceProfile, space: Space, context: int, prompt: int, vocabs: Sequence[int],
+    precisions: Sequence[str],
 ) -> list[Variant]:
     """Every combination of what was left open, or one MerinoError about a request that cannot be met."""
     for precision in precisions:
@@ -180,7 +154,7 @@ def open_variants(
     odd = [width for width in space.widths if width % space.head_size]
     if odd:
         raise MerinoError(f"heads of {space.head_size} do not divide widths of {odd[0]}: take heads of 32")
-    return combinations(space, Workload(precisions[0], context, prompt), vocabs, precisions)
+    return combinations(space, profile, InferenceShape(precisions[0], context, prompt), vocabs, precisions)
 
 
 def relative_gap(score: float, bound: float) -> float:

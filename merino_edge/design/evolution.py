@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from random import Random
 
 from merino_edge.design.space import Program, Solution, smallest_choice
-from merino_edge.prediction.predict import TOLERANCE
+from merino_edge.prediction.limits import most_within
 from merino_runtime.errors import MerinoError
 
 Choice = tuple[int, ...]
@@ -99,7 +99,7 @@ def fast_score(program: Program) -> Callable[[Choice], float | None]:
     use, peak = program.use.T.tolist(), program.peak.T.tolist()  # [O][R]
     step, ends = program.step.tolist(), program.ends.tolist()  # [R][W][W]
     allowed = program.allowed.tolist()  # [W][W]
-    budgets = range(len(program.names))
+    budgets, most = range(len(program.names)), most_within(1.0)
 
     def score(choice: Choice) -> float | None:
         widths = [width[index] for index in choice]
@@ -108,7 +108,7 @@ def fast_score(program: Program) -> Callable[[Choice], float | None]:
         for row in budgets:
             share = sum(use[index][row] for index in choice) + max(peak[index][row] for index in choice)
             share += sum(step[row][a][b] for a, b in zip(widths, widths[1:], strict=False))
-            if share + ends[row][widths[0]][widths[-1]] > 1 + TOLERANCE:
+            if share + ends[row][widths[0]][widths[-1]] > most:
                 return None
         return sum(scores[index] for index in choice)
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp, minimize
 
 from merino_edge.design.space import Program, Solution, smallest_choice
-from merino_edge.prediction.predict import TOLERANCE
+from merino_edge.prediction.limits import within
 
 SLACK = 2e-6  # twice HiGHS's feasibility tolerance: taken off the limits if a solution oversteps them by that much
 ROUNDING = 1e-9  # relative: a score this much above another is the same
@@ -38,7 +38,7 @@ def improve(program: Program, floor: float) -> Solution | None:
         if found is None:
             return None
         share = program.evaluate(found.choice)[1]
-        broken = [row for row in np.argsort(-share) if share[row] > 1 + TOLERANCE]
+        broken = [row for row in np.argsort(-share) if not within(share[row], 1.0)]
         if not broken:
             return found
         if broken[0] in rows:

@@ -12,12 +12,14 @@ import numpy as np
 from pydantic import Field
 
 from merino_edge.design.budget import Budgets, option
-from merino_edge.design.designer import Design, Predicted, Strict, check_request, design
+from merino_edge.design.designer import Design, Strict, check_request, design
 from merino_edge.design.recommend import existing_entropy, measured
 from merino_edge.design.space import Space
+from merino_edge.families import zoo
 from merino_edge.families.merino.architecture import Architecture, Block
-from merino_edge.families.zoo import model
-from merino_edge.prediction.predict import Workload, predict
+from merino_edge.prediction.cost_model import CostModel, cost_model
+from merino_edge.prediction.predicted import Predicted
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
@@ -85,8 +87,8 @@ def front(
     def solve(ceiling: Budgets) -> Design:
         return design(profile, ceiling, space=space, context=context, prompt=prompt, precision=precision)
 
-    work = Workload(precision, context, prompt)
-    least = measured(predict(smallest(space, context).operators, profile, work), against)
+    model = cost_model(profile, InferenceShape(precision, context, prompt))
+    least = measured(model.predict(smallest(space, context).operators), against)
     ceiling = profile.memory.free_mb.value if against == "memory_mb" else None
     top = solve(fixed if ceiling is None else replace(fixed, memory_mb=ceiling))
     limits = spaced(least, getattr(top.predicted, against), points, ceiling)
@@ -105,7 +107,7 @@ def front(
         budget=fixed.given(),
         default_limit=getattr(profile.budget, against),
         points=tuple(found),
-        models=marks(profile, work, space.blocks),
+        models=marks(model, space.blocks),
     )
 
 
@@ -131,13 +133,12 @@ def spaced(least: float, most: float, points: int, ceiling: float | None) -> lis
     return sorted({limit if ceiling is None else min(limit, ceiling) for limit in limits})
 
 
-def marks(profile: DeviceProfile, work: Workload, blocks: int) -> tuple[Mark, ...]:
+def marks(model: CostModel, blocks: int) -> tuple[Mark, ...]:
     """The models of MARKED whose context is long enough."""
     found = []
-    for each in map(model, MARKED):
-        if each.geometry.context >= work.context:
-            cost = predict(each.geometry.operators, profile, work)
-            predicted = Predicted(**{field: getattr(cost, field) for field in Predicted.model_fields})
+    for each in map(zoo.model, MARKED):
+        if each.geometry.context >= model.shape.context:
+            predicted = model.predict(each.geometry.operators)
             found.append(
                 Mark(
                     id=each.id, name=each.name, entropy=existing_entropy(each.geometry, blocks), predicted=predicted

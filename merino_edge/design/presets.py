@@ -11,7 +11,8 @@ from merino_edge.design.budget import Budgets
 from merino_edge.design.entropy import Scoring
 from merino_edge.design.space import Space, architecture, encode
 from merino_edge.families.operators import flops, params
-from merino_edge.prediction.predict import Workload
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import load_profile
 
 CONTEXT = 1024
@@ -38,9 +39,9 @@ def table() -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, preset in PRESETS.items():
-        space, work = Space(), Workload("fp32", CONTEXT, CONTEXT // 2)
+        space, shape = Space(), InferenceShape("fp32", CONTEXT, CONTEXT // 2)
         budgets = Budgets(flops_g=preset.flops_g)
-        program = encode(space, budgets, load_profile("raspberry-pi-4"), work, Scoring())
+        program = encode(space, budgets, cost_model(load_profile("raspberry-pi-4"), shape), Scoring())
         found = exact.solve(program)
         arch = architecture(space, program, found.choice, CONTEXT)
         count, table_size = params(arch.operators), arch.vocab * arch.blocks[0].width

@@ -1,11 +1,11 @@
 """Which models that exist already fit a board's budgets, at which weight format, beside what we would design for it.
 
-Predictions are those of `design.costs` for the same workload: a published model is taken as if it went through our own
-exporter and runtime. Left to others: the models themselves (`catalogue`), tables for people (`show_models`).
+Predictions assume our own exporter and runtime, for the same inference shape as the designs beside them. Left to
+others: the models themselves (`families.zoo`), tables for people (`cli`).
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from merino_edge.design.budget import Budgets
@@ -16,7 +16,10 @@ from merino_edge.design.variants import missing_isa
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.uniform import Geometry
 from merino_edge.families.zoo import Model, load_models
-from merino_edge.prediction.predict import Cost, Workload, predict
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.limits import within
+from merino_edge.prediction.predicted import Predicted
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
@@ -33,7 +36,7 @@ class Verdict:
     """
 
     precision: str
-    cost: Cost
+    predicted: Predicted
     over: dict[str, float]
     missing_isa: tuple[str, ...]
 
@@ -136,16 +139,18 @@ def judge(
     operators = model.geometry.operators
     verdicts = []
     for precision in CPU_FORMATS:
-        cost = predict(operators, profile, Workload(precision, context, prompt))
-        used = {name: measured(cost, name) / limit for name, limit in budgets.given().items()}
-        over = {name: share for name, share in used.items() if share > 1}
-        verdicts.append(Verdict(precision, cost, over, missing_isa(profile, precision)))
+        predicted = cost_model(profile, InferenceShape(precision, context, prompt)).predict(operators)
+        used = {name: measured(predicted, name) for name in budgets.given()}
+        over = {
+            name: used[name] / limit for name, limit in budgets.given().items() if not within(used[name], limit)
+        }
+        verdicts.append(Verdict(precision, predicted, over, missing_isa(profile, precision)))
     return Candidate(
         model, existing_entropy(model.geometry, blocks), model.geometry.context >= context, tuple(verdicts)
     )
 
 
-def measured(cost: Cost, budget: str) -> float:
+def measured(cost: Predicted, budget: str) -> float:
     """What a prediction says of a budget, in the budget's own unit."""
     return cost.params / 1e6 if budget == "params_m" else float(getattr(cost, budget))
 
@@ -180,7 +185,7 @@ def ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     def rank(candidate: Candidate) -> tuple[Any, ...]:
         score = candidate.model.ranking_score()
         if candidate.fits:
-            return 0, score is None, -(score or 0.0), -candidate.chosen.cost.params
+            return 0, score is None, -(score or 0.0), -candidate.chosen.predicted.params
         return 1, not candidate.long_enough, *candidate.chosen.excess
 
     return tuple(sorted(candidates, key=rank))
@@ -210,7 +215,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
                 "fits": verdict.fits and candidate.long_enough,
                 "over": verdict.over,
                 "missing_isa": list(verdict.missing_isa),
-                "predicted": asdict(verdict.cost),
+                "predicted": verdict.predicted.model_dump(),
             }
             for verdict in candidate.verdicts
         ],

@@ -23,9 +23,7 @@ from merino_edge.families.merino.architecture import (
     transition_operators,
 )
 from merino_edge.families.operators import BLOCKS, Operator, embed
-from merino_edge.prediction import predict as costs
-from merino_edge.prediction.latency import Regime, Workload, usual_regime
-from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.prediction.cost_model import CostModel, Regime
 from merino_runtime.errors import MerinoError
 
 TABLES = ("embed", "head")  # the operators whose size is the vocabulary's
@@ -155,33 +153,32 @@ class Solution(NamedTuple):
 
 
 def encode(
-    space: Space, budgets: Budgets, profile: DeviceProfile, work: Workload, scoring: Scoring,
-    regime: Regime | None = None,
-) -> Program:  # fmt: skip
-    """The program of a space under budgets on a board, of decoders in `regime` there (None: the usual one).
+    space: Space, budgets: Budgets, model: CostModel, scoring: Scoring, regime: Regime | None = None
+) -> Program:
+    """The program of a space under budgets on a board, of decoders in `regime` there (None: the default one).
 
     Raises MerinoError where no decoder of the space fits.
     """
-    regime = regime or usual_regime(profile)
-    given = with_demands(budgets.given(), profile, work, regime, space.largest_table)
-    program = tabulate(space, tuple(given), profile, work, scoring, regime)
+    regime = regime or model.default_regime()
+    given = with_demands(budgets.given(), model, regime, space.largest_table)
+    program = tabulate(space, tuple(given), model, scoring, regime)
     need = least(program)
     if broken(budgets.given(), need):
         raise refusal(budgets.given(), [need])
     if broken(given, need):
-        raise MerinoError(f"no decoder of this space fits the caches as {regime.cache} them: search all regimes")
+        raise MerinoError(f"no decoder of this space is {regime.residency}: search all regimes")
     return scaled(program, given)
 
 
 def tabulate(
-    space: Space, names: tuple[str, ...], profile: DeviceProfile, work: Workload, scoring: Scoring, regime: Regime
+    space: Space, names: tuple[str, ...], model: CostModel, scoring: Scoring, regime: Regime
 ) -> Program:
     """The program before its limits are known: shares in the budgets' own units, as if each limit were 1."""
     if "j_per_token" in names:
-        require_watts(profile)
+        require_watts(model.profile)
     options, score = scored_options(replace(space, vocab=2), scoring)
     position = {width: index for index, width in enumerate(space.widths)}
-    use, peak, step, ends = cost_tables(space, names, profile, work, regime)
+    use, peak, step, ends = cost_tables(space, names, model, regime)
     widths = np.array(space.widths)
     return Program(
         options=options,
@@ -190,7 +187,7 @@ def tabulate(
         use=use, step=step, ends=ends, peak=peak,
         allowed=(widths[:, None] <= widths) & (widths <= space.growth * widths[:, None]),
         names=names,
-        fixed=np.array([fixed_measure(name, profile) for name in names]),
+        fixed=np.array([fixed_measure(name, model) for name in names]),
         limits=np.ones(len(names)),
         blocks=space.blocks,
     )
@@ -216,11 +213,11 @@ def scaled(program: Program, given: Mapping[str, float]) -> Program:
 
 
 def cost_tables(
-    space: Space, names: tuple[str, ...], profile: DeviceProfile, work: Workload, regime: Regime
+    space: Space, names: tuple[str, ...], model: CostModel, regime: Regime
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """`use`, `peak` [R, O], `step`, `ends` [R, W, W] in the budgets' own units; 0 for widths that never meet."""
-    use, peak, step, back = body_tables(replace(space, vocab=2), names, profile, work, regime)
-    measures = [additive_measure(name, profile, work, regime) for name in names]
+    use, peak, step, back = body_tables(replace(space, vocab=2), names, model, regime)
+    measures = [additive_measure(name, model, regime) for name in names]
     tables = [[op for op in end_operators(width, width, space.vocab) if op.kind in TABLES] for width in space.widths]
     table = np.array([[measure(ops) for ops in tables] for measure in measures])  # [R, W], by the first width
     return use, peak, step, table.reshape(len(names), len(space.widths))[:, :, None] + back
@@ -228,14 +225,14 @@ def cost_tables(
 
 @lru_cache(maxsize=64)
 def body_tables(
-    space: Space, names: tuple[str, ...], profile: DeviceProfile, work: Workload, regime: Regime
+    space: Space, names: tuple[str, ...], model: CostModel, regime: Regime
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Without embedding and head: `use`, `peak` [R, O], `step`, and the way from the last width back [R, W, W].
 
     A prefill's last layer goes on with one position. What that spares is taken off the way back, which knows its width
     and not its FFN, so a decoder whose last FFN is not the narrowest is counted a little high.
     """
-    measures = [additive_measure(name, profile, work, regime) for name in names]
+    measures = [additive_measure(name, model, regime) for name in names]
     layer: dict[tuple[int, float, bool], np.ndarray] = {}
     held_mb: dict[tuple[int, float], float] = {}  # activations
 
@@ -252,7 +249,7 @@ def body_tables(
             ops = list(block_operators(Block(width=width, ffn_ratio=ratio, depth=2, shared=True), space.head_size))
             half = len(ops) // 2  # the second use stores nothing
             layer[width, ratio, True], layer[width, ratio, False] = total(ops[:half]), total(ops[half:])
-            held_mb[width, ratio] = costs.activation_mb(ops[:half], profile, work)
+            held_mb[width, ratio] = model.activation_mb(ops[:half])
     options = space.options()
     use = np.array([
         layer[b.width, b.ffn_ratio, True] + (b.depth - 1) * layer[b.width, b.ffn_ratio, not b.shared] for b in options

@@ -14,7 +14,8 @@ from merino_edge.design.entropy import Scoring
 from merino_edge.design.measures import ALSO, with_demands
 from merino_edge.design.space import Program, Solution, Space, least, scaled, tabulate
 from merino_edge.families.operators import CPU_FORMATS, FAST_ISA
-from merino_edge.prediction.latency import Regime, Workload, telling_regimes
+from merino_edge.prediction.cost_model import CostModel, Regime, cost_model
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.board import ARM_FEATURES, X86_FEATURES
 from merino_runtime.errors import MerinoError
@@ -33,12 +34,16 @@ class Variant:
     """
 
     space: Space
-    work: Workload
+    model: CostModel
     regime: Regime | None = None  # None: any
 
     @property
+    def precision(self) -> str:
+        return self.model.shape.precision
+
+    @property
     def credit(self) -> float:
-        return credit(self.space.vocab, self.work.precision)
+        return credit(self.space.vocab, self.precision)
 
 
 class Found(NamedTuple):
@@ -53,12 +58,14 @@ class Found(NamedTuple):
         return self.solution.score * self.variant.credit
 
 
-def combinations(space: Space, work: Workload, vocabs: Sequence[int], precisions: Sequence[str]) -> list[Variant]:
+def combinations(
+    space: Space, profile: DeviceProfile, shape: InferenceShape, vocabs: Sequence[int], precisions: Sequence[str]
+) -> list[Variant]:
     """A variant per vocabulary and format, the largest and the finest first: they win where nothing else decides."""
     if len(vocabs) * len(precisions) > MOST_VARIANTS:
         raise MerinoError(f"{len(vocabs)} vocabularies x {len(precisions)} formats: give at most {MOST_VARIANTS}")
     return [
-        Variant(replace(space, vocab=vocab), replace(work, precision=precision))
+        Variant(replace(space, vocab=vocab), cost_model(profile, replace(shape, precision=precision)))
         for precision in sorted(set(precisions), key=list(CPU_FORMATS).index)
         for vocab in sorted(set(vocabs), reverse=True)
     ]
@@ -78,7 +85,6 @@ def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
 def search(
     variants: Sequence[Variant],
     given: Mapping[str, float],
-    profile: DeviceProfile,
     scoring: Scoring,
     solve: Solve,
 ) -> Found:
@@ -87,14 +93,14 @@ def search(
     The one that may be worth most is solved first, and one that cannot be worth more than what is known not at all.
     """
     best: Found | None = None
-    fitting = encode_all(variants, given, profile, scoring)
+    fitting = encode_all(variants, given, scoring)
     bounds = [variant.credit * exact.upper_bound(program) for variant, program in fitting] if len(fitting) > 1 else [0]
     for index in sorted(range(len(fitting)), key=lambda index: -bounds[index]):
         if best and bounds[index] <= best.worth:
             break
         variant, program = fitting[index]
         floor = best.worth / variant.credit if best else -float("inf")
-        found = settle(variant, program, given, profile, scoring, solve, floor)
+        found = settle(variant, program, given, scoring, solve, floor)
         if found and (best is None or found.worth > best.worth):
             best = found
     assert best is not None
@@ -102,13 +108,13 @@ def search(
 
 
 def encode_all(
-    variants: Sequence[Variant], given: Mapping[str, float], profile: DeviceProfile, scoring: Scoring
+    variants: Sequence[Variant], given: Mapping[str, float], scoring: Scoring
 ) -> list[tuple[Variant, Program]]:
     """The variants whose smallest decoder keeps all budgets, ready to solve. Raises MerinoError where none does."""
     needs: list[dict[str, float]] = []
     fitting: list[tuple[Variant, Program]] = []
-    for variant in in_regimes(variants, given, profile):
-        limits, program = tabulated(variant, given, profile, scoring)
+    for variant in in_regimes(variants, given):
+        limits, program = tabulated(variant, given, scoring)
         need = least(program)
         if not broken(limits, need):
             fitting.append((variant, scaled(program, limits)))
@@ -126,26 +132,35 @@ def of_budgets(need: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def in_regimes(variants: Sequence[Variant], given: Mapping[str, float], profile: DeviceProfile) -> list[Variant]:
+def in_regimes(variants: Sequence[Variant], given: Mapping[str, float]) -> list[Variant]:
     """Each variant once for each regime that the budgets tell apart."""
     return [
         replace(variant, regime=regime)
         for variant in variants
-        for regime in ([variant.regime] if variant.regime else telling_regimes(profile, variant.work, given))
+        for regime in ([variant.regime] if variant.regime else telling_regimes(variant.model, given))
     ]
 
 
+def telling_regimes(model: CostModel, budgets: Mapping[str, float]) -> list[Regime]:
+    """Of regimes that budgets of these names do not tell apart, one: with one thread count, memory is least."""
+    decode, prefill = bool({"decode_ms", "j_per_token"} & set(budgets)), "prefill_ms" in budgets
+    single = [regime for regime in model.regimes() if regime.sessions == 1]
+    if not decode and not prefill:
+        return single[-1:]
+    return model.regimes() if decode and prefill else single
+
+
 def tabulated(
-    variant: Variant, given: Mapping[str, float], profile: DeviceProfile, scoring: Scoring
+    variant: Variant, given: Mapping[str, float], scoring: Scoring
 ) -> tuple[dict[str, float], Program]:
     """What is demanded of the variant's decoders in its regime, and the program before those limits are known."""
     assert variant.regime is not None
-    limits = with_demands(given, profile, variant.work, variant.regime, variant.space.largest_table)
-    return limits, tabulate(variant.space, tuple(limits), profile, variant.work, scoring, variant.regime)
+    limits = with_demands(given, variant.model, variant.regime, variant.space.largest_table)
+    return limits, tabulate(variant.space, tuple(limits), variant.model, scoring, variant.regime)
 
 
 def settle(
-    variant: Variant, program: Program, given: Mapping[str, float], profile: DeviceProfile, scoring: Scoring,
+    variant: Variant, program: Program, given: Mapping[str, float], scoring: Scoring,
     solve: Solve, floor: float,
 ) -> Found | None:
     """Solve as it stands; where that leads to narrow blocks, solve again with smaller heads, if those fit."""
@@ -158,7 +173,7 @@ def settle(
     if narrowest >= NARROW or size is None or size == variant.space.head_size:
         return found
     smaller = replace(variant, space=replace(variant.space, head_size=size))
-    limits, program = tabulated(smaller, given, profile, scoring)
+    limits, program = tabulated(smaller, given, scoring)
     if broken(limits, least(program)):  # more heads have more scores to hold
         return found
     program = scaled(program, limits)
@@ -179,6 +194,6 @@ def asked_budgets(
     rest = Budgets(**{name: value for name, value in given.items() if positive(value)}).with_board_defaults(profile)
     given = {**rest.given(), **{name: value for name, value in given.items() if not positive(value)}}
     wanted = {name: value if positive(value) else 1e-9 for name, value in given.items()}
-    tried = [tabulated(each, wanted, profile, scoring) for each in in_regimes(variants, wanted, profile)]
+    tried = [tabulated(each, wanted, scoring) for each in in_regimes(variants, wanted)]
     needs = [(limits, least(program)) for limits, program in tried]
     raise refusal(given, [of_budgets(need) for limits, need in needs if "cache_mb" not in broken(limits, need)])

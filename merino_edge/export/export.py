@@ -22,7 +22,8 @@ from merino_edge.families.merino.walk import walk_merino
 from merino_edge.families.operators import CPU_FORMATS, FAST_ISA, decode_flops, kv_bytes, params
 from merino_edge.families.opt.geometry import OptArchitecture
 from merino_edge.families.opt.walk import walk_opt
-from merino_edge.prediction.predict import Workload, memory_mb, usual_prompt
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import list_profiles
 from merino_edge.storage.atomic import new_folder, write_text
 from merino_runtime.board import ARM_FEATURES
@@ -162,7 +163,7 @@ def describe(
         "decode_weight_bytes": graph.decode_weight_bytes,
         "kv_bytes": kv_bytes(operators, context, precision),
         "isa": FAST_ISA[precision],
-        "boards": fitting_boards(source, Workload(precision, context, usual_prompt(context))),
+        "boards": fitting_boards(source, InferenceShape(precision, context, default_prompt(context))),
         "backend": {
             "name": "onnxruntime",
             "min_version": MIN_VERSIONS.get((dialect, precision), "1.10"),
@@ -176,21 +177,21 @@ def describe(
 
 def planned_threads(source: Source, precision: str) -> dict[str, int | None]:
     """The design's thread counts, which hold for its own weight format; without a design the runtime chooses."""
-    plan = source.design.threads if source.design and source.design.precision == precision else None
-    return {"prefill": plan.prefill if plan else None, "decode": plan.decode if plan else None}
+    plan = source.design.predicted if source.design and source.design.precision == precision else None
+    return {"prefill": plan.prefill_threads if plan else None, "decode": plan.decode_threads if plan else None}
 
 
-def fitting_boards(source: Source, work: Workload) -> list[str]:
+def fitting_boards(source: Source, shape: InferenceShape) -> list[str]:
     """Boards that are fast at the format and whose free memory holds it, a prompt of half the context (512 at most)
     included. float16 is for boards with a GPU.
     """
-    needed = set(FAST_ISA[work.precision]) & set(ARM_FEATURES.values())  # all boards of ours are Arm
+    needed = set(FAST_ISA[shape.precision]) & set(ARM_FEATURES.values())  # all boards of ours are Arm
     return [
         profile.id
         for profile in list_profiles()
-        if memory_mb(source.arch.operators, profile, work) <= profile.memory.free_mb.value
+        if cost_model(profile, shape).memory_mb(source.arch.operators) <= profile.memory.free_mb.value
         and needed <= set(profile.isa)
-        and (work.precision in CPU_FORMATS or profile.gpu)
+        and (shape.precision in CPU_FORMATS or profile.gpu)
     ]
 
 

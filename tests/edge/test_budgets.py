@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
@@ -16,8 +16,10 @@ from merino_edge.design.space import Space
 from merino_edge.design.variants import asked_budgets
 from merino_edge.export.export import bundle_bytes, export
 from merino_edge.export.source import load_source, random_merino
-from merino_edge.prediction import predict as costs
-from merino_edge.prediction.predict import TOLERANCE, Workload
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.file_size import ENTRY_FILE_BYTES, file_mb
+from merino_edge.prediction.limits import TOLERANCE
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import load_profile
 from merino_runtime.board import MB
 from merino_runtime.errors import MerinoError
@@ -30,7 +32,7 @@ TINY = Space(widths=(64, 128), ffn_ratios=(1.0, 2.0), depths=(1, 2), blocks=2, v
 
 def asked(budgets, *, space=SPACE, vocabs=(), precisions=(), **keys):
     """As the command does it: the budgets as given, the board's own beside them, the design."""
-    variants = open_variants(space, 512, 512, vocabs or (space.vocab,), precisions or ("fp32",))
+    variants = open_variants(BOARD, space, 512, 512, vocabs or (space.vocab,), precisions or ("fp32",))
     ceilings = asked_budgets(budgets, variants, BOARD, Scoring())
     return design(
         BOARD, ceilings, space=space, context=512, prompt=512, vocabs=vocabs, precisions=precisions, **keys
@@ -45,8 +47,8 @@ def named(message):
 def spent(found):
     """What a design takes of each budget, counted and predicted anew."""
     arch = found.architecture
-    work = Workload(found.precision, arch.context, found.prompt)
-    cost = asdict(costs.predict(arch.operators, BOARD, work, found.budget))
+    model = cost_model(BOARD, InferenceShape(found.precision, arch.context, found.prompt))
+    cost = model.predict(arch.operators, found.budget).model_dump()
     return {**{name: cost.get(name) for name in NAMES}, "params_m": cost["params"] / 1e6}
 
 
@@ -190,8 +192,8 @@ def test_a_bundles_folder_is_about_as_large_as_predicted_and_no_larger(dialect, 
     arch = asked({"params_m": 4, "decode_ms": 50}).architecture
     source = random_merino(arch, "sized")
     export(source, tmp_path / "bundle", dialect=dialect, precision=precision)
-    entries = costs.ENTRY_FILE_BYTES * arch.vocab  # random weights have no tokenizer
-    predicted = costs.file_mb(arch.operators, precision) * MB - entries
+    entries = ENTRY_FILE_BYTES * arch.vocab  # random weights have no tokenizer
+    predicted = file_mb(arch.operators, precision) * MB - entries
     assert 0.8 * predicted < bundle_bytes(tmp_path / "bundle") <= predicted
 
 
@@ -199,7 +201,7 @@ def test_the_embedded_bundle_is_as_large_as_predicted():
     from merino_edge.embedded import FOLDER
 
     source = load_source(str(FOLDER))
-    assert 0.95 < bundle_bytes(FOLDER) / (costs.file_mb(source.arch.operators, "fp32") * MB) <= 1
+    assert 0.95 < bundle_bytes(FOLDER) / (file_mb(source.arch.operators, "fp32") * MB) <= 1
 
 
 def test_every_budget_can_bind_alone():

@@ -57,14 +57,14 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
     content = json.loads(found.to_json())
     assert content["schema"] == 1
     assert set(content) == {
-        "schema", "device", "architecture", "precision", "prompt", "budget", "predicted", "measured", "threads",
+        "schema", "device", "architecture", "precision", "prompt", "budget", "predicted", "measured",
         "entropy", "scoring", "considered", "solver",
     }
     assert set(content["architecture"]) == {"blocks", "vocab", "head_size", "context"}
     assert set(content["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared"}
     assert set(content["predicted"]) == {
         "decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "file_mb",
-        "j_per_token", "provenance",
+        "j_per_token", "provenance", "decode_threads", "prefill_threads",
     }
     assert set(content["solver"]) == {"name", "gap", "bound", "seconds", "seed"}
 

@@ -453,10 +453,11 @@ def test_a_bundle_has_the_format_and_the_threads_that_its_design_planned_for(tmp
     found = design(board, Budgets(decode_ms=2), space=space, context=32, prompt=16, precision="int8")
     path = tmp_path / "design.json"
     path.write_text(found.to_json())
-    assert found.threads
     planned = export(load_source(str(path)), tmp_path / "planned").description
     assert planned["precision"] == "int8"
-    assert planned["threads"] == {"decode": found.threads.decode, "prefill": found.threads.prefill}
+    assert planned["threads"] == {
+        "decode": found.predicted.decode_threads, "prefill": found.predicted.prefill_threads,
+    }
     other = export(load_source(str(path)), tmp_path / "other", precision="fp32").description
     assert (other["precision"], other["threads"]) == ("fp32", {"decode": None, "prefill": None})
 

@@ -17,7 +17,8 @@ from merino_edge.design.recommend import existing_entropy, measured, missing_isa
 from merino_edge.design.space import Space
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.zoo import load_models, model
-from merino_edge.prediction.predict import Workload, predict
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import load_profile
 from merino_edge.report.front import draw, save_front
 from merino_runtime.errors import MerinoError
@@ -28,6 +29,10 @@ SMALL = Space(widths=tuple(range(64, 321, 64)), depths=(1, 2, 3), ffn_ratios=(1.
 
 def recommended(profile=PI5, context=1024, **budgets):
     return recommend(profile, Budgets(**budgets).with_board_defaults(profile), context=context, prompt=128, space=SMALL)
+
+
+def predicted(existing, profile, precision, context):
+    return cost_model(profile, InferenceShape(precision, context, 128)).predict(existing.geometry.operators)
 
 
 def test_every_verdict_is_a_direct_prediction_held_against_the_budgets():
@@ -41,8 +46,8 @@ def test_every_verdict_is_a_direct_prediction_held_against_the_budgets():
     for candidate in found.candidates:
         assert [verdict.precision for verdict in candidate.verdicts] == list(CPU_FORMATS)
         for verdict in candidate.verdicts:
-            cost = predict(candidate.model.geometry.operators, PI5, Workload(verdict.precision, 1024, 128))
-            assert verdict.cost == cost
+            cost = predicted(candidate.model, PI5, verdict.precision, 1024)
+            assert verdict.predicted == cost
             used = {
                 "decode_ms": cost.decode_ms, "prefill_ms": cost.prefill_ms, "memory_mb": cost.memory_mb,
                 "params_m": cost.params / 1e6, "file_mb": cost.file_mb, "j_per_token": cost.j_per_token,
@@ -162,8 +167,8 @@ def test_pareto_json_is_read_as_it_was_written(found_front):
     }  # fmt: skip
     assert [mark["id"] for mark in content["models"]] == list(MARKED)
     for mark in found_front.models:
-        cost = predict(model(mark.id).geometry.operators, ZERO, Workload("fp32", 256, 128))
-        assert (mark.predicted.decode_ms, mark.predicted.memory_mb) == (cost.decode_ms, cost.memory_mb)
+        cost = predicted(model(mark.id), ZERO, "fp32", 256)
+        assert mark.predicted == cost
 
 
 def test_a_mark_whose_context_is_too_short_is_left_out():
