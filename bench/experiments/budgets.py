@@ -25,8 +25,8 @@ from merino_bench.harness.cases import decode_case
 from merino_bench.probe.timing import undisturbed_ms
 from merino_edge.benchmarking.redesign import ROUNDS, STEPS, keeping, measured_here, run, steps_ms
 from merino_edge.calibration.board import board
-from merino_edge.design.budget import Budgets
-from merino_edge.design.designer import Design, design
+from merino_edge.design.design_file import Design
+from merino_edge.design.designer import design
 from merino_edge.design.space import Space
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.merino.architecture import Architecture, Block
@@ -122,7 +122,7 @@ def finder(profile, form):
 
 
 def budgets_of(profile, decode_ms):
-    return Budgets(decode_ms=decode_ms, memory_mb=profile.memory.free_mb.value)
+    return {"decode_ms": decode_ms, "memory_mb": profile.memory.free_mb.value}
 
 
 def tried_design(path, profile, name, form, budget_ms):

@@ -6,7 +6,7 @@ A prediction is some 5 % off, a budget is a promise: so what one design measures
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,15 +19,15 @@ from merino_bench.harness.processes import measure_apart
 from merino_bench.probe.pace import is_slow, pace_meter
 from merino_bench.probe.timing import undisturbed_ms
 from merino_edge.calibration.host import host_probe
-from merino_edge.design.budget import Budgets
-from merino_edge.design.designer import Design, Measured
+from merino_edge.design.budgets import BUDGETS_BY_NAME
+from merino_edge.design.design_file import Design, Measured
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.merino.architecture import Architecture
 from merino_edge.prediction.limits import TOLERANCE
 from merino_runtime.board import usable_cpus
 from merino_runtime.errors import MerinoError
 
-TRIED = ("decode_ms", "prefill_ms", "memory_mb")  # the budgets that a measurement can tell of
+TRIED = [name for name in BUDGETS_BY_NAME if name in Measured.model_fields]  # what a measurement can tell of
 # Of a budget: what a design is made for, what it should measure, and the most that is safe: a machine drifts
 AIM, ENOUGH, SAFE = 0.95, (0.93, 0.97), 0.98
 MOST_DESIGNS, MOST_SEARCHES = 6, 12
@@ -37,11 +37,11 @@ DECODES = 9  # processes: one and the same decoder takes some percent more or le
 SEED, TIMEOUT_S = 0, 600
 SLOW = "slow"  # a flag
 
-Find = Callable[[Budgets, Design | None], Design]
+Find = Callable[[Mapping[str, float], Design | None], Design]
 Asked = dict[str, float]  # budgets by name
 
 
-def keeping(budgets: Budgets, find: Find, measure: Callable[[Design], Measured]) -> Design:
+def keeping(budgets: Mapping[str, float], find: Find, measure: Callable[[Design], Measured]) -> Design:
     """The best of the designs tried that measure within `budgets`, with what it measured.
 
     Each is asked for as much less, or more, as the prediction of the one before was off, or for what lies between one
@@ -49,14 +49,14 @@ def keeping(budgets: Budgets, find: Find, measure: Callable[[Design], Measured])
     gets the budgets to ask for and the first design, in whose vocabulary and format the others are made. Raises
     MerinoError where none keeps the budgets.
     """
-    given = budgets.given()
+    given = dict(budgets)
     tried: dict[Architecture, Design] = {}
     under: Asked | None = None
     over: Asked | None = None
     asked = times(given, dict.fromkeys(TRIED, AIM))
     for _ in range(MOST_SEARCHES):
         try:
-            found = find(Budgets(**asked), next(iter(tried.values()), None))
+            found = find(asked, next(iter(tried.values()), None))
         except MerinoError:  # less than the least decoder of the space takes
             if tried:
                 break

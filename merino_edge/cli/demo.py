@@ -10,8 +10,9 @@ from merino_bench.harness.run import run_bench
 from merino_edge.benchmarking.baselines import baseline_bundle
 from merino_edge.cli.tables import bench_table, console, print_design
 from merino_edge.cli.terminal import bench_progress
-from merino_edge.design.budget import Budgets
-from merino_edge.design.designer import Design, design
+from merino_edge.design.budgets import with_board_defaults
+from merino_edge.design.design_file import Design
+from merino_edge.design.designer import design
 from merino_edge.design.space import Space
 from merino_edge.embedded import EMBEDDED, bundle_path
 from merino_edge.export.export import export
@@ -50,7 +51,7 @@ def demo_design(out: Path) -> Design:
     heading(1, f"design a decoder for a {profile.name}")
     found = design(
         profile,
-        Budgets().with_board_defaults(profile),
+        with_board_defaults({}, profile),
         space=Space(),
         context=budget.context,
         prompt=default_prompt(budget.context),

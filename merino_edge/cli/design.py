@@ -7,27 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merino_edge.cli.options import (
-    Context,
-    DecodeMs,
-    Device,
-    FileMb,
-    FlopsG,
-    JPerToken,
-    Json,
-    MemoryMb,
-    ParamsM,
-    PrefillMs,
-    Prompt,
-    Seed,
-)
+from merino_edge.cli.options import Context, Device, Json, Prompt, Seed, with_budgets
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from merino_edge.design.budget import Budgets
-    from merino_edge.design.designer import Design
+    from merino_edge.design.design_file import Design
     from merino_edge.profiles.profile import DeviceProfile
 
 
@@ -58,15 +44,10 @@ class PresetName(StrEnum):
     large = "merino-64m"
 
 
+@with_budgets
 def design(
     device: Device,
-    decode_ms: DecodeMs = None,
-    prefill_ms: PrefillMs = None,
-    memory_mb: MemoryMb = None,
-    flops_g: FlopsG = None,
-    params_m: ParamsM = None,
-    file_mb: FileMb = None,
-    j_per_token: JPerToken = None,
+    limits: dict[str, float],
     preset: Annotated[PresetName | None, typer.Option(help="the paper's FLOPs alone: 60, 110, 160 G")] = None,
     context: Context = None,
     prompt: Prompt = None,
@@ -98,14 +79,14 @@ def design(
     """Design the decoder of highest entropy within a board's budgets. Without a budget: the board's own."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables import print_design, working
-    from merino_edge.design.budget import Budgets
-    from merino_edge.design.designer import Design, open_variants
+    from merino_edge.design.budgets import with_board_defaults
+    from merino_edge.design.design_file import Design
     from merino_edge.design.designer import design as best_design
     from merino_edge.design.entropy import Scoring
     from merino_edge.design.evolution import Effort
     from merino_edge.design.presets import PRESETS
     from merino_edge.design.space import spaced
-    from merino_edge.design.variants import asked_budgets, fast_formats
+    from merino_edge.design.variants import fast_formats
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.storage.atomic import write_text
 
@@ -115,28 +96,23 @@ def design(
     space = spaced(int(width_step.value), blocks, vocabs[0], None if head_size is None else int(head_size.value))
     scoring = Scoring(attention_weight=a1, ffn_weight=a2, eps=eps, gamma=gamma.value, beta=beta)
     longest, tokens = default_lengths(profile, context, prompt)
-    named = {
-        "decode_ms": decode_ms, "prefill_ms": prefill_ms, "memory_mb": memory_mb, "flops_g": flops_g,
-        "params_m": params_m, "file_mb": file_mb, "j_per_token": j_per_token,
-    }  # fmt: skip
     if preset is None:
-        variants = open_variants(profile, space, longest, tokens, vocabs, precisions)
-        budgets = asked_budgets(named, variants, profile, scoring)
-    elif any(value is not None for value in named.values()):
+        limits = with_board_defaults(limits, profile)
+    elif limits:
         raise MerinoError(f"--preset {preset.value} is a budget of its own: leave the others out")
     else:
-        budgets = Budgets(flops_g=PRESETS[preset.value].flops_g)
+        limits = PRESETS[preset.value].limits
 
-    def find(asked: Budgets, like: Design | None = None) -> Design:
-        """`like`: a design whose vocabulary and format to keep to."""
+    def find(within: "Mapping[str, float]", like: Design | None = None) -> Design:
+        """`like`: a design whose vocabulary and format are taken."""
         return best_design(
-            profile, asked, space=space, context=longest, prompt=tokens,
+            profile, within, space=space, context=longest, prompt=tokens,
             vocabs=[like.architecture.vocab] if like else vocabs, precisions=[like.precision] if like else precisions,
             solver=solver.value, effort=Effort(steps, population, parents), seed=seed, scoring=scoring,
         )  # fmt: skip
 
     with working(f"searching for {profile.name}"):
-        found = tried(profile, budgets, find) if measure else find(budgets)
+        found = tried(profile, limits, find) if measure else find(limits)
     if out:
         write_text(out, found.to_json())
         print(f"wrote {out}", file=sys.stderr, flush=True)
@@ -147,14 +123,15 @@ def design(
 
 
 def tried(
-    profile: "DeviceProfile", budgets: "Budgets", find: "Callable[[Budgets, Design | None], Design]"
+    profile: "DeviceProfile", limits: "Mapping[str, float]",
+    find: "Callable[[Mapping[str, float], Design | None], Design]",
 ) -> "Design":
     """Raises MerinoError where the profile is of another machine, which cannot be measured here."""
     if profile.id != "host":
         raise MerinoError(f"--measure measures on this machine, not on a {profile.name}: give --device host with it")
     from merino_edge.benchmarking.redesign import keeping, measured_here  # loads torch
 
-    return keeping(budgets, find, measured_here)
+    return keeping(limits, find, measured_here)
 
 
 def words(text: str) -> list[str]:

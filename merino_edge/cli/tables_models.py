@@ -2,9 +2,9 @@
 
 from rich.table import Table
 
-from merino_edge.design.budget import option
+from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
 from merino_edge.design.pareto import Front
-from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict, measured
+from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.profiles.profile import DeviceProfile
 
@@ -69,33 +69,31 @@ def reasons(candidate: Candidate, verdict: Verdict, found: Recommendation) -> st
     if not candidate.long_enough:
         said.append(f"context {candidate.model.geometry.context} of {found.context}")
     for name, share in verdict.over.items():
-        title, _, unit = name.rpartition("_")
-        used, limit = measured(verdict.predicted, name), found.budget[name]
+        budget = BUDGETS_BY_NAME[name]
+        used, limit = amount(budget, verdict.predicted), found.budget[name]
         excess = f"{share:.1f}x" if share >= 1.1 else f"+{100 * (share - 1):.1f} %"
-        said.append(f"{title} {used:,.4g} of {limit:,g} {UNITS.get(unit, unit)} ({excess})")
+        said.append(f"{budget.title} {used:,.4g} of {limit:,g} {budget.unit} ({excess})")
     if verdict.missing_isa:
         said.append(f"slow here: no {', '.join(verdict.missing_isa)}")
     return "; ".join(said)
 
 
-UNITS = {"mb": "MB", "g": "G", "m": "M"}
-
-
 def budgets_line(found: Recommendation) -> str:
-    given = ", ".join(f"{option(name)} {value:g}" for name, value in found.budget.items())
-    return f"budgets for {found.device}: {given}; context {found.context}, prompt {found.prompt} tokens"
+    tokens = f"context {found.context}, prompt {found.prompt} tokens"
+    return f"budgets for {found.device}: {options_line(found.budget)}; {tokens}"
 
 
 def front_table(found: Front) -> Table:
     """A row per point of the front, then the models that exist."""
-    provenance = found.points[0].predicted.provenance
+    axis, provenance = BUDGETS_BY_NAME[found.against], found.points[0].predicted.provenance
+    title = f"Most entropy for {found.device_name} against {axis.option}, predicted ({provenance} figures)"
     proved = all(point.solver.gap < 1e-6 for point in found.points)
     table = Table(
-        title=f"Most entropy for {found.device_name} against {option(found.against)}, predicted ({provenance} figures)",
+        title=title,
         caption="each point is proved: no decoder of the space has more entropy within its limit" if proved else None,
     )
     table.add_column("decoder")
-    for title in (f"limit, {found.against.replace('_', ' ')}", "decode ms", "memory MB", "params M", "entropy"):
+    for title in (f"limit, {axis.title} {axis.unit}", "decode ms", "memory MB", "params M", "entropy"):
         table.add_column(title, justify="right")
     for point in found.points:
         cost, limit = point.predicted, point.budget[found.against]

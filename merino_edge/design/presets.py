@@ -7,9 +7,9 @@ so the result is the same on any board; a board is needed for predictions only.
 from typing import NamedTuple
 
 from merino_edge.design import exact
-from merino_edge.design.budget import Budgets
+from merino_edge.design.encode import architecture, encode
 from merino_edge.design.entropy import Scoring
-from merino_edge.design.space import Space, architecture, encode
+from merino_edge.design.space import Space
 from merino_edge.families.operators import flops, params
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape
@@ -23,6 +23,10 @@ class Preset(NamedTuple):
 
     flops_g: float
     paper: str
+
+    @property
+    def limits(self) -> dict[str, float]:
+        return {"flops_g": self.flops_g}
 
 
 PRESETS = {
@@ -40,9 +44,9 @@ def table() -> str:
     ]
     for name, preset in PRESETS.items():
         space, shape = Space(), InferenceShape("fp32", CONTEXT, CONTEXT // 2)
-        budgets = Budgets(flops_g=preset.flops_g)
-        program = encode(space, budgets, cost_model(load_profile("raspberry-pi-4"), shape), Scoring())
-        found = exact.solve(program)
+        program = encode(space, preset.limits, cost_model(load_profile("raspberry-pi-4"), shape), Scoring())
+        found = exact.improve(program).solution
+        assert found is not None
         arch = architecture(space, program, found.choice, CONTEXT)
         count, table_size = params(arch.operators), arch.vocab * arch.blocks[0].width
         lines.append(

@@ -4,12 +4,13 @@ Predictions assume our own exporter and runtime, for the same inference shape as
 others: the models themselves (`families.zoo`), tables for people (`cli`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from merino_edge.design.budget import Budgets
-from merino_edge.design.designer import Design, check_request, design
+from merino_edge.design.budgets import requested, require_predictable, shares_over
+from merino_edge.design.design_file import Design
+from merino_edge.design.designer import check_request, design
 from merino_edge.design.entropy import Scoring, block_score
 from merino_edge.design.space import Space
 from merino_edge.design.variants import missing_isa
@@ -17,7 +18,6 @@ from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.uniform import Geometry
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.limits import within
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
@@ -110,59 +110,53 @@ class Recommendation:
 
 def recommend(
     profile: DeviceProfile,
-    budgets: Budgets,
+    limits: Mapping[str, float],
     *,
     context: int,
     prompt: int,
     space: Space = Space(),  # noqa: B008 - frozen
 ) -> Recommendation:
-    """Every model of the catalogue in every format, judged by the budgets, and a design per format for the same.
+    """Every model of the zoo in every format, judged by `limits`, and a design per format within the same limits.
 
-    Raises MerinoError where the workload itself cannot be.
+    Raises MerinoError for an inference shape or limits that cannot be.
     """
     check_request("fp32", context, prompt, space.vocab)
-    candidates = [judge(model, profile, budgets, context, prompt, space.blocks) for model in load_models()]
-    ours = [design_at(precision, profile, budgets, space, context, prompt) for precision in CPU_FORMATS]
+    limits = requested(limits)
+    require_predictable(limits, profile)
+    candidates = [judge(model, profile, limits, context, prompt, space.blocks) for model in load_models()]
+    ours = [design_at(precision, profile, limits, space, context, prompt) for precision in CPU_FORMATS]
     return Recommendation(
         device=profile.id,
         context=context,
         prompt=prompt,
-        budget=budgets.given(),
+        budget=limits,
         candidates=ranked(candidates),
         ours=tuple(ours),
     )
 
 
 def judge(
-    model: Model, profile: DeviceProfile, budgets: Budgets, context: int, prompt: int, blocks: int
+    model: Model, profile: DeviceProfile, limits: Mapping[str, float], context: int, prompt: int, blocks: int
 ) -> Candidate:
     operators = model.geometry.operators
     verdicts = []
     for precision in CPU_FORMATS:
         predicted = cost_model(profile, InferenceShape(precision, context, prompt)).predict(operators)
-        used = {name: measured(predicted, name) for name in budgets.given()}
-        over = {
-            name: used[name] / limit for name, limit in budgets.given().items() if not within(used[name], limit)
-        }
+        over = shares_over(limits, predicted)
         verdicts.append(Verdict(precision, predicted, over, missing_isa(profile, precision)))
     return Candidate(
         model, existing_entropy(model.geometry, blocks), model.geometry.context >= context, tuple(verdicts)
     )
 
 
-def measured(cost: Predicted, budget: str) -> float:
-    """What a prediction says of a budget, in the budget's own unit."""
-    return cost.params / 1e6 if budget == "params_m" else float(getattr(cost, budget))
-
-
 def design_at(
-    precision: str, profile: DeviceProfile, budgets: Budgets, space: Space, context: int, prompt: int
+    precision: str, profile: DeviceProfile, limits: Mapping[str, float], space: Space, context: int, prompt: int
 ) -> Ours:
     missing = missing_isa(profile, precision)
     if missing:
         return Ours(precision, None, f"slow here: the CPU has no {', '.join(missing)}")
     try:
-        found = design(profile, budgets, space=space, context=context, prompt=prompt, precision=precision)
+        found = design(profile, limits, space=space, context=context, prompt=prompt, precision=precision)
     except MerinoError as error:
         return Ours(precision, None, str(error))
     return Ours(precision, found)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from merino_edge.design.designer import Design
+from merino_edge.design.design_file import Design
 from merino_edge.export import export as exporter
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.parity import Golden

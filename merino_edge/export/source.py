@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, OPTConfig, OPTForCausalLM, PreTrainedModel, set_seed
 
-from merino_edge.design.designer import Design, load_design
+from merino_edge.design.design_file import Design, load_design
 from merino_edge.export.recover import recover_weights
 from merino_edge.families.merino.architecture import Architecture
 from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM

@@ -100,6 +100,10 @@ class CostModel:
         others = (sessions - 1) * self.weights_mb(operators, prepacking=False)
         return others + self.weights_mb(operators, prepacking=True)
 
+    def opening_can_peak(self, table: Operator) -> bool:
+        """Whether a table of this size can make `opening_mb` the peak."""
+        return memory.prepacking_peaks(table, self.shape.precision)
+
     def weights_mb(self, operators: Sequence[Operator], *, prepacking: bool) -> float:
         return memory.weights_mb(operators, self.coefficients, self.shape.precision, prepacking=prepacking)
 

@@ -10,16 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from merino_edge.design.budget import option
+from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
 from merino_edge.design.pareto import Front, Mark
 from merino_runtime.errors import MerinoError
 
 # Okabe and Ito's colours, which people with any common colour blindness tell apart.
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8A8A8A", "#222222"
-AXES = {
-    "decode_ms": ("decode time per token, the cache full (ms)", "decode time"),
-    "memory_mb": ("memory in use: weights, KV cache, activations, runtime (MB)", "memory"),
-}
 SAME = 0.03  # of an axis: marks closer than this share one label
 
 
@@ -54,26 +50,26 @@ def draw(front: Front) -> Any:
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    label, short = AXES[front.against]
+    axis = BUDGETS_BY_NAME[front.against]
     figure = Figure(figsize=(8, 5.4), facecolor="white")
     axes = figure.add_axes((0.085, 0.225, 0.885, 0.67))
-    x = [getattr(point.predicted, front.against) for point in front.points]
+    x = [amount(axis, point.predicted) for point in front.points]
     y = [point.entropy / 1e3 for point in front.points]
     axes.plot(x, y, "-o", color=BLUE, linewidth=2, markersize=5.5, zorder=3, clip_on=False)
-    crosses = [(getattr(mark.predicted, front.against), mark.entropy / 1e3) for mark in front.models]
+    crosses = [(amount(axis, mark.predicted), mark.entropy / 1e3) for mark in front.models]
     axes.plot(*zip(*crosses, strict=True) if crosses else ((), ()), "D", color=ORANGE, markersize=6.5, zorder=4)
     scale(axes, [*x, front.default_limit, *(cross[0] for cross in crosses)], [*y, *(cross[1] for cross in crosses)])
     axes.axvline(front.default_limit, color=GREY, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1)
     axes.axvspan(axes.get_xlim()[0], front.default_limit, color=GREY, alpha=0.07, linewidth=0, zorder=0)
-    unit = front.against.rpartition("_")[2]
     axes.annotate(
-        f"the board's default budget, {front.default_limit:g} {'MB' if unit == 'mb' else unit}",
+        f"the board's default budget, {front.default_limit:g} {axis.unit}",
         (front.default_limit, 1), xycoords=("data", "axes fraction"), xytext=(-5, -8), textcoords="offset points",
         ha="right", va="top", fontsize=9, color="#555555",
     )  # fmt: skip
-    axes.set_xlabel(label, fontsize=10.5, color=INK)
+    axes.set_xlabel(f"{axis.label} ({axis.unit})", fontsize=10.5, color=INK)
     axes.set_ylabel("entropy (thousand weighted nats)", fontsize=10.5, color=INK)
-    axes.set_title(f"{front.device_name}: most entropy for its {short}", loc="left", fontsize=13, color=INK, pad=12)
+    title = f"{front.device_name}: most entropy for its {axis.title}"
+    axes.set_title(title, loc="left", fontsize=13, color=INK, pad=12)
     figure.text(0.085, 0.018, footnote(front), fontsize=7.5, color="#555555", va="bottom", linespacing=1.35)
     name_marks(axes, front.models, crosses, list(zip(x, y, strict=True)), front.default_limit)
     return figure
@@ -164,7 +160,7 @@ def boxes(pixels: Any, size: float = 9.0) -> list[Any]:
 
 
 def footnote(front: Front, columns: int = 132) -> str:
-    held = ", ".join(f"{option(name)} {value:g}" for name, value in front.budget.items())
+    held = options_line(front.budget)
     provenance = front.points[0].predicted.provenance
     blocks = len(front.points[0].architecture.blocks)
     paragraphs = (

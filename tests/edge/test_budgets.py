@@ -3,17 +3,16 @@
 import itertools
 import math
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merino_edge.design.budget import Budgets, ceil_digits, option, refusal
-from merino_edge.design.designer import design, open_variants
-from merino_edge.design.entropy import Scoring
+from merino_edge.design.budgets import BUDGETS_BY_NAME, requested, with_board_defaults
+from merino_edge.design.designer import design
+from merino_edge.design.refusal import ceil_digits, refusal
 from merino_edge.design.space import Space
-from merino_edge.design.variants import asked_budgets
 from merino_edge.export.export import bundle_bytes, export
 from merino_edge.export.source import load_source, random_merino
 from merino_edge.prediction.cost_model import cost_model
@@ -24,18 +23,21 @@ from merino_edge.profiles.profile import load_profile
 from merino_runtime.board import MB
 from merino_runtime.errors import MerinoError
 
-NAMES = tuple(field.name for field in fields(Budgets))
+NAMES = tuple(BUDGETS_BY_NAME)
 BOARD = load_profile("raspberry-pi-zero-2w")
 SPACE = Space(widths=(64, 128, 256), depths=(1, 2, 4), vocab=2000)
 TINY = Space(widths=(64, 128), ffn_ratios=(1.0, 2.0), depths=(1, 2), blocks=2, vocab=2000)
 
 
+def option(name):
+    return BUDGETS_BY_NAME[name].option
+
+
 def asked(budgets, *, space=SPACE, vocabs=(), precisions=(), **keys):
     """As the command does it: the budgets as given, the board's own beside them, the design."""
-    variants = open_variants(BOARD, space, 512, 512, vocabs or (space.vocab,), precisions or ("fp32",))
-    ceilings = asked_budgets(budgets, variants, BOARD, Scoring())
+    limits = with_board_defaults(budgets, BOARD)
     return design(
-        BOARD, ceilings, space=space, context=512, prompt=512, vocabs=vocabs, precisions=precisions, **keys
+        BOARD, limits, space=space, context=512, prompt=512, vocabs=vocabs, precisions=precisions, **keys
     )
 
 
@@ -77,7 +79,7 @@ def test_all_impossible_budgets_are_named_at_once():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_budget_that_is_no_positive_number_is_refused_with_one_that_does(name, value):
     with pytest.raises(MerinoError, match=f"{option(name)} {value:g}"):
-        Budgets(**{name: value})
+        requested({name: value})
     with pytest.raises(MerinoError, match=f"{option(name)} {value:g} is not a positive, finite number") as caught:
         asked({name: value})
     assert spent(asked({name: named(str(caught.value))[option(name)]}))[name] > 0
@@ -85,9 +87,9 @@ def test_a_budget_that_is_no_positive_number_is_refused_with_one_that_does(name,
 
 def test_a_boards_own_budgets_fill_what_was_not_named():
     own = {"decode_ms": BOARD.budget.decode_ms, "memory_mb": BOARD.budget.memory_mb}
-    assert Budgets().with_board_defaults(BOARD).given() == own
-    assert Budgets(flops_g=5).with_board_defaults(BOARD).given() == {"memory_mb": own["memory_mb"], "flops_g": 5}
-    assert Budgets(memory_mb=90).with_board_defaults(BOARD).given() == {"memory_mb": 90}
+    assert with_board_defaults({}, BOARD) == own
+    assert with_board_defaults({"flops_g": 5}, BOARD) == {"memory_mb": own["memory_mb"], "flops_g": 5}
+    assert with_board_defaults({"memory_mb": 90}, BOARD) == {"memory_mb": 90}
 
 
 MAGNITUDES = st.one_of(
@@ -170,10 +172,10 @@ def test_a_number_told_is_never_below_what_is_needed(value):
 def test_energy_is_refused_where_the_profile_knows_no_watts():
     nano = load_profile("jetson-nano")
     with pytest.raises(MerinoError, match="--j-per-token needs power.stress_w"):
-        Budgets(j_per_token=1).with_board_defaults(nano)
+        with_board_defaults({"j_per_token": 1}, nano)
     with pytest.raises(MerinoError, match="--j-per-token needs power.stress_w"):
-        design(nano, Budgets(j_per_token=1), space=SPACE, context=64, prompt=32)
-    assert design(nano, Budgets(decode_ms=20), space=SPACE, context=64, prompt=32).predicted.j_per_token is None
+        design(nano, {"j_per_token": 1}, space=SPACE, context=64, prompt=32)
+    assert design(nano, {"decode_ms": 20}, space=SPACE, context=64, prompt=32).predicted.j_per_token is None
 
 
 def test_energy_is_watts_times_the_time_of_a_step():
@@ -217,6 +219,6 @@ def test_every_budget_can_bind_alone():
 def test_a_pair_of_budgets_is_kept_by_both_solvers():
     for pair in itertools.combinations(NAMES, 2):
         free = spent(asked({"decode_ms": 1e6}))
-        ceilings = Budgets(**{name: 0.6 * free[name] for name in pair})
+        ceilings = {name: 0.6 * free[name] for name in pair}
         found = design(BOARD, ceilings, space=replace(SPACE, blocks=2), context=512, prompt=512)
-        assert all(spent(found)[name] <= limit for name, limit in ceilings.given().items())
+        assert all(spent(found)[name] <= limit for name, limit in ceilings.items())

@@ -80,7 +80,7 @@ def test_design_json_has_the_fields_of_the_contract(design_file):
 def test_design_shows_a_table_beside_opt():
     code, out, _ = run("design", "--device", "raspberry-pi-4")
     assert code == 0
-    for words in ("OPT-350M", "331.2 M", "KV cache at 1024 tokens", "decode per token", "entropy", "proved"):
+    for words in ("OPT-350M", "331.2 M", "KV cache at 1024 tokens", "decode latency per token", "entropy", "proved"):
         assert words in out
 
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from merino_edge.design.budget import Budgets
-from merino_edge.design.designer import design, load_design
+from merino_edge.design.budgets import with_board_defaults
+from merino_edge.design.design_file import load_design
+from merino_edge.design.designer import design
 from merino_edge.design.space import Space
 from merino_edge.design.variants import NARROW
 from merino_edge.profiles.profile import load_profile, profile_ids
@@ -17,17 +18,17 @@ SMALL = Space(widths=tuple(range(64, 321, 64)), depths=(1, 2, 3), ffn_ratios=(1.
 
 def small_design(**keys):
     request = {"space": SMALL, "context": 256, "prompt": 128}
-    return design(BOARD, Budgets(decode_ms=8, memory_mb=90), **{**request, **keys})
+    return design(BOARD, {"decode_ms": 8, "memory_mb": 90}, **{**request, **keys})
 
 
 @pytest.mark.parametrize("board", profile_ids())  # the whole space
 def test_a_boards_own_budgets_give_the_optimum_within_them(board):
     profile = load_profile(board)
-    budgets = Budgets().with_board_defaults(profile)
+    budgets = with_board_defaults({}, profile)
     found = design(profile, budgets, space=Space(), context=profile.budget.context, prompt=256)
     predicted = found.predicted
     assert found.device == board
-    assert found.budget == budgets.given()
+    assert found.budget == budgets
     assert predicted.decode_ms <= profile.budget.decode_ms
     assert predicted.memory_mb <= profile.budget.memory_mb
     assert found.solver.bound >= found.entropy
@@ -43,7 +44,7 @@ def test_a_boards_own_budgets_give_the_optimum_within_them(board):
 
 def test_a_larger_budget_never_gives_a_worse_decoder():
     entropies = [
-        design(BOARD, Budgets(decode_ms=ms), space=SMALL, context=64, prompt=64).entropy for ms in (2.5, 4, 8, 16)
+        design(BOARD, {"decode_ms": ms}, space=SMALL, context=64, prompt=64).entropy for ms in (2.5, 4, 8, 16)
     ]
     assert entropies == sorted(entropies)
     assert entropies[0] < entropies[-1]

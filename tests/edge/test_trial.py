@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merino_edge.benchmarking.redesign import AIM, ENOUGH, MOST_DESIGNS, keeping, measured_here, quick, uses
-from merino_edge.design.budget import Budgets
-from merino_edge.design.designer import Measured, design
+from merino_edge.design.design_file import Measured
+from merino_edge.design.designer import design
 from merino_edge.design.space import Space
 from merino_edge.profiles.profile import load_profile
 from merino_runtime.errors import MerinoError
@@ -26,12 +26,12 @@ def real(budgets):
 @cache
 def ladder():
     """Optima of the space by rising decode time: what a search can answer, found once."""
-    largest = real(Budgets(params_m=100))
+    largest = real({"params_m": 100})
     shares = np.geomspace(0.05, 1, 60)
     found = {}
     for share in shares:
         with suppress(MerinoError):
-            one = real(Budgets(decode_ms=share * largest.predicted.decode_ms))
+            one = real({"decode_ms": share * largest.predicted.decode_ms})
             found[one.architecture] = one
     return list(found.values())
 
@@ -39,7 +39,7 @@ def ladder():
 def find(budgets, _=None):
     fitting = [
         one for one in ladder()
-        if all(getattr(one.predicted, name) <= most for name, most in budgets.given().items())
+        if all(getattr(one.predicted, name) <= most for name, most in budgets.items())
     ]  # fmt: skip
     if not fitting:
         raise MerinoError("less than the least decoder takes: --decode-ms")
@@ -62,15 +62,15 @@ def machine(decode=1.0, prefill=1.0, memory=1.0):
 @given(st.floats(0.6, 1.6), st.floats(0.6, 1.6), st.floats(0.9, 1.1), st.floats(0.3, 0.9))
 def test_whatever_the_machine_is_off_by_the_design_keeps_its_budgets(decode, prefill, memory, share):
     largest = ladder()[-1].predicted
-    budgets = Budgets(decode_ms=share * largest.decode_ms, prefill_ms=largest.prefill_ms, memory_mb=largest.memory_mb)
+    budgets = {"decode_ms": share * largest.decode_ms, "prefill_ms": largest.prefill_ms, "memory_mb": largest.memory_mb}
     measure, seen = machine(decode, prefill, memory)
 
     def use(one):
-        return max(uses(one.model_copy(update={"budget": budgets.given(), "measured": measure(one)})).values())
+        return max(uses(one.model_copy(update={"budget": budgets, "measured": measure(one)})).values())
 
     found = keeping(budgets, find, measure)
     tried = len(seen)
-    assert found.budget == budgets.given() and found.measured.designs == tried <= MOST_DESIGNS
+    assert found.budget == budgets and found.measured.designs == tried <= MOST_DESIGNS
     assert found.measured.decode_ms == pytest.approx(decode * found.predicted.decode_ms)
     assert use(found) <= 1
     if ENOUGH[0] <= use(seen[0]) <= ENOUGH[1]:
@@ -91,7 +91,7 @@ def by_turns(*factors):
 
 
 def half():
-    return Budgets(decode_ms=0.5 * ladder()[-1].predicted.decode_ms)
+    return {"decode_ms": 0.5 * ladder()[-1].predicted.decode_ms}
 
 
 def test_between_one_that_took_too_much_and_one_that_took_too_little_there_is_another():
@@ -118,30 +118,30 @@ def test_a_design_that_comes_again_is_not_measured_again():
         return machine(0.5)[0](found)
 
     top = ladder()[-1]
-    found = keeping(Budgets(decode_ms=1.2 * top.predicted.decode_ms), find, measure)
+    found = keeping({"decode_ms": 1.2 * top.predicted.decode_ms}, find, measure)
     assert seen == [top.architecture] and found.architecture == top.architecture
 
 
 def test_what_no_design_keeps_is_said_with_what_was_measured():
     with pytest.raises(MerinoError, match=r"none of 1 designs kept .* 12[0-9.]+%"):
-        keeping(Budgets(decode_ms=1.02 * ladder()[0].predicted.decode_ms), find, machine(decode=1.3)[0])
+        keeping({"decode_ms": 1.02 * ladder()[0].predicted.decode_ms}, find, machine(decode=1.3)[0])
 
 
 def test_less_than_the_least_decoder_takes_is_refused_before_anything_is_measured():
     measure, seen = machine()
     with pytest.raises(MerinoError, match="decode"):
-        keeping(Budgets(decode_ms=0.5 * ladder()[0].predicted.decode_ms), find, measure)
+        keeping({"decode_ms": 0.5 * ladder()[0].predicted.decode_ms}, find, measure)
     assert seen == []
 
 
 def test_a_budget_just_above_the_least_is_asked_for_as_it_is():
     """Nothing takes 95 % of it."""
-    budgets = Budgets(decode_ms=1.01 * ladder()[0].predicted.decode_ms)
+    budgets = {"decode_ms": 1.01 * ladder()[0].predicted.decode_ms}
     assert keeping(budgets, find, machine()[0]).measured.designs == 1
 
 
 def test_a_measurement_of_this_machine():
-    measured = measured_here(real(Budgets(params_m=0.5)))
+    measured = measured_here(real({"params_m": 0.5}))
     assert 0 < measured.decode_ms < 1000 and 0 < measured.prefill_ms < 10_000
     assert 30 < measured.memory_mb < 1000
 
