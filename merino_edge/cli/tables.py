@@ -118,8 +118,10 @@ def solver_line(design: Design) -> str:
         most = "comparison score" if open_words(design) else "entropy"
         budgets = "what the measurements left of the budgets" if design.measured else "these budgets"
         proof = f"proved: no decoder of the space has more {most} within {budgets}"
+    elif solver.name == "exact":
+        proof = f"not proved, at most {solver.gap:.2%} below the optimum: HiGHS failed on a part of the space"
     else:
-        proof = f"{solver.gap:.2%} below the proved optimum"
+        proof = f"at most {solver.gap:.2%} below the optimum"
     return f"found by {solver.name} in {solver.seconds:.1f} s on this CPU; {proof}"
 
 

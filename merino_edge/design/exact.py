@@ -11,13 +11,18 @@ from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp, minimize
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp, minimize
 
 from merino_edge.design.program import Program, Solution, smallest_choice
 from merino_edge.prediction.limits import within
 
 SLACK = 2e-6  # twice HiGHS's feasibility tolerance: the limit is lowered by it where a solution oversteps the limit
 ROUNDING = 1e-9  # relative: a score this much above another is the same
+OPTIMAL, INFEASIBLE = 0, 2  # milp's status; 1, 3 and 4 (a limit, unbounded, other) prove nothing
+
+
+class SolverError(Exception):
+    """HiGHS neither found an optimum nor proved that there is none."""
 
 
 class Answer(NamedTuple):
@@ -79,16 +84,21 @@ def solve_rows(program: Program, limit: float, floor: float) -> Answer:
     best: tuple[int, ...] | None = start
     if known <= floor * (1 + ROUNDING):
         best, known = None, floor
+    unsolved = -math.inf  # the highest bound of sequences that HiGHS failed on
     for index in np.argsort(-bounds, kind="stable"):
         if bounds[index] <= known * (1 + ROUNDING):
             break
-        picked = solve_sequence(small, sequences[index], left[index], known)
+        try:
+            picked = solve_sequence(small, sequences[index], left[index], known)
+        except SolverError:
+            unsolved = max(unsolved, float(bounds[index]))
+            continue
         if picked is not None:
             choice = tuple(int(keep[option]) for option in picked)
             score, _ = program.evaluate(choice)
             if score > known * (1 + ROUNDING):  # HiGHS keeps its floor within a tolerance only
                 best, known = choice, score
-    return Answer(None if best is None else Solution(best, known), known)
+    return Answer(None if best is None else Solution(best, known), max(known, unsolved))
 
 
 def undominated(program: Program) -> np.ndarray:
@@ -150,7 +160,10 @@ def upper_bounds(program: Program, sequences: np.ndarray, left: np.ndarray) -> n
 
 
 def solve_sequence(program: Program, widths: np.ndarray, left: np.ndarray, known: float) -> list[int] | None:
-    """The best options for given widths that score more than `known`, or None: one binary per block and option."""
+    """The best options for given widths that score more than `known`; None where there are none.
+
+    An integer program with one binary per block and option. Raises SolverError.
+    """
     choices = [np.flatnonzero(program.width == width) for width in widths]
     options = np.concatenate(choices)
     block = np.repeat(np.arange(len(choices)), [len(members) for members in choices])
@@ -173,13 +186,23 @@ def solve_sequence(program: Program, widths: np.ndarray, left: np.ndarray, known
     ]
     binary = np.arange(size) < len(options)
     bounds = Bounds(0, np.where(binary, 1, np.inf))
-    for whole in (False, True):  # fractions first: most sequences are no better even so, and that is found much sooner
-        result = milp(
-            -score / unit, integrality=binary if whole else None, bounds=bounds, constraints=constraints,
-            options={"mip_rel_gap": 0.0},
+
+    def run(integrality: np.ndarray | None, *, presolve: bool = True) -> OptimizeResult:
+        return milp(
+            -score / unit, integrality=integrality, bounds=bounds, constraints=constraints,
+            options={"mip_rel_gap": 0.0, "presolve": presolve},
         )  # fmt: skip
-        if result.x is None:
-            return None
+
+    # The linear relaxation first: it proves most sequences infeasible, much sooner than the integer program does.
+    if run(None).status == INFEASIBLE:
+        return None
+    result = run(binary)
+    if result.status not in (OPTIMAL, INFEASIBLE):
+        result = run(binary, presolve=False)
+    if result.status == INFEASIBLE:
+        return None
+    if result.status != OPTIMAL:
+        raise SolverError
     return [int(options[block == index][result.x[: len(options)][block == index].argmax()]) for index in range(blocks)]
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import OptimizeResult
 
+from merino_edge.cli.tables import solver_line
 from merino_edge.design import exact
 from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.design.comparison import comparison_factor
@@ -304,6 +306,60 @@ def test_one_vocabulary_and_format_in_a_list_are_the_same_as_given_alone():
     listed = design(BOARD, {"decode_ms": 4}, **keys, vocabs=[4096, 4096], precisions=["int8"])
     assert alone.model_copy(update={"solver": listed.solver}) == listed
     assert alone.solver.bound == listed.solver.bound
+
+
+MILP = exact.milp
+
+
+def failing_milp(monkeypatch, status, *, without_presolve):
+    """HiGHS ends integer programs with `status` and no solution; without presolve too, or not."""
+    failed = []
+
+    def milp(*args, integrality=None, options, **keys):
+        if integrality is None or not (options["presolve"] or without_presolve):
+            return MILP(*args, integrality=integrality, options=options, **keys)
+        failed.append(status)
+        return OptimizeResult(status=status, x=None)
+
+    monkeypatch.setattr(exact, "milp", milp)
+    return failed
+
+
+def hard_program():
+    space = Space(widths=(64, 128, 192), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=3, vocab=500)
+    budgets = between(space, dict.fromkeys(NAMES, 0.3), ("decode_ms", "memory_mb"))
+    return encode(space, budgets, MODEL, Scoring())
+
+
+@pytest.mark.parametrize("status", [1, 3, 4])
+def test_a_failure_of_the_integer_solver_is_no_proof(status, monkeypatch):
+    program = hard_program()
+    best = optimum(program).score
+    failed = failing_milp(monkeypatch, status, without_presolve=True)
+    answer = exact.improve(program)
+    assert failed and answer.solution.score < best < answer.bound and not answer.proved
+    none, bound = exact.improve(program, 0.999 * best)
+    assert none is None and bound > best, "nothing better was found, and nothing proved"
+
+
+@pytest.mark.parametrize("status", [1, 3, 4])
+def test_a_failed_integer_program_is_tried_again_without_presolve(status, monkeypatch):
+    program = hard_program()
+    best = optimum(program)
+    failed = failing_milp(monkeypatch, status, without_presolve=False)
+    assert optimum(program) == best and failed
+
+
+def test_a_design_that_is_not_proved_says_so(monkeypatch):
+    keys = {"space": Space(widths=(64, 128, 192), vocab=500), "context": 128, "prompt": 64, "vocabs": [500, 300]}
+    proved = design(BOARD, {"decode_ms": 4}, **keys)
+    assert "proved: no decoder of the space has more" in solver_line(proved)
+    failing_milp(monkeypatch, 4, without_presolve=True)
+    found = design(BOARD, {"decode_ms": 4}, **keys)
+    factors = [comparison_factor(one.architecture.vocab, one.precision) for one in (found, proved)]
+    assert found.solver.bound * factors[0] >= proved.entropy * factors[1] > found.entropy * factors[0]
+    assert found.solver.gap == pytest.approx(found.solver.bound / found.entropy - 1)
+    assert "not proved" in solver_line(found) and "HiGHS failed" in solver_line(found)
 
 
 @given(problems(), st.floats(0.2, 1.5))
