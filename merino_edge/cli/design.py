@@ -22,12 +22,6 @@ class SolverChoice(StrEnum):
     evolution = "evolution"
 
 
-class Gamma(StrEnum):
-    off = "off"
-    literal = "literal"
-    inverse = "inverse"
-
-
 class WidthStep(StrEnum):
     fine = "32"
     coarse = "64"
@@ -62,13 +56,7 @@ def design(
     steps: Annotated[int, typer.Option(help="evolution: mutations, T (ours; recalled: 100000)")] = 1_000_000,
     population: Annotated[int, typer.Option(help="evolution: decoders at most, M (recalled)")] = 512,
     parents: Annotated[int, typer.Option(help="evolution: decoders kept, K (recalled)")] = 64,
-    gamma: Annotated[Gamma, typer.Option(help="how depth over width lowers the score (known; inverse: ours)")] = (
-        Gamma.inverse
-    ),
-    a1: Annotated[float, typer.Option(help="weight of attention's entropy (recalled)")] = 0.6,
-    a2: Annotated[float, typer.Option(help="weight of the FFN's entropy (recalled)")] = 0.4,
-    eps: Annotated[float, typer.Option(help="noise in log(1 + s^2 / eps^2) (ours)")] = 1.0,
-    beta: Annotated[float, typer.Option(help="of gamma (known)")] = 1 / 16,
+    score: Annotated[str, typer.Option(help="parameters of the score: inverse, literal or off")] = "inverse",
     seed: Seed = 0,
     measure: Annotated[
         bool, typer.Option("--measure", help="measure it here, and design again until it keeps its budgets")
@@ -82,9 +70,9 @@ def design(
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.design_file import Design
     from merino_edge.design.designer import design as best_design
-    from merino_edge.design.entropy import Scoring
     from merino_edge.design.evolution import Effort
     from merino_edge.design.presets import PRESETS
+    from merino_edge.design.score import score_named
     from merino_edge.design.space import spaced
     from merino_edge.design.variants import fast_formats
     from merino_edge.prediction.shape import default_lengths
@@ -94,7 +82,7 @@ def design(
     vocabs = whole_numbers("--vocab", vocab)
     precisions = fast_formats(profile) if precision == "any" else words(precision)
     space = spaced(int(width_step.value), blocks, vocabs[0], None if head_size is None else int(head_size.value))
-    scoring = Scoring(attention_weight=a1, ffn_weight=a2, eps=eps, gamma=gamma.value, beta=beta)
+    scoring = score_named(score)
     longest, tokens = default_lengths(profile, context, prompt)
     if preset is None:
         limits = with_board_defaults(limits, profile)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from merino_edge.design.entropy import Scoring
+from merino_edge.design.score import Scoring
 from merino_edge.families.merino.architecture import Architecture
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.storage.faults import fault_list

@@ -8,10 +8,10 @@ from merino_edge.design import evolution, exact
 from merino_edge.design.budgets import known
 from merino_edge.design.design_file import Considered, Design, Solver, SolverName
 from merino_edge.design.encode import architecture
-from merino_edge.design.entropy import Scoring
 from merino_edge.design.evolution import Effort
 from merino_edge.design.exact import Answer
 from merino_edge.design.program import Program
+from merino_edge.design.score import INVERSE, Scoring
 from merino_edge.design.space import Space
 from merino_edge.design.variants import Variant, combinations, search
 from merino_edge.families.operators import CPU_FORMATS
@@ -33,7 +33,7 @@ def design(
     solver: SolverName = "exact",
     effort: Effort = Effort(),  # noqa: B008 - frozen
     seed: int = 0,
-    scoring: Scoring = Scoring(),  # noqa: B008 - frozen
+    scoring: Scoring = INVERSE,
     progress: Callable[[int], None] | None = None,
 ) -> Design:
     """The decoder of most entropy in `space` within `limits` (`budgets`) on the board.

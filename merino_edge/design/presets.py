@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from merino_edge.design import exact
 from merino_edge.design.encode import architecture, encode
-from merino_edge.design.entropy import Scoring
+from merino_edge.design.score import INVERSE
 from merino_edge.design.space import Space
 from merino_edge.families.operators import flops, params
 from merino_edge.prediction.cost_model import cost_model
@@ -44,7 +44,7 @@ def table() -> str:
     ]
     for name, preset in PRESETS.items():
         space, shape = Space(), InferenceShape("fp32", CONTEXT, CONTEXT // 2)
-        program = encode(space, preset.limits, cost_model(load_profile("raspberry-pi-4"), shape), Scoring())
+        program = encode(space, preset.limits, cost_model(load_profile("raspberry-pi-4"), shape), INVERSE)
         found = exact.improve(program).solution
         assert found is not None
         arch = architecture(space, program, found.choice, CONTEXT)

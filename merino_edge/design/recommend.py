@@ -11,7 +11,7 @@ from typing import Any
 from merino_edge.design.budgets import requested, require_predictable, shares_over
 from merino_edge.design.design_file import Design
 from merino_edge.design.designer import check_request, design
-from merino_edge.design.entropy import Scoring, block_score
+from merino_edge.design.score import INVERSE, Scoring, block_score
 from merino_edge.design.space import Space
 from merino_edge.design.variants import missing_isa
 from merino_edge.families.operators import CPU_FORMATS
@@ -162,7 +162,7 @@ def design_at(
     return Ours(precision, found)
 
 
-def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = Scoring()) -> float:  # noqa: B008 - frozen
+def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = INVERSE) -> float:
     """The search's score of a decoder of equal layers, in weighted nats.
 
     Its layers are counted as `blocks` blocks of equal depth, as many as our decoders have: of all ways to cut them the

@@ -12,10 +12,10 @@ from merino_edge.design import exact
 from merino_edge.design.comparison import comparison_factor
 from merino_edge.design.constraints import kept, leaves_residency, needs, regimes
 from merino_edge.design.encode import least, tabulate
-from merino_edge.design.entropy import Scoring
 from merino_edge.design.exact import Answer
 from merino_edge.design.program import Program, Solution, scaled
 from merino_edge.design.refusal import refusal
+from merino_edge.design.score import Scoring
 from merino_edge.design.space import Space
 from merino_edge.families.operators import CPU_FORMATS, FAST_ISA
 from merino_edge.prediction.cost_model import CostModel, Regime, cost_model

@@ -1,12 +1,15 @@
 """From a board and budgets to design.json and back."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import load_design
 from merino_edge.design.designer import design
+from merino_edge.design.score import INVERSE, SCORES
 from merino_edge.design.space import Space
 from merino_edge.design.variants import NARROW
 from merino_edge.profiles.profile import load_profile, profile_ids
@@ -97,6 +100,35 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
     assert "design.json" in message
     for key in ("device: missing", "colour: unknown key", "schema: ", "solver.name: ", "blocks.0.width: ", "params: "):
         assert key in message, key
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"eps": 0}, "scoring.eps: "),
+        ({"attention_weight": 0, "ffn_weight": 0}, "scoring: .*make every score 0"),
+        ({"gamma": "none"}, "scoring.gamma: "),
+        ({"colour": 1}, "scoring.colour: unknown key"),
+    ],
+)
+def test_a_bad_scoring_block_is_told_with_the_file(wrong, says, tmp_path):
+    content = json.loads(small_design().to_json())
+    content["scoring"].update(wrong)
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(MerinoError, match=rf"mine\.json is not a design\.json: .*{says}"):
+        load_design(path)
+
+
+def test_a_design_is_read_without_torch_and_scipy():
+    code = "import sys, merino_edge.design.design_file as _; print({'torch', 'scipy'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_design_keeps_the_named_parameters_of_its_score(name):
+    found = small_design(scoring=SCORES[name])
+    assert json.loads(found.to_json())["scoring"] == {**INVERSE.model_dump(), "name": name, "gamma": name}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\udc00"])

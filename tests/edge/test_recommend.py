@@ -11,9 +11,9 @@ from merino_edge.cli.app import app
 from merino_edge.cli.tables_models import reasons
 from merino_edge.design.budgets import shares_over, with_board_defaults
 from merino_edge.design.designer import design
-from merino_edge.design.entropy import Scoring, block_score
 from merino_edge.design.pareto import MARKED, Front, front
 from merino_edge.design.recommend import existing_entropy, missing_isa, recommend
+from merino_edge.design.score import INVERSE, block_score
 from merino_edge.design.space import Space
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.zoo import load_models, model
@@ -110,7 +110,7 @@ def test_layers_are_counted_as_blocks_cut_to_their_best(name):
     geometry = model(name).geometry
 
     def score(depths):
-        return sum(block_score(geometry.width, geometry.ffn_width, depth, False, Scoring()) for depth in depths)
+        return sum(block_score(geometry.width, geometry.ffn_width, depth, False, INVERSE) for depth in depths)
 
     cuts = [(a, b - a, geometry.layers - b) for b in range(geometry.layers + 1) for a in range(b + 1)]
     best = max(score([depth for depth in cut if depth]) for cut in cuts)

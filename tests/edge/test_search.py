@@ -18,9 +18,9 @@ from merino_edge.design.comparison import comparison_factor
 from merino_edge.design.constraints import regimes
 from merino_edge.design.designer import design
 from merino_edge.design.encode import architecture, encode
-from merino_edge.design.entropy import Scoring
 from merino_edge.design.evolution import Effort, evolve
 from merino_edge.design.exact import undominated
+from merino_edge.design.score import INVERSE
 from merino_edge.design.space import Space
 from merino_edge.families.merino.architecture import block_operators
 from merino_edge.prediction.cost_model import cost_model
@@ -66,7 +66,7 @@ def predicted(arch, space, model=MODEL):
 
 def between(space, share, names):
     """Budgets at a share of the way from the space's smallest to its largest decoder."""
-    program = encode(space, WIDE, MODEL, Scoring())
+    program = encode(space, WIDE, MODEL, INVERSE)
     sizes = [(block.width, block.ffn_ratio, block.depth, not block.shared) for block in program.options]
     ends = (sizes.index(min(sizes)), sizes.index(max(sizes)))
     built = (architecture(space, program, (end,) * space.blocks, CONTEXT) for end in ends)
@@ -124,7 +124,7 @@ def assert_within(space, program, budgets, choice):
 @settings(max_examples=200)
 def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
     space, budgets = problem
-    program = encode(space, budgets, MODEL, Scoring())
+    program = encode(space, budgets, MODEL, INVERSE)
     found, bound = exact.improve(program)
     best = enumerated(program)
     assert found.score == pytest.approx(best, rel=1e-9)
@@ -134,7 +134,7 @@ def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
     assert_within(space, program, budgets, found.choice)
     spent = predicted(architecture(space, program, found.choice, CONTEXT), space)
     just = {name: spent[name] * (1 + 1e-9) for name in budgets}
-    again = optimum(encode(space, just, MODEL, Scoring()))
+    again = optimum(encode(space, just, MODEL, INVERSE))
     assert again.score == pytest.approx(best, rel=1e-9)  # asked for no more than it takes
 
 
@@ -162,7 +162,7 @@ def reachable(program, fits):
 def test_evolution_finds_the_best_of_a_few_decoders(problem, seed):
     """Of those that it can reach by one change at a time, where its population has room for all."""
     space, budgets = problem
-    program = encode(space, budgets, MODEL, Scoring())
+    program = encode(space, budgets, MODEL, INVERSE)
 
     def fits(choice):
         widths = [program.width[index] for index in choice]
@@ -181,7 +181,7 @@ def test_evolution_is_repeatable_within_budgets_and_under_the_bound(seed):
     space = Space(vocab=8000)
     share = {"decode_ms": 0.02, "memory_mb": 0.05, "flops_g": 0.02}
     budgets = between(space, share, share)
-    program = encode(space, budgets, MODEL, Scoring())
+    program = encode(space, budgets, MODEL, INVERSE)
     reported = []
     found = evolve(program, seed=seed, effort=Effort(5000), progress=reported.append)
     assert found == evolve(program, seed=seed, effort=Effort(5000))
@@ -196,7 +196,7 @@ def test_evolution_is_repeatable_within_budgets_and_under_the_bound(seed):
 @settings(max_examples=100)
 def test_an_option_left_out_as_dominated_is_never_missed(problem):
     space, budgets = problem
-    program = encode(space, budgets, MODEL, Scoring())
+    program = encode(space, budgets, MODEL, INVERSE)
     keep = undominated(program)
     assert len(set(keep)) == len(keep) <= len(program.options)
     assert enumerated(program.subset(keep)) == pytest.approx(enumerated(program), rel=1e-12)
@@ -206,7 +206,7 @@ def test_a_space_of_shared_blocks_alone_is_not_refused():
     """The smallest decoder is the shared one where every block has several layers."""
     space = Space(widths=(64, 128), depths=(3,), ffn_ratios=(1.0,), blocks=2, vocab=257)
     budgets = between(space, {"memory_mb": 0.01, "params_m": 0.01}, ("memory_mb", "params_m"))
-    program = encode(space, budgets, MODEL, Scoring())
+    program = encode(space, budgets, MODEL, INVERSE)
     found = optimum(program)
     assert found.score == pytest.approx(enumerated(program), rel=1e-9)
     assert_within(space, program, budgets, found.choice)
@@ -215,13 +215,13 @@ def test_a_space_of_shared_blocks_alone_is_not_refused():
 def test_a_space_whose_smallest_decoder_is_worth_nothing_is_solved():
     """Blocks of 64 channels and four layers score 0 by the inverse gamma, those of 128 do not."""
     space = Space(widths=(64, 128), depths=(4,), ffn_ratios=(1.0,), blocks=2, vocab=257)
-    program = encode(space, WIDE, MODEL, Scoring())
+    program = encode(space, WIDE, MODEL, INVERSE)
     assert optimum(program).score == pytest.approx(enumerated(program), rel=1e-9)
 
 
 def test_a_space_in_which_nothing_is_worth_anything_has_a_best_decoder():
     space = Space(widths=(64,), depths=(4, 5), ffn_ratios=(1.0,), blocks=2, vocab=257)
-    found, bound = exact.improve(encode(space, WIDE, MODEL, Scoring()))
+    found, bound = exact.improve(encode(space, WIDE, MODEL, INVERSE))
     assert (found.score, bound) == (0, 0)
 
 
@@ -248,7 +248,7 @@ def test_a_programs_shares_are_the_costs_of_the_decoder_that_is_built(data):
     precision = data.draw(st.sampled_from(["fp32", "int8", "int4"]))
     shape = InferenceShape(precision, data.draw(st.sampled_from([16, 1024])), data.draw(st.sampled_from([1, 16])))
     model = cost_model(load_profile(data.draw(st.sampled_from(["raspberry-pi-5", "raspberry-pi-4"]))), shape)
-    program = encode(space, WIDE, model, Scoring())
+    program = encode(space, WIDE, model, INVERSE)
     options = st.sampled_from(range(len(program.options)))
     choice = sorted(data.draw(st.lists(options, min_size=space.blocks, max_size=space.blocks)))
     arch = architecture(space, program, choice, shape.context)
@@ -275,7 +275,7 @@ def test_an_open_vocabulary_and_format_give_the_most_worth_of_all_decoders(probl
         model = cost_model(BOARD, replace(MODEL.shape, precision=precision))
         for regime in regimes(model, budgets):
             try:
-                program = encode(replace(space, vocab=vocab), budgets, model, Scoring(), regime)
+                program = encode(replace(space, vocab=vocab), budgets, model, INVERSE, regime)
             except MerinoError:
                 continue
             scores[vocab, precision, regime] = comparison_factor(vocab, precision) * enumerated(program)
@@ -328,7 +328,7 @@ def failing_milp(monkeypatch, status, *, without_presolve):
 def hard_program():
     space = Space(widths=(64, 128, 192), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=3, vocab=500)
     budgets = between(space, dict.fromkeys(NAMES, 0.3), ("decode_ms", "memory_mb"))
-    return encode(space, budgets, MODEL, Scoring())
+    return encode(space, budgets, MODEL, INVERSE)
 
 
 @pytest.mark.parametrize("status", [1, 3, 4])
@@ -366,7 +366,7 @@ def test_a_design_that_is_not_proved_says_so(monkeypatch):
 @settings(max_examples=60)
 def test_a_floor_hides_the_best_decoder_only_where_that_does_not_exceed_it(problem, share):
     space, budgets = problem
-    program = encode(space, budgets, MODEL, Scoring())
+    program = encode(space, budgets, MODEL, INVERSE)
     best = optimum(program)
     found, bound = exact.improve(program, share * best.score)
     assert bound == pytest.approx(max(1, share) * best.score, rel=1e-9)
