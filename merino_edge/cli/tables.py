@@ -73,15 +73,15 @@ def open_words(design: Design) -> str:
 
 
 def design_table(design: Design, profile: DeviceProfile) -> Table:
-    """The design beside OPT-350M: both by the same cost code, for the same board and context, on the thread counts that
-    are fastest for each (the design's within its budgets).
+    """The design beside OPT-350M: by one cost model, each at the thread counts that are fastest for it, those of the
+    design within its budgets.
     """
     arch = design.architecture
     costs = cost_model(profile, InferenceShape(design.precision, arch.context, design.prompt))
     reference = model("opt-350m").geometry
-    ours, theirs = costs.predict(arch.operators, design.budget), costs.predict(reference.operators, {})
+    ours, theirs = design.predicted, costs.predict(reference.operators, {})
     caption = f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}"
-    table = Table(title=f"Design for {profile.name}, predicted ({ours.provenance} figures)", caption=caption)
+    table = Table(title=f"Design for {profile.name}, predicted from {ours.provenance} coefficients", caption=caption)
     table.add_column("")
     for title in ("this design", "OPT-350M", "OPT-350M / design"):
         table.add_column(title, justify="right")
@@ -100,8 +100,8 @@ def design_table(design: Design, profile: DeviceProfile) -> Table:
 def measured_line(measured: Measured) -> str:
     tried = f"; {measured.designs} designs tried" if measured.designs > 1 else ""
     flags = f" (the machine was {', '.join(measured.flags)} meanwhile)" if measured.flags else ""
-    times = f"decode {measured.decode_ms:.2f} ms, prefill {measured.prefill_ms:.1f} ms"
-    return f"measured here with random weights: {times}, memory {measured.memory_mb:,.0f} MB{flags}{tried}"
+    latencies = f"decode {measured.decode_ms:.2f} ms, prefill {measured.prefill_ms:.1f} ms"
+    return f"measured here with random weights: {latencies}, memory {measured.memory_mb:,.0f} MB{flags}{tried}"
 
 
 def ratio_cells(mine: float, other: float, unit: str) -> list[str]:
@@ -109,6 +109,7 @@ def ratio_cells(mine: float, other: float, unit: str) -> list[str]:
 
 
 def number(value: float) -> str:
+    """One decimal; below 1 three significant digits."""
     return f"{value:,.1f}" if value >= 1 else f"{value:.3g}"
 
 

@@ -18,7 +18,7 @@ def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table
     """Our designs first, then every model of the catalogue in the format of most bits that fits, else the nearest."""
     provenance = found.candidates[0].chosen.predicted.provenance
     table = Table(
-        title=f"Models for {profile.name}, predicted ({provenance} figures)",
+        title=f"Models for {profile.name}, predicted from {provenance} coefficients",
         caption="score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of"
         " two sources are not quite comparable. Designs are untrained, so they have none.",
     )
@@ -39,10 +39,10 @@ def our_cells(our: Ours) -> list[str]:
     if our.design is None:
         return ["our design", our.precision, *["-"] * 6, "none", our.reason]
     cost = our.design.predicted
-    return ["our design", our.precision, *figures(cost), f"{our.design.entropy:,.0f}", "", our.precision, "fits"]
+    return ["our design", our.precision, *cost_columns(cost), f"{our.design.entropy:,.0f}", "", our.precision, "fits"]
 
 
-def figures(cost: Predicted) -> list[str]:
+def cost_columns(cost: Predicted) -> list[str]:
     return [
         f"{cost.params / 1e6:,.1f}", f"{cost.decode_ms:,.1f}", f"{cost.prefill_ms:,.0f}", f"{cost.memory_mb:,.0f}",
     ]  # fmt: skip
@@ -55,7 +55,7 @@ def candidate_cells(candidate: Candidate, found: Recommendation) -> list[str]:
     return [
         f"{model.name}, {model.note}" if model.note else model.name,
         verdict.precision,
-        *figures(cost),
+        *cost_columns(cost),
         f"{candidate.entropy:,.0f}",
         "" if score is None else f"{score:.1f}",
         " ".join(fitting) or "none",
@@ -86,7 +86,7 @@ def budgets_line(found: Recommendation) -> str:
 def front_table(found: Front) -> Table:
     """A row per point of the front, then the models that exist."""
     axis, provenance = BUDGETS_BY_NAME[found.against], found.points[0].predicted.provenance
-    title = f"Most entropy for {found.device_name} against {axis.option}, predicted ({provenance} figures)"
+    title = f"Most entropy for {found.device_name} against {axis.option}, predicted from {provenance} coefficients"
     proved = all(point.solver.gap < 1e-6 for point in found.points)
     table = Table(
         title=title,

@@ -31,8 +31,8 @@ class Verdict:
     """One model in one weight format.
 
     Attributes:
-        over: predicted over allowed, for each budget that it breaks.
-        missing_isa: instructions without which the runtime refuses the format; the board lacks them.
+        over: predicted over allowed, for each broken budget.
+        missing_isa: instructions that the format needs and the board lacks; the runtime then refuses it.
     """
 
     precision: str
@@ -46,7 +46,7 @@ class Verdict:
 
     @property
     def excess(self) -> tuple[bool, float]:
-        """How far it is from fitting, for sorting."""
+        """Sort key: how far it is from fitting."""
         return bool(self.missing_isa), max(self.over.values(), default=1.0)
 
 

@@ -87,7 +87,7 @@ def test_a_search_sums_up_to_what_is_predicted_in_each_residency(arch, shape, ra
 
 
 def with_memory(profile, rate):
-    """The board with unit times of its own, whose memory is so many times as slow."""
+    """The board with coefficients of its own, whose memory is `rate` times as slow."""
     own = estimated(profile)
     slower = own.model_copy(update={"memory_ms_gb": tuple(rate * ms for ms in own.memory_ms_gb)})
     speed = profile.performance.model_copy(update={"times": slower})
