@@ -26,12 +26,13 @@ from merino_bench.harness.processes import measure_apart
 from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.benchmarking.redesign import REPETITIONS, SEED, STEPS, TIMEOUT_S, measure_design, redesign, steps_ms
 from merino_edge.calibration.board import board
-from merino_edge.design.budget import Budgets
-from merino_edge.design.designer import Design, design
+from merino_edge.design.design_file import Design
+from merino_edge.design.designer import design
 from merino_edge.design.space import Space
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.designed import Architecture, Block
-from merino_edge.prediction import predict as costs
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
 
 COUNT, BUDGET_SEED, CONTEXT, PROCESSES = 20, 7, 512, 5
 LEAST_USE = 0.9
@@ -50,8 +51,8 @@ def random_budgets(profile):
     ends = [extreme(SPACE.widths[0], 1, 1), extreme(SPACE.widths[-1], max(SPACE.ffn_ratios), max(SPACE.depths))]
     for index in range(COUNT):
         form = FORMATS[index % len(FORMATS)]
-        work = costs.Workload(form, CONTEXT, CONTEXT // 2)
-        low, high = (costs.predict(arch.operators, profile, work).decode_ms for arch in ends)
+        model = cost_model(profile, InferenceShape(form, CONTEXT, CONTEXT // 2))
+        low, high = (model.predict(arch.operators).decode_ms for arch in ends)
         share = random.uniform(0.15, 1.0)
         yield form, float(f"{low ** (1 - share) * high**share:.3g}")
 
@@ -67,7 +68,7 @@ def measure(task, folder):
     found = task.make()
     if not folder.exists():
         write_random_bundle(found.architecture, task.form, folder, "budget")
-    case = decode_case(STEPS, CONTEXT - STEPS, found.threads.decode)
+    case = decode_case(STEPS, CONTEXT - STEPS, found.predicted.decode_threads)
     runs = [measure_apart(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S) for _ in range(PROCESSES)]
     return {
         "decode_ms": statistics.median(lower_decile_ms(steps_ms(one)) for one in runs),
@@ -82,7 +83,7 @@ def row_of(task, passes):
     largest = all((block.width, block.ffn_ratio, block.depth) == top for block in found.architecture.blocks)
     row = {
         "precision": task.form, "budget_ms": task.budget_ms, "tried": task.tried,
-        "predicted_ms": round(found.predicted.decode_ms, 4), "threads": found.threads.decode,
+        "predicted_ms": round(found.predicted.decode_ms, 4), "threads": found.predicted.decode_threads,
         "shape": found.architecture.shape(), "top_of_the_space": largest,
         **verdict(passes[:1] if task.tried else passes, task.budget_ms, largest),
     }  # fmt: skip
@@ -122,7 +123,7 @@ def finder(profile, form):
 
 
 def budgets_of(profile, decode_ms):
-    return Budgets(decode_ms=decode_ms, memory_mb=profile.memory.free_mb.value)
+    return {"decode_ms": decode_ms, "memory_mb": profile.memory.free_mb.value}
 
 
 def tried_design(path, profile, name, form, budget_ms):

@@ -19,7 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 from scipy.stats import spearmanr
 
-from merino_edge.design.entropy import Scoring, block_score
+from merino_edge.design.score import SCORES, block_score
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.operators import params
 
@@ -83,7 +83,7 @@ def prepare(asked):
 
 def score(arch, gamma):
     """As a search adds it up."""
-    scoring = Scoring(gamma=gamma)
+    scoring = SCORES[gamma]
     return sum(block_score(block.width, block.ffn_width, block.depth, block.shared, scoring)
                for block in arch.blocks)  # fmt: skip
 

@@ -21,7 +21,8 @@ from merino_edge.calibration.board import board
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.operators import params
-from merino_edge.prediction import predict as costs
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
 
 DESIGNS, SEED, CONTEXT = 24, 2026, 1024
 FORMATS = ("fp32", "int8", "int4")
@@ -55,24 +56,24 @@ def random_designs(count, seed):
     return found
 
 
-def works(form):
+def shapes(form):
     """Of each figure but the memory: what is predicted."""
-    prefills = {f"prefill_{prompt}": costs.Workload(form, prompt, prompt) for prompt in PROMPTS}
-    return {"decode": costs.Workload(form, CACHED + STEPS // 2, CACHED), **prefills}
+    prefills = {f"prefill_{prompt}": InferenceShape(form, prompt, prompt) for prompt in PROMPTS}
+    return {"decode": InferenceShape(form, CACHED + STEPS // 2, CACHED), **prefills}
 
 
 def predicted(task, profile):
-    return {name: costs.predict(task[0].operators, profile, work) for name, work in works(task[1]).items()}
+    return {name: cost_model(profile, shape).predict(task[0].operators) for name, shape in shapes(task[1]).items()}
 
 
 def measure(task, folder, profile):
     if not folder.exists():
         write_random_bundle(*task, folder, "random")
     best, flags, found = predicted(task, profile), [], {}
-    for name, work in works(task[1]).items():
+    for name, shape in shapes(task[1]).items():
         decode = name == "decode"
         threads = best[name].decode_threads if decode else best[name].prefill_threads
-        case = Case("tg", CACHED, STEPS, 0, threads) if decode else Case("pp", work.prompt, 0, 0, threads)
+        case = Case("tg", CACHED, STEPS, 0, threads) if decode else Case("pp", shape.prompt, 0, 0, threads)
         run = measure_apart(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
         flags += run["flags"]
         samples = steps_ms(run) if decode else run["prefill_ms"]
@@ -87,9 +88,9 @@ def row_of(task, passes, profile):
     arch, form = task
     measured = over_passes(passes)
     best = predicted(task, profile)
-    full = costs.Workload(form, CACHED + STEPS, CACHED)
+    full = InferenceShape(form, CACHED + STEPS, CACHED)
     told = {name: cost.decode_ms if name == "decode" else cost.prefill_ms for name, cost in best.items()}
-    told["memory"] = costs.memory_mb(arch.operators, profile, full)
+    told["memory"] = cost_model(profile, full).memory_mb(arch.operators)
     facts = {"precision": form, "params": params(arch.operators), "decode_threads": best["decode"].decode_threads}
     return facts | {name: pair(told[name], measured[name]) for name in told}
 
@@ -126,8 +127,9 @@ def main():
         lambda task, passes: row_of(task, passes, profile), summary,
     )  # fmt: skip
     for row in sorted(rows, key=lambda row: row["params"]):
-        figures = (f"{name} {row[name]['measured']:9.3f} {row[name]['error']:+6.1%}" for name in (*works(""), "memory"))
-        print(f"{row['params'] / 1e6:5.1f} M", *figures, row["name"])
+        names = (*shapes(""), "memory")
+        cells = (f"{name} {row[name]['measured']:9.3f} {row[name]['error']:+6.1%}" for name in names)
+        print(f"{row['params'] / 1e6:5.1f} M", *cells, row["name"])
     for name, line in summary(rows).items():
         shares = ", ".join(f"{key} {line[key]:.1%}" for key in ("median", "p90", "worst"))
         print(f"{name:16s} {line['rows']:4d} rows: {shares}")

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.uniform import UniformGeometry
 from merino_edge.families.zoo import model
-from merino_edge.prediction import predict as costs
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 
 BEGIN, END = "<!-- published: begin -->", "<!-- published: end -->"
@@ -71,14 +72,13 @@ def predicted_tok_s(row: Published) -> float:
     operators = [
         replace(op, kind="linear", final=True) if op.kind == "head" else op for op in GEOMETRIES[row.model].operators
     ]
-    work = costs.Workload("int4", CACHED, PROMPT)
-    by_threads = costs.costs_by_threads(operators, profile, work)
-    alone = [cost for cost in by_threads if cost.decode_threads == cost.prefill_threads]
+    each = cost_model(profile, InferenceShape("int4", CACHED, PROMPT)).predict_each(operators)
+    single = [cost for cost in each if cost.decode_threads == cost.prefill_threads]
     if row.threads:
-        alone = [cost for cost in alone if cost.decode_threads == row.threads]
+        single = [cost for cost in single if cost.decode_threads == row.threads]
     if row.what == "decode":
-        return 1e3 / min(cost.decode_ms for cost in alone)
-    return 1e3 * PROMPT / min(cost.prefill_ms for cost in alone)
+        return 1e3 / min(cost.decode_ms for cost in single)
+    return 1e3 * PROMPT / min(cost.prefill_ms for cost in single)
 
 
 def table() -> str:

@@ -17,10 +17,12 @@ from pathlib import Path
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"  # before numpy loads
 
-from merino_edge.design.budget import Budgets  # noqa: E402
+from merino_edge.design.budgets import with_board_defaults  # noqa: E402
 from merino_edge.design.designer import design  # noqa: E402
-from merino_edge.design.space import Space, body_tables, scored_options  # noqa: E402
-from merino_edge.prediction.predict import usual_prompt  # noqa: E402
+from merino_edge.design.encode import body_tables, scored_options  # noqa: E402
+from merino_edge.design.space import Space  # noqa: E402
+from merino_edge.prediction.cost_model import cost_model  # noqa: E402
+from merino_edge.prediction.shape import default_prompt  # noqa: E402
 from merino_edge.profiles.reading import list_profiles, load_profile  # noqa: E402
 
 FLOPS_G = (60, 110, 160)
@@ -32,17 +34,18 @@ SEEDS = range(5)
 def tasks():
     """(name, profile, budgets): the paper's FLOPs alone, and what each board gets by default."""
     for flops_g in FLOPS_G:
-        yield f"{flops_g} GFLOPs", load_profile("raspberry-pi-4"), Budgets(flops_g=flops_g)
+        yield f"{flops_g} GFLOPs", load_profile("raspberry-pi-4"), {"flops_g": flops_g}
     for profile in list_profiles():
-        yield profile.id, profile, Budgets().with_board_defaults(profile)
+        yield profile.id, profile, with_board_defaults({}, profile)
 
 
 def solved(profile, budgets, **keys):
     context = profile.budget.context
+    cost_model.cache_clear()
     body_tables.cache_clear()
     scored_options.cache_clear()
     started = time.perf_counter()
-    found = design(profile, budgets, space=Space(), context=context, prompt=usual_prompt(context), **keys)
+    found = design(profile, budgets, space=Space(), context=context, prompt=default_prompt(context), **keys)
     return found, time.perf_counter() - started
 
 

@@ -5,19 +5,19 @@ holds for the limits that its search was given, which `Design.searched` records.
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
 from merino_bench.harness.cases import Case, decode_case, prefill_case
 from merino_bench.harness.processes import measure_apart
 from merino_bench.probe.timing import lower_decile_ms
-from merino_edge.design.budget import Budgets
-from merino_edge.design.designer import Design, Measured
+from merino_edge.design.budgets import BUDGETS_BY_NAME
+from merino_edge.design.design_file import Design, Measured
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_runtime.errors import MerinoError
 
-MEASURABLE = ("decode_ms", "prefill_ms", "memory_mb")  # budgets that a measurement here can judge
+MEASURABLE = [name for name in BUDGETS_BY_NAME if name in Measured.model_fields]  # what a measurement here can judge
 MOST_DESIGNS = 3
 AIM, ENOUGH = 0.97, 0.93  # share of a budget: what a search after the first aims at, and the least that is used well
 STEPS, REPETITIONS, PREFILLS = 16, 12, 3  # of one process; few steps, so that the cache is as good as full
@@ -25,12 +25,13 @@ DECODE_PROCESSES, PREFILL_PROCESSES = 5, 3  # one and the same design differs by
 SEED, TIMEOUT_S = 0, 600.0
 
 Limits = dict[str, float]  # by a budget's name
-Find = Callable[[Budgets, Design | None], Design]
+Find = Callable[[Mapping[str, float], Design | None], Design]
 
 
 def redesign(
-    budgets: Budgets, find: Find, measure: Callable[[Design], Measured], say: Callable[[str], None] = lambda _: None
-) -> Design:
+    budgets: Mapping[str, float], find: Find, measure: Callable[[Design], Measured],
+    say: Callable[[str], None] = lambda _: None,
+) -> Design:  # fmt: skip
     """The best of at most three designs that measure within `budgets`, with what it measured.
 
     The first search has the budgets as they are. Each further one has them rescaled by predicted / measured of the
@@ -39,12 +40,12 @@ def redesign(
     find: (limits, the first design or None) -> the best design within the limits; with a first design given, in its
     vocabulary and format. Raises MerinoError where no design is within the budgets when measured.
     """
-    budget = budgets.given()
+    budget = dict(budgets)
     limits, under, over = budget, None, None
     tried: list[Design] = []
     while len(tried) < MOST_DESIGNS:
         try:
-            found = find(Budgets(**limits), tried[0] if tried else None)
+            found = find(limits, tried[0] if tried else None)
         except MerinoError:
             if not tried:
                 raise

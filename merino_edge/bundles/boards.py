@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from merino_edge.families.operators import CPU_FORMATS, Operator
+from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import missing_isa
-from merino_edge.prediction.latency import Regime, Workload
-from merino_edge.prediction.predict import memory_mb, usual_prompt
+from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import list_profiles
 from merino_runtime.bundle import Threads
@@ -20,19 +20,24 @@ def fitting_boards(
     `threads`: the bundle's, since counts that differ open two sessions, each with a copy of the weights. float16 is for
     boards with a GPU.
     """
-    work = Workload(precision, context, usual_prompt(context))
+    shape = InferenceShape(precision, context, default_prompt(context))
+
+    def has_memory(profile: DeviceProfile) -> bool:
+        needed_mb = cost_model(profile, shape).memory_mb(operators, sessions_of(threads, profile))
+        return needed_mb <= profile.memory.free_mb.value
+
     return tuple(
         profile.id
         for profile in (list_profiles() if profiles is None else profiles)
         if (precision in CPU_FORMATS or profile.gpu)
         and not missing_isa(profile, precision)
-        and memory_mb(operators, profile, work, sessions_of(threads, profile)) <= profile.memory.free_mb.value
+        and has_memory(profile)
     )
 
 
-def sessions_of(threads: Threads, profile: DeviceProfile) -> Regime:
-    """The thread counts that the runtime takes on this board: the bundle's, at most one per core; see `thread_counts`
-    in `merino_runtime.backends.onnx_session`."""
+def sessions_of(threads: Threads, profile: DeviceProfile) -> int:
+    """How many sessions the runtime opens on this board: two where the bundle's thread counts, at most one per core,
+    differ. See `thread_counts` in `merino_runtime.backends.onnx_session`."""
     cores = int(profile.cpu.cores.value)
     decode = min(threads.decode or profile.performance.decode_threads.value, cores)
-    return Regime(int(decode), int(min(threads.prefill or decode, cores)), "beyond")
+    return 1 if min(threads.prefill or decode, cores) == decode else 2

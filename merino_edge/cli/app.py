@@ -113,7 +113,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in -o")] = False,
 ) -> None:
     """Train a design on plain text; prints the loss on held-out text."""
-    from merino_edge.design.designer import Design
+    from merino_edge.design.design_file import Design
     from merino_edge.export.source import DESIGN, read_plan
     from merino_edge.storage.atomic import write_text
     from merino_edge.training.train import Recipe

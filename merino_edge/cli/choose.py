@@ -1,4 +1,4 @@
-"""Commands beside the main path, for choosing: `recommend` and `pareto`. The main path is in `cli`.
+"""Commands beside the main path, for choosing: `recommend` and `pareto`. The main path is in `app`.
 
 Each command: parse, one call, one file written, as there.
 """
@@ -11,35 +11,19 @@ from typing import Annotated
 
 import typer
 
-from merino_edge.cli.options import (
-    Context,
-    DecodeMs,
-    Device,
-    FileMb,
-    FlopsG,
-    JPerToken,
-    Json,
-    MemoryMb,
-    ParamsM,
-    PrefillMs,
-    Prompt,
+from merino_edge.cli.options import Context, Device, Json, Prompt, with_budgets
+from merino_edge.design.budgets import board_defaults
+
+Against = StrEnum(  # type: ignore[misc]
+    "Against", {budget.name: budget.option.removeprefix("--") for budget in board_defaults()}
 )
+FIRST_AXIS = next(iter(Against))
 
 
-class Against(StrEnum):
-    decode_ms = "decode-ms"
-    memory_mb = "memory-mb"
-
-
+@with_budgets
 def recommend(
     device: Device,
-    decode_ms: DecodeMs = None,
-    prefill_ms: PrefillMs = None,
-    memory_mb: MemoryMb = None,
-    flops_g: FlopsG = None,
-    params_m: ParamsM = None,
-    file_mb: FileMb = None,
-    j_per_token: JPerToken = None,
+    limits: dict[str, float],
     context: Context = None,
     prompt: Prompt = None,
     as_json: Json = False,
@@ -49,15 +33,14 @@ def recommend(
     from merino_edge.cli.tables import console, working
     from merino_edge.cli.tables_models import budgets_line, recommendation_table
     from merino_edge.cli.terminal import say
-    from merino_edge.design.budget import Budgets
+    from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.recommend import recommend as find
-    from merino_edge.prediction.predict import usual_lengths
+    from merino_edge.prediction.shape import default_lengths
 
     profile = board(device, say)
-    budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m, file_mb, j_per_token)
-    longest, tokens = usual_lengths(profile, context, prompt)
+    longest, tokens = default_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
-        found = find(profile, budgets.with_board_defaults(profile), context=longest, prompt=tokens)
+        found = find(profile, with_board_defaults(limits, profile), context=longest, prompt=tokens)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
     else:
@@ -65,17 +48,12 @@ def recommend(
         console().print(recommendation_table(found, profile))
 
 
+@with_budgets
 def pareto(
     device: Device,
-    against: Annotated[Against, typer.Option(help="what entropy is set against")] = Against.decode_ms,
+    limits: dict[str, float],
+    against: Annotated[Against, typer.Option(help="the budget that the front runs over")] = FIRST_AXIS,
     points: Annotated[int, typer.Option(help="limits, log-spaced from the smallest decoder to the largest")] = 12,
-    decode_ms: DecodeMs = None,
-    prefill_ms: PrefillMs = None,
-    memory_mb: MemoryMb = None,
-    flops_g: FlopsG = None,
-    params_m: ParamsM = None,
-    file_mb: FileMb = None,
-    j_per_token: JPerToken = None,
     context: Context = None,
     prompt: Prompt = None,
     vocab: Annotated[int, typer.Option(help="entries of the vocabulary")] = 50257,
@@ -84,7 +62,7 @@ def pareto(
     out: Annotated[Path | None, typer.Option("-o", help="write pareto.json there")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the front there, an SVG file")] = None,
 ) -> None:
-    """The front of entropy against decode time or memory on a board: an optimum, with its proof, at each limit."""
+    """The front of entropy against one budget on a board: an optimum, with its proof, at each limit."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -92,23 +70,20 @@ def pareto(
     from merino_edge.cli.tables import console
     from merino_edge.cli.tables_models import front_table
     from merino_edge.cli.terminal import say
-    from merino_edge.design.budget import Budgets
-    from merino_edge.design.pareto import Axis, front
+    from merino_edge.design.pareto import front
     from merino_edge.design.space import Space
-    from merino_edge.prediction.predict import usual_lengths
+    from merino_edge.prediction.shape import default_lengths
     from merino_edge.report.front import check_plot, save_front
     from merino_edge.storage.atomic import write_text
 
     if plot:
         check_plot(plot)
     profile = board(device, say)
-    budgets = Budgets(decode_ms, prefill_ms, memory_mb, flops_g, params_m, file_mb, j_per_token)
-    longest, tokens = usual_lengths(profile, context, prompt)
-    axis: Axis = "decode_ms" if against is Against.decode_ms else "memory_mb"
+    longest, tokens = default_lengths(profile, context, prompt)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("solving", total=points)
         found = front(
-            profile, budgets, axis, points,
+            profile, limits, against.name, points,
             space=Space(vocab=vocab), context=longest, prompt=tokens, precision=precision,
             progress=lambda limit: bar.update(task, advance=1, description=f"{against.value} {limit:g}"),
         )  # fmt: skip

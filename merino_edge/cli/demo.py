@@ -13,14 +13,15 @@ from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.files import APP_FILE
 from merino_edge.cli.tables import bench_table, console, print_design
 from merino_edge.cli.terminal import bench_progress
-from merino_edge.design.budget import Budgets
-from merino_edge.design.designer import Design, design
+from merino_edge.design.budgets import with_board_defaults
+from merino_edge.design.design_file import Design
+from merino_edge.design.designer import design
 from merino_edge.design.space import Space
 from merino_edge.embedded import FOLDER
 from merino_edge.export.export import export
 from merino_edge.export.source import load_source
 from merino_edge.families.zoo import model
-from merino_edge.prediction.predict import usual_prompt
+from merino_edge.prediction.shape import default_prompt
 from merino_edge.profiles.reading import load_profile
 from merino_edge.storage.atomic import write_text
 
@@ -54,10 +55,10 @@ def demo_design(out: Path) -> Design:
     heading(1, f"design a decoder for a {profile.name}")
     found = design(
         profile,
-        Budgets().with_board_defaults(profile),
+        with_board_defaults({}, profile),
         space=Space(),
         context=budget.context,
-        prompt=usual_prompt(budget.context),
+        prompt=default_prompt(budget.context),
     )
     write_text(out / "design.json", found.to_json())
     print_design(found, profile)

@@ -7,39 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merino_edge.cli.options import (
-    Context,
-    DecodeMs,
-    Device,
-    FileMb,
-    FlopsG,
-    JPerToken,
-    Json,
-    MemoryMb,
-    ParamsM,
-    PrefillMs,
-    Prompt,
-    Seed,
-)
+from merino_edge.cli.options import Context, Device, Json, Prompt, Seed, with_budgets
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from merino_edge.design.budget import Budgets
-    from merino_edge.design.designer import Design
+    from merino_edge.design.design_file import Design
     from merino_edge.profiles.profile import DeviceProfile
 
 
 class SolverChoice(StrEnum):
     exact = "exact"
     evolution = "evolution"
-
-
-class Gamma(StrEnum):
-    off = "off"
-    literal = "literal"
-    inverse = "inverse"
 
 
 class WidthStep(StrEnum):
@@ -58,15 +38,10 @@ class PresetName(StrEnum):
     large = "merino-64m"
 
 
+@with_budgets
 def design(
     device: Device,
-    decode_ms: DecodeMs = None,
-    prefill_ms: PrefillMs = None,
-    memory_mb: MemoryMb = None,
-    flops_g: FlopsG = None,
-    params_m: ParamsM = None,
-    file_mb: FileMb = None,
-    j_per_token: JPerToken = None,
+    limits: dict[str, float],
     preset: Annotated[PresetName | None, typer.Option(help="the paper's FLOPs alone: 60, 110, 160 G")] = None,
     context: Context = None,
     prompt: Prompt = None,
@@ -81,16 +56,10 @@ def design(
     steps: Annotated[int, typer.Option(help="evolution: mutations, T (ours; recalled: 100000)")] = 1_000_000,
     population: Annotated[int, typer.Option(help="evolution: decoders at most, M (recalled)")] = 512,
     parents: Annotated[int, typer.Option(help="evolution: decoders kept, K (recalled)")] = 64,
-    gamma: Annotated[Gamma, typer.Option(help="how depth over width lowers the score (known; inverse: ours)")] = (
-        Gamma.inverse
-    ),
-    a1: Annotated[float, typer.Option(help="weight of attention's entropy (recalled)")] = 0.6,
-    a2: Annotated[float, typer.Option(help="weight of the FFN's entropy (recalled)")] = 0.4,
-    eps: Annotated[float, typer.Option(help="noise in log(1 + s^2 / eps^2) (ours)")] = 1.0,
-    beta: Annotated[float, typer.Option(help="of gamma (known)")] = 1 / 16,
+    score: Annotated[str, typer.Option(help="parameters of the score: inverse, literal or off")] = "inverse",
     seed: Seed = 0,
     measure: Annotated[
-        bool, typer.Option("--measure", help="measure it here, and design again until it keeps its budgets")
+        bool, typer.Option("--measure", help="measure it here and design again, three designs at most")
     ] = False,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="write design.json there")] = None,
@@ -99,45 +68,40 @@ def design(
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables import print_design, working
     from merino_edge.cli.terminal import say
-    from merino_edge.design.budget import Budgets
-    from merino_edge.design.designer import Design, open_variants
+    from merino_edge.design.budgets import with_board_defaults
+    from merino_edge.design.design_file import Design
     from merino_edge.design.designer import design as best_design
-    from merino_edge.design.entropy import Scoring
     from merino_edge.design.evolution import Effort
     from merino_edge.design.presets import PRESETS
+    from merino_edge.design.score import score_named
     from merino_edge.design.space import spaced
-    from merino_edge.design.variants import asked_budgets, fast_formats
-    from merino_edge.prediction.predict import usual_lengths
+    from merino_edge.design.variants import fast_formats
+    from merino_edge.prediction.shape import default_lengths
     from merino_edge.storage.atomic import write_text
 
+    if preset is not None and limits:  # before `host` is measured
+        raise MerinoError(f"--preset {preset.value} is a budget of its own: leave the others out")
     profile = board(device, say)
     vocabs = whole_numbers("--vocab", vocab)
     precisions = fast_formats(profile) if precision == "any" else words(precision)
     space = spaced(int(width_step.value), blocks, vocabs[0], None if head_size is None else int(head_size.value))
-    scoring = Scoring(attention_weight=a1, ffn_weight=a2, eps=eps, gamma=gamma.value, beta=beta)
-    longest, tokens = usual_lengths(profile, context, prompt)
-    named = {
-        "decode_ms": decode_ms, "prefill_ms": prefill_ms, "memory_mb": memory_mb, "flops_g": flops_g,
-        "params_m": params_m, "file_mb": file_mb, "j_per_token": j_per_token,
-    }  # fmt: skip
+    scoring = score_named(score)
+    longest, tokens = default_lengths(profile, context, prompt)
     if preset is None:
-        variants = open_variants(space, longest, tokens, vocabs, precisions)
-        budgets = asked_budgets(named, variants, profile, scoring)
-    elif any(value is not None for value in named.values()):
-        raise MerinoError(f"--preset {preset.value} is a budget of its own: leave the others out")
+        limits = with_board_defaults(limits, profile)
     else:
-        budgets = Budgets(flops_g=PRESETS[preset.value].flops_g)
+        limits = PRESETS[preset.value].limits
 
-    def find(asked: Budgets, like: Design | None = None) -> Design:
-        """`like`: a design whose vocabulary and format to keep to."""
+    def find(within: "Mapping[str, float]", like: Design | None = None) -> Design:
+        """`like`: a design whose vocabulary and format are taken."""
         return best_design(
-            profile, asked, space=space, context=longest, prompt=tokens,
+            profile, within, space=space, context=longest, prompt=tokens,
             vocabs=[like.architecture.vocab] if like else vocabs, precisions=[like.precision] if like else precisions,
             solver=solver.value, effort=Effort(steps, population, parents), seed=seed, scoring=scoring,
         )  # fmt: skip
 
     with working(f"searching for {profile.name}"):
-        found = tried(profile, budgets, find) if measure else find(budgets)
+        found = tried(profile, limits, find) if measure else find(limits)
     if out:
         write_text(out, found.to_json())
         print(f"wrote {out}", file=sys.stderr, flush=True)
@@ -148,7 +112,8 @@ def design(
 
 
 def tried(
-    profile: "DeviceProfile", budgets: "Budgets", find: "Callable[[Budgets, Design | None], Design]"
+    profile: "DeviceProfile", limits: "Mapping[str, float]",
+    find: "Callable[[Mapping[str, float], Design | None], Design]",
 ) -> "Design":
     """Raises MerinoError where the profile is of another machine, which cannot be measured here."""
     if profile.id != "host":
@@ -156,7 +121,7 @@ def tried(
     from merino_edge.benchmarking.redesign import measure_design, redesign  # loads torch
     from merino_edge.cli.terminal import say
 
-    return redesign(budgets, find, measure_design, say)
+    return redesign(limits, find, measure_design, say)
 
 
 def words(text: str) -> list[str]:

@@ -42,6 +42,7 @@ def report(
 ) -> None:
     """Records as one HTML page with charts and tables, or, with --md, as Markdown on stdout."""
     from merino_edge.calibration.board import board
+    from merino_edge.cli.terminal import say
     from merino_edge.records.reading import read_records
     from merino_edge.report.markdown import markdown
     from merino_edge.report.page import page
@@ -50,7 +51,7 @@ def report(
 
     if out is None and not md:
         raise typer.BadParameter("give -o report.html, --md, or both")
-    summary = summarise(read_records(results), board(device) if device else None)
+    summary = summarise(read_records(results), board(device, say) if device else None)
     if out is not None:
         write_text(out, page(summary))
         print(f"wrote {out}", file=sys.stderr)

@@ -2,11 +2,10 @@
 
 from rich.table import Table
 
-from merino_edge.design.budget import option
-from merino_edge.design.designer import Predicted
+from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
 from merino_edge.design.pareto import Front
-from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict, measured
-from merino_edge.prediction.predict import Cost
+from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict
+from merino_edge.prediction.predicted import Predicted
 from merino_edge.profiles.profile import DeviceProfile
 
 COLUMNS = (
@@ -17,9 +16,9 @@ LEFT = ("format", "formats that fit", "verdict")
 
 def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table:
     """Our designs first, then every model of the catalogue in the format of most bits that fits, else the nearest."""
-    provenance = found.candidates[0].chosen.cost.provenance
+    provenance = found.candidates[0].chosen.predicted.provenance
     table = Table(
-        title=f"Models for {profile.name}, predicted ({provenance} figures)",
+        title=f"Models for {profile.name}, predicted from {provenance} coefficients",
         caption="score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of"
         " two sources are not quite comparable. Designs are untrained, so they have none.",
     )
@@ -40,10 +39,10 @@ def our_cells(our: Ours) -> list[str]:
     if our.design is None:
         return ["our design", our.precision, *["-"] * 6, "none", our.reason]
     cost = our.design.predicted
-    return ["our design", our.precision, *figures(cost), f"{our.design.entropy:,.0f}", "", our.precision, "fits"]
+    return ["our design", our.precision, *cost_columns(cost), f"{our.design.entropy:,.0f}", "", our.precision, "fits"]
 
 
-def figures(cost: Cost | Predicted) -> list[str]:
+def cost_columns(cost: Predicted) -> list[str]:
     return [
         f"{cost.params / 1e6:,.1f}", f"{cost.decode_ms:,.1f}", f"{cost.prefill_ms:,.0f}", f"{cost.memory_mb:,.0f}",
     ]  # fmt: skip
@@ -51,12 +50,12 @@ def figures(cost: Cost | Predicted) -> list[str]:
 
 def candidate_cells(candidate: Candidate, found: Recommendation) -> list[str]:
     model, verdict = candidate.model, candidate.chosen
-    cost, score = verdict.cost, model.ranking_score()
+    cost, score = verdict.predicted, model.ranking_score()
     fitting = [each.precision for each in candidate.verdicts if each.fits and candidate.long_enough]
     return [
         f"{model.name}, {model.note}" if model.note else model.name,
         verdict.precision,
-        *figures(cost),
+        *cost_columns(cost),
         f"{candidate.entropy:,.0f}",
         "" if score is None else f"{score:.1f}",
         " ".join(fitting) or "none",
@@ -70,33 +69,31 @@ def reasons(candidate: Candidate, verdict: Verdict, found: Recommendation) -> st
     if not candidate.long_enough:
         said.append(f"context {candidate.model.geometry.context} of {found.context}")
     for name, share in verdict.over.items():
-        title, _, unit = name.rpartition("_")
-        used, limit = measured(verdict.cost, name), found.budget[name]
+        budget = BUDGETS_BY_NAME[name]
+        used, limit = amount(budget, verdict.predicted), found.budget[name]
         excess = f"{share:.1f}x" if share >= 1.1 else f"+{100 * (share - 1):.1f} %"
-        said.append(f"{title} {used:,.4g} of {limit:,g} {UNITS.get(unit, unit)} ({excess})")
+        said.append(f"{budget.title} {used:,.4g} of {limit:,g} {budget.unit} ({excess})")
     if verdict.missing_isa:
         said.append(f"slow here: no {', '.join(verdict.missing_isa)}")
     return "; ".join(said)
 
 
-UNITS = {"mb": "MB", "g": "G", "m": "M"}
-
-
 def budgets_line(found: Recommendation) -> str:
-    given = ", ".join(f"{option(name)} {value:g}" for name, value in found.budget.items())
-    return f"budgets for {found.device}: {given}; context {found.context}, prompt {found.prompt} tokens"
+    tokens = f"context {found.context}, prompt {found.prompt} tokens"
+    return f"budgets for {found.device}: {options_line(found.budget)}; {tokens}"
 
 
 def front_table(found: Front) -> Table:
     """A row per point of the front, then the models that exist."""
-    provenance = found.points[0].predicted.provenance
+    axis, provenance = BUDGETS_BY_NAME[found.against], found.points[0].predicted.provenance
+    title = f"Most entropy for {found.device_name} against {axis.option}, predicted from {provenance} coefficients"
     proved = all(point.solver.gap < 1e-6 for point in found.points)
     table = Table(
-        title=f"Most entropy for {found.device_name} against {option(found.against)}, predicted ({provenance} figures)",
+        title=title,
         caption="each point is proved: no decoder of the space has more entropy within its limit" if proved else None,
     )
     table.add_column("decoder")
-    for title in (f"limit, {found.against.replace('_', ' ')}", "decode ms", "memory MB", "params M", "entropy"):
+    for title in (f"limit, {axis.title} {axis.unit}", "decode ms", "memory MB", "params M", "entropy"):
         table.add_column(title, justify="right")
     for point in found.points:
         cost, limit = point.predicted, point.budget[found.against]

@@ -1,123 +1,28 @@
-"""From a board and budgets to design.json: encode the space, solve it, predict what was found."""
+"""From a board and limits to a design: encode the space, solve it, predict what was found."""
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from collections.abc import Callable, Mapping, Sequence
 
 from merino_edge.design import evolution, exact
-from merino_edge.design.budget import Budgets
-from merino_edge.design.entropy import Scoring
+from merino_edge.design.budgets import known
+from merino_edge.design.design_file import Considered, Design, Solver, SolverName
+from merino_edge.design.encode import architecture
 from merino_edge.design.evolution import Effort
-from merino_edge.design.space import Program, Solution, Space, architecture
+from merino_edge.design.exact import Answer
+from merino_edge.design.program import Program
+from merino_edge.design.score import INVERSE, Scoring
+from merino_edge.design.space import Space
 from merino_edge.design.variants import Variant, combinations, search
-from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import CPU_FORMATS
-from merino_edge.prediction.latency import Workload
-from merino_edge.prediction.predict import predict
+from merino_edge.prediction.shape import InferenceShape, is_predicted
 from merino_edge.profiles.profile import DeviceProfile
-from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
-
-SCHEMA = 1
-
-SolverName = Literal["exact", "evolution"]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class Predicted(Strict):
-    """On the board, by the latency model. MB is 2^20 bytes; times at a full cache and for the whole prompt."""
-
-    decode_ms: float
-    prefill_ms: float
-    memory_mb: float
-    flops_g: float
-    params: int
-    weight_bytes: int
-    kv_bytes: int
-    file_mb: float | None = None  # as is the next: None in a file of an earlier version
-    j_per_token: float | None = None  # None where the profile knows no watts
-    provenance: str
-
-
-class Threads(Strict):
-    """Thread counts that the predicted times hold for; the bundle asks the runtime for them."""
-
-    decode: int
-    prefill: int
-
-
-class Solver(Strict):
-    """How it was found. `bound`: no decoder of the space scores more; `gap`: (bound - entropy) / entropy.
-
-    Where vocabulary or format were open, the bound is the best worth of all, in nats of the chosen combination.
-    """
-
-    name: SolverName
-    gap: float
-    bound: float
-    seconds: float
-    seed: int
-
-
-class Considered(Strict):
-    """The vocabularies and weight formats that the design was chosen from."""
-
-    vocab: list[int]
-    precision: list[str]
-
-
-class Measured(Strict):
-    """On the machine at hand, with random weights; `designs`: how many were tried for this one."""
-
-    decode_ms: float
-    prefill_ms: float
-    memory_mb: float
-    flags: list[str]
-    designs: int
-
-
-class Design(Strict):
-    """design.json, as the next stages read it."""
-
-    schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)] = SCHEMA
-    device: str
-    architecture: Architecture
-    precision: str
-    prompt: int
-    budget: dict[str, float]  # what the user asked for
-    searched: dict[str, float]  # the limits that this search solved for: `predicted`, `threads` and `solver` hold there
-    predicted: Predicted
-    measured: Measured | None = None  # where it was tried
-    threads: Threads | None = None  # None in a file of an earlier version
-    entropy: float
-    scoring: Scoring = Scoring()
-    considered: Considered | None = None  # None in a file of an earlier version
-    solver: Solver
-
-    def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=2) + "\n"
-
-
-def load_design(path: Path) -> Design:
-    """Raises MerinoError with all faults of the file at once."""
-    try:
-        return Design.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise MerinoError(f"cannot read {path}: {error.strerror}. `merino-edge design -o {path}` writes one") from error
-    except ValidationError as error:
-        raise MerinoError(f"{path} is not a design.json: {fault_list(error)}") from error
 
 
 def design(
     profile: DeviceProfile,
-    budgets: Budgets,
+    limits: Mapping[str, float],
     *,
     space: Space,
     context: int,
@@ -128,52 +33,51 @@ def design(
     solver: SolverName = "exact",
     effort: Effort = Effort(),  # noqa: B008 - frozen
     seed: int = 0,
-    scoring: Scoring = Scoring(),  # noqa: B008 - frozen
+    scoring: Scoring = INVERSE,
     progress: Callable[[int], None] | None = None,
 ) -> Design:
-    """The best decoder within `budgets` on the board: of most entropy in `space`, in each vocabulary and format.
+    """The decoder of most entropy in `space` within `limits` (`budgets`) on the board.
 
-    `vocabs` and `precisions` leave open what `space.vocab` and `precision` say else; of several the design of most
-    worth is chosen (`credit`). The exact solver also bounds what evolution finds, so that either reports its gap.
+    `vocabs` and `precisions`, where given, replace `space.vocab` and `precision` by several; then the design of highest
+    comparison score is chosen (`comparison`). The exact solver also bounds what evolution finds, so that either reports
+    its gap. Raises MerinoError where no decoder fits, with the smallest limits that would do.
     """
-    variants = open_variants(space, context, prompt, vocabs or (space.vocab,), precisions or (precision,))
-    given = budgets.given()
+    variants = open_variants(profile, space, context, prompt, vocabs or (space.vocab,), precisions or (precision,))
+    limits = known(limits)
     started = time.perf_counter()
 
-    def evolve(program: Program, _: float) -> Solution:
-        return evolution.evolve(program, seed=seed, effort=effort, progress=progress)
+    def evolve(program: Program, _: float) -> Answer:
+        return Answer(evolution.evolve(program, seed=seed, effort=effort, progress=progress), math.inf)
 
-    found = best = search(variants, given, profile, scoring, exact.improve)
+    found = best = search(variants, limits, scoring, exact.improve)
     if solver == "evolution":  # in the optimum's own vocabulary, format and regime
         started = time.perf_counter()
-        found = search([best.variant], given, profile, scoring, evolve)
+        found = search([best.variant], limits, scoring, evolve)
     seconds = time.perf_counter() - started
     entropy, variant = found.solution.score, found.variant
-    bound = best.worth / variant.credit if best.variant != variant else best.solution.score
+    bound = best.solution.score if best.proved and best.variant == variant else best.bound / variant.factor
     arch = architecture(variant.space, found.program, found.solution.choice, context)
-    cost = asdict(predict(arch.operators, profile, variant.work, given))
-    threads = Threads(decode=cost.pop("decode_threads"), prefill=cost.pop("prefill_threads"))
     return Design(
         device=profile.id,
         architecture=arch,
-        precision=variant.work.precision,
+        precision=variant.precision,
         prompt=prompt,
-        budget=given,
-        searched=given,
-        predicted=Predicted(**cost),
-        threads=threads,
+        budget=limits,
+        searched=limits,
+        predicted=variant.model.predict(arch.operators, limits),
         entropy=entropy,
         scoring=scoring,
         considered=Considered(
             vocab=sorted({each.space.vocab for each in variants}),
-            precision=sorted({each.work.precision for each in variants}, key=list(CPU_FORMATS).index),
+            precision=sorted({each.precision for each in variants}, key=list(CPU_FORMATS).index),
         ),
         solver=Solver(name=solver, gap=relative_gap(entropy, bound), bound=bound, seconds=round(seconds, 3), seed=seed),
     )
 
 
 def open_variants(
-    space: Space, context: int, prompt: int, vocabs: Sequence[int], precisions: Sequence[str]
+    profile: DeviceProfile, space: Space, context: int, prompt: int, vocabs: Sequence[int],
+    precisions: Sequence[str],
 ) -> list[Variant]:
     """Every combination of what was left open, or one MerinoError about a request that cannot be met."""
     for precision in precisions:
@@ -182,7 +86,7 @@ def open_variants(
     odd = [width for width in space.widths if width % space.head_size]
     if odd:
         raise MerinoError(f"heads of {space.head_size} do not divide widths of {odd[0]}: take heads of 32")
-    return combinations(space, Workload(precisions[0], context, prompt), vocabs, precisions)
+    return combinations(space, profile, InferenceShape(precisions[0], context, prompt), vocabs, precisions)
 
 
 def relative_gap(score: float, bound: float) -> float:
@@ -190,7 +94,7 @@ def relative_gap(score: float, bound: float) -> float:
 
 
 def check_request(precision: str, context: int, prompt: int, vocab: int) -> None:
-    if precision not in CPU_FORMATS:
+    if not is_predicted(precision):
         raise MerinoError(f"--precision {precision} cannot be designed for: choose one of {', '.join(CPU_FORMATS)}")
     if not 2 <= context <= 131_072:
         raise MerinoError(f"--context {context} is not allowed: choose 2 to 131072 tokens")

@@ -1,64 +1,20 @@
-"""Subspace entropy of random matrices, and the score that the search maximises.
+"""Subspace entropy of random matrices: by sampling, by a law for large matrices, and from a shipped table.
 
-Known (MeRino, arXiv 2403.07921): the entropy of the randomly initialised decoder measures what it can express, is read
-from a lookup table, is weighted between attention and FFN and multiplied by an effectiveness that depends on depth over
-width. Recalled, not confirmed: the formula of a layer, the weights 0.6 and 0.4, beta 1/16. Ours: eps 1, unit variance,
-the reading `inverse` of the effectiveness, and the preference for own weights in a tie.
+Known (MeRino, arXiv 2403.07921): the entropy of the randomly initialised decoder measures what it can express, and is
+read from a lookup table. Ours: unit variance. What a search makes of it is the score's (`score`).
 """
 
 import json
 import math
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal
 
 import numpy as np
-from pydantic import ConfigDict
-
-from merino_runtime.errors import MerinoError
 
 TABLE_FILE = "entropy_table.json"
 TABLE_WIDTHS = tuple(range(32, 1025, 32))
 TABLE_RATIOS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 TABLE_SAMPLES = 8  # at widths of 512 and more
-
-Gamma = Literal["off", "literal", "inverse"]
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """Parameters of the score, each with its mark. Raises MerinoError for a value outside what is allowed.
-
-    Attributes:
-        attention_weight: a1 (recalled).
-        ffn_weight: a2 (recalled).
-        eps: noise scale in `log(1 + s^2 / eps^2)` (ours).
-        gamma: how depth over width lowers a block's worth: `literal` is beta * L / E (does nothing at these sizes),
-            `inverse` is L / (beta_w * E) with beta_w the limit's reciprocal (ours), `off` is 0.
-        beta: 1/16 (known).
-        shared_discount: relative worth that each repeated use of shared weights loses. Entropy counts each use in full
-            (recalled); this only decides ties, so that weights are shared where a budget asks for it (ours).
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # it stands in design.json
-
-    attention_weight: float = 0.6
-    ffn_weight: float = 0.4
-    eps: float = 1.0
-    gamma: Gamma = "inverse"
-    beta: float = 1 / 16
-    shared_discount: float = 1e-4
-
-    def __post_init__(self) -> None:
-        for name, value, low, high in (
-            ("--a1", self.attention_weight, 0, 1000), ("--a2", self.ffn_weight, 0, 1000),
-            ("--eps", self.eps, 1e-3, 1e3), ("--beta", self.beta, 1e-6, 1e6),
-        ):  # fmt: skip
-            if not low <= value <= high:
-                raise MerinoError(f"{name} {value:g} is not allowed: choose {low:g} to {high:g}")
-        if self.attention_weight + self.ffn_weight == 0:
-            raise MerinoError("--a1 0 and --a2 0 make every score 0: give one of them a weight")
 
 
 def sampled_entropy(inputs: int, outputs: int, *, eps: float = 1.0, seed: int = 0) -> float:
@@ -107,24 +63,6 @@ def linear_entropy(inputs: int, outputs: int, eps: float = 1.0) -> float:
     if eps == 1.0 and sides in table():
         return table()[sides]
     return limit_entropy(inputs, outputs, eps=eps)
-
-
-def effectiveness_loss(width: int, depth: int, scoring: Scoring) -> float:
-    """gamma in [0, 1]: the share of a block's entropy that its depth makes hard to train."""
-    if scoring.gamma == "off":
-        return 0.0
-    if scoring.gamma == "literal":
-        return min(1.0, scoring.beta * depth / width)
-    return min(1.0, depth / (scoring.beta * width))
-
-
-def block_score(width: int, ffn_width: int, depth: int, shared: bool, scoring: Scoring) -> float:
-    """(1 - gamma) L (a1 H_MHA + a2 H_FFN), in weighted nats."""
-    attention_entropy = 4 * linear_entropy(width, width, scoring.eps)
-    ffn_entropy = 2 * linear_entropy(width, ffn_width, scoring.eps)
-    layer = scoring.attention_weight * attention_entropy + scoring.ffn_weight * ffn_entropy
-    uses = depth - (scoring.shared_discount * (depth - 1) if shared else 0.0)
-    return (1 - effectiveness_loss(width, depth, scoring)) * uses * layer
 
 
 def make_table() -> str:

@@ -1,11 +1,11 @@
-"""The paper's search: evolution by mutating one block at a time, no crossover (known); its sizes are recalled."""
+"""The paper's search: evolution by mutation of one block at a time, no crossover (known); its sizes are recalled."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from merino_edge.design.space import Program, Solution, smallest_choice
-from merino_edge.prediction.predict import TOLERANCE
+from merino_edge.design.program import Program, Solution, smallest_choice
+from merino_edge.prediction.limits import most_within
 from merino_runtime.errors import MerinoError
 
 Choice = tuple[int, ...]
@@ -14,9 +14,10 @@ PATIENCE = 20
 
 @dataclass(frozen=True)
 class Effort:
-    """How long and how broadly evolution searches: the paper's T, M and K.
+    """Mutations, population and parents: the paper's T, M and K.
 
-    M and K as recalled. T is ten times the 100,000 recalled, so that the gap to the optimum is under 1 % (measured).
+    M and K are the recalled ones. T is ten times the recalled 100,000, so that the gap to the optimum is under 1 %
+    (measured).
     """
 
     steps: int = 1_000_000
@@ -42,12 +43,12 @@ def evolve(
     effort: Effort = Effort(),  # noqa: B008 - frozen
     progress: Callable[[int], None] | None = None,
 ) -> Solution:
-    """Maximise the score by mutations. Repeatable for a seed; proves nothing, so there is no bound.
+    """Maximise the score by mutation. Repeatable for a seed. Gives no bound.
 
-    A child takes its parent, changes width, FFN ratio, depth or sharing of one block, and lives if it is within the
-    budgets and its widths do not shrink. When the population is full the best parents stay. One that has found nothing
-    better in PATIENCE populations' worth of mutations begins again from the smallest decoder (ours: single ones ended
-    up to 6 % below the best).
+    A child is its parent with another width, FFN ratio, depth or sharing in one block. It joins the population if it
+    keeps all constraints and its widths do not shrink. A full population is cut to its best parents. After PATIENCE x
+    population mutations without a better decoder the search restarts from the smallest one (ours: without restarts it
+    ended up to 6 % below the optimum).
     """
     random = Random(seed)
     score = fast_score(program)
@@ -76,7 +77,7 @@ def evolve(
                 progress(step + 1)
         if step - since >= PATIENCE * effort.population:
             pool, members, top, since = [first], {first: least}, least, step
-    return Solution(best, best_score, None)
+    return Solution(best, best_score)
 
 
 def mutations(program: Program) -> list[list[list[int]]]:
@@ -94,21 +95,21 @@ def mutations(program: Program) -> list[list[list[int]]]:
 
 
 def fast_score(program: Program) -> Callable[[Choice], float | None]:
-    """`Program.evaluate` on plain lists, several times faster for one decoder; None outside the budgets."""
+    """`Program.evaluate` on plain lists, several times faster for one decoder; None where a constraint is broken."""
     width, scores = program.width.tolist(), program.score.tolist()
     use, peak = program.use.T.tolist(), program.peak.T.tolist()  # [O][R]
     step, ends = program.step.tolist(), program.ends.tolist()  # [R][W][W]
     allowed = program.allowed.tolist()  # [W][W]
-    budgets = range(len(program.names))
+    rows, most = range(len(program.constraints)), most_within(1.0)
 
     def score(choice: Choice) -> float | None:
         widths = [width[index] for index in choice]
         if not allowed[widths[0]][widths[-1]] or widths != sorted(widths):
             return None
-        for row in budgets:
+        for row in rows:
             share = sum(use[index][row] for index in choice) + max(peak[index][row] for index in choice)
             share += sum(step[row][a][b] for a, b in zip(widths, widths[1:], strict=False))
-            if share + ends[row][widths[0]][widths[-1]] > 1 + TOLERANCE:
+            if share + ends[row][widths[0]][widths[-1]] > most:
                 return None
         return sum(scores[index] for index in choice)
 

@@ -1,46 +1,64 @@
-"""The best decoder of a space, with a proof: widths by enumeration, the rest by integer programming on scipy's HiGHS.
+"""The best decoder of a space, with a proof: branch and bound over widths, integer programs on scipy's HiGHS below.
 
-Widths that never shrink and grow by a limited factor are few (hundreds of sequences). A Lagrangian relaxation bounds
-the score of each; best bound first, HiGHS then chooses ratio, depth and sharing of its blocks, until no sequence left
-can beat what is known. Ours (the paper searches by evolution only).
+Widths that never shrink and grow by a limited factor are few (hundreds of sequences), so they are enumerated. A
+Lagrangian relaxation bounds the score of each sequence. In the order of falling bounds an integer program chooses
+ratio, depth and sharing of the blocks, until no bound left exceeds the best known score. Constraints are added lazily.
+Ours (the paper searches by evolution only).
 """
 
 import math
 from itertools import combinations_with_replacement
+from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp, minimize
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp, minimize
 
-from merino_edge.design.space import Program, Solution, smallest_choice
-from merino_edge.prediction.predict import TOLERANCE
+from merino_edge.design.program import Program, Solution, smallest_choice
+from merino_edge.prediction.limits import within
 
-SLACK = 2e-6  # twice HiGHS's feasibility tolerance: taken off the limits if a solution oversteps them by that much
+SLACK = 2e-6  # twice HiGHS's feasibility tolerance: the limit is lowered by it where a solution oversteps the limit
 ROUNDING = 1e-9  # relative: a score this much above another is the same
+OPTIMAL, INFEASIBLE = 0, 2  # milp's status; 1, 3 and 4 (a limit, unbounded, other) prove nothing
 
 
-def solve(program: Program) -> Solution:
-    """Maximise the score. Deterministic; raises nothing, since `encode` has made sure that a solution exists."""
-    found = improve(program, -math.inf)
-    assert found is not None
-    return found
+class SolverError(Exception):
+    """HiGHS neither found an optimum nor proved that there is none."""
 
 
-def improve(program: Program, floor: float) -> Solution | None:
-    """The best decoder where it scores more than `floor`, else None; a high floor makes most of the work needless.
+class Answer(NamedTuple):
+    """What a solver says of a program and a floor.
 
-    Budgets come in one at a time, as the best decoder without them breaks them: what is best under some of the budgets
-    and keeps the others is best under all, and every budget left out makes more options comparable, the program small.
+    Attributes:
+        solution: the best decoder found that scores more than the floor; None where none was found.
+        bound: no decoder of the program scores more than this or the floor.
+    """
+
+    solution: Solution | None
+    bound: float
+
+    @property
+    def proved(self) -> bool:
+        """Whether the solution is known to be optimal."""
+        return self.solution is not None and self.bound <= self.solution.score * (1 + ROUNDING)
+
+
+def improve(program: Program, floor: float = -math.inf) -> Answer:
+    """The best decoder if it scores more than `floor`. Deterministic. A high floor prunes most of the work.
+
+    Lazy constraints: solve without constraints, add the one that the result breaks most, repeat. What is optimal under
+    some constraints and keeps the others is optimal under all. Each constraint left out makes more options comparable
+    (`undominated`), so the programs stay small.
     """
     rows: list[int] = []
     limit = 1.0
     while True:
-        found = solve_rows(program.with_budgets(rows), limit, floor)
-        if found is None:
-            return None
-        share = program.evaluate(found.choice)[1]
-        broken = [row for row in np.argsort(-share) if share[row] > 1 + TOLERANCE]
+        answer = solve_rows(program.under(rows), limit, floor)
+        if answer.solution is None:
+            return answer
+        share = program.evaluate(answer.solution.choice)[1]
+        broken = [row for row in np.argsort(-share) if not within(share[row], 1.0)]
         if not broken:
-            return found
+            return answer
         if broken[0] in rows:
             limit -= SLACK
         else:
@@ -48,14 +66,14 @@ def improve(program: Program, floor: float) -> Solution | None:
 
 
 def upper_bound(program: Program) -> float:
-    """A score that no decoder exceeds, in a tenth of the time that the best one takes."""
+    """A score that no decoder exceeds, by the relaxation alone: a tenth of the time that the optimum takes."""
     small = program.subset(undominated(program))
     sequences = width_sequences(small)
     return float(upper_bounds(small, sequences, 1 - fixed_shares(small, sequences)).max())
 
 
-def solve_rows(program: Program, limit: float, floor: float) -> Solution | None:
-    """The program as it stands, each budget's share at most `limit`; best first over sequences of widths."""
+def solve_rows(program: Program, limit: float, floor: float) -> Answer:
+    """Branch and bound over sequences of widths, best bound first; each constraint's share at most `limit`."""
     keep = undominated(program)
     small = program.subset(keep)
     sequences = width_sequences(small)  # [S, blocks]
@@ -66,22 +84,27 @@ def solve_rows(program: Program, limit: float, floor: float) -> Solution | None:
     best: tuple[int, ...] | None = start
     if known <= floor * (1 + ROUNDING):
         best, known = None, floor
+    unsolved = -math.inf  # the highest bound of sequences that HiGHS failed on
     for index in np.argsort(-bounds, kind="stable"):
         if bounds[index] <= known * (1 + ROUNDING):
             break
-        picked = solve_sequence(small, sequences[index], left[index], known)
+        try:
+            picked = solve_sequence(small, sequences[index], left[index], known)
+        except SolverError:
+            unsolved = max(unsolved, float(bounds[index]))
+            continue
         if picked is not None:
             choice = tuple(int(keep[option]) for option in picked)
             score, _ = program.evaluate(choice)
             if score > known * (1 + ROUNDING):  # HiGHS keeps its floor within a tolerance only
                 best, known = choice, score
-    return None if best is None else Solution(best, known, known)
+    return Answer(None if best is None else Solution(best, known), max(known, unsolved))
 
 
 def undominated(program: Program) -> np.ndarray:
-    """Options that no other of the same width beats in score and in every budget at once. [O']
+    """Options that no other of the same width equals or beats in score and in every constraint. [O']
 
-    Exact: neighbours see an option's width only, so the better one may always stand in its place.
+    Exact: neighbours depend on an option's width only, so the better one can always replace it.
     """
     keep: list[int] = []
     costs = np.concatenate([program.use, program.peak])  # [2R, O]
@@ -105,7 +128,7 @@ def width_sequences(program: Program) -> np.ndarray:
 
 
 def fixed_shares(program: Program, sequences: np.ndarray) -> np.ndarray:
-    """Shares that the widths alone take: projections, embedding, head. [S, R]"""
+    """Shares taken by the widths alone: projections, embedding, head. [S, R]"""
     shares = program.ends[:, sequences[:, 0], sequences[:, -1]]  # [R, S]
     for before, after in zip(sequences.T, sequences.T[1:], strict=False):
         shares = shares + program.step[:, before, after]
@@ -113,39 +136,43 @@ def fixed_shares(program: Program, sequences: np.ndarray) -> np.ndarray:
 
 
 def upper_bounds(program: Program, sequences: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """A score that no decoder of these widths exceeds: prices on the budgets in place of the budgets. [S]
+    """A score that no decoder of these widths exceeds, by Lagrangian relaxation: constraints become prices. [S]
 
-    Any prices give a bound; those that make the largest one small are sought. A peak is at least the blocks' mean.
+    Any prices give a bound; Nelder-Mead looks for those that make the largest bound small. A peak is relaxed to the
+    mean over the blocks.
     """
     use = program.use + program.peak / program.blocks  # [R, O]
     members = [program.width == width for width in range(len(program.allowed))]
 
     def bounds(prices: np.ndarray) -> np.ndarray:  # [S]
-        worth = program.score - prices @ use  # [O]
-        best = np.array([worth[member].max() if member.any() else -np.inf for member in members])  # [W]
+        reduced = program.score - prices @ use  # [O]
+        best = np.array([reduced[member].max() if member.any() else -np.inf for member in members])  # [W]
         return np.where((left >= 0).all(axis=1), best[sequences].sum(axis=1) + left @ prices, -np.inf)
 
-    if not len(program.names):
+    if not program.constraints:
         return bounds(np.zeros(0))
     unit = float(program.score.max()) * program.blocks
-    start = np.full(len(program.names), 0.5)
+    start = np.full(len(program.constraints), 0.5)
     found = minimize(
-        lambda scale: bounds(np.abs(scale) * unit).max(), start, method="Nelder-Mead", options={"maxiter": 400}
+        lambda prices: bounds(np.abs(prices) * unit).max(), start, method="Nelder-Mead", options={"maxiter": 400}
     )
     return bounds(np.abs(found.x) * unit)
 
 
 def solve_sequence(program: Program, widths: np.ndarray, left: np.ndarray, known: float) -> list[int] | None:
-    """The best options for given widths that score more than `known`, or None: one binary per block and option."""
+    """The best options for given widths that score more than `known`; None where there are none.
+
+    An integer program with one binary per block and option. Raises SolverError.
+    """
     choices = [np.flatnonzero(program.width == width) for width in widths]
     options = np.concatenate(choices)
     block = np.repeat(np.arange(len(choices)), [len(members) for members in choices])
-    rows, blocks = len(program.names), len(choices)
+    rows, blocks = len(program.constraints), len(choices)
     unit = float(program.score.max()) or 1.0
-    size = len(options) + rows  # binaries, then the peak of each budget
+    size = len(options) + rows  # binaries, then the peak of each constraint
     score = np.concatenate([program.score[options], np.zeros(rows)])
     one = np.pad((block == np.arange(blocks)[:, None]).astype(float), ((0, 0), (0, rows)))
-    budget = np.concatenate([program.use[:, options], np.eye(rows)], axis=1)
+    use = np.concatenate([program.use[:, options], np.eye(rows)], axis=1)
     peaks = [
         np.concatenate([np.where(block == index, program.peak[row][options], 0), -np.eye(rows)[row]])
         for row in range(rows)
@@ -153,24 +180,34 @@ def solve_sequence(program: Program, widths: np.ndarray, left: np.ndarray, known
     ]
     constraints = [
         LinearConstraint(one, 1, 1),
-        LinearConstraint(np.concatenate([budget, np.reshape(peaks, (-1, size))]), -np.inf, [*left, *[0] * len(peaks)]),
+        LinearConstraint(np.concatenate([use, np.reshape(peaks, (-1, size))]), -np.inf, [*left, *[0] * len(peaks)]),
         LinearConstraint(score[None] / unit, (known / unit) * (1 + ROUNDING), np.inf),
         *order_constraint(widths, choices, size),
     ]
     binary = np.arange(size) < len(options)
     bounds = Bounds(0, np.where(binary, 1, np.inf))
-    for whole in (False, True):  # fractions first: most sequences are no better even so, and that is found much sooner
-        result = milp(
-            -score / unit, integrality=binary if whole else None, bounds=bounds, constraints=constraints,
-            options={"mip_rel_gap": 0.0},
+
+    def run(integrality: np.ndarray | None, *, presolve: bool = True) -> OptimizeResult:
+        return milp(
+            -score / unit, integrality=integrality, bounds=bounds, constraints=constraints,
+            options={"mip_rel_gap": 0.0, "presolve": presolve},
         )  # fmt: skip
-        if result.x is None:
-            return None
+
+    # The linear relaxation first: it proves most sequences infeasible, much sooner than the integer program does.
+    if run(None).status == INFEASIBLE:
+        return None
+    result = run(binary)
+    if result.status not in (OPTIMAL, INFEASIBLE):
+        result = run(binary, presolve=False)
+    if result.status == INFEASIBLE:
+        return None
+    if result.status != OPTIMAL:
+        raise SolverError
     return [int(options[block == index][result.x[: len(options)][block == index].argmax()]) for index in range(blocks)]
 
 
 def order_constraint(widths: np.ndarray, choices: list[np.ndarray], size: int) -> list[LinearConstraint]:
-    """Blocks of one width are interchangeable: of their orders only the one by option number is looked at."""
+    """Symmetry breaking: neighbouring blocks of one width stand in the order of their option numbers."""
     starts = np.cumsum([0, *(len(members) for members in choices)])
     rows = []
     for index in np.flatnonzero(np.diff(widths) == 0):

@@ -1,28 +1,37 @@
 """The front of entropy against one budget of a board: the optimum at each of a series of limits, with its proof.
 
-Left to others: the solver (`design.designer`), the drawing (`report.front`).
+Left to others: the solver (`designer`), the picture (`report.front`).
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from decimal import ROUND_CEILING, Context
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from merino_edge.design.budget import Budgets, option
-from merino_edge.design.designer import Design, Predicted, Strict, check_request, design
-from merino_edge.design.recommend import existing_entropy, measured
+from merino_edge.design.budgets import (
+    BUDGETS_BY_NAME,
+    Budget,
+    amount,
+    board_defaults,
+    known,
+    requested,
+    require_possible,
+)
+from merino_edge.design.design_file import Design, Strict
+from merino_edge.design.designer import check_request, design
+from merino_edge.design.recommend import existing_entropy
 from merino_edge.design.space import Space
-from merino_edge.families.designed import Architecture, Block
-from merino_edge.families.zoo import model
-from merino_edge.prediction.predict import Workload, predict
+from merino_edge.families import zoo
+from merino_edge.families.designed import Architecture
+from merino_edge.prediction.cost_model import CostModel, cost_model
+from merino_edge.prediction.predicted import Predicted
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
 SCHEMA = 1
-Axis = Literal["decode_ms", "memory_mb"]
 MARKED = ("opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m", "smollm-135m")
 FEWEST, MOST = 2, 100  # points
 
@@ -42,7 +51,7 @@ class Front(Strict):
     schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)] = SCHEMA
     device: str
     device_name: str
-    against: Axis
+    against: str
     precision: str
     context: int
     prompt: int
@@ -58,8 +67,8 @@ class Front(Strict):
 
 def front(
     profile: DeviceProfile,
-    budgets: Budgets,
-    against: Axis,
+    limits: Mapping[str, float],
+    against: str,
     points: int,
     *,
     space: Space,
@@ -68,32 +77,33 @@ def front(
     precision: str = "fp32",
     progress: Callable[[float], None] = lambda _: None,
 ) -> Front:
-    """The optimum at `points` limits on `against`, log-spaced from the smallest decoder to where more gives nothing.
+    """The optimum at `points` limits on the budget `against`, log-spaced from what the smallest decoder takes to where
+    a higher limit gives no better one.
 
-    `budgets` hold at every point; without one on memory the board's own does, or all it has free where memory is the
-    axis. `progress` is told each limit before it is solved.
+    `limits` hold at every point, and the board's own limit on memory where none is given; where memory is the axis it
+    ends at all that the board has free. `progress` is told each limit before it is solved.
     """
     check_request(precision, context, prompt, space.vocab)
     if not FEWEST <= points <= MOST:
         raise MerinoError(f"--points {points} is not allowed: choose {FEWEST} to {MOST}")
-    if against in budgets.given():
-        raise MerinoError(
-            f"{option(against)} is what the front runs over: leave it out, or choose another --against"
-        )
-    fixed = always(budgets, profile, against)
+    axis = BUDGETS_BY_NAME[against]
+    if against in limits:
+        raise MerinoError(f"{axis.option} is what the front runs over: leave it out, or choose another --against")
+    if axis.default is None:
+        raise MerinoError(f"{axis.option} is no axis of a front: profiles have no limit of their own on it")
+    fixed = always(requested(limits), profile, axis)
 
-    def solve(ceiling: Budgets) -> Design:
-        return design(profile, ceiling, space=space, context=context, prompt=prompt, precision=precision)
+    def solve(ceilings: Mapping[str, float]) -> Design:
+        return design(profile, ceilings, space=space, context=context, prompt=prompt, precision=precision)
 
-    work = Workload(precision, context, prompt)
-    least = measured(predict(smallest(space, context).operators, profile, work), against)
-    ceiling = profile.memory.free_mb.value if against == "memory_mb" else None
-    top = solve(fixed if ceiling is None else replace(fixed, memory_mb=ceiling))
-    limits = spaced(least, getattr(top.predicted, against), points, ceiling)
+    model = cost_model(profile, InferenceShape(precision, context, prompt))
+    least = amount(axis, model.predict(smallest(space, context).operators))
+    ceiling = axis.most(profile) if axis.most else None
+    top = solve(fixed if ceiling is None else {**fixed, against: ceiling})
     found = []
-    for limit in limits:
+    for limit in log_spaced(least, amount(axis, top.predicted), points, ceiling):
         progress(limit)
-        found.append(solve(replace(fixed, **{against: limit})))
+        found.append(solve({**fixed, against: limit}))
     return Front(
         device=profile.id,
         device_name=profile.name,
@@ -102,42 +112,44 @@ def front(
         context=context,
         prompt=prompt,
         vocab=space.vocab,
-        budget=fixed.given(),
-        default_limit=getattr(profile.budget, against),
+        budget=fixed,
+        default_limit=axis.default(profile),
         points=tuple(found),
-        models=marks(profile, work, space.blocks),
+        models=marks(model, space.blocks),
     )
 
 
-def always(budgets: Budgets, profile: DeviceProfile, against: Axis) -> Budgets:
-    """What holds at every point. A decoder that does not fit the board's memory is no point of its front."""
-    if against == "memory_mb":
-        return budgets
-    filled = budgets.with_board_defaults(profile)
-    return filled if "decode_ms" in budgets.given() else replace(filled, decode_ms=None)
+def always(limits: Mapping[str, float], profile: DeviceProfile, axis: Budget) -> dict[str, float]:
+    """The limits at every point: the user's, and the board's own on what it physically has (memory)."""
+    own = {
+        budget.name: budget.default(profile)
+        for budget in board_defaults() if budget.default and budget.most and budget != axis
+    }  # fmt: skip
+    held = known({**own, **limits})
+    require_possible(held, profile)
+    return held
 
 
 def smallest(space: Space, context: int) -> Architecture:
-    block = Block(width=min(space.widths), ffn_ratio=min(space.ffn_ratios), depth=min(space.depths))
+    block = space.smallest_block
     return Architecture(
         blocks=(block,) * space.blocks, vocab=space.vocab, head_size=space.head_size, context=context
     )
 
 
-def spaced(least: float, most: float, points: int, ceiling: float | None) -> list[float]:
-    """Rising limits of four digits, rounded up so that what is meant to fit does, and never above `ceiling`."""
+def log_spaced(least: float, most: float, points: int, ceiling: float | None) -> list[float]:
+    """Rising limits of four digits, rounded up so that the decoder they stand for fits, and at most `ceiling`."""
     up = Context(prec=4, rounding=ROUND_CEILING)
     limits = [float(up.create_decimal(float(value))) for value in np.geomspace(least, max(least, most), points)]
     return sorted({limit if ceiling is None else min(limit, ceiling) for limit in limits})
 
 
-def marks(profile: DeviceProfile, work: Workload, blocks: int) -> tuple[Mark, ...]:
+def marks(model: CostModel, blocks: int) -> tuple[Mark, ...]:
     """The models of MARKED whose context is long enough."""
     found = []
-    for each in map(model, MARKED):
-        if each.geometry.context >= work.context:
-            cost = predict(each.geometry.operators, profile, work)
-            predicted = Predicted(**{field: getattr(cost, field) for field in Predicted.model_fields})
+    for each in map(zoo.model, MARKED):
+        if each.geometry.context >= model.shape.context:
+            predicted = model.predict(each.geometry.operators)
             found.append(
                 Mark(
                     id=each.id, name=each.name, entropy=existing_entropy(each.geometry, blocks), predicted=predicted

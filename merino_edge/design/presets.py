@@ -7,11 +7,12 @@ so the result is the same on any board; a board is needed for predictions only.
 from typing import NamedTuple
 
 from merino_edge.design import exact
-from merino_edge.design.budget import Budgets
-from merino_edge.design.entropy import Scoring
-from merino_edge.design.space import Space, architecture, encode
+from merino_edge.design.encode import architecture, encode
+from merino_edge.design.score import INVERSE
+from merino_edge.design.space import Space
 from merino_edge.families.operators import flops, params
-from merino_edge.prediction.predict import Workload
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 
 CONTEXT = 1024
@@ -22,6 +23,10 @@ class Preset(NamedTuple):
 
     flops_g: float
     paper: str
+
+    @property
+    def limits(self) -> dict[str, float]:
+        return {"flops_g": self.flops_g}
 
 
 PRESETS = {
@@ -38,10 +43,10 @@ def table() -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, preset in PRESETS.items():
-        space, work = Space(), Workload("fp32", CONTEXT, CONTEXT // 2)
-        budgets = Budgets(flops_g=preset.flops_g)
-        program = encode(space, budgets, load_profile("raspberry-pi-4"), work, Scoring())
-        found = exact.solve(program)
+        space, shape = Space(), InferenceShape("fp32", CONTEXT, CONTEXT // 2)
+        program = encode(space, preset.limits, cost_model(load_profile("raspberry-pi-4"), shape), INVERSE)
+        found = exact.improve(program).solution
+        assert found is not None
         arch = architecture(space, program, found.choice, CONTEXT)
         count, table_size = params(arch.operators), arch.vocab * arch.blocks[0].width
         lines.append(

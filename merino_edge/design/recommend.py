@@ -1,22 +1,25 @@
 """Which models that exist already fit a board's budgets, at which weight format, beside what we would design for it.
 
-Predictions are those of `design.costs` for the same workload: a published model is taken as if it went through our own
-exporter and runtime. Left to others: the models themselves (`catalogue`), tables for people (`show_models`).
+Predictions assume our own exporter and runtime, for the same inference shape as the designs beside them. Left to
+others: the models themselves (`families.zoo`), tables for people (`cli`).
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from merino_edge.design.budget import Budgets
-from merino_edge.design.designer import Design, check_request, design
-from merino_edge.design.entropy import Scoring, block_score
+from merino_edge.design.budgets import requested, require_predictable, shares_over
+from merino_edge.design.design_file import Design
+from merino_edge.design.designer import check_request, design
+from merino_edge.design.score import INVERSE, Scoring, block_score
 from merino_edge.design.space import Space
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.zoo import Model, load_models
+from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import missing_isa
-from merino_edge.prediction.predict import Cost, Workload, predict
+from merino_edge.prediction.predicted import Predicted
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
@@ -28,12 +31,12 @@ class Verdict:
     """One model in one weight format.
 
     Attributes:
-        over: predicted over allowed, for each budget that it breaks.
-        missing_isa: instructions without which the runtime refuses the format; the board lacks them.
+        over: predicted over allowed, for each broken budget.
+        missing_isa: instructions that the format needs and the board lacks; the runtime then refuses it.
     """
 
     precision: str
-    cost: Cost
+    predicted: Predicted
     over: dict[str, float]
     missing_isa: tuple[str, ...]
 
@@ -43,7 +46,7 @@ class Verdict:
 
     @property
     def excess(self) -> tuple[bool, float]:
-        """How far it is from fitting, for sorting."""
+        """Sort key: how far it is from fitting."""
         return bool(self.missing_isa), max(self.over.values(), default=1.0)
 
 
@@ -107,63 +110,59 @@ class Recommendation:
 
 def recommend(
     profile: DeviceProfile,
-    budgets: Budgets,
+    limits: Mapping[str, float],
     *,
     context: int,
     prompt: int,
     space: Space = Space(),  # noqa: B008 - frozen
 ) -> Recommendation:
-    """Every model of the catalogue in every format, judged by the budgets, and a design per format for the same.
+    """Every model of the zoo in every format, judged by `limits`, and a design per format within the same limits.
 
-    Raises MerinoError where the workload itself cannot be.
+    Raises MerinoError for an inference shape or limits that cannot be.
     """
     check_request("fp32", context, prompt, space.vocab)
-    candidates = [judge(model, profile, budgets, context, prompt, space.blocks) for model in load_models()]
-    ours = [design_at(precision, profile, budgets, space, context, prompt) for precision in CPU_FORMATS]
+    limits = requested(limits)
+    require_predictable(limits, profile)
+    candidates = [judge(model, profile, limits, context, prompt, space.blocks) for model in load_models()]
+    ours = [design_at(precision, profile, limits, space, context, prompt) for precision in CPU_FORMATS]
     return Recommendation(
         device=profile.id,
         context=context,
         prompt=prompt,
-        budget=budgets.given(),
+        budget=limits,
         candidates=ranked(candidates),
         ours=tuple(ours),
     )
 
 
 def judge(
-    model: Model, profile: DeviceProfile, budgets: Budgets, context: int, prompt: int, blocks: int
+    model: Model, profile: DeviceProfile, limits: Mapping[str, float], context: int, prompt: int, blocks: int
 ) -> Candidate:
     operators = model.geometry.operators
     verdicts = []
     for precision in CPU_FORMATS:
-        cost = predict(operators, profile, Workload(precision, context, prompt))
-        used = {name: measured(cost, name) / limit for name, limit in budgets.given().items()}
-        over = {name: share for name, share in used.items() if share > 1}
-        verdicts.append(Verdict(precision, cost, over, missing_isa(profile, precision)))
+        predicted = cost_model(profile, InferenceShape(precision, context, prompt)).predict(operators)
+        over = shares_over(limits, predicted)
+        verdicts.append(Verdict(precision, predicted, over, missing_isa(profile, precision)))
     return Candidate(
         model, existing_entropy(model.geometry, blocks), model.geometry.context >= context, tuple(verdicts)
     )
 
 
-def measured(cost: Cost, budget: str) -> float:
-    """What a prediction says of a budget, in the budget's own unit."""
-    return cost.params / 1e6 if budget == "params_m" else float(getattr(cost, budget))
-
-
 def design_at(
-    precision: str, profile: DeviceProfile, budgets: Budgets, space: Space, context: int, prompt: int
+    precision: str, profile: DeviceProfile, limits: Mapping[str, float], space: Space, context: int, prompt: int
 ) -> Ours:
     missing = missing_isa(profile, precision)
     if missing:
         return Ours(precision, None, f"slow here: the CPU has no {', '.join(missing)}")
     try:
-        found = design(profile, budgets, space=space, context=context, prompt=prompt, precision=precision)
+        found = design(profile, limits, space=space, context=context, prompt=prompt, precision=precision)
     except MerinoError as error:
         return Ours(precision, None, str(error))
     return Ours(precision, found)
 
 
-def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = Scoring()) -> float:  # noqa: B008 - frozen
+def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = INVERSE) -> float:
     """The search's score of a decoder of equal layers, in weighted nats.
 
     Its layers are counted as `blocks` blocks of equal depth, as many as our decoders have: of all ways to cut them the
@@ -181,7 +180,7 @@ def ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     def rank(candidate: Candidate) -> tuple[Any, ...]:
         score = candidate.model.ranking_score()
         if candidate.fits:
-            return 0, score is None, -(score or 0.0), -candidate.chosen.cost.params
+            return 0, score is None, -(score or 0.0), -candidate.chosen.predicted.params
         return 1, not candidate.long_enough, *candidate.chosen.excess
 
     return tuple(sorted(candidates, key=rank))
@@ -211,7 +210,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
                 "fits": verdict.fits and candidate.long_enough,
                 "over": verdict.over,
                 "missing_isa": list(verdict.missing_isa),
-                "predicted": asdict(verdict.cost),
+                "predicted": verdict.predicted.model_dump(),
             }
             for verdict in candidate.verdicts
         ],

@@ -1,6 +1,7 @@
-"""What a user may leave open beside the decoder itself: vocabulary and weight format; one variant per combination.
+"""What a user may leave open beside the decoder itself: vocabulary and weight format, one variant per combination.
 
-Each variant is a space and a workload of its own, solved by itself; the one of most worth (`credit`) wins.
+Each variant is a space and a cost model of its own and is solved by itself. The one of highest comparison score
+(`comparison`) wins.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,57 +9,71 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from merino_edge.design import exact
-from merino_edge.design.budget import Budgets, broken, positive, refusal
-from merino_edge.design.credit import credit
-from merino_edge.design.entropy import Scoring
-from merino_edge.design.measures import ALSO, with_demands
-from merino_edge.design.space import Program, Solution, Space, least, scaled, tabulate
+from merino_edge.design.comparison import comparison_factor
+from merino_edge.design.constraints import kept, leaves_residency, needs, regimes
+from merino_edge.design.encode import least, tabulate
+from merino_edge.design.exact import Answer
+from merino_edge.design.program import Program, Solution, scaled
+from merino_edge.design.refusal import refusal
+from merino_edge.design.score import Scoring
+from merino_edge.design.space import Space
 from merino_edge.families.operators import CPU_FORMATS
+from merino_edge.prediction.cost_model import CostModel, Regime, cost_model
 from merino_edge.prediction.formats import missing_isa
-from merino_edge.prediction.latency import Regime, Workload, telling_regimes
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
 NARROW = 256  # below this width a head has 32 channels, so that a layer keeps at least a few heads (ours)
 MOST_VARIANTS = 64
 
-Solve = Callable[[Program, float], Solution | None]  # a program and a score that is to be exceeded
+Solve = Callable[[Program, float], Answer]  # a program, and a floor: a score that is to be exceeded
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One combination of what was left open, with the decoders to choose from and what they are to run.
-
-    `regime`: under which their costs add up; a search tries all.
-    """
+    """One combination of what was left open. `regime`: under which its costs add up; a search tries all."""
 
     space: Space
-    work: Workload
+    model: CostModel
     regime: Regime | None = None  # None: any
 
     @property
-    def credit(self) -> float:
-        return credit(self.space.vocab, self.work.precision)
+    def precision(self) -> str:
+        return self.model.shape.precision
+
+    @property
+    def factor(self) -> float:
+        """Comparison score per nat of entropy."""
+        return comparison_factor(self.space.vocab, self.precision)
 
 
 class Found(NamedTuple):
-    """The decoder of most worth: which variant's, its program and the choice in it."""
+    """The decoder of highest comparison score. `bound`: no decoder of all the variants has a higher one."""
 
     variant: Variant
     program: Program
     solution: Solution
+    bound: float
 
     @property
-    def worth(self) -> float:
-        return self.solution.score * self.variant.credit
+    def proved(self) -> bool:
+        """Whether no decoder of all the variants is better."""
+        return self.bound <= self.comparison_score
+
+    @property
+    def comparison_score(self) -> float:
+        return self.solution.score * self.variant.factor
 
 
-def combinations(space: Space, work: Workload, vocabs: Sequence[int], precisions: Sequence[str]) -> list[Variant]:
-    """A variant per vocabulary and format, the largest and the finest first: they win where nothing else decides."""
+def combinations(
+    space: Space, profile: DeviceProfile, shape: InferenceShape, vocabs: Sequence[int], precisions: Sequence[str]
+) -> list[Variant]:
+    """A variant per vocabulary and format; the largest vocabulary and most bits first, since the first wins a tie."""
     if len(vocabs) * len(precisions) > MOST_VARIANTS:
         raise MerinoError(f"{len(vocabs)} vocabularies x {len(precisions)} formats: give at most {MOST_VARIANTS}")
     return [
-        Variant(replace(space, vocab=vocab), replace(work, precision=precision))
+        Variant(replace(space, vocab=vocab), cost_model(profile, replace(shape, precision=precision)))
         for precision in sorted(set(precisions), key=list(CPU_FORMATS).index)
         for vocab in sorted(set(vocabs), reverse=True)
     ]
@@ -69,110 +84,90 @@ def fast_formats(profile: DeviceProfile) -> list[str]:
     return [precision for precision in CPU_FORMATS if not missing_isa(profile, precision)]
 
 
-def search(
-    variants: Sequence[Variant],
-    given: Mapping[str, float],
-    profile: DeviceProfile,
-    scoring: Scoring,
-    solve: Solve,
-) -> Found:
-    """The best of the variants that fit. Raises MerinoError where none does.
+def search(variants: Sequence[Variant], limits: Mapping[str, float], scoring: Scoring, solve: Solve) -> Found:
+    """The best decoder of all variants within `limits`. Raises MerinoError where none fits.
 
-    The one that may be worth most is solved first, and one that cannot be worth more than what is known not at all.
+    Branch and bound over the variants: the one of highest upper bound is solved first, and one whose bound is not above
+    the best known comparison score is not solved at all.
     """
     best: Found | None = None
-    fitting = encode_all(variants, given, profile, scoring)
-    bounds = [variant.credit * exact.upper_bound(program) for variant, program in fitting] if len(fitting) > 1 else [0]
+    proved = 0.0  # no decoder of the solved variants has a higher comparison score than this or the best
+    fitting = encode_all(variants, limits, scoring)
+    bounds = [variant.factor * exact.upper_bound(program) for variant, program in fitting] if len(fitting) > 1 else [0]
     for index in sorted(range(len(fitting)), key=lambda index: -bounds[index]):
-        if best and bounds[index] <= best.worth:
+        if best and bounds[index] <= best.comparison_score:
             break
         variant, program = fitting[index]
-        floor = best.worth / variant.credit if best else -float("inf")
-        found = settle(variant, program, given, profile, scoring, solve, floor)
-        if found and (best is None or found.worth > best.worth):
-            best = found
+        floor = best.comparison_score / variant.factor if best else -float("inf")
+        found = solve_variant(variant, program, limits, scoring, solve, floor)
+        proved = max(proved, found.answer.bound * variant.factor)
+        if found.answer.solution is None:
+            continue
+        candidate = Found(found.variant, found.program, found.answer.solution, 0.0)
+        if best is None or candidate.comparison_score > best.comparison_score:
+            best = candidate
     assert best is not None
-    return best
+    known = best.comparison_score
+    return best._replace(bound=proved if proved > known * (1 + exact.ROUNDING) else known)
 
 
 def encode_all(
-    variants: Sequence[Variant], given: Mapping[str, float], profile: DeviceProfile, scoring: Scoring
+    variants: Sequence[Variant], limits: Mapping[str, float], scoring: Scoring
 ) -> list[tuple[Variant, Program]]:
-    """The variants whose smallest decoder keeps all budgets, ready to solve. Raises MerinoError where none does."""
-    needs: list[dict[str, float]] = []
+    """The programs of all variants and regimes whose smallest decoder fits. Raises MerinoError where there is none."""
+    needed: list[dict[str, float]] = []
     fitting: list[tuple[Variant, Program]] = []
-    for variant in in_regimes(variants, given, profile):
-        limits, program = tabulated(variant, given, profile, scoring)
-        need = least(program)
-        if not broken(limits, need):
-            fitting.append((variant, scaled(program, limits)))
-        if "cache_mb" not in broken(limits, need):  # else the smallest decoder is in another regime
-            needs.append(of_budgets(need))
+    for variant in in_regimes(variants, limits):
+        program = encoded(variant, limits, scoring)
+        amounts = least(program)
+        if kept(program.constraints, amounts):
+            fitting.append((variant, scaled(program)))
+        if not leaves_residency(program.constraints, amounts):  # else it is counted in another regime
+            needed.append(needs(program.constraints, amounts))
     if not fitting:
-        raise refusal(given, needs)
+        raise refusal(limits, needed)
     return fitting
 
 
-def of_budgets(need: Mapping[str, float]) -> dict[str, float]:
-    """What budgets must allow: the largest of the sums that one limits (`with_demands`)."""
-    return {
-        name: max(value, *(need.get(f"{also}{name}", value) for also in ALSO)) for name, value in need.items()
-    }
-
-
-def in_regimes(variants: Sequence[Variant], given: Mapping[str, float], profile: DeviceProfile) -> list[Variant]:
-    """Each variant once for each regime that the budgets tell apart."""
+def in_regimes(variants: Sequence[Variant], limits: Mapping[str, float]) -> list[Variant]:
+    """Each variant once for each regime to try."""
     return [
         replace(variant, regime=regime)
         for variant in variants
-        for regime in ([variant.regime] if variant.regime else telling_regimes(profile, variant.work, given))
+        for regime in ([variant.regime] if variant.regime else regimes(variant.model, limits))
     ]
 
 
-def tabulated(
-    variant: Variant, given: Mapping[str, float], profile: DeviceProfile, scoring: Scoring
-) -> tuple[dict[str, float], Program]:
-    """What is demanded of the variant's decoders in its regime, and the program before those limits are known."""
+def encoded(variant: Variant, limits: Mapping[str, float], scoring: Scoring) -> Program:
+    """The variant's program in the budgets' units, whether or not a decoder fits."""
     assert variant.regime is not None
-    limits = with_demands(given, profile, variant.work, variant.regime, variant.space.largest_table)
-    return limits, tabulate(variant.space, tuple(limits), profile, variant.work, scoring, variant.regime)
+    return tabulate(variant.space, limits, variant.model, scoring, variant.regime)
 
 
-def settle(
-    variant: Variant, program: Program, given: Mapping[str, float], profile: DeviceProfile, scoring: Scoring,
-    solve: Solve, floor: float,
-) -> Found | None:
-    """Solve as it stands; where that leads to narrow blocks, solve again with smaller heads, if those fit."""
-    solution = solve(program, floor)
-    if solution is None:
-        return None
-    found = Found(variant, program, solution)
-    narrowest = min(program.options[index].width for index in solution.choice)
+class Solved(NamedTuple):
+    """What `solve` answered for a variant, and which program it is an answer to."""
+
+    variant: Variant
+    program: Program
+    answer: Answer
+
+
+def solve_variant(
+    variant: Variant, program: Program, limits: Mapping[str, float], scoring: Scoring, solve: Solve, floor: float
+) -> Solved:
+    """Solve as it stands. Where the result has narrow blocks, solve again with smaller heads if a decoder then fits."""
+    found = Solved(variant, program, solve(program, floor))
     size = variant.space.narrow_head_size
-    if narrowest >= NARROW or size is None or size == variant.space.head_size:
+    if found.answer.solution is None or size is None or size == variant.space.head_size:
+        return found
+    if min(program.options[index].width for index in found.answer.solution.choice) >= NARROW:
         return found
     smaller = replace(variant, space=replace(variant.space, head_size=size))
-    limits, program = tabulated(smaller, given, profile, scoring)
-    if broken(limits, least(program)):  # more heads have more scores to hold
+    program = encoded(smaller, limits, scoring)
+    if not kept(program.constraints, least(program)):  # more heads have more scores to hold
         return found
-    program = scaled(program, limits)
-    solution = solve(program, floor)
-    return None if solution is None else Found(smaller, program, solution)
-
-
-def asked_budgets(
-    named: Mapping[str, float | None], variants: Sequence[Variant], profile: DeviceProfile, scoring: Scoring
-) -> Budgets:
-    """The budgets as a user gave them, with the board's own where it gave none.
-
-    Raises MerinoError for one that is no positive number; it names the smallest value that would do instead.
-    """
-    given = {name: value for name, value in named.items() if value is not None}
-    if all(positive(value) for value in given.values()):
-        return Budgets(**given).with_board_defaults(profile)
-    rest = Budgets(**{name: value for name, value in given.items() if positive(value)}).with_board_defaults(profile)
-    given = {**rest.given(), **{name: value for name, value in given.items() if not positive(value)}}
-    wanted = {name: value if positive(value) else 1e-9 for name, value in given.items()}
-    tried = [tabulated(each, wanted, profile, scoring) for each in in_regimes(variants, wanted, profile)]
-    needs = [(limits, least(program)) for limits, program in tried]
-    raise refusal(given, [of_budgets(need) for limits, need in needs if "cache_mb" not in broken(limits, need)])
+    program = scaled(program)
+    answer = solve(program, floor)
+    if not found.answer.proved:  # with the true optimum the heads might have stayed as they were
+        answer = answer._replace(bound=max(answer.bound, found.answer.bound))
+    return Solved(smaller, program, answer)

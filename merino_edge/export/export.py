@@ -118,9 +118,9 @@ def least_lead(golden: Golden) -> float:
 def planned_threads(source: Source, precision: str) -> Threads:
     """The thread counts of the source's design or bundle where they were planned for this weight format; otherwise
     the runtime chooses."""
-    plan = source.design.threads if source.design and source.design.precision == precision else None
+    plan = source.design.predicted if source.design and source.design.precision == precision else None
     if plan:
-        return Threads(prefill=plan.prefill, decode=plan.decode)
+        return Threads(prefill=plan.prefill_threads, decode=plan.decode_threads)
     if source.bundle and source.bundle.precision == precision:
         return source.bundle.threads
     return RUNTIME_CHOOSES

@@ -12,7 +12,7 @@ import torch
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts
 from merino_edge.bundles.files import is_bundle
 from merino_edge.bundles.write import write_bundle
-from merino_edge.design.designer import Design
+from merino_edge.design.design_file import Design
 from merino_edge.export.export import walked_graph
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.quantize import Quantized
@@ -45,8 +45,8 @@ def write_random_bundle(
         model = build_model(arch)
     graph = walked_graph(Quick, arch, random_weights(model), arch.context, precision)
     facts = ModelFacts(name, family_of(arch).name, arch, "random", "random, for timing")
-    plan = design.threads if design else None
-    threads = Threads(plan.prefill, plan.decode) if plan else RUNTIME_CHOOSES
+    plan = design.predicted if design else None
+    threads = Threads(plan.prefill_threads, plan.decode_threads) if plan else RUNTIME_CHOOSES
     form = GraphFormat(precision, "fused", arch.context)
     with new_folder(folder, is_bundle) as place:
         bundle = write_bundle(place, facts, graph, form, Golden((), ()), threads=threads)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.files import is_bundle
-from merino_edge.design.designer import Design, load_design
+from merino_edge.design.design_file import Design, load_design
 from merino_edge.export.recover import check_recovered, recover_weights
 from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import Geometry

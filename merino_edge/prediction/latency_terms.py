@@ -1,18 +1,18 @@
-"""What an operator asks of a machine, in amounts of a few quantities: the one formula of the latency model.
+"""The terms of the latency model: what an operator asks of a machine, as amounts of a few quantities.
 
-Time is the sum over operators and quantities of amount x unit time, so it is linear in the unit times, which
-`calibration` fits to a probe and `design.estimate` derives from a board's basic figures, and it adds up over
-operators, which the exact solver needs. Unit times hold for one thread count. What is not linear (the caches) is a
-regime's: `design.costs`.
+Latency is the sum over operators and quantities of amount x coefficient. It is linear in the coefficients, so
+`calibration` can fit them to a probe, and it adds up over operators, which the exact solver needs. Coefficients hold
+for one thread count; `default_coefficients` derives them where nobody has measured. The caches are not linear: the
+residency of a decoder (`latency`) stands for them.
 
-Quantities, by the unit times that they are multiplied with:
+Quantities, by the names of their coefficients:
     step_us: runs of the decoder          launch_us: operators          product_us: products with a matrix
-    attention_us: attentions              choose_ns: logits looked at   norm_ns, activation_ns: elements
+    attention_us: attentions              choose_ns: logits compared    norm_ns, activation_ns: elements
     kv_ms_gb: GB of keys and values       pair_ms_g: 10^9 multiply-adds of attention
     score_ns: scores                      entry_ns: elements of new keys, values, queries
-    memory_ms_gb: GB (10^9 bytes) of weights, keys and values that a run reads for the first time, on top where they
-        come from beyond the cache
-    again_ms_gb, of the same unit time: GB of weights that were read before in the run and are no longer in the cache
+    memory_ms_gb: GB (10^9 bytes) of weights, keys and values that a run reads for the first time; the extra latency
+        where they come from memory and not from the cache
+    again_ms_gb, with the same coefficient: GB of weights that the run read before and that have left the cache
 and per weight format F, for a product with a matrix:
     F.load_ms_gb: GB of weights           F.mac_ms_g: 10^9 multiply-adds
     F.scale_ns: scales x tokens           F.row_ns: elements of the result
@@ -31,31 +31,31 @@ from merino_edge.profiles.coefficients import AGAIN, MEMORY, Dialect
 
 US_PER_UNIT = {"us": 1.0, "ns": 1e-3, "gb": 1e-6, "g": 1e-6}  # by the last word of a quantity's name, per element
 
-# Operators of the graph that stand for one of ours. `embed` carries what a graph begins with (mask and positions).
+# Nodes of the graph per operator. `embed` carries the nodes that a graph begins with (mask and positions).
 NODES: Mapping[Dialect, Mapping[str, int]] = {
     "fused": {"embed": 9, "norm": 1, "activation": 1, "head": 3},
     "portable": {"embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30},
 }
-INTEGER_NODES = 4  # beside a portable product of 8 bits: quantising its input, scaling its output
+INTEGER_NODES = 4  # around a portable product of 8 bits: quantise its input, rescale its output
 
 Amounts = dict[str, float]
 
 
 def matrix_format(op: Operator, precision: str) -> str:
-    """The format that a matrix or table of a decoder in `precision` is stored in: int4's tables have 8 bits."""
+    """The format in which a decoder of `precision` stores this matrix or table: tables of int4 have 8 bits."""
     form = FORMATS[precision]
     bits = form.table_bits if op.kind in ("embed", "head") else form.bits
     return {32: "fp32", 16: "fp16", 8: "int8", 4: "int4"}[bits]
 
 
-@lru_cache(maxsize=2**16)  # a search asks for the same few thousand again and again; nobody changes what it gets
+@lru_cache(maxsize=2**16)  # a search asks for the same few thousand again and again; callers must not change them
 def amounts(
     op: Operator, precision: str, tokens: int, past: int, dialect: Dialect = "fused", half: float = 0.0
 ) -> Mapping[str, float]:
-    """Of one run over `tokens` new positions behind `past` cached ones.
+    """Amounts of one run over `tokens` new positions after `past` cached ones.
 
-    Memory as if the caches held nothing of the run before. Of what this run read before, they hold a part
-    (`again_share`), half of it where `half` bytes were read in between.
+    First reads are counted as if nothing of the run before were cached. Of weights that this run reads again a part is
+    cached (`again_share`): half of them where `half` bytes were read in between.
     """
     found: Amounts = defaultdict(float)
     nodes = NODES[dialect].get(op.kind, 0)
@@ -96,19 +96,19 @@ def product_amounts(found: Amounts, op: Operator, precision: str, tokens: int, d
 
 
 def partly_share(size: Any, low: float, high: float) -> Any:
-    """The share of `size`, a number or an array of them, that comes from memory: none up to `low`, all from `high` on,
-    its amount linear between."""
+    """Share of `size` (a number or an array) that comes from memory: none up to `low`, all from `high` on; between them
+    the amount grows linearly."""
     return np.clip(high * (size - low) / ((high - low) * size), 0, 1) if high else 1.0
 
 
 def again_share(between: Any, half: float) -> Any:
-    """Of what was read before, the share that comes from memory where so many bytes, a number or an array of them, were
-    read in between: in proportion, half of it at `half`, all from twice as much on."""
+    """Share of a second read that comes from memory, where `between` bytes (a number or an array) were read since the
+    first: in proportion to them, half at `half`, all from twice as much on."""
     return np.minimum(between / (2 * half), 1.0) if half else 1.0
 
 
 def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int) -> None:
-    """Every query meets every key, cached and new: the kernels know no causal short cut."""
+    """Every query meets every key, cached and new: the kernels compute the full square of scores."""
     total = past + tokens
     size = 2 * op.width * total * KV_BYTES_PER_ELEMENT
     found["attention_us"] += 1
@@ -119,5 +119,6 @@ def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int) -> N
     found["entry_ns"] += (op.query_width + 2 * op.width) * tokens
 
 
-def total_us(amounts_of_all: Iterable[Mapping[str, float]], unit_times: Mapping[str, float]) -> float:
-    return sum(amount * unit_times[name] for one in amounts_of_all for name, amount in one.items())
+def total_us(amounts_of_all: Iterable[Mapping[str, float]], us_per_unit: Mapping[str, float]) -> float:
+    """Latency in us: amounts times coefficients."""
+    return sum(amount * us_per_unit[name] for one in amounts_of_all for name, amount in one.items())

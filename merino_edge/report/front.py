@@ -7,8 +7,8 @@ import textwrap
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from merino_edge.design.budget import option
-from merino_edge.design.designer import Design
+from merino_edge.design.budgets import BUDGETS_BY_NAME, options_line
+from merino_edge.design.design_file import Design
 from merino_edge.design.pareto import Front
 from merino_edge.design.pareto import Mark as ExistingModel
 from merino_edge.report import labels
@@ -37,10 +37,6 @@ from merino_runtime.errors import MerinoError
 WIDTH, HEIGHT = 800, 560  # px; the footnote stands below
 FOOTNOTE_LINE_PX = 17
 FOOTNOTE_COLUMNS = 122  # characters
-QUANTITIES = {  # title of the axis, short name, unit
-    "decode_ms": ("decode time per token, the cache full, ms (log scale)", "decode time", "ms"),
-    "memory_mb": ("memory: weights, KV cache, activations and runtime, MB (log scale)", "memory", "MB"),
-}
 # Okabe and Ito's blue and vermilion, which people with any common colour blindness tell apart.
 STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Arial, sans-serif; fill: #1b1d1f; }
@@ -76,8 +72,8 @@ def check_plot(path: Path) -> None:
 
 def front_svg(front: Front) -> str:
     """The whole file."""
-    axis_title, quantity, _ = QUANTITIES[front.against]
-    heading = f"{front.device_name}: the most entropy for its {quantity}"
+    axis = BUDGETS_BY_NAME[front.against]
+    heading = f"{front.device_name}: the most entropy for its {axis.title}"
     notes = footnote(front)
     height = HEIGHT + FOOTNOTE_LINE_PX * len(notes)
     svg = drawing("front", heading, described(front), WIDTH, height)
@@ -87,7 +83,7 @@ def front_svg(front: Front) -> str:
     add(svg, "rect", width=WIDTH, height=height, class_="paper")
     write(svg, 16, 32, heading, "heading")
     plot = Plot(62, 88, WIDTH - 24, HEIGHT - 62)
-    x, y = axes(svg, front, plot, axis_title)
+    x, y = axes(svg, front, plot, f"{axis.label}, {axis.unit} (log scale)")
     points = [(x(getattr(each.predicted, front.against)), y(each.entropy)) for each in front.points]
     marks = [Mark(x(getattr(each.predicted, front.against)), y(each.entropy), each.name) for each in front.models]
     limit = draw_limit(svg, front, plot, x(front.default_limit))
@@ -120,7 +116,7 @@ def axes(svg: Element, front: Front, plot: Plot, title: str) -> tuple[Scale, Sca
 
 def draw_limit(svg: Element, front: Front, plot: Plot, at: float) -> Box:
     """The board's default budget as a dashed line; the box of its label, which stands on the side with more room."""
-    unit = QUANTITIES[front.against][2]
+    unit = BUDGETS_BY_NAME[front.against].unit
     text = f"the board's default budget, {number(front.default_limit)} {unit}"
     wide = text_px(text)
     left = at - 8 - wide if at - plot.left > plot.right - at else at + 8
@@ -132,7 +128,7 @@ def draw_limit(svg: Element, front: Front, plot: Plot, at: float) -> Box:
 def coordinates(front: Front, shown: Design | ExistingModel) -> str:
     """The values on both axes with their units."""
     used = getattr(shown.predicted, front.against)
-    return f"{number(used)} {QUANTITIES[front.against][2]}, {number(shown.entropy / 1e3)} thousand nats"
+    return f"{number(used)} {BUDGETS_BY_NAME[front.against].unit}, {number(shown.entropy / 1e3)} thousand nats"
 
 
 def described(front: Front) -> str:
@@ -145,7 +141,7 @@ def described(front: Front) -> str:
 
 def footnote(front: Front) -> list[str]:
     """Lines of text: what the drawing shows, and what entropy means."""
-    held = ", ".join(f"{option(name)} {value:g}" for name, value in front.budget.items())
+    held = options_line(front.budget)
     provenance = front.points[0].predicted.provenance
     blocks = len(front.points[0].architecture.blocks)
     paragraphs = (

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from merino_bench.sensors.environment import machine
 from merino_edge.families.operators import CPU_FORMATS
-from merino_edge.prediction.predict import Workload, predict
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.predicted import Predicted
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.records.schema import Record
 from merino_edge.report.series import Series
@@ -68,15 +70,19 @@ def _of(series: Series, profile: DeviceProfile) -> list[Prediction]:
     operators, here = series.operators or [], is_board(profile, series.board)
     decode, prefill = series.decode, series.prefill
     found = []
+
+    def predict(context: int, prompt: int) -> Predicted:
+        return cost_model(profile, InferenceShape(series.precision, context, prompt)).predict(operators)
+
     if decode and decode.ms_p50:
         mean_cached = decode.cached + decode.tokens // 2
-        cost = predict(operators, profile, Workload(series.precision, mean_cached, max(1, decode.cached)))
+        cost = predict(mean_cached, max(1, decode.cached))
         found.append(_one(series, "decode", decode, "ms", cost.decode_ms, decode.ms_p50, cost.provenance, here))
     if prefill and prefill.ms_p50:
-        cost = predict(operators, profile, Workload(series.precision, prefill.tokens, prefill.tokens))
+        cost = predict(prefill.tokens, prefill.tokens)
         found.append(_one(series, "prefill", prefill, "ms", cost.prefill_ms, prefill.ms_p50, cost.provenance, here))
     if prefill and prefill.peak_rss_mb and series.context:
-        cost = predict(operators, profile, Workload(series.precision, series.context, prefill.tokens))
+        cost = predict(series.context, prefill.tokens)
         peak_mb = prefill.peak_rss_mb
         found.append(_one(series, "memory", prefill, "MB", cost.memory_mb, peak_mb, cost.provenance, here))
     return found

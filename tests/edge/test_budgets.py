@@ -3,38 +3,42 @@
 import itertools
 import math
 import re
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merino_edge.bundles.files import bundle_bytes
-from merino_edge.design.budget import Budgets, ceil_digits, option, refusal
-from merino_edge.design.designer import design, open_variants
-from merino_edge.design.entropy import Scoring
+from merino_edge.design.budgets import BUDGETS_BY_NAME, requested, with_board_defaults
+from merino_edge.design.designer import design
+from merino_edge.design.refusal import ceil_digits, refusal
 from merino_edge.design.space import Space
-from merino_edge.design.variants import asked_budgets
 from merino_edge.export.export import export
 from merino_edge.export.source import load_source, random_source
-from merino_edge.prediction import predict as costs
-from merino_edge.prediction.predict import TOLERANCE, Workload
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.file_size import ENTRY_FILE_BYTES, file_mb
+from merino_edge.prediction.limits import TOLERANCE
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.board import MB
 from merino_runtime.errors import MerinoError
 
-NAMES = tuple(field.name for field in fields(Budgets))
+NAMES = tuple(BUDGETS_BY_NAME)
 BOARD = load_profile("raspberry-pi-zero-2w")
 SPACE = Space(widths=(64, 128, 256), depths=(1, 2, 4), vocab=2000)
 TINY = Space(widths=(64, 128), ffn_ratios=(1.0, 2.0), depths=(1, 2), blocks=2, vocab=2000)
 
 
+def option(name):
+    return BUDGETS_BY_NAME[name].option
+
+
 def asked(budgets, *, space=SPACE, vocabs=(), precisions=(), **keys):
     """As the command does it: the budgets as given, the board's own beside them, the design."""
-    variants = open_variants(space, 512, 512, vocabs or (space.vocab,), precisions or ("fp32",))
-    ceilings = asked_budgets(budgets, variants, BOARD, Scoring())
+    limits = with_board_defaults(budgets, BOARD)
     return design(
-        BOARD, ceilings, space=space, context=512, prompt=512, vocabs=vocabs, precisions=precisions, **keys
+        BOARD, limits, space=space, context=512, prompt=512, vocabs=vocabs, precisions=precisions, **keys
     )
 
 
@@ -46,8 +50,8 @@ def named(message):
 def spent(found):
     """What a design takes of each budget, counted and predicted anew."""
     arch = found.architecture
-    work = Workload(found.precision, arch.context, found.prompt)
-    cost = asdict(costs.predict(arch.operators, BOARD, work, found.budget))
+    model = cost_model(BOARD, InferenceShape(found.precision, arch.context, found.prompt))
+    cost = model.predict(arch.operators, found.budget).model_dump()
     return {**{name: cost.get(name) for name in NAMES}, "params_m": cost["params"] / 1e6}
 
 
@@ -76,7 +80,7 @@ def test_all_impossible_budgets_are_named_at_once():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_budget_that_is_no_positive_number_is_refused_with_one_that_does(name, value):
     with pytest.raises(MerinoError, match=f"{option(name)} {value:g}"):
-        Budgets(**{name: value})
+        requested({name: value})
     with pytest.raises(MerinoError, match=f"{option(name)} {value:g} is not a positive, finite number") as caught:
         asked({name: value})
     assert spent(asked({name: named(str(caught.value))[option(name)]}))[name] > 0
@@ -84,9 +88,9 @@ def test_a_budget_that_is_no_positive_number_is_refused_with_one_that_does(name,
 
 def test_a_boards_own_budgets_fill_what_was_not_named():
     own = {"decode_ms": BOARD.budget.decode_ms, "memory_mb": BOARD.budget.memory_mb}
-    assert Budgets().with_board_defaults(BOARD).given() == own
-    assert Budgets(flops_g=5).with_board_defaults(BOARD).given() == {"memory_mb": own["memory_mb"], "flops_g": 5}
-    assert Budgets(memory_mb=90).with_board_defaults(BOARD).given() == {"memory_mb": 90}
+    assert with_board_defaults({}, BOARD) == own
+    assert with_board_defaults({"flops_g": 5}, BOARD) == {"memory_mb": own["memory_mb"], "flops_g": 5}
+    assert with_board_defaults({"memory_mb": 90}, BOARD) == {"memory_mb": 90}
 
 
 MAGNITUDES = st.one_of(
@@ -169,10 +173,10 @@ def test_a_number_told_is_never_below_what_is_needed(value):
 def test_energy_is_refused_where_the_profile_knows_no_watts():
     nano = load_profile("jetson-nano")
     with pytest.raises(MerinoError, match="--j-per-token needs power.stress_w"):
-        Budgets(j_per_token=1).with_board_defaults(nano)
+        with_board_defaults({"j_per_token": 1}, nano)
     with pytest.raises(MerinoError, match="--j-per-token needs power.stress_w"):
-        design(nano, Budgets(j_per_token=1), space=SPACE, context=64, prompt=32)
-    assert design(nano, Budgets(decode_ms=20), space=SPACE, context=64, prompt=32).predicted.j_per_token is None
+        design(nano, {"j_per_token": 1}, space=SPACE, context=64, prompt=32)
+    assert design(nano, {"decode_ms": 20}, space=SPACE, context=64, prompt=32).predicted.j_per_token is None
 
 
 def test_energy_is_watts_times_the_time_of_a_step():
@@ -191,8 +195,8 @@ def test_a_bundles_folder_is_about_as_large_as_predicted_and_no_larger(dialect, 
     arch = asked({"params_m": 4, "decode_ms": 50}).architecture
     source = random_source(arch, "sized")
     export(source, tmp_path / "bundle", dialect=dialect, precision=precision)
-    entries = costs.ENTRY_FILE_BYTES * arch.vocab  # random weights have no tokenizer
-    predicted = costs.file_mb(arch.operators, precision) * MB - entries
+    entries = ENTRY_FILE_BYTES * arch.vocab  # random weights have no tokenizer
+    predicted = file_mb(arch.operators, precision) * MB - entries
     assert 0.8 * predicted < bundle_bytes(tmp_path / "bundle") <= predicted
 
 
@@ -200,7 +204,7 @@ def test_the_embedded_bundle_is_as_large_as_predicted():
     from merino_edge.embedded import FOLDER
 
     source = load_source(str(FOLDER))
-    assert 0.95 < bundle_bytes(FOLDER) / (costs.file_mb(source.arch.operators, "fp32") * MB) <= 1
+    assert 0.95 < bundle_bytes(FOLDER) / (file_mb(source.arch.operators, "fp32") * MB) <= 1
 
 
 def test_every_budget_can_bind_alone():
@@ -216,6 +220,6 @@ def test_every_budget_can_bind_alone():
 def test_a_pair_of_budgets_is_kept_by_both_solvers():
     for pair in itertools.combinations(NAMES, 2):
         free = spent(asked({"decode_ms": 1e6}))
-        ceilings = Budgets(**{name: 0.6 * free[name] for name in pair})
+        ceilings = {name: 0.6 * free[name] for name in pair}
         found = design(BOARD, ceilings, space=replace(SPACE, blocks=2), context=512, prompt=512)
-        assert all(spent(found)[name] <= limit for name, limit in ceilings.given().items())
+        assert all(spent(found)[name] <= limit for name, limit in ceilings.items())

@@ -17,9 +17,9 @@ from merino_edge.bundles.description import GraphFormat, ModelFacts, describe
 from merino_edge.bundles.files import bundle_bytes, is_bundle
 from merino_edge.bundles.write import write_bundle
 from merino_edge.families.operators import FORMATS
+from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import missing_isa
-from merino_edge.prediction.latency import Regime, Workload
-from merino_edge.prediction.predict import memory_mb
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import list_profiles, load_profile, profile_ids
 from merino_runtime.bundle import Bundle, Golden, Port, Threads, load_bundle
 from merino_runtime.bundle_schema import BUNDLE_SHAPE
@@ -136,8 +136,9 @@ def test_bundles_needs_no_torch():
 
 def test_two_thread_counts_take_the_memory_of_two_sessions(tiny_arch):
     """A board whose free memory lies between the two needs: the bundle fits with one count and not with two."""
-    board, work, operators = load_profile("raspberry-pi-5"), Workload("fp32", 64, 32), tiny_arch.operators
-    one, two = (memory_mb(operators, board, work, Regime(4, prefill, "beyond")) for prefill in (4, 2))
+    board, operators = load_profile("raspberry-pi-5"), tiny_arch.operators
+    model = cost_model(board, InferenceShape("fp32", 64, 32))
+    one, two = (model.memory_mb(operators, sessions) for sessions in (1, 2))
     assert one < two
     between = board.memory.model_copy(
         update={"free_mb": board.memory.free_mb.model_copy(update={"value": (one + two) / 2})}

@@ -19,9 +19,10 @@ from merino_edge.calibration.calibrate import calibrate, calibrated_toml, check_
 from merino_edge.calibration.command import recalibrate
 from merino_edge.calibration.probe import Measurement, Probe, joined, read_probe
 from merino_edge.families.designed import Architecture, Block
-from merino_edge.prediction import predict as costs
+from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.default_coefficients import estimated
 from merino_edge.prediction.latency_terms import again_share, partly_share
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import AGAIN, MEMORY
 from merino_edge.profiles.reading import load_profile, parse_profile_text, profile_text
 from merino_runtime.errors import MerinoError
@@ -90,9 +91,9 @@ def calibrated_board(probe):
 def test_the_fit_predicts_what_the_true_coefficients_do(precision):
     """Quantities that no row tells apart may differ, their sums may not."""
     profile = calibrated_board(synthetic())
-    work = costs.Workload(precision, 512, 128)
-    found = costs.predict(DECODER.operators, profile, work)
-    expected = costs.predict(DECODER.operators, BOARD, work)
+    work = InferenceShape(precision, 512, 128)
+    found = cost_model(profile, work).predict(DECODER.operators)
+    expected = cost_model(BOARD, work).predict(DECODER.operators)
     assert found.decode_ms == pytest.approx(expected.decode_ms, rel=0.02)
     assert found.prefill_ms == pytest.approx(expected.prefill_ms, rel=0.02)
     assert (found.decode_threads, found.prefill_threads) == (expected.decode_threads, expected.prefill_threads)
@@ -111,9 +112,9 @@ def test_the_residuals_of_a_probe_without_noise_are_nothing():
 def test_noise_goes_into_the_residuals_and_hardly_into_predictions():
     fit = calibrate(synthetic(noise=0.05))
     assert 0.01 < fit.residuals[-1].median < 0.06
-    work = costs.Workload("int8", 512, 128)
-    found = costs.predict(DECODER.operators, calibrated_board(synthetic(noise=0.05)), work)
-    assert found.decode_ms == pytest.approx(costs.predict(DECODER.operators, BOARD, work).decode_ms, rel=0.08)
+    work = InferenceShape("int8", 512, 128)
+    found = cost_model(calibrated_board(synthetic(noise=0.05)), work).predict(DECODER.operators)
+    assert found.decode_ms == pytest.approx(cost_model(BOARD, work).predict(DECODER.operators).decode_ms, rel=0.08)
 
 
 def test_memory_factors_are_what_processes_held():
@@ -129,7 +130,7 @@ def test_a_format_that_was_not_measured_stays_estimated():
     probe = synthetic(machine=MACHINE._replace(formats=("fp32",)))
     profile = calibrated_board(probe)
     kinds = {
-        form: costs.predict(DECODER.operators, profile, costs.Workload(form, 512, 128)).provenance
+        form: cost_model(profile, InferenceShape(form, 512, 128)).predict(DECODER.operators).provenance
         for form in ("fp32", "int8", "int4")
     }
     assert kinds == {"fp32": "calibrated", "int8": "estimated", "int4": "estimated"}
@@ -206,7 +207,7 @@ def test_this_machine_is_measured_once_and_kept(tmp_path, monkeypatch):
     assert first.performance == again.performance
     assert first.performance.coefficients is not None and first.performance.coefficients.kind == "calibrated"
     assert len(said) == 2 and "measuring this machine" in said[0] and "kept in" in said[1]
-    found = costs.predict(DECODER.operators, first, costs.Workload("fp32", 128, 64))
+    found = cost_model(first, InferenceShape("fp32", 128, 64)).predict(DECODER.operators)
     assert found.decode_ms > 0.1 and found.provenance == "calibrated"
 
 

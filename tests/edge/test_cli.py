@@ -74,7 +74,7 @@ def test_design_json_has_the_fields_of_the_contract(design_file):
     assert set(found["architecture"]) == {"blocks", "vocab", "head_size", "context"} | constants
     assert set(found["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared"}
     predicted = {"decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "provenance"}
-    assert set(found["predicted"]) == predicted | {"file_mb", "j_per_token"}
+    assert set(found["predicted"]) == predicted | {"file_mb", "j_per_token", "decode_threads", "prefill_threads"}
     assert set(found["solver"]) == {"name", "gap", "bound", "seconds", "seed"}
     assert 0.9 * 4 < found["predicted"]["decode_ms"] <= 4
 
@@ -82,7 +82,7 @@ def test_design_json_has_the_fields_of_the_contract(design_file):
 def test_design_shows_a_table_beside_opt():
     code, out, _ = run("design", "--device", "raspberry-pi-4")
     assert code == 0
-    for words in ("OPT-350M", "331.2 M", "KV cache at 1024 tokens", "decode per token", "entropy", "proved"):
+    for words in ("OPT-350M", "331.2 M", "KV cache at 1024 tokens", "decode latency per token", "entropy", "proved"):
         assert words in out
 
 

@@ -1,11 +1,15 @@
 """From a board and budgets to design.json and back."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from merino_edge.design.budget import Budgets
-from merino_edge.design.designer import design, load_design
+from merino_edge.design.budgets import with_board_defaults
+from merino_edge.design.design_file import load_design
+from merino_edge.design.designer import design
+from merino_edge.design.score import INVERSE, SCORES
 from merino_edge.design.space import Space
 from merino_edge.design.variants import NARROW
 from merino_edge.profiles.reading import load_profile, profile_ids
@@ -17,17 +21,17 @@ SMALL = Space(widths=tuple(range(64, 321, 64)), depths=(1, 2, 3), ffn_ratios=(1.
 
 def small_design(**keys):
     request = {"space": SMALL, "context": 256, "prompt": 128}
-    return design(BOARD, Budgets(decode_ms=8, memory_mb=90), **{**request, **keys})
+    return design(BOARD, {"decode_ms": 8, "memory_mb": 90}, **{**request, **keys})
 
 
 @pytest.mark.parametrize("board", profile_ids())  # the whole space
 def test_a_boards_own_budgets_give_the_optimum_within_them(board):
     profile = load_profile(board)
-    budgets = Budgets().with_board_defaults(profile)
+    budgets = with_board_defaults({}, profile)
     found = design(profile, budgets, space=Space(), context=profile.budget.context, prompt=256)
     predicted = found.predicted
     assert found.device == board
-    assert found.budget == budgets.given()
+    assert found.budget == budgets
     assert predicted.decode_ms <= profile.budget.decode_ms
     assert predicted.memory_mb <= profile.budget.memory_mb
     assert found.solver.bound >= found.entropy
@@ -43,7 +47,7 @@ def test_a_boards_own_budgets_give_the_optimum_within_them(board):
 
 def test_a_larger_budget_never_gives_a_worse_decoder():
     entropies = [
-        design(BOARD, Budgets(decode_ms=ms), space=SMALL, context=64, prompt=64).entropy for ms in (2.5, 4, 8, 16)
+        design(BOARD, {"decode_ms": ms}, space=SMALL, context=64, prompt=64).entropy for ms in (2.5, 4, 8, 16)
     ]
     assert entropies == sorted(entropies)
     assert entropies[0] < entropies[-1]
@@ -58,13 +62,13 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
     assert content["schema"] == 1
     assert set(content) == {
         "schema", "device", "architecture", "precision", "prompt", "budget", "searched", "predicted", "measured",
-        "threads", "entropy", "scoring", "considered", "solver",
+        "entropy", "scoring", "considered", "solver",
     }
     assert set(content["architecture"]) == {"blocks", "vocab", "head_size", "context"}
     assert set(content["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared"}
     assert set(content["predicted"]) == {
         "decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "file_mb",
-        "j_per_token", "provenance",
+        "j_per_token", "provenance", "decode_threads", "prefill_threads",
     }
     assert set(content["solver"]) == {"name", "gap", "bound", "seconds", "seed"}
 
@@ -96,6 +100,35 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
     assert "design.json" in message
     for key in ("device: missing", "colour: unknown key", "schema: ", "solver.name: ", "blocks.0.width: ", "params: "):
         assert key in message, key
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"eps": 0}, "scoring.eps: "),
+        ({"attention_weight": 0, "ffn_weight": 0}, "scoring: .*make every score 0"),
+        ({"gamma": "none"}, "scoring.gamma: "),
+        ({"colour": 1}, "scoring.colour: unknown key"),
+    ],
+)
+def test_a_bad_scoring_block_is_told_with_the_file(wrong, says, tmp_path):
+    content = json.loads(small_design().to_json())
+    content["scoring"].update(wrong)
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(MerinoError, match=rf"mine\.json is not a design\.json: .*{says}"):
+        load_design(path)
+
+
+def test_a_design_is_read_without_torch_and_scipy():
+    code = "import sys, merino_edge.design.design_file as _; print({'torch', 'scipy'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_design_keeps_the_named_parameters_of_its_score(name):
+    found = small_design(scoring=SCORES[name])
+    assert json.loads(found.to_json())["scoring"] == {**INVERSE.model_dump(), "name": name, "gamma": name}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\udc00"])

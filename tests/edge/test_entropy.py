@@ -6,9 +6,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from merino_edge.design import entropy
-from merino_edge.design.entropy import Scoring, block_score, limit_entropy, linear_entropy, sampled_entropy
+from merino_edge.design.entropy import limit_entropy, linear_entropy, sampled_entropy
+from merino_edge.design.score import INVERSE, SCORES, block_score, score_named
 from merino_edge.design.space import Space
 from merino_edge.families.designed import Block
+from merino_runtime.errors import MerinoError
 
 SIDES = st.sampled_from(range(32, 2049, 16))
 
@@ -58,7 +60,7 @@ def test_gamma_off_literal_and_inverse():
     layer = 0.6 * 4 * linear_entropy(width, width) + 0.4 * 2 * linear_entropy(width, ffn_width)
 
     def score(depth=depth, **keys):
-        return block_score(width, ffn_width, depth, False, Scoring(**keys))
+        return block_score(width, ffn_width, depth, False, INVERSE.model_copy(update=keys))
 
     assert score(gamma="off") == pytest.approx(depth * layer, rel=1e-12)
     assert score(gamma="literal") == pytest.approx((1 - depth / 16 / width) * depth * layer, rel=1e-12)
@@ -80,9 +82,18 @@ def blocks():
 @given(blocks(), blocks())
 def test_the_discount_on_shared_weights_decides_nothing_but_ties(one, other):
     def score(block, shared):
-        return block_score(block.width, block.ffn_width, block.depth, shared, Scoring())
+        return block_score(block.width, block.ffn_width, block.depth, shared, INVERSE)
 
     assume(score(one, False) > 0)
     assert score(one, False) * (1 - 1e-4) <= score(one, True) < score(one, False)
     assume(score(one, False) > score(other, False) * (1 + 1e-4))
     assert score(one, True) > score(other, False)
+
+
+def test_a_score_that_has_no_name_is_refused():
+    assert {name: scoring.gamma for name, scoring in SCORES.items()} == {
+        "inverse": "inverse", "literal": "literal", "off": "off",
+    }  # fmt: skip
+    assert score_named("off") is SCORES["off"]
+    with pytest.raises(MerinoError, match="--score best is not known: choose one of inverse, literal, off"):
+        score_named("best")

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from merino_edge.design.budget import Budgets
 from merino_edge.design.designer import design
 from merino_edge.design.space import Space
 from merino_edge.export.export import export
@@ -316,7 +315,7 @@ def test_variants_of_opt_that_the_walk_does_not_know_are_refused(decoder, tmp_pa
 
 def test_a_design_and_a_bare_architecture_are_exported_with_random_weights(tmp_path, tiny_arch):
     found = design(
-        load_profile("raspberry-pi-zero-2w"), Budgets(decode_ms=3), context=64, prompt=32,
+        load_profile("raspberry-pi-zero-2w"), {"decode_ms": 3}, context=64, prompt=32,
         space=Space(widths=(64, 128), depths=(1, 2), ffn_ratios=(1.0,), blocks=2, vocab=300),
     )
     for name, text, arch in (
@@ -453,13 +452,14 @@ def test_a_source_says_where_its_weights_come_from(tiny_checkpoint):
 def test_a_bundle_has_the_format_and_the_threads_that_its_design_planned_for(tmp_path):
     space = Space(widths=(64, 128), depths=(1, 2), ffn_ratios=(1.0,), blocks=2, vocab=300)
     board = load_profile("raspberry-pi-5")
-    found = design(board, Budgets(decode_ms=2), space=space, context=32, prompt=16, precision="int8")
+    found = design(board, {"decode_ms": 2}, space=space, context=32, prompt=16, precision="int8")
     path = tmp_path / "design.json"
     path.write_text(found.to_json())
-    assert found.threads
     planned = export(load_source(str(path)), tmp_path / "planned").bundle
     assert planned.precision == "int8"
-    assert planned.threads == Threads(decode=found.threads.decode, prefill=found.threads.prefill)
+    assert planned.threads == Threads(
+        decode=found.predicted.decode_threads, prefill=found.predicted.prefill_threads
+    )
     other = export(load_source(str(path)), tmp_path / "other", precision="fp32").bundle
     assert (other.precision, other.threads) == ("fp32", Threads(None, None))
 
@@ -482,7 +482,7 @@ def test_a_checkpoint_carries_the_design_that_it_was_trained_from(tiny_checkpoin
     shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
     space = Space(widths=(64,), depths=(1,), ffn_ratios=(1.0,), blocks=1, vocab=300)
     board = load_profile("raspberry-pi-5")
-    other = design(board, Budgets(decode_ms=9), space=space, context=32, prompt=16, precision="int8")
+    other = design(board, {"decode_ms": 9}, space=space, context=32, prompt=16, precision="int8")
     path = tmp_path / "checkpoint" / "design.json"
     path.write_text(other.to_json())
     assert load_source(str(tmp_path / "checkpoint")).design is None  # another geometry

@@ -6,7 +6,6 @@ from itertools import combinations
 
 import pytest
 
-from merino_edge.design.budget import Budgets
 from merino_edge.design.pareto import front
 from merino_edge.design.space import Space
 from merino_edge.profiles.reading import load_profile
@@ -21,7 +20,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 @pytest.fixture(scope="module", params=["decode_ms", "memory_mb"])
 def found(request):
     board = load_profile("raspberry-pi-zero-2w")
-    return front(board, Budgets(), request.param, 4, space=SPACE, context=256, prompt=128)
+    return front(board, {}, request.param, 4, space=SPACE, context=256, prompt=128)
 
 
 def texts_of(svg, *classes):

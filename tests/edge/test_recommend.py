@@ -8,15 +8,16 @@ from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
 from merino_edge.cli.tables_models import reasons
-from merino_edge.design.budget import Budgets
+from merino_edge.design.budgets import shares_over, with_board_defaults
 from merino_edge.design.designer import design
-from merino_edge.design.entropy import Scoring, block_score
 from merino_edge.design.pareto import MARKED, Front, front
-from merino_edge.design.recommend import existing_entropy, measured, missing_isa, recommend
+from merino_edge.design.recommend import existing_entropy, missing_isa, recommend
+from merino_edge.design.score import INVERSE, block_score
 from merino_edge.design.space import Space
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.zoo import load_models, model
-from merino_edge.prediction.predict import Workload, predict
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_edge.report.front import front_svg
 from merino_runtime.errors import MerinoError
@@ -26,22 +27,25 @@ SMALL = Space(widths=tuple(range(64, 321, 64)), depths=(1, 2, 3), ffn_ratios=(1.
 
 
 def recommended(profile=PI5, context=1024, **budgets):
-    return recommend(profile, Budgets(**budgets).with_board_defaults(profile), context=context, prompt=128, space=SMALL)
+    return recommend(profile, with_board_defaults(budgets, profile), context=context, prompt=128, space=SMALL)
+
+
+def predicted(existing, profile, precision, context):
+    return cost_model(profile, InferenceShape(precision, context, 128)).predict(existing.geometry.operators)
 
 
 def test_every_verdict_is_a_direct_prediction_held_against_the_budgets():
-    budgets = Budgets(
-        decode_ms=25, prefill_ms=400, params_m=150, file_mb=300, j_per_token=0.2
-    ).with_board_defaults(PI5)
+    asked = {"decode_ms": 25, "prefill_ms": 400, "params_m": 150, "file_mb": 300, "j_per_token": 0.2}
+    budgets = with_board_defaults(asked, PI5)
     found = recommend(PI5, budgets, context=1024, prompt=128, space=SMALL)
     assert {candidate.model.id for candidate in found.candidates} == {each.id for each in load_models()}
-    assert found.budget == budgets.given() and "memory_mb" in found.budget
+    assert found.budget == budgets and "memory_mb" in found.budget
     kinds = set()
     for candidate in found.candidates:
         assert [verdict.precision for verdict in candidate.verdicts] == list(CPU_FORMATS)
         for verdict in candidate.verdicts:
-            cost = predict(candidate.model.geometry.operators, PI5, Workload(verdict.precision, 1024, 128))
-            assert verdict.cost == cost
+            cost = predicted(candidate.model, PI5, verdict.precision, 1024)
+            assert verdict.predicted == cost
             used = {
                 "decode_ms": cost.decode_ms, "prefill_ms": cost.prefill_ms, "memory_mb": cost.memory_mb,
                 "params_m": cost.params / 1e6, "file_mb": cost.file_mb, "j_per_token": cost.j_per_token,
@@ -50,7 +54,7 @@ def test_every_verdict_is_a_direct_prediction_held_against_the_budgets():
                                     if used[name] > limit}
             assert verdict.fits == (not verdict.over)
             kinds |= {verdict.fits, *verdict.over}
-    assert kinds == {True, False, *budgets.given()}
+    assert kinds == {True, False, *budgets}
 
 
 def test_what_fits_comes_first_by_score_and_in_the_format_of_most_bits():
@@ -74,7 +78,7 @@ def test_our_designs_keep_the_same_budgets():
     for our in found.ours:
         assert our.design is not None and our.design.budget == found.budget
         assert our.design.precision == our.precision
-        assert all(measured(our.design.predicted, name) <= limit for name, limit in found.budget.items())
+        assert not shares_over(found.budget, our.design.predicted)
 
 
 def test_a_format_that_the_runtime_refuses_on_a_board_does_not_fit_it():
@@ -105,7 +109,7 @@ def test_layers_are_counted_as_blocks_cut_to_their_best(name):
     geometry = model(name).geometry
 
     def score(depths):
-        return sum(block_score(geometry.width, geometry.ffn_width, depth, False, Scoring()) for depth in depths)
+        return sum(block_score(geometry.width, geometry.ffn_width, depth, False, INVERSE) for depth in depths)
 
     cuts = [(a, b - a, geometry.layers - b) for b in range(geometry.layers + 1) for a in range(b + 1)]
     best = max(score([depth for depth in cut if depth]) for cut in cuts)
@@ -115,7 +119,7 @@ def test_layers_are_counted_as_blocks_cut_to_their_best(name):
 
 @pytest.fixture(scope="module", params=["decode_ms", "memory_mb"])
 def found_front(request):
-    return front(ZERO, Budgets(), request.param, 6, space=SMALL, context=256, prompt=128)
+    return front(ZERO, {}, request.param, 6, space=SMALL, context=256, prompt=128)
 
 
 def test_a_front_rises_and_each_point_is_the_optimum_within_its_limit(found_front):
@@ -128,7 +132,7 @@ def test_a_front_rises_and_each_point_is_the_optimum_within_its_limit(found_fron
         assert getattr(point.predicted, axis) <= point.budget[axis]
         assert point.budget == {**found_front.budget, axis: point.budget[axis]}
         assert point.solver.gap < 1e-9 and point.solver.name == "exact"
-    again = design(ZERO, Budgets(**points[2].budget), space=SMALL, context=256, prompt=128)
+    again = design(ZERO, points[2].budget, space=SMALL, context=256, prompt=128)
     assert again.architecture == points[2].architecture and again.entropy == points[2].entropy
     ratios = [after / before for before, after in zip(limits, limits[1:], strict=False)]
     assert max(ratios) / min(ratios) < 1.02  # log-spaced, to four digits
@@ -139,16 +143,16 @@ def test_a_front_runs_from_the_smallest_decoder_to_where_more_gives_nothing(foun
     assert {(block.width, block.depth) for block in first.architecture.blocks} == {(64, 1)}
     with pytest.raises(MerinoError, match="the smallest that would do"):
         least = getattr(first.predicted, axis) * 0.99
-        design(ZERO, Budgets(**{**first.budget, axis: least}), space=SMALL, context=256, prompt=128)
-    free = Budgets(memory_mb=ZERO.memory.free_mb.value)
+        design(ZERO, {**first.budget, axis: least}, space=SMALL, context=256, prompt=128)
+    free = {"memory_mb": ZERO.memory.free_mb.value}
     assert last.entropy == design(ZERO, free, space=SMALL, context=256, prompt=128).entropy
 
 
 def test_other_budgets_hold_at_every_point():
-    found = front(ZERO, Budgets(params_m=1, prefill_ms=60), "decode_ms", 4, space=SMALL, context=256, prompt=128)
+    found = front(ZERO, {"params_m": 1, "prefill_ms": 60}, "decode_ms", 4, space=SMALL, context=256, prompt=128)
     assert found.budget == {"params_m": 1, "prefill_ms": 60, "memory_mb": ZERO.budget.memory_mb}
     assert all(point.predicted.params <= 1e6 and point.predicted.prefill_ms <= 60 for point in found.points)
-    loose = front(ZERO, Budgets(), "decode_ms", 4, space=SMALL, context=256, prompt=128)
+    loose = front(ZERO, {}, "decode_ms", 4, space=SMALL, context=256, prompt=128)
     assert found.points[-1].entropy < loose.points[-1].entropy
 
 
@@ -161,12 +165,12 @@ def test_pareto_json_is_read_as_it_was_written(found_front):
     }  # fmt: skip
     assert [mark["id"] for mark in content["models"]] == list(MARKED)
     for mark in found_front.models:
-        cost = predict(model(mark.id).geometry.operators, ZERO, Workload("fp32", 256, 128))
-        assert (mark.predicted.decode_ms, mark.predicted.memory_mb) == (cost.decode_ms, cost.memory_mb)
+        cost = predicted(model(mark.id), ZERO, "fp32", 256)
+        assert mark.predicted == cost
 
 
 def test_a_mark_whose_context_is_too_short_is_left_out():
-    found = front(PI5, Budgets(), "decode_ms", 2, space=SMALL, context=2048, prompt=128)
+    found = front(PI5, {}, "decode_ms", 2, space=SMALL, context=2048, prompt=128)
     assert [mark.id for mark in found.models] == [name for name in MARKED if name != "gpt2"]
 
 
@@ -240,4 +244,4 @@ def test_a_board_that_has_too_little_memory_for_any_decoder_says_so():
     tiny = ZERO.model_copy(update={"memory": ZERO.memory.model_copy(
         update={"free_mb": ZERO.memory.free_mb.model_copy(update={"value": 66.0})})})
     with pytest.raises(MerinoError, match="--memory-mb 66 is below"):
-        front(tiny, Budgets(), "memory_mb", 3, space=replace(SMALL, vocab=50257), context=256, prompt=128)
+        front(tiny, {}, "memory_mb", 3, space=replace(SMALL, vocab=50257), context=256, prompt=128)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from merino_edge.benchmarking.redesign import AIM, ENOUGH, MOST_DESIGNS, largest_share, measure_design, redesign
 from merino_edge.cli.tables import solver_line
-from merino_edge.design.budget import Budgets
-from merino_edge.design.designer import Measured, design
+from merino_edge.design.budgets import options_line
+from merino_edge.design.design_file import Measured
+from merino_edge.design.designer import design
 from merino_edge.design.space import Space
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.errors import MerinoError
@@ -27,12 +28,12 @@ def real(budgets):
 @cache
 def ladder():
     """Optima of the space by rising decode time: what a search can answer, found once."""
-    largest = real(Budgets(params_m=100))
+    largest = real({"params_m": 100})
     shares = np.geomspace(0.05, 1, 60)
     found = {}
     for share in shares:
         with suppress(MerinoError):
-            one = real(Budgets(decode_ms=share * largest.predicted.decode_ms))
+            one = real({"decode_ms": share * largest.predicted.decode_ms})
             found[one.architecture] = one
     return list(found.values())
 
@@ -40,7 +41,7 @@ def ladder():
 def find(budgets, _=None):
     fitting = [
         one for one in ladder()
-        if all(getattr(one.predicted, name) <= most for name, most in budgets.given().items())
+        if all(getattr(one.predicted, name) <= most for name, most in budgets.items())
     ]  # fmt: skip
     if not fitting:
         raise MerinoError("less than the least decoder takes: --decode-ms")
@@ -62,7 +63,7 @@ def machine(decode=1.0, prefill=1.0, memory=1.0):
 
 def asked(decode=1.0, **keys):
     """Budgets, decode time as a share of the largest decoder's."""
-    return Budgets(decode_ms=decode * ladder()[-1].predicted.decode_ms, **keys)
+    return {"decode_ms": decode * ladder()[-1].predicted.decode_ms, **keys}
 
 
 @given(st.floats(0.6, 1.6), st.floats(0.6, 1.6), st.floats(0.9, 1.1), st.floats(0.3, 0.9))
@@ -72,9 +73,9 @@ def test_whatever_the_machine_is_off_by_the_design_keeps_its_budgets(decode, pre
     measure, seen = machine(decode, prefill, memory)
     found = redesign(budgets, find, measure)
     assert found.measured.decode_ms == pytest.approx(decode * found.predicted.decode_ms)
-    assert found.budget == budgets.given() and found.measured.designs == len(seen) <= MOST_DESIGNS
+    assert found.budget == budgets and found.measured.designs == len(seen) <= MOST_DESIGNS
     assert all(getattr(found.measured, name) <= limit for name, limit in found.budget.items())
-    first = largest_share(seen[0].model_copy(update={"budget": budgets.given(), "measured": measure(seen[0])}))
+    first = largest_share(seen[0].model_copy(update={"budget": budgets, "measured": measure(seen[0])}))
     if ENOUGH <= first <= 1:
         assert found.measured.designs == 1, "what keeps its budgets and uses them is not designed again"
 
@@ -94,12 +95,12 @@ def test_a_budget_is_rescaled_by_predicted_over_measured():
     requests = []
 
     def spying(budgets, like):
-        requests.append(budgets.given())
+        requests.append(budgets)
         return find(budgets, like)
 
     redesign(asked(0.5, flops_g=100), spying, machine(decode=1.25)[0])
     first, second = requests[:2]
-    assert first == asked(0.5, flops_g=100).given()
+    assert first == asked(0.5, flops_g=100)
     assert second == {"decode_ms": pytest.approx(AIM / 1.25 * first["decode_ms"]), "flops_g": 100}
 
 
@@ -107,24 +108,24 @@ def test_after_one_that_took_too_much_and_one_that_took_too_little_the_geometric
     measure, seen = by_turns(1.2, 0.5, 1.0)
     found = redesign(asked(0.5), find, measure)
     assert len(seen) == 3 and found.architecture == seen[2].architecture
-    limit = asked(0.5).decode_ms
+    limit = asked(0.5)["decode_ms"]
     assert found.searched["decode_ms"] == pytest.approx(limit * (AIM / 1.2) ** 0.5)
 
 
 def test_the_record_says_which_limits_the_search_and_its_proof_are_for():
     """Its decoder, its bound and its thread counts are those of a search for `searched`, not for `budget`."""
     found = redesign(asked(0.5), find, machine(decode=1.25)[0])
-    assert found.budget == asked(0.5).given() != found.searched
-    again = find(Budgets(**found.searched))
+    assert found.budget == asked(0.5) != found.searched
+    again = find(found.searched)
     for part in ("architecture", "entropy", "solver", "threads", "predicted"):
         assert getattr(found, part) == getattr(again, part), part
     assert found.solver.bound < find(asked(0.5)).solver.bound, "the proof for what was asked is another one"
-    assert f"rescaled budgets: decode_ms {found.searched['decode_ms']:.4g}" in solver_line(found)
+    assert f"rescaled budgets: {options_line(found.searched)}" in solver_line(found)
 
 
 def test_a_design_that_keeps_its_budgets_at_once_is_proved_for_them():
     found = redesign(asked(0.5), find, machine()[0])
-    assert found.searched == found.budget == asked(0.5).given()
+    assert found.searched == found.budget == asked(0.5)
     assert solver_line(found).endswith("within these budgets")
 
 
@@ -145,22 +146,22 @@ def test_a_design_that_comes_again_is_not_measured_again():
 
 def test_what_no_design_keeps_is_said_with_what_each_took():
     with pytest.raises(MerinoError, match=r"none of 1 designs kept .* 12[0-9.]+% of decode_ms"):
-        redesign(Budgets(decode_ms=1.02 * ladder()[0].predicted.decode_ms), find, machine(decode=1.3)[0])
+        redesign({"decode_ms": 1.02 * ladder()[0].predicted.decode_ms}, find, machine(decode=1.3)[0])
 
 
 def test_less_than_the_least_decoder_takes_is_refused_before_anything_is_measured():
     measure, seen = machine()
     with pytest.raises(MerinoError, match="decode"):
-        redesign(Budgets(decode_ms=0.5 * ladder()[0].predicted.decode_ms), find, measure)
+        redesign({"decode_ms": 0.5 * ladder()[0].predicted.decode_ms}, find, measure)
     assert seen == []
 
 
 def test_budgets_that_cannot_be_measured_take_one_design():
     measure, seen = machine(decode=2.0)
-    assert redesign(Budgets(flops_g=100), find, measure).measured.designs == len(seen) == 1
+    assert redesign({"flops_g": 100}, find, measure).measured.designs == len(seen) == 1
 
 
 def test_a_measurement_of_this_machine():
-    measured = measure_design(real(Budgets(params_m=0.5)))
+    measured = measure_design(real({"params_m": 0.5}))
     assert 0 < measured.decode_ms < 1000 and 0 < measured.prefill_ms < 10_000
     assert 30 < measured.memory_mb < 1000

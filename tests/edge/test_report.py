@@ -13,7 +13,8 @@ from sample_records import OURS, failed, many, opt, record
 
 from merino_edge.cli.app import main
 from merino_edge.families.designed import Architecture
-from merino_edge.prediction.predict import Workload, predict
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
@@ -100,10 +101,14 @@ def test_predictions_are_the_cost_models_and_name_the_machine_of_the_measurement
     found = summary_of(record(10), record(30, test="pp64"), opt(), record(9, engine="llama.cpp 1", dialect=None),
                        board="raspberry-pi-4")  # fmt: skip
     by_what = {one.what: one for one in found.predictions if one.series.bundle == "ours"}
+
+    def predict(context, prompt):
+        return cost_model(profile, InferenceShape("fp32", context, prompt)).predict(operators)
+
     operators, profile = Architecture.model_validate(OURS).operators, load_profile("raspberry-pi-4")
-    assert by_what["decode"].predicted == predict(operators, profile, Workload("fp32", 8 + 16, 8)).decode_ms
-    assert by_what["prefill"].predicted == predict(operators, profile, Workload("fp32", 64, 64)).prefill_ms
-    assert by_what["memory"].predicted == predict(operators, profile, Workload("fp32", 2048, 64)).memory_mb
+    assert by_what["decode"].predicted == predict(8 + 16, 8).decode_ms
+    assert by_what["prefill"].predicted == predict(64, 64).prefill_ms
+    assert by_what["memory"].predicted == predict(2048, 64).memory_mb
     assert not any(one.here for one in found.predictions)
     assert {one.series.engine for one in found.predictions} == {"onnxruntime 1.32.0 CPU"}
     on_pi = {**record()["environment"], "board": "Raspberry Pi 4 Model B Rev 1.4"}

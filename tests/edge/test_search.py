@@ -2,71 +2,82 @@
 
 import itertools
 import math
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from operator import ne
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import OptimizeResult
 
+from merino_edge.cli.tables import solver_line
 from merino_edge.design import exact
-from merino_edge.design.budget import Budgets
-from merino_edge.design.credit import credit
+from merino_edge.design.budgets import BUDGETS_BY_NAME
+from merino_edge.design.comparison import comparison_factor
+from merino_edge.design.constraints import regimes
 from merino_edge.design.designer import design
-from merino_edge.design.entropy import Scoring
+from merino_edge.design.encode import architecture, encode
 from merino_edge.design.evolution import Effort, evolve
 from merino_edge.design.exact import undominated
-from merino_edge.design.space import Space, architecture, encode
+from merino_edge.design.score import INVERSE
+from merino_edge.design.space import Space
 from merino_edge.families.designed import block_operators
-from merino_edge.prediction import latency as times
-from merino_edge.prediction import predict as costs
-from merino_edge.prediction.predict import Workload
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.errors import MerinoError
 
 FORMATS = ("fp32", "int8", "int4")
 
-NAMES = tuple(field.name for field in fields(Budgets))
+NAMES = tuple(BUDGETS_BY_NAME)
 BOARD = load_profile("raspberry-pi-zero-2w")
-WORK = Workload("fp32", 128, 64)
+MODEL = cost_model(BOARD, InferenceShape("fp32", 128, 64))
+CONTEXT, PROMPT = MODEL.shape.context, MODEL.shape.prompt
 WIDE = dict.fromkeys(NAMES, 1e9)  # budgets that bind nothing
 
 
-def predicted(arch, space, profile=BOARD, work=WORK):
-    """The costs of a built decoder under the usual regime, in the budgets' own units.
+def predicted(arch, space, model=MODEL):
+    """The costs of a built decoder under the default regime, by the names of the budgets.
 
-    Times as the search counts them: of what the last layer does for one position it sees the space's narrowest FFN.
+    Latencies as the search counts them: of what the last layer does for one position it sees the narrowest FFN.
     """
-    cost = asdict(costs.predict(arch.operators, profile, work))
-    regime = times.usual_regime(profile)
+    cost = model.predict(arch.operators).model_dump()
+    regime = model.default_regime()
 
-    def spared(measure, ratio):
+    def spared(latency, ratio):
         block = arch.blocks[-1].model_copy(update={"ffn_ratio": ratio, "depth": 1})
         ops = list(block_operators(block, arch.head_size, last=True))
-        whole = [replace(op, final=False) for op in ops]
-        return measure(whole, profile, work, regime) - measure(ops, profile, work, regime)
+        return latency([replace(op, final=False) for op in ops]) - latency(ops)
 
-    for name, measure in {"decode_ms": times.decode_ms, "prefill_ms": times.prefill_ms}.items():
-        unseen = spared(measure, arch.blocks[-1].ffn_ratio) - spared(measure, min(space.ffn_ratios))
-        cost[name] = measure(arch.operators, profile, work, regime) + unseen
-    in_use_mb = costs.resident_mb(arch.operators, profile, work, regime)
-    runtime_mb = profile.performance.runtime_mb.value
-    cost["memory_mb"] = in_use_mb + costs.activation_mb(arch.operators, profile, work) + runtime_mb
-    cost["opening_memory_mb"] = costs.opening_mb(arch.operators, profile, work, regime) + runtime_mb
-    cost["j_per_token"] = costs.joules(cost["decode_ms"], profile)
+    for name, latency in {
+        "decode_ms": lambda ops: model.decode_ms(ops, regime.decode_threads, regime.residency),
+        "prefill_ms": lambda ops: model.prefill_ms(ops, regime.prefill_threads, regime.residency),
+    }.items():
+        unseen = spared(latency, arch.blocks[-1].ffn_ratio) - spared(latency, min(space.ffn_ratios))
+        cost[name] = latency(arch.operators) + unseen
+    in_use_mb = model.in_use_mb(arch.operators, regime.sessions)
+    cost["memory_mb"] = in_use_mb + model.activation_mb(arch.operators) + model.runtime_mb
+    cost["opening_memory_mb"] = model.opening_mb(arch.operators, regime.sessions) + model.runtime_mb
+    cost["j_per_token"] = model.joules(cost["decode_ms"])
     cost["params_m"] = cost["params"] / 1e6
     return {name: cost[name] for name in (*NAMES, "opening_memory_mb")}
 
 
-def between(space, share, names, work=WORK):
+def between(space, share, names):
     """Budgets at a share of the way from the space's smallest to its largest decoder."""
-    program = encode(space, Budgets(**WIDE), BOARD, work, Scoring())
+    program = encode(space, WIDE, MODEL, INVERSE)
     sizes = [(block.width, block.ffn_ratio, block.depth, not block.shared) for block in program.options]
     ends = (sizes.index(min(sizes)), sizes.index(max(sizes)))
-    built = (architecture(space, program, (end,) * space.blocks, work.context) for end in ends)
-    least, most = (predicted(arch, space, work=work) for arch in built)
-    return Budgets(**{name: least[name] + share[name] * (most[name] - least[name]) for name in names})
+    built = (architecture(space, program, (end,) * space.blocks, CONTEXT) for end in ends)
+    least, most = (predicted(arch, space) for arch in built)
+    return {name: least[name] + share[name] * (most[name] - least[name]) for name in names}
+
+
+def optimum(program):
+    answer = exact.improve(program)
+    assert answer.proved
+    return answer.solution
 
 
 def enumerated(program):
@@ -103,27 +114,27 @@ def problems(draw, blocks=(2, 3), width=(64, 96, 128, 192, 256, 384), growth=(1.
 
 
 def assert_within(space, program, budgets, choice):
-    arch = architecture(space, program, choice, WORK.context)  # raises where widths shrink
+    arch = architecture(space, program, choice, CONTEXT)  # raises where widths shrink
     assert program.allowed[program.width[choice[0]], program.width[choice[-1]]]
     for name, value in predicted(arch, space).items():
-        assert value <= budgets.given().get(name, math.inf) * (1 + 1e-12), name
+        assert value <= budgets.get(name, math.inf) * (1 + 1e-12), name
 
 
 @given(problems())
 @settings(max_examples=200)
 def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
     space, budgets = problem
-    program = encode(space, budgets, BOARD, WORK, Scoring())
-    found = exact.solve(program)
+    program = encode(space, budgets, MODEL, INVERSE)
+    found, bound = exact.improve(program)
     best = enumerated(program)
     assert found.score == pytest.approx(best, rel=1e-9)
     assert found.score == pytest.approx(program.evaluate(found.choice)[0], rel=1e-12)
-    assert found.bound >= found.score
-    assert found.bound == pytest.approx(best, rel=1e-6)
+    assert bound >= found.score
+    assert bound == pytest.approx(best, rel=1e-6)
     assert_within(space, program, budgets, found.choice)
-    spent = predicted(architecture(space, program, found.choice, WORK.context), space)
-    just = Budgets(**{name: spent[name] * (1 + 1e-9) for name in budgets.given()})
-    again = exact.solve(encode(space, just, BOARD, WORK, Scoring()))
+    spent = predicted(architecture(space, program, found.choice, CONTEXT), space)
+    just = {name: spent[name] * (1 + 1e-9) for name in budgets}
+    again = optimum(encode(space, just, MODEL, INVERSE))
     assert again.score == pytest.approx(best, rel=1e-9)  # asked for no more than it takes
 
 
@@ -151,7 +162,7 @@ def reachable(program, fits):
 def test_evolution_finds_the_best_of_a_few_decoders(problem, seed):
     """Of those that it can reach by one change at a time, where its population has room for all."""
     space, budgets = problem
-    program = encode(space, budgets, BOARD, WORK, Scoring())
+    program = encode(space, budgets, MODEL, INVERSE)
 
     def fits(choice):
         widths = [program.width[index] for index in choice]
@@ -159,7 +170,6 @@ def test_evolution_finds_the_best_of_a_few_decoders(problem, seed):
         return widths == sorted(widths) and allowed and (program.evaluate(choice)[1] <= 1 + 1e-12).all()
 
     found = evolve(program, seed=seed, effort=Effort(6000, 10_000))
-    assert found.bound is None
     best = max(program.evaluate(choice)[0] for choice in reachable(program, fits))
     assert found.score == pytest.approx(best, rel=1e-12)
     assert found.score <= enumerated(program) * (1 + 1e-12)
@@ -171,13 +181,13 @@ def test_evolution_is_repeatable_within_budgets_and_under_the_bound(seed):
     space = Space(vocab=8000)
     share = {"decode_ms": 0.02, "memory_mb": 0.05, "flops_g": 0.02}
     budgets = between(space, share, share)
-    program = encode(space, budgets, BOARD, WORK, Scoring())
+    program = encode(space, budgets, MODEL, INVERSE)
     reported = []
     found = evolve(program, seed=seed, effort=Effort(5000), progress=reported.append)
     assert found == evolve(program, seed=seed, effort=Effort(5000))
     assert reported == sorted(reported)
     assert 0 < reported[0] <= reported[-1] <= 5000
-    assert found.score <= exact.solve(program).bound
+    assert found.score <= exact.improve(program).bound
     assert_within(space, program, budgets, found.choice)
     assert len({evolve(program, seed=other, effort=Effort(300)).choice for other in range(5)}) > 1
 
@@ -186,7 +196,7 @@ def test_evolution_is_repeatable_within_budgets_and_under_the_bound(seed):
 @settings(max_examples=100)
 def test_an_option_left_out_as_dominated_is_never_missed(problem):
     space, budgets = problem
-    program = encode(space, budgets, BOARD, WORK, Scoring())
+    program = encode(space, budgets, MODEL, INVERSE)
     keep = undominated(program)
     assert len(set(keep)) == len(keep) <= len(program.options)
     assert enumerated(program.subset(keep)) == pytest.approx(enumerated(program), rel=1e-12)
@@ -196,8 +206,8 @@ def test_a_space_of_shared_blocks_alone_is_not_refused():
     """The smallest decoder is the shared one where every block has several layers."""
     space = Space(widths=(64, 128), depths=(3,), ffn_ratios=(1.0,), blocks=2, vocab=257)
     budgets = between(space, {"memory_mb": 0.01, "params_m": 0.01}, ("memory_mb", "params_m"))
-    program = encode(space, budgets, BOARD, WORK, Scoring())
-    found = exact.solve(program)
+    program = encode(space, budgets, MODEL, INVERSE)
+    found = optimum(program)
     assert found.score == pytest.approx(enumerated(program), rel=1e-9)
     assert_within(space, program, budgets, found.choice)
 
@@ -205,25 +215,26 @@ def test_a_space_of_shared_blocks_alone_is_not_refused():
 def test_a_space_whose_smallest_decoder_is_worth_nothing_is_solved():
     """Blocks of 64 channels and four layers score 0 by the inverse gamma, those of 128 do not."""
     space = Space(widths=(64, 128), depths=(4,), ffn_ratios=(1.0,), blocks=2, vocab=257)
-    program = encode(space, Budgets(**WIDE), BOARD, WORK, Scoring())
-    assert exact.solve(program).score == pytest.approx(enumerated(program), rel=1e-9)
+    program = encode(space, WIDE, MODEL, INVERSE)
+    assert optimum(program).score == pytest.approx(enumerated(program), rel=1e-9)
 
 
 def test_a_space_in_which_nothing_is_worth_anything_has_a_best_decoder():
     space = Space(widths=(64,), depths=(4, 5), ffn_ratios=(1.0,), blocks=2, vocab=257)
-    found = exact.solve(encode(space, Budgets(**WIDE), BOARD, WORK, Scoring()))
-    assert (found.score, found.bound) == (0, 0)
+    found, bound = exact.improve(encode(space, WIDE, MODEL, INVERSE))
+    assert (found.score, bound) == (0, 0)
 
 
 def test_memory_is_bounded_while_the_backend_opens_too():
     """A table that the heap does not keep takes its most then; a design fills the budget all the same."""
-    profile, budgets, work = load_profile("raspberry-pi-5"), Budgets(memory_mb=150), Workload("int8", 64, 16)
+    profile, budgets = load_profile("raspberry-pi-5"), {"memory_mb": 150}
+    model = cost_model(profile, InferenceShape("int8", 64, 16))
     space = Space(widths=(704, 768), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=2, vocab=50257)
     found = design(profile, budgets, space=space, context=64, prompt=16, precision="int8")
     ops = found.architecture.operators
-    opens = costs.opening_mb(ops, profile, work) + profile.performance.runtime_mb.value
+    opens = model.opening_mb(ops) + model.runtime_mb
     assert found.predicted.memory_mb == pytest.approx(opens)
-    assert opens > 10 + costs.resident_mb(ops, profile, work) + profile.performance.runtime_mb.value
+    assert opens > 10 + model.in_use_mb(ops) + model.runtime_mb
     assert 0.95 * 150 < opens <= 150
 
 
@@ -235,16 +246,19 @@ def test_a_programs_shares_are_the_costs_of_the_decoder_that_is_built(data):
         vocab=data.draw(st.sampled_from([8000, 150_000])), widths=(64, 128, 192, 256), depths=(1, 2, 5), growth=8.0,
     )
     precision = data.draw(st.sampled_from(["fp32", "int8", "int4"]))
-    work = Workload(precision, data.draw(st.sampled_from([16, 1024])), data.draw(st.sampled_from([1, 16])))
-    profile = load_profile(data.draw(st.sampled_from(["raspberry-pi-5", "raspberry-pi-4"])))
-    program = encode(space, Budgets(**WIDE), profile, work, Scoring())
+    shape = InferenceShape(precision, data.draw(st.sampled_from([16, 1024])), data.draw(st.sampled_from([1, 16])))
+    model = cost_model(load_profile(data.draw(st.sampled_from(["raspberry-pi-5", "raspberry-pi-4"]))), shape)
+    program = encode(space, WIDE, model, INVERSE)
     options = st.sampled_from(range(len(program.options)))
     choice = sorted(data.draw(st.lists(options, min_size=space.blocks, max_size=space.blocks)))
-    arch = architecture(space, program, choice, work.context)
+    arch = architecture(space, program, choice, shape.context)
     _, share = program.evaluate(choice)
-    for name, part, limit, fixed in zip(program.names, share, program.limits, program.fixed, strict=True):
-        expected = predicted(arch, space, profile, work)[name]
-        assert part * limit + fixed == pytest.approx(expected, rel=1e-9), name
+    for constraint, part in zip(program.constraints, share, strict=True):
+        name = constraint.budget.name
+        if constraint.term is not constraint.budget.terms[0]:
+            name = f"opening_{name}"
+        expected = predicted(arch, space, model)[name]
+        assert part * constraint.room + constraint.fixed == pytest.approx(expected, rel=1e-9), name
 
 
 @given(
@@ -256,51 +270,106 @@ def test_an_open_vocabulary_and_format_give_the_most_worth_of_all_decoders(probl
     """Every decoder of every combination, each within the budgets under some regime, by enumeration."""
     space, budgets = problem
     space = replace(space, narrow_head_size=None)
-    worths = {}
+    scores = {}
     for vocab, precision in itertools.product(vocabs, precisions):
-        work = replace(WORK, precision=precision)
-        for regime in times.telling_regimes(BOARD, work, budgets.given()):
+        model = cost_model(BOARD, replace(MODEL.shape, precision=precision))
+        for regime in regimes(model, budgets):
             try:
-                program = encode(replace(space, vocab=vocab), budgets, BOARD, work, Scoring(), regime)
+                program = encode(replace(space, vocab=vocab), budgets, model, INVERSE, regime)
             except MerinoError:
                 continue
-            worths[vocab, precision, regime] = credit(vocab, precision) * enumerated(program)
-    keys = {"space": space, "context": WORK.context, "prompt": WORK.prompt, "vocabs": vocabs, "precisions": precisions}
-    if not worths:
+            scores[vocab, precision, regime] = comparison_factor(vocab, precision) * enumerated(program)
+    keys = {"space": space, "context": CONTEXT, "prompt": PROMPT, "vocabs": vocabs, "precisions": precisions}
+    if not scores:
         with pytest.raises(MerinoError, match="no decoder of this space fits"):
             design(BOARD, budgets, **keys)
         return
     found = design(BOARD, budgets, **keys)
     chosen = found.architecture.vocab, found.precision
-    assert credit(*chosen) * found.entropy == pytest.approx(max(worths.values()), rel=1e-8)
+    assert comparison_factor(*chosen) * found.entropy == pytest.approx(max(scores.values()), rel=1e-8)
     assert found.entropy == pytest.approx(found.solver.bound, rel=1e-8)
     assert found.solver.gap < 1e-8
     spent = {**found.predicted.model_dump(), "params_m": found.predicted.params / 1e6}
-    assert all(spent[name] <= limit * (1 + 1e-12) for name, limit in budgets.given().items())
+    assert all(spent[name] <= limit * (1 + 1e-12) for name, limit in budgets.items())
     paper = design(BOARD, budgets, **keys, solver="evolution", effort=Effort(300, 64, 8))
     chosen = paper.architecture.vocab, paper.precision
-    assert credit(*chosen) * paper.entropy <= max(worths.values()) * (1 + 1e-9)
-    reached = credit(*chosen) * paper.entropy * (1 + paper.solver.gap)
-    assert reached == pytest.approx(max(worths.values()), rel=1e-8)
+    assert comparison_factor(*chosen) * paper.entropy <= max(scores.values()) * (1 + 1e-9)
+    reached = comparison_factor(*chosen) * paper.entropy * (1 + paper.solver.gap)
+    assert reached == pytest.approx(max(scores.values()), rel=1e-8)
     assert paper.considered == found.considered
     assert found.considered.vocab == sorted(vocabs)
 
 
 def test_one_vocabulary_and_format_in_a_list_are_the_same_as_given_alone():
     keys = {"space": Space(widths=(64, 128, 256), vocab=4096), "context": 128, "prompt": 64}
-    alone = design(BOARD, Budgets(decode_ms=4), **keys, precision="int8")
-    listed = design(BOARD, Budgets(decode_ms=4), **keys, vocabs=[4096, 4096], precisions=["int8"])
+    alone = design(BOARD, {"decode_ms": 4}, **keys, precision="int8")
+    listed = design(BOARD, {"decode_ms": 4}, **keys, vocabs=[4096, 4096], precisions=["int8"])
     assert alone.model_copy(update={"solver": listed.solver}) == listed
     assert alone.solver.bound == listed.solver.bound
+
+
+MILP = exact.milp
+
+
+def failing_milp(monkeypatch, status, *, without_presolve):
+    """HiGHS ends integer programs with `status` and no solution; without presolve too, or not."""
+    failed = []
+
+    def milp(*args, integrality=None, options, **keys):
+        if integrality is None or not (options["presolve"] or without_presolve):
+            return MILP(*args, integrality=integrality, options=options, **keys)
+        failed.append(status)
+        return OptimizeResult(status=status, x=None)
+
+    monkeypatch.setattr(exact, "milp", milp)
+    return failed
+
+
+def hard_program():
+    space = Space(widths=(64, 128, 192), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=3, vocab=500)
+    budgets = between(space, dict.fromkeys(NAMES, 0.3), ("decode_ms", "memory_mb"))
+    return encode(space, budgets, MODEL, INVERSE)
+
+
+@pytest.mark.parametrize("status", [1, 3, 4])
+def test_a_failure_of_the_integer_solver_is_no_proof(status, monkeypatch):
+    program = hard_program()
+    best = optimum(program).score
+    failed = failing_milp(monkeypatch, status, without_presolve=True)
+    answer = exact.improve(program)
+    assert failed and answer.solution.score < best < answer.bound and not answer.proved
+    none, bound = exact.improve(program, 0.999 * best)
+    assert none is None and bound > best, "nothing better was found, and nothing proved"
+
+
+@pytest.mark.parametrize("status", [1, 3, 4])
+def test_a_failed_integer_program_is_tried_again_without_presolve(status, monkeypatch):
+    program = hard_program()
+    best = optimum(program)
+    failed = failing_milp(monkeypatch, status, without_presolve=False)
+    assert optimum(program) == best and failed
+
+
+def test_a_design_that_is_not_proved_says_so(monkeypatch):
+    keys = {"space": Space(widths=(64, 128, 192), vocab=500), "context": 128, "prompt": 64, "vocabs": [500, 300]}
+    proved = design(BOARD, {"decode_ms": 4}, **keys)
+    assert "proved: no decoder of the space has more" in solver_line(proved)
+    failing_milp(monkeypatch, 4, without_presolve=True)
+    found = design(BOARD, {"decode_ms": 4}, **keys)
+    factors = [comparison_factor(one.architecture.vocab, one.precision) for one in (found, proved)]
+    assert found.solver.bound * factors[0] >= proved.entropy * factors[1] > found.entropy * factors[0]
+    assert found.solver.gap == pytest.approx(found.solver.bound / found.entropy - 1)
+    assert "not proved" in solver_line(found) and "HiGHS failed" in solver_line(found)
 
 
 @given(problems(), st.floats(0.2, 1.5))
 @settings(max_examples=60)
 def test_a_floor_hides_the_best_decoder_only_where_that_does_not_exceed_it(problem, share):
     space, budgets = problem
-    program = encode(space, budgets, BOARD, WORK, Scoring())
-    best = exact.solve(program)
-    found = exact.improve(program, share * best.score)
+    program = encode(space, budgets, MODEL, INVERSE)
+    best = optimum(program)
+    found, bound = exact.improve(program, share * best.score)
+    assert bound == pytest.approx(max(1, share) * best.score, rel=1e-9)
     assert (found is None) == (share * best.score >= best.score * (1 - 1e-9))
     assert found is None or found.score == pytest.approx(best.score, rel=1e-9)
     assert exact.upper_bound(program) >= best.score * (1 - 1e-9)

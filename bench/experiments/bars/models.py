@@ -70,9 +70,10 @@ def for_the_time(precision: str) -> tuple[str, ...]:
     """A decode time on this machine that OPT-350M's predicted one exceeds FASTER times, in one format."""
     from merino_edge.calibration.board import board
     from merino_edge.families.zoo import model
-    from merino_edge.prediction.predict import Workload, predict
+    from merino_edge.prediction.cost_model import cost_model
+    from merino_edge.prediction.shape import InferenceShape
 
-    operators = model("opt-350m").geometry.operators
-    opt_ms = predict(operators, board("host"), Workload(precision, CONTEXT, PROMPT)).decode_ms
+    costs = cost_model(board("host"), InferenceShape(precision, CONTEXT, PROMPT))
+    opt_ms = costs.predict(model("opt-350m").geometry.operators).decode_ms
     return ("--device", "host", "--precision", precision, "--params-m", "60.2", "--decode-ms", f"{opt_ms / FASTER:.4g}",
             "--context", str(CONTEXT), "--prompt", str(PROMPT))  # fmt: skip

@@ -1,10 +1,10 @@
-"""What a vocabulary and a weight format are worth, so that designs which differ in them can be compared (ours).
+"""The comparison score, by which designs that differ in vocabulary or weight format are ranked (ours).
 
-The entropy of a decoder knows neither: whatever the budget, the smallest vocabulary and the fewest bits would win.
-Two measured facts stand against that. A step writes one token, and a token of a larger vocabulary is more text; and a
-format of fewer bits raises the perplexity. So designs are compared by their worth, entropy x bytes of text per token x
-the share of its parameters that a model keeps in the format. One vocabulary and one format: the factor is the same for
-all, and the design of most entropy is the best. `docs/search.md` has the measurements.
+The entropy of a decoder sees neither, so under any limit the smallest vocabulary and the fewest bits would win. Two
+measured facts stand against that. A step writes one token, and a token of a larger vocabulary is more text; a format of
+fewer bits raises the perplexity. So designs are ranked by entropy x bytes of text per token x equivalent share of
+parameters. With one vocabulary and one format the factor is the same for all, and entropy alone decides.
+`docs/search.md` has the measurements.
 """
 
 import math
@@ -23,7 +23,7 @@ LOSS_EXPONENT = 0.076  # loss falls with parameters to this power (Kaplan et al.
 def bytes_per_token(vocab: int) -> float:
     """Bytes of text per token, linear in the logarithm of the vocabulary between the measured sizes.
 
-    A vocabulary larger than measured is worth no more than the largest measured one.
+    Beyond the largest measured vocabulary nothing is gained.
     """
     sizes = sorted(BYTES_PER_TOKEN)
     size = min(max(vocab, sizes[0]), sizes[-1])
@@ -33,8 +33,8 @@ def bytes_per_token(vocab: int) -> float:
     return BYTES_PER_TOKEN[low] + part * (BYTES_PER_TOKEN[high] - BYTES_PER_TOKEN[low])
 
 
-def format_credit(precision: str) -> float:
-    """The share of its parameters with which a float32 model would be as good as this one in the format.
+def equivalent_parameters(precision: str) -> float:
+    """Share of its parameters with which a float32 model has the loss of this one in the format.
 
     0.997 for int8, 0.890 for int4; 1 for a format whose perplexity was not measured.
     """
@@ -42,6 +42,6 @@ def format_credit(precision: str) -> float:
     return (full / math.log(PERPLEXITY.get(precision, PERPLEXITY["fp32"]))) ** (1 / LOSS_EXPONENT)
 
 
-def credit(vocab: int, precision: str) -> float:
-    """Worth of a nat of entropy, in bytes of text per token."""
-    return bytes_per_token(vocab) * format_credit(precision)
+def comparison_factor(vocab: int, precision: str) -> float:
+    """Comparison score per nat of entropy, in bytes of text per token."""
+    return bytes_per_token(vocab) * equivalent_parameters(precision)

@@ -1,15 +1,23 @@
-"""What a vocabulary and a format are worth: the figures of the records, and no others."""
+"""The comparison score across vocabularies and formats: the numbers of the records, and no others."""
 
 import json
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merino_edge.design.credit import BYTES_PER_TOKEN, PERPLEXITY, bytes_per_token, credit, format_credit
+from merino_edge.design.comparison import (
+    BYTES_PER_TOKEN,
+    PERPLEXITY,
+    bytes_per_token,
+    comparison_factor,
+    equivalent_parameters,
+)
 from merino_edge.design.presets import PRESETS, table
+from merino_edge.design.score import SCORES, Scoring
 from merino_edge.design.variants import fast_formats
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.profiles.reading import load_profile
@@ -26,15 +34,15 @@ def test_bytes_per_token_are_the_measured_ones():
 
 
 @given(st.integers(2, 1_000_000), st.integers(1, 1000))
-def test_a_larger_vocabulary_is_never_worth_less(vocab, more):
+def test_a_larger_vocabulary_never_lowers_the_comparison_score(vocab, more):
     assert 1 <= bytes_per_token(vocab) <= bytes_per_token(vocab + more) <= BYTES_PER_TOKEN[50257]
 
 
-def test_fewer_bits_are_worth_less():
-    assert format_credit("fp32") == 1
-    assert format_credit("int8") == pytest.approx(0.9975, abs=2e-4)
-    assert format_credit("int4") == pytest.approx(0.890, abs=5e-4)
-    assert credit(4096, "int4") == bytes_per_token(4096) * format_credit("int4")
+def test_fewer_bits_lower_the_comparison_score():
+    assert equivalent_parameters("fp32") == 1
+    assert equivalent_parameters("int8") == pytest.approx(0.9975, abs=2e-4)
+    assert equivalent_parameters("int4") == pytest.approx(0.890, abs=5e-4)
+    assert comparison_factor(4096, "int4") == bytes_per_token(4096) * equivalent_parameters("int4")
     assert set(PERPLEXITY) == set(CPU_FORMATS)
 
 
@@ -51,5 +59,10 @@ def test_the_table_of_presets_is_what_the_search_finds():
 
 def test_every_parameter_of_the_score_is_documented_with_its_mark():
     text = (ROOT / "docs/search.md").read_text()
-    for name in ("--a1", "--a2", "--eps", "--beta", "--gamma", "--steps", "--population", "--parents"):
-        assert re.search(rf"\| `{name}`.*\| (known|recalled|ours)", text), name
+    parameters = set(Scoring.model_fields) - {"name", "gamma"}
+    for name in (*parameters, *SCORES, "--steps", "--population", "--parents"):
+        assert re.search(rf"\| `{name}`.*\| (known|recalled|ours|the same)", text), name
+    for name in parameters:
+        values = {getattr(scoring, name) for scoring in SCORES.values()}
+        shown = re.search(rf"\| `{name}` \| (\S+) ", text)[1]
+        assert values == {float(Fraction(shown))}, name

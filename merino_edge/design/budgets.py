@@ -1,0 +1,239 @@
+"""The one table of budgets: what a user may limit, how it is read off a prediction, and what a search sums up for it.
+
+Command-line options, help, refusals, tables, axis labels and the constraints of both solvers are made of this table. A
+request is a mapping of budget names to limits.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from merino_edge.families.operators import Operator, flops, params
+from merino_edge.prediction.file_size import FIXED_FILE_MB
+from merino_edge.prediction.limits import positive, within
+from merino_runtime.errors import MerinoError
+
+if TYPE_CHECKING:  # the command line reads the table at its start, without numpy and pydantic
+    from merino_edge.prediction.cost_model import CostModel, Regime
+    from merino_edge.prediction.predicted import Predicted
+    from merino_edge.profiles.profile import DeviceProfile
+
+
+@dataclass(frozen=True)
+class Term:
+    """One amount that a limit bounds: `fixed` + the sum of `cost` over a decoder's operators (+ peak) <= limit.
+
+    Attributes:
+        cost: (model, regime, operators) -> amount in the budget's unit; adds up over operators.
+        fixed: what any decoder takes.
+        has_peak: whether the activations of the worst block come on top.
+        applies: (model, regime, largest table of the space) -> whether this term can be the larger one.
+    """
+
+    cost: Callable[["CostModel", "Regime", Sequence[Operator]], float]
+    fixed: Callable[["CostModel"], float] = lambda _: 0.0
+    has_peak: bool = False
+    applies: Callable[["CostModel", "Regime", Operator], bool] = lambda _model, _regime, _table: True
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What can be limited.
+
+    Attributes:
+        name: key in files, its unit at the end.
+        title: one word for table cells.
+        label: what is limited, without the unit.
+        of: reads it off a prediction, in `unit`; None where it cannot be predicted.
+        terms: max(a, b) <= limit is encoded as a <= limit and b <= limit, so a budget may have several.
+        phase: whose latency it depends on, hence which thread counts a search has to try.
+        default: the board's own limit.
+        most: the most that the board has. Such a budget always holds: a design that does not fit is no design.
+        needs: figure of the profile without which it cannot be predicted.
+    """
+
+    name: str
+    title: str
+    label: str
+    unit: str
+    of: "Callable[[Predicted], float | None]"
+    terms: tuple[Term, ...]
+    phase: Literal["decode", "prefill"] | None = None
+    default: "Callable[[DeviceProfile], float] | None" = None
+    most: "Callable[[DeviceProfile], float] | None" = None
+    needs: str | None = None
+
+    @property
+    def option(self) -> str:
+        """The command line's spelling."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def help(self) -> str:
+        """The text of the option's help."""
+        notes = ["; default: the board's"] if self.most else []
+        notes += [f"; the profile must have {self.needs}"] if self.needs else []
+        return f"budget in {self.unit}: {self.label}{''.join(notes)}"
+
+
+def decode_ms(model: "CostModel", regime: "Regime", operators: Sequence[Operator]) -> float:
+    return model.decode_ms(operators, regime.decode_threads, regime.residency)
+
+
+def resident_decode_ms(model: "CostModel", regime: "Regime", operators: Sequence[Operator]) -> float:
+    return model.decode_ms(operators, regime.decode_threads, "resident")
+
+
+def joules(of_ms: Callable[["CostModel", "Regime", Sequence[Operator]], float]) -> Callable[..., float]:
+    """The energy of a latency."""
+
+    def energy(model: "CostModel", regime: "Regime", operators: Sequence[Operator]) -> float:
+        found = model.joules(of_ms(model, regime, operators))
+        assert found is not None, "require_predictable was asked before"
+        return found
+
+    return energy
+
+
+def is_partial(_model: "CostModel", regime: "Regime", _table: Operator) -> bool:
+    """In partial residency a step takes the larger of the line and the latency of a resident step."""
+    return regime.residency == "partial"
+
+
+BUDGETS_BY_NAME: dict[str, Budget] = {
+    budget.name: budget
+    for budget in (
+        Budget(
+            "decode_ms", "decode", "decode latency per token, the cache full", "ms",
+            of=lambda found: found.decode_ms,
+            terms=(Term(decode_ms), Term(resident_decode_ms, applies=is_partial)),
+            phase="decode",
+            default=lambda profile: profile.budget.decode_ms,
+        ),
+        Budget(
+            "prefill_ms", "prefill", "prefill latency of the whole prompt", "ms",
+            of=lambda found: found.prefill_ms,
+            terms=(
+                Term(lambda model, regime, ops: model.prefill_ms(ops, regime.prefill_threads, regime.residency)),
+            ),
+            phase="prefill",
+        ),
+        Budget(
+            "memory_mb", "memory", "memory of weights, KV cache, activations, Python and the backend", "MB",
+            of=lambda found: found.memory_mb,
+            terms=(
+                Term(
+                    lambda model, regime, ops: model.in_use_mb(ops, regime.sessions),
+                    fixed=lambda model: model.runtime_mb,
+                    has_peak=True,
+                ),
+                Term(
+                    lambda model, regime, ops: model.opening_mb(ops, regime.sessions),
+                    fixed=lambda model: model.runtime_mb,
+                    applies=lambda model, _, table: model.opening_can_peak(table),
+                ),
+            ),
+            default=lambda profile: profile.budget.memory_mb,
+            most=lambda profile: profile.memory.free_mb.value,
+        ),
+        Budget(
+            "flops_g", "FLOPs", "FLOPs at 1024 tokens, without the LM head", "GFLOPs",
+            of=lambda found: found.flops_g,
+            terms=(Term(lambda _model, _regime, ops: flops(ops) / 1e9),),
+        ),
+        Budget(
+            "params_m", "parameters", "stored parameters", "M",
+            of=lambda found: found.params / 1e6,
+            terms=(Term(lambda _model, _regime, ops: params(ops) / 1e6),),
+        ),
+        Budget(
+            "file_mb", "folder", "bundle's folder: weights, graph, tokenizer, the board's application", "MB",
+            of=lambda found: found.file_mb,
+            terms=(Term(lambda model, _, ops: model.added_file_mb(ops), fixed=lambda _: FIXED_FILE_MB),),
+        ),
+        Budget(
+            "j_per_token", "energy", "energy per decoded token, the cache full, all cores busy", "J",
+            of=lambda found: found.j_per_token,
+            terms=(Term(joules(decode_ms)), Term(joules(resident_decode_ms), applies=is_partial)),
+            phase="decode",
+            needs="power.stress_w",
+        ),
+    )
+}  # fmt: skip
+
+
+def board_defaults() -> list[Budget]:
+    """Budgets for which a profile has a limit of its own."""
+    return [budget for budget in BUDGETS_BY_NAME.values() if budget.default]
+
+
+def requested(limits: Mapping[str, float]) -> dict[str, float]:
+    """The limits, in the table's order. Raises MerinoError for unknown names and for limits that are not positive."""
+    bad = [f"{BUDGETS_BY_NAME[name].option} {limit:g}" for name, limit in known(limits).items() if not positive(limit)]
+    if bad:
+        found = ", ".join(bad)
+        raise MerinoError(f"a budget must be a positive number, found {found}: give a larger value or leave it out")
+    return known(limits)
+
+
+def known(limits: Mapping[str, float]) -> dict[str, float]:
+    """The limits, in the table's order. Raises MerinoError for unknown names."""
+    unknown = [name for name in limits if name not in BUDGETS_BY_NAME]
+    if unknown:
+        raise MerinoError(f"no budget is called {', '.join(unknown)}: choose from {', '.join(BUDGETS_BY_NAME)}")
+    return {name: limits[name] for name in BUDGETS_BY_NAME if name in limits}
+
+
+def with_board_defaults(limits: Mapping[str, float], profile: "DeviceProfile") -> dict[str, float]:
+    """The board's own limits where the user gave none at all, and its memory where the user gave no memory.
+
+    Raises MerinoError as `require_possible` does.
+    """
+    own = {
+        budget.name: budget.default(profile)
+        for budget in BUDGETS_BY_NAME.values() if budget.default and (budget.most or not limits)
+    }  # fmt: skip
+    filled = known({**own, **limits})
+    require_possible(filled, profile)
+    return filled
+
+
+def require_possible(limits: Mapping[str, float], profile: "DeviceProfile") -> None:
+    """Raises MerinoError for a limit above what the board has, and for what its profile cannot predict."""
+    for budget in map(BUDGETS_BY_NAME.__getitem__, limits):
+        limit = limits[budget.name]
+        if budget.most and positive(limit) and limit > budget.most(profile):
+            raise MerinoError(
+                f"{budget.option} {limit:g} is more than a {profile.name} has free, {budget.most(profile):g}:"
+                " give at most that"
+            )
+    require_predictable(limits, profile)
+
+
+def require_predictable(limits: Mapping[str, float], profile: "DeviceProfile") -> None:
+    """Raises MerinoError for a budget whose prediction needs a figure that the profile does not have."""
+    for budget in map(BUDGETS_BY_NAME.__getitem__, limits):
+        part, _, figure = (budget.needs or "").partition(".")
+        if budget.needs and getattr(getattr(profile, part), figure) is None:
+            raise MerinoError(
+                f"{budget.option} needs {budget.needs} in the profile, and a {profile.name}'s has none: leave it out,"
+                " or copy the profile to a TOML file, add that figure and give its path as --device"
+            )
+
+
+def amount(budget: Budget, predicted: "Predicted") -> float:
+    """What a prediction takes of a budget that can be predicted."""
+    found = budget.of(predicted)
+    assert found is not None, budget.name
+    return found
+
+
+def shares_over(limits: Mapping[str, float], predicted: "Predicted") -> dict[str, float]:
+    """Predicted over allowed, for each budget that the prediction breaks."""
+    amounts = {name: amount(BUDGETS_BY_NAME[name], predicted) for name in limits}
+    return {name: amounts[name] / limit for name, limit in limits.items() if not within(amounts[name], limit)}
+
+
+def options_line(limits: Mapping[str, float]) -> str:
+    """The limits as they are typed: `--decode-ms 20, --memory-mb 512`."""
+    return ", ".join(f"{BUDGETS_BY_NAME[name].option} {limit:g}" for name, limit in limits.items())

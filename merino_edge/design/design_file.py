@@ -1,0 +1,84 @@
+"""design.json: what was asked, what was found and how. Reading one needs no solver."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from merino_edge.design.score import Scoring
+from merino_edge.families.designed import Architecture
+from merino_edge.prediction.predicted import Predicted
+from merino_edge.storage.faults import fault_list
+from merino_runtime.errors import MerinoError
+
+SCHEMA = 1
+
+SolverName = Literal["exact", "evolution"]
+
+
+class Strict(BaseModel):
+    """A part of a file: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Solver(Strict):
+    """How it was found. `bound`: no decoder of the space has more entropy; `gap`: (bound - entropy) / entropy.
+
+    Where vocabulary or format were open, the bound is on the comparison score of all combinations, in nats of the
+    chosen one.
+    """
+
+    name: SolverName
+    gap: float
+    bound: float
+    seconds: float
+    seed: int
+
+
+class Considered(Strict):
+    """The vocabularies and weight formats among which the design was chosen."""
+
+    vocab: list[int]
+    precision: list[str]
+
+
+class Measured(Strict):
+    """On the machine at hand, with random weights; `designs`: how many were measured to find this one."""
+
+    decode_ms: float
+    prefill_ms: float
+    memory_mb: float
+    flags: list[str]
+    designs: int
+
+
+class Design(Strict):
+    """design.json, as the next stages read it."""
+
+    schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)] = SCHEMA
+    device: str
+    architecture: Architecture
+    precision: str
+    prompt: int
+    budget: dict[str, float]  # as asked
+    searched: dict[str, float]  # the limits that the proof holds for; other than `budget` only by --measure
+    predicted: Predicted
+    measured: Measured | None = None  # by `design --measure`
+    entropy: float
+    scoring: Scoring
+    considered: Considered
+    solver: Solver
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True, indent=2) + "\n"
+
+
+def load_design(path: Path) -> Design:
+    """Raises MerinoError with all faults of the file at once."""
+    try:
+        return Design.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise MerinoError(f"cannot read {path}: {error.strerror}. `merino-edge design -o {path}` writes one") from error
+    except ValidationError as error:
+        raise MerinoError(f"{path} is not a design.json: {fault_list(error)}") from error

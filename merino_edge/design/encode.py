@@ -1,0 +1,143 @@
+"""From a space and limits on a board to a `Program`: the tables of costs that constraints sum up.
+
+The tables do not depend on the limits, so a front and a refusal reuse them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from merino_edge.design.budgets import Term, require_predictable
+from merino_edge.design.constraints import constraints, leaves_residency, needs
+from merino_edge.design.program import Program, scaled, smallest_choice
+from merino_edge.design.refusal import broken, refusal
+from merino_edge.design.score import Scoring, block_score
+from merino_edge.design.space import Space
+from merino_edge.families.designed import (
+    Architecture,
+    Block,
+    block_operators,
+    end_operators,
+    transition_operators,
+)
+from merino_edge.families.operators import Operator
+from merino_edge.prediction.cost_model import CostModel, Regime
+from merino_runtime.errors import MerinoError
+
+TABLES = ("embed", "head")  # the operators whose size is the vocabulary's
+
+
+def encode(
+    space: Space, limits: Mapping[str, float], model: CostModel, scoring: Scoring, regime: Regime | None = None
+) -> Program:
+    """The program of decoders within `limits` under `regime` (None: the model's default one).
+
+    Raises MerinoError where no decoder of the space fits.
+    """
+    program = tabulate(space, limits, model, scoring, regime or model.default_regime())
+    amounts = least(program)
+    need = needs(program.constraints, amounts)
+    if broken(limits, need):
+        raise refusal(limits, [need])
+    if leaves_residency(program.constraints, amounts):
+        raise MerinoError("no decoder of this space has the regime's residency: search all regimes")
+    return scaled(program)
+
+
+def tabulate(
+    space: Space, limits: Mapping[str, float], model: CostModel, scoring: Scoring, regime: Regime
+) -> Program:
+    """The program in the budgets' units, whether or not a decoder fits."""
+    require_predictable(limits, model.profile)
+    asked = constraints(limits, model, regime, space.largest_table)
+    options, score = scored_options(replace(space, vocab=2), scoring)
+    position = {width: index for index, width in enumerate(space.widths)}
+    use, peak, step, ends = cost_tables(space, tuple(each.term for each in asked), model, regime)
+    widths = np.array(space.widths)
+    return Program(
+        options=options,
+        width=np.array([position[block.width] for block in options]),
+        score=score,
+        use=use, step=step, ends=ends, peak=peak,
+        allowed=(widths[:, None] <= widths) & (widths <= space.growth * widths[:, None]),
+        constraints=asked,
+        blocks=space.blocks,
+    )  # fmt: skip
+
+
+def least(program: Program) -> list[float]:
+    """What the smallest decoder takes of each constraint, in its unit. [R]"""
+    _, use = program.evaluate(smallest_choice(program))
+    return [float(amount) + each.fixed for each, amount in zip(program.constraints, use, strict=True)]
+
+
+def cost_tables(
+    space: Space, terms: tuple[Term, ...], model: CostModel, regime: Regime
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`use`, `peak` [R, O], `step`, `ends` [R, W, W] in the budgets' units; 0 for widths that never meet."""
+    use, peak, step, back = body_tables(replace(space, vocab=2), terms, model, regime)
+    tables = [[op for op in end_operators(width, width, space.vocab) if op.kind in TABLES] for width in space.widths]
+    table = np.array([[term.cost(model, regime, ops) for ops in tables] for term in terms])  # [R, W]
+    return use, peak, step, table.reshape(len(terms), len(space.widths))[:, :, None] + back
+
+
+@lru_cache(maxsize=64)
+def body_tables(
+    space: Space, terms: tuple[Term, ...], model: CostModel, regime: Regime
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Without embedding and head: `use`, `peak` [R, O], `step`, and the projection back from the last width [R, W, W].
+
+    A prefill's last layer computes one position after its attention. What that saves is taken off the projection back,
+    which knows the width and not the FFN ratio, so a decoder whose last FFN is not the narrowest is counted a little
+    high.
+    """
+    layer: dict[tuple[int, float, bool], np.ndarray] = {}
+    held_mb: dict[tuple[int, float], float] = {}  # activations
+
+    def total(operators: list[Operator]) -> np.ndarray:  # [R]
+        return np.array([term.cost(model, regime, operators) for term in terms]).reshape(len(terms))
+
+    def saved(width: int) -> np.ndarray:  # [R]
+        block = Block(width=width, ffn_ratio=min(space.ffn_ratios), depth=1)
+        whole, last = (list(block_operators(block, space.head_size, last=last)) for last in (False, True))
+        return total(whole) - total(last)
+
+    for width in space.widths:
+        for ratio in space.ffn_ratios:
+            ops = list(block_operators(Block(width=width, ffn_ratio=ratio, depth=2, shared=True), space.head_size))
+            half = len(ops) // 2  # the second use stores nothing
+            layer[width, ratio, True], layer[width, ratio, False] = total(ops[:half]), total(ops[half:])
+            held_mb[width, ratio] = model.activation_mb(ops[:half])
+    options = space.options()
+    use = np.array([
+        layer[b.width, b.ffn_ratio, True] + (b.depth - 1) * layer[b.width, b.ffn_ratio, not b.shared] for b in options
+    ]).T.reshape(len(terms), len(options))
+    has_peak = np.array([[float(term.has_peak)] for term in terms]).reshape(len(terms), 1)
+    peak = has_peak * np.array([held_mb[b.width, b.ffn_ratio] for b in options])
+    step, back = np.zeros((2, len(terms), len(space.widths), len(space.widths)))
+    savings = [saved(width) for width in space.widths]
+    for row, low in enumerate(space.widths):
+        for column, high in enumerate(space.widths):
+            if low <= high <= space.growth * low:
+                step[:, row, column] = total(list(transition_operators(low, high)))
+                projection = [op for op in end_operators(low, high, 2) if op.kind not in TABLES]
+                back[:, row, column] = total(projection) - savings[column]
+    return use, peak, step, back
+
+
+@lru_cache(maxsize=8)
+def scored_options(space: Space, scoring: Scoring) -> tuple[tuple[Block, ...], np.ndarray]:
+    """The options and their scores [O], which depend on no cost."""
+    options = tuple(space.options())
+    return options, np.array([block_score(b.width, b.ffn_width, b.depth, b.shared, scoring) for b in options])
+
+
+def architecture(space: Space, program: Program, choice: Sequence[int], context: int) -> Architecture:
+    return Architecture(
+        blocks=tuple(program.options[index] for index in choice),
+        vocab=space.vocab,
+        head_size=space.head_size,
+        context=context,
+    )

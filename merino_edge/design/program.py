@@ -1,0 +1,100 @@
+"""The encoding of a space under constraints that both solvers share.
+
+A decoder is one option per block. Score and constraints are sums over the blocks, plus terms between neighbours (the
+projection where the width changes) and between the two ends (embedding, projection back, head). Peak activation memory
+is the one maximum. So a `Program` is a handful of arrays, and a solver knows nothing of models.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from merino_edge.design.constraints import Constraint
+from merino_edge.families.designed import Block
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a solver sees. O options, R constraints, W widths. Amounts are shares of each constraint's room, so that the
+    limit is 1; before the constraints are known to be feasible (`encode.tabulate`) they are in the budgets' units.
+
+    Attributes:
+        options: one block each. [O]
+        width: index of each option's width. [O]
+        score: [O]
+        use: share that an option takes. [R, O]
+        step: share that a width change takes, from the row's width to the column's. [R, W, W]
+        ends: share that embedding and head take, by first and last width. [R, W, W]
+        allowed: whether a decoder may begin with the row's width and end with the column's. [W, W]
+        peak: share that the worst block alone takes: activations, in a limit on memory. [R, O]
+        constraints: [R]
+        blocks: options in one decoder.
+    """
+
+    options: tuple[Block, ...]
+    width: np.ndarray
+    score: np.ndarray
+    use: np.ndarray
+    step: np.ndarray
+    ends: np.ndarray
+    allowed: np.ndarray
+    peak: np.ndarray
+    constraints: tuple[Constraint, ...]
+    blocks: int
+
+    def evaluate(self, choice: Sequence[int]) -> tuple[float, np.ndarray]:
+        """(score, share of each constraint [R]) of one option per block."""
+        picked = list(choice)
+        widths = self.width[picked]
+        share = self.use[:, picked].sum(axis=1) + self.peak[:, picked].max(axis=1)
+        share = share + self.step[:, widths[:-1], widths[1:]].sum(axis=1) + self.ends[:, widths[0], widths[-1]]
+        return float(self.score[picked].sum()), share
+
+    def under(self, rows: list[int]) -> "Program":
+        """The same program under some of its constraints, by their rows. [R']"""
+        return replace(
+            self,
+            use=self.use[rows],
+            step=self.step[rows],
+            ends=self.ends[rows],
+            peak=self.peak[rows],
+            constraints=tuple(self.constraints[row] for row in rows),
+        )
+
+    def subset(self, keep: np.ndarray) -> "Program":
+        """The same program with fewer options; `keep` is a list of indices. [O']"""
+        return replace(
+            self,
+            options=tuple(self.options[index] for index in keep),
+            width=self.width[keep],
+            score=self.score[keep],
+            use=self.use[:, keep],
+            peak=self.peak[:, keep],
+        )
+
+
+class Solution(NamedTuple):
+    """One option per block, and its score."""
+
+    choice: tuple[int, ...]
+    score: float
+
+
+def smallest_choice(program: Program) -> tuple[int, ...]:
+    """The decoder that takes least of everything: costs grow with width, ratio and depth, and shrink by sharing."""
+    sizes = [(block.width, block.ffn_ratio, block.depth, not block.shared) for block in program.options]
+    return (sizes.index(min(sizes)),) * program.blocks
+
+
+def scaled(program: Program) -> Program:
+    """Amounts in the budgets' units become shares of each constraint's room, which must be positive."""
+    room = np.array([constraint.room for constraint in program.constraints])
+    return replace(
+        program,
+        use=program.use / room[:, None],
+        step=program.step / room[:, None, None],
+        ends=program.ends / room[:, None, None],
+        peak=program.peak / room[:, None],
+    )

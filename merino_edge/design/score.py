@@ -1,0 +1,80 @@
+"""The score that a search maximises: entropy of a block, weighted, times its effectiveness. Named parameter sets.
+
+Known (MeRino, arXiv 2403.07921): entropy is weighted between attention and FFN and multiplied by an effectiveness that
+depends on depth over width. Recalled, not confirmed: the formula of a layer, the weights 0.6 and 0.4, beta 1/16. Ours:
+eps 1, the reading `inverse` of the effectiveness, and the preference for own weights in a tie.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from merino_edge.design.entropy import linear_entropy
+from merino_runtime.errors import MerinoError
+
+Gamma = Literal["off", "literal", "inverse"]
+Weight = Annotated[float, Field(ge=0, le=1000)]
+
+
+class Scoring(BaseModel):
+    """Parameters of the score; they stand in design.json.
+
+    Attributes:
+        name: of the parameter set.
+        gamma: how depth over width lowers a block's score. `literal` is beta * L / E, under 0.01 at these sizes;
+            `inverse` is L / (beta * E) (ours); `off` is 0.
+        attention_weight, ffn_weight: a1 and a2 (recalled). Not both 0.
+        eps: noise scale in `log(1 + s^2 / eps^2)` (ours).
+        beta: 1/16 (known).
+        shared_discount: relative loss of score for each repeated use of shared weights. Entropy counts each use in full
+            (recalled), so this decides ties only: weights are shared where a limit asks for it (ours).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    gamma: Gamma
+    attention_weight: Weight
+    ffn_weight: Weight
+    eps: Annotated[float, Field(ge=1e-3, le=1e3)]
+    beta: Annotated[float, Field(ge=1e-6, le=1e6)]
+    shared_discount: Annotated[float, Field(ge=0, le=1)]
+
+    @model_validator(mode="after")
+    def _has_weight(self) -> Self:
+        if self.attention_weight + self.ffn_weight == 0:
+            raise ValueError("attention_weight 0 and ffn_weight 0 make every score 0: give one of them a weight")
+        return self
+
+
+INVERSE = Scoring(
+    name="inverse", gamma="inverse", attention_weight=0.6, ffn_weight=0.4, eps=1.0, beta=1 / 16, shared_discount=1e-4
+)
+LITERAL = INVERSE.model_copy(update={"name": "literal", "gamma": "literal"})
+OFF = INVERSE.model_copy(update={"name": "off", "gamma": "off"})
+SCORES = {scoring.name: scoring for scoring in (INVERSE, LITERAL, OFF)}
+
+
+def score_named(name: str) -> Scoring:
+    """Raises MerinoError for a name that is not in the table."""
+    if name not in SCORES:
+        raise MerinoError(f"--score {name} is not known: choose one of {', '.join(SCORES)}")
+    return SCORES[name]
+
+
+def effectiveness_loss(width: int, depth: int, scoring: Scoring) -> float:
+    """gamma in [0, 1]: the share of a block's entropy that its depth makes hard to train."""
+    if scoring.gamma == "off":
+        return 0.0
+    if scoring.gamma == "literal":
+        return min(1.0, scoring.beta * depth / width)
+    return min(1.0, depth / (scoring.beta * width))
+
+
+def block_score(width: int, ffn_width: int, depth: int, shared: bool, scoring: Scoring) -> float:
+    """(1 - gamma) L (a1 H_MHA + a2 H_FFN), in weighted nats."""
+    attention_entropy = 4 * linear_entropy(width, width, scoring.eps)
+    ffn_entropy = 2 * linear_entropy(width, ffn_width, scoring.eps)
+    layer = scoring.attention_weight * attention_entropy + scoring.ffn_weight * ffn_entropy
+    uses = depth - (scoring.shared_discount * (depth - 1) if shared else 0.0)
+    return (1 - effectiveness_loss(width, depth, scoring)) * uses * layer

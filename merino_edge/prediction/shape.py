@@ -1,0 +1,33 @@
+"""The shape of an inference: weight format, context and prompt. All costs are predicted for one shape."""
+
+from dataclasses import dataclass
+
+from merino_edge.families.operators import CPU_FORMATS
+from merino_edge.profiles.profile import DeviceProfile
+
+LONGEST_DEFAULT_PROMPT = 512
+
+
+@dataclass(frozen=True)
+class InferenceShape:
+    """`precision`: the weight format. `context`: tokens in the full KV cache. `prompt`: tokens of the prefill."""
+
+    precision: str
+    context: int
+    prompt: int
+
+
+def is_predicted(precision: str) -> bool:
+    """Whether latency can be predicted: the coefficients are those of CPU kernels, and fp16 has none."""
+    return precision in CPU_FORMATS
+
+
+def default_prompt(context: int) -> int:
+    """Tokens of the prompt where the user names none: half the context, at most 512."""
+    return min(LONGEST_DEFAULT_PROMPT, max(1, context // 2))
+
+
+def default_lengths(profile: DeviceProfile, context: int | None, prompt: int | None) -> tuple[int, int]:
+    """(context, prompt) in tokens; None is replaced by the board's context and by `default_prompt`."""
+    longest = profile.budget.context if context is None else context
+    return longest, default_prompt(longest) if prompt is None else prompt

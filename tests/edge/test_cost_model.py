@@ -1,0 +1,196 @@
+"""Properties of the cost model: it adds up under each regime, it grows with the model, and the best regime is found."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merino_edge.families.designed import Architecture, Block
+from merino_edge.families.operators import CPU_FORMATS, weight_bytes
+from merino_edge.families.zoo import model as published
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.default_coefficients import estimated
+from merino_edge.prediction.latency_terms import amounts
+from merino_edge.prediction.shape import InferenceShape, is_predicted
+from merino_edge.profiles.reading import load_profile, profile_ids
+from merino_runtime.errors import MerinoError
+
+FORMATS = CPU_FORMATS
+OPT_350M = published("opt-350m").geometry
+BOARDS = {board: load_profile(board) for board in profile_ids()}
+
+
+@st.composite
+def decoders(draw, most=512):
+    widths = sorted(draw(st.lists(st.sampled_from(range(64, most + 1, 64)), min_size=1, max_size=3)))
+    blocks = tuple(
+        Block(width=width, ffn_ratio=draw(st.sampled_from([1, 1.5, 3])), depth=draw(st.integers(1, 4)),
+              shared=draw(st.booleans()))
+        for width in widths
+    )  # fmt: skip
+    return Architecture(blocks=blocks, vocab=draw(st.sampled_from([512, 8000, 50257])), head_size=32)
+
+
+shapes = st.builds(InferenceShape, st.sampled_from(FORMATS), st.integers(8, 2048), st.integers(1, 600))
+models = st.builds(cost_model, st.sampled_from(list(BOARDS.values())), shapes)
+
+
+@given(decoders(), models, st.data())
+def test_costs_add_up_under_each_regime(arch, model, data):
+    regime = data.draw(st.sampled_from(model.regimes()))
+    operators = arch.operators
+    cut = data.draw(st.integers(0, len(operators)))
+    for cost in (
+        lambda ops: model.decode_ms(ops, regime.decode_threads, regime.residency),
+        lambda ops: model.prefill_ms(ops, regime.prefill_threads, regime.residency),
+        model.read_mb,
+        lambda ops: model.in_use_mb(ops, regime.sessions),
+        lambda ops: model.opening_mb(ops, regime.sessions),
+        model.added_file_mb,
+    ):
+        parts = [cost(part) for part in (operators[:cut], operators[cut:]) if part]
+        assert sum(parts) == pytest.approx(cost(operators), rel=1e-9)
+
+
+@given(decoders(), models)
+def test_a_prediction_is_never_above_any_regime_that_holds(arch, model):
+    """So a decoder that keeps a limit under a regime keeps it as predicted; and one regime is no looser than that."""
+    found = model.predict(arch.operators)
+    holds = []
+    for regime in model.regimes():
+        ceiling = model.ceiling_mb(regime)
+        if ceiling is None or model.read_mb(arch.operators) <= ceiling:
+            lines = [model.decode_ms(arch.operators, regime.decode_threads, regime.residency)]
+            if regime.residency == "partial":  # whose line runs below the truth where the caches hold all
+                lines.append(model.decode_ms(arch.operators, regime.decode_threads, "resident"))
+            holds.append(max(lines))
+    assert found.decode_ms == pytest.approx(min(holds), rel=1e-9)  # all reads of these boards have one rate
+    assert 0 < found.decode_ms < 1e6 and 0 < found.prefill_ms < 1e7
+    assert found.memory_mb > model.profile.performance.runtime_mb.value
+    assert found.provenance == "estimated"
+
+
+@given(decoders(), shapes, st.floats(0.05, 20))
+def test_a_search_sums_up_to_what_is_predicted_in_each_residency(arch, shape, rate):
+    """So a limit that a search fills is filled by the prediction too."""
+    model = cost_model(with_memory(BOARDS["jetson-orin-nano"], rate), shape)
+    read_mb = model.read_mb(arch.operators)
+    for count, at in model.by_threads.items():
+        step = model.decode_latency(arch.operators, count)
+        residency = (
+            "resident" if read_mb <= at.resident_mb else "partial" if read_mb <= at.streaming_mb else "streaming"
+        )
+        predicted = step.cached_ms + at.missed_share(read_mb) * step.memory_ms
+        assert model.decode_ms(arch.operators, count, residency) == pytest.approx(predicted, rel=1e-9)
+
+
+def with_memory(profile, rate):
+    """The board with coefficients of its own, whose memory is `rate` times as slow."""
+    own = estimated(profile)
+    slower = own.model_copy(update={"memory_ms_gb": tuple(rate * ms for ms in own.memory_ms_gb)})
+    speed = profile.performance.model_copy(update={"times": slower})
+    return profile.model_copy(update={"performance": speed})
+
+
+def model_of(board, precision, context, prompt):
+    return cost_model(BOARDS[board], InferenceShape(precision, context, prompt))
+
+
+def test_two_sessions_hold_prepacked_weights_twice():
+    model, operators = model_of("raspberry-pi-5", "fp32", 512, 256), OPT_350M.operators
+    one, two = (model.memory_mb(operators, sessions) for sessions in (1, 2))
+    cache_mb = 24 * 512 * 2 * 1024 * 4 / 2**20
+    assert two - one == pytest.approx(model.in_use_mb(operators) - cache_mb)
+    for found in model.predict_each(operators):
+        assert found.memory_mb == (one if found.decode_threads == found.prefill_threads else two)
+    tight = model.predict(operators, {"memory_mb": one + 1})
+    assert tight.decode_threads == tight.prefill_threads
+
+
+@given(decoders(), models)
+def test_nothing_gets_cheaper_by_growing(arch, model):
+    shape = model.shape
+    small = model.predict(arch.operators)
+    wider = cost_model(model.profile, replace(shape, context=2 * shape.context))
+    larger = [
+        (arch.model_copy(update={"blocks": (*arch.blocks, arch.blocks[-1])}), model),
+        (arch.model_copy(update={"vocab": 2 * arch.vocab}), model),
+        (arch, wider),
+    ]
+    for other, its_model in larger:
+        found = its_model.predict(other.operators)
+        assert found.decode_ms >= small.decode_ms * (1 - 1e-9)
+        assert its_model.memory_mb(other.operators) >= model.memory_mb(arch.operators)
+    longer = cost_model(model.profile, replace(shape, prompt=shape.prompt + 50)).predict(arch.operators)
+    assert longer.prefill_ms > small.prefill_ms
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_decode_latency_does_not_jump_at_the_edges_of_residency(board):
+    profile, shape = BOARDS[board], InferenceShape("fp32", 16, 16)
+    operators = Architecture(blocks=(Block(width=64, ffn_ratio=1, depth=1),), vocab=256, head_size=32).operators
+    model = cost_model(profile, shape)
+    read_mb, at = model.read_mb(operators), model.by_threads[1]
+    edges = {("resident", "partial"): at.resident_mb, ("partial", "streaming"): at.streaming_mb}
+    for residencies, edge_mb in edges.items():
+        size = profile.cpu.last_level_cache_mb
+        cache = size.model_copy(update={"value": size.value * read_mb / edge_mb})  # this decoder sits on the edge
+        scaled = profile.model_copy(update={"cpu": profile.cpu.model_copy(update={"last_level_cache_mb": cache})})
+        below, above = (cost_model(scaled, shape).decode_ms(operators, 1, residency) for residency in residencies)
+        assert below == pytest.approx(above, rel=1e-9)
+
+
+def test_shared_weights_that_fit_the_cache_are_read_once():
+    model = model_of("jetson-orin-nano", "fp32", 64, 16)  # 4 MB
+
+    def milliseconds(width, shared):
+        arch = Architecture(blocks=(Block(width=width, ffn_ratio=1, depth=4, shared=shared),), vocab=256)
+        return model.decode_ms(arch.operators, 4, "streaming")
+
+    assert milliseconds(256, True) < 0.8 * milliseconds(256, False)
+    assert milliseconds(1024, True) == pytest.approx(milliseconds(1024, False))
+
+
+def test_a_format_without_coefficients_has_memory_and_no_latency():
+    model, operators = model_of("jetson-nano", "fp16", 512, 256), OPT_350M.operators
+    assert not is_predicted("fp16") and all(is_predicted(form) for form in FORMATS)
+    assert model.weights_mb(operators, prepacking=True) == pytest.approx(weight_bytes(operators, "fp16") / 2**20)
+    for ask in (model.predict, lambda ops: model.decode_ms(ops, 1, "streaming")):
+        with pytest.raises(MerinoError, match="latency of fp16 cannot be predicted.* fp32, int8, int4"):
+            ask(operators)
+
+
+def test_the_last_layer_of_a_prefill_computes_one_position():
+    one, two = (
+        Architecture(blocks=(Block(width=64, ffn_ratio=2, depth=depth),), vocab=256).operators for depth in (1, 2)
+    )
+    linears = [[op for op in ops if op.kind == "linear"] for ops in (one, two)]
+    macs = [sum(amounts(op, "fp32", 100, 0)["fp32.mac_ms_g"] for op in ops) for ops in linears]
+    width = 64
+    layer, tail = 8 * width * width, 5 * width * width  # all matrices; all but queries, keys and values
+    assert macs[0] * 1e6 == pytest.approx(100 * (layer - tail) + tail)
+    assert (macs[1] - macs[0]) * 1e6 == pytest.approx(100 * layer)
+
+
+def test_quantised_products_are_slow_without_their_instructions():
+    """Per token of a long prefill: with dot products int8 beats fp32, without it does not."""
+    for board, faster in (("raspberry-pi-5", True), ("raspberry-pi-4", False)):
+        models = [model_of(board, form, 512, 256) for form in FORMATS]
+        fp32, int8, int4 = (model.predict(OPT_350M.operators, {}) for model in models)
+        assert (int8.prefill_ms < 0.8 * fp32.prefill_ms) == faster
+        assert (int4.prefill_ms < 0.8 * fp32.prefill_ms) == faster
+        assert (int8.decode_ms < fp32.decode_ms) == faster
+
+
+def test_decode_and_prefill_choose_their_own_thread_counts():
+    found = model_of("raspberry-pi-5", "fp32", 512, 256).predict(OPT_350M.operators, {})
+    assert (found.decode_threads, found.prefill_threads) == (2, 4)  # as published for this board
+
+
+@given(decoders(), st.integers(0, 900))
+def test_amounts_are_never_negative(arch, past):
+    for op, precision, tokens in itertools.product(arch.operators, FORMATS, (1, 64)):
+        for dialect in ("fused", "portable"):
+            assert all(amount >= 0 for amount in amounts(op, precision, tokens, past, dialect).values())
