@@ -204,8 +204,7 @@ def test_design_takes_every_option_of_the_search():
     arguments = [
         "--device", "raspberry-pi-zero-2w", "--vocab", "300,1000", "--precision", "fp32,int8", "--context", "64",
         "--file-mb", "3", "--j-per-token", "0.02", "--width-step", "32", "--blocks", "2", "--solver", "evolution",
-        "--steps", "2000", "--population", "64", "--parents", "8", "--gamma", "literal", "--a1", "0.5", "--a2", "0.5",
-        "--eps", "2", "--beta", "0.1",
+        "--steps", "20000", "--population", "64", "--parents", "8", "--score", "literal",
     ]  # fmt: skip
     code, out, err = run("design", *arguments, "--json")
     assert code == 0, err
@@ -214,8 +213,9 @@ def test_design_takes_every_option_of_the_search():
     assert found["considered"] == {"vocab": [300, 1000], "precision": ["fp32", "int8"]}
     assert found["predicted"]["file_mb"] <= 3 and found["predicted"]["j_per_token"] <= 0.02
     assert found["architecture"]["head_size"] == 32 and len(found["architecture"]["blocks"]) == 2
-    assert found["scoring"] | {"shared_discount": 0} == {
-        "attention_weight": 0.5, "ffn_weight": 0.5, "eps": 2, "gamma": "literal", "beta": 0.1, "shared_discount": 0,
+    assert found["scoring"] == {
+        "name": "literal", "gamma": "literal", "attention_weight": 0.6, "ffn_weight": 0.4, "eps": 1, "beta": 1 / 16,
+        "shared_discount": 1e-4,
     }  # fmt: skip
     assert 0 <= found["solver"]["gap"] < 0.2
     code, out, _ = run("design", *arguments)
@@ -250,7 +250,7 @@ def test_a_preset_is_the_papers_flops_and_nothing_else():
         (("--decode-ms", "1e-9", "--flops-g", "1e-9"), 1, "Raise all of them together"),
         (("--memory-mb", "1e9"), 1, "give at most that"),
         (("--head-size", "64", "--width-step", "32"), 1, "--head-size 64 does not divide"),
-        (("--eps", "nan"), 1, "--eps nan is not allowed"),
+        (("--score", "best"), 1, "--score best is not known: choose one of inverse, literal, off"),
         (("--parents", "600"), 1, "--parents 600"),
         (("--vocab", "1,50257"), 1, "--vocab 1 "),
         (("--vocab", "many"), 2, "several with commas"),
