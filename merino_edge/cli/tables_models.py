@@ -15,7 +15,7 @@ LEFT = ("format", "formats that fit", "verdict")
 
 
 def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table:
-    """Our designs first, then every model of the catalogue in the format of most bits that fits, else the nearest."""
+    """Our designs first, then every model of the zoo in the format of most bits that fits, else the nearest."""
     provenance = found.candidates[0].chosen.predicted.provenance
     table = Table(
         title=f"Models for {profile.name}, predicted from {provenance} coefficients",

@@ -64,7 +64,9 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
         "schema", "device", "architecture", "precision", "prompt", "budget", "searched", "predicted", "measured",
         "entropy", "scoring", "considered", "solver",
     }
-    assert set(content["architecture"]) == {"blocks", "vocab", "head_size", "context"}
+    assert set(content["architecture"]) == {
+        "blocks", "vocab", "head_size", "context", "rope_theta", "rms_norm_eps",
+    }
     assert set(content["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared"}
     assert set(content["predicted"]) == {
         "decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "file_mb",

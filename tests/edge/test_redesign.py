@@ -117,7 +117,7 @@ def test_the_record_says_which_limits_the_search_and_its_proof_are_for():
     found = redesign(asked(0.5), find, machine(decode=1.25)[0])
     assert found.budget == asked(0.5) != found.searched
     again = find(found.searched)
-    for part in ("architecture", "entropy", "solver", "threads", "predicted"):
+    for part in ("architecture", "entropy", "solver", "predicted"):
         assert getattr(found, part) == getattr(again, part), part
     assert found.solver.bound < find(asked(0.5)).solver.bound, "the proof for what was asked is another one"
     assert f"rescaled budgets: {options_line(found.searched)}" in solver_line(found)
