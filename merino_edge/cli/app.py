@@ -1,6 +1,6 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
-The main path stands here, in its order; commands beside it have a module each group (`cli_choose`).
+The main path stands here, in its order. Other commands have a module per group: `design`, `choose`, `records`.
 
 Data goes to stdout, talk to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
 imported inside the commands, so that the others answer at once.
@@ -19,6 +19,7 @@ from merino_edge.cli import choose as cli_choose
 from merino_edge.cli import records as cli_records
 from merino_edge.cli.design import design
 from merino_edge.cli.options import Device, Json, Seed
+from merino_edge.cli.terminal import say
 from merino_runtime.errors import MerinoError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -38,10 +39,6 @@ class Output(StrEnum):
     json = "json"
     jsonl = "jsonl"
     csv = "csv"
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def show_version(wanted: bool) -> None:
@@ -64,7 +61,8 @@ def devices(
 ) -> None:
     """List the boards, or every figure of one with its source."""
     from merino_edge.calibration.board import board
-    from merino_edge.cli.tables import console, device_table, devices_table
+    from merino_edge.cli.tables.boards import device_table, devices_table
+    from merino_edge.cli.terminal import console
     from merino_edge.profiles.reading import list_profiles
 
     profiles = [board(device, say)] if device else list_profiles()
@@ -89,7 +87,8 @@ def calibrate(
 ) -> None:
     """Put a board's own measurements into its profile. `--device host` measures this machine again, and keeps that."""
     from merino_edge.calibration.command import recalibrate
-    from merino_edge.cli.tables import console, residual_table
+    from merino_edge.cli.tables.boards import residual_table
+    from merino_edge.cli.terminal import console
 
     found = recalibrate(device, probe or (), out, say)
     if out:
@@ -145,7 +144,8 @@ def export(
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
     from merino_edge.bundles.files import bundle_bytes
-    from merino_edge.cli.tables import console, matrix_table, working
+    from merino_edge.cli.tables.bundles import matrix_table
+    from merino_edge.cli.terminal import console, working
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
 

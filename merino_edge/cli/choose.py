@@ -30,9 +30,8 @@ def recommend(
 ) -> None:
     """Which existing models fit a board's budgets, in which format, beside our design for the same."""
     from merino_edge.calibration.board import board
-    from merino_edge.cli.tables import console, working
-    from merino_edge.cli.tables_models import budgets_line, recommendation_table
-    from merino_edge.cli.terminal import say
+    from merino_edge.cli.tables.models import budgets_line, recommendation_table
+    from merino_edge.cli.terminal import console, say, working
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.recommend import recommend as find
     from merino_edge.prediction.shape import default_lengths
@@ -67,9 +66,8 @@ def pareto(
     from rich.progress import Progress
 
     from merino_edge.calibration.board import board
-    from merino_edge.cli.tables import console
-    from merino_edge.cli.tables_models import front_table
-    from merino_edge.cli.terminal import say
+    from merino_edge.cli.tables.models import front_table
+    from merino_edge.cli.terminal import console, say
     from merino_edge.design.pareto import front
     from merino_edge.design.space import Space
     from merino_edge.prediction.shape import default_lengths

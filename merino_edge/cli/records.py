@@ -18,7 +18,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Is B faster or slower than A, or is there no difference? Disturbed rows are shown without a verdict."""
-    from merino_edge.cli.tables_records import print_comparison
+    from merino_edge.cli.tables.records import print_comparison
     from merino_edge.records.compare import check_not_slower, compare_files, parse_percent
 
     try:

@@ -1,23 +1,51 @@
-"""Talk and progress on a workstation's terminal, on stderr."""
+"""The workstation's terminal: talk and progress on stderr, tables on stdout.
+
+rich is imported when something is drawn, so that commands which draw nothing answer at once.
+"""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
+from typing import TYPE_CHECKING
 
 from merino_bench.harness.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def console() -> "Console":
+    """Tables on stdout; as wide as they need where stdout is no terminal."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=200)
+
+
+@contextmanager
+def working(on: str) -> Iterator[None]:
+    """A spinner on stderr while a call takes its seconds; nothing where stderr is no terminal."""
+    from rich.console import Console
+
+    stderr = Console(stderr=True)
+    if stderr.is_terminal:
+        with stderr.status(on):
+            yield
+    else:
+        yield
+
+
 @contextmanager
 def bench_progress() -> Iterator[Progress | None]:
     """A bar, as `run_bench` takes it; None without a terminal. Redrawn only between processes, to disturb none."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
     stderr = Console(stderr=True)
     if not stderr.is_terminal:
         yield None

@@ -181,6 +181,19 @@ def test_a_users_mistake_is_exit_1_of_the_process_without_a_traceback():
     assert code == 1 and out == "" and err.count("\n") == 1 and "raspberry-pi-5" in err
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["devices"], ["devices", "raspberry-pi-4"], ["design", "--help"]])
+def test_what_computes_nothing_loads_nothing_that_computes(arguments):
+    """So that it answers at once."""
+    code = (
+        "import sys; from merino_edge.cli.app import app\n"
+        "try: app(sys.argv[1:], standalone_mode=False)\n"
+        "except SystemExit: pass\n"
+        "sys.exit(', '.join({'numpy', 'scipy', 'torch', 'transformers', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
+
+
 @pytest.mark.parametrize("arguments", [["fly"], ["design"], ["design", "--device", "host", "--speed", "9"], ["bench"]])
 def test_wrong_usage_is_exit_2(arguments):
     assert run(*arguments)[0] == 2

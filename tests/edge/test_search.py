@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import OptimizeResult
 
-from merino_edge.cli.tables import solver_line
+from merino_edge.cli.tables.design import solver_line
 from merino_edge.design import exact
 from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.design.comparison import comparison_factor

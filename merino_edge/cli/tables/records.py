@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from merino_bench.harness.interval import LEVEL
-from merino_edge.cli.tables import console
+from merino_edge.cli.terminal import console
 from merino_edge.records.compare import SMALLEST_DIFFERENCE, Comparison
 
 

@@ -1,0 +1,65 @@
+"""Tables of bundles: what quantising did to each matrix, and the records of a benchmark side by side."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from merino_edge.export.quantize import MatrixError
+from merino_runtime.board import MB as BYTES_PER_MB
+
+
+def matrix_table(matrices: Sequence[MatrixError]) -> Table:
+    table = Table(title="Quantised matrices; errors relative to the matrix's root mean square")
+    for title in ("matrix", "bits", "block", "kB", "mean error", "worst error"):
+        table.add_column(title, justify="left" if title == "matrix" else "right")
+    for row in matrices:
+        cells = (f"{row.bits}", f"{row.block}", f"{row.nbytes / 1e3:,.0f}", f"{row.mean:.2%}", f"{row.worst:.2%}")
+        table.add_row(joined_name(row.name), *cells)
+    return table
+
+
+def joined_name(name: str) -> str:
+    """`a.q.weight+a.k.weight` as `a.q+k.weight`: the parts of a joined matrix differ in their last module."""
+    first, *others = (part.split(".") for part in name.split("+"))
+    return ".".join([*first[:-2], "+".join(part[-2] for part in (first, *others)), first[-1]])
+
+
+def bench_table(records: Sequence[dict[str, Any]]) -> Table:
+    """A row per bundle: its prefill and its decode record side by side."""
+    names = list(dict.fromkeys(record["bundle"] for record in records))
+    table = Table(title="Measured on this machine (batch 1)")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    by_name = {name: [record for record in records if record["bundle"] == name] for name in names}
+    for title, kind, field, form in BENCH_ROWS:
+        values = [(row(by_name[name], kind) or {}).get(field) for name in names]
+        table.add_row(title, *("-" if value is None else form.format(value) for value in values))
+    flags = sorted({flag for record in records for flag in record["flags"]})
+    if flags:
+        table.caption = f"flags: {', '.join(flags)}. A flagged row has no ratio: repeat it on a quiet machine."
+    return table
+
+
+BENCH_ROWS = (
+    ("prefill tok/s", "pp", "tok_s", "{:,.0f}"),
+    ("  against OPT-350M", "pp", "ratio_to_baseline", "{:.2f}x"),
+    ("decode tok/s", "tg", "tok_s", "{:,.1f}"),
+    ("  against OPT-350M", "tg", "ratio_to_baseline", "{:.2f}x"),
+    ("  share of the read-bandwidth ceiling", "tg", "ceiling_share", "{:.0%}"),
+    ("time to first token, ms", "pp", "ttft_ms", "{:,.0f}"),
+    ("peak RSS, MB", "pp", "peak_rss_mb", "{:,.0f}"),
+    ("size on disk, MB", "tg", "bundle_mb", "{:,.0f}"),
+    ("parameters, M", "tg", "params_m", "{:,.1f}"),
+    ("threads", "tg", "threads", "{}"),
+)
+
+
+def row(records: Sequence[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+    """The first record of a kind of test, with sizes in the units people read."""
+    for record in records:
+        if record["test"].startswith(kind):
+            sizes = {"bundle_mb": record["bundle_bytes"] / BYTES_PER_MB, "params_m": record["params"] / 1e6}
+            return {**record, **sizes}
+    return None

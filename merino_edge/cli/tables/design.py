@@ -1,0 +1,96 @@
+"""What `design` prints: the budgets, the design beside OPT-350M, how it was found."""
+
+from rich.table import Table
+
+from merino_edge.cli.terminal import console
+from merino_edge.design.budgets import BUDGETS_BY_NAME, options_line
+from merino_edge.design.design_file import Design, Measured
+from merino_edge.design.recommend import existing_entropy
+from merino_edge.families.designed import Architecture
+from merino_edge.families.zoo import model
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
+from merino_edge.profiles.profile import DeviceProfile
+from merino_runtime.board import MB as BYTES_PER_MB
+
+
+def print_design(design: Design, profile: DeviceProfile) -> None:
+    """What was asked, the table, what was found and how."""
+    print(budgets_line(design))
+    console().print(design_table(design, profile))
+    if design.measured:
+        print(measured_line(design.measured))
+    print(f"{heads_line(design.architecture)}; {solver_line(design)}")
+
+
+def budgets_line(design: Design) -> str:
+    tokens = f"context {design.architecture.context}, prompt {design.prompt} tokens"
+    return f"budgets for {design.device}: {options_line(design.budget)}; {tokens}{open_words(design)}"
+
+
+def open_words(design: Design) -> str:
+    """What was left open, if anything, and how it was decided."""
+    considered = design.considered
+    if len(considered.vocab) * len(considered.precision) == 1:
+        return ""
+    vocabs, formats = ", ".join(map(str, considered.vocab)), ", ".join(considered.precision)
+    return f"\nopen: vocabulary {vocabs}; format {formats}; ranked by entropy x text per token x equivalent parameters"
+
+
+def design_table(design: Design, profile: DeviceProfile) -> Table:
+    """The design beside OPT-350M: by one cost model, each at the thread counts that are fastest for it, those of the
+    design within its budgets.
+    """
+    arch = design.architecture
+    costs = cost_model(profile, InferenceShape(design.precision, arch.context, design.prompt))
+    reference = model("opt-350m").geometry
+    ours, theirs = design.predicted, costs.predict(reference.operators, {})
+    caption = f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}"
+    table = Table(title=f"Design for {profile.name}, predicted from {ours.provenance} coefficients", caption=caption)
+    table.add_column("")
+    for title in ("this design", "OPT-350M", "OPT-350M / design"):
+        table.add_column(title, justify="right")
+    for budget in BUDGETS_BY_NAME.values():
+        mine, other = budget.of(ours), budget.of(theirs)
+        if mine is not None and other is not None:
+            table.add_row(budget.label, *ratio_cells(mine, other, budget.unit))
+    table.add_row("weights", *ratio_cells(ours.weight_bytes / BYTES_PER_MB, theirs.weight_bytes / BYTES_PER_MB, "MB"))
+    cache = f"KV cache at {arch.context} tokens"
+    table.add_row(cache, *ratio_cells(ours.kv_bytes / BYTES_PER_MB, theirs.kv_bytes / BYTES_PER_MB, "MB"))
+    opt = existing_entropy(reference, len(arch.blocks), design.scoring)
+    table.add_row("entropy (weighted nats)", f"{design.entropy:,.0f}", f"{opt:,.0f}", f"{opt / design.entropy:.2f}x")
+    return table
+
+
+def measured_line(measured: Measured) -> str:
+    tried = f"; {measured.designs} designs tried" if measured.designs > 1 else ""
+    flags = f" (the machine was {', '.join(measured.flags)} meanwhile)" if measured.flags else ""
+    latencies = f"decode {measured.decode_ms:.2f} ms, prefill {measured.prefill_ms:.1f} ms"
+    return f"measured here with random weights: {latencies}, memory {measured.memory_mb:,.0f} MB{flags}{tried}"
+
+
+def ratio_cells(mine: float, other: float, unit: str) -> list[str]:
+    return [f"{number(mine)} {unit}", f"{number(other)} {unit}", f"{other / mine:.2f}x"]
+
+
+def number(value: float) -> str:
+    """One decimal; below 1 three significant digits."""
+    return f"{value:,.1f}" if value >= 1 else f"{value:.3g}"
+
+
+def solver_line(design: Design) -> str:
+    solver = design.solver
+    if solver.gap < 1e-6:
+        most = "comparison score" if open_words(design) else "entropy"
+        rescaled = f"the rescaled budgets: {options_line(design.searched)}"
+        budgets = "these budgets" if design.searched == design.budget else rescaled
+        proof = f"proved: no decoder of the space has more {most} within {budgets}"
+    elif solver.name == "exact":
+        proof = f"not proved, at most {solver.gap:.2%} below the optimum: HiGHS failed on a part of the space"
+    else:
+        proof = f"at most {solver.gap:.2%} below the optimum"
+    return f"found by {solver.name} in {solver.seconds:.1f} s on this CPU; {proof}"
+
+
+def heads_line(arch: Architecture) -> str:
+    return f"heads of {arch.head_size}, {len(arch.kv_layers)} layers, context {arch.context}"
