@@ -33,7 +33,7 @@ def name(path):
 
 def test_there_is_something_to_judge():
     assert len(PAGES) >= 20
-    assert ("docs/decisions/against-opt-350m.md", DECISIONS / "against-opt-350m.md") in relative_links(DOCUMENTS[0])
+    assert ("docs/decisions/README.md", INDEX) in relative_links(DOCUMENTS[0])
 
 
 @pytest.mark.parametrize("path", [INDEX, *PAGES], ids=name)
