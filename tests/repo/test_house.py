@@ -30,7 +30,6 @@ ROOMS = {
     ],
     "merino_bench": ["harness", "probe", "sensors"],
 }
-STILL_UPWARD: set[str] = set()
 FORBIDDEN_NAMES = re.compile(r"util|helper|common|manager|factory", re.IGNORECASE)
 IGNORED = {".venv", "build", "dist", "tests"}
 
@@ -119,8 +118,32 @@ def test_nothing_imports_the_tests_or_the_experiments():
 
 
 def test_a_room_imports_only_from_rooms_further_down():
-    assert sorted(set(upward()) - STILL_UPWARD) == []
-    assert sorted(STILL_UPWARD - set(upward())) == [], "turned round: take it off the list"
+    assert sorted(set(upward())) == []
+
+
+def is_program(node):
+    """A function `main`, or what runs under `if __name__ == "__main__"`."""
+    if isinstance(node, ast.If):
+        return "__main__" in ast.dump(node.test)
+    return isinstance(node, ast.FunctionDef) and node.name == "main"
+
+
+def prints(tree):
+    """Lines that call print outside a program of its own."""
+    own = {inner for node in ast.walk(tree) if is_program(node) for inner in ast.walk(node)}
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node not in own)
+    return [node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]
+
+
+def test_nothing_below_the_command_line_prints_or_draws_on_a_terminal():
+    """What it has to say goes up by a callback."""
+    below = {name: path for name, path in MODULES.items() if room_of(name)[0] == "merino_edge"}
+    below = {name: path for name, path in below.items() if room_of(name)[1] != "cli"}
+    assert len(below) > 60
+    lines = {(name, line) for name, path in below.items() for line in prints(ast.parse(path.read_text("utf-8")))}
+    assert lines == set()
+    drawing = {name for name, path in below.items() for full in imported(path) if full.split(".")[0] in ("rich", "typer")}
+    assert drawing == set()
 
 
 def test_merino_edge_holds_its_rooms_and_nothing_else():
