@@ -188,7 +188,8 @@ def test_what_computes_nothing_loads_nothing_that_computes(arguments):
         "import sys; from merino_edge.cli.app import app\n"
         "try: app(sys.argv[1:], standalone_mode=False)\n"
         "except SystemExit: pass\n"
-        "sys.exit(', '.join({'numpy', 'scipy', 'torch', 'transformers', 'onnx', 'onnxruntime'} & set(sys.modules)) or 0)"
+        "loaded = {'numpy', 'scipy', 'torch', 'transformers', 'onnx', 'onnxruntime'} & set(sys.modules)\n"
+        "sys.exit(', '.join(loaded) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout
