@@ -1,8 +1,7 @@
 """Facts about the machine: userland, cores, instruction set, memory. Standard library only.
 
-Asked before numpy or a backend is imported, so that a board that cannot run a bundle says why instead of
-dying in an illegal instruction. Clocks, temperatures and power are the bench's.
-MB of memory are 2^20 bytes.
+They are read before numpy or a backend is imported: a board that cannot run a bundle then gets a message, not an
+illegal instruction. Clocks, temperatures and power belong to `merino_bench`. 1 MB of memory is 2^20 bytes.
 """
 import os
 import platform
@@ -15,13 +14,13 @@ from merino_runtime.errors import MerinoError
 
 MB = 2 ** 20
 
-# What the kernel calls a feature in /proc/cpuinfo -> what bundles and profiles call it.
+# Feature name in /proc/cpuinfo -> name in bundles and device profiles.
 ARM_FEATURES = {"asimddp": "dotprod", "fphp": "fp16", "asimdhp": "fp16", "i8mm": "i8mm", "sve": "sve",
                 "sve2": "sve2", "bf16": "bf16"}
 X86_FEATURES = {name: name for name in (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16",
     "amx_int8")}
-# The same Arm features by their bits in the auxiliary vector: entries AT_HWCAP and AT_HWCAP2 of getauxval(3).
+# Bits of the same Arm features in the auxiliary vector, entries AT_HWCAP and AT_HWCAP2 of getauxval(3).
 AT_HWCAP, AT_HWCAP2 = 16, 26
 ARM_HWCAP_BITS = {"fphp": 9, "asimdhp": 10, "asimddp": 20, "sve": 22}
 ARM_HWCAP2_BITS = {"sve2": 1, "i8mm": 13, "bf16": 14}
@@ -29,9 +28,9 @@ X86_MACHINES = ("x86_64", "AMD64", "i686", "i386")
 
 
 class Board(NamedTuple):
-    architecture: str  # as the kernel says; a 64-bit kernel may carry a 32-bit userland
+    architecture: str  # of the kernel; the userland of a 64-bit kernel may be 32-bit
     pointer_bits: int
-    logical_cores: int  # that this process may use
+    logical_cores: int  # in this process's CPU affinity
     physical_cores: int
     isa: FrozenSet[str]
     memory_total_mb: Optional[float]
@@ -57,11 +56,10 @@ def prepare_environment() -> None:
 
 
 def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow: bool = False) -> List[str]:
-    """Raises MerinoError where the bundle cannot run on this machine; returns notes where it will run
-    badly.
+    """Raises MerinoError if the bundle cannot run on this machine. Returns notes on what will make it slow.
 
-    A format whose instructions the CPU lacks would run, many times slower than the bundle was made for: it
-    is refused, unless `allow_slow` makes that a note.
+    Without its instructions a format falls back to emulation and runs many times slower. That is refused;
+    `allow_slow` turns the refusal into a note.
     """
     board = board or this_board()
     if board.pointer_bits != 64:
@@ -93,18 +91,18 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
 
 
 def _missing_isa(bundle: Bundle, board: Board) -> List[str]:
-    """Needs named for the other architecture say nothing about this one."""
+    """Features of the other architecture (x86 on Arm, Arm on x86) are not counted as missing."""
     on_x86 = board.architecture in X86_MACHINES
     foreign = set((ARM_FEATURES if on_x86 else X86_FEATURES).values())
     return [name for name in bundle.isa if name not in board.isa and name not in foreign]
 
 
 def this_isa() -> FrozenSet[str]:
-    """On 64-bit Arm from the auxiliary vector: what the kernel offers to this very process. /proc/cpuinfo may
-    be hidden by a sandbox or, under some emulators, be that of the machine underneath."""
+    """On 64-bit Arm from the auxiliary vector, which the kernel gives to each process. /proc/cpuinfo is the fallback:
+    a sandbox may hide it, and some emulators show the host's."""
     if platform.machine() == "aarch64" and struct.calcsize("P") == 8:  # other bits in a 32-bit userland
         hwcap = _auxiliary_value(AT_HWCAP)
-        if hwcap:  # 0: no answer, for every such CPU has at least the bits of floating point
+        if hwcap:  # 0 means no answer: every 64-bit Arm CPU sets the bits of floating point
             return arm64_isa(hwcap, _auxiliary_value(AT_HWCAP2))
     return read_isa(read_text("/proc/cpuinfo"))
 
@@ -116,7 +114,7 @@ def arm64_isa(hwcap: int, hwcap2: int) -> FrozenSet[str]:
 
 
 def _auxiliary_value(entry: int) -> int:
-    """0 where there is no such entry, or nobody to ask."""
+    """0 if there is no such entry or no getauxval."""
     try:
         import ctypes  # some small builds of Python have none
 
@@ -128,7 +126,7 @@ def _auxiliary_value(entry: int) -> int:
 
 
 def read_isa(cpuinfo: str) -> FrozenSet[str]:
-    """Features that *all* cores have: a program may be moved to any of them."""
+    """Features of *all* cores: the scheduler may move a thread to any of them."""
     names = dict(ARM_FEATURES, **X86_FEATURES)
     lines = re.findall(r"^(?:Features|flags)[ \t]*:(.*)$", cpuinfo, re.MULTILINE)
     per_core = [frozenset(names[word] for word in line.split() if word in names) for line in lines]
@@ -147,17 +145,17 @@ def usable_cpus() -> List[int]:
 
 
 def physical_core_count() -> int:
-    """Hardware threads of one core count once: they share the memory port that decode waits for."""
+    """Hardware threads of one core count once: they share its load ports, and decode is bound by memory reads."""
     topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     return len({read_text(topology.format(cpu)).strip() or str(cpu) for cpu in usable_cpus()})
 
 
 def peak_rss_mb() -> float:
-    """The most memory this process ever held; the high-water mark never falls."""
+    """Peak resident memory of this process since its start."""
     found = re.search(r"^VmHWM:\s*(\d+) kB", read_text("/proc/self/status"), re.MULTILINE)
     if found:
         return int(found.group(1)) * 1024 / MB
-    import resource  # absent on Windows, and only needed where /proc is
+    import resource  # here, because Windows has no such module
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MB if platform.system() == "Darwin" else peak * 1024 / MB

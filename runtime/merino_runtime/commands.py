@@ -1,6 +1,6 @@
-"""What the verbs do: one function each, shared by the board's command line and the workstation's.
+"""One function per verb, shared by the board's command line and the workstation's.
 
-Results go to stdout, talk to stderr. Parsing arguments and turning errors into exit codes is `__main__`'s.
+Results go to stdout, messages to stderr. `__main__` parses arguments and turns errors into exit codes.
 """
 import json
 import os
@@ -11,8 +11,7 @@ from merino_runtime import board
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 
-# numpy and all that needs it is imported inside the functions: `info` and `verify` work without it, and
-# `board.prepare_environment` comes first.
+# numpy and what needs it are imported inside the functions: `info` and `verify` work without it.
 
 
 def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
@@ -20,8 +19,8 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
                  threads: Optional[int] = None, as_json: bool = False,
                  ignore_eos: bool = False, verify: bool = True, allow_slow: bool = False,
                  overflow: str = "stop", prefill_threads: Optional[int] = None) -> int:
-    """sampling: a sampler.Sampling (or its values in order); None for the defaults. allow_slow: run a format
-    whose instructions this CPU lacks. threads: of prefill too, where prefill_threads is None."""
+    """sampling: a sampler.Sampling or its values in order; None for the defaults. allow_slow: run although this CPU
+    lacks the format's instructions. threads: of decode, and of prefill if prefill_threads is None."""
     bundle = load_fitting(bundle_path, verify, allow_slow)
     from merino_runtime.backends import open_backend
     from merino_runtime.generate import Done, PromptCut, generate_text
@@ -42,7 +41,7 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
             elif isinstance(event, Done):
                 line = dict(event._asdict(), done=True) if as_json else None
                 write_out("\n" if line is None else json.dumps(line) + "\n")
-                say(figures(event))
+                say(summary(event))
             else:
                 write_out(json.dumps(event._asdict()) + "\n" if as_json else event.text)
     finally:
@@ -65,7 +64,7 @@ def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bo
         raise MerinoError(
             f"self-test of {bundle.name!r} failed: at position {mismatch.position} of the golden ids "
             f"{mismatch.expected} was expected and {mismatch.found} came out. Copy or export the bundle "
-            "again; if it stays, this CPU or this version of the backend computes something else.")
+            "again. If the failure remains, this CPU or this version of the backend computes other logits.")
     write_out(f"ok: {len(bundle.golden.greedy_ids)} greedy ids as expected\n")
     return 0
 
@@ -78,7 +77,7 @@ def run_verify(bundle_path: str) -> int:
 
 
 def run_info(bundle_path: str, as_json: bool = False) -> int:
-    """as_json: bundle.json's own keys, and under `board` what this machine is."""
+    """as_json: the keys of bundle.json, and this machine under `board`."""
     bundle = load_bundle(bundle_path, verify=False)
     here = board.this_board()
     if as_json:
@@ -109,25 +108,25 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
 
 
 def load_fitting(bundle_path: str, verify: bool = True, allow_slow: bool = False) -> Bundle:
-    """A bundle that this machine can run, checked before numpy and a backend are imported."""
+    """Reads a bundle and checks that this machine can run it, before numpy and a backend are imported."""
     bundle = load_bundle(bundle_path, verify)
     for note in board.check_bundle_fits(bundle, allow_slow=allow_slow):
         say(f"note: {note}")
     return bundle
 
 
-def figures(done) -> str:
-    """done: generate.Done"""
+def summary(done) -> str:
+    """One line for people. done: generate.Done."""
     decode = ("no decode step" if done.tok_s is None else
               f"decode {done.decode_ms_p50:.2f} ms (p50), {done.tok_s:.1f} tok/s")
-    shifts = f", {done.shifts} times the older half of the context was forgotten" if done.shifts else ""
+    shifts = f", the older half of the context was dropped {done.shifts} times" if done.shifts else ""
     return (f"{done.tokens} tokens, prefill {done.prefill_ms:.1f} ms, {decode}, peak RSS "
             f"{done.peak_rss_mb:.0f} MB, stopped by {done.stop_reason}{shifts}")
 
 
 def as_text(argument: str) -> str:
-    """A command-line argument as the UTF-8 that was typed: Python 3.6 under the C locale reads it as ASCII
-    and keeps the other bytes as lone surrogates."""
+    """A command-line argument decoded as UTF-8. Python 3.6 under the C locale decodes it as ASCII and leaves other
+    bytes as lone surrogates."""
     try:
         argument.encode("utf-8")
         return argument
@@ -136,10 +135,9 @@ def as_text(argument: str) -> str:
 
 
 def write_out(text: str) -> None:
-    """To stdout at once, in UTF-8 whatever the locale says: a board's is often C, and printing would
-    raise."""
+    """To stdout in UTF-8, flushed. `print` would raise under the C locale, which is common on boards."""
     binary = getattr(sys.stdout, "buffer", None)
-    if binary is None:  # a caller's own stand-in for stdout
+    if binary is None:  # stdout was replaced by a text stream, as in tests
         sys.stdout.write(text)
     else:
         sys.stdout.flush()

@@ -1,15 +1,14 @@
-"""Generation: a prefill, then one decode step per token, as a generator that ends with the figures.
+"""Generation: a prefill, then one decode step per token, as a generator whose last item holds the measurements.
 
-A prompt pays only for what follows the beginning that it shares with the ids in the cache. What happens where prompt
-and new tokens do not fit the context is the caller's choice, `overflow`:
-`stop`: generation ends when they fill it; `error`: such a request is refused; `shift`: a full cache forgets all but the
-newest half of the context, whose ids are computed anew from position 0 on, and generation goes on as asked.
+The prefill computes only the ids after the prefix that prompt and cache share. `overflow` decides what happens if
+prompt and new tokens do not fit the context. `stop`: generation ends when the context is full. `error`: the request is
+refused. `shift`: a full cache is cut to the newest half of the context, those ids are prefilled again from position 0,
+and generation continues.
 
-Figures. `prefill_ms` is the prefill and the choice of the first token. A decode step is timed with the
-sampling and the detokenising of its token; tokenising the prompt, and what the caller does with a token, are
-outside. Decode figures leave the first token out, which the prefill gave; the time of a shift is in its token's step.
-Repetitions, warm-up and energy are
-the bench's.
+Timing: `prefill_ms` covers the prefill and the sampling of the first token. A decode step covers the run of the
+graph, the sampling and the detokenising of its token. The prefill of a shift counts into the step of its token.
+Tokenising the prompt, and the caller's work between tokens, are not timed. Repetitions, warm-up and energy belong to
+`merino_bench`.
 """
 import itertools
 import statistics
@@ -29,26 +28,27 @@ OVERFLOWS = ("stop", "error", "shift")
 
 
 class Token(NamedTuple):
-    """One generated id. Its text may be empty, or hold what earlier tokens kept back."""
+    """One generated id. `text` is empty while a character or a possible stop string is incomplete, and a later token
+    brings the withheld text."""
     id: int
     text: str
 
 
 class PromptCut(NamedTuple):
-    """Comes first, and only with overflow `shift`: the prompt was too long, and its beginning is left out."""
-    left_out: int  # ids
-    kept: int  # ids, the prompt's last
+    """First item with overflow `shift` if the prompt alone does not fit: its first ids are left out."""
+    left_out: int  # number of ids
+    kept: int  # number of ids, the last ones of the prompt
 
 
 class Done(NamedTuple):
-    tokens: int  # as many as there were `Token`s: an EOS counts, and its own text is never given out
-    prefill_tokens: int  # of the prompt, computed: those that the cache held already are not
+    tokens: int  # number of `Token`s before; an EOS counts, and has no text
+    prefill_tokens: int  # computed by the prefill: ids of the prompt without those found in the cache
     prefill_ms: float
-    decode_ms_p50: Optional[float]  # None where the first token was the last
-    tok_s: Optional[float]  # decode tokens per second of decode
-    peak_rss_mb: float  # of the process, so far
+    decode_ms_p50: Optional[float]  # None if the first token was the last
+    tok_s: Optional[float]  # decode tokens per second of decode time; the first token, of the prefill, is not counted
+    peak_rss_mb: float  # of the process since its start
     stop_reason: str  # eos, stop (a stop string), length (max_new_tokens) or context (the KV cache is full)
-    shifts: int = 0  # how often a full cache forgot its older half
+    shifts: int = 0  # how often a full cache dropped its older half
 
 
 Event = Union[PromptCut, Token, Done]
@@ -57,11 +57,11 @@ Event = Union[PromptCut, Token, Done]
 def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int = 128,
              sampling: Sampling = Sampling(), eos_id: Optional[int] = None,  # noqa: B008
              stream: Optional[TextStream] = None, overflow: str = "stop") -> Iterator[Event]:
-    """Yields a Token per id, then one Done: what an empty cache would give, whatever it holds.
+    """Yields a Token per id, then one Done. The ids do not depend on what the cache held before.
 
-    eos_id None: nothing but the other reasons stops it. stream None: ids only, every text is empty. What is
-    wrong with the request is raised by this call, before the first token is asked for. Closing the iterator
-    early, or ctrl-C, leaves the backend fit for the next call.
+    eos_id None: no id ends the generation. stream None: ids only, every text is empty. This call, not the first
+    `next`, raises MerinoError for a wrong request. After closing the iterator early, or after ctrl-C, the backend can
+    be used again.
     """
     check_request(len(prompt_ids), max_new_tokens, backend.context, overflow)
     kept = prompt_ids if len(prompt_ids) < backend.context else newest_half(prompt_ids, backend.context)
@@ -71,14 +71,14 @@ def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int
 
 
 def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str) -> None:
-    """Raises MerinoError where the ids of a prompt, the tokens that were asked for and the context do not agree."""
+    """Raises MerinoError if a prompt of so many ids and so many new tokens are not allowed in the context."""
     if overflow not in OVERFLOWS:
         raise MerinoError(f"overflow is {overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
     if max_new_tokens < 1:
         raise MerinoError(f"{max_new_tokens} new tokens were asked for, allowed: 1 or more.")
     if not prompt:
-        raise MerinoError("the prompt is empty: it has no ids. Give at least one token to go on from.")
-    remedy = "export with a longer --context, or let it forget the oldest tokens with --overflow shift."
+        raise MerinoError("the prompt is empty: it has no ids. Give at least one token.")
+    remedy = "export with a longer --context, or drop the oldest tokens with --overflow shift."
     if prompt >= context and overflow != "shift":
         raise MerinoError(f"the prompt has {prompt} ids and the context is {context}: at most {context - 1}, so that "
                           f"a token can follow. Shorten the prompt, {remedy}")
@@ -92,9 +92,9 @@ def generate_text(bundle: Bundle, backend: Backend, tokenizer: Tokenizer, prompt
                   max_new_tokens: int = 128,
                   sampling: Sampling = Sampling(),  # noqa: B008
                   stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop") -> Iterator[Event]:
-    """`generate` from text to text. An empty prompt is refused even where the tokenizer would begin it with a token."""
+    """`generate` from text to text. An empty prompt is refused even if the tokenizer would add a first token."""
     if not prompt:
-        raise MerinoError("the prompt is empty. Give at least one word to go on from.")
+        raise MerinoError("the prompt is empty. Give at least one word.")
     return generate(backend, tokenizer.encode(prompt), max_new_tokens=max_new_tokens, sampling=sampling,
                     eos_id=None if ignore_eos else bundle.eos_id, stream=TextStream(tokenizer, stops),
                     overflow=overflow)
@@ -134,10 +134,10 @@ def _run(backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampl
 
 
 def shift(backend: Backend, token_id: int) -> np.ndarray:
-    """Forgets the older ids of a full cache and adds token_id -> logits [vocab].
+    """Drops the older half of a full cache and adds token_id -> logits [vocab].
 
-    Keys hold the position that they were computed for, and a layer's keys all that the layers below saw: moving them
-    would be neither what a fresh cache holds nor possible with learned positions. So the kept ids are prefilled.
+    The kept ids are prefilled again. Moving their keys to new positions would give other logits than a fresh cache:
+    a key depends on its position and, above the first layer, on all ids before it.
     """
     kept = newest_half([*backend.ids, token_id], backend.context)
     backend.truncate(0)
@@ -149,8 +149,8 @@ def newest_half(ids: Sequence[int], context: int) -> Sequence[int]:
 
 
 def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
-    """Cuts the cache to the beginning that it shares with ids -> the rest of ids, to prefill: at least the
-    last one, without which there are no logits."""
+    """Truncates the cache to the prefix that it shares with ids -> the other ids, to prefill. The last id is always
+    among them, since only a prefill returns logits."""
     most = min(backend.length, len(ids) - 1)
     shared = next((place for place in range(most) if backend.ids[place] != ids[place]), most)
     if not backend.extends_fast and 2 * shared < len(ids):
@@ -160,7 +160,7 @@ def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
 
 
 def done(step_ms: Sequence[float], stop_reason: str, prefill_tokens: int, shifts: int = 0) -> Done:
-    """step_ms: of the prefill, then of each decode step."""
+    """step_ms: the prefill, then each decode step."""
     decode_ms = step_ms[1:]
     return Done(tokens=len(step_ms), prefill_tokens=prefill_tokens, prefill_ms=step_ms[0],
                 decode_ms_p50=statistics.median(decode_ms) if decode_ms else None,

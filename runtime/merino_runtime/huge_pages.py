@@ -1,7 +1,7 @@
-"""Moves what this process has in memory into huge pages, where the kernel can: Linux 6.1, MADV_COLLAPSE of madvise(2).
+"""Moves the weights into huge pages with MADV_COLLAPSE of madvise(2), on Linux 6.1 and later.
 
-Decoding reads every weight once per token. In pages of 4 KB, which lie wherever memory was free, a float32 decoder took
-7 % longer, and another time in each process (docs/decisions.md).
+Decode reads every weight once per token. In pages of 4 KB a float32 decoder took 7 % longer, and its speed varied more
+from process to process, because physical pages are scattered (docs/decisions).
 """
 import errno
 import os
@@ -11,12 +11,12 @@ from merino_runtime import board
 
 SETTINGS = "/sys/kernel/mm/transparent_hugepage"
 MADV_COLLAPSE = 25
-PRESENT = 0x80  # the highest bit of a page's entry, so of its last byte (little endian; the kernel's pagemap.rst)
+PRESENT = 0x80  # bit 63 of a little-endian entry of /proc/self/pagemap, in its last byte (pagemap.rst of the kernel)
 
 
 def gather_in_huge_pages() -> int:
-    """Call when the weights lie where they stay. Takes no more memory: a huge page's worth of small ones is moved only
-    where all of them are there. Returns the bytes that are in huge pages then; 0 where the kernel has none to give."""
+    """Call when the weights are packed. Only ranges whose small pages are all present are collapsed, so memory does not
+    grow. Returns the number of bytes in huge pages; 0 if the kernel offers none."""
     size = int(board.read_text(os.path.join(SETTINGS, "hpage_pmd_size")) or 0)
     if not size or "[never]" in board.read_text(os.path.join(SETTINGS, "enabled")):
         return 0
@@ -36,7 +36,7 @@ def gather_in_huge_pages() -> int:
                     continue
                 if madvise(address, size, MADV_COLLAPSE) == 0:
                     gathered += size
-                elif ctypes.get_errno() in (errno.ENOMEM, errno.EBUSY):  # there are no more; else not for this range
+                elif ctypes.get_errno() in (errno.ENOMEM, errno.EBUSY):  # no free huge page; other errors: this range
                     return gathered
     except OSError:
         pass
@@ -46,7 +46,7 @@ def gather_in_huge_pages() -> int:
 
 
 def _own_mappings(maps: str) -> Iterator[Tuple[int, int]]:
-    """(start, end) of the writable memory that is of no file: heaps and what allocators map."""
+    """(start, end) of writable anonymous mappings: heaps and what allocators map."""
     for line in maps.splitlines():
         fields = line.split(None, 5)
         name = fields[5] if len(fields) > 5 else ""

@@ -93,7 +93,7 @@ def test_overflow_is_the_users_choice(folder):
     code, out, err = run(*arguments, "--overflow", "shift", "-t", "1", "--prefill-threads", "2")
     *tokens, last = lines(out)
     assert code == 0 and len(tokens) == 150 and last["stop_reason"] == "length" and last["shifts"] > 1
-    assert f"{last['shifts']} times the older half" in err
+    assert f"older half of the context was dropped {last['shifts']} times" in err
     code, out, err = run("generate", folder, "x" * 500, "-n", "3", "--overflow", "shift", "--ignore-eos", "--json")
     assert code == 0 and len(lines(out)) == 4
     assert err.startswith("merino: note: the prompt has") and "are left out" in err

@@ -1,32 +1,32 @@
-"""What every backend can do."""
+"""The interface of every backend."""
 from typing import List, Sequence
 
 import numpy as np
 
 
 class Backend:
-    """A model with its KV cache, allocated once. One generation at a time: others run on forks.
+    """A model with its KV cache, which is allocated once. It runs one generation at a time; `fork` gives more.
 
     Logits are a view that the next call overwrites: copy them to keep them. After a call that failed or was
-    interrupted the cache still holds what `length` says, and the backend can be used.
+    interrupted the cache holds `ids` as before the call, and the backend can be used.
     """
     context = 0  # KV slots
     vocab = 0
-    extends_fast = True  # whether a prefill behind cached ids costs per id what one into an empty cache does
+    extends_fast = True  # whether a prefill into a filled cache costs as much per id as one into an empty cache
 
     @property
     def ids(self) -> List[int]:
-        """What fills the cache, in order; not the caller's to change."""
+        """The ids in the cache, in order. Do not change the list."""
         raise NotImplementedError
 
     @property
     def length(self) -> int:
-        """Filled cache slots."""
+        """Number of filled cache slots."""
         return len(self.ids)
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
-        """Adds ids [n] to the cache -> logits [vocab] after the last one. However many they are, the memory
-        of the computation stays bounded."""
+        """Adds ids [n] to the cache -> logits [vocab] after the last one. Long prompts run in chunks, which bounds the
+        memory of activations."""
         raise NotImplementedError
 
     def step(self, token_id: int) -> np.ndarray:
@@ -34,14 +34,14 @@ class Backend:
         raise NotImplementedError
 
     def truncate(self, length: int) -> None:
-        """Forgets all but the first `length` slots, at no cost."""
+        """Keeps the first `length` slots and frees the others."""
         raise NotImplementedError
 
     def fork(self) -> "Backend":
-        """Another cache that holds the same ids, over the same weights: for a generation beside this one. Each
-        goes its own way and is closed by itself, in any order; two may run in two threads."""
+        """A backend with a copy of this cache over the same weights, for a generation beside this one. Both are closed
+        separately, in any order, and may run in two threads."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Gives the memory back, the weights' with the last fork; the backend cannot be used after."""
+        """Frees the cache, and the weights with the last fork. The backend cannot be used afterwards."""
         raise NotImplementedError

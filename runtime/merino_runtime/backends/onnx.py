@@ -1,8 +1,8 @@
-"""ONNX Runtime on the CPU: a KV cache, bound to the graph by pointer, over sessions that forks share.
+"""ONNX Runtime on the CPU: a KV cache bound to the graph by pointer, over sessions that forks share.
 
-Every array that the graph reads or writes while decoding is allocated when the backend opens. The two
-dialects (docs/formats.md) differ in who writes the cache: `fused` graphs do, in place; for `portable` ones
-the host does.
+All arrays that a decode step reads or writes are allocated when the backend opens. The two dialects
+(docs/formats.md) differ in who writes the cache: a `fused` graph writes it in place; a `portable` graph returns the new
+entries and the host copies them into it.
 """
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -13,8 +13,8 @@ from merino_runtime.backends.onnx_session import Model, first_line
 from merino_runtime.bundle import Port
 from merino_runtime.errors import MerinoError
 
-PREFILL_CHUNK_IDS = 256  # a prefill computes so many at once: activations grow with them, the cache does not
-FIRST_CHUNKED_GQA = (1, 20)  # before it, the fused attention takes several tokens into an empty cache only
+PREFILL_CHUNK_IDS = 256  # ids per run of a prefill; the memory of activations is proportional to it
+FIRST_CHUNKED_GQA = (1, 20)  # earlier versions of GroupQueryAttention take several ids only into an empty cache
 
 
 class OnnxBackend(Backend):
@@ -27,12 +27,12 @@ class OnnxBackend(Backend):
         self._prefill_session, self._decode_session = model.prefill_session, model.decode_session
         self._fused = bundle.dialect == "fused"
         self._ports = {port.name: port for port in (*bundle.inputs, *bundle.outputs)}
-        self._ids: List[int] = []  # the one record of what the cache holds
+        self._ids: List[int] = []  # ids of the filled slots; all other state follows from it
         # [1, heads, context, head_size] each, by the name of the input that reads it
         self.cache = {port.name: _array_for(port) for port in bundle.inputs
                       if port.name.startswith("past_key_values.")}
         self._logits = np.zeros((1, 1, bundle.vocab), dtype=self._ports["logits"].dtype)
-        # fused: all ones, and the graph is shown the first `total`. portable: 1 where a slot is filled.
+        # fused: all ones, of which the first `total` are bound. portable: 1 for a filled slot, else 0.
         self._mask = np.ones((1, bundle.context), dtype=self._ports["attention_mask"].dtype)
         self._slots = np.arange(bundle.context)
         self._decode_id = np.zeros((1, 1), dtype=self._ports["input_ids"].dtype)
@@ -42,7 +42,7 @@ class OnnxBackend(Backend):
 
     @property
     def threads(self) -> int:
-        """Of decode: the count that a speed is usually told with."""
+        """The thread count of decode."""
         return self.decode_threads
 
     @property
@@ -70,8 +70,8 @@ class OnnxBackend(Backend):
                 f"are filled, {free} free, and it takes at least 1 id. Shorten the "
                 "prompt, or export with a longer --context.")
         if not 0 <= min(ids) <= max(ids) < self.vocab:
-            raise MerinoError(f"prompt ids run from {min(ids)} to {max(ids)}, the model knows 0 to "
-                              f"{self.vocab - 1}. Use the tokenizer that belongs to the model.")
+            raise MerinoError(f"prompt ids are from {min(ids)} to {max(ids)}, the model has 0 to "
+                              f"{self.vocab - 1}. Use the tokenizer of this model.")
 
     def _prefill_chunk(self, ids: Sequence[int]) -> np.ndarray:
         if len(ids) == 1:
@@ -109,8 +109,8 @@ class OnnxBackend(Backend):
         self.cache, self._decode_new = {}, {}
 
     def _run(self, session: Any, binding: Any, new: Dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
-        """Runs the graph over ids [1, count] -> logits [vocab]. `_ids` changes last, and all else follows
-        from it, so an interrupt at any line leaves a cache that holds what `_ids` says."""
+        """Runs the graph over ids [1, count] -> logits [vocab]. `_ids` changes last and all other state follows from
+        it, so the cache is valid after an interrupt at any line."""
         start, end = self.length, self.length + ids.shape[1]
         if not self._fused:
             self._mask[0] = self._slots < start
@@ -126,9 +126,9 @@ class OnnxBackend(Backend):
         return self._logits[0, 0]
 
     def _bind(self, session: Any, ids: np.ndarray, positions: np.ndarray) -> Tuple[Any, Dict[str, np.ndarray]]:
-        """ids, positions [1, count] -> a binding of the session's whole graph, and the arrays of new entries by the
-        name of the cache they belong to (none where the graph writes the cache). The caller keeps ids and
-        positions."""
+        """ids, positions [1, count] -> a binding of all inputs and outputs, and the arrays of new entries by the name
+        of their cache (none if the graph writes the cache). The caller keeps ids and positions alive, since they are
+        bound by pointer."""
         count = ids.shape[1]
         binding, new = session.io_binding(), {}
         self._bind_input(binding, "input_ids", ids)
@@ -164,5 +164,5 @@ def _array_for(port: Port) -> np.ndarray:
 
 
 def _element_type(array: np.ndarray) -> Any:
-    """onnxruntime 1.10 knows int64 by C's name for it alone (`long long`); later versions take both."""
+    """onnxruntime 1.10 knows int64 only as `long long`; later versions know both names."""
     return np.longlong if array.dtype == np.int64 else array.dtype.type
