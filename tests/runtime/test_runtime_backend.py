@@ -242,6 +242,41 @@ def test_a_fork_goes_on_from_the_ids_of_its_origin_and_outlives_it(bundle):
     twin.close()
 
 
+class WorkedOnWhileRead(dict):
+    """A cache that another thread works on after its first array was read."""
+
+    def __init__(self, arrays, work):
+        super().__init__(arrays)
+        self.thread = threading.Thread(target=work)
+
+    def items(self):
+        for place, pair in enumerate(super().items()):
+            if place == 1 and not self.thread.ident:
+                self.thread.start()
+                self.thread.join(1)  # it may wait for the fork
+            yield pair
+
+
+@pytest.mark.parametrize("work", ["step", "go back and prefill"])
+def test_a_fork_beside_a_running_generation_has_the_entries_of_its_ids(bundle, backend, work):
+    def other_thread():
+        if work == "step":
+            backend.step(17)
+        else:
+            backend.truncate(2)
+            backend.prefill([250, 251, 252, 253, 254, 255, 256])
+
+    backend.prefill(IDS)
+    backend.cache = WorkedOnWhileRead(backend.cache, other_thread)
+    twin = backend.fork()
+    backend.cache.thread.join()
+    ids = twin.ids[:]
+    assert_close(twin.step(9), fresh(bundle, ids + [9]))
+    ids = backend.ids[:]
+    assert_close(backend.step(9), fresh(bundle, ids + [9]))
+    twin.close()
+
+
 def test_forks_share_the_weights_and_nothing_that_a_run_writes(backend):
     twin = backend.fork()
     assert twin._decode_session is backend._decode_session and twin._prefill_session is backend._prefill_session

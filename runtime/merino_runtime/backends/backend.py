@@ -39,7 +39,8 @@ class Backend:
 
     def fork(self) -> "Backend":
         """A backend with a copy of this cache over the same weights, for a generation beside this one. Both are closed
-        separately, in any order, and may run in two threads."""
+        separately, in any order, and may run in two threads. It may be called while another thread runs this backend:
+        the copy is the state before or after a run, never between."""
         raise NotImplementedError
 
     def close(self) -> None:

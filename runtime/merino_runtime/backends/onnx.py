@@ -4,6 +4,7 @@ All arrays that a decode step reads or writes are allocated when the backend ope
 (docs/formats.md) differ in who writes the cache: a `fused` graph writes it in place; a `portable` graph returns the new
 entries and the host copies them into it.
 """
+import threading
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -28,6 +29,7 @@ class OnnxBackend(Backend):
         self._fused = bundle.dialect == "fused"
         self._ports = {port.name: port for port in (*bundle.inputs, *bundle.outputs)}
         self._ids: List[int] = []  # ids of the filled slots; all other state follows from it
+        self._lock = threading.Lock()  # held while ids and cache disagree, so that a fork copies a state that agrees
         # [1, heads, context, head_size] each, by the name of the input that reads it
         self.cache = {port.name: _array_for(port) for port in bundle.inputs
                       if port.name.startswith("past_key_values.")}
@@ -94,14 +96,16 @@ class OnnxBackend(Backend):
 
     def truncate(self, length: int) -> None:
         assert 0 <= length <= self.length, (length, self.length)
-        del self._ids[length:]
+        with self._lock:
+            del self._ids[length:]
 
     def fork(self) -> "OnnxBackend":
         assert self._model is not None, "a closed backend cannot be forked"
         twin = OnnxBackend(self._model)
-        for name, cache in self.cache.items():  # [1, heads, context, head_size]
-            twin.cache[name][:, :, :self.length] = cache[:, :, :self.length]
-        twin._ids.extend(self._ids)
+        with self._lock:
+            twin._ids.extend(self._ids)
+            for name, cache in self.cache.items():  # [1, heads, context, head_size]
+                twin.cache[name][:, :, :twin.length] = cache[:, :, :twin.length]
         return twin
 
     def close(self) -> None:
@@ -111,19 +115,20 @@ class OnnxBackend(Backend):
     def _run(self, session: Any, binding: Any, new: Dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
         """Runs the graph over ids [1, count] -> logits [vocab]. `_ids` changes last and all other state follows from
         it, so the cache is valid after an interrupt at any line."""
-        start, end = self.length, self.length + ids.shape[1]
-        if not self._fused:
-            self._mask[0] = self._slots < start
-        try:
-            session.run_with_iobinding(binding)
-        except Exception as error:  # onnxruntime's exceptions have no base of their own
-            raise MerinoError(
-                f"onnxruntime failed on {ids.shape[1]} ids with {start} cached: {first_line(error)}. "
-                "If memory is short, export with a shorter --context.") from error
-        for name, entries in new.items():  # entries [1, heads, count, head_size]
-            self.cache[name][:, :, start:end] = entries
-        self._ids.extend(ids[0].tolist())
-        return self._logits[0, 0]
+        with self._lock:
+            start, end = self.length, self.length + ids.shape[1]
+            if not self._fused:
+                self._mask[0] = self._slots < start
+            try:
+                session.run_with_iobinding(binding)
+            except Exception as error:  # onnxruntime's exceptions have no base of their own
+                raise MerinoError(
+                    f"onnxruntime failed on {ids.shape[1]} ids with {start} cached: {first_line(error)}. "
+                    "If memory is short, export with a shorter --context.") from error
+            for name, entries in new.items():  # entries [1, heads, count, head_size]
+                self.cache[name][:, :, start:end] = entries
+            self._ids.extend(ids[0].tolist())
+            return self._logits[0, 0]
 
     def _bind(self, session: Any, ids: np.ndarray, positions: np.ndarray) -> Tuple[Any, Dict[str, np.ndarray]]:
         """ids, positions [1, count] -> a binding of all inputs and outputs, and the arrays of new entries by the name
