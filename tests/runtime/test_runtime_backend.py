@@ -242,6 +242,23 @@ def test_a_fork_goes_on_from_the_ids_of_its_origin_and_outlives_it(bundle):
     twin.close()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_an_error_and_gone_after_a_truncation(bundle, backend, value):
+    backend.prefill(IDS)
+    backend.cache["past_key_values.0.value"][:, :, 5] = value  # as an overflow leaves it
+    with pytest.raises(MerinoError, match="at position 8 are not finite.*layer 0, value cache"):
+        backend.step(3)
+    with pytest.raises(MerinoError, match="at position 9 are not finite.*layer 0, value cache"):
+        backend.prefill([3, 4])
+    assert backend.ids == IDS
+    twin = backend.fork()
+    for one in (backend, twin):
+        one.truncate(5)
+        assert_close(one.step(3), fresh(bundle, IDS[:5] + [3]))
+        assert_close(one.prefill(IDS), fresh(bundle, IDS[:5] + [3] + IDS))
+    twin.close()
+
+
 class WorkedOnWhileRead(dict):
     """A cache that another thread works on after its first array was read."""
 

@@ -119,16 +119,48 @@ class OnnxBackend(Backend):
             start, end = self.length, self.length + ids.shape[1]
             if not self._fused:
                 self._mask[0] = self._slots < start
-            try:
-                session.run_with_iobinding(binding)
-            except Exception as error:  # onnxruntime's exceptions have no base of their own
-                raise MerinoError(
-                    f"onnxruntime failed on {ids.shape[1]} ids with {start} cached: {first_line(error)}. "
-                    "If memory is short, export with a shorter --context.") from error
+            self._compute(session, binding, ids.shape[1])
+            if not _finite(self._logits) and self._clear_free_slots(start):
+                self._compute(session, binding, ids.shape[1])
+            if not _finite(self._logits):
+                raise MerinoError(self._non_finite(new, start, end))
             for name, entries in new.items():  # entries [1, heads, count, head_size]
                 self.cache[name][:, :, start:end] = entries
             self._ids.extend(ids[0].tolist())
             return self._logits[0, 0]
+
+    def _compute(self, session: Any, binding: Any, count: int) -> None:
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's exceptions have no base of their own
+            raise MerinoError(
+                f"onnxruntime failed on {count} ids with {self.length} cached: {first_line(error)}. "
+                "If memory is short, export with a shorter --context.") from error
+
+    def _clear_free_slots(self, start: int) -> bool:
+        """Zeroes the slots from start on if they hold values that are not finite; returns whether they did.
+
+        A portable graph multiplies masked slots by an attention weight of 0, and 0 x NaN is NaN. So a non-finite entry
+        of a dropped id would reach every later sum. A fused graph does not read slots past its length.
+        """
+        found = False
+        if not self._fused:
+            for cache in self.cache.values():  # [1, heads, context, head_size]
+                if not _finite(cache[:, :, start:]):
+                    cache[:, :, start:] = 0
+                    found = True
+        return found
+
+    def _non_finite(self, new: Dict[str, np.ndarray], start: int, end: int) -> str:
+        """The message for logits that are not finite: names the first layer with such keys or values."""
+        where = "after the last layer's keys and values"
+        for name, cache in self.cache.items():
+            entries = new.get(name, cache[:, :, start:end])
+            if not _finite(cache[:, :, :start]) or not _finite(entries):
+                where = "in layer {}, {} cache".format(*name.split(".")[1:])
+                break
+        return (f"the model's logits at position {end - 1} are not finite; the first such values are {where}. The "
+                "weights or their format overflow: check the bundle with `selftest`, or export in another --precision.")
 
     def _bind(self, session: Any, ids: np.ndarray, positions: np.ndarray) -> Tuple[Any, Dict[str, np.ndarray]]:
         """ids, positions [1, count] -> a binding of all inputs and outputs, and the arrays of new entries by the name
@@ -166,6 +198,11 @@ def _array_for(port: Port) -> np.ndarray:
         raise MerinoError(f"bundle.json gives {port.name} the shape {list(port.shape)}, expected lengths "
                           "only. Export the bundle again.")
     return np.zeros(shape, dtype=port.dtype)
+
+
+def _finite(values: np.ndarray) -> bool:
+    """NaN and infinities reach the minimum or the maximum. Allocates nothing, unlike np.isfinite."""
+    return not values.size or bool(np.isfinite(values.min()) and np.isfinite(values.max()))
 
 
 def _element_type(array: np.ndarray) -> Any:
