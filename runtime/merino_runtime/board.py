@@ -13,6 +13,8 @@ from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 
 MB = 2 ** 20
+# Python, numpy, tokenizers and onnxruntime after their imports: 43 MB (onnxruntime 1.10) to 53 MB (1.32) on x86.
+PROCESS_MB = 55
 
 # Feature name in /proc/cpuinfo -> name in bundles and device profiles.
 ARM_FEATURES = {"asimddp": "dotprod", "fphp": "fp16", "asimdhp": "fp16", "i8mm": "i8mm", "sve": "sve",
@@ -55,11 +57,12 @@ def prepare_environment() -> None:
         os.environ.setdefault("OPENBLAS_CORETYPE", "ARMV8")
 
 
-def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow: bool = False) -> List[str]:
+def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow: bool = False,
+                      sessions: int = 1) -> List[str]:
     """Raises MerinoError if the bundle cannot run on this machine. Returns notes on what will make it slow.
 
     Without its instructions a format falls back to emulation and runs many times slower. That is refused;
-    `allow_slow` turns the refusal into a note.
+    `allow_slow` turns the refusal into a note. sessions: of the backend, each of which holds the weights.
     """
     board = board or this_board()
     if board.pointer_bits != 64:
@@ -68,10 +71,10 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
             "are published for 64-bit userlands only. Install the 64-bit image of the system (Raspberry Pi "
             "OS 64-bit) and its Python, then run again.")
     notes = []
-    need_mb = (bundle.weight_bytes + bundle.kv_bytes) / MB
+    need_mb = memory_need_mb(bundle, sessions)
     if board.memory_total_mb is not None and need_mb > board.memory_total_mb:
         raise MerinoError(
-            f"{bundle.name!r} needs {need_mb:.0f} MB for its weights and KV cache, this machine has "
+            f"{bundle.name!r} needs {need_mb:.0f} MB for weights, KV cache and the process, this machine has "
             f"{board.memory_total_mb:.0f} MB in all. Export with a shorter --context or a smaller "
             "--precision, or design for this board.")
     if board.memory_available_mb is not None and need_mb > board.memory_available_mb:
@@ -88,6 +91,11 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
                               "special), or run it all the same with --allow-slow.")
         notes.append(f"{slow}; another --precision may be faster")
     return notes
+
+
+def memory_need_mb(bundle: Bundle, sessions: int = 1) -> float:
+    """Resident MB without activations: the weights, once per session, the KV cache and the process itself."""
+    return (sessions * bundle.weight_bytes + bundle.kv_bytes) / MB + PROCESS_MB
 
 
 def _missing_isa(bundle: Bundle, board: Board) -> List[str]:

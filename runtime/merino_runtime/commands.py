@@ -10,6 +10,7 @@ from typing import List, Optional, Sequence
 from merino_runtime import board
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.threads import thread_counts
 
 # numpy and what needs it are imported inside the functions: `info` and `verify` work without it.
 
@@ -21,7 +22,7 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
                  overflow: str = "stop", prefill_threads: Optional[int] = None) -> int:
     """sampling: a sampler.Sampling or its values in order; None for the defaults. allow_slow: run although this CPU
     lacks the format's instructions. threads: of decode, and of prefill if prefill_threads is None."""
-    bundle = load_fitting(bundle_path, verify, allow_slow)
+    bundle = load_fitting(bundle_path, verify, allow_slow, threads, prefill_threads)
     from merino_runtime.backends import open_backend
     from merino_runtime.generate import Done, PromptCut, generate_text
     from merino_runtime.sampler import Sampling
@@ -51,7 +52,7 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
 
 def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bool = False,
                  prefill_threads: Optional[int] = None) -> int:
-    bundle = load_fitting(bundle_path, allow_slow=allow_slow)
+    bundle = load_fitting(bundle_path, True, allow_slow, threads, prefill_threads)
     from merino_runtime.backends import open_backend
     from merino_runtime.selftest import selftest
 
@@ -107,10 +108,12 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
     ]
 
 
-def load_fitting(bundle_path: str, verify: bool = True, allow_slow: bool = False) -> Bundle:
+def load_fitting(bundle_path: str, verify: bool, allow_slow: bool, threads: Optional[int],
+                 prefill_threads: Optional[int]) -> Bundle:
     """Reads a bundle and checks that this machine can run it, before numpy and a backend are imported."""
     bundle = load_bundle(bundle_path, verify)
-    for note in board.check_bundle_fits(bundle, allow_slow=allow_slow):
+    sessions = thread_counts(bundle, threads, prefill_threads).sessions
+    for note in board.check_bundle_fits(bundle, allow_slow=allow_slow, sessions=sessions):
         say(f"note: {note}")
     return bundle
 

@@ -9,13 +9,14 @@ import pytest
 from merino_runtime import board
 from merino_runtime.backends import onnx, open_backend
 from merino_runtime.backends.onnx import OnnxBackend
-from merino_runtime.backends.onnx_session import thread_counts, version_tuple
+from merino_runtime.backends.onnx_session import version_tuple
 from merino_runtime.bundle import Threads, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generate import Done, generate, generate_text
 from merino_runtime.sampler import GREEDY, Sampling
 from merino_runtime.selftest import selftest
 from merino_runtime.text import open_tokenizer
+from merino_runtime.threads import thread_counts
 
 IDS = [5, 9, 100, 3, 77, 31, 2, 200]
 

@@ -100,9 +100,14 @@ def test_needs_of_another_architecture_are_not_missed_here():
 
 
 def test_memory_that_is_short_is_noted_and_that_does_not_exist_refused():
-    assert "50 MB" in board.check_bundle_fits(BUNDLE, BOARD._replace(memory_available_mb=49.0))[0]
-    with pytest.raises(MerinoError, match="needs 50 MB.*40 MB"):
-        board.check_bundle_fits(BUNDLE, BOARD._replace(memory_total_mb=40.0))
+    need_mb = 50 + board.PROCESS_MB
+    short = BOARD._replace(memory_available_mb=need_mb - 1.0)
+    assert f"needs {need_mb} MB" in board.check_bundle_fits(BUNDLE, short)[0]
+    enough = BOARD._replace(memory_available_mb=need_mb + 1.0)
+    assert board.check_bundle_fits(BUNDLE, enough) == []
+    assert f"needs {need_mb + 49} MB" in board.check_bundle_fits(BUNDLE, enough, sessions=2)[0]
+    with pytest.raises(MerinoError, match=f"needs {need_mb} MB.*{need_mb - 1} MB in all"):
+        board.check_bundle_fits(BUNDLE, BOARD._replace(memory_total_mb=need_mb - 1.0))
     assert board.check_bundle_fits(
         BUNDLE, BOARD._replace(memory_total_mb=None, memory_available_mb=None)) == []
 

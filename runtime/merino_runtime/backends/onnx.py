@@ -13,6 +13,7 @@ from merino_runtime.backends.backend import Backend
 from merino_runtime.backends.onnx_session import Model, first_line
 from merino_runtime.bundle import Port
 from merino_runtime.errors import MerinoError
+from merino_runtime.memory import is_out_of_memory, out_of_memory
 
 PREFILL_CHUNK_IDS = 256  # ids per run of a prefill; the memory of activations is proportional to it
 FIRST_CHUNKED_GQA = (1, 20)  # earlier versions of GroupQueryAttention take several ids only into an empty cache
@@ -30,9 +31,12 @@ class OnnxBackend(Backend):
         self._ports = {port.name: port for port in (*bundle.inputs, *bundle.outputs)}
         self._ids: List[int] = []  # ids of the filled slots; all other state follows from it
         self._lock = threading.Lock()  # held while ids and cache disagree, so that a fork copies a state that agrees
-        # [1, heads, context, head_size] each, by the name of the input that reads it
-        self.cache = {port.name: _array_for(port) for port in bundle.inputs
-                      if port.name.startswith("past_key_values.")}
+        try:
+            # [1, heads, context, head_size] each, by the name of the input that reads it
+            self.cache = {port.name: _array_for(port) for port in bundle.inputs
+                          if port.name.startswith("past_key_values.")}
+        except MemoryError as error:
+            raise MerinoError(out_of_memory(bundle, "allocating the KV cache", model.threads.sessions)) from error
         self._logits = np.zeros((1, 1, bundle.vocab), dtype=self._ports["logits"].dtype)
         # fused: all ones, of which the first `total` are bound. portable: 1 for a filled slot, else 0.
         self._mask = np.ones((1, bundle.context), dtype=self._ports["attention_mask"].dtype)
@@ -81,7 +85,10 @@ class OnnxBackend(Backend):
         start = self.length
         id_array = np.array(ids, dtype=self._decode_id.dtype)[None]  # [1, count]
         positions = np.arange(start, start + len(ids), dtype=np.int64)[None]  # [1, count]
-        binding, new = self._bind(self._prefill_session, id_array, positions)
+        try:
+            binding, new = self._bind(self._prefill_session, id_array, positions)
+        except MemoryError as error:
+            raise MerinoError(self._out_of_memory(len(ids))) from error
         return self._run(self._prefill_session, binding, new, id_array)
 
     def step(self, token_id: int) -> np.ndarray:
@@ -133,9 +140,15 @@ class OnnxBackend(Backend):
         try:
             session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
-            raise MerinoError(
-                f"onnxruntime failed on {count} ids with {self.length} cached: {first_line(error)}. "
-                "If memory is short, export with a shorter --context.") from error
+            if is_out_of_memory(error):
+                raise MerinoError(self._out_of_memory(count)) from error
+            raise MerinoError(f"onnxruntime failed on {count} ids with {self.length} cached: {first_line(error)}. "
+                              "Check the bundle with `verify` and `selftest`, or export it again.") from error
+
+    def _out_of_memory(self, count: int) -> str:
+        assert self._model is not None
+        doing = "a decode step" if count == 1 else f"the prefill of {count} ids"
+        return out_of_memory(self._model.bundle, doing, self._model.threads.sessions)
 
     def _clear_free_slots(self, start: int) -> bool:
         """Zeroes the slots from start on if they hold values that are not finite; returns whether they did.

@@ -1,4 +1,4 @@
-"""Opens ONNX Runtime's sessions for a bundle: checks version and graph, chooses thread counts and options.
+"""Opens ONNX Runtime's sessions for a bundle: checks version and graph, chooses the options.
 
 A session has one thread pool. If prefill and decode have different thread counts, each has its own session over the
 same mapped file. Each session packs the weights for its kernels, so packed weights are then in memory twice
@@ -12,15 +12,10 @@ from merino_runtime import board
 from merino_runtime.bundle import Bundle, Port
 from merino_runtime.errors import MerinoError
 from merino_runtime.huge_pages import gather_in_huge_pages
+from merino_runtime.memory import is_out_of_memory, out_of_memory
+from merino_runtime.threads import ThreadCounts, thread_counts
 
-ONE_THREAD_BELOW_BYTES = 8 * 10 ** 6  # below it, waking a second thread costs more than it saves
-MOST_THREADS = 4  # decode is bound by memory reads, and four cores saturate the memory of every known board
 SMALL_BOARD_MB = 2000
-
-
-class ThreadCounts(NamedTuple):
-    prefill: int
-    decode: int
 
 
 class Model(NamedTuple):
@@ -34,27 +29,17 @@ class Model(NamedTuple):
 
 def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None) -> Model:
     counts = thread_counts(bundle, threads, prefill_threads)
-    onnxruntime = import_onnxruntime(bundle)
-    decode_session = prefill_session = open_session(onnxruntime, bundle, counts.decode)
-    if counts.prefill != counts.decode:
-        prefill_session = open_session(onnxruntime, bundle, counts.prefill)
-    gather_in_huge_pages()
+    try:
+        onnxruntime = import_onnxruntime(bundle)
+        decode_session = prefill_session = open_session(onnxruntime, bundle, counts.decode)
+        if counts.sessions > 1:
+            prefill_session = open_session(onnxruntime, bundle, counts.prefill)
+        gather_in_huge_pages()
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        if is_out_of_memory(error):
+            raise MerinoError(out_of_memory(bundle, "opening the graph", counts.sessions)) from error
+        raise
     return Model(bundle, counts, prefill_session, decode_session, version_tuple(onnxruntime.__version__))
-
-
-def thread_counts(bundle: Bundle, threads: Optional[int] = None,
-                  prefill_threads: Optional[int] = None) -> ThreadCounts:
-    """The caller's counts, else the bundle's, limited to this machine's cores, else our own choice. `threads` counts
-    for prefill too if `prefill_threads` is None."""
-    cores = len(board.usable_cpus())
-    decode = threads or min(bundle.threads.decode or _own_choice(bundle), cores)
-    return ThreadCounts(prefill_threads or threads or min(bundle.threads.prefill or decode, cores), decode)
-
-
-def _own_choice(bundle: Bundle) -> int:
-    if bundle.decode_weight_bytes < ONE_THREAD_BELOW_BYTES:
-        return 1
-    return min(MOST_THREADS, board.physical_core_count())
 
 
 def import_onnxruntime(bundle: Bundle) -> Any:
