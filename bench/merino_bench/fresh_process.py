@@ -10,7 +10,6 @@ from typing import Any, Dict, Optional
 
 import merino_bench
 import merino_runtime
-from merino_runtime import board
 from merino_runtime.errors import MerinoError
 from merino_runtime.memory import OUT_OF_MEMORY_WORDS
 
@@ -44,7 +43,6 @@ def run_apart(module: str, request: str, timeout_s: float, variables: Optional[D
 
 def child_environment() -> Dict[str, str]:
     """So that the child imports the packages that this process did, from a folder or from a zip."""
-    board.prepare_environment()
     roots = [os.path.dirname(os.path.dirname(os.path.abspath(package.__file__ or "")))
              for package in (merino_runtime, merino_bench)]
     before = os.environ.get("PYTHONPATH")

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Callable, NamedTuple, Optional, Sequence
 
-from merino_runtime import __version__, board, commands
+from merino_runtime import __version__, commands
 from merino_runtime.errors import MerinoError
 
 
@@ -21,7 +21,6 @@ class Verb(NamedTuple):
 
 
 def main(argv: Optional[Sequence[str]] = None, extra_verbs: Sequence[Verb] = ()) -> int:
-    board.prepare_environment()
     arguments = _parser([*VERBS, *extra_verbs]).parse_args(argv)
     try:
         return arguments.run(arguments)

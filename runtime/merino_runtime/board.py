@@ -48,15 +48,6 @@ def this_board() -> Board:
         memory_total_mb=memory_mb.get("MemTotal"), memory_available_mb=memory_mb.get("MemAvailable"))
 
 
-def prepare_environment() -> None:
-    """Call before numpy is imported anywhere in the process."""
-    if platform.machine() == "aarch64":
-        # OpenBLAS in numpy 1.19.5, the last for Python 3.6, misreads the Jetson Nano's CPU and dies of an
-        # illegal instruction at import. The generic kernel costs us nothing: the runtime multiplies no
-        # matrices in numpy.
-        os.environ.setdefault("OPENBLAS_CORETYPE", "ARMV8")
-
-
 def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow: bool = False,
                       sessions: int = 1) -> List[str]:
     """Raises MerinoError if the bundle cannot run on this machine. Returns notes on what will make it slow.

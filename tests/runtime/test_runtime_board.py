@@ -125,17 +125,3 @@ def test_peak_memory_never_falls():
     assert before > 5 and board.peak_rss_mb() >= before
     del block
     assert board.peak_rss_mb() >= before
-
-
-def test_openblas_is_told_the_core_type_on_arm_only_and_only_if_unset(monkeypatch):
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
-    board.prepare_environment()
-    assert os.environ["OPENBLAS_CORETYPE"] == "ARMV8"
-    monkeypatch.setenv("OPENBLAS_CORETYPE", "CORTEXA57")
-    board.prepare_environment()
-    assert os.environ["OPENBLAS_CORETYPE"] == "CORTEXA57"
-    monkeypatch.delenv("OPENBLAS_CORETYPE")
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    board.prepare_environment()
-    assert "OPENBLAS_CORETYPE" not in os.environ
