@@ -10,6 +10,7 @@ from typing import List, Optional, Sequence
 from merino_runtime import board
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.requirements import require
 from merino_runtime.threads import thread_counts
 
 # numpy and what needs it are imported inside the functions: `info` and `verify` work without it.
@@ -23,6 +24,7 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
     """sampling: a sampler.Sampling or its values in order; None for the defaults. allow_slow: run although this CPU
     lacks the format's instructions. threads: of decode, and of prefill if prefill_threads is None."""
     bundle = load_fitting(bundle_path, verify, allow_slow, threads, prefill_threads)
+    require("numpy")
     from merino_runtime.backends import open_backend
     from merino_runtime.generate import Done, PromptCut, generate_text
     from merino_runtime.sampler import Sampling
@@ -53,6 +55,7 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
 def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bool = False,
                  prefill_threads: Optional[int] = None) -> int:
     bundle = load_fitting(bundle_path, True, allow_slow, threads, prefill_threads)
+    require("numpy")
     from merino_runtime.backends import open_backend
     from merino_runtime.selftest import selftest
 

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 from merino_runtime.bundle import Bundle, file_path
 from merino_runtime.errors import MerinoError
+from merino_runtime.requirements import require
 
 
 def byte_table() -> Dict[str, int]:
@@ -155,11 +156,7 @@ def _with_merges_as_strings(parsed: Dict[str, Any], description: str) -> str:
 
 
 def _tokenizer_of(description: str, source: str) -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise MerinoError(f"the package tokenizers is not installed ({error}). "
-                          "Run: python3 -m pip install --only-binary=:all: tokenizers") from error
+    tokenizers = require("tokenizers")
     try:
         return tokenizers.Tokenizer.from_str(description)
     except Exception as error:  # tokenizers raises bare Exception

@@ -13,6 +13,7 @@ from merino_runtime.bundle import Bundle, Port
 from merino_runtime.errors import MerinoError
 from merino_runtime.huge_pages import gather_in_huge_pages
 from merino_runtime.memory import is_out_of_memory, out_of_memory
+from merino_runtime.requirements import install_commands, require
 from merino_runtime.threads import ThreadCounts, thread_counts
 
 SMALL_BOARD_MB = 2000
@@ -46,11 +47,9 @@ def import_onnxruntime(bundle: Bundle) -> Any:
     """The module. Raises MerinoError if it is absent or the bundle refuses its version."""
     need = bundle.backend
     refused = "".join(f",!={version}" for version in need.refused_versions)
-    remedy = f"Run: python3 -m pip install --only-binary=:all: 'onnxruntime>={need.min_version}{refused}'"
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MerinoError(f"onnxruntime cannot be imported ({first_line(error)}). {remedy}") from error
+    requirements = ["numpy", "tokenizers", f"onnxruntime>={need.min_version}{refused}"]
+    remedy = install_commands(requirements)
+    onnxruntime = require("onnxruntime", requirements)
     version = getattr(onnxruntime, "__version__", None)
     if version is None:  # the empty folder that an interrupted uninstall leaves
         raise MerinoError(f"onnxruntime is installed incompletely: it has no version. {remedy}")
