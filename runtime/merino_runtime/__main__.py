@@ -83,6 +83,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
                              "the oldest tokens and continues (default %(default)s)")
     parser.add_argument("--ignore-eos", action="store_true", help="continue after the end-of-text token")
     parser.add_argument("--json", action="store_true", help="one JSON line per token, the measurements last")
+    parser.add_argument("--no-huge-pages", action="store_true",
+                        help="leave the weights in small pages (as MERINO_HUGE_PAGES=0 does)")
     parser.add_argument("--no-verify", action="store_true", help="do not hash the bundle's files first")
     _add_threads(parser)
     _add_allow_slow(parser)
@@ -94,7 +96,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     return commands.run_generate(
         arguments.bundle, arguments.prompt, arguments.max_new_tokens, sampling, arguments.stop,
         arguments.threads, arguments.json, arguments.ignore_eos, not arguments.no_verify,
-        arguments.allow_slow, arguments.overflow, arguments.prefill_threads)
+        arguments.allow_slow, arguments.overflow, arguments.prefill_threads, not arguments.no_huge_pages)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
                  sampling: Optional[Sequence] = None, stops: Sequence[str] = (),
                  threads: Optional[int] = None, as_json: bool = False,
                  ignore_eos: bool = False, verify: bool = True, allow_slow: bool = False,
-                 overflow: str = "stop", prefill_threads: Optional[int] = None) -> int:
+                 overflow: str = "stop", prefill_threads: Optional[int] = None, huge_pages: bool = True) -> int:
     """sampling: a sampler.Sampling or its values in order; None for the defaults. allow_slow: run although this CPU
     lacks the format's instructions. threads: of decode, and of prefill if prefill_threads is None."""
     bundle = load_fitting(bundle_path, verify, allow_slow, threads, prefill_threads)
@@ -31,7 +31,7 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
     from merino_runtime.text import open_tokenizer
 
     tokenizer = open_tokenizer(bundle)
-    backend = open_backend(bundle, threads, prefill_threads)
+    backend = open_backend(bundle, threads, prefill_threads, huge_pages)
     try:
         events = generate_text(
             bundle, backend, tokenizer, as_text(prompt), max_new_tokens=max_new_tokens,

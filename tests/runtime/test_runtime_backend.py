@@ -421,7 +421,7 @@ def test_a_version_that_does_not_fit_is_refused_with_the_command_to_run(bundle):
 
 def test_no_onnxruntime_is_refused_with_the_command_to_run(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MerinoError, match="pip install --only-binary=:all: 'onnxruntime>="):
+    with pytest.raises(MerinoError, match="pip install --only-binary=:all: numpy tokenizers 'onnxruntime>="):
         open_backend(bundle)
 
 

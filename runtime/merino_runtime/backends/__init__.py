@@ -8,10 +8,12 @@ from merino_runtime.errors import MerinoError
 BACKENDS = ("onnxruntime",)
 
 
-def open_backend(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None) -> Backend:
+def open_backend(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
+                 huge_pages: bool = True) -> Backend:
     """threads: of decode, and of prefill if prefill_threads is None. None: the bundle's choice, else by the machine.
 
-    Raises MerinoError if the backend is not installed, its version is refused, or the graph cannot be opened.
+    huge_pages False: the weights stay in small pages. Raises MerinoError if the backend is not installed, its version
+    is refused, or the graph cannot be opened.
     """
     for name, count in (("threads", threads), ("prefill_threads", prefill_threads)):
         if count is not None and count < 1:
@@ -20,6 +22,6 @@ def open_backend(bundle: Bundle, threads: Optional[int] = None, prefill_threads:
         from merino_runtime.backends.onnx import OnnxBackend
         from merino_runtime.backends.onnx_session import open_model
 
-        return OnnxBackend(open_model(bundle, threads, prefill_threads))
+        return OnnxBackend(open_model(bundle, threads, prefill_threads, huge_pages))
     raise MerinoError(f"bundle {bundle.name!r} needs the backend {bundle.backend.name!r}, this runtime has "
                       f"{', '.join(BACKENDS)}. Use the merino.pyz of the bundle's folder, or export it again.")

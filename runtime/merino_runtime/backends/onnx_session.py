@@ -11,7 +11,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 from merino_runtime import board
 from merino_runtime.bundle import Bundle, Port
 from merino_runtime.errors import MerinoError
-from merino_runtime.huge_pages import gather_in_huge_pages
+from merino_runtime.huge_pages import new_memory_in_huge_pages
 from merino_runtime.memory import is_out_of_memory, out_of_memory
 from merino_runtime.requirements import install_commands, require
 from merino_runtime.threads import ThreadCounts, thread_counts
@@ -28,14 +28,15 @@ class Model(NamedTuple):
     ort_version: Tuple[int, ...]
 
 
-def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None) -> Model:
+def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
+               huge_pages: bool = True) -> Model:
     counts = thread_counts(bundle, threads, prefill_threads)
     try:
         onnxruntime = import_onnxruntime(bundle)
-        decode_session = prefill_session = open_session(onnxruntime, bundle, counts.decode)
-        if counts.sessions > 1:
-            prefill_session = open_session(onnxruntime, bundle, counts.prefill)
-        gather_in_huge_pages()
+        with new_memory_in_huge_pages(huge_pages):
+            decode_session = prefill_session = open_session(onnxruntime, bundle, counts.decode)
+            if counts.sessions > 1:
+                prefill_session = open_session(onnxruntime, bundle, counts.prefill)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         if is_out_of_memory(error):
             raise MerinoError(out_of_memory(bundle, "opening the graph", counts.sessions)) from error
