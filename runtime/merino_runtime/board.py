@@ -149,6 +149,17 @@ def physical_core_count() -> int:
     return len({read_text(topology.format(cpu)).strip() or str(cpu) for cpu in usable_cpus()})
 
 
+def last_level_cache_bytes() -> int:
+    """Of the highest cache level of CPU 0; 0 if /sys does not give it (some boards, and systems other than Linux)."""
+    found = [(0, 0)]  # (level, bytes)
+    for index in range(8):
+        level, size = (read_text(f"/sys/devices/system/cpu/cpu0/cache/index{index}/{name}").strip()
+                       for name in ("level", "size"))
+        if level.isdigit() and size[:-1].isdigit():
+            found.append((int(level), int(size[:-1]) * (MB if size.endswith("M") else 1024)))
+    return max(found)[1]
+
+
 def peak_rss_mb() -> float:
     """Peak resident memory of this process since its start."""
     found = re.search(r"^VmHWM:\s*(\d+) kB", read_text("/proc/self/status"), re.MULTILINE)

@@ -6,17 +6,15 @@ import threading
 import numpy as np
 import pytest
 
-from merino_runtime import board
 from merino_runtime.backends import onnx, open_backend
 from merino_runtime.backends.onnx import OnnxBackend
 from merino_runtime.backends.onnx_session import version_tuple
-from merino_runtime.bundle import Threads, load_bundle
+from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generate import Done, generate, generate_text
 from merino_runtime.sampler import GREEDY, Sampling
 from merino_runtime.selftest import selftest
 from merino_runtime.text import open_tokenizer
-from merino_runtime.threads import thread_counts
 
 IDS = [5, 9, 100, 3, 77, 31, 2, 200]
 
@@ -450,21 +448,6 @@ def test_no_threads_are_refused(bundle, threads):
 def test_an_unknown_backend_is_refused(bundle):
     with pytest.raises(MerinoError, match="'abacus'.*onnxruntime"):
         open_backend(bundle._replace(backend=bundle.backend._replace(name="abacus")))
-
-
-def test_the_thread_counts_are_asked_for_or_the_bundles_or_by_size(bundle, monkeypatch):
-    monkeypatch.setattr(board, "usable_cpus", lambda: list(range(6)))
-    monkeypatch.setattr(board, "physical_core_count", lambda: 6)
-    chosen = bundle._replace(threads=Threads(3, 2), decode_weight_bytes=10 ** 9)
-    open_choice = chosen._replace(threads=Threads(None, None))
-    assert thread_counts(chosen) == (3, 2)
-    assert thread_counts(chosen, 4) == (4, 4) and thread_counts(chosen, None, 5) == (5, 2)
-    assert thread_counts(chosen, 1, 8) == (8, 1)  # asked for: given, whatever the machine
-    assert thread_counts(chosen._replace(threads=Threads(9, 8))) == (6, 6)  # the bundle's board had more cores
-    assert thread_counts(chosen._replace(threads=Threads(None, 2))) == (2, 2)
-    assert thread_counts(chosen._replace(threads=Threads(5, None))) == (5, 4)
-    assert thread_counts(open_choice) == (4, 4)
-    assert thread_counts(open_choice._replace(decode_weight_bytes=10 ** 6)) == (1, 1)
 
 
 def test_a_bundle_without_a_tokenizer_says_so(bundle):
