@@ -3,7 +3,8 @@
 The order is repetition penalty, temperature, top-k, top-p, min-p, as in transformers. Each cut works on what the one
 before kept. llama.cpp applies the temperature last, so its top-p and min-p keep other tokens at temperatures other
 than 1. top-k keeps the k likeliest tokens, top-p the fewest whose probabilities sum to p or more, min-p those with at
-least min_p times the probability of the likeliest. Equal logits are cut in a fixed, otherwise arbitrary order.
+least min_p times the probability of the likeliest. Equal logits are cut in a fixed, otherwise arbitrary order, so that
+top-k keeps k tokens; transformers keeps all that equal the k-th.
 """
 from typing import Iterable, NamedTuple, Optional, Tuple
 
@@ -95,11 +96,22 @@ class Sampler:
         return chosen
 
     def _draw(self, logits: np.ndarray) -> int:
+        if _all_cuts_off(self._sampling, len(logits)):  # then the order does not matter, and nothing is sorted
+            return _place(_weights(logits, self._sampling.temperature), self._random.random_sample())
         ids, probabilities = candidates(logits, self._sampling)
-        steps = np.cumsum(probabilities)
-        # Rounding may leave the last cumulative sum below 1, hence the `min`.
-        place = np.searchsorted(steps, self._random.random_sample(), side="right")
-        return int(ids[min(int(place), len(ids) - 1)])
+        return int(ids[_place(probabilities, self._random.random_sample())])
+
+
+def _all_cuts_off(sampling: Sampling, vocab: int) -> bool:
+    return not 0 < sampling.top_k < vocab and sampling.top_p == 1 and sampling.min_p == 0
+
+
+def _place(weights: np.ndarray, uniform: float) -> int:
+    """Inverse transform sampling: weights [n] of any sum, uniform in [0, 1) -> an index."""
+    sums = np.cumsum(weights)
+    place = int(np.searchsorted(sums, uniform * sums[-1], side="right"))
+    # By rounding the product may reach the last sum; the last index with a weight is meant then.
+    return place if place < len(sums) else int(np.flatnonzero(weights)[-1])
 
 
 def _weights(logits: np.ndarray, temperature: float) -> np.ndarray:
