@@ -37,16 +37,18 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
             bundle, backend, tokenizer, as_text(prompt), max_new_tokens=max_new_tokens,
             sampling=Sampling(*sampling or ()), stops=[as_text(stop) for stop in stops],
             ignore_eos=ignore_eos, overflow=overflow)
-        for event in events:
-            if isinstance(event, PromptCut):
-                say(f"note: the prompt has {event.left_out + event.kept} ids and the context is {bundle.context}: "
-                    f"its first {event.left_out} are left out")
-            elif isinstance(event, Done):
-                line = dict(event._asdict(), done=True) if as_json else None
-                write_out("\n" if line is None else json.dumps(line) + "\n")
-                say(summary(event))
-            else:
-                write_out(json.dumps(event._asdict()) + "\n" if as_json else event.text)
+        try:
+            for event in events:
+                if isinstance(event, PromptCut):
+                    say(f"note: the prompt has {event.left_out + event.kept} ids and the context is {bundle.context}: "
+                        f"its first {event.left_out} are left out")
+                elif isinstance(event, Done):
+                    write_end(event, as_json)
+                else:
+                    write_out(json.dumps(event._asdict()) + "\n" if as_json else event.text)
+        except KeyboardInterrupt:
+            write_end(events.measured(), as_json)
+            raise
     finally:
         backend.close()
     return 0
@@ -121,12 +123,19 @@ def load_fitting(bundle_path: str, verify: bool, allow_slow: bool, threads: Opti
     return bundle
 
 
+def write_end(done, as_json: bool) -> None:
+    """done: generate.Done."""
+    write_out(json.dumps(dict(done._asdict(), done=True)) + "\n" if as_json else "\n")
+    say(summary(done))
+
+
 def summary(done) -> str:
     """One line for people. done: generate.Done."""
     decode = ("no decode step" if done.tok_s is None else
               f"decode {done.decode_ms_p50:.2f} ms (p50), {done.tok_s:.1f} tok/s")
     shifts = f", the older half of the context was dropped {done.shifts} times" if done.shifts else ""
-    return (f"{done.tokens} tokens, prefill {done.prefill_ms:.1f} ms, {decode}, peak RSS "
+    prefill = "unfinished" if done.prefill_ms is None else f"{done.prefill_ms:.1f} ms"
+    return (f"{done.tokens} tokens, prefill {prefill}, {decode}, peak RSS "
             f"{done.peak_rss_mb:.0f} MB, stopped by {done.stop_reason}{shifts}")
 
 

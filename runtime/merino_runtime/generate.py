@@ -10,10 +10,9 @@ graph, the sampling and the detokenising of its token. The prefill of a shift co
 Tokenising the prompt, and the caller's work between tokens, are not timed. Repetitions, warm-up and energy belong to
 `merino_bench`.
 """
-import itertools
 import statistics
 import time
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import Generator, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
@@ -43,11 +42,11 @@ class PromptCut(NamedTuple):
 class Done(NamedTuple):
     tokens: int  # number of `Token`s before; an EOS counts, and has no text
     prefill_tokens: int  # computed by the prefill: ids of the prompt without those found in the cache
-    prefill_ms: float
+    prefill_ms: Optional[float]  # None if interrupted before the first token
     decode_ms_p50: Optional[float]  # None if the first token was the last
     tok_s: Optional[float]  # decode tokens per second of decode time; the first token, of the prefill, is not counted
     peak_rss_mb: float  # of the process since its start
-    stop_reason: str  # eos, stop (a stop string), length (max_new_tokens) or context (the KV cache is full)
+    stop_reason: str  # eos, stop (a stop string), length (max_new_tokens), context (the KV cache is full) or interrupt
     shifts: int = 0  # how often a full cache dropped its older half
 
 
@@ -56,18 +55,15 @@ Event = Union[PromptCut, Token, Done]
 
 def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int = 128,
              sampling: Sampling = Sampling(), eos_id: Optional[int] = None,  # noqa: B008
-             stream: Optional[TextStream] = None, overflow: str = "stop") -> Iterator[Event]:
+             stream: Optional[TextStream] = None, overflow: str = "stop") -> "Generation":
     """Yields a Token per id, then one Done. The ids do not depend on what the cache held before.
 
     eos_id None: no id ends the generation. stream None: ids only, every text is empty. This call, not the first
     `next`, raises MerinoError for a wrong request. After closing the iterator early, or after ctrl-C, the backend can
-    be used again.
+    be used again; `measured` then gives what a `Done` would.
     """
     check_request(len(prompt_ids), max_new_tokens, backend.context, overflow)
-    kept = prompt_ids if len(prompt_ids) < backend.context else newest_half(prompt_ids, backend.context)
-    left_out = len(prompt_ids) - len(kept)
-    run = _run(backend, kept, max_new_tokens, Sampler(sampling, kept), eos_id, stream, overflow == "shift")
-    return itertools.chain([PromptCut(left_out, len(kept))], run) if left_out else run
+    return Generation(backend, prompt_ids, max_new_tokens, sampling, eos_id, stream, overflow == "shift")
 
 
 def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str) -> None:
@@ -91,46 +87,14 @@ def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str)
 def generate_text(bundle: Bundle, backend: Backend, tokenizer: Tokenizer, prompt: str, *,
                   max_new_tokens: int = 128,
                   sampling: Sampling = Sampling(),  # noqa: B008
-                  stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop") -> Iterator[Event]:
+                  stops: Sequence[str] = (), ignore_eos: bool = False,
+                  overflow: str = "stop") -> "Generation":
     """`generate` from text to text. An empty prompt is refused even if the tokenizer would add a first token."""
     if not prompt:
         raise MerinoError("the prompt is empty. Give at least one word.")
     return generate(backend, tokenizer.encode(prompt), max_new_tokens=max_new_tokens, sampling=sampling,
                     eos_id=None if ignore_eos else bundle.eos_id, stream=TextStream(tokenizer, stops),
                     overflow=overflow)
-
-
-def _run(backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampler: Sampler,
-         eos_id: Optional[int], stream: Optional[TextStream], shifting: bool) -> Iterator[Event]:
-    step_ms: List[float] = []
-    prefill_tokens = shifts = 0
-    token_id, stop_reason = -1, ""
-    while not stop_reason:
-        start = time.perf_counter()
-        if not step_ms:
-            rest = keep_shared(backend, prompt_ids)
-            prefill_tokens, logits = len(rest), backend.prefill(rest)  # [vocab]
-        elif backend.length < backend.context:
-            logits = backend.step(token_id)
-        else:
-            shifts, logits = shifts + 1, shift(backend, token_id)
-        token_id = sampler.choose(logits)
-        is_eos = token_id == eos_id
-        text = stream.push(token_id) if stream and not is_eos else ""
-        step_ms.append(1000 * (time.perf_counter() - start))
-        count = len(step_ms)
-        if is_eos:
-            stop_reason = "eos"
-        elif stream and stream.stopped:
-            stop_reason = "stop"
-        elif count >= max_new_tokens:
-            stop_reason = "length"
-        elif len(prompt_ids) + count >= backend.context and not shifting:
-            stop_reason = "context"
-        if stop_reason and stream:
-            text += stream.finish()
-        yield Token(token_id, text)
-    yield done(step_ms, stop_reason, prefill_tokens, shifts)
 
 
 def shift(backend: Backend, token_id: int) -> np.ndarray:
@@ -162,7 +126,69 @@ def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
 def done(step_ms: Sequence[float], stop_reason: str, prefill_tokens: int, shifts: int = 0) -> Done:
     """step_ms: the prefill, then each decode step."""
     decode_ms = step_ms[1:]
-    return Done(tokens=len(step_ms), prefill_tokens=prefill_tokens, prefill_ms=step_ms[0],
+    return Done(tokens=len(step_ms), prefill_tokens=prefill_tokens, prefill_ms=step_ms[0] if step_ms else None,
                 decode_ms_p50=statistics.median(decode_ms) if decode_ms else None,
                 tok_s=1000 * len(decode_ms) / sum(decode_ms) if decode_ms else None,
                 peak_rss_mb=peak_rss_mb(), stop_reason=stop_reason, shifts=shifts)
+
+
+class Generation(Iterator[Event]):
+    """The events of one generation, and what was measured so far. Made by `generate`."""
+
+    def __init__(self, backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampling: Sampling,
+                 eos_id: Optional[int], stream: Optional[TextStream], shifting: bool) -> None:
+        context = backend.context
+        kept = prompt_ids if len(prompt_ids) < context else newest_half(prompt_ids, context)
+        self._backend, self._stream, self._eos_id = backend, stream, eos_id
+        self._sampler = Sampler(sampling, kept)
+        self._step_ms: List[float] = []  # the prefill, then each decode step
+        self._tokens = self._prefill_tokens = self._shifts = 0
+        self._events = self._run(kept, len(prompt_ids) - len(kept), max_new_tokens, shifting)
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Ends the generation. The backend can be used again."""
+        self._events.close()
+
+    def measured(self, stop_reason: str = "interrupt") -> Done:
+        """The measurements of the tokens so far, for a generation that did not come to its own `Done`."""
+        return done(self._step_ms[:self._tokens], stop_reason, self._prefill_tokens, self._shifts)
+
+    def _run(self, prompt_ids: Sequence[int], left_out: int, max_new_tokens: int, shifting: bool
+             ) -> Generator[Event, None, None]:
+        if left_out:
+            yield PromptCut(left_out, len(prompt_ids))
+        token_id, stop_reason, stream = -1, "", self._stream
+        while not stop_reason:
+            start = time.perf_counter()
+            token_id = self._sampler.choose(self._logits(prompt_ids, token_id))
+            is_eos = token_id == self._eos_id
+            text = stream.push(token_id) if stream and not is_eos else ""
+            self._step_ms.append(1000 * (time.perf_counter() - start))
+            count = len(self._step_ms)
+            if is_eos:
+                stop_reason = "eos"
+            elif stream and stream.stopped:
+                stop_reason = "stop"
+            elif count >= max_new_tokens:
+                stop_reason = "length"
+            elif len(prompt_ids) + count >= self._backend.context and not shifting:
+                stop_reason = "context"
+            if stop_reason and stream:
+                text += stream.finish()
+            self._tokens += 1
+            yield Token(token_id, text)
+        yield self.measured(stop_reason)
+
+    def _logits(self, prompt_ids: Sequence[int], token_id: int) -> np.ndarray:
+        """Logits [vocab] of the next token: of the prompt's prefill, of a decode step, or of a shift."""
+        if not self._step_ms:
+            rest = keep_shared(self._backend, prompt_ids)
+            self._prefill_tokens = len(rest)
+            return self._backend.prefill(rest)
+        if self._backend.length < self._backend.context:
+            return self._backend.step(token_id)
+        self._shifts += 1
+        return shift(self._backend, token_id)

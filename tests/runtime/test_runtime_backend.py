@@ -151,6 +151,45 @@ def test_ids_that_cannot_be_are_refused(backend, ids, message):
     assert backend.length == 0
 
 
+@pytest.mark.parametrize("token_id", [-1, 300, 10 ** 6])
+def test_a_step_with_an_id_that_cannot_be_is_refused(bundle, backend, token_id):
+    backend.prefill(IDS)
+    with pytest.raises(MerinoError, match=f"token id {token_id} does not exist, the model has 0 to {bundle.vocab - 1}"):
+        backend.step(token_id)
+    assert backend.ids == IDS
+
+
+@pytest.mark.parametrize("length", [-1, 9])
+def test_a_truncation_to_what_is_not_there_is_refused(backend, length):
+    backend.prefill(IDS)
+    with pytest.raises(MerinoError, match=f"truncated to {length} ids, it holds 8"):
+        backend.truncate(length)
+
+
+@pytest.mark.parametrize("call", [
+    lambda backend: backend.prefill([1, 2]), lambda backend: backend.step(1), lambda backend: backend.truncate(0),
+    lambda backend: backend.fork()])
+def test_a_closed_backend_says_so(bundle, call):
+    backend = open_backend(bundle)
+    backend.prefill(IDS)
+    backend.close()
+    backend.close()
+    with pytest.raises(MerinoError, match="^this backend is closed"):
+        call(backend)
+
+
+def test_onnxruntime_itself_writes_nothing_to_stderr(bundle, backend, capfd, tmp_path):
+    backend.vocab = 10 ** 9
+    with pytest.raises(MerinoError, match="onnxruntime failed on 1 ids"):
+        backend.step(10 ** 6)
+    with pytest.raises(MerinoError, match="onnxruntime failed on 2 ids"):
+        backend.prefill([1, 10 ** 6])
+    (tmp_path / "model.onnx").write_bytes(b"\xff" * 99)
+    with pytest.raises(MerinoError, match="cannot open"):
+        open_backend(bundle._replace(folder=str(tmp_path)))
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("cut", [0, 4])
 def test_an_interrupt_leaves_the_cache_as_its_length_says(bundle, backend, cut):
     class Interrupted:

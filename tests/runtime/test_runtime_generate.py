@@ -212,6 +212,23 @@ def test_closing_early_leaves_the_backend_fit():
     assert len(run(backend, max_new_tokens=3)[0]) == 3
 
 
+@pytest.mark.parametrize("step, measured", [(0, (0, None, None)), (1, (1, None, None)), (3, (3, 2, 2))])
+def test_an_interrupted_generation_knows_what_was_measured(step, measured):
+    class Interrupted(Script):
+        def _say(self):
+            if len(self.heard) == 2 + step:
+                raise KeyboardInterrupt
+            return super()._say()
+
+    events = generate(Interrupted(spelled("abcd")), [1, 2], sampling=GREEDY)
+    tokens = []
+    with pytest.raises(KeyboardInterrupt):
+        tokens.extend(events)
+    last = events.measured()
+    assert last.stop_reason == "interrupt" and last.tokens == measured[0] and last.prefill_tokens == 2
+    assert (last.prefill_ms is None) == (step == 0) and (last.tok_s is None) == (measured[1] is None)
+
+
 def test_the_same_seed_gives_the_same_ids():
     class Even(Script):
         def _say(self):

@@ -34,7 +34,7 @@ class Backend:
         raise NotImplementedError
 
     def truncate(self, length: int) -> None:
-        """Keeps the first `length` slots and frees the others."""
+        """Keeps the first `length` slots and frees the others. MerinoError if fewer are filled."""
         raise NotImplementedError
 
     def fork(self) -> "Backend":
@@ -44,5 +44,5 @@ class Backend:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Frees the cache, and the weights with the last fork. The backend cannot be used afterwards."""
+        """Frees the cache, and the weights with the last fork. Every other call raises MerinoError afterwards."""
         raise NotImplementedError

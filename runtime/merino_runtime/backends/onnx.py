@@ -68,7 +68,13 @@ class OnnxBackend(Backend):
             logits = self._prefill_chunk(ids[start:start + chunk])
         return logits
 
+    def _open_model(self) -> Model:
+        if self._model is None:
+            raise MerinoError("this backend is closed. Open another one, or close it later.")
+        return self._model
+
     def _check_prefill(self, ids: Sequence[int]) -> None:
+        self._open_model()
         count, free = len(ids), self.context - self.length
         if not 0 < count <= free:
             raise MerinoError(
@@ -92,6 +98,10 @@ class OnnxBackend(Backend):
         return self._run(self._prefill_session, binding, new, id_array)
 
     def step(self, token_id: int) -> np.ndarray:
+        self._open_model()
+        if not 0 <= token_id < self.vocab:
+            raise MerinoError(f"token id {token_id} does not exist, the model has 0 to {self.vocab - 1}. Use ids of "
+                              "this model's tokenizer.")
         if self.length >= self.context:
             raise MerinoError(f"the KV cache is full: all {self.context} slots are filled. Ask for fewer "
                               "tokens, or export with a longer --context.")
@@ -102,13 +112,15 @@ class OnnxBackend(Backend):
         return self._run(self._decode_session, self._decode_binding, self._decode_new, self._decode_id)
 
     def truncate(self, length: int) -> None:
-        assert 0 <= length <= self.length, (length, self.length)
+        self._open_model()
+        if not 0 <= length <= self.length:
+            raise MerinoError(f"the cache cannot be truncated to {length} ids, it holds {self.length}. Allowed: 0 to "
+                              f"{self.length}.")
         with self._lock:
             del self._ids[length:]
 
     def fork(self) -> "OnnxBackend":
-        assert self._model is not None, "a closed backend cannot be forked"
-        twin = OnnxBackend(self._model)
+        twin = OnnxBackend(self._open_model())
         with self._lock:
             twin._ids.extend(self._ids)
             for name, cache in self.cache.items():  # [1, heads, context, head_size]
@@ -117,7 +129,7 @@ class OnnxBackend(Backend):
 
     def close(self) -> None:
         self._model = self._prefill_session = self._decode_session = self._decode_binding = None
-        self.cache, self._decode_new = {}, {}
+        self.cache, self._decode_new, self._ids = {}, {}, []
 
     def _run(self, session: Any, binding: Any, new: Dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
         """Runs the graph over ids [1, count] -> logits [vocab]. `_ids` changes last and all other state follows from
@@ -146,9 +158,9 @@ class OnnxBackend(Backend):
                               "Check the bundle with `verify` and `selftest`, or export it again.") from error
 
     def _out_of_memory(self, count: int) -> str:
-        assert self._model is not None
         doing = "a decode step" if count == 1 else f"the prefill of {count} ids"
-        return out_of_memory(self._model.bundle, doing, self._model.threads.sessions)
+        model = self._open_model()
+        return out_of_memory(model.bundle, doing, model.threads.sessions)
 
     def _clear_free_slots(self, start: int) -> bool:
         """Zeroes the slots from start on if they hold values that are not finite; returns whether they did.
