@@ -12,6 +12,7 @@ from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import require
 from merino_runtime.threads import thread_counts
+from merino_runtime.verified import check_and_stamp, check_files_once
 
 # numpy and what needs it are imported inside the functions: `info` and `verify` work without it.
 
@@ -76,7 +77,8 @@ def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bo
 
 
 def run_verify(bundle_path: str) -> int:
-    bundle = load_bundle(bundle_path, verify=True)
+    bundle = load_bundle(bundle_path, verify=False)
+    check_and_stamp(bundle)
     total_mb = sum(file.bytes for file in bundle.files) / board.MB
     write_out(f"ok: {bundle.name}, {len(bundle.files)} files, {total_mb:.1f} MB, every sha256 as expected\n")
     return 0
@@ -116,7 +118,9 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
 def load_fitting(bundle_path: str, verify: bool, allow_slow: bool, threads: Optional[int],
                  prefill_threads: Optional[int]) -> Bundle:
     """Reads a bundle and checks that this machine can run it, before numpy and a backend are imported."""
-    bundle = load_bundle(bundle_path, verify)
+    bundle = load_bundle(bundle_path, verify=False)
+    if verify:
+        check_files_once(bundle)
     sessions = thread_counts(bundle, threads, prefill_threads).sessions
     for note in board.check_bundle_fits(bundle, allow_slow=allow_slow, sessions=sessions):
         say(f"note: {note}")
