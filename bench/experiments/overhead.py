@@ -17,7 +17,8 @@ import onnxruntime
 
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
-from merino_runtime.sampler import Sampler, Sampling
+from merino_runtime.sampler import Sampler
+from merino_runtime.sampling import Sampling
 from merino_runtime.threads import thread_counts
 
 PROMPT, STEPS, ROUNDS = 64, 64, 10

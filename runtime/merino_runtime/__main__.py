@@ -10,6 +10,7 @@ from typing import Callable, NamedTuple, Optional, Sequence
 
 from merino_runtime import __version__, commands
 from merino_runtime.errors import MerinoError
+from merino_runtime.sampling import Sampling
 
 
 class Verb(NamedTuple):
@@ -83,6 +84,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
                              "the oldest tokens and continues (default %(default)s)")
     parser.add_argument("--ignore-eos", action="store_true", help="continue after the end-of-text token")
     parser.add_argument("--json", action="store_true", help="one JSON line per token, the measurements last")
+    parser.add_argument("--cache", metavar="FILE",
+                        help="keep the KV cache after the prompt: written if FILE does not exist; else read, and a "
+                             "prompt that begins the same computes only its rest")
     parser.add_argument("--no-huge-pages", action="store_true",
                         help="leave the weights in small pages (as MERINO_HUGE_PAGES=0 does)")
     parser.add_argument("--no-verify", action="store_true", help="do not hash the bundle's files first")
@@ -91,12 +95,13 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    sampling = (arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p,
-                arguments.repetition_penalty, arguments.seed)
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p,
+                        arguments.repetition_penalty, arguments.seed)
     return commands.run_generate(
         arguments.bundle, arguments.prompt, arguments.max_new_tokens, sampling, arguments.stop,
         arguments.threads, arguments.json, arguments.ignore_eos, not arguments.no_verify,
-        arguments.allow_slow, arguments.overflow, arguments.prefill_threads, not arguments.no_huge_pages)
+        arguments.allow_slow, arguments.overflow, arguments.prefill_threads, not arguments.no_huge_pages,
+        arguments.cache)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:

@@ -5,68 +5,65 @@ Results go to stdout, messages to stderr. `__main__` parses arguments and turns 
 import json
 import os
 import sys
-from typing import List, Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 from merino_runtime import board
+from merino_runtime.api import open_model
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.requirements import require
-from merino_runtime.threads import thread_counts
-from merino_runtime.verified import check_and_stamp, check_files_once
+from merino_runtime.sampling import Sampling
+from merino_runtime.verified import check_and_stamp
 
 # numpy and what needs it are imported inside the functions: `info` and `verify` work without it.
 
 
 def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
-                 sampling: Optional[Sequence] = None, stops: Sequence[str] = (),
+                 sampling: Optional[Sampling] = None, stops: Sequence[str] = (),
                  threads: Optional[int] = None, as_json: bool = False,
                  ignore_eos: bool = False, verify: bool = True, allow_slow: bool = False,
-                 overflow: str = "stop", prefill_threads: Optional[int] = None, huge_pages: bool = True) -> int:
-    """sampling: a sampler.Sampling or its values in order; None for the defaults. allow_slow: run although this CPU
-    lacks the format's instructions. threads: of decode, and of prefill if prefill_threads is None."""
-    bundle = load_fitting(bundle_path, verify, allow_slow, threads, prefill_threads)
-    require("numpy")
-    from merino_runtime.backends import open_backend
-    from merino_runtime.generate import Done, PromptCut, generate_text
-    from merino_runtime.sampler import Sampling
-    from merino_runtime.text import open_tokenizer
-
-    tokenizer = open_tokenizer(bundle)
-    backend = open_backend(bundle, threads, prefill_threads, huge_pages)
-    try:
-        events = generate_text(
-            bundle, backend, tokenizer, as_text(prompt), max_new_tokens=max_new_tokens,
-            sampling=Sampling(*sampling or ()), stops=[as_text(stop) for stop in stops],
+                 overflow: str = "stop", prefill_threads: Optional[int] = None, huge_pages: bool = True,
+                 cache_path: Optional[str] = None) -> int:
+    """Options as of `api.open_model` and `api.LanguageModel.generate`. cache_path: a file that holds the cache after a
+    prompt. It is read if it exists, and else written after the prefill."""
+    with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
+                    allow_slow=allow_slow, huge_pages=huge_pages, say=say_note) as model:
+        restored = cache_path is not None and os.path.exists(cache_path)
+        if cache_path and restored:
+            model.load_cache(cache_path)
+        generation = model.generate(
+            as_text(prompt), max_new_tokens=max_new_tokens, sampling=sampling, stops=[as_text(stop) for stop in stops],
             ignore_eos=ignore_eos, overflow=overflow)
         try:
-            for event in events:
-                if isinstance(event, PromptCut):
-                    say(f"note: the prompt has {event.left_out + event.kept} ids and the context is {bundle.context}: "
-                        f"its first {event.left_out} are left out")
-                elif isinstance(event, Done):
-                    write_end(event, as_json)
-                else:
-                    write_out(json.dumps(event._asdict()) + "\n" if as_json else event.text)
+            for event in generation:
+                _write_event(event, as_json)
+                if cache_path and not restored and hasattr(event, "id"):  # the first Token: the prefill is done
+                    model.save_cache(cache_path)
+                    restored = True
         except KeyboardInterrupt:
-            write_end(events.measured(), as_json)
+            _write_event(generation.measured(), as_json)
             raise
-    finally:
-        backend.close()
     return 0
+
+
+def _write_event(event: Any, as_json: bool) -> None:
+    from merino_runtime.generate import Done, PromptCut
+
+    if isinstance(event, PromptCut):
+        say_note(f"the prompt has {event.left_out + event.kept} ids, more than the context holds: its first "
+                 f"{event.left_out} are left out")
+    elif isinstance(event, Done):
+        write_out(json.dumps(dict(event._asdict(), done=True)) + "\n" if as_json else "\n")
+        say(summary(event))
+    else:
+        write_out(json.dumps(event._asdict()) + "\n" if as_json else event.text)
 
 
 def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bool = False,
                  prefill_threads: Optional[int] = None) -> int:
-    bundle = load_fitting(bundle_path, True, allow_slow, threads, prefill_threads)
-    require("numpy")
-    from merino_runtime.backends import open_backend
-    from merino_runtime.selftest import selftest
-
-    backend = open_backend(bundle, threads, prefill_threads)
-    try:
-        mismatch = selftest(bundle, backend)
-    finally:
-        backend.close()
+    with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, allow_slow=allow_slow,
+                    say=say_note) as model:
+        mismatch = model.selftest()
+        bundle = model.bundle
     if mismatch:
         raise MerinoError(
             f"self-test of {bundle.name!r} failed: at position {mismatch.position} of the golden ids "
@@ -96,7 +93,7 @@ def run_info(bundle_path: str, as_json: bool = False) -> int:
     else:
         write_out("".join(f"{name:15} {value}\n" for name, value in _facts(bundle, here)))
     for note in board.check_bundle_fits(bundle, here, allow_slow=True):
-        say(f"note: {note}")
+        say_note(note)
     return 0
 
 
@@ -113,24 +110,6 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
         ("backend", f"{bundle.backend.name} {bundle.backend.min_version} or later"),
         ("this machine", ", ".join([here.architecture, f"{here.physical_cores} cores", *sorted(here.isa)])),
     ]
-
-
-def load_fitting(bundle_path: str, verify: bool, allow_slow: bool, threads: Optional[int],
-                 prefill_threads: Optional[int]) -> Bundle:
-    """Reads a bundle and checks that this machine can run it, before numpy and a backend are imported."""
-    bundle = load_bundle(bundle_path, verify=False)
-    if verify:
-        check_files_once(bundle)
-    sessions = thread_counts(bundle, threads, prefill_threads).sessions
-    for note in board.check_bundle_fits(bundle, allow_slow=allow_slow, sessions=sessions):
-        say(f"note: {note}")
-    return bundle
-
-
-def write_end(done, as_json: bool) -> None:
-    """done: generate.Done."""
-    write_out(json.dumps(dict(done._asdict(), done=True)) + "\n" if as_json else "\n")
-    say(summary(done))
 
 
 def summary(done) -> str:
@@ -162,6 +141,10 @@ def write_out(text: str) -> None:
         sys.stdout.flush()
         binary.write(text.encode("utf-8"))
     sys.stdout.flush()
+
+
+def say_note(text: str) -> None:
+    say(f"note: {text}")
 
 
 def say(text: str) -> None:

@@ -20,7 +20,8 @@ from merino_runtime.backends.backend import Backend
 from merino_runtime.board import peak_rss_mb
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.sampler import Sampler, Sampling
+from merino_runtime.sampler import Sampler
+from merino_runtime.sampling import Sampling
 from merino_runtime.text import TextStream, Tokenizer
 
 OVERFLOWS = ("stop", "error", "shift")

@@ -12,7 +12,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from merino_runtime.sampler import Sampler, Sampling, candidates
+from merino_runtime.sampler import Sampler, candidates
+from merino_runtime.sampling import Sampling
 
 LOGITS = st.one_of(
     st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=40, unique=True),

@@ -12,7 +12,7 @@ from merino_runtime.backends.onnx_session import version_tuple
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generate import Done, generate, generate_text
-from merino_runtime.sampler import GREEDY, Sampling
+from merino_runtime.sampling import GREEDY, Sampling
 from merino_runtime.selftest import selftest
 from merino_runtime.text import open_tokenizer
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from merino_runtime import sampler as sampler_module
 from merino_runtime.errors import MerinoError
-from merino_runtime.sampler import Sampler, Sampling, _place, candidates, check_sampling, penalise
+from merino_runtime.sampler import Sampler, _place, candidates, penalise
+from merino_runtime.sampling import Sampling, check_sampling
 
 FLAT = Sampling(1.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
 LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40)

@@ -8,6 +8,7 @@ import pytest
 
 from merino_runtime import bundle as bundle_module
 from merino_runtime import commands, verified
+from merino_runtime.api import open_model
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
@@ -34,7 +35,8 @@ def hashed(monkeypatch):
 
 
 def opened(folder):
-    return commands.load_fitting(str(folder), True, True, None, None)
+    with open_model(str(folder), allow_slow=True) as model:
+        return model.bundle
 
 
 def flip(path, place=-1):

@@ -1,5 +1,5 @@
 """The interface of every backend."""
-from typing import List, Sequence
+from typing import Dict, Iterable, List, Sequence, Tuple
 
 import numpy as np
 
@@ -35,6 +35,14 @@ class Backend:
 
     def truncate(self, length: int) -> None:
         """Keeps the first `length` slots and frees the others. MerinoError if fewer are filled."""
+        raise NotImplementedError
+
+    def filled(self) -> Tuple[List[int], Dict[str, np.ndarray]]:
+        """A copy of the ids and of the filled slots, by name [1, heads, length, head_size]."""
+        raise NotImplementedError
+
+    def fill(self, ids: Sequence[int], arrays: Iterable[np.ndarray]) -> None:
+        """Replaces the cache by what `filled` returned, arrays in its order. If `arrays` raises, the cache is empty."""
         raise NotImplementedError
 
     def fork(self) -> "Backend":

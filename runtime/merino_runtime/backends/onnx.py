@@ -5,7 +5,7 @@ All arrays that a decode step reads or writes are allocated when the backend ope
 entries and the host copies them into it.
 """
 import threading
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -118,6 +118,20 @@ class OnnxBackend(Backend):
                               f"{self.length}.")
         with self._lock:
             del self._ids[length:]
+
+    def filled(self) -> Tuple[List[int], Dict[str, np.ndarray]]:
+        self._open_model()
+        with self._lock:
+            return self._ids[:], {name: cache[:, :, :self.length].copy() for name, cache in self.cache.items()}
+
+    def fill(self, ids: Sequence[int], arrays: Iterable[np.ndarray]) -> None:
+        self.truncate(0)
+        with self._lock:
+            left = list(self.cache.values())
+            for entries in arrays:  # [1, heads, len(ids), head_size]
+                left.pop(0)[:, :, :len(ids)] = entries
+            assert not left, "arrays that fill a cache are as many as it has"
+            self._ids.extend(ids)
 
     def fork(self) -> "OnnxBackend":
         twin = OnnxBackend(self._open_model())
