@@ -27,6 +27,8 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
     prompt. It is read if it exists, and else written after the prefill."""
     with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
                     allow_slow=allow_slow, huge_pages=huge_pages, say=say_note) as model:
+        from merino_runtime.generate import Token
+
         restored = cache_path is not None and os.path.exists(cache_path)
         if cache_path and restored:
             model.load_cache(cache_path)
@@ -36,7 +38,7 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
         try:
             for event in generation:
                 _write_event(event, as_json)
-                if cache_path and not restored and hasattr(event, "id"):  # the first Token: the prefill is done
+                if cache_path and not restored and isinstance(event, Token):  # the first one: the prefill is done
                     model.save_cache(cache_path)
                     restored = True
         except KeyboardInterrupt:
