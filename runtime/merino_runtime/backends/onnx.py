@@ -38,6 +38,7 @@ class OnnxBackend(Backend):
         except MemoryError as error:
             raise MerinoError(out_of_memory(bundle, "allocating the KV cache", model.threads.sessions)) from error
         self._logits = np.zeros((1, 1, bundle.vocab), dtype=self._ports["logits"].dtype)
+        self._finite = np.zeros(self._logits.shape, dtype=bool)  # [1, 1, vocab]
         # fused: all ones, of which the first `total` are bound. portable: 1 for a filled slot, else 0.
         self._mask = np.ones((1, bundle.context), dtype=self._ports["attention_mask"].dtype)
         self._slots = np.arange(bundle.context)
@@ -153,9 +154,9 @@ class OnnxBackend(Backend):
             if not self._fused:
                 self._mask[0] = self._slots < start
             self._compute(session, binding, ids.shape[1])
-            if not _finite(self._logits) and self._clear_free_slots(start):
+            if not self._logits_finite() and self._clear_free_slots(start):
                 self._compute(session, binding, ids.shape[1])
-            if not _finite(self._logits):
+            if not self._logits_finite():
                 raise MerinoError(self._non_finite(new, start, end))
             for name, entries in new.items():  # entries [1, heads, count, head_size]
                 self.cache[name][:, :, start:end] = entries
@@ -175,6 +176,9 @@ class OnnxBackend(Backend):
         doing = "a decode step" if count == 1 else f"the prefill of {count} ids"
         model = self._open_model()
         return out_of_memory(model.bundle, doing, model.threads.sessions)
+
+    def _logits_finite(self) -> bool:
+        return bool(np.isfinite(self._logits, out=self._finite).all())
 
     def _clear_free_slots(self, start: int) -> bool:
         """Zeroes the slots from start on if they hold values that are not finite; returns whether they did.
