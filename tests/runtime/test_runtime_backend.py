@@ -286,7 +286,8 @@ def test_values_that_are_not_finite_are_an_error_and_gone_after_a_truncation(bun
     backend.cache["past_key_values.0.value"][:, :, 5] = value  # as an overflow leaves it
     with pytest.raises(MerinoError, match="at position 8 are not finite.*layer 0, value cache"):
         backend.step(3)
-    with pytest.raises(MerinoError, match="at position 9 are not finite.*layer 0, value cache"):
+    last = 9 if backend.extends_fast else 8  # else the ids go in one by one
+    with pytest.raises(MerinoError, match=f"at position {last} are not finite.*layer 0, value cache"):
         backend.prefill([3, 4])
     assert backend.ids == IDS
     twin = backend.fork()

@@ -80,10 +80,13 @@ def test_memory_that_runs_out_in_prefill_and_decode_leaves_the_cache_as_it_was(b
 
     backend = open_backend(bundle, 1)
     session = backend._decode_session
+    backend._decode_session = backend._prefill_session = NoMemory()
+    with pytest.raises(MerinoError, match="^out of memory in the prefill of 4 ids: .*Stop other programs"):
+        backend.prefill(IDS)
+    assert backend.ids == []
+    backend._decode_session = backend._prefill_session = session
     backend.prefill(IDS)
     backend._decode_session = backend._prefill_session = NoMemory()
-    with pytest.raises(MerinoError, match="^out of memory in the prefill of 3 ids: .*Stop other programs"):
-        backend.prefill([7, 8, 9])
     with pytest.raises(MerinoError, match="^out of memory in a decode step: .*Stop other programs"):
         backend.step(7)
     assert backend.ids == IDS
