@@ -5,9 +5,9 @@ from merino_runtime import board
 from merino_runtime.bundle import Bundle
 
 MOST_DECODE_THREADS = 4  # decode is bound by memory reads, and four cores saturate the memory of every known board
-# A step over so few bytes is short against waking a thread per operator. By the boards' cost models (1 to 16 MB of
-# float32) two threads are 2 to 13 % faster than four on Raspberry Pis, 4 to 17 % slower on Jetsons, and up to 23 %
-# faster than one.
+# A step over so few bytes is short against waking a thread per operator. By the boards' cost models (1 to 15 MB of
+# float32, not measured on boards) two threads are 3 to 13 % faster than four on Raspberry Pis, 6 to 18 % slower on
+# Jetsons, and up to 26 % faster than one.
 TWO_THREADS_BELOW_BYTES = 16 * 10 ** 6
 # Different counts take two sessions, which hold the weights twice: worth it where that is so little memory.
 TWO_SESSIONS_BELOW_BYTES = 32 * 10 ** 6

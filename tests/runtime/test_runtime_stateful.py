@@ -194,7 +194,7 @@ def resident_bytes():
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="read from /proc")
 @pytest.mark.parametrize("what", ["generations", "forks"])
 def test_memory_is_flat_over_thousands_of_generations_and_forks(origin, what):
-    """A leak of 2 KB each, an eighth of the smallest cache, would show."""
+    """A leak of more than 2 KB each would show."""
     def work(count):
         for _ in range(count):
             backend = origin.fork() if what == "forks" else kept
