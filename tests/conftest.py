@@ -22,6 +22,9 @@ os.environ["XDG_CACHE_HOME"] = os.environ["MERINO_TESTS_CACHE"]
 # One thread each: the models are tiny, and test processes run side by side. Before torch and numpy are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Some tests import onnxruntime before merino_runtime, which sets this.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 try:
     import hypothesis
 except ImportError:  # a board's Python may have none

@@ -39,6 +39,8 @@ def in_this_process(folder, packed):
     phases = {"python": process_mb()}
     import numpy as np
 
+    import merino_runtime  # noqa: F401, switches onnxruntime's telemetry off
+
     phases["numpy"] = process_mb()
     import onnxruntime
 

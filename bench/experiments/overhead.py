@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from merino_runtime.backends import open_backend
-from merino_runtime.backends.onnx_session import thread_counts
 from merino_runtime.bundle import load_bundle
-from merino_runtime.sampler import Sampler, Sampling
+from merino_runtime.sampler import Sampler
+from merino_runtime.sampling import Sampling
+from merino_runtime.threads import thread_counts
 
 PROMPT, STEPS, ROUNDS = 64, 64, 10
 
@@ -27,6 +27,8 @@ class BareLoop:
     """ONNX Runtime with everything bound once; a step changes the id and the mask's length, and runs."""
 
     def __init__(self, bundle, threads):
+        import onnxruntime  # behind merino_runtime, which switches its telemetry off
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.enable_mem_pattern = False

@@ -86,7 +86,6 @@ def phases_here(bundle_path, started):
     from merino_runtime import board
     from merino_runtime.bundle import load_bundle
 
-    board.prepare_environment()
     begin("read bundle.json")
     bundle = load_bundle(bundle_path, verify=False)
     board.check_bundle_fits(bundle, allow_slow=True)

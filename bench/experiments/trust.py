@@ -30,7 +30,7 @@ from merino_bench.harness.worker import one_round
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.generate import Done, generate
-from merino_runtime.sampler import GREEDY
+from merino_runtime.sampling import GREEDY
 
 STEPS, TURNS, REPETITIONS = 64, 60, 10
 BAR = 0.03

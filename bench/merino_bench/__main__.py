@@ -1,6 +1,6 @@
 """The board's command line, `merino`: the runtime's verbs, `bench` and `probe`.
 
-numpy and what needs it is imported inside the functions, since the runtime's `main` sets the environment for it first.
+numpy and what needs it are imported inside the functions, so that a board without numpy gets a message.
 """
 import argparse
 import sys
@@ -18,6 +18,7 @@ from merino_bench.harness.cases import (
 from merino_runtime.__main__ import Verb
 from merino_runtime.__main__ import main as runtime_main
 from merino_runtime.errors import MerinoError
+from merino_runtime.requirements import require
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -60,6 +61,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    require("numpy")
     from merino_bench.harness.run import bench_command
 
     request = BenchRequest(arguments.prompts, arguments.steps, arguments.repetitions, arguments.threads,
@@ -74,6 +76,7 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
+    require("numpy")
     from merino_bench.probe.run import run_probe
     from merino_runtime.commands import say
 

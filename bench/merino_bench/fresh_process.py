@@ -4,7 +4,6 @@ A failure becomes a MerinoError with the reason: out of memory, a process that d
 """
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,14 +11,10 @@ from typing import Any, Dict, Optional
 
 import merino_bench
 import merino_runtime
-from merino_runtime import board
 from merino_runtime.errors import MerinoError
+from merino_runtime.memory import OUT_OF_MEMORY_WORDS
 
 OUT_OF_MEMORY = "out of memory"
-# Messages of allocators that have no memory left: the C++ runtime's, onnxruntime's, the dynamic loader's.
-_NO_MEMORY = re.compile(r"bad_alloc|bad allocation|[Ff]ailed to allocate|[Cc]annot allocate memory|MemoryError"
-                        r"|failed to map segment|ENOMEM", re.ASCII)
-
 
 def run_apart(module: str, request: str, timeout_s: float, variables: Optional[Dict[str, str]] = None
               ) -> Dict[str, Any]:
@@ -50,7 +45,6 @@ def run_apart(module: str, request: str, timeout_s: float, variables: Optional[D
 
 def child_environment() -> Dict[str, str]:
     """This process's environment, with a PYTHONPATH to the same packages, be they in a folder or in a zip."""
-    board.prepare_environment()
     roots = [os.path.dirname(os.path.dirname(os.path.abspath(package.__file__ or "")))
              for package in (merino_runtime, merino_bench)]
     before = os.environ.get("PYTHONPATH")
@@ -64,10 +58,10 @@ def reason_of(return_code: int, err: str) -> str:
         return f"killed by signal 9: most likely {OUT_OF_MEMORY}"
     if return_code < 0:
         said = f"ended by signal {-return_code} ({signal.Signals(-return_code).name})"
-        return f"{OUT_OF_MEMORY}: {said}" if _NO_MEMORY.search(err) else said
+        return f"{OUT_OF_MEMORY}: {said}" if OUT_OF_MEMORY_WORDS.search(err) else said
     lines = [line.strip() for line in err.splitlines() if line.strip()]
     return _with_memory_named(f"ended with code {return_code}: {lines[-1] if lines else 'it said nothing'}")
 
 
 def _with_memory_named(reason: str) -> str:
-    return f"{OUT_OF_MEMORY}: {reason}" if _NO_MEMORY.search(reason) else reason
+    return f"{OUT_OF_MEMORY}: {reason}" if OUT_OF_MEMORY_WORDS.search(reason) else reason

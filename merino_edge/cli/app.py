@@ -187,17 +187,22 @@ def generate(
     overflow: Annotated[Overflow, typer.Option(help="at the context's end; `shift` goes on")] = Overflow.stop,
     threads: Threads = None,
     prefill_threads: PrefillThreads = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="KV cache after the prompt: written if there is none yet, else read")
+    ] = None,
+    no_huge_pages: Annotated[bool, typer.Option("--no-huge-pages", help="weights stay in small pages")] = False,
     as_json: Json = False,
 ) -> None:
     """Stream text from a bundle: the board's own runtime, on this machine."""
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import run_generate
-    from merino_runtime.sampler import Sampling
+    from merino_runtime.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     run_generate(
         bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,
-        allow_slow=allow_slow, overflow=overflow.value, prefill_threads=prefill_threads,
+        allow_slow=allow_slow, overflow=overflow.value, prefill_threads=prefill_threads, huge_pages=not no_huge_pages,
+        cache_path=str(cache) if cache else None,
     )  # fmt: skip
 
 

@@ -1,20 +1,20 @@
 """The board's command line: `python3 merino.pyz VERB`, or `merino VERB` where it is installed.
 
-Parses, calls one function of `commands`, turns errors into exit codes: 0 done, 1 the request cannot be met, 2
-wrong usage, 130 ctrl-C, 141 the reader of stdout went away (as a C program's would be by the signal's
-number).
+Each verb parses its arguments and calls one function of `commands`. Exit codes: 0 done, 1 the request cannot be met,
+2 wrong usage, 130 ctrl-C (128 + SIGINT), 141 the reader of stdout closed the pipe (128 + SIGPIPE).
 """
 import argparse
 import os
 import sys
 from typing import Callable, NamedTuple, Optional, Sequence
 
-from merino_runtime import __version__, board, commands
+from merino_runtime import __version__, commands
 from merino_runtime.errors import MerinoError
+from merino_runtime.sampling import Sampling
 
 
 class Verb(NamedTuple):
-    """A subcommand. Packages above this one add theirs through `main(extra_verbs=...)`."""
+    """A subcommand. `merino_bench` adds its own through `main(extra_verbs=...)`."""
     name: str
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
@@ -22,7 +22,6 @@ class Verb(NamedTuple):
 
 
 def main(argv: Optional[Sequence[str]] = None, extra_verbs: Sequence[Verb] = ()) -> int:
-    board.prepare_environment()
     arguments = _parser([*VERBS, *extra_verbs]).parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -33,7 +32,7 @@ def main(argv: Optional[Sequence[str]] = None, extra_verbs: Sequence[Verb] = ())
         print(file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Python flushes stdout once more on its way out, and would complain then.
+        # Python flushes stdout at exit and would print a second BrokenPipeError then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
@@ -51,25 +50,25 @@ def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
 
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder, `.` where you stand in it")
+    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder; `.` is the current one")
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: the bundle's choice")
     parser.add_argument("--prefill-threads", type=int, metavar="N",
-                        help="of prefill alone; default: as -t, or the bundle's choice")
+                        help="threads of prefill; default: as -t, or the bundle's choice")
 
 
 def _add_allow_slow(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-slow", action="store_true",
-                        help="run a format whose instructions this CPU lacks")
+                        help="run although this CPU lacks the format's instructions")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
-    parser.add_argument("prompt", metavar="PROMPT", help="the text to go on from")
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue")
     parser.add_argument("-n", type=int, default=128, metavar="N", dest="max_new_tokens",
-                        help="new tokens at most (default %(default)s)")
+                        help="maximum number of new tokens (default %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T",
                         help="0: greedy (default %(default)s)")
     parser.add_argument("--top-k", type=int, default=40, metavar="K", help="0: off (default %(default)s)")
@@ -77,26 +76,32 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-p", type=float, default=0.05, metavar="P", help="0: off (default %(default)s)")
     parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R",
                         help="1: off (default %(default)s)")
-    parser.add_argument("--seed", type=int, metavar="N", help="default: another draw each time")
+    parser.add_argument("--seed", type=int, metavar="N", help="default: a random one")
     parser.add_argument("--stop", action="append", default=[], metavar="S",
-                        help="stop before this string; may be given again")
+                        help="end the text before this string; repeat for more")
     parser.add_argument("--overflow", choices=("stop", "error", "shift"), default="stop",
-                        help="what to do at the context's end: stop, refuse a request that does not fit, or forget "
-                             "the oldest tokens and go on (default %(default)s)")
-    parser.add_argument("--ignore-eos", action="store_true", help="go on after the end-of-text token")
-    parser.add_argument("--json", action="store_true", help="one JSON line per token, the figures last")
+                        help="when the context is full: stop; error refuses a request that does not fit; shift drops "
+                             "the oldest tokens and continues (default %(default)s)")
+    parser.add_argument("--ignore-eos", action="store_true", help="continue after the end-of-text token")
+    parser.add_argument("--json", action="store_true", help="one JSON line per token, the measurements last")
+    parser.add_argument("--cache", metavar="FILE",
+                        help="keep the KV cache after the prompt: written if FILE does not exist; else read, and a "
+                             "prompt that begins the same computes only its rest")
+    parser.add_argument("--no-huge-pages", action="store_true",
+                        help="leave the weights in small pages (as MERINO_HUGE_PAGES=0 does)")
     parser.add_argument("--no-verify", action="store_true", help="do not hash the bundle's files first")
     _add_threads(parser)
     _add_allow_slow(parser)
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    sampling = (arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p,
-                arguments.repetition_penalty, arguments.seed)
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p,
+                        arguments.repetition_penalty, arguments.seed)
     return commands.run_generate(
         arguments.bundle, arguments.prompt, arguments.max_new_tokens, sampling, arguments.stop,
         arguments.threads, arguments.json, arguments.ignore_eos, not arguments.no_verify,
-        arguments.allow_slow, arguments.overflow, arguments.prefill_threads)
+        arguments.allow_slow, arguments.overflow, arguments.prefill_threads, not arguments.no_huge_pages,
+        arguments.cache)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -111,8 +116,8 @@ def _add_selftest(parser: argparse.ArgumentParser) -> None:
 
 
 VERBS = (
-    Verb("generate", "go on from a prompt", _add_generate, _generate),
-    Verb("info", "what a bundle is, and whether it fits this machine", _add_info,
+    Verb("generate", "continue a prompt", _add_generate, _generate),
+    Verb("info", "describe a bundle and whether it fits this machine", _add_info,
          lambda arguments: commands.run_info(arguments.bundle, arguments.json)),
     Verb("verify", "hash every file of a bundle", _add_bundle,
          lambda arguments: commands.run_verify(arguments.bundle)),

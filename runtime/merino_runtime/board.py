@@ -1,8 +1,7 @@
 """Facts about the machine: userland, cores, instruction set, memory. Standard library only.
 
-Asked before numpy or a backend is imported, so that a board that cannot run a bundle says why instead of
-dying in an illegal instruction. Clocks, temperatures and power are the bench's.
-MB of memory are 2^20 bytes.
+They are read before numpy or a backend is imported: a board that cannot run a bundle then gets a message, not an
+illegal instruction. Clocks, temperatures and power belong to `merino_bench`. 1 MB of memory is 2^20 bytes.
 """
 import os
 import platform
@@ -14,14 +13,16 @@ from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 
 MB = 2 ** 20
+# Python, numpy, tokenizers and onnxruntime after their imports: 43 MB (onnxruntime 1.10) to 53 MB (1.32) on x86.
+PROCESS_MB = 55
 
-# What the kernel calls a feature in /proc/cpuinfo -> what bundles and profiles call it.
+# Feature name in /proc/cpuinfo -> name in bundles and device profiles.
 ARM_FEATURES = {"asimddp": "dotprod", "fphp": "fp16", "asimdhp": "fp16", "i8mm": "i8mm", "sve": "sve",
                 "sve2": "sve2", "bf16": "bf16"}
 X86_FEATURES = {name: name for name in (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16",
     "amx_int8")}
-# The same Arm features by their bits in the auxiliary vector: entries AT_HWCAP and AT_HWCAP2 of getauxval(3).
+# Bits of the same Arm features in the auxiliary vector, entries AT_HWCAP and AT_HWCAP2 of getauxval(3).
 AT_HWCAP, AT_HWCAP2 = 16, 26
 ARM_HWCAP_BITS = {"fphp": 9, "asimdhp": 10, "asimddp": 20, "sve": 22}
 ARM_HWCAP2_BITS = {"sve2": 1, "i8mm": 13, "bf16": 14}
@@ -29,9 +30,9 @@ X86_MACHINES = ("x86_64", "AMD64", "i686", "i386")
 
 
 class Board(NamedTuple):
-    architecture: str  # as the kernel says; a 64-bit kernel may carry a 32-bit userland
+    architecture: str  # of the kernel; the userland of a 64-bit kernel may be 32-bit
     pointer_bits: int
-    logical_cores: int  # that this process may use
+    logical_cores: int  # in this process's CPU affinity
     physical_cores: int
     isa: FrozenSet[str]
     memory_total_mb: Optional[float]
@@ -47,21 +48,12 @@ def this_board() -> Board:
         memory_total_mb=memory_mb.get("MemTotal"), memory_available_mb=memory_mb.get("MemAvailable"))
 
 
-def prepare_environment() -> None:
-    """Call before numpy is imported anywhere in the process."""
-    if platform.machine() == "aarch64":
-        # OpenBLAS in numpy 1.19.5, the last for Python 3.6, misreads the Jetson Nano's CPU and dies of an
-        # illegal instruction at import. The generic kernel costs us nothing: the runtime multiplies no
-        # matrices in numpy.
-        os.environ.setdefault("OPENBLAS_CORETYPE", "ARMV8")
+def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow: bool = False,
+                      sessions: int = 1) -> List[str]:
+    """Raises MerinoError if the bundle cannot run on this machine. Returns notes on what will make it slow.
 
-
-def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow: bool = False) -> List[str]:
-    """Raises MerinoError where the bundle cannot run on this machine; returns notes where it will run
-    badly.
-
-    A format whose instructions the CPU lacks would run, many times slower than the bundle was made for: it
-    is refused, unless `allow_slow` makes that a note.
+    Without its instructions a format falls back to emulation and runs many times slower. That is refused;
+    `allow_slow` turns the refusal into a note. sessions: of the backend, each of which holds the weights.
     """
     board = board or this_board()
     if board.pointer_bits != 64:
@@ -70,10 +62,10 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
             "are published for 64-bit userlands only. Install the 64-bit image of the system (Raspberry Pi "
             "OS 64-bit) and its Python, then run again.")
     notes = []
-    need_mb = (bundle.weight_bytes + bundle.kv_bytes) / MB
+    need_mb = memory_need_mb(bundle, sessions)
     if board.memory_total_mb is not None and need_mb > board.memory_total_mb:
         raise MerinoError(
-            f"{bundle.name!r} needs {need_mb:.0f} MB for its weights and KV cache, this machine has "
+            f"{bundle.name!r} needs {need_mb:.0f} MB for weights, KV cache and the process, this machine has "
             f"{board.memory_total_mb:.0f} MB in all. Export with a shorter --context or a smaller "
             "--precision, or design for this board.")
     if board.memory_available_mb is not None and need_mb > board.memory_available_mb:
@@ -92,19 +84,24 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
     return notes
 
 
+def memory_need_mb(bundle: Bundle, sessions: int = 1) -> float:
+    """Resident MB without activations: the weights, once per session, the KV cache and the process itself."""
+    return (sessions * bundle.weight_bytes + bundle.kv_bytes) / MB + PROCESS_MB
+
+
 def _missing_isa(bundle: Bundle, board: Board) -> List[str]:
-    """Needs named for the other architecture say nothing about this one."""
+    """Features of the other architecture (x86 on Arm, Arm on x86) are not counted as missing."""
     on_x86 = board.architecture in X86_MACHINES
     foreign = set((ARM_FEATURES if on_x86 else X86_FEATURES).values())
     return [name for name in bundle.isa if name not in board.isa and name not in foreign]
 
 
 def this_isa() -> FrozenSet[str]:
-    """On 64-bit Arm from the auxiliary vector: what the kernel offers to this very process. /proc/cpuinfo may
-    be hidden by a sandbox or, under some emulators, be that of the machine underneath."""
+    """On 64-bit Arm from the auxiliary vector, which the kernel gives to each process. /proc/cpuinfo is the fallback:
+    a sandbox may hide it, and some emulators show the host's."""
     if platform.machine() == "aarch64" and struct.calcsize("P") == 8:  # other bits in a 32-bit userland
         hwcap = _auxiliary_value(AT_HWCAP)
-        if hwcap:  # 0: no answer, for every such CPU has at least the bits of floating point
+        if hwcap:  # 0 means no answer: every 64-bit Arm CPU sets the bits of floating point
             return arm64_isa(hwcap, _auxiliary_value(AT_HWCAP2))
     return read_isa(read_text("/proc/cpuinfo"))
 
@@ -116,7 +113,7 @@ def arm64_isa(hwcap: int, hwcap2: int) -> FrozenSet[str]:
 
 
 def _auxiliary_value(entry: int) -> int:
-    """0 where there is no such entry, or nobody to ask."""
+    """0 if there is no such entry or no getauxval."""
     try:
         import ctypes  # some small builds of Python have none
 
@@ -128,7 +125,7 @@ def _auxiliary_value(entry: int) -> int:
 
 
 def read_isa(cpuinfo: str) -> FrozenSet[str]:
-    """Features that *all* cores have: a program may be moved to any of them."""
+    """Features of *all* cores: the scheduler may move a thread to any of them."""
     names = dict(ARM_FEATURES, **X86_FEATURES)
     lines = re.findall(r"^(?:Features|flags)[ \t]*:(.*)$", cpuinfo, re.MULTILINE)
     per_core = [frozenset(names[word] for word in line.split() if word in names) for line in lines]
@@ -147,17 +144,28 @@ def usable_cpus() -> List[int]:
 
 
 def physical_core_count() -> int:
-    """Hardware threads of one core count once: they share the memory port that decode waits for."""
+    """Hardware threads of one core count once: they share its load ports, and decode is bound by memory reads."""
     topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     return len({read_text(topology.format(cpu)).strip() or str(cpu) for cpu in usable_cpus()})
 
 
+def last_level_cache_bytes() -> int:
+    """Of the highest cache level of CPU 0; 0 if /sys does not give it (some boards, and systems other than Linux)."""
+    found = [(0, 0)]  # (level, bytes)
+    for index in range(8):
+        level, size = (read_text(f"/sys/devices/system/cpu/cpu0/cache/index{index}/{name}").strip()
+                       for name in ("level", "size"))
+        if level.isdigit() and size[:-1].isdigit():
+            found.append((int(level), int(size[:-1]) * (MB if size.endswith("M") else 1024)))
+    return max(found)[1]
+
+
 def peak_rss_mb() -> float:
-    """The most memory this process ever held; the high-water mark never falls."""
+    """Peak resident memory of this process since its start."""
     found = re.search(r"^VmHWM:\s*(\d+) kB", read_text("/proc/self/status"), re.MULTILINE)
     if found:
         return int(found.group(1)) * 1024 / MB
-    import resource  # absent on Windows, and only needed where /proc is
+    import resource  # here, because Windows has no such module
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MB if platform.system() == "Darwin" else peak * 1024 / MB

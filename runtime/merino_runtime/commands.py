@@ -1,84 +1,90 @@
-"""What the verbs do: one function each, shared by the board's command line and the workstation's.
+"""One function per verb, shared by the board's command line and the workstation's.
 
-Results go to stdout, talk to stderr. Parsing arguments and turning errors into exit codes is `__main__`'s.
+Results go to stdout, messages to stderr. `__main__` parses arguments and turns errors into exit codes.
 """
 import json
 import os
 import sys
-from typing import List, Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 from merino_runtime import board
+from merino_runtime.api import open_model
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.sampling import Sampling
+from merino_runtime.verified import check_and_stamp
 
-# numpy and all that needs it is imported inside the functions: `info` and `verify` work without it, and
-# `board.prepare_environment` comes first.
+# numpy and what needs it are imported inside the functions: `info` and `verify` work without it.
 
 
 def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
-                 sampling: Optional[Sequence] = None, stops: Sequence[str] = (),
+                 sampling: Optional[Sampling] = None, stops: Sequence[str] = (),
                  threads: Optional[int] = None, as_json: bool = False,
                  ignore_eos: bool = False, verify: bool = True, allow_slow: bool = False,
-                 overflow: str = "stop", prefill_threads: Optional[int] = None) -> int:
-    """sampling: a sampler.Sampling (or its values in order); None for the defaults. allow_slow: run a format
-    whose instructions this CPU lacks. threads: of prefill too, where prefill_threads is None."""
-    bundle = load_fitting(bundle_path, verify, allow_slow)
-    from merino_runtime.backends import open_backend
-    from merino_runtime.generate import Done, PromptCut, generate_text
-    from merino_runtime.sampler import Sampling
-    from merino_runtime.text import open_tokenizer
+                 overflow: str = "stop", prefill_threads: Optional[int] = None, huge_pages: bool = True,
+                 cache_path: Optional[str] = None) -> int:
+    """Options as of `api.open_model` and `api.LanguageModel.generate`. cache_path: a file that holds the cache after a
+    prompt. It is read if it exists, and else written after the prefill."""
+    with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
+                    allow_slow=allow_slow, huge_pages=huge_pages, say=say_note) as model:
+        from merino_runtime.generate import Token
 
-    tokenizer = open_tokenizer(bundle)
-    backend = open_backend(bundle, threads, prefill_threads)
-    try:
-        events = generate_text(
-            bundle, backend, tokenizer, as_text(prompt), max_new_tokens=max_new_tokens,
-            sampling=Sampling(*sampling or ()), stops=[as_text(stop) for stop in stops],
+        restored = cache_path is not None and os.path.exists(cache_path)
+        if cache_path and restored:
+            model.load_cache(cache_path)
+        generation = model.generate(
+            as_text(prompt), max_new_tokens=max_new_tokens, sampling=sampling, stops=[as_text(stop) for stop in stops],
             ignore_eos=ignore_eos, overflow=overflow)
-        for event in events:
-            if isinstance(event, PromptCut):
-                say(f"note: the prompt has {event.left_out + event.kept} ids and the context is {bundle.context}: "
-                    f"its first {event.left_out} are left out")
-            elif isinstance(event, Done):
-                line = dict(event._asdict(), done=True) if as_json else None
-                write_out("\n" if line is None else json.dumps(line) + "\n")
-                say(figures(event))
-            else:
-                write_out(json.dumps(event._asdict()) + "\n" if as_json else event.text)
-    finally:
-        backend.close()
+        try:
+            for event in generation:
+                _write_event(event, as_json)
+                if cache_path and not restored and isinstance(event, Token):  # the first one: the prefill is done
+                    model.save_cache(cache_path)
+                    restored = True
+        except KeyboardInterrupt:
+            _write_event(generation.measured(), as_json)
+            raise
     return 0
+
+
+def _write_event(event: Any, as_json: bool) -> None:
+    from merino_runtime.generate import Done, PromptCut
+
+    if isinstance(event, PromptCut):
+        say_note(f"the prompt has {event.left_out + event.kept} ids, more than the context holds: its first "
+                 f"{event.left_out} are left out")
+    elif isinstance(event, Done):
+        write_out(json.dumps(dict(event._asdict(), done=True)) + "\n" if as_json else "\n")
+        say(summary(event))
+    else:
+        write_out(json.dumps(event._asdict()) + "\n" if as_json else event.text)
 
 
 def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bool = False,
                  prefill_threads: Optional[int] = None) -> int:
-    bundle = load_fitting(bundle_path, allow_slow=allow_slow)
-    from merino_runtime.backends import open_backend
-    from merino_runtime.selftest import selftest
-
-    backend = open_backend(bundle, threads, prefill_threads)
-    try:
-        mismatch = selftest(bundle, backend)
-    finally:
-        backend.close()
+    with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, allow_slow=allow_slow,
+                    say=say_note) as model:
+        mismatch = model.selftest()
+        bundle = model.bundle
     if mismatch:
         raise MerinoError(
             f"self-test of {bundle.name!r} failed: at position {mismatch.position} of the golden ids "
             f"{mismatch.expected} was expected and {mismatch.found} came out. Copy or export the bundle "
-            "again; if it stays, this CPU or this version of the backend computes something else.")
+            "again. If the failure remains, this CPU or this version of the backend computes other logits.")
     write_out(f"ok: {len(bundle.golden.greedy_ids)} greedy ids as expected\n")
     return 0
 
 
 def run_verify(bundle_path: str) -> int:
-    bundle = load_bundle(bundle_path, verify=True)
+    bundle = load_bundle(bundle_path, verify=False)
+    check_and_stamp(bundle)
     total_mb = sum(file.bytes for file in bundle.files) / board.MB
     write_out(f"ok: {bundle.name}, {len(bundle.files)} files, {total_mb:.1f} MB, every sha256 as expected\n")
     return 0
 
 
 def run_info(bundle_path: str, as_json: bool = False) -> int:
-    """as_json: bundle.json's own keys, and under `board` what this machine is."""
+    """as_json: the keys of bundle.json, and this machine under `board`."""
     bundle = load_bundle(bundle_path, verify=False)
     here = board.this_board()
     if as_json:
@@ -89,7 +95,7 @@ def run_info(bundle_path: str, as_json: bool = False) -> int:
     else:
         write_out("".join(f"{name:15} {value}\n" for name, value in _facts(bundle, here)))
     for note in board.check_bundle_fits(bundle, here, allow_slow=True):
-        say(f"note: {note}")
+        say_note(note)
     return 0
 
 
@@ -108,26 +114,19 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
     ]
 
 
-def load_fitting(bundle_path: str, verify: bool = True, allow_slow: bool = False) -> Bundle:
-    """A bundle that this machine can run, checked before numpy and a backend are imported."""
-    bundle = load_bundle(bundle_path, verify)
-    for note in board.check_bundle_fits(bundle, allow_slow=allow_slow):
-        say(f"note: {note}")
-    return bundle
-
-
-def figures(done) -> str:
-    """done: generate.Done"""
+def summary(done) -> str:
+    """One line for people. done: generate.Done."""
     decode = ("no decode step" if done.tok_s is None else
               f"decode {done.decode_ms_p50:.2f} ms (p50), {done.tok_s:.1f} tok/s")
-    shifts = f", {done.shifts} times the older half of the context was forgotten" if done.shifts else ""
-    return (f"{done.tokens} tokens, prefill {done.prefill_ms:.1f} ms, {decode}, peak RSS "
+    shifts = f", the older half of the context was dropped {done.shifts} times" if done.shifts else ""
+    prefill = "unfinished" if done.prefill_ms is None else f"{done.prefill_ms:.1f} ms"
+    return (f"{done.tokens} tokens, prefill {prefill}, {decode}, peak RSS "
             f"{done.peak_rss_mb:.0f} MB, stopped by {done.stop_reason}{shifts}")
 
 
 def as_text(argument: str) -> str:
-    """A command-line argument as the UTF-8 that was typed: Python 3.6 under the C locale reads it as ASCII
-    and keeps the other bytes as lone surrogates."""
+    """A command-line argument decoded as UTF-8. Python 3.6 under the C locale decodes it as ASCII and leaves other
+    bytes as lone surrogates."""
     try:
         argument.encode("utf-8")
         return argument
@@ -136,15 +135,18 @@ def as_text(argument: str) -> str:
 
 
 def write_out(text: str) -> None:
-    """To stdout at once, in UTF-8 whatever the locale says: a board's is often C, and printing would
-    raise."""
+    """To stdout in UTF-8, flushed. `print` would raise under the C locale, which is common on boards."""
     binary = getattr(sys.stdout, "buffer", None)
-    if binary is None:  # a caller's own stand-in for stdout
+    if binary is None:  # stdout was replaced by a text stream, as in tests
         sys.stdout.write(text)
     else:
         sys.stdout.flush()
         binary.write(text.encode("utf-8"))
     sys.stdout.flush()
+
+
+def say_note(text: str) -> None:
+    say(f"note: {text}")
 
 
 def say(text: str) -> None:

@@ -1,20 +1,18 @@
-"""Generation: a prefill, then one decode step per token, as a generator that ends with the figures.
+"""Generation: a prefill, then one decode step per token, as a generator whose last item holds the measurements.
 
-A prompt pays only for what follows the beginning that it shares with the ids in the cache. What happens where prompt
-and new tokens do not fit the context is the caller's choice, `overflow`:
-`stop`: generation ends when they fill it; `error`: such a request is refused; `shift`: a full cache forgets all but the
-newest half of the context, whose ids are computed anew from position 0 on, and generation goes on as asked.
+The prefill computes only the ids after the prefix that prompt and cache share. `overflow` decides what happens if
+prompt and new tokens do not fit the context. `stop`: generation ends when the context is full. `error`: the request is
+refused. `shift`: a full cache is cut to the newest half of the context, those ids are prefilled again from position 0,
+and generation continues.
 
-Figures. `prefill_ms` is the prefill and the choice of the first token. A decode step is timed with the
-sampling and the detokenising of its token; tokenising the prompt, and what the caller does with a token, are
-outside. Decode figures leave the first token out, which the prefill gave; the time of a shift is in its token's step.
-Repetitions, warm-up and energy are
-the bench's.
+Timing: `prefill_ms` covers the prefill and the sampling of the first token. A decode step covers the run of the
+graph, the sampling and the detokenising of its token. The prefill of a shift counts into the step of its token.
+Tokenising the prompt, and the caller's work between tokens, are not timed. Repetitions, warm-up and energy belong to
+`merino_bench`.
 """
-import itertools
 import statistics
 import time
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import Generator, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
@@ -22,33 +20,35 @@ from merino_runtime.backends.backend import Backend
 from merino_runtime.board import peak_rss_mb
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.sampler import Sampler, Sampling
+from merino_runtime.sampler import Sampler
+from merino_runtime.sampling import Sampling
 from merino_runtime.text import TextStream, Tokenizer
 
 OVERFLOWS = ("stop", "error", "shift")
 
 
 class Token(NamedTuple):
-    """One generated id. Its text may be empty, or hold what earlier tokens kept back."""
+    """One generated id. `text` is empty while a character or a possible stop string is incomplete, and a later token
+    brings the withheld text."""
     id: int
     text: str
 
 
 class PromptCut(NamedTuple):
-    """Comes first, and only with overflow `shift`: the prompt was too long, and its beginning is left out."""
-    left_out: int  # ids
-    kept: int  # ids, the prompt's last
+    """First item with overflow `shift` if the prompt alone does not fit: its first ids are left out."""
+    left_out: int  # number of ids
+    kept: int  # number of ids, the last ones of the prompt
 
 
 class Done(NamedTuple):
-    tokens: int  # as many as there were `Token`s: an EOS counts, and its own text is never given out
-    prefill_tokens: int  # of the prompt, computed: those that the cache held already are not
-    prefill_ms: float
-    decode_ms_p50: Optional[float]  # None where the first token was the last
-    tok_s: Optional[float]  # decode tokens per second of decode
-    peak_rss_mb: float  # of the process, so far
-    stop_reason: str  # eos, stop (a stop string), length (max_new_tokens) or context (the KV cache is full)
-    shifts: int = 0  # how often a full cache forgot its older half
+    tokens: int  # number of `Token`s before; an EOS counts, and has no text
+    prefill_tokens: int  # computed by the prefill: ids of the prompt without those found in the cache
+    prefill_ms: Optional[float]  # None if interrupted before the first token
+    decode_ms_p50: Optional[float]  # None if the first token was the last
+    tok_s: Optional[float]  # decode tokens per second of decode time; the first token, of the prefill, is not counted
+    peak_rss_mb: float  # of the process since its start
+    stop_reason: str  # eos, stop (a stop string), length (max_new_tokens), context (the KV cache is full) or interrupt
+    shifts: int = 0  # how often a full cache dropped its older half
 
 
 Event = Union[PromptCut, Token, Done]
@@ -56,29 +56,26 @@ Event = Union[PromptCut, Token, Done]
 
 def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int = 128,
              sampling: Sampling = Sampling(), eos_id: Optional[int] = None,  # noqa: B008
-             stream: Optional[TextStream] = None, overflow: str = "stop") -> Iterator[Event]:
-    """Yields a Token per id, then one Done: what an empty cache would give, whatever it holds.
+             stream: Optional[TextStream] = None, overflow: str = "stop") -> "Generation":
+    """Yields a Token per id, then one Done. The ids do not depend on what the cache held before.
 
-    eos_id None: nothing but the other reasons stops it. stream None: ids only, every text is empty. What is
-    wrong with the request is raised by this call, before the first token is asked for. Closing the iterator
-    early, or ctrl-C, leaves the backend fit for the next call.
+    eos_id None: no id ends the generation. stream None: ids only, every text is empty. This call, not the first
+    `next`, raises MerinoError for a wrong request. After closing the iterator early, or after ctrl-C, the backend can
+    be used again; `measured` then gives what a `Done` would.
     """
     check_request(len(prompt_ids), max_new_tokens, backend.context, overflow)
-    kept = prompt_ids if len(prompt_ids) < backend.context else newest_half(prompt_ids, backend.context)
-    left_out = len(prompt_ids) - len(kept)
-    run = _run(backend, kept, max_new_tokens, Sampler(sampling, kept), eos_id, stream, overflow == "shift")
-    return itertools.chain([PromptCut(left_out, len(kept))], run) if left_out else run
+    return Generation(backend, prompt_ids, max_new_tokens, sampling, eos_id, stream, overflow == "shift")
 
 
 def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str) -> None:
-    """Raises MerinoError where the ids of a prompt, the tokens that were asked for and the context do not agree."""
+    """Raises MerinoError if a prompt of so many ids and so many new tokens are not allowed in the context."""
     if overflow not in OVERFLOWS:
         raise MerinoError(f"overflow is {overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
     if max_new_tokens < 1:
         raise MerinoError(f"{max_new_tokens} new tokens were asked for, allowed: 1 or more.")
     if not prompt:
-        raise MerinoError("the prompt is empty: it has no ids. Give at least one token to go on from.")
-    remedy = "export with a longer --context, or let it forget the oldest tokens with --overflow shift."
+        raise MerinoError("the prompt is empty: it has no ids. Give at least one token.")
+    remedy = "export with a longer --context, or drop the oldest tokens with --overflow shift."
     if prompt >= context and overflow != "shift":
         raise MerinoError(f"the prompt has {prompt} ids and the context is {context}: at most {context - 1}, so that "
                           f"a token can follow. Shorten the prompt, {remedy}")
@@ -91,53 +88,21 @@ def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str)
 def generate_text(bundle: Bundle, backend: Backend, tokenizer: Tokenizer, prompt: str, *,
                   max_new_tokens: int = 128,
                   sampling: Sampling = Sampling(),  # noqa: B008
-                  stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop") -> Iterator[Event]:
-    """`generate` from text to text. An empty prompt is refused even where the tokenizer would begin it with a token."""
+                  stops: Sequence[str] = (), ignore_eos: bool = False,
+                  overflow: str = "stop") -> "Generation":
+    """`generate` from text to text. An empty prompt is refused even if the tokenizer would add a first token."""
     if not prompt:
-        raise MerinoError("the prompt is empty. Give at least one word to go on from.")
+        raise MerinoError("the prompt is empty. Give at least one word.")
     return generate(backend, tokenizer.encode(prompt), max_new_tokens=max_new_tokens, sampling=sampling,
                     eos_id=None if ignore_eos else bundle.eos_id, stream=TextStream(tokenizer, stops),
                     overflow=overflow)
 
 
-def _run(backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampler: Sampler,
-         eos_id: Optional[int], stream: Optional[TextStream], shifting: bool) -> Iterator[Event]:
-    step_ms: List[float] = []
-    prefill_tokens = shifts = 0
-    token_id, stop_reason = -1, ""
-    while not stop_reason:
-        start = time.perf_counter()
-        if not step_ms:
-            rest = keep_shared(backend, prompt_ids)
-            prefill_tokens, logits = len(rest), backend.prefill(rest)  # [vocab]
-        elif backend.length < backend.context:
-            logits = backend.step(token_id)
-        else:
-            shifts, logits = shifts + 1, shift(backend, token_id)
-        token_id = sampler.choose(logits)
-        is_eos = token_id == eos_id
-        text = stream.push(token_id) if stream and not is_eos else ""
-        step_ms.append(1000 * (time.perf_counter() - start))
-        count = len(step_ms)
-        if is_eos:
-            stop_reason = "eos"
-        elif stream and stream.stopped:
-            stop_reason = "stop"
-        elif count >= max_new_tokens:
-            stop_reason = "length"
-        elif len(prompt_ids) + count >= backend.context and not shifting:
-            stop_reason = "context"
-        if stop_reason and stream:
-            text += stream.finish()
-        yield Token(token_id, text)
-    yield done(step_ms, stop_reason, prefill_tokens, shifts)
-
-
 def shift(backend: Backend, token_id: int) -> np.ndarray:
-    """Forgets the older ids of a full cache and adds token_id -> logits [vocab].
+    """Drops the older half of a full cache and adds token_id -> logits [vocab].
 
-    Keys hold the position that they were computed for, and a layer's keys all that the layers below saw: moving them
-    would be neither what a fresh cache holds nor possible with learned positions. So the kept ids are prefilled.
+    The kept ids are prefilled again. Moving their keys to new positions would give other logits than a fresh cache:
+    a key depends on its position and, above the first layer, on all ids before it.
     """
     kept = newest_half([*backend.ids, token_id], backend.context)
     backend.truncate(0)
@@ -149,8 +114,8 @@ def newest_half(ids: Sequence[int], context: int) -> Sequence[int]:
 
 
 def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
-    """Cuts the cache to the beginning that it shares with ids -> the rest of ids, to prefill: at least the
-    last one, without which there are no logits."""
+    """Truncates the cache to the prefix that it shares with ids -> the other ids, to prefill. The last id is always
+    among them, since only a prefill returns logits."""
     most = min(backend.length, len(ids) - 1)
     shared = next((place for place in range(most) if backend.ids[place] != ids[place]), most)
     if not backend.extends_fast and 2 * shared < len(ids):
@@ -160,9 +125,71 @@ def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
 
 
 def done(step_ms: Sequence[float], stop_reason: str, prefill_tokens: int, shifts: int = 0) -> Done:
-    """step_ms: of the prefill, then of each decode step."""
+    """step_ms: the prefill, then each decode step."""
     decode_ms = step_ms[1:]
-    return Done(tokens=len(step_ms), prefill_tokens=prefill_tokens, prefill_ms=step_ms[0],
+    return Done(tokens=len(step_ms), prefill_tokens=prefill_tokens, prefill_ms=step_ms[0] if step_ms else None,
                 decode_ms_p50=statistics.median(decode_ms) if decode_ms else None,
                 tok_s=1000 * len(decode_ms) / sum(decode_ms) if decode_ms else None,
                 peak_rss_mb=peak_rss_mb(), stop_reason=stop_reason, shifts=shifts)
+
+
+class Generation(Iterator[Event]):
+    """The events of one generation, and what was measured so far. Made by `generate`."""
+
+    def __init__(self, backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampling: Sampling,
+                 eos_id: Optional[int], stream: Optional[TextStream], shifting: bool) -> None:
+        context = backend.context
+        kept = prompt_ids if len(prompt_ids) < context else newest_half(prompt_ids, context)
+        self._backend, self._stream, self._eos_id = backend, stream, eos_id
+        self._sampler = Sampler(sampling, kept)
+        self._step_ms: List[float] = []  # the prefill, then each decode step
+        self._tokens = self._prefill_tokens = self._shifts = 0
+        self._events = self._run(kept, len(prompt_ids) - len(kept), max_new_tokens, shifting)
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Ends the generation. The backend can be used again."""
+        self._events.close()
+
+    def measured(self, stop_reason: str = "interrupt") -> Done:
+        """The measurements of the tokens so far, for a generation that did not come to its own `Done`."""
+        return done(self._step_ms[:self._tokens], stop_reason, self._prefill_tokens, self._shifts)
+
+    def _run(self, prompt_ids: Sequence[int], left_out: int, max_new_tokens: int, shifting: bool
+             ) -> Generator[Event, None, None]:
+        if left_out:
+            yield PromptCut(left_out, len(prompt_ids))
+        token_id, stop_reason, stream = -1, "", self._stream
+        while not stop_reason:
+            start = time.perf_counter()
+            token_id = self._sampler.choose(self._logits(prompt_ids, token_id))
+            is_eos = token_id == self._eos_id
+            text = stream.push(token_id) if stream and not is_eos else ""
+            self._step_ms.append(1000 * (time.perf_counter() - start))
+            count = len(self._step_ms)
+            if is_eos:
+                stop_reason = "eos"
+            elif stream and stream.stopped:
+                stop_reason = "stop"
+            elif count >= max_new_tokens:
+                stop_reason = "length"
+            elif len(prompt_ids) + count >= self._backend.context and not shifting:
+                stop_reason = "context"
+            if stop_reason and stream:
+                text += stream.finish()
+            self._tokens += 1
+            yield Token(token_id, text)
+        yield self.measured(stop_reason)
+
+    def _logits(self, prompt_ids: Sequence[int], token_id: int) -> np.ndarray:
+        """Logits [vocab] of the next token: of the prompt's prefill, of a decode step, or of a shift."""
+        if not self._step_ms:
+            rest = keep_shared(self._backend, prompt_ids)
+            self._prefill_tokens = len(rest)
+            return self._backend.prefill(rest)
+        if self._backend.length < self._backend.context:
+            return self._backend.step(token_id)
+        self._shifts += 1
+        return shift(self._backend, token_id)

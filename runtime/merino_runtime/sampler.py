@@ -1,50 +1,24 @@
 """Chooses the next token from logits, in numpy. Knows nothing of text, models or time.
 
-The order is penalty, temperature, top-k, top-p, min-p, each over what the one before left (transformers'
-order; llama.cpp puts temperature last, so its top-p keeps other tokens at temperatures other than 1). All
-three cuts keep the likeliest tokens: top-k the first k; top-p the fewest whose probabilities reach p; min-p
-those of at least min_p times the likeliest one's. Ties are cut in an order that is fixed but means nothing.
+The order is repetition penalty, temperature, top-k, top-p, min-p, as in transformers. Each cut works on what the one
+before kept. llama.cpp applies the temperature last, so its top-p and min-p keep other tokens at temperatures other
+than 1. top-k keeps the k likeliest tokens, top-p the fewest whose probabilities sum to p or more, min-p those with at
+least min_p times the probability of the likeliest. Equal logits are cut in a fixed, otherwise arbitrary order, so that
+top-k keeps k tokens; transformers keeps all that equal the k-th.
 """
-from typing import Iterable, NamedTuple, Optional, Tuple
+from typing import Iterable, Tuple
 
 import numpy as np
 
 from merino_runtime.errors import MerinoError
+from merino_runtime.sampling import Sampling, check_sampling
 
-FIRST_LOOK = 256  # candidates sorted at first where top_k does not bound them
-
-
-class Sampling(NamedTuple):
-    temperature: float = 0.8  # 0: greedy
-    top_k: int = 40  # 0: off
-    top_p: float = 0.95  # 1: off
-    min_p: float = 0.05  # 0: off
-    repetition_penalty: float = 1.0  # 1: off
-    seed: Optional[int] = None  # None: another draw each time
-
-
-GREEDY = Sampling(temperature=0.0)
-
-
-def check_sampling(sampling: Sampling) -> None:
-    """Raises one MerinoError that names every value out of range."""
-    rules = [
-        ("temperature", _within(sampling.temperature, 0, 100), "0 (greedy) to 100"),
-        ("top_k", _is_integer(sampling.top_k) and sampling.top_k >= 0, "an integer, 0 (off) or more"),
-        ("top_p", _within(sampling.top_p, 0, 1) and sampling.top_p > 0, "above 0, up to 1 (off)"),
-        ("min_p", _within(sampling.min_p, 0, 1), "0 (off) to 1"),
-        ("repetition_penalty", _within(sampling.repetition_penalty, 0.01, 100), "0.01 to 100, 1 is off"),
-        ("seed", sampling.seed is None or (_is_integer(sampling.seed) and 0 <= sampling.seed < 2 ** 32),
-         "an integer from 0 to 2**32 - 1, or none"),
-    ]
-    wrong = [f"{name} is {getattr(sampling, name)!r}, allowed: {allowed}" for name, good, allowed in rules
-             if not good]
-    if wrong:
-        raise MerinoError(f"sampling cannot be done so: {'; '.join(wrong)}. Change it or leave it out.")
+FIRST_LOOK = 256  # number of candidates sorted first if top_k is off
 
 
 def penalise(logits: np.ndarray, seen_ids: np.ndarray, penalty: float) -> np.ndarray:
-    """CTRL's form, as in transformers: seen tokens lose likelihood whichever sign their logit has.
+    """The repetition penalty of CTRL (arXiv 1909.05858), as in transformers: divides positive logits of seen tokens
+    and multiplies negative ones, so that both become less likely.
 
     logits [vocab], seen_ids [n] without repeats -> a changed copy [vocab].
     """
@@ -72,7 +46,7 @@ def candidates(logits: np.ndarray, sampling: Sampling) -> Tuple[np.ndarray, np.n
 
 
 class Sampler:
-    """One generation's choices: its random stream and the ids that it has seen."""
+    """State of one generation: its random stream, and the ids that it has seen for the penalty."""
 
     def __init__(self, sampling: Sampling, prompt_ids: Iterable[int] = ()) -> None:
         check_sampling(sampling)
@@ -81,7 +55,7 @@ class Sampler:
         self._seen = set(prompt_ids)
 
     def choose(self, logits: np.ndarray) -> int:
-        """logits [vocab] -> an id; remembers it for the repetition penalty."""
+        """logits [vocab] -> an id, which counts as seen from then on."""
         if not np.isfinite(logits).all():
             bad = int(np.argmin(np.isfinite(logits)))
             raise MerinoError(f"the model's logits are not finite (id {bad}: {logits[bad]}). The weights or "
@@ -94,24 +68,35 @@ class Sampler:
         return chosen
 
     def _draw(self, logits: np.ndarray) -> int:
+        if _all_cuts_off(self._sampling, len(logits)):  # then the order does not matter, and nothing is sorted
+            return _place(_weights(logits, self._sampling.temperature), self._random.random_sample())
         ids, probabilities = candidates(logits, self._sampling)
-        steps = np.cumsum(probabilities)
-        # The last step may fall short of 1 by rounding, hence the `min`.
-        place = np.searchsorted(steps, self._random.random_sample(), side="right")
-        return int(ids[min(int(place), len(ids) - 1)])
+        return int(ids[_place(probabilities, self._random.random_sample())])
+
+
+def _all_cuts_off(sampling: Sampling, vocab: int) -> bool:
+    return not 0 < sampling.top_k < vocab and sampling.top_p == 1 and sampling.min_p == 0
+
+
+def _place(weights: np.ndarray, uniform: float) -> int:
+    """Inverse transform sampling: weights [n] of any sum, uniform in [0, 1) -> an index."""
+    sums = np.cumsum(weights)
+    place = int(np.searchsorted(sums, uniform * sums[-1], side="right"))
+    # By rounding the product may reach the last sum; the last index with a weight is meant then.
+    return place if place < len(sums) else int(np.flatnonzero(weights)[-1])
 
 
 def _weights(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities relative to the likeliest one's: logits [n] -> [n], the largest is 1.
+    """Probabilities relative to the largest: logits [n] -> [n] in 0..1.
 
-    The maximum goes before the division: a tiny temperature then gives zeros, never an infinity over another.
+    The maximum is subtracted before the division, so that a tiny temperature gives zeros and never inf / inf.
     """
     with np.errstate(over="ignore", under="ignore"):
         return np.exp((logits.astype(np.float64) - np.max(logits)) / temperature)
 
 
 def _likeliest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Ids [count] of the highest scores [vocab], best first; sorts `count` of them, not the vocabulary."""
+    """Ids [count] of the highest scores [vocab], best first. Partitions the vocabulary and sorts only `count` ids."""
     if count < len(scores):
         near = np.flatnonzero(scores >= _floor(scores, count))
         ids = np.sort(near[np.argpartition(scores[near], -count)[-count:]])
@@ -121,9 +106,11 @@ def _likeliest(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def _floor(scores: np.ndarray, count: int) -> float:
-    """A score that at least `count` scores [vocab] reach, and few more: partitioning only those is five times as fast.
+    """A lower bound of the `count` highest scores [vocab] that few others reach. Partitioning only those above it is
+    five times as fast as partitioning all.
 
-    Of several columns' maxima the `count`-th largest is reached by `count` scores, one in each of its columns.
+    The scores are laid out in 8 * count columns. The `count`-th largest of the columns' maxima is such a bound, since
+    `count` columns have a maximum at or above it.
     """
     columns = min(8 * count, len(scores))
     rows = len(scores) // columns
@@ -132,7 +119,7 @@ def _floor(scores: np.ndarray, count: int) -> float:
 
 
 def _enough(weights: np.ndarray, total: float, sampling: Sampling) -> int:
-    """How many of the likeliest the later cuts could keep, by looking at ever more of them."""
+    """An upper bound of how many tokens top-p and min-p keep: candidates are multiplied by 8 until they suffice."""
     count = FIRST_LOOK
     while count < len(weights):
         top = np.partition(weights, -count)[-count:]  # [count]
@@ -140,11 +127,3 @@ def _enough(weights: np.ndarray, total: float, sampling: Sampling) -> int:
             return count
         count *= 8
     return len(weights)
-
-
-def _within(value: float, low: float, high: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

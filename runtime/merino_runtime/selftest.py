@@ -1,7 +1,7 @@
 """The self-test: greedy decoding of the bundle's golden prompt must give the bundle's golden ids.
 
-Compares ids, not logits: kernels of different CPUs round differently. What follows from a failure (a
-rollback, an exit code) is for the caller.
+It compares ids, not logits, because kernels of different CPUs round differently. The caller decides what follows from
+a failure (a rollback, an exit code).
 """
 from typing import NamedTuple, Optional
 
@@ -19,7 +19,7 @@ class Mismatch(NamedTuple):
 
 
 def selftest(bundle: Bundle, backend: Backend) -> Optional[Mismatch]:
-    """The first difference, None where all ids agree. Starts from an empty cache."""
+    """The first difference, None if all ids agree. Empties the cache first."""
     golden = bundle.golden
     if not golden.prompt_ids or not golden.greedy_ids:
         raise MerinoError(f"bundle {bundle.name!r} has no golden ids to compare with. Export it again.")

@@ -1,7 +1,7 @@
-"""Text to ids and ids to text, for byte-level BPE (GPT-2's form). Knows nothing of models.
+"""Text to ids and ids to text, for byte-level BPE as in GPT-2. Knows nothing of models.
 
-Decoding works in bytes: a token may end in the middle of a UTF-8 character, and a stream must not show half
-of one. `tokenizers` is imported when a tokenizer is opened.
+Tokens are decoded to bytes, because a token may end inside a UTF-8 character and a stream shows whole characters only.
+`tokenizers` is imported when a tokenizer is opened.
 """
 import codecs
 import json
@@ -9,11 +9,12 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 from merino_runtime.bundle import Bundle, file_path
 from merino_runtime.errors import MerinoError
+from merino_runtime.requirements import require
 
 
 def byte_table() -> Dict[str, int]:
-    """GPT-2's alphabet: each byte as one printable character. The printable ones of Latin-1 stand for
-    themselves, the other 68 follow one another from U+0100 on."""
+    """GPT-2's alphabet, character -> byte. Printable characters of Latin-1 map to their own byte; the other 68 bytes
+    have U+0100 and following, in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -28,23 +29,22 @@ def open_tokenizer(bundle: Bundle) -> "Tokenizer":
     path = file_path(bundle, "tokenizer.json")
     if path is None:
         raise MerinoError(
-            f"bundle {bundle.name!r} has no tokenizer.json (weights: {bundle.weights}), so it knows ids and "
-            "no text. It can be measured (bench) and checked (selftest). To generate, export a trained "
-            "checkpoint.")
+            f"bundle {bundle.name!r} has no tokenizer.json (weights: {bundle.weights}), so it cannot read or write "
+            "text. `bench` and `selftest` work without it. To generate text, export a trained checkpoint.")
     with open(path, encoding="utf-8") as file:
         return Tokenizer(file.read(), path)
 
 
 class Tokenizer:
     def __init__(self, description: str, source: str = "tokenizer.json") -> None:
-        """description: the text of a tokenizer.json; source: what to call it in errors."""
+        """description: the text of a tokenizer.json. source: its name in error messages."""
         try:
             parsed = json.loads(description)
         except ValueError as error:
             raise MerinoError(f"{source} is not JSON: {error}. Copy or export the bundle again.") from error
         _check_byte_level(parsed, source)
         self._tokenizer = _tokenizer_of(_with_merges_as_strings(parsed, description), source)
-        # Added tokens stand outside the byte alphabet; the special ones (<|endoftext|>) are no text at all.
+        # Added tokens are spelled in plain text, not in the byte alphabet. Special ones (<|endoftext|>) have no text.
         self._added: Dict[int, bytes] = {
             token["id"]: b"" if token["special"] else token["content"].encode("utf-8")
             for token in parsed.get("added_tokens", ())}
@@ -53,13 +53,13 @@ class Tokenizer:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise MerinoError(f"the prompt has half a surrogate pair at character {error.start}, which is no "
-                              "text. Pass it as UTF-8.") from error
+            raise MerinoError(f"the prompt has a lone surrogate at character {error.start}, which UTF-8 cannot encode. "
+                              "Pass valid UTF-8.") from error
         return list(self._tokenizer.encode(text).ids)
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The bytes that a token stands for, perhaps not whole characters; none for one past the vocabulary
-        (a model's may be padded)."""
+        """The bytes of a token, perhaps not whole characters. Empty for an id past the tokenizer's vocabulary, which
+        a model has if its own is padded."""
         if token_id in self._added:
             return self._added[token_id]
         token = self._tokenizer.id_to_token(token_id)
@@ -68,9 +68,9 @@ class Tokenizer:
 
 
 class TextStream:
-    """Ids in, text out as soon as it is sure: whole characters, and nothing that may begin a stop string.
+    """Turns ids into text. Withholds incomplete characters, and a tail that may be the beginning of a stop string.
 
-    The stop string that is complete first ends the stream; it and what follows are never given out.
+    The first complete stop string ends the stream. Neither it nor what follows is returned.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
@@ -78,14 +78,14 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._held = ""  # could still begin a stop string
+        self._held = ""  # withheld: the beginning of a possible stop string
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         return self._give(self._utf8.decode(self._tokenizer.bytes_of(token_id)))
 
     def finish(self) -> str:
-        """What was held back. An unfinished character becomes U+FFFD."""
+        """The withheld text. An incomplete character becomes U+FFFD."""
         text = self._give(self._utf8.decode(b"", final=True))
         if self.stopped:
             return text
@@ -105,19 +105,19 @@ class TextStream:
 
 def check_stops(stops: Sequence[str]) -> None:
     if any(not isinstance(stop, str) or not stop for stop in stops):
-        raise MerinoError(f"a stop string is empty or no string ({list(stops)!r}): it would stop at once. "
-                          "Leave it out or give at least one character.")
+        raise MerinoError(f"a stop string is empty or not a string ({list(stops)!r}). "
+                          "Omit it or give at least one character.")
 
 
 def _first_stop(text: str, stops: Sequence[str]) -> int:
-    """Where the stop string begins that *ends* first, -1 where none is. The end decides, so that the answer
-    does not depend on where tokens are cut."""
+    """Start of the stop string that *ends* first, -1 if there is none. The end decides, so that the result does not
+    depend on where token boundaries lie."""
     places = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
     return min(places)[1] if places else -1
 
 
 def _tail_to_hold(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest tail that begins some stop string."""
+    """Length of the longest suffix of text that is a prefix of a stop string."""
     longest = min(len(text), max(map(len, stops), default=1) - 1)
     return next((length for length in range(longest, 0, -1)
                  if any(stop.startswith(text[-length:]) for stop in stops)), 0)
@@ -133,20 +133,20 @@ def _check_byte_level(parsed: Any, source: str) -> None:
 
 
 def _types_in(parsed: Any, part: str) -> Tuple[str, ...]:
-    """The type of a part of tokenizer.json, or the types that a Sequence holds."""
+    """The type of a part of tokenizer.json; of a Sequence, the types of its members."""
     described = parsed.get(part) if isinstance(parsed, dict) else None
     if not isinstance(described, dict):
         return ()
     inner = described.get("decoders", [described])
-    # tokenizers of some years ago left the model's type out; its merges give a BPE away.
+    # Old versions of tokenizers omit the model's type. A model with merges is a BPE.
     return tuple(str(one.get("type") or ("BPE" if "merges" in one else "unnamed")) for one in inner
                  if isinstance(one, dict))
 
 
 def _with_merges_as_strings(parsed: Dict[str, Any], description: str) -> str:
-    """tokenizers 0.20 and later write a merge as ["a", "b"]; 0.12, the last for Python 3.6, reads "a b"
-    alone, and every version reads that. A byte-level token holds no space, so nothing is lost. A description that needs
-    no other spelling stays as it is: writing 50,000 entries anew takes time at each start."""
+    """Rewrites merges from ["a", "b"] (tokenizers 0.20 and later) to "a b", the only form that 0.12 reads, the last
+    version for Python 3.6. All versions read it, and it is unambiguous: a byte-level token contains no space. A
+    description without such merges is returned as it is, because serialising 50,000 entries slows every start."""
     model = parsed["model"]
     merges = model.get("merges", ())
     if all(isinstance(merge, str) for merge in merges):
@@ -156,11 +156,7 @@ def _with_merges_as_strings(parsed: Dict[str, Any], description: str) -> str:
 
 
 def _tokenizer_of(description: str, source: str) -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise MerinoError(f"the package tokenizers is not installed ({error}). "
-                          "Run: python3 -m pip install --only-binary=:all: tokenizers") from error
+    tokenizers = require("tokenizers")
     try:
         return tokenizers.Tokenizer.from_str(description)
     except Exception as error:  # tokenizers raises bare Exception

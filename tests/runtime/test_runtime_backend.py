@@ -6,14 +6,13 @@ import threading
 import numpy as np
 import pytest
 
-from merino_runtime import board
 from merino_runtime.backends import onnx, open_backend
 from merino_runtime.backends.onnx import OnnxBackend
-from merino_runtime.backends.onnx_session import thread_counts, version_tuple
-from merino_runtime.bundle import Threads, load_bundle
+from merino_runtime.backends.onnx_session import version_tuple
+from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.generate import Done, generate, generate_text
-from merino_runtime.sampler import GREEDY, Sampling
+from merino_runtime.sampling import GREEDY, Sampling
 from merino_runtime.selftest import selftest
 from merino_runtime.text import open_tokenizer
 
@@ -152,6 +151,45 @@ def test_ids_that_cannot_be_are_refused(backend, ids, message):
     assert backend.length == 0
 
 
+@pytest.mark.parametrize("token_id", [-1, 300, 10 ** 6])
+def test_a_step_with_an_id_that_cannot_be_is_refused(bundle, backend, token_id):
+    backend.prefill(IDS)
+    with pytest.raises(MerinoError, match=f"token id {token_id} does not exist, the model has 0 to {bundle.vocab - 1}"):
+        backend.step(token_id)
+    assert backend.ids == IDS
+
+
+@pytest.mark.parametrize("length", [-1, 9])
+def test_a_truncation_to_what_is_not_there_is_refused(backend, length):
+    backend.prefill(IDS)
+    with pytest.raises(MerinoError, match=f"truncated to {length} ids, it holds 8"):
+        backend.truncate(length)
+
+
+@pytest.mark.parametrize("call", [
+    lambda backend: backend.prefill([1, 2]), lambda backend: backend.step(1), lambda backend: backend.truncate(0),
+    lambda backend: backend.fork()])
+def test_a_closed_backend_says_so(bundle, call):
+    backend = open_backend(bundle)
+    backend.prefill(IDS)
+    backend.close()
+    backend.close()
+    with pytest.raises(MerinoError, match="^this backend is closed"):
+        call(backend)
+
+
+def test_onnxruntime_itself_writes_nothing_to_stderr(bundle, backend, capfd, tmp_path):
+    backend.vocab = 10 ** 9
+    with pytest.raises(MerinoError, match="onnxruntime failed on 1 ids"):
+        backend.step(10 ** 6)
+    with pytest.raises(MerinoError, match="onnxruntime failed on 2 ids"):
+        backend.prefill([1, 10 ** 6])
+    (tmp_path / "model.onnx").write_bytes(b"\xff" * 99)
+    with pytest.raises(MerinoError, match="cannot open"):
+        open_backend(bundle._replace(folder=str(tmp_path)))
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("cut", [0, 4])
 def test_an_interrupt_leaves_the_cache_as_its_length_says(bundle, backend, cut):
     class Interrupted:
@@ -239,6 +277,59 @@ def test_a_fork_goes_on_from_the_ids_of_its_origin_and_outlives_it(bundle):
     assert_close(origin.step(4), fresh(bundle, IDS + [4]))
     origin.close()
     assert_close(twin.step(5), fresh(bundle, IDS + [3, 5]))
+    twin.close()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_an_error_and_gone_after_a_truncation(bundle, backend, value):
+    backend.prefill(IDS)
+    backend.cache["past_key_values.0.value"][:, :, 5] = value  # as an overflow leaves it
+    with pytest.raises(MerinoError, match="at position 8 are not finite.*layer 0, value cache"):
+        backend.step(3)
+    last = 9 if backend.extends_fast else 8  # else the ids go in one by one
+    with pytest.raises(MerinoError, match=f"at position {last} are not finite.*layer 0, value cache"):
+        backend.prefill([3, 4])
+    assert backend.ids == IDS
+    twin = backend.fork()
+    for one in (backend, twin):
+        one.truncate(5)
+        assert_close(one.step(3), fresh(bundle, IDS[:5] + [3]))
+        assert_close(one.prefill(IDS), fresh(bundle, IDS[:5] + [3] + IDS))
+    twin.close()
+
+
+class WorkedOnWhileRead(dict):
+    """A cache that another thread works on after its first array was read."""
+
+    def __init__(self, arrays, work):
+        super().__init__(arrays)
+        self.thread = threading.Thread(target=work)
+
+    def items(self):
+        for place, pair in enumerate(super().items()):
+            if place == 1 and not self.thread.ident:
+                self.thread.start()
+                self.thread.join(1)  # it may wait for the fork
+            yield pair
+
+
+@pytest.mark.parametrize("work", ["step", "go back and prefill"])
+def test_a_fork_beside_a_running_generation_has_the_entries_of_its_ids(bundle, backend, work):
+    def other_thread():
+        if work == "step":
+            backend.step(17)
+        else:
+            backend.truncate(2)
+            backend.prefill([250, 251, 252, 253, 254, 255, 256])
+
+    backend.prefill(IDS)
+    backend.cache = WorkedOnWhileRead(backend.cache, other_thread)
+    twin = backend.fork()
+    backend.cache.thread.join()
+    ids = twin.ids[:]
+    assert_close(twin.step(9), fresh(bundle, ids + [9]))
+    ids = backend.ids[:]
+    assert_close(backend.step(9), fresh(bundle, ids + [9]))
     twin.close()
 
 
@@ -368,7 +459,7 @@ def test_a_version_that_does_not_fit_is_refused_with_the_command_to_run(bundle):
 
 def test_no_onnxruntime_is_refused_with_the_command_to_run(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MerinoError, match="pip install --only-binary=:all: 'onnxruntime>="):
+    with pytest.raises(MerinoError, match="pip install --only-binary=:all: numpy tokenizers 'onnxruntime>="):
         open_backend(bundle)
 
 
@@ -397,21 +488,6 @@ def test_no_threads_are_refused(bundle, threads):
 def test_an_unknown_backend_is_refused(bundle):
     with pytest.raises(MerinoError, match="'abacus'.*onnxruntime"):
         open_backend(bundle._replace(backend=bundle.backend._replace(name="abacus")))
-
-
-def test_the_thread_counts_are_asked_for_or_the_bundles_or_by_size(bundle, monkeypatch):
-    monkeypatch.setattr(board, "usable_cpus", lambda: list(range(6)))
-    monkeypatch.setattr(board, "physical_core_count", lambda: 6)
-    chosen = bundle._replace(threads=Threads(3, 2), decode_weight_bytes=10 ** 9)
-    open_choice = chosen._replace(threads=Threads(None, None))
-    assert thread_counts(chosen) == (3, 2)
-    assert thread_counts(chosen, 4) == (4, 4) and thread_counts(chosen, None, 5) == (5, 2)
-    assert thread_counts(chosen, 1, 8) == (8, 1)  # asked for: given, whatever the machine
-    assert thread_counts(chosen._replace(threads=Threads(9, 8))) == (6, 6)  # the bundle's board had more cores
-    assert thread_counts(chosen._replace(threads=Threads(None, 2))) == (2, 2)
-    assert thread_counts(chosen._replace(threads=Threads(5, None))) == (5, 4)
-    assert thread_counts(open_choice) == (4, 4)
-    assert thread_counts(open_choice._replace(decode_weight_bytes=10 ** 6)) == (1, 1)
 
 
 def test_a_bundle_without_a_tokenizer_says_so(bundle):

@@ -100,9 +100,14 @@ def test_needs_of_another_architecture_are_not_missed_here():
 
 
 def test_memory_that_is_short_is_noted_and_that_does_not_exist_refused():
-    assert "50 MB" in board.check_bundle_fits(BUNDLE, BOARD._replace(memory_available_mb=49.0))[0]
-    with pytest.raises(MerinoError, match="needs 50 MB.*40 MB"):
-        board.check_bundle_fits(BUNDLE, BOARD._replace(memory_total_mb=40.0))
+    need_mb = 50 + board.PROCESS_MB
+    short = BOARD._replace(memory_available_mb=need_mb - 1.0)
+    assert f"needs {need_mb} MB" in board.check_bundle_fits(BUNDLE, short)[0]
+    enough = BOARD._replace(memory_available_mb=need_mb + 1.0)
+    assert board.check_bundle_fits(BUNDLE, enough) == []
+    assert f"needs {need_mb + 49} MB" in board.check_bundle_fits(BUNDLE, enough, sessions=2)[0]
+    with pytest.raises(MerinoError, match=f"needs {need_mb} MB.*{need_mb - 1} MB in all"):
+        board.check_bundle_fits(BUNDLE, BOARD._replace(memory_total_mb=need_mb - 1.0))
     assert board.check_bundle_fits(
         BUNDLE, BOARD._replace(memory_total_mb=None, memory_available_mb=None)) == []
 
@@ -120,17 +125,3 @@ def test_peak_memory_never_falls():
     assert before > 5 and board.peak_rss_mb() >= before
     del block
     assert board.peak_rss_mb() >= before
-
-
-def test_openblas_is_told_the_core_type_on_arm_only_and_only_if_unset(monkeypatch):
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
-    board.prepare_environment()
-    assert os.environ["OPENBLAS_CORETYPE"] == "ARMV8"
-    monkeypatch.setenv("OPENBLAS_CORETYPE", "CORTEXA57")
-    board.prepare_environment()
-    assert os.environ["OPENBLAS_CORETYPE"] == "CORTEXA57"
-    monkeypatch.delenv("OPENBLAS_CORETYPE")
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    board.prepare_environment()
-    assert "OPENBLAS_CORETYPE" not in os.environ

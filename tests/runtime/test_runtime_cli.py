@@ -3,6 +3,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import zipapp
@@ -93,7 +94,7 @@ def test_overflow_is_the_users_choice(folder):
     code, out, err = run(*arguments, "--overflow", "shift", "-t", "1", "--prefill-threads", "2")
     *tokens, last = lines(out)
     assert code == 0 and len(tokens) == 150 and last["stop_reason"] == "length" and last["shifts"] > 1
-    assert f"{last['shifts']} times the older half" in err
+    assert f"older half of the context was dropped {last['shifts']} times" in err
     code, out, err = run("generate", folder, "x" * 500, "-n", "3", "--overflow", "shift", "--ignore-eos", "--json")
     assert code == 0 and len(lines(out)) == 4
     assert err.startswith("merino: note: the prompt has") and "are left out" in err
@@ -235,6 +236,26 @@ def test_extra_verbs_run_and_ctrl_c_is_exit_130():
     assert run("echo", "stop", call=call) == (130, "", "\n")
     assert "say it" in run("--help", call=call)[1]
     assert run("info", "nowhere", call=call)[0] == 1
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c_in_generate_prints_what_was_measured(folder, as_json):
+    arguments = ["generate", folder, "the", "-n", "10000000", "--overflow", "shift", "--ignore-eos"]
+    process = subprocess.Popen(
+        [*CALL, *arguments, *(["--json"] if as_json else [])], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=dict(os.environ, PYTHONPATH=ROOT), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    first = b""
+    while len(first) < 300:  # several tokens; past the buffer, which `communicate` would not see
+        first += os.read(process.stdout.fileno(), 1000)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    err = err.decode("utf-8")
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "stopped by interrupt" in err and "tok/s" in err
+    if as_json:
+        *tokens, last = lines((first + out).decode("utf-8"))
+        assert last["done"] is True and last["stop_reason"] == "interrupt" and last["tok_s"] > 0
+        assert 0 <= last["tokens"] - len(tokens) <= 1
 
 
 def test_info_and_verify_need_no_numpy_and_no_backend(folder):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from merino_runtime.backends.backend import Backend
 from merino_runtime.errors import MerinoError
 from merino_runtime.generate import OVERFLOWS, Done, PromptCut, Token, done, generate
-from merino_runtime.sampler import GREEDY, Sampling
+from merino_runtime.sampling import GREEDY, Sampling
 from merino_runtime.text import TextStream, Tokenizer, byte_table
 
 EOS = 256
@@ -210,6 +210,23 @@ def test_closing_early_leaves_the_backend_fit():
     assert [next(events).id for _ in range(2)] == spelled("ab")
     events.close()
     assert len(run(backend, max_new_tokens=3)[0]) == 3
+
+
+@pytest.mark.parametrize("step, measured", [(0, (0, None, None)), (1, (1, None, None)), (3, (3, 2, 2))])
+def test_an_interrupted_generation_knows_what_was_measured(step, measured):
+    class Interrupted(Script):
+        def _say(self):
+            if len(self.heard) == 2 + step:
+                raise KeyboardInterrupt
+            return super()._say()
+
+    events = generate(Interrupted(spelled("abcd")), [1, 2], sampling=GREEDY)
+    tokens = []
+    with pytest.raises(KeyboardInterrupt):
+        tokens.extend(events)
+    last = events.measured()
+    assert last.stop_reason == "interrupt" and last.tokens == measured[0] and last.prefill_tokens == 2
+    assert (last.prefill_ms is None) == (step == 0) and (last.tok_s is None) == (measured[1] is None)
 
 
 def test_the_same_seed_gives_the_same_ids():

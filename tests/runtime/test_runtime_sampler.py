@@ -6,9 +6,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from merino_runtime import sampler as sampler_module
 from merino_runtime.errors import MerinoError
-from merino_runtime.sampler import Sampler, Sampling, candidates, check_sampling, penalise
+from merino_runtime.sampler import Sampler, _place, candidates, penalise
+from merino_runtime.sampling import Sampling, check_sampling
 
+FLAT = Sampling(1.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
 LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40)
 WIDE_LOGITS = st.integers(0, 2 ** 32 - 1).map(lambda seed: (np.random.RandomState(seed).randn(3000) * 2).tolist())
 SAMPLINGS = st.builds(
@@ -82,6 +85,21 @@ def test_the_frequencies_are_the_softmax_at_the_temperature():
     found = np.bincount([sampler.choose(logits) for _ in range(draws)], minlength=4) / draws
     expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
     np.testing.assert_allclose(found, expected, atol=0.015)  # four standard deviations
+
+
+@pytest.mark.parametrize("sampling", [FLAT, FLAT._replace(top_k=5000), FLAT._replace(temperature=0.3)])
+def test_without_cuts_nothing_is_sorted(sampling, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("sorted")
+
+    monkeypatch.setattr(sampler_module, "_likeliest", refuse)
+    monkeypatch.setattr(sampler_module, "_enough", refuse)
+    assert 0 <= Sampler(sampling).choose(np.random.RandomState(1).randn(5000)) < 5000
+
+
+def test_a_draw_is_in_proportion_to_the_weights_and_never_past_the_last_one():
+    assert [_place(np.array([1.0, 0.0, 3.0, 0.0]), uniform) for uniform in (0, 0.2, 0.25, 0.9, 1 - 2 ** -53, 1.0)] == [
+        0, 0, 2, 2, 2, 2]
 
 
 def test_a_cut_token_is_never_drawn():

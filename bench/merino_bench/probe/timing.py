@@ -15,7 +15,7 @@ from merino_runtime.backends import open_backend
 from merino_runtime.backends.onnx import OnnxBackend, element_type
 from merino_runtime.backends.onnx_session import session_options
 from merino_runtime.bundle import Port
-from merino_runtime.huge_pages import gather_in_huge_pages
+from merino_runtime.huge_pages import new_memory_in_huge_pages
 
 WARM_UP_RUNS, WARM_UP_S, LEAST_RUN_S, MOST_RUN_S = 12, 0.03, 0.01, 0.3
 LEAST_RUNS, ENOUGH_RUNS = 3, 20  # a lower decile of less than 20 is their least
@@ -45,10 +45,9 @@ def time_task(onnxruntime: Any, task: Task, kernel: Optional[Kernel], work: str,
 
 def open_graph(onnxruntime: Any, path: str, threads: int) -> Any:
     """A session as the runtime opens it, weights in huge pages."""
-    session = onnxruntime.InferenceSession(path, session_options(onnxruntime, threads),
-                                           providers=["CPUExecutionProvider"])
-    gather_in_huge_pages()
-    return session
+    with new_memory_in_huge_pages():
+        return onnxruntime.InferenceSession(path, session_options(onnxruntime, threads),
+                                            providers=["CPUExecutionProvider"])
 
 
 def time_decoder(task: Task, kernel: Kernel, work: str, seconds: float, cache_bytes: int,

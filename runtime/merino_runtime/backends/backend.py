@@ -1,32 +1,32 @@
-"""What every backend can do."""
-from typing import List, Sequence
+"""The interface of every backend."""
+from typing import Dict, Iterable, List, Sequence, Tuple
 
 import numpy as np
 
 
 class Backend:
-    """A model with its KV cache, allocated once. One generation at a time: others run on forks.
+    """A model with its KV cache, which is allocated once. It runs one generation at a time; `fork` gives more.
 
     Logits are a view that the next call overwrites: copy them to keep them. After a call that failed or was
-    interrupted the cache still holds what `length` says, and the backend can be used.
+    interrupted the cache holds `ids` as before the call, and the backend can be used.
     """
     context = 0  # KV slots
     vocab = 0
-    extends_fast = True  # whether a prefill behind cached ids costs per id what one into an empty cache does
+    extends_fast = True  # whether a prefill into a filled cache costs as much per id as one into an empty cache
 
     @property
     def ids(self) -> List[int]:
-        """What fills the cache, in order; not the caller's to change."""
+        """The ids in the cache, in order. Do not change the list."""
         raise NotImplementedError
 
     @property
     def length(self) -> int:
-        """Filled cache slots."""
+        """Number of filled cache slots."""
         return len(self.ids)
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
-        """Adds ids [n] to the cache -> logits [vocab] after the last one. However many they are, the memory
-        of the computation stays bounded."""
+        """Adds ids [n] to the cache -> logits [vocab] after the last one. Long prompts run in chunks, which bounds the
+        memory of activations."""
         raise NotImplementedError
 
     def step(self, token_id: int) -> np.ndarray:
@@ -34,14 +34,23 @@ class Backend:
         raise NotImplementedError
 
     def truncate(self, length: int) -> None:
-        """Forgets all but the first `length` slots, at no cost."""
+        """Keeps the first `length` slots and frees the others. MerinoError if fewer are filled."""
+        raise NotImplementedError
+
+    def filled(self) -> Tuple[List[int], Dict[str, np.ndarray]]:
+        """A copy of the ids and of the filled slots, by name [1, heads, length, head_size]."""
+        raise NotImplementedError
+
+    def fill(self, ids: Sequence[int], arrays: Iterable[np.ndarray]) -> None:
+        """Replaces the cache by what `filled` returned, arrays in its order. If `arrays` raises, the cache is empty."""
         raise NotImplementedError
 
     def fork(self) -> "Backend":
-        """Another cache that holds the same ids, over the same weights: for a generation beside this one. Each
-        goes its own way and is closed by itself, in any order; two may run in two threads."""
+        """A backend with a copy of this cache over the same weights, for a generation beside this one. Both are closed
+        separately, in any order, and may run in two threads. It may be called while another thread runs this backend:
+        the copy is the state before or after a run, never between."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Gives the memory back, the weights' with the last fork; the backend cannot be used after."""
+        """Frees the cache, and the weights with the last fork. Every other call raises MerinoError afterwards."""
         raise NotImplementedError

@@ -1,10 +1,11 @@
-"""ONNX Runtime on the CPU: a KV cache, bound to the graph by pointer, over sessions that forks share.
+"""ONNX Runtime on the CPU: a KV cache bound to the graph by pointer, over sessions that forks share.
 
-Every array that the graph reads or writes while decoding is allocated when the backend opens. The two
-dialects (docs/formats.md) differ in who writes the cache: `fused` graphs do, in place; for `portable` ones
-the host does.
+All arrays that a decode step reads or writes are allocated when the backend opens. The two dialects
+(docs/formats.md) differ in who writes the cache: a `fused` graph writes it in place; a `portable` graph returns the new
+entries and the host copies them into it.
 """
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+import threading
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -12,9 +13,10 @@ from merino_runtime.backends.backend import Backend
 from merino_runtime.backends.onnx_session import Model, first_line
 from merino_runtime.bundle import Port
 from merino_runtime.errors import MerinoError
+from merino_runtime.memory import is_out_of_memory, out_of_memory
 
-PREFILL_CHUNK_IDS = 256  # a prefill computes so many at once: activations grow with them, the cache does not
-FIRST_CHUNKED_GQA = (1, 20)  # before it, the fused attention takes several tokens into an empty cache only
+PREFILL_CHUNK_IDS = 256  # ids per run of a prefill; the memory of activations is proportional to it
+FIRST_CHUNKED_GQA = (1, 20)  # earlier versions of GroupQueryAttention take several ids only into an empty cache
 
 
 class OnnxBackend(Backend):
@@ -27,12 +29,17 @@ class OnnxBackend(Backend):
         self._prefill_session, self._decode_session = model.prefill_session, model.decode_session
         self._fused = bundle.dialect == "fused"
         self._ports = {port.name: port for port in (*bundle.inputs, *bundle.outputs)}
-        self._ids: List[int] = []  # the one record of what the cache holds
-        # [1, heads, context, head_size] each, by the name of the input that reads it
-        self.cache = {port.name: _array_for(port) for port in bundle.inputs
-                      if port.name.startswith("past_key_values.")}
+        self._ids: List[int] = []  # ids of the filled slots; all other state follows from it
+        self._lock = threading.Lock()  # held while ids and cache disagree, so that a fork copies a state that agrees
+        try:
+            # [1, heads, context, head_size] each, by the name of the input that reads it
+            self.cache = {port.name: _array_for(port) for port in bundle.inputs
+                          if port.name.startswith("past_key_values.")}
+        except MemoryError as error:
+            raise MerinoError(out_of_memory(bundle, "allocating the KV cache", model.threads.sessions)) from error
         self._logits = np.zeros((1, 1, bundle.vocab), dtype=self._ports["logits"].dtype)
-        # fused: all ones, and the graph is shown the first `total`. portable: 1 where a slot is filled.
+        self._finite = np.zeros(self._logits.shape, dtype=bool)  # [1, 1, vocab]
+        # fused: all ones, of which the first `total` are bound. portable: 1 for a filled slot, else 0.
         self._mask = np.ones((1, bundle.context), dtype=self._ports["attention_mask"].dtype)
         self._slots = np.arange(bundle.context)
         self._decode_id = np.zeros((1, 1), dtype=self._ports["input_ids"].dtype)
@@ -42,7 +49,7 @@ class OnnxBackend(Backend):
 
     @property
     def threads(self) -> int:
-        """Of decode: the count that a speed is usually told with."""
+        """The thread count of decode."""
         return self.decode_threads
 
     @property
@@ -62,7 +69,13 @@ class OnnxBackend(Backend):
             logits = self._prefill_chunk(ids[start:start + chunk])
         return logits
 
+    def _open_model(self) -> Model:
+        if self._model is None:
+            raise MerinoError("this backend is closed. Open another one, or close it later.")
+        return self._model
+
     def _check_prefill(self, ids: Sequence[int]) -> None:
+        self._open_model()
         count, free = len(ids), self.context - self.length
         if not 0 < count <= free:
             raise MerinoError(
@@ -70,8 +83,8 @@ class OnnxBackend(Backend):
                 f"are filled, {free} free, and it takes at least 1 id. Shorten the "
                 "prompt, or export with a longer --context.")
         if not 0 <= min(ids) <= max(ids) < self.vocab:
-            raise MerinoError(f"prompt ids run from {min(ids)} to {max(ids)}, the model knows 0 to "
-                              f"{self.vocab - 1}. Use the tokenizer that belongs to the model.")
+            raise MerinoError(f"prompt ids are from {min(ids)} to {max(ids)}, the model has 0 to "
+                              f"{self.vocab - 1}. Use the tokenizer of this model.")
 
     def _prefill_chunk(self, ids: Sequence[int]) -> np.ndarray:
         if len(ids) == 1:
@@ -79,10 +92,17 @@ class OnnxBackend(Backend):
         start = self.length
         id_array = np.array(ids, dtype=self._decode_id.dtype)[None]  # [1, count]
         positions = np.arange(start, start + len(ids), dtype=np.int64)[None]  # [1, count]
-        binding, new = self._bind(self._prefill_session, id_array, positions)
+        try:
+            binding, new = self._bind(self._prefill_session, id_array, positions)
+        except MemoryError as error:
+            raise MerinoError(self._out_of_memory(len(ids))) from error
         return self._run(self._prefill_session, binding, new, id_array)
 
     def step(self, token_id: int) -> np.ndarray:
+        self._open_model()
+        if not 0 <= token_id < self.vocab:
+            raise MerinoError(f"token id {token_id} does not exist, the model has 0 to {self.vocab - 1}. Use ids of "
+                              "this model's tokenizer.")
         if self.length >= self.context:
             raise MerinoError(f"the KV cache is full: all {self.context} slots are filled. Ask for fewer "
                               "tokens, or export with a longer --context.")
@@ -93,42 +113,102 @@ class OnnxBackend(Backend):
         return self._run(self._decode_session, self._decode_binding, self._decode_new, self._decode_id)
 
     def truncate(self, length: int) -> None:
-        assert 0 <= length <= self.length, (length, self.length)
-        del self._ids[length:]
+        self._open_model()
+        if not 0 <= length <= self.length:
+            raise MerinoError(f"the cache cannot be truncated to {length} ids, it holds {self.length}. Allowed: 0 to "
+                              f"{self.length}.")
+        with self._lock:
+            del self._ids[length:]
+
+    def filled(self) -> Tuple[List[int], Dict[str, np.ndarray]]:
+        self._open_model()
+        with self._lock:
+            return self._ids[:], {name: cache[:, :, :self.length].copy() for name, cache in self.cache.items()}
+
+    def fill(self, ids: Sequence[int], arrays: Iterable[np.ndarray]) -> None:
+        self.truncate(0)
+        with self._lock:
+            left = list(self.cache.values())
+            for entries in arrays:  # [1, heads, len(ids), head_size]
+                left.pop(0)[:, :, :len(ids)] = entries
+            assert not left, "arrays that fill a cache are as many as it has"
+            self._ids.extend(ids)
 
     def fork(self) -> "OnnxBackend":
-        assert self._model is not None, "a closed backend cannot be forked"
-        twin = OnnxBackend(self._model)
-        for name, cache in self.cache.items():  # [1, heads, context, head_size]
-            twin.cache[name][:, :, :self.length] = cache[:, :, :self.length]
-        twin._ids.extend(self._ids)
+        twin = OnnxBackend(self._open_model())
+        with self._lock:
+            twin._ids.extend(self._ids)
+            for name, cache in self.cache.items():  # [1, heads, context, head_size]
+                twin.cache[name][:, :, :twin.length] = cache[:, :, :twin.length]
         return twin
 
     def close(self) -> None:
         self._model = self._prefill_session = self._decode_session = self._decode_binding = None
-        self.cache, self._decode_new = {}, {}
+        self.cache, self._decode_new, self._ids = {}, {}, []
 
     def _run(self, session: Any, binding: Any, new: Dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
-        """Runs the graph over ids [1, count] -> logits [vocab]. `_ids` changes last, and all else follows
-        from it, so an interrupt at any line leaves a cache that holds what `_ids` says."""
-        start, end = self.length, self.length + ids.shape[1]
-        if not self._fused:
-            self._mask[0] = self._slots < start
+        """Runs the graph over ids [1, count] -> logits [vocab]. `_ids` changes last and all other state follows from
+        it, so the cache is valid after an interrupt at any line."""
+        with self._lock:
+            start, end = self.length, self.length + ids.shape[1]
+            if not self._fused:
+                self._mask[0] = self._slots < start
+            self._compute(session, binding, ids.shape[1])
+            if not self._logits_finite() and self._clear_free_slots(start):
+                self._compute(session, binding, ids.shape[1])
+            if not self._logits_finite():
+                raise MerinoError(self._non_finite(new, start, end))
+            for name, entries in new.items():  # entries [1, heads, count, head_size]
+                self.cache[name][:, :, start:end] = entries
+            self._ids.extend(ids[0].tolist())
+            return self._logits[0, 0]
+
+    def _compute(self, session: Any, binding: Any, count: int) -> None:
         try:
             session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
-            raise MerinoError(
-                f"onnxruntime failed on {ids.shape[1]} ids with {start} cached: {first_line(error)}. "
-                "If memory is short, export with a shorter --context.") from error
-        for name, entries in new.items():  # entries [1, heads, count, head_size]
-            self.cache[name][:, :, start:end] = entries
-        self._ids.extend(ids[0].tolist())
-        return self._logits[0, 0]
+            if is_out_of_memory(error):
+                raise MerinoError(self._out_of_memory(count)) from error
+            raise MerinoError(f"onnxruntime failed on {count} ids with {self.length} cached: {first_line(error)}. "
+                              "Check the bundle with `verify` and `selftest`, or export it again.") from error
+
+    def _out_of_memory(self, count: int) -> str:
+        doing = "a decode step" if count == 1 else f"the prefill of {count} ids"
+        model = self._open_model()
+        return out_of_memory(model.bundle, doing, model.threads.sessions)
+
+    def _logits_finite(self) -> bool:
+        return bool(np.isfinite(self._logits, out=self._finite).all())
+
+    def _clear_free_slots(self, start: int) -> bool:
+        """Zeroes the slots from start on if they hold values that are not finite; returns whether they did.
+
+        A portable graph multiplies masked slots by an attention weight of 0, and 0 x NaN is NaN. So a non-finite entry
+        of a dropped id would reach every later sum. A fused graph does not read slots past its length.
+        """
+        found = False
+        if not self._fused:
+            for cache in self.cache.values():  # [1, heads, context, head_size]
+                if not _finite(cache[:, :, start:]):
+                    cache[:, :, start:] = 0
+                    found = True
+        return found
+
+    def _non_finite(self, new: Dict[str, np.ndarray], start: int, end: int) -> str:
+        """The message for logits that are not finite: names the first layer with such keys or values."""
+        where = "after the last layer's keys and values"
+        for name, cache in self.cache.items():
+            entries = new.get(name, cache[:, :, start:end])
+            if not _finite(cache[:, :, :start]) or not _finite(entries):
+                where = "in layer {}, {} cache".format(*name.split(".")[1:])
+                break
+        return (f"the model's logits at position {end - 1} are not finite; the first such values are {where}. The "
+                "weights or their format overflow: check the bundle with `selftest`, or export in another --precision.")
 
     def _bind(self, session: Any, ids: np.ndarray, positions: np.ndarray) -> Tuple[Any, Dict[str, np.ndarray]]:
-        """ids, positions [1, count] -> a binding of the session's whole graph, and the arrays of new entries by the
-        name of the cache they belong to (none where the graph writes the cache). The caller keeps ids and
-        positions."""
+        """ids, positions [1, count] -> a binding of all inputs and outputs, and the arrays of new entries by the name
+        of their cache (none if the graph writes the cache). The caller keeps ids and positions alive, since they are
+        bound by pointer."""
         count = ids.shape[1]
         binding, new = session.io_binding(), {}
         self._bind_input(binding, "input_ids", ids)
@@ -163,6 +243,10 @@ def _array_for(port: Port) -> np.ndarray:
     return np.zeros(shape, dtype=port.dtype)
 
 
+def _finite(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).all())
+
+
 def element_type(array: np.ndarray) -> Any:
-    """onnxruntime 1.10 knows int64 by C's name for it alone (`long long`); later versions take both."""
+    """onnxruntime 1.10 knows int64 only as `long long`; later versions know both names."""
     return np.longlong if array.dtype == np.int64 else array.dtype.type

@@ -1,8 +1,8 @@
-"""Opens ONNX Runtime's sessions for a bundle: the version, the thread counts, the options, and what the graph must be.
+"""Opens ONNX Runtime's sessions for a bundle: checks version and graph, chooses the options.
 
-A session has one pool of threads. Where prefill and decode want different counts, each gets a session of its own over
-the same mapped file; what a session copies into its kernels' order is then in memory twice, see
-docs/decisions/threads.md, so without a word from bundle or caller the counts are equal. Running is `onnx`'s.
+A session has one thread pool. If prefill and decode have different thread counts, each has its own session over the
+same mapped file. Each session packs the weights for its kernels, so packed weights are then in memory twice
+(docs/decisions/threads.md). `onnx` runs the sessions.
 """
 import os
 import re
@@ -11,63 +11,48 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 from merino_runtime import board
 from merino_runtime.bundle import Bundle, Port
 from merino_runtime.errors import MerinoError
-from merino_runtime.huge_pages import gather_in_huge_pages
+from merino_runtime.huge_pages import new_memory_in_huge_pages
+from merino_runtime.memory import is_out_of_memory, out_of_memory
+from merino_runtime.requirements import install_commands, require
+from merino_runtime.threads import ThreadCounts, thread_counts
 
-ONE_THREAD_BELOW_BYTES = 8 * 10 ** 6  # so little work that waking a second thread costs more than it brings
-MOST_THREADS = 4  # decode waits for memory, and four cores saturate it on every board we know
 SMALL_BOARD_MB = 2000
 
 
-class ThreadCounts(NamedTuple):
-    prefill: int
-    decode: int
-
-
 class Model(NamedTuple):
-    """What forks share: the sessions, which hold the weights and no state of a generation."""
+    """What forks share: sessions, which hold the weights and no state of a generation."""
     bundle: Bundle
     threads: ThreadCounts
     prefill_session: Any
-    decode_session: Any  # the same one where the counts are equal
+    decode_session: Any  # the same object if the thread counts are equal
     ort_version: Tuple[int, ...]
 
 
-def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None) -> Model:
+def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
+               huge_pages: bool = True) -> Model:
     counts = thread_counts(bundle, threads, prefill_threads)
-    onnxruntime = import_onnxruntime(bundle)
-    decode_session = prefill_session = open_session(onnxruntime, bundle, counts.decode)
-    if counts.prefill != counts.decode:
-        prefill_session = open_session(onnxruntime, bundle, counts.prefill)
-    gather_in_huge_pages()
+    try:
+        onnxruntime = import_onnxruntime(bundle)
+        with new_memory_in_huge_pages(huge_pages):
+            decode_session = prefill_session = open_session(onnxruntime, bundle, counts.decode)
+            if counts.sessions > 1:
+                prefill_session = open_session(onnxruntime, bundle, counts.prefill)
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        if is_out_of_memory(error):
+            raise MerinoError(out_of_memory(bundle, "opening the graph", counts.sessions)) from error
+        raise
     return Model(bundle, counts, prefill_session, decode_session, version_tuple(onnxruntime.__version__))
 
 
-def thread_counts(bundle: Bundle, threads: Optional[int] = None,
-                  prefill_threads: Optional[int] = None) -> ThreadCounts:
-    """What was asked for, else the bundle's choice as far as this machine has cores, else ours. `threads` is for both
-    where `prefill_threads` says nothing else."""
-    cores = len(board.usable_cpus())
-    decode = threads or min(bundle.threads.decode or _own_choice(bundle), cores)
-    return ThreadCounts(prefill_threads or threads or min(bundle.threads.prefill or decode, cores), decode)
-
-
-def _own_choice(bundle: Bundle) -> int:
-    if bundle.decode_weight_bytes < ONE_THREAD_BELOW_BYTES:
-        return 1
-    return min(MOST_THREADS, board.physical_core_count())
-
-
 def import_onnxruntime(bundle: Bundle) -> Any:
-    """The module, if it is there and of a version that the bundle takes."""
+    """The module. Raises MerinoError if it is absent or the bundle refuses its version."""
     need = bundle.backend
     refused = "".join(f",!={version}" for version in need.refused_versions)
-    remedy = f"Run: python3 -m pip install --only-binary=:all: 'onnxruntime>={need.min_version}{refused}'"
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MerinoError(f"onnxruntime cannot be imported ({first_line(error)}). {remedy}") from error
+    requirements = ["numpy", "tokenizers", f"onnxruntime>={need.min_version}{refused}"]
+    remedy = install_commands(requirements)
+    onnxruntime = require("onnxruntime", requirements)
     version = getattr(onnxruntime, "__version__", None)
-    if version is None:  # what an interrupted uninstall leaves behind
+    if version is None:  # the empty folder that an interrupted uninstall leaves
         raise MerinoError(f"onnxruntime is installed incompletely: it has no version. {remedy}")
     found = version_tuple(version)
     if found < version_tuple(need.min_version):
@@ -86,8 +71,8 @@ def session_options(onnxruntime: Any, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # errors only
-    options.enable_mem_pattern = False  # a plan for one sequence length is waste at the next
+    options.log_severity_level = 4  # nothing: an error comes as an exception too, without colours
+    options.enable_mem_pattern = False  # a memory plan fits one sequence length, and prefill has many
     total_mb = board.this_board().memory_total_mb
     options.enable_cpu_mem_arena = total_mb is None or total_mb >= SMALL_BOARD_MB  # an arena never shrinks
     return options
@@ -107,7 +92,7 @@ def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
 
 
 def version_tuple(version: str) -> Tuple[int, ...]:
-    """"1.18" and "1.18.0" -> (1, 18, 0); what follows the third number is a build's name."""
+    """"1.18" and "1.18.0" -> (1, 18, 0). The suffix of a development build is ignored."""
     numbers = [int(number) for number in re.findall(r"\d+", version)[:3]]
     return tuple(numbers + [0] * (3 - len(numbers)))
 
@@ -116,7 +101,7 @@ def _check_ports(ports: Sequence[Port], nodes: List[Any], what: str) -> None:
     described, found = {port.name for port in ports}, {node.name for node in nodes}
     if described != found:
         raise MerinoError(f"model.onnx and bundle.json disagree about {what}: "
-                          f"{', '.join(sorted(described ^ found))} stands in one of them only. "
+                          f"{', '.join(sorted(described ^ found))}: found in one of them only. "
                           "Export the bundle again.")
 
 

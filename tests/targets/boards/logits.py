@@ -9,7 +9,6 @@ import platform
 import sys
 
 import numpy as np
-import onnxruntime
 
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
@@ -17,6 +16,8 @@ from merino_runtime.generate import keep_shared
 
 
 def main(folder, steps, out):
+    import onnxruntime  # behind merino_runtime, which switches its telemetry off
+
     backend = open_backend(load_bundle(folder))
     logits, computed = [], []
     for verb, argument in json.loads(steps):

@@ -1,0 +1,162 @@
+"""The Python API: open a bundle, stream text, hold a conversation, fork, save and load the cache (docs/python.md).
+
+The verbs of the command line use nothing else. numpy and a backend are imported when a model is opened.
+"""
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional, Sequence
+
+from merino_runtime import board
+from merino_runtime.bundle import Bundle, load_bundle
+from merino_runtime.errors import MerinoError
+from merino_runtime.requirements import require
+from merino_runtime.sampling import Sampling
+from merino_runtime.threads import thread_counts
+from merino_runtime.verified import check_files_once
+
+if TYPE_CHECKING:
+    from merino_runtime.backends.backend import Backend
+    from merino_runtime.generate import Done, Generation
+    from merino_runtime.selftest import Mismatch
+    from merino_runtime.text import Tokenizer
+
+
+def open_model(path: str, *, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
+               verify: bool = True, allow_slow: bool = False, huge_pages: bool = True,
+               say: Callable[[str], None] = lambda _: None) -> "LanguageModel":
+    """Opens the bundle in the folder `path`. MerinoError if it is damaged or this machine cannot run it.
+
+    threads: of decode, and of prefill if prefill_threads is None; None: the bundle's choice, else by the machine.
+    verify: hash files that changed since they were last hashed. allow_slow: run although this CPU lacks the format's
+    instructions. huge_pages: move the weights into huge pages if the kernel can. say: gets notes on what will be slow.
+    """
+    bundle = load_bundle(path, verify=False)
+    if verify:
+        check_files_once(bundle)
+    sessions = thread_counts(bundle, threads, prefill_threads).sessions
+    for note in board.check_bundle_fits(bundle, allow_slow=allow_slow, sessions=sessions):
+        say(note)
+    require("numpy")  # imported below, and only now: what cannot run here was refused before
+    from merino_runtime.backends import open_backend
+
+    return LanguageModel(bundle, open_backend(bundle, threads, prefill_threads, huge_pages))
+
+
+class LanguageModel:
+    """A bundle with one KV cache. It runs one generation at a time; `fork` gives more. Close it, or use `with`."""
+
+    def __init__(self, bundle: Bundle, backend: "Backend", tokenizer: Optional["Tokenizer"] = None) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self._tokenizer = tokenizer
+
+    def __enter__(self) -> "LanguageModel":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        """Opened at its first use. MerinoError if the bundle has none."""
+        if self._tokenizer is None:
+            from merino_runtime.text import open_tokenizer
+
+            self._tokenizer = open_tokenizer(self.bundle)
+        return self._tokenizer
+
+    def generate(self, prompt: str, *, max_new_tokens: int = 128, sampling: Optional[Sampling] = None,
+                 stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop") -> "Generation":
+        """Continues a prompt, event by event: a Token per id, and a Done with the measurements at the end.
+
+        sampling None: the defaults of `Sampling`. stops: the text ends before the first of these strings. overflow:
+        `stop`, `error` or `shift` if the context is too short. Ids that the cache shares with the prompt are not
+        computed again. MerinoError for a request that cannot be met.
+        """
+        from merino_runtime.generate import generate_text
+
+        return generate_text(self.bundle, self.backend, self.tokenizer, prompt, max_new_tokens=max_new_tokens,
+                             sampling=sampling or Sampling(), stops=stops, ignore_eos=ignore_eos, overflow=overflow)
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """Continues a prompt, piece by piece of text. options: those of `generate`."""
+        return _texts(self.generate(prompt, **options))
+
+    def conversation(self) -> "Conversation":
+        """A dialogue whose earlier turns stay in the cache."""
+        return Conversation(self)
+
+    def fork(self) -> "LanguageModel":
+        """A model with a copy of the cache over the same weights. Both are closed separately, in any order, and may run
+        in two threads."""
+        return LanguageModel(self.bundle, self.backend.fork(), self._tokenizer)
+
+    def save_cache(self, path: str) -> None:
+        """Writes the cache to a file, whole or not at all. MerinoError if that fails."""
+        from merino_runtime.cache_file import save_cache
+
+        save_cache(self.bundle, self.backend, path)
+
+    def load_cache(self, path: str) -> None:
+        """Reads a file of `save_cache`. A prompt that begins with its ids computes the rest alone. MerinoError if the
+        file is damaged or was written by another bundle."""
+        from merino_runtime.cache_file import load_cache
+
+        load_cache(self.bundle, self.backend, path)
+
+    def selftest(self) -> Optional["Mismatch"]:
+        """Compares greedy decoding with the bundle's golden ids: the first difference, None if there is none."""
+        from merino_runtime.selftest import selftest
+
+        return selftest(self.bundle, self.backend)
+
+    def close(self) -> None:
+        """Frees the cache, and the weights with the last fork."""
+        self.backend.close()
+
+
+class Conversation:
+    """Text and replies in turns over one model. Each turn computes only its new text.
+
+    The text is passed on as it is: marks between turns, if the model was trained with such, are the caller's.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        self.ids: List[int] = []  # of all turns, texts and replies
+        self.done: Optional["Done"] = None  # measurements of the last complete reply
+
+    def reply(self, text: str, *, max_new_tokens: int = 128, sampling: Optional[Sampling] = None,
+              stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop") -> Iterator[str]:
+        """Adds text and streams the reply, piece by piece. Options as of `LanguageModel.generate`. A reply that is not
+        read to its end counts as far as it was read."""
+        from merino_runtime.generate import generate
+        from merino_runtime.text import TextStream
+
+        model = self._model
+        if not text and not self.ids:
+            raise MerinoError("the conversation is empty. Begin it with at least one word.")
+        ids = [*self.ids, *(model.tokenizer.encode(text) if text else [])]
+        generation = generate(
+            model.backend, ids, max_new_tokens=max_new_tokens, sampling=sampling or Sampling(),
+            eos_id=None if ignore_eos else model.bundle.eos_id, stream=TextStream(model.tokenizer, stops),
+            overflow=overflow)
+        self.ids, self.done = ids, None
+        return self._pieces(generation)
+
+    def _pieces(self, generation: "Generation") -> Iterator[str]:
+        from merino_runtime.generate import Done, Token
+
+        for event in generation:
+            if isinstance(event, Token):
+                self.ids.append(event.id)
+                if event.text:
+                    yield event.text
+            elif isinstance(event, Done):
+                self.done = event
+
+
+def _texts(generation: "Generation") -> Iterator[str]:
+    from merino_runtime.generate import Token
+
+    for event in generation:
+        if isinstance(event, Token) and event.text:
+            yield event.text

@@ -1,0 +1,114 @@
+"""A KV cache on disk: the ids and the filled slots, so that a long prompt is computed once (docs/formats.md).
+
+A file is read by the bundle that wrote it alone: other weights would make other keys and values of the same ids.
+"""
+import contextlib
+import hashlib
+import json
+import os
+from typing import Any, BinaryIO, Dict, Iterator, List
+
+import numpy as np
+
+from merino_runtime.backends.backend import Backend
+from merino_runtime.bundle import Bundle, sha256_of
+from merino_runtime.errors import MerinoError
+
+MAGIC = b"merino-cache\n"
+SCHEMA = 1
+LONGEST_HEADER_BYTES = 64 * 2 ** 20
+KEYS = {"schema", "bundle_sha256", "ids", "arrays", "sha256"}
+
+
+def save_cache(bundle: Bundle, backend: Backend, path: str) -> None:
+    """Writes what the cache holds, whole or not at all. MerinoError if the file cannot be written."""
+    ids, arrays = backend.filled()  # arrays [1, heads, len(ids), head_size]
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(np.ascontiguousarray(array).tobytes())
+    header = {"schema": SCHEMA, "bundle_sha256": _identity(bundle), "ids": ids, "sha256": digest.hexdigest(),
+              "arrays": [{"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
+                         for name, array in arrays.items()]}
+    temporary = f"{path}.{os.getpid()}.part"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(MAGIC + json.dumps(header).encode("utf-8") + b"\n")
+            for array in arrays.values():
+                file.write(np.ascontiguousarray(array).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise MerinoError(f"cannot write the cache {path}: {error.strerror}. Free space on the disk, or name a file in "
+                          "another folder.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+
+
+def load_cache(bundle: Bundle, backend: Backend, path: str) -> None:
+    """Replaces what the backend's cache holds. MerinoError if the file is damaged or of another bundle; the cache is
+    then empty."""
+    backend.truncate(0)
+    try:
+        with open(path, "rb") as file:
+            header = _header(file, path)
+            if header["bundle_sha256"] != _identity(bundle):
+                raise MerinoError(f"the cache {path} was written by another bundle than {bundle.name!r} in "
+                                  f"{bundle.folder}. Name another file, or delete this one to have it written anew.")
+            _check_arrays(header, backend, path)
+            backend.fill(header["ids"], _arrays(file, header, path))
+    except OSError as error:
+        raise MerinoError(f"cannot read the cache {path}: {error.strerror}. Check the file's permissions.") from error
+
+
+def _identity(bundle: Bundle) -> str:
+    """sha256 of bundle.json, which holds the hashes of the weights."""
+    return sha256_of(os.path.join(bundle.folder, "bundle.json"))
+
+
+def _header(file: BinaryIO, path: str) -> Dict[str, Any]:
+    if file.read(len(MAGIC)) != MAGIC:
+        raise MerinoError(f"{path} is not a cache that merino wrote. Name another file.")
+    line = file.readline(LONGEST_HEADER_BYTES)
+    try:
+        header = json.loads(line.decode("utf-8"))
+    except ValueError as error:
+        raise _damaged(path, "its header is not JSON") from error
+    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
+        schema = header.get("schema") if isinstance(header, dict) else None
+        raise MerinoError(f"the cache {path} has schema {schema!r}, this runtime reads schema {SCHEMA}. Delete it to "
+                          "have it written anew.")
+    if set(header) != KEYS or not isinstance(header["ids"], list) or not isinstance(header["arrays"], list):
+        raise _damaged(path, "its header has other keys than expected")
+    return header
+
+
+def _check_arrays(header: Dict[str, Any], backend: Backend, path: str) -> None:
+    """backend: with an empty cache."""
+    ids: List[Any] = header["ids"]
+    if not all(isinstance(each, int) and 0 <= each < backend.vocab for each in ids) or len(ids) > backend.context:
+        raise _damaged(path, "its ids are not the model's")
+    expected = [{"name": name, "dtype": str(array.dtype), "shape": [*array.shape[:2], len(ids), *array.shape[3:]]}
+                for name, array in backend.filled()[1].items()]
+    if header["arrays"] != expected:
+        raise _damaged(path, "its arrays are not the bundle's")
+
+
+def _arrays(file: BinaryIO, header: Dict[str, Any], path: str) -> Iterator[np.ndarray]:
+    """Raises behind the last array if the hash of all is not the header's."""
+    digest = hashlib.sha256()
+    for array in header["arrays"]:
+        dtype = np.dtype(array["dtype"])
+        size = int(np.prod(array["shape"])) * dtype.itemsize
+        data = file.read(size)
+        if len(data) != size:
+            raise _damaged(path, "it ends too early")
+        digest.update(data)
+        yield np.frombuffer(data, dtype).reshape(array["shape"])
+    if digest.hexdigest() != header["sha256"] or file.read(1):
+        raise _damaged(path, "its contents have another sha256 than its header says")
+
+
+def _damaged(path: str, reason: str) -> MerinoError:
+    return MerinoError(f"the cache {path} is damaged: {reason}. Delete it to have it written anew.")

@@ -1,0 +1,38 @@
+"""Recognises errors that mean memory ran out, and makes the one message for them. Standard library only."""
+import re
+
+from merino_runtime import board
+from merino_runtime.bundle import Bundle
+
+# The words of C++ allocators, onnxruntime's arena, numpy, the dynamic loader and the C library.
+OUT_OF_MEMORY_WORDS = re.compile(
+    r"bad_alloc|bad allocation|[Ff]ailed to allocate|[Uu]nable to allocate|[Cc]annot allocate memory|MemoryError"
+    r"|failed to map segment|ENOMEM", re.ASCII)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, numpy, onnxruntime or the dynamic loader says that memory ran out."""
+    return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY_WORDS.search(str(error)))
+
+
+def out_of_memory(bundle: Bundle, doing: str, sessions: int = 1) -> str:
+    """The message. doing: what the runtime was at, as in "a decode step"."""
+    parts = (f"{sessions} x " if sessions > 1 else "") + f"{bundle.weight_bytes / board.MB:.0f} MB of weights"
+    parts += f", {bundle.kv_bytes / board.MB:.0f} MB of KV cache, about {board.PROCESS_MB} MB for Python and libraries"
+    equal = "use one thread count for prefill and decode, " if sessions > 1 else ""
+    return (f"out of memory in {doing}: bundle {bundle.name!r} needs "
+            f"{board.memory_need_mb(bundle, sessions):.0f} MB ({parts}) and memory "
+            f"for activations{_present()}. Stop other programs, {equal}shorten the prompt, or export with a shorter "
+            "--context or a smaller --precision.")
+
+
+def _present() -> str:
+    """What the process holds and the machine has; nothing if memory does not suffice to read that."""
+    try:
+        held, mb = board.peak_rss_mb(), board.read_memory_mb(board.read_text("/proc/meminfo"))
+    except MemoryError:
+        return ""
+    there = f"; this process has held up to {held:.0f} MB"
+    if "MemAvailable" in mb:
+        there += f", {mb['MemAvailable']:.0f} of this machine's {mb['MemTotal']:.0f} MB are available"
+    return there

@@ -1,0 +1,41 @@
+"""The options of sampling, and their ranges. Standard library only; `sampler` applies them."""
+from typing import NamedTuple, Optional
+
+from merino_runtime.errors import MerinoError
+
+
+class Sampling(NamedTuple):
+    temperature: float = 0.8  # 0: greedy
+    top_k: int = 40  # 0: off
+    top_p: float = 0.95  # 1: off
+    min_p: float = 0.05  # 0: off
+    repetition_penalty: float = 1.0  # 1: off
+    seed: Optional[int] = None  # None: a random one
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises one MerinoError that names all values out of range."""
+    rules = [
+        ("temperature", _within(sampling.temperature, 0, 100), "0 (greedy) to 100"),
+        ("top_k", _is_integer(sampling.top_k) and sampling.top_k >= 0, "an integer, 0 (off) or more"),
+        ("top_p", _within(sampling.top_p, 0, 1) and sampling.top_p > 0, "above 0, up to 1 (off)"),
+        ("min_p", _within(sampling.min_p, 0, 1), "0 (off) to 1"),
+        ("repetition_penalty", _within(sampling.repetition_penalty, 0.01, 100), "0.01 to 100, 1 is off"),
+        ("seed", sampling.seed is None or (_is_integer(sampling.seed) and 0 <= sampling.seed < 2 ** 32),
+         "an integer from 0 to 2**32 - 1, or none"),
+    ]
+    wrong = [f"{name} is {getattr(sampling, name)!r}, allowed: {allowed}" for name, good, allowed in rules
+             if not good]
+    if wrong:
+        raise MerinoError(f"these sampling options are out of range: {'; '.join(wrong)}. Change or omit them.")
+
+
+def _within(value: float, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

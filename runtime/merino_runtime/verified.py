@@ -1,0 +1,77 @@
+"""A stamp of the files of a bundle whose hashes were right, so that a start need not hash them again.
+
+Hashing 136 MB takes seconds on a Raspberry Pi Zero 2 W. A stamp holds for each file what a write changes: size, inode,
+and the times of the last change of contents and of inode (docs/formats.md). It lies in the user's cache, one per folder
+of a bundle. If a stamp cannot be read or written, the files are hashed.
+"""
+import contextlib
+import hashlib
+import json
+import os
+import time
+from typing import Any, Dict, List, Optional
+
+from merino_runtime.bundle import Bundle, check_files
+
+SCHEMA = 1
+# File systems keep times in steps, FAT in 2 s: what changed so shortly before the hashing could change again unnoticed.
+LEAST_AGE_NS = 3 * 10 ** 9
+
+
+def check_files_once(bundle: Bundle) -> None:
+    """Hashes the files unless the stamp says that they are as they were. MerinoError if one is missing or damaged."""
+    check_files(bundle, hashes=False)
+    if _stamped(bundle) != _state(bundle):
+        check_and_stamp(bundle)
+
+
+def check_and_stamp(bundle: Bundle) -> None:
+    """Hashes the files in any case. MerinoError if one is missing or damaged."""
+    before, now_ns = _state(bundle), time.time() * 10 ** 9
+    check_files(bundle)
+    youngest_ns = max((max(file["mtime_ns"], file["ctime_ns"]) for file in before), default=0)
+    if youngest_ns + LEAST_AGE_NS < now_ns and _state(bundle) == before:
+        with contextlib.suppress(OSError):
+            _write(_path(bundle), {"schema": SCHEMA, "files": before})
+
+
+def _state(bundle: Bundle) -> List[Dict[str, Any]]:
+    """What a write would change, and what bundle.json expects. An absent file is the caller's to report."""
+    found = []
+    for file in bundle.files:
+        try:
+            status = os.stat(os.path.join(bundle.folder, file.path))
+        except OSError:
+            continue
+        found.append({"path": file.path, "sha256": file.sha256, "bytes": status.st_size, "inode": status.st_ino,
+                      "device": status.st_dev, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns})
+    return found
+
+
+def _stamped(bundle: Bundle) -> Optional[List[Dict[str, Any]]]:
+    try:
+        with open(_path(bundle), encoding="utf-8") as file:
+            stamp = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return stamp.get("files") if isinstance(stamp, dict) and stamp.get("schema") == SCHEMA else None
+
+
+def _path(bundle: Bundle) -> str:
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    name = hashlib.sha256(os.fsencode(os.path.realpath(bundle.folder))).hexdigest()[:16]
+    return os.path.join(cache, "merino", "verified", name + ".json")
+
+
+def _write(path: str, stamp: Dict[str, Any]) -> None:
+    """Whole or not at all: another process may read it."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(stamp, file)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise

@@ -1,0 +1,125 @@
+"""The Python API as its page shows it, on bundles of both dialects."""
+import contextlib
+import io
+import os
+import pathlib
+import re
+import threading
+
+import pytest
+
+from merino_runtime.api import open_model
+from merino_runtime.errors import MerinoError
+from merino_runtime.sampling import GREEDY, Sampling
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "python.md"
+OPTIONS = {"max_new_tokens": 6, "sampling": GREEDY, "ignore_eos": True}
+
+
+@pytest.fixture(params=["fused", "portable"])
+def folder(request, bundle_dirs):
+    if request.param not in bundle_dirs:
+        pytest.skip(f"no {request.param} bundle for this Python's onnxruntime")
+    return str(bundle_dirs[request.param])
+
+
+@pytest.fixture
+def model(folder):
+    with open_model(folder, threads=1) as opened:
+        yield opened
+
+
+def alone(folder, ids, options=OPTIONS):
+    """The ids that a fresh model gives behind these ids."""
+    from merino_runtime.generate import generate
+
+    with open_model(folder, threads=1) as other:
+        *tokens, _ = generate(other.backend, ids, max_new_tokens=options["max_new_tokens"], sampling=GREEDY)
+    return [token.id for token in tokens]
+
+
+def test_the_pages_example_runs(folder, tmp_path, monkeypatch):
+    os.symlink(os.path.abspath(folder), str(tmp_path / "bundle"))
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(examples) == 1
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(examples[0], str(PAGE), "exec"), {})  # noqa: S102
+    assert "'length'" not in out.getvalue() and " length\n" in out.getvalue()
+    assert (tmp_path / "prompt.cache").exists()
+
+
+def test_stream_is_the_text_of_generate(model):
+    *tokens, done = model.generate("the river", **OPTIONS)
+    assert "".join(model.stream("the river", **OPTIONS)) == "".join(token.text for token in tokens)
+    assert done.tokens == 6 and done.stop_reason == "length"
+
+
+def test_a_conversation_computes_each_turns_new_text_alone_and_continues_it(model, folder):
+    conversation = model.conversation()
+    first = "".join(conversation.reply("the mill", **OPTIONS))
+    assert first == "".join(model.stream("the mill", **OPTIONS)) and conversation.done.tokens == 6
+    before, text = conversation.ids[:], " and the baker"
+    "".join(conversation.reply(text, **OPTIONS))
+    prompt = before + model.tokenizer.encode(text)
+    assert conversation.ids == prompt + alone(folder, prompt)
+    assert conversation.done.prefill_tokens == len(model.tokenizer.encode(text)) + 1  # the last reply's last id too
+
+
+def test_a_reply_that_was_not_read_to_its_end_counts_as_far_as_it_was_read(model, folder):
+    conversation = model.conversation()
+    pieces = conversation.reply("the mill", **OPTIONS)
+    next(pieces)
+    pieces.close()
+    assert conversation.done is None
+    ids = conversation.ids[:]
+    "".join(conversation.reply("", **OPTIONS))
+    assert conversation.ids == ids + alone(folder, ids)
+    with pytest.raises(MerinoError, match="the conversation is empty"):
+        model.conversation().reply("")
+
+
+def test_forks_stream_in_two_threads(model):
+    prompts, found = ["the river", "warm bread"], {}
+    expected = {prompt: "".join(model.stream(prompt, **OPTIONS)) for prompt in prompts}
+    with model.fork() as other:
+        def work(one, prompt):
+            found[prompt] = "".join(one.stream(prompt, **OPTIONS))
+
+        threads = [threading.Thread(target=work, args=pair) for pair in [(model, prompts[0]), (other, prompts[1])]]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == expected
+
+
+def test_after_with_the_model_is_closed_and_says_so(folder):
+    with open_model(folder) as model:
+        fork = model.fork()
+    with pytest.raises(MerinoError, match="this backend is closed"):
+        list(model.stream("the", **OPTIONS))
+    assert len("".join(fork.stream("the", **OPTIONS))) > 0
+    fork.close()
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"max_new_tokens": 0}, "0 new tokens"), ({"sampling": Sampling(top_p=7.0)}, "top_p is 7.0"),
+    ({"stops": [""]}, "stop string"), ({"overflow": "wrap"}, "'wrap', allowed")])
+def test_a_wrong_request_is_refused_before_anything_is_computed(model, options, message):
+    with pytest.raises(MerinoError, match=message):
+        model.stream("the", **options)
+    with pytest.raises(MerinoError, match=message):
+        model.conversation().reply("the", **options)
+    assert model.backend.ids == []
+
+
+def test_notes_go_to_the_caller(folder, monkeypatch):
+    from merino_runtime import board
+
+    here = board.this_board()
+    monkeypatch.setattr(board, "this_board", lambda: here._replace(memory_available_mb=1.0))
+    notes = []
+    open_model(folder, say=notes.append).close()
+    assert len(notes) == 1 and "1 MB are available" in notes[0]

@@ -1,0 +1,65 @@
+"""What importing our packages sets, and that no onnxruntime behind it writes into HOME or opens a connection."""
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+PATH = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+PACKAGES = [name for name in ("merino_runtime", "merino_bench", "merino_edge") if find_spec(name)]
+VARIABLES = ("ORT_DISABLE_TELEMETRY", "OPENBLAS_CORETYPE")
+SHOW = f"""
+import os, platform, sys
+platform.machine = lambda: sys.argv[2]
+__import__(sys.argv[1])
+print(*[os.environ.get(name) for name in {VARIABLES!r}])
+assert "numpy" not in sys.modules and "onnxruntime" not in sys.modules
+"""
+USE = """
+import sys
+__import__(sys.argv[1])
+import onnxruntime
+onnxruntime.InferenceSession(sys.argv[2] + "/model.onnx", providers=["CPUExecutionProvider"])
+"""
+
+
+def clean_environment(**variables):
+    """This process's environment without what our packages or conftest have set."""
+    kept = {name: value for name, value in os.environ.items()
+            if name not in (*VARIABLES, "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")}
+    return dict(kept, PYTHONPATH=PATH, **variables)
+
+
+def shown(package, machine, **variables):
+    call = [sys.executable, "-c", SHOW, package, machine]
+    return subprocess.check_output(call, env=clean_environment(**variables)).decode().split()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("machine, core_type", [("aarch64", "ARMV8"), ("x86_64", "None")])
+def test_importing_a_package_is_enough(package, machine, core_type):
+    assert shown(package, machine) == ["1", core_type]
+
+
+def test_a_value_of_the_users_stands():
+    assert shown("merino_runtime", "aarch64", ORT_DISABLE_TELEMETRY="0", OPENBLAS_CORETYPE="CORTEXA57") == [
+        "0", "CORTEXA57"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_onnxruntime_writes_nothing_into_home_and_opens_no_connection(package, bundle_dirs, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    log = tmp_path / "trace"
+    trace = ["strace", "-f", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(log)]
+    can_trace = shutil.which("strace") and subprocess.call([*trace, "true"]) == 0
+    call = [sys.executable, "-c", USE, package, str(bundle_dirs["portable"])]
+    environment = clean_environment(HOME=str(home))
+    for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+        environment.pop(name, None)
+    subprocess.check_call((trace if can_trace else []) + call, env=environment)
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+    if can_trace:
+        assert "AF_INET" not in log.read_text()

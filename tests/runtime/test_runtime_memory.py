@@ -1,0 +1,106 @@
+"""Memory that runs out, by a process's real limit and by the words of each library: one message, never "damage"."""
+import os
+import subprocess
+import sys
+
+import pytest
+
+import merino_runtime
+from merino_runtime import board
+from merino_runtime.backends import open_backend
+from merino_runtime.bundle import load_bundle
+from merino_runtime.errors import MerinoError
+from merino_runtime.memory import is_out_of_memory
+
+ROOT = os.path.dirname(os.path.dirname(merino_runtime.__file__))
+IDS = [5, 9, 100, 3]
+# As onnxruntime 1.32 and 1.10, numpy, the dynamic loader and glibc word it.
+WORDS = [
+    RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: std::bad_alloc"),
+    RuntimeError("Non-zero status code returned while running Gather node. Name:'Gather_6' Status Message: "
+                 "bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 102400"),
+    ImportError("libonnxruntime.so.1.32.0: failed to map segment from shared object"),
+    OSError(12, "Cannot allocate memory"), MemoryError(), MemoryError("Unable to allocate 512. KiB for an array")]
+
+LIMITED = """
+import resource, sys
+import numpy, onnxruntime
+from merino_runtime.backends import onnx, open_backend
+from merino_runtime.bundle import load_bundle
+from merino_runtime.errors import MerinoError
+
+HARD = resource.getrlimit(resource.RLIMIT_AS)[1]
+
+def limit(more_bytes):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    size = pages * resource.getpagesize() + more_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (size, HARD))
+
+bundle = load_bundle(sys.argv[1])
+if sys.argv[2] == "a cache":  # of 256 GB, with a limit that the sessions keep
+    inputs = tuple(port._replace(shape=(1, 2, 2 ** 30, 32)) if port.name.startswith("past_key_values") else port
+                   for port in bundle.inputs)
+    bundle = bundle._replace(inputs=inputs, kv_bytes=2 ** 38)
+limit(2 ** 30 if sys.argv[2] == "a cache" else 2 ** 18)
+try:
+    open_backend(bundle, 1)
+except MerinoError as error:
+    resource.setrlimit(resource.RLIMIT_AS, (HARD, HARD))
+    print(error)
+"""
+
+
+@pytest.fixture(params=["fused", "portable"])
+def bundle(request, bundle_dirs):
+    if request.param not in bundle_dirs:
+        pytest.skip(f"no {request.param} bundle for this Python's onnxruntime")
+    return load_bundle(str(bundle_dirs[request.param]))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+@pytest.mark.parametrize("what, doing", [("the sessions", "opening the graph"), ("a cache", "allocating the KV cache")])
+def test_a_process_whose_memory_ends_while_opening_says_what_is_needed_and_what_there_is(bundle, what, doing):
+    call = [sys.executable, "-c", LIMITED, bundle.folder, what]
+    out = subprocess.check_output(call, env=dict(os.environ, PYTHONPATH=ROOT, OPENBLAS_NUM_THREADS="1"))
+    said = out.decode("utf-8")
+    assert said.startswith(f"out of memory in {doing}: bundle {bundle.name!r} needs ")
+    assert "MB of weights" in said and "MB of KV cache" in said and "Stop other programs" in said
+    assert "--context" in said and "--precision" in said and "again" not in said
+    assert what != "a cache" or "MB are available. Stop" in said  # else there may be too little memory to look
+
+
+@pytest.mark.parametrize("error", WORDS, ids=lambda error: type(error).__name__)
+def test_memory_that_runs_out_in_prefill_and_decode_leaves_the_cache_as_it_was(bundle, error):
+    class NoMemory:
+        def io_binding(self):
+            return session.io_binding()
+
+        def run_with_iobinding(self, _):
+            raise error
+
+    backend = open_backend(bundle, 1)
+    session = backend._decode_session
+    backend._decode_session = backend._prefill_session = NoMemory()
+    with pytest.raises(MerinoError, match="^out of memory in the prefill of 4 ids: .*Stop other programs"):
+        backend.prefill(IDS)
+    assert backend.ids == []
+    backend._decode_session = backend._prefill_session = session
+    backend.prefill(IDS)
+    backend._decode_session = backend._prefill_session = NoMemory()
+    with pytest.raises(MerinoError, match="^out of memory in a decode step: .*Stop other programs"):
+        backend.step(7)
+    assert backend.ids == IDS
+    backend._decode_session = backend._prefill_session = session
+    assert backend.step(7).shape == (bundle.vocab,) and backend.ids == [*IDS, 7]
+    backend.close()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("protobuf parsing failed"), ImportError("No module named 'x'")])
+def test_other_errors_are_not_taken_for_memory(error):
+    assert not is_out_of_memory(error)
+
+
+def test_two_sessions_need_the_weights_twice_and_the_process_counts(bundle):
+    once, twice = board.memory_need_mb(bundle), board.memory_need_mb(bundle, 2)
+    assert twice - once == bundle.weight_bytes / board.MB
+    assert once == (bundle.weight_bytes + bundle.kv_bytes) / board.MB + board.PROCESS_MB > 50

@@ -1,0 +1,65 @@
+"""A board that lacks a package: one line that says how to install it there, whichever package and verb."""
+import os
+import subprocess
+import sys
+import sysconfig
+from importlib.util import find_spec
+
+import pytest
+
+from merino_runtime.errors import MerinoError
+from merino_runtime.requirements import PACKAGES, install_commands, require
+
+PATH = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+WITHOUT = """
+import sys
+sys.modules[sys.argv[1]] = None
+from {}.__main__ import main
+sys.exit(main(sys.argv[2:]))
+"""
+VERBS = [("merino_runtime", "generate", ["the", "-n", "1"]), ("merino_runtime", "selftest", [])]
+if find_spec("merino_bench"):
+    VERBS += [("merino_bench", "bench", []), ("merino_bench", "probe", ["-o", os.devnull])]
+
+
+@pytest.mark.parametrize("package, verb, arguments", VERBS)
+@pytest.mark.parametrize("absent", PACKAGES)
+def test_every_verb_without_a_package_says_how_to_install_it(package, verb, arguments, absent, bundle_dirs):
+    if verb in ("selftest", "bench", "probe") and absent == "tokenizers" or verb == "bench" and absent != "numpy":
+        pytest.skip("does not need it in this process")
+    folder = [] if verb == "probe" else [str(bundle_dirs["portable"])]
+    call = [sys.executable, "-c", WITHOUT.format(package), absent, verb] + folder + arguments
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=dict(os.environ, PYTHONPATH=PATH))
+    out, err = process.communicate()
+    said = err.decode().splitlines()[-1]
+    assert process.returncode == 1 and out == b"" and "Traceback" not in err.decode()
+    assert said.startswith(f"merino: {absent} cannot be imported") and "-m pip install --only-binary=:all: " in said
+
+
+@pytest.fixture
+def system_python(monkeypatch, tmp_path):
+    """This process as it were outside any virtual environment, its standard library in tmp_path."""
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    return tmp_path
+
+
+def test_where_the_system_refuses_pip_the_remedy_is_a_virtual_environment(system_python):
+    assert install_commands() == f"Run: {sys.executable} -m pip install --only-binary=:all: {' '.join(PACKAGES)}"
+    (system_python / "EXTERNALLY-MANAGED").write_text("[externally-managed]\n")
+    assert install_commands(["numpy", "onnxruntime>=1.18"]) == (
+        "Run: python3 -m venv ~/merino && ~/merino/bin/python -m pip install --only-binary=:all: numpy "
+        "'onnxruntime>=1.18' (and from then on ~/merino/bin/python in place of python3)")
+
+
+def test_inside_a_virtual_environment_pip_is_enough(system_python, monkeypatch):
+    (system_python / "EXTERNALLY-MANAGED").write_text("[externally-managed]\n")
+    monkeypatch.setattr(sys, "prefix", "/somewhere/else")
+    assert "-m venv" not in install_commands()
+
+
+def test_what_is_there_is_returned_and_what_is_not_is_named():
+    assert require("json").dumps([]) == "[]"
+    with pytest.raises(MerinoError, match=r"^no_such_package cannot be imported \(No module named"):
+        require("no_such_package")
