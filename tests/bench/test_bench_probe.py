@@ -110,6 +110,7 @@ def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
                     assert np.isfinite(values).all(), kernel.file
 
 
+@pytest.mark.slow
 def test_a_short_probe_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(bandwidth, "buffer_bytes", lambda: 64 * MB)  # four caches of a server take half the time
     told = []

@@ -23,6 +23,8 @@ from merino_bench.harness.worker import measure
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
 
+pytestmark = pytest.mark.slow
+
 ROOTS = os.pathsep.join(os.path.dirname(os.path.dirname(package.__file__))
                         for package in (merino_runtime, merino_bench))
 SMALL = BenchRequest(prompts=(8, 16), steps=(6,), repetitions=3, threads=(1,))

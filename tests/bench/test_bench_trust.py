@@ -12,6 +12,8 @@ import pytest
 from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.run import run_bench
 
+pytestmark = pytest.mark.slow
+
 STEP_S, CACHED_S, ID_S = 0.02, 0.0005, 0.003  # of a step, more of it per cached id, of a prefill per id
 KNOWN_BACKEND = """
 import json, os, time

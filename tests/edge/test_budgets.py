@@ -103,6 +103,7 @@ OPEN = st.tuples(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(NAMES), MAGNITUDES, max_size=5), OPEN)
 @settings(max_examples=100)
 def test_whatever_is_asked_gives_a_design_within_it_or_names_what_would(budgets, opened):

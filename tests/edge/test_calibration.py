@@ -192,6 +192,7 @@ def test_a_probe_that_never_got_to_the_products_is_refused():
         calibrate(synthetic(left_out=lambda row: row.kind == "linear"))
 
 
+@pytest.mark.slow
 def test_this_machine_is_measured_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     runs, said = [], []

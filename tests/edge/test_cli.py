@@ -86,6 +86,7 @@ def test_design_shows_a_table_beside_opt():
         assert words in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["fused", "portable"])
 def test_a_design_is_exported_and_measured(design_file, dialect, here, tmp_path):
     bundle = tmp_path / "bundle"
@@ -214,6 +215,7 @@ def test_training_needs_no_more_than_a_text(design_file, here, tmp_path):
     assert code == 0 and "trained weights" in said, err
 
 
+@pytest.mark.slow
 def test_design_takes_every_option_of_the_search():
     arguments = [
         "--device", "raspberry-pi-zero-2w", "--vocab", "300,1000", "--precision", "fp32,int8", "--context", "64",
@@ -236,6 +238,8 @@ def test_design_takes_every_option_of_the_search():
     assert code == 0 and "open: vocabulary 300, 1000; format fp32, int8" in out and "bundle's folder" in out
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("probed_host")
 def test_a_design_is_measured_on_this_machine_and_on_no_other(tmp_path):
     path = tmp_path / "design.json"
     small = ["--blocks", 1, "--vocab", 512, "--context", 64, "--memory-mb", 400, "--decode-ms", 500]

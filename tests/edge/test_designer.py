@@ -75,6 +75,7 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
     assert set(content["solver"]) == {"name", "gap", "bound", "seconds", "seed"}
 
 
+@pytest.mark.slow
 def test_evolution_repeats_for_a_seed_and_is_measured_against_the_bound():
     found, again = (small_design(solver="evolution", seed=5) for _ in range(2))
     exact = small_design()
@@ -161,6 +162,7 @@ def test_a_request_that_cannot_be_met_is_refused(request_, says):
         small_design(**request_)
 
 
+@pytest.mark.slow
 def test_progress_of_evolution_is_reported():
     steps = []
     small_design(solver="evolution", progress=steps.append)

@@ -337,6 +337,7 @@ def test_opt_350m_is_known_by_name():
     assert operators.params(source.arch.operators) == source.model.num_parameters()
 
 
+@pytest.mark.slow
 def test_boards_are_those_whose_free_memory_holds_it(tmp_path):
     """An embedding of 107 MB and a cache of 156 MB, beside the runtime: too much for the smallest board."""
     shared = {"width": 256, "ffn_ratio": 1.0, "depth": 8, "shared": True}

@@ -89,6 +89,7 @@ def test_what_names_families_loads_neither_torch_nor_transformers_nor_scipy(modu
     assert done.stdout.split() == []
 
 
+@pytest.mark.slow
 def test_the_documented_import_registers_what_transformers_does_not_have(geometry, tmp_path):
     """In a fresh interpreter: here everything is imported already."""
     build_model(geometry).save_pretrained(tmp_path)

@@ -24,6 +24,8 @@ from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
+pytestmark = pytest.mark.slow
+
 OPT = OptArchitecture(
     width=64, layers=2, heads=2, ffn_width=128, embed_width=32, vocab=304, context=64, pre_norm=False
 )

@@ -161,6 +161,7 @@ def test_budgets_that_cannot_be_measured_take_one_design():
     assert redesign({"flops_g": 100}, find, measure).measured.designs == len(seen) == 1
 
 
+@pytest.mark.slow
 def test_a_measurement_of_this_machine():
     measured = measure_design(real({"params_m": 0.5}))
     assert 0 < measured.decode_ms < 1000 and 0 < measured.prefill_ms < 10_000

@@ -9,6 +9,8 @@ from sample_records import many, opt, record
 
 from merino_edge.cli.app import main
 
+pytestmark = pytest.mark.slow
+
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results" / "demo-x86-2cores.json"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")

@@ -15,8 +15,11 @@ HOME = ROOT / "merino_edge" / "families"
 FOLDERS = sorted(path.parent.name for path in HOME.glob("*/geometry.py"))
 PACKAGES = (ROOT / "merino_edge", ROOT / "runtime" / "merino_runtime", ROOT / "bench" / "merino_bench")
 EXPERIMENTS = ROOT / "bench" / "experiments"
-# "merino" is also what the board's program is called: on its command line and in the versions of a record.
-PROGRAM = {"runtime/merino_runtime/__main__.py", "bench/merino_bench/sensors/environment.py"}
+# "merino" is also what the board's program is called: on its command line, in the versions of a record, in its cache.
+PROGRAM = {
+    "runtime/merino_runtime/__main__.py", "runtime/merino_runtime/verified.py",
+    "bench/merino_bench/sensors/environment.py",
+}  # fmt: skip
 
 
 def outside(folders):

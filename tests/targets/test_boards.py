@@ -40,10 +40,13 @@ GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature"
 QUANTISED = [("fused", "int8"), ("fused", "int4"), ("portable", "int8")]
 WITH_DOTPROD = ["cortex-a76"]
 
-pytestmark = pytest.mark.skipif(
-    not GIVEN and not (PYTHON.exists() and shutil.which("qemu-aarch64")),
-    reason="no emulated board on this machine (make test-boards sets one up)",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not GIVEN and not (PYTHON.exists() and shutil.which("qemu-aarch64")),
+        reason="no emulated board on this machine (make test-boards sets one up)",
+    ),
+]
 
 
 def run(*call, cwd=None):

@@ -17,6 +17,8 @@ from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.text import open_tokenizer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 LOGITS = ROOT / "tests" / "targets" / "boards" / "logits.py"
 README = ROOT / "merino_edge" / "embedded" / "README.md"
