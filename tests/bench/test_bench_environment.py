@@ -117,6 +117,7 @@ def test_the_share_of_others():
     assert environment.others_share(before._replace(busy_s=None), CpuMoment(12.0, 505.0, 6.0), 4) is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(environment.cpu_moment().busy_s is None, reason="no /proc/stat")
 def test_another_process_is_seen_and_our_own_work_is_not():
     burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])

@@ -268,6 +268,7 @@ def sampled(root, seconds, change=lambda: None):
     return energy_of(sampler, idle_w, [[start_s, end_s]], []), end_s - start_s
 
 
+@pytest.mark.slow
 def test_a_constant_power_gives_its_time_times_itself(nano):
     found, seconds = sampled(nano, 0.6)
     assert found["idle_w"] == pytest.approx(2.979)
@@ -275,6 +276,7 @@ def test_a_constant_power_gives_its_time_times_itself(nano):
     assert found["prefill_net_j"] == pytest.approx(0, abs=1e-6) and found["samples"] >= 3
 
 
+@pytest.mark.slow
 def test_a_sensor_that_vanishes_in_the_middle_gives_none_and_no_crash(nano):
     found, _ = sampled(nano, 0.6, change=lambda: shutil.rmtree(str(nano / "sys")))
     assert found["idle_w"] == pytest.approx(2.979) and found["samples"] > 0

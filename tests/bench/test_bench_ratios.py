@@ -92,6 +92,7 @@ def test_few_values_are_cut_further_out():
     assert tail_share(5) == pytest.approx(0.00096, rel=0.02) and tail_share(2) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count, paired, least", [
     (5, False, 0.94), (5, True, 0.91), (10, False, 0.93), (10, True, 0.93)])
 def test_the_interval_covers_the_truth_about_as_often_as_it_says(count, paired, least):

@@ -22,6 +22,8 @@ from merino_edge.export.source import random_source
 from merino_edge.families.operators import FORMATS, weight_bytes
 from merino_runtime.backends import open_backend
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def built():

@@ -188,6 +188,7 @@ def test_energy_is_watts_times_the_time_of_a_step():
     assert 0.8 * 0.01 < found.predicted.j_per_token <= 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dialect", "precision"),
     [("fused", "fp32"), ("fused", "int8"), ("fused", "int4"), ("portable", "fp32"), ("portable", "int8")],

@@ -17,6 +17,8 @@ from merino_edge.cli.app import main
 from merino_edge.embedded import FOLDER
 from merino_edge.profiles.reading import profile_ids
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments, cwd=None):
     """(exit code, stdout, stderr) of `merino-edge`, in a process of its own."""
@@ -86,7 +88,6 @@ def test_design_shows_a_table_beside_opt():
         assert words in out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["fused", "portable"])
 def test_a_design_is_exported_and_measured(design_file, dialect, here, tmp_path):
     bundle = tmp_path / "bundle"
@@ -215,7 +216,6 @@ def test_training_needs_no_more_than_a_text(design_file, here, tmp_path):
     assert code == 0 and "trained weights" in said, err
 
 
-@pytest.mark.slow
 def test_design_takes_every_option_of_the_search():
     arguments = [
         "--device", "raspberry-pi-zero-2w", "--vocab", "300,1000", "--precision", "fp32,int8", "--context", "64",
@@ -238,7 +238,6 @@ def test_design_takes_every_option_of_the_search():
     assert code == 0 and "open: vocabulary 300, 1000; format fp32, int8" in out and "bundle's folder" in out
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("probed_host")
 def test_a_design_is_measured_on_this_machine_and_on_no_other(tmp_path):
     path = tmp_path / "design.json"

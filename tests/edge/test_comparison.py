@@ -51,6 +51,7 @@ def test_any_format_means_those_that_the_board_is_fast_at():
     assert fast_formats(load_profile("raspberry-pi-5")) == ["fp32", "int8", "int4"]
 
 
+@pytest.mark.slow
 def test_the_table_of_presets_is_what_the_search_finds():
     text = (ROOT / "docs/search.md").read_text()
     assert table() in text

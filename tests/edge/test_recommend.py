@@ -34,6 +34,7 @@ def predicted(existing, profile, precision, context):
     return cost_model(profile, InferenceShape(precision, context, 128)).predict(existing.geometry.operators)
 
 
+@pytest.mark.slow
 def test_every_verdict_is_a_direct_prediction_held_against_the_budgets():
     asked = {"decode_ms": 25, "prefill_ms": 400, "params_m": 150, "file_mb": 300, "j_per_token": 0.2}
     budgets = with_board_defaults(asked, PI5)
@@ -148,6 +149,7 @@ def test_a_front_runs_from_the_smallest_decoder_to_where_more_gives_nothing(foun
     assert last.entropy == design(ZERO, free, space=SMALL, context=256, prompt=128).entropy
 
 
+@pytest.mark.slow
 def test_other_budgets_hold_at_every_point():
     found = front(ZERO, {"params_m": 1, "prefill_ms": 60}, "decode_ms", 4, space=SMALL, context=256, prompt=128)
     assert found.budget == {"params_m": 1, "prefill_ms": 60, "memory_mb": ZERO.budget.memory_mb}
@@ -179,6 +181,7 @@ def run(*words):
     return result.exit_code, result.stdout, result.exception
 
 
+@pytest.mark.slow
 def test_recommend_prints_json_with_sources_and_verdicts():
     code, out, _ = run("recommend", "--device", "raspberry-pi-5", "--decode-ms", "20", "--context", "512", "--json")
     found = json.loads(out)

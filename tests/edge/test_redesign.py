@@ -17,6 +17,8 @@ from merino_edge.design.space import Space
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.errors import MerinoError
 
+pytestmark = pytest.mark.slow
+
 BOARD = load_profile("raspberry-pi-5")
 SPACE = Space(widths=(64, 128, 192, 256), depths=(1, 2, 3, 4), ffn_ratios=(1.0, 2.0), blocks=2, vocab=2000)
 
@@ -161,7 +163,6 @@ def test_budgets_that_cannot_be_measured_take_one_design():
     assert redesign({"flops_g": 100}, find, measure).measured.designs == len(seen) == 1
 
 
-@pytest.mark.slow
 def test_a_measurement_of_this_machine():
     measured = measure_design(real({"params_m": 0.5}))
     assert 0 < measured.decode_ms < 1000 and 0 < measured.prefill_ms < 10_000

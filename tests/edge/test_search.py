@@ -120,6 +120,7 @@ def assert_within(space, program, budgets, choice):
         assert value <= budgets.get(name, math.inf) * (1 + 1e-12), name
 
 
+@pytest.mark.slow
 @given(problems())
 @settings(max_examples=200)
 def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
@@ -261,6 +262,7 @@ def test_a_programs_shares_are_the_costs_of_the_decoder_that_is_built(data):
         assert part * constraint.room + constraint.fixed == pytest.approx(expected, rel=1e-9), name
 
 
+@pytest.mark.slow
 @given(
     problems(blocks=(1, 2)), st.lists(st.sampled_from([257, 1000, 8000]), min_size=1, max_size=2, unique=True),
     st.lists(st.sampled_from(FORMATS), min_size=1, max_size=2, unique=True),
@@ -362,6 +364,7 @@ def test_a_design_that_is_not_proved_says_so(monkeypatch):
     assert "not proved" in solver_line(found) and "HiGHS failed" in solver_line(found)
 
 
+@pytest.mark.slow
 @given(problems(), st.floats(0.2, 1.5))
 @settings(max_examples=60)
 def test_a_floor_hides_the_best_decoder_only_where_that_does_not_exceed_it(problem, share):

@@ -118,6 +118,7 @@ class Interrupted(training.Trainer):
         return super().training_step(*arguments, **keys)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_if_it_had_not_been_interrupted(finished, text, tmp_path, monkeypatch):
     folder, record = finished[0], dict(finished[1])
     out = tmp_path / "checkpoint"

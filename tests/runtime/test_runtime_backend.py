@@ -313,6 +313,7 @@ class WorkedOnWhileRead(dict):
             yield pair
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", ["step", "go back and prefill"])
 def test_a_fork_beside_a_running_generation_has_the_entries_of_its_ids(bundle, backend, work):
     def other_thread():

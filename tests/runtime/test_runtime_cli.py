@@ -13,6 +13,8 @@ import pytest
 import merino_runtime
 from merino_runtime import board
 
+pytestmark = pytest.mark.slow
+
 # Of the package, wherever it was imported from: the process must run the same one.
 ROOT = os.path.dirname(os.path.dirname(merino_runtime.__file__))
 CALL = [sys.executable, "-m", "merino_runtime"]
