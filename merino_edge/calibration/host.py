@@ -17,12 +17,12 @@ from typing import Any
 
 import psutil
 
-from merino_bench.probe.bandwidth import last_level_cache_bytes
 from merino_bench.probe.run import run_probe
 from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.probe import PROBE_SCHEMA, Probe, joined, read_probe
 from merino_edge.storage.atomic import cache_folder
 from merino_runtime import board
+from merino_runtime.board import last_level_cache_bytes
 from merino_runtime.errors import MerinoError
 
 CPUINFO = Path("/proc/cpuinfo")

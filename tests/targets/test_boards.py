@@ -189,7 +189,7 @@ def test_the_instructions_found_are_those_that_execute(cpu, tmp_path):
     executes = json.loads(output(on_board(cpu, INSTRUCTIONS)))
     assert executes.pop("none") and set(executes) == set(ARM_FEATURES.values())
     write_board_app(tmp_path / "merino.pyz")
-    script = "from merino_runtime import board; board._read = lambda path: ''; print(*board.this_isa())"
+    script = "from merino_runtime import board; board.read_text = lambda path: ''; print(*board.this_isa())"
     found = output(on_board(cpu, "-c", script, path=tmp_path / "merino.pyz")).split()
     assert set(found) == {name for name, ran in executes.items() if ran}
     assert cpu != "max" or all(executes.values())

@@ -2,15 +2,14 @@
 
 Needs Python 3.6 and numpy only, so that it runs on every board. Callers judge and store the result.
 """
-import glob
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import List, Optional
 
 import numpy as np
 
-MB = 2 ** 20
+from merino_runtime.board import MB, last_level_cache_bytes, read_memory_mb, read_text
+
 LEAST_BUFFER_MB = 16
 DEFAULT_BUFFER_MB = 256
 
@@ -63,30 +62,4 @@ def buffer_bytes() -> int:
 
 def available_bytes() -> int:
     """Memory a process can take without swapping; 0 where the system does not say so in /proc."""
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return 0
-
-
-def last_level_cache_bytes() -> int:
-    """Size of the highest cache level; 0 where /sys does not name it (macOS, Windows, some boards)."""
-    sizes = []
-    for folder in glob.glob("/sys/devices/system/cpu/cpu0/cache/index*"):
-        try:
-            size = _read_word(folder, "size")
-            level = int(_read_word(folder, "level"))
-            unit = MB if size.endswith("M") else 1024
-            sizes.append((level, int(size.rstrip("KM")) * unit))
-        except (OSError, ValueError):
-            continue
-    return max(sizes)[1] if sizes else 0
-
-
-def _read_word(folder: str, name: str) -> str:
-    with open(os.path.join(folder, name)) as text:
-        return text.read().strip()
+    return int(read_memory_mb(read_text("/proc/meminfo")).get("MemAvailable", 0) * MB)

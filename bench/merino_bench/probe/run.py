@@ -22,6 +22,7 @@ from merino_bench.sensors import environment
 from merino_runtime import board
 from merino_runtime.backends.onnx_session import version_tuple
 from merino_runtime.errors import MerinoError
+from merino_runtime.requirements import require
 
 SCHEMA = 5
 MOST_SECONDS = 55.0  # of one minute; starting, writing and memory take the rest
@@ -105,11 +106,7 @@ def probe_machine(work: str, deadline: float, tell: Callable[[str], None]) -> Di
 
 
 def import_backend() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MerinoError(f"onnxruntime cannot be imported ({error}): the probe measures through it. "
-                          "Run: python3 -m pip install --only-binary=:all: onnxruntime") from error
+    onnxruntime = require("onnxruntime", ["onnxruntime"])
     if version_tuple(onnxruntime.__version__) == REFUSED:
         raise MerinoError("onnxruntime 1.21.0 dies on some boards: install another version.")
     return onnxruntime
@@ -121,7 +118,7 @@ def this_machine(version: Tuple[int, ...]) -> Machine:
     formats = ("fp32", "int8", "int4") if version >= FIRST_BLOCKED else ("fp32",) if fused else ("fp32", "int8")
     cores = board.physical_core_count()
     counts = sorted({count for count in (1, 2, 4) if count < cores} | {cores})
-    return Machine(bandwidth.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused)
+    return Machine(board.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused)
 
 
 def read_rows(machine: Machine, seconds: float) -> List[Dict[str, Any]]:
