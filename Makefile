@@ -4,8 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OLDER := .venv36 .venv38 .venv310
-# A file per process, so that what a file shares is made once.
-PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# A file per process, so that what a file shares is made once; in the order of setup.cfg's testpaths.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BOARD_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/merino_edge/boards/bookworm
 
 .PHONY: demo test test-fast test-boards boards lint clean
