@@ -117,12 +117,6 @@ def load_bundle_again(folder: Path) -> Source:
     )  # fmt: skip
 
 
-def read_architecture(path: Path) -> Architecture:
-    """From a design.json, or from a file that holds an architecture object alone."""
-    found = read_plan(path)
-    return found.architecture if isinstance(found, Design) else found
-
-
 def read_plan(path: Path) -> Design | Architecture:
     """A design.json, or an architecture object alone. Raises MerinoError where the file is neither."""
     try:

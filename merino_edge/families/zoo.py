@@ -7,7 +7,7 @@ A model of a family in the registry has that family's own geometry, and can be e
 import tomllib
 from functools import cache
 from importlib.resources import files
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo, model_validator
 
@@ -20,7 +20,6 @@ from merino_runtime.errors import MerinoError
 FILE = "zoo.toml"
 
 Task = Literal["hellaswag", "piqa", "winogrande", "openbookqa", "arc_easy", "arc_challenge", "arc_mean", "lambada"]
-TASKS: tuple[Task, ...] = get_args(Task)
 RANKING: tuple[Task, ...] = ("hellaswag", "piqa", "winogrande")  # in every source that has several tasks
 
 
