@@ -13,9 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
-from merino_bench.probe.tasks import DECODER_VOCAB
-from merino_edge.calibration.probe import Measurement, Probe
-from merino_edge.families.designed import Architecture, Block
+from merino_edge.calibration.probe import Measurement, Probe, timed_decoder
 from merino_edge.families.operators import Operator, activation, attention, head, linear, norm
 from merino_edge.prediction.latency_terms import again_share, amounts, partly_share, total_us
 from merino_edge.profiles.coefficients import AGAIN, GENERAL, MEMORY, OF_FORMAT, Dialect
@@ -52,16 +50,12 @@ def amounts_of(row: Measurement, dialect: Dialect) -> dict[str, float]:
 
 
 def decoder_of(row: Measurement) -> list[Operator]:
-    return decoder_operators(row.columns, row.rows, row.count, row.uses, row.columns // row.heads)
+    return timed_operators(row.columns, row.rows, row.count, row.uses, row.heads)
 
 
 @lru_cache(maxsize=64)  # a probe has rows of one shape for several formats, thread counts and numbers of tokens
-def decoder_operators(width: int, ffn: int, layers: int, uses: int, head_size: int) -> list[Operator]:
-    """Layers used once are one block; layers used several times are a block each, with shared weights."""
-    shared = uses > 1
-    depth, count = (uses, layers) if shared else (layers, 1)
-    block = Block(width=width, ffn_ratio=ffn / width, depth=depth, shared=shared)
-    return Architecture(blocks=(block,) * count, vocab=DECODER_VOCAB, head_size=head_size).operators
+def timed_operators(width: int, ffn_width: int, layers: int, uses: int, heads: int) -> list[Operator]:
+    return timed_decoder(width, ffn_width, layers, uses, heads).operators
 
 
 def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:

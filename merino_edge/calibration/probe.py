@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from merino_bench.probe.run import SCHEMA as PROBE_SCHEMA
+from merino_bench.probe.tasks import DECODER_CONTEXT, DECODER_VOCAB
+from merino_edge.families.designed import Architecture, Block
 from merino_edge.profiles.coefficients import Dialect
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
@@ -91,6 +93,18 @@ class Probe(Strict):
         named = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
         state = f"; flags: {', '.join(self.flags)}" if self.flags else ""
         return f"probe of {self.date} on {self.machine.get('board') or 'an unnamed machine'} ({named}){state}"
+
+
+def timed_decoder(width: int, ffn_width: int, layers: int, uses: int, heads: int) -> Architecture:
+    """The geometry of a decoder that the probe times; each argument is a column of its row.
+
+    Layers used once are one block; layers used several times are a block each, with shared weights.
+    """
+    depth, blocks = (uses, layers) if uses > 1 else (layers, 1)
+    block = Block(width=width, ffn_ratio=ffn_width / width, depth=depth, shared=uses > 1)
+    return Architecture(
+        blocks=(block,) * blocks, vocab=DECODER_VOCAB, head_size=width // heads, context=DECODER_CONTEXT
+    )
 
 
 def read_probe(path: Path) -> Probe:

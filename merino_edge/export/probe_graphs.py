@@ -21,11 +21,12 @@ from onnx import ModelProto
 import merino_bench.probe
 from merino_bench.probe import tasks as plan
 from merino_bench.probe.graphs import ARCHIVE, INDEX
+from merino_edge.calibration.probe import timed_decoder
 from merino_edge.export.export import walked_graph
 from merino_edge.export.onnx.graph import Graph, Port
 from merino_edge.export.onnx.layout import FusedLayout, PortableLayout, model_without_weights, unset
 from merino_edge.export.probe_grid import GraphKey, graph_keys
-from merino_edge.families.designed import Architecture, Block, layer_operators
+from merino_edge.families.designed import Architecture, layer_operators
 from merino_edge.families.graph_ops import KvLayer, Norm
 from merino_edge.families.hugging_face import build_model
 
@@ -110,14 +111,7 @@ def decoder(key: GraphKey) -> Graph:
 
 
 def decoder_architecture(key: GraphKey) -> Architecture:
-    """One block with `count` layers of their own, or `count` shared blocks with one layer used several times."""
-    shared = key.uses > 1
-    depth, blocks = (key.uses, key.count) if shared else (key.count, 1)
-    block = Block(width=key.columns, ffn_ratio=key.rows / key.columns, depth=depth, shared=shared)
-    return Architecture(
-        blocks=(block,) * blocks, vocab=plan.DECODER_VOCAB, head_size=key.columns // key.heads,
-        context=plan.DECODER_CONTEXT,
-    )  # fmt: skip
+    return timed_decoder(key.columns, key.rows, key.count, key.uses, key.heads)
 
 
 BUILDERS: dict[str, Callable[[GraphKey], Graph]] = {
