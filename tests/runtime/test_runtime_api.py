@@ -16,19 +16,6 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "python.md"
 OPTIONS = {"max_new_tokens": 6, "sampling": GREEDY, "ignore_eos": True}
 
 
-@pytest.fixture(params=["fused", "portable"])
-def folder(request, bundle_dirs):
-    if request.param not in bundle_dirs:
-        pytest.skip(f"no {request.param} bundle for this Python's onnxruntime")
-    return str(bundle_dirs[request.param])
-
-
-@pytest.fixture
-def model(folder):
-    with open_model(folder, threads=1) as opened:
-        yield opened
-
-
 def alone(folder, ids, options=OPTIONS):
     """The ids that a fresh model gives behind these ids."""
     from merino_runtime.generate import generate

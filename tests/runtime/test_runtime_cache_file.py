@@ -17,19 +17,6 @@ CALL = [sys.executable, "-m", "merino_runtime", "generate"]
 IDS = [5, 9, 100, 3, 77, 31, 2, 200]
 
 
-@pytest.fixture(params=["fused", "portable"])
-def folder(request, bundle_dirs):
-    if request.param not in bundle_dirs:
-        pytest.skip(f"no {request.param} bundle for this Python's onnxruntime")
-    return str(bundle_dirs[request.param])
-
-
-@pytest.fixture
-def model(folder):
-    with open_model(folder, threads=1) as opened:
-        yield opened
-
-
 @pytest.fixture
 def saved(model, tmp_path):
     model.backend.prefill(IDS)
