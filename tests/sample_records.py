@@ -13,20 +13,24 @@ STATE = {"governor": "performance", "clocks_mhz": [2400.0, 2400.0], "clocks_max_
 ENVIRONMENT = {"board": "Test board", "kernel": "6.1", "arch": "x86_64", "cpus": 2, "versions": {"python": "3.11.7",
                "numpy": "2.4.6", "tensorrt": None}, "before": STATE, "after": STATE, "others_cpu_share": 0.01}
 RECORD = {
-    "schema": 2, "bundle": "ours", "bundle_sha256": "0" * 64, "engine": "onnxruntime 1.32.0 CPU", "precision": "fp32",
+    "schema": 3, "bundle": "ours", "bundle_sha256": "0" * 64, "engine": "onnxruntime 1.32.0 CPU", "precision": "fp32",
     "dialect": "fused", "weights": "random", "weights_source": "random, seed 0", "test": "tg32", "prompt_tokens": 8,
-    "repetitions": 5, "threads": 2, "tok_s": 1.0, "tok_s_sd": 0.5, "ms_p50": 1.0, "ms_p90": 1.1, "ttft_ms": 20.0,
+    "repetitions": 5, "threads": 2, "tok_s": 1.0, "tok_s_sd": 0.5, "ms_p50": 1.0, "ms_p90": 1.1, "prefill_ms": 20.0,
     "load_ms": 100.0, "verify_ms": 50.0, "peak_rss_mb": 420.0, "bundle_bytes": 200_000_000, "params": 50_000_000,
-    "bytes_per_token": 190_000_000, "ceiling_share": 0.7, "read_gb_s": 35.0, "samples_ms": None, "timed": "all",
+    "bytes_per_token": 190_000_000, "ceiling_share": 0.7, "read_gb_s": 35.0, "timed": "all",
     "environment": ENVIRONMENT, "flags": [], "notes": [], "depth": 0, "context": 2048, "ms_mean": 1.0, "ms_sd": 0.1,
     "ms_p95": 1.2, "ms_p99": 1.3, "tpot_ms": 1.0, "flops_per_token": 100_000_000, "prefill_threads": 2,
-    "rounds_ms": None, "j_per_token": None, "energy": None, "date": "2026-11-24T10:00:00Z", "command": "bench ours",
+    "rounds_ms": None, "processes": None, "run": None, "tokenize_ms": None, "ttft_ms": None, "j_per_token": None,
+    "energy": None, "date": "2026-11-24T10:00:00Z", "command": "bench ours",
     "family": "merino", "architecture": OURS,
 }  # fmt: skip
 
 
-def record(step_ms=10.0, spread=0.02, seed=0, **keys):
-    """A row of today's schema, one sample per step (tg) or repetition (pp) around `step_ms`. `keys` replace keys."""
+def record(step_ms=10.0, spread=0.02, seed=0, disturbed=(), **keys):
+    """A row of today's schema, one sample per step (tg) or repetition (pp) around `step_ms`.
+
+    Each repetition is in a process of its own. disturbed: flags of the process of each turn, in order. `keys` replace
+    keys."""
     row = {**RECORD, **keys}
     tokens = int(row["test"][2:])
     row["test"] += f" @ d{row['depth']}" if row["depth"] else ""
@@ -34,17 +38,22 @@ def record(step_ms=10.0, spread=0.02, seed=0, **keys):
     kind = row["test"][:2]
     steps = tokens if kind == "tg" else 1
     rounds = [[step_ms * draw.uniform(1 - spread, 1 + spread) for _ in range(steps)] for _ in range(row["repetitions"])]
+    rounds = keys.get("rounds_ms") or rounds
+    flags = [*disturbed, *[[]] * (len(rounds) - len(disturbed))]
+    if "flags" in keys:  # of all processes
+        flags = [list(keys["flags"])] * len(rounds)
+    processes = [{"turn": turn, "attempt": 0, "repetitions": 1, "flags": found} for turn, found in enumerate(flags)]
     samples = sorted(sample for one in rounds for sample in one)
     speeds = [1000 * tokens / sum(one) for one in rounds]
     if row["depth"] or kind == "pp":
         row["prompt_tokens"] = row["depth"] if kind == "tg" else tokens
     rank = {key: samples[min(len(samples) - 1, int(share * len(samples)))]
             for key, share in (("ms_p50", 0.5), ("ms_p90", 0.9), ("ms_p95", 0.95), ("ms_p99", 0.99))}  # fmt: skip
-    row.update(rank, tok_s=sum(speeds) / len(speeds), rounds_ms=rounds, ms_mean=sum(samples) / len(samples),
-               samples_ms=[sample for one in rounds for sample in one])  # fmt: skip
+    row.update(rank, tok_s=sum(speeds) / len(speeds), rounds_ms=rounds, processes=processes,
+               ms_mean=sum(samples) / len(samples))  # fmt: skip
     if kind == "pp":
-        row["ttft_ms"] = row["ms_p50"]
-    return {**row, **{key: value for key, value in keys.items() if key in ("tok_s", "ms_p50", "rounds_ms")}}
+        row["prefill_ms"] = row["ms_p50"]
+    return {**row, **{key: value for key, value in keys.items() if key in ("tok_s", "ms_p50", "processes")}}
 
 
 def opt(step_ms=50.0, spread=0.02, **keys):
@@ -55,7 +64,7 @@ def opt(step_ms=50.0, spread=0.02, **keys):
 
 def failed(**keys):
     empty = dict.fromkeys(RECORD)
-    return {**empty, "schema": 2, "bundle": "ours", "test": "tg32", "flags": ["failed: out of memory"], "notes": [],
+    return {**empty, "schema": 3, "bundle": "ours", "test": "tg32", "flags": ["failed: out of memory"], "notes": [],
             "timed": "all", "prompt_tokens": 8, **keys}  # fmt: skip
 
 

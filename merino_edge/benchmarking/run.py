@@ -6,7 +6,7 @@ from pathlib import Path
 from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.progress import Progress
 from merino_bench.harness.run import bench_command
-from merino_edge.benchmarking.peers.session import peer_rows
+from merino_edge.benchmarking.peers.session import peers_beside
 from merino_edge.families.names import bundle_path
 
 
@@ -17,8 +17,8 @@ def run_benchmark(
     """Measure, and write the records to stdout in the form `output` and to the file `save`.
 
     Returns the exit code, 1 where a row failed. `timeout_s`: for all repetitions of a row. `say` gets a line for each
-    baseline that must be exported first. Raises MerinoError for a request that is not possible, and KeyboardInterrupt
-    after the complete rows were written.
+    model that must be made first: a baseline, or another engine's. Raises MerinoError for a request that is not
+    possible, and KeyboardInterrupt after the complete rows were written.
     """
     folders = [bundle_path(bundle) for bundle in bundles]
     bases: list[str] = []
@@ -26,7 +26,7 @@ def run_benchmark(
         from merino_edge.benchmarking.baselines import baseline_bundles  # loads torch
 
         bases = baseline_bundles(baseline, folders, baseline_precision, say)
-    with peer_rows(peers, [*folders, *bases]) as more_rows:
+    with peers_beside(peers, [*folders, *bases], request.seed, say) as others:
         return bench_command(
-            folders, request, bases, output, None if save is None else str(save), timeout_s, progress, more_rows
+            folders, request, bases, output, None if save is None else str(save), timeout_s, progress, others
         )

@@ -28,7 +28,7 @@ from merino_edge.storage.atomic import write_text
 
 BOARD = "raspberry-pi-4"
 PROMPT = "Once upon a time"
-REQUEST = BenchRequest(prompts=(128,), steps=(64,), repetitions=3)
+REQUEST = BenchRequest(prompts=(128,), steps=(64,), repetitions=5)
 
 
 def run_demo(out: Path) -> None:

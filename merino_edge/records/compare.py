@@ -1,7 +1,8 @@
 """Two sets of records, A before and B after: which rows became faster or slower, and which show no difference.
 
-A row is judged by the confidence interval of its speed ratio (`speed_ratio`), and not at all where a side was
-disturbed. Left to others: reading files (`reading`) and ratios between different bundles (`report.ratios`).
+A row is judged by the confidence interval of its speed ratio (`speed_ratio`), and not at all where a side was disturbed
+or has fewer than three processes. Left to others: reading files (`reading`) and ratios between different bundles
+(`report.ratios`).
 """
 
 import json
@@ -9,16 +10,18 @@ import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import geometric_mean
 
+from merino_bench.harness.passes import THROTTLED
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
-from merino_edge.records.speed_ratio import Ratio, speed_ratio
+from merino_edge.records.speed_ratio import LEAST_PROCESSES, Ratio, independent_ratio
 from merino_runtime.errors import MerinoError
 
 SMALLEST_DIFFERENCE = 0.02  # of the speed; two processes with the same bundle differ by up to this
+LARGEST_DOUBT = 0.05  # of the speed; an interval around 1 that reaches further decides nothing
 MAX_LISTED_TITLES = 4  # rows that a message names; the others are counted
-NO_DIFFERENCE, NOT_JUDGED = "no difference", "not judged"
+NO_DIFFERENCE, UNDECIDED, NOT_JUDGED = "no difference", "undecided", "not judged"
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,10 @@ class Pair:
     test: str
     depth: int
     threads: int | None
-    a_tok_s: float | None  # mean over repetitions; None where the side failed
+    a_tok_s: float | None  # geometric mean over processes; None where the side failed
     b_tok_s: float | None
     ratio: Ratio | None
-    verdict: str  # faster, slower, no difference, not judged
+    verdict: str  # faster, slower, no difference, undecided, not judged
     reason: str  # why the pair was not judged; empty where it was
 
 
@@ -52,7 +55,7 @@ class Comparison:
         return [pair for pair in self.pairs if pair.verdict == "slower" and pair.ratio and pair.ratio.value < 1 - share]
 
     def to_json(self) -> str:
-        return json.dumps({"schema": 1, "smallest_difference": SMALLEST_DIFFERENCE, **asdict(self)}, indent=1) + "\n"
+        return json.dumps({"schema": 2, "smallest_difference": SMALLEST_DIFFERENCE, **asdict(self)}, indent=1) + "\n"
 
 
 def compare_files(before: Path, after: Path) -> Comparison:
@@ -87,24 +90,32 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
 def pair_of(a: Sequence[Record], b: Sequence[Record]) -> Pair:
     """Judge pooled rows of one key. A side with disturbed rows alone is shown without a verdict."""
     rows_a, rows_b = _undisturbed(a), _undisturbed(b)
-    reason = "; ".join(f"{side}: {flags}" for side, rows in (("A", rows_a), ("B", rows_b)) if (flags := _flags(rows)))
+    sides = (("A", _disturbances(rows_a, rows_b)), ("B", _disturbances(rows_b, rows_a)))
+    reason = "; ".join(f"{side}: {', '.join(flags)}" for side, flags in sides if flags)
     speeds_a, speeds_b = _speeds(rows_a), _speeds(rows_b)
-    ratio = speed_ratio(speeds_b, speeds_a) if speeds_a and speeds_b else None
+    ratio = independent_ratio(speeds_b, speeds_a) if speeds_a and speeds_b else None
     if ratio is not None and not reason and ratio.low is None:
-        reason = "one repetition has no interval, measure with -r 5"
-    verdict = NOT_JUDGED if reason or ratio is None else verdict_of(ratio)
+        reason = f"fewer than {LEAST_PROCESSES} processes have no interval, measure with -r 5"
     one = a[0]
     names = dict.fromkeys([one.bundle, b[0].bundle])
     return Pair(
-        " / ".join(names), one.engine_name, one.precision or "-", one.test, one.depth or 0, one.threads,
-        mean(speeds_a) if speeds_a else None, mean(speeds_b) if speeds_b else None, ratio, verdict, reason,
+        bundle=" / ".join(names), engine=one.engine_name, precision=one.precision or "-", test=one.test,
+        depth=one.depth or 0, threads=one.threads,
+        a_tok_s=geometric_mean(speeds_a) if speeds_a else None, b_tok_s=geometric_mean(speeds_b) if speeds_b else None,
+        ratio=ratio, verdict=NOT_JUDGED if reason or ratio is None else verdict_of(ratio), reason=reason,
     )  # fmt: skip
 
 
 def verdict_of(ratio: Ratio) -> str:
-    """No difference if the interval contains 1 or the ratio is within SMALLEST_DIFFERENCE of 1, up or down."""
+    """`faster` or `slower` if the interval lies on one side of 1 and the ratio differs by SMALLEST_DIFFERENCE or more.
+
+    `no difference` if the interval rules out a difference that matters (LARGEST_DOUBT), up or down, or lies on one side
+    with a smaller ratio. `undecided` where the interval contains 1 and also such a difference.
+    """
     assert ratio.low is not None and ratio.high is not None
-    if ratio.low <= 1 <= ratio.high or 1 - SMALLEST_DIFFERENCE < ratio.value < 1 / (1 - SMALLEST_DIFFERENCE):
+    if ratio.low <= 1 <= ratio.high:
+        return NO_DIFFERENCE if ratio.low >= 1 - LARGEST_DOUBT and ratio.high <= 1 / (1 - LARGEST_DOUBT) else UNDECIDED
+    if 1 - SMALLEST_DIFFERENCE < ratio.value < 1 / (1 - SMALLEST_DIFFERENCE):
         return NO_DIFFERENCE
     return "faster" if ratio.value > 1 else "slower"
 
@@ -118,15 +129,25 @@ def parse_percent(text: str) -> float:
 
 
 def check_not_slower(comparison: Comparison, share: float) -> None:
-    """Raise MerinoError if a row fell by more than `share`, if one failed in B alone, or if none could be judged."""
+    """Raise MerinoError unless every pair was judged and its interval rules out that it fell by more than `share`."""
     slower = [f"{title(pair)} by {1 - pair.ratio.value:.1%}" for pair in comparison.slower_than(share) if pair.ratio]
     if slower:
         raise MerinoError(f"slower by more than {100 * share:g} %: {'; '.join(slower)}")
     broken = [pair for pair in comparison.pairs if pair.a_tok_s is not None and pair.b_tok_s is None]
     if broken:
         raise MerinoError(f"measured in A, not in B: {_reasons(broken)}")
-    if all(pair.verdict == NOT_JUDGED for pair in comparison.pairs):
-        raise MerinoError(f"no row could be judged: {_reasons(comparison.pairs)}. Measure again on a quiet machine")
+    unjudged = [pair for pair in comparison.pairs if pair.verdict == NOT_JUDGED]
+    if unjudged:
+        raise MerinoError(f"not judged: {_reasons(unjudged)}. Measure again on a quiet machine")
+    doubtful = [
+        f"{title(pair)} ({pair.ratio.low:.2f} to {pair.ratio.high:.2f})"
+        for pair in comparison.pairs if pair.ratio and pair.ratio.low is not None and pair.ratio.low < 1 - share
+    ]  # fmt: skip
+    if doubtful:
+        raise MerinoError(
+            f"undecided whether slower by more than {100 * share:g} %: {'; '.join(doubtful)}. Measure both again on a "
+            "quiet machine, with more repetitions (-r 10)"
+        )
 
 
 def title(pair: Pair) -> str:
@@ -173,11 +194,19 @@ def _reasons(pairs: Sequence[Pair]) -> str:
 
 
 def _undisturbed(rows: Sequence[Record]) -> list[Record]:
-    return [row for row in rows if not row.flags] or list(rows)
+    return [row for row in rows if not row.disturbances] or list(rows)
 
 
-def _flags(rows: Sequence[Record]) -> str:
-    return ", ".join(dict.fromkeys(flag for row in rows for flag in row.flags))
+def _disturbances(rows: Sequence[Record], others: Sequence[Record]) -> list[str]:
+    """What disturbed one side; throttling where the other side was not throttled."""
+    found = dict.fromkeys(flag for row in rows for flag in row.disturbances)
+    if _throttled(rows) and not _throttled(others):
+        found[THROTTLED] = None
+    return list(found)
+
+
+def _throttled(rows: Sequence[Record]) -> bool:
+    return any(THROTTLED in row.flags for row in rows)
 
 
 def _speeds(rows: Sequence[Record]) -> list[float]:

@@ -5,10 +5,12 @@ judging them `compare`'s and `report`'s.
 """
 
 import re
+from statistics import mean
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from merino_bench.harness.passes import Chosen, Place, chosen, rounds_by_place
 from merino_bench.harness.record import FAILED, SCHEMA
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES
@@ -21,7 +23,7 @@ Numbers = Annotated[tuple[float, ...], AsTuple]
 Samples = Annotated[tuple[Positive, ...], AsTuple]
 Texts = Annotated[tuple[str, ...], AsTuple]
 Interval = Annotated[tuple[Positive, Positive], AsTuple]
-MEASURED = ("engine", "repetitions", "tok_s", "samples_ms", "rounds_ms", "environment")  # in each row that did not fail
+MEASURED = ("engine", "repetitions", "tok_s", "rounds_ms", "processes", "environment")  # in each row that did not fail
 DEFAULT_ENGINE = "onnxruntime"
 
 
@@ -58,6 +60,9 @@ class Environment(BaseModel):
     before: State = State()
     after: State = State()
     others_cpu_share: float | None = None
+    steal_share: float | None = None
+    waiting_share: float | None = None
+    preemptions_per_s: float | None = None
     power_source: str | None = None  # or why there is none
 
 
@@ -73,6 +78,15 @@ class Energy(_Facts):
     decode_j: float | None
     prefill_net_j: float | None
     decode_net_j: float | None
+
+
+class Process(_Facts):
+    """A fresh process of a row: `repetitions` of `rounds_ms`. Rows of one run ran side by side where both agree."""
+
+    turn: Count
+    attempt: Count
+    repetitions: Count
+    flags: Texts
 
 
 class Record(_Facts):
@@ -97,6 +111,8 @@ class Record(_Facts):
     tok_s_sd: float | None
     ms_p50: Positive | None
     ms_p90: Positive | None
+    prefill_ms: Positive | None
+    tokenize_ms: float | None
     ttft_ms: Positive | None
     load_ms: float | None
     verify_ms: float | None
@@ -106,7 +122,6 @@ class Record(_Facts):
     bytes_per_token: Count | None
     ceiling_share: Positive | None
     read_gb_s: Positive | None
-    samples_ms: Samples | None
     timed: str | None
     environment: Environment | None
     flags: Texts
@@ -122,6 +137,8 @@ class Record(_Facts):
     flops_per_token: Count | None
     prefill_threads: Count | None
     rounds_ms: Annotated[tuple[Samples, ...], AsTuple] | None
+    processes: Annotated[tuple[Process, ...], AsTuple] | None
+    run: str | None
     j_per_token: Positive | None
     energy: Energy | None
     date: str | None
@@ -135,6 +152,8 @@ class Record(_Facts):
     ratio_to_baseline: Positive | None = None
     params_ratio: Positive | None = None
     ratio_interval: Interval | None = None
+    ratio_turns: Annotated[tuple[Count, Count], AsTuple] | None = None
+    ratio_flags: Texts | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -150,6 +169,9 @@ class Record(_Facts):
         lacking = [] if self.failure else [key for key in MEASURED if not getattr(self, key)]
         if lacking:
             raise ValueError(f"a row that did not fail must have {', '.join(lacking)}")
+        counted = sum(one.repetitions for one in self.processes or ())
+        if counted != len(self.rounds_ms or ()):
+            raise ValueError(f"processes have {counted} repetitions, rounds_ms has {len(self.rounds_ms or ())}")
         try:
             _ = self.geometry
         except ValidationError as error:
@@ -186,14 +208,46 @@ class Record(_Facts):
         return max(self.depth or 0, (self.prompt_tokens or 0) if self.decodes else 0)
 
     @property
+    def flags_by_place(self) -> dict[Place, frozenset[str]]:
+        return {(one.turn, one.attempt): frozenset(one.flags) for one in self.processes or ()}
+
+    @property
+    def chosen(self) -> Chosen:
+        """Which processes count for this row alone."""
+        return chosen(self.flags_by_place)
+
+    @property
+    def disturbances(self) -> tuple[str, ...]:
+        """What disturbed the processes that count, or why the row failed; empty where enough were undisturbed."""
+        return self.flags if self.failure is not None else tuple(self.chosen.flags)
+
+    @property
     def rounds(self) -> tuple[tuple[float, ...], ...]:
-        """Samples in ms, a tuple per repetition."""
-        return self.rounds_ms or ()
+        """Samples in ms, a tuple per repetition, of the processes that count."""
+        if self.failure is not None:
+            return ()
+        return tuple(one for place in self.chosen.places for one in self._rounds_by_place[place])
+
+    @property
+    def samples_ms(self) -> tuple[float, ...]:
+        return tuple(sample for one in self.rounds for sample in one)
+
+    @property
+    def process_speeds(self) -> dict[Place, float]:
+        """tok/s of each process, the mean over its repetitions."""
+        return {
+            place: mean(1000 * self.tokens / sum(one) for one in rounds)
+            for place, rounds in self._rounds_by_place.items()
+        }
 
     @property
     def speeds(self) -> tuple[float, ...]:
-        """tok/s of each repetition. Their mean is `tok_s`."""
-        return tuple(1000 * self.tokens / sum(one) for one in self.rounds if one)
+        """tok/s of each process that counts."""
+        return tuple(self.process_speeds[place] for place in self.chosen.places)
+
+    @property
+    def _rounds_by_place(self) -> dict[Place, list[tuple[float, ...]]]:
+        return rounds_by_place([one.model_dump() for one in self.processes or ()], self.rounds_ms or ())
 
     @property
     def engine_name(self) -> str:

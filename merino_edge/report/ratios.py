@@ -1,11 +1,10 @@
 """Speed ratios against OPT-350M: at equal engine and format, and as shipped. The two kinds are never mixed."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from merino_edge.records.schema import Record
-from merino_edge.records.speed_ratio import Ratio, speed_ratio
+from merino_edge.records.speed_ratio import Ratio, row_ratio
 from merino_edge.report.series import Series
 
 PAPER_SPEED, PAPER_PARAMS = 4.9, 5.5
@@ -56,9 +55,12 @@ def shipped_ratios(series: Sequence[Series]) -> list[Against]:
 
 
 def headline_ratio(ratios: Sequence[Against]) -> Against | None:
-    """The most cautious claim: of equal decode ratios the one in fp32, least cached, then of the largest model."""
-    rows = [each for each in ratios if each.decodes]
-    return min(rows, key=lambda one: (one.ours.precision != "fp32", one.cached, -(one.ours.params or 0)), default=None)
+    """The most cautious claim: of equal decode ratios an undisturbed one, in fp32, least cached, of the largest
+    model."""
+    def caution(one: Against) -> tuple[object, ...]:
+        return bool(one.speed.flags), one.ours.precision != "fp32", one.cached, -(one.ours.params or 0)
+
+    return min((each for each in ratios if each.decodes), key=caution, default=None)
 
 
 def _ratios(series: Sequence[Series], equal: bool) -> list[Against]:
@@ -73,14 +75,19 @@ def _ratios(series: Sequence[Series], equal: bool) -> list[Against]:
                 continue
             for each in _against(ours, theirs):
                 key = id(ours), _form(theirs), each.test, each.cached
-                if key not in found or each.speed.value < found[key].speed.value:
+                if key not in found or _more_cautious(each, found[key]):
                     found[key] = each
     return list(found.values())
 
 
+def _more_cautious(one: Against, other: Against) -> bool:
+    """Undisturbed, then the smaller ratio."""
+    return (bool(one.speed.flags), one.speed.value) < (bool(other.speed.flags), other.speed.value)
+
+
 def _decode_tok_s(series: Series | None) -> float:
     row = series.decode if series else None
-    return row.tok_s or 0 if row and not row.flags else 0
+    return row.tok_s or 0 if row else 0
 
 
 def _form(series: Series) -> tuple[str, str, str]:
@@ -88,21 +95,12 @@ def _form(series: Series) -> tuple[str, str, str]:
 
 
 def _against(ours: Series, theirs: Series) -> list[Against]:
-    """Undisturbed rows of the same test with equally many cached tokens."""
-    base = {(row.test, row.cached): row for row in theirs.records if not row.flags}
-    pairs = [(row, base.get((row.test, row.cached))) for row in ours.records if not row.flags]
+    """Rows of the same test with equally many cached tokens."""
+    base = {(row.test, row.cached): row for row in theirs.records}
+    pairs = [(row, base.get((row.test, row.cached))) for row in ours.records]
     return [_pair(ours, theirs, row, other) for row, other in pairs if other is not None]
 
 
 def _pair(ours: Series, theirs: Series, row: Record, other: Record) -> Against:
     fewer = theirs.params / ours.params if theirs.params and ours.params else None
-    return Against(ours, theirs, row.test, row.cached, _ratio(row, other), fewer, row.decodes)
-
-
-def _ratio(row: Record, other: Record) -> Ratio:
-    """The harness's own interval where it measured both sides in turn: that interval excludes the machine's drift."""
-    found = speed_ratio(row.speeds, other.speeds)
-    same = row.ratio_to_baseline is not None and math.isclose(row.ratio_to_baseline, found.value, rel_tol=1e-9)
-    if same and row.ratio_interval is not None:
-        return Ratio(found.value, *row.ratio_interval)
-    return found
+    return Against(ours, theirs, row.test, row.cached, row_ratio(row, other), fewer, row.decodes)

@@ -52,13 +52,13 @@ class Series:
     def decode(self) -> Record | None:
         """The representative decode row: undisturbed, least cached, then longest."""
         rows = [row for row in self.records if row.decodes]
-        return min(rows, key=lambda row: (bool(row.flags), row.cached, -row.tokens), default=None)
+        return min(rows, key=lambda row: (bool(row.disturbances), row.cached, -row.tokens), default=None)
 
     @property
     def prefill(self) -> Record | None:
         """The representative prefill row, chosen likewise: the longest prompt into an empty cache."""
         rows = [row for row in self.records if not row.decodes]
-        return min(rows, key=lambda row: (bool(row.flags), row.cached, -row.tokens), default=None)
+        return min(rows, key=lambda row: (bool(row.disturbances), row.cached, -row.tokens), default=None)
 
     @property
     def representatives(self) -> list[Record]:

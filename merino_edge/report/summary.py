@@ -43,8 +43,8 @@ class Summary:
 
     @property
     def disturbed(self) -> list[Record]:
-        """Measured on a throttled, busy or swapping machine. They are shown and are in no ratio."""
-        return [row for row in self.records if row.flags and row.failure is None]
+        """Measured on a busy or swapping machine, so that too few processes were undisturbed. They are marked."""
+        return [row for row in self.records if row.disturbances and row.failure is None]
 
     @property
     def predicted_for(self) -> str:

@@ -48,7 +48,7 @@ def records_table(summary: Summary, short: bool = False) -> DataTable:
     columns = [column for column in COLUMNS if any(column.of(row) is not None for row in records)]
     rows = tuple(tuple(_cell(column, row) for column in columns) for row in records)
     shown = f"{len(records)} of {len(summary.records)} rows" if len(records) < len(summary.records) else "Every row"
-    caption = f"{shown} as measured; flagged ones were disturbed and are in no ratio."
+    caption = f"{shown} as measured; busy and swapping ones were disturbed."
     return DataTable("records", caption, tuple((column.title, column.numeric) for column in columns), rows)
 
 
@@ -101,6 +101,7 @@ COLUMNS = (
     Column("p90 ms", True, lambda row: row.ms_p90),
     Column("p95 ms", True, lambda row: row.ms_p95),
     Column("p99 ms", True, lambda row: row.ms_p99),
+    Column("prefill ms", True, lambda row: row.prefill_ms),
     Column("first token ms", True, lambda row: row.ttft_ms),
     Column("load ms", True, lambda row: row.load_ms),
     Column("peak MB", True, lambda row: row.peak_rss_mb),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from merino_edge.records.schema import Record
-from merino_edge.records.speed_ratio import Ratio
+from merino_edge.records.speed_ratio import LEAST_PROCESSES, Ratio
 from merino_edge.report.ratios import PAPER, PAPER_PARAMS, PAPER_SPEED, Against
 from merino_edge.report.series import REFERENCE, Series
 from merino_edge.report.summary import Summary
@@ -25,9 +25,9 @@ def headline(summary: Summary) -> str:
     if best is not None:
         fewer = f" with {best.params_ratio:.1f}× fewer parameters" if (best.params_ratio or 0) > 1 else ""
         return f"{multiple(best.speed.value)} as fast as {REFERENCE}{fewer}"
-    rows = [row for one in summary.series if (row := one.decode) and row.tok_s and not row.flags]
+    rows = [row for one in summary.series if (row := one.decode) and row.tok_s]
     if not rows:
-        return "No undisturbed decode row"
+        return "No decode row"
     fastest = max(rows, key=lambda row: row.tok_s or 0)
     return f"{fastest.bundle} decodes {number(fastest.tok_s or 0)} tokens per second"
 
@@ -35,7 +35,7 @@ def headline(summary: Summary) -> str:
 def headline_details(summary: Summary) -> str:
     best = summary.headline
     if best is None:
-        return f"These records hold no {REFERENCE} at an equal engine and format, so there is no ratio to show."
+        return f"These records hold no decode row of {REFERENCE} at an equal engine and format, so there is no ratio."
     ours = best.ours
     return (
         f"{ours.bundle} ({_millions(ours)} parameters), decode {best.test}, {ours.precision} "
@@ -56,7 +56,7 @@ def tiles(summary: Summary) -> list[Tile]:
     prefill, decode = (f" ({row.test})" if row else "" for row in (ours.prefill, ours.decode))
     rows = [
         (f"Decode{decode}, tokens/s", _speed(ours.decode), _speed(theirs.decode)),
-        (f"First token{prefill}, ms", _first_ms(ours.prefill), _first_ms(theirs.prefill)),
+        (f"Prefill{prefill}, ms", _prefill_ms(ours.prefill), _prefill_ms(theirs.prefill)),
         ("Peak memory, MB", ours.peak_rss_mb, theirs.peak_rss_mb),
         ("On disk, MB", _disk_mb(ours), _disk_mb(theirs)),
     ]
@@ -73,21 +73,33 @@ def weights_words(*series: Series) -> str:
 
 
 def interval_words(ratio: Ratio) -> str:
-    if ratio.low is None or ratio.high is None:
-        return "one repetition, so no interval"
-    return f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
+    interval = (
+        f"no interval, of fewer than {LEAST_PROCESSES} processes" if ratio.low is None or ratio.high is None
+        else f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
+    )  # fmt: skip
+    return interval + pairs_words(ratio)
+
+
+def pairs_words(ratio: Ratio) -> str:
+    """What disturbed the ratio, or how many pairs were dropped for it; empty where neither."""
+    if ratio.flags:
+        return f", disturbed: {', '.join(ratio.flags)}"
+    if ratio.turns and ratio.turns[0] < ratio.turns[1]:
+        return f", {ratio.turns[0]} of {ratio.turns[1]} pairs"
+    return ""
 
 
 def ratio_words(ratio: Ratio) -> str:
-    interval = "" if ratio.low is None else f" ({ratio.low:.2f} to {ratio.high:.2f})"
-    return f"{multiple(ratio.value)}{interval}"
+    interval = "no interval" if ratio.low is None else f"{ratio.low:.2f} to {ratio.high:.2f}"
+    return f"{multiple(ratio.value)} ({interval}{pairs_words(ratio)})"
 
 
 def flags_words(summary: Summary) -> str:
     """Empty where all rows are undisturbed."""
     said = []
     if summary.disturbed:
-        said.append(f"{len(summary.disturbed)} of {len(summary.records)} rows were disturbed and are in no ratio")
+        rows = f"{len(summary.disturbed)} of {len(summary.records)} rows"
+        said.append(f"{rows} had fewer than three undisturbed processes and are marked")
     if summary.failed:
         said.append(f"{len(summary.failed)} failed")
     return "; ".join(said)
@@ -121,8 +133,8 @@ def _speed(row: Record | None) -> float | None:
     return row.tok_s if row else None
 
 
-def _first_ms(row: Record | None) -> float | None:
-    return row.ttft_ms if row else None
+def _prefill_ms(row: Record | None) -> float | None:
+    return row.prefill_ms if row else None
 
 
 def _disk_mb(series: Series) -> float | None:

@@ -1,17 +1,9 @@
 """The machine's state, read from texts and folders as boards give them."""
-import subprocess
-import sys
-import time
-
 import pytest
 
 from merino_bench.sensors import environment
-from merino_bench.sensors.environment import CpuMoment
+from merino_bench.sensors.load import Load
 
-STAT = """cpu  1000 50 300 8000 200 7 13 30 400 5
-cpu0 500 25 150 4000 100 3 6 15 200 2
-intr 12345
-"""
 MEMINFO = "MemTotal: 4051232 kB\nSwapCached: 12 kB\nSwapTotal: 2025600 kB\nSwapFree: 2012288 kB\n"
 X86_CPUINFO = """processor\t: 0
 model name\t: AMD EPYC 7763 64-Core Processor
@@ -66,7 +58,6 @@ def test_what_is_missing_is_none(tmp_path):
     sources = set(state) - {"throttle_bits", "power_mode"}  # of programs that may be here
     assert {name: state[name] for name in sources} == dict.fromkeys(sources)
     assert environment.machine(str(tmp_path))["board"] is None
-    assert environment.cpu_moment(str(tmp_path)).busy_s is None
 
 
 def test_a_file_without_a_number_is_no_clock(tmp_path):
@@ -99,43 +90,9 @@ def test_raspberry_throttle_bits(text, bits):
     assert environment.throttle_bits(text) == bits
 
 
-def test_cpu_time_is_all_but_idle_waiting_and_guests():
-    assert environment.busy_s(STAT, ticks_per_s=100) == (1000 + 50 + 300 + 7 + 13 + 30) / 100
-    assert environment.busy_s("intr 5\n") is None and environment.busy_s(None) is None
-
-
 def test_swap_needs_both_lines():
     assert environment.swap_used_mb("SwapTotal: 100 kB\n") is None
     assert environment.swapped_pages("pgpgin 5\n") is None
-
-
-def test_the_share_of_others():
-    before = CpuMoment(10.0, 500.0, 3.0)
-    assert environment.others_share(before, CpuMoment(12.0, 505.0, 6.0), cpus=4) == 0.25  # 2 of 8 s
-    assert environment.others_share(before, CpuMoment(12.0, 502.0, 6.0), cpus=4) == 0.0  # rounding of ticks
-    assert environment.others_share(before, CpuMoment(10.2, 500.4, 3.2), cpus=4) is None  # too short to tell
-    assert environment.others_share(before._replace(busy_s=None), CpuMoment(12.0, 505.0, 6.0), 4) is None
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(environment.cpu_moment().busy_s is None, reason="no /proc/stat")
-def test_another_process_is_seen_and_our_own_work_is_not():
-    burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        time.sleep(0.2)
-        before = environment.cpu_moment()
-        time.sleep(1)
-        with_burner = environment.others_share(before, environment.cpu_moment(), cpus=1)
-    finally:
-        burner.kill()
-        burner.wait()
-    assert with_burner > 0.2  # of one core
-    before = environment.cpu_moment()
-    while time.perf_counter() - before.clock_s < 1:
-        pass
-    after = environment.cpu_moment()
-    assert after.own_s - before.own_s > 0.2
-    assert environment.others_share(before, after, 1) < after.busy_s - before.busy_s - 0.2
 
 
 def changed(**values):
@@ -157,4 +114,4 @@ def changed(**values):
     (changed(cpu_cooling=1, swapped_pages=0), changed(swapped_pages=9999), 0.5,
      ["throttled", "busy", "swapping"])])
 def test_flags(before, after, share, flags):
-    assert environment.flags_of(before, after, share) == flags
+    assert environment.flags_of(before, after, Load(share, None, None, None)) == flags

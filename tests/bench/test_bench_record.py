@@ -48,23 +48,37 @@ def bundle(folder="."):
         files=(BundleFile("model.onnx", 700, "0" * 64), BundleFile("model.onnx.data", 4000, "0" * 64)))
 
 
-def measured(**values):
+def process(turn=0, attempt=0, **values):
+    """What a worker process answers."""
+    prefill_ms = values.get("prefill_ms", [30.0, 10.0, 20.0])
     return dict({
         "engine": "onnxruntime 1.32.0 CPU", "threads": 2, "prefill_threads": 4, "load_ms": 40.5, "verify_ms": 3.0,
-        "peak_rss_mb": 66.25, "prefill_ms": [30.0, 10.0, 20.0], "step_ms": [[], [], []],
-        "environment": {"board": "x"}, "flags": [], "notes": []}, **values)
+        "peak_rss_mb": 66.25, "tokenize_ms": None, "prefill_ms": prefill_ms, "step_ms": [[] for _ in prefill_ms],
+        "prefill_phases_s": [], "decode_phases_s": [],
+        "environment": {"board": "x", "after": {}, "others_cpu_share": 0.01, "steal_share": 0.0, "waiting_share": None,
+                        "preemptions_per_s": 2.0},
+        "flags": [], "notes": [], "turn": turn, "attempt": attempt}, **values)
+
+
+def measured(**values):
+    """The processes of a row: one."""
+    if "step_ms" in values:
+        values.setdefault("prefill_ms", [5.0] * len(values["step_ms"]))
+    return [process(**values)]
 
 
 def test_a_prefill_row():
-    given = measured(prefill_ms=[30.0, 20.0, 15.0], flags=["busy"])
+    given = measured(prefill_ms=[30.0, 20.0, 15.0], flags=["busy"], tokenize_ms=0.5)
     row = record_of(IDENTITY, bundle(), prefill_case(60), given, 25.0, command="merino bench .")
-    assert row["test"] == "pp60" and row["samples_ms"] == [30.0, 20.0, 15.0]
-    assert row["schema"] == 2 and row["command"] == "merino bench ." and row["depth"] == 0
+    assert row["test"] == "pp60"
+    assert row["processes"] == [{"turn": 0, "attempt": 0, "repetitions": 3, "flags": ["busy"]}]
+    assert row["schema"] == 3 and row["command"] == "merino bench ." and row["depth"] == 0
     assert re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ$", row["date"])
     assert row["rounds_ms"] == [[30.0], [20.0], [15.0]] and row["tpot_ms"] is None
     assert row["tok_s"] == pytest.approx(3000)  # the mean of 2000, 3000 and 4000
     assert row["tok_s_sd"] == pytest.approx(1000)
-    assert row["ms_p50"] == 20.0 and row["ms_p90"] == pytest.approx(28.0) and row["ttft_ms"] == 20.0
+    assert row["ms_p50"] == 20.0 and row["ms_p90"] == pytest.approx(28.0) and row["prefill_ms"] == 20.0
+    assert row["tokenize_ms"] == 0.5 and row["ttft_ms"] == 20.5  # what a user waits for
     assert row["bytes_per_token"] == 1000000 and row["ceiling_share"] is None and row["read_gb_s"] == 25.0
     assert row["load_ms"] == 40.5 and row["peak_rss_mb"] == 66.25 and row["threads"] == 2
     assert row["prefill_threads"] == 4
@@ -75,10 +89,10 @@ def test_a_decode_row_leaves_the_prefill_out():
     steps = [[1.0, 2.0, 1.0], [2.0, 2.0, 2.0]]
     given = measured(step_ms=steps, prefill_ms=[500.0, 700.0])
     row = record_of(IDENTITY, bundle(), decode_case(3), given, 1.0)
-    assert row["test"] == "tg3" and row["samples_ms"] == [1.0, 2.0, 1.0, 2.0, 2.0, 2.0]
+    assert row["test"] == "tg3"
     assert row["tok_s"] == pytest.approx((750 + 500) / 2)
     assert row["tok_s_sd"] == pytest.approx(250 / 2 ** 0.5)
-    assert row["ms_p50"] == 2.0 and row["ttft_ms"] == 600.0 and row["repetitions"] == 2
+    assert row["ms_p50"] == 2.0 and row["prefill_ms"] == 600.0 and row["ttft_ms"] is None and row["repetitions"] == 2
     assert row["rounds_ms"] == steps and row["tpot_ms"] == row["ms_mean"] == pytest.approx(10 / 6)
     assert row["ms_sd"] == pytest.approx(0.516398)
     # A slot is 512 bytes; the steps find 8, 9 and 10 of them filled.
@@ -110,7 +124,7 @@ def test_quantiles_are_those_of_all_samples():
 
 
 @pytest.mark.parametrize("case, key, joules", [
-    (prefill_case(60), "prefill_j", 9.0 / (60 * 3)), (decode_case(3), "decode_j", 18.0 / (3 * 2))])
+    (prefill_case(60), "prefill_j", 9.0 / (60 * 2)), (decode_case(3), "decode_j", 18.0 / (3 * 2))])
 def test_joules_are_per_token_of_all_repetitions(case, key, joules):
     energy = {"prefill_j": 9.0, "decode_j": 18.0}
     given = measured(step_ms=[[1.0] * 3] * 2)
@@ -161,7 +175,7 @@ def test_json_forms_give_the_records_back():
 def test_csv_has_the_flat_fields():
     table = list(csv.DictReader(io.StringIO(as_csv(rows()))))
     assert set(table[0]) == set(RECORD_KEYS) - {
-        "samples_ms", "rounds_ms", "environment", "energy", "architecture"}
+        "rounds_ms", "processes", "environment", "energy", "architecture"}
     assert table[0]["tok_s"] == "3000.0" and table[0]["flags"] == "" and table[1]["tok_s"] == ""
     assert table[1]["flags"] == "failed: no such\nbundle | here"
 
@@ -180,8 +194,34 @@ def test_markdown_is_aligned_and_its_cells_are_escaped():
     table = as_markdown(records)
     assert "vs baseline" in table and "| 3.00x " in table and "| equal format |" in table
     assert "0.0012x" in as_markdown([dict(records[0], ratio_to_baseline=0.00123)])
-    shown = as_markdown([dict(records[0], ratio_interval=[2.914, 3.1])])
-    assert "3.00x [2.91, 3.10]" in shown
+
+
+@pytest.mark.parametrize("ratio, cell, explained", [
+    ({"ratio_interval": [2.914, 3.1], "ratio_turns": [5, 5]}, "3.00x [2.91, 3.10] |", "over pairs of processes"),
+    ({"ratio_interval": [2.914, 3.1], "ratio_turns": [3, 5]}, "3.00x [2.91, 3.10] (3 of 5 pairs) |", "95 % interval"),
+    ({"ratio_interval": [2.9, 3.1], "ratio_turns": [5, 5], "ratio_flags": ["busy"]},
+     "3.00x [2.90, 3.10] (disturbed: busy) |", "fewer than 3 pairs were undisturbed"),
+    ({"ratio_interval": None, "ratio_turns": [2, 2]}, "3.00x (no interval) |", "measure with -r 5"),
+    ({"ratio_interval": None, "ratio_turns": None}, "3.00x |", None)])  # the baseline itself
+def test_a_ratio_is_shown_with_its_interval_and_its_marks(ratio, cell, explained):
+    row = dict(rows()[0], ratio_to_baseline=3.0, baseline="base fp32", ratio_kind="equal format", params_ratio=None)
+    table, _, below = as_markdown([dict(row, **ratio)]).partition("\n\n")
+    assert cell in re.sub(" +", " ", table) and (explained in below if explained else not below)
+
+
+def test_disturbed_processes_are_dropped_where_three_others_remain():
+    given = [process(turn, prefill_ms=[20.0]) for turn in range(4)]
+    given.insert(1, process(0, 1, prefill_ms=[90.0], flags=["busy"]))
+    given.append(process(4, prefill_ms=[80.0], flags=["busy"], peak_rss_mb=99.0, tokenize_ms=9.0))
+    row = record_of(IDENTITY, bundle(), prefill_case(60), given)
+    assert row["repetitions"] == 4 and row["tok_s"] == pytest.approx(3000) and row["flags"] == []
+    assert row["peak_rss_mb"] == 66.25 and row["ttft_ms"] is None
+    assert row["rounds_ms"] == [[20.0], [90.0], [20.0], [20.0], [20.0], [80.0]]  # nothing is left out
+    assert [(one["turn"], one["attempt"], one["flags"]) for one in row["processes"]] == [
+        (0, 0, []), (0, 1, ["busy"]), (1, 0, []), (2, 0, []), (3, 0, []), (4, 0, ["busy"])]
+    disturbed = [dict(one, flags=["busy"]) for one in given[:4]] + given[4:]
+    row = record_of(IDENTITY, bundle(), prefill_case(60), disturbed)
+    assert row["repetitions"] == 5 and row["flags"] == ["busy"]  # one per turn: two undisturbed are too few
 
 
 def test_markdown_shows_energy_only_where_a_sensor_was():
@@ -251,9 +291,9 @@ def test_lines_are_appended_and_a_torn_last_line_stays_apart(tmp_path):
     append(made[1:], str(path))
     assert [json.loads(line) for line in path.read_text().splitlines()] == json.loads(as_json(made))
     with path.open("a") as file:
-        file.write('{"schema": 2, "bun')
+        file.write('{"schema": 3, "bun')
     append(rows()[:1], str(path))
     lines = path.read_text().splitlines()
-    assert lines[3] == '{"schema": 2, "bun' and json.loads(lines[4]) == rows()[0] and len(lines) == 5
+    assert lines[3] == '{"schema": 3, "bun' and json.loads(lines[4]) == rows()[0] and len(lines) == 5
     with pytest.raises(MerinoError, match="cannot save to"):
         append(rows(), str(tmp_path / "missing" / "x.jsonl"))

@@ -16,9 +16,13 @@ import merino_bench
 import merino_runtime
 from merino_bench.fresh_process import child_environment
 from merino_bench.harness.cases import BenchRequest, decode_case, prefill_case
-from merino_bench.harness.processes import block_sizes, measure_apart
+from merino_bench.harness.entrants import bundle_entrant
+from merino_bench.harness.passes import chosen, flags_by_place
+from merino_bench.harness.processes import measure_apart
+from merino_bench.harness.ratios import add_ratios
 from merino_bench.harness.record import RECORD_KEYS
 from merino_bench.harness.run import Interrupted, run_bench
+from merino_bench.harness.turns import Turns, turn_sizes
 from merino_bench.harness.worker import measure
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
@@ -92,13 +96,24 @@ def large_copy(folder, place):
     return place
 
 
+def counting_rounds(record):
+    """The repetitions of the processes that count, in order."""
+    owners = [(one["turn"], one["attempt"]) for one in record["processes"] for _ in range(one["repetitions"])]
+    places = chosen(flags_by_place(record["processes"])).places
+    return [one for owner, one in zip(owners, record["rounds_ms"], strict=True) if owner in places]
+
+
+def rows_of_turns(turns):
+    return [one.row(turns.case, processes) for one, processes in zip(turns.entrants, turns.processes, strict=True)]
+
+
 def check_figures(record):
     """What holds between the figures of any row that was measured."""
     steps = int(record["test"][2:]) if record["test"].startswith("tg") else 0
     tokens = steps or record["prompt_tokens"]
     size = steps or 1
-    samples = record["samples_ms"]
-    rounds = [samples[start:start + size] for start in range(0, len(samples), size)]
+    rounds = counting_rounds(record)
+    samples = sum(rounds, [])
     speeds = [1000 * tokens / sum(one) for one in rounds]
     assert len(samples) == size * record["repetitions"] and min(samples) > 0
     assert record["tok_s"] == pytest.approx(statistics.mean(speeds))
@@ -108,9 +123,10 @@ def check_figures(record):
         assert record["ceiling_share"] == pytest.approx(
             record["bytes_per_token"] * record["tok_s"] / record["read_gb_s"] / 1e9)
     else:
-        assert record["ceiling_share"] is None and record["ttft_ms"] == pytest.approx(record["ms_p50"])
+        assert record["ceiling_share"] is None and record["prefill_ms"] == pytest.approx(record["ms_p50"])
+        assert record["ttft_ms"] == pytest.approx(record["tokenize_ms"] + record["prefill_ms"])
     assert record["peak_rss_mb"] > record["bundle_bytes"] / 2 ** 20
-    assert record["ttft_ms"] > 0 and record["load_ms"] > 0 and record["verify_ms"] > 0
+    assert record["prefill_ms"] > 0 and record["load_ms"] > 0 and record["verify_ms"] > 0
 
 
 class TestRun:
@@ -142,22 +158,26 @@ class TestRun:
             assert here["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
             assert set(here["before"]) == set(here["after"])
 
-    def test_ratios_are_those_of_the_speeds(self, records):
-        base = {one["test"]: one["tok_s"] for one in records if one["dialect"] == "portable"}
+    def test_ratios_are_those_of_the_processes(self, records):
+        base = {one["test"]: one for one in records if one["dialect"] == "portable"}
         for record in records:
-            if record["flags"]:  # a machine that was busy with something else
-                assert record["ratio_to_baseline"] is None and record["notes"][-1].startswith("no ratio: ")
-                continue
-            assert record["ratio_to_baseline"] == pytest.approx(record["tok_s"] / base[record["test"]])
-            low, high = record["ratio_interval"]
-            assert low <= record["ratio_to_baseline"] <= high
             own = record["dialect"] == "portable"
             assert (record["ratio_to_baseline"] == 1) == own and record["params_ratio"] == 1
             assert record["ratio_kind"] == ("equal format" if own else "as shipped")
+            if own:
+                continue
+            low, high = record["ratio_interval"]
+            assert low <= record["ratio_to_baseline"] <= high
+            turns = {one["turn"] for one in record["processes"]}
+            assert record["ratio_turns"][1] == len(turns) == 3
+            speeds = [record["tok_s"], base[record["test"]]["tok_s"]]
+            if not record["ratio_flags"] and record["flags"] == base[record["test"]]["flags"] == []:
+                assert record["ratio_to_baseline"] == pytest.approx(speeds[0] / speeds[1], rel=0.5)
 
     def test_each_row_is_told_before_it_begins(self, folder):
         told = []
         run_bench([folder, folder], SMALL._replace(repetitions=2), progress=lambda *one: told.append(one))
+        told = [one for one in told if "again" not in one[2]]  # of a busy machine
         assert [(done, total) for done, total, _ in told] == [(done, 7) for done in range(8)]
         tests = [what.split()[1:] for _, _, what in told[1:-1]]  # one folder counts once
         assert tests == [[test, turn] for test in ("pp8", "pp16", "tg6") for turn in ("1/2", "2/2")]
@@ -170,13 +190,57 @@ class TestRun:
         stand_in.write_text(f"#!/bin/sh\necho $$ \"$3\" >> {log}\nexec {sys.executable} \"$@\"\n")
         stand_in.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(stand_in))
-        run_bench([folder], BenchRequest((), (4,), 7), [other])
+        rows = run_bench([folder], BenchRequest((), (4,), 7), [other])
         calls = [line.split(" ", 1) for line in log.read_text().splitlines()]
         requests = [json.loads(request) for _, request in calls]
-        assert len({pid for pid, _ in calls}) == len(calls) == 10
-        assert [one["bundle_path"] for one in requests] == [folder, other] * 5  # A B A B ...
-        assert [one["repetitions"] for one in requests[::2]] == [2, 2, 1, 1, 1] == block_sizes(7)
-        assert [one["verify"] for one in requests] == [True, True] + [False] * 8
+        assert len({pid for pid, _ in calls}) == len(calls)
+        planned = {}  # the first attempt of each turn; a busy machine has more
+        for row, path in zip(rows, (folder, other), strict=True):
+            mine = [one for one in requests if one["bundle_path"] == path]
+            assert [one["repetitions"] for one in mine] == [one["repetitions"] for one in row["processes"]]
+            attempts = [process["attempt"] for process in row["processes"]]
+            planned[path] = [one for one, attempt in zip(mine, attempts, strict=True) if not attempt]
+            assert [one["repetitions"] for one in planned[path]] == [2, 2, 1, 1, 1] == turn_sizes(7)
+            assert [one["verify"] for one in mine] == [True] + [False] * (len(mine) - 1)
+        order = [one["bundle_path"] for one in requests if any(one is each for each in sum(planned.values(), []))]
+        assert order == [folder, other, other, folder, folder, other, other, folder, folder, other]  # A B B A ...
+
+    def test_what_was_disturbed_is_measured_again_with_its_partner(self, folder):
+        """The second turn of one side is busy once, the third is busy always."""
+        calls = []
+
+        def entrant(name, is_baseline, flags):
+            real = bundle_entrant(folder, is_baseline, 0)
+
+            def measure(case, repetitions, first, timeout_s):
+                found = real.measure(case, repetitions, first, timeout_s)
+                calls.append(name)
+                return dict(found, flags=flags.pop(0) if flags else [])
+
+            return real._replace(measure=measure, identity=dict(real.identity, bundle=name))
+
+        ours = entrant("ours", False, [[], ["busy"], [], ["busy"], ["swapping"], ["busy"]])
+        turns = Turns([ours, entrant("base", True, [])], decode_case(2), 5, 100.0)
+        turns.measure(lambda *_: None)
+        a_b, b_a = ["ours", "base"], ["base", "ours"]
+        assert calls == [*a_b, *b_a, *a_b, *a_b, *b_a, *a_b, *b_a, *a_b]
+        places = [(one["turn"], one["attempt"]) for one in turns.processes[0]]
+        assert places == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (4, 0)]
+        rows = rows_of_turns(turns)
+        add_ratios(rows, rows[1:])
+        assert rows[0]["ratio_turns"] == [4, 5] and rows[0]["ratio_flags"] == [] and rows[0]["flags"] == []
+        assert rows[0]["ratio_interval"] is not None
+
+    def test_a_machine_that_is_always_busy_still_gives_a_number(self, folder):
+        real = [bundle_entrant(folder, is_baseline, 0) for is_baseline in (False, True)]
+        entrants = [one._replace(measure=lambda *asked, one=one: dict(one.measure(*asked), flags=["busy"]))
+                    for one in real]
+        turns = Turns(entrants, decode_case(2), 5, 100.0)
+        turns.measure(lambda *_: None)
+        assert [len(one) for one in turns.processes] == [2 * 3 + 3] * 2  # after two turns in vain no more attempts
+        rows = rows_of_turns(turns)
+        add_ratios(rows, rows[1:])
+        assert rows[0]["ratio_to_baseline"] > 0 and rows[0]["ratio_flags"] == ["busy"] == rows[0]["flags"]
 
     def test_rows_of_a_case_are_kept_as_soon_as_they_are_complete(self, folder):
         kept = []
@@ -184,15 +248,27 @@ class TestRun:
         assert [[row["test"] for row in one] for one in kept] == [["pp8"], ["pp16"], ["tg6"]]
         assert [row for one in kept for row in one] == rows
 
-    def test_rows_of_other_engines_join_their_case(self, folder):
-        def more(case, request):
-            yield dict(rows[case.name], engine="another", repetitions=request.repetitions)
+    def test_other_engines_take_turns_with_the_bundles(self, folder):
+        order = []
 
-        rows = {row["test"]: row for row in run_bench([folder], SMALL)}
-        found = run_bench([folder], SMALL, [folder], more_rows=more)
-        assert [(row["test"], row["engine"] == "another") for row in found] == [
-            (test, other) for test in ("pp8", "pp16", "tg6") for other in (False, True)]
-        assert all(set(row) >= RATIO_KEYS for row in found)
+        def entrant(name, **changes):
+            real = bundle_entrant(folder, False, 0)
+
+            def measure(*asked):
+                order.append(name)
+                return real.measure(*asked)
+
+            return real._replace(measure=measure, identity=dict(real.identity, bundle=name), **changes)
+
+        told = []
+        found = run_bench([folder], SMALL._replace(repetitions=2), [folder], more=[entrant("a"), entrant("b")],
+                          progress=lambda _done, _total, what: told.append(what))
+        assert [row["test"] for row in found] == [test for test in ("pp8", "pp16", "tg6") for _ in range(3)]
+        assert all(set(row) == set(RECORD_KEYS) | RATIO_KEYS and row["ratio_to_baseline"] > 0 for row in found)
+        first = [what.split()[0] for what in told if "pp8" in what and "again" not in what]
+        name = found[0]["bundle"]
+        assert first == [name, "a", "b", "b", "a", name] and len({row["run"] for row in found}) == 1
+        assert order[:2] == ["a", "b"]
 
     def test_depths_and_threads_are_rows(self, folder):
         rows = run_bench([folder], BenchRequest((8,), (4,), 1, threads=(1, 2), depths=(0, 40)))
@@ -210,7 +286,7 @@ class TestRun:
 
     def test_the_context_can_be_filled_to_the_last_slot(self, folder):
         rows = run_bench([folder], BenchRequest((64,), (56,), repetitions=2))
-        assert [len(row["samples_ms"]) for row in rows] == [2, 112]
+        assert [len(sum(counting_rounds(row), [])) for row in rows] == [2, 112]
 
     def test_peak_rss_is_the_kernels_in_mb_of_2_20(self, folder):
         peak_mb = measure(folder, prefill_case(8), 1)["peak_rss_mb"]
@@ -328,7 +404,7 @@ class TestCommand:
             except OSError:  # the other end is closed
                 break
         os.close(ours)
-        lines = seen.split(b"\r\x1b[K")
+        lines = [line for line in seen.split(b"\r\x1b[K") if b"again" not in line]  # of a busy machine
         assert lines[0] == b"" and lines[1].startswith(b"merino: 0/2 power at rest") and b"\n" not in seen
         assert lines[2].startswith(b"merino: 1/2 ") and lines[2].endswith(b" pp8 1/1") and lines[3:] == [b""]
 

@@ -5,13 +5,14 @@ import json
 import pytest
 
 from merino_bench.harness.cases import BenchRequest, decode_case, prefill_case
-from merino_bench.harness.record import FAILED, RECORD_KEYS
+from merino_bench.harness.record import FAILED, RECORD_KEYS, failed_record
+from merino_bench.harness.turns import Turns
 from merino_bench.harness.worker import timed_rounds
 from merino_edge.benchmarking.peers import engines
 from merino_edge.benchmarking.peers.engines import ENGINES, PEERS, missing, parse_engines
+from merino_edge.benchmarking.peers.entrants import Peers, folder_name, make_apart, measure_peer_apart, peer_entrants
 from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, stored_params
-from merino_edge.benchmarking.peers.rows import Peers, folder_name, make_apart, measure_peer_apart, peer_records
-from merino_edge.benchmarking.peers.session import peer_rows
+from merino_edge.benchmarking.peers.session import peers_beside
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
 from merino_edge.export.source import random_source
@@ -36,6 +37,7 @@ GROWING = Architecture(
 )  # fmt: skip
 OPT_350M = model("opt-350m").geometry
 SMALL = BenchRequest(repetitions=1, threads=(1,))
+DEADLINE_S = 600.0  # of what should take seconds
 QUICK = tuple(peer for peer in PEERS if peer.engine != "torch.compile")
 
 
@@ -53,6 +55,20 @@ def bundles(tmp_path_factory):
 def kept(tmp_path_factory):
     """Where the engines' models are made, once for all tests."""
     return tmp_path_factory.mktemp("peers")
+
+
+def peer_records(peers, bundles, case, request):
+    """A row per engine and geometry, measured in turn."""
+    return rows_of(peer_entrants(peers, bundles, request.seed), case, request)
+
+
+def rows_of(entrants, case, request):
+    turns = Turns(entrants, case._replace(threads=request.threads[0]), request.repetitions, DEADLINE_S)
+    turns.measure(lambda *_: None)
+    return [
+        failed_record(one.identity, case, reason) if reason else one.row(case, processes, None, None, None)
+        for one, processes, reason in zip(entrants, turns.processes, turns.reasons, strict=True)
+    ]
 
 
 def skip_if_missing(peer):
@@ -93,7 +109,7 @@ def test_rows_have_the_contracts_keys_and_their_own_figures(case, bundles, kept)
         else:
             assert not [flag for flag in row["flags"] if flag.startswith(FAILED)], row["flags"]
             assert row["tok_s"] > 0 and row["peak_rss_mb"] > row["bundle_bytes"] / 2**20 and row["load_ms"] > 0
-            assert row["ttft_ms"] is None if case.depth else row["ttft_ms"] > 0
+            assert row["prefill_ms"] is None if case.depth else row["prefill_ms"] > 0
 
 
 def test_a_missing_engine_is_a_row_with_the_command_that_helps(bundles, kept, monkeypatch):
@@ -117,8 +133,10 @@ def test_a_model_that_an_engine_does_not_know_is_a_row_with_the_reason(bundles, 
 
 def test_a_family_that_transformers_does_not_have_runs_in_it(bundles):
     skip_if_missing(QUICK[0])
-    with peer_rows("transformers", [bundles["growing"].folder, "no/such/bundle"]) as more:
-        row, = more(decode_case(4), SMALL)
+    told = []
+    with peers_beside("transformers", [bundles["growing"].folder, "no/such/bundle"], 0, told.append) as entrants:
+        row, = rows_of(entrants, decode_case(4), SMALL)
+    assert told == ["making the model of growing for transformers fp32"]
     assert row["tok_s"] > 0 and row["params"] == bundles["growing"].params
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from statistics import geometric_mean
 
 import numpy as np
 import pytest
@@ -67,20 +68,37 @@ def test_equal_and_shipped_ratios_are_never_mixed():
     for each in (*found.equal, *found.shipped):
         rows = [[row for row in side.records if (row.test, row.cached) == (each.test, each.cached)]
                 for side in (each.ours, each.theirs)]  # fmt: skip
-        speeds = [one[0].tok_s for one in rows]
-        assert each.speed.value == pytest.approx(speeds[0] / speeds[1])
-    assert {each.ours.precision for each in found.shipped} == {"int4"}, "the fastest form"
+        ours, theirs = (geometric_mean(one[0].speeds) for one in rows)
+        assert each.speed.value == pytest.approx(ours / theirs)
+    forms = {(each.ours.bundle, each.ours.precision) for each in found.shipped}
+    assert forms == {("ours", "int4"), ("small", "fp32")}, "the fastest form of each bundle"
 
 
-def test_disturbed_failed_and_foreign_rows_are_in_no_ratio():
-    assert summary_of(record(10, flags=["busy"]), opt()).equal == ()
-    assert summary_of(record(10), opt(flags=["throttled"])).equal == ()
+def test_failed_and_foreign_rows_are_in_no_ratio():
     assert summary_of(failed(), opt()).equal == ()
     elsewhere = {**record()["environment"], "board": "Another board"}
     assert summary_of(record(10, environment=elsewhere), opt()).equal == ()
+
+
+@pytest.mark.parametrize(("ours", "theirs", "flags"), [
+    ({"flags": ["busy"]}, {}, ("busy",)), ({}, {"flags": ["swapping"]}, ("swapping",)),
+    ({}, {"flags": ["throttled"]}, ("throttled",)), ({"flags": ["throttled"]}, {"flags": ["throttled"]}, ()),
+    ({"disturbed": [["busy"], ["busy"]]}, {}, ()),
+])  # fmt: skip
+@pytest.mark.parametrize("run", [None, "one"])
+def test_a_disturbed_ratio_is_shown_and_marked(ours, theirs, flags, run):
+    found = summary_of(record(10, run=run, **ours), opt(run=run, **theirs))
+    assert found.headline.speed.value == pytest.approx(5, rel=0.02) and found.headline.speed.flags == flags
+    shown = page(found) + markdown(found)
+    assert ("disturbed: " in shown) == bool(flags) and words.headline(found).startswith("5.0× as fast")
+
+
+def test_an_undisturbed_ratio_is_the_headline_before_a_disturbed_one():
+    found = summary_of(record(10, flags=["busy"]), opt(), record(9, depth=512), opt(45, depth=512))
+    assert found.headline.cached == 512 and len(found.equal) == 2
     lone = summary_of(record(10, flags=["busy"]))
-    assert words.headline(lone) == "No undisturbed decode row"
-    assert "1 of 1 rows were disturbed" in words.flags_words(lone)
+    assert "1 of 1 rows had fewer than three undisturbed processes" in words.flags_words(lone)
+    assert words.headline(lone).endswith("tokens per second")
 
 
 def test_of_several_thread_counts_the_fastest_reference_counts():
@@ -89,13 +107,12 @@ def test_of_several_thread_counts_the_fastest_reference_counts():
     assert found.equal[0].theirs.threads == 2
 
 
-def test_the_interval_of_the_harness_is_used_where_it_is_of_this_ratio():
-    ours, theirs = record(10), opt(50)
-    ratio = ours["tok_s"] / theirs["tok_s"]
-    kept = summary_of({**ours, "ratio_to_baseline": ratio, "ratio_interval": [4.5, 5.5]}, theirs)
-    other = summary_of({**ours, "ratio_to_baseline": ratio * 1.1, "ratio_interval": [4.5, 5.5]}, theirs)
-    assert (kept.equal[0].speed.low, kept.equal[0].speed.high) == (4.5, 5.5)
-    assert other.equal[0].speed.low > 4.8
+def test_rows_of_one_run_have_the_interval_of_their_pairs_and_the_count_of_dropped_ones():
+    ours, theirs = record(10, 0.2, run="one", disturbed=[["busy"]]), opt(50, 0.2, run="one")
+    theirs["rounds_ms"] = [[5 * ms for ms in one] for one in ours["rounds_ms"]]
+    (each,) = summary_of(ours, theirs).equal
+    assert (each.speed.low, each.speed.high) == (pytest.approx(5), pytest.approx(5)) and each.speed.turns == (4, 5)
+    assert "(5.00 to 5.00, 4 of 5 pairs)" in words.ratio_words(each.speed)
 
 
 def test_predictions_are_the_cost_models_and_name_the_machine_of_the_measurement():
@@ -191,7 +208,7 @@ def test_markdown_is_short_and_says_how_many_rows_it_omits():
 def test_records_without_the_reference_make_a_report_without_ratios():
     found = summary_of(record(10), record(4, precision="int8"))
     assert words.headline(found) == f"ours decodes {number(found.series[1].decode.tok_s)} tokens per second"
-    assert "Against OPT-350M" not in page(found) and "no ratio to show" in page(found)
+    assert "Against OPT-350M" not in page(found) and "so there is no ratio" in page(found)
     only_failed = summary_of(failed())
     assert "out of memory" in page(only_failed) and "out of memory" in markdown(only_failed)
 

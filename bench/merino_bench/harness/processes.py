@@ -1,18 +1,15 @@
-"""Splits the repetitions of a row into blocks, runs each in a fresh worker process, and joins their results."""
+"""Runs one block of repetitions in a fresh worker process, and joins the results of a row's processes."""
 from statistics import median
 from typing import Any, Dict, List, Sequence
 
 from merino_bench.fresh_process import run_apart
 from merino_bench.harness.cases import Case
+from merino_bench.harness.passes import chosen, flags_by_place
 from merino_bench.harness.worker import request_of
 
-BLOCKS = 5  # processes per row, at most
-
-
-def block_sizes(repetitions: int) -> List[int]:
-    """Repetitions of each block: 7 -> 2, 2, 1, 1, 1."""
-    blocks = min(BLOCKS, repetitions)
-    return [repetitions // blocks + (place < repetitions % blocks) for place in range(blocks)]
+PER_REPETITION = ("prefill_ms", "step_ms")
+PHASES = ("prefill_phases_s", "decode_phases_s")
+LOAD = ("others_cpu_share", "steal_share", "waiting_share", "preemptions_per_s")
 
 
 def measure_apart(path: str, case: Case, repetitions: int, seed: int, verify: bool,
@@ -21,19 +18,34 @@ def measure_apart(path: str, case: Case, repetitions: int, seed: int, verify: bo
     return run_apart("merino_bench.harness.worker", request_of(path, case, repetitions, seed, verify), timeout_s)
 
 
-def joined(blocks: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
-    """One result from those of a row's blocks: all samples in order, the median load time, the highest memory peak, the
-    machine's state before the first block and after the last."""
-    first = dict(blocks[0])
-    for key in ("prefill_ms", "step_ms", "prefill_phases_s", "decode_phases_s"):
-        first[key] = [one for block in blocks for one in block[key]]
+def joined(processes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
+    """One result from those of a row's processes, each with its `turn` and `attempt`.
+
+    `processes`, `prefill_ms` and `step_ms` are of all processes. All else is of those that count (`passes.chosen`):
+    `flags`, the median load time, the highest load and memory peak, the machine's state before the first and after the
+    last.
+    """
+    choice = chosen(flags_by_place(processes))
+    counting = [one for one in processes if (one["turn"], one["attempt"]) in choice.places]
+    found = dict(counting[0], verify_ms=processes[0]["verify_ms"])
+    found["processes"] = [{"turn": one["turn"], "attempt": one["attempt"], "repetitions": len(one["prefill_ms"]),
+                           "flags": one["flags"]} for one in processes]
+    for key in PER_REPETITION:
+        found[key] = _strung(processes, key)
+    for key in PHASES:
+        found[key] = _strung(counting, key)
     for key in ("flags", "notes"):
-        said = [one for block in blocks for one in block[key]]
-        first[key] = sorted(set(said), key=said.index)
-    first["load_ms"] = median(block["load_ms"] for block in blocks)
-    first["peak_rss_mb"] = max(block["peak_rss_mb"] for block in blocks)
-    shares = [block["environment"]["others_cpu_share"] for block in blocks]
-    first["environment"] = dict(
-        first["environment"], after=blocks[-1]["environment"]["after"],
-        others_cpu_share=max((share for share in shares if share is not None), default=None))
-    return first
+        said = _strung(counting, key)
+        found[key] = sorted(set(said), key=said.index)
+    found["load_ms"] = median(one["load_ms"] for one in counting)
+    found["peak_rss_mb"] = max(one["peak_rss_mb"] for one in counting)
+    tokenize_ms = [one["tokenize_ms"] for one in counting if one.get("tokenize_ms") is not None]
+    found["tokenize_ms"] = median(tokenize_ms) if tokenize_ms else None
+    states = [one["environment"] for one in counting]
+    loads = {key: max((state[key] for state in states if state[key] is not None), default=None) for key in LOAD}
+    found["environment"] = dict(states[0], after=states[-1]["after"], **loads)
+    return found
+
+
+def _strung(processes: Sequence[Dict[str, Any]], key: str) -> List[Any]:
+    return [one for process in processes for one in process[key]]

@@ -1,25 +1,26 @@
 """Speed ratios to a baseline, each with its interval and its kind: at equal format, or as shipped.
 
-A row with flags (disturbed or failed) has no ratio, and its notes say why.
+A ratio is of pairs: processes of both rows that ran side by side. Disturbed pairs are dropped where three others
+remain; else all count, and the ratio is marked with what disturbed them. Only a row that failed has no ratio.
 """
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
-from merino_bench.harness.interval import ratio_interval
-from merino_bench.harness.record import FAILED, speeds_of
+from merino_bench.harness.interval import paired_ratio
+from merino_bench.harness.passes import chosen, flags_by_place
+from merino_bench.harness.record import FAILED, process_speeds
 
 EQUAL, AS_SHIPPED = "equal format", "as shipped"
 Record = Dict[str, Any]
 
 
-def add_ratios(records: Sequence[Record], baselines: Sequence[Record], in_turn: Sequence[Record] = ()) -> None:
-    """To the rows of one case: `baseline` (which, and its format), `ratio_kind`, `ratio_to_baseline` (this row's
-    tok_s over the baseline's), `ratio_interval`, and `params_ratio`.
+def add_ratios(records: Sequence[Record], baselines: Sequence[Record]) -> None:
+    """To the rows of one case that took turns: `baseline` (which, and its format), `ratio_kind`, `ratio_to_baseline`
+    (this row's speed over the baseline's), `ratio_interval`, `ratio_turns`, `ratio_flags` and `params_ratio`.
 
     baselines: rows of this case; a row is compared with the first one of its own format, else with the first.
-    in_turn: the rows that were measured in turn with the baselines, so that their repetitions pair.
     """
     for record in records:
-        record.update(baseline=None, ratio_kind=None, ratio_to_baseline=None, ratio_interval=None, params_ratio=None)
+        record.update(baseline=None, ratio_kind=None, ratio_to_baseline=None, params_ratio=None)
         base = baseline_for(record, baselines)
         if base is None:
             continue
@@ -30,10 +31,19 @@ def add_ratios(records: Sequence[Record], baselines: Sequence[Record], in_turn: 
         reason = why_not(record, base)
         if reason:
             record["notes"] = [*record["notes"], f"no ratio: {reason}"]
-            continue
-        paired = any(record is one for one in in_turn) and record["repetitions"] == base["repetitions"]
-        record["ratio_to_baseline"] = record["tok_s"] / base["tok_s"]
-        record["ratio_interval"] = ratio_interval(_speeds(record), _speeds(base), paired)
+        else:
+            record.update(ratio_of(record, base))
+
+
+def ratio_of(record: Record, base: Record) -> Dict[str, Any]:
+    """The keys of the ratio; of a row with itself it is 1 and has no interval."""
+    if record is base:
+        return {"ratio_to_baseline": 1.0}
+    choice = chosen(flags_by_place(record["processes"]), flags_by_place(base["processes"]))
+    speeds, base_speeds = process_speeds(record), process_speeds(base)
+    ratio = paired_ratio([speeds[place] for place in choice.places], [base_speeds[place] for place in choice.places])
+    return {"ratio_to_baseline": ratio.value, "ratio_interval": ratio.interval,
+            "ratio_turns": [len(choice.places), choice.turns], "ratio_flags": choice.flags}
 
 
 def baseline_for(record: Record, baselines: Sequence[Record]) -> Optional[Record]:
@@ -42,9 +52,10 @@ def baseline_for(record: Record, baselines: Sequence[Record]) -> Optional[Record
 
 
 def same_format(record: Record, base: Record) -> bool:
-    """Whether weights and dialect are equal; another engine's row has no dialect and differs in none."""
-    dialects = {record["dialect"], base["dialect"]} - {None}
-    return record["precision"] is not None and record["precision"] == base["precision"] and len(dialects) < 2
+    """Whether weights and dialect are equal; another engine's row has no dialect and differs in none. The precision of
+    a bundle that cannot be read is unknown, and equals no other."""
+    dialects = {record.get("dialect"), base.get("dialect")} - {None}
+    return record.get("precision") is not None and record["precision"] == base.get("precision") and len(dialects) < 2
 
 
 def name_and_format(record: Record) -> str:
@@ -53,12 +64,6 @@ def name_and_format(record: Record) -> str:
 
 def why_not(record: Record, base: Record) -> Optional[str]:
     for row, name in ((record, "this row"), (base, f"the baseline {base['bundle']}")):
-        if row["flags"]:
-            flags: List[str] = ["failed" if flag.startswith(FAILED) else flag for flag in row["flags"]]
-            return f"{name} is flagged {', '.join(flags)}"
+        if any(flag.startswith(FAILED) for flag in row["flags"]):
+            return f"{name} failed"
     return None
-
-
-def _speeds(record: Record) -> List[float]:
-    tokens = len(record["rounds_ms"][0]) if record["test"].startswith("tg") else record["prompt_tokens"]
-    return speeds_of(record["rounds_ms"], tokens)

@@ -6,31 +6,35 @@ comparison with a baseline, `render` shows and stores records.
 import os
 import statistics
 import time
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from merino_bench.harness.cases import Case
+from merino_bench.harness.passes import Place, chosen, flags_by_place, rounds_by_place
+from merino_bench.harness.processes import joined
 from merino_runtime.bundle import Bundle, sha256_of
 
-SCHEMA = 2
+SCHEMA = 3
 WEIGHTS = {"trained": "real", "random": "random"}
 FAILED = "failed: "  # a flag that begins so gives the reason
-TIMED = "model and argmax, without tokenising"
+TIMED = "model and argmax; tokenising apart"
 RECORD_KEYS = (
     "schema", "bundle", "bundle_sha256", "engine", "precision", "dialect", "weights", "weights_source",
     "family", "architecture",  # of bundle.json
     "test", "prompt_tokens",  # ids of the timed prefill
     "depth",  # cached tokens asked for (-d); a tg row of depth 0 starts behind prompt_tokens of them
     "context",  # KV slots of the bundle
-    "repetitions",
+    "repetitions",  # that count: those of undisturbed processes, where enough of them remained
     "threads",  # of decode
     "prefill_threads",
     "tok_s",  # mean over repetitions; tg: without the first token, which the prefill gives
     "tok_s_sd",  # over repetitions; null where there was one
     "ms_mean", "ms_sd", "ms_p50", "ms_p90", "ms_p95", "ms_p99",  # of samples_ms; tg: inter-token latency
     "tpot_ms",  # tg: mean time per output token after the first; null for pp
-    "ttft_ms",  # p50 of the prefills of prompt_tokens ids, the choice of the first token included
+    "prefill_ms",  # p50 of the prefills of prompt_tokens ids, the choice of the first token included
+    "tokenize_ms",  # pp: of the text of such a prompt; null without a tokenizer
+    "ttft_ms",  # pp: what a user waits for the first token, tokenize_ms + prefill_ms; null without a tokenizer
     "load_ms", "verify_ms",
     "peak_rss_mb",  # MB of 2**20 bytes
     "bundle_bytes", "params",
@@ -40,9 +44,12 @@ RECORD_KEYS = (
     "read_gb_s",  # probed on this machine, 10**9 bytes
     "j_per_token",  # pp: per id of the prompt; tg: per step; idle included; null without a sensor
     "energy",  # of `energy.energy_of`, null without a sensor
-    "samples_ms",  # pp: one per repetition; tg: one per step, repetitions one after another
-    "rounds_ms",  # the same samples, a list per repetition
+    "rounds_ms",  # samples of all processes, a list per repetition; pp: one sample, tg: one per step
+    "processes",  # whose rounds these are, in order: {turn, attempt, repetitions, flags}
+    "run",  # rows of one run took turns: those of one turn and attempt ran side by side
     "ratio_interval",  # [low, high] of ratio_to_baseline, 95 %; null without one
+    "ratio_turns",  # [that count, that were measured]
+    "ratio_flags",  # what disturbed the ratio; empty where it is of undisturbed processes
     "timed", "date", "command", "environment", "flags", "notes",
 )
 
@@ -61,23 +68,26 @@ def identity_of(path: str, bundle: Optional[Bundle]) -> Dict[str, Any]:
     }
 
 
-def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, measured: Dict[str, Any],
-              read_gb_s: Optional[float], energy: Optional[Dict[str, Any]] = None,
+def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, processes: Sequence[Dict[str, Any]],
+              read_gb_s: Optional[float] = None, energy: Optional[Dict[str, Any]] = None,
               command: Optional[str] = None) -> Dict[str, Any]:
-    """identity: of `identity_of`; measured: of `measure`, its blocks joined; energy: of `energy_of`."""
-    rounds_ms = measured["step_ms"] if case.steps else [[one] for one in measured["prefill_ms"]]
-    speeds = speeds_of(rounds_ms, case.steps or case.prompt)
+    """identity: of `identity_of`; processes: of `measure`, each with its turn and attempt; energy: of `energy_of`."""
+    measured = joined(processes)
     record = empty_record(identity, case, command)
     record.update(
-        engine=measured["engine"], threads=measured["threads"], prefill_threads=measured["prefill_threads"],
-        repetitions=len(rounds_ms),
-        tok_s=statistics.mean(speeds), tok_s_sd=statistics.stdev(speeds) if len(speeds) > 1 else None,
-        ttft_ms=statistics.median(measured["prefill_ms"]), load_ms=measured["load_ms"],
-        verify_ms=measured["verify_ms"], peak_rss_mb=measured["peak_rss_mb"],
+        {key: measured[key] for key in ("engine", "threads", "prefill_threads", "processes", "tokenize_ms", "load_ms",
+                                        "verify_ms", "peak_rss_mb", "environment")},
+        rounds_ms=measured["step_ms"] if case.steps else [[one] for one in measured["prefill_ms"]],
         flops_per_token=flops_per_token(bundle, case), bytes_per_token=bytes_per_token(bundle, case),
-        read_gb_s=read_gb_s, energy=energy, rounds_ms=rounds_ms,
-        environment=measured["environment"], flags=list(measured["flags"]), notes=list(measured["notes"]),
-        **statistics_of(rounds_ms))
+        read_gb_s=read_gb_s, energy=energy, flags=list(measured["flags"]), notes=list(measured["notes"]))
+    counting = counting_rounds(record, measured["prefill_ms"])
+    record["prefill_ms"] = statistics.median(counting)
+    if measured["tokenize_ms"] is not None:
+        record["ttft_ms"] = record["tokenize_ms"] + record["prefill_ms"]
+    rounds_ms = counting_rounds(record, record["rounds_ms"])
+    speeds = speeds_of(rounds_ms, case.steps or case.prompt)
+    record.update(statistics_of(rounds_ms), repetitions=len(rounds_ms), tok_s=statistics.mean(speeds),
+                  tok_s_sd=statistics.stdev(speeds) if len(speeds) > 1 else None)
     if case.steps:
         record["tpot_ms"] = record["ms_mean"]  # rounds are of equal length
         if read_gb_s:
@@ -88,11 +98,31 @@ def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, measured: Di
     return record
 
 
+def counting_rounds(record: Dict[str, Any], per_round: Sequence[Any]) -> List[Any]:
+    """Of what is listed per repetition of all processes, that of the processes that count."""
+    places = chosen(flags_by_place(record["processes"])).places
+    return [one for place, rounds in rounds_by_place(record["processes"], per_round).items() if place in places
+            for one in rounds]
+
+
+def counting_phases(processes: Sequence[Dict[str, Any]]) -> Tuple[List[List[float]], List[List[float]]]:
+    """[start, end] in s of the prefills and of the decodings, of the processes that count."""
+    measured = joined(processes)
+    return measured["prefill_phases_s"], measured["decode_phases_s"]
+
+
+def process_speeds(record: Dict[str, Any]) -> Dict[Place, float]:
+    """tok/s of each process, the mean over its repetitions."""
+    rounds = rounds_by_place(record["processes"], record["rounds_ms"])
+    steps = len(record["rounds_ms"][0]) if record["test"].startswith("tg") else 0
+    return {place: statistics.mean(speeds_of(ms, steps or record["prompt_tokens"])) for place, ms in rounds.items()}
+
+
 def statistics_of(rounds_ms: Sequence[Sequence[float]]) -> Dict[str, Any]:
     """Mean, standard deviation and quantiles in ms, of the samples of all repetitions together."""
     samples_ms = [sample for one in rounds_ms for sample in one]
     quantiles = {f"ms_p{share}": float(np.percentile(samples_ms, share)) for share in (50, 90, 95, 99)}
-    return dict(quantiles, samples_ms=samples_ms, ms_mean=statistics.mean(samples_ms),
+    return dict(quantiles, ms_mean=statistics.mean(samples_ms),
                 ms_sd=statistics.stdev(samples_ms) if len(samples_ms) > 1 else None)
 
 

@@ -11,7 +11,7 @@ from merino_runtime.errors import MerinoError
 
 OUTPUTS = ("md", "json", "jsonl", "csv")
 LEFT = ("bundle", "format", "weights", "engine", "test", "vs baseline", "ratio at", "flags")
-NESTED = ("samples_ms", "rounds_ms", "environment", "energy", "architecture")  # not in CSV
+NESTED = ("rounds_ms", "processes", "environment", "energy", "architecture")  # not in CSV
 PAPER = ("paper (MeRino-64M against OPT-350M on a Jetson Nano): 4.9x faster, "
          "5.5x smaller")
 
@@ -46,24 +46,38 @@ def as_csv(records: Sequence[Dict[str, Any]]) -> str:
 
 
 def as_markdown(records: Sequence[Dict[str, Any]]) -> str:
-    """A table aligned for terminals. Below it: what failed, what has no ratio and why, our ratio beside the paper's."""
+    """A table aligned for terminals. Below it: what failed, what has no ratio and why, what the marks of ratios mean,
+    our ratio beside the paper's."""
     with_ratio = any("ratio_to_baseline" in record for record in records)
     with_energy = any(record["j_per_token"] is not None for record in records)
     rows = [[_cell(text) for text in _cells(record, with_ratio, with_energy)] for record in records]
     titles = ["bundle", "format", "weights", "params M", "bundle MB", "engine", "threads", "test", "tok/s",
-              "ms p50", "p90", "p99", "TTFT ms", "load ms", "RSS MB", "of ceiling",
+              "ms p50", "p90", "p99", "prefill ms", "TTFT ms", "load ms", "RSS MB", "of ceiling",
               *(["J/token"] if with_energy else []), *(["vs baseline", "ratio at"] if with_ratio else []), "flags"]
     columns = [(title in LEFT, max(3, *(len(row[place]) for row in [titles, *rows])))
                for place, title in enumerate(titles)]
     rule = [":" + "-" * (width - 1) if left else "-" * (width - 1) + ":" for left, width in columns]
     lines = [_line(row, columns) for row in [titles, rule, *rows]]
-    below = failures(records) + without_ratio(records) + beside_the_paper(records)
+    below = failures(records) + without_ratio(records) + marks_explained(records) + beside_the_paper(records)
     return "\n".join(lines + [""] * bool(below) + below) + "\n"
 
 
 def without_ratio(records: Sequence[Dict[str, Any]]) -> List[str]:
     return [f"{record['bundle']} {record['test']} {note}" for record in records for note in record["notes"]
             if note.startswith("no ratio: ") and not any(flag.startswith(FAILED) for flag in record["flags"])]
+
+
+def marks_explained(records: Sequence[Dict[str, Any]]) -> List[str]:
+    """What brackets and marks of the ratios mean, as far as they occur."""
+    rated = [record for record in records if record["ratio_turns"]]
+    said = []
+    if any(record["ratio_interval"] for record in rated):
+        said.append("[low, high]: 95 % interval over pairs of processes")
+    if any(not record["ratio_interval"] for record in rated):
+        said.append("no interval: fewer than 3 pairs of processes, measure with -r 5")
+    if any(record["ratio_flags"] for record in rated):
+        said.append("disturbed: fewer than 3 pairs were undisturbed, so all count; measure again on a quiet machine")
+    return said
 
 
 def beside_the_paper(records: Sequence[Dict[str, Any]]) -> List[str]:
@@ -142,7 +156,8 @@ def _cells(record: Dict[str, Any], with_ratio: bool, with_energy: bool) -> List[
         record["weights"] or "-", _number(None if params is None else params / 1e6, 1),
         _number(None if size is None else size / 2 ** 20, 1), record["engine"] or "-",
         _number(threads, 0), record["test"], speed, _number(record["ms_p50"], 2),
-        _number(record["ms_p90"], 2), _number(record["ms_p99"], 2), _number(record["ttft_ms"], 1),
+        _number(record["ms_p90"], 2), _number(record["ms_p99"], 2), _number(record["prefill_ms"], 1),
+        _number(record["ttft_ms"], 1),
         _number(record["load_ms"], 0), _number(record["peak_rss_mb"], 0),
         "-" if share is None else f"{100 * share:.0f} %"]
     if with_energy:
@@ -154,12 +169,28 @@ def _cells(record: Dict[str, Any], with_ratio: bool, with_energy: bool) -> List[
 
 
 def _ratio_cell(record: Dict[str, Any]) -> str:
-    """`3.00x [2.91, 3.10]`; the interval is 95 %."""
-    ratio, interval = record.get("ratio_to_baseline"), record.get("ratio_interval")
+    ratio = record.get("ratio_to_baseline")
     if ratio is None:
         return "-"
+    return ratio_words(ratio, record["ratio_interval"], record["ratio_turns"], record["ratio_flags"] or ())
+
+
+def ratio_words(ratio: float, interval: Optional[Sequence[float]], turns: Optional[Sequence[int]],
+                flags: Sequence[str]) -> str:
+    """`3.00x [2.91, 3.10] (3 of 5 pairs)`; the pairs are named where some were dropped, flags where none could be.
+
+    turns None: of the baseline itself.
+    """
     digits = ".2f" if ratio >= 0.1 else ".2g"
-    return f"{ratio:{digits}}x" + (f" [{interval[0]:{digits}}, {interval[1]:{digits}}]" if interval else "")
+    said = f"{ratio:{digits}}x"
+    if turns is None:
+        return said
+    said += f" [{interval[0]:{digits}}, {interval[1]:{digits}}]" if interval else " (no interval)"
+    if flags:
+        said += f" (disturbed: {', '.join(flags)})"
+    elif turns[0] < turns[1]:
+        said += f" ({turns[0]} of {turns[1]} pairs)"
+    return said
 
 
 def _number(value: Optional[float], digits: int) -> str:

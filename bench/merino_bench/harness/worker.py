@@ -2,10 +2,11 @@
 run has left nothing in its memory, its caches or its peak.
 
 `python -m merino_bench.harness.worker REQUEST` takes a JSON object and prints one; `processes` starts it. A timed
-prefill begins with the case's depth cached and ends with the choice of the first token. A timed decode step is the
-time from one token to the next: one run of the model and the choice of the token, greedy, batch 1, also after an
-end-of-text token. The choice (argmax) is timed, tokenising is not: prompts are random ids. A first, untimed repetition
-warms up. `record` derives the statistics. The parent process integrates energy over the times of the phases.
+prefill begins with the case's depth cached and ends with the choice of the first token. A timed decode step is the time
+from one token to the next: one run of the model and the choice of the token, greedy, batch 1, also after an end-of-text
+token. The choice (argmax) is timed. Prompts are random ids; what tokenising the text of such a prompt takes is measured
+apart, once. Untimed rounds warm up for WARM_UP_S. `record` derives the statistics. The parent process integrates energy
+over the times of the phases.
 """
 import json
 import sys
@@ -17,13 +18,15 @@ import numpy as np
 from merino_bench.fresh_process import OUT_OF_MEMORY
 from merino_bench.harness.cases import Case
 from merino_bench.sensors import environment
+from merino_bench.sensors.load import CpuMoment, cpu_moment, load_between
 from merino_runtime import board
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import Bundle, check_files, load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.text import open_tokenizer
 
-WARM_UP_STEPS = 8
+WARM_UP_S = 0.3  # a governor raises the clock after 0.1 s of work or later
 DIGITS = 4  # of milliseconds: 0.1 microseconds, the resolution of the clock
 
 
@@ -66,44 +69,82 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
         peak_rss_mb = board.peak_rss_mb()  # before anything else is started
         after = environment.state()
         here = environment.machine()
-        share = environment.others_share(began, ended, here["cpus"] or 1)
         threads = getattr(backend, "decode_threads", getattr(backend, "threads", case.threads))
+        prefill_threads = getattr(backend, "prefill_threads", threads)
+        load = load_between(began, ended, here["cpus"] or 1)
+        if max(threads or 1, prefill_threads or 1) > len(board.usable_cpus()):
+            load = load._replace(waiting_share=None)  # our threads wait for each other
+        tokenizing_ms = None
+        if not case.steps:
+            try:
+                tokenizing_ms = tokenize_ms(bundle, case_ids(bundle.vocab, case, seed)[case.untimed:])
+            except MerinoError as error:
+                notes.append(f"no time to first token: {error}")
         return {
-            "engine": engine_name(bundle), "threads": threads,
-            "prefill_threads": getattr(backend, "prefill_threads", threads),
+            "engine": engine_name(bundle), "threads": threads, "prefill_threads": prefill_threads,
             "load_ms": round(read_ms + open_ms, DIGITS), "verify_ms": verify_ms, "peak_rss_mb": peak_rss_mb,
+            "tokenize_ms": tokenizing_ms,
             "prefill_ms": [one.prefill_ms for one in rounds],  # per repetition
             "step_ms": [one.step_ms for one in rounds],  # per repetition, one per step
             "prefill_phases_s": [[one.start_s, one.token_s[0]] for one in rounds],
             "decode_phases_s": [[one.token_s[0], one.token_s[-1]] for one in rounds if case.steps],
-            "environment": dict(here, before=before, after=after, others_cpu_share=share),
-            "flags": environment.flags_of(before, after, share), "notes": notes,
+            "environment": dict(here, before=before, after=after, **load.as_record()),
+            "flags": environment.flags_of(before, after, load), "notes": notes,
         }
     finally:
         backend.close()
 
 
 def timed_rounds(backend: Backend, case: Case, repetitions: int, seed: int
-                 ) -> Tuple[environment.CpuMoment, List[Round], environment.CpuMoment]:
-    """Fills the depth, warms up with one round, then runs the repetitions -> them, between the CPU times before and
-    after."""
-    ids = np.random.RandomState(seed).randint(0, backend.vocab, case.decode_start).tolist()
+                 ) -> Tuple[CpuMoment, List[Round], CpuMoment]:
+    """Fills the depth, warms up, then runs the repetitions -> them, between the CPU's counters before the warm-up and
+    after the last repetition."""
+    ids = case_ids(backend.vocab, case, seed)
     if case.untimed:
         backend.prefill(ids[:case.untimed])
-    prompt_ids = ids[case.untimed:]
-    one_round(backend, prompt_ids, case.untimed, min(case.steps, WARM_UP_STEPS))  # allocates, pages in, clocks up
-    began = environment.cpu_moment()
-    rounds = [one_round(backend, prompt_ids, case.untimed, case.steps) for _ in range(repetitions)]
-    return began, rounds, environment.cpu_moment()
+    began = cpu_moment()
+    warm_up(backend, ids[case.untimed:], case.untimed, case.steps)
+    rounds = [one_round(backend, ids[case.untimed:], case.untimed, case.steps) for _ in range(repetitions)]
+    return began, rounds, cpu_moment()
 
 
-def one_round(backend: Backend, prompt_ids: Sequence[int], depth: int, steps: int) -> Round:
+def case_ids(vocab: int, case: Case, seed: int) -> List[int]:
+    """Random ids: those cached before the timing, then the prompt's."""
+    return list(np.random.RandomState(seed).randint(0, vocab, case.decode_start).tolist())
+
+
+def warm_up(backend: Backend, prompt: Sequence[int], depth: int, steps: int) -> None:
+    """Untimed rounds for WARM_UP_S: at least one prefill and, where steps are timed, one step. They allocate memory,
+    read pages in and let the governor raise the clock."""
+    end_s = time.perf_counter() + WARM_UP_S
+    while True:
+        backend.truncate(depth)
+        token_id = int(backend.prefill(prompt).argmax())
+        for _ in range(steps):
+            token_id = int(backend.step(token_id).argmax())
+            if time.perf_counter() >= end_s:
+                break
+        if time.perf_counter() >= end_s:
+            return
+
+
+def tokenize_ms(bundle: Bundle, ids: Sequence[int]) -> float:
+    """Time of tokenising the text of these ids, the first text of the process. Raises MerinoError without a tokenizer.
+
+    The text gives about as many ids again, not the same: random ids are seldom the tokenizer's own choice.
+    """
+    tokenizer = open_tokenizer(bundle)
+    text = b"".join(tokenizer.bytes_of(token_id) for token_id in ids).decode("utf-8", "replace")
+    return _timed(lambda: tokenizer.encode(text))[1]
+
+
+def one_round(backend: Backend, prompt: Sequence[int], depth: int, steps: int) -> Round:
     """One repetition. depth: cached ids that it starts with, at most as many as are cached now. Raises MerinoError
     where the logits are not finite."""
     clock = time.perf_counter
     backend.truncate(depth)
     start_s = clock()
-    logits = backend.prefill(prompt_ids)  # [vocab]
+    logits = backend.prefill(prompt)  # [vocab]
     token_id = int(logits.argmax())
     token_s = [clock()]
     for _ in range(steps):

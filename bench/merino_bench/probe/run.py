@@ -19,6 +19,7 @@ from merino_bench.probe.memory import resident_rows
 from merino_bench.probe.tasks import Machine, Task
 from merino_bench.probe.timing import LEAST_RUN_S, MOST_RUN_S, row_of, time_task
 from merino_bench.sensors import environment
+from merino_bench.sensors.load import cpu_moment, load_between
 from merino_runtime import board
 from merino_runtime.backends.onnx_session import version_tuple
 from merino_runtime.errors import MerinoError
@@ -74,7 +75,7 @@ def check_can_work(folder: str) -> None:
 
 def probe_machine(work: str, deadline: float, tell: Callable[[str], None]) -> Dict[str, Any]:
     """-> the content of probe.json. work: a folder for the graphs and their weights."""
-    began, before = environment.cpu_moment(), environment.state()
+    began, before = cpu_moment(), environment.state()
     onnxruntime = import_backend()
     machine = this_machine(version_tuple(onnxruntime.__version__))
     started = time.perf_counter()
@@ -82,8 +83,8 @@ def probe_machine(work: str, deadline: float, tell: Callable[[str], None]) -> Di
     tell("read bandwidth")
     reads = read_rows(machine, left_s * READ_SHARE)
     timed = timed_rows(onnxruntime, machine, work, deadline - left_s * RESIDENT_SHARE, tell)
-    after, ended = environment.state(), environment.cpu_moment()
-    share = environment.others_share(began, ended, os.cpu_count() or 1)
+    after, ended = environment.state(), cpu_moment()
+    load = load_between(began, ended, os.cpu_count() or 1)
     tell("memory of processes")
     resident = resident_rows(work, machine, deadline)
     here = board.this_board()
@@ -97,8 +98,8 @@ def probe_machine(work: str, deadline: float, tell: Callable[[str], None]) -> Di
         "last_level_cache_mb": machine.cache_bytes / board.MB or None,
         "memory_mb": here.memory_total_mb,
         "dialect": "fused" if machine.fused else "portable",
-        "flags": environment.flags_of(before, after, share),
-        "others_cpu_share": share,
+        "flags": environment.flags_of(before, after, load),
+        "others_cpu_share": load.others_cpu_share,
         "left_out": timed.left_out,
         "measurements": reads + timed.rows,
         "resident": resident,

@@ -1,7 +1,8 @@
-"""The machine's state before and after a run: clocks, temperatures, throttling, swap, CPU time of other processes.
+"""The machine's state before and after a run: clocks, temperatures, throttling, swap.
 
 A source that this machine lacks gives None. Parsers take text and readers take a root folder, so that both are tested
-on recorded boards. Instruction set and memory are in `merino_runtime.board`, power is in `power`.
+on recorded boards. Instruction set and memory are in `merino_runtime.board`, power is in `power`, the load of the CPU
+in `load`.
 """
 import glob
 import os
@@ -9,22 +10,13 @@ import platform
 import re
 import subprocess
 import sys
-import time
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import merino_runtime
+from merino_bench.sensors.load import Load
 
-BUSY_SHARE = 0.05  # of all cores, used by other processes: more than that changes the measurement
-LEAST_WINDOW_S = 0.25  # the kernel counts CPU time in steps of 0.01 s
 SWAPPED_PAGES = 256  # 1 MB
 NOW_BITS, SINCE_BOOT_BITS = 0xF, 0xF0000  # Raspberry Pi: under-voltage, capped, throttled, soft limit
-
-
-class CpuMoment(NamedTuple):
-    """Readings to subtract: the CPU time of all processes and of this one, in seconds."""
-    clock_s: float
-    busy_s: Optional[float]
-    own_s: float
 
 
 def machine(root: str = "/") -> Dict[str, Any]:
@@ -61,36 +53,21 @@ def state(root: str = "/") -> Dict[str, Any]:
     }
 
 
-def flags_of(before: Dict[str, Any], after: Dict[str, Any], others_share: Optional[float]) -> List[str]:
+def flags_of(before: Dict[str, Any], after: Dict[str, Any], load: Load) -> List[str]:
     """`throttled`, `busy` and `swapping`, each where it was seen; a missing source raises no flag. before, after: of
-    `state`."""
+    `state`; load: of the time between them."""
     flags = []
     bits_before, bits_after = (int(one["throttle_bits"] or "0", 16) for one in (before, after))
     newly = bits_after & ~bits_before & SINCE_BOOT_BITS
     cooled = any((one["cpu_cooling"] or 0) > 0 for one in (before, after))
     if (bits_before | bits_after) & NOW_BITS or newly or cooled:
         flags.append("throttled")
-    if others_share is not None and others_share > BUSY_SHARE:
+    if load.busy:
         flags.append("busy")
     pages = [one["swapped_pages"] for one in (before, after)]
     if None not in pages and pages[1] - pages[0] > SWAPPED_PAGES:
         flags.append("swapping")
     return flags
-
-
-def cpu_moment(root: str = "/") -> CpuMoment:
-    own = os.times()
-    return CpuMoment(time.perf_counter(), busy_s(_read(root, "proc/stat")), own.user + own.system)
-
-
-def others_share(before: CpuMoment, after: CpuMoment, cpus: int) -> Optional[float]:
-    """The share of all cores' time that other processes took between two moments; None where that was too short to
-    tell."""
-    window_s = after.clock_s - before.clock_s
-    if before.busy_s is None or after.busy_s is None or window_s < LEAST_WINDOW_S:
-        return None
-    others_s = after.busy_s - before.busy_s - (after.own_s - before.own_s)
-    return round(max(0.0, others_s) / (window_s * cpus), 4)
 
 
 def board_model(device_tree: Optional[str]) -> Optional[str]:
@@ -130,15 +107,6 @@ def swapped_pages(vmstat: Optional[str]) -> Optional[int]:
     """Pages swapped in and out since boot."""
     found = re.findall(r"^pswp(?:in|out) (\d+)", vmstat or "", re.MULTILINE)
     return sum(map(int, found)) if found else None
-
-
-def busy_s(stat: Optional[str], ticks_per_s: Optional[int] = None) -> Optional[float]:
-    """Seconds of all cores since boot: user + nice + system + irq + softirq + steal, without idle and iowait."""
-    found = re.search(r"^cpu +(.+)$", stat or "", re.MULTILINE)
-    if not found:
-        return None
-    ticks = [int(word) for word in found.group(1).split()[:8]]  # guest time is in user's already
-    return (sum(ticks) - sum(ticks[3:5])) / (ticks_per_s or os.sysconf("SC_CLK_TCK"))
 
 
 def temperatures_c(root: str = "/") -> Optional[Dict[str, float]]:

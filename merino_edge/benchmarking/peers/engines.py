@@ -18,11 +18,6 @@ class Peer(NamedTuple):
     needs: tuple[tuple[str, str], ...]  # (module to import, package to install)
 
     @property
-    def starts_slowly(self) -> bool:
-        """It compiles for a minute or more before its first token."""
-        return self.engine == "torch.compile"
-
-    @property
     def shown_precision(self) -> str:
         return self.precision if self.table == self.precision else f"{self.precision}, table {self.table}"
 

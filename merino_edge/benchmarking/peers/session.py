@@ -1,29 +1,28 @@
-"""`bench --peers`: rows of other engines beside ours. Their models live in a temporary folder, for one run."""
+"""`bench --peers`: other engines beside our bundles. Their models live in a temporary folder, for one run."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from merino_bench.harness.cases import BenchRequest, Case
+from merino_bench.harness.entrants import Entrant
 from merino_edge.benchmarking.peers.engines import parse_engines
-from merino_edge.benchmarking.peers.rows import Peers, peer_records
+from merino_edge.benchmarking.peers.entrants import Peers, peer_entrants
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
-PeerRows = Callable[[Case, BenchRequest], list[dict[str, Any]]]
-
 
 @contextmanager
-def peer_rows(engines: str | None, folders: Sequence[str]) -> Iterator[PeerRows | None]:
-    """A function that measures more rows for `bench_command`; None where no engine is asked for.
+def peers_beside(
+    engines: str | None, folders: Sequence[str], seed: int, say: Callable[[str], None]
+) -> Iterator[list[Entrant]]:
+    """The entrants for `bench_command`; none where no engine is asked for.
 
     A bundle that cannot be read is left out: it has a failed row of ours already.
     Raises MerinoError for an unknown engine.
     """
     if engines is None:
-        yield None
+        yield []
         return
     names = parse_engines(engines)
     bundles = []
@@ -33,5 +32,4 @@ def peer_rows(engines: str | None, folders: Sequence[str]) -> Iterator[PeerRows 
         except MerinoError:
             continue
     with tempfile.TemporaryDirectory(prefix="merino-peers-") as made:
-        peers = Peers(names, Path(made))
-        yield lambda case, request: peer_records(peers, bundles, case, request)
+        yield peer_entrants(Peers(names, Path(made)), bundles, seed, say)

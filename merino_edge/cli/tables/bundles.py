@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from merino_bench.harness.render import marks_explained, ratio_words
 from merino_edge.export.quantize import MatrixError
 from merino_runtime.board import MB as BYTES_PER_MB
 
@@ -36,19 +37,27 @@ def bench_table(records: Sequence[dict[str, Any]]) -> Table:
     for title, kind, field, form in BENCH_ROWS:
         values = [(row(by_name[name], kind) or {}).get(field) for name in names]
         table.add_row(title, *("-" if value is None else form.format(value) for value in values))
-    flags = sorted({flag for record in records for flag in record["flags"]})
-    if flags:
-        table.caption = f"flags: {', '.join(flags)}. A flagged row has no ratio: repeat it on a quiet machine."
+    marks = marks_explained(records)
+    if marks:
+        table.caption = "; ".join(marks)
     return table
+
+
+def ratio_cell(record: dict[str, Any]) -> str | None:
+    """The ratio with its interval and marks; None without a baseline."""
+    ratio = record.get("ratio_to_baseline")
+    if ratio is None:
+        return None
+    return ratio_words(ratio, record["ratio_interval"], record["ratio_turns"], record["ratio_flags"] or ())
 
 
 BENCH_ROWS = (
     ("prefill tok/s", "pp", "tok_s", "{:,.0f}"),
-    ("  against OPT-350M", "pp", "ratio_to_baseline", "{:.2f}x"),
+    ("  against OPT-350M", "pp", "ratio", "{}"),
     ("decode tok/s", "tg", "tok_s", "{:,.1f}"),
-    ("  against OPT-350M", "tg", "ratio_to_baseline", "{:.2f}x"),
+    ("  against OPT-350M", "tg", "ratio", "{}"),
     ("  share of the read-bandwidth ceiling", "tg", "ceiling_share", "{:.0%}"),
-    ("time to first token, ms", "pp", "ttft_ms", "{:,.0f}"),
+    ("prefill of the prompt, ms", "pp", "prefill_ms", "{:,.0f}"),
     ("peak RSS, MB", "pp", "peak_rss_mb", "{:,.0f}"),
     ("size on disk, MB", "tg", "bundle_mb", "{:,.0f}"),
     ("parameters, M", "tg", "params_m", "{:,.1f}"),
@@ -57,9 +66,9 @@ BENCH_ROWS = (
 
 
 def row(records: Sequence[dict[str, Any]], kind: str) -> dict[str, Any] | None:
-    """The first record of a kind of test, with sizes in the units people read."""
+    """The first record of a kind of test that did not fail, with sizes in the units people read."""
     for record in records:
-        if record["test"].startswith(kind):
-            sizes = {"bundle_mb": record["bundle_bytes"] / BYTES_PER_MB, "params_m": record["params"] / 1e6}
-            return {**record, **sizes}
+        if record["test"].startswith(kind) and record["tok_s"] is not None:
+            shown = {"bundle_mb": record["bundle_bytes"] / BYTES_PER_MB, "params_m": record["params"] / 1e6}
+            return {**record, **shown, "ratio": ratio_cell(record)}
     return None

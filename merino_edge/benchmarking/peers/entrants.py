@@ -1,18 +1,20 @@
-"""Benchmark records of other engines, with the keys of ours; `engine` and `precision` tell them apart.
+"""Other engines as entrants of the benchmark: they take turns with our bundles, and their rows have the keys of ours.
 
-`bench` calls `peer_records`. An engine that is missing, or has no such model, gives a failed row with the reason.
+`engine` and `precision` tell the rows apart. An engine that is missing, or has no such model, gives a failed row with
+the reason.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from merino_bench.fresh_process import run_apart
 from merino_bench.harness import record
-from merino_bench.harness.cases import BenchRequest, Case
-from merino_bench.harness.processes import block_sizes, joined
+from merino_bench.harness.cases import Case
+from merino_bench.harness.entrants import Entrant, Measured, never
 from merino_edge.benchmarking.peers.engines import Peer, missing, peers_of
 from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, shares_layers, stored_params
 from merino_edge.families.registry import read_geometry
@@ -20,7 +22,7 @@ from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.threads import thread_counts
 
-TIMEOUT_S = 3600.0  # of one process
+TIMEOUT_S = 3600.0  # of making one model
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -39,57 +41,52 @@ class Made(NamedTuple):
     notes: list[str]
 
 
-def peer_records(peers: Peers, bundles: Iterable[Bundle], case: Case, request: BenchRequest) -> list[dict[str, Any]]:
-    """A row per engine and geometry among the bundles; bundles of one model in several formats share it.
+def peer_entrants(
+    peers: Peers, bundles: Iterable[Bundle], seed: int, say: Callable[[str], None] = lambda _: None
+) -> list[Entrant]:
+    """An entrant per engine and geometry among the bundles; bundles of one model in several formats share it.
 
-    Repetitions are split into blocks, each in a fresh process, and the engines take turns, as our own bundles do. An
-    engine that starts slowly measures all its repetitions in one process.
+    Their models are made here, before anything is measured.
     """
     distinct: dict[str, Bundle] = {}
     for bundle in bundles:
         distinct.setdefault(geometry_key(bundle), bundle)
-    pairs = [(peer, bundle) for bundle in distinct.values() for peer in peers_of(peers.engines)]
-    blocks: list[list[dict[str, Any]]] = [[] for _ in pairs]
-    reasons: list[str | None] = [None] * len(pairs)
-    made: list[Made | None] = [None] * len(pairs)
-    sizes = block_sizes(request.repetitions)
-    for turn, share in enumerate(sizes):
-        for place, (peer, bundle) in enumerate(pairs):
-            repetitions = share if not peer.starts_slowly else 0 if turn else request.repetitions
-            if reasons[place] is not None or not repetitions:
-                continue
-            try:
-                files = made[place] = made[place] or make_apart(peers, peer, bundle)
-                blocks[place].append(
-                    measure_peer_apart(peers, peer, bundle, files.path, case, repetitions, request.seed)
-                )
-            except MerinoError as error:
-                reasons[place] = str(error)
     return [
-        peer_record(peer, bundle, case, made[place], blocks[place], reasons[place])
-        for place, (peer, bundle) in enumerate(pairs)
-    ]
+        peer_entrant(peers, peer, bundle, seed, say)
+        for bundle in distinct.values() for peer in peers_of(peers.engines)
+    ]  # fmt: skip
 
 
-def peer_record(
-    peer: Peer, bundle: Bundle, case: Case, made: Made | None, blocks: Sequence[dict[str, Any]], reason: str | None
-) -> dict[str, Any]:
-    """One row; `reason` says why nothing was measured, or is None."""
+def peer_entrant(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Callable[[str], None]) -> Entrant:
     identity = {
         "bundle": bundle.name, "precision": peer.shown_precision, "engine": peer.engine, "family": bundle.family,
         "architecture": bundle.architecture, "context": bundle.context, "weights": "random",
         "weights_source": "random, of equal geometry",
     }  # fmt: skip
-    if reason is not None or made is None:
-        return record.failed_record(identity, case, reason or "nothing was measured")
+    say(f"making the model of {bundle.name} for {peer.engine} {peer.shown_precision}")
+    try:
+        made = make_apart(peers, peer, bundle)
+    except MerinoError as error:
+        return Entrant(identity, False, None, str(error), never, never)
     seen = as_read_by(peer, bundle)
-    identity.update(bundle_bytes=made.bytes, params=seen.params)
-    measured = joined(blocks)
-    row = record.record_of(identity, seen, case, measured, None)
-    row["notes"] = [*made.notes, *measured["notes"]]
+    identity |= {"bundle_bytes": made.bytes, "params": seen.params}
+
+    def measure(case: Case, repetitions: int, _first: bool, timeout_s: float) -> Measured:
+        return measure_peer_apart(peers, peer, bundle, made.path, case, repetitions, seed, timeout_s)
+
+    return Entrant(identity, False, None, "", measure, partial(peer_row, identity, seen, made.notes))
+
+
+def peer_row(
+    identity: dict[str, Any], seen: Bundle, notes: Sequence[str], case: Case, processes: Sequence[Measured],
+    _read_gb_s: float | None, _energy: dict[str, Any] | None, command: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Without a share of the ceiling and without energy: both are of our own engine."""
+    row = record.record_of(identity, seen, case, processes, command=command)
+    row["notes"] = [*notes, *row["notes"]]
     if case.untimed:
-        row["ttft_ms"] = None  # of more ids than the row's prompt
-        row["notes"].append(f"each repetition prefills all {case.decode_start} ids, so there is no TTFT")
+        row["prefill_ms"] = None  # of more ids than the row's prompt
+        row["notes"].append(f"each repetition prefills all {case.decode_start} ids, so there is no prefill_ms")
     return row
 
 
@@ -117,8 +114,9 @@ def make_apart(peers: Peers, peer: Peer, bundle: Bundle) -> Made:
 
 
 def measure_peer_apart(
-    peers: Peers, peer: Peer, bundle: Bundle, path: str, case: Case, repetitions: int, seed: int
-) -> dict[str, Any]:
+    peers: Peers, peer: Peer, bundle: Bundle, path: str, case: Case, repetitions: int, seed: int,
+    timeout_s: float = TIMEOUT_S,
+) -> Measured:  # fmt: skip
     """One peer measured in a fresh process; the keys are our own worker's. Raises MerinoError where it fails."""
     if case.untimed and not case.steps:
         raise MerinoError("other engines' prefills are measured into an empty cache only: leave -d out")
@@ -131,7 +129,7 @@ def measure_peer_apart(
     }  # fmt: skip
     pinned = dict.fromkeys(THREAD_VARIABLES, str(threads))  # no pool of an engine starts more than were asked for
     kept = {"TORCHINDUCTOR_CACHE_DIR": str(peers.folder / "inductor")}
-    return run_apart("merino_edge.benchmarking.peers.child", json.dumps(request), TIMEOUT_S, {**pinned, **kept})
+    return run_apart("merino_edge.benchmarking.peers.child", json.dumps(request), timeout_s, {**pinned, **kept})
 
 
 def geometry_key(bundle: Bundle) -> str:

@@ -1,0 +1,97 @@
+"""Measures the entrants of one case in turn, each turn and each entrant in a fresh process.
+
+The order alternates (A B, B A, A B, ...), so that a steady drift of the machine meets both sides alike. Where a process
+was disturbed, it and the one it is compared with are measured again, up to twice.
+"""
+import time
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set
+
+from merino_bench.harness.cases import Case
+from merino_bench.harness.entrants import Entrant
+from merino_bench.harness.passes import unequal_flags
+from merino_bench.harness.ratios import baseline_for
+from merino_runtime.errors import MerinoError
+
+MOST_PROCESSES = 5  # turns of a row, at most
+MOST_ATTEMPTS = 3  # of a turn
+MOST_VAIN = 2  # turns that stayed disturbed in all attempts: then it is the machine's state, and no burst
+
+Tell = Callable[[int, str], None]  # (processes of planned turns that are done, what comes next)
+
+
+class Turns:
+    """The processes of each entrant at one case, and why an entrant has none. `measure` fills them."""
+
+    def __init__(self, entrants: Sequence[Entrant], case: Case, repetitions: int, timeout_s: float) -> None:
+        self.entrants, self.case = entrants, case
+        self.processes: List[List[Dict[str, Any]]] = [[] for _ in entrants]
+        self.reasons = [entrant.reason for entrant in entrants]
+        self.base_of = base_places(entrants)
+        self._sizes = turn_sizes(repetitions)
+        self._left_s = [timeout_s] * len(entrants)
+        self._longest_s = [0.0] * len(entrants)
+
+    def measure(self, tell: Tell) -> None:
+        everyone, vain = range(len(self.entrants)), 0
+        for turn in range(len(self._sizes)):
+            order = everyone if turn % 2 == 0 else everyone[::-1]
+            for count, place in enumerate(order):
+                tell(turn * len(everyone) + count, self._title(place, turn))
+                self._measure(place, turn, 0)
+            for attempt in range(1, MOST_ATTEMPTS if vain < MOST_VAIN else 1):
+                again = self._to_repeat(turn, attempt - 1)
+                for place in (order if attempt % 2 == 0 else order[::-1]):
+                    if place in again:
+                        tell((turn + 1) * len(everyone) - 1, self._title(place, turn) + ", again: it was disturbed")
+                        self._measure(place, turn, attempt)
+            vain += bool(self._to_repeat(turn, MOST_ATTEMPTS - 1))
+
+    def _measure(self, place: int, turn: int, attempt: int) -> None:
+        """One process. A row that fails once is not measured again."""
+        if self.reasons[place]:
+            return
+        began = time.perf_counter()
+        try:
+            found = self.entrants[place].measure(self.case, self._sizes[turn], not self.processes[place],
+                                                 self._left_s[place])
+            self.processes[place].append(dict(found, turn=turn, attempt=attempt))
+        except MerinoError as error:
+            self.reasons[place] = str(error)
+        took_s = time.perf_counter() - began
+        self._left_s[place] = max(0.0, self._left_s[place] - took_s)
+        self._longest_s[place] = max(self._longest_s[place], took_s)
+
+    def _to_repeat(self, turn: int, attempt: int) -> List[int]:
+        """Both sides of each comparison of which one was disturbed in this attempt. A row that may need its time for
+        the turns still planned is left out."""
+        flags = {place: frozenset(one["flags"]) for place, processes in enumerate(self.processes)
+                 for one in processes if (one["turn"], one["attempt"]) == (turn, attempt)}
+        found: Set[int] = set()
+        for place in flags:
+            base = self.base_of[place]
+            pair = {place} if base is None else {place, base}
+            rows = [{(turn, attempt): flags[one]} for one in pair if one in flags]
+            if unequal_flags(rows, (turn, attempt)):
+                found |= pair
+        turns_left = len(self._sizes) - turn - 1
+        return [one for one in sorted(found) if not self.reasons[one]
+                and self._left_s[one] > 2 * (turns_left + 1) * self._longest_s[one]]
+
+    def _title(self, place: int, turn: int) -> str:
+        name = self.entrants[place].identity["bundle"]
+        return f"{name} {self.case.name} {turn + 1}/{len(self._sizes)}"
+
+
+def turn_sizes(repetitions: int) -> List[int]:
+    """Repetitions of each turn: 7 -> 2, 2, 1, 1, 1."""
+    turns = min(MOST_PROCESSES, repetitions)
+    return [repetitions // turns + (place < repetitions % turns) for place in range(turns)]
+
+
+def base_places(entrants: Sequence[Entrant]) -> List[Optional[int]]:
+    """For each entrant the place of the one that it is compared with; None for itself and without a baseline."""
+    baselines = [entrant.identity for entrant in entrants if entrant.is_baseline]
+    places = {id(entrant.identity): place for place, entrant in enumerate(entrants)}
+    found = [baseline_for(entrant.identity, baselines) for entrant in entrants]
+    return [None if base is None or base is entrant.identity else places[id(base)]
+            for entrant, base in zip(entrants, found)]
