@@ -12,7 +12,6 @@ a step of the embedded model.
 import argparse
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,8 +22,7 @@ import numpy as np
 
 from merino_bench.fresh_process import child_environment
 from merino_bench.harness.cases import START_PROMPT, BenchRequest
-from merino_bench.harness.interval import ratio_interval
-from merino_bench.harness.record import speeds_of
+from merino_bench.harness.interval import paired_ratio
 from merino_bench.harness.run import run_bench
 from merino_bench.harness.worker import one_round
 from merino_runtime.backends import open_backend
@@ -58,9 +56,9 @@ def against_the_stopwatch(folder):
     call = [sys.executable, __file__, folder, "--turns"]
     done = subprocess.run(call, env=child_environment(), check=True, capture_output=True, text=True)
     harness, watch = ([STEPS / seconds for seconds in each] for each in zip(*json.loads(done.stdout), strict=True))
-    ratio = statistics.mean(harness) / statistics.mean(watch)
+    ratio, interval = paired_ratio(harness, watch)  # a turn of both is a pair: all in one process
     return {
-        "ratio": ratio, "interval": ratio_interval(harness, watch, paired=True), "within_bar": abs(ratio - 1) <= BAR,
+        "ratio": ratio, "interval": interval, "within_bar": abs(ratio - 1) <= BAR,
         "harness_tok_s": harness, "stopwatch_tok_s": watch,
     }  # fmt: skip
 
@@ -70,15 +68,12 @@ def against_itself(folder):
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         twin = shutil.copytree(folder, Path(scratch) / "twin")
-        rows = run_bench([folder, str(twin)], BenchRequest((128,), (STEPS,), REPETITIONS))
-    for first, second in zip(rows[::2], rows[1::2], strict=True):
-        tokens = STEPS if first["test"].startswith("tg") else first["prompt_tokens"]
-        one, other = (speeds_of(row["rounds_ms"], tokens) for row in (first, second))
-        interval = ratio_interval(one, other, paired=True)
-        found[first["test"]] = {
-            "ratio": statistics.mean(one) / statistics.mean(other), "interval": interval,
-            "no_difference": interval[0] <= 1 <= interval[1], "tok_s": [one, other],
-            "flags": sorted({*first["flags"], *second["flags"]}),
+        rows = run_bench([folder], BenchRequest((128,), (STEPS,), REPETITIONS), [str(twin)])
+    for row, base in zip(rows[::2], rows[1::2], strict=True):
+        low, high = row["ratio_interval"]
+        found[row["test"]] = {
+            "ratio": row["ratio_to_baseline"], "interval": [low, high], "no_difference": low <= 1 <= high,
+            "turns": row["ratio_turns"], "flags": row["ratio_flags"], "tok_s": [row["tok_s"], base["tok_s"]],
         }  # fmt: skip
     return found
 

@@ -4,40 +4,40 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, median
 from typing import Any
 
-import numpy as np
 from entrants import PROBE, Entrant
 from models import VOCAB_CUT
 from plan import Bar, Section
 from runs import Runs
 
-from merino_bench.harness.interval import DRAWS, tail_share
+from merino_bench.harness.interval import Ratio, paired_ratio
 
 CEILING_BAR = 0.75
 READ = "weights read per token, 10^6 bytes"
 
 
-def values_ms(runs: Runs, section: str, entrant: Entrant, phase: str) -> dict[int, float]:
+def values_ms(runs: Runs, phase: str, **keys: Any) -> dict[int, float]:
     """By round: ms of a prefill, or of a decode step; the median over the process's repetitions."""
-    found = runs.good(section=section, entrant=entrant.name)
+    found = runs.good(**keys)
     if phase == "prefill":
         return {run["round"]: median(run["prefill_ms"]) for run in found}
     return {run["round"]: median(mean(steps) for steps in run["step_ms"]) for run in found}
 
 
-def ratio_of(runs: Runs, section: str, bar: Bar) -> tuple[float, list[float] | None] | None:
-    """slow's median time over fast's, and its 95 % interval by a bootstrap over the rounds, drawn in pairs."""
-    fast, slow = (values_ms(runs, section, one, bar.phase) for one in (bar.fast, bar.slow))
-    both = sorted(set(fast) & set(slow))
-    if not both:
-        return None
-    above, below = np.array([slow[one] for one in both]), np.array([fast[one] for one in both])
-    ratio = float(np.median(above) / np.median(below))
-    if len(both) < 2:
-        return ratio, None
-    drawn = np.random.default_rng(0).integers(0, len(both), (DRAWS, len(both)))
-    ratios = np.median(above[drawn], axis=1) / np.median(below[drawn], axis=1)
-    tail = 100 * tail_share(len(both))
-    return ratio, [float(edge) for edge in np.percentile(ratios, [tail, 100 - tail])]
+def ratio_of(runs: Runs, fast: Entrant, slow: Entrant, phase: str, **keys: Any) -> Ratio | None:
+    """slow's time over fast's, of the rounds that both have: each round is a pair of processes."""
+    fast_ms, slow_ms = (values_ms(runs, phase, entrant=one.name, **keys) for one in (fast, slow))
+    both = sorted(set(fast_ms) & set(slow_ms))
+    return paired_ratio([slow_ms[one] for one in both], [fast_ms[one] for one in both]) if both else None
+
+
+def disturbed(runs: Runs, entrants: Iterable[Entrant], **keys: Any) -> bool:
+    return any(run["flags"] for one in entrants for run in runs.good(entrant=one.name, **keys))
+
+
+def ratio_cells(ratio: Ratio | None) -> tuple[str, str]:
+    if ratio is None:
+        return "-", "-"
+    return f"{ratio.value:.2f}x", "{:.2f} to {:.2f}".format(*ratio.interval) if ratio.interval else "-"
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -56,7 +56,8 @@ def times_table(runs: Runs, section: str, entrants: Sequence[Entrant]) -> str:
         if failed or not good:
             rows.append([entrant.name, *["-"] * 6, f"failed: {' '.join(failed)}"])
             continue
-        decode, prefill = (median(values_ms(runs, section, entrant, one).values()) for one in ("decode", "prefill"))
+        keys = {"section": section, "entrant": entrant.name}
+        decode, prefill = (median(values_ms(runs, phase, **keys).values()) for phase in ("decode", "prefill"))
         flags = [f"{flag} in all rounds" for flag in sorted({flag for run in good for flag in run["flags"]})]
         rows.append([
             entrant.name, good[0]["engine"], str(good[0]["threads"]), f"{facts['decode_weight_bytes'] / 1e6:.1f}",
@@ -70,16 +71,11 @@ def times_table(runs: Runs, section: str, entrants: Sequence[Entrant]) -> str:
 def bars_table(runs: Runs, section: str, bars: Sequence[Bar]) -> str:
     rows = []
     for bar in bars:
-        found = ratio_of(runs, section, bar)
-        ratio, edges = found or (None, None)
-        shown = "-" if ratio is None else f"{ratio:.2f}x"
-        interval = f"{edges[0]:.2f} to {edges[1]:.2f}" if edges else "-"
+        found = ratio_of(runs, bar.fast, bar.slow, bar.phase, section=section)
         least = "-" if bar.least is None else f"{bar.least:g}x"
-        met = "-" if bar.least is None or ratio is None else "yes" if ratio >= bar.least else "NO"
-        pair = (run for one in (bar.fast, bar.slow) for run in runs.good(section=section, entrant=one.name))
-        if any(run["flags"] for run in pair):
-            met = "disturbed"
-        rows.append([bar.phase, bar.fast.name, bar.slow.name, bar.kind, shown, interval, least, met])
+        met = "-" if bar.least is None or found is None else "yes" if found.value >= bar.least else "NO"
+        met += " (disturbed)" * disturbed(runs, (bar.fast, bar.slow), section=section)
+        rows.append([bar.phase, bar.fast.name, bar.slow.name, bar.kind, *ratio_cells(found), least, met])
     return table(["phase", "faster", "slower", "kind", "ratio", "95 %", "bar", "met"], rows)
 
 
@@ -91,7 +87,9 @@ def vocabulary_table(runs: Runs, section: str, entrants: Sequence[Entrant]) -> s
         cut = by_name.get(entrant._replace(model=f"{entrant.model}-v{VOCAB_CUT}").name)
         if cut is None:
             continue
-        whole_ms, cut_ms = (list(values_ms(runs, section, one, "decode").values()) for one in (entrant, cut))
+        whole_ms, cut_ms = (
+            list(values_ms(runs, "decode", section=section, entrant=one.name).values()) for one in (entrant, cut)
+        )
         if not whole_ms or not cut_ms:
             continue
         read, read_cut = (runs.facts(one)["decode_weight_bytes"] for one in (entrant, cut))
@@ -111,7 +109,7 @@ def ceiling_table(runs: Runs, section: str, entrants: Sequence[Entrant], cached:
     for entrant in entrants:
         if entrant.engine == PROBE:
             continue
-        times = list(values_ms(runs, section, entrant, "decode").values())
+        times = list(values_ms(runs, "decode", section=section, entrant=entrant.name).values())
         if not times or not probes:
             continue
         facts = runs.facts(entrant)
@@ -119,8 +117,7 @@ def ceiling_table(runs: Runs, section: str, entrants: Sequence[Entrant], cached:
         gb_s = read / median(times) / 1e6
         share = gb_s / median(probes)
         met = "yes" if share >= CEILING_BAR else "NO"
-        if any(run["flags"] for run in runs.good(section=section, entrant=entrant.name)):
-            met = "disturbed"
+        met += " (disturbed)" * disturbed(runs, [entrant], section=section)
         rows.append([entrant.name, f"{read / 1e6:.1f}", f"{gb_s:.1f}", f"{median(probes):.1f}", f"{share:.0%}", met])
     titles = ("entrant", "read per token with KV, 10^6 bytes", "GB/s", "probed GB/s", "share", f"bar {CEILING_BAR:.0%}")
     return table(titles, rows)
