@@ -63,9 +63,19 @@ def redesign(
     return best_of(tried)
 
 
+def upper(design: Design, name: str) -> float:
+    """What a search held against the limit: of an interval the upper end."""
+    found = design.predicted.upper(name)
+    assert found is not None, name
+    return found
+
+
 def rescaled(design: Design) -> Limits:
-    """The limits whose design should measure AIM of each measurable budget, if the prediction's error stays."""
-    factors = {name: AIM * getattr(design.predicted, name) / getattr(design.measured, name) for name in MEASURABLE}
+    """The limits whose design should measure AIM of each measurable budget, if the prediction's error stays.
+
+    They are limits of a search, so of an interval its upper end is rescaled: its width cancels out.
+    """
+    factors = {name: AIM * upper(design, name) / getattr(design.measured, name) for name in MEASURABLE}
     return {name: limit * factors.get(name, 1.0) for name, limit in design.budget.items()}
 
 

@@ -1,4 +1,5 @@
-"""From a probe to the measured part of a profile: coefficients of the latency model, basic figures, and residuals.
+"""From a probe to the measured part of a profile: coefficients of the latency model with the errors of what they
+predict, basic figures, and residuals.
 
 The rows of a probe are the model's operators in known numbers, so that `fit` can invert the model. `prediction`
 predicts with the result; `host` is the machine at hand.
@@ -11,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tomlkit
 
+from merino_edge.calibration.errors import PHASES, latency_errors
 from merino_edge.calibration.fit import ThreadFit, fit_threads
-from merino_edge.calibration.probe import Measurement, Probe, Resident
+from merino_edge.calibration.probe import Measurement, Probe, Resident, joined
 from merino_edge.families.operators import packed_bytes
-from merino_edge.profiles.coefficients import GENERAL, OF_FORMAT
+from merino_edge.profiles.coefficients import FORMS, GENERAL, OF_FORMAT, LatencyError
 from merino_runtime.board import MB
 from merino_runtime.errors import MerinoError
 
@@ -34,15 +36,26 @@ class Fit(NamedTuple):
     performance: dict[str, Any]
     residuals: list[Residual]
 
+    @property
+    def errors(self) -> dict[str, LatencyError]:
+        """By weight format and phase (`int8 decode`): how far predictions of unseen decoders are off."""
+        tables = {form: self.performance["coefficients"].get(form, {}) for form in FORMS}
+        return {
+            f"{form} {phase}": LatencyError(**table[f"{phase}_error"])
+            for form, table in tables.items() for phase in PHASES if f"{phase}_error" in table
+        }  # fmt: skip
 
-def calibrate(probe: Probe) -> Fit:
-    """Raises MerinoError where too little was measured."""
+
+def calibrate(*probes: Probe) -> Fit:
+    """The fit to one probe of a machine, or to several, joined. Raises MerinoError where too little was measured."""
+    probe = joined(probes)
     counts = probe.threads
     if not counts:
         raise MerinoError("the probe finished no thread count: run `merino probe` again, with nothing beside it")
     fits = [fit_threads(probe, count) for count in counts]
     general = {name: [rounded(fit.coefficients[name]) for fit in fits] for name in GENERAL}
     measured = {row.format for row in probe.measurements if row.kind == "linear"}
+    errors = latency_errors(dict(zip(counts, fits, strict=True)), probes)
     coefficients: dict[str, Any] = {
         "kind": "calibrated", "source": probe.source, "dialect": probe.dialect, "threads": counts,
         "cache_within_mb": [rounded(fit.edges.within) for fit in fits],
@@ -51,7 +64,9 @@ def calibrate(probe: Probe) -> Fit:
     }  # fmt: skip
     for form in sorted(measured):
         of_format = {name: [rounded(fit.coefficients[f"{form}.{name}"]) for fit in fits] for name in OF_FORMAT}
-        coefficients[form] = of_format | resident_factors(probe, form)
+        coefficients[form] = of_format | resident_factors(probe, form) | {
+            phase: {name: rounded(value) for name, value in error.items()} for phase, error in errors[form].items()
+        }
     return Fit(basic_figures(probe, coefficients) | {"coefficients": coefficients}, residual_table(fits))
 
 
@@ -159,5 +174,5 @@ def calibrated_toml(base: str, probe: Probe, fit: Fit) -> str:
 
 def inline(values: Mapping[str, Any]) -> Any:
     table = tomlkit.inline_table()
-    table.update(values)
+    table.update({key: inline(value) if isinstance(value, dict) else value for key, value in values.items()})
     return table

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from merino_edge.calibration.calibrate import Residual, calibrate, calibrated_toml, check_same_machine
-from merino_edge.calibration.host import host_probe
+from merino_edge.calibration.calibrate import Fit, calibrate, calibrated_toml, check_same_machine
+from merino_edge.calibration.host import host_probes
 from merino_edge.calibration.probe import joined, read_probe
 from merino_edge.profiles.reading import parse_profile_text, profile_text
 from merino_edge.storage.atomic import write_text
@@ -13,15 +13,15 @@ from merino_runtime.errors import MerinoError
 
 def recalibrate(
     device: str, probes: Sequence[Path], out: Path | None, say: Callable[[str], None] = lambda _: None
-) -> list[Residual]:
+) -> Fit:
     """Write the profile `out` from the board's profile and its probes; for `host` make and keep one more probe.
 
-    Returns the residuals of the fit. Raises MerinoError for what the user asked wrongly; nothing is written then.
+    Returns the fit. Raises MerinoError for what the user asked wrongly; nothing is written then.
     """
     if device == "host":
         if probes or out:
             raise MerinoError("--device host takes no --probe and no -o: it measures this machine and keeps the result")
-        return calibrate(host_probe(say, renew=True)).residuals
+        return calibrate(*host_probes(say, renew=True))
     if not probes or out is None:
         raise MerinoError(f"--device {device} needs --probe FILE, which `merino probe` makes on it, and -o FILE")
     base = profile_text(device)
@@ -32,8 +32,8 @@ def recalibrate(
     if len(boards) > 1:
         raise MerinoError(f"the probes are of different machines: {'; '.join(boards)}. Give those of one board")
     measured = joined(read)
-    found = calibrate(measured)
+    found = calibrate(*read)
     text = calibrated_toml(base, measured, found)
     parse_profile_text(text, f"the profile calibrated from {probes[-1]}")
     write_text(out, text)
-    return found.residuals
+    return found

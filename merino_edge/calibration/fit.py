@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from merino_edge.calibration.probe import Measurement, Probe, timed_decoder
 from merino_edge.families.operators import Operator, activation, attention, head, linear, norm
 from merino_edge.prediction.latency_terms import again_share, amounts, partly_share, total_us
-from merino_edge.profiles.coefficients import AGAIN, GENERAL, MEMORY, OF_FORMAT, Dialect
+from merino_edge.profiles.coefficients import AGAIN, FORMS, GENERAL, MEMORY, OF_FORMAT, Dialect
 from merino_runtime.board import MB
 
 REWEIGHTINGS, HUBER_ERROR = 8, 0.1  # relative error above which Huber's loss grows linearly
@@ -67,14 +67,21 @@ def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 GRAPH = "graph_us"  # one run of a graph that is no decoder; a decoder's run is step_us
+FITTED = [*GENERAL, GRAPH, *(f"{form}.{name}" for form in FORMS for name in OF_FORMAT)]
 
 
 class ThreadFit(NamedTuple):
-    """Coefficients and cache edges of one thread count, and each row with its predicted / measured - 1."""
+    """Coefficients and cache edges of one thread count, and how far they are from the rows.
+
+    Attributes:
+        rows: each with its predicted / measured - 1.
+        unseen: each row of a whole decoder with log(measured / predicted), predicted without any row of that decoder.
+    """
 
     coefficients: dict[str, float]
     edges: "Edges"  # in MB of 2^20 bytes
     rows: list[tuple[Measurement, float]]
+    unseen: list[tuple[Measurement, float]]
 
 
 class Edges(NamedTuple):
@@ -114,7 +121,7 @@ def fit_threads(probe: Probe, threads: int) -> ThreadFit:
     if all(row.kind != "decoder" for row in rows):  # a portable probe has none: a decoder's run counts as any graph's
         coefficients["step_us"] = coefficients[GRAPH]
     edges_mb = Edges(*(edge * cache_bytes(probe) / MB for edge in edges))
-    return ThreadFit(coefficients, edges_mb, list(zip(rows, errors, strict=True)))
+    return ThreadFit(coefficients, edges_mb, list(zip(rows, errors, strict=True)), unseen_errors(rows, table, edges))
 
 
 def table_of(rows: Sequence[Measurement], probe: Probe) -> Table:
@@ -147,17 +154,59 @@ def fit_coefficients(table: Table, edges: Edges) -> dict[str, float]:
     decoders weigh more, because they are what is predicted: an operator takes some 10 % longer beside others than
     among its like.
     """
-    names = [*GENERAL, GRAPH, *(f"{form}.{name}" for form in ("fp32", "int8", "int4") for name in OF_FORMAT)]
-    matrix = np.array([[one.get(name, 0.0) for name in names] for one in table.amounts]) / table.us[:, None]
-    matrix[:, names.index(MEMORY)] = table.from_memory(edges) / table.us  # [rows, coefficients]
-    largest = np.maximum(matrix.max(axis=0), 1e-30)
-    matrix = matrix / largest  # every column has 1 as its largest value
-    weight = np.sqrt(table.weight)
+    matrix = time_shares(table, edges)
+    largest = np.maximum(matrix.max(axis=0), 1e-30)  # every column of the scaled matrix has 1 as its largest value
+    found, _ = reweighted(matrix / largest, table.weight)
+    return dict(zip(FITTED, (found / largest).tolist(), strict=True))
+
+
+def time_shares(table: Table, edges: Edges) -> np.ndarray:
+    """Share of each row's measured time that a unit of each coefficient takes. [rows, coefficients]"""
+    matrix = np.array([[one.get(name, 0.0) for name in FITTED] for one in table.amounts]) / table.us[:, None]
+    matrix[:, FITTED.index(MEMORY)] = table.from_memory(edges) / table.us
+    return matrix
+
+
+def reweighted(matrix: np.ndarray, row_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The coefficients of least loss, and the weights of the rows in the last least squares. [coefficients], [rows]"""
+    weight = row_weight
     for _ in range(REWEIGHTINGS):
-        found, _ = nnls(matrix * weight[:, None], weight, maxiter=100 * len(names))
+        found = weighted_nnls(matrix, weight)
         errors = np.maximum(np.abs(matrix @ found - 1), 1e-9)
-        weight = np.sqrt(table.weight * np.minimum(1, HUBER_ERROR / errors))
-    return dict(zip(names, (found / largest).tolist(), strict=True))
+        used, weight = weight, row_weight * np.minimum(1, HUBER_ERROR / errors)
+    return found, used
+
+
+def weighted_nnls(matrix: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    root = np.sqrt(weight)
+    found, _ = nnls(matrix * root[:, None], root, maxiter=100 * matrix.shape[1])
+    return np.asarray(found)
+
+
+def unseen_errors(rows: Sequence[Measurement], table: Table, edges: Edges) -> list[tuple[Measurement, float]]:
+    """Leave-one-out cross-validation: log(measured / predicted) of each row of a whole decoder, where the coefficients
+    are fitted to all rows but those of that decoder, in any format.
+
+    Edges and the weights of Huber's loss stay as all rows gave them, so that one left-out decoder costs a single least
+    squares.
+    """
+    matrix = time_shares(table, edges)
+    matrix = matrix / np.maximum(matrix.max(axis=0), 1e-30)
+    _, weight = reweighted(matrix, table.weight)
+    shapes = [shape_of(row) if row.kind == "decoder" else None for row in rows]
+    found: list[tuple[Measurement, float]] = []
+    for shape in sorted({shape for shape in shapes if shape}):
+        held = [at for at, each in enumerate(shapes) if each == shape]
+        others = weight.copy()
+        others[held] = 0
+        shares = matrix[held] @ weighted_nnls(matrix, others)  # predicted / measured
+        found += zip((rows[at] for at in held), (-np.log(np.maximum(shares, TINY))).tolist(), strict=True)
+    return found
+
+
+def shape_of(row: Measurement) -> tuple[int, ...]:
+    """Which decoder a row is of, whatever its format."""
+    return row.columns, row.rows, row.count, row.uses, row.heads
 
 
 def fit_edges(table: Table, from_memory: np.ndarray, coefficients: Mapping[str, float]) -> Edges:

@@ -10,7 +10,7 @@ import importlib.metadata
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import psutil
 
 from merino_bench.probe.run import run_probe
 from merino_edge.calibration.calibrate import calibrate
-from merino_edge.calibration.probe import PROBE_SCHEMA, Probe, joined, read_probe
+from merino_edge.calibration.probe import PROBE_SCHEMA, Probe, read_probe
 from merino_edge.storage.atomic import cache_folder
 from merino_runtime import board
 from merino_runtime.board import last_level_cache_bytes
@@ -56,7 +56,7 @@ def host_profile(say: Say = silent) -> dict[str, Any]:
             "ram_mb": _known(memory.total / board.MB, "psutil"),
             "free_mb": _known(free_mb, "psutil, available at the time"),
         },
-        "performance": _performance(host_probe(say)),
+        "performance": _performance(host_probes(say)),
         # Half of what is free now, so that the machine stays usable beside the model.
         "budget": {"decode_ms": 20, "memory_mb": min(free_mb / 2, LARGEST_BUDGET_MB), "context": 1024},
         "software": _software(),
@@ -64,8 +64,8 @@ def host_profile(say: Say = silent) -> dict[str, Any]:
     }
 
 
-def host_probe(say: Say = silent, *, renew: bool = False) -> Probe:
-    """The kept probes of this machine joined; where none is kept, or with `renew`, one is made first.
+def host_probes(say: Say = silent, *, renew: bool = False) -> list[Probe]:
+    """The kept probes of this machine; where none is kept, or with `renew`, one is made first.
 
     A new probe with flags (the machine was busy, throttled or swapping) is not kept by itself: later runs would take
     its slow rows for the machine's. `renew` is the user's explicit request and keeps it.
@@ -76,12 +76,12 @@ def host_probe(say: Say = silent, *, renew: bool = False) -> Probe:
         with suppress(MerinoError):  # of an earlier schema
             kept.append(read_probe(path))
     if kept and not renew:
-        return joined(kept)
+        return kept
     path = folder / f"probe-{machine_key()}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     kept.append(new_probe(path, say, keep_flagged=renew))
     if len(kept) > 1:
         say(f"the median of {len(kept)} probes counts; remove {folder}/probe-* to begin anew")
-    return joined(kept)
+    return kept
 
 
 def new_probe(path: Path, say: Say, *, keep_flagged: bool) -> Probe:
@@ -131,9 +131,9 @@ def _cpu(cores: int) -> dict[str, Any]:
     return cpu
 
 
-def _performance(probe: Probe) -> dict[str, Any]:
+def _performance(probes: Sequence[Probe]) -> dict[str, Any]:
     runtime_mb = {"value": DEFAULT_RUNTIME_MB, "kind": "estimated", "source": "measured on another x86_64 machine"}
-    return {"runtime_mb": runtime_mb} | calibrate(probe).performance
+    return {"runtime_mb": runtime_mb} | calibrate(*probes).performance
 
 
 def _software() -> dict[str, Any]:

@@ -127,11 +127,16 @@ def joined(probes: Sequence[Probe]) -> Probe:
     return probes[-1].model_copy(update={"measurements": measurements, "resident": resident})
 
 
+def facts(row: Strict, measured: Sequence[str] = TIMES) -> tuple[Any, ...]:
+    """What was measured in a row: all but the `measured` fields."""
+    return tuple(row.model_dump(exclude=set(measured)).values())
+
+
 def medians(rows: Sequence[Row], names: Sequence[str], measured: Sequence[str]) -> list[Row]:
     """One row for all that differ in the `measured` fields alone: the last, with medians in the fields of `names`."""
     alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        alike.setdefault(tuple(row.model_dump(exclude=set(measured)).values()), []).append(row)
+        alike.setdefault(facts(row, measured), []).append(row)
     return [
         group[-1].model_copy(update={name: median(getattr(row, name) for row in group) for name in names})
         for group in alike.values()

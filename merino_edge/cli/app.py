@@ -87,13 +87,13 @@ def calibrate(
 ) -> None:
     """Put a board's own measurements into its profile. `--device host` measures this machine again, and keeps that."""
     from merino_edge.calibration.command import recalibrate
-    from merino_edge.cli.tables.boards import residual_table
+    from merino_edge.cli.tables.boards import interval_table, residual_table
     from merino_edge.cli.terminal import console
 
     found = recalibrate(device, probe or (), out, say)
     if out:
         say(f"wrote {out}")
-    console().print(residual_table(found))
+    console().print(residual_table(found.residuals), interval_table(found.errors))
 
 
 @app.command()

@@ -11,7 +11,16 @@ from typing import Annotated
 
 import typer
 
-from merino_edge.cli.options import Context, Device, Json, Prompt, with_budgets
+from merino_edge.cli.options import (
+    CONFIDENCE,
+    Confidence,
+    Context,
+    Device,
+    Json,
+    Prompt,
+    parse_confidence,
+    with_budgets,
+)
 from merino_edge.design.budgets import board_defaults
 
 Against = StrEnum(  # type: ignore[misc]
@@ -26,6 +35,7 @@ def recommend(
     limits: dict[str, float],
     context: Context = None,
     prompt: Prompt = None,
+    confidence: Confidence = CONFIDENCE,
     as_json: Json = False,
 ) -> None:
     """Which existing models fit a board's budgets, in which format, beside our design for the same."""
@@ -36,14 +46,17 @@ def recommend(
     from merino_edge.design.recommend import recommend as find
     from merino_edge.prediction.shape import default_lengths
 
+    share = parse_confidence(confidence)
     profile = board(device, say)
     longest, tokens = default_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
-        found = find(profile, with_board_defaults(limits, profile), context=longest, prompt=tokens)
+        found = find(
+            profile, with_board_defaults(limits, profile), context=longest, prompt=tokens, confidence=share
+        )
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
     else:
-        print(budgets_line(found))
+        print(budgets_line(found, profile))
         console().print(recommendation_table(found, profile))
 
 
@@ -55,6 +68,7 @@ def pareto(
     points: Annotated[int, typer.Option(help="limits, log-spaced from the smallest decoder to the largest")] = 12,
     context: Context = None,
     prompt: Prompt = None,
+    confidence: Confidence = CONFIDENCE,
     vocab: Annotated[int, typer.Option(help="entries of the vocabulary")] = 50257,
     precision: Annotated[str, typer.Option(help="format of the weights")] = "fp32",
     as_json: Json = False,
@@ -66,7 +80,7 @@ def pareto(
     from rich.progress import Progress
 
     from merino_edge.calibration.board import board
-    from merino_edge.cli.tables.models import front_table
+    from merino_edge.cli.tables.models import front_table, intervals_of
     from merino_edge.cli.terminal import console, say
     from merino_edge.design.pareto import front
     from merino_edge.design.space import Space
@@ -76,13 +90,14 @@ def pareto(
 
     if plot:
         check_plot(plot)
+    share = parse_confidence(confidence)
     profile = board(device, say)
     longest, tokens = default_lengths(profile, context, prompt)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("solving", total=points)
         found = front(
             profile, limits, against.name, points,
-            space=Space(vocab=vocab), context=longest, prompt=tokens, precision=precision,
+            space=Space(vocab=vocab), context=longest, prompt=tokens, precision=precision, confidence=share,
             progress=lambda limit: bar.update(task, advance=1, description=f"{against.value} {limit:g}"),
         )  # fmt: skip
     if out:
@@ -94,4 +109,5 @@ def pareto(
     if as_json:
         print(found.to_json(), end="")
     else:
+        print(intervals_of(profile, found, [(found.precision, found.points[0].predicted)]))
         console().print(front_table(found))

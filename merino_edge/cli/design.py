@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merino_edge.cli.options import Context, Device, Json, Prompt, Seed, with_budgets
+from merino_edge.cli.options import (
+    CONFIDENCE,
+    Confidence,
+    Context,
+    Device,
+    Json,
+    Prompt,
+    Seed,
+    parse_confidence,
+    with_budgets,
+)
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
@@ -57,6 +67,7 @@ def design(
     population: Annotated[int, typer.Option(help="evolution: decoders at most, M (recalled)")] = 512,
     parents: Annotated[int, typer.Option(help="evolution: decoders kept, K (recalled)")] = 64,
     score: Annotated[str, typer.Option(help="parameters of the score: inverse, literal or off")] = "inverse",
+    confidence: Confidence = CONFIDENCE,
     seed: Seed = 0,
     measure: Annotated[
         bool, typer.Option("--measure", help="measure it here and design again, three designs at most")
@@ -81,6 +92,7 @@ def design(
 
     if preset is not None and limits:  # before `host` is measured
         raise MerinoError(f"--preset {preset.value} is a budget of its own: leave the others out")
+    share = parse_confidence(confidence)
     profile = board(device, say)
     vocabs = whole_numbers("--vocab", vocab)
     precisions = fast_formats(profile) if precision == "any" else words(precision)
@@ -98,6 +110,7 @@ def design(
             profile, within, space=space, context=longest, prompt=tokens,
             vocabs=[like.architecture.vocab] if like else vocabs, precisions=[like.precision] if like else precisions,
             solver=solver.value, effort=Effort(steps, population, parents), seed=seed, scoring=scoring,
+            confidence=share,
         )  # fmt: skip
 
     with working(f"searching for {profile.name}"):

@@ -2,17 +2,24 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from merino_edge.design.budgets import BUDGETS_BY_NAME
+from merino_edge.prediction.confidence import ALLOWED, DEFAULT_CONFIDENCE, check_confidence, percent
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Device = Annotated[str, typer.Option(help="a board's id, `host`, or the path of a profile")]
 Seed = Annotated[int, typer.Option(help="seed of all randomness")]
 Context = Annotated[int | None, typer.Option(help="tokens, prompt included; default: the board's")]
+Confidence = Annotated[
+    str, typer.Option(metavar="SHARE", help=f"on a calibrated board the upper end of each latency's interval of this"
+                      f" confidence keeps its budget; {ALLOWED}")
+]  # fmt: skip
+CONFIDENCE = percent(DEFAULT_CONFIDENCE)
 Prompt = Annotated[int | None, typer.Option(help="its tokens; default: half the context, at most 512")]
 
 
@@ -40,3 +47,18 @@ def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def parse_confidence(text: str) -> float:
+    """"90%" -> 0.9. Raises MerinoError where it is out of its range."""
+    confidence = parse_percent("--confidence", text, ALLOWED)
+    check_confidence(confidence)
+    return confidence
+
+
+def parse_percent(option: str, text: str, allowed: str) -> float:
+    """"5%" -> 0.05, below 1. The sign is required: 0.05 could mean two things."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
+    if not found or not 0 <= float(found.group(1)) < 100:
+        raise typer.BadParameter(f"{text!r} is not allowed: choose {allowed}", param_hint=option)
+    return float(found.group(1)) / 100

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from merino_edge.cli.options import Json
+from merino_edge.cli.options import Json, parse_percent
+
+ALLOWED_LOSS = "0% to below 100%, such as 5%"
 
 
 def compare(
@@ -19,12 +21,9 @@ def compare(
 ) -> None:
     """Is B faster or slower than A, or is there no difference? Disturbed rows are shown without a verdict."""
     from merino_edge.cli.tables.records import print_comparison
-    from merino_edge.records.compare import check_not_slower, compare_files, parse_percent
+    from merino_edge.records.compare import check_not_slower, compare_files
 
-    try:
-        share = None if fail_if_slower is None else parse_percent(fail_if_slower)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--fail-if-slower") from None
+    share = None if fail_if_slower is None else parse_percent("--fail-if-slower", fail_if_slower, ALLOWED_LOSS)
     found = compare_files(before, after)
     if as_json:
         print(found.to_json(), end="")

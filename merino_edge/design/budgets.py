@@ -77,11 +77,16 @@ class Budget:
 
 
 def decode_ms(model: "CostModel", regime: "Regime", operators: Sequence[Operator]) -> float:
-    return model.decode_ms(operators, regime.decode_threads, regime.residency)
+    """The upper end of the interval, as all latencies that a limit bounds: one factor, so it adds up as well."""
+    return model.upper_decode * model.decode_ms(operators, regime.decode_threads, regime.residency)
 
 
 def resident_decode_ms(model: "CostModel", regime: "Regime", operators: Sequence[Operator]) -> float:
-    return model.decode_ms(operators, regime.decode_threads, "resident")
+    return model.upper_decode * model.decode_ms(operators, regime.decode_threads, "resident")
+
+
+def prefill_ms(model: "CostModel", regime: "Regime", operators: Sequence[Operator]) -> float:
+    return model.upper_prefill * model.prefill_ms(operators, regime.prefill_threads, regime.residency)
 
 
 def joules(of_ms: Callable[["CostModel", "Regime", Sequence[Operator]], float]) -> Callable[..., float]:
@@ -113,9 +118,7 @@ BUDGETS_BY_NAME: dict[str, Budget] = {
         Budget(
             "prefill_ms", "prefill", "prefill latency of the whole prompt", "ms",
             of=lambda found: found.prefill_ms,
-            terms=(
-                Term(lambda model, regime, ops: model.prefill_ms(ops, regime.prefill_threads, regime.residency)),
-            ),
+            terms=(Term(prefill_ms),),
             phase="prefill",
         ),
         Budget(
@@ -222,8 +225,9 @@ def require_predictable(limits: Mapping[str, float], profile: "DeviceProfile") -
 
 
 def amount(budget: Budget, predicted: "Predicted") -> float:
-    """What a prediction takes of a budget that can be predicted."""
-    found = budget.of(predicted)
+    """What a prediction takes of a budget that can be predicted: of an interval the upper end."""
+    interval = predicted.interval(budget.name)
+    found = interval[1] if interval else budget.of(predicted)
     assert found is not None, budget.name
     return found
 

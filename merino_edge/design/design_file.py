@@ -11,7 +11,7 @@ from merino_edge.prediction.predicted import Predicted
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
-SCHEMA = 1
+SCHEMA = 2
 
 SolverName = Literal["exact", "evolution"]
 

@@ -15,6 +15,7 @@ from merino_edge.design.score import INVERSE, Scoring
 from merino_edge.design.space import Space
 from merino_edge.design.variants import Variant, combinations, search
 from merino_edge.families.operators import CPU_FORMATS
+from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape, is_predicted
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
@@ -34,15 +35,20 @@ def design(
     effort: Effort = Effort(),  # noqa: B008 - frozen
     seed: int = 0,
     scoring: Scoring = INVERSE,
+    confidence: float = DEFAULT_CONFIDENCE,
     progress: Callable[[int], None] | None = None,
 ) -> Design:
     """The decoder of most entropy in `space` within `limits` (`budgets`) on the board.
+
+    Where the board was calibrated, the upper end of each latency's interval at `confidence` keeps its limit.
 
     `vocabs` and `precisions`, where given, replace `space.vocab` and `precision` by several; then the design of highest
     comparison score is chosen (`comparison`). The exact solver also bounds what evolution finds, so that either reports
     its gap. Raises MerinoError where no decoder fits, with the smallest limits that would do.
     """
-    variants = open_variants(profile, space, context, prompt, vocabs or (space.vocab,), precisions or (precision,))
+    variants = open_variants(
+        profile, space, context, prompt, vocabs or (space.vocab,), precisions or (precision,), confidence
+    )
     limits = known(limits)
     started = time.perf_counter()
 
@@ -77,7 +83,7 @@ def design(
 
 def open_variants(
     profile: DeviceProfile, space: Space, context: int, prompt: int, vocabs: Sequence[int],
-    precisions: Sequence[str],
+    precisions: Sequence[str], confidence: float,
 ) -> list[Variant]:
     """Every combination of what was left open, or one MerinoError about a request that cannot be met."""
     for precision in precisions:
@@ -86,7 +92,8 @@ def open_variants(
     odd = [width for width in space.widths if width % space.head_size]
     if odd:
         raise MerinoError(f"heads of {space.head_size} do not divide widths of {odd[0]}: take heads of 32")
-    return combinations(space, profile, InferenceShape(precisions[0], context, prompt), vocabs, precisions)
+    shape = InferenceShape(precisions[0], context, prompt)
+    return combinations(space, profile, shape, vocabs, precisions, confidence)
 
 
 def relative_gap(score: float, bound: float) -> float:

@@ -25,13 +25,14 @@ from merino_edge.design.recommend import existing_entropy
 from merino_edge.design.space import Space
 from merino_edge.families import zoo
 from merino_edge.families.designed import Architecture
+from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.cost_model import CostModel, cost_model
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
-SCHEMA = 1
+SCHEMA = 2
 MARKED = ("opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m", "smollm-135m")
 FEWEST, MOST = 2, 100  # points
 
@@ -75,13 +76,15 @@ def front(
     context: int,
     prompt: int,
     precision: str = "fp32",
+    confidence: float = DEFAULT_CONFIDENCE,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Front:
     """The optimum at `points` limits on the budget `against`, log-spaced from what the smallest decoder takes to where
     a higher limit gives no better one.
 
     `limits` hold at every point, and the board's own limit on memory where none is given; where memory is the axis it
-    ends at all that the board has free. `progress` is told each limit before it is solved.
+    ends at all that the board has free. Of a latency with an interval the upper end at `confidence` keeps the limit.
+    `progress` is told each limit before it is solved.
     """
     check_request(precision, context, prompt, space.vocab)
     if not FEWEST <= points <= MOST:
@@ -94,9 +97,11 @@ def front(
     fixed = always(requested(limits), profile, axis)
 
     def solve(ceilings: Mapping[str, float]) -> Design:
-        return design(profile, ceilings, space=space, context=context, prompt=prompt, precision=precision)
+        return design(
+            profile, ceilings, space=space, context=context, prompt=prompt, precision=precision, confidence=confidence
+        )
 
-    model = cost_model(profile, InferenceShape(precision, context, prompt))
+    model = cost_model(profile, InferenceShape(precision, context, prompt), confidence)
     least = amount(axis, model.predict(smallest(space, context).operators))
     ceiling = axis.most(profile) if axis.most else None
     top = solve(fixed if ceiling is None else {**fixed, against: ceiling})

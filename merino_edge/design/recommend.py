@@ -16,14 +16,15 @@ from merino_edge.design.space import Space
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.zoo import Model, load_models
-from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
+from merino_edge.prediction.cost_model import CostModel, cost_model
 from merino_edge.prediction.formats import missing_isa
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -115,16 +116,22 @@ def recommend(
     context: int,
     prompt: int,
     space: Space = Space(),  # noqa: B008 - frozen
+    confidence: float = DEFAULT_CONFIDENCE,
 ) -> Recommendation:
     """Every model of the zoo in every format, judged by `limits`, and a design per format within the same limits.
+
+    Of a latency with an interval the upper end at `confidence` is judged.
 
     Raises MerinoError for an inference shape or limits that cannot be.
     """
     check_request("fp32", context, prompt, space.vocab)
     limits = requested(limits)
     require_predictable(limits, profile)
-    candidates = [judge(model, profile, limits, context, prompt, space.blocks) for model in load_models()]
-    ours = [design_at(precision, profile, limits, space, context, prompt) for precision in CPU_FORMATS]
+    costs = [
+        cost_model(profile, InferenceShape(precision, context, prompt), confidence) for precision in CPU_FORMATS
+    ]
+    candidates = [judge(model, costs, limits, space.blocks) for model in load_models()]
+    ours = [design_at(each, limits, space) for each in costs]
     return Recommendation(
         device=profile.id,
         context=context,
@@ -135,28 +142,28 @@ def recommend(
     )
 
 
-def judge(
-    model: Model, profile: DeviceProfile, limits: Mapping[str, float], context: int, prompt: int, blocks: int
-) -> Candidate:
-    operators = model.geometry.operators
+def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float], blocks: int) -> Candidate:
+    """costs: of one inference in each format."""
     verdicts = []
-    for precision in CPU_FORMATS:
-        predicted = cost_model(profile, InferenceShape(precision, context, prompt)).predict(operators)
+    for each in costs:
+        predicted, precision = each.predict(model.geometry.operators), each.shape.precision
         over = shares_over(limits, predicted)
-        verdicts.append(Verdict(precision, predicted, over, missing_isa(profile, precision)))
-    return Candidate(
-        model, existing_entropy(model.geometry, blocks), model.geometry.context >= context, tuple(verdicts)
-    )
+        verdicts.append(Verdict(precision, predicted, over, missing_isa(each.profile, precision)))
+    long_enough = model.geometry.context >= costs[0].shape.context
+    return Candidate(model, existing_entropy(model.geometry, blocks), long_enough, tuple(verdicts))
 
 
-def design_at(
-    precision: str, profile: DeviceProfile, limits: Mapping[str, float], space: Space, context: int, prompt: int
-) -> Ours:
+def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> Ours:
+    shape, profile = costs.shape, costs.profile
+    precision = shape.precision
     missing = missing_isa(profile, precision)
     if missing:
         return Ours(precision, None, f"slow here: the CPU has no {', '.join(missing)}")
     try:
-        found = design(profile, limits, space=space, context=context, prompt=prompt, precision=precision)
+        found = design(
+            profile, limits, space=space, context=shape.context, prompt=shape.prompt, precision=precision,
+            confidence=costs.confidence,
+        )  # fmt: skip
     except MerinoError as error:
         return Ours(precision, None, str(error))
     return Ours(precision, found)

@@ -67,13 +67,14 @@ class Found(NamedTuple):
 
 
 def combinations(
-    space: Space, profile: DeviceProfile, shape: InferenceShape, vocabs: Sequence[int], precisions: Sequence[str]
+    space: Space, profile: DeviceProfile, shape: InferenceShape, vocabs: Sequence[int], precisions: Sequence[str],
+    confidence: float,
 ) -> list[Variant]:
     """A variant per vocabulary and format; the largest vocabulary and most bits first, since the first wins a tie."""
     if len(vocabs) * len(precisions) > MOST_VARIANTS:
         raise MerinoError(f"{len(vocabs)} vocabularies x {len(precisions)} formats: give at most {MOST_VARIANTS}")
     return [
-        Variant(replace(space, vocab=vocab), cost_model(profile, replace(shape, precision=precision)))
+        Variant(replace(space, vocab=vocab), cost_model(profile, replace(shape, precision=precision), confidence))
         for precision in sorted(set(precisions), key=list(CPU_FORMATS).index)
         for vocab in sorted(set(vocabs), reverse=True)
     ]

@@ -10,7 +10,9 @@ from functools import lru_cache
 
 from merino_edge.families.operators import CPU_FORMATS, Operator, flops, kv_bytes, params, weight_bytes
 from merino_edge.prediction import file_size, latency, memory
+from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.default_coefficients import coefficients_for
+from merino_edge.prediction.intervals import Factors, Interval, phase_factors
 from merino_edge.prediction.latency import Latency, Residency, Run, ThreadCoefficients
 from merino_edge.prediction.limits import within
 from merino_edge.prediction.predicted import Predicted
@@ -43,11 +45,16 @@ class Regime:
 class CostModel:
     """All that costs on one board depend on, for one inference shape. Made by `cost_model`, compared by identity.
 
+    Latencies and energy are the most likely ones; `upper_decode` and `upper_prefill` times as much is the upper end of
+    their intervals.
+
     Attributes:
         by_threads: coefficients of the latency model for each known thread count, ascending.
         prefill_runs: the pieces of the prefill as the runtime cuts it, each with a head of its own.
         runtime_mb: memory of Python and the backend before a model is loaded.
         arena_factor: memory of the backend's arena over the activations in it.
+        decode_factors, prefill_factors: the interval of measured over predicted latency at `confidence`; None where
+            the errors of predictions are not known.
     """
 
     profile: DeviceProfile
@@ -57,6 +64,17 @@ class CostModel:
     prefill_runs: tuple[Run, ...]
     runtime_mb: float
     arena_factor: float
+    confidence: float
+    decode_factors: Factors | None
+    prefill_factors: Factors | None
+
+    @property
+    def upper_decode(self) -> float:
+        return self.decode_factors.high if self.decode_factors else 1.0
+
+    @property
+    def upper_prefill(self) -> float:
+        return self.prefill_factors.high if self.prefill_factors else 1.0
 
     def decode_latency(self, operators: Sequence[Operator], threads: int) -> Latency:
         """Of one decode step, batch 1, the KV cache full."""
@@ -173,11 +191,14 @@ class CostModel:
         flops_g, stored, file_mb = flops(operators) / 1e9, params(operators), self.file_mb(operators)
         weights = weight_bytes(operators, self.shape.precision)
         cache = kv_bytes(operators, self.shape.context, self.shape.precision)
+        confidence = self.confidence if self.decode_factors or self.prefill_factors else None
         provenance = weakest_kind([self.coefficients, self.profile.performance.runtime_mb])
         return [
             Predicted(
                 decode_ms=decode_ms[regime.decode_threads],
+                decode_ms_interval=interval(decode_ms[regime.decode_threads], self.decode_factors),
                 prefill_ms=prefill_ms[regime.prefill_threads],
+                prefill_ms_interval=interval(prefill_ms[regime.prefill_threads], self.prefill_factors),
                 memory_mb=memory_mb[regime.sessions],
                 flops_g=flops_g,
                 params=stored,
@@ -185,6 +206,8 @@ class CostModel:
                 kv_bytes=cache,
                 file_mb=file_mb,
                 j_per_token=self.joules(decode_ms[regime.decode_threads]),
+                j_per_token_interval=interval(self.joules(decode_ms[regime.decode_threads]), self.decode_factors),
+                confidence=confidence,
                 provenance=provenance,
                 decode_threads=regime.decode_threads,
                 prefill_threads=regime.prefill_threads,
@@ -194,15 +217,24 @@ class CostModel:
 
 
 def keeps(predicted: Predicted, limits: Mapping[str, float]) -> bool:
-    """Whether the predicted fields that have a limit are within it; other names do not depend on thread counts."""
-    amounts = {name: getattr(predicted, name, None) for name in limits}
+    """Whether the predicted fields that have a limit are within it, of an interval the upper end; other names do not
+    depend on thread counts."""
+    amounts = {name: predicted.upper(name) for name in limits}
     return all(amount is None or within(amount, limits[name]) for name, amount in amounts.items())
 
 
+def interval(predicted: float | None, factors: Factors | None) -> Interval | None:
+    return factors.of(predicted) if factors and predicted is not None else None
+
+
 @lru_cache(maxsize=64)
-def cost_model(profile: DeviceProfile, shape: InferenceShape) -> CostModel:
-    """The costs of this inference on this board. Formats without CPU kernels have memory and file size only."""
+def cost_model(profile: DeviceProfile, shape: InferenceShape, confidence: float = DEFAULT_CONFIDENCE) -> CostModel:
+    """The costs of this inference on this board, with intervals of `confidence` where the board was calibrated.
+
+    Formats without CPU kernels have memory and file size only. Raises MerinoError for a confidence out of its range.
+    """
     coefficients = coefficients_for(profile, FORMATS_USED.get(shape.precision, ("fp32",)))
+    decode_factors, prefill_factors = phase_factors(coefficients, shape.precision, confidence)
     starts = range(0, shape.prompt, PREFILL_CHUNK_IDS)
     portable = coefficients.dialect == "portable"  # its graphs attend to all of the KV cache, however little is filled
     return CostModel(
@@ -215,4 +247,7 @@ def cost_model(profile: DeviceProfile, shape: InferenceShape) -> CostModel:
         ),
         runtime_mb=profile.performance.runtime_mb.value,
         arena_factor=memory.ARENA_FACTOR if profile.memory.ram_mb.value >= SMALL_BOARD_MB else 1.0,
+        confidence=confidence,
+        decode_factors=decode_factors,
+        prefill_factors=prefill_factors,
     )

@@ -46,12 +46,21 @@ class Count(Figure):
     value: int = Field(gt=0)
 
 
+class LatencyError(Facts):
+    """How far predicted latencies of decoders are off: log(measured / predicted) is distributed as `centre` + `scale`
+    times Student's t. Bounded, so that no interval of it overflows."""
+
+    centre: Annotated[float, Field(ge=-5, le=5)]
+    scale: Annotated[float, Field(gt=0, le=5)]
+    degrees_of_freedom: Annotated[float, Field(ge=1)]
+
+
 class FormatCoefficients(Facts):
     """Of one weight format; the lists have an entry per thread count.
 
     `resident`: resident bytes per byte of its matrices. `table_resident`: the same of the embedding, which is the head
     too. `table_opening`: extra resident bytes per byte of the embedding's pieces during prepacking, when the original
-    and the packed copy of a piece coexist.
+    and the packed copy of a piece coexist. `decode_error`, `prefill_error`: None where too few decoders were timed.
     """
 
     load_ms_gb: Values
@@ -62,6 +71,8 @@ class FormatCoefficients(Facts):
     resident: Ratio
     table_resident: Ratio
     table_opening: Share
+    decode_error: LatencyError | None = None
+    prefill_error: LatencyError | None = None
 
 
 class Coefficients(Facts):

@@ -6,7 +6,6 @@ or has fewer than three processes. Left to others: reading files (`reading`) and
 """
 
 import json
-import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,14 +117,6 @@ def verdict_of(ratio: Ratio) -> str:
     if 1 - SMALLEST_DIFFERENCE < ratio.value < 1 / (1 - SMALLEST_DIFFERENCE):
         return NO_DIFFERENCE
     return "faster" if ratio.value > 1 else "slower"
-
-
-def parse_percent(text: str) -> float:
-    """"5%" -> 0.05. The sign is required: 0.05 could mean two things. Raises ValueError with what is allowed."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
-    if not found or not 0 <= float(found.group(1)) < 100:
-        raise ValueError(f"{text!r} is no share of the speed, allowed: 0% to below 100%, such as 5%")
-    return float(found.group(1)) / 100
 
 
 def check_not_slower(comparison: Comparison, share: float) -> None:

@@ -7,10 +7,11 @@ import textwrap
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from merino_edge.design.budgets import BUDGETS_BY_NAME, options_line
+from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
 from merino_edge.design.design_file import Design
 from merino_edge.design.pareto import Front
 from merino_edge.design.pareto import Mark as ExistingModel
+from merino_edge.prediction.confidence import percent
 from merino_edge.report import labels
 from merino_edge.report.labels import Box, Mark
 from merino_edge.report.svg import (
@@ -84,8 +85,8 @@ def front_svg(front: Front) -> str:
     write(svg, 16, 32, heading, "heading")
     plot = Plot(62, 88, WIDTH - 24, HEIGHT - 62)
     x, y = axes(svg, front, plot, f"{axis.label}, {axis.unit} (log scale)")
-    points = [(x(getattr(each.predicted, front.against)), y(each.entropy)) for each in front.points]
-    marks = [Mark(x(getattr(each.predicted, front.against)), y(each.entropy), each.name) for each in front.models]
+    points = [(x(taken(front, each)), y(each.entropy)) for each in front.points]
+    marks = [Mark(x(taken(front, each)), y(each.entropy), each.name) for each in front.models]
     limit = draw_limit(svg, front, plot, x(front.default_limit))
     add(svg, "polyline", points=" ".join(f"{at:.1f},{up:.1f}" for at, up in points), class_="line")
     for (at, up), design in zip(points, front.points, strict=True):
@@ -103,7 +104,7 @@ def front_svg(front: Front) -> str:
 def axes(svg: Element, front: Front, plot: Plot, title: str) -> tuple[Scale, Scale]:
     """(x, y): x logarithmic over points, models and the default budget; y linear from zero, of entropy in nats."""
     shown: tuple[Design | ExistingModel, ...] = (*front.points, *front.models)
-    values = [front.default_limit, *(getattr(each.predicted, front.against) for each in shown)]
+    values = [front.default_limit, *(taken(front, each) for each in shown)]
     x_ticks = log_ticks(min(values) / 1.05, max(values) * 1.05)
     y_ticks = linear_ticks(max(each.entropy for each in shown) / 1e3 * 1.05)  # thousand nats
     x = logarithmic(x_ticks[0], x_ticks[-1], plot.left, plot.right)
@@ -125,10 +126,15 @@ def draw_limit(svg: Element, front: Front, plot: Plot, at: float) -> Box:
     return Box(left, plot.top, left + wide, plot.top + 18)
 
 
+def taken(front: Front, shown: Design | ExistingModel) -> float:
+    """What is held against a limit: of an interval the upper end."""
+    return amount(BUDGETS_BY_NAME[front.against], shown.predicted)
+
+
 def coordinates(front: Front, shown: Design | ExistingModel) -> str:
     """The values on both axes with their units."""
-    used = getattr(shown.predicted, front.against)
-    return f"{number(used)} {BUDGETS_BY_NAME[front.against].unit}, {number(shown.entropy / 1e3)} thousand nats"
+    unit = BUDGETS_BY_NAME[front.against].unit
+    return f"{number(taken(front, shown))} {unit}, {number(shown.entropy / 1e3)} thousand nats"
 
 
 def described(front: Front) -> str:
@@ -142,12 +148,16 @@ def described(front: Front) -> str:
 def footnote(front: Front) -> list[str]:
     """Lines of text: what the drawing shows, and what entropy means."""
     held = options_line(front.budget)
-    provenance = front.points[0].predicted.provenance
+    first = front.points[0].predicted
+    ends = ""
+    if first.confidence and first.interval(front.against):
+        ends = f" Latencies are the upper ends of {percent(first.confidence)} intervals."
     blocks = len(front.points[0].architecture.blocks)
     paragraphs = (
         f"Blue: the proved optimum at each limit, {front.precision}, vocabulary {front.vocab:,}, context"
-        f" {front.context}, prompt {front.prompt}{', within ' + held if held else ''}; predicted from {provenance}"
-        " coefficients. It ends at the largest decoder of the search space or at the board's free memory.",
+        f" {front.context}, prompt {front.prompt}{', within ' + held if held else ''}; predicted from"
+        f" {first.provenance} coefficients.{ends} It ends at the largest decoder of the search space or at the board's"
+        " free memory.",
         f"Orange: existing models by the same score and cost model, as {blocks} blocks of equal depth, with keys and"
         " values as wide as queries and a gated FFN counted as two matrices.",
         "Entropy is the score of the search: the capacity of each layer's randomly drawn weights in nats, weighted"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE, percent
 from merino_edge.report import words
 from merino_edge.report.summary import Summary
 from merino_edge.report.tables import DataTable, environment_rows, equal_table, records_table, shipped_table
@@ -40,11 +41,13 @@ def text(raw: str) -> str:
 
 
 def _predicted(summary: Summary) -> str:
-    titles = ["model", "what", "test", "predicted", "measured", "measured on"]
-    lines = [_line(titles), _line([*[":--"] * 3, "--:", "--:", ":--"])]
+    interval = f"{percent(DEFAULT_CONFIDENCE)} interval"
+    titles = ["model", "what", "test", "predicted", "measured", interval, "measured on"]
+    lines = [_line(titles), _line([*[":--"] * 3, "--:", "--:", ":--", ":--"])]
     for one in summary.predictions:
         values = (f"{value:,.1f} {one.unit}" for value in (one.predicted, one.measured))
-        lines.append(_line([text(one.series.label), one.what, one.test, *values, text(one.series.board)]))
+        cells = (text(one.series.label), one.what, one.test, *values, one.verdict or "-", text(one.series.board))
+        lines.append(_line(cells))
     kinds = ", ".join(sorted({one.provenance for one in summary.predictions}))
     return f"Predicted for {text(summary.predicted_for)} from {kinds} coefficients.\n\n" + "\n".join(lines)
 

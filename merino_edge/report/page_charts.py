@@ -186,7 +186,8 @@ def _predicted(board: str, title: str, chosen: Sequence[Prediction], colours: di
         colour = _class(one.series, colours).split()[0]
         rows.append(Bar(f"{one.series.label}, predicted for {board}", f"{number(one.predicted)} {one.unit}",
                         (Part(one.predicted, "predicted", f"bar hollow {colour}"),)))  # fmt: skip
-        error = f" ({one.measured / one.predicted - 1:+.0%})" if one.here else ""
+        verdict = f", {one.verdict}" if one.verdict else ""
+        error = f" ({one.measured / one.predicted - 1:+.0%}{verdict})" if one.here else ""
         rows.append(Bar(f"{one.series.label}, measured on {one.series.board}", f"{number(one.measured)} {one.unit}"
                         f"{error}", (Part(one.measured, "measured", f"bar {colour}"),)))  # fmt: skip
     titles = Titles(

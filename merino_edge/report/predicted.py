@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from merino_bench.sensors.environment import machine
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.intervals import Interval
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
@@ -25,6 +26,15 @@ class Prediction:
     measured: float
     provenance: str
     here: bool  # whether the measurement was made on the board that the prediction is for
+    interval: Interval | None  # of the predicted value
+
+    @property
+    def verdict(self) -> str:
+        """Whether the measurement lies in the interval; empty where there is none, or on another machine."""
+        if not self.interval or not self.here:
+            return ""
+        low, high = self.interval
+        return f"{'within' if low <= self.measured <= high else 'outside'} {low:.3g} to {high:.3g}"
 
 
 @dataclass(frozen=True)
@@ -77,18 +87,20 @@ def _of(series: Series, profile: DeviceProfile) -> list[Prediction]:
     if decode and decode.ms_p50:
         mean_cached = decode.cached + decode.tokens // 2
         cost = predict(mean_cached, max(1, decode.cached))
-        found.append(_one(series, "decode", decode, "ms", cost.decode_ms, decode.ms_p50, cost.provenance, here))
+        found.append(_one(series, "decode_ms", decode, cost, decode.ms_p50, here))
     if prefill and prefill.ms_p50:
         cost = predict(prefill.tokens, prefill.tokens)
-        found.append(_one(series, "prefill", prefill, "ms", cost.prefill_ms, prefill.ms_p50, cost.provenance, here))
+        found.append(_one(series, "prefill_ms", prefill, cost, prefill.ms_p50, here))
     if prefill and prefill.peak_rss_mb and series.context:
         cost = predict(series.context, prefill.tokens)
-        peak_mb = prefill.peak_rss_mb
-        found.append(_one(series, "memory", prefill, "MB", cost.memory_mb, peak_mb, cost.provenance, here))
+        found.append(_one(series, "memory_mb", prefill, cost, prefill.peak_rss_mb, here))
     return found
 
 
-def _one(
-    series: Series, what: str, row: Record, unit: str, predicted: float, measured: float, provenance: str, here: bool
-) -> Prediction:
-    return Prediction(series, what, row.test, unit, predicted, measured, provenance, here)
+def _one(series: Series, name: str, row: Record, cost: Predicted, measured: float, here: bool) -> Prediction:
+    """name: of a field of `cost`, its unit at the end."""
+    what, unit = name.split("_")
+    return Prediction(
+        series, what, row.test, {"ms": "ms", "mb": "MB"}[unit], getattr(cost, name), measured, cost.provenance, here,
+        cost.interval(name),
+    )  # fmt: skip

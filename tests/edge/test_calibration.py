@@ -5,86 +5,26 @@ import json
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
+from sample_probe import BOARD, MACHINE, calibrated_board, synthetic
 
 from merino_bench.probe import bandwidth
 from merino_bench.probe import run as board_probe
-from merino_bench.probe import tasks as plan
-from merino_bench.probe.tasks import MB, Machine
-from merino_edge.calibration import fit as fitting
+from merino_bench.probe.tasks import MB
 from merino_edge.calibration import host
 from merino_edge.calibration.board import board
 from merino_edge.calibration.calibrate import calibrate, calibrated_toml, check_same_machine
 from merino_edge.calibration.command import recalibrate
-from merino_edge.calibration.probe import Measurement, Probe, joined, read_probe
+from merino_edge.calibration.probe import joined, read_probe
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.default_coefficients import estimated
-from merino_edge.prediction.latency_terms import again_share, partly_share
 from merino_edge.prediction.shape import InferenceShape
-from merino_edge.profiles.coefficients import AGAIN, MEMORY
-from merino_edge.profiles.reading import load_profile, parse_profile_text, profile_text
+from merino_edge.profiles.reading import load_profile, profile_text
 from merino_runtime.errors import MerinoError
 
-BOARD = load_profile("raspberry-pi-5")
-MACHINE = Machine(2 * MB, 3000 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True)
 FACTORS = ("resident", "table_resident", "table_opening")
 DECODER = Architecture(blocks=(Block(width=512, ffn_ratio=2, depth=6),), vocab=8192)
-
-
-def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None):
-    """A probe as a board would write it whose operators have exactly the board's estimated coefficients."""
-    truth = truth or estimated(BOARD)
-    random = np.random.default_rng(0)
-    probe = Probe.model_validate({
-        "schema": 5, "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": ["neon", "dotprod"],
-        "machine": {"board": "Test board", "arch": "aarch64", "versions": {"onnxruntime": "1.32.0"}},
-        "last_level_cache_mb": 2.0, "memory_mb": 4000, "dialect": "fused" if machine.fused else "portable", "flags": [],
-        "others_cpu_share": 0.0, "left_out": [], "resident": resident(machine.formats),
-        "measurements": [row("read", threads=count, weight_bytes=256 * MB, ms=20 + count) for count in (1, 2, 4)],
-    })  # fmt: skip
-    rows = list(probe.measurements)
-    for task in plan.tasks(machine):
-        kernel = plan.kernel_of(task, machine.fused) if task.kind != "choose" else None
-        for past, tokens in task.runs:
-            one = Measurement.model_validate(row(
-                task.kind, format=task.format, rows=task.rows, columns=task.columns, heads=task.heads, count=task.count,
-                uses=task.uses, threads=task.threads, past=past, tokens=tokens,
-                weight_bytes=kernel.weight_bytes if kernel else 0,
-            ))  # fmt: skip
-            if left_out and left_out(one):
-                continue
-            at = truth.threads.index(task.threads)
-            asked = fitting.amounts_of(one, probe.dialect)
-            first_mb, between_mb = asked.get(MEMORY, 0.0) * 1e6 / MB, fitting.between_bytes(one) / MB
-            edges = truth.cache_within_mb[at], truth.cache_beyond_mb[at]
-            asked[MEMORY] = asked.get(MEMORY, 0.0) * float(partly_share(max(first_mb, 1e-9), *edges))
-            asked[AGAIN] = asked.get(AGAIN, 0.0) * float(again_share(between_mb, truth.cache_half_mb[at]))
-            unit = {**truth.by_threads[at], fitting.GRAPH: truth.step_us[at]}
-            us = sum(amount * unit[name] for name, amount in asked.items())
-            rows.append(one.model_copy(update={"ms": us / 1e3 * float(np.exp(noise * random.normal()))}))
-    return joined([probe.model_copy(update={"measurements": rows})])  # which has each row once, as a board's has
-
-
-def row(kind, **keys):
-    usual = {"format": "fp32", "rows": 0, "columns": 0, "heads": 0, "count": 1, "uses": 1, "threads": 1, "past": 0,
-             "tokens": 1, "weight_bytes": 0, "cached": False, "ms": 1.0, "median_ms": 1.0, "least_ms": 1.0,
-             "repeats": 3}  # fmt: skip
-    return {**usual, "kind": kind, **keys}
-
-
-def resident(formats):
-    base = {"imports_mb": 50.0, "open_mb": 60.0, "peak_mb": 60.0}
-    rows = [base | {"kind": "call", "format": "fp32", "weight_bytes": 0}]
-    more = base | {"open_mb": 60 + 1.25 * 40, "kind": "linear", "weight_bytes": 40 * MB}
-    rows += [more | {"format": form} for form in formats]
-    head = base | {"open_mb": 100.0, "kind": "head", "weight_bytes": 40 * MB}
-    return [*rows, head | {"peak_mb": 108.0, "format": "fp32"}, head | {"peak_mb": 140.0, "format": "int8"}]
-
-
-def calibrated_board(probe):
-    return parse_profile_text(calibrated_toml(profile_text("raspberry-pi-5"), probe, calibrate(probe)), "calibrated")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
@@ -233,11 +173,11 @@ def kept(tmp_path):
 def test_this_machine_measured_again_counts_by_the_median(recorded, tmp_path):
     recorded([timed(1.2), timed(7.0), timed(1.0)])
     said = []
-    first = host.host_probe()
-    assert host.host_probe() == first == timed(1.2)
-    host.host_probe(said.append, renew=True)
+    first = host.host_probes()
+    assert host.host_probes() == first == [timed(1.2)]
+    host.host_probes(said.append, renew=True)
     assert "median of 2 probes" in said[-1]
-    assert host.host_probe(renew=True).measurements == timed(1.2).measurements
+    assert joined(host.host_probes(renew=True)).measurements == timed(1.2).measurements
     assert len(kept(tmp_path)) == 3, "nothing is lost"
 
 
@@ -245,9 +185,9 @@ def test_a_probe_of_a_busy_machine_is_used_once_and_not_kept(recorded, tmp_path)
     busy = timed(3.0).model_copy(update={"flags": ["busy"]})
     recorded([busy, timed(1.0)])
     said = []
-    assert host.host_probe(said.append) == busy and kept(tmp_path) == []
+    assert host.host_probes(said.append) == [busy] and kept(tmp_path) == []
     assert "busy" in said[-2] and "does not keep it" in said[-1] and "calibrate --device host" in said[-1]
-    assert host.host_probe() == timed(1.0) and len(kept(tmp_path)) == 1
+    assert host.host_probes() == [timed(1.0)] and len(kept(tmp_path)) == 1
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == kept(tmp_path), "nothing else is left behind"
 
 
@@ -261,7 +201,7 @@ def test_calibrate_keeps_the_probe_of_a_busy_machine_and_says_how_to_undo_that(r
 
 def test_nothing_is_printed_without_a_listener(recorded, capsys):
     recorded([timed(1.0)])
-    host.host_probe()
+    host.host_probes()
     assert capsys.readouterr() == ("", "")
 
 
@@ -308,7 +248,7 @@ def test_several_probes_of_one_board_are_fitted_together(tmp_path):
     for path, probe in zip(paths, (synthetic(), synthetic(noise=0.3), other), strict=True):
         path.write_text(probe.model_dump_json(by_alias=True))
     both = joined([synthetic(), synthetic(noise=0.3)])
-    residuals = recalibrate("raspberry-pi-5", paths[:2], tmp_path / "mine.toml")
+    residuals = recalibrate("raspberry-pi-5", paths[:2], tmp_path / "mine.toml").residuals
     assert residuals == calibrate(both).residuals != calibrate(synthetic()).residuals
     with pytest.raises(MerinoError, match="different machines"):
         recalibrate("raspberry-pi-5", paths, tmp_path / "none.toml")
@@ -318,8 +258,8 @@ def test_several_probes_of_one_board_are_fitted_together(tmp_path):
 def test_calibrate_writes_a_profile_that_devices_takes(tmp_path):
     path, out = tmp_path / "probe.json", tmp_path / "mine.toml"
     path.write_text(synthetic().model_dump_json(by_alias=True))
-    residuals = recalibrate("raspberry-pi-5", [path], out)
-    assert residuals[-1].kind == "all"
+    fit = recalibrate("raspberry-pi-5", [path], out)
+    assert fit.residuals[-1].kind == "all"
     assert load_profile(out).performance.coefficients is not None
     assert load_profile("raspberry-pi-5").performance.coefficients is None
 

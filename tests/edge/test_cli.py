@@ -76,7 +76,9 @@ def test_design_json_has_the_fields_of_the_contract(design_file):
     assert set(found["architecture"]) == {"blocks", "vocab", "head_size", "context"} | constants
     assert set(found["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared"}
     predicted = {"decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "provenance"}
-    assert set(found["predicted"]) == predicted | {"file_mb", "j_per_token", "decode_threads", "prefill_threads"}
+    assert set(found["predicted"]) == predicted | {"file_mb", "j_per_token", "decode_threads", "prefill_threads"} | {
+        "decode_ms_interval", "prefill_ms_interval", "j_per_token_interval", "confidence"
+    }
     assert set(found["solver"]) == {"name", "gap", "bound", "seconds", "seed"}
     assert 0.9 * 4 < found["predicted"]["decode_ms"] <= 4
 

@@ -7,16 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_records import failed, opt, record
+from typer import BadParameter
 
 from merino_edge.cli.app import main
-from merino_edge.records.compare import (
-    NO_DIFFERENCE,
-    NOT_JUDGED,
-    UNDECIDED,
-    check_not_slower,
-    compare,
-    parse_percent,
-)
+from merino_edge.cli.options import parse_percent
+from merino_edge.cli.records import ALLOWED_LOSS
+from merino_edge.records.compare import NO_DIFFERENCE, NOT_JUDGED, UNDECIDED, check_not_slower, compare
 from merino_edge.records.schema import Record
 from merino_edge.records.speed_ratio import independent_ratio, row_ratio
 from merino_runtime.errors import MerinoError
@@ -181,13 +177,13 @@ def test_another_name_pairs_by_geometry_and_another_engine_version_by_name():
 
 @pytest.mark.parametrize(("text", "share"), [("5%", 0.05), (" 2.5 % ", 0.025), ("0%", 0.0), ("99.9%", 0.999)])
 def test_percent(text, share):
-    assert parse_percent(text) == pytest.approx(share)
+    assert parse_percent("--fail-if-slower", text, ALLOWED_LOSS) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("text", ["", "%", "5", "0.05", "-5%", "5%%", "five%", "100%", "1e400%", "nan%", "5 percent"])
 def test_what_is_no_percent(text):
-    with pytest.raises(ValueError, match="allowed: 0% to below 100%"):
-        parse_percent(text)
+    with pytest.raises(BadParameter, match="choose 0% to below 100%"):
+        parse_percent("--fail-if-slower", text, ALLOWED_LOSS)
 
 
 @pytest.fixture

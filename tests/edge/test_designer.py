@@ -59,7 +59,7 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
     path.write_text(found.to_json())
     assert load_design(path) == found
     content = json.loads(found.to_json())
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert set(content) == {
         "schema", "device", "architecture", "precision", "prompt", "budget", "searched", "predicted", "measured",
         "entropy", "scoring", "considered", "solver",
@@ -69,8 +69,9 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
     }
     assert set(content["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared"}
     assert set(content["predicted"]) == {
-        "decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "file_mb",
-        "j_per_token", "provenance", "decode_threads", "prefill_threads",
+        "decode_ms", "decode_ms_interval", "prefill_ms", "prefill_ms_interval", "memory_mb", "flops_g", "params",
+        "weight_bytes", "kv_bytes", "file_mb", "j_per_token", "j_per_token_interval", "confidence", "provenance",
+        "decode_threads", "prefill_threads",
     }
     assert set(content["solver"]) == {"name", "gap", "bound", "seconds", "seed"}
 
@@ -91,7 +92,7 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
     content = json.loads(small_design().to_json())
     del content["device"]
     content["colour"] = "red"
-    content["schema"] = 2
+    content["schema"] = 1
     content["solver"]["name"] = "guess"
     content["architecture"]["blocks"][0]["width"] = 33
     content["predicted"]["params"] = "many"

@@ -208,7 +208,7 @@ def test_a_prediction_is_as_good_as_its_weakest_figure():
 
 def test_facts_of_this_machine(monkeypatch):
     monkeypatch.setattr(host, "_performance", lambda _: raw_profile()["performance"])
-    monkeypatch.setattr(host, "host_probe", lambda _: None)
+    monkeypatch.setattr(host, "host_probes", lambda _: [])
     monkeypatch.setattr(host, "_cpu", lambda _: raw_profile()["cpu"])
     profile = named_board("host")
     assert profile.id == "host"
@@ -223,7 +223,7 @@ def test_host_without_proc_and_sys(monkeypatch, tmp_path):
     monkeypatch.setattr(host, "last_level_cache_bytes", lambda: 0)
     monkeypatch.setattr(host.psutil, "cpu_freq", absent)
     monkeypatch.setattr(host.platform, "machine", lambda: "arm64")
-    monkeypatch.setattr(host, "host_probe", lambda _: None)
+    monkeypatch.setattr(host, "host_probes", lambda _: [])
     performance = raw_profile()["performance"] | {"decode_threads": one_thread(), "prefill_threads": one_thread()}
     monkeypatch.setattr(host, "_performance", lambda _: performance)
     profile = named_board("host")

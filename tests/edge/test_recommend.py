@@ -185,7 +185,7 @@ def run(*words):
 def test_recommend_prints_json_with_sources_and_verdicts():
     code, out, _ = run("recommend", "--device", "raspberry-pi-5", "--decode-ms", "20", "--context", "512", "--json")
     found = json.loads(out)
-    assert code == 0 and found["schema"] == 1 and found["budget"] == {"decode_ms": 20, "memory_mb": 1024}
+    assert code == 0 and found["schema"] == 2 and found["budget"] == {"decode_ms": 20, "memory_mb": 1024}
     assert (found["context"], found["prompt"]) == (512, 256)
     smol = next(each for each in found["models"] if each["id"] == "smollm2-135m")
     assert smol["scores"]["percent"]["piqa"] == 68.4 and "lighteval" in smol["scores"]["source"]
@@ -193,7 +193,7 @@ def test_recommend_prints_json_with_sources_and_verdicts():
     broken = [form for form in smol["formats"] if not form["fits"]]
     assert broken and all(form["over"] for form in broken)
     assert all(form["predicted"]["provenance"] for form in smol["formats"])
-    assert [our["design"]["schema"] for our in found["designs"]] == [1, 1, 1]
+    assert [our["design"]["schema"] for our in found["designs"]] == [2, 2, 2]
 
 
 def test_recommend_shows_a_table_with_what_fails_and_by_how_much():

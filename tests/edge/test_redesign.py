@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sample_probe import with_errors
 
 from merino_edge.benchmarking.redesign import AIM, ENOUGH, MOST_DESIGNS, largest_share, measure_design, redesign
 from merino_edge.cli.tables.design import solver_line
@@ -104,6 +105,25 @@ def test_a_budget_is_rescaled_by_predicted_over_measured():
     first, second = requests[:2]
     assert first == asked(0.5, flops_g=100)
     assert second == {"decode_ms": pytest.approx(AIM / 1.25 * first["decode_ms"]), "flops_g": 100}
+
+
+def test_of_an_interval_the_upper_end_is_rescaled():
+    """The search holds it against the limit, so the next design measures AIM of the budget."""
+    board, requests, made = with_errors(BOARD, scale=0.1), [], []
+
+    def searching(budgets, _):
+        requests.append(budgets)
+        made.append(design(board, budgets, space=SPACE, context=128, prompt=64))
+        return made[-1]
+
+    budget = asked(0.5)
+    redesign(budget, searching, machine(decode=0.8)[0])
+    first, second = made[:2]
+    assert first.predicted.decode_ms < first.predicted.decode_ms_interval[1] <= budget["decode_ms"]
+    assert requests[1] == {"decode_ms": pytest.approx(
+        AIM * budget["decode_ms"] * first.predicted.decode_ms_interval[1] / (0.8 * first.predicted.decode_ms)
+    )}  # fmt: skip
+    assert 0.9 * budget["decode_ms"] < 0.8 * second.predicted.decode_ms <= AIM * budget["decode_ms"]
 
 
 def test_after_one_that_took_too_much_and_one_that_took_too_little_the_geometric_mean_is_asked_for():

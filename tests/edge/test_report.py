@@ -3,6 +3,7 @@
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from statistics import geometric_mean
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sample_probe import with_errors
 from sample_records import OURS, failed, many, opt, record
 
 from merino_edge.cli.app import main
@@ -203,6 +205,21 @@ def test_markdown_is_short_and_says_how_many_rows_it_omits():
     assert text.startswith("### 6.8× as fast as OPT-350M") and "19 of 50 rows" in text
     assert "Predicted for Raspberry Pi 4" in text and "broken tg32 failed: out of memory" in text
     assert "At equal engine and format" in text and "As shipped" in text
+
+
+def test_a_measurement_is_held_against_the_interval_where_the_board_has_one():
+    """On the board itself alone: another machine's measurement says nothing of the prediction."""
+    board = with_errors(load_profile("raspberry-pi-4"), centre=0.0)
+    rows = [Record.model_validate(record(step_ms)) for step_ms in (10.0, 1e5)]
+    shown = summarise(rows[:1], board).predictions[0]
+    assert shown.interval[0] < shown.predicted < shown.interval[1] and not shown.here and shown.verdict == ""
+    inside = replace(shown, here=True, measured=shown.predicted)
+    low, high = (f"{end:.3g}" for end in shown.interval)
+    assert inside.verdict == f"within {low} to {high}"
+    assert replace(inside, measured=1e5).verdict == f"outside {low} to {high}"
+    summary = replace(summarise(rows[:1], board), predictions=(inside,))
+    assert f"within {low} to {high}" in page(summary) and f"| within {low} to {high} |" in markdown(summary)
+    assert summary_of(record(10), board="raspberry-pi-4").predictions[0].interval is None
 
 
 def test_records_without_the_reference_make_a_report_without_ratios():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_probe import with_errors
 from scipy.optimize import OptimizeResult
 
 from merino_edge.cli.tables.design import solver_line
@@ -137,6 +138,23 @@ def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
     just = {name: spent[name] * (1 + 1e-9) for name in budgets}
     again = optimum(encode(space, just, MODEL, INVERSE))
     assert again.score == pytest.approx(best, rel=1e-9)  # asked for no more than it takes
+
+
+@pytest.mark.slow
+@given(problems(), st.floats(-0.1, 0.1), st.floats(0.01, 0.3), st.sampled_from([0.5, 0.9, 0.99]))
+@settings(max_examples=60)
+def test_under_an_interval_the_exact_solver_finds_the_best_of_all_decoders(problem, centre, scale, confidence):
+    """Latencies held against a limit are the point predictions times one factor: as if the limit were divided by it."""
+    space, budgets = problem
+    model = cost_model(with_errors(BOARD, centre, scale), MODEL.shape, confidence)
+    point = cost_model(with_errors(BOARD, forms=()), MODEL.shape)
+    upper = {"decode_ms": model.upper_decode, "prefill_ms": model.upper_prefill, "j_per_token": model.upper_decode}
+    program = encode(space, {name: limit * upper.get(name, 1) for name, limit in budgets.items()}, model, INVERSE)
+    answer = exact.improve(program)
+    assert answer.proved
+    assert answer.solution.score == pytest.approx(enumerated(program), rel=1e-9)
+    assert answer.solution.score == pytest.approx(enumerated(encode(space, budgets, point, INVERSE)), rel=1e-9)
+    assert_within(space, program, budgets, answer.solution.choice)
 
 
 def reachable(program, fits):

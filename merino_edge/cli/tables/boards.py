@@ -1,10 +1,13 @@
-"""Tables of boards: all of them, the figures of one, and what a calibration leaves over."""
+"""Tables of boards: all of them, the figures of one, what a calibration leaves over, and its prediction intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE, percent
+from merino_edge.prediction.intervals import factors
+from merino_edge.profiles.coefficients import LatencyError
 from merino_edge.profiles.profile import DeviceProfile, Figure
 
 if TYPE_CHECKING:  # loads scipy, which listing boards does not need
@@ -46,4 +49,18 @@ def residual_table(residuals: Sequence["Residual"]) -> Table:
         table.add_column(title, justify="left" if title == "measured" else "right")
     for row in residuals:
         table.add_row(row.kind, f"{row.rows}", f"{row.median:.1%}", f"{row.worst:.1%}")
+    return table
+
+
+def interval_table(errors: Mapping[str, LatencyError]) -> Table:
+    """errors: by weight format and phase, as `Fit.errors`."""
+    table = Table(title=f"{percent(DEFAULT_CONFIDENCE)} prediction intervals, from decoders left out of the fit")
+    for title in ("latency", "measured / predicted"):
+        table.add_column(title, justify="left" if title == "latency" else "right")
+    for name, error in errors.items():
+        within = factors(error, DEFAULT_CONFIDENCE)
+        assert within is not None
+        table.add_row(name, f"{within.low:.2f} to {within.high:.2f}")
+    if not errors:
+        table.caption = "none: the probe timed too few whole decoders"
     return table

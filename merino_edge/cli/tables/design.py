@@ -2,13 +2,15 @@
 
 from rich.table import Table
 
+from merino_edge.cli.tables.intervals import interval_line, shown
 from merino_edge.cli.terminal import console
 from merino_edge.design.budgets import BUDGETS_BY_NAME, options_line
 from merino_edge.design.design_file import Design, Measured
 from merino_edge.design.recommend import existing_entropy
 from merino_edge.families.designed import Architecture
 from merino_edge.families.zoo import model
-from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
+from merino_edge.prediction.cost_model import CostModel, cost_model
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.board import MB as BYTES_PER_MB
@@ -16,11 +18,19 @@ from merino_runtime.board import MB as BYTES_PER_MB
 
 def print_design(design: Design, profile: DeviceProfile) -> None:
     """What was asked, the table, what was found and how."""
+    costs = costs_of(design, profile)
     print(budgets_line(design))
-    console().print(design_table(design, profile))
+    print(interval_line([costs]))
+    console().print(design_table(design, costs))
     if design.measured:
         print(measured_line(design.measured))
     print(f"{heads_line(design.architecture)}; {solver_line(design)}")
+
+
+def costs_of(design: Design, profile: DeviceProfile) -> CostModel:
+    """The cost model that predicted the design."""
+    shape = InferenceShape(design.precision, design.architecture.context, design.prompt)
+    return cost_model(profile, shape, design.predicted.confidence or DEFAULT_CONFIDENCE)
 
 
 def budgets_line(design: Design) -> str:
@@ -37,23 +47,24 @@ def open_words(design: Design) -> str:
     return f"\nopen: vocabulary {vocabs}; format {formats}; ranked by entropy x text per token x equivalent parameters"
 
 
-def design_table(design: Design, profile: DeviceProfile) -> Table:
+def design_table(design: Design, costs: CostModel) -> Table:
     """The design beside OPT-350M: by one cost model, each at the thread counts that are fastest for it, those of the
-    design within its budgets.
+    design within its budgets. Of the design's latencies and energy the interval too.
     """
     arch = design.architecture
-    costs = cost_model(profile, InferenceShape(design.precision, arch.context, design.prompt))
     reference = model("opt-350m").geometry
     ours, theirs = design.predicted, costs.predict(reference.operators, {})
     caption = f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}"
-    table = Table(title=f"Design for {profile.name}, predicted from {ours.provenance} coefficients", caption=caption)
+    title = f"Design for {costs.profile.name}, predicted from {ours.provenance} coefficients"
+    table = Table(title=title, caption=caption)
     table.add_column("")
     for title in ("this design", "OPT-350M", "OPT-350M / design"):
         table.add_column(title, justify="right")
     for budget in BUDGETS_BY_NAME.values():
         mine, other = budget.of(ours), budget.of(theirs)
         if mine is not None and other is not None:
-            table.add_row(budget.label, *ratio_cells(mine, other, budget.unit))
+            interval = shown(ours.interval(budget.name), ours.confidence)
+            table.add_row(budget.label, *ratio_cells(mine, other, budget.unit, interval))
     table.add_row("weights", *ratio_cells(ours.weight_bytes / BYTES_PER_MB, theirs.weight_bytes / BYTES_PER_MB, "MB"))
     cache = f"KV cache at {arch.context} tokens"
     table.add_row(cache, *ratio_cells(ours.kv_bytes / BYTES_PER_MB, theirs.kv_bytes / BYTES_PER_MB, "MB"))
@@ -69,8 +80,8 @@ def measured_line(measured: Measured) -> str:
     return f"measured here with random weights: {latencies}, memory {measured.memory_mb:,.0f} MB{flags}{tried}"
 
 
-def ratio_cells(mine: float, other: float, unit: str) -> list[str]:
-    return [f"{number(mine)} {unit}", f"{number(other)} {unit}", f"{other / mine:.2f}x"]
+def ratio_cells(mine: float, other: float, unit: str, interval: str = "") -> list[str]:
+    return [f"{number(mine)} {unit}{interval}", f"{number(other)} {unit}", f"{other / mine:.2f}x"]
 
 
 def number(value: float) -> str:

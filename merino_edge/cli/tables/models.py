@@ -1,11 +1,17 @@
 """Tables of what already exists beside what we would design: `recommend` and `pareto` for people."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
+from merino_edge.cli.tables.intervals import interval_line, shown
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
 from merino_edge.design.pareto import Front
 from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict
+from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
+from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.predicted import Predicted
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 
 COLUMNS = (
@@ -44,7 +50,8 @@ def our_cells(our: Ours) -> list[str]:
 
 def cost_columns(cost: Predicted) -> list[str]:
     return [
-        f"{cost.params / 1e6:,.1f}", f"{cost.decode_ms:,.1f}", f"{cost.prefill_ms:,.0f}", f"{cost.memory_mb:,.0f}",
+        f"{cost.params / 1e6:,.1f}", f"{cost.decode_ms:,.1f}{shown(cost.decode_ms_interval)}",
+        f"{cost.prefill_ms:,.0f}{shown(cost.prefill_ms_interval)}", f"{cost.memory_mb:,.0f}",
     ]  # fmt: skip
 
 
@@ -78,9 +85,23 @@ def reasons(candidate: Candidate, verdict: Verdict, found: Recommendation) -> st
     return "; ".join(said)
 
 
-def budgets_line(found: Recommendation) -> str:
+def budgets_line(found: Recommendation, profile: DeviceProfile) -> str:
+    """What was asked, and what the verdicts hold for."""
     tokens = f"context {found.context}, prompt {found.prompt} tokens"
-    return f"budgets for {found.device}: {options_line(found.budget)}; {tokens}"
+    verdicts = found.candidates[0].verdicts
+    return (
+        f"budgets for {found.device}: {options_line(found.budget)}; {tokens}\n"
+        + intervals_of(profile, found, [(each.precision, each.predicted) for each in verdicts])
+    )
+
+
+def intervals_of(
+    profile: DeviceProfile, found: Recommendation | Front, predicted: Sequence[tuple[str, Predicted]]
+) -> str:
+    """predicted: one prediction in each format."""
+    confidence = next((cost.confidence for _, cost in predicted if cost.confidence), DEFAULT_CONFIDENCE)
+    shapes = [InferenceShape(precision, found.context, found.prompt) for precision, _ in predicted]
+    return interval_line([cost_model(profile, shape, confidence) for shape in shapes])
 
 
 def front_table(found: Front) -> Table:
@@ -105,4 +126,5 @@ def front_table(found: Front) -> Table:
 
 
 def cost_cells(cost: Predicted) -> list[str]:
-    return [f"{figure:,.1f}" for figure in (cost.decode_ms, cost.memory_mb, cost.params / 1e6)]
+    decode = f"{cost.decode_ms:,.1f}{shown(cost.decode_ms_interval)}"
+    return [decode, f"{cost.memory_mb:,.1f}", f"{cost.params / 1e6:,.1f}"]

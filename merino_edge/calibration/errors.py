@@ -1,0 +1,121 @@
+"""How far predictions of decoders are off that the fit has not seen, as a distribution per weight format and phase.
+
+log(measured / predicted) = centre of the format + scale of the phase x Student's t, fitted by maximum likelihood
+(Lange, Little and Taylor, "Robust statistical modeling using the t distribution", JASA 84, 1989). Its tails take up
+rows that another program disturbed, which would widen a normal distribution for all. Formats share the scale, since
+each has few decoders. Scale and degrees of freedom are those of a prediction interval (Hahn and Meeker, "Statistical
+Intervals", 1991). They count decoders, because rows of one decoder are not independent.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import log
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import gammaln
+
+from merino_edge.calibration.fit import ThreadFit, shape_of
+from merino_edge.calibration.probe import Measurement, Probe, facts
+from merino_edge.profiles.coefficients import FORMS
+
+PHASES = ("decode", "prefill")
+LEAST_DECODERS = 3  # of one format; fewer give no distribution
+TAILS = (3.0, 4.0, 6.0, 9.0, 15.0, 30.0)  # degrees of freedom that are tried
+TURNS = 100  # of expectation maximisation
+LEAST_SCALE = 1e-4  # coefficients have four digits
+
+Shape = tuple[int, ...]
+Errors = dict[Shape, list[float]]  # log(measured / predicted) by decoder
+
+
+class Student(NamedTuple):
+    """Student's t with a centre per group. centres [groups]."""
+
+    centres: np.ndarray
+    scale: float
+    degrees_of_freedom: float
+    likelihood: float  # its logarithm
+
+
+def latency_errors(fits: Mapping[int, ThreadFit], probes: Sequence[Probe]) -> dict[str, dict[str, dict[str, float]]]:
+    """format -> `decode_error`, `prefill_error` -> keys of `LatencyError`; only those that could be fitted.
+
+    fits: of each thread count, to all the probes joined. A row that several probes have gives an error for each of
+    them, so that the difference between probes widens the interval.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {form: {} for form in FORMS}
+    rows = at_best_threads(fits)
+    measured_ms = times_of(probes)
+    for phase in PHASES:
+        by_format: dict[str, Errors] = {}
+        for row, error in rows:
+            if (row.tokens == 1) == (phase == "decode"):
+                errors = [error + log(ms / row.ms) for ms in measured_ms[facts(row)]]
+                by_format.setdefault(row.format, {}).setdefault(shape_of(row), []).extend(errors)
+        for form, distribution in distributions(by_format).items():
+            found[form][f"{phase}_error"] = distribution
+    return found
+
+
+def at_best_threads(fits: Mapping[int, ThreadFit]) -> list[tuple[Measurement, float]]:
+    """The unseen rows of each decoder at the thread count that a prediction would choose for it: that of the least
+    decode latency, the cache as full as the probe had it."""
+    fullest: dict[tuple[str, Shape], tuple[int, float, int]] = {}
+    for threads, fit in fits.items():
+        for row, error in fit.rows:
+            if row.kind == "decoder" and row.tokens == 1:
+                key, rank = (row.format, shape_of(row)), (-row.past, row.ms * (1 + error), threads)
+                fullest[key] = min(rank, fullest.get(key, rank))
+    return [
+        (row, error) for threads, fit in fits.items() for row, error in fit.unseen
+        if fullest.get((row.format, shape_of(row)), (0, 0.0, 0))[2] == threads
+    ]  # fmt: skip
+
+
+def times_of(probes: Sequence[Probe]) -> dict[tuple[Any, ...], list[float]]:
+    """ms of each row of a decoder in each probe that has it."""
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for row in (row for probe in probes for row in probe.measurements if row.kind == "decoder"):
+        found.setdefault(facts(row), []).append(row.ms)
+    return found
+
+
+def distributions(by_format: Mapping[str, Errors]) -> dict[str, dict[str, float]]:
+    """format -> keys of `LatencyError`, of the formats with enough decoders.
+
+    The maximum-likelihood scale is too small for a prediction in two ways, both corrected as for a normal distribution:
+    the centres were fitted to the same errors, and they are known with an error of their own.
+    """
+    known = {form: errors for form, errors in by_format.items() if len(errors) >= LEAST_DECODERS}
+    if not known:
+        return {}
+    decoders = sum(len(errors) for errors in known.values())
+    left = decoders - len(known)
+    flat = [[error for errors in known[form].values() for error in errors] for form in known]
+    group = np.repeat(np.arange(len(known)), [len(errors) for errors in flat])
+    errors = np.concatenate(flat)
+    tails = [*(tail for tail in TAILS if tail < left), float(left)]
+    best = max((student(errors, group, tail) for tail in tails), key=lambda fit: fit.likelihood)
+    scale = best.scale * (decoders / left) ** 0.5
+    return {
+        form: {
+            "centre": float(centre), "scale": float(scale * (1 + 1 / len(known[form])) ** 0.5),
+            "degrees_of_freedom": best.degrees_of_freedom,
+        }
+        for form, centre in zip(known, best.centres, strict=True)
+    }  # fmt: skip
+
+
+def student(errors: np.ndarray, group: np.ndarray, tail: float) -> Student:
+    """The most likely centres and scale for these degrees of freedom, by expectation maximisation. errors, group [n]"""
+    groups = range(int(group.max()) + 1)
+    centres = np.array([np.median(errors[group == one]) for one in groups])
+    scale = max(float(np.std(errors - centres[group])), LEAST_SCALE)
+    for _ in range(TURNS):
+        weight = (tail + 1) / (tail + ((errors - centres[group]) / scale) ** 2)
+        centres = np.array([np.average(errors[group == one], weights=weight[group == one]) for one in groups])
+        scale = max(float(np.sqrt(np.mean(weight * (errors - centres[group]) ** 2))), LEAST_SCALE)
+    squares = ((errors - centres[group]) / scale) ** 2
+    constant = gammaln((tail + 1) / 2) - gammaln(tail / 2) - 0.5 * log(tail * np.pi) - log(scale)
+    likelihood = float(np.sum(constant - (tail + 1) / 2 * np.log1p(squares / tail)))
+    return Student(centres, scale, tail, likelihood)

@@ -1,0 +1,54 @@
+"""Prediction intervals: within which factors of a predicted latency a measurement lies, at a confidence.
+
+The distribution of the errors stands in the profile (`profiles.coefficients.LatencyError`), the confidence is chosen
+for each request. Fitting the distribution is `calibration.errors`'.
+"""
+
+import math
+from typing import NamedTuple
+
+from merino_edge.prediction.confidence import check_confidence
+from merino_edge.profiles.coefficients import Coefficients, LatencyError
+
+PROBE = "run `merino.pyz probe` on the board and `merino-edge calibrate` here"
+
+Interval = tuple[float, float]  # (low, high)
+
+
+class Factors(NamedTuple):
+    """Measured over predicted lies between these, with equal probability below and above."""
+
+    low: float
+    high: float
+
+    def of(self, predicted: float) -> Interval:
+        return self.low * predicted, self.high * predicted
+
+
+def factors(error: LatencyError | None, confidence: float) -> Factors | None:
+    """The two-sided interval of this confidence; None where no error was measured."""
+    check_confidence(confidence)
+    if error is None:
+        return None
+    from scipy.special import stdtrit  # reading a design needs no scipy
+
+    half = error.scale * float(stdtrit(error.degrees_of_freedom, (1 + confidence) / 2))
+    return Factors(math.exp(error.centre - half), math.exp(error.centre + half))
+
+
+def phase_factors(
+    coefficients: Coefficients, precision: str, confidence: float
+) -> tuple[Factors | None, Factors | None]:
+    """(decode's, prefill's); None where the coefficients come without errors."""
+    known = coefficients.of_format(precision) if precision in coefficients.formats else None
+    errors = (known.decode_error, known.prefill_error) if known else (None, None)
+    return factors(errors[0], confidence), factors(errors[1], confidence)
+
+
+def why_no_interval(coefficients: Coefficients, precision: str) -> str:
+    """Why a latency of this weight format has none, and what gives it one."""
+    if coefficients.dialect == "portable":
+        return "a probe below ONNX Runtime 1.18 times no whole decoders"
+    if coefficients.kind == "estimated":
+        return f"the coefficients are estimated; {PROBE}"
+    return f"the profile has no errors of whole decoders in {precision}; {PROBE}, with nothing else running"
