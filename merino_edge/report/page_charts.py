@@ -148,10 +148,9 @@ def ceiling(summary: Summary, colours: dict[str, str]) -> Chart | None:
         for one, row in chosen
     ]  # fmt: skip
     titles = Titles("Share of the bandwidth ceiling", "; ".join(f"{row.label}: {row.note}" for row in rows), "%")
-    note = (
-        "Bytes of weights and KV that a decode step must read, over its time, over the probed read bandwidth. Above "
-        "100 % the weights stay in the CPU's cache."
-    )
+    note = "Bytes of weights and KV that a decode step must read, over its time, over the probed read bandwidth."
+    if any((row.ceiling_share or 0) > 1 for _, row in chosen):
+        note += " Above 100 %: the weights stayed in the CPU's cache, or memory was slower while it was probed."
     return _chart(
         "ceiling", titles, note, summary.measured_on, lambda name, width: bars(name, titles, rows, 100, width)
     ) if rows else None  # fmt: skip

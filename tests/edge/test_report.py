@@ -152,6 +152,11 @@ def test_a_report_says_which_rows_have_no_prediction_and_why(changes, reason):
     assert not without_board.unpredicted and "No prediction" not in page(without_board) + markdown(without_board)
 
 
+@pytest.mark.parametrize(("share", "said"), [(0.7, False), (1.0, False), (1.2, True)])
+def test_a_share_above_the_ceiling_is_explained_where_there_is_one(share, said):
+    assert ("Above 100 %: the weights stayed in" in page(summary_of(record(10, ceiling_share=share)))) == said
+
+
 def test_memory_parts_add_up_and_kv_is_separate_only_with_a_known_architecture():
     known, unknown = summary_of(record(10), record(10, bundle="plain", family=None, architecture=None)).memory
     assert known.kv_mb > 0 and unknown.kv_mb is None
