@@ -18,7 +18,7 @@ from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.cost_model import CostModel, cost_model
-from merino_edge.prediction.formats import missing_isa
+from merino_edge.prediction.formats import missing_isa, slow_words
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
@@ -156,9 +156,9 @@ def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float],
 def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> Ours:
     shape, profile = costs.shape, costs.profile
     precision = shape.precision
-    missing = missing_isa(profile, precision)
-    if missing:
-        return Ours(precision, None, f"slow here: the CPU has no {', '.join(missing)}")
+    slow = slow_words(profile, precision)
+    if slow:
+        return Ours(precision, None, slow)
     try:
         found = design(
             profile, limits, space=space, context=shape.context, prompt=shape.prompt, precision=precision,

@@ -12,3 +12,9 @@ def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
     format where there are any."""
     own = FEATURES.get(profile.arch, frozenset())
     return tuple(name for name in FAST_ISA[precision] if name in own and name not in profile.isa)
+
+
+def slow_words(profile: DeviceProfile, precision: str) -> str:
+    """What a user must know of a format that the board's runtime refuses as slow; empty for any other."""
+    missing = missing_isa(profile, precision)
+    return f"slow here: the CPU has no {', '.join(missing)}" if missing else ""

@@ -90,6 +90,21 @@ def test_design_shows_a_table_beside_opt():
         assert words in out
 
 
+def test_design_says_of_a_format_what_recommend_says_and_of_opt_the_same_figures():
+    """The Pi 4's CPU has no dotprod, so its runtime refuses int8."""
+    slow = "slow here: the CPU has no dotprod"
+    _, out, _ = run("design", "--device", "raspberry-pi-4", "--precision", "int8")
+    assert f"int8 is {slow}" in out
+    _, said, _ = run("recommend", "--device", "raspberry-pi-4", "--json")
+    found = json.loads(said)
+    assert [each["reason"] for each in found["designs"] if each["precision"] == "int8"] == [slow]
+    _, table, _ = run("design", "--device", "raspberry-pi-4")
+    assert slow not in table
+    opt = next(one for one in found["models"] if one["id"] == "opt-350m")["formats"][0]["predicted"]
+    for amount in (f"{opt['decode_ms']:,.1f} ms", f"{opt['prefill_ms']:,.1f} ms", f"{opt['memory_mb']:,.1f} MB"):
+        assert amount in table
+
+
 @pytest.mark.parametrize("dialect", ["fused", "portable"])
 def test_a_design_is_exported_and_measured(design_file, dialect, here, tmp_path):
     bundle = tmp_path / "bundle"

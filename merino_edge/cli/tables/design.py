@@ -11,6 +11,7 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.zoo import model
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.cost_model import CostModel, cost_model
+from merino_edge.prediction.formats import slow_words
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.board import MB as BYTES_PER_MB
@@ -21,6 +22,8 @@ def print_design(design: Design, profile: DeviceProfile) -> None:
     costs = costs_of(design, profile)
     print(budgets_line(design))
     print(interval_line([costs]))
+    if slow := slow_words(profile, design.precision):
+        print(f"{design.precision} is {slow}; the board's runtime refuses it without --allow-slow, and `recommend` too")
     console().print(design_table(design, costs))
     if design.measured:
         print(measured_line(design.measured))
@@ -48,12 +51,12 @@ def open_words(design: Design) -> str:
 
 
 def design_table(design: Design, costs: CostModel) -> Table:
-    """The design beside OPT-350M: by one cost model, each at the thread counts that are fastest for it, those of the
-    design within its budgets. Of the design's latencies and energy the interval too.
+    """The design beside OPT-350M, by one cost model. The design has its own thread counts, OPT-350M the single one that
+    the runtime would choose, as in `recommend`. Of the design's latencies and energy the interval too.
     """
     arch = design.architecture
     reference = model("opt-350m").geometry
-    ours, theirs = design.predicted, costs.predict(reference.operators, {})
+    ours, theirs = design.predicted, costs.predict(reference.operators)
     caption = f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}"
     title = f"Design for {costs.profile.name}, predicted from {ours.provenance} coefficients"
     table = Table(title=title, caption=caption)
