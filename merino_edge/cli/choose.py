@@ -67,13 +67,16 @@ def pareto(
 
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables.models import front_table
-    from merino_edge.cli.terminal import console, say
+    from merino_edge.cli.terminal import console, save, say
     from merino_edge.design.pareto import front
     from merino_edge.design.space import Space
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.report.front import check_plot, save_front
-    from merino_edge.storage.atomic import write_text
+    from merino_edge.storage.atomic import check_file
 
+    for path in (out, plot):
+        if path:
+            check_file(path)
     if plot:
         check_plot(plot)
     profile = board(device, say)
@@ -85,13 +88,11 @@ def pareto(
             space=Space(vocab=vocab), context=longest, prompt=tokens, precision=precision,
             progress=lambda limit: bar.update(task, advance=1, description=f"{against.value} {limit:g}"),
         )  # fmt: skip
-    if out:
-        write_text(out, found.to_json())
-        print(f"wrote {out}", file=sys.stderr)
     if plot:
         save_front(found, plot)
-        print(f"wrote {plot}", file=sys.stderr)
-    if as_json:
+        say(f"wrote {plot}")
+    free = save(out, found.to_json())
+    if as_json and free:
         print(found.to_json(), end="")
-    else:
+    elif free:
         console().print(front_table(found))

@@ -1,6 +1,5 @@
 """The commands that read records: `compare` and `report`. Each parses, makes one call and shows the result."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -42,18 +41,18 @@ def report(
 ) -> None:
     """Records as one HTML page with charts and tables, or, with --md, as Markdown on stdout."""
     from merino_edge.calibration.board import board
-    from merino_edge.cli.terminal import say
+    from merino_edge.cli.terminal import save, say
     from merino_edge.records.reading import read_records
     from merino_edge.report.markdown import markdown
     from merino_edge.report.page import page
     from merino_edge.report.summary import summarise
-    from merino_edge.storage.atomic import write_text
+    from merino_edge.storage.atomic import check_file
 
     if out is None and not md:
         raise typer.BadParameter("give -o report.html, --md, or both")
-    summary = summarise(read_records(results), board(device, say) if device else None)
     if out is not None:
-        write_text(out, page(summary))
-        print(f"wrote {out}", file=sys.stderr)
-    if md:
+        check_file(out)
+    summary = summarise(read_records(results), board(device, say) if device else None)
+    free = save(out, page(summary)) if out else True
+    if md and free:
         print(markdown(summary), end="")

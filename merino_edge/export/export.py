@@ -18,7 +18,7 @@ from merino_edge.export.source import Source
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.registry import family_of
-from merino_edge.storage.atomic import new_folder
+from merino_edge.storage.atomic import check_folder, new_folder
 from merino_runtime.bundle import Bundle, Threads, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
 from merino_runtime.errors import MerinoError
@@ -55,13 +55,14 @@ def export(
     precision = precision or (source.design.precision if source.design else "fp32")
     context = check_request(source, dialect, precision, context)
     graph = build_graph(source, dialect, context, precision)
+    check_folder(out, is_bundle, graph.weight_bytes)
     golden = clear_golden(with_quantized(source.model, graph.quantized), source.arch.vocab, context)
     if not np.isfinite(golden.logits).all():
         raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
     model = ModelFacts(
         source.name, source.family, source.arch, source.weights, source.weights_source, source.eos_id
     )
-    with new_folder(out, is_bundle) as folder:
+    with new_folder(out, is_bundle, graph.weight_bytes) as folder:
         bundle = write_bundle(
             folder, model, graph, GraphFormat(precision, dialect, context),
             GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids)),

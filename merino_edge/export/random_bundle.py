@@ -48,7 +48,7 @@ def write_random_bundle(
     plan = design.predicted if design else None
     threads = Threads(plan.prefill_threads, plan.decode_threads) if plan else RUNTIME_CHOOSES
     form = GraphFormat(precision, "fused", arch.context)
-    with new_folder(folder, is_bundle) as place:
+    with new_folder(folder, is_bundle, graph.weight_bytes) as place:
         bundle = write_bundle(place, facts, graph, form, Golden((), ()), threads=threads)
     return bundle._replace(folder=str(folder))
 

@@ -9,6 +9,7 @@ from typing import Any
 from merino_bench.harness.cases import BenchRequest, Case
 from merino_edge.benchmarking.peers.engines import parse_engines
 from merino_edge.benchmarking.peers.rows import Peers, peer_records
+from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
@@ -32,6 +33,6 @@ def peer_rows(engines: str | None, folders: Sequence[str]) -> Iterator[PeerRows 
             bundles.append(load_bundle(folder, verify=False))
         except MerinoError:
             continue
-    with tempfile.TemporaryDirectory(prefix="merino-peers-") as made:
-        peers = Peers(names, Path(made))
+    with scratch_folder(Path(tempfile.gettempdir()) / "merino-peers") as made:
+        peers = Peers(names, made)
         yield lambda case, request: peer_records(peers, bundles, case, request)
