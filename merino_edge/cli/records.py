@@ -18,13 +18,14 @@ def compare(
 ) -> None:
     """Is B faster or slower than A, or is there no difference? Disturbed rows are shown without a verdict."""
     from merino_edge.cli.tables.records import print_comparison
+    from merino_edge.cli.terminal import say
     from merino_edge.records.compare import check_not_slower, compare_files, parse_percent
 
     try:
         share = None if fail_if_slower is None else parse_percent(fail_if_slower)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--fail-if-slower") from None
-    found = compare_files(before, after)
+    found = compare_files(before, after, say)
     if as_json:
         print(found.to_json(), end="")
     else:
@@ -52,7 +53,7 @@ def report(
         raise typer.BadParameter("give -o report.html, --md, or both")
     if out is not None:
         check_file(out)
-    summary = summarise(read_records(results), board(device, say) if device else None)
+    summary = summarise(read_records(results, say), board(device, say) if device else None)
     free = save(out, page(summary)) if out else True
     if md and free:
         print(markdown(summary), end="")

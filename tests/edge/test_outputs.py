@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from sample_records import record
 
 from merino_edge.bundles.files import described
 from merino_edge.cli.app import main
@@ -45,6 +46,14 @@ def apart(*arguments, cwd, **streams):
     out, err = (None if text is None else text.decode() for text in (done.stdout, done.stderr))
     assert "Traceback" not in (err or ""), err
     return done.returncode, out, err
+
+
+def test_a_cut_row_costs_that_row_alone_in_every_command(run, tmp_path):
+    line = json.dumps(record())
+    (tmp_path / "r.jsonl").write_text(f"{line}\n{line[:200]}")
+    for words in (["report", "r.jsonl", "-o", "r.html"], ["compare", "r.jsonl", "r.jsonl"]):
+        code, _, err = run(*words)
+        assert code == 0 and "note: r.jsonl: row 2: cut off, as by a power cut or a full disk, and left out\n" in err
 
 
 IMPOSSIBLE = ["design", "--device", "raspberry-pi-4", "--decode-ms", "0.1"]  # refused by the search
