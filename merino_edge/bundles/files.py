@@ -16,6 +16,12 @@ def is_bundle(folder: Path) -> bool:
     return (folder / DESCRIPTION_FILE).is_file()
 
 
+def is_bundle_alone(folder: Path) -> bool:
+    """Whether `folder` holds a bundle's files and no others, so that another bundle may take its place."""
+    listed = {file["path"] for file in described(folder).get("files", ())}
+    return is_bundle(folder) and {path.name for path in folder.iterdir()} <= listed | {DESCRIPTION_FILE, APP_FILE}
+
+
 def described(folder: Path) -> dict[str, Any]:
     """bundle.json as it is, of any schema; nothing where it cannot be read."""
     try:

@@ -7,7 +7,7 @@ from merino_edge.calibration.calibrate import Residual, calibrate, calibrated_to
 from merino_edge.calibration.host import host_probe
 from merino_edge.calibration.probe import joined, read_probe
 from merino_edge.profiles.reading import parse_profile_text, profile_text
-from merino_edge.storage.atomic import check_file, write_text
+from merino_edge.storage.atomic import check_file, check_keeps, write_text
 from merino_runtime.errors import MerinoError
 
 
@@ -24,6 +24,7 @@ def recalibrate(
         return calibrate(host_probe(say, renew=True)).residuals
     if not probes or out is None:
         raise MerinoError(f"--device {device} needs --probe FILE, which `merino probe` makes on it, and -o FILE")
+    check_keeps(out, [*probes, Path(device)])
     check_file(out)
     base = profile_text(device)
     arch, read = parse_profile_text(base, device).arch, [read_probe(path) for path in probes]

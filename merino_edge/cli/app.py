@@ -158,21 +158,25 @@ def export(
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
     weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="random weights may replace trained ones")] = False,
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
-    from merino_edge.bundles.files import bundle_bytes, is_bundle
+    from merino_edge.bundles.files import bundle_bytes, is_bundle_alone
     from merino_edge.cli.tables.bundles import matrix_table
     from merino_edge.cli.terminal import console, working
-    from merino_edge.storage.atomic import check_folder
+    from merino_edge.families.names import resolve
+    from merino_edge.storage.atomic import check_folder, check_keeps
 
-    check_folder(out, is_bundle)
+    found_source = resolve(source)
+    check_keeps(out, [Path(each) for each in (weights, text, found_source) if isinstance(each, str | Path)])
+    check_folder(out, is_bundle_alone)
     # These load torch.
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
 
     with working(f"exporting {source}"):
         found = load_source(source, weights)
-        done = run(found, out, dialect=dialect, precision=precision, context=context)
+        done = run(found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite)
     made = done.bundle
     print(
         f"{out}: {made.name}, {made.dialect} {made.precision}, {made.params / 1e6:.1f} M parameters"

@@ -13,6 +13,7 @@ import typer
 
 from merino_edge.cli.options import Context, Device, Json, Prompt, with_budgets
 from merino_edge.design.budgets import board_defaults
+from merino_runtime.errors import MerinoError
 
 Against = StrEnum(  # type: ignore[misc]
     "Against", {budget.name: budget.option.removeprefix("--") for budget in board_defaults()}
@@ -72,10 +73,13 @@ def pareto(
     from merino_edge.design.space import Space
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.report.front import check_plot, save_front
-    from merino_edge.storage.atomic import check_file
+    from merino_edge.storage.atomic import check_file, check_keeps
 
-    for path in (out, plot):
+    if out and plot and out.resolve() == plot.resolve():
+        raise MerinoError(f"-o {out} and --plot {plot} are one file: choose another for one of them")
+    for option, path in (("-o", out), ("--plot", plot)):
         if path:
+            check_keeps(path, [Path(device)], option)
             check_file(path)
     if plot:
         check_plot(plot)

@@ -76,11 +76,12 @@ def design(
     from merino_edge.design.space import spaced
     from merino_edge.design.variants import fast_formats
     from merino_edge.prediction.shape import default_lengths
-    from merino_edge.storage.atomic import check_file
+    from merino_edge.storage.atomic import check_file, check_keeps
 
     if preset is not None and limits:  # before `host` is measured
         raise MerinoError(f"--preset {preset.value} is a budget of its own: leave the others out")
     if out:
+        check_keeps(out, [Path(device)])
         check_file(out)
     profile = board(device, say)
     vocabs = whole_numbers("--vocab", vocab)

@@ -47,11 +47,12 @@ def report(
     from merino_edge.report.markdown import markdown
     from merino_edge.report.page import page
     from merino_edge.report.summary import summarise
-    from merino_edge.storage.atomic import check_file
+    from merino_edge.storage.atomic import check_file, check_keeps
 
     if out is None and not md:
         raise typer.BadParameter("give -o report.html, --md, or both")
     if out is not None:
+        check_keeps(out, [*results, *([Path(device)] if device else [])])
         check_file(out)
     summary = summarise(read_records(results, say), board(device, say) if device else None)
     free = save(out, page(summary)) if out else True

@@ -1,10 +1,10 @@
-"""Outputs of the workstation's commands, written by `merino_runtime.outputs`: missing folders are made.
+"""Outputs of the workstation's commands, written by `merino_runtime.outputs`: missing folders are made, inputs kept.
 
 How an output takes its place, and what happens where it cannot be written, is said there.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,6 +67,16 @@ def check_folder(path: Path, replaceable: Callable[[Path], bool], size_bytes: in
         if any(path.iterdir()) and not replaceable(path):
             raise MerinoError(f"{path} holds other files, which are not replaced: choose another -o, or empty it first")
     outputs.check_room(str(path), str(existing_parent(path.resolve())), size_bytes)
+
+
+def check_keeps(out: Path, inputs: Iterable[Path], option: str = "-o") -> None:
+    """Raises MerinoError where writing `out`, a file or folder, would destroy an input: it is one, or holds one."""
+    if not (out.is_file() or out.is_dir()):
+        return
+    place = out.resolve()
+    for each in inputs:
+        if each.exists() and (out.samefile(each) or place in each.resolve().parents):
+            raise MerinoError(f"{option} {out} would replace the input {each}: choose another {option}")
 
 
 def existing_parent(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Outputs of the commands: refused before the work, saved before anything is printed."""
+"""Outputs of the commands: refused before the work, saved before anything is printed, never in place of an input."""
 
 import contextlib
 import json
@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from sample_records import record
@@ -14,7 +15,8 @@ from sample_records import record
 from merino_edge.bundles.files import described
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
-from merino_edge.export.source import load_source
+from merino_edge.export.source import load_source, random_source
+from merino_edge.storage.atomic import check_keeps
 from merino_runtime.errors import MerinoError
 
 SMALL = ["--device", "raspberry-pi-zero-2w", "--decode-ms", "4", "--vocab", "300", "--context", "64"]
@@ -143,6 +145,103 @@ def load_bundle_weights(folder):
     from merino_runtime.bundle import load_bundle
 
     return load_bundle(str(folder)).weights
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@pytest.mark.parametrize("way", ["itself", "by a link", "a file in it", "as weights", "as text"])
+def test_an_export_never_replaces_its_input(way, run, bundle_dirs, tmp_path):
+    shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle")
+    (tmp_path / "link").symlink_to("bundle")
+    before = content("bundle")
+    inside = tmp_path / "bundle" / "tokenizer.json"
+    words = {
+        "itself": ["bundle", "-o", "bundle"],
+        "by a link": ["bundle", "-o", "link"],
+        "a file in it": [inside, "-o", "bundle"],
+        "as weights": ["opt-350m", "--weights", "bundle", "-o", "bundle"],
+        "as text": ["embedded", "--text", inside, "-o", "bundle"],
+    }[way]  # fmt: skip
+    code, out, err = run("export", *words)
+    assert (code, out) == (1, "") and "would replace the input" in err and "choose another -o" in err
+    assert content("bundle") == before and sorted(os.listdir(tmp_path)) == ["bundle", "link"]
+
+
+def test_the_exporter_called_from_python_keeps_its_input_too(bundle_dirs, tmp_path):
+    folder = Path(shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle"))
+    before = content(folder)
+    with pytest.raises(MerinoError, match="would replace the input"):
+        export(load_source(str(folder)), folder)
+    assert content(folder) == before
+
+
+def test_a_file_never_replaces_its_input(run, tmp_path):
+    records, profile = json.dumps([record()]), run_profile()
+    (tmp_path / "r.json").write_text(records)
+    os.link(tmp_path / "r.json", tmp_path / "same.json")
+    (tmp_path / "my.toml").write_text(profile)
+    (tmp_path / "probe.json").write_text("{}")
+    for words in (
+        ["report", "r.json", "-o", "r.json"], ["report", "r.json", "-o", "./same.json"],
+        ["report", "r.json", "--device", "my.toml", "-o", "my.toml"],
+        ["calibrate", "--probe", "probe.json", "--device", "raspberry-pi-4", "-o", "probe.json"],
+        ["calibrate", "--probe", "probe.json", "--device", "my.toml", "-o", "my.toml"],
+        ["design", "--device", "my.toml", "-o", "my.toml"], ["pareto", "--device", "my.toml", "-o", "my.toml"],
+    ):  # fmt: skip
+        code, out, err = run(*words)
+        assert (code, out) == (1, "") and err.count("\n") == 1, words
+        assert f"-o {words[-1].removeprefix('./')} would replace the input" in err, err
+    code, _, err = run("pareto", "--device", "raspberry-pi-4", "-o", "a.svg", "--plot", "./a.svg")
+    assert code == 1 and "are one file" in err
+    assert (tmp_path / "r.json").read_text() == records and (tmp_path / "my.toml").read_text() == profile
+    assert run("report", "r.json", "-o", "r.html")[0] == 0
+
+
+def run_profile():
+    from merino_edge.profiles.reading import profile_text
+
+    return profile_text("raspberry-pi-4")
+
+
+def test_an_output_beside_its_input_is_no_fault(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").write_text("")
+    for out in ("out", "in/b", "in/a/out"):
+        check_keeps(tmp_path / out, [tmp_path / "in", tmp_path / "in" / "a"])
+
+
+def test_random_weights_replace_trained_ones_only_where_that_is_meant(bundle_dirs, tiny_arch, tmp_path):
+    out = Path(shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle"))
+    before, random = content(out), random_source(tiny_arch, "tiny")
+    with pytest.raises(MerinoError, match="holds trained weights .checkpoint tiny.*are random: .*--overwrite"):
+        export(random, out)
+    assert content(out) == before
+    assert export(random, out, overwrite=True).bundle.weights == described(out)["weights"] == "random"
+    export(random, out)
+    (out / "bundle.json").write_text('{"weights": ')
+    with pytest.raises(MerinoError, match="unknown weights .bundle.json is damaged"):
+        export(random, out)
+
+
+def test_the_option_says_that_it_is_meant(run, bundle_dirs, tiny_arch, tmp_path):
+    shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle")
+    (tmp_path / "arch.json").write_text(tiny_arch.model_dump_json())
+    code, _, err = run("export", "arch.json", "-o", "bundle")
+    assert code == 1 and "give --overwrite to replace them" in err
+    assert run("export", "arch.json", "-o", "bundle", "--overwrite")[0] == 0
+    assert load_bundle_weights(tmp_path / "bundle") == "random"
+
+
+def test_a_bundle_with_files_of_the_users_is_not_replaced(bundle_dirs, tiny_checkpoint, tmp_path):
+    out = Path(shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle"))
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(MerinoError, match="holds other files, which are not replaced"):
+        export(load_source(str(tiny_checkpoint)), out)
+    (out / "notes.txt").unlink()
+    export(load_source(str(tiny_checkpoint)), out, dialect="portable")
+    assert described(out)["dialect"] == "portable" and os.listdir(tmp_path) == ["bundle"]
 
 
 @pytest.fixture
