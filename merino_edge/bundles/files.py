@@ -1,6 +1,8 @@
 """The files of a bundle's folder by name, size and hash. What they mean is said in `description`."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from merino_runtime.bundle import BundleFile, sha256_of
 
@@ -12,6 +14,21 @@ APP_FILE = "merino.pyz"
 def is_bundle(folder: Path) -> bool:
     """Whether `folder` holds a bundle's description, valid or not."""
     return (folder / DESCRIPTION_FILE).is_file()
+
+
+def is_bundle_alone(folder: Path) -> bool:
+    """Whether `folder` holds a bundle's files and no others, so that another bundle may take its place."""
+    listed = {file["path"] for file in described(folder).get("files", ())}
+    return is_bundle(folder) and {path.name for path in folder.iterdir()} <= listed | {DESCRIPTION_FILE, APP_FILE}
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """bundle.json as it is, of any schema; nothing where it cannot be read."""
+    try:
+        found = json.loads((folder / DESCRIPTION_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def list_files(folder: Path) -> tuple[BundleFile, ...]:

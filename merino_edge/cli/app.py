@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from merino_edge import __version__
 from merino_edge.cli import choose as cli_choose
@@ -21,8 +22,21 @@ from merino_edge.cli.design import design
 from merino_edge.cli.options import Device, Json, Seed
 from merino_edge.cli.terminal import say
 from merino_runtime.errors import MerinoError
+from merino_runtime.streams import CLOSED_PIPE, drop_stdout, exit_code
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class Commands(TyperGroup):
+    """A closed pipe ends a command here: click, further up, would exit with 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            drop_stdout()
+            sys.exit(CLOSED_PIPE)
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
 PrefillThreads = Annotated[int | None, typer.Option(help="of prefill alone; default: as -t")]
@@ -89,8 +103,11 @@ def calibrate(
     from merino_edge.calibration.command import recalibrate
     from merino_edge.cli.tables.boards import interval_table, residual_table
     from merino_edge.cli.terminal import console
+    from merino_runtime.outputs import is_stdout
 
     found = recalibrate(device, probe or (), out, say)
+    if out is not None and is_stdout(str(out)):
+        return
     if out:
         say(f"wrote {out}")
     console().print(residual_table(found.residuals), interval_table(found.errors))
@@ -141,17 +158,25 @@ def export(
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
     weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="random weights may replace trained ones")] = False,
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
-    from merino_edge.bundles.files import bundle_bytes
+    from merino_edge.bundles.files import bundle_bytes, is_bundle_alone
     from merino_edge.cli.tables.bundles import matrix_table
     from merino_edge.cli.terminal import console, working
+    from merino_edge.families.names import resolve
+    from merino_edge.storage.atomic import check_folder, check_keeps
+
+    found_source = resolve(source)
+    check_keeps(out, [Path(each) for each in (weights, text, found_source) if isinstance(each, str | Path)])
+    check_folder(out, is_bundle_alone)
+    # These load torch.
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
 
     with working(f"exporting {source}"):
         found = load_source(source, weights)
-        done = run(found, out, dialect=dialect, precision=precision, context=context)
+        done = run(found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite)
     made = done.bundle
     print(
         f"{out}: {made.name}, {made.dialect} {made.precision}, {made.params / 1e6:.1f} M parameters"
@@ -256,14 +281,13 @@ def demo(
 
 
 def main(argv: Any = None) -> None:
-    """The entry point: errors that a user can cause become one line and exit status 1."""
+    """The entry point: what a user or the machine can cause becomes one line and an exit code."""
+    sys.exit(exit_code(lambda: called(argv), lambda text: say(f"merino-edge: {text}")))
+
+
+def called(argv: Any) -> Any:
+    """The exit code of the command line, as typer leaves it."""
     try:
-        app(argv)
-    except MerinoError as error:
-        say(f"merino-edge: {error}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of stdout went away
-        sys.stderr.close()
-        sys.exit(141)
+        return app(argv)
+    except SystemExit as ended:
+        return ended.code

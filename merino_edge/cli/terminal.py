@@ -3,27 +3,46 @@
 rich is imported when something is drawn, so that commands which draw nothing answer at once.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merino_bench.harness.progress import Progress
+from merino_edge.storage.atomic import write_text
+from merino_runtime.outputs import is_stdout
+from merino_runtime.streams import say_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say_line(text)
+
+
+def save(out: Path | None, text: str) -> bool:
+    """Write a command's output where it is asked for -> whether stdout is free for tables: `-o -` takes it."""
+    if out is None:
+        return True
+    write_text(out, text)
+    if is_stdout(str(out)):
+        return False
+    say(f"wrote {out}")
+    return True
 
 
 def console() -> "Console":
     """Tables on stdout; as wide as they need where stdout is no terminal."""
     from rich.console import Console
 
-    found = Console()
-    return found if found.is_terminal else Console(width=200)
+    class Tables(Console):
+        def on_broken_pipe(self) -> None:
+            """Left to the command's end, as where anything else is printed; rich would exit with 1."""
+            raise BrokenPipeError
+
+    found = Tables()
+    return found if found.is_terminal else Tables(width=200)
 
 
 @contextmanager

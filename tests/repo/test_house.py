@@ -146,6 +146,44 @@ def test_nothing_below_the_command_line_prints_or_draws_on_a_terminal():
     assert {name for name, top in tops if top in ("rich", "typer")} == set()
 
 
+WRITERS = {"merino_runtime.outputs", "merino_runtime.scratch"}
+# These fill a scratch or temporary folder that their caller gives them; what is in it takes its place as a whole.
+FILLERS = {
+    "merino_edge.bundles.board_app", "merino_edge.bundles.write", "merino_edge.export.onnx.graph",
+    "merino_edge.benchmarking.peers.make", "merino_edge.calibration.host",
+    "merino_edge.benchmarking.peers.make_checkpoint",
+    "merino_edge.training.train", "merino_bench.probe.graphs", "merino_bench.probe.memory", "merino_bench.probe.timing",
+}  # fmt: skip
+WRITES = {
+    "write_text", "write_bytes", "mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryFile", "rename", "renames",
+    "copyfile", "copytree", "move", "save_pretrained", "save_model", "savez", "tofile",
+}  # fmt: skip
+
+
+def is_write(call):
+    """A call that makes, fills or renames a file: `open` with a mode for writing, `os.replace`, or one of WRITES."""
+    named = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if named in ("open", "fdopen"):
+        modes = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+        texts = [mode.value for mode in modes if isinstance(mode, ast.Constant) and isinstance(mode.value, str)]
+        return any(re.fullmatch(r"[rbt]*[wax+][wax+bt]*", text) for text in texts)
+    if named == "replace":  # `text.replace` has two arguments as well; the paths' has one
+        return (isinstance(call.func, ast.Attribute) and len(call.args) == 1 and not call.keywords) or (
+            ast.unparse(call.func) == "os.replace"
+        )
+    return named in WRITES and isinstance(call.func, ast.Attribute)
+
+
+def test_outputs_are_written_by_one_module():
+    """docs/decisions/outputs.md"""
+    found = {
+        name for name, path in MODULES.items()
+        if any(isinstance(node, ast.Call) and is_write(node) for node in ast.walk(ast.parse(path.read_text("utf-8"))))
+    }
+    assert found - FILLERS - WRITERS == set()
+    assert found >= WRITERS and found >= FILLERS, "a module that writes nothing any more is not listed"
+
+
 def test_merino_edge_holds_its_rooms_and_nothing_else():
     found = {path.name for path in PACKAGES["merino_edge"].iterdir() if path.name != "__pycache__"}
     assert found == {*ROOMS["merino_edge"], "__init__.py"}
