@@ -3,27 +3,21 @@
 Each becomes a `Source`: a geometry and a torch model, whatever the family.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.files import is_bundle
-from merino_edge.design.design_file import Design, load_design
+from merino_edge.design.design_file import DESIGN, Design, load_design, read_plan
 from merino_edge.export.recover import check_recovered, recover_weights
-from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import SEED, TOKENIZER, random_model, read_checkpoint
 from merino_edge.families.names import resolve
 from merino_edge.families.registry import family_of, read_geometry
 from merino_edge.families.zoo import Model, exportable_models
-from merino_edge.storage.faults import fault_list
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
-
-DESIGN = "design.json"  # in a checkpoint's folder, where it was trained from one
 
 
 class Source(NamedTuple):
@@ -115,17 +109,3 @@ def load_bundle_again(folder: Path) -> Source:
         weights=bundle.weights, weights_source=bundle.weights_source, eos_id=bundle.eos_id,
         tokenizer=tokenizer if tokenizer.is_file() else None, bundle=bundle,
     )  # fmt: skip
-
-
-def read_plan(path: Path) -> Design | Architecture:
-    """A design.json, or an architecture object alone. Raises MerinoError where the file is neither."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise MerinoError(f"{path} is not JSON: {error}. Give a design.json or an architecture's JSON") from error
-    if isinstance(content, dict) and "architecture" in content:
-        return load_design(path)
-    try:
-        return Architecture.model_validate(content)
-    except ValidationError as error:
-        raise MerinoError(f"{path} is neither a design.json nor an architecture: {fault_list(error)}") from error
