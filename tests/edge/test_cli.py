@@ -215,7 +215,7 @@ def test_training_needs_no_more_than_a_text(design_file, here, tmp_path):
     code, said, err = here(*arguments)
     assert code == 0 and "this run is finished" in err
     code, said, err = here("export", out, "-o", tmp_path / "bundle")
-    assert code == 0 and "trained weights" in said, err
+    assert code == 0 and "trained weights" in said and "raspberry-pi-zero-2w-design, fused" in said, err
 
 
 def test_design_takes_every_option_of_the_search():

@@ -44,6 +44,10 @@ def test_time_and_memory_are_said_after_a_few_steps_and_progress_is_shown(traine
     assert all("loss" in what for _, _, what in progress)
 
 
+def test_a_bundle_has_the_name_of_what_was_trained(trained):
+    assert load_source(str(trained[0])).name == "tiny"
+
+
 def test_the_tokenizer_can_pad(trained):
     tokenizer = AutoTokenizer.from_pretrained(trained[0])
     found = tokenizer(["the miller", "the miller counts flour."], padding=True)
