@@ -1,6 +1,7 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
-The main path stands here, in its order. Other commands have a module per group: `design`, `choose`, `records`.
+The main path stands here, in its order. Other commands have a module per group: `design`, `train`, `choose`,
+`records`.
 
 Data goes to stdout, talk to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
 imported inside the commands, so that the others answer at once.
@@ -19,9 +20,9 @@ from merino_edge import __version__
 from merino_edge.cli import choose as cli_choose
 from merino_edge.cli import records as cli_records
 from merino_edge.cli.design import design
-from merino_edge.cli.options import Device, Json, Seed
+from merino_edge.cli.options import Device, Json
 from merino_edge.cli.terminal import say
-from merino_runtime.errors import MerinoError
+from merino_edge.cli.train import train
 from merino_runtime.streams import CLOSED_PIPE, drop_stdout, exit_code
 
 
@@ -113,40 +114,7 @@ def calibrate(
     console().print(residual_table(found.residuals), interval_table(found.errors))
 
 
-@app.command()
-def train(
-    design_file: Annotated[Path, typer.Argument(metavar="DESIGN", help="a design.json or an architecture's JSON")],
-    data: Annotated[list[Path], typer.Option(help="plain text; repeat for more; <|endoftext|> between documents")],
-    out: Annotated[Path, typer.Option("-o", help="the checkpoint's folder")],
-    tokenizer: Annotated[Path | None, typer.Option(help="a tokenizer.json; default: a BPE of the text")] = None,
-    vocab: Annotated[int | None, typer.Option(help="entries of the BPE; must be the design's")] = None,
-    held_out: Annotated[list[Path] | None, typer.Option(help="held-out text; default: the last 2 % of --data")] = None,
-    steps: Annotated[int, typer.Option(help="optimiser steps")] = 1000,
-    batch: Annotated[int, typer.Option(help="sequences per step, each as long as the context")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="the peak, after warm-up")] = 2e-3,
-    bf16: Annotated[bool, typer.Option("--bf16", help="compute in bfloat16 where the machine can")] = False,
-    seed: Seed = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in -o")] = False,
-) -> None:
-    """Train a design on plain text; prints the loss on held-out text."""
-    from merino_edge.design.design_file import Design
-    from merino_edge.export.source import DESIGN, read_plan
-    from merino_edge.storage.atomic import write_text
-    from merino_edge.training.train import Recipe
-    from merino_edge.training.train import train as run
-
-    plan = read_plan(design_file)
-    arch = plan.architecture if isinstance(plan, Design) else plan
-    if vocab is not None and vocab != arch.vocab:
-        raise MerinoError(f"--vocab {vocab} is not the design's, {arch.vocab}: leave it out, or design with it")
-    recipe = Recipe(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, bf16=bf16)
-    record = run(
-        arch, data, out, recipe=recipe, tokenizer_file=tokenizer, held_out=held_out or (), resume=resume
-    )
-    if isinstance(plan, Design):  # export asks it for the weight format and the threads
-        write_text(out / DESIGN, plan.to_json())
-    print(f"held-out loss {record['held_out_loss']:.3f} nats per token, perplexity {record['held_out_perplexity']:.2f}")
-    say(f"wrote {out}")
+app.command()(train)
 
 
 @app.command()
@@ -166,8 +134,10 @@ def export(
     from merino_edge.cli.terminal import console, working
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
+    from merino_edge.training.data import check_files
 
     found_source = resolve(source)
+    check_files([text] if text else (), "--text")
     check_keeps(out, [Path(each) for each in (weights, text, found_source) if isinstance(each, str | Path)])
     check_folder(out, is_bundle_alone)
     # These load torch.

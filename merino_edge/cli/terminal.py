@@ -79,3 +79,29 @@ def bench_progress() -> Iterator[Progress | None]:
                 bar.stop()  # results are printed next
 
         yield tell
+
+
+@contextmanager
+def training_progress() -> Iterator[Progress]:
+    """A bar on stderr; without a terminal a line at each tenth of the steps."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    stderr = Console(stderr=True)
+    if not stderr.is_terminal:
+        yield tenths
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=stderr, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("")
+
+        def tell(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        yield tell
+
+
+def tenths(done: int, total: int, what: str) -> None:
+    if done % max(1, total // 10) == 0:
+        say(f"step {done:,} of {total:,}: {what}")

@@ -1,5 +1,6 @@
 """design.json: what was asked, what was found and how. Reading one needs no solver."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
 SCHEMA = 2
+DESIGN = "design.json"  # the usual name; in a checkpoint's folder the one that it was trained from
 
 SolverName = Literal["exact", "evolution"]
 
@@ -82,3 +84,27 @@ def load_design(path: Path) -> Design:
         raise MerinoError(f"cannot read {path}: {error.strerror}. `merino-edge design -o {path}` writes one") from error
     except ValidationError as error:
         raise MerinoError(f"{path} is not a design.json: {fault_list(error)}") from error
+
+
+def read_plan(path: Path) -> Design | Architecture:
+    """A design.json, or an architecture object alone. Raises MerinoError where the file is neither."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise MerinoError(f"cannot read {path}: {error.strerror}. `merino-edge design -o {path}` writes one") from error
+    except ValueError as error:
+        raise MerinoError(f"{path} is not JSON: {error}. Give a design.json or an architecture's JSON") from error
+    if isinstance(content, dict) and "architecture" in content:
+        return load_design(path)
+    try:
+        return Architecture.model_validate(content)
+    except ValidationError as error:
+        raise MerinoError(f"{path} is neither a design.json nor an architecture: {fault_list(error)}") from error
+
+
+def model_name(path: Path, plan: Design | Architecture) -> str:
+    """What a model made from a file is called: the file's stem. `design.json` names nothing, so there the board's id
+    stands before it."""
+    if isinstance(plan, Design) and path.name == DESIGN:
+        return f"{Path(plan.device).stem}-{path.stem}"
+    return path.stem

@@ -318,13 +318,15 @@ def test_a_design_and_a_bare_architecture_are_exported_with_random_weights(tmp_p
         load_profile("raspberry-pi-zero-2w"), {"decode_ms": 3}, context=64, prompt=32,
         space=Space(widths=(64, 128), depths=(1, 2), ffn_ratios=(1.0,), blocks=2, vocab=300),
     )
-    for name, text, arch in (
-        ("design.json", found.to_json(), found.architecture), ("arch.json", tiny_arch.model_dump_json(), tiny_arch),
+    for name, text, arch, called in (
+        ("design.json", found.to_json(), found.architecture, "raspberry-pi-zero-2w-design"),
+        ("mine.json", found.to_json(), found.architecture, "mine"),
+        ("arch.json", tiny_arch.model_dump_json(), tiny_arch, "arch"),
     ):
         source = load_source(written(tmp_path / name, text))
         assert source.arch == arch
         bundle = export(source, tmp_path / "bundle").bundle
-        assert (bundle.weights, bundle.name) == ("random", Path(name).stem)
+        assert (bundle.weights, bundle.name) == ("random", called)
         assert bundle.params == operators.params(arch.operators)
         assert "tokenizer.json" not in [file.path for file in bundle.files]
 
