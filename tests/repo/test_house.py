@@ -152,6 +152,7 @@ FILLERS = {
     "merino_edge.bundles.board_app", "merino_edge.bundles.write", "merino_edge.export.onnx.graph",
     "merino_edge.benchmarking.peers.make", "merino_edge.calibration.host",
     "merino_edge.benchmarking.peers.make_checkpoint",
+    "merino_edge.families.hugging_face", "merino_edge.training.run_folder",
     "merino_edge.training.train", "merino_bench.probe.graphs", "merino_bench.probe.memory", "merino_bench.probe.timing",
 }  # fmt: skip
 WRITES = {
