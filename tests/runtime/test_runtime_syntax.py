@@ -91,6 +91,3 @@ class TestBoardFile:
                 builtin = isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name)
                 assert not (builtin and node.value.id in ("list", "dict", "tuple", "set", "type"))
                 assert not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr)), node.lineno
-
-    def test_it_is_under_300_lines(self, path):
-        assert len(path.read_text(encoding="utf-8").splitlines()) < 300
