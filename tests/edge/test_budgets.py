@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from merino_edge.bundles.files import bundle_bytes
@@ -154,10 +154,10 @@ def test_the_values_told_for_any_needs_do(data):
     def fits(limits):
         return any(all(need[name] <= limits[name] * (1 + TOLERANCE) for name in names) for need in needs)
 
-    if fits(given_):
-        return
+    assume(not fits(given_))
     message = str(refusal(given_, needs))
     told = {name: named(message)[option(name)] for name in names if option(name) in named(message)}
+    assert told, message
     if "together" in message and "; or " not in message:
         assert fits({**given_, **told})
         assert not any(fits({**given_, name: math.inf}) for name in names)
@@ -210,13 +210,10 @@ def test_the_embedded_bundle_is_as_large_as_predicted():
 
 
 def test_every_budget_can_bind_alone():
-    sizes = {}
     for name in NAMES:
         free = asked({name: 250.0 if name == "memory_mb" else 1e6})
         tight = asked({name: 0.5 * (spent(free)[name] if name != "memory_mb" else 250)})
         assert tight.entropy < free.entropy, name
-        sizes[name] = tight.entropy
-    assert len(sizes) == len(NAMES)
 
 
 def test_a_pair_of_budgets_is_kept_by_both_solvers():
