@@ -6,6 +6,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from merino_bench.probe import bandwidth, graphs
@@ -92,10 +93,10 @@ def test_the_nearest_size_is_that_of_the_least_ratio():
 
 def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
     """In the operators that this machine's ONNX Runtime has: `portable` on the oldest boards."""
-    onnxruntime = pytest.importorskip("onnxruntime")
     machine = board_probe.this_machine(version_tuple(onnxruntime.__version__))
-    written = 0
-    for kind in ("call", "norm", "activation", "attention", "linear", "head", "table"):
+    written, ran = 0, set()
+    kinds = ("call", "norm", "activation", "attention", "linear", "head", "table")
+    for kind in kinds:
         for form in machine.formats:
             found = graphs.kernels_of(machine.dialect, kind, form)
             if not found:
@@ -109,6 +110,8 @@ def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
                 arrays, shared = probe_timing.bound(session, kernel, cached, tokens)()
                 for values in list(arrays.values()) + list(shared.values()):
                     assert np.isfinite(values).all(), kernel.file
+            ran.add(kind)
+    assert ran == set(kinds)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The rules of the house, read from the syntax tree: who may import whom, how long a file is, what it may be called."""
+"""Who may import whom, read from the syntax trees; and that the README shows commands, options and paths that exist."""
 
 import ast
 import os
@@ -7,8 +7,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -30,7 +28,6 @@ ROOMS = {
     ],
     "merino_bench": ["harness", "probe", "sensors"],
 }
-FORBIDDEN_NAMES = re.compile(r"util|helper|common|manager|factory", re.IGNORECASE)
 IGNORED = {".venv", "build", "dist", "tests"}
 
 
@@ -212,15 +209,6 @@ def test_no_modules_import_each_other():
     assert cycles() == []
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_is_short_and_named_for_what_it_does(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
-    for part in path.relative_to(ROOT).parts:
-        assert not FORBIDDEN_NAMES.search(part)
-    text = path.read_text(encoding="utf-8")
-    assert not text.strip() or ast.get_docstring(ast.parse(text)), "a module says what it does"
-
-
 BLOCKED = """
 import importlib, pkgutil, sys
 BLOCKED = {"torch", "onnx", "transformers", "merino_edge", "scipy", "pydantic", "typer", "rich"}
@@ -249,12 +237,6 @@ def test_the_board_side_needs_nothing_of_the_workstation():
     assert set(done.stdout.split()) == board_side
 
 
-def readme():
-    if not README.exists():
-        pytest.skip("there is no README.md yet")
-    return README.read_text(encoding="utf-8")
-
-
 def documented_commands(text):
     """The words of each line of a bash block that calls merino-edge, continued lines joined, comments off."""
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
@@ -264,14 +246,13 @@ def documented_commands(text):
 
 
 def test_every_command_of_the_readme_exists_with_its_options():
-    text = readme()
     from typer.testing import CliRunner
 
     from merino_edge.cli.app import app
 
     runner = CliRunner(env={"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"})
     helps = {}
-    commands = list(documented_commands(text))
+    commands = list(documented_commands(README.read_text(encoding="utf-8")))
     assert commands, "the README shows how merino-edge is used"
     for line, (verb, *words) in commands:
         if verb not in helps:
@@ -285,8 +266,7 @@ def test_every_command_of_the_readme_exists_with_its_options():
 
 
 def test_every_path_of_the_readmes_file_map_exists():
-    text = readme()
-    rows = re.findall(r"^\|\s*\[?`([^`|]+)`", text, re.MULTILINE)
+    rows = re.findall(r"^\|\s*\[?`([^`|]+)`", README.read_text(encoding="utf-8"), re.MULTILINE)
     paths = [row for row in rows if "/" in row.lstrip("/") and not re.search(r"^/|[\s<>*]", row)]
     assert len(paths) >= 4, "the README has a table of what lies where"
     assert [path for path in paths if not (ROOT / path).exists()] == []
