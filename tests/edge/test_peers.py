@@ -239,7 +239,7 @@ def test_peers_all_gives_a_row_of_every_engine_beside_ours(bundles, capsys):
                 and row["precision"] == peer.shown_precision]  # fmt: skip
         assert_measured(row, peer)
         assert (row["test"], row["bundle"]) == ("pp8", "opt-of-one-layer")
-        assert row["tok_s"] is None or row["ttft_ms"] > 0
+        assert row["tok_s"] is None or row["prefill_ms"] > 0
 
 
 def test_the_command_shows_peers_beside_ours(bundles, capsys):
