@@ -168,7 +168,9 @@ def export(
 @app.command()
 def generate(
     bundle: Annotated[str, typer.Argument(help="a bundle's folder, or `embedded`")],
-    prompt: Annotated[str, typer.Argument(help="text to go on from")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="text to go on from; `-`, or none after a pipe: it is read from stdin")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option("-n", help="at most so many tokens")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.8,
     top_k: Annotated[int, typer.Option(help="0: off")] = 40,
@@ -190,9 +192,11 @@ def generate(
 ) -> None:
     """Stream text from a bundle: the board's own runtime, on this machine."""
     from merino_edge.families.names import bundle_path
-    from merino_runtime.commands import run_generate
+    from merino_runtime.commands import run_generate, stdin_is_terminal
     from merino_runtime.sampling import Sampling
 
+    if prompt is None and stdin_is_terminal():
+        raise typer.BadParameter("give a text, or `-` to read it from stdin", param_hint="PROMPT")
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     run_generate(
         bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,

@@ -140,6 +140,17 @@ def test_generate_streams_the_embedded_model_as_text_and_as_json():
     assert set(last) == figures | {"shifts", "stop_reason"} and last["stop_reason"] == "length" and last["shifts"] == 0
 
 
+@pytest.mark.parametrize("given", [["-"], []])
+def test_generate_reads_its_prompt_from_a_pipe(given):
+    call = [sys.executable, "-c", "from merino_edge.cli.app import main; main()", "generate", "embedded", *given]
+    greedy = ["-n", "12", "--temperature", "0"]
+    done = subprocess.run([*call, *greedy], input="Once upon a time\n", capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == run("generate", "embedded", "Once upon a time", *greedy)[1]
+    done = subprocess.run(call, input="", capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (1, "") and "the prompt on stdin is empty" in done.stderr
+
+
 def test_generate_is_told_what_to_do_at_the_contexts_end():
     arguments = ("generate", "embedded", "Once upon a time", "--ignore-eos", "--json", "--prefill-threads", 2)
     code, out, err = run(*arguments, "-n", 5000, "--overflow", "error")
