@@ -16,7 +16,7 @@ from merino_bench.harness.cases import BenchRequest, Case, cases_for
 from merino_bench.harness.entrants import Entrant, Measured, bundle_entrants
 from merino_bench.harness.progress import Progress, line_progress
 from merino_bench.harness.ratios import add_ratios
-from merino_bench.harness.render import render
+from merino_bench.harness.render import render, terminal_width
 from merino_bench.harness.saving import append, appends, check_can_save, save
 from merino_bench.harness.turns import Turns, turn_sizes
 from merino_bench.probe.bandwidth import buffer_bytes, read_gb_s, thread_counts, touched_buffer
@@ -163,4 +163,4 @@ def _deliver(records: Records, output: str, save_path: Optional[str]) -> None:
     """Saved first: printing may fail."""
     if save_path is not None and not appends(save_path):
         save(records, save_path)
-    write_out(render(records, output))
+    write_out(render(records, output, terminal_width()))
