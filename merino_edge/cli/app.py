@@ -77,14 +77,14 @@ def devices(
     """List the boards, or every figure of one with its source."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables.boards import device_table, devices_table
-    from merino_edge.cli.terminal import console
+    from merino_edge.cli.tables.layout import show
     from merino_edge.profiles.reading import list_profiles
 
     profiles = [board(device, say)] if device else list_profiles()
     if as_json:
         print(json.dumps([profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]))
     else:
-        console().print(device_table(profiles[0]) if device else devices_table(profiles))
+        show(device_table(profiles[0]) if device else devices_table(profiles))
 
 
 app.command()(cli_choose.recommend)
@@ -103,7 +103,7 @@ def calibrate(
     """Put a board's own measurements into its profile. `--device host` measures this machine again, and keeps that."""
     from merino_edge.calibration.command import recalibrate
     from merino_edge.cli.tables.boards import interval_table, residual_table
-    from merino_edge.cli.terminal import console
+    from merino_edge.cli.tables.layout import show
     from merino_runtime.outputs import is_stdout
 
     found = recalibrate(device, probe or (), out, say)
@@ -111,7 +111,7 @@ def calibrate(
         return
     if out:
         say(f"wrote {out}")
-    console().print(residual_table(found.residuals), interval_table(found.errors))
+    show(residual_table(found.residuals), interval_table(found.errors))
 
 
 app.command()(train)
@@ -131,7 +131,8 @@ def export(
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
     from merino_edge.bundles.files import bundle_bytes, is_bundle_alone
     from merino_edge.cli.tables.bundles import matrix_table
-    from merino_edge.cli.terminal import console, working
+    from merino_edge.cli.tables.layout import show
+    from merino_edge.cli.terminal import working
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
     from merino_edge.training.data import check_files
@@ -156,7 +157,7 @@ def export(
         f" fits {', '.join(made.boards) or 'no board of ours'}"
     )
     if done.matrices:
-        console().print(matrix_table(done.matrices))
+        show(matrix_table(done.matrices))
     if text:
         from merino_edge.evaluation.perplexity import bundle_perplexity
 

@@ -1,15 +1,12 @@
 """The table of `bench` on terminals: no line is wider, nothing is left out; a pipe gets one table."""
-import fcntl
 import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pseudo_terminal import on_a_terminal
 
 import merino_bench
 import merino_runtime
@@ -72,29 +69,12 @@ def bench(folder):
     return call + ["-p", "8", "-n", "4", "-r", "1"]
 
 
-def on_a_terminal(call, width):
-    """The lines that a terminal of `width` columns is sent on stdout."""
-    environment = dict(os.environ, PYTHONPATH=ROOTS)
-    environment.pop("COLUMNS", None)
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
-    process = subprocess.Popen(call, stdout=theirs, stderr=subprocess.DEVNULL, env=environment)
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(ours, 4096)
-        except OSError:  # the other end is closed
-            break
-    os.close(ours)
-    assert process.wait() == 0
-    return shown.decode("utf-8").splitlines()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 100])
 def test_no_line_of_a_table_is_wider_than_the_terminal(folder, width):
-    lines = on_a_terminal(bench(folder), width)
+    code, shown = on_a_terminal(bench(folder), width, both=False, PYTHONPATH=ROOTS)
+    lines = shown.splitlines()
+    assert code == 0
     tables = [line for line in lines if line.startswith("|")]
     assert tables and max(map(len, tables)) <= width
     heads = " ".join(line for line in tables if "| test" in line)

@@ -2,7 +2,6 @@
 import json
 import os
 import platform
-import pty
 import shutil
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import zipapp
 
 import pytest
+from pseudo_terminal import on_a_terminal
 
 import merino_runtime
 
@@ -87,29 +87,12 @@ def test_stdin_without_a_prompt_is_one_line_and_exit_1(folder, given, text, says
     assert says in err
 
 
-def on_a_terminal(typed, *arguments):
-    """(exit code, what the terminal shows) of a process whose stdin, stdout and stderr are a terminal."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen([*CALL, *arguments], stdin=theirs, stdout=theirs, stderr=theirs,
-                               env=dict(os.environ, PYTHONPATH=ROOT))
-    os.close(theirs)
-    os.write(ours, typed)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(ours, 4096)
-        except OSError:  # the other end is closed
-            break
-    os.close(ours)
-    return process.wait(), shown.decode("utf-8")
-
-
 def test_on_a_terminal_a_forgotten_prompt_is_wrong_usage_and_a_dash_reads_what_is_typed(folder):
-    code, shown = on_a_terminal(b"", "generate", folder)
+    code, shown = on_a_terminal([*CALL, "generate", folder], PYTHONPATH=ROOT)
     assert code == 2 and "required: PROMPT" in shown
-    code, shown = on_a_terminal(b"the river\n\x04", "generate", folder, "-", *GREEDY)
+    code, shown = on_a_terminal([*CALL, "generate", folder, "-", *GREEDY], typed=b"the river\n\x04", PYTHONPATH=ROOT)
     assert code == 0 and "ctrl-D" in shown
-    assert run("generate", folder, "the river", *GREEDY)[1].strip() in shown.replace("\r\n", "\n")
+    assert run("generate", folder, "the river", *GREEDY)[1].strip() in shown
 
 
 def test_one_token_has_no_decode_figures(folder):
