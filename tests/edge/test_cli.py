@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pseudo_terminal import on_a_terminal
 
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.cli.app import main
@@ -275,11 +276,21 @@ def test_a_design_is_measured_on_this_machine_and_on_no_other(tmp_path):
     small = ["--blocks", 1, "--vocab", 512, "--context", 64, *budgets]
     code, out, err = run("design", "--device", "host", "--measure", *small, "-o", path)
     assert code == 0 and "measured here with random weights: decode" in out and "of decode_ms 500" in err, err
+    assert "measuring a design takes about" in err and "decode behind a full cache" not in err
     found = json.loads(path.read_text())
     assert found["budget"] == {"decode_ms": 500, "memory_mb": 400, "params_m": 1}
     assert found["measured"]["decode_ms"] < 500 and found["measured"]["memory_mb"] < 400
     code, _, err = run("design", "--device", "raspberry-pi-5", "--measure")
     assert code == 1 and "give --device host with it" in err
+
+
+@pytest.mark.usefixtures("probed_host")
+def test_on_a_terminal_each_process_of_a_measurement_is_seen():
+    small = ["--blocks", 1, "--vocab", 512, "--context", 64, "--memory-mb", 400, "--decode-ms", 500]
+    call = [sys.executable, "-c", "from merino_edge.cli.app import main; main()"]
+    code, shown = on_a_terminal([*call, "design", "--device", "host", "--measure", *small], 100)
+    assert code == 0 and "measuring a design takes about" in shown, shown
+    assert all(f" {number}/8 " in shown for number in range(8)) and "decode behind a full cache" in shown
 
 
 def test_a_preset_is_the_papers_flops_and_nothing_else():
