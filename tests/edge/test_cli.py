@@ -213,6 +213,42 @@ def test_a_users_mistake_is_exit_1_of_the_process_without_a_traceback():
     assert code == 1 and out == "" and err.count("\n") == 1 and "raspberry-pi-5" in err
 
 
+REFUSED_WITHOUT_TORCH = [
+    (["export", "nothing", "-o", "out"], "'nothing' is nothing to export: give"),
+    (["export", "opt-350", "-o", "out"], "'opt-350' is nothing to export: give"),
+    (["export", ".", "-o", "out"], ". is no checkpoint: it has no config.json"),
+    (["export", "opt-350m", "--weights", "nothing", "-o", "out"], "nothing is no checkpoint: it has no config.json"),
+    (["export", "embedded", "--dialect", "portabel", "-o", "out"], "--dialect portabel is not known: choose one of"),
+    (["export", "embedded", "--precision", "int5", "-o", "out"], "--precision int5 is not possible in dialect fused"),
+    (["export", "embedded", "--text", "nope.txt", "-o", "out"], "--text nope.txt does not exist"),
+    (["export", "int4.json", "--dialect", "portable", "-o", "out"], "the design's weight format, int4, is not"),
+    (["export", "threads.json", "-o", "out"], "threads.json is not a design.json: predicted.prefill_threads: "),
+    (["export", "broken.json", "-o", "out"], "broken.json is not JSON"),
+    (["bench", "embedded", "--baseline", "nope"], "--baseline nope cannot be measured: no such bundle: 'nope'"),
+    (["bench", "embedded", "--baseline", "nope", "--peers", "all"], "Or name one: opt-"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"), REFUSED_WITHOUT_TORCH, ids=[" ".join(words)[:40] for words, _ in REFUSED_WITHOUT_TORCH]
+)
+def test_a_typo_is_refused_where_torch_cannot_be_loaded(arguments, says, design_file, tmp_path):
+    found = json.loads(design_file.read_text())
+    (tmp_path / "int4.json").write_text(json.dumps({**found, "precision": "int4"}))
+    (tmp_path / "threads.json").write_text(
+        json.dumps({**found, "predicted": {**found["predicted"], "prefill_threads": -1}})
+    )
+    (tmp_path / "broken.json").write_text("{")
+    before = sorted(tmp_path.iterdir())
+    blocked = "import sys; sys.modules['torch'] = None\nfrom merino_edge.cli.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert says in done.stderr and done.stderr.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["devices"], ["devices", "raspberry-pi-4"], ["design", "--help"]])
 def test_what_computes_nothing_loads_nothing_that_computes(arguments):
     """So that it answers at once."""
