@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, set_seed
 
+from merino_edge.families.checkpoint import CONFIG, check_checkpoint
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES, family_of
 from merino_edge.storage.atomic import write_text
@@ -82,15 +83,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def read_config(folder: Path) -> Any:
     """config.json of a local folder. Checks that it is there, since transformers would look for it on the network."""
-    if not (folder / "config.json").is_file():
-        raise MerinoError(
-            f"{folder} is no checkpoint: it has no config.json. `merino-edge train -o` writes one, and so do models"
-            " downloaded from Hugging Face"
-        )
+    check_checkpoint(folder)
     try:
         return AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError) as error:
-        raise MerinoError(f"{folder / 'config.json'} does not load: {error}") from error
+        raise MerinoError(f"{folder / CONFIG} does not load: {error}") from error
 
 
 def read_weights(kind: Any, folder: Path) -> PreTrainedModel:

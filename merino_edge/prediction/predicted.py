@@ -1,6 +1,8 @@
 """The predicted costs of one decoder on one board, as design.json, pareto.json and `recommend --json` hold them."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from merino_edge.prediction.intervals import Interval
 from merino_edge.profiles.coefficients import Kind
@@ -30,8 +32,8 @@ class Predicted(BaseModel):
     j_per_token_interval: Interval | None
     confidence: float | None
     provenance: Kind
-    decode_threads: int
-    prefill_threads: int
+    decode_threads: Annotated[int, Field(ge=1)]
+    prefill_threads: Annotated[int, Field(ge=1)]
 
     def interval(self, name: str) -> Interval | None:
         """Of the field of this name."""
