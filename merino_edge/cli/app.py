@@ -135,15 +135,17 @@ def export(
     from merino_edge.cli.terminal import working
     from merino_edge.design.design_file import Design
     from merino_edge.export.request import Plan, chosen_precision, find_source
+    from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
     from merino_edge.training.data import check_files
 
-    asked = find_source(source, weights)
-    place, plan = asked if isinstance(asked, Plan) else (asked, None)
-    chosen_precision(dialect, precision, plan if isinstance(plan, Design) else None)
+    place = resolve(source)
     check_files([text] if text else (), "--text")
-    check_keeps(out, [each for each in (weights, text, place) if isinstance(each, Path)])
+    check_keeps(out, [Path(each) for each in (weights, text, place) if isinstance(each, str | Path)])
     check_folder(out, is_bundle_alone)
+    asked = find_source(source, weights)
+    plan = asked.content if isinstance(asked, Plan) else None
+    chosen_precision(dialect, precision, plan if isinstance(plan, Design) else None)
     # These load torch.
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
