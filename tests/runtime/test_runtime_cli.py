@@ -74,7 +74,7 @@ def test_a_stop_string_ends_the_text(folder):
 @pytest.mark.parametrize("arguments, message", [
     (["-n", "0"], "0 new tokens"), (["--top-p", "7", "--min-p", "-1"], "top_p is 7.0"),
     (["--stop", ""], "stop string"), (["--seed", "-1"], "seed is -1"), (["-t", "0"], "threads is 0"),
-    (["--prefill-threads", "0"], "prefill_threads is 0"),
+    (["--prefill-threads", "0"], "prefill_threads is 0"), (["-t", "100000"], "threads is 100000, allowed: 1 to"),
     (["--temperature", "nan"], "temperature")])
 def test_a_request_that_cannot_be_met_is_one_line_and_exit_1(folder, arguments, message):
     code, out, err = run("generate", folder, "the", *arguments)
