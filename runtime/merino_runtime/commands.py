@@ -11,6 +11,7 @@ from merino_runtime import board
 from merino_runtime.api import open_model
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json
 from merino_runtime.sampling import Sampling
 from merino_runtime.verified import check_and_stamp
 
@@ -88,8 +89,7 @@ def run_info(bundle_path: str, as_json: bool = False) -> int:
     bundle = load_bundle(bundle_path, verify=False)
     here = board.this_board()
     if as_json:
-        with open(os.path.join(bundle.folder, "bundle.json"), encoding="utf-8") as file:
-            description = json.load(file)
+        description = read_json(os.path.join(bundle.folder, "bundle.json"), "Copy or export the bundle again.")
         description["board"] = dict(here._asdict(), isa=sorted(here.isa))
         write_out(json.dumps(description, indent=2) + "\n")
     else:
