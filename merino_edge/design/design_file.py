@@ -10,6 +10,7 @@ from merino_edge.families.designed import Architecture
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json_and_text
 
 SCHEMA = 2
 
@@ -19,7 +20,7 @@ SolverName = Literal["exact", "evolution"]
 class Strict(BaseModel):
     """A part of a file: frozen, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class Solver(Strict):
@@ -76,9 +77,8 @@ class Design(Strict):
 
 def load_design(path: Path) -> Design:
     """Raises MerinoError with all faults of the file at once."""
+    _, text = read_json_and_text(str(path), f"`merino-edge design -o {path}` writes one.")
     try:
-        return Design.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise MerinoError(f"cannot read {path}: {error.strerror}. `merino-edge design -o {path}` writes one") from error
+        return Design.model_validate_json(text)
     except ValidationError as error:
         raise MerinoError(f"{path} is not a design.json: {fault_list(error)}") from error

@@ -3,7 +3,6 @@
 Each becomes a `Source`: a geometry and a torch model, whatever the family.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.storage.faults import fault_list
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json
 
 DESIGN = "design.json"  # in a checkpoint's folder, where it was trained from one
 
@@ -119,10 +119,7 @@ def load_bundle_again(folder: Path) -> Source:
 
 def read_plan(path: Path) -> Design | Architecture:
     """A design.json, or an architecture object alone. Raises MerinoError where the file is neither."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise MerinoError(f"{path} is not JSON: {error}. Give a design.json or an architecture's JSON") from error
+    content = read_json(str(path), "Give a design.json or an architecture's JSON.")
     if isinstance(content, dict) and "architecture" in content:
         return load_design(path)
     try:

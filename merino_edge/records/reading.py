@@ -10,9 +10,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from merino_edge.records.schema import Record
-from merino_edge.storage.faults import fault
+from merino_edge.storage.faults import fault, key_path
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import JSON, read_text, value_of
 
+LARGEST_BYTES = 256 * 2**20  # many runs may be appended to one file
+REMEDY = "Give a file of records."
 MAX_LISTED_ROWS = 5  # row numbers listed for one fault; the others are counted
 MERGED_FAULTS = {"missing": "missing", "extra_forbidden": "unknown keys, remove them"}  # one line names all their keys
 
@@ -23,11 +26,10 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
     faults: list[str] = []
     for path in paths:
         try:
-            rows, wrong = parse_records(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            rows, wrong = [], [f"cannot be read: {error.strerror}"]
-        except UnicodeDecodeError:
-            rows, wrong = [], ["is not UTF-8 text"]
+            rows, wrong = parse_records(read_text(str(path), JSON, REMEDY, LARGEST_BYTES))
+        except MerinoError as error:
+            faults.append(str(error))
+            continue
         records += rows
         faults += [f"{path}: {each}" for each in wrong]
     if faults:
@@ -50,7 +52,7 @@ def faults_by_row(details: Sequence[tuple[int | None, dict[str, Any]]]) -> list[
     for index, detail in details:
         inner = {**detail, "loc": detail["loc"][1:]}
         merged = MERGED_FAULTS.get(detail["type"], "")
-        key = ".".join(str(part) for part in inner["loc"])
+        key = key_path(inner["loc"])
         said = key if merged else fault(inner).removeprefix("the file: ")
         rows.setdefault((merged, said), []).extend([] if index is None else [index + 1])
     lines: dict[str, list[str]] = {}  # beginning of the line -> keys, or nothing where it is the whole line
@@ -64,21 +66,27 @@ def faults_by_row(details: Sequence[tuple[int | None, dict[str, Any]]]) -> list[
 
 def _parse_list(text: str) -> tuple[list[Record], list[str]]:
     try:
+        value_of(text)
         rows = TypeAdapter(list[Record]).validate_json(text)
     except ValidationError as error:
         return [], faults_by_row([(int(each["loc"][0]) if each["loc"] else None, each) for each in _details(error)])
+    except ValueError as error:
+        return [], [f"is not {JSON}: {error}"]
     return (rows, []) if rows else ([], ["holds no record"])
 
 
 def _parse_lines(text: str) -> tuple[list[Record], list[str]]:
     rows: list[Record] = []
     wrong: list[tuple[int | None, dict[str, Any]]] = []
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     for index, line in enumerate(lines):
         try:
+            value_of(line)
             rows.append(Record.model_validate_json(line))
         except ValidationError as error:
             wrong += [(index, {**each, "loc": (index, *each["loc"])}) for each in _details(error)]
+        except ValueError as error:
+            wrong.append((index, {"type": "json", "loc": (index,), "msg": f"not {JSON}: {error}", "input": None}))
     return rows, faults_by_row(wrong) if lines else ["holds no record"]
 
 

@@ -14,6 +14,7 @@ from merino_runtime.errors import MerinoError
 JSON = "JSON that can be read"
 LARGEST_BYTES = 64 * 2 ** 20  # the largest published tokenizer.json has 33 MB
 DEEPEST = 64  # lists and objects within each other; no file of ours has more than 8
+TOO_DEEP = f"its lists and objects are nested too deeply, allowed are {DEEPEST} levels"
 LONGEST_INTEGER = 4300  # digits, as Python 3.11 has it: earlier versions take quadratic time
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of a surrogate, of which UTF-8 has none
 
@@ -38,9 +39,14 @@ def read_text(path: str, kind: str, remedy: str, largest_bytes: int = LARGEST_BY
 
 def read_json(path: str, remedy: str) -> Any:
     """The value in a JSON file. Raises MerinoError as `read_text`, and where `value_of` raises ValueError."""
+    return read_json_and_text(path, remedy)[0]
+
+
+def read_json_and_text(path: str, remedy: str) -> Tuple[Any, str]:
+    """The text too, for a parser that checks a schema."""
     text = read_text(path, JSON, remedy)
     try:
-        return value_of(text)
+        return value_of(text), text
     except ValueError as error:
         raise MerinoError(f"{path} is not {JSON}: {error}. {remedy}") from error
 
@@ -55,9 +61,9 @@ def value_of(text: str, any_depth: bool = False) -> Any:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite,
                            parse_int=None if hasattr(sys, "set_int_max_str_digits") else _short)
     except RecursionError:
-        raise ValueError(f"its lists and objects are nested too deeply, allowed are {DEEPEST} levels") from None
-    if not any_depth and text.count("[") + text.count("{") > DEEPEST and _deeper(value, DEEPEST):
-        raise ValueError(f"its lists and objects are nested too deeply, allowed are {DEEPEST} levels")
+        raise ValueError(TOO_DEEP) from None
+    if not any_depth and text.count("[") + text.count("{") > DEEPEST:
+        check_depth(value)
     if _HALF_PAIR.search(text):
         _check_encodable(value)
     return value
@@ -92,11 +98,13 @@ def _inner(value: Any) -> List[Any]:
     return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
-def _deeper(value: Any, levels: int) -> bool:
+def check_depth(value: Any) -> None:
+    """ValueError where lists and objects are nested more than DEEPEST levels."""
     level = [value]
-    for _ in range(levels):
+    for _ in range(DEEPEST):
         level = [inner for outer in level for inner in _inner(outer) if isinstance(inner, (list, dict))]
-    return bool(level)
+    if level:
+        raise ValueError(TOO_DEEP)
 
 
 def _check_encodable(value: Any) -> None:
