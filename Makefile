@@ -13,7 +13,7 @@ BOARD_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/merino_edge/boards/bookworm
 demo: .venv/ready
 	$(BIN)/merino-edge demo
 
-test: lint $(OLDER:=/ready)
+test: lint .venv/peers $(OLDER:=/ready)
 	$(PYTEST)
 
 # Without what waits for processes, the machine or other interpreters; properties are tried on fewer examples.
@@ -37,6 +37,10 @@ lint: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
+
+# Other engines: `make demo` needs none, and their packages are large.
+.venv/peers: .venv/ready tests/targets/peers.sh
+	@tests/targets/peers.sh $(BIN)/python $@
 
 # Bundles are run by the Pythons of boards too, where there are such: .venv36 is Python 3.6.
 .venv3%/ready: tests/targets/pythons/3.%.txt tests/targets/pythons/venv.sh

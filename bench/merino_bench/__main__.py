@@ -87,14 +87,16 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
 def _probe(arguments: argparse.Namespace) -> int:
     require("numpy")
     from merino_bench.probe.run import run_probe
-    from merino_runtime.commands import say
+    from merino_runtime.outputs import is_stdout
+    from merino_runtime.streams import say
 
     say("measuring for at most a minute; let nothing else run")
     found = run_probe(arguments.path, tell=say if sys.stderr.isatty() else None)
     state = f" The machine was {' and '.join(found['flags'])} meanwhile: measure again." if found["flags"] else ""
     left = f" {len(found['left_out'])} graphs were left out for want of time." if found["left_out"] else ""
-    say(f"wrote {arguments.path} after {found['seconds']:.0f} s.{state}{left} On the workstation: merino-edge "
-        f"calibrate --probe {arguments.path} --device ID -o profile.toml")
+    next_step = "" if is_stdout(arguments.path) else (
+        f" On the workstation: merino-edge calibrate --probe {arguments.path} --device ID -o profile.toml")
+    say(f"wrote {arguments.path} after {found['seconds']:.0f} s.{state}{left}{next_step}")
     return 0
 
 

@@ -15,6 +15,7 @@ from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.design.design_file import Design, Measured
 from merino_edge.export.random_bundle import write_random_bundle
+from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.errors import MerinoError
 
 MEASURABLE = [name for name in BUDGETS_BY_NAME if name in Measured.model_fields]  # what a measurement here can judge
@@ -119,8 +120,8 @@ def measure_design(design: Design) -> Measured:
     """
     context = design.architecture.context
     steps = min(STEPS, context // 2)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "bundle"
+    with scratch_folder(Path(tempfile.gettempdir()) / "merino-redesign") as scratch:
+        folder = scratch / "bundle"
         write_random_bundle(design.architecture, design.precision, folder, "redesign", design)
 
         def runs(case: Case, repetitions: int, processes: int) -> list[dict]:

@@ -7,7 +7,7 @@ from merino_edge.calibration.calibrate import Fit, calibrate, calibrated_toml, c
 from merino_edge.calibration.host import host_probes
 from merino_edge.calibration.probe import joined, read_probe
 from merino_edge.profiles.reading import parse_profile_text, profile_text
-from merino_edge.storage.atomic import write_text
+from merino_edge.storage.atomic import check_file, check_keeps, write_text
 from merino_runtime.errors import MerinoError
 
 
@@ -24,6 +24,8 @@ def recalibrate(
         return calibrate(*host_probes(say, renew=True))
     if not probes or out is None:
         raise MerinoError(f"--device {device} needs --probe FILE, which `merino probe` makes on it, and -o FILE")
+    check_keeps(out, [*probes, Path(device)])
+    check_file(out)
     base = profile_text(device)
     arch, read = parse_profile_text(base, device).arch, [read_probe(path) for path in probes]
     for one in read:

@@ -8,7 +8,6 @@ the profile: reading it does.
 import hashlib
 import importlib.metadata
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ import psutil
 from merino_bench.probe.run import run_probe
 from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.probe import PROBE_SCHEMA, Probe, read_probe
-from merino_edge.storage.atomic import cache_folder
+from merino_edge.storage.atomic import cache_folder, scratch_folder
 from merino_runtime import board
 from merino_runtime.board import last_level_cache_bytes
 from merino_runtime.errors import MerinoError
@@ -87,9 +86,8 @@ def host_probes(say: Say = silent, *, renew: bool = False) -> list[Probe]:
 def new_probe(path: Path, say: Say, *, keep_flagged: bool) -> Probe:
     """Measure this machine, and keep the probe at `path` where it has no flags or `keep_flagged`."""
     say(f"measuring this machine, for at most {PROBE_SECONDS + 10:.0f} s")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-probe-", dir=path.parent) as scratch:
-        made = Path(scratch) / path.name
+    with scratch_folder(path) as scratch:
+        made = scratch / path.name
         run_probe(str(made), PROBE_SECONDS)
         probe = read_probe(made)
         if keep_flagged or not probe.flags:

@@ -1,6 +1,7 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
-The main path stands here, in its order. Other commands have a module per group: `design`, `choose`, `records`.
+The main path stands here, in its order. Other commands have a module per group: `design`, `train`, `choose`,
+`records`.
 
 Data goes to stdout, talk to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
 imported inside the commands, so that the others answer at once.
@@ -13,16 +14,30 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from merino_edge import __version__
 from merino_edge.cli import choose as cli_choose
 from merino_edge.cli import records as cli_records
 from merino_edge.cli.design import design
-from merino_edge.cli.options import Device, Json, Seed
+from merino_edge.cli.options import Device, Json
 from merino_edge.cli.terminal import say
-from merino_runtime.errors import MerinoError
+from merino_edge.cli.train import train
+from merino_runtime.streams import CLOSED_PIPE, drop_stdout, exit_code
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class Commands(TyperGroup):
+    """A closed pipe ends a command here: click, further up, would exit with 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            drop_stdout()
+            sys.exit(CLOSED_PIPE)
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
 PrefillThreads = Annotated[int | None, typer.Option(help="of prefill alone; default: as -t")]
@@ -89,47 +104,17 @@ def calibrate(
     from merino_edge.calibration.command import recalibrate
     from merino_edge.cli.tables.boards import interval_table, residual_table
     from merino_edge.cli.terminal import console
+    from merino_runtime.outputs import is_stdout
 
     found = recalibrate(device, probe or (), out, say)
+    if out is not None and is_stdout(str(out)):
+        return
     if out:
         say(f"wrote {out}")
     console().print(residual_table(found.residuals), interval_table(found.errors))
 
 
-@app.command()
-def train(
-    design_file: Annotated[Path, typer.Argument(metavar="DESIGN", help="a design.json or an architecture's JSON")],
-    data: Annotated[list[Path], typer.Option(help="plain text; repeat for more; <|endoftext|> between documents")],
-    out: Annotated[Path, typer.Option("-o", help="the checkpoint's folder")],
-    tokenizer: Annotated[Path | None, typer.Option(help="a tokenizer.json; default: a BPE of the text")] = None,
-    vocab: Annotated[int | None, typer.Option(help="entries of the BPE; must be the design's")] = None,
-    held_out: Annotated[list[Path] | None, typer.Option(help="held-out text; default: the last 2 % of --data")] = None,
-    steps: Annotated[int, typer.Option(help="optimiser steps")] = 1000,
-    batch: Annotated[int, typer.Option(help="sequences per step, each as long as the context")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="the peak, after warm-up")] = 2e-3,
-    bf16: Annotated[bool, typer.Option("--bf16", help="compute in bfloat16 where the machine can")] = False,
-    seed: Seed = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in -o")] = False,
-) -> None:
-    """Train a design on plain text; prints the loss on held-out text."""
-    from merino_edge.design.design_file import Design
-    from merino_edge.export.source import DESIGN, read_plan
-    from merino_edge.storage.atomic import write_text
-    from merino_edge.training.train import Recipe
-    from merino_edge.training.train import train as run
-
-    plan = read_plan(design_file)
-    arch = plan.architecture if isinstance(plan, Design) else plan
-    if vocab is not None and vocab != arch.vocab:
-        raise MerinoError(f"--vocab {vocab} is not the design's, {arch.vocab}: leave it out, or design with it")
-    recipe = Recipe(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed, bf16=bf16)
-    record = run(
-        arch, data, out, recipe=recipe, tokenizer_file=tokenizer, held_out=held_out or (), resume=resume
-    )
-    if isinstance(plan, Design):  # export asks it for the weight format and the threads
-        write_text(out / DESIGN, plan.to_json())
-    print(f"held-out loss {record['held_out_loss']:.3f} nats per token, perplexity {record['held_out_perplexity']:.2f}")
-    say(f"wrote {out}")
+app.command()(train)
 
 
 @app.command()
@@ -141,17 +126,27 @@ def export(
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
     weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="random weights may replace trained ones")] = False,
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
-    from merino_edge.bundles.files import bundle_bytes
+    from merino_edge.bundles.files import bundle_bytes, is_bundle_alone
     from merino_edge.cli.tables.bundles import matrix_table
     from merino_edge.cli.terminal import console, working
+    from merino_edge.families.names import resolve
+    from merino_edge.storage.atomic import check_folder, check_keeps
+    from merino_edge.training.data import check_files
+
+    found_source = resolve(source)
+    check_files([text] if text else (), "--text")
+    check_keeps(out, [Path(each) for each in (weights, text, found_source) if isinstance(each, str | Path)])
+    check_folder(out, is_bundle_alone)
+    # These load torch.
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
 
     with working(f"exporting {source}"):
         found = load_source(source, weights)
-        done = run(found, out, dialect=dialect, precision=precision, context=context)
+        done = run(found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite)
     made = done.bundle
     print(
         f"{out}: {made.name}, {made.dialect} {made.precision}, {made.params / 1e6:.1f} M parameters"
@@ -259,14 +254,13 @@ def demo(
 
 
 def main(argv: Any = None) -> None:
-    """The entry point: errors that a user can cause become one line and exit status 1."""
+    """The entry point: what a user or the machine can cause becomes one line and an exit code."""
+    sys.exit(exit_code(lambda: called(argv), lambda text: say(f"merino-edge: {text}")))
+
+
+def called(argv: Any) -> Any:
+    """The exit code of the command line, as typer leaves it."""
     try:
-        app(argv)
-    except MerinoError as error:
-        say(f"merino-edge: {error}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of stdout went away
-        sys.stderr.close()
-        sys.exit(141)
+        return app(argv)
+    except SystemExit as ended:
+        return ended.code

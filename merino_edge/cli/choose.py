@@ -22,6 +22,7 @@ from merino_edge.cli.options import (
     with_budgets,
 )
 from merino_edge.design.budgets import board_defaults
+from merino_runtime.errors import MerinoError
 
 Against = StrEnum(  # type: ignore[misc]
     "Against", {budget.name: budget.option.removeprefix("--") for budget in board_defaults()}
@@ -81,13 +82,19 @@ def pareto(
 
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables.models import front_table, intervals_of
-    from merino_edge.cli.terminal import console, say
+    from merino_edge.cli.terminal import console, save, say
     from merino_edge.design.pareto import front
     from merino_edge.design.space import Space
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.report.front import check_plot, save_front
-    from merino_edge.storage.atomic import write_text
+    from merino_edge.storage.atomic import check_file, check_keeps
 
+    if out and plot and out.resolve() == plot.resolve():
+        raise MerinoError(f"-o {out} and --plot {plot} are one file: choose another for one of them")
+    for option, path in (("-o", out), ("--plot", plot)):
+        if path:
+            check_keeps(path, [Path(device)], option)
+            check_file(path)
     if plot:
         check_plot(plot)
     share = parse_confidence(confidence)
@@ -100,14 +107,12 @@ def pareto(
             space=Space(vocab=vocab), context=longest, prompt=tokens, precision=precision, confidence=share,
             progress=lambda limit: bar.update(task, advance=1, description=f"{against.value} {limit:g}"),
         )  # fmt: skip
-    if out:
-        write_text(out, found.to_json())
-        print(f"wrote {out}", file=sys.stderr)
     if plot:
         save_front(found, plot)
-        print(f"wrote {plot}", file=sys.stderr)
-    if as_json:
+        say(f"wrote {plot}")
+    free = save(out, found.to_json())
+    if as_json and free:
         print(found.to_json(), end="")
-    else:
+    elif free:
         print(intervals_of(profile, found, [(found.precision, found.points[0].predicted)]))
         console().print(front_table(found))

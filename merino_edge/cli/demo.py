@@ -6,8 +6,9 @@ import tempfile
 from pathlib import Path
 
 from merino_bench.harness.cases import BenchRequest
-from merino_bench.harness.render import render, save
+from merino_bench.harness.render import render
 from merino_bench.harness.run import run_bench
+from merino_bench.harness.saving import save
 from merino_edge.benchmarking.baselines import baseline_bundle
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.files import APP_FILE
@@ -24,7 +25,7 @@ from merino_edge.export.source import load_source
 from merino_edge.families.zoo import model
 from merino_edge.prediction.shape import default_prompt
 from merino_edge.profiles.reading import load_profile
-from merino_edge.storage.atomic import write_text
+from merino_edge.storage.atomic import check_file, write_text
 
 BOARD = "raspberry-pi-4"
 PROMPT = "Once upon a time"
@@ -33,6 +34,7 @@ REQUEST = BenchRequest(prompts=(128,), steps=(64,), repetitions=5)
 
 def run_demo(out: Path) -> None:
     """Minutes on two cores. Writes design.json, a bundle and the benchmark's records into `out`."""
+    check_file(out / "design.json")
     found = demo_design(out)
     heading(2, "export to ONNX with KV cache, this design and OPT-350M by the same exporter")
     bundle, opt = demo_export(out)
@@ -92,7 +94,7 @@ def demo_bench(out: Path, bundle: Path, opt: str, found: Design) -> None:
     with bench_progress() as progress:
         records = run_bench([str(bundle)], REQUEST, [opt], progress)
     save(records, str(out / "bench.json"))
-    (out / "bench.md").write_text(render(records, "md"))
+    write_text(out / "bench.md", render(records, "md"))
     console().print(bench_table(records))
     predicted = found.predicted
     print(

@@ -1,6 +1,5 @@
 """The command `merino-edge design`: its many options, read into one call of the designer."""
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,7 +77,7 @@ def design(
     """Design the decoder of highest entropy within a board's budgets. Without a budget: the board's own."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables.design import print_design
-    from merino_edge.cli.terminal import say, working
+    from merino_edge.cli.terminal import save, say, working
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.design_file import Design
     from merino_edge.design.designer import design as best_design
@@ -88,11 +87,14 @@ def design(
     from merino_edge.design.space import spaced
     from merino_edge.design.variants import fast_formats
     from merino_edge.prediction.shape import default_lengths
-    from merino_edge.storage.atomic import write_text
+    from merino_edge.storage.atomic import check_file, check_keeps
 
     if preset is not None and limits:  # before `host` is measured
         raise MerinoError(f"--preset {preset.value} is a budget of its own: leave the others out")
     share = parse_confidence(confidence)
+    if out:
+        check_keeps(out, [Path(device)])
+        check_file(out)
     profile = board(device, say)
     vocabs = whole_numbers("--vocab", vocab)
     precisions = fast_formats(profile) if precision == "any" else words(precision)
@@ -115,12 +117,10 @@ def design(
 
     with working(f"searching for {profile.name}"):
         found = tried(profile, limits, find) if measure else find(limits)
-    if out:
-        write_text(out, found.to_json())
-        print(f"wrote {out}", file=sys.stderr, flush=True)
-    if as_json:
+    free = save(out, found.to_json())
+    if as_json and free:
         print(found.to_json(), end="")
-    else:
+    elif free:
         print_design(found, profile)
 
 

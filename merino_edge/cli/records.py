@@ -1,6 +1,5 @@
 """The commands that read records: `compare` and `report`. Each parses, makes one call and shows the result."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,10 +20,11 @@ def compare(
 ) -> None:
     """Is B faster or slower than A, or is there no difference? Disturbed rows are shown without a verdict."""
     from merino_edge.cli.tables.records import print_comparison
+    from merino_edge.cli.terminal import say
     from merino_edge.records.compare import check_not_slower, compare_files
 
     share = None if fail_if_slower is None else parse_percent("--fail-if-slower", fail_if_slower, ALLOWED_LOSS)
-    found = compare_files(before, after)
+    found = compare_files(before, after, say)
     if as_json:
         print(found.to_json(), end="")
     else:
@@ -41,18 +41,19 @@ def report(
 ) -> None:
     """Records as one HTML page with charts and tables, or, with --md, as Markdown on stdout."""
     from merino_edge.calibration.board import board
-    from merino_edge.cli.terminal import say
+    from merino_edge.cli.terminal import save, say
     from merino_edge.records.reading import read_records
     from merino_edge.report.markdown import markdown
     from merino_edge.report.page import page
     from merino_edge.report.summary import summarise
-    from merino_edge.storage.atomic import write_text
+    from merino_edge.storage.atomic import check_file, check_keeps
 
     if out is None and not md:
         raise typer.BadParameter("give -o report.html, --md, or both")
-    summary = summarise(read_records(results), board(device, say) if device else None)
     if out is not None:
-        write_text(out, page(summary))
-        print(f"wrote {out}", file=sys.stderr)
-    if md:
+        check_keeps(out, [*results, *([Path(device)] if device else [])])
+        check_file(out)
+    summary = summarise(read_records(results, say), board(device, say) if device else None)
+    free = save(out, page(summary)) if out else True
+    if md and free:
         print(markdown(summary), end="")

@@ -3,27 +3,46 @@
 rich is imported when something is drawn, so that commands which draw nothing answer at once.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merino_bench.harness.progress import Progress
+from merino_edge.storage.atomic import write_text
+from merino_runtime.outputs import is_stdout
+from merino_runtime.streams import say_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say_line(text)
+
+
+def save(out: Path | None, text: str) -> bool:
+    """Write a command's output where it is asked for -> whether stdout is free for tables: `-o -` takes it."""
+    if out is None:
+        return True
+    write_text(out, text)
+    if is_stdout(str(out)):
+        return False
+    say(f"wrote {out}")
+    return True
 
 
 def console() -> "Console":
     """Tables on stdout; as wide as they need where stdout is no terminal."""
     from rich.console import Console
 
-    found = Console()
-    return found if found.is_terminal else Console(width=200)
+    class Tables(Console):
+        def on_broken_pipe(self) -> None:
+            """Left to the command's end, as where anything else is printed; rich would exit with 1."""
+            raise BrokenPipeError
+
+    found = Tables()
+    return found if found.is_terminal else Tables(width=200)
 
 
 @contextmanager
@@ -60,3 +79,29 @@ def bench_progress() -> Iterator[Progress | None]:
                 bar.stop()  # results are printed next
 
         yield tell
+
+
+@contextmanager
+def training_progress() -> Iterator[Progress]:
+    """A bar on stderr; without a terminal a line at each tenth of the steps."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    stderr = Console(stderr=True)
+    if not stderr.is_terminal:
+        yield tenths
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=stderr, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("")
+
+        def tell(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        yield tell
+
+
+def tenths(done: int, total: int, what: str) -> None:
+    if done % max(1, total // 10) == 0:
+        say(f"step {done:,} of {total:,}: {what}")

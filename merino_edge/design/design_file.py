@@ -10,9 +10,10 @@ from merino_edge.families.designed import Architecture
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json_and_text
+from merino_runtime.json_file import read_json, read_json_and_text
 
 SCHEMA = 2
+DESIGN = "design.json"  # the usual name; in a checkpoint's folder the one that it was trained from
 
 SolverName = Literal["exact", "evolution"]
 
@@ -82,3 +83,22 @@ def load_design(path: Path) -> Design:
         return Design.model_validate_json(text)
     except ValidationError as error:
         raise MerinoError(f"{path} is not a design.json: {fault_list(error)}") from error
+
+
+def read_plan(path: Path) -> Design | Architecture:
+    """A design.json, or an architecture object alone. Raises MerinoError where the file is neither."""
+    content = read_json(str(path), f"Give an architecture's JSON, or a design.json: `merino-edge design -o {path}`.")
+    if isinstance(content, dict) and "architecture" in content:
+        return load_design(path)
+    try:
+        return Architecture.model_validate(content)
+    except ValidationError as error:
+        raise MerinoError(f"{path} is neither a design.json nor an architecture: {fault_list(error)}") from error
+
+
+def model_name(path: Path, plan: Design | Architecture) -> str:
+    """What a model made from a file is called: the file's stem. `design.json` names nothing, so there the board's id
+    stands before it."""
+    if isinstance(plan, Design) and path.name == DESIGN:
+        return f"{Path(plan.device).stem}-{path.stem}"
+    return path.stem

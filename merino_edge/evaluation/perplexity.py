@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merino_edge.training.data import PackedTokens, load_tokenizer, read_documents
+from merino_edge.training.data import load_tokenizer, read_documents
+from merino_edge.training.rows import PackedTokens
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import file_path, load_bundle
 from merino_runtime.errors import MerinoError
@@ -33,7 +34,8 @@ def bundle_perplexity(folder: Path, text: Path, most_tokens: int = MOST_TOKENS) 
     tokenizer_file = file_path(bundle, "tokenizer.json")
     if tokenizer_file is None:
         raise MerinoError(f"{folder} has no tokenizer.json, so no text can be read with it: its weights are random")
-    rows = PackedTokens(read_documents([text]), load_tokenizer(Path(tokenizer_file)), bundle.context).rows.numpy()
+    tokenizer = load_tokenizer(Path(tokenizer_file))
+    rows = PackedTokens(read_documents([text], "--text"), tokenizer, bundle.context).rows.numpy()
     rows = rows[: max(1, most_tokens // bundle.context)]
     backend = open_backend(bundle)
     losses: list[float] = []

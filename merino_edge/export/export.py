@@ -7,7 +7,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts
-from merino_edge.bundles.files import is_bundle
+from merino_edge.bundles.files import described, is_bundle, is_bundle_alone
 from merino_edge.bundles.write import write_bundle
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
@@ -18,7 +18,7 @@ from merino_edge.export.source import Source
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.registry import family_of
-from merino_edge.storage.atomic import new_folder
+from merino_edge.storage.atomic import check_folder, check_keeps, new_folder
 from merino_runtime.bundle import Bundle, Threads, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
 from merino_runtime.errors import MerinoError
@@ -45,23 +45,26 @@ class Exported(NamedTuple):
 
 
 def export(
-    source: Source, out: Path, *, dialect: str = "fused", precision: str | None = None, context: int | None = None
-) -> Exported:
+    source: Source, out: Path, *, dialect: str = "fused", precision: str | None = None, context: int | None = None,
+    overwrite: bool = False,
+) -> Exported:  # fmt: skip
     """Write the bundle `out`. Without a `precision` it has the design's weight format, or float32 without a design.
 
-    Raises MerinoError for a request that is not possible, for weights that give no finite logits, and where the graph
-    differs from torch; then nothing is written.
+    `overwrite`: random weights may replace trained ones. Raises MerinoError for a request that is not possible, for
+    weights that give no finite logits, and where the graph differs from torch; then nothing is written.
     """
     precision = precision or (source.design.precision if source.design else "fp32")
     context = check_request(source, dialect, precision, context)
+    check_replaces(source, out, overwrite)
     graph = build_graph(source, dialect, context, precision)
+    check_folder(out, is_bundle_alone, graph.weight_bytes)
     golden = clear_golden(with_quantized(source.model, graph.quantized), source.arch.vocab, context)
     if not np.isfinite(golden.logits).all():
         raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
     model = ModelFacts(
         source.name, source.family, source.arch, source.weights, source.weights_source, source.eos_id
     )
-    with new_folder(out, is_bundle) as folder:
+    with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(
             folder, model, graph, GraphFormat(precision, dialect, context),
             GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids)),
@@ -87,6 +90,19 @@ def check_request(source: Source, dialect: str, precision: str, context: int | N
     if context is not None and not 8 <= context <= longest:
         raise MerinoError(f"--context {context} is not allowed: {source.name} takes 8 to {longest} tokens")
     return context or longest
+
+
+def check_replaces(source: Source, out: Path, overwrite: bool) -> None:
+    """Raises MerinoError where `out` may not be replaced: it is the source itself, or it holds weights that may be
+    trained, and the source's are random."""
+    check_keeps(out, [Path(source.bundle.folder)] if source.bundle else [])
+    there = described(out)
+    kind, origin = there.get("weights", "unknown"), there.get("weights_source", "bundle.json is damaged")
+    if source.weights == "random" and is_bundle(out) and kind != "random" and not overwrite:
+        raise MerinoError(
+            f"{out} holds {kind} weights ({origin}), and those of {source.name} are random: choose another -o, or give"
+            " --overwrite to replace them"
+        )
 
 
 def clear_golden(model: PreTrainedModel, vocab: int, context: int) -> Golden:

@@ -29,6 +29,7 @@ from merino_edge.export.probe_grid import GraphKey, graph_keys
 from merino_edge.families.designed import Architecture, layer_operators
 from merino_edge.families.graph_ops import KvLayer, Norm
 from merino_edge.families.hugging_face import build_model
+from merino_runtime.outputs import open_output
 
 EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
 
@@ -187,7 +188,10 @@ def write_archive(path: Path, found: Iterable[ProbeGraph]) -> None:
     """The same bytes for the same graphs. The archive is compressed as one stream, since the graphs are alike: a zip,
     which compresses each by itself, is seven times as large."""
     graphs = [(index_entry(one), one) for one in found]
-    with tarfile.open(path, "w:xz", format=tarfile.USTAR_FORMAT, preset=9) as archive:
+    with (
+        open_output(str(path)) as file,
+        tarfile.open(fileobj=file, mode="w:xz", format=tarfile.USTAR_FORMAT, preset=9) as archive,
+    ):
         add_member(archive, INDEX, json.dumps([described for described, _ in graphs], separators=(",", ":")).encode())
         for described, one in graphs:
             add_member(archive, described["file"], one.model.SerializeToString(deterministic=True))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts
-from merino_edge.bundles.files import is_bundle
+from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.bundles.write import write_bundle
 from merino_edge.design.design_file import Design
 from merino_edge.export.export import walked_graph
@@ -48,7 +48,7 @@ def write_random_bundle(
     plan = design.predicted if design else None
     threads = Threads(plan.prefill_threads, plan.decode_threads) if plan else RUNTIME_CHOOSES
     form = GraphFormat(precision, "fused", arch.context)
-    with new_folder(folder, is_bundle) as place:
+    with new_folder(folder, is_bundle_alone, graph.weight_bytes) as place:
         bundle = write_bundle(place, facts, graph, form, Golden((), ()), threads=threads)
     return bundle._replace(folder=str(folder))
 

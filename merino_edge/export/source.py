@@ -6,24 +6,19 @@ Each becomes a `Source`: a geometry and a torch model, whatever the family.
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.files import is_bundle
-from merino_edge.design.design_file import Design, load_design
+from merino_edge.design.design_file import DESIGN, Design, load_design, model_name, read_plan
 from merino_edge.export.recover import check_recovered, recover_weights
-from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import SEED, TOKENIZER, random_model, read_checkpoint
 from merino_edge.families.names import resolve
 from merino_edge.families.registry import family_of, read_geometry
 from merino_edge.families.zoo import Model, exportable_models
-from merino_edge.storage.faults import fault_list
+from merino_edge.training.run_folder import trained_name
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
-
-DESIGN = "design.json"  # in a checkpoint's folder, where it was trained from one
 
 
 class Source(NamedTuple):
@@ -63,8 +58,8 @@ def load_source(what: str, weights: Path | None = None) -> Source:
     if path.is_file():
         plan = read_plan(path)
         if isinstance(plan, Design):
-            return random_source(plan.architecture, path.stem)._replace(design=plan)
-        return random_source(plan, path.stem)
+            return random_source(plan.architecture, model_name(path, plan))._replace(design=plan)
+        return random_source(plan, model_name(path, plan))
     raise MerinoError(
         f"{what!r} is nothing to export: give a checkpoint folder, a design.json, an architecture's JSON,"
         f" a bundle in fp32, embedded, or {', '.join(exportable_models())}"
@@ -91,10 +86,11 @@ def load_weights_of(known: Model, folder: Path) -> Source:
 
 
 def load_checkpoint(folder: Path) -> Source:
-    """A trained checkpoint in Hugging Face's layout, with the design that it was trained from."""
+    """A trained checkpoint in Hugging Face's layout, with the name and the design that it was trained from."""
     found, said = read_checkpoint(folder), f"checkpoint {folder.name}"
     design = kept_design(folder, found.geometry)
-    return Source(folder.name, found.geometry, found.model, "trained", said, found.eos_id, found.tokenizer, design)
+    name = trained_name(folder) or folder.name
+    return Source(name, found.geometry, found.model, "trained", said, found.eos_id, found.tokenizer, design)
 
 
 def kept_design(folder: Path, arch: Geometry) -> Design | None:
@@ -115,14 +111,3 @@ def load_bundle_again(folder: Path) -> Source:
         weights=bundle.weights, weights_source=bundle.weights_source, eos_id=bundle.eos_id,
         tokenizer=tokenizer if tokenizer.is_file() else None, bundle=bundle,
     )  # fmt: skip
-
-
-def read_plan(path: Path) -> Design | Architecture:
-    """A design.json, or an architecture object alone. Raises MerinoError where the file is neither."""
-    content = read_json(str(path), "Give a design.json or an architecture's JSON.")
-    if isinstance(content, dict) and "architecture" in content:
-        return load_design(path)
-    try:
-        return Architecture.model_validate(content)
-    except ValidationError as error:
-        raise MerinoError(f"{path} is neither a design.json nor an architecture: {fault_list(error)}") from error

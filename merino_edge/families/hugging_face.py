@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedModel, set_seed
 
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES, family_of
+from merino_edge.storage.atomic import write_text
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
@@ -45,6 +46,15 @@ def random_model(geometry: Geometry) -> PreTrainedModel:
     """A model for inference with random weights, the same at each call. Seeds all generators."""
     set_seed(SEED)
     return build_model(geometry).eval()
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """config.json and model.safetensors, and the family's loader where transformers needs one."""
+    loader = FAMILIES[model.config.model_type].torch_side().LOADER
+    if loader:
+        model.config.auto_map = {name: f"{loader.module}.{kind}" for name, kind in loader.classes.items()}
+        write_text(folder / f"{loader.module}.py", loader.source)
+    model.save_pretrained(folder)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

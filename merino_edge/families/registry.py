@@ -6,7 +6,7 @@ Imports neither torch nor transformers: those are loaded by `Family.torch_side`,
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from pydantic import ValidationError
 
@@ -20,11 +20,23 @@ from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
 
+class Loader(NamedTuple):
+    """A file beside the weights, for `from_pretrained(folder, trust_remote_code=True)` without an import of ours.
+
+    `classes`: those that it defines, by transformers' auto class.
+    """
+
+    module: str
+    classes: Mapping[str, str]
+    source: str
+
+
 class TorchSide(Protocol):
     """What a family's `model` module defines. Importing it loads torch."""
 
     MODEL: Any  # the class, a transformers PreTrainedModel
     SUPPORTED: Mapping[str, Any]  # keys of config.json that must have this value: the walk has no other variant
+    LOADER: Loader | None  # None where transformers itself has the family
 
     def config_of(self, geometry: Any, **keys: Any) -> Any:
         """transformers' configuration of a geometry; `keys` are passed on."""

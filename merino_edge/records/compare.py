@@ -57,8 +57,9 @@ class Comparison:
         return json.dumps({"schema": 2, "smallest_difference": SMALLEST_DIFFERENCE, **asdict(self)}, indent=1) + "\n"
 
 
-def compare_files(before: Path, after: Path) -> Comparison:
-    return compare(read_records([before]), read_records([after]))
+def compare_files(before: Path, after: Path, say: Callable[[str], None] = lambda _: None) -> Comparison:
+    """`say` gets the notes of reading."""
+    return compare(read_records([before], say), read_records([after], say))
 
 
 def compare(a: Sequence[Record], b: Sequence[Record]) -> Comparison:

@@ -1,9 +1,10 @@
 """Files of benchmark records -> checked rows. Every fault of every file is told in one message, with its rows.
 
-The rows' types are `schema`'s; writing records is `merino_bench`'s, which runs on boards and has no pydantic.
+A line that ends in the middle, as a power cut or a full disk leaves it, costs its row alone and is a note. The rows'
+types are `schema`'s; writing records is `merino_bench`'s, which runs on boards and has no pydantic.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,32 @@ MAX_LISTED_ROWS = 5  # row numbers listed for one fault; the others are counted
 MERGED_FAULTS = {"missing": "missing", "extra_forbidden": "unknown keys, remove them"}  # one line names all their keys
 
 
-def read_records(paths: Iterable[Path]) -> list[Record]:
-    """All rows of all files, in order. Raises one MerinoError that lists every fault of every file."""
+def read_records(paths: Iterable[Path], say: Callable[[str], None] = lambda _: None) -> list[Record]:
+    """All rows of all files, in order; `say` gets a line for each file with rows that are cut off and left out.
+
+    Raises one MerinoError that lists every fault of every file.
+    """
     records: list[Record] = []
     faults: list[str] = []
     for path in paths:
         try:
-            rows, wrong = parse_records(read_text(str(path), JSON, REMEDY, LARGEST_BYTES))
+            rows, wrong, cut = parse_records(read_text(str(path), JSON, REMEDY, LARGEST_BYTES))
+            if cut:
+                say(f"note: {path}: {_row_list(cut)}cut off, as by a power cut or a full disk, and left out")
         except MerinoError as error:
             faults.append(str(error))
             continue
         records += rows
         faults += [f"{path}: {each}" for each in wrong]
     if faults:
-        listed = "".join(f"\n  {each}" for each in faults)
+        listed = f" {faults[0]}" if len(faults) == 1 else "".join(f"\n  {each}" for each in faults)
         raise MerinoError(f"these are not benchmark records (`bench --save FILE` writes some), correct them:{listed}")
     return records
 
 
-def parse_records(text: str) -> tuple[list[Record], list[str]]:
-    """(rows, faults) of a JSON list or of JSON lines. A list begins with a bracket, whatever the file is called."""
+def parse_records(text: str) -> tuple[list[Record], list[str], list[int]]:
+    """(rows, faults, numbers of cut rows) of a JSON list or of JSON lines. A list begins with a bracket, whatever the
+    file is called. It was written whole, so one that is cut is a fault."""
     return _parse_list(text) if text.lstrip().startswith("[") else _parse_lines(text)
 
 
@@ -64,30 +71,44 @@ def faults_by_row(details: Sequence[tuple[int | None, dict[str, Any]]]) -> list[
     return [start + ", ".join(keys) for start, keys in lines.items()]
 
 
-def _parse_list(text: str) -> tuple[list[Record], list[str]]:
+def _parse_list(text: str) -> tuple[list[Record], list[str], list[int]]:
     try:
-        value_of(text)
         rows = TypeAdapter(list[Record]).validate_json(text)
+        value_of(text)
     except ValidationError as error:
-        return [], faults_by_row([(int(each["loc"][0]) if each["loc"] else None, each) for each in _details(error)])
+        if _is_cut(error):
+            return [], ["is a JSON list that is cut off before its end: copy it again"], []
+        wrong = [(int(each["loc"][0]) if each["loc"] else None, each) for each in _details(error)]
+        return [], faults_by_row(wrong), []
     except ValueError as error:
-        return [], [f"is not {JSON}: {error}"]
-    return (rows, []) if rows else ([], ["holds no record"])
+        return [], [f"is not {JSON}: {error}"], []
+    return rows, [] if rows else ["holds no record"], []
 
 
-def _parse_lines(text: str) -> tuple[list[Record], list[str]]:
+def _parse_lines(text: str) -> tuple[list[Record], list[str], list[int]]:
     rows: list[Record] = []
     wrong: list[tuple[int | None, dict[str, Any]]] = []
+    cut: list[int] = []
     lines = [line for line in text.split("\n") if line.strip()]
     for index, line in enumerate(lines):
         try:
+            row = Record.model_validate_json(line)
             value_of(line)
-            rows.append(Record.model_validate_json(line))
+            rows.append(row)
         except ValidationError as error:
-            wrong += [(index, {**each, "loc": (index, *each["loc"])}) for each in _details(error)]
+            if _is_cut(error):
+                cut.append(index + 1)
+            else:
+                wrong += [(index, {**each, "loc": (index, *each["loc"])}) for each in _details(error)]
         except ValueError as error:
             wrong.append((index, {"type": "json", "loc": (index,), "msg": f"not {JSON}: {error}", "input": None}))
-    return rows, faults_by_row(wrong) if lines else ["holds no record"]
+    faults = faults_by_row(wrong)
+    return rows, faults if rows or faults else ["holds no complete record" if cut else "holds no record"], cut
+
+
+def _is_cut(error: ValidationError) -> bool:
+    """Whether the text is the beginning of JSON: the parser was content until the end came."""
+    return any(each["type"] == "json_invalid" and "EOF while parsing" in each["msg"] for each in _details(error))
 
 
 def _row_list(numbers: Sequence[int]) -> str:

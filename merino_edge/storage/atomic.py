@@ -1,13 +1,16 @@
-"""Atomic writes: a file or folder is made beside its target and renamed over it, so nothing is ever half written."""
+"""Outputs of the workstation's commands, written by `merino_runtime.outputs`: missing folders are made, inputs kept.
+
+How an output takes its place, and what happens where it cannot be written, is said there.
+"""
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from merino_runtime import outputs
 from merino_runtime.errors import MerinoError
+from merino_runtime.machine_faults import machine_fault
 
 
 def cache_folder() -> Path:
@@ -16,61 +19,73 @@ def cache_folder() -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in UTF-8, or leave everything as it was.
+    """Make `text`, in UTF-8, the content of `path`, or leave everything as it was.
 
-    The text is on the disk before the rename. Raises MerinoError where the folder cannot be written.
+    Raises MerinoError where it cannot be written.
     """
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-        temporary = None
-    except OSError as error:
-        raise MerinoError(f"cannot write {path}: {error.strerror or error}. Choose another path") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    make_parent(path)
+    outputs.write_output(str(path), text)
 
 
 @contextmanager
-def new_folder(path: Path, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
-    """Yields an empty folder beside `path`. It is renamed to `path` when the body succeeds, and removed when it fails.
+def new_folder(path: Path, replaceable: Callable[[Path], bool], size_bytes: int = 0) -> Iterator[Path]:
+    """Yields an empty folder. It takes the place of `path` when the body succeeds, and is removed when it fails.
 
-    An existing `path` is replaced only where it is empty or `replaceable` accepts it. Raises MerinoError where `path`
-    holds anything else, or cannot be written.
+    An existing `path` is replaced only where it is empty or `replaceable` accepts it. `size_bytes`: what it will hold,
+    where known. Raises MerinoError where `path` holds anything else, or cannot be written.
     """
-    check_target(path, replaceable)
+    check_folder(path, replaceable)
+    make_parent(path)
+    with outputs.new_folder(str(path), size_bytes) as made:
+        yield Path(made)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, removed at the end. Those of killed processes are removed first."""
+    make_parent(path)
+    with outputs.scratch_folder(str(path)) as place:
+        yield Path(place)
+
+
+def check_file(path: Path) -> None:
+    """Raises MerinoError where the file `path` could not be written: for before the work whose result it takes."""
+    if path.parent.is_dir():
+        outputs.check_output(str(path))
+    else:
+        outputs.check_room(str(path), str(existing_parent(path)))
+
+
+def check_folder(path: Path, replaceable: Callable[[Path], bool], size_bytes: int = 0) -> None:
+    """Raises MerinoError where `path` could not be written: it is a file, or a folder of other content that
+    `replaceable` does not accept, or there is no space for `size_bytes`."""
+    if str(path) == outputs.STDOUT:
+        raise MerinoError("-o - is stdout, a folder is to be written: choose another -o")
+    if path.exists():
+        if not path.is_dir():
+            raise MerinoError(f"{path} is a file, a folder is to be written: choose another -o")
+        if any(path.iterdir()) and not replaceable(path):
+            raise MerinoError(f"{path} holds other files, which are not replaced: choose another -o, or empty it first")
+    outputs.check_room(str(path), str(existing_parent(path.resolve())), size_bytes)
+
+
+def check_keeps(out: Path, inputs: Iterable[Path], option: str = "-o") -> None:
+    """Raises MerinoError where writing `out`, a file or folder, would destroy an input: it is one, or holds one."""
+    if not (out.is_file() or out.is_dir()):
+        return
+    place = out.resolve()
+    for each in inputs:
+        if each.exists() and (out.samefile(each) or place in each.resolve().parents):
+            raise MerinoError(f"{option} {out} would replace the input {each}: choose another {option}")
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above `path` that is there."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def make_parent(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     except OSError as error:
-        raise MerinoError(f"cannot write {path}: {error.strerror or error}. Choose another path") from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.rename(path, old / path.name)
-            os.rename(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_target(path: Path, replaceable: Callable[[Path], bool]) -> None:
-    """Raises MerinoError where `path` is a file, or a folder of other content that `replaceable` does not accept."""
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise MerinoError(f"{path} is a file, a folder is to be written: choose another -o")
-    if any(path.iterdir()) and not replaceable(path):
-        raise MerinoError(f"{path} holds other files, which are not replaced: choose another -o, or empty it first")
+        raise machine_fault(f"write {path}", error) from error

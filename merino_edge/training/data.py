@@ -1,37 +1,68 @@
-"""From text files to training samples: documents, a byte-level BPE, token ids packed into rows of equal length."""
+"""From text files to documents and a byte-level BPE. Loads no torch: what is wrong with a file is said at once."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
+from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch.utils.data import Dataset
 
-from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
 
 END_OF_TEXT = "<|endoftext|>"  # separates documents in a file; in the token ids it precedes each document
 HELD_OUT_SHARE = 0.02
+# The trainer's time grows with the square of a word's length: 300 kB without a space took 25 s, in pieces 0.2 s (x86).
+LONGEST_WORD_BYTES = 1000
 
 
-def read_documents(paths: Sequence[Path]) -> list[str]:
-    """The documents of UTF-8 text files, split at `<|endoftext|>`; a file without it is one document.
+class TextFile(BaseModel):
+    """A text file in the record of a run."""
 
-    Raises MerinoError for a file that cannot be read or decoded, and where there is no text at all.
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    bytes: int
+    sha256: str
+
+    def same_text(self, other: "TextFile") -> bool:
+        """Whatever the files are called."""
+        return (self.bytes, self.sha256) == (other.bytes, other.sha256)
+
+
+def check_files(paths: Sequence[Path], option: str) -> None:
+    """Raises MerinoError for a path that is no file, before anything is read. `option`: where the user gave it."""
+    for path in paths:
+        if not path.is_file():
+            why = "is a folder" if path.is_dir() else "does not exist"
+            raise MerinoError(f"{option} {path} {why}: give the path of a file")
+
+
+def read_texts(paths: Sequence[Path], option: str = "--data") -> tuple[list[str], list[TextFile]]:
+    """The documents of UTF-8 text files, split at `<|endoftext|>`, and the files. Without it a file is one document.
+
+    `option`: where the user gave the paths. Raises MerinoError for a file that cannot be read or decoded, and where
+    there is no text at all.
     """
     documents: list[str] = []
+    files: list[TextFile] = []
     for path in paths:
         try:
-            text = path.read_text(encoding="utf-8")
+            content = path.read_bytes()
+            text = content.decode("utf-8")
         except OSError as error:
-            raise MerinoError(f"cannot read {path}: {error.strerror}. --data takes plain text files") from error
+            raise MerinoError(f"cannot read {path}: {error.strerror}. {option} takes plain text files") from error
         except UnicodeDecodeError as error:
-            raise MerinoError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
+            raise MerinoError(f"{option} {path} is not UTF-8 text (byte {error.start}): convert it first") from error
+        files.append(TextFile(name=path.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()))
         documents += [document.strip() for document in text.split(END_OF_TEXT) if document.strip()]
     if not documents:
-        raise MerinoError(f"no text in {', '.join(map(str, paths))}: --data takes plain text files")
-    return documents
+        raise MerinoError(f"no text in {', '.join(map(str, paths))}: {option} takes plain text files")
+    return documents, files
+
+
+def read_documents(paths: Sequence[Path], option: str = "--data") -> list[str]:
+    """The documents of `read_texts` alone."""
+    return read_texts(paths, option)[0]
 
 
 def split_held_out(documents: list[str], share: float = HELD_OUT_SHARE) -> tuple[list[str], list[str]]:
@@ -48,13 +79,15 @@ def split_held_out(documents: list[str], share: float = HELD_OUT_SHARE) -> tuple
 def train_tokenizer(documents: Sequence[str], vocab: int) -> Tokenizer:
     """A byte-level BPE, as GPT-2's, of exactly `vocab` entries. `<|endoftext|>` is id 0 and is put before each text.
 
-    Raises MerinoError where `vocab` is less than 257, or more than the text has pieces for.
+    Words longer than LONGEST_WORD_BYTES are cut for training, and only there. Raises MerinoError where `vocab` is less
+    than 257, or more than the text has pieces for.
     """
     least = len(pre_tokenizers.ByteLevel.alphabet()) + 1
     if vocab < least:
         raise MerinoError(f"a vocabulary of {vocab} is too small: 256 bytes and {END_OF_TEXT} need {least}")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_WORD_BYTES)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
@@ -63,13 +96,16 @@ def train_tokenizer(documents: Sequence[str], vocab: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.pre_tokenizer = words
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, 0)]
     )
-    if tokenizer.get_vocab_size() != vocab:
+    found = tokenizer.get_vocab_size()
+    if found != vocab:
         raise MerinoError(
-            f"the text holds only {tokenizer.get_vocab_size()} different pieces, a vocabulary of {vocab} was asked"
-            " for: give more text, or design with a smaller --vocab"
+            f"a vocabulary of {vocab} was asked for, and the text ({sum(map(len, documents)):,} characters) gives a BPE"
+            f" of {found} entries at most, one for each of its words: design with --vocab {found} or fewer, give"
+            f" more text, or give a --tokenizer that has its {vocab} entries from other text"
         )
     return tokenizer
 
@@ -82,38 +118,20 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise MerinoError(f"{path} is not a tokenizer.json: {error}") from error
 
 
-class PackedTokens(Dataset):
-    """The documents' token ids, concatenated and cut into rows of `length`; the incomplete last row is dropped.
+def tokenizer_for(vocab: int, documents: Sequence[str], given: Path | None) -> Tokenizer:
+    """The tokenizer in the file `given`, or one trained on the documents.
 
-    Raises MerinoError where there is no complete row.
+    Raises MerinoError where it has more than `vocab` entries.
     """
-
-    def __init__(self, documents: Sequence[str], tokenizer: Tokenizer, length: int):
-        pieces = [np.array(encoding.ids, np.int32) for encoding in tokenizer.encode_batch(list(documents))]
-        stream = np.concatenate(pieces)
-        rows = len(stream) // length
-        if rows == 0:
-            raise MerinoError(
-                f"the text gives {len(stream)} tokens, fewer than one sequence of {length}: give more text,"
-                " or design with a shorter --context"
-            )
-        self.rows = torch.from_numpy(stream[: rows * length].reshape(rows, length))  # [rows, length]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        row = self.rows[index].long()
-        return {"input_ids": row, "labels": row}
-
-    @property
-    def tokens(self) -> int:
-        """Token ids in all rows."""
-        return self.rows.numel()
+    tokenizer = load_tokenizer(given) if given else train_tokenizer(documents, vocab)
+    if tokenizer.get_vocab_size() > vocab:
+        raise MerinoError(
+            f"the tokenizer has {tokenizer.get_vocab_size()} entries, the design's vocabulary {vocab}:"
+            f" design again with --vocab {tokenizer.get_vocab_size()}"
+        )
+    return tokenizer
 
 
-def describe_files(paths: Sequence[Path]) -> list[dict[str, str | int]]:
-    """Name, bytes and SHA-256 of each file, for the record of a training run."""
-    return [
-        {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(str(path))} for path in paths
-    ]
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """SHA-256 of its tokenizer.json."""
+    return hashlib.sha256(tokenizer.to_str().encode("utf-8")).hexdigest()

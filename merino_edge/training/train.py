@@ -1,58 +1,74 @@
-"""design.json and text to a checkpoint in Hugging Face's layout, by transformers' Trainer.
-
-During a run its state is saved in `OUT/trainer/`, from where it can be resumed. The finished model, its tokenizer and
-the record of the run (`training.json`) are written into `OUT` itself.
-"""
+"""design.json and text to a checkpoint in Hugging Face's layout, by transformers' Trainer."""
 
 import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
+from merino_bench.harness.progress import Progress
+from merino_edge.design.design_file import DESIGN, Design
 from merino_edge.families.designed import Architecture
-from merino_edge.families.hugging_face import build_model
+from merino_edge.families.hugging_face import build_model, save_model
 from merino_edge.storage.atomic import write_text
 from merino_edge.training.data import (
     END_OF_TEXT,
-    PackedTokens,
-    describe_files,
+    TextFile,
     load_tokenizer,
-    read_documents,
+    read_texts,
     split_held_out,
-    train_tokenizer,
+    tokenizer_for,
+    tokenizer_hash,
 )
+from merino_edge.training.disk import check_disk, disk_told
+from merino_edge.training.loop import CheckedTrainer, Watch, add_watch, stop_on_ctrl_c, training_arguments
+from merino_edge.training.memory import check_memory, memory_told
+from merino_edge.training.recipe import Recipe
+from merino_edge.training.rows import PackedTokens
+from merino_edge.training.run_folder import (
+    ELSEWHERE,
+    RECORD,
+    RUN,
+    STATE,
+    TOKENIZER,
+    Run,
+    check_out,
+    check_same,
+    clear_begun,
+    is_finished,
+    kept_run,
+    locked,
+    put_files,
+)
+from merino_edge.training.states import newest_whole_state
 from merino_runtime.errors import MerinoError
 
-STATE = "trainer"
-TOKENIZER = "tokenizer.json"
-RECORD = "training.json"
+SCHEMA = 2  # of training.json
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Hyperparameters. `steps`: optimiser steps, each over `batch` sequences as long as the architecture's context."""
+class Texts(NamedTuple):
+    documents: list[str]
+    files: list[TextFile]
+    held_out: list[str]
+    held_out_files: list[TextFile]  # none where the held-out documents are the last of `files`
 
-    steps: int = 1000
-    batch: int = 16
-    learning_rate: float = 2e-3
-    warmup_share: float = 0.05
-    weight_decay: float = 0.1
-    seed: int = 0
-    bf16: bool = False
 
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1:
-            raise MerinoError(f"--steps {self.steps} and --batch {self.batch} must both be at least 1")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise MerinoError(f"--learning-rate {self.learning_rate:g} must be positive")
+class Material(NamedTuple):
+    """What a run is, and the tokens that it trains on and is judged by."""
+
+    run: Run
+    tokenizer: Tokenizer
+    rows: PackedTokens
+    held_out_rows: PackedTokens
+
+
+def silent(*_: Any) -> None:
+    pass
 
 
 def train(
@@ -61,119 +77,158 @@ def train(
     out: Path,
     *,
     recipe: Recipe,
+    name: str = "model",
+    design: Design | None = None,
     tokenizer_file: Path | None = None,
     held_out: Sequence[Path] = (),
     resume: bool = False,
+    threads: int | None = None,
+    ignore_memory: bool = False,
+    say: Callable[[str], None] = silent,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Train, write the checkpoint into `out`, and return the record of the run.
+    """Train, write the checkpoint into `out`, and return the record of the run. A finished run stays as it is.
 
-    `held_out`: text files for the evaluation; without them the last documents of `data` are held out. `resume`: go on
-    from the last saved state in `out`, with the tokenizer there. Raises MerinoError where `out` is in use, and for
-    text or a tokenizer that does not do.
+    `name`: what the model is called. `design`: written beside the weights. `held_out`: text files for the evaluation;
+    without them the last documents of `data` are held out. `resume`: go on from the last whole saved state in `out`.
+    `say` takes lines for people.
+
+    Raises MerinoError where `out` is in use or holds another run, for text or a tokenizer that does not do, where
+    memory or disk do not suffice, and where the loss is not finite. Raises KeyboardInterrupt after ctrl-C.
     """
-    check_out(out, resume)
-    documents = read_documents(data)
+    if not is_finished(out):
+        check_out(out, resume)
+        say(check_memory(arch, recipe, ignore=ignore_memory))
+        check_disk(arch, out, resume)
+    texts = read(data, held_out)
+    run = Run(
+        name=name, architecture=arch, recipe=recipe, data=texts.files, held_out=texts.held_out_files,
+        tokenizer_sha256=tokenizer_hash(load_tokenizer(tokenizer_file)) if tokenizer_file else "",
+    )  # fmt: skip
+    if is_finished(out):
+        return finished_record(out, run, say)
+    with locked(out), disk_told(out / STATE), memory_told(arch, recipe):
+        check_out(out, resume)  # again: now no other process can change it
+        if resume:
+            material = resumed(out, run, texts)
+        else:
+            clear_begun(out)
+            material = begun(out, run, texts, tokenizer_file, say)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        trainer, seconds = fit(material, out, resume, say, progress)
+        return write_checkpoint(trainer, material, out, design, seconds)
+
+
+def read(data: Sequence[Path], held_out: Sequence[Path]) -> Texts:
+    documents, files = read_texts(data, "--data")
     if held_out:
-        held_out_documents = read_documents(held_out)
+        return Texts(documents, files, *read_texts(held_out, "--held-out"))
+    kept, last = split_held_out(documents)
+    return Texts(kept, files, last, [])
+
+
+def finished_record(out: Path, run: Run, say: Callable[[str], None]) -> dict[str, Any]:
+    kept = kept_run(out)
+    assert kept is not None
+    check_same(kept, run, out)
+    say(f"this run is finished: nothing in {out} is changed")
+    return json.loads((out / RECORD).read_bytes())
+
+
+def begun(
+    out: Path, run: Run, texts: Texts, tokenizer_file: Path | None, say: Callable[[str], None]
+) -> Material:
+    """A new run. Its tokenizer and what it is are written down before it begins."""
+    vocab = run.architecture.vocab
+    if tokenizer_file is None:
+        say(f"training a BPE of {vocab:,} entries on {sum(map(len, texts.documents)):,} characters")
+    tokenizer = tokenizer_for(vocab, texts.documents, tokenizer_file)
+    run = run.model_copy(update={"tokenizer_sha256": tokenizer_hash(tokenizer)})
+    material = pack(run, texts, tokenizer)
+    write_text(out / STATE / TOKENIZER, tokenizer.to_str())
+    write_text(out / STATE / RUN, run.model_dump_json(indent=1) + "\n")
+    return material
+
+
+def resumed(out: Path, run: Run, texts: Texts) -> Material:
+    """The run in `out`, with its tokenizer. Raises MerinoError where `run` is another one."""
+    kept = kept_run(out)
+    if kept is None:
+        raise MerinoError(f"{out / STATE} has no {RUN}, so it is not known how the run began. {ELSEWHERE}")
+    check_same(kept, run, out)
+    tokenizer = load_tokenizer(out / STATE / TOKENIZER)
+    if tokenizer_hash(tokenizer) != kept.tokenizer_sha256:
+        raise MerinoError(f"{out / STATE / TOKENIZER} is no longer the run's tokenizer. {ELSEWHERE}")
+    return pack(kept, texts, tokenizer)
+
+
+def pack(run: Run, texts: Texts, tokenizer: Tokenizer) -> Material:
+    context = run.architecture.context
+    rows = PackedTokens(texts.documents, tokenizer, context, "the text of --data", "give more text")
+    if texts.held_out_files:
+        held_out = PackedTokens(texts.held_out, tokenizer, context, "the text of --held-out", "give more text")
     else:
-        documents, held_out_documents = split_held_out(documents)
-    tokenizer = tokenizer_for(arch, documents, tokenizer_file, out / TOKENIZER if resume else None)
-    train_rows = PackedTokens(documents, tokenizer, arch.context)
-    held_out_rows = PackedTokens(held_out_documents, tokenizer, arch.context)
-    write_text(out / TOKENIZER, tokenizer.to_str())
-    set_seed(recipe.seed)
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    model = build_model(arch, bos_token_id=end, eos_token_id=end)
-    trainer = Trainer(
-        model=model,
-        args=training_arguments(recipe, out / STATE),
-        train_dataset=train_rows,
-        eval_dataset=held_out_rows,
+        last = "the held-out text, the last 2 % of --data,"
+        held_out = PackedTokens(texts.held_out, tokenizer, context, last, "give more text, or one with --held-out")
+    return Material(run, tokenizer, rows, held_out)
+
+
+def fit(
+    material: Material, out: Path, resume: bool, say: Callable[[str], None], progress: Progress
+) -> tuple[CheckedTrainer, float]:
+    """(the trainer after the last step, seconds of this process's steps). Raises KeyboardInterrupt after ctrl-C."""
+    run, folder = material.run, out / STATE
+    state = None
+    if resume:
+        state, faults = newest_whole_state(folder)
+        for fault in faults:
+            say(f"{fault}: removed")
+        say(f"going on from {state.name}")
+    set_seed(run.recipe.seed)
+    end = material.tokenizer.token_to_id(END_OF_TEXT)
+    trainer = CheckedTrainer(
+        model=build_model(run.architecture, bos_token_id=end, eos_token_id=end, pad_token_id=end),
+        args=training_arguments(run.recipe, folder),
+        train_dataset=material.rows,
+        eval_dataset=material.held_out_rows,
     )
-    started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(out / STATE)) if resume else None)
-    seconds = time.perf_counter() - started
+    say(f"{run.recipe.steps:,} steps on {material.rows.tokens:,} tokens; ctrl-C saves, --resume goes on")
+    with stop_on_ctrl_c() as stop:
+        add_watch(trainer, Watch(folder, stop, say, progress))
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=str(state) if state else None)
+    if trainer.state.global_step < run.recipe.steps:
+        say(f"stopped and saved at step {trainer.state.global_step}: go on with the same command and --resume")
+        raise KeyboardInterrupt
+    return trainer, time.perf_counter() - started
+
+
+def write_checkpoint(
+    trainer: CheckedTrainer, material: Material, out: Path, design: Design | None, seconds: float
+) -> dict[str, Any]:
+    """The finished model in `out`, its record last."""
+    run = material.run
     loss = float(trainer.evaluate()["eval_loss"])
     record = {
-        "schema": 1,
-        "architecture": arch.model_dump(),
-        "recipe": asdict(recipe),
-        "data": describe_files(data),
-        "held_out": describe_files(held_out) or "the last 2 % of the documents",
-        "train_tokens": train_rows.tokens,
-        "seen_tokens": recipe.steps * recipe.batch * arch.context,
-        "held_out_tokens": held_out_rows.tokens,
+        "schema": SCHEMA,
+        **run.model_dump(mode="json"),
+        "train_tokens": material.rows.tokens,
+        "seen_tokens": run.recipe.steps * run.recipe.batch * run.architecture.context,
+        "held_out_tokens": material.held_out_rows.tokens,
         "held_out_loss": loss,
         "held_out_perplexity": math.exp(loss),
         "seconds_of_last_run": round(seconds, 1),
         "losses": [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry],
     }
-    model.save_pretrained(out)
-    special = {} if end is None else {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(out)
+    assert isinstance(trainer.model, PreTrainedModel)
+    special = {}
+    if material.tokenizer.token_to_id(END_OF_TEXT) is not None:
+        special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
+    with put_files(out) as beside:
+        save_model(trainer.model, beside)
+        PreTrainedTokenizerFast(tokenizer_object=material.tokenizer, **special).save_pretrained(beside)
+        if design is not None:  # export asks it for the weight format and the threads
+            write_text(beside / DESIGN, design.to_json())
     write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
     return record
-
-
-def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
-    """AdamW, linear warm-up, cosine decay, gradients clipped at norm 1. Ten evaluations and saved states per run, of
-    which the last two are kept."""
-    tenth = max(1, recipe.steps // 10)
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.batch,
-        per_device_eval_batch_size=recipe.batch,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, round(recipe.steps * recipe.warmup_share)),
-        weight_decay=recipe.weight_decay,
-        adam_beta2=0.95,
-        max_grad_norm=1.0,
-        bf16=recipe.bf16,
-        use_cpu=not torch.cuda.is_available(),
-        eval_strategy="steps",
-        eval_steps=tenth,
-        save_steps=tenth,
-        save_total_limit=2,
-        logging_steps=max(1, recipe.steps // 100),
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        report_to=[],
-        dataloader_pin_memory=False,
-    )
-
-
-def check_out(out: Path, resume: bool) -> None:
-    """Raises MerinoError where `out` holds no state to resume from, or more than an aborted run to start over."""
-    state = out / STATE
-    if resume:
-        if not state.is_dir() or get_last_checkpoint(str(state)) is None:
-            raise MerinoError(f"{out} holds no run to resume: leave out --resume to begin one")
-    elif out.exists() and not (out.is_dir() and begun_only(out)):
-        raise MerinoError(f"{out} is not empty: go on with --resume, or choose another -o")
-
-
-def begun_only(out: Path) -> bool:
-    """Whether `out` holds nothing but what a run leaves that was stopped before its first saved state."""
-    names = {path.name for path in out.iterdir()}
-    return names <= {TOKENIZER, STATE} and (STATE not in names or get_last_checkpoint(str(out / STATE)) is None)
-
-
-def tokenizer_for(arch: Architecture, documents: list[str], given: Path | None, kept: Path | None) -> Tokenizer:
-    """The tokenizer in the file `given`, or one trained on the documents; of a resumed run the file `kept` in `out`.
-
-    Raises MerinoError where it has more entries than the architecture, or where `given` is not the resumed run's.
-    """
-    if kept:
-        tokenizer = load_tokenizer(kept)
-        if given and load_tokenizer(given).get_vocab() != tokenizer.get_vocab():
-            raise MerinoError(f"--tokenizer {given} is not that of the run to resume, {kept}: leave it out")
-    else:
-        tokenizer = load_tokenizer(given) if given else train_tokenizer(documents, arch.vocab)
-    if tokenizer.get_vocab_size() > arch.vocab:
-        raise MerinoError(
-            f"the tokenizer has {tokenizer.get_vocab_size()} entries, the design's vocabulary {arch.vocab}:"
-            f" design again with --vocab {tokenizer.get_vocab_size()}"
-        )
-    return tokenizer

@@ -4,13 +4,12 @@ Each verb parses its arguments and calls one function of `commands`. Exit codes:
 2 wrong usage, 130 ctrl-C (128 + SIGINT), 141 the reader of stdout closed the pipe (128 + SIGPIPE).
 """
 import argparse
-import os
 import sys
 from typing import Callable, NamedTuple, Optional, Sequence
 
 from merino_runtime import __version__, commands
-from merino_runtime.errors import MerinoError
 from merino_runtime.sampling import Sampling
+from merino_runtime.streams import exit_code
 
 
 class Verb(NamedTuple):
@@ -23,18 +22,7 @@ class Verb(NamedTuple):
 
 def main(argv: Optional[Sequence[str]] = None, extra_verbs: Sequence[Verb] = ()) -> int:
     arguments = _parser([*VERBS, *extra_verbs]).parse_args(argv)
-    try:
-        return arguments.run(arguments)
-    except MerinoError as error:
-        commands.say(str(error))
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Python flushes stdout at exit and would print a second BrokenPipeError then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    return exit_code(lambda: arguments.run(arguments))
 
 
 def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:

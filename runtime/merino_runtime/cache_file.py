@@ -2,7 +2,6 @@
 
 A file is read by the bundle that wrote it alone: other weights would make other keys and values of the same ids.
 """
-import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from merino_runtime.bundle import Bundle, sha256_of
 from merino_runtime.bundle_schema import shown
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import value_of
+from merino_runtime.outputs import open_output
 
 MAGIC = b"merino-cache\n"
 SCHEMA = 1
@@ -31,21 +31,11 @@ def save_cache(bundle: Bundle, backend: Backend, path: str) -> None:
     header = {"schema": SCHEMA, "bundle_sha256": _identity(bundle), "ids": ids, "sha256": digest.hexdigest(),
               "arrays": [{"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
                          for name, array in arrays.items()]}
-    temporary = f"{path}.{os.getpid()}.part"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(MAGIC + json.dumps(header).encode("utf-8") + b"\n")
-            for array in arrays.values():
-                file.write(np.ascontiguousarray(array).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise MerinoError(f"cannot write the cache {path}: {error.strerror}. Free space on the disk, or name a file in "
-                          "another folder.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
+    start = MAGIC + json.dumps(header).encode("utf-8") + b"\n"
+    with open_output(path, size_bytes=len(start) + sum(array.nbytes for array in arrays.values())) as file:
+        file.write(start)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array).tobytes())
 
 
 def load_cache(bundle: Bundle, backend: Backend, path: str) -> None:

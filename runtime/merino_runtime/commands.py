@@ -4,7 +4,6 @@ Results go to stdout, messages to stderr. `__main__` parses arguments and turns 
 """
 import json
 import os
-import sys
 from typing import Any, List, Optional, Sequence
 
 from merino_runtime import board
@@ -12,7 +11,9 @@ from merino_runtime.api import open_model
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
+from merino_runtime.outputs import check_output
 from merino_runtime.sampling import Sampling
+from merino_runtime.streams import say, say_note, write_out
 from merino_runtime.verified import check_and_stamp
 
 # numpy and what needs it are imported inside the functions: `info` and `verify` work without it.
@@ -26,11 +27,13 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
                  cache_path: Optional[str] = None) -> int:
     """Options as of `api.open_model` and `api.LanguageModel.generate`. cache_path: a file that holds the cache after a
     prompt. It is read if it exists, and else written after the prefill."""
+    restored = cache_path is not None and os.path.exists(cache_path)
+    if cache_path and not restored:
+        check_output(cache_path)
     with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
                     allow_slow=allow_slow, huge_pages=huge_pages, say=say_note) as model:
         from merino_runtime.generate import Token
 
-        restored = cache_path is not None and os.path.exists(cache_path)
         if cache_path and restored:
             model.load_cache(cache_path)
         generation = model.generate(
@@ -132,23 +135,3 @@ def as_text(argument: str) -> str:
         return argument
     except UnicodeEncodeError:
         return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def write_out(text: str) -> None:
-    """To stdout in UTF-8, flushed. `print` would raise under the C locale, which is common on boards."""
-    binary = getattr(sys.stdout, "buffer", None)
-    if binary is None:  # stdout was replaced by a text stream, as in tests
-        sys.stdout.write(text)
-    else:
-        sys.stdout.flush()
-        binary.write(text.encode("utf-8"))
-    sys.stdout.flush()
-
-
-def say_note(text: str) -> None:
-    say(f"note: {text}")
-
-
-def say(text: str) -> None:
-    sys.stdout.flush()
-    print(f"merino: {text}", file=sys.stderr, flush=True)

@@ -28,7 +28,8 @@ def read_text(path: str, kind: str, remedy: str, largest_bytes: int = LARGEST_BY
         with open(path, "rb") as file:
             data = file.read(largest_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise MerinoError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}. {remedy}") from error
+        next_step = "Check the folder's permissions." if isinstance(error, PermissionError) else remedy
+        raise MerinoError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}. {next_step}") from error
     if len(data) > largest_bytes:
         raise MerinoError(f"{path} is not {kind}: it has more than {largest_bytes / 2 ** 20:g} MB. {remedy}")
     try:

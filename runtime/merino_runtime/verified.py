@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional
 from merino_runtime.bundle import Bundle, check_files
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
+from merino_runtime.outputs import write_output
 
 SCHEMA = 1
 # File systems keep times in steps, FAT in 2 s: what changed so shortly before the hashing could change again unnoticed.
@@ -33,8 +34,10 @@ def check_and_stamp(bundle: Bundle) -> None:
     check_files(bundle)
     youngest_ns = max((max(file["mtime_ns"], file["ctime_ns"]) for file in before), default=0)
     if youngest_ns + LEAST_AGE_NS < now_ns and _state(bundle) == before:
-        with contextlib.suppress(OSError):
-            _write(_path(bundle), {"schema": SCHEMA, "files": before})
+        path, stamp = _path(bundle), {"schema": SCHEMA, "files": before}
+        with contextlib.suppress(OSError, MerinoError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            write_output(path, json.dumps(stamp), sync=False)
 
 
 def _state(bundle: Bundle) -> List[Dict[str, Any]]:
@@ -62,17 +65,3 @@ def _path(bundle: Bundle) -> str:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     name = hashlib.sha256(os.fsencode(os.path.realpath(bundle.folder))).hexdigest()[:16]
     return os.path.join(cache, "merino", "verified", name + ".json")
-
-
-def _write(path: str, stamp: Dict[str, Any]) -> None:
-    """Whole or not at all: another process may read it."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{os.getpid()}"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(stamp, file)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        raise

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from merino_bench.sensors.energy import Reading, Sampler, energy_of, idle_watts, phases_j
-from merino_bench.sensors.power import Source, find_source, jtop_watts, pmic_watts
+from merino_bench.sensors.power import Source, find_source, jtop_watts, pmic_source, pmic_watts
 from merino_runtime.errors import MerinoError
 
 # vcgencmd pmic_read_adc on a Raspberry Pi 5 at rest. HDMI has no voltage, EXT5V and BATT no current.
@@ -109,6 +109,7 @@ def test_without_a_rail_that_carries_all_they_are_added_up(tmp_path):
           curr2_input=40, curr3_input=600)
     write(tmp_path, "sys/class/hwmon/hwmon3", name="ina3221", in1_label="NC", in1_input=0, curr1_input=0,
           in2_label="VDDQ_VDD2_1V8AO", in2_input=5000, curr2_input=100)
+    write(tmp_path, "sys/class/hwmon/hwmon4", name="ucsi_source_psy", in1_input=20000, curr1_input=3000)  # its supply
     source, _ = find_source(str(tmp_path))
     assert source.rail == "sum of VDDQ_VDD2_1V8AO + VDD_CPU_CV + VDD_GPU_SOC + VIN_SYS_5V0"
     assert source.read() == pytest.approx(4 + 0.8 + 3 + 0.5)
@@ -143,9 +144,8 @@ def test_vcgencmd_is_called_where_it_is(tmp_path, monkeypatch):
     program.write_text("#!/bin/sh\n[ $1 = pmic_read_adc ] && cat <<END\n" + PMIC + "END\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path) + os.pathsep + os.environ["PATH"])
-    source, _ = find_source()
-    if not source.name.startswith("vcgencmd"):
-        pytest.skip("this machine has a better sensor")
+    source = pmic_source("/")
+    assert source.name == "vcgencmd pmic_read_adc"
     assert source.read() == pytest.approx(PMIC_W) and "12 PMIC rails: an estimate" in source.rail
 
 
@@ -288,12 +288,16 @@ def test_a_recorded_jtop_is_read_and_closed(tmp_path, monkeypatch):
     (tmp_path / "jtop.py").write_text(
         "class jtop:\n    closed = []\n"
         "    def __init__(self, interval):\n        self.interval = interval\n"
-        "    def start(self):\n        pass\n    def ok(self):\n        return True\n"
+        "    runs = True\n"
+        "    def start(self):\n        pass\n    def ok(self):\n        return self.runs\n"
         "    def close(self):\n        self.closed.append(self.interval)\n"
         f"    power = {JTOP_NANO!r}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     source, reasons = find_source()
     assert (source.name, source.rail, reasons) == ("jtop", "POM_5V_IN", "")
     assert source.read() == pytest.approx(2.979)
+    monkeypatch.setattr(sys.modules["jtop"].jtop, "runs", False)
+    with pytest.raises(OSError, match="the service stopped"):
+        source.read()
     source.close()
     assert sys.modules.pop("jtop").jtop.closed == [0.5]

@@ -1,10 +1,12 @@
 """The board's probe: what it plans for a machine, and that it runs here to the end. Runs on Python 3.6, too."""
 import json
 import os
+import threading
 import time
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from merino_bench.probe import bandwidth, graphs
@@ -91,10 +93,10 @@ def test_the_nearest_size_is_that_of_the_least_ratio():
 
 def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
     """In the operators that this machine's ONNX Runtime has: `portable` on the oldest boards."""
-    onnxruntime = pytest.importorskip("onnxruntime")
     machine = board_probe.this_machine(version_tuple(onnxruntime.__version__))
-    written = 0
-    for kind in ("call", "norm", "activation", "attention", "linear", "head", "table"):
+    written, ran = 0, set()
+    kinds = ("call", "norm", "activation", "attention", "linear", "head", "table")
+    for kind in kinds:
         for form in machine.formats:
             found = graphs.kernels_of(machine.dialect, kind, form)
             if not found:
@@ -108,6 +110,8 @@ def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
                 arrays, shared = probe_timing.bound(session, kernel, cached, tokens)()
                 for values in list(arrays.values()) + list(shared.values()):
                     assert np.isfinite(values).all(), kernel.file
+            ran.add(kind)
+    assert ran == set(kinds)
 
 
 @pytest.mark.slow
@@ -133,6 +137,38 @@ def test_a_short_probe_of_this_machine(tmp_path, monkeypatch):
 def test_a_folder_that_is_not_there_is_refused():
     with pytest.raises(MerinoError, match="absent"):
         board_probe.run_probe(os.path.join("absent", "probe.json"))
+
+
+def test_what_takes_no_file_and_a_disk_without_space_are_refused_before_the_minute(tmp_path, monkeypatch):
+    def measure(*_):
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr(board_probe, "probe_machine", measure)
+    with pytest.raises(MerinoError, match="is a folder. Name a file"):
+        board_probe.run_probe(str(tmp_path))
+    monkeypatch.setattr(plan, "MOST_BEYOND_BYTES", 2 ** 60)
+    with pytest.raises(MerinoError, match="MB are needed and .* MB are free there"):
+        board_probe.run_probe(str(tmp_path / "probe.json"))
+    assert os.listdir(str(tmp_path)) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are Unix's")
+def test_a_probe_goes_into_a_pipe_and_its_graphs_elsewhere(tmp_path, monkeypatch):
+    works, read = [], []
+    monkeypatch.setattr(board_probe, "probe_machine", lambda work, *_: works.append(work) or {"schema": 5})
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+
+    def reading():
+        with open(pipe) as file:
+            read.append(file.read())
+
+    reader = threading.Thread(target=reading)
+    reader.start()
+    board_probe.run_probe(pipe)
+    reader.join()
+    assert json.loads(read[0]) == {"schema": 5} and os.listdir(str(tmp_path)) == ["pipe"]
+    assert not os.path.exists(works[0])
 
 
 def test_formats_follow_the_version_of_onnxruntime():

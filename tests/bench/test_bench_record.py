@@ -21,15 +21,13 @@ from merino_bench.harness.record import (
 )
 from merino_bench.harness.render import (
     OUTPUTS,
-    append,
     as_csv,
     as_json,
     as_json_lines,
     as_markdown,
-    check_can_save,
     render,
-    save,
 )
+from merino_bench.harness.saving import append, check_can_save, save
 from merino_runtime.bundle import BackendNeed, Bundle, BundleFile, Golden, KvLayer, Threads
 from merino_runtime.errors import MerinoError
 
@@ -280,7 +278,7 @@ def test_saving_replaces_the_file_whole(tmp_path):
 
 def test_where_nothing_can_be_saved_it_says_so_before(tmp_path):
     for path in (tmp_path, tmp_path / "missing" / "result.json"):
-        with pytest.raises(MerinoError, match="cannot save to"):
+        with pytest.raises(MerinoError, match="cannot write"):
             check_can_save(str(path))
 
 
@@ -295,5 +293,5 @@ def test_lines_are_appended_and_a_torn_last_line_stays_apart(tmp_path):
     append(rows()[:1], str(path))
     lines = path.read_text().splitlines()
     assert lines[3] == '{"schema": 3, "bun' and json.loads(lines[4]) == rows()[0] and len(lines) == 5
-    with pytest.raises(MerinoError, match="cannot save to"):
+    with pytest.raises(MerinoError, match="cannot write"):
         append(rows(), str(tmp_path / "missing" / "x.jsonl"))

@@ -67,21 +67,24 @@ def test_the_boards_application_carries_the_graphs(tmp_path):
 
 def test_weights_take_no_more_memory_than_their_place(built):
     """Constants of a graph lie in the weights' file one behind the other, each at a page, or are views of another."""
-    for one in built:
-        if one.key.kind in ("linear", "decoder"):
-            places = sorted(
-                (int(of["offset"]), int(of["length"]))
-                for tensor in one.model.graph.initializer
-                if (of := {entry.key: entry.value for entry in tensor.external_data})
-            )
-            assert all(offset % graphs.PAGE == 0 for offset, _ in places)
-            assert max(offset + length for offset, length in places) == one.weight_bytes
+    stored = [one for one in built if one.key.kind in ("linear", "decoder")]
+    assert {one.key.kind for one in stored} == {"linear", "decoder"}
+    for one in stored:
+        places = sorted(
+            (int(of["offset"]), int(of["length"]))
+            for tensor in one.model.graph.initializer
+            if (of := {entry.key: entry.value for entry in tensor.external_data})
+        )
+        assert all(offset % graphs.PAGE == 0 for offset, _ in places)
+        assert max(offset + length for offset, length in places) == one.weight_bytes
 
 
 @pytest.mark.parametrize("form", ["fp32", "int8", "int4"])
 def test_a_decoder_has_the_weights_that_its_operators_say(form):
     """Its file also holds two rotary tables [context, head_size / 2] and fills up pages, but lacks small norms."""
-    for kernel in graphs.kernels_of("fused", "decoder", form):
+    kernels = graphs.kernels_of("fused", "decoder", form)
+    assert kernels
+    for kernel in kernels:
         key = GraphKey("fused", *kernel[2:9])
         expected = weight_bytes(probe_graphs.decoder_architecture(key).operators, form)
         rotary = plan.DECODER_CONTEXT * kernel.columns // kernel.heads * 4
@@ -174,8 +177,10 @@ def test_an_attention_over_equal_values_gives_that_value(run):
     feeds = {port.name: np.zeros(port.shape, np.float32) for port in kernel.inputs if "past" in port.name}
     feeds |= {"x": np.zeros((1, 4, 1536), np.float32), "last": np.array([3], np.int32), "total": np.array(4, np.int32)}
     feeds["x"][..., 1024:] = 0.75
-    for found in run(kernel.model, kernel.weight_bytes, feeds):
-        np.testing.assert_allclose(found, 0.75, rtol=1e-5)
+    found = run(kernel.model, kernel.weight_bytes, feeds)
+    assert len(found) == kernel.count
+    for one in found:
+        np.testing.assert_allclose(one, 0.75, rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["fp32", "int8", "int4"])

@@ -1,15 +1,26 @@
-"""Other engines under our protocol, on real tiny models; an engine that is not installed is skipped, and is a row."""
+"""Other engines under our protocol, on real tiny models. `make .venv/peers` installs them.
+
+An engine is skipped where one of its packages has no wheel for this machine; one that is not installed fails.
+"""
 
 import json
+import os
+import shutil
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from merino_bench.harness.cases import BenchRequest, decode_case, prefill_case
 from merino_bench.harness.record import FAILED, RECORD_KEYS, failed_record
 from merino_bench.harness.turns import Turns
 from merino_bench.harness.worker import timed_rounds
 from merino_edge.benchmarking.peers import engines
-from merino_edge.benchmarking.peers.engines import ENGINES, PEERS, missing, parse_engines
+from merino_edge.benchmarking.peers.engines import ENGINES, PEERS, parse_engines
 from merino_edge.benchmarking.peers.entrants import Peers, folder_name, make_apart, measure_peer_apart, peer_entrants
 from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, stored_params
 from merino_edge.benchmarking.peers.session import peers_beside
@@ -36,8 +47,10 @@ GROWING = Architecture(
     vocab=304, head_size=32, context=64,
 )  # fmt: skip
 OPT_350M = model("opt-350m").geometry
+ONE_LAYER = UNIFORM.model_copy(update={"blocks": (UNIFORM.blocks[0].model_copy(update={"depth": 1}),)})
 SMALL = BenchRequest(repetitions=1, threads=(1,))
 DEADLINE_S = 600.0  # of what should take seconds
+WITHOUT_WHEEL = Path(sys.prefix) / "peers"  # `make .venv/peers` writes the packages that it found no wheel of
 QUICK = tuple(peer for peer in PEERS if peer.engine != "torch.compile")
 
 
@@ -45,7 +58,8 @@ QUICK = tuple(peer for peer in PEERS if peer.engine != "torch.compile")
 def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
     made = {"opt": random_source(OPT, "opt"), "uniform": random_source(UNIFORM, "uniform")}
-    made["growing"] = random_source(GROWING, "growing")
+    made |= {"growing": random_source(GROWING, "growing"), "one layer": random_source(ONE_LAYER, "one-layer")}
+    made["opt of one layer"] = random_source(OPT.model_copy(update={"layers": 1}), "opt-of-one-layer")
     for name, source in made.items():
         export(source, folder / name)
     return {name: load_bundle(str(folder / name)) for name in made}
@@ -71,15 +85,30 @@ def rows_of(entrants, case, request):
     ]
 
 
-def skip_if_missing(peer):
-    reason = missing(peer)
-    if reason:
+def why_not_here(peer):
+    """Why an engine cannot run on this machine; None where it can. Fails where it could and is not installed."""
+    lacking = {package for module, package in peer.needs if find_spec(module) is None}
+    without = set(WITHOUT_WHEEL.read_text().split()) if WITHOUT_WHEEL.exists() else set()
+    assert lacking <= without, f"not installed: {', '.join(lacking - without)}: run `make .venv/peers`"
+    if lacking:
+        return f"no wheel of {', '.join(sorted(lacking))} for this machine"
+    if peer.engine == "torch.compile":
+        compiler = os.environ.get("CXX", "g++")
+        if not shutil.which(compiler):
+            return f"torch.compile needs a C++ compiler, and there is no {compiler}"
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            return "torch.compile needs Python's headers, and there is no Python.h"
+    return None
+
+
+def skip_if_not_here(peer):
+    if reason := why_not_here(peer):
         pytest.skip(reason)
 
 
 @pytest.mark.parametrize("peer", QUICK, ids=lambda peer: f"{peer.engine} {peer.shown_precision}")
 def test_each_engine_gets_the_ids_and_lengths_of_our_rows(peer, bundles, kept):
-    skip_if_missing(peer)
+    skip_if_not_here(peer)
     bundle, case = bundles["opt"], decode_case(6)._replace(threads=1)
     peers = Peers((peer.engine,), kept)
     made = make_apart(peers, peer, bundle)
@@ -96,20 +125,24 @@ def test_each_engine_gets_the_ids_and_lengths_of_our_rows(peer, bundles, kept):
     assert min(found["prefill_ms"]) > 0 and found["threads"] == 1
 
 
-@pytest.mark.parametrize("case", [prefill_case(16), decode_case(4), decode_case(4, 20)], ids=lambda case: case.name)
-def test_rows_have_the_contracts_keys_and_their_own_figures(case, bundles, kept):
-    names = [engine for engine in ENGINES if engine != "torch.compile"]
-    rows = peer_records(Peers(tuple(names), kept), [bundles["opt"], bundles["opt"]], case, SMALL)
+def assert_measured(row, peer):
+    """The contract's keys, and figures of its own."""
+    assert set(row) == set(RECORD_KEYS) and json.loads(json.dumps(row, allow_nan=False)) == row
+    assert row["weights"] == "random" and row["dialect"] is None and row["precision"] == peer.shown_precision
+    if why_not_here(peer):
+        assert row["flags"][0].startswith(FAILED) and row["tok_s"] is None
+    else:
+        assert not [flag for flag in row["flags"] if flag.startswith(FAILED)], row["flags"]
+        assert row["tok_s"] > 0 and row["peak_rss_mb"] > row["bundle_bytes"] / 2**20 and row["load_ms"] > 0
+
+
+def test_behind_a_depth_a_row_has_no_time_to_first_token(bundles, kept):
+    names = tuple(engine for engine in ENGINES if engine != "torch.compile")
+    rows = peer_records(Peers(names, kept), [bundles["opt"], bundles["opt"]], decode_case(4, 20), SMALL)
     assert [row["engine"].split()[0].lower() for row in rows] == [peer.engine for peer in QUICK]
     for row, peer in zip(rows, QUICK, strict=True):
-        assert set(row) == set(RECORD_KEYS) and json.loads(json.dumps(row, allow_nan=False)) == row
-        assert row["weights"] == "random" and row["dialect"] is None and row["precision"] == peer.shown_precision
-        if missing(peer):
-            assert row["flags"] == [FAILED + missing(peer)] and row["tok_s"] is None
-        else:
-            assert not [flag for flag in row["flags"] if flag.startswith(FAILED)], row["flags"]
-            assert row["tok_s"] > 0 and row["peak_rss_mb"] > row["bundle_bytes"] / 2**20 and row["load_ms"] > 0
-            assert row["prefill_ms"] is None if case.depth else row["prefill_ms"] > 0
+        assert_measured(row, peer)
+        assert (row["test"], row["prefill_ms"]) == ("tg4 @ d20", None)
 
 
 def test_a_missing_engine_is_a_row_with_the_command_that_helps(bundles, kept, monkeypatch):
@@ -122,7 +155,7 @@ def test_a_missing_engine_is_a_row_with_the_command_that_helps(bundles, kept, mo
 
 def test_a_model_that_an_engine_does_not_know_is_a_row_with_the_reason(bundles, kept):
     for peer in QUICK[1:3]:
-        skip_if_missing(peer)
+        skip_if_not_here(peer)
     names = ("ctranslate2", "llama.cpp")
     rows = peer_records(Peers(names, kept), [bundles["growing"]], decode_case(4), SMALL)
     assert "No conversion is registered for the model configuration MerinoConfig" in rows[0]["flags"][0]
@@ -132,7 +165,7 @@ def test_a_model_that_an_engine_does_not_know_is_a_row_with_the_reason(bundles, 
 
 
 def test_a_family_that_transformers_does_not_have_runs_in_it(bundles):
-    skip_if_missing(QUICK[0])
+    skip_if_not_here(QUICK[0])
     told = []
     with peers_beside("transformers", [bundles["growing"].folder, "no/such/bundle"], 0, told.append) as entrants:
         row, = rows_of(entrants, decode_case(4), SMALL)
@@ -140,18 +173,29 @@ def test_a_family_that_transformers_does_not_have_runs_in_it(bundles):
     assert row["tok_s"] > 0 and row["params"] == bundles["growing"].params
 
 
-def test_compiled_and_eager_choose_the_same_tokens(bundles, kept):
-    compiled = next(peer for peer in PEERS if peer.engine == "torch.compile")
-    skip_if_missing(compiled)
-    bundle, case = bundles["uniform"], decode_case(4)._replace(threads=1)
-    peers = Peers(("torch.compile",), kept)
-    path = make_apart(peers, compiled, bundle).path
-    eager = measure_peer_apart(peers, QUICK[0], bundle, path, case, 1, 0)
-    try:
-        found = measure_peer_apart(peers, compiled, bundle, path, case, 1, 0)
-    except MerinoError as error:  # no C++ compiler here
-        pytest.skip(str(error))
-    assert found["chosen"] == eager["chosen"]
+@pytest.fixture(scope="module")
+def varied(bundles, kept, randomize):
+    """(bundle, its peers' checkpoint, its model) with weights whose greedy ids vary: as made, it repeats one id."""
+    bundle, peer = bundles["one layer"], PEERS[0]
+    path = make_apart(Peers((peer.engine,), kept), peer, bundle).path
+    model = randomize(AutoModelForCausalLM.from_pretrained(path), 6)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(0.02)  # else a tied table answers with the last id
+    model.save_pretrained(path)
+    return bundle, path, model
+
+
+@pytest.mark.parametrize("peer", PEERS[:2], ids=lambda peer: peer.engine)
+@torch.no_grad()
+def test_its_tokens_are_those_of_torch_without_a_cache(peer, varied, kept):
+    skip_if_not_here(peer)
+    bundle, path, model = varied
+    case = decode_case(8)._replace(threads=1)
+    found = measure_peer_apart(Peers((peer.engine,), kept), peer, bundle, path, case, 2, 3)
+    ids = found["ids"][:]
+    for _ in range(9):
+        ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    assert found["chosen"] == ids[-9:] and len(set(ids[-9:])) > 4
 
 
 def test_bytes_and_parameters_are_those_of_the_operators():
@@ -177,23 +221,43 @@ def test_opt_as_gpt2_says_what_it_reads_more():
             as_gpt2(model(gated).geometry)
 
 
+def bench(capsys, *words):
+    """(exit code, stdout, stderr) of `bench`."""
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *words])
+    return ended.value.code, *capsys.readouterr()
+
+
+def test_peers_all_gives_a_row_of_every_engine_beside_ours(bundles, capsys):
+    """Of OPT, which every engine runs. A prefill alone: torch.compile then compiles one length."""
+    words = (bundles["opt of one layer"].folder, "-p", "8", "-n", "0", "-r", "1", "-t", "1", "-o", "json")
+    code, out, err = bench(capsys, *words, "--peers", "all")
+    rows = json.loads(out)
+    assert code == 0 and len(rows) == 1 + len(PEERS), err
+    for peer in PEERS:
+        row, = [row for row in rows if row["engine"].lower().startswith(peer.engine)
+                and row["precision"] == peer.shown_precision]  # fmt: skip
+        assert_measured(row, peer)
+        assert (row["test"], row["bundle"]) == ("pp8", "opt-of-one-layer")
+        assert row["tok_s"] is None or row["prefill_ms"] > 0
+
+
 def test_the_command_shows_peers_beside_ours(bundles, capsys):
     """One JSON list, told apart by engine and precision; without -r more than one process of ours each."""
-    skip_if_missing(next(peer for peer in PEERS if peer.engine == "llama.cpp"))
-    with pytest.raises(SystemExit) as ended:
-        main(["bench", bundles["uniform"].folder, "-p", "8", "-n", "4", "-r", "2", "-t", "1", "-o", "json",
-              "--peers", "llama.cpp"])  # fmt: skip
-    rows = json.loads(capsys.readouterr().out)
+    skip_if_not_here(next(peer for peer in PEERS if peer.engine == "llama.cpp"))
+    folder = bundles["uniform"].folder
+    words = (folder, "-p", "8", "-n", "4", "-r", "2", "-t", "1", "-o", "json", "--peers", "llama.cpp")
+    code, out, _ = bench(capsys, *words)
+    rows = json.loads(out)
     expected = [("fp32", "fused")] + [(one, None) for one in ("F32", "Q8_0", "Q4_0, table Q8_0", "Q4_0")]
-    assert ended.value.code == 0
+    assert code == 0
     for test in ("pp8", "tg4"):
         found = [row for row in rows if row["test"] == test]
         assert [(row["precision"], row["dialect"]) for row in found] == expected
         assert len({row["bundle"] for row in found}) == 1 and {row["threads"] for row in found} == {1}
         assert ["llama.cpp" in row["engine"] for row in found] == [False, True, True, True, True]
-    with pytest.raises(SystemExit) as ended:
-        main(["bench", bundles["uniform"].folder, "--peers", "vllm"])
-    assert ended.value.code == 1 and "known are transformers" in capsys.readouterr().err
+    code, _, err = bench(capsys, folder, "--peers", "vllm")
+    assert code == 1 and "known are transformers" in err
 
 
 def test_names_of_engines_are_checked():

@@ -3,12 +3,15 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sample_records import failed, many, opt, record
 
 from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.record import SCHEMA
 from merino_bench.harness.render import as_json, as_json_lines
 from merino_bench.harness.run import run_bench
+from merino_bench.harness.saving import append
 from merino_edge.families.zoo import model
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
@@ -46,7 +49,7 @@ def test_another_schema_is_one_fault_with_what_to_do_and_no_list_of_keys(tmp_pat
     old = {"schema": found, "bundle": "ours", "unknown": 1}
     with pytest.raises(MerinoError) as caught:
         read_records([written(tmp_path, json.dumps([record(), old]))])
-    (line,) = str(caught.value).splitlines()[1:]
+    (line,) = str(caught.value).splitlines()
     assert line.endswith(f"row 2: schema {found!r} is not read, only {SCHEMA}: measure again with this version's"
                          " `bench`")  # fmt: skip
 
@@ -79,7 +82,7 @@ def test_all_faults_of_all_files_are_reported_at_once(tmp_path):
     for part in (
         "a.json: row 2, 3: missing: depth", "a.json: row 2, 3: unknown keys, remove them: tok_sec",
         "a.json: row 2, 3: threads: ", "a.json: row 3: tok_s: ", "b.jsonl: row 2: ", "c.json: holds no record",
-        "d.json: holds no record", f"cannot read {tmp_path}/e.json", "f.json: row 1: not JSON that can be read: NaN",
+        "d.json: holds no record", f"cannot read {tmp_path}/e.json", "f.json: row 1: ms_p50: ",
     ):  # fmt: skip
         assert part in said, said
     assert said.count("\n") == 9, said
@@ -97,6 +100,53 @@ def test_all_faults_of_all_files_are_reported_at_once(tmp_path):
 def test_a_contradiction_is_a_fault(tmp_path, changes, said):
     with pytest.raises(MerinoError, match=said):
         read_records([written(tmp_path, json.dumps([{**record(), **changes}]))])
+
+
+ROWS = [record(), failed(), opt()]
+LINES = [as_json_lines([row]) for row in ROWS]
+
+
+@pytest.fixture(scope="module")
+def records_file(tmp_path_factory):
+    return tmp_path_factory.mktemp("records") / "records.jsonl"
+
+
+@given(place=st.integers(0, 2), left=st.floats(0, 1, exclude_max=True), again=st.booleans())
+def test_a_line_cut_anywhere_costs_its_row_alone_and_is_one_note(place, left, again, records_file):
+    """Cut by a power cut or a full disk: in the end of the file, or behind it what a later run appended."""
+    whole = LINES[place].rstrip("\n")
+    cut = whole[: 1 + int(left * (len(whole) - 1))]
+    before = [line for line in LINES if line != LINES[place]]
+    records_file.write_text("".join(before) + cut)
+    if again:
+        append([ROWS[place]], str(records_file))
+    said = []
+    found = read_records([records_file], said.append)
+    assert found == [Record.model_validate_json(line) for line in before + [LINES[place]] * again]
+    assert said == [f"note: {records_file}: row 3: cut off, as by a power cut or a full disk, and left out"]
+
+
+def test_a_file_of_whole_lines_and_one_whose_end_of_line_is_missing_have_no_note(records_file):
+    for text in ("".join(LINES), "".join(LINES).rstrip("\n")):
+        records_file.write_text(text)
+        assert len(read_records([records_file], lambda text: pytest.fail(text))) == 3
+
+
+def test_a_file_with_nothing_but_a_cut_row_holds_no_record(tmp_path):
+    with pytest.raises(MerinoError, match=r"correct them: .*a\.jsonl: holds no complete record$"):
+        read_records([written(tmp_path, LINES[0][:100], "a.jsonl")])
+
+
+@given(left=st.floats(0, 1, exclude_max=True))
+def test_a_list_cut_anywhere_is_one_line(left, records_file):
+    whole = as_json(ROWS).rstrip("\n")
+    records_file.write_text(whole[: 1 + int(left * (len(whole) - 1))])
+    with pytest.raises(MerinoError) as caught:
+        read_records([records_file])
+    assert str(caught.value).endswith(
+        f"correct them: {records_file}: is a JSON list that is cut off before its end: copy it again"
+    )
+    assert "\n" not in str(caught.value)
 
 
 def test_a_failed_row_needs_no_measurements():

@@ -38,6 +38,7 @@ def ladder():
         with suppress(MerinoError):
             one = real({"decode_ms": share * largest.predicted.decode_ms})
             found[one.architecture] = one
+    assert len(found) > 20
     return list(found.values())
 
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 from sample_records import many, opt, record
 
 from merino_edge.cli.app import main
@@ -19,11 +20,10 @@ EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.ha
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (extra `dev`)")
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:
         pytest.skip(f"no browser here: none of {', '.join(BROWSERS)}; on Debian: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         found = driver.chromium.launch(executable_path=path, args=list(QUIET))
         yield found
         found.close()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_boards import of_two_cores
 from sample_probe import with_errors
 from scipy.optimize import OptimizeResult
 
@@ -33,6 +34,7 @@ FORMATS = ("fp32", "int8", "int4")
 
 NAMES = tuple(BUDGETS_BY_NAME)
 BOARD = load_profile("raspberry-pi-zero-2w")
+TWO_CORES = of_two_cores(BOARD)
 MODEL = cost_model(BOARD, InferenceShape("fp32", 128, 64))
 CONTEXT, PROMPT = MODEL.shape.context, MODEL.shape.prompt
 WIDE = dict.fromkeys(NAMES, 1e9)  # budgets that bind nothing
@@ -292,7 +294,7 @@ def test_an_open_vocabulary_and_format_give_the_most_worth_of_all_decoders(probl
     space = replace(space, narrow_head_size=None)
     scores = {}
     for vocab, precision in itertools.product(vocabs, precisions):
-        model = cost_model(BOARD, replace(MODEL.shape, precision=precision))
+        model = cost_model(TWO_CORES, replace(MODEL.shape, precision=precision))
         for regime in regimes(model, budgets):
             try:
                 program = encode(replace(space, vocab=vocab), budgets, model, INVERSE, regime)
@@ -302,16 +304,16 @@ def test_an_open_vocabulary_and_format_give_the_most_worth_of_all_decoders(probl
     keys = {"space": space, "context": CONTEXT, "prompt": PROMPT, "vocabs": vocabs, "precisions": precisions}
     if not scores:
         with pytest.raises(MerinoError, match="no decoder of this space fits"):
-            design(BOARD, budgets, **keys)
+            design(TWO_CORES, budgets, **keys)
         return
-    found = design(BOARD, budgets, **keys)
+    found = design(TWO_CORES, budgets, **keys)
     chosen = found.architecture.vocab, found.precision
     assert comparison_factor(*chosen) * found.entropy == pytest.approx(max(scores.values()), rel=1e-8)
     assert found.entropy == pytest.approx(found.solver.bound, rel=1e-8)
     assert found.solver.gap < 1e-8
     spent = {**found.predicted.model_dump(), "params_m": found.predicted.params / 1e6}
     assert all(spent[name] <= limit * (1 + 1e-12) for name, limit in budgets.items())
-    paper = design(BOARD, budgets, **keys, solver="evolution", effort=Effort(300, 64, 8))
+    paper = design(TWO_CORES, budgets, **keys, solver="evolution", effort=Effort(300, 64, 8))
     chosen = paper.architecture.vocab, paper.precision
     assert comparison_factor(*chosen) * paper.entropy <= max(scores.values()) * (1 + 1e-9)
     reached = comparison_factor(*chosen) * paper.entropy * (1 + paper.solver.gap)

@@ -1,4 +1,4 @@
-"""The documents: pages of decisions are short and listed, and what README, docs/ and the code point to exists."""
+"""The documents: every page of decisions is listed, and what README, docs/ and the code point to exists."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DECISIONS = ROOT / "docs" / "decisions"
 INDEX = DECISIONS / "README.md"
-MOST_WORDS = 600
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [path for path in sorted(DECISIONS.rglob("*.md")) if path != INDEX]
 CODE = [
@@ -34,11 +33,6 @@ def name(path):
 def test_there_is_something_to_judge():
     assert len(PAGES) >= 20
     assert ("docs/decisions/README.md", INDEX) in relative_links(DOCUMENTS[0])
-
-
-@pytest.mark.parametrize("path", [INDEX, *PAGES], ids=name)
-def test_a_page_of_decisions_is_short(path):
-    assert len(path.read_text(encoding="utf-8").split()) <= MOST_WORDS
 
 
 def test_each_page_of_decisions_is_linked_from_the_index():

@@ -2,6 +2,8 @@
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 
 import pytest
 
@@ -215,3 +217,28 @@ def test_what_is_no_bundle_is_said_plainly(folder, tmp_path):
     assert "is a file" in refusal(folder / "model.onnx")
     (folder / "bundle.json").unlink()
     assert "no bundle.json" in refusal(folder)
+
+
+@pytest.fixture
+def nobodys(folder):
+    """The bundle where everyone may look for it; where root runs this, the test goes on as somebody else."""
+    outer, root = tempfile.mkdtemp(), os.geteuid() == 0
+    try:
+        os.chmod(outer, 0o755)
+        shutil.copytree(str(folder), os.path.join(outer, "bundle"))
+        yield os.path.join(outer, "bundle"), lambda: os.seteuid(65534) if root else None
+    finally:
+        if root:
+            os.seteuid(0)
+        shutil.rmtree(outer)
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "model.onnx"])
+def test_a_file_that_this_user_may_not_read_is_told(nobodys, name):
+    folder, as_somebody_else = nobodys
+    path = os.path.join(folder, name)
+    os.chmod(folder, 0o755)
+    for each in os.listdir(folder):
+        os.chmod(os.path.join(folder, each), 0 if each == name else 0o644)
+    as_somebody_else()
+    assert refusal(folder).startswith(f"cannot read {path}: Permission denied. Check the folder's permissions.")

@@ -11,7 +11,6 @@ import zipapp
 import pytest
 
 import merino_runtime
-from merino_runtime import board
 
 pytestmark = pytest.mark.slow
 
@@ -166,20 +165,14 @@ def test_a_failed_selftest_says_where_and_is_exit_1(copy):
     assert f"{ids[1]} was expected and {right} came out" in err
 
 
-LACKING = {"x86_64": "amx_int8", "aarch64": "sve2"}
-
-
 @pytest.fixture
 def slow_here(copy):
-    """A bundle whose format wants an instruction that this CPU lacks, and one of the other architecture."""
-    machine = platform.machine()
-    name = LACKING.get(machine)
-    if name is None or name in board.this_board().isa:
-        pytest.skip("no instruction known that this CPU lacks")
+    """A bundle whose format wants an instruction that no CPU has yet, and one of the other architecture."""
+    name = "dot_of_tomorrow"
     path = os.path.join(copy, "bundle.json")
     with open(path) as file:
         described = json.load(file)
-    described["isa"] = [name] + [other for key, other in LACKING.items() if key != machine]
+    described["isa"] = [name, "dotprod" if platform.machine() == "x86_64" else "avx2"]
     with open(path, "w") as file:
         json.dump(described, file)
     return copy, name
@@ -208,6 +201,34 @@ def test_a_reader_that_went_away_is_quiet(folder):
     code, _, err = run("generate", folder, "the", "-n", "30", stdout=writing)
     os.close(writing)
     assert code == 141 and err == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+@pytest.mark.parametrize("verb", ["info", "selftest"])
+def test_a_stdout_that_takes_nothing_is_one_line(folder, verb):
+    with open("/dev/full", "wb") as full:
+        code, _, err = run(verb, folder, stdout=full)
+    assert code == 1 and "cannot write to stdout: No space left on device. Free space" in err.splitlines()[-1]
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *CALL]
+    code, _, err = run(verb, folder, call=shell)
+    assert code == 1 and err.splitlines()[-1].startswith("merino: cannot write to stdout: it is closed")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+@pytest.mark.parametrize("redirected", ["2>/dev/full", "2>&-"])
+def test_messages_that_cannot_be_written_change_no_result(folder, redirected):
+    arguments = ("generate", folder, "the", "-n", "5", "--temperature", "0", "--ignore-eos")
+    code, out, _ = run(*arguments, call=["sh", "-c", f'exec "$@" {redirected}', "sh", *CALL])
+    assert (code, out) == run(*arguments)[:2] and code == 0
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_the_model_is_loaded(folder, tmp_path):
+    blocked = ("import sys; sys.modules.update(numpy=None, onnxruntime=None, tokenizers=None)\n"
+               "from merino_runtime.__main__ import main; sys.exit(main(sys.argv[1:]))")
+    path = str(tmp_path / "missing" / "cache")
+    code, out, err = run("generate", folder, "the", "--cache", path, call=[sys.executable, "-c", blocked])
+    assert code == 1 and out == ""
+    assert err == f"merino: cannot write {path}: No such file or directory. Make the folder, or name another path.\n"
 
 
 def test_text_of_any_script_goes_through_the_c_locale(folder):

@@ -58,7 +58,7 @@ def test_there_is_something_to_read():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 class TestBoardFile:
     def test_it_parses_as_python_3_6(self, path):
-        assert isinstance(tree_of(path), ast.Module)
+        tree_of(path)  # raises SyntaxError
 
     def test_it_imports_what_a_board_has(self, path):
         for node in ast.walk(tree_of(path)):
@@ -91,6 +91,3 @@ class TestBoardFile:
                 builtin = isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name)
                 assert not (builtin and node.value.id in ("list", "dict", "tuple", "set", "type"))
                 assert not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr)), node.lineno
-
-    def test_it_is_under_300_lines(self, path):
-        assert len(path.read_text(encoding="utf-8").splitlines()) < 300

@@ -4,7 +4,6 @@ What is in the file is not measured again, so a run can be stopped and gone on w
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from entrants import Entrant, make, measure
 
 from merino_bench.harness.cases import Case
 from merino_bench.sensors.environment import machine
+from merino_edge.storage.atomic import write_text
 from merino_runtime.errors import MerinoError
 
 SCHEMA = 1
@@ -49,9 +49,7 @@ class Runs:
         head = {key: value for key, value in self.content.items() if key != "runs"}
         lines = ",\n  ".join(json.dumps(run, allow_nan=False) for run in self.content["runs"])
         text = f'{json.dumps(head, indent=1)[:-2]},\n "runs": [\n  {lines}\n ]\n}}\n'
-        beside = self.path.with_name(f".{self.path.name}.part")
-        beside.write_text(text)
-        os.replace(beside, self.path)
+        write_text(self.path, text)
 
     def facts(self, entrant: Entrant) -> dict[str, Any]:
         return dict(self.content["entrants"].get(entrant.name, {}))

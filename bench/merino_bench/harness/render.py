@@ -1,9 +1,7 @@
-"""Records as text (a GitHub-markdown table, CSV, JSON, JSON lines) and as a file. Derives no number."""
+"""Records as text: a GitHub-markdown table, CSV, JSON, JSON lines. Derives no number."""
 import csv
 import io
 import json
-import os
-import tempfile
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from merino_bench.harness.record import FAILED, failures
@@ -90,55 +88,6 @@ def beside_the_paper(records: Sequence[Dict[str, Any]]) -> List[str]:
     return [f"here: {record['bundle']} {record['test']} {record['ratio_to_baseline']:.1f}x as fast at "
             f"{record['ratio_kind']}, {1 / record['params_ratio']:.1f}x smaller in parameters"
             for record in ours] + [PAPER]
-
-
-def check_can_save(path: str) -> None:
-    """Raises MerinoError where `path` cannot be written. To be called before measuring: a missing folder then costs no
-    hour."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise MerinoError(f"cannot save to {path!r}: it must be a file in a folder that exists and may be "
-                          "written to. Make the folder or name another file.")
-
-
-def save(records: Sequence[Dict[str, Any]], path: str) -> None:
-    """Writes a JSON list to a temporary file and renames it: a reader never sees half of it."""
-    check_can_save(path)
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, beside = tempfile.mkstemp(".part", os.path.basename(path) + ".", folder)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(as_json(records))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)  # mkstemp's is for the owner alone
-        os.replace(beside, path)
-    except OSError as error:
-        os.unlink(beside)
-        raise MerinoError(f"cannot save to {path!r}: {error.strerror}. Free space or name another "
-                          "file.") from error
-
-
-def appends(path: str) -> bool:
-    """Whether records are appended to the file (JSON lines); any other is written anew."""
-    return path.endswith(".jsonl")
-
-
-def append(records: Sequence[Dict[str, Any]], path: str) -> None:
-    """Appends one line per record and syncs the file. Where a power cut left the last line without its end, the records
-    start on a new line."""
-    check_can_save(path)
-    try:
-        with open(path, "ab+") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 1))
-            torn = file.read(1) not in (b"", b"\n")
-            file.write(("\n" * torn + as_json_lines(records)).encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise MerinoError(f"cannot append to {path!r}: {error.strerror}. Free space or name another "
-                          "file.") from error
 
 
 def _json(record: Dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ from merino_bench.harness.cases import BenchRequest, Case, cases_for
 from merino_bench.harness.entrants import Entrant, Measured, bundle_entrants
 from merino_bench.harness.progress import Progress, line_progress
 from merino_bench.harness.ratios import add_ratios
-from merino_bench.harness.render import append, appends, check_can_save, render, save
+from merino_bench.harness.render import render
+from merino_bench.harness.saving import append, appends, check_can_save, save
 from merino_bench.harness.turns import Turns, turn_sizes
 from merino_bench.probe.bandwidth import buffer_bytes, read_gb_s, thread_counts, touched_buffer
 from merino_bench.sensors.energy import Sampler, energy_of, idle_watts

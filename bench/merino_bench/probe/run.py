@@ -7,7 +7,6 @@ calibrate`). docs/formats.md describes the file.
 import datetime
 import json
 import os
-import shutil
 import tempfile
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
@@ -23,6 +22,7 @@ from merino_bench.sensors.load import cpu_moment, load_between
 from merino_runtime import board
 from merino_runtime.backends.onnx_session import version_tuple
 from merino_runtime.errors import MerinoError
+from merino_runtime.outputs import check_output, check_room, scratch_folder, target_of, write_output
 from merino_runtime.requirements import require
 
 SCHEMA = 5
@@ -44,33 +44,19 @@ def run_probe(path: str, seconds: float = MOST_SECONDS,
               tell: Optional[Callable[[str], None]] = None) -> Dict[str, Any]:
     """Measure this machine for about `seconds` and write probe.json -> its content.
 
-    A temporary folder beside `path` takes up to 130 MB meanwhile. Raises MerinoError where that is not there, or where
-    the backend cannot be imported.
+    A scratch folder beside `path` takes up to 130 MB meanwhile; of a pipe or device, one in the system's folder for
+    temporary files. Raises MerinoError where that is not there, or where the backend cannot be imported.
     """
-    folder = os.path.dirname(os.path.abspath(path))
-    check_can_work(folder)
+    check_output(path)
+    target = target_of(path)
+    beside = os.path.join(tempfile.gettempdir(), "probe.json") if target.stream or target.special else target.path
+    check_room(beside, os.path.dirname(beside), 2 * plan.MOST_BEYOND_BYTES)
     tell = tell or (lambda _: None)
     deadline = time.perf_counter() + seconds
-    work = tempfile.mkdtemp(prefix=".probe-", dir=folder)
-    try:
+    with scratch_folder(beside) as work:
         found = probe_machine(work, deadline, tell)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    beside = "{}.part".format(path)
-    with open(beside, "w") as file:
-        json.dump(found, file, indent=1)
-        file.write("\n")
-    os.replace(beside, path)
+    write_output(path, json.dumps(found, indent=1) + "\n")
     return found
-
-
-def check_can_work(folder: str) -> None:
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise MerinoError(f"cannot write into {folder!r}. Choose another -o.")
-    free_mb = shutil.disk_usage(folder).free / board.MB
-    if free_mb < 2 * plan.MOST_BEYOND_BYTES / board.MB:
-        raise MerinoError(f"{folder!r} has {free_mb:.0f} MB free, the probe needs up to "
-                          f"{2 * plan.MOST_BEYOND_BYTES // board.MB} MB for a while. Choose another -o.")
 
 
 def probe_machine(work: str, deadline: float, tell: Callable[[str], None]) -> Dict[str, Any]:

@@ -5,8 +5,6 @@ when it is whole, so one that exists is kept.
 """
 
 import json
-import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ from merino_edge.benchmarking.peers.geometry import as_gpt2
 from merino_edge.benchmarking.peers.make_checkpoint import convert_for_ctranslate2, write_checkpoint
 from merino_edge.benchmarking.peers.make_gguf import write_gguf
 from merino_edge.families.registry import read_geometry
+from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.errors import MerinoError
 
 
@@ -45,15 +44,9 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
 def written(path: Path, write: Callable[[Path], None]) -> None:
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    finally:
-        if beside.is_dir():
-            shutil.rmtree(beside)
-        beside.unlink(missing_ok=True)
+    with scratch_folder(path) as scratch:
+        write(scratch / path.name)
+        (scratch / path.name).rename(path)
 
 
 def size_of(path: Path) -> int:

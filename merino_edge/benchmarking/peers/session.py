@@ -8,6 +8,7 @@ from pathlib import Path
 from merino_bench.harness.entrants import Entrant
 from merino_edge.benchmarking.peers.engines import parse_engines
 from merino_edge.benchmarking.peers.entrants import Peers, peer_entrants
+from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
@@ -31,5 +32,5 @@ def peers_beside(
             bundles.append(load_bundle(folder, verify=False))
         except MerinoError:
             continue
-    with tempfile.TemporaryDirectory(prefix="merino-peers-") as made:
-        yield peer_entrants(Peers(names, Path(made)), bundles, seed, say)
+    with scratch_folder(Path(tempfile.gettempdir()) / "merino-peers") as made:
+        yield peer_entrants(Peers(names, made), bundles, seed, say)

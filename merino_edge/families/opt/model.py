@@ -16,6 +16,8 @@ SUPPORTED: Mapping[str, Any] = {
     "_remove_final_layer_norm": False,
 }
 
+LOADER = None
+
 
 def config_of(geometry: OptArchitecture, **keys: Any) -> OPTConfig:
     return OPTConfig(

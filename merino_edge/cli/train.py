@@ -1,0 +1,66 @@
+"""The command `merino-edge train`. What is wrong with a path or a figure is said before torch is loaded."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merino_edge.cli.terminal import say, training_progress
+from merino_runtime.errors import MerinoError
+
+
+def train(
+    design_file: Annotated[Path, typer.Argument(metavar="DESIGN", help="a design.json or an architecture's JSON")],
+    data: Annotated[list[Path], typer.Option(help="plain text; repeat for more; <|endoftext|> between documents")],
+    out: Annotated[Path, typer.Option("-o", help="the checkpoint's folder")],
+    tokenizer: Annotated[Path | None, typer.Option(help="a tokenizer.json; default: a BPE of the text")] = None,
+    vocab: Annotated[int | None, typer.Option(help="entries of the BPE; must be the design's")] = None,
+    held_out: Annotated[list[Path] | None, typer.Option(help="held-out text; default: the last 2 % of --data")] = None,
+    steps: Annotated[int | None, typer.Option(help="optimiser steps [default: 1000]")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="sequences per step, each as long as the context [default: 16]")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="the peak, after warm-up [default: 0.002]")] = None,
+    bf16: Annotated[bool | None, typer.Option("--bf16", help="compute in bfloat16 where the machine can")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of all randomness [default: 0]")] = None,
+    threads: Annotated[int | None, typer.Option("-t", "--threads", min=1, help="default: torch's choice")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the run in -o; what is left out is the run's")
+    ] = False,
+    ignore_memory: Annotated[
+        bool, typer.Option("--ignore-memory", help="start although memory seems not to suffice")
+    ] = False,
+) -> None:
+    """Train a design on plain text; prints the loss on held-out text."""
+    from merino_edge.design.design_file import Design, model_name, read_plan
+    from merino_edge.training.data import check_files
+    from merino_edge.training.recipe import Recipe
+    from merino_edge.training.run_folder import check_out, is_finished, kept_recipe
+
+    plan = read_plan(design_file)
+    arch = plan.architecture if isinstance(plan, Design) else plan
+    if vocab is not None and vocab != arch.vocab:
+        raise MerinoError(f"--vocab {vocab} is not the design's, {arch.vocab}: leave it out, or design with it")
+    check_files(data, "--data")
+    check_files(held_out or (), "--held-out")
+    check_files([tokenizer] if tokenizer else (), "--tokenizer")
+    given = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed, "bf16": bf16}
+    asked = {key: value for key, value in given.items() if value is not None}
+    recipe = Recipe(**{**kept_recipe(out, resume), **asked})
+    if not is_finished(out):
+        check_out(out, resume)
+
+    from transformers.utils import logging
+
+    from merino_edge.training.train import train as run
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # one for each saved state
+    with training_progress() as progress:
+        record = run(
+            arch, data, out, recipe=recipe, name=model_name(design_file, plan),
+            design=plan if isinstance(plan, Design) else None, tokenizer_file=tokenizer, held_out=held_out or (),
+            resume=resume, threads=threads, ignore_memory=ignore_memory, say=say, progress=progress,
+        )  # fmt: skip
+    print(f"held-out loss {record['held_out_loss']:.3f} nats per token, perplexity {record['held_out_perplexity']:.2f}")
+    say(f"the checkpoint is {out}")

@@ -1,0 +1,114 @@
+"""Memory of a training run: an estimate before it starts, and the message where memory runs out all the same.
+
+Counted are bytes on top of the process with its libraries:
+
+* weights, gradients and AdamW's two moments, 4 bytes each per parameter;
+* what the backward pass needs of each use of a layer: LAYER_TENSORS of its width and FFN_TENSORS of its FFN's width,
+  4 bytes per token; with bf16 a part of it takes half. Attention keeps no scores;
+* LOGIT_TENSORS of [batch, context, vocabulary], 4 bytes each: the logits, their log-softmax, its gradient.
+
+The three counts were fitted to measured peaks on a CPU: docs/decisions/training-runs.md.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import psutil
+import torch
+
+from merino_edge.families.designed import Architecture
+from merino_edge.families.operators import params
+from merino_edge.training.recipe import Recipe
+from merino_runtime.board import peak_rss_mb
+from merino_runtime.errors import MerinoError
+from merino_runtime.memory import is_out_of_memory
+
+LAYER_TENSORS = 16
+FFN_TENSORS = 2
+LOGIT_TENSORS = 3
+BF16_SHARE = 0.75  # of what layers keep
+FIXED_BYTES = 25 << 20
+TORCH_WORDS = re.compile(r"can't allocate memory|out of memory", re.ASCII)
+
+
+class Need(NamedTuple):
+    """Bytes. `state`: weights, gradients and moments."""
+
+    state: int
+    layers: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return FIXED_BYTES + self.state + self.layers + self.logits
+
+    def __str__(self) -> str:
+        return (
+            f"{size(self.total)} ({size(self.state)} for weights, gradients and optimiser, {size(self.layers)} for"
+            f" activations, {size(self.logits)} for the logits)"
+        )
+
+
+def training_need(arch: Architecture, batch: int, bf16: bool) -> Need:
+    tokens = batch * arch.context
+    kept = sum(LAYER_TENSORS * layer.width + FFN_TENSORS * layer.ffn_width for layer in arch.layer_shapes)
+    return Need(
+        state=16 * params(arch.operators),
+        layers=round(4 * tokens * kept * (BF16_SHARE if bf16 else 1.0)),
+        logits=4 * LOGIT_TENSORS * tokens * arch.vocab,
+    )
+
+
+def available_bytes() -> int:
+    """Of the memory that training runs in: the GPU's where torch has one, else the machine's."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available
+
+
+def held_mb() -> float:
+    """The peak since the process began, on the GPU where torch has one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return peak_rss_mb()
+
+
+def check_memory(arch: Architecture, recipe: Recipe, *, ignore: bool) -> str:
+    """A line on what the run needs and what there is. Raises MerinoError where it does not fit, unless `ignore`."""
+    need, there = training_need(arch, recipe.batch, recipe.bf16), available_bytes()
+    said = f"training needs about {need}, {size(there)} are available"
+    if need.total > there and not ignore:
+        raise MerinoError(
+            f"{said}. {largest_batch(arch, recipe, there)}. A smaller vocabulary or a shorter context need less too"
+            " (`design --vocab`, `--context`). --ignore-memory starts all the same"
+        )
+    return said
+
+
+def largest_batch(arch: Architecture, recipe: Recipe, there: int) -> str:
+    one, two = (training_need(arch, batch, recipe.bf16).total for batch in (1, 2))
+    if one > there:
+        return "Not even --batch 1 fits: close other programs, or train a smaller design"
+    return f"--batch {1 + (there - one) // (two - one)} fits"
+
+
+@contextmanager
+def memory_told(arch: Architecture, recipe: Recipe) -> Iterator[None]:
+    """Raises MerinoError with the figures where memory runs out in the body."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (is_out_of_memory(error) or TORCH_WORDS.search(str(error))):
+            raise
+        need = training_need(arch, recipe.batch, recipe.bf16)
+        raise MerinoError(
+            f"out of memory in training with --batch {recipe.batch}. About {need} were expected on top of the process,"
+            f" which has held up to {held_mb():,.0f} MB; {size(available_bytes())} are available. Close other programs,"
+            " lower --batch (a new run, with another -o), or design with a smaller --vocab or a shorter --context"
+        ) from error
+
+
+def size(count: float) -> str:
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"

@@ -1,0 +1,185 @@
+"""The folder of a training run: what the run is, what may be done with it, its lock. Loads no torch.
+
+`OUT/trainer/` has all that an unfinished run needs: `run.json`, the tokenizer, a lock and the saved states. `OUT`
+itself is filled when the run ends; the record `training.json` comes last, and says that the run is finished.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from merino_edge.families.designed import Architecture
+from merino_edge.storage.faults import fault_list
+from merino_edge.training.data import TextFile
+from merino_edge.training.recipe import Recipe
+from merino_edge.training.states import is_marked, saved_states
+from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json
+
+STATE = "trainer"
+RUN = "run.json"  # in STATE
+LOCK = "lock"  # in STATE
+TOKENIZER = "tokenizer.json"  # in STATE during the run, then in OUT
+RECORD = "training.json"
+ELSEWHERE = "Begin another run with another -o"
+FINISHED = {"config.json", "model.safetensors", TOKENIZER, RECORD}
+
+
+class Run(BaseModel):
+    """What a run is: two runs that differ in one of these give different models. Only `name` is for people.
+
+    `held_out`: files; none where the last documents of `data` are held out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    architecture: Architecture
+    recipe: Recipe
+    data: list[TextFile]
+    held_out: list[TextFile]
+    tokenizer_sha256: str
+
+
+def kept_run(out: Path) -> Run | None:
+    """The run that `out` holds, finished or not; None where there is none. Raises MerinoError for a damaged file."""
+    path = out / RECORD if is_finished(out) else out / STATE / RUN
+    if not path.is_file():
+        return None
+    content = read_json(str(path), f"{ELSEWHERE}.")
+    try:
+        return Run.model_validate({key: content[key] for key in Run.model_fields if key in content})
+    except ValidationError as error:
+        raise MerinoError(f"{path} is not of this version of merino-edge: {fault_list(error)}. {ELSEWHERE}") from error
+    except TypeError as error:
+        raise MerinoError(f"{path} does not load: {error}. {ELSEWHERE}") from error
+
+
+def kept_recipe(out: Path, resume: bool) -> dict[str, Any]:
+    """The recipe of the run that goes on in `out`, or is finished there; empty for a new run."""
+    run = kept_run(out) if resume or is_finished(out) else None
+    return asdict(run.recipe) if run else {}
+
+
+def trained_name(folder: Path) -> str | None:
+    """What was trained in a checkpoint's folder; None where the record does not say."""
+    try:
+        name = read_json(str(folder / RECORD), "")["name"]
+    except (MerinoError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) and name else None
+
+
+def is_finished(out: Path) -> bool:
+    return all((out / name).is_file() for name in FINISHED)
+
+
+def check_out(out: Path, resume: bool) -> None:
+    """Raises MerinoError where `out` holds no state to resume from, or more than an aborted run to start over."""
+    if resume:
+        if not saved_states(out / STATE):
+            raise MerinoError(f"{out} holds no run to resume: leave out --resume to begin one")
+    elif out.exists() and not out.is_dir():
+        raise MerinoError(f"{out} is a file, a folder is to be written: choose another -o")
+    elif out.is_dir() and not begun_only(out):
+        go_on = "go on with --resume, or " if saved_states(out / STATE) else ""
+        raise MerinoError(f"{out} is not empty: {go_on}choose another -o")
+
+
+def begun_only(out: Path) -> bool:
+    """Whether `out` holds nothing but what a run leaves that was stopped before its first saved state was whole."""
+    if {path.name for path in out.iterdir()} - {STATE}:
+        return False
+    states = saved_states(out / STATE)
+    return not states or ((out / STATE / RUN).is_file() and not any(map(is_marked, states)))
+
+
+def clear_begun(out: Path) -> None:
+    """Remove what such a run left, but for the lock, which is held."""
+    for path in (out / STATE).iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def differences(kept: Run, asked: Run) -> list[str]:
+    """The options in which `asked` is another run than `kept`, with both values."""
+    found = []
+    if kept.architecture != asked.architecture:
+        found.append(f"DESIGN is {shown(asked.architecture)}; the run's is {shown(kept.architecture)}")
+    for option, theirs, ours in (("--data", kept.data, asked.data), ("--held-out", kept.held_out, asked.held_out)):
+        if len(theirs) != len(ours) or not all(map(TextFile.same_text, theirs, ours)):
+            found.append(f"{option} is {listed(ours)}; the run's is {listed(theirs)}")
+    if asked.tokenizer_sha256 not in ("", kept.tokenizer_sha256):  # empty: none was given
+        found.append("--tokenizer is not the run's")
+    recipes = asdict(kept.recipe), asdict(asked.recipe)
+    found += [
+        f"--{key.replace('_', '-')} is {recipes[1][key]}; the run's is {recipes[0][key]}"
+        for key in recipes[0] if recipes[0][key] != recipes[1][key]
+    ]  # fmt: skip
+    return found
+
+
+def shown(arch: Architecture) -> str:
+    return f"{arch.shape()}, vocabulary {arch.vocab}, context {arch.context}"
+
+
+def listed(files: list[TextFile]) -> str:
+    return ", ".join(f"{file.name} ({file.bytes:,} bytes, {file.sha256[:8]})" for file in files) or "not given"
+
+
+def check_same(kept: Run, asked: Run, out: Path) -> None:
+    """Raises MerinoError where the run in `out` is not the one that is asked for."""
+    found = differences(kept, asked)
+    if found:
+        raise MerinoError(
+            f"{out} holds another run: {'; '.join(found)}. A run goes on as it began: give the run's own values, or"
+            " begin another run with another -o"
+        )
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Holds the run's lock, which the kernel frees when the process ends, however it ends.
+
+    What was made for the lock alone is removed again. Raises MerinoError where another process holds it.
+    """
+    folder = out / STATE
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise MerinoError(f"another `train` is at work in {out}: wait for its end, or choose another -o") from error
+    except OSError as error:
+        raise MerinoError(f"cannot write {folder}: {error.strerror or error}. Choose another -o") from error
+    try:
+        yield
+    finally:
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()  # while it is held: who waits for it sees that it is gone
+            folder.rmdir()
+            if not any(out.iterdir()):
+                out.rmdir()
+        lock.release()
+
+
+@contextmanager
+def put_files(out: Path) -> Iterator[Path]:
+    """Yields an empty folder; its files are moved into `out` when the body succeeds."""
+    beside = out / STATE / "finished"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        yield beside
+        for path in sorted(beside.iterdir()):
+            path.replace(out / path.name)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,29 @@
+"""Faults of disks, file systems and pipes as one message: what was being done, what the system said, what to do.
+
+The one place where an OSError becomes a MerinoError for the user. Memory that runs out: `memory`.
+"""
+import errno
+
+from merino_runtime.errors import MerinoError
+
+REMEDIES = {
+    errno.ENOSPC: "Free space on that disk, or name a path on another one",
+    errno.EDQUOT: "Delete files of yours there, or name a path on another disk",
+    errno.EFBIG: "Free space or raise the limit (`ulimit -f`), or name a path on another disk",
+    errno.EROFS: "That file system is mounted read-only: name a path on another one",
+    errno.EACCES: "Name a path that you may write to, or change its permissions",
+    errno.EPERM: "Name a path that you may write to, or change its permissions",
+    errno.EPIPE: "What read from it has ended: start that again, or name a file",
+    errno.ENOENT: "Make the folder, or name another path",
+    errno.ENOTDIR: "A file stands where a folder is needed: name another path",
+    errno.EISDIR: "It is a folder: name a file",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+    errno.ELOOP: "Its links lead in a circle: name another path",
+    errno.EIO: "The disk or card reports a fault: name a path on another one, and check it with `dmesg`",
+}
+
+
+def machine_fault(doing: str, error: OSError) -> MerinoError:
+    """doing: what failed, as in `write out.json`."""
+    said = error.strerror or str(error) or type(error).__name__
+    return MerinoError(f"cannot {doing}: {said}. {REMEDIES.get(error.errno or 0, 'Name another path')}.")

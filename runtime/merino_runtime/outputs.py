@@ -1,0 +1,209 @@
+"""Writes every output of the project: results, bundles, caches. Standard library only.
+
+A regular file or a folder is made in a scratch folder beside its path and renamed, so a reader, or what is left after a
+fault, has the old content or the new. Links are followed, and stay. A pipe or a character device such as /dev/null is
+written into. `-` and /dev/stdout are this process's stdout. A folder, disk or socket is refused where a file is to be
+written, and so is a file that this user may not write.
+"""
+import contextlib
+import errno
+import io
+import os
+import shutil
+import stat
+import sys
+from typing import BinaryIO, Iterator, NamedTuple, Optional, Union
+
+from merino_runtime.errors import MerinoError
+from merino_runtime.machine_faults import machine_fault
+from merino_runtime.scratch import replace_folder, scratch_beside
+from merino_runtime.streams import write_stream
+
+STDOUT = "-"
+NEW = "new"  # in a scratch folder: what is made
+MB = 2 ** 20
+
+
+class Target(NamedTuple):
+    """What a path means: a stream of this process, a pipe or device, or else a regular file, there or not."""
+    path: str  # links followed
+    stream: str = ""  # `stdout`, `stderr`
+    special: bool = False  # a pipe or a character device
+    before: Optional[os.stat_result] = None  # of the file that is there
+
+
+def write_output(path: str, data: Union[bytes, str], sync: bool = True) -> None:
+    """Makes `data`, text in UTF-8, the content of `path`. Raises as `open_output`."""
+    with open_output(path, sync=sync) as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def open_output(path: str, size_bytes: int = 0, sync: bool = True) -> Iterator[BinaryIO]:
+    """A file to write to. What was written becomes the content of `path` where the body succeeds; else `path` stays as
+    it was. A pipe or device gets it at once.
+
+    size_bytes: how much it will be, where known; refused where the disk has less. sync: on the disk before the rename;
+    False for what can be made again. Raises MerinoError where it cannot be written, and BrokenPipeError where the
+    reader of stdout has ended.
+    """
+    with _faults_told(path):
+        target = target_of(path)
+        if target.stream:
+            collected = io.BytesIO()
+            yield collected
+            write_stream(getattr(sys, target.stream), target.stream, collected.getvalue())
+        elif target.special:
+            with os.fdopen(os.open(target.path, os.O_WRONLY), "wb") as file:
+                yield file
+        else:
+            _check_space(path, os.path.dirname(target.path), size_bytes)
+            with scratch_beside(target.path) as place:
+                made = os.path.join(place, NEW)
+                with open(made, "xb") as file:
+                    yield file
+                    if sync:
+                        file.flush()
+                        os.fsync(file.fileno())
+                if target.before:
+                    _like(target.before, made)
+                os.replace(made, target.path)
+                if sync:
+                    _sync_folder(os.path.dirname(target.path))
+
+
+def append_output(path: str, text: str) -> None:
+    """Appends whole lines and syncs the file. Where the last line there has no end, as a power cut leaves one, they
+    start on a line of their own. Raises as `open_output`."""
+    with _faults_told(path):
+        target = target_of(path)
+        if target.stream or target.special:
+            write_output(path, text)
+            return
+        with open(target.path, "ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            torn = file.read(1) not in (b"", b"\n")
+            file.write(("\n" * torn + text).encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def new_folder(path: str, size_bytes: int = 0) -> Iterator[str]:
+    """An empty folder to fill. It takes the place of `path`, a folder or nothing, where the body succeeds; else `path`
+    stays as it was. What may be replaced is the caller's to judge. Raises MerinoError where it cannot be written."""
+    with _faults_told(path):
+        target = os.path.realpath(path)
+        _check_space(path, os.path.dirname(target), size_bytes)
+        with scratch_beside(target) as place:
+            made = os.path.join(place, NEW)
+            os.mkdir(made)
+            yield made
+            _sync_files(made)
+            replace_folder(made, target, place)
+            _sync_folder(os.path.dirname(target))
+
+
+@contextlib.contextmanager
+def scratch_folder(path: str) -> Iterator[str]:
+    """A folder beside `path` for what is needed meanwhile, removed at the end. MerinoError where none can be made."""
+    with contextlib.ExitStack() as stack:
+        with _faults_told(path):
+            place = stack.enter_context(scratch_beside(os.path.realpath(path)))
+        yield place
+
+
+def check_output(path: str) -> None:
+    """Raises MerinoError where the file `path` could not be written: for before the work whose result it takes."""
+    with _faults_told(path):
+        target = target_of(path)
+        if target.special and not os.access(target.path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    if not target.stream and not target.special:
+        check_room(path, os.path.dirname(target.path))
+
+
+def check_room(path: str, folder: str, size_bytes: int = 0) -> None:
+    """Raises MerinoError where nothing can be made in `folder`, or it has less space. path: what the message names."""
+    with _faults_told(path), scratch_beside(os.path.join(folder, os.path.basename(path))):
+        _check_space(path, folder, size_bytes)
+
+
+def is_stdout(path: str) -> bool:
+    """Whether the path is `-`, or what this process's stdout is, as /dev/stdout."""
+    return _stream_of(path) == "stdout"
+
+
+def target_of(path: str) -> Target:
+    """Raises MerinoError for what no file can be written to, OSError where the path cannot be followed."""
+    stream = _stream_of(path)
+    if stream:
+        return Target(path, stream=stream)
+    if os.path.basename(path) in ("", os.curdir, os.pardir):
+        raise MerinoError(f"cannot write {path!r}: it names a folder. Name a file.")
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return Target(os.path.realpath(path))
+    kind = stat.S_IFMT(found.st_mode)
+    if kind == stat.S_IFDIR:
+        raise MerinoError(f"cannot write {path}: it is a folder. Name a file in it, or another path.")
+    if kind not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFCHR):
+        raise MerinoError(f"cannot write {path}: it is a disk or a socket. Name a file.")
+    if kind == stat.S_IFREG:
+        os.close(os.open(path, os.O_WRONLY))  # whether this user may write it, which a rename would not ask
+    return Target(os.path.realpath(path), special=kind != stat.S_IFREG, before=found)
+
+
+def _stream_of(path: str) -> str:
+    """`stdout`, `stderr`, or nothing. A stream is known by what it is: with `> FILE`, /dev/stdout is FILE, and opening
+    it a second time would overwrite what was printed."""
+    if path == STDOUT:
+        return "stdout"
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        with contextlib.suppress(OSError, ValueError):
+            if getattr(sys, name) is not None and os.path.samestat(os.stat(path), os.fstat(number)):
+                return name
+    return ""
+
+
+@contextlib.contextmanager
+def _faults_told(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _stream_of(path):
+            raise
+        raise machine_fault(f"write {path}", error) from error
+
+
+def _check_space(path: str, folder: str, size_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free if size_bytes else 0
+    if free < size_bytes:
+        raise MerinoError(f"cannot write {path}: {size_bytes / MB:.1f} MB are needed and {free / MB:.1f} MB are free "
+                          "there. Free space on that disk, or name a path on another one.")
+
+
+def _like(before: os.stat_result, path: str) -> None:
+    """Mode and, where this user may, owner of the file that is replaced."""
+    os.chmod(path, stat.S_IMODE(before.st_mode))
+    with contextlib.suppress(OSError, AttributeError):  # no chown on Windows
+        os.chown(path, before.st_uid, before.st_gid)
+
+
+def _sync_files(folder: str) -> None:
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(place, name), "rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _sync_folder(folder: str) -> None:
+    """So that a rename outlives a power cut. Some file systems refuse it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

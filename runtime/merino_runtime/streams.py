@@ -1,0 +1,102 @@
+"""stdout for results, stderr for messages, and what a command line does where one of them cannot be written.
+
+A result is lost with stdout only where it was written nowhere else: outputs are files before anything is printed.
+A message that stderr does not take is dropped: nothing may fail for it.
+"""
+import contextlib
+import os
+import sys
+from typing import Callable, Optional, TextIO
+
+from merino_runtime.errors import MerinoError
+from merino_runtime.machine_faults import machine_fault
+
+INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE
+
+
+def write_out(text: str) -> None:
+    """To stdout in UTF-8, flushed. `print` would raise under the C locale, which is common on boards.
+
+    BrokenPipeError where its reader ended, MerinoError where it cannot be written otherwise, or is closed.
+    """
+    write_stream(sys.stdout, "stdout", text.encode("utf-8"))
+
+
+def write_stream(stream: Optional[TextIO], name: str, data: bytes) -> None:
+    """stream: sys.stdout or sys.stderr, None where the process began without it."""
+    if stream is None:
+        raise MerinoError(f"cannot write to {name}: it is closed. Name a file, or leave it open.")
+    try:
+        binary = getattr(stream, "buffer", None)
+        if binary is None:  # it was replaced by a text stream, as in tests
+            stream.write(data.decode("utf-8"))
+        else:
+            stream.flush()
+            binary.write(data)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise machine_fault(f"write to {name}", error) from error
+
+
+def say_note(text: str) -> None:
+    say(f"note: {text}")
+
+
+def say(text: str) -> None:
+    say_line(f"merino: {text}")
+
+
+def say_line(line: str) -> None:
+    """To stderr, behind what was printed so far."""
+    with contextlib.suppress(OSError, AttributeError):  # None where the process began without a stdout
+        sys.stdout.flush()
+    if sys.stderr is not None:  # `print` would take None for stdout
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+
+
+def exit_code(run: Callable[[], int], tell: Callable[[str], None] = say) -> int:
+    """Runs a command: what a user or the machine can cause becomes one line of `tell` and an exit code.
+
+    A closed pipe on stdout ends the command without a word, as it does other tools of Unix.
+    """
+    code = _code_of(run, tell)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or CLOSED_PIPE
+        drop_stdout()
+    except OSError as error:
+        if not code:
+            tell(str(machine_fault("write to stdout", error)))
+        code = code or 1
+        drop_stdout()
+    return code
+
+
+def _code_of(run: Callable[[], int], tell: Callable[[str], None]) -> int:
+    try:
+        return run()
+    except MerinoError as error:
+        tell(str(error))
+        return 1
+    except KeyboardInterrupt:
+        say_line("")
+        return INTERRUPTED
+    except BrokenPipeError:
+        drop_stdout()
+        return CLOSED_PIPE
+    except OSError as error:
+        tell(str(machine_fault(f"use {error.filename}" if error.filename else "write to stdout", error)))
+        return 1
+
+
+def drop_stdout() -> None:
+    """Python flushes stdout at exit and would fail a second time."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -1,0 +1,316 @@
+"""Outputs of the commands: refused before the work, saved before anything is printed, never in place of an input."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sample_records import record
+
+from merino_edge.bundles.files import described
+from merino_edge.cli.app import main
+from merino_edge.export.export import export
+from merino_edge.export.source import load_source, random_source
+from merino_edge.storage.atomic import check_keeps
+from merino_runtime.errors import MerinoError
+
+SMALL = ["--device", "raspberry-pi-zero-2w", "--decode-ms", "4", "--vocab", "300", "--context", "64"]
+DESIGN = ["design", *SMALL]
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+
+
+@pytest.fixture
+def run(capfd, monkeypatch, tmp_path):
+    """(exit code, stdout, stderr) of `merino-edge` in this process, in a folder of the test's own."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+    def run_here(*arguments):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in arguments])
+        return ended.value.code or 0, *capfd.readouterr()
+
+    return run_here
+
+
+def apart(*arguments, cwd, **streams):
+    """(exit code, stdout, stderr) of a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from merino_edge.cli.app import main; main()", *map(str, arguments)], check=False,
+        cwd=cwd, timeout=300, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
+    )  # fmt: skip
+    out, err = (None if text is None else text.decode() for text in (done.stdout, done.stderr))
+    assert "Traceback" not in (err or ""), err
+    return done.returncode, out, err
+
+
+def test_a_cut_row_costs_that_row_alone_in_every_command(run, tmp_path):
+    line = json.dumps(record())
+    (tmp_path / "r.jsonl").write_text(f"{line}\n{line[:200]}")
+    for words in (["report", "r.jsonl", "-o", "r.html"], ["compare", "r.jsonl", "r.jsonl"]):
+        code, _, err = run(*words)
+        assert code == 0 and "note: r.jsonl: row 2: cut off, as by a power cut or a full disk, and left out\n" in err
+
+
+IMPOSSIBLE = ["design", "--device", "raspberry-pi-4", "--decode-ms", "0.1"]  # refused by the search
+
+
+@pytest.mark.parametrize("words", [
+    [*IMPOSSIBLE, "-o"],
+    ["pareto", "--device", "raspberry-pi-4", "--memory-mb", "1", "-o"],
+    ["pareto", "--device", "raspberry-pi-4", "--memory-mb", "1", "--plot"],
+    ["report", "missing.json", "-o"],
+    ["calibrate", "--probe", "missing.json", "--device", "raspberry-pi-4", "-o"],
+])  # fmt: skip
+def test_a_folder_is_refused_before_the_work(words, run, tmp_path):
+    (tmp_path / "folder.svg").mkdir()
+    code, out, err = run(*words, "folder.svg")
+    assert (code, out) == (1, "") and err.count("\n") == 1
+    assert "cannot write folder.svg: it is a folder. Name a file in it, or another path." in err
+    assert os.listdir(tmp_path) == ["folder.svg"] and os.listdir(tmp_path / "folder.svg") == []
+
+
+@pytest.mark.parametrize("there", ["a file", "a folder"])
+def test_an_export_to_what_is_no_bundle_is_refused_before_the_work(there, run, tmp_path):
+    if there == "a file":
+        (tmp_path / "out").write_text("mine")
+    else:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+    code, out, err = run("export", "missing", "-o", "out")
+    assert (code, out) == (1, "") and "out is a file" in err or "out holds other files" in err
+    assert "missing" not in err
+    assert run("export", "missing", "-o", "-")[2] == (
+        "merino-edge: -o - is stdout, a folder is to be written: choose another -o\n"
+    )
+
+
+def test_missing_folders_are_made_when_there_is_something_to_write(run, tmp_path):
+    assert run(*IMPOSSIBLE, "-o", "far/away/design.json")[0] == 1
+    assert os.listdir(tmp_path) == []
+    assert run(*DESIGN, "-o", "far/away/design.json")[0] == 0
+    assert [path.name for path in (tmp_path / "far" / "away").iterdir()] == ["design.json"]
+
+
+@pytest.mark.parametrize("name", ["-", "stdout"])
+@pytest.mark.parametrize("into", ["pipe", "file"])
+def test_stdout_as_the_output_holds_the_data_alone(name, into, tmp_path):
+    """`stdout` is a link as /dev/stdout is one, which once was replaced by a file."""
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    with open(tmp_path / "file", "wb") as file:
+        code, out, err = apart(*DESIGN, "-o", name, cwd=tmp_path, **({"stdout": file} if into == "file" else {}))
+    assert code == 0 and "wrote" not in err
+    found = json.loads(out if into == "pipe" else (tmp_path / "file").read_text())
+    assert found["device"] == "raspberry-pi-zero-2w" and (tmp_path / "stdout").is_symlink()
+
+
+def closed_pipe():
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "wb")
+
+
+def nowhere():
+    return open("/dev/full", "wb")
+
+
+PRINTS = [(closed_pipe, 141), pytest.param(nowhere, 1, marks=FULL)]
+
+
+@pytest.mark.parametrize(("stdout", "expected"), PRINTS)
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_design_is_kept_where_printing_fails(stdout, expected, more, tmp_path):
+    with stdout() as unwritable:
+        code, _, err = apart(*DESIGN, *more, "-o", "design.json", cwd=tmp_path, stdout=unwritable)
+    assert code == expected and json.loads((tmp_path / "design.json").read_text())["schema"] == 2
+    full = "merino-edge: cannot write to stdout: No space left on device. Free space on that disk, or name a path on"
+    assert err.startswith("wrote design.json\n" + (full if expected == 1 else "")) and err.count("\n") <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stdout", "expected"), PRINTS)
+def test_a_bundle_is_kept_where_printing_fails(stdout, expected, tiny_checkpoint, tmp_path):
+    with stdout() as unwritable:
+        code, *_ = apart("export", tiny_checkpoint, "-o", "b", cwd=tmp_path, stdout=unwritable)
+    assert code == expected and load_bundle_weights(tmp_path / "b") == "trained"
+
+
+def load_bundle_weights(folder):
+    from merino_runtime.bundle import load_bundle
+
+    return load_bundle(str(folder)).weights
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@pytest.mark.parametrize("way", ["itself", "by a link", "a file in it", "as weights", "as text"])
+def test_an_export_never_replaces_its_input(way, run, bundle_dirs, tmp_path):
+    shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle")
+    (tmp_path / "link").symlink_to("bundle")
+    before = content("bundle")
+    inside = tmp_path / "bundle" / "tokenizer.json"
+    words = {
+        "itself": ["bundle", "-o", "bundle"],
+        "by a link": ["bundle", "-o", "link"],
+        "a file in it": [inside, "-o", "bundle"],
+        "as weights": ["opt-350m", "--weights", "bundle", "-o", "bundle"],
+        "as text": ["embedded", "--text", inside, "-o", "bundle"],
+    }[way]  # fmt: skip
+    code, out, err = run("export", *words)
+    assert (code, out) == (1, "") and "would replace the input" in err and "choose another -o" in err
+    assert content("bundle") == before and sorted(os.listdir(tmp_path)) == ["bundle", "link"]
+
+
+def test_the_exporter_called_from_python_keeps_its_input_too(bundle_dirs, tmp_path):
+    folder = Path(shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle"))
+    before = content(folder)
+    with pytest.raises(MerinoError, match="would replace the input"):
+        export(load_source(str(folder)), folder)
+    assert content(folder) == before
+
+
+def test_a_file_never_replaces_its_input(run, tmp_path):
+    records, profile = json.dumps([record()]), run_profile()
+    (tmp_path / "r.json").write_text(records)
+    os.link(tmp_path / "r.json", tmp_path / "same.json")
+    (tmp_path / "my.toml").write_text(profile)
+    (tmp_path / "probe.json").write_text("{}")
+    for words in (
+        ["report", "r.json", "-o", "r.json"], ["report", "r.json", "-o", "./same.json"],
+        ["report", "r.json", "--device", "my.toml", "-o", "my.toml"],
+        ["calibrate", "--probe", "probe.json", "--device", "raspberry-pi-4", "-o", "probe.json"],
+        ["calibrate", "--probe", "probe.json", "--device", "my.toml", "-o", "my.toml"],
+        ["design", "--device", "my.toml", "-o", "my.toml"], ["pareto", "--device", "my.toml", "-o", "my.toml"],
+    ):  # fmt: skip
+        code, out, err = run(*words)
+        assert (code, out) == (1, "") and err.count("\n") == 1, words
+        assert f"-o {words[-1].removeprefix('./')} would replace the input" in err, err
+    code, _, err = run("pareto", "--device", "raspberry-pi-4", "-o", "a.svg", "--plot", "./a.svg")
+    assert code == 1 and "are one file" in err
+    assert (tmp_path / "r.json").read_text() == records and (tmp_path / "my.toml").read_text() == profile
+    assert run("report", "r.json", "-o", "r.html")[0] == 0
+
+
+def run_profile():
+    from merino_edge.profiles.reading import profile_text
+
+    return profile_text("raspberry-pi-4")
+
+
+def test_an_output_beside_its_input_is_no_fault(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").write_text("")
+    for out in ("out", "in/b", "in/a/out"):
+        check_keeps(tmp_path / out, [tmp_path / "in", tmp_path / "in" / "a"])
+
+
+def test_random_weights_replace_trained_ones_only_where_that_is_meant(bundle_dirs, tiny_arch, tmp_path):
+    out = Path(shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle"))
+    before, random = content(out), random_source(tiny_arch, "tiny")
+    with pytest.raises(MerinoError, match="holds trained weights .checkpoint tiny.*are random: .*--overwrite"):
+        export(random, out)
+    assert content(out) == before
+    assert export(random, out, overwrite=True).bundle.weights == described(out)["weights"] == "random"
+    export(random, out)
+    (out / "bundle.json").write_text('{"weights": ')
+    with pytest.raises(MerinoError, match="unknown weights .bundle.json is damaged"):
+        export(random, out)
+
+
+def test_the_option_says_that_it_is_meant(run, bundle_dirs, tiny_arch, tmp_path):
+    shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle")
+    (tmp_path / "arch.json").write_text(tiny_arch.model_dump_json())
+    code, _, err = run("export", "arch.json", "-o", "bundle")
+    assert code == 1 and "give --overwrite to replace them" in err
+    assert run("export", "arch.json", "-o", "bundle", "--overwrite")[0] == 0
+    assert load_bundle_weights(tmp_path / "bundle") == "random"
+
+
+def test_a_bundle_with_files_of_the_users_is_not_replaced(bundle_dirs, tiny_checkpoint, tmp_path):
+    out = Path(shutil.copytree(bundle_dirs["fused"], tmp_path / "bundle"))
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(MerinoError, match="holds other files, which are not replaced"):
+        export(load_source(str(tiny_checkpoint)), out)
+    (out / "notes.txt").unlink()
+    export(load_source(str(tiny_checkpoint)), out, dialect="portable")
+    assert described(out)["dialect"] == "portable" and os.listdir(tmp_path) == ["bundle"]
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 64 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not shutil.which("mount"):
+        pytest.skip("there is no `mount` here")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_bundle_larger_than_the_disk_is_refused_with_both_sizes(disk, tiny_checkpoint):
+    with pytest.raises(MerinoError, match=r"cannot write .*b: 0\.\d MB are needed and 0\.1 MB are free there"):
+        export(load_source(str(tiny_checkpoint)), disk / "b")
+    assert os.listdir(disk) == []
+
+
+def test_a_disk_that_fills_up_meanwhile_is_a_message_and_leaves_nothing(disk, tiny_checkpoint, monkeypatch):
+    """Space is checked for the weights alone; another process may take it too."""
+    from merino_runtime import outputs
+
+    monkeypatch.setattr(outputs, "_check_space", lambda *_: None)
+    with pytest.raises(MerinoError, match="cannot write .*b: No space left on device. Free space on that disk"):
+        export(load_source(str(tiny_checkpoint)), disk / "b")
+    assert os.listdir(disk) == []
+
+
+PAUSED = """
+import sys
+from pathlib import Path
+from merino_edge.export import export as exporter
+from merino_edge.export.source import load_source
+write = exporter.write_bundle
+def write_and_wait(*arguments, **options):
+    bundle = write(*arguments, **options)
+    print("written", flush=True)
+    sys.stdin.read()
+    return bundle
+exporter.write_bundle = write_and_wait
+exporter.export(load_source(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_exports_leavings_are_swept_by_the_next_and_a_running_ones_are_not(tiny_checkpoint, tmp_path):
+    out = tmp_path / "bundle"
+    with contextlib.ExitStack() as ending:
+        dead, alive = (
+            subprocess.Popen(
+                [sys.executable, "-c", PAUSED, str(tiny_checkpoint), str(out)], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            for _ in range(2)
+        )  # fmt: skip
+        for process in (dead, alive):
+            ending.enter_context(process)
+            ending.callback(process.kill)
+            assert process.stdout.readline() == b"written\n"
+        dead.send_signal(signal.SIGKILL)
+        dead.wait()
+        assert len(os.listdir(tmp_path)) == 2 and not out.exists()
+        export(load_source(str(tiny_checkpoint)), out, dialect="portable")
+        assert len(os.listdir(tmp_path)) == 2 and described(out)["dialect"] == "portable"
+        alive.communicate()
+        assert alive.returncode == 0
+    assert os.listdir(tmp_path) == ["bundle"] and described(out)["dialect"] == "fused"

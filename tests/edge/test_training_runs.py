@@ -1,0 +1,325 @@
+"""A training run that is stopped, killed, damaged, repeated or changed: it goes on as it began, or it is refused."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sample_training import ARCH, story, write_stories
+
+from merino_edge.cli.app import main
+from merino_edge.training import train as training
+from merino_edge.training.data import train_tokenizer
+from merino_edge.training.recipe import Recipe
+from merino_edge.training.train import train
+from merino_runtime.errors import MerinoError
+
+pytestmark = pytest.mark.slow
+
+RECIPE = Recipe(steps=20, batch=2, learning_rate=3e-3)  # a saved state every second step
+COMMAND = [sys.executable, "-c", "from merino_edge.cli.app import main; main()", "train"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_stories(tmp_path_factory.mktemp("data") / "stories.txt")
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan") / "tiny.json"
+    path.write_text(ARCH.model_dump_json())
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory):
+    """A run without interruption; nobody writes to it."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    train(ARCH, [text], out, recipe=RECIPE)
+    return out
+
+
+def ctrl_c_at(step):
+    def tell(done, _total, _what):
+        if done == step:
+            signal.raise_signal(signal.SIGINT)
+
+    return tell
+
+
+@pytest.fixture(scope="module")
+def stopped_run(text, tmp_path_factory):
+    """A run stopped by ctrl-C after step 7, with states of steps 6 and 7; nobody writes to it."""
+    out = tmp_path_factory.mktemp("stopped") / "out"
+    with pytest.raises(KeyboardInterrupt):
+        train(ARCH, [text], out, recipe=RECIPE, progress=ctrl_c_at(6))
+    return out
+
+
+@pytest.fixture
+def stopped(stopped_run, tmp_path):
+    return shutil.copytree(stopped_run, tmp_path / "out")
+
+
+def content(folder):
+    """Hash and time of each file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in files}
+
+
+def same_weights(one, other):
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def states(out):
+    return sorted(path.name for path in (out / "trainer").glob("checkpoint-*"))
+
+
+def test_ctrl_c_saves_and_the_resumed_run_ends_as_if_nothing_had_happened(stopped, finished, text):
+    assert states(stopped) == ["checkpoint-6", "checkpoint-7"] and not (stopped / "training.json").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(MerinoError, match="go on with --resume"):
+        train(ARCH, [text], stopped, recipe=RECIPE)
+    train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
+    assert same_weights(stopped, finished)
+
+
+def other_text(tmp_path):
+    return write_stories(tmp_path / "other.txt", range(60, 120))
+
+
+def other_tokenizer(tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text(train_tokenizer([story(7).upper()], 270).to_str())
+    return path
+
+
+CHANGES = {
+    "--steps": lambda _: {"recipe": dataclasses.replace(RECIPE, steps=21)},
+    "--batch": lambda _: {"recipe": dataclasses.replace(RECIPE, batch=3)},
+    "--learning-rate": lambda _: {"recipe": dataclasses.replace(RECIPE, learning_rate=1e-3)},
+    "--seed": lambda _: {"recipe": dataclasses.replace(RECIPE, seed=1)},
+    "--bf16": lambda _: {"recipe": dataclasses.replace(RECIPE, bf16=True)},
+    "--data": lambda tmp_path: {"data": [other_text(tmp_path)]},
+    "--held-out": lambda tmp_path: {"held_out": [other_text(tmp_path)]},
+    "--tokenizer": lambda tmp_path: {"tokenizer_file": other_tokenizer(tmp_path)},
+    "DESIGN": lambda _: {"arch": ARCH.model_copy(update={"context": 16})},
+}
+
+
+@pytest.mark.parametrize("of", ["stopped", "finished"])
+@pytest.mark.parametrize("option", CHANGES)
+def test_a_run_with_another_option_is_refused_and_nothing_changes(option, of, request, text, tmp_path):
+    out = request.getfixturevalue(of)
+    before = content(out)
+    keys = {"arch": ARCH, "data": [text], "recipe": RECIPE, **CHANGES[option](tmp_path)}
+    with pytest.raises(MerinoError, match=f"{option} is .*the run's.*another -o"):
+        train(keys.pop("arch"), keys.pop("data"), out, **keys, resume=of == "stopped")
+    assert content(out) == before
+
+
+def test_options_left_out_are_those_of_the_resumed_run(stopped, finished, text, plan):
+    """And a file of the same text under another name is the same text."""
+    moved = shutil.copy(text, stopped.parent / "moved.txt")
+    main_ends(0, "train", plan, "--data", moved, "-o", stopped, "--resume")
+    assert json.loads((stopped / "training.json").read_text())["recipe"] == dataclasses.asdict(RECIPE)
+    assert same_weights(stopped, finished)
+
+
+def main_ends(code, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in arguments])
+    assert (ended.value.code or 0) == code
+
+
+def test_a_finished_run_stays_finished(finished, text, plan, capfd, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "out")
+    arguments = ["--steps", 20, "--batch", 2, "--learning-rate", 3e-3, "-o", out]
+    for more in ((), ("--resume",)):
+        before = content(out)
+        main_ends(0, "train", plan, "--data", text, *arguments, *more)
+        said = capfd.readouterr()
+        assert "this run is finished" in said.err and "held-out loss" in said.out
+        assert content(out) == before
+    shutil.rmtree(out / "trainer")  # it may be deleted afterwards
+    main_ends(0, "train", plan, "--data", text, *arguments)
+    assert "this run is finished" in capfd.readouterr().err and not (out / "trainer").exists()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda state: cut(state / "optimizer.pt"), "optimizer.pt is damaged"),
+        (lambda state: flip(state / "model.safetensors"), "model.safetensors is damaged"),
+        (lambda state: (state / "trainer_state.json").unlink(), "trainer_state.json is missing"),
+        (lambda state: (state / "saved.json").unlink(), "it was not saved to its end"),
+        (lambda state: cut(state / "saved.json"), "it was not saved to its end"),
+    ],
+)
+def test_a_damaged_newest_state_falls_back_to_the_one_before(damage, says, stopped, finished, text):
+    damage(stopped / "trainer" / "checkpoint-7")
+    said = []
+    train(ARCH, [text], stopped, recipe=RECIPE, resume=True, say=said.append)
+    assert any(f"checkpoint-7: {says}" in line for line in said) and "going on from checkpoint-6" in said
+    assert same_weights(stopped, finished)
+
+
+def test_without_any_whole_state_nothing_is_removed(stopped, text):
+    for state in states(stopped):
+        cut(stopped / "trainer" / state / "optimizer.pt")
+    before = content(stopped)
+    with pytest.raises(MerinoError, match="checkpoint-7: optimizer.pt is damaged; checkpoint-6: .*another -o"):
+        train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
+    assert content(stopped) == before
+
+
+def test_a_run_that_does_not_say_what_it_is_is_not_resumed(stopped, text):
+    (stopped / "trainer" / "run.json").unlink()
+    with pytest.raises(MerinoError, match="has no run.json.*another -o"):
+        train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
+
+
+def start(plan, text, out, *more):
+    """`merino-edge train` in a process of its own, once its first step is timed; (process, its lines so far)."""
+    recipe = ["--steps", "150", "--batch", "2", "--learning-rate", "3e-3"]
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, (plan, "--data", text, "-o", out)), *recipe, *more], stderr=subprocess.PIPE, text=True
+    )
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "s per step" in line:
+            return process, lines
+    raise AssertionError("".join(lines))
+
+
+def test_ctrl_c_and_kill_of_a_process_and_a_second_process_in_its_folder(plan, text, tmp_path):
+    out = tmp_path / "out"
+    recipe = Recipe(steps=150, batch=2, learning_rate=3e-3)
+    process, lines = start(plan, text, out)
+    assert any("to go" in line and "MB held" in line for line in lines)
+    with pytest.raises(MerinoError, match="another `train` is at work"):
+        train(ARCH, [text], out, recipe=recipe)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "same command and --resume" in rest and "Traceback" not in rest
+    assert states(out) and not (out / "training.json").exists()
+
+    process, _ = start(plan, text, out, "--resume")
+    before = set(states(out))
+    while not [path for path in (out / "trainer").glob("*/saved.json") if path.parent.name not in before]:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+
+    train(ARCH, [text], out, recipe=recipe, resume=True)
+    whole = tmp_path / "whole"
+    train(ARCH, [text], whole, recipe=recipe)
+    assert same_weights(out, whole)
+
+
+@contextlib.contextmanager
+def files_of_at_most(limit):
+    """Each write beyond fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("limit", [1, 20_000, 150_000])  # bytes: the first text; the weights; the optimiser's moments
+def test_a_disk_that_is_full_at_first_blocks_no_later_start(limit, text, finished, tmp_path):
+    out = tmp_path / "out"
+    with files_of_at_most(limit), pytest.raises(MerinoError, match="cannot write .*out"):
+        train(ARCH, [text], out, recipe=RECIPE)
+    assert not out.exists() or states(out) == []
+    train(ARCH, [text], out, recipe=RECIPE)
+    assert same_weights(out, finished)
+
+
+def test_a_disk_that_is_full_later_costs_no_saved_state(stopped, finished, text):
+    with files_of_at_most(150_000), pytest.raises(MerinoError, match="go on from checkpoint-7 .*--resume"):
+        train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
+    assert states(stopped) == ["checkpoint-6", "checkpoint-7"]
+    train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
+    assert same_weights(stopped, finished)
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_step(stopped, finished, text, monkeypatch):
+    """The model is trained and its last state is saved; then not even its record can be written."""
+    real = training.save_model
+
+    def full(model, folder):
+        with files_of_at_most(20_000):
+            real(model, folder)
+
+    with monkeypatch.context() as patch, pytest.raises(MerinoError, match="go on from checkpoint-20"):
+        patch.setattr(training, "save_model", full)
+        train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
+    assert {path.name for path in stopped.iterdir()} == {"trainer"}
+    train(ARCH, [text], stopped, recipe=RECIPE, resume=True)
+    assert same_weights(stopped, finished)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted: {done.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_disk_too_small_is_refused_with_the_figures_before_anything_is_written(small_disk, text):
+    with pytest.raises(MerinoError, match=r"take \d+ MB in .*, 1 MB are free"):
+        train(ARCH, [text], small_disk / "out", recipe=RECIPE)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_although_it_seemed_large_enough(small_disk, text, finished, monkeypatch):
+    out = small_disk / "out"
+    monkeypatch.setattr(training, "check_disk", lambda *_: None)
+    with pytest.raises(MerinoError, match="cannot write .*Free some space, then"):
+        train(ARCH, [text], out, recipe=RECIPE)
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    train(ARCH, [text], out, recipe=RECIPE, resume=bool(states(out)))
+    assert same_weights(out, finished)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_loss_that_is_not_finite_ends_the_run(bf16, text, finished, tmp_path):
+    wild = dataclasses.replace(RECIPE, learning_rate=1e30, bf16=bf16)
+    with pytest.raises(MerinoError, match=r"is (nan|inf) at step \d+: .* --learning-rate below 1e\+30"):
+        train(ARCH, [text], tmp_path / "wild", recipe=wild)
+    assert {path.name for path in (tmp_path / "wild").iterdir()} <= {"trainer"}
+    for weights in (tmp_path / "wild").rglob("model.safetensors"):
+        assert all(torch.isfinite(weight).all() for weight in load_file(weights).values())
+    train(ARCH, [text], tmp_path / "tame", recipe=RECIPE)  # the remedy
+    assert same_weights(tmp_path / "tame", finished)
