@@ -38,5 +38,10 @@ def key_path(loc: Iterable[int | str]) -> str:
     return ".".join(word if re.fullmatch(r"[\w-]+", word) else shortened(json.dumps(word)) for word in words)
 
 
-def shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+def one_line(error: Exception) -> str:
+    """What another library's error says, without line breaks and not longer than a message may be."""
+    return shortened(" ".join(str(error).split()) or type(error).__name__, 500)
+
+
+def shortened(text: str, most: int = LONGEST_SHOWN) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -45,9 +45,10 @@ def fault_of(state: Path) -> str | None:
         return "it was not saved to its end"
     if not isinstance(files, dict):
         return "its list of files is damaged"
+    there = {path.name: path for path in state.iterdir()}
     for name, sha256 in files.items():
-        path = state / name
-        if not path.is_file():
+        path = there.get(name)
+        if path is None or not path.is_file():
             return f"{name} is missing"
         if sha256_of(str(path)) != sha256:
             return f"{name} is damaged"
