@@ -4,13 +4,17 @@ A prediction is some 5 % off, and a budget is a promise. The search itself is th
 holds for the limits that its search was given, which `Design.searched` records.
 """
 
+import math
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
 from merino_bench.harness.cases import Case, decode_case, prefill_case
 from merino_bench.harness.processes import measure_apart
+from merino_bench.harness.progress import Progress
+from merino_bench.harness.run import unheard
 from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.design.design_file import Design, Measured
@@ -23,6 +27,7 @@ MOST_DESIGNS = 3
 AIM, ENOUGH = 0.97, 0.93  # share of a budget: what a search after the first aims at, and the least that is used well
 STEPS, REPETITIONS, PREFILLS = 16, 12, 3  # of one process; few steps, so that the cache is as good as full
 DECODE_PROCESSES, PREFILL_PROCESSES = 5, 3  # one and the same design differs by some percent between processes
+PROCESSES = DECODE_PROCESSES + PREFILL_PROCESSES
 SEED, TIMEOUT_S = 0, 600.0
 
 Limits = dict[str, float]  # by a budget's name
@@ -112,23 +117,32 @@ def trial_line(design: Design) -> str:
     return f"{design.architecture.shape()} takes {taken or 'no budget that can be measured'}"
 
 
-def measure_design(design: Design) -> Measured:
+def measure_design(
+    design: Design, say: Callable[[str], None] = lambda _: None, progress: Progress | None = None
+) -> Measured:
     """Latency and memory on this machine, with random weights and the design's thread counts.
 
     Medians over fresh processes, of which each gives the lower decile of its decode steps behind a full cache (ms), of
     its prefills of `design.prompt` ids (ms), and its peak memory while decoding (MB of 2^20 bytes).
+
+    say: told after the first process how long all will take. progress: told before each process.
     """
+    tell = progress or unheard
     context = design.architecture.context
     steps = min(STEPS, context // 2)
     with scratch_folder(Path(tempfile.gettempdir()) / "merino-redesign") as scratch:
         folder = scratch / "bundle"
         write_random_bundle(design.architecture, design.precision, folder, "redesign", design)
 
-        def runs(case: Case, repetitions: int, processes: int) -> list[dict]:
-            return [measure_apart(str(folder), case, repetitions, SEED, False, TIMEOUT_S) for _ in range(processes)]
-
-        decode = runs(decode_case(steps, context - steps), REPETITIONS, DECODE_PROCESSES)
-        prefill = runs(prefill_case(design.prompt), PREFILLS, PREFILL_PROCESSES)
+        runs: list[dict] = []
+        for number, (what, case, repetitions) in enumerate(plan(design.prompt, steps, context)):
+            tell(number, PROCESSES, what)
+            started = time.monotonic()
+            runs.append(measure_apart(str(folder), case, repetitions, SEED, False, TIMEOUT_S))
+            if number == 0:
+                say(duration_line(time.monotonic() - started))
+        tell(PROCESSES, PROCESSES, "")
+    decode, prefill = runs[:DECODE_PROCESSES], runs[DECODE_PROCESSES:]
     return Measured(
         decode_ms=median(lower_decile_ms(steps_ms(run)) for run in decode),
         prefill_ms=median(lower_decile_ms(run["prefill_ms"]) for run in prefill),
@@ -136,6 +150,20 @@ def measure_design(design: Design) -> Measured:
         flags=sorted({flag for run in (*decode, *prefill) for flag in run["flags"]}),
         designs=1,
     )
+
+
+def plan(prompt: int, steps: int, context: int) -> list[tuple[str, Case, int]]:
+    """(what it measures, the case, its repetitions) of each process."""
+    decode = ("decode behind a full cache", decode_case(steps, context - steps), REPETITIONS)
+    prefill = ("prefill", prefill_case(prompt), PREFILLS)
+    return [decode] * DECODE_PROCESSES + [prefill] * PREFILL_PROCESSES
+
+
+def duration_line(process_s: float) -> str:
+    """What measuring takes if every process takes as long as the first one."""
+    seconds = math.ceil(process_s * PROCESSES)
+    shown = f"{seconds} s" if seconds < 120 else f"{round(seconds / 60)} minutes"
+    return f"measuring a design takes about {shown}, in {PROCESSES} processes; there are at most {MOST_DESIGNS} designs"
 
 
 def steps_ms(run: dict) -> list[float]:

@@ -4,10 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from merino_bench.harness.cases import BenchRequest
+from merino_bench.harness.entrants import check_baselines
 from merino_bench.harness.progress import Progress
 from merino_bench.harness.run import bench_command
 from merino_edge.benchmarking.peers.session import peers_beside
-from merino_edge.families.names import bundle_path
+from merino_edge.families.names import bundle_path, resolve
+from merino_edge.families.zoo import Model, exportable_models
+from merino_runtime.errors import MerinoError
 
 
 def run_benchmark(
@@ -23,6 +26,7 @@ def run_benchmark(
     folders = [bundle_path(bundle) for bundle in bundles]
     bases: list[str] = []
     if baseline is not None:
+        check_baseline(baseline)
         from merino_edge.benchmarking.baselines import baseline_bundles  # loads torch
 
         bases = baseline_bundles(baseline, folders, baseline_precision, say)
@@ -30,3 +34,13 @@ def run_benchmark(
         return bench_command(
             folders, request, bases, output, None if save is None else str(save), timeout_s, progress, others
         )
+
+
+def check_baseline(baseline: str) -> None:
+    """Raises MerinoError where `baseline` is no name and no bundle, before torch is loaded or a model is made."""
+    found = resolve(baseline)
+    if not isinstance(found, Model):
+        try:
+            check_baselines([found])
+        except MerinoError as error:
+            raise MerinoError(f"{error} Or name one: {', '.join(exportable_models())}") from error

@@ -77,14 +77,14 @@ def devices(
     """List the boards, or every figure of one with its source."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables.boards import device_table, devices_table
-    from merino_edge.cli.terminal import console
+    from merino_edge.cli.tables.layout import show
     from merino_edge.profiles.reading import list_profiles
 
     profiles = [board(device, say)] if device else list_profiles()
     if as_json:
         print(json.dumps([profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]))
     else:
-        console().print(device_table(profiles[0]) if device else devices_table(profiles))
+        show(device_table(profiles[0]) if device else devices_table(profiles))
 
 
 app.command()(cli_choose.recommend)
@@ -103,7 +103,7 @@ def calibrate(
     """Put a board's own measurements into its profile. `--device host` measures this machine again, and keeps that."""
     from merino_edge.calibration.command import recalibrate
     from merino_edge.cli.tables.boards import interval_table, residual_table
-    from merino_edge.cli.terminal import console
+    from merino_edge.cli.tables.layout import show
     from merino_runtime.outputs import is_stdout
 
     found = recalibrate(device, probe or (), out, say)
@@ -111,7 +111,7 @@ def calibrate(
         return
     if out:
         say(f"wrote {out}")
-    console().print(residual_table(found.residuals), interval_table(found.errors))
+    show(residual_table(found.residuals), interval_table(found.errors))
 
 
 app.command()(train)
@@ -131,14 +131,18 @@ def export(
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
     from merino_edge.bundles.files import bundle_bytes, is_bundle_alone
     from merino_edge.cli.tables.bundles import matrix_table
-    from merino_edge.cli.terminal import console, working
-    from merino_edge.families.names import resolve
+    from merino_edge.cli.tables.layout import show
+    from merino_edge.cli.terminal import working
+    from merino_edge.design.design_file import Design
+    from merino_edge.export.request import Plan, chosen_precision, find_source
     from merino_edge.storage.atomic import check_folder, check_keeps
     from merino_edge.training.data import check_files
 
-    found_source = resolve(source)
+    asked = find_source(source, weights)
+    place, plan = asked if isinstance(asked, Plan) else (asked, None)
+    chosen_precision(dialect, precision, plan if isinstance(plan, Design) else None)
     check_files([text] if text else (), "--text")
-    check_keeps(out, [Path(each) for each in (weights, text, found_source) if isinstance(each, str | Path)])
+    check_keeps(out, [each for each in (weights, text, place) if isinstance(each, Path)])
     check_folder(out, is_bundle_alone)
     # These load torch.
     from merino_edge.export.export import export as run
@@ -156,7 +160,7 @@ def export(
         f" fits {', '.join(made.boards) or 'no board of ours'}"
     )
     if done.matrices:
-        console().print(matrix_table(done.matrices))
+        show(matrix_table(done.matrices))
     if text:
         from merino_edge.evaluation.perplexity import bundle_perplexity
 
@@ -168,7 +172,9 @@ def export(
 @app.command()
 def generate(
     bundle: Annotated[str, typer.Argument(help="a bundle's folder, or `embedded`")],
-    prompt: Annotated[str, typer.Argument(help="text to go on from")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="text to go on from; `-`, or none after a pipe: it is read from stdin")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option("-n", help="at most so many tokens")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.8,
     top_k: Annotated[int, typer.Option(help="0: off")] = 40,
@@ -190,9 +196,11 @@ def generate(
 ) -> None:
     """Stream text from a bundle: the board's own runtime, on this machine."""
     from merino_edge.families.names import bundle_path
-    from merino_runtime.commands import run_generate
+    from merino_runtime.commands import run_generate, stdin_is_terminal
     from merino_runtime.sampling import Sampling
 
+    if prompt is None and stdin_is_terminal():
+        raise typer.BadParameter("give a text, or `-` to read it from stdin", param_hint="PROMPT")
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     run_generate(
         bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,

@@ -41,8 +41,9 @@ def recommend(
 ) -> None:
     """Which existing models fit a board's budgets, in which format, beside our design for the same."""
     from merino_edge.calibration.board import board
+    from merino_edge.cli.tables.layout import show
     from merino_edge.cli.tables.models import budgets_line, recommendation_table
-    from merino_edge.cli.terminal import console, say, working
+    from merino_edge.cli.terminal import say, working
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.recommend import recommend as find
     from merino_edge.prediction.shape import default_lengths
@@ -58,7 +59,7 @@ def recommend(
         print(json.dumps(found.as_json(), indent=2))
     else:
         print(budgets_line(found, profile))
-        console().print(recommendation_table(found, profile))
+        show(recommendation_table(found, profile))
 
 
 @with_budgets
@@ -81,8 +82,9 @@ def pareto(
     from rich.progress import Progress
 
     from merino_edge.calibration.board import board
+    from merino_edge.cli.tables.layout import show
     from merino_edge.cli.tables.models import front_table, intervals_of
-    from merino_edge.cli.terminal import console, save, say
+    from merino_edge.cli.terminal import save, say
     from merino_edge.design.pareto import front
     from merino_edge.design.space import Space
     from merino_edge.prediction.shape import default_lengths
@@ -115,4 +117,4 @@ def pareto(
         print(found.to_json(), end="")
     elif free:
         print(intervals_of(profile, found, [(found.precision, found.points[0].predicted)]))
-        console().print(front_table(found))
+        show(front_table(found))

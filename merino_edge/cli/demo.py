@@ -14,7 +14,8 @@ from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.files import APP_FILE
 from merino_edge.cli.tables.bundles import bench_table
 from merino_edge.cli.tables.design import print_design
-from merino_edge.cli.terminal import bench_progress, console
+from merino_edge.cli.tables.layout import show
+from merino_edge.cli.terminal import bench_progress
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import Design
 from merino_edge.design.designer import design
@@ -95,7 +96,7 @@ def demo_bench(out: Path, bundle: Path, opt: str, found: Design) -> None:
         records = run_bench([str(bundle)], REQUEST, [opt], progress)
     save(records, str(out / "bench.json"))
     write_text(out / "bench.md", render(records, "md"))
-    console().print(bench_table(records))
+    show(bench_table(records))
     predicted = found.predicted
     print(
         "Measured: speed, memory and size, on this machine (not on the board), with random weights in both models.\n"

@@ -22,7 +22,7 @@ from merino_runtime.errors import MerinoError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from merino_edge.design.design_file import Design
+    from merino_edge.design.design_file import Design, Measured
     from merino_edge.profiles.profile import DeviceProfile
 
 
@@ -115,8 +115,11 @@ def design(
             confidence=share,
         )  # fmt: skip
 
-    with working(f"searching for {profile.name}"):
-        found = tried(profile, limits, find) if measure else find(limits)
+    def search(within: "Mapping[str, float]", like: Design | None = None) -> Design:
+        with working(f"searching for {profile.name}"):
+            return find(within, like)
+
+    found = tried(profile, limits, search) if measure else search(limits)
     free = save(out, found.to_json())
     if as_json and free:
         print(found.to_json(), end="")
@@ -132,9 +135,13 @@ def tried(
     if profile.id != "host":
         raise MerinoError(f"--measure measures on this machine, not on a {profile.name}: give --device host with it")
     from merino_edge.benchmarking.redesign import measure_design, redesign  # loads torch
-    from merino_edge.cli.terminal import say
+    from merino_edge.cli.terminal import bench_progress, say
 
-    return redesign(limits, find, measure_design, say)
+    def measure(found: "Design") -> "Measured":
+        with bench_progress() as progress:
+            return measure_design(found, say, progress)
+
+    return redesign(limits, find, measure, say)
 
 
 def words(text: str) -> list[str]:

@@ -33,7 +33,7 @@ def save(out: Path | None, text: str) -> bool:
 
 
 def console() -> "Console":
-    """Tables on stdout; as wide as they need where stdout is no terminal."""
+    """For tables on stdout."""
     from rich.console import Console
 
     class Tables(Console):
@@ -41,8 +41,7 @@ def console() -> "Console":
             """Left to the command's end, as where anything else is printed; rich would exit with 1."""
             raise BrokenPipeError
 
-    found = Tables()
-    return found if found.is_terminal else Tables(width=200)
+    return Tables()
 
 
 @contextmanager

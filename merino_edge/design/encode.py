@@ -40,7 +40,7 @@ def encode(
     amounts = least(program)
     need = needs(program.constraints, amounts)
     if broken(limits, need):
-        raise refusal(limits, [need])
+        raise refusal(limits, [need], model.profile)
     if leaves_residency(program.constraints, amounts):
         raise MerinoError("no decoder of this space has the regime's residency: search all regimes")
     return scaled(program)

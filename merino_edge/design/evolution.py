@@ -31,8 +31,8 @@ class Effort:
             raise MerinoError(f"--population {self.population} is not allowed: choose 2 to 1000000 decoders")
         if not 1 <= self.parents < self.population:
             raise MerinoError(
-                f"--parents {self.parents} is not allowed: choose 1 to {self.population - 1}, fewer than the"
-                f" population of {self.population}"
+                f"of a population of {self.population} there cannot be {self.parents} parents: give --parents 1 to"
+                f" {self.population - 1}; without it there are {type(self).parents}"
             )
 
 

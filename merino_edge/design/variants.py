@@ -126,7 +126,7 @@ def encode_all(
         if not leaves_residency(program.constraints, amounts):  # else it is counted in another regime
             needed.append(needs(program.constraints, amounts))
     if not fitting:
-        raise refusal(limits, needed)
+        raise refusal(limits, needed, variants[0].model.profile)
     return fitting
 
 

@@ -14,6 +14,7 @@ from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.parity import Golden, allowed_error, torch_greedy, with_quantized, worst_error
 from merino_edge.export.quantize import MatrixError
+from merino_edge.export.request import chosen_precision
 from merino_edge.export.source import Source
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
@@ -26,7 +27,6 @@ from merino_runtime.errors import MerinoError
 GOLDEN_STEPS = 16
 GOLDEN_PROMPTS = 8  # tried at most
 CLEAR_LEAD = 0.15  # three times the error that quantised formats are allowed
-PRECISIONS = {"fused": ("fp32", "fp16", "int8", "int4"), "portable": ("fp32", "fp16", "int8")}
 DIALECTS: dict[str, type[Fused] | type[Portable]] = {"fused": Fused, "portable": Portable}
 
 
@@ -53,8 +53,8 @@ def export(
     `overwrite`: random weights may replace trained ones. Raises MerinoError for a request that is not possible, for
     weights that give no finite logits, and where the graph differs from torch; then nothing is written.
     """
-    precision = precision or (source.design.precision if source.design else "fp32")
-    context = check_request(source, dialect, precision, context)
+    precision = chosen_precision(dialect, precision, source.design)
+    context = chosen_context(source, context)
     check_replaces(source, out, overwrite)
     graph = build_graph(source, dialect, context, precision)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
@@ -79,13 +79,8 @@ def export(
     return Exported(out, bundle._replace(folder=str(out)), error, graph.matrix_errors())
 
 
-def check_request(source: Source, dialect: str, precision: str, context: int | None) -> int:
-    """The bundle's context in tokens. Raises MerinoError, with what is allowed, for a request that is not possible."""
-    if dialect not in DIALECTS:
-        raise MerinoError(f"--dialect {dialect} is not known: choose one of {', '.join(DIALECTS)}")
-    if precision not in PRECISIONS[dialect]:
-        choices = "; ".join(f"{name}: {', '.join(known)}" for name, known in PRECISIONS.items())
-        raise MerinoError(f"--precision {precision} is not possible in dialect {dialect}: choose of {choices}")
+def chosen_context(source: Source, context: int | None) -> int:
+    """The bundle's context in tokens. Raises MerinoError, with what is allowed, for one that the model cannot have."""
     longest = source.arch.context
     if context is not None and not 8 <= context <= longest:
         raise MerinoError(f"--context {context} is not allowed: {source.name} takes 8 to {longest} tokens")

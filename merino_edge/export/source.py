@@ -9,13 +9,13 @@ from typing import NamedTuple
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.files import is_bundle
-from merino_edge.design.design_file import DESIGN, Design, load_design, model_name, read_plan
+from merino_edge.design.design_file import DESIGN, Design, load_design, model_name
 from merino_edge.export.recover import check_recovered, recover_weights
+from merino_edge.export.request import find_source
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import SEED, TOKENIZER, random_model, read_checkpoint
-from merino_edge.families.names import resolve
 from merino_edge.families.registry import family_of, read_geometry
-from merino_edge.families.zoo import Model, exportable_models
+from merino_edge.families.zoo import Model
 from merino_edge.training.run_folder import trained_name
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
@@ -44,26 +44,16 @@ def load_source(what: str, weights: Path | None = None) -> Source:
 
     Raises MerinoError where `what` is no source, is ambiguous, or does not load.
     """
-    found = resolve(what)
+    found = find_source(what, weights)
     if isinstance(found, Model):
         return load_weights_of(found, weights) if weights else random_source(found.geometry, found.id)
-    if weights:
-        names = ", ".join(exportable_models())
-        raise MerinoError(f"--weights goes with {names}; a checkpoint folder is exported by its own path")
-    path = Path(found)
-    if is_bundle(path):
-        return load_bundle_again(path)
-    if path.is_dir():
-        return load_checkpoint(path)
-    if path.is_file():
-        plan = read_plan(path)
-        if isinstance(plan, Design):
-            return random_source(plan.architecture, model_name(path, plan))._replace(design=plan)
-        return random_source(plan, model_name(path, plan))
-    raise MerinoError(
-        f"{what!r} is nothing to export: give a checkpoint folder, a design.json, an architecture's JSON,"
-        f" a bundle in fp32, embedded, or {', '.join(exportable_models())}"
-    )
+    if isinstance(found, Path):
+        return load_bundle_again(found) if is_bundle(found) else load_checkpoint(found)
+    path, plan = found
+    name = model_name(path, plan)
+    if isinstance(plan, Design):
+        return random_source(plan.architecture, name)._replace(design=plan)
+    return random_source(plan, name)
 
 
 def random_source(arch: Geometry, name: str) -> Source:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, set_seed
 
+from merino_edge.families.checkpoint import CONFIG, check_checkpoint
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES, family_of
 from merino_edge.storage.atomic import write_text
@@ -84,23 +85,19 @@ def end_of_text_id(given: Any, vocab: int, folder: Path) -> int | None:
     first = given[0] if isinstance(given, list) and given else given
     if first is None or (type(first) is int and 0 <= first < vocab):
         return first
-    raise MerinoError(f"{folder / 'config.json'}: eos_token_id is {shortened(repr(given))}, allowed: 0 to {vocab - 1}")
+    raise MerinoError(f"{folder / CONFIG}: eos_token_id is {shortened(repr(given))}, allowed: 0 to {vocab - 1}")
 
 
 def read_config(folder: Path) -> Any:
     """config.json of a local folder. Checks that it is there, since transformers would look for it on the network."""
-    if not (folder / "config.json").is_file():
-        raise MerinoError(
-            f"{folder} is no checkpoint: it has no config.json. `merino-edge train -o` writes one, and so do models"
-            " downloaded from Hugging Face"
-        )
-    path = folder / "config.json"
+    check_checkpoint(folder)
+    path = folder / CONFIG
     content = read_json(str(path), "Copy the checkpoint again.")
     kind = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise MerinoError(f"{folder} is a {shortened(repr(kind))} model: exported are {', '.join(FAMILIES)}")
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except MerinoError:
         raise
     except Exception as error:  # transformers checks few values, and raises whatever a wrong one leads to

@@ -54,7 +54,9 @@ def _add_allow_slow(parser: argparse.ArgumentParser) -> None:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
-    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue")
+    # Optional only where a pipe or a file can give it: on a terminal a forgotten PROMPT is wrong usage.
+    parser.add_argument("prompt", metavar="PROMPT", nargs=None if commands.stdin_is_terminal() else "?",
+                        help="the text to continue; `-`, or none after a pipe: it is read from stdin")
     parser.add_argument("-n", type=int, default=128, metavar="N", dest="max_new_tokens",
                         help="maximum number of new tokens (default %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T",

@@ -4,6 +4,8 @@ Results go to stdout, messages to stderr. `__main__` parses arguments and turns 
 """
 import json
 import os
+import re
+import sys
 from typing import Any, List, Optional, Sequence
 
 from merino_runtime import board
@@ -16,20 +18,24 @@ from merino_runtime.sampling import Sampling
 from merino_runtime.streams import say, say_note, write_out
 from merino_runtime.verified import check_and_stamp
 
+STDIN = "-"  # in place of a prompt
+
 # numpy and what needs it are imported inside the functions: `info` and `verify` work without it.
 
 
-def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
+def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 128,
                  sampling: Optional[Sampling] = None, stops: Sequence[str] = (),
                  threads: Optional[int] = None, as_json: bool = False,
                  ignore_eos: bool = False, verify: bool = True, allow_slow: bool = False,
                  overflow: str = "stop", prefill_threads: Optional[int] = None, huge_pages: bool = True,
                  cache_path: Optional[str] = None) -> int:
-    """Options as of `api.open_model` and `api.LanguageModel.generate`. cache_path: a file that holds the cache after a
-    prompt. It is read if it exists, and else written after the prefill."""
+    """Options as of `api.open_model` and `api.LanguageModel.generate`. prompt: the text; None or `-`: it is read from
+    stdin. cache_path: a file that holds the cache after a prompt. It is read if it exists, and else written after the
+    prefill."""
     restored = cache_path is not None and os.path.exists(cache_path)
     if cache_path and not restored:
         check_output(cache_path)
+    text = prompt_from_stdin() if prompt in (None, STDIN) else as_text(str(prompt))
     with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
                     allow_slow=allow_slow, huge_pages=huge_pages, say=say_note) as model:
         from merino_runtime.generate import Token
@@ -37,7 +43,7 @@ def run_generate(bundle_path: str, prompt: str, max_new_tokens: int = 128,
         if cache_path and restored:
             model.load_cache(cache_path)
         generation = model.generate(
-            as_text(prompt), max_new_tokens=max_new_tokens, sampling=sampling, stops=[as_text(stop) for stop in stops],
+            text, max_new_tokens=max_new_tokens, sampling=sampling, stops=[as_text(stop) for stop in stops],
             ignore_eos=ignore_eos, overflow=overflow)
         try:
             for event in generation:
@@ -135,3 +141,22 @@ def as_text(argument: str) -> str:
         return argument
     except UnicodeEncodeError:
         return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def stdin_is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def prompt_from_stdin() -> str:
+    """All of stdin, without its last line break: that is the mark of a text file's end. Raises MerinoError where
+    nothing is left, or where it is not UTF-8."""
+    if stdin_is_terminal():
+        say_note("the prompt is read from the terminal; end it with ctrl-D on a line of its own")
+    data = b"" if sys.stdin is None else sys.stdin.buffer.read()
+    try:
+        text = re.sub(r"\r?\n\Z", "", data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise MerinoError(f"the prompt on stdin is not UTF-8 text (byte {error.start}): convert it first.") from error
+    if not text:
+        raise MerinoError("the prompt on stdin is empty: give a PROMPT, or pipe text into this command.")
+    return text

@@ -290,8 +290,8 @@ def test_lines_are_appended_and_a_torn_last_line_stays_apart(tmp_path):
     assert [json.loads(line) for line in path.read_text().splitlines()] == json.loads(as_json(made))
     with path.open("a") as file:
         file.write('{"schema": 3, "bun')
-    append(rows()[:1], str(path))
+    append(made[:1], str(path))
     lines = path.read_text().splitlines()
-    assert lines[3] == '{"schema": 3, "bun' and json.loads(lines[4]) == rows()[0] and len(lines) == 5
+    assert lines[3] == '{"schema": 3, "bun' and json.loads(lines[4]) == made[0] and len(lines) == 5
     with pytest.raises(MerinoError, match="cannot write"):
         append(rows(), str(tmp_path / "missing" / "x.jsonl"))

@@ -373,6 +373,12 @@ class TestCommand:
         assert code == 1 and rows[0]["tok_s"] > 0 and rows[1]["tok_s"] is None
         assert err.startswith("merino: 1 of 2 rows failed") and "no such bundle" in err
 
+    def test_a_baseline_that_does_not_exist_is_refused_before_anything_is_measured(self, folder, tmp_path):
+        saved = tmp_path / "rows.jsonl"
+        code, out, err = run("bench", folder, *PP_ONLY, "--baseline", "nowhere", "--save", str(saved))
+        assert code == 1 and out == "" and not saved.exists()
+        assert err.startswith("merino: --baseline nowhere cannot be measured: no such bundle: 'nowhere'")
+
     @pytest.mark.parametrize("arguments, code, words", [
         (["-p", "100"], 1, "does not fit the context"), (["-p", "0", "-n", "0"], 1, "nothing is left"),
         (["-r", "0"], 1, "repetitions is 0"), (["-p", "many"], 2, "expected numbers"),

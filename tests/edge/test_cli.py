@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pseudo_terminal import on_a_terminal
 
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.cli.app import main
@@ -140,6 +141,17 @@ def test_generate_streams_the_embedded_model_as_text_and_as_json():
     assert set(last) == figures | {"shifts", "stop_reason"} and last["stop_reason"] == "length" and last["shifts"] == 0
 
 
+@pytest.mark.parametrize("given", [["-"], []])
+def test_generate_reads_its_prompt_from_a_pipe(given):
+    call = [sys.executable, "-c", "from merino_edge.cli.app import main; main()", "generate", "embedded", *given]
+    greedy = ["-n", "12", "--temperature", "0"]
+    done = subprocess.run([*call, *greedy], input="Once upon a time\n", capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == run("generate", "embedded", "Once upon a time", *greedy)[1]
+    done = subprocess.run(call, input="", capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (1, "") and "the prompt on stdin is empty" in done.stderr
+
+
 def test_generate_is_told_what_to_do_at_the_contexts_end():
     arguments = ("generate", "embedded", "Once upon a time", "--ignore-eos", "--json", "--prefill-threads", 2)
     code, out, err = run(*arguments, "-n", 5000, "--overflow", "error")
@@ -199,6 +211,42 @@ def test_a_users_mistake_is_one_message_and_exit_1(arguments, says, here, tmp_pa
 def test_a_users_mistake_is_exit_1_of_the_process_without_a_traceback():
     code, out, err = run("devices", "raspberry-pi-9")
     assert code == 1 and out == "" and err.count("\n") == 1 and "raspberry-pi-5" in err
+
+
+REFUSED_WITHOUT_TORCH = [
+    (["export", "nothing", "-o", "out"], "'nothing' is nothing to export: give"),
+    (["export", "opt-350", "-o", "out"], "'opt-350' is nothing to export: give"),
+    (["export", ".", "-o", "out"], ". is no checkpoint: it has no config.json"),
+    (["export", "opt-350m", "--weights", "nothing", "-o", "out"], "nothing is no checkpoint: it has no config.json"),
+    (["export", "embedded", "--dialect", "portabel", "-o", "out"], "--dialect portabel is not known: choose one of"),
+    (["export", "embedded", "--precision", "int5", "-o", "out"], "--precision int5 is not possible in dialect fused"),
+    (["export", "embedded", "--text", "nope.txt", "-o", "out"], "--text nope.txt does not exist"),
+    (["export", "int4.json", "--dialect", "portable", "-o", "out"], "the design's weight format, int4, is not"),
+    (["export", "threads.json", "-o", "out"], "threads.json is not a design.json: predicted.prefill_threads: "),
+    (["export", "broken.json", "-o", "out"], "broken.json is not JSON"),
+    (["bench", "embedded", "--baseline", "nope"], "--baseline nope cannot be measured: no such bundle: 'nope'"),
+    (["bench", "embedded", "--baseline", "nope", "--peers", "all"], "Or name one: opt-"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"), REFUSED_WITHOUT_TORCH, ids=[" ".join(words)[:40] for words, _ in REFUSED_WITHOUT_TORCH]
+)
+def test_a_typo_is_refused_where_torch_cannot_be_loaded(arguments, says, design_file, tmp_path):
+    found = json.loads(design_file.read_text())
+    (tmp_path / "int4.json").write_text(json.dumps({**found, "precision": "int4"}))
+    (tmp_path / "threads.json").write_text(
+        json.dumps({**found, "predicted": {**found["predicted"], "prefill_threads": -1}})
+    )
+    (tmp_path / "broken.json").write_text("{")
+    before = sorted(tmp_path.iterdir())
+    blocked = "import sys; sys.modules['torch'] = None\nfrom merino_edge.cli.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert says in done.stderr and done.stderr.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["devices"], ["devices", "raspberry-pi-4"], ["design", "--help"]])
@@ -264,11 +312,21 @@ def test_a_design_is_measured_on_this_machine_and_on_no_other(tmp_path):
     small = ["--blocks", 1, "--vocab", 512, "--context", 64, *budgets]
     code, out, err = run("design", "--device", "host", "--measure", *small, "-o", path)
     assert code == 0 and "measured here with random weights: decode" in out and "of decode_ms 500" in err, err
+    assert "measuring a design takes about" in err and "decode behind a full cache" not in err
     found = json.loads(path.read_text())
     assert found["budget"] == {"decode_ms": 500, "memory_mb": 400, "params_m": 1}
     assert found["measured"]["decode_ms"] < 500 and found["measured"]["memory_mb"] < 400
     code, _, err = run("design", "--device", "raspberry-pi-5", "--measure")
     assert code == 1 and "give --device host with it" in err
+
+
+@pytest.mark.usefixtures("probed_host")
+def test_on_a_terminal_each_process_of_a_measurement_is_seen():
+    small = ["--blocks", 1, "--vocab", 512, "--context", 64, "--memory-mb", 400, "--decode-ms", 500]
+    call = [sys.executable, "-c", "from merino_edge.cli.app import main; main()"]
+    code, shown = on_a_terminal([*call, "design", "--device", "host", "--measure", *small], 100)
+    assert code == 0 and "measuring a design takes about" in shown, shown
+    assert all(f" {number}/8 " in shown for number in range(8)) and "decode behind a full cache" in shown
 
 
 def test_a_preset_is_the_papers_flops_and_nothing_else():
@@ -288,7 +346,9 @@ def test_a_preset_is_the_papers_flops_and_nothing_else():
         (("--memory-mb", "1e9"), 1, "give at most that"),
         (("--head-size", "64", "--width-step", "32"), 1, "--head-size 64 does not divide"),
         (("--score", "best"), 1, "--score best is not known: choose one of inverse, literal, off"),
-        (("--parents", "600"), 1, "--parents 600"),
+        (("--parents", "600"), 1, "600 parents: give --parents 1 to 511"),
+        (("--population", "10"), 1, "64 parents: give --parents 1 to 9; without it there are 64"),
+        (("--vocab", "1000000", "--context", "8192"), 1, "the board's own --decode-ms 50 is below"),
         (("--vocab", "1,50257"), 1, "--vocab 1 "),
         (("--vocab", "many"), 2, "several with commas"),
         (("--precision", "fp32,fp8"), 1, "--precision fp8"),

@@ -107,6 +107,9 @@ def test_two_sessions_hold_prepacked_weights_twice():
         assert found.memory_mb == (one if found.decode_threads == found.prefill_threads else two)
     tight = model.predict(operators, {"memory_mb": one + 1})
     assert tight.decode_threads == tight.prefill_threads
+    alone = model.predict(operators)  # as the runtime opens a bundle without a plan of threads
+    assert alone.decode_threads == alone.prefill_threads and alone.memory_mb == one
+    assert model.predict(operators, {}).memory_mb == two, "on this board the fastest counts differ"
 
 
 @given(decoders(), models)

@@ -15,7 +15,7 @@ from sample_records import failed, opt, record
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.calibration.probe import read_probe
 from merino_edge.cli.tables.boards import device_table
-from merino_edge.cli.terminal import console
+from merino_edge.cli.tables.layout import show
 from merino_edge.design.design_file import load_design, read_plan
 from merino_edge.design.designer import design
 from merino_edge.design.space import Space
@@ -53,7 +53,7 @@ def test_a_device_profile(tmp_path):
         (tmp_path / "profile.toml").write_bytes(data)
         profile = taken(load_profile, tmp_path / "profile.toml")
         if profile:
-            console().print(device_table(profile))
+            show(device_table(profile))
             taken(cost_model, profile, InferenceShape("fp32", 256, 64))
         return profile
 

@@ -267,4 +267,4 @@ def test_calibrate_prints_the_intervals(calibrated, tmp_path):
     code, shown, _ = run("calibrate", "--device", "raspberry-pi-5", "--probe", probe, "-o", tmp_path / "again.toml")
     within = factors(load_profile(calibrated).performance.coefficients.int8.decode_error, 0.9)
     assert code == 0 and "90% prediction intervals" in shown
-    assert f"int8 decode │ {within.low:.2f} to {within.high:.2f}" in shown
+    assert f"int8 decode {within.low:.2f} to {within.high:.2f}" in shown

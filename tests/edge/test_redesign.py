@@ -1,5 +1,6 @@
 """Measure and design again: on machines that are off in known ways, and on the real one."""
 
+import re
 from contextlib import suppress
 from functools import cache
 
@@ -184,7 +185,13 @@ def test_budgets_that_cannot_be_measured_take_one_design():
     assert redesign({"flops_g": 100}, find, measure).measured.designs == len(seen) == 1
 
 
-def test_a_measurement_of_this_machine():
-    measured = measure_design(real({"params_m": 0.5}))
+def test_a_measurement_of_this_machine_tells_its_progress_and_how_long_it_takes():
+    said, told = [], []
+    measured = measure_design(real({"params_m": 0.5}), said.append, lambda *each: told.append((len(said), *each)))
+    (line,) = said
+    assert re.fullmatch(r"measuring a design takes about \d+ (s|minutes), in 8 processes; .* at most 3 designs", line)
+    assert [each[1:3] for each in told] == [(number, 8) for number in range(9)]
+    assert [each[0] for each in told] == [0] + [1] * 8, "the duration is told after the first process"
+    assert [each[3].split()[0] for each in told[:-1]] == ["decode"] * 5 + ["prefill"] * 3
     assert 0 < measured.decode_ms < 1000 and 0 < measured.prefill_ms < 10_000
     assert 30 < measured.memory_mb < 1000

@@ -9,6 +9,7 @@ import sys
 import zipapp
 
 import pytest
+from pseudo_terminal import on_a_terminal
 
 import merino_runtime
 
@@ -53,6 +54,45 @@ def test_generate_json_is_a_line_per_token_and_the_figures(folder):
                          "peak_rss_mb", "stop_reason", "shifts"}
     assert last["done"] is True and last["tokens"] == 6 and last["stop_reason"] == "length"
     assert "".join(token["text"] for token in tokens) + "\n" == run(*arguments)[1]
+
+
+GREEDY = ("-n", "6", "--temperature", "0", "--ignore-eos")
+
+
+def piped(text, *arguments, **environment):
+    """(exit code, stdout, stderr) with the bytes `text` on stdin."""
+    process = subprocess.Popen([*CALL, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=ROOT, **environment))
+    out, err = process.communicate(text)
+    assert b"Traceback" not in err, err
+    return process.returncode, out.decode("utf-8"), err.decode("utf-8")
+
+
+@pytest.mark.parametrize("given", [["-"], []])
+@pytest.mark.parametrize("text, same_as", [
+    ("the river", "the river"), ("the river\n", "the river"), ("the river\r\n", "the river"), ("the\n\n", "the\n"),
+    ("naïve €\n", "naïve €")])
+def test_a_prompt_on_stdin_is_one_on_the_command_line(folder, given, text, same_as):
+    code, out, err = piped(text.encode("utf-8"), "generate", folder, *given, *GREEDY, LC_ALL="C", PYTHONUTF8="0",
+                           PYTHONCOERCECLOCALE="0")
+    assert code == 0, err
+    assert out == run("generate", folder, same_as, *GREEDY, LC_ALL="C.UTF-8")[1]
+
+
+@pytest.mark.parametrize("given", [["-"], []])
+@pytest.mark.parametrize("text, says", [(b"", "stdin is empty"), (b"\n", "stdin is empty"), (b"a\xff", "(byte 1)")])
+def test_stdin_without_a_prompt_is_one_line_and_exit_1(folder, given, text, says):
+    code, out, err = piped(text, "generate", folder, *given)
+    assert code == 1 and out == "" and err.startswith("merino: the prompt on stdin is ") and err.count("\n") == 1
+    assert says in err
+
+
+def test_on_a_terminal_a_forgotten_prompt_is_wrong_usage_and_a_dash_reads_what_is_typed(folder):
+    code, shown = on_a_terminal([*CALL, "generate", folder], PYTHONPATH=ROOT)
+    assert code == 2 and "required: PROMPT" in shown
+    code, shown = on_a_terminal([*CALL, "generate", folder, "-", *GREEDY], typed=b"the river\n\x04", PYTHONPATH=ROOT)
+    assert code == 0 and "ctrl-D" in shown
+    assert run("generate", folder, "the river", *GREEDY)[1].strip() in shown
 
 
 def test_one_token_has_no_decode_figures(folder):

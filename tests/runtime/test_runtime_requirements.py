@@ -48,11 +48,16 @@ def system_python(monkeypatch, tmp_path):
     return tmp_path
 
 
+UPGRADE = "{0} -m pip install --upgrade pip && " if sys.version_info < (3, 7) else ""  # run for real: tests/targets
+
+
 def test_where_the_system_refuses_pip_the_remedy_is_a_virtual_environment(system_python):
-    assert install_commands() == f"Run: {sys.executable} -m pip install --only-binary=:all: {' '.join(PACKAGES)}"
+    install = f"{sys.executable} -m pip install --only-binary=:all: {' '.join(PACKAGES)}"
+    assert install_commands() == f"Run: {UPGRADE.format(sys.executable)}{install}"
     (system_python / "EXTERNALLY-MANAGED").write_text("[externally-managed]\n")
     assert install_commands(["numpy", "onnxruntime>=1.18"]) == (
-        "Run: python3 -m venv ~/merino && ~/merino/bin/python -m pip install --only-binary=:all: numpy "
+        "Run: python3 -m venv ~/merino && " + UPGRADE.format("~/merino/bin/python") +
+        "~/merino/bin/python -m pip install --only-binary=:all: numpy "
         "'onnxruntime>=1.18' (and from then on ~/merino/bin/python in place of python3)")
 
 

@@ -26,6 +26,15 @@ class Entrant(NamedTuple):
     row: Callable[..., Dict[str, Any]]
 
 
+def check_baselines(paths: Sequence[str]) -> None:
+    """Raises MerinoError for a baseline that cannot be read: no ratio would be left, after all was measured."""
+    for path in paths:
+        try:
+            load_bundle(path, verify=False)
+        except MerinoError as error:
+            raise MerinoError(f"--baseline {path} cannot be measured: {error}") from error
+
+
 def bundle_entrants(bundle_paths: Sequence[str], baselines: Sequence[str], seed: int) -> List[Entrant]:
     """The bundles and the baselines, each folder once. One that cannot be read takes part too, with the reason."""
     if not bundle_paths:

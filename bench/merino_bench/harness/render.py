@@ -2,24 +2,40 @@
 import csv
 import io
 import json
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+import shutil
+import sys
+import textwrap
+from functools import partial
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
 
 from merino_bench.harness.record import FAILED, failures
 from merino_runtime.errors import MerinoError
 
 OUTPUTS = ("md", "json", "jsonl", "csv")
 LEFT = ("bundle", "format", "weights", "engine", "test", "vs baseline", "ratio at", "flags")
+BY_WORTH = ("tok/s", "vs baseline", "flags", "ratio at", "prefill ms", "ms p50", "p90", "p99", "TTFT ms", "of ceiling",
+            "J/token", "RSS MB", "bundle MB", "params M", "load ms", "format", "weights", "threads", "engine")
 NESTED = ("rounds_ms", "processes", "environment", "energy", "architecture")  # not in CSV
+ASKED = ("format", "weights", "engine", "threads", "ratio at")
+Columns = Dict[str, List[str]]  # a column's cells by its title, in the order of the table
 PAPER = ("paper (MeRino-64M against OPT-350M on a Jetson Nano): 4.9x faster, "
          "5.5x smaller")
 
 
-def render(records: Sequence[Dict[str, Any]], output: str) -> str:
-    """output: one of OUTPUTS. Ends with a line break."""
-    forms = {"md": as_markdown, "json": as_json, "jsonl": as_json_lines, "csv": as_csv}
+def render(records: Sequence[Dict[str, Any]], output: str, width: Optional[int] = None) -> str:
+    """output: one of OUTPUTS. width: of the terminal that shows it, in columns; None: of no terminal. Ends with a line
+    break."""
+    forms: Dict[str, Callable[..., str]] = {
+        "md": partial(as_markdown, width=width), "json": as_json, "jsonl": as_json_lines, "csv": as_csv}
     if output not in forms:
         raise MerinoError(f"output is {output!r}, allowed: {', '.join(OUTPUTS)}.")
     return forms[output](records)
+
+
+def terminal_width() -> Optional[int]:
+    """Columns of the terminal on stdout, None where it is none."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return shutil.get_terminal_size().columns if is_terminal else None
 
 
 def as_json(records: Sequence[Dict[str, Any]]) -> str:
@@ -43,21 +59,62 @@ def as_csv(records: Sequence[Dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def as_markdown(records: Sequence[Dict[str, Any]]) -> str:
-    """A table aligned for terminals. Below it: what failed, what has no ratio and why, what the marks of ratios mean,
-    our ratio beside the paper's."""
+def as_markdown(records: Sequence[Dict[str, Any]], width: Optional[int] = None) -> str:
+    """An aligned table; within a width, in columns, several where one is too wide. Below: what failed, what has no
+    ratio and why, what the marks of ratios mean, our ratio beside the paper's."""
+    columns = columns_of(records)
+    titles, alike = list(columns), []
+    if width is not None and _table_width(columns, titles) > width:
+        alike = alike_in_all_rows(columns)
+        titles = [title for title in titles if title not in alike]
+    tables = [titles] if width is None else titles_within(columns, titles, width)
+    said = "; ".join(f"{title} {columns[title][0]}" for title in alike)
+    below = (textwrap.wrap(f"all rows: {said}", width or 0) if alike else []) + [
+        *failures(records), *without_ratio(records), *marks_explained(records), *beside_the_paper(records)]
+    shown = "\n\n".join("\n".join(_table(columns, each)) for each in tables)
+    return "\n".join([shown, *[""] * bool(below), *below]) + "\n"
+
+
+def columns_of(records: Sequence[Dict[str, Any]]) -> Columns:
     with_ratio = any("ratio_to_baseline" in record for record in records)
     with_energy = any(record["j_per_token"] is not None for record in records)
     rows = [[_cell(text) for text in _cells(record, with_ratio, with_energy)] for record in records]
     titles = ["bundle", "format", "weights", "params M", "bundle MB", "engine", "threads", "test", "tok/s",
               "ms p50", "p90", "p99", "prefill ms", "TTFT ms", "load ms", "RSS MB", "of ceiling",
               *(["J/token"] if with_energy else []), *(["vs baseline", "ratio at"] if with_ratio else []), "flags"]
-    columns = [(title in LEFT, max(3, *(len(row[place]) for row in [titles, *rows])))
-               for place, title in enumerate(titles)]
-    rule = [":" + "-" * (width - 1) if left else "-" * (width - 1) + ":" for left, width in columns]
-    lines = [_line(row, columns) for row in [titles, rule, *rows]]
-    below = failures(records) + without_ratio(records) + marks_explained(records) + beside_the_paper(records)
-    return "\n".join(lines + [""] * bool(below) + below) + "\n"
+    return {title: [row[place] for row in rows] for place, title in enumerate(titles)}
+
+
+def alike_in_all_rows(columns: Columns) -> List[str]:
+    """Titles of what was asked for and is the same in all rows."""
+    return [title for title in ASKED if title in columns and len(set(columns[title])) == 1]
+
+
+def titles_within(columns: Columns, titles: Sequence[str], width: int) -> List[List[str]]:
+    """The titles of each table: all in one, or in tables of at most `width` where that is possible. Each of several
+    begins with what tells the rows apart, and what matters most is in the first."""
+    if _table_width(columns, titles) <= width:
+        return [list(titles)]
+    keys = telling_apart(columns)
+    tables: List[List[str]] = []
+    for title in (one for one in BY_WORTH if one in titles and one not in keys):
+        room = next((table for table in tables if _table_width(columns, [*table, title]) <= width), None)
+        if room is None:
+            tables.append([*keys, title])
+        else:
+            room.append(title)
+    return [[*keys, *(title for title in titles if title in table and title not in keys)] for table in tables]
+
+
+def telling_apart(columns: Columns) -> List[str]:
+    """The bundle and the test, and what else is needed so that no two rows look alike, if anything does."""
+    keys = ["bundle", "test"]
+    for title in ("format", "threads", "engine"):
+        rows = list(zip(*(columns[key] for key in keys)))
+        if len(set(rows)) == len(rows):
+            break
+        keys.append(title)
+    return keys
 
 
 def without_ratio(records: Sequence[Dict[str, Any]]) -> List[str]:
@@ -150,8 +207,24 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _line(cells: Sequence[str], columns: Sequence[Tuple[bool, int]]) -> str:
-    """columns: (to the left, width)"""
-    padded = [cell.ljust(columns[place][1]) if columns[place][0] else cell.rjust(columns[place][1])
-              for place, cell in enumerate(cells)]
+def _widths(columns: Columns, titles: Iterable[str]) -> List[int]:
+    return [max([3, len(title)] + [len(cell) for cell in columns[title]]) for title in titles]
+
+
+def _table_width(columns: Columns, titles: Iterable[str]) -> int:
+    widths = _widths(columns, titles)
+    return sum(widths) + 3 * len(widths) + 1
+
+
+def _table(columns: Columns, titles: Sequence[str]) -> List[str]:
+    """The lines of a table: head, rule, rows."""
+    widths, left = _widths(columns, titles), [title in LEFT for title in titles]
+    rule = [":" + "-" * (width - 1) if to_left else "-" * (width - 1) + ":" for width, to_left in zip(widths, left)]
+    rows = zip(*(columns[title] for title in titles))
+    return [_line(row, widths, left) for row in [titles, rule, *rows]]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> str:
+    padded = [cell.ljust(width) if to_left else cell.rjust(width)
+              for cell, width, to_left in zip(cells, widths, left)]
     return "| " + " | ".join(padded) + " |"

@@ -13,10 +13,10 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from merino_bench.harness import record
 from merino_bench.harness.cases import BenchRequest, Case, cases_for
-from merino_bench.harness.entrants import Entrant, Measured, bundle_entrants
+from merino_bench.harness.entrants import Entrant, Measured, bundle_entrants, check_baselines
 from merino_bench.harness.progress import Progress, line_progress
 from merino_bench.harness.ratios import add_ratios
-from merino_bench.harness.render import render
+from merino_bench.harness.render import render, terminal_width
 from merino_bench.harness.saving import append, appends, check_can_save, save
 from merino_bench.harness.turns import Turns, turn_sizes
 from merino_bench.probe.bandwidth import buffer_bytes, read_gb_s, thread_counts, touched_buffer
@@ -99,6 +99,7 @@ def bench_command(bundle_paths: Sequence[str], request: BenchRequest, baselines:
     failed. On ctrl-C it writes what is complete and raises KeyboardInterrupt again. progress None: a plain line where
     stderr is a terminal."""
     render([], output)
+    check_baselines(baselines)
     if save_path is not None:
         check_can_save(save_path)
     keep = (lambda rows: append(rows, str(save_path))) if save_path is not None and appends(save_path) else None
@@ -163,4 +164,4 @@ def _deliver(records: Records, output: str, save_path: Optional[str]) -> None:
     """Saved first: printing may fail."""
     if save_path is not None and not appends(save_path):
         save(records, save_path)
-    write_out(render(records, output))
+    write_out(render(records, output, terminal_width()))

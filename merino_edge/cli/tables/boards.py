@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
+from merino_edge.cli.tables.layout import Column, Table
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE, percent
 from merino_edge.prediction.intervals import factors
 from merino_edge.profiles.coefficients import LatencyError
@@ -15,52 +14,65 @@ if TYPE_CHECKING:  # loads scipy, which listing boards does not need
 
 
 def devices_table(profiles: Sequence[DeviceProfile]) -> Table:
-    table = Table(title="Boards and their default budgets")
-    for title in ("id", "name", "CPU", "ISA", "RAM MB", "read GB/s", "decode ms", "memory MB", "context"):
-        table.add_column(title, justify="left" if title in ("id", "name", "CPU", "ISA") else "right")
-    for profile in profiles:
-        table.add_row(
+    """`host` is the last row; listing it measures nothing."""
+    left = ("id", "name", "CPU", "ISA")
+    titles = (*left, "RAM MB", "read GB/s", "decode ms", "memory MB", "context")
+    rows = [
+        [
             profile.id, profile.name, f"{profile.cpu.cores.value:g}x {profile.cpu.core}", " ".join(profile.isa),
             f"{profile.memory.ram_mb.value:g}", f"{profile.performance.read_gb_s.value:g}",
             f"{profile.budget.decode_ms:g}", f"{profile.budget.memory_mb:g}", f"{profile.budget.context}",
-        )
-    return table
+        ]
+        for profile in profiles
+    ]  # fmt: skip
+    return Table(
+        columns=[Column(title, left=title in left) for title in titles],
+        rows=[*rows, ["host", "this machine", "this machine", *["-"] * 6]],
+        title="Boards and their default budgets",
+        below=["`devices ID` shows every figure of a board. host is measured when it is first used, for a minute"],
+        dropped=["name", "ISA", "CPU"],
+    )
 
 
 def device_table(profile: DeviceProfile) -> Table:
     """Every figure of one board with its kind and source."""
-    table = Table(title=f"{profile.name} ({profile.id})")
-    for title in ("figure", "value", "kind", "source"):
-        table.add_column(title, justify="right" if title == "value" else "left")
-    for part in ("cpu", "memory", "performance", "power"):
-        for key, figure in getattr(profile, part):
-            if isinstance(figure, Figure):
-                table.add_row(f"{part}.{key}", f"{figure.value:g}", figure.kind, figure.source)
+    figures = [
+        [f"{part}.{key}", f"{figure.value:g}", figure.kind, figure.source]
+        for part in ("cpu", "memory", "performance", "power")
+        for key, figure in getattr(profile, part)
+        if isinstance(figure, Figure)
+    ]
     budget = profile.budget
-    table.add_section()
-    for key, value in (("decode_ms", budget.decode_ms), ("memory_mb", budget.memory_mb), ("context", budget.context)):
-        table.add_row(f"budget.{key}", f"{value:g}", "", "default budget")
-    return table
+    limits = (("decode_ms", budget.decode_ms), ("memory_mb", budget.memory_mb), ("context", budget.context))
+    return Table(
+        columns=[
+            Column("figure", left=True), Column("value"), Column("kind", left=True),
+            Column("source", left=True, wraps=True),
+        ],
+        rows=[*figures, *([f"budget.{key}", f"{value:g}", "", "default budget"] for key, value in limits)],
+        title=f"{profile.name} ({profile.id})",
+        lines_after=[len(figures) - 1],
+    )  # fmt: skip
 
 
 def residual_table(residuals: Sequence["Residual"]) -> Table:
-    table = Table(title="What the latency model leaves over: |predicted / measured - 1| over the probe's rows")
-    for title in ("measured", "rows", "median", "worst"):
-        table.add_column(title, justify="left" if title == "measured" else "right")
-    for row in residuals:
-        table.add_row(row.kind, f"{row.rows}", f"{row.median:.1%}", f"{row.worst:.1%}")
-    return table
+    return Table(
+        columns=[Column("measured", left=True, wraps=True), Column("rows"), Column("median"), Column("worst")],
+        rows=[[row.kind, f"{row.rows}", f"{row.median:.1%}", f"{row.worst:.1%}"] for row in residuals],
+        title="What the latency model leaves over: |predicted / measured - 1| over the probe's rows",
+    )
 
 
 def interval_table(errors: Mapping[str, LatencyError]) -> Table:
     """errors: by weight format and phase, as `Fit.errors`."""
-    table = Table(title=f"{percent(DEFAULT_CONFIDENCE)} prediction intervals, from decoders left out of the fit")
-    for title in ("latency", "measured / predicted"):
-        table.add_column(title, justify="left" if title == "latency" else "right")
+    rows = []
     for name, error in errors.items():
         within = factors(error, DEFAULT_CONFIDENCE)
         assert within is not None
-        table.add_row(name, f"{within.low:.2f} to {within.high:.2f}")
-    if not errors:
-        table.caption = "none: the probe timed too few whole decoders"
-    return table
+        rows.append([name, f"{within.low:.2f} to {within.high:.2f}"])
+    return Table(
+        columns=[Column("latency", left=True), Column("measured / predicted")],
+        rows=rows,
+        title=f"{percent(DEFAULT_CONFIDENCE)} prediction intervals, from decoders left out of the fit",
+        below=[] if rows else ["none: the probe timed too few whole decoders"],
+    )

@@ -3,21 +3,26 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
-
 from merino_bench.harness.render import marks_explained, ratio_words
+from merino_edge.cli.tables.layout import Column, Table
 from merino_edge.export.quantize import MatrixError
 from merino_runtime.board import MB as BYTES_PER_MB
 
 
 def matrix_table(matrices: Sequence[MatrixError]) -> Table:
-    table = Table(title="Quantised matrices; errors relative to the matrix's root mean square")
-    for title in ("matrix", "bits", "block", "kB", "mean error", "worst error"):
-        table.add_column(title, justify="left" if title == "matrix" else "right")
-    for row in matrices:
-        cells = (f"{row.bits}", f"{row.block}", f"{row.nbytes / 1e3:,.0f}", f"{row.mean:.2%}", f"{row.worst:.2%}")
-        table.add_row(joined_name(row.name), *cells)
-    return table
+    titles = ("bits", "block", "kB", "mean error", "worst error")
+    return Table(
+        columns=[Column("matrix", left=True), *map(Column, titles)],
+        rows=[
+            [
+                joined_name(row.name), f"{row.bits}", f"{row.block}", f"{row.nbytes / 1e3:,.0f}", f"{row.mean:.2%}",
+                f"{row.worst:.2%}",
+            ]
+            for row in matrices
+        ],
+        title="Quantised matrices; errors relative to the matrix's root mean square",
+        dropped=["block", "kB", "bits"],
+    )  # fmt: skip
 
 
 def joined_name(name: str) -> str:
@@ -27,20 +32,17 @@ def joined_name(name: str) -> str:
 
 
 def bench_table(records: Sequence[dict[str, Any]]) -> Table:
-    """A row per bundle: its prefill and its decode record side by side."""
+    """A row per figure, the bundles side by side: of each its prefill and its decode record."""
     names = list(dict.fromkeys(record["bundle"] for record in records))
-    table = Table(title="Measured on this machine (batch 1)")
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
     by_name = {name: [record for record in records if record["bundle"] == name] for name in names}
+    rows = []
     for title, kind, field, form in BENCH_ROWS:
         values = [(row(by_name[name], kind) or {}).get(field) for name in names]
-        table.add_row(title, *("-" if value is None else form.format(value) for value in values))
-    marks = marks_explained(records)
-    if marks:
-        table.caption = "; ".join(marks)
-    return table
+        rows.append([title, *("-" if value is None else form.format(value) for value in values)])
+    return Table(
+        columns=[Column("", left=True), *(Column(name, wraps=True) for name in names)],
+        rows=rows, title="Measured on this machine (batch 1)", below=marks_explained(records),
+    )  # fmt: skip
 
 
 def ratio_cell(record: dict[str, Any]) -> str | None:

@@ -1,9 +1,8 @@
 """What `design` prints: the budgets, the design beside OPT-350M, how it was found."""
 
-from rich.table import Table
-
 from merino_edge.cli.tables.intervals import interval_line, shown
-from merino_edge.cli.terminal import console
+from merino_edge.cli.tables.layout import Column, Table, show
+from merino_edge.cli.tables.terms import ENTROPY, SHAPE
 from merino_edge.design.budgets import BUDGETS_BY_NAME, options_line
 from merino_edge.design.design_file import Design, Measured
 from merino_edge.design.recommend import existing_entropy
@@ -24,7 +23,7 @@ def print_design(design: Design, profile: DeviceProfile) -> None:
     print(interval_line([costs]))
     if slow := slow_words(profile, design.precision):
         print(f"{design.precision} is {slow}; the board's runtime refuses it without --allow-slow, and `recommend` too")
-    console().print(design_table(design, costs))
+    show(design_table(design, costs))
     if design.measured:
         print(measured_line(design.measured))
     print(f"{heads_line(design.architecture)}; {solver_line(design)}")
@@ -57,23 +56,28 @@ def design_table(design: Design, costs: CostModel) -> Table:
     arch = design.architecture
     reference = model("opt-350m").geometry
     ours, theirs = design.predicted, costs.predict(reference.operators)
-    caption = f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}"
-    title = f"Design for {costs.profile.name}, predicted from {ours.provenance} coefficients"
-    table = Table(title=title, caption=caption)
-    table.add_column("")
-    for title in ("this design", "OPT-350M", "OPT-350M / design"):
-        table.add_column(title, justify="right")
+    rows = []
     for budget in BUDGETS_BY_NAME.values():
         mine, other = budget.of(ours), budget.of(theirs)
         if mine is not None and other is not None:
             interval = shown(ours.interval(budget.name), ours.confidence)
-            table.add_row(budget.label, *ratio_cells(mine, other, budget.unit, interval))
-    table.add_row("weights", *ratio_cells(ours.weight_bytes / BYTES_PER_MB, theirs.weight_bytes / BYTES_PER_MB, "MB"))
-    cache = f"KV cache at {arch.context} tokens"
-    table.add_row(cache, *ratio_cells(ours.kv_bytes / BYTES_PER_MB, theirs.kv_bytes / BYTES_PER_MB, "MB"))
+            rows.append([budget.label, *ratio_cells(mine, other, budget.unit, interval)])
     opt = existing_entropy(reference, len(arch.blocks), design.scoring)
-    table.add_row("entropy (weighted nats)", f"{design.entropy:,.0f}", f"{opt:,.0f}", f"{opt / design.entropy:.2f}x")
-    return table
+    rows += [
+        ["weights", *ratio_cells(ours.weight_bytes / BYTES_PER_MB, theirs.weight_bytes / BYTES_PER_MB, "MB")],
+        [
+            f"KV cache at {arch.context} tokens",
+            *ratio_cells(ours.kv_bytes / BYTES_PER_MB, theirs.kv_bytes / BYTES_PER_MB, "MB"),
+        ],
+        ["entropy (weighted nats)", f"{design.entropy:,.0f}", f"{opt:,.0f}", f"{opt / design.entropy:.2f}x"],
+    ]
+    return Table(
+        columns=[Column("", left=True, wraps=True), Column("this design", wraps=True), Column("OPT-350M"),
+                 Column("OPT-350M / design")],
+        rows=rows,
+        title=f"Design for {costs.profile.name}, predicted from {ours.provenance} coefficients",
+        below=[f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}", SHAPE, ENTROPY],
+    )  # fmt: skip
 
 
 def measured_line(measured: Measured) -> str:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from merino_edge.cli.tables.intervals import interval_line, shown
+from merino_edge.cli.tables.layout import Column, Table
+from merino_edge.cli.tables.terms import ENTROPY, SHAPE
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
 from merino_edge.design.pareto import Front
 from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict
@@ -15,30 +15,29 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 
 COLUMNS = (
-    "format", "params M", "decode ms", "prefill ms", "memory MB", "entropy", "score", "formats that fit", "verdict",
+    Column("model", left=True, wraps=True, least=16), Column("format", left=True), Column("params M"),
+    Column("decode ms", wraps=True), Column("prefill ms", wraps=True), Column("memory MB"), Column("entropy"),
+    Column("score"), Column("formats that fit", left=True, wraps=True),
+    Column("verdict", left=True, wraps=True, least=24),
 )  # fmt: skip
-LEFT = ("format", "formats that fit", "verdict")
 
 
 def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table:
     """Our designs first, then every model of the zoo in the format of most bits that fits, else the nearest."""
     provenance = found.candidates[0].chosen.predicted.provenance
-    table = Table(
+    fitting = sum(candidate.fits for candidate in found.candidates)  # they come first
+    return Table(
+        columns=COLUMNS,
+        rows=[*map(our_cells, found.ours), *(candidate_cells(candidate, found) for candidate in found.candidates)],
         title=f"Models for {profile.name}, predicted from {provenance} coefficients",
-        caption="score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of"
-        " two sources are not quite comparable. Designs are untrained, so they have none.",
-    )
-    table.add_column("model")
-    for title in COLUMNS:
-        table.add_column(title, justify="left" if title in LEFT else "right")
-    for our in found.ours:
-        table.add_row(*our_cells(our))
-    table.add_section()
-    sections = [candidate.fits for candidate in found.candidates]
-    for index, candidate in enumerate(found.candidates):
-        last_that_fits = sections[index : index + 2] == [True, False]
-        table.add_row(*candidate_cells(candidate, found), end_section=last_that_fits)
-    return table
+        below=[
+            ENTROPY,
+            "score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of two"
+            " sources are not quite comparable. Designs are untrained, so they have none.",
+        ],
+        dropped=["formats that fit", "params M", "prefill ms", "entropy"],
+        lines_after=[len(found.ours) - 1, len(found.ours) + fitting - 1],
+    )  # fmt: skip
 
 
 def our_cells(our: Ours) -> list[str]:
@@ -107,22 +106,28 @@ def intervals_of(
 def front_table(found: Front) -> Table:
     """A row per point of the front, then the models that exist."""
     axis, provenance = BUDGETS_BY_NAME[found.against], found.points[0].predicted.provenance
-    title = f"Most entropy for {found.device_name} against {axis.option}, predicted from {provenance} coefficients"
     proved = all(point.solver.gap < 1e-6 for point in found.points)
-    table = Table(
-        title=title,
-        caption="each point is proved: no decoder of the space has more entropy within its limit" if proved else None,
-    )
-    table.add_column("decoder")
-    for title in (f"limit, {axis.title} {axis.unit}", "decode ms", "memory MB", "params M", "entropy"):
-        table.add_column(title, justify="right")
-    for point in found.points:
-        cost, limit = point.predicted, point.budget[found.against]
-        table.add_row(point.architecture.shape(), f"{limit:,g}", *cost_cells(cost), f"{point.entropy:,.0f}")
-    table.add_section()
-    for mark in found.models:
-        table.add_row(mark.name, "", *cost_cells(mark.predicted), f"{mark.entropy:,.0f}")
-    return table
+    points = [
+        [
+            point.architecture.shape(), f"{point.budget[found.against]:,g}", *cost_cells(point.predicted),
+            f"{point.entropy:,.0f}",
+        ]
+        for point in found.points
+    ]  # fmt: skip
+    models = [[mark.name, "", *cost_cells(mark.predicted), f"{mark.entropy:,.0f}"] for mark in found.models]
+    return Table(
+        columns=[
+            Column("decoder", left=True, wraps=True), Column(f"limit, {axis.title} {axis.unit}"),
+            Column("decode ms", wraps=True), Column("memory MB"), Column("params M"), Column("entropy"),
+        ],
+        rows=[*points, *models],
+        title=f"Most entropy for {found.device_name} against {axis.option}, predicted from {provenance} coefficients",
+        below=[
+            *(["each point is proved: no decoder of the space has more entropy within its limit"] if proved else []),
+            SHAPE, ENTROPY,
+        ],
+        lines_after=[len(points) - 1],
+    )  # fmt: skip
 
 
 def cost_cells(cost: Predicted) -> list[str]:

@@ -1,0 +1,61 @@
+"""What is asked of an export, judged before torch is loaded: what a SOURCE names, which weight format is possible."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from merino_edge.bundles.files import is_bundle
+from merino_edge.design.design_file import Design, read_plan
+from merino_edge.families.checkpoint import check_checkpoint
+from merino_edge.families.designed import Architecture
+from merino_edge.families.names import resolve
+from merino_edge.families.zoo import Model, exportable_models
+from merino_runtime.errors import MerinoError
+
+PRECISIONS = {"fused": ("fp32", "fp16", "int8", "int4"), "portable": ("fp32", "fp16", "int8")}
+
+
+class Plan(NamedTuple):
+    """A file that says what to build. It has no weights."""
+
+    path: Path
+    content: Design | Architecture
+
+
+def find_source(what: str, weights: Path | None = None) -> Model | Plan | Path:
+    """A model of the zoo, the plan in a file, or the folder of a bundle or checkpoint.
+
+    `weights`: a local Hugging Face folder for a model that is given by name, such as `opt-350m`. Raises MerinoError
+    where `what` is no source or is ambiguous, or where such a folder is none.
+    """
+    found = resolve(what)
+    if isinstance(found, Model):
+        if weights:
+            check_checkpoint(weights)
+        return found
+    names = ", ".join(exportable_models())
+    if weights:
+        raise MerinoError(f"--weights goes with {names}; a checkpoint folder is exported by its own path")
+    path = Path(found)
+    if path.is_file():
+        return Plan(path, read_plan(path))
+    if not path.is_dir():
+        raise MerinoError(
+            f"{what!r} is nothing to export: give a checkpoint folder, a design.json, an architecture's JSON,"
+            f" a bundle in fp32, embedded, or {names}"
+        )
+    if not is_bundle(path):
+        check_checkpoint(path)
+    return path
+
+
+def chosen_precision(dialect: str, precision: str | None, design: Design | None) -> str:
+    """The weight format: `precision`, else the design's, else fp32. Raises MerinoError where the dialect is not known
+    or has no such format."""
+    if dialect not in PRECISIONS:
+        raise MerinoError(f"--dialect {dialect} is not known: choose one of {', '.join(PRECISIONS)}")
+    found = precision or (design.precision if design else "fp32")
+    if found not in PRECISIONS[dialect]:
+        asked = f"--precision {precision}" if precision else f"the design's weight format, {found},"
+        choices = "; ".join(f"{name}: {', '.join(known)}" for name, known in PRECISIONS.items())
+        raise MerinoError(f"{asked} is not possible in dialect {dialect}: choose a --precision of {choices}")
+    return found

@@ -1,0 +1,145 @@
+"""Tables on terminals of 80 and 100 columns and in pipes: what must be typed is whole, nothing is too wide."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pseudo_terminal import on_a_terminal
+from rich.console import Console
+from sample_records import many, opt, record
+
+from merino_edge.cli.tables.layout import Column, Table, drawn, fitted, floor, natural, plain, total
+from merino_edge.cli.tables.terms import ENTROPY, SHAPE
+from merino_edge.profiles.reading import profile_ids
+
+CALL = [sys.executable, "-c", "from merino_edge.cli.app import main; main()"]
+IDS = [*profile_ids(), "host"]
+WIDTHS = (80, 100)
+
+
+@st.composite
+def tables(draw):
+    columns = [
+        Column(f"{draw(st.sampled_from(['t', 'title', 'longer title']))} {place}", draw(st.booleans()),
+               draw(st.booleans()), draw(st.integers(0, 20)))
+        for place in range(draw(st.integers(1, 8)))
+    ]  # fmt: skip
+    words = st.lists(st.text("abc[]/", min_size=1, max_size=14), min_size=1, max_size=4).map(" ".join)
+    rows = draw(st.lists(st.tuples(*[words] * len(columns)), min_size=1, max_size=4))
+    dropped = draw(st.permutations([column.title for column in columns[1:]]))
+    return Table(columns, rows, "A table", dropped=dropped[: draw(st.integers(0, len(dropped)))])
+
+
+@given(tables(), st.integers(10, 120))
+def test_a_table_is_fitted_by_wrapping_and_by_leaving_out_and_never_by_cutting(table, width):
+    found, widths = fitted(table, width)
+    missing = len(table.columns) - len(found.columns)
+    gone = set(table.dropped[:missing])
+    assert [column.title for column in found.columns] == [
+        column.title for column in table.columns if column.title not in gone
+    ]
+    floors = [floor(column, [row[place] for row in found.rows]) for place, column in enumerate(found.columns)]
+    wanted = [natural(column, [row[place] for row in found.rows]) for place, column in enumerate(found.columns)]
+    assert all(low <= each <= high for low, each, high in zip(floors, widths, wanted, strict=True))
+    assert total(widths) <= width or (widths == floors and missing == len(table.dropped))
+    assert total(widths) >= min(width, total(wanted)), "room is used"
+    for place, column in enumerate(found.columns):
+        for row in found.rows:
+            words = row[place].split() if column.wraps else [row[place]]
+            assert max(map(len, words)) <= widths[place]
+
+
+@given(tables(), st.integers(10, 120))
+def test_what_is_drawn_is_as_wide_as_was_fitted_and_holds_every_cell(table, width):
+    found, widths = fitted(table, width)
+    screen = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=max(width, total(widths)))
+    screen.print(drawn(found, widths))
+    lines = screen.file.getvalue().splitlines()
+    assert all(len(line.rstrip()) <= max(total(widths), width) for line in lines)
+    text = "\n".join(lines)
+    for place, column in enumerate(found.columns):
+        for row in found.rows:
+            assert all(word in text for word in (row[place].split() if column.wraps else [row[place]]))
+
+
+@given(tables())
+def test_plain_text_holds_every_cell_and_no_space_too_many(table):
+    title, *lines = plain(table).splitlines()
+    assert title == table.title and len(lines) == 1 + len(table.rows)
+    for line, row in zip(lines, [[column.title for column in table.columns], *table.rows], strict=True):
+        assert line == line.rstrip() and re.split(r" {2,}", line.strip()) == list(row)
+    widths = [natural(column, [row[place] for row in table.rows]) for place, column in enumerate(table.columns)]
+    assert max(map(len, lines)) <= total(widths)
+
+
+def piped(*arguments):
+    done = subprocess.run(
+        [*CALL, *map(str, arguments)], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_devices_shows_every_id_whole(width):
+    code, shown = on_a_terminal([*CALL, "devices"], width)
+    lines = shown.splitlines()
+    assert code == 0 and max(map(len, lines)) <= width
+    assert [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in IDS] == IDS
+    assert "decode" in shown and "no room for the columns name" in " ".join(shown.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("arguments", [
+    ["devices", "raspberry-pi-4"], ["recommend", "--device", "raspberry-pi-zero-2w"],
+    ["design", "--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"],
+    ["pareto", "--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64", "--points", "3"],
+])  # fmt: skip
+def test_no_line_of_a_table_is_wider_than_the_terminal_or_cut(arguments, width):
+    code, shown = on_a_terminal([*CALL, *arguments], width, both=False)
+    lines = shown.splitlines()
+    rule = next(place for place, line in enumerate(lines) if line.startswith("──"))
+    table = lines[rule - 1 : rule + 30]
+    assert code == 0 and "…" not in shown
+    assert all(len(line) <= width for line in table if not re.search("heads of|found by", line))
+
+
+@pytest.mark.slow
+def test_in_a_pipe_devices_is_plain_text_and_as_narrow_as_it_can_be():
+    title, head, *rows, _ = piped("devices").splitlines()
+    assert [row.split()[0] for row in rows] == IDS
+    cells = [re.split(r" {2,}", line) for line in (head, *rows)]
+    assert {len(each) for each in cells} == {9} and title.isascii() and head.isascii()
+    assert max(map(len, rows)) == sum(max(map(len, column)) for column in zip(*cells, strict=True)) + 2 * 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["design", "pareto"])
+def test_shapes_and_entropy_are_explained_where_they_are_shown(command):
+    small = ["--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"]
+    out = piped(command, *small, *(["--points", "3"] if command == "pareto" else []))
+    assert re.search(r"\d+x[\d.]+x\d+", out) and SHAPE in out and ENTROPY in out
+    assert ENTROPY in piped("recommend", "--device", "raspberry-pi-zero-2w")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_compare_shows_every_bundle_test_and_verdict(width, tmp_path):
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    rows = [each for each in many() if each["tok_s"] is not None]
+    a.write_text(json.dumps(rows))
+    b.write_text(json.dumps([*rows[:4], record(8.0, depth=1900), opt(30.0, test="pp64")]))
+    code, shown = on_a_terminal([*CALL, "compare", a, b], width)
+    lines = shown.splitlines()
+    end = next(place for place, line in enumerate(lines) if "interval over" in line)
+    assert code == 0 and max(map(len, lines[:end])) <= width and "…" not in shown
+    assert sum(line.startswith(("ours ", "opt-350m ")) for line in lines[:end]) == 6
+    assert "verdict" in shown and "B / A" in shown

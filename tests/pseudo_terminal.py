@@ -1,0 +1,32 @@
+"""A process on a terminal of a given width: what a user sees. Runs on Python 3.6."""
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+
+
+def on_a_terminal(call, width=80, typed=b"", both=True, **environment):
+    """(exit code, text shown) of a process whose stdin and stdout are a terminal, and with `both` its stderr.
+
+    The text is without escape sequences, its lines end in a line feed. typed: bytes that the user enters."""
+    variables = dict(os.environ, TERM="xterm", **environment)
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
+        variables.pop(name, None)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    process = subprocess.Popen([str(word) for word in call], stdin=theirs, stdout=theirs,
+                               stderr=theirs if both else subprocess.DEVNULL, env=variables)
+    os.close(theirs)
+    os.write(ours, typed)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 4096)
+        except OSError:  # the other end is closed
+            break
+    os.close(ours)
+    text = shown.decode("utf-8").replace("\r\n", "\n")
+    return process.wait(), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
