@@ -13,6 +13,7 @@ LARGEST_LAYER = 2 ** 14  # heads, and channels of a head
 LARGEST = 2 ** 53  # to which JSON's numbers are exact everywhere
 MOST_THREADS = 1024
 CACHE_BYTES = {"float16": 2, "float32": 4}
+LONGEST_TEXT = 1000  # characters
 MOST_LISTED = 50  # problems of one message
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # would break a message's line, or steer a terminal
 
@@ -46,8 +47,8 @@ def _or_null(leaf: Callable[[Any], Optional[str]]) -> Callable[[Any], Optional[s
 
 
 def _text(value: Any) -> Optional[str]:
-    good = isinstance(value, str) and value and not _CONTROL.search(value)
-    return None if good else "a string without control characters"
+    good = isinstance(value, str) and 0 < len(value) <= LONGEST_TEXT and not _CONTROL.search(value)
+    return None if good else f"a string of up to {LONGEST_TEXT} characters, no control characters"
 
 
 def _version(value: Any) -> Optional[str]:

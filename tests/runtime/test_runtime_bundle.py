@@ -129,7 +129,7 @@ def test_a_value_outside_the_contract_is_refused(folder, key, value):
 @pytest.mark.parametrize("key, value", [
     ("context", 10 ** 9), ("vocab", 10 ** 9), ("params", 10 ** 300), ("weight_bytes", 2 ** 54), ("kv_bytes", -1),
     ("kv_layers", [{"heads": 10 ** 9, "head_size": 32}]), ("threads", {"prefill": 10 ** 6, "decode": 1}),
-    ("name", "two\nlines"), ("weights_source", "\x1b[2J"), ("isa", ["a\0"]),
+    ("name", "two\nlines"), ("weights_source", "\x1b[2J"), ("isa", ["a\0"]), ("family", "x" * 1001),
     ("backend", {"name": "onnxruntime", "min_version": "new", "refused_versions": []}),
     ("backend", {"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1." + "9" * 5000]})])
 def test_a_value_beyond_its_bounds_is_refused_by_one_line(folder, key, value):
