@@ -33,6 +33,7 @@ except ImportError:  # a board's Python may have none
 if hypothesis is not None:
     hypothesis.settings.register_profile("default", deadline=None)
     hypothesis.settings.register_profile("fast", deadline=None, max_examples=5)
+    hypothesis.settings.register_profile("long", deadline=None, max_examples=5000)  # 30,000 cases of each file's fuzz
     hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 

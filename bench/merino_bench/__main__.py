@@ -19,10 +19,19 @@ from merino_runtime.__main__ import Verb
 from merino_runtime.__main__ import main as runtime_main
 from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import require
+from merino_runtime.threads import check_threads
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     return runtime_main(argv, extra_verbs=VERBS)
+
+
+def _threads(text: str) -> Tuple[int, ...]:
+    """Refused before anything is measured."""
+    counts = parse_threads(text)
+    for count in counts:
+        check_threads("threads", count)
+    return counts
 
 
 def _checked(parse: Callable[[str], Tuple[int, ...]]) -> Callable[[str], Tuple[int, ...]]:
@@ -50,7 +59,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
                         help=f"cached tokens before each test (default 0; decoding then starts behind {START_PROMPT})")
     parser.add_argument("-r", type=int, default=5, metavar="N", dest="repetitions",
                         help="repetitions (default %(default)s)")
-    parser.add_argument("-t", "--threads", type=_checked(parse_threads), metavar="N,...", default=(),
+    parser.add_argument("-t", "--threads", type=_checked(_threads), metavar="N,...", default=(),
                         help="default: the bundle's choice")
     parser.add_argument("--timeout", type=float, default=3600.0, metavar="S", dest="timeout_s",
                         help="seconds for all repetitions of a row (default %(default)g)")

@@ -1,10 +1,11 @@
 """The files of a bundle's folder by name, size and hash. What they mean is said in `description`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from merino_runtime.bundle import BundleFile, sha256_of
+from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json
 
 DESCRIPTION_FILE = "bundle.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -18,15 +19,17 @@ def is_bundle(folder: Path) -> bool:
 
 def is_bundle_alone(folder: Path) -> bool:
     """Whether `folder` holds a bundle's files and no others, so that another bundle may take its place."""
-    listed = {file["path"] for file in described(folder).get("files", ())}
+    files = described(folder).get("files")
+    parts = [file.get("path") for file in files if isinstance(file, dict)] if isinstance(files, list) else []
+    listed = {path for path in parts if isinstance(path, str)}
     return is_bundle(folder) and {path.name for path in folder.iterdir()} <= listed | {DESCRIPTION_FILE, APP_FILE}
 
 
 def described(folder: Path) -> dict[str, Any]:
     """bundle.json as it is, of any schema; nothing where it cannot be read."""
     try:
-        found = json.loads((folder / DESCRIPTION_FILE).read_bytes())
-    except (OSError, ValueError):
+        found = read_json(str(folder / DESCRIPTION_FILE), "")
+    except MerinoError:
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -16,6 +16,7 @@ from merino_edge.families.designed import Architecture, Block
 from merino_edge.profiles.coefficients import Dialect
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json_and_text
 
 Positive = Annotated[float, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -109,10 +110,9 @@ def timed_decoder(width: int, ffn_width: int, layers: int, uses: int, heads: int
 
 def read_probe(path: Path) -> Probe:
     """Raises MerinoError with all faults of the file at once."""
+    _, text = read_json_and_text(str(path), f"`merino probe -o {path}` writes one.")
     try:
-        return Probe.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise MerinoError(f"cannot read {path}: {error.strerror}. `merino probe -o {path}` writes one") from error
+        return Probe.model_validate_json(text)
     except ValidationError as error:
         raise MerinoError(f"{path} is not a probe.json: {fault_list(error)}") from error
 

@@ -234,11 +234,14 @@ def bench(
     from merino_bench.harness.cases import BenchRequest, parse_depths, parse_lengths, parse_threads
     from merino_edge.benchmarking.run import run_benchmark
     from merino_edge.cli.terminal import bench_progress
+    from merino_runtime.threads import check_threads
 
     request = BenchRequest(
         None if prompts is None else parse_lengths(prompts), None if steps is None else parse_lengths(steps),
         repetitions, () if threads is None else parse_threads(threads), parse_depths(depths),
     )  # fmt: skip
+    for count in request.threads:
+        check_threads("threads", count)
     with bench_progress() as progress:
         code = run_benchmark(
             bundles, request, baseline, baseline_precision, output.value, save, timeout, peers, progress, say

@@ -1,6 +1,5 @@
 """design.json: what was asked, what was found and how. Reading one needs no solver."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +10,7 @@ from merino_edge.families.designed import Architecture
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json, read_json_and_text
 
 SCHEMA = 2
 DESIGN = "design.json"  # the usual name; in a checkpoint's folder the one that it was trained from
@@ -21,7 +21,7 @@ SolverName = Literal["exact", "evolution"]
 class Strict(BaseModel):
     """A part of a file: frozen, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class Solver(Strict):
@@ -78,22 +78,16 @@ class Design(Strict):
 
 def load_design(path: Path) -> Design:
     """Raises MerinoError with all faults of the file at once."""
+    _, text = read_json_and_text(str(path), f"`merino-edge design -o {path}` writes one.")
     try:
-        return Design.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise MerinoError(f"cannot read {path}: {error.strerror}. `merino-edge design -o {path}` writes one") from error
+        return Design.model_validate_json(text)
     except ValidationError as error:
         raise MerinoError(f"{path} is not a design.json: {fault_list(error)}") from error
 
 
 def read_plan(path: Path) -> Design | Architecture:
     """A design.json, or an architecture object alone. Raises MerinoError where the file is neither."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise MerinoError(f"cannot read {path}: {error.strerror}. `merino-edge design -o {path}` writes one") from error
-    except ValueError as error:
-        raise MerinoError(f"{path} is not JSON: {error}. Give a design.json or an architecture's JSON") from error
+    content = read_json(str(path), f"Give an architecture's JSON, or a design.json: `merino-edge design -o {path}`.")
     if isinstance(content, dict) and "architecture" in content:
         return load_design(path)
     try:

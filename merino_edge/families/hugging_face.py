@@ -15,8 +15,9 @@ from merino_edge.families.checkpoint import CONFIG, check_checkpoint
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES, family_of
 from merino_edge.storage.atomic import write_text
-from merino_edge.storage.faults import fault_list
+from merino_edge.storage.faults import fault_list, one_line, shortened
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json
 
 SEED = 0  # of random weights
 TOKENIZER = "tokenizer.json"
@@ -64,8 +65,6 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises MerinoError for an unknown family, an unsupported variant, and files that are missing or damaged.
     """
     config = read_config(folder)
-    if config.model_type not in FAMILIES:
-        raise MerinoError(f"{folder} is a {config.model_type!r} model: exported are {', '.join(FAMILIES)}")
     side = FAMILIES[config.model_type].torch_side()
     faults = [
         f"{key} is {getattr(config, key)!r}, supported is {value!r}"
@@ -77,25 +76,40 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         geometry = side.geometry_of(config)
     except ValidationError as error:
         raise MerinoError(f"{folder} is a {config.model_type} that is not exported: {fault_list(error)}") from error
-    tokenizer, eos = read_tokenizer(folder), config.eos_token_id
-    return Checkpoint(geometry, read_weights(side.MODEL, folder), eos[0] if isinstance(eos, list) else eos, tokenizer)
+    tokenizer, eos_id = read_tokenizer(folder), end_of_text_id(config.eos_token_id, geometry.vocab, folder)
+    return Checkpoint(geometry, read_weights(side.MODEL, folder), eos_id, tokenizer)
+
+
+def end_of_text_id(given: Any, vocab: int, folder: Path) -> int | None:
+    """Of several ids the first. Raises MerinoError for one that the vocabulary does not have."""
+    first = given[0] if isinstance(given, list) and given else given
+    if first is None or (type(first) is int and 0 <= first < vocab):
+        return first
+    raise MerinoError(f"{folder / CONFIG}: eos_token_id is {shortened(repr(given))}, allowed: 0 to {vocab - 1}")
 
 
 def read_config(folder: Path) -> Any:
     """config.json of a local folder. Checks that it is there, since transformers would look for it on the network."""
     check_checkpoint(folder)
+    path = folder / CONFIG
+    content = read_json(str(path), "Copy the checkpoint again.")
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise MerinoError(f"{folder} is a {shortened(repr(kind))} model: exported are {', '.join(FAMILIES)}")
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError) as error:
-        raise MerinoError(f"{folder / CONFIG} does not load: {error}") from error
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except MerinoError:
+        raise
+    except Exception as error:  # transformers checks few values, and raises whatever a wrong one leads to
+        raise MerinoError(f"{path} does not load: {one_line(error)}") from error
 
 
 def read_weights(kind: Any, folder: Path) -> PreTrainedModel:
     """All weights in float32. A missing one is an error: transformers would draw it at random."""
     try:
         model, info = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
-        raise MerinoError(f"the weights in {folder} do not load: {error}") from error
+    except (ValueError, OSError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise MerinoError(f"the weights in {folder} do not load: {one_line(error)}") from error
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong or info["mismatched_keys"]:
         raise MerinoError(f"the weights in {folder} do not fit its config.json: {', '.join(wrong[:5])} ...")

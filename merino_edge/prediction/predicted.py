@@ -1,11 +1,9 @@
 """The predicted costs of one decoder on one board, as design.json, pareto.json and `recommend --json` hold them."""
 
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from merino_edge.prediction.intervals import Interval
-from merino_edge.profiles.coefficients import Kind
+from merino_edge.profiles.coefficients import Kind, ThreadCount
 
 
 class Predicted(BaseModel):
@@ -16,7 +14,7 @@ class Predicted(BaseModel):
     An interval (low, high) holds the measured value with probability `confidence`; None where no errors are known.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     decode_ms: float
     decode_ms_interval: Interval | None
@@ -32,8 +30,8 @@ class Predicted(BaseModel):
     j_per_token_interval: Interval | None
     confidence: float | None
     provenance: Kind
-    decode_threads: Annotated[int, Field(ge=1)]
-    prefill_threads: Annotated[int, Field(ge=1)]
+    decode_threads: ThreadCount
+    prefill_threads: ThreadCount
 
     def interval(self, name: str) -> Interval | None:
         """Of the field of this name."""

@@ -21,9 +21,14 @@ OF_FORMAT = ("load_ms_gb", "mac_ms_g", "scale_ns", "row_ns", "head_row_ns")
 Kind = Literal["calibrated", "published", "datasheet", "estimated"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)  # strongest first
 Text = Annotated[str, Field(pattern=r"\S")]
-Values = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False, min_length=1)]
-Ratio = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0)]
+# Far above any board, and so small that no product or quotient of a few figures leaves the range of float64.
+LEAST, MOST = 1e-6, 1e9
+MOST_THREADS = 1024
+ThreadCount = Annotated[int, Field(gt=0, le=MOST_THREADS)]
+Coefficient = Annotated[float, Field(ge=0, le=MOST)]
+Values = Annotated[tuple[Coefficient, ...], Field(strict=False, min_length=1, max_length=MOST_THREADS)]
+Ratio = Annotated[float, Field(ge=LEAST, le=MOST)]
+Share = Annotated[float, Field(ge=0, le=MOST)]
 
 
 class Facts(BaseModel):
@@ -35,7 +40,7 @@ class Facts(BaseModel):
 class Figure(Facts):
     """A number, how it is known, and where it comes from."""
 
-    value: float = Field(gt=0)
+    value: float = Field(ge=LEAST, le=MOST)
     kind: Kind
     source: Text
 
@@ -43,7 +48,13 @@ class Figure(Facts):
 class Count(Figure):
     """A figure that is a whole number."""
 
-    value: int = Field(gt=0)
+    value: int = Field(gt=0, le=int(MOST))
+
+
+class Threads(Count):
+    """Cores, or threads that run on them."""
+
+    value: int = Field(gt=0, le=MOST_THREADS)
 
 
 class LatencyError(Facts):
@@ -52,7 +63,7 @@ class LatencyError(Facts):
 
     centre: Annotated[float, Field(ge=-5, le=5)]
     scale: Annotated[float, Field(gt=0, le=5)]
-    degrees_of_freedom: Annotated[float, Field(ge=1)]
+    degrees_of_freedom: Annotated[float, Field(ge=1, le=MOST)]
 
 
 class FormatCoefficients(Facts):
@@ -86,7 +97,7 @@ class Coefficients(Facts):
     kind: Kind
     source: Text
     dialect: Dialect
-    threads: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False, min_length=1)]
+    threads: Annotated[tuple[ThreadCount, ...], Field(strict=False, min_length=1, max_length=MOST_THREADS)]
     cache_within_mb: Values
     cache_beyond_mb: Values
     cache_half_mb: Values

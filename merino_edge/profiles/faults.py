@@ -1,7 +1,6 @@
 """Faults of a device profile in words: the key's path, the value found, what is allowed, the key that was meant."""
 
 import difflib
-import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -9,8 +8,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from merino_edge.profiles.coefficients import KINDS, Count, Figure
+from merino_edge.profiles.coefficients import KINDS, Count, Figure, Threads
 from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.storage.faults import key_path, shortened
+
+WORDS = (("Input should", "must"), ("greater than or equal to", "at least"), ("less than or equal to", "at most"))
+HUGE = 1e300  # neither infinite, nor an integer that has no float
 
 
 def contradictions(raw: Mapping[str, Any]) -> Iterator[str]:
@@ -34,25 +37,27 @@ def _number(raw: Any, path: str) -> float | None:
     for key in path.split("."):
         raw = raw.get(key) if isinstance(raw, Mapping) else None
     number = raw.get("value") if isinstance(raw, Mapping) else raw
-    usable = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    usable = isinstance(number, int | float) and not isinstance(number, bool) and -HUGE < number < HUGE
     return number if usable else None
 
 
 def phrase(kind: str, loc: tuple[int | str, ...], found: Any, message: str) -> str:
     """One of pydantic's errors in words: the key's path, the value found, what is allowed."""
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{key_path([part])}" for part in loc).lstrip(".")
     if kind == "missing":
         return f"{path}: missing, must be {_allowed(_at(loc))}"
     if kind == "extra_forbidden":
         owner = _at(loc[:-1])
         near = difflib.get_close_matches(str(loc[-1]), _keys(owner), n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"{path}: found {found!r}, no such key{hint}; allowed here: {', '.join(_keys(owner))}"
+        return f"{path}: found {shortened(repr(found))}, no such key{hint}; allowed here: {', '.join(_keys(owner))}"
     if kind in ("model_type", "dict_type", "tuple_type"):
-        return f"{path}: found {found!r}, must be {_allowed(_at(loc))}"
+        return f"{path}: found {shortened(repr(found))}, must be {_allowed(_at(loc))}"
     if kind == "string_pattern_mismatch":
         message = "must be lowercase letters, digits and hyphens" if path == "id" else "must not be empty"
-    return f"{path}: found {found!r}, {message.replace('Input should', 'must')}"
+    for theirs, ours in WORDS:
+        message = message.replace(theirs, ours)
+    return f"{path}: found {shortened(repr(found))}, {message}"
 
 
 def _at(loc: tuple[int | str, ...]) -> Any:
@@ -72,7 +77,7 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 def _allowed(at: Any) -> str:
     if isinstance(at, type) and issubclass(at, Figure):
-        number = "a positive whole number" if at is Count else "a positive number"
+        number = "a positive whole number" if at in (Count, Threads) else "a positive number"
         return f'{{ value = {number}, kind = one of {", ".join(KINDS)}, source = "where it is from" }}'
     if isinstance(at, type) and issubclass(at, BaseModel):
         return f"a table of {', '.join(_keys(at))}"

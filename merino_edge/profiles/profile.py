@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from merino_edge.profiles.coefficients import Coefficients, Count, Facts, Figure, Text
+from merino_edge.profiles.coefficients import LEAST, MOST, Coefficients, Count, Facts, Figure, Text, Threads
 
 Isa = Literal[
     # Arm: neon is Advanced SIMD, dotprod and i8mm the int8 instructions, fp16 half-precision arithmetic
@@ -18,11 +18,12 @@ Isa = Literal[
     "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8",
 ]  # fmt: skip
 ISA_FEATURES: tuple[str, ...] = typing.get_args(Isa)
+LONGEST_CONTEXT = 131_072  # of a designed decoder
 
 
 class Cpu(Facts):
     core: Text
-    cores: Count
+    cores: Threads
     clock_ghz: Figure | None = None  # a host may hide it, as it may its caches
     last_level_cache_mb: Figure | None = None
 
@@ -49,17 +50,17 @@ class Performance(Facts):
     fp32_gflops: Figure  # matrix-matrix, at prefill_threads
     op_overhead_us: Figure  # per operator of the graph
     runtime_mb: Figure  # resident before the model: Python, numpy, onnxruntime
-    decode_threads: Count
-    prefill_threads: Count
+    decode_threads: Threads
+    prefill_threads: Threads
     coefficients: Coefficients | None = None  # measured; None: estimated from the figures above
 
 
 class Budget(Facts):
     """The default budget of a design for this board."""
 
-    decode_ms: float = Field(gt=0)
-    memory_mb: float = Field(gt=0)
-    context: int = Field(gt=0)
+    decode_ms: float = Field(ge=LEAST, le=MOST)
+    memory_mb: float = Field(ge=LEAST, le=MOST)
+    context: int = Field(ge=2, le=LONGEST_CONTEXT)
 
 
 class Software(Facts):

@@ -15,6 +15,11 @@ from pydantic import ValidationError
 from merino_edge.profiles.faults import contradictions, phrase
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import TOO_DEEP, check_depth, read_text
+
+TOML = "a TOML file"
+REMEDY = "Give the path of a device profile, a TOML file."
+LARGEST_BYTES = 2**20  # the longest profile of ours has 20 kB
 
 
 def load_profile(id_or_path: str | Path) -> DeviceProfile:
@@ -58,8 +63,11 @@ def parse_profile_text(text: str, origin: str) -> DeviceProfile:
     """The profile in a TOML file's text."""
     try:
         raw = tomllib.loads(text)
+        check_depth(raw)
+    except RecursionError:
+        raise MerinoError(f"{origin} is not {TOML}: {TOO_DEEP}. {REMEDY}") from None
     except ValueError as error:
-        raise MerinoError(f"{origin} is not a TOML file: {error}") from error
+        raise MerinoError(f"{origin} is not {TOML}: {error}. {REMEDY}") from error
     return parse_profile(raw, origin)
 
 
@@ -93,12 +101,4 @@ def _read(path: Path) -> DeviceProfile:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise MerinoError(
-            f"Cannot read the device profile {path}: {error.strerror}. "
-            f"Give the path of a TOML file or one of: {', '.join(profile_ids())}, host."
-        ) from error
-    except ValueError as error:  # not UTF-8
-        raise MerinoError(f"{path} is not a TOML file: {error}") from error
+    return read_text(str(path), TOML, f"{REMEDY[:-1]} or one of: {', '.join(profile_ids())}, host.", LARGEST_BYTES)

@@ -11,9 +11,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from merino_edge.records.schema import Record
-from merino_edge.storage.faults import fault
+from merino_edge.storage.faults import fault, key_path
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import JSON, read_text, value_of
 
+LARGEST_BYTES = 256 * 2**20  # many runs may be appended to one file
+REMEDY = "Give a file of records."
 MAX_LISTED_ROWS = 5  # row numbers listed for one fault; the others are counted
 MERGED_FAULTS = {"missing": "missing", "extra_forbidden": "unknown keys, remove them"}  # one line names all their keys
 
@@ -27,13 +30,12 @@ def read_records(paths: Iterable[Path], say: Callable[[str], None] = lambda _: N
     faults: list[str] = []
     for path in paths:
         try:
-            rows, wrong, cut = parse_records(path.read_text(encoding="utf-8"))
+            rows, wrong, cut = parse_records(read_text(str(path), JSON, REMEDY, LARGEST_BYTES))
             if cut:
                 say(f"note: {path}: {_row_list(cut)}cut off, as by a power cut or a full disk, and left out")
-        except OSError as error:
-            rows, wrong = [], [f"cannot be read: {error.strerror}"]
-        except UnicodeDecodeError:
-            rows, wrong = [], ["is not UTF-8 text"]
+        except MerinoError as error:
+            faults.append(str(error))
+            continue
         records += rows
         faults += [f"{path}: {each}" for each in wrong]
     if faults:
@@ -57,7 +59,7 @@ def faults_by_row(details: Sequence[tuple[int | None, dict[str, Any]]]) -> list[
     for index, detail in details:
         inner = {**detail, "loc": detail["loc"][1:]}
         merged = MERGED_FAULTS.get(detail["type"], "")
-        key = ".".join(str(part) for part in inner["loc"])
+        key = key_path(inner["loc"])
         said = key if merged else fault(inner).removeprefix("the file: ")
         rows.setdefault((merged, said), []).extend([] if index is None else [index + 1])
     lines: dict[str, list[str]] = {}  # beginning of the line -> keys, or nothing where it is the whole line
@@ -72,11 +74,14 @@ def faults_by_row(details: Sequence[tuple[int | None, dict[str, Any]]]) -> list[
 def _parse_list(text: str) -> tuple[list[Record], list[str], list[int]]:
     try:
         rows = TypeAdapter(list[Record]).validate_json(text)
+        value_of(text)
     except ValidationError as error:
         if _is_cut(error):
             return [], ["is a JSON list that is cut off before its end: copy it again"], []
         wrong = [(int(each["loc"][0]) if each["loc"] else None, each) for each in _details(error)]
         return [], faults_by_row(wrong), []
+    except ValueError as error:
+        return [], [f"is not {JSON}: {error}"], []
     return rows, [] if rows else ["holds no record"], []
 
 
@@ -84,15 +89,19 @@ def _parse_lines(text: str) -> tuple[list[Record], list[str], list[int]]:
     rows: list[Record] = []
     wrong: list[tuple[int | None, dict[str, Any]]] = []
     cut: list[int] = []
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     for index, line in enumerate(lines):
         try:
-            rows.append(Record.model_validate_json(line))
+            row = Record.model_validate_json(line)
+            value_of(line)
+            rows.append(row)
         except ValidationError as error:
             if _is_cut(error):
                 cut.append(index + 1)
             else:
                 wrong += [(index, {**each, "loc": (index, *each["loc"])}) for each in _details(error)]
+        except ValueError as error:
+            wrong.append((index, {"type": "json", "loc": (index,), "msg": f"not {JSON}: {error}", "input": None}))
     faults = faults_by_row(wrong)
     return rows, faults if rows or faults else ["holds no complete record" if cut else "holds no record"], cut
 

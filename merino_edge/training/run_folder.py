@@ -4,7 +4,6 @@
 itself is filled when the run ends; the record `training.json` comes last, and says that the run is finished.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from merino_edge.training.data import TextFile
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.states import is_marked, saved_states
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json
 
 STATE = "trainer"
 RUN = "run.json"  # in STATE
@@ -52,12 +52,12 @@ def kept_run(out: Path) -> Run | None:
     path = out / RECORD if is_finished(out) else out / STATE / RUN
     if not path.is_file():
         return None
+    content = read_json(str(path), f"{ELSEWHERE}.")
     try:
-        content = json.loads(path.read_bytes())
         return Run.model_validate({key: content[key] for key in Run.model_fields if key in content})
     except ValidationError as error:
         raise MerinoError(f"{path} is not of this version of merino-edge: {fault_list(error)}. {ELSEWHERE}") from error
-    except (ValueError, OSError, TypeError) as error:
+    except TypeError as error:
         raise MerinoError(f"{path} does not load: {error}. {ELSEWHERE}") from error
 
 
@@ -70,8 +70,8 @@ def kept_recipe(out: Path, resume: bool) -> dict[str, Any]:
 def trained_name(folder: Path) -> str | None:
     """What was trained in a checkpoint's folder; None where the record does not say."""
     try:
-        name = json.loads((folder / RECORD).read_bytes())["name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        name = read_json(str(folder / RECORD), "")["name"]
+    except (MerinoError, KeyError, TypeError):
         return None
     return name if isinstance(name, str) and name else None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from merino_edge.storage.atomic import write_text
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json
 
 WHOLE = "saved.json"  # in a saved state: its files and their hashes
 
@@ -39,12 +40,15 @@ def mark_whole(state: Path) -> None:
 def fault_of(state: Path) -> str | None:
     """What is wrong with a saved state; None where it is whole."""
     try:
-        files = json.loads((state / WHOLE).read_bytes())
-    except (OSError, ValueError):
+        files = read_json(str(state / WHOLE), "")
+    except MerinoError:
         return "it was not saved to its end"
+    if not isinstance(files, dict):
+        return "its list of files is damaged"
+    there = {path.name: path for path in state.iterdir()}
     for name, sha256 in files.items():
-        path = state / name
-        if not path.is_file():
+        path = there.get(name)
+        if path is None or not path.is_file():
             return f"{name} is missing"
         if sha256_of(str(path)) != sha256:
             return f"{name} is damaged"

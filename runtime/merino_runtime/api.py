@@ -41,7 +41,10 @@ def open_model(path: str, *, threads: Optional[int] = None, prefill_threads: Opt
 
 
 class LanguageModel:
-    """A bundle with one KV cache. It runs one generation at a time; `fork` gives more. Close it, or use `with`."""
+    """A bundle with one KV cache. It runs one generation at a time; `fork` gives more. Close it, or use `with`.
+
+    A generation that is resumed after another one used the cache raises MerinoError.
+    """
 
     def __init__(self, bundle: Bundle, backend: "Backend", tokenizer: Optional["Tokenizer"] = None) -> None:
         self.bundle = bundle

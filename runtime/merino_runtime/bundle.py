@@ -5,12 +5,12 @@ listed files against their sizes and hashes. Whether this machine can run the bu
 Keys and their meaning: docs/formats.md.
 """
 import hashlib
-import json
 import os
 from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
 
-from merino_runtime.bundle_schema import SCHEMA, problems_of, shown
+from merino_runtime.bundle_schema import SCHEMA, listed, problems_of, shown
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json
 
 
 class KvLayer(NamedTuple):
@@ -89,7 +89,7 @@ def load_bundle(path: str, verify: bool = True) -> Bundle:
     problems = problems_of(description)
     if problems:
         raise MerinoError(f"{os.path.join(folder, 'bundle.json')} does not follow schema {SCHEMA}: "
-                          f"{'; '.join(problems)}. Export the bundle again.")
+                          f"{listed(problems)}. Export the bundle again.")
     bundle = _bundle_of(folder, description)
     check_files(bundle, verify)
     return bundle
@@ -115,7 +115,7 @@ def check_files(bundle: Bundle, hashes: bool = True) -> None:
             if found != file.sha256:
                 problems.append(f"{file.path} has sha256 {found}, expected {file.sha256}")
     if problems:
-        raise MerinoError(f"bundle {bundle.folder} is damaged: {'; '.join(problems)}. "
+        raise MerinoError(f"bundle {bundle.folder} is damaged: {listed(problems)}. "
                           "Copy the folder again, or export it again.")
 
 
@@ -140,19 +140,13 @@ def _read_description(folder: str) -> Dict[str, Any]:
         raise MerinoError(f"{folder!r} is a file. {wanted}; a packed one (NAME.merino) is installed first.")
     if not os.path.isfile(path):
         raise MerinoError(f"{folder!r} is not a bundle: it has no bundle.json. {wanted}.")
-    try:
-        with open(path, encoding="utf-8") as file:
-            description = json.load(file)
-    except OSError as error:
-        raise MerinoError(f"cannot read {path}: {error.strerror}. Check the folder's permissions.") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
-        raise MerinoError(f"{path} is not JSON: {error}. Copy or export the bundle again.") from error
+    description = read_json(path, "Copy or export the bundle again.")
     if not isinstance(description, dict):
         raise MerinoError(f"{path} holds {shown(description)}, not an object. Export the bundle again.")
     schema = description.get("schema")
     if "schema" in description and (schema != SCHEMA or isinstance(schema, bool)):
         # Said alone: under another schema the complaints about keys would mean nothing.
-        raise MerinoError(f"{path} has schema {schema!r}, this runtime reads schema {SCHEMA}. Use the "
+        raise MerinoError(f"{path} has schema {shown(schema)}, this runtime reads schema {SCHEMA}. Use the "
                           "merino.pyz that came with the bundle, or export it again with this version.")
     return description
 

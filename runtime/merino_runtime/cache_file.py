@@ -11,7 +11,9 @@ import numpy as np
 
 from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import Bundle, sha256_of
+from merino_runtime.bundle_schema import shown
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import value_of
 from merino_runtime.outputs import open_output
 
 MAGIC = b"merino-cache\n"
@@ -62,13 +64,13 @@ def _header(file: BinaryIO, path: str) -> Dict[str, Any]:
         raise MerinoError(f"{path} is not a cache that merino wrote. Name another file.")
     line = file.readline(LONGEST_HEADER_BYTES)
     try:
-        header = json.loads(line.decode("utf-8"))
+        header = value_of(line.decode("utf-8"))
     except ValueError as error:
-        raise _damaged(path, "its header is not JSON") from error
+        raise _damaged(path, f"its header is not JSON: {error}") from error
     if not isinstance(header, dict) or header.get("schema") != SCHEMA:
         schema = header.get("schema") if isinstance(header, dict) else None
-        raise MerinoError(f"the cache {path} has schema {schema!r}, this runtime reads schema {SCHEMA}. Delete it to "
-                          "have it written anew.")
+        raise MerinoError(f"the cache {path} has schema {shown(schema)}, this runtime reads schema {SCHEMA}. Delete it "
+                          "to have it written anew.")
     if set(header) != KEYS or not isinstance(header["ids"], list) or not isinstance(header["arrays"], list):
         raise _damaged(path, "its header has other keys than expected")
     return header
@@ -77,7 +79,7 @@ def _header(file: BinaryIO, path: str) -> Dict[str, Any]:
 def _check_arrays(header: Dict[str, Any], backend: Backend, path: str) -> None:
     """backend: with an empty cache."""
     ids: List[Any] = header["ids"]
-    if not all(isinstance(each, int) and 0 <= each < backend.vocab for each in ids) or len(ids) > backend.context:
+    if not all(type(each) is int and 0 <= each < backend.vocab for each in ids) or len(ids) > backend.context:
         raise _damaged(path, "its ids are not the model's")
     expected = [{"name": name, "dtype": str(array.dtype), "shape": [*array.shape[:2], len(ids), *array.shape[3:]]}
                 for name, array in backend.filled()[1].items()]

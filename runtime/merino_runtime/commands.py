@@ -12,9 +12,11 @@ from merino_runtime import board
 from merino_runtime.api import open_model
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json
 from merino_runtime.outputs import check_output
 from merino_runtime.sampling import Sampling
 from merino_runtime.streams import say, say_note, write_out
+from merino_runtime.text import LONGEST_TEXT_BYTES
 from merino_runtime.verified import check_and_stamp
 
 STDIN = "-"  # in place of a prompt
@@ -97,8 +99,7 @@ def run_info(bundle_path: str, as_json: bool = False) -> int:
     bundle = load_bundle(bundle_path, verify=False)
     here = board.this_board()
     if as_json:
-        with open(os.path.join(bundle.folder, "bundle.json"), encoding="utf-8") as file:
-            description = json.load(file)
+        description = read_json(os.path.join(bundle.folder, "bundle.json"), "Copy or export the bundle again.")
         description["board"] = dict(here._asdict(), isa=sorted(here.isa))
         write_out(json.dumps(description, indent=2) + "\n")
     else:
@@ -152,7 +153,10 @@ def prompt_from_stdin() -> str:
     nothing is left, or where it is not UTF-8."""
     if stdin_is_terminal():
         say_note("the prompt is read from the terminal; end it with ctrl-D on a line of its own")
-    data = b"" if sys.stdin is None else sys.stdin.buffer.read()
+    data = b"" if sys.stdin is None else sys.stdin.buffer.read(LONGEST_TEXT_BYTES + 1)
+    if len(data) > LONGEST_TEXT_BYTES:
+        raise MerinoError(f"the prompt on stdin is longer than {LONGEST_TEXT_BYTES:,} bytes, the most that are "
+                          "allowed. Shorten it.")
     try:
         text = re.sub(r"\r?\n\Z", "", data.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -61,7 +61,8 @@ def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int
 
     eos_id None: no id ends the generation. stream None: ids only, every text is empty. This call, not the first
     `next`, raises MerinoError for a wrong request. After closing the iterator early, or after ctrl-C, the backend can
-    be used again; `measured` then gives what a `Done` would.
+    be used again; `measured` then gives what a `Done` would. Where something else changes the cache between two tokens,
+    such as another generation on this backend, the next token would follow other text: `next` raises MerinoError.
     """
     check_request(len(prompt_ids), max_new_tokens, backend.context, overflow)
     return Generation(backend, prompt_ids, max_new_tokens, sampling, eos_id, stream, overflow == "shift")
@@ -144,6 +145,7 @@ class Generation(Iterator[Event]):
         self._sampler = Sampler(sampling, kept)
         self._step_ms: List[float] = []  # the prefill, then each decode step
         self._tokens = self._prefill_tokens = self._shifts = 0
+        self._changes = 0  # of the cache, after the last run of the graph
         self._events = self._run(kept, len(prompt_ids) - len(kept), max_new_tokens, shifting)
 
     def __next__(self) -> Event:
@@ -185,11 +187,19 @@ class Generation(Iterator[Event]):
 
     def _logits(self, prompt_ids: Sequence[int], token_id: int) -> np.ndarray:
         """Logits [vocab] of the next token: of the prompt's prefill, of a decode step, or of a shift."""
+        backend = self._backend
         if not self._step_ms:
-            rest = keep_shared(self._backend, prompt_ids)
+            rest = keep_shared(backend, prompt_ids)
             self._prefill_tokens = len(rest)
-            return self._backend.prefill(rest)
-        if self._backend.length < self._backend.context:
-            return self._backend.step(token_id)
-        self._shifts += 1
-        return shift(self._backend, token_id)
+            logits = backend.prefill(rest)
+        elif backend.changes != self._changes:
+            raise MerinoError("the cache of this model was changed by something else while this generation was "
+                              "unfinished, such as another generation. Finish or close one before the next begins, or "
+                              "run each on a fork() of the model.")
+        elif backend.length < backend.context:
+            logits = backend.step(token_id)
+        else:
+            self._shifts += 1
+            logits = shift(backend, token_id)
+        self._changes = backend.changes
+        return logits

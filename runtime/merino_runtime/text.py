@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 from merino_runtime.bundle import Bundle, file_path
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import JSON, read_text, value_of
 from merino_runtime.requirements import require
 
 
@@ -23,6 +24,8 @@ def byte_table() -> Dict[str, int]:
 
 
 BYTE_OF = byte_table()
+LONGEST_TEXT_BYTES = 2 ** 20  # a word of so many takes 1 to 2 s on x86, and no context of ours holds so much text
+REMEDY = "Copy or export the bundle again."
 
 
 def open_tokenizer(bundle: Bundle) -> "Tokenizer":
@@ -31,31 +34,39 @@ def open_tokenizer(bundle: Bundle) -> "Tokenizer":
         raise MerinoError(
             f"bundle {bundle.name!r} has no tokenizer.json (weights: {bundle.weights}), so it cannot read or write "
             "text. `bench` and `selftest` work without it. To generate text, export a trained checkpoint.")
-    with open(path, encoding="utf-8") as file:
-        return Tokenizer(file.read(), path)
+    return Tokenizer(read_text(path, JSON, REMEDY), path)
 
 
 class Tokenizer:
     def __init__(self, description: str, source: str = "tokenizer.json") -> None:
         """description: the text of a tokenizer.json. source: its name in error messages."""
         try:
-            parsed = json.loads(description)
+            parsed = value_of(description, any_depth=True)
         except ValueError as error:
-            raise MerinoError(f"{source} is not JSON: {error}. Copy or export the bundle again.") from error
+            raise MerinoError(f"{source} is not {JSON}: {error}. {REMEDY}") from error
         _check_byte_level(parsed, source)
         self._tokenizer = _tokenizer_of(_with_merges_as_strings(parsed, description), source)
+        # A prompt is never cut or filled up silently, whatever the file says.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         # Added tokens are spelled in plain text, not in the byte alphabet. Special ones (<|endoftext|>) have no text.
+        self._source = source
         self._added: Dict[int, bytes] = {
             token["id"]: b"" if token["special"] else token["content"].encode("utf-8")
             for token in parsed.get("added_tokens", ())}
 
     def encode(self, text: str) -> List[int]:
         try:
-            text.encode("utf-8")
+            size = len(text.encode("utf-8"))
         except UnicodeEncodeError as error:
             raise MerinoError(f"the prompt has a lone surrogate at character {error.start}, which UTF-8 cannot encode. "
                               "Pass valid UTF-8.") from error
-        return list(self._tokenizer.encode(text).ids)
+        if size > LONGEST_TEXT_BYTES:
+            raise MerinoError(f"the prompt has {size:,} bytes, allowed are {LONGEST_TEXT_BYTES:,}. Shorten it.")
+        try:
+            return list(self._tokenizer.encode(text).ids)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise MerinoError(f"{self._source} cannot encode the prompt: {error}. {REMEDY}") from error
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes of a token, perhaps not whole characters. Empty for an id past the tokenizer's vocabulary, which
@@ -138,6 +149,8 @@ def _types_in(parsed: Any, part: str) -> Tuple[str, ...]:
     if not isinstance(described, dict):
         return ()
     inner = described.get("decoders", [described])
+    if not isinstance(inner, list):
+        return ()
     # Old versions of tokenizers omit the model's type. A model with merges is a BPE.
     return tuple(str(one.get("type") or ("BPE" if "merges" in one else "unnamed")) for one in inner
                  if isinstance(one, dict))
@@ -148,11 +161,16 @@ def _with_merges_as_strings(parsed: Dict[str, Any], description: str) -> str:
     version for Python 3.6. All versions read it, and it is unambiguous: a byte-level token contains no space. A
     description without such merges is returned as it is, because serialising 50,000 entries slows every start."""
     model = parsed["model"]
-    merges = model.get("merges", ())
-    if all(isinstance(merge, str) for merge in merges):
+    merges = model.get("merges")
+    if not isinstance(merges, list) or all(isinstance(merge, str) for merge in merges):
         return description
-    model["merges"] = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
-    return json.dumps(parsed)
+    if not all(isinstance(merge, list) and all(isinstance(part, str) for part in merge) for merge in merges):
+        return description  # wrong in another way, which tokenizers says
+    model["merges"] = [" ".join(merge) for merge in merges]
+    try:
+        return json.dumps(parsed)
+    except RecursionError:  # nested deeper than tokenizers reads, which it says
+        return description
 
 
 def _tokenizer_of(description: str, source: str) -> Any:

@@ -3,6 +3,7 @@ from typing import NamedTuple, Optional
 
 from merino_runtime import board
 from merino_runtime.bundle import Bundle
+from merino_runtime.errors import MerinoError
 
 MOST_DECODE_THREADS = 4  # decode is bound by memory reads, and four cores saturate the memory of every known board
 # A step over so few bytes is short against waking a thread per operator. By the boards' cost models (1 to 15 MB of
@@ -11,6 +12,7 @@ MOST_DECODE_THREADS = 4  # decode is bound by memory reads, and four cores satur
 TWO_THREADS_BELOW_BYTES = 16 * 10 ** 6
 # Different counts take two sessions, which hold the weights twice: worth it where that is so little memory.
 TWO_SESSIONS_BELOW_BYTES = 32 * 10 ** 6
+MOST_PER_CORE = 4  # more only wait for each other, and tens of thousands end the process before it can say why
 
 
 class ThreadCounts(NamedTuple):
@@ -23,10 +25,20 @@ class ThreadCounts(NamedTuple):
         return 1 if self.prefill == self.decode else 2
 
 
+def check_threads(option: str, count: Optional[int]) -> None:
+    """Raises MerinoError for a count that is not from 1 to MOST_PER_CORE for each core. None is the bundle's choice."""
+    cores = len(board.usable_cpus())
+    if count is not None and not 1 <= count <= MOST_PER_CORE * cores:
+        raise MerinoError(f"{option} is {count}, allowed: 1 to {MOST_PER_CORE * cores}, {MOST_PER_CORE} for each of "
+                          f"the {cores} cores here. Omit it to let the bundle choose.")
+
+
 def thread_counts(bundle: Bundle, threads: Optional[int] = None,
                   prefill_threads: Optional[int] = None) -> ThreadCounts:
     """The caller's counts, else the bundle's, limited to this machine's cores, else our own choice. `threads` counts
-    for prefill too if `prefill_threads` is None."""
+    for prefill too if `prefill_threads` is None. Raises MerinoError for a count that is not allowed."""
+    check_threads("threads", threads)
+    check_threads("prefill_threads", prefill_threads)
     cores = len(board.usable_cpus())
     decode = threads or min(bundle.threads.decode or _decode_choice(bundle), cores)
     prefill = prefill_threads or threads or min(bundle.threads.prefill or _prefill_choice(bundle, decode), cores)

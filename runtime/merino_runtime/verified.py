@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Optional
 
 from merino_runtime.bundle import Bundle, check_files
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json
 from merino_runtime.outputs import write_output
 
 SCHEMA = 1
@@ -54,9 +55,8 @@ def _state(bundle: Bundle) -> List[Dict[str, Any]]:
 
 def _stamped(bundle: Bundle) -> Optional[List[Dict[str, Any]]]:
     try:
-        with open(_path(bundle), encoding="utf-8") as file:
-            stamp = json.load(file)
-    except (OSError, ValueError):
+        stamp = read_json(_path(bundle), "It is written anew.")
+    except MerinoError:
         return None
     return stamp.get("files") if isinstance(stamp, dict) and stamp.get("schema") == SCHEMA else None
 

@@ -124,6 +124,26 @@ def test_path_loads(tmp_path):
     assert load_profile(path) == load_profile(str(path)) == load_profile("raspberry-pi-5")
 
 
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("cores = { value = 4,", "cores = { value = 4_000_000_000,", "cpu.cores.value: found 4000000000, must be at most"),
+    ("read_gb_s = { value = 11.8,", "read_gb_s = { value = 1e308,", "performance.read_gb_s.value: found 1e+308, must"),
+    ("read_gb_s = { value = 11.8,", "read_gb_s = { value = 1e-308,", "performance.read_gb_s.value: found 1e-308, must"),
+    ("context = ", "context = 1_000_000_000 # ", "budget.context: found 1000000000, must be at most 131072"),
+    ("decode_ms = ", "decode_ms = 1e300 # ", "budget.decode_ms: found 1e+300, must be at most"),
+    ("decode_ms = ", f"decode_ms = {'9' * 1000} # ", "budget.decode_ms: found 999"),
+    ("decode_ms = ", f"decode_ms = {'9' * 5000} # ", "not a TOML file: Exceeds the limit"),
+    ("name = ", f"name = {'[' * 100000} # ", "not a TOML file: its lists and objects are nested too deeply"),
+    ("name = ", f"name = {'[' * 100}{']' * 100} # ", "not a TOML file: its lists and objects are nested too deeply"),
+])  # fmt: skip
+def test_figures_beyond_any_board_are_refused_by_their_bounds(tmp_path, old, new, said):
+    text = (FOLDER / "raspberry-pi-5.toml").read_text()
+    assert old in text
+    (tmp_path / "mine.toml").write_text(text.replace(old, new, 1))
+    with pytest.raises(MerinoError) as caught:
+        load_profile(tmp_path / "mine.toml")
+    assert said in str(caught.value) and len(str(caught.value)) < 1000
+
+
 def test_unreadable_paths_say_so(tmp_path):
     with pytest.raises(MerinoError, match=r"absent\.toml"):
         load_profile(tmp_path / "absent.toml")
@@ -150,7 +170,7 @@ FAULTS = [
     ("memory.free_mb.kind", "guess", "memory.free_mb.kind: found 'guess'", "published"),
     ("memory.free_mb.source", "", "memory.free_mb.source: found ''", "not be empty"),
     ("memory.free_mb.why", "y", "memory.free_mb.why: found 'y'", "value, kind, source"),
-    ("performance.read_gb_s.value", -1, "performance.read_gb_s.value: found -1", "greater than 0"),
+    ("performance.read_gb_s.value", -1, "performance.read_gb_s.value: found -1", "at least 0.000001"),
     ("performance.fp32_gflops", None, "performance.fp32_gflops: missing", "calibrated"),
     ("performance.op_overhead_us.value", "4", "performance.op_overhead_us.value: found '4'", "number"),
     ("performance.decode_threads.value", 5, "performance.decode_threads: found 5", "cpu.cores"),

@@ -110,3 +110,39 @@ def test_notes_go_to_the_caller(folder, monkeypatch):
     notes = []
     open_model(folder, say=notes.append).close()
     assert len(notes) == 1 and "1 MB are available" in notes[0]
+
+
+@pytest.mark.parametrize("disturb", [
+    lambda model: next(model.generate("in the morning", **OPTIONS)),
+    lambda model: list(model.generate("the river", **OPTIONS)),
+    lambda model: next(model.conversation().reply("the miller", **OPTIONS)),
+    lambda model: model.load_cache("kept"), lambda model: model.selftest(),
+    lambda model: model.backend.truncate(model.backend.length - 1), lambda model: model.backend.step(1)])
+def test_a_generation_whose_cache_was_changed_raises_when_it_is_resumed(model, tmp_path, monkeypatch, disturb):
+    monkeypatch.chdir(tmp_path)
+    model.save_cache("kept")
+    first = model.generate("the river", **OPTIONS)
+    next(first)
+    disturb(model)
+    with pytest.raises(MerinoError, match="changed by something else.*fork"):
+        next(first)
+    assert list(first) == []
+
+
+def test_of_two_generations_in_turn_the_later_one_goes_on_as_if_alone(model):
+    expected = [token.id for token in list(model.generate("in the morning", **OPTIONS))[:-1]]
+    first, second = (model.generate(text, **OPTIONS) for text in ("the river", "in the morning"))
+    next(first)
+    found = [next(second).id]
+    with pytest.raises(MerinoError, match="changed by something else"):
+        next(first)
+    assert found + [token.id for token in list(second)[:-1]] == expected
+
+
+def test_a_fork_beside_a_generation_does_not_disturb_it(model):
+    expected = [token.id for token in list(model.generate("the river", **OPTIONS))[:-1]]
+    first = model.generate("the river", **OPTIONS)
+    found = [next(first).id]
+    with model.fork() as other:
+        list(other.generate("in the morning", **OPTIONS))
+    assert found + [token.id for token in list(first)[:-1]] == expected

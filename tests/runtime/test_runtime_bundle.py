@@ -126,6 +126,38 @@ def test_a_value_outside_the_contract_is_refused(folder, key, value):
     assert key in message and "expected" in message
 
 
+@pytest.mark.parametrize("key, value", [
+    ("context", 10 ** 9), ("vocab", 10 ** 9), ("params", 10 ** 300), ("weight_bytes", 2 ** 54), ("kv_bytes", -1),
+    ("kv_layers", [{"heads": 10 ** 9, "head_size": 32}]), ("threads", {"prefill": 10 ** 6, "decode": 1}),
+    ("name", "two\nlines"), ("weights_source", "\x1b[2J"), ("isa", ["a\0"]), ("family", "x" * 1001),
+    ("backend", {"name": "onnxruntime", "min_version": "new", "refused_versions": []}),
+    ("backend", {"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1." + "9" * 5000]})])
+def test_a_value_beyond_its_bounds_is_refused_by_one_line(folder, key, value):
+    rewrite(folder, dict(description(), **{key: value}))
+    message = refusal(folder)
+    assert key in message and "expected" in message and "\n" not in message and len(message) < 1000
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda described: described["inputs"][2].update(shape=[1, 2, 2 ** 40, 32]), "past_key_values.0.key is float32 of"),
+    (lambda described: described["inputs"][2].update(dtype="int64"), "past_key_values.0.key is int64 of"),
+    (lambda described: described["inputs"].append(dict(described["inputs"][3], name="past_key_values.7.key")),
+     "of no layer"),
+    (lambda described: described.update(kv_bytes=1), "kv_bytes is 1, the inputs hold 32768"),
+    (lambda described: described["outputs"].clear(), "outputs has no logits")])
+def test_a_cache_that_would_take_other_memory_than_is_judged_is_refused(folder, change, message):
+    described = description()
+    change(described)
+    rewrite(folder, described)
+    assert message in refusal(folder)
+
+
+def test_of_very_many_problems_the_first_are_listed_and_the_others_counted(folder):
+    rewrite(folder, dict(description(), **{f"unheard of {index}\n": 1 for index in range(1000)}))
+    message = refusal(folder)
+    assert len(message) < 5000 and "and 950 more" in message and "\n" not in message
+
+
 @pytest.mark.parametrize("schema", [0, 2, "1", None, True, 1.5])
 def test_another_schema_is_refused_by_number_alone(folder, schema):
     rewrite(folder, dict(description(), schema=schema, unheard_of=1))
@@ -134,7 +166,7 @@ def test_another_schema_is_refused_by_number_alone(folder, schema):
 
 
 @pytest.mark.parametrize("path", ["../model.onnx", "/etc/passwd", "a/../../b", "..", "", ".", "a\\..\\b",
-                                  "C:x", "a\0b", 7])
+                                  "C:x", "a\0b", "\u00e9", "a\nb", 7])
 def test_a_path_out_of_the_bundle_is_refused(folder, path):
     described = description()
     described["files"][0]["path"] = path

@@ -80,7 +80,8 @@ def test_a_prompt_on_stdin_is_one_on_the_command_line(folder, given, text, same_
 
 
 @pytest.mark.parametrize("given", [["-"], []])
-@pytest.mark.parametrize("text, says", [(b"", "stdin is empty"), (b"\n", "stdin is empty"), (b"a\xff", "(byte 1)")])
+@pytest.mark.parametrize("text, says", [(b"", "stdin is empty"), (b"\n", "stdin is empty"), (b"a\xff", "(byte 1)"),
+                                        (b"a" * 3000000, "longer than 1,048,576 bytes")])
 def test_stdin_without_a_prompt_is_one_line_and_exit_1(folder, given, text, says):
     code, out, err = piped(text, "generate", folder, *given)
     assert code == 1 and out == "" and err.startswith("merino: the prompt on stdin is ") and err.count("\n") == 1
@@ -113,7 +114,7 @@ def test_a_stop_string_ends_the_text(folder):
 @pytest.mark.parametrize("arguments, message", [
     (["-n", "0"], "0 new tokens"), (["--top-p", "7", "--min-p", "-1"], "top_p is 7.0"),
     (["--stop", ""], "stop string"), (["--seed", "-1"], "seed is -1"), (["-t", "0"], "threads is 0"),
-    (["--prefill-threads", "0"], "prefill_threads is 0"),
+    (["--prefill-threads", "0"], "prefill_threads is 0"), (["-t", "100000"], "threads is 100000, allowed: 1 to"),
     (["--temperature", "nan"], "temperature")])
 def test_a_request_that_cannot_be_met_is_one_line_and_exit_1(folder, arguments, message):
     code, out, err = run("generate", folder, "the", *arguments)

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from merino_runtime.bundle import Bundle, BundleFile
 from merino_runtime.errors import MerinoError
-from merino_runtime.text import TextStream, Tokenizer, byte_table
+from merino_runtime.text import TextStream, Tokenizer, byte_table, open_tokenizer
 
 EOS = 259
 
@@ -131,22 +132,48 @@ def test_merges_are_read_in_the_old_and_the_new_spelling():
 
 @pytest.mark.parametrize("changes", [
     {"decoder": None}, {"decoder": {"type": "WordPiece"}}, {"decoder": {"type": "Sequence", "decoders": []}},
-    {"model": {"type": "WordLevel", "vocab": {}, "unk_token": "?"}}])
+    {"decoder": {"type": "Sequence", "decoders": 5}}, {"model": {"type": "WordLevel", "vocab": {}, "unk_token": "?"}}])
 def test_what_is_not_byte_level_bpe_is_refused(changes):
     with pytest.raises(MerinoError, match="byte-level BPE"):
         Tokenizer(json.dumps(tiny(**changes)))
 
 
-@pytest.mark.parametrize("text", ["", "not json", "[]", "null"])
+@pytest.mark.parametrize("text", ["", "not json", "[]", "null", "[" * 100000, '{"model":' * 500 + "1" + "}" * 500])
 def test_what_is_no_tokenizer_is_refused(text):
     with pytest.raises(MerinoError, match="here.json"):
         Tokenizer(text, "here.json")
 
 
 def test_a_bpe_that_tokenizers_cannot_read_is_refused():
-    model = dict(tiny()["model"], merges=["no such"])
-    with pytest.raises(MerinoError, match="cannot read"):
-        Tokenizer(json.dumps(tiny(model=model)))
+    for merges in (["no such"], 5, [5], [["t", 5]], [["t"]], {}):
+        with pytest.raises(MerinoError, match="cannot read"):
+            Tokenizer(json.dumps(tiny(model=dict(tiny()["model"], merges=merges))))
+
+
+def test_a_prompt_is_neither_cut_nor_filled_up_whatever_the_file_says():
+    padding = {"strategy": {"Fixed": 1000}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+               "pad_type_id": 0, "pad_token": "a"}
+    truncation = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    filled = Tokenizer(json.dumps(tiny(padding=padding, truncation=truncation)))
+    assert filled.encode("the the") == TOKENIZER.encode("the the") and len(filled.encode("the the")) == 2
+
+
+def test_a_text_that_would_take_minutes_on_a_board_is_refused_with_the_bound():
+    with pytest.raises(MerinoError, match="3,000,000 bytes, allowed are 1,048,576"):
+        TOKENIZER.encode("a" * 3000000)
+    assert len(TOKENIZER.encode("\u00e9" * 2 ** 15)) == 2 ** 16
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"\xff", "byte 0 is not UTF-8"), (None, "cannot read"), (b"[" * 100000, "nested too deeply")])
+def test_a_tokenizer_file_that_cannot_be_read_is_one_line(tmp_path, content, message):
+    path = tmp_path / "tokenizer.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    given = dict.fromkeys(Bundle._fields, None)
+    given.update(folder=str(tmp_path), files=(BundleFile("tokenizer.json", 1, ""),))
+    with pytest.raises(MerinoError, match=message) as caught:
+        open_tokenizer(Bundle(**given))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_half_a_surrogate_pair_is_no_prompt():

@@ -3,6 +3,7 @@ import pytest
 
 from merino_runtime import board
 from merino_runtime.bundle import BackendNeed, Bundle, Golden, Threads
+from merino_runtime.errors import MerinoError
 from merino_runtime.threads import thread_counts
 
 MB = 10 ** 6
@@ -34,6 +35,14 @@ def test_what_was_asked_for_is_given_whatever_the_machine(on):
     assert thread_counts(large, 4) == (4, 4) and thread_counts(large, None, 5) == (5, 2)
     assert thread_counts(large, 1, 8) == (8, 1)
     assert thread_counts(of_size(MB), 2) == (2, 2)
+
+
+@pytest.mark.parametrize("option, count", [("threads", 0), ("threads", 25), ("prefill_threads", 100000)])
+def test_more_threads_than_four_for_each_core_are_refused(on, option, count):
+    on(*PC)
+    with pytest.raises(MerinoError, match=f"{option} is {count}, allowed: 1 to 24, 4 for each of the 6 cores"):
+        thread_counts(BUNDLE, **{option: count})
+    assert thread_counts(BUNDLE, 24) == (24, 24)
 
 
 def test_the_bundles_choice_is_limited_by_the_cores(on):

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from merino_edge.families.geometry import LayerShape
 from merino_edge.families.operators import Operator
 from merino_edge.families.uniform import UniformGeometry
+from merino_runtime.bundle_schema import LARGEST_VOCAB, LONGEST_CONTEXT
 
 POSITION_OFFSET = 2  # the first position is row 2 of OPT's table of positions
 
@@ -21,13 +22,13 @@ class OptArchitecture(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    width: Annotated[int, Field(ge=8)]
-    layers: Annotated[int, Field(ge=1)]
-    heads: Annotated[int, Field(ge=1)]
-    ffn_width: Annotated[int, Field(ge=8)]
-    embed_width: Annotated[int, Field(ge=8)]
-    vocab: Annotated[int, Field(ge=2)]
-    context: Annotated[int, Field(ge=2)]
+    width: Annotated[int, Field(ge=8, le=65_536)]
+    layers: Annotated[int, Field(ge=1, le=1024)]
+    heads: Annotated[int, Field(ge=1, le=65_536)]
+    ffn_width: Annotated[int, Field(ge=8, le=1_048_576)]
+    embed_width: Annotated[int, Field(ge=8, le=65_536)]
+    vocab: Annotated[int, Field(ge=2, le=LARGEST_VOCAB)]
+    context: Annotated[int, Field(ge=2, le=LONGEST_CONTEXT)]
     pre_norm: bool
 
     @model_validator(mode="after")

@@ -13,11 +13,8 @@ def open_backend(bundle: Bundle, threads: Optional[int] = None, prefill_threads:
     """threads: of decode, and of prefill if prefill_threads is None. None: the bundle's choice, else by the machine.
 
     huge_pages False: the weights stay in small pages. Raises MerinoError if the backend is not installed, its version
-    is refused, or the graph cannot be opened.
+    is refused, a thread count is not allowed, or the graph cannot be opened.
     """
-    for name, count in (("threads", threads), ("prefill_threads", prefill_threads)):
-        if count is not None and count < 1:
-            raise MerinoError(f"{name} is {count}, allowed: 1 or more. Omit it to let the bundle choose.")
     if bundle.backend.name == "onnxruntime":
         from merino_runtime.backends.onnx import OnnxBackend
         from merino_runtime.backends.onnx_session import open_model

@@ -7,11 +7,15 @@ import numpy as np
 class Backend:
     """A model with its KV cache, which is allocated once. It runs one generation at a time; `fork` gives more.
 
+    `changes` counts what changed the cache. A generation compares it between its tokens: where anyone else changed the
+    cache, such as another generation, its next token would follow other text, and it raises instead.
+
     Logits are a view that the next call overwrites: copy them to keep them. After a call that failed or was
     interrupted the cache holds `ids` as before the call, and the backend can be used.
     """
     context = 0  # KV slots
     vocab = 0
+    changes = 0  # grows by at least 1 with each `prefill`, `step`, `truncate` and `fill`
     extends_fast = True  # whether a prefill into a filled cache costs as much per id as one into an empty cache
 
     @property

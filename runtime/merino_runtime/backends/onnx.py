@@ -118,6 +118,7 @@ class OnnxBackend(Backend):
             raise MerinoError(f"the cache cannot be truncated to {length} ids, it holds {self.length}. Allowed: 0 to "
                               f"{self.length}.")
         with self._lock:
+            self.changes += 1
             del self._ids[length:]
 
     def filled(self) -> Tuple[List[int], Dict[str, np.ndarray]]:
@@ -150,6 +151,7 @@ class OnnxBackend(Backend):
         """Runs the graph over ids [1, count] -> logits [vocab]. `_ids` changes last and all other state follows from
         it, so the cache is valid after an interrupt at any line."""
         with self._lock:
+            self.changes += 1
             start, end = self.length, self.length + ids.shape[1]
             if not self._fused:
                 self._mask[0] = self._slots < start

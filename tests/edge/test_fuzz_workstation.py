@@ -1,0 +1,138 @@
+"""Every file that the workstation reads, mutated: a value, or one MerinoError, and nothing else.
+
+Where a file was taken, what is made of it may fail with a MerinoError too, and with nothing else.
+"""
+
+import json
+import shutil
+import tomllib
+from dataclasses import asdict
+
+from mutations import fuzz, mutated_json, mutated_toml, taken
+from sample_probe import synthetic
+from sample_records import failed, opt, record
+
+from merino_edge.bundles.files import is_bundle_alone
+from merino_edge.calibration.probe import read_probe
+from merino_edge.cli.tables.boards import device_table
+from merino_edge.cli.tables.layout import show
+from merino_edge.design.design_file import load_design, read_plan
+from merino_edge.design.designer import design
+from merino_edge.design.space import Space
+from merino_edge.embedded import FOLDER
+from merino_edge.families.hugging_face import read_checkpoint
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
+from merino_edge.profiles.reading import load_profile, profile_ids, profile_text
+from merino_edge.records.compare import compare_files
+from merino_edge.records.reading import read_records
+from merino_edge.report.markdown import markdown
+from merino_edge.report.page import page
+from merino_edge.report.summary import summarise
+from merino_edge.training.recipe import Recipe
+from merino_edge.training.run_folder import FINISHED, Run, kept_run, trained_name
+from merino_edge.training.states import WHOLE, fault_of
+
+PROFILES = [tomllib.loads(profile_text(name)) for name in profile_ids()]
+BOARD = load_profile("raspberry-pi-4")
+DESIGN = json.loads(design(BOARD, {"decode_ms": 20.0}, space=Space(), context=256, prompt=64).to_json())
+PROBE = json.loads(synthetic().model_dump_json(by_alias=True))
+PROBE["measurements"] = PROBE["measurements"][:12]
+RECORDS = [record(), opt(), opt(test="pp64"), record(depth=512), failed()]
+RUN = Run.model_validate({
+    "name": "tiny", "architecture": DESIGN["architecture"], "recipe": asdict(Recipe()), "tokenizer_sha256": "0" * 64,
+    "data": [{"name": "stories.txt", "bytes": 1000, "sha256": "1" * 64}], "held_out": [],
+}).model_dump(mode="json")  # fmt: skip
+OPT_CONFIG = {"model_type": "opt", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 64,
+              "word_embed_proj_dim": 32, "vocab_size": 300, "max_position_embeddings": 64, "do_layer_norm_before": True,
+              "activation_function": "relu", "enable_bias": True, "eos_token_id": 2}  # fmt: skip
+
+
+def test_a_device_profile(tmp_path):
+    def use(data):
+        (tmp_path / "profile.toml").write_bytes(data)
+        profile = taken(load_profile, tmp_path / "profile.toml")
+        if profile:
+            show(device_table(profile))
+            taken(cost_model, profile, InferenceShape("fp32", 256, 64))
+        return profile
+
+    fuzz(mutated_toml(*PROFILES), use)
+
+
+def test_a_design_or_an_architecture(tmp_path):
+    def use(data):
+        path = tmp_path / "design.json"
+        path.write_bytes(data)
+        plan = taken(read_plan, path)
+        if plan:
+            assert getattr(plan, "architecture", plan).operators
+        taken(load_design, path)
+        return plan
+
+    fuzz(mutated_json(DESIGN, DESIGN["architecture"]), use)
+
+
+def test_a_probe(tmp_path):
+    def use(data):
+        (tmp_path / "probe.json").write_bytes(data)
+        probe = taken(read_probe, tmp_path / "probe.json")
+        assert probe is None or (probe.source and probe.threads is not None)
+        return probe
+
+    fuzz(mutated_json(PROBE), use)
+
+
+def test_records_in_a_list(tmp_path):
+    fuzz(mutated_json(RECORDS), lambda data: used_records(tmp_path / "records.json", data))
+
+
+def test_records_in_lines(tmp_path):
+    others = [json.dumps(row).encode() for row in RECORDS]
+    fuzz(mutated_json(*RECORDS), lambda data: used_records(tmp_path / "some.jsonl", b"\n".join([data, *others])))
+
+
+def used_records(path, data):
+    """What `compare` and `report` make of records that were taken."""
+    path.write_bytes(data)
+    rows = taken(read_records, [path])
+    if rows:
+        summary = taken(summarise, rows, None)
+        assert summary is None or (page(summary) and markdown(summary))
+        found = taken(compare_files, path, path)
+        assert found is None or found.to_json()
+    return rows
+
+
+def test_a_checkpoints_config(tmp_path, tiny_checkpoint):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+
+    def use(data):
+        (folder / "config.json").write_bytes(data)
+        return taken(read_checkpoint, folder)
+
+    fuzz(mutated_json(json.loads((folder / "config.json").read_text()), OPT_CONFIG), use)
+
+
+def test_a_training_record(tmp_path):
+    def use(data):
+        for name in (*FINISHED, WHOLE):
+            (tmp_path / name).write_bytes(data)
+        name = trained_name(tmp_path)
+        assert name is None or isinstance(name, str)
+        fault_of(tmp_path)
+        return taken(kept_run, tmp_path)
+
+    fuzz(mutated_json(RUN, {"model.safetensors": "0" * 64}), use)
+
+
+def test_the_bundle_that_an_export_would_replace(tmp_path):
+    folder = shutil.copytree(FOLDER, tmp_path / "bundle")
+    described = json.loads((folder / "bundle.json").read_text())
+
+    def use(data):
+        (folder / "bundle.json").write_bytes(data)
+        return is_bundle_alone(folder) or None
+
+    fuzz(mutated_json(described), use)
