@@ -19,7 +19,7 @@ from pace import AtPace
 from merino_edge.calibration.board import board
 
 PASSES = 5
-PAUSES = 1000  # of two seconds, in all, until the machine is at its pace
+PAUSES = 150  # of two seconds, in all, until the machine is at its pace
 
 
 def arguments(description: str, default_out: str) -> argparse.Namespace:
