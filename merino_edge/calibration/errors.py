@@ -1,9 +1,9 @@
 """How far predictions of decoders are off that the fit has not seen, as a distribution per weight format and phase.
 
-log(measured / predicted) = centre of the format + scale of the phase x Student's t, fitted by maximum likelihood
+log(measured / predicted) = centre + scale x Student's t, fitted by maximum likelihood
 (Lange, Little and Taylor, "Robust statistical modeling using the t distribution", JASA 84, 1989). Its tails take up
-rows that another program disturbed, which would widen a normal distribution for all. Formats share the scale, since
-each has few decoders. Scale and degrees of freedom are those of a prediction interval (Hahn and Meeker, "Statistical
+rows that another program disturbed, which would widen a normal distribution for all. Formats with few decoders share
+the scale. Scale and degrees of freedom are those of a prediction interval (Hahn and Meeker, "Statistical
 Intervals", 1991). They count decoders, because rows of one decoder are not independent.
 """
 
@@ -20,6 +20,7 @@ from merino_edge.profiles.coefficients import FORMS
 
 PHASES = ("decode", "prefill")
 LEAST_DECODERS = 3  # of one format; fewer give no distribution
+LEAST_FOR_SCALE = 7  # decoders of one format for a scale of its own
 TAILS = (3.0, 4.0, 6.0, 9.0, 15.0, 30.0)  # degrees of freedom that are tried
 TURNS = 100  # of expectation maximisation
 LEAST_SCALE = 1e-4  # coefficients have four digits
@@ -58,18 +59,21 @@ def latency_errors(fits: Mapping[int, ThreadFit], probes: Sequence[Probe]) -> di
 
 
 def at_best_threads(fits: Mapping[int, ThreadFit]) -> list[tuple[Measurement, float]]:
-    """The unseen rows of each decoder at the thread count that a prediction would choose for it: that of the least
-    decode latency, the cache as full as the probe had it."""
+    """The unseen rows of each decoder that a prediction is like: prefills, and decode steps with the cache as full as
+    the probe had it, at the thread count that a prediction would choose, that of the least decode latency."""
     fullest: dict[tuple[str, Shape], tuple[int, float, int]] = {}
     for threads, fit in fits.items():
         for row, error in fit.rows:
             if row.kind == "decoder" and row.tokens == 1:
                 key, rank = (row.format, shape_of(row)), (-row.past, row.ms * (1 + error), threads)
                 fullest[key] = min(rank, fullest.get(key, rank))
-    return [
-        (row, error) for threads, fit in fits.items() for row, error in fit.unseen
-        if fullest.get((row.format, shape_of(row)), (0, 0.0, 0))[2] == threads
-    ]  # fmt: skip
+    found = []
+    for threads, fit in fits.items():
+        for row, error in fit.unseen:
+            past, _, best = fullest.get((row.format, shape_of(row)), (0, 0.0, 0))
+            if threads == best and (row.tokens > 1 or row.past == -past):
+                found.append((row, error))
+    return found
 
 
 def times_of(probes: Sequence[Probe]) -> dict[tuple[Any, ...], list[float]]:
@@ -81,28 +85,32 @@ def times_of(probes: Sequence[Probe]) -> dict[tuple[Any, ...], list[float]]:
 
 
 def distributions(by_format: Mapping[str, Errors]) -> dict[str, dict[str, float]]:
-    """format -> keys of `LatencyError`, of the formats with enough decoders.
-
-    The maximum-likelihood scale is too small for a prediction in two ways, both corrected as for a normal distribution:
-    the centres were fitted to the same errors, and they are known with an error of their own.
-    """
+    """format -> keys of `LatencyError`, of the formats with enough decoders."""
     known = {form: errors for form, errors in by_format.items() if len(errors) >= LEAST_DECODERS}
-    if not known:
-        return {}
-    decoders = sum(len(errors) for errors in known.values())
-    left = decoders - len(known)
-    flat = [[error for errors in known[form].values() for error in errors] for form in known]
-    group = np.repeat(np.arange(len(known)), [len(errors) for errors in flat])
+    alone = {form: errors for form, errors in known.items() if len(errors) >= LEAST_FOR_SCALE}
+    together = {form: errors for form, errors in known.items() if form not in alone}
+    found = [with_one_scale({form: errors}) for form, errors in alone.items()]
+    found += [with_one_scale(together)] if together else []
+    return {form: each[form] for form in known for each in found if form in each}
+
+
+def with_one_scale(by_format: Mapping[str, Errors]) -> dict[str, dict[str, float]]:
+    """The maximum-likelihood scale is too small for a prediction in two ways, both corrected as for a normal
+    distribution: the centres were fitted to the same errors, and they are known with an error of their own."""
+    decoders = sum(len(errors) for errors in by_format.values())
+    left = decoders - len(by_format)
+    flat = [[error for errors in each.values() for error in errors] for each in by_format.values()]
+    group = np.repeat(np.arange(len(by_format)), [len(errors) for errors in flat])
     errors = np.concatenate(flat)
     tails = [*(tail for tail in TAILS if tail < left), float(left)]
     best = max((student(errors, group, tail) for tail in tails), key=lambda fit: fit.likelihood)
     scale = best.scale * (decoders / left) ** 0.5
     return {
         form: {
-            "centre": float(centre), "scale": float(scale * (1 + 1 / len(known[form])) ** 0.5),
+            "centre": float(centre), "scale": float(scale * (1 + 1 / len(by_format[form])) ** 0.5),
             "degrees_of_freedom": best.degrees_of_freedom,
         }
-        for form, centre in zip(known, best.centres, strict=True)
+        for form, centre in zip(by_format, best.centres, strict=True)
     }  # fmt: skip
 
 
