@@ -1,8 +1,7 @@
 """Rows measured in passes, minutes apart, in a file that grows by one measurement at a time.
 
 Of each quantity the median over passes counts (`over_passes`), as over the probes that predictions come from: a shared
-machine's memory is slower and faster by the minute. A measurement is repeated until the machine was at its best pace
-before and after it (`pace`). All passes are in the file.
+machine's memory is slower and faster by the minute. All passes are in the file.
 """
 
 import argparse
@@ -14,12 +13,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pace import AtPace
-
 from merino_edge.calibration.board import board
 
 PASSES = 5
-PAUSES = 150  # of two seconds, in all, until the machine is at its pace
 
 
 def arguments(description: str, default_out: str) -> argparse.Namespace:
@@ -43,14 +39,13 @@ def take_turns(
     head = {"times": coefficients.source if coefficients else None}
     passes = json.loads(asked.out.read_text())["passes"] if asked.out.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
-        at_pace = None if asked.only_table else AtPace(Path(scratch), PAUSES)
-        for number in range(asked.passes if at_pace else 0):
+        for number in range(0 if asked.only_table else asked.passes):
             for place, (name, task) in enumerate(tasks.items()):
                 done = passes.setdefault(name, [])
                 if len(done) > number:
                     continue
                 print(f"pass {number + 1} of {asked.passes}, {place + 1} of {len(tasks)}: {name}", file=sys.stderr)
-                done.append(at_pace(lambda: measure(task, Path(scratch) / str(place))))  # noqa: B023
+                done.append(measure(task, Path(scratch) / str(place)))
                 save(asked.out, {**head, "passes": passes})
     rows = [{"name": name, **row_of(task, passes[name])} for name, task in tasks.items() if passes.get(name)]
     save(asked.out, {**head, "summary": summary(rows), "rows": rows, "passes": passes})
