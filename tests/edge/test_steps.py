@@ -1,0 +1,100 @@
+"""What README and docs/board.md tell a stranger to paste runs as it stands: in order, in an empty folder, offline."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from merino_edge.records.reading import read_records
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+# As the pages have it: as it runs here.
+SHORTER = {"--points 8": "--points 2", "-n 40000": "-n 8000", "--steps 500": "--steps 4", "-r 3": "-r 1"}
+CLOSED_PORT = "http://127.0.0.1:9"  # as a proxy: whatever asks the network is refused
+OUTPUTS = {"-o", "--save", "--plot", ">"}
+
+
+def blocks(page):
+    """The blocks of shell commands of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```[a-z]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def steps():
+    """The first block of README's section `Step by step`."""
+    (block,) = [block for block in blocks("README.md") if "merino-edge train " in block]
+    return block
+
+
+def shortened(block, pairs):
+    for written, here in pairs.items():
+        assert written in block, f"the block has no {written}: SHORTER is outdated"
+        block = block.replace(written, here)
+    return block
+
+
+def outputs(block):
+    """The paths that its commands are told to write."""
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    return [path for words in lines for option, path in zip(words, words[1:], strict=False) if option in OUTPUTS]
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory):
+    """A function that gives a block to one shell as a paste does, by stdin; the first command that fails ends it."""
+    home = tmp_path_factory.mktemp("home")
+    assert shutil.which("merino-edge", path=Path(sys.executable).parent), "merino-edge is not installed"
+    environment = {
+        **os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "https_proxy": CLOSED_PORT,
+        "http_proxy": CLOSED_PORT, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+
+    def run(block, folder):
+        done = subprocess.run(
+            ["bash", "-e", "-x"], input=block, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pasted(shell, tmp_path_factory):
+    """The folder in which README's steps ran, with their output."""
+    folder = tmp_path_factory.mktemp("pasted")
+    return folder, shell(shortened(steps(), SHORTER), folder)
+
+
+def test_each_step_of_readme_runs_and_writes_what_it_names(pasted):
+    folder, _ = pasted
+    named = outputs(steps())
+    assert len(named) >= 8 and [path for path in named if not (folder / path).exists()] == []
+
+
+def test_the_steps_train_a_model_and_measure_that_one(pasted):
+    folder, printed = pasted
+    assert len(set((folder / "stories.txt").read_text(encoding="utf-8").split())) > 300, "one sentence over and over"
+    first, second = (read_records([folder / name]) for name in ("first.json", "second.json"))
+    assert {(row.bundle, row.weights) for row in first} == {("zero", "real"), ("embedded", "real")}
+    assert {(row.bundle, row.weights) for row in second} == {("zero", "real")}
+    assert "held-out loss" in printed and "trained weights" in printed
+
+
+def test_what_the_pages_run_on_a_board_runs_on_that_bundle(pasted, shell):
+    """Left out: installing, which needs an index (tests/targets/test_install_commands.py), and the probe's minute."""
+    lines = []
+    for page in ("README.md", "docs/board.md"):
+        of_page = [line for block in blocks(page) for line in block.splitlines() if "merino.pyz" in line]
+        assert len(of_page) >= 3
+        lines += [re.sub(r"^\S*python3?\b", shlex.quote(sys.executable), line) for line in of_page]
+    there = "\n".join(line for line in dict.fromkeys(lines) if " probe " not in line)
+    folder, _ = pasted
+    assert "tok/s" in shell(shortened(there, {"-r 3": SHORTER["-r 3"]}), folder / "bundle")
