@@ -32,7 +32,7 @@ def compare_table(comparison: Comparison) -> Table:
             pair.bundle, pair.engine, pair.precision, pair.test, f"{pair.threads or '-'}",
             _speed(pair.a_tok_s), _speed(pair.b_tok_s), "-" if ratio is None else f"{ratio.value:.3f}", interval, said,
         ])  # fmt: skip
-    limits = f"{LEVEL:.0%} interval over repetitions; below {SMALLEST_DIFFERENCE:.0%} is no difference"
+    limits = f"{LEVEL:.0%} interval over processes; below {SMALLEST_DIFFERENCE:.0%} is no difference"
     return Table(COLUMNS, rows, title="B against A", below=[limits], dropped=["threads", "engine", "A tok/s", "format"])
 
 
