@@ -81,7 +81,7 @@ def test_a_prompt_on_stdin_is_one_on_the_command_line(folder, given, text, same_
 
 @pytest.mark.parametrize("given", [["-"], []])
 @pytest.mark.parametrize("text, says", [(b"", "stdin is empty"), (b"\n", "stdin is empty"), (b"a\xff", "(byte 1)"),
-                                        (b"a" * 3000000, "longer than 1,048,576 bytes")])
+                                        pytest.param(b"a" * 3000000, "longer than 1,048,576 bytes", id="3 MB")])
 def test_stdin_without_a_prompt_is_one_line_and_exit_1(folder, given, text, says):
     code, out, err = piped(text, "generate", folder, *given)
     assert code == 1 and out == "" and err.startswith("merino: the prompt on stdin is ") and err.count("\n") == 1
