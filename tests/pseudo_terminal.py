@@ -21,12 +21,16 @@ def on_a_terminal(call, width=80, typed=b"", both=True, **environment):
                                stderr=theirs if both else subprocess.DEVNULL, env=variables)
     os.close(theirs)
     os.write(ours, typed)
+    text = read_until_closed(ours).decode("utf-8").replace("\r\n", "\n")
+    return process.wait(), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def read_until_closed(ours):
+    """The bytes that a terminal got until its other end was closed. ours: its file descriptor, closed here."""
     shown = b""
     while True:
         try:
             shown += os.read(ours, 4096)
         except OSError:  # the other end is closed
-            break
-    os.close(ours)
-    text = shown.decode("utf-8").replace("\r\n", "\n")
-    return process.wait(), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+            os.close(ours)
+            return shown

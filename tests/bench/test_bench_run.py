@@ -11,6 +11,7 @@ import time
 import zipfile
 
 import pytest
+from pseudo_terminal import read_until_closed
 
 import merino_bench
 import merino_runtime
@@ -403,13 +404,7 @@ class TestCommand:
                                    stdout=subprocess.PIPE, stderr=theirs, env=dict(os.environ, PYTHONPATH=ROOTS))
         os.close(theirs)
         assert process.communicate()[0].startswith(b"| bundle")
-        seen = b""
-        while True:
-            try:
-                seen += os.read(ours, 4096)
-            except OSError:  # the other end is closed
-                break
-        os.close(ours)
+        seen = read_until_closed(ours)
         lines = [line for line in seen.split(b"\r\x1b[K") if b"again" not in line]  # of a busy machine
         assert lines[0] == b"" and lines[1].startswith(b"merino: 0/2 power at rest") and b"\n" not in seen
         assert lines[2].startswith(b"merino: 1/2 ") and lines[2].endswith(b" pp8 1/1") and lines[3:] == [b""]
