@@ -22,7 +22,8 @@ def test_lengths_are_lists_and_ranges_as_llama_bench_takes_them(text, lengths):
     assert parse_lengths(text) == lengths
 
 
-@pytest.mark.parametrize("text", ["", "a", "-1", "1.5", "1,,2", "1;2", "1-", "1-2-3", "4-8+", "4-8/2"])
+@pytest.mark.parametrize("text", ["", "a", "-1", "1.5", "1,,2", "1;2", "1-", "1-2-3", "4-8+", "4-8/2", "9" * 5000,
+                                  "1-" + "9" * 5000])
 def test_other_lengths_are_refused_with_what_was_written(text):
     with pytest.raises(MerinoError, match="expected numbers") as refused:
         parse_lengths(text)

@@ -11,7 +11,8 @@ from merino_runtime.errors import MerinoError
 DEFAULT_PROMPT, DEFAULT_STEPS = 512, 128
 START_PROMPT = 8  # cached before the first decode step of a tg case that names no depth
 MOST_VALUES = 4096  # of one list: it is easy to forget the step of a range
-_RANGE = re.compile(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?$")
+# 18 digits at most: Python refuses to read a number of thousands of them.
+_RANGE = re.compile(r"(\d{1,18})(?:-(\d{1,18})(?:([+*])(\d{1,18}))?)?$")
 
 
 class Case(NamedTuple):
