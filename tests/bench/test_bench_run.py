@@ -101,11 +101,11 @@ def counting_rounds(record):
     """The repetitions of the processes that count, in order."""
     owners = [(one["turn"], one["attempt"]) for one in record["processes"] for _ in range(one["repetitions"])]
     places = chosen(flags_by_place(record["processes"])).places
-    return [one for owner, one in zip(owners, record["rounds_ms"], strict=True) if owner in places]
+    return [one for owner, one in zip(owners, record["rounds_ms"]) if owner in places]
 
 
 def rows_of_turns(turns):
-    return [one.row(turns.case, processes) for one, processes in zip(turns.entrants, turns.processes, strict=True)]
+    return [one.row(turns.case, processes) for one, processes in zip(turns.entrants, turns.processes)]
 
 
 def check_figures(record):
@@ -196,11 +196,11 @@ class TestRun:
         requests = [json.loads(request) for _, request in calls]
         assert len({pid for pid, _ in calls}) == len(calls)
         planned = {}  # the first attempt of each turn; a busy machine has more
-        for row, path in zip(rows, (folder, other), strict=True):
+        for row, path in zip(rows, (folder, other)):
             mine = [one for one in requests if one["bundle_path"] == path]
             assert [one["repetitions"] for one in mine] == [one["repetitions"] for one in row["processes"]]
             attempts = [process["attempt"] for process in row["processes"]]
-            planned[path] = [one for one, attempt in zip(mine, attempts, strict=True) if not attempt]
+            planned[path] = [one for one, attempt in zip(mine, attempts) if not attempt]
             assert [one["repetitions"] for one in planned[path]] == [2, 2, 1, 1, 1] == turn_sizes(7)
             assert [one["verify"] for one in mine] == [True] + [False] * (len(mine) - 1)
         order = [one["bundle_path"] for one in requests if any(one is each for each in sum(planned.values(), []))]

@@ -261,7 +261,7 @@ def test_what_is_nothing_to_export_is_refused(tmp_path, tiny_checkpoint):
         "opt-30b": "'opt-30b' is nothing to export: .*opt-350m",
         str(tmp_path / "empty"): "no config.json",
         str(tmp_path / "gpt2"): "'gpt2' model: exported are merino, opt",
-        str(tmp_path / "odd"): "config.json does not load",
+        str(tmp_path / "odd"): "is a 'no-such-model' model: exported are merino, opt",
         written(tmp_path / "torn.json", "{"): "torn.json is not JSON",
         written(tmp_path / "other.json", '{"a": 1}'): "nor an architecture: .*blocks: missing.*a: unknown",
         written(tmp_path / "list.json", "[1]"): "neither a design.json nor an architecture",
