@@ -11,11 +11,11 @@ from statistics import mean, variance
 
 from scipy.stats import t as student
 
-from merino_bench.harness.interval import LEVEL, paired_ratio
-from merino_bench.harness.passes import LEAST_UNDISTURBED, THROTTLED, chosen
+from merino_bench.harness.interval import LEAST_PAIRS, LEVEL, paired_ratio
+from merino_bench.harness.passes import THROTTLED, chosen
 from merino_edge.records.schema import Record
 
-LEAST_PROCESSES = LEAST_UNDISTURBED  # on each side; of fewer there is no interval
+LEAST_PROCESSES = LEAST_PAIRS  # on each side; of fewer there is no interval
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ side by side.
 """
 from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Sequence, Tuple
 
-LEAST_UNDISTURBED = 3  # turns: below that there is no interval
+from merino_bench.harness.interval import LEAST_PAIRS
+
 THROTTLED = "throttled"
 
 Place = Tuple[int, int]  # (turn, attempt)
@@ -32,7 +33,7 @@ def chosen(*rows: Flags) -> Chosen:
     turns = len({turn for turn, _ in common})
     for disturbing in (any_flags, unequal_flags):
         clean = _first_of_each_turn(place for place in common if not disturbing(rows, place))
-        if len(clean) >= min(LEAST_UNDISTURBED, turns):
+        if len(clean) >= min(LEAST_PAIRS, turns):
             return Chosen(clean, turns, [])
     least = _first_of_each_turn(sorted(common, key=lambda place: (place[0], len(any_flags(rows, place)), place[1])))
     return Chosen(least, turns, sorted(set().union(*(unequal_flags(rows, place) for place in least))))

@@ -6,10 +6,10 @@ from merino_bench.fresh_process import run_apart
 from merino_bench.harness.cases import Case
 from merino_bench.harness.passes import chosen, flags_by_place
 from merino_bench.harness.worker import request_of
+from merino_bench.sensors.load import Load
 
 PER_REPETITION = ("prefill_ms", "step_ms")
 PHASES = ("prefill_phases_s", "decode_phases_s")
-LOAD = ("others_cpu_share", "steal_share", "waiting_share", "preemptions_per_s")
 
 
 def measure_apart(path: str, case: Case, repetitions: int, seed: int, verify: bool,
@@ -42,7 +42,8 @@ def joined(processes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
     tokenize_ms = [one["tokenize_ms"] for one in counting if one.get("tokenize_ms") is not None]
     found["tokenize_ms"] = median(tokenize_ms) if tokenize_ms else None
     states = [one["environment"] for one in counting]
-    loads = {key: max((state[key] for state in states if state[key] is not None), default=None) for key in LOAD}
+    loads = {key: max((state[key] for state in states if state[key] is not None), default=None)
+             for key in Load._fields}
     found["environment"] = dict(states[0], after=states[-1]["after"], **loads)
     return found
 
