@@ -16,7 +16,7 @@ import math
 
 from merino_edge.profiles.coefficients import Coefficients, FormatCoefficients
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.backends.onnx_session import version_tuple
+from merino_runtime.requirements import version_tuple
 
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
 DEFAULT_CACHE_MB = 1.0

@@ -8,9 +8,10 @@ import hashlib
 import os
 from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
 
-from merino_runtime.bundle_schema import SCHEMA, listed, problems_of, shown
+from merino_runtime.bundle_schema import SCHEMA, problems_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
+from merino_runtime.json_shape import listed, shown
 
 
 class KvLayer(NamedTuple):
@@ -85,14 +86,26 @@ def load_bundle(path: str, verify: bool = True) -> Bundle:
     differ from what bundle.json lists.
     """
     folder = os.fspath(path)
-    description = _read_description(folder)
-    problems = problems_of(description)
-    if problems:
-        raise MerinoError(f"{os.path.join(folder, 'bundle.json')} does not follow schema {SCHEMA}: "
-                          f"{listed(problems)}. Export the bundle again.")
-    bundle = _bundle_of(folder, description)
+    bundle = bundle_of(folder, _read_description(folder))
     check_files(bundle, verify)
     return bundle
+
+
+def bundle_of(folder: str, description: Any) -> Bundle:
+    """The bundle that a description, the value of bundle.json, is of. Looks at no file; `folder` may be one that is
+    not there yet. Raises MerinoError with every fault."""
+    path = os.path.join(folder, "bundle.json")
+    if not isinstance(description, dict):
+        raise MerinoError(f"{path} holds {shown(description)}, not an object. Export the bundle again.")
+    schema = description.get("schema")
+    if "schema" in description and (schema != SCHEMA or isinstance(schema, bool)):
+        # Said alone: under another schema the complaints about keys would mean nothing.
+        raise MerinoError(f"{path} has schema {shown(schema)}, this runtime reads schema {SCHEMA}. Use the "
+                          "merino.pyz that came with the bundle, or export it again with this version.")
+    problems = problems_of(description)
+    if problems:
+        raise MerinoError(f"{path} does not follow schema {SCHEMA}: {listed(problems)}. Export the bundle again.")
+    return _bundle_of(folder, description)
 
 
 def file_path(bundle: Bundle, name: str) -> Optional[str]:
@@ -131,24 +144,17 @@ def sha256_of(path: str) -> str:
     return digest.hexdigest()
 
 
-def _read_description(folder: str) -> Dict[str, Any]:
+def _read_description(folder: str) -> Any:
     path = os.path.join(folder, "bundle.json")
     wanted = "A bundle is the folder that `merino-edge export -o` writes, with bundle.json in it"
     if not os.path.exists(folder):
         raise MerinoError(f"no such bundle: {folder!r}. {wanted}.")
     if not os.path.isdir(folder):
-        raise MerinoError(f"{folder!r} is a file. {wanted}; a packed one (NAME.merino) is installed first.")
+        raise MerinoError(f"{folder!r} is a file. {wanted}; a packed one is installed first: "
+                          "python3 merino.pyz install NAME.merino")
     if not os.path.isfile(path):
         raise MerinoError(f"{folder!r} is not a bundle: it has no bundle.json. {wanted}.")
-    description = read_json(path, "Copy or export the bundle again.")
-    if not isinstance(description, dict):
-        raise MerinoError(f"{path} holds {shown(description)}, not an object. Export the bundle again.")
-    schema = description.get("schema")
-    if "schema" in description and (schema != SCHEMA or isinstance(schema, bool)):
-        # Said alone: under another schema the complaints about keys would mean nothing.
-        raise MerinoError(f"{path} has schema {shown(schema)}, this runtime reads schema {SCHEMA}. Use the "
-                          "merino.pyz that came with the bundle, or export it again with this version.")
-    return description
+    return read_json(path, "Copy or export the bundle again.")
 
 
 def _bundle_of(folder: str, description: Dict[str, Any]) -> Bundle:

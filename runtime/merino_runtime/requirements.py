@@ -1,9 +1,10 @@
 """Imports the packages that a board must install, and says how to install them where one is absent."""
 import importlib
 import os
+import re
 import sys
 import sysconfig
-from typing import Any, Sequence
+from typing import Any, Sequence, Tuple
 
 from merino_runtime.errors import MerinoError
 
@@ -36,3 +37,9 @@ def install_commands(requirements: Sequence[str] = PACKAGES) -> str:
 
 def _externally_managed() -> bool:
     return os.path.exists(os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED"))
+
+
+def version_tuple(version: str) -> Tuple[int, ...]:
+    """"1.18" and "1.18.0" -> (1, 18, 0). The suffix of a development build is ignored."""
+    numbers = [int(number) for number in re.findall(r"\d+", version)[:3]]
+    return tuple(numbers + [0] * (3 - len(numbers)))

@@ -151,6 +151,7 @@ FILLERS = {
     "merino_edge.benchmarking.peers.make_checkpoint",
     "merino_edge.families.hugging_face", "merino_edge.training.run_folder",
     "merino_edge.training.train", "merino_bench.probe.graphs", "merino_bench.probe.memory", "merino_bench.probe.timing",
+    "merino_runtime.delivery.archive",
 }  # fmt: skip
 WRITES = {
     "write_text", "write_bytes", "mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryFile", "rename", "renames",

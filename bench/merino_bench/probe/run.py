@@ -20,10 +20,9 @@ from merino_bench.probe.timing import LEAST_RUN_S, MOST_RUN_S, row_of, time_task
 from merino_bench.sensors import environment
 from merino_bench.sensors.load import cpu_moment, load_between
 from merino_runtime import board
-from merino_runtime.backends.onnx_session import version_tuple
 from merino_runtime.errors import MerinoError
 from merino_runtime.outputs import check_output, check_room, scratch_folder, target_of, write_output
-from merino_runtime.requirements import require
+from merino_runtime.requirements import require, version_tuple
 
 SCHEMA = 5
 MOST_SECONDS = 55.0  # of one minute; starting, writing and memory take the rest

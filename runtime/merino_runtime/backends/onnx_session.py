@@ -5,7 +5,6 @@ same mapped file. Each session packs the weights for its kernels, so packed weig
 (docs/decisions/threads.md). `onnx` runs the sessions.
 """
 import os
-import re
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime import board
@@ -13,7 +12,7 @@ from merino_runtime.bundle import Bundle, Port
 from merino_runtime.errors import MerinoError
 from merino_runtime.huge_pages import new_memory_in_huge_pages
 from merino_runtime.memory import is_out_of_memory, out_of_memory
-from merino_runtime.requirements import install_commands, require
+from merino_runtime.requirements import install_commands, require, version_tuple
 from merino_runtime.threads import ThreadCounts, thread_counts
 
 SMALL_BOARD_MB = 2000
@@ -89,12 +88,6 @@ def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
     _check_ports(bundle.inputs, session.get_inputs(), "inputs")
     _check_ports(bundle.outputs, session.get_outputs(), "outputs")
     return session
-
-
-def version_tuple(version: str) -> Tuple[int, ...]:
-    """"1.18" and "1.18.0" -> (1, 18, 0). The suffix of a development build is ignored."""
-    numbers = [int(number) for number in re.findall(r"\d+", version)[:3]]
-    return tuple(numbers + [0] * (3 - len(numbers)))
 
 
 def _check_ports(ports: Sequence[Port], nodes: List[Any], what: str) -> None:

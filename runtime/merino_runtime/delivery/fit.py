@@ -1,0 +1,93 @@
+"""What of a packed file a machine takes: one bundle, and the wheels for its Python. Or why it takes nothing.
+
+Asked on the workstation before a file travels, and on the board before anything is unpacked or imported.
+"""
+from typing import List, NamedTuple, Optional, Tuple
+
+from merino_runtime import board
+from merino_runtime.bundle import Bundle, bundle_of
+from merino_runtime.delivery.archive import Archive, read_member
+from merino_runtime.delivery.machine import Machine
+from merino_runtime.delivery.manifest import Manifest, WheelSet
+from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import value_of
+from merino_runtime.requirements import version_tuple
+
+
+class Choice(NamedTuple):
+    path: str  # of the bundle in the archive
+    bundle: Bundle
+    wheels: Optional[WheelSet]  # None: the file holds none, and the machine's own packages are used
+    notes: Tuple[str, ...]  # on what will make it slow
+
+
+def choose(archive: Archive, machine: Machine, force: bool = False) -> Choice:
+    """The first bundle of the file that runs well on the machine. Raises MerinoError where none does.
+
+    force: onto a board that the file was not packed for, and with a format for which the CPU lacks the instructions.
+    What cannot run at all is refused even so.
+    """
+    manifest = archive.manifest
+    if not force:
+        check_board(manifest, machine)
+    wheels = fitting_wheels(manifest, machine)
+    refusals: List[str] = []
+    for slow in (False, True)[:1 + force]:
+        for path in manifest.bundles:
+            bundle = packed_bundle(archive, path)
+            try:
+                _check_version(bundle, wheels)
+                return Choice(path, bundle, wheels, tuple(board.check_bundle_fits(bundle, machine.board, slow)))
+            except MerinoError as error:
+                refusals.append(str(error))
+    raise MerinoError(refusals[-1] if len(manifest.bundles) == 1 else "none of the file's bundles runs here: "
+                      + " / ".join(refusals))
+
+
+def packed_bundle(archive: Archive, path: str) -> Bundle:
+    """The description of a bundle in the archive. Its folder is the path there."""
+    where = f"{path}/bundle.json"
+    try:
+        return bundle_of(path, value_of(read_member(archive, where).decode("utf-8")))
+    except ValueError as error:
+        raise MerinoError(f"{archive.path}: {where} is not JSON that can be read: {error}. Pack it again.") from error
+
+
+def check_board(manifest: Manifest, machine: Machine) -> None:
+    """Raises MerinoError where the file is for other boards."""
+    wanted = [model for need in manifest.boards for model in need.device_tree_models]
+    if manifest.boards and not machine.model.startswith(tuple(wanted)):
+        here = repr(machine.model) if machine.model else f"a {machine.board.architecture} machine without a device tree"
+        raise MerinoError(f"the file is for {', '.join(need.id for need in manifest.boards)}, this is {here}. Pack it "
+                          "for this board (`merino-edge pack --device`), or install it all the same with --force.")
+
+
+def fitting_wheels(manifest: Manifest, machine: Machine) -> Optional[WheelSet]:
+    """Those for the machine's Python with the newest C library that it has; None where the file holds none at all."""
+    if not manifest.wheels:
+        return None
+    fitting = [wheels for wheels in manifest.wheels
+               if (wheels.python, wheels.architecture) == (machine.python, machine.board.architecture)
+               and machine.board.pointer_bits == 64 and machine.glibc
+               and version_tuple(wheels.glibc) <= version_tuple(machine.glibc)]
+    if not fitting:
+        held = "; ".join(f"Python {wheels.python} on {wheels.architecture} with glibc {wheels.glibc} or later"
+                         for wheels in manifest.wheels)
+        raise MerinoError(f"the file's wheels are for {held}; this is Python {machine.python}, "
+                          f"{machine.board.pointer_bits}-bit, on {machine.board.architecture} with "
+                          f"{'glibc ' + machine.glibc if machine.glibc else 'another C library'}. Pack it with "
+                          "--wheels for this board, or without, and install the packages on the board.")
+    return max(fitting, key=lambda wheels: version_tuple(wheels.glibc))
+
+
+def _check_version(bundle: Bundle, wheels: Optional[WheelSet]) -> None:
+    """Whether the wheels hold a version of the backend that the bundle can use."""
+    found = wheels.packages.get(bundle.backend.name, "0") if wheels else None
+    if found is None:
+        return
+    need = bundle.backend
+    refused = [version_tuple(version) for version in need.refused_versions]
+    if version_tuple(found) < version_tuple(need.min_version) or version_tuple(found) in refused:
+        raise MerinoError(f"{bundle.name!r} ({bundle.dialect}, {bundle.precision}) needs {need.name} "
+                          f"{need.min_version} or later, the file's wheels for this Python hold {found}. Pack a bundle "
+                          "that was exported with --dialect portable.")

@@ -1,0 +1,81 @@
+"""Facts about the machine that decide what of a packed file it takes: `board`'s, and its model, Python and C library.
+
+The workstation asks a board for them over ssh, as JSON, and reads the answer strictly: it may come from anything.
+Standard library only, and nothing is imported that the board may lack.
+"""
+import os
+import shutil
+import sys
+import sysconfig
+from typing import Any, Dict, NamedTuple
+
+from merino_runtime import board
+from merino_runtime.errors import MerinoError
+from merino_runtime.json_shape import count, integer, listed, or_null, problems_in, size, text
+
+SCHEMA = 1
+LARGEST_MB = 2 ** 30  # of memory
+
+
+class Machine(NamedTuple):
+    board: board.Board
+    model: str  # of the device tree; empty where there is none, as on a PC
+    python: str  # "3.11"
+    glibc: str  # "2.36"; empty where the C library is another one
+    free_bytes: int  # on the disk of the folder that was asked about
+    managed: bool  # the system's Python refuses pip (PEP 668)
+
+
+def this_machine(folder: str) -> Machine:
+    """folder: where something will be installed; it need not be there yet."""
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder.rstrip(os.sep))
+    return Machine(
+        board=board.this_board(), model=device_tree_model(), python="{}.{}".format(*sys.version_info[:2]),
+        glibc=glibc_version(), free_bytes=shutil.disk_usage(folder or os.curdir).free,
+        managed=os.path.exists(os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")))
+
+
+def glibc_version() -> str:
+    """Empty where the C library is another one. `platform.libc_ver` of Python 3.6 gives what Python was built for."""
+    try:
+        library, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    except (AttributeError, OSError, ValueError):  # Windows; another C library
+        return ""
+    return version if library == "glibc" else ""
+
+
+def device_tree_model() -> str:
+    return board.read_text("/proc/device-tree/model").rstrip("\0\n")
+
+
+def _short(value: Any) -> Any:
+    return None if value == "" else text(value)
+
+
+def _megabytes(value: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return None if number and 0 <= value <= LARGEST_MB else f"a number, 0 to {LARGEST_MB}"
+
+
+SHAPE: Dict[str, Any] = {
+    "schema": integer(SCHEMA, SCHEMA),
+    "board": {"architecture": text, "pointer_bits": integer(16, 128), "logical_cores": size, "physical_cores": size,
+              "isa": [text], "memory_total_mb": or_null(_megabytes), "memory_available_mb": or_null(_megabytes)},
+    "model": _short, "python": text, "glibc": _short, "free_bytes": count,
+    "managed": lambda value: None if isinstance(value, bool) else "true or false",
+}
+
+
+def machine_values(machine: Machine) -> Dict[str, Any]:
+    """For JSON."""
+    return dict(machine._asdict(), schema=SCHEMA, board=dict(machine.board._asdict(), isa=sorted(machine.board.isa)))
+
+
+def machine_of(values: Any, where: str) -> Machine:
+    """The machine that `machine_values` describes. Raises MerinoError with every fault. where: for messages."""
+    problems = problems_in(values, SHAPE)
+    if problems:
+        raise MerinoError(f"{where} does not describe a machine: {listed(problems)}.")
+    facts = dict(values["board"], isa=frozenset(values["board"]["isa"]))
+    return Machine(board.Board(**facts), *(values[name] for name in Machine._fields[1:]))

@@ -1,0 +1,107 @@
+"""Checks a JSON value against its shape and names every fault at once. Standard library only.
+
+A shape is a nested description of JSON: {...} is an object of exactly these keys, [x] a list of x, and a leaf is a
+function that takes a value and returns what was expected, or None where the value is valid.
+"""
+import json
+import re
+from typing import Any, Callable, List, Optional
+
+LARGEST = 2 ** 53  # to which JSON's numbers are exact everywhere
+LONGEST_TEXT = 1000  # characters
+MOST_LISTED = 50  # problems of one message
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # would break a message's line, or steer a terminal
+Leaf = Callable[[Any], Optional[str]]
+
+
+def problems_in(value: Any, shape: Any) -> List[str]:
+    """In words, one for each wrong key or value."""
+    problems: List[str] = []
+    _check(value, shape, "", problems)
+    return problems
+
+
+def integer(low: int, high: int = LARGEST) -> Leaf:
+    def leaf(value: Any) -> Optional[str]:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return None if whole and low <= value <= high else f"an integer, {low} to {high}"
+    return leaf
+
+
+def one_of(*names: str) -> Leaf:
+    return lambda value: None if isinstance(value, str) and value in names else " or ".join(map(repr, names))
+
+
+def or_null(leaf: Leaf) -> Leaf:
+    def either(value: Any) -> Optional[str]:
+        expected = leaf(value)
+        return None if value is None or expected is None else expected + " or null"
+    return either
+
+
+def text(value: Any) -> Optional[str]:
+    good = isinstance(value, str) and 0 < len(value) <= LONGEST_TEXT and not _CONTROL.search(value)
+    return None if good else f"a string of up to {LONGEST_TEXT} characters, no control characters"
+
+
+def version(value: Any) -> Optional[str]:
+    good = isinstance(value, str) and re.match(r"\d{1,6}(\.\d{1,6}){1,3}\Z", value, re.ASCII)
+    return None if good else "a version such as 1.18"
+
+
+def an_object(value: Any) -> Optional[str]:
+    return None if isinstance(value, dict) else "an object"
+
+
+def sha256(value: Any) -> Optional[str]:
+    good = isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef")
+    return None if good else "64 lower-case hex digits"
+
+
+def inner_path(value: Any) -> Optional[str]:
+    """Refuses paths that lead out of the folder, since a bundle may come from anyone."""
+    good = isinstance(value, str) and value not in ("", ".") and bool(re.match(r"[ -~]+\Z", value))
+    good = good and not set(value) & set("\\:") and not value.startswith("/") and ".." not in value.split("/")
+    return None if good else "a path inside the bundle (ASCII, not absolute, no '..')"
+
+
+count, size = integer(0), integer(1)
+
+
+def _check(value: Any, shape: Any, where: str, problems: List[str]) -> None:
+    if callable(shape):
+        expected = shape(value)
+        if expected:
+            problems.append(f"{where} is {shown(value)}, expected {expected}")
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            problems.append(f"{where} is {shown(value)}, expected a list")
+            return
+        for index, item in enumerate(value):
+            _check(item, shape[0], f"{where}[{index}]", problems)
+    elif not isinstance(value, dict):
+        problems.append(f"{where} is {shown(value)}, expected an object")
+    else:
+        prefix = where + "." if where else ""
+        problems.extend(f"unknown key {prefix}{_spelled(key)}" for key in value if key not in shape)
+        problems.extend(f"missing key {prefix}{key}" for key in shape if key not in value)
+        for key in shape:
+            if key in value:
+                _check(value[key], shape[key], prefix + key, problems)
+
+
+def shown(value: Any) -> str:
+    """A wrong value as an error message shows it."""
+    if isinstance(value, (list, dict)):
+        return f"a list of {len(value)}" if isinstance(value, list) else "an object"
+    return json.dumps(value)[:80]
+
+
+def listed(problems: List[str]) -> str:
+    """All, or the first ones and how many more."""
+    more = len(problems) - MOST_LISTED
+    return "; ".join(problems[:MOST_LISTED] + [f"and {more} more"] * (more > 0))
+
+
+def _spelled(key: str) -> str:
+    return key if re.match(r"\w+\Z", key, re.ASCII) else json.dumps(key)[:80]
