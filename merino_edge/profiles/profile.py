@@ -86,6 +86,8 @@ class DeviceProfile(Facts):
     id: str = Field(pattern=r"^[a-z0-9-]+$")
     name: Text
     arch: Literal["aarch64", "x86_64", "other"]
+    # Beginnings, in whole words, of what /proc/device-tree/model says on such a board; none: it cannot be told.
+    device_tree_models: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     isa: Annotated[tuple[Isa, ...], Field(strict=False)]
     cpu: Cpu
     gpu: Gpu | None = None

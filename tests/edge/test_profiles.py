@@ -14,6 +14,7 @@ from merino_bench.probe import bandwidth as probe
 from merino_edge.calibration import host
 from merino_edge.calibration.board import board as named_board
 from merino_edge.profiles.coefficients import KINDS, Figure, weakest_kind
+from merino_edge.profiles.detect import known_models, names_model, profile_of_model
 from merino_edge.profiles.reading import list_profiles, load_profile, parse_profile, profile_ids
 from merino_runtime import board
 from merino_runtime.errors import MerinoError
@@ -75,6 +76,40 @@ def test_facts_of_the_boards(board, core, cores, clock_ghz, cache_mb, ram_mb, do
     assert profile.memory.ram_mb.value == ram_mb
     assert profile.arch == "aarch64"
     assert set(profile.isa) == ({"neon", "dotprod", "fp16"} if dotprod else {"neon"})
+
+
+@pytest.mark.parametrize(
+    ("model", "board"),
+    [
+        ("Raspberry Pi 5 Model B Rev 1.0", "raspberry-pi-5"),
+        ("Raspberry Pi 4 Model B Rev 1.4", "raspberry-pi-4"),
+        ("Raspberry Pi Zero 2 W Rev 1.0", "raspberry-pi-zero-2w"),
+        ("Raspberry Pi Zero 2 Rev 1.0", "raspberry-pi-zero-2w"),
+        ("NVIDIA Jetson Nano Developer Kit", "jetson-nano"),
+        ("NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super", "jetson-orin-nano"),
+        ("NVIDIA Orin Nano Developer Kit", "jetson-orin-nano"),
+        ("Raspberry Pi 500 Rev 1.0", None),  # another board, although its name begins so
+        ("NVIDIA Jetson Nano 2GB Developer Kit", None),
+        ("Raspberry Pi Zero W Rev 1.1", None),
+        ("my Raspberry Pi 5", None),
+        ("", None),
+    ],
+)
+def test_a_board_is_known_by_its_device_tree(model, board):
+    found = profile_of_model(model)
+    assert (found.id if found else None) == board
+
+
+def test_the_longest_beginning_decides_and_no_shipped_one_begins_another():
+    known = known_models()
+    assert len(known) >= len(BOARDS)
+    assert [(one, other) for one in known for other in known if one != other and names_model(one, other)] == []
+    own = load_profile("raspberry-pi-5").model_copy(
+        update={"id": "my-pi", "device_tree_models": ("Raspberry Pi 5 Model B Rev 1.1",)}
+    )
+    for profiles in ([*list_profiles(), own], [own, *list_profiles()]):
+        found = [profile_of_model(f"Raspberry Pi 5 Model B Rev 1.{minor}", profiles) for minor in (0, 1)]
+        assert [profile.id for profile in found if profile] == ["raspberry-pi-5", "my-pi"]
 
 
 def test_default_budgets_admit_a_model():

@@ -1,0 +1,32 @@
+"""Which profile a board has, by the beginning of what its device tree calls it (`/proc/device-tree/model`)."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.profiles.reading import list_profiles
+
+
+def profile_of_model(model: str, profiles: Iterable[DeviceProfile] | None = None) -> DeviceProfile | None:
+    """The profile, of the shipped ones or of `profiles`, that names a device tree's model; None where none does.
+
+    The longest beginning decides, so that a variant may have a profile of its own beside the board's.
+    """
+    named = [
+        (len(beginning), profile)
+        for profile in (list_profiles() if profiles is None else profiles)
+        for beginning in profile.device_tree_models
+        if names_model(beginning, model)
+    ]
+    return max(named, key=lambda each: each[0])[1] if named else None
+
+
+def names_model(beginning: str, model: str) -> bool:
+    """Whether `model` begins with these whole words: `Raspberry Pi 5` does not name a Raspberry Pi 500."""
+    return re.match(re.escape(beginning) + r"(?!\w)", model) is not None
+
+
+def known_models(profiles: Sequence[DeviceProfile] | None = None) -> list[str]:
+    """All beginnings that profiles name, for messages."""
+    found = list_profiles() if profiles is None else profiles
+    return [beginning for profile in found for beginning in profile.device_tree_models]
