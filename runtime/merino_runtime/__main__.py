@@ -5,19 +5,12 @@ Each verb parses its arguments and calls one function of `commands`. Exit codes:
 """
 import argparse
 import sys
-from typing import Callable, NamedTuple, Optional, Sequence
+from typing import Optional, Sequence
 
 from merino_runtime import __version__, commands
 from merino_runtime.sampling import Sampling
 from merino_runtime.streams import exit_code
-
-
-class Verb(NamedTuple):
-    """A subcommand. `merino_bench` adds its own through `main(extra_verbs=...)`."""
-    name: str
-    help: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+from merino_runtime.verb import Verb
 
 
 def main(argv: Optional[Sequence[str]] = None, extra_verbs: Sequence[Verb] = ()) -> int:

@@ -105,6 +105,24 @@ def new_folder(path: str, size_bytes: int = 0) -> Iterator[str]:
             _sync_folder(os.path.dirname(target))
 
 
+def replace_link(path: str, target: str) -> None:
+    """Makes `path` a symbolic link with this target, in place of the link or file that is there: readers find the old
+    or the new. Raises MerinoError where it cannot be made."""
+    with _faults_told(path), scratch_beside(os.path.abspath(path)) as place:
+        made = os.path.join(place, NEW)
+        os.symlink(target, made)
+        os.replace(made, path)
+        _sync_folder(os.path.dirname(os.path.abspath(path)))
+
+
+def move_folder(made: str, path: str) -> None:
+    """Renames a folder to a path where nothing is, in the same file system. What is in it was synced by who wrote it.
+    Raises MerinoError where that fails."""
+    with _faults_told(path):
+        os.rename(made, path)
+        _sync_folder(os.path.dirname(os.path.abspath(path)))
+
+
 @contextlib.contextmanager
 def scratch_folder(path: str) -> Iterator[str]:
     """A folder beside `path` for what is needed meanwhile, removed at the end. MerinoError where none can be made."""
