@@ -24,7 +24,7 @@ from merino_runtime import scratch
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
 from merino_runtime.machine_faults import machine_fault
-from merino_runtime.outputs import move_folder, replace_link, write_output
+from merino_runtime.outputs import move_folder, replace_link, sync_folder, write_output
 
 try:
     import fcntl
@@ -35,7 +35,7 @@ SCHEMA = 1
 SYSTEM_ROOT = "/opt/merino"
 RELEASES, CURRENT, PREVIOUS, JOURNAL, LOCK = "releases", "current", "previous", "swap.json", "lock"
 PARTIAL, OLD = ".partial", ".old"
-APP, LAUNCHER, BUNDLE, RECORD = "merino.pyz", "merino", "bundle", "release.json"
+APP, LAUNCHER, BUNDLE, ENVIRONMENT, RECORD = "merino.pyz", "merino", "bundle", "env", "release.json"
 ID = re.compile(r"[0-9a-f]{16}\Z")
 INSTALL_FIRST = "Install one: python3 merino.pyz install NAME.merino"
 
@@ -162,13 +162,13 @@ def _restore_or_remove(path: str) -> None:
     if path.endswith(OLD + PARTIAL) and not os.path.lexists(kept):
         move_folder(path, kept)
     else:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # what root left behind is in no way of a service's user
 
 
 def swap(root: str, to: Links) -> None:
     """Changes both links. A reader of `current` finds the old release or the new. Needs the lock."""
     with _faults_told("change the links in " + root):
-        _write_json(os.path.join(root, JOURNAL),
+        write_json(os.path.join(root, JOURNAL),
                     {"schema": SCHEMA, "from": links(root)._asdict(), "to": to._asdict()})
         _link(root, CURRENT, to.current)
         _link(root, PREVIOUS, to.previous)
@@ -194,17 +194,40 @@ def remove_release(root: str, release_id: str) -> None:
         shutil.rmtree(path + PARTIAL)
 
 
-def prune(root: str) -> List[str]:
-    """Removes the releases that neither link leads to, but for those that a process uses -> ids of those. Needs the
-    lock."""
+def prune(root: str, keep: str = "") -> List[str]:
+    """Removes the releases that neither link leads to, but for the id `keep` and those that a process uses -> ids of
+    the latter. Needs the lock."""
     used = []
     for name in sorted(os.listdir(os.path.join(root, RELEASES))):
-        if ID.match(name) and name not in links(root):
+        if ID.match(name) and name not in (keep, *links(root)):
             if _in_use(release_folder(root, name)):
                 used.append(name)
             else:
                 remove_release(root, name)
     return used
+
+
+def write_json(path: str, value: object) -> None:
+    write_output(path, json.dumps(value, indent=1) + "\n")
+
+
+def give_to_owner(root: str, path: str) -> None:
+    """Gives what is in the folder `path`, and the folder, to the owner of ROOT: root installs, a service's user runs.
+    Nothing, where they are the same or this is not root."""
+    owner = os.stat(root)
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    for place, folders, files in os.walk(path):
+        for name in [os.curdir, *folders, *files]:
+            os.chown(os.path.join(place, name), owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+def sync_folders(path: str) -> None:
+    """The names in the folder of a release and below it: their files were synced when they were written."""
+    for place, folders, _ in os.walk(path):
+        if ENVIRONMENT in folders:
+            folders.remove(ENVIRONMENT)  # synced as a whole
+        sync_folder(place)
 
 
 def hold(folder: str) -> None:
@@ -230,10 +253,6 @@ def _link(root: str, name: str, release_id: Optional[str]) -> None:
         _remove_file(path)
     elif linked(root, name) != release_id:
         replace_link(path, os.path.join(RELEASES, release_id))
-
-
-def _write_json(path: str, value: object) -> None:
-    write_output(path, json.dumps(value, indent=1) + "\n")
 
 
 def _remove_file(path: str) -> None:

@@ -60,6 +60,13 @@ def mark_good(root: str, release_id: Optional[str] = None) -> str:
     return wanted
 
 
+def start_over(folder: str) -> None:
+    """A person chose the release: it gets its starts, also where the service gave it up before."""
+    found = read_trial(folder)
+    if found.starts or found.gave_up:
+        write_trial(folder, found._replace(starts=0, gave_up=False))
+
+
 def rollback(root: str, gave_up: bool = False) -> releases.Links:
     """Exchanges `current` and `previous` -> the links now. Needs the lock. MerinoError where there is no previous one.
 
@@ -73,8 +80,7 @@ def rollback(root: str, gave_up: bool = False) -> releases.Links:
         folder = releases.release_folder(root, now.current)
         write_trial(folder, read_trial(folder)._replace(gave_up=True))
     elif not gave_up:
-        folder = releases.release_folder(root, now.previous)
-        write_trial(folder, read_trial(folder)._replace(starts=0, gave_up=False))
+        start_over(releases.release_folder(root, now.previous))
     to = releases.Links(current=now.previous, previous=now.current)
     releases.swap(root, to)
     return to
