@@ -23,7 +23,7 @@ MAY_IMPORT = {
 # The rooms of each package from the top: a room imports from rooms further down, and from itself.
 ROOMS = {
     "merino_edge": [
-        "cli", "report", "benchmarking", "evaluation", "export", "training", "bundles", "design", "records",
+        "cli", "report", "benchmarking", "evaluation", "delivery", "export", "training", "bundles", "design", "records",
         "calibration", "prediction", "families", "profiles", "storage", "embedded",
     ],
     "merino_bench": ["harness", "probe", "sensors"],

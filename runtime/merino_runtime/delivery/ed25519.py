@@ -69,9 +69,9 @@ def _decode(encoded: bytes) -> Optional[Point]:
     x = u * pow(v, 3, P) * pow(u * pow(v, 7, P), (P - 5) // 8, P) % P
     if (v * x * x + u) % P == 0:
         x = x * ROOT_OF_MINUS_1 % P
-    if (v * x * x - u) % P != 0 or (x == 0 and sign):
+    if (v * x * x - u) % P != 0:
         return None
-    x = P - x if x & 1 != sign else x
+    x = P - x if x & 1 != sign else x  # x = 0 has no sign: both such points are of small order
     return Point(x, y, 1, x * y % P)
 
 

@@ -1,0 +1,66 @@
+"""Key pairs of Ed25519, made and used here; boards hold public keys alone (`merino_runtime.delivery.keys`)."""
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merino_edge.delivery.extra import needed
+from merino_edge.storage.atomic import make_parent
+from merino_runtime.delivery.archive import Signature, signed_bytes
+from merino_runtime.delivery.keys import SUFFIX, key_line
+from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_text
+from merino_runtime.outputs import open_output, write_output
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+PRIVATE_SUFFIX = ".key"
+PRIVATE_MODE = 0o600
+OTHERS = 0o077
+LARGEST_BYTES = 2**16
+A_KEY = "a private key of Ed25519 in PEM, without a password"
+REMEDY = "Give the NAME.key that `merino-edge keygen -o NAME` wrote."
+SERIALIZATION = "cryptography.hazmat.primitives.serialization"
+ED25519 = "cryptography.hazmat.primitives.asymmetric.ed25519"
+
+
+def make_key(name: Path) -> tuple[Path, Path]:
+    """Make a pair -> (NAME.key, NAME.pub). Raises MerinoError where one of them is there: no key is overwritten."""
+    private, public = (name.with_name(name.name + suffix) for suffix in (PRIVATE_SUFFIX, SUFFIX))
+    for path in (private, public):
+        if os.path.lexists(path):
+            raise MerinoError(f"{path} is there, and no key is overwritten: choose another -o, or move it away")
+    serialization = needed(SERIALIZATION)
+    key = needed(ED25519).Ed25519PrivateKey.generate()
+    line = key_line(key.public_key().public_bytes_raw(), name.name)
+    make_parent(private)
+    with open_output(str(private)) as file:
+        os.fchmod(file.fileno(), PRIVATE_MODE)
+        file.write(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+    write_output(str(public), line)
+    return private, public
+
+
+def read_private_key(path: Path) -> "Ed25519PrivateKey":
+    """Raises MerinoError where it cannot be read, is of another kind, or, as ssh has it, others may read it."""
+    text = read_text(str(path), A_KEY, REMEDY, LARGEST_BYTES)
+    if "PRIVATE KEY" in text and stat.S_IMODE(path.stat().st_mode) & OTHERS:
+        raise MerinoError(f"{path} can be read by other users, who could sign with it. Run: chmod 600 {path}")
+    unsupported = needed("cryptography.exceptions").UnsupportedAlgorithm
+    try:
+        key = needed(SERIALIZATION).load_pem_private_key(text.encode(), password=None)
+    except (ValueError, TypeError, unsupported) as error:  # TypeError: it has a password
+        raise MerinoError(f"{path} is not {A_KEY}. {REMEDY}") from error
+    if not isinstance(key, needed(ED25519).Ed25519PrivateKey):
+        raise MerinoError(f"{path} is not {A_KEY}, but of another algorithm. {REMEDY}")
+    return key
+
+
+def signature_of(key: "Ed25519PrivateKey", manifest: bytes) -> Signature:
+    return Signature(key.public_key().public_bytes_raw(), key.sign(signed_bytes(manifest)))
