@@ -32,7 +32,8 @@ def _parser(all_verbs: Sequence[Verb]) -> argparse.ArgumentParser:
 
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder; `.` is the current one, `installed` the one of the installed release")
+    parser.add_argument("bundle", metavar="BUNDLE",
+                        help="the bundle's folder; `.` is the current one, `installed` the installed release's")
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,6 @@ from merino_runtime.verified import stamp_beside
 SELFTEST_TIMEOUT_S = 1800.0  # a Pi Zero 2 W decodes a large model at less than a token per second
 SPARE_BYTES = 2 * MB  # folders, links and small files of our own
 WHEELS = "wheels"  # in ID.partial: unpacked, installed from, removed
-INSTALLED = "installed"  # as BUNDLE
 LAUNCHER = """#!/bin/sh
 # Runs this release: resolves its own folder once, so that a swap meanwhile mixes no two releases.
 here=$(dirname -- "$(readlink -f -- "$0")")
@@ -244,7 +243,7 @@ def _test_or_remove(root: str, release_id: str, before: releases.Links) -> None:
 
 def selftest(folder: str) -> None:
     """Lets the release in `folder` generate its golden ids in a process of its own. MerinoError with what it said."""
-    command = [os.path.join(folder, releases.LAUNCHER), "selftest", INSTALLED]
+    command = [os.path.join(folder, releases.LAUNCHER), "selftest", releases.INSTALLED]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                               timeout=SELFTEST_TIMEOUT_S)
@@ -255,20 +254,6 @@ def selftest(folder: str) -> None:
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise MerinoError(f"the self-test failed: {said[-1] if said else f'exit code {done.returncode}'}")
-
-
-def installed_bundle(root: Optional[str] = None) -> str:
-    """The folder that BUNDLE `installed` means: of the release in which the running application lies, else of the
-    default root's `current`, its links followed once. It is kept while this process runs. MerinoError if none is."""
-    release = releases.running_release()
-    if not release:
-        root = root or releases.default_root()
-        found = releases.linked(root, releases.CURRENT)
-        if found is None:
-            raise MerinoError(f"no release is installed in {root}. {releases.INSTALL_FIRST}")
-        release = os.path.realpath(releases.release_folder(root, found))
-    releases.hold(release)
-    return os.path.join(release, releases.BUNDLE)
 
 
 def _result(root: str, checked: Checked, replaced: Optional[str]) -> Dict[str, Any]:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from typing import Dict, List, Sequence
+from typing import Any, Dict, List, Sequence
 
 from merino_runtime.delivery.archive import Archive
 from merino_runtime.delivery.manifest import FileEntry, WheelSet, files_under
@@ -149,7 +149,7 @@ class _Part(io.RawIOBase):
         self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
         return self._at
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+    def readinto(self, buffer: Any) -> int:
         self._file.seek(self._start + self._at)
         data = self._file.read(max(0, min(len(buffer), self._size - self._at)))
         buffer[:len(data)] = data

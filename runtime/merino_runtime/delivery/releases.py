@@ -34,6 +34,7 @@ except ImportError:  # Windows: nothing is installed there
 SCHEMA = 1
 SYSTEM_ROOT = "/opt/merino"
 RELEASES, CURRENT, PREVIOUS, JOURNAL, LOCK = "releases", "current", "previous", "swap.json", "lock"
+INSTALLED = "installed"  # as BUNDLE
 PARTIAL, OLD = ".partial", ".old"
 APP, LAUNCHER, BUNDLE, ENVIRONMENT, RECORD = "merino.pyz", "merino", "bundle", "env", "release.json"
 ID = re.compile(r"[0-9a-f]{16}\Z")
@@ -66,6 +67,20 @@ def running_release() -> Optional[str]:
 
 def release_folder(root: str, release_id: str) -> str:
     return os.path.join(root, RELEASES, release_id)
+
+
+def installed_bundle() -> str:
+    """The folder that BUNDLE `installed` means: of the release in which the running application lies, else of the
+    default root's `current`, its links followed once. It is kept while this process runs. MerinoError if none is."""
+    release = running_release()
+    if not release:
+        root = default_root()
+        found = linked(root, CURRENT)
+        if found is None:
+            raise MerinoError(f"no release is installed in {root}. {INSTALL_FIRST}")
+        release = os.path.realpath(release_folder(root, found))
+    hold(release)
+    return os.path.join(release, BUNDLE)
 
 
 def linked(root: str, name: str) -> Optional[str]:

@@ -4,9 +4,7 @@
 one before it. Until there is a server, that is all it does, and a probe of the board, once for each release.
 Standard library only.
 """
-import contextlib
 import os
-import pwd
 import shutil
 import subprocess
 from typing import Callable, List, Sequence
@@ -146,9 +144,9 @@ def check_service(root: str) -> None:
         raise MerinoError(f"--service needs {' and '.join(missing)}, which this system lacks. Install without it.")
     inside = [folder for folder in HIDDEN if (os.path.realpath(root) + "/").startswith(folder + "/")]
     if inside or not _plain(root):
-        raise MerinoError(f"--service cannot run from {root}: a service sees nothing of {', '.join(HIDDEN)}, and a unit "
-                          f"takes letters, digits and ._/+- alone. Choose a folder such as {releases.SYSTEM_ROOT} "
-                          "with --root.")
+        raise MerinoError(f"--service cannot run from {root}: a service sees nothing of {', '.join(HIDDEN)}, and a "
+                          "unit takes letters, digits and ._/+- alone. Choose a folder such as "
+                          f"{releases.SYSTEM_ROOT} with --root.")
 
 
 def _plain(path: str) -> bool:
@@ -158,12 +156,15 @@ def _plain(path: str) -> bool:
 def set_up_service(root: str) -> List[str]:
     """Makes the user, gives it ROOT, writes and enables the unit, starts it where systemd runs -> notes. Changes
     nothing that is so already. Raises MerinoError where a step fails."""
+    import pwd  # here, because Windows has no such module, and the workstation writes units
+
     try:
         pwd.getpwnam(USER)
     except KeyError:
         _run(["useradd", "--system", "--user-group", "--home-dir", root, "--no-create-home", "--shell",
               "/usr/sbin/nologin", USER])
-    _give_root(root)
+    user = pwd.getpwnam(USER)
+    _give_root(root, user.pw_uid, user.pw_gid)
     write_output(os.path.join(UNITS, UNIT), service_unit(root))
     _run(["systemctl", "enable", "--quiet", UNIT])
     if not os.path.isdir("/run/systemd/system"):
@@ -173,17 +174,14 @@ def set_up_service(root: str) -> List[str]:
     return [f"{UNIT} is enabled and started: it tests this release at each start of the board"]
 
 
-def _give_root(root: str) -> None:
+def _give_root(root: str, user: int, group: int) -> None:
     """To the service's user: it counts starts and changes links. The trusted keys stay root's."""
-    user = pwd.getpwnam(USER)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(releases.locked(root, "install", WAIT_S))
+    with releases.locked(root, "install", WAIT_S):
         try:
-            os.chown(root, user.pw_uid, user.pw_gid)
-            for name in (releases.RELEASES, releases.LOCK, PROBE):
+            for name in (os.curdir, releases.RELEASES, releases.LOCK, PROBE):
                 path = os.path.join(root, name)
                 if os.path.exists(path):
-                    os.chown(path, user.pw_uid, user.pw_gid)
+                    os.chown(path, user, group)
             releases.give_to_owner(root, os.path.join(root, releases.RELEASES))
         except OSError as error:
             raise machine_fault(f"give {root} to the user {USER}", error) from error

@@ -1,16 +1,20 @@
 """The verbs around installed releases: install, status, rollback, mark-good, service, board. Results go to stdout,
-messages to stderr."""
+messages to stderr.
+
+What a verb needs is imported inside its function: on a board each module costs the start of `generate` too.
+"""
 import argparse
 import json
 import os
-from typing import Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
-from merino_runtime.delivery import releases, trial
-from merino_runtime.delivery.install import INSTALLED, install, installed_bundle
-from merino_runtime.delivery.machine import Machine, machine_values, this_machine
+from merino_runtime.delivery import releases
 from merino_runtime.errors import MerinoError
 from merino_runtime.streams import say, say_note, write_out
 from merino_runtime.verb import Verb
+
+if TYPE_CHECKING:
+    from merino_runtime.delivery.machine import Machine
 
 BUNDLE_ARGUMENTS = ("bundle", "bundles", "baselines")
 
@@ -21,11 +25,11 @@ def with_installed(arguments: argparse.Namespace) -> argparse.Namespace:
     resolved = vars(arguments)
     for name in BUNDLE_ARGUMENTS:
         value = resolved.get(name)
-        if value == INSTALLED:
-            resolved[name] = installed_bundle()
-        elif isinstance(value, list) and INSTALLED in value:
-            folder = installed_bundle()
-            resolved[name] = [folder if each == INSTALLED else each for each in value]
+        if value == releases.INSTALLED:
+            resolved[name] = releases.installed_bundle()
+        elif isinstance(value, list) and releases.INSTALLED in value:
+            folder = releases.installed_bundle()
+            resolved[name] = [folder if each == releases.INSTALLED else each for each in value]
     return argparse.Namespace(**resolved)
 
 
@@ -64,15 +68,16 @@ def _add_install(parser: argparse.ArgumentParser) -> None:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    root, notes = _root(arguments), []  # type: str, List[str]
+    from merino_runtime.delivery.install import install
+
+    root = _root(arguments)
     if arguments.service:
         from merino_runtime.delivery.service import check_service, set_up_service
 
         check_service(root)
     found = install(arguments.file, root, arguments.keys, arguments.allow_unsigned, arguments.force, say)
     if arguments.service:
-        notes = set_up_service(root)
-    found["notes"].extend(notes)
+        found["notes"].extend(set_up_service(root))
     for note in found["notes"]:
         say_note(note)
     if arguments.json:
@@ -85,13 +90,14 @@ def _install(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    found = trial.status(_root(arguments))
+    from merino_runtime.delivery.trial import status
+
+    found = status(_root(arguments))
     if arguments.json:
         write_out(json.dumps(found) + "\n")
         return 0
-    lines = [f"root      {found['root']}"]
-    for name in ("current", "previous"):
-        lines.append(f"{name:9} {_described(found[name])}")
+    lines = [f"root      {found['root']}",
+             *(f"{name:9} {_described(found[name])}" for name in ("current", "previous"))]
     lines += [f"partial   {name}: what a command was stopped at; the next install removes it"
               for name in found["partial"]]
     if found["swap_unfinished"]:
@@ -111,19 +117,24 @@ def _described(facts: Optional[Dict[str, Any]]) -> str:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
+    from merino_runtime.delivery.trial import rollback
+
     root = _installed_root(arguments)
     with releases.locked(root, "rollback"):
         releases.recover(root)
-        to = trial.rollback(root)
+        to = rollback(root)
     write_out(f"current is {to.current}, previous is {to.previous}\n")
     return 0
 
 
 def _mark_good(arguments: argparse.Namespace) -> int:
+    from merino_runtime.delivery.trial import mark_good
+
     root = _installed_root(arguments)
     with releases.locked(root, "mark-good"):
         releases.recover(root)
-        write_out(f"{trial.mark_good(root)} is good\n")
+        found = mark_good(root)
+    write_out(f"{found} is good\n")
     return 0
 
 
@@ -140,13 +151,15 @@ def _add_root_and_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _board(arguments: argparse.Namespace) -> int:
+    from merino_runtime.delivery.machine import machine_values, this_machine
+
     found = this_machine(_root(arguments))
     lines = [f"{name:15} {value}\n" for name, value in _machine_facts(found)]
     write_out(json.dumps(machine_values(found)) + "\n" if arguments.json else "".join(lines))
     return 0
 
 
-def _machine_facts(found: Machine) -> List[Any]:
+def _machine_facts(found: "Machine") -> List[Any]:
     board = found.board
     return [
         ("model", found.model or "no device tree"),
