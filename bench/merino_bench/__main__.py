@@ -15,11 +15,11 @@ from merino_bench.harness.cases import (
     parse_lengths,
     parse_threads,
 )
-from merino_runtime.__main__ import Verb
 from merino_runtime.__main__ import main as runtime_main
 from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import require
 from merino_runtime.threads import check_threads
+from merino_runtime.verb import Verb
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -5,32 +5,26 @@ Each verb parses its arguments and calls one function of `commands`. Exit codes:
 """
 import argparse
 import sys
-from typing import Callable, NamedTuple, Optional, Sequence
+from typing import Optional, Sequence
 
 from merino_runtime import __version__, commands
+from merino_runtime.delivery import verbs
 from merino_runtime.sampling import Sampling
 from merino_runtime.streams import exit_code
-
-
-class Verb(NamedTuple):
-    """A subcommand. `merino_bench` adds its own through `main(extra_verbs=...)`."""
-    name: str
-    help: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+from merino_runtime.verb import Verb
 
 
 def main(argv: Optional[Sequence[str]] = None, extra_verbs: Sequence[Verb] = ()) -> int:
-    arguments = _parser([*VERBS, *extra_verbs]).parse_args(argv)
-    return exit_code(lambda: arguments.run(arguments))
+    arguments = _parser([*VERBS, *extra_verbs, *verbs.VERBS]).parse_args(argv)
+    return exit_code(lambda: arguments.run(verbs.with_installed(arguments)))
 
 
-def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
+def _parser(all_verbs: Sequence[Verb]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="merino", description="Runs a language model made for a board.")
     parser.add_argument("--version", action="version", version=f"merino {__version__}")
     choices = parser.add_subparsers(dest="verb", metavar="VERB")
     choices.required = True  # an argument of add_subparsers from Python 3.7 on
-    for verb in verbs:
+    for verb in all_verbs:
         subparser = choices.add_parser(verb.name, help=verb.help, description=verb.help)
         verb.add_arguments(subparser)
         subparser.set_defaults(run=verb.run)
@@ -38,7 +32,8 @@ def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
 
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder; `.` is the current one")
+    parser.add_argument("bundle", metavar="BUNDLE",
+                        help="the bundle's folder; `.` is the current one, `installed` the installed release's")
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:

@@ -69,7 +69,7 @@ def open_output(path: str, size_bytes: int = 0, sync: bool = True) -> Iterator[B
                     _like(target.before, made)
                 os.replace(made, target.path)
                 if sync:
-                    _sync_folder(os.path.dirname(target.path))
+                    sync_folder(os.path.dirname(target.path))
 
 
 def append_output(path: str, text: str) -> None:
@@ -102,7 +102,25 @@ def new_folder(path: str, size_bytes: int = 0) -> Iterator[str]:
             yield made
             _sync_files(made)
             replace_folder(made, target, place)
-            _sync_folder(os.path.dirname(target))
+            sync_folder(os.path.dirname(target))
+
+
+def replace_link(path: str, target: str) -> None:
+    """Makes `path` a symbolic link with this target, in place of the link or file that is there: readers find the old
+    or the new. Raises MerinoError where it cannot be made."""
+    with _faults_told(path), scratch_beside(os.path.abspath(path)) as place:
+        made = os.path.join(place, NEW)
+        os.symlink(target, made)
+        os.replace(made, path)
+        sync_folder(os.path.dirname(os.path.abspath(path)))
+
+
+def move_folder(made: str, path: str) -> None:
+    """Renames a folder to a path where nothing is, in the same file system. What is in it was synced by who wrote it.
+    Raises MerinoError where that fails."""
+    with _faults_told(path):
+        os.rename(made, path)
+        sync_folder(os.path.dirname(os.path.abspath(path)))
 
 
 @contextlib.contextmanager
@@ -199,7 +217,7 @@ def _sync_files(folder: str) -> None:
                 os.fsync(file.fileno())
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
     """So that a rename outlives a power cut. Some file systems refuse it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -2,7 +2,8 @@
 
 Hashing 136 MB takes seconds on a Raspberry Pi Zero 2 W. A stamp holds for each file what a write changes: size, inode,
 and the times of the last change of contents and of inode (docs/formats.md). It lies in the user's cache, one per folder
-of a bundle. If a stamp cannot be read or written, the files are hashed.
+of a bundle; or beside the folder, where `install` hashed the files while it wrote them. If a stamp cannot be read or
+written, the files are hashed.
 """
 import contextlib
 import hashlib
@@ -17,6 +18,7 @@ from merino_runtime.json_file import read_json
 from merino_runtime.outputs import write_output
 
 SCHEMA = 1
+BESIDE = "verified.json"  # beside the bundle of an installed release
 # File systems keep times in steps, FAT in 2 s: what changed so shortly before the hashing could change again unnoticed.
 LEAST_AGE_NS = 3 * 10 ** 9
 
@@ -24,7 +26,8 @@ LEAST_AGE_NS = 3 * 10 ** 9
 def check_files_once(bundle: Bundle) -> None:
     """Hashes the files unless the stamp says that they are as they were. MerinoError if one is missing or damaged."""
     check_files(bundle, hashes=False)
-    if _stamped(bundle) != _state(bundle):
+    state = _state(bundle)
+    if all(_stamped(path) != state for path in (_path(bundle), _path_beside(bundle))):
         check_and_stamp(bundle)
 
 
@@ -34,10 +37,19 @@ def check_and_stamp(bundle: Bundle) -> None:
     check_files(bundle)
     youngest_ns = max((max(file["mtime_ns"], file["ctime_ns"]) for file in before), default=0)
     if youngest_ns + LEAST_AGE_NS < now_ns and _state(bundle) == before:
-        path, stamp = _path(bundle), {"schema": SCHEMA, "files": before}
         with contextlib.suppress(OSError, MerinoError):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            write_output(path, json.dumps(stamp), sync=False)
+            os.makedirs(os.path.dirname(_path(bundle)), exist_ok=True)
+            write_output(_path(bundle), _stamp(before), sync=False)
+
+
+def stamp_beside(bundle: Bundle) -> None:
+    """By who made the files, hashed what it wrote, and has let nobody else know of the folder: so no age is asked for.
+    A rename of the folder changes nothing that a stamp holds."""
+    write_output(_path_beside(bundle), _stamp(_state(bundle)), sync=False)
+
+
+def _stamp(state: List[Dict[str, Any]]) -> str:
+    return json.dumps({"schema": SCHEMA, "files": state})
 
 
 def _state(bundle: Bundle) -> List[Dict[str, Any]]:
@@ -53,12 +65,16 @@ def _state(bundle: Bundle) -> List[Dict[str, Any]]:
     return found
 
 
-def _stamped(bundle: Bundle) -> Optional[List[Dict[str, Any]]]:
+def _stamped(path: str) -> Optional[List[Dict[str, Any]]]:
     try:
-        stamp = read_json(_path(bundle), "It is written anew.")
+        stamp = read_json(path, "It is written anew.")
     except MerinoError:
         return None
     return stamp.get("files") if isinstance(stamp, dict) and stamp.get("schema") == SCHEMA else None
+
+
+def _path_beside(bundle: Bundle) -> str:
+    return os.path.join(os.path.dirname(os.path.realpath(bundle.folder)), BESIDE)
 
 
 def _path(bundle: Bundle) -> str:

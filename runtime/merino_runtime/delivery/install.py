@@ -1,0 +1,264 @@
+"""Installs a packed file: checks it before anything moves, unpacks, tests the release in place, then swaps `current`.
+
+What is there keeps running until the new release has generated the golden ids. `releases` says what lies where, `fit`
+what this machine takes of the file, `packages` makes the environment. Standard library only.
+"""
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+
+from merino_runtime.bundle import load_bundle, sha256_of
+from merino_runtime.delivery import packages, releases, trial
+from merino_runtime.delivery.archive import (
+    SIGNATURE,
+    Archive,
+    check_hashes,
+    check_signature,
+    extract,
+    open_archive,
+    signature_bytes,
+)
+from merino_runtime.delivery.fit import Choice, choose
+from merino_runtime.delivery.keys import read_public_key, trust, trusted_keys
+from merino_runtime.delivery.machine import this_machine
+from merino_runtime.delivery.manifest import APP, NAME, FileEntry, files_under
+from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json
+from merino_runtime.machine_faults import machine_fault
+from merino_runtime.outputs import MB, write_output
+from merino_runtime.verified import stamp_beside
+
+SELFTEST_TIMEOUT_S = 1800.0  # a Pi Zero 2 W decodes a large model at less than a token per second
+SPARE_BYTES = 2 * MB  # folders, links and small files of our own
+WHEELS = "wheels"  # in ID.partial: unpacked, installed from, removed
+LAUNCHER = """#!/bin/sh
+# Runs this release: resolves its own folder once, so that a swap meanwhile mixes no two releases.
+here=$(dirname -- "$(readlink -f -- "$0")")
+python=$here/env/bin/python
+[ -x "$python" ] || python={python}
+[ -x "$python" ] || python=python3
+exec "$python" "$here/merino.pyz" "$@"
+"""
+Tell = Callable[[str], None]
+
+
+class Checked(NamedTuple):
+    """A file that may be installed here."""
+    archive: Archive
+    choice: Choice
+    notes: List[str]
+
+
+def install(path: str, root: str, keys: Sequence[str] = (), allow_unsigned: bool = False, force: bool = False,
+            tell: Tell = lambda _: None) -> Dict[str, Any]:
+    """Installs the packed file at `path` -> what `install --json` prints.
+
+    root: the folder of releases, made where its parent is there. keys: public keys' files, trusted from now on. force:
+    as of `fit.choose`. tell: gets a line per step. Raises MerinoError; what was installed before then stays as it was.
+    """
+    checked = check(path, root, keys, allow_unsigned, force, tell)
+    archive = checked.archive
+    _make_root(root)
+    with releases.locked(root, "install"):
+        releases.recover(root)
+        for key in keys:
+            trust(root, key)
+        before = releases.links(root)
+        releases.prune(root, keep=archive.id)
+        if _is_sound(root, checked):
+            checked.notes.append("this release was there already: every file of it was verified again")
+        else:
+            _check_space(root, checked)
+            _make_release(root, checked, tell)
+        tell("self-test: generating the bundle's golden ids")
+        _test_or_remove(root, archive.id, before)
+        if before.current != archive.id:
+            trial.start_over(releases.release_folder(root, archive.id))
+            kept = before.current or before.previous
+            releases.swap(root, releases.Links(archive.id, kept if kept != archive.id else None))
+        used = releases.prune(root)
+    checked.notes.extend(f"release {each} is in use by a process; the next install removes it" for each in used)
+    return _result(root, checked, before.current if before.current != archive.id else None)
+
+
+def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force: bool, tell: Tell) -> Checked:
+    """All that can be refused before anything is written. Raises MerinoError."""
+    archive, notes = open_archive(path), []
+    trusted = [key.key for key in trusted_keys(root)] + [read_public_key(key).key for key in keys]
+    if check_signature(archive, trusted) is None:
+        if not allow_unsigned:
+            raise MerinoError(f"{path} has no signature, so nobody vouches for it. Pack it with --sign, or install it "
+                              "all the same with --allow-unsigned.")
+        notes.append("the file has no signature: only accidents are excluded, not another sender")
+    tell(f"hashing {archive.bytes / MB:.0f} MB")
+    check_hashes(archive)
+    choice = choose(archive, this_machine(os.path.abspath(root)), force)
+    if choice.wheels:
+        packages.check_tools(archive, choice.wheels)
+    else:
+        packages.check_present(choice.bundle.backend.name)
+    return Checked(archive, choice, notes + list(choice.notes))
+
+
+def _make_root(root: str) -> None:
+    """The default folder with all above it. Another one needs its parent: that of a disk which is not mounted would
+    fill the system's card."""
+    try:
+        if root == releases.default_root():
+            os.makedirs(root, exist_ok=True)
+        for folder in (root, os.path.join(root, releases.RELEASES)):
+            if not os.path.isdir(folder):
+                os.mkdir(folder)
+    except OSError as error:
+        raise machine_fault(f"make {root}", error) from error
+
+
+def _check_space(root: str, checked: Checked) -> None:
+    archive, choice = checked.archive, checked.choice
+    needed = SPARE_BYTES + sum(entry.bytes for entry in _unpacked(checked))
+    if choice.wheels:
+        needed += packages.unpacked_bytes(archive, choice.wheels)
+        needed += sum(entry.bytes for entry in files_under(archive.manifest, choice.wheels.path))
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise MerinoError(f"{needed / MB:.0f} MB are needed in {root}, {free / MB:.0f} MB are free. Free space on that "
+                          "disk, or choose a folder on another one with --root.")
+
+
+def _unpacked(checked: Checked) -> List[FileEntry]:
+    """The files of the archive that a release keeps."""
+    manifest = checked.archive.manifest
+    return [entry for entry in manifest.files if entry.path == APP] + files_under(manifest, checked.choice.path)
+
+
+def _place_of(checked: Checked, path: str) -> str:
+    """Where in a release a file of the archive lies: `bundles/1/model.onnx` is bundle/model.onnx."""
+    inside = path.startswith(checked.choice.path + "/")
+    return releases.BUNDLE + path[len(checked.choice.path):] if inside else path
+
+
+def _is_sound(root: str, checked: Checked) -> bool:
+    """Whether the release is there, of the same choice, and each file of it has the right hash."""
+    folder = releases.release_folder(root, checked.archive.id)
+    record = os.path.join(folder, releases.RECORD)
+    try:
+        if read_json(record, "").get("choice") != _choice_record(checked):
+            return False
+        return all(sha256_of(os.path.join(folder, _place_of(checked, entry.path))) == entry.sha256
+                   for entry in _unpacked(checked)) and os.path.exists(os.path.join(folder, releases.LAUNCHER))
+    except (MerinoError, AttributeError):
+        return False
+
+
+def _make_release(root: str, checked: Checked, tell: Tell) -> None:
+    """ID.partial, then by a rename ID."""
+    archive, choice = checked.archive, checked.choice
+    folder = releases.release_folder(root, archive.id)
+    partial = folder + releases.PARTIAL
+    try:
+        tell(f"unpacking {archive.manifest.name} into {folder}")
+        os.mkdir(partial)
+        for entry in _unpacked(checked):
+            _unpack(archive, entry, os.path.join(partial, _place_of(checked, entry.path)))
+        _check_same(checked)
+        if choice.wheels:
+            _make_environment(partial, checked, tell)
+        _write_own(partial, checked)
+        releases.give_to_owner(root, partial)
+        stamp_beside(load_bundle(os.path.join(partial, releases.BUNDLE), verify=False))  # a change of owner is a change
+        releases.sync_folders(partial)
+        releases.place(root, archive.id)
+    except OSError as error:
+        raise machine_fault(f"write {partial}", error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unpack(archive: Archive, entry: FileEntry, to: str) -> None:
+    os.makedirs(os.path.dirname(to), exist_ok=True)
+    extract(archive, entry.path, to)
+
+
+def _make_environment(partial: str, checked: Checked, tell: Tell) -> None:
+    archive, wheels = checked.archive, checked.choice.wheels
+    assert wheels
+    tell("making the environment: " + ", ".join(map(" ".join, sorted(wheels.packages.items()))))
+    unpacked = os.path.join(partial, WHEELS)
+    for entry in files_under(archive.manifest, wheels.path):
+        _unpack(archive, entry, os.path.join(unpacked, os.path.basename(entry.path)))
+    packages.make_environment(partial, archive, wheels, unpacked)
+    shutil.rmtree(unpacked)
+
+
+def _check_same(checked: Checked) -> None:
+    """bundle.json lists the hashes that the manifest lists. The files were hashed by the manifest while they were
+    written, so they need not be hashed by bundle.json."""
+    known = {_place_of(checked, entry.path): entry.sha256 for entry in _unpacked(checked)}
+    for file in checked.choice.bundle.files:
+        if known.get(f"{releases.BUNDLE}/{file.path}") != file.sha256:
+            raise MerinoError(f"{checked.archive.path}: {checked.choice.path}/{file.path} is not what its bundle.json "
+                              "lists. Export the bundle again, and pack it again.")
+
+
+def _write_own(partial: str, checked: Checked) -> None:
+    """What a release holds beside the archive's files."""
+    archive, bundle = checked.archive, checked.choice.bundle
+    launcher = os.path.join(partial, releases.LAUNCHER)
+    write_output(launcher, LAUNCHER.format(python=shlex.quote(sys.executable or "python3")))
+    os.chmod(launcher, 0o755)
+    write_output(os.path.join(partial, NAME), archive.manifest_bytes)
+    if archive.signature:
+        write_output(os.path.join(partial, SIGNATURE), signature_bytes(archive.signature))
+    trial.write_trial(partial, trial.Trial())
+    releases.write_json(os.path.join(partial, releases.RECORD), {
+        "schema": releases.SCHEMA, "id": archive.id, "name": archive.manifest.name, "bundle": bundle.name,
+        "precision": bundle.precision, "version": archive.manifest.version, "choice": _choice_record(checked),
+        "python": "{}.{}".format(*sys.version_info[:2]),
+        "installed_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+
+
+def _choice_record(checked: Checked) -> Dict[str, Any]:
+    wheels = checked.choice.wheels
+    return {"bundle": checked.choice.path, "wheels": wheels.path if wheels else None,
+            "interpreter": packages.base_python() if wheels else sys.executable}
+
+
+def _test_or_remove(root: str, release_id: str, before: releases.Links) -> None:
+    """A release that fails is removed, unless a link leads to it already."""
+    try:
+        selftest(releases.release_folder(root, release_id))
+    except MerinoError as error:
+        if release_id in before:
+            launcher = os.path.join(root, releases.CURRENT, releases.LAUNCHER)
+            raise MerinoError(f"{error} It was installed before and stays. To go back to the release before it: "
+                              f"{launcher} rollback --root {root}") from error
+        releases.remove_release(root, release_id)
+        kept = f"{before.current} stays in use" if before.current else "nothing is installed"
+        raise MerinoError(f"{error} The new release was removed; {kept}.") from error
+
+
+def selftest(folder: str) -> None:
+    """Lets the release in `folder` generate its golden ids in a process of its own. MerinoError with what it said."""
+    command = [os.path.join(folder, releases.LAUNCHER), "selftest", releases.INSTALLED]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                              timeout=SELFTEST_TIMEOUT_S)
+    except OSError as error:
+        raise machine_fault(f"start {command[0]}", error) from error
+    except subprocess.TimeoutExpired as error:
+        raise MerinoError(f"the self-test had no end after {SELFTEST_TIMEOUT_S:g} s.") from error
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise MerinoError(f"the self-test failed: {said[-1] if said else f'exit code {done.returncode}'}")
+
+
+def _result(root: str, checked: Checked, replaced: Optional[str]) -> Dict[str, Any]:
+    archive, bundle = checked.archive, checked.choice.bundle
+    return {"schema": releases.SCHEMA, "id": archive.id, "name": archive.manifest.name, "bundle": bundle.name,
+            "precision": bundle.precision, "python": "{}.{}".format(*sys.version_info[:2]), "root": root,
+            "launcher": os.path.join(root, releases.CURRENT, releases.LAUNCHER), "replaced": replaced,
+            "selftest": "ok", "notes": checked.notes}

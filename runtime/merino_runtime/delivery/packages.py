@@ -1,0 +1,157 @@
+"""The virtual environment of a release, made from the wheels that its file brought: without network, apart from the
+system's packages, and so also where the system's Python refuses pip (PEP 668). Standard library only.
+
+pip is one of the wheels and runs from it: many boards have none, or one that does not know today's wheels.
+"""
+import importlib.util
+import io
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from typing import Any, Dict, List, Sequence
+
+from merino_runtime.delivery.archive import Archive
+from merino_runtime.delivery.manifest import FileEntry, WheelSet, files_under
+from merino_runtime.delivery.releases import ENVIRONMENT
+from merino_runtime.errors import MerinoError
+from merino_runtime.machine_faults import machine_fault
+from merino_runtime.requirements import PACKAGES, install_commands
+
+TIMEOUT_S = 1800.0  # of one command; a Pi Zero 2 W unpacks and compiles for minutes
+COMPILED = 2  # compiled modules take about as much as their sources, which are a part of what a wheel holds
+VENV_BYTES = 2 ** 20
+
+
+def python_of(folder: str) -> str:
+    """The interpreter of the environment in a release's folder."""
+    return os.path.join(folder, ENVIRONMENT, "bin", "python")
+
+
+def check_tools(archive: Archive, wheels: WheelSet) -> None:
+    """Raises MerinoError where no environment can be made of these wheels: for before anything is written."""
+    _pip_wheel(archive, wheels)
+    if importlib.util.find_spec("venv") is None:
+        raise MerinoError(f"{base_python()} cannot make a virtual environment for the file's wheels: it has no module "
+                          "venv. On Debian and Ubuntu: sudo apt-get install python3-venv")
+
+
+def check_present(backend: str) -> None:
+    """Raises MerinoError where this Python lacks what a release without wheels uses. Imports nothing."""
+    needed = [*(name for name in PACKAGES if name != "onnxruntime"), backend]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MerinoError(f"the file brings no packages, and this Python lacks {', '.join(missing)}. "
+                          f"{install_commands(needed)}. Or pack the file with --wheels.")
+
+
+def unpacked_bytes(archive: Archive, wheels: WheelSet) -> int:
+    """What the environment will take, from the lists of contents that the wheels, which are zips, end with."""
+    total = VENV_BYTES
+    with open(archive.path, "rb") as file:
+        for entry in _installed(archive, wheels):
+            part = io.BufferedReader(_Part(file, archive.offsets[entry.path], entry.bytes))
+            try:
+                for member in zipfile.ZipFile(part).infolist():
+                    total += member.file_size * (COMPILED if member.filename.endswith(".py") else 1)
+            except (zipfile.BadZipFile, ValueError, OSError) as error:
+                raise MerinoError(f"{archive.path}: {entry.path} is not a wheel: {error}. Pack it again.") from error
+    return total
+
+
+def make_environment(folder: str, archive: Archive, wheels: WheelSet, wheel_folder: str) -> None:
+    """Makes `folder`/env. wheel_folder: where the wheels lie unpacked. Raises MerinoError with what pip said."""
+    environment, python = os.path.join(folder, ENVIRONMENT), python_of(folder)
+    _run([base_python(), "-m", "venv", "--without-pip", environment], "make a virtual environment")
+    pip = os.path.join(wheel_folder, os.path.basename(_pip_wheel(archive, wheels).path), "pip")
+    paths = [os.path.join(wheel_folder, os.path.basename(entry.path)) for entry in _installed(archive, wheels)]
+    # Without dependencies: the file holds what is needed, which is less than what packages ask for.
+    _run([python, pip, "--isolated", "--disable-pip-version-check", "--no-cache-dir", "install", "--quiet",
+          "--no-index", "--no-deps", "--only-binary=:all:", "--no-warn-script-location", *paths],
+         "install the file's wheels")
+    _keep_interpreter(os.path.dirname(python))
+    modules = [name for name in PACKAGES if name in wheels.packages]
+    if modules:  # the self-test does not import the tokenizer
+        _run([python, "-c", "import " + ", ".join(modules)], "import the file's packages")
+    os.sync()  # one call: thousands of files, each synced by itself, take minutes on a card
+
+
+def base_python() -> str:
+    """The system's interpreter, also where a virtual environment's one runs this: an environment of an environment
+    would end with it."""
+    if sys.prefix != sys.base_prefix:
+        path = os.path.join(sys.base_exec_prefix, "bin", "python{}.{}".format(*sys.version_info[:2]))
+        if os.access(path, os.X_OK):
+            return path
+    return sys.executable or shutil.which("python3") or "python3"
+
+
+def _installed(archive: Archive, wheels: WheelSet) -> List[FileEntry]:
+    pip = _pip_wheel(archive, wheels)
+    return [entry for entry in files_under(archive.manifest, wheels.path) if entry != pip]
+
+
+def _pip_wheel(archive: Archive, wheels: WheelSet) -> FileEntry:
+    found = [entry for entry in files_under(archive.manifest, wheels.path)
+             if os.path.basename(entry.path).startswith("pip-")]
+    if len(found) != 1:
+        raise MerinoError(f"{archive.path}: {wheels.path} holds {len(found)} wheels of pip, and one is needed. "
+                          "Pack it again with --wheels.")
+    return found[0]
+
+
+def _keep_interpreter(folder: str) -> None:
+    """Scripts name the interpreter by the path at which the environment was made, and it is renamed later. None of
+    them is needed."""
+    for name in os.listdir(folder):
+        if not name.startswith("python"):
+            os.unlink(os.path.join(folder, name))
+
+
+def _run(command: Sequence[str], doing: str) -> None:
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              env=_environment(), timeout=TIMEOUT_S)
+    except OSError as error:
+        raise machine_fault(doing, error) from error
+    except subprocess.TimeoutExpired as error:
+        raise MerinoError(f"cannot {doing}: no end after {TIMEOUT_S:g} s. Stop other programs, then install again."
+                          ) from error
+    if done.returncode:
+        said = [line.strip() for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip()]
+        reason = said[-1] if said else f"exit code {done.returncode}"
+        raise MerinoError(f"cannot {doing}: {reason}. Free space or memory where it is short, and pack the file again "
+                          "where a wheel is at fault; then install again.")
+
+
+def _environment() -> Dict[str, str]:
+    """This process's, without what would lead Python or pip elsewhere."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
+    kept["PIP_CONFIG_FILE"] = os.devnull
+    return kept
+
+
+class _Part(io.RawIOBase):
+    """A part of a file as a file: a wheel in the archive."""
+
+    def __init__(self, file: io.BufferedReader, start: int, size_bytes: int) -> None:
+        super().__init__()
+        self._file, self._start, self._size, self._at = file, start, size_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._at)
+        data = self._file.read(max(0, min(len(buffer), self._size - self._at)))
+        buffer[:len(data)] = data
+        self._at += len(data)
+        return len(data)

@@ -1,0 +1,181 @@
+"""The verbs around installed releases: install, status, rollback, mark-good, service, board. Results go to stdout,
+messages to stderr.
+
+What a verb needs is imported inside its function: on a board each module costs the start of `generate` too.
+"""
+import argparse
+import json
+import os
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
+
+from merino_runtime.delivery import releases
+from merino_runtime.errors import MerinoError
+from merino_runtime.streams import say, say_note, write_out
+from merino_runtime.verb import Verb
+
+if TYPE_CHECKING:
+    from merino_runtime.delivery.machine import Machine
+
+BUNDLE_ARGUMENTS = ("bundle", "bundles", "baselines")
+
+
+def with_installed(arguments: argparse.Namespace) -> argparse.Namespace:
+    """The one place where BUNDLE `installed` becomes a folder: once for each command, so that a swap meanwhile mixes no
+    two releases. MerinoError where none is installed."""
+    resolved = vars(arguments)
+    for name in BUNDLE_ARGUMENTS:
+        value = resolved.get(name)
+        if value == releases.INSTALLED:
+            resolved[name] = releases.installed_bundle()
+        elif isinstance(value, list) and releases.INSTALLED in value:
+            folder = releases.installed_bundle()
+            resolved[name] = [folder if each == releases.INSTALLED else each for each in value]
+    return argparse.Namespace(**resolved)
+
+
+def _add_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", metavar="DIR", help="the folder of releases; default: the one in which this program "
+                        "is installed, else /opt/merino for root and ~/.local/share/merino for others")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _root(arguments: argparse.Namespace) -> str:
+    return os.path.abspath(arguments.root or releases.default_root())
+
+
+def _installed_root(arguments: argparse.Namespace) -> str:
+    """MerinoError where nothing was ever installed: there is no folder to lock."""
+    root = _root(arguments)
+    if not os.path.isdir(os.path.join(root, releases.RELEASES)):
+        raise MerinoError(f"no release is installed in {root}. {releases.INSTALL_FIRST}")
+    return root
+
+
+def _add_install(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the packed file, NAME.merino")
+    _add_root(parser)
+    parser.add_argument("--trust", metavar="NAME.pub", action="append", default=[], dest="keys",
+                        help="trust this public key, from now on; may be given again")
+    parser.add_argument("--allow-unsigned", action="store_true", help="install a file that nobody signed")
+    parser.add_argument("--force", action="store_true",
+                        help="also on another board than it was packed for, or where it will be slow")
+    parser.add_argument("--service", action="store_true",
+                        help="as root: test it at each start of the board, and go back where it fails (systemd)")
+    _add_json(parser)
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    from merino_runtime.delivery.install import install
+
+    root = _root(arguments)
+    if arguments.service:
+        from merino_runtime.delivery.service import check_service, set_up_service
+
+        check_service(root)
+    found = install(arguments.file, root, arguments.keys, arguments.allow_unsigned, arguments.force, say)
+    if arguments.service:
+        found["notes"].extend(set_up_service(root))
+    for note in found["notes"]:
+        say_note(note)
+    if arguments.json:
+        write_out(json.dumps(found) + "\n")
+    else:
+        replaced = f" in place of {found['replaced']}" if found["replaced"] else ""
+        write_out(f"installed {found['name']} ({found['bundle']}, {found['precision']}), release {found['id']}"
+                  f"{replaced}\nrun: {found['launcher']} generate installed \"Once upon a time\"\n")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from merino_runtime.delivery.trial import status
+
+    found = status(_root(arguments))
+    if arguments.json:
+        write_out(json.dumps(found) + "\n")
+        return 0
+    lines = [f"root      {found['root']}",
+             *(f"{name:9} {_described(found[name])}" for name in ("current", "previous"))]
+    lines += [f"partial   {name}: what a command was stopped at; the next install removes it"
+              for name in found["partial"]]
+    if found["swap_unfinished"]:
+        lines.append("swap.json a command was stopped while it changed the links; the next one completes it")
+    write_out("\n".join(lines) + "\n")
+    return 0
+
+
+def _described(facts: Optional[Dict[str, Any]]) -> str:
+    if facts is None:
+        return "none"
+    if "problem" in facts:
+        return f"{facts['id']}  {facts['problem']}"
+    state = "good" if facts["good"] else f"on trial, {facts['starts']} starts"
+    state += ", left by the service" if facts["gave_up"] else ""
+    return f"{facts['id']}  {facts.get('name')} ({facts.get('bundle')}, {facts.get('precision')}), {state}"
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from merino_runtime.delivery.trial import rollback
+
+    root = _installed_root(arguments)
+    with releases.locked(root, "rollback"):
+        releases.recover(root)
+        to = rollback(root)
+    write_out(f"current is {to.current}, previous is {to.previous}\n")
+    return 0
+
+
+def _mark_good(arguments: argparse.Namespace) -> int:
+    from merino_runtime.delivery.trial import mark_good
+
+    root = _installed_root(arguments)
+    with releases.locked(root, "mark-good"):
+        releases.recover(root)
+        found = mark_good(root)
+    write_out(f"{found} is good\n")
+    return 0
+
+
+def _service(arguments: argparse.Namespace) -> int:
+    from merino_runtime.delivery.service import run_service
+
+    run_service(_installed_root(arguments), say)
+    return 0
+
+
+def _add_root_and_json(parser: argparse.ArgumentParser) -> None:
+    _add_root(parser)
+    _add_json(parser)
+
+
+def _board(arguments: argparse.Namespace) -> int:
+    from merino_runtime.delivery.machine import machine_values, this_machine
+
+    found = this_machine(_root(arguments))
+    lines = [f"{name:15} {value}\n" for name, value in _machine_facts(found)]
+    write_out(json.dumps(machine_values(found)) + "\n" if arguments.json else "".join(lines))
+    return 0
+
+
+def _machine_facts(found: "Machine") -> List[Any]:
+    board = found.board
+    return [
+        ("model", found.model or "no device tree"),
+        ("CPU", f"{board.architecture}, {board.physical_cores} cores, {' '.join(sorted(board.isa)) or 'no features'}"),
+        ("userland", f"{board.pointer_bits}-bit, Python {found.python}, glibc {found.glibc or 'none'}"),
+        ("memory", f"{board.memory_total_mb or 0:.0f} MB, {board.memory_available_mb or 0:.0f} MB available"),
+        ("disk", f"{found.free_bytes / 2 ** 20:.0f} MB free"),
+        ("pip", "refused by the system (PEP 668)" if found.managed else "allowed by the system"),
+    ]
+
+
+VERBS = (
+    Verb("install", "install a packed bundle: checked, tested, then swapped in", _add_install, _install),
+    Verb("status", "what is installed", _add_root_and_json, _status),
+    Verb("rollback", "exchange the installed release and the one before it", _add_root, _rollback),
+    Verb("mark-good", "end the trial of the installed release", _add_root, _mark_good),
+    Verb("service", "what merino.service runs: test the release, go back where it keeps failing", _add_root, _service),
+    Verb("board", "what this machine is, for `merino-edge flash`", _add_root_and_json, _board),
+)
