@@ -208,7 +208,7 @@ def test_installed_from_elsewhere_is_current_of_the_default_root(packs, tmp_path
     assert code == 1 and f"no release is installed in {root}" in err
 
 
-def test_a_release_in_use_is_not_pruned(install, root, packs, merino, files, app):
+def test_a_release_in_use_is_not_pruned(install, root, packs, files, app):
     old = install("old")["id"]
     install("new")
     holder = subprocess.Popen(
@@ -284,9 +284,8 @@ def test_two_installs_at_once(packs, root, merino):
 
 def test_the_lock_names_its_holder_and_ends_with_it(root):
     os.makedirs(str(root))
-    with releases.locked(str(root), "install"):
-        with pytest.raises(MerinoError, match=rf"process {os.getpid()}, install"), \
-                releases.locked(str(root), "rollback"):
-            pass
+    with releases.locked(str(root), "install"), \
+            pytest.raises(MerinoError, match=rf"process {os.getpid()}, install"), releases.locked(str(root), "rollback"):
+        pass
     with releases.locked(str(root), "rollback"):
         pass

@@ -254,7 +254,8 @@ def selftest(folder: str) -> None:
         raise MerinoError(f"the self-test had no end after {SELFTEST_TIMEOUT_S:g} s.") from error
     if done.returncode or not done.stdout.startswith(PASSED):  # an empty application ends with exit code 0 too
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise MerinoError(f"the self-test failed: {said[-1] if said else f'exit code {done.returncode}, no word of why'}")
+        reason = said[-1] if said else f"exit code {done.returncode}, and no word of why"
+        raise MerinoError(f"the self-test failed: {reason}")
 
 
 def _result(root: str, checked: Checked, replaced: Optional[str]) -> Dict[str, Any]:
