@@ -33,6 +33,7 @@ from merino_runtime.outputs import MB, write_output
 from merino_runtime.verified import stamp_beside
 
 SELFTEST_TIMEOUT_S = 1800.0  # a Pi Zero 2 W decodes a large model at less than a token per second
+PASSED = b"ok: "  # the first word of `selftest` on stdout
 SPARE_BYTES = 2 * MB  # folders, links and small files of our own
 WHEELS = "wheels"  # in ID.partial: unpacked, installed from, removed
 LAUNCHER = """#!/bin/sh
@@ -245,15 +246,16 @@ def selftest(folder: str) -> None:
     """Lets the release in `folder` generate its golden ids in a process of its own. MerinoError with what it said."""
     command = [os.path.join(folder, releases.LAUNCHER), "selftest", releases.INSTALLED]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               timeout=SELFTEST_TIMEOUT_S)
     except OSError as error:
         raise machine_fault(f"start {command[0]}", error) from error
     except subprocess.TimeoutExpired as error:
         raise MerinoError(f"the self-test had no end after {SELFTEST_TIMEOUT_S:g} s.") from error
-    if done.returncode:
+    if done.returncode or not done.stdout.startswith(PASSED):  # an empty application ends with exit code 0 too
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise MerinoError(f"the self-test failed: {said[-1] if said else f'exit code {done.returncode}'}")
+        reason = said[-1] if said else f"exit code {done.returncode}, and no word of why"
+        raise MerinoError(f"the self-test failed: {reason}")
 
 
 def _result(root: str, checked: Checked, replaced: Optional[str]) -> Dict[str, Any]:

@@ -1,0 +1,84 @@
+"""Packed files for the board's tests, put together from the board's own parts: Python 3.6 has no merino_edge."""
+import hashlib
+import json
+import os
+import zipfile
+
+import merino_bench
+import merino_runtime
+from merino_runtime.delivery.archive import CHECKSUM, END, checksum_bytes, packed_member
+from merino_runtime.delivery.manifest import APP, NAME, FileEntry, Manifest, WheelSet, manifest_bytes
+
+MAIN = "import sys\nfrom merino_bench.__main__ import main\nsys.exit(main())\n"
+
+
+def app_bytes(path):
+    """The application of the sources under test."""
+    with zipfile.ZipFile(str(path), "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("__main__.py", MAIN)
+        for package in (merino_runtime, merino_bench):
+            top = os.path.dirname(package.__file__)
+            for place, _, names in os.walk(top):
+                for name in names:
+                    if name.endswith((".py", ".json", ".xz")):
+                        inner = os.path.relpath(os.path.join(place, name), os.path.dirname(top))
+                        archive.write(os.path.join(place, name), inner)
+    return path.read_bytes()
+
+
+def bundle_files(folder):
+    """What `pack` takes of a bundle's folder, by path in it."""
+    names = ["bundle.json"] + [file["path"] for file in json.loads(read(folder, "bundle.json"))["files"]]
+    return {name: read(folder, name) for name in names}
+
+
+def read(folder, name):
+    with open(os.path.join(str(folder), name), "rb") as file:
+        return file.read()
+
+
+def packed_bytes(app, bundles, name="sample", boards=(), wheels=()):
+    """bundles: of each the files by path. wheels: (WheelSet, files by name)."""
+    files = {APP: app}
+    for number, bundle in enumerate(bundles):
+        files.update({f"bundles/{number}/{path}": data for path, data in bundle.items()})
+    for wheel_set, members in wheels:
+        files.update({f"{wheel_set.path}/{path}": data for path, data in members.items()})
+    entries = tuple(FileEntry(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items())
+    data = manifest_bytes(Manifest(1, name, "0.1.0", tuple(boards), tuple(f"bundles/{n}" for n in range(len(bundles))),
+                                   tuple(wheel_set for wheel_set, _ in wheels), entries))
+    members = dict({NAME: data, CHECKSUM: checksum_bytes(data)}, **files)
+    return b"".join(packed_member(path, member) for path, member in members.items()) + END
+
+
+def changed_golden(files):
+    """A bundle whose self-test fails: its last golden id is another one."""
+    described = json.loads(files["bundle.json"].decode("utf-8"))
+    ids = described["golden"]["greedy_ids"]
+    ids[-1] = (ids[-1] + 1) % described["vocab"]
+    return dict(files, **{"bundle.json": json.dumps(described).encode("utf-8")})
+
+
+def renamed(files, name):
+    """The same bundle by another name, as an upgrade is."""
+    described = dict(json.loads(files["bundle.json"].decode("utf-8")), name=name)
+    return dict(files, **{"bundle.json": json.dumps(described).encode("utf-8")})
+
+
+def tree(folder):
+    """Path -> content or link target of all that lies in a folder, to compare what a command left."""
+    found = {}
+    for place, folders, names in os.walk(str(folder)):
+        for name in names + folders:
+            path = os.path.join(place, name)
+            inner = os.path.relpath(path, str(folder))
+            if os.path.islink(path):
+                found[inner] = "-> " + os.readlink(path)
+            elif os.path.isdir(path):
+                found[inner + "/"] = None
+            else:
+                found[inner] = read(place, name)
+    return found
+
+
+__all__ = ["WheelSet", "app_bytes", "bundle_files", "changed_golden", "packed_bytes", "read", "renamed", "tree"]

@@ -1,0 +1,276 @@
+"""Install and upgrade, hit at each operation on the file system: `current` is the old release or the new, complete;
+the next install succeeds. And damaged files: none of them moves anything."""
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import pytest
+from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes, read, renamed, tree
+
+from merino_runtime.delivery import releases, trial
+from merino_runtime.delivery.archive import open_archive
+from merino_runtime.delivery.install import check
+from merino_runtime.errors import MerinoError
+
+pytestmark = [pytest.mark.slow,
+              pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")]
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+DRIVER = os.path.join(os.path.dirname(HERE), "install_faults.py")
+MUTATIONS = 500
+# On memory: syncing a disk would take most of the time.
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+
+class Board:
+    """A folder of releases in each state, and the process that runs installs on copies of it."""
+
+    def __init__(self, folder, packs):
+        self.folder, self.packs, self.root = folder, packs, os.path.join(folder, "root")
+        self.ids = {name: open_archive(path).id for name, path in packs.items()}
+        self.driver = subprocess.Popen(
+            [sys.executable, DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), HOME=folder))
+
+    def run(self, *argv, **request):
+        argv = [*argv, "--root", self.root]
+        line = json.dumps(dict(request, argv=argv, **({"to": self.root} if "copy" in request else {})))
+        self.driver.stdin.write(line.encode("utf-8") + b"\n")
+        self.driver.stdin.flush()
+        return json.loads(self.driver.stdout.readline().decode("utf-8"))
+
+    def install(self, name, **request):
+        found = self.run("install", self.packs[name], "--allow-unsigned", **request)
+        assert "Traceback" not in found["said"], found["said"]
+        return found
+
+    def state(self, name):
+        """A copy of what is there now, to begin from."""
+        kept = os.path.join(self.folder, name)
+        shutil.copytree(self.root, kept, symlinks=True)
+        return kept
+
+    def check_complete(self, allowed):
+        """`current` leads to one of the releases `allowed` (None: to none), all of whose files are as packed."""
+        now = releases.links(self.root).current
+        assert now in allowed, (now, allowed)
+        assert os.path.lexists(os.path.join(self.root, "current")) == (now is not None)
+        if now is None:
+            return
+        folder = releases.release_folder(self.root, now)
+        found, wanted = tree(folder), self.contents[now]
+        assert {path: found.get(path) for path in wanted} == wanted
+
+    def learn(self, release_id):
+        """What a release holds that was installed without a fault, but for what differs by time and place."""
+        self.contents = getattr(self, "contents", {})
+        found = tree(releases.release_folder(self.root, release_id))
+        for name in ("release.json", "verified.json", "trial.json"):
+            found.pop(name)
+        self.contents[release_id] = found
+
+
+@pytest.fixture(scope="module")
+def board(bundle_dirs, tmp_path_factory):
+    files, folder = bundle_files(bundle_dirs["portable"]), tmp_path_factory.mktemp("packs")
+    app = app_bytes(folder / "merino.pyz")
+    made = {"old": renamed(files, "old"), "new": renamed(files, "new"), "bad": changed_golden(files)}
+    for name, bundle in made.items():
+        (folder / (name + ".merino")).write_bytes(packed_bytes(app, [bundle], name))
+    place = tempfile.mkdtemp(dir=MEMORY)
+    try:
+        board = Board(place, {name: str(folder / (name + ".merino")) for name in made})
+        os.mkdir(board.root)
+        board.empty = board.state("empty")
+        for name in ("old", "new"):
+            found = board.install(name)
+            assert found["code"] == 0, found["said"]
+            board.learn(board.ids[name])
+            shutil.copytree(board.root, os.path.join(place, "after-" + name), symlinks=True)
+        board.after = {name: os.path.join(place, "after-" + name) for name in ("old", "new")}
+        yield board
+        board.driver.stdin.close()
+        assert board.driver.wait() == 0
+    finally:
+        shutil.rmtree(place)
+
+
+def steps(board):
+    """(name, state before, verb and its arguments, ids that `current` may have meanwhile, and at the end)."""
+    old, new = board.ids["old"], board.ids["new"]
+    install = ("install", board.packs["new"], "--allow-unsigned")
+    return {
+        "install": (board.empty, install, {None, new}, new),
+        "upgrade": (board.after["old"], install, {old, new}, new),
+        "upgrade of an upgrade": (board.after["new"], ("install", board.packs["old"], "--allow-unsigned"),
+                                  {old, new}, old),
+        "rollback": (board.after["new"], ("rollback",), {old, new}, old),
+        "failing": (board.after["old"], ("install", board.packs["bad"], "--allow-unsigned"), {old}, old),
+    }
+
+
+STEPS = ("install", "upgrade", "upgrade of an upgrade", "rollback", "failing")
+hits = {}  # (what, step): how many points
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("what", ["kill", "full", "error"])
+def test_a_fault_at_each_operation_leaves_the_old_release_or_the_new(board, step, what):
+    """Each point is one operation on the file system of the command; `steps` names what it began from."""
+    before, argv, allowed, end = steps(board)[step]
+    total = board.run(*argv, copy=before)["count"]
+    assert total > 15 and releases.links(board.root).current == end
+    seen = set()
+    for at in range(total):
+        found = board.run(*argv, copy=before, what=what, at=at)
+        assert "Traceback" not in found["said"], found["said"]
+        assert found["killed"] == (what == "kill"), (at, found)
+        if what != "kill":  # a fault that a step can do without, such as of a sync, is none
+            assert found["code"] in ((0, 1) if step != "failing" else (1,)), (at, found)
+        board.check_complete(allowed)
+        state = (releases.links(board.root), tuple(releases.partials(board.root)))
+        if state not in seen or at % 8 == 0:  # the next install tests the release, which costs most of the time
+            seen.add(state)
+            again = board.install("new")
+            assert again["code"] == 0, (at, found, again)
+            board.check_complete({board.ids["new"]})
+            assert releases.partials(board.root) == []
+            left = [name for name in os.listdir(board.root) if name not in
+                    ("current", "previous", "releases", "lock", "trusted")]
+            assert left == [], (at, left)
+    hits[what, step] = total
+
+
+def test_there_were_enough_points():
+    for what in ("kill", "full", "error"):
+        points = [count for (kind, _), count in hits.items() if kind == what]
+        assert not points or len(points) < len(STEPS) or sum(points) >= 200, hits
+
+
+def generates(root):
+    done = subprocess.run([os.path.join(root, "current", "merino"), "generate", "installed", "The river", "-n", "3"],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return done.returncode == 0 and len(done.stdout) > 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_real_command_killed_at_a_random_moment(board, seed):
+    """The process and all that it started, at a moment that nobody chose; what is there then generates."""
+    shutil.rmtree(board.root)
+    shutil.copytree(board.after["old"], board.root, symlinks=True)
+    app = os.path.join(os.path.dirname(board.packs["new"]), "merino.pyz")
+    process = subprocess.Popen([sys.executable, app, "install", board.packs["new"], "--allow-unsigned", "--root",
+                                board.root], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               start_new_session=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=random.Random(seed).uniform(0.05, 0.6))
+        raise subprocess.TimeoutExpired("it ended before", 0)
+    try:
+        os.killpg(process.pid, 9)
+    except ProcessLookupError:
+        pass
+    process.wait()
+    board.check_complete({board.ids["old"], board.ids["new"]})
+    assert generates(board.root)
+    assert board.install("new")["code"] == 0
+    board.check_complete({board.ids["new"]})
+
+
+@pytest.mark.parametrize("step", ["install", "upgrade"])
+def test_a_clock_in_1970(board, step):
+    before, argv, _, end = steps(board)[step]
+    for clock in (0.0, 1.0, -1.0, 2.0 ** 33):
+        found = board.run(*argv, copy=before, clock=clock)
+        assert found["code"] == 0, found
+        board.check_complete({end})
+
+
+def test_a_full_disk_that_is_real(board, tmp_path):
+    """A file system of a few MB: refused before anything moves, or told in the middle; never harmful."""
+    def script(size_kb):
+        return (f"mount -t tmpfs -o size={size_kb}k none {board.root} && cp -a {board.after['old']}/. {board.root}/"
+                f" && {sys.executable} {os.path.dirname(board.packs['new'])}/merino.pyz install {board.packs['new']} "
+                f"--allow-unsigned --root {board.root}; echo code $?; readlink {board.root}/current; "
+                f"{board.root}/current/merino selftest installed")
+    size_kb = sum(len(data or b"") for data in tree(board.after["old"]).values()) // 1024
+    outcomes = set()
+    for more_kb in (100, 400, 1000, 2500, 8000):
+        done = subprocess.run(["unshare", "--mount", "sh", "-c", script(size_kb + more_kb)],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, err = done.stdout.decode(), done.stderr.decode()
+        if "code 0" not in out and ("unshare" in err or "mount" in err):
+            pytest.skip("no tmpfs can be mounted here: " + err)
+        assert "ok: " in out and "Traceback" not in err, (out, err)
+        current = "new" if "code 0" in out else "old"
+        assert "releases/" + board.ids[current] in out, (out, err)
+        outcomes.add(current)
+    assert outcomes == {"old", "new"}
+
+
+def mutated(data, rng):
+    """Cut, flipped in a bit, or a piece of it lost, repeated, or overwritten."""
+    start = rng.randrange(len(data))
+    end = min(len(data), start + rng.choice([1, 8, 512, 4096]))
+    how = rng.choice(["cut", "flip", "flip", "flip", "lose", "repeat", "overwrite", "longer"])
+    if how == "cut":
+        return data[:start]
+    if how == "flip":
+        return data[:start] + bytes([data[start] ^ 1 << rng.randrange(8)]) + data[start + 1:]
+    if how == "longer":
+        return data + data[start:end]
+    piece = {"lose": b"", "repeat": data[start:end] * 2, "overwrite": bytes(rng.randrange(256) for _ in range(64))}[how]
+    return data[:start] + piece + data[start if how == "overwrite" else end:][64 * (how == "overwrite"):]
+
+
+def test_no_damaged_file_moves_anything(board, tmp_path):
+    """Half of the damage is in the first blocks, where the names and sizes are."""
+    data, root = read(os.path.dirname(board.packs["new"]), "new.merino"), board.after["old"]
+    before, path = tree(root), str(tmp_path / "damaged.merino")
+    rng = random.Random(1)
+    head = len(data) // 50
+    tried = 0
+    while tried < MUTATIONS:
+        changed = mutated(data, rng) if tried % 2 else mutated(data[:head], rng) + data[head:]
+        if changed == data:
+            continue
+        tried += 1
+        with open(path, "wb") as file:
+            file.write(changed)
+        with pytest.raises(MerinoError) as caught:
+            check(path, root, (), True, False, lambda _: None)
+        assert str(caught.value).count("\n") == 0 and path in str(caught.value)
+    assert tree(root) == before
+
+
+def test_a_damaged_file_is_refused_by_the_command(board, tmp_path):
+    data = read(os.path.dirname(board.packs["new"]), "new.merino")
+    path = str(tmp_path / "damaged.merino")
+    for changed in (data[:-1], data[:len(data) // 2], data[:-2000] + b"\1" + data[-1999:], b"", data + b"\0"):
+        with open(path, "wb") as file:
+            file.write(changed)
+        found = board.run("install", path, "--allow-unsigned", copy=board.after["old"])
+        assert found["code"] == 1 and path in found["said"] and "Traceback" not in found["said"]
+        board.check_complete({board.ids["old"]})
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"to": 1}', b'{"to": {"current": "../..", "previous": null}}',
+                                     b'{"to": {"current": 5, "previous": null}}'])
+def test_a_journal_that_is_none_is_dropped(board, content):
+    board.run("status", copy=board.after["new"])
+    with open(os.path.join(board.root, "swap.json"), "wb") as file:
+        file.write(content)
+    with releases.locked(board.root, "test"):
+        releases.recover(board.root)
+    assert releases.links(board.root) == releases.Links(board.ids["new"], board.ids["old"])
+    assert not os.path.exists(os.path.join(board.root, "swap.json"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"starts": -1, "good": false, "gave_up": false, "probed": false}',
+                                     '{"starts": "3", "good": false, "gave_up": false, "probed": false}'])
+def test_a_trial_that_is_none_is_a_new_one(tmp_path, content):
+    (tmp_path / "trial.json").write_text(content)
+    assert trial.read_trial(str(tmp_path)) == trial.Trial()
