@@ -1,0 +1,170 @@
+"""An ext4 file system inside a disk image, read and changed by e2fsprogs: neither mounted nor by root.
+
+debugfs ends with 0 also where a command failed, so what it says on stderr decides. The caller gives it a copy of the
+image: what was half done is thrown away with it.
+"""
+
+import re
+import stat
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from merino_edge.delivery.image_remedies import repairing
+from merino_edge.delivery.root_tree import Entry
+from merino_edge.delivery.system_tools import complaint, run_tool, tool_output
+from merino_runtime.errors import MerinoError
+
+SUPERBLOCK_AT = 1024  # from the start of the file system
+MAGIC = 0xEF53
+ERRORS_SEEN = 0x2  # s_state
+NEEDS_RECOVERY = 0x4  # s_feature_incompat
+WIDE_COUNTS = 0x80  # s_feature_incompat: 64 bits
+MOST_NAME_BYTES = 255
+# Inode, mode, uid, gid, name and size, which a folder has not. An inode of 0 is an empty slot.
+LISTED = r"^/(\d+)/(\d+)/(\d+)/(\d+)/([^/\n]+)/(\d*)/$"
+# What our requests to debugfs may name: no quotes, blanks or line ends, which would be read as commands.
+PLAIN_PATH = re.compile(r"/[A-Za-z0-9/._+@:=,~-]*")
+
+
+class Superblock(NamedTuple):
+    """What the kernel's Documentation/filesystems/ext4/super.rst says, of the fields that count here."""
+
+    block_bytes: int
+    size_bytes: int
+    free_bytes: int  # without the administrator's reserve
+    free_inodes: int
+    needs_recovery: bool
+    has_errors: bool
+
+
+class Volume(NamedTuple):
+    """One file system of an image. Programs run in `folder`, so that no path of the user's is read as an option."""
+
+    folder: Path
+    name: str
+    start_bytes: int
+    shown: str  # in messages
+
+    @property
+    def device(self) -> str:
+        return f"{self.name}?offset={self.start_bytes}"
+
+
+def is_ext(path: Path, start_bytes: int) -> bool:
+    return _raw_superblock(path, start_bytes)[56:58] == struct.pack("<H", MAGIC)
+
+
+def superblock(path: Path, start_bytes: int) -> Superblock:
+    raw = _raw_superblock(path, start_bytes)
+    blocks, reserved, free, inodes = struct.unpack_from("<4I", raw, 4)
+    (block_power,), (state,) = struct.unpack_from("<I", raw, 24), struct.unpack_from("<H", raw, 58)
+    (features,) = struct.unpack_from("<I", raw, 96)
+    if features & WIDE_COUNTS:
+        high = struct.unpack_from("<3I", raw, 0x150)
+        blocks, reserved, free = (low | more << 32 for low, more in zip((blocks, reserved, free), high, strict=True))
+    block_bytes = 1024 << min(block_power, 6)
+    return Superblock(
+        block_bytes, blocks * block_bytes, max(0, free - reserved) * block_bytes, inodes,
+        bool(features & NEEDS_RECOVERY), bool(state & ERRORS_SEEN),
+    )  # fmt: skip
+
+
+def _raw_superblock(path: Path, start_bytes: int) -> bytes:
+    """1024 bytes, fewer where the file ends before."""
+    with open(path, "rb") as file:
+        file.seek(start_bytes + SUPERBLOCK_AT)
+        return file.read(1024)
+
+
+def check_clean(volume: Volume) -> None:
+    """Raises MerinoError where the file system must be repaired first. Changes nothing."""
+    found = superblock(volume.folder / volume.name, volume.start_bytes)
+    repair = repairing(volume.shown, volume.start_bytes, found.size_bytes)
+    if found.needs_recovery:
+        raise MerinoError(
+            f"{volume.shown} was not unmounted: its ext4 journal has changes that are not written back. Unmount it, or "
+            f"write them back: {repair}"
+        )
+    ran = run_tool("e2fsck", ["-fn", volume.device], volume.folder)
+    if found.has_errors or ran.code:
+        reason = complaint(ran.err, ran.code) if ran.err else "e2fsck finds errors"
+        raise MerinoError(f"{volume.shown}: its ext4 file system is not clean ({reason}). Repair it: {repair}")
+
+
+class Ext4Tree:
+    """The files of a volume, as a `RootTree`."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.name = volume.shown
+        self.volume = volume
+        self.known: dict[str, dict[str, Entry]] = {}  # by folder
+
+    def entry(self, path: str) -> Entry | None:
+        if path == "/":
+            return self._folder("/").get(".")
+        folder, _, name = path.rpartition("/")
+        parent = self.entry(folder or "/")
+        if parent is None or not stat.S_ISDIR(parent.mode):
+            return None
+        return self._folder(folder or "/").get(name)
+
+    def names(self, folder: str) -> list[str]:
+        return sorted(set(self._folder(folder)) - {".", ".."})
+
+    def link(self, path: str) -> str:
+        """A short one lies in the inode, a longer one in a block."""
+        found = re.search(r'^Fast link dest: "(.*)"$', self._asked(f"stat {plain(path)}"), re.MULTILINE)
+        return found.group(1) if found else self.read(path, 4096).decode("utf-8", errors="backslashreplace")
+
+    def read(self, path: str, most_bytes: int) -> bytes:
+        found = bytearray()
+        for piece in self.pieces(path):
+            found += piece[: most_bytes - len(found)]
+        return bytes(found)
+
+    def pieces(self, path: str) -> Iterator[bytes]:
+        """The content of a file, in pieces."""
+        return tool_output("debugfs", ["-R", f"cat {plain(path)}", self.volume.device], self.volume.folder)
+
+    def free_bytes(self) -> int:
+        return superblock(self.volume.folder / self.volume.name, self.volume.start_bytes).free_bytes
+
+    def _folder(self, path: str) -> dict[str, Entry]:
+        if path not in self.known:
+            lines = re.findall(LISTED, self._asked(f"ls -p {plain(path)}"), re.MULTILINE)
+            self.known[path] = {
+                name: Entry(int(mode, 8), int(uid), int(gid), int(size or 0))
+                for inode, mode, uid, gid, name, size in lines if int(inode)
+            }  # fmt: skip
+        return self.known[path]
+
+    def _asked(self, request: str) -> str:
+        ran = run_tool("debugfs", ["-R", request, self.volume.device], self.volume.folder)
+        if ran.code or ran.err:
+            raise MerinoError(
+                f"{self.name}: debugfs cannot read its ext4 file system: {complaint(ran.err, ran.code)}. Check it, or "
+                "install a newer e2fsprogs."
+            )
+        return ran.out
+
+
+def plain(path: str) -> str:
+    """Raises MerinoError for a path, as a link in an image may have one, that debugfs would read as something else."""
+    if not PLAIN_PATH.fullmatch(path):
+        raise MerinoError(
+            f"the image has the path {ascii(path)[:200]}; only one of letters, digits and ._+@:=,~- can be followed. "
+            "Mount the image and give --rootfs DIR."
+        )
+    return path
+
+
+def change(volume: Volume, commands: Sequence[str]) -> None:
+    """Runs commands of debugfs(8) that change the volume. Raises MerinoError where one of them complained."""
+    ran = run_tool("debugfs", ["-w", "-f", "-", volume.device], volume.folder, "\n".join([*commands, ""]))
+    if ran.code or ran.err:
+        raise MerinoError(
+            f"{volume.shown} stays as it was: debugfs failed: {complaint(ran.err, ran.code)}. Free space on this disk, "
+            "or install a newer e2fsprogs."
+        )

@@ -1,0 +1,148 @@
+"""Writes a first boot into a disk image, as a system is published for a board: no mounting, no root.
+
+A copy of the image is changed, checked and renamed over it at the end. A FAT partition is found and left alone: what
+Raspberry Pi OS reads there (userconf, ssh, the network) is its user's to set, and our unit needs nothing of it.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from merino_edge.delivery.ext4 import Ext4Tree, Volume, check_clean, superblock
+from merino_edge.delivery.first_boot_plan import MB, Plan, make_plan, steps_of
+from merino_edge.delivery.image_copy import copy_sparse, unpack_xz
+from merino_edge.delivery.image_edit import check_written, write_plan
+from merino_edge.delivery.image_remedies import enlarging
+from merino_edge.delivery.partitions import EXT, FAT, Partition, partitions
+from merino_edge.delivery.root_facts import is_root
+from merino_edge.delivery.staged import checked_archive
+from merino_edge.delivery.system_tools import check_tools
+from merino_runtime import outputs
+from merino_runtime.errors import MerinoError
+
+PACKED = ".xz"
+ORIGINAL = "original"  # in the scratch folder: a link to the image
+SPARE_INODES = 32
+
+
+def finished_image(image: Path) -> Path:
+    """The image that `flash_image` leaves: the one that was named, or for FILE.img.xz the unpacked FILE.img."""
+    return image.with_suffix("") if image.suffix == PACKED else image
+
+
+def flash_image(
+    archive_path: Path, image: Path, *, trust: Sequence[Path] = (), allow_unsigned: bool = False, dry_run: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[str]:  # fmt: skip
+    """Puts the packed file, its keys and a unit that installs them into the root file system in a disk image.
+
+    image: FILE.img, which is replaced when the new one is complete and its file system clean; or FILE.img.xz, which is
+    kept: the unpacked FILE.img is made. trust: files of public keys, which become trusted on the board. dry_run:
+    nothing stays; an .xz is unpacked all the same, to see what is in it. tell: gets what is being done. Returns the
+    steps done, or that would be. Raises MerinoError where it cannot be done; the image is as it was then.
+    """
+    check_tools(("debugfs", "e2fsck", "sfdisk"))
+    target = finished_image(image)
+    _check_files(image, target)
+    archive = checked_archive(archive_path, trust, allow_unsigned, lambda path: tell(f"hashing {path}"))
+    size_bytes = archive.bytes if dry_run else archive.bytes + 512 * image.stat().st_blocks
+    with _work_file(target, size_bytes, dry_run) as file:
+        folder, name = Path(file.name).parent, ORIGINAL
+        if target != image:
+            tell(f"unpacking {image}")
+            unpack_xz(image, file)
+            name = Path(file.name).name
+        else:
+            os.symlink(os.path.abspath(image), folder / ORIGINAL)
+        tell("reading the image")
+        parts = partitions(folder, name, str(image))
+        volume, number = _root_volume(folder, name, parts, image)
+        check_clean(volume)
+        plan = make_plan(Ext4Tree(volume), archive, trust)
+        _check_room(volume, plan, number, parts, image)
+        steps = _steps(image, target, parts, volume, number, plan)
+        if not dry_run:
+            if target == image:
+                tell(f"copying {image}")
+                copy_sparse(image, file)
+            copy = volume._replace(name=Path(file.name).name)
+            tell("writing the files")
+            write_plan(copy, plan)
+            tell("checking the new image")
+            check_written(copy, plan)
+    return steps
+
+
+def _check_files(image: Path, target: Path) -> None:
+    try:
+        found = os.stat(image)
+    except OSError as error:
+        raise MerinoError(f"cannot read {image}: {error.strerror}. Name FILE.img or FILE.img.xz.") from error
+    if stat.S_ISBLK(found.st_mode):
+        raise MerinoError(f"{image} is a disk, not an image of one. Name an image, and the disk by --device-node.")
+    if not stat.S_ISREG(found.st_mode):
+        raise MerinoError(f"{image} is not a regular file. Name an image of a disk, FILE.img or FILE.img.xz.")
+    if target != image and os.path.lexists(target):
+        raise MerinoError(f"{target}, which {image} unpacks to, is there already. Name it instead, or remove it first.")
+
+
+@contextlib.contextmanager
+def _work_file(target: Path, size_bytes: int, dry_run: bool) -> Iterator[BinaryIO]:
+    """A file in a scratch folder beside `target`, whose place it takes at the end; not so in a dry run."""
+    with contextlib.ExitStack() as stack:
+        if dry_run:
+            target = Path(stack.enter_context(outputs.scratch_folder(str(target)))) / "image"
+        yield stack.enter_context(outputs.open_output(str(target), size_bytes, sync=not dry_run))
+
+
+def _root_volume(folder: Path, name: str, parts: Sequence[Partition], image: Path) -> tuple[Volume, int]:
+    """The one ext4 partition that holds a root file system, and its number."""
+    found = []
+    for part in (part for part in parts if part.holds == EXT):
+        volume = Volume(folder, name, part.start_bytes, str(image))
+        if is_root(Ext4Tree(volume)):
+            found.append((volume, part.number))
+    if len(found) == 1:
+        return found[0]
+    held = ", ".join(f"{part.number} {part.holds}" for part in parts) or "none"
+    if not found:
+        raise MerinoError(
+            f"{image} has no ext4 partition with a root file system (partitions: {held}). Name an image of the board's "
+            "system, or mount it and give --rootfs DIR."
+        )
+    numbers = " and ".join(str(number) for _, number in found)
+    raise MerinoError(
+        f"{image} has root file systems in partitions {numbers}: which of them starts is not known. Mount the right "
+        "one and give --rootfs DIR."
+    )
+
+
+def _check_room(volume: Volume, plan: Plan, number: int, parts: Sequence[Partition], image: Path) -> None:
+    found = superblock(volume.folder / volume.name, volume.start_bytes)
+    if found.free_inodes < SPARE_INODES:
+        raise MerinoError(f"{image}: its file system takes {found.free_inodes} more files only. Remove some in it.")
+    missing = plan.need_bytes - found.free_bytes
+    if missing <= 0:
+        return
+    is_last = all(part.start_bytes <= volume.start_bytes for part in parts)
+    where = str(finished_image(image))
+    raise MerinoError(
+        f"{image}: its file system is too small by {missing / MB:.1f} MB ({plan.need_bytes / MB:.1f} MB needed, "
+        f"{found.free_bytes / MB:.1f} MB free). "
+        + (f"Enlarge it: {enlarging(where, number, volume.start_bytes, found.size_bytes, missing)}" if is_last else
+           f"Partition {number} is not the last one: mount the image and enlarge it with a partition editor (gparted).")
+    )  # fmt: skip
+
+
+def _steps(
+    image: Path, target: Path, parts: Sequence[Partition], volume: Volume, number: int, plan: Plan
+) -> list[str]:
+    found = superblock(volume.folder / volume.name, volume.start_bytes)
+    boot = [f"partition {part.number} (FAT) stays as it is" for part in parts if part.holds == FAT]
+    sizes = f"{found.size_bytes / MB:.0f} MB, {found.free_bytes / MB:.0f} MB free"
+    root = f"partition {number} (ext4, {sizes}) takes the files"
+    last = f"unpack {image} to {target}" if target != image else f"replace {image} when its copy is complete and clean"
+    return [*boot, root, *steps_of(plan), last]
