@@ -1,7 +1,7 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
 The main path stands here, in its order. Other commands have a module per group: `design`, `train`, `choose`,
-`records`.
+`records`, `deliver`.
 
 Data goes to stdout, talk to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
 imported inside the commands, so that the others answer at once.
@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from merino_edge import __version__
 from merino_edge.cli import choose as cli_choose
+from merino_edge.cli import deliver as cli_deliver
 from merino_edge.cli import records as cli_records
 from merino_edge.cli.design import design
 from merino_edge.cli.options import Device, Json
@@ -251,6 +252,10 @@ def bench(
 
 app.command()(cli_records.compare)
 app.command()(cli_records.report)
+app.command()(cli_deliver.keygen)
+app.command()(cli_deliver.pack)
+app.command()(cli_deliver.info)
+app.command()(cli_deliver.verify)
 
 
 @app.command()

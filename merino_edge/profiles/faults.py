@@ -64,8 +64,11 @@ def _at(loc: tuple[int | str, ...]) -> Any:
     """The type at an error's location."""
     at: Any = DeviceProfile
     for part in loc:
+        if isinstance(part, int):  # a list's item
+            at = typing.get_args(at)[0]
+            continue
         fields = {field.alias or name: field for name, field in at.model_fields.items()}
-        at = fields[str(part)].annotation
+        at = fields[part].annotation
         if isinstance(at, types.UnionType):  # optional: the other member is None
             at = typing.get_args(at)[0]
     return at

@@ -63,14 +63,20 @@ class Budget(Facts):
     context: int = Field(ge=2, le=LONGEST_CONTEXT)
 
 
-class Software(Facts):
+class System(Facts):
     system: Text
     glibc: Text | None = None
     python: Text
+
+
+class Software(System):
+    """Of the board's usual system, with the versions of packages that are right for it and for those in `also`."""
+
     onnxruntime: Text
     numpy: Text
     tokenizers: Text
     tensorrt: Text | None = None
+    also: Annotated[tuple[System, ...], Field(strict=False)] = ()  # other systems that such boards run
 
 
 class Power(Facts):

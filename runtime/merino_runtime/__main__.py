@@ -90,8 +90,19 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    _add_bundle(parser)
-    parser.add_argument("--json", action="store_true", help="bundle.json, and this machine under `board`")
+    _add_bundle_or_file(parser)
+    parser.add_argument("--json", action="store_true", help="bundle.json, or the manifest, and this machine")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    _add_bundle_or_file(parser)
+    parser.add_argument("--trust", action="append", default=[], metavar="KEY.pub",
+                        help="a packed file must be signed by this key; repeat for more")
+    parser.add_argument("--json", action="store_true", help="what was verified, as one object")
+
+
+def _add_bundle_or_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="a bundle's folder, or a packed file (NAME.merino)")
 
 
 def _add_selftest(parser: argparse.ArgumentParser) -> None:
@@ -102,10 +113,10 @@ def _add_selftest(parser: argparse.ArgumentParser) -> None:
 
 VERBS = (
     Verb("generate", "continue a prompt", _add_generate, _generate),
-    Verb("info", "describe a bundle and whether it fits this machine", _add_info,
-         lambda arguments: commands.run_info(arguments.bundle, arguments.json)),
-    Verb("verify", "hash every file of a bundle", _add_bundle,
-         lambda arguments: commands.run_verify(arguments.bundle)),
+    Verb("info", "describe a bundle or a packed file, and whether it fits this machine", _add_info,
+         lambda arguments: commands.run_info(arguments.path, arguments.json)),
+    Verb("verify", "hash every file of a bundle or a packed file", _add_verify,
+         lambda arguments: commands.run_verify(arguments.path, arguments.trust, arguments.json)),
     Verb("selftest", "compare greedy decoding with the bundle's golden ids", _add_selftest,
          lambda arguments: commands.run_selftest(arguments.bundle, arguments.threads, arguments.allow_slow,
                                                 arguments.prefill_threads)),

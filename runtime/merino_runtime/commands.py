@@ -21,7 +21,8 @@ from merino_runtime.verified import check_and_stamp
 
 STDIN = "-"  # in place of a prompt
 
-# numpy and what needs it are imported inside the functions: `info` and `verify` work without it.
+# numpy and what needs it are imported inside the functions: `info` and `verify` work without it. So is delivery, which
+# a start of `generate` need not wait for.
 
 
 def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 128,
@@ -86,17 +87,38 @@ def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bo
     return 0
 
 
-def run_verify(bundle_path: str) -> int:
-    bundle = load_bundle(bundle_path, verify=False)
+def _is_packed(path: str) -> bool:
+    """Whether it is meant as a packed file: bundles are folders."""
+    return os.path.exists(path) and not os.path.isdir(path)
+
+
+def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> int:
+    """Of a bundle, or of a packed file: there `trust` names files of public keys, by one of which it must be signed."""
+    if _is_packed(path):
+        from merino_runtime.delivery import packed
+
+        return packed.run_verify(path, trust, as_json)
+    if trust:
+        raise MerinoError(f"{path} is a bundle's folder, which has no signature. Leave out --trust, or name the packed "
+                          "file (NAME.merino).")
+    bundle = load_bundle(path, verify=False)
     check_and_stamp(bundle)
-    total_mb = sum(file.bytes for file in bundle.files) / board.MB
+    total_bytes = sum(file.bytes for file in bundle.files)
+    if as_json:
+        write_out(json.dumps({"name": bundle.name, "files": len(bundle.files), "bytes": total_bytes}) + "\n")
+        return 0
+    total_mb = total_bytes / board.MB
     write_out(f"ok: {bundle.name}, {len(bundle.files)} files, {total_mb:.1f} MB, every sha256 as expected\n")
     return 0
 
 
-def run_info(bundle_path: str, as_json: bool = False) -> int:
-    """as_json: the keys of bundle.json, and this machine under `board`."""
-    bundle = load_bundle(bundle_path, verify=False)
+def run_info(path: str, as_json: bool = False) -> int:
+    """Of a bundle: as_json has the keys of bundle.json, and this machine under `board`. Or of a packed file."""
+    if _is_packed(path):
+        from merino_runtime.delivery import packed
+
+        return packed.run_info(path, as_json)
+    bundle = load_bundle(path, verify=False)
     here = board.this_board()
     if as_json:
         description = read_json(os.path.join(bundle.folder, "bundle.json"), "Copy or export the bundle again.")

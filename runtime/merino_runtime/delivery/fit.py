@@ -2,6 +2,7 @@
 
 Asked on the workstation before a file travels, and on the board before anything is unpacked or imported.
 """
+import re
 from typing import List, NamedTuple, Optional, Tuple
 
 from merino_runtime import board
@@ -12,6 +13,8 @@ from merino_runtime.delivery.manifest import Manifest, WheelSet
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import value_of
 from merino_runtime.requirements import version_tuple
+
+LARGEST_DESCRIPTION_BYTES = 2 ** 20  # of bundle.json; OPT-350M's has 20 kB. JSON can grow 100 times when it is read
 
 
 class Choice(NamedTuple):
@@ -48,7 +51,7 @@ def packed_bundle(archive: Archive, path: str) -> Bundle:
     """The description of a bundle in the archive. Its folder is the path there."""
     where = f"{path}/bundle.json"
     try:
-        return bundle_of(path, value_of(read_member(archive, where).decode("utf-8")))
+        return bundle_of(path, value_of(read_member(archive, where, LARGEST_DESCRIPTION_BYTES).decode("utf-8")))
     except ValueError as error:
         raise MerinoError(f"{archive.path}: {where} is not JSON that can be read: {error}. Pack it again.") from error
 
@@ -56,7 +59,8 @@ def packed_bundle(archive: Archive, path: str) -> Bundle:
 def check_board(manifest: Manifest, machine: Machine) -> None:
     """Raises MerinoError where the file is for other boards."""
     wanted = [model for need in manifest.boards for model in need.device_tree_models]
-    if manifest.boards and not machine.model.startswith(tuple(wanted)):
+    # In whole words: `Raspberry Pi 5` does not name a Raspberry Pi 500.
+    if manifest.boards and not any(re.match(re.escape(model) + r"(?!\w)", machine.model) for model in wanted):
         here = repr(machine.model) if machine.model else f"a {machine.board.architecture} machine without a device tree"
         raise MerinoError(f"the file is for {', '.join(need.id for need in manifest.boards)}, this is {here}. Pack it "
                           "for this board (`merino-edge pack --device`), or install it all the same with --force.")

@@ -1,0 +1,77 @@
+"""Commands that make and read the file a board installs: `keygen`, `pack`, `info`, `verify`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merino_edge.cli.options import Json
+from merino_edge.cli.terminal import say, working
+
+Read = Annotated[str, typer.Argument(metavar="FILE|BUNDLE", help="a packed file, a bundle's folder, or `embedded`")]
+
+
+def keygen(
+    out: Annotated[Path, typer.Option("-o", metavar="NAME", help="writes NAME.key, to sign with, and NAME.pub")],
+) -> None:
+    """Make a pair of keys: `pack --sign NAME.key` here, `install --trust NAME.pub` on boards."""
+    from merino_edge.delivery.keys import make_key
+
+    private, public = make_key(out)
+    say(f"wrote {private}, which must stay secret, and {public}, which boards are to trust")
+
+
+def pack(
+    bundles: Annotated[
+        list[str], typer.Argument(metavar="BUNDLE...", help="one model in several formats, the preferred one first")
+    ],
+    out: Annotated[Path, typer.Option("-o", metavar="NAME.merino", help="the packed file")],
+    device: Annotated[
+        list[str] | None, typer.Option(help="a board that may install it, by id or profile; repeat for more")
+    ] = None,
+    wheels: Annotated[
+        bool, typer.Option("--wheels", help="with the Python packages, so that the boards need no network")
+    ] = False,
+    sign: Annotated[Path | None, typer.Option(metavar="NAME.key", help="the key of `keygen` that signs it")] = None,
+    as_json: Json = False,
+) -> None:
+    """Pack bundles into one file that a board installs, each byte of it checked there."""
+    from merino_edge.calibration.board import board
+    from merino_edge.delivery.pack import pack as run
+    from merino_edge.families.names import bundle_path
+
+    folders = [Path(bundle_path(each)) for each in bundles]
+    devices = [board(each, say) for each in dict.fromkeys(device or ())]
+    with working(f"packing {out.name}"):
+        made = run(folders, out, devices, wheels, sign, say)
+    if as_json:
+        print(json.dumps({"path": str(out), "id": made.id, "bytes": made.size_bytes, "signed": made.signed}))
+        return
+    boards = ", ".join(need.id for need in made.manifest.boards) or "any board"
+    pythons = ", ".join(f"Python {each.python} ({each.architecture})" for each in made.manifest.wheels)
+    print(f"{out}: release {made.id}, {made.size_bytes / 2**20:.1f} MB, for {boards}; packages for {pythons or 'none'}")
+    if not made.signed:
+        say("it is not signed: boards install it with --allow-unsigned only")
+
+
+def info(path: Read, as_json: Json = False) -> None:
+    """Describe a packed file or a bundle, without unpacking it."""
+    from merino_edge.families.names import bundle_path
+    from merino_runtime.commands import run_info
+
+    run_info(bundle_path(path), as_json)
+
+
+def verify(
+    path: Read,
+    trust: Annotated[
+        list[str] | None, typer.Option(metavar="NAME.pub", help="it must be signed by this key; repeat for more")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Hash every file of a packed file or a bundle, and check the signature."""
+    from merino_edge.families.names import bundle_path
+    from merino_runtime.commands import run_verify
+
+    run_verify(bundle_path(path), trust or (), as_json)

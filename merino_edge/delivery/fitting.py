@@ -1,0 +1,72 @@
+"""Whether bundles belong into one packed file: they are one model in several formats, and each board can run one."""
+
+from collections.abc import Callable, Sequence
+
+from merino_edge.bundles.boards import fitting_boards
+from merino_edge.bundles.files import TOKENIZER_FILE
+from merino_edge.families.registry import read_geometry
+from merino_edge.prediction.formats import missing_isa
+from merino_edge.profiles.profile import DeviceProfile
+from merino_runtime.bundle import Bundle
+from merino_runtime.errors import MerinoError
+from merino_runtime.requirements import version_tuple
+
+Say = Callable[[str], None]
+
+
+def check_one_model(bundles: Sequence[Bundle], say: Say = lambda _: None) -> None:
+    """Raises MerinoError where a bundle is of another model than the first, or is given twice.
+
+    Weights are not compared, since formats change them. Where they are said to come from different places, `say` is
+    told.
+    """
+    first = bundles[0]
+    for bundle in bundles[1:]:
+        other = [what for what, value in _identity(bundle).items() if value != _identity(first)[what]]
+        if other:
+            raise MerinoError(f"{bundle.folder} is another model than {first.folder}: the {' and the '.join(other)}"
+                              f" {'differ' if len(other) > 1 else 'differs'}. One file holds one model in several"
+                              " formats; pack others on their own")  # fmt: skip
+        if bundle.weights_source != first.weights_source:
+            say(f"the weights of {first.folder} are from {first.weights_source!r}, those of {bundle.folder} from"
+                f" {bundle.weights_source!r}")  # fmt: skip
+    for number, bundle in enumerate(bundles):
+        for before in bundles[:number]:
+            if bundle._replace(folder="") == before._replace(folder=""):
+                raise MerinoError(f"{before.folder} and {bundle.folder} are the same bundle: leave one out")
+
+
+def _identity(bundle: Bundle) -> dict[str, object]:
+    return {
+        "architecture": (bundle.family, bundle.architecture),
+        "vocabulary": (bundle.vocab, bundle.eos_id),
+        "kind of weights": bundle.weights,
+        "tokenizer": [file.sha256 for file in bundle.files if file.path == TOKENIZER_FILE],
+    }
+
+
+def check_devices(bundles: Sequence[Bundle], devices: Sequence[DeviceProfile], say: Say = lambda _: None) -> None:
+    """Raises MerinoError where a device can run none of the bundles well. `say` is told of one that no device uses."""
+    reasons = [[why_not(bundle, profile) for bundle in bundles] for profile in devices]
+    for profile, found in zip(devices, reasons, strict=True):
+        if all(found):
+            raise MerinoError(f"{profile.id} can run none of the bundles: {'; '.join(each for each in found if each)}."
+                              " Add a bundle that it can run, or leave out the device")  # fmt: skip
+    for number, bundle in enumerate(bundles):
+        if devices and all(found[number] for found in reasons):
+            say(f"{bundle.folder} is of no use to the named devices: {reasons[0][number]}")
+
+
+def why_not(bundle: Bundle, profile: DeviceProfile) -> str:
+    """Why the device should not run the bundle; empty where it can."""
+    need, has = bundle.backend, profile.software.onnxruntime
+    named = f"{bundle.folder} ({bundle.dialect} {bundle.precision})"
+    if version_tuple(has) < version_tuple(need.min_version):
+        return f"{named} needs {need.name} {need.min_version} and its system has {has} (--dialect portable needs less)"
+    missing = missing_isa(profile, bundle.precision)
+    if missing:
+        return f"{named} needs {', '.join(missing)}, which its CPU lacks"
+    operators = read_geometry(bundle.family, bundle.architecture).operators
+    if not fitting_boards(operators, bundle.precision, bundle.context, bundle.threads, [profile]):
+        return f"{named} needs {'a GPU' if bundle.precision == 'fp16' else 'more memory than it has free'}"
+    return ""

@@ -1,0 +1,173 @@
+"""Writes a packed file, NAME.merino: bundles of one model, the board's application, wheels, manifest and signature.
+
+The same input gives the same bytes, whoever packs it and when. Layout and reading: `merino_runtime.delivery.archive`.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from merino_edge import __version__
+from merino_edge.bundles.board_app import write_board_app
+from merino_edge.bundles.files import DESCRIPTION_FILE
+from merino_edge.delivery.fitting import Say, check_devices, check_one_model
+from merino_edge.delivery.keys import read_private_key, signature_of
+from merino_edge.delivery.targets import targets_of
+from merino_edge.delivery.wheels import Wheels, wheels_for
+from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.storage.atomic import check_file, check_keeps, make_parent, scratch_folder
+from merino_runtime.bundle import Bundle, load_bundle, sha256_of
+from merino_runtime.delivery.archive import (
+    BLOCK,
+    CHECKSUM,
+    END,
+    SIGNATURE,
+    checksum_bytes,
+    header,
+    packed_member,
+    padded,
+    signature_bytes,
+)
+from merino_runtime.delivery.manifest import (
+    APP,
+    NAME,
+    SCHEMA,
+    BoardNeed,
+    FileEntry,
+    Manifest,
+    WheelSet,
+    manifest_bytes,
+    parse_manifest,
+    release_id,
+)
+from merino_runtime.errors import MerinoError
+from merino_runtime.outputs import is_stdout, open_output
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+COPIED_AT_ONCE = 1 << 20
+
+
+class Packed(NamedTuple):
+    """What was written. `id`: the release's, from its manifest."""
+
+    path: Path
+    id: str
+    size_bytes: int
+    manifest: Manifest
+    signed: bool
+
+
+def pack(
+    bundles: Sequence[Path], out: Path, devices: Sequence[DeviceProfile] = (), with_wheels: bool = False,
+    key: Path | None = None, say: Say = lambda _: None,
+) -> Packed:  # fmt: skip
+    """Write `bundles`, the preferred one first, to `out`, for `devices` or, where none is named, any board.
+
+    `with_wheels`: also the packages for each Python that the devices have. `key`: the private key that signs.
+    Raises MerinoError where a bundle is damaged, they are of different models, a device could run none of them, or the
+    file cannot be written.
+    """
+    check_request(bundles, out, devices, with_wheels, key)
+    private = read_private_key(key) if key else None
+    found = [load_bundle(str(folder)) for folder in bundles]
+    check_one_model(found, say)
+    check_devices(found, devices, say)
+    wheels = wheels_of(devices, say) if with_wheels else []
+    with scratch_folder(out) as scratch:
+        app = scratch / APP
+        write_board_app(app)
+        sources = dict(sources_of(found, app, wheels))
+        manifest = manifest_of(found, needs_of(devices, say), wheels, sources)
+        size_bytes = write_archive(out, manifest, sources, private)
+    return Packed(out, release_id(manifest_bytes(manifest)), size_bytes, manifest, bool(key))
+
+
+def check_request(
+    bundles: Sequence[Path], out: Path, devices: Sequence[DeviceProfile], with_wheels: bool, key: Path | None
+) -> None:
+    """Raises MerinoError for what can be seen before anything is read."""
+    if is_stdout(str(out)):
+        raise MerinoError(f"-o {out} is stdout, which a packed file is not written to: name a file")
+    if with_wheels and not devices:
+        raise MerinoError("--wheels needs to know for which board: name it with --device, which may be repeated")
+    check_keeps(out, [*bundles, *([key] if key else [])])
+    check_file(out)
+
+
+def needs_of(devices: Sequence[DeviceProfile], say: Say) -> tuple[BoardNeed, ...]:
+    """The boards that may install the file; none where one of them cannot be told by its device tree."""
+    unknown = [profile.id for profile in devices if not profile.device_tree_models]
+    if unknown:
+        say(f"the profile of {', '.join(unknown)} has no device_tree_models: any board may install the file")
+        return ()
+    return tuple(BoardNeed(profile.id, profile.device_tree_models) for profile in devices)
+
+
+def wheels_of(devices: Sequence[DeviceProfile], say: Say) -> list[Wheels]:
+    """The sets of all devices, each once, in the order of their paths."""
+    found: dict[str, Wheels] = {}
+    for profile in devices:
+        for target in targets_of(profile):
+            wheels = wheels_for(profile.software, target, say)
+            if found.setdefault(wheels.path, wheels).packages != wheels.packages:
+                raise MerinoError(f"the devices have other versions of packages for the same Python ({wheels.path}):"
+                                  " pack a file for each of them")  # fmt: skip
+    return [found[path] for path in sorted(found)]
+
+
+def sources_of(bundles: Sequence[Bundle], app: Path, wheels: Sequence[Wheels]) -> Iterator[tuple[str, Path]]:
+    """(path in the archive, file) in the archive's order."""
+    yield APP, app
+    for number, bundle in enumerate(bundles):
+        for name in (DESCRIPTION_FILE, *(file.path for file in bundle.files)):
+            yield f"bundles/{number}/{name}", Path(bundle.folder) / name
+    for each in wheels:
+        yield from ((f"{each.path}/{file.name}", file) for file in each.files)
+
+
+def manifest_of(
+    bundles: Sequence[Bundle], boards: tuple[BoardNeed, ...], wheels: Sequence[Wheels], sources: Mapping[str, Path]
+) -> Manifest:
+    """Hashes the files. Raises MerinoError where a board would refuse the manifest."""
+    sets = [
+        WheelSet(each.path, each.target.python, each.target.architecture, each.target.glibc, each.packages)
+        for each in wheels
+    ]
+    files = [FileEntry(name, path.stat().st_size, sha256_of(str(path))) for name, path in sources.items()]
+    numbered = [f"bundles/{number}" for number in range(len(bundles))]
+    made = Manifest(SCHEMA, bundles[0].name, __version__, boards, tuple(numbered), tuple(sets), tuple(files))
+    return parse_manifest(manifest_bytes(made), "what is to be packed")
+
+
+def write_archive(
+    out: Path, manifest: Manifest, sources: Mapping[str, Path], key: "Ed25519PrivateKey | None" = None
+) -> int:
+    """Write the file in constant memory -> its bytes. Raises MerinoError where a source changed since it was hashed."""
+    data = manifest_bytes(manifest)
+    first = packed_member(NAME, data) + packed_member(CHECKSUM, checksum_bytes(data))
+    if key:
+        first += packed_member(SIGNATURE, signature_bytes(signature_of(key, data)))
+    size_bytes = len(first) + sum(BLOCK + padded(entry.bytes) for entry in manifest.files) + len(END)
+    make_parent(out)
+    with open_output(str(out), size_bytes) as file:
+        file.write(first)
+        for entry in manifest.files:
+            file.write(header(entry.path, entry.bytes))
+            copy(sources[entry.path], entry, file)
+            file.write(bytes(padded(entry.bytes) - entry.bytes))
+        file.write(END)
+    return size_bytes
+
+
+def copy(source: Path, entry: FileEntry, to: BinaryIO) -> None:
+    digest, count = hashlib.sha256(), 0
+    with open(source, "rb") as file:
+        while data := file.read(COPIED_AT_ONCE):
+            digest.update(data)
+            count += len(data)
+            to.write(data)
+    if (count, digest.hexdigest()) != (entry.bytes, entry.sha256):
+        raise MerinoError(f"{source} changed while it was packed: try again when nothing writes to it")

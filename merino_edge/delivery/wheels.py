@@ -1,0 +1,156 @@
+"""The packages that a board's Python needs, as wheels: found by pip for another Python, kept in the user's cache.
+
+pip evaluates the conditions of requirements for the Python that it runs in. So it is asked for single packages, and
+what each of them requires is read from its metadata and evaluated for the target here, until nothing is missing.
+"""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name, parse_wheel_filename
+
+from merino_edge.bundles.description import REFUSED_VERSIONS
+from merino_edge.delivery.targets import Target, least_glibc, marker_environment, platforms
+from merino_edge.profiles.profile import Software
+from merino_edge.storage.atomic import cache_folder, new_folder
+from merino_edge.storage.faults import shortened
+from merino_runtime.bundle import sha256_of
+from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json
+from merino_runtime.outputs import write_output
+
+INSTALLER = "pip"
+BACKEND = "onnxruntime"
+# Requirements that parts of a package have which the runtime does not use: downloads from the model hub, tools for the
+# preparation of models. With them there would be 15 packages more, and minutes of installation on a small board.
+LEFT_OUT = {"tokenizers": {"huggingface-hub"}, BACKEND: {"sympy", "coloredlogs"}}
+MOST_ROUNDS = 10
+INDEX_FILE = "wheels.json"
+SCHEMA = 1
+Requirements = Mapping[str, SpecifierSet]  # by canonical name
+
+
+class Wheels(NamedTuple):
+    """A set that needs nothing else. `glibc`: the oldest that all of them run with."""
+
+    target: Target
+    files: tuple[Path, ...]
+    packages: dict[str, str]  # canonical name -> version
+
+    @property
+    def path(self) -> str:
+        """Its folder in the archive."""
+        return f"wheels/{self.target.name}"
+
+
+def requirements_of(software: Software) -> dict[str, SpecifierSet]:
+    """The runtime's packages in the versions that the profile has for its board, and pip in any."""
+    refused = ",".join(f"!={version}" for version in REFUSED_VERSIONS)
+    versions = {"numpy": software.numpy, "tokenizers": software.tokenizers, BACKEND: software.onnxruntime}
+    found = {name: SpecifierSet(f"=={version}.*") for name, version in versions.items()}
+    return {**found, BACKEND: found[BACKEND] & SpecifierSet(refused), INSTALLER: SpecifierSet()}
+
+
+def wheels_for(software: Software, target: Target, say: Callable[[str], None] = lambda _: None) -> Wheels:
+    """The wheels for a target, out of the cache where it has them. Raises MerinoError where there are none."""
+    wanted = requirements_of(software)
+    key = sha256(repr(sorted((name, str(specifier)) for name, specifier in wanted.items())).encode()).hexdigest()[:16]
+    place = cache_folder() / "wheels" / f"{target.name}-{key}"
+    if kept_names(place) is None:
+        say(f"fetching the packages for Python {target.python}, {target.architecture}, glibc {target.glibc}")
+        with new_folder(place, lambda _: True) as folder:
+            fetch(wanted, target, folder)
+            write_index(folder)
+    names = kept_names(place)
+    if names is None:
+        raise MerinoError(f"the wheels in {place} changed while they were read: try again")
+    files = tuple(place / name for name in names)
+    versions = {str(parsed[0]): str(parsed[1]) for parsed in (parse_wheel_filename(name) for name in names)}
+    return Wheels(target._replace(glibc=least_glibc(files, target)), files, versions)
+
+
+def kept_names(place: Path) -> list[str] | None:
+    """Names of the wheels in a folder of the cache, sorted; None where it is not there, or one is not as it was."""
+    try:
+        kept = read_json(str(place / INDEX_FILE), "")["files"]
+        whole = all(sha256_of(str(place / name)) == digest for name, digest in kept.items())
+    except (MerinoError, LookupError, TypeError, AttributeError):
+        return None
+    return sorted(kept) if whole else None
+
+
+def write_index(folder: Path) -> None:
+    hashes = {path.name: sha256_of(str(path)) for path in sorted(folder.glob("*.whl"))}
+    write_output(str(folder / INDEX_FILE), json.dumps({"schema": SCHEMA, "files": hashes}, indent=1) + "\n")
+
+
+def fetch(wanted: Requirements, target: Target, folder: Path) -> None:
+    """Fill `folder` with wheels that meet `wanted` and all that they require. Raises MerinoError where none do."""
+    needed = wanted
+    for _ in range(MOST_ROUNDS):
+        present = {str(parse_wheel_filename(path.name)[0]): path for path in folder.glob("*.whl")}
+        lacking = []
+        for name, specifier in sorted(needed.items()):
+            path = present.get(name)
+            if path and not specifier.contains(parse_wheel_filename(path.name)[1], prereleases=True):
+                path.unlink()
+                path = None
+            if path is None:
+                lacking.append(f"{name}{specifier}")
+        if not lacking:
+            break
+        download(lacking, target, folder)
+        needed = joined(wanted, (each for path in folder.glob("*.whl") for each in required_by(path, target)))
+    else:
+        raise MerinoError(f"the packages for {target.name} contradict each other: {', '.join(lacking)} after"
+                          f" {MOST_ROUNDS} rounds. Name other versions in the profile's [software]")  # fmt: skip
+    least_glibc(folder.glob("*.whl"), target)  # each of them runs there
+
+
+def joined(wanted: Requirements, more: Iterable[Requirement]) -> dict[str, SpecifierSet]:
+    found = dict(wanted)
+    for each in more:
+        name = canonicalize_name(each.name)
+        found[name] = found.get(name, SpecifierSet()) & each.specifier
+    return found
+
+
+def required_by(wheel: Path, target: Target) -> list[Requirement]:
+    """What a wheel requires on the target, without what is left out."""
+    name, version = parse_wheel_filename(wheel.name)[:2]
+    with zipfile.ZipFile(wheel) as archive:
+        inner = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+        folder = zipfile.Path(archive, inner.removesuffix("METADATA"))
+        requires = importlib.metadata.PathDistribution(folder).requires or []
+    environment = marker_environment(target)
+    found = [Requirement(text) for text in requires]
+    needed = [each for each in found if each.marker is None or each.marker.evaluate(environment)]
+    return [each for each in needed if canonicalize_name(each.name) not in LEFT_OUT.get(str(name), ())]
+
+
+def download(requirements: list[str], target: Target, folder: Path) -> None:
+    """One wheel for each requirement, the newest that runs on the target. Raises MerinoError with pip's reason."""
+    options = [part for name in platforms(target) for part in ("--platform", name)]
+    done = subprocess.run(
+        [sys.executable, "-m", INSTALLER, "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+         "--only-binary=:all:", "--implementation", "cp", "--python-version", target.python, *options,
+         "--dest", str(folder), *requirements],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1])
+        raise MerinoError(
+            f"pip finds no wheels of {', '.join(requirements)} for {target.name}: {shortened(reason, 300)}. Connect"
+            " this machine to a package index (what was fetched once is kept), correct the versions in the profile's"
+            " [software], or pack without --wheels"
+        )

@@ -1,0 +1,119 @@
+"""`info` and `verify` of a packed file: what it holds and for whom, read where it lies. Nothing is unpacked."""
+import base64
+import json
+import os
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from merino_runtime import board
+from merino_runtime.bundle import Bundle
+from merino_runtime.delivery.archive import Archive, check_hashes, check_signature, open_archive
+from merino_runtime.delivery.fit import choose, packed_bundle
+from merino_runtime.delivery.keys import PublicKey, read_public_key
+from merino_runtime.delivery.machine import this_machine
+from merino_runtime.delivery.manifest import files_under
+from merino_runtime.errors import MerinoError
+from merino_runtime.json_shape import listed
+from merino_runtime.streams import write_out
+
+
+def run_info(path: str, as_json: bool = False) -> int:
+    """as_json: {id, bytes, signature, manifest, bundles, takes, refusal}; keys in docs/formats.md."""
+    archive = open_archive(path)
+    check_itself(archive)
+    bundles = [packed_bundle(archive, folder) for folder in archive.manifest.bundles]
+    takes, refusal = _taken_here(archive)
+    if as_json:
+        found = {"id": archive.id, "bytes": archive.bytes, "signature": _signature(archive),
+                 "manifest": json.loads(archive.manifest_bytes.decode("ascii")),
+                 "bundles": [_description(bundle) for bundle in bundles], "takes": takes, "refusal": refusal}
+        write_out(json.dumps(found, indent=2) + "\n")
+    else:
+        here = f"takes {takes}" if takes else f"takes nothing: {refusal}"
+        facts = [*_facts(archive, bundles), ("this machine", here)]
+        write_out("".join(f"{name:15} {value}\n" for name, value in facts))
+    return 0
+
+
+def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> int:
+    """Hashes every file. trust: files of public keys, by one of which the file must be signed; none: a signature that
+    is there must be one, whoever made it."""
+    keys = [read_public_key(each) for each in trust]
+    archive = open_archive(path)
+    check_itself(archive)
+    if keys:
+        check_signed_by(archive, keys)
+    check_hashes(archive)
+    check_bundles(archive)
+    found, files = _signature(archive), archive.manifest.files
+    if as_json:
+        write_out(json.dumps({"id": archive.id, "name": archive.manifest.name, "files": len(files),
+                              "bytes": archive.bytes, "signature": found}) + "\n")
+        return 0
+    signed = "not signed" if found is None else f"signed by {found['key']}" + (", trusted" if keys else
+                                                                               ", not compared with a trusted key")
+    write_out(f"ok: {archive.manifest.name}, release {archive.id}, {len(files)} files, "
+              f"{archive.bytes / board.MB:.1f} MB, every sha256 as expected; {signed}\n")
+    return 0
+
+
+def check_itself(archive: Archive) -> None:
+    """Raises MerinoError where the file has a signature that its own key did not make."""
+    check_signature(archive, [archive.signature.key] if archive.signature else [])
+
+
+def check_signed_by(archive: Archive, keys: Sequence[PublicKey]) -> None:
+    """Raises MerinoError where none of the keys signed the file."""
+    if check_signature(archive, [key.key for key in keys]) is None:
+        raise MerinoError(f"{archive.path} is not signed. Pack it with `merino-edge pack --sign NAME.key`.")
+
+
+def check_bundles(archive: Archive) -> None:
+    """Raises MerinoError where a bundle in the file is not whole by its own description."""
+    for folder in archive.manifest.bundles:
+        files = packed_bundle(archive, folder).files
+        described = {f"{folder}/{file.path}": (file.bytes, file.sha256) for file in files}
+        packed = {entry.path: (entry.bytes, entry.sha256) for entry in files_under(archive.manifest, folder)
+                  if entry.path != f"{folder}/bundle.json"}
+        wrong = sorted(path for path in {**described, **packed} if described.get(path) != packed.get(path))
+        if wrong:
+            raise MerinoError(f"{archive.path}: {folder}/bundle.json does not list what is packed: {listed(wrong)}. "
+                              "Pack it again.")
+
+
+def _taken_here(archive: Archive) -> Tuple[Optional[str], Optional[str]]:
+    """-> (the bundle that this machine would take, None), or (None, why it takes none)."""
+    try:
+        return choose(archive, this_machine(os.path.dirname(os.path.abspath(archive.path)))).path, None
+    except MerinoError as error:
+        return None, str(error)
+
+
+def _signature(archive: Archive) -> Optional[Dict[str, str]]:
+    found = archive.signature
+    return None if found is None else {"algorithm": "ed25519", "key": base64.b64encode(found.key).decode("ascii")}
+
+
+def _description(bundle: Bundle) -> Dict[str, Any]:
+    names = ("name", "precision", "dialect", "context", "params", "weight_bytes", "kv_bytes", "isa", "boards")
+    values = bundle._asdict()
+    return dict({name: values[name] for name in names}, path=bundle.folder, backend=bundle.backend._asdict())
+
+
+def _facts(archive: Archive, bundles: Sequence[Bundle]) -> List[Sequence[Any]]:
+    manifest, signature = archive.manifest, _signature(archive)
+    facts: List[Sequence[Any]] = [
+        ("name", manifest.name), ("release", archive.id), ("packed by", f"merino_edge {manifest.version}"),
+        ("size", f"{archive.bytes / board.MB:.1f} MB, {len(manifest.files)} files"),
+        ("signed by", signature["key"] if signature else "nobody"),
+        ("for boards", ", ".join(need.id for need in manifest.boards) or "any"),
+    ]
+    for bundle in bundles:
+        needs = ", ".join(bundle.isa) or "no special instructions"
+        facts.append((bundle.folder, f"{bundle.dialect} {bundle.precision}, context {bundle.context}, needs {needs}, "
+                                     f"{board.memory_need_mb(bundle):.0f} MB of memory, {bundle.backend.name} "
+                                     f"{bundle.backend.min_version} or later"))
+    for wheels in manifest.wheels:
+        packages = ", ".join(f"{name} {version}" for name, version in sorted(wheels.packages.items()))
+        facts.append(("wheels", f"Python {wheels.python}, {wheels.architecture}, glibc {wheels.glibc} or later: "
+                                f"{packages}"))
+    return facts

@@ -1,0 +1,290 @@
+"""A packed file as the workstation writes it: always the same bytes, whole, of one model, signed by a key kept well."""
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+
+from merino_edge.delivery.fitting import check_devices, check_one_model
+from merino_edge.delivery.keys import make_key, read_private_key
+from merino_edge.delivery.pack import manifest_of, pack, write_archive
+from merino_edge.embedded import FOLDER
+from merino_edge.profiles.reading import load_profile
+from merino_runtime.bundle import load_bundle
+from merino_runtime.delivery.archive import check_hashes, check_signature, open_archive, read_member
+from merino_runtime.delivery.fit import choose
+from merino_runtime.delivery.keys import read_public_key
+from merino_runtime.delivery.machine import this_machine
+from merino_runtime.delivery.manifest import FileEntry
+from merino_runtime.delivery.packed import check_bundles
+from merino_runtime.errors import MerinoError
+
+MB = 2**20
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory):
+    private, public = make_key(tmp_path_factory.mktemp("keys") / "fleet")
+    return private, read_public_key(str(public)).key
+
+
+@pytest.fixture(scope="module")
+def formats(embedded_bundles):
+    """Folders of one model: int4 for CPUs that multiply bytes, float32 for the rest."""
+    return [Path(embedded_bundles["fused", "int4"]), Path(embedded_bundles["portable", "fp32"])]
+
+
+def test_what_was_packed_is_in_it_and_nothing_else(formats, key, tmp_path):
+    private, public = key
+    made = pack(formats, tmp_path / "new" / "a.merino", [load_profile("jetson-nano")], key=private)
+    archive = open_archive(str(made.path))
+    check_hashes(archive)
+    check_bundles(archive)
+    assert check_signature(archive, [public]) == public
+    assert (archive.id, archive.bytes) == (made.id, made.path.stat().st_size) == (made.id, made.size_bytes)
+    assert [need.id for need in archive.manifest.boards] == ["jetson-nano"]
+    expected = {"merino.pyz"}
+    for number, folder in enumerate(formats):
+        for path in folder.iterdir():
+            if path.name != "merino.pyz":
+                expected.add(f"bundles/{number}/{path.name}")
+                assert read_member(archive, f"bundles/{number}/{path.name}") == path.read_bytes()
+    assert {file.path for file in archive.manifest.files} == expected
+    assert list(made.path.parent.iterdir()) == [made.path]
+
+
+def test_tar_lists_the_same_and_sha256sum_knows_the_manifest(formats, tmp_path):
+    made = pack(formats, tmp_path / "a.merino")
+    with tarfile.open(made.path) as tar:
+        names = tar.getnames()
+        tar.extractall(tmp_path / "out", filter="data")
+    assert names == ["manifest.json", "manifest.sha256", *(file.path for file in made.manifest.files)]
+    digest = (tmp_path / "out" / "manifest.sha256").read_text().split()
+    data = (tmp_path / "out" / "manifest.json").read_bytes()
+    assert digest == [hashlib.sha256(data).hexdigest(), "manifest.json"] and made.id == digest[0][:16]
+    assert not made.signed
+
+
+PACK = """
+import os, sys
+from pathlib import Path
+os.umask(0o077)
+from merino_edge.cli.app import main
+main(["pack", sys.argv[1], sys.argv[2], "-o", sys.argv[3], "--device", "raspberry-pi-5", "--sign", sys.argv[4]])
+"""
+
+
+def test_the_same_input_gives_the_same_bytes(formats, key, tmp_path):
+    """Elsewhere, later, under another umask, locale, time zone and hash seed, from folders in another order."""
+    private = key[0]
+    first = pack(formats, tmp_path / "first.merino", [load_profile("raspberry-pi-5")], key=private)
+    copies = []
+    for number, folder in enumerate(formats):
+        copy = tmp_path / f"copy {number}"
+        copy.mkdir()
+        for path in sorted(folder.iterdir(), reverse=True):
+            shutil.copyfile(path, copy / path.name)
+            os.utime(copy / path.name, (1, 1))
+        copies.append(copy.name)
+    done = subprocess.run(
+        [sys.executable, "-c", PACK, *copies, "second.merino", str(private)],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "LC_ALL": "C", "TZ": "Pacific/Kiritimati", "PYTHONHASHSEED": "7", "LANG": "tr_TR"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "second.merino").read_bytes() == first.path.read_bytes()
+
+
+def test_the_board_chooses_the_first_bundle_that_runs_well_there(formats, tmp_path):
+    archive = open_archive(str(pack(formats, tmp_path / "a.merino").path))
+    machine = this_machine(str(tmp_path))
+    arm = machine.board._replace(architecture="aarch64", pointer_bits=64)
+    for isa, path in ((frozenset(["dotprod"]), "bundles/0"), (frozenset(), "bundles/1")):
+        assert choose(archive, machine._replace(board=arm._replace(isa=isa))).path == path
+
+
+def test_packing_takes_constant_memory(tmp_path):
+    """A sparse file of 256 MB in place of weights."""
+    large = tmp_path / "large"
+    with open(large, "wb") as file:
+        file.truncate(256 * MB)
+    bundle = load_bundle(str(FOLDER))
+    sources = {"merino.pyz": large, "bundles/0/bundle.json": FOLDER / "bundle.json"}
+    tracemalloc.start()
+    try:
+        size = write_archive(tmp_path / "a.merino", manifest_of([bundle], (), [], sources), sources)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert size > 256 * MB and peak < 8 * MB
+
+
+def test_a_file_that_changes_while_it_is_packed_is_refused_and_the_old_output_stays(tmp_path):
+    out, source = tmp_path / "a.merino", tmp_path / "app"
+    bundle = load_bundle(str(FOLDER))
+    source.write_bytes(b"before")
+    sources = {"merino.pyz": source, "bundles/0/bundle.json": FOLDER / "bundle.json"}
+    manifest = manifest_of([bundle], (), [], sources)
+    out.write_bytes(b"old")
+    for changed in (b"after!", b"longer than before", b""):
+        source.write_bytes(changed)
+        with pytest.raises(MerinoError, match="app changed while it was packed"):
+            write_archive(out, manifest, sources)
+    assert out.read_bytes() == b"old" and sorted(tmp_path.iterdir()) == [out, source]
+
+
+def test_a_damaged_bundle_is_not_packed(formats, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(formats[0], folder)
+    with open(folder / "model.onnx.data", "r+b") as file:
+        file.write(b"x")
+    with pytest.raises(MerinoError, match="model.onnx.data has sha256"):
+        pack([folder], tmp_path / "a.merino")
+    assert not (tmp_path / "a.merino").exists()
+
+
+def test_a_name_that_the_archive_cannot_hold_is_refused(formats, tmp_path):
+    """`bundle.json` of an exporter may list any ASCII name; hidden files and spaces are not taken onto boards."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(formats[1], folder)
+    (folder / "tokenizer.json").rename(folder / ".hidden file")
+    description = json.loads((folder / "bundle.json").read_text())
+    for file in description["files"]:
+        if file["path"] == "tokenizer.json":
+            file["path"] = ".hidden file"
+    (folder / "bundle.json").write_text(json.dumps(description))
+    with pytest.raises(MerinoError, match=r"hidden file"):
+        pack([folder], tmp_path / "a.merino")
+
+
+def test_bundles_of_other_models_are_refused(formats, bundle_dirs):
+    ours, other = load_bundle(str(formats[0])), load_bundle(bundle_dirs["fused"])
+    check_one_model([ours, load_bundle(str(formats[1]))])
+    with pytest.raises(MerinoError, match="another model .*architecture and the vocabulary"):
+        check_one_model([ours, other])
+    tokens = tuple(
+        FileEntry(file.path, file.bytes, "0" * 64) if file.path == "tokenizer.json" else file for file in ours.files
+    )
+    with pytest.raises(MerinoError, match="the tokenizer differs"):
+        check_one_model([ours, ours._replace(files=tokens)])
+    with pytest.raises(MerinoError, match="the same bundle"):
+        check_one_model([ours, ours._replace(folder="elsewhere")])
+    said = []
+    check_one_model([ours, ours._replace(precision="int8", weights_source="checkpoint other")], said.append)
+    assert len(said) == 1 and "checkpoint other" in said[0]
+
+
+def test_each_device_must_be_able_to_run_one_of_the_bundles(formats):
+    int4, fp32 = (load_bundle(str(folder)) for folder in formats)
+    nano, new = load_profile("jetson-nano"), load_profile("raspberry-pi-5")
+    check_devices([int4, fp32], [nano, new])
+    with pytest.raises(MerinoError, match=r"jetson-nano can run none .*needs onnxruntime 1\.23"):
+        check_devices([int4], [new, nano])
+    recent = nano.model_copy(update={"software": new.software})
+    with pytest.raises(MerinoError, match=r"jetson-nano .*needs dotprod, which its CPU lacks"):
+        check_devices([int4], [recent])
+    small = new.model_copy(update={"memory": new.memory.model_copy(
+        update={"free_mb": new.memory.free_mb.model_copy(update={"value": 20})})})  # fmt: skip
+    with pytest.raises(MerinoError, match="more memory than it has free"):
+        check_devices([int4, fp32], [small])
+    said = []
+    check_devices([int4, fp32], [nano], said.append)
+    assert len(said) == 1 and said[0].startswith(f"{formats[0]} is of no use")
+
+
+def test_a_device_without_a_device_tree_opens_the_file_to_all_and_says_so(formats, tmp_path):
+    own = load_profile("raspberry-pi-5").model_copy(update={"id": "own", "device_tree_models": ()})
+    said = []
+    made = pack(formats, tmp_path / "a.merino", [load_profile("raspberry-pi-5"), own], say=said.append)
+    assert made.manifest.boards == () and [line for line in said if "own" in line and "any board" in line]
+
+
+@pytest.mark.parametrize("words, reason", [
+    (["-o", "-"], "stdout"), (["-o", "a.merino", "--wheels"], "--device"), (["-o", "."], "a folder"),
+    (["-o", "a.merino", "--device", "raspberry-pi-6"], "raspberry-pi-5"),
+    (["-o", "a.merino", "--sign", "no.key"], "no.key"),
+])  # fmt: skip
+def test_a_request_that_cannot_be_met_is_one_line(words, reason, tmp_path):
+    done = merino_edge(["pack", "embedded", *words], tmp_path)
+    assert done.returncode == 1 and reason in done.stderr and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def merino_edge(words, cwd):
+    code = "import sys; from merino_edge.cli.app import main; main(sys.argv[1:])"
+    return subprocess.run([sys.executable, "-c", code, *words], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_the_commands_from_a_key_to_a_verified_file(tmp_path):
+    def run(*words):
+        done = merino_edge(words, tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("keygen", "-o", "fleet")
+    run("keygen", "-o", "other")
+    options = ("--device", "raspberry-pi-5", "--sign", "fleet.key", "--json")
+    made = json.loads(run("pack", "embedded", "-o", "a.merino", *options))
+    verified = json.loads(run("verify", "a.merino", "--trust", "other.pub", "--trust", "fleet.pub", "--json"))
+    told = json.loads(run("info", "a.merino", "--json"))
+    assert made["id"] == verified["id"] == told["id"] and told["bundles"][0]["precision"] == "fp32"
+    assert told["signature"]["key"] in (tmp_path / "fleet.pub").read_text()
+    assert told["takes"] is None and "raspberry-pi-5" in told["refusal"]
+    assert f"release         {made['id']}" in run("info", "a.merino")
+    done = merino_edge(["verify", "a.merino", "--trust", "other.pub"], tmp_path)
+    assert done.returncode == 1 and "not trusted here" in done.stderr
+    run("pack", "embedded", "-o", "u.merino")
+    assert "not signed" in run("verify", "u.merino")
+    done = merino_edge(["verify", "u.merino", "--trust", "fleet.pub"], tmp_path)
+    assert done.returncode == 1 and "not signed" in done.stderr
+
+
+def test_keys_are_never_overwritten_and_the_private_one_is_for_its_owner(tmp_path):
+    old = os.umask(0)
+    try:
+        private, public = make_key(tmp_path / "new" / "fleet")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(private.stat().st_mode) == 0o600
+    before = private.read_bytes(), public.read_bytes()
+    with pytest.raises(MerinoError, match="no key is overwritten"):
+        make_key(tmp_path / "new" / "fleet")
+    private.unlink()
+    with pytest.raises(MerinoError, match=r"fleet\.pub is there"):
+        make_key(tmp_path / "new" / "fleet")
+    assert public.read_bytes() == before[1] and not private.exists()
+    private.write_bytes(before[0])
+    private.chmod(0o640)
+    with pytest.raises(MerinoError, match="chmod 600"):
+        read_private_key(private)
+    private.chmod(0o600)
+    read = read_private_key(private).public_key().public_bytes_raw()
+    assert read == read_public_key(str(public)).key
+
+
+def pem(key, password=None):
+    kept = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, kept)
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"nonsense", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", b"\xff", b"x" * 2**17,
+    lambda: pem(rsa.generate_private_key(65537, 2048)), lambda: pem(ed25519.Ed25519PrivateKey.generate(), b"secret"),
+], ids=["empty", "text", "short", "binary", "long", "rsa", "password"])  # fmt: skip
+def test_what_is_no_private_key_is_refused_in_one_line(content, tmp_path):
+    path = tmp_path / "a.key"
+    path.write_bytes(content if isinstance(content, bytes) else content())
+    path.chmod(0o600)
+    with pytest.raises(MerinoError, match=r"a\.key is not a private key of Ed25519") as caught:
+        read_private_key(path)
+    assert "\n" not in str(caught.value)
