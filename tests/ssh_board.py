@@ -82,7 +82,8 @@ def running(folder, login_key, path=None, more=""):
     )
     with contextlib.suppress(OSError):
         Path("/run/sshd").mkdir(exist_ok=True)
-    process = subprocess.Popen([SSHD, "-D", "-E", str(log), "-f", str(folder / "sshd_config")], stdin=subprocess.DEVNULL)
+    command = [SSHD, "-D", "-E", str(log), "-f", str(folder / "sshd_config")]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     board = SshBoard(process, port, home, host_key, log)
     try:
         wait_until_it_listens(board)

@@ -131,7 +131,7 @@ def test_no_entry_of_the_ssh_config_switches_the_check_off(board, workstation):
 
 
 @with_sshd
-def test_a_login_key_may_come_from_an_agent(board, workstation, login_key, tmp_path, monkeypatch):
+def test_a_login_key_may_come_from_an_agent(board, workstation, tmp_path, monkeypatch):
     if not shutil.which("ssh-agent"):
         pytest.skip("no ssh-agent here")
     key = workstation.home / ".ssh" / "id_ed25519"
@@ -150,7 +150,8 @@ def test_a_login_key_may_come_from_an_agent(board, workstation, login_key, tmp_p
         agent.wait()
 
 
-def test_nobody_listens_there(workstation):
+@pytest.mark.usefixtures("workstation")
+def test_nobody_listens_there():
     assert "refused" in refused(f"127.0.0.1:{ssh_board.free_port()}").lower()
 
 
@@ -165,8 +166,8 @@ def test_addresses():
 
 @pytest.mark.parametrize(
     "wrong",
-    ["", "@", "a@", "fe80::1", "host:", "host:0", "host:65536", "host:1:2", "-oProxyCommand=x", "-x@host", "a b", "h\x1b",
-     "host/x", "[::1", "h:٣", "host:22\n"],
+    ["", "@", "a@", "fe80::1", "host:", "host:0", "host:65536", "host:1:2", "-oProxyCommand=x", "-x@host", "a b",
+     "h\x1b", "host/x", "[::1", "h:\u0663", "host:22\n"],
 )  # fmt: skip
 def test_what_names_no_host_is_refused(wrong):
     with pytest.raises(MerinoError, match="names no host") as caught:

@@ -58,7 +58,8 @@ async def _login(
             port = options.port if options.port != asyncssh.DEFAULT_PORT else None
             kinds = keys.kinds(options.host_key_alias or options.host, port)
             connection = await asyncssh.connect(
-                address.host, address.port or (), options=options, client_factory=lambda: judge, known_hosts=judge.trusted,
+                address.host, address.port or (), options=options, client_factory=lambda: judge,
+                known_hosts=judge.trusted,
                 server_host_key_algs=() if options.config.get("HostKeyAlgorithms") else kinds,
             )
     except asyncssh.HostKeyNotVerifiable as error:
@@ -86,9 +87,10 @@ async def _options(address: Address) -> asyncssh.SSHClientConnectionOptions:
     """As ~/.ssh/config has them, but for what a board has no business with."""
     given = {key: value for key, value in (("username", address.user), ("port", address.port)) if value is not None}
     return await asyncssh.SSHClientConnectionOptions.construct(
-        config=(), host=address.host, agent_forwarding=False, x11_forwarding=False, password_auth=False, kbdint_auth=False,
-        host_based_auth=False, gss_kex=False, gss_auth=False, request_pty=False, env=(), send_env=(),
-        compression_algs=None, keepalive_interval=KEEPALIVE_S, keepalive_count_max=3, connect_timeout=None, **given,
+        config=(), host=address.host, agent_forwarding=False, x11_forwarding=False, password_auth=False,
+        kbdint_auth=False, host_based_auth=False, gss_kex=False, gss_auth=False, request_pty=False,
+        env=(), send_env=(), compression_algs=None, keepalive_interval=KEEPALIVE_S, keepalive_count_max=3,
+        connect_timeout=None, **given,
     )  # fmt: skip
 
 
@@ -106,7 +108,7 @@ def faults_told(address: Address, doing: str) -> Iterator[None]:
 def _fault(address: Address, doing: str, error: BaseException) -> MerinoError:
     if isinstance(error, OSError) and not isinstance(error, asyncssh.Error):
         # asyncio's own words for a refused connection do not say that it was refused.
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
     else:
         reason = getattr(error, "reason", "") or str(error) or type(error).__name__
     return MerinoError(f"{address.text}: cannot {doing}: {visible(str(reason))}")
