@@ -20,6 +20,7 @@ from merino_edge import __version__
 from merino_edge.cli import choose as cli_choose
 from merino_edge.cli import records as cli_records
 from merino_edge.cli.design import design
+from merino_edge.cli.flash import flash
 from merino_edge.cli.options import Device, Json
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
@@ -249,6 +250,7 @@ def bench(
     raise typer.Exit(code)
 
 
+app.command()(flash)
 app.command()(cli_records.compare)
 app.command()(cli_records.report)
 

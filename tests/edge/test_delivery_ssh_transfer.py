@@ -40,7 +40,7 @@ def content():
 def source(content, tmp_path):
     (tmp_path / "model").write_bytes(content)
     found = source_of("model", content)
-    return Source(found.name, tmp_path / "model", found.bytes, found.sha256)
+    return Source(found.name, tmp_path / "model", found.size_bytes, found.sha256)
 
 
 def copied(board, source, sent=lambda *_: None):

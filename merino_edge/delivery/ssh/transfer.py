@@ -42,8 +42,13 @@ class Source:
 
     name: str
     content: Path | bytes
-    bytes: int
+    size_bytes: int
     sha256: str
+
+    @property
+    def data(self) -> bytes:
+        """Of a small one."""
+        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
 
 def source_of(name: str, content: bytes) -> Source:
@@ -56,24 +61,24 @@ async def send(board: Board, folder: str, source: Source, sent: Sent = lambda *_
     Raises MerinoError where the connection is cut, the board has not the space, or the bytes arrive as others.
     """
     doing = f"copy {source.name}"
-    piece = piece_bytes(source.bytes)
+    piece = piece_bytes(source.size_bytes)
     request = {
-        "do": "receive", "folder": folder, "name": source.name, "size": source.bytes, "sha256": source.sha256,
+        "do": "receive", "folder": folder, "name": source.name, "size": source.size_bytes, "sha256": source.sha256,
         "piece": piece,
     }  # fmt: skip
     async with started(board, doing, request) as session:
-        async with asyncio.timeout(STALL_S + source.bytes / LEAST_BYTES_S):
+        async with asyncio.timeout(STALL_S + source.size_bytes / LEAST_BYTES_S):
             found = await answer(session, MOST_ANSWER_BYTES)
         if not _there(session, found):
             offset = await asyncio.to_thread(_agreeing, source, piece, found["pieces"])
-            left = source.bytes - offset
+            left = source.size_bytes - offset
             if left > found["free"]:
                 raise session.fault(
                     f"{left / 2**20:,.1f} MB are needed and {found['free'] / 2**20:,.1f} MB are free there: free space"
                     " on the board"
                 )
             await _stream(session, source, offset, sent)
-        sent(source.bytes, source.bytes)
+        sent(source.size_bytes, source.size_bytes)
     return f"{folder}/{source.name}"
 
 
@@ -111,8 +116,8 @@ async def _stream(session: Session, source: Source, offset: int, sent: Sent) -> 
     stdin.write(b'{"offset": %d}\n' % offset)
     position = offset
     with _opened(source, offset) as read:
-        while position < source.bytes:
-            data = await asyncio.to_thread(read, min(SENT_AT_ONCE, source.bytes - position))
+        while position < source.size_bytes:
+            data = await asyncio.to_thread(read, min(SENT_AT_ONCE, source.size_bytes - position))
             if not data:
                 raise session.fault("the file here became shorter meanwhile: run this again")
             stdin.write(data)
@@ -121,8 +126,8 @@ async def _stream(session: Session, source: Source, offset: int, sent: Sent) -> 
             if session.process.exit_status is not None or session.process.stdout.at_eof():
                 break  # its answer says why
             position += len(data)
-            sent(position, source.bytes)
-    async with asyncio.timeout(STALL_S + source.bytes / LEAST_BYTES_S):
+            sent(position, source.size_bytes)
+    async with asyncio.timeout(STALL_S + source.size_bytes / LEAST_BYTES_S):
         found = await answer(session)
         await ended(session)
     error = found.get("error") if isinstance(found, dict) else None
