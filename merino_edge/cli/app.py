@@ -21,6 +21,7 @@ from merino_edge.cli import choose as cli_choose
 from merino_edge.cli import deliver as cli_deliver
 from merino_edge.cli import records as cli_records
 from merino_edge.cli.design import design
+from merino_edge.cli.flash import flash
 from merino_edge.cli.options import Device, Json
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
@@ -250,6 +251,7 @@ def bench(
     raise typer.Exit(code)
 
 
+app.command()(flash)
 app.command()(cli_records.compare)
 app.command()(cli_records.report)
 app.command()(cli_deliver.keygen)

@@ -13,6 +13,10 @@ from merino_edge.prediction.confidence import ALLOWED, DEFAULT_CONFIDENCE, check
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Device = Annotated[str, typer.Option(help="a board's id, `host`, or the path of a profile")]
+AcceptNew = Annotated[
+    bool, typer.Option("--accept-new", help="take a new board's host key into known_hosts; a changed one never")
+]
+Ssh = Annotated[str | None, typer.Option("--ssh", metavar="[USER@]HOST[:PORT]", help="on this board")]
 Seed = Annotated[int, typer.Option(help="seed of all randomness")]
 Context = Annotated[int | None, typer.Option(help="tokens, prompt included; default: the board's")]
 Confidence = Annotated[

@@ -3,7 +3,7 @@
 rich is imported when something is drawn, so that commands which draw nothing answer at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from merino_runtime.streams import say_line
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
 
 
 def say(text: str) -> None:
@@ -97,6 +98,38 @@ def training_progress() -> Iterator[Progress]:
 
         def tell(done: int, total: int, what: str) -> None:
             bar.update(task, completed=done, total=total, description=what)
+
+        yield tell
+
+
+@contextmanager
+def boards_progress() -> Iterator[Callable[[str, str, int, int], None]]:
+    """A bar per board, as `flash_all` tells them; without a terminal a line at each step."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    last: dict[str, str] = {}
+
+    def line(host: str, doing: str, done: int, total: int) -> None:  # noqa: ARG001
+        if last.get(host) != doing:
+            last[host] = doing
+            say(f"{host}: {doing}")
+
+    stderr = Console(stderr=True)
+    if not stderr.is_terminal:
+        yield line
+        return
+    columns = (TextColumn("{task.fields[host]}", markup=False), BarColumn(), TimeElapsedColumn(),
+               TextColumn("{task.description}", markup=False))  # fmt: skip
+    with Bar(*columns, console=stderr, transient=True, redirect_stdout=False) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(host: str, doing: str, done: int, total: int) -> None:
+            if host not in tasks:
+                tasks[host] = bar.add_task(doing, host=host, total=None)
+            size = f" {done / 2**20:,.0f} of {total / 2**20:,.0f} MB" if total else ""
+            bar.update(tasks[host], description=doing + size, completed=done, total=total or None)
 
         yield tell
 

@@ -1,0 +1,42 @@
+"""What `--ssh` names: [USER@]HOST[:PORT], the host a name, an alias of ~/.ssh/config, or an address."""
+
+import re
+from dataclasses import dataclass
+
+from merino_edge.delivery.ssh.visible import visible
+from merino_runtime.errors import MerinoError
+
+FORM = "[USER@]HOST[:PORT], as pi@192.168.1.7, [fe80::1%eth0]:2222 with brackets for IPv6, or a Host of ~/.ssh/config"
+_ADDRESS = re.compile(
+    r"(?:(?P<user>[^@\s/][^@\s]*)@)?(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[\w.-]+))"
+    r"(?::(?P<port>[0-9]{1,5}))?"
+)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Of one board. `user` and `port` None: as ~/.ssh/config has it, else this user's name and 22."""
+
+    text: str  # as it was given, for messages
+    host: str
+    user: str | None = None
+    port: int | None = None
+
+
+def parse_address(text: str) -> Address:
+    """Raises MerinoError where it is not of that form."""
+    found = _ADDRESS.fullmatch(text)
+    port = int(found["port"]) if found and found["port"] else None
+    host = (found["six"] or found["host"]) if found else ""
+    user = found["user"] if found else None
+    if not host or host.startswith("-") or (user or "").startswith("-") or (port is not None and not 0 < port < 65536):
+        raise MerinoError(f"--ssh {visible(text)!r} names no host: write {FORM}")
+    return Address(text, host, user, port)
+
+
+def parse_addresses(texts: list[str]) -> list[Address]:
+    """Raises MerinoError too where one is named twice: two installs on one board would wait for each other."""
+    twice = sorted({text for text in texts if texts.count(text) > 1})
+    if twice:
+        raise MerinoError(f"--ssh {twice[0]} is given twice: give each board once")
+    return [parse_address(text) for text in texts]

@@ -1,0 +1,183 @@
+"""Runs things on a board through its Python: `merino_runtime.delivery.remote_end` is sent with each request.
+
+Every answer has a limit in bytes and in time, and begins behind a marker: what a login shell prints before is dropped.
+"""
+
+import asyncio
+import codecs
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+
+from merino_edge.delivery.ssh.connect import Board, faults_told
+from merino_edge.delivery.ssh.visible import visible, visible_text
+from merino_runtime.delivery import remote_end
+from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import value_of
+
+REMOTE_END = Path(remote_end.__file__).read_bytes()
+# Short, and the same in every shell; what is to be done comes over stdin.
+COMMAND = f"python3 -c 'import sys;exec(sys.stdin.buffer.read({len(REMOTE_END)}))'"
+NOT_FOUND = 127  # of a shell
+SHORT_S = 60.0
+SHORT_BYTES = 64 * 1024
+BEFORE_BYTES = 64 * 1024  # of what a login shell prints
+TALK_BYTES = 1 << 20  # of stderr
+PIECE = 1 << 16
+
+Take = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A request that the board's end has begun to answer. `doing` completes "HOST: cannot ...". `talk`: the last line
+    of stderr, once that has ended."""
+
+    board: Board
+    doing: str
+    process: "asyncssh.SSHClientProcess[bytes]"
+    talk: "asyncio.Task[str]"
+
+    def fault(self, what: str) -> MerinoError:
+        return MerinoError(f"{self.board.address.text}: cannot {self.doing}: {what}")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a program on the board left: its exit code, stdout, and the last line of stderr, fit for a terminal."""
+
+    code: int
+    out: str
+    last_words: str
+
+
+@asynccontextmanager
+async def started(
+    board: Board, doing: str, request: dict[str, Any], tell: Take | None = None, timeout_s: float | None = None
+) -> AsyncIterator[Session]:
+    """Sends the request, and waits for the beginning of its answer. The program there is ended with the body.
+
+    tell: gets each line of stderr. timeout_s: for the whole body; None: each step of it has its own. Raises MerinoError
+    where no answer begins.
+    """
+    with faults_told(board.address, doing):
+        async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(SHORT_S):
+                process = await board.connection.create_process(COMMAND, encoding=None)
+            session = Session(board, doing, process, asyncio.ensure_future(_talk(process, tell)))
+            try:
+                process.stdin.write(REMOTE_END + json.dumps(request).encode("ascii") + b"\n")
+                async with asyncio.timeout(SHORT_S):
+                    await _beginning(session)
+                yield session
+            finally:
+                session.talk.cancel()
+                process.close()
+
+
+async def finished(
+    board: Board, doing: str, request: dict[str, Any], data: bytes = b"", *, timeout_s: float = SHORT_S,
+    most_bytes: int = SHORT_BYTES, tell: Take | None = None, take: Take | None = None,
+) -> Finished:  # fmt: skip
+    """Sends the request and `data`, and reads the answer to its end.
+
+    take: gets each piece of the answer, fit for a terminal, instead of its being collected. Raises MerinoError where
+    the answer is longer than `most_bytes`, comes too late or not at all.
+    """
+    async with started(board, doing, request, tell, timeout_s) as session:
+        session.process.stdin.write(data)
+        out = await _rest(session, most_bytes, take)
+        code, last_words = await ended(session)
+    return Finished(code, out, last_words)
+
+
+async def answer(session: Session, most_bytes: int = SHORT_BYTES) -> Any:
+    """The value in the next line of JSON. Raises MerinoError where there is none."""
+    try:
+        line = await session.process.stdout.readuntil(b"\n")
+    except asyncio.IncompleteReadError as error:
+        line = error.partial
+        if len(line) <= most_bytes:
+            _, last_words = await ended(session)
+            raise session.fault(last_words or "the board ended without an answer") from error
+    if len(line) > most_bytes:
+        raise session.fault(f"the board answered with more than {most_bytes:,} bytes")
+    return json_of(session.board, session.doing, line.decode("utf-8", "replace"))
+
+
+def json_of(board: Board, doing: str, text: str) -> Any:
+    """The value of a JSON text from the board. Raises MerinoError where it is none."""
+    try:
+        return value_of(text)
+    except ValueError as error:
+        raise MerinoError(
+            f"{board.address.text}: cannot {doing}: the board answered {visible(text, 80)!r}, which is not JSON:"
+            f" {visible(str(error))}"
+        ) from error
+
+
+async def ended(session: Session) -> tuple[int, str]:
+    """Exit code, -1 where there is none, and the last line of stderr, once the program there has ended."""
+    async with asyncio.timeout(SHORT_S):
+        await session.process.wait_closed()
+        last_words = await session.talk
+    code = session.process.returncode
+    return -1 if code is None else code, last_words
+
+
+async def _beginning(session: Session) -> None:
+    dropped = 0
+    while dropped <= BEFORE_BYTES:
+        try:
+            line = await session.process.stdout.readuntil(b"\n")
+        except asyncio.IncompleteReadError as error:
+            if len(error.partial) > BEFORE_BYTES:
+                break
+            code, last_words = await ended(session)
+            if code == NOT_FOUND:
+                raise session.fault("it has no python3. On Debian and its kin: sudo apt install python3") from error
+            raise session.fault(last_words or f"python3 there ended with code {code} and said nothing") from error
+        if line.strip() == remote_end.BEGIN.encode("ascii"):
+            return
+        dropped += len(line)
+    raise session.fault(f"the board prints more than {BEFORE_BYTES:,} bytes before any answer: look at its login shell")
+
+
+async def _rest(session: Session, most_bytes: int, take: Take | None) -> str:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    found, size = [], 0
+    while data := await session.process.stdout.read(PIECE):
+        size += len(data)
+        if size > most_bytes:
+            raise session.fault(f"the board answered with more than {most_bytes:,} bytes")
+        text = decoder.decode(data)
+        if take:
+            take(visible_text(text))
+        else:
+            found.append(text)
+    return "".join(found)
+
+
+async def _talk(process: "asyncssh.SSHClientProcess[bytes]", tell: Take | None) -> str:
+    """Reads stderr to its end, `tell`s its lines, returns the last one. Beyond the limit it is read and dropped."""
+    last, kept, size = "", b"", 0
+    while data := await process.stderr.read(PIECE):
+        size += len(data)
+        if size > TALK_BYTES:
+            continue
+        *lines, kept = (kept + data).split(b"\n")
+        for line in lines:
+            last = _told(line, tell) or last
+    return _told(kept, tell) or last
+
+
+def _told(line: bytes, tell: Take | None) -> str:
+    text = visible(line.decode("utf-8", "replace"))
+    if text and tell:
+        tell(text)
+    return text

@@ -1,0 +1,82 @@
+"""Which host keys are trusted: those of known_hosts, and with `--accept-new` that of a host of which none is known.
+
+As ssh's StrictHostKeyChecking=accept-new: a host with another key than the known one is refused in any case.
+"""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+from asyncssh.public_key import get_default_certificate_algs, get_default_public_key_algs
+
+from merino_edge.delivery.ssh.address import Address
+from merino_edge.storage.atomic import make_parent
+from merino_runtime.errors import MerinoError
+from merino_runtime.outputs import append_output
+
+GLOBAL_FILES = (Path("/etc/ssh/ssh_known_hosts"),)
+NONE = "none"  # of ssh_config: no file
+
+
+class HostKeys(asyncssh.SSHClient):
+    """Judges the host's key of one connection; asyncssh asks it for a key that no file has."""
+
+    def __init__(self, address: Address, files: list[Path], accept_new: bool) -> None:
+        self.address, self.files, self.accept_new = address, files, accept_new
+        self.known = False  # whether any key of the host, or of its authority, is known
+        self.offered: asyncssh.SSHKey | None = None
+        self.name = ""  # of the host, as known_hosts writes it
+
+    def trusted(self, host: str, addr: str, port: int | None) -> Any:
+        """For asyncssh's `known_hosts`: the keys of the files for this host."""
+        self.name = f"[{host}]:{port}" if port else host
+        found = asyncssh.read_known_hosts([str(path) for path in self.files if path.is_file()]).match(host, addr, port)
+        self.known = any(found)
+        return found
+
+    def kinds(self, host: str, port: int | None) -> list[str]:
+        """Algorithms of host keys to ask for: those of the known keys first, as ssh has it, and then all others. With
+        those alone a host whose key is of another kind would hang up, and nobody would learn why."""
+        keys, authorities, *_ = self.trusted(host, "", port)
+        first = [kind for key in keys for kind in key.sig_algorithms]
+        found = [*(get_default_certificate_algs() if authorities else ()), *first, *get_default_public_key_algs()]
+        return [kind.decode("ascii") for kind in dict.fromkeys(found)]
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
+        self.offered = key
+        return self.accept_new and not self.known
+
+    def keep(self) -> str:
+        """Writes a new key into the first file, once the host has proved that it has it -> a line that says so, or
+        nothing. Raises MerinoError where it cannot be written."""
+        if self.offered is None or self.known:
+            return ""
+        path = self.files[0]
+        make_parent(path)
+        append_output(str(path), f"{self.name} {self.offered.export_public_key().decode('ascii').strip()}\n")
+        self.known = True
+        return f"{self.address.text}: its host key {self.offered.get_fingerprint()} is new and now in {path}"
+
+    def refusal(self) -> MerinoError:
+        """Why the host's key was not taken, and what to do."""
+        host, path = self.address.text, self.files[0]
+        print_of = f" {self.offered.get_fingerprint()}" if self.offered else ""
+        if self.known:
+            return MerinoError(
+                f"{host}: the host key{print_of} is not the one in {path}: the board was set up anew, or something else"
+                f" answers at its address. If it was set up anew, remove the old key: ssh-keygen -f"
+                f" {shlex.quote(str(path))} -R {shlex.quote(self.name)}"
+            )
+        return MerinoError(
+            f"{host}: the host key{print_of} is in no known_hosts file. Compare it with the board's (`ssh-keygen -lf"
+            " /etc/ssh/ssh_host_ed25519_key.pub` there), then run this again with --accept-new"
+        )
+
+
+def known_hosts_files(config: Any) -> list[Path]:
+    """The user's files, then the system's, of what asyncssh read from ~/.ssh/config. `none` there names no file, and
+    does not switch the check off."""
+    own = [text for text in config.get("UserKnownHostsFile") or () if text != NONE] or ["~/.ssh/known_hosts"]
+    shared = [Path(text) for text in config.get("GlobalKnownHostsFile") or ()] or list(GLOBAL_FILES)
+    return [*(Path(text).expanduser() for text in own), *shared]

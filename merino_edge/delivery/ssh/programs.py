@@ -1,0 +1,103 @@
+"""Runs the application of this workstation on a board, by the Python there that has the packages for it.
+
+Nothing need be installed: the application and bundles are copied by hash into the cache of the board's user, and stay
+there for the next time.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from merino_edge.bundles.board_app import write_board_app
+from merino_edge.delivery.ssh.board import Facts, ask
+from merino_edge.delivery.ssh.command import Finished, Take, answer, ended, finished, started
+from merino_edge.delivery.ssh.connect import Board
+from merino_edge.delivery.ssh.transfer import Sent, Source, send, source_of
+from merino_edge.storage.atomic import cache_folder, scratch_folder
+from merino_runtime.bundle import load_bundle
+from merino_runtime.delivery.remote_end import CACHE, PYTHON
+from merino_runtime.errors import MerinoError
+
+INSTALLED = "installed"  # as BUNDLE: the release in use there
+DESCRIPTION = "bundle.json"
+MODULES = ["numpy", "onnxruntime"]
+PROBE_S = 600.0
+PROBE_BYTES = 4 << 20
+
+Told = Callable[[str, int, int], None]  # a file's name, bytes that are copied, of how many
+
+
+def application() -> bytes:
+    """merino.pyz of this version."""
+    with scratch_folder(cache_folder() / "merino.pyz") as place:
+        write_board_app(place / "merino.pyz")
+        return (place / "merino.pyz").read_bytes()
+
+
+async def facts_of(board: Board, root: str | None = None) -> Facts:
+    return await ask(board, application(), root)
+
+
+class Program:
+    """The application on one board, ready to be run."""
+
+    def __init__(self, board: Board, facts: Facts, command: list[str]) -> None:
+        self.board, self.facts, self.command = board, facts, command
+
+    async def run(
+        self, arguments: list[str], data: bytes = b"", *, doing: str, timeout_s: float, most_bytes: int,
+        tell: Take | None = None, take: Take | None = None,
+    ) -> Finished:  # fmt: skip
+        """Raises MerinoError where the program's answer is too long or too late. Its exit code is the caller's."""
+        request = {"do": "run", "arguments": [*self.command, *arguments], "stdin_bytes": len(data)}
+        return await finished(
+            self.board, doing, request, data, timeout_s=timeout_s, most_bytes=most_bytes, tell=tell, take=take
+        )
+
+
+async def program(board: Board) -> Program:
+    """Copies the application where it is not there yet. Raises MerinoError where no Python there has the packages."""
+    app = application()
+    facts = await ask(board, app)
+    doing = "find a Python with numpy and onnxruntime"
+    candidates = [f"{facts.root}/current/env/bin/python", PYTHON]
+    async with started(board, doing, {"do": "find_python", "candidates": candidates, "modules": MODULES}) as session:
+        found = await answer(session)
+        await ended(session)
+    if found not in candidates:
+        raise session.fault(
+            "there is none. Install a packed file with its wheels (`merino-edge flash`), or on the board:"
+            " python3 -m pip install numpy tokenizers onnxruntime"
+        )
+    source = source_of("merino.pyz", app)
+    place = await send(board, f"{CACHE}/apps/{source.sha256[:16]}", source)
+    return Program(board, facts, [found, place])
+
+
+async def bundle_there(board: Board, bundle: str, told: Told = lambda *_: None) -> str:
+    """The bundle's folder on the board, for its command line; copied, where it is not there yet. Its description comes
+    last, so that a folder with one is whole."""
+    if bundle == INSTALLED:
+        return INSTALLED
+    read = load_bundle(bundle, verify=False)
+    description = (Path(read.folder) / DESCRIPTION).read_bytes()
+    folder = f"{CACHE}/bundles/{source_of(DESCRIPTION, description).sha256}"
+    for file in read.files:
+        source = Source(file.path, Path(read.folder) / file.path, file.bytes, file.sha256)
+        await send(board, folder, source, _named(told, file.path))
+    await send(board, folder, source_of(DESCRIPTION, description))
+    return folder
+
+
+def _named(told: Told, name: str) -> Sent:
+    return lambda done, total: told(name, done, total)
+
+
+async def probe(board: Board, tell: Take) -> str:
+    """Probes the board, for at most a minute -> the text of its probe.json. Raises MerinoError."""
+    there = await program(board)
+    ran = await there.run(["probe", "-o", "-"], doing="probe", timeout_s=PROBE_S, most_bytes=PROBE_BYTES, tell=tell)
+    if ran.code:
+        raise MerinoError(f"{board.address.text}: cannot probe: {ran.last_words or f'it ended with code {ran.code}'}")
+    return ran.out
+
+

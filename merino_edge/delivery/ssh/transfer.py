@@ -1,0 +1,161 @@
+"""Files onto a board, into the cache folder of its user: by hash, and going on where an earlier connection was cut.
+
+A file lies there as NAME.part until all of it has arrived and its hash agrees. The board tells the hash of each piece
+of the part; what does not agree is sent again.
+"""
+
+import asyncio
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from merino_edge.delivery.ssh.command import Session, answer, ended, started
+from merino_edge.delivery.ssh.connect import Board
+from merino_edge.delivery.ssh.visible import visible
+from merino_runtime.delivery.remote_end import CACHE
+from merino_runtime.errors import MerinoError
+from merino_runtime.json_shape import count, listed, problems_in, sha256
+from merino_runtime.machine_faults import machine_fault
+
+INCOMING = f"{CACHE}/incoming"
+LEAST_PIECE_BYTES = 1 << 18
+MOST_PIECES = 4096
+SENT_AT_ONCE = 1 << 17
+STALL_S = 60.0  # without a byte that the board takes
+# The board reads what it has, and hashes what has arrived: a card gives 10 MB/s at least.
+LEAST_BYTES_S = 10e6
+MOST_ANSWER_BYTES = 80 * MOST_PIECES
+SHAPE: dict[str, Any] = {
+    "done": lambda value: None if isinstance(value, bool) else "true or false", "free": count, "pieces": [sha256],
+}  # fmt: skip
+
+Sent = Callable[[int, int], None]  # bytes that are there, of how many
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to send: its name on the board, a plain one, and its content, a file here or bytes."""
+
+    name: str
+    content: Path | bytes
+    size_bytes: int
+    sha256: str
+
+    @property
+    def data(self) -> bytes:
+        """Of a small one."""
+        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+
+
+def source_of(name: str, content: bytes) -> Source:
+    return Source(name, content, len(content), hashlib.sha256(content).hexdigest())
+
+
+async def send(board: Board, folder: str, source: Source, sent: Sent = lambda *_: None) -> str:
+    """Makes `source` a file in `folder`, of the board's cache -> its path there, with the placeholder of the cache.
+
+    Raises MerinoError where the connection is cut, the board has not the space, or the bytes arrive as others.
+    """
+    doing = f"copy {source.name}"
+    piece = piece_bytes(source.size_bytes)
+    request = {
+        "do": "receive", "folder": folder, "name": source.name, "size": source.size_bytes, "sha256": source.sha256,
+        "piece": piece,
+    }  # fmt: skip
+    async with started(board, doing, request) as session:
+        async with asyncio.timeout(STALL_S + source.size_bytes / LEAST_BYTES_S):
+            found = await answer(session, MOST_ANSWER_BYTES)
+        if not _there(session, found):
+            offset = await asyncio.to_thread(_agreeing, source, piece, found["pieces"])
+            left = source.size_bytes - offset
+            if left > found["free"]:
+                raise session.fault(
+                    f"{left / 2**20:,.1f} MB are needed and {found['free'] / 2**20:,.1f} MB are free there: free space"
+                    " on the board"
+                )
+            await _stream(session, source, offset, sent)
+        sent(source.size_bytes, source.size_bytes)
+    return f"{folder}/{source.name}"
+
+
+def piece_bytes(size_bytes: int) -> int:
+    """Such that a file has at most MOST_PIECES."""
+    return max(LEAST_PIECE_BYTES, -(-size_bytes // MOST_PIECES))
+
+
+def _there(session: Session, found: Any) -> bool:
+    """Whether the board has the whole file. Raises MerinoError where its answer makes no sense."""
+    if found == {"busy": True}:
+        raise session.fault("another copy of it is on its way there: wait for that one")
+    problems = problems_in(found, SHAPE)
+    if not problems and len(found["pieces"]) > MOST_PIECES:
+        problems = ["pieces has more entries than the file"]
+    if problems:
+        raise session.fault(f"the board's answer is wrong: {listed(problems)}")
+    return bool(found["done"])
+
+
+def _agreeing(source: Source, piece: int, pieces: list[str]) -> int:
+    """Bytes from the beginning that the board has already."""
+    offset = 0
+    with _opened(source) as read:
+        for theirs in pieces:
+            data = read(piece)
+            if len(data) < piece or hashlib.sha256(data).hexdigest() != theirs:
+                break
+            offset += piece
+    return offset
+
+
+async def _stream(session: Session, source: Source, offset: int, sent: Sent) -> None:
+    stdin = session.process.stdin
+    stdin.write(b'{"offset": %d}\n' % offset)
+    position = offset
+    with _opened(source, offset) as read:
+        while position < source.size_bytes:
+            data = await asyncio.to_thread(read, min(SENT_AT_ONCE, source.size_bytes - position))
+            if not data:
+                raise session.fault("the file here became shorter meanwhile: run this again")
+            stdin.write(data)
+            async with asyncio.timeout(STALL_S):
+                await stdin.drain()
+            if session.process.exit_status is not None or session.process.stdout.at_eof():
+                break  # its answer says why
+            position += len(data)
+            sent(position, source.size_bytes)
+    async with asyncio.timeout(STALL_S + source.size_bytes / LEAST_BYTES_S):
+        found = await answer(session)
+        await ended(session)
+    error = found.get("error") if isinstance(found, dict) else None
+    if error != "":
+        raise session.fault(_words(error))
+
+
+def _words(error: Any) -> str:
+    return visible(error) if isinstance(error, str) else "the board's answer is wrong"
+
+
+@contextmanager
+def _opened(source: Source, offset: int = 0) -> Iterator[Callable[[int], bytes]]:
+    """A function that reads on. Raises MerinoError where the file here cannot be read."""
+    if isinstance(source.content, bytes):
+        file: BinaryIO = io.BytesIO(source.content)
+    else:
+        try:
+            file = open(source.content, "rb")  # noqa: SIM115
+        except OSError as error:
+            raise machine_fault(f"read {source.content}", error) from error
+    with file:
+        file.seek(offset)
+        yield file.read
+
+
+def check_name(name: str) -> str:
+    """A file's name for the board: a plain one. Raises MerinoError for any other."""
+    if name in ("", ".", "..") or set(name) & set("/\\\0") or not name.isprintable():
+        raise MerinoError(f"{name!r} cannot be a file's name on a board: rename it")
+    return name

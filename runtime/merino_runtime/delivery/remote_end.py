@@ -1,0 +1,216 @@
+"""The board's end of what the workstation does over ssh: runs programs, and receives files in pieces.
+
+It is sent as text to `python3 -c`, before anything of ours is on the board, so it imports nothing of ours. It reads
+one line of JSON from stdin, the request, and then what belongs to it. Its own answers are lines of JSON on stdout
+behind the line `BEGIN`: a login shell may have printed before. The workstation's end: `merino_edge.delivery.ssh`.
+"""
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import Any, BinaryIO, Callable, Dict, List
+
+BEGIN = "merino: the answer begins"
+CACHE = "@cache"  # in an argument or folder: this user's cache folder of ours
+PYTHON = "@python"  # in an argument: the Python that runs this
+PIECE = 1 << 18  # bytes
+SILENCE_S = 60  # without a byte of a file: the workstation is gone, though nobody closed the connection
+KILL_AFTER_S = 5.0
+
+
+def main() -> None:
+    request = json.loads(sys.stdin.buffer.readline().decode("utf-8"))
+    tell(BEGIN)
+    os._exit(WAYS[request.pop("do")](**request))  # a thread may wait for stdin, which a plain exit would wait for
+
+
+def tell(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def cache_folder() -> str:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "merino")
+
+
+def placed(text: str) -> str:
+    """An argument with its placeholder filled in."""
+    if text == PYTHON:
+        return sys.executable
+    return cache_folder() + text[len(CACHE):] if text.startswith(CACHE + "/") else text
+
+
+def ask(app_bytes: int, calls: List[List[str]], timeout_s: float) -> int:
+    """Runs the application, whose bytes follow, with each of the lists of arguments from a folder that is then removed:
+    this leaves nothing behind. Answers a list of {code, out, err}."""
+    app = sys.stdin.buffer.read(app_bytes)
+    answers = []
+    with tempfile.TemporaryDirectory(prefix="merino-") as folder:
+        path = os.path.join(folder, "merino.pyz")
+        with open(path, "wb") as file:
+            file.write(app)
+        for arguments in calls:
+            child = subprocess.Popen([sys.executable, path] + arguments, stdin=subprocess.DEVNULL,
+                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            try:
+                out, err = child.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                out, err = child.communicate()
+            answers.append({"code": child.returncode, "out": out.decode("utf-8", "replace"),
+                            "err": err.decode("utf-8", "replace")})
+    tell(json.dumps(answers))
+    return 0
+
+
+def find_python(candidates: List[str], modules: List[str]) -> int:
+    """Answers the first Python that has the modules, without importing them; null where none has."""
+    look = "import importlib.util as u, sys; sys.exit(not all(u.find_spec(name) for name in sys.argv[1:]))"
+    for candidate in map(placed, candidates):
+        try:
+            code = subprocess.call([candidate, "-c", look] + modules, stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        except OSError:
+            continue
+        if code == 0:
+            tell(json.dumps(candidate))
+            return 0
+    tell("null")
+    return 0
+
+
+def run(arguments: List[str], stdin_bytes: int) -> int:
+    """Runs a program, whose stdin follows; its output is this one's. It is ended when the connection is."""
+    data = sys.stdin.buffer.read(stdin_bytes)
+    try:
+        child = subprocess.Popen(list(map(placed, arguments)), stdin=subprocess.PIPE, start_new_session=True)
+    except OSError as error:
+        sys.stderr.write("cannot run {}: {}\n".format(arguments[0], error.strerror))
+        sys.stderr.flush()
+        return 127
+    threading.Thread(target=end_with_stdin, args=(child,), daemon=True).start()
+    assert child.stdin
+    with contextlib.suppress(BrokenPipeError):  # it does not read what it was given
+        child.stdin.write(data)
+        child.stdin.close()
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+def end_with_stdin(child: subprocess.Popen) -> None:
+    """Waits for the end of stdin, which is that of the connection; then the program and what it started are ended."""
+    while sys.stdin.buffer.read(1):
+        pass
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            os.killpg(child.pid, number)
+            child.wait(KILL_AFTER_S)
+
+
+def receive(folder: str, name: str, size: int, sha256: str, piece: int) -> int:
+    """Receives a file of `size` bytes into a folder of the cache.
+
+    What an earlier connection left in NAME.part stays. Answers {done, free, pieces}: whether the whole file is there,
+    the free bytes of the disk, and the SHA-256 of each whole `piece` of bytes in the part. Reads a line {offset}, at
+    which the part is cut, and the bytes from there on. Answers {error}, empty where the file took its place.
+    """
+    place = placed(folder)
+    path = os.path.join(place, name)
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    with open(path + ".part", "ab+") as part:
+        try:
+            fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            tell(json.dumps({"busy": True}))
+            return 1
+        done = os.path.isfile(path) and os.path.getsize(path) == size and hash_of(path) == sha256
+        if done:
+            os.unlink(path + ".part")
+        tell(json.dumps({"done": done, "free": shutil.disk_usage(place).free,
+                         "pieces": [] if done else hashes_of(part, piece)}))
+        if done:
+            return 0
+        error = take(part, size, json.loads(sys.stdin.buffer.readline().decode("utf-8"))["offset"])
+        if not error and hash_of(path + ".part") != sha256:
+            error = "the bytes that arrived are others than those that were sent"
+            os.unlink(path + ".part")
+        if not error:
+            os.replace(path + ".part", path)
+            sync_folder(place)
+    tell(json.dumps({"error": error}))
+    return 1 if error else 0
+
+
+def take(part: BinaryIO, size: int, offset: int) -> str:
+    """Cuts the part at `offset` and appends stdin. Returns what went wrong: nothing, where it then has `size` bytes."""
+    stdin: Any = sys.stdin.buffer  # typed without its `read1`
+    try:
+        part.truncate(offset)
+        left = size - offset
+        while left:
+            signal.alarm(SILENCE_S)  # ends this process, and its lock with it
+            data = stdin.read1(min(left, PIECE))
+            if not data:
+                return "the connection ended"
+            part.write(data)
+            left -= len(data)
+        part.flush()
+        signal.alarm(0)
+        os.fsync(part.fileno())
+    except OSError as error:
+        return "cannot write there: {}".format(error.strerror)
+    return ""
+
+
+def hashes_of(part: BinaryIO, piece: int) -> List[str]:
+    part.seek(0)
+    found: List[str] = []
+    while True:
+        digest, read = hashlib.sha256(), 0
+        while read < piece:
+            data = part.read(min(PIECE, piece - read))
+            if not data:
+                return found
+            digest.update(data)
+            read += len(data)
+        found.append(digest.hexdigest())
+
+
+def hash_of(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for data in iter(lambda: file.read(PIECE), b""):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def sync_folder(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def discard(paths: List[str]) -> int:
+    """Removes files of the cache, where they are."""
+    for path in map(placed, paths):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    tell("true")
+    return 0
+
+
+WAYS: Dict[str, Callable[..., int]] = {
+    "ask": ask, "find_python": find_python, "run": run, "receive": receive, "discard": discard}
+
+if __name__ == "__main__":
+    main()
