@@ -6,6 +6,7 @@ pip is one of the wheels and runs from it: many boards have none, or one that do
 import importlib.util
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from merino_runtime.requirements import PACKAGES, install_commands
 TIMEOUT_S = 1800.0  # of one command; a Pi Zero 2 W unpacks and compiles for minutes
 COMPILED = 2  # compiled modules take about as much as their sources, which are a part of what a wheel holds
 VENV_BYTES = 2 ** 20
+# Of a wheel's list of contents; numpy's has 0.1 MB. Python keeps an object per entry, 13 times as much.
+LARGEST_LIST_BYTES = 4 * 2 ** 20
 
 
 def python_of(folder: str) -> str:
@@ -47,13 +50,16 @@ def check_present(backend: str) -> None:
 
 
 def unpacked_bytes(archive: Archive, wheels: WheelSet) -> int:
-    """What the environment will take, from the lists of contents that the wheels, which are zips, end with."""
+    """What the environment will take, from the lists of contents that the wheels, which are zips, end with. Raises
+    MerinoError for what is no wheel, and for one with a path that leads out of the environment."""
     total = VENV_BYTES
     with open(archive.path, "rb") as file:
         for entry in _installed(archive, wheels):
             part = io.BufferedReader(_Part(file, archive.offsets[entry.path], entry.bytes))
             try:
                 for member in zipfile.ZipFile(part).infolist():
+                    if not re.match(r"(?!/)(?!(.*/)?\.\.(/|\Z))[^\\\0]+\Z", member.filename):  # pip 18 would follow it
+                        raise ValueError(f"{member.filename[:200]!r} leads out of it")
                     total += member.file_size * (COMPILED if member.filename.endswith(".py") else 1)
             except (zipfile.BadZipFile, ValueError, OSError) as error:
                 raise MerinoError(f"{archive.path}: {entry.path} is not a wheel: {error}. Pack it again.") from error
@@ -133,11 +139,12 @@ def _environment() -> Dict[str, str]:
 
 
 class _Part(io.RawIOBase):
-    """A part of a file as a file: a wheel in the archive."""
+    """A part of a file as a file: a wheel in the archive, of which only the list of contents is read."""
 
     def __init__(self, file: io.BufferedReader, start: int, size_bytes: int) -> None:
         super().__init__()
         self._file, self._start, self._size, self._at = file, start, size_bytes, 0
+        self._left = LARGEST_LIST_BYTES
 
     def readable(self) -> bool:
         return True
@@ -154,4 +161,7 @@ class _Part(io.RawIOBase):
         data = self._file.read(max(0, min(len(buffer), self._size - self._at)))
         buffer[:len(data)] = data
         self._at += len(data)
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError(f"its list of contents has more than {LARGEST_LIST_BYTES:,} bytes")
         return len(data)
