@@ -57,13 +57,14 @@ def show_flashed(done: list[Any], dry_run: bool, as_json: bool) -> None:
     from merino_edge.cli.tables.flash import flashed_json, flashed_table
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import say
+    from merino_edge.delivery.ssh.visible import visible
 
     if as_json:
         print(json.dumps([flashed_json(one) for one in done]))
         return
     for one in done:
         for line in one.plan:
-            print(f"{one.host}: {line}")
+            print(f"{one.host}: {visible(line)}")
         for note in one.notes:
             say(f"note: {one.host}: {note}")
     if not dry_run:
