@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from merino_edge.cli.options import AcceptNew, Json
+from merino_edge.cli.options import HOST, AcceptNew, Json
 from merino_runtime.errors import MerinoError
 
 
 def flash(
     file: Annotated[Path, typer.Argument(metavar="NAME.merino", help="the packed file, of `pack`")],
     ssh: Annotated[
-        list[str] | None, typer.Option(metavar="[USER@]HOST[:PORT]", help="a board; repeat for more")
+        list[str] | None, typer.Option(metavar=HOST, help="a board; repeat for more")
     ] = None,
     at_once: Annotated[int, typer.Option(min=1, max=64, help="so many boards at a time")] = 4,
     accept_new: AcceptNew = False,
