@@ -5,29 +5,38 @@ from pathlib import Path
 
 from merino_edge.calibration.calibrate import Fit, calibrate, calibrated_toml, check_same_machine
 from merino_edge.calibration.host import host_probes
-from merino_edge.calibration.probe import joined, read_probe
+from merino_edge.calibration.probe import Probe, joined, read_probe
 from merino_edge.profiles.reading import parse_profile_text, profile_text
 from merino_edge.storage.atomic import check_file, check_keeps, write_text
 from merino_runtime.errors import MerinoError
 
 
 def recalibrate(
-    device: str, probes: Sequence[Path], out: Path | None, say: Callable[[str], None] = lambda _: None
-) -> Fit:
+    device: str, probes: Sequence[Path], out: Path | None, say: Callable[[str], None] = lambda _: None,
+    ask: Callable[[], Probe] | None = None,
+) -> Fit:  # fmt: skip
     """Write the profile `out` from the board's profile and its probes; for `host` make and keep one more probe.
 
-    Returns the fit. Raises MerinoError for what the user asked wrongly; nothing is written then.
+    ask: makes a probe of the board, in place of `probes`; called when all else is known to be right. Returns the fit.
+    Raises MerinoError for what the user asked wrongly; nothing is written then.
     """
     if device == "host":
-        if probes or out:
-            raise MerinoError("--device host takes no --probe and no -o: it measures this machine and keeps the result")
+        if probes or out or ask:
+            raise MerinoError(
+            "--device host takes no --probe, --ssh or -o: it measures this machine and keeps the result"
+        )
         return calibrate(*host_probes(say, renew=True))
-    if not probes or out is None:
-        raise MerinoError(f"--device {device} needs --probe FILE, which `merino probe` makes on it, and -o FILE")
+    if not (probes or ask) or out is None:
+        raise MerinoError(
+            f"--device {device} needs --probe FILE, which `merino probe` makes on it, or --ssh HOST, and -o FILE"
+        )
+    if probes and ask:
+        raise MerinoError("--probe is a probe that was made before, --ssh makes one: give one of the two")
     check_keeps(out, [*probes, Path(device)])
     check_file(out)
     base = profile_text(device)
-    arch, read = parse_profile_text(base, device).arch, [read_probe(path) for path in probes]
+    arch = parse_profile_text(base, device).arch
+    read = [read_probe(path) for path in probes] or ([ask()] if ask else [])
     for one in read:
         check_same_machine(one, arch)
     boards = sorted({f"{one.machine.get('board')}, {one.dialect}" for one in read})
@@ -36,6 +45,6 @@ def recalibrate(
     measured = joined(read)
     found = calibrate(*read)
     text = calibrated_toml(base, measured, found)
-    parse_profile_text(text, f"the profile calibrated from {probes[-1]}")
+    parse_profile_text(text, f"the profile calibrated from {probes[-1] if probes else 'the board'}")
     write_text(out, text)
     return found

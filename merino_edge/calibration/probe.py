@@ -110,11 +110,15 @@ def timed_decoder(width: int, ffn_width: int, layers: int, uses: int, heads: int
 
 def read_probe(path: Path) -> Probe:
     """Raises MerinoError with all faults of the file at once."""
-    _, text = read_json_and_text(str(path), f"`merino probe -o {path}` writes one.")
+    return parse_probe(read_json_and_text(str(path), f"`merino probe -o {path}` writes one.")[1], str(path))
+
+
+def parse_probe(text: str, origin: str) -> Probe:
+    """The probe in the text of a probe.json. Raises MerinoError with all its faults; `origin`: whose it is."""
     try:
         return Probe.model_validate_json(text)
     except ValidationError as error:
-        raise MerinoError(f"{path} is not a probe.json: {fault_list(error)}") from error
+        raise MerinoError(f"{origin} is not a probe.json: {fault_list(error)}") from error
 
 
 def joined(probes: Sequence[Probe]) -> Probe:

@@ -10,6 +10,7 @@ imported inside the commands, so that the others answer at once.
 import json
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from merino_edge.cli import deliver as cli_deliver
 from merino_edge.cli import records as cli_records
 from merino_edge.cli.design import design
 from merino_edge.cli.flash import flash
-from merino_edge.cli.options import Device, Json
+from merino_edge.cli.options import HOST, AcceptNew, Device, Json, Ssh
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
 from merino_runtime.streams import CLOSED_PIPE, drop_stdout, exit_code
@@ -101,14 +102,20 @@ def calibrate(
         list[Path] | None, typer.Option(help="probe.json, of `merino probe` on the board; of several each row's median")
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", help="write the profile there; `--device` takes its path")] = None,
+    ssh: Annotated[
+        str | None, typer.Option(metavar=HOST, help="probe this board, in place of --probe")
+    ] = None,
+    accept_new: AcceptNew = False,
 ) -> None:
     """Put a board's own measurements into its profile. `--device host` measures this machine again, and keeps that."""
     from merino_edge.calibration.command import recalibrate
+    from merino_edge.cli.over_ssh import probe_there
     from merino_edge.cli.tables.boards import interval_table, residual_table
     from merino_edge.cli.tables.layout import show
     from merino_runtime.outputs import is_stdout
 
-    found = recalibrate(device, probe or (), out, say)
+    ask = None if ssh is None else partial(probe_there, ssh, accept_new)
+    found = recalibrate(device, probe or (), out, say, ask)
     if out is not None and is_stdout(str(out)):
         return
     if out:
@@ -196,15 +203,28 @@ def generate(
         Path | None, typer.Option(help="KV cache after the prompt: written if there is none yet, else read")
     ] = None,
     no_huge_pages: Annotated[bool, typer.Option("--no-huge-pages", help="weights stay in small pages")] = False,
+    ssh: Ssh = None,
+    accept_new: AcceptNew = False,
     as_json: Json = False,
 ) -> None:
-    """Stream text from a bundle: the board's own runtime, on this machine."""
+    """Stream text from a bundle: the board's own runtime, on this machine or on a board."""
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import run_generate, stdin_is_terminal
     from merino_runtime.sampling import Sampling
 
     if prompt is None and stdin_is_terminal():
         raise typer.BadParameter("give a text, or `-` to read it from stdin", param_hint="PROMPT")
+    if ssh is not None:
+        from merino_edge.cli.over_ssh import generate_there, refuse_local, words_of
+
+        refuse_local(cache=cache)
+        options = words_of(
+            n=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, seed=seed, overflow=overflow.value, ignore_eos=ignore_eos,
+            allow_slow=allow_slow, t=threads, prefill_threads=prefill_threads, no_huge_pages=no_huge_pages,
+            json=as_json,
+        ) + [f"--stop={each}" for each in stop or ()]  # fmt: skip
+        raise typer.Exit(generate_there(ssh, accept_new, bundle, prompt, options))
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     run_generate(
         bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,
@@ -231,8 +251,10 @@ def bench(
     ] = None,
     output: Annotated[Output, typer.Option("-o", help="form of the output")] = Output.md,
     save: Annotated[Path | None, typer.Option(help="the records as JSON too; FILE.jsonl is appended to")] = None,
+    ssh: Ssh = None,
+    accept_new: AcceptNew = False,
 ) -> None:
-    """Measure bundles on this machine in fresh processes. Lists and ranges: 128,512 or 1-4 or 128-2048*2."""
+    """Measure bundles, here or on a board, in fresh processes. Lists and ranges: 128,512 or 1-4 or 128-2048*2."""
     from merino_bench.harness.cases import BenchRequest, parse_depths, parse_lengths, parse_threads
     from merino_edge.benchmarking.run import run_benchmark
     from merino_edge.cli.terminal import bench_progress
@@ -244,6 +266,14 @@ def bench(
     )  # fmt: skip
     for count in request.threads:
         check_threads("threads", count)
+    if ssh is not None:
+        from merino_edge.cli.over_ssh import bench_there, refuse_local, words_of
+
+        refuse_local(peers=peers)
+        options = words_of(p=prompts, n=steps, d=depths, r=repetitions, t=threads, timeout=timeout)
+        raise typer.Exit(
+            bench_there(ssh, accept_new, bundles, baseline, baseline_precision, options, output.value, save)
+        )
     with bench_progress() as progress:
         code = run_benchmark(
             bundles, request, baseline, baseline_precision, output.value, save, timeout, peers, progress, say

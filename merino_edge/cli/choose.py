@@ -13,6 +13,8 @@ import typer
 
 from merino_edge.cli.options import (
     CONFIDENCE,
+    HOST,
+    AcceptNew,
     Confidence,
     Context,
     Device,
@@ -32,7 +34,10 @@ FIRST_AXIS = next(iter(Against))
 
 @with_budgets
 def recommend(
-    device: Device,
+    *,
+    device: Annotated[str | None, typer.Option(help="a board's id, `host`, or the path of a profile")] = None,
+    ssh: Annotated[str | None, typer.Option(metavar=HOST, help="ask this board what it is")] = None,
+    accept_new: AcceptNew = False,
     limits: dict[str, float],
     context: Context = None,
     prompt: Prompt = None,
@@ -41,6 +46,7 @@ def recommend(
 ) -> None:
     """Which existing models fit a board's budgets, in which format, beside our design for the same."""
     from merino_edge.calibration.board import board
+    from merino_edge.cli.over_ssh import chosen_device
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.tables.models import budgets_line, recommendation_table
     from merino_edge.cli.terminal import say, working
@@ -49,7 +55,7 @@ def recommend(
     from merino_edge.prediction.shape import default_lengths
 
     share = parse_confidence(confidence)
-    profile = board(device, say)
+    profile = board(chosen_device(device, ssh, accept_new), say)
     longest, tokens = default_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
         found = find(

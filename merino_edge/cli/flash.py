@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from merino_edge.cli.options import AcceptNew, Json
+from merino_edge.cli.options import HOST, AcceptNew, Json
 from merino_runtime.errors import MerinoError
 
 
 def flash(
     file: Annotated[Path, typer.Argument(metavar="NAME.merino", help="the packed file, of `pack`")],
     ssh: Annotated[
-        list[str] | None, typer.Option(metavar="[USER@]HOST[:PORT]", help="a board; repeat for more")
+        list[str] | None, typer.Option(metavar=HOST, help="a board; repeat for more")
     ] = None,
     at_once: Annotated[int, typer.Option(min=1, max=64, help="so many boards at a time")] = 4,
     accept_new: AcceptNew = False,
@@ -57,13 +57,14 @@ def show_flashed(done: list[Any], dry_run: bool, as_json: bool) -> None:
     from merino_edge.cli.tables.flash import flashed_json, flashed_table
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import say
+    from merino_edge.delivery.ssh.visible import visible
 
     if as_json:
         print(json.dumps([flashed_json(one) for one in done]))
         return
     for one in done:
         for line in one.plan:
-            print(f"{one.host}: {line}")
+            print(f"{one.host}: {visible(line)}")
         for note in one.notes:
             say(f"note: {one.host}: {note}")
     if not dry_run:

@@ -16,7 +16,8 @@ Device = Annotated[str, typer.Option(help="a board's id, `host`, or the path of 
 AcceptNew = Annotated[
     bool, typer.Option("--accept-new", help="take a new board's host key into known_hosts; a changed one never")
 ]
-Ssh = Annotated[str | None, typer.Option("--ssh", metavar="[USER@]HOST[:PORT]", help="on this board")]
+HOST = "[USER@]HOST[:PORT]"
+Ssh = Annotated[str | None, typer.Option(metavar=HOST, help="on this board, not on this machine")]
 Seed = Annotated[int, typer.Option(help="seed of all randomness")]
 Context = Annotated[int | None, typer.Option(help="tokens, prompt included; default: the board's")]
 Confidence = Annotated[

@@ -45,7 +45,7 @@ def flash(archive, *arguments):
     return run("flash", archive, "--allow-unsigned", *arguments)
 
 
-def test_from_nothing_to_text_then_again_without_a_copy(board, archive, place):
+def test_from_nothing_to_text_then_again_without_a_copy(board, archive):
     root = board.home / "merino"
     code, out, err = flash(archive, "--ssh", board.address, "--root", root, "--dry-run")
     assert code == 0, err
@@ -67,7 +67,7 @@ def test_from_nothing_to_text_then_again_without_a_copy(board, archive, place):
     assert "was there" in out and "copying" not in err and "ok" in out
 
 
-def test_one_board_that_fails_keeps_no_other_back(board, archive, place, workstation):
+def test_one_board_that_fails_keeps_no_other_back(board, archive):
     nobody = f"127.0.0.1:{ssh_board.free_port()}"
     root = board.home / "merino-of-two"
     code, out, err = flash(archive, "--ssh", nobody, "--ssh", board.address, "--root", root, "--at-once", "2", "--json")
@@ -78,7 +78,8 @@ def test_one_board_that_fails_keeps_no_other_back(board, archive, place, worksta
 
 
 def test_an_upgrade_replaces_and_a_release_that_fails_there_changes_nothing(board, archive, place):
-    root = board.home / "merino"
+    root = board.home / "merino-upgraded"
+    assert flash(archive, "--ssh", board.address, "--root", root)[0] == 0
     before = (root / "current").resolve().name
     newer = write_archive(place / "newer.merino", FOLDER, "newer")
     code, out, err = flash(newer, "--ssh", board.address, "--root", root, "--json")

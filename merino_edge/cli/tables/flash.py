@@ -5,6 +5,7 @@ from typing import Any
 
 from merino_edge.cli.tables.layout import Column, Table
 from merino_edge.delivery.ssh.flash import Flashed
+from merino_edge.delivery.ssh.visible import visible
 from merino_edge.report.predicted import Prediction, predictions
 from merino_edge.report.series import series_of
 
@@ -55,10 +56,10 @@ def predicted_ms(one: Flashed) -> dict[str, float]:
 
 def _row(one: Flashed) -> list[str]:
     measured, predicted = measured_ms(one), predicted_ms(one)
-    installed = f"in place of {one.replaced}" if one.replaced else "was there" if one.was_there else "new"
+    installed = f"in place of {visible(one.replaced)}" if one.replaced else "was there" if one.was_there else "new"
     installed = "failed" if one.error else installed
     speeds = []
     for what in SPEEDS:
         known = f"{measured[what]:,.1f}" if what in measured else "-"
         speeds.append(f"{known}, {predicted[what]:,.1f}" if what in predicted else f"{known}, -")
-    return [one.host, one.facts.model if one.facts else "-", installed, "ok" if one.tested else "-", *speeds]
+    return [one.host, visible(one.facts.model) if one.facts else "-", installed, "ok" if one.tested else "-", *speeds]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from merino_edge.delivery.ssh.command import answer, ended, json_of, started
+from merino_edge.delivery.ssh.command import answer, ended, give, json_of, started
 from merino_edge.delivery.ssh.connect import Board
 from merino_edge.delivery.ssh.visible import visible
 from merino_edge.profiles.detect import known_models, profile_of_model
@@ -43,7 +43,7 @@ async def ask(board: Board, app: bytes, root: str | None = None) -> Facts:
     calls = [["board", "--json", *at], ["status", "--json", *at]]
     request = {"do": "ask", "app_bytes": len(app), "calls": calls, "timeout_s": ASKED_S}
     async with started(board, doing, request, timeout_s=3 * ASKED_S) as session:
-        session.process.stdin.write(app)
+        give(session, app)
         answers = await answer(session, MOST_BYTES)
         await ended(session)
     problems = problems_in(answers, [CALLED])

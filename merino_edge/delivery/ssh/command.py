@@ -7,7 +7,7 @@ import asyncio
 import codecs
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ async def started(
                 process = await board.connection.create_process(COMMAND, encoding=None)
             session = Session(board, doing, process, asyncio.ensure_future(_talk(process, tell)))
             try:
-                process.stdin.write(REMOTE_END + json.dumps(request).encode("ascii") + b"\n")
+                give(session, REMOTE_END + json.dumps(request).encode("ascii") + b"\n")
                 async with asyncio.timeout(SHORT_S):
                     await _beginning(session)
                 yield session
@@ -90,10 +90,16 @@ async def finished(
     the answer is longer than `most_bytes`, comes too late or not at all.
     """
     async with started(board, doing, request, tell, timeout_s) as session:
-        session.process.stdin.write(data)
+        give(session, data)
         out = await _rest(session, most_bytes, take)
         code, last_words = await ended(session)
     return Finished(code, out, last_words)
+
+
+def give(session: Session, data: bytes) -> None:
+    """To the program's stdin. One that has ended takes nothing more: its answer, which is read next, says why."""
+    with suppress(BrokenPipeError):
+        session.process.stdin.write(data)
 
 
 async def answer(session: Session, most_bytes: int = SHORT_BYTES) -> Any:

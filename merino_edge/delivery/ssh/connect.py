@@ -34,12 +34,12 @@ class Board:
 
 @asynccontextmanager
 async def connected(
-    address: Address, accept_new: bool = False, say: Callable[[str], None] = lambda _: None, login_s: float = LOGIN_S
+    address: Address, accept_new: bool = False, say: Callable[[str], None] = lambda _: None
 ) -> AsyncIterator[Board]:
     """Raises MerinoError with the host's name where no connection comes about; it is closed at the end of the body."""
     for name in ("asyncssh", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # a server's words would reach the terminal as they are
-    connection = await _login(address, accept_new, say, login_s)
+    connection = await _login(address, accept_new, say)
     try:
         yield Board(address, connection)
     finally:
@@ -47,11 +47,11 @@ async def connected(
 
 
 async def _login(
-    address: Address, accept_new: bool, say: Callable[[str], None], login_s: float
+    address: Address, accept_new: bool, say: Callable[[str], None]
 ) -> asyncssh.SSHClientConnection:
     keys: HostKeys | None = None
     try:
-        async with asyncio.timeout(login_s):
+        async with asyncio.timeout(LOGIN_S):
             options = await _options(address)
             keys = HostKeys(address, known_hosts_files(options.config), accept_new)
             judge = keys
@@ -76,7 +76,7 @@ async def _login(
             f" board (`ssh-copy-id {user}{address.host}`), or load it into the agent (`ssh-add`)"
         ) from error
     except TimeoutError as error:
-        raise MerinoError(f"{address.text}: no login within {login_s:g} s. Is it up, at that address?") from error
+        raise MerinoError(f"{address.text}: no login within {LOGIN_S:g} s. Is it up, at that address?") from error
     except FAULTS as error:
         raise _fault(address, "log in", error) from error
     _say(say, keys.keep())

@@ -16,6 +16,7 @@ from merino_edge.delivery.ssh.board import Facts, ask
 from merino_edge.delivery.ssh.command import finished, json_of
 from merino_edge.delivery.ssh.connect import Board, connected
 from merino_edge.delivery.ssh.transfer import INCOMING, Source, check_name, send, source_of
+from merino_edge.delivery.ssh.visible import visible
 from merino_edge.records.reading import parse_records
 from merino_edge.records.schema import Record
 from merino_runtime.bundle import sha256_of
@@ -31,6 +32,7 @@ INSTALL_S = 3600.0  # of a Pi Zero 2 W: an environment from wheels, and the self
 BENCH_S = 3600.0
 BENCH = ("bench", "installed", "-r", "3", "-o", "jsonl")
 BENCH_BYTES = 16 << 20
+LONGEST_ERROR = 1200  # characters: all refusals of several bundles
 STEPS = ("connecting", "asking what it is", "copying", "installing", "measuring")
 INSTALLED: dict[str, Any] = {
     "schema": integer(1), "id": text, "name": text, "bundle": text, "precision": text, "python": text, "root": text,
@@ -113,7 +115,8 @@ async def flash_all(
             try:
                 await flash(address, goods, done, accept_new, dry_run, tell, say)
             except MerinoError as error:
-                done.error = str(error).removeprefix(f"{address.text}: ")
+                done.error = visible(str(error).removeprefix(f"{address.text}: "), LONGEST_ERROR)
+        done.notes = [visible(note) for note in done.notes]
         tell(address.text, "failed" if done.error else "done", 0, 0)
         return done
 

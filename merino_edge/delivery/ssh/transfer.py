@@ -8,12 +8,12 @@ import asyncio
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from merino_edge.delivery.ssh.command import Session, answer, ended, started
+from merino_edge.delivery.ssh.command import Session, answer, ended, give, started
 from merino_edge.delivery.ssh.connect import Board
 from merino_edge.delivery.ssh.visible import visible
 from merino_runtime.delivery.remote_end import CACHE
@@ -112,18 +112,18 @@ def _agreeing(source: Source, piece: int, pieces: list[str]) -> int:
 
 
 async def _stream(session: Session, source: Source, offset: int, sent: Sent) -> None:
-    stdin = session.process.stdin
-    stdin.write(b'{"offset": %d}\n' % offset)
+    give(session, b'{"offset": %d}\n' % offset)
     position = offset
     with _opened(source, offset) as read:
         while position < source.size_bytes:
             data = await asyncio.to_thread(read, min(SENT_AT_ONCE, source.size_bytes - position))
             if not data:
                 raise session.fault("the file here became shorter meanwhile: run this again")
-            stdin.write(data)
-            async with asyncio.timeout(STALL_S):
-                await stdin.drain()
-            if session.process.exit_status is not None or session.process.stdout.at_eof():
+            give(session, data)
+            with suppress(BrokenPipeError):
+                async with asyncio.timeout(STALL_S):
+                    await session.process.stdin.drain()
+            if session.process.stdin.is_closing():
                 break  # its answer says why
             position += len(data)
             sent(position, source.size_bytes)

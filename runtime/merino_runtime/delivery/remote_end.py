@@ -72,11 +72,11 @@ def ask(app_bytes: int, calls: List[List[str]], timeout_s: float) -> int:
 
 
 def find_python(candidates: List[str], modules: List[str]) -> int:
-    """Answers the first Python that has the modules, without importing them; null where none has."""
+    """Answers the first candidate that has the modules, without importing them; null where none has."""
     look = "import importlib.util as u, sys; sys.exit(not all(u.find_spec(name) for name in sys.argv[1:]))"
-    for candidate in map(placed, candidates):
+    for candidate in candidates:
         try:
-            code = subprocess.call([candidate, "-c", look] + modules, stdin=subprocess.DEVNULL,
+            code = subprocess.call([placed(candidate), "-c", look] + modules, stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         except OSError:
             continue

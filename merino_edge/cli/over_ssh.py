@@ -1,0 +1,149 @@
+"""`--ssh` of the commands that have a form without it: generate, bench, calibrate and recommend on a board."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+
+from merino_edge.delivery.extra import needed
+from merino_runtime.errors import MerinoError
+
+if TYPE_CHECKING:
+    from merino_edge.calibration.probe import Probe
+    from merino_edge.delivery.ssh.connect import Board
+
+GENERATED_BYTES = 64 << 20
+GENERATED_S = 24 * 3600.0
+Result = TypeVar("Result")
+
+
+class ReaderGoneError(Exception):
+    """stdout takes nothing more. No OSError: those of a connection are the board's."""
+
+
+def on_board(host: str, accept_new: bool, work: "Callable[[Board], Coroutine[Any, Any, Result]]") -> Result:
+    """Connects and runs `work`. Raises MerinoError."""
+    needed("asyncssh")
+    from merino_edge.cli.terminal import say
+    from merino_edge.delivery.ssh.address import parse_address
+    from merino_edge.delivery.ssh.connect import connected
+
+    address = parse_address(host)
+
+    async def run() -> Result:
+        async with connected(address, accept_new, say) as board:
+            return await work(board)
+
+    return asyncio.run(run())
+
+
+def generate_there(host: str, accept_new: bool, bundle: str, prompt: str | None, options: Sequence[str]) -> int:
+    """Streams to stdout what the board's program writes -> its exit code."""
+    from merino_edge.cli.terminal import boards_progress, say
+    from merino_edge.delivery.ssh.programs import INSTALLED, bundle_there, program
+    from merino_edge.families.names import bundle_path
+    from merino_runtime.commands import STDIN, prompt_from_stdin
+    from merino_runtime.streams import write_out
+
+    folder = bundle if bundle == INSTALLED else bundle_path(bundle)
+    text = prompt_from_stdin() if prompt in (None, STDIN) else str(prompt)
+
+    def take(piece: str) -> None:
+        try:
+            write_out(piece)
+        except BrokenPipeError as error:
+            raise ReaderGoneError from error
+
+    async def work(board: "Board") -> int:
+        there = await program(board)
+        with boards_progress() as tell:
+            told = lambda name, done, total: tell(host, f"copying {name}", done, total)  # noqa: E731
+            place = await bundle_there(board, folder, told)
+        ran = await there.run(
+            ["generate", place, "-", *options], (text + "\n").encode("utf-8", "surrogateescape"), doing="generate",
+            timeout_s=GENERATED_S, most_bytes=GENERATED_BYTES, tell=say, take=take,
+        )  # fmt: skip
+        return ran.code
+
+    try:
+        return on_board(host, accept_new, work)
+    except ReaderGoneError:
+        raise BrokenPipeError from None
+
+
+def bench_there(
+    host: str, accept_new: bool, bundles: Sequence[str], baseline: str | None, precision: str | None,
+    options: Sequence[str], output: str, save: Path | None,
+) -> int:  # fmt: skip
+    """`bench` on a board -> exit code."""
+    needed("asyncssh")
+    from merino_edge.benchmarking.over_ssh import bench_over_ssh, bundles_of
+    from merino_edge.cli.terminal import boards_progress, say
+    from merino_edge.delivery.ssh.address import parse_address
+
+    address = parse_address(host)
+    folders, bases = bundles_of(bundles, baseline, precision, say)
+    with boards_progress() as tell:
+        return asyncio.run(
+            bench_over_ssh(
+                address, accept_new, folders, bases, options, output, save, say,
+                lambda name, done, total: tell(host, f"copying {name}" if total else name, done, total),
+            )  # fmt: skip
+        )
+
+
+def probe_there(host: str, accept_new: bool) -> "Probe":
+    """The probe that a board makes of itself. Raises MerinoError."""
+    from merino_edge.calibration.probe import parse_probe
+    from merino_edge.cli.terminal import say, working
+    from merino_edge.delivery.ssh.programs import probe
+
+    say(f"{host} measures itself for at most a minute; let nothing else run there")
+    with working(f"{host} measures itself"):
+        return parse_probe(on_board(host, accept_new, lambda board: probe(board, say)), f"what {host} answered")
+
+
+def device_there(host: str, accept_new: bool) -> str:
+    """The id of the profile that names the board's model. Raises MerinoError where none does."""
+    from merino_edge.cli.terminal import say, working
+    from merino_edge.delivery.ssh.programs import facts_of
+
+    with working(f"asking {host} what it is"):
+        facts = on_board(host, accept_new, facts_of)
+    from merino_edge.delivery.ssh.board import profile_of
+
+    found = profile_of(host, facts)
+    say(f"{host} is a {found.name}: --device {found.id}")
+    return found.id
+
+
+def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:
+    """Of `--device` or `--ssh`, one of which is to be given."""
+    if ssh is not None and device is not None:
+        raise typer.BadParameter("the board says what it is: give one of --ssh and --device", param_hint="--device")
+    if ssh is not None:
+        return device_there(ssh, accept_new)
+    if device is None:
+        raise typer.BadParameter("give a board: --device ID, or --ssh HOST to ask it", param_hint="--device")
+    return device
+
+
+def refuse_local(**given: Any) -> None:
+    """Raises MerinoError for options that make no sense on a board, where one was given."""
+    wrong = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if wrong:
+        raise MerinoError(f"{', '.join(wrong)} is of this machine, and --ssh runs on the board: leave one of them out")
+
+
+def words_of(**given: Any) -> list[str]:
+    """Options of the board's command line: those that are None or False are left out, True is the option alone."""
+    words: list[str] = []
+    for name, value in given.items():
+        option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            words.append(f"{option}={value}" if option.startswith("--") else f"{option}{value}")
+    return words

@@ -1,0 +1,131 @@
+"""The board speaks back over ssh: text, records and a probe come home; sshd on loopback is the board."""
+
+import json
+import re
+
+import pytest
+import ssh_board
+from test_cli import run
+
+from merino_edge.cli.over_ssh import on_board
+from merino_edge.delivery.ssh.programs import program
+from merino_edge.profiles.reading import load_profile, profile_text
+from merino_edge.records.reading import read_records
+from merino_runtime.errors import MerinoError
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)]
+GREEDY = ("Once upon a time", "-n", "12", "--temperature", "0")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("back")
+
+
+@pytest.fixture(scope="module")
+def workstation(place):
+    return ssh_board.make_workstation(place / "home")
+
+
+@pytest.fixture(autouse=True)
+def home(workstation, monkeypatch):
+    monkeypatch.setenv("HOME", str(workstation.home))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+
+
+@pytest.fixture(scope="module")
+def board(place, workstation):
+    with ssh_board.running(place / "board", workstation.key) as found:
+        workstation.trusts(found)
+        yield found
+
+
+def test_text_is_the_same_there_as_here_and_the_bundle_travels_once(board):
+    here = run("generate", "embedded", *GREEDY)
+    code, out, err = run("generate", "--ssh", board.address, "embedded", *GREEDY)
+    assert code == 0, err
+    assert out == here[1] and "tok/s" in err and "copying model.onnx" in err
+    (folder,) = (board.cache / "bundles").iterdir()
+    stamp = (folder / "model.onnx").stat().st_mtime_ns
+    code, out, err = run("generate", "--ssh", board.address, "embedded", *GREEDY, "--json", "--stop", "time")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["done"] is True
+    assert (folder / "model.onnx").stat().st_mtime_ns == stamp
+
+
+def test_a_refusal_there_is_the_exit_code_here(board):
+    code, out, err = run("generate", "--ssh", board.address, "embedded", "x" * 5000, "-n", "400", "--overflow", "error")
+    assert (code, out) == (1, "") and "context" in err.splitlines()[-1]
+    code, _, err = run("generate", "--ssh", board.address, "embedded", *GREEDY, "--cache", "x")
+    assert code == 1 and "--cache" in err
+    code, _, err = run("generate", "--ssh", board.address, "installed", *GREEDY)
+    assert code == 1 and "no release is installed" in err
+
+
+def test_records_come_home_with_their_baseline(board, place):
+    saved = place / "there.json"
+    code, out, err = run(
+        "bench", "--ssh", board.address, "embedded", "--baseline", "opt-125m", "-p", "8", "-n", "4", "-r", "1",
+        "-o", "json", "--save", saved,
+    )  # fmt: skip
+    assert code == 0, err
+    rows = read_records([saved])
+    assert json.loads(out) == json.loads(saved.read_text())
+    assert {row.bundle for row in rows} == {"embedded", "opt-125m"} and len(rows) == 4
+    assert all(row.board for row in rows)
+    assert all(row["ratio_to_baseline"] for row in json.loads(out))
+    assert len(list((board.cache / "bundles").iterdir())) == 2
+
+
+def test_what_cannot_be_saved_is_refused_before_anything_is_copied(board, place):
+    code, _, err = run("bench", "--ssh", board.address, "embedded", "--save", place / "none" / "x.json")
+    assert code == 1 and "none" in err.splitlines()[-1] and "copying" not in err
+
+
+def test_a_probe_of_the_board_becomes_its_profile(board, place):
+    mine = profile_text("raspberry-pi-5").replace('arch = "aarch64"', 'arch = "x86_64"')
+    mine = mine.replace('isa = ["neon", "dotprod", "fp16"]', 'isa = ["avx2"]')
+    mine = re.sub(r"peak_gb_s = .*\n", "", mine)  # this machine's memory may be faster than a Pi's
+    (place / "base.toml").write_text(mine)
+    code, out, err = run("calibrate", "--ssh", board.address, "--device", place / "base.toml", "-o", place / "my.toml")
+    assert code == 0, err
+    assert "measures itself" in err and "wrote" in err
+    profile = load_profile(place / "my.toml")
+    assert profile.performance.coefficients is not None
+    assert profile.performance.read_gb_s.kind == "calibrated"
+
+
+def test_a_probe_is_asked_for_only_where_its_result_can_be_used(board, place):
+    for arguments, said in (
+        (["--device", "raspberry-pi-5"], "-o FILE"),
+        (["--device", "host"], "--device host"),
+        (["--device", "none", "-o", place / "x.toml"], "No device profile"),
+        (["--device", "raspberry-pi-5", "--probe", "p.json", "-o", place / "x.toml"], "one of the two"),
+        (["--device", "raspberry-pi-5", "-o", place], "it is a folder"),
+    ):
+        code, _, err = run("calibrate", "--ssh", board.address, *arguments)
+        assert code == 1 and said in err.splitlines()[-1], err
+        assert "measures itself" not in err
+
+
+def test_a_board_that_no_profile_names_is_told_so(board):
+    code, _, err = run("recommend", "--ssh", board.address)
+    assert code == 1 and "which no profile names" in err and "Raspberry Pi 5" in err and "--device" in err
+    code, _, err = run("recommend", "--ssh", board.address, "--device", "raspberry-pi-5")
+    assert code == 2 and "one of" in err
+    code, _, err = run("recommend")
+    assert code == 2 and "--ssh" in err
+
+
+def test_a_board_without_the_packages_is_told_how_to_get_them(place, workstation):
+    """A Python without its site-packages."""
+    bare = place / "bare"
+    bare.mkdir()
+    (bare / "python3").write_text('#!/bin/sh\nexec /usr/bin/python3 -S "$@"\n')
+    (bare / "python3").chmod(0o755)
+    path, said = f"{bare}:/usr/bin:/bin", "pip install numpy tokenizers onnxruntime"
+    with (
+        ssh_board.running(place / "bare-board", workstation.key, path) as found,
+        pytest.raises(MerinoError, match=said),
+    ):
+        on_board(found.address, True, program)

@@ -1,0 +1,373 @@
+"""A hostile or broken board harms nothing here: each kind ends soon, in one line that names it and steers no terminal.
+
+The servers are asyncssh's, or bare sockets. All run in the loop of the test, which would stand still with them.
+"""
+
+import asyncio
+import contextlib
+import json
+import resource
+import time
+
+import asyncssh
+import pytest
+import ssh_board
+from sample_archive import write_archive
+
+from merino_edge.delivery.ssh import board, command, connect, flash, transfer
+from merino_edge.delivery.ssh.address import parse_address
+from merino_edge.embedded import FOLDER
+from merino_runtime.delivery.remote_end import BEGIN
+
+pytestmark = pytest.mark.slow
+BEGUN = BEGIN.encode() + b"\n"
+ANSI = "\x1b[2J\x1b]0;owned\x07\u202e"
+SHORT_S = 2.0  # in place of a minute
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    for module, name in ((connect, "LOGIN_S"), (command, "SHORT_S"), (board, "ASKED_S"), (transfer, "STALL_S"),
+                         (flash, "INSTALL_S"), (flash, "BENCH_S")):  # fmt: skip
+        monkeypatch.setattr(module, name, SHORT_S)
+
+
+@pytest.fixture
+def workstation(tmp_path, monkeypatch):
+    found = ssh_board.make_workstation(tmp_path / "home")
+    monkeypatch.setenv("HOME", str(found.home))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    return found
+
+
+@pytest.fixture(scope="module")
+def goods(tmp_path_factory):
+    path = write_archive(tmp_path_factory.mktemp("goods") / "sample.merino", FOLDER)
+    return flash.parcel(path, allow_unsigned=True)
+
+
+def flashed(port, goods, workstation):
+    """What becomes of it -> (the error, seconds, files in the home here that are new, growth of this process in MB)."""
+
+    async def run():
+        return await flash.flash_all([parse_address(f"127.0.0.1:{port}")], goods, accept_new=True)
+
+    before, memory, begun = files_of(workstation), peak_mb(), time.monotonic()
+    (done,) = asyncio.get_event_loop().run_until_complete(run())
+    return done, time.monotonic() - begun, files_of(workstation) - before, peak_mb() - memory
+
+
+def files_of(workstation):
+    return {path for path in workstation.home.rglob("*") if path.name != "known_hosts"}
+
+
+def peak_mb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def judged(done, seconds, new, grown_mb):
+    assert done.error and done.error.isprintable() and len(done.error) < 1500
+    assert not done.tested and done.records == []
+    assert seconds < 12 * SHORT_S
+    assert new == set(), "no path of a board is used here"
+    assert grown_mb < 100
+    return done.error
+
+
+@contextlib.contextmanager
+def a_loop():
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield loop
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0.1))
+        loop.close()
+        asyncio.set_event_loop(None)
+
+
+# Bare sockets: before any login.
+
+
+async def silent(reader, _):
+    await reader.read()
+
+
+async def gone(_, writer):
+    writer.close()
+
+
+async def endless_bytes(_, writer):
+    await endless(writer, b"\xff\x00\x1b[2J" * 4096)
+
+
+async def endless_banner(_, writer):
+    await endless(writer, b"Welcome\r\n" * 4096)
+
+
+async def a_web_server(reader, writer):
+    await reader.read(10)
+    writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n" + ANSI.encode())
+    writer.close()
+
+
+async def stops_in_the_handshake(reader, writer):
+    writer.write(b"SSH-2.0-OpenSSH_9.9\r\n")
+    await reader.read()
+
+
+async def a_packet_of_2_gb(reader, writer):
+    writer.write(b"SSH-2.0-x\r\n\x7f\xff\xff\xff\x04" + bytes(64))
+    await reader.read()
+
+
+async def wrong_packets(reader, writer):
+    writer.write(b"SSH-2.0-x\r\n" + b"\x00\x00\x00\x0c\x04\x14" + b"\xff" * 200)
+    await reader.read()
+
+
+async def a_rude_goodbye(reader, writer):
+    words = ANSI.encode() * 20
+    payload = b"\x01" + (11).to_bytes(4, "big") + len(words).to_bytes(4, "big") + words + bytes(4)
+    padding = 8 - (len(payload) + 5) % 8 + 8
+    writer.write(b"SSH-2.0-x\r\n" + (len(payload) + padding + 1).to_bytes(4, "big") + bytes([padding]) + payload
+                 + bytes(padding))  # fmt: skip
+    await reader.read()
+
+
+async def endless(writer, data):
+    with contextlib.suppress(OSError):
+        while True:
+            writer.write(data)
+            await writer.drain()
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [silent, gone, endless_bytes, endless_banner, a_web_server, stops_in_the_handshake, a_packet_of_2_gb, wrong_packets,
+     a_rude_goodbye],
+)  # fmt: skip
+def test_a_server_that_is_no_ssh_server(behave, goods, workstation):
+    with a_loop() as loop:
+        server = loop.run_until_complete(asyncio.start_server(behave, "127.0.0.1", 0))
+        said = judged(*flashed(server.sockets[0].getsockname()[1], goods, workstation))
+        server.close()
+    assert "log" in said
+    assert not workstation.known_hosts.exists(), "it has shown no key"
+
+
+# asyncssh's server: after the login.
+
+
+async def request_of(process):
+    """What the workstation asks; behind it in stdin comes what belongs to it."""
+    await process.stdin.readexactly(len(command.REMOTE_END))
+    return json.loads(await process.stdin.readuntil(b"\n"))
+
+
+def machine(**changes):
+    facts = {"architecture": "x86_64", "pointer_bits": 64, "logical_cores": 2, "physical_cores": 2, "isa": [],
+             "memory_total_mb": 4096.0, "memory_available_mb": 2048.0}  # fmt: skip
+    return {"schema": 1, "board": facts, "model": "", "python": "3.11", "glibc": "2.36", "free_bytes": 10**12,
+            "managed": False, **changes}  # fmt: skip
+
+
+def called(*values):
+    return [{"code": 0, "out": json.dumps(value), "err": ""} for value in values]
+
+
+STATUS = {"schema": 1, "root": "/opt/merino", "current": None, "previous": None, "partial": []}
+ANSWERS = {
+    "ask": lambda _: called(machine(), STATUS),
+    "receive": lambda _: {"done": True, "free": 10**12, "pieces": []},
+    "run": lambda _: {"no": "answer"},
+    "discard": lambda _: True,
+}
+
+
+def liar(**answers):
+    """A board that follows the protocol, but for some of its answers: values, or bytes that are sent as they are."""
+
+    async def behave(process):
+        request = await request_of(process)
+        found = answers.get(request["do"], ANSWERS.get(request["do"]))
+        found = found(request) if callable(found) else found
+        process.stdout.write(BEGUN + (found if isinstance(found, bytes) else json.dumps(found).encode() + b"\n"))
+        process.exit(0)
+
+    return behave
+
+
+async def never_answers(process):
+    await process.stdin.read()
+
+
+async def nothing_to_say(process):
+    process.exit(0)
+
+
+async def dies(process):
+    process.exit_with_signal("SEGV")
+
+
+async def endless_login(process):
+    await endless(process.stdout, b"Welcome\n" * 4096)
+
+
+async def endless_line(process):
+    await endless(process.stdout, b"x" * 65536)
+
+
+async def endless_answer(process):
+    process.stdout.write(BEGUN)
+    await endless(process.stdout, b"[" * 65536)
+
+
+async def endless_talk(process):
+    await endless(process.stderr, (ANSI.encode() + b"\n") * 4096)
+
+
+async def talk_that_steers(process):
+    process.stderr.write(b"no python\n" + ANSI.encode() + b"it was us\n")
+    process.exit(1)
+
+
+async def closes_the_connection(process):
+    await request_of(process)
+    process.channel.get_connection().abort()
+
+
+def slow_drip(process):
+    return drip(process.stdout, BEGUN + b"[" + b" " * 10**6)
+
+
+async def drip(writer, data):
+    for byte in data:
+        writer.write(bytes([byte]))
+        await asyncio.sleep(0.05)
+
+
+async def closes_in_mid_transfer(process):
+    request = await request_of(process)
+    if request["do"] == "receive":
+        process.stdout.write(BEGUN + b'{"done": false, "free": 1000000000000, "pieces": []}\n')
+        await process.stdin.readexactly(20_000)
+        process.channel.get_connection().abort()
+    else:
+        process.stdout.write(BEGUN + json.dumps(ANSWERS[request["do"]](request)).encode() + b"\n")
+        process.exit(0)
+
+
+async def takes_nothing(process):
+    """Says that it wants the file, and never reads it."""
+    request = await request_of(process)
+    process.stdout.write(BEGUN)
+    if request["do"] == "receive":
+        process.stdin.channel.pause_reading()
+        process.stdout.write(b'{"done": false, "free": 1000000000000, "pieces": []}\n')
+        await asyncio.sleep(60)
+    process.stdout.write(json.dumps(ANSWERS[request["do"]](request)).encode() + b"\n")
+    process.exit(0)
+
+
+INSTALLED = {"schema": 1, "id": "0" * 16, "name": "x", "bundle": "x", "precision": "fp32", "python": "3.11",
+             "root": "/opt/merino", "launcher": "/opt/merino/current/merino", "replaced": None, "selftest": "ok",
+             "notes": []}  # fmt: skip
+DEEP = b"[" * 10**4 + b"]" * 10**4 + b"\n"
+
+AFTER_LOGIN = {
+    "never answers": never_answers, "nothing to say": nothing_to_say, "dies": dies, "endless login": endless_login,
+    "endless line": endless_line, "endless answer": endless_answer, "endless talk": endless_talk,
+    "talk that steers": talk_that_steers, "closes the connection": closes_the_connection, "drips": slow_drip,
+    "closes in mid-transfer": closes_in_mid_transfer, "takes nothing": takes_nothing,
+    "not JSON": liar(ask=ANSI.encode() + b"\n"), "deep": liar(ask=DEEP), "not UTF-8": liar(ask=b'"\xff\xfe"\n'),
+    "a number of a million digits": liar(ask=b"[" + b"9" * 10**5 + b"]\n"),
+    "another shape": liar(ask={"code": 0}), "too few answers": liar(ask=called(machine())),
+    "its own error": liar(ask=[{"code": 1, "out": "", "err": f"{ANSI}\n{ANSI}sudo rm -rf /\n"}] * 2),
+    "a machine of nonsense": liar(ask=called({"schema": 1, "board": ANSI}, STATUS)),
+    "a model that steers": liar(ask=called(machine(model=ANSI), STATUS)),
+    "32-bit": liar(ask=called(machine(board={**machine()["board"], "pointer_bits": 32}), STATUS)),
+    "no memory": liar(ask=called(machine(board={**machine()["board"], "memory_total_mb": 1.0}), STATUS)),
+    "a root that steers": liar(ask=called(machine(), {**STATUS, "root": f"/opt/{ANSI}"})),
+    "a root that is no path": liar(ask=called(machine(), {**STATUS, "root": "~/../x"})),
+    "a release that is a path": liar(ask=called(machine(), {**STATUS, "current": {"id": "../../etc"}})),
+    "pieces that are no hashes": liar(receive={"done": False, "free": 10**12, "pieces": ["../x"]}),
+    "a million pieces": liar(receive={"done": False, "free": 10**12, "pieces": ["0" * 64] * 10**5}),
+    "no space": liar(receive={"done": False, "free": 0, "pieces": []}),
+    "minus space": liar(receive={"done": False, "free": -1, "pieces": []}),
+    "an error that steers": liar(receive=b'{"done": false, "free": 1000000000000, "pieces": []}\n'
+                                 + json.dumps({"error": ANSI}).encode() + b"\n"),
+    "an install of nothing": liar(run=b""), "an install of another shape": liar(run={"id": 1}),
+    "an install of another release": liar(run=INSTALLED),
+    "a launcher that steers": liar(run={**INSTALLED, "launcher": f"/x\n{ANSI}"}),
+    "an install that is endless": liar(run=b"x" * (1 << 22)),
+}  # fmt: skip
+
+# A part of what is said of each.
+WORDS = {
+    "never answers": "took too long", "nothing to say": "said nothing", "dies": "code -11",
+    "endless login": "login shell", "endless line": "login shell", "endless answer": "more than 262,144 bytes",
+    "endless talk": "took too long", "talk that steers": "it was us", "closes the connection": "lost",
+    "drips": "took too long", "closes in mid-transfer": "copy merino-", "takes nothing": "too long to copy",
+    "not JSON": "not JSON", "deep": "nested too deeply", "not UTF-8": "expected a list",
+    "a number of a million digits": "which is not JSON", "another shape": "expected a list",
+    "too few answers": "number of answers", "its own error": "rm -rf",
+    "a machine of nonsense": "does not describe a machine", "a model that steers": "model is", "32-bit": "32-bit",
+    "no memory": "1 MB in all", "a root that steers": "`status` is wrong",
+    "a root that is no path": "`status` is wrong", "a release that is a path": "`status` is wrong",
+    "pieces that are no hashes": "pieces[0]", "a million pieces": "more than 327,680 bytes",
+    "no space": "0.0 MB are free", "minus space": "free is -1", "an error that steers": "copy merino-",
+    "an install of nothing": "install: the board answered ''", "an install of another shape": "missing key launcher",
+    "an install of another release": "another release", "a launcher that steers": "launcher is",
+    "an install that is endless": "more than 65,536 bytes",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", AFTER_LOGIN)
+def test_a_board_that_lets_us_in(kind, goods, workstation):
+    with a_loop() as loop:
+        server = loop.run_until_complete(
+            asyncssh.listen(
+                "127.0.0.1", 0, server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+                authorized_client_keys=asyncssh.import_authorized_keys(workstation.key.export_public_key().decode()),
+                process_factory=AFTER_LOGIN[kind], encoding=None,
+            )  # fmt: skip
+        )
+        said = judged(*flashed(server.get_port(), goods, workstation))
+        server.close()
+    assert WORDS[kind] in said
+
+
+class Banners(asyncssh.SSHServer):
+    """Sends words before the login, without end."""
+
+    def connection_made(self, conn):
+        self.connection = conn
+
+    async def begin_auth(self, username):  # noqa: ARG002
+        for _ in range(10**4):
+            self.connection.send_auth_banner(ANSI * 100)
+            await asyncio.sleep(0)
+        await asyncio.sleep(60)
+        return True
+
+
+class NoChannels(asyncssh.SSHServer):
+    def session_requested(self):
+        raise asyncssh.ChannelOpenError(1, ANSI)
+
+
+@pytest.mark.parametrize("kind", [Banners, NoChannels])
+def test_a_server_with_manners_of_its_own(kind, goods, workstation, capfd):
+    with a_loop() as loop:
+        server = loop.run_until_complete(
+            asyncssh.listen(
+                "127.0.0.1", 0, server_factory=kind, server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+                authorized_client_keys=asyncssh.import_authorized_keys(workstation.key.export_public_key().decode()),
+            )  # fmt: skip
+        )
+        judged(*flashed(server.get_port(), goods, workstation))
+        server.close()
+    assert "\x1b" not in "".join(capfd.readouterr())
