@@ -102,7 +102,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bundle_or_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="a bundle's folder, or a packed file (NAME.merino)")
+    parser.add_argument("bundle", metavar="PATH", help="a bundle's folder, or a packed file (NAME.merino)")
 
 
 def _add_selftest(parser: argparse.ArgumentParser) -> None:
@@ -114,9 +114,9 @@ def _add_selftest(parser: argparse.ArgumentParser) -> None:
 VERBS = (
     Verb("generate", "continue a prompt", _add_generate, _generate),
     Verb("info", "describe a bundle or a packed file, and whether it fits this machine", _add_info,
-         lambda arguments: commands.run_info(arguments.path, arguments.json)),
+         lambda arguments: commands.run_info(arguments.bundle, arguments.json)),
     Verb("verify", "hash every file of a bundle or a packed file", _add_verify,
-         lambda arguments: commands.run_verify(arguments.path, arguments.trust, arguments.json)),
+         lambda arguments: commands.run_verify(arguments.bundle, arguments.trust, arguments.json)),
     Verb("selftest", "compare greedy decoding with the bundle's golden ids", _add_selftest,
          lambda arguments: commands.run_selftest(arguments.bundle, arguments.threads, arguments.allow_slow,
                                                 arguments.prefill_threads)),

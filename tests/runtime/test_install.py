@@ -285,7 +285,8 @@ def test_two_installs_at_once(packs, root, merino):
 def test_the_lock_names_its_holder_and_ends_with_it(root):
     os.makedirs(str(root))
     with releases.locked(str(root), "install"), \
-            pytest.raises(MerinoError, match=rf"process {os.getpid()}, install"), releases.locked(str(root), "rollback"):
+            pytest.raises(MerinoError, match=f"process {os.getpid()}, install"), \
+            releases.locked(str(root), "rollback"):
         pass
     with releases.locked(str(root), "rollback"):
         pass

@@ -1,0 +1,216 @@
+"""The service: counts starts, goes back where a new release keeps failing, marks good, probes once. And the units."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from packed_files import app_bytes, bundle_files, packed_bytes, renamed
+
+from merino_runtime.delivery import releases, trial
+from merino_runtime.delivery.install import install
+from merino_runtime.delivery.service import check_service, first_boot_unit, service_unit
+from merino_runtime.errors import MerinoError
+
+pytestmark = [pytest.mark.slow,
+              pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")]
+
+OLD, NEW, NEXT = "0" * 15 + "1", "0" * 15 + "2", "0" * 15 + "3"
+# What a release is to the service: its launcher. This one passes the test unless there is a file `fails`.
+LAUNCHER = """#!/bin/sh
+here=$(dirname "$0")
+echo "$1" >> "$here/calls"
+case $1 in
+    selftest) if [ -e "$here/fails" ]; then echo broken >&2; exit 1; fi; echo "ok: 4 greedy ids as expected" ;;
+    probe) [ ! -e "$here/no-probe" ] || exit 1; echo "{{}}" > "$3" ;;
+    service) exec {python} -m merino_runtime "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "releases").mkdir()
+    return tmp_path
+
+
+def add(root, release_id):
+    """A release whose only part is a launcher, swapped in."""
+    folder = root / "releases" / release_id
+    folder.mkdir()
+    (folder / "merino").write_text(LAUNCHER.format(python=sys.executable))
+    (folder / "merino").chmod(0o755)
+    trial.write_trial(str(folder), trial.Trial())
+    releases.swap(str(root), releases.Links(release_id, releases.links(str(root)).current))
+    return folder
+
+
+def start(root):
+    """One start of the unit -> (exit code, what it said)."""
+    process = subprocess.Popen([str(root / "current" / "merino"), "service", "--root", str(root)],
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
+    out = process.communicate()[0].decode("utf-8")
+    assert "Traceback" not in out, out
+    return process.returncode, out
+
+
+def trial_of(root, release_id):
+    return trial.read_trial(releases.release_folder(str(root), release_id))
+
+
+def test_a_release_that_passes_is_good_and_probed_once(root):
+    folder = add(root, OLD)
+    for _ in range(2):
+        code, said = start(root)
+        assert code == 0 and f"release {OLD} is good" in said
+    assert trial_of(root, OLD) == trial.Trial(1, True, False, True)
+    assert (root / "probe.json").exists()
+    assert (folder / "calls").read_text().split() == ["service", "selftest", "probe", "service", "selftest"]
+
+
+def test_a_probe_that_fails_fails_nothing(root):
+    (add(root, OLD) / "no-probe").write_text("")
+    for _ in range(2):
+        code, said = start(root)
+        assert code == 0
+    assert trial_of(root, OLD).good and not (root / "probe.json").exists()
+
+
+def test_three_failed_starts_go_back_to_the_release_before(root):
+    add(root, OLD)
+    assert start(root)[0] == 0
+    (add(root, NEW) / "fails").write_text("")
+    for number in (1, 2, 3):
+        code, said = start(root)
+        assert code == 1 and "broken" in said and trial_of(root, NEW).starts == number
+        assert releases.links(str(root)) == releases.Links(NEW, OLD)
+    code, said = start(root)
+    assert code == 0 and f"back to {OLD}" in said and f"release {OLD} is good" in said
+    assert releases.links(str(root)) == releases.Links(OLD, NEW) and trial_of(root, NEW).gave_up
+
+
+def test_a_good_release_that_fails_is_no_reason_to_go_back(root):
+    add(root, OLD)
+    folder = add(root, NEW)
+    assert start(root)[0] == 0
+    (folder / "fails").write_text("")
+    trial.write_trial(str(folder), trial.Trial(starts=9, good=True))  # marked by a person, after many starts
+    for _ in range(5):
+        assert start(root)[0] == 1
+    assert releases.links(str(root)) == releases.Links(NEW, OLD)
+
+
+def test_marked_good_by_a_person_ends_the_trial(root):
+    add(root, OLD)
+    (add(root, NEW) / "fails").write_text("")
+    assert start(root)[0] == 1
+    trial.mark_good(str(root))
+    for _ in range(4):
+        assert start(root)[0] == 1
+    assert releases.links(str(root)).current == NEW
+
+
+def test_two_releases_that_fail_do_not_take_turns_for_ever(root):
+    for release_id in (OLD, NEW):
+        (add(root, release_id) / "fails").write_text("")
+    seen = []
+    for _ in range(12):
+        assert start(root)[0] == 1
+        seen.append(releases.links(str(root)).current)
+    assert seen == [NEW] * 3 + [OLD] * 9
+
+
+def test_nowhere_to_go_back_to(root):
+    (add(root, OLD) / "fails").write_text("")
+    for _ in range(5):
+        assert start(root)[0] == 1
+    assert releases.links(str(root)) == releases.Links(OLD, None)
+
+
+def test_a_persons_rollback_gives_its_starts_again(root):
+    add(root, OLD)
+    (add(root, NEW) / "fails").write_text("")
+    for _ in range(4):
+        start(root)
+    assert releases.links(str(root)).current == OLD
+    with releases.locked(str(root), "rollback"):
+        trial.rollback(str(root))
+    for number in (1, 2, 3):
+        assert start(root)[0] == 1 and trial_of(root, NEW).starts == number
+    assert start(root)[0] == 0 and releases.links(str(root)).current == OLD
+
+
+def test_a_start_is_counted_before_what_may_kill_the_board(root):
+    """The launcher's self-test here ends the process that asked for it, as a power cut would."""
+    folder = add(root, OLD)
+    launcher = LAUNCHER.format(python=sys.executable)
+    (folder / "merino").write_text(launcher.replace("selftest) ", "selftest) kill -9 $PPID; "))
+    for number in (1, 2):
+        assert start(root)[0] == -9
+        assert trial_of(root, OLD).starts == number
+
+
+def test_a_swap_that_was_cut_is_completed_before_the_start(root):
+    add(root, OLD)
+    add(root, NEW)
+    os.unlink(str(root / "previous"))
+    (root / "swap.json").write_text(json.dumps({"to": {"current": NEW, "previous": OLD}}))
+    assert start(root)[0] == 0
+    assert releases.links(str(root)) == releases.Links(NEW, OLD) and not (root / "swap.json").exists()
+
+
+def test_a_real_release_that_fails_in_service(tmp_path, bundle_dirs):
+    """Installed, started, damaged afterwards: the release before it generates."""
+    files, root = bundle_files(bundle_dirs["portable"]), str(tmp_path / "root")
+    app = app_bytes(tmp_path / "merino.pyz")
+    for name in ("old", "new"):
+        (tmp_path / name).write_bytes(packed_bytes(app, [renamed(files, name)], name))
+        found = install(str(tmp_path / name), root, allow_unsigned=True)
+        folder = releases.release_folder(root, found["id"])
+        trial.write_trial(folder, trial.Trial(probed=True))  # the probe takes a minute
+        if name == "old":
+            assert start(tmp_path / "root")[0] == 0
+    (tmp_path / "root" / "current" / "bundle" / "model.onnx").write_bytes(b"")
+    for _ in range(3):
+        code, said = start(tmp_path / "root")
+        assert code == 1 and "model.onnx" in said
+    code, said = start(tmp_path / "root")
+    assert code == 0 and "is good" in said and trial.status(root)["current"]["bundle"] == "old"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+@pytest.mark.parametrize("unit", ["merino.service", "merino-install.service"])
+def test_systemd_takes_the_units(tmp_path, unit):
+    root = tmp_path / "root"
+    root.mkdir()
+    text = service_unit(str(root)) if unit == "merino.service" else first_boot_unit(str(root), "sample.merino", True)
+    current = root / "current"
+    current.mkdir()
+    shutil.copy("/bin/true", str(current / "merino"))
+    (tmp_path / unit).write_text(text.replace("User=merino", "User=root"))  # that user is made by `install --service`
+    process = subprocess.Popen(["systemd-analyze", "verify", "--man=no", str(tmp_path / unit)],
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    out = process.communicate()[0].decode("utf-8")
+    own = [line for line in out.splitlines() if unit in line and "python3" not in line]
+    assert own == [], out
+    # systemd 237 refuses a unit of Type=oneshot with Restart=
+    assert ("Restart=" in text) != ("Type=oneshot" in text)
+
+
+def test_the_first_boot_installs_what_the_card_brought():
+    text = first_boot_unit("/opt/merino", "sample.merino")
+    assert "ConditionPathExists=!/opt/merino/current" in text
+    assert ("ExecStart=/usr/bin/python3 /opt/merino/incoming/merino.pyz install /opt/merino/incoming/sample.merino "
+            "--root /opt/merino --service\n") in text
+    assert "--allow-unsigned" in first_boot_unit("/opt/merino", "sample.merino", allow_unsigned=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="asks what root may")
+@pytest.mark.parametrize("root", ["/home/someone/merino", "/root/merino", "/tmp/merino", "/opt/a folder"])
+def test_a_service_cannot_run_from_what_it_does_not_see(root):
+    if not shutil.which("systemctl") or not shutil.which("useradd"):
+        pytest.skip("no systemd here")
+    with pytest.raises(MerinoError, match="--service cannot run from"):
+        check_service(root)

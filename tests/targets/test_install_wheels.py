@@ -1,0 +1,190 @@
+"""A packed file with wheels, on Pythons that have no packages: the release makes its environment without a network.
+
+By default on Python 3.6, as on a Jetson Nano, and on the system's Python, which refuses pip (PEP 668), in 1970. With
+`--hypothesis-profile=long` on all, and killed at random moments. x86 stands in for Arm: the wheels are this machine's.
+"""
+
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from packed_files import WheelSet, app_bytes, bundle_files, packed_bytes, renamed, tree
+
+from merino_edge.delivery.targets import Target
+from merino_edge.delivery.wheels import wheels_for
+from merino_edge.profiles.profile import Software
+from merino_runtime.delivery import releases
+from merino_runtime.errors import MerinoError
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(platform.system() != "Linux", reason="boards run Linux")]
+
+# glibc, onnxruntime, numpy, tokenizers: as in tests/targets/pythons
+VERSIONS = {
+    "3.6": ("2.27", "1.10.0", "1.19.5", "0.12.1"),
+    "3.8": ("2.27", "1.19.2", "1.24.4", "0.20.3"),
+    "3.10": ("2.35", "1.23.2", "2.2.6", "0.22"),
+    "3.11": ("2.36", "1.23.2", "2.2.6", "0.22"),
+    "3.13": ("2.41", "1.23.2", "2.2.6", "0.22"),
+}
+KILLS = 6
+# No route to an index, no packages of this machine's, and pip settings that would break it.
+BARE = {
+    "PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_USER": "1",
+    "PYTHONPATH": "", "http_proxy": "http://127.0.0.1:9/", "https_proxy": "http://127.0.0.1:9/", "LANG": "C",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def long(request):
+    return request.config.getoption("--hypothesis-profile") == "long"
+
+
+def interpreter(version):
+    """A Python without packages: pyenv's."""
+    for path in sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}")):
+        return path
+    pytest.skip(f"no Python {version} of pyenv on this machine")
+
+
+def managed():
+    """(Python, version) of one that the system manages."""
+    for version in reversed(VERSIONS):
+        python = Path(f"/usr/bin/python{version}")
+        if python.exists() and Path(f"/usr/lib/python{version}/EXTERNALLY-MANAGED").exists():
+            return python, version
+    pytest.skip("no Python here that refuses pip (PEP 668)")
+
+
+@pytest.fixture(scope="module")
+def pack(bundle_dirs, tmp_path_factory):
+    """A function: a folder of merino.pyz, and old.merino and new.merino with the wheels for a version of Python."""
+    made = {}
+
+    def packed(version):
+        if version not in made:
+            glibc, onnxruntime, numpy, tokenizers = VERSIONS[version]
+            software = Software(system="sample", glibc=glibc, python=version, onnxruntime=onnxruntime, numpy=numpy,
+                                tokenizers=tokenizers)  # fmt: skip
+            try:
+                found = wheels_for(software, Target(version, platform.machine(), glibc))
+            except MerinoError as error:
+                pytest.skip(f"no index to fetch wheels from: {error}")
+            folder = tmp_path_factory.mktemp("packs")
+            app, files = app_bytes(folder / "merino.pyz"), bundle_files(bundle_dirs["portable"])
+            wheel_set = WheelSet(found.path, version, platform.machine(), found.target.glibc, found.packages)
+            members = {path.name: path.read_bytes() for path in found.files}
+            for name in ("old", "new"):
+                data = packed_bytes(app, [renamed(files, name)], name, wheels=[(wheel_set, members)])
+                (folder / f"{name}.merino").write_bytes(data)
+            made[version] = folder
+        return made[version]
+
+    return packed
+
+
+def run(*command, **environment):
+    done = subprocess.run(
+        [str(word) for word in command], env={**BARE, **environment}, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def check_release(root):
+    """`current` generates, by an interpreter of its own, and nothing names the folder in which it was made."""
+    launcher = root / "current" / "merino"
+    assert len(run(launcher, "generate", "installed", "The river", "-n", "3")) > 1
+    folder = (root / "current").resolve()
+    programs = sorted(path.name for path in (folder / "env" / "bin").iterdir())
+    assert programs and all(name.startswith("python") for name in programs)
+    where = run(folder / "env/bin/python", "-c", "import onnxruntime, tokenizers, numpy; print(numpy.__file__)")
+    assert where.startswith(str(folder / "env"))
+    assert not (folder / "wheels").exists() and releases.partials(str(root)) == []
+
+
+def check_on(python, folder, root, before=(), **environment):
+    command = [*before, python, folder / "merino.pyz", "install", "--allow-unsigned", "--root", root, "--json"]
+    old = json.loads(run(*command, folder / "old.merino", **environment))
+    check_release(root)
+    new = json.loads(run(*command, folder / "new.merino", **environment))
+    assert new["replaced"] == old["id"] and new["selftest"] == "ok"
+    check_release(root)
+    run(root / "current" / "merino", "rollback")
+    check_release(root)
+    assert releases.links(str(root)) == releases.Links(old["id"], new["id"])
+
+
+@pytest.mark.parametrize("version", ["3.6", "3.8", "3.10", "3.11"])
+def test_a_python_without_packages(version, pack, tmp_path, long):
+    if version != "3.6" and not long:
+        pytest.skip("with --hypothesis-profile=long")
+    check_on(interpreter(version), pack(version), tmp_path / "root")
+
+
+def test_a_python_that_refuses_pip_and_a_clock_in_1970(pack, tmp_path):
+    python, version = managed()
+    faketime = shutil.which("faketime")
+    before = [faketime, "-f", "@1970-01-01 00:00:20"] if faketime else []
+    check_on(python, pack(version), tmp_path / "root", before, TZ="UTC")
+
+
+def test_from_an_environment_of_the_users(pack, tmp_path, long):
+    """The release's environment stands on the system's Python, and outlives the one that installed it."""
+    if not long:
+        pytest.skip("with --hypothesis-profile=long")
+    python, root = interpreter("3.6"), tmp_path / "root"
+    run(python, "-m", "venv", "--without-pip", tmp_path / "own")
+    run(tmp_path / "own/bin/python", pack("3.6") / "merino.pyz", "install", pack("3.6") / "old.merino",
+        "--allow-unsigned", "--root", root)  # fmt: skip
+    shutil.rmtree(tmp_path / "own")
+    check_release(root)
+
+
+def test_killed_at_random_moments(pack, tmp_path, long):
+    """With all that it started: Python making the environment, and pip."""
+    python, version = managed()
+    folder, root = pack(version), tmp_path / "root"
+    command = [str(word) for word in (python, folder / "merino.pyz", "install", "--allow-unsigned", "--root", root)]
+    run(*command, folder / "old.merino")
+    old, rng = releases.links(str(root)).current, random.Random(3)
+    before = tree(releases.release_folder(str(root), old))
+    for _ in range(KILLS if long else 2):
+        process = subprocess.Popen([*command, folder / "new.merino"], env=BARE, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        try:
+            process.wait(timeout=rng.uniform(0.5, 8))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+        assert tree(releases.release_folder(str(root), old)) == before
+        check_one = run(root / "current" / "merino", "selftest", "installed")
+        assert check_one.startswith("ok: ")
+    run(*command, folder / "new.merino")
+    check_release(root)
+    assert releases.links(str(root)).previous == old
+
+
+def test_a_file_for_another_python_is_refused_before_anything_moves(pack, tmp_path):
+    done = subprocess.run(
+        [interpreter("3.10"), pack("3.6") / "merino.pyz", "install", pack("3.6") / "old.merino", "--allow-unsigned",
+         "--root", tmp_path / "root"], env=BARE, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "the file's wheels are for Python 3.6" in done.stderr, done.stderr
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_python_without_packages_and_a_file_without_wheels(bundle_dirs, tmp_path):
+    path = tmp_path / "bare.merino"
+    path.write_bytes(packed_bytes(app_bytes(tmp_path / "merino.pyz"), [bundle_files(bundle_dirs["portable"])]))
+    done = subprocess.run(
+        [interpreter("3.6"), tmp_path / "merino.pyz", "install", path, "--allow-unsigned", "--root", tmp_path / "root"],
+        env=BARE, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and not (tmp_path / "root").exists()
+    assert "this Python lacks numpy, tokenizers, onnxruntime. Run: " in done.stderr, done.stderr
