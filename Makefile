@@ -20,12 +20,13 @@ test: lint .venv/peers $(OLDER:=/ready)
 test-fast: lint
 	$(PYTEST) -m "not slow" --hypothesis-profile=fast
 
-# On Debian, the first time as root: installs qemu-user and mmdebstrap, keeps 230 MB in BOARD_ROOT.
+# On Debian, the first time as root: installs qemu-user and mmdebstrap, keeps 250 MB in BOARD_ROOT.
 boards: .venv/ready
 	@tests/targets/boards/rootfs.sh "$(BOARD_ROOT)" $(BIN)/python
 
 test-boards: boards
-	MERINO_BOARD_ROOT="$(BOARD_ROOT)" $(BIN)/python -m pytest tests/targets/test_boards.py
+	MERINO_BOARD_ROOT="$(BOARD_ROOT)" $(BIN)/python -m pytest \
+		tests/targets/test_boards.py tests/targets/test_boards_children.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

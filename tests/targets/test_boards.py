@@ -6,15 +6,13 @@ given ids, and the choices that lead clearly (`assert_same_choices`).
 """
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from emulated_board import CPUS, INSTRUCTIONS, SCRIPTS, SITE, WITH_DOTPROD, needs_board, on_board, output, run
 
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.embedded import FOLDER as PACKAGED
@@ -23,47 +21,12 @@ from merino_runtime.board import ARM_FEATURES
 from merino_runtime.bundle import load_bundle
 from merino_runtime.text import open_tokenizer
 
-CPUS = {
-    "cortex-a53": "raspberry-pi-zero-2w",
-    "cortex-a57": "jetson-nano",
-    "cortex-a72": "raspberry-pi-4",
-    "cortex-a76": "raspberry-pi-5",
-}
-GIVEN = os.environ.get("MERINO_BOARD_ROOT")
-BOARD_ROOT = Path(GIVEN or Path(os.environ["MERINO_USERS_CACHE"]) / "merino_edge" / "boards" / "bookworm")
-PYTHON = BOARD_ROOT / "usr" / "bin" / "python3.11"
-SCRIPTS = Path(__file__).parent / "boards"
-INSTRUCTIONS, LOGITS = SCRIPTS / "instructions.py", SCRIPTS / "logits.py"
-SITE = BOARD_ROOT / "opt" / "site"
+LOGITS = SCRIPTS / "logits.py"
 PROMPT, TOKENS = "Once upon a time", 16
 GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature", 0, "--ignore-eos", "--json"]
 QUANTISED = [("fused", "int8"), ("fused", "int4"), ("portable", "int8")]
-WITH_DOTPROD = ["cortex-a76"]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not GIVEN and not (PYTHON.exists() and shutil.which("qemu-aarch64")),
-        reason="no emulated board on this machine (make test-boards sets one up)",
-    ),
-]
-
-
-def run(*call, cwd=None):
-    done = subprocess.run([str(word) for word in call], cwd=cwd, capture_output=True, text=True, timeout=300)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-def on_board(cpu, *arguments, cwd=None, path=SITE):
-    """Runs the board's Python on an emulated CPU."""
-    settings = ("-E", f"PYTHONPATH={path}", "-E", "PYTHONNOUSERSITE=1")
-    return run("qemu-aarch64", "-L", BOARD_ROOT, "-cpu", cpu, *settings, PYTHON, *arguments, cwd=cwd)
-
-
-def output(done):
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+pytestmark = [pytest.mark.slow, needs_board]
 
 
 def greedy_ids(out):

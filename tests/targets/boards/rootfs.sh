@@ -1,5 +1,6 @@
 #!/bin/sh
-# A root file system of the boards' kind, arm64 Debian 12 with Python 3.11, for `qemu-aarch64 -L`: rootfs.sh FOLDER PYTHON
+# A root file system of the boards' kind, arm64 Debian 12 with Python 3.11, for `qemu-aarch64 -L`
+# and enter.sh: rootfs.sh FOLDER PYTHON
 # Nothing of it is run while it is made. FOLDER is replaced where it is not what this file says; PYTHON is one with pip.
 # Needs root and Debian's apt, the first time; done at once where it is there.
 set -eu
@@ -7,7 +8,7 @@ set -eu
 root=$1
 python=$2
 suite=bookworm
-packages=python3,libstdc++6,libgomp1
+packages=python3,libstdc++6,libgomp1,dash,coreutils
 wheels="numpy==2.4.6 onnxruntime==1.32.0 tokenizers==0.23.3"
 recipe="$suite $packages $wheels"
 
