@@ -150,7 +150,7 @@ def download(requirements: list[str], target: Target, folder: Path) -> None:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
         reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1])
         raise MerinoError(
-            f"pip finds no wheels of {', '.join(requirements)} for {target.name}: {shortened(reason, 300)}. Connect"
-            " this machine to a package index (what was fetched once is kept), correct the versions in the profile's"
+            f"pip finds no set of wheels for {target.name}: {shortened(reason, 300)}. Connect this"
+            " machine to a package index (what was fetched once is kept), correct the versions in the profile's"
             " [software], or pack without --wheels"
         )
