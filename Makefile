@@ -13,7 +13,7 @@ BOARD_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/merino_edge/boards/bookworm
 demo: .venv/ready
 	$(BIN)/merino-edge demo
 
-test: lint .venv/peers $(OLDER:=/ready)
+test: lint .venv/peers .venv-ansible $(OLDER:=/ready)
 	$(PYTEST)
 
 # Without what waits for processes, the machine or other interpreters; properties are tried on fewer examples.
@@ -47,5 +47,9 @@ lint: .venv/ready
 .venv3%/ready: tests/targets/pythons/3.%.txt tests/targets/pythons/venv.sh
 	@tests/targets/pythons/venv.sh 3.$* .venv3$* $<
 
+# The role of fleet/ is tried by an Ansible of its own, where one can be had.
+.venv-ansible: tests/targets/ansible.sh
+	@tests/targets/ansible.sh $(PYTHON) $@
+
 clean:
-	rm -rf .venv $(OLDER) .pytest_cache .mypy_cache .ruff_cache out
+	rm -rf .venv .venv-ansible $(OLDER) .pytest_cache .mypy_cache .ruff_cache out

@@ -1,37 +1,65 @@
-"""`flash`: a packed file onto boards."""
+"""`flash`: a packed file onto boards over ssh, or onto what a board will start from: a folder, an image, a card."""
 
 import asyncio
 import json
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from merino_edge.cli.options import HOST, AcceptNew, Json
 from merino_runtime.errors import MerinoError
 
+if TYPE_CHECKING:  # imports asyncssh
+    from merino_edge.delivery.ssh.flash import Flashed
+
 
 def flash(
     file: Annotated[Path, typer.Argument(metavar="NAME.merino", help="the packed file, of `pack`")],
-    ssh: Annotated[
-        list[str] | None, typer.Option(metavar=HOST, help="a board; repeat for more")
-    ] = None,
-    at_once: Annotated[int, typer.Option(min=1, max=64, help="so many boards at a time")] = 4,
+    ssh: Annotated[list[str] | None, typer.Option(metavar=HOST, help="a board that runs; repeat for more")] = None,
+    rootfs: Annotated[Path | None, typer.Option(help="a board's root file system, mounted or staged")] = None,
+    image: Annotated[Path | None, typer.Option(help="a system's disk image: FILE.img or FILE.img.xz")] = None,
+    device_node: Annotated[Path | None, typer.Option(help="with --image: write it to this disk too, /dev/sdX")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="--device-node needs no typing of its name")] = False,
+    at_once: Annotated[int, typer.Option(min=1, max=64, help="--ssh: so many boards at a time")] = 4,
     accept_new: AcceptNew = False,
-    root: Annotated[str | None, typer.Option(help="folder of releases on the board; default: `install`'s")] = None,
+    root: Annotated[str | None, typer.Option(help="--ssh: folder of releases there; default: `install`'s")] = None,
     trust: Annotated[
         list[Path] | None, typer.Option(metavar="KEY.pub", help="the boards trust this key from now on")
     ] = None,
     allow_unsigned: Annotated[bool, typer.Option("--allow-unsigned", help="a file that nobody signed")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="also on another board than it was packed for, or where it will be slow")
+        bool, typer.Option("--force", help="--ssh: on another board than it was packed for, or where it will be slow")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and change nothing")] = False,
     as_json: Json = False,
 ) -> None:
-    """Install a packed file on boards over ssh; test it there and measure it beside the prediction."""
-    if not ssh:
-        raise MerinoError("flash needs a board: give --ssh [USER@]HOST[:PORT]")
+    """Install a packed file on boards over ssh, tested and measured there; or put it onto a card for a first boot."""
+    places = {"--ssh": bool(ssh), "--rootfs": rootfs, "--image": image}
+    given = [name for name, value in places.items() if value]
+    if len(given) != 1:
+        raise MerinoError(f"flash needs one of {', '.join(places)}; given: {', '.join(given) or 'none'}")
+    if given != ["--image"] and (device_node or yes):
+        raise MerinoError("--device-node and --yes go with --image: name the image that is written to the disk")
+    if ssh:
+        done = flash_boards(
+            ssh, file, trust or (), allow_unsigned, force, root, at_once, accept_new, dry_run
+        )
+        show_flashed(done, dry_run, as_json)
+        raise typer.Exit(1 if any(one.error for one in done) else 0)
+    if root or force or accept_new:
+        raise MerinoError(f"--root, --force and --accept-new go with --ssh, not with {given[0]}: leave them out")
+    steps = flash_card(file, rootfs, image, device_node, yes, trust or (), allow_unsigned, dry_run)
+    for line in [json.dumps(steps)] if as_json else steps:
+        print(line)
+
+
+def flash_boards(
+    ssh: list[str], file: Path, trust: Sequence[Path], allow_unsigned: bool, force: bool, root: str | None,
+    at_once: int, accept_new: bool, dry_run: bool,
+) -> "list[Flashed]":  # fmt: skip
     from merino_edge.cli.terminal import boards_progress, say, working
     from merino_edge.delivery.extra import needed
 
@@ -41,18 +69,51 @@ def flash(
 
     addresses = parse_addresses(ssh)
     with working(f"checking {file}"):
-        goods = parcel(file, trust or (), allow_unsigned=allow_unsigned, force=force, root=root, tell=say)
+        goods = parcel(file, trust, allow_unsigned=allow_unsigned, force=force, root=root, tell=say)
     with boards_progress() as tell:
-        done = asyncio.run(
-            flash_all(
-                addresses, goods, at_once=at_once, accept_new=accept_new, dry_run=dry_run, tell=tell, say=say
-            )
+        return asyncio.run(
+            flash_all(addresses, goods, at_once=at_once, accept_new=accept_new, dry_run=dry_run, tell=tell, say=say)
         )
-    show_flashed(done, dry_run, as_json)
-    raise typer.Exit(1 if any(one.error for one in done) else 0)
 
 
-def show_flashed(done: list[Any], dry_run: bool, as_json: bool) -> None:
+def flash_card(
+    file: Path, rootfs: Path | None, image: Path | None, node: Path | None, yes: bool, trust: Sequence[Path],
+    allow_unsigned: bool, dry_run: bool,
+) -> list[str]:  # fmt: skip
+    """-> the steps that were done, or in a dry run would be."""
+    from merino_edge.cli.terminal import say
+    from merino_edge.delivery.block_device import flash_device, unused_disk
+    from merino_edge.delivery.image import finished_image, flash_image
+    from merino_edge.delivery.rootfs import flash_rootfs
+
+    if rootfs:
+        return flash_rootfs(file, rootfs, trust=trust, allow_unsigned=allow_unsigned, dry_run=dry_run, tell=say)
+    assert image
+    if node:
+        unused_disk(node)  # before the minutes that an image takes
+        ask = None if yes or dry_run else asked_on_terminal(node)
+    steps = flash_image(image=image, archive_path=file, trust=trust, allow_unsigned=allow_unsigned, dry_run=dry_run,
+                        tell=say)  # fmt: skip
+    if node and finished_image(image).is_file():
+        steps += flash_device(finished_image(image), node, ask=ask, dry_run=dry_run, tell=say)
+    elif node:
+        steps.append(f"write {finished_image(image)} to {node}, read it back and compare")
+    return steps
+
+
+def asked_on_terminal(node: Path) -> Callable[[str], str]:
+    """Raises MerinoError where nobody could answer."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise MerinoError(f"nobody can confirm here that {node} is overwritten: give --yes, or run this on a terminal")
+
+    def ask(question: str) -> str:
+        print(question, end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline()
+
+    return ask
+
+
+def show_flashed(done: "list[Flashed]", dry_run: bool, as_json: bool) -> None:
     """The summary on stdout, what boards had to say on stderr."""
     from merino_edge.cli.tables.flash import flashed_json, flashed_table
     from merino_edge.cli.tables.layout import show

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import ssh_board
-from sample_archive import write_archive
+from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes
 from test_cli import run
 
 from merino_edge.embedded import FOLDER
 from merino_runtime.delivery.archive import open_archive
+from merino_runtime.delivery.manifest import BoardNeed
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)]
 
@@ -38,7 +39,14 @@ def board(place, workstation):
 
 @pytest.fixture(scope="module")
 def archive(place):
-    return write_archive(place / "sample.merino", FOLDER)
+    return packed(place / "sample.merino")
+
+
+def packed(path, bundle=None, **keys):
+    """The embedded bundle, or the files of another one, in an unsigned packed file."""
+    files = bundle or bundle_files(FOLDER)
+    path.write_bytes(packed_bytes(keys.pop("app", None) or app_bytes(path.with_suffix(".pyz")), [files], **keys))
+    return path
 
 
 def flash(archive, *arguments):
@@ -81,19 +89,38 @@ def test_an_upgrade_replaces_and_a_release_that_fails_there_changes_nothing(boar
     root = board.home / "merino-upgraded"
     assert flash(archive, "--ssh", board.address, "--root", root)[0] == 0
     before = (root / "current").resolve().name
-    newer = write_archive(place / "newer.merino", FOLDER, "newer")
+    newer = packed(place / "newer.merino", name="newer")
     code, out, err = flash(newer, "--ssh", board.address, "--root", root, "--json")
     assert code == 0, err
     assert json.loads(out)[0]["replaced"] == before
-    (place / "broken").mkdir()
-    bad = write_archive(place / "broken" / "bad.merino", FOLDER, "bad", app=b"#!/bin/false\n")
+    bad = packed(place / "bad.merino", changed_golden(bundle_files(FOLDER)))
     code, out, err = flash(bad, "--ssh", board.address, "--root", root, "--json")
-    assert code == 1 and json.loads(out)[0]["error"]
+    (row,) = json.loads(out)
+    assert code == 1 and "self-test" in row["error"] and row["selftest"] is None
+    empty = packed(place / "empty.merino", app=b"#!/bin/false\n")
+    code, out, err = flash(empty, "--ssh", board.address, "--root", root, "--json")
+    assert code == 1 and board.address in err and json.loads(out)[0]["error"]
     assert (root / "current").resolve().name == open_archive(str(newer)).id
 
 
+def test_a_signed_file_needs_a_key_that_the_board_trusts(board, place):
+    assert run("keygen", "-o", place / "mine")[0] == 0
+    code, _, err = run("pack", "embedded", "-o", place / "signed.merino", "--sign", place / "mine.key")
+    assert code == 0, err
+    root = board.home / "merino-signed"
+    where = ("--ssh", board.address, "--root", root, "--json")
+    code, out, _ = run("flash", place / "signed.merino", *where)
+    assert code == 1 and "not trusted" in json.loads(out)[0]["error"] and "--trust" in json.loads(out)[0]["error"]
+    code, out, err = run("flash", place / "signed.merino", *where, "--trust", place / "mine.pub")
+    assert code == 0, err
+    assert (root / "trusted" / "mine.pub").exists()
+    assert run("keygen", "-o", place / "other")[0] == 0
+    code, _, err = run("flash", place / "signed.merino", *where, "--trust", place / "other.pub")
+    assert code == 1 and "not trusted here" in err and "asking" not in err, "refused here, before any board is asked"
+
+
 def test_another_board_is_refused_before_anything_travels(board, place):
-    other = write_archive(place / "pi.merino", FOLDER, boards=[("raspberry-pi-5", ["Raspberry Pi 5"])])
+    other = packed(place / "pi.merino", boards=[BoardNeed("raspberry-pi-5", ("Raspberry Pi 5",))])
     code, out, err = flash(other, "--ssh", board.address, "--json", "--root", board.home / "pi")
     (row,) = json.loads(out)
     assert code == 1 and "raspberry-pi-5" in row["error"] and "--force" in row["error"]
@@ -105,7 +132,11 @@ def test_another_board_is_refused_before_anything_travels(board, place):
 def test_what_is_refused_here(archive, place, board):
     for arguments, said in (
         ([archive, "--ssh", board.address], "--allow-unsigned"),
-        ([archive, "--allow-unsigned"], "--ssh"),
+        ([archive, "--allow-unsigned"], "one of --ssh, --rootfs, --image"),
+        ([archive, "--ssh", "a", "--rootfs", place], "given: --ssh, --rootfs"),
+        ([archive, "--ssh", "a", "--device-node", "/dev/null"], "go with --image"),
+        ([archive, "--rootfs", place, "--force"], "go with --ssh"),
+        ([archive, "--image", place / "x.img", "--device-node", "/dev/null", "--allow-unsigned"], "/dev/null"),
         ([archive, "--allow-unsigned", "--ssh", "a", "--ssh", "a"], "twice"),
         ([place / "none.merino", "--ssh", "a"], "cannot read"),
     ):

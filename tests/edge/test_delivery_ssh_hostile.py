@@ -12,7 +12,7 @@ import time
 import asyncssh
 import pytest
 import ssh_board
-from sample_archive import write_archive
+from packed_files import app_bytes, bundle_files, packed_bytes
 
 from merino_edge.delivery.ssh import board, command, connect, flash, transfer
 from merino_edge.delivery.ssh.address import parse_address
@@ -42,7 +42,9 @@ def workstation(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def goods(tmp_path_factory):
-    path = write_archive(tmp_path_factory.mktemp("goods") / "sample.merino", FOLDER)
+    folder = tmp_path_factory.mktemp("goods")
+    path = folder / "sample.merino"
+    path.write_bytes(packed_bytes(app_bytes(folder / "app"), [bundle_files(FOLDER)]))
     return flash.parcel(path, allow_unsigned=True)
 
 

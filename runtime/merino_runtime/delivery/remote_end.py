@@ -38,7 +38,7 @@ def tell(line: str) -> None:
 
 def cache_folder() -> str:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "merino")
+    return base + "/merino"
 
 
 def placed(text: str) -> str:
