@@ -12,6 +12,7 @@ from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes, 
 from merino_runtime.delivery import releases
 from merino_runtime.delivery.archive import open_archive
 from merino_runtime.delivery.install import check
+from merino_runtime.delivery.lock import locked
 from merino_runtime.delivery.manifest import BoardNeed
 from merino_runtime.errors import MerinoError
 
@@ -212,8 +213,8 @@ def test_a_release_in_use_is_not_pruned(install, root, packs, files, app):
     old = install("old")["id"]
     install("new")
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys, time\nfrom merino_runtime.delivery import releases\n"
-         "releases.hold(sys.argv[1])\nprint('held', flush=True)\nsys.stdin.read()", str(root / "releases" / old)],
+        [sys.executable, "-c", "import sys\nfrom merino_runtime.delivery import lock\n"
+         "lock.hold(sys.argv[1])\nprint('held', flush=True)\nsys.stdin.read()", str(root / "releases" / old)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
     try:
         assert holder.stdout.readline() == b"held\n"
@@ -284,9 +285,9 @@ def test_two_installs_at_once(packs, root, merino):
 
 def test_the_lock_names_its_holder_and_ends_with_it(root):
     os.makedirs(str(root))
-    with releases.locked(str(root), "install"), \
+    with locked(str(root), "install"), \
             pytest.raises(MerinoError, match=f"process {os.getpid()}, install"), \
-            releases.locked(str(root), "rollback"):
+            locked(str(root), "rollback"):
         pass
-    with releases.locked(str(root), "rollback"):
+    with locked(str(root), "rollback"):
         pass

@@ -15,6 +15,7 @@ from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes, 
 from merino_runtime.delivery import releases, trial
 from merino_runtime.delivery.archive import open_archive
 from merino_runtime.delivery.install import check
+from merino_runtime.delivery.lock import locked
 from merino_runtime.errors import MerinoError
 
 pytestmark = [pytest.mark.slow,
@@ -71,7 +72,7 @@ class Board:
         copy = os.path.join(self.folder, "copy")
         shutil.copytree(self.root, copy, symlinks=True)
         try:
-            with releases.locked(copy, "test"):
+            with locked(copy, "test"):
                 releases.recover(copy)
             return releases.links(copy)
         finally:
@@ -125,10 +126,11 @@ def steps(board):
     }
 
 
-# An error that happens once is tried where most differs; the others take the same calls.
+# An error that happens once is tried where most differs, and older Pythons try one step: the calls are the same.
 POINTS = [(what, step) for what in ("kill", "full", "error")
           for step in ("install", "upgrade", "back to the old", "rollback", "failing")
-          if what != "error" or step in ("upgrade", "rollback")]
+          if (what != "error" or step in ("upgrade", "rollback"))
+          and (sys.version_info >= (3, 11) or (what, step) == ("kill", "upgrade"))]
 totals = {}  # (what, step): how many points
 
 
@@ -273,7 +275,7 @@ def test_a_journal_that_is_none_is_dropped(board, content):
     board.run("status", copy=board.after["new"])
     with open(os.path.join(board.root, "swap.json"), "wb") as file:
         file.write(content)
-    with releases.locked(board.root, "test"):
+    with locked(board.root, "test"):
         releases.recover(board.root)
     assert releases.links(board.root) == releases.Links(board.ids["new"], board.ids["old"])
     assert not os.path.exists(os.path.join(board.root, "swap.json"))

@@ -10,6 +10,7 @@ from packed_files import app_bytes, bundle_files, packed_bytes, renamed
 
 from merino_runtime.delivery import releases, trial
 from merino_runtime.delivery.install import install
+from merino_runtime.delivery.lock import locked
 from merino_runtime.delivery.service import check_service, first_boot_unit, service_unit
 from merino_runtime.errors import MerinoError
 
@@ -135,7 +136,7 @@ def test_a_persons_rollback_gives_its_starts_again(root):
     for _ in range(4):
         start(root)
     assert releases.links(str(root)).current == OLD
-    with releases.locked(str(root), "rollback"):
+    with locked(str(root), "rollback"):
         trial.rollback(str(root))
     for number in (1, 2, 3):
         assert start(root)[0] == 1 and trial_of(root, NEW).starts == number

@@ -24,6 +24,7 @@ from merino_runtime.delivery.archive import (
 )
 from merino_runtime.delivery.fit import Choice, choose
 from merino_runtime.delivery.keys import read_public_key, trust, trusted_keys
+from merino_runtime.delivery.lock import locked
 from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import APP, NAME, FileEntry, files_under
 from merino_runtime.errors import MerinoError
@@ -64,7 +65,7 @@ def install(path: str, root: str, keys: Sequence[str] = (), allow_unsigned: bool
     checked = check(path, root, keys, allow_unsigned, force, tell)
     archive = checked.archive
     _make_root(root)
-    with releases.locked(root, "install"):
+    with locked(root, "install"):
         releases.recover(root)
         for key in keys:
             trust(root, key)

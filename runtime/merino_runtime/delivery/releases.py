@@ -1,39 +1,31 @@
 """The folder of installed releases: what lies where, the lock, and the swap of `current` that a kill cannot tear.
 
-    ROOT/lock                   held by the command that changes something
     ROOT/releases/ID/           one release, complete: it got this name by a rename
     ROOT/releases/ID.partial/   what is being made, or being removed
     ROOT/current, previous      links to releases/ID
     ROOT/swap.json              the links before and after, while they are being changed
 
-Each command that changes something takes the lock and calls `recover` first. So a state that a kill or a power cut left
-is completed or dropped by the next command, and by no reader. No time is compared: a board may start in 1970.
+Each command that changes something takes the lock (`lock`) and calls `recover` first. So a state that a kill or a power
+cut left is completed or dropped by the next command, and by no reader. No time is compared: a board may start in 1970.
 Standard library only.
 """
 import contextlib
-import errno
 import json
 import os
 import re
 import shutil
 import sys
-import time
-from typing import Iterator, List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional
 
 from merino_runtime import scratch
+from merino_runtime.delivery.lock import faults_told, hold, in_use
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
-from merino_runtime.machine_faults import machine_fault
 from merino_runtime.outputs import move_folder, replace_link, sync_folder, write_output
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is installed there
-    fcntl = None  # type: ignore[assignment]
 
 SCHEMA = 1
 SYSTEM_ROOT = "/opt/merino"
-RELEASES, CURRENT, PREVIOUS, JOURNAL, LOCK = "releases", "current", "previous", "swap.json", "lock"
+RELEASES, CURRENT, PREVIOUS, JOURNAL = "releases", "current", "previous", "swap.json"
 INSTALLED = "installed"  # as BUNDLE
 PARTIAL, OLD = ".partial", ".old"
 APP, LAUNCHER, BUNDLE, ENVIRONMENT, RECORD = "merino.pyz", "merino", "bundle", "env", "release.json"
@@ -106,49 +98,12 @@ def partials(root: str) -> List[str]:
         return []
 
 
-@contextlib.contextmanager
-def locked(root: str, doing: str, wait_s: float = 0.0) -> Iterator[None]:
-    """Holds the lock of an existing ROOT. doing: the verb, which another command's refusal names. wait_s: how long to
-    wait for another command. The kernel gives the lock up when the process ends, however it ends.
-
-    Raises MerinoError where another command holds it, or ROOT cannot be written.
-    """
-    path = os.path.join(root, LOCK)
-    with _faults_told("lock " + root):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        _take(handle, root, wait_s)
-        with _faults_told("lock " + root):
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"process {os.getpid()}, {doing}".encode("ascii"), 0)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _take(handle: int, root: str, wait_s: float) -> None:
-    waited_s = 0.0
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise machine_fault("lock " + root, error) from error
-            if waited_s >= wait_s:
-                holder = os.pread(handle, 200, 0).decode("ascii", "replace") or "unknown"
-                raise MerinoError(f"{root} is being changed by another command ({holder}). Wait for its end, then run "
-                                  "this again.") from error
-        time.sleep(0.2)
-        waited_s += 0.2
-
-
 def recover(root: str) -> None:
     """Completes or drops a swap that was cut short, and removes what else a stopped command left. Needs the lock.
 
     `current` is renamed first. Where it is the new one the swap is completed; else the old one stays.
     """
-    with _faults_told("repair " + root):
+    with faults_told("repair " + root):
         journal = _journal(root)
         if journal and journal.current == linked(root, CURRENT):
             _link(root, PREVIOUS, journal.previous)
@@ -182,7 +137,7 @@ def _restore_or_remove(path: str) -> None:
 
 def swap(root: str, to: Links) -> None:
     """Changes both links. A reader of `current` finds the old release or the new. Needs the lock."""
-    with _faults_told("change the links in " + root):
+    with faults_told("change the links in " + root):
         write_json(os.path.join(root, JOURNAL),
                     {"schema": SCHEMA, "from": links(root)._asdict(), "to": to._asdict()})
         _link(root, CURRENT, to.current)
@@ -193,7 +148,7 @@ def swap(root: str, to: Links) -> None:
 def place(root: str, release_id: str) -> None:
     """ID.partial becomes ID. A release that is there by that name, a damaged one, is moved aside and removed."""
     target = release_folder(root, release_id)
-    with _faults_told("write " + target):
+    with faults_told("write " + target):
         if os.path.lexists(target):
             move_folder(target, target + OLD + PARTIAL)
         move_folder(target + PARTIAL, target)
@@ -204,7 +159,7 @@ def place(root: str, release_id: str) -> None:
 def remove_release(root: str, release_id: str) -> None:
     """By a rename first, so that no release is ever there in part."""
     path = release_folder(root, release_id)
-    with _faults_told("remove " + path):
+    with faults_told("remove " + path):
         move_folder(path, path + PARTIAL)
         shutil.rmtree(path + PARTIAL)
 
@@ -215,7 +170,7 @@ def prune(root: str, keep: str = "") -> List[str]:
     used = []
     for name in sorted(os.listdir(os.path.join(root, RELEASES))):
         if ID.match(name) and name not in (keep, *links(root)):
-            if _in_use(release_folder(root, name)):
+            if in_use(release_folder(root, name)):
                 used.append(name)
             else:
                 remove_release(root, name)
@@ -245,23 +200,6 @@ def sync_folders(path: str) -> None:
         sync_folder(place)
 
 
-def hold(folder: str) -> None:
-    """Keeps the release's folder from being removed until this process ends. Nothing, where the system has no locks."""
-    with contextlib.suppress(OSError, AttributeError):
-        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-def _in_use(folder: str) -> bool:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except OSError as error:
-        return error.errno in (errno.EAGAIN, errno.EACCES)
-    finally:
-        os.close(handle)
-
-
 def _link(root: str, name: str, release_id: Optional[str]) -> None:
     path = os.path.join(root, name)
     if release_id is None:
@@ -273,11 +211,3 @@ def _link(root: str, name: str, release_id: Optional[str]) -> None:
 def _remove_file(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-
-
-@contextlib.contextmanager
-def _faults_told(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise machine_fault(doing, error) from error

@@ -11,6 +11,7 @@ from typing import Callable, List, Sequence
 
 from merino_runtime.delivery import releases, trial
 from merino_runtime.delivery.install import selftest
+from merino_runtime.delivery.lock import LOCK, hold, locked
 from merino_runtime.delivery.manifest import APP
 from merino_runtime.errors import MerinoError
 from merino_runtime.machine_faults import machine_fault
@@ -90,7 +91,7 @@ WantedBy=multi-user.target
 def run_service(root: str, tell: Tell) -> None:
     """Counts the start, tests `current`, marks it good. Goes back to the release before where a new one has failed too
     often. Raises MerinoError where the test fails: systemd then starts this again."""
-    with releases.locked(root, "service", WAIT_S):
+    with locked(root, "service", WAIT_S):
         releases.recover(root)
         now = releases.links(root)
         if now.current is None:
@@ -104,9 +105,9 @@ def run_service(root: str, tell: Tell) -> None:
         launcher = os.path.join(root, releases.CURRENT, releases.LAUNCHER)
         os.execv(launcher, [launcher, "service", "--root", root])
     folder = releases.release_folder(root, now.current)
-    releases.hold(folder)
+    hold(folder)
     selftest(folder)
-    with releases.locked(root, "service", WAIT_S):
+    with locked(root, "service", WAIT_S):
         trial.mark_good(root, now.current)
     tell(f"release {now.current} is good: it generates its golden ids")
     _probe_once(root, folder, tell)
@@ -123,7 +124,7 @@ def _probe_once(root: str, folder: str, tell: Tell) -> None:
     found = trial.read_trial(folder)
     if found.probed:
         return
-    with releases.locked(root, "service", WAIT_S):
+    with locked(root, "service", WAIT_S):
         trial.write_trial(folder, trial.read_trial(folder)._replace(probed=True))
     command = [os.path.join(folder, releases.LAUNCHER), "probe", "-o", os.path.join(root, PROBE)]
     try:
@@ -176,9 +177,9 @@ def set_up_service(root: str) -> List[str]:
 
 def _give_root(root: str, user: int, group: int) -> None:
     """To the service's user: it counts starts and changes links. The trusted keys stay root's."""
-    with releases.locked(root, "install", WAIT_S):
+    with locked(root, "install", WAIT_S):
         try:
-            for name in (os.curdir, releases.RELEASES, releases.LOCK, PROBE):
+            for name in (os.curdir, releases.RELEASES, LOCK, PROBE):
                 path = os.path.join(root, name)
                 if os.path.exists(path):
                     os.chown(path, user, group)

@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 from merino_runtime.delivery import releases
+from merino_runtime.delivery.lock import locked
 from merino_runtime.errors import MerinoError
 from merino_runtime.streams import say, say_note, write_out
 from merino_runtime.verb import Verb
@@ -120,7 +121,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
     from merino_runtime.delivery.trial import rollback
 
     root = _installed_root(arguments)
-    with releases.locked(root, "rollback"):
+    with locked(root, "rollback"):
         releases.recover(root)
         to = rollback(root)
     write_out(f"current is {to.current}, previous is {to.previous}\n")
@@ -131,7 +132,7 @@ def _mark_good(arguments: argparse.Namespace) -> int:
     from merino_runtime.delivery.trial import mark_good
 
     root = _installed_root(arguments)
-    with releases.locked(root, "mark-good"):
+    with locked(root, "mark-good"):
         releases.recover(root)
         found = mark_good(root)
     write_out(f"{found} is good\n")
