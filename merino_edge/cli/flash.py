@@ -61,9 +61,6 @@ def flash_boards(
     at_once: int, accept_new: bool, dry_run: bool,
 ) -> "list[Flashed]":  # fmt: skip
     from merino_edge.cli.terminal import boards_progress, say, working
-    from merino_edge.delivery.extra import needed
-
-    needed("asyncssh")
     from merino_edge.delivery.ssh.address import parse_addresses
     from merino_edge.delivery.ssh.flash import flash_all, parcel
 

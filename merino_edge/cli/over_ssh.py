@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from merino_edge.delivery.extra import needed
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ class ReaderGoneError(Exception):
 
 def on_board(host: str, accept_new: bool, work: "Callable[[Board], Coroutine[Any, Any, Result]]") -> Result:
     """Connects and runs `work`. Raises MerinoError."""
-    needed("asyncssh")
     from merino_edge.cli.terminal import say
     from merino_edge.delivery.ssh.address import parse_address
     from merino_edge.delivery.ssh.connect import connected
@@ -78,7 +76,6 @@ def bench_there(
     options: Sequence[str], output: str, save: Path | None,
 ) -> int:  # fmt: skip
     """`bench` on a board -> exit code."""
-    needed("asyncssh")
     from merino_edge.benchmarking.over_ssh import bench_over_ssh, bundles_of
     from merino_edge.cli.terminal import boards_progress, say
     from merino_edge.delivery.ssh.address import parse_address

@@ -2,6 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import ssh_board
@@ -60,6 +64,33 @@ def test_a_refusal_there_is_the_exit_code_here(board):
     assert code == 1 and "--cache" in err
     code, _, err = run("generate", "--ssh", board.address, "installed", *GREEDY)
     assert code == 1 and "no release is installed" in err
+
+
+def test_a_closed_pipe_ends_it_quietly_here_and_there(board):
+    words = [sys.executable, "-c", "from merino_edge.cli.app import main; main()", "generate", "--ssh", board.address,
+             "embedded", "Once", "-n", "100000", "--overflow", "shift", "--ignore-eos", "--json"]  # fmt: skip
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("{")
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait(60) == 141
+    for _ in range(200):
+        if not generating(board):
+            break
+        time.sleep(0.05)
+    assert not generating(board)
+
+
+def generating(board):
+    """Whether a program of ours still runs on the board."""
+    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if f"{board.cache}/apps".encode() in content(path)]
+
+
+def content(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def test_records_come_home_with_their_baseline(board, place):

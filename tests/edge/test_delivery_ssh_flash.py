@@ -1,12 +1,20 @@
 """From nothing to generated text over ssh: sshd on loopback, with a home of its own, is the board."""
 
+import asyncio
 import json
+import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import ssh_board
 from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes
 from test_cli import run
 
+from merino_edge.delivery.ssh import flash as flash_module
+from merino_edge.delivery.ssh.address import parse_address
+from merino_edge.delivery.ssh.flash import flash_all, parcel
 from merino_edge.embedded import FOLDER
 from merino_runtime.delivery.archive import open_archive
 from merino_runtime.delivery.manifest import BoardNeed
@@ -117,6 +125,49 @@ def test_a_signed_file_needs_a_key_that_the_board_trusts(board, place):
     assert run("keygen", "-o", place / "other")[0] == 0
     code, _, err = run("flash", place / "signed.merino", *where, "--trust", place / "other.pub")
     assert code == 1 and "not trusted here" in err and "asking" not in err, "refused here, before any board is asked"
+
+
+def test_a_connection_cut_anywhere_leaves_the_old_release_or_the_new_one(board, archive, place, monkeypatch):
+    """Upgrades whose connection is killed at random: in the copy at random bytes, later after random times. Each next
+    try of the same file succeeds."""
+    monkeypatch.setattr(flash_module, "BENCH", (*flash_module.BENCH, "-p", "8", "-n", "4"))
+    rng = random.Random(17)
+    root = board.home / "merino-cut"
+    assert flash(archive, "--ssh", board.address, "--root", root)[0] == 0
+    cuts = {"copying": 0, "installing": 0, "measuring": 0}
+    for number in range(8):
+        newer = packed(place / "cut.merino", name=f"cut-{number}")
+        goods = parcel(newer, allow_unsigned=True, root=str(root))
+        old, new = (root / "current").resolve().name, goods.archive.id
+        step = ("copying", "copying", "installing", "measuring")[number % 4]
+        done = asyncio.run(cut_at(board, goods, step, rng))
+        cuts[step] += bool(done.error) or done.notes != []
+        now = (root / "current").resolve()
+        assert now.name in (old, new)
+        said = subprocess.run([now / "merino", "generate", "installed", "Once", "-n", "3"], capture_output=True,
+                              env=board_environment(board), check=False)  # fmt: skip
+        assert said.returncode == 0, said.stderr
+        (again,) = asyncio.run(flash_all([parse_address(board.address)], goods))
+        assert again.error == "" and (root / "current").resolve().name == new
+    assert min(cuts.values()) >= 1, cuts
+
+
+async def cut_at(board, goods, step, rng):
+    at = rng.randrange(goods.whole.size_bytes)
+    loop = asyncio.get_running_loop()
+
+    def tell(_, doing, sent, total):
+        if doing == step == "copying" and total == goods.whole.size_bytes and sent >= at:
+            board.cut()
+        elif doing == step != "copying":
+            loop.call_later(rng.uniform(0.05, 1.0), board.cut)
+
+    (done,) = await flash_all([parse_address(board.address)], goods, tell=tell)
+    return done
+
+
+def board_environment(board):
+    return {"HOME": str(board.home), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
 
 
 def test_another_board_is_refused_before_anything_travels(board, place):

@@ -16,7 +16,6 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.outputs import append_output
 
 GLOBAL_FILES = (Path("/etc/ssh/ssh_known_hosts"),)
-NONE = "none"  # of ssh_config: no file
 
 
 class HostKeys(asyncssh.SSHClient):
@@ -75,8 +74,8 @@ class HostKeys(asyncssh.SSHClient):
 
 
 def known_hosts_files(config: Any) -> list[Path]:
-    """The user's files, then the system's, of what asyncssh read from ~/.ssh/config. `none` there names no file, and
-    does not switch the check off."""
-    own = [text for text in config.get("UserKnownHostsFile") or () if text != NONE] or ["~/.ssh/known_hosts"]
+    """The user's files, then the system's, of what asyncssh read from ~/.ssh/config. `none` there is an empty
+    list, and does not switch the check off."""
+    own = config.get("UserKnownHostsFile") or ["~/.ssh/known_hosts"]
     shared = [Path(text) for text in config.get("GlobalKnownHostsFile") or ()] or list(GLOBAL_FILES)
     return [*(Path(text).expanduser() for text in own), *shared]
