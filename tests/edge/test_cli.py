@@ -49,7 +49,8 @@ def test_devices_json_lists_every_board_with_its_budget():
     code, out, _ = run("devices", "--json")
     assert code == 0
     boards = json.loads(out)
-    assert [board["id"] for board in boards] == profile_ids()
+    assert [board["id"] for board in boards] == [*profile_ids(), "host"]
+    assert [board["id"] for board in boards if "performance" not in board] == ["host"]  # not measured yet
     for board in boards:
         assert {"id", "name", "arch", "isa", "budget"} <= set(board)
         assert set(board["budget"]) == {"decode_ms", "memory_mb", "context"}
@@ -249,7 +250,9 @@ def test_a_typo_is_refused_where_torch_cannot_be_loaded(arguments, says, design_
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["devices"], ["devices", "raspberry-pi-4"], ["design", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["devices"], ["devices", "--json"], ["devices", "raspberry-pi-4"], ["design", "--help"]]
+)
 def test_what_computes_nothing_loads_nothing_that_computes(arguments):
     """So that it answers at once."""
     code = (
