@@ -6,15 +6,17 @@ In processes of its own where that is what is tested; else `here`, where torch i
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from pseudo_terminal import on_a_terminal
+from typer.main import get_command
 
 from merino_edge.bundles.board_app import write_board_app
-from merino_edge.cli.app import main
+from merino_edge.cli.app import app, main
 from merino_edge.embedded import FOLDER
 from merino_edge.profiles.reading import profile_ids
 
@@ -207,6 +209,17 @@ def test_a_users_mistake_is_one_message_and_exit_1(arguments, says, here, tmp_pa
     assert code == 1 and out == ""
     assert says in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["design", "pareto"])
+def test_a_refused_budget_names_options_that_exist(command, here):
+    """`design --blocks` was named by `pareto`, which has no such option."""
+    code, out, err = here(command, "--device", "raspberry-pi-4", "--memory-mb", "1")
+    assert (code, out) == (1, "")
+    told, options = re.search(r"or `(\w+)` with (.*)", err).groups()
+    there = {option for parameter in get_command(app).commands[told].params for option in parameter.opts}
+    named = set(re.findall(r"--[\w-]+", options))
+    assert named == {"--blocks", "--vocab", "--context"} and named <= there
 
 
 def test_a_users_mistake_is_exit_1_of_the_process_without_a_traceback():
