@@ -21,8 +21,15 @@ class Verb(NamedTuple):
 
 
 def main(argv: Optional[Sequence[str]] = None, extra_verbs: Sequence[Verb] = ()) -> int:
-    arguments = _parser([*VERBS, *extra_verbs]).parse_args(argv)
-    return exit_code(lambda: arguments.run(arguments))
+    return exit_code(lambda: _called(argv, [*VERBS, *extra_verbs]))
+
+
+def _called(argv: Optional[Sequence[str]], verbs: Sequence[Verb]) -> int:
+    try:
+        arguments = _parser(verbs).parse_args(argv)
+    except SystemExit as ended:  # of --help, --version and wrong usage: what they print may not be printable either
+        return int(ended.code or 0)
+    return arguments.run(arguments)
 
 
 def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
