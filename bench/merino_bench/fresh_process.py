@@ -16,11 +16,12 @@ from merino_runtime.memory import OUT_OF_MEMORY_WORDS
 
 OUT_OF_MEMORY = "out of memory"
 
-def run_apart(module: str, request: str, timeout_s: float, variables: Optional[Dict[str, str]] = None
-              ) -> Dict[str, Any]:
+def run_apart(module: str, request: str, timeout_s: float, variables: Optional[Dict[str, str]] = None,
+              remedy: str = "") -> Dict[str, Any]:
     """`python -m MODULE REQUEST` -> the JSON object in the last line that it prints.
 
-    variables: of the environment, added to this process's. Raises MerinoError with the reason where no object comes.
+    variables: of the environment, added to this process's. remedy: what a user can do where the time does not suffice.
+    Raises MerinoError with the reason where no object comes.
     """
     process = subprocess.Popen([sys.executable, "-m", module, request],
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -28,7 +29,7 @@ def run_apart(module: str, request: str, timeout_s: float, variables: Optional[D
     try:
         out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        raise MerinoError(f"no result in the time left to the row, {timeout_s:.3g} s (--timeout)") from None
+        raise MerinoError(f"no result within {timeout_s:.3g} s{remedy}") from None
     finally:
         if process.poll() is None:
             process.kill()

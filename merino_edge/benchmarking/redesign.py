@@ -29,6 +29,7 @@ STEPS, REPETITIONS, PREFILLS = 16, 12, 3  # of one process; few steps, so that t
 DECODE_PROCESSES, PREFILL_PROCESSES = 5, 3  # one and the same design differs by some percent between processes
 PROCESSES = DECODE_PROCESSES + PREFILL_PROCESSES
 SEED, TIMEOUT_S = 0, 600.0
+BUSY = ": try again while nothing else runs on this machine, or design within a smaller budget"
 
 Limits = dict[str, float]  # by a budget's name
 Find = Callable[[Mapping[str, float], Design | None], Design]
@@ -138,7 +139,7 @@ def measure_design(
         for number, (what, case, repetitions) in enumerate(plan(design.prompt, steps, context)):
             tell(number, PROCESSES, what)
             started = time.monotonic()
-            runs.append(measure_apart(str(folder), case, repetitions, SEED, False, TIMEOUT_S))
+            runs.append(measure_apart(str(folder), case, repetitions, SEED, False, TIMEOUT_S, BUSY))
             if number == 0:
                 say(duration_line(time.monotonic() - started))
         tell(PROCESSES, PROCESSES, "")

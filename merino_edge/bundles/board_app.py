@@ -13,7 +13,7 @@ import merino_runtime
 
 PACKED = (".py", ".json", ".xz")  # sources, and data files beside them
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold
-MAIN = b"import sys\nfrom merino_bench.__main__ import main\nsys.exit(main())\n"
+MAIN = b"import sys\nfrom merino_bench.start import main\nsys.exit(main())\n"
 
 
 def write_board_app(path: Path) -> None:

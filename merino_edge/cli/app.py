@@ -79,13 +79,15 @@ def devices(
 ) -> None:
     """List the boards, or every figure of one with its source."""
     from merino_edge.calibration.board import board
+    from merino_edge.calibration.this_machine import facts
     from merino_edge.cli.tables.boards import device_table, devices_table
     from merino_edge.cli.tables.layout import show
     from merino_edge.profiles.reading import list_profiles
 
     profiles = [board(device, say)] if device else list_profiles()
     if as_json:
-        print(json.dumps([profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]))
+        found = [profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]
+        print(json.dumps(found if device else [*found, facts()]))
     else:
         show(device_table(profiles[0]) if device else devices_table(profiles))
 

@@ -4,7 +4,6 @@ Each command: parse, one call, one file written, as there.
 """
 
 import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -84,13 +83,10 @@ def pareto(
     plot: Annotated[Path | None, typer.Option(help="draw the front there, an SVG file")] = None,
 ) -> None:
     """The front of entropy against one budget on a board: an optimum, with its proof, at each limit."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.tables.models import front_table, intervals_of
-    from merino_edge.cli.terminal import save, say
+    from merino_edge.cli.terminal import save, say, solving_progress
     from merino_edge.design.pareto import front
     from merino_edge.design.space import Space
     from merino_edge.prediction.shape import default_lengths
@@ -108,12 +104,11 @@ def pareto(
     share = parse_confidence(confidence)
     profile = board(device, say)
     longest, tokens = default_lengths(profile, context, prompt)
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("solving", total=points)
+    with solving_progress(points) as tell:
         found = front(
             profile, limits, against.name, points,
             space=Space(vocab=vocab), context=longest, prompt=tokens, precision=precision, confidence=share,
-            progress=lambda limit: bar.update(task, advance=1, description=f"{against.value} {limit:g}"),
+            progress=lambda limit: tell(f"{against.value} {limit:g}"),
         )  # fmt: skip
     if plot:
         save_front(found, plot)

@@ -33,26 +33,26 @@ def save(out: Path | None, text: str) -> bool:
     return True
 
 
-def console() -> "Console":
-    """For tables on stdout."""
+def console(stderr: bool = False) -> "Console":
+    """The one place where a console is made. Text goes through as it is: names and paths come from files."""
     from rich.console import Console
 
-    class Tables(Console):
+    class Plain(Console):
         def on_broken_pipe(self) -> None:
             """Left to the command's end, as where anything else is printed; rich would exit with 1."""
             raise BrokenPipeError
 
-    return Tables()
+    return Plain(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 @contextmanager
 def working(on: str) -> Iterator[None]:
     """A spinner on stderr while a call takes its seconds; nothing where stderr is no terminal."""
-    from rich.console import Console
+    from rich.text import Text
 
-    stderr = Console(stderr=True)
+    stderr = console(stderr=True)
     if stderr.is_terminal:
-        with stderr.status(on):
+        with stderr.status(Text(on)):  # the spinner would take a string for markup
             yield
     else:
         yield
@@ -61,15 +61,14 @@ def working(on: str) -> Iterator[None]:
 @contextmanager
 def bench_progress() -> Iterator[Progress | None]:
     """A bar, as `run_bench` takes it; None without a terminal. Redrawn only between processes, to disturb none."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    stderr = Console(stderr=True)
+    stderr = console(stderr=True)
     if not stderr.is_terminal:
         yield None
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Bar(*columns, console=stderr, transient=True, auto_refresh=False, redirect_stdout=False) as bar:
         task = bar.add_task("")
 
@@ -82,17 +81,29 @@ def bench_progress() -> Iterator[Progress | None]:
 
 
 @contextmanager
+def solving_progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr that moves by one each time it is told what comes next; nothing without a terminal."""
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    stderr = console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task("solving", total=total)
+        yield lambda what: bar.update(task, advance=1, description=what)
+
+
+@contextmanager
 def training_progress() -> Iterator[Progress]:
     """A bar on stderr; without a terminal a line at each tenth of the steps."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    stderr = Console(stderr=True)
+    stderr = console(stderr=True)
     if not stderr.is_terminal:
         yield tenths
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Bar(*columns, console=stderr, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("")
 

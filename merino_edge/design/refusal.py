@@ -11,7 +11,8 @@ from merino_runtime.errors import MerinoError
 if TYPE_CHECKING:
     from merino_edge.profiles.profile import DeviceProfile
 
-OTHERWISE = "or take fewer --blocks, a smaller --vocab or a shorter --context"
+# `pareto` and `recommend` are refused in these words too, and have not all of these options.
+OTHERWISE = "or `design` with fewer --blocks, a smaller --vocab or a shorter --context"
 
 
 def broken(limits: Mapping[str, float], need: Mapping[str, float]) -> list[str]:

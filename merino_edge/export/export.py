@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts
 from merino_edge.bundles.files import described, is_bundle, is_bundle_alone
 from merino_edge.bundles.write import write_bundle
+from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.portable import Portable
@@ -56,6 +57,7 @@ def export(
     precision = chosen_precision(dialect, precision, source.design)
     context = chosen_context(source, context)
     check_replaces(source, out, overwrite)
+    check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch))
     graph = build_graph(source, dialect, context, precision)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     golden = clear_golden(with_quantized(source.model, graph.quantized), source.arch.vocab, context)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from merino_edge.bundles.files import is_bundle
 from merino_edge.design.design_file import DESIGN, Design, load_design, model_name
+from merino_edge.export.memory import check_memory
 from merino_edge.export.recover import check_recovered, recover_weights
 from merino_edge.export.request import find_source
 from merino_edge.families.geometry import Geometry
@@ -58,12 +59,13 @@ def load_source(what: str, weights: Path | None = None) -> Source:
 
 def random_source(arch: Geometry, name: str) -> Source:
     """A geometry with random weights, the same at each call. Speed does not depend on the values."""
+    check_memory(arch, name)
     return Source(name, arch, random_model(arch), "random", f"random, seed {SEED}", None, None)
 
 
 def load_weights_of(known: Model, folder: Path) -> Source:
     """A model of the zoo with its published weights, from a local Hugging Face folder."""
-    found = read_checkpoint(folder)
+    found = read_checkpoint(folder, lambda geometry: check_memory(geometry, known.id))
     family = family_of(found.geometry).name
     if family != known.family:
         raise MerinoError(f"{folder} is a {family!r} model, {known.id} is {known.family!r}")
@@ -77,7 +79,8 @@ def load_weights_of(known: Model, folder: Path) -> Source:
 
 def load_checkpoint(folder: Path) -> Source:
     """A trained checkpoint in Hugging Face's layout, with the name and the design that it was trained from."""
-    found, said = read_checkpoint(folder), f"checkpoint {folder.name}"
+    found = read_checkpoint(folder, lambda geometry: check_memory(geometry, folder.name))
+    said = f"checkpoint {folder.name}"
     design = kept_design(folder, found.geometry)
     name = trained_name(folder) or folder.name
     return Source(name, found.geometry, found.model, "trained", said, found.eos_id, found.tokenizer, design)

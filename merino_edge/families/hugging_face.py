@@ -3,6 +3,7 @@
 Importing this module registers the families that transformers does not have, so that `AutoModelForCausalLM` loads them.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,8 +60,8 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """A model in float32 with its tokenizer.
+def read_checkpoint(folder: Path, judge: Callable[[Geometry], None] = lambda _: None) -> Checkpoint:
+    """A model in float32 with its tokenizer. `judge` is called before the weights are read, and may raise.
 
     Raises MerinoError for an unknown family, an unsupported variant, and files that are missing or damaged.
     """
@@ -76,6 +77,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         geometry = side.geometry_of(config)
     except ValidationError as error:
         raise MerinoError(f"{folder} is a {config.model_type} that is not exported: {fault_list(error)}") from error
+    judge(geometry)
     tokenizer, eos_id = read_tokenizer(folder), end_of_text_id(config.eos_token_id, geometry.vocab, folder)
     return Checkpoint(geometry, read_weights(side.MODEL, folder), eos_id, tokenizer)
 

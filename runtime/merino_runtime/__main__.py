@@ -15,8 +15,15 @@ from merino_runtime.verb import Verb
 
 
 def main(argv: Optional[Sequence[str]] = None, extra_verbs: Sequence[Verb] = ()) -> int:
-    arguments = _parser([*VERBS, *extra_verbs, *verbs.VERBS]).parse_args(argv)
-    return exit_code(lambda: arguments.run(verbs.with_installed(arguments)))
+    return exit_code(lambda: _called(argv, [*VERBS, *extra_verbs, *verbs.VERBS]))
+
+
+def _called(argv: Optional[Sequence[str]], all_verbs: Sequence[Verb]) -> int:
+    try:
+        arguments = _parser(all_verbs).parse_args(argv)
+    except SystemExit as ended:  # of --help, --version and wrong usage: what they print may not be printable either
+        return int(ended.code or 0)
+    return arguments.run(verbs.with_installed(arguments))
 
 
 def _parser(all_verbs: Sequence[Verb]) -> argparse.ArgumentParser:

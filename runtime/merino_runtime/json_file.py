@@ -5,6 +5,7 @@ Standard library only. What the keys mean is the reader's of each kind of file.
 import collections
 import json
 import math
+import os
 import re
 import sys
 from typing import Any, List, Tuple
@@ -26,7 +27,8 @@ def read_text(path: str, kind: str, remedy: str, largest_bytes: int = LARGEST_BY
     """
     try:
         with open(path, "rb") as file:
-            data = file.read(largest_bytes + 1)
+            # `read` allocates as much as it is asked for. A pipe, and what /proc shows, have the size 0.
+            data = file.read(min(largest_bytes, os.fstat(file.fileno()).st_size or largest_bytes) + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         next_step = "Check the folder's permissions." if isinstance(error, PermissionError) else remedy
         raise MerinoError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}. {next_step}") from error

@@ -1,18 +1,45 @@
 """Recognises errors that mean memory ran out, and makes the one message for them. Standard library only."""
 import re
+from typing import Optional
 
 from merino_runtime import board
+from merino_runtime.address_space import limit_mb
 from merino_runtime.bundle import Bundle
+from merino_runtime.errors import MerinoError
 
-# The words of C++ allocators, onnxruntime's arena, numpy, the dynamic loader and the C library.
+# The words of C++ allocators, onnxruntime's arena, numpy, torch, the dynamic loader and the C library. A thread that
+# cannot be started lacks memory for its stack.
 OUT_OF_MEMORY_WORDS = re.compile(
     r"bad_alloc|bad allocation|[Ff]ailed to allocate|[Uu]nable to allocate|[Cc]annot allocate memory|MemoryError"
-    r"|failed to map segment|ENOMEM", re.ASCII)
+    r"|can't allocate memory|failed to map segment|ENOMEM|can't start new thread|pthread_create", re.ASCII)
+
+LONGEST_CHAIN = 10  # of errors, each raised from the next
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python, numpy, onnxruntime or the dynamic loader says that memory ran out."""
+    """Whether an error of Python, numpy, onnxruntime or the dynamic loader says that memory ran out.
+
+    Python's own importer, without memory, also raises a SystemError: under a limit it is taken for that.
+    """
+    if isinstance(error, SystemError):
+        return limit_mb() is not None
     return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY_WORDS.search(str(error)))
+
+
+def lack_of_memory(error: BaseException) -> Optional[BaseException]:
+    """The first of the errors behind this one, or itself, that says that memory ran out; None where none does.
+
+    A reader makes "the file is damaged" of whatever a library raises, and of MemoryError too.
+    """
+    found, lack = error, None  # type: Optional[BaseException], Optional[BaseException]
+    for _ in range(LONGEST_CHAIN):
+        if found is None:
+            break
+        if is_out_of_memory(found):
+            lack = found
+        deliberate = isinstance(found, MerinoError)  # what it was raised within, it was not raised for
+        found = found.__cause__ or (None if deliberate else found.__context__)
+    return lack
 
 
 def out_of_memory(bundle: Bundle, doing: str, sessions: int = 1) -> str:
@@ -26,13 +53,24 @@ def out_of_memory(bundle: Bundle, doing: str, sessions: int = 1) -> str:
             "--context or a smaller --precision.")
 
 
+def ran_out(error: BaseException, doing: str = "") -> str:
+    """The message where no bundle is at hand. doing: as in "importing numpy", nothing where it is not known."""
+    said = " ".join(str(error).split())[:200]
+    return (f"out of memory{' in ' + doing if doing else ''}{f' ({said})' if said else ''}{_present()}. Stop other "
+            "programs, raise the limit if there is one, or ask for less: a smaller model, a shorter context or a "
+            "smaller batch.")
+
+
 def _present() -> str:
-    """What the process holds and the machine has; nothing if memory does not suffice to read that."""
+    """What the process holds, may hold and the machine has; nothing if memory does not suffice to read that."""
     try:
         held, mb = board.peak_rss_mb(), board.read_memory_mb(board.read_text("/proc/meminfo"))
+        limit = limit_mb()
     except MemoryError:
         return ""
     there = f"; this process has held up to {held:.0f} MB"
+    if limit is not None:
+        there += f" and may address {limit:.0f} MB (`ulimit -v`)"
     if "MemAvailable" in mb:
         there += f", {mb['MemAvailable']:.0f} of this machine's {mb['MemTotal']:.0f} MB are available"
     return there

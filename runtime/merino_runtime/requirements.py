@@ -7,6 +7,7 @@ import sysconfig
 from typing import Any, Sequence, Tuple
 
 from merino_runtime.errors import MerinoError
+from merino_runtime.memory import lack_of_memory, ran_out
 
 PACKAGES = ("numpy", "tokenizers", "onnxruntime")
 ENVIRONMENT = "~/merino"
@@ -16,7 +17,12 @@ def require(name: str, requirements: Sequence[str] = PACKAGES) -> Any:
     """The module of that name. MerinoError with the commands that install `requirements` if it cannot be imported."""
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except Exception as error:
+        lack = lack_of_memory(error)
+        if lack is not None:
+            raise MerinoError(ran_out(lack, f"importing {name}")) from error
+        if not isinstance(error, ImportError):
+            raise
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise MerinoError(f"{name} cannot be imported ({reason}). {install_commands(requirements)}") from error
 

@@ -10,8 +10,10 @@ from typing import Callable, Optional, TextIO
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.machine_faults import machine_fault
+from merino_runtime.memory import lack_of_memory, ran_out
+from merino_runtime.starting import INTERRUPTED
 
-INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE
+CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 
 def write_out(text: str) -> None:
@@ -62,6 +64,7 @@ def exit_code(run: Callable[[], int], tell: Callable[[str], None] = say) -> int:
 
     A closed pipe on stdout ends the command without a word, as it does other tools of Unix.
     """
+    _take_any_text()
     code = _code_of(run, tell)
     try:
         if sys.stdout is not None:
@@ -77,11 +80,23 @@ def exit_code(run: Callable[[], int], tell: Callable[[str], None] = say) -> int:
     return code
 
 
+def _take_any_text() -> None:
+    """A character that the terminal's encoding lacks, or half of one in a file's name, is printed as \\u00d7.
+
+    Python 3.6 cannot change a stream. There the board's side prints bytes of UTF-8, and ASCII.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="backslashreplace")
+
+
 def _code_of(run: Callable[[], int], tell: Callable[[str], None]) -> int:
     try:
         return run()
     except MerinoError as error:
-        tell(str(error))
+        lack = None if str(error).startswith("out of memory") else lack_of_memory(error)
+        _tell_lack(lack, tell) if lack is not None else tell(str(error))
         return 1
     except KeyboardInterrupt:
         say_line("")
@@ -89,9 +104,25 @@ def _code_of(run: Callable[[], int], tell: Callable[[str], None]) -> int:
     except BrokenPipeError:
         drop_stdout()
         return CLOSED_PIPE
-    except OSError as error:
-        tell(str(machine_fault(f"use {error.filename}" if error.filename else "write to stdout", error)))
+    except Exception as error:
+        lack = lack_of_memory(error)
+        if lack is not None:
+            _tell_lack(lack, tell)
+        elif isinstance(error, OSError):
+            tell(str(machine_fault(f"use {error.filename}" if error.filename else "write to stdout", error)))
+        else:
+            raise
         return 1
+
+
+def _tell_lack(error: BaseException, tell: Callable[[str], None]) -> None:
+    """Memory may not even suffice for the message with the figures."""
+    error.__traceback__ = None  # it holds what the failed call had allocated
+    try:
+        tell(ran_out(error))
+    except MemoryError:
+        with contextlib.suppress(OSError):
+            os.write(2, b"out of memory\n")
 
 
 def drop_stdout() -> None:

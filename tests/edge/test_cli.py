@@ -6,15 +6,17 @@ In processes of its own where that is what is tested; else `here`, where torch i
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from pseudo_terminal import on_a_terminal
+from typer.main import get_command
 
 from merino_edge.bundles.board_app import write_board_app
-from merino_edge.cli.app import main
+from merino_edge.cli.app import app, main
 from merino_edge.embedded import FOLDER
 from merino_edge.profiles.reading import profile_ids
 
@@ -49,7 +51,8 @@ def test_devices_json_lists_every_board_with_its_budget():
     code, out, _ = run("devices", "--json")
     assert code == 0
     boards = json.loads(out)
-    assert [board["id"] for board in boards] == profile_ids()
+    assert [board["id"] for board in boards] == [*profile_ids(), "host"]
+    assert [board["id"] for board in boards if "performance" not in board] == ["host"]  # not measured yet
     for board in boards:
         assert {"id", "name", "arch", "isa", "budget"} <= set(board)
         assert set(board["budget"]) == {"decode_ms", "memory_mb", "context"}
@@ -208,6 +211,17 @@ def test_a_users_mistake_is_one_message_and_exit_1(arguments, says, here, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["design", "pareto"])
+def test_a_refused_budget_names_options_that_exist(command, here):
+    """`design --blocks` was named by `pareto`, which has no such option."""
+    code, out, err = here(command, "--device", "raspberry-pi-4", "--memory-mb", "1")
+    assert (code, out) == (1, "")
+    told, options = re.search(r"or `(\w+)` with (.*)", err).groups()
+    there = {option for parameter in get_command(app).commands[told].params for option in parameter.opts}
+    named = set(re.findall(r"--[\w-]+", options))
+    assert named == {"--blocks", "--vocab", "--context"} and named <= there
+
+
 def test_a_users_mistake_is_exit_1_of_the_process_without_a_traceback():
     code, out, err = run("devices", "raspberry-pi-9")
     assert code == 1 and out == "" and err.count("\n") == 1 and "raspberry-pi-5" in err
@@ -249,7 +263,9 @@ def test_a_typo_is_refused_where_torch_cannot_be_loaded(arguments, says, design_
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["devices"], ["devices", "raspberry-pi-4"], ["design", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["devices"], ["devices", "--json"], ["devices", "raspberry-pi-4"], ["design", "--help"]]
+)
 def test_what_computes_nothing_loads_nothing_that_computes(arguments):
     """So that it answers at once."""
     code = (

@@ -16,7 +16,8 @@ from sample_records import many, opt, record
 
 from merino_edge.cli.tables.layout import Column, Table, drawn, fitted, floor, natural, plain, total
 from merino_edge.cli.tables.terms import ENTROPY, SHAPE
-from merino_edge.profiles.reading import profile_ids
+from merino_edge.cli.terminal import console
+from merino_edge.profiles.reading import profile_ids, profile_text
 
 CALL = [sys.executable, "-c", "from merino_edge.cli.app import main; main()"]
 IDS = [*profile_ids(), "host"]
@@ -143,3 +144,47 @@ def test_compare_shows_every_bundle_test_and_verdict(width, tmp_path):
     assert code == 0 and max(map(len, lines[:end])) <= width and "…" not in shown
     assert sum(line.startswith(("ours ", "opt-350m ")) for line in lines[:end]) == 6
     assert "verdict" in shown and "B / A" in shown
+
+
+MARKUP = "[/home/x] :smile: [bold]12[/bold] 'a' https://x"  # rich would raise, draw a face, drop the tags and colour
+SHOWS = """
+import sys
+from merino_edge.cli import terminal
+for shown in (terminal.bench_progress(), terminal.training_progress()):
+    with shown as tell:
+        tell(1, 4, sys.argv[1])
+with terminal.solving_progress(4) as tell:
+    tell(sys.argv[1])
+with terminal.working(sys.argv[1]):
+    pass
+"""
+
+
+def test_a_console_prints_text_as_it_is(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for stderr in (False, True):
+        console(stderr).print(MARKUP)
+    assert capsys.readouterr() == (f"{MARKUP}\n", f"{MARKUP}\n")
+
+
+@pytest.mark.slow
+def test_names_from_files_are_shown_as_they_are_beside_bars_and_spinners():
+    code, shown = on_a_terminal([sys.executable, "-c", SHOWS, MARKUP], 200)
+    assert code == 0, shown
+    lines = {line for line in re.split(r"[\r\n]", shown) if "home" in line}
+    assert len(lines) >= 3 and all(MARKUP in line for line in lines), shown
+    assert sum(shown.count(part) for part in ("1/4", " 25%")) >= 2  # of the bars
+
+
+@pytest.mark.slow
+def test_a_profile_and_its_file_may_be_named_like_markup(tmp_path):
+    path = tmp_path / "[red]:smile:.toml"
+    path.write_text(profile_text("raspberry-pi-4").replace('name = "Raspberry', f'name = "{MARKUP}', 1))
+    code, shown = on_a_terminal([*CALL, "devices", path], 200)
+    assert code == 0 and MARKUP in shown
+    code, shown = on_a_terminal([*CALL, "design", "--device", path, "--decode-ms", "0.001"], 200)
+    assert code == 1 and "no decoder of this space fits" in shown
+    spun = [line for line in re.split(r"[\r\n]", shown) if "searching" in line]
+    assert spun and all(f"searching for {MARKUP}" in line for line in spun)
+    code, shown = on_a_terminal([*CALL, "devices", tmp_path / "[/nowhere] :smile:.toml"], 200)
+    assert code == 1 and "[/nowhere] :smile:.toml" in shown

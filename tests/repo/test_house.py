@@ -143,6 +143,15 @@ def test_nothing_below_the_command_line_prints_or_draws_on_a_terminal():
     assert {name for name, top in tops if top in ("rich", "typer")} == set()
 
 
+def test_consoles_are_made_by_one_module():
+    """Another one would take text from files for markup: docs/decisions/bounds.md"""
+    makers = {
+        name for name, path in MODULES.items() for full in imported(path)
+        if full.split(".")[0] == "rich" and full.split(".")[-1] in ("Console", "console", "get_console", "print")
+    }  # fmt: skip
+    assert makers == {"merino_edge.cli.terminal"}
+
+
 WRITERS = {"merino_runtime.outputs", "merino_runtime.scratch"}
 # These fill a scratch or temporary folder that their caller gives them; what is in it takes its place as a whole.
 FILLERS = {

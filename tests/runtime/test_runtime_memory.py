@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 
@@ -10,7 +11,10 @@ from merino_runtime import board
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_json
 from merino_runtime.memory import is_out_of_memory
+from merino_runtime.requirements import require
+from merino_runtime.streams import exit_code
 
 ROOT = os.path.dirname(os.path.dirname(merino_runtime.__file__))
 IDS = [5, 9, 100, 3]
@@ -20,7 +24,10 @@ WORDS = [
     RuntimeError("Non-zero status code returned while running Gather node. Name:'Gather_6' Status Message: "
                  "bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 102400"),
     ImportError("libonnxruntime.so.1.32.0: failed to map segment from shared object"),
-    OSError(12, "Cannot allocate memory"), MemoryError(), MemoryError("Unable to allocate 512. KiB for an array")]
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to "
+                 "allocate 400000000000 bytes. Error code 12 (Cannot allocate memory)"),
+    RuntimeError("can't start new thread"), OSError(12, "Cannot allocate memory"), MemoryError(),
+    MemoryError("Unable to allocate 512. KiB for an array")]
 
 LIMITED = """
 import resource, sys
@@ -104,3 +111,53 @@ def test_two_sessions_need_the_weights_twice_and_the_process_counts(bundle):
     once, twice = board.memory_need_mb(bundle), board.memory_need_mb(bundle, 2)
     assert twice - once == bundle.weight_bytes / board.MB
     assert once == (bundle.weight_bytes + bundle.kv_bytes) / board.MB + board.PROCESS_MB > 50
+
+
+def raised(error, reason=None):
+    raise error from reason
+
+
+DAMAGED = MerinoError("model.onnx is damaged. Export it again.")
+
+
+@pytest.mark.parametrize("error", WORDS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("blamed", [False, True], ids=["as it is", "behind a reader's message"])
+def test_memory_that_runs_out_anywhere_is_one_line_with_the_figures(error, blamed, capsys):
+    assert exit_code(lambda: raised(DAMAGED, error) if blamed else raised(error)) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("merino: out of memory") and "damaged" not in err
+    assert "this process has held up to" in err and "MB are available. Stop other programs" in err
+
+
+def test_a_message_that_knows_more_stays_and_a_handled_lack_of_memory_is_no_reason(capsys):
+    known = MerinoError("out of memory in a decode step: bundle 'a' needs 9 MB")
+    assert exit_code(lambda: raised(known, MemoryError())) == 1
+    assert capsys.readouterr()[1] == f"merino: {known}\n"
+
+    def handled():
+        try:
+            raise MemoryError
+        except MemoryError:
+            raise MerinoError("give a smaller -n") from None
+
+    assert exit_code(handled) == 1 and capsys.readouterr()[1] == "merino: give a smaller -n\n"
+    with pytest.raises(AttributeError):
+        exit_code(lambda: raised(AttributeError("a defect of ours")))
+
+
+def test_a_package_that_memory_does_not_suffice_for_is_not_called_absent(tmp_path, monkeypatch):
+    (tmp_path / "vast.py").write_text("raise ImportError('libvast.so: failed to map segment from shared object')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(MerinoError, match="^out of memory in importing vast .libvast.so: failed to map.*MB are avail"):
+        require("vast")
+
+
+def test_a_small_file_takes_little_memory_to_read(tmp_path):
+    """It took as much as the largest file that is allowed: `info` failed below 100 MB."""
+    path = tmp_path / "small.json"
+    path.write_text("[1, 2]")
+    tracemalloc.start()
+    assert read_json(str(path), "") == [1, 2]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 ** 20

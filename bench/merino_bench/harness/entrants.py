@@ -10,6 +10,7 @@ from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 
 Measured = Dict[str, Any]  # of `worker.measure`
+TIME_OF_A_ROW = ", the time left to the row (--timeout)"
 
 
 class Entrant(NamedTuple):
@@ -56,7 +57,7 @@ def bundle_entrant(path: str, is_baseline: bool, seed: int) -> Entrant:
     identity = record.identity_of(path, bundle)
 
     def measure(case: Case, repetitions: int, first: bool, timeout_s: float) -> Measured:
-        return measure_apart(path, case, repetitions, seed, first, timeout_s)  # files are hashed once
+        return measure_apart(path, case, repetitions, seed, first, timeout_s, TIME_OF_A_ROW)  # files are hashed once
 
     return Entrant(identity, is_baseline, bundle, "", measure, partial(record.record_of, identity, bundle))
 

@@ -13,9 +13,11 @@ PHASES = ("prefill_phases_s", "decode_phases_s")
 
 
 def measure_apart(path: str, case: Case, repetitions: int, seed: int, verify: bool,
-                  timeout_s: float) -> Dict[str, Any]:
-    """`worker.measure` in a fresh process. Raises MerinoError with the reason where it gives no result."""
-    return run_apart("merino_bench.harness.worker", request_of(path, case, repetitions, seed, verify), timeout_s)
+                  timeout_s: float, remedy: str = "") -> Dict[str, Any]:
+    """`worker.measure` in a fresh process. Raises MerinoError with the reason where it gives no result. remedy: as of
+    `run_apart`."""
+    request = request_of(path, case, repetitions, seed, verify)
+    return run_apart("merino_bench.harness.worker", request, timeout_s, remedy=remedy)
 
 
 def joined(processes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from merino_bench.fresh_process import run_apart
 from merino_bench.harness import record
 from merino_bench.harness.cases import Case
-from merino_bench.harness.entrants import Entrant, Measured, never
+from merino_bench.harness.entrants import TIME_OF_A_ROW, Entrant, Measured, never
 from merino_edge.benchmarking.peers.engines import Peer, missing, peers_of
 from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, shares_layers, stored_params
 from merino_edge.families.registry import read_geometry
@@ -129,7 +129,8 @@ def measure_peer_apart(
     }  # fmt: skip
     pinned = dict.fromkeys(THREAD_VARIABLES, str(threads))  # no pool of an engine starts more than were asked for
     kept = {"TORCHINDUCTOR_CACHE_DIR": str(peers.folder / "inductor")}
-    return run_apart("merino_edge.benchmarking.peers.child", json.dumps(request), timeout_s, {**pinned, **kept})
+    variables = {**pinned, **kept}
+    return run_apart("merino_edge.benchmarking.peers.child", json.dumps(request), timeout_s, variables, TIME_OF_A_ROW)
 
 
 def geometry_key(bundle: Bundle) -> str:

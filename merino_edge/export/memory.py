@@ -1,0 +1,38 @@
+"""What an export takes in RAM, estimated from the geometry before a weight is made or read."""
+
+import psutil
+
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.operators import params
+from merino_runtime.board import MB as BYTES_PER_MB
+from merino_runtime.errors import MerinoError
+
+# Of peaks that were measured (docs/decisions/bounds.md), near the lower ones: what fits is not refused.
+IMPORTS_MB = 450  # Python, torch, transformers and onnx
+COPIES = 2.5  # of the weights in float32: torch's, the graph's, and ONNX Runtime's packed ones while parity is shown
+QUANTISED_COPIES = 3.0  # and the dequantised ones for torch
+
+
+def needed_mb(arch: Geometry, precision: str) -> float:
+    """Peak MB (2^20 bytes) of the process. The KV cache is left out: next to none of its pages is touched."""
+    return IMPORTS_MB + (COPIES if precision == "fp32" else QUANTISED_COPIES) * weights_mb(arch)
+
+
+def weights_mb(arch: Geometry) -> float:
+    """Of one copy in float32."""
+    return 4 * params(arch.operators) / BYTES_PER_MB
+
+
+def check_memory(arch: Geometry, name: str, precision: str = "fp32", held_mb: float = 0.0) -> None:
+    """Raises MerinoError where the export would need more memory than is available now.
+
+    held_mb: what this process has of it already.
+    """
+    needed = needed_mb(arch, precision)
+    available = psutil.virtual_memory().available / BYTES_PER_MB + held_mb
+    if needed > available:
+        raise MerinoError(
+            f"exporting {name} in {precision} needs about {needed:,.0f} MB, for copies of {weights_mb(arch):,.0f} MB of"
+            f" float32 weights, and {available:,.0f} MB are available. Stop other programs, export where there is more"
+            " memory, or take a smaller model"
+        )

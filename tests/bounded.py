@@ -1,0 +1,36 @@
+"""A process that cannot outlive its test: in a group of its own, which is killed at the end. Runs on Python 3.6."""
+import contextlib
+import os
+import signal
+import subprocess
+
+TIMEOUT_S = 90
+
+
+def run_bounded(call, streams="", limit_mb=None, reader=True, ignore_interrupts=False, cwd=None, **variables):
+    """(exit code, stdout as bytes, stderr as text), without a terminal and with an empty stdin.
+
+    streams: redirections as a shell takes them, `>/dev/full 2>&-`. limit_mb: of address space. reader=False: nobody
+    reads stdout, a pipe. A process that has not ended after TIMEOUT_S fails the test.
+    """
+    environment = dict(os.environ, **variables)
+    environment.pop("PYTHONUNBUFFERED", None)  # a user's stdout is buffered
+    limit = "" if limit_mb is None else f"ulimit -v {limit_mb * 1024}; "
+    handler = signal.SIG_IGN if ignore_interrupts else signal.SIG_DFL
+    reading, writing = os.pipe()
+    if not reader:
+        os.close(reading)
+    process = subprocess.Popen(
+        ["sh", "-c", limit + 'exec "$@" ' + streams, "sh"] + [str(word) for word in call], cwd=cwd, env=environment,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if reader else writing, stderr=subprocess.PIPE,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, handler))
+    os.close(writing)
+    try:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        with contextlib.suppress(OSError):  # nobody is left in it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if reader:
+            os.close(reading)
+    return process.returncode, out or b"", err.decode("utf-8", "replace")
