@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import os
 import random
 from contextlib import suppress
 
@@ -18,6 +19,7 @@ from merino_runtime.errors import MerinoError
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)]
 
+SECONDS = f"300.{os.getpid()}"  # of a sleep that no other test has
 SIZE = 3 * transfer.LEAST_PIECE_BYTES + 12345
 
 
@@ -171,7 +173,7 @@ def test_a_folder_that_cannot_be_written_is_told(board, source):
 def test_what_runs_there_ends_with_the_connection(board):
     async def cut():
         async with connected(parse_address(board.address)) as there:
-            request = {"do": "run", "arguments": ["sleep", "987"], "stdin_bytes": 0}
+            request = {"do": "run", "arguments": ["sleep", SECONDS], "stdin_bytes": 0}
             running = asyncio.ensure_future(finished(there, "wait", request))
             while not sleepers():
                 await asyncio.sleep(0.05)
@@ -189,7 +191,7 @@ def sleepers():
     found = []
     for path in ssh_board.Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            if path.read_bytes() == b"sleep\x00987\x00":
+            if path.read_bytes() == f"sleep\0{SECONDS}\0".encode():
                 found.append(path.parent.name)
     return found
 
