@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 
-TIMEOUT_S = 90
+TIMEOUT_S = 240
 
 
 def run_bounded(call, streams="", limit_mb=None, reader=True, ignore_interrupts=False, cwd=None, **variables):
@@ -20,8 +20,9 @@ def run_bounded(call, streams="", limit_mb=None, reader=True, ignore_interrupts=
     reading, writing = os.pipe()
     if not reader:
         os.close(reading)
+    words = ["sh", "-c", limit + 'exec "$@" ' + streams, "sh"] + [str(word) for word in call]
     process = subprocess.Popen(
-        ["sh", "-c", limit + 'exec "$@" ' + streams, "sh"] + [str(word) for word in call], cwd=cwd, env=environment,
+        [word.encode("utf-8") for word in words], cwd=cwd, env=environment,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if reader else writing, stderr=subprocess.PIPE,
         start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, handler))
     os.close(writing)

@@ -88,10 +88,10 @@ def _probe(arguments: argparse.Namespace) -> int:
     require("numpy")
     from merino_bench.probe.run import run_probe
     from merino_runtime.outputs import is_stdout
-    from merino_runtime.streams import say
+    from merino_runtime.streams import say, stderr_is_terminal
 
     say("measuring for at most a minute; let nothing else run")
-    found = run_probe(arguments.path, tell=say if sys.stderr.isatty() else None)
+    found = run_probe(arguments.path, tell=say if stderr_is_terminal() else None)
     state = f" The machine was {' and '.join(found['flags'])} meanwhile: measure again." if found["flags"] else ""
     left = f" {len(found['left_out'])} graphs were left out for want of time." if found["left_out"] else ""
     next_step = "" if is_stdout(arguments.path) else (

@@ -27,6 +27,8 @@ from merino_edge.families.zoo import model
 from merino_edge.prediction.shape import default_prompt
 from merino_edge.profiles.reading import load_profile
 from merino_edge.storage.atomic import check_file, write_text
+from merino_runtime.errors import MerinoError
+from merino_runtime.streams import CLOSED_PIPE, say_line
 
 BOARD = "raspberry-pi-4"
 PROMPT = "Once upon a time"
@@ -50,7 +52,7 @@ def heading(number: int, text: str) -> None:
 
 
 def say(text: str) -> None:
-    print(f"   {text}", file=sys.stderr, flush=True)
+    say_line(f"   {text}")
 
 
 def demo_design(out: Path) -> Design:
@@ -85,10 +87,12 @@ def demo_generate() -> None:
     with tempfile.TemporaryDirectory() as folder:
         application = Path(folder) / APP_FILE
         write_board_app(application)
-        subprocess.run(
-            [sys.executable, application, "generate", FOLDER, PROMPT, "-n", "160", "--temperature", "0"],
-            check=True,
-        )
+        words = ["generate", str(FOLDER), PROMPT, "-n", "160", "--temperature", "0"]
+        code = subprocess.run([sys.executable, str(application), *words], check=False).returncode
+    if code == CLOSED_PIPE:
+        raise BrokenPipeError
+    if code:
+        raise MerinoError(f"the board's application ended with exit code {code}, for the reason that it gave")
 
 
 def demo_bench(out: Path, bundle: Path, opt: str, found: Design) -> None:

@@ -80,13 +80,18 @@ def append_output(path: str, text: str) -> None:
         if target.stream or target.special:
             write_output(path, text)
             return
-        with open(target.path, "ab+") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - 1))
-            torn = file.read(1) not in (b"", b"\n")
-            file.write(("\n" * torn + text).encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(target.path, "ab+") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - 1))
+                torn = file.read(1) not in (b"", b"\n")
+                file.write(("\n" * torn + text).encode("utf-8"))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            if not target.before:
+                _remove_empty(target.path)
+            raise
 
 
 @contextlib.contextmanager
@@ -208,6 +213,13 @@ def _like(before: os.stat_result, path: str) -> None:
     os.chmod(path, stat.S_IMODE(before.st_mode))
     with contextlib.suppress(OSError, AttributeError):  # no chown on Windows
         os.chown(path, before.st_uid, before.st_gid)
+
+
+def _remove_empty(path: str) -> None:
+    """What a full disk leaves of a file that was to be begun."""
+    with contextlib.suppress(OSError):
+        if os.path.getsize(path) == 0:
+            os.unlink(path)
 
 
 def _sync_files(folder: str) -> None:

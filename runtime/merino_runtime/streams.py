@@ -17,11 +17,12 @@ CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 
 def write_out(text: str) -> None:
-    """To stdout in UTF-8, flushed. `print` would raise under the C locale, which is common on boards.
+    """To stdout in UTF-8, flushed. `print` would raise under the C locale, which is common on boards. Half a character
+    of a file's name is spelled out.
 
     BrokenPipeError where its reader ended, MerinoError where it cannot be written otherwise, or is closed.
     """
-    write_stream(sys.stdout, "stdout", text.encode("utf-8"))
+    write_stream(sys.stdout, "stdout", text.encode("utf-8", "backslashreplace"))
 
 
 def write_stream(stream: Optional[TextIO], name: str, data: bytes) -> None:
@@ -59,6 +60,11 @@ def say_line(line: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
+def stderr_is_terminal() -> bool:
+    """False where the process began without a stderr."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def exit_code(run: Callable[[], int], tell: Callable[[str], None] = say) -> int:
     """Runs a command: what a user or the machine can cause becomes one line of `tell` and an exit code.
 
@@ -77,6 +83,11 @@ def exit_code(run: Callable[[], int], tell: Callable[[str], None] = say) -> int:
             tell(str(machine_fault("write to stdout", error)))
         code = code or 1
         drop_stdout()
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:  # `say_line` has left there what was not taken
+        _drop(sys.stderr)
     return code
 
 
@@ -127,7 +138,11 @@ def _tell_lack(error: BaseException, tell: Callable[[str], None]) -> None:
 
 def drop_stdout() -> None:
     """Python flushes stdout at exit and would fail a second time."""
+    _drop(sys.stdout)
+
+
+def _drop(stream: Optional[TextIO]) -> None:
     with contextlib.suppress(OSError, AttributeError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
         os.close(nowhere)

@@ -14,6 +14,7 @@ from merino_bench.harness.cases import Case
 from merino_bench.harness.passes import Place, chosen, flags_by_place, rounds_by_place
 from merino_bench.harness.processes import joined
 from merino_runtime.bundle import Bundle, sha256_of
+from merino_runtime.commands import as_text
 
 SCHEMA = 3
 WEIGHTS = {"trained": "real", "random": "random"}
@@ -57,7 +58,7 @@ RECORD_KEYS = (
 def identity_of(path: str, bundle: Optional[Bundle]) -> Dict[str, Any]:
     """The keys that all rows of a bundle share. Of a bundle that cannot be read: the folder's name alone."""
     if bundle is None:
-        return {"bundle": os.path.basename(os.path.abspath(path))}
+        return {"bundle": as_text(os.path.basename(os.path.abspath(path)))}
     description = os.path.join(bundle.folder, "bundle.json")
     return {
         "bundle": bundle.name, "bundle_sha256": sha256_of(description), "precision": bundle.precision,
@@ -133,7 +134,7 @@ def speeds_of(rounds_ms: Sequence[Sequence[float]], tokens: int) -> List[float]:
 
 def failed_record(identity: Dict[str, Any], case: Case, reason: str,
                   command: Optional[str] = None) -> Dict[str, Any]:
-    return dict(empty_record(identity, case, command), flags=[FAILED + reason])
+    return dict(empty_record(identity, case, command), flags=[FAILED + as_text(reason)])
 
 
 def failures(records: Sequence[Dict[str, Any]]) -> List[str]:

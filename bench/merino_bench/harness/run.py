@@ -23,7 +23,7 @@ from merino_bench.probe.bandwidth import buffer_bytes, read_gb_s, thread_counts,
 from merino_bench.sensors.energy import Sampler, energy_of, idle_watts
 from merino_bench.sensors.power import find_source
 from merino_runtime import board
-from merino_runtime.commands import say, write_out
+from merino_runtime.commands import as_text, say, say_note, write_out
 from merino_runtime.errors import MerinoError
 
 TIMEOUT_S = 3600.0  # of one row: a swapping board may never end
@@ -102,13 +102,16 @@ def bench_command(bundle_paths: Sequence[str], request: BenchRequest, baselines:
     check_baselines(baselines)
     if save_path is not None:
         check_can_save(save_path)
-    keep = (lambda rows: append(rows, str(save_path))) if save_path is not None and appends(save_path) else None
+    unsaved: List[MerinoError] = []
+    keep = partial(_append, str(save_path), unsaved) if save_path is not None and appends(save_path) else None
     try:
         records = run_bench(bundle_paths, request, baselines, progress or line_progress(), timeout_s, more, keep)
     except Interrupted as stopped:
         _deliver(stopped.records, output, save_path)
         raise
     _deliver(records, output, save_path)
+    if unsaved:
+        raise unsaved[0]
     failed = record.failures(records)
     if failed:
         say(f"{len(failed)} of {len(records)} rows failed, their flags say why. First: {failed[0]}")
@@ -157,11 +160,22 @@ def command_line() -> str:
     program = os.path.basename(sys.argv[0] or "python")
     if program == "__main__.py":
         program = os.path.basename(os.path.dirname(sys.argv[0]))
-    return " ".join(map(shlex.quote, [program, *sys.argv[1:]]))
+    return as_text(" ".join(map(shlex.quote, [program, *sys.argv[1:]])))
+
+
+def _append(path: str, unsaved: List[MerinoError], rows: Records) -> None:
+    """A disk that is full by now ends no measurement: its rows are printed at the end."""
+    try:
+        append(rows, path)
+    except MerinoError as fault:
+        say_note(f"{fault} What is measured will be printed.")
+        unsaved.append(fault)
 
 
 def _deliver(records: Records, output: str, save_path: Optional[str]) -> None:
-    """Saved first: printing may fail."""
-    if save_path is not None and not appends(save_path):
-        save(records, save_path)
-    write_out(render(records, output, terminal_width()))
+    """Saved first, since printing may fail; and printed where saving fails, since they took long."""
+    try:
+        if save_path is not None and not appends(save_path):
+            save(records, save_path)
+    finally:
+        write_out(render(records, output, terminal_width()))
