@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 
 import pytest
@@ -186,6 +187,26 @@ def assert_same_choices():
         assert (found.argmax(1) == expected.argmax(1))[clear].all(), clear
 
     return check
+
+
+@pytest.fixture(params=["full", "read-only"])
+def no_room(request, tmp_path):
+    """(folder `disk` in tmp_path, `full` or `read-only`): a file system that takes nothing more."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.call("mount -t tmpfs -o size=64k tmpfs disk", cwd=str(tmp_path), shell=True,
+                       stderr=subprocess.DEVNULL):
+        pytest.skip("nothing can be mounted here")
+    try:
+        if request.param == "read-only":
+            subprocess.check_call(["mount", "-o", "remount,ro", str(folder)])
+        else:
+            with pytest.raises(OSError), open(str(folder / "filler"), "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        yield folder, request.param
+    finally:
+        subprocess.check_call(["umount", str(folder)])
 
 
 def given_bundles():

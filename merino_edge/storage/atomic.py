@@ -5,7 +5,7 @@ How an output takes its place, and what happens where it cannot be written, is s
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from merino_runtime import outputs
@@ -23,8 +23,8 @@ def write_text(path: Path, text: str) -> None:
 
     Raises MerinoError where it cannot be written.
     """
-    make_parent(path)
-    outputs.write_output(str(path), text)
+    with parents_made(path):
+        outputs.write_output(str(path), text)
 
 
 @contextmanager
@@ -35,8 +35,7 @@ def new_folder(path: Path, replaceable: Callable[[Path], bool], size_bytes: int 
     where known. Raises MerinoError where `path` holds anything else, or cannot be written.
     """
     check_folder(path, replaceable)
-    make_parent(path)
-    with outputs.new_folder(str(path), size_bytes) as made:
+    with parents_made(path), outputs.new_folder(str(path), size_bytes) as made:
         yield Path(made)
 
 
@@ -82,6 +81,20 @@ def check_keeps(out: Path, inputs: Iterable[Path], option: str = "-o") -> None:
 def existing_parent(path: Path) -> Path:
     """The nearest folder above `path` that is there."""
     return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+@contextmanager
+def parents_made(path: Path) -> Iterator[None]:
+    """The folders above `path`, for an output; those that were missing are removed again where it fails."""
+    missing = [parent for parent in path.absolute().parents if not parent.exists()]  # the nearest first
+    try:
+        make_parent(path)
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # another process has put something into it
+                folder.rmdir()
+        raise
 
 
 def make_parent(path: Path) -> None:
