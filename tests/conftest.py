@@ -47,6 +47,12 @@ TEXT = (
 )
 
 
+@pytest.fixture(scope="session")
+def long(request):
+    """Whether the long form of the tests was asked for: --hypothesis-profile=long."""
+    return hypothesis is not None and request.config.getoption("--hypothesis-profile") == "long"
+
+
 def on_a_workstation():
     """Whether merino_edge is meant to be importable here: if it then is not, the tests must say so."""
     from importlib.util import find_spec

@@ -39,11 +39,6 @@ BARE = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def long(request):
-    return request.config.getoption("--hypothesis-profile") == "long"
-
-
 def interpreter(version):
     """A Python without packages: pyenv's."""
     for path in sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}")):
