@@ -12,19 +12,12 @@ shift
 root=$1 cpu=$2 folder=$3
 shift 3
 
-# The bytes by which the kernel tells an executable of 64-bit Arm, those of its ABI left out. P: argv[0] is kept, which
-# a virtual environment is found by. F: the emulator is opened now, since it is not in ROOT.
-magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
-mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
-emulator=$(command -v qemu-aarch64)
-
 space=$root/tmp
 mount -t tmpfs board "$space"
 mkdir "$space/upper" "$space/work" "$space/board" "$space/formats"
 mount -t overlay board -o "lowerdir=$root,upperdir=$space/upper,workdir=$space/work" "$space/board"
 mkdir -p "$space/board/proc" "$space/board/sys" "$space/board/tmp" "$space/board$folder"
-mount -t binfmt_misc board "$space/formats" # what is registered lasts as long as this is mounted
-printf ':board:M::%s:%s:%s:PF\n' "$magic" "$mask" "$emulator" >"$space/formats/register"
+"$(dirname "$0")/formats.sh" "$space/formats"
 mount -t proc board "$space/board/proc"
 mount --rbind /sys "$space/board/sys"
 mount --rbind /dev "$space/board/dev"

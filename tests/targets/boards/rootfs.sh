@@ -37,12 +37,8 @@ mkdir -p "$(dirname "$root")"
 work=$(mktemp -d)
 trap 'rm -rf "$work" "$new"' EXIT
 
-# This machine's own sources of its own suite, with the suite's name replaced.
-host_suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-for file in /etc/apt/sources.list /etc/apt/sources.list.d/*; do
-    grep -qsw "$host_suite" "$file" && sed "s/\b$host_suite\b/$suite/g" "$file" && echo
-done >"$work/sources" || true
-[ -s "$work/sources" ] || stop "no apt source of $host_suite in /etc/apt to take $suite from"
+"$(dirname "$0")/sources.sh" "$suite" >"$work/sources"
+[ -s "$work/sources" ] || stop "no apt source of this suite in /etc/apt to take $suite from"
 
 mmdebstrap --quiet --mode=root --arch=arm64 --variant=extract --include="$packages" "$suite" "$new" "$work/sources"
 
