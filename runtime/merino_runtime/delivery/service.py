@@ -20,6 +20,7 @@ from merino_runtime.outputs import write_output
 USER = "merino"
 UNIT, UNITS = "merino.service", "/etc/systemd/system"
 FIRST_BOOT_UNIT, INCOMING = "merino-install.service", "incoming"
+FIRST_WORDS = (releases.INSTALLED, '"Once upon a time"', "-n", "24", "--temperature", "0")
 PROBE, PROBE_TIMEOUT_S = "probe.json", 600.0
 WAIT_S = 1800.0  # for an install that runs when the board starts
 HIDDEN = ("/home", "/root", "/run", "/tmp")  # from a hardened service
@@ -67,7 +68,9 @@ WantedBy=multi-user.target
 
 def first_boot_unit(root: str, archive_name: str, allow_unsigned: bool = False) -> str:
     """merino-install.service: installs what lies in ROOT/incoming, at each start of the board until a release is
-    there. Shows what it says on the console too."""
+    there. Shows what it says on the console too, and then a few words that the release generates: who stands before
+    the board sees that it works. These fail no install (a model may have no tokenizer), and are not root's to run: the
+    release is the service user's by then."""
     unsigned = " --allow-unsigned" if allow_unsigned else ""
     return f"""[Unit]
 Description=merino: installs the language model that came with this card
@@ -78,6 +81,7 @@ After=local-fs.target
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=/usr/bin/python3 {root}/{INCOMING}/{APP} install {root}/{INCOMING}/{archive_name} --root {root} --service{unsigned}
+ExecStartPost=-/sbin/runuser -u {USER} -- {root}/{releases.CURRENT}/{releases.LAUNCHER} generate {" ".join(FIRST_WORDS)}
 TimeoutStartSec=infinity
 Environment=HOME=/root
 StandardOutput=journal+console

@@ -1,0 +1,194 @@
+"""The whole way onto an emulated board: flash, upgrade, rollback, measurements over ssh; and a card's first start.
+
+What was run, and what became of it, is written to MERINO_VM_RECORD where that names a file. `make test-vm`.
+"""
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from emulated_machine import MODELS, boot, needs_machine, new_root
+from sample_roots import FAT_AT, FAT_BYTES, ROOT_AT, SECTOR, e2fsck, ran
+
+from merino_runtime.delivery.archive import open_archive
+from merino_runtime.delivery.service import FIRST_WORDS
+from merino_runtime.outputs import write_output
+
+pytestmark = [pytest.mark.slow, needs_machine]
+
+CPU, BOARD = "cortex-a72", "raspberry-pi-4"
+PROMPT = "Once upon a time"
+GENERATE = ["-n", "12", "--temperature", "0", "--json"]
+BENCH = ["-p", "8", "-n", "4", "-r", "1", "-o", "jsonl"]
+INSTALLED = "/opt/merino/current/merino"
+VERSIONS = (
+    "import json, onnxruntime, numpy, tokenizers; "
+    "print(json.dumps({each.__name__: each.__version__ for each in (onnxruntime, numpy, tokenizers)}))"
+)
+SPEEDS = "emulated: no statement about a board"
+
+
+def edge(machine, *arguments, timeout_s=1200):
+    """`merino-edge` for a user whose ~/.ssh knows the machine as `board` -> (exit code, stdout, stderr)"""
+    home = {} if machine is None else {"HOME": str(machine.home)}
+    done = subprocess.run(
+        [sys.executable, "-c", "from merino_edge.cli.app import main; main()", *map(str, arguments)],
+        capture_output=True, text=True, timeout=timeout_s, env={**os.environ, "COLUMNS": "200", **home},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def edge_ok(machine, *arguments):
+    code, out, err = edge(machine, *arguments)
+    assert code == 0, err
+    return out
+
+
+def ids(lines):
+    return [row["id"] for row in map(json.loads, lines.splitlines()) if "id" in row]
+
+
+@pytest.fixture(scope="module")
+def record():
+    """What ran, in order; written at the end. Steps of an earlier record that were not run now stay in it."""
+    emulator = subprocess.run(["qemu-system-aarch64", "--version"], capture_output=True, text=True, check=True).stdout
+    kept = {
+        "schema": 1, "speeds": SPEEDS,
+        "workstation": {"python": platform.python_version(), "qemu": emulator.split()[3]},
+        "machine": {"cpu": CPU, "model": MODELS[CPU]}, "steps": [],
+    }  # fmt: skip
+    yield kept
+    if path := os.environ.get("MERINO_VM_RECORD"):
+        before = json.loads(Path(path).read_text()) if Path(path).exists() else {"machine": {}, "steps": []}
+        names = {each["step"] for each in kept["steps"]}
+        kept["machine"] = {**before["machine"], **kept["machine"]}
+        kept["steps"] = [each for each in before["steps"] if each["step"] not in names] + kept["steps"]
+        write_output(path, json.dumps(kept, indent=1) + "\n")
+
+
+@contextmanager
+def step(record, name):
+    """Notes how the body ended and how long it took. Yields a dict for what it found."""
+    began = time.monotonic()
+    found = {"step": name, "date": datetime.date.today().isoformat(), "outcome": "failed"}
+    record["steps"].append(found)
+    try:
+        yield found
+        found["outcome"] = "ok"
+    finally:
+        found["seconds"] = round(time.monotonic() - began, 1)
+
+
+def note_system(record, machine):
+    said = machine.ssh(f"uname -r; python3 -V; /opt/merino/current/env/bin/python -c '{VERSIONS}'").stdout
+    kernel, python, packages = said.splitlines()
+    record["machine"].update(kernel=kernel, python=python.split()[1], **json.loads(packages))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """first and second, the model of the package with short contexts, so that a benchmark of what fits is short; packed
+    with wheels, and signed by fleet.key."""
+    folder = tmp_path_factory.mktemp("vm")
+    edge_ok(None, "keygen", "-o", folder / "fleet")
+    for name, context in (("first", 32), ("second", 40)):
+        edge_ok(None, "export", "embedded", "-o", folder / name, "--context", context)
+        edge_ok(None, "pack", folder / name, "-o", folder / f"{name}.merino", "--device", BOARD, "--wheels",
+                "--sign", folder / "fleet.key")  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(place):
+    """The ids that this machine generates."""
+    found = ids(edge_ok(None, "generate", place / "first", PROMPT, *GENERATE))
+    assert len(found) == 12
+    return found
+
+
+def generated_there(machine):
+    return ids(machine.ssh(f"{INSTALLED} generate installed '{PROMPT}' {' '.join(GENERATE)}").stdout)
+
+
+def current(machine):
+    return json.loads(machine.ssh(f"{INSTALLED} status --json").stdout)["current"]["id"]
+
+
+def flash(record, machine, place, name):
+    with step(record, f"flash --ssh {name}") as found:
+        out = edge_ok(machine, "flash", place / f"{name}.merino", "--ssh", "board", "--trust", place / "fleet.pub",
+                      "--json")  # fmt: skip
+        (row,) = json.loads(out)
+        assert (row["error"], row["selftest"], row["was_there"]) == (None, "ok", False)
+        assert row["measured"] and row["measured"]["decode_ms"] > 0, row
+        found["measured"] = row["measured"]
+    assert current(machine) == open_archive(str(place / f"{name}.merino")).id
+    return row
+
+
+def test_from_nothing_to_text_then_upgraded_rolled_back_and_measured(place, expected, record, tmp_path):
+    with boot(new_root(tmp_path / "root.img"), CPU, tmp_path) as machine:
+        assert machine.ssh("ls /opt").stdout == "", "nothing of ours is there yet"
+        first = flash(record, machine, place, "first")
+        assert first["replaced"] is None
+        note_system(record, machine)
+        with step(record, "generate on the board"):
+            assert generated_there(machine) == expected
+        with step(record, "generate --ssh"):
+            assert ids(edge_ok(machine, "generate", place / "first", PROMPT, *GENERATE, "--ssh", "board")) == expected
+        before = current(machine)
+        assert flash(record, machine, place, "second")["replaced"] == before
+        with step(record, "generate after the upgrade"):
+            assert generated_there(machine) == expected
+        with step(record, "rollback"):
+            machine.ssh(f"{INSTALLED} rollback")
+            assert current(machine) == before
+            assert generated_there(machine) == expected
+        with step(record, "bench --ssh") as found:
+            out = edge_ok(machine, "bench", place / "first", *BENCH, "--ssh", "board")
+            rows = [json.loads(line) for line in out.splitlines()]
+            assert rows and all(row["failure"] is None for row in rows)
+            found["rows"] = len(rows)
+        with step(record, "calibrate --ssh") as found:
+            edge_ok(machine, "calibrate", "--ssh", "board", "--device", BOARD, "-o", tmp_path / "pi.toml")
+            found["coefficients"] = "efficiency" in (tmp_path / "pi.toml").read_text()
+
+
+def test_a_flashed_image_installs_at_its_first_start_and_says_its_text_on_the_console(place, record, tmp_path):
+    image = make_image(tmp_path / "card.img", tmp_path)
+    with step(record, "flash --image"):
+        edge_ok(None, "flash", place / "first.merino", "--image", image, "--trust", place / "fleet.pub")
+    assert e2fsck(image) == 0
+    text = edge_ok(None, "generate", place / "first", *shlex.split(" ".join(FIRST_WORDS[1:])))
+    with step(record, "first start of the image"), boot(image, CPU, tmp_path, partition="2") as machine:
+        machine.ssh("systemctl start merino-install.service", timeout_s=1200)  # waits for the start that is under way
+        console = machine.console.read_text(errors="replace")
+        assert f"release {open_archive(str(place / 'first.merino')).id}" in console
+        assert all(line in console for line in text.splitlines()), console[-3000:]
+        machine.shut_down()
+
+
+def make_image(path, folder):
+    """An MBR image, FAT and then the machine's root file system, as systems for boards are published. -> its path"""
+    root = new_root(folder / "root.img")
+    table = (
+        f"label: dos\nstart={FAT_AT // SECTOR},size={FAT_BYTES // SECTOR},type=c\n"
+        f"start={ROOT_AT // SECTOR},size={root.stat().st_size // SECTOR},type=83\n"
+    )
+    with open(path, "wb") as file:
+        file.truncate(ROOT_AT + root.stat().st_size)
+    ran("sfdisk", "-q", path, stdin=table.encode())
+    ran("mkfs.vfat", "--offset", FAT_AT // SECTOR, "-F", "12", path, FAT_BYTES // 1024)
+    call = ["dd", f"if={root}", f"of={path}", "bs=1M", f"seek={ROOT_AT >> 20}", "conv=sparse,notrunc", "status=none"]
+    subprocess.run(call, check=True)
+    root.unlink()
+    return path
