@@ -36,7 +36,7 @@ vm:
 
 # Neither in `make test` nor in CI: a clean machine would need more than 5 minutes for it.
 test-vm: .venv/ready vm
-	MERINO_VM_ROOT="$(VM_ROOT)" $(BIN)/python -m pytest tests/targets/test_vm.py
+	MERINO_VM_ROOT="$(VM_ROOT)" $(BIN)/python -m pytest tests/targets/test_vm.py tests/targets/test_vm_delivery.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -205,6 +205,8 @@ def test_the_first_boot_installs_what_the_card_brought():
     assert "ConditionPathExists=!/opt/merino/current" in text
     assert ("ExecStart=/usr/bin/python3 /opt/merino/incoming/merino.pyz install /opt/merino/incoming/sample.merino "
             "--root /opt/merino --service\n") in text
+    assert ("ExecStartPost=-/sbin/runuser -u merino -- /opt/merino/current/merino generate installed "
+            '"Once upon a time" -n 24 --temperature 0\n') in text
     assert "--allow-unsigned" in first_boot_unit("/opt/merino", "sample.merino", allow_unsigned=True)
 
 

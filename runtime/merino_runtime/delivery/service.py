@@ -68,9 +68,8 @@ WantedBy=multi-user.target
 
 def first_boot_unit(root: str, archive_name: str, allow_unsigned: bool = False) -> str:
     """merino-install.service: installs what lies in ROOT/incoming, at each start of the board until a release is
-    there. Shows what it says on the console too, and then a few words that the release generates: who stands before
-    the board sees that it works. These fail no install (a model may have no tokenizer), and are not root's to run: the
-    release is the service user's by then."""
+    there. The console shows what it says, then a few words that the release generates, by the service's user, whose
+    the release is by then. They fail no install: a model may have no tokenizer."""
     unsigned = " --allow-unsigned" if allow_unsigned else ""
     return f"""[Unit]
 Description=merino: installs the language model that came with this card
