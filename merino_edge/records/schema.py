@@ -20,7 +20,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 AsTuple = Field(strict=False)  # a JSON list becomes a tuple; its items stay strict
 Numbers = Annotated[tuple[float, ...], AsTuple]
-Samples = Annotated[tuple[Positive, ...], AsTuple]
+Samples = Annotated[tuple[Positive, ...], AsTuple, Field(min_length=1)]
 Texts = Annotated[tuple[str, ...], AsTuple]
 Interval = Annotated[tuple[Positive, Positive], AsTuple]
 MEASURED = ("engine", "repetitions", "tok_s", "rounds_ms", "processes", "environment")  # in each row that did not fail
