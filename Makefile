@@ -26,7 +26,7 @@ boards: .venv/ready
 
 test-boards: boards
 	MERINO_BOARD_ROOT="$(BOARD_ROOT)" $(BIN)/python -m pytest \
-		tests/targets/test_boards.py tests/targets/test_boards_children.py
+		tests/targets/test_boards.py tests/targets/test_boards_children.py tests/targets/test_boards_install.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
