@@ -28,7 +28,7 @@ boards: .venv/ready
 
 test-boards: boards
 	MERINO_BOARD_ROOT="$(BOARD_ROOT)" $(BIN)/python -m pytest \
-		tests/targets/test_boards.py tests/targets/test_boards_children.py
+		tests/targets/test_boards.py tests/targets/test_boards_children.py tests/targets/test_boards_install.py
 
 # On Debian, as root: takes 4 minutes of a core the first time, keeps 360 MB in VM_ROOT.
 vm:

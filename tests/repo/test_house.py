@@ -1,4 +1,6 @@
-"""Who may import whom, read from the syntax trees; and that the README shows commands, options and paths that exist."""
+"""Who may import whom, read from the syntax trees; and that README and the pages of boards show commands, options and
+paths that exist.
+"""
 
 import ast
 import os
@@ -8,8 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
+BOARD_PAGES = sorted((ROOT / "docs" / "boards").glob("*.md"))
 PACKAGES = {
     "merino_edge": ROOT / "merino_edge",
     "merino_runtime": ROOT / "runtime" / "merino_runtime",
@@ -256,15 +261,16 @@ def documented_commands(text):
                 yield line.strip(), shlex.split(line, comments=True)[1:]
 
 
-def test_every_command_of_the_readme_exists_with_its_options():
+@pytest.mark.parametrize("page", [README, *BOARD_PAGES], ids=lambda page: page.stem)
+def test_every_command_of_the_page_exists_with_its_options(page):
     from typer.testing import CliRunner
 
     from merino_edge.cli.app import app
 
     runner = CliRunner(env={"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"})
     helps = {}
-    commands = list(documented_commands(README.read_text(encoding="utf-8")))
-    assert commands, "the README shows how merino-edge is used"
+    commands = list(documented_commands(page.read_text(encoding="utf-8")))
+    assert commands, f"{page.name} shows how merino-edge is used"
     for line, (verb, *words) in commands:
         if verb not in helps:
             result = runner.invoke(app, [verb, "--help"])

@@ -32,9 +32,11 @@ def files(bundle_dirs):
 
 @pytest.fixture(scope="module")
 def packs(app, files, tmp_path_factory):
-    """Paths of packed files: `old`, `new`, and `bad`, whose self-test fails."""
+    """Paths of packed files: `old`, `new`, `bad`, whose self-test fails, and `slow`, which wants a better CPU."""
     folder = tmp_path_factory.mktemp("packs")
-    made = {"old": renamed(files, "old"), "new": renamed(files, "new"), "bad": changed_golden(files)}
+    slow = json.dumps(dict(json.loads(files["bundle.json"].decode("utf-8")), isa=["a_better_cpu"])).encode("utf-8")
+    made = {"old": renamed(files, "old"), "new": renamed(files, "new"), "bad": changed_golden(files),
+            "slow": dict(files, **{"bundle.json": slow})}
     for name, bundle in made.items():
         (folder / (name + ".merino")).write_bytes(packed_bytes(app, [bundle], name))
     (folder / "merino.pyz").write_bytes(app)
@@ -94,6 +96,15 @@ def test_from_a_file_to_text(install, packs, root):
     assert sorted(os.listdir(str(root))) == ["current", "lock", "releases"]
     assert sorted(os.listdir(str(root / "current"))) == [
         "bundle", "manifest.json", "merino", "merino.pyz", "release.json", "trial.json", "verified.json"]
+
+
+def test_what_is_slow_here_is_installed_with_force_alone(install, merino, packs, root):
+    code, _, err = merino("install", packs / "slow.merino", "--allow-unsigned")
+    assert code == 1 and "this CPU lacks a_better_cpu" in err and not root.exists()
+    found = install("slow", "--force")
+    assert found["selftest"] == "ok" and "this CPU lacks a_better_cpu" in " ".join(found["notes"])
+    generate = [found["launcher"], "generate", "installed", "The river", "-n", "2"]
+    assert run(generate)[0] == 1 and run([*generate, "--allow-slow"])[0] == 0
 
 
 def test_the_first_start_hashes_nothing(install, root, tmp_path):

@@ -79,3 +79,15 @@ def on_board_with_children(cpu, *command, cwd, timeout_s=300):
     QEMU_CPU in the command's environment: a child that is given another environment runs on a CPU with everything.
     """
     return run(*call_with_children(cpu, *command, cwd=cwd), timeout_s=timeout_s)
+
+
+def as_model(model, folder):
+    """Words before a command: it finds `model` in /proc/device-tree, which the kernel of a PC does not have.
+
+    The emulator looks in a folder of its own first, by QEMU_LD_PREFIX. `folder` is one that the command shares.
+    """
+    tree = Path(folder).resolve() / "device-tree"
+    file = tree / "proc" / "device-tree" / "model"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(model.encode() + b"\0")
+    return ["env", f"QEMU_LD_PREFIX={tree}"]
