@@ -160,6 +160,7 @@ def test_a_fault_at_each_operation_leaves_the_old_release_or_the_new(board, what
             assert not left and releases.partials(board.root) == [], (at, left)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="older Pythons kill an upgrade alone")
 def test_there_were_enough_points():
     """Where all were run."""
     kills = [count for (what, _), count in totals.items() if what == "kill"]
