@@ -66,12 +66,10 @@ def new_root(path):
 
 
 @contextmanager
-def boot(image, cpu, folder, partition="", counted=False):
+def boot(image, cpu, folder, partition=""):
     """Starts the machine and waits for its sshd; its power is cut at the end of the body.
 
     `folder` gets its console and the keys. `partition` is the one of the image that is the root, "2" for the second.
-    `counted`: its clock counts instructions, 2 ns each, and not this machine's time: what it measures for a minute
-    takes as long as it takes.
     """
     home = _client(folder / "home", port := _free_port())
     network = f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"
@@ -79,7 +77,7 @@ def boot(image, cpu, folder, partition="", counted=False):
         *_hardware(cpu), "-dtb", _device_tree(cpu, folder), "-kernel", PARTS / "kernel", "-initrd", PARTS / "initrd",
         "-append", f"console=ttyAMA0 rw root=/dev/vda{partition}", "-serial", f"file:{folder / 'console'}",
         "-drive", f"file={image},format=raw,if=none,id=disk", "-device", "virtio-blk-device,drive=disk",
-        "-netdev", network, "-device", "virtio-net-device,netdev=net", *(["-icount", "shift=1"] if counted else []),
+        "-netdev", network, "-device", "virtio-net-device,netdev=net",
     ]  # fmt: skip
     with subprocess.Popen(call, stdin=subprocess.DEVNULL) as process:
         machine = Machine(process, port, home, folder / "console")
