@@ -99,7 +99,8 @@ def _take_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure:
-            reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError, ValueError):  # one that cannot be changed, or is closed, stays as it is
+                reconfigure(errors="backslashreplace")
 
 
 def _code_of(run: Callable[[], int], tell: Callable[[str], None]) -> int:
