@@ -97,7 +97,7 @@ def probe_there(host: str, accept_new: bool) -> "Probe":
     from merino_edge.cli.terminal import say, working
     from merino_edge.delivery.ssh.programs import probe
 
-    say(f"{host} measures itself for at most a minute; let nothing else run there")
+    say(f"{host} measures itself for a minute, a slow board for up to five; let nothing else run there")
     with working(f"{host} measures itself"):
         return parse_probe(on_board(host, accept_new, lambda board: probe(board, say)), f"what {host} answered")
 

@@ -178,6 +178,29 @@ def test_formats_follow_the_version_of_onnxruntime():
     assert board_probe.this_machine((1, 23, 2)).formats == ("fp32", "int8", "int4")
 
 
+def test_on_a_slow_machine_what_a_calibration_needs_is_timed_after_the_minute(tmp_path, monkeypatch):
+    machine = Machine(2 * MB, 300 * MB, (1, 4), ("fp32", "int8", "int4"), True)
+    clock, timed = [0.0], []
+
+    def time_task(_, task, *_rest):
+        timed.append((task, clock[0]))
+        clock[0] += 7
+        said = {"kind": task.kind, "rows": task.rows, "threads": task.threads, "ms": 1}
+        return [{**dict.fromkeys(board_probe.MEASURED, 0), **said}]
+
+    monkeypatch.setattr(board_probe, "time_task", time_task)
+    monkeypatch.setattr(board_probe, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    found = board_probe.timed_rows(None, machine, str(tmp_path), 55.0, lambda _: None)
+    late = [task for task, at in timed if at >= 55]
+    assert late and {task.threads for task in late} == {4} and len(set(timed)) == len({task for task, _ in timed})
+    assert {"linear", "attention"} <= {row["kind"] for row in found.rows if row["threads"] == 4}
+    assert clock[0] < 55 + board_probe.MOST_LATE_SECONDS
+    assert len(found.left_out) == len(plan.tasks(machine)) - len(timed)
+    timed.clear()
+    board_probe.timed_rows(None, machine, str(tmp_path), clock[0] - board_probe.MOST_LATE_SECONDS + 15, lambda _: None)
+    assert len(timed) == 3, "no task begins later than that"
+
+
 def passes_of(monkeypatch, tmp_path, pass_ms, seconds=60.0):
     """-> (what `timed_rows` makes of tasks that take so many ms in each pass, the tasks as they were timed)"""
     machine = Machine(2 * MB, 300 * MB, (1,), ("fp32",), True)
@@ -203,6 +226,7 @@ def test_of_two_passes_the_quicker_counts(pass_ms, tmp_path, monkeypatch):
 
 
 def test_what_the_time_does_not_suffice_for_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(board_probe, "MOST_LATE_SECONDS", 0.0)
     found, timed, tasks = passes_of(monkeypatch, tmp_path, (1.0, 1.0), seconds=-1)
     assert timed == found.rows == [] and len(found.left_out) == len(tasks)
 

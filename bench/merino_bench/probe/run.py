@@ -26,6 +26,7 @@ from merino_runtime.requirements import require, version_tuple
 
 SCHEMA = 5
 MOST_SECONDS = 55.0  # of one minute; starting, writing and memory take the rest
+MOST_LATE_SECONDS = 240.0  # more where the minute does not suffice for what a calibration needs
 READ_SHARE, RESIDENT_SHARE = 0.04, 0.2
 PASSES = 2
 SHARES = 2  # a graph may take twice its share of the time left, since small ones take less than theirs
@@ -41,7 +42,7 @@ class Result(NamedTuple):
 
 def run_probe(path: str, seconds: float = MOST_SECONDS,
               tell: Optional[Callable[[str], None]] = None) -> Dict[str, Any]:
-    """Measure this machine for about `seconds` and write probe.json -> its content.
+    """Measure this machine for about `seconds` and write probe.json -> its content. A slow machine takes longer.
 
     A scratch folder beside `path` takes up to 130 MB meanwhile; of a pipe or device, one in the system's folder for
     temporary files. Raises MerinoError where that is not there, or where the backend cannot be imported.
@@ -68,6 +69,7 @@ def probe_machine(work: str, deadline: float, tell: Callable[[str], None]) -> Di
     tell("read bandwidth")
     reads = read_rows(machine, left_s * READ_SHARE)
     timed = timed_rows(onnxruntime, machine, work, deadline - left_s * RESIDENT_SHARE, tell)
+    deadline = max(deadline, time.perf_counter() + left_s * RESIDENT_SHARE)
     after, ended = environment.state(), cpu_moment()
     load = load_between(began, ended, os.cpu_count() or 1)
     tell("memory of processes")
@@ -126,23 +128,25 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
                tell: Callable[[str], None]) -> Result:
     """Times every task in two passes, as far as the time goes: an interruption of seconds spoils one of them.
 
-    Of each row the pass with the smaller `ms` counts, since whatever disturbs a run only adds time.
+    Of each row the pass with the smaller `ms` counts, since whatever disturbs a run only adds time. What a calibration
+    needs at least is timed after the deadline too, once, and for MOST_LATE_SECONDS at most.
     """
-    tasks = plan.tasks(machine)
+    tasks, needed, latest = plan.tasks(machine), plan.needed_tasks(machine), deadline + MOST_LATE_SECONDS
     due = tasks * PASSES
     best: Dict[Tuple[Any, ...], Dict[str, Any]] = {}
     done: Set[Task] = set()
     written = 0
     for place, task in enumerate(due):
-        left_s = deadline - time.perf_counter()
-        if left_s <= 0:
-            break
+        late = time.perf_counter() >= deadline
+        if late and (task in done or task not in needed or time.perf_counter() >= latest):
+            continue
+        left_s = max(0.0, deadline - time.perf_counter())
         tell(f"{place + 1} of {len(due)}: {task_name(task)}")
         seconds = SHARES * left_s / (len(due) - place) / (len(task.runs) + 1)
         kernel = plan.kernel_of(task, machine.fused) if task.kind != "choose" else None
         written = kernels.write_weights(work, kernel.weight_bytes if kernel else 0, written)
         for row in time_task(onnxruntime, task, kernel, work, min(MOST_RUN_S, max(LEAST_RUN_S, seconds)),
-                             machine.cache_bytes or plan.DEFAULT_CACHE_BYTES, deadline):
+                             machine.cache_bytes or plan.DEFAULT_CACHE_BYTES, latest if late else deadline):
             key = tuple(row[name] for name in MEASURED)
             best[key] = min(best.get(key, row), row, key=lambda one: float(one["ms"]))
         done.add(task)

@@ -78,6 +78,12 @@ def tasks(machine: Machine) -> List[Task]:
     return [one[place] for place in range(max(map(len, lists))) for one in lists if place < len(one)]
 
 
+def needed_tasks(machine: Machine) -> List[Task]:
+    """What a calibration needs at least: on all cores, all up to the first attention."""
+    found = list(dict.fromkeys(tasks_of(machine, machine.threads[-1])))
+    return found[:1 + [task.kind for task in found].index("attention")]
+
+
 def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
     cache, decoder_formats = cache_bytes(machine), machine.formats if machine.fused else ()
     yield Task("call", "fp32", 0, CALL_WIDTH, 0, 1, threads, DECODE)

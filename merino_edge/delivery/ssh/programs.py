@@ -93,7 +93,7 @@ def _named(told: Told, name: str) -> Sent:
 
 
 async def probe(board: Board, tell: Take) -> str:
-    """Probes the board, for at most a minute -> the text of its probe.json. Raises MerinoError."""
+    """Probes the board, which takes one to five minutes -> the text of its probe.json. Raises MerinoError."""
     there = await program(board)
     ran = await there.run(["probe", "-o", "-"], doing="probe", timeout_s=PROBE_S, most_bytes=PROBE_BYTES, tell=tell)
     if ran.code:
