@@ -37,21 +37,15 @@ VERSIONS = (
 SPEEDS = "emulated: no statement about a board"
 
 
-def edge(machine, *arguments, timeout_s=1200):
-    """`merino-edge` for a user whose ~/.ssh knows the machine as `board` -> (exit code, stdout, stderr)"""
+def edge_ok(machine, *arguments):
+    """`merino-edge` for a user whose ~/.ssh knows the machine as `board` -> stdout"""
     home = {} if machine is None else {"HOME": str(machine.home)}
     done = subprocess.run(
         [sys.executable, "-c", "from merino_edge.cli.app import main; main()", *map(str, arguments)],
-        capture_output=True, text=True, timeout=timeout_s, env={**os.environ, "COLUMNS": "200", **home},
+        capture_output=True, text=True, timeout=1200, env={**os.environ, "COLUMNS": "200", **home},
     )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
-
-
-def edge_ok(machine, *arguments):
-    code, out, err = edge(machine, *arguments)
-    assert code == 0, err
-    return out
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    return done.stdout
 
 
 def ids(lines):

@@ -68,8 +68,9 @@ def probe_machine(work: str, deadline: float, tell: Callable[[str], None]) -> Di
     left_s = deadline - started
     tell("read bandwidth")
     reads = read_rows(machine, left_s * READ_SHARE)
-    timed = timed_rows(onnxruntime, machine, work, deadline - left_s * RESIDENT_SHARE, tell)
-    deadline = max(deadline, time.perf_counter() + left_s * RESIDENT_SHARE)
+    resident_s = left_s * RESIDENT_SHARE
+    timed = timed_rows(onnxruntime, machine, work, deadline - resident_s, tell)
+    deadline = max(deadline, time.perf_counter() + resident_s)  # a slow machine has its time for memory too
     after, ended = environment.state(), cpu_moment()
     load = load_between(began, ended, os.cpu_count() or 1)
     tell("memory of processes")
@@ -131,16 +132,18 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
     Of each row the pass with the smaller `ms` counts, since whatever disturbs a run only adds time. What a calibration
     needs at least is timed after the deadline too, once, and for MOST_LATE_SECONDS at most.
     """
-    tasks, needed, latest = plan.tasks(machine), plan.needed_tasks(machine), deadline + MOST_LATE_SECONDS
+    tasks, latest = plan.tasks(machine), deadline + MOST_LATE_SECONDS
+    needed = plan.needed_of(tasks)
     due = tasks * PASSES
     best: Dict[Tuple[Any, ...], Dict[str, Any]] = {}
     done: Set[Task] = set()
     written = 0
     for place, task in enumerate(due):
-        late = time.perf_counter() >= deadline
-        if late and (task in done or task not in needed or time.perf_counter() >= latest):
+        now = time.perf_counter()
+        late = now >= deadline
+        if late and (now >= latest or task in done or task not in needed):
             continue
-        left_s = max(0.0, deadline - time.perf_counter())
+        left_s = max(0.0, deadline - now)
         tell(f"{place + 1} of {len(due)}: {task_name(task)}")
         seconds = SHARES * left_s / (len(due) - place) / (len(task.runs) + 1)
         kernel = plan.kernel_of(task, machine.fused) if task.kind != "choose" else None

@@ -78,9 +78,10 @@ def tasks(machine: Machine) -> List[Task]:
     return [one[place] for place in range(max(map(len, lists))) for one in lists if place < len(one)]
 
 
-def needed_tasks(machine: Machine) -> List[Task]:
-    """What a calibration needs at least: on all cores, all up to the first attention."""
-    found = list(dict.fromkeys(tasks_of(machine, machine.threads[-1])))
+def needed_of(tasks: List[Task]) -> List[Task]:
+    """What a calibration needs at least of a machine's tasks: on all cores, all up to the first attention."""
+    most = max(task.threads for task in tasks)
+    found = [task for task in tasks if task.threads == most]
     return found[:1 + [task.kind for task in found].index("attention")]
 
 
