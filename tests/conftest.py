@@ -23,6 +23,9 @@ os.environ["XDG_CACHE_HOME"] = os.environ["MERINO_TESTS_CACHE"]
 # One thread each: the models are tiny, and test processes run side by side. Before torch and numpy are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# onnxruntime 1.10, the last for Python 3.6, asks for an executable stack. glibc 2.41 refuses that to late libraries.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.rtld.execstack=2")
+
 # Some tests import onnxruntime before merino_runtime, which sets this.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

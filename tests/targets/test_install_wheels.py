@@ -36,6 +36,7 @@ KILLS = 6
 BARE = {
     "PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_USER": "1",
     "PYTHONPATH": "", "http_proxy": "http://127.0.0.1:9/", "https_proxy": "http://127.0.0.1:9/", "LANG": "C",
+    "GLIBC_TUNABLES": os.environ["GLIBC_TUNABLES"],
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -111,7 +112,10 @@ def play(python, bundle, ids, steps, out, *code):
     arguments = {"prompt": lambda end: ids[:end], "step": lambda end: ids[end - 1], "truncate": lambda end: end}
     said = json.dumps([(verb, arguments[verb](end)) for verb, end, _ in steps])
     call = [python, *(code or [LOGITS]), bundle, said, out]
-    environment = {"PYTHONPATH": str(bundle / "merino.pyz"), "OMP_NUM_THREADS": "1"}
+    environment = {
+        "PYTHONPATH": str(bundle / "merino.pyz"), "OMP_NUM_THREADS": "1",
+        "GLIBC_TUNABLES": os.environ["GLIBC_TUNABLES"],
+    }  # fmt: skip
     done = subprocess.run([str(word) for word in call], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), np.load(out)
