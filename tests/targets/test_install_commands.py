@@ -2,6 +2,7 @@
 own pip, as on a Jetson Nano. They fetch from the package index, so without one they are skipped.
 """
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -31,6 +32,7 @@ def board(tmp_path):
 
     def run(commands, cwd="/"):
         environment = {"HOME": str(tmp_path / "home"), "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+        environment["GLIBC_TUNABLES"] = os.environ["GLIBC_TUNABLES"]  # conftest says why
         return subprocess.run(
             ["sh", "-e", "-c", commands], env=environment, cwd=cwd, capture_output=True, text=True, timeout=600
         )
