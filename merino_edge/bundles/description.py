@@ -13,6 +13,7 @@ from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import DESCRIPTION_FILE, list_files
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import FAST_ISA, decode_flops, head_flops, kv_bytes, params
+from merino_edge.prediction.formats import graph_backends
 from merino_edge.storage.atomic import write_text
 from merino_runtime.bundle import BackendNeed, Bundle, Golden, KvLayer, Port, Threads
 from merino_runtime.bundle_schema import BUNDLE_SHAPE, SCHEMA, problems_of
@@ -106,7 +107,9 @@ def describe(
         decode_weight_bytes=graph.decode_weight_bytes,
         kv_bytes=kv_bytes(operators, form.context, form.precision),
         isa=tuple(FAST_ISA[form.precision]),
-        boards=fitting_boards(operators, form.precision, form.context, threads),
+        boards=fitting_boards(
+            operators, form.precision, form.context, threads, graph_backends(form.dialect, form.precision)
+        ),
         backend=BackendNeed("onnxruntime", MIN_VERSIONS.get((form.dialect, form.precision), "1.10"), REFUSED_VERSIONS),
         threads=threads,
         golden=golden,

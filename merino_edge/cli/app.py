@@ -23,9 +23,10 @@ from merino_edge.cli import deliver as cli_deliver
 from merino_edge.cli import records as cli_records
 from merino_edge.cli.design import design
 from merino_edge.cli.flash import flash
-from merino_edge.cli.options import HOST, AcceptNew, Device, Json, Ssh
+from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Ssh
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
+from merino_runtime.errors import MerinoError
 from merino_runtime.streams import CLOSED_PIPE, drop_stdout, exit_code
 
 
@@ -75,16 +76,19 @@ def root(
 @app.command()
 def devices(
     device: Annotated[str | None, typer.Argument(metavar="[ID]", help="one board")] = None,
+    backend: Backend = None,
     as_json: Json = False,
 ) -> None:
-    """List the boards, or every figure of one with its source."""
+    """List the boards, or every figure of one with its source: of one backend, with --json of all."""
     from merino_edge.calibration.board import board
     from merino_edge.calibration.this_machine import facts
     from merino_edge.cli.tables.boards import device_table, devices_table
     from merino_edge.cli.tables.layout import show
     from merino_edge.profiles.reading import list_profiles
 
-    profiles = [board(device, say)] if device else list_profiles()
+    if backend and not device:
+        raise MerinoError(f"--backend {backend} goes with one board: give its ID")
+    profiles = [board(device, say, backend)] if device else list_profiles()
     if as_json:
         found = [profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]
         print(json.dumps(found if device else [*found, facts()]))

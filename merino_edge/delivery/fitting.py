@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import TOKENIZER_FILE
 from merino_edge.families.registry import read_geometry
-from merino_edge.prediction.formats import missing_isa
+from merino_edge.prediction.formats import graph_backends, is_predicted, missing_isa
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
@@ -58,15 +58,32 @@ def check_devices(bundles: Sequence[Bundle], devices: Sequence[DeviceProfile], s
 
 
 def why_not(bundle: Bundle, profile: DeviceProfile) -> str:
-    """Why the device should not run the bundle; empty where it can."""
-    need, has = bundle.backend, profile.software.onnxruntime
+    """Why the device should not run the bundle on any of its backends; empty where it can on one."""
+    backends = graph_backends(bundle.dialect, bundle.precision)
     named = f"{bundle.folder} ({bundle.dialect} {bundle.precision})"
-    if version_tuple(has) < version_tuple(need.min_version):
-        return f"{named} needs {need.name} {need.min_version} and its system has {has} (--dialect portable needs less)"
+    reasons = [
+        why_not_on(bundle, profile.with_backend(name)) for name in profile.backends if name in backends
+    ]
+    if not all(reasons):
+        return ""
+    if len(reasons) == 1:
+        return f"{named} {reasons[0]}"
+    of_each = [f"on {name} it {reason}" for name, reason in zip(profile.backends, reasons, strict=True)]
+    return f"{named}: {', '.join(of_each)}"
+
+
+def why_not_on(bundle: Bundle, profile: DeviceProfile) -> str:
+    """Why the profile's backend should not run the bundle; empty where it can."""
+    need, has = bundle.backend, profile.software.onnxruntime
+    if profile.backend == need.name and version_tuple(has) < version_tuple(need.min_version):
+        return f"needs {need.name} {need.min_version} and its system has {has} (--dialect portable needs less)"
+    if not is_predicted(profile, bundle.precision):
+        return f"needs a GPU{'' if bundle.dialect == 'portable' else ' and --dialect portable'}"
     missing = missing_isa(profile, bundle.precision)
     if missing:
-        return f"{named} needs {', '.join(missing)}, which its CPU lacks"
+        return f"needs {', '.join(missing)}, which its CPU lacks"
     operators = read_geometry(bundle.family, bundle.architecture).operators
-    if not fitting_boards(operators, bundle.precision, bundle.context, bundle.threads, [profile]):
-        return f"{named} needs {'a GPU' if bundle.precision == 'fp16' else 'more memory than it has free'}"
+    on = [profile.backend]
+    if not fitting_boards(operators, bundle.precision, bundle.context, bundle.threads, on, [profile]):
+        return "needs more memory than it has free"
     return ""
