@@ -160,8 +160,8 @@ def check_same_machine(probe: Probe, arch: str) -> None:
 
 
 def calibrated_toml(base: str, probe: Probe, fit: Fit) -> str:
-    """A profile's TOML with the measured values of the probe's backend in place of its own. What was not measured stays,
-    other backends too, with comments."""
+    """A profile's TOML with the measured values of the probe's backend in place of its own. What was not measured stays
+    with its comments, other backends too."""
     document = tomlkit.parse(base)
     if document["schema"] == 1:  # as `profiles.reading` reads it
         document["schema"] = 2

@@ -137,7 +137,10 @@ def export(
     source: Annotated[str, typer.Argument(help="checkpoint, design.json, architecture's JSON, fp32 bundle, or an OPT")],
     out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
     precision: Annotated[str | None, typer.Option(help="format of the weights; default: the design's, or fp32")] = None,
-    dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",
+    dialect: Annotated[
+        str | None, typer.Option(help="fused: ONNX Runtime 1.18 and later, the default; portable: 1.10 and TensorRT,"
+                                 " for whose designs it is the default")
+    ] = None,
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
     weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
@@ -149,7 +152,7 @@ def export(
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import working
     from merino_edge.design.design_file import Design
-    from merino_edge.export.request import Plan, chosen_precision, find_source
+    from merino_edge.export.request import Plan, chosen_precision, default_dialect, find_source
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
     from merino_edge.training.data import check_files
@@ -160,7 +163,9 @@ def export(
     check_folder(out, is_bundle_alone)
     asked = find_source(source, weights)
     plan = asked.content if isinstance(asked, Plan) else None
-    chosen_precision(dialect, precision, plan if isinstance(plan, Design) else None)
+    design = plan if isinstance(plan, Design) else None
+    dialect = dialect or default_dialect(design)
+    chosen_precision(dialect, precision, design)
     # These load torch.
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source

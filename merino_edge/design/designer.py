@@ -38,18 +38,19 @@ def design(
     confidence: float = DEFAULT_CONFIDENCE,
     progress: Callable[[int], None] | None = None,
 ) -> Design:
-    """The decoder of most entropy in `space` within `limits` (`budgets`) on the board.
+    """The decoder of most entropy in `space` within `limits` (`budgets`) on the board, at the costs of its backend.
 
-    Costs are those of the profile's backend. Where the board was calibrated, the upper end of each latency's interval at `confidence` keeps its limit.
+    Where the board was calibrated, the upper end of each latency's interval at `confidence` keeps its limit.
 
     `precision`: by default the one that the backend prefers. `vocabs` and `precisions`, where given, replace
-    `space.vocab` and `precision` by several; then the design of highest
-    comparison score is chosen (`comparison`). The exact solver also bounds what evolution finds, so that either reports
-    its gap. Raises MerinoError where no decoder fits, with the smallest limits that would do.
+    `space.vocab` and `precision` by several; then the design of highest comparison score is chosen (`comparison`). The
+    exact solver also bounds what evolution finds, so that either reports its gap. Raises MerinoError where no decoder
+    fits, with the smallest limits that would do.
     """
     variants = open_variants(
-        profile, space, context, prompt, vocabs or (space.vocab,), precisions or (precision or formats_of(profile)[0],), confidence
-    )
+        profile, space, context, prompt, vocabs or (space.vocab,),
+        precisions or (precision or formats_of(profile)[0],), confidence,
+    )  # fmt: skip
     limits = known(limits)
     started = time.perf_counter()
 

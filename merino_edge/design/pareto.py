@@ -86,7 +86,8 @@ def front(
 
     `limits` hold at every point, and the board's own limit on memory where none is given; where memory is the axis it
     ends at all that the board has free. Of a latency with an interval the upper end at `confidence` keeps the limit.
-    `precision`: by default the one that the profile's backend prefers. `progress` is told each limit before it is solved.
+    `precision`: by default the one that the profile's backend prefers.
+    `progress` is told each limit before it is solved.
     """
     precision = precision or formats_of(profile)[0]
     check_request(profile, precision, context, prompt, space.vocab)

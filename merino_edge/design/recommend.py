@@ -119,7 +119,8 @@ def recommend(
     space: Space = Space(),  # noqa: B008 - frozen
     confidence: float = DEFAULT_CONFIDENCE,
 ) -> Recommendation:
-    """Every model of the zoo in every format of the profile's backend, judged by `limits`, and a design per format within the same limits.
+    """Every model of the zoo in every format of the profile's backend, judged by `limits`, and a design per format
+    within the same limits.
 
     Of a latency with an interval the upper end at `confidence` is judged.
 

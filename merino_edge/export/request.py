@@ -48,6 +48,11 @@ def find_source(what: str, weights: Path | None = None) -> Model | Plan | Path:
     return path
 
 
+def default_dialect(design: Design | None) -> str:
+    """The one that the design's backend runs: TensorRT builds its engines from portable graphs alone."""
+    return "portable" if design and design.backend == "tensorrt" else "fused"
+
+
 def chosen_precision(dialect: str, precision: str | None, design: Design | None) -> str:
     """The weight format: `precision`, else the design's, else fp32. Raises MerinoError where the dialect is not known
     or has no such format."""

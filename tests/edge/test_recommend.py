@@ -24,6 +24,7 @@ from merino_runtime.errors import MerinoError
 
 PI5, ZERO = load_profile("raspberry-pi-5"), load_profile("raspberry-pi-zero-2w")
 SMALL = Space(widths=tuple(range(64, 321, 64)), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=3, vocab=2000)
+ON_CPU = ("--backend", "onnxruntime")
 
 
 def recommended(profile=PI5, context=1024, **budgets):
@@ -223,9 +224,12 @@ def test_pareto_writes_json_and_svg(tmp_path):
         (("recommend", "--device", "raspberry-pi-4", "--memory-mb", "1e9"), "free"),
         (("recommend", "--device", "raspberry-pi-4", "--context", "1"), "--context 1 "),
         (("recommend", "--device", "raspberry-pi-4", "--prompt", "9999"), "--prompt 9999 "),
-        (("recommend", "--device", "jetson-nano", "--j-per-token", "1"), "power.stress_w"),
-        (("pareto", "--device", "jetson-nano", "--j-per-token", "1"), "power.stress_w"),
-        (("pareto", "--device", "jetson-nano", "--against", "memory-mb", "--j-per-token", "1"), "power.stress_w"),
+        (("recommend", "--device", "jetson-nano", *ON_CPU, "--j-per-token", "1"), "power.stress_w"),
+        (("pareto", "--device", "jetson-nano", *ON_CPU, "--j-per-token", "1"), "power.stress_w"),
+        (("pareto", "--device", "raspberry-pi-4", "--backend", "tensorrt"), "no performance.tensorrt"),
+        (("recommend", "--device", "jetson-nano", "--backend", "cuda"), "choose onnxruntime or tensorrt"),
+        (("pareto", "--device", "jetson-nano", "--precision", "int8"), "choose one of fp16, fp32, or --backend onnx"),
+        (("pareto", "--device", "jetson-nano", *ON_CPU, "--precision", "fp16"), "int4, or --backend tensorrt"),
         (("pareto", "--device", "raspberry-pi-4", "--file-mb", "0.001"), "--file-mb 0.001 is below"),
         (("pareto", "--device", "raspberry-pi-9"), "No device profile"),
         (("pareto", "--device", "raspberry-pi-4", "--points", "0"), "--points 0 is not allowed: choose 2 to 100"),

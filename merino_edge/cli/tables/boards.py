@@ -46,11 +46,13 @@ def device_table(profile: DeviceProfile) -> Table:
     """Every figure of one board in its backend with its kind and source; of a GPU the [gpu] facts too."""
     on_gpu = ["gpu"] if profile.gpu and profile.backend == "tensorrt" else []
     parts: list[tuple[str, Facts]] = [(name, getattr(profile, name)) for name in ("cpu", *on_gpu, "memory")]
-    parts += [(f"performance.{profile.backend}", getattr(profile.performance, profile.backend)), ("power", profile.power)]
+    speed: Facts = getattr(profile.performance, profile.backend)
+    parts += [(f"performance.{profile.backend}", speed), ("power", profile.power)]
     figures = [
         [f"{part}.{key}", f"{figure.value:g}", figure.kind, figure.source]
         for part, facts in parts for key, figure in facts if isinstance(figure, Figure)
     ]  # fmt: skip
+    mode = getattr(speed, "power_mode", None)
     budget = profile.budget
     limits = (("decode_ms", budget.decode_ms), ("memory_mb", budget.memory_mb), ("context", budget.context))
     return Table(
@@ -59,7 +61,8 @@ def device_table(profile: DeviceProfile) -> Table:
             Column("source", left=True, wraps=True),
         ],
         rows=[*figures, *([f"budget.{key}", f"{value:g}", "", "default budget"] for key, value in limits)],
-        title=f"{profile.name} ({profile.id}){on_backend(profile)}{other_backends(profile)}",
+        title=f"{on_backend(profile, f'{profile.name} ({profile.id})')}{other_backends(profile)}",
+        below=[f"the GPU's figures are of its power mode {mode}"] if mode else [],
         lines_after=[len(figures) - 1],
     )  # fmt: skip
 

@@ -37,7 +37,7 @@ def costs_of(design: Design, profile: DeviceProfile) -> CostModel:
 
 def budgets_line(design: Design, profile: DeviceProfile) -> str:
     tokens = f"context {design.architecture.context}, prompt {design.prompt} tokens"
-    board = f"{design.device}{on_backend(profile)}{other_backends(profile)}"
+    board = f"{on_backend(profile, design.device)}{other_backends(profile)}"
     return f"budgets for {board}: {options_line(design.budget)}; {tokens}{open_words(design)}"
 
 
@@ -54,7 +54,7 @@ def design_table(design: Design, costs: CostModel) -> Table:
     """The design beside OPT-350M, by one cost model. The design has its own thread counts, OPT-350M the single one that
     the runtime would choose, as in `recommend`. Of the design's latencies and energy the interval too.
     """
-    arch = design.architecture
+    arch, profile = design.architecture, costs.profile
     reference = model("opt-350m").geometry
     ours, theirs = design.predicted, costs.predict(reference.operators)
     rows = []
@@ -76,7 +76,7 @@ def design_table(design: Design, costs: CostModel) -> Table:
         columns=[Column("", left=True, wraps=True), Column("this design", wraps=True), Column("OPT-350M"),
                  Column("OPT-350M / design")],
         rows=rows,
-        title=f"Design for {costs.profile.name}{on_backend(costs.profile)}, predicted from {ours.provenance} coefficients",
+        title=f"Design for {on_backend(profile, profile.name)}, predicted from {ours.provenance} coefficients",
         below=[f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}", SHAPE, ENTROPY],
     )  # fmt: skip
 

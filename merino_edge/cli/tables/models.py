@@ -29,7 +29,7 @@ def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table
     return Table(
         columns=COLUMNS,
         rows=[*map(our_cells, found.ours), *(candidate_cells(candidate, found) for candidate in found.candidates)],
-        title=f"Models for {profile.name}{on_backend(profile)}, predicted from {provenance} coefficients",
+        title=f"Models for {on_backend(profile, profile.name)}, predicted from {provenance} coefficients",
         below=[
             ENTROPY,
             "score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of two"
@@ -88,8 +88,9 @@ def budgets_line(found: Recommendation, profile: DeviceProfile) -> str:
     """What was asked, and what the verdicts hold for."""
     tokens = f"context {found.context}, prompt {found.prompt} tokens"
     verdicts = found.candidates[0].verdicts
+    board = f"{on_backend(profile, found.device)}{other_backends(profile)}"
     return (
-        f"budgets for {found.device}{on_backend(profile)}{other_backends(profile)}: {options_line(found.budget)}; {tokens}\n"
+        f"budgets for {board}: {options_line(found.budget)}; {tokens}\n"
         + intervals_of(profile, found, [(each.precision, each.predicted) for each in verdicts])
     )
 
@@ -106,6 +107,7 @@ def intervals_of(
 def front_table(found: Front, profile: DeviceProfile) -> Table:
     """A row per point of the front, then the models that exist."""
     axis, provenance = BUDGETS_BY_NAME[found.against], found.points[0].predicted.provenance
+    board = on_backend(profile, found.device_name)
     proved = all(point.solver.gap < 1e-6 for point in found.points)
     points = [
         [
@@ -121,7 +123,7 @@ def front_table(found: Front, profile: DeviceProfile) -> Table:
             Column("decode ms", wraps=True), Column("memory MB"), Column("params M"), Column("entropy"),
         ],
         rows=[*points, *models],
-        title=f"Most entropy for {found.device_name}{on_backend(profile)} against {axis.option}, predicted from {provenance} coefficients",
+        title=f"Most entropy for {board} against {axis.option}, predicted from {provenance} coefficients",
         below=[
             *(["each point is proved: no decoder of the space has more entropy within its limit"] if proved else []),
             SHAPE, ENTROPY,

@@ -7,9 +7,9 @@ SHAPE = "shape: width x FFN ratio x layers of each block; s: the block's layers 
 ENTROPY = "entropy: what the search maximises, in nats of randomly drawn layers, weighted: see docs/search.md"
 
 
-def on_backend(profile: DeviceProfile) -> str:
-    """` on tensorrt` where the board has several backends, else nothing."""
-    return f" on {profile.backend}" if len(profile.backends) > 1 else ""
+def on_backend(profile: DeviceProfile, name: str) -> str:
+    """The board, by its name or id; where it has several backends, with the one that the costs are of."""
+    return f"{name} on {profile.backend}" if len(profile.backends) > 1 else name
 
 
 def other_backends(profile: DeviceProfile) -> str:
