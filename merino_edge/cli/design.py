@@ -58,7 +58,7 @@ def design(
     prompt: Prompt = None,
     vocab: Annotated[str, typer.Option(help="entries of the vocabulary, or a list: 4096,16384")] = "50257",
     precision: Annotated[
-        str | None, typer.Option(help="format of the weights, a list, or any that is fast; default: fp32, on a GPU fp16")
+        str | None, typer.Option(help="format of the weights, a list, or any fast one; default: fp32, on a GPU fp16")
     ] = None,
     blocks: Annotated[int, typer.Option(min=1, max=6, help="exactly so many blocks of equal width")] = 4,
     width_step: Annotated[WidthStep, typer.Option(help="widths are its multiples; 32 takes heads of 32")] = (

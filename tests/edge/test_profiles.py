@@ -20,6 +20,7 @@ from merino_runtime import board
 from merino_runtime.errors import MerinoError
 
 FOLDER = Path(__file__).resolve().parents[2] / "device_profiles"
+ONNX = "performance.onnxruntime"
 BOARDS = ["jetson-nano", "jetson-orin-nano", "raspberry-pi-4", "raspberry-pi-5", "raspberry-pi-zero-2w"]
 
 
@@ -162,8 +163,8 @@ def test_path_loads(tmp_path):
 
 @pytest.mark.parametrize(("old", "new", "said"), [
     ("cores = { value = 4,", "cores = { value = 4_000_000_000,", "cpu.cores.value: found 4000000000, must be at most"),
-    ("read_gb_s = { value = 11.8,", "read_gb_s = { value = 1e308,", "performance.onnxruntime.read_gb_s.value: found 1e+308, must"),
-    ("read_gb_s = { value = 11.8,", "read_gb_s = { value = 1e-308,", "performance.onnxruntime.read_gb_s.value: found 1e-308, must"),
+    ("read_gb_s = { value = 11.8,", "read_gb_s = { value = 1e308,", f"{ONNX}.read_gb_s.value: found 1e+308, must"),
+    ("read_gb_s = { value = 11.8,", "read_gb_s = { value = 1e-308,", f"{ONNX}.read_gb_s.value: found 1e-308, must"),
     ("context = ", "context = 1_000_000_000 # ", "budget.context: found 1000000000, must be at most 131072"),
     ("decode_ms = ", "decode_ms = 1e300 # ", "budget.decode_ms: found 1e+300, must be at most"),
     ("decode_ms = ", f"decode_ms = {'9' * 1000} # ", "budget.decode_ms: found 999"),
@@ -206,10 +207,10 @@ FAULTS = [
     ("memory.free_mb.kind", "guess", "memory.free_mb.kind: found 'guess'", "published"),
     ("memory.free_mb.source", "", "memory.free_mb.source: found ''", "not be empty"),
     ("memory.free_mb.why", "y", "memory.free_mb.why: found 'y'", "value, kind, source"),
-    ("performance.onnxruntime.read_gb_s.value", -1, "performance.onnxruntime.read_gb_s.value: found -1", "at least 0.000001"),
-    ("performance.onnxruntime.fp32_gflops", None, "performance.onnxruntime.fp32_gflops: missing", "calibrated"),
-    ("performance.onnxruntime.op_overhead_us.value", "4", "performance.onnxruntime.op_overhead_us.value: found '4'", "number"),
-    ("performance.onnxruntime.decode_threads.value", 5, "performance.onnxruntime.decode_threads: found 5", "cpu.cores"),
+    (f"{ONNX}.read_gb_s.value", -1, f"{ONNX}.read_gb_s.value: found -1", "at least 0.000001"),
+    (f"{ONNX}.fp32_gflops", None, f"{ONNX}.fp32_gflops: missing", "calibrated"),
+    (f"{ONNX}.op_overhead_us.value", "4", f"{ONNX}.op_overhead_us.value: found '4'", "number"),
+    (f"{ONNX}.decode_threads.value", 5, f"{ONNX}.decode_threads: found 5", "cpu.cores"),
     ("budget.memory_mb", 3501, "budget.memory_mb: found 3501", "memory.free_mb"),
     ("budget.decode_ms", True, "budget.decode_ms: found True", "number"),
     ("software", None, "software: missing", "onnxruntime"),
@@ -280,7 +281,8 @@ def test_host_without_proc_and_sys(monkeypatch, tmp_path):
     monkeypatch.setattr(this_machine.psutil, "cpu_freq", absent)
     monkeypatch.setattr(this_machine.platform, "machine", lambda: "arm64")
     monkeypatch.setattr(host, "host_probes", lambda _: [])
-    performance = raw_profile()["performance"]["onnxruntime"] | {"decode_threads": one_thread(), "prefill_threads": one_thread()}
+    one = {"decode_threads": one_thread(), "prefill_threads": one_thread()}
+    performance = raw_profile()["performance"]["onnxruntime"] | one
     monkeypatch.setattr(host, "_performance", lambda _: performance)
     profile = named_board("host")
     assert (profile.arch, profile.isa) == ("aarch64", ("neon",))
