@@ -233,7 +233,7 @@ def test_the_figures_of_a_board_are_those_of_its_backend():
     assert "the GPU's figures are of its power mode 10W" in lines
     assert "performance.onnxruntime" not in gpu
     assert "performance.onnxruntime.read_gb_s" in cpu and "performance.tensorrt" not in cpu and "gpu." not in cpu
-    shown = json.loads(run("devices", "jetson-nano", "--json"))
+    (shown,) = json.loads(run("devices", "jetson-nano", "--json"))
     assert shown["default_backend"] == "tensorrt" and set(shown["performance"]) == {"onnxruntime", "tensorrt"}
     rows = {line.split()[0]: line.split() for line in run("devices").splitlines() if line.startswith(("jet", "rasp"))}
     assert {name: ("tensorrt" in words, "onnxruntime" in words) for name, words in rows.items()} == {
@@ -314,7 +314,7 @@ def old_text(board):
     text = profile_text(board).replace("schema = 2", "schema = 1").replace("[performance.onnxruntime", "[performance")
     text = text.replace('default_backend = "tensorrt"', "")
     if "tensorrt" in raw["performance"]:
-        head, tail = text.split("[performance.tensorrt]")
+        head, tail = text.split("\n[performance.tensorrt]\n")
         text = head + tail[tail.index("[budget]") :]
     return text
 

@@ -25,7 +25,7 @@ from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.default_coefficients import estimated
-from merino_edge.prediction.intervals import factors, why_no_interval
+from merino_edge.prediction.intervals import factors
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import LatencyError
 from merino_edge.profiles.reading import load_profile
@@ -165,7 +165,7 @@ def test_where_errors_are_not_known_there_is_no_interval(profile):
     found = costs.predict(SMALL)
     assert [found.interval(name) for name in TIMED] == [None] * 3 and found.confidence is None
     assert all(found.upper(name) == getattr(found, name) for name in (*TIMED, "memory_mb"))
-    assert why_no_interval(costs.coefficients, "fp32")
+    assert costs.on.why_no_interval()
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.499, 0.9995, 1.0, 90.0, -0.9, math.nan])

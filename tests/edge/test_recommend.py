@@ -165,7 +165,7 @@ def test_pareto_json_is_read_as_it_was_written(found_front):
     assert Front.model_validate_json(found_front.to_json()) == found_front
     content = json.loads(found_front.to_json())
     assert set(content) == {
-        "schema", "device", "device_name", "against", "precision", "context", "prompt", "vocab", "budget",
+        "schema", "device", "device_name", "backend", "against", "precision", "context", "prompt", "vocab", "budget",
         "default_limit", "points", "models",
     }  # fmt: skip
     assert [mark["id"] for mark in content["models"]] == list(MARKED)
@@ -188,7 +188,7 @@ def run(*words):
 def test_recommend_prints_json_with_sources_and_verdicts():
     code, out, _ = run("recommend", "--device", "raspberry-pi-5", "--decode-ms", "20", "--context", "512", "--json")
     found = json.loads(out)
-    assert code == 0 and found["schema"] == 2 and found["budget"] == {"decode_ms": 20, "memory_mb": 1024}
+    assert code == 0 and (found["schema"], found["backend"]) == (3, "onnxruntime") and found["budget"] == {"decode_ms": 20, "memory_mb": 1024}
     assert (found["context"], found["prompt"]) == (512, 256)
     smol = next(each for each in found["models"] if each["id"] == "smollm2-135m")
     assert smol["scores"]["percent"]["piqa"] == 68.4 and "lighteval" in smol["scores"]["source"]
