@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import TOKENIZER_FILE
 from merino_edge.families.registry import read_geometry
-from merino_edge.prediction.formats import graph_backends, is_predicted, missing_isa
+from merino_edge.prediction.formats import is_predicted, missing_isa
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.bundle import Bundle
+from merino_runtime.bundle import BackendNeed, Bundle, backends_text
 from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import version_tuple
 
@@ -39,7 +39,7 @@ def check_one_model(bundles: Sequence[Bundle], say: Say = lambda _: None) -> Non
 def _identity(bundle: Bundle) -> dict[str, object]:
     return {
         "architecture": (bundle.family, bundle.architecture),
-        "vocabulary": (bundle.vocab, bundle.eos_id),
+        "vocabulary": (bundle.vocab, bundle.stop_ids),
         "kind of weights": bundle.weights,
         "tokenizer": [file.sha256 for file in bundle.files if file.path == TOKENIZER_FILE],
     }
@@ -59,26 +59,26 @@ def check_devices(bundles: Sequence[Bundle], devices: Sequence[DeviceProfile], s
 
 def why_not(bundle: Bundle, profile: DeviceProfile) -> str:
     """Why the device should not run the bundle on any of its backends; empty where it can on one."""
-    backends = graph_backends(bundle.dialect, bundle.precision)
     named = f"{bundle.folder} ({bundle.dialect} {bundle.precision})"
-    reasons = [
-        why_not_on(bundle, profile.with_backend(name)) for name in profile.backends if name in backends
-    ]
-    if not all(reasons):
+    own = [need for need in bundle.backends if need.name in profile.backends]
+    if not own:
+        return f"{named} needs {backends_text(bundle)}, and its system has {' and '.join(profile.backends)}"
+    reasons = {need.name: why_not_on(need, bundle, profile.with_backend(need.name)) for need in own}
+    if not all(reasons.values()):
         return ""
-    if len(reasons) == 1:
-        return f"{named} {reasons[0]}"
-    of_each = [f"on {name} it {reason}" for name, reason in zip(profile.backends, reasons, strict=True)]
-    return f"{named}: {', '.join(of_each)}"
+    if len(own) == 1:
+        return f"{named} {reasons[own[0].name]}"
+    return f"{named}: " + ", ".join(f"on {name} it {reason}" for name, reason in reasons.items())
 
 
-def why_not_on(bundle: Bundle, profile: DeviceProfile) -> str:
-    """Why the profile's backend should not run the bundle; empty where it can."""
-    need, has = bundle.backend, profile.software.onnxruntime
-    if profile.backend == need.name and version_tuple(has) < version_tuple(need.min_version):
-        return f"needs {need.name} {need.min_version} and its system has {has} (--dialect portable needs less)"
+def why_not_on(need: BackendNeed, bundle: Bundle, profile: DeviceProfile) -> str:
+    """Why the profile's backend, of which the bundle needs this version, should not run it; empty where it can."""
+    has = getattr(profile.software, profile.backend) or "0"
+    if version_tuple(has) < version_tuple(need.min_version):
+        less = " (--dialect portable needs less)" if bundle.dialect != "portable" else ""
+        return f"needs {need.name} {need.min_version} and its system has {has}{less}"
     if not is_predicted(profile, bundle.precision):
-        return f"needs a GPU{'' if bundle.dialect == 'portable' else ' and --dialect portable'}"
+        return "needs a GPU" if bundle.dialect == "portable" else "needs a GPU and --dialect portable"
     missing = missing_isa(profile, bundle.precision)
     if missing:
         return f"needs {', '.join(missing)}, which its CPU lacks"

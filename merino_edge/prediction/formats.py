@@ -24,13 +24,6 @@ def is_predicted(profile: DeviceProfile, precision: str) -> bool:
     return precision in formats_of(profile)
 
 
-def graph_backends(dialect: str, precision: str) -> tuple[Backend, ...]:
-    """The backends that run a graph of this dialect and format: TensorRT builds engines from portable ones alone, and
-    its boards have no integer products."""
-    on_gpu = dialect == "portable" and precision in BACKEND_FORMATS["tensorrt"]
-    return ("onnxruntime", "tensorrt") if on_gpu else ("onnxruntime",)
-
-
 def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
     """Instructions of the CPU that `precision` needs and the board lacks, of the board's own architecture; the runtime
     refuses the format where there are any. A GPU's products need none of them."""

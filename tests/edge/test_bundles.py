@@ -13,12 +13,12 @@ import merino_bench
 import merino_runtime
 from merino_edge.bundles.board_app import packed_files, write_board_app
 from merino_edge.bundles.boards import fitting_boards
-from merino_edge.bundles.description import GraphFormat, ModelFacts, describe
+from merino_edge.bundles.description import GraphFormat, ModelFacts, backends_of, describe
 from merino_edge.bundles.files import bundle_bytes, is_bundle
 from merino_edge.bundles.write import write_bundle
 from merino_edge.families.operators import FORMATS
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.formats import graph_backends, missing_isa
+from merino_edge.prediction.formats import missing_isa
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import list_profiles, load_profile, profile_ids
 from merino_runtime.bundle import Bundle, Golden, Port, Threads, load_bundle
@@ -54,7 +54,7 @@ def graph(tiny_arch):
 
 @pytest.fixture
 def model(tiny_arch):
-    return ModelFacts("tiny", "a new family", tiny_arch, "trained", "a run", 0)
+    return ModelFacts("tiny", "a new family", tiny_arch, "trained", "a run", (0,))
 
 
 def test_a_description_is_read_as_it_was_written(graph, model, tmp_path):
@@ -68,7 +68,7 @@ def test_a_description_is_read_as_it_was_written(graph, model, tmp_path):
     )
     assert is_bundle(folder) and load_bundle(str(folder)) == written
     assert [file.path for file in written.files] == ["model.onnx", "model.onnx.data", "tokenizer.json"]
-    assert (written.golden, written.threads, written.backend.min_version) == (golden, Threads(4, 2), "1.23")
+    assert (written.golden, written.threads, written.backends[0].min_version) == (golden, Threads(4, 2), "1.23")
     assert written.isa == ("avx2", "dotprod") and written.head_flops == 2 * 300 * 32
     assert bundle_bytes(folder) > sum(file.bytes for file in written.files)
 
@@ -183,12 +183,9 @@ def test_by_default_the_boards_are_the_shipped_ones(tiny_arch):
 def test_a_boards_gpu_makes_up_for_a_cpu_without_dot_products_in_the_formats_that_it_computes(tiny_arch):
     """What fits is asked of each backend: the Nano's CPU is slow at int8, and its GPU has no int8 at all."""
     nano = [load_profile("jetson-nano")]
-    fits = [
-        precision for precision in FORMATS
-        if fitting_boards(
-            tiny_arch.operators, precision, 64, RUNTIME_CHOOSES, graph_backends("portable", precision), nano
-        )
-    ]  # fmt: skip
+    backends = {form: [need.name for need in backends_of(GraphFormat(form, "portable", 64))] for form in FORMATS}
+    fits = [form for form in FORMATS
+            if fitting_boards(tiny_arch.operators, form, 64, RUNTIME_CHOOSES, backends[form], nano)]  # fmt: skip
     assert fits == ["fp32", "fp16"]
 
 

@@ -26,7 +26,7 @@ from merino_edge.export.request import chosen_precision, default_dialect
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.zoo import model as published
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.formats import fast_formats, formats_of, graph_backends, missing_isa
+from merino_edge.prediction.formats import fast_formats, formats_of, missing_isa
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile, parse_profile, parse_profile_text, profile_text
 from merino_runtime.errors import MerinoError
@@ -109,8 +109,6 @@ def test_a_gpu_computes_fp16_first_and_no_integers():
         assert formats_of(board.with_backend("onnxruntime")) == ("fp32", "int8", "int4")
     assert missing_isa(NANO.with_backend("onnxruntime"), "int8") == ("dotprod",)
     assert missing_isa(NANO, "int8") == ()  # the CPU's features say nothing of the GPU
-    assert graph_backends("portable", "fp16") == graph_backends("portable", "fp32") == ("onnxruntime", "tensorrt")
-    assert graph_backends("portable", "int8") == graph_backends("fused", "fp16") == ("onnxruntime",)
     half, whole = (
         cost_model(NANO, InferenceShape(form, 512, 64)).predict(OPT_350M.operators) for form in ("fp16", "fp32")
     )
