@@ -196,7 +196,7 @@ def test_a_device_is_asked_for_each_backend_that_the_bundle_names(formats):
     check_devices([portable("fp16"), portable("fp32")], [nano, pi])
     with pytest.raises(MerinoError, match=r"raspberry-pi-5 can run none .*\(portable fp16\) needs a GPU"):
         check_devices([portable("fp16")], [nano, pi])
-    fused = fp32._replace(precision="fp16", backends=backends_of(GraphFormat("fp16", "fused", fp32.context)))
+    fused = portable("fp16")._replace(dialect="fused", backends=backends_of(GraphFormat("fp16", "fused", 64)))
     orin = load_profile("jetson-orin-nano")
     with pytest.raises(MerinoError, match=r"jetson-orin-nano can run none .* needs a GPU and --dialect portable"):
         check_devices([fused], [orin])

@@ -197,7 +197,7 @@ def test_recommend_prints_json_with_sources_and_verdicts():
     broken = [form for form in smol["formats"] if not form["fits"]]
     assert broken and all(form["over"] for form in broken)
     assert all(form["predicted"]["provenance"] for form in smol["formats"])
-    assert [our["design"]["schema"] for our in found["designs"]] == [2, 2, 2]
+    assert [our["design"]["schema"] for our in found["designs"]] == [3, 3, 3]
 
 
 def test_recommend_shows_a_table_with_what_fails_and_by_how_much():
