@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from merino_edge.export.onnx.external_data import DATA_FILE, PAGE, DataFile, Stored, store
+from merino_edge.export.onnx.external_data import DATA_FILE, DataFile, Stored, store
 from merino_edge.export.quantize import MatrixError, Quantized, matrix_error, quantize
 from merino_edge.families.graph_ops import KvLayer, Weights
-from merino_edge.families.operators import FORMATS, HEAD_SLICE_BYTES
+from merino_edge.families.operators import FORMATS
+from merino_edge.families.rotary import Rotary, frequencies
 
 MODEL_FILE = "model.onnx"
 TYPES = {
@@ -62,6 +63,7 @@ class Graph:
         self._constants: dict[str, np.ndarray] = {}
         self._real_weights: dict[str, np.ndarray] = {}
         self._weight_bytes: dict[int, int] = {}  # by address: two shapes of one array are one weight
+        self._rotary_names: dict[tuple[Rotary, int], tuple[str, str]] = {}
 
     def node(self, kind: str, inputs: Sequence[str], *, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
         """Add a node; returns its first output's name. Further outputs are named with `.1`, `.2`, ... behind it."""
@@ -152,25 +154,6 @@ class Graph:
     def matrix_errors(self) -> list[MatrixError]:
         return [matrix_error("+".join(names), self.joined(names), found) for names, found in self.quantized.items()]
 
-    def real_head(self, x: str, table: str) -> str:
-        """Logits [1, 1, vocab] of x [1, 1, width] against a table [vocab, width] that is not quantised.
-
-        ONNX Runtime packs a copy of each matrix for its kernels, and frees the original if no other operator reads
-        it. The embedding reads the whole table, so the head has constants of its own over the same bytes of the file:
-        slices, of which one at a time is in memory twice.
-        """
-        rows = self.real_weight(table)  # [vocab, width]
-        self.decode_weight_bytes += rows.nbytes
-        unit = PAGE // 4  # rows that fill whole pages, whatever the width
-        count = max(1, HEAD_SLICE_BYTES // rows[0].nbytes // unit) * unit
-        row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
-        parts = []
-        for start in range(0, len(rows), count):
-            piece = self.constant(f"{table}.{start}", rows[start : start + count])
-            logits = self.node("Gemm", [row, piece], transB=1)  # [1, count]
-            parts.append(self.node("Unsqueeze", [logits, self.integers(1)]))
-        return self.node("Concat", parts, axis=2) if len(parts) > 1 else parts[0]
-
     def integers(self, *values: int) -> str:
         return self.constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
 
@@ -198,6 +181,19 @@ class Graph:
     def output(self, name: str, dtype: str, *shape: int | str) -> str:
         self.outputs.append(Port(name, dtype, shape))
         return name
+
+    def rotary_constants(self, rotary: Rotary, head_size: int) -> tuple[str, str]:
+        """cos and sin of each position [context, head_size / 2], stored once for each rotary and head size."""
+        key = rotary, head_size
+        if key not in self._rotary_names:
+            more = sum(size == head_size for _, size in self._rotary_names)
+            names = [f"{part}_{head_size}" + (f".{more}" if more else "") for part in ("cos", "sin")]
+            tables = rotary_tables(self.context, head_size, rotary)
+            cos, sin = (
+                self.constant(name, table.astype(self.real)) for name, table in zip(names, tables, strict=True)
+            )
+            self._rotary_names[key] = cos, sin
+        return self._rotary_names[key]
 
     def cache_ports(self, layers: Sequence[KvLayer], present_axis: int | str) -> None:
         """An input for the cached keys and values of each layer [1, heads, context, head_size], and an output for
@@ -237,8 +233,7 @@ def ports(kind: str, layer: KvLayer) -> tuple[str, str]:
     return f"{kind}.{layer.index}.key", f"{kind}.{layer.index}.value"
 
 
-def rotary_tables(context: int, head_size: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of each position, float32 [context, head_size / 2], computed as the torch model does."""
-    steps = np.arange(0, head_size, 2, dtype=np.float32) / head_size
-    angles = np.arange(context, dtype=np.float32)[:, None] * np.float32(theta) ** -steps
+def rotary_tables(context: int, head_size: int, rotary: Rotary) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of each position, float32 [context, head_size / 2], computed as the torch models do."""
+    angles = np.arange(context, dtype=np.float32)[:, None] * frequencies(rotary, head_size)
     return np.cos(angles), np.sin(angles)
