@@ -42,7 +42,7 @@ def recalibrate(
     boards = sorted({f"{one.machine.get('board')}, {one.backend}, {one.dialect}" for one in read})
     if len(boards) > 1:
         raise MerinoError(
-            f"the probes are of different machines or backends: {'; '.join(boards)}. Give those of one board and backend"
+            f"the probes are of different machines or backends: {'; '.join(boards)}. Give those of one"
         )
     measured = joined(read)
     found = calibrate(*read)
