@@ -22,13 +22,16 @@ class Place(NamedTuple):
     offset: int
     end: int
     name: str
-    count: int
+    elements: int
 
 
 def constant_problems(graph: onnx.GraphProto, bundle: Bundle, support: Support) -> Iterator[Problem]:
     """Of each constant. Values that lie in the data file are not read."""
-    uses = [(name, index in LIMITS.get(node.op_type, ())) for node in graph.node for index, name in enumerate(node.input)]
-    free = {name for name, limit in uses if limit} - {name for name, limit in uses if not limit}
+    limits: set[str] = set()
+    others: set[str] = set()
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            (limits if index in LIMITS.get(node.op_type, ()) else others).add(name)
     places = []
     for tensor in graph.initializer:
         dtype = type_name(tensor.data_type)
@@ -39,7 +42,7 @@ def constant_problems(graph: onnx.GraphProto, bundle: Bundle, support: Support) 
             yield from _place_problems(tensor, place, bundle)
             places.append(place)
         else:
-            yield from _value_problems(tensor, support, clamped=tensor.name not in free)
+            yield from _value_problems(tensor, support, clamped=tensor.name not in limits - others)
     for before, after in itertools.pairwise(sorted(places)):
         if after.offset < before.end:
             yield Problem(
@@ -63,7 +66,7 @@ def _place_problems(tensor: onnx.TensorProto, place: Place, bundle: Bundle) -> I
         yield Problem(tensor.name, "", f"its values lie in {location!r}, which is no file of the bundle")
     elif place.end > listed[location]:
         yield Problem(tensor.name, "", f"its values end at byte {place.end}; {location} has {listed[location]}")
-    wanted = place.count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    wanted = place.elements * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     if wanted != place.end - place.offset:
         yield Problem(tensor.name, "", f"its values have {place.end - place.offset} bytes, its shape needs {wanted}")
 
