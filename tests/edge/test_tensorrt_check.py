@@ -227,7 +227,7 @@ def overlap(graph):
     part.CopyFrom(table)
     part.name, part.dims[0] = "embed_tokens.weight.0", 100
     graph.set_external(part.name, "length", str(100 * 64 * 4))
-    return "embed_tokens.weight"
+    return part.name
 
 
 def branch(graph):

@@ -1,6 +1,5 @@
 """Constants of a graph: where their values lie in the data file, integers that TensorRT clamps, infinities and NaN."""
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -43,13 +42,20 @@ def constant_problems(graph: onnx.GraphProto, bundle: Bundle, support: Support) 
             places.append(place)
         else:
             yield from _value_problems(tensor, support, clamped=tensor.name not in limits - others)
-    for before, after in itertools.pairwise(sorted(places)):
-        if after.offset < before.end:
+    yield from _overlaps(places)
+
+
+def _overlaps(places: list[Place]) -> Iterator[Problem]:
+    """Each constant that lies in the bytes of one that begins before it, or with it and is longer."""
+    widest = Place(0, 0, "", 0)
+    for place in sorted(places, key=lambda each: (each.offset, -each.end)):
+        if place.offset < widest.end:
             yield Problem(
-                after.name, "",
-                f"its bytes overlap those of {before.name}: the parser refuses constants of the same values but of"
+                place.name, "",
+                f"its bytes overlap those of {widest.name}: the parser refuses constants of the same values but of"
                 " different counts, and holds those of equal ones twice",
             )  # fmt: skip
+        widest = max(widest, place, key=lambda each: each.end)
 
 
 def _place(tensor: onnx.TensorProto) -> Place:
