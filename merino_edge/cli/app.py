@@ -21,6 +21,7 @@ from merino_edge import __version__
 from merino_edge.cli import choose as cli_choose
 from merino_edge.cli import deliver as cli_deliver
 from merino_edge.cli import records as cli_records
+from merino_edge.cli.check import check
 from merino_edge.cli.design import design
 from merino_edge.cli.flash import flash
 from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Ssh
@@ -293,6 +294,7 @@ def bench(
 
 
 app.command()(flash)
+app.command()(check)
 app.command()(cli_records.compare)
 app.command()(cli_records.report)
 app.command()(cli_deliver.keygen)
