@@ -7,17 +7,18 @@ from pathlib import Path
 import chat_templates
 
 MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|eot_id|>", "<end_of_turn>")
-CONTEXT = 256
+TEXT = "The river runs past the old mill, and the miller counts the sacks of flour in the evening. "
+LONGEST = 16384  # of which an answer fills no part unseen
 
 
-def make_checkpoint(folder, decoder, texts, template=chat_templates.CHATML, stops=(0, 2)):
+def make_checkpoint(folder, decoder, template=chat_templates.CHATML, stops=(0, 2)):
     """A checkpoint with a tokenizer that has the marks of chat templates; ids of MARKS are their places."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from merino_edge.families.designed import Architecture
 
     arch = Architecture(
-        blocks=({"width": 64, "ffn_ratio": 1.0, "depth": 2},), vocab=320, head_size=32, context=CONTEXT
+        blocks=({"width": 64, "ffn_ratio": 1.0, "depth": 2},), vocab=320, head_size=32, context=LONGEST
     )
     decoder(arch, seed=3).save_pretrained(folder)
     tokenizer = Tokenizer(models.BPE())
@@ -27,7 +28,7 @@ def make_checkpoint(folder, decoder, texts, template=chat_templates.CHATML, stop
     trainer = trainers.BpeTrainer(
         vocab_size=320, special_tokens=marks, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator([TEXT], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(template)
     (folder / "tokenizer_config.json").write_text(json.dumps(chat_templates.TOKENS))
@@ -35,20 +36,17 @@ def make_checkpoint(folder, decoder, texts, template=chat_templates.CHATML, stop
     return folder
 
 
-def make_bundle(folder, decoder, texts, **options):
+def make_bundle(folder, decoder, dialect="portable", context=256, **options):
     from merino_edge.export.export import export
     from merino_edge.export.source import load_source
 
     checkpoint = Path(str(folder) + "-checkpoint")
     checkpoint.mkdir()
-    make_checkpoint(checkpoint, decoder, texts, **options)
-    return export(load_source(str(checkpoint)), folder).folder
+    make_checkpoint(checkpoint, decoder, **options)
+    return export(load_source(str(checkpoint)), folder, dialect=dialect, context=context).folder
 
 
-def copied(bundle, folder, **chat):
-    """The bundle again, with other values of `chat` in its description; None for none."""
-    shutil.copytree(bundle, folder)
-    described = json.loads((folder / "bundle.json").read_text())
-    described["chat"] = {**described["chat"], **chat} if chat else None
-    (folder / "bundle.json").write_text(json.dumps(described))
+def copied_checkpoint(checkpoint, folder, template):
+    shutil.copytree(checkpoint, folder)
+    (folder / "chat_template.jinja").write_text(template)
     return folder

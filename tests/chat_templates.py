@@ -175,3 +175,16 @@ EXACT = {
     "granite": GRANITE, "distilled": DISTILLED,
 }
 INEXACT = {"mistral": MISTRAL, "numbered": NUMBERED}
+
+# What the exporter makes of two of them; test_chat_export.py checks that it is what the exporter makes.
+CHATML_PARTS = {
+    "begin": "<|im_start|>system\nYou are a small model.<|im_end|>\n<|im_start|>user\n",
+    "system": {"before": "<|im_start|>system\n", "after": "<|im_end|>\n<|im_start|>user\n"},
+    "answer": "<|im_end|>\n<|im_start|>assistant\n", "user": "<|im_end|>\n<|im_start|>user\n",
+    "generation": "<|im_end|>\n<|im_start|>assistant\n", "no_think": None, "date_format": None,
+    "texts": {"system": "whole", "user": "whole", "assistant": "whole"},
+}
+QWEN3_PARTS = dict(
+    CHATML_PARTS, begin="<|im_start|>user\n", no_think="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    texts={"system": "whole", "user": "whole", "assistant": "answer_lines"},
+)

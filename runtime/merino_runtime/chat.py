@@ -80,7 +80,7 @@ class Record:
         if done["tok_s"] is not None:
             lines.append(f"answer: {done['tokens']} tokens, {done['decode_ms_p50']:.2f} ms each (p50), "
                          f"{done['tok_s']:.1f} tok/s")
-        return "\n".join([*lines, f"context: {done['context_used']} of {done['context']} tokens, {done['turns']} turns",
+        return "\n".join([*lines, f"context: {done['context_used']} of {done['context']} tokens, turns: {done['turns']}",
                           f"peak RSS: {done['peak_rss_mb']:.0f} MB"])
 
 
