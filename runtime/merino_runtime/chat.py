@@ -80,8 +80,8 @@ class Record:
         if done["tok_s"] is not None:
             lines.append(f"answer: {done['tokens']} tokens, {done['decode_ms_p50']:.2f} ms each (p50), "
                          f"{done['tok_s']:.1f} tok/s")
-        return "\n".join([*lines, f"context: {done['context_used']} of {done['context']} tokens, turns: {done['turns']}",
-                          f"peak RSS: {done['peak_rss_mb']:.0f} MB"])
+        lines.append(f"context: {done['context_used']} of {done['context']} tokens, turns: {done['turns']}")
+        return "\n".join([*lines, f"peak RSS: {done['peak_rss_mb']:.0f} MB"])
 
 
 def run_chat(bundle_path: str, as_json: bool = False, *, threads: Optional[int] = None,
@@ -110,6 +110,7 @@ def talk_with_people(talk: Any, name: str) -> int:
         typed = ways.read()
         if typed is None:
             return 0
+        line = Line("", typed)
         try:
             line = line_of(typed)
             if line.command == "exit":
@@ -120,6 +121,12 @@ def talk_with_people(talk: Any, name: str) -> int:
                 _answered(line.text, talk, record, ways)
         except MerinoError as error:
             ways.refuse(error)
+        except KeyboardInterrupt:  # when an answer had just ended, or a second one while it was being stopped
+            if not ways.goes_on:
+                raise
+            for event in talk.interrupted():
+                if "done" in event:
+                    record.add(line.text, event, 0)
 
 
 def _obeyed(line: Line, talk: Any, record: Record) -> str:
@@ -153,6 +160,7 @@ def _answered(text: str, talk: Any, record: Record, ways: Any) -> None:
             ways.begin(event["thinks"])
         elif "done" in event:
             done.update(event)
+            record.add(text, event, begin.get("dropped_turns", 0))
         else:
             ways.show(event["text"])
 
@@ -160,24 +168,24 @@ def _answered(text: str, talk: Any, record: Record, ways: Any) -> None:
         for event in talk.answer(text):
             take(event)
     except KeyboardInterrupt:
+        if not ways.goes_on:
+            raise
         for event in talk.interrupted():
             take(event)
     finally:
         if begin:
             ways.end()
-    if not done:  # interrupted before it began
-        return
-    record.add(text, done, begin.get("dropped_turns", 0))
-    if done["stop_reason"] == "interrupt":
+    if done.get("stop_reason") == "interrupt":
         ways.tell("stopped")
-    elif done["stop_reason"] == "context":
+    elif done.get("stop_reason") == "context":
         ways.tell(f"the context of {done['context']} tokens is full, so the answer ends here: /reset begins anew")
-    elif done["stop_reason"] == "length":
+    elif done.get("stop_reason") == "length":
         ways.tell(f"the answer ends after {done['tokens']} tokens, as -n asks for")
 
 
 class _Terminal:
     """A person's. ctrl-C at the prompt leaves where it comes twice."""
+    goes_on = True  # after ctrl-C
 
     def __init__(self) -> None:
         with contextlib.suppress(ImportError):  # a Python without it has no keys to edit a line with
@@ -224,6 +232,7 @@ class _Terminal:
 
 class _Pipe:
     """Each line of stdin is a turn; stdout gets the answers and nothing else."""
+    goes_on = False
 
     def __init__(self) -> None:
         self._lines = stdin_lines()

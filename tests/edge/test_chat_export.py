@@ -9,10 +9,12 @@ import chat_templates
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import run
+from test_cli import here  # noqa: F401, a fixture
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from merino_edge.export.chat import chat_of
+from merino_edge.export.export import export
+from merino_edge.export.source import load_source
 from merino_edge.families.chat_template import ChatTemplate, read_chat_template
 from merino_edge.families.stop_ids import stop_ids_of
 from merino_runtime.bundle import load_bundle
@@ -113,34 +115,31 @@ def checkpoint(decoder, tmp_path_factory):
     return chat_bundle.make_checkpoint(folder, decoder)
 
 
-def test_a_bundle_has_the_template_its_parts_and_every_stop_id(checkpoint, tmp_path):
-    code, out, err = run("export", checkpoint, "-o", tmp_path / "bundle")
+def test_a_bundle_has_the_template_its_parts_and_every_stop_id(checkpoint, tmp_path, here):  # noqa: F811
+    code, out, err = here("export", checkpoint, "-o", tmp_path / "bundle", "--context", "64")
     assert code == 0, err
     assert "it talks" in out and "nothing but the bundle" in out
     bundle = load_bundle(str(tmp_path / "bundle"))
     assert bundle.stop_ids == (0, 2) and bundle.chat.parts.begin == chat_templates.CHATML_PARTS["begin"]
     assert (tmp_path / "bundle" / bundle.chat.template).read_text() == chat_templates.CHATML
     assert bundle.chat.tokens == chat_templates.TOKENS
-    code, _, err = run("export", tmp_path / "bundle", "-o", tmp_path / "again", "--dialect", "portable")
-    assert code == 0, err
-    again = load_bundle(str(tmp_path / "again"))
+    source = load_source(str(tmp_path / "bundle"))
+    again = export(source, tmp_path / "again", dialect="portable", context=64).bundle
     assert (again.chat, again.stop_ids) == (bundle.chat, bundle.stop_ids)
-    code, out, err = run("export", tmp_path / "bundle", "-o", tmp_path / "silent", "--no-chat")
-    assert code == 0 and "it talks" not in out, err
-    assert load_bundle(str(tmp_path / "silent")).chat is None
-    assert not (tmp_path / "silent" / "chat_template.jinja").exists()
+    silent = export(source, tmp_path / "silent", context=64, chat=False)
+    assert silent.bundle.chat is None and not (silent.folder / "chat_template.jinja").exists()
 
 
 @pytest.mark.parametrize(("template", "said"), [
     (chat_templates.RAISING, "raises: This model takes no more than tools"), ("{% for %}", "is not a chat template"),
 ])  # fmt: skip
-def test_a_template_that_raises_ends_the_export_and_nothing_is_written(checkpoint, template, said, tmp_path):
+def test_a_template_that_raises_ends_the_export_and_nothing_is_written(checkpoint, template, said, tmp_path, here):  # noqa: F811
     broken = chat_bundle.copied_checkpoint(checkpoint, tmp_path / "broken", template)
-    code, out, err = run("export", broken, "-o", tmp_path / "bundle")
+    code, out, err = here("export", broken, "-o", tmp_path / "bundle")
     assert (code, out) == (1, "") and said in err and "--no-chat" in err and "\x1b" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
-    code, _, err = run("export", broken, "-o", tmp_path / "bundle", "--no-chat")
-    assert code == 0, err
+    code, out, err = here("export", broken, "-o", tmp_path / "bundle", "--context", "64", "--no-chat")
+    assert code == 0 and "it talks" not in out, err
 
 
 def test_where_a_template_is_looked_for(tmp_path):
