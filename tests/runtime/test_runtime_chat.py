@@ -33,7 +33,7 @@ def run(folder, *options, typed):
 
 def test_on_a_pipe_a_line_is_a_turn_and_stdout_has_the_answers_alone(chat_dir, tmp_path):
     saved = tmp_path / "talk.json"
-    typed = "Hello\n/stats\n\n//etc is a folder\n/save {}\n/system Be brief.\n/help\n/exit\nnever\n".format(saved)
+    typed = f"Hello\n/stats\n\n//etc is a folder\n/save {saved}\n/system Be brief.\n/help\n/exit\nnever\n"
     code, out, err = run(chat_dir, *WILD, typed=typed)
     assert code == 0, err
     messages = json.loads(saved.read_text(encoding="utf-8"))["messages"]
@@ -96,7 +96,7 @@ def answers(monkeypatch, talk, typed, interrupts_at=()):
     interrupts_at: writes at which ctrl-C comes."""
     shown, left = [], iter(typed)
 
-    def enter(prompt):
+    def enter(_):
         line = next(left, EOFError())
         if isinstance(line, BaseException):
             raise line
