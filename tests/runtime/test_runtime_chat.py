@@ -63,7 +63,7 @@ def test_json_is_a_line_per_event_and_what_cannot_be_done_ends_nothing(chat_dir)
 @pytest.mark.parametrize("typed, said", [
     (b"a\n\xff\xfe\n", "line 2 of stdin is not UTF-8"), (b"x" * (2 ** 20 + 1), "line 1 of stdin is longer than"),
     (b"/save\n", "/save needs a file"), (b"/reset now\n", "/reset takes nothing"), (b"/save /no/such/x\n", "/no/such"),
-    ("y" * 300 + "\n", "Shorten it")])
+    ("y" * 300 + "\n", "Shorten it")], ids=range(6))
 def test_what_cannot_be_done_ends_a_pipe(chat_dir, typed, said):
     code, _, err = run(chat_dir, "-n", "2", typed=typed)
     assert code == 1 and said in err.splitlines()[-1]
