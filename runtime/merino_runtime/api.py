@@ -93,7 +93,7 @@ class LanguageModel:
         `merino_runtime.talk.Talk`. MerinoError where the bundle has no template."""
         from merino_runtime.talk import Talk
 
-        return Talk(self, **options)
+        return Talk(self.bundle, self.backend, self.tokenizer, **options)
 
     def fork(self) -> "LanguageModel":
         """A model with a copy of the cache over the same weights. Both are closed separately, in any order, and may run

@@ -6,7 +6,7 @@ before it, that text is computed with the next turn. Events are dicts, as `chat 
 """
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from merino_runtime.bundle import Chat, file_path
+from merino_runtime.bundle import Bundle, Chat, file_path
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_text
 from merino_runtime.sampling import Sampling
@@ -23,9 +23,9 @@ from merino_runtime.template import (
 )
 
 if TYPE_CHECKING:
-    from merino_runtime.api import LanguageModel
+    from merino_runtime.backends.backend import Backend
     from merino_runtime.generate import Done, Generation
-    from merino_runtime.text import TextStream
+    from merino_runtime.text import TextStream, Tokenizer
 
 Event = Dict[str, Any]
 OVERFLOWS = ("error", "shift")
@@ -41,23 +41,25 @@ class Said(NamedTuple):
 
 
 class Talk:
-    """One talk over one model; the model is used by nothing else meanwhile. Raises MerinoError where the bundle has no
-    chat template, and for options that it does not know.
+    """One talk over one model; its backend is used by nothing else meanwhile. Raises MerinoError where the bundle has
+    no chat template, and for options that it does not know.
 
     system: a message before the first turn; None: the template's own, if any. max_new_tokens: of an answer; None: as
     many as the context holds. no_think: answers without thinking. overflow: `error` refuses a turn for which the
     context has no room, `shift` leaves out the oldest turns.
     """
 
-    def __init__(self, model: "LanguageModel", *, system: Optional[str] = None, max_new_tokens: Optional[int] = None,
-                 sampling: Optional[Sampling] = None, no_think: bool = False, overflow: str = "error") -> None:
-        self._model, self._sampling, self._most = model, sampling or Sampling(), max_new_tokens
+    def __init__(self, bundle: Bundle, backend: "Backend", tokenizer: "Tokenizer", *, system: Optional[str] = None,
+                 max_new_tokens: Optional[int] = None, sampling: Optional[Sampling] = None, no_think: bool = False,
+                 overflow: str = "error") -> None:
+        self.backend, self._tokenizer, self._stops = backend, tokenizer, frozenset(bundle.stop_ids)
+        self._sampling, self._most = sampling or Sampling(), max_new_tokens
         if overflow not in OVERFLOWS:
             raise MerinoError(f"overflow is {overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
         if max_new_tokens is not None and max_new_tokens < 1:
             raise MerinoError(f"{max_new_tokens} new tokens were asked for, allowed: 1 or more.")
         self._shifts = overflow == "shift"
-        self._render = _renderer(model, no_think)
+        self._render = _renderer(bundle, no_think)
         self._said: List[Said] = []
         self._now: Optional[_Answer] = None
         self.system: Optional[str] = None
@@ -86,10 +88,9 @@ class Talk:
             raise MerinoError("the message is empty. Write at least one word.")
         self.interrupted()
         dropped, ids, opening = self._fitting(text)
-        context, tokenizer = self._model.backend.context, self._model.tokenizer
-        stream = TextStream(tokenizer, begins=True)
-        generation = generate(self._model.backend, ids, max_new_tokens=self._most or context, sampling=self._sampling,
-                              stop_ids=self._model.bundle.stop_ids, stream=stream)
+        stream = TextStream(self._tokenizer, begins=True)
+        generation = generate(self.backend, ids, max_new_tokens=self._most or self.backend.context,
+                              sampling=self._sampling, stop_ids=list(self._stops), stream=stream)
         self._said = self._said[dropped:]
         self._now = _Answer(text, opening, len(ids), generation, stream)
         return self._events(self._now, dropped, stopped)
@@ -124,22 +125,20 @@ class Talk:
 
     def _over(self, now: "_Answer", done: "Done") -> Event:
         self._now = None
-        stops = self._model.bundle.stop_ids
-        ids = tuple(token_id for place, token_id in enumerate(now.ids) if place + 1 < len(now.ids)
-                    or token_id not in stops)
+        ids = tuple(now.ids[:-1] if now.ids and now.ids[-1] in self._stops else now.ids)
         answer = _opened(now.opening) + now.text
         if now.ids:
             self._said.append(Said(now.user, answer, ids, now.opening))
         thinking, end, rest = answer.rpartition(THINK_END)
         if not end and answer.lstrip().startswith(THINK):
             thinking, rest = answer, ""
-        return dict(done._asdict(), done=True, prompt_tokens=now.prompt_tokens, context=self._model.backend.context,
+        return dict(done._asdict(), done=True, prompt_tokens=now.prompt_tokens, context=self.backend.context,
                     context_used=now.prompt_tokens + len(now.ids), turns=len(self._said), answer=rest,
                     thinking=thinking.replace(THINK, "", 1) if thinking else None)
 
     def _fitting(self, text: str) -> Tuple[int, List[int], str]:
         """How many of the oldest turns are left out, the prompt's ids, and the text that opens the answer."""
-        context = self._model.backend.context
+        context = self.backend.context
         for dropped in range(len(self._said) + 1):
             ids, opening = self._ids(self._said[dropped:], text)
             room = context - len(ids)
@@ -155,7 +154,7 @@ class Talk:
 
     def _ids(self, said: Sequence[Said], text: str) -> Tuple[List[int], str]:
         pieces = self._render(self.system, [Turn(each.user, each.answer) for each in said], text)
-        encode = self._model.tokenizer.encode_pieces
+        encode = self._tokenizer.encode_pieces
         ids: List[int] = []
         group: List[Tuple[str, bool]] = []
         for place, piece in enumerate(pieces):
@@ -185,11 +184,9 @@ def _opened(opening: str) -> str:
     return opening[place:] if place > opening.rfind(THINK_END) else ""
 
 
-def _renderer(model: "LanguageModel", no_think: bool
-              ) -> Callable[[Optional[str], Sequence[Turn], str], List[Piece]]:
+def _renderer(bundle: Bundle, no_think: bool) -> Callable[[Optional[str], Sequence[Turn], str], List[Piece]]:
     """(system, turns, user's text) -> pieces. Raises MerinoError where the bundle has no template, or one that does not
     know of `no_think`."""
-    bundle = model.bundle
     chat = bundle.chat
     if chat is None:
         raise MerinoError(f"bundle {bundle.name!r} has no chat template: its model was not trained to talk, or was "
@@ -201,7 +198,7 @@ def _renderer(model: "LanguageModel", no_think: bool
         known = parts.no_think is not None
         render = lambda system, turns, user: by_parts(parts, system, turns, user, no_think)  # noqa: E731
     else:
-        template = _template_of(model, chat)
+        template = _template_of(bundle, chat)
         asked = messages_of(None, (), "x")
         known = rendered(template, chat.tokens, asked, True) != rendered(template, chat.tokens, asked)
         render = lambda system, turns, user: by_jinja(template, chat, system, turns, user, no_think)  # noqa: E731
@@ -211,7 +208,7 @@ def _renderer(model: "LanguageModel", no_think: bool
     return render
 
 
-def _template_of(model: "LanguageModel", chat: Chat) -> Callable[..., str]:
-    path = file_path(model.bundle, chat.template)
+def _template_of(bundle: Bundle, chat: Chat) -> Callable[..., str]:
+    path = file_path(bundle, chat.template)
     assert path is not None, chat.template  # bundle.json is refused without
     return compiled(read_text(path, "a chat template", "Copy or export the bundle again."), path)

@@ -65,7 +65,7 @@ def said(talk, text):
 def heard(talk):
     """The ids that the model's cache holds, as text."""
     return b"".join(TOKENIZER.bytes_of(token_id) if token_id < 256 else spelled(token_id)
-                    for token_id in talk._model.backend.ids).decode("utf-8", "replace")
+                    for token_id in talk.backend.ids).decode("utf-8", "replace")
 
 
 def spelled(token_id):
@@ -113,7 +113,7 @@ def test_no_text_of_a_user_becomes_a_special_token(texts, system):
     talk = talk_of("ok<|im_end|>", {"system": system}, context=2000)
     for text in texts:
         said(talk, text)
-    marks = [token_id for token_id in talk._model.backend.ids if token_id >= 256]
+    marks = [token_id for token_id in talk.backend.ids if token_id >= 256]
     assert marks == [START, END] * (2 * len(texts)) + [START]
     pieces = by_parts(parts_of(chat_templates.CHATML_PARTS), system, [Turn(text, "ok") for text in texts[:-1]],
                       texts[-1], False)
@@ -193,7 +193,7 @@ def test_an_answer_that_is_interrupted_stays_and_the_talk_goes_on(tokens):
 
 def test_an_interrupt_inside_the_model_is_one_too():
     talk = talk_of("hello<|im_end|>")
-    step, calls = talk._model.backend.step, []
+    step, calls = talk.backend.step, []
 
     def interrupted_step(token_id):
         calls.append(token_id)
@@ -201,7 +201,7 @@ def test_an_interrupt_inside_the_model_is_one_too():
             raise KeyboardInterrupt
         return step(token_id)
 
-    talk._model.backend.step = interrupted_step
+    talk.backend.step = interrupted_step
     with pytest.raises(KeyboardInterrupt):
         list(talk.answer("a"))
     assert talk.interrupted()[-1]["answer"] == "hel"
@@ -226,10 +226,10 @@ def test_a_stop_that_is_asked_for_comes_after_the_next_token():
 def test_a_full_context_refuses_the_turn_and_changes_nothing():
     talk = talk_of("x" * 60 + "<|im_end|>", context=220)
     first = said(talk, "a")
-    before = list(talk._model.backend.ids)
+    before = list(talk.backend.ids)
     with pytest.raises(MerinoError, match=r"the talk has \d+ tokens.*context is 220.*/reset.*--overflow shift"):
         talk.answer("y" * 100)
-    assert talk._model.backend.ids == before
+    assert talk.backend.ids == before
     assert said(talk, "b")["turns"] == first["turns"] + 1
     talk.reset()
     assert said(talk, "y" * 100)["turns"] == 1
