@@ -25,12 +25,15 @@ class SavedGraph(GraphFacts, Protocol):
 
 def write_bundle(
     folder: Path, model: ModelFacts, graph: SavedGraph, form: GraphFormat, golden: Golden, *,
-    threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | None = None,
+    threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | None = None, template: str | None = None,
 ) -> Bundle:  # fmt: skip
-    """Fill the empty `folder` and return its description. `tokenizer`: a tokenizer.json to copy, where there is one."""
+    """Fill the empty `folder` and return its description. `tokenizer`: a tokenizer.json to copy, where there is one.
+    `template`: the text of the chat template that `model.chat` is of."""
     graph.save(folder)
     if tokenizer:
         shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+    if model.chat and template is not None:
+        (folder / model.chat.template).write_text(template, encoding="utf-8", newline="")
     bundle = describe(folder, model, graph, form, golden, threads)
     write_description(bundle)
     write_board_app(folder / APP_FILE)
