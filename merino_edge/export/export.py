@@ -1,5 +1,7 @@
 """From a model to a bundle: its graph in one dialect, golden ids by torch, the folder, and parity with torch."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from merino_edge.export.source import Source
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.registry import family_of
+from merino_edge.families.weight_layout import GraphWeights, Layout
 from merino_edge.storage.atomic import check_folder, check_keeps, new_folder
 from merino_runtime.bundle import Bundle, Threads, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
@@ -60,7 +63,7 @@ def export(
     check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch))
     graph = build_graph(source, dialect, context, precision)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
-    golden = clear_golden(with_quantized(source.model, graph.quantized), source.arch.vocab, context)
+    golden = clear_golden(with_quantized(source.model, graph.quantized, layout_of(source.arch)), source.arch.vocab, context)
     if not np.isfinite(golden.logits).all():
         raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
     model = ModelFacts(
@@ -145,12 +148,17 @@ def build_graph(source: Source, dialect: str, context: int, precision: str) -> G
     return walked_graph(DIALECTS[dialect], source.arch, weights, context, precision)
 
 
+def layout_of(arch: Geometry) -> Callable[[str], Layout | None]:
+    """How a weight of the state dict lies in the graph, by its name."""
+    return partial(family_of(arch).layout, arch)
+
+
 def walked_graph(
     dialect: type[Fused] | type[Portable], arch: Geometry, weights: Weights, context: int, precision: str
 ) -> Graph:
-    """The walk of the geometry's family, written in a dialect."""
+    """The walk of the geometry's family, written in a dialect. `weights`: the state dict of its torch model."""
     kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
-    graph = dialect(weights, context, precision)
+    graph = dialect(GraphWeights(weights, layout_of(arch)), context, precision)
     graph.begin_decoder(kv_layers)
     family_of(arch).walk(graph, arch)
     return graph

@@ -4,7 +4,7 @@ The bundle runs in the board's own runtime. The logits of one prefill and of eac
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from merino_edge.export.quantize import Quantized, dequantize
+from merino_edge.families.weight_layout import Layout
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Bundle
 
@@ -44,19 +45,26 @@ def torch_greedy(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) 
     return Golden(list(prompt_ids), ids, np.stack(rows))
 
 
-def with_quantized(model: PreTrainedModel, quantized: Mapping[tuple[str, ...], Quantized]) -> PreTrainedModel:
+def with_quantized(
+    model: PreTrainedModel, quantized: Mapping[tuple[str, ...], Quantized],
+    layout: Callable[[str], Layout | None] = lambda _: None,
+) -> PreTrainedModel:  # fmt: skip
     """A copy of the model with dequantised weights; the model itself if nothing is quantised.
 
-    `quantized` is a graph's: by the names of the matrices that were joined along their outputs.
+    `quantized` is a graph's: by the names of the matrices that were joined along their outputs. `layout`: how a weight
+    of the state dict lies in the graph.
     """
     if not quantized:
         return model
     twin = copy.deepcopy(model)
     state = twin.state_dict()
     for names, found in quantized.items():
-        rows = torch.from_numpy(dequantize(found))
-        for name, part in zip(names, rows.split([len(state[name]) for name in names]), strict=True):
-            state[name].copy_(part)
+        rows = dequantize(found)  # [sum of the matrices' outputs, inputs]
+        for name in names:
+            weight, there = state[name], layout(name)
+            count = weight.numel() // rows.shape[1]
+            part, rows = rows[:count], rows[count:]
+            weight.copy_(torch.from_numpy(np.ascontiguousarray(there.to_state(part) if there else part)))
     return twin
 
 

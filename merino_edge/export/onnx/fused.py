@@ -133,6 +133,9 @@ class Fused(Graph):
         options: dict[str, int | float] = {}
         if attention.scale != layer.head_size**-0.5:
             options["scale"] = attention.scale
+        if attention.window and attention.window < self.context:
+            options["local_window_size"] = attention.window
+            self.windowed = True
         mixed = f"attention.{layer.index}"
         self.node_into(
             "GroupQueryAttention",

@@ -44,6 +44,7 @@ class Graph:
         weights: the state dict that the constants are made of, float32.
         real: the type of activations, KV cache and weights that are not quantised.
         quantized: the quantised matrices, by the names of the matrices that were joined.
+        windowed: whether an attention operator has a window, which versions of ONNX Runtime count differently.
         decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
     """
 
@@ -63,6 +64,7 @@ class Graph:
         self._constants: dict[str, np.ndarray] = {}
         self._real_weights: dict[str, np.ndarray] = {}
         self._weight_bytes: dict[int, int] = {}  # by address: two shapes of one array are one weight
+        self.windowed = False
         self._rotary_names: dict[tuple[Rotary, int], tuple[str, str]] = {}
 
     def node(self, kind: str, inputs: Sequence[str], *, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
