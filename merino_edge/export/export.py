@@ -28,7 +28,8 @@ from merino_runtime.bundle import Bundle, Threads, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
 from merino_runtime.errors import MerinoError
 
-GOLDEN_STEPS = 16
+GOLDEN_STEPS = 16  # whose ids the bundle carries
+PARITY_STEPS = 32
 GOLDEN_PROMPTS = 8  # tried at most
 CLEAR_LEAD = 0.15  # three times the error that quantised formats are allowed
 DIALECTS: dict[str, type[Fused] | type[Portable]] = {"fused": Fused, "portable": Portable}
@@ -63,16 +64,17 @@ def export(
     check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch))
     graph = build_graph(source, dialect, context, precision)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
-    golden = clear_golden(with_quantized(source.model, graph.quantized, layout_of(source.arch)), source.arch.vocab, context)
+    dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch))
+    golden = clear_golden(dequantised, source.arch.vocab, context)
     if not np.isfinite(golden.logits).all():
         raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
     model = ModelFacts(
-        source.name, source.family, source.arch, source.weights, source.weights_source, source.eos_id
+        source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids
     )
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(
             folder, model, graph, GraphFormat(precision, dialect, context),
-            GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids)),
+            GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
             threads=planned_threads(source, precision), tokenizer=source.tokenizer,
         )  # fmt: skip
         error = worst_error(load_bundle(str(folder)), golden)
@@ -114,7 +116,7 @@ def clear_golden(model: PreTrainedModel, vocab: int, context: int) -> Golden:
     found = []
     for attempt in range(GOLDEN_PROMPTS):
         prompt_ids = golden_prompt(vocab, context, attempt)
-        found.append(torch_greedy(model, prompt_ids, min(GOLDEN_STEPS, context - len(prompt_ids))))
+        found.append(torch_greedy(model, prompt_ids, min(PARITY_STEPS, context - len(prompt_ids))))
         if least_lead(found[-1]) >= CLEAR_LEAD:
             break
     return max(found, key=least_lead)
@@ -126,9 +128,11 @@ def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
 
 
 def least_lead(golden: Golden) -> float:
-    """The smallest difference between a step's two largest logits, relative to the root mean square of that step."""
-    second, first = np.sort(golden.logits, axis=1)[:, -2:].T
-    return float(((first - second) / np.sqrt(np.square(golden.logits).mean(axis=1))).min())
+    """The smallest difference between a step's two largest logits, relative to the root mean square of that step; of
+    the steps whose ids the bundle carries."""
+    logits = golden.logits[:GOLDEN_STEPS]
+    second, first = np.sort(logits, axis=1)[:, -2:].T
+    return float(((first - second) / np.sqrt(np.square(logits).mean(axis=1))).min())
 
 
 def planned_threads(source: Source, precision: str) -> Threads:

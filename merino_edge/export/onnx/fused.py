@@ -11,9 +11,21 @@ from onnx import TensorProto
 from merino_edge.export.onnx.graph import Graph, ports
 from merino_edge.export.quantize import Quantized
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
+from merino_runtime.errors import MerinoError
 
 CONTRIB = "com.microsoft"
 ACCURACY = 4  # MatMulNBits quantises activations to int8 and multiplies in int8
+
+
+def check_heads(layer: KvLayer, attention: Attention) -> None:
+    """Raises MerinoError for heads that ONNX Runtime's attention refuses when it runs."""
+    multiple = 16 if attention.rotary else 8
+    if layer.head_size % multiple:
+        raise MerinoError(
+            f"heads of {layer.head_size} channels are not possible in dialect fused, since ONNX Runtime's attention"
+            f" takes multiples of {multiple}{' with rotary positions' if attention.rotary else ''}: export with"
+            " --dialect portable"
+        )
 
 
 class Fused(Graph):
@@ -121,6 +133,7 @@ class Fused(Graph):
         return self.node("Mul", [self.activation(gate, kind), f"{gate}.1"])
 
     def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
+        check_heads(layer, attention)
         parts = [qkv, "", ""]
         if attention.query_norm and attention.key_norm:
             query, key, value = self._parts(qkv, layer, attention)

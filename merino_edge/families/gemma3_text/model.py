@@ -32,15 +32,21 @@ def config_of(geometry: Gemma3Architecture, **keys: Any) -> Gemma3TextConfig:
             "sliding_attention": rope_words(geometry.local_rope_theta, None),
         },
     }
-    scalar = geometry.attention_scale**-2
-    return Gemma3TextConfig(
-        **words, head_dim=geometry.head_size, sliding_window=geometry.window,
-        query_pre_attn_scalar=round(scalar) if abs(scalar - round(scalar)) < 1e-6 * scalar else scalar,
-        layer_types=[kinds[windowed] for windowed in geometry.windowed], **keys,
-    )  # fmt: skip
+    words |= {
+        "head_dim": geometry.head_size,
+        "sliding_window": geometry.window,
+        "query_pre_attn_scalar": whole(geometry.attention_scale**-2),
+        "layer_types": [kinds[windowed] for windowed in geometry.windowed],
+    }
+    return Gemma3TextConfig(**words, **keys)
 
 
-def geometry_of(config: Gemma3TextConfig) -> Gemma3Architecture:
+def whole(number: float) -> int | float:
+    """An integer where rounding alone keeps it from being one: transformers takes no other."""
+    return round(number) if abs(number - round(number)) < 1e-9 * number else number
+
+
+def geometry_of(config: Any) -> Gemma3Architecture:
     unknown = sorted({str(kind) for kind in config.layer_types} - set(KINDS))
     if unknown:
         raise MerinoError(f"layer_types has {', '.join(map(repr, unknown))}, known are {', '.join(map(repr, KINDS))}")

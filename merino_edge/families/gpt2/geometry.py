@@ -8,6 +8,9 @@ from merino_edge.families.pre_norm import Decoder, Layer, Linear
 from merino_edge.families.weight_layout import TRANSPOSED, Layout
 
 
+Activation = Literal["gelu", "gelu_erf", "relu"]
+
+
 class Gpt2Architecture(BiasedGeometry):
     """A decoder with learned positions.
 
@@ -15,7 +18,7 @@ class Gpt2Architecture(BiasedGeometry):
         activation: `gelu` is the tanh form (GPT-2), `gelu_erf` the exact one (Cerebras-GPT).
     """
 
-    activation: Literal["gelu", "gelu_erf", "relu"]
+    activation: Activation
 
     def layer_of(self, layer: int) -> Layer:
         at, cache = f"transformer.h.{layer}", KvLayer(layer, self.heads, self.head_size)

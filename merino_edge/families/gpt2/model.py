@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from merino_edge.families.gpt2.geometry import Gpt2Architecture
+from merino_edge.families.gpt2.geometry import Activation, Gpt2Architecture
 from merino_runtime.errors import MerinoError
 
 MODEL = GPT2LMHeadModel
@@ -19,7 +19,7 @@ KEYS = frozenset({
     "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
 })  # fmt: skip
 LOADER = None
-ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu": "relu"}
+ACTIVATIONS: dict[str, Activation] = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu": "relu"}
 
 
 def config_of(geometry: Gpt2Architecture, **keys: Any) -> GPT2Config:

@@ -21,7 +21,8 @@ LOADER = None
 
 
 def config_of(geometry: Qwen2Architecture, **keys: Any) -> Qwen2Config:
-    return Qwen2Config(**gated_words(geometry), head_dim=geometry.head_size, **keys)
+    words = {**gated_words(geometry), "head_dim": geometry.head_size}  # read by its attention, though not declared
+    return Qwen2Config(**words, **keys)
 
 
 def geometry_of(config: Qwen2Config) -> Qwen2Architecture:
