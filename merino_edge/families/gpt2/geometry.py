@@ -7,7 +7,6 @@ from merino_edge.families.graph_ops import KvLayer, plain_attention
 from merino_edge.families.pre_norm import Decoder, Layer, Linear
 from merino_edge.families.weight_layout import TRANSPOSED, Layout
 
-
 Activation = Literal["gelu", "gelu_erf", "relu"]
 
 

@@ -19,7 +19,9 @@ KEYS = frozenset({
     "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
 })  # fmt: skip
 LOADER = None
-ACTIVATIONS: dict[str, Activation] = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu": "relu"}
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu": "relu",
+}  # fmt: skip
 
 
 def config_of(geometry: Gpt2Architecture, **keys: Any) -> GPT2Config:

@@ -36,7 +36,7 @@ def config_of(geometry: GptNeoxArchitecture, **keys: Any) -> GPTNeoXConfig:
     )
 
 
-def geometry_of(config: GPTNeoXConfig) -> GptNeoxArchitecture:
+def geometry_of(config: Any) -> GptNeoxArchitecture:
     words = dict(config.rope_parameters)
     part = words.pop(PART, 1.0)
     return GptNeoxArchitecture(
