@@ -1,28 +1,35 @@
 """From a model to a bundle: its graph in one dialect, golden ids by torch, the folder, and parity with torch."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedModel
 
-from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts
+from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts, write_description
 from merino_edge.bundles.files import described, is_bundle, is_bundle_alone
 from merino_edge.bundles.write import write_bundle
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.portable import Portable
-from merino_edge.export.parity import Golden, allowed_error, torch_greedy, with_quantized, worst_error
+from merino_edge.export.parity import (
+    WORST_LOGIT,
+    Golden,
+    allowed_error,
+    greedy_ids,
+    torch_greedy,
+    unrounded_error,
+    with_quantized,
+    worst_error,
+)
 from merino_edge.export.quantize import MatrixError
 from merino_edge.export.request import chosen_precision
 from merino_edge.export.source import Source
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
-from merino_edge.families.registry import family_of
-from merino_edge.families.weight_layout import GraphWeights, Layout
+from merino_edge.families.registry import family_of, layout_of
+from merino_edge.families.weight_layout import GraphWeights
 from merino_edge.storage.atomic import check_folder, check_keeps, new_folder
 from merino_runtime.bundle import Bundle, Threads, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
@@ -77,13 +84,33 @@ def export(
             GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
             threads=planned_threads(source, precision), tokenizer=source.tokenizer,
         )  # fmt: skip
-        error = worst_error(load_bundle(str(folder)), golden)
-        if not error <= allowed_error(precision):
-            raise MerinoError(
-                f"the {dialect} graph differs from torch by {error:.1e}, relative, allowed is"
-                f" {allowed_error(precision):.0e}: a defect of the exporter or of this onnxruntime; nothing was written"
-            )
+        bundle, error = proved(load_bundle(str(folder)), golden, bool(graph.quantized))
     return Exported(out, bundle._replace(folder=str(out)), error, graph.matrix_errors())
+
+
+def proved(bundle: Bundle, golden: Golden, quantised: bool) -> tuple[Bundle, float]:
+    """The bundle and its error. Raises MerinoError where its graph differs from torch.
+
+    A quantised graph carries the greedy ids that it itself chooses: rounded activations may choose others than torch.
+    """
+    if quantised:
+        check_error(bundle, unrounded_error(bundle, golden), WORST_LOGIT, " with float activations")
+    error = worst_error(bundle, golden)
+    check_error(bundle, error, allowed_error(bundle.precision))
+    chosen = tuple(greedy_ids(bundle, golden.prompt_ids, len(bundle.golden.greedy_ids))) if quantised else ()
+    if chosen and chosen != bundle.golden.greedy_ids:
+        bundle = bundle._replace(golden=bundle.golden._replace(greedy_ids=chosen))
+        write_description(bundle)
+    return bundle, error
+
+
+def check_error(bundle: Bundle, error: float, allowed: float, how: str = "") -> None:
+    """Raises MerinoError where it is above what is allowed, or no number."""
+    if not error <= allowed:
+        raise MerinoError(
+            f"the {bundle.dialect} graph{how} differs from torch by {error:.1e}, relative, allowed is {allowed:.0e}: a"
+            " defect of the exporter or of this onnxruntime; nothing was written"
+        )
 
 
 def chosen_context(source: Source, context: int | None) -> int:
@@ -150,11 +177,6 @@ def build_graph(source: Source, dialect: str, context: int, precision: str) -> G
     """The graph of the source's model, with its weights in float32 or quantised."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
     return walked_graph(DIALECTS[dialect], source.arch, weights, context, precision)
-
-
-def layout_of(arch: Geometry) -> Callable[[str], Layout | None]:
-    """How a weight of the state dict lies in the graph, by its name."""
-    return partial(family_of(arch).layout, arch)
 
 
 def walked_graph(

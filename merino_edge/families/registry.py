@@ -3,8 +3,9 @@
 Imports neither torch nor transformers: those are loaded by `Family.torch_side`, when a model is built or read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -27,7 +28,7 @@ from merino_edge.families.opt.geometry import OptArchitecture
 from merino_edge.families.opt.walk import walk_opt
 from merino_edge.families.qwen2.geometry import Qwen2Architecture
 from merino_edge.families.qwen3.geometry import Qwen3Architecture
-from merino_edge.families.weight_layout import LayoutOf, alike
+from merino_edge.families.weight_layout import Layout, LayoutOf, alike
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
@@ -106,6 +107,11 @@ FAMILIES: Mapping[str, Family] = {
 def family_of(geometry: Geometry) -> Family:
     """The family that a geometry belongs to, by its class."""
     return next(family for family in FAMILIES.values() if isinstance(geometry, family.geometry))
+
+
+def layout_of(geometry: Geometry) -> Callable[[str], Layout | None]:
+    """How a weight of its torch model's state dict lies in the graph, by its name."""
+    return partial(family_of(geometry).layout, geometry)
 
 
 def read_geometry(name: str, architecture: Mapping[str, Any]) -> Geometry:

@@ -11,6 +11,7 @@ from onnx import TensorProto
 from merino_edge.export.onnx.graph import Graph, ports
 from merino_edge.export.quantize import Quantized
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
+from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
 from merino_runtime.errors import MerinoError
 
 CONTRIB = "com.microsoft"
@@ -19,7 +20,7 @@ ACCURACY = 4  # MatMulNBits quantises activations to int8 and multiplies in int8
 
 def check_heads(layer: KvLayer, attention: Attention) -> None:
     """Raises MerinoError for heads that ONNX Runtime's attention refuses when it runs."""
-    multiple = 16 if attention.rotary else 8
+    multiple = FUSED_HEAD_MULTIPLE * (2 if attention.rotary else 1)
     if layer.head_size % multiple:
         raise MerinoError(
             f"heads of {layer.head_size} channels are not possible in dialect fused, since ONNX Runtime's attention"
