@@ -17,6 +17,7 @@ from merino_edge.export.parity import (
     WORST_LOGIT,
     Golden,
     allowed_error,
+    empty,
     greedy_ids,
     torch_greedy,
     unrounded_error,
@@ -47,21 +48,26 @@ class Exported(NamedTuple):
 
     `error`: relative to torch with the weights as stored, at the worst step of prefill and decode. In float32 it is the
     largest error of a logit, in other formats the root mean square.
+    `steps`: decode steps behind the prefill that were compared. `unrounded`: of a quantised graph with float
+    activations, the largest error of a logit; None where nothing is quantised.
     `matrices`: the quantisation error of each; empty where nothing is quantised.
     """
 
     folder: Path
     bundle: Bundle
     error: float
+    steps: int
+    unrounded: float | None
     matrices: list[MatrixError]
 
 
 def export(
     source: Source, out: Path, *, dialect: str = "fused", precision: str | None = None, context: int | None = None,
-    overwrite: bool = False,
+    overwrite: bool = False, last_use: bool = False,
 ) -> Exported:  # fmt: skip
     """Write the bundle `out`. Without a `precision` it has the design's weight format, or float32 without a design.
 
+    `last_use`: the source's model is changed and then emptied, so that memory holds one copy of the weights at a time.
     `overwrite`: random weights may replace trained ones. Raises MerinoError for a request that is not possible, for
     weights that give no finite logits, and where the graph differs from torch; then nothing is written.
     """
@@ -71,7 +77,8 @@ def export(
     check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch))
     graph = build_graph(source, dialect, context, precision)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
-    dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch))
+    errors = graph.matrix_errors()
+    dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
     golden = clear_golden(dequantised, source.arch.vocab, context)
     if not np.isfinite(golden.logits).all():
         raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
@@ -84,24 +91,28 @@ def export(
             GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
             threads=planned_threads(source, precision), tokenizer=source.tokenizer,
         )  # fmt: skip
-        bundle, error = proved(load_bundle(str(folder)), golden, bool(graph.quantized))
-    return Exported(out, bundle._replace(folder=str(out)), error, graph.matrix_errors())
+        if last_use:
+            graph.forget()
+            empty(source.model)
+        bundle, error, unrounded = proved(load_bundle(str(folder)), golden, quantised=bool(errors))
+    return Exported(out, bundle._replace(folder=str(out)), error, len(golden.logits) - 1, unrounded, errors)
 
 
-def proved(bundle: Bundle, golden: Golden, quantised: bool) -> tuple[Bundle, float]:
-    """The bundle and its error. Raises MerinoError where its graph differs from torch.
+def proved(bundle: Bundle, golden: Golden, quantised: bool) -> tuple[Bundle, float, float | None]:
+    """The bundle, its error, and that with float activations (None if not `quantised`).
 
-    A quantised graph carries the greedy ids that it itself chooses: rounded activations may choose others than torch.
+    Raises MerinoError where its graph differs from torch. A quantised graph carries the greedy ids that it itself chooses: rounded activations may choose others than torch.
     """
-    if quantised:
-        check_error(bundle, unrounded_error(bundle, golden), WORST_LOGIT, " with float activations")
+    unrounded = unrounded_error(bundle, golden) if quantised else None
+    if unrounded is not None:
+        check_error(bundle, unrounded, WORST_LOGIT, " with float activations")
     error = worst_error(bundle, golden)
     check_error(bundle, error, allowed_error(bundle.precision))
     chosen = tuple(greedy_ids(bundle, golden.prompt_ids, len(bundle.golden.greedy_ids))) if quantised else ()
     if chosen and chosen != bundle.golden.greedy_ids:
         bundle = bundle._replace(golden=bundle.golden._replace(greedy_ids=chosen))
         write_description(bundle)
-    return bundle, error
+    return bundle, error, unrounded
 
 
 def check_error(bundle: Bundle, error: float, allowed: float, how: str = "") -> None:

@@ -52,16 +52,16 @@ def torch_greedy(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) 
 
 def with_quantized(
     model: PreTrainedModel, quantized: Mapping[tuple[str, ...], Quantized],
-    layout: Callable[[str], Layout | None] = lambda _: None,
+    layout: Callable[[str], Layout | None] = lambda _: None, *, in_place: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
-    """A copy of the model with dequantised weights; the model itself if nothing is quantised.
+    """A copy of the model with dequantised weights, or the model itself `in_place` or where nothing is quantised.
 
     `quantized` is a graph's: by the names of the matrices that were joined along their outputs. `layout`: how a weight
     of the state dict lies in the graph.
     """
     if not quantized:
         return model
-    twin = copy.deepcopy(model)
+    twin = model if in_place else copy.deepcopy(model)
     state = twin.state_dict()
     for names, found in quantized.items():
         rows = dequantize(found)  # [sum of the matrices' outputs, inputs]
@@ -71,6 +71,12 @@ def with_quantized(
             part, rows = rows[:count], rows[count:]
             weight.copy_(torch.from_numpy(np.ascontiguousarray(there.to_state(part) if there else part)))
     return twin
+
+
+def empty(model: PreTrainedModel) -> None:
+    """Give back the memory of a model that is not needed any more, whoever still refers to it."""
+    for parameter in model.parameters():
+        parameter.data = torch.empty(0)
 
 
 def worst_error(bundle: Bundle, golden: Golden) -> float:

@@ -56,6 +56,10 @@ class Portable(Graph):
         mask = self.node("Mul", [self.to_real(hidden), self.scalar(MASKED)])
         return self.node("Unsqueeze", [mask, self.integers(*axes)])
 
+    def forget(self) -> None:
+        super().forget()
+        self._signed_codes.clear()
+
     def _masks(self, window: int | None) -> tuple[str, str]:
         """Of cached slots [1, 1, 1 or T, context] and of new positions [1, 1, T, T]; a slot holds its own position."""
         if window is None or window >= self.context:
