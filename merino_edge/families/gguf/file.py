@@ -111,7 +111,11 @@ class _Bytes:
         return start
 
     def number(self, code: str) -> Any:
-        return struct.unpack_from("<" + code, self.data, self.take(struct.calcsize("<" + code)))[0]
+        return self.numbers(code)[0]
+
+    def numbers(self, codes: str) -> tuple[Any, ...]:
+        start = self.take(struct.calcsize("<" + codes))
+        return struct.unpack_from("<" + codes, self.data, start)
 
     def text(self, longest: int, what: str) -> str:
         length = self.number("Q")
@@ -167,8 +171,7 @@ def _value(read: _Bytes, name: str) -> Any:
         raise _Fault(f"{shortened(repr(name))} has {count:,} entries, allowed are {MOST_ENTRIES:,}")
     if inner == STRING:
         return [read.text(LONGEST_TEXT, f"an entry of {shortened(repr(name))}") for _ in range(count)]
-    form = f"<{count}{SCALARS[inner]}"
-    return list(struct.unpack_from(form, read.data, read.take(struct.calcsize(form))))
+    return list(read.numbers(f"{count}{SCALARS[inner]}"))
 
 
 def _tensor(read: _Bytes) -> tuple[str, tuple[int, ...], int, int]:
