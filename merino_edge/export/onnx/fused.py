@@ -10,6 +10,8 @@ from onnx import TensorProto
 
 from merino_edge.export.onnx.graph import Graph, ports, rotary_tables
 from merino_edge.export.quantize import Quantized
+from merino_edge.export.repack import repacked
+from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import KvLayer, Norm, Weights
 
 CONTRIB = "com.microsoft"
@@ -19,9 +21,12 @@ ACCURACY = 4  # MatMulNBits quantises activations to int8 and multiplies in int8
 class Fused(Graph):
     opsets = {"": 17, CONTRIB: 1}
 
-    def __init__(self, weights: Weights, context: int, precision: str):
-        super().__init__(weights, context, precision)
+    def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
+        super().__init__(weights, context, precision, blocks)
         self.last_index = self.total_length = ""  # set by begin_decoder or begin_attention
+
+    def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
+        return repacked(self.blocks, names, self.weights, bits, self.exact) if self.blocks else None
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
         """Add a decoder's inputs and outputs (the logits apart), and the nodes that derive from the mask how many
@@ -80,7 +85,7 @@ class Fused(Graph):
         """x @ W with W in blocks [out, in]; activations are quantised to int8 as well (see ACCURACY)."""
         codes = self.stored(f"{name}.codes", found.codes)
         scales = self.stored(f"{name}.scales", found.scales.reshape(-1))
-        return self.node(
+        product = self.node(
             "MatMulNBits",
             [x, codes, scales],
             domain=CONTRIB,
@@ -90,6 +95,17 @@ class Fused(Graph):
             block_size=found.block,
             accuracy_level=ACCURACY,
         )
+        return product if found.minimums is None else self.add(product, self._minimum_product(x, name, found))
+
+    def _minimum_product(self, x: str, name: str, found: Quantized) -> str:
+        """What the minimums of the blocks add: the sum of each block of x, times the block's minimum in each row.
+
+        MatMulNBits takes minimums as zero points too, but then multiplies in float32, fifty times slower.
+        """
+        minimums = self.stored(f"{name}.minimums", self.transposed(found.minimums))  # [columns / block, rows]
+        cut = self.node("Reshape", [x, self.integers(1, -1, found.scales.shape[1], found.block)])
+        sums = self.node("ReduceSum", [cut, self.integers(-1)], keepdims=0)  # [1, T, columns / block]
+        return self.node("MatMul", [sums, minimums])
 
     def add(self, x: str, y: str) -> str:
         return self.node("Add", [x, y])

@@ -5,38 +5,15 @@ Dequantisation is the package gguf's. The levels are unpacked here, after the sa
 without a second rounding.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
+from merino_edge.families.blocks import Blocks
 from merino_edge.families.gguf.file import GgufFile
 from merino_runtime.errors import MerinoError
 
 SUPER = 256  # weights that share the outer scale of a K type
-
-
-class Blocks(NamedTuple):
-    """A matrix [rows, columns] whose rows are cut into blocks: weight = level * scale + minimum, exactly.
-
-    `bits`: the fewest that hold all levels, from -2^(bits - 1) to 2^(bits - 1) - 1.
-    """
-
-    levels: np.ndarray  # int8 [rows, columns / block, block]
-    scales: np.ndarray  # float32 [rows, columns / block]
-    minimums: np.ndarray | None  # float32 [rows, columns / block]; None where all are 0
-    bits: int
-
-    @property
-    def block(self) -> int:
-        return int(self.levels.shape[-1])
-
-    def rows(self, order: np.ndarray) -> "Blocks":
-        """With its rows in another order; a block lies within a row."""
-        return Blocks(
-            self.levels[order], self.scales[order], None if self.minimums is None else self.minimums[order], self.bits
-        )
 
 
 def weights_of(file: GgufFile, name: str) -> np.ndarray:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-from merino_edge.families.gguf.blocks import Blocks, blocks_of, weights_of
+from merino_edge.families.blocks import Blocks
+from merino_edge.families.gguf.blocks import blocks_of, weights_of
 from merino_edge.families.gguf.config import ROPE_FACTORS
 from merino_edge.families.gguf.file import GgufFile
 from merino_edge.storage.faults import shortened
@@ -91,7 +92,7 @@ def check_rows(file: GgufFile, form: Layout) -> None:
         raise MerinoError(f"{file.path}: {form.stored} has {rows} rows, its metadata says {len(form.rows)}")
 
 
-class BlockSource(NamedTuple):
+class StoredBlocks(NamedTuple):
     """The blocks of a file's matrices as they are stored, by their name in the state dict; [out, in]."""
 
     file: GgufFile
