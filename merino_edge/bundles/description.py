@@ -14,7 +14,7 @@ from merino_edge.bundles.files import DESCRIPTION_FILE, list_files
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import FAST_ISA, decode_flops, head_flops, kv_bytes, params
 from merino_edge.storage.atomic import write_text
-from merino_runtime.bundle import BackendNeed, Bundle, Golden, KvLayer, Port, Threads
+from merino_runtime.bundle import BackendNeed, Bundle, Chat, Golden, KvLayer, Port, Threads
 from merino_runtime.bundle_schema import BUNDLE_SHAPE, SCHEMA, problems_of
 
 # The oldest ONNX Runtime for (dialect, precision), 1.10 where none is named: operators with blocks of 8 bits, and
@@ -23,6 +23,7 @@ MIN_VERSIONS = {
     ("fused", "fp32"): "1.18", ("fused", "fp16"): "1.20", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23",
 }  # fmt: skip
 REFUSED_VERSIONS = ("1.21.0",)  # dies of an illegal instruction on Cortex-A53 and A72
+TENSORRT = BackendNeed("tensorrt", "8.2", ())  # JetPack 4.6's
 RUNTIME_CHOOSES = Threads(None, None)
 
 
@@ -58,7 +59,8 @@ class GraphFacts(Protocol):
 class ModelFacts(NamedTuple):
     """What was exported, whatever the weight format and the graph's dialect.
 
-    `weights` is `trained` or `random`; `weights_source` says for people where the values came from.
+    `weights` is `trained` or `random`; `weights_source` says for people where the values came from. Any of `stop_ids`
+    ends a text. `chat`: its template's file is in the folder.
     """
 
     name: str
@@ -66,7 +68,8 @@ class ModelFacts(NamedTuple):
     geometry: Geometry
     weights: str
     weights_source: str
-    eos_id: int | None = None
+    stop_ids: tuple[int, ...] = ()
+    chat: Chat | None = None
 
 
 class GraphFormat(NamedTuple):
@@ -95,7 +98,7 @@ def describe(
         weights_source=model.weights_source,
         context=form.context,
         vocab=geometry.vocab,
-        eos_id=model.eos_id,
+        stop_ids=model.stop_ids,
         kv_layers=tuple(KvLayer(*layer) for layer in geometry.kv_layers),
         inputs=tuple(Port(port.name, port.dtype, tuple(port.shape)) for port in graph.inputs),
         outputs=tuple(Port(port.name, port.dtype, tuple(port.shape)) for port in graph.outputs),
@@ -107,11 +110,19 @@ def describe(
         kv_bytes=kv_bytes(operators, form.context, form.precision),
         isa=tuple(FAST_ISA[form.precision]),
         boards=fitting_boards(operators, form.precision, form.context, threads),
-        backend=BackendNeed("onnxruntime", MIN_VERSIONS.get((form.dialect, form.precision), "1.10"), REFUSED_VERSIONS),
+        backends=backends_of(form),
         threads=threads,
         golden=golden,
+        chat=model.chat,
         files=list_files(folder),
     )
+
+
+def backends_of(form: GraphFormat) -> tuple[BackendNeed, ...]:
+    """What can run such a graph, the preferred backend first. TensorRT takes standard operators on floats."""
+    oldest = MIN_VERSIONS.get((form.dialect, form.precision), "1.10")
+    on_gpu = (TENSORRT,) if form.dialect == "portable" and form.precision in ("fp32", "fp16") else ()
+    return (BackendNeed("onnxruntime", oldest, REFUSED_VERSIONS), *on_gpu)
 
 
 def write_description(bundle: Bundle) -> None:

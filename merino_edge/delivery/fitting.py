@@ -7,7 +7,7 @@ from merino_edge.bundles.files import TOKENIZER_FILE
 from merino_edge.families.registry import read_geometry
 from merino_edge.prediction.formats import missing_isa
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.bundle import Bundle
+from merino_runtime.bundle import Bundle, backends_text, need_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import version_tuple
 
@@ -39,7 +39,7 @@ def check_one_model(bundles: Sequence[Bundle], say: Say = lambda _: None) -> Non
 def _identity(bundle: Bundle) -> dict[str, object]:
     return {
         "architecture": (bundle.family, bundle.architecture),
-        "vocabulary": (bundle.vocab, bundle.eos_id),
+        "vocabulary": (bundle.vocab, bundle.stop_ids),
         "kind of weights": bundle.weights,
         "tokenizer": [file.sha256 for file in bundle.files if file.path == TOKENIZER_FILE],
     }
@@ -59,8 +59,10 @@ def check_devices(bundles: Sequence[Bundle], devices: Sequence[DeviceProfile], s
 
 def why_not(bundle: Bundle, profile: DeviceProfile) -> str:
     """Why the device should not run the bundle; empty where it can."""
-    need, has = bundle.backend, profile.software.onnxruntime
+    need, has = need_of(bundle, "onnxruntime"), profile.software.onnxruntime
     named = f"{bundle.folder} ({bundle.dialect} {bundle.precision})"
+    if need is None:
+        return f"{named} needs {backends_text(bundle)}, and its system has onnxruntime"
     if version_tuple(has) < version_tuple(need.min_version):
         return f"{named} needs {need.name} {need.min_version} and its system has {has} (--dialect portable needs less)"
     missing = missing_isa(profile, bundle.precision)

@@ -64,7 +64,7 @@ def export(
     if not np.isfinite(golden.logits).all():
         raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
     model = ModelFacts(
-        source.name, source.family, source.arch, source.weights, source.weights_source, source.eos_id
+        source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids
     )
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(

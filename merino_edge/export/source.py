@@ -30,7 +30,7 @@ class Source(NamedTuple):
     model: PreTrainedModel
     weights: str
     weights_source: str
-    eos_id: int | None
+    stop_ids: tuple[int, ...]
     tokenizer: Path | None
     design: Design | None = None
     bundle: Bundle | None = None  # the float32 bundle that it was read from
@@ -60,7 +60,7 @@ def load_source(what: str, weights: Path | None = None) -> Source:
 def random_source(arch: Geometry, name: str) -> Source:
     """A geometry with random weights, the same at each call. Speed does not depend on the values."""
     check_memory(arch, name)
-    return Source(name, arch, random_model(arch), "random", f"random, seed {SEED}", None, None)
+    return Source(name, arch, random_model(arch), "random", f"random, seed {SEED}", (), None)
 
 
 def load_weights_of(known: Model, folder: Path) -> Source:
@@ -74,7 +74,7 @@ def load_weights_of(known: Model, folder: Path) -> Source:
             f"{folder} is not {known.id}: found {found.geometry.shape()}, {known.id} has {known.geometry.shape()}"
         )
     said = f"local folder {folder.name}"
-    return Source(known.id, found.geometry, found.model, "trained", said, found.eos_id, found.tokenizer)
+    return Source(known.id, found.geometry, found.model, "trained", said, found.stop_ids, found.tokenizer)
 
 
 def load_checkpoint(folder: Path) -> Source:
@@ -83,7 +83,7 @@ def load_checkpoint(folder: Path) -> Source:
     said = f"checkpoint {folder.name}"
     design = kept_design(folder, found.geometry)
     name = trained_name(folder) or folder.name
-    return Source(name, found.geometry, found.model, "trained", said, found.eos_id, found.tokenizer, design)
+    return Source(name, found.geometry, found.model, "trained", said, found.stop_ids, found.tokenizer, design)
 
 
 def kept_design(folder: Path, arch: Geometry) -> Design | None:
@@ -101,6 +101,6 @@ def load_bundle_again(folder: Path) -> Source:
     check_recovered(bundle, source.model)
     tokenizer = folder / TOKENIZER
     return source._replace(
-        weights=bundle.weights, weights_source=bundle.weights_source, eos_id=bundle.eos_id,
+        weights=bundle.weights, weights_source=bundle.weights_source, stop_ids=bundle.stop_ids,
         tokenizer=tokenizer if tokenizer.is_file() else None, bundle=bundle,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel, set_seed
 from merino_edge.families.checkpoint import CONFIG, check_checkpoint
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES, family_of
+from merino_edge.families.stop_ids import stop_ids_of
 from merino_edge.storage.atomic import write_text
 from merino_edge.storage.faults import fault_list, one_line, shortened
 from merino_runtime.errors import MerinoError
@@ -28,11 +29,11 @@ for _family in FAMILIES.values():
 
 
 class Checkpoint(NamedTuple):
-    """A trained model in a folder. `eos_id`: the first end-of-text id; `tokenizer`: tokenizer.json, or None."""
+    """A trained model in a folder. Any of `stop_ids` ends a text; `tokenizer`: tokenizer.json, or None."""
 
     geometry: Geometry
     model: PreTrainedModel
-    eos_id: int | None
+    stop_ids: tuple[int, ...]
     tokenizer: Path | None
 
 
@@ -78,16 +79,8 @@ def read_checkpoint(folder: Path, judge: Callable[[Geometry], None] = lambda _: 
     except ValidationError as error:
         raise MerinoError(f"{folder} is a {config.model_type} that is not exported: {fault_list(error)}") from error
     judge(geometry)
-    tokenizer, eos_id = read_tokenizer(folder), end_of_text_id(config.eos_token_id, geometry.vocab, folder)
-    return Checkpoint(geometry, read_weights(side.MODEL, folder), eos_id, tokenizer)
-
-
-def end_of_text_id(given: Any, vocab: int, folder: Path) -> int | None:
-    """Of several ids the first. Raises MerinoError for one that the vocabulary does not have."""
-    first = given[0] if isinstance(given, list) and given else given
-    if first is None or (type(first) is int and 0 <= first < vocab):
-        return first
-    raise MerinoError(f"{folder / CONFIG}: eos_token_id is {shortened(repr(given))}, allowed: 0 to {vocab - 1}")
+    tokenizer, stop_ids = read_tokenizer(folder), stop_ids_of(folder, config.eos_token_id, geometry.vocab)
+    return Checkpoint(geometry, read_weights(side.MODEL, folder), stop_ids, tokenizer)
 
 
 def read_config(folder: Path) -> Any:

@@ -140,7 +140,7 @@ class Conversation:
         ids = [*self.ids, *(model.tokenizer.encode(text) if text else [])]
         generation = generate(
             model.backend, ids, max_new_tokens=max_new_tokens, sampling=sampling or Sampling(),
-            eos_id=None if ignore_eos else model.bundle.eos_id, stream=TextStream(model.tokenizer, stops),
+            stop_ids=() if ignore_eos else model.bundle.stop_ids, stream=TextStream(model.tokenizer, stops),
             overflow=overflow)
         self.ids, self.done = ids, None
         return self._pieces(generation)

@@ -8,7 +8,7 @@ import hashlib
 import os
 from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
 
-from merino_runtime.bundle_schema import SCHEMA, problems_of
+from merino_runtime.bundle_schema import READ, SCHEMA, as_latest, problems_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
 from merino_runtime.json_shape import listed, shown
@@ -42,6 +42,37 @@ class Golden(NamedTuple):
     greedy_ids: Tuple[int, ...]
 
 
+class SystemParts(NamedTuple):
+    """What stands before and after a system message's text."""
+    before: str
+    after: str
+
+
+class MessageTexts(NamedTuple):
+    """What the template takes of each role's text: a name in `bundle_schema.MESSAGE_TEXTS`."""
+    system: str
+    user: str
+    assistant: str
+
+
+class ChatParts(NamedTuple):
+    """A rendered chat template: what stands between the texts of a talk that ends with the user's turn."""
+    begin: str  # before the first user's text, where there is no system message
+    system: Optional[SystemParts]  # None: the template knows no system message
+    answer: str  # between a user's text and the answer that was given
+    user: str  # between an answer and the next user's text
+    generation: str  # after the last user's text: it opens the answer
+    no_think: Optional[str]  # the same for an answer without thinking; None: the template does not know of that
+    date_format: Optional[str]  # of today's date, for which U+0000 stands in the texts
+    texts: MessageTexts
+
+
+class Chat(NamedTuple):
+    template: str  # path of the Jinja template in the bundle
+    tokens: Dict[str, str]  # what the template's variables for special tokens hold, such as bos_token
+    parts: Optional[ChatParts]  # None: only Jinja renders it
+
+
 class BundleFile(NamedTuple):
     path: str
     bytes: int
@@ -61,7 +92,7 @@ class Bundle(NamedTuple):
     weights_source: str
     context: int
     vocab: int
-    eos_id: Optional[int]
+    stop_ids: Tuple[int, ...]  # any of them ends a text
     kv_layers: Tuple[KvLayer, ...]
     inputs: Tuple[Port, ...]
     outputs: Tuple[Port, ...]
@@ -73,9 +104,10 @@ class Bundle(NamedTuple):
     kv_bytes: int
     isa: Tuple[str, ...]
     boards: Tuple[str, ...]
-    backend: BackendNeed
+    backends: Tuple[BackendNeed, ...]  # those that can run it, the preferred one first
     threads: Threads
     golden: Golden
+    chat: Optional[Chat]
     files: Tuple[BundleFile, ...]
 
 
@@ -98,14 +130,26 @@ def bundle_of(folder: str, description: Any) -> Bundle:
     if not isinstance(description, dict):
         raise MerinoError(f"{path} holds {shown(description)}, not an object. Export the bundle again.")
     schema = description.get("schema")
-    if "schema" in description and (schema != SCHEMA or isinstance(schema, bool)):
+    if "schema" in description and (schema not in READ or isinstance(schema, (bool, float))):
         # Said alone: under another schema the complaints about keys would mean nothing.
-        raise MerinoError(f"{path} has schema {shown(schema)}, this runtime reads schema {SCHEMA}. Use the "
+        raise MerinoError(f"{path} has schema {shown(schema)}, this runtime reads schema "
+                          f"{' and '.join(map(str, READ))}. Use the "
                           "merino.pyz that came with the bundle, or export it again with this version.")
-    problems = problems_of(description)
+    latest = as_latest(description)
+    problems = problems_of(latest)
     if problems:
         raise MerinoError(f"{path} does not follow schema {SCHEMA}: {listed(problems)}. Export the bundle again.")
-    return _bundle_of(folder, description)
+    return _bundle_of(folder, latest)
+
+
+def need_of(bundle: Bundle, backend: str) -> Optional[BackendNeed]:
+    """What the bundle asks of a backend; None where that cannot run it."""
+    return next((need for need in bundle.backends if need.name == backend), None)
+
+
+def backends_text(bundle: Bundle) -> str:
+    """The backends for people: "onnxruntime 1.10 or later, or tensorrt 8.2 or later"."""
+    return ", or ".join(f"{need.name} {need.min_version} or later" for need in bundle.backends)
 
 
 def file_path(bundle: Bundle, name: str) -> Optional[str]:
@@ -165,9 +209,22 @@ def _bundle_of(folder: str, description: Dict[str, Any]) -> Bundle:
     for key in ("inputs", "outputs"):
         values[key] = tuple(Port(port["name"], port["dtype"], tuple(port["shape"]))
                             for port in description[key])
-    need, golden = description["backend"], description["golden"]
-    values["backend"] = BackendNeed(need["name"], need["min_version"], tuple(need["refused_versions"]))
+    golden = description["golden"]
+    values["backends"] = tuple(BackendNeed(need["name"], need["min_version"], tuple(need["refused_versions"]))
+                               for need in description["backends"])
     values["threads"] = Threads(**description["threads"])
     values["golden"] = Golden(tuple(golden["prompt_ids"]), tuple(golden["greedy_ids"]))
+    values["chat"] = _chat_of(description["chat"])
     values["files"] = tuple(BundleFile(**file) for file in description["files"])
     return Bundle(folder=folder, **values)
+
+
+def _chat_of(chat: Optional[Dict[str, Any]]) -> Optional[Chat]:
+    if chat is None:
+        return None
+    if chat["parts"] is None:
+        return Chat(chat["template"], chat["tokens"], None)
+    parts = dict(chat["parts"], texts=MessageTexts(**chat["parts"]["texts"]))
+    if parts["system"] is not None:
+        parts["system"] = SystemParts(**parts["system"])
+    return Chat(chat["template"], chat["tokens"], ChatParts(**parts))

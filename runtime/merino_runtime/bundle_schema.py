@@ -1,35 +1,64 @@
 """The schema of bundle.json: its keys, and what each value must be. Standard library only.
 
-All problems of a file are found at once; `bundle` raises them as one error. What the keys mean: docs/formats.md.
+All problems of a file are found at once; `bundle` raises them as one error. An older schema is rewritten into the
+latest one before it is judged. What the keys mean: docs/formats.md.
 """
 from typing import Any, Dict, List, Optional
 
 from merino_runtime.json_shape import (
+    Maybe,
     an_object,
     count,
     inner_path,
     integer,
     one_of,
     or_null,
+    passage,
     problems_in,
     sha256,
     shown,
     size,
     text,
+    texts_by_name,
     version,
 )
 
-SCHEMA = 1
+SCHEMA = 2
+READ = (1, SCHEMA)
 # Beyond these no machine runs a bundle, and sums of them no longer fit the numbers of other programs.
 LONGEST_CONTEXT = LARGEST_VOCAB = 2 ** 24
 LARGEST_LAYER = 2 ** 14  # heads, and channels of a head
 MOST_THREADS = 1024
 CACHE_BYTES = {"float16": 2, "float32": 4}
+# What a chat template takes of a message's text: all of it; without white space around it; what follows the last
+# </think>; the same without line feeds at its beginning; or without white space around it.
+MESSAGE_TEXTS = ("whole", "stripped", "answer", "answer_lines", "answer_stripped")
 
 
 def problems_of(description: Any) -> List[str]:
     """In words, one for each wrong key or value; contradictions between values only where each value is valid."""
     return problems_in(description, BUNDLE_SHAPE) or _contradictions(description)
+
+
+def as_latest(description: Dict[str, Any]) -> Dict[str, Any]:
+    """A description of any schema in `READ` as one of the latest; an object of another schema comes back as it is.
+
+    Schema 1 had one backend, one id to stop at or null, and no chat. A key that is missing there is missing in the
+    result too. Its `portable` graphs are not listed for TensorRT: NVIDIA's parser was not asked about them.
+    """
+    if description.get("schema") != 1 or isinstance(description.get("schema"), bool):
+        return description
+    latest: Dict[str, Any] = {}
+    for key, value in description.items():
+        if key == "backend":
+            latest["backends"] = [value]
+        elif key == "eos_id":
+            latest["stop_ids"] = [] if value is None else [value]
+        elif key == "files":
+            latest.update(chat=None, files=value)
+        else:
+            latest[key] = value
+    return dict(latest, schema=SCHEMA)
 
 
 def _axis(value: Any) -> Optional[str]:
@@ -38,17 +67,22 @@ def _axis(value: Any) -> Optional[str]:
 
 _threads, _layer = integer(1, MOST_THREADS), integer(1, LARGEST_LAYER)
 _port = {"name": text, "dtype": one_of("int32", "int64", "float16", "float32"), "shape": [_axis]}
+_message_text = one_of(*MESSAGE_TEXTS)
+_parts = {"begin": passage, "system": Maybe({"before": passage, "after": passage}), "answer": passage, "user": passage,
+          "generation": passage, "no_think": or_null(passage), "date_format": or_null(text),
+          "texts": {"system": _message_text, "user": _message_text, "assistant": _message_text}}
 BUNDLE_SHAPE: Dict[str, Any] = {
     "schema": size, "name": text, "family": text, "architecture": an_object,
     "precision": one_of("fp32", "fp16", "int8", "int4"), "dialect": one_of("fused", "portable"),
     "weights": one_of("trained", "random"), "weights_source": text,
     "context": integer(1, LONGEST_CONTEXT), "vocab": integer(1, LARGEST_VOCAB),
-    "eos_id": or_null(count), "kv_layers": [{"heads": _layer, "head_size": _layer}], "inputs": [_port],
+    "stop_ids": [count], "kv_layers": [{"heads": _layer, "head_size": _layer}], "inputs": [_port],
     "outputs": [_port], "params": count, "flops_per_token": count, "head_flops": count,
     "weight_bytes": count, "decode_weight_bytes": count, "kv_bytes": count, "isa": [text], "boards": [text],
-    "backend": {"name": text, "min_version": version, "refused_versions": [version]},
+    "backends": [{"name": text, "min_version": version, "refused_versions": [version]}],
     "threads": {"prefill": or_null(_threads), "decode": or_null(_threads)},
     "golden": {"prompt_ids": [count], "greedy_ids": [count]},
+    "chat": Maybe({"template": inner_path, "tokens": texts_by_name, "parts": Maybe(_parts)}),
     "files": [{"path": inner_path, "bytes": count, "sha256": sha256}],
 }
 
@@ -58,8 +92,13 @@ def _contradictions(description: Dict[str, Any]) -> List[str]:
     problems = []
     vocab, paths = description["vocab"], [file["path"] for file in description["files"]]
     ids = description["golden"]["prompt_ids"] + description["golden"]["greedy_ids"]
-    if max(ids + [description["eos_id"] or 0]) >= vocab:
-        problems.append(f"golden or eos_id has an id of {vocab} (vocab) or more")
+    if max([0, *ids, *description["stop_ids"]]) >= vocab:
+        problems.append(f"golden or stop_ids has an id of {vocab} (vocab) or more")
+    if not description["backends"]:
+        problems.append("backends is empty")
+    chat = description["chat"]
+    if chat and chat["template"] not in paths:
+        problems.append(f"files has no {chat['template']}, which is chat.template")
     if "model.onnx" not in paths:
         problems.append("files has no model.onnx")
     problems.extend(f"files has {path} twice" for path in sorted(set(paths)) if paths.count(path) > 1)

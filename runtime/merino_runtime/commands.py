@@ -10,7 +10,8 @@ from typing import Any, List, Optional, Sequence
 
 from merino_runtime import board
 from merino_runtime.api import open_model
-from merino_runtime.bundle import Bundle, load_bundle
+from merino_runtime.bundle import Bundle, backends_text, load_bundle
+from merino_runtime.bundle_schema import as_latest
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
 from merino_runtime.outputs import check_output
@@ -113,7 +114,8 @@ def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> i
 
 
 def run_info(path: str, as_json: bool = False) -> int:
-    """Of a bundle: as_json has the keys of bundle.json, and this machine under `board`. Or of a packed file."""
+    """Of a bundle: as_json has the keys of bundle.json in the latest schema, and this machine under `board`. Or of a
+    packed file."""
     if _is_packed(path):
         from merino_runtime.delivery import packed
 
@@ -121,7 +123,8 @@ def run_info(path: str, as_json: bool = False) -> int:
     bundle = load_bundle(path, verify=False)
     here = board.this_board()
     if as_json:
-        description = read_json(os.path.join(bundle.folder, "bundle.json"), "Copy or export the bundle again.")
+        path = os.path.join(bundle.folder, "bundle.json")
+        description = as_latest(read_json(path, "Copy or export the bundle again."))
         description["board"] = dict(here._asdict(), isa=sorted(here.isa))
         write_out(json.dumps(description, indent=2) + "\n")
     else:
@@ -141,7 +144,7 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
         ("KV cache", f"{bundle.kv_bytes / board.MB:.1f} MB"),
         ("needs", ", ".join(bundle.isa) or "no special instructions"),
         ("fits boards", ", ".join(bundle.boards) or "none listed"),
-        ("backend", f"{bundle.backend.name} {bundle.backend.min_version} or later"),
+        ("backend", backends_text(bundle)),
         ("this machine", ", ".join([here.architecture, f"{here.physical_cores} cores", *sorted(here.isa)])),
     ]
 

@@ -55,17 +55,17 @@ Event = Union[PromptCut, Token, Done]
 
 
 def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int = 128,
-             sampling: Sampling = Sampling(), eos_id: Optional[int] = None,  # noqa: B008
+             sampling: Sampling = Sampling(), stop_ids: Sequence[int] = (),  # noqa: B008
              stream: Optional[TextStream] = None, overflow: str = "stop") -> "Generation":
     """Yields a Token per id, then one Done. The ids do not depend on what the cache held before.
 
-    eos_id None: no id ends the generation. stream None: ids only, every text is empty. This call, not the first
+    Any id of stop_ids ends the generation. stream None: ids only, every text is empty. This call, not the first
     `next`, raises MerinoError for a wrong request. After closing the iterator early, or after ctrl-C, the backend can
     be used again; `measured` then gives what a `Done` would. Where something else changes the cache between two tokens,
     such as another generation on this backend, the next token would follow other text: `next` raises MerinoError.
     """
     check_request(len(prompt_ids), max_new_tokens, backend.context, overflow)
-    return Generation(backend, prompt_ids, max_new_tokens, sampling, eos_id, stream, overflow == "shift")
+    return Generation(backend, prompt_ids, max_new_tokens, sampling, stop_ids, stream, overflow == "shift")
 
 
 def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str) -> None:
@@ -95,7 +95,7 @@ def generate_text(bundle: Bundle, backend: Backend, tokenizer: Tokenizer, prompt
     if not prompt:
         raise MerinoError("the prompt is empty. Give at least one word.")
     return generate(backend, tokenizer.encode(prompt), max_new_tokens=max_new_tokens, sampling=sampling,
-                    eos_id=None if ignore_eos else bundle.eos_id, stream=TextStream(tokenizer, stops),
+                    stop_ids=() if ignore_eos else bundle.stop_ids, stream=TextStream(tokenizer, stops),
                     overflow=overflow)
 
 
@@ -138,10 +138,10 @@ class Generation(Iterator[Event]):
     """The events of one generation, and what was measured so far. Made by `generate`."""
 
     def __init__(self, backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampling: Sampling,
-                 eos_id: Optional[int], stream: Optional[TextStream], shifting: bool) -> None:
+                 stop_ids: Sequence[int], stream: Optional[TextStream], shifting: bool) -> None:
         context = backend.context
         kept = prompt_ids if len(prompt_ids) < context else newest_half(prompt_ids, context)
-        self._backend, self._stream, self._eos_id = backend, stream, eos_id
+        self._backend, self._stream, self._stop_ids = backend, stream, frozenset(stop_ids)
         self._sampler = Sampler(sampling, kept)
         self._step_ms: List[float] = []  # the prefill, then each decode step
         self._tokens = self._prefill_tokens = self._shifts = 0
@@ -167,7 +167,7 @@ class Generation(Iterator[Event]):
         while not stop_reason:
             start = time.perf_counter()
             token_id = self._sampler.choose(self._logits(prompt_ids, token_id))
-            is_eos = token_id == self._eos_id
+            is_eos = token_id in self._stop_ids
             text = stream.push(token_id) if stream and not is_eos else ""
             self._step_ms.append(1000 * (time.perf_counter() - start))
             count = len(self._step_ms)

@@ -1,17 +1,22 @@
 """Checks a JSON value against its shape and names every fault at once. Standard library only.
 
-A shape is a nested description of JSON: {...} is an object of exactly these keys, [x] a list of x, and a leaf is a
-function that takes a value and returns what was expected, or None where the value is valid.
+A shape is a nested description of JSON: {...} is an object of exactly these keys, [x] a list of x, `Maybe(x)` null or
+x, and a leaf is a function that takes a value and returns what was expected, or None where the value is valid.
 """
 import json
 import re
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, NamedTuple, Optional
 
 LARGEST = 2 ** 53  # to which JSON's numbers are exact everywhere
 LONGEST_TEXT = 1000  # characters
+LONGEST_PASSAGE = 100000  # characters
 MOST_LISTED = 50  # problems of one message
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # would break a message's line, or steer a terminal
 Leaf = Callable[[Any], Optional[str]]
+
+
+class Maybe(NamedTuple):
+    shape: Any
 
 
 def problems_in(value: Any, shape: Any) -> List[str]:
@@ -44,6 +49,18 @@ def text(value: Any) -> Optional[str]:
     return None if good else f"a string of up to {LONGEST_TEXT} characters, no control characters"
 
 
+def passage(value: Any) -> Optional[str]:
+    """Text that a model reads, of several lines perhaps: never printed as it is."""
+    good = isinstance(value, str) and len(value) <= LONGEST_PASSAGE
+    return None if good else f"a string of up to {LONGEST_PASSAGE} characters"
+
+
+def texts_by_name(value: Any) -> Optional[str]:
+    good = isinstance(value, dict) and all(re.match(r"[a-z_]+\Z", key) and passage(text) is None
+                                           for key, text in value.items())
+    return None if good else "an object of names (a to z, _) and strings"
+
+
 def version(value: Any) -> Optional[str]:
     good = isinstance(value, str) and re.match(r"\d{1,6}(\.\d{1,6}){1,3}\Z", value, re.ASCII)
     return None if good else "a version such as 1.18"
@@ -69,7 +86,10 @@ count, size = integer(0), integer(1)
 
 
 def _check(value: Any, shape: Any, where: str, problems: List[str]) -> None:
-    if callable(shape):
+    if isinstance(shape, Maybe):
+        if value is not None:
+            _check(value, shape.shape, where, problems)
+    elif callable(shape):
         expected = shape(value)
         if expected:
             problems.append(f"{where} is {shown(value)}, expected {expected}")

@@ -54,7 +54,7 @@ def graph(tiny_arch):
 
 @pytest.fixture
 def model(tiny_arch):
-    return ModelFacts("tiny", "a new family", tiny_arch, "trained", "a run", 0)
+    return ModelFacts("tiny", "a new family", tiny_arch, "trained", "a run", (0,))
 
 
 def test_a_description_is_read_as_it_was_written(graph, model, tmp_path):
@@ -68,7 +68,7 @@ def test_a_description_is_read_as_it_was_written(graph, model, tmp_path):
     )
     assert is_bundle(folder) and load_bundle(str(folder)) == written
     assert [file.path for file in written.files] == ["model.onnx", "model.onnx.data", "tokenizer.json"]
-    assert (written.golden, written.threads, written.backend.min_version) == (golden, Threads(4, 2), "1.23")
+    assert (written.golden, written.threads, written.backends[0].min_version) == (golden, Threads(4, 2), "1.23")
     assert written.isa == ("avx2", "dotprod") and written.head_flops == 2 * 300 * 32
     assert bundle_bytes(folder) > sum(file.bytes for file in written.files)
 

@@ -50,7 +50,7 @@ def test_its_description_is_what_todays_exporter_writes():
     """All that needs no torch: counts, boards, and the model's files, of which merino.pyz is none."""
     bundle = load_bundle(str(FOLDER))
     arch = Architecture.model_validate(bundle.architecture)
-    model = ModelFacts(bundle.name, bundle.family, arch, bundle.weights, bundle.weights_source, bundle.eos_id)
+    model = ModelFacts(bundle.name, bundle.family, arch, bundle.weights, bundle.weights_source, bundle.stop_ids)
     form = GraphFormat(bundle.precision, bundle.dialect, bundle.context)
     assert describe(FOLDER, model, bundle, form, bundle.golden, bundle.threads) == bundle
     assert [file.path for file in bundle.files] == ["model.onnx", "model.onnx.data", "tokenizer.json"]

@@ -83,7 +83,7 @@ def test_bundle_json_says_what_the_model_is(folder, dialect, tiny_arch):
     assert {key: description[key] for key in counts} == counts
     facts = {
         "schema": 1, "name": "tiny", "family": "merino", "precision": "fp32", "dialect": dialect,
-        "weights": "trained", "context": 64, "vocab": 300, "eos_id": 0, "isa": [], "boards": profile_ids(),
+        "weights": "trained", "context": 64, "vocab": 300, "stop_ids": [0], "isa": [], "boards": profile_ids(),
     }
     assert {key: description[key] for key in facts} == facts
     assert Architecture.model_validate(description["architecture"]) == tiny_arch
@@ -441,7 +441,7 @@ def test_a_bundle_runs_by_itself(folder, tmp_path):
 def test_a_source_says_where_its_weights_come_from(tiny_checkpoint):
     source = load_source(str(tiny_checkpoint))
     assert isinstance(source, Source)
-    assert (source.weights, source.family, source.eos_id) == ("trained", "merino", 0)
+    assert (source.weights, source.family, source.stop_ids) == ("trained", "merino", (0,))
     assert source.tokenizer == tiny_checkpoint / "tokenizer.json"
 
 

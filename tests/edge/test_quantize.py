@@ -147,4 +147,4 @@ def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dia
         predicted = operators.weight_bytes(source.arch.operators, precision)
         assert description["weight_bytes"] == pytest.approx(predicted, rel=0.06)  # some blocks are smaller
         assert description["isa"] == ["avx2", "dotprod"]
-        assert description["backend"]["min_version"] == "1.23"
+        assert description["backends"][0]["min_version"] == "1.23"

@@ -450,12 +450,12 @@ def test_generation_fills_the_context_and_says_so(bundle, backend):
 def test_a_version_that_does_not_fit_is_refused_with_the_command_to_run(bundle):
     import onnxruntime
 
-    need = bundle.backend
+    need, = bundle.backends[:1]
     with pytest.raises(MerinoError, match="needs 99.0 or later.*pip install.*onnxruntime>=99.0"):
-        open_backend(bundle._replace(backend=need._replace(min_version="99.0")))
+        open_backend(bundle._replace(backends=(need._replace(min_version="99.0"),)))
     refused = (onnxruntime.__version__,)
     with pytest.raises(MerinoError, match="refuses.*pip install.*!=" + refused[0]):
-        open_backend(bundle._replace(backend=need._replace(refused_versions=refused)))
+        open_backend(bundle._replace(backends=(need._replace(refused_versions=refused),)))
 
 
 def test_no_onnxruntime_is_refused_with_the_command_to_run(bundle, monkeypatch):
@@ -488,7 +488,7 @@ def test_no_threads_are_refused(bundle, threads):
 
 def test_an_unknown_backend_is_refused(bundle):
     with pytest.raises(MerinoError, match="'abacus'.*onnxruntime"):
-        open_backend(bundle._replace(backend=bundle.backend._replace(name="abacus")))
+        open_backend(bundle._replace(backends=(bundle.backends[0]._replace(name="abacus"),)))
 
 
 def test_a_bundle_without_a_tokenizer_says_so(bundle):

@@ -16,10 +16,10 @@ PI_4 = "processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU part\t: 0x
 PC = "flags\t\t: fpu sse4_2 avx avx2 avx512f avx512_vnni avx_vnni lm\n"
 BUNDLE = Bundle(
     folder=".", schema=1, name="tiny", family="merino", architecture={}, precision="fp32", dialect="fused",
-    weights="random", weights_source="a seed", context=64, vocab=260, eos_id=None, kv_layers=(), inputs=(),
+    weights="random", weights_source="a seed", context=64, vocab=260, stop_ids=(), kv_layers=(), inputs=(),
     outputs=(), params=1, flops_per_token=1, head_flops=1, weight_bytes=49 * 2 ** 20, decode_weight_bytes=1,
     kv_bytes=2 ** 20, isa=("dotprod",), boards=(),
-    backend=BackendNeed("onnxruntime", "1.18", ()), threads=Threads(None, None), golden=Golden((), ()),
+    backends=(BackendNeed("onnxruntime", "1.18", ()),), threads=Threads(None, None), golden=Golden((), ()), chat=None,
     files=())
 BOARD = board.Board("aarch64", 64, 4, 4, frozenset(["dotprod", "fp16"]), 512.0, 300.0)
 

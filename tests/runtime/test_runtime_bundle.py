@@ -4,20 +4,37 @@ import json
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
-from merino_runtime.bundle import Bundle, Golden, KvLayer, Port, file_path, load_bundle
+from merino_runtime.bundle import (
+    BackendNeed,
+    Bundle,
+    Chat,
+    Golden,
+    KvLayer,
+    Port,
+    SystemParts,
+    bundle_of,
+    file_path,
+    load_bundle,
+)
 from merino_runtime.errors import MerinoError
 
 FILES = {"model.onnx": b"graph", "model.onnx.data": bytes(range(256)) * 20, "tokenizer.json": b"{}"}
 
+SCHEMA_1 = Path(__file__).with_name("bundle-schema-1.json")
+PARTS = {"begin": "<s>", "system": {"before": "<s>system\n", "after": "\n"}, "answer": "\n", "user": "\n",
+         "generation": "\n", "no_think": None, "date_format": "%d %b %Y",
+         "texts": {"system": "whole", "user": "stripped", "assistant": "answer"}}
+
 
 def description():
     return {
-        "schema": 1, "name": "tiny", "family": "merino", "architecture": {"blocks": []}, "precision": "fp32",
+        "schema": 2, "name": "tiny", "family": "merino", "architecture": {"blocks": []}, "precision": "fp32",
         "dialect": "fused", "weights": "random", "weights_source": "a seed", "context": 64, "vocab": 260,
-        "eos_id": None, "kv_layers": [{"heads": 2, "head_size": 32}],
+        "stop_ids": [], "kv_layers": [{"heads": 2, "head_size": 32}],
         "inputs": [{"name": "input_ids", "dtype": "int64", "shape": [1, "sequence"]},
                    {"name": "attention_mask", "dtype": "int64", "shape": [1, "total"]},
                    {"name": "past_key_values.0.key", "dtype": "float32", "shape": [1, 2, 64, 32]},
@@ -25,8 +42,8 @@ def description():
         "outputs": [{"name": "logits", "dtype": "float32", "shape": [1, 1, 260]}],
         "params": 1000, "flops_per_token": 2000, "head_flops": 1000, "weight_bytes": 4000,
         "decode_weight_bytes": 4000, "kv_bytes": 32768, "isa": [], "boards": ["raspberry-pi-5"],
-        "backend": {"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1.21.0"]},
-        "threads": {"prefill": None, "decode": 1}, "golden": {"prompt_ids": [1, 2], "greedy_ids": [3, 4]},
+        "backends": [{"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1.21.0"]}],
+        "threads": {"prefill": None, "decode": 1}, "golden": {"prompt_ids": [1, 2], "greedy_ids": [3, 4]}, "chat": None,
         "files": [{"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
                   for path, data in sorted(FILES.items())],
     }
@@ -55,8 +72,9 @@ def test_a_whole_bundle_is_read(folder):
     assert isinstance(bundle, Bundle) and bundle.folder == str(folder)
     assert bundle.kv_layers == (KvLayer(2, 32),) and bundle.golden == Golden((1, 2), (3, 4))
     assert bundle.inputs[1] == Port("attention_mask", "int64", (1, "total"))
-    assert bundle.eos_id is None and bundle.threads.prefill is None and bundle.threads.decode == 1
-    assert bundle.backend.refused_versions == ("1.21.0",) and len(bundle.files) == 3
+    assert bundle.stop_ids == () and bundle.chat is None
+    assert bundle.threads.prefill is None and bundle.threads.decode == 1
+    assert bundle.backends[0].refused_versions == ("1.21.0",) and len(bundle.files) == 3
     assert file_path(bundle, "tokenizer.json") == os.path.join(str(folder), "tokenizer.json")
     assert file_path(bundle, "other.json") is None
 
@@ -92,17 +110,17 @@ def test_all_damaged_files_are_named_at_once(folder):
 
 
 def test_every_missing_key_is_named_at_once(folder):
-    described = {key: value for key, value in description().items() if key in ("schema", "name", "backend")}
-    del described["backend"]["min_version"]
+    described = {key: value for key, value in description().items() if key in ("schema", "name", "backends")}
+    del described["backends"][0]["min_version"]
     rewrite(folder, described)
     message = refusal(folder)
     assert all(f"missing key {key}" in message for key in description() if key not in described)
-    assert "missing key backend.min_version" in message
+    assert "missing key backends[0].min_version" in message
 
 
 def test_unknown_missing_and_wrong_keys_are_named_together(folder):
     described = description()
-    described.update(colour="green", context="64", vocab=True, kv_layers={}, isa=[1], eos_id=-1, params=1.0)
+    described.update(colour="green", context="64", vocab=True, kv_layers={}, isa=[1], stop_ids=[-1], params=1.0)
     described["inputs"][0]["shape"] = [1, 0]
     described["files"][0]["note"] = "?"
     described["threads"]["decode"] = 0
@@ -111,7 +129,7 @@ def test_unknown_missing_and_wrong_keys_are_named_together(folder):
     message = refusal(folder)
     for part in ("unknown key colour", 'context is "64"', "vocab is true",
                  "kv_layers is an object, expected a list",
-                 "isa[0] is 1", "eos_id is -1", "params is 1.0", "inputs[0].shape[1] is 0",
+                 "isa[0] is 1", "stop_ids[0] is -1", "params is 1.0", "inputs[0].shape[1] is 0",
                  "unknown key files[0].note", "threads.decode is 0", "missing key golden"):
         assert part in message, part
 
@@ -130,8 +148,13 @@ def test_a_value_outside_the_contract_is_refused(folder, key, value):
     ("context", 10 ** 9), ("vocab", 10 ** 9), ("params", 10 ** 300), ("weight_bytes", 2 ** 54), ("kv_bytes", -1),
     ("kv_layers", [{"heads": 10 ** 9, "head_size": 32}]), ("threads", {"prefill": 10 ** 6, "decode": 1}),
     ("name", "two\nlines"), ("weights_source", "\x1b[2J"), ("isa", ["a\0"]), ("family", "x" * 1001),
-    ("backend", {"name": "onnxruntime", "min_version": "new", "refused_versions": []}),
-    ("backend", {"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1." + "9" * 5000]})])
+    ("backends", [{"name": "onnxruntime", "min_version": "new", "refused_versions": []}]),
+    ("backends", [{"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1." + "9" * 5000]}]),
+    ("chat", {"template": "../x", "tokens": {}, "parts": None}), ("chat", "chatml"),
+    ("chat", {"template": "x", "tokens": {"bos_token": 7}, "parts": None}),
+    ("chat", {"template": "x", "tokens": {}, "parts": dict(PARTS, begin="x" * 100001)}),
+    ("chat", {"template": "x", "tokens": {}, "parts": dict(PARTS, date_format="%d\n")}),
+    ("chat", {"template": "x", "tokens": {}, "parts": dict(PARTS, texts=dict(PARTS["texts"], user="upper"))})])
 def test_a_value_beyond_its_bounds_is_refused_by_one_line(folder, key, value):
     rewrite(folder, dict(description(), **{key: value}))
     message = refusal(folder)
@@ -158,11 +181,11 @@ def test_of_very_many_problems_the_first_are_listed_and_the_others_counted(folde
     assert len(message) < 5000 and "and 950 more" in message and "\n" not in message
 
 
-@pytest.mark.parametrize("schema", [0, 2, "1", None, True, 1.5])
+@pytest.mark.parametrize("schema", [0, 3, "1", None, True, 1.5, 1.0, 2.0])
 def test_another_schema_is_refused_by_number_alone(folder, schema):
     rewrite(folder, dict(description(), schema=schema, unheard_of=1))
     message = refusal(folder)
-    assert "schema" in message and "reads schema 1" in message and "unheard_of" not in message
+    assert "schema" in message and "reads schema 1 and 2" in message and "unheard_of" not in message
 
 
 @pytest.mark.parametrize("path", ["../model.onnx", "/etc/passwd", "a/../../b", "..", "", ".", "a\\..\\b",
@@ -177,6 +200,50 @@ def test_a_path_out_of_the_bundle_is_refused(folder, path):
 def test_a_family_is_a_name_and_no_more_to_the_runtime(folder):
     rewrite(folder, dict(description(), family="a family of tomorrow", architecture={"anything": [1]}))
     assert load_bundle(folder).family == "a family of tomorrow"
+
+
+def test_the_description_of_schema_1_is_still_read():
+    """The bytes of a bundle.json as version 0.1 wrote it; what schema 2 calls otherwise is renamed."""
+    old = SCHEMA_1.read_bytes()
+    assert hashlib.sha256(old).hexdigest() == (
+        "74ab414c623ef19534d57d63b1f1f267088546474c8d849a2396e9b6c5f07761")
+    read = bundle_of("somewhere", json.loads(old.decode("ascii")))
+    assert (read.schema, read.stop_ids, read.chat) == (2, (0,), None)
+    assert read.backends == (BackendNeed("onnxruntime", "1.18", ("1.21.0",)),)
+    assert (read.name, read.context, len(read.files)) == ("embedded", 512, 3)
+    assert read.golden.greedy_ids[:3] == (965, 296, 263)
+
+
+@pytest.mark.parametrize("change, found", [
+    (lambda old: old.update(eos_id=None), None), (lambda old: old.pop("eos_id"), "missing key stop_ids"),
+    (lambda old: old.pop("backend"), "missing key backends"), (lambda old: old.update(eos_id=-1), "stop_ids[0] is -1"),
+    (lambda old: old.update(eos_id=4096), "stop_ids has an id of 4096"),
+    (lambda old: old.update(chat=1, colour=1), "colour"),
+    (lambda old: old.update(schema=2), "unknown key eos_id; unknown key backend"),
+    (lambda old: old["backend"].update(colour=1), "unknown key backends[0].colour")])
+def test_a_wrong_description_of_schema_1_is_refused_as_one_of_schema_2(change, found):
+    old = json.loads(SCHEMA_1.read_text(encoding="ascii"))
+    change(old)
+    if found is None:
+        assert bundle_of("somewhere", old).stop_ids == ()
+        return
+    with pytest.raises(MerinoError) as caught:
+        bundle_of("somewhere", old)
+    assert found in str(caught.value)
+
+
+def test_a_chat_template_is_read_with_its_parts(folder):
+    described = description()
+    described["chat"] = {"template": "tokenizer.json", "tokens": {"bos_token": "<s>"}, "parts": PARTS}
+    rewrite(folder, described)
+    chat = load_bundle(folder).chat
+    assert chat.parts.system == SystemParts("<s>system\n", "\n") and chat.parts.texts.assistant == "answer"
+    described["chat"].update(parts=None)
+    rewrite(folder, described)
+    assert load_bundle(folder).chat == Chat("tokenizer.json", {"bos_token": "<s>"}, None)
+    described["chat"].update(template="absent.jinja")
+    rewrite(folder, described)
+    assert "files has no absent.jinja, which is chat.template" in refusal(folder)
 
 
 def test_a_file_in_a_subfolder_is_fine(folder):

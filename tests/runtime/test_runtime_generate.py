@@ -73,23 +73,23 @@ def test_it_stops_at_the_length():
 
 
 def test_it_stops_at_the_eos_which_is_counted_and_has_no_text():
-    tokens, last = run(Script([*spelled("hi"), EOS]), eos_id=EOS)
+    tokens, last = run(Script([*spelled("hi"), EOS]), stop_ids=[EOS])
     assert [token.id for token in tokens] == [*spelled("hi"), EOS] and last.stop_reason == "eos"
     assert "".join(token.text for token in tokens) == "hi"
 
 
 def test_an_eos_gives_out_what_a_stop_string_held_back():
-    tokens, _ = run(Script([*spelled("so"), EOS]), eos_id=EOS, stops=["oh"])
+    tokens, _ = run(Script([*spelled("so"), EOS]), stop_ids=[EOS], stops=["oh"])
     assert [token.text for token in tokens] == ["s", "", "o"]
 
 
 def test_an_eos_that_is_also_a_byte_is_still_not_text():
-    tokens, _ = run(Script(spelled("a.b")), eos_id=spelled(".")[0])
+    tokens, _ = run(Script(spelled("a.b")), stop_ids=spelled("."))
     assert "".join(token.text for token in tokens) == "a"
 
 
 def test_without_an_eos_it_goes_on():
-    tokens, last = run(Script([*spelled("hi"), EOS]), eos_id=None, max_new_tokens=6)
+    tokens, last = run(Script([*spelled("hi"), EOS]), stop_ids=(), max_new_tokens=6)
     assert [token.id for token in tokens] == [*spelled("hi"), EOS] * 2 and last.stop_reason == "length"
 
 

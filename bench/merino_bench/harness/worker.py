@@ -158,8 +158,8 @@ def one_round(backend: Backend, prompt: Sequence[int], depth: int, steps: int) -
 
 
 def engine_name(bundle: Bundle) -> str:
-    module = sys.modules.get(bundle.backend.name)
-    return f"{bundle.backend.name} {getattr(module, '__version__', 'unknown')} CPU"
+    name = next(need.name for need in bundle.backends if need.name in sys.modules)
+    return f"{name} {getattr(sys.modules[name], '__version__', 'unknown')} CPU"
 
 
 def main() -> int:

@@ -93,7 +93,7 @@ def decoder_bundle(folder: str, kernel: Kernel) -> Bundle:
         kv_layers=(KvLayer(kernel.heads, kernel.columns // kernel.heads),) * (kernel.count * kernel.uses),
         inputs=kernel.inputs, outputs=kernel.outputs, weight_bytes=kernel.weight_bytes,
         decode_weight_bytes=kernel.weight_bytes, kv_bytes=0, isa=(), threads=Threads(None, None),
-        backend=BackendNeed("onnxruntime", "1.18", ()))
+        backends=(BackendNeed("onnxruntime", "1.18", ()),))
     return Bundle(**known)
 
 

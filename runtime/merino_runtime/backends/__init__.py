@@ -2,7 +2,7 @@
 from typing import Optional
 
 from merino_runtime.backends.backend import Backend
-from merino_runtime.bundle import Bundle
+from merino_runtime.bundle import Bundle, need_of
 from merino_runtime.errors import MerinoError
 
 BACKENDS = ("onnxruntime",)
@@ -15,10 +15,11 @@ def open_backend(bundle: Bundle, threads: Optional[int] = None, prefill_threads:
     huge_pages False: the weights stay in small pages. Raises MerinoError if the backend is not installed, its version
     is refused, a thread count is not allowed, or the graph cannot be opened.
     """
-    if bundle.backend.name == "onnxruntime":
+    if need_of(bundle, "onnxruntime"):
         from merino_runtime.backends.onnx import OnnxBackend
         from merino_runtime.backends.onnx_session import open_model
 
         return OnnxBackend(open_model(bundle, threads, prefill_threads, huge_pages))
-    raise MerinoError(f"bundle {bundle.name!r} needs the backend {bundle.backend.name!r}, this runtime has "
+    named = " or ".join(repr(need.name) for need in bundle.backends)
+    raise MerinoError(f"bundle {bundle.name!r} needs the backend {named}, this runtime has "
                       f"{', '.join(BACKENDS)}. Use the merino.pyz of the bundle's folder, or export it again.")

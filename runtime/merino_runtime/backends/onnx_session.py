@@ -8,7 +8,7 @@ import os
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime import board
-from merino_runtime.bundle import Bundle, Port
+from merino_runtime.bundle import Bundle, Port, need_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.huge_pages import new_memory_in_huge_pages
 from merino_runtime.memory import is_out_of_memory, out_of_memory
@@ -45,7 +45,8 @@ def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: O
 
 def import_onnxruntime(bundle: Bundle) -> Any:
     """The module. Raises MerinoError if it is absent or the bundle refuses its version."""
-    need = bundle.backend
+    need = need_of(bundle, "onnxruntime")
+    assert need is not None, bundle.backends
     refused = "".join(f",!={version}" for version in need.refused_versions)
     requirements = ["numpy", "tokenizers", f"onnxruntime>={need.min_version}{refused}"]
     remedy = install_commands(requirements)

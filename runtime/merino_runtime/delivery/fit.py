@@ -6,7 +6,7 @@ import re
 from typing import List, NamedTuple, Optional, Tuple
 
 from merino_runtime import board
-from merino_runtime.bundle import Bundle, bundle_of
+from merino_runtime.bundle import BackendNeed, Bundle, backends_text, bundle_of
 from merino_runtime.delivery.archive import Archive, read_member
 from merino_runtime.delivery.machine import Machine
 from merino_runtime.delivery.manifest import Manifest, WheelSet
@@ -85,13 +85,17 @@ def fitting_wheels(manifest: Manifest, machine: Machine) -> Optional[WheelSet]:
 
 
 def _check_version(bundle: Bundle, wheels: Optional[WheelSet]) -> None:
-    """Whether the wheels hold a version of the backend that the bundle can use."""
-    found = wheels.packages.get(bundle.backend.name, "0") if wheels else None
-    if found is None:
+    """Raises MerinoError where the wheels hold no backend of a version that the bundle can use."""
+    if not wheels:
         return
-    need = bundle.backend
-    refused = [version_tuple(version) for version in need.refused_versions]
-    if version_tuple(found) < version_tuple(need.min_version) or version_tuple(found) in refused:
-        raise MerinoError(f"{bundle.name!r} ({bundle.dialect}, {bundle.precision}) needs {need.name} "
-                          f"{need.min_version} or later, the file's wheels for this Python hold {found}. Pack a bundle "
-                          "that was exported with --dialect portable.")
+    held = {need.name: wheels.packages.get(need.name, "0") for need in bundle.backends}
+    if not any(_takes(need, held[need.name]) for need in bundle.backends):
+        found = ", ".join(version for version in held.values() if version != "0") or "none"
+        raise MerinoError(f"{bundle.name!r} ({bundle.dialect}, {bundle.precision}) needs {backends_text(bundle)}, the "
+                          f"file's wheels for this Python hold {found}. Pack a bundle that was exported with --dialect "
+                          "portable.")
+
+
+def _takes(need: BackendNeed, version: str) -> bool:
+    found = version_tuple(version)
+    return found >= version_tuple(need.min_version) and found not in map(version_tuple, need.refused_versions)

@@ -102,7 +102,7 @@ def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force
     if choice.wheels:
         packages.check_tools(archive, choice.wheels)
     else:
-        packages.check_present(choice.bundle.backend.name)
+        packages.check_present([need.name for need in choice.bundle.backends])
     return Checked(archive, choice, notes + list(choice.notes))
 
 

@@ -40,9 +40,11 @@ def check_tools(archive: Archive, wheels: WheelSet) -> None:
                           "venv. On Debian and Ubuntu: sudo apt-get install python3-venv")
 
 
-def check_present(backend: str) -> None:
-    """Raises MerinoError where this Python lacks what a release without wheels uses. Imports nothing."""
-    needed = [*(name for name in PACKAGES if name != "onnxruntime"), backend]
+def check_present(backends: Sequence[str]) -> None:
+    """Raises MerinoError where this Python lacks what a release without wheels uses, of the backends one. Imports
+    nothing."""
+    found = [name for name in backends if importlib.util.find_spec(name) is not None]
+    needed = [*(name for name in PACKAGES if name != "onnxruntime"), (found or list(backends))[0]]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise MerinoError(f"the file brings no packages, and this Python lacks {', '.join(missing)}. "

@@ -5,7 +5,7 @@ import os
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from merino_runtime import board
-from merino_runtime.bundle import Bundle
+from merino_runtime.bundle import Bundle, backends_text
 from merino_runtime.delivery.archive import Archive, check_hashes, check_signature, open_archive
 from merino_runtime.delivery.fit import choose, packed_bundle
 from merino_runtime.delivery.keys import PublicKey, read_public_key
@@ -96,7 +96,8 @@ def _signature(archive: Archive) -> Optional[Dict[str, str]]:
 def _description(bundle: Bundle) -> Dict[str, Any]:
     names = ("name", "precision", "dialect", "context", "params", "weight_bytes", "kv_bytes", "isa", "boards")
     values = bundle._asdict()
-    return dict({name: values[name] for name in names}, path=bundle.folder, backend=bundle.backend._asdict())
+    return dict({name: values[name] for name in names}, path=bundle.folder,
+                backends=[need._asdict() for need in bundle.backends])
 
 
 def _facts(archive: Archive, bundles: Sequence[Bundle]) -> List[Sequence[Any]]:
@@ -110,8 +111,8 @@ def _facts(archive: Archive, bundles: Sequence[Bundle]) -> List[Sequence[Any]]:
     for bundle in bundles:
         needs = ", ".join(bundle.isa) or "no special instructions"
         facts.append((bundle.folder, f"{bundle.dialect} {bundle.precision}, context {bundle.context}, needs {needs}, "
-                                     f"{board.memory_need_mb(bundle):.0f} MB of memory, {bundle.backend.name} "
-                                     f"{bundle.backend.min_version} or later"))
+                                     f"{board.memory_need_mb(bundle):.0f} MB of memory, "
+                                     f"{backends_text(bundle)}"))
     for wheels in manifest.wheels:
         packages = ", ".join(f"{name} {version}" for name, version in sorted(wheels.packages.items()))
         facts.append(("wheels", f"Python {wheels.python}, {wheels.architecture}, glibc {wheels.glibc} or later: "
