@@ -86,8 +86,8 @@ def judge_files(model: HubModel, files: list[Any], say: Callable[[str], None]) -
     free = shutil.disk_usage(place).free
     if needed > free:
         raise MerinoError(
-            f"{model.name} takes {needed / MB:,.0f} MB and {place} has {free / MB:,.0f} MB: make room, or set HF_HOME to"
-            " a folder on another disk"
+            f"{model.name} takes {needed / MB:,.0f} MB and {place} has {free / MB:,.0f} MB: make room, or set"
+            " HF_HOME to a folder on another disk"
         )
     say(f"downloading {len(missing)} files of {model.name}, {needed / MB:,.1f} MB, into {cache}")
 
@@ -107,7 +107,7 @@ def fault(model: HubModel, error: Exception) -> str:
             " https://huggingface.co/models; for a private one run `hf auth login` or set HF_TOKEN"
         )
     if isinstance(error, OSError) and error.errno is not None and getattr(error, "response", None) is None:
-        return f"{model.name} cannot be kept in the cache: {one_line(error)}. Make room, or set HF_HOME to another folder"
+        return f"{model.name} cannot be kept: {one_line(error)}. Make room, or set HF_HOME to another folder"
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     reason = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({one_line(error)[:120]})"
     return f"{model.name} is not whole in the cache, and {reason}. {by_hand(model)}"

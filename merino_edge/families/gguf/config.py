@@ -57,9 +57,6 @@ class Metadata(NamedTuple):
     def _wanted(self, key: str, judge: Callable[[Any], bool], allowed: str, default: Any) -> Any:
         return wanted(self.file.metadata, f"{self.architecture}.{key}", judge, allowed, default)
 
-    def has(self, key: str) -> bool:
-        return f"{self.architecture}.{key}" in self.file.metadata
-
     def tensor(self, name: str) -> bool:
         return name in self.file.tensors
 
@@ -80,8 +77,8 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     if "split.count" in file.metadata and file.metadata["split.count"] != 1:
         raise MerinoError(f"{file.path} is one part of several: join them with `llama-gguf-split --merge` of llama.cpp")
     metadata = Metadata(file, name)
-    wrong = [f"{name}.{key} is {shortened(repr(file.metadata[f'{name}.{key}']))}" for key in REFUSED if metadata.has(key)
-             and file.metadata[f"{name}.{key}"] not in (0, 0.0)]  # fmt: skip
+    set_keys = (key for key in (f"{name}.{one}" for one in REFUSED) if file.metadata.get(key, 0) != 0)
+    wrong = [f"{key} is {shortened(repr(file.metadata[key]))}" for key in set_keys]
     if wrong:
         raise MerinoError(f"{file.path} is a variant of {name} that is not exported: {'; '.join(wrong)}")
     config = ARCHITECTURES[name](metadata)
@@ -151,8 +148,8 @@ def rms_decoder(metadata: Metadata, kind: str) -> dict[str, Any]:
     for key in ("attention.value_length", "rope.dimension_count"):
         if metadata.count(key, head_size) != head_size:
             raise MerinoError(
-                f"{metadata.file.path}: {metadata.architecture}.{key} is {metadata.count(key)}, supported is the size of"
-                f" a head, {head_size}"
+                f"{metadata.file.path}: {metadata.architecture}.{key} is {metadata.count(key)}, supported is the"
+                f" size of a head, {head_size}"
             )
     return {
         "model_type": kind,

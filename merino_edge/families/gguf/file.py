@@ -58,7 +58,7 @@ class GgufFile(NamedTuple):
         return found.reshape(math.prod(place.shape[:-1]), -1)
 
 
-class _Fault(ValueError):
+class _FaultError(ValueError):
     """What is wrong with the file; `open_gguf` adds its path."""
 
 
@@ -82,7 +82,7 @@ def open_gguf(path: Path) -> GgufFile:
             file.seek(0)
             metadata, infos, end = _header(file, size)
             tensors = _places(infos, end, size, _alignment(metadata))
-    except _Fault as error:
+    except _FaultError as error:
         raise MerinoError(f"{path} is no GGUF file that can be read: {error}") from error
     except OSError as error:
         raise machine_fault(f"read {path}", error) from error
@@ -99,7 +99,7 @@ class _Bytes:
         """The place of the next `count` bytes, which are then in `data`."""
         start, self.at = self.at, self.at + count
         if self.at > min(self.size, LARGEST_HEADER):
-            raise _Fault(
+            raise _FaultError(
                 f"it is cut short: it has {self.size:,} bytes, and its header ends beyond. {AGAIN}"
                 if self.at > self.size else f"its header has more than {LARGEST_HEADER >> 20} MB"
             )  # fmt: skip
@@ -107,7 +107,7 @@ class _Bytes:
             more = max(self.at - len(self.data), min(self.size - len(self.data), max(1 << 16, len(self.data))))
             self.data += self.file.read(more)
             if self.at > len(self.data):
-                raise _Fault(f"it became shorter while it was read. {AGAIN}")
+                raise _FaultError(f"it became shorter while it was read. {AGAIN}")
         return start
 
     def number(self, code: str) -> Any:
@@ -120,37 +120,37 @@ class _Bytes:
     def text(self, longest: int, what: str) -> str:
         length = self.number("Q")
         if length > longest:
-            raise _Fault(f"{what} has {length:,} bytes, allowed are {longest:,}")
+            raise _FaultError(f"{what} has {length:,} bytes, allowed are {longest:,}")
         start = self.take(length)
         try:
             return self.data[start : self.at].decode("utf-8")
         except UnicodeDecodeError:
-            raise _Fault(f"{what} is not UTF-8") from None
+            raise _FaultError(f"{what} is not UTF-8") from None
 
 
 def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...], int, int]], int]:
     """-> metadata, (name, shape, kind, offset) of each tensor, and where the header ends."""
     read = _Bytes(file, size)
     if file.read(len(MAGIC)) != MAGIC:
-        raise _Fault("it does not begin with GGUF")
+        raise _FaultError("it does not begin with GGUF")
     file.seek(0)
     read.take(len(MAGIC))
     version = read.number("I")
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-        raise _Fault(
-            "it is big-endian, and only little-endian files are read: convert it with gguf_convert_endian.py of llama.cpp"
+        raise _FaultError(
+            "it is big-endian, and little-endian files are read: convert it with gguf_convert_endian.py of llama.cpp"
             if swapped in VERSIONS else f"its version is {version}, known are 2 and 3"
         )  # fmt: skip
     tensors, keys = read.number("Q"), read.number("Q")
     for count, most, what in ((tensors, MOST_TENSORS, "tensors"), (keys, MOST_KEYS, "keys")):
         if count > most:
-            raise _Fault(f"it says that it has {count:,} {what}, allowed are {most:,}")
+            raise _FaultError(f"it says that it has {count:,} {what}, allowed are {most:,}")
     metadata: dict[str, Any] = {}
     for _ in range(keys):
         name = read.text(LONGEST_KEY, "a key")
         if name in metadata:
-            raise _Fault(f"it has the key {shortened(repr(name))} twice")
+            raise _FaultError(f"it has the key {shortened(repr(name))} twice")
         metadata[name] = _value(read, name)
     infos = [_tensor(read) for _ in range(tensors)]
     return metadata, infos, read.at
@@ -163,12 +163,12 @@ def _value(read: _Bytes, name: str) -> Any:
     if kind in SCALARS:
         return read.number(SCALARS[kind])
     if kind != ARRAY:
-        raise _Fault(f"{shortened(repr(name))} has the unknown type {kind}")
+        raise _FaultError(f"{shortened(repr(name))} has the unknown type {kind}")
     inner, count = read.number("I"), read.number("Q")
     if inner not in SCALARS and inner != STRING:
-        raise _Fault(f"{shortened(repr(name))} is a list of the unknown type {inner}")
+        raise _FaultError(f"{shortened(repr(name))} is a list of the unknown type {inner}")
     if count > MOST_ENTRIES:
-        raise _Fault(f"{shortened(repr(name))} has {count:,} entries, allowed are {MOST_ENTRIES:,}")
+        raise _FaultError(f"{shortened(repr(name))} has {count:,} entries, allowed are {MOST_ENTRIES:,}")
     if inner == STRING:
         return [read.text(LONGEST_TEXT, f"an entry of {shortened(repr(name))}") for _ in range(count)]
     return list(read.numbers(f"{count}{SCALARS[inner]}"))
@@ -178,7 +178,7 @@ def _tensor(read: _Bytes) -> tuple[str, tuple[int, ...], int, int]:
     name = read.text(LONGEST_KEY, "the name of a tensor")
     axes = read.number("I")
     if not 1 <= axes <= MOST_AXES:
-        raise _Fault(f"tensor {shortened(repr(name))} has {axes} axes, allowed are 1 to {MOST_AXES}")
+        raise _FaultError(f"tensor {shortened(repr(name))} has {axes} axes, allowed are 1 to {MOST_AXES}")
     shape = tuple(read.number("Q") for _ in range(axes))[::-1]
     return name, shape, read.number("I"), read.number("Q")
 
@@ -186,7 +186,7 @@ def _tensor(read: _Bytes) -> tuple[str, tuple[int, ...], int, int]:
 def _alignment(metadata: Mapping[str, Any]) -> int:
     found = metadata.get("general.alignment", ALIGNMENT)
     if type(found) is not int or not 8 <= found <= 1 << 20 or found & (found - 1):
-        raise _Fault(f"general.alignment is {shortened(repr(found))}, allowed is a power of 2 from 8 to {1 << 20}")
+        raise _FaultError(f"general.alignment is {shortened(repr(found))}, allowed is a power of 2 from 8 to {1 << 20}")
     return found
 
 
@@ -199,16 +199,16 @@ def _places(
     last = begin
     for place in sorted(places, key=lambda one: one.offset):
         if place.offset < last:
-            raise _Fault(f"tensor {shortened(repr(place.name))} lies over another")
+            raise _FaultError(f"tensor {shortened(repr(place.name))} lies over another")
         last = place.offset + place.nbytes
         if last > size:
-            raise _Fault(
+            raise _FaultError(
                 f"it is cut short: it has {size:,} bytes, and tensor {shortened(repr(place.name))} ends at {last:,}."
                 f" {AGAIN}"
             )
     found = {place.name: place for place in places}
     if len(found) != len(places):
-        raise _Fault("two tensors have one name")
+        raise _FaultError("two tensors have one name")
     return found
 
 
@@ -219,17 +219,19 @@ def _place(info: tuple[str, tuple[int, ...], int, int], begin: int, alignment: i
         kind = GGMLQuantizationType(number)
         block, nbytes = GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError):
-        raise _Fault(f"{shown} is of type {number}, which the installed package gguf does not know") from None
+        raise _FaultError(f"{shown} is of type {number}, which the installed package gguf does not know") from None
     if not all(shape) or math.prod(shape) >= 1 << 53:
-        raise _Fault(f"{shown} has the shape {list(shape)}")
+        raise _FaultError(f"{shown} has the shape {list(shape)}")
     if shape[-1] % block:
-        raise _Fault(f"{shown} has rows of {shape[-1]} weights, which blocks of {block} ({kind.name}) do not divide")
+        raise _FaultError(f"{shown} has rows of {shape[-1]} weights, which blocks of {block} ({kind.name}) do not divide")
     if offset % alignment:
-        raise _Fault(f"{shown} begins at {offset:,}, which is no multiple of {alignment}")
+        raise _FaultError(f"{shown} begins at {offset:,}, which is no multiple of {alignment}")
     return TensorPlace(name, kind, shape, begin + offset, math.prod(shape) // block * nbytes)
 
 
-def wanted(metadata: Mapping[str, Any], key: str, judge: Callable[[Any], bool], allowed: str, default: Any = None) -> Any:
+def wanted(
+    metadata: Mapping[str, Any], key: str, judge: Callable[[Any], bool], allowed: str, default: Any = None
+) -> Any:
     """A value of the metadata; `default`, where one is given, stands for a missing one.
 
     Raises MerinoError, with what is `allowed`, where it is missing or `judge` refuses it.

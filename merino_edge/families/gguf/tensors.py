@@ -19,6 +19,7 @@ from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
 PAIRS_APART = ("llama", "granite")  # llama.cpp rotates neighbours there, Hugging Face halves: the rows are reordered
+CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # of GPT-2: [in, out] in Hugging Face
 UNUSED = {ROPE_FACTORS}  # read into the configuration
 
 
@@ -66,8 +67,7 @@ def layout(architecture: str, config: Mapping[str, Any], name: str, stored: str)
     if architecture == "gptneox" and part == "attn_qkv":
         size = int(config["hidden_size"]) // heads
         return Layout(stored, np.arange(3 * heads * size).reshape(3, heads, size).swapaxes(0, 1).reshape(-1))
-    matrices = ("c_attn", "c_proj", "c_fc")
-    return Layout(stored, transposed=architecture == "gpt2" and name.endswith(tuple(f"{one}.weight" for one in matrices)))
+    return Layout(stored, transposed=architecture == "gpt2" and name.endswith(CONV1D))
 
 
 def halves_together(heads: int, size: int) -> np.ndarray:
