@@ -25,11 +25,16 @@ class SavedGraph(GraphFacts, Protocol):
 
 def write_bundle(
     folder: Path, model: ModelFacts, graph: SavedGraph, form: GraphFormat, golden: Golden, *,
-    threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | None = None,
+    threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | str | None = None,
 ) -> Bundle:  # fmt: skip
-    """Fill the empty `folder` and return its description. `tokenizer`: a tokenizer.json to copy, where there is one."""
+    """Fill the empty `folder` and return its description.
+
+    `tokenizer`: a tokenizer.json to copy, or the text of one; None where there is none.
+    """
     graph.save(folder)
-    if tokenizer:
+    if isinstance(tokenizer, str):
+        (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
+    elif tokenizer:
         shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
     bundle = describe(folder, model, graph, form, golden, threads)
     write_description(bundle)

@@ -223,7 +223,7 @@ def _place(info: tuple[str, tuple[int, ...], int, int], begin: int, alignment: i
     if not all(shape) or math.prod(shape) >= 1 << 53:
         raise _FaultError(f"{shown} has the shape {list(shape)}")
     if shape[-1] % block:
-        raise _FaultError(f"{shown} has rows of {shape[-1]} weights, which blocks of {block} ({kind.name}) do not divide")
+        raise _FaultError(f"{shown} has rows of {shape[-1]} weights, and {kind.name} has blocks of {block}")
     if offset % alignment:
         raise _FaultError(f"{shown} begins at {offset:,}, which is no multiple of {alignment}")
     return TensorPlace(name, kind, shape, begin + offset, math.prod(shape) // block * nbytes)
