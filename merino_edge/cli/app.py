@@ -130,12 +130,12 @@ app.command()(train)
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="checkpoint, design.json, architecture's JSON, fp32 bundle, or an OPT")],
+    source: Annotated[str, typer.Argument(help="folder, GGUF, name of the hub or catalogue, design.json, ...")],
     out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
     precision: Annotated[str | None, typer.Option(help="format of the weights; default: the design's, or fp32")] = None,
     dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
-    weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
+    weights: Annotated[Path | None, typer.Option(help="of a catalogue's name: a folder, or random")] = None,
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="random weights may replace trained ones")] = False,
 ) -> None:
@@ -145,7 +145,7 @@ def export(
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import working
     from merino_edge.design.design_file import Design
-    from merino_edge.export.request import Plan, chosen_precision, find_source
+    from merino_edge.export.request import Plan, check_text, chosen_precision, find_source
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
     from merino_edge.training.data import check_files
@@ -155,6 +155,7 @@ def export(
     check_keeps(out, [Path(each) for each in (weights, text, place) if isinstance(each, str | Path)])
     check_folder(out, is_bundle_alone)
     asked = find_source(source, weights)
+    check_text(asked, weights)
     plan = asked.content if isinstance(asked, Plan) else None
     chosen_precision(dialect, precision, plan if isinstance(plan, Design) else None)
     # These load torch.
@@ -162,7 +163,7 @@ def export(
     from merino_edge.export.source import load_source
 
     with working(f"exporting {source}"):
-        found = load_source(source, weights)
+        found = load_source(source, weights, say)
         done = run(found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite)
     made = done.bundle
     print(
@@ -172,6 +173,8 @@ def export(
         f" {done.error:.1e} relative, over prefill and {len(made.golden.greedy_ids)} steps;"
         f" fits {', '.join(made.boards) or 'no board of ours'}"
     )
+    for each in done.stored:
+        say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} quantised again")
     if done.matrices:
         show(matrix_table(done.matrices))
     if text:

@@ -17,6 +17,7 @@ from merino_edge.export.parity import Golden, allowed_error, torch_greedy, with_
 from merino_edge.export.quantize import MatrixError
 from merino_edge.export.request import chosen_precision
 from merino_edge.export.source import Source
+from merino_edge.families.blocks import BlockSource
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.registry import family_of
@@ -31,18 +32,28 @@ CLEAR_LEAD = 0.15  # three times the error that quantised formats are allowed
 DIALECTS: dict[str, type[Fused] | type[Portable]] = {"fused": Fused, "portable": Portable}
 
 
+class Stored(NamedTuple):
+    """Matrices that the source has in one type: taken over as they are, and quantised again."""
+
+    kind: str
+    exact: int
+    requantised: int
+
+
 class Exported(NamedTuple):
     """A finished export.
 
     `error`: relative to torch with the weights as stored, at the worst step of prefill and decode. In float32 it is the
     largest error of a logit, in other formats the root mean square.
     `matrices`: the quantisation error of each; empty where nothing is quantised.
+    `stored`: what became of the source's blocks; empty where it has none, or nothing is quantised.
     """
 
     folder: Path
     bundle: Bundle
     error: float
     matrices: list[MatrixError]
+    stored: list[Stored]
 
 
 def export(
@@ -78,7 +89,7 @@ def export(
                 f"the {dialect} graph differs from torch by {error:.1e}, relative, allowed is"
                 f" {allowed_error(precision):.0e}: a defect of the exporter or of this onnxruntime; nothing was written"
             )
-    return Exported(out, bundle._replace(folder=str(out)), error, graph.matrix_errors())
+    return Exported(out, bundle._replace(folder=str(out)), error, graph.matrix_errors(), stored_blocks(source, graph))
 
 
 def chosen_context(source: Source, context: int | None) -> int:
@@ -100,6 +111,21 @@ def check_replaces(source: Source, out: Path, overwrite: bool) -> None:
             f"{out} holds {kind} weights ({origin}), and those of {source.name} are random: choose another -o, or give"
             " --overwrite to replace them"
         )
+
+
+def stored_blocks(source: Source, graph: Graph) -> list[Stored]:
+    """By type, in the order of the graph: how many matrices the graph has in the source's own blocks, and how many in
+    blocks that they were quantised into."""
+    if source.blocks is None:
+        return []
+    kinds = {name: source.blocks.kind(name) for names in graph.quantized for name in names}
+    return [
+        Stored(
+            kind, sum(kinds[name] == kind for name in graph.exact),
+            sum(found == kind and name not in graph.exact for name, found in kinds.items()),
+        )
+        for kind in dict.fromkeys(kinds.values())
+    ]  # fmt: skip
 
 
 def clear_golden(model: PreTrainedModel, vocab: int, context: int) -> Golden:
@@ -142,15 +168,16 @@ def planned_threads(source: Source, precision: str) -> Threads:
 def build_graph(source: Source, dialect: str, context: int, precision: str) -> Graph:
     """The graph of the source's model, with its weights in float32 or quantised."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
-    return walked_graph(DIALECTS[dialect], source.arch, weights, context, precision)
+    return walked_graph(DIALECTS[dialect], source.arch, weights, context, precision, source.blocks)
 
 
 def walked_graph(
-    dialect: type[Fused] | type[Portable], arch: Geometry, weights: Weights, context: int, precision: str
-) -> Graph:
+    dialect: type[Fused] | type[Portable], arch: Geometry, weights: Weights, context: int, precision: str,
+    blocks: BlockSource | None = None,
+) -> Graph:  # fmt: skip
     """The walk of the geometry's family, written in a dialect."""
     kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
-    graph = dialect(weights, context, precision)
+    graph = dialect(weights, context, precision, blocks)
     graph.begin_decoder(kv_layers)
     family_of(arch).walk(graph, arch)
     return graph

@@ -14,11 +14,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from merino_edge.families.gguf.named import MAGIC
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 from merino_runtime.machine_faults import machine_fault
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = 32  # of tensors, where the file says nothing else
 MOST_KEYS, MOST_TENSORS, MOST_AXES = 65_536, 65_536, 4
@@ -60,15 +60,6 @@ class GgufFile(NamedTuple):
 
 class _FaultError(ValueError):
     """What is wrong with the file; `open_gguf` adds its path."""
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a file begins like a GGUF, or is named as one."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(MAGIC)) == MAGIC or path.suffix == ".gguf"
-    except OSError:
-        return path.suffix == ".gguf"
 
 
 def open_gguf(path: Path) -> GgufFile:
