@@ -35,16 +35,21 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def random_model(name, **changes):
-    """A model of the architecture in transformers, with norms and biases that are not 1 and 0."""
-    keys = {**CONFIGS[name], **changes}
+def random_model(architecture, strength=1, **changes):
+    """A model of the architecture in transformers, with norms and biases that are not 1 and 0.
+
+    `strength`: a factor of the layers' matrices. From 5 on they decide the next token, and not the last one alone.
+    """
+    keys = {**CONFIGS[architecture], **changes}
     config = AutoConfig.for_model(keys.pop("model_type"), **keys)
     set_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
+            elif "emb" not in name and "wte" not in name and "wpe" not in name:
+                parameter.mul_(strength)
     return model
 
 
@@ -163,10 +168,11 @@ def llama3_factors(size, rope):
 
 
 def made_up_tokens(writer, vocab):
-    """t0, t1, ... and two special ones."""
+    """t0, t1, ... and two special ones; a merge of two others."""
+    others = {3: "t", 4: "0"}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([f"t{index}" for index in range(vocab)])
+    writer.add_token_list([others.get(index, f"t{index}") for index in range(vocab)])
     writer.add_token_types([3 if index in (1, 2) else 1 for index in range(vocab)])
     writer.add_token_merges(["t 0"])
     writer.add_bos_token_id(1)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts
@@ -25,6 +26,8 @@ from merino_edge.storage.atomic import check_folder, check_keeps, new_folder
 from merino_runtime.bundle import Bundle, Threads, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import JSON, read_text
+from merino_runtime.text import Tokenizer
 
 GOLDEN_STEPS = 16
 GOLDEN_PROMPTS = 8  # tried at most
@@ -68,6 +71,7 @@ def export(
     precision = chosen_precision(dialect, precision, source.design)
     context = chosen_context(source, context)
     check_replaces(source, out, overwrite)
+    check_readable(source)
     check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch))
     graph = build_graph(source, dialect, context, precision)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
@@ -98,6 +102,23 @@ def chosen_context(source: Source, context: int | None) -> int:
     if context is not None and not 8 <= context <= longest:
         raise MerinoError(f"--context {context} is not allowed: {source.name} takes 8 to {longest} tokens")
     return context or longest
+
+
+def check_readable(source: Source) -> None:
+    """Raises MerinoError where the board's runtime cannot read the source's tokenizer, or it has tokens that the model
+    has not."""
+    if source.tokenizer is None:
+        return
+    made = isinstance(source.tokenizer, str)
+    text = source.tokenizer if made else read_text(str(source.tokenizer), JSON, "Copy the checkpoint again.")
+    said = f"the tokenizer of {source.name}" if made else str(source.tokenizer)
+    Tokenizer(text, said)
+    largest = max(tokenizers.Tokenizer.from_str(text).get_vocab().values(), default=0)
+    if largest >= source.arch.vocab:
+        raise MerinoError(
+            f"{said} has a token {largest}, and {source.name} has a vocabulary of {source.arch.vocab}: they do not"
+            " belong together. Copy both again from one place"
+        )
 
 
 def check_replaces(source: Source, out: Path, overwrite: bool) -> None:

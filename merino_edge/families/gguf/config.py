@@ -81,6 +81,9 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     wrong = [f"{key} is {shortened(repr(file.metadata[key]))}" for key in set_keys]
     if wrong:
         raise MerinoError(f"{file.path} is a variant of {name} that is not exported: {'; '.join(wrong)}")
+    layers = metadata.count("block_count")
+    if layers > len(file.tensors):
+        raise MerinoError(f"{file.path} describes {layers:,} layers and has {len(file.tensors):,} tensors")
     config = ARCHITECTURES[name](metadata)
     return {**config, **special_ids(file.metadata), "vocab_size": vocabulary(metadata)}
 
@@ -219,7 +222,7 @@ def gemma3(metadata: Metadata) -> dict[str, Any]:
         "query_pre_attn_scalar": found["head_dim"],
         "sliding_window": metadata.count("attention.sliding_window"),
         "layer_types": [
-            "sliding_attention" if (index + 1) % period else "full_attention" for index in range(min(layers, 10_000))
+            "sliding_attention" if (index + 1) % period else "full_attention" for index in range(layers)
         ],
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": metadata.real("rope.freq_base_swa", 1e4)},
