@@ -145,7 +145,8 @@ def export(
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import working
     from merino_edge.design.design_file import Design
-    from merino_edge.export.request import Plan, check_text, chosen_precision, find_source
+    from merino_edge.export.request import Plan, check_text, chosen_precision, find_source, published
+    from merino_edge.families.hub import fetch
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
     from merino_edge.training.data import check_files
@@ -158,12 +159,16 @@ def export(
     check_text(asked, weights)
     plan = asked.content if isinstance(asked, Plan) else None
     chosen_precision(dialect, precision, plan if isinstance(plan, Design) else None)
+    hub_model = published(asked, weights)
+    if hub_model:
+        with working(f"fetching {hub_model.name}"):
+            fetch(hub_model, say)
     # These load torch.
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
 
     with working(f"exporting {source}"):
-        found = load_source(source, weights, say)
+        found = load_source(source, weights)
         done = run(found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite)
     made = done.bundle
     print(

@@ -109,9 +109,10 @@ def check_readable(source: Source) -> None:
     has not."""
     if source.tokenizer is None:
         return
-    made = isinstance(source.tokenizer, str)
-    text = source.tokenizer if made else read_text(str(source.tokenizer), JSON, "Copy the checkpoint again.")
-    said = f"the tokenizer of {source.name}" if made else str(source.tokenizer)
+    if isinstance(source.tokenizer, str):
+        said, text = f"the tokenizer of {source.name}", source.tokenizer
+    else:
+        said, text = str(source.tokenizer), read_text(str(source.tokenizer), JSON, "Copy the checkpoint again.")
     Tokenizer(text, said)
     largest = max(tokenizers.Tokenizer.from_str(text).get_vocab().values(), default=0)
     if largest >= source.arch.vocab:

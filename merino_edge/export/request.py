@@ -55,6 +55,13 @@ def find_source(what: str, weights: Path | None = None) -> Model | HubModel | Pl
     return path
 
 
+def published(found: Model | HubModel | Plan | Path, weights: Path | None) -> HubModel | None:
+    """The model of the hub whose files the source consists of; None where nothing is taken from there."""
+    if isinstance(found, Model):
+        return None if weights else HubModel(found.hub)
+    return found if isinstance(found, HubModel) else None
+
+
 def check_text(found: Model | HubModel | Plan | Path, weights: Path | None) -> None:
     """Raises MerinoError where the source is a folder of published weights without a tokenizer."""
     folder = found if isinstance(found, Path) else weights if isinstance(found, Model) else None
