@@ -14,11 +14,11 @@ from merino_edge.bundles.files import is_bundle
 from merino_edge.design.design_file import DESIGN, Design, load_design, model_name
 from merino_edge.export.memory import check_memory
 from merino_edge.export.recover import check_recovered, recover_weights
-from merino_edge.export.request import RANDOM, find_source, published
+from merino_edge.export.request import RANDOM, find_source
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.checkpoint import read_gguf
-from merino_edge.families.hub import fetch
+from merino_edge.families.hub import HubModel, fetch
 from merino_edge.families.hugging_face import SEED, TOKENIZER, random_model, read_checkpoint
 from merino_edge.families.registry import family_of, read_geometry
 from merino_edge.families.zoo import Model
@@ -53,14 +53,12 @@ def load_source(what: str, weights: Path | None = None, say: Callable[[str], Non
     Raises MerinoError where `what` is no source, is ambiguous, or does not load.
     """
     found = find_source(what, weights)
-    hub_model = published(found, weights)
-    if hub_model:
-        name = found.id if isinstance(found, Model) else hub_model.name.rpartition("/")[2]
-        return load_checkpoint(fetch(hub_model, say))._replace(
-            name=name, weights_source=f"hub {hub_model.name}", design=None
-        )
+    if isinstance(found, Model) and weights:
+        return random_source(found.geometry, found.id) if weights == RANDOM else load_weights_of(found, weights)
     if isinstance(found, Model):
-        return load_weights_of(found, weights) if weights != RANDOM else random_source(found.geometry, found.id)
+        return load_published(HubModel(found.hub), found.id, say)
+    if isinstance(found, HubModel):
+        return load_published(found, found.name.rpartition("/")[2], say)
     if isinstance(found, Path) and found.is_file():
         return load_gguf(found)
     if isinstance(found, Path):
@@ -76,6 +74,11 @@ def random_source(arch: Geometry, name: str) -> Source:
     """A geometry with random weights, the same at each call. Speed does not depend on the values."""
     check_memory(arch, name)
     return Source(name, arch, random_model(arch), "random", f"random, seed {SEED}", (), None)
+
+
+def load_published(model: HubModel, name: str, say: Callable[[str], None]) -> Source:
+    """A model of the hub with its weights."""
+    return load_checkpoint(fetch(model, say))._replace(name=name, weights_source=f"hub {model.name}", design=None)
 
 
 def load_weights_of(known: Model, folder: Path) -> Source:

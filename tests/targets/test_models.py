@@ -131,7 +131,8 @@ def loss(logits, target):
 
 PIECES = (
     "Hello", " world", "'s", "'T", " don't", "   ", "\n", "\n\n", "\t", "123", "4 5", "½", "²", "٣", "é", "e\u0301",
-    "中文", "日本語", "🙂", "👩\u200d👩\u200d👧", "<|im_end|>", "<|im_start|>", "def f(x):\n    return x", "\u00a0", "\u3000", "\u200b",
+    "中文", "日本語", "🙂", "👩\u200d👩\u200d👧", "<|im_end|>", "<|im_start|>", "def f(x):\n    return x", "\u00a0",
+    "\u3000", "\u200b",
     "ß", "  a", "...", "!?", "--", "http://a.b/c?d=1", "\r\n", "\x07", "Ω", "हिन्दी", "العربية", "\ufeff", "\ufffd",
     "<repo_name>", "__init__", "1,000.50", "$5", "Ġ", "Ċ", "▁",
 )  # fmt: skip
