@@ -169,13 +169,16 @@ def export(
 
     with working(f"exporting {source}"):
         found = load_source(source, weights)
-        done = run(found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite)
+        done = run(
+            found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite, last_use=True
+        )
     made = done.bundle
     print(
         f"{out}: {made.name}, {made.dialect} {made.precision}, {made.params / 1e6:.1f} M parameters"
         f" ({made.weights} weights), {bundle_bytes(out) / 2**20:.1f} MB;"
         f" {'worst logit' if made.precision == 'fp32' else 'root mean square'} against torch with the same weights"
-        f" {done.error:.1e} relative, over prefill and {len(made.golden.greedy_ids)} steps;"
+        f" {done.error:.1e} relative, over prefill and {done.steps} steps"
+        f"{'' if done.unrounded is None else f', {done.unrounded:.1e} of the worst logit with float activations'};"
         f" fits {', '.join(made.boards) or 'no board of ours'}"
     )
     for each in done.stored:

@@ -7,21 +7,32 @@ import numpy as np
 import tokenizers
 from transformers import PreTrainedModel
 
-from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts
+from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts, write_description
 from merino_edge.bundles.files import described, is_bundle, is_bundle_alone
 from merino_edge.bundles.write import write_bundle
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.portable import Portable
-from merino_edge.export.parity import Golden, allowed_error, torch_greedy, with_quantized, worst_error
+from merino_edge.export.parity import (
+    WORST_LOGIT,
+    Golden,
+    allowed_error,
+    empty,
+    greedy_ids,
+    torch_greedy,
+    unrounded_error,
+    with_quantized,
+    worst_error,
+)
 from merino_edge.export.quantize import MatrixError
 from merino_edge.export.request import chosen_precision
 from merino_edge.export.source import Source
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
-from merino_edge.families.registry import family_of
+from merino_edge.families.registry import family_of, layout_of
+from merino_edge.families.weight_layout import GraphWeights
 from merino_edge.storage.atomic import check_folder, check_keeps, new_folder
 from merino_runtime.bundle import Bundle, Threads, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
@@ -29,7 +40,8 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import JSON, read_text
 from merino_runtime.text import Tokenizer
 
-GOLDEN_STEPS = 16
+GOLDEN_STEPS = 16  # whose ids the bundle carries
+PARITY_STEPS = 32
 GOLDEN_PROMPTS = 8  # tried at most
 CLEAR_LEAD = 0.15  # three times the error that quantised formats are allowed
 DIALECTS: dict[str, type[Fused] | type[Portable]] = {"fused": Fused, "portable": Portable}
@@ -48,6 +60,8 @@ class Exported(NamedTuple):
 
     `error`: relative to torch with the weights as stored, at the worst step of prefill and decode. In float32 it is the
     largest error of a logit, in other formats the root mean square.
+    `steps`: decode steps behind the prefill that were compared. `unrounded`: of a quantised graph with float
+    activations, the largest error of a logit; None where nothing is quantised.
     `matrices`: the quantisation error of each; empty where nothing is quantised.
     `stored`: what became of the source's blocks; empty where it has none, or nothing is quantised.
     """
@@ -55,16 +69,19 @@ class Exported(NamedTuple):
     folder: Path
     bundle: Bundle
     error: float
+    steps: int
+    unrounded: float | None
     matrices: list[MatrixError]
     stored: list[Stored]
 
 
 def export(
     source: Source, out: Path, *, dialect: str = "fused", precision: str | None = None, context: int | None = None,
-    overwrite: bool = False,
+    overwrite: bool = False, last_use: bool = False,
 ) -> Exported:  # fmt: skip
     """Write the bundle `out`. Without a `precision` it has the design's weight format, or float32 without a design.
 
+    `last_use`: the source's model is changed and then emptied, so that memory holds one copy of the weights at a time.
     `overwrite`: random weights may replace trained ones. Raises MerinoError for a request that is not possible, for
     weights that give no finite logits, and where the graph differs from torch; then nothing is written.
     """
@@ -75,7 +92,9 @@ def export(
     check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch))
     graph = build_graph(source, dialect, context, precision)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
-    golden = clear_golden(with_quantized(source.model, graph.quantized), source.arch.vocab, context)
+    errors, stored = graph.matrix_errors(), stored_blocks(source, graph)
+    dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
+    golden = clear_golden(dequantised, source.arch.vocab, context)
     if not np.isfinite(golden.logits).all():
         raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
     model = ModelFacts(
@@ -84,16 +103,43 @@ def export(
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(
             folder, model, graph, GraphFormat(precision, dialect, context),
-            GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids)),
+            GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
             threads=planned_threads(source, precision), tokenizer=source.tokenizer,
         )  # fmt: skip
-        error = worst_error(load_bundle(str(folder)), golden)
-        if not error <= allowed_error(precision):
-            raise MerinoError(
-                f"the {dialect} graph differs from torch by {error:.1e}, relative, allowed is"
-                f" {allowed_error(precision):.0e}: a defect of the exporter or of this onnxruntime; nothing was written"
-            )
-    return Exported(out, bundle._replace(folder=str(out)), error, graph.matrix_errors(), stored_blocks(source, graph))
+        if last_use:
+            graph.forget()
+            empty(source.model)
+        bundle, error, unrounded = proved(load_bundle(str(folder)), golden, quantised=bool(errors))
+    return Exported(
+        out, bundle._replace(folder=str(out)), error, len(golden.logits) - 1, unrounded, errors, stored
+    )  # fmt: skip
+
+
+def proved(bundle: Bundle, golden: Golden, quantised: bool) -> tuple[Bundle, float, float | None]:
+    """The bundle, its error, and that with float activations (None if not `quantised`).
+
+    Raises MerinoError where its graph differs from torch. A quantised graph carries the greedy ids that it itself
+    chooses: rounded activations may choose others than torch.
+    """
+    unrounded = unrounded_error(bundle, golden) if quantised else None
+    if unrounded is not None:
+        check_error(bundle, unrounded, WORST_LOGIT, " with float activations")
+    error = worst_error(bundle, golden)
+    check_error(bundle, error, allowed_error(bundle.precision))
+    chosen = tuple(greedy_ids(bundle, golden.prompt_ids, len(bundle.golden.greedy_ids))) if quantised else ()
+    if chosen and chosen != bundle.golden.greedy_ids:
+        bundle = bundle._replace(golden=bundle.golden._replace(greedy_ids=chosen))
+        write_description(bundle)
+    return bundle, error, unrounded
+
+
+def check_error(bundle: Bundle, error: float, allowed: float, how: str = "") -> None:
+    """Raises MerinoError where it is above what is allowed, or no number."""
+    if not error <= allowed:
+        raise MerinoError(
+            f"the {bundle.dialect} graph{how} differs from torch by {error:.1e}, relative, allowed is {allowed:.0e}: a"
+            " defect of the exporter or of this onnxruntime; nothing was written"
+        )
 
 
 def chosen_context(source: Source, context: int | None) -> int:
@@ -159,7 +205,7 @@ def clear_golden(model: PreTrainedModel, vocab: int, context: int) -> Golden:
     found = []
     for attempt in range(GOLDEN_PROMPTS):
         prompt_ids = golden_prompt(vocab, context, attempt)
-        found.append(torch_greedy(model, prompt_ids, min(GOLDEN_STEPS, context - len(prompt_ids))))
+        found.append(torch_greedy(model, prompt_ids, min(PARITY_STEPS, context - len(prompt_ids))))
         if least_lead(found[-1]) >= CLEAR_LEAD:
             break
     return max(found, key=least_lead)
@@ -171,9 +217,11 @@ def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
 
 
 def least_lead(golden: Golden) -> float:
-    """The smallest difference between a step's two largest logits, relative to the root mean square of that step."""
-    second, first = np.sort(golden.logits, axis=1)[:, -2:].T
-    return float(((first - second) / np.sqrt(np.square(golden.logits).mean(axis=1))).min())
+    """The smallest difference between a step's two largest logits, relative to the root mean square of that step; of
+    the steps whose ids the bundle carries."""
+    logits = golden.logits[:GOLDEN_STEPS]
+    second, first = np.sort(logits, axis=1)[:, -2:].T
+    return float(((first - second) / np.sqrt(np.square(logits).mean(axis=1))).min())
 
 
 def planned_threads(source: Source, precision: str) -> Threads:
@@ -197,9 +245,9 @@ def walked_graph(
     dialect: type[Fused] | type[Portable], arch: Geometry, weights: Weights, context: int, precision: str,
     blocks: BlockSource | None = None,
 ) -> Graph:  # fmt: skip
-    """The walk of the geometry's family, written in a dialect."""
+    """The walk of the geometry's family, written in a dialect. `weights`: the state dict of its torch model."""
     kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
-    graph = dialect(weights, context, precision, blocks)
+    graph = dialect(GraphWeights(weights, layout_of(arch)), context, precision, blocks)
     graph.begin_decoder(kv_layers)
     family_of(arch).walk(graph, arch)
     return graph

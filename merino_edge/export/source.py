@@ -20,7 +20,7 @@ from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.checkpoint import read_gguf
 from merino_edge.families.hub import HubModel, fetch
 from merino_edge.families.hugging_face import SEED, TOKENIZER, random_model, read_checkpoint
-from merino_edge.families.registry import family_of, read_geometry
+from merino_edge.families.registry import family_of, layout_of, read_geometry
 from merino_edge.families.zoo import Model
 from merino_edge.training.run_folder import trained_name
 from merino_runtime.bundle import Bundle, load_bundle
@@ -124,7 +124,7 @@ def load_bundle_again(folder: Path) -> Source:
     """A float32 bundle, its weights read back from its graph."""
     bundle = load_bundle(str(folder))
     source = random_source(read_geometry(bundle.family, bundle.architecture), bundle.name)
-    recover_weights(bundle, source.model)
+    recover_weights(bundle, source.model, layout_of(source.arch))
     check_recovered(bundle, source.model)
     tokenizer = folder / TOKENIZER
     return source._replace(

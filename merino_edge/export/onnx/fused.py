@@ -14,9 +14,22 @@ from merino_edge.export.quantize import Quantized
 from merino_edge.export.repack import repacked
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
+from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
+from merino_runtime.errors import MerinoError
 
 CONTRIB = "com.microsoft"
 ACCURACY = 4  # MatMulNBits quantises activations to int8 and multiplies in int8
+
+
+def check_heads(layer: KvLayer, attention: Attention) -> None:
+    """Raises MerinoError for heads that ONNX Runtime's attention refuses when it runs."""
+    multiple = FUSED_HEAD_MULTIPLE * (2 if attention.rotary else 1)
+    if layer.head_size % multiple:
+        raise MerinoError(
+            f"heads of {layer.head_size} channels are not possible in dialect fused, since ONNX Runtime's attention"
+            f" takes multiples of {multiple}{' with rotary positions' if attention.rotary else ''}: export with"
+            " --dialect portable"
+        )
 
 
 class Fused(Graph):
@@ -140,6 +153,7 @@ class Fused(Graph):
         return self.node("Mul", [self.activation(gate, kind), f"{gate}.1"])
 
     def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
+        check_heads(layer, attention)
         parts = [qkv, "", ""]
         if attention.query_norm and attention.key_norm:
             query, key, value = self._parts(qkv, layer, attention)
@@ -152,6 +166,9 @@ class Fused(Graph):
         options: dict[str, int | float] = {}
         if attention.scale != layer.head_size**-0.5:
             options["scale"] = attention.scale
+        if attention.window and attention.window < self.context:
+            options["local_window_size"] = attention.window
+            self.windowed = True
         mixed = f"attention.{layer.index}"
         self.node_into(
             "GroupQueryAttention",

@@ -4,7 +4,8 @@ What both dialects share. Which operators stand for a layer is each dialect's ow
 lie in the data file is said in `external_data`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from merino_edge.export.onnx.external_data import DATA_FILE, PAGE, DataFile, Stored, store
+from merino_edge.export.onnx.external_data import DATA_FILE, PAGE, DataFile, Deferred, Stored, store
 from merino_edge.export.quantize import MatrixError, Quantized, matrix_error, quantize
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import KvLayer, Weights
@@ -47,6 +48,7 @@ class Graph:
         blocks: matrices as the source has them stored in blocks, where it does.
         quantized: the quantised matrices, by the names of the matrices that were joined.
         exact: names of matrices that the graph has in the very blocks of the source.
+        windowed: whether an attention operator has a window, which versions of ONNX Runtime count differently.
         decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
     """
 
@@ -65,9 +67,10 @@ class Graph:
         self.inputs: list[Port] = []
         self.outputs: list[Port] = []
         self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, np.ndarray] = {}
+        self._constants: dict[str, np.ndarray | Deferred] = {}
         self._real_weights: dict[str, np.ndarray] = {}
-        self._weight_bytes: dict[int, int] = {}  # by address: two shapes of one array are one weight
+        self._weight_bytes: dict[int | str, int] = {}  # by address: two shapes of one array are one weight
+        self.windowed = False
         self._rotary_names: dict[tuple[Rotary, int], tuple[str, str]] = {}
 
     def node(self, kind: str, inputs: Sequence[str], *, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
@@ -84,7 +87,7 @@ class Graph:
         name = f"{kind}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
 
-    def constant(self, name: str, value: np.ndarray) -> str:
+    def constant(self, name: str, value: np.ndarray | Deferred) -> str:
         self._constants.setdefault(name, value)
         return name
 
@@ -93,9 +96,9 @@ class Graph:
         """Bytes of all weights stored, each once. Rotary tables are constants but no weights."""
         return sum(self._weight_bytes.values())
 
-    def stored(self, name: str, value: np.ndarray, read_bytes: int | None = None) -> str:
+    def stored(self, name: str, value: np.ndarray | Deferred, read_bytes: int | None = None) -> str:
         """A constant that holds weights, of which a decode step reads `read_bytes` (default: all)."""
-        self._weight_bytes[value.ctypes.data] = value.nbytes
+        self._weight_bytes[name if isinstance(value, Deferred) else value.ctypes.data] = value.nbytes
         self.decode_weight_bytes += value.nbytes if read_bytes is None else read_bytes
         return self.constant(name, value)
 
@@ -128,7 +131,13 @@ class Graph:
         """
         name = "+".join(names)
         if name not in self._constants:
-            self.constant(name, self.transposed(self.joined(names).astype(self.real, copy=False)))
+            shapes = [self.weights[each].shape for each in names]
+            shape = shapes[0][1], sum(rows for rows, _ in shapes)
+
+            def make() -> np.ndarray:
+                return self.transposed(self.joined(names).astype(self.real, copy=False))
+
+            self.constant(name, Deferred(shape, np.dtype(self.real), make))
         return self.stored(name, self._constants[name])
 
     def joined(self, names: Sequence[str]) -> np.ndarray:
@@ -232,6 +241,11 @@ class Graph:
                 self.input(past, self.real, 1, layer.heads, self.context, layer.head_size)
                 self.output(present, self.real, 1, layer.heads, present_axis, layer.head_size)
 
+    def forget(self) -> None:
+        """Let go of all weights, once they are saved."""
+        self.weights, self._real_weights, self.quantized = {}, {}, {}
+        self._constants.clear()
+
     def save(self, folder: Path) -> None:
         """Write `model.onnx` and `model.onnx.data`."""
         with open(folder / DATA_FILE, "wb") as data:
@@ -255,6 +269,18 @@ class Graph:
             ir_version=self.ir_version,
             producer_name="merino_edge",
         )
+
+
+@contextmanager
+def replaced_model(folder: Path, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Iterator[None]:
+    """`model.onnx` in a folder is another model over the same data file for a while, and then the same bytes again."""
+    path = folder / MODEL_FILE
+    content = path.read_bytes()
+    onnx.save_model(change(onnx.load_model_from_string(content)), str(path))
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
 
 
 def ports(kind: str, layer: KvLayer) -> tuple[str, str]:

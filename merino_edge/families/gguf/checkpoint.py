@@ -12,10 +12,10 @@ from transformers.initialization import no_init_weights
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.config import config_of
 from merino_edge.families.gguf.file import GgufFile, open_gguf
-from merino_edge.families.gguf.tensors import StoredBlocks, layouts, tensors
+from merino_edge.families.gguf.tensors import Layout, StoredBlocks, layouts, tensors
 from merino_edge.families.gguf.tokenizer import chat_template, stop_ids, tokenizer_json
 from merino_edge.families.hugging_face import checked_geometry, made_config
-from merino_edge.families.registry import FAMILIES
+from merino_edge.families.registry import FAMILIES, layout_of
 from merino_runtime.errors import MerinoError
 
 
@@ -45,11 +45,12 @@ def read_gguf(path: Path, judge: Callable[[Geometry], None] = lambda _: None) ->
     geometry = checked_geometry(config, path)
     tokenizer, stops = tokenizer_json(file.metadata), tuple(stop_ids(file.metadata))
     judge(geometry)
-    model, blocks = filled(file, words, config)
+    model, places = filled(file, words, config)
+    blocks = StoredBlocks(file, places, layout_of(geometry))
     return GgufCheckpoint(geometry, model, stops, tokenizer, chat_template(file.metadata), blocks)
 
 
-def filled(file: GgufFile, words: Mapping[str, Any], config: Any) -> tuple[PreTrainedModel, StoredBlocks]:
+def filled(file: GgufFile, words: Mapping[str, Any], config: Any) -> tuple[PreTrainedModel, Mapping[str, Layout]]:
     """The model of a configuration with the file's weights. Shapes are compared before a weight is made."""
     kind = FAMILIES[config.model_type].torch_side().MODEL
     with torch.device("meta"):
@@ -68,7 +69,7 @@ def filled(file: GgufFile, words: Mapping[str, Any], config: Any) -> tuple[PreTr
         for name, value in tensors(file, places):
             state[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
     model.tie_weights()
-    return model.eval(), StoredBlocks(file, places)
+    return model.eval(), places
 
 
 def stored_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ rows of queries and keys, the 1 that it adds to Gemma's norms, GPT-2's transpose
 queries, keys and values.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from merino_edge.families.blocks import Blocks
 from merino_edge.families.gguf.blocks import blocks_of, weights_of
 from merino_edge.families.gguf.config import ROPE_FACTORS
 from merino_edge.families.gguf.file import GgufFile
+from merino_edge.families.weight_layout import Layout as GraphLayout
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
@@ -93,10 +94,12 @@ def check_rows(file: GgufFile, form: Layout) -> None:
 
 
 class StoredBlocks(NamedTuple):
-    """The blocks of a file's matrices as they are stored, by their name in the state dict; [out, in]."""
+    """The blocks of a file's matrices as they are stored, by their name in the state dict; [out, in], rows in the order
+    in which the graph has them. `in_graph`: how a matrix of the state dict lies there, None where both are alike."""
 
     file: GgufFile
     layouts: Mapping[str, Layout]
+    in_graph: Callable[[str], GraphLayout | None]
 
     def kind(self, name: str) -> str:
         """The type in which the file has it, such as `Q4_1`."""
@@ -104,6 +107,10 @@ class StoredBlocks(NamedTuple):
 
     def blocks(self, name: str) -> Blocks | None:
         """None where the matrix is stored in float, or in blocks without equal steps. Reads that tensor again."""
-        form = self.layouts.get(name)
-        found = blocks_of(self.file, form.stored) if form and not form.added else None
-        return found.rows(form.rows) if found and form and form.rows is not None else found
+        form = self.layouts[name]
+        found = blocks_of(self.file, form.stored)
+        if found is None or form.transposed:  # the graph transposes it back
+            return found
+        order = np.arange(len(found.levels)) if form.rows is None else form.rows
+        graph = self.in_graph(name)
+        return found.rows(graph.to_graph(order[:, None])[:, 0] if graph else order)
