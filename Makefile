@@ -1,5 +1,5 @@
 # make demo: the whole path in minutes. make test: lint and all tests; test-fast: those for daily work.
-# make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines.
+# make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines. make test-models: published weights.
 # make test-tensorrt: NVIDIA's parser and builder on the CPU.
 # All set up what they need, once.
 PYTHON ?= python3
@@ -12,7 +12,9 @@ BOARD_ROOT := $(CACHE)/boards/bookworm
 VM_ROOT := $(CACHE)/vm/bookworm
 TENSORRT_ROOT := $(CACHE)/tensorrt
 
-.PHONY: demo test test-fast test-boards boards test-vm vm test-tensorrt tensorrt lint clean
+MODELS := $(CACHE)/models
+
+.PHONY: demo test test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
@@ -46,6 +48,12 @@ tensorrt: .venv/ready
 
 test-tensorrt: tensorrt
 	MERINO_TENSORRT_ROOT="$(TENSORRT_ROOT)" $(BIN)/python -m pytest tests/targets/test_tensorrt_builder.py
+# A published model with its weights: 98 MB, once. `make test` takes its tests too where it is there.
+models: .venv/ready
+	@tests/targets/models.sh $(BIN)/python "$(MODELS)"
+
+test-models: models
+	$(BIN)/python -m pytest tests/targets/test_models.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

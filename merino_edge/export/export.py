@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts, write_description
@@ -28,6 +29,7 @@ from merino_edge.export.parity import (
 from merino_edge.export.quantize import MatrixError
 from merino_edge.export.request import chosen_precision
 from merino_edge.export.source import Source
+from merino_edge.families.blocks import BlockSource
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.registry import family_of, layout_of
@@ -36,12 +38,22 @@ from merino_edge.storage.atomic import check_folder, check_keeps, new_folder
 from merino_runtime.bundle import Bundle, Threads, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import JSON, read_text
+from merino_runtime.text import Tokenizer
 
 GOLDEN_STEPS = 16  # whose ids the bundle carries
 PARITY_STEPS = 32
 GOLDEN_PROMPTS = 8  # tried at most
 CLEAR_LEAD = 0.15  # three times the error that quantised formats are allowed
 DIALECTS: dict[str, type[Fused] | type[Portable]] = {"fused": Fused, "portable": Portable}
+
+
+class Stored(NamedTuple):
+    """Matrices that the source has in one type: taken over as they are, and quantised again."""
+
+    kind: str
+    exact: int
+    requantised: int
 
 
 class Exported(NamedTuple):
@@ -53,6 +65,7 @@ class Exported(NamedTuple):
     activations, the largest error of a logit; None where nothing is quantised.
     `matrices`: the quantisation error of each; empty where nothing is quantised.
     `why_jinja`: why the board needs jinja2 for the chat template; empty where it does not.
+    `stored`: what became of the source's blocks; empty where it has none, or nothing is quantised.
     """
 
     folder: Path
@@ -61,6 +74,7 @@ class Exported(NamedTuple):
     steps: int
     unrounded: float | None
     matrices: list[MatrixError]
+    stored: list[Stored]
     why_jinja: str = ""
 
 
@@ -78,12 +92,13 @@ def export(
     precision = chosen_precision(dialect, precision, source.design)
     context = chosen_context(source, context)
     check_replaces(source, out, overwrite)
+    check_readable(source)
     template = source.chat if chat else None
     found = chat_of(template) if template else None
     check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch))
     graph = build_graph(source, dialect, context, precision)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
-    errors = graph.matrix_errors()
+    errors, stored = graph.matrix_errors(), stored_blocks(source, graph)
     dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
     golden = clear_golden(dequantised, source.arch.vocab, context)
     if not np.isfinite(golden.logits).all():
@@ -103,8 +118,8 @@ def export(
             graph.forget()
             empty(source.model)
         bundle, error, unrounded = proved(load_bundle(str(folder)), golden, quantised=bool(errors))
-    made = bundle._replace(folder=str(out))
-    return Exported(out, made, error, len(golden.logits) - 1, unrounded, errors, found.why_jinja if found else "")
+    made, why_jinja = bundle._replace(folder=str(out)), found.why_jinja if found else ""
+    return Exported(out, made, error, len(golden.logits) - 1, unrounded, errors, stored, why_jinja)
 
 
 def proved(bundle: Bundle, golden: Golden, quantised: bool) -> tuple[Bundle, float, float | None]:
@@ -142,6 +157,24 @@ def chosen_context(source: Source, context: int | None) -> int:
     return context or longest
 
 
+def check_readable(source: Source) -> None:
+    """Raises MerinoError where the board's runtime cannot read the source's tokenizer, or it has tokens that the model
+    has not."""
+    if source.tokenizer is None:
+        return
+    if isinstance(source.tokenizer, str):
+        said, text = f"the tokenizer of {source.name}", source.tokenizer
+    else:
+        said, text = str(source.tokenizer), read_text(str(source.tokenizer), JSON, "Copy the checkpoint again.")
+    Tokenizer(text, said)
+    largest = max(tokenizers.Tokenizer.from_str(text).get_vocab().values(), default=0)
+    if largest >= source.arch.vocab:
+        raise MerinoError(
+            f"{said} has a token {largest}, and {source.name} has a vocabulary of {source.arch.vocab}: they do not"
+            " belong together. Copy both again from one place"
+        )
+
+
 def check_replaces(source: Source, out: Path, overwrite: bool) -> None:
     """Raises MerinoError where `out` may not be replaced: it is the source itself, or it holds weights that may be
     trained, and the source's are random."""
@@ -153,6 +186,21 @@ def check_replaces(source: Source, out: Path, overwrite: bool) -> None:
             f"{out} holds {kind} weights ({origin}), and those of {source.name} are random: choose another -o, or give"
             " --overwrite to replace them"
         )
+
+
+def stored_blocks(source: Source, graph: Graph) -> list[Stored]:
+    """By type, in the order of the graph: how many matrices the graph has in the source's own blocks, and how many in
+    blocks that they were quantised into."""
+    if source.blocks is None:
+        return []
+    kinds = {name: source.blocks.kind(name) for names in graph.quantized for name in names}
+    return [
+        Stored(
+            kind, sum(kinds[name] == kind for name in graph.exact),
+            sum(found == kind and name not in graph.exact for name, found in kinds.items()),
+        )
+        for kind in dict.fromkeys(kinds.values())
+    ]  # fmt: skip
 
 
 def clear_golden(model: PreTrainedModel, vocab: int, context: int) -> Golden:
@@ -197,15 +245,16 @@ def planned_threads(source: Source, precision: str) -> Threads:
 def build_graph(source: Source, dialect: str, context: int, precision: str) -> Graph:
     """The graph of the source's model, with its weights in float32 or quantised."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
-    return walked_graph(DIALECTS[dialect], source.arch, weights, context, precision)
+    return walked_graph(DIALECTS[dialect], source.arch, weights, context, precision, source.blocks)
 
 
 def walked_graph(
-    dialect: type[Fused] | type[Portable], arch: Geometry, weights: Weights, context: int, precision: str
-) -> Graph:
+    dialect: type[Fused] | type[Portable], arch: Geometry, weights: Weights, context: int, precision: str,
+    blocks: BlockSource | None = None,
+) -> Graph:  # fmt: skip
     """The walk of the geometry's family, written in a dialect. `weights`: the state dict of its torch model."""
     kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
-    graph = dialect(GraphWeights(weights, layout_of(arch)), context, precision)
+    graph = dialect(GraphWeights(weights, layout_of(arch)), context, precision, blocks)
     graph.begin_decoder(kv_layers)
     family_of(arch).walk(graph, arch)
     return graph

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from merino_edge.export.onnx.external_data import DATA_FILE, DataFile, Deferred, Stored, store
 from merino_edge.export.quantize import MatrixError, Quantized, matrix_error, quantize
+from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary, frequencies
@@ -44,7 +45,9 @@ class Graph:
     Attributes:
         weights: the state dict that the constants are made of, float32.
         real: the type of activations, KV cache and weights that are not quantised.
+        blocks: matrices as the source has them stored in blocks, where it does.
         quantized: the quantised matrices, by the names of the matrices that were joined.
+        exact: names of matrices that the graph has in the very blocks of the source.
         windowed: whether an attention operator has a window, which versions of ONNX Runtime count differently.
         decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
     """
@@ -52,8 +55,10 @@ class Graph:
     opsets: dict[str, int]
     ir_version = 8
 
-    def __init__(self, weights: Weights, context: int, precision: str):
+    def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         self.weights = weights
+        self.blocks = blocks
+        self.exact: set[str] = set()
         self.context = context
         self.form = FORMATS[precision]
         self.real = "float16" if precision == "fp16" else "float32"
@@ -153,8 +158,13 @@ class Graph:
     def _quantized(self, names: Sequence[str], bits: int) -> Quantized:
         key = tuple(names)
         if key not in self.quantized:
-            self.quantized[key] = self.quantize("+".join(names), self.joined(names), bits)
+            found = self.repacked(names, bits)
+            self.quantized[key] = found or self.quantize("+".join(names), self.joined(names), bits)
         return self.quantized[key]
+
+    def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:  # noqa: ARG002 - for dialects that can
+        """The matrices, joined, in the blocks of their source; None where this dialect has no such blocks."""
+        return None
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         """Cut a matrix float32 [rows, columns] into the blocks that this dialect's operators take."""

@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from merino_edge.export.onnx.graph import Graph, ports
 from merino_edge.export.quantize import Quantized, quantize_blocks
+from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
 from merino_edge.families.rotary import Rotary
 
@@ -24,8 +25,8 @@ END = np.iinfo(np.int64).max
 class Portable(Graph):
     opsets = {"": 13}
 
-    def __init__(self, weights: Weights, context: int, precision: str):
-        super().__init__(weights, context, precision)
+    def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
+        super().__init__(weights, context, precision, blocks)
         self.positions = self.cached_mask = self.new_mask = ""  # set by begin_decoder or begin_attention
         self.query_positions = self.key_positions = ""  # [1, T, 1] and [1, 1, T]; set by begin_decoder
         self._window_masks: dict[int, tuple[str, str]] = {}
