@@ -82,7 +82,9 @@ def _checked(gpu, name, function):
 
 
 def _note_free(gpu, name, arguments):
-    """A lost GPU frees nothing, and the caller has done what it could."""
+    """A GPU that fails frees nothing, and the caller has done what it could; a capture ends in any case."""
+    if name == "cudaStreamEndCapture" and arguments[0] in gpu.streams:
+        gpu.streams[arguments[0]].captured = None
     if name in ("cudaFree", "cudaFreeHost") and arguments[0] in gpu.blocks:
         gpu.blocks[arguments[0]].free_tried = True
     for kind, table in (("cudaStreamDestroy", gpu.streams), ("cudaGraphDestroy", gpu.graphs),

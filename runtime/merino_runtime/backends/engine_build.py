@@ -18,14 +18,15 @@ from merino_runtime.backends.engine_file import (
     keep_timing_cache,
     model_sha256,
     one_builder,
-    opened_plan,
+    sound_path,
     timing_cache,
 )
-from merino_runtime.backends.gpu import device_of
-from merino_runtime.backends.tensorrt_versions import TensorRt, fp16_flags, limit_workspace
+from merino_runtime.backends.gpu import device_of, open_cuda
+from merino_runtime.backends.tensorrt_versions import TensorRt, fp16_flags, limit_workspace, open_tensorrt
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.memory import lack_of_memory
+from merino_runtime.requirements import version_tuple
 
 DECODE, PREFILL = 0, 1  # numbers of the profiles
 PREFILL_CHUNK_IDS = 64  # where reading the weights takes about as long as computing with them, on the boards' GPUs
@@ -52,29 +53,43 @@ def key_of(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str) -> EngineK
                      bundle.context, chunk_ids(bundle))
 
 
-def built(bundle: Bundle, key: EngineKey) -> bool:
-    """Whether such an engine lies there and is sound."""
-    with opened_plan(bundle, key) as plan:
-        return plan is not None
+def build_engine(bundle: Bundle, fp16: bool, workspace_mb: Optional[int], tell: Tell) -> "Made":
+    """The verb `build-engine`. fp16: also where the bundle is float32. Raises MerinoError where it cannot be built."""
+    workspace = workspace_of(workspace_mb)
+    trt = open_tensorrt()
+    cuda = open_cuda(version_tuple(trt.version))
+    with cuda_faults_told("building the engine"):
+        return ensure_engine(bundle, trt, cuda, "fp16" if fp16 else bundle.precision, tell, workspace)
+
+
+class Made(NamedTuple):
+    path: str
+    built: bool  # False: it was there
 
 
 def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, tell: Tell,
-                  workspace_mb: int = WORKSPACE_MB, anew: bool = False) -> bool:
-    """Builds the engine unless it is there -> whether it was built. One process of a machine builds at a time.
+                  workspace_mb: int = WORKSPACE_MB, anew: bool = False) -> Made:
+    """Builds the engine unless it is there. One process of a machine builds at a time.
 
-    anew: although it is there, for one that TensorRT would not load. Raises MerinoError where it cannot be built."""
-    with cuda_faults_told("asking for the GPU"):
-        key = key_of(bundle, trt, cuda, precision)
-        if not anew and built(bundle, key):
-            return False
-        with one_builder(bundle):
-            if not anew and built(bundle, key):
-                return False  # by the process that held the lock
-            need_mb = check_memory(bundle, cuda, precision, workspace_mb, tell)
-            plan = build(bundle, trt, Build(key, workspace_mb, need_mb), tell)
-            path = keep_engine(bundle, key, plan)
-    tell(f"engine: {path}, {len(plan) / MB:.0f} MB")
-    return True
+    anew: although it is there, for one that TensorRT would not load. Raises MerinoError where it cannot be built,
+    CudaError where the GPU does not answer."""
+    key = key_of(bundle, trt, cuda, precision)
+    found = None if anew else sound_path(bundle, key)
+    if found:
+        return Made(found, False)
+    with one_builder(bundle):
+        found = None if anew else sound_path(bundle, key)  # by the process that held the lock
+        if found:
+            return Made(found, False)
+        wanted = Build(key, workspace_mb, check_memory(bundle, cuda, precision, workspace_mb, tell))
+        started = time.monotonic()
+        tell(f"building an engine for {key.gpu} (TensorRT {key.tensorrt}, {key.precision}, about {wanted.need_mb:.0f} "
+             "MB): this takes minutes, once per bundle. The same by NVIDIA's own tool, which keeps no engine for this "
+             f"program: {trtexec_command(bundle, wanted)}")
+        plan = build(bundle, trt, wanted, tell)
+        path = keep_engine(bundle, key, plan)
+    tell(f"built in {time.monotonic() - started:.0f} s, {len(plan) / MB:.0f} MB: {path}")
+    return Made(path, True)
 
 
 def check_memory(bundle: Bundle, cuda: Cuda, precision: str, workspace_mb: int, tell: Tell) -> float:
@@ -105,8 +120,6 @@ def check_memory(bundle: Bundle, cuda: Cuda, precision: str, workspace_mb: int, 
 def build(bundle: Bundle, trt: TensorRt, wanted: Build, tell: Tell) -> memoryview:
     """-> the plan. Raises MerinoError with what TensorRT said."""
     module, key = trt.module, wanted.key
-    tell(f"building an engine for {key.gpu} (TensorRT {key.tensorrt}, {key.precision}, about {wanted.need_mb:.0f} MB): "
-         "this takes minutes, once per bundle")
     try:
         builder = module.Builder(trt.logger)
     except TypeError as error:  # "factory function returned nullptr": no GPU, or no memory for its context

@@ -79,6 +79,12 @@ def paths_of(bundle: Bundle, key: EngineKey) -> List[str]:
     return [os.path.join(folder, key.file_name) for folder in (folder_beside(bundle.folder), _users_folder())]
 
 
+def sound_path(bundle: Bundle, key: EngineKey) -> Optional[str]:
+    """The path of this key's engine; None where there is none that is sound."""
+    with contextlib.ExitStack() as stack:
+        return next((path for path in paths_of(bundle, key) if _mapped_plan(path, key, stack) is not None), None)
+
+
 @contextlib.contextmanager
 def opened_plan(bundle: Bundle, key: EngineKey) -> Iterator[Optional[memoryview]]:
     """The plan of this key's engine, mapped; None where there is none that is sound. Only within the body."""

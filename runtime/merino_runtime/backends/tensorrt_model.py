@@ -5,11 +5,11 @@ scratch memory, and `lock` is held around each run: TensorRT 8.2 allows no secon
 """
 import contextlib
 import threading
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 from merino_runtime.backends.cuda import Cuda, CudaError, cuda_faults_told
 from merino_runtime.backends.engine_build import DECODE, PREFILL, Tell, chunk_ids, ensure_engine, key_of
-from merino_runtime.backends.engine_file import PRECISIONS, opened_plan
+from merino_runtime.backends.engine_file import opened_plan
 from merino_runtime.backends.gpu import open_cuda
 from merino_runtime.backends.tensorrt_versions import BoundEngine, Tensor, TensorRt, open_tensorrt, tensors_of
 from merino_runtime.bundle import Bundle, Port
@@ -20,16 +20,15 @@ from merino_runtime.requirements import version_tuple
 class Model:
     """An engine, ready to run. Closed by its last user."""
 
-    def __init__(self, bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, engine_name: str,
-                 resources: contextlib.ExitStack, parts: Dict[str, Any]) -> None:
-        self.bundle, self.trt, self.cuda = bundle, trt, cuda
-        self.precision, self.engine_name = precision, engine_name
+    def __init__(self, bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, stream: int,
+                 tensors: Dict[str, Tensor], bound: List[BoundEngine], resources: contextlib.ExitStack) -> None:
+        self.bundle, self.trt, self.cuda, self.precision = bundle, trt, cuda, precision
         self.lock = threading.RLock()  # held while a run is on the stream
-        self.stream: int = parts["stream"]
-        self.tensors: Dict[str, Tensor] = parts["tensors"]
-        self.bound: List[BoundEngine] = parts["bound"]  # by the number of the profile
+        self.stream, self.tensors = stream, tensors
+        self.bound = bound  # by the number of the profile
         self.lengths = (1, chunk_ids(bundle))  # ids of a run, by the number of the profile
         self.owners: List[Any] = [None, None]  # whose addresses are set, by the number of the profile
+        self.engine_name = ""  # for records
         self._resources, self._users = resources, 1
 
     def shared(self) -> "Model":
@@ -47,67 +46,68 @@ class Model:
 
 
 def open_model(bundle: Bundle, tell: Tell) -> Model:
-    """Opens the bundle's engine; builds it first where none is there that is sound. Raises MerinoError."""
+    """Opens the engine that is kept for this bundle, of float16 kernels where `build-engine --fp16` left one; builds
+    one first where none is sound. Raises MerinoError."""
     trt = open_tensorrt()
     cuda = open_cuda(version_tuple(trt.version))
+    refused = None
     with cuda_faults_told("opening the engine"):
-        precision = stored_precision(bundle, trt, cuda)
-        ensure_engine(bundle, trt, cuda, precision, tell)
+        for precision in sorted({"fp16", bundle.precision}):
+            try:
+                model = _opened(bundle, trt, cuda, precision)
+            except NotLoadedError as error:
+                tell(f"TensorRT does not load the engine ({error}): it is built again")
+                refused = precision
+                continue
+            if model is not None:
+                return model
+        precision = refused or bundle.precision
+        ensure_engine(bundle, trt, cuda, precision, tell, anew=refused is not None)
         try:
-            return _opened(bundle, trt, cuda, precision)
-        except NotLoadedError as error:
-            tell(f"TensorRT does not load the engine ({error}): it is built again")
-            ensure_engine(bundle, trt, cuda, precision, tell, anew=True)
-        try:
-            return _opened(bundle, trt, cuda, precision)
+            model = _opened(bundle, trt, cuda, precision)
         except NotLoadedError as error:
             raise MerinoError(f"TensorRT {trt.version} does not load the engine that it built for {bundle.name!r}: "
                               f"{error}. Stop programs that use the GPU, or run on the CPU: --backend onnxruntime."
                               ) from error
+    if model is None:
+        raise MerinoError(f"the engine of {bundle.name!r} that was just built is gone or damaged. Check the disk, then "
+                          "run this again.")
+    return model
 
 
 class NotLoadedError(Exception):
     """TensorRT would not make an engine of a plan."""
 
 
-def stored_precision(bundle: Bundle, trt: TensorRt, cuda: Cuda) -> str:
-    """That of the engine that is there, as `build-engine` was asked for it; else the bundle's own. Raises CudaError."""
-    for precision in PRECISIONS:
-        if precision != bundle.precision:
-            with opened_plan(bundle, key_of(bundle, trt, cuda, precision)) as plan:
-                if plan is not None:
-                    return precision
-    return bundle.precision
-
-
-def _opened(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str) -> Model:
-    """Raises NotLoadedError, MerinoError, CudaError; nothing is left then."""
+def _opened(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str) -> Optional[Model]:
+    """None where no sound engine is kept. Raises NotLoadedError, MerinoError, CudaError; nothing is left then."""
     key = key_of(bundle, trt, cuda, precision)
     with contextlib.ExitStack() as stack:
         runtime = trt.module.Runtime(trt.logger)
         held: List[Any] = [runtime]  # in the order of their making: freed from the end
         stack.callback(_freed_from_the_end, held)
         with opened_plan(bundle, key) as plan:
-            engine = runtime.deserialize_cuda_engine(plan) if plan is not None else None
-        if engine is None:
+            if plan is None:
+                return None
+            held.append(runtime.deserialize_cuda_engine(plan))
+        if held[-1] is None:
             raise NotLoadedError(trt.why())
-        held.append(engine)
-        tensors = tensors_of(trt, engine)
+        tensors = tensors_of(trt, held[-1])
         check_tensors(bundle, tensors)
         stream = cuda.stream_create()
         stack.callback(released, cuda.stream_destroy, stream)
-        scratch = cuda.malloc(max(1, engine.device_memory_size))
+        scratch = cuda.malloc(max(1, held[-1].device_memory_size))
         stack.callback(released, cuda.free, scratch)
+        stack.callback(released, cuda.synchronize, stream)  # first of all
         bound: List[BoundEngine] = []
         stack.callback(bound.clear)
         for profile, length in ((DECODE, 1), (PREFILL, key.chunk)):
-            bound.append(BoundEngine(trt, engine, profile, scratch, stream))
+            bound.append(BoundEngine(trt, held[-1], profile, scratch, stream))
             _set_shapes(bound[-1], tensors, length)
         cuda.synchronize(stream)  # the change of the profile
-        del engine, runtime
-        name = f"tensorrt {trt.version} {precision} {key.gpu}"
-        parts = {"stream": stream, "tensors": tensors, "bound": bound}
-        return Model(bundle, trt, cuda, precision, name, stack.pop_all(), parts)
+        found = Model(bundle, trt, cuda, precision, stream, tensors, bound, stack.pop_all())
+        found.engine_name = f"tensorrt {trt.version} {precision} {key.gpu}"
+        return found
 
 
 def _set_shapes(bound: BoundEngine, tensors: Dict[str, Tensor], length: int) -> None:

@@ -62,6 +62,7 @@ class SessionMemory:
             stack.callback(released, cuda.free, self.base)
             self.pinned = cuda.host_alloc(pinned_size)
             stack.callback(released, cuda.free_host, self.pinned)
+            stack.callback(released, cuda.synchronize, self._stream)  # first of all
             # A slot is read with a weight of 0 before it is filled, and 0 x NaN is NaN.
             cuda.memset(self.base, 0, size, self._stream)
             cuda.synchronize(self._stream)
@@ -109,6 +110,7 @@ class SessionMemory:
             if kind == TO_HOST:
                 flat[:] = pinned
         finally:
+            released(cuda.synchronize, self._stream)
             released(cuda.free_host, host)
 
     def close(self) -> None:
