@@ -5,7 +5,7 @@ import threading
 import numpy as np
 
 GARBAGE = 0xFF  # as bytes of a float32 or float16 it is NaN, as an integer -1
-FIRST_ADDRESS = 0x700000000000
+FIRST_ADDRESS = 0x7F3412345000  # of which the lower half alone is another address
 SPACING = 4096  # between blocks: an overrun hits none
 
 
