@@ -11,7 +11,7 @@ from merino_runtime.errors import MerinoError
 
 RECORDINGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "jtop")
 NANO_CONF = "# comment\n< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=1 NAME=5W >\n"
-ORIN_CONF = "".join("< POWER_MODEL ID={} NAME={} >\n".format(number, name)
+ORIN_CONF = "".join(f"< POWER_MODEL ID={number} NAME={name} >\n"
                     for number, name in enumerate(("15W", "25W", "MAXN_SUPER", "7W")))
 
 
@@ -31,7 +31,7 @@ def write(root, path, text):
     if not os.path.isdir(os.path.dirname(path)):
         os.makedirs(os.path.dirname(path))
     with open(path, "w") as file:
-        file.write("{}\n".format(text))
+        file.write(f"{text}\n")
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def nano(tmp_path):
     write(tmp_path, clock + "device/load", 634)
     rails = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0/"
     for number, (name, milliwatts) in enumerate((("POM_5V_IN", 4412), ("POM_5V_GPU", 1206), ("POM_5V_CPU", 842))):
-        write(tmp_path, rails + "rail_name_{}".format(number), name)
-        write(tmp_path, rails + "in_power{}_input".format(number), milliwatts)
+        write(tmp_path, rails + f"rail_name_{number}", name)
+        write(tmp_path, rails + f"in_power{number}_input", milliwatts)
     write(tmp_path, "etc/nvpmodel.conf", NANO_CONF)
     write(tmp_path, "var/lib/nvpmodel/status", "pmode:0001")
     return str(tmp_path)
@@ -64,9 +64,9 @@ def orin(tmp_path):
     chip = "sys/class/hwmon/hwmon1/"
     write(tmp_path, chip + "name", "ina3221")
     for number, (name, volts, amperes) in enumerate((("VDD_IN", 5056, 1840), ("VDD_CPU_GPU_CV", 5048, 912)), 1):
-        write(tmp_path, chip + "in{}_label".format(number), name)
-        write(tmp_path, chip + "in{}_input".format(number), volts)
-        write(tmp_path, chip + "curr{}_input".format(number), amperes)
+        write(tmp_path, chip + f"in{number}_label", name)
+        write(tmp_path, chip + f"in{number}_input", volts)
+        write(tmp_path, chip + f"curr{number}_input", amperes)
     write(tmp_path, "etc/nvpmodel.conf", ORIN_CONF)
     write(tmp_path, "var/lib/nvpmodel/status", "pmode:0002")
     return str(tmp_path)
@@ -162,7 +162,7 @@ def test_a_service_that_fails_leaves_the_files(monkeypatch):
     """Whatever jtop raises, and whatever it leaves."""
     closed = []
 
-    class Client(object):
+    class Client:
         def __init__(self, interval):
             pass
 

@@ -26,8 +26,9 @@ def chosen(*rows: Flags) -> Chosen:
     """The places that count for one row, or for a comparison of several.
 
     Undisturbed places count alone where there are three turns of them (or as many as were measured). A board that is
-    throttled, or in a low power mode, on all sides of a comparison is in a state of its own: that is no disturbance where too few places are
-    without it. Where even then too few remain, all turns count and `flags` says what disturbed them.
+    throttled, or in a low power mode, on all sides of a comparison is in a state of its own: that is no disturbance
+    where too few places are without it. Where even then too few remain, all turns count and `flags` says what disturbed
+    them.
     """
     common = sorted(set(rows[0]).intersection(*rows[1:]))
     turns = len({turn for turn, _ in common})

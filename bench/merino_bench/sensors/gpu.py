@@ -42,13 +42,11 @@ def mode_flags(before: Mapping[str, Any], after: Mapping[str, Any]) -> List[str]
 def is_low(mode: Optional[str], modes: Optional[Sequence[str]]) -> bool:
     """mode: `MAXN (0)` and the like. Without a mode MAXN, as on an Orin Nano before its Super mode, the highest is that
     of the most watts; without a list of modes MAXN alone is high."""
-    if mode is None:
+    name = (mode or "MAXN").split(" (")[0]
+    if name.startswith("MAXN"):
         return False
-    name = mode.split(" (")[0]
     watts = [_watts(one) for one in modes or ()]
-    if any(one.startswith("MAXN") for one in modes or ()) or not any(watts):
-        return not name.startswith("MAXN")
-    return _watts(name) < max(watts)
+    return any(one.startswith("MAXN") for one in modes or ()) or not any(watts) or _watts(name) < max(watts)
 
 
 def _watts(mode: str) -> float:
@@ -91,7 +89,8 @@ def facts_of(client: Any) -> Dict[str, Any]:
     return {
         "source": "jtop", "clock_mhz": clock_mhz, "clock_max_mhz": clock_max_mhz, "load_percent": load,
         "power_w": rails[rail] if rail else None, "power_rail": rail,
-        "mode": None if nvpmodel is None else f"{nvpmodel.name} ({nvpmodel.id})", "modes": list(modes) if modes else None}
+        "mode": None if nvpmodel is None else f"{nvpmodel.name} ({nvpmodel.id})",
+        "modes": list(modes) if modes else None}
 
 
 def _gpu_of(gpu: Any) -> Tuple[Optional[float], Optional[float], Optional[float]]:
@@ -99,7 +98,7 @@ def _gpu_of(gpu: Any) -> Tuple[Optional[float], Optional[float], Optional[float]
 
     4.x has an entry per GPU, in kHz. 3.x has one GPU: `frq` in kHz, `max_freq` in Hz whatever its documentation says.
     """
-    if "val" in gpu.keys():
+    if "val" in gpu:
         return _scaled(gpu.get("frq"), KHZ_PER_MHZ), _scaled(gpu.get("max_freq"), HZ_PER_MHZ), float(gpu["val"])
     for one in dict(gpu.items()).values():
         if one.get("type") == "integrated":
@@ -118,14 +117,14 @@ def file_facts(root: str = "/") -> Dict[str, Any]:
     folder = next((path for path in sorted(glob.glob(os.path.join(root, "sys/class/devfreq/*")))
                    if _read(os.path.join(path, "device/of_node/name")).strip("\0\n") in NODES
                    or path.endswith(tuple("." + node for node in NODES))), "")
-    load = _number(os.path.join(folder, "device/load")) if folder else None
+    clock, highest, load = (_number(os.path.join(folder, name)) if folder else None
+                            for name in ("cur_freq", "max_freq", "device/load"))
     rails = rail_watts(ina3221_rails(root))
     rail = gpu_rail(rails)
     mode, modes = nvpmodel_files(root)
     return {
-        "source": "files", "clock_mhz": _scaled(_number(os.path.join(folder, "cur_freq")), HZ_PER_MHZ) if folder else None,
-        "clock_max_mhz": _scaled(_number(os.path.join(folder, "max_freq")), HZ_PER_MHZ) if folder else None,
-        "load_percent": None if load is None else load / 10,
+        "source": "files", "clock_mhz": _scaled(clock, HZ_PER_MHZ), "clock_max_mhz": _scaled(highest, HZ_PER_MHZ),
+        "load_percent": _scaled(load, 10),
         "power_w": rails[rail] if rail else None, "power_rail": rail, "mode": mode, "modes": modes}
 
 

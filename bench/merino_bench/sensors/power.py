@@ -76,7 +76,8 @@ def jtop_watts(power: Any) -> Tuple[float, str]:
     sum_of = f"sum of {' + '.join(sorted(rails))}"
     if isinstance(power, (tuple, list)):
         total = power[0] or {}
-        watts, name = total.get("cur"), sum_of if total.get("cur") == sum(_mw(one) for one in power[1].values()) else None
+        is_sum = total.get("cur") == sum(_mw(one) for one in power[1].values())
+        watts, name = total.get("cur"), sum_of if is_sum else None
     else:
         total = power.get("tot") or {}
         watts, name = total.get("power"), total.get("name") or sum_of

@@ -34,9 +34,11 @@ ORIN = {
     "class/devfreq/17000000.gpu/governor": "nvhost_podgov", "class/devfreq/17000000.gpu/cur_freq": "612000000",
     "class/devfreq/17000000.gpu/max_freq": "612000000", "class/devfreq/17000000.gpu/min_freq": "306000000",
     "class/devfreq/17000000.gpu/device/of_node/name": "gpu\0", "class/devfreq/17000000.gpu/device/load": "874",
-    "class/devfreq/17000000.gpu/device/railgate_enable": "1", "class/devfreq/17000000.gpu/device/enable_3d_scaling": "1",
+    "class/devfreq/17000000.gpu/device/railgate_enable": "1",
+    "class/devfreq/17000000.gpu/device/enable_3d_scaling": "1",
     **{f"bus/i2c/devices/1-0040/hwmon/hwmon1/{name}": text for name, text in {
-        "in1_label": "VDD_IN", "in2_label": "VDD_CPU_GPU_CV", "in3_label": "VDD_SOC", "in7_label": "sum of shunt voltages",
+        "in1_label": "VDD_IN", "in2_label": "VDD_CPU_GPU_CV", "in3_label": "VDD_SOC",
+        "in7_label": "sum of shunt voltages",
         "in1_input": "5056", "in2_input": "5048", "in3_input": "5048", "in7_input": "3",
         "curr1_input": "1840", "curr2_input": "912", "curr3_input": "312",
     }.items()},
