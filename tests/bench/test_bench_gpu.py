@@ -1,4 +1,7 @@
-"""The GPU of both Jetsons, from recordings of jetson-stats and from files. How they were made: jtop/record.py."""
+"""The GPU of both Jetsons, from recordings of jetson-stats and from files.
+
+How the recordings were made: jetson_recordings/record.py.
+"""
 import json
 import os
 import sys
@@ -9,7 +12,7 @@ from merino_bench.sensors import gpu
 from merino_bench.sensors.power import ina3221_hwmon, ina3221_jetpack4, jtop_rails, jtop_watts
 from merino_runtime.errors import MerinoError
 
-RECORDINGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "jtop")
+RECORDINGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "jetson_recordings")
 NANO_CONF = "# comment\n< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=1 NAME=5W >\n"
 ORIN_CONF = "".join(f"< POWER_MODEL ID={number} NAME={name} >\n"
                     for number, name in enumerate(("15W", "25W", "MAXN_SUPER", "7W")))
@@ -158,22 +161,32 @@ def test_low_power(mode, modes, low):
     assert gpu.is_low(mode, modes) is low
 
 
-def test_a_service_that_fails_leaves_the_files(monkeypatch):
-    """Whatever jtop raises, and whatever it leaves."""
-    closed = []
+def module_of(folder, name, body):
+    """jtop's interface: what was recorded, or a service that fails."""
+    recorded = os.path.join(RECORDINGS, name + ".json")
+    with open(os.path.join(str(folder), "jtop.py"), "w") as file:
+        file.write(f"import json\nwith open({recorded!r}) as file:\n    found = json.load(file)\n"
+                   "class jtop:\n    gpu, power = found['gpu'], found['power']\n"
+                   "    nvpmodel = type('NVPModel', (), found['nvpmodel'])\n"
+                   "    def __init__(self, interval):\n        assert interval == 0.5\n"
+                   f"    def start(self):\n        {body}\n    def ok(self):\n        return True\n"
+                   "    def close(self):\n        raise OSError('closed before')\n")
 
-    class Client:
-        def __init__(self, interval):
-            pass
 
-        def start(self):
-            raise RuntimeError("no service")
+@pytest.mark.parametrize("name, body, clock_mhz", [
+    ("nano-3.1.4", "pass", 921.0), ("orin-4.2.12", "pass", 612.0),
+    ("orin-4.2.12", "raise RuntimeError('no service')", None)])
+def test_jtop_is_asked_in_a_process_of_its_own(name, body, clock_mhz, tmp_path, monkeypatch):
+    """Whatever it raises, and whatever it leaves: without an answer the files are read."""
+    module_of(tmp_path, name, body)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = gpu.jtop_facts()
+    assert (found and found["clock_mhz"]) == clock_mhz
+    assert "jtop" not in sys.modules
 
-        def close(self):
-            closed.append(1)
-            raise OSError("closed before")
 
-    monkeypatch.setitem(sys.modules, "jtop", type("Module", (), {"jtop": Client}))
-    assert gpu.jtop_facts() is None and closed == [1]
-    monkeypatch.setitem(sys.modules, "jtop", None)  # not installed
+def test_without_jtop_no_process_is_started(monkeypatch):
+    monkeypatch.setattr(gpu, "run_apart", None)
+    monkeypatch.setitem(sys.modules, "jtop", None)
     assert gpu.jtop_facts() is None

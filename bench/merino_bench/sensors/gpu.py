@@ -5,12 +5,16 @@ files. jtop is AGPL, so we import it and never ship it. A fact that this machine
 of this kind has no facts.
 """
 import glob
+import json
 import os
 import re
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from merino_bench.fresh_process import run_apart
 from merino_bench.sensors.power import PROGRAM_INTERVAL_S, ina3221_rails, jtop_rails, rail_watts
+from merino_runtime.errors import MerinoError
 
 # By what the device tree's `compatible` says of the chip: name, and CUDA's compute capability.
 CHIPS = {
@@ -19,6 +23,7 @@ CHIPS = {
 }
 NODES = ("gpu", "gp10b", "gv11b", "ga10b")  # of the GPU in the device tree, and so the end of its folder's name
 KHZ_PER_MHZ, HZ_PER_MHZ = 1e3, 1e6
+LONGEST_S = 20.0  # for jtop's answer
 
 
 def with_gpu(state: Dict[str, Any], root: str = "/") -> Dict[str, Any]:
@@ -61,22 +66,31 @@ def gpu_name(root: str = "/") -> Tuple[Optional[str], Optional[str]]:
 
 
 def jtop_facts() -> Optional[Dict[str, Any]]:
-    """Of jtop's service, which gives its next reading within half a second; None where there is no such service."""
+    """Of jtop's service, asked in a process of its own: a client adds memory and a thread. None where there is no such
+    service."""
+    try:
+        if find_spec("jtop") is None:
+            return None
+        facts: Optional[Dict[str, Any]] = run_apart("merino_bench.sensors.gpu", "", LONGEST_S)["facts"]
+        return facts
+    except (ValueError, ImportError, MerinoError):  # ValueError: a module without a spec
+        return None
+
+
+def main() -> None:
+    """Prints {"facts": what jtop says}; null where it does not answer."""
+    facts, client = None, None  # type: Any, Any
     try:
         from jtop import jtop
-    except ImportError:
-        return None
-    client: Any = None
-    try:
         client = jtop(interval=PROGRAM_INTERVAL_S)
         client.start()
-        return facts_of(client) if client.ok() else None
+        facts = facts_of(client) if client.ok() else None
     except Exception:  # JtopException has no base of its own; whatever it is, the files are read then
-        return None
-    finally:
-        if client is not None:
-            with suppress(Exception):
-                client.close()
+        pass
+    if client is not None:
+        with suppress(Exception):
+            client.close()
+    print(json.dumps({"facts": facts}))
 
 
 def facts_of(client: Any) -> Dict[str, Any]:
@@ -153,3 +167,7 @@ def _read(path: str) -> str:
 def _number(path: str) -> Optional[int]:
     text = _read(path).strip()
     return int(text) if re.match(r"\d+$", text) else None
+
+
+if __name__ == "__main__":
+    main()
