@@ -17,7 +17,7 @@ import numpy as np
 
 from merino_bench.fresh_process import OUT_OF_MEMORY
 from merino_bench.harness.cases import Case
-from merino_bench.sensors import environment
+from merino_bench.sensors import environment, gpu
 from merino_bench.sensors.load import CpuMoment, cpu_moment, load_between
 from merino_runtime import board
 from merino_runtime.backends import open_backend
@@ -60,14 +60,14 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
     verify_ms = _timed(lambda: check_files(bundle))[1] if verify else None
     # A format whose instructions this CPU lacks is measured too; the record notes it.
     notes = list(board.check_bundle_fits(bundle, allow_slow=True))
-    before = environment.state()
+    before = gpu.with_gpu(environment.state())
     backend, open_ms = _timed(lambda: open_backend(bundle, case.threads))
     try:
         if case.untimed and not backend.extends_fast:
             notes.append("behind cached ids this version of the backend prefills them one by one")
         began, rounds, ended = timed_rounds(backend, case, repetitions, seed)
         peak_rss_mb = board.peak_rss_mb()  # before anything else is started
-        after = environment.state()
+        after = gpu.with_gpu(environment.state())
         here = environment.machine()
         threads = getattr(backend, "decode_threads", getattr(backend, "threads", case.threads))
         prefill_threads = getattr(backend, "prefill_threads", threads)
@@ -89,7 +89,7 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
             "prefill_phases_s": [[one.start_s, one.token_s[0]] for one in rounds],
             "decode_phases_s": [[one.token_s[0], one.token_s[-1]] for one in rounds if case.steps],
             "environment": dict(here, before=before, after=after, **load.as_record()),
-            "flags": environment.flags_of(before, after, load), "notes": notes,
+            "flags": environment.flags_of(before, after, load) + gpu.mode_flags(before, after), "notes": notes,
         }
     finally:
         backend.close()
