@@ -101,7 +101,8 @@ def export(
 def proved(bundle: Bundle, golden: Golden, quantised: bool) -> tuple[Bundle, float, float | None]:
     """The bundle, its error, and that with float activations (None if not `quantised`).
 
-    Raises MerinoError where its graph differs from torch. A quantised graph carries the greedy ids that it itself chooses: rounded activations may choose others than torch.
+    Raises MerinoError where its graph differs from torch. A quantised graph carries the greedy ids that it itself
+    chooses: rounded activations may choose others than torch.
     """
     unrounded = unrounded_error(bundle, golden) if quantised else None
     if unrounded is not None:
