@@ -21,8 +21,8 @@ TEXT = (
 )
 PIECES = (
     "Once", " upon", " a", "'s", "'T", "'LL", " don't", "   ", "\n", "\n\n", "\t", "1987", "4 5", "½", "²", "٣", "é",
-    "中文", "🙂", "def f(x):\n    return x", "\u00a0", "\u3000", "ß", "...", "!?", " --", "http://a.b/c?d=1", "\r\n", "Ω",
-    "हिन्दी", "$5",
+    "中文", "🙂", "def f(x):\n    return x", "\u00a0", "\u3000", "ß", "...", "!?", " --", "http://a.b/c?d=1", "\r\n",
+    "Ω", "हिन्दी", "$5",
     "<|im_end|>", "\ufffd", "▁", " ",
 )  # fmt: skip
 OURS_ALONE = {"gpt-neox", "llama3", "llama-v3"}  # names that not every llama.cpp knows
