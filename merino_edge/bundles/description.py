@@ -92,7 +92,7 @@ def describe(
 ) -> Bundle:
     """The description of the model whose graph, weights and tokenizer lie in `folder`; hashes them."""
     geometry = model.geometry
-    operators = geometry.operators
+    operators, backends = geometry.operators, backends_of(form, graph.windowed)
     return Bundle(
         folder=str(folder),
         schema=SCHEMA,
@@ -116,8 +116,8 @@ def describe(
         decode_weight_bytes=graph.decode_weight_bytes,
         kv_bytes=kv_bytes(operators, form.context, form.precision),
         isa=tuple(FAST_ISA[form.precision]),
-        boards=fitting_boards(operators, form.precision, form.context, threads),
-        backends=backends_of(form, graph.windowed),
+        boards=fitting_boards(operators, form.precision, form.context, threads, [need.name for need in backends]),
+        backends=backends,
         threads=threads,
         golden=golden,
         chat=model.chat,

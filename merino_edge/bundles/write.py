@@ -25,17 +25,20 @@ class SavedGraph(GraphFacts, Protocol):
 
 def write_bundle(
     folder: Path, model: ModelFacts, graph: SavedGraph, form: GraphFormat, golden: Golden, *,
-    threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | str | None = None,
+    threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | str | None = None, template: str | None = None,
 ) -> Bundle:  # fmt: skip
     """Fill the empty `folder` and return its description.
 
     `tokenizer`: a tokenizer.json to copy, or the text of one; None where there is none.
+    `template`: the text of the chat template that `model.chat` is of.
     """
     graph.save(folder)
     if isinstance(tokenizer, str):
         (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
     elif tokenizer:
         shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+    if model.chat and template is not None:
+        (folder / model.chat.template).write_text(template, encoding="utf-8", newline="")
     bundle = describe(folder, model, graph, form, golden, threads)
     write_description(bundle)
     write_board_app(folder / APP_FILE)

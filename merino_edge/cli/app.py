@@ -1,7 +1,7 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
-The main path stands here, in its order. Other commands have a module per group: `design`, `train`, `choose`,
-`records`, `deliver`.
+The main path stands here, in its order. Other commands have a module per group: `design`, `train`, `text`,
+`choose`, `records`, `deliver`.
 
 Data goes to stdout, talk to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
 imported inside the commands, so that the others answer at once.
@@ -21,11 +21,14 @@ from merino_edge import __version__
 from merino_edge.cli import choose as cli_choose
 from merino_edge.cli import deliver as cli_deliver
 from merino_edge.cli import records as cli_records
+from merino_edge.cli import text as cli_text
+from merino_edge.cli.check import check
 from merino_edge.cli.design import design
 from merino_edge.cli.flash import flash
-from merino_edge.cli.options import HOST, AcceptNew, Device, Json, Ssh
+from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Ssh
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
+from merino_runtime.errors import MerinoError
 from merino_runtime.streams import CLOSED_PIPE, drop_stdout, exit_code
 
 
@@ -41,15 +44,6 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
-PrefillThreads = Annotated[int | None, typer.Option(help="of prefill alone; default: as -t")]
-
-
-class Overflow(StrEnum):
-    stop = "stop"
-    error = "error"
-    shift = "shift"
 
 
 class Output(StrEnum):
@@ -75,16 +69,19 @@ def root(
 @app.command()
 def devices(
     device: Annotated[str | None, typer.Argument(metavar="[ID]", help="one board")] = None,
+    backend: Backend = None,
     as_json: Json = False,
 ) -> None:
-    """List the boards, or every figure of one with its source."""
+    """List the boards, or every figure of one with its source: of one backend, with --json of all."""
     from merino_edge.calibration.board import board
     from merino_edge.calibration.this_machine import facts
     from merino_edge.cli.tables.boards import device_table, devices_table
     from merino_edge.cli.tables.layout import show
     from merino_edge.profiles.reading import list_profiles
 
-    profiles = [board(device, say)] if device else list_profiles()
+    if backend and not device:
+        raise MerinoError(f"--backend {backend} goes with one board: give its ID")
+    profiles = [board(device, say, backend)] if device else list_profiles()
     if as_json:
         found = [profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]
         print(json.dumps(found if device else [*found, facts()]))
@@ -133,11 +130,15 @@ def export(
     source: Annotated[str, typer.Argument(help="folder, GGUF, name of the hub or catalogue, design.json, ...")],
     out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
     precision: Annotated[str | None, typer.Option(help="format of the weights; default: the design's, or fp32")] = None,
-    dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",
+    dialect: Annotated[
+        str | None, typer.Option(help="fused: ONNX Runtime 1.18 and later, the default; portable: 1.10 and TensorRT,"
+                                 " for whose designs it is the default")
+    ] = None,
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
     weights: Annotated[Path | None, typer.Option(help="of a catalogue's name: a folder, or random")] = None,
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="random weights may replace trained ones")] = False,
+    no_chat: Annotated[bool, typer.Option("--no-chat", help="without the model's chat template")] = False,
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
     from merino_edge.bundles.files import bundle_bytes, is_bundle_alone
@@ -145,7 +146,14 @@ def export(
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import working
     from merino_edge.design.design_file import Design
-    from merino_edge.export.request import Plan, check_text, chosen_precision, find_source, published
+    from merino_edge.export.request import (
+        Plan,
+        check_text,
+        chosen_precision,
+        default_dialect,
+        find_source,
+        published,
+    )
     from merino_edge.families.hub import fetch
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
@@ -158,7 +166,9 @@ def export(
     asked = find_source(source, weights)
     check_text(asked, weights)
     plan = asked.content if isinstance(asked, Plan) else None
-    chosen_precision(dialect, precision, plan if isinstance(plan, Design) else None)
+    design = plan if isinstance(plan, Design) else None
+    dialect = dialect or default_dialect(design)
+    chosen_precision(dialect, precision, design)
     hub_model = published(asked, weights)
     if hub_model:
         with working(f"fetching {hub_model.name}"):
@@ -170,7 +180,8 @@ def export(
     with working(f"exporting {source}"):
         found = load_source(source, weights)
         done = run(
-            found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite, last_use=True
+            found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite, chat=not no_chat,
+            last_use=True,
         )
     made = done.bundle
     print(
@@ -183,6 +194,9 @@ def export(
     )
     for each in done.stored:
         say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} quantised again")
+    if made.chat:
+        needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
+        print(f"it talks (`merino-edge chat {out}`): its chat template needs {needed}")
     if done.matrices:
         show(matrix_table(done.matrices))
     if text:
@@ -193,57 +207,8 @@ def export(
         print(f"perplexity {read.perplexity:.3f} over {read.tokens} tokens of {text.name}, by the board's runtime")
 
 
-@app.command()
-def generate(
-    bundle: Annotated[str, typer.Argument(help="a bundle's folder, or `embedded`")],
-    prompt: Annotated[
-        str | None, typer.Argument(help="text to go on from; `-`, or none after a pipe: it is read from stdin")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option("-n", help="at most so many tokens")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="0: off")] = 40,
-    top_p: Annotated[float, typer.Option(help="1: off")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="0: off")] = 0.05,
-    repetition_penalty: Annotated[float, typer.Option(help="1: off")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="default: a new one each time")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeat for more")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on after the end of the text")] = False,
-    allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format this CPU is slow at")] = False,
-    overflow: Annotated[Overflow, typer.Option(help="at the context's end; `shift` goes on")] = Overflow.stop,
-    threads: Threads = None,
-    prefill_threads: PrefillThreads = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="KV cache after the prompt: written if there is none yet, else read")
-    ] = None,
-    no_huge_pages: Annotated[bool, typer.Option("--no-huge-pages", help="weights stay in small pages")] = False,
-    ssh: Ssh = None,
-    accept_new: AcceptNew = False,
-    as_json: Json = False,
-) -> None:
-    """Stream text from a bundle: the board's own runtime, on this machine or on a board."""
-    from merino_edge.families.names import bundle_path
-    from merino_runtime.commands import run_generate, stdin_is_terminal
-    from merino_runtime.sampling import Sampling
-
-    if prompt is None and stdin_is_terminal():
-        raise typer.BadParameter("give a text, or `-` to read it from stdin", param_hint="PROMPT")
-    if ssh is not None:
-        from merino_edge.cli.over_ssh import generate_there, refuse_local, words_of
-
-        refuse_local(cache=cache)
-        options = words_of(
-            n=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, seed=seed, overflow=overflow.value, ignore_eos=ignore_eos,
-            allow_slow=allow_slow, t=threads, prefill_threads=prefill_threads, no_huge_pages=no_huge_pages,
-            json=as_json,
-        ) + [f"--stop={each}" for each in stop or ()]  # fmt: skip
-        raise typer.Exit(generate_there(ssh, accept_new, bundle, prompt, options))
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    run_generate(
-        bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,
-        allow_slow=allow_slow, overflow=overflow.value, prefill_threads=prefill_threads, huge_pages=not no_huge_pages,
-        cache_path=str(cache) if cache else None,
-    )  # fmt: skip
+app.command()(cli_text.generate)
+app.command()(cli_text.chat)
 
 
 @app.command()
@@ -297,6 +262,7 @@ def bench(
 
 
 app.command()(flash)
+app.command()(check)
 app.command()(cli_records.compare)
 app.command()(cli_records.report)
 app.command()(cli_deliver.keygen)

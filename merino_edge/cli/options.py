@@ -13,11 +13,16 @@ from merino_edge.prediction.confidence import ALLOWED, DEFAULT_CONFIDENCE, check
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Device = Annotated[str, typer.Option(help="a board's id, `host`, or the path of a profile")]
+Backend = Annotated[
+    str | None, typer.Option(help="onnxruntime (the CPU) or tensorrt (a Jetson's GPU); default: the board's own")
+]
 AcceptNew = Annotated[
     bool, typer.Option("--accept-new", help="take a new board's host key into known_hosts; a changed one never")
 ]
 HOST = "[USER@]HOST[:PORT]"
 Ssh = Annotated[str | None, typer.Option(metavar=HOST, help="on this board, not on this machine")]
+Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
+PrefillThreads = Annotated[int | None, typer.Option(help="of prefill alone; default: as -t")]
 Seed = Annotated[int, typer.Option(help="seed of all randomness")]
 Context = Annotated[int | None, typer.Option(help="tokens, prompt included; default: the board's")]
 Confidence = Annotated[

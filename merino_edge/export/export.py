@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts, write_description
 from merino_edge.bundles.files import described, is_bundle, is_bundle_alone
 from merino_edge.bundles.write import write_bundle
+from merino_edge.export.chat import chat_of
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
@@ -63,6 +64,7 @@ class Exported(NamedTuple):
     `steps`: decode steps behind the prefill that were compared. `unrounded`: of a quantised graph with float
     activations, the largest error of a logit; None where nothing is quantised.
     `matrices`: the quantisation error of each; empty where nothing is quantised.
+    `why_jinja`: why the board needs jinja2 for the chat template; empty where it does not.
     `stored`: what became of the source's blocks; empty where it has none, or nothing is quantised.
     """
 
@@ -73,22 +75,26 @@ class Exported(NamedTuple):
     unrounded: float | None
     matrices: list[MatrixError]
     stored: list[Stored]
+    why_jinja: str = ""
 
 
 def export(
     source: Source, out: Path, *, dialect: str = "fused", precision: str | None = None, context: int | None = None,
-    overwrite: bool = False, last_use: bool = False,
+    overwrite: bool = False, chat: bool = True, last_use: bool = False,
 ) -> Exported:  # fmt: skip
     """Write the bundle `out`. Without a `precision` it has the design's weight format, or float32 without a design.
 
+    `overwrite`: random weights may replace trained ones. `chat`: with the source's chat template, if it has one.
     `last_use`: the source's model is changed and then emptied, so that memory holds one copy of the weights at a time.
-    `overwrite`: random weights may replace trained ones. Raises MerinoError for a request that is not possible, for
-    weights that give no finite logits, and where the graph differs from torch; then nothing is written.
+    Raises MerinoError for a request that is not possible, for a template that raises, for weights that give no finite
+    logits, and where the graph differs from torch; then nothing is written.
     """
     precision = chosen_precision(dialect, precision, source.design)
     context = chosen_context(source, context)
     check_replaces(source, out, overwrite)
     check_readable(source)
+    template = source.chat if chat else None
+    found = chat_of(template) if template else None
     check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch))
     graph = build_graph(source, dialect, context, precision)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
@@ -98,21 +104,22 @@ def export(
     if not np.isfinite(golden.logits).all():
         raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
     model = ModelFacts(
-        source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids
-    )
+        source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids,
+        found.chat if found else None,
+    )  # fmt: skip
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(
             folder, model, graph, GraphFormat(precision, dialect, context),
             GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
             threads=planned_threads(source, precision), tokenizer=source.tokenizer,
+            template=template.text if template else None,
         )  # fmt: skip
         if last_use:
             graph.forget()
             empty(source.model)
         bundle, error, unrounded = proved(load_bundle(str(folder)), golden, quantised=bool(errors))
-    return Exported(
-        out, bundle._replace(folder=str(out)), error, len(golden.logits) - 1, unrounded, errors, stored
-    )  # fmt: skip
+    made, why_jinja = bundle._replace(folder=str(out)), found.why_jinja if found else ""
+    return Exported(out, made, error, len(golden.logits) - 1, unrounded, errors, stored, why_jinja)
 
 
 def proved(bundle: Bundle, golden: Golden, quantised: bool) -> tuple[Bundle, float, float | None]:

@@ -55,6 +55,9 @@ def find_source(what: str, weights: Path | None = None) -> Model | HubModel | Pl
     return path
 
 
+def default_dialect(design: Design | None) -> str:
+    """The one that the design's backend runs: TensorRT builds its engines from portable graphs alone."""
+    return "portable" if design and design.backend == "tensorrt" else "fused"
 def published(found: Model | HubModel | Plan | Path, weights: Path | None) -> HubModel | None:
     """The model of the hub whose files the source consists of; None where nothing is taken from there."""
     if isinstance(found, Model):

@@ -16,6 +16,7 @@ from merino_edge.export.memory import check_memory
 from merino_edge.export.recover import check_recovered, recover_weights
 from merino_edge.export.request import RANDOM, find_source
 from merino_edge.families.blocks import BlockSource
+from merino_edge.families.chat_template import ChatTemplate
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.checkpoint import read_gguf
 from merino_edge.families.hub import HubModel, fetch
@@ -25,6 +26,7 @@ from merino_edge.families.zoo import Model
 from merino_edge.training.run_folder import trained_name
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_text
 
 
 class Source(NamedTuple):
@@ -39,6 +41,7 @@ class Source(NamedTuple):
     tokenizer: Path | str | None  # tokenizer.json, or the text of one
     design: Design | None = None
     bundle: Bundle | None = None  # the float32 bundle that it was read from
+    chat: ChatTemplate | None = None
     blocks: BlockSource | None = None  # its matrices as they are stored in blocks, where they are
 
     @property
@@ -92,7 +95,9 @@ def load_weights_of(known: Model, folder: Path) -> Source:
             f"{folder} is not {known.id}: found {found.geometry.shape()}, {known.id} has {known.geometry.shape()}"
         )
     said = f"local folder {folder.name}"
-    return Source(known.id, found.geometry, found.model, "trained", said, found.stop_ids, found.tokenizer)
+    return Source(
+        known.id, found.geometry, found.model, "trained", said, found.stop_ids, found.tokenizer, chat=found.chat
+    )
 
 
 def load_gguf(path: Path) -> Source:
@@ -110,7 +115,9 @@ def load_checkpoint(folder: Path) -> Source:
     said = f"checkpoint {folder.name}"
     design = kept_design(folder, found.geometry)
     name = trained_name(folder) or folder.name
-    return Source(name, found.geometry, found.model, "trained", said, found.stop_ids, found.tokenizer, design)
+    return Source(
+        name, found.geometry, found.model, "trained", said, found.stop_ids, found.tokenizer, design, chat=found.chat
+    )
 
 
 def kept_design(folder: Path, arch: Geometry) -> Design | None:
@@ -129,5 +136,14 @@ def load_bundle_again(folder: Path) -> Source:
     tokenizer = folder / TOKENIZER
     return source._replace(
         weights=bundle.weights, weights_source=bundle.weights_source, stop_ids=bundle.stop_ids,
-        tokenizer=tokenizer if tokenizer.is_file() else None, bundle=bundle,
+        tokenizer=tokenizer if tokenizer.is_file() else None, bundle=bundle, chat=template_in(bundle),
     )  # fmt: skip
+
+
+def template_in(bundle: Bundle) -> ChatTemplate | None:
+    """The chat template that a bundle was exported with."""
+    if bundle.chat is None:
+        return None
+    path = str(Path(bundle.folder) / bundle.chat.template)
+    text = read_text(path, "a chat template", "Copy or export the bundle again.")
+    return ChatTemplate(text, bundle.chat.tokens, path)
