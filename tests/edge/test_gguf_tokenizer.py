@@ -138,4 +138,7 @@ def test_the_boards_runtime_reads_what_was_made(tmp_path, pre):
     end = metadata["tokenizer.ggml.tokens"].index("<|im_end|>")
     assert tokenizer.encode("<|im_end|>") == [end]
     assert stop_ids(metadata) == [0, end], "the file names token 0 alone"
-    assert chat_template(metadata) == "{{ messages }}"
+    template = chat_template(metadata, "model.gguf")
+    assert template.text == "{{ messages }}" and "model.gguf" in template.source
+    texts_of = metadata["tokenizer.ggml.tokens"]
+    assert template.tokens == {"bos_token": "<|im_start|>", "eos_token": texts_of[0]}
