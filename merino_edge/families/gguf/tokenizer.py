@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from merino_edge.families.chat_template import ChatTemplate
 from merino_edge.families.gguf.file import wanted
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
@@ -19,6 +20,7 @@ SPACE = "\u2581"  # SentencePiece's mark of a space
 
 # Texts of tokens that end an answer: a GGUF names one end token, and a model of several may choose another.
 END_TEXTS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>")
+TEMPLATE_TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 END_KEYS = ("eos", "eot", "eom")
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -228,7 +230,12 @@ def stop_ids(metadata: Mapping[str, Any]) -> list[int]:
     return list(dict.fromkeys([one for one in named if one is not None] + by_text))
 
 
-def chat_template(metadata: Mapping[str, Any]) -> str | None:
-    """The template's text; None for a model that does not chat."""
+def chat_template(metadata: Mapping[str, Any], source: str) -> ChatTemplate | None:
+    """None for a file without one: the model was not trained to talk. `source`: the file, for messages."""
     found = metadata.get("tokenizer.chat_template")
-    return found if isinstance(found, str) and found else None
+    if not isinstance(found, str) or not found:
+        return None
+    tokens = tokens_of(metadata)
+    ids = {f"{name}_token": tokens.id(metadata_name) for name, metadata_name in TEMPLATE_TOKENS.items()}
+    spelled = {name: tokens.texts[index] for name, index in ids.items() if index is not None}
+    return ChatTemplate(found, spelled, f"tokenizer.chat_template in {source}")
