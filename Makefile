@@ -1,5 +1,6 @@
 # make demo: the whole path in minutes. make test: lint and all tests; test-fast: those for daily work.
-# make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines.
+# make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines. make test-models: published weights.
+# make test-tensorrt: NVIDIA's parser and builder on the CPU.
 # All set up what they need, once.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,8 +10,11 @@ PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/merino_edge
 BOARD_ROOT := $(CACHE)/boards/bookworm
 VM_ROOT := $(CACHE)/vm/bookworm
+TENSORRT_ROOT := $(CACHE)/tensorrt
 
-.PHONY: demo test test-fast test-boards boards test-vm vm lint clean
+MODELS := $(CACHE)/models
+
+.PHONY: demo test test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
@@ -37,6 +41,19 @@ vm:
 # Neither in `make test` nor in CI: a clean machine would need more than 5 minutes for it.
 test-vm: .venv/ready vm
 	MERINO_VM_ROOT="$(VM_ROOT)" $(BIN)/python -m pytest tests/targets/test_vm.py tests/targets/test_vm_delivery.py
+
+# Keeps 225 MB of NVIDIA's packages in TENSORRT_ROOT, under NVIDIA's license; x86-64 Linux only. No GPU is needed.
+tensorrt: .venv/ready
+	@tests/targets/tensorrt.sh "$(TENSORRT_ROOT)" $(BIN)/python
+
+test-tensorrt: tensorrt
+	MERINO_TENSORRT_ROOT="$(TENSORRT_ROOT)" $(BIN)/python -m pytest tests/targets/test_tensorrt_builder.py
+# A published model with its weights: 98 MB, once. `make test` takes its tests too where it is there.
+models: .venv/ready
+	@tests/targets/models.sh $(BIN)/python "$(MODELS)"
+
+test-models: models
+	$(BIN)/python -m pytest tests/targets/test_models.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

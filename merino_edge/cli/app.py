@@ -22,11 +22,13 @@ from merino_edge.cli import choose as cli_choose
 from merino_edge.cli import deliver as cli_deliver
 from merino_edge.cli import records as cli_records
 from merino_edge.cli import text as cli_text
+from merino_edge.cli.check import check
 from merino_edge.cli.design import design
 from merino_edge.cli.flash import flash
-from merino_edge.cli.options import HOST, AcceptNew, Device, Json, Ssh
+from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Ssh
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
+from merino_runtime.errors import MerinoError
 from merino_runtime.streams import CLOSED_PIPE, drop_stdout, exit_code
 
 
@@ -67,16 +69,19 @@ def root(
 @app.command()
 def devices(
     device: Annotated[str | None, typer.Argument(metavar="[ID]", help="one board")] = None,
+    backend: Backend = None,
     as_json: Json = False,
 ) -> None:
-    """List the boards, or every figure of one with its source."""
+    """List the boards, or every figure of one with its source: of one backend, with --json of all."""
     from merino_edge.calibration.board import board
     from merino_edge.calibration.this_machine import facts
     from merino_edge.cli.tables.boards import device_table, devices_table
     from merino_edge.cli.tables.layout import show
     from merino_edge.profiles.reading import list_profiles
 
-    profiles = [board(device, say)] if device else list_profiles()
+    if backend and not device:
+        raise MerinoError(f"--backend {backend} goes with one board: give its ID")
+    profiles = [board(device, say, backend)] if device else list_profiles()
     if as_json:
         found = [profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]
         print(json.dumps(found if device else [*found, facts()]))
@@ -122,12 +127,15 @@ app.command()(train)
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="checkpoint, design.json, architecture's JSON, fp32 bundle, or an OPT")],
+    source: Annotated[str, typer.Argument(help="folder, GGUF, name of the hub or catalogue, design.json, ...")],
     out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
     precision: Annotated[str | None, typer.Option(help="format of the weights; default: the design's, or fp32")] = None,
-    dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",
+    dialect: Annotated[
+        str | None, typer.Option(help="fused: ONNX Runtime 1.18 and later, the default; portable: 1.10 and TensorRT,"
+                                 " for whose designs it is the default")
+    ] = None,
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
-    weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
+    weights: Annotated[Path | None, typer.Option(help="of a catalogue's name: a folder, or random")] = None,
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="random weights may replace trained ones")] = False,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="without the model's chat template")] = False,
@@ -138,7 +146,15 @@ def export(
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import working
     from merino_edge.design.design_file import Design
-    from merino_edge.export.request import Plan, chosen_precision, find_source
+    from merino_edge.export.request import (
+        Plan,
+        check_text,
+        chosen_precision,
+        default_dialect,
+        find_source,
+        published,
+    )
+    from merino_edge.families.hub import fetch
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
     from merino_edge.training.data import check_files
@@ -148,8 +164,15 @@ def export(
     check_keeps(out, [Path(each) for each in (weights, text, place) if isinstance(each, str | Path)])
     check_folder(out, is_bundle_alone)
     asked = find_source(source, weights)
+    check_text(asked, weights)
     plan = asked.content if isinstance(asked, Plan) else None
-    chosen_precision(dialect, precision, plan if isinstance(plan, Design) else None)
+    design = plan if isinstance(plan, Design) else None
+    dialect = dialect or default_dialect(design)
+    chosen_precision(dialect, precision, design)
+    hub_model = published(asked, weights)
+    if hub_model:
+        with working(f"fetching {hub_model.name}"):
+            fetch(hub_model, say)
     # These load torch.
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
@@ -157,16 +180,20 @@ def export(
     with working(f"exporting {source}"):
         found = load_source(source, weights)
         done = run(
-            found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite, chat=not no_chat
+            found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite, chat=not no_chat,
+            last_use=True,
         )
     made = done.bundle
     print(
         f"{out}: {made.name}, {made.dialect} {made.precision}, {made.params / 1e6:.1f} M parameters"
         f" ({made.weights} weights), {bundle_bytes(out) / 2**20:.1f} MB;"
         f" {'worst logit' if made.precision == 'fp32' else 'root mean square'} against torch with the same weights"
-        f" {done.error:.1e} relative, over prefill and {len(made.golden.greedy_ids)} steps;"
+        f" {done.error:.1e} relative, over prefill and {done.steps} steps"
+        f"{'' if done.unrounded is None else f', {done.unrounded:.1e} of the worst logit with float activations'};"
         f" fits {', '.join(made.boards) or 'no board of ours'}"
     )
+    for each in done.stored:
+        say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} quantised again")
     if made.chat:
         needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
         print(f"it talks (`merino-edge chat {out}`): its chat template needs {needed}")
@@ -233,6 +260,7 @@ def bench(
 
 
 app.command()(flash)
+app.command()(check)
 app.command()(cli_records.compare)
 app.command()(cli_records.report)
 app.command()(cli_deliver.keygen)

@@ -14,17 +14,17 @@ from merino_edge.design.designer import check_request, design
 from merino_edge.design.score import INVERSE, Scoring, block_score
 from merino_edge.design.space import Space
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.operators import CPU_FORMATS
+from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.cost_model import CostModel, cost_model
-from merino_edge.prediction.formats import missing_isa, slow_words
+from merino_edge.prediction.formats import formats_of, missing_isa, slow_words
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One existing model with a verdict per format, the format of most bits first."""
+    """One existing model with a verdict per format, the backend's preferred one first."""
 
     model: Model
-    entropy: float
+    entropy: float | None  # None where the search's score does not count all of its layers
     long_enough: bool  # whether its context is what was asked for, or more
     verdicts: tuple[Verdict, ...]
 
@@ -66,7 +66,7 @@ class Candidate:
 
     @property
     def chosen(self) -> Verdict:
-        """The format of most bits that fits; where none does, the one that is nearest."""
+        """The first format that fits; where none does, the one that is nearest."""
         fitting = [verdict for verdict in self.verdicts if verdict.fits]
         return fitting[0] if fitting else min(self.verdicts, key=lambda verdict: verdict.excess)
 
@@ -83,20 +83,29 @@ class Ours:
 @dataclass(frozen=True)
 class Recommendation:
     device: str
+    backend: str
     context: int
     prompt: int
     budget: dict[str, float]
     candidates: tuple[Candidate, ...]  # the best first
     ours: tuple[Ours, ...]
 
+    @property
+    def command(self) -> str | None:
+        """What exports the first model in its format; None where no model fits."""
+        first = self.candidates[0]
+        return export_command(first, self.context) if first.fits else None
+
     def as_json(self) -> dict[str, Any]:
         """The object that `recommend --json` prints; see docs/formats.md."""
         return {
             "schema": SCHEMA,
             "device": self.device,
+            "backend": self.backend,
             "context": self.context,
             "prompt": self.prompt,
             "budget": self.budget,
+            "command": self.command,
             "models": [candidate_json(candidate) for candidate in self.candidates],
             "designs": [
                 {
@@ -118,22 +127,23 @@ def recommend(
     space: Space = Space(),  # noqa: B008 - frozen
     confidence: float = DEFAULT_CONFIDENCE,
 ) -> Recommendation:
-    """Every model of the zoo in every format, judged by `limits`, and a design per format within the same limits.
+    """Every model of the zoo in every format of the profile's backend, judged by `limits`, and a design per format
+    within the same limits.
 
     Of a latency with an interval the upper end at `confidence` is judged.
 
     Raises MerinoError for an inference shape or limits that cannot be.
     """
-    check_request("fp32", context, prompt, space.vocab)
+    formats = formats_of(profile)
+    check_request(profile, formats[0], context, prompt, space.vocab)
     limits = requested(limits)
     require_predictable(limits, profile)
-    costs = [
-        cost_model(profile, InferenceShape(precision, context, prompt), confidence) for precision in CPU_FORMATS
-    ]
+    costs = [cost_model(profile, InferenceShape(precision, context, prompt), confidence) for precision in formats]
     candidates = [judge(model, costs, limits, space.blocks) for model in load_models()]
     ours = [design_at(each, limits, space) for each in costs]
     return Recommendation(
         device=profile.id,
+        backend=profile.backend,
         context=context,
         prompt=prompt,
         budget=limits,
@@ -169,16 +179,37 @@ def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> Ou
     return Ours(precision, found)
 
 
-def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = INVERSE) -> float:
-    """The search's score of a decoder of equal layers, in weighted nats.
+def export_command(candidate: Candidate, context: int) -> str:
+    """The line for a shell. Heads that fused attention refuses take the other dialect, which has no int4."""
+    name, precision = candidate.model.id, candidate.chosen.precision
+    portable = any(size % FUSED_HEAD_MULTIPLE for _, size in candidate.model.geometry.kv_layers)
+    if portable:
+        precision = "int8" if precision == "int4" else precision
+    dialect = " --dialect portable" if portable else ""
+    return f"merino-edge export {name} --precision {precision}{dialect} --context {context} -o {name}-{precision}"
+
+
+def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = INVERSE) -> float | None:
+    """The search's score of a decoder of equal layers, in weighted nats; None where it has other matrices than ours.
 
     Its layers are counted as `blocks` blocks of equal depth, as many as our decoders have: of all ways to cut them the
-    one of highest score. Counted as if keys and values were as wide as the layer, and of a gated FFN two matrices.
+    one of highest score. The score knows keys and values as wide as the layer and an FFN of two matrices: layers with a
+    gated FFN or with grouped heads have none.
     """
     layers = geometry.layer_shapes
+    if not has_our_matrices(geometry):
+        return None
     whole, rest = divmod(len(layers), blocks)
     depths = [whole + (block < rest) for block in range(blocks)]
     return sum(block_score(layers[0].width, layers[0].ffn_width, depth, False, scoring) for depth in depths if depth)
+
+
+def has_our_matrices(geometry: Geometry) -> bool:
+    """Whether its layers have as many elements of matrices as ours of the same widths."""
+    ours = sum(4 * layer.width**2 + 2 * layer.width * layer.ffn_width for layer in geometry.layer_shapes)
+    width, embedded = geometry.layer_shapes[0].width, geometry.embed_width
+    beside = 2 * width * embedded if width != embedded else 0
+    return sum(op.matrix for op in geometry.operators if op.kind == "linear") == ours + beside
 
 
 def ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

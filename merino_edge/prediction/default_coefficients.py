@@ -35,7 +35,7 @@ LAUNCH, ATTENTION, STEP = 1 / 3, 2.0, 4.0  # of op_overhead_us
 
 def coefficients_for(profile: DeviceProfile, forms: tuple[str, ...] = ("fp32",)) -> Coefficients:
     """The profile's own coefficients where it has them for all these formats; else `estimated`."""
-    own = profile.performance.coefficients
+    own = profile.performance.onnxruntime.coefficients
     if own is not None and set(forms) <= set(own.formats):
         return own
     return estimated(profile)
@@ -43,7 +43,7 @@ def coefficients_for(profile: DeviceProfile, forms: tuple[str, ...] = ("fp32",))
 
 def estimated(profile: DeviceProfile) -> Coefficients:
     """Coefficients for 1, 2, 4 and all cores, and for the two thread counts that the profile names."""
-    speed = profile.performance
+    speed = profile.performance.onnxruntime
     cores, cache = profile.cpu.cores.value, profile.cpu.last_level_cache_mb
     known = {1, 2, 4, cores, speed.decode_threads.value, speed.prefill_threads.value}
     counts = sorted(known & set(range(1, cores + 1)))

@@ -8,6 +8,7 @@ import sys
 from typing import Optional, Sequence
 
 from merino_runtime import __version__, commands
+from merino_runtime.backend_choice import BACKENDS
 from merino_runtime.delivery import verbs
 from merino_runtime.sampling import Sampling
 from merino_runtime.streams import exit_code
@@ -52,6 +53,11 @@ def _add_threads(parser: argparse.ArgumentParser) -> None:
 def _add_allow_slow(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-slow", action="store_true",
                         help="run although this CPU lacks the format's instructions")
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", choices=BACKENDS,
+                        help="default: tensorrt on a Jetson that has it, else the first that the bundle lists")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -106,6 +112,7 @@ def _add_opening(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-huge-pages", action="store_true",
                         help="leave the weights in small pages (as MERINO_HUGE_PAGES=0 does)")
     parser.add_argument("--no-verify", action="store_true", help="do not hash the bundle's files first")
+    _add_backend(parser)
     _add_threads(parser)
     _add_allow_slow(parser)
 
@@ -130,7 +137,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         arguments.bundle, arguments.prompt, arguments.max_new_tokens, _sampling(arguments), arguments.stop,
         arguments.threads, arguments.json, arguments.ignore_eos, not arguments.no_verify,
         arguments.allow_slow, arguments.overflow, arguments.prefill_threads, not arguments.no_huge_pages,
-        arguments.cache)
+        arguments.cache, arguments.backend)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -151,8 +158,17 @@ def _add_bundle_or_file(parser: argparse.ArgumentParser) -> None:
 
 def _add_selftest(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
+    _add_backend(parser)
     _add_threads(parser)
     _add_allow_slow(parser)
+
+
+def _add_build_engine(parser: argparse.ArgumentParser) -> None:
+    _add_bundle(parser)
+    parser.add_argument("--fp16", action="store_true",
+                        help="float16 kernels for a float32 bundle, norms apart; the engine takes the other's place")
+    parser.add_argument("--workspace-mb", type=int, metavar="N",
+                        help="GPU memory that a kernel may use beside its inputs and outputs (default 128)")
 
 
 VERBS = (
@@ -164,7 +180,10 @@ VERBS = (
          lambda arguments: commands.run_verify(arguments.bundle, arguments.trust, arguments.json)),
     Verb("selftest", "compare greedy decoding with the bundle's golden ids", _add_selftest,
          lambda arguments: commands.run_selftest(arguments.bundle, arguments.threads, arguments.allow_slow,
-                                                arguments.prefill_threads)),
+                                                arguments.prefill_threads, arguments.backend)),
+    Verb("build-engine", "build the bundle's TensorRT engine for this GPU, once; other commands then load it",
+         _add_build_engine,
+         lambda arguments: commands.run_build_engine(arguments.bundle, arguments.fp16, arguments.workspace_mb)),
 )
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from merino_edge.families.registry import FAMILIES, family_of, read_geometry
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
+from tests.sample_geometries import LLAMA3, SMALL, small
 
 GEOMETRIES = {
     "merino": Architecture(
@@ -25,6 +26,8 @@ GEOMETRIES = {
     "opt": OptArchitecture(
         width=64, layers=2, heads=4, ffn_width=96, embed_width=32, vocab=96, context=16, pre_norm=False
     ),
+    **{name: small(name) for name in SMALL},
+    "llama": small("llama", tied=False, rope_scaling=LLAMA3),
 }  # fmt: skip
 
 
@@ -39,7 +42,7 @@ def test_a_geometry_survives_a_configuration_a_checkpoint_and_a_description(geom
     side = family.torch_side()
     config = side.config_of(geometry)
     assert (config.model_type, side.geometry_of(config)) == (family.name, geometry)
-    build_model(geometry).save_pretrained(tmp_path)
+    build_model(geometry, bos_token_id=None, eos_token_id=None).save_pretrained(tmp_path)
     assert read_checkpoint(tmp_path).geometry == geometry
     assert read_geometry(family.name, geometry.model_dump()) == geometry
 
@@ -76,7 +79,7 @@ def test_any_family_gives_a_bundle_for_timing_alone(geometry, precision, tmp_pat
 
 
 def test_an_unknown_family_is_refused_with_those_known():
-    with pytest.raises(MerinoError, match="family 'mamba' is not known: known are merino, opt"):
+    with pytest.raises(MerinoError, match="family 'mamba' is not known: known are merino, opt, llama"):
         read_geometry("mamba", {})
     with pytest.raises(MerinoError, match="none of family opt: .*layers: missing"):
         read_geometry("opt", {"width": 64})

@@ -24,6 +24,7 @@ from merino_runtime.errors import MerinoError
 
 PI5, ZERO = load_profile("raspberry-pi-5"), load_profile("raspberry-pi-zero-2w")
 SMALL = Space(widths=tuple(range(64, 321, 64)), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=3, vocab=2000)
+ON_CPU = ("--backend", "onnxruntime")
 
 
 def recommended(profile=PI5, context=1024, **budgets):
@@ -120,6 +121,31 @@ def test_layers_are_counted_as_blocks_cut_to_their_best(name):
     assert existing_entropy(geometry, 1) == pytest.approx(score([geometry.layers]))
 
 
+def test_models_with_gates_or_grouped_heads_have_no_entropy():
+    """The score would count two matrices of three, and keys as wide as queries."""
+    found = {each.id: existing_entropy(each.geometry, 3) for each in load_models()}
+    kinds = {each.family for each in load_models() if found[each.id] is None}
+    assert kinds == {"llama", "qwen2", "qwen3", "granitemoehybrid", "gemma3_text"}
+    assert {each.id for each in load_models() if each.family not in kinds} == {name for name in found if found[name]}
+
+
+def test_it_ends_with_the_command_that_exports_the_first(tmp_path, monkeypatch):
+    """The command is run, but for the context, which is made short here."""
+    found = recommended(ZERO, context=64, memory_mb=120, decode_ms=1e5)
+    first = found.candidates[0]
+    assert first.fits and found.as_json()["command"] == found.command
+    assert f"export {first.model.id} --precision {first.chosen.precision} --context 64" in found.command
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, found.command.split()[1:])
+    assert done.exit_code == 0, done.output
+    assert recommended(decode_ms=0.01).command is None
+
+
+def test_heads_that_fused_attention_refuses_take_the_other_dialect():
+    found = recommended(ZERO, context=64, params_m=4, decode_ms=1e5)
+    assert found.candidates[0].model.id == "tinystories-1m" and "--dialect portable" in found.command
+
+
 @pytest.fixture(scope="module", params=["decode_ms", "memory_mb"])
 def found_front(request):
     return front(ZERO, {}, request.param, 6, space=SMALL, context=256, prompt=128)
@@ -164,7 +190,7 @@ def test_pareto_json_is_read_as_it_was_written(found_front):
     assert Front.model_validate_json(found_front.to_json()) == found_front
     content = json.loads(found_front.to_json())
     assert set(content) == {
-        "schema", "device", "device_name", "against", "precision", "context", "prompt", "vocab", "budget",
+        "schema", "device", "device_name", "backend", "against", "precision", "context", "prompt", "vocab", "budget",
         "default_limit", "points", "models",
     }  # fmt: skip
     assert [mark["id"] for mark in content["models"]] == list(MARKED)
@@ -187,7 +213,8 @@ def run(*words):
 def test_recommend_prints_json_with_sources_and_verdicts():
     code, out, _ = run("recommend", "--device", "raspberry-pi-5", "--decode-ms", "20", "--context", "512", "--json")
     found = json.loads(out)
-    assert code == 0 and found["schema"] == 2 and found["budget"] == {"decode_ms": 20, "memory_mb": 1024}
+    assert code == 0 and (found["schema"], found["backend"]) == (3, "onnxruntime")
+    assert found["budget"] == {"decode_ms": 20, "memory_mb": 1024}
     assert (found["context"], found["prompt"]) == (512, 256)
     smol = next(each for each in found["models"] if each["id"] == "smollm2-135m")
     assert smol["scores"]["percent"]["piqa"] == 68.4 and "lighteval" in smol["scores"]["source"]
@@ -195,7 +222,7 @@ def test_recommend_prints_json_with_sources_and_verdicts():
     broken = [form for form in smol["formats"] if not form["fits"]]
     assert broken and all(form["over"] for form in broken)
     assert all(form["predicted"]["provenance"] for form in smol["formats"])
-    assert [our["design"]["schema"] for our in found["designs"]] == [2, 2, 2]
+    assert [our["design"]["schema"] for our in found["designs"]] == [3, 3, 3]
 
 
 def test_recommend_shows_a_table_with_what_fails_and_by_how_much():
@@ -223,9 +250,12 @@ def test_pareto_writes_json_and_svg(tmp_path):
         (("recommend", "--device", "raspberry-pi-4", "--memory-mb", "1e9"), "free"),
         (("recommend", "--device", "raspberry-pi-4", "--context", "1"), "--context 1 "),
         (("recommend", "--device", "raspberry-pi-4", "--prompt", "9999"), "--prompt 9999 "),
-        (("recommend", "--device", "jetson-nano", "--j-per-token", "1"), "power.stress_w"),
-        (("pareto", "--device", "jetson-nano", "--j-per-token", "1"), "power.stress_w"),
-        (("pareto", "--device", "jetson-nano", "--against", "memory-mb", "--j-per-token", "1"), "power.stress_w"),
+        (("recommend", "--device", "jetson-nano", *ON_CPU, "--j-per-token", "1"), "power.stress_w"),
+        (("pareto", "--device", "jetson-nano", *ON_CPU, "--j-per-token", "1"), "power.stress_w"),
+        (("pareto", "--device", "raspberry-pi-4", "--backend", "tensorrt"), "no performance.tensorrt"),
+        (("recommend", "--device", "jetson-nano", "--backend", "cuda"), "choose onnxruntime or tensorrt"),
+        (("pareto", "--device", "jetson-nano", "--precision", "int8"), "choose one of fp16, fp32, or --backend onnx"),
+        (("pareto", "--device", "jetson-nano", *ON_CPU, "--precision", "fp16"), "int4, or --backend tensorrt"),
         (("pareto", "--device", "raspberry-pi-4", "--file-mb", "0.001"), "--file-mb 0.001 is below"),
         (("pareto", "--device", "raspberry-pi-9"), "No device profile"),
         (("pareto", "--device", "raspberry-pi-4", "--points", "0"), "--points 0 is not allowed: choose 2 to 100"),

@@ -6,22 +6,42 @@ runtime binds to both, so no part of the cache is copied. Inputs and outputs are
 
 from collections.abc import Sequence
 
+import numpy as np
 from onnx import TensorProto
 
-from merino_edge.export.onnx.graph import Graph, ports, rotary_tables
+from merino_edge.export.onnx.external_data import PAGE
+from merino_edge.export.onnx.graph import Graph, ports
 from merino_edge.export.quantize import Quantized
-from merino_edge.families.graph_ops import KvLayer, Norm, Weights
+from merino_edge.export.repack import repacked
+from merino_edge.families.blocks import BlockSource
+from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
+from merino_edge.families.operators import FUSED_HEAD_MULTIPLE, HEAD_SLICE_BYTES
+from merino_runtime.errors import MerinoError
 
 CONTRIB = "com.microsoft"
 ACCURACY = 4  # MatMulNBits quantises activations to int8 and multiplies in int8
 
 
+def check_heads(layer: KvLayer, attention: Attention) -> None:
+    """Raises MerinoError for heads that ONNX Runtime's attention refuses when it runs."""
+    multiple = FUSED_HEAD_MULTIPLE * (2 if attention.rotary else 1)
+    if layer.head_size % multiple:
+        raise MerinoError(
+            f"heads of {layer.head_size} channels are not possible in dialect fused, since ONNX Runtime's attention"
+            f" takes multiples of {multiple}{' with rotary positions' if attention.rotary else ''}: export with"
+            " --dialect portable"
+        )
+
+
 class Fused(Graph):
     opsets = {"": 17, CONTRIB: 1}
 
-    def __init__(self, weights: Weights, context: int, precision: str):
-        super().__init__(weights, context, precision)
+    def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
+        super().__init__(weights, context, precision, blocks)
         self.last_index = self.total_length = ""  # set by begin_decoder or begin_attention
+
+    def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
+        return repacked(self.blocks, names, self.weights, bits, self.exact) if self.blocks else None
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
         """Add a decoder's inputs and outputs (the logits apart), and the nodes that derive from the mask how many
@@ -80,7 +100,7 @@ class Fused(Graph):
         """x @ W with W in blocks [out, in]; activations are quantised to int8 as well (see ACCURACY)."""
         codes = self.stored(f"{name}.codes", found.codes)
         scales = self.stored(f"{name}.scales", found.scales.reshape(-1))
-        return self.node(
+        product = self.node(
             "MatMulNBits",
             [x, codes, scales],
             domain=CONTRIB,
@@ -90,6 +110,19 @@ class Fused(Graph):
             block_size=found.block,
             accuracy_level=ACCURACY,
         )
+        if found.minimums is None:
+            return product
+        return self.add(product, self._minimum_product(x, name, found.minimums, found.block))
+
+    def _minimum_product(self, x: str, name: str, minimums: np.ndarray, block: int) -> str:
+        """What the minimums of the blocks add: the sum of each block of x, times the block's minimum in each row.
+
+        MatMulNBits takes minimums as zero points too, but then multiplies in float32, fifty times slower.
+        """
+        cut = self.node("Reshape", [x, self.integers(1, -1, minimums.shape[1], block)])
+        sums = self.node("ReduceSum", [cut, self.integers(-1)], keepdims=0)  # [1, T, columns / block]
+        factors = self.stored(f"{name}.minimums", self.transposed(minimums))  # [columns / block, rows]
+        return self.node("MatMul", [sums, factors])
 
     def add(self, x: str, y: str) -> str:
         return self.node("Add", [x, y])
@@ -106,30 +139,60 @@ class Fused(Graph):
         normed = self.node(kind, inputs, domain=CONTRIB, outputs=4, epsilon=norm.eps)
         return normed, f"{normed}.3"
 
-    def activation(self, x: str, kind: str) -> str:
-        if kind == "gelu":
-            return self.node("FastGelu", [x], domain=CONTRIB)
-        return self.node("Relu", [x])
+    def scale(self, x: str, factor: float) -> str:
+        return self.node("Mul", [x, self.scalar(factor)])
 
-    def attention(self, qkv: str, layer: KvLayer, rotary_theta: float | None) -> str:
-        tables = ["", ""]
-        if rotary_theta is not None:
-            cos, sin = rotary_tables(self.context, layer.head_size, rotary_theta)
-            tables = [
-                self.constant(f"cos_{layer.head_size}", cos.astype(self.real)),
-                self.constant(f"sin_{layer.head_size}", sin.astype(self.real)),
+    def activation(self, x: str, kind: str) -> str:
+        if kind == "relu":
+            return self.node("Relu", [x])
+        if kind == "silu":
+            return self.node("QuickGelu", [x], domain=CONTRIB, alpha=1.0)  # x * sigmoid(alpha * x)
+        return self.node({"gelu": "FastGelu", "gelu_erf": "Gelu"}[kind], [x], domain=CONTRIB)
+
+    def gated(self, x: str, kind: str) -> str:
+        gate = self.node("Split", [x], outputs=2, axis=-1)
+        return self.node("Mul", [self.activation(gate, kind), f"{gate}.1"])
+
+    def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
+        check_heads(layer, attention)
+        parts = [qkv, "", ""]
+        if attention.query_norm and attention.key_norm:
+            query, key, value = self._parts(qkv, layer, attention)
+            parts = [
+                self._normed_heads(query, attention.heads, layer, attention.query_norm),
+                self._normed_heads(key, layer.heads, layer, attention.key_norm),
+                value,
             ]
+        tables = self.rotary_constants(attention.rotary, layer.head_size) if attention.rotary else ("", "")
+        options: dict[str, int | float] = {}
+        if attention.scale != layer.head_size**-0.5:
+            options["scale"] = attention.scale
+        if attention.window and attention.window < self.context:
+            options["local_window_size"] = attention.window
+            self.windowed = True
         mixed = f"attention.{layer.index}"
         self.node_into(
             "GroupQueryAttention",
-            [qkv, "", "", *ports("past_key_values", layer), self.last_index, self.total_length, *tables],
+            [*parts, *ports("past_key_values", layer), self.last_index, self.total_length, *tables],
             [mixed, *ports("present", layer)],
             domain=CONTRIB,
-            num_heads=layer.heads,
+            num_heads=attention.heads,
             kv_num_heads=layer.heads,
-            do_rotary=int(rotary_theta is not None),
+            do_rotary=int(attention.rotary is not None),
+            **options,
         )
         return mixed
+
+    def _parts(self, qkv: str, layer: KvLayer, attention: Attention) -> tuple[str, str, str]:
+        """Queries [1, T, heads * head_size], keys and values [1, T, layer.heads * head_size]."""
+        sizes = [heads * layer.head_size for heads in (attention.heads, layer.heads, layer.heads)]
+        query = self.node("Split", [qkv, self.integers(*sizes)], outputs=3, axis=-1)
+        return query, f"{query}.1", f"{query}.2"
+
+    def _normed_heads(self, x: str, heads: int, layer: KvLayer, norm: Norm) -> str:
+        """Each head of x [1, T, heads * head_size] normed by itself; the same shape."""
+        split = self.node("Reshape", [x, self.integers(1, -1, heads, layer.head_size)])
+        return self.node("Reshape", [self.norm(split, norm), self.integers(1, -1, heads * layer.head_size)])
 
     def last(self, x: str) -> str:
         return self.node("Gather", [x, self.integers(-1)], axis=1)
@@ -139,4 +202,23 @@ class Fused(Graph):
         if self.form.blocked:
             self.logits(self._blocked_product(x, table, self.quantized_table(table)))
         else:
-            self.logits(self.real_head(x, table))
+            self.logits(self._sliced_head(x, table))
+
+    def _sliced_head(self, x: str, table: str) -> str:
+        """Logits [1, 1, vocab] of x [1, 1, width] against a table [vocab, width] that is not quantised.
+
+        ONNX Runtime packs a copy of each matrix for its kernels, and frees the original if no other operator reads
+        it. The embedding reads the whole table, so the head has constants of its own over the same bytes of the file:
+        slices, of which one at a time is in memory twice.
+        """
+        rows = self.real_weight(table)  # [vocab, width]
+        self.decode_weight_bytes += rows.nbytes
+        unit = PAGE // 4  # rows that fill whole pages, whatever the width
+        count = max(1, HEAD_SLICE_BYTES // rows[0].nbytes // unit) * unit
+        row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
+        parts = []
+        for start in range(0, len(rows), count):
+            piece = self.constant(f"{table}.{start}", rows[start : start + count])
+            logits = self.node("Gemm", [row, piece], transB=1)  # [1, count]
+            parts.append(self.node("Unsqueeze", [logits, self.integers(1)]))
+        return self.node("Concat", parts, axis=2) if len(parts) > 1 else parts[0]

@@ -4,7 +4,8 @@ What both dialects share. Which operators stand for a layer is each dialect's ow
 lie in the data file is said in `external_data`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from merino_edge.export.onnx.external_data import DATA_FILE, PAGE, DataFile, Stored, store
+from merino_edge.export.onnx.external_data import DATA_FILE, DataFile, Deferred, Stored, store
 from merino_edge.export.quantize import MatrixError, Quantized, matrix_error, quantize
+from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import KvLayer, Weights
-from merino_edge.families.operators import FORMATS, HEAD_SLICE_BYTES
+from merino_edge.families.operators import FORMATS
+from merino_edge.families.rotary import Rotary, frequencies
 
 MODEL_FILE = "model.onnx"
 TYPES = {
@@ -42,15 +45,20 @@ class Graph:
     Attributes:
         weights: the state dict that the constants are made of, float32.
         real: the type of activations, KV cache and weights that are not quantised.
+        blocks: matrices as the source has them stored in blocks, where it does.
         quantized: the quantised matrices, by the names of the matrices that were joined.
+        exact: names of matrices that the graph has in the very blocks of the source.
+        windowed: whether an attention operator has a window, which versions of ONNX Runtime count differently.
         decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
     """
 
     opsets: dict[str, int]
     ir_version = 8
 
-    def __init__(self, weights: Weights, context: int, precision: str):
+    def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         self.weights = weights
+        self.blocks = blocks
+        self.exact: set[str] = set()
         self.context = context
         self.form = FORMATS[precision]
         self.real = "float16" if precision == "fp16" else "float32"
@@ -59,9 +67,11 @@ class Graph:
         self.inputs: list[Port] = []
         self.outputs: list[Port] = []
         self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, np.ndarray] = {}
+        self._constants: dict[str, np.ndarray | Deferred] = {}
         self._real_weights: dict[str, np.ndarray] = {}
-        self._weight_bytes: dict[int, int] = {}  # by address: two shapes of one array are one weight
+        self._weight_bytes: dict[int | str, int] = {}  # by address: two shapes of one array are one weight
+        self.windowed = False
+        self._rotary_names: dict[tuple[Rotary, int], tuple[str, str]] = {}
 
     def node(self, kind: str, inputs: Sequence[str], *, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
         """Add a node; returns its first output's name. Further outputs are named with `.1`, `.2`, ... behind it."""
@@ -77,7 +87,7 @@ class Graph:
         name = f"{kind}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
 
-    def constant(self, name: str, value: np.ndarray) -> str:
+    def constant(self, name: str, value: np.ndarray | Deferred) -> str:
         self._constants.setdefault(name, value)
         return name
 
@@ -86,9 +96,9 @@ class Graph:
         """Bytes of all weights stored, each once. Rotary tables are constants but no weights."""
         return sum(self._weight_bytes.values())
 
-    def stored(self, name: str, value: np.ndarray, read_bytes: int | None = None) -> str:
+    def stored(self, name: str, value: np.ndarray | Deferred, read_bytes: int | None = None) -> str:
         """A constant that holds weights, of which a decode step reads `read_bytes` (default: all)."""
-        self._weight_bytes[value.ctypes.data] = value.nbytes
+        self._weight_bytes[name if isinstance(value, Deferred) else value.ctypes.data] = value.nbytes
         self.decode_weight_bytes += value.nbytes if read_bytes is None else read_bytes
         return self.constant(name, value)
 
@@ -121,7 +131,13 @@ class Graph:
         """
         name = "+".join(names)
         if name not in self._constants:
-            self.constant(name, self.transposed(self.joined(names).astype(self.real, copy=False)))
+            shapes = [self.weights[each].shape for each in names]
+            shape = shapes[0][1], sum(rows for rows, _ in shapes)
+
+            def make() -> np.ndarray:
+                return self.transposed(self.joined(names).astype(self.real, copy=False))
+
+            self.constant(name, Deferred(shape, np.dtype(self.real), make))
         return self.stored(name, self._constants[name])
 
     def joined(self, names: Sequence[str]) -> np.ndarray:
@@ -142,8 +158,13 @@ class Graph:
     def _quantized(self, names: Sequence[str], bits: int) -> Quantized:
         key = tuple(names)
         if key not in self.quantized:
-            self.quantized[key] = self.quantize("+".join(names), self.joined(names), bits)
+            found = self.repacked(names, bits)
+            self.quantized[key] = found or self.quantize("+".join(names), self.joined(names), bits)
         return self.quantized[key]
+
+    def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:  # noqa: ARG002 - for dialects that can
+        """The matrices, joined, in the blocks of their source; None where this dialect has no such blocks."""
+        return None
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         """Cut a matrix float32 [rows, columns] into the blocks that this dialect's operators take."""
@@ -151,25 +172,6 @@ class Graph:
 
     def matrix_errors(self) -> list[MatrixError]:
         return [matrix_error("+".join(names), self.joined(names), found) for names, found in self.quantized.items()]
-
-    def real_head(self, x: str, table: str) -> str:
-        """Logits [1, 1, vocab] of x [1, 1, width] against a table [vocab, width] that is not quantised.
-
-        ONNX Runtime packs a copy of each matrix for its kernels, and frees the original if no other operator reads
-        it. The embedding reads the whole table, so the head has constants of its own over the same bytes of the file:
-        slices, of which one at a time is in memory twice.
-        """
-        rows = self.real_weight(table)  # [vocab, width]
-        self.decode_weight_bytes += rows.nbytes
-        unit = PAGE // 4  # rows that fill whole pages, whatever the width
-        count = max(1, HEAD_SLICE_BYTES // rows[0].nbytes // unit) * unit
-        row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
-        parts = []
-        for start in range(0, len(rows), count):
-            piece = self.constant(f"{table}.{start}", rows[start : start + count])
-            logits = self.node("Gemm", [row, piece], transB=1)  # [1, count]
-            parts.append(self.node("Unsqueeze", [logits, self.integers(1)]))
-        return self.node("Concat", parts, axis=2) if len(parts) > 1 else parts[0]
 
     def integers(self, *values: int) -> str:
         return self.constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
@@ -199,6 +201,19 @@ class Graph:
         self.outputs.append(Port(name, dtype, shape))
         return name
 
+    def rotary_constants(self, rotary: Rotary, head_size: int) -> tuple[str, str]:
+        """cos and sin of each position [context, head_size / 2], stored once for each rotary and head size."""
+        key = rotary, head_size
+        if key not in self._rotary_names:
+            more = sum(size == head_size for _, size in self._rotary_names)
+            names = [f"{part}_{head_size}" + (f".{more}" if more else "") for part in ("cos", "sin")]
+            tables = rotary_tables(self.context, head_size, rotary)
+            cos, sin = (
+                self.constant(name, table.astype(self.real)) for name, table in zip(names, tables, strict=True)
+            )
+            self._rotary_names[key] = cos, sin
+        return self._rotary_names[key]
+
     def cache_ports(self, layers: Sequence[KvLayer], present_axis: int | str) -> None:
         """An input for the cached keys and values of each layer [1, heads, context, head_size], and an output for
         what the graph returns of them [1, heads, present_axis, head_size]."""
@@ -206,6 +221,11 @@ class Graph:
             for past, present in zip(ports("past_key_values", layer), ports("present", layer), strict=True):
                 self.input(past, self.real, 1, layer.heads, self.context, layer.head_size)
                 self.output(present, self.real, 1, layer.heads, present_axis, layer.head_size)
+
+    def forget(self) -> None:
+        """Let go of all weights, once they are saved."""
+        self.weights, self._real_weights, self.quantized = {}, {}, {}
+        self._constants.clear()
 
     def save(self, folder: Path) -> None:
         """Write `model.onnx` and `model.onnx.data`."""
@@ -232,13 +252,24 @@ class Graph:
         )
 
 
+@contextmanager
+def replaced_model(folder: Path, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Iterator[None]:
+    """`model.onnx` in a folder is another model over the same data file for a while, and then the same bytes again."""
+    path = folder / MODEL_FILE
+    content = path.read_bytes()
+    onnx.save_model(change(onnx.load_model_from_string(content)), str(path))
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
+
+
 def ports(kind: str, layer: KvLayer) -> tuple[str, str]:
     """Names of a layer's keys and values, as in Hugging Face's exports; `kind`: `past_key_values` or `present`."""
     return f"{kind}.{layer.index}.key", f"{kind}.{layer.index}.value"
 
 
-def rotary_tables(context: int, head_size: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of each position, float32 [context, head_size / 2], computed as the torch model does."""
-    steps = np.arange(0, head_size, 2, dtype=np.float32) / head_size
-    angles = np.arange(context, dtype=np.float32)[:, None] * np.float32(theta) ** -steps
+def rotary_tables(context: int, head_size: int, rotary: Rotary) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of each position, float32 [context, head_size / 2], computed as the torch models do."""
+    angles = np.arange(context, dtype=np.float32)[:, None] * frequencies(rotary, head_size)
     return np.cos(angles), np.sin(angles)
