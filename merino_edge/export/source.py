@@ -105,7 +105,7 @@ def load_gguf(path: Path) -> Source:
     found = read_gguf(path, lambda geometry: check_memory(geometry, path.name))
     return Source(
         path.stem, found.geometry, found.model, "trained", f"file {path.name}", found.stop_ids, found.tokenizer,
-        blocks=found.blocks,
+        chat=found.chat, blocks=found.blocks,
     )  # fmt: skip
 
 

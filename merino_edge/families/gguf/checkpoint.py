@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from merino_edge.families.chat_template import ChatTemplate
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.config import config_of
 from merino_edge.families.gguf.file import GgufFile, open_gguf
@@ -20,14 +21,14 @@ from merino_runtime.errors import MerinoError
 
 
 class GgufCheckpoint(NamedTuple):
-    """`tokenizer`: the content of tokenizer.json. `template`: of the chat, None where the file has none. `blocks`: the
-    matrices as they are stored."""
+    """`tokenizer`: the content of tokenizer.json. `chat`: the chat template, None where the file has none. `blocks`:
+    the matrices as they are stored."""
 
     geometry: Geometry
     model: PreTrainedModel
     stop_ids: tuple[int, ...]
     tokenizer: str
-    template: str | None
+    chat: ChatTemplate | None
     blocks: StoredBlocks
 
 
@@ -47,7 +48,7 @@ def read_gguf(path: Path, judge: Callable[[Geometry], None] = lambda _: None) ->
     judge(geometry)
     model, places = filled(file, words, config)
     blocks = StoredBlocks(file, places, layout_of(geometry))
-    return GgufCheckpoint(geometry, model, stops, tokenizer, chat_template(file.metadata), blocks)
+    return GgufCheckpoint(geometry, model, stops, tokenizer, chat_template(file.metadata, str(path)), blocks)
 
 
 def filled(file: GgufFile, words: Mapping[str, Any], config: Any) -> tuple[PreTrainedModel, Mapping[str, Layout]]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from merino_edge.families.chat_template import ChatTemplate
 from merino_edge.families.gguf.file import wanted
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
@@ -228,7 +229,15 @@ def stop_ids(metadata: Mapping[str, Any]) -> list[int]:
     return list(dict.fromkeys([one for one in named if one is not None] + by_text))
 
 
-def chat_template(metadata: Mapping[str, Any]) -> str | None:
-    """The template's text; None for a model that does not chat."""
+def chat_template(metadata: Mapping[str, Any], source: str) -> ChatTemplate | None:
+    """The template, with the texts of the special tokens that it may name; None for a model that does not chat.
+
+    `source`: the file's name in messages.
+    """
     found = metadata.get("tokenizer.chat_template")
-    return found if isinstance(found, str) and found else None
+    if not isinstance(found, str) or not found:
+        return None
+    tokens = tokens_of(metadata)
+    ids = {f"{name}_token": tokens.id(name) for name in ("bos", "eos")}
+    texts = {name: tokens.texts[token_id] for name, token_id in ids.items() if token_id is not None}
+    return ChatTemplate(found, texts, f"the chat template in {source}")
