@@ -139,10 +139,12 @@ class Talk:
     def _fitting(self, text: str) -> Tuple[int, List[int], str]:
         """How many of the oldest turns are left out, the prompt's ids, and the text that opens the answer."""
         context = self.backend.context
+        needed = max(1, min(self._most or context, context // ROOM)) if self._shifts else 1
         for dropped in range(len(self._said) + 1):
             ids, opening = self._ids(self._said[dropped:], text)
-            room = context - len(ids)
-            if room >= (max(1, min(self._most or context, context // ROOM)) if self._shifts else 1):
+            # What is kept behind a gap is computed again: where one is made, it holds for some turns.
+            room = max(needed, context // 2) if 0 < dropped < len(self._said) else needed
+            if context - len(ids) >= room:
                 return dropped, ids, opening
             if not self._shifts and self._said:
                 raise MerinoError(

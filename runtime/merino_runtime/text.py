@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from merino_runtime.bundle import Bundle, file_path
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import JSON, read_text, value_of
-from merino_runtime.requirements import require
+from merino_runtime.requirements import require, version_tuple
 
 
 def byte_table() -> Dict[str, int]:
@@ -28,6 +28,7 @@ def byte_table() -> Dict[str, int]:
 BYTE_OF = byte_table()
 LONGEST_TEXT_BYTES = 2 ** 20  # a word of so many takes 1 to 2 s on x86, and no context of ours holds so much text
 REMEDY = "Copy or export the bundle again."
+FIRST_WITH_BYTE_FALLBACK = (0, 13, 3)
 SPACE = "\u2581"  # in place of a space, in vocabularies as SentencePiece makes them
 SHOWN = ("<think>", "</think>")  # special in some tokenizers, and text to whoever reads an answer
 
@@ -49,6 +50,8 @@ class Tokenizer:
         except ValueError as error:
             raise MerinoError(f"{source} is not {JSON}: {error}. {REMEDY}") from error
         self._of_bytes = _is_byte_level(parsed, source)
+        if not self._of_bytes:
+            _check_bytes_are_known(source)
         self.drops_first_space = not self._of_bytes and _drops_first_space(parsed)
         self._description = _with_merges_as_strings(parsed, description)
         self._tokenizer, self._source = _tokenizer_of(self._description, source), source
@@ -228,6 +231,15 @@ def _with_merges_as_strings(parsed: Dict[str, Any], description: str) -> str:
         return json.dumps(parsed)
     except RecursionError:  # nested deeper than tokenizers reads, which it says
         return description
+
+
+def _check_bytes_are_known(source: str) -> None:
+    """Older versions read such a file and take characters that the vocabulary lacks for one unknown token."""
+    version = require("tokenizers").__version__
+    if version_tuple(version) < FIRST_WITH_BYTE_FALLBACK:
+        raise MerinoError(f"tokenizers is {version}, and {source} has bytes for what its vocabulary lacks, which needs "
+                          f"{'.'.join(map(str, FIRST_WITH_BYTE_FALLBACK))} or later, and with it Python 3.7. Use a "
+                          "newer Python, or a model with a byte-level BPE.")
 
 
 def _tokenizer_of(description: str, source: str) -> Any:
