@@ -227,7 +227,9 @@ def bench(
     peers: Annotated[
         str | None, typer.Option(help="other engines beside: transformers,torch.compile,ctranslate2,llama.cpp or all")
     ] = None,
-    peers_file: Annotated[Path | None, typer.Option(help="the bundle's GGUF: llama.cpp gets the same weights")] = None,
+    peers_file: Annotated[
+        Path | None, typer.Option(help="the GGUF or folder of the bundle's weights, for llama.cpp")
+    ] = None,
     output: Annotated[Output, typer.Option("-o", help="form of the output")] = Output.md,
     save: Annotated[Path | None, typer.Option(help="the records as JSON too; FILE.jsonl is appended to")] = None,
     ssh: Ssh = None,

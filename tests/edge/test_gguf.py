@@ -15,10 +15,11 @@ from transformers import AutoConfig
 from merino_edge.export.export import build_graph, export
 from merino_edge.export.quantize import dequantize as graph_weights
 from merino_edge.export.source import load_source
-from merino_edge.families.gguf.blocks import LAYOUTS
+from merino_edge.families.gguf.blocks import LAYOUTS, weights_of
 from merino_edge.families.gguf.config import LLAMA3, config_of, llama3_factors
 from merino_edge.families.gguf.file import open_gguf
 from merino_edge.families.gguf.tensors import layouts, tensors
+from merino_edge.families.gguf.write import write_model
 from merino_edge.families.registry import FAMILIES
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
@@ -67,6 +68,20 @@ def test_metadata_and_tensors_are_those_of_hugging_face(made, name):
 def close(one, other):
     """A number that went through float32."""
     return isinstance(one, float) and isinstance(other, float) and abs(one - other) < 1e-6 * abs(one)
+
+
+@pytest.mark.parametrize("name", sample.CONFIGS)
+def test_a_model_is_written_as_the_converter_writes_it(made, tmp_path, name):
+    path, model = made(name)
+    write_model(tmp_path / "ours.gguf", model, "F32", "F32")
+    ours, theirs = open_gguf(tmp_path / "ours.gguf"), open_gguf(path)
+    assert set(ours.tensors) == set(theirs.tensors)
+    for tensor in ours.tensors:
+        np.testing.assert_allclose(weights_of(ours, tensor), weights_of(theirs, tensor), rtol=1e-6)
+    left_out = {"bos_token_id", "eos_token_id"}
+    assert {key: value for key, value in config_of(ours).items() if key not in left_out} == {
+        key: value for key, value in config_of(theirs).items() if key not in left_out
+    }
 
 
 @pytest.mark.slow

@@ -298,3 +298,8 @@ def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_pa
     matrices = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64) + 320 * 64  # the table is the head too
     assert given.decode_weight_bytes == matrices * 34 // 32 + 4 * 5 * 64
     assert "is no file of the bundle's weights" in other["flags"][0]
+    sample_gguf.random_model("llama").save_pretrained(tmp_path / "checkpoint")
+    peers = Peers(("llama.cpp",), kept, checkpoint=tmp_path / "checkpoint")
+    rows = peer_records(peers, [bundle], decode_case(4), SMALL)
+    assert all(row["weights_source"] == "checkpoint checkpoint" and row["tok_s"] > 0 for row in rows)
+    assert [row["notes"][0] for row in rows] == [same["notes"][0]] * 4, "nothing differs from the bundle's model"

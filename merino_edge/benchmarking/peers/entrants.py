@@ -29,11 +29,13 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 class Peers(NamedTuple):
     """`engines`: names as in `engines.ENGINES`; `folder`: where their models are made and kept; `source`: a GGUF whose
-    weights the bundles have, which llama.cpp then runs in place of random ones."""
+    weights the bundles have, which llama.cpp then runs in place of random ones; `checkpoint`: such a Hugging Face
+    folder, which is made into GGUFs of the same weights."""
 
     engines: tuple[str, ...]
     folder: Path
     source: GivenFile | None = None
+    checkpoint: Path | None = None
 
 
 class Made(NamedTuple):
@@ -79,12 +81,14 @@ def peer_entrant(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Calla
     if given:
         identity |= {"weights": "trained", "weights_source": f"file {given.path.name}"}
     else:
+        if peers.checkpoint and peer.artifact == "gguf":
+            identity |= {"weights": "trained", "weights_source": f"checkpoint {peers.checkpoint.name}"}
         say(f"making the model of {bundle.name} for {peer.engine} {peer.shown_precision}")
     try:
         made = make_apart(peers, peer, bundle)
     except MerinoError as error:
         return Entrant(identity, False, None, str(error), never, never)
-    seen = as_read_by(peer, bundle) if given is None else as_stored(given, bundle)
+    seen = as_stored(given, bundle) if given else as_read_by(peer, bundle, gpt2=peers.checkpoint is None)
     identity |= {"bundle_bytes": made.bytes, "params": seen.params}
 
     def measure(case: Case, repetitions: int, _first: bool, timeout_s: float) -> Measured:
@@ -106,10 +110,10 @@ def peer_row(
     return row
 
 
-def as_read_by(peer: Peer, bundle: Bundle) -> Bundle:
-    """The bundle with the bytes that this engine reads per token in place of ours."""
+def as_read_by(peer: Peer, bundle: Bundle, gpt2: bool = True) -> Bundle:
+    """The bundle with the bytes that this engine reads per token in place of ours. `gpt2`: llama.cpp's stand-in."""
     geometry = read_geometry(bundle.family, bundle.architecture)
-    operators = as_gpt2(geometry)[0].operators if peer.artifact == "gguf" else geometry.operators
+    operators = as_gpt2(geometry)[0].operators if peer.artifact == "gguf" and gpt2 else geometry.operators
     return bundle._replace(
         decode_weight_bytes=decode_weight_bytes(operators, peer.precision, peer.table),
         kv_bytes=bundle.kv_bytes // 2 if peer.engine == "llama.cpp" else bundle.kv_bytes,  # float16
@@ -131,6 +135,7 @@ def make_apart(peers: Peers, peer: Peer, bundle: Bundle) -> Made:
         "folder": str(peers.folder / folder_name(bundle)), "artifact": peer.artifact, "precision": peer.precision,
         "table": peer.table, "family": bundle.family, "architecture": bundle.architecture,
         "given": str(peers.source.path) if peers.source else None,
+        "checkpoint": str(peers.checkpoint) if peers.checkpoint else None,
     }  # fmt: skip
     return Made(**run_apart("merino_edge.benchmarking.peers.make", json.dumps(request), TIMEOUT_S))
 

@@ -1,7 +1,7 @@
 """A GGUF's metadata as the content of a config.json: what Hugging Face's file of the same model would say.
 
 So a GGUF is judged by the same reader as a folder, which refuses what a family does not know. Keys of the metadata:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and `gguf.constants`.
+the page on GGUF in github.com/ggml-org/ggml and `gguf.constants`.
 """
 
 from collections.abc import Callable, Mapping

@@ -2,7 +2,7 @@
 
 The package `gguf` has a reader too. It believes the counts in a file, so that one that is cut short or lies ends it
 in an error of numpy's, or keeps it busy for ever. What the blocks of a tensor mean is asked of that package
-(`blocks`). Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+(`blocks`). Format: the page on GGUF in github.com/ggml-org/ggml
 """
 
 import math
