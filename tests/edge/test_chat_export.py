@@ -145,7 +145,8 @@ def test_a_template_that_raises_ends_the_export_and_nothing_is_written(checkpoin
 
 def test_where_a_template_is_looked_for(tmp_path):
     assert read_chat_template(tmp_path) is None
-    config = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>", "pad_token": None, "x": "y", "Odd_token": "z"}
+    config = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>", "pad_token": None, "x": "y"}
+    config["Odd_token"] = "z"
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "?"}
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"unk_token": "?", "eos_token": "older"}))
 
