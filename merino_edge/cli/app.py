@@ -227,6 +227,7 @@ def bench(
     peers: Annotated[
         str | None, typer.Option(help="other engines beside: transformers,torch.compile,ctranslate2,llama.cpp or all")
     ] = None,
+    peers_file: Annotated[Path | None, typer.Option(help="the bundle's GGUF: llama.cpp gets the same weights")] = None,
     output: Annotated[Output, typer.Option("-o", help="form of the output")] = Output.md,
     save: Annotated[Path | None, typer.Option(help="the records as JSON too; FILE.jsonl is appended to")] = None,
     ssh: Ssh = None,
@@ -247,14 +248,15 @@ def bench(
     if ssh is not None:
         from merino_edge.cli.over_ssh import bench_there, refuse_local, words_of
 
-        refuse_local(peers=peers)
+        refuse_local(peers=peers, peers_file=peers_file)
         options = words_of(p=prompts, n=steps, d=depths, r=repetitions, t=threads, timeout=timeout)
         raise typer.Exit(
             bench_there(ssh, accept_new, bundles, baseline, baseline_precision, options, output.value, save)
         )
     with bench_progress() as progress:
         code = run_benchmark(
-            bundles, request, baseline, baseline_precision, output.value, save, timeout, peers, progress, say
+            bundles, request, baseline, baseline_precision, output.value, save, timeout, peers, progress, say,
+            peers_file,
         )
     raise typer.Exit(code)
 

@@ -135,7 +135,19 @@ def read_weights(kind: Any, folder: Path) -> PreTrainedModel:
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong or info["mismatched_keys"]:
         raise MerinoError(f"the weights in {folder} do not fit its config.json: {', '.join(wrong[:5])} ...")
-    return model.eval()
+    loaded: PreTrainedModel = model.eval()
+    check_tied(loaded, folder)
+    return loaded
+
+
+def check_tied(model: PreTrainedModel, folder: Path) -> None:
+    """Raises MerinoError for a head that config.json calls the embedding, where the weights have another one."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.tie_word_embeddings and head is not None and head.weight is not embedding.weight:
+        raise MerinoError(
+            f"the weights in {folder} do not fit its config.json: tie_word_embeddings is true, and lm_head.weight is"
+            " not the embedding. Set it to false"
+        )
 
 
 def read_tokenizer(folder: Path) -> Path | None:

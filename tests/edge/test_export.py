@@ -16,7 +16,7 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BloomConfig, BloomForCausalLM
 
 from merino_edge.design.designer import design
 from merino_edge.design.space import Space
@@ -274,13 +274,13 @@ def written(path, text):
 
 def test_what_is_nothing_to_export_is_refused(tmp_path, tiny_checkpoint):
     (tmp_path / "empty").mkdir()
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9)).save_pretrained(tmp_path / "gpt2")
+    BloomForCausalLM(BloomConfig(n_layer=1, n_head=1, hidden_size=8, vocab_size=9)).save_pretrained(tmp_path / "bloom")
     (tmp_path / "odd").mkdir()
     written(tmp_path / "odd" / "config.json", '{"model_type": "no-such-model"}')
     bad = {
         "opt-30b": "'opt-30b' is nothing to export: .*opt-350m",
         str(tmp_path / "empty"): "no config.json",
-        str(tmp_path / "gpt2"): "'gpt2' model: exported are merino, opt",
+        str(tmp_path / "bloom"): "'bloom' model: exported are merino, opt",
         str(tmp_path / "odd"): "is a 'no-such-model' model: exported are merino, opt",
         written(tmp_path / "torn.json", "{"): "torn.json is not JSON",
         written(tmp_path / "other.json", '{"a": 1}'): "nor an architecture: .*blocks: missing.*a: unknown",

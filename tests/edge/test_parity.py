@@ -63,18 +63,18 @@ MODELS = {
     "opt pre-norm": opt_of(),
     "opt post-norm": opt_of(pre_norm=False),
     "opt pre-norm projected": opt_of(embed_width=32, heads=2),
+    "opt post-norm projected": opt_of(embed_width=32, pre_norm=False, heads=8),
     **{name: published(name) for name in SMALL},
     "llama scaled and untied": published("llama", tied=False, rope_scaling=LLAMA3),
     "llama of one group": published("llama", kv_heads=1, norm_eps=0.1),
     "llama ungrouped, of heads wider than the stream": published("llama", kv_heads=4, head_size=32),
     "qwen2 untied": published("qwen2", tied=False, heads=6),
     "granite untied": published("granite", tied=False, rope_scaling=LLAMA3),
-    "gemma3 with windows only": published("gemma3_text", layers=1, windowed=(True,), window=1, kv_heads=4),
+    "gemma3 with windows only": published("gemma3_text", layers=1, windowed=(True,), window=2, kv_heads=4),
     "gemma3 with windows longer than the context": published("gemma3_text", window=CONTEXT),
     "gpt2 with erf": published("gpt2", activation="gelu_erf"),
     "gpt_neo of heads of 8": published("gpt_neo", heads=8, window=16),
     "gpt_neox in sequence, tied, rotated whole": published("gpt_neox", parallel=False, tied=True, rotated=16),
-    "opt post-norm projected": opt_of(embed_width=32, pre_norm=False, heads=8),
 }
 
 

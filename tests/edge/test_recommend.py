@@ -130,11 +130,10 @@ def test_models_with_gates_or_grouped_heads_have_no_entropy():
 
 
 def test_it_ends_with_the_command_that_exports_the_first(tmp_path, monkeypatch):
-    """The command is run, but for the context, which is made short here."""
-    found = recommended(ZERO, context=64, memory_mb=120, decode_ms=1e5)
+    found = recommended(ZERO, context=128, params_m=10, decode_ms=1e5)
     first = found.candidates[0]
     assert first.fits and found.as_json()["command"] == found.command
-    assert f"export {first.model.id} --precision {first.chosen.precision} --context 64" in found.command
+    assert f"export {first.model.id} --precision {first.chosen.precision} --context 128" in found.command
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, found.command.split()[1:])
     assert done.exit_code == 0, done.output
@@ -142,7 +141,7 @@ def test_it_ends_with_the_command_that_exports_the_first(tmp_path, monkeypatch):
 
 
 def test_heads_that_fused_attention_refuses_take_the_other_dialect():
-    found = recommended(ZERO, context=64, params_m=4, decode_ms=1e5)
+    found = recommended(ZERO, context=128, params_m=4, decode_ms=1e5)
     assert found.candidates[0].model.id == "tinystories-1m" and "--dialect portable" in found.command
 
 

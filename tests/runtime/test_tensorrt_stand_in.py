@@ -38,6 +38,9 @@ def bundle(bundle_dirs):
     return load_bundle(str(bundle_dirs["portable"]))
 
 
+PAGEABLE = np.zeros(64, np.uint8)
+
+
 def host(cuda, size):
     address = cuda.host_alloc(size)
     return address, tensorrt_session._bytes_at(address, size)
@@ -67,7 +70,7 @@ def test_addresses_reach_the_library_whole(gpu, cuda):
 
 
 @pytest.mark.parametrize("misuse, said", [
-    (lambda cuda, stream, device, pinned: cuda.memcpy(device, np.zeros(64, np.uint8).ctypes.data, 64, TO_DEVICE, stream),
+    (lambda cuda, stream, device, pinned: cuda.memcpy(device, PAGEABLE.ctypes.data, 64, TO_DEVICE, stream),
      "not in pinned memory"),
     (lambda cuda, stream, device, pinned: cuda.memcpy(device, pinned, 65, TO_DEVICE, stream), "65 bytes"),
     (lambda cuda, stream, device, pinned: cuda.memset(device, 0, 64, 0), "default stream"),

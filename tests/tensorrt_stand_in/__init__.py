@@ -14,12 +14,17 @@ What the real ones would crash at, or answer with garbage, is collected in `Gpu.
 are none. Speeds, numerics of GPU kernels and what TensorRT's parser takes are not shown by it. That its methods have
 the real ones' signatures: tests/targets/test_tensorrt_bindings.py.
 """
+import os
+
 from tests.tensorrt_stand_in.cuda_runtime import driver_library, runtime_library
 from tests.tensorrt_stand_in.gpu import Gpu
 from tests.tensorrt_stand_in.module import tensorrt_module
 
 VERSIONS = ("8.2.1.8", "10.3.0")
 RUNTIMES = {"8.2.1.8": 10020, "10.3.0": 12060}  # of CUDA, as JetPack pairs them
+
+
+ON_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_path")  # for processes: see `on_path/tensorrt`
 
 
 def open_library_of(gpu):
@@ -47,4 +52,4 @@ def put_in(gpu, version, monkeypatch):
     monkeypatch.setattr(opener, "open_library", open_library_of(gpu))
 
 
-__all__ = ["Gpu", "RUNTIMES", "VERSIONS", "open_library_of", "put_in", "tensorrt_module"]
+__all__ = ["Gpu", "ON_PATH", "RUNTIMES", "VERSIONS", "open_library_of", "put_in", "tensorrt_module"]

@@ -147,7 +147,7 @@ def running_classes(gpu, module, old):
                     return False
                 return self._set_shape(self._engine.names[place], shape)
 
-            def execute_async_v2(self, bindings, stream_handle):
+            def execute_async_v2(self, bindings, stream_handle, input_consumed=None):
                 count = len(self._engine.names)
                 if len(bindings) != count * self._engine.num_optimization_profiles or self._profile is None:
                     gpu.violate("a list of {} bindings".format(len(bindings)))

@@ -26,7 +26,14 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     folder, geometry = Path(request["folder"]), read_geometry(request["family"], request["architecture"])
     notes: list[str] = []
-    if request["artifact"] == "gguf":
+    if request["artifact"] == "given":
+        from merino_edge.families.gguf.checkpoint import geometry_of_gguf  # loads torch
+
+        path = Path(request["given"])
+        found = geometry_of_gguf(path)
+        if found != geometry:
+            raise ValueError(f"{path} is no file of the bundle's weights: {found.shape()}, here {geometry.shape()}")
+    elif request["artifact"] == "gguf":
         gpt2, notes = as_gpt2(geometry)
         matrices, table = request["precision"], request["table"]
         path = folder / f"{matrices}-{table}.gguf"

@@ -21,8 +21,8 @@ from merino_runtime.errors import MerinoError
 
 
 class GgufCheckpoint(NamedTuple):
-    """`tokenizer`: the content of tokenizer.json. `chat`: the chat template, None where the file has none. `blocks`:
-    the matrices as they are stored."""
+    """`tokenizer`: the content of tokenizer.json. `chat`: its template, None where it has none. `blocks`: the
+    matrices as they are stored."""
 
     geometry: Geometry
     model: PreTrainedModel
@@ -39,16 +39,26 @@ def read_gguf(path: Path, judge: Callable[[Geometry], None] = lambda _: None) ->
     tensors are not those that its metadata describes.
     """
     file = open_gguf(path)
-    words = config_of(file)
-    if words["model_type"] not in FAMILIES:
-        raise MerinoError(f"{path} is a {words['model_type']} model: exported are {', '.join(FAMILIES)}")
-    config = made_config(path, lambda: AutoConfig.for_model(**words))
-    geometry = checked_geometry(config, path)
+    words, config, geometry = described(file)
     tokenizer, stops = tokenizer_json(file.metadata), tuple(stop_ids(file.metadata))
     judge(geometry)
     model, places = filled(file, words, config)
     blocks = StoredBlocks(file, places, layout_of(geometry))
     return GgufCheckpoint(geometry, model, stops, tokenizer, chat_template(file.metadata, str(path)), blocks)
+
+
+def geometry_of_gguf(path: Path) -> Geometry:
+    """Of a file whose weights are not read. Raises MerinoError as `read_gguf`."""
+    return described(open_gguf(path))[2]
+
+
+def described(file: GgufFile) -> tuple[dict[str, Any], Any, Geometry]:
+    """Words of a config.json, transformers' configuration of them, and the geometry."""
+    words = config_of(file)
+    if words["model_type"] not in FAMILIES:
+        raise MerinoError(f"{file.path} is a {words['model_type']} model: exported are {', '.join(FAMILIES)}")
+    config = made_config(file.path, lambda: AutoConfig.for_model(**words))
+    return words, config, checked_geometry(config, file.path)
 
 
 def filled(file: GgufFile, words: Mapping[str, Any], config: Any) -> tuple[PreTrainedModel, Mapping[str, Layout]]:

@@ -20,6 +20,7 @@ SPACE = "\u2581"  # SentencePiece's mark of a space
 
 # Texts of tokens that end an answer: a GGUF names one end token, and a model of several may choose another.
 END_TEXTS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>")
+TEMPLATE_TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 END_KEYS = ("eos", "eot", "eom")
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -230,14 +231,11 @@ def stop_ids(metadata: Mapping[str, Any]) -> list[int]:
 
 
 def chat_template(metadata: Mapping[str, Any], source: str) -> ChatTemplate | None:
-    """The template, with the texts of the special tokens that it may name; None for a model that does not chat.
-
-    `source`: the file's name in messages.
-    """
+    """None for a file without one: the model was not trained to talk. `source`: the file, for messages."""
     found = metadata.get("tokenizer.chat_template")
     if not isinstance(found, str) or not found:
         return None
     tokens = tokens_of(metadata)
-    ids = {f"{name}_token": tokens.id(name) for name in ("bos", "eos")}
-    texts = {name: tokens.texts[token_id] for name, token_id in ids.items() if token_id is not None}
-    return ChatTemplate(found, texts, f"the chat template in {source}")
+    ids = {f"{name}_token": tokens.id(metadata_name) for name, metadata_name in TEMPLATE_TOKENS.items()}
+    spelled = {name: tokens.texts[index] for name, index in ids.items() if index is not None}
+    return ChatTemplate(found, spelled, f"tokenizer.chat_template in {source}")

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from merino_edge.families.gpt_neo.geometry import GptNeoArchitecture
+from merino_runtime.errors import MerinoError
 
 MODEL = GPTNeoForCausalLM
 SUPPORTED: Mapping[str, Any] = {"activation_function": "gelu_new", "tie_word_embeddings": True}
@@ -35,6 +36,9 @@ def config_of(geometry: GptNeoArchitecture, **keys: Any) -> GPTNeoConfig:
 
 
 def geometry_of(config: GPTNeoConfig) -> GptNeoArchitecture:
+    listed = GPTNeoConfig.expand_attention_types_params(config.attention_types)
+    if listed != config.attention_layers:
+        raise MerinoError(f"attention_types lists {listed}, and attention_layers is {config.attention_layers}")
     return GptNeoArchitecture(
         width=config.hidden_size,
         layers=config.num_layers,
