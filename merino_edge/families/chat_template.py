@@ -1,5 +1,6 @@
 """A chat template as a folder in Hugging Face's layout has it."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ def special_tokens(config: dict[str, Any]) -> dict[str, str]:
     found = {}
     for name, value in config.items():
         text = value.get("content") if isinstance(value, dict) else value
-        if name.endswith("_token") and isinstance(text, str):
+        if re.fullmatch("[a-z_]+_token", name) and isinstance(text, str):
             found[name] = text
     return dict(sorted(found.items()))
 

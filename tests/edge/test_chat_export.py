@@ -16,6 +16,7 @@ from merino_edge.export.chat import chat_of
 from merino_edge.export.export import export
 from merino_edge.export.source import load_source
 from merino_edge.families.chat_template import ChatTemplate, read_chat_template
+from merino_edge.families.gguf.tokenizer import chat_template
 from merino_edge.families.stop_ids import stop_ids_of
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
@@ -145,6 +146,7 @@ def test_a_template_that_raises_ends_the_export_and_nothing_is_written(checkpoin
 def test_where_a_template_is_looked_for(tmp_path):
     assert read_chat_template(tmp_path) is None
     config = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>", "pad_token": None, "x": "y"}
+    config["Odd_token"] = "z"
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "?"}
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"unk_token": "?", "eos_token": "older"}))
 
@@ -164,6 +166,17 @@ def test_where_a_template_is_looked_for(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(MerinoError, match="not an object"):
         read_chat_template(tmp_path)
+
+
+def test_a_gguf_file_has_its_template_and_the_texts_of_its_tokens():
+    metadata = {
+        "tokenizer.ggml.tokens": ["<s>", "</s>", "a"], "tokenizer.ggml.token_type": [3, 3, 1],
+        "tokenizer.ggml.eos_token_id": 1, "tokenizer.chat_template": chat_templates.CHATML,
+    }  # fmt: skip
+    found = chat_template(metadata, "x.gguf")
+    assert found == ChatTemplate(chat_templates.CHATML, {"eos_token": "</s>"}, "the chat template in x.gguf")
+    for none in (None, "", 7):
+        assert chat_template({**metadata, "tokenizer.chat_template": none}, "x.gguf") is None
 
 
 @pytest.mark.parametrize(("in_file", "in_config", "found"), [
