@@ -190,7 +190,7 @@ def gpu_runner(bundle: Bundle) -> tuple[str, Runner]:
 def greedy(
     run: Runner, prompt: list[int], steps: int, ids: list[int] | None = None
 ) -> tuple[np.ndarray, list[int]]:
-    """(logits [steps, vocab], chosen ids). ids: followed in place of the own choices, so that logits can be compared."""
+    """(logits [steps, vocab], chosen ids). ids: followed in place of the own choices, so that logits compare."""
     run([])
     rows, chosen = [run(prompt).copy()], []
     for step in range(steps):
