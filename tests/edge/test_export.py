@@ -277,11 +277,12 @@ def test_what_is_nothing_to_export_is_refused(tmp_path, tiny_checkpoint):
     BloomForCausalLM(BloomConfig(n_layer=1, n_head=1, hidden_size=8, vocab_size=9)).save_pretrained(tmp_path / "bloom")
     (tmp_path / "odd").mkdir()
     written(tmp_path / "odd" / "config.json", '{"model_type": "no-such-model"}')
+    written(tmp_path / "odd" / "model.safetensors", "")
     bad = {
         "opt-30b": "'opt-30b' is nothing to export: .*opt-350m",
         str(tmp_path / "empty"): "no config.json",
-        str(tmp_path / "bloom"): "'bloom' model: exported are merino, opt",
-        str(tmp_path / "odd"): "is a 'no-such-model' model: exported are merino, opt",
+        str(tmp_path / "bloom"): "'bloom' model: exported are merino, opt, llama, ",
+        str(tmp_path / "odd"): "is a 'no-such-model' model: exported are merino, opt, llama, ",
         written(tmp_path / "torn.json", "{"): "torn.json is not JSON",
         written(tmp_path / "other.json", '{"a": 1}'): "nor an architecture: .*blocks: missing.*a: unknown",
         written(tmp_path / "list.json", "[1]"): "neither a design.json nor an architecture",

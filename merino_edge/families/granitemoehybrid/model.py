@@ -36,6 +36,7 @@ def config_of(geometry: GraniteHybridArchitecture, **keys: Any) -> GraniteMoeHyb
     return GraniteMoeHybridConfig(
         **words, **keys, shared_intermediate_size=geometry.ffn_width, num_local_experts=0,
         layer_types=["full_attention"] * geometry.layers, position_embedding_type="rope",
+        mamba_n_heads=1,  # transformers asks for a divisor of twice the width, without Mamba layers too
     )  # fmt: skip
 
 
