@@ -1,7 +1,9 @@
 """Fills a bundle's folder: graph and weights, tokenizer, bundle.json, the board's application."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from merino_edge.bundles.board_app import write_board_app
@@ -14,6 +16,7 @@ from merino_edge.bundles.description import (
     write_description,
 )
 from merino_edge.bundles.files import APP_FILE, TOKENIZER_FILE
+from merino_edge.storage.atomic import write_text
 from merino_runtime.bundle import Bundle, Golden, Threads
 
 
@@ -26,11 +29,15 @@ class SavedGraph(GraphFacts, Protocol):
 def write_bundle(
     folder: Path, model: ModelFacts, graph: SavedGraph, form: GraphFormat, golden: Golden, *,
     threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | None = None,
+    beside: Mapping[str, str] = MappingProxyType({}),
 ) -> Bundle:  # fmt: skip
-    """Fill the empty `folder` and return its description. `tokenizer`: a tokenizer.json to copy, where there is one."""
+    """Fill the empty `folder` and return its description. `tokenizer`: a tokenizer.json to copy, where there is one.
+    `beside`: texts of further files by their names."""
     graph.save(folder)
     if tokenizer:
         shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+    for name, text in beside.items():
+        write_text(folder / name, text)
     bundle = describe(folder, model, graph, form, golden, threads)
     write_description(bundle)
     write_board_app(folder / APP_FILE)

@@ -13,6 +13,7 @@ from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.portable import Portable
+from merino_edge.export.other_programs import files_for_others
 from merino_edge.export.parity import Golden, allowed_error, torch_greedy, with_quantized, worst_error
 from merino_edge.export.quantize import MatrixError
 from merino_edge.export.request import chosen_precision
@@ -66,11 +67,13 @@ def export(
     model = ModelFacts(
         source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids
     )
+    names = [port.name for port in graph.inputs]
+    beside = files_for_others(model, names, context, source.tokenizer) if dialect == "fused" else {}
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(
             folder, model, graph, GraphFormat(precision, dialect, context),
             GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids)),
-            threads=planned_threads(source, precision), tokenizer=source.tokenizer,
+            threads=planned_threads(source, precision), tokenizer=source.tokenizer, beside=beside,
         )  # fmt: skip
         error = worst_error(load_bundle(str(folder)), golden)
         if not error <= allowed_error(precision):

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from onnx import TensorProto
 
 from merino_edge.export.onnx.external_data import PAGE
-from merino_edge.export.onnx.graph import Graph, ports
+from merino_edge.export.onnx.graph import Graph, Port, ports
 from merino_edge.export.quantize import Quantized
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
 from merino_edge.families.operators import HEAD_SLICE_BYTES
 
 CONTRIB = "com.microsoft"
 ACCURACY = 4  # MatMulNBits quantises activations to int8 and multiplies in int8
+CACHE_LENGTHS = {"past_key_values": "past_sequence_length", "present": "total_sequence_length"}
 
 
 class Fused(Graph):
@@ -41,6 +42,15 @@ class Fused(Graph):
         self.last_index = self.input("last", "int32", 1)
         self.total_length = self.input("total", "int32")
         self.cache_ports(kv_layers, self.context)
+
+    def declared(self, port: Port) -> tuple[int | str, ...]:
+        """The cache's length has a name in the file: other programs bind a buffer of their own length, or none at first
+        and what the graph returned afterwards. The runtime binds buffers of the description's shape."""
+        kind = port.name.partition(".")[0]
+        if kind not in CACHE_LENGTHS:
+            return port.shape
+        batch, heads, _, head_size = port.shape
+        return batch, heads, CACHE_LENGTHS[kind], head_size
 
     def embed(self, table: str) -> str:
         return self._rows(table, "input_ids")
