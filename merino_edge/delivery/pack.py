@@ -75,7 +75,7 @@ def pack(
     found = [load_bundle(str(folder)) for folder in bundles]
     check_one_model(found, say)
     check_devices(found, devices, say)
-    wheels = wheels_of(devices, say) if with_wheels else []
+    wheels = wheels_of(devices, say, needs_jinja(found)) if with_wheels else []
     with scratch_folder(out) as scratch:
         app = scratch / APP
         write_board_app(app)
@@ -106,12 +106,17 @@ def needs_of(devices: Sequence[DeviceProfile], say: Say) -> tuple[BoardNeed, ...
     return tuple(BoardNeed(profile.id, profile.device_tree_models) for profile in devices)
 
 
-def wheels_of(devices: Sequence[DeviceProfile], say: Say) -> list[Wheels]:
+def needs_jinja(bundles: Sequence[Bundle]) -> bool:
+    """Whether a board needs jinja2 for one of them: its chat template could not be rendered into parts."""
+    return any(bundle.chat is not None and bundle.chat.parts is None for bundle in bundles)
+
+
+def wheels_of(devices: Sequence[DeviceProfile], say: Say, with_templates: bool) -> list[Wheels]:
     """The sets of all devices, each once, in the order of their paths."""
     found: dict[str, Wheels] = {}
     for profile in devices:
         for target in targets_of(profile):
-            wheels = wheels_for(profile.software, target, say)
+            wheels = wheels_for(profile.software, target, say, with_templates)
             if found.setdefault(wheels.path, wheels).packages != wheels.packages:
                 raise MerinoError(f"the devices have other versions of packages for the same Python ({wheels.path}):"
                                   " pack a file for each of them")  # fmt: skip

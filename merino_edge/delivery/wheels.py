@@ -30,6 +30,7 @@ from merino_runtime.outputs import write_output
 
 INSTALLER = "pip"
 BACKEND = "onnxruntime"
+TEMPLATES = "jinja2"  # of 3.0, the last for Python 3.6, or later
 # Requirements that parts of a package have which the runtime does not use: downloads from the model hub, tools for the
 # preparation of models. With them there would be 15 packages more, and minutes of installation on a small board.
 LEFT_OUT = {"tokenizers": {"huggingface-hub"}, BACKEND: {"sympy", "coloredlogs"}}
@@ -52,17 +53,26 @@ class Wheels(NamedTuple):
         return f"wheels/{self.target.name}"
 
 
-def requirements_of(software: Software) -> dict[str, SpecifierSet]:
-    """The runtime's packages in the versions that the profile has for its board, and pip in any."""
+def requirements_of(software: Software, with_templates: bool = False) -> dict[str, SpecifierSet]:
+    """The runtime's packages in the versions that the profile has for its board, and pip in any.
+
+    `with_templates`: jinja2 too, by which a board renders a chat template that has no parts.
+    """
     refused = ",".join(f"!={version}" for version in REFUSED_VERSIONS)
     versions = {"numpy": software.numpy, "tokenizers": software.tokenizers, BACKEND: software.onnxruntime}
     found = {name: SpecifierSet(f"=={version}.*") for name, version in versions.items()}
-    return {**found, BACKEND: found[BACKEND] & SpecifierSet(refused), INSTALLER: SpecifierSet()}
+    found |= {BACKEND: found[BACKEND] & SpecifierSet(refused), INSTALLER: SpecifierSet()}
+    return found | ({TEMPLATES: SpecifierSet(">=3.0")} if with_templates else {})
 
 
-def wheels_for(software: Software, target: Target, say: Callable[[str], None] = lambda _: None) -> Wheels:
-    """The wheels for a target, out of the cache where it has them. Raises MerinoError where there are none."""
-    wanted = requirements_of(software)
+def wheels_for(
+    software: Software, target: Target, say: Callable[[str], None] = lambda _: None, with_templates: bool = False
+) -> Wheels:
+    """The wheels for a target, out of the cache where it has them. Raises MerinoError where there are none.
+
+    `with_templates`: as in `requirements_of`.
+    """
+    wanted = requirements_of(software, with_templates)
     key = sha256(repr(sorted((name, str(specifier)) for name, specifier in wanted.items())).encode()).hexdigest()[:16]
     place = cache_folder() / "wheels" / f"{target.name}-{key}"
     if kept_names(place) is None:

@@ -4,6 +4,7 @@ pip resolves against folders of small wheels made here, without a network. Tests
 no package index can be reached.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,10 +15,13 @@ from pathlib import Path
 
 import pytest
 from packaging import tags
+from packaging.specifiers import SpecifierSet
 
 from merino_edge.delivery import wheels
 from merino_edge.delivery.targets import Target, least_glibc, marker_environment, platforms, targets_of
-from merino_edge.delivery.wheels import fetch, required_by, requirements_of, wheels_for
+from merino_edge.delivery.pack import pack
+from merino_edge.delivery.wheels import TEMPLATES, fetch, required_by, requirements_of, wheels_for
+from merino_edge.embedded import FOLDER
 from merino_edge.profiles.profile import Software
 from merino_edge.profiles.reading import list_profiles, load_profile
 from merino_runtime.errors import MerinoError
@@ -192,6 +196,29 @@ def test_nothing_is_kept_where_a_package_is_missing(tmp_path):
     assert list((tmp_path / "cache").rglob("*.whl")) == []
 
 
+@pytest.mark.parametrize("chat", [None, "parts", "template"])
+def test_jinja2_travels_where_a_bundle_renders_its_chat_template_on_the_board(chat, index, tmp_path):
+    index("jinja2", "3.1.6", "Requires-Dist: MarkupSafe>=2.0")
+    index("markupsafe", "3.0.0")
+    bundle = tmp_path / "talks"
+    shutil.copytree(FOLDER, bundle)
+    if chat:
+        described = json.loads((bundle / "bundle.json").read_text())
+        template = b"{{ messages[0].content }}"
+        (bundle / "chat_template.jinja").write_bytes(template)
+        entry = {"path": "chat_template.jinja", "bytes": len(template), "sha256": hashlib.sha256(template).hexdigest()}
+        described["files"].append(entry)
+        texts = dict.fromkeys(("system", "user", "assistant"), "whole")
+        between = dict.fromkeys(("begin", "answer", "user", "generation"), "")
+        parts = {**between, "system": None, "no_think": None, "date_format": None, "texts": texts}
+        described["chat"] = {"template": entry["path"], "tokens": {}, "parts": parts if chat == "parts" else None}
+        (bundle / "bundle.json").write_text(json.dumps(described))
+    made = pack([bundle], tmp_path / "a.merino", [load_profile("raspberry-pi-5")], with_wheels=True)
+    expected = {"jinja2", "markupsafe"} if chat == "template" else set()
+    assert [set(wheels.packages) - set(requirements_of(SOFTWARE)) for wheels in made.manifest.wheels] == [expected] * 2
+    assert {file.path.split("/")[-1].split("-")[0] for file in made.manifest.files} >= expected
+
+
 @pytest.fixture(scope="module")
 def online(tmp_path_factory):
     """Skips what needs real packages where there are none to be had."""
@@ -217,6 +244,16 @@ def test_the_real_packages_of_each_board_are_a_closed_set(target, profile):
     missing = [each for file in found.files for each in required_by(file, target) if each.name not in found.packages]
     assert missing == []
     assert [int(part) for part in found.target.glibc.split(".")] <= [int(part) for part in target.glibc.split(".")]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("online")
+def test_python_3_6_gets_the_last_jinja2_that_runs_on_it(tmp_path):
+    target = Target("3.6", "aarch64", "2.27")
+    wanted = {TEMPLATES: SpecifierSet(str(requirements_of(SOFTWARE, with_templates=True)[TEMPLATES]))}
+    assert [name.split("-cp36")[0].lower() for name in fetched(tmp_path / "new", wanted, target)] == [
+        "jinja2-3.0.3", "markupsafe-2.0.1",
+    ]  # fmt: skip
 
 
 # onnxruntime, numpy, tokenizers: of the boards' systems, and of Python 3.8 with the glibc of a Jetson Nano.
