@@ -28,14 +28,17 @@ class SavedGraph(GraphFacts, Protocol):
 
 def write_bundle(
     folder: Path, model: ModelFacts, graph: SavedGraph, form: GraphFormat, golden: Golden, *,
-    threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | None = None,
+    threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | None = None, template: str | None = None,
     beside: Mapping[str, str] = MappingProxyType({}),
 ) -> Bundle:  # fmt: skip
     """Fill the empty `folder` and return its description. `tokenizer`: a tokenizer.json to copy, where there is one.
-    `beside`: texts of further files by their names."""
+    `template`: the text of the chat template that `model.chat` is of. `beside`: texts of further files by their names.
+    """
     graph.save(folder)
     if tokenizer:
         shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+    if model.chat and template is not None:
+        (folder / model.chat.template).write_text(template, encoding="utf-8", newline="")
     for name, text in beside.items():
         write_text(folder / name, text)
     bundle = describe(folder, model, graph, form, golden, threads)

@@ -1,7 +1,7 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
-The main path stands here, in its order. Other commands have a module per group: `design`, `train`, `choose`,
-`records`, `deliver`.
+The main path stands here, in its order. Other commands have a module per group: `design`, `train`, `text`,
+`choose`, `records`, `deliver`.
 
 Data goes to stdout, talk to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
 imported inside the commands, so that the others answer at once.
@@ -21,6 +21,7 @@ from merino_edge import __version__
 from merino_edge.cli import choose as cli_choose
 from merino_edge.cli import deliver as cli_deliver
 from merino_edge.cli import records as cli_records
+from merino_edge.cli import text as cli_text
 from merino_edge.cli.design import design
 from merino_edge.cli.flash import flash
 from merino_edge.cli.options import HOST, AcceptNew, Device, Json, Ssh
@@ -41,15 +42,6 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
-PrefillThreads = Annotated[int | None, typer.Option(help="of prefill alone; default: as -t")]
-
-
-class Overflow(StrEnum):
-    stop = "stop"
-    error = "error"
-    shift = "shift"
 
 
 class Output(StrEnum):
@@ -138,6 +130,7 @@ def export(
     weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="random weights may replace trained ones")] = False,
+    no_chat: Annotated[bool, typer.Option("--no-chat", help="without the model's chat template")] = False,
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
     from merino_edge.bundles.files import bundle_bytes, is_bundle_alone
@@ -163,7 +156,9 @@ def export(
 
     with working(f"exporting {source}"):
         found = load_source(source, weights)
-        done = run(found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite)
+        done = run(
+            found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite, chat=not no_chat
+        )
     made = done.bundle
     print(
         f"{out}: {made.name}, {made.dialect} {made.precision}, {made.params / 1e6:.1f} M parameters"
@@ -172,6 +167,9 @@ def export(
         f" {done.error:.1e} relative, over prefill and {len(made.golden.greedy_ids)} steps;"
         f" fits {', '.join(made.boards) or 'no board of ours'}"
     )
+    if made.chat:
+        needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
+        print(f"it talks (`merino-edge chat {out}`): its chat template needs {needed}")
     if done.matrices:
         show(matrix_table(done.matrices))
     if text:
@@ -182,57 +180,8 @@ def export(
         print(f"perplexity {read.perplexity:.3f} over {read.tokens} tokens of {text.name}, by the board's runtime")
 
 
-@app.command()
-def generate(
-    bundle: Annotated[str, typer.Argument(help="a bundle's folder, or `embedded`")],
-    prompt: Annotated[
-        str | None, typer.Argument(help="text to go on from; `-`, or none after a pipe: it is read from stdin")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option("-n", help="at most so many tokens")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="0: off")] = 40,
-    top_p: Annotated[float, typer.Option(help="1: off")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="0: off")] = 0.05,
-    repetition_penalty: Annotated[float, typer.Option(help="1: off")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="default: a new one each time")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeat for more")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on after the end of the text")] = False,
-    allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format this CPU is slow at")] = False,
-    overflow: Annotated[Overflow, typer.Option(help="at the context's end; `shift` goes on")] = Overflow.stop,
-    threads: Threads = None,
-    prefill_threads: PrefillThreads = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="KV cache after the prompt: written if there is none yet, else read")
-    ] = None,
-    no_huge_pages: Annotated[bool, typer.Option("--no-huge-pages", help="weights stay in small pages")] = False,
-    ssh: Ssh = None,
-    accept_new: AcceptNew = False,
-    as_json: Json = False,
-) -> None:
-    """Stream text from a bundle: the board's own runtime, on this machine or on a board."""
-    from merino_edge.families.names import bundle_path
-    from merino_runtime.commands import run_generate, stdin_is_terminal
-    from merino_runtime.sampling import Sampling
-
-    if prompt is None and stdin_is_terminal():
-        raise typer.BadParameter("give a text, or `-` to read it from stdin", param_hint="PROMPT")
-    if ssh is not None:
-        from merino_edge.cli.over_ssh import generate_there, refuse_local, words_of
-
-        refuse_local(cache=cache)
-        options = words_of(
-            n=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, seed=seed, overflow=overflow.value, ignore_eos=ignore_eos,
-            allow_slow=allow_slow, t=threads, prefill_threads=prefill_threads, no_huge_pages=no_huge_pages,
-            json=as_json,
-        ) + [f"--stop={each}" for each in stop or ()]  # fmt: skip
-        raise typer.Exit(generate_there(ssh, accept_new, bundle, prompt, options))
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    run_generate(
-        bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,
-        allow_slow=allow_slow, overflow=overflow.value, prefill_threads=prefill_threads, huge_pages=not no_huge_pages,
-        cache_path=str(cache) if cache else None,
-    )  # fmt: skip
+app.command()(cli_text.generate)
+app.command()(cli_text.chat)
 
 
 @app.command()

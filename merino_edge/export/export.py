@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts
 from merino_edge.bundles.files import described, is_bundle, is_bundle_alone
 from merino_edge.bundles.write import write_bundle
+from merino_edge.export.chat import chat_of
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
@@ -38,26 +39,31 @@ class Exported(NamedTuple):
     `error`: relative to torch with the weights as stored, at the worst step of prefill and decode. In float32 it is the
     largest error of a logit, in other formats the root mean square.
     `matrices`: the quantisation error of each; empty where nothing is quantised.
+    `why_jinja`: why the board needs jinja2 for the chat template; empty where it does not.
     """
 
     folder: Path
     bundle: Bundle
     error: float
     matrices: list[MatrixError]
+    why_jinja: str = ""
 
 
 def export(
     source: Source, out: Path, *, dialect: str = "fused", precision: str | None = None, context: int | None = None,
-    overwrite: bool = False,
+    overwrite: bool = False, chat: bool = True,
 ) -> Exported:  # fmt: skip
     """Write the bundle `out`. Without a `precision` it has the design's weight format, or float32 without a design.
 
-    `overwrite`: random weights may replace trained ones. Raises MerinoError for a request that is not possible, for
-    weights that give no finite logits, and where the graph differs from torch; then nothing is written.
+    `overwrite`: random weights may replace trained ones. `chat`: with the source's chat template, if it has one.
+    Raises MerinoError for a request that is not possible, for a template that raises, for weights that give no finite
+    logits, and where the graph differs from torch; then nothing is written.
     """
     precision = chosen_precision(dialect, precision, source.design)
     context = chosen_context(source, context)
     check_replaces(source, out, overwrite)
+    template = source.chat if chat else None
+    found = chat_of(template) if template else None
     check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch))
     graph = build_graph(source, dialect, context, precision)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
@@ -65,15 +71,17 @@ def export(
     if not np.isfinite(golden.logits).all():
         raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
     model = ModelFacts(
-        source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids
-    )
+        source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids,
+        found.chat if found else None,
+    )  # fmt: skip
     names = [port.name for port in graph.inputs]
-    beside = files_for_others(model, names, context, source.tokenizer) if dialect == "fused" else {}
+    text = template.text if template else None
+    beside = files_for_others(model, names, context, source.tokenizer, text) if dialect == "fused" else {}
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(
             folder, model, graph, GraphFormat(precision, dialect, context),
             GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids)),
-            threads=planned_threads(source, precision), tokenizer=source.tokenizer, beside=beside,
+            threads=planned_threads(source, precision), tokenizer=source.tokenizer, template=text, beside=beside,
         )  # fmt: skip
         error = worst_error(load_bundle(str(folder)), golden)
         if not error <= allowed_error(precision):
@@ -81,7 +89,8 @@ def export(
                 f"the {dialect} graph differs from torch by {error:.1e}, relative, allowed is"
                 f" {allowed_error(precision):.0e}: a defect of the exporter or of this onnxruntime; nothing was written"
             )
-    return Exported(out, bundle._replace(folder=str(out)), error, graph.matrix_errors())
+    why_jinja = found.why_jinja if found else ""
+    return Exported(out, bundle._replace(folder=str(out)), error, graph.matrix_errors(), why_jinja)
 
 
 def chosen_context(source: Source, context: int | None) -> int:

@@ -13,6 +13,7 @@ from merino_edge.design.design_file import DESIGN, Design, load_design, model_na
 from merino_edge.export.memory import check_memory
 from merino_edge.export.recover import check_recovered, recover_weights
 from merino_edge.export.request import find_source
+from merino_edge.families.chat_template import ChatTemplate
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import SEED, TOKENIZER, random_model, read_checkpoint
 from merino_edge.families.registry import family_of, read_geometry
@@ -20,6 +21,7 @@ from merino_edge.families.zoo import Model
 from merino_edge.training.run_folder import trained_name
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_text
 
 
 class Source(NamedTuple):
@@ -34,6 +36,7 @@ class Source(NamedTuple):
     tokenizer: Path | None
     design: Design | None = None
     bundle: Bundle | None = None  # the float32 bundle that it was read from
+    chat: ChatTemplate | None = None
 
     @property
     def family(self) -> str:
@@ -74,7 +77,9 @@ def load_weights_of(known: Model, folder: Path) -> Source:
             f"{folder} is not {known.id}: found {found.geometry.shape()}, {known.id} has {known.geometry.shape()}"
         )
     said = f"local folder {folder.name}"
-    return Source(known.id, found.geometry, found.model, "trained", said, found.stop_ids, found.tokenizer)
+    return Source(
+        known.id, found.geometry, found.model, "trained", said, found.stop_ids, found.tokenizer, chat=found.chat
+    )
 
 
 def load_checkpoint(folder: Path) -> Source:
@@ -83,7 +88,9 @@ def load_checkpoint(folder: Path) -> Source:
     said = f"checkpoint {folder.name}"
     design = kept_design(folder, found.geometry)
     name = trained_name(folder) or folder.name
-    return Source(name, found.geometry, found.model, "trained", said, found.stop_ids, found.tokenizer, design)
+    return Source(
+        name, found.geometry, found.model, "trained", said, found.stop_ids, found.tokenizer, design, chat=found.chat
+    )
 
 
 def kept_design(folder: Path, arch: Geometry) -> Design | None:
@@ -102,5 +109,14 @@ def load_bundle_again(folder: Path) -> Source:
     tokenizer = folder / TOKENIZER
     return source._replace(
         weights=bundle.weights, weights_source=bundle.weights_source, stop_ids=bundle.stop_ids,
-        tokenizer=tokenizer if tokenizer.is_file() else None, bundle=bundle,
+        tokenizer=tokenizer if tokenizer.is_file() else None, bundle=bundle, chat=template_in(bundle),
     )  # fmt: skip
+
+
+def template_in(bundle: Bundle) -> ChatTemplate | None:
+    """The chat template that a bundle was exported with."""
+    if bundle.chat is None:
+        return None
+    path = str(Path(bundle.folder) / bundle.chat.template)
+    text = read_text(path, "a chat template", "Copy or export the bundle again.")
+    return ChatTemplate(text, bundle.chat.tokens, path)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, set_seed
 
+from merino_edge.families.chat_template import ChatTemplate, read_chat_template
 from merino_edge.families.checkpoint import CONFIG, check_checkpoint
 from merino_edge.families.config_keys import unknown_keys
 from merino_edge.families.geometry import Geometry
@@ -30,12 +31,16 @@ for _family in FAMILIES.values():
 
 
 class Checkpoint(NamedTuple):
-    """A trained model in a folder. Any of `stop_ids` ends a text; `tokenizer`: tokenizer.json, or None."""
+    """A trained model in a folder. Any of `stop_ids` ends a text.
+
+    `tokenizer`: tokenizer.json, or None; `chat`: the chat template, or None.
+    """
 
     geometry: Geometry
     model: PreTrainedModel
     stop_ids: tuple[int, ...]
     tokenizer: Path | None
+    chat: ChatTemplate | None = None
 
 
 def build_model(geometry: Geometry, **config: Any) -> PreTrainedModel:
@@ -72,7 +77,8 @@ def read_checkpoint(folder: Path, judge: Callable[[Geometry], None] = lambda _: 
     geometry = checked_geometry(config, folder)
     judge(geometry)
     tokenizer, stop_ids = read_tokenizer(folder), stop_ids_of(folder, config.eos_token_id, geometry.vocab)
-    return Checkpoint(geometry, read_weights(side.MODEL, folder), stop_ids, tokenizer)
+    chat = read_chat_template(folder) if tokenizer else None
+    return Checkpoint(geometry, read_weights(side.MODEL, folder), stop_ids, tokenizer, chat)
 
 
 def checked_geometry(config: Any, folder: Path) -> Geometry:

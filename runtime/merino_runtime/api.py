@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from merino_runtime.backends.backend import Backend
     from merino_runtime.generate import Done, Generation
     from merino_runtime.selftest import Mismatch
+    from merino_runtime.talk import Talk
     from merino_runtime.text import Tokenizer
 
 
@@ -86,6 +87,13 @@ class LanguageModel:
     def conversation(self) -> "Conversation":
         """A dialogue whose earlier turns stay in the cache."""
         return Conversation(self)
+
+    def talk(self, **options: Any) -> "Talk":
+        """A talk in the model's own chat template, whose earlier turns stay in the cache. options: those of
+        `merino_runtime.talk.Talk`. MerinoError where the bundle has no template."""
+        from merino_runtime.talk import Talk
+
+        return Talk(self.bundle, self.backend, self.tokenizer, **options)
 
     def fork(self) -> "LanguageModel":
         """A model with a copy of the cache over the same weights. Both are closed separately, in any order, and may run

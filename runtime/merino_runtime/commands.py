@@ -145,6 +145,7 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
         ("needs", ", ".join(bundle.isa) or "no special instructions"),
         ("fits boards", ", ".join(bundle.boards) or "none listed"),
         ("backend", backends_text(bundle)),
+        ("talks", "no" if bundle.chat is None else "yes" if bundle.chat.parts else "yes, with jinja2"),
         ("this machine", ", ".join([here.architecture, f"{here.physical_cores} cores", *sorted(here.isa)])),
     ]
 

@@ -18,8 +18,8 @@ from packaging import tags
 from packaging.specifiers import SpecifierSet
 
 from merino_edge.delivery import wheels
-from merino_edge.delivery.targets import Target, least_glibc, marker_environment, platforms, targets_of
 from merino_edge.delivery.pack import pack
+from merino_edge.delivery.targets import Target, least_glibc, marker_environment, platforms, targets_of
 from merino_edge.delivery.wheels import TEMPLATES, fetch, required_by, requirements_of, wheels_for
 from merino_edge.embedded import FOLDER
 from merino_edge.profiles.profile import Software

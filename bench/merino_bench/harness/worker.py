@@ -158,8 +158,8 @@ def one_round(backend: Backend, prompt: Sequence[int], depth: int, steps: int) -
 
 
 def engine_name(bundle: Bundle) -> str:
-    name = next(need.name for need in bundle.backends if need.name in sys.modules)
-    return f"{name} {getattr(sys.modules[name], '__version__', 'unknown')} CPU"
+    name = next((need.name for need in bundle.backends if need.name in sys.modules), bundle.backends[0].name)
+    return f"{name} {getattr(sys.modules.get(name), '__version__', 'unknown')} CPU"
 
 
 def main() -> int:

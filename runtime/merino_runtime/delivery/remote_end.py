@@ -105,6 +105,26 @@ def run(arguments: List[str], stdin_bytes: int) -> int:
     return code if code >= 0 else 128 - code
 
 
+def talk(arguments: List[str]) -> int:
+    """Runs a program that is given this one's stdin line by line, and ends with it."""
+    child = subprocess.Popen(list(map(placed, arguments)), stdin=subprocess.PIPE, start_new_session=True)
+    threading.Thread(target=pass_lines_on, args=(child,), daemon=True).start()
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+def pass_lines_on(child: subprocess.Popen) -> None:
+    assert child.stdin
+    with contextlib.suppress(BrokenPipeError):
+        for line in iter(sys.stdin.buffer.readline, b""):
+            child.stdin.write(line)
+            child.stdin.flush()
+        child.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # an answer may be under way, which nobody reads any more
+        child.wait(KILL_AFTER_S)
+    end_with_stdin(child)
+
+
 def end_with_stdin(child: subprocess.Popen) -> None:
     """Waits for the end of stdin, which is that of the connection; then the program and what it started are ended."""
     while sys.stdin.buffer.read(1):
@@ -210,7 +230,7 @@ def discard(paths: List[str]) -> int:
 
 
 WAYS: Dict[str, Callable[..., int]] = {
-    "ask": ask, "find_python": find_python, "run": run, "receive": receive, "discard": discard}
+    "ask": ask, "find_python": find_python, "run": run, "talk": talk, "receive": receive, "discard": discard}
 
 if __name__ == "__main__":
     main()
