@@ -15,7 +15,7 @@ VM_ROOT := $(CACHE)/vm/bookworm
 demo: .venv/ready
 	$(BIN)/merino-edge demo
 
-test: lint .venv/peers .venv-ansible $(OLDER:=/ready)
+test: lint .venv/peers .venv-ansible .venv-others $(OLDER:=/ready)
 	$(PYTEST)
 
 # Without what waits for processes, the machine or other interpreters; properties are tried on fewer examples.
@@ -61,5 +61,9 @@ lint: .venv/ready
 .venv-ansible: tests/targets/ansible.sh
 	@tests/targets/ansible.sh $(PYTHON) $@
 
+# Our graphs are run by optimum and transformers.js, where these can be had.
+.venv-others: .venv/ready tests/targets/other_programs.sh
+	@tests/targets/other_programs.sh $(BIN)/python $@
+
 clean:
-	rm -rf .venv .venv-ansible $(OLDER) .pytest_cache .mypy_cache .ruff_cache out
+	rm -rf .venv .venv-ansible .venv-others $(OLDER) .pytest_cache .mypy_cache .ruff_cache out
