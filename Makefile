@@ -1,5 +1,5 @@
 # make demo: the whole path in minutes. make test: lint and all tests; test-fast: those for daily work.
-# make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines.
+# make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines. make test-models: published weights.
 # All set up what they need, once.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +10,9 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/merino_edge
 BOARD_ROOT := $(CACHE)/boards/bookworm
 VM_ROOT := $(CACHE)/vm/bookworm
 
-.PHONY: demo test test-fast test-boards boards test-vm vm lint clean
+MODELS := $(CACHE)/models
+
+.PHONY: demo test test-fast test-boards boards test-vm vm test-models models lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
@@ -37,6 +39,13 @@ vm:
 # Neither in `make test` nor in CI: a clean machine would need more than 5 minutes for it.
 test-vm: .venv/ready vm
 	MERINO_VM_ROOT="$(VM_ROOT)" $(BIN)/python -m pytest tests/targets/test_vm.py tests/targets/test_vm_delivery.py
+
+# A published model with its weights: 98 MB, once. `make test` takes its tests too where it is there.
+models: .venv/ready
+	@tests/targets/models.sh $(BIN)/python "$(MODELS)"
+
+test-models: models
+	$(BIN)/python -m pytest tests/targets/test_models.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

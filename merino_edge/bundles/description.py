@@ -22,6 +22,7 @@ from merino_runtime.bundle_schema import BUNDLE_SHAPE, SCHEMA, problems_of
 MIN_VERSIONS = {
     ("fused", "fp32"): "1.18", ("fused", "fp16"): "1.20", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23",
 }  # fmt: skip
+WINDOWED_VERSION = "1.24"  # before, the fused attention keeps a position more than the window has
 REFUSED_VERSIONS = ("1.21.0",)  # dies of an illegal instruction on Cortex-A53 and A72
 TENSORRT = BackendNeed("tensorrt", "8.2", ())  # JetPack 4.6's
 RUNTIME_CHOOSES = Threads(None, None)
@@ -41,7 +42,10 @@ class PortLike(Protocol):
 
 
 class GraphFacts(Protocol):
-    """What a description needs of the graph. Bytes count weights as the graph stores them."""
+    """What a description needs of the graph. Bytes count weights as the graph stores them.
+
+    `windowed`: whether a fused attention has a window.
+    """
 
     @property
     def inputs(self) -> Sequence[PortLike]: ...
@@ -54,6 +58,9 @@ class GraphFacts(Protocol):
 
     @property
     def decode_weight_bytes(self) -> int: ...
+
+    @property
+    def windowed(self) -> bool: ...
 
 
 class ModelFacts(NamedTuple):
@@ -110,7 +117,7 @@ def describe(
         kv_bytes=kv_bytes(operators, form.context, form.precision),
         isa=tuple(FAST_ISA[form.precision]),
         boards=fitting_boards(operators, form.precision, form.context, threads),
-        backends=backends_of(form),
+        backends=backends_of(form, graph.windowed),
         threads=threads,
         golden=golden,
         chat=model.chat,
@@ -118,9 +125,9 @@ def describe(
     )
 
 
-def backends_of(form: GraphFormat) -> tuple[BackendNeed, ...]:
+def backends_of(form: GraphFormat, windowed: bool = False) -> tuple[BackendNeed, ...]:
     """What can run such a graph, the preferred backend first. TensorRT takes standard operators on floats."""
-    oldest = MIN_VERSIONS.get((form.dialect, form.precision), "1.10")
+    oldest = WINDOWED_VERSION if windowed else MIN_VERSIONS.get((form.dialect, form.precision), "1.10")
     on_gpu = (TENSORRT,) if form.dialect == "portable" and form.precision in ("fp32", "fp16") else ()
     return (BackendNeed("onnxruntime", oldest, REFUSED_VERSIONS), *on_gpu)
 

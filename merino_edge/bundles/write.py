@@ -28,14 +28,18 @@ class SavedGraph(GraphFacts, Protocol):
 
 def write_bundle(
     folder: Path, model: ModelFacts, graph: SavedGraph, form: GraphFormat, golden: Golden, *,
-    threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | None = None, template: str | None = None,
+    threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | str | None = None, template: str | None = None,
     beside: Mapping[str, str] = MappingProxyType({}),
 ) -> Bundle:  # fmt: skip
-    """Fill the empty `folder` and return its description. `tokenizer`: a tokenizer.json to copy, where there is one.
-    `template`: the text of the chat template that `model.chat` is of. `beside`: texts of further files by their names.
+    """Fill the empty `folder` and return its description.
+
+    `tokenizer`: a tokenizer.json to copy, or the text of one; None where there is none. `template`: the text of the
+    chat template that `model.chat` is of. `beside`: texts of further files by their names.
     """
     graph.save(folder)
-    if tokenizer:
+    if isinstance(tokenizer, str):
+        (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
+    elif tokenizer:
         shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
     if model.chat and template is not None:
         (folder / model.chat.template).write_text(template, encoding="utf-8", newline="")

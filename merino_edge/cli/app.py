@@ -122,12 +122,12 @@ app.command()(train)
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="checkpoint, design.json, architecture's JSON, fp32 bundle, or an OPT")],
+    source: Annotated[str, typer.Argument(help="folder, GGUF, name of the hub or catalogue, design.json, ...")],
     out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
     precision: Annotated[str | None, typer.Option(help="format of the weights; default: the design's, or fp32")] = None,
     dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
-    weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
+    weights: Annotated[Path | None, typer.Option(help="of a catalogue's name: a folder, or random")] = None,
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="random weights may replace trained ones")] = False,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="without the model's chat template")] = False,
@@ -138,7 +138,8 @@ def export(
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import working
     from merino_edge.design.design_file import Design
-    from merino_edge.export.request import Plan, chosen_precision, find_source
+    from merino_edge.export.request import Plan, check_text, chosen_precision, find_source, published
+    from merino_edge.families.hub import fetch
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
     from merino_edge.training.data import check_files
@@ -148,8 +149,13 @@ def export(
     check_keeps(out, [Path(each) for each in (weights, text, place) if isinstance(each, str | Path)])
     check_folder(out, is_bundle_alone)
     asked = find_source(source, weights)
+    check_text(asked, weights)
     plan = asked.content if isinstance(asked, Plan) else None
     chosen_precision(dialect, precision, plan if isinstance(plan, Design) else None)
+    hub_model = published(asked, weights)
+    if hub_model:
+        with working(f"fetching {hub_model.name}"):
+            fetch(hub_model, say)
     # These load torch.
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
@@ -157,16 +163,20 @@ def export(
     with working(f"exporting {source}"):
         found = load_source(source, weights)
         done = run(
-            found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite, chat=not no_chat
+            found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite, chat=not no_chat,
+            last_use=True,
         )
     made = done.bundle
     print(
         f"{out}: {made.name}, {made.dialect} {made.precision}, {made.params / 1e6:.1f} M parameters"
         f" ({made.weights} weights), {bundle_bytes(out) / 2**20:.1f} MB;"
         f" {'worst logit' if made.precision == 'fp32' else 'root mean square'} against torch with the same weights"
-        f" {done.error:.1e} relative, over prefill and {len(made.golden.greedy_ids)} steps;"
+        f" {done.error:.1e} relative, over prefill and {done.steps} steps"
+        f"{'' if done.unrounded is None else f', {done.unrounded:.1e} of the worst logit with float activations'};"
         f" fits {', '.join(made.boards) or 'no board of ours'}"
     )
+    for each in done.stored:
+        say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} quantised again")
     if made.chat:
         needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
         print(f"it talks (`merino-edge chat {out}`): its chat template needs {needed}")

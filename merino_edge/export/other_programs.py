@@ -13,26 +13,23 @@ from tokenizers import Tokenizer
 
 from merino_edge.bundles.description import ModelFacts
 from merino_edge.families.registry import family_of
-from merino_edge.storage.faults import one_line
-from merino_runtime.errors import MerinoError
 
 GENAI, CONFIG, TOKENIZER_CONFIG = "genai_config.json", "config.json", "tokenizer_config.json"
 
 
 def files_for_others(
-    model: ModelFacts, inputs: Iterable[str], context: int, tokenizer: Path | None, template: str | None = None
+    model: ModelFacts, inputs: Iterable[str], context: int, tokenizer: Path | str | None, template: str | None
 ) -> dict[str, str]:
-    """Texts by the names of their files. `inputs`: names of the graph's; `context` in tokens; `template`: the chat
-    template's text.
-
-    Raises MerinoError where `tokenizer`, a tokenizer.json, cannot be read.
+    """Texts by the names of their files. `inputs`: names of the graph's; `context` in tokens; `tokenizer`: a
+    tokenizer.json that the runtime can read, or the text of one; `template`: the chat template's text.
     """
     found = {GENAI: genai_config(model, set(inputs), context)}
     config = hugging_face_config(model, context)
     if config:
         found[CONFIG] = config
     if tokenizer:
-        found[TOKENIZER_CONFIG] = tokenizer_config(model, tokenizer, context, template)
+        text = tokenizer if isinstance(tokenizer, str) else tokenizer.read_text(encoding="utf-8")
+        found[TOKENIZER_CONFIG] = tokenizer_config(model, text, context, template)
     return {name: json.dumps(content, indent=1) + "\n" for name, content in found.items()}
 
 
@@ -97,14 +94,11 @@ def hugging_face_config(model: ModelFacts, context: int) -> dict[str, Any] | Non
     return dict(sorted(found.items()))
 
 
-def tokenizer_config(model: ModelFacts, tokenizer: Path, context: int, template: str | None) -> dict[str, Any]:
+def tokenizer_config(model: ModelFacts, tokenizer: str, context: int, template: str | None) -> dict[str, Any]:
     """How tokenizer.json is to be used. The special tokens are those of the chat template, where there is one; else the
     one that the tokenizer itself puts before a text, and the first at which a text ends."""
-    try:
-        known = Tokenizer.from_file(str(tokenizer))
-        first = known.encode("").ids[:1]
-    except Exception as error:  # tokenizers raises bare Exception
-        raise MerinoError(f"{tokenizer} cannot be read: {one_line(error)}. Copy the model's folder again") from error
+    known = Tokenizer.from_str(tokenizer)
+    first = known.encode("").ids[:1]
     found: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context}
     found |= {"add_bos_token": bool(first), "clean_up_tokenization_spaces": False}
     for name, ids in (("bos_token", first), ("eos_token", model.stop_ids[:1])):

@@ -113,8 +113,13 @@ def read_config(folder: Path) -> Any:
             f"{path} has keys that a {kind} model is not known to have: {', '.join(unknown[:5])}. Remove them if they"
             f" do not change what it computes; read are {', '.join(sorted(side.KEYS | set(side.SUPPORTED)))}"
         )
+    return made_config(path, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
+
+
+def made_config(path: Path, make: Callable[[], Any]) -> Any:
+    """What `make` gives, a configuration of transformers' from the file `path`. Raises MerinoError where it cannot."""
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return make()
     except MerinoError:
         raise
     except Exception as error:  # transformers checks few values, and raises whatever a wrong one leads to

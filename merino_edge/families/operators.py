@@ -37,6 +37,7 @@ FORMATS = {
     "int8": WeightFormat(8, 8, True),
     "int4": WeightFormat(4, 8, True),
 }
+FUSED_HEAD_MULTIPLE = 8  # channels of a head in ONNX Runtime's fused attention; twice that with rotary positions
 CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16 arithmetic convert to float32
 FAST_ISA = {"fp32": [], "fp16": [], "int8": ["avx2", "dotprod"], "int4": ["avx2", "dotprod"]}  # for int8 products
 

@@ -120,6 +120,31 @@ def test_layers_are_counted_as_blocks_cut_to_their_best(name):
     assert existing_entropy(geometry, 1) == pytest.approx(score([geometry.layers]))
 
 
+def test_models_with_gates_or_grouped_heads_have_no_entropy():
+    """The score would count two matrices of three, and keys as wide as queries."""
+    found = {each.id: existing_entropy(each.geometry, 3) for each in load_models()}
+    kinds = {each.family for each in load_models() if found[each.id] is None}
+    assert kinds == {"llama", "qwen2", "qwen3", "granitemoehybrid", "gemma3_text"}
+    assert {each.id for each in load_models() if each.family not in kinds} == {name for name in found if found[name]}
+
+
+def test_it_ends_with_the_command_that_exports_the_first(tmp_path, monkeypatch):
+    """The command is run, but for the context, which is made short here."""
+    found = recommended(ZERO, context=64, memory_mb=120, decode_ms=1e5)
+    first = found.candidates[0]
+    assert first.fits and found.as_json()["command"] == found.command
+    assert f"export {first.model.id} --precision {first.chosen.precision} --context 64" in found.command
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, found.command.split()[1:])
+    assert done.exit_code == 0, done.output
+    assert recommended(decode_ms=0.01).command is None
+
+
+def test_heads_that_fused_attention_refuses_take_the_other_dialect():
+    found = recommended(ZERO, context=64, params_m=4, decode_ms=1e5)
+    assert found.candidates[0].model.id == "tinystories-1m" and "--dialect portable" in found.command
+
+
 @pytest.fixture(scope="module", params=["decode_ms", "memory_mb"])
 def found_front(request):
     return front(ZERO, {}, request.param, 6, space=SMALL, context=256, prompt=128)
