@@ -41,7 +41,7 @@ def genai_config(model: ModelFacts, inputs: set[str], context: int) -> dict[str,
     geometry = model.geometry
     layers, (kv_heads, head_size) = geometry.layer_shapes, geometry.kv_layers[0]
     named = [name for name in ("input_ids", "attention_mask", "position_ids") if name in inputs]
-    decoder = {
+    decoder: dict[str, Any] = {
         "filename": "model.onnx",
         "session_options": {"provider_options": []},
         "hidden_size": layers[0].width,
@@ -100,11 +100,13 @@ def tokenizer_config(model: ModelFacts, tokenizer: str, context: int, template: 
     known = Tokenizer.from_str(tokenizer)
     first = known.encode("").ids[:1]
     found: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context}
-    found |= {"add_bos_token": bool(first), "clean_up_tokenization_spaces": False}
+    found["clean_up_tokenization_spaces"] = False
     for name, ids in (("bos_token", first), ("eos_token", model.stop_ids[:1])):
         if ids and known.id_to_token(ids[0]) is not None:
             found[name] = known.id_to_token(ids[0])
     if model.chat:
         found |= model.chat.tokens
         found |= {} if template is None else {"chat_template": template}
+    # genai's tokenizer does not read what else tokenizer.json says of a text's beginning.
+    found["add_bos_token"] = bool(first) and found.get("bos_token") == known.id_to_token(first[0])
     return found

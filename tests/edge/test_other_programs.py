@@ -42,7 +42,7 @@ MODELS = {
         width=64, layers=2, heads=2, ffn_width=96, embed_width=32, vocab=320, context=96, pre_norm=False
     ),
     "llama": LlamaArchitecture(
-        width=64, layers=2, heads=4, kv_heads=2, head_size=16, ffn_width=96, vocab=320, context=96, tied=True,
+        width=64, layers=2, heads=4, kv_heads=2, head_size=16, ffn_width=96, vocab=320, context=96, tied=False,
         norm_eps=1e-5, rope_theta=10_000.0, rope_scaling=None,
     ),
 }  # fmt: skip
@@ -60,12 +60,13 @@ def checkpoints(decoder, tmp_path_factory):
         for path in folder.glob("*.safetensors"):
             path.unlink()
         save_model(decoder(arch, seed), folder)
+        (folder / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
         path = folder / "tokenizer.json"
         described = json.loads(path.read_text())
-        first = [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        first = [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
         described["post_processor"] = {
             "type": "TemplateProcessing", "single": first, "pair": first,
-            "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
+            "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}},
         }  # fmt: skip
         path.write_text(json.dumps(described))
         made[name] = folder
@@ -149,7 +150,7 @@ def test_genai_stops_at_the_bundles_ids(genai, bundles, tmp_path):
 def test_genai_and_transformers_read_the_tokenizer(genai, bundles, text):
     bundle = bundles["llama", "fp32"]
     expected = open_tokenizer(bundle).encode(text)
-    assert expected[0] == 0
+    assert expected[0] == 1
     tokenizer = genai.Tokenizer(genai.Model(bundle.folder))
     tokenizer.update_options(add_special_tokens="true")
     assert [int(each) for each in tokenizer.encode(text)] == expected
