@@ -9,12 +9,14 @@ folder=$2
 rm -rf "$folder"
 mkdir "$folder"
 
-# optimum asks for an older transformers than ours. The rest, torch above all, is taken from our environment.
+# optimum asks for an older transformers than ours. The rest, torch above all, is taken from our environment, and pip says
+# that ours has then the wrong version: that is shown only where the installation fails.
 "$python" -m venv "$folder/optimum"
 "$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
     > "$("$folder/optimum/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth"
 if ! "$folder/optimum/bin/python" -m pip install --quiet --disable-pip-version-check \
-        'optimum-onnx[onnxruntime]==0.1.*' 'transformers<4.58'; then
+        'optimum-onnx[onnxruntime]==0.1.*' 'transformers<4.58' 2> "$folder/said"; then
+    cat "$folder/said" >&2
     echo "no optimum here: its test is skipped" >&2
     rm -rf "$folder/optimum"
 fi
