@@ -32,7 +32,7 @@ from merino_runtime.streams import CLOSED_PIPE, say_line
 
 BOARD = "raspberry-pi-4"
 PROMPT = "Once upon a time"
-QUESTION = "What is the capital of France?"
+QUESTION = "What is gravity?"
 CHAT_CONTEXT = 1024
 REQUEST = BenchRequest(prompts=(128,), steps=(64,), repetitions=5)
 
@@ -102,7 +102,7 @@ def run_chat_demo(source: str, out: Path) -> None:
     made = export(found, folder, precision="int4", context=context, last_use=True).bundle
     print(f"{folder}: {made.params / 1e6:.0f} M parameters, {bundle_bytes(folder) / 2**20:.0f} MB, context {context}")
     print(f"\n== 2/2  talk, by the file that a board runs\n> {QUESTION}", flush=True)
-    run_application("chat", str(folder), "--temperature", "0", typed=f"{QUESTION}\n/stats\n")
+    run_application("chat", str(folder), "-n", "80", "--temperature", "0", typed=f"{QUESTION}\n/stats\n")
 
 
 def run_application(*words: str, typed: str = "") -> None:
