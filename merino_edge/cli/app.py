@@ -276,11 +276,15 @@ app.command()(cli_deliver.verify)
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("-o", help="folder for what is made")] = Path("out/demo"),
+    chat: Annotated[str | None, typer.Option(metavar="SOURCE", help="instead: this model answers a question")] = None,
 ) -> None:
     """The whole path in minutes: design for a board, export, generate, measure against OPT-350M."""
-    from merino_edge.cli.demo import run_demo
+    from merino_edge.cli.demo import run_chat_demo, run_demo
 
-    run_demo(out)
+    if chat:
+        run_chat_demo(chat, out)
+    else:
+        run_demo(out)
 
 
 def main(argv: Any = None) -> None:

@@ -15,6 +15,7 @@ from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.portable import Portable
+from merino_edge.export.other_programs import files_for_others
 from merino_edge.export.parity import (
     WORST_LOGIT,
     Golden,
@@ -107,12 +108,14 @@ def export(
         source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids,
         found.chat if found else None,
     )  # fmt: skip
+    names = [port.name for port in graph.inputs]
+    text = template.text if template else None
+    beside = files_for_others(model, names, context, source.tokenizer, text) if dialect == "fused" else {}
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(
             folder, model, graph, GraphFormat(precision, dialect, context),
             GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
-            threads=planned_threads(source, precision), tokenizer=source.tokenizer,
-            template=template.text if template else None,
+            threads=planned_threads(source, precision), tokenizer=source.tokenizer, template=text, beside=beside,
         )  # fmt: skip
         if last_use:
             graph.forget()

@@ -92,27 +92,29 @@ def test_bundle_json_says_what_the_model_is(folder, dialect, tiny_arch):
     assert len(description["golden"]["greedy_ids"]) == 16
 
 
-def test_every_file_of_the_model_is_listed_with_its_size_and_hash(folder):
+def test_every_file_of_the_model_is_listed_with_its_size_and_hash(folder, dialect):
     listed = {entry["path"]: (entry["bytes"], entry["sha256"]) for entry in described(folder)["files"]}
     found = {
         name: (len(data), hashlib.sha256(data).hexdigest())
         for name, data in contents(folder).items() if name not in ("bundle.json", "merino.pyz")
     }
     assert listed == found
-    assert set(found) == {"model.onnx", "model.onnx.data", "tokenizer.json"}
+    others = {"genai_config.json", "tokenizer_config.json"} if dialect == "fused" else set()
+    assert set(found) == {"model.onnx", "model.onnx.data", "tokenizer.json", *others}
 
 
 def test_inputs_and_outputs_are_the_documented_ones(folder, dialect):
     description = described(folder)
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     types = {onnx.TensorProto.INT64: "int64", onnx.TensorProto.FLOAT: "float32"}
+    lengths = {"past_sequence_length": 64, "total_sequence_length": 64}  # names in the graph, what the runtime binds
     for key, infos in (("inputs", model.graph.input), ("outputs", model.graph.output)):
         tensors = [(info.name, info.type.tensor_type) for info in infos]
         assert description[key] == [
             {
                 "name": name,
                 "dtype": types[tensor.elem_type],
-                "shape": [dim.dim_param or dim.dim_value for dim in tensor.shape.dim],
+                "shape": [lengths.get(dim.dim_param, dim.dim_param) or dim.dim_value for dim in tensor.shape.dim],
             }
             for name, tensor in tensors
         ]

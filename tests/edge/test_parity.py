@@ -4,6 +4,7 @@ Compared at the prefill and at every decode step until the last cache slot is fi
 """
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -144,6 +145,28 @@ def test_the_graph_agrees_at_every_step(bundles, reference, dialect):
             logits = backend.step(ids[PROMPT + step])
     assert backend.length == CONTEXT
     backend.close()
+
+
+def test_a_cache_that_grows_by_what_the_graph_returns_agrees(bundles, reference):
+    """As other programs run a graph: an empty cache at first, and then the outputs `present.*` as they come."""
+    ids, expected = reference
+    bundle = bundles["fused"]
+    session = onnxruntime.InferenceSession(f"{bundle.folder}/model.onnx", providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_outputs()]
+    caches = {one.name: one.shape for one in session.get_inputs() if one.name.startswith("past_key_values.")}
+    assert all(shape[2] == "past_sequence_length" for shape in caches.values())
+    feeds = {name: np.empty((1, heads, 0, size), np.float32) for name, (_, heads, _, size) in caches.items()}
+    given = ids[:PROMPT]
+    for step, row in enumerate(expected):
+        length = PROMPT + step
+        feeds |= {"input_ids": np.array([given]), "attention_mask": np.ones((1, length), np.int64)}
+        if "position_ids" in [port.name for port in bundle.inputs]:
+            feeds["position_ids"] = np.arange(length - len(given), length)[None]
+        found = dict(zip(names, session.run(None, feeds), strict=True))
+        assert_same(found["logits"][0, 0], row, step)
+        feeds |= {name: found[name.replace("past_key_values", "present")] for name in caches}
+        assert {value.shape[2] for name, value in feeds.items() if name in caches} == {length}
+        given = ids[length : length + 1]
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

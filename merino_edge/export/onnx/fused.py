@@ -10,7 +10,7 @@ import numpy as np
 from onnx import TensorProto
 
 from merino_edge.export.onnx.external_data import PAGE
-from merino_edge.export.onnx.graph import Graph, ports
+from merino_edge.export.onnx.graph import Graph, Port, ports
 from merino_edge.export.quantize import Quantized
 from merino_edge.export.repack import repacked
 from merino_edge.families.blocks import BlockSource
@@ -20,6 +20,7 @@ from merino_runtime.errors import MerinoError
 
 CONTRIB = "com.microsoft"
 ACCURACY = 4  # MatMulNBits quantises activations to int8 and multiplies in int8
+CACHE_LENGTHS = {"past_key_values": "past_sequence_length", "present": "total_sequence_length"}
 
 
 def check_heads(layer: KvLayer, attention: Attention) -> None:
@@ -59,6 +60,15 @@ class Fused(Graph):
         self.last_index = self.input("last", "int32", 1)
         self.total_length = self.input("total", "int32")
         self.cache_ports(kv_layers, self.context)
+
+    def declared(self, port: Port) -> tuple[int | str, ...]:
+        """The cache's length has a name in the file: other programs bind a buffer of their own length, or none at first
+        and what the graph returned afterwards. The runtime binds buffers of the description's shape."""
+        kind = port.name.partition(".")[0]
+        if kind not in CACHE_LENGTHS:
+            return port.shape
+        batch, heads, _, head_size = port.shape
+        return batch, heads, CACHE_LENGTHS[kind], head_size
 
     def embed(self, table: str) -> str:
         return self._rows(table, "input_ids")

@@ -222,6 +222,10 @@ class Graph:
                 self.input(past, self.real, 1, layer.heads, self.context, layer.head_size)
                 self.output(present, self.real, 1, layer.heads, present_axis, layer.head_size)
 
+    def declared(self, port: Port) -> tuple[int | str, ...]:
+        """The shape of an input or output as the file states it."""
+        return port.shape
+
     def forget(self) -> None:
         """Let go of all weights, once they are saved."""
         self.weights, self._real_weights, self.quantized = {}, {}, {}
@@ -238,8 +242,8 @@ class Graph:
         graph = helper.make_graph(
             self._nodes,
             "decoder",
-            [helper.make_tensor_value_info(port.name, TYPES[port.dtype], port.shape) for port in self.inputs],
-            [helper.make_tensor_value_info(port.name, TYPES[port.dtype], port.shape) for port in self.outputs],
+            [helper.make_tensor_value_info(port.name, TYPES[port.dtype], self.declared(port)) for port in self.inputs],
+            [helper.make_tensor_value_info(port.name, TYPES[port.dtype], self.declared(port)) for port in self.outputs],
         )
         stored: list[Stored] = []
         for name, value in self._constants.items():
