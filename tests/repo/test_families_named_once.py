@@ -19,6 +19,7 @@ EXPERIMENTS = ROOT / "bench" / "experiments"
 PROGRAM = {
     "runtime/merino_runtime/__main__.py", "runtime/merino_runtime/verified.py",
     "bench/merino_bench/sensors/environment.py", "bench/merino_bench/start.py",
+    "runtime/merino_runtime/backends/engine_file.py",
     "runtime/merino_runtime/delivery/releases.py", "runtime/merino_runtime/delivery/service.py",
 }  # fmt: skip
 

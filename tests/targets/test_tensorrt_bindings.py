@@ -31,7 +31,8 @@ BINDINGS = {
 # In 8.6 and not in 8.2: the tensor calls came with 8.5, pools with 8.4.
 AFTER_82 = {
     "set_input_shape", "set_tensor_address", "execute_async_v3", "num_io_tensors", "get_tensor_name",
-    "get_tensor_dtype", "get_tensor_shape", "get_tensor_mode", "set_memory_pool_limit", "MemoryPoolType", "TensorIOMode",
+    "get_tensor_dtype", "get_tensor_shape", "get_tensor_mode", "set_memory_pool_limit", "MemoryPoolType",
+    "TensorIOMode",
     "IProgressMonitor", "INT64", "progress_monitor",
 }  # fmt: skip
 # Set in `__init__` of the stand-in's classes, properties of the real ones.
@@ -97,7 +98,8 @@ def empty_libraries(folder, names, number, place):
     assert len(wanted) >= 9
     (place / "empty.c").write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in wanted))
     for name in names:
-        subprocess.run(["cc", "-shared", "-fPIC", "-o", place / f"lib{name}.so.{number}", place / "empty.c"], check=True)
+        library = place / f"lib{name}.so.{number}"
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, place / "empty.c"], check=True)
 
 
 @pytest.fixture(scope="module", params=BINDINGS)
