@@ -16,7 +16,7 @@ from merino_bench.harness.cases import (
     parse_threads,
 )
 from merino_runtime.__main__ import main as runtime_main
-from merino_runtime.backend_choice import BACKENDS
+from merino_runtime.backend_choice import BACKENDS, TENSORRT, backend_of_machine
 from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import require
 from merino_runtime.threads import check_threads
@@ -85,6 +85,8 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _add_probe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", default="probe.json", metavar="FILE", dest="path",
                         help="write the measurements there (default %(default)s)")
+    parser.add_argument("--backend", choices=BACKENDS,
+                        help="onnxruntime: the CPU; tensorrt: the GPU. Default: tensorrt on a Jetson that has it")
 
 
 def _probe(arguments: argparse.Namespace) -> int:
@@ -93,8 +95,10 @@ def _probe(arguments: argparse.Namespace) -> int:
     from merino_runtime.outputs import is_stdout
     from merino_runtime.streams import say, stderr_is_terminal
 
-    say("measuring for at most a minute; let nothing else run")
-    found = run_probe(arguments.path, tell=say if stderr_is_terminal() else None)
+    backend = backend_of_machine(arguments.backend, say)
+    say("building small engines and timing them, for minutes; let nothing else run" if backend == TENSORRT else
+        "measuring for at most a minute; let nothing else run")
+    found = run_probe(arguments.path, tell=say if stderr_is_terminal() else None, backend=backend)
     state = f" The machine was {' and '.join(found['flags'])} meanwhile: measure again." if found["flags"] else ""
     left = f" {len(found['left_out'])} graphs were left out for want of time." if found["left_out"] else ""
     next_step = "" if is_stdout(arguments.path) else (

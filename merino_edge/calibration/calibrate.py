@@ -5,6 +5,7 @@ The rows of a probe are the model's operators in known numbers, so that `fit` ca
 predicts with the result; `host` is the machine at hand.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -14,9 +15,11 @@ import tomlkit
 
 from merino_edge.calibration.errors import PHASES, latency_errors
 from merino_edge.calibration.fit import ThreadFit, fit_threads
+from merino_edge.calibration.gpu_fit import fit_gpu
 from merino_edge.calibration.probe import Measurement, Probe, Resident, joined
 from merino_edge.families.operators import packed_bytes
 from merino_edge.profiles.coefficients import FORMS, GENERAL, OF_FORMAT, LatencyError
+from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.board import MB
 from merino_runtime.errors import MerinoError
 
@@ -39,7 +42,7 @@ class Fit(NamedTuple):
     @property
     def errors(self) -> dict[str, LatencyError]:
         """By weight format and phase (`int8 decode`): how far predictions of unseen decoders are off."""
-        tables = {form: self.performance["coefficients"].get(form, {}) for form in FORMS}
+        tables = {form: self.performance.get("coefficients", {}).get(form, {}) for form in FORMS}
         return {
             f"{form} {phase}": LatencyError(**table[f"{phase}_error"])
             for form, table in tables.items() for phase in PHASES if f"{phase}_error" in table
@@ -47,14 +50,12 @@ class Fit(NamedTuple):
 
 
 def calibrate(*probes: Probe) -> Fit:
-    """The fit to one probe of a machine in ONNX Runtime, or to several, joined. Raises MerinoError where too little was
+    """The fit to one probe of a machine, or to several of one backend, joined. Raises MerinoError where too little was
     measured."""
     probe = joined(probes)
-    if probe.backend != "onnxruntime":
-        raise MerinoError(
-            f"the probe was made with {probe.backend}, whose figures cannot be fitted yet: run `merino probe` with"
-            " onnxruntime, which gives the CPU's"
-        )
+    if probe.backend == "tensorrt":
+        gpu = fit_gpu(probe)
+        return Fit(gpu.performance, residuals_of(gpu.errors))
     counts = probe.threads
     if not counts:
         raise MerinoError("the probe finished no thread count: run `merino probe` again, with nothing beside it")
@@ -138,30 +139,70 @@ def basic_figures(probe: Probe, coefficients: Mapping[str, Any]) -> dict[str, An
 
 def residual_table(fits: Sequence[ThreadFit]) -> list[Residual]:
     """Residuals by kind of row; the last is of all rows."""
-    errors = [(row_kind(row), abs(error)) for fit in fits for row, error in fit.rows]
+    return residuals_of([each for fit in fits for each in fit.rows])
+
+
+def residuals_of(rows: Sequence[tuple[Measurement, float]]) -> list[Residual]:
+    """rows: each with predicted / measured - 1."""
+    errors = [(row_kind(row), abs(error)) for row, error in rows]
     by_kind = {kind: [error for each, error in errors if each == kind] for kind in sorted({kind for kind, _ in errors})}
     by_kind["all"] = [error for _, error in errors]
     return [Residual(kind, len(values), float(np.median(values)), max(values)) for kind, values in by_kind.items()]
 
 
 def row_kind(row: Measurement) -> str:
-    if row.kind in ("linear", "head", "decoder"):
+    if row.kind in ("linear", "head", "decoder", "chain"):
         return f"{row.kind} {row.format} {'decode' if row.tokens == 1 else 'prefill'}"
     return row.kind if row.kind != "attention" else f"attention {'decode' if row.tokens == 1 else 'prefill'}"
 
 
-def check_same_machine(probe: Probe, arch: str) -> None:
-    """Raises MerinoError where the probe cannot be of a board with this architecture."""
-    found = probe.machine.get("arch")
-    if found != arch:
+def check_same_machine(probe: Probe, profile: DeviceProfile) -> None:
+    """Raises MerinoError where the probe cannot be of this board, or is of a backend that it does not have."""
+    found, model = probe.machine.get("arch"), probe.machine.get("board")
+    if found != profile.arch:
         raise MerinoError(
-            f"the probe was made on {found}, the profile is of {arch}: run `merino probe` on the board itself"
+            f"the probe was made on {found}, the profile is of {profile.arch}: run `merino probe` on the board itself"
+        )
+    if probe.backend not in profile.backends:
+        raise MerinoError(
+            f"the probe was made with {probe.backend}, and {profile.name} has {' and '.join(profile.backends)} alone:"
+            " give the profile of the probed board, or a probe of another backend"
+        )
+    if probe.backend == "tensorrt" and profile.device_tree_models and not profile.names_model(str(model)):
+        raise MerinoError(
+            f"the probe was made on {model!r}, the profile is of {profile.name}: run `merino probe` on the board"
+            " itself, or change device_tree_models in a copy of the profile"
         )
 
 
-def calibrated_toml(base: str, probe: Probe, fit: Fit) -> str:
+def mode_of(probe: Probe, profile: DeviceProfile) -> str | None:
+    """The profile's name of the power mode that the probe of a GPU was made in; None where it is not known. Raises
+    MerinoError for one that the profile does not have.
+
+    Where a board names its modes by watts, nvpmodel may still call the highest MAXN, as the Jetson Nano's does.
+    """
+    name, modes = (probe.power_mode or "").split(" (")[0], profile.power.modes
+    if not name:
+        return None
+    if name == "MAXN" and modes and name not in modes:
+        return max(modes, key=watts_of)
+    if name not in modes:
+        raise MerinoError(
+            f"the probe was made in power mode {name}, the profile has {', '.join(modes) or 'none'}: choose one of them"
+            " on the board (`sudo nvpmodel -m`) and probe again, or add it to power.modes in a copy of the profile"
+        )
+    return name
+
+
+def watts_of(mode: str) -> float:
+    """Of a mode's name; 0 where it names none."""
+    found = re.search(r"(\d+(?:\.\d+)?)W", mode)
+    return float(found.group(1)) if found else 0.0
+
+
+def calibrated_toml(base: str, probe: Probe, fit: Fit, power_mode: str | None = None) -> str:
     """A profile's TOML with the measured values of the probe's backend in place of its own. What was not measured stays
-    with its comments, other backends too."""
+    with its comments, other backends too. power_mode: of a GPU's figures, where it is known."""
     document = tomlkit.parse(base)
     if document["schema"] == 1:  # as `profiles.reading` reads it
         document["schema"] = 2
@@ -171,11 +212,14 @@ def calibrated_toml(base: str, probe: Probe, fit: Fit) -> str:
     own = document["performance"].get(probe.backend, {})
     for key, value in {**(own.unwrap() if own else {}), **fit.performance}.items():
         if key != "coefficients":
-            measured[key] = inline(value)
-    coefficients = tomlkit.table()
-    for key, value in fit.performance["coefficients"].items():
-        coefficients[key] = inline(value) if isinstance(value, dict) else value
-    measured["coefficients"] = coefficients
+            measured[key] = inline(value) if isinstance(value, dict) else value
+    if power_mode:
+        measured["power_mode"] = power_mode
+    if "coefficients" in fit.performance:
+        coefficients = tomlkit.table()
+        for key, value in fit.performance["coefficients"].items():
+            coefficients[key] = inline(value) if isinstance(value, dict) else value
+        measured["coefficients"] = coefficients
     document["performance"][probe.backend] = measured
     if probe.last_level_cache_mb:
         size = {"value": probe.last_level_cache_mb, "kind": "calibrated", "source": f"{probe.source}: /sys"}

@@ -22,7 +22,7 @@ from merino_runtime.json_file import read_json_and_text
 Positive = Annotated[float, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 TIMES = ("ms", "median_ms", "least_ms", "repeats")
-MEMORY_MB = ("imports_mb", "open_mb", "peak_mb")
+MEMORY_MB = ("imports_mb", "open_mb", "peak_mb", "gpu_mb")
 
 
 class Strict(BaseModel):
@@ -35,8 +35,11 @@ Row = TypeVar("Row", bound=Strict)
 class Measurement(Strict):
     """One row of the probe; see docs/formats.md."""
 
-    kind: Literal["read", "linear", "head", "attention", "norm", "activation", "call", "choose", "decoder"]
-    format: Literal["fp32", "int8", "int4"]
+    kind: Literal[
+        "read", "linear", "head", "attention", "norm", "activation", "call", "choose", "decoder",
+        "chain", "copy",  # of a GPU
+    ]  # fmt: skip
+    format: Literal["fp32", "fp16", "int8", "int4"]
     rows: Natural
     columns: Natural
     heads: Natural
@@ -59,6 +62,7 @@ class Resident(Strict):
     imports_mb: float
     open_mb: float
     peak_mb: float
+    gpu_mb: float = 0.0  # beside it, of a GPU that shares the memory
     kind: Literal["call", "linear", "head"]
     format: Literal["fp32", "int8", "int4"]
     weight_bytes: Natural
@@ -72,6 +76,8 @@ class Probe(Strict):
     date: str
     seconds: float
     machine: dict[str, Any]
+    gpu: dict[str, Any] | None = None
+    power_mode: str | None = None  # as nvpmodel calls it; of a GPU's probe
     isa: list[str]
     cores: Annotated[int, Field(ge=1)]
     last_level_cache_mb: Positive | None

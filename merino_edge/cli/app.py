@@ -105,6 +105,9 @@ def calibrate(
         str | None, typer.Option(metavar=HOST, help="probe this board, in place of --probe")
     ] = None,
     accept_new: AcceptNew = False,
+    backend: Annotated[
+        str | None, typer.Option(help="onnxruntime or tensorrt; default: the probe's, with --ssh the board's")
+    ] = None,
 ) -> None:
     """Put a board's own measurements into its profile. `--device host` measures this machine again, and keeps that."""
     from merino_edge.calibration.command import recalibrate
@@ -114,7 +117,7 @@ def calibrate(
     from merino_runtime.outputs import is_stdout
 
     ask = None if ssh is None else partial(probe_there, ssh, accept_new)
-    found = recalibrate(device, probe or (), out, say, ask)
+    found = recalibrate(device, probe or (), out, say, ask, backend)
     if out is not None and is_stdout(str(out)):
         return
     if out:

@@ -118,15 +118,16 @@ def bench_there(
         )
 
 
-def probe_there(host: str, accept_new: bool) -> "Probe":
-    """The probe that a board makes of itself. Raises MerinoError."""
+def probe_there(host: str, accept_new: bool, backend: str) -> "Probe":
+    """The probe that a board makes of itself with a backend. Raises MerinoError."""
     from merino_edge.calibration.probe import parse_probe
     from merino_edge.cli.terminal import say, working
     from merino_edge.delivery.ssh.programs import probe
 
     say(f"{host} measures itself for a minute, a slow board for up to five; let nothing else run there")
     with working(f"{host} measures itself"):
-        return parse_probe(on_board(host, accept_new, lambda board: probe(board, say)), f"what {host} answered")
+        text = on_board(host, accept_new, lambda board: probe(board, backend, say))
+    return parse_probe(text, f"what {host} answered")
 
 
 def device_there(host: str, accept_new: bool) -> str:

@@ -49,6 +49,17 @@ def linears(key: GraphKey) -> Layout:
     return graph
 
 
+def chain(key: GraphKey) -> Layout:
+    """`count` square matrices in a row on x [1, T, columns], each of the product before it: for a GPU, which runs one
+    after the other and fuses none."""
+    graph = layout(key, {f"w{index}": (key.rows, key.columns) for index in range(key.count)})
+    last = graph.input("x", "float32", 1, "sequence", key.columns)
+    for index in range(key.count):
+        last = graph.linear(last, f"w{index}")
+    graph.output(last, "float32", 1, "sequence", key.rows)
+    return graph
+
+
 def head(key: GraphKey) -> Layout:
     """The LM head: x [1, 1, columns] -> logits [1, 1, rows]."""
     graph = layout(key, {"table": (key.rows, key.columns)})
@@ -118,7 +129,7 @@ def decoder_architecture(key: GraphKey) -> Architecture:
 
 
 BUILDERS: dict[str, Callable[[GraphKey], Graph]] = {
-    "linear": linears, "head": head, "table": table, "attention": attentions, "norm": norms,
+    "linear": linears, "chain": chain, "head": head, "table": table, "attention": attentions, "norm": norms,
     "activation": activations, "call": call, "decoder": decoder,
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ are the probe's (`merino_bench.probe.tasks`), which also chooses the numbers tha
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from merino_bench.probe import gpu_plan
 from merino_bench.probe import tasks as plan
 from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.families.operators import linear
@@ -52,6 +53,8 @@ def graph_keys() -> Iterator[GraphKey]:
                 yield GraphKey(dialect, kind, form, rows, columns, 0, 1)
     for form in FORMATS["fused"]:
         yield from decoders(form)
+    for side, count in gpu_plan.CHAINS:
+        yield GraphKey("portable", "chain", "fp32", side, side, 0, count)
 
 
 def linear_counts(form: str) -> dict[tuple[int, int], set[int]]:

@@ -19,9 +19,9 @@ from merino_edge.prediction.regime import Regime
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import Figure
 from merino_edge.profiles.profile import DeviceProfile, TensorRtPerformance
+from merino_runtime.backends.engine_build import PREFILL_CHUNK_IDS
 from merino_runtime.board import MB as BYTES_PER_MB
 
-CHUNK_IDS = 64  # a prefill is cut into runs of this fixed length; the last one is filled up, as the runtime does
 LAUNCHES: Mapping[str, int] = {
     "embed": 6,  # the row, and of each run: both masks, angles of the rotary positions
     "linear": 1,
@@ -156,4 +156,4 @@ class TensorRtCosts:
 def tensorrt_costs(profile: DeviceProfile, shape: InferenceShape) -> TensorRtCosts:
     speed = profile.performance.tensorrt
     assert speed is not None, "a profile's backend has figures"
-    return TensorRtCosts(shape, speed, min(CHUNK_IDS, shape.context))
+    return TensorRtCosts(shape, speed, min(PREFILL_CHUNK_IDS, shape.context))

@@ -3,6 +3,7 @@
 Memory is in MB of 2^20 bytes, rates are in GB/s of 10^9. Reading a profile is `reading`'s.
 """
 
+import re
 import typing
 from typing import Annotated, Any, Literal, Self
 
@@ -148,6 +149,10 @@ class DeviceProfile(Facts):
                 f" {' or '.join(self.backends)}, or add these figures to a copy of the profile"
             )
         return self.model_copy(update={"backend": name})
+
+    def names_model(self, model: str) -> bool:
+        """Whether a board whose device tree says `model` is this one."""
+        return any(re.match(re.escape(one) + r"(?!\w)", model) for one in self.device_tree_models)
 
     def figure(self, path: str) -> Figure | None:
         """The figure at a dotted path of the file; None where the profile has none there."""

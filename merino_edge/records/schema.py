@@ -15,6 +15,7 @@ from merino_bench.harness.record import FAILED, SCHEMA
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES
 from merino_edge.storage.faults import fault_list
+from merino_runtime.backend_choice import BACKENDS
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -271,6 +272,17 @@ class Record(_Facts):
     @property
     def runs_on_onnxruntime(self) -> bool:
         return (self.engine or "").startswith(DEFAULT_ENGINE)
+
+    @property
+    def backend(self) -> str | None:
+        """That of a profile whose figures the row is to be held against; None for an engine of others."""
+        return next((name for name in BACKENDS if (self.engine or "").startswith(name)), None)
+
+    @property
+    def engine_precision(self) -> str | None:
+        """Of the kernels, where it can differ from the bundle's: `tensorrt 8.2.1.8 fp16 GPU`."""
+        words = (self.engine or "").split()
+        return words[2] if self.backend == "tensorrt" and len(words) > 2 and words[2] in ("fp32", "fp16") else None
 
     @property
     def board(self) -> str:

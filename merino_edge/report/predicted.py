@@ -45,25 +45,26 @@ class Unpredicted:
 
 def predictions(series: Sequence[Series], profile: DeviceProfile) -> list[Prediction]:
     """Of each series that the cost model covers, for decode, prefill and memory as far as they were measured."""
-    on_cpu = profile.with_backend("onnxruntime")  # as all measured engines that are covered
     found: list[Prediction] = []
     for one in series:
-        if not reason_against(one):
-            found += _of(one, on_cpu)
+        if not reason_against(one, profile):
+            found += _of(one, profile.with_backend(one.records[0].backend))
     return found
 
 
-def unpredicted(series: Sequence[Series]) -> list[Unpredicted]:
+def unpredicted(series: Sequence[Series], profile: DeviceProfile) -> list[Unpredicted]:
     """The series that the cost model does not cover, each with the reason."""
-    return [Unpredicted(one, reason) for one in series if (reason := reason_against(one))]
+    return [Unpredicted(one, reason) for one in series if (reason := reason_against(one, profile))]
 
 
-def reason_against(series: Series) -> str:
-    """Why the cost model of ONNX Runtime on a CPU has no prediction for a series; empty where it has one."""
+def reason_against(series: Series, profile: DeviceProfile) -> str:
+    """Why the board's cost model has no prediction for a series; empty where it has one."""
     row = series.records[0]
-    if not row.runs_on_onnxruntime:
-        return "the cost model covers ONNX Runtime only"
-    if series.precision not in CPU_FORMATS:
+    if row.backend is None:
+        return "the cost model covers ONNX Runtime and TensorRT only"
+    if row.backend not in profile.backends:
+        return f"the profile of {profile.id} has no performance.{row.backend}"
+    if row.backend == "onnxruntime" and series.precision not in CPU_FORMATS:
         return f"the CPU cost model has no coefficients for {series.precision}, only for {', '.join(CPU_FORMATS)}"
     if row.geometry is None:
         return "the records have no architecture of a known family"
@@ -79,11 +80,13 @@ def is_board(profile: DeviceProfile, board: str) -> bool:
 
 def _of(series: Series, profile: DeviceProfile) -> list[Prediction]:
     operators, here = series.operators or [], is_board(profile, series.board)
-    decode, prefill = series.decode, series.prefill
+    decode, prefill, on_gpu = series.decode, series.prefill, profile.backend == "tensorrt"
+    precision = series.records[0].engine_precision or series.precision
     found = []
 
     def predict(context: int, prompt: int) -> Predicted:
-        return cost_model(profile, InferenceShape(series.precision, context, prompt)).predict(operators)
+        whole = series.context if on_gpu else None  # an engine reads the whole cache, however little of it is filled
+        return cost_model(profile, InferenceShape(precision, whole or context, prompt)).predict(operators)
 
     if decode and decode.ms_p50:
         mean_cached = decode.cached + decode.tokens // 2
@@ -92,7 +95,7 @@ def _of(series: Series, profile: DeviceProfile) -> list[Prediction]:
     if prefill and prefill.ms_p50:
         cost = predict(prefill.tokens, prefill.tokens)
         found.append(_one(series, "prefill_ms", prefill, cost, prefill.ms_p50, here))
-    if prefill and prefill.peak_rss_mb and series.context:
+    if prefill and prefill.peak_rss_mb and series.context and not on_gpu:  # whose memory is no part of the process's
         cost = predict(series.context, prefill.tokens)
         found.append(_one(series, "memory_mb", prefill, cost, prefill.peak_rss_mb, here))
     return found

@@ -68,7 +68,7 @@ def summarise(records: Sequence[Record], profile: DeviceProfile | None = None) -
     return Summary(
         tuple(records), tuple(series), tuple(equal), tuple(shipped_ratios(series)), headline_ratio(equal),
         tuple(memory_parts(series)), tuple(_places(records)), profile,
-        tuple(predictions(series, profile)) if profile else (), tuple(unpredicted(series)) if profile else (),
+        tuple(predictions(series, profile)) if profile else (), tuple(unpredicted(series, profile)) if profile else (),
     )  # fmt: skip
 
 

@@ -39,6 +39,18 @@ def choose_backend(bundle: Bundle, asked: Optional[str] = None, say: Say = lambd
     return known[0]
 
 
+def backend_of_machine(asked: Optional[str] = None, say: Say = lambda _: None) -> str:
+    """The backend to measure this machine with, where no bundle has a say. MerinoError for one that is not known.
+
+    say: gets a note where the machine decides.
+    """
+    asked = asked or os.environ.get(ASKED_FOR) or None
+    if asked:
+        check_name(asked)
+        return asked
+    return _of_jetson(ONNXRUNTIME, say) if is_jetson() and is_installed(TENSORRT) else ONNXRUNTIME
+
+
 def check_name(name: str) -> None:
     if name not in BACKENDS:
         raise MerinoError(f"the backend is {name!r}, allowed: {', '.join(BACKENDS)}.")

@@ -8,9 +8,14 @@ import sys
 
 import pytest
 
+from merino_bench.harness import worker
+from merino_bench.harness.cases import Case
+from merino_bench.harness.record import identity_of, record_of
 from merino_bench.sensors import gpu
 from merino_bench.sensors.power import ina3221_hwmon, ina3221_jetpack4, jtop_rails, jtop_watts
+from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
+from tests.tensorrt_stand_in import Gpu, put_in
 
 RECORDINGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "jetson_recordings")
 NANO_CONF = "# comment\n< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=1 NAME=5W >\n"
@@ -190,3 +195,22 @@ def test_without_jtop_no_process_is_started(monkeypatch):
     monkeypatch.setattr(gpu, "run_apart", None)
     monkeypatch.setitem(sys.modules, "jtop", None)
     assert gpu.jtop_facts() is None
+
+
+def test_a_row_of_tensorrt_names_backend_gpu_clocks_mode_and_power(nano, bundle_dirs, tmp_path, monkeypatch):
+    """The benchmark's own process code, on the stand-in as its GPU and a Nano's files as its system."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    put_in(Gpu(name="NVIDIA Tegra X1"), "8.2.1.8", monkeypatch)
+    read = gpu.with_gpu
+    monkeypatch.setattr(gpu, "with_gpu", lambda state: read(dict(state, power_mode=None), nano))
+    case = Case("tg4", 8, 4)
+    folder = str(bundle_dirs["portable"])
+    measured = worker.measure(folder, case, 1, backend_name="tensorrt")
+    bundle = load_bundle(folder)
+    row = record_of(identity_of(folder, bundle), bundle, case, [dict(measured, turn=0, attempt=0)], read_gb_s=10.0)
+    assert row["engine"] == "tensorrt 8.2.1.8 fp32 NVIDIA Tegra X1" and row["ceiling_share"] is None
+    assert row["environment"]["versions"]["tensorrt"] == "8.2.1.8" and "low-power" in row["flags"]
+    for state in (row["environment"]["before"], row["environment"]["after"]):
+        found = state["gpu"]
+        assert (found["name"], found["clock_mhz"], found["power_w"]) == ("Tegra X1 GPU (Maxwell)", 921.6, 1.206)
+        assert state["power_mode"] == "5W (1)"

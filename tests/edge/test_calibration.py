@@ -98,7 +98,7 @@ def test_a_calibrated_profile_keeps_what_was_not_measured():
 
 def test_a_probe_of_another_architecture_is_refused():
     with pytest.raises(MerinoError, match="aarch64.*x86_64.*on the board itself"):
-        check_same_machine(synthetic(), "x86_64")
+        check_same_machine(synthetic(), BOARD.model_copy(update={"arch": "x86_64"}))
 
 
 def test_all_faults_of_a_probe_come_in_one_message(tmp_path):

@@ -138,7 +138,8 @@ def test_predictions_are_the_cost_models_and_name_the_machine_of_the_measurement
 
 @pytest.mark.parametrize(("changes", "reason"), [
     ({"precision": "fp16"}, "the CPU cost model has no coefficients for fp16, only for fp32, int8, int4"),
-    ({"engine": "llama.cpp 7", "precision": "F32"}, "the cost model covers ONNX Runtime only"),
+    ({"engine": "llama.cpp 7", "precision": "F32"}, "the cost model covers ONNX Runtime and TensorRT only"),
+    ({"engine": "tensorrt 8.2.1.8 fp16 X1"}, "the profile of raspberry-pi-4 has no performance.tensorrt"),
     ({"family": None, "architecture": None}, "the records have no architecture of a known family"),
 ])  # fmt: skip
 def test_a_report_says_which_rows_have_no_prediction_and_why(changes, reason):
@@ -150,6 +151,17 @@ def test_a_report_says_which_rows_have_no_prediction_and_why(changes, reason):
     assert said in page(found) and said in markdown(found).replace("\\", "")
     without_board = summary_of(*rows)
     assert not without_board.unpredicted and "No prediction" not in page(without_board) + markdown(without_board)
+
+
+def test_rows_of_a_gpu_are_held_against_its_own_figures():
+    gpu = {"engine": "tensorrt 8.2.1.8 fp16 NVIDIA Tegra X1", "dialect": "portable", "bundle": "gpu"}
+    found = summary_of(record(10), record(10, **gpu), record(30, test="pp64", **gpu), board="jetson-nano")
+    by_bundle = {(one.series.bundle, one.what): one.predicted for one in found.predictions}
+    assert {what for bundle, what in by_bundle if bundle == "gpu"} == {"decode", "prefill"} and not found.unpredicted
+    series = next(one.series for one in found.predictions if one.series.bundle == "gpu")
+    board, row = load_profile("jetson-nano"), series.decode
+    costs = cost_model(board, InferenceShape("fp16", series.context, max(1, row.cached)))
+    assert by_bundle["gpu", "decode"] == costs.predict(series.operators).decode_ms != by_bundle["ours", "decode"]
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.7, False), (1.0, False), (1.2, True)])

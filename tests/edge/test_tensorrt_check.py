@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import fuzz, mutated_bytes, taken
 from onnx import TensorProto, helper, numpy_helper
+from sample_geometries import SMALL, small
 
 from merino_edge.export.export import export
 from merino_edge.export.source import random_source
@@ -64,6 +65,13 @@ def test_no_design_is_refused(arch, precision, tmp_path_factory):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_opt_is_not_refused(name, precision, tmp_path):
     bundle = graph_bundle(tmp_path / name, model(name).geometry, precision=precision, context=512)
+    assert [problems_of(bundle, version) for version in VERSIONS] == [(), ()]
+
+
+@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_no_published_family_is_refused(family, precision, tmp_path):
+    bundle = graph_bundle(tmp_path / "bundle", small(family), precision=precision)
     assert [problems_of(bundle, version) for version in VERSIONS] == [(), ()]
 
 

@@ -165,6 +165,7 @@ FILLERS = {
     "merino_edge.benchmarking.peers.make_checkpoint",
     "merino_edge.families.hugging_face", "merino_edge.training.run_folder",
     "merino_edge.training.train", "merino_bench.probe.graphs", "merino_bench.probe.memory", "merino_bench.probe.timing",
+    "merino_bench.probe.gpu",
     "merino_runtime.delivery.archive",
     "merino_runtime.delivery.remote_end",  # runs where nothing of ours is yet, and fills its own cache there
 }  # fmt: skip

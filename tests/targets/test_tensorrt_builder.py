@@ -22,6 +22,7 @@ pytestmark = [
 ]
 
 from graph_bundles import graph_bundle  # noqa: E402
+from sample_geometries import SMALL, small  # noqa: E402
 
 from merino_edge.export.tensorrt.check import check_bundle  # noqa: E402
 from merino_edge.families.designed import Architecture  # noqa: E402
@@ -55,6 +56,9 @@ def all_built():
             yield pytest.param(arch, precision, arch.context, id=f"{name} {precision}")
         yield pytest.param(model("opt-125m").geometry, precision, 256, id=f"opt-125m {precision}")
     yield pytest.param(model("opt-350m").geometry, "fp16", 256, id="opt-350m fp16")
+    for family in SMALL:
+        for precision in ("fp32", "fp16"):
+            yield pytest.param(small(family, context=128), precision, 128, id=f"{family} {precision}")
 
 
 @pytest.mark.parametrize(("arch", "precision", "context"), list(all_built()))

@@ -17,7 +17,7 @@ the real ones' signatures: tests/targets/test_tensorrt_bindings.py.
 import os
 
 from tests.tensorrt_stand_in.cuda_runtime import driver_library, runtime_library
-from tests.tensorrt_stand_in.gpu import Gpu
+from tests.tensorrt_stand_in.gpu import Gpu, Speeds
 from tests.tensorrt_stand_in.module import tensorrt_module
 
 VERSIONS = ("8.2.1.8", "10.3.0")
@@ -52,4 +52,4 @@ def put_in(gpu, version, monkeypatch):
     monkeypatch.setattr(opener, "open_library", open_library_of(gpu))
 
 
-__all__ = ["Gpu", "ON_PATH", "RUNTIMES", "VERSIONS", "open_library_of", "put_in", "tensorrt_module"]
+__all__ = ["Gpu", "ON_PATH", "RUNTIMES", "Speeds", "VERSIONS", "open_library_of", "put_in", "tensorrt_module"]

@@ -131,6 +131,8 @@ def _calls(gpu):
             gpu.violate("a copy whose source and target overlap")
 
         def work():
+            if gpu.speeds and kind == TO_HOST:
+                gpu.elapsed_s += gpu.speeds.copy_s(width * height)
             for row in range(height):
                 target[row * to_pitch:row * to_pitch + width] = origin[row * pitch:row * pitch + width]
 

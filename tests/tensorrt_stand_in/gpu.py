@@ -1,6 +1,7 @@
 """The stand-in's machine: memory, streams, and the list of what a real one would not forgive."""
 import bisect
 import threading
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,28 @@ class Stream:
         self.capture_broken = False
 
 
+class Speeds(NamedTuple):
+    """A device of known times, for graphs whose only operators are products with square matrices."""
+    read_gb_s: float
+    fp32_gflops: float
+    fp16_gflops: float
+    launch_us: float
+    step_us: float
+    host_copy_gb_s: float
+
+    def run_s(self, plan, tokens):
+        """Seconds of a run of an engine, up to the wait for its end."""
+        half = "FP16" in plan["flags"]
+        rate = self.fp16_gflops if half else self.fp32_gflops
+        reading = plan["weight_bytes"] / (2 if half else 1) / self.read_gb_s
+        computing = 2 * plan["weight_bytes"] / 4 * tokens / rate
+        return 1e-9 * max(reading, computing) + 1e-6 * (self.step_us + plan["products"] * self.launch_us)
+
+    def copy_s(self, size):
+        """Seconds of a copy to the host, and of the sampler's from there."""
+        return 2e-9 * size / self.host_copy_gb_s
+
+
 class Gpu:
     """name, capability, total: what the device says of itself. driver 0: none is loaded.
 
@@ -45,6 +68,7 @@ class Gpu:
         self.fail_at, self.fail_code, self.lost = None, 700, 0
         self.blocks, self.freed, self.streams, self.graphs, self.executables = {}, {}, {}, {}, {}
         self.builds = 0
+        self.speeds, self.elapsed_s = None, 0.0  # of work that took effect
         self._next, self._handle = FIRST_ADDRESS, 0x10
         self.lock = threading.RLock()
 

@@ -195,7 +195,7 @@ def running_classes(gpu, module, old):
                 return static
             if is_input and name not in self._shapes:
                 raise ValueError("input {} has no shape".format(name))
-            length = self._shapes["input_ids"][1]
+            length = next(shape[1] for port, shape in self._shapes.items() if -1 in self._engine.ports[port][1])
             return self._shapes.get(name) or tuple(length if axis < 0 else axis for axis in static)
 
         def _regions(self, addresses):
@@ -227,6 +227,9 @@ def running_classes(gpu, module, old):
                     array = view.view(kind).reshape(shape)
                     feeds[name] = array.astype(np.int64) if types[name] == "tensor(int64)" else array
             regions[""][0][:] = GARBAGE
+            if gpu.speeds:
+                tokens = max(shape[1] for _, shape, _, is_input in regions.values() if is_input)
+                gpu.elapsed_s += gpu.speeds.run_s(self._engine.plan, tokens)
             outputs = [each.name for each in session.get_outputs()]
             for name, values in zip(outputs, session.run(outputs, feeds)):
                 view, shape, kind, _ = regions[name]

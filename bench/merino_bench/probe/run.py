@@ -14,12 +14,14 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 from merino_bench.probe import bandwidth
 from merino_bench.probe import graphs as kernels
 from merino_bench.probe import tasks as plan
+from merino_bench.probe.gpu import probe_gpu
 from merino_bench.probe.memory import resident_rows
 from merino_bench.probe.tasks import Machine, Task
 from merino_bench.probe.timing import LEAST_RUN_S, MOST_RUN_S, row_of, time_task
 from merino_bench.sensors import environment
 from merino_bench.sensors.load import cpu_moment, load_between
 from merino_runtime import board
+from merino_runtime.backend_choice import ONNXRUNTIME, TENSORRT
 from merino_runtime.errors import MerinoError
 from merino_runtime.outputs import check_output, check_room, scratch_folder, target_of, write_output
 from merino_runtime.requirements import require, version_tuple
@@ -41,8 +43,9 @@ class Result(NamedTuple):
 
 
 def run_probe(path: str, seconds: float = MOST_SECONDS,
-              tell: Optional[Callable[[str], None]] = None) -> Dict[str, Any]:
-    """Measure this machine for about `seconds` and write probe.json -> its content. A slow machine takes longer.
+              tell: Optional[Callable[[str], None]] = None, backend: str = ONNXRUNTIME) -> Dict[str, Any]:
+    """Measure this machine for about `seconds` and write probe.json -> its content. A slow machine takes longer, and so
+    does a GPU (backend `tensorrt`), for which engines are built.
 
     A scratch folder beside `path` takes up to 130 MB meanwhile; of a pipe or device, one in the system's folder for
     temporary files. Raises MerinoError where that is not there, or where the backend cannot be imported.
@@ -54,7 +57,7 @@ def run_probe(path: str, seconds: float = MOST_SECONDS,
     tell = tell or (lambda _: None)
     deadline = time.perf_counter() + seconds
     with scratch_folder(beside) as work:
-        found = probe_machine(work, deadline, tell)
+        found = probe_gpu(work, SCHEMA, tell) if backend == TENSORRT else probe_machine(work, deadline, tell)
     write_output(path, json.dumps(found, indent=1) + "\n")
     return found
 
@@ -78,6 +81,7 @@ def probe_machine(work: str, deadline: float, tell: Callable[[str], None]) -> Di
     here = board.this_board()
     return {
         "schema": SCHEMA,
+        "backend": ONNXRUNTIME,
         "date": datetime.date.today().isoformat(),
         "seconds": round(time.perf_counter() - started, 1),
         "machine": environment.machine(),

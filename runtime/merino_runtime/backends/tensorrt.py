@@ -14,7 +14,7 @@ import numpy as np
 from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, closed
 from merino_runtime.backends.cuda import MB, ON_DEVICE, TO_DEVICE, TO_HOST, CudaError, cuda_fault
 from merino_runtime.backends.engine_build import DECODE, PREFILL
-from merino_runtime.backends.tensorrt_model import Model, released
+from merino_runtime.backends.tensorrt_model import Model, captured, released
 from merino_runtime.backends.tensorrt_session import Phase, SessionMemory
 from merino_runtime.errors import MerinoError
 
@@ -185,19 +185,9 @@ class TensorRtBackend(Backend):
         self._cuda.memcpy(memory.pinned, memory.logits_at, memory.logits_bytes, TO_HOST, self._stream)
 
     def _capture(self) -> None:
-        """The decode step as a CUDA graph, after a step was run: then TensorRT has allocated what it needs. Where this
-        version or a layer of it cannot be captured, steps are enqueued one by one."""
-        cuda, graph = self._cuda, 0
+        """The decode step as a CUDA graph. Where there is none, steps are enqueued one by one."""
         self._tried_capture = True
-        with contextlib.suppress(CudaError, MerinoError):
-            cuda.begin_capture(self._stream)
-            try:
-                self._enqueue(DECODE)
-            finally:
-                graph = cuda.end_capture(self._stream)
-            self._graph = cuda.instantiate(graph)
-        if graph:
-            released(cuda.graph_destroy, graph)
+        self._graph = captured(self._cuda, self._stream, lambda: self._enqueue(DECODE))
 
     def _clear_free_slots(self) -> None:
         """The graph multiplies masked slots by a weight of 0, and 0 x NaN is NaN: what a dropped id left in a slot

@@ -5,7 +5,7 @@ scratch memory, and `lock` is held around each run: TensorRT 8.2 allows no secon
 """
 import contextlib
 import threading
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from merino_runtime.backends.cuda import Cuda, CudaError, cuda_faults_told
 from merino_runtime.backends.engine_build import DECODE, PREFILL, Tell, chunk_ids, ensure_engine, key_of
@@ -83,31 +83,67 @@ def _opened(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str) -> Option
     """None where no sound engine is kept. Raises NotLoadedError, MerinoError, CudaError; nothing is left then."""
     key = key_of(bundle, trt, cuda, precision)
     with contextlib.ExitStack() as stack:
-        runtime = trt.module.Runtime(trt.logger)
-        held: List[Any] = [runtime]  # in the order of their making: freed from the end
-        stack.callback(_freed_from_the_end, held)
         with opened_plan(bundle, key) as plan:
             if plan is None:
                 return None
-            held.append(runtime.deserialize_cuda_engine(plan))
-        if held[-1] is None:
-            raise NotLoadedError(trt.why())
-        tensors = tensors_of(trt, held[-1])
-        check_tensors(bundle, tensors)
-        stream = cuda.stream_create()
-        stack.callback(released, cuda.stream_destroy, stream)
-        scratch = cuda.malloc(max(1, held[-1].device_memory_size))
-        stack.callback(released, cuda.free, scratch)
-        stack.callback(released, cuda.synchronize, stream)  # first of all
-        bound: List[BoundEngine] = []
-        stack.callback(bound.clear)
-        for profile, length in ((DECODE, 1), (PREFILL, key.chunk)):
-            bound.append(BoundEngine(trt, held[-1], profile, scratch, stream))
-            _set_shapes(bound[-1], tensors, length)
-        cuda.synchronize(stream)  # the change of the profile
-        found = Model(bundle, trt, cuda, precision, stream, tensors, bound, stack.pop_all())
+            engine = engine_of(stack, trt, plan)
+        check_tensors(bundle, tensors_of(trt, engine))
+        loaded = bind(stack, trt, cuda, engine, key.chunk)
+        found = Model(bundle, trt, cuda, precision, loaded.stream, loaded.tensors, loaded.bound, stack.pop_all())
         found.engine_name = f"tensorrt {trt.version} {precision} {key.gpu}"
         return found
+
+
+class Loaded(NamedTuple):
+    """An engine whose shapes are set."""
+    stream: int
+    tensors: Dict[str, Tensor]
+    bound: List[BoundEngine]  # by the number of the profile
+
+
+def engine_of(stack: contextlib.ExitStack, trt: TensorRt, plan: Any) -> Any:
+    """The engine of a plan, a buffer that is needed meanwhile; freed with `stack`. Raises NotLoadedError."""
+    runtime = trt.module.Runtime(trt.logger)
+    held: List[Any] = [runtime]  # in the order of their making: freed from the end
+    stack.callback(_freed_from_the_end, held)
+    held.append(runtime.deserialize_cuda_engine(plan))
+    if held[-1] is None:
+        raise NotLoadedError(trt.why())
+    return held[-1]
+
+
+def bind(stack: contextlib.ExitStack, trt: TensorRt, cuda: Cuda, engine: Any, chunk: int) -> Loaded:
+    """Both profiles of an engine, for 1 and for `chunk` ids, on a stream of their own; freed with `stack`. Raises
+    MerinoError, CudaError."""
+    tensors = tensors_of(trt, engine)
+    stream = cuda.stream_create()
+    stack.callback(released, cuda.stream_destroy, stream)
+    scratch = cuda.malloc(max(1, engine.device_memory_size))
+    stack.callback(released, cuda.free, scratch)
+    stack.callback(released, cuda.synchronize, stream)  # first of all
+    bound: List[BoundEngine] = []
+    stack.callback(bound.clear)
+    for profile, length in ((DECODE, 1), (PREFILL, chunk)):
+        bound.append(BoundEngine(trt, engine, profile, scratch, stream))
+        _set_shapes(bound[-1], tensors, length)
+    cuda.synchronize(stream)  # the change of the profile
+    return Loaded(stream, tensors, bound)
+
+
+def captured(cuda: Cuda, stream: int, enqueue: Callable[[], None]) -> int:
+    """What `enqueue` puts on the stream, as an executable CUDA graph; 0 where this version or a layer of the engine
+    cannot be captured. To be called after a run: then TensorRT has allocated what it needs."""
+    graph = executable = 0
+    with contextlib.suppress(CudaError, MerinoError):
+        cuda.begin_capture(stream)
+        try:
+            enqueue()
+        finally:
+            graph = cuda.end_capture(stream)
+        executable = cuda.instantiate(graph)
+    if graph:
+        released(cuda.graph_destroy, graph)
+    return executable
 
 
 def _set_shapes(bound: BoundEngine, tensors: Dict[str, Tensor], length: int) -> None:

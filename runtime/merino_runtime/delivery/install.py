@@ -4,6 +4,7 @@ What is there keeps running until the new release has generated the golden ids. 
 what this machine takes of the file, `packages` makes the environment. Standard library only.
 """
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -268,7 +269,7 @@ def build_engine(folder: str, tell: Tell) -> None:
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
                               ) as process:
             for line in process.stderr or ():
-                said = line.decode("utf-8", "replace").strip()
+                said = re.sub("^merino: ", "", line.decode("utf-8", "replace").strip())
                 tell(said)
     except OSError as error:
         raise machine_fault(f"start {command[0]}", error) from error

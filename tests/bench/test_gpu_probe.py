@@ -1,0 +1,73 @@
+"""`probe --backend tensorrt` on the stand-in of both versions: its rows, its faults, nothing left behind."""
+import json
+import os
+
+import pytest
+
+from merino_bench.probe import gpu, gpu_plan
+from merino_bench.probe.run import run_probe
+from merino_runtime import backend_choice
+from merino_runtime.backend_choice import backend_of_machine
+from merino_runtime.errors import MerinoError
+from tests.sample_gpu_probe import SPEEDS, probed
+from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_chain_takes_the_devices_own_time(version, tmp_path, monkeypatch):
+    path = tmp_path / "probe.json"
+    found = probed(version, path, monkeypatch)
+    assert json.loads(path.read_text()) == found and os.listdir(str(tmp_path)) == ["probe.json", "probe.json.cache"]
+    assert (found["backend"], found["dialect"], found["left_out"]) == ("tensorrt", "portable", [])
+    assert found["gpu"]["name"] == "NVIDIA Stand-In X1" and found["gpu"]["compute_capability"] == "5.3"
+    assert found["machine"]["versions"]["tensorrt"] == version
+    chains = {(row["format"], row["rows"], row["count"], row["tokens"]): row
+              for row in found["measurements"] if row["kind"] == "chain"}
+    assert set(chains) == {(form, side, count, tokens) for form in gpu_plan.PRECISIONS
+                           for side, count in gpu_plan.CHAINS for tokens in (1, gpu_plan.TOKENS)}
+    for (form, side, count, tokens), row in chains.items():
+        half = form == "fp16"
+        assert row["weight_bytes"] == 4 * side * side * count // (2 if half else 1)
+        plan = {"flags": ["FP16"] if half else [], "weight_bytes": 4 * side * side * count, "products": count}
+        truth_ms = 1e3 * (SPEEDS.run_s(plan, tokens) + SPEEDS.copy_s(4 * side))
+        assert row["ms"] == pytest.approx(truth_ms, rel=1e-4, abs=2e-5) and row["repeats"] >= 3
+    (memory,) = found["resident"]
+    assert 0 < memory["imports_mb"] < memory["open_mb"] < memory["peak_mb"] + 1 and memory["gpu_mb"] >= 0
+
+
+def test_a_gpu_that_fails_at_any_call_leaves_no_probe_and_nothing_on_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(gpu_plan, "CHAINS", gpu_plan.CHAINS[1:2])
+    monkeypatch.setattr(gpu, "MOST_RUN_S", 0.0)
+    sound = Gpu()
+    put_in(sound, "8.2.1.8", monkeypatch)
+    run_probe(str(tmp_path / "sound.json"), backend="tensorrt")
+    for fail_at in range(0, len(sound.calls), len(sound.calls) // 12):
+        broken = Gpu()
+        broken.fail_at = fail_at
+        put_in(broken, "8.2.1.8", monkeypatch)
+        with pytest.raises(MerinoError, match="GPU|CUDA|TensorRT"):
+            run_probe(str(tmp_path / "broken.json"), backend="tensorrt")
+        assert broken.violations == [] and broken.left() == [], fail_at
+    assert sorted(os.listdir(str(tmp_path))) == ["cache", "sound.json"]
+
+
+def test_without_a_driver_the_probe_says_so(tmp_path, monkeypatch):
+    put_in(Gpu(driver=0), "10.3.0", monkeypatch)
+    with pytest.raises(MerinoError, match="no NVIDIA driver"):
+        run_probe(str(tmp_path / "probe.json"), backend="tensorrt")
+
+
+def test_a_jetson_with_tensorrt_is_probed_in_it_unless_asked_otherwise(monkeypatch):
+    said = []
+    monkeypatch.delenv(backend_choice.ASKED_FOR, raising=False)
+    assert backend_of_machine(None, said.append) == "onnxruntime" and not said
+    put_in(Gpu(), "10.3.0", monkeypatch)
+    monkeypatch.setattr(backend_choice, "is_jetson", lambda: True)
+    monkeypatch.setattr(backend_choice, "is_installed", lambda _: True)
+    assert backend_of_machine(None, said.append) == "tensorrt" and "--backend onnxruntime" in said[0]
+    assert backend_of_machine("onnxruntime") == "onnxruntime"
+    with pytest.raises(MerinoError, match="allowed: onnxruntime, tensorrt"):
+        backend_of_machine("cuda")
