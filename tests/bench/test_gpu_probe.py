@@ -4,12 +4,12 @@ import os
 
 import pytest
 
-from merino_bench.probe import gpu, gpu_plan
+from merino_bench.probe import gpu, gpu_plan, timing
 from merino_bench.probe.run import run_probe
 from merino_runtime import backend_choice
 from merino_runtime.backend_choice import backend_of_machine
 from merino_runtime.errors import MerinoError
-from tests.sample_gpu_probe import SPEEDS, probed
+from tests.sample_gpu_probe import SPEEDS, StandInClock, probed
 from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
 
 pytestmark = pytest.mark.slow
@@ -43,8 +43,11 @@ def test_a_gpu_that_fails_at_any_call_leaves_no_probe_and_nothing_on_it(tmp_path
     monkeypatch.setattr(gpu, "MOST_RUN_S", 0.0)
     sound = Gpu()
     put_in(sound, "8.2.1.8", monkeypatch)
+    monkeypatch.setattr(timing, "time", StandInClock(sound))  # which stands still: each run has as many calls
     run_probe(str(tmp_path / "sound.json"), backend="tensorrt")
-    for fail_at in range(0, len(sound.calls), len(sound.calls) // 12):
+    assert sound.calls[-4:] == ["cudaStreamSynchronize", "cudaFreeHost", "cudaFree", "cudaStreamDestroy"]
+    last = len(sound.calls) - 4  # what fails in freeing at the end spoils no figure
+    for fail_at in range(0, last, last // 12):
         broken = Gpu()
         broken.fail_at = fail_at
         put_in(broken, "8.2.1.8", monkeypatch)

@@ -174,7 +174,7 @@ def test_a_gguf_file_has_its_template_and_the_texts_of_its_tokens():
         "tokenizer.ggml.eos_token_id": 1, "tokenizer.chat_template": chat_templates.CHATML,
     }  # fmt: skip
     found = chat_template(metadata, "x.gguf")
-    assert found == ChatTemplate(chat_templates.CHATML, {"eos_token": "</s>"}, "the chat template in x.gguf")
+    assert found == ChatTemplate(chat_templates.CHATML, {"eos_token": "</s>"}, "tokenizer.chat_template in x.gguf")
     for none in (None, "", 7):
         assert chat_template({**metadata, "tokenizer.chat_template": none}, "x.gguf") is None
 
