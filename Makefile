@@ -52,8 +52,9 @@ test-tensorrt: tensorrt
 models: .venv/ready
 	@tests/targets/models.sh $(BIN)/python "$(MODELS)"
 
+# On emulated Arm CPUs too where `make boards` has been.
 test-models: models
-	$(BIN)/python -m pytest tests/targets/test_models.py
+	$(BIN)/python -m pytest tests/targets/test_models.py tests/targets/test_models_boards.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
