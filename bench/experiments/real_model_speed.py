@@ -47,7 +47,7 @@ def measured(model: Path, precision: str, cache: Path, short: bool) -> list[Reco
     kind = THEIRS[precision]
     file = write_copy(model, cache / f"{model.stem}.{kind}-{kind}.gguf", kind, kind) if kind else model
     folder = bundle_of(model, precision, cache)
-    repetitions = 2 if short else 5
+    repetitions = 1 if short else 5
     requests = {
         "decode": BenchRequest((), (8 if short else STEPS,), repetitions, depths=DEPTHS),
         "prefill": BenchRequest((PROMPT,), (), repetitions),

@@ -77,7 +77,7 @@ def peer_entrant(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Calla
     }  # fmt: skip
     given = peers.source if peer.artifact == "given" else None
     if given:
-        identity |= {"weights": "trained", "weights_source": f"file {given.path.name}"}
+        identity |= {"weights": "real", "weights_source": f"file {given.path.name}"}
     else:
         say(f"making the model of {bundle.name} for {peer.engine} {peer.shown_precision}")
     try:
