@@ -293,7 +293,7 @@ def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_pa
     (ours,) = peers_for(peers)
     assert (ours.precision, ours.table) == ("Q8_0", "Q8_0") and ours.shown_precision == "Q8_0"
     same, other = peer_records(peers, [bundle, bundles["uniform"]], decode_case(4), SMALL)
-    assert same["weights"] == "trained" and same["weights_source"] == "file small.gguf" and same["tok_s"] > 0
+    assert same["weights"] == "real" and same["weights_source"] == "file small.gguf" and same["tok_s"] > 0
     assert same["bundle_bytes"] == path.stat().st_size
     matrices = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64) + 320 * 64  # the table is the head too
     assert given.decode_weight_bytes == matrices * 34 // 32 + 4 * 5 * 64

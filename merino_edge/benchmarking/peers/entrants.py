@@ -79,7 +79,7 @@ def peer_entrant(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Calla
     }  # fmt: skip
     given = peers.source if peer.artifact == "given" else None
     if given:
-        identity |= {"weights": "trained", "weights_source": f"file {given.path.name}"}
+        identity |= {"weights": "real", "weights_source": f"file {given.path.name}"}
     else:
         if peers.checkpoint and peer.artifact == "gguf":
             identity |= {"weights": "trained", "weights_source": f"checkpoint {peers.checkpoint.name}"}

@@ -1,0 +1,58 @@
+"""Losses of a text by llama.cpp, one token after another as in decoding, through xllamacpp's server.
+
+The server reports the probability of a token that it chooses, from the logits before they are biased. So each token is
+asked for alone, behind the tokens before it, with a bias that makes it the one that is chosen.
+"""
+
+import json
+import math
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+BIAS = 1e5  # larger than any logit
+WAIT_S = 120.0
+
+
+def open_model(path: Path, context: int, threads: int) -> Callable[[Sequence[int]], list[float]]:
+    """A function of ids [n] -> losses [n - 1] in nats, of each id behind those before it."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(path), context + 8, 1, -1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(params)
+
+    def losses(ids: Sequence[int]) -> list[float]:
+        return [loss_of(server, list(ids[:place]), ids[place]) for place in range(1, len(ids))]
+
+    return losses
+
+
+def loss_of(server: Any, before: list[int], token: int) -> float:
+    wanted = {
+        "prompt": before, "n_predict": 1, "temperature": 0, "n_probs": 1, "logit_bias": [[token, BIAS]],
+        "cache_prompt": True, "ignore_eos": False, "stream": False, "return_tokens": True,
+    }  # fmt: skip
+    answers: list[Any] = []
+    ended = threading.Event()
+
+    def take(answer: Any) -> bool:
+        answers.append(json.loads(answer) if isinstance(answer, str) else answer)
+        ended.set()
+        return False
+
+    server.handle_completions(wanted, take)
+    if not ended.wait(WAIT_S):
+        raise RuntimeError(f"llama.cpp gave no answer behind {len(before)} ids")
+    found = probability(answers[0])
+    if found["id"] != token:
+        raise RuntimeError(f"llama.cpp chose {found['id']}, and {token} was asked for: {answers[0]}")
+    return -float(found["logprob"]) if math.isfinite(found["logprob"]) else math.inf
+
+
+def probability(answer: dict[str, Any]) -> dict[str, Any]:
+    """Of the one token: `id` and `logprob`."""
+    known = answer.get("completion_probabilities") or answer["choices"][0]["logprobs"]["content"]
+    return dict(known[0])
