@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pseudo_terminal import read_until_closed
 pytestmark = pytest.mark.slow
 CHAT = [sys.executable, "-c", "from merino_edge.cli.app import main; main()", "chat"]
 GREEDY = ("--temperature", "0")
+PATIENCE_S = 120  # without output
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +48,17 @@ class Terminal:
 
     def wait_for(self, pattern):
         """Until the pattern is shown in what has come since the last wait."""
-        for _ in range(10_000):
-            found = re.search(pattern, self.shown)
-            if found:
-                self.shown = self.shown[found.end() :]
-                return
+        found = re.search(pattern, self.shown)
+        while not found and select.select([self.ours], [], [], PATIENCE_S)[0]:
             self.shown += os.read(self.ours, 4096)
-        raise AssertionError(self.shown[-300:])
+            found = re.search(pattern, self.shown)
+        assert found, (pattern, self.shown[-300:])
+        self.shown = self.shown[found.end() :]
 
     def type(self, text):
+        """As a person does, some time after what was shown: Python loses a ctrl-C that comes between the prompt and its
+        wait for keys until the next key."""
+        time.sleep(0.3)
         os.write(self.ours, text)
 
     def ended(self):

@@ -148,7 +148,7 @@ def test_the_context_is_told_of(monkeypatch):
     plain = re.sub(r"\x1b\[\d+m|\n", " ", shown)
     assert "context of 120 tokens is full" in plain and "the talk has" in plain and "Shorten it" in plain
     _, shown = answers(monkeypatch, talk_of("ok<|im_end|>", {"overflow": "shift"}, context=120), list("abcd"))
-    assert "the oldest 1 turns are left out" in re.sub(r"\x1b\[\d+m|\n", " ", shown).replace("  ", " ")
+    assert "the oldest 2 turns are left out" in re.sub(r"\x1b\[\d+m|\n", " ", shown).replace("  ", " ")
 
 
 @settings(deadline=None, max_examples=200)
