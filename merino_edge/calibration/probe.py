@@ -98,8 +98,9 @@ class Probe(Strict):
 
     @property
     def source(self) -> str:
-        versions = self.machine.get("versions") or {}
-        named = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+        versions = self.machine.get("versions")
+        pairs = versions.items() if isinstance(versions, dict) else ()
+        named = ", ".join(f"{name} {version}" for name, version in pairs if version)
         state = f"; flags: {', '.join(self.flags)}" if self.flags else ""
         return f"probe of {self.date} on {self.machine.get('board') or 'an unnamed machine'} ({named}){state}"
 

@@ -34,7 +34,7 @@ from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.errors import MerinoError
 
 SCHEMA = 3
-MARKED = ("opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m", "pythia-410m")
+MARKED = ("opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m")
 FEWEST, MOST = 2, 100  # points
 
 

@@ -238,7 +238,7 @@ def test_pareto_writes_json_and_svg(tmp_path):
     found = Front.model_validate_json(out.read_text())
     assert code == 0 and len(found.points) == 3 and plot.read_text() == front_svg(found)
     assert (found.against, found.vocab, found.context, found.prompt) == ("memory_mb", 2000, 128, 64)
-    assert "each point is proved" in shown and "Pythia-410M" in shown
+    assert "each point is proved" in shown and "Pythia-160M" in shown
 
 
 @pytest.mark.parametrize(
