@@ -1,4 +1,4 @@
-"""Files of benchmark records -> checked rows. Every fault of every file is told in one message, with its rows.
+"""Files of benchmark records -> checked rows. The faults of all files are told in one message, with their rows.
 
 A line that ends in the middle, as a power cut or a full disk leaves it, costs its row alone and is a note. The rows'
 types are `schema`'s; writing records is `merino_bench`'s, which runs on boards and has no pydantic.
@@ -18,13 +18,14 @@ from merino_runtime.json_file import JSON, read_text, value_of
 LARGEST_BYTES = 256 * 2**20  # many runs may be appended to one file
 REMEDY = "Give a file of records."
 MAX_LISTED_ROWS = 5  # row numbers listed for one fault; the others are counted
+MAX_LISTED_FAULTS = 40  # the others are counted
 MERGED_FAULTS = {"missing": "missing", "extra_forbidden": "unknown keys, remove them"}  # one line names all their keys
 
 
 def read_records(paths: Iterable[Path], say: Callable[[str], None] = lambda _: None) -> list[Record]:
     """All rows of all files, in order; `say` gets a line for each file with rows that are cut off and left out.
 
-    Raises one MerinoError that lists every fault of every file.
+    Raises one MerinoError that lists the faults of all files.
     """
     records: list[Record] = []
     faults: list[str] = []
@@ -39,7 +40,9 @@ def read_records(paths: Iterable[Path], say: Callable[[str], None] = lambda _: N
         records += rows
         faults += [f"{path}: {each}" for each in wrong]
     if faults:
-        listed = f" {faults[0]}" if len(faults) == 1 else "".join(f"\n  {each}" for each in faults)
+        more = [f"and {len(faults) - MAX_LISTED_FAULTS} more"] if len(faults) > MAX_LISTED_FAULTS else []
+        shown = faults[:MAX_LISTED_FAULTS] + more
+        listed = f" {shown[0]}" if len(shown) == 1 else "".join(f"\n  {each}" for each in shown)
         raise MerinoError(f"these are not benchmark records (`bench --save FILE` writes some), correct them:{listed}")
     return records
 

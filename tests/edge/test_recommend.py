@@ -130,12 +130,13 @@ def test_models_with_gates_or_grouped_heads_have_no_entropy():
 
 
 def test_it_ends_with_the_command_that_exports_the_first(tmp_path, monkeypatch):
+    """Random weights take the place of those that it fetches from the hub."""
     found = recommended(ZERO, context=128, params_m=10, decode_ms=1e5)
     first = found.candidates[0]
     assert first.fits and found.as_json()["command"] == found.command
     assert f"export {first.model.id} --precision {first.chosen.precision} --context 128" in found.command
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, found.command.split()[1:])
+    done = CliRunner().invoke(app, [*found.command.split()[1:], "--weights", "random"])
     assert done.exit_code == 0, done.output
     assert recommended(decode_ms=0.01).command is None
 
