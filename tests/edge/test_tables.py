@@ -118,8 +118,8 @@ def test_in_a_pipe_devices_is_plain_text_and_as_narrow_as_it_can_be():
     title, head, *rows, _ = piped("devices").splitlines()
     assert [row.split()[0] for row in rows] == IDS
     cells = [re.split(r" {2,}", line) for line in (head, *rows)]
-    assert {len(each) for each in cells} == {9} and title.isascii() and head.isascii()
-    assert max(map(len, rows)) == sum(max(map(len, column)) for column in zip(*cells, strict=True)) + 2 * 8
+    assert {len(each) for each in cells} == {10} and title.isascii() and head.isascii()
+    assert max(map(len, rows)) == sum(max(map(len, column)) for column in zip(*cells, strict=True)) + 2 * 9
 
 
 @pytest.mark.slow
