@@ -27,8 +27,9 @@ from merino_edge.export.onnx.graph import Graph, Port
 from merino_edge.export.onnx.layout import FusedLayout, PortableLayout, model_without_weights, unset
 from merino_edge.export.probe_grid import GraphKey, graph_keys
 from merino_edge.families.designed import Architecture, layer_operators
-from merino_edge.families.graph_ops import KvLayer, Norm
+from merino_edge.families.graph_ops import KvLayer, Norm, plain_attention
 from merino_edge.families.hugging_face import build_model
+from merino_edge.families.rotary import Rotary
 from merino_runtime.outputs import open_output
 
 EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
@@ -71,7 +72,8 @@ def attentions(key: GraphKey) -> Layout:
     x = graph.input("x", "float32", 1, "sequence", 3 * key.columns)
     graph.begin_attention(layers)
     for layer in layers:
-        graph.output(graph.attention(x, layer, THETA), "float32", 1, "sequence", key.columns)
+        attention = plain_attention(layer, Rotary(THETA, layer.head_size))
+        graph.output(graph.attention(x, layer, attention), "float32", 1, "sequence", key.columns)
     return graph
 
 

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from merino_edge.families.rotary import Rotary
+
 Weights = Mapping[str, np.ndarray]  # a state dict; matrices are [out, in] as in torch
 
 
@@ -30,6 +32,31 @@ class KvLayer:
     head_size: int
 
 
+@dataclass(frozen=True)
+class Attention:
+    """What an attention computes.
+
+    Attributes:
+        heads: of queries, a multiple of those of its cache; so many in a row share one head of keys and values.
+        scale: of the products of queries and keys.
+        rotary: positions by rotation; None for a family without.
+        window: positions that a query sees, its own included; None for all before it.
+        query_norm, key_norm: RMSNorm of each head of queries and keys, before they are rotated.
+    """
+
+    heads: int
+    scale: float
+    rotary: Rotary | None = None
+    window: int | None = None
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
+
+
+def plain_attention(layer: KvLayer, rotary: Rotary | None = None) -> Attention:
+    """As many heads of queries as of keys, scaled by the root of their size."""
+    return Attention(layer.heads, layer.head_size**-0.5, rotary)
+
+
 class GraphOps(Protocol):
     """Weights are named as in the state dict. A weight that is used twice is stored once."""
 
@@ -48,6 +75,9 @@ class GraphOps(Protocol):
     def add(self, x: str, y: str) -> str:
         """Elementwise sum of two tensors of one shape."""
 
+    def scale(self, x: str, factor: float) -> str:
+        """x times a constant."""
+
     def norm(self, x: str, norm: Norm) -> str:
         """Over the last axis; the shape of `x`."""
 
@@ -55,20 +85,24 @@ class GraphOps(Protocol):
         """(norm(x + residual), x + residual)."""
 
     def activation(self, x: str, kind: str) -> str:
-        """`gelu` (tanh form) or `relu`, elementwise."""
+        """`gelu` (tanh form), `gelu_erf`, `silu` or `relu`, elementwise."""
 
-    def attention(self, qkv: str, layer: KvLayer, rotary_theta: float | None) -> str:
-        """Causal attention of packed queries, keys and values [1, T, 3 * width] over cached and new positions.
+    def gated(self, x: str, kind: str) -> str:
+        """The activation of the first half of the channels times the second half; [1, T, 2 * n] -> [1, T, n]."""
 
-        Writes the new keys and values into the cache. `rotary_theta`: base of the rotary frequencies; None for a
-        family without rotary positions. [1, T, width]
+    def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
+        """Causal attention of packed queries, keys and values over cached and new positions.
+
+        qkv is [1, T, (heads + 2 * layer.heads) * head_size]; [1, T, heads * head_size]. Writes the new keys and values
+        into the cache.
         """
 
     def last(self, x: str) -> str:
         """The last position only; [1, 1, width]."""
 
     def head(self, x: str, table: str) -> None:
-        """The graph's output: logits [1, 1, vocab] of x [1, 1, width] against the embedding `table` [vocab, width]."""
+        """The graph's output: logits [1, 1, vocab] of x [1, 1, width] against `table` [vocab, width], which is the
+        embedding or a table of its own."""
 
 
 Walk = Callable[[GraphOps, Any], None]  # Any: the geometry of the walk's own family

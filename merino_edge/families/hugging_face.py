@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, set_seed
 
 from merino_edge.families.checkpoint import CONFIG, check_checkpoint
+from merino_edge.families.config_keys import unknown_keys
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES, family_of
 from merino_edge.families.stop_ids import stop_ids_of
@@ -68,19 +69,27 @@ def read_checkpoint(folder: Path, judge: Callable[[Geometry], None] = lambda _: 
     """
     config = read_config(folder)
     side = FAMILIES[config.model_type].torch_side()
+    geometry = checked_geometry(config, folder)
+    judge(geometry)
+    tokenizer, stop_ids = read_tokenizer(folder), stop_ids_of(folder, config.eos_token_id, geometry.vocab)
+    return Checkpoint(geometry, read_weights(side.MODEL, folder), stop_ids, tokenizer)
+
+
+def checked_geometry(config: Any, folder: Path) -> Geometry:
+    """The geometry in a configuration. Raises MerinoError for a variant of its family that the walk does not have."""
+    side = FAMILIES[config.model_type].torch_side()
     faults = [
-        f"{key} is {getattr(config, key)!r}, supported is {value!r}"
-        for key, value in side.SUPPORTED.items() if getattr(config, key) != value
+        f"{key} is {shortened(repr(getattr(config, key)))}, supported is {value!r}"
+        for key, value in side.SUPPORTED.items() if getattr(config, key, value) != value
     ]  # fmt: skip
     if faults:
         raise MerinoError(f"{folder} is a variant of {config.model_type} that is not exported: {'; '.join(faults)}")
     try:
-        geometry = side.geometry_of(config)
+        return side.geometry_of(config)
     except ValidationError as error:
         raise MerinoError(f"{folder} is a {config.model_type} that is not exported: {fault_list(error)}") from error
-    judge(geometry)
-    tokenizer, stop_ids = read_tokenizer(folder), stop_ids_of(folder, config.eos_token_id, geometry.vocab)
-    return Checkpoint(geometry, read_weights(side.MODEL, folder), stop_ids, tokenizer)
+    except MerinoError as error:
+        raise MerinoError(f"{folder} is a variant of {config.model_type} that is not exported: {error}") from error
 
 
 def read_config(folder: Path) -> Any:
@@ -91,6 +100,13 @@ def read_config(folder: Path) -> Any:
     kind = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise MerinoError(f"{folder} is a {shortened(repr(kind))} model: exported are {', '.join(FAMILIES)}")
+    side = FAMILIES[kind].torch_side()
+    unknown = unknown_keys(content, side.KEYS | set(side.SUPPORTED))
+    if unknown:
+        raise MerinoError(
+            f"{path} has keys that a {kind} model is not known to have: {', '.join(unknown[:5])}. Remove them if they"
+            f" do not change what it computes; read are {', '.join(sorted(side.KEYS | set(side.SUPPORTED)))}"
+        )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except MerinoError:

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import Walk
+from merino_edge.families.llama.geometry import LlamaArchitecture
+from merino_edge.families.llama.walk import walk_llama
 from merino_edge.families.merino.geometry import Architecture
 from merino_edge.families.merino.walk import walk_merino
 from merino_edge.families.opt.geometry import OptArchitecture
@@ -36,6 +38,7 @@ class TorchSide(Protocol):
 
     MODEL: Any  # the class, a transformers PreTrainedModel
     SUPPORTED: Mapping[str, Any]  # keys of config.json that must have this value: the walk has no other variant
+    KEYS: frozenset[str]  # further keys of config.json that are read
     LOADER: Loader | None  # None where transformers itself has the family
 
     def config_of(self, geometry: Any, **keys: Any) -> Any:
@@ -69,6 +72,7 @@ FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
         Family("merino", Architecture, walk_merino, "merino_edge.families.merino.model"),
+        Family("llama", LlamaArchitecture, walk_llama, "merino_edge.families.llama.model"),
         Family("opt", OptArchitecture, walk_opt, "merino_edge.families.opt.model"),
     )
 }

@@ -30,6 +30,9 @@ class UniformGeometry(BaseModel):
         positions: `learned` is a table of `context` + `position_offset` rows, of which the first are never read.
         tied: whether the head is the embedding.
         embed_width: of the embedding; where it is not `width`, a projection stands before the layers and one behind.
+        norms_behind: whether a norm stands behind attention and one behind the FFN, besides those before.
+        last_alone: whether the graph computes only the last position behind the last attention; else from the final
+            norm on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -51,6 +54,8 @@ class UniformGeometry(BaseModel):
     position_offset: Annotated[int, Field(ge=0)]
     tied: bool
     embed_width: Count
+    norms_behind: bool = False
+    last_alone: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -82,21 +87,60 @@ class UniformGeometry(BaseModel):
         return f"{self.layers} layers of {self.width}, FFN {'gated ' if self.gated else ''}{self.ffn_width}"
 
 
-def layer_operators(geometry: UniformGeometry) -> Iterator[Operator]:
-    """One layer. Where the norms stand, and whether the FFN runs beside the attention, does not change the counts."""
+class EqualLayers(BaseModel):
+    """A family's own geometry, of equal layers: what is asked of any geometry follows from its counts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def counts(self) -> UniformGeometry:
+        """The same decoder in the terms that all such families share."""
+        raise NotImplementedError
+
+    @property
+    def operators(self) -> list[Operator]:
+        return self.counts.operators
+
+    @property
+    def kv_layers(self) -> list[tuple[int, int]]:
+        return self.counts.kv_layers
+
+    @property
+    def layer_shapes(self) -> list[LayerShape]:
+        return self.counts.layer_shapes
+
+    @property
+    def embed_width(self) -> int:
+        return self.counts.embed_width
+
+    def shape(self) -> str:
+        return self.counts.shape()
+
+
+def layer_operators(geometry: UniformGeometry, final: bool = False) -> Iterator[Operator]:
+    """One layer. Where the norms stand, and whether the FFN runs beside the attention, does not change the counts.
+
+    `final`: whether it computes one position only after its attention.
+    """
     width, queries, cached, ffn = geometry.width, geometry.query_width, geometry.kv_width, geometry.ffn_width
     affine = 2 if geometry.norm == "layer" else 1
     yield norm(width, affine=affine)
     yield linear(width, queries + 2 * cached, bias="qkv" in geometry.biases, held=width)
     if geometry.query_key_norm:
         for normed in (queries, cached):
-            yield Operator("norm", vector=geometry.head_size, live=queries + 2 * cached + normed + width)
+            live = queries + 2 * cached + normed + width
+            yield Operator("norm", vector=geometry.head_size, live=live, vectors=normed)
     yield attention(queries, geometry.heads, kv_width=cached, held=width)
-    yield linear(queries, width, bias="out" in geometry.biases, held=width)
-    yield norm(width, affine=affine, held=width)
-    yield linear(width, 2 * ffn if geometry.gated else ffn, bias="ffn" in geometry.biases, held=width)
-    yield activation(ffn, held=width + ffn if geometry.gated else width)
-    yield linear(ffn, width, bias="ffn" in geometry.biases, held=width)
+    yield linear(queries, width, bias="out" in geometry.biases, held=width, final=final)
+    if geometry.norms_behind:
+        yield norm(width, affine=affine, held=width, final=final)
+    yield norm(width, affine=affine, held=width, final=final)
+    biased = "ffn" in geometry.biases
+    yield linear(width, 2 * ffn if geometry.gated else ffn, bias=biased, held=width, final=final)
+    yield activation(ffn, held=width + ffn if geometry.gated else width, final=final)
+    yield linear(ffn, width, bias=biased, held=width, final=final)
+    if geometry.norms_behind:
+        yield norm(width, affine=affine, held=width, final=final)
 
 
 def decoder_operators(geometry: UniformGeometry) -> Iterator[Operator]:
@@ -106,8 +150,8 @@ def decoder_operators(geometry: UniformGeometry) -> Iterator[Operator]:
         yield linear(embedded, width)
     if geometry.positions == "learned":
         yield embed(geometry.context + geometry.position_offset, width, held=width)
-    for _ in range(geometry.layers):
-        yield from layer_operators(geometry)
+    for layer in range(geometry.layers):
+        yield from layer_operators(geometry, final=geometry.last_alone and layer == geometry.layers - 1)
     if geometry.final_norm:
         yield norm(width, affine=2 if geometry.norm == "layer" else 1, final=True)
     if embedded != width:

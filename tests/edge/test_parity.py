@@ -10,6 +10,7 @@ import torch
 from merino_edge.export.export import export
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
+from merino_edge.families.llama.geometry import LlamaArchitecture
 from merino_edge.families.opt.geometry import OptArchitecture
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
@@ -31,6 +32,12 @@ def decoder_of(head_size, *blocks, **constants):
 def opt_of(**keys):
     geometry = {"width": 64, "layers": 3, "heads": 4, "ffn_width": 96, "embed_width": 64, "vocab": 311}
     return OptArchitecture(**{**geometry, "context": CONTEXT, "pre_norm": True, **keys})
+
+
+def gated_of(kind=LlamaArchitecture, **keys):
+    geometry = {"width": 64, "layers": 3, "heads": 4, "kv_heads": 2, "head_size": 16, "ffn_width": 96, "vocab": 311}
+    common = {"context": CONTEXT, "tied": True, "norm_eps": 1e-5, "rope_theta": 10_000.0}
+    return kind(**{**geometry, **common, **keys})
 
 
 def random_decoder(seed):
@@ -58,6 +65,11 @@ MODELS = {
     "opt pre-norm": opt_of(),
     "opt post-norm": opt_of(pre_norm=False),
     "opt pre-norm projected": opt_of(embed_width=32, heads=2),
+    "llama": gated_of(),
+    "llama untied, of one group": gated_of(tied=False, kv_heads=1, norm_eps=0.1),
+    "llama scaled, ungrouped, of heads wider than the stream": gated_of(kv_heads=4, head_size=32, rope_scaling={
+        "kind": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 16
+    }),
     "opt post-norm projected": opt_of(embed_width=32, pre_norm=False, heads=8),
 }
 

@@ -24,6 +24,8 @@ KNOWN = {
 def real_config(family, geometry):
     """transformers' own config of a geometry, in the words of its family."""
     ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if family in FAMILIES:
+        return FAMILIES[family].torch_side().config_of(geometry, **ids)
     words = own_words(family, geometry)
     if family != "gpt2":
         words["max_position_embeddings"] = geometry.context
@@ -34,11 +36,6 @@ def own_words(family, geometry):
     shape = {
         "hidden_size": geometry.width, "num_hidden_layers": geometry.layers, "num_attention_heads": geometry.heads,
     }  # fmt: skip
-    if family == "opt":
-        return {
-            **shape, "ffn_dim": geometry.ffn_width, "word_embed_proj_dim": geometry.embed_width,
-            "do_layer_norm_before": geometry.pre_norm,
-        }  # fmt: skip
     if family == "gpt2":
         return {
             "n_embd": geometry.width, "n_layer": geometry.layers, "n_head": geometry.heads,

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from onnx import TensorProto
 
-from merino_edge.export.onnx.graph import Graph, ports, rotary_tables
+from merino_edge.export.onnx.graph import Graph, ports
 from merino_edge.export.quantize import Quantized
-from merino_edge.families.graph_ops import KvLayer, Norm, Weights
+from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
 
 CONTRIB = "com.microsoft"
 ACCURACY = 4  # MatMulNBits quantises activations to int8 and multiplies in int8
@@ -106,30 +106,56 @@ class Fused(Graph):
         normed = self.node(kind, inputs, domain=CONTRIB, outputs=4, epsilon=norm.eps)
         return normed, f"{normed}.3"
 
-    def activation(self, x: str, kind: str) -> str:
-        if kind == "gelu":
-            return self.node("FastGelu", [x], domain=CONTRIB)
-        return self.node("Relu", [x])
+    def scale(self, x: str, factor: float) -> str:
+        return self.node("Mul", [x, self.scalar(factor)])
 
-    def attention(self, qkv: str, layer: KvLayer, rotary_theta: float | None) -> str:
-        tables = ["", ""]
-        if rotary_theta is not None:
-            cos, sin = rotary_tables(self.context, layer.head_size, rotary_theta)
-            tables = [
-                self.constant(f"cos_{layer.head_size}", cos.astype(self.real)),
-                self.constant(f"sin_{layer.head_size}", sin.astype(self.real)),
+    def activation(self, x: str, kind: str) -> str:
+        if kind == "relu":
+            return self.node("Relu", [x])
+        if kind == "silu":
+            return self.node("QuickGelu", [x], domain=CONTRIB, alpha=1.0)  # x * sigmoid(alpha * x)
+        return self.node({"gelu": "FastGelu", "gelu_erf": "Gelu"}[kind], [x], domain=CONTRIB)
+
+    def gated(self, x: str, kind: str) -> str:
+        gate = self.node("Split", [x], outputs=2, axis=-1)
+        return self.node("Mul", [self.activation(gate, kind), f"{gate}.1"])
+
+    def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
+        parts = [qkv, "", ""]
+        if attention.query_norm and attention.key_norm:
+            query, key, value = self._parts(qkv, layer, attention)
+            parts = [
+                self._normed_heads(query, attention.heads, layer, attention.query_norm),
+                self._normed_heads(key, layer.heads, layer, attention.key_norm),
+                value,
             ]
+        tables = self.rotary_constants(attention.rotary, layer.head_size) if attention.rotary else ("", "")
+        options: dict[str, int | float] = {}
+        if attention.scale != layer.head_size**-0.5:
+            options["scale"] = attention.scale
         mixed = f"attention.{layer.index}"
         self.node_into(
             "GroupQueryAttention",
-            [qkv, "", "", *ports("past_key_values", layer), self.last_index, self.total_length, *tables],
+            [*parts, *ports("past_key_values", layer), self.last_index, self.total_length, *tables],
             [mixed, *ports("present", layer)],
             domain=CONTRIB,
-            num_heads=layer.heads,
+            num_heads=attention.heads,
             kv_num_heads=layer.heads,
-            do_rotary=int(rotary_theta is not None),
+            do_rotary=int(attention.rotary is not None),
+            **options,
         )
         return mixed
+
+    def _parts(self, qkv: str, layer: KvLayer, attention: Attention) -> tuple[str, str, str]:
+        """Queries [1, T, heads * head_size], keys and values [1, T, layer.heads * head_size]."""
+        sizes = [heads * layer.head_size for heads in (attention.heads, layer.heads, layer.heads)]
+        query = self.node("Split", [qkv, self.integers(*sizes)], outputs=3, axis=-1)
+        return query, f"{query}.1", f"{query}.2"
+
+    def _normed_heads(self, x: str, heads: int, layer: KvLayer, norm: Norm) -> str:
+        """Each head of x [1, T, heads * head_size] normed by itself; the same shape."""
+        split = self.node("Reshape", [x, self.integers(1, -1, heads, layer.head_size)])
+        return self.node("Reshape", [self.norm(split, norm), self.integers(1, -1, heads * layer.head_size)])
 
     def last(self, x: str) -> str:
         return self.node("Gather", [x, self.integers(-1)], axis=1)

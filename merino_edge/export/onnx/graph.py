@@ -16,6 +16,7 @@ from merino_edge.export.onnx.external_data import DATA_FILE, PAGE, DataFile, Sto
 from merino_edge.export.quantize import MatrixError, Quantized, matrix_error, quantize
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import FORMATS, HEAD_SLICE_BYTES
+from merino_edge.families.rotary import Rotary, frequencies
 
 MODEL_FILE = "model.onnx"
 TYPES = {
@@ -62,6 +63,7 @@ class Graph:
         self._constants: dict[str, np.ndarray] = {}
         self._real_weights: dict[str, np.ndarray] = {}
         self._weight_bytes: dict[int, int] = {}  # by address: two shapes of one array are one weight
+        self._rotary_names: dict[tuple[Rotary, int], tuple[str, str]] = {}
 
     def node(self, kind: str, inputs: Sequence[str], *, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
         """Add a node; returns its first output's name. Further outputs are named with `.1`, `.2`, ... behind it."""
@@ -199,6 +201,19 @@ class Graph:
         self.outputs.append(Port(name, dtype, shape))
         return name
 
+    def rotary_constants(self, rotary: Rotary, head_size: int) -> tuple[str, str]:
+        """cos and sin of each position [context, head_size / 2], stored once for each rotary and head size."""
+        key = rotary, head_size
+        if key not in self._rotary_names:
+            more = sum(size == head_size for _, size in self._rotary_names)
+            names = [f"{part}_{head_size}" + (f".{more}" if more else "") for part in ("cos", "sin")]
+            tables = rotary_tables(self.context, head_size, rotary)
+            cos, sin = (
+                self.constant(name, table.astype(self.real)) for name, table in zip(names, tables, strict=True)
+            )
+            self._rotary_names[key] = cos, sin
+        return self._rotary_names[key]
+
     def cache_ports(self, layers: Sequence[KvLayer], present_axis: int | str) -> None:
         """An input for the cached keys and values of each layer [1, heads, context, head_size], and an output for
         what the graph returns of them [1, heads, present_axis, head_size]."""
@@ -237,8 +252,7 @@ def ports(kind: str, layer: KvLayer) -> tuple[str, str]:
     return f"{kind}.{layer.index}.key", f"{kind}.{layer.index}.value"
 
 
-def rotary_tables(context: int, head_size: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of each position, float32 [context, head_size / 2], computed as the torch model does."""
-    steps = np.arange(0, head_size, 2, dtype=np.float32) / head_size
-    angles = np.arange(context, dtype=np.float32)[:, None] * np.float32(theta) ** -steps
+def rotary_tables(context: int, head_size: int, rotary: Rotary) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of each position, float32 [context, head_size / 2], computed as the torch models do."""
+    angles = np.arange(context, dtype=np.float32)[:, None] * frequencies(rotary, head_size)
     return np.cos(angles), np.sin(angles)

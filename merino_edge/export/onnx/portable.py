@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from merino_edge.export.onnx.graph import Graph, ports, rotary_tables
+from merino_edge.export.onnx.graph import Graph, ports
 from merino_edge.export.quantize import Quantized, quantize_blocks
-from merino_edge.families.graph_ops import KvLayer, Norm, Weights
+from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
+from merino_edge.families.rotary import Rotary
 
 MASKED = -1e4
 END = np.iinfo(np.int64).max
@@ -27,7 +28,7 @@ class Portable(Graph):
         super().__init__(weights, context, precision)
         self.positions = self.cached_mask = self.new_mask = ""  # set by begin_decoder or begin_attention
         self._signed_codes: dict[str, np.ndarray] = {}
-        self._rotary: dict[int, tuple[str, str]] = {}  # cos and sin of the new positions, by head size
+        self._rotary: dict[tuple[Rotary, int], tuple[str, str]] = {}  # cos and sin of the new positions
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
         """Add a decoder's inputs and outputs (the logits apart), and the nodes that make both masks of them."""
@@ -141,58 +142,99 @@ class Portable(Graph):
         total = self.add(x, residual)
         return self.norm(total, norm), total
 
+    def scale(self, x: str, factor: float) -> str:
+        return self.node("Mul", [x, self.scalar(factor)])
+
     def activation(self, x: str, kind: str) -> str:
         if kind == "relu":
             return self.node("Relu", [x])
+        if kind == "silu":
+            return self.node("Mul", [x, self.node("Sigmoid", [x])])
+        if kind == "gelu_erf":
+            error = self.node("Erf", [self.scale(x, math.sqrt(0.5))])
+            return self.node("Mul", [self.scale(x, 0.5), self.add(error, self.scalar(1.0))])
         cube = self.node("Mul", [self.node("Mul", [x, x]), x])
         inner = self.add(x, self.node("Mul", [cube, self.scalar(0.044715)]))
         tanh = self.node("Tanh", [self.node("Mul", [inner, self.scalar(math.sqrt(2 / math.pi))])])
         half = self.node("Mul", [x, self.scalar(0.5)])
         return self.node("Mul", [half, self.add(tanh, self.scalar(1.0))])
 
-    def attention(self, qkv: str, layer: KvLayer, rotary_theta: float | None) -> str:
-        query, key, value = self._heads(qkv, layer)  # [1, heads, T, head_size]
-        if rotary_theta is not None:
-            query, key = self._rotate(query, layer, rotary_theta), self._rotate(key, layer, rotary_theta)
-        query = self.node("Mul", [query, self.scalar(layer.head_size**-0.5)])
+    def gated(self, x: str, kind: str) -> str:
+        gate = self.node("Split", [x], outputs=2, axis=-1)
+        return self.node("Mul", [self.activation(gate, kind), f"{gate}.1"])
+
+    def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
+        query, key, value = self._heads(qkv, layer, attention)  # [1, heads, T, head_size]
+        if attention.query_norm and attention.key_norm:
+            query, key = self.norm(query, attention.query_norm), self.norm(key, attention.key_norm)
+        if attention.rotary:
+            query, key = self._rotate(query, layer, attention.rotary), self._rotate(key, layer, attention.rotary)
+        query = self.node("Mul", [query, self.scalar(attention.scale)])
+        query = self._grouped(query, layer, attention)
         for name, new in zip(ports("present", layer), (key, value), strict=True):
             self.node_into("Identity", [new], [name])
         past_key, past_value = ports("past_key_values", layer)
-        cached = self.add(self._scores(query, past_key), self.cached_mask)  # [1, heads, T, context]
-        fresh = self.add(self._scores(query, key), self.new_mask)  # [1, heads, T, T]
+        cached = self.add(self._scores(query, past_key, layer, attention), self.cached_mask)  # [1, heads, T, context]
+        fresh = self.add(self._scores(query, key, layer, attention), self.new_mask)  # [1, heads, T, T]
         weights = self.node("Softmax", [self.node("Concat", [cached, fresh], axis=-1)], axis=-1)
-        from_cache = self.node("MatMul", [self._part(weights, 0, self.context), past_value])
-        from_new = self.node("MatMul", [self._part(weights, self.context, END), value])
+        from_cache = self._mixed(self._part(weights, 0, self.context), past_value, layer, attention)
+        from_new = self._mixed(self._part(weights, self.context, END), value, layer, attention)
         mixed = self.node("Transpose", [self.add(from_cache, from_new)], perm=[0, 2, 1, 3])
-        return self.node("Reshape", [mixed, self.integers(1, -1, layer.heads * layer.head_size)])
+        return self.node("Reshape", [mixed, self.integers(1, -1, attention.heads * layer.head_size)])
 
-    def _heads(self, qkv: str, layer: KvLayer) -> list[str]:
-        """Query, key and value, each [1, heads, T, head_size], of packed [1, T, 3 * width]."""
-        split = self.node("Split", [qkv], outputs=3, axis=-1)
-        shape = self.integers(1, -1, layer.heads, layer.head_size)
-        parts = (split, f"{split}.1", f"{split}.2")
-        return [self.node("Transpose", [self.node("Reshape", [part, shape])], perm=[0, 2, 1, 3]) for part in parts]
+    def _heads(self, qkv: str, layer: KvLayer, attention: Attention) -> list[str]:
+        """Query [1, heads, T, head_size], key and value [1, layer.heads, T, head_size], of packed ones."""
+        heads = (attention.heads, layer.heads, layer.heads)
+        if attention.heads == layer.heads:
+            split = self.node("Split", [qkv], outputs=3, axis=-1)
+        else:
+            sizes = self.integers(*(count * layer.head_size for count in heads))
+            split = self.node("Split", [qkv, sizes], outputs=3, axis=-1)
+        shapes = [self.integers(1, -1, count, layer.head_size) for count in heads]
+        parts = zip((split, f"{split}.1", f"{split}.2"), shapes, strict=True)
+        return [self.node("Transpose", [self.node("Reshape", part)], perm=[0, 2, 1, 3]) for part in parts]
 
-    def _rotate(self, x: str, layer: KvLayer, theta: float) -> str:
+    def _grouped(self, x: str, layer: KvLayer, attention: Attention) -> str:
+        """x [1, heads, T, n] as [1, layer.heads, heads / layer.heads * T, n]: rows that meet the same keys or values.
+
+        So keys and values are not repeated for the heads of queries that share them.
+        """
+        if attention.heads == layer.heads:
+            return x
+        return self.node("Reshape", [x, self.integers(1, layer.heads, -1, 0)])
+
+    def _ungrouped(self, x: str, layer: KvLayer, attention: Attention) -> str:
+        """The other way: [1, layer.heads, heads / layer.heads * T, n] as [1, heads, T, n]."""
+        if attention.heads == layer.heads:
+            return x
+        return self.node("Reshape", [x, self.integers(1, attention.heads, -1, 0)])
+
+    def _rotate(self, x: str, layer: KvLayer, rotary: Rotary) -> str:
         """Rotary position embedding of x [1, heads, T, head_size]: element i is paired with i + head_size / 2."""
-        if layer.head_size not in self._rotary:
-            names = [f"cos_{layer.head_size}", f"sin_{layer.head_size}"]
-            tables = [table.astype(self.real) for table in rotary_tables(self.context, layer.head_size, theta)]
+        key = rotary, layer.head_size
+        if key not in self._rotary:
             rows = [
-                self.node("Gather", [self.constant(name, table), self.positions])  # [1, T, head_size / 2]
-                for name, table in zip(names, tables, strict=True)
+                self.node("Gather", [name, self.positions])  # [1, T, head_size / 2]
+                for name in self.rotary_constants(rotary, layer.head_size)
             ]
             cos, sin = (self.node("Unsqueeze", [row, self.integers(1)]) for row in rows)
-            self._rotary[layer.head_size] = cos, sin
-        cos, sin = self._rotary[layer.head_size]
+            self._rotary[key] = cos, sin
+        cos, sin = self._rotary[key]
         left = self.node("Split", [x], outputs=2, axis=-1)
         right = f"{left}.1"
         turned_left = self.node("Sub", [self.node("Mul", [left, cos]), self.node("Mul", [right, sin])])
         turned_right = self.add(self.node("Mul", [right, cos]), self.node("Mul", [left, sin]))
         return self.node("Concat", [turned_left, turned_right], axis=-1)
 
-    def _scores(self, query: str, key: str) -> str:
-        return self.node("MatMul", [query, self.node("Transpose", [key], perm=[0, 1, 3, 2])])
+    def _scores(self, query: str, key: str, layer: KvLayer, attention: Attention) -> str:
+        """[1, heads, T, n] of grouped queries and keys [1, layer.heads, n, head_size]."""
+        scores = self.node("MatMul", [query, self.node("Transpose", [key], perm=[0, 1, 3, 2])])
+        return self._ungrouped(scores, layer, attention)
+
+    def _mixed(self, weights: str, value: str, layer: KvLayer, attention: Attention) -> str:
+        """[1, heads, T, head_size] of weights [1, heads, T, n] and values [1, layer.heads, n, head_size]."""
+        mixed = self.node("MatMul", [self._grouped(weights, layer, attention), value])
+        return self._ungrouped(mixed, layer, attention)
 
     def _part(self, weights: str, start: int, end: int) -> str:
         return self.node("Slice", [weights, self.integers(start), self.integers(end), self.integers(3)])

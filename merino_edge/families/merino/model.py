@@ -12,6 +12,10 @@ from merino_edge.families.registry import Loader
 
 MODEL = MerinoForCausalLM
 SUPPORTED: Mapping[str, Any] = {}  # MerinoConfig itself refuses what cannot be
+KEYS = frozenset({
+    "blocks", "vocab_size", "head_size", "max_position_embeddings", "rope_theta", "rms_norm_eps", "hidden_size",
+    "num_hidden_layers", "num_attention_heads", "tie_word_embeddings", "rope_parameters",
+})  # fmt: skip
 LOADER = Loader(
     "modeling_merino",
     {"AutoConfig": "MerinoConfig", "AutoModelForCausalLM": "MerinoForCausalLM"},

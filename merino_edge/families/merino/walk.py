@@ -1,7 +1,8 @@
 """The walk through a MeRino decoder: which operations, in which order, on which weights of the state dict."""
 
-from merino_edge.families.graph_ops import GraphOps, KvLayer, Norm
+from merino_edge.families.graph_ops import GraphOps, KvLayer, Norm, plain_attention
 from merino_edge.families.merino.geometry import Architecture
+from merino_edge.families.rotary import Rotary
 
 
 def walk_merino(graph: GraphOps, arch: Architecture) -> None:
@@ -39,7 +40,8 @@ def walk_layer(
     attention_norm = Norm(f"{at}.attention_norm.weight", None, arch.rms_norm_eps)
     ffn_norm = Norm(f"{at}.ffn_norm.weight", None, arch.rms_norm_eps)
     normed, x = graph.add_norm(delta, x, attention_norm) if delta else (graph.norm(x, attention_norm), x)
-    mixed = graph.attention(graph.linear(normed, f"{at}.attention.qkv.weight"), cache, arch.rope_theta)
+    attention = plain_attention(cache, Rotary(arch.rope_theta, arch.head_size))
+    mixed = graph.attention(graph.linear(normed, f"{at}.attention.qkv.weight"), cache, attention)
     if final:
         mixed, x = graph.last(mixed), graph.last(x)
     attended = graph.linear(mixed, f"{at}.attention.out.weight")

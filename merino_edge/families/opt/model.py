@@ -16,6 +16,10 @@ SUPPORTED: Mapping[str, Any] = {
     "_remove_final_layer_norm": False,
 }
 
+KEYS = frozenset({
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "word_embed_proj_dim", "vocab_size",
+    "max_position_embeddings", "do_layer_norm_before", "dropout", "activation_dropout", "layerdrop", "init_std",
+})  # fmt: skip
 LOADER = None
 
 

@@ -1,6 +1,6 @@
 """The walk through OPT (arXiv 2205.01068): learned positions, LayerNorm with biases, ReLU, norms before or after."""
 
-from merino_edge.families.graph_ops import GraphOps, KvLayer, Norm
+from merino_edge.families.graph_ops import GraphOps, KvLayer, Norm, plain_attention
 from merino_edge.families.opt.geometry import POSITION_OFFSET, OptArchitecture
 
 EPS = 1e-5  # of LayerNorm: torch's default, which OPT keeps
@@ -39,7 +39,7 @@ def walk_pre_norm_layer(graph: GraphOps, at: str, x: str, cache: KvLayer) -> str
 def self_attention(graph: GraphOps, at: str, x: str, cache: KvLayer) -> str:
     names = [f"{at}.self_attn.{part}_proj" for part in "qkv"]
     qkv = graph.packed_linear(x, [f"{name}.weight" for name in names], [f"{name}.bias" for name in names])
-    mixed = graph.attention(qkv, cache, None)
+    mixed = graph.attention(qkv, cache, plain_attention(cache))
     return graph.linear(mixed, f"{at}.self_attn.out_proj.weight", f"{at}.self_attn.out_proj.bias")
 
 

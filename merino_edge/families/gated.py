@@ -1,0 +1,100 @@
+"""What the decoders after LLaMA (arXiv 2302.13971) share: equal layers with RMSNorm, rotary positions, heads of keys
+that several heads of queries share, and a gated FFN. A family's class adds what it has besides.
+"""
+
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from merino_edge.families.graph_ops import Attention, KvLayer, Norm
+from merino_edge.families.pre_norm import Decoder, Layer, Linear
+from merino_edge.families.rotary import Positive, RopeScaling, Rotary
+from merino_edge.families.uniform import Biased, EqualLayers, UniformGeometry
+from merino_runtime.bundle_schema import LARGEST_LAYER, LARGEST_VOCAB, LONGEST_CONTEXT
+
+Heads = Annotated[int, Field(ge=1, le=LARGEST_LAYER)]
+
+
+class GatedGeometry(EqualLayers):
+    """A decoder of equal layers with a gated FFN.
+
+    Attributes:
+        kv_heads: heads of keys and values; a group of `heads / kv_heads` heads of queries shares each.
+        head_size: channels of a head; `heads * head_size` need not be `width`.
+        tied: whether the head is the embedding.
+        norm_eps: added to the mean square in RMSNorm.
+        rope_theta, rope_scaling: base of the rotary frequencies, and how they were changed for longer contexts.
+    """
+
+    QKV_BIAS: ClassVar[bool] = False
+    NORMED_HEADS: ClassVar[bool] = False  # queries and keys, each head by itself
+    NORMS_BEHIND: ClassVar[bool] = False
+    ACTIVATION: ClassVar[str] = "silu"
+
+    width: Annotated[int, Field(ge=8, le=65_536)]
+    layers: Annotated[int, Field(ge=1, le=1024)]
+    heads: Heads
+    kv_heads: Heads
+    head_size: Annotated[int, Field(ge=2, le=LARGEST_LAYER, multiple_of=2)]
+    ffn_width: Annotated[int, Field(ge=8, le=1_048_576)]
+    vocab: Annotated[int, Field(ge=2, le=LARGEST_VOCAB)]
+    context: Annotated[int, Field(ge=2, le=LONGEST_CONTEXT)]
+    tied: bool
+    norm_eps: Positive
+    rope_theta: Positive
+    rope_scaling: RopeScaling | None = None
+
+    @model_validator(mode="after")
+    def _groups(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        return self
+
+    @property
+    def counts(self) -> UniformGeometry:
+        biases: tuple[Biased, ...] = ("qkv",) if self.QKV_BIAS else ()
+        return UniformGeometry(
+            layers=self.layers, width=self.width, heads=self.heads, kv_heads=self.kv_heads, head_size=self.head_size,
+            ffn_width=self.ffn_width, vocab=self.vocab, context=self.context, gated=True, norm="rms", final_norm=True,
+            query_key_norm=self.NORMED_HEADS, biases=biases, positions="rotary", position_offset=0, tied=self.tied,
+            embed_width=self.width, norms_behind=self.NORMS_BEHIND, last_alone=True,
+        )  # fmt: skip
+
+    def rms_norm(self, at: str) -> Norm:
+        return Norm(f"{at}.weight", None, self.norm_eps)
+
+    def attention_of(self, layer: int) -> Attention:
+        """The attention of a layer. Norms of heads are named as in the state dict."""
+        at = f"model.layers.{layer}.self_attn"
+        norms = [self.rms_norm(f"{at}.{part}_norm") if self.NORMED_HEADS else None for part in "qk"]
+        rotary = Rotary(self.rope_theta, self.head_size, self.rope_scaling)
+        return Attention(self.heads, self.head_size**-0.5, rotary, None, *norms)
+
+    def layer_of(self, layer: int) -> Layer:
+        """The layer with the names that transformers gives its weights."""
+        at = f"model.layers.{layer}"
+        qkv = [f"{at}.self_attn.{part}_proj" for part in "qkv"]
+        return Layer(
+            cache=KvLayer(layer, self.kv_heads, self.head_size),
+            attention=self.attention_of(layer),
+            attention_norm=self.rms_norm(f"{at}.input_layernorm"),
+            qkv=Linear(
+                tuple(f"{name}.weight" for name in qkv), tuple(f"{name}.bias" for name in qkv if self.QKV_BIAS)
+            ),
+            out=Linear((f"{at}.self_attn.o_proj.weight",)),
+            ffn_norm=self.rms_norm(f"{at}.post_attention_layernorm"),
+            up=Linear((f"{at}.mlp.gate_proj.weight", f"{at}.mlp.up_proj.weight")),
+            down=Linear((f"{at}.mlp.down_proj.weight",)),
+            activation=self.ACTIVATION,
+            gated=True,
+        )
+
+    def decoder(self) -> Decoder:
+        """What the walk writes."""
+        embedding = "model.embed_tokens.weight"
+        return Decoder(
+            embedding=embedding,
+            head=embedding if self.tied else "lm_head.weight",
+            layers=tuple(self.layer_of(layer) for layer in range(self.layers)),
+            final_norm=self.rms_norm("model.norm"),
+        )

@@ -1,0 +1,118 @@
+"""The walk through decoders whose norms stand before attention and FFN, as most published ones do.
+
+A family says which weights and which switches its `Decoder` has. It may share this walk and need not.
+"""
+
+from dataclasses import dataclass
+
+from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Names of one or several matrices with one input, joined along their outputs, and of their biases."""
+
+    weights: tuple[str, ...]
+    biases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer.
+
+    Attributes:
+        qkv: queries, keys and values, in that order.
+        up: into the FFN; where it is `gated`, the matrix of the activated half stands first.
+        norm_behind_attention, norm_behind_ffn: on what is added to the residual; None where there is none.
+    """
+
+    cache: KvLayer
+    attention: Attention
+    attention_norm: Norm
+    qkv: Linear
+    out: Linear
+    ffn_norm: Norm
+    up: Linear
+    down: Linear
+    activation: str
+    gated: bool
+    norm_behind_attention: Norm | None = None
+    norm_behind_ffn: Norm | None = None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A whole one.
+
+    Attributes:
+        head: the head's table, which may be the embedding.
+        positions: a table of learned positions and the row of the first one; None for a family without.
+        parallel: whether attention and FFN of a layer read the same residual, and are added to it together.
+        embedding_factor, residual_factor, logit_factor: on the embedding, on each sublayer's output, on the logits.
+    """
+
+    embedding: str
+    head: str
+    layers: tuple[Layer, ...]
+    final_norm: Norm
+    positions: tuple[str, int] | None = None
+    parallel: bool = False
+    embedding_factor: float = 1.0
+    residual_factor: float = 1.0
+    logit_factor: float = 1.0
+
+
+def walk_decoder(graph: GraphOps, decoder: Decoder) -> None:
+    """Write the whole graph: ids to logits of the last position.
+
+    The sum of a sublayer's output `delta` and its residual `x` is not written where it arises, but by the norm that
+    follows, so that a dialect can fuse the two. Behind the last attention only the last position is computed: only its
+    logits are wanted.
+    """
+    x, delta = scaled(graph, graph.embed(decoder.embedding), decoder.embedding_factor), None
+    if decoder.positions:
+        x = graph.add(x, graph.embed_positions(*decoder.positions))
+    for layer in decoder.layers:
+        x, delta = walk_layer(graph, decoder, layer, x, delta)
+    normed, _ = residual_norm(graph, x, delta, decoder.final_norm)
+    graph.head(scaled(graph, normed, decoder.logit_factor), decoder.head)
+
+
+def walk_layer(graph: GraphOps, decoder: Decoder, layer: Layer, x: str, delta: str | None) -> tuple[str, str]:
+    """(x, delta) before the layer -> (x, delta) after it."""
+    normed, x = residual_norm(graph, x, delta, layer.attention_norm)
+    mixed = graph.attention(linear(graph, normed, layer.qkv), layer.cache, layer.attention)
+    if layer == decoder.layers[-1]:
+        mixed, x = graph.last(mixed), graph.last(x)
+    attended = normed_behind(graph, linear(graph, mixed, layer.out), layer.norm_behind_attention)
+    attended = scaled(graph, attended, decoder.residual_factor)
+    if decoder.parallel:
+        normed = graph.norm(x, layer.ffn_norm)
+    else:
+        normed, x = graph.add_norm(attended, x, layer.ffn_norm)
+    fed = normed_behind(graph, ffn(graph, layer, normed), layer.norm_behind_ffn)
+    fed = scaled(graph, fed, decoder.residual_factor)
+    return x, graph.add(attended, fed) if decoder.parallel else fed
+
+
+def ffn(graph: GraphOps, layer: Layer, x: str) -> str:
+    hidden = linear(graph, x, layer.up)
+    hidden = graph.gated(hidden, layer.activation) if layer.gated else graph.activation(hidden, layer.activation)
+    return linear(graph, hidden, layer.down)
+
+
+def linear(graph: GraphOps, x: str, matrices: Linear) -> str:
+    return graph.packed_linear(x, list(matrices.weights), list(matrices.biases) or None)
+
+
+def residual_norm(graph: GraphOps, x: str, delta: str | None, norm: Norm) -> tuple[str, str]:
+    """(norm(x + delta), x + delta), where there is a delta."""
+    return graph.add_norm(delta, x, norm) if delta else (graph.norm(x, norm), x)
+
+
+def normed_behind(graph: GraphOps, x: str, norm: Norm | None) -> str:
+    return graph.norm(x, norm) if norm else x
+
+
+def scaled(graph: GraphOps, x: str, factor: float) -> str:
+    return graph.scale(x, factor) if factor != 1.0 else x

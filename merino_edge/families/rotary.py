@@ -1,0 +1,59 @@
+"""Rotary positions (RoFormer, arXiv 2104.09864): pairs of channels of a query or key, turned by angles that grow with
+the position. Channel i of a head is paired with i + head_size / 2."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class RopeScaling(BaseModel):
+    """How the frequencies of Llama 3.1 and later were changed for longer contexts (`rope_scaling` in config.json).
+
+    Frequencies whose wavelength is above `original_context / low_freq_factor` positions are divided by `factor`, those
+    below `original_context / high_freq_factor` stay, and those in between change linearly from the one to the other.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["llama3"]
+    factor: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    low_freq_factor: Positive
+    high_freq_factor: Positive
+    original_context: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(f"low_freq_factor {self.low_freq_factor} is not below {self.high_freq_factor}, the high")
+        return self
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Which angles. `turned`: channels of a head that turn, an even number; the pairs beyond stay (angle 0)."""
+
+    theta: float
+    turned: int
+    scaling: RopeScaling | None = None
+
+
+def frequencies(rotary: Rotary, head_size: int) -> np.ndarray:
+    """Angle per position of each pair, float32 [head_size / 2], computed as the torch models do."""
+    steps = np.arange(0, rotary.turned, 2, dtype=np.float32) / rotary.turned
+    found = np.zeros(head_size // 2, np.float32)
+    found[: len(steps)] = scaled(np.float32(rotary.theta) ** -steps, rotary.scaling)
+    return found
+
+
+def scaled(found: np.ndarray, scaling: RopeScaling | None) -> np.ndarray:
+    """Frequencies after `scaling`."""
+    if scaling is None:
+        return found
+    turns = scaling.original_context * found / (2 * np.pi)  # in the original context
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = np.clip(kept, 0, 1)
+    return (found * (kept + (1 - kept) / scaling.factor)).astype(np.float32)
