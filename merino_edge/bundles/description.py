@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import DESCRIPTION_FILE, list_files
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.operators import FAST_ISA, decode_flops, head_flops, kv_bytes, params
+from merino_edge.families.operators import Core, decode_flops, fast_isa, head_flops, kv_bytes, params
 from merino_edge.storage.atomic import write_text
 from merino_runtime.bundle import BackendNeed, Bundle, Chat, Golden, KvLayer, Port, Threads
 from merino_runtime.bundle_schema import BUNDLE_SHAPE, SCHEMA, problems_of
@@ -22,6 +22,8 @@ from merino_runtime.bundle_schema import BUNDLE_SHAPE, SCHEMA, problems_of
 MIN_VERSIONS = {
     ("fused", "fp32"): "1.18", ("fused", "fp16"): "1.20", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23",
 }  # fmt: skip
+# For Arm cores without dotprod: no blocks of 8 bits; blocks of 4 bits were dequantised at each call before 1.21.
+PLAIN_MIN_VERSIONS = {"int8": "1.18", "int4": "1.21"}
 REFUSED_VERSIONS = ("1.21.0",)  # dies of an illegal instruction on Cortex-A53 and A72
 TENSORRT = BackendNeed("tensorrt", "8.2", ())  # JetPack 4.6's
 RUNTIME_CHOOSES = Threads(None, None)
@@ -73,11 +75,19 @@ class ModelFacts(NamedTuple):
 
 
 class GraphFormat(NamedTuple):
-    """How the model was exported. `context`: KV slots, in tokens."""
+    """How the model was exported. `context`: KV slots, in tokens. `core`: see `families.operators.core_of`."""
 
     precision: str
     dialect: str
     context: int
+    core: Core | None = None
+
+    @property
+    def min_version(self) -> str:
+        """The oldest ONNX Runtime, by what is in the graph."""
+        if self.core == "plain":
+            return PLAIN_MIN_VERSIONS[self.precision]
+        return MIN_VERSIONS.get((self.dialect, self.precision), "1.10")
 
 
 def describe(
@@ -94,6 +104,7 @@ def describe(
         architecture=geometry.model_dump(mode="json"),
         precision=form.precision,
         dialect=form.dialect,
+        core=form.core,
         weights=model.weights,
         weights_source=model.weights_source,
         context=form.context,
@@ -108,8 +119,9 @@ def describe(
         weight_bytes=graph.weight_bytes,
         decode_weight_bytes=graph.decode_weight_bytes,
         kv_bytes=kv_bytes(operators, form.context, form.precision),
-        isa=tuple(FAST_ISA[form.precision]),
+        isa=tuple(fast_isa(form.core)),
         boards=fitting_boards(operators, form.precision, form.context, threads),
+        slower_on=(),
         backends=backends_of(form),
         threads=threads,
         golden=golden,
@@ -120,9 +132,8 @@ def describe(
 
 def backends_of(form: GraphFormat) -> tuple[BackendNeed, ...]:
     """What can run such a graph, the preferred backend first. TensorRT takes standard operators on floats."""
-    oldest = MIN_VERSIONS.get((form.dialect, form.precision), "1.10")
     on_gpu = (TENSORRT,) if form.dialect == "portable" and form.precision in ("fp32", "fp16") else ()
-    return (BackendNeed("onnxruntime", oldest, REFUSED_VERSIONS), *on_gpu)
+    return (BackendNeed("onnxruntime", form.min_version, REFUSED_VERSIONS), *on_gpu)
 
 
 def write_description(bundle: Bundle) -> None:

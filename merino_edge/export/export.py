@@ -12,6 +12,7 @@ from merino_edge.bundles.write import write_bundle
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
+from merino_edge.export.onnx.plain import FusedPlain
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.parity import Golden, allowed_error, torch_greedy, with_quantized, worst_error
 from merino_edge.export.quantize import MatrixError
@@ -19,6 +20,7 @@ from merino_edge.export.request import chosen_precision
 from merino_edge.export.source import Source
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
+from merino_edge.families.operators import Core, core_of
 from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import check_folder, check_keeps, new_folder
 from merino_runtime.bundle import Bundle, Threads, load_bundle
@@ -28,7 +30,7 @@ from merino_runtime.errors import MerinoError
 GOLDEN_STEPS = 16
 GOLDEN_PROMPTS = 8  # tried at most
 CLEAR_LEAD = 0.15  # three times the error that quantised formats are allowed
-DIALECTS: dict[str, type[Fused] | type[Portable]] = {"fused": Fused, "portable": Portable}
+Dialect = type[Fused] | type[Portable]
 
 
 class Exported(NamedTuple):
@@ -47,10 +49,11 @@ class Exported(NamedTuple):
 
 def export(
     source: Source, out: Path, *, dialect: str = "fused", precision: str | None = None, context: int | None = None,
-    overwrite: bool = False,
+    core: Core = "dotprod", overwrite: bool = False,
 ) -> Exported:  # fmt: skip
     """Write the bundle `out`. Without a `precision` it has the design's weight format, or float32 without a design.
 
+    `core`: the kind of Arm core that the products of whole numbers are written for, where the format has any.
     `overwrite`: random weights may replace trained ones. Raises MerinoError for a request that is not possible, for
     weights that give no finite logits, and where the graph differs from torch; then nothing is written.
     """
@@ -58,7 +61,7 @@ def export(
     context = chosen_context(source, context)
     check_replaces(source, out, overwrite)
     check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch))
-    graph = build_graph(source, dialect, context, precision)
+    graph = build_graph(source, dialect, context, precision, core)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     golden = clear_golden(with_quantized(source.model, graph.quantized), source.arch.vocab, context)
     if not np.isfinite(golden.logits).all():
@@ -68,7 +71,7 @@ def export(
     )
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(
-            folder, model, graph, GraphFormat(precision, dialect, context),
+            folder, model, graph, GraphFormat(precision, dialect, context, core_of(dialect, precision, core)),
             GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids)),
             threads=planned_threads(source, precision), tokenizer=source.tokenizer,
         )  # fmt: skip
@@ -139,14 +142,20 @@ def planned_threads(source: Source, precision: str) -> Threads:
     return RUNTIME_CHOOSES
 
 
-def build_graph(source: Source, dialect: str, context: int, precision: str) -> Graph:
+def build_graph(source: Source, dialect: str, context: int, precision: str, core: Core = "dotprod") -> Graph:
     """The graph of the source's model, with its weights in float32 or quantised."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
-    return walked_graph(DIALECTS[dialect], source.arch, weights, context, precision)
+    return walked_graph(written_by(dialect, precision, core), source.arch, weights, context, precision)
+
+
+def written_by(dialect: str, precision: str, core: Core) -> Dialect:
+    if dialect == "portable":
+        return Portable
+    return FusedPlain if core_of(dialect, precision, core) == "plain" else Fused
 
 
 def walked_graph(
-    dialect: type[Fused] | type[Portable], arch: Geometry, weights: Weights, context: int, precision: str
+    dialect: Dialect, arch: Geometry, weights: Weights, context: int, precision: str
 ) -> Graph:
     """The walk of the geometry's family, written in a dialect."""
     kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]

@@ -62,7 +62,7 @@ def test_a_description_is_read_as_it_was_written(graph, model, tmp_path):
     folder = tmp_path / "bundle"
     folder.mkdir()
     assert not is_bundle(folder)
-    form, golden = GraphFormat("int8", "fused", 64), Golden((1, 2), (3,))
+    form, golden = GraphFormat("int8", "fused", 64, "dotprod"), Golden((1, 2), (3,))
     written = write_bundle(
         folder, model, graph, form, golden, threads=Threads(4, 2), tokenizer=tmp_path / "tokenizer.json"
     )

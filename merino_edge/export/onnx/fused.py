@@ -18,6 +18,7 @@ ACCURACY = 4  # MatMulNBits quantises activations to int8 and multiplies in int8
 
 class Fused(Graph):
     opsets = {"": 17, CONTRIB: 1}
+    accuracy = ACCURACY
 
     def __init__(self, weights: Weights, context: int, precision: str):
         super().__init__(weights, context, precision)
@@ -88,7 +89,7 @@ class Fused(Graph):
             N=len(found.codes),
             bits=found.bits,
             block_size=found.block,
-            accuracy_level=ACCURACY,
+            accuracy_level=self.accuracy,
         )
 
     def add(self, x: str, y: str) -> str:

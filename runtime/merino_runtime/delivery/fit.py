@@ -25,7 +25,7 @@ class Choice(NamedTuple):
 
 
 def choose(archive: Archive, machine: Machine, force: bool = False) -> Choice:
-    """The first bundle of the file that runs well on the machine. Raises MerinoError where none does.
+    """The first bundle of the file that runs well on the machine, before all of those for its kind of core. Raises MerinoError where none does.
 
     force: onto a board that the file was not packed for, and with a format for which the CPU lacks the instructions.
     What cannot run at all is refused even so.
@@ -35,9 +35,10 @@ def choose(archive: Archive, machine: Machine, force: bool = False) -> Choice:
         check_board(manifest, machine)
     wheels = fitting_wheels(manifest, machine)
     refusals: List[str] = []
+    bundles = [(path, packed_bundle(archive, path)) for path in manifest.bundles]
+    bundles.sort(key=lambda each: board.is_for_other_core(each[1], machine.board))  # those for this core first
     for slow in (False, True)[:1 + force]:
-        for path in manifest.bundles:
-            bundle = packed_bundle(archive, path)
+        for path, bundle in bundles:
             try:
                 _check_version(bundle, wheels)
                 return Choice(path, bundle, wheels, tuple(board.check_bundle_fits(bundle, machine.board, slow)))
