@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from merino_edge.families.operators import CPU_FORMATS, Operator
+from merino_edge.families.operators import CPU_FORMATS, Core, Operator
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import missing_isa
+from merino_edge.prediction.other_core import slower_on
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import list_profiles
@@ -13,10 +14,11 @@ from merino_runtime.bundle import Threads
 
 def fitting_boards(
     operators: Sequence[Operator], precision: str, context: int, threads: Threads,
-    profiles: Sequence[DeviceProfile] | None = None,
+    profiles: Sequence[DeviceProfile] | None = None, core: Core | None = None,
 ) -> tuple[str, ...]:  # fmt: skip
     """Ids of the `profiles` (default: the shipped ones) that the bundle fits, a prompt of half the context included.
 
+    `core`: the kind of core that its graph is for, and boards where that makes it slower are left out; None: any.
     `threads`: the bundle's, since counts that differ open two sessions, each with a copy of the weights. float16 is for
     boards with a GPU.
     """
@@ -31,6 +33,7 @@ def fitting_boards(
         for profile in (list_profiles() if profiles is None else profiles)
         if (precision in CPU_FORMATS or profile.gpu)
         and not missing_isa(profile, precision)
+        and not (core and slower_on(operators, precision, context, core, [profile]))
         and has_memory(profile)
     )
 

@@ -13,6 +13,8 @@ from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import DESCRIPTION_FILE, list_files
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import Core, decode_flops, fast_isa, head_flops, kv_bytes, params
+from merino_edge.prediction.other_core import slower_on
+from merino_edge.profiles.reading import list_profiles
 from merino_edge.storage.atomic import write_text
 from merino_runtime.bundle import BackendNeed, Bundle, Chat, Golden, KvLayer, Port, Threads
 from merino_runtime.bundle_schema import BUNDLE_SHAPE, SCHEMA, problems_of
@@ -120,8 +122,10 @@ def describe(
         decode_weight_bytes=graph.decode_weight_bytes,
         kv_bytes=kv_bytes(operators, form.context, form.precision),
         isa=tuple(fast_isa(form.core)),
-        boards=fitting_boards(operators, form.precision, form.context, threads),
-        slower_on=(),
+        boards=fitting_boards(operators, form.precision, form.context, threads, core=form.core),
+        slower_on=(
+            slower_on(operators, form.precision, form.context, form.core, list_profiles()) if form.core else ()
+        ),
         backends=backends_of(form),
         threads=threads,
         golden=golden,

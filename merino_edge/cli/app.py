@@ -26,6 +26,7 @@ from merino_edge.cli.flash import flash
 from merino_edge.cli.options import HOST, AcceptNew, Device, Json, Ssh
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
+from merino_runtime.errors import MerinoError
 from merino_runtime.streams import CLOSED_PIPE, drop_stdout, exit_code
 
 
@@ -132,8 +133,17 @@ app.command()(train)
 def export(
     source: Annotated[str, typer.Argument(help="checkpoint, design.json, architecture's JSON, fp32 bundle, or an OPT")],
     out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
-    precision: Annotated[str | None, typer.Option(help="format of the weights; default: the design's, or fp32")] = None,
-    dialect: Annotated[str, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10")] = "fused",
+    precision: Annotated[
+        str | None, typer.Option(help="format of the weights; default: the design's, or fp32; auto: the fastest on the"
+                                 " board of --for that keeps the perplexity of --text")
+    ] = None,
+    board_name: Annotated[
+        str | None, typer.Option("--for", metavar="BOARD", help="a graph for this board's runtime and kind of core")
+    ] = None,
+    dialect: Annotated[
+        str | None, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10; default: the board's, or"
+                                 " fused")
+    ] = None,
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
     weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
@@ -141,11 +151,12 @@ def export(
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
     from merino_edge.bundles.files import bundle_bytes, is_bundle_alone
+    from merino_edge.calibration.board import board
     from merino_edge.cli.tables.bundles import matrix_table
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import working
     from merino_edge.design.design_file import Design
-    from merino_edge.export.request import Plan, chosen_precision, find_source
+    from merino_edge.export.request import Plan, chosen_precision, find_source, target_of
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
     from merino_edge.training.data import check_files
@@ -156,14 +167,28 @@ def export(
     check_folder(out, is_bundle_alone)
     asked = find_source(source, weights)
     plan = asked.content if isinstance(asked, Plan) else None
-    chosen_precision(dialect, precision, plan if isinstance(plan, Design) else None)
+    profile = board(board_name, say) if board_name else None
+    target = target_of(dialect, profile)
+    auto = precision == "auto"
+    if auto and profile is None:
+        raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
+    if not auto:
+        chosen_precision(target.dialect, precision, plan if isinstance(plan, Design) else None)
     # These load torch.
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
 
     with working(f"exporting {source}"):
         found = load_source(source, weights)
-        done = run(found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite)
+        if auto:
+            from merino_edge.evaluation.fastest_format import fastest_format
+
+            assert profile is not None
+            precision = fastest_format(found, profile, target, context, text, say)[-1].precision
+        done = run(
+            found, out, dialect=target.dialect, core=target.core, precision=precision, context=context,
+            overwrite=overwrite,
+        )  # fmt: skip
     made = done.bundle
     print(
         f"{out}: {made.name}, {made.dialect} {made.precision}, {made.params / 1e6:.1f} M parameters"
@@ -172,6 +197,8 @@ def export(
         f" {done.error:.1e} relative, over prefill and {len(made.golden.greedy_ids)} steps;"
         f" fits {', '.join(made.boards) or 'no board of ours'}"
     )
+    for each in made.slower_on:
+        print(f"on {each.board} {each.times:g} times slower than an export with --for {each.board}")
     if done.matrices:
         show(matrix_table(done.matrices))
     if text:

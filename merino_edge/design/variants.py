@@ -19,7 +19,7 @@ from merino_edge.design.score import Scoring
 from merino_edge.design.space import Space
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.prediction.cost_model import CostModel, Regime, cost_model
-from merino_edge.prediction.formats import missing_isa
+from merino_edge.prediction.formats import refused_words
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
@@ -81,8 +81,8 @@ def combinations(
 
 
 def fast_formats(profile: DeviceProfile) -> list[str]:
-    """The formats that the board's runtime does not refuse as slow."""
-    return [precision for precision in CPU_FORMATS if not missing_isa(profile, precision)]
+    """The formats that the board's runtime has and does not refuse as slow."""
+    return [precision for precision in CPU_FORMATS if not refused_words(profile, precision)]
 
 
 def search(variants: Sequence[Variant], limits: Mapping[str, float], scoring: Scoring, solve: Solve) -> Found:

@@ -8,10 +8,26 @@ from merino_edge.design.design_file import Design, read_plan
 from merino_edge.families.checkpoint import check_checkpoint
 from merino_edge.families.designed import Architecture
 from merino_edge.families.names import resolve
+from merino_edge.families.operators import Core
 from merino_edge.families.zoo import Model, exportable_models
+from merino_edge.prediction.formats import core_of_board, dialect_of
+from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
 PRECISIONS = {"fused": ("fp32", "fp16", "int8", "int4"), "portable": ("fp32", "fp16", "int8")}
+
+
+class Target(NamedTuple):
+    """Which graph is written: its dialect, and for which kind of core its products of whole numbers are."""
+
+    dialect: str
+    core: Core
+
+
+def target_of(dialect: str | None, board: DeviceProfile | None) -> Target:
+    """What was asked for, else what suits the board; without either, `fused` for cores with dotprod."""
+    suits = dialect_of(board) if board else "fused"
+    return Target(dialect or suits, core_of_board(board) if board else "dotprod")
 
 
 class Plan(NamedTuple):

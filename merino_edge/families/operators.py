@@ -39,7 +39,6 @@ FORMATS = {
     "int4": WeightFormat(4, 8, True),
 }
 CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16 arithmetic convert to float32
-FAST_ISA = {"fp32": [], "fp16": [], "int8": ["avx2", "dotprod"], "int4": ["avx2", "dotprod"]}  # for int8 products
 # Arm cores with the dotprod instruction and without it. Products of whole numbers are other operators on each.
 Core = Literal["dotprod", "plain"]
 

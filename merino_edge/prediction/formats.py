@@ -1,20 +1,44 @@
-"""Which weight formats a board computes fast: the runtime's rule, asked of a profile."""
+"""Which graphs suit a board: the dialect of its runtime, the kind of its core, and the weight formats that it runs."""
 
-from merino_edge.families.operators import FAST_ISA
+from merino_edge.families.operators import CPU_FORMATS, Core, fast_isa
+from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.board import ARM_FEATURES, X86_FEATURES
+from merino_runtime.board import X86_FEATURES
+from merino_runtime.requirements import version_tuple
 
-FEATURES = {"aarch64": frozenset(ARM_FEATURES.values()), "x86_64": frozenset(X86_FEATURES.values())}
+FIRST_FUSED = (1, 18)  # of ONNX Runtime
+DIALECT_FORMATS = {"fused": CPU_FORMATS, "portable": ("fp32", "int8")}
+
+
+def dialect_of(profile: DeviceProfile) -> str:
+    """`fused` where the board's ONNX Runtime has its operators, else `portable`."""
+    return "fused" if version_tuple(profile.software.onnxruntime) >= FIRST_FUSED else "portable"
+
+
+def graph_dialect(profile: DeviceProfile) -> Dialect:
+    """Of the graphs for this board, as the latency model tells them apart."""
+    if dialect_of(profile) == "portable":
+        return "portable"
+    return "plain" if core_of_board(profile) == "plain" else "fused"
+
+
+def core_of_board(profile: DeviceProfile) -> Core:
+    """The kind of core that graphs for this board are written for; x86 takes those with dotprod."""
+    return "plain" if profile.arch == "aarch64" and "dotprod" not in profile.isa else "dotprod"
+
+
+def refused_words(profile: DeviceProfile, precision: str) -> str:
+    """Why the board's runtime refuses the format or does not have it; empty where it runs it."""
+    dialect = dialect_of(profile)
+    if precision not in DIALECT_FORMATS[dialect]:
+        return f"not there: onnxruntime {profile.software.onnxruntime} has no {precision}"
+    missing = missing_isa(profile, precision)
+    return f"slow here: the CPU has no {', '.join(missing)}" if missing else ""
 
 
 def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
-    """Instructions that `precision` needs and the board lacks, of the board's own architecture; the runtime refuses the
-    format where there are any."""
-    own = FEATURES.get(profile.arch, frozenset())
-    return tuple(name for name in FAST_ISA[precision] if name in own and name not in profile.isa)
-
-
-def slow_words(profile: DeviceProfile, precision: str) -> str:
-    """What a user must know of a format that the board's runtime refuses as slow; empty for any other."""
-    missing = missing_isa(profile, precision)
-    return f"slow here: the CPU has no {', '.join(missing)}" if missing else ""
+    """x86 instructions that `precision` needs and the board lacks; the runtime refuses the format where there are
+    any. For each kind of Arm core there are graphs of its own."""
+    if profile.arch != "x86_64" or precision not in ("int8", "int4"):
+        return ()
+    return tuple(name for name in fast_isa("dotprod") if name in X86_FEATURES and name not in profile.isa)

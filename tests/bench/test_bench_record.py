@@ -43,7 +43,8 @@ def bundle(folder="."):
         kv_layers=(KvLayer(2, 32),), inputs=(), outputs=(), params=250000, flops_per_token=500000,
         head_flops=2 * 300 * 64, weight_bytes=900000, decode_weight_bytes=1000000, kv_bytes=64 * 512, isa=(), boards=(),
         slower_on=(), backends=(BackendNeed("onnxruntime", "1.18", ()),), threads=Threads(None, None),
-        golden=Golden((), ()), chat=None, files=(BundleFile("model.onnx", 700, "0" * 64), BundleFile("model.onnx.data", 4000, "0" * 64)))
+        golden=Golden((), ()), chat=None,
+        files=(BundleFile("model.onnx", 700, "0" * 64), BundleFile("model.onnx.data", 4000, "0" * 64)))
 
 
 def process(turn=0, attempt=0, **values):

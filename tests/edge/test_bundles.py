@@ -18,7 +18,7 @@ from merino_edge.bundles.files import bundle_bytes, is_bundle
 from merino_edge.bundles.write import write_bundle
 from merino_edge.families.operators import FORMATS
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.formats import missing_isa
+from merino_edge.prediction.formats import core_of_board, missing_isa
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import list_profiles, load_profile, profile_ids
 from merino_runtime.bundle import Bundle, Golden, Port, Threads, load_bundle
@@ -174,4 +174,7 @@ def test_by_default_the_boards_are_the_shipped_ones(tiny_arch):
     }
     assert found["fp32"] == tuple(profile_ids())
     assert found["fp16"] == tuple(board.id for board in list_profiles() if board.gpu)
-    assert found["int8"] == tuple(board.id for board in list_profiles() if "dotprod" in board.isa)
+    assert found["int8"] == tuple(profile_ids())
+    for core in ("dotprod", "plain"):  # in blocks int8 is for cores with dotprod, by rows it is fast on all
+        boards = fitting_boards(tiny_arch.operators, "int4", 64, RUNTIME_CHOOSES, core=core)
+        assert boards == tuple(board.id for board in list_profiles() if core_of_board(board) == core)

@@ -11,18 +11,19 @@ from merino_edge.cli.tables.models import reasons
 from merino_edge.design.budgets import shares_over, with_board_defaults
 from merino_edge.design.designer import design
 from merino_edge.design.pareto import MARKED, Front, front
-from merino_edge.design.recommend import existing_entropy, missing_isa, recommend
+from merino_edge.design.recommend import existing_entropy, recommend
 from merino_edge.design.score import INVERSE, block_score
 from merino_edge.design.space import Space
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.zoo import load_models, model
 from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.formats import refused_words
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_edge.report.front import front_svg
 from merino_runtime.errors import MerinoError
 
-PI5, ZERO = load_profile("raspberry-pi-5"), load_profile("raspberry-pi-zero-2w")
+PI5, ZERO, NANO = (load_profile(name) for name in ("raspberry-pi-5", "raspberry-pi-zero-2w", "jetson-nano"))
 SMALL = Space(widths=tuple(range(64, 321, 64)), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=3, vocab=2000)
 
 
@@ -84,12 +85,13 @@ def test_our_designs_keep_the_same_budgets():
 
 
 def test_a_format_that_the_runtime_refuses_on_a_board_does_not_fit_it():
-    assert missing_isa(ZERO, "fp32") == () == missing_isa(PI5, "int4")
-    assert missing_isa(ZERO, "int4") == missing_isa(ZERO, "int8") == ("dotprod",)
-    for candidate in recommended(ZERO, 256).candidates:
-        assert not any(verdict.fits for verdict in candidate.verdicts if verdict.precision != "fp32")
-    ours = recommended(ZERO, 256).ours
-    assert ours[0].design and not ours[1].design and "dotprod" in ours[1].reason
+    assert {refused_words(board, precision) for board in (ZERO, PI5) for precision in CPU_FORMATS} == {""}
+    assert refused_words(NANO, "int4") == "not there: onnxruntime 1.10.0 has no int4"
+    found = recommended(NANO, 256)
+    for candidate in found.candidates:
+        assert not any(verdict.fits for verdict in candidate.verdicts if verdict.precision == "int4")
+    ours = found.ours
+    assert ours[0].design and ours[1].design and not ours[2].design and "has no int4" in ours[2].reason
 
 
 def test_a_model_whose_context_is_too_short_does_not_fit_however_small():

@@ -25,7 +25,8 @@ class Choice(NamedTuple):
 
 
 def choose(archive: Archive, machine: Machine, force: bool = False) -> Choice:
-    """The first bundle of the file that runs well on the machine, before all of those for its kind of core. Raises MerinoError where none does.
+    """The first bundle of the file that runs well on the machine, those for its kind of core before others. Raises
+    MerinoError where none does.
 
     force: onto a board that the file was not packed for, and with a format for which the CPU lacks the instructions.
     What cannot run at all is refused even so.
