@@ -39,7 +39,7 @@ NODES: Mapping[Dialect, Mapping[str, int]] = {
     "portable": {"embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30},
 }
 INTEGER_NODES = 4  # around a portable product of 8 bits: quantise its input, rescale its output
-PLAIN_NODES = 6  # the same for cores without dotprod, of each row by itself
+PLAIN_NODES = 2  # the same for cores without dotprod, where one of four inputs has each row rounded by itself
 
 Amounts = dict[str, float]
 
@@ -95,7 +95,7 @@ def product_amounts(found: Amounts, op: Operator, precision: str, tokens: int, d
     if dialect == "fused" or form == "int4":
         found[f"{form}.scale_ns"] += rows * (op.columns // (largest_block(op.columns) or op.columns)) * tokens
     else:
-        found["launch_us"] += INTEGER_NODES if dialect == "portable" or op.kind == "head" else PLAIN_NODES
+        found["launch_us"] += INTEGER_NODES if dialect == "portable" else PLAIN_NODES
 
 
 def partly_share(size: Any, low: float, high: float) -> Any:

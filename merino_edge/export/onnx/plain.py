@@ -18,13 +18,19 @@ LEAST_LARGEST = 1e-30  # in place of the largest value of a row of zeros
 
 
 class FusedPlain(SignedCodes, Fused):
-    """Activations are rounded to whole numbers once for all matrices of an input."""
+    """Activations are rounded to whole numbers once for all matrices of an input.
+
+    DynamicQuantizeLinear has one scale for all rows: of a prompt, a row with an outlier leaves few whole numbers to the
+    others. What comes out of an FFN's activation has the worst outliers, so there each row is rounded by itself, which
+    costs five small operators. Norms have made the rows of other inputs alike.
+    """
 
     accuracy = FLOAT_ACCURACY
 
     def __init__(self, weights: Weights, context: int, precision: str):
         super().__init__(weights, context, precision)
-        self._rounded: dict[str, tuple[str, str]] = {}  # by input: of DynamicQuantizeLinear, and the rows' largest
+        self._rounded: dict[str, tuple[str, str | None]] = {}  # by input: whole numbers, and the rows' largest value
+        self._uneven: set[str] = set()  # what activations put out
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         return super().quantize(name, matrix, bits) if bits == 8 else quantize(name, matrix, bits, FEWEST_IN_BLOCK)
@@ -39,32 +45,36 @@ class FusedPlain(SignedCodes, Fused):
         return self._integer_product(x, codes, scales, self.vector(biases) if biases else None)
 
     def _integer_product(self, x: str, codes: str, scales: str, bias: str | None = None) -> str:
-        """x @ codes * scales + bias, with each row of x rounded by itself; codes [in, out], scales and bias [out]."""
-        whole, largest = self._rounded_rows(x)
-        product = self.node(
-            "MatMulIntegerToFloat", [whole, codes, f"{whole}.1", scales, f"{whole}.2"], domain=CONTRIB
-        )
-        product = self.node("Mul", [product, largest])
+        """x @ codes * scales + bias; codes [in, out], scales and bias [out]."""
+        if x not in self._rounded:
+            self._rounded[x] = self._rounded_rows(x) if x in self._uneven else (self._whole(x), None)
+        whole, largest = self._rounded[x]
+        inputs = [whole, codes, f"{whole}.1", scales, f"{whole}.2"]
+        product = self.node("MatMulIntegerToFloat", inputs, domain=CONTRIB)
+        if largest:
+            product = self.node("Mul", [product, largest])
         return self.node("Add", [product, bias]) if bias else product
 
-    def _rounded_rows(self, x: str) -> tuple[str, str]:
-        """x [1, T, in], each row over its largest value, in whole numbers with one scale; the largest [1, T, 1].
+    def _whole(self, x: str) -> str:
+        return self.node("DynamicQuantizeLinear", [x], outputs=3)
 
-        DynamicQuantizeLinear has one scale for all rows: of a prompt, a row with an outlier would leave few whole
-        numbers to the others.
-        """
-        if x not in self._rounded:
-            least = self.constant("least_largest", np.array(LEAST_LARGEST, np.float32))
-            largest = self.node("ReduceMax", [self.node("Abs", [x])], axes=[-1])
-            largest = self.node("Max", [largest, least])
-            scaled = self.node("Div", [x, largest])
-            self._rounded[x] = self.node("DynamicQuantizeLinear", [scaled], outputs=3), largest
-        return self._rounded[x]
+    def _rounded_rows(self, x: str) -> tuple[str, str]:
+        """x [1, T, in], each row over its largest value, in whole numbers with one scale; the largest [1, T, 1]."""
+        least = self.constant("least_largest", np.array(LEAST_LARGEST, np.float32))
+        largest = self.node("ReduceMax", [self.node("Abs", [x])], axes=[-1])
+        largest = self.node("Max", [largest, least])
+        return self._whole(self.node("Div", [x, largest])), largest
+
+    def activation(self, x: str, kind: str) -> str:
+        return self._noted(super().activation(x, kind))
+
+    def gated(self, x: str, kind: str) -> str:
+        return self._noted(super().gated(x, kind))
+
+    def _noted(self, x: str) -> str:
+        self._uneven.add(x)
+        return x
 
     def head(self, x: str, table: str) -> None:
-        """Of one row, so it is rounded as it is."""
         self.output("logits", "float32", 1, 1, self.weights[table].shape[0])
-        codes, scales = self._whole_table(table)
-        whole = self.node("DynamicQuantizeLinear", [x], outputs=3)
-        inputs = [whole, codes, f"{whole}.1", scales, f"{whole}.2"]
-        self.logits(self.node("MatMulIntegerToFloat", inputs, domain=CONTRIB))
+        self.logits(self._integer_product(x, *self._whole_table(table)))
