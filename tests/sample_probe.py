@@ -78,4 +78,10 @@ def with_errors(profile, centre=0.02, scale=0.05, degrees_of_freedom=20.0, forms
         form: own.of_format(form).model_copy(update={"decode_error": error, "prefill_error": error}) for form in forms
     }
     own = own.model_copy(update={"kind": "calibrated", **tables})
-    return profile.model_copy(update={"performance": profile.performance.model_copy(update={"coefficients": own})})
+    return with_coefficients(profile, own)
+
+
+def with_coefficients(profile, own):
+    """The board with these coefficients of ONNX Runtime."""
+    speed = profile.performance.onnxruntime.model_copy(update={"coefficients": own})
+    return profile.model_copy(update={"performance": profile.performance.model_copy(update={"onnxruntime": speed})})

@@ -35,7 +35,8 @@ def tasks():
     """(name, profile, budgets): the paper's FLOPs alone, and what each board gets by default."""
     for flops_g in FLOPS_G:
         yield f"{flops_g} GFLOPs", load_profile("raspberry-pi-4"), {"flops_g": flops_g}
-    for profile in list_profiles():
+    for board in list_profiles():
+        profile = board.with_backend("onnxruntime")
         yield profile.id, profile, with_board_defaults({}, profile)
 
 

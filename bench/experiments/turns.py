@@ -35,7 +35,7 @@ def take_turns(
     summary: Callable[[list[dict[str, Any]]], Any],
 ) -> list[dict[str, Any]]:
     """`measure(task, folder for its bundle)` -> quantities and `flags`; `row_of(task, passes)` -> a row."""
-    coefficients = board(asked.device).performance.coefficients
+    coefficients = board(asked.device).performance.onnxruntime.coefficients
     head = {"times": coefficients.source if coefficients else None}
     passes = json.loads(asked.out.read_text())["passes"] if asked.out.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:

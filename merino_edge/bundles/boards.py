@@ -1,10 +1,11 @@
-"""The shipped boards that a bundle fits: free memory holds it, and the CPU is fast at its weight format."""
+"""The shipped boards that a bundle fits: one of its backends is there, computes its weight format fast, and free memory
+holds it."""
 
 from collections.abc import Sequence
 
-from merino_edge.families.operators import CPU_FORMATS, Core, Operator
+from merino_edge.families.operators import Core, Operator
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.formats import missing_isa
+from merino_edge.prediction.formats import is_predicted, missing_isa
 from merino_edge.prediction.other_core import slower_on
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
@@ -14,33 +15,36 @@ from merino_runtime.bundle import Threads
 
 def fitting_boards(
     operators: Sequence[Operator], precision: str, context: int, threads: Threads,
-    profiles: Sequence[DeviceProfile] | None = None, core: Core | None = None,
+    backends: Sequence[str], profiles: Sequence[DeviceProfile] | None = None, core: Core | None = None,
 ) -> tuple[str, ...]:  # fmt: skip
     """Ids of the `profiles` (default: the shipped ones) that the bundle fits, a prompt of half the context included.
 
-    `core`: the kind of core that its graph is for, and boards where that makes it slower are left out; None: any.
-    `threads`: the bundle's, since counts that differ open two sessions, each with a copy of the weights. float16 is for
-    boards with a GPU.
+    `threads`: the bundle's, since counts that differ open two sessions, each with a copy of the weights. `backends`:
+    those that run the bundle's graph. `core`: the kind of core that the graph is for, and CPUs that it makes slower are
+    left out; None: any.
     """
     shape = InferenceShape(precision, context, default_prompt(context))
 
-    def has_memory(profile: DeviceProfile) -> bool:
+    def fits(profile: DeviceProfile) -> bool:
+        if not is_predicted(profile, precision) or missing_isa(profile, precision):
+            return False
+        if core and profile.backend == "onnxruntime" and slower_on(operators, precision, context, core, [profile]):
+            return False
         needed_mb = cost_model(profile, shape).memory_mb(operators, sessions_of(threads, profile))
         return needed_mb <= profile.memory.free_mb.value
 
     return tuple(
         profile.id
         for profile in (list_profiles() if profiles is None else profiles)
-        if (precision in CPU_FORMATS or profile.gpu)
-        and not missing_isa(profile, precision)
-        and not (core and slower_on(operators, precision, context, core, [profile]))
-        and has_memory(profile)
+        if any(fits(profile.with_backend(name)) for name in profile.backends if name in backends)
     )
 
 
 def sessions_of(threads: Threads, profile: DeviceProfile) -> int:
-    """How many sessions the runtime opens on this board: two where the bundle's thread counts, at most one per core,
-    differ. See `thread_counts` in `merino_runtime.backends.onnx_session`."""
+    """How many sessions the runtime opens on this board: in ONNX Runtime two where the bundle's thread counts, at most
+    one per core, differ. See `thread_counts` in `merino_runtime.backends.onnx_session`."""
+    if profile.backend != "onnxruntime":
+        return 1
     cores = int(profile.cpu.cores.value)
-    decode = min(threads.decode or profile.performance.decode_threads.value, cores)
+    decode = min(threads.decode or profile.performance.onnxruntime.decode_threads.value, cores)
     return 1 if min(threads.prefill or decode, cores) == decode else 2

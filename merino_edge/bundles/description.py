@@ -122,7 +122,9 @@ def describe(
         decode_weight_bytes=graph.decode_weight_bytes,
         kv_bytes=kv_bytes(operators, form.context, form.precision),
         isa=tuple(fast_isa(form.core)),
-        boards=fitting_boards(operators, form.precision, form.context, threads, core=form.core),
+        boards=fitting_boards(
+            operators, form.precision, form.context, threads, [need.name for need in backends_of(form)], core=form.core
+        ),
         slower_on=(
             slower_on(operators, form.precision, form.context, form.core, list_profiles()) if form.core else ()
         ),

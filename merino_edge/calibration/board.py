@@ -3,18 +3,23 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.profiles.profile import BACKENDS, DeviceProfile
 from merino_edge.profiles.reading import load_profile, parse_profile
+from merino_runtime.errors import MerinoError
 
 
-def board(id_or_path: str | Path, say: Callable[[str], None] = lambda _: None) -> DeviceProfile:
-    """The profile of `--device`. `host` without a kept probe is measured first, which takes a minute and is told by
-    `say`.
+def board(
+    id_or_path: str | Path, say: Callable[[str], None] = lambda _: None, backend: str | None = None
+) -> DeviceProfile:
+    """The profile of `--device`, with predictions of `--backend`, by default of the board's own. `host` without a kept
+    probe is measured first, which takes a minute and is told by `say`.
 
-    Raises MerinoError where there is no such board, or its file is not valid.
+    Raises MerinoError where there is no such board or it has no such backend, or its file is not valid.
     """
+    if backend is not None and backend not in BACKENDS:
+        raise MerinoError(f"--backend {backend} is not known: choose {' or '.join(BACKENDS)}")
     if str(id_or_path) != "host":
-        return load_profile(id_or_path)
+        return load_profile(id_or_path).with_backend(backend)
     from merino_edge.calibration.host import host_profile  # loads scipy and the harness
 
-    return parse_profile(host_profile(say), "The profile probed from this machine")
+    return parse_profile(host_profile(say), "The profile probed from this machine").with_backend(backend)

@@ -31,7 +31,7 @@ class Residual(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """`performance`: the keys and values of that table in a profile's TOML."""
+    """`performance`: the keys and values of the table `performance.<backend>` in a profile's TOML."""
 
     performance: dict[str, Any]
     residuals: list[Residual]
@@ -47,8 +47,14 @@ class Fit(NamedTuple):
 
 
 def calibrate(*probes: Probe) -> Fit:
-    """The fit to one probe of a machine, or to several, joined. Raises MerinoError where too little was measured."""
+    """The fit to one probe of a machine in ONNX Runtime, or to several, joined. Raises MerinoError where too little was
+    measured."""
     probe = joined(probes)
+    if probe.backend != "onnxruntime":
+        raise MerinoError(
+            f"the probe was made with {probe.backend}, whose figures cannot be fitted yet: run `merino probe` with"
+            " onnxruntime, which gives the CPU's"
+        )
     counts = probe.threads
     if not counts:
         raise MerinoError("the probe finished no thread count: run `merino probe` again, with nothing beside it")
@@ -101,7 +107,7 @@ def resident_factors(probe: Probe, form: str) -> dict[str, float]:
 
 
 def basic_figures(probe: Probe, coefficients: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a profile's `performance` beside the coefficients."""
+    """The figures of a profile's `performance.onnxruntime` beside the coefficients."""
     rows = probe.measurements
     rates = {row.threads: row.weight_bytes / row.ms / 1e6 for row in rows if row.kind == "read" and not row.cached}
     speeds: dict[int, float] = {}
@@ -154,18 +160,23 @@ def check_same_machine(probe: Probe, arch: str) -> None:
 
 
 def calibrated_toml(base: str, probe: Probe, fit: Fit) -> str:
-    """A profile's TOML with the measured values in place of its own. What was not measured stays, with comments."""
+    """A profile's TOML with the measured values of the probe's backend in place of its own. What was not measured stays
+    with its comments, other backends too."""
     document = tomlkit.parse(base)
+    if document["schema"] == 1:  # as `profiles.reading` reads it
+        document["schema"] = 2
+        document["performance"] = {"onnxruntime": document["performance"].unwrap()}
     measured = tomlkit.table()
     measured.comment(f"calibrated: {probe.source}")
-    for key, value in {**document["performance"].unwrap(), **fit.performance}.items():
+    own = document["performance"].get(probe.backend, {})
+    for key, value in {**(own.unwrap() if own else {}), **fit.performance}.items():
         if key != "coefficients":
             measured[key] = inline(value)
     coefficients = tomlkit.table()
     for key, value in fit.performance["coefficients"].items():
         coefficients[key] = inline(value) if isinstance(value, dict) else value
     measured["coefficients"] = coefficients
-    document["performance"] = measured
+    document["performance"][probe.backend] = measured
     if probe.last_level_cache_mb:
         size = {"value": probe.last_level_cache_mb, "kind": "calibrated", "source": f"{probe.source}: /sys"}
         document["cpu"]["last_level_cache_mb"] = inline(size)

@@ -39,9 +39,11 @@ def recalibrate(
     read = [read_probe(path) for path in probes] or ([ask()] if ask else [])
     for one in read:
         check_same_machine(one, arch)
-    boards = sorted({f"{one.machine.get('board')}, {one.dialect}" for one in read})
+    boards = sorted({f"{one.machine.get('board')}, {one.backend}, {one.dialect}" for one in read})
     if len(boards) > 1:
-        raise MerinoError(f"the probes are of different machines: {'; '.join(boards)}. Give those of one board")
+        raise MerinoError(
+            f"the probes are of different machines or backends: {'; '.join(boards)}. Give those of one"
+        )
     measured = joined(read)
     found = calibrate(*read)
     text = calibrated_toml(base, measured, found)

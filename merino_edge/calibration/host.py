@@ -33,7 +33,7 @@ def silent(text: str) -> None:  # noqa: ARG001
 
 def host_profile(say: Say = silent) -> dict[str, Any]:
     """A profile's keys and values, as a TOML file would hold them; measures the machine where no probe is kept."""
-    return facts() | {"performance": _performance(host_probes(say))}
+    return facts() | {"performance": {"onnxruntime": _performance(host_probes(say))}}
 
 
 def host_probes(say: Say = silent, *, renew: bool = False) -> list[Probe]:

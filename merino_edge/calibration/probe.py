@@ -14,6 +14,7 @@ from merino_bench.probe.run import SCHEMA as PROBE_SCHEMA
 from merino_bench.probe.tasks import DECODER_CONTEXT, DECODER_VOCAB
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.profiles.coefficients import Dialect
+from merino_edge.profiles.profile import Backend
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json_and_text
@@ -67,6 +68,7 @@ class Probe(Strict):
     """probe.json."""
 
     schema_version: Annotated[int, Field(alias="schema", ge=PROBE_SCHEMA, le=PROBE_SCHEMA)]
+    backend: Backend = "onnxruntime"  # what ran the graphs
     date: str
     seconds: float
     machine: dict[str, Any]

@@ -26,7 +26,7 @@ def facts() -> dict[str, Any]:
     memory = psutil.virtual_memory()
     free_mb = memory.available / board.MB
     return {
-        "schema": 1,
+        "schema": 2,
         "id": HOST,
         "name": f"this machine ({platform.node() or 'unnamed'})",
         "arch": arch,

@@ -23,7 +23,7 @@ from merino_edge.cli import deliver as cli_deliver
 from merino_edge.cli import records as cli_records
 from merino_edge.cli.design import design
 from merino_edge.cli.flash import flash
-from merino_edge.cli.options import HOST, AcceptNew, Device, Json, Ssh
+from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Ssh
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
 from merino_runtime.errors import MerinoError
@@ -76,16 +76,19 @@ def root(
 @app.command()
 def devices(
     device: Annotated[str | None, typer.Argument(metavar="[ID]", help="one board")] = None,
+    backend: Backend = None,
     as_json: Json = False,
 ) -> None:
-    """List the boards, or every figure of one with its source."""
+    """List the boards, or every figure of one with its source: of one backend, with --json of all."""
     from merino_edge.calibration.board import board
     from merino_edge.calibration.this_machine import facts
     from merino_edge.cli.tables.boards import device_table, devices_table
     from merino_edge.cli.tables.layout import show
     from merino_edge.profiles.reading import list_profiles
 
-    profiles = [board(device, say)] if device else list_profiles()
+    if backend and not device:
+        raise MerinoError(f"--backend {backend} goes with one board: give its ID")
+    profiles = [board(device, say, backend)] if device else list_profiles()
     if as_json:
         found = [profile.model_dump(mode="json", by_alias=True, exclude_none=True) for profile in profiles]
         print(json.dumps(found if device else [*found, facts()]))
@@ -141,8 +144,8 @@ def export(
         str | None, typer.Option("--for", metavar="BOARD", help="a graph for this board's runtime and kind of core")
     ] = None,
     dialect: Annotated[
-        str | None, typer.Option(help="fused: ONNX Runtime 1.18 and later; portable: 1.10; default: the board's, or"
-                                 " fused")
+        str | None, typer.Option(help="fused: ONNX Runtime 1.18 and later, the default; portable: 1.10 and TensorRT,"
+                                 " the default for their boards and designs")
     ] = None,
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
     weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
@@ -168,12 +171,13 @@ def export(
     asked = find_source(source, weights)
     plan = asked.content if isinstance(asked, Plan) else None
     profile = board(board_name, say) if board_name else None
-    target = target_of(dialect, profile)
+    design = plan if isinstance(plan, Design) else None
+    target = target_of(dialect, profile, design)
     auto = precision == "auto"
     if auto and profile is None:
         raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
     if not auto:
-        chosen_precision(target.dialect, precision, plan if isinstance(plan, Design) else None)
+        chosen_precision(target.dialect, precision, design)
     # These load torch.
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source

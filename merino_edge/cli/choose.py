@@ -14,6 +14,7 @@ from merino_edge.cli.options import (
     CONFIDENCE,
     HOST,
     AcceptNew,
+    Backend,
     Confidence,
     Context,
     Device,
@@ -37,6 +38,7 @@ def recommend(
     device: Annotated[str | None, typer.Option(help="a board's id, `host`, or the path of a profile")] = None,
     ssh: Annotated[str | None, typer.Option(metavar=HOST, help="ask this board what it is")] = None,
     accept_new: AcceptNew = False,
+    backend: Backend = None,
     limits: dict[str, float],
     context: Context = None,
     prompt: Prompt = None,
@@ -54,7 +56,7 @@ def recommend(
     from merino_edge.prediction.shape import default_lengths
 
     share = parse_confidence(confidence)
-    profile = board(chosen_device(device, ssh, accept_new), say)
+    profile = board(chosen_device(device, ssh, accept_new), say, backend)
     longest, tokens = default_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
         found = find(
@@ -71,13 +73,14 @@ def recommend(
 def pareto(
     device: Device,
     limits: dict[str, float],
+    backend: Backend = None,
     against: Annotated[Against, typer.Option(help="the budget that the front runs over")] = FIRST_AXIS,
     points: Annotated[int, typer.Option(help="limits, log-spaced from the smallest decoder to the largest")] = 12,
     context: Context = None,
     prompt: Prompt = None,
     confidence: Confidence = CONFIDENCE,
     vocab: Annotated[int, typer.Option(help="entries of the vocabulary")] = 50257,
-    precision: Annotated[str, typer.Option(help="format of the weights")] = "fp32",
+    precision: Annotated[str | None, typer.Option(help="format of the weights; default: fp32, on a GPU fp16")] = None,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="write pareto.json there")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the front there, an SVG file")] = None,
@@ -102,7 +105,7 @@ def pareto(
     if plot:
         check_plot(plot)
     share = parse_confidence(confidence)
-    profile = board(device, say)
+    profile = board(device, say, backend)
     longest, tokens = default_lengths(profile, context, prompt)
     with solving_progress(points) as tell:
         found = front(
@@ -118,4 +121,4 @@ def pareto(
         print(found.to_json(), end="")
     elif free:
         print(intervals_of(profile, found, [(found.precision, found.points[0].predicted)]))
-        show(front_table(found))
+        show(front_table(found, profile))

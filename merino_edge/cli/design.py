@@ -8,6 +8,7 @@ import typer
 
 from merino_edge.cli.options import (
     CONFIDENCE,
+    Backend,
     Confidence,
     Context,
     Device,
@@ -51,11 +52,14 @@ class PresetName(StrEnum):
 def design(
     device: Device,
     limits: dict[str, float],
+    backend: Backend = None,
     preset: Annotated[PresetName | None, typer.Option(help="the paper's FLOPs alone: 60, 110, 160 G")] = None,
     context: Context = None,
     prompt: Prompt = None,
     vocab: Annotated[str, typer.Option(help="entries of the vocabulary, or a list: 4096,16384")] = "50257",
-    precision: Annotated[str, typer.Option(help="format of the weights, a list, or any the board is fast at")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="format of the weights, a list, or any fast one; default: fp32, on a GPU fp16")
+    ] = None,
     blocks: Annotated[int, typer.Option(min=1, max=6, help="exactly so many blocks of equal width")] = 4,
     width_step: Annotated[WidthStep, typer.Option(help="widths are its multiples; 32 takes heads of 32")] = (
         WidthStep.coarse
@@ -85,7 +89,7 @@ def design(
     from merino_edge.design.presets import PRESETS
     from merino_edge.design.score import score_named
     from merino_edge.design.space import spaced
-    from merino_edge.design.variants import fast_formats
+    from merino_edge.prediction.formats import fast_formats, formats_of
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps
 
@@ -95,9 +99,10 @@ def design(
     if out:
         check_keeps(out, [Path(device)])
         check_file(out)
-    profile = board(device, say)
+    profile = board(device, say, backend)
     vocabs = whole_numbers("--vocab", vocab)
-    precisions = fast_formats(profile) if precision == "any" else words(precision)
+    asked = formats_of(profile)[0] if precision is None else precision
+    precisions = fast_formats(profile) if precision == "any" else words(asked)
     space = spaced(int(width_step.value), blocks, vocabs[0], None if head_size is None else int(head_size.value))
     scoring = score_named(score)
     longest, tokens = default_lengths(profile, context, prompt)

@@ -13,6 +13,9 @@ from merino_edge.prediction.confidence import ALLOWED, DEFAULT_CONFIDENCE, check
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Device = Annotated[str, typer.Option(help="a board's id, `host`, or the path of a profile")]
+Backend = Annotated[
+    str | None, typer.Option(help="onnxruntime (the CPU) or tensorrt (a Jetson's GPU); default: the board's own")
+]
 AcceptNew = Annotated[
     bool, typer.Option("--accept-new", help="take a new board's host key into known_hosts; a changed one never")
 ]

@@ -6,10 +6,10 @@ from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import TOKENIZER_FILE
 from merino_edge.families.operators import Core
 from merino_edge.families.registry import read_geometry
-from merino_edge.prediction.formats import missing_isa
+from merino_edge.prediction.formats import is_predicted, missing_isa
 from merino_edge.prediction.other_core import slower_on
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.bundle import Bundle, backends_text, need_of
+from merino_runtime.bundle import BackendNeed, Bundle, backends_text
 from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import version_tuple
 
@@ -74,17 +74,32 @@ def times_slower(bundle: Bundle, profile: DeviceProfile) -> float:
 
 
 def why_not(bundle: Bundle, profile: DeviceProfile) -> str:
-    """Why the device should not run the bundle; empty where it can."""
-    need, has = need_of(bundle, "onnxruntime"), profile.software.onnxruntime
+    """Why the device should not run the bundle on any of its backends; empty where it can on one."""
     named = f"{bundle.folder} ({bundle.dialect} {bundle.precision})"
-    if need is None:
-        return f"{named} needs {backends_text(bundle)}, and its system has onnxruntime"
+    own = [need for need in bundle.backends if need.name in profile.backends]
+    if not own:
+        return f"{named} needs {backends_text(bundle)}, and its system has {' and '.join(profile.backends)}"
+    reasons = {need.name: why_not_on(need, bundle, profile.with_backend(need.name)) for need in own}
+    if not all(reasons.values()):
+        return ""
+    if len(own) == 1:
+        return f"{named} {reasons[own[0].name]}"
+    return f"{named}: " + ", ".join(f"on {name} it {reason}" for name, reason in reasons.items())
+
+
+def why_not_on(need: BackendNeed, bundle: Bundle, profile: DeviceProfile) -> str:
+    """Why the profile's backend, of which the bundle needs this version, should not run it; empty where it can."""
+    has = getattr(profile.software, profile.backend) or "0"
     if version_tuple(has) < version_tuple(need.min_version):
-        return f"{named} needs {need.name} {need.min_version} and its system has {has} (--dialect portable needs less)"
+        less = " (--dialect portable needs less)" if bundle.dialect != "portable" else ""
+        return f"needs {need.name} {need.min_version} and its system has {has}{less}"
+    if not is_predicted(profile, bundle.precision):
+        return "needs a GPU" if bundle.dialect == "portable" else "needs a GPU and --dialect portable"
     missing = missing_isa(profile, bundle.precision)
     if missing:
-        return f"{named} needs {', '.join(missing)}, which its CPU lacks"
+        return f"needs {', '.join(missing)}, which its CPU lacks"
     operators = read_geometry(bundle.family, bundle.architecture).operators
-    if not fitting_boards(operators, bundle.precision, bundle.context, bundle.threads, [profile]):
-        return f"{named} needs {'a GPU' if bundle.precision == 'fp16' else 'more memory than it has free'}"
+    on = [profile.backend]
+    if not fitting_boards(operators, bundle.precision, bundle.context, bundle.threads, on, [profile]):
+        return "needs more memory than it has free"
     return ""

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Literal
 from merino_edge.families.operators import Operator, flops, params
 from merino_edge.prediction.file_size import FIXED_FILE_MB
 from merino_edge.prediction.limits import positive, within
+from merino_edge.prediction.watts import WATTS
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:  # the command line reads the table at its start, without numpy and pydantic
-    from merino_edge.prediction.cost_model import CostModel, Regime
+    from merino_edge.prediction.cost_model import CostModel
     from merino_edge.prediction.predicted import Predicted
+    from merino_edge.prediction.regime import Regime
     from merino_edge.profiles.profile import DeviceProfile
 
 
@@ -49,7 +51,7 @@ class Budget:
         phase: whose latency it depends on, hence which thread counts a search has to try.
         default: the board's own limit.
         most: the most that the board has. Such a budget always holds: a design that does not fit is no design.
-        needs: figure of the profile without which it cannot be predicted.
+        needs: figure of the profile without which it cannot be predicted, by backend.
     """
 
     name: str
@@ -61,7 +63,7 @@ class Budget:
     phase: Literal["decode", "prefill"] | None = None
     default: "Callable[[DeviceProfile], float] | None" = None
     most: "Callable[[DeviceProfile], float] | None" = None
-    needs: str | None = None
+    needs: Mapping[str, str] | None = None
 
     @property
     def option(self) -> str:
@@ -72,7 +74,7 @@ class Budget:
     def help(self) -> str:
         """The text of the option's help."""
         notes = ["; default: the board's"] if self.most else []
-        notes += [f"; the profile must have {self.needs}"] if self.needs else []
+        notes += [f"; the profile must have {' or '.join(self.needs.values())}"] if self.needs else []
         return f"budget in {self.unit}: {self.label}{''.join(notes)}"
 
 
@@ -159,7 +161,7 @@ BUDGETS_BY_NAME: dict[str, Budget] = {
             of=lambda found: found.j_per_token,
             terms=(Term(joules(decode_ms)), Term(joules(resident_decode_ms), applies=is_partial)),
             phase="decode",
-            needs="power.stress_w",
+            needs=WATTS,
         ),
     )
 }  # fmt: skip
@@ -216,10 +218,10 @@ def require_possible(limits: Mapping[str, float], profile: "DeviceProfile") -> N
 def require_predictable(limits: Mapping[str, float], profile: "DeviceProfile") -> None:
     """Raises MerinoError for a budget whose prediction needs a figure that the profile does not have."""
     for budget in map(BUDGETS_BY_NAME.__getitem__, limits):
-        part, _, figure = (budget.needs or "").partition(".")
-        if budget.needs and getattr(getattr(profile, part), figure) is None:
+        needed = budget.needs and budget.needs[profile.backend]
+        if needed and profile.figure(needed) is None:
             raise MerinoError(
-                f"{budget.option} needs {budget.needs} in the profile, and a {profile.name}'s has none: leave it out,"
+                f"{budget.option} needs {needed} in the profile, and a {profile.name}'s has none: leave it out,"
                 " or copy the profile to a TOML file, add that figure and give its path as --device"
             )
 

@@ -1,18 +1,19 @@
 """design.json: what was asked, what was found and how. Reading one needs no solver."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from merino_edge.design.score import Scoring
 from merino_edge.families.designed import Architecture
 from merino_edge.prediction.predicted import Predicted
+from merino_edge.profiles.profile import Backend
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json, read_json_and_text
 
-SCHEMA = 2
+SCHEMA = 3
 DESIGN = "design.json"  # the usual name; in a checkpoint's folder the one that it was trained from
 
 SolverName = Literal["exact", "evolution"]
@@ -60,6 +61,7 @@ class Design(Strict):
 
     schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)] = SCHEMA
     device: str
+    backend: Backend  # that the costs are of
     architecture: Architecture
     precision: str
     prompt: int
@@ -71,6 +73,14 @@ class Design(Strict):
     scoring: Scoring
     considered: Considered
     solver: Solver
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_latest(cls, raw: Any) -> Any:
+        """Schema 2 knew one backend."""
+        if isinstance(raw, dict) and raw.get("schema") == 2:
+            return {**raw, "schema": SCHEMA, "backend": "onnxruntime"}
+        return raw
 
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, indent=2) + "\n"

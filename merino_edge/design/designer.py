@@ -14,9 +14,9 @@ from merino_edge.design.program import Program
 from merino_edge.design.score import INVERSE, Scoring
 from merino_edge.design.space import Space
 from merino_edge.design.variants import Variant, combinations, search
-from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
-from merino_edge.prediction.shape import InferenceShape, is_predicted
+from merino_edge.prediction.formats import formats_of, is_predicted
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
@@ -28,7 +28,7 @@ def design(
     space: Space,
     context: int,
     prompt: int,
-    precision: str = "fp32",
+    precision: str | None = None,
     vocabs: Sequence[int] = (),
     precisions: Sequence[str] = (),
     solver: SolverName = "exact",
@@ -38,17 +38,19 @@ def design(
     confidence: float = DEFAULT_CONFIDENCE,
     progress: Callable[[int], None] | None = None,
 ) -> Design:
-    """The decoder of most entropy in `space` within `limits` (`budgets`) on the board.
+    """The decoder of most entropy in `space` within `limits` (`budgets`) on the board, at the costs of its backend.
 
     Where the board was calibrated, the upper end of each latency's interval at `confidence` keeps its limit.
 
-    `vocabs` and `precisions`, where given, replace `space.vocab` and `precision` by several; then the design of highest
-    comparison score is chosen (`comparison`). The exact solver also bounds what evolution finds, so that either reports
-    its gap. Raises MerinoError where no decoder fits, with the smallest limits that would do.
+    `precision`: by default the one that the backend prefers. `vocabs` and `precisions`, where given, replace
+    `space.vocab` and `precision` by several; then the design of highest comparison score is chosen (`comparison`). The
+    exact solver also bounds what evolution finds, so that either reports its gap. Raises MerinoError where no decoder
+    fits, with the smallest limits that would do.
     """
     variants = open_variants(
-        profile, space, context, prompt, vocabs or (space.vocab,), precisions or (precision,), confidence
-    )
+        profile, space, context, prompt, vocabs or (space.vocab,),
+        precisions or (precision or formats_of(profile)[0],), confidence,
+    )  # fmt: skip
     limits = known(limits)
     started = time.perf_counter()
 
@@ -65,6 +67,7 @@ def design(
     arch = architecture(variant.space, found.program, found.solution.choice, context)
     return Design(
         device=profile.id,
+        backend=profile.backend,
         architecture=arch,
         precision=variant.precision,
         prompt=prompt,
@@ -75,7 +78,7 @@ def design(
         scoring=scoring,
         considered=Considered(
             vocab=sorted({each.space.vocab for each in variants}),
-            precision=sorted({each.precision for each in variants}, key=list(CPU_FORMATS).index),
+            precision=sorted({each.precision for each in variants}, key=formats_of(profile).index),
         ),
         solver=Solver(name=solver, gap=relative_gap(entropy, bound), bound=bound, seconds=round(seconds, 3), seed=seed),
     )
@@ -88,7 +91,7 @@ def open_variants(
     """Every combination of what was left open, or one MerinoError about a request that cannot be met."""
     for precision in precisions:
         for vocab in vocabs:
-            check_request(precision, context, prompt, vocab)
+            check_request(profile, precision, context, prompt, vocab)
     odd = [width for width in space.widths if width % space.head_size]
     if odd:
         raise MerinoError(f"heads of {space.head_size} do not divide widths of {odd[0]}: take heads of 32")
@@ -100,9 +103,14 @@ def relative_gap(score: float, bound: float) -> float:
     return max(0.0, (bound - score) / score) if score else float(bound > 0)
 
 
-def check_request(precision: str, context: int, prompt: int, vocab: int) -> None:
-    if not is_predicted(precision):
-        raise MerinoError(f"--precision {precision} cannot be designed for: choose one of {', '.join(CPU_FORMATS)}")
+def check_request(profile: DeviceProfile, precision: str, context: int, prompt: int, vocab: int) -> None:
+    if not is_predicted(profile, precision):
+        where = "" if len(profile.backends) == 1 else f" on {profile.backend}"
+        others = [name for name in profile.backends if is_predicted(profile.with_backend(name), precision)]
+        raise MerinoError(
+            f"--precision {precision} cannot be designed for{where}: choose one of {', '.join(formats_of(profile))}"
+            + "".join(f", or --backend {name}" for name in others)
+        )
     if not 2 <= context <= 131_072:
         raise MerinoError(f"--context {context} is not allowed: choose 2 to 131072 tokens")
     if not 2 <= vocab <= 1_000_000:

@@ -23,7 +23,8 @@ from merino_edge.families.designed import (
     transition_operators,
 )
 from merino_edge.families.operators import Operator
-from merino_edge.prediction.cost_model import CostModel, Regime
+from merino_edge.prediction.cost_model import CostModel
+from merino_edge.prediction.regime import Regime
 from merino_runtime.errors import MerinoError
 
 TABLES = ("embed", "head")  # the operators whose size is the vocabulary's

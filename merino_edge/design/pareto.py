@@ -27,12 +27,13 @@ from merino_edge.families import zoo
 from merino_edge.families.designed import Architecture
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.cost_model import CostModel, cost_model
+from merino_edge.prediction.formats import formats_of
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.prediction.shape import InferenceShape
-from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.errors import MerinoError
 
-SCHEMA = 2
+SCHEMA = 3
 MARKED = ("opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m", "smollm-135m")
 FEWEST, MOST = 2, 100  # points
 
@@ -52,6 +53,7 @@ class Front(Strict):
     schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)] = SCHEMA
     device: str
     device_name: str
+    backend: Backend
     against: str
     precision: str
     context: int
@@ -75,7 +77,7 @@ def front(
     space: Space,
     context: int,
     prompt: int,
-    precision: str = "fp32",
+    precision: str | None = None,
     confidence: float = DEFAULT_CONFIDENCE,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Front:
@@ -84,9 +86,11 @@ def front(
 
     `limits` hold at every point, and the board's own limit on memory where none is given; where memory is the axis it
     ends at all that the board has free. Of a latency with an interval the upper end at `confidence` keeps the limit.
+    `precision`: by default the one that the profile's backend prefers.
     `progress` is told each limit before it is solved.
     """
-    check_request(precision, context, prompt, space.vocab)
+    precision = precision or formats_of(profile)[0]
+    check_request(profile, precision, context, prompt, space.vocab)
     if not FEWEST <= points <= MOST:
         raise MerinoError(f"--points {points} is not allowed: choose {FEWEST} to {MOST}")
     axis = BUDGETS_BY_NAME[against]
@@ -112,6 +116,7 @@ def front(
     return Front(
         device=profile.id,
         device_name=profile.name,
+        backend=profile.backend,
         against=against,
         precision=precision,
         context=context,

@@ -14,11 +14,10 @@ from merino_edge.design.designer import check_request, design
 from merino_edge.design.score import INVERSE, Scoring, block_score
 from merino_edge.design.space import Space
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.cost_model import CostModel, cost_model
-from merino_edge.prediction.formats import refused_words
+from merino_edge.prediction.formats import formats_of, refused_words
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
@@ -53,7 +52,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One existing model with a verdict per format, the format of most bits first."""
+    """One existing model with a verdict per format, the backend's preferred one first."""
 
     model: Model
     entropy: float
@@ -66,7 +65,7 @@ class Candidate:
 
     @property
     def chosen(self) -> Verdict:
-        """The format of most bits that fits; where none does, the one that is nearest."""
+        """The first format that fits; where none does, the one that is nearest."""
         fitting = [verdict for verdict in self.verdicts if verdict.fits]
         return fitting[0] if fitting else min(self.verdicts, key=lambda verdict: verdict.excess)
 
@@ -83,6 +82,7 @@ class Ours:
 @dataclass(frozen=True)
 class Recommendation:
     device: str
+    backend: str
     context: int
     prompt: int
     budget: dict[str, float]
@@ -94,6 +94,7 @@ class Recommendation:
         return {
             "schema": SCHEMA,
             "device": self.device,
+            "backend": self.backend,
             "context": self.context,
             "prompt": self.prompt,
             "budget": self.budget,
@@ -118,22 +119,23 @@ def recommend(
     space: Space = Space(),  # noqa: B008 - frozen
     confidence: float = DEFAULT_CONFIDENCE,
 ) -> Recommendation:
-    """Every model of the zoo in every format, judged by `limits`, and a design per format within the same limits.
+    """Every model of the zoo in every format of the profile's backend, judged by `limits`, and a design per format
+    within the same limits.
 
     Of a latency with an interval the upper end at `confidence` is judged.
 
     Raises MerinoError for an inference shape or limits that cannot be.
     """
-    check_request("fp32", context, prompt, space.vocab)
+    formats = formats_of(profile)
+    check_request(profile, formats[0], context, prompt, space.vocab)
     limits = requested(limits)
     require_predictable(limits, profile)
-    costs = [
-        cost_model(profile, InferenceShape(precision, context, prompt), confidence) for precision in CPU_FORMATS
-    ]
+    costs = [cost_model(profile, InferenceShape(precision, context, prompt), confidence) for precision in formats]
     candidates = [judge(model, costs, limits, space.blocks) for model in load_models()]
     ours = [design_at(each, limits, space) for each in costs]
     return Recommendation(
         device=profile.id,
+        backend=profile.backend,
         context=context,
         prompt=prompt,
         budget=limits,

@@ -17,9 +17,9 @@ from merino_edge.design.program import Program, Solution, scaled
 from merino_edge.design.refusal import refusal
 from merino_edge.design.score import Scoring
 from merino_edge.design.space import Space
-from merino_edge.families.operators import CPU_FORMATS
-from merino_edge.prediction.cost_model import CostModel, Regime, cost_model
-from merino_edge.prediction.formats import refused_words
+from merino_edge.prediction.cost_model import CostModel, cost_model
+from merino_edge.prediction.formats import formats_of
+from merino_edge.prediction.regime import Regime
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
@@ -70,19 +70,15 @@ def combinations(
     space: Space, profile: DeviceProfile, shape: InferenceShape, vocabs: Sequence[int], precisions: Sequence[str],
     confidence: float,
 ) -> list[Variant]:
-    """A variant per vocabulary and format; the largest vocabulary and most bits first, since the first wins a tie."""
+    """A variant per vocabulary and format; the largest vocabulary and the backend's preferred format first, since the
+    first wins a tie."""
     if len(vocabs) * len(precisions) > MOST_VARIANTS:
         raise MerinoError(f"{len(vocabs)} vocabularies x {len(precisions)} formats: give at most {MOST_VARIANTS}")
     return [
         Variant(replace(space, vocab=vocab), cost_model(profile, replace(shape, precision=precision), confidence))
-        for precision in sorted(set(precisions), key=list(CPU_FORMATS).index)
+        for precision in sorted(set(precisions), key=formats_of(profile).index)
         for vocab in sorted(set(vocabs), reverse=True)
     ]
-
-
-def fast_formats(profile: DeviceProfile) -> list[str]:
-    """The formats that the board's runtime has and does not refuse as slow."""
-    return [precision for precision in CPU_FORMATS if not refused_words(profile, precision)]
 
 
 def search(variants: Sequence[Variant], limits: Mapping[str, float], scoring: Scoring, solve: Solve) -> Found:

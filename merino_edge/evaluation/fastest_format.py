@@ -66,8 +66,9 @@ def predicted_ms(
     arch: Geometry, board: DeviceProfile, formats: Sequence[str], context: int
 ) -> dict[str, float]:
     """Of a decode step at a full cache, in each format that CPUs have kernels for."""
+    on_cpu = board.with_backend("onnxruntime")
     shapes = [InferenceShape(each, context, default_prompt(context)) for each in formats if each in CPU_FORMATS]
-    return {shape.precision: cost_model(board, shape).predict(arch.operators).decode_ms for shape in shapes}
+    return {shape.precision: cost_model(on_cpu, shape).predict(arch.operators).decode_ms for shape in shapes}
 
 
 def perplexity_of(

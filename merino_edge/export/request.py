@@ -24,9 +24,9 @@ class Target(NamedTuple):
     core: Core
 
 
-def target_of(dialect: str | None, board: DeviceProfile | None) -> Target:
-    """What was asked for, else what suits the board; without either, `fused` for cores with dotprod."""
-    suits = dialect_of(board) if board else "fused"
+def target_of(dialect: str | None, board: DeviceProfile | None, design: Design | None) -> Target:
+    """What was asked for, else what suits the design's backend and the board; else `fused` for cores with dotprod."""
+    suits = "portable" if board and dialect_of(board) == "portable" else default_dialect(design)
     return Target(dialect or suits, core_of_board(board) if board else "dotprod")
 
 
@@ -62,6 +62,11 @@ def find_source(what: str, weights: Path | None = None) -> Model | Plan | Path:
     if not is_bundle(path):
         check_checkpoint(path)
     return path
+
+
+def default_dialect(design: Design | None) -> str:
+    """The one that the design's backend runs: TensorRT builds its engines from portable graphs alone."""
+    return "portable" if design and design.backend == "tensorrt" else "fused"
 
 
 def chosen_precision(dialect: str, precision: str | None, design: Design | None) -> str:

@@ -37,7 +37,7 @@ LAUNCH, ATTENTION, STEP = 1 / 3, 2.0, 4.0  # of op_overhead_us
 
 def coefficients_for(profile: DeviceProfile, forms: tuple[str, ...] = ("fp32",)) -> Coefficients:
     """The profile's own coefficients where it has them for all these formats; else `estimated`."""
-    own = profile.performance.coefficients
+    own = profile.performance.onnxruntime.coefficients
     if own is not None and set(forms) <= set(own.formats):
         return own
     return estimated(profile)
@@ -48,7 +48,7 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
 
     `dialect`: of the graphs; None: of those for this board.
     """
-    speed = profile.performance
+    speed = profile.performance.onnxruntime
     cores, cache = profile.cpu.cores.value, profile.cpu.last_level_cache_mb
     known = {1, 2, 4, cores, speed.decode_threads.value, speed.prefill_threads.value}
     counts = sorted(known & set(range(1, cores + 1)))

@@ -1,13 +1,31 @@
-"""Which graphs suit a board: the dialect of its runtime, the kind of its core, and the weight formats that it runs."""
+"""Which graphs suit a board: the dialect of its runtime, the kind of its core, and the weight formats that its backend
+computes fast."""
 
 from merino_edge.families.operators import CPU_FORMATS, Core, fast_isa
 from merino_edge.profiles.coefficients import Dialect
-from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.board import X86_FEATURES
 from merino_runtime.requirements import version_tuple
 
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
-DIALECT_FORMATS = {"fused": CPU_FORMATS, "portable": ("fp32", "int8")}
+PORTABLE_FORMATS = ("fp32", "int8")  # of ONNX Runtime, in order of preference
+# In order of preference: on a CPU most bits, on a GPU the format of its arithmetic.
+BACKEND_FORMATS: dict[Backend, tuple[str, ...]] = {"onnxruntime": CPU_FORMATS, "tensorrt": ("fp16", "fp32")}
+
+
+def formats_of(profile: DeviceProfile) -> tuple[str, ...]:
+    """The formats that the profile's backend computes and whose latency is predicted, the preferred one first."""
+    return BACKEND_FORMATS[profile.backend]
+
+
+def fast_formats(profile: DeviceProfile) -> list[str]:
+    """Those that the board's own version has and does not refuse as slow."""
+    return [precision for precision in formats_of(profile) if not refused_words(profile, precision)]
+
+
+def is_predicted(profile: DeviceProfile, precision: str) -> bool:
+    """Whether the latency of this format can be predicted."""
+    return precision in formats_of(profile)
 
 
 def dialect_of(profile: DeviceProfile) -> str:
@@ -16,7 +34,7 @@ def dialect_of(profile: DeviceProfile) -> str:
 
 
 def graph_dialect(profile: DeviceProfile) -> Dialect:
-    """Of the graphs for this board, as the latency model tells them apart."""
+    """Of the graphs for this board's ONNX Runtime, as the latency model tells them apart."""
     if dialect_of(profile) == "portable":
         return "portable"
     return "plain" if core_of_board(profile) == "plain" else "fused"
@@ -29,8 +47,9 @@ def core_of_board(profile: DeviceProfile) -> Core:
 
 def refused_words(profile: DeviceProfile, precision: str) -> str:
     """Why the board's runtime refuses the format or does not have it; empty where it runs it."""
-    dialect = dialect_of(profile)
-    if precision not in DIALECT_FORMATS[dialect]:
+    if profile.backend != "onnxruntime":
+        return ""
+    if dialect_of(profile) == "portable" and precision not in PORTABLE_FORMATS:
         return f"not there: onnxruntime {profile.software.onnxruntime} has no {precision}"
     missing = missing_isa(profile, precision)
     return f"slow here: the CPU has no {', '.join(missing)}" if missing else ""
@@ -38,7 +57,7 @@ def refused_words(profile: DeviceProfile, precision: str) -> str:
 
 def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
     """x86 instructions that `precision` needs and the board lacks; the runtime refuses the format where there are
-    any. For each kind of Arm core there are graphs of its own."""
-    if profile.arch != "x86_64" or precision not in ("int8", "int4"):
+    any. For each kind of Arm core there are graphs of its own, and a GPU's products need none."""
+    if profile.backend != "onnxruntime" or profile.arch != "x86_64" or precision not in ("int8", "int4"):
         return ()
     return tuple(name for name in fast_isa("dotprod") if name in X86_FEATURES and name not in profile.isa)

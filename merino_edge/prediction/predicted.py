@@ -9,8 +9,9 @@ from merino_edge.profiles.coefficients import Kind, ThreadCount
 class Predicted(BaseModel):
     """Latency is of the KV cache when full and of the whole prompt. MB are 2^20 bytes, GFLOPs are at 1024 tokens.
 
-    `j_per_token` is None where the profile has no `power.stress_w`. `provenance` is the kind of the weakest
-    coefficient used; the watts are not counted in it. The latencies hold for `decode_threads` and `prefill_threads`.
+    `j_per_token` is None where the profile has no watts of the busy board. `provenance` is the kind of the weakest
+    coefficient used; the watts are not counted in it. The latencies hold for `decode_threads` and `prefill_threads`,
+    which are None on a GPU.
     An interval (low, high) holds the measured value with probability `confidence`; None where no errors are known.
     """
 
@@ -30,8 +31,8 @@ class Predicted(BaseModel):
     j_per_token_interval: Interval | None
     confidence: float | None
     provenance: Kind
-    decode_threads: ThreadCount
-    prefill_threads: ThreadCount
+    decode_threads: ThreadCount | None
+    prefill_threads: ThreadCount | None
 
     def interval(self, name: str) -> Interval | None:
         """Of the field of this name."""

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.profiles.profile import DeviceProfile
 
 LONGEST_DEFAULT_PROMPT = 512
@@ -15,11 +14,6 @@ class InferenceShape:
     precision: str
     context: int
     prompt: int
-
-
-def is_predicted(precision: str) -> bool:
-    """Whether latency can be predicted: the coefficients are those of CPU kernels, and fp16 has none."""
-    return precision in CPU_FORMATS
 
 
 def default_prompt(context: int) -> int:

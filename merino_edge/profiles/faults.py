@@ -9,10 +9,11 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from merino_edge.profiles.coefficients import KINDS, Count, Figure, Threads
-from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.profiles.profile import BACKENDS, DeviceProfile
 from merino_edge.storage.faults import key_path, shortened
 
 WORDS = (("Input should", "must"), ("greater than or equal to", "at least"), ("less than or equal to", "at most"))
+MODE = "performance.tensorrt.power_mode"
 HUGE = 1e300  # neither infinite, nor an integer that has no float
 
 
@@ -21,21 +22,35 @@ def contradictions(raw: Mapping[str, Any]) -> Iterator[str]:
     for small, large in (
         ("memory.free_mb", "memory.ram_mb"),
         ("budget.memory_mb", "memory.free_mb"),
-        ("performance.runtime_mb", "budget.memory_mb"),
-        ("performance.read_gb_s", "memory.peak_gb_s"),
-        ("performance.decode_threads", "cpu.cores"),
-        ("performance.prefill_threads", "cpu.cores"),
+        ("performance.onnxruntime.runtime_mb", "budget.memory_mb"),
+        ("performance.onnxruntime.read_gb_s", "memory.peak_gb_s"),
+        ("performance.onnxruntime.decode_threads", "cpu.cores"),
+        ("performance.onnxruntime.prefill_threads", "cpu.cores"),
+        ("performance.tensorrt.read_gb_s", "memory.peak_gb_s"),
+        ("performance.tensorrt.runtime_mb", "budget.memory_mb"),
         ("power.idle_w", "power.stress_w"),
     ):
         low, high = _number(raw, small), _number(raw, large)
         if low is not None and high is not None and low > high:
             yield f"{small}: found {low:g}, must be at most {large}, which is {high:g}"
+    chosen, modes, mode = (_at_path(raw, path) for path in ("default_backend", "power.modes", MODE))
+    if chosen in BACKENDS and not _at_path(raw, f"performance.{chosen}"):
+        yield f"default_backend: found {chosen!r}, and there is no performance.{chosen}"
+    if isinstance(mode, str) and isinstance(modes, list) and mode not in modes:
+        listed = ", ".join(map(str, modes)) or "none"
+        yield f"{MODE}: found {shortened(repr(mode))}, must be one of power.modes, {listed}"
+
+
+def _at_path(raw: Any, path: str) -> Any:
+    """What stands at a dotted path; None where there is nothing."""
+    for key in path.split("."):
+        raw = raw.get(key) if isinstance(raw, Mapping) else None
+    return raw
 
 
 def _number(raw: Any, path: str) -> float | None:
     """The number at a dotted path, a figure's or a plain one; None where there is none to compare."""
-    for key in path.split("."):
-        raw = raw.get(key) if isinstance(raw, Mapping) else None
+    raw = _at_path(raw, path)
     number = raw.get("value") if isinstance(raw, Mapping) else raw
     usable = isinstance(number, int | float) and not isinstance(number, bool) and -HUGE < number < HUGE
     return number if usable else None

@@ -4,11 +4,12 @@ Memory is in MB of 2^20 bytes, rates are in GB/s of 10^9. Reading a profile is `
 """
 
 import typing
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from merino_edge.profiles.coefficients import LEAST, MOST, Coefficients, Count, Facts, Figure, Kind, Text, Threads
+from merino_runtime.errors import MerinoError
 
 Isa = Literal[
     # Arm: neon is Advanced SIMD, dotprod and i8mm the int8 instructions, fp16 half-precision arithmetic
@@ -18,6 +19,8 @@ Isa = Literal[
     "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8",
 ]  # fmt: skip
 ISA_FEATURES: tuple[str, ...] = typing.get_args(Isa)
+Backend = Literal["onnxruntime", "tensorrt"]
+BACKENDS: tuple[Backend, ...] = typing.get_args(Backend)
 LONGEST_CONTEXT = 131_072  # of a designed decoder
 Cycles = Annotated[float, Field(ge=LEAST, le=MOST)]
 
@@ -61,7 +64,7 @@ class Memory(Facts):
     peak_gb_s: Figure | None = None  # in theory; never used to predict
 
 
-class Performance(Facts):
+class OnnxRuntimePerformance(Facts):
     """Of ONNX Runtime on the CPU: basic figures, and the latency model's coefficients where they were measured."""
 
     read_gb_s: Figure  # weights while decoding, at decode_threads
@@ -71,6 +74,28 @@ class Performance(Facts):
     decode_threads: Threads
     prefill_threads: Threads
     coefficients: Coefficients | None = None  # measured; None: estimated from the figures above
+
+
+class TensorRtPerformance(Facts):
+    """Of TensorRT on the GPU, in one power mode. `prediction.tensorrt_costs` says what each figure multiplies."""
+
+    power_mode: Text  # one of power.modes
+    read_gb_s: Figure  # weights, keys and values, by the GPU
+    fp32_gflops: Figure  # matrix-matrix
+    fp16_gflops: Figure
+    launch_us: Figure  # per kernel of the engine, and per copy into the cache
+    step_us: Figure  # per run: its inputs, waiting for its end
+    host_copy_gb_s: Figure  # logits to where the sampler reads them
+    runtime_mb: Figure  # resident before the model: Python, numpy, TensorRT's libraries
+    cuda_context_mb: Figure
+    busy_w: Figure | None = None  # of the whole board while it decodes
+
+
+class Performance(Facts):
+    """What each backend of the board is capable of; a board without a GPU has no `tensorrt`."""
+
+    onnxruntime: OnnxRuntimePerformance
+    tensorrt: TensorRtPerformance | None = None
 
 
 class Budget(Facts):
@@ -106,13 +131,17 @@ class Power(Facts):
 
 
 class DeviceProfile(Facts):
-    schema_version: Literal[1] = Field(alias="schema")
+    """A board. `backend`: what its predictions are of; in a file, `default_backend`, that of its usual software.
+    `with_backend` takes another."""
+
+    schema_version: Literal[2] = Field(alias="schema")
     id: str = Field(pattern=r"^[a-z0-9-]+$")
     name: Text
     arch: Literal["aarch64", "x86_64", "other"]
     # Beginnings, in whole words, of what /proc/device-tree/model says on such a board; none: it cannot be told.
     device_tree_models: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     isa: Annotated[tuple[Isa, ...], Field(strict=False)]
+    backend: Backend = Field(default="onnxruntime", alias="default_backend")
     cpu: Cpu
     gpu: Gpu | None = None
     memory: Memory
@@ -120,3 +149,27 @@ class DeviceProfile(Facts):
     budget: Budget
     software: Software
     power: Power
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """Those that the profile has figures of."""
+        return tuple(name for name in BACKENDS if getattr(self.performance, name) is not None)
+
+    def with_backend(self, name: str | None) -> Self:
+        """The board with predictions of this backend; None: of its default one. Raises MerinoError for one that it does
+        not have."""
+        if name is None:
+            return self
+        if name not in self.backends:
+            raise MerinoError(
+                f"--backend {name}: the profile of {self.name} has no performance.{name}: choose"
+                f" {' or '.join(self.backends)}, or add these figures to a copy of the profile"
+            )
+        return self.model_copy(update={"backend": name})
+
+    def figure(self, path: str) -> Figure | None:
+        """The figure at a dotted path of the file; None where the profile has none there."""
+        found: Any = self
+        for key in path.split("."):
+            found = getattr(found, key, None)
+        return found if isinstance(found, Figure) else None

@@ -75,6 +75,7 @@ def parse_profile(raw: Mapping[str, Any], origin: str) -> DeviceProfile:
     """The profile of a TOML's keys and values. Raises one MerinoError that names every fault; `origin`: whose."""
     faults: list[str] = []
     profile = None
+    raw = as_latest(raw)
     try:
         profile = DeviceProfile.model_validate(raw)
     except ValidationError as error:
@@ -84,6 +85,14 @@ def parse_profile(raw: Mapping[str, Any], origin: str) -> DeviceProfile:
         listed = "".join(f"\n  {fault}" for fault in faults)
         raise MerinoError(f"{origin} is not a valid device profile; correct the following:{listed}")
     return profile
+
+
+def as_latest(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A profile of schema 1 in the words of this one: its `performance` was ONNX Runtime's, and it knew no other
+    backend. A file that `calibrate` wrote stays of use."""
+    if raw.get("schema") != 1:
+        return raw
+    return {**raw, "schema": 2, "performance": {"onnxruntime": raw.get("performance", {})}}
 
 
 def _folder() -> Path:

@@ -74,7 +74,8 @@ def check_plot(path: Path) -> None:
 def front_svg(front: Front) -> str:
     """The whole file."""
     axis = BUDGETS_BY_NAME[front.against]
-    heading = f"{front.device_name}: the highest entropy at each {axis.title} limit"
+    where = f" on {front.backend}" if front.backend != "onnxruntime" else ""
+    heading = f"{front.device_name}{where}: the highest entropy at each {axis.title} limit"
     notes = footnote(front)
     height = HEIGHT + FOOTNOTE_LINE_PX * len(notes)
     svg = drawing("front", heading, described(front), WIDTH, height)

@@ -45,10 +45,11 @@ class Unpredicted:
 
 def predictions(series: Sequence[Series], profile: DeviceProfile) -> list[Prediction]:
     """Of each series that the cost model covers, for decode, prefill and memory as far as they were measured."""
+    on_cpu = profile.with_backend("onnxruntime")  # as all measured engines that are covered
     found: list[Prediction] = []
     for one in series:
         if not reason_against(one):
-            found += _of(one, profile)
+            found += _of(one, on_cpu)
     return found
 
 

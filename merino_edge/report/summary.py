@@ -48,10 +48,13 @@ class Summary:
 
     @property
     def predicted_for(self) -> str:
-        """The board's name. A report may be published, so the machine at hand goes without its host name."""
+        """The board's name, of one with several backends with that of the predictions. A report may be published, so
+        the machine at hand goes without its host name."""
         if self.profile is None:
             return "no board"
-        return "this machine" if self.profile.id == "host" else self.profile.name
+        if self.profile.id == "host":
+            return "this machine"
+        return f"{self.profile.name} on onnxruntime" if len(self.profile.backends) > 1 else self.profile.name
 
     @property
     def measured_on(self) -> str:

@@ -165,7 +165,7 @@ def test_a_quantised_linear_is_the_product_with_its_dequantised_weights(run, for
 
 def test_an_embedding_that_is_the_head_too_is_one_table(run, monkeypatch):
     rows, columns = 2500, 16
-    monkeypatch.setattr("merino_edge.export.onnx.graph.HEAD_SLICE_BYTES", 1)  # slices of 1024 rows
+    monkeypatch.setattr("merino_edge.export.onnx.fused.HEAD_SLICE_BYTES", 1)  # slices of 1024 rows
     key = GraphKey("fused", "table", "fp32", rows, columns, 0, 1)
     (found,) = built_and_run(run, key, {"input_ids": np.array([[3, 7]])})
     table = random_weights(rows * columns).reshape(rows, columns)

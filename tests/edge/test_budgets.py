@@ -174,12 +174,15 @@ def test_a_number_told_is_never_below_what_is_needed(value):
 
 
 def test_energy_is_refused_where_the_profile_knows_no_watts():
-    nano = load_profile("jetson-nano")
+    nano = load_profile("jetson-nano").with_backend("onnxruntime")
     with pytest.raises(MerinoError, match="--j-per-token needs power.stress_w"):
         with_board_defaults({"j_per_token": 1}, nano)
     with pytest.raises(MerinoError, match="--j-per-token needs power.stress_w"):
         design(nano, {"j_per_token": 1}, space=SPACE, context=64, prompt=32)
     assert design(nano, {"decode_ms": 20}, space=SPACE, context=64, prompt=32).predicted.j_per_token is None
+    gpu = load_profile("jetson-nano")  # its power mode's limit is known
+    found = design(gpu, with_board_defaults({"j_per_token": 0.05}, gpu), space=SPACE, context=64, prompt=32)
+    assert 0 < found.predicted.j_per_token <= 0.05
 
 
 def test_energy_is_watts_times_the_time_of_a_step():

@@ -13,7 +13,7 @@ import merino_bench
 import merino_runtime
 from merino_edge.bundles.board_app import packed_files, write_board_app
 from merino_edge.bundles.boards import fitting_boards
-from merino_edge.bundles.description import GraphFormat, ModelFacts, describe
+from merino_edge.bundles.description import GraphFormat, ModelFacts, backends_of, describe
 from merino_edge.bundles.files import bundle_bytes, is_bundle
 from merino_edge.bundles.write import write_bundle
 from merino_edge.families.operators import FORMATS
@@ -146,7 +146,7 @@ def test_two_thread_counts_take_the_memory_of_two_sessions(tiny_arch):
     small = board.model_copy(update={"memory": between})
 
     def fits(threads):
-        return bool(fitting_boards(operators, "fp32", 64, threads, [small]))
+        return bool(fitting_boards(operators, "fp32", 64, threads, ["onnxruntime"], [small]))
 
     assert fits(RUNTIME_CHOOSES) and fits(Threads(4, 4)) and fits(Threads(None, 2))
     assert not fits(Threads(4, 2))
@@ -161,7 +161,8 @@ def test_an_x86_board_is_judged_by_its_own_instructions(tiny_arch):
     )
 
     def fitting(precision):
-        return fitting_boards(tiny_arch.operators, precision, 64, RUNTIME_CHOOSES, [arm, quick, old, other])
+        boards = [arm, quick, old, other]
+        return fitting_boards(tiny_arch.operators, precision, 64, RUNTIME_CHOOSES, ["onnxruntime"], boards)
 
     assert fitting("fp32") == ("raspberry-pi-5", "quick", "old", "other")
     assert fitting("int8") == fitting("int4") == ("raspberry-pi-5", "quick", "other")
@@ -169,12 +170,35 @@ def test_an_x86_board_is_judged_by_its_own_instructions(tiny_arch):
 
 
 def test_by_default_the_boards_are_the_shipped_ones(tiny_arch):
-    found = {
-        precision: fitting_boards(tiny_arch.operators, precision, 64, RUNTIME_CHOOSES) for precision in FORMATS
-    }
-    assert found["fp32"] == tuple(profile_ids())
-    assert found["fp16"] == tuple(board.id for board in list_profiles() if board.gpu)
-    assert found["int8"] == tuple(profile_ids())
-    for core in ("dotprod", "plain"):  # in blocks int8 is for cores with dotprod, by rows it is fast on all
-        boards = fitting_boards(tiny_arch.operators, "int4", 64, RUNTIME_CHOOSES, core=core)
+    def found(precision, *backends):
+        return fitting_boards(tiny_arch.operators, precision, 64, RUNTIME_CHOOSES, backends)
+
+    with_gpu = tuple(board.id for board in list_profiles() if board.gpu)
+    assert found("fp32", "onnxruntime", "tensorrt") == found("fp32", "onnxruntime") == tuple(profile_ids())
+    assert found("fp16", "onnxruntime", "tensorrt") == with_gpu == found("fp32", "tensorrt")
+    assert found("fp16", "onnxruntime") == ()  # of no use on a CPU
+    assert found("int8", "onnxruntime") == tuple(profile_ids())
+    for core in ("dotprod", "plain"):
+        boards = fitting_boards(tiny_arch.operators, "int4", 64, RUNTIME_CHOOSES, ["onnxruntime"], core=core)
         assert boards == tuple(board.id for board in list_profiles() if core_of_board(board) == core)
+
+
+def test_a_board_fits_the_formats_of_each_of_its_backends(tiny_arch):
+    """The Nano's CPU has int8, and its GPU has none; a GPU has float16."""
+    nano = [load_profile("jetson-nano")]
+    backends = {form: [need.name for need in backends_of(GraphFormat(form, "portable", 64))] for form in FORMATS}
+    fits = [form for form in FORMATS
+            if fitting_boards(tiny_arch.operators, form, 64, RUNTIME_CHOOSES, backends[form], nano)]  # fmt: skip
+    assert fits == ["fp32", "fp16", "int8"]
+
+
+def test_an_engine_must_fit_beside_the_cuda_context(tiny_arch):
+    nano = load_profile("jetson-nano")
+    on_gpu = cost_model(nano, InferenceShape("fp16", 64, 32)).memory_mb(tiny_arch.operators)
+    on_cpu = cost_model(nano.with_backend("onnxruntime"), InferenceShape("fp32", 64, 32)).memory_mb(tiny_arch.operators)
+    assert on_cpu < on_gpu
+    between = nano.memory.free_mb.model_copy(update={"value": (on_cpu + on_gpu) / 2})
+    small = [nano.model_copy(update={"memory": nano.memory.model_copy(update={"free_mb": between})})]
+    for precision, backends, fits in (("fp16", ["onnxruntime", "tensorrt"], False), ("fp32", ["tensorrt"], False),
+                                      ("fp32", ["onnxruntime", "tensorrt"], True)):  # fmt: skip
+        assert bool(fitting_boards(tiny_arch.operators, precision, 64, RUNTIME_CHOOSES, backends, small)) == fits

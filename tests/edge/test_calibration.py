@@ -58,7 +58,7 @@ def test_noise_goes_into_the_residuals_and_hardly_into_predictions():
 
 
 def test_memory_factors_are_what_processes_held():
-    found = calibrated_board(synthetic()).performance.coefficients
+    found = calibrated_board(synthetic()).performance.onnxruntime.coefficients
     assert found is not None and found.fp32.resident == pytest.approx(1.25)
     assert (found.fp32.table_resident, found.fp32.table_opening) == (pytest.approx(1), pytest.approx(0.5))
     assert found.int8 is not None and found.int4 is not None
@@ -91,7 +91,7 @@ def test_a_calibrated_profile_keeps_what_was_not_measured():
     for table in ("memory", "budget", "software", "power"):
         assert before[table] == after[table]
     assert "# vcgencmd pmic_read_adc" in text
-    figure = after["performance"]["read_gb_s"]
+    figure = after["performance"]["onnxruntime"]["read_gb_s"]
     assert figure["kind"] == "calibrated" and figure["value"] == pytest.approx(256 * MB / 21 / 1e6, rel=1e-3)
     assert "2026-01-01" in figure["source"] and "onnxruntime 1.32.0" in figure["source"]
 
@@ -146,7 +146,8 @@ def test_this_machine_is_measured_once_and_kept(tmp_path, monkeypatch):
     first, again = board("host", said.append), board("host", said.append)
     assert len(runs) == 1
     assert first.performance == again.performance
-    assert first.performance.coefficients is not None and first.performance.coefficients.kind == "calibrated"
+    own = first.performance.onnxruntime.coefficients
+    assert own is not None and own.kind == "calibrated"
     assert len(said) == 2 and "measuring this machine" in said[0] and "kept in" in said[1]
     found = cost_model(first, InferenceShape("fp32", 128, 64)).predict(DECODER.operators)
     assert found.decode_ms > 0.1 and found.provenance == "calibrated"
@@ -260,8 +261,8 @@ def test_calibrate_writes_a_profile_that_devices_takes(tmp_path):
     path.write_text(synthetic().model_dump_json(by_alias=True))
     fit = recalibrate("raspberry-pi-5", [path], out)
     assert fit.residuals[-1].kind == "all"
-    assert load_profile(out).performance.coefficients is not None
-    assert load_profile("raspberry-pi-5").performance.coefficients is None
+    assert load_profile(out).performance.onnxruntime.coefficients is not None
+    assert load_profile("raspberry-pi-5").performance.onnxruntime.coefficients is None
 
 
 @pytest.mark.parametrize(

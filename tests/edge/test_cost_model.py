@@ -6,21 +6,24 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sample_probe import with_coefficients
 
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.operators import CPU_FORMATS, linear, weight_bytes
 from merino_edge.families.zoo import model as published
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.default_coefficients import estimated
+from merino_edge.prediction.formats import formats_of, is_predicted
 from merino_edge.prediction.latency import by_threads, latency
 from merino_edge.prediction.latency_terms import amounts
-from merino_edge.prediction.shape import InferenceShape, is_predicted
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile, profile_ids
 from merino_runtime.errors import MerinoError
 
 FORMATS = CPU_FORMATS
 OPT_350M = published("opt-350m").geometry
 BOARDS = {board: load_profile(board) for board in profile_ids()}
+ON_CPU = {board: profile.with_backend("onnxruntime") for board, profile in BOARDS.items()}
 
 
 @st.composite
@@ -35,7 +38,13 @@ def decoders(draw, most=512):
 
 
 shapes = st.builds(InferenceShape, st.sampled_from(FORMATS), st.integers(8, 2048), st.integers(1, 600))
-models = st.builds(cost_model, st.sampled_from(list(BOARDS.values())), shapes)
+MACHINES = [board.with_backend(backend) for board in BOARDS.values() for backend in board.backends]
+models = st.sampled_from(MACHINES).flatmap(
+    lambda board: st.builds(
+        cost_model, st.just(board),
+        st.builds(InferenceShape, st.sampled_from(formats_of(board)), st.integers(8, 2048), st.integers(1, 600)),
+    )
+)  # fmt: skip
 
 
 @given(decoders(), models, st.data())
@@ -69,17 +78,17 @@ def test_a_prediction_is_never_above_any_regime_that_holds(arch, model):
             holds.append(max(lines))
     assert found.decode_ms == pytest.approx(min(holds), rel=1e-9)  # all reads of these boards have one rate
     assert 0 < found.decode_ms < 1e6 and 0 < found.prefill_ms < 1e7
-    assert found.memory_mb > model.profile.performance.runtime_mb.value
+    assert found.memory_mb > model.runtime_mb
     assert found.provenance == "estimated"
 
 
 @given(decoders(), shapes, st.floats(0.05, 20))
 def test_a_search_sums_up_to_what_is_predicted_in_each_residency(arch, shape, rate):
     """So a limit that a search fills is filled by the prediction too."""
-    model = cost_model(with_memory(BOARDS["jetson-orin-nano"], rate), shape)
+    model = cost_model(with_memory(ON_CPU["jetson-orin-nano"], rate), shape)
     read_mb = model.read_mb(arch.operators)
-    for count, at in model.by_threads.items():
-        step = model.decode_latency(arch.operators, count)
+    for count, at in model.on.by_threads.items():
+        step = model.on.decode_latency(arch.operators, count)
         residency = (
             "resident" if read_mb <= at.resident_mb else "partial" if read_mb <= at.streaming_mb else "streaming"
         )
@@ -91,12 +100,11 @@ def with_memory(profile, rate):
     """The board with coefficients of its own, whose memory is `rate` times as slow."""
     own = estimated(profile)
     slower = own.model_copy(update={"memory_ms_gb": tuple(rate * ms for ms in own.memory_ms_gb)})
-    speed = profile.performance.model_copy(update={"times": slower})
-    return profile.model_copy(update={"performance": speed})
+    return with_coefficients(profile, slower)
 
 
 def model_of(board, precision, context, prompt):
-    return cost_model(BOARDS[board], InferenceShape(precision, context, prompt))
+    return cost_model(ON_CPU[board], InferenceShape(precision, context, prompt))
 
 
 def test_two_sessions_hold_prepacked_weights_twice():
@@ -127,16 +135,16 @@ def test_nothing_gets_cheaper_by_growing(arch, model):
         found = its_model.predict(other.operators)
         assert found.decode_ms >= small.decode_ms * (1 - 1e-9)
         assert its_model.memory_mb(other.operators) >= model.memory_mb(arch.operators)
-    longer = cost_model(model.profile, replace(shape, prompt=shape.prompt + 50)).predict(arch.operators)
+    longer = cost_model(model.profile, replace(shape, prompt=shape.prompt + 64)).predict(arch.operators)
     assert longer.prefill_ms > small.prefill_ms
 
 
-@pytest.mark.parametrize("board", BOARDS)
+@pytest.mark.parametrize("board", ON_CPU)
 def test_decode_latency_does_not_jump_at_the_edges_of_residency(board):
-    profile, shape = BOARDS[board], InferenceShape("fp32", 16, 16)
+    profile, shape = ON_CPU[board], InferenceShape("fp32", 16, 16)
     operators = Architecture(blocks=(Block(width=64, ffn_ratio=1, depth=1),), vocab=256, head_size=32).operators
     model = cost_model(profile, shape)
-    read_mb, at = model.read_mb(operators), model.by_threads[1]
+    read_mb, at = model.read_mb(operators), model.on.by_threads[1]
     edges = {("resident", "partial"): at.resident_mb, ("partial", "streaming"): at.streaming_mb}
     for residencies, edge_mb in edges.items():
         size = profile.cpu.last_level_cache_mb
@@ -159,8 +167,8 @@ def test_shared_weights_that_fit_the_cache_are_read_once():
 
 def test_a_format_without_coefficients_has_memory_and_no_latency():
     model, operators = model_of("jetson-nano", "fp16", 512, 256), OPT_350M.operators
-    assert not is_predicted("fp16") and all(is_predicted(form) for form in FORMATS)
-    assert model.weights_mb(operators, prepacking=True) == pytest.approx(weight_bytes(operators, "fp16") / 2**20)
+    assert not is_predicted(model.profile, "fp16") and all(is_predicted(model.profile, form) for form in FORMATS)
+    assert model.on.weights_mb(operators, opening=True) == pytest.approx(weight_bytes(operators, "fp16") / 2**20)
     for ask in (model.predict, lambda ops: model.decode_ms(ops, 1, "streaming")):
         with pytest.raises(MerinoError, match="latency of fp16 cannot be predicted.* fp32, int8, int4"):
             ask(operators)

@@ -122,8 +122,8 @@ def test_a_probe_of_the_board_becomes_its_profile(board, place):
     assert code == 0, err
     assert "measures itself" in err and "wrote" in err
     profile = load_profile(place / "my.toml")
-    assert profile.performance.coefficients is not None
-    assert profile.performance.read_gb_s.kind == "calibrated"
+    assert profile.performance.onnxruntime.coefficients is not None
+    assert profile.performance.onnxruntime.read_gb_s.kind == "calibrated"
 
 
 def test_a_probe_is_asked_for_only_where_its_result_can_be_used(board, place):

@@ -172,11 +172,13 @@ def model_values(bundle):
     return [onnx.numpy_helper.to_array(tensor) for tensor in floats]
 
 
-def test_a_large_head_reads_the_stored_table_in_slices(dialect, tmp_path, monkeypatch):
+WIDE = Architecture(blocks=[{"width": 32, "ffn_ratio": 1.0, "depth": 1}], vocab=2500, head_size=32, context=32)
+
+
+def test_a_large_fused_head_reads_the_stored_table_in_slices(tmp_path, monkeypatch):
     """The export proves it equal to torch; the slices begin at pages of the table's own bytes."""
-    monkeypatch.setattr("merino_edge.export.onnx.graph.HEAD_SLICE_BYTES", 1)
-    wide = Architecture(blocks=[{"width": 32, "ffn_ratio": 1.0, "depth": 1}], vocab=2500, head_size=32, context=32)
-    bundle = export(random_source(wide, "wide"), tmp_path / "wide", dialect=dialect).folder
+    monkeypatch.setattr("merino_edge.export.onnx.fused.HEAD_SLICE_BYTES", 1)
+    bundle = export(random_source(WIDE, "wide"), tmp_path / "wide").folder
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     heads = [tensor for tensor in model.graph.initializer if tensor.name.startswith("embed_tokens.weight.")]
     assert [tensor.dims[0] for tensor in heads] == [1024, 1024, 452]
@@ -184,6 +186,24 @@ def test_a_large_head_reads_the_stored_table_in_slices(dialect, tmp_path, monkey
     start, *offsets = (int(tensor.external_data[1].value) for tensor in [table, *heads])
     assert [offset - start for offset in offsets] == [0, 1024 * 128, 2048 * 128]
     assert (bundle / "model.onnx.data").stat().st_size < 2500 * 128 + 100_000
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_no_constants_of_a_portable_graph_overlap(precision, tmp_path):
+    """TensorRT's parser refuses them: the head is one product over the embedding's own constant."""
+    bundle = export(random_source(WIDE, "wide"), tmp_path / "wide", dialect="portable", precision=precision).folder
+    graph = onnx.load(bundle / "model.onnx", load_external_data=False).graph
+    places = sorted(
+        (int(where["offset"]), int(where["length"]))
+        for where in ({entry.key: entry.value for entry in tensor.external_data} for tensor in graph.initializer)
+        if where
+    )
+    assert len(places) > 4
+    assert all(offset + length <= after for (offset, length), (after, _) in itertools.pairwise(places))
+    if precision != "int8":
+        (product,) = (node for node in graph.node if node.op_type == "Gemm")
+        (gather,) = (node for node in graph.node if node.op_type == "Gather" and node.input[1] == "input_ids")
+        assert product.input[1] == gather.input[0]
 
 
 @pytest.mark.parametrize("source", ["tiny", "opt"])

@@ -25,7 +25,7 @@ from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.default_coefficients import estimated
-from merino_edge.prediction.intervals import factors, why_no_interval
+from merino_edge.prediction.intervals import factors
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import LatencyError
 from merino_edge.profiles.reading import load_profile
@@ -129,7 +129,7 @@ def test_the_difference_between_probes_widens_the_interval():
 
 def test_a_calibrated_profile_keeps_the_errors():
     probe = synthetic(NOISE)
-    own, fit = calibrated_board(probe).performance.coefficients, calibrate(probe)
+    own, fit = calibrated_board(probe).performance.onnxruntime.coefficients, calibrate(probe)
     for form in FORMATS:
         known = own.of_format(form)
         assert known.decode_error == fit.errors[f"{form} decode"] != fit.errors[f"{form} prefill"]
@@ -144,7 +144,7 @@ def test_a_format_with_too_few_decoders_has_no_interval():
     assert {name.split()[0] for name in calibrate(probe).errors} == {"fp32", "int4"}
     costs = cost_model(calibrated_board(probe), InferenceShape("int8", 256, 64))
     assert costs.predict(SMALL).decode_ms_interval is None
-    assert "no errors of whole decoders in int8" in why_no_interval(costs.coefficients, "int8")
+    assert "no errors of whole decoders in int8" in costs.on.why_no_interval()
 
 
 SMALL = Architecture(blocks=(Block(width=128, ffn_ratio=2, depth=2),), vocab=2000).operators
@@ -165,7 +165,7 @@ def test_where_errors_are_not_known_there_is_no_interval(profile):
     found = costs.predict(SMALL)
     assert [found.interval(name) for name in TIMED] == [None] * 3 and found.confidence is None
     assert all(found.upper(name) == getattr(found, name) for name in (*TIMED, "memory_mb"))
-    assert why_no_interval(costs.coefficients, "fp32")
+    assert costs.on.why_no_interval()
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.499, 0.9995, 1.0, 90.0, -0.9, math.nan])
@@ -265,6 +265,6 @@ def test_each_command_takes_a_confidence_and_says_why_there_is_no_interval(comma
 def test_calibrate_prints_the_intervals(calibrated, tmp_path):
     probe = calibrated.parent / "probe.json"
     code, shown, _ = run("calibrate", "--device", "raspberry-pi-5", "--probe", probe, "-o", tmp_path / "again.toml")
-    within = factors(load_profile(calibrated).performance.coefficients.int8.decode_error, 0.9)
+    within = factors(load_profile(calibrated).performance.onnxruntime.coefficients.int8.decode_error, 0.9)
     assert code == 0 and "90% prediction intervals" in shown
     assert f"int8 decode {within.low:.2f} to {within.high:.2f}" in shown

@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
+from merino_edge.bundles.description import GraphFormat, backends_of
 from merino_edge.delivery.fitting import check_devices, check_one_model
 from merino_edge.delivery.keys import make_key, read_private_key
 from merino_edge.delivery.pack import manifest_of, pack, write_archive
@@ -182,6 +183,29 @@ def test_bundles_of_other_models_are_refused(formats, bundle_dirs):
     said = []
     check_one_model([ours, ours._replace(precision="int8", weights_source="checkpoint other")], said.append)
     assert len(said) == 1 and "checkpoint other" in said[0]
+
+
+def test_a_device_is_asked_for_each_backend_that_the_bundle_names(formats):
+    fp32 = load_bundle(str(formats[1]))
+
+    def portable(precision):
+        form = GraphFormat(precision, "portable", fp32.context)
+        return fp32._replace(precision=precision, dialect="portable", backends=backends_of(form))
+
+    nano, pi = load_profile("jetson-nano"), load_profile("raspberry-pi-5")
+    check_devices([portable("fp16"), portable("fp32")], [nano, pi])
+    with pytest.raises(MerinoError, match=r"raspberry-pi-5 can run none .*\(portable fp16\) needs a GPU"):
+        check_devices([portable("fp16")], [nano, pi])
+    fused = portable("fp16")._replace(dialect="fused", backends=backends_of(GraphFormat("fp16", "fused", 64)))
+    orin = load_profile("jetson-orin-nano")
+    with pytest.raises(MerinoError, match=r"jetson-orin-nano can run none .* needs a GPU and --dialect portable"):
+        check_devices([fused], [orin])
+    old = nano.model_copy(update={"software": nano.software.model_copy(update={"tensorrt": "8.0.1"})})
+    with pytest.raises(MerinoError, match=r"on onnxruntime it needs a GPU, on tensorrt it needs tensorrt 8\.2 and its"):
+        check_devices([portable("fp16")], [old])
+    on_gpu_alone = portable("fp16")._replace(backends=portable("fp16").backends[1:])
+    with pytest.raises(MerinoError, match=r"needs tensorrt 8\.2 or later, and its system has onnxruntime"):
+        check_devices([on_gpu_alone], [pi])
 
 
 def test_each_device_must_be_able_to_run_one_of_the_bundles(formats):

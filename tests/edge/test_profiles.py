@@ -20,6 +20,7 @@ from merino_runtime import board
 from merino_runtime.errors import MerinoError
 
 FOLDER = Path(__file__).resolve().parents[2] / "device_profiles"
+ONNX = "performance.onnxruntime"
 BOARDS = ["jetson-nano", "jetson-orin-nano", "raspberry-pi-4", "raspberry-pi-5", "raspberry-pi-zero-2w"]
 
 
@@ -115,11 +116,12 @@ def test_the_longest_beginning_decides_and_no_shipped_one_begins_another():
 def test_default_budgets_admit_a_model():
     for profile in list_profiles():
         # Megabytes of 10**6 that can be read in the time, and that fit beside the runtime.
-        in_time = profile.budget.decode_ms * profile.performance.read_gb_s.value
-        fit_mb = profile.budget.memory_mb - profile.performance.runtime_mb.value
+        speed = profile.performance.onnxruntime
+        in_time = profile.budget.decode_ms * speed.read_gb_s.value
+        fit_mb = profile.budget.memory_mb - speed.runtime_mb.value
         assert min(in_time, fit_mb) >= 4 * 25, profile.id  # 25 M fp32 parameters
     pi_4 = load_profile("raspberry-pi-4")
-    assert pi_4.budget.decode_ms * pi_4.performance.read_gb_s.value == pytest.approx(4 * 60)
+    assert pi_4.budget.decode_ms * pi_4.performance.onnxruntime.read_gb_s.value == pytest.approx(4 * 60)
 
 
 LOADED = """
@@ -161,8 +163,8 @@ def test_path_loads(tmp_path):
 
 @pytest.mark.parametrize(("old", "new", "said"), [
     ("cores = { value = 4,", "cores = { value = 4_000_000_000,", "cpu.cores.value: found 4000000000, must be at most"),
-    ("read_gb_s = { value = 11.8,", "read_gb_s = { value = 1e308,", "performance.read_gb_s.value: found 1e+308, must"),
-    ("read_gb_s = { value = 11.8,", "read_gb_s = { value = 1e-308,", "performance.read_gb_s.value: found 1e-308, must"),
+    ("read_gb_s = { value = 11.8,", "read_gb_s = { value = 1e308,", f"{ONNX}.read_gb_s.value: found 1e+308, must"),
+    ("read_gb_s = { value = 11.8,", "read_gb_s = { value = 1e-308,", f"{ONNX}.read_gb_s.value: found 1e-308, must"),
     ("context = ", "context = 1_000_000_000 # ", "budget.context: found 1000000000, must be at most 131072"),
     ("decode_ms = ", "decode_ms = 1e300 # ", "budget.decode_ms: found 1e+300, must be at most"),
     ("decode_ms = ", f"decode_ms = {'9' * 1000} # ", "budget.decode_ms: found 999"),
@@ -192,7 +194,7 @@ def test_unreadable_paths_say_so(tmp_path):
 
 # Each fault: the key path to alter, its bad value (None: drop it), how its line begins, and what it must say.
 FAULTS = [
-    ("schema", 2, "schema: found 2", "1"),
+    ("schema", 3, "schema: found 3", "2"),
     ("id", "My Board", "id: found 'My Board'", "lowercase"),
     ("name", None, "name: missing", "text"),
     ("nam", "x", "nam: found 'x'", "did you mean name?"),
@@ -205,10 +207,10 @@ FAULTS = [
     ("memory.free_mb.kind", "guess", "memory.free_mb.kind: found 'guess'", "published"),
     ("memory.free_mb.source", "", "memory.free_mb.source: found ''", "not be empty"),
     ("memory.free_mb.why", "y", "memory.free_mb.why: found 'y'", "value, kind, source"),
-    ("performance.read_gb_s.value", -1, "performance.read_gb_s.value: found -1", "at least 0.000001"),
-    ("performance.fp32_gflops", None, "performance.fp32_gflops: missing", "calibrated"),
-    ("performance.op_overhead_us.value", "4", "performance.op_overhead_us.value: found '4'", "number"),
-    ("performance.decode_threads.value", 5, "performance.decode_threads: found 5", "cpu.cores"),
+    (f"{ONNX}.read_gb_s.value", -1, f"{ONNX}.read_gb_s.value: found -1", "at least 0.000001"),
+    (f"{ONNX}.fp32_gflops", None, f"{ONNX}.fp32_gflops: missing", "calibrated"),
+    (f"{ONNX}.op_overhead_us.value", "4", f"{ONNX}.op_overhead_us.value: found '4'", "number"),
+    (f"{ONNX}.decode_threads.value", 5, f"{ONNX}.decode_threads: found 5", "cpu.cores"),
     ("budget.memory_mb", 3501, "budget.memory_mb: found 3501", "memory.free_mb"),
     ("budget.decode_ms", True, "budget.decode_ms: found True", "number"),
     ("software", None, "software: missing", "onnxruntime"),
@@ -249,7 +251,7 @@ def test_all_faults_come_in_one_message(faults):
 
 def test_reading_faster_than_the_memory_is_a_fault():
     raw = raw_profile()
-    raw["performance"]["read_gb_s"]["value"] = 13
+    raw["performance"]["onnxruntime"]["read_gb_s"]["value"] = 13
     assert "at most memory.peak_gb_s, which is 12.8" in faults_of(raw)
 
 
@@ -262,7 +264,7 @@ def test_a_prediction_is_as_good_as_its_weakest_figure():
 
 
 def test_facts_of_this_machine(monkeypatch):
-    monkeypatch.setattr(host, "_performance", lambda _: raw_profile()["performance"])
+    monkeypatch.setattr(host, "_performance", lambda _: raw_profile()["performance"]["onnxruntime"])
     monkeypatch.setattr(host, "host_probes", lambda _: [])
     monkeypatch.setattr(this_machine, "_cpu", lambda _: raw_profile()["cpu"])
     profile = named_board("host")
@@ -279,7 +281,8 @@ def test_host_without_proc_and_sys(monkeypatch, tmp_path):
     monkeypatch.setattr(this_machine.psutil, "cpu_freq", absent)
     monkeypatch.setattr(this_machine.platform, "machine", lambda: "arm64")
     monkeypatch.setattr(host, "host_probes", lambda _: [])
-    performance = raw_profile()["performance"] | {"decode_threads": one_thread(), "prefill_threads": one_thread()}
+    one = {"decode_threads": one_thread(), "prefill_threads": one_thread()}
+    performance = raw_profile()["performance"]["onnxruntime"] | one
     monkeypatch.setattr(host, "_performance", lambda _: performance)
     profile = named_board("host")
     assert (profile.arch, profile.isa) == ("aarch64", ("neon",))

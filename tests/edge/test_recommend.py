@@ -25,6 +25,7 @@ from merino_runtime.errors import MerinoError
 
 PI5, ZERO, NANO = (load_profile(name) for name in ("raspberry-pi-5", "raspberry-pi-zero-2w", "jetson-nano"))
 SMALL = Space(widths=tuple(range(64, 321, 64)), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=3, vocab=2000)
+ON_CPU = ("--backend", "onnxruntime")
 
 
 def recommended(profile=PI5, context=1024, **budgets):
@@ -166,7 +167,7 @@ def test_pareto_json_is_read_as_it_was_written(found_front):
     assert Front.model_validate_json(found_front.to_json()) == found_front
     content = json.loads(found_front.to_json())
     assert set(content) == {
-        "schema", "device", "device_name", "against", "precision", "context", "prompt", "vocab", "budget",
+        "schema", "device", "device_name", "backend", "against", "precision", "context", "prompt", "vocab", "budget",
         "default_limit", "points", "models",
     }  # fmt: skip
     assert [mark["id"] for mark in content["models"]] == list(MARKED)
@@ -189,7 +190,8 @@ def run(*words):
 def test_recommend_prints_json_with_sources_and_verdicts():
     code, out, _ = run("recommend", "--device", "raspberry-pi-5", "--decode-ms", "20", "--context", "512", "--json")
     found = json.loads(out)
-    assert code == 0 and found["schema"] == 2 and found["budget"] == {"decode_ms": 20, "memory_mb": 1024}
+    assert code == 0 and (found["schema"], found["backend"]) == (3, "onnxruntime")
+    assert found["budget"] == {"decode_ms": 20, "memory_mb": 1024}
     assert (found["context"], found["prompt"]) == (512, 256)
     smol = next(each for each in found["models"] if each["id"] == "smollm2-135m")
     assert smol["scores"]["percent"]["piqa"] == 68.4 and "lighteval" in smol["scores"]["source"]
@@ -197,7 +199,7 @@ def test_recommend_prints_json_with_sources_and_verdicts():
     broken = [form for form in smol["formats"] if not form["fits"]]
     assert broken and all(form["over"] for form in broken)
     assert all(form["predicted"]["provenance"] for form in smol["formats"])
-    assert [our["design"]["schema"] for our in found["designs"]] == [2, 2, 2]
+    assert [our["design"]["schema"] for our in found["designs"]] == [3, 3, 3]
 
 
 def test_recommend_shows_a_table_with_what_fails_and_by_how_much():
@@ -225,9 +227,12 @@ def test_pareto_writes_json_and_svg(tmp_path):
         (("recommend", "--device", "raspberry-pi-4", "--memory-mb", "1e9"), "free"),
         (("recommend", "--device", "raspberry-pi-4", "--context", "1"), "--context 1 "),
         (("recommend", "--device", "raspberry-pi-4", "--prompt", "9999"), "--prompt 9999 "),
-        (("recommend", "--device", "jetson-nano", "--j-per-token", "1"), "power.stress_w"),
-        (("pareto", "--device", "jetson-nano", "--j-per-token", "1"), "power.stress_w"),
-        (("pareto", "--device", "jetson-nano", "--against", "memory-mb", "--j-per-token", "1"), "power.stress_w"),
+        (("recommend", "--device", "jetson-nano", *ON_CPU, "--j-per-token", "1"), "power.stress_w"),
+        (("pareto", "--device", "jetson-nano", *ON_CPU, "--j-per-token", "1"), "power.stress_w"),
+        (("pareto", "--device", "raspberry-pi-4", "--backend", "tensorrt"), "no performance.tensorrt"),
+        (("recommend", "--device", "jetson-nano", "--backend", "cuda"), "choose onnxruntime or tensorrt"),
+        (("pareto", "--device", "jetson-nano", "--precision", "int8"), "choose one of fp16, fp32, or --backend onnx"),
+        (("pareto", "--device", "jetson-nano", *ON_CPU, "--precision", "fp16"), "int4, or --backend tensorrt"),
         (("pareto", "--device", "raspberry-pi-4", "--file-mb", "0.001"), "--file-mb 0.001 is below"),
         (("pareto", "--device", "raspberry-pi-9"), "No device profile"),
         (("pareto", "--device", "raspberry-pi-4", "--points", "0"), "--points 0 is not allowed: choose 2 to 100"),

@@ -26,6 +26,7 @@ from merino_edge.design.score import INVERSE
 from merino_edge.design.space import Space
 from merino_edge.families.designed import block_operators
 from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.formats import formats_of
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.errors import MerinoError
@@ -266,9 +267,10 @@ def test_a_programs_shares_are_the_costs_of_the_decoder_that_is_built(data):
         blocks=data.draw(st.integers(1, 4)), head_size=data.draw(st.sampled_from([32, 64])),
         vocab=data.draw(st.sampled_from([8000, 150_000])), widths=(64, 128, 192, 256), depths=(1, 2, 5), growth=8.0,
     )
-    precision = data.draw(st.sampled_from(["fp32", "int8", "int4"]))
+    board = load_profile(data.draw(st.sampled_from(["raspberry-pi-5", "raspberry-pi-4", "jetson-nano"])))
+    precision = data.draw(st.sampled_from(formats_of(board)))
     shape = InferenceShape(precision, data.draw(st.sampled_from([16, 1024])), data.draw(st.sampled_from([1, 16])))
-    model = cost_model(load_profile(data.draw(st.sampled_from(["raspberry-pi-5", "raspberry-pi-4"]))), shape)
+    model = cost_model(board, shape)
     program = encode(space, WIDE, model, INVERSE)
     options = st.sampled_from(range(len(program.options)))
     choice = sorted(data.draw(st.lists(options, min_size=space.blocks, max_size=space.blocks)))

@@ -172,7 +172,7 @@ def measured(record, machine, place):
 def calibrated(record, machine, profile):
     with step(record, "calibrate --ssh"):
         edge_ok(machine, "calibrate", "--ssh", "board", "--device", BOARD, "-o", profile)
-        assert tomllib.loads(profile.read_text())["performance"]["coefficients"]
+        assert tomllib.loads(profile.read_text())["performance"]["onnxruntime"]["coefficients"]
 
 
 def test_a_flashed_image_installs_at_its_first_start_and_says_its_text_on_the_console(place, record, tmp_path):

@@ -12,7 +12,7 @@ VOCAB_PREFERRED = 16384  # what the search takes for a Raspberry Pi 4 where the 
 LAYERS_66M, WIDTH_66M, VOCAB_66M, CONTEXT_66M = 14, 640, 50257, 2048
 # Stored parameters at most OPT-350M's 331.2 M / 5.5. With parameters as the only budget the search shares layers and
 # goes deep, so that a token reads far more weights than are stored: the FLOPs are the paper's middle budget.
-DESIGN = ("--device", "jetson-nano", "--params-m", "60.2", "--flops-g", "110")
+DESIGN = ("--device", "jetson-nano", "--backend", "onnxruntime", "--params-m", "60.2", "--flops-g", "110")
 
 TIMED, FASTER = "timed-", 5.4  # a tenth above the bar, for what predictions are off by
 CONTEXT, PROMPT = 512, 64

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from merino_edge.cli.tables.layout import Column, Table
+from merino_edge.cli.tables.terms import on_backend, other_backends
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE, percent
 from merino_edge.prediction.intervals import factors
-from merino_edge.profiles.coefficients import LatencyError
+from merino_edge.profiles.coefficients import Facts, LatencyError
 from merino_edge.profiles.profile import DeviceProfile, Figure
 
 if TYPE_CHECKING:  # loads scipy, which listing boards does not need
@@ -15,33 +16,43 @@ if TYPE_CHECKING:  # loads scipy, which listing boards does not need
 
 def devices_table(profiles: Sequence[DeviceProfile]) -> Table:
     """`host` is the last row; listing it measures nothing."""
-    left = ("id", "name", "CPU", "ISA")
-    titles = (*left, "RAM MB", "read GB/s", "decode ms", "memory MB", "context")
+    left = ("id", "name", "CPU", "ISA", "backend")
+    titles = (*left[:-1], "RAM MB", "backend", "read GB/s", "decode ms", "memory MB", "context")
     rows = [
         [
             profile.id, profile.name, f"{profile.cpu.cores.value:g}x {profile.cpu.core}", " ".join(profile.isa),
-            f"{profile.memory.ram_mb.value:g}", f"{profile.performance.read_gb_s.value:g}",
+            f"{profile.memory.ram_mb.value:g}", profile.backend, f"{read_gb_s(profile):g}",
             f"{profile.budget.decode_ms:g}", f"{profile.budget.memory_mb:g}", f"{profile.budget.context}",
         ]
         for profile in profiles
     ]  # fmt: skip
     return Table(
         columns=[Column(title, left=title in left) for title in titles],
-        rows=[*rows, ["host", "this machine", "this machine", *["-"] * 6]],
+        rows=[*rows, ["host", "this machine", "this machine", "-", "-", "onnxruntime", *["-"] * 4]],
         title="Boards and their default budgets",
         below=["`devices ID` shows every figure of a board. host is measured when it is first used, for a minute"],
         dropped=["name", "ISA", "CPU"],
     )
 
 
+def read_gb_s(profile: DeviceProfile) -> float:
+    """Of the profile's backend."""
+    figure = profile.figure(f"performance.{profile.backend}.read_gb_s")
+    assert figure is not None, "a profile's backend has figures"
+    return figure.value
+
+
 def device_table(profile: DeviceProfile) -> Table:
-    """Every figure of one board with its kind and source."""
+    """Every figure of one board in its backend with its kind and source; of a GPU the [gpu] facts too."""
+    on_gpu = ["gpu"] if profile.gpu and profile.backend == "tensorrt" else []
+    parts: list[tuple[str, Facts]] = [(name, getattr(profile, name)) for name in ("cpu", *on_gpu, "memory")]
+    speed: Facts = getattr(profile.performance, profile.backend)
+    parts += [(f"performance.{profile.backend}", speed), ("power", profile.power)]
     figures = [
         [f"{part}.{key}", f"{figure.value:g}", figure.kind, figure.source]
-        for part in ("cpu", "memory", "performance", "power")
-        for key, figure in getattr(profile, part)
-        if isinstance(figure, Figure)
-    ]
+        for part, facts in parts for key, figure in facts if isinstance(figure, Figure)
+    ]  # fmt: skip
+    mode = getattr(speed, "power_mode", None)
     budget = profile.budget
     limits = (("decode_ms", budget.decode_ms), ("memory_mb", budget.memory_mb), ("context", budget.context))
     return Table(
@@ -50,7 +61,8 @@ def device_table(profile: DeviceProfile) -> Table:
             Column("source", left=True, wraps=True),
         ],
         rows=[*figures, *([f"budget.{key}", f"{value:g}", "", "default budget"] for key, value in limits)],
-        title=f"{profile.name} ({profile.id})",
+        title=f"{on_backend(profile, f'{profile.name} ({profile.id})')}{other_backends(profile)}",
+        below=[f"the GPU's figures are of its power mode {mode}"] if mode else [],
         lines_after=[len(figures) - 1],
     )  # fmt: skip
 

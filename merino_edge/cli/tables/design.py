@@ -2,7 +2,7 @@
 
 from merino_edge.cli.tables.intervals import interval_line, shown
 from merino_edge.cli.tables.layout import Column, Table, show
-from merino_edge.cli.tables.terms import ENTROPY, SHAPE
+from merino_edge.cli.tables.terms import ENTROPY, SHAPE, on_backend, other_backends
 from merino_edge.design.budgets import BUDGETS_BY_NAME, options_line
 from merino_edge.design.design_file import Design, Measured
 from merino_edge.design.recommend import existing_entropy
@@ -19,7 +19,7 @@ from merino_runtime.board import MB as BYTES_PER_MB
 def print_design(design: Design, profile: DeviceProfile) -> None:
     """What was asked, the table, what was found and how."""
     costs = costs_of(design, profile)
-    print(budgets_line(design))
+    print(budgets_line(design, profile))
     print(interval_line([costs]))
     if refused := refused_words(profile, design.precision):
         print(f"{design.precision} is {refused}; `recommend` refuses it too")
@@ -35,9 +35,10 @@ def costs_of(design: Design, profile: DeviceProfile) -> CostModel:
     return cost_model(profile, shape, design.predicted.confidence or DEFAULT_CONFIDENCE)
 
 
-def budgets_line(design: Design) -> str:
+def budgets_line(design: Design, profile: DeviceProfile) -> str:
     tokens = f"context {design.architecture.context}, prompt {design.prompt} tokens"
-    return f"budgets for {design.device}: {options_line(design.budget)}; {tokens}{open_words(design)}"
+    board = f"{on_backend(profile, design.device)}{other_backends(profile)}"
+    return f"budgets for {board}: {options_line(design.budget)}; {tokens}{open_words(design)}"
 
 
 def open_words(design: Design) -> str:
@@ -53,7 +54,7 @@ def design_table(design: Design, costs: CostModel) -> Table:
     """The design beside OPT-350M, by one cost model. The design has its own thread counts, OPT-350M the single one that
     the runtime would choose, as in `recommend`. Of the design's latencies and energy the interval too.
     """
-    arch = design.architecture
+    arch, profile = design.architecture, costs.profile
     reference = model("opt-350m").geometry
     ours, theirs = design.predicted, costs.predict(reference.operators)
     rows = []
@@ -75,7 +76,7 @@ def design_table(design: Design, costs: CostModel) -> Table:
         columns=[Column("", left=True, wraps=True), Column("this design", wraps=True), Column("OPT-350M"),
                  Column("OPT-350M / design")],
         rows=rows,
-        title=f"Design for {costs.profile.name}, predicted from {ours.provenance} coefficients",
+        title=f"Design for {on_backend(profile, profile.name)}, predicted from {ours.provenance} coefficients",
         below=[f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}", SHAPE, ENTROPY],
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from merino_edge.prediction.confidence import percent
 from merino_edge.prediction.cost_model import CostModel
-from merino_edge.prediction.intervals import Interval, why_no_interval
+from merino_edge.prediction.intervals import Interval
 
 
 def interval_line(costs: Sequence[CostModel]) -> str:
@@ -18,7 +18,7 @@ def interval_line(costs: Sequence[CostModel]) -> str:
         without = [phase for phase, known in factors.items() if known is None]
         if without:
             which = "no interval" if len(without) == len(factors) else f"no {without[0]} interval"
-            said.append(f"{which}: {why_no_interval(each.coefficients, each.shape.precision)}")
+            said.append(f"{which}: {each.on.why_no_interval()}")
     return "; ".join(dict.fromkeys(said))
 
 

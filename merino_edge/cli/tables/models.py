@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from merino_edge.cli.tables.intervals import interval_line, shown
 from merino_edge.cli.tables.layout import Column, Table
-from merino_edge.cli.tables.terms import ENTROPY, SHAPE
+from merino_edge.cli.tables.terms import ENTROPY, SHAPE, on_backend, other_backends
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
 from merino_edge.design.pareto import Front
 from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict
@@ -23,13 +23,13 @@ COLUMNS = (
 
 
 def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table:
-    """Our designs first, then every model of the zoo in the format of most bits that fits, else the nearest."""
+    """Our designs first, then every model of the zoo in the preferred format that fits, else the nearest."""
     provenance = found.candidates[0].chosen.predicted.provenance
     fitting = sum(candidate.fits for candidate in found.candidates)  # they come first
     return Table(
         columns=COLUMNS,
         rows=[*map(our_cells, found.ours), *(candidate_cells(candidate, found) for candidate in found.candidates)],
-        title=f"Models for {profile.name}, predicted from {provenance} coefficients",
+        title=f"Models for {on_backend(profile, profile.name)}, predicted from {provenance} coefficients",
         below=[
             ENTROPY,
             "score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of two"
@@ -88,8 +88,9 @@ def budgets_line(found: Recommendation, profile: DeviceProfile) -> str:
     """What was asked, and what the verdicts hold for."""
     tokens = f"context {found.context}, prompt {found.prompt} tokens"
     verdicts = found.candidates[0].verdicts
+    board = f"{on_backend(profile, found.device)}{other_backends(profile)}"
     return (
-        f"budgets for {found.device}: {options_line(found.budget)}; {tokens}\n"
+        f"budgets for {board}: {options_line(found.budget)}; {tokens}\n"
         + intervals_of(profile, found, [(each.precision, each.predicted) for each in verdicts])
     )
 
@@ -103,9 +104,10 @@ def intervals_of(
     return interval_line([cost_model(profile, shape, confidence) for shape in shapes])
 
 
-def front_table(found: Front) -> Table:
+def front_table(found: Front, profile: DeviceProfile) -> Table:
     """A row per point of the front, then the models that exist."""
     axis, provenance = BUDGETS_BY_NAME[found.against], found.points[0].predicted.provenance
+    board = on_backend(profile, found.device_name)
     proved = all(point.solver.gap < 1e-6 for point in found.points)
     points = [
         [
@@ -121,7 +123,7 @@ def front_table(found: Front) -> Table:
             Column("decode ms", wraps=True), Column("memory MB"), Column("params M"), Column("entropy"),
         ],
         rows=[*points, *models],
-        title=f"Most entropy for {found.device_name} against {axis.option}, predicted from {provenance} coefficients",
+        title=f"Most entropy for {board} against {axis.option}, predicted from {provenance} coefficients",
         below=[
             *(["each point is proved: no decoder of the space has more entropy within its limit"] if proved else []),
             SHAPE, ENTROPY,

@@ -1,4 +1,18 @@
-"""Words under tables for what is not said anywhere else on the screen: how to read a shape, what entropy is."""
+"""Words of tables for what is not said anywhere else on the screen: how to read a shape, what entropy is, whose costs
+these are."""
+
+from merino_edge.profiles.profile import DeviceProfile
 
 SHAPE = "shape: width x FFN ratio x layers of each block; s: the block's layers share their weights"
 ENTROPY = "entropy: what the search maximises, in nats of randomly drawn layers, weighted: see docs/search.md"
+
+
+def on_backend(profile: DeviceProfile, name: str) -> str:
+    """The board, by its name or id; where it has several backends, with the one that the costs are of."""
+    return f"{name} on {profile.backend}" if len(profile.backends) > 1 else name
+
+
+def other_backends(profile: DeviceProfile) -> str:
+    """How to ask for the costs in the board's other backends; nothing where it has one alone."""
+    others = [f"--backend {name}" for name in profile.backends if name != profile.backend]
+    return f" ({', '.join(others)} for the other)" if others else ""

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from onnx import TensorProto
 
+from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.export.onnx.graph import Graph, ports
 from merino_edge.export.quantize import Quantized
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
+from merino_edge.families.operators import HEAD_SLICE_BYTES
 
 CONTRIB = "com.microsoft"
 ACCURACY = 4  # MatMulNBits quantises activations to int8 and multiplies in int8
@@ -166,4 +168,23 @@ class Fused(Graph):
         if self.form.blocked:
             self.logits(self._blocked_product(x, table, self.quantized_table(table)))
         else:
-            self.logits(self.real_head(x, table))
+            self.logits(self._sliced_head(x, table))
+
+    def _sliced_head(self, x: str, table: str) -> str:
+        """Logits [1, 1, vocab] of x [1, 1, width] against a table [vocab, width] that is not quantised.
+
+        ONNX Runtime packs a copy of each matrix for its kernels, and frees the original if no other operator reads
+        it. The embedding reads the whole table, so the head has constants of its own over the same bytes of the file:
+        slices, of which one at a time is in memory twice.
+        """
+        rows = self.real_weight(table)  # [vocab, width]
+        self.decode_weight_bytes += rows.nbytes
+        unit = PAGE // 4  # rows that fill whole pages, whatever the width
+        count = max(1, HEAD_SLICE_BYTES // rows[0].nbytes // unit) * unit
+        row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
+        parts = []
+        for start in range(0, len(rows), count):
+            piece = self.constant(f"{table}.{start}", rows[start : start + count])
+            logits = self.node("Gemm", [row, piece], transB=1)  # [1, count]
+            parts.append(self.node("Unsqueeze", [logits, self.integers(1)]))
+        return self.node("Concat", parts, axis=2) if len(parts) > 1 else parts[0]

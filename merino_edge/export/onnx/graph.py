@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from merino_edge.export.onnx.external_data import DATA_FILE, PAGE, DataFile, Stored, store
+from merino_edge.export.onnx.external_data import DATA_FILE, DataFile, Stored, store
 from merino_edge.export.quantize import MatrixError, Quantized, matrix_error, quantize
 from merino_edge.families.graph_ops import KvLayer, Weights
-from merino_edge.families.operators import FORMATS, HEAD_SLICE_BYTES
+from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary, frequencies
 
 MODEL_FILE = "model.onnx"
@@ -153,25 +153,6 @@ class Graph:
 
     def matrix_errors(self) -> list[MatrixError]:
         return [matrix_error("+".join(names), self.joined(names), found) for names, found in self.quantized.items()]
-
-    def real_head(self, x: str, table: str) -> str:
-        """Logits [1, 1, vocab] of x [1, 1, width] against a table [vocab, width] that is not quantised.
-
-        ONNX Runtime packs a copy of each matrix for its kernels, and frees the original if no other operator reads
-        it. The embedding reads the whole table, so the head has constants of its own over the same bytes of the file:
-        slices, of which one at a time is in memory twice.
-        """
-        rows = self.real_weight(table)  # [vocab, width]
-        self.decode_weight_bytes += rows.nbytes
-        unit = PAGE // 4  # rows that fill whole pages, whatever the width
-        count = max(1, HEAD_SLICE_BYTES // rows[0].nbytes // unit) * unit
-        row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
-        parts = []
-        for start in range(0, len(rows), count):
-            piece = self.constant(f"{table}.{start}", rows[start : start + count])
-            logits = self.node("Gemm", [row, piece], transB=1)  # [1, count]
-            parts.append(self.node("Unsqueeze", [logits, self.integers(1)]))
-        return self.node("Concat", parts, axis=2) if len(parts) > 1 else parts[0]
 
     def integers(self, *values: int) -> str:
         return self.constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))

@@ -209,4 +209,14 @@ class Portable(SignedCodes):
             codes, scales = self._whole_table(table)
             self.logits(self._integer_product(x, codes, scales))
         else:
-            self.logits(self.real_head(x, table))
+            self.logits(self._whole_head(x, table))
+
+    def _whole_head(self, x: str, table: str) -> str:
+        """Logits [1, 1, vocab] of x [1, 1, width] against a table [vocab, width], the embedding's own constant.
+
+        One product over one constant: TensorRT's parser refuses constants that overlap in the data file and differ in
+        size, and version 8.2 copies each constant, so a second one would hold the table twice.
+        """
+        row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
+        logits = self.node("Gemm", [row, self.weight(table)], transB=1)  # [1, vocab]
+        return self.node("Unsqueeze", [logits, self.integers(1)])

@@ -1,0 +1,141 @@
+"""Latency and memory of operators in ONNX Runtime on a board's CPU, resolved for one inference shape.
+
+The same functions as `tensorrt_costs` has, so that `cost_model` need not know which backend it asks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from merino_edge.families.operators import Operator
+from merino_edge.prediction import latency, memory
+from merino_edge.prediction.default_coefficients import coefficients_for
+from merino_edge.prediction.intervals import Factors, phase_factors, why_no_interval
+from merino_edge.prediction.latency import Latency, Residency, Run, ThreadCoefficients
+from merino_edge.prediction.regime import Regime
+from merino_edge.prediction.shape import InferenceShape
+from merino_edge.profiles.coefficients import Coefficients, Figure
+from merino_edge.profiles.profile import DeviceProfile
+from merino_runtime.backends.onnx import PREFILL_CHUNK_IDS
+from merino_runtime.backends.onnx_session import SMALL_BOARD_MB
+
+FORMATS_USED = {"int8": ("fp32", "int8"), "int4": ("fp32", "int8", "int4")}  # int4 models have a head of 8 bits
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxRuntimeCosts:
+    """What the costs depend on.
+
+    Attributes:
+        by_threads: coefficients of the latency model for each known thread count, ascending.
+        prefill_runs: the pieces of the prefill as the runtime cuts it, each with a head of its own.
+        runtime_mb: memory of Python and the backend before a model is loaded.
+        arena_factor: memory of the backend's arena over the activations in it.
+        default_regime: streaming, at the thread counts of the profile.
+    """
+
+    shape: InferenceShape
+    coefficients: Coefficients
+    by_threads: Mapping[int, ThreadCoefficients]
+    prefill_runs: tuple[Run, ...]
+    runtime_figure: Figure
+    arena_factor: float
+    default_regime: Regime
+
+    @property
+    def runtime_mb(self) -> float:
+        return self.runtime_figure.value
+
+    @property
+    def figures(self) -> Sequence[Figure | Coefficients]:
+        """What the predictions are made of."""
+        return self.coefficients, self.runtime_figure
+
+    def decode_latency(self, operators: Sequence[Operator], threads: int) -> Latency:
+        """Of one decode step, batch 1, the KV cache full."""
+        return self._latency(operators, [(1, self.shape.context)], threads)
+
+    def prefill_latency(self, operators: Sequence[Operator], threads: int) -> Latency:
+        """Of the whole prompt into an empty KV cache."""
+        return self._latency(operators, self.prefill_runs, threads)
+
+    def _latency(self, operators: Sequence[Operator], runs: Sequence[Run], threads: int) -> Latency:
+        at = self.by_threads[threads]
+        return latency.latency(operators, self.shape.precision, runs, self.coefficients.dialect, at)
+
+    def decode_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:
+        """ms of one decode step. Adds up over operators."""
+        assert threads is not None
+        found = self.decode_latency(operators, threads)
+        return {"resident": found.cached_ms, "partial": found.line_ms, "streaming": found.streaming_ms}[residency]
+
+    def prefill_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:
+        """ms of the prefill; only a resident decoder is found in the caches. Adds up over operators."""
+        assert threads is not None
+        found = self.prefill_latency(operators, threads)
+        return found.cached_ms if residency == "resident" else found.streaming_ms
+
+    def by_thread_counts(self, operators: Sequence[Operator]) -> dict[int | None, tuple[float, float]]:
+        """(decode, prefill) in ms of a whole decoder, in the residency that it has, for each thread count."""
+        found: dict[int | None, tuple[float, float]] = {}
+        read_mb = self.read_mb(operators)
+        for count, at in self.by_threads.items():
+            missed = at.missed_share(read_mb)
+            step, prompt = self.decode_latency(operators, count), self.prefill_latency(operators, count)
+            decode_ms = step.cached_ms + missed * step.memory_ms
+            found[count] = decode_ms, prompt.streaming_ms if missed else prompt.cached_ms
+        return found
+
+    def read_mb(self, operators: Sequence[Operator]) -> float:
+        """MB that a decode step reads for the first time: it decides the residency. Adds up over operators."""
+        return latency.read_mb(operators, self.shape.precision, self.shape.context, self.coefficients.dialect)
+
+    def regimes(self) -> list[Regime]:
+        """Every regime; few threads and small decoders first."""
+        counts = list(self.by_threads)
+        return [
+            Regime(decode, prefill, residency)
+            for residency in latency.RESIDENCIES for decode in counts for prefill in counts
+        ]  # fmt: skip
+
+    def ceiling_mb(self, regime: Regime) -> float | None:
+        """The most that `read_mb` may be under the regime; None: any amount."""
+        assert regime.decode_threads is not None
+        return self.by_threads[regime.decode_threads].ceiling_mb(regime.residency)
+
+    def weights_mb(self, operators: Sequence[Operator], *, opening: bool) -> float:
+        """MB of weights in one session; while it opens, with the copies of prepacking. Adds up over operators."""
+        return memory.weights_mb(operators, self.coefficients, self.shape.precision, prepacking=opening)
+
+    def opening_can_peak(self, table: Operator) -> bool:
+        """Whether a table of this size can take more while it is prepacked than after."""
+        return memory.prepacking_peaks(table, self.shape.precision)
+
+    def activation_mb(self, operators: Sequence[Operator]) -> float:
+        """MB of the operator that needs most: a maximum over operators, not a sum."""
+        return memory.activation_mb(operators, self.shape, self.arena_factor)
+
+    def factors(self, confidence: float) -> tuple[Factors | None, Factors | None]:
+        """(decode's, prefill's) prediction intervals."""
+        return phase_factors(self.coefficients, self.shape.precision, confidence)
+
+    def why_no_interval(self) -> str:
+        """Why a latency has none, and what gives it one."""
+        return why_no_interval(self.coefficients, self.shape.precision)
+
+
+def onnxruntime_costs(profile: DeviceProfile, shape: InferenceShape) -> OnnxRuntimeCosts:
+    speed = profile.performance.onnxruntime
+    coefficients = coefficients_for(profile, FORMATS_USED.get(shape.precision, ("fp32",)))
+    starts = range(0, shape.prompt, PREFILL_CHUNK_IDS)
+    portable = coefficients.dialect == "portable"  # its graphs attend to all of the KV cache, however little is filled
+    return OnnxRuntimeCosts(
+        shape=shape,
+        coefficients=coefficients,
+        by_threads=latency.by_threads(coefficients),
+        prefill_runs=tuple(
+            (min(PREFILL_CHUNK_IDS, shape.prompt - start), shape.context if portable else start) for start in starts
+        ),
+        runtime_figure=speed.runtime_mb,
+        arena_factor=memory.ARENA_FACTOR if profile.memory.ram_mb.value >= SMALL_BOARD_MB else 1.0,
+        default_regime=Regime(speed.decode_threads.value, speed.prefill_threads.value, "streaming"),
+    )

@@ -1,0 +1,158 @@
+"""Latency and memory of operators in TensorRT on a board's GPU, resolved for one inference shape.
+
+An engine runs one kernel after the other, so an operator takes its launches x `launch_us`, plus the longer of reading
+and writing its bytes at `read_gb_s` and computing at the format's rate. This adds up over operators, as the exact
+search needs. The engine is built from the `portable` graph, which has a cost of its own: each run reads the whole cache
+of fixed shape, however little of it is filled.
+
+No engine was timed on a board yet. Counts of kernels are by reading the graph: a chain of elementwise nodes is one
+kernel, as TensorRT fuses them; its matrix products, softmax and changes of layout are one each.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from merino_edge.families.operators import FORMATS, Operator, activation_bytes
+from merino_edge.prediction.intervals import Factors
+from merino_edge.prediction.latency import Residency
+from merino_edge.prediction.regime import Regime
+from merino_edge.prediction.shape import InferenceShape
+from merino_edge.profiles.coefficients import Figure
+from merino_edge.profiles.profile import DeviceProfile, TensorRtPerformance
+from merino_runtime.board import MB as BYTES_PER_MB
+
+CHUNK_IDS = 64  # a prefill is cut into runs of this fixed length; the last one is filled up
+LAUNCHES: Mapping[str, int] = {
+    "embed": 6,  # the row, and of each run: both masks, angles of the rotary positions
+    "linear": 1,
+    "norm": 3,  # the residual's sum and the squares; their mean; the scaling
+    "activation": 1,
+    # layouts of query, keys, values and the result 4; rotary positions 4; products with cached and new keys and values
+    # 4; both masks 2; softmax 1; its two parts 2; their sum 1; new keys and values out 2 and into the cache 2
+    "attention": 22,
+    "head": 2,  # the last position, the product
+}
+NORM_PASSES, ACTIVATION_PASSES, SCORE_PASSES = 6, 2, 8  # reads and writes of each element
+LOGIT_COPIES = 2  # to the host, and there by the sampler
+OPENING_COPIES = 2  # of the engine: the plan that was read from the file, and the weights made of it
+ONLY_REGIME = Regime(None, None, "streaming")  # a GPU's cache is a fraction of any decoder
+
+
+@dataclass(frozen=True, eq=False)
+class TensorRtCosts:
+    """What the costs depend on: the shape, and the GPU's figures.
+
+    Attributes:
+        chunk: tokens in one run of the prefill.
+        default_regime: the only one; a GPU has no thread counts to choose.
+    """
+
+    shape: InferenceShape
+    speed: TensorRtPerformance
+    chunk: int
+    default_regime: Regime = ONLY_REGIME
+
+    @property
+    def runtime_mb(self) -> float:
+        """Python, the backend's libraries and the CUDA context, before an engine is opened."""
+        return self.speed.runtime_mb.value + self.speed.cuda_context_mb.value
+
+    @property
+    def figures(self) -> Sequence[Figure]:
+        """What the predictions are made of."""
+        speed = self.speed
+        return (
+            speed.read_gb_s, self._rate, speed.launch_us, speed.step_us, speed.host_copy_gb_s, speed.runtime_mb,
+            speed.cuda_context_mb,
+        )  # fmt: skip
+
+    @property
+    def _rate(self) -> Figure:
+        return self.speed.fp16_gflops if self.shape.precision == "fp16" else self.speed.fp32_gflops
+
+    def decode_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:  # noqa: ARG002
+        """ms of one decode step. Adds up over operators."""
+        return self._run_ms(operators, 1)
+
+    def prefill_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:  # noqa: ARG002
+        """ms of the whole prompt, in runs of `chunk` tokens. Adds up over operators."""
+        return -(-self.shape.prompt // self.chunk) * self._run_ms(operators, self.chunk)
+
+    def by_thread_counts(self, operators: Sequence[Operator]) -> dict[int | None, tuple[float, float]]:
+        """(decode, prefill) in ms of a whole decoder."""
+        return {None: (self.decode_ms(operators, None, "streaming"), self.prefill_ms(operators, None, "streaming"))}
+
+    def _run_ms(self, operators: Sequence[Operator], tokens: int) -> float:
+        return sum(self._operator_us(op, tokens) for op in operators) / 1e3
+
+    def _operator_us(self, op: Operator, tokens: int) -> float:
+        """us of one operator in a run over `tokens` new positions."""
+        speed = self.speed
+        launches = LAUNCHES[op.kind] + bool(op.vector and op.kind == "linear")  # a bias
+        moving_us = self._moved_bytes(op, tokens) / speed.read_gb_s.value / 1e3
+        computing_us = self._run_flops(op, tokens) / self._rate.value / 1e3
+        found = launches * speed.launch_us.value + max(moving_us, computing_us)
+        if op.kind == "head":  # of which a run has one
+            logits_bytes = LOGIT_COPIES * 4 * op.matrix / op.columns
+            found += speed.step_us.value + logits_bytes / speed.host_copy_gb_s.value / 1e3
+        return found
+
+    def _moved_bytes(self, op: Operator, tokens: int) -> float:
+        """Bytes that one run reads and writes. Weights that layers share are read at each use."""
+        size = FORMATS[self.shape.precision].element_bytes
+        rows = 1 if op.kind == "head" or op.final else tokens
+        if op.kind == "attention":
+            total = self.shape.context + tokens
+            ends = 4 * (op.query_width + op.width) * tokens  # layouts and rotary positions read and write them twice
+            return size * (2 * op.width * total + ends + SCORE_PASSES * op.heads * tokens * total)
+        if op.kind == "norm":
+            return op.read_bytes(self.shape.precision) + 4 * NORM_PASSES * op.vectors * rows  # float32 in each format
+        if op.kind == "activation":
+            return size * ACTIVATION_PASSES * op.vectors * rows
+        if op.kind == "embed":
+            return 2 * size * op.columns * tokens
+        return op.read_bytes(self.shape.precision) + size * rows * (op.columns + op.matrix // op.columns)
+
+    def _run_flops(self, op: Operator, tokens: int) -> float:
+        rows = 1 if op.kind == "head" or op.final else tokens
+        return 2 * op.macs * rows + 4 * op.query_width * tokens * (self.shape.context + tokens)
+
+    def read_mb(self, operators: Sequence[Operator]) -> float:
+        """MB that a decode step reads and writes. Adds up over operators."""
+        return sum(self._moved_bytes(op, 1) for op in operators) / BYTES_PER_MB
+
+    def regimes(self) -> list[Regime]:
+        return [self.default_regime]
+
+    def ceiling_mb(self, regime: Regime) -> float | None:  # noqa: ARG002
+        """None: any amount may be read."""
+        return None
+
+    def weights_mb(self, operators: Sequence[Operator], *, opening: bool) -> float:
+        """MB of the engine's weights; while it opens, with the plan that it is made of. Adds up over operators.
+
+        Each use of a matrix counts, that of the embedding as the head too: TensorRT lays a matrix out for its kernel,
+        and whether two kernels then share one was not measured.
+        """
+        engine = sum(op.stored_bytes(self.shape.precision) for op in operators) / BYTES_PER_MB
+        return OPENING_COPIES * engine if opening else engine
+
+    def opening_can_peak(self, table: Operator) -> bool:  # noqa: ARG002
+        return True
+
+    def activation_mb(self, operators: Sequence[Operator]) -> float:
+        """MB of the execution context: the operator that needs most in a run of the prefill. A maximum."""
+        return activation_bytes(operators, self.chunk, self.shape.context + self.chunk) / BYTES_PER_MB
+
+    def factors(self, confidence: float) -> tuple[Factors | None, Factors | None]:  # noqa: ARG002
+        """No errors of predictions are known."""
+        return None, None
+
+    def why_no_interval(self) -> str:
+        return "the errors of predictions for TensorRT were not measured yet"
+
+
+def tensorrt_costs(profile: DeviceProfile, shape: InferenceShape) -> TensorRtCosts:
+    speed = profile.performance.tensorrt
+    assert speed is not None, "a profile's backend has figures"
+    return TensorRtCosts(shape, speed, min(CHUNK_IDS, shape.context))

@@ -1,0 +1,355 @@
+"""Boards with a GPU: their costs in TensorRT, the searches that these drive, profiles with several backends."""
+
+import itertools
+import json
+import tomllib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sample_probe import calibrated_board, synthetic
+from typer.testing import CliRunner
+
+from merino_edge.calibration.calibrate import calibrate, calibrated_toml
+from merino_edge.cli.app import app
+from merino_edge.design import exact
+from merino_edge.design.budgets import shares_over
+from merino_edge.design.design_file import Design, load_design
+from merino_edge.design.designer import design
+from merino_edge.design.encode import architecture, encode
+from merino_edge.design.recommend import recommend
+from merino_edge.design.score import INVERSE
+from merino_edge.design.space import Space
+from merino_edge.export.request import chosen_precision, default_dialect
+from merino_edge.families.designed import Architecture, Block
+from merino_edge.families.zoo import model as published
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.formats import fast_formats, formats_of, missing_isa
+from merino_edge.prediction.shape import InferenceShape
+from merino_edge.profiles.reading import load_profile, parse_profile, parse_profile_text, profile_text
+from merino_runtime.errors import MerinoError
+
+NANO, ORIN = load_profile("jetson-nano"), load_profile("jetson-orin-nano")
+GPUS = st.sampled_from([NANO, ORIN])
+SMALL = Space(widths=(128, 192, 256, 512), ffn_ratios=(1.0, 3.0), depths=(1, 2, 6), blocks=2, vocab=8000)
+OPT_350M = published("opt-350m").geometry
+# What a higher figure does to latency and memory.
+FASTER = ("read_gb_s", "fp32_gflops", "fp16_gflops", "host_copy_gb_s")
+SLOWER = ("launch_us", "step_us")
+LARGER = ("runtime_mb", "cuda_context_mb")
+
+
+def with_gpu(board, **factors):
+    """The board with figures of its GPU times a factor."""
+    speed = board.performance.tensorrt
+    scaled = {
+        name: getattr(speed, name).model_copy(update={"value": factor * getattr(speed, name).value})
+        for name, factor in factors.items()
+    }
+    performance = board.performance.model_copy(update={"tensorrt": speed.model_copy(update=scaled)})
+    return board.model_copy(update={"performance": performance})
+
+
+@st.composite
+def decoders(draw):
+    widths = sorted(draw(st.lists(st.sampled_from(range(64, 513, 64)), min_size=1, max_size=3)))
+    blocks = tuple(
+        Block(width=width, ffn_ratio=draw(st.sampled_from([1, 1.5, 3])), depth=draw(st.integers(1, 4)),
+              shared=draw(st.booleans()))
+        for width in widths
+    )  # fmt: skip
+    return Architecture(blocks=blocks, vocab=draw(st.sampled_from([512, 50257])), head_size=32)
+
+
+shapes = st.builds(
+    InferenceShape, st.sampled_from(["fp16", "fp32"]), st.integers(64, 2048), st.integers(1, 600)
+)
+
+
+@given(decoders(), GPUS, shapes, st.sampled_from(FASTER + SLOWER + LARGER), st.floats(1, 10))
+def test_a_better_gpu_is_never_slower_and_each_figure_counts(arch, board, shape, name, factor):
+    before = cost_model(board, shape).predict(arch.operators)
+    after = cost_model(with_gpu(board, **{name: factor}), shape).predict(arch.operators)
+    worse, better = (before, after) if name in FASTER else (after, before)
+    for cost in ("decode_ms", "prefill_ms", "memory_mb"):
+        assert getattr(better, cost) <= getattr(worse, cost) * (1 + 1e-12)
+    if factor > 1.01 and name not in ("fp32_gflops", "fp16_gflops"):  # a step computes less than it reads
+        changed = "memory_mb" if name in LARGER else "decode_ms"
+        assert getattr(better, changed) < getattr(worse, changed)
+    assert before.decode_threads is None and before.prefill_threads is None
+
+
+@given(decoders(), GPUS, st.integers(64, 1024))
+def test_a_step_takes_no_less_than_its_reads_and_its_launches(arch, board, context):
+    """The portable graph reads all slots of the cache, so the length of the context costs and not what is filled."""
+    speed, shape = board.performance.tensorrt, InferenceShape("fp16", context, 1)
+    found, longer = (
+        cost_model(board, replace(shape, context=length)).predict(arch.operators) for length in (context, 2 * context)
+    )
+    read_ms = 1e-6 * (found.weight_bytes - 2 * arch.vocab * arch.blocks[0].width) / speed.read_gb_s.value
+    assert found.decode_ms > read_ms + 1e-3 * len(arch.operators) * speed.launch_us.value
+    assert longer.decode_ms - found.decode_ms > 1e-6 * found.kv_bytes / speed.read_gb_s.value
+
+
+@given(decoders(), GPUS, shapes)
+def test_memory_holds_the_engine_the_cache_and_the_context(arch, board, shape):
+    found, model = cost_model(board, shape).predict(arch.operators), cost_model(board, shape)
+    speed = board.performance.tensorrt
+    fixed = speed.runtime_mb.value + speed.cuda_context_mb.value
+    held_mb = (found.weight_bytes + found.kv_bytes) / 2**20
+    assert found.memory_mb >= fixed + held_mb
+    assert found.memory_mb >= fixed + model.opening_mb(arch.operators) >= fixed + 2 * found.weight_bytes / 2**20
+
+
+def test_a_gpu_computes_fp16_first_and_no_integers():
+    for board in (NANO, ORIN):
+        assert formats_of(board) == ("fp16", "fp32") == tuple(fast_formats(board))
+        assert formats_of(board.with_backend("onnxruntime")) == ("fp32", "int8", "int4")
+    assert missing_isa(NANO.with_backend("onnxruntime"), "int8") == ("dotprod",)
+    assert missing_isa(NANO, "int8") == ()  # the CPU's features say nothing of the GPU
+    half, whole = (
+        cost_model(NANO, InferenceShape(form, 512, 64)).predict(OPT_350M.operators) for form in ("fp16", "fp32")
+    )
+    assert 1.7 < whole.decode_ms / half.decode_ms < 2  # half the bytes, as many launches
+    with pytest.raises(MerinoError, match="latency of int8 cannot be predicted, tensorrt has no figures.* fp16, fp32"):
+        cost_model(NANO, InferenceShape("int8", 512, 64)).predict(OPT_350M.operators)
+
+
+def enumerated(program):
+    """The highest score within the budgets, of every decoder of the space."""
+    choices = itertools.product(range(len(program.options)), repeat=program.blocks)
+    scores = []
+    for choice in choices:
+        widths = program.width[list(choice)]
+        score, share = program.evaluate(choice)
+        if (np.diff(widths) >= 0).all() and program.allowed[widths[0], widths[-1]] and (share <= 1 + 1e-12).all():
+            scores.append(score)
+    return max(scores)
+
+
+def limits_between(board, shape, share, names):
+    """Limits at a share of the way from the smallest decoder's costs to the largest's."""
+    found = [
+        cost_model(board, shape).predict(
+            Architecture(blocks=(block,) * SMALL.blocks, vocab=SMALL.vocab, context=shape.context).operators
+        )
+        for block in (
+            Block(width=128, ffn_ratio=1, depth=2, shared=True), Block(width=512, ffn_ratio=3, depth=6, shared=False)
+        )
+    ]  # fmt: skip
+    least, most = ([getattr(one, name) for name in names] for one in found)
+    return {name: low + share * (high - low) for name, low, high in zip(names, least, most, strict=True)}
+
+
+@given(GPUS, shapes, st.floats(0.03, 1), st.sets(
+    st.sampled_from(["decode_ms", "prefill_ms", "memory_mb", "j_per_token", "file_mb"]), min_size=1))
+@settings(max_examples=40, deadline=None)
+def test_the_search_on_a_gpu_is_exact_and_its_design_keeps_the_budgets(board, shape, share, names):
+    shape = replace(shape, prompt=min(shape.prompt, shape.context))
+    limits = limits_between(board, shape, share, sorted(names))
+    model = cost_model(board, shape)
+    program = encode(SMALL, limits, model, INVERSE)
+    answer = exact.improve(program)
+    assert answer.proved and answer.solution.score == pytest.approx(enumerated(program), rel=1e-9)
+    found = model.predict(architecture(SMALL, program, answer.solution.choice, shape.context).operators)
+    assert shares_over(limits, found) == {}
+
+
+@given(GPUS, st.sampled_from((*FASTER, *SLOWER, *LARGER)), st.floats(1, 4))
+@settings(max_examples=15, deadline=None)
+def test_a_better_gpu_is_never_given_a_worse_design(board, name, factor):
+    limits = {"decode_ms": 4, "memory_mb": board.performance.tensorrt.runtime_mb.value * 2}
+    before, after = (
+        design(each, limits, space=SMALL, context=256, prompt=64).entropy
+        for each in (board, with_gpu(board, **{name: factor if name in FASTER else 1 / factor}))
+    )
+    assert after >= before * (1 - 1e-9)
+
+
+def test_bandwidth_drives_the_design():
+    """Ten times the bandwidth at the same launches: the search spends it on more weights."""
+    limits = {"decode_ms": 8}
+    slow, fast = (
+        design(with_gpu(NANO, read_gb_s=factor), limits, space=Space(vocab=8000), context=256, prompt=64)
+        for factor in (0.2, 1.7)
+    )
+    assert fast.predicted.params > 2 * slow.predicted.params
+    assert (slow.precision, slow.backend) == ("fp16", "tensorrt")
+    launches = design(with_gpu(NANO, launch_us=3), limits, space=Space(vocab=8000), context=256, prompt=64)
+    normal = design(NANO, limits, space=Space(vocab=8000), context=256, prompt=64)
+    depth = [sum(block.depth for block in found.architecture.blocks) for found in (launches, normal)]
+    assert depth[0] < depth[1], "where a launch costs more, a design has fewer layers"
+
+
+def run(*words):
+    done = CliRunner().invoke(app, [*words])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+GOLDEN = {
+    # (board, backend asked for): backend, format, shape, decode ms, prefill ms, memory MB of the board's own budget
+    ("jetson-nano", None): ("tensorrt", "fp16", "576x1x3 1024x1x9 1024x1x9 1024x1x10", 50, 1532, 1420),
+    ("jetson-nano", "onnxruntime"): ("onnxruntime", "fp32", "256x2x2s 512x1x5 512x1x5 512x1x5", 50, 3558, 302),
+    ("jetson-orin-nano", None): ("tensorrt", "fp16", "576x1.5x3 1024x1x10 1024x1x11 1024x1x11", 25, 463, 1620),
+    ("jetson-orin-nano", "onnxruntime"): ("onnxruntime", "fp32", "256x1x2s 448x1x4s 512x1x4s 512x1x4s", 25, 401, 344),
+}
+
+
+@pytest.mark.parametrize(("board", "asked"), list(GOLDEN))
+def test_the_design_for_a_jetsons_own_budget(board, asked):
+    words = () if asked is None else ("--backend", asked)
+    found = Design.model_validate_json(run("design", "--device", board, *words, "--json"))
+    cost = found.predicted
+    assert (
+        found.backend, found.precision, found.architecture.shape(),
+        *(round(value) for value in (cost.decode_ms, cost.prefill_ms, cost.memory_mb)),
+    ) == GOLDEN[board, asked]  # fmt: skip
+    assert found.solver.gap < 1e-6
+
+
+def test_what_the_commands_say_of_a_boards_backends():
+    said = run("design", "--device", "jetson-nano", "--vocab", "2000", "--context", "64", "--blocks", "1")
+    assert "budgets for jetson-nano on tensorrt (--backend onnxruntime for the other): --decode-ms 50" in said
+    assert "Design for NVIDIA Jetson Nano (4 GB) on tensorrt, predicted from estimated coefficients" in said
+    assert "no interval: the errors of predictions for TensorRT were not measured yet" in said
+    on_cpu = run("design", "--device", "jetson-nano", "--vocab", "2000", "--context", "64", "--blocks", "1",
+                 "--backend", "onnxruntime")  # fmt: skip
+    assert "budgets for jetson-nano on onnxruntime (--backend tensorrt for the other)" in on_cpu
+    pi = run("design", "--device", "raspberry-pi-4", "--vocab", "2000", "--context", "64", "--blocks", "1")
+    assert "budgets for raspberry-pi-4: --decode-ms 50" in pi and "onnxruntime" not in pi
+
+
+def test_the_figures_of_a_board_are_those_of_its_backend():
+    gpu, cpu = run("devices", "jetson-nano"), run("devices", "jetson-nano", "--backend", "onnxruntime")
+    assert gpu.startswith("NVIDIA Jetson Nano (4 GB) (jetson-nano) on tensorrt (--backend onnxruntime for the other)")
+    lines = [" ".join(line.split()) for line in gpu.splitlines()]
+    assert "performance.tensorrt.read_gb_s 15 estimated 60 % of the datasheet's 25.6" in lines
+    assert "gpu.fp16_gflops 472 datasheet Jetson Nano module datasheet, a peak" in lines
+    assert "the GPU's figures are of its power mode 10W" in lines
+    assert "performance.onnxruntime" not in gpu
+    assert "performance.onnxruntime.read_gb_s" in cpu and "performance.tensorrt" not in cpu and "gpu." not in cpu
+    (shown,) = json.loads(run("devices", "jetson-nano", "--json"))
+    assert shown["default_backend"] == "tensorrt" and set(shown["performance"]) == {"onnxruntime", "tensorrt"}
+    rows = {line.split()[0]: line.split() for line in run("devices").splitlines() if line.startswith(("jet", "rasp"))}
+    assert {name: ("tensorrt" in words, "onnxruntime" in words) for name, words in rows.items()} == {
+        name: (name.startswith("jetson"), name.startswith("raspberry")) for name in rows
+    }
+
+
+def test_recommend_judges_the_formats_of_the_backend():
+    space = replace(SMALL, blocks=1)
+    found = recommend(ORIN, {"decode_ms": 40, "memory_mb": 4096}, context=256, prompt=64, space=space).as_json()
+    assert (found["schema"], found["backend"]) == (3, "tensorrt")
+    assert {tuple(each["precision"] for each in one["formats"]) for one in found["models"]} == {("fp16", "fp32")}
+    assert [each["precision"] for each in found["designs"]] == ["fp16", "fp32"]
+    assert all(each["design"]["backend"] == "tensorrt" for each in found["designs"])
+    fitting = [one for one in found["models"] if one["fits"]]
+    assert fitting and {one["precision"] for one in fitting} == {"fp16"}
+    assert not any(each["missing_isa"] for one in found["models"] for each in one["formats"])
+
+
+def test_a_design_for_tensorrt_is_exported_in_its_dialect(tmp_path):
+    made = design(NANO, {"decode_ms": 20}, space=replace(SMALL, blocks=1), context=64, prompt=32)
+    path = tmp_path / "design.json"
+    path.write_text(made.to_json())
+    read = load_design(path)
+    assert read == made
+    assert default_dialect(read) == "portable" and chosen_precision("portable", None, read) == "fp16"
+    assert default_dialect(None) == "fused"
+    cpu = NANO.with_backend("onnxruntime")
+    on_cpu = design(cpu, {"decode_ms": 20}, space=replace(SMALL, blocks=1), context=64, prompt=32)
+    assert default_dialect(on_cpu) == "fused"
+
+
+def test_a_design_of_schema_2_is_of_onnxruntime(tmp_path):
+    raw = json.loads(design(ORIN, {"decode_ms": 20}, space=replace(SMALL, blocks=1), context=64, prompt=32).to_json())
+    old = {key: value for key, value in raw.items() if key != "backend"} | {"schema": 2}
+    (tmp_path / "design.json").write_text(json.dumps(old))
+    read = load_design(tmp_path / "design.json")
+    assert (read.schema_version, read.backend) == (3, "onnxruntime")
+    (tmp_path / "design.json").write_text(json.dumps(old | {"schema": 3}))
+    with pytest.raises(MerinoError, match="backend: "):
+        load_design(tmp_path / "design.json")
+
+
+def raw_profile(board="jetson-nano"):
+    return tomllib.loads(profile_text(board))
+
+
+@pytest.mark.parametrize(("path", "value", "said"), [
+    ("default_backend", "cuda", "default_backend: found 'cuda', must be 'onnxruntime' or 'tensorrt'"),
+    ("performance.tensorrt", None, "default_backend: found 'tensorrt', and there is no performance.tensorrt"),
+    ("performance.onnxruntime", None, "performance.onnxruntime: missing, must be a table of read_gb_s, fp32_gflops"),
+    ("performance.read_gb_s", 5, "performance.read_gb_s: found 5, no such key"),
+    ("performance.tensorrt.power_mode", "MAXN", "power_mode: found 'MAXN', must be one of power.modes, 10W, 5W"),
+    ("performance.tensorrt.read_gb_s.value", 26, "found 26, must be at most memory.peak_gb_s, which is 25.6"),
+    ("performance.tensorrt.runtime_mb.value", 2049, "found 2049, must be at most budget.memory_mb, which is 2048"),
+    ("performance.tensorrt.launch_us", None, "performance.tensorrt.launch_us: missing, must be { value = a positive"),
+    ("performance.tensorrt.launchs_us", 3, "no such key (did you mean launch_us?)"),
+    ("schema", 1, "read_gb_s: missing"),  # it would be the CPU's table, and holds two tables
+])  # fmt: skip
+def test_faults_of_a_profile_with_a_gpu(path, value, said):
+    raw = raw_profile()
+    *tables, key = path.split(".")
+    at = raw
+    for table in tables:
+        at = at[table]
+    if value is None:
+        del at[key]
+    else:
+        at[key] = value
+    with pytest.raises(MerinoError) as caught:
+        parse_profile(raw, "bad.toml")
+    assert said in str(caught.value)
+
+
+def old_text(board):
+    """A profile's text as it was in schema 1: one `performance`, that of ONNX Runtime."""
+    raw = raw_profile(board)
+    text = profile_text(board).replace("schema = 2", "schema = 1").replace("[performance.onnxruntime", "[performance")
+    text = text.replace('default_backend = "tensorrt"', "")
+    if "tensorrt" in raw["performance"]:
+        head, tail = text.split("\n[performance.tensorrt]\n")
+        text = head + tail[tail.index("[budget]") :]
+    return text
+
+
+@pytest.mark.parametrize("board", ["jetson-nano", "raspberry-pi-5"])
+def test_a_profile_of_schema_1_is_read_as_onnxruntimes_and_calibrated_into_this_schema(board):
+    text = old_text(board)
+    assert "default_backend" not in text and tomllib.loads(text)["performance"]["read_gb_s"]
+    old, new = parse_profile_text(text, "old.toml"), load_profile(board)
+    assert (old.backend, old.backends) == ("onnxruntime", ("onnxruntime",))
+    assert old.performance.onnxruntime == new.performance.onnxruntime
+    with pytest.raises(MerinoError, match="has no performance.tensorrt: choose onnxruntime, or add these figures"):
+        old.with_backend("tensorrt")
+    probe = synthetic()
+    written = calibrated_toml(text, probe, calibrate(probe))
+    again = parse_profile_text(written, "calibrated")
+    assert tomllib.loads(written)["schema"] == 2
+    assert again.performance.onnxruntime.coefficients.kind == "calibrated"
+
+
+def test_calibrating_the_cpu_leaves_the_gpu_as_it_was():
+    probe = synthetic()
+    assert probe.backend == "onnxruntime"  # a probe.json without the key
+    text = calibrated_toml(profile_text("jetson-nano"), probe, calibrate(probe))
+    after = parse_profile_text(text, "calibrated")
+    assert after.performance.tensorrt == NANO.performance.tensorrt and after.backend == "tensorrt"
+    assert after.performance.onnxruntime.read_gb_s.kind == "calibrated"
+    assert "# Nothing here was measured on the board" in text
+    work = InferenceShape("fp16", 256, 64)
+    assert cost_model(after, work).predict(OPT_350M.operators) == cost_model(NANO, work).predict(OPT_350M.operators)
+    with pytest.raises(MerinoError, match="made with tensorrt, whose figures cannot be fitted yet"):
+        calibrate(probe.model_copy(update={"backend": "tensorrt"}))
+
+
+def test_a_board_without_a_gpu_is_what_it_was():
+    pi = load_profile("raspberry-pi-5")
+    assert pi.with_backend(None) is pi and pi.with_backend("onnxruntime") == pi
+    assert calibrated_board(synthetic()).backends == ("onnxruntime",)
+    with pytest.raises(MerinoError, match="no performance.tensorrt: choose onnxruntime"):
+        pi.with_backend("tensorrt")
