@@ -23,7 +23,7 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True)
