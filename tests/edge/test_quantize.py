@@ -60,6 +60,15 @@ def test_what_codes_can_say_is_said_exactly(codes, scale):
     assert dequantize(quantize_blocks(matrix, 4, 32)) == pytest.approx(matrix, rel=1e-5)
 
 
+@given(MATRICES)
+@settings(max_examples=50)
+def test_codes_of_both_signs_have_no_minus_128_and_are_hardly_worse(matrix):
+    found = quantize_blocks(matrix, 8, 64, both_signs=True)
+    assert found.codes.min() >= 1  # 128 stands for zero
+    largest = np.abs(matrix).max(1, keepdims=True)
+    assert (np.abs(dequantize(found) - matrix) <= largest * 4.4 / 2**8 + 1e-6).all()
+
+
 def test_zeros_stay_zeros():
     assert not dequantize(quantize_blocks(np.zeros((2, 64), np.float32), 4, 32)).any()
     tiniest = np.full((2, 64), 1e-45, np.float32)  # its scale is 0

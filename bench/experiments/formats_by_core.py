@@ -1,0 +1,102 @@
+"""What int8 and int4 without dotprod bring to a design, by the boards' estimates: no time is measured.
+
+    python bench/experiments/formats_by_core.py -o FILE
+
+For each Arm board's CPU: the design of most entropy for its default budget in float32 and in the format of fewest ms, a
+uniform decoder for the same, and how much faster than OPT-350M in the same format a design of fewer parameters decodes.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from merino_edge.design.budgets import with_board_defaults
+from merino_edge.design.designer import design
+from merino_edge.families.designed import Architecture
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.operators import params
+from merino_edge.families.zoo import model
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.formats import fast_formats
+from merino_edge.prediction.shape import InferenceShape, default_lengths
+from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.profiles.reading import list_profiles
+from merino_edge.storage.atomic import write_text
+
+VOCAB, FEWER = 50257, 5.5  # of the designs; parameters of OPT-350M over those of the design beside it
+
+
+def body(geometry: Geometry) -> int:
+    """Parameters without the embedding."""
+    return params(geometry.operators) - geometry.vocab * geometry.embed_width
+
+
+def within_budget(profile: DeviceProfile, precision: str, lengths: tuple[int, int]) -> dict[str, Any]:
+    limits = with_board_defaults({}, profile)
+    found = design(profile, limits, context=lengths[0], prompt=lengths[1], precision=precision)
+    return {
+        "precision": precision, "shape": found.architecture.shape(), "params": found.predicted.params,
+        "body": body(found.architecture), "decode_ms": found.predicted.decode_ms,
+        "uniform_body": body(uniform(profile, precision, lengths, limits)),
+    }  # fmt: skip
+
+
+def uniform(
+    profile: DeviceProfile, precision: str, lengths: tuple[int, int], limits: dict[str, float]
+) -> Architecture:
+    """Of one width and FFN ratio 4, the one of most weights within the limits on decode time and memory."""
+    costs = cost_model(profile, InferenceShape(precision, *lengths))
+    fitting = []
+    for width in range(128, 1025, 64):
+        for depth in range(1, 33):
+            block = {"width": width, "ffn_ratio": 4.0, "depth": depth, "shared": False}
+            arch = Architecture.model_validate({"blocks": [block], "vocab": VOCAB, "context": lengths[0]})
+            cost = costs.predict(arch.operators)
+            if cost.decode_ms > limits["decode_ms"] or cost.memory_mb > limits["memory_mb"]:
+                break
+            fitting.append(arch)
+    return max(fitting, key=body)
+
+
+def against_opt(profile: DeviceProfile, precision: str, lengths: tuple[int, int]) -> dict[str, Any]:
+    reference = model("opt-350m").geometry
+    limit = params(reference.operators) / FEWER / 1e6
+    ours = design(profile, {"params_m": limit}, context=lengths[0], prompt=lengths[1], precision=precision)
+    theirs = cost_model(profile, InferenceShape(precision, *lengths)).predict(reference.operators)
+    return {
+        "precision": precision, "params": ours.predicted.params, "decode_ms": ours.predicted.decode_ms,
+        "opt_350m_ms": theirs.decode_ms, "ratio": theirs.decode_ms / ours.predicted.decode_ms,
+    }  # fmt: skip
+
+
+def board_row(profile: DeviceProfile) -> dict[str, Any]:
+    lengths = default_lengths(profile, None, None)
+    times = {
+        precision: cost_model(profile, InferenceShape(precision, *lengths)).predict(
+            model("smollm2-135m").geometry.operators
+        ).decode_ms
+        for precision in fast_formats(profile)
+    }  # fmt: skip
+    best = min(times, key=lambda precision: times[precision])
+    row = {
+        "board": profile.id, "smollm2_135m_ms": times, "best": best,
+        "designs": [within_budget(profile, precision, lengths) for precision in dict.fromkeys(("fp32", best))],
+        "against_opt_350m": [against_opt(profile, precision, lengths) for precision in dict.fromkeys(("fp32", best))],
+    }  # fmt: skip
+    print(json.dumps(row), file=sys.stderr)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-o", type=Path, required=True)
+    out = parser.parse_args().o
+    boards = [profile.with_backend("onnxruntime") for profile in list_profiles() if profile.arch == "aarch64"]
+    found = {"kind": "predicted", "boards": [board_row(profile) for profile in boards]}
+    write_text(out, json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
