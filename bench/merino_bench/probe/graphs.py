@@ -88,7 +88,7 @@ def decoder_bundle(folder: str, kernel: Kernel) -> Bundle:
     cache = kernel.inputs[2].shape  # [1, heads, context, head_size]
     known = dict.fromkeys(Bundle._fields)  # type: Dict[str, Any]
     known.update(
-        folder=folder, name="probe", precision=kernel.format, dialect=kernel.dialects[0],
+        folder=folder, name="probe", precision=kernel.format, dialect="fused",
         vocab=kernel.outputs[-1].shape[-1], context=cache[2],
         kv_layers=(KvLayer(kernel.heads, kernel.columns // kernel.heads),) * (kernel.count * kernel.uses),
         inputs=kernel.inputs, outputs=kernel.outputs, weight_bytes=kernel.weight_bytes,
