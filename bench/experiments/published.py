@@ -3,7 +3,7 @@
     python bench/experiments/published.py docs/predictions.md
 
 Rewrites the table between the file's two marks. The published figures are llama.cpp's but for one (Q4_0, Q4_K_M: about
-4.5 bits a weight), ours are predicted for the fastest format on the CPU (int4 or int8), so engines differ; what is asked
+4.5 bits a weight), ours are predicted for the fastest format on the CPU, int4 or int8. So engines differ; what is asked
 is a factor of 1.5. A speed of a GPU is set beside the prediction for TensorRT in fp16. Its format is not said and its
 power mode is another, so a factor of 2 is asked.
 """

@@ -39,7 +39,7 @@ NODES: Mapping[Dialect, Mapping[str, int]] = {
     "portable": {"embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30},
 }
 INTEGER_NODES = 4  # around a portable product of 8 bits: quantise its input, rescale its output
-PLAIN_NODES = 2  # the same for cores without dotprod, where one of four inputs has each row rounded by itself
+PLAIN_NODES = 1  # the same for cores without dotprod: the product rescales its output
 
 Amounts = dict[str, float]
 

@@ -72,19 +72,19 @@ def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_text(tiny
 
 
 def test_an_outlier_in_a_prompt_leaves_the_other_rows_as_exact_as_alone(tmp_path):
-    """Of what an activation puts out, each row is rounded by itself."""
+    """Of what a gated activation puts out, each row is rounded by itself."""
     random = np.random.default_rng(0)
     weights = {"w": random.standard_normal((48, 64)).astype(np.float32)}
     graph = FusedPlain(weights, 8, "int8")
-    x = graph.input("x", "float32", 1, "sequence", 64)
-    graph.output(graph.linear(graph.activation(x, "relu"), "w"), "float32", 1, "sequence", 48)
+    x = graph.input("x", "float32", 1, "sequence", 128)
+    graph.output(graph.linear(graph.gated(x, "relu"), "w"), "float32", 1, "sequence", 48)
     graph.save(tmp_path)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
-    rows = np.abs(random.standard_normal((1, 3, 64))).astype(np.float32)
-    rows[0, 1] *= 1e4
+    rows = random.standard_normal((1, 3, 128)).astype(np.float32)
+    rows[0, 1] *= 100
     rows[0, 2] = 0
     [found] = session.run(None, {"x": rows})
-    right = rows @ weights["w"].T
+    right = (np.maximum(rows[..., :64], 0) * rows[..., 64:]) @ weights["w"].T
     for row in (0, 1):
         assert np.abs(found[0, row] - right[0, row]).max() < 0.02 * np.abs(right[0, row]).max()
     assert (found[0, 2] == 0).all()

@@ -21,8 +21,8 @@ class FusedPlain(SignedCodes, Fused):
     """Activations are rounded to whole numbers once for all matrices of an input.
 
     DynamicQuantizeLinear has one scale for all rows: of a prompt, a row with an outlier leaves few whole numbers to the
-    others. What comes out of an FFN's activation has the worst outliers, so there each row is rounded by itself, which
-    costs five small operators. Norms have made the rows of other inputs alike.
+    others. A gated FFN's product of two has the worst outliers, so there each row is rounded by itself: five more small
+    operators. Norms have made the rows of other inputs more alike.
     """
 
     accuracy = FLOAT_ACCURACY
@@ -30,7 +30,7 @@ class FusedPlain(SignedCodes, Fused):
     def __init__(self, weights: Weights, context: int, precision: str):
         super().__init__(weights, context, precision)
         self._rounded: dict[str, tuple[str, str | None]] = {}  # by input: whole numbers, and the rows' largest value
-        self._uneven: set[str] = set()  # what activations put out
+        self._uneven: set[str] = set()  # inputs whose rows are rounded one by one
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         return super().quantize(name, matrix, bits) if bits == 8 else quantize(name, matrix, bits, FEWEST_IN_BLOCK)
@@ -64,9 +64,6 @@ class FusedPlain(SignedCodes, Fused):
         largest = self.node("ReduceMax", [self.node("Abs", [x])], axes=[-1])
         largest = self.node("Max", [largest, least])
         return self._whole(self.node("Div", [x, largest])), largest
-
-    def activation(self, x: str, kind: str) -> str:
-        return self._noted(super().activation(x, kind))
 
     def gated(self, x: str, kind: str) -> str:
         return self._noted(super().gated(x, kind))
