@@ -14,6 +14,7 @@ from typing import Any
 
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.designer import design
+from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import params
@@ -35,7 +36,7 @@ def body(geometry: Geometry) -> int:
 
 def within_budget(profile: DeviceProfile, precision: str, lengths: tuple[int, int]) -> dict[str, Any]:
     limits = with_board_defaults({}, profile)
-    found = design(profile, limits, context=lengths[0], prompt=lengths[1], precision=precision)
+    found = design(profile, limits, space=Space(), context=lengths[0], prompt=lengths[1], precision=precision)
     return {
         "precision": precision, "shape": found.architecture.shape(), "params": found.predicted.params,
         "body": body(found.architecture), "decode_ms": found.predicted.decode_ms,
@@ -63,7 +64,7 @@ def uniform(
 def against_opt(profile: DeviceProfile, precision: str, lengths: tuple[int, int]) -> dict[str, Any]:
     reference = model("opt-350m").geometry
     limit = params(reference.operators) / FEWER / 1e6
-    ours = design(profile, {"params_m": limit}, context=lengths[0], prompt=lengths[1], precision=precision)
+    ours = design(profile, {"params_m": limit}, space=Space(), context=lengths[0], prompt=lengths[1], precision=precision)
     theirs = cost_model(profile, InferenceShape(precision, *lengths)).predict(reference.operators)
     return {
         "precision": precision, "params": ours.predicted.params, "decode_ms": ours.predicted.decode_ms,
