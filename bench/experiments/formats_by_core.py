@@ -64,7 +64,8 @@ def uniform(
 def against_opt(profile: DeviceProfile, precision: str, lengths: tuple[int, int]) -> dict[str, Any]:
     reference = model("opt-350m").geometry
     limit = params(reference.operators) / FEWER / 1e6
-    ours = design(profile, {"params_m": limit}, space=Space(), context=lengths[0], prompt=lengths[1], precision=precision)
+    limits = {"params_m": limit}
+    ours = design(profile, limits, space=Space(), context=lengths[0], prompt=lengths[1], precision=precision)
     theirs = cost_model(profile, InferenceShape(precision, *lengths)).predict(reference.operators)
     return {
         "precision": precision, "params": ours.predicted.params, "decode_ms": ours.predicted.decode_ms,

@@ -230,6 +230,19 @@ def test_each_device_must_be_able_to_run_one_of_the_bundles(formats):
     assert len(said) == 1 and said[0].startswith(f"{formats[0]} is of no use")
 
 
+@pytest.mark.parametrize("isa", [("dotprod", "fp16"), ()])
+def test_a_board_takes_the_bundle_for_its_kind_of_core(isa, embedded_bundles, tmp_path):
+    """Packed in either order."""
+    kinds = [Path(embedded_bundles[kind, "int8"]) for kind in ("fused", "plain")]
+    here = this_machine(str(tmp_path))
+    machine = here._replace(board=here.board._replace(architecture="aarch64", isa=frozenset(isa)))
+    for order in (kinds, kinds[::-1]):
+        pack(order, tmp_path / "a.merino")
+        found = choose(open_archive(str(tmp_path / "a.merino")), machine)
+        assert found.bundle.core == ("dotprod" if isa else "plain")
+        assert not any("times slower" in note for note in found.notes)
+
+
 def test_a_device_without_a_device_tree_opens_the_file_to_all_and_says_so(formats, tmp_path):
     own = load_profile("raspberry-pi-5").model_copy(update={"id": "own", "device_tree_models": ()})
     said = []
