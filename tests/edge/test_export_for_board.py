@@ -5,7 +5,6 @@ import json
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import TEXT
 from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
@@ -16,6 +15,7 @@ from merino_edge.export.source import load_source
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.errors import MerinoError
 
+TEXT = "The river runs past the old mill, and the miller counts the sacks of flour in the evening. " * 20
 PI_4, PI_5 = load_profile("raspberry-pi-4"), load_profile("raspberry-pi-5")
 
 
@@ -49,7 +49,7 @@ def test_what_a_bundle_costs_elsewhere_is_said(tiny_checkpoint, tmp_path):
 
 def test_the_fastest_format_is_the_first_that_keeps_its_bar(tiny_checkpoint, tmp_path):
     text = tmp_path / "text.txt"
-    text.write_text(TEXT * 20)
+    text.write_text(TEXT)
     source, said = load_source(str(tiny_checkpoint)), []
     tried = fastest_format(source, PI_4, Target("fused", "plain"), None, text, said.append)
     times = predicted_ms(source.arch, PI_4, ("fp32", "fp16", "int8", "int4"), 64)
