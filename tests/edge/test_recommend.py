@@ -193,7 +193,7 @@ def run(*words):
 def test_recommend_prints_json_with_sources_and_verdicts():
     code, out, _ = run("recommend", "--device", "raspberry-pi-5", "--decode-ms", "20", "--context", "512", "--json")
     found = json.loads(out)
-    assert code == 0 and (found["schema"], found["backend"]) == (3, "onnxruntime")
+    assert code == 0 and (found["schema"], found["backend"]) == (4, "onnxruntime")
     assert found["budget"] == {"decode_ms": 20, "memory_mb": 1024}
     assert (found["context"], found["prompt"]) == (512, 256)
     smol = next(each for each in found["models"] if each["id"] == "smollm2-135m")
