@@ -32,15 +32,15 @@ def described(folder):
 @pytest.mark.parametrize(("board", "dialect", "core"), [
     ("raspberry-pi-4", "fused", "plain"), ("raspberry-pi-5", "fused", "dotprod"), ("jetson-nano", "portable", None),
 ])  # fmt: skip
-def test_a_bundle_for_a_board_has_its_dialect_and_core(board, dialect, core, tiny_checkpoint, tmp_path):
-    exported(tiny_checkpoint, "--precision", "int8", "--for", board, "-o", tmp_path / "bundle")
+def test_a_bundle_for_a_board_has_its_dialect_and_core(board, dialect, core, tmp_path):
+    exported("embedded", "--precision", "int8", "--for", board, "-o", tmp_path / "bundle")
     found = described(tmp_path / "bundle")
     assert (found["dialect"], found["core"]) == (dialect, core) and board in found["boards"]
     assert board not in [each["board"] for each in found["slower_on"]]
 
 
-def test_what_a_bundle_costs_elsewhere_is_said(tiny_checkpoint, tmp_path):
-    said = exported(tiny_checkpoint, "--precision", "int4", "-o", tmp_path / "bundle")
+def test_what_a_bundle_costs_elsewhere_is_said(tmp_path):
+    said = exported("embedded", "--precision", "int8", "-o", tmp_path / "bundle")
     slower = {each["board"]: each["times"] for each in described(tmp_path / "bundle")["slower_on"]}
     assert set(slower) == {"raspberry-pi-4", "raspberry-pi-zero-2w", "jetson-nano"}
     for board, times in slower.items():
