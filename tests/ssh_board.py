@@ -57,6 +57,16 @@ def children_of(pid):
     return [*found, *(inner for child in found for inner in children_of(child))]
 
 
+def programs_on(board):
+    """Command lines of our programs that run on the board."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"{board.cache}/apps".encode() in path.read_bytes():
+                found.append(path)
+    return found
+
+
 def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

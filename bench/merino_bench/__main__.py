@@ -16,6 +16,7 @@ from merino_bench.harness.cases import (
     parse_threads,
 )
 from merino_runtime.__main__ import main as runtime_main
+from merino_runtime.backend_choice import BACKENDS
 from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import require
 from merino_runtime.threads import check_threads
@@ -61,6 +62,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
                         help="repetitions (default %(default)s)")
     parser.add_argument("-t", "--threads", type=_checked(_threads), metavar="N,...", default=(),
                         help="default: the bundle's choice")
+    parser.add_argument("--backend", choices=BACKENDS,
+                        help="of every bundle; default: tensorrt on a Jetson that has it, else the first it lists")
     parser.add_argument("--timeout", type=float, default=3600.0, metavar="S", dest="timeout_s",
                         help="seconds for all repetitions of a row (default %(default)g)")
     parser.add_argument("-o", default="md", choices=("md", "json", "jsonl", "csv"), dest="output",
@@ -74,7 +77,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from merino_bench.harness.run import bench_command
 
     request = BenchRequest(arguments.prompts, arguments.steps, arguments.repetitions, arguments.threads,
-                        arguments.depths)
+                        arguments.depths, backend=arguments.backend)
     return bench_command(arguments.bundles, request, arguments.baselines, arguments.output, arguments.save,
                          arguments.timeout_s)
 

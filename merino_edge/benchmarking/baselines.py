@@ -64,7 +64,7 @@ def baseline_bundle(model: Model, say: Callable[[str], None], precision: str = "
         return str(folder)
     say(f"exporting {model.id} as {precision} {dialect}, with random weights of its true geometry (once, minutes;"
         f" kept in {folder})")  # fmt: skip
-    export(random_source(model.geometry, model.id), folder, precision=precision, dialect=dialect)
+    export(random_source(model.geometry, model.id), folder, precision=precision, dialect=dialect, last_use=True)
     for old in outdated(folder, stem):
         say(f"removing {old}, which another version of the exporter wrote")
         shutil.rmtree(old)

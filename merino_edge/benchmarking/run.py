@@ -16,11 +16,13 @@ from merino_runtime.errors import MerinoError
 def run_benchmark(
     bundles: Sequence[str], request: BenchRequest, baseline: str | None, baseline_precision: str | None, output: str,
     save: Path | None, timeout_s: float, peers: str | None, progress: Progress | None, say: Callable[[str], None],
+    peers_file: Path | None = None,
 ) -> int:  # fmt: skip
     """Measure, and write the records to stdout in the form `output` and to the file `save`.
 
     Returns the exit code, 1 where a row failed. `timeout_s`: for all repetitions of a row. `say` gets a line for each
-    model that must be made first: a baseline, or another engine's. Raises MerinoError for a request that is not
+    model that must be made first: a baseline, or another engine's. `peers_file`: a GGUF with the bundles' weights
+    for llama.cpp. Raises MerinoError for a request that is not
     possible, and KeyboardInterrupt after the complete rows were written.
     """
     folders = [bundle_path(bundle) for bundle in bundles]
@@ -30,7 +32,7 @@ def run_benchmark(
         from merino_edge.benchmarking.baselines import baseline_bundles  # loads torch
 
         bases = baseline_bundles(baseline, folders, baseline_precision, say)
-    with peers_beside(peers, [*folders, *bases], request.seed, say) as others:
+    with peers_beside(peers, [*folders, *bases], request.seed, say, peers_file) as others:
         return bench_command(
             folders, request, bases, output, None if save is None else str(save), timeout_s, progress, others
         )

@@ -18,6 +18,7 @@ from merino_edge.profiles.reading import list_profiles
 from merino_edge.storage.atomic import write_text
 from merino_runtime.bundle import BackendNeed, Bundle, Chat, Golden, KvLayer, Port, Threads
 from merino_runtime.bundle_schema import BUNDLE_SHAPE, SCHEMA, problems_of
+from merino_runtime.requirements import version_tuple
 
 # The oldest ONNX Runtime for (dialect, precision), 1.10 where none is named: operators with blocks of 8 bits, and
 # tables in blocks, are younger than the fused attention.
@@ -26,6 +27,7 @@ MIN_VERSIONS = {
 }  # fmt: skip
 # For Arm cores without dotprod: no blocks of 8 bits; blocks of 4 bits were dequantised at each call before 1.21.
 PLAIN_MIN_VERSIONS = {"int8": "1.18", "int4": "1.21"}
+WINDOWED_VERSION = "1.24"  # before, the fused attention keeps a position more than the window has
 REFUSED_VERSIONS = ("1.21.0",)  # dies of an illegal instruction on Cortex-A53 and A72
 TENSORRT = BackendNeed("tensorrt", "8.2", ())  # JetPack 4.6's
 RUNTIME_CHOOSES = Threads(None, None)
@@ -45,7 +47,10 @@ class PortLike(Protocol):
 
 
 class GraphFacts(Protocol):
-    """What a description needs of the graph. Bytes count weights as the graph stores them."""
+    """What a description needs of the graph. Bytes count weights as the graph stores them.
+
+    `windowed`: whether a fused attention has a window.
+    """
 
     @property
     def inputs(self) -> Sequence[PortLike]: ...
@@ -58,6 +63,9 @@ class GraphFacts(Protocol):
 
     @property
     def decode_weight_bytes(self) -> int: ...
+
+    @property
+    def windowed(self) -> bool: ...
 
 
 class ModelFacts(NamedTuple):
@@ -97,7 +105,7 @@ def describe(
 ) -> Bundle:
     """The description of the model whose graph, weights and tokenizer lie in `folder`; hashes them."""
     geometry = model.geometry
-    operators = geometry.operators
+    operators, backends = geometry.operators, backends_of(form, graph.windowed)
     return Bundle(
         folder=str(folder),
         schema=SCHEMA,
@@ -123,12 +131,12 @@ def describe(
         kv_bytes=kv_bytes(operators, form.context, form.precision),
         isa=tuple(fast_isa(form.core)),
         boards=fitting_boards(
-            operators, form.precision, form.context, threads, [need.name for need in backends_of(form)], core=form.core
+            operators, form.precision, form.context, threads, [need.name for need in backends], core=form.core
         ),
         slower_on=(
             slower_on(operators, form.precision, form.context, form.core, list_profiles()) if form.core else ()
         ),
-        backends=backends_of(form),
+        backends=backends,
         threads=threads,
         golden=golden,
         chat=model.chat,
@@ -136,10 +144,11 @@ def describe(
     )
 
 
-def backends_of(form: GraphFormat) -> tuple[BackendNeed, ...]:
+def backends_of(form: GraphFormat, windowed: bool = False) -> tuple[BackendNeed, ...]:
     """What can run such a graph, the preferred backend first. TensorRT takes standard operators on floats."""
+    oldest = max(form.min_version, WINDOWED_VERSION, key=version_tuple) if windowed else form.min_version
     on_gpu = (TENSORRT,) if form.dialect == "portable" and form.precision in ("fp32", "fp16") else ()
-    return (BackendNeed("onnxruntime", form.min_version, REFUSED_VERSIONS), *on_gpu)
+    return (BackendNeed("onnxruntime", oldest, REFUSED_VERSIONS), *on_gpu)
 
 
 def write_description(bundle: Bundle) -> None:

@@ -1,7 +1,7 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
-The main path stands here, in its order. Other commands have a module per group: `design`, `train`, `choose`,
-`records`, `deliver`.
+The main path stands here, in its order. Other commands have a module per group: `design`, `train`, `text`,
+`choose`, `records`, `deliver`.
 
 Data goes to stdout, talk to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
 imported inside the commands, so that the others answer at once.
@@ -21,6 +21,8 @@ from merino_edge import __version__
 from merino_edge.cli import choose as cli_choose
 from merino_edge.cli import deliver as cli_deliver
 from merino_edge.cli import records as cli_records
+from merino_edge.cli import text as cli_text
+from merino_edge.cli.check import check
 from merino_edge.cli.design import design
 from merino_edge.cli.flash import flash
 from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Ssh
@@ -42,15 +44,6 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
-PrefillThreads = Annotated[int | None, typer.Option(help="of prefill alone; default: as -t")]
-
-
-class Overflow(StrEnum):
-    stop = "stop"
-    error = "error"
-    shift = "shift"
 
 
 class Output(StrEnum):
@@ -134,7 +127,7 @@ app.command()(train)
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="checkpoint, design.json, architecture's JSON, fp32 bundle, or an OPT")],
+    source: Annotated[str, typer.Argument(help="folder, GGUF, name of the hub or catalogue, design.json, ...")],
     out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
     precision: Annotated[
         str | None, typer.Option(help="format of the weights; default: the design's, or fp32; auto: the fastest on the"
@@ -148,9 +141,10 @@ def export(
                                  " the default for their boards and designs")
     ] = None,
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
-    weights: Annotated[Path | None, typer.Option(help="a Hugging Face folder")] = None,
+    weights: Annotated[Path | None, typer.Option(help="of a catalogue's name: a folder, or random")] = None,
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="random weights may replace trained ones")] = False,
+    no_chat: Annotated[bool, typer.Option("--no-chat", help="without the model's chat template")] = False,
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
     from merino_edge.bundles.files import bundle_bytes, is_bundle_alone
@@ -159,7 +153,8 @@ def export(
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import working
     from merino_edge.design.design_file import Design
-    from merino_edge.export.request import Plan, chosen_precision, find_source, target_of
+    from merino_edge.export.request import Plan, check_text, chosen_precision, find_source, published, target_of
+    from merino_edge.families.hub import fetch
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
     from merino_edge.training.data import check_files
@@ -169,6 +164,7 @@ def export(
     check_keeps(out, [Path(each) for each in (weights, text, place) if isinstance(each, str | Path)])
     check_folder(out, is_bundle_alone)
     asked = find_source(source, weights)
+    check_text(asked, weights)
     plan = asked.content if isinstance(asked, Plan) else None
     profile = board(board_name, say) if board_name else None
     design = plan if isinstance(plan, Design) else None
@@ -178,6 +174,10 @@ def export(
         raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
     if not auto:
         chosen_precision(target.dialect, precision, design)
+    hub_model = published(asked, weights)
+    if hub_model:
+        with working(f"fetching {hub_model.name}"):
+            fetch(hub_model, say)
     # These load torch.
     from merino_edge.export.export import export as run
     from merino_edge.export.source import load_source
@@ -191,18 +191,24 @@ def export(
             precision = fastest_format(found, profile, target, context, text, say)[-1].precision
         done = run(
             found, out, dialect=target.dialect, core=target.core, precision=precision, context=context,
-            overwrite=overwrite,
+            overwrite=overwrite, chat=not no_chat, last_use=True,
         )  # fmt: skip
     made = done.bundle
     print(
         f"{out}: {made.name}, {made.dialect} {made.precision}, {made.params / 1e6:.1f} M parameters"
         f" ({made.weights} weights), {bundle_bytes(out) / 2**20:.1f} MB;"
         f" {'worst logit' if made.precision == 'fp32' else 'root mean square'} against torch with the same weights"
-        f" {done.error:.1e} relative, over prefill and {len(made.golden.greedy_ids)} steps;"
+        f" {done.error:.1e} relative, over prefill and {done.steps} steps"
+        f"{'' if done.unrounded is None else f', {done.unrounded:.1e} of the worst logit with float activations'};"
         f" fits {', '.join(made.boards) or 'no board of ours'}"
     )
-    for each in made.slower_on:
-        print(f"on {each.board} {each.times:g} times slower than an export with --for {each.board}")
+    for slower in made.slower_on:
+        print(f"on {slower.board} {slower.times:g} times slower than an export with --for {slower.board}")
+    for each in done.stored:
+        say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} quantised again")
+    if made.chat:
+        needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
+        print(f"it talks (`merino-edge chat {out}`): its chat template needs {needed}")
     if done.matrices:
         show(matrix_table(done.matrices))
     if text:
@@ -213,57 +219,8 @@ def export(
         print(f"perplexity {read.perplexity:.3f} over {read.tokens} tokens of {text.name}, by the board's runtime")
 
 
-@app.command()
-def generate(
-    bundle: Annotated[str, typer.Argument(help="a bundle's folder, or `embedded`")],
-    prompt: Annotated[
-        str | None, typer.Argument(help="text to go on from; `-`, or none after a pipe: it is read from stdin")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option("-n", help="at most so many tokens")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="0: off")] = 40,
-    top_p: Annotated[float, typer.Option(help="1: off")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="0: off")] = 0.05,
-    repetition_penalty: Annotated[float, typer.Option(help="1: off")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="default: a new one each time")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeat for more")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on after the end of the text")] = False,
-    allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format this CPU is slow at")] = False,
-    overflow: Annotated[Overflow, typer.Option(help="at the context's end; `shift` goes on")] = Overflow.stop,
-    threads: Threads = None,
-    prefill_threads: PrefillThreads = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="KV cache after the prompt: written if there is none yet, else read")
-    ] = None,
-    no_huge_pages: Annotated[bool, typer.Option("--no-huge-pages", help="weights stay in small pages")] = False,
-    ssh: Ssh = None,
-    accept_new: AcceptNew = False,
-    as_json: Json = False,
-) -> None:
-    """Stream text from a bundle: the board's own runtime, on this machine or on a board."""
-    from merino_edge.families.names import bundle_path
-    from merino_runtime.commands import run_generate, stdin_is_terminal
-    from merino_runtime.sampling import Sampling
-
-    if prompt is None and stdin_is_terminal():
-        raise typer.BadParameter("give a text, or `-` to read it from stdin", param_hint="PROMPT")
-    if ssh is not None:
-        from merino_edge.cli.over_ssh import generate_there, refuse_local, words_of
-
-        refuse_local(cache=cache)
-        options = words_of(
-            n=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, seed=seed, overflow=overflow.value, ignore_eos=ignore_eos,
-            allow_slow=allow_slow, t=threads, prefill_threads=prefill_threads, no_huge_pages=no_huge_pages,
-            json=as_json,
-        ) + [f"--stop={each}" for each in stop or ()]  # fmt: skip
-        raise typer.Exit(generate_there(ssh, accept_new, bundle, prompt, options))
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    run_generate(
-        bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,
-        allow_slow=allow_slow, overflow=overflow.value, prefill_threads=prefill_threads, huge_pages=not no_huge_pages,
-        cache_path=str(cache) if cache else None,
-    )  # fmt: skip
+app.command()(cli_text.generate)
+app.command()(cli_text.chat)
 
 
 @app.command()
@@ -281,6 +238,9 @@ def bench(
     timeout: Annotated[float, typer.Option(help="seconds for all repetitions of a row")] = 3600.0,
     peers: Annotated[
         str | None, typer.Option(help="other engines beside: transformers,torch.compile,ctranslate2,llama.cpp or all")
+    ] = None,
+    peers_file: Annotated[
+        Path | None, typer.Option(help="the GGUF or folder of the bundle's weights, for llama.cpp")
     ] = None,
     output: Annotated[Output, typer.Option("-o", help="form of the output")] = Output.md,
     save: Annotated[Path | None, typer.Option(help="the records as JSON too; FILE.jsonl is appended to")] = None,
@@ -302,19 +262,21 @@ def bench(
     if ssh is not None:
         from merino_edge.cli.over_ssh import bench_there, refuse_local, words_of
 
-        refuse_local(peers=peers)
+        refuse_local(peers=peers, peers_file=peers_file)
         options = words_of(p=prompts, n=steps, d=depths, r=repetitions, t=threads, timeout=timeout)
         raise typer.Exit(
             bench_there(ssh, accept_new, bundles, baseline, baseline_precision, options, output.value, save)
         )
     with bench_progress() as progress:
         code = run_benchmark(
-            bundles, request, baseline, baseline_precision, output.value, save, timeout, peers, progress, say
+            bundles, request, baseline, baseline_precision, output.value, save, timeout, peers, progress, say,
+            peers_file,
         )
     raise typer.Exit(code)
 
 
 app.command()(flash)
+app.command()(check)
 app.command()(cli_records.compare)
 app.command()(cli_records.report)
 app.command()(cli_deliver.keygen)
@@ -326,11 +288,15 @@ app.command()(cli_deliver.verify)
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("-o", help="folder for what is made")] = Path("out/demo"),
+    chat: Annotated[str | None, typer.Option(metavar="SOURCE", help="instead: this model answers a question")] = None,
 ) -> None:
     """The whole path in minutes: design for a board, export, generate, measure against OPT-350M."""
-    from merino_edge.cli.demo import run_demo
+    from merino_edge.cli.demo import run_chat_demo, run_demo
 
-    run_demo(out)
+    if chat:
+        run_chat_demo(chat, out)
+    else:
+        run_demo(out)
 
 
 def main(argv: Any = None) -> None:

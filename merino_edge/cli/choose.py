@@ -67,6 +67,8 @@ def recommend(
     else:
         print(budgets_line(found, profile))
         show(recommendation_table(found, profile))
+        if found.command:
+            print(f"to export the first: {found.command}")
 
 
 @with_budgets

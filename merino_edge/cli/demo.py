@@ -11,7 +11,7 @@ from merino_bench.harness.run import run_bench
 from merino_bench.harness.saving import save
 from merino_edge.benchmarking.baselines import baseline_bundle
 from merino_edge.bundles.board_app import write_board_app
-from merino_edge.bundles.files import APP_FILE
+from merino_edge.bundles.files import APP_FILE, bundle_bytes
 from merino_edge.cli.tables.bundles import bench_table
 from merino_edge.cli.tables.design import print_design
 from merino_edge.cli.tables.layout import show
@@ -32,6 +32,8 @@ from merino_runtime.streams import CLOSED_PIPE, say_line
 
 BOARD = "raspberry-pi-4"
 PROMPT = "Once upon a time"
+QUESTION = "What is gravity?"
+CHAT_CONTEXT = 1024
 REQUEST = BenchRequest(prompts=(128,), steps=(64,), repetitions=5)
 
 
@@ -74,7 +76,7 @@ def demo_design(out: Path) -> Design:
 def demo_export(out: Path) -> tuple[Path, str]:
     """The design with random weights (its speed does not depend on the values), and the baseline's bundle."""
     folder = out / "pi4-design"
-    done = export(load_source(str(out / "design.json"))._replace(name="pi4-design"), folder)
+    done = export(load_source(str(out / "design.json"))._replace(name="pi4-design"), folder, last_use=True)
     print(f"{folder}: worst logit against torch {done.error:.1e} relative, over prefill and every decode step")
     opt = baseline_bundle(model("opt-350m"), say)
     print(f"{opt}: OPT-350M")
@@ -82,13 +84,34 @@ def demo_export(out: Path) -> tuple[Path, str]:
 
 
 def demo_generate() -> None:
-    """In a process of its own, as on a board: what it says of memory is the runtime's, without torch."""
     print(PROMPT, end="", flush=True)
+    run_application("generate", str(FOLDER), PROMPT, "-n", "160", "--temperature", "0")
+
+
+def run_chat_demo(source: str, out: Path) -> None:
+    """A model that was trained to talk answers one question in int4. Writes its bundle into `out`.
+
+    Raises MerinoError where `source` has no chat template.
+    """
+    found = load_source(source)
+    if found.chat is None:
+        raise MerinoError(f"{source} has no chat template: `make demo-chat` takes a model that was trained to talk")
+    folder = out / "talk-int4"
+    print(f"== 1/2  export {found.name} to int4", flush=True)
+    context = min(found.arch.context, CHAT_CONTEXT)
+    made = export(found, folder, precision="int4", context=context, last_use=True).bundle
+    print(f"{folder}: {made.params / 1e6:.0f} M parameters, {bundle_bytes(folder) / 2**20:.0f} MB, context {context}")
+    print(f"\n== 2/2  talk, by the file that a board runs\n> {QUESTION}", flush=True)
+    run_application("chat", str(folder), "-n", "80", "--temperature", "0", typed=f"{QUESTION}\n/stats\n")
+
+
+def run_application(*words: str, typed: str = "") -> None:
+    """In a process of its own, as on a board: what it says of memory is the runtime's, without torch."""
     with tempfile.TemporaryDirectory() as folder:
         application = Path(folder) / APP_FILE
         write_board_app(application)
-        words = ["generate", str(FOLDER), PROMPT, "-n", "160", "--temperature", "0"]
-        code = subprocess.run([sys.executable, str(application), *words], check=False).returncode
+        command = [sys.executable, str(application), *words]
+        code = subprocess.run(command, input=typed.encode(), check=False).returncode
     if code == CLOSED_PIPE:
         raise BrokenPipeError
     if code:

@@ -21,6 +21,8 @@ AcceptNew = Annotated[
 ]
 HOST = "[USER@]HOST[:PORT]"
 Ssh = Annotated[str | None, typer.Option(metavar=HOST, help="on this board, not on this machine")]
+Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
+PrefillThreads = Annotated[int | None, typer.Option(help="of prefill alone; default: as -t")]
 Seed = Annotated[int, typer.Option(help="seed of all randomness")]
 Context = Annotated[int | None, typer.Option(help="tokens, prompt included; default: the board's")]
 Confidence = Annotated[

@@ -1,4 +1,4 @@
-"""`--ssh` of the commands that have a form without it: generate, bench, calibrate and recommend on a board."""
+"""`--ssh` of the commands that have a form without it: generate, chat, bench, calibrate, recommend on a board."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -12,6 +12,7 @@ from merino_runtime.errors import MerinoError
 if TYPE_CHECKING:
     from merino_edge.calibration.probe import Probe
     from merino_edge.delivery.ssh.connect import Board
+    from merino_edge.delivery.ssh.talk import Serve
 
 GENERATED_BYTES = 64 << 20
 GENERATED_S = 24 * 3600.0
@@ -69,6 +70,32 @@ def generate_there(host: str, accept_new: bool, bundle: str, prompt: str | None,
         return on_board(host, accept_new, work)
     except ReaderGoneError:
         raise BrokenPipeError from None
+
+
+def chat_there(host: str, accept_new: bool, bundle: str, options: Sequence[str], as_json: bool) -> int:
+    """A talk with the model on the board; what is typed and shown is here -> the exit code."""
+    from merino_edge.cli.terminal import boards_progress, say
+    from merino_edge.delivery.ssh.programs import INSTALLED, bundle_there, program
+    from merino_edge.delivery.ssh.talk import TalkThere, opened
+    from merino_edge.families.names import bundle_path
+    from merino_runtime.chat import talk_in_json, talk_with_people, write_json
+
+    folder = bundle if bundle == INSTALLED else bundle_path(bundle)
+
+    async def work(board: "Board", serve: "Serve") -> None:
+        there = await program(board)
+        with boards_progress() as tell:
+            told = lambda name, done, total: tell(host, f"copying {name}", done, total)  # noqa: E731
+            place = await bundle_there(board, folder, told)
+        async with there.talking(["chat", place, "--json", *options], say) as session:
+            await serve(session)
+
+    with opened(lambda serve: on_board(host, accept_new, lambda board: work(board, serve))) as remote:
+        talk = TalkThere(remote)
+        if as_json:
+            write_json(talk.greeting)
+            return talk_in_json(talk)
+        return talk_with_people(talk, f"{talk.greeting['chat']} on {host}")
 
 
 def bench_there(

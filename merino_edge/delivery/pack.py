@@ -75,7 +75,8 @@ def pack(
     found = [load_bundle(str(folder)) for folder in bundles]
     check_one_model(found, say)
     check_devices(found, devices, say)
-    wheels = wheels_of(devices, say) if with_wheels else []
+    by_jinja = any(bundle.chat and bundle.chat.parts is None for bundle in found)
+    wheels = wheels_of(devices, say, ["jinja2"] if by_jinja else []) if with_wheels else []
     with scratch_folder(out) as scratch:
         app = scratch / APP
         write_board_app(app)
@@ -106,12 +107,12 @@ def needs_of(devices: Sequence[DeviceProfile], say: Say) -> tuple[BoardNeed, ...
     return tuple(BoardNeed(profile.id, profile.device_tree_models) for profile in devices)
 
 
-def wheels_of(devices: Sequence[DeviceProfile], say: Say) -> list[Wheels]:
-    """The sets of all devices, each once, in the order of their paths."""
+def wheels_of(devices: Sequence[DeviceProfile], say: Say, more: Sequence[str] = ()) -> list[Wheels]:
+    """The sets of all devices, each once, in the order of their paths. `more`: packages beside the runtime's."""
     found: dict[str, Wheels] = {}
     for profile in devices:
         for target in targets_of(profile):
-            wheels = wheels_for(profile.software, target, say)
+            wheels = wheels_for(profile.software, target, say, more)
             if found.setdefault(wheels.path, wheels).packages != wheels.packages:
                 raise MerinoError(f"the devices have other versions of packages for the same Python ({wheels.path}):"
                                   " pack a file for each of them")  # fmt: skip

@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -52,17 +52,23 @@ class Wheels(NamedTuple):
         return f"wheels/{self.target.name}"
 
 
-def requirements_of(software: Software) -> dict[str, SpecifierSet]:
-    """The runtime's packages in the versions that the profile has for its board, and pip in any."""
+def requirements_of(software: Software, more: Sequence[str] = ()) -> dict[str, SpecifierSet]:
+    """The runtime's packages in the versions that the profile has for its board; pip, and `more`, in any."""
     refused = ",".join(f"!={version}" for version in REFUSED_VERSIONS)
     versions = {"numpy": software.numpy, "tokenizers": software.tokenizers, BACKEND: software.onnxruntime}
     found = {name: SpecifierSet(f"=={version}.*") for name, version in versions.items()}
-    return {**found, BACKEND: found[BACKEND] & SpecifierSet(refused), INSTALLER: SpecifierSet()}
+    any_version = {name: SpecifierSet() for name in (INSTALLER, *more)}
+    return {**found, BACKEND: found[BACKEND] & SpecifierSet(refused), **any_version}
 
 
-def wheels_for(software: Software, target: Target, say: Callable[[str], None] = lambda _: None) -> Wheels:
-    """The wheels for a target, out of the cache where it has them. Raises MerinoError where there are none."""
-    wanted = requirements_of(software)
+def wheels_for(
+    software: Software, target: Target, say: Callable[[str], None] = lambda _: None, more: Sequence[str] = ()
+) -> Wheels:
+    """The wheels for a target, out of the cache where it has them, with those of the packages `more`.
+
+    Raises MerinoError where there are none.
+    """
+    wanted = requirements_of(software, more)
     key = sha256(repr(sorted((name, str(specifier)) for name, specifier in wanted.items())).encode()).hexdigest()[:16]
     place = cache_folder() / "wheels" / f"{target.name}-{key}"
     if kept_names(place) is None:

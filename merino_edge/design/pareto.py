@@ -34,7 +34,7 @@ from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.errors import MerinoError
 
 SCHEMA = 3
-MARKED = ("opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m", "smollm-135m")
+MARKED = ("opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m", "pythia-410m")
 FEWEST, MOST = 2, 100  # points
 
 
@@ -160,9 +160,7 @@ def marks(model: CostModel, blocks: int) -> tuple[Mark, ...]:
     for each in map(zoo.model, MARKED):
         if each.geometry.context >= model.shape.context:
             predicted = model.predict(each.geometry.operators)
-            found.append(
-                Mark(
-                    id=each.id, name=each.name, entropy=existing_entropy(each.geometry, blocks), predicted=predicted
-                )
-            )
+            entropy = existing_entropy(each.geometry, blocks)
+            assert entropy is not None, f"{each.id} cannot be marked on an axis of entropy"
+            found.append(Mark(id=each.id, name=each.name, entropy=entropy, predicted=predicted))
     return tuple(found)

@@ -14,6 +14,7 @@ from merino_edge.design.designer import check_request, design
 from merino_edge.design.score import INVERSE, Scoring, block_score
 from merino_edge.design.space import Space
 from merino_edge.families.geometry import Geometry
+from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.cost_model import CostModel, cost_model
@@ -55,7 +56,7 @@ class Candidate:
     """One existing model with a verdict per format, the backend's preferred one first."""
 
     model: Model
-    entropy: float
+    entropy: float | None  # None where the search's score does not count all of its layers
     long_enough: bool  # whether its context is what was asked for, or more
     verdicts: tuple[Verdict, ...]
 
@@ -89,6 +90,12 @@ class Recommendation:
     candidates: tuple[Candidate, ...]  # the best first
     ours: tuple[Ours, ...]
 
+    @property
+    def command(self) -> str | None:
+        """What exports the first model in its format; None where no model fits."""
+        first = self.candidates[0]
+        return export_command(first, self.context) if first.fits else None
+
     def as_json(self) -> dict[str, Any]:
         """The object that `recommend --json` prints; see docs/formats.md."""
         return {
@@ -98,6 +105,7 @@ class Recommendation:
             "context": self.context,
             "prompt": self.prompt,
             "budget": self.budget,
+            "command": self.command,
             "models": [candidate_json(candidate) for candidate in self.candidates],
             "designs": [
                 {
@@ -171,16 +179,37 @@ def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> Ou
     return Ours(precision, found)
 
 
-def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = INVERSE) -> float:
-    """The search's score of a decoder of equal layers, in weighted nats.
+def export_command(candidate: Candidate, context: int) -> str:
+    """The line for a shell. Heads that fused attention refuses take the other dialect, which has no int4."""
+    name, precision = candidate.model.id, candidate.chosen.precision
+    portable = any(size % FUSED_HEAD_MULTIPLE for _, size in candidate.model.geometry.kv_layers)
+    if portable:
+        precision = "int8" if precision == "int4" else precision
+    dialect = " --dialect portable" if portable else ""
+    return f"merino-edge export {name} --precision {precision}{dialect} --context {context} -o {name}-{precision}"
+
+
+def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = INVERSE) -> float | None:
+    """The search's score of a decoder of equal layers, in weighted nats; None where it has other matrices than ours.
 
     Its layers are counted as `blocks` blocks of equal depth, as many as our decoders have: of all ways to cut them the
-    one of highest score. Counted as if keys and values were as wide as the layer, and of a gated FFN two matrices.
+    one of highest score. The score knows keys and values as wide as the layer and an FFN of two matrices: layers with a
+    gated FFN or with grouped heads have none.
     """
     layers = geometry.layer_shapes
+    if not has_our_matrices(geometry):
+        return None
     whole, rest = divmod(len(layers), blocks)
     depths = [whole + (block < rest) for block in range(blocks)]
     return sum(block_score(layers[0].width, layers[0].ffn_width, depth, False, scoring) for depth in depths if depth)
+
+
+def has_our_matrices(geometry: Geometry) -> bool:
+    """Whether its layers have as many elements of matrices as ours of the same widths."""
+    ours = sum(4 * layer.width**2 + 2 * layer.width * layer.ffn_width for layer in geometry.layer_shapes)
+    width, embedded = geometry.layer_shapes[0].width, geometry.embed_width
+    beside = 2 * width * embedded if width != embedded else 0
+    return sum(op.matrix for op in geometry.operators if op.kind == "linear") == ours + beside
 
 
 def ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

@@ -4,33 +4,59 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 from transformers import PreTrainedModel
 
-from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts
+from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts, write_description
 from merino_edge.bundles.files import described, is_bundle, is_bundle_alone
 from merino_edge.bundles.write import write_bundle
+from merino_edge.export.chat import chat_of
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.plain import FusedPlain
 from merino_edge.export.onnx.portable import Portable
-from merino_edge.export.parity import Golden, allowed_error, torch_greedy, with_quantized, worst_error
+from merino_edge.export.other_programs import files_for_others
+from merino_edge.export.parity import (
+    WORST_LOGIT,
+    Golden,
+    allowed_error,
+    empty,
+    greedy_ids,
+    torch_greedy,
+    unrounded_error,
+    with_quantized,
+    worst_error,
+)
 from merino_edge.export.quantize import MatrixError
 from merino_edge.export.request import chosen_precision
 from merino_edge.export.source import Source
+from merino_edge.families.blocks import BlockSource
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import Core, core_of
-from merino_edge.families.registry import family_of
+from merino_edge.families.registry import family_of, layout_of
+from merino_edge.families.weight_layout import GraphWeights
 from merino_edge.storage.atomic import check_folder, check_keeps, new_folder
 from merino_runtime.bundle import Bundle, Threads, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
 from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import JSON, read_text
+from merino_runtime.text import Tokenizer
 
-GOLDEN_STEPS = 16
+GOLDEN_STEPS = 16  # whose ids the bundle carries
+PARITY_STEPS = 32
 GOLDEN_PROMPTS = 8  # tried at most
 CLEAR_LEAD = 0.15  # three times the error that quantised formats are allowed
 Dialect = type[Fused] | type[Portable]
+
+
+class Stored(NamedTuple):
+    """Matrices that the source has in one type: taken over as they are, and quantised again."""
+
+    kind: str
+    exact: int
+    requantised: int
 
 
 class Exported(NamedTuple):
@@ -38,50 +64,95 @@ class Exported(NamedTuple):
 
     `error`: relative to torch with the weights as stored, at the worst step of prefill and decode. In float32 it is the
     largest error of a logit, in other formats the root mean square.
+    `steps`: decode steps behind the prefill that were compared. `unrounded`: of a quantised graph with float
+    activations, the largest error of a logit; None where nothing is quantised.
     `matrices`: the quantisation error of each; empty where nothing is quantised.
+    `why_jinja`: why the board needs jinja2 for the chat template; empty where it does not.
+    `stored`: what became of the source's blocks; empty where it has none, or nothing is quantised.
     """
 
     folder: Path
     bundle: Bundle
     error: float
+    steps: int
+    unrounded: float | None
     matrices: list[MatrixError]
+    stored: list[Stored]
+    why_jinja: str = ""
 
 
 def export(
     source: Source, out: Path, *, dialect: str = "fused", precision: str | None = None, context: int | None = None,
-    core: Core = "dotprod", overwrite: bool = False,
+    core: Core = "dotprod", overwrite: bool = False, chat: bool = True, last_use: bool = False,
 ) -> Exported:  # fmt: skip
     """Write the bundle `out`. Without a `precision` it has the design's weight format, or float32 without a design.
 
     `core`: the kind of Arm core that the products of whole numbers are written for, where the format has any.
-    `overwrite`: random weights may replace trained ones. Raises MerinoError for a request that is not possible, for
-    weights that give no finite logits, and where the graph differs from torch; then nothing is written.
+    `overwrite`: random weights may replace trained ones. `chat`: with the source's chat template, if it has one.
+    `last_use`: the source's model is changed and then emptied, so that memory holds one copy of the weights at a time.
+    Raises MerinoError for a request that is not possible, for a template that raises, for weights that give no finite
+    logits, and where the graph differs from torch; then nothing is written.
     """
     precision = chosen_precision(dialect, precision, source.design)
     context = chosen_context(source, context)
     check_replaces(source, out, overwrite)
+    check_readable(source)
+    template = source.chat if chat else None
+    found = chat_of(template) if template else None
     check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch))
     graph = build_graph(source, dialect, context, precision, core)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
-    golden = clear_golden(with_quantized(source.model, graph.quantized), source.arch.vocab, context)
+    errors, stored = graph.matrix_errors(), stored_blocks(source, graph)
+    dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
+    golden = clear_golden(dequantised, source.arch.vocab, context)
     if not np.isfinite(golden.logits).all():
         raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
     model = ModelFacts(
-        source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids
-    )
+        source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids,
+        found.chat if found else None,
+    )  # fmt: skip
+    names = [port.name for port in graph.inputs]
+    text = template.text if template else None
+    beside = files_for_others(model, names, context, source.tokenizer, text) if dialect == "fused" else {}
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(
             folder, model, graph, GraphFormat(precision, dialect, context, core_of(dialect, precision, core)),
-            GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids)),
-            threads=planned_threads(source, precision), tokenizer=source.tokenizer,
+            GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
+            threads=planned_threads(source, precision), tokenizer=source.tokenizer, template=text, beside=beside,
         )  # fmt: skip
-        error = worst_error(load_bundle(str(folder)), golden)
-        if not error <= allowed_error(precision):
-            raise MerinoError(
-                f"the {dialect} graph differs from torch by {error:.1e}, relative, allowed is"
-                f" {allowed_error(precision):.0e}: a defect of the exporter or of this onnxruntime; nothing was written"
-            )
-    return Exported(out, bundle._replace(folder=str(out)), error, graph.matrix_errors())
+        if last_use:
+            graph.forget()
+            empty(source.model)
+        bundle, error, unrounded = proved(load_bundle(str(folder)), golden, quantised=bool(errors))
+    made, why_jinja = bundle._replace(folder=str(out)), found.why_jinja if found else ""
+    return Exported(out, made, error, len(golden.logits) - 1, unrounded, errors, stored, why_jinja)
+
+
+def proved(bundle: Bundle, golden: Golden, quantised: bool) -> tuple[Bundle, float, float | None]:
+    """The bundle, its error, and that with float activations (None if not `quantised`).
+
+    Raises MerinoError where its graph differs from torch. A quantised graph carries the greedy ids that it itself
+    chooses: rounded activations may choose others than torch.
+    """
+    unrounded = unrounded_error(bundle, golden) if quantised else None
+    if unrounded is not None:
+        check_error(bundle, unrounded, WORST_LOGIT, " with float activations")
+    error = worst_error(bundle, golden)
+    check_error(bundle, error, allowed_error(bundle.precision))
+    chosen = tuple(greedy_ids(bundle, golden.prompt_ids, len(bundle.golden.greedy_ids))) if quantised else ()
+    if chosen and chosen != bundle.golden.greedy_ids:
+        bundle = bundle._replace(golden=bundle.golden._replace(greedy_ids=chosen))
+        write_description(bundle)
+    return bundle, error, unrounded
+
+
+def check_error(bundle: Bundle, error: float, allowed: float, how: str = "") -> None:
+    """Raises MerinoError where it is above what is allowed, or no number."""
+    if not error <= allowed:
+        raise MerinoError(
+            f"the {bundle.dialect} graph{how} differs from torch by {error:.1e}, relative, allowed is {allowed:.0e}: a"
+            " defect of the exporter or of this onnxruntime; nothing was written"
+        )
 
 
 def chosen_context(source: Source, context: int | None) -> int:
@@ -90,6 +161,24 @@ def chosen_context(source: Source, context: int | None) -> int:
     if context is not None and not 8 <= context <= longest:
         raise MerinoError(f"--context {context} is not allowed: {source.name} takes 8 to {longest} tokens")
     return context or longest
+
+
+def check_readable(source: Source) -> None:
+    """Raises MerinoError where the board's runtime cannot read the source's tokenizer, or it has tokens that the model
+    has not."""
+    if source.tokenizer is None:
+        return
+    if isinstance(source.tokenizer, str):
+        said, text = f"the tokenizer of {source.name}", source.tokenizer
+    else:
+        said, text = str(source.tokenizer), read_text(str(source.tokenizer), JSON, "Copy the checkpoint again.")
+    Tokenizer(text, said)
+    largest = max(tokenizers.Tokenizer.from_str(text).get_vocab().values(), default=0)
+    if largest >= source.arch.vocab:
+        raise MerinoError(
+            f"{said} has a token {largest}, and {source.name} has a vocabulary of {source.arch.vocab}: they do not"
+            " belong together. Copy both again from one place"
+        )
 
 
 def check_replaces(source: Source, out: Path, overwrite: bool) -> None:
@@ -105,6 +194,21 @@ def check_replaces(source: Source, out: Path, overwrite: bool) -> None:
         )
 
 
+def stored_blocks(source: Source, graph: Graph) -> list[Stored]:
+    """By type, in the order of the graph: how many matrices the graph has in the source's own blocks, and how many in
+    blocks that they were quantised into."""
+    if source.blocks is None:
+        return []
+    kinds = {name: source.blocks.kind(name) for names in graph.quantized for name in names}
+    return [
+        Stored(
+            kind, sum(kinds[name] == kind for name in graph.exact),
+            sum(found == kind and name not in graph.exact for name, found in kinds.items()),
+        )
+        for kind in dict.fromkeys(kinds.values())
+    ]  # fmt: skip
+
+
 def clear_golden(model: PreTrainedModel, vocab: int, context: int) -> Golden:
     """The first greedy continuation whose every choice leads by CLEAR_LEAD; of GOLDEN_PROMPTS without one, the best.
 
@@ -114,7 +218,7 @@ def clear_golden(model: PreTrainedModel, vocab: int, context: int) -> Golden:
     found = []
     for attempt in range(GOLDEN_PROMPTS):
         prompt_ids = golden_prompt(vocab, context, attempt)
-        found.append(torch_greedy(model, prompt_ids, min(GOLDEN_STEPS, context - len(prompt_ids))))
+        found.append(torch_greedy(model, prompt_ids, min(PARITY_STEPS, context - len(prompt_ids))))
         if least_lead(found[-1]) >= CLEAR_LEAD:
             break
     return max(found, key=least_lead)
@@ -126,9 +230,11 @@ def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
 
 
 def least_lead(golden: Golden) -> float:
-    """The smallest difference between a step's two largest logits, relative to the root mean square of that step."""
-    second, first = np.sort(golden.logits, axis=1)[:, -2:].T
-    return float(((first - second) / np.sqrt(np.square(golden.logits).mean(axis=1))).min())
+    """The smallest difference between a step's two largest logits, relative to the root mean square of that step; of
+    the steps whose ids the bundle carries."""
+    logits = golden.logits[:GOLDEN_STEPS]
+    second, first = np.sort(logits, axis=1)[:, -2:].T
+    return float(((first - second) / np.sqrt(np.square(logits).mean(axis=1))).min())
 
 
 def planned_threads(source: Source, precision: str) -> Threads:
@@ -145,7 +251,7 @@ def planned_threads(source: Source, precision: str) -> Threads:
 def build_graph(source: Source, dialect: str, context: int, precision: str, core: Core = "dotprod") -> Graph:
     """The graph of the source's model, with its weights in float32 or quantised."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
-    return walked_graph(written_by(dialect, precision, core), source.arch, weights, context, precision)
+    return walked_graph(written_by(dialect, precision, core), source.arch, weights, context, precision, source.blocks)
 
 
 def written_by(dialect: str, precision: str, core: Core) -> Dialect:
@@ -155,11 +261,12 @@ def written_by(dialect: str, precision: str, core: Core) -> Dialect:
 
 
 def walked_graph(
-    dialect: Dialect, arch: Geometry, weights: Weights, context: int, precision: str
-) -> Graph:
-    """The walk of the geometry's family, written in a dialect."""
+    dialect: Dialect, arch: Geometry, weights: Weights, context: int, precision: str,
+    blocks: BlockSource | None = None,
+) -> Graph:  # fmt: skip
+    """The walk of the geometry's family, written in a dialect. `weights`: the state dict of its torch model."""
     kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
-    graph = dialect(weights, context, precision)
+    graph = dialect(GraphWeights(weights, layout_of(arch)), context, precision, blocks)
     graph.begin_decoder(kv_layers)
     family_of(arch).walk(graph, arch)
     return graph

@@ -1,7 +1,8 @@
 """Weight-only block quantisation, in the layout of ONNX Runtime's MatMulNBits and GatherBlockQuantized.
 
 A row of a matrix is cut into blocks. A block has one float32 scale and an unsigned code of 4 or 8 bits per weight:
-weight = (code - 2^(bits - 1)) * scale. It is symmetric: the code in the middle stands for zero.
+weight = (code - 2^(bits - 1)) * scale. It is symmetric: the code in the middle stands for zero. Blocks that a source
+has stored with a minimum keep it: it is added to each weight of the block.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +27,12 @@ class Quantized(NamedTuple):
     scales: np.ndarray  # float32 [rows, columns / block]
     bits: int
     block: int
+    minimums: np.ndarray | None = None  # float32 [rows, columns / block]; None where all are 0
 
     @property
     def nbytes(self) -> int:
-        return self.codes.nbytes + self.scales.nbytes
+        minimum_bytes = 0 if self.minimums is None else self.minimums.nbytes
+        return self.codes.nbytes + self.scales.nbytes + minimum_bytes
 
 
 class MatrixError(NamedTuple):
@@ -103,9 +106,12 @@ def quantize_rows(values: np.ndarray, bits: int, both_signs: bool) -> tuple[np.n
         better = error < best_error
         best_scale, best_error = np.where(better, scale, best_scale), np.where(better, error, best_error)
     codes = (rounded(values, best_scale, lowest, half - 1) + half).astype(np.uint8)
-    if bits == 4:
-        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
-    return codes, best_scale
+    return packed(codes, bits), best_scale
+
+
+def packed(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes uint8 [..., block], two of 4 bits in a byte."""
+    return codes[..., 0::2] | (codes[..., 1::2] << 4) if bits == 4 else codes
 
 
 def rounded(values: np.ndarray, scale: np.ndarray, lowest: int, highest: int) -> np.ndarray:
@@ -122,6 +128,8 @@ def dequantize(found: Quantized) -> np.ndarray:
     if found.bits == 4:
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)
     values = (codes.astype(np.float32) - 2 ** (found.bits - 1)) * found.scales[..., None]
+    if found.minimums is not None:
+        values += found.minimums[..., None]
     return values.reshape(len(codes), -1)
 
 

@@ -1,10 +1,12 @@
 """A float32 bundle as a source: its weights read back, so that it can be exported in another format or dialect.
 
-The graph's constants carry the names of the state dict. Two things differ: a matrix that a MatMul reads is transposed,
-and several matrices of one input are joined into one constant, with `+` between their names (see `Graph.matrix`).
+The graph's constants carry the names of the state dict. Three things differ: a matrix that a MatMul reads is
+transposed; several matrices of one input are joined into one constant, with `+` between their names (see
+`Graph.matrix`); and a head that is not the embedding is cut into slices, with the first row's number behind its name
+(see `Graph.real_head`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,15 @@ from transformers import PreTrainedModel
 
 from merino_edge.export.onnx.graph import MODEL_FILE
 from merino_edge.export.parity import WORST_LOGIT, torch_greedy, worst_error
+from merino_edge.families.weight_layout import Layout
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 
 
-def recover_weights(bundle: Bundle, model: PreTrainedModel) -> None:
-    """Fill `model`, of the bundle's geometry, with the weights in its graph.
+def recover_weights(
+    bundle: Bundle, model: PreTrainedModel, layout: Callable[[str], Layout | None] = lambda _: None
+) -> None:
+    """Fill `model`, of the bundle's geometry, with the weights in its graph. `layout`: how they lie there.
 
     Raises MerinoError where the bundle is not float32, or does not hold each weight of the model.
     """
@@ -33,10 +38,12 @@ def recover_weights(bundle: Bundle, model: PreTrainedModel) -> None:
     state = model.state_dict()
     tied = {name for name in model.all_tied_weights_keys if name in state}
     missing = set(state) - tied
-    rows = {name: len(weight) for name, weight in state.items()}
+    rows = {name: graph_rows(weight, layout(name)) for name, weight in state.items()}
     with torch.no_grad():
-        for name, value in graph_weights(Path(folder)):
-            for part_name, part in split(name, value, rows):
+        for name, value in whole_tables(graph_weights(Path(folder)), set(rows)):
+            for part_name, laid in split(name, value, rows):
+                there = layout(part_name)
+                part = there.to_state(laid) if there else laid
                 if tuple(part.shape) != tuple(state[part_name].shape):
                     raise MerinoError(f"{folder} does not hold the model it describes: {part_name} is {part.shape}")
                 state[part_name].copy_(torch.from_numpy(np.array(part)))
@@ -74,6 +81,26 @@ def graph_weights(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     for constant in graph.initializer:
         value = numpy_helper.to_array(constant)
         yield constant.name, value.T if constant.name in transposed else value
+
+
+def graph_rows(weight: torch.Tensor, layout: Layout | None) -> int:
+    """Length of the first axis of a weight, as it lies in the graph."""
+    return len(layout.to_graph(weight.numpy()) if layout else weight)
+
+
+def whole_tables(found: Iterable[tuple[str, np.ndarray]], names: set[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """The constants, and behind them the tables of which there are slices alone."""
+    slices: dict[str, dict[int, np.ndarray]] = {}
+    whole = set()
+    for name, value in found:
+        table, _, row = name.rpartition(".")
+        if table in names and row.isdecimal():
+            slices.setdefault(table, {})[int(row)] = value
+        else:
+            whole.add(name)
+            yield name, value
+    for table in slices.keys() - whole:
+        yield table, np.concatenate([value for _, value in sorted(slices[table].items(), key=lambda item: item[0])])
 
 
 def split(name: str, value: np.ndarray, rows: dict[str, int]) -> Iterator[tuple[str, np.ndarray]]:

@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 from merino_edge.bundles.files import is_bundle
 from merino_edge.design.design_file import Design, read_plan
-from merino_edge.families.checkpoint import check_checkpoint
+from merino_edge.families.checkpoint import check_checkpoint, check_tokenizer
 from merino_edge.families.designed import Architecture
+from merino_edge.families.gguf.named import is_gguf
+from merino_edge.families.hub import HubModel, hub_name
 from merino_edge.families.names import resolve
 from merino_edge.families.operators import Core
 from merino_edge.families.zoo import Model, exportable_models
@@ -14,6 +16,7 @@ from merino_edge.prediction.formats import core_of_board, dialect_of
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
+RANDOM = Path("random")  # as --weights: no published ones
 PRECISIONS = {"fused": ("fp32", "fp16", "int8", "int4"), "portable": ("fp32", "fp16", "int8")}
 
 
@@ -37,15 +40,15 @@ class Plan(NamedTuple):
     content: Design | Architecture
 
 
-def find_source(what: str, weights: Path | None = None) -> Model | Plan | Path:
-    """A model of the zoo, the plan in a file, or the folder of a bundle or checkpoint.
+def find_source(what: str, weights: Path | None = None) -> Model | HubModel | Plan | Path:
+    """A model of the zoo or of the hub, the plan in a file, a GGUF file, or the folder of a bundle or checkpoint.
 
-    `weights`: a local Hugging Face folder for a model that is given by name, such as `opt-350m`. Raises MerinoError
-    where `what` is no source or is ambiguous, or where such a folder is none.
+    `weights`: for a model of the zoo a local Hugging Face folder, or RANDOM, in place of the published weights. Raises
+    MerinoError where `what` is no source or is ambiguous, or where such a folder is none.
     """
     found = resolve(what)
     if isinstance(found, Model):
-        if weights:
+        if weights and weights != RANDOM:
             check_checkpoint(weights)
         return found
     names = ", ".join(exportable_models())
@@ -53,11 +56,15 @@ def find_source(what: str, weights: Path | None = None) -> Model | Plan | Path:
         raise MerinoError(f"--weights goes with {names}; a checkpoint folder is exported by its own path")
     path = Path(found)
     if path.is_file():
-        return Plan(path, read_plan(path))
+        return path if is_gguf(path) else Plan(path, read_plan(path))
     if not path.is_dir():
+        published = hub_name(what)
+        if published:
+            return published
         raise MerinoError(
-            f"{what!r} is nothing to export: give a checkpoint folder, a design.json, an architecture's JSON,"
-            f" a bundle in fp32, embedded, or {names}"
+            f"{what!r} is nothing to export: give a checkpoint folder, a GGUF file, a name on the hub such as"
+            f" HuggingFaceTB/SmolLM2-135M-Instruct, a design.json, an architecture's JSON, a bundle in fp32, embedded,"
+            f" or {names}"
         )
     if not is_bundle(path):
         check_checkpoint(path)
@@ -67,6 +74,18 @@ def find_source(what: str, weights: Path | None = None) -> Model | Plan | Path:
 def default_dialect(design: Design | None) -> str:
     """The one that the design's backend runs: TensorRT builds its engines from portable graphs alone."""
     return "portable" if design and design.backend == "tensorrt" else "fused"
+def published(found: Model | HubModel | Plan | Path, weights: Path | None) -> HubModel | None:
+    """The model of the hub whose files the source consists of; None where nothing is taken from there."""
+    if isinstance(found, Model):
+        return None if weights else HubModel(found.hub)
+    return found if isinstance(found, HubModel) else None
+
+
+def check_text(found: Model | HubModel | Plan | Path, weights: Path | None) -> None:
+    """Raises MerinoError where the source is a folder of published weights without a tokenizer."""
+    folder = found if isinstance(found, Path) else weights if isinstance(found, Model) else None
+    if folder and folder.is_dir() and folder != RANDOM and not is_bundle(folder):
+        check_tokenizer(folder)
 
 
 def chosen_precision(dialect: str, precision: str | None, design: Design | None) -> str:

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from merino_edge.families.graph_ops import Attention, KvLayer, Norm
-from merino_edge.families.pre_norm import Decoder, Layer, Linear
+from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
+from merino_edge.families.pre_norm import Decoder, Layer, Linear, walk_decoder
 from merino_edge.families.rotary import Positive, RopeScaling, Rotary
 from merino_edge.families.uniform import Biased, EqualLayers, UniformGeometry
 from merino_runtime.bundle_schema import LARGEST_LAYER, LARGEST_VOCAB, LONGEST_CONTEXT
@@ -98,3 +98,8 @@ class GatedGeometry(EqualLayers):
             layers=tuple(self.layer_of(layer) for layer in range(self.layers)),
             final_norm=self.rms_norm("model.norm"),
         )
+
+
+def walk_gated(graph: GraphOps, arch: GatedGeometry) -> None:
+    """Write the whole graph of any of these families: ids to logits of the last position."""
+    walk_decoder(graph, arch.decoder())

@@ -1,10 +1,10 @@
 """The words of config.json that the families with a gated FFN share, both ways: a geometry's from them and back."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from merino_edge.families.gated import GatedGeometry
-from merino_edge.families.rotary import RopeScaling
+from merino_edge.families.multiplied import MultipliedGeometry
+from merino_edge.families.rope_config import rope_facts, rope_words
 from merino_runtime.errors import MerinoError
 
 GATED_KEYS = frozenset({
@@ -12,8 +12,10 @@ GATED_KEYS = frozenset({
     "vocab_size", "max_position_embeddings", "tie_word_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling",
     "rope_parameters",
 })  # fmt: skip
-ROPE_KEYS = {"default": (), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
-ORIGINAL = "original_max_position_embeddings"
+FULL_ATTENTION_KEYS = frozenset({"layer_types", "sliding_window", "max_window_layers"})  # with use_sliding_window false
+MULTIPLIER_KEYS = frozenset({
+    "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"
+})  # fmt: skip
 
 
 def gated_words(geometry: GatedGeometry) -> dict[str, Any]:
@@ -32,8 +34,8 @@ def gated_words(geometry: GatedGeometry) -> dict[str, Any]:
     }
 
 
-def gated_facts(config: Any) -> dict[str, Any]:
-    """Fields of the geometry that are named alike in all these families."""
+def shape_facts(config: Any) -> dict[str, Any]:
+    """Fields of the geometry that are named alike in all these families, but for the rotary ones."""
     return {
         "width": config.hidden_size,
         "layers": config.num_hidden_layers,
@@ -45,32 +47,34 @@ def gated_facts(config: Any) -> dict[str, Any]:
         "context": config.max_position_embeddings,
         "tied": config.tie_word_embeddings,
         "norm_eps": config.rms_norm_eps,
-        **rope_facts(config.rope_parameters),
     }
 
 
-def rope_words(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
-    """`rope_parameters` of a configuration."""
-    if scaling is None:
-        return {"rope_type": "default", "rope_theta": theta}
-    kept = scaling.model_dump(exclude={"kind", "original_context"})
-    return {"rope_type": scaling.kind, "rope_theta": theta, ORIGINAL: scaling.original_context, **kept}
+def gated_facts(config: Any) -> dict[str, Any]:
+    """All fields of a `GatedGeometry`."""
+    return {**shape_facts(config), **rope_facts(config.rope_parameters)}
 
 
-def rope_facts(words: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling` of a geometry. Raises MerinoError for a kind of scaling that is not known."""
-    kind = words.get("rope_type", "default")
-    if kind not in ROPE_KEYS:
-        raise MerinoError(f"rope_scaling has the type {kind!r}, known are {', '.join(ROPE_KEYS)}")
-    wanted = ("rope_theta", *ROPE_KEYS[kind], *((ORIGINAL,) if ROPE_KEYS[kind] else ()))
-    unknown = {key for key, value in words.items() if value is not None} - {*wanted, "rope_type", "type"}
-    missing = [key for key in wanted if words.get(key) is None]
-    if unknown or missing:
-        said = [f"{key} is {words[key]!r}, which is not known" for key in sorted(unknown)]
-        said += [f"{key} is missing" for key in missing]
-        raise MerinoError(f"rope_scaling of type {kind!r}: {'; '.join(said)}")
-    scaling = {key: words[key] for key in ROPE_KEYS[kind]}
+def multiplier_words(geometry: MultipliedGeometry) -> dict[str, Any]:
     return {
-        "rope_theta": words["rope_theta"],
-        "rope_scaling": {"kind": kind, "original_context": words[ORIGINAL], **scaling} if scaling else None,
+        "embedding_multiplier": geometry.embedding_multiplier,
+        "residual_multiplier": geometry.residual_multiplier,
+        "attention_multiplier": geometry.attention_multiplier,
+        "logits_scaling": geometry.logits_divisor,
     }
+
+
+def multiplier_facts(config: Any) -> dict[str, Any]:
+    return {
+        "embedding_multiplier": config.embedding_multiplier,
+        "residual_multiplier": config.residual_multiplier,
+        "attention_multiplier": config.attention_multiplier,
+        "logits_divisor": config.logits_scaling,
+    }
+
+
+def check_full_attention(config: Any) -> None:
+    """Raises MerinoError where a layer is anything but attention to all positions before."""
+    other = sorted({kind for kind in config.layer_types or () if kind != "full_attention"})
+    if other:
+        raise MerinoError(f"layer_types has {', '.join(map(repr, other))}, known is 'full_attention'")

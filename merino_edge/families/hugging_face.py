@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, set_seed
 
+from merino_edge.families.chat_template import ChatTemplate, read_chat_template
 from merino_edge.families.checkpoint import CONFIG, check_checkpoint
 from merino_edge.families.config_keys import unknown_keys
 from merino_edge.families.geometry import Geometry
@@ -30,12 +31,16 @@ for _family in FAMILIES.values():
 
 
 class Checkpoint(NamedTuple):
-    """A trained model in a folder. Any of `stop_ids` ends a text; `tokenizer`: tokenizer.json, or None."""
+    """A trained model in a folder. Any of `stop_ids` ends a text.
+
+    `tokenizer`: tokenizer.json, or None; `chat`: the chat template, or None.
+    """
 
     geometry: Geometry
     model: PreTrainedModel
     stop_ids: tuple[int, ...]
     tokenizer: Path | None
+    chat: ChatTemplate | None = None
 
 
 def build_model(geometry: Geometry, **config: Any) -> PreTrainedModel:
@@ -72,7 +77,8 @@ def read_checkpoint(folder: Path, judge: Callable[[Geometry], None] = lambda _: 
     geometry = checked_geometry(config, folder)
     judge(geometry)
     tokenizer, stop_ids = read_tokenizer(folder), stop_ids_of(folder, config.eos_token_id, geometry.vocab)
-    return Checkpoint(geometry, read_weights(side.MODEL, folder), stop_ids, tokenizer)
+    chat = read_chat_template(folder) if tokenizer else None
+    return Checkpoint(geometry, read_weights(side.MODEL, folder), stop_ids, tokenizer, chat)
 
 
 def checked_geometry(config: Any, folder: Path) -> Geometry:
@@ -107,8 +113,13 @@ def read_config(folder: Path) -> Any:
             f"{path} has keys that a {kind} model is not known to have: {', '.join(unknown[:5])}. Remove them if they"
             f" do not change what it computes; read are {', '.join(sorted(side.KEYS | set(side.SUPPORTED)))}"
         )
+    return made_config(path, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
+
+
+def made_config(path: Path, make: Callable[[], Any]) -> Any:
+    """What `make` gives, a configuration of transformers' from the file `path`. Raises MerinoError where it cannot."""
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return make()
     except MerinoError:
         raise
     except Exception as error:  # transformers checks few values, and raises whatever a wrong one leads to
@@ -124,7 +135,19 @@ def read_weights(kind: Any, folder: Path) -> PreTrainedModel:
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong or info["mismatched_keys"]:
         raise MerinoError(f"the weights in {folder} do not fit its config.json: {', '.join(wrong[:5])} ...")
-    return model.eval()
+    loaded: PreTrainedModel = model.eval()
+    check_tied(loaded, folder)
+    return loaded
+
+
+def check_tied(model: PreTrainedModel, folder: Path) -> None:
+    """Raises MerinoError for a head that config.json calls the embedding, where the weights have another one."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.tie_word_embeddings and head is not None and head.weight is not embedding.weight:
+        raise MerinoError(
+            f"the weights in {folder} do not fit its config.json: tie_word_embeddings is true, and lm_head.weight is"
+            " not the embedding. Set it to false"
+        )
 
 
 def read_tokenizer(folder: Path) -> Path | None:

@@ -38,6 +38,7 @@ FORMATS = {
     "int8": WeightFormat(8, 8, True),
     "int4": WeightFormat(4, 8, True),
 }
+FUSED_HEAD_MULTIPLE = 8  # channels of a head in ONNX Runtime's fused attention; twice that with rotary positions
 CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16 arithmetic convert to float32
 # Arm cores with the dotprod instruction and without it. Products of whole numbers are other operators on each.
 Core = Literal["dotprod", "plain"]

@@ -3,21 +3,32 @@
 Imports neither torch nor transformers: those are loaded by `Family.torch_side`, when a model is built or read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
 
 from pydantic import ValidationError
 
+from merino_edge.families.biased import walk_biased
+from merino_edge.families.gated import walk_gated
+from merino_edge.families.gemma3_text.geometry import Gemma3Architecture, gemma3_layout
 from merino_edge.families.geometry import Geometry
+from merino_edge.families.gpt2.geometry import Gpt2Architecture, gpt2_layout
+from merino_edge.families.gpt_neo.geometry import GptNeoArchitecture
+from merino_edge.families.gpt_neox.geometry import GptNeoxArchitecture, gpt_neox_layout
+from merino_edge.families.granite.geometry import GraniteArchitecture
+from merino_edge.families.granitemoehybrid.geometry import GraniteHybridArchitecture
 from merino_edge.families.graph_ops import Walk
 from merino_edge.families.llama.geometry import LlamaArchitecture
-from merino_edge.families.llama.walk import walk_llama
 from merino_edge.families.merino.geometry import Architecture
 from merino_edge.families.merino.walk import walk_merino
 from merino_edge.families.opt.geometry import OptArchitecture
 from merino_edge.families.opt.walk import walk_opt
+from merino_edge.families.qwen2.geometry import Qwen2Architecture
+from merino_edge.families.qwen3.geometry import Qwen3Architecture
+from merino_edge.families.weight_layout import Layout, LayoutOf, alike
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
@@ -56,24 +67,39 @@ class Family:
         name: `family` in bundle.json, `model_type` in config.json.
         geometry: its pydantic model, which also lists the operators.
         walk: writes the graph of a geometry, with weights named as in the state dict of the torch model.
+        layout: how a weight of that state dict lies in the graph.
         model_module: see `TorchSide`.
     """
 
     name: str
     geometry: type[Geometry]
     walk: Walk
+    layout: LayoutOf
     model_module: str
 
     def torch_side(self) -> TorchSide:
         return cast(TorchSide, import_module(self.model_module))
 
 
+def family(name: str, geometry: type[Geometry], walk: Walk, layout: LayoutOf = alike) -> Family:
+    """A family whose folder has its name."""
+    return Family(name, geometry, walk, layout, f"merino_edge.families.{name}.model")
+
+
 FAMILIES: Mapping[str, Family] = {
-    family.name: family
-    for family in (
-        Family("merino", Architecture, walk_merino, "merino_edge.families.merino.model"),
-        Family("llama", LlamaArchitecture, walk_llama, "merino_edge.families.llama.model"),
-        Family("opt", OptArchitecture, walk_opt, "merino_edge.families.opt.model"),
+    each.name: each
+    for each in (
+        family("merino", Architecture, walk_merino),
+        family("opt", OptArchitecture, walk_opt),
+        family("llama", LlamaArchitecture, walk_gated),
+        family("qwen2", Qwen2Architecture, walk_gated),
+        family("qwen3", Qwen3Architecture, walk_gated),
+        family("granite", GraniteArchitecture, walk_gated),
+        family("granitemoehybrid", GraniteHybridArchitecture, walk_gated),
+        family("gemma3_text", Gemma3Architecture, walk_gated, gemma3_layout),
+        family("gpt2", Gpt2Architecture, walk_biased, gpt2_layout),
+        family("gpt_neo", GptNeoArchitecture, walk_biased),
+        family("gpt_neox", GptNeoxArchitecture, walk_biased, gpt_neox_layout),
     )
 }
 
@@ -81,6 +107,11 @@ FAMILIES: Mapping[str, Family] = {
 def family_of(geometry: Geometry) -> Family:
     """The family that a geometry belongs to, by its class."""
     return next(family for family in FAMILIES.values() if isinstance(geometry, family.geometry))
+
+
+def layout_of(geometry: Geometry) -> Callable[[str], Layout | None]:
+    """How a weight of its torch model's state dict lies in the graph, by its name."""
+    return partial(family_of(geometry).layout, geometry)
 
 
 def read_geometry(name: str, architecture: Mapping[str, Any]) -> Geometry:

@@ -1,7 +1,6 @@
 """The zoo: published models from `zoo.toml`, each with its geometry, parameters, scores and sources.
 
-A model of a family in the registry has that family's own geometry, and can be exported by its id. Any other has a
-`UniformGeometry`, which suffices for its counts.
+Each is of a family in the registry and has that family's own geometry. So it can be exported by its id.
 """
 
 import tomllib
@@ -13,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES
-from merino_edge.families.uniform import UniformGeometry
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
@@ -45,8 +43,10 @@ class Scores(_Facts):
 def _read_geometry(raw: Any, info: ValidationInfo) -> Geometry:
     """By the class of the model's family, which is validated before it."""
     family = FAMILIES.get(info.data.get("family", ""))
+    if family is None:
+        raise ValueError(f"the family is not one of {', '.join(FAMILIES)}")
     try:
-        return (family.geometry if family else UniformGeometry).model_validate(raw)
+        return family.geometry.model_validate(raw)
     except ValidationError as error:
         raise ValueError(fault_list(error)) from None
 
@@ -108,28 +108,17 @@ def model(name: str) -> Model:
 
 
 def exportable_models() -> dict[str, Model]:
-    """By id: the models of families in the registry, which can be exported, with random weights if need be."""
-    return {each.id: each for each in load_models() if each.family in FAMILIES}
+    """By id; with random weights if need be."""
+    return {each.id: each for each in load_models()}
 
 
 def _with_family_switches(raw: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """One model of the file with the switches of its family, defaults, and the full reference of its scores."""
+    """One model of the file with what its family shares, and the full reference of its scores."""
     filled = dict(entry)
-    if entry.get("family") not in FAMILIES:
-        switches = raw.get("families", {}).get(entry.get("family"), {})
-        filled["geometry"] = _with_defaults({**switches, **entry.get("geometry", {})})
+    shared = raw.get("families", {}).get(entry.get("family"), {})
+    filled["geometry"] = {**shared, **entry.get("geometry", {})}
     if "scores" in entry:
         percent = dict(entry["scores"])
         key = percent.pop("source", None)
         filled["scores"] = {"source": raw.get("sources", {}).get(key), "percent": percent}
-    return filled
-
-
-def _with_defaults(geometry: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a `UniformGeometry` that a file may leave out."""
-    filled = {"position_offset": 0, "query_key_norm": False, "final_norm": True, **geometry}
-    filled.setdefault("kv_heads", filled.get("heads"))
-    filled.setdefault("embed_width", filled.get("width"))
-    if "head_size" not in filled and filled.get("heads"):
-        filled["head_size"] = filled["width"] // filled["heads"]
     return filled

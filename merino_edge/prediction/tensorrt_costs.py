@@ -21,15 +21,16 @@ from merino_edge.profiles.coefficients import Figure
 from merino_edge.profiles.profile import DeviceProfile, TensorRtPerformance
 from merino_runtime.board import MB as BYTES_PER_MB
 
-CHUNK_IDS = 64  # a prefill is cut into runs of this fixed length; the last one is filled up
+CHUNK_IDS = 64  # a prefill is cut into runs of this fixed length; the last one is filled up, as the runtime does
 LAUNCHES: Mapping[str, int] = {
     "embed": 6,  # the row, and of each run: both masks, angles of the rotary positions
     "linear": 1,
     "norm": 3,  # the residual's sum and the squares; their mean; the scaling
     "activation": 1,
     # layouts of query, keys, values and the result 4; rotary positions 4; products with cached and new keys and values
-    # 4; both masks 2; softmax 1; its two parts 2; their sum 1; new keys and values out 2 and into the cache 2
-    "attention": 22,
+    # 4; both masks 2; softmax 1; its two parts 2; their sum 1; new keys and values out 2 (one strided copy takes those
+    # of all layers into the cache: it is in `step_us`)
+    "attention": 20,
     "head": 2,  # the last position, the product
 }
 NORM_PASSES, ACTIVATION_PASSES, SCORE_PASSES = 6, 2, 8  # reads and writes of each element

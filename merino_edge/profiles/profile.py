@@ -83,8 +83,8 @@ class TensorRtPerformance(Facts):
     read_gb_s: Figure  # weights, keys and values, by the GPU
     fp32_gflops: Figure  # matrix-matrix
     fp16_gflops: Figure
-    launch_us: Figure  # per kernel of the engine, and per copy into the cache
-    step_us: Figure  # per run: its inputs, waiting for its end
+    launch_us: Figure  # per kernel of the engine
+    step_us: Figure  # per run: its inputs, new keys and values into the cache, waiting for its end
     host_copy_gb_s: Figure  # logits to where the sampler reads them
     runtime_mb: Figure  # resident before the model: Python, numpy, TensorRT's libraries
     cuda_context_mb: Figure

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import geometric_mean
 
-from merino_bench.harness.passes import THROTTLED
+from merino_bench.harness.passes import STEADY
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
 from merino_edge.records.speed_ratio import LEAST_PROCESSES, Ratio, independent_ratio
@@ -190,15 +190,14 @@ def _undisturbed(rows: Sequence[Record]) -> list[Record]:
 
 
 def _disturbances(rows: Sequence[Record], others: Sequence[Record]) -> list[str]:
-    """What disturbed one side; throttling where the other side was not throttled."""
+    """What disturbed one side; throttling and low power where the other side was not in that state."""
     found = dict.fromkeys(flag for row in rows for flag in row.disturbances)
-    if _throttled(rows) and not _throttled(others):
-        found[THROTTLED] = None
+    found.update(dict.fromkeys(flag for flag in STEADY if _has(rows, flag) and not _has(others, flag)))
     return list(found)
 
 
-def _throttled(rows: Sequence[Record]) -> bool:
-    return any(THROTTLED in row.flags for row in rows)
+def _has(rows: Sequence[Record], flag: str) -> bool:
+    return any(flag in row.flags for row in rows)
 
 
 def _speeds(rows: Sequence[Record]) -> list[float]:

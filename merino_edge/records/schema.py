@@ -33,6 +33,19 @@ class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Gpu(BaseModel):
+    """A Jetson's GPU. Clocks in MHz, power in W."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    source: str
+    name: str | None = None
+    clock_mhz: float | None = None
+    clock_max_mhz: float | None = None
+    power_w: float | None = None
+    power_rail: str | None = None
+
+
 class State(BaseModel):
     """The machine before or after a run. Boards report different sensors, so unknown keys are accepted and ignored."""
 
@@ -43,6 +56,7 @@ class State(BaseModel):
     clocks_max_mhz: Numbers | None = None
     temperatures_c: dict[str, float] | None = None
     power_mode: str | None = None
+    gpu: Gpu | None = None
     swap_used_mb: float | None = None
     load_1m: float | None = None
 

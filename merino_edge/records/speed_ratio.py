@@ -12,7 +12,7 @@ from statistics import mean, variance
 from scipy.stats import t as student
 
 from merino_bench.harness.interval import LEAST_PAIRS, LEVEL, paired_ratio
-from merino_bench.harness.passes import THROTTLED, chosen
+from merino_bench.harness.passes import STEADY, chosen
 from merino_edge.records.schema import Record
 
 LEAST_PROCESSES = LEAST_PAIRS  # on each side; of fewer there is no interval
@@ -38,7 +38,7 @@ def row_ratio(row: Record, base: Record) -> Ratio:
     """Speed of `row` over that of `base`, both measured: of pairs where the two took turns, else of independent
     rows."""
     if row.run is None or row.run != base.run:
-        unequal = ({*row.flags} ^ {*base.flags}) & {THROTTLED}
+        unequal = ({*row.flags} ^ {*base.flags}) & {*STEADY}
         flags = sorted({*row.disturbances, *base.disturbances, *unequal})
         return independent_ratio(row.speeds, base.speeds, tuple(flags))
     choice = chosen(row.flags_by_place, base.flags_by_place)

@@ -58,6 +58,7 @@ def environment_rows(place: Place) -> list[tuple[str, str]]:
     states = [state for row in rows if row.environment for state in (row.environment.before, row.environment.after)]
     heat = [degrees for state in states for degrees in (state.temperatures_c or {}).values()]
     clocks = [clock for state in states for clock in state.clocks_mhz or ()]
+    gpus = [state.gpu for state in states if state.gpu is not None]
     swaps = [state.swap_used_mb for state in states if state.swap_used_mb is not None]
     others = [row.environment.others_cpu_share for row in rows if row.environment]
     shares = [share for share in others if share is not None]
@@ -65,7 +66,10 @@ def environment_rows(place: Place) -> list[tuple[str, str]]:
     said = [
         ("CPUs", found.cpus), ("Architecture", found.arch), ("Kernel", found.kernel),
         ("Governor", _all(state.governor for state in states)), ("Power mode", _all(s.power_mode for s in states)),
-        ("Clocks", _span(clocks, "MHz")), ("Temperatures", _span(heat, "°C")), ("Swap used", _span(swaps, "MB")),
+        ("Clocks", _span(clocks, "MHz")), ("GPU", _all(gpu.name for gpu in gpus)),
+        ("GPU clock", _span([gpu.clock_mhz for gpu in gpus if gpu.clock_mhz is not None], "MHz")),
+        ("GPU power", _span([gpu.power_w for gpu in gpus if gpu.power_w is not None], "W")),
+        ("Temperatures", _span(heat, "°C")), ("Swap used", _span(swaps, "MB")),
         ("CPU share of other processes", f"at most {max(shares):.1%}" if shares else None),
         ("Engines", _all(row.engine for row in rows)), ("Threads", _all(row.threads for row in rows)),
         ("Versions", ", ".join(f"{name} {version}" for name, version in found.versions.items() if version)),

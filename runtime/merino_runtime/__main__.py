@@ -8,6 +8,7 @@ import sys
 from typing import Optional, Sequence
 
 from merino_runtime import __version__, commands
+from merino_runtime.backend_choice import BACKENDS
 from merino_runtime.delivery import verbs
 from merino_runtime.sampling import Sampling
 from merino_runtime.streams import exit_code
@@ -54,6 +55,11 @@ def _add_allow_slow(parser: argparse.ArgumentParser) -> None:
                         help="run although this CPU lacks the format's instructions")
 
 
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", choices=BACKENDS,
+                        help="default: tensorrt on a Jetson that has it, else the first that the bundle lists")
+
+
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
     # Optional only where a pipe or a file can give it: on a terminal a forgotten PROMPT is wrong usage.
@@ -61,14 +67,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
                         help="the text to continue; `-`, or none after a pipe: it is read from stdin")
     parser.add_argument("-n", type=int, default=128, metavar="N", dest="max_new_tokens",
                         help="maximum number of new tokens (default %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="T",
-                        help="0: greedy (default %(default)s)")
-    parser.add_argument("--top-k", type=int, default=40, metavar="K", help="0: off (default %(default)s)")
-    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="1: off (default %(default)s)")
-    parser.add_argument("--min-p", type=float, default=0.05, metavar="P", help="0: off (default %(default)s)")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R",
-                        help="1: off (default %(default)s)")
-    parser.add_argument("--seed", type=int, metavar="N", help="default: a random one")
+    _add_sampling(parser)
     parser.add_argument("--stop", action="append", default=[], metavar="S",
                         help="end the text before this string; repeat for more")
     parser.add_argument("--overflow", choices=("stop", "error", "shift"), default="stop",
@@ -79,21 +78,66 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", metavar="FILE",
                         help="keep the KV cache after the prompt: written if FILE does not exist; else read, and a "
                              "prompt that begins the same computes only its rest")
+    _add_opening(parser)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    _add_bundle(parser)
+    parser.add_argument("--system", metavar="TEXT", help="the system message; default: the chat template's own")
+    parser.add_argument("--no-think", action="store_true", help="answers without thinking, where the template knows it")
+    parser.add_argument("-n", type=int, metavar="N", dest="max_new_tokens",
+                        help="maximum number of tokens of an answer; default: as many as the context holds")
+    _add_sampling(parser)
+    parser.add_argument("--overflow", choices=("error", "shift"), default="error",
+                        help="when the context is full: error refuses the message; shift drops the oldest turns and "
+                             "says so (default %(default)s)")
+    parser.add_argument("--json", action="store_true",
+                        help="one JSON line per event; a line of stdin is a message or a command, one of U+0003 alone "
+                             "stops the answer")
+    _add_opening(parser)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T",
+                        help="0: greedy (default %(default)s)")
+    parser.add_argument("--top-k", type=int, default=40, metavar="K", help="0: off (default %(default)s)")
+    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="1: off (default %(default)s)")
+    parser.add_argument("--min-p", type=float, default=0.05, metavar="P", help="0: off (default %(default)s)")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R",
+                        help="1: off (default %(default)s)")
+    parser.add_argument("--seed", type=int, metavar="N", help="default: a random one")
+
+
+def _add_opening(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-huge-pages", action="store_true",
                         help="leave the weights in small pages (as MERINO_HUGE_PAGES=0 does)")
     parser.add_argument("--no-verify", action="store_true", help="do not hash the bundle's files first")
+    _add_backend(parser)
     _add_threads(parser)
     _add_allow_slow(parser)
 
 
+def _sampling(arguments: argparse.Namespace) -> Sampling:
+    return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p,
+                    arguments.repetition_penalty, arguments.seed)
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from merino_runtime.chat import run_chat
+
+    return run_chat(
+        arguments.bundle, arguments.json, threads=arguments.threads, prefill_threads=arguments.prefill_threads,
+        verify=not arguments.no_verify, allow_slow=arguments.allow_slow, huge_pages=not arguments.no_huge_pages,
+        system=arguments.system, no_think=arguments.no_think, max_new_tokens=arguments.max_new_tokens,
+        sampling=_sampling(arguments), overflow=arguments.overflow)
+
+
 def _generate(arguments: argparse.Namespace) -> int:
-    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.min_p,
-                        arguments.repetition_penalty, arguments.seed)
     return commands.run_generate(
-        arguments.bundle, arguments.prompt, arguments.max_new_tokens, sampling, arguments.stop,
+        arguments.bundle, arguments.prompt, arguments.max_new_tokens, _sampling(arguments), arguments.stop,
         arguments.threads, arguments.json, arguments.ignore_eos, not arguments.no_verify,
         arguments.allow_slow, arguments.overflow, arguments.prefill_threads, not arguments.no_huge_pages,
-        arguments.cache)
+        arguments.cache, arguments.backend)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -114,19 +158,32 @@ def _add_bundle_or_file(parser: argparse.ArgumentParser) -> None:
 
 def _add_selftest(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
+    _add_backend(parser)
     _add_threads(parser)
     _add_allow_slow(parser)
 
 
+def _add_build_engine(parser: argparse.ArgumentParser) -> None:
+    _add_bundle(parser)
+    parser.add_argument("--fp16", action="store_true",
+                        help="float16 kernels for a float32 bundle, norms apart; the engine takes the other's place")
+    parser.add_argument("--workspace-mb", type=int, metavar="N",
+                        help="GPU memory that a kernel may use beside its inputs and outputs (default 128)")
+
+
 VERBS = (
     Verb("generate", "continue a prompt", _add_generate, _generate),
+    Verb("chat", "talk with a model that was trained for it", _add_chat, _chat),
     Verb("info", "describe a bundle or a packed file, and whether it fits this machine", _add_info,
          lambda arguments: commands.run_info(arguments.bundle, arguments.json)),
     Verb("verify", "hash every file of a bundle or a packed file", _add_verify,
          lambda arguments: commands.run_verify(arguments.bundle, arguments.trust, arguments.json)),
     Verb("selftest", "compare greedy decoding with the bundle's golden ids", _add_selftest,
          lambda arguments: commands.run_selftest(arguments.bundle, arguments.threads, arguments.allow_slow,
-                                                arguments.prefill_threads)),
+                                                arguments.prefill_threads, arguments.backend)),
+    Verb("build-engine", "build the bundle's TensorRT engine for this GPU, once; other commands then load it",
+         _add_build_engine,
+         lambda arguments: commands.run_build_engine(arguments.bundle, arguments.fp16, arguments.workspace_mb)),
 )
 
 if __name__ == "__main__":

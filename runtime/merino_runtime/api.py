@@ -5,6 +5,7 @@ The verbs of the command line use nothing else. numpy and a backend are imported
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional, Sequence
 
 from merino_runtime import board
+from merino_runtime.backend_choice import choose_backend
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import require
@@ -16,28 +17,31 @@ if TYPE_CHECKING:
     from merino_runtime.backends.backend import Backend
     from merino_runtime.generate import Done, Generation
     from merino_runtime.selftest import Mismatch
+    from merino_runtime.talk import Talk
     from merino_runtime.text import Tokenizer
 
 
 def open_model(path: str, *, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
-               verify: bool = True, allow_slow: bool = False, huge_pages: bool = True,
+               verify: bool = True, allow_slow: bool = False, huge_pages: bool = True, backend: Optional[str] = None,
                say: Callable[[str], None] = lambda _: None) -> "LanguageModel":
     """Opens the bundle in the folder `path`. MerinoError if it is damaged or this machine cannot run it.
 
     threads: of decode, and of prefill if prefill_threads is None; None: the bundle's choice, else by the machine.
     verify: hash files that changed since they were last hashed. allow_slow: run although this CPU lacks the format's
-    instructions. huge_pages: move the weights into huge pages if the kernel can. say: gets notes on what will be slow.
+    instructions. huge_pages: move the weights into huge pages if the kernel can. backend: `onnxruntime` or
+    `tensorrt`; None: the machine's and the bundle's choice. say: gets notes on what will be slow, and on the choice.
     """
     bundle = load_bundle(path, verify=False)
     if verify:
         check_files_once(bundle)
+    chosen = choose_backend(bundle, backend, say)
     sessions = thread_counts(bundle, threads, prefill_threads).sessions
-    for note in board.check_bundle_fits(bundle, allow_slow=allow_slow, sessions=sessions):
+    for note in board.check_bundle_fits(bundle, allow_slow=allow_slow, sessions=sessions, backend=chosen):
         say(note)
     require("numpy")  # imported below, and only now: what cannot run here was refused before
     from merino_runtime.backends import open_backend
 
-    return LanguageModel(bundle, open_backend(bundle, threads, prefill_threads, huge_pages))
+    return LanguageModel(bundle, open_backend(bundle, threads, prefill_threads, huge_pages, chosen, say))
 
 
 class LanguageModel:
@@ -86,6 +90,13 @@ class LanguageModel:
     def conversation(self) -> "Conversation":
         """A dialogue whose earlier turns stay in the cache."""
         return Conversation(self)
+
+    def talk(self, **options: Any) -> "Talk":
+        """A talk in the model's own chat template, whose earlier turns stay in the cache. options: those of
+        `merino_runtime.talk.Talk`. MerinoError where the bundle has no template."""
+        from merino_runtime.talk import Talk
+
+        return Talk(self.bundle, self.backend, self.tokenizer, **options)
 
     def fork(self) -> "LanguageModel":
         """A model with a copy of the cache over the same weights. Both are closed separately, in any order, and may run

@@ -15,6 +15,8 @@ from merino_runtime.errors import MerinoError
 MB = 2 ** 20
 # Python, numpy, tokenizers and onnxruntime after their imports: 43 MB (onnxruntime 1.10) to 53 MB (1.32) on x86.
 PROCESS_MB = 55
+# CUDA's context, and the libraries that TensorRT loads into it: estimated for Jetsons, not measured.
+CUDA_MB = 600
 
 # Feature name in /proc/cpuinfo -> name in bundles and device profiles.
 ARM_FEATURES = {"asimddp": "dotprod", "fphp": "fp16", "asimdhp": "fp16", "i8mm": "i8mm", "sve": "sve",
@@ -50,13 +52,13 @@ def this_board() -> Board:
 
 
 def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow: bool = False,
-                      sessions: int = 1) -> List[str]:
+                      sessions: int = 1, backend: str = "onnxruntime") -> List[str]:
     """Raises MerinoError if the bundle cannot run on this machine. Returns notes on what will make it slow.
 
-    Without its instructions a format falls back to emulation and runs many times slower. That is refused;
-    `allow_slow` turns the refusal into a note. A graph for the other
-    kind of Arm core is noted with its cost, and refused where its results are wrong. sessions: of the backend, each of
-    which holds the weights.
+    On the CPU, without its instructions, a format falls back to emulation and runs many times slower. That is refused;
+    `allow_slow` turns the refusal into a note. A graph for the other kind of Arm core is noted with its cost, and
+    refused where its results are wrong. sessions: of the backend, each of which holds the weights. What a backend on a
+    GPU computes with, TensorRT itself judges when it builds the engine.
     """
     board = board or this_board()
     if board.pointer_bits != 64:
@@ -65,15 +67,19 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
             "are published for 64-bit userlands only. Install the 64-bit image of the system (Raspberry Pi "
             "OS 64-bit) and its Python, then run again.")
     notes = []
-    need_mb = memory_need_mb(bundle, sessions)
+    on_gpu = backend == "tensorrt"
+    need_mb = memory_need_mb(bundle, sessions, backend)
     if board.memory_total_mb is not None and need_mb > board.memory_total_mb:
         raise MerinoError(
-            f"{bundle.name!r} needs {need_mb:.0f} MB for weights, KV cache and the process, this machine has "
+            f"{bundle.name!r} needs {need_mb:.0f} MB for weights, KV cache and the process"
+            f"{' with CUDA' if on_gpu else ''}, this machine has "
             f"{board.memory_total_mb:.0f} MB in all. Export with a shorter --context or a smaller "
             "--precision, or design for this board.")
     if board.memory_available_mb is not None and need_mb > board.memory_available_mb:
         notes.append(f"needs {need_mb:.0f} MB and {board.memory_available_mb:.0f} MB are available: it may "
                      "swap; stop other programs first")
+    if on_gpu:
+        return notes
     if bundle.precision == "fp16":
         notes.append("float16 weights are for GPUs: a CPU computes them in float32, no faster than --precision fp32")
     _check_products(bundle, board)
@@ -89,8 +95,11 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
     return notes
 
 
-def memory_need_mb(bundle: Bundle, sessions: int = 1) -> float:
-    """Resident MB without activations: the weights, once per session, the KV cache and the process itself."""
+def memory_need_mb(bundle: Bundle, sessions: int = 1, backend: str = "onnxruntime") -> float:
+    """Resident MB without activations: the weights, once per session of the CPU's backend, the KV cache and the process
+    itself. With TensorRT the engine holds the weights once, and a Jetson's CPU shares its memory with CUDA."""
+    if backend == "tensorrt":
+        return (bundle.weight_bytes + bundle.kv_bytes) / MB + PROCESS_MB + CUDA_MB
     return (sessions * bundle.weight_bytes + bundle.kv_bytes) / MB + PROCESS_MB
 
 

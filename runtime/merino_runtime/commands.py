@@ -10,15 +10,17 @@ from typing import Any, List, Optional, Sequence
 
 from merino_runtime import board
 from merino_runtime.api import open_model
+from merino_runtime.backend_choice import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle, backends_text, load_bundle
 from merino_runtime.bundle_schema import as_latest
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
 from merino_runtime.outputs import check_output
+from merino_runtime.requirements import require
 from merino_runtime.sampling import Sampling
 from merino_runtime.streams import say, say_note, write_out
 from merino_runtime.text import LONGEST_TEXT_BYTES
-from merino_runtime.verified import check_and_stamp
+from merino_runtime.verified import check_and_stamp, check_files_once
 
 STDIN = "-"  # in place of a prompt
 
@@ -31,7 +33,7 @@ def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 
                  threads: Optional[int] = None, as_json: bool = False,
                  ignore_eos: bool = False, verify: bool = True, allow_slow: bool = False,
                  overflow: str = "stop", prefill_threads: Optional[int] = None, huge_pages: bool = True,
-                 cache_path: Optional[str] = None) -> int:
+                 cache_path: Optional[str] = None, backend: Optional[str] = None) -> int:
     """Options as of `api.open_model` and `api.LanguageModel.generate`. prompt: the text; None or `-`: it is read from
     stdin. cache_path: a file that holds the cache after a prompt. It is read if it exists, and else written after the
     prefill."""
@@ -40,7 +42,7 @@ def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 
         check_output(cache_path)
     text = prompt_from_stdin() if prompt in (None, STDIN) else as_text(str(prompt))
     with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
-                    allow_slow=allow_slow, huge_pages=huge_pages, say=say_note) as model:
+                    allow_slow=allow_slow, huge_pages=huge_pages, backend=backend, say=say_note) as model:
         from merino_runtime.generate import Token
 
         if cache_path and restored:
@@ -74,9 +76,9 @@ def _write_event(event: Any, as_json: bool) -> None:
 
 
 def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bool = False,
-                 prefill_threads: Optional[int] = None) -> int:
+                 prefill_threads: Optional[int] = None, backend: Optional[str] = None) -> int:
     with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, allow_slow=allow_slow,
-                    say=say_note) as model:
+                    backend=backend, say=say_note) as model:
         mismatch = model.selftest()
         bundle = model.bundle
     if mismatch:
@@ -85,6 +87,19 @@ def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bo
             f"{mismatch.expected} was expected and {mismatch.found} came out. Copy or export the bundle "
             "again. If the failure remains, this CPU or this version of the backend computes other logits.")
     write_out(f"ok: {len(bundle.golden.greedy_ids)} greedy ids as expected\n")
+    return 0
+
+
+def run_build_engine(bundle_path: str, fp16: bool = False, workspace_mb: Optional[int] = None) -> int:
+    """Builds the TensorRT engine of a bundle for this GPU, and does nothing where it is there."""
+    bundle = load_bundle(bundle_path, verify=False)
+    check_files_once(bundle)
+    choose_backend(bundle, TENSORRT)
+    require("numpy")
+    from merino_runtime.backends.engine_build import build_engine
+
+    made = build_engine(bundle, fp16, workspace_mb, say)
+    write_out(f"{'built' if made.built else 'already there'}: {made.path}\n")
     return 0
 
 
@@ -145,6 +160,7 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
         ("needs", ", ".join(bundle.isa) or "no special instructions"),
         ("fits boards", ", ".join(bundle.boards) or "none listed"),
         ("backend", backends_text(bundle)),
+        ("talks", "no" if bundle.chat is None else "yes" if bundle.chat.parts else "yes, with jinja2"),
         ("this machine", ", ".join([here.architecture, f"{here.physical_cores} cores", *sorted(here.isa)])),
     ]
 

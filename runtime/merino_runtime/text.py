@@ -1,16 +1,18 @@
-"""Text to ids and ids to text, for byte-level BPE as in GPT-2. Knows nothing of models.
+"""Text to ids and ids to text, for BPE of bytes as in GPT-2, and of characters with bytes for those it lacks, as in
+SentencePiece. Knows nothing of models.
 
 Tokens are decoded to bytes, because a token may end inside a UTF-8 character and a stream shows whole characters only.
 `tokenizers` is imported when a tokenizer is opened.
 """
 import codecs
 import json
-from typing import Any, Dict, List, Sequence, Tuple
+import re
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from merino_runtime.bundle import Bundle, file_path
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import JSON, read_text, value_of
-from merino_runtime.requirements import require
+from merino_runtime.requirements import require, version_tuple
 
 
 def byte_table() -> Dict[str, int]:
@@ -26,6 +28,9 @@ def byte_table() -> Dict[str, int]:
 BYTE_OF = byte_table()
 LONGEST_TEXT_BYTES = 2 ** 20  # a word of so many takes 1 to 2 s on x86, and no context of ours holds so much text
 REMEDY = "Copy or export the bundle again."
+FIRST_WITH_BYTE_FALLBACK = (0, 13, 3)
+SPACE = "\u2581"  # in place of a space, in vocabularies as SentencePiece makes them
+SHOWN = ("<think>", "</think>")  # special in some tokenizers, and text to whoever reads an answer
 
 
 def open_tokenizer(bundle: Bundle) -> "Tokenizer":
@@ -44,18 +49,54 @@ class Tokenizer:
             parsed = value_of(description, any_depth=True)
         except ValueError as error:
             raise MerinoError(f"{source} is not {JSON}: {error}. {REMEDY}") from error
-        _check_byte_level(parsed, source)
-        self._tokenizer = _tokenizer_of(_with_merges_as_strings(parsed, description), source)
-        # A prompt is never cut or filled up silently, whatever the file says.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._of_bytes = _is_byte_level(parsed, source)
+        if not self._of_bytes:
+            _check_bytes_are_known(source)
+        self.drops_first_space = not self._of_bytes and _drops_first_space(parsed)
+        self._description = _with_merges_as_strings(parsed, description)
+        self._tokenizer, self._source = _tokenizer_of(self._description, source), source
+        self._plain: Optional[Any] = None  # the same without added tokens: made when a text needs it
+        added = parsed.get("added_tokens", ())
         # Added tokens are spelled in plain text, not in the byte alphabet. Special ones (<|endoftext|>) have no text.
-        self._source = source
         self._added: Dict[int, bytes] = {
-            token["id"]: b"" if token["special"] else token["content"].encode("utf-8")
-            for token in parsed.get("added_tokens", ())}
+            token["id"]: b"" if token["special"] and token["content"] not in SHOWN else token["content"].encode("utf-8")
+            for token in added}
+        self._marks = frozenset(token["id"] for token in added if token["special"] or token["content"] in SHOWN)
 
     def encode(self, text: str) -> List[int]:
+        """A prompt, with what the tokenizer puts around it; the text of a special token is that token."""
+        return self._ids(text, True)
+
+    def encode_pieces(self, pieces: Sequence[Tuple[str, bool]]) -> List[int]:
+        """A talk: (text, whether special tokens count in it). Nothing is put around it.
+
+        In a text where they do not count, what is spelled like one becomes the tokens of its letters. Where there is no
+        such text, the ids are those of the pieces as one string.
+        """
+        whole = self._ids("".join(text for text, _ in pieces))
+        allowed = [mark for text, own in pieces if own for mark in self._marks_in(self._ids(text))]
+        if self._marks_in(whole) == allowed:
+            return whole
+        return [token_id for text, own in pieces for token_id in (self._ids(text) if own else self._plain_ids(text))]
+
+    def _marks_in(self, ids: Sequence[int]) -> List[int]:
+        return [token_id for token_id in ids if token_id in self._marks]
+
+    def _plain_ids(self, text: str) -> List[int]:
+        found = self._ids(text)
+        if not self._marks_in(found):
+            return found
+        if self._plain is None:
+            described = value_of(self._description, any_depth=True)
+            described.update(added_tokens=[], post_processor=None)
+            self._plain = _tokenizer_of(json.dumps(described), self._source)
+        found = list(self._plain.encode(text, add_special_tokens=False).ids)
+        if self._marks_in(found):  # its model has the token's name as a word of its own
+            raise MerinoError(f"the text holds a special token of the model, which {self._source} cannot spell in "
+                              "letters. Write it in another way.")
+        return found
+
+    def _ids(self, text: str, around: bool = False) -> List[int]:
         try:
             size = len(text.encode("utf-8"))
         except UnicodeEncodeError as error:
@@ -64,7 +105,7 @@ class Tokenizer:
         if size > LONGEST_TEXT_BYTES:
             raise MerinoError(f"the prompt has {size:,} bytes, allowed are {LONGEST_TEXT_BYTES:,}. Shorten it.")
         try:
-            return list(self._tokenizer.encode(text).ids)
+            return list(self._tokenizer.encode(text, add_special_tokens=around).ids)
         except Exception as error:  # tokenizers raises bare Exception
             raise MerinoError(f"{self._source} cannot encode the prompt: {error}. {REMEDY}") from error
 
@@ -74,18 +115,24 @@ class Tokenizer:
         if token_id in self._added:
             return self._added[token_id]
         token = self._tokenizer.id_to_token(token_id)
-        return b"" if token is None else b"".join(
-            bytes([BYTE_OF[char]]) if char in BYTE_OF else char.encode("utf-8") for char in token)
+        if token is None:
+            return b""
+        if self._of_bytes:
+            return b"".join(bytes([BYTE_OF[char]]) if char in BYTE_OF else char.encode("utf-8") for char in token)
+        byte = re.match(r"<0x([0-9A-F]{2})>\Z", token)
+        return bytes([int(byte.group(1), 16)]) if byte else token.replace(SPACE, " ").encode("utf-8")
 
 
 class TextStream:
     """Turns ids into text. Withholds incomplete characters, and a tail that may be the beginning of a stop string.
 
-    The first complete stop string ends the stream. Neither it nor what follows is returned.
+    The first complete stop string ends the stream. Neither it nor what follows is returned. begins: the text begins
+    here and goes on from none, so that a space which the tokenizer put before it is left out.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), begins: bool = False) -> None:
         check_stops(stops)
+        self._drops_space = begins and tokenizer.drops_first_space
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -93,7 +140,11 @@ class TextStream:
         self.stopped = False
 
     def push(self, token_id: int) -> str:
-        return self._give(self._utf8.decode(self._tokenizer.bytes_of(token_id)))
+        data = self._tokenizer.bytes_of(token_id)
+        if data and self._drops_space:
+            self._drops_space = False
+            data = data[1:] if data.startswith(b" ") else data
+        return self._give(self._utf8.decode(data))
 
     def finish(self) -> str:
         """The withheld text. An incomplete character becomes U+FFFD."""
@@ -109,7 +160,7 @@ class TextStream:
         text = self._held + text
         found = _first_stop(text, self._stops)
         self.stopped = found >= 0
-        sure = found if self.stopped else len(text) - _tail_to_hold(text, self._stops)
+        sure = found if self.stopped else len(text) - tail_to_hold(text, self._stops)
         self._held = "" if self.stopped else text[sure:]
         return text[:sure]
 
@@ -127,20 +178,29 @@ def _first_stop(text: str, stops: Sequence[str]) -> int:
     return min(places)[1] if places else -1
 
 
-def _tail_to_hold(text: str, stops: Sequence[str]) -> int:
+def tail_to_hold(text: str, stops: Sequence[str]) -> int:
     """Length of the longest suffix of text that is a prefix of a stop string."""
     longest = min(len(text), max(map(len, stops), default=1) - 1)
     return next((length for length in range(longest, 0, -1)
                  if any(stop.startswith(text[-length:]) for stop in stops)), 0)
 
 
-def _check_byte_level(parsed: Any, source: str) -> None:
+def _is_byte_level(parsed: Any, source: str) -> bool:
+    """Of bytes, and not of characters with bytes for those that it lacks. Raises MerinoError for any other kind."""
     found = _types_in(parsed, "model"), _types_in(parsed, "decoder")
-    if "BPE" not in found[0] or "ByteLevel" not in found[1]:
+    if "BPE" not in found[0] or not {"ByteLevel", "ByteFallback"} & set(found[1]):
         raise MerinoError(
             f"{source} is not a byte-level BPE (model: {', '.join(found[0]) or 'none'}; decoder: "
-            f"{', '.join(found[1]) or 'none'}). Only a BPE model with the ByteLevel decoder is supported: "
-            "train or convert the tokenizer to that form and export again.")
+            f"{', '.join(found[1]) or 'none'}). Only a BPE model with the decoder ByteLevel or ByteFallback is "
+            "supported: train or convert the tokenizer to that form and export again.")
+    return "ByteLevel" in found[1]
+
+
+def _drops_first_space(parsed: Any) -> bool:
+    """Whether the decoder of a whole text leaves out a space at its beginning."""
+    return any(one.get("type") == "Strip" and one.get("content") == " " and one.get("start") == 1
+               or one.get("type") == "Metaspace" and one.get("prepend_scheme", "always") != "never"
+               and one.get("add_prefix_space", True) for one in parsed["decoder"].get("decoders", [parsed["decoder"]]))
 
 
 def _types_in(parsed: Any, part: str) -> Tuple[str, ...]:
@@ -173,10 +233,23 @@ def _with_merges_as_strings(parsed: Dict[str, Any], description: str) -> str:
         return description
 
 
+def _check_bytes_are_known(source: str) -> None:
+    """Older versions read such a file and take characters that the vocabulary lacks for one unknown token."""
+    version = require("tokenizers").__version__
+    if version_tuple(version) < FIRST_WITH_BYTE_FALLBACK:
+        raise MerinoError(f"tokenizers is {version}, and {source} has bytes for what its vocabulary lacks, which needs "
+                          f"{'.'.join(map(str, FIRST_WITH_BYTE_FALLBACK))} or later, and with it Python 3.7. Use a "
+                          "newer Python, or a model with a byte-level BPE.")
+
+
 def _tokenizer_of(description: str, source: str) -> Any:
     tokenizers = require("tokenizers")
     try:
-        return tokenizers.Tokenizer.from_str(description)
+        tokenizer = tokenizers.Tokenizer.from_str(description)
     except Exception as error:  # tokenizers raises bare Exception
         raise MerinoError(f"tokenizers {tokenizers.__version__} cannot read {source}: {error}. Install a "
                           "newer tokenizers, or export the bundle again.") from error
+    # A prompt is never cut or filled up silently, whatever the file says.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -11,6 +11,7 @@ from merino_bench.harness.ratios import add_ratios
 from merino_bench.harness.record import empty_record
 
 BUSY, THROTTLED, NONE = frozenset(["busy"]), frozenset(["throttled"]), frozenset()
+LOW = frozenset(["low-power"])
 
 
 def row(name, rounds_ms=(10.0, 12.0, 11.0), precision="fp32", dialect="fused", params=100, flags_by_turn=(), **values):
@@ -83,6 +84,8 @@ def test_throttling_of_both_sides_is_a_condition_and_of_one_side_a_disturbance()
     ([{(0, 0): BUSY}], [(0, 0)], 1, ["busy"]),
     ([{(0, 0): THROTTLED, (1, 0): NONE, (2, 0): NONE, (3, 0): NONE}], [(1, 0), (2, 0), (3, 0)], 4, []),
     ([{(0, 0): THROTTLED, (1, 0): NONE, (2, 0): NONE}], [(0, 0), (1, 0), (2, 0)], 3, []),
+    ([{(0, 0): LOW, (0, 1): LOW | BUSY, (1, 0): LOW}], [(0, 0), (1, 0)], 2, []),
+    ([{(0, 0): LOW}, {(0, 0): NONE}], [(0, 0)], 1, ["low-power"]),
     ([{(0, 0): NONE, (0, 1): NONE}, {(0, 1): NONE}], [(0, 1)], 1, []),  # only the second attempt was made by both
     ([{(turn, 0): NONE for turn in range(5)}, {(turn, 0): BUSY if turn < 3 else NONE for turn in range(5)}],
      [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0)], 5, ["busy"])])

@@ -23,6 +23,7 @@ import merino_runtime.backends
 from merino_runtime.backends.backend import Backend
 
 class KnownDelays(Backend):
+    engine = "onnxruntime 0.0 CPU"
     def __init__(self, bundle, threads):
         self.context, self.vocab, self.threads = bundle.context, bundle.vocab, threads or 1
         self._ids, self._calls, self._logits = [], [], np.zeros(bundle.vocab, np.float32)
@@ -51,7 +52,7 @@ class KnownDelays(Backend):
 
 from merino_bench.sensors import environment
 environment.flags_of = lambda *_: []  # a disturbed process would be measured again
-merino_runtime.backends.open_backend = lambda bundle, threads=None, *_: KnownDelays(bundle, threads)
+merino_runtime.backends.open_backend = lambda bundle, threads=None, *_, **__: KnownDelays(bundle, threads)
 """
 
 

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import ssh_board
@@ -75,22 +74,10 @@ def test_a_closed_pipe_ends_it_quietly_here_and_there(board):
     assert "Traceback" not in process.stderr.read()
     assert process.wait(60) == 141
     for _ in range(200):
-        if not generating(board):
+        if not ssh_board.programs_on(board):
             break
         time.sleep(0.05)
-    assert not generating(board)
-
-
-def generating(board):
-    """Whether a program of ours still runs on the board."""
-    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if f"{board.cache}/apps".encode() in content(path)]
-
-
-def content(path):
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+    assert not ssh_board.programs_on(board)
 
 
 def test_records_come_home_with_their_baseline(board, place):

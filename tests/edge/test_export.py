@@ -16,7 +16,7 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BloomConfig, BloomForCausalLM
 
 from merino_edge.design.designer import design
 from merino_edge.design.space import Space
@@ -92,27 +92,29 @@ def test_bundle_json_says_what_the_model_is(folder, dialect, tiny_arch):
     assert len(description["golden"]["greedy_ids"]) == 16
 
 
-def test_every_file_of_the_model_is_listed_with_its_size_and_hash(folder):
+def test_every_file_of_the_model_is_listed_with_its_size_and_hash(folder, dialect):
     listed = {entry["path"]: (entry["bytes"], entry["sha256"]) for entry in described(folder)["files"]}
     found = {
         name: (len(data), hashlib.sha256(data).hexdigest())
         for name, data in contents(folder).items() if name not in ("bundle.json", "merino.pyz")
     }
     assert listed == found
-    assert set(found) == {"model.onnx", "model.onnx.data", "tokenizer.json"}
+    others = {"genai_config.json", "tokenizer_config.json"} if dialect == "fused" else set()
+    assert set(found) == {"model.onnx", "model.onnx.data", "tokenizer.json", *others}
 
 
 def test_inputs_and_outputs_are_the_documented_ones(folder, dialect):
     description = described(folder)
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     types = {onnx.TensorProto.INT64: "int64", onnx.TensorProto.FLOAT: "float32"}
+    lengths = {"past_sequence_length": 64, "total_sequence_length": 64}  # names in the graph, what the runtime binds
     for key, infos in (("inputs", model.graph.input), ("outputs", model.graph.output)):
         tensors = [(info.name, info.type.tensor_type) for info in infos]
         assert description[key] == [
             {
                 "name": name,
                 "dtype": types[tensor.elem_type],
-                "shape": [dim.dim_param or dim.dim_value for dim in tensor.shape.dim],
+                "shape": [lengths.get(dim.dim_param, dim.dim_param) or dim.dim_value for dim in tensor.shape.dim],
             }
             for name, tensor in tensors
         ]
@@ -274,14 +276,15 @@ def written(path, text):
 
 def test_what_is_nothing_to_export_is_refused(tmp_path, tiny_checkpoint):
     (tmp_path / "empty").mkdir()
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9)).save_pretrained(tmp_path / "gpt2")
+    BloomForCausalLM(BloomConfig(n_layer=1, n_head=1, hidden_size=8, vocab_size=9)).save_pretrained(tmp_path / "bloom")
     (tmp_path / "odd").mkdir()
     written(tmp_path / "odd" / "config.json", '{"model_type": "no-such-model"}')
+    written(tmp_path / "odd" / "model.safetensors", "")
     bad = {
         "opt-30b": "'opt-30b' is nothing to export: .*opt-350m",
         str(tmp_path / "empty"): "no config.json",
-        str(tmp_path / "gpt2"): "'gpt2' model: exported are merino, opt",
-        str(tmp_path / "odd"): "is a 'no-such-model' model: exported are merino, opt",
+        str(tmp_path / "bloom"): "'bloom' model: exported are merino, opt, llama, ",
+        str(tmp_path / "odd"): "is a 'no-such-model' model: exported are merino, opt, llama, ",
         written(tmp_path / "torn.json", "{"): "torn.json is not JSON",
         written(tmp_path / "other.json", '{"a": 1}'): "nor an architecture: .*blocks: missing.*a: unknown",
         written(tmp_path / "list.json", "[1]"): "neither a design.json nor an architecture",

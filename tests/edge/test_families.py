@@ -11,27 +11,23 @@ from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import LayerShape
 from merino_edge.families.hugging_face import build_model, random_model, read_checkpoint
-from merino_edge.families.llama.geometry import LlamaArchitecture
 from merino_edge.families.opt.geometry import OptArchitecture
 from merino_edge.families.registry import FAMILIES, family_of, read_geometry
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
+from tests.sample_geometries import LLAMA3, SMALL, small
 
 GEOMETRIES = {
     "merino": Architecture(
         blocks=({"width": 32, "ffn_ratio": 3, "depth": 1}, {"width": 64, "ffn_ratio": 1, "depth": 2, "shared": True}),
         vocab=96, head_size=32, context=16, rope_theta=500.0, rms_norm_eps=0.1,
     ),
-    "llama": LlamaArchitecture(
-        width=64, layers=2, heads=4, kv_heads=2, head_size=32, ffn_width=96, vocab=96, context=16, tied=False,
-        norm_eps=0.1, rope_theta=500.0, rope_scaling={
-            "kind": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 8
-        },
-    ),
     "opt": OptArchitecture(
         width=64, layers=2, heads=4, ffn_width=96, embed_width=32, vocab=96, context=16, pre_norm=False
     ),
+    **{name: small(name) for name in SMALL},
+    "llama": small("llama", tied=False, rope_scaling=LLAMA3),
 }  # fmt: skip
 
 
@@ -46,7 +42,7 @@ def test_a_geometry_survives_a_configuration_a_checkpoint_and_a_description(geom
     side = family.torch_side()
     config = side.config_of(geometry)
     assert (config.model_type, side.geometry_of(config)) == (family.name, geometry)
-    build_model(geometry).save_pretrained(tmp_path)
+    build_model(geometry, bos_token_id=None, eos_token_id=None).save_pretrained(tmp_path)
     assert read_checkpoint(tmp_path).geometry == geometry
     assert read_geometry(family.name, geometry.model_dump()) == geometry
 
@@ -83,7 +79,7 @@ def test_any_family_gives_a_bundle_for_timing_alone(geometry, precision, tmp_pat
 
 
 def test_an_unknown_family_is_refused_with_those_known():
-    with pytest.raises(MerinoError, match="family 'mamba' is not known: known are merino, llama, opt"):
+    with pytest.raises(MerinoError, match="family 'mamba' is not known: known are merino, opt, llama"):
         read_geometry("mamba", {})
     with pytest.raises(MerinoError, match="none of family opt: .*layers: missing"):
         read_geometry("opt", {"width": 64})

@@ -4,17 +4,18 @@ Compared at the prefill and at every decode step until the last cache slot is fi
 """
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 from merino_edge.export.export import export
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
-from merino_edge.families.llama.geometry import LlamaArchitecture
 from merino_edge.families.opt.geometry import OptArchitecture
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.generate import shift
+from tests.sample_geometries import LLAMA3, SMALL, small
 
 PROMPT, STEPS = 9, 32
 CONTEXT = PROMPT + STEPS  # so that the last step fills the last slot
@@ -34,10 +35,8 @@ def opt_of(**keys):
     return OptArchitecture(**{**geometry, "context": CONTEXT, "pre_norm": True, **keys})
 
 
-def gated_of(kind=LlamaArchitecture, **keys):
-    geometry = {"width": 64, "layers": 3, "heads": 4, "kv_heads": 2, "head_size": 16, "ffn_width": 96, "vocab": 311}
-    common = {"context": CONTEXT, "tied": True, "norm_eps": 1e-5, "rope_theta": 10_000.0}
-    return kind(**{**geometry, **common, **keys})
+def published(family, **keys):
+    return small(family, **{"vocab": 311, "context": CONTEXT, **keys})
 
 
 def random_decoder(seed):
@@ -65,12 +64,18 @@ MODELS = {
     "opt pre-norm": opt_of(),
     "opt post-norm": opt_of(pre_norm=False),
     "opt pre-norm projected": opt_of(embed_width=32, heads=2),
-    "llama": gated_of(),
-    "llama untied, of one group": gated_of(tied=False, kv_heads=1, norm_eps=0.1),
-    "llama scaled, ungrouped, of heads wider than the stream": gated_of(kv_heads=4, head_size=32, rope_scaling={
-        "kind": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 16
-    }),
     "opt post-norm projected": opt_of(embed_width=32, pre_norm=False, heads=8),
+    **{name: published(name) for name in SMALL},
+    "llama scaled and untied": published("llama", tied=False, rope_scaling=LLAMA3),
+    "llama of one group": published("llama", kv_heads=1, norm_eps=0.1),
+    "llama ungrouped, of heads wider than the stream": published("llama", kv_heads=4, head_size=32),
+    "qwen2 untied": published("qwen2", tied=False, heads=6),
+    "granite untied": published("granite", tied=False, rope_scaling=LLAMA3),
+    "gemma3 with windows only": published("gemma3_text", layers=1, windowed=(True,), window=2, kv_heads=4),
+    "gemma3 with windows longer than the context": published("gemma3_text", window=CONTEXT),
+    "gpt2 with erf": published("gpt2", activation="gelu_erf"),
+    "gpt_neo of heads of 8": published("gpt_neo", heads=8, window=16),
+    "gpt_neox in sequence, tied, rotated whole": published("gpt_neox", parallel=False, tied=True, rotated=16),
 }
 
 
@@ -140,6 +145,28 @@ def test_the_graph_agrees_at_every_step(bundles, reference, dialect):
             logits = backend.step(ids[PROMPT + step])
     assert backend.length == CONTEXT
     backend.close()
+
+
+def test_a_cache_that_grows_by_what_the_graph_returns_agrees(bundles, reference):
+    """As other programs run a graph: an empty cache at first, and then the outputs `present.*` as they come."""
+    ids, expected = reference
+    bundle = bundles["fused"]
+    session = onnxruntime.InferenceSession(f"{bundle.folder}/model.onnx", providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_outputs()]
+    caches = {one.name: one.shape for one in session.get_inputs() if one.name.startswith("past_key_values.")}
+    assert all(shape[2] == "past_sequence_length" for shape in caches.values())
+    feeds = {name: np.empty((1, heads, 0, size), np.float32) for name, (_, heads, _, size) in caches.items()}
+    given = ids[:PROMPT]
+    for step, row in enumerate(expected):
+        length = PROMPT + step
+        feeds |= {"input_ids": np.array([given]), "attention_mask": np.ones((1, length), np.int64)}
+        if "position_ids" in [port.name for port in bundle.inputs]:
+            feeds["position_ids"] = np.arange(length - len(given), length)[None]
+        found = dict(zip(names, session.run(None, feeds), strict=True))
+        assert_same(found["logits"][0, 0], row, step)
+        feeds |= {name: found[name.replace("past_key_values", "present")] for name in caches}
+        assert {value.shape[2] for name, value in feeds.items() if name in caches} == {length}
+        given = ids[length : length + 1]
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import sample_gguf
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -20,13 +21,21 @@ from merino_bench.harness.record import FAILED, RECORD_KEYS, failed_record
 from merino_bench.harness.turns import Turns
 from merino_bench.harness.worker import timed_rounds
 from merino_edge.benchmarking.peers import engines
-from merino_edge.benchmarking.peers.engines import ENGINES, PEERS, parse_engines
-from merino_edge.benchmarking.peers.entrants import Peers, folder_name, make_apart, measure_peer_apart, peer_entrants
+from merino_edge.benchmarking.peers.engines import ENGINES, PEERS, given_gguf, parse_engines, peers_of
+from merino_edge.benchmarking.peers.entrants import (
+    Peers,
+    folder_name,
+    make_apart,
+    measure_peer_apart,
+    peer_entrants,
+    peers_for,
+)
 from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, stored_params
+from merino_edge.benchmarking.peers.given import given_file
 from merino_edge.benchmarking.peers.session import peers_beside
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
-from merino_edge.export.source import random_source
+from merino_edge.export.source import load_source, random_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import decode_weight_bytes as bytes_by_operators
 from merino_edge.families.operators import params
@@ -270,3 +279,27 @@ def test_names_of_engines_are_checked():
 def test_formats_of_one_model_share_the_peers_files(bundles):
     assert folder_name(bundles["opt"]) == folder_name(bundles["opt"]._replace(precision="int8", name="other"))
     assert folder_name(bundles["opt"]) != folder_name(bundles["uniform"])
+
+
+def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_path, bundles, kept):
+    skip_if_not_here(given_gguf("Q8_0", "Q8_0"))
+    path = sample_gguf.write_gguf(
+        tmp_path / "small.gguf", sample_gguf.random_model("llama"), "llama", "Q8_0"
+    )
+    bundle = export(load_source(str(path)), tmp_path / "bundle", precision="int8").bundle
+    given = given_file(path)
+    peers = Peers(("llama.cpp",), kept, given)
+    assert peers_for(Peers(("transformers",), kept, given)) == peers_of(["transformers"])
+    (ours,) = peers_for(peers)
+    assert (ours.precision, ours.table) == ("Q8_0", "Q8_0") and ours.shown_precision == "Q8_0"
+    same, other = peer_records(peers, [bundle, bundles["uniform"]], decode_case(4), SMALL)
+    assert same["weights"] == "trained" and same["weights_source"] == "file small.gguf" and same["tok_s"] > 0
+    assert same["bundle_bytes"] == path.stat().st_size
+    matrices = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64) + 320 * 64  # the table is the head too
+    assert given.decode_weight_bytes == matrices * 34 // 32 + 4 * 5 * 64
+    assert "is no file of the bundle's weights" in other["flags"][0]
+    sample_gguf.random_model("llama").save_pretrained(tmp_path / "checkpoint")
+    peers = Peers(("llama.cpp",), kept, checkpoint=tmp_path / "checkpoint")
+    rows = peer_records(peers, [bundle], decode_case(4), SMALL)
+    assert all(row["weights_source"] == "checkpoint checkpoint" and row["tok_s"] > 0 for row in rows)
+    assert [row["notes"][0] for row in rows] == [same["notes"][0]] * 4, "nothing differs from the bundle's model"

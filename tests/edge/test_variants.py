@@ -6,13 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from merino_edge.export.export import export
+from merino_edge.export.source import random_source
 from merino_edge.families.hugging_face import build_model, read_checkpoint
-from merino_edge.families.llama.geometry import LlamaArchitecture
 from merino_runtime.errors import MerinoError
+from tests.sample_geometries import SMALL, small
 
-SMALL = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_size": 8, "ffn_width": 48, "vocab": 64}
-GATED = {**SMALL, "context": 32, "tied": False, "norm_eps": 1e-5, "rope_theta": 10_000.0}
-MODELS = {"llama": LlamaArchitecture(**GATED)}
+UNTIED = {"llama": {"tied": False}}
+NO_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 OLD_SCALING = {
     "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8,
@@ -27,6 +28,29 @@ VARIANTS = [
     ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "the type 'yarn', known are default, llama3"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "the type 'linear', known are default, llama3"),
     ("llama", {"num_key_value_heads": 3}, "heads 4 is not a multiple of kv_heads 3"),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "use_sliding_window is True"),
+    ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has 'sliding_attention'"),
+    ("qwen2", {"attention_bias": True}, "keys that a qwen2 model is not known to have: attention_bias is True"),
+    ("qwen3", {"attention_bias": True}, "attention_bias is True, supported is False"),
+    ("qwen3", {"use_qk_norm": False}, "use_qk_norm is False"),
+    ("granite", {"mlp_bias": True}, "mlp_bias is True, supported is False"),
+    ("granitemoehybrid", {"num_local_experts": 4}, "num_local_experts is 4, supported is 0"),
+    ("granitemoehybrid", {"layer_types": ["mamba", "attention"]}, "layer_types has 'linear_attention'"),
+    ("granitemoehybrid", {"position_embedding_type": "nope"}, "position_embedding_type is 'nope', supported is 'rope'"),
+    ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, supported is None"),
+    ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, supported is None"),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    ("gemma3_text", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
+    ("gemma3_text", {"layer_types": ["full_attention", "chunked_attention"]}, "layer_types has 'chunked_attention'"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True, supported is False"),
+    ("gpt2", {"activation_function": "swish"}, "activation_function is 'swish', supported are 'gelu_new'"),
+    ("gpt2", {"tie_word_embeddings": False}, "tie_word_embeddings is False, supported is True"),
+    ("gpt2", {"n_head": 3}, "width 64 does not split into 3 heads"),
+    ("gpt_neo", {"activation_function": "relu"}, "activation_function is 'relu', supported is 'gelu_new'"),
+    ("gpt_neo", {"attention_types": [[["global"], 1]]}, "attention_types"),
+    ("gpt_neox", {"attention_bias": False}, "attention_bias is False, supported is True"),
+    ("gpt_neox", {"hidden_act": "gelu_fast"}, "hidden_act is 'gelu_fast', supported is 'gelu'"),
+    ("gpt_neox", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "the type 'linear', known are default"),
 ]  # fmt: skip
 
 
@@ -38,7 +62,7 @@ def checkpoints(tmp_path_factory):
     def folder(family):
         if family not in made:
             made[family] = tmp_path_factory.mktemp(family)
-            build_model(MODELS[family]).save_pretrained(made[family])
+            build_model(small(family, context=32, **UNTIED.get(family, {})), **NO_IDS).save_pretrained(made[family])
         return made[family]
 
     return folder
@@ -78,8 +102,8 @@ def test_a_config_in_the_words_of_older_transformers_is_read(changed):
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"hidden_size": 64, "head_dim": 8}, "do not"), ({"num_hidden_layers": 3}, "layers.2"),
-        ({"num_hidden_layers": 1}, "layers.1"), ({"vocab_size": 65}, "do not"),
+        ({"hidden_size": 96, "head_dim": 16}, "do not"), ({"num_hidden_layers": 3}, "layers.2"),
+        ({"num_hidden_layers": 1}, "layers.1"), ({"vocab_size": 97}, "do not"),
         ({"num_key_value_heads": 4}, "do not"), ({"intermediate_size": 56}, "do not"),
     ],
     ids=str,
@@ -99,7 +123,53 @@ def test_tensors_that_are_missing_or_that_the_model_has_not_are_named(changed, k
         del tensors[name]
     else:
         name = "model.layers.1.self_attn.q_norm.weight"
-        tensors[name] = torch.ones(8)
+        tensors[name] = torch.ones(16)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MerinoError, match=name):
         read_checkpoint(folder)
+
+
+def test_a_head_that_the_config_calls_tied_and_that_is_not_is_refused(changed):
+    """transformers would drop the table and multiply by the embedding."""
+    folder = changed("llama", {"tie_word_embeddings": True})
+    with pytest.raises(MerinoError, match="lm_head.weight"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("family", sorted(SMALL))
+def test_keys_that_change_nothing_are_read_over(changed, family):
+    keys = {"torch_dtype": "float16", "_name_or_path": "x", "sliding_window_unknown": None}
+    assert read_checkpoint(changed(family, keys, without=("dtype",))).geometry.layers == 2
+
+
+def test_published_words_of_pythia_are_read(changed):
+    """Its files name the head `embed_out`, and have `rotary_pct` and `rotary_emb_base`."""
+    keys = {"rotary_pct": 0.25, "rotary_emb_base": 10_000, "rope_scaling": None}
+    folder = changed("gpt_neox", keys, without=("rope_parameters",))
+    tensors = load_file(folder / "model.safetensors")
+    assert not any("embed_out" in name for name in tensors) or "lm_head.weight" not in tensors
+    tensors = {name.replace("lm_head", "embed_out"): tensor for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    found = read_checkpoint(folder)
+    assert (found.geometry.rotated, found.geometry.rope_theta) == (4, 10_000.0)
+    assert torch.equal(found.model.state_dict()["lm_head.weight"], tensors["embed_out.weight"])
+
+
+@pytest.mark.parametrize(("family", "heads", "size"), [("llama", 8, 8), ("gpt2", 16, 4), ("gpt_neox", 8, 8)])
+def test_heads_that_fused_attention_refuses_are_sent_to_the_other_dialect(family, heads, size, tmp_path):
+    keys = {"heads": heads, "context": 16} | ({"head_size": size} if family == "llama" else {})
+    source = random_source(small(family, **keys), "narrow")
+    with pytest.raises(MerinoError, match=f"heads of {size} channels .* --dialect portable"):
+        export(source, tmp_path / "fused")
+    assert not (tmp_path / "fused").exists()
+    export(source, tmp_path / "portable", dialect="portable")
+
+
+def test_a_window_asks_for_the_version_that_counts_it_as_torch_does(tmp_path):
+    """Shorter contexts need no window, and portable graphs have a mask."""
+    source = random_source(small("gemma3_text"), "windowed")
+    for dialect, context, oldest in (("fused", 16, "1.24"), ("portable", 16, "1.10")):
+        bundle = export(source, tmp_path / dialect, dialect=dialect, context=context).bundle
+        assert bundle.backends[0].min_version == oldest
+    wide = random_source(small("gemma3_text", window=16), "wide")
+    assert export(wide, tmp_path / "wide").bundle.backends[0].min_version == "1.18"

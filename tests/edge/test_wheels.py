@@ -219,6 +219,14 @@ def test_the_real_packages_of_each_board_are_a_closed_set(target, profile):
     assert [int(part) for part in found.target.glibc.split(".")] <= [int(part) for part in target.glibc.split(".")]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("online")
+def test_a_template_that_only_jinja_renders_brings_it_for_python_3_6_too():
+    old = SOFTWARE.model_copy(update={"python": "3.6", "onnxruntime": "1.10.0", "numpy": "1.19", "tokenizers": "0.12"})
+    found = wheels_for(old, Target("3.6", "aarch64", "2.27"), more=["jinja2"])
+    assert found.packages["jinja2"] == "3.0.3" and "markupsafe" in found.packages
+
+
 # onnxruntime, numpy, tokenizers: of the boards' systems, and of Python 3.8 with the glibc of a Jetson Nano.
 PYTHONS = {
     "3.6": ("1.10.0", "1.19.5", "0.12.1"), "3.8": ("1.19.2", "1.24.4", "0.20.3"), "3.10": ("1.23.2", "2.2.6", "0.23"),

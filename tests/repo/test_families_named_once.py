@@ -19,7 +19,13 @@ EXPERIMENTS = ROOT / "bench" / "experiments"
 PROGRAM = {
     "runtime/merino_runtime/__main__.py", "runtime/merino_runtime/verified.py",
     "bench/merino_bench/sensors/environment.py", "bench/merino_bench/start.py",
+    "runtime/merino_runtime/backends/engine_file.py",
     "runtime/merino_runtime/delivery/releases.py", "runtime/merino_runtime/delivery/service.py",
+}  # fmt: skip
+
+# "gpt2" is also the id of a model of the zoo, and a word of GGUF files.
+OTHER_NAMES = {
+    ("merino_edge/design/pareto.py", "gpt2"), ("merino_edge/benchmarking/peers/make_gguf.py", "gpt2"),
 }  # fmt: skip
 
 
@@ -73,4 +79,4 @@ def test_nothing_holds_a_familys_name(trees):
         for path, tree in trees.items() if EXPERIMENTS not in path.parents
         for text in strings(tree) if text in FAMILIES
     }  # fmt: skip
-    assert {each for each in found if each[0] not in PROGRAM} == set()
+    assert {each for each in found if each[0] not in PROGRAM} == OTHER_NAMES

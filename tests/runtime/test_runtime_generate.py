@@ -72,6 +72,12 @@ def test_it_stops_at_the_length():
     assert last.prefill_ms > 0 and last.decode_ms_p50 > 0 and last.tok_s > 0 and last.peak_rss_mb > 0
 
 
+@pytest.mark.parametrize("last", [EOS, *spelled("!?")])
+def test_it_stops_at_any_of_several_ids(last):
+    tokens, done_ = run(Script([*spelled("hi"), last]), stop_ids=[EOS, *spelled("!?")])
+    assert "".join(token.text for token in tokens) == "hi" and done_.stop_reason == "eos" and done_.tokens == 3
+
+
 def test_it_stops_at_the_eos_which_is_counted_and_has_no_text():
     tokens, last = run(Script([*spelled("hi"), EOS]), stop_ids=[EOS])
     assert [token.id for token in tokens] == [*spelled("hi"), EOS] and last.stop_reason == "eos"

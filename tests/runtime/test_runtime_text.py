@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from merino_runtime.bundle import Bundle, BundleFile
 from merino_runtime.errors import MerinoError
-from merino_runtime.text import TextStream, Tokenizer, byte_table, open_tokenizer
+from merino_runtime.requirements import version_tuple
+from merino_runtime.text import FIRST_WITH_BYTE_FALLBACK, TextStream, Tokenizer, byte_table, open_tokenizer
 
 EOS = 259
 
@@ -191,3 +192,94 @@ def test_the_byte_table_is_one_character_per_byte():
     table = byte_table()
     assert sorted(table.values()) == list(range(256)) and all(char.isprintable() for char in table)
     assert table["A"] == 65 and table["Ġ"] == 32 and table["Ċ"] == 10
+
+
+def of_characters(first_space=True, **changes):
+    """A tokenizer.json as SentencePiece's models become: characters, and bytes for those it lacks; as Llama 2 (with a
+    space before each text) and Gemma (without)."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"abcdefghij", "\u2581a",
+              "bc", "\u2581abc"]
+    steps = [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"},
+             {"type": "Fuse"}]
+    spaces = [{"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]
+    if first_space:
+        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+        spaces.insert(0, {"type": "Prepend", "prepend": "\u2581"})
+    model = {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
+             "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True,
+             "vocab": {token: place for place, token in enumerate(tokens)},
+             "merges": ["\u2581 a", "b c", "\u2581a bc"]}
+    added = [dict(tiny()["added_tokens"][0], id=place, content=tokens[place]) for place in range(3)]
+    return tiny(model=model, added_tokens=added, pre_tokenizer=None, decoder={"type": "Sequence", "decoders": steps},
+                normalizer={"type": "Sequence", "normalizers": spaces}, **changes)
+
+
+def needs_byte_fallback():
+    if version_tuple(pytest.importorskip("tokenizers").__version__) < FIRST_WITH_BYTE_FALLBACK:
+        pytest.skip("tokenizers without byte fallback")
+
+
+def test_characters_that_no_version_here_can_spell_are_refused_and_not_lost():
+    import tokenizers
+
+    if version_tuple(tokenizers.__version__) < FIRST_WITH_BYTE_FALLBACK:
+        with pytest.raises(MerinoError, match="0.13.3 or later, and with it Python 3.7"):
+            Tokenizer(json.dumps(of_characters()))
+
+
+@pytest.mark.parametrize("first_space", [True, False])
+def test_characters_with_bytes_for_the_others_come_out_as_they_went_in(first_space):
+    needs_byte_fallback()
+    tokenizer = Tokenizer(json.dumps(of_characters(first_space)))
+    assert tokenizer.drops_first_space == first_space
+
+    @settings(deadline=None, max_examples=200)
+    @given(st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\u2581"), max_size=20)
+           | st.text("abc \u20ac\U0001f600", max_size=20))
+    @example("\u20ac abc")
+    def check(text):
+        stream = TextStream(tokenizer, begins=True)
+        ids = tokenizer.encode(text)
+        pieces = [stream.push(token_id) for token_id in ids]
+        seen = ""
+        for piece in pieces:  # no half of a character, and nothing late
+            seen += piece
+            assert text.startswith(seen)
+        assert "".join([*pieces, stream.finish()]) == text
+        assert len([token_id for token_id in ids if token_id == 0]) == 0
+
+    check()
+
+
+def test_a_text_that_goes_on_keeps_its_first_space():
+    needs_byte_fallback()
+    tokenizer = Tokenizer(json.dumps(of_characters()))
+    word = tokenizer.encode("abc")
+    assert len(word) == 1
+    for begins, expected in ((True, "abc"), (False, " abc")):
+        stream = TextStream(tokenizer, begins=begins)
+        assert stream.push(word[0]) + stream.finish() == expected
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\xe2\x82", b"\xe2a", b"\xe2\x82\xac\x80", b"\xf0\x9f\x98\x80"])
+def test_any_bytes_come_out_as_python_decodes_them_from_byte_tokens_too(data):
+    needs_byte_fallback()
+    tokenizer = Tokenizer(json.dumps(of_characters()))
+    vocab = of_characters()["model"]["vocab"]
+    ids = [vocab[f"<0x{byte:02X}>"] for byte in data]
+    assert "".join(emitted(ids, (), tokenizer)) == data.decode("utf-8", "replace")
+
+
+def test_special_tokens_in_a_users_text_are_letters_there_too():
+    needs_byte_fallback()
+    tokenizer = Tokenizer(json.dumps(of_characters()))
+    found = tokenizer.encode_pieces([("<s>", True), ("</s><s>", False), ("</s>", True)])
+    assert [token_id for token_id in found if token_id < 3] == [1, 2]
+    assert b"".join(map(tokenizer.bytes_of, found)).decode("utf-8").replace(" ", "") == "</s><s>"
+
+
+def test_thinking_is_text_though_its_marks_are_special():
+    added = [dict(tiny()["added_tokens"][0], id=EOS + place, content=mark)
+             for place, mark in enumerate(["<think>", "</think>", "<|im_end|>"])]
+    tokenizer = Tokenizer(json.dumps(tiny(added_tokens=added)))
+    assert [tokenizer.bytes_of(EOS + place) for place in range(3)] == [b"<think>", b"</think>", b""]

@@ -20,7 +20,7 @@ WORKSTATIONS = ("test_runtime_syntax.py", "test_probe_graphs.py")  # these need 
 @pytest.mark.parametrize(("version", "side", "dialects"), [
     ("3.6", "runtime", ["portable"]), ("3.6", "bench", ["portable"]), ("3.8", "runtime", ["fused", "portable"]),
 ])  # fmt: skip
-def test_the_board_side_passes_its_tests(version, side, dialects, bundle_dirs, tmp_path):
+def test_the_board_side_passes_its_tests(version, side, dialects, bundle_dirs, chat_dir, tmp_path):
     python = ROOT / f".venv{version.replace('.', '')}" / "bin" / "python"
     if not python.exists():
         pytest.skip(f"no Python {version} on this machine (make test sets it up where there is one)")
@@ -28,6 +28,7 @@ def test_the_board_side_passes_its_tests(version, side, dialects, bundle_dirs, t
     assert files
     for dialect in dialects:
         shutil.copytree(bundle_dirs[dialect], tmp_path / dialect)
+    shutil.copytree(chat_dir, tmp_path / "chat")
     environment = {**os.environ, "MERINO_TEST_BUNDLE": str(tmp_path)}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(

@@ -53,6 +53,7 @@ class BenchRequest(NamedTuple):
     threads: Tuple[int, ...] = ()  # (): the bundle's choice
     depths: Tuple[int, ...] = (0,)
     seed: int = 0  # of the prompt's ids
+    backend: Optional[str] = None  # of every bundle; None: as `choose_backend` does it
 
 
 def parse_numbers(text: str, what: str, least: int = 0) -> Tuple[int, ...]:

@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from merino_bench.harness import record
 from merino_bench.harness.cases import Case
+from merino_bench.harness.engines import make_ready
 from merino_bench.harness.processes import measure_apart
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
@@ -36,7 +37,8 @@ def check_baselines(paths: Sequence[str]) -> None:
             raise MerinoError(f"--baseline {path} cannot be measured: {error}") from error
 
 
-def bundle_entrants(bundle_paths: Sequence[str], baselines: Sequence[str], seed: int) -> List[Entrant]:
+def bundle_entrants(bundle_paths: Sequence[str], baselines: Sequence[str], seed: int,
+                    backend: Optional[str] = None) -> List[Entrant]:
     """The bundles and the baselines, each folder once. One that cannot be read takes part too, with the reason."""
     if not bundle_paths:
         raise MerinoError("no bundle was given. Name at least one folder that `merino-edge export` wrote.")
@@ -45,19 +47,24 @@ def bundle_entrants(bundle_paths: Sequence[str], baselines: Sequence[str], seed:
     for path in [*bundle_paths, *baselines]:
         place = os.path.realpath(path)
         if place not in found:
-            found[place] = bundle_entrant(path, place in baseline_places, seed)
+            found[place] = bundle_entrant(path, place in baseline_places, seed, backend)
     return list(found.values())
 
 
-def bundle_entrant(path: str, is_baseline: bool, seed: int) -> Entrant:
+def bundle_entrant(path: str, is_baseline: bool, seed: int, backend: Optional[str] = None) -> Entrant:
     try:
         bundle = load_bundle(path, verify=False)
     except MerinoError as error:
         return Entrant(record.identity_of(path, None), is_baseline, None, str(error), never, never)
     identity = record.identity_of(path, bundle)
+    try:
+        make_ready(path, bundle, backend)
+    except MerinoError as error:
+        return Entrant(identity, is_baseline, bundle, str(error), never, never)
 
     def measure(case: Case, repetitions: int, first: bool, timeout_s: float) -> Measured:
-        return measure_apart(path, case, repetitions, seed, first, timeout_s, TIME_OF_A_ROW)  # files are hashed once
+        # Files are hashed once.
+        return measure_apart(path, case, repetitions, seed, first, timeout_s, TIME_OF_A_ROW, backend)
 
     return Entrant(identity, is_baseline, bundle, "", measure, partial(record.record_of, identity, bundle))
 

@@ -8,7 +8,7 @@ from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Se
 
 from merino_bench.harness.interval import LEAST_PAIRS
 
-THROTTLED = "throttled"
+STEADY = ("throttled", "low-power")  # states that a machine can be in all the time
 
 Place = Tuple[int, int]  # (turn, attempt)
 Flags = Mapping[Place, FrozenSet[str]]  # of each process of a row
@@ -26,8 +26,9 @@ def chosen(*rows: Flags) -> Chosen:
     """The places that count for one row, or for a comparison of several.
 
     Undisturbed places count alone where there are three turns of them (or as many as were measured). A board that is
-    throttled on all sides of a comparison is in a state of its own: that is no disturbance where too few places are
-    without it. Where even then too few remain, all turns count and `flags` says what disturbed them.
+    throttled, or in a low power mode, on all sides of a comparison is in a state of its own: that is no disturbance
+    where too few places are without it. Where even then too few remain, all turns count and `flags` says what disturbed
+    them.
     """
     common = sorted(set(rows[0]).intersection(*rows[1:]))
     turns = len({turn for turn, _ in common})
@@ -44,9 +45,8 @@ def any_flags(rows: Sequence[Flags], place: Place) -> FrozenSet[str]:
 
 
 def unequal_flags(rows: Sequence[Flags], place: Place) -> FrozenSet[str]:
-    """All flags, without `throttled` where every row has it."""
-    found = any_flags(rows, place)
-    return found - {THROTTLED} if all(THROTTLED in row[place] for row in rows) else found
+    """All flags, without those of STEADY that every row has."""
+    return any_flags(rows, place) - frozenset(flag for flag in STEADY if all(flag in row[place] for row in rows))
 
 
 def flags_by_place(processes: Iterable[Mapping[str, Any]]) -> Dict[Place, FrozenSet[str]]:

@@ -1,6 +1,6 @@
 """Runs one block of repetitions in a fresh worker process, and joins the results of a row's processes."""
 from statistics import median
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from merino_bench.fresh_process import run_apart
 from merino_bench.harness.cases import Case
@@ -13,10 +13,10 @@ PHASES = ("prefill_phases_s", "decode_phases_s")
 
 
 def measure_apart(path: str, case: Case, repetitions: int, seed: int, verify: bool,
-                  timeout_s: float, remedy: str = "") -> Dict[str, Any]:
+                  timeout_s: float, remedy: str = "", backend: Optional[str] = None) -> Dict[str, Any]:
     """`worker.measure` in a fresh process. Raises MerinoError with the reason where it gives no result. remedy: as of
     `run_apart`."""
-    request = request_of(path, case, repetitions, seed, verify)
+    request = request_of(path, case, repetitions, seed, verify, backend)
     return run_apart("merino_bench.harness.worker", request, timeout_s, remedy=remedy)
 
 

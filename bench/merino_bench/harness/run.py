@@ -59,7 +59,7 @@ def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(
     """
     if not timeout_s > 0:
         raise MerinoError(f"timeout is {timeout_s:g} s, allowed: more than 0.")
-    entrants = [*bundle_entrants(bundle_paths, baselines, request.seed), *more]
+    entrants = [*bundle_entrants(bundle_paths, baselines, request.seed, request.backend), *more]
     cases = cases_for(request, [(one.bundle.name, one.bundle.context) for one in entrants if one.bundle])
     records: Records = []
     planned = len(turn_sizes(request.repetitions)) * len(entrants)  # processes of a case

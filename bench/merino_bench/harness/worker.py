@@ -11,15 +11,16 @@ over the times of the phases.
 import json
 import sys
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from merino_bench.fresh_process import OUT_OF_MEMORY
 from merino_bench.harness.cases import Case
-from merino_bench.sensors import environment
+from merino_bench.sensors import environment, gpu
 from merino_bench.sensors.load import CpuMoment, cpu_moment, load_between
 from merino_runtime import board
+from merino_runtime.backend_choice import choose_backend
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import Bundle, check_files, load_bundle
@@ -44,13 +45,14 @@ class Round(NamedTuple):
         return [_ms(after - before) for before, after in zip(self.token_s, self.token_s[1:])]
 
 
-def request_of(bundle_path: str, case: Case, repetitions: int, seed: int, verify: bool) -> str:
+def request_of(bundle_path: str, case: Case, repetitions: int, seed: int, verify: bool,
+               backend: Optional[str] = None) -> str:
     return json.dumps({"bundle_path": bundle_path, "case": list(case), "repetitions": repetitions,
-                       "seed": seed, "verify": verify})
+                       "seed": seed, "verify": verify, "backend": backend})
 
 
 def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
-            verify: bool = True) -> Dict[str, Any]:
+            verify: bool = True, backend_name: Optional[str] = None) -> Dict[str, Any]:
     """-> the samples in ms, the times of the phases in s, memory, and the state of the machine.
 
     `load_ms`: reading bundle.json, importing the backend, opening the session and the KV cache. `verify_ms`: hashing
@@ -59,18 +61,22 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
     bundle, read_ms = _timed(lambda: load_bundle(bundle_path, verify=False))
     verify_ms = _timed(lambda: check_files(bundle))[1] if verify else None
     # A format whose instructions this CPU lacks is measured too; the record notes it.
-    notes = list(board.check_bundle_fits(bundle, allow_slow=True))
-    before = environment.state()
-    backend, open_ms = _timed(lambda: open_backend(bundle, case.threads))
+    notes: List[str] = []
+    chosen = choose_backend(bundle, backend_name)
+    notes += board.check_bundle_fits(bundle, allow_slow=True, backend=chosen)
+    before = gpu.with_gpu(environment.state())
+    backend, open_ms = _timed(lambda: open_backend(bundle, case.threads, backend=chosen, say=notes.append))
     try:
         if case.untimed and not backend.extends_fast:
             notes.append("behind cached ids this version of the backend prefills them one by one")
         began, rounds, ended = timed_rounds(backend, case, repetitions, seed)
         peak_rss_mb = board.peak_rss_mb()  # before anything else is started
-        after = environment.state()
+        after = gpu.with_gpu(environment.state())
         here = environment.machine()
         threads = getattr(backend, "decode_threads", getattr(backend, "threads", case.threads))
         prefill_threads = getattr(backend, "prefill_threads", threads)
+        if not getattr(backend, "replays_graph", True) and case.steps:
+            notes.append("decode steps were enqueued one by one: this TensorRT could not capture them")
         load = load_between(began, ended, here["cpus"] or 1)
         if max(threads or 1, prefill_threads or 1) > len(board.usable_cpus()):
             load = load._replace(waiting_share=None)  # our threads wait for each other
@@ -81,7 +87,7 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
             except MerinoError as error:
                 notes.append(f"no time to first token: {error}")
         return {
-            "engine": engine_name(bundle), "threads": threads, "prefill_threads": prefill_threads,
+            "engine": backend.engine, "threads": threads, "prefill_threads": prefill_threads,
             "load_ms": round(read_ms + open_ms, DIGITS), "verify_ms": verify_ms, "peak_rss_mb": peak_rss_mb,
             "tokenize_ms": tokenizing_ms,
             "prefill_ms": [one.prefill_ms for one in rounds],  # per repetition
@@ -89,7 +95,7 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
             "prefill_phases_s": [[one.start_s, one.token_s[0]] for one in rounds],
             "decode_phases_s": [[one.token_s[0], one.token_s[-1]] for one in rounds if case.steps],
             "environment": dict(here, before=before, after=after, **load.as_record()),
-            "flags": environment.flags_of(before, after, load), "notes": notes,
+            "flags": environment.flags_of(before, after, load) + gpu.mode_flags(before, after), "notes": notes,
         }
     finally:
         backend.close()
@@ -157,16 +163,11 @@ def one_round(backend: Backend, prompt: Sequence[int], depth: int, steps: int) -
     return Round(start_s, token_s)
 
 
-def engine_name(bundle: Bundle) -> str:
-    name = next((need.name for need in bundle.backends if need.name in sys.modules), bundle.backends[0].name)
-    return f"{name} {getattr(sys.modules.get(name), '__version__', 'unknown')} CPU"
-
-
 def main() -> int:
     request = json.loads(sys.argv[1])
     try:
         result = measure(request["bundle_path"], Case(*request["case"]), request["repetitions"], request["seed"],
-                         request["verify"])
+                         request["verify"], request["backend"])
     except MerinoError as error:
         result = {"error": str(error)}
     except MemoryError:

@@ -6,6 +6,7 @@ power of the whole board where that is measured, and names the rail. `energy` in
 import glob
 import os
 import re
+from contextlib import suppress
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_bench.sensors.environment import output_of
@@ -66,26 +67,68 @@ def jtop_source(root: str) -> Source:
     return Source("jtop", jtop_watts(client.power)[1], PROGRAM_INTERVAL_S, read, close=client.close)
 
 
-def jtop_watts(power: Dict[str, Any]) -> Tuple[float, str]:
-    """jtop's `power` -> (watts, rail). The total has a rail's name where the board measures it, else it is a sum."""
-    total = power.get("tot") or {}
-    if "power" not in total:
+def jtop_watts(power: Any) -> Tuple[float, str]:
+    """jtop's `power` -> (watts, rail). The total has a rail's name where the board measures it, else it is a sum.
+
+    4.x gives {"rail", "tot"} with `power`; 3.x gives (total, rails) with `cur`, and does not name the total.
+    """
+    rails = jtop_rails(power)
+    sum_of = f"sum of {' + '.join(sorted(rails))}"
+    if isinstance(power, (tuple, list)):
+        total = power[0] or {}
+        is_sum = total.get("cur") == sum(_mw(one) for one in power[1].values())
+        watts, name = total.get("cur"), sum_of if is_sum else None
+    else:
+        total = power.get("tot") or {}
+        watts, name = total.get("power"), total.get("name") or sum_of
+    if watts is None:
         raise MerinoError("jtop: it knows no power on this board")
-    rails = " + ".join(sorted(power.get("rail") or {}))
-    return total["power"] / 1000, total.get("name") or f"sum of {rails}"
+    return watts / 1000, name or "the board's input"
+
+
+def jtop_rails(power: Any) -> Dict[str, float]:
+    """jtop's `power` -> watts of each rail but the total."""
+    rails = power[1] if isinstance(power, (tuple, list)) else power.get("rail")
+    return {rail: _mw(one) / 1000 for rail, one in (rails or {}).items()}
+
+
+def _mw(rail: Dict[str, Any]) -> float:
+    return rail["power"] if "power" in rail else rail["cur"]
 
 
 def ina3221_jetpack4(root: str) -> Source:
+    return _rails_source("ina3221 (JetPack 4)", _jetpack4_rails(root))
+
+
+def ina3221_hwmon(root: str) -> Source:
+    return _rails_source("ina3221 (hwmon)", _hwmon_rails(root))
+
+
+def ina3221_rails(root: str) -> Dict[str, Sequence[Any]]:
+    """Of either kernel; empty where there is no such chip."""
+    return _jetpack4_rails(root) or _hwmon_rails(root)
+
+
+def rail_watts(rails: Dict[str, Sequence[Any]]) -> Dict[str, float]:
+    """Of each rail that answers."""
+    found = {}
+    for rail, readings in rails.items():
+        with suppress(OSError, ValueError):
+            found[rail] = _product(readings)
+    return found
+
+
+def _jetpack4_rails(root: str) -> Dict[str, Sequence[Any]]:
     """`in_power0_input` in mW beside `rail_name_0`, below the driver's folder."""
     folder = "sys/bus/i2c/drivers/ina3221x/*/iio:device*/"
     rails: Dict[str, Sequence[Any]] = {}
     for path in sorted(glob.glob(os.path.join(root, folder + "rail_name_*"))):
         number = path.rsplit("_", 1)[1]
         rails[_word(path)] = (os.path.join(os.path.dirname(path), f"in_power{number}_input"), 1e-3)
-    return _rails_source("ina3221 (JetPack 4)", rails)
+    return rails
 
 
-def ina3221_hwmon(root: str) -> Source:
+def _hwmon_rails(root: str) -> Dict[str, Sequence[Any]]:
     """JetPack 5 and later: inN_input in mV, currN_input in mA, inN_label; `NC` is not connected. Where a chip of
     this family gives powerN_input, that is in uW."""
     rails: Dict[str, Sequence[Any]] = {}
@@ -101,7 +144,7 @@ def ina3221_hwmon(root: str) -> Source:
                 rails[label] = (f"{folder}power{number}_input", 1e-6)
             else:
                 rails[label] = (f"{folder}in{number}_input", 1e-3, path, 1e-3)
-    return _rails_source("ina3221 (hwmon)", rails)
+    return rails
 
 
 def pmic_source(root: str) -> Source:

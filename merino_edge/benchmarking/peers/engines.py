@@ -42,6 +42,11 @@ PEERS = (
 ENGINES = tuple(dict.fromkeys(peer.engine for peer in PEERS))
 
 
+def given_gguf(precision: str, table: str) -> Peer:
+    """llama.cpp on a file of the user's: types of its matrices and of its embedding."""
+    return Peer("llama.cpp", precision, table, "given", "run_llama_cpp", LLAMA)
+
+
 def parse_engines(text: str) -> tuple[str, ...]:
     """`all`, or names with commas between them -> names. Raises MerinoError with what is known."""
     names = [word.strip() for word in text.split(",") if word.strip()]

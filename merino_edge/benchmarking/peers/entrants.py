@@ -15,8 +15,9 @@ from merino_bench.fresh_process import run_apart
 from merino_bench.harness import record
 from merino_bench.harness.cases import Case
 from merino_bench.harness.entrants import TIME_OF_A_ROW, Entrant, Measured, never
-from merino_edge.benchmarking.peers.engines import Peer, missing, peers_of
+from merino_edge.benchmarking.peers.engines import Peer, given_gguf, missing, peers_of
 from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, shares_layers, stored_params
+from merino_edge.benchmarking.peers.given import GivenFile
 from merino_edge.families.registry import read_geometry
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
@@ -27,10 +28,14 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 class Peers(NamedTuple):
-    """`engines`: names as in `engines.ENGINES`; `folder`: where their models are made and kept."""
+    """`engines`: names as in `engines.ENGINES`; `folder`: where their models are made and kept; `source`: a GGUF whose
+    weights the bundles have, which llama.cpp then runs in place of random ones; `checkpoint`: such a Hugging Face
+    folder, which is made into GGUFs of the same weights."""
 
     engines: tuple[str, ...]
     folder: Path
+    source: GivenFile | None = None
+    checkpoint: Path | None = None
 
 
 class Made(NamedTuple):
@@ -53,8 +58,17 @@ def peer_entrants(
         distinct.setdefault(geometry_key(bundle), bundle)
     return [
         peer_entrant(peers, peer, bundle, seed, say)
-        for bundle in distinct.values() for peer in peers_of(peers.engines)
+        for bundle in distinct.values() for peer in peers_for(peers)
     ]  # fmt: skip
+
+
+def peers_for(peers: Peers) -> list[Peer]:
+    """Of several formats of one engine only that of the given file, where there is one for it."""
+    found, given = peers_of(peers.engines), peers.source
+    if given is None:
+        return found
+    ours = given_gguf(given.matrices, given.table)
+    return [peer for peer in found if peer.engine != ours.engine] + [ours] * (ours.engine in peers.engines)
 
 
 def peer_entrant(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Callable[[str], None]) -> Entrant:
@@ -63,12 +77,18 @@ def peer_entrant(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Calla
         "architecture": bundle.architecture, "context": bundle.context, "weights": "random",
         "weights_source": "random, of equal geometry",
     }  # fmt: skip
-    say(f"making the model of {bundle.name} for {peer.engine} {peer.shown_precision}")
+    given = peers.source if peer.artifact == "given" else None
+    if given:
+        identity |= {"weights": "trained", "weights_source": f"file {given.path.name}"}
+    else:
+        if peers.checkpoint and peer.artifact == "gguf":
+            identity |= {"weights": "trained", "weights_source": f"checkpoint {peers.checkpoint.name}"}
+        say(f"making the model of {bundle.name} for {peer.engine} {peer.shown_precision}")
     try:
         made = make_apart(peers, peer, bundle)
     except MerinoError as error:
         return Entrant(identity, False, None, str(error), never, never)
-    seen = as_read_by(peer, bundle)
+    seen = as_stored(given, bundle) if given else as_read_by(peer, bundle, gpt2=peers.checkpoint is None)
     identity |= {"bundle_bytes": made.bytes, "params": seen.params}
 
     def measure(case: Case, repetitions: int, _first: bool, timeout_s: float) -> Measured:
@@ -90,15 +110,20 @@ def peer_row(
     return row
 
 
-def as_read_by(peer: Peer, bundle: Bundle) -> Bundle:
-    """The bundle with the bytes that this engine reads per token in place of ours."""
+def as_read_by(peer: Peer, bundle: Bundle, gpt2: bool = True) -> Bundle:
+    """The bundle with the bytes that this engine reads per token in place of ours. `gpt2`: llama.cpp's stand-in."""
     geometry = read_geometry(bundle.family, bundle.architecture)
-    operators = as_gpt2(geometry)[0].operators if peer.artifact == "gguf" else geometry.operators
+    operators = as_gpt2(geometry)[0].operators if peer.artifact == "gguf" and gpt2 else geometry.operators
     return bundle._replace(
         decode_weight_bytes=decode_weight_bytes(operators, peer.precision, peer.table),
         kv_bytes=bundle.kv_bytes // 2 if peer.engine == "llama.cpp" else bundle.kv_bytes,  # float16
         params=bundle.params if shares_layers(operators) else stored_params(operators),
     )
+
+
+def as_stored(given: GivenFile, bundle: Bundle) -> Bundle:
+    """The bundle with the bytes that llama.cpp reads of the file per token."""
+    return bundle._replace(decode_weight_bytes=given.decode_weight_bytes, kv_bytes=bundle.kv_bytes // 2)
 
 
 def make_apart(peers: Peers, peer: Peer, bundle: Bundle) -> Made:
@@ -109,6 +134,8 @@ def make_apart(peers: Peers, peer: Peer, bundle: Bundle) -> Made:
     request = {
         "folder": str(peers.folder / folder_name(bundle)), "artifact": peer.artifact, "precision": peer.precision,
         "table": peer.table, "family": bundle.family, "architecture": bundle.architecture,
+        "given": str(peers.source.path) if peers.source else None,
+        "checkpoint": str(peers.checkpoint) if peers.checkpoint else None,
     }  # fmt: skip
     return Made(**run_apart("merino_edge.benchmarking.peers.make", json.dumps(request), TIMEOUT_S))
 

@@ -26,7 +26,24 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     folder, geometry = Path(request["folder"]), read_geometry(request["family"], request["architecture"])
     notes: list[str] = []
-    if request["artifact"] == "gguf":
+    if request["artifact"] == "given":
+        from merino_edge.families.gguf.checkpoint import geometry_of_gguf  # loads torch
+
+        path = Path(request["given"])
+        found = geometry_of_gguf(path)
+        if found != geometry:
+            raise ValueError(f"{path} is no file of the bundle's weights: {found.shape()}, here {geometry.shape()}")
+    elif request["artifact"] == "gguf" and request["checkpoint"]:
+        from merino_edge.families.gguf.write import write_model
+        from merino_edge.families.hugging_face import read_checkpoint
+
+        matrices, table, place = request["precision"], request["table"], Path(request["checkpoint"])
+        path = folder / f"weights-{matrices}-{table}.gguf"
+        read = read_checkpoint(place)
+        if read.geometry != geometry:
+            raise ValueError(f"{place} has other weights: {read.geometry.shape()}, the bundle {geometry.shape()}")
+        written(path, lambda beside: write_model(beside, read.model, matrices, table))
+    elif request["artifact"] == "gguf":
         gpt2, notes = as_gpt2(geometry)
         matrices, table = request["precision"], request["table"]
         path = folder / f"{matrices}-{table}.gguf"

@@ -64,6 +64,7 @@ def design_table(design: Design, costs: CostModel) -> Table:
             interval = shown(ours.interval(budget.name), ours.confidence)
             rows.append([budget.label, *ratio_cells(mine, other, budget.unit, interval)])
     opt = existing_entropy(reference, len(arch.blocks), design.scoring)
+    assert opt is not None
     rows += [
         ["weights", *ratio_cells(ours.weight_bytes / BYTES_PER_MB, theirs.weight_bytes / BYTES_PER_MB, "MB")],
         [

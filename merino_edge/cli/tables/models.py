@@ -31,7 +31,7 @@ def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table
         rows=[*map(our_cells, found.ours), *(candidate_cells(candidate, found) for candidate in found.candidates)],
         title=f"Models for {on_backend(profile, profile.name)}, predicted from {provenance} coefficients",
         below=[
-            ENTROPY,
+            f"{ENTROPY}. None for models with gated FFNs or grouped heads, of which it would leave out a part",
             "score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of two"
             " sources are not quite comparable. Designs are untrained, so they have none.",
         ],
@@ -62,7 +62,7 @@ def candidate_cells(candidate: Candidate, found: Recommendation) -> list[str]:
         f"{model.name}, {model.note}" if model.note else model.name,
         verdict.precision,
         *cost_columns(cost),
-        f"{candidate.entropy:,.0f}",
+        "-" if candidate.entropy is None else f"{candidate.entropy:,.0f}",
         "" if score is None else f"{score:.1f}",
         " ".join(fitting) or "none",
         "fits" if candidate.fits else reasons(candidate, verdict, found),

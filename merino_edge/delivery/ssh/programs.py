@@ -4,12 +4,13 @@ Nothing need be installed: the application and bundles are copied by hash into t
 there for the next time.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.delivery.ssh.board import Facts, ask
-from merino_edge.delivery.ssh.command import Finished, Take, answer, ended, finished, started
+from merino_edge.delivery.ssh.command import Finished, Session, Take, answer, ended, finished, started
 from merino_edge.delivery.ssh.connect import Board
 from merino_edge.delivery.ssh.transfer import Sent, Source, send, source_of
 from merino_edge.storage.atomic import cache_folder, scratch_folder
@@ -52,6 +53,14 @@ class Program:
         return await finished(
             self.board, doing, request, data, timeout_s=timeout_s, most_bytes=most_bytes, tell=tell, take=take
         )
+
+
+    @asynccontextmanager
+    async def talking(self, arguments: list[str], tell: Take) -> AsyncIterator[Session]:
+        """The program with an open stdin, for as long as the body takes."""
+        request = {"do": "talk", "arguments": [*self.command, *arguments]}
+        async with started(self.board, "talk", request, tell) as session:
+            yield session
 
 
 async def program(board: Board) -> Program:

@@ -4,7 +4,9 @@ Each large constant begins at a page of the data file, so that it can be mapped.
 and its slices, one matrix under two shapes) share their bytes in the file too.
 """
 
-from typing import NamedTuple, Protocol
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -24,6 +26,18 @@ class DataFile(Protocol):
     def write(self, data: bytes | memoryview, /) -> int: ...
 
 
+class Deferred(NamedTuple):
+    """A constant that is made when it is written, and not kept: of all of them one at a time is in memory."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 class Stored(NamedTuple):
     """An array in memory and where the data file holds its bytes."""
 
@@ -32,20 +46,23 @@ class Stored(NamedTuple):
     offset: int
 
 
-def store(name: str, value: np.ndarray, data: DataFile, stored: list[Stored]) -> TensorProto:
+def store(name: str, value: np.ndarray | Deferred, data: DataFile, stored: list[Stored]) -> TensorProto:
     """The constant `name` as the graph refers to it; its bytes are appended to `data` where they are not there yet.
 
     `stored` lists the arrays that `data` holds, by their address in memory, and grows by this one: another shape of
     the same memory, or a part of it, gets the offset of the bytes that are there.
     """
     if value.nbytes < INLINE_BYTES:
-        return numpy_helper.from_array(value, name)
-    offset = stored_offset(value, stored)
+        return numpy_helper.from_array(value.make() if isinstance(value, Deferred) else value, name)
+    offset = None if isinstance(value, Deferred) else stored_offset(value, stored)
     if offset is None:
         data.write(b"\0" * (-data.tell() % PAGE))
         offset = data.tell()
-        stored.append(Stored(value.ctypes.data, value.nbytes, offset))
-        write_in_pieces(np.ascontiguousarray(value), data)
+        if isinstance(value, Deferred):
+            write_in_pieces(np.ascontiguousarray(value.make()), data)
+        else:
+            stored.append(Stored(value.ctypes.data, value.nbytes, offset))
+            write_in_pieces(np.ascontiguousarray(value), data)
     tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, text in (("location", DATA_FILE), ("offset", str(offset)), ("length", str(value.nbytes))):

@@ -6,25 +6,44 @@ runtime binds to both, so no part of the cache is copied. Inputs and outputs are
 
 from collections.abc import Sequence
 
+import numpy as np
 from onnx import TensorProto
 
 from merino_edge.export.onnx.external_data import PAGE
-from merino_edge.export.onnx.graph import Graph, ports
+from merino_edge.export.onnx.graph import Graph, Port, ports
 from merino_edge.export.quantize import Quantized
+from merino_edge.export.repack import repacked
+from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
-from merino_edge.families.operators import HEAD_SLICE_BYTES
+from merino_edge.families.operators import FUSED_HEAD_MULTIPLE, HEAD_SLICE_BYTES
+from merino_runtime.errors import MerinoError
 
 CONTRIB = "com.microsoft"
 ACCURACY = 4  # MatMulNBits quantises activations to int8 and multiplies in int8
+CACHE_LENGTHS = {"past_key_values": "past_sequence_length", "present": "total_sequence_length"}
+
+
+def check_heads(layer: KvLayer, attention: Attention) -> None:
+    """Raises MerinoError for heads that ONNX Runtime's attention refuses when it runs."""
+    multiple = FUSED_HEAD_MULTIPLE * (2 if attention.rotary else 1)
+    if layer.head_size % multiple:
+        raise MerinoError(
+            f"heads of {layer.head_size} channels are not possible in dialect fused, since ONNX Runtime's attention"
+            f" takes multiples of {multiple}{' with rotary positions' if attention.rotary else ''}: export with"
+            " --dialect portable"
+        )
 
 
 class Fused(Graph):
     opsets = {"": 17, CONTRIB: 1}
     accuracy = ACCURACY
 
-    def __init__(self, weights: Weights, context: int, precision: str):
-        super().__init__(weights, context, precision)
+    def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
+        super().__init__(weights, context, precision, blocks)
         self.last_index = self.total_length = ""  # set by begin_decoder or begin_attention
+
+    def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
+        return repacked(self.blocks, names, self.weights, bits, self.exact) if self.blocks else None
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
         """Add a decoder's inputs and outputs (the logits apart), and the nodes that derive from the mask how many
@@ -42,6 +61,15 @@ class Fused(Graph):
         self.last_index = self.input("last", "int32", 1)
         self.total_length = self.input("total", "int32")
         self.cache_ports(kv_layers, self.context)
+
+    def declared(self, port: Port) -> tuple[int | str, ...]:
+        """The cache's length has a name in the file: other programs bind a buffer of their own length, or none at first
+        and what the graph returned afterwards. The runtime binds buffers of the description's shape."""
+        kind = port.name.partition(".")[0]
+        if kind not in CACHE_LENGTHS:
+            return port.shape
+        batch, heads, _, head_size = port.shape
+        return batch, heads, CACHE_LENGTHS[kind], head_size
 
     def embed(self, table: str) -> str:
         return self._rows(table, "input_ids")
@@ -83,7 +111,7 @@ class Fused(Graph):
         """x @ W with W in blocks [out, in]; activations are quantised to int8 as well (see ACCURACY)."""
         codes = self.stored(f"{name}.codes", found.codes)
         scales = self.stored(f"{name}.scales", found.scales.reshape(-1))
-        return self.node(
+        product = self.node(
             "MatMulNBits",
             [x, codes, scales],
             domain=CONTRIB,
@@ -93,6 +121,19 @@ class Fused(Graph):
             block_size=found.block,
             accuracy_level=self.accuracy,
         )
+        if found.minimums is None:
+            return product
+        return self.add(product, self._minimum_product(x, name, found.minimums, found.block))
+
+    def _minimum_product(self, x: str, name: str, minimums: np.ndarray, block: int) -> str:
+        """What the minimums of the blocks add: the sum of each block of x, times the block's minimum in each row.
+
+        MatMulNBits takes minimums as zero points too, but then multiplies in float32, fifty times slower.
+        """
+        cut = self.node("Reshape", [x, self.integers(1, -1, minimums.shape[1], block)])
+        sums = self.node("ReduceSum", [cut, self.integers(-1)], keepdims=0)  # [1, T, columns / block]
+        factors = self.stored(f"{name}.minimums", self.transposed(minimums))  # [columns / block, rows]
+        return self.node("MatMul", [sums, factors])
 
     def add(self, x: str, y: str) -> str:
         return self.node("Add", [x, y])
@@ -124,6 +165,7 @@ class Fused(Graph):
         return self.node("Mul", [self.activation(gate, kind), f"{gate}.1"])
 
     def attention(self, qkv: str, layer: KvLayer, attention: Attention) -> str:
+        check_heads(layer, attention)
         parts = [qkv, "", ""]
         if attention.query_norm and attention.key_norm:
             query, key, value = self._parts(qkv, layer, attention)
@@ -136,6 +178,9 @@ class Fused(Graph):
         options: dict[str, int | float] = {}
         if attention.scale != layer.head_size**-0.5:
             options["scale"] = attention.scale
+        if attention.window and attention.window < self.context:
+            options["local_window_size"] = attention.window
+            self.windowed = True
         mixed = f"attention.{layer.index}"
         self.node_into(
             "GroupQueryAttention",

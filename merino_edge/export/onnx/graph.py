@@ -4,7 +4,8 @@ What both dialects share. Which operators stand for a layer is each dialect's ow
 lie in the data file is said in `external_data`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from merino_edge.export.onnx.external_data import DATA_FILE, DataFile, Stored, store
+from merino_edge.export.onnx.external_data import DATA_FILE, DataFile, Deferred, Stored, store
 from merino_edge.export.quantize import MatrixError, Quantized, matrix_error, quantize
+from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary, frequencies
@@ -43,15 +45,20 @@ class Graph:
     Attributes:
         weights: the state dict that the constants are made of, float32.
         real: the type of activations, KV cache and weights that are not quantised.
+        blocks: matrices as the source has them stored in blocks, where it does.
         quantized: the quantised matrices, by the names of the matrices that were joined.
+        exact: names of matrices that the graph has in the very blocks of the source.
+        windowed: whether an attention operator has a window, which versions of ONNX Runtime count differently.
         decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
     """
 
     opsets: dict[str, int]
     ir_version = 8
 
-    def __init__(self, weights: Weights, context: int, precision: str):
+    def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         self.weights = weights
+        self.blocks = blocks
+        self.exact: set[str] = set()
         self.context = context
         self.form = FORMATS[precision]
         self.real = "float16" if precision == "fp16" else "float32"
@@ -60,9 +67,10 @@ class Graph:
         self.inputs: list[Port] = []
         self.outputs: list[Port] = []
         self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, np.ndarray] = {}
+        self._constants: dict[str, np.ndarray | Deferred] = {}
         self._real_weights: dict[str, np.ndarray] = {}
-        self._weight_bytes: dict[int, int] = {}  # by address: two shapes of one array are one weight
+        self._weight_bytes: dict[int | str, int] = {}  # by address: two shapes of one array are one weight
+        self.windowed = False
         self._rotary_names: dict[tuple[Rotary, int], tuple[str, str]] = {}
 
     def node(self, kind: str, inputs: Sequence[str], *, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
@@ -79,7 +87,7 @@ class Graph:
         name = f"{kind}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
 
-    def constant(self, name: str, value: np.ndarray) -> str:
+    def constant(self, name: str, value: np.ndarray | Deferred) -> str:
         self._constants.setdefault(name, value)
         return name
 
@@ -88,9 +96,9 @@ class Graph:
         """Bytes of all weights stored, each once. Rotary tables are constants but no weights."""
         return sum(self._weight_bytes.values())
 
-    def stored(self, name: str, value: np.ndarray, read_bytes: int | None = None) -> str:
+    def stored(self, name: str, value: np.ndarray | Deferred, read_bytes: int | None = None) -> str:
         """A constant that holds weights, of which a decode step reads `read_bytes` (default: all)."""
-        self._weight_bytes[value.ctypes.data] = value.nbytes
+        self._weight_bytes[name if isinstance(value, Deferred) else value.ctypes.data] = value.nbytes
         self.decode_weight_bytes += value.nbytes if read_bytes is None else read_bytes
         return self.constant(name, value)
 
@@ -123,7 +131,13 @@ class Graph:
         """
         name = "+".join(names)
         if name not in self._constants:
-            self.constant(name, self.transposed(self.joined(names).astype(self.real, copy=False)))
+            shapes = [self.weights[each].shape for each in names]
+            shape = shapes[0][1], sum(rows for rows, _ in shapes)
+
+            def make() -> np.ndarray:
+                return self.transposed(self.joined(names).astype(self.real, copy=False))
+
+            self.constant(name, Deferred(shape, np.dtype(self.real), make))
         return self.stored(name, self._constants[name])
 
     def joined(self, names: Sequence[str]) -> np.ndarray:
@@ -144,8 +158,13 @@ class Graph:
     def _quantized(self, names: Sequence[str], bits: int) -> Quantized:
         key = tuple(names)
         if key not in self.quantized:
-            self.quantized[key] = self.quantize("+".join(names), self.joined(names), bits)
+            found = self.repacked(names, bits)
+            self.quantized[key] = found or self.quantize("+".join(names), self.joined(names), bits)
         return self.quantized[key]
+
+    def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:  # noqa: ARG002 - for dialects that can
+        """The matrices, joined, in the blocks of their source; None where this dialect has no such blocks."""
+        return None
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         """Cut a matrix float32 [rows, columns] into the blocks that this dialect's operators take."""
@@ -203,6 +222,15 @@ class Graph:
                 self.input(past, self.real, 1, layer.heads, self.context, layer.head_size)
                 self.output(present, self.real, 1, layer.heads, present_axis, layer.head_size)
 
+    def declared(self, port: Port) -> tuple[int | str, ...]:
+        """The shape of an input or output as the file states it."""
+        return port.shape
+
+    def forget(self) -> None:
+        """Let go of all weights, once they are saved."""
+        self.weights, self._real_weights, self.quantized = {}, {}, {}
+        self._constants.clear()
+
     def save(self, folder: Path) -> None:
         """Write `model.onnx` and `model.onnx.data`."""
         with open(folder / DATA_FILE, "wb") as data:
@@ -214,8 +242,8 @@ class Graph:
         graph = helper.make_graph(
             self._nodes,
             "decoder",
-            [helper.make_tensor_value_info(port.name, TYPES[port.dtype], port.shape) for port in self.inputs],
-            [helper.make_tensor_value_info(port.name, TYPES[port.dtype], port.shape) for port in self.outputs],
+            [helper.make_tensor_value_info(port.name, TYPES[port.dtype], self.declared(port)) for port in self.inputs],
+            [helper.make_tensor_value_info(port.name, TYPES[port.dtype], self.declared(port)) for port in self.outputs],
         )
         stored: list[Stored] = []
         for name, value in self._constants.items():
@@ -226,6 +254,18 @@ class Graph:
             ir_version=self.ir_version,
             producer_name="merino_edge",
         )
+
+
+@contextmanager
+def replaced_model(folder: Path, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Iterator[None]:
+    """`model.onnx` in a folder is another model over the same data file for a while, and then the same bytes again."""
+    path = folder / MODEL_FILE
+    content = path.read_bytes()
+    onnx.save_model(change(onnx.load_model_from_string(content)), str(path))
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
 
 
 def ports(kind: str, layer: KvLayer) -> tuple[str, str]:

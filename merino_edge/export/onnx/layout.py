@@ -23,7 +23,13 @@ class WithoutValues(Graph):
 
     def joined(self, names: Sequence[str]) -> np.ndarray:
         parts = [self.weights[name] for name in names]
-        return unset((sum(map(len, parts)), *parts[0].shape[1:]))
+        return unset((sum(map(len, parts)), *parts[0].shape[1:]), self.real)
+
+    def real_weight(self, name: str) -> np.ndarray:
+        if name not in self._real_weights:
+            value = self.weights[name]
+            self._real_weights[name] = value if value.dtype == self.real else unset(value.shape, self.real)
+        return self._real_weights[name]
 
     def transposed(self, matrix: np.ndarray) -> np.ndarray:
         return unset(matrix.shape[::-1], matrix.dtype)

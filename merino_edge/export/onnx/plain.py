@@ -5,11 +5,14 @@ takes 0.4. So products of 8 bits, the head's in int4 too, are of MatMulInteger's
 in float32. Figures and choices: docs/decisions/formats-by-core.md.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from merino_edge.export.onnx.fused import CONTRIB, Fused
 from merino_edge.export.onnx.signed import SignedCodes
 from merino_edge.export.quantize import Quantized, quantize
+from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import Weights
 
 FLOAT_ACCURACY = 1  # MatMulNBits computes in float32
@@ -27,10 +30,14 @@ class FusedPlain(SignedCodes, Fused):
 
     accuracy = FLOAT_ACCURACY
 
-    def __init__(self, weights: Weights, context: int, precision: str):
-        super().__init__(weights, context, precision)
+    def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
+        super().__init__(weights, context, precision, blocks)
         self._rounded: dict[str, tuple[str, str | None]] = {}  # by input: whole numbers, and the rows' largest value
         self._uneven: set[str] = set()  # inputs whose rows are rounded one by one
+
+    def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
+        """In 4 bits alone: MatMulInteger takes one scale per row, and a source's blocks have one each."""
+        return super().repacked(names, bits) if bits == 4 else None
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         return super().quantize(name, matrix, bits) if bits == 8 else quantize(name, matrix, bits, FEWEST_IN_BLOCK)

@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from merino_edge.export.onnx.graph import ports
 from merino_edge.export.onnx.signed import SignedCodes
+from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
 from merino_edge.families.rotary import Rotary
 
@@ -24,9 +25,11 @@ END = np.iinfo(np.int64).max
 class Portable(SignedCodes):
     opsets = {"": 13}
 
-    def __init__(self, weights: Weights, context: int, precision: str):
-        super().__init__(weights, context, precision)
+    def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
+        super().__init__(weights, context, precision, blocks)
         self.positions = self.cached_mask = self.new_mask = ""  # set by begin_decoder or begin_attention
+        self.query_positions = self.key_positions = ""  # [1, T, 1] and [1, 1, T]; set by begin_decoder
+        self._window_masks: dict[int, tuple[str, str]] = {}
         self._rotary: dict[tuple[Rotary, int], tuple[str, str]] = {}  # cos and sin of the new positions
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
@@ -38,6 +41,7 @@ class Portable(SignedCodes):
         self.cached_mask = self._mask(self.node("Equal", [filled, self.integers(0)]), 1, 2)  # [1, 1, 1, context]
         position = self.node("Cast", [self.positions], to=TensorProto.FLOAT)  # [1, T]
         query, key = (self.node("Unsqueeze", [position, self.integers(axis)]) for axis in (2, 1))
+        self.query_positions, self.key_positions = query, key
         self.new_mask = self._mask(self.node("Less", [query, key]), 1)  # [1, 1, T, T]
 
     def begin_attention(self, kv_layers: Sequence[KvLayer]) -> None:
@@ -51,6 +55,20 @@ class Portable(SignedCodes):
         """MASKED where `hidden` is true, 0 elsewhere; `axes` are inserted."""
         mask = self.node("Mul", [self.to_real(hidden), self.scalar(MASKED)])
         return self.node("Unsqueeze", [mask, self.integers(*axes)])
+
+    def _masks(self, window: int | None) -> tuple[str, str]:
+        """Of cached slots [1, 1, 1 or T, context] and of new positions [1, 1, T, T]; a slot holds its own position."""
+        if window is None or window >= self.context:
+            return self.cached_mask, self.new_mask
+        if window not in self._window_masks:
+            slots = self.constant("slots", np.arange(self.context, dtype=np.float32)[None, None])
+            last = self.constant(f"window_{window}", np.array(window - 1, np.float32))  # what is farther is not seen
+            cached, new = (
+                self.add(mask, self._mask(self.node("Less", [last, self.node("Sub", [self.query_positions, keys])]), 1))
+                for mask, keys in ((self.cached_mask, slots), (self.new_mask, self.key_positions))
+            )
+            self._window_masks[window] = cached, new
+        return self._window_masks[window]
 
     def embed(self, table: str) -> str:
         return self._rows(table, "input_ids")
@@ -135,8 +153,9 @@ class Portable(SignedCodes):
         for name, new in zip(ports("present", layer), (key, value), strict=True):
             self.node_into("Identity", [new], [name])
         past_key, past_value = ports("past_key_values", layer)
-        cached = self.add(self._scores(query, past_key, layer, attention), self.cached_mask)  # [1, heads, T, context]
-        fresh = self.add(self._scores(query, key, layer, attention), self.new_mask)  # [1, heads, T, T]
+        cached_mask, new_mask = self._masks(attention.window)
+        cached = self.add(self._scores(query, past_key, layer, attention), cached_mask)  # [1, heads, T, context]
+        fresh = self.add(self._scores(query, key, layer, attention), new_mask)  # [1, heads, T, T]
         weights = self.node("Softmax", [self.node("Concat", [cached, fresh], axis=-1)], axis=-1)
         from_cache = self._mixed(self._part(weights, 0, self.context), past_value, layer, attention)
         from_new = self._mixed(self._part(weights, self.context, END), value, layer, attention)

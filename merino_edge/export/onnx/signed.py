@@ -10,6 +10,7 @@ from onnx import TensorProto
 
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.quantize import Quantized, quantize_blocks
+from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import Weights
 
 
@@ -17,9 +18,13 @@ class SignedCodes(Graph):
     """A table is stored once, [vocab, width]: the embedding gathers rows of it, and the backend transposes it for the
     head when it opens the graph."""
 
-    def __init__(self, weights: Weights, context: int, precision: str):
-        super().__init__(weights, context, precision)
+    def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
+        super().__init__(weights, context, precision, blocks)
         self._signed_codes: dict[str, np.ndarray] = {}
+
+    def forget(self) -> None:
+        super().forget()
+        self._signed_codes.clear()
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
         """Each row is one block, since MatMulInteger has no smaller ones."""

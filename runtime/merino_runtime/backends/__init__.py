@@ -1,25 +1,37 @@
 """Backends run the graph of a bundle. They know ids and arrays; text, sampling and timing lie elsewhere."""
-from typing import Optional
+from typing import Callable, Optional
 
+from merino_runtime.backend_choice import TENSORRT, choose_backend
 from merino_runtime.backends.backend import Backend
-from merino_runtime.bundle import Bundle, need_of
-from merino_runtime.errors import MerinoError
-
-BACKENDS = ("onnxruntime",)
+from merino_runtime.bundle import Bundle
 
 
 def open_backend(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
-                 huge_pages: bool = True) -> Backend:
+                 huge_pages: bool = True, backend: Optional[str] = None,
+                 say: Callable[[str], None] = lambda _: None) -> Backend:
     """threads: of decode, and of prefill if prefill_threads is None. None: the bundle's choice, else by the machine.
 
-    huge_pages False: the weights stay in small pages. Raises MerinoError if the backend is not installed, its version
-    is refused, a thread count is not allowed, or the graph cannot be opened.
+    huge_pages False: the weights stay in small pages. backend: as of `choose_backend`. say: gets notes, such as that an
+    engine is built. Raises MerinoError if the backend is not installed, its version is refused, a thread count is not
+    allowed, or the graph cannot be opened.
     """
-    if need_of(bundle, "onnxruntime"):
-        from merino_runtime.backends.onnx import OnnxBackend
-        from merino_runtime.backends.onnx_session import open_model
+    if choose_backend(bundle, backend, say) == TENSORRT:
+        return _open_tensorrt(bundle, threads or prefill_threads, say)
+    from merino_runtime.backends.onnx import OnnxBackend
+    from merino_runtime.backends.onnx_session import open_model
 
-        return OnnxBackend(open_model(bundle, threads, prefill_threads, huge_pages))
-    named = " or ".join(repr(need.name) for need in bundle.backends)
-    raise MerinoError(f"bundle {bundle.name!r} needs the backend {named}, this runtime has "
-                      f"{', '.join(BACKENDS)}. Use the merino.pyz of the bundle's folder, or export it again.")
+    return OnnxBackend(open_model(bundle, threads, prefill_threads, huge_pages))
+
+
+def _open_tensorrt(bundle: Bundle, threads: Optional[int], say: Callable[[str], None]) -> Backend:
+    from merino_runtime.backends.tensorrt import TensorRtBackend
+    from merino_runtime.backends.tensorrt_model import open_model
+
+    if threads:
+        say("thread counts are of the CPU; TensorRT computes on the GPU and ignores them")
+    model = open_model(bundle, say)
+    try:
+        return TensorRtBackend(model)
+    except BaseException:
+        model.close()
+        raise

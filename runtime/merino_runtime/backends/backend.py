@@ -3,6 +3,8 @@ from typing import Dict, Iterable, List, Sequence, Tuple
 
 import numpy as np
 
+from merino_runtime.errors import MerinoError
+
 
 class Backend:
     """A model with its KV cache, which is allocated once. It runs one generation at a time; `fork` gives more.
@@ -13,6 +15,7 @@ class Backend:
     Logits are a view that the next call overwrites: copy them to keep them. After a call that failed or was
     interrupted the cache holds `ids` as before the call, and the backend can be used.
     """
+    engine = ""  # name, version and processor, for records: "onnxruntime 1.32.0 CPU"
     context = 0  # KV slots
     vocab = 0
     changes = 0  # grows by at least 1 with each `prefill`, `step`, `truncate` and `fill`
@@ -58,3 +61,37 @@ class Backend:
     def close(self) -> None:
         """Frees the cache, and the weights with the last fork. Every other call raises MerinoError afterwards."""
         raise NotImplementedError
+
+
+def check_prefill(backend: Backend, ids: Sequence[int]) -> None:
+    """Raises MerinoError for ids that do not fit the free slots, or that the model does not have."""
+    count, free = len(ids), backend.context - backend.length
+    if not 0 < count <= free:
+        raise MerinoError(
+            f"a prefill of {count} ids does not fit: {backend.length} of the {backend.context} cache slots "
+            f"are filled, {free} free, and it takes at least 1 id. Shorten the "
+            "prompt, or export with a longer --context.")
+    if not 0 <= min(ids) <= max(ids) < backend.vocab:
+        raise MerinoError(f"prompt ids are from {min(ids)} to {max(ids)}, the model has 0 to "
+                          f"{backend.vocab - 1}. Use the tokenizer of this model.")
+
+
+def check_step(backend: Backend, token_id: int) -> None:
+    """Raises MerinoError for an id that does not exist, and where the cache is full."""
+    if not 0 <= token_id < backend.vocab:
+        raise MerinoError(f"token id {token_id} does not exist, the model has 0 to {backend.vocab - 1}. Use ids of "
+                          "this model's tokenizer.")
+    if backend.length >= backend.context:
+        raise MerinoError(f"the KV cache is full: all {backend.context} slots are filled. Ask for fewer "
+                          "tokens, or export with a longer --context.")
+
+
+def check_truncate(backend: Backend, length: int) -> None:
+    """Raises MerinoError where fewer slots are filled."""
+    if not 0 <= length <= backend.length:
+        raise MerinoError(f"the cache cannot be truncated to {length} ids, it holds {backend.length}. Allowed: 0 to "
+                          f"{backend.length}.")
+
+
+def closed() -> MerinoError:
+    return MerinoError("this backend is closed. Open another one, or close it later.")

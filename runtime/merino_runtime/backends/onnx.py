@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from merino_runtime.backends.backend import Backend
+from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, closed
 from merino_runtime.backends.onnx_session import Model, first_line
 from merino_runtime.bundle import Port
 from merino_runtime.errors import MerinoError
@@ -26,6 +26,7 @@ class OnnxBackend(Backend):
         self.prefill_threads, self.decode_threads = model.threads
         self._model: Optional[Model] = model
         self._ort_version = model.ort_version
+        self.engine = f"onnxruntime {model.version} CPU"
         self._prefill_session, self._decode_session = model.prefill_session, model.decode_session
         self._fused = bundle.dialect == "fused"
         self._ports = {port.name: port for port in (*bundle.inputs, *bundle.outputs)}
@@ -61,7 +62,8 @@ class OnnxBackend(Backend):
         return not self._fused or self._ort_version >= FIRST_CHUNKED_GQA
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
-        self._check_prefill(ids)
+        self._open_model()
+        check_prefill(self, ids)
         chunk = PREFILL_CHUNK_IDS
         if not self.extends_fast:
             chunk = 1 if self._ids else len(ids)
@@ -71,20 +73,8 @@ class OnnxBackend(Backend):
 
     def _open_model(self) -> Model:
         if self._model is None:
-            raise MerinoError("this backend is closed. Open another one, or close it later.")
+            raise closed()
         return self._model
-
-    def _check_prefill(self, ids: Sequence[int]) -> None:
-        self._open_model()
-        count, free = len(ids), self.context - self.length
-        if not 0 < count <= free:
-            raise MerinoError(
-                f"a prefill of {count} ids does not fit: {self.length} of the {self.context} cache slots "
-                f"are filled, {free} free, and it takes at least 1 id. Shorten the "
-                "prompt, or export with a longer --context.")
-        if not 0 <= min(ids) <= max(ids) < self.vocab:
-            raise MerinoError(f"prompt ids are from {min(ids)} to {max(ids)}, the model has 0 to "
-                              f"{self.vocab - 1}. Use the tokenizer of this model.")
 
     def _prefill_chunk(self, ids: Sequence[int]) -> np.ndarray:
         if len(ids) == 1:
@@ -100,12 +90,7 @@ class OnnxBackend(Backend):
 
     def step(self, token_id: int) -> np.ndarray:
         self._open_model()
-        if not 0 <= token_id < self.vocab:
-            raise MerinoError(f"token id {token_id} does not exist, the model has 0 to {self.vocab - 1}. Use ids of "
-                              "this model's tokenizer.")
-        if self.length >= self.context:
-            raise MerinoError(f"the KV cache is full: all {self.context} slots are filled. Ask for fewer "
-                              "tokens, or export with a longer --context.")
+        check_step(self, token_id)
         self._decode_id[0, 0] = token_id
         self._decode_position[0, 0] = self.length
         if self._fused:
@@ -114,9 +99,7 @@ class OnnxBackend(Backend):
 
     def truncate(self, length: int) -> None:
         self._open_model()
-        if not 0 <= length <= self.length:
-            raise MerinoError(f"the cache cannot be truncated to {length} ids, it holds {self.length}. Allowed: 0 to "
-                              f"{self.length}.")
+        check_truncate(self, length)
         with self._lock:
             self.changes += 1
             del self._ids[length:]

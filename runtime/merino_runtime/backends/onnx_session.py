@@ -24,7 +24,11 @@ class Model(NamedTuple):
     threads: ThreadCounts
     prefill_session: Any
     decode_session: Any  # the same object if the thread counts are equal
-    ort_version: Tuple[int, ...]
+    version: str  # of onnxruntime
+
+    @property
+    def ort_version(self) -> Tuple[int, ...]:
+        return version_tuple(self.version)
 
 
 def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
@@ -40,7 +44,7 @@ def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: O
         if is_out_of_memory(error):
             raise MerinoError(out_of_memory(bundle, "opening the graph", counts.sessions)) from error
         raise
-    return Model(bundle, counts, prefill_session, decode_session, version_tuple(onnxruntime.__version__))
+    return Model(bundle, counts, prefill_session, decode_session, onnxruntime.__version__)
 
 
 def import_onnxruntime(bundle: Bundle) -> Any:

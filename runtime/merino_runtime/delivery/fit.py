@@ -6,6 +6,7 @@ import re
 from typing import List, NamedTuple, Optional, Tuple
 
 from merino_runtime import board
+from merino_runtime.backend_choice import TENSORRT, choose_backend
 from merino_runtime.bundle import BackendNeed, Bundle, backends_text, bundle_of
 from merino_runtime.delivery.archive import Archive, read_member
 from merino_runtime.delivery.machine import Machine
@@ -22,14 +23,16 @@ class Choice(NamedTuple):
     bundle: Bundle
     wheels: Optional[WheelSet]  # None: the file holds none, and the machine's own packages are used
     notes: Tuple[str, ...]  # on what will make it slow
+    backend: str  # that the machine takes for it
 
 
-def choose(archive: Archive, machine: Machine, force: bool = False) -> Choice:
+def choose(archive: Archive, machine: Machine, force: bool = False, backend: Optional[str] = None) -> Choice:
     """The first bundle of the file that runs well on the machine, those for its kind of core before others. Raises
     MerinoError where none does.
 
     force: onto a board that the file was not packed for, and with a format for which the CPU lacks the instructions.
-    What cannot run at all is refused even so.
+    What cannot run at all is refused even so. backend: as of `choose_backend`; None, on the workstation: the first that
+    the bundle lists.
     """
     manifest = archive.manifest
     if not force:
@@ -41,8 +44,12 @@ def choose(archive: Archive, machine: Machine, force: bool = False) -> Choice:
     for slow in (False, True)[:1 + force]:
         for path, bundle in bundles:
             try:
-                _check_version(bundle, wheels)
-                return Choice(path, bundle, wheels, tuple(board.check_bundle_fits(bundle, machine.board, slow)))
+                notes: List[str] = []
+                chosen = choose_backend(bundle, backend, notes.append)
+                if chosen != TENSORRT:  # which is the system's own, and in no file
+                    _check_version(bundle, wheels)
+                notes += board.check_bundle_fits(bundle, machine.board, slow, backend=chosen)
+                return Choice(path, bundle, wheels, tuple(notes), chosen)
             except MerinoError as error:
                 refusals.append(str(error))
     raise MerinoError(refusals[-1] if len(manifest.bundles) == 1 else "none of the file's bundles runs here: "

@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
+from merino_runtime.backend_choice import ASKED_FOR, TENSORRT
 from merino_runtime.bundle import load_bundle, sha256_of
 from merino_runtime.delivery import packages, releases, trial
 from merino_runtime.delivery.archive import (
@@ -36,10 +37,11 @@ from merino_runtime.verified import stamp_beside
 SELFTEST_TIMEOUT_S = 1800.0  # a Pi Zero 2 W decodes a large model at less than a token per second
 PASSED = b"ok: "  # the first word of `selftest` on stdout
 SPARE_BYTES = 2 * MB  # folders, links and small files of our own
+ENGINES = "engines"  # beside the bundle: where `engine_file` looks first
 WHEELS = "wheels"  # in ID.partial: unpacked, installed from, removed
 LAUNCHER = """#!/bin/sh
 # Runs this release: resolves its own folder once, so that a swap meanwhile mixes no two releases.
-here=$(dirname -- "$(readlink -f -- "$0")")
+here=$(dirname -- "$(readlink -f -- "$0")"){setting}
 python=$here/env/bin/python
 [ -x "$python" ] || python={python}
 [ -x "$python" ] || python=python3
@@ -53,16 +55,18 @@ class Checked(NamedTuple):
     archive: Archive
     choice: Choice
     notes: List[str]
+    asked_backend: Optional[str]  # on the command line
 
 
 def install(path: str, root: str, keys: Sequence[str] = (), allow_unsigned: bool = False, force: bool = False,
-            tell: Tell = lambda _: None) -> Dict[str, Any]:
+            tell: Tell = lambda _: None, backend: Optional[str] = None) -> Dict[str, Any]:
     """Installs the packed file at `path` -> what `install --json` prints.
 
     root: the folder of releases, made where its parent is there. keys: public keys' files, trusted from now on. force:
-    as of `fit.choose`. tell: gets a line per step. Raises MerinoError; what was installed before then stays as it was.
+    and backend: as of `fit.choose`; a backend that was asked for is the release's from then on. tell: gets a line per
+    step. Raises MerinoError; what was installed before then stays as it was.
     """
-    checked = check(path, root, keys, allow_unsigned, force, tell)
+    checked = check(path, root, keys, allow_unsigned, force, tell, backend)
     archive = checked.archive
     _make_root(root)
     with locked(root, "install"):
@@ -76,8 +80,7 @@ def install(path: str, root: str, keys: Sequence[str] = (), allow_unsigned: bool
         else:
             _check_space(root, checked)
             _make_release(root, checked, tell)
-        tell("self-test: generating the bundle's golden ids")
-        _test_or_remove(root, archive.id, before)
+        _test_or_remove(root, checked, before, tell)
         if before.current != archive.id:
             trial.start_over(releases.release_folder(root, archive.id))
             kept = before.current or before.previous
@@ -87,7 +90,8 @@ def install(path: str, root: str, keys: Sequence[str] = (), allow_unsigned: bool
     return _result(root, checked, before.current if before.current != archive.id else None)
 
 
-def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force: bool, tell: Tell) -> Checked:
+def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force: bool, tell: Tell,
+          backend: Optional[str] = None) -> Checked:
     """All that can be refused before anything is written. Raises MerinoError."""
     archive, notes = open_archive(path), []
     trusted = [key.key for key in trusted_keys(root)] + [read_public_key(key).key for key in keys]
@@ -98,12 +102,14 @@ def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force
         notes.append("the file has no signature: only accidents are excluded, not another sender")
     tell(f"hashing {archive.bytes / MB:.0f} MB")
     check_hashes(archive)
-    choice = choose(archive, this_machine(os.path.abspath(root)), force)
+    choice = choose(archive, this_machine(os.path.abspath(root)), force, backend)
+    if choice.backend == TENSORRT:
+        packages.check_tensorrt()
     if choice.wheels:
         packages.check_tools(archive, choice.wheels)
     else:
-        packages.check_present([need.name for need in choice.bundle.backends])
-    return Checked(archive, choice, notes + list(choice.notes))
+        packages.check_present([choice.backend] if backend else [need.name for need in choice.bundle.backends])
+    return Checked(archive, choice, notes + list(choice.notes), backend)
 
 
 def _make_root(root: str) -> None:
@@ -192,7 +198,8 @@ def _make_environment(partial: str, checked: Checked, tell: Tell) -> None:
     unpacked = os.path.join(partial, WHEELS)
     for entry in files_under(archive.manifest, wheels.path):
         _unpack(archive, entry, os.path.join(unpacked, os.path.basename(entry.path)))
-    packages.make_environment(partial, archive, wheels, unpacked)
+    # TensorRT is the system's, so the environment then sees its packages too.
+    packages.make_environment(partial, archive, wheels, unpacked, checked.choice.backend == TENSORRT)
     shutil.rmtree(unpacked)
 
 
@@ -210,7 +217,11 @@ def _write_own(partial: str, checked: Checked) -> None:
     """What a release holds beside the archive's files."""
     archive, bundle = checked.archive, checked.choice.bundle
     launcher = os.path.join(partial, releases.LAUNCHER)
-    write_output(launcher, LAUNCHER.format(python=shlex.quote(sys.executable or "python3")))
+    asked = checked.asked_backend
+    setting = f"\nexport {ASKED_FOR}=${{{ASKED_FOR}:-{asked}}}" if asked else ""
+    write_output(launcher, LAUNCHER.format(python=shlex.quote(sys.executable or "python3"), setting=setting))
+    if checked.choice.backend == TENSORRT:
+        os.mkdir(os.path.join(partial, ENGINES))
     os.chmod(launcher, 0o755)
     write_output(os.path.join(partial, NAME), archive.manifest_bytes)
     if archive.signature:
@@ -226,13 +237,19 @@ def _write_own(partial: str, checked: Checked) -> None:
 def _choice_record(checked: Checked) -> Dict[str, Any]:
     wheels = checked.choice.wheels
     return {"bundle": checked.choice.path, "wheels": wheels.path if wheels else None,
-            "interpreter": packages.base_python() if wheels else sys.executable}
+            "interpreter": packages.base_python() if wheels else sys.executable,
+            "backend": checked.asked_backend}
 
 
-def _test_or_remove(root: str, release_id: str, before: releases.Links) -> None:
+def _test_or_remove(root: str, checked: Checked, before: releases.Links, tell: Tell) -> None:
     """A release that fails is removed, unless a link leads to it already."""
+    release_id = checked.archive.id
+    folder = releases.release_folder(root, release_id)
     try:
-        selftest(releases.release_folder(root, release_id))
+        if checked.choice.backend == TENSORRT:
+            build_engine(folder, tell)
+        tell("self-test: generating the bundle's golden ids")
+        selftest(folder)
     except MerinoError as error:
         if release_id in before:
             launcher = os.path.join(root, releases.CURRENT, releases.LAUNCHER)
@@ -241,6 +258,22 @@ def _test_or_remove(root: str, release_id: str, before: releases.Links) -> None:
         releases.remove_release(root, release_id)
         kept = f"{before.current} stays in use" if before.current else "nothing is installed"
         raise MerinoError(f"{error} The new release was removed; {kept}.") from error
+
+
+def build_engine(folder: str, tell: Tell) -> None:
+    """Lets the release in `folder` build its TensorRT engine in a process of its own. MerinoError with what it said."""
+    command = [os.path.join(folder, releases.LAUNCHER), "build-engine", releases.INSTALLED]
+    said = ""
+    try:
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+                              ) as process:
+            for line in process.stderr or ():
+                said = line.decode("utf-8", "replace").strip()
+                tell(said)
+    except OSError as error:
+        raise machine_fault(f"start {command[0]}", error) from error
+    if process.returncode:
+        raise MerinoError(f"no engine was built: {said or f'exit code {process.returncode}, and no word of why'}")
 
 
 def selftest(folder: str) -> None:

@@ -13,6 +13,7 @@ import sys
 import zipfile
 from typing import Any, Dict, List, Sequence
 
+from merino_runtime.backend_choice import TENSORRT, is_installed
 from merino_runtime.delivery.archive import Archive
 from merino_runtime.delivery.manifest import FileEntry, WheelSet, files_under
 from merino_runtime.delivery.releases import ENVIRONMENT
@@ -51,6 +52,14 @@ def check_present(backends: Sequence[str]) -> None:
                           f"{install_commands(needed)}. Or pack the file with --wheels.")
 
 
+def check_tensorrt() -> None:
+    """Raises MerinoError where this Python lacks TensorRT, which no file brings. Imports nothing."""
+    if not is_installed(TENSORRT):
+        raise MerinoError(f"{sys.executable} finds no TensorRT, which comes with a Jetson's JetPack: sudo apt-get "
+                          "install python3-libnvinfer, and install with the system's python3. Or install for the CPU: "
+                          "--backend onnxruntime.")
+
+
 def unpacked_bytes(archive: Archive, wheels: WheelSet) -> int:
     """What the environment will take, from the lists of contents that the wheels, which are zips, end with. Raises
     MerinoError for what is no wheel, and for one with a path that leads out of the environment."""
@@ -68,10 +77,13 @@ def unpacked_bytes(archive: Archive, wheels: WheelSet) -> int:
     return total
 
 
-def make_environment(folder: str, archive: Archive, wheels: WheelSet, wheel_folder: str) -> None:
-    """Makes `folder`/env. wheel_folder: where the wheels lie unpacked. Raises MerinoError with what pip said."""
+def make_environment(folder: str, archive: Archive, wheels: WheelSet, wheel_folder: str,
+                     system_packages: bool = False) -> None:
+    """Makes `folder`/env. wheel_folder: where the wheels lie unpacked. system_packages: the system's are seen too.
+    Raises MerinoError with what pip said."""
     environment, python = os.path.join(folder, ENVIRONMENT), python_of(folder)
-    _run([base_python(), "-m", "venv", "--without-pip", environment], "make a virtual environment")
+    seen = ["--system-site-packages"] if system_packages else []
+    _run([base_python(), "-m", "venv", "--without-pip", *seen, environment], "make a virtual environment")
     pip = os.path.join(wheel_folder, os.path.basename(_pip_wheel(archive, wheels).path), "pip")
     paths = [os.path.join(wheel_folder, os.path.basename(entry.path)) for entry in _installed(archive, wheels)]
     # Without dependencies: the file holds what is needed, which is less than what packages ask for.

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from typing import Any, BinaryIO, Callable, Dict, List
+from typing import Any, BinaryIO, Callable, Dict, List, Optional
 
 BEGIN = "merino: the answer begins"
 CACHE = "@cache"  # in an argument or folder: this user's cache folder of ours
@@ -23,6 +23,7 @@ PYTHON = "@python"  # in an argument: the Python that runs this
 PIECE = 1 << 18  # bytes
 SILENCE_S = 60  # without a byte of a file: the workstation is gone, though nobody closed the connection
 KILL_AFTER_S = 5.0
+NOT_FOUND = 127  # as a shell says that there is no such program
 
 
 def main() -> None:
@@ -90,12 +91,9 @@ def find_python(candidates: List[str], modules: List[str]) -> int:
 def run(arguments: List[str], stdin_bytes: int) -> int:
     """Runs a program, whose stdin follows; its output is this one's. It is ended when the connection is."""
     data = sys.stdin.buffer.read(stdin_bytes)
-    try:
-        child = subprocess.Popen(list(map(placed, arguments)), stdin=subprocess.PIPE, start_new_session=True)
-    except OSError as error:
-        sys.stderr.write("cannot run {}: {}\n".format(arguments[0], error.strerror))
-        sys.stderr.flush()
-        return 127
+    child = begun(arguments)
+    if child is None:
+        return NOT_FOUND
     threading.Thread(target=end_with_stdin, args=(child,), daemon=True).start()
     assert child.stdin
     with contextlib.suppress(BrokenPipeError):  # it does not read what it was given
@@ -103,6 +101,38 @@ def run(arguments: List[str], stdin_bytes: int) -> int:
         child.stdin.close()
     code = child.wait()
     return code if code >= 0 else 128 - code
+
+
+def begun(arguments: List[str]) -> Optional[subprocess.Popen]:
+    """The program, waiting for its stdin; None where it cannot be run, which stderr is told."""
+    try:
+        return subprocess.Popen(list(map(placed, arguments)), stdin=subprocess.PIPE, start_new_session=True)
+    except OSError as error:
+        sys.stderr.write("cannot run {}: {}\n".format(arguments[0], error.strerror))
+        sys.stderr.flush()
+        return None
+
+
+def talk(arguments: List[str]) -> int:
+    """Runs a program that is given this one's stdin line by line, and ends with it."""
+    child = begun(arguments)
+    if child is None:
+        return NOT_FOUND
+    threading.Thread(target=pass_lines_on, args=(child,), daemon=True).start()
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+def pass_lines_on(child: subprocess.Popen) -> None:
+    assert child.stdin
+    with contextlib.suppress(BrokenPipeError):
+        for line in iter(sys.stdin.buffer.readline, b""):
+            child.stdin.write(line)
+            child.stdin.flush()
+        child.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # an answer may be under way, which nobody reads any more
+        child.wait(KILL_AFTER_S)
+    end_with_stdin(child)
 
 
 def end_with_stdin(child: subprocess.Popen) -> None:
@@ -210,7 +240,7 @@ def discard(paths: List[str]) -> int:
 
 
 WAYS: Dict[str, Callable[..., int]] = {
-    "ask": ask, "find_python": find_python, "run": run, "receive": receive, "discard": discard}
+    "ask": ask, "find_python": find_python, "run": run, "talk": talk, "receive": receive, "discard": discard}
 
 if __name__ == "__main__":
     main()

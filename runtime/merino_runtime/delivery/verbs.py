@@ -8,6 +8,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
+from merino_runtime.backend_choice import BACKENDS
 from merino_runtime.delivery import releases
 from merino_runtime.delivery.lock import locked
 from merino_runtime.errors import MerinoError
@@ -63,6 +64,9 @@ def _add_install(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-unsigned", action="store_true", help="install a file that nobody signed")
     parser.add_argument("--force", action="store_true",
                         help="also on another board than it was packed for, or where it will be slow")
+    parser.add_argument("--backend", choices=BACKENDS,
+                        help="that the release will use; with tensorrt its engine is built before the self-test. "
+                             "Default: tensorrt on a Jetson that has it, else the first that the bundle lists")
     parser.add_argument("--service", action="store_true",
                         help="as root: test it at each start of the board, and go back where it fails (systemd)")
     _add_json(parser)
@@ -76,7 +80,8 @@ def _install(arguments: argparse.Namespace) -> int:
         from merino_runtime.delivery.service import check_service, set_up_service
 
         check_service(root)
-    found = install(arguments.file, root, arguments.keys, arguments.allow_unsigned, arguments.force, say)
+    found = install(arguments.file, root, arguments.keys, arguments.allow_unsigned, arguments.force, say,
+                    arguments.backend)
     if arguments.service:
         found["notes"].extend(set_up_service(root))
     for note in found["notes"]:

@@ -1,0 +1,289 @@
+"""Checks a portable bundle on an NVIDIA GPU: the same logits and ids as ONNX Runtime on the CPU, and how fast.
+
+    python bench/gpu_check.py [--fp16] [-o gpu-check.json] [BUNDLE]
+
+With TensorRT 8.2 or 10.x: builds the engine and runs the backend that boards run. Without it, and it says so: the same
+graph by ONNX Runtime's CUDA provider, else by torch, operator by operator. Those prove the graph's mathematics on a
+GPU, and nothing about TensorRT. Also timed: ONNX Runtime on the CPU, and torch's own model, eager, on the GPU. Without
+BUNDLE: the embedded model. The record holds all samples. Exit code 1: no GPU, or a difference that is too large.
+"""
+
+import argparse
+import ctypes
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+
+from merino_edge.export.export import export
+from merino_edge.export.source import load_source
+from merino_runtime.backends import open_backend
+from merino_runtime.backends.backend import Backend
+from merino_runtime.bundle import Bundle, load_bundle
+from merino_runtime.errors import MerinoError
+from merino_runtime.outputs import write_output
+
+SCHEMA = 1
+STEPS, ROUNDS, WARM_UP_ROUNDS = 32, 5, 2
+# Of the largest logit: ten times what float32 needs, and what float16 kernels of a small model may make.
+TOLERANCES = {"fp32": 1e-3, "fp16": 5e-2}
+TORCH_TYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16}
+Runner = Callable[[list[int]], np.ndarray]  # new ids behind those of earlier calls -> logits [vocab]; [] starts anew
+
+
+def gpu_name() -> str | None:
+    """By the driver; None where there is none, or no GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    count, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return None
+    driver.cuDeviceGetName(name, 256, 0)
+    return name.value.decode("utf-8", "replace")
+
+
+def of_backend(backend: Backend) -> Runner:
+    def run(ids: list[int]) -> np.ndarray:
+        if not ids:
+            backend.truncate(0)
+            return np.zeros(0)
+        return backend.step(ids[0]) if len(ids) == 1 else backend.prefill(ids)
+
+    return run
+
+
+def of_graph(bundle: Bundle, compute: Callable[[dict[str, np.ndarray]], dict[str, Any]]) -> Runner:
+    """A portable graph whose caches the host keeps; slow, since they travel at each run."""
+    shapes = {port.name: port for port in bundle.inputs if port.name.startswith("past_")}
+    caches = {name: np.zeros(port.shape, port.dtype) for name, port in shapes.items()}  # [1, heads, context, head_size]
+    filled = [0]
+
+    def run(ids: list[int]) -> np.ndarray:
+        if not ids:
+            filled[0] = 0
+            return np.zeros(0)
+        start, end = filled[0], filled[0] + len(ids)
+        mask = (np.arange(bundle.context) < start).astype(np.int64)[None]
+        feeds = {"input_ids": np.array([ids]), "position_ids": np.arange(start, end)[None], "attention_mask": mask}
+        known = {port.name for port in bundle.inputs}
+        found = compute({**{name: value for name, value in feeds.items() if name in known}, **caches})
+        for name, cache in caches.items():
+            cache[:, :, start:end] = found[name.replace("past_key_values", "present")]
+        filled[0] = end
+        return found["logits"].reshape(-1)
+
+    return run
+
+
+def on_cuda_provider(bundle: Bundle) -> Runner:
+    import onnxruntime
+
+    path = str(Path(bundle.folder) / "model.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    if session.get_providers()[0] != "CUDAExecutionProvider":
+        raise MerinoError("onnxruntime's CUDA provider does not load here.")
+    names = [each.name for each in session.get_outputs()]
+    return of_graph(bundle, lambda feeds: dict(zip(names, session.run(names, feeds), strict=True)))
+
+
+def on_torch(bundle: Bundle, device: str) -> Runner:
+    """The portable graph, operator by operator, as ONNX defines them."""
+    model = onnx.load(str(Path(bundle.folder) / "model.onnx"))
+    constants = {each.name: torch.tensor(numpy_helper.to_array(each)).to(device) for each in model.graph.initializer}
+    names = [each.name for each in model.graph.output]
+
+    @torch.no_grad()
+    def compute(feeds: dict[str, np.ndarray]) -> dict[str, Any]:
+        values = {**constants, **{name: torch.from_numpy(value).to(device) for name, value in feeds.items()}}
+        for node in model.graph.node:
+            keys = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+            given = [values[name] for name in node.input]
+            results = operator(node.op_type, given, keys, len(node.output))
+            values.update(zip(node.output, results, strict=True))
+        return {name: values[name].cpu().numpy() for name in names}
+
+    return of_graph(bundle, compute)
+
+
+ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Equal": torch.eq, "Less": torch.lt,
+    "MatMul": torch.matmul, "Sqrt": torch.sqrt, "Tanh": torch.tanh, "Relu": torch.relu, "Sigmoid": torch.sigmoid,
+    "Identity": lambda x: x,
+}  # fmt: skip
+
+
+def operator(kind: str, x: list[torch.Tensor], keys: dict[str, Any], outputs: int) -> tuple[torch.Tensor, ...]:
+    """What a node of a portable graph gives. Raises MerinoError for an operator that these graphs do not have."""
+    if kind in ELEMENTWISE:
+        return (ELEMENTWISE[kind](*x),)
+    if kind == "Split":
+        return torch.tensor_split(x[0], outputs, keys["axis"])
+    if kind == "Slice":
+        axis, start, end = (int(each.reshape(-1)[0]) for each in (x[3], x[1], x[2]))
+        return (x[0][(slice(None),) * (axis % x[0].dim()) + (slice(start, end),)],)
+    if kind in ("Unsqueeze", "Squeeze"):
+        for axis in sorted(x[1].tolist(), reverse=kind == "Squeeze"):
+            x[0] = x[0].unsqueeze(axis) if kind == "Unsqueeze" else x[0].squeeze(axis)
+        return (x[0],)
+    simple: dict[str, Callable[[], torch.Tensor]] = {
+        "Cast": lambda: x[0].to(TORCH_TYPES[keys["to"]]),
+        "Gather": lambda: x[0][x[1]],
+        "Reshape": lambda: x[0].reshape(x[1].tolist()),
+        "Transpose": lambda: x[0].permute(keys["perm"]),
+        "Concat": lambda: torch.cat(x, keys["axis"]),
+        "Softmax": lambda: torch.softmax(x[0], keys.get("axis", -1)),
+        "ReduceMean": lambda: x[0].mean(keys["axes"], keepdim=True),
+        "Gemm": lambda: x[0] @ (x[1].T if keys.get("transB") else x[1]),
+    }
+    if kind not in simple:
+        raise MerinoError(f"the graph has the operator {kind}, which this check does not know.")
+    return (simple[kind](),)
+
+
+def torch_eager(bundle: Bundle, device: str) -> Runner:
+    """torch's own model of the same weights, with its own cache."""
+    model = load_source(bundle.folder).model.to(device).eval()
+    state: list[Any] = [None]
+
+    @torch.no_grad()
+    def run(ids: list[int]) -> np.ndarray:
+        if not ids:
+            state[0] = None
+            return np.zeros(0)
+        out = model(torch.tensor([ids], device=device), past_key_values=state[0], use_cache=True)
+        state[0] = out.past_key_values
+        return out.logits[0, -1].float().cpu().numpy()
+
+    return run
+
+
+def gpu_runner(bundle: Bundle) -> tuple[str, Runner]:
+    """(what runs the graph on the GPU, a runner): TensorRT where it is installed."""
+    try:
+        backend = open_backend(bundle, backend="tensorrt", say=tell)
+        return backend.engine, of_backend(backend)
+    except MerinoError as error:
+        tell(f"TensorRT was NOT run: {error}")
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        tell("the graph runs on onnxruntime's CUDA provider in its place: this says nothing about TensorRT")
+        return f"onnxruntime {onnxruntime.__version__} CUDA", on_cuda_provider(bundle)
+    if torch.cuda.is_available():
+        tell("the graph runs on torch, operator by operator, in its place: this says nothing about TensorRT")
+        return f"torch {torch.__version__} CUDA, the portable graph", on_torch(bundle, "cuda")
+    raise MerinoError("neither TensorRT, nor onnxruntime's CUDA provider, nor torch can use the GPU here.")
+
+
+def greedy(
+    run: Runner, prompt: list[int], steps: int, ids: list[int] | None = None
+) -> tuple[np.ndarray, list[int]]:
+    """(logits [steps, vocab], chosen ids). ids: followed in place of the own choices, so that logits compare."""
+    run([])
+    rows, chosen = [run(prompt).copy()], []
+    for step in range(steps):
+        chosen.append(int(rows[-1].argmax()))
+        if step + 1 < steps:
+            rows.append(run([ids[step] if ids else chosen[-1]]).copy())
+    return np.array(rows), chosen
+
+
+def compare(found: Runner, expected: Runner, prompt: list[int], precision: str) -> dict[str, Any]:
+    rows, ids = greedy(expected, prompt, STEPS)
+    own, choices = greedy(found, prompt, STEPS, ids)
+    largest = float(np.abs(own - rows).max() / np.abs(rows).max())
+    return {"steps": STEPS, "largest_difference": largest, "tolerance": TOLERANCES[precision],
+            "same_choices": sum(a == b for a, b in zip(ids, choices, strict=True)),
+            "ok": largest <= TOLERANCES[precision]}  # fmt: skip
+
+
+def timed(run: Runner, prompt: list[int]) -> dict[str, Any]:
+    """Samples in ms of a prefill of the prompt, and of the decode steps behind it. Every call waits for its logits."""
+    prefill_ms: list[float] = []
+    step_ms: list[float] = []
+    for each in range(WARM_UP_ROUNDS + ROUNDS):
+        run([])
+        times = [time.perf_counter()]
+        token = int(run(prompt).argmax())
+        times.append(time.perf_counter())
+        for _ in range(STEPS):
+            token = int(run([token]).argmax())
+            times.append(time.perf_counter())
+        if each >= WARM_UP_ROUNDS:
+            taken = [1000 * (after - before) for before, after in zip(times[:-1], times[1:], strict=True)]
+            prefill_ms.append(taken[0])
+            step_ms += taken[1:]
+    return {"prompt": len(prompt), "prefill_ms": prefill_ms, "step_ms": step_ms,
+            "prefill_tok_s": 1000 * len(prompt) / statistics.median(prefill_ms),
+            "decode_tok_s": 1000 / statistics.median(step_ms)}  # fmt: skip
+
+
+def check(folder: str, gpu: str, fp16: bool) -> dict[str, Any]:
+    """The record. Raises MerinoError where nothing can run."""
+    bundle = load_bundle(folder)
+    if fp16 and bundle.precision != "fp16":
+        from merino_runtime.backends.engine_build import build_engine
+
+        build_engine(bundle, True, None, tell)
+    engine, on_gpu = gpu_runner(bundle)
+    on_cpu = of_backend(open_backend(bundle, backend="onnxruntime"))
+    count = max(1, min(128, bundle.context - STEPS - 1))
+    prompt = np.random.RandomState(0).randint(0, bundle.vocab, count).tolist()
+    precision = "fp16" if " fp16 " in engine or bundle.precision == "fp16" else "fp32"
+    record: dict[str, Any] = {
+        "schema": SCHEMA, "gpu": gpu, "engine": engine, "tensorrt": engine.startswith("tensorrt"),
+        "bundle": bundle.name, "params": bundle.params, "precision": precision, "machine": platform.machine(),
+        "python": platform.python_version(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "parity": compare(on_gpu, on_cpu, prompt, precision),
+        "speed": {engine: timed(on_gpu, prompt), "onnxruntime CPU": timed(on_cpu, prompt)},
+    }  # fmt: skip
+    if torch.cuda.is_available():
+        record["speed"]["torch eager CUDA"] = timed(torch_eager(bundle, "cuda"), prompt)
+    return record
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundle", nargs="?", help="a portable bundle in fp32 or fp16; default: the embedded model")
+    parser.add_argument("--fp16", action="store_true", help="an engine of float16 kernels")
+    parser.add_argument("-o", default="gpu-check.json", metavar="FILE", dest="path")
+    arguments = parser.parse_args()
+    gpu = gpu_name()
+    if gpu is None:
+        tell("gpu_check: no NVIDIA GPU, or no driver, on this machine. Nothing was run, and no record was written.")
+        return 1
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            if arguments.bundle is None:
+                export(load_source("embedded"), Path(folder) / "bundle", dialect="portable", precision="fp32")
+            record = check(arguments.bundle or f"{folder}/bundle", gpu, arguments.fp16)
+        write_output(arguments.path, json.dumps(record, indent=1) + "\n")
+    except MerinoError as error:
+        tell(f"gpu_check: {error}")
+        return 1
+    parity = record["parity"]
+    tell(f"{record['engine']}: logits differ by {parity['largest_difference']:.1e} of the largest, allowed "
+         f"{parity['tolerance']:g}; {parity['same_choices']} of {parity['steps']} choices are the same")
+    for name, speed in record["speed"].items():
+        tell(f"{name}: prefill {speed['prefill_tok_s']:.0f} tok/s, decode {speed['decode_tok_s']:.1f} tok/s")
+    return 0 if parity["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The GPU of a Jetson and the board's power mode, before and after a run.
+
+From jetson-stats (jtop) 3.x and 4.x, where it is installed and its service runs; else from the kernel's and nvpmodel's
+files. jtop is AGPL, so we import it and never ship it. A fact that this machine lacks is None; a machine without a GPU
+of this kind has no facts.
+"""
+import glob
+import json
+import os
+import re
+from contextlib import suppress
+from importlib.util import find_spec
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from merino_bench.fresh_process import run_apart
+from merino_bench.sensors.power import PROGRAM_INTERVAL_S, ina3221_rails, jtop_rails, rail_watts
+from merino_runtime.errors import MerinoError
+
+# By what the device tree's `compatible` says of the chip: name, and CUDA's compute capability.
+CHIPS = {
+    "nvidia,tegra210": ("Tegra X1 GPU (Maxwell)", "5.3"), "nvidia,tegra186": ("Tegra X2 GPU (Pascal)", "6.2"),
+    "nvidia,tegra194": ("Xavier GPU (Volta)", "7.2"), "nvidia,tegra234": ("Orin GPU (Ampere)", "8.7"),
+}
+NODES = ("gpu", "gp10b", "gv11b", "ga10b")  # of the GPU in the device tree, and so the end of its folder's name
+KHZ_PER_MHZ, HZ_PER_MHZ = 1e3, 1e6
+LONGEST_S = 20.0  # for jtop's answer
+
+
+def with_gpu(state: Dict[str, Any], root: str = "/") -> Dict[str, Any]:
+    """The state of `environment`, with `gpu`: {source, name, compute_capability, clock_mhz, clock_max_mhz,
+    load_percent, power_w, power_rail} or None; with `power_modes`, the names of all; and with `power_mode` where
+    nvpmodel itself did not answer."""
+    name, capability = gpu_name(root)
+    found = (jtop_facts() if root == "/" and name else None) or file_facts(root)
+    mode, modes = found.pop("mode"), found.pop("modes")
+    known = name is not None or found["clock_mhz"] is not None
+    facts = dict({"source": found.pop("source"), "name": name, "compute_capability": capability}, **found)
+    return dict(state, gpu=facts if known else None, power_mode=state.get("power_mode") or mode, power_modes=modes)
+
+
+def mode_flags(before: Mapping[str, Any], after: Mapping[str, Any]) -> List[str]:
+    """`low-power` where the board's mode was below its highest. before, after: of `with_gpu`."""
+    low = any(is_low(one.get("power_mode"), one.get("power_modes")) for one in (before, after))
+    return ["low-power"] if low else []
+
+
+def is_low(mode: Optional[str], modes: Optional[Sequence[str]]) -> bool:
+    """mode: `MAXN (0)` and the like. Without a mode MAXN, as on an Orin Nano before its Super mode, the highest is that
+    of the most watts; without a list of modes MAXN alone is high."""
+    name = (mode or "MAXN").split(" (")[0]
+    if name.startswith("MAXN"):
+        return False
+    watts = [_watts(one) for one in modes or ()]
+    return any(one.startswith("MAXN") for one in modes or ()) or not any(watts) or _watts(name) < max(watts)
+
+
+def _watts(mode: str) -> float:
+    found = re.search(r"(\d+(?:\.\d+)?)W", mode)
+    return float(found.group(1)) if found else 0.0
+
+
+def gpu_name(root: str = "/") -> Tuple[Optional[str], Optional[str]]:
+    """-> (name, compute capability), as far as the chip is a known one."""
+    chips = _read(os.path.join(root, "proc/device-tree/compatible")).split("\0")
+    return next((CHIPS[chip] for chip in chips if chip in CHIPS), (None, None))
+
+
+def jtop_facts() -> Optional[Dict[str, Any]]:
+    """Of jtop's service, asked in a process of its own: a client adds memory and a thread. None where there is no such
+    service."""
+    try:
+        if find_spec("jtop") is None:
+            return None
+        facts: Optional[Dict[str, Any]] = run_apart("merino_bench.sensors.gpu", "", LONGEST_S)["facts"]
+        return facts
+    except (ValueError, ImportError, MerinoError):  # ValueError: a module without a spec
+        return None
+
+
+def main() -> None:
+    """Prints {"facts": what jtop says}; null where it does not answer."""
+    facts, client = None, None  # type: Any, Any
+    try:
+        from jtop import jtop
+        client = jtop(interval=PROGRAM_INTERVAL_S)
+        client.start()
+        facts = facts_of(client) if client.ok() else None
+    except Exception:  # JtopException has no base of its own; whatever it is, the files are read then
+        pass
+    if client is not None:
+        with suppress(Exception):
+            client.close()
+    print(json.dumps({"facts": facts}))
+
+
+def facts_of(client: Any) -> Dict[str, Any]:
+    """Of a client of jtop, of either kind."""
+    clock_mhz, clock_max_mhz, load = _gpu_of(client.gpu)
+    rails = jtop_rails(client.power)
+    rail = gpu_rail(rails)
+    nvpmodel = client.nvpmodel
+    modes = None if nvpmodel is None else getattr(nvpmodel, "models", None) or getattr(nvpmodel, "modes", None)
+    return {
+        "source": "jtop", "clock_mhz": clock_mhz, "clock_max_mhz": clock_max_mhz, "load_percent": load,
+        "power_w": rails[rail] if rail else None, "power_rail": rail,
+        "mode": None if nvpmodel is None else f"{nvpmodel.name} ({nvpmodel.id})",
+        "modes": list(modes) if modes else None}
+
+
+def _gpu_of(gpu: Any) -> Tuple[Optional[float], Optional[float], Optional[float]]:
+    """jtop's `gpu` -> (MHz, highest MHz, load in percent).
+
+    4.x has an entry per GPU, in kHz. 3.x has one GPU: `frq` in kHz, `max_freq` in Hz whatever its documentation says.
+    """
+    if "val" in gpu:
+        return _scaled(gpu.get("frq"), KHZ_PER_MHZ), _scaled(gpu.get("max_freq"), HZ_PER_MHZ), float(gpu["val"])
+    for one in dict(gpu.items()).values():
+        if one.get("type") == "integrated":
+            clocks, load = one.get("freq", {}), one.get("status", {}).get("load")
+            return _scaled(clocks.get("cur"), KHZ_PER_MHZ), _scaled(clocks.get("max"), KHZ_PER_MHZ), load
+    return None, None, None
+
+
+def gpu_rail(rails: Mapping[str, float]) -> Optional[str]:
+    """The rail that feeds the GPU: alone, or on Orin Nano with the CPU."""
+    return next((rail for rail in sorted(rails, key=len) if "GPU" in rail.upper()), None)
+
+
+def file_facts(root: str = "/") -> Dict[str, Any]:
+    """The same of files: a frequency device in Hz, `load` in tenths of a percent, the INA3221, nvpmodel's own."""
+    folder = next((path for path in sorted(glob.glob(os.path.join(root, "sys/class/devfreq/*")))
+                   if _read(os.path.join(path, "device/of_node/name")).strip("\0\n") in NODES
+                   or path.endswith(tuple("." + node for node in NODES))), "")
+    clock, highest, load = (_number(os.path.join(folder, name)) if folder else None
+                            for name in ("cur_freq", "max_freq", "device/load"))
+    rails = rail_watts(ina3221_rails(root))
+    rail = gpu_rail(rails)
+    mode, modes = nvpmodel_files(root)
+    return {
+        "source": "files", "clock_mhz": _scaled(clock, HZ_PER_MHZ), "clock_max_mhz": _scaled(highest, HZ_PER_MHZ),
+        "load_percent": _scaled(load, 10),
+        "power_w": rails[rail] if rail else None, "power_rail": rail, "mode": mode, "modes": modes}
+
+
+def nvpmodel_files(root: str = "/") -> Tuple[Optional[str], Optional[List[str]]]:
+    """-> (`MAXN (0)`, names of all modes) from the state that nvpmodel keeps, and from its configuration."""
+    names = {int(number): name for number, name in re.findall(
+        r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", _read(os.path.join(root, "etc/nvpmodel.conf")))}
+    chosen = re.search(r"pmode:\s*(\d+)", _read(os.path.join(root, "var/lib/nvpmodel/status")))
+    number = int(chosen.group(1)) if chosen else None
+    mode = f"{names[number]} ({number})" if number in names else None
+    return mode, [names[each] for each in sorted(names)] or None
+
+
+def _scaled(value: Optional[float], divisor: float) -> Optional[float]:
+    return None if value is None else value / divisor
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _number(path: str) -> Optional[int]:
+    text = _read(path).strip()
+    return int(text) if re.match(r"\d+$", text) else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The commands that give text: `generate` and `chat`, on this machine or on a board."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merino_edge.cli.options import AcceptNew, Json, PrefillThreads, Ssh, Threads
+
+
+class Overflow(StrEnum):
+    stop = "stop"
+    error = "error"
+    shift = "shift"
+
+
+class ChatOverflow(StrEnum):
+    error = "error"
+    shift = "shift"
+
+
+def generate(
+    bundle: Annotated[str, typer.Argument(help="a bundle's folder, or `embedded`")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="text to go on from; `-`, or none after a pipe: it is read from stdin")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("-n", help="at most so many tokens")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="0: off")] = 40,
+    top_p: Annotated[float, typer.Option(help="1: off")] = 0.95,
+    min_p: Annotated[float, typer.Option(help="0: off")] = 0.05,
+    repetition_penalty: Annotated[float, typer.Option(help="1: off")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="default: a new one each time")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeat for more")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on after the end of the text")] = False,
+    allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format this CPU is slow at")] = False,
+    overflow: Annotated[Overflow, typer.Option(help="at the context's end; `shift` goes on")] = Overflow.stop,
+    threads: Threads = None,
+    prefill_threads: PrefillThreads = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="KV cache after the prompt: written if there is none yet, else read")
+    ] = None,
+    no_huge_pages: Annotated[bool, typer.Option("--no-huge-pages", help="weights stay in small pages")] = False,
+    ssh: Ssh = None,
+    accept_new: AcceptNew = False,
+    as_json: Json = False,
+) -> None:
+    """Stream text from a bundle: the board's own runtime, on this machine or on a board."""
+    from merino_edge.families.names import bundle_path
+    from merino_runtime.commands import run_generate, stdin_is_terminal
+    from merino_runtime.sampling import Sampling
+
+    if prompt is None and stdin_is_terminal():
+        raise typer.BadParameter("give a text, or `-` to read it from stdin", param_hint="PROMPT")
+    if ssh is not None:
+        from merino_edge.cli.over_ssh import generate_there, refuse_local, words_of
+
+        refuse_local(cache=cache)
+        options = words_of(
+            n=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, seed=seed, overflow=overflow.value, ignore_eos=ignore_eos,
+            allow_slow=allow_slow, t=threads, prefill_threads=prefill_threads, no_huge_pages=no_huge_pages,
+            json=as_json,
+        ) + [f"--stop={each}" for each in stop or ()]  # fmt: skip
+        raise typer.Exit(generate_there(ssh, accept_new, bundle, prompt, options))
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    run_generate(
+        bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,
+        allow_slow=allow_slow, overflow=overflow.value, prefill_threads=prefill_threads, huge_pages=not no_huge_pages,
+        cache_path=str(cache) if cache else None,
+    )  # fmt: skip
+
+
+def chat(
+    bundle: Annotated[str, typer.Argument(help="a bundle's folder")],
+    system: Annotated[str | None, typer.Option(help="the system message; default: the chat template's own")] = None,
+    no_think: Annotated[bool, typer.Option("--no-think", help="without thinking, where the template knows it")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option("-n", help="at most so many tokens of an answer")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="0: off")] = 40,
+    top_p: Annotated[float, typer.Option(help="1: off")] = 0.95,
+    min_p: Annotated[float, typer.Option(help="0: off")] = 0.05,
+    repetition_penalty: Annotated[float, typer.Option(help="1: off")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="default: a new one each time")] = None,
+    allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format this CPU is slow at")] = False,
+    overflow: Annotated[
+        ChatOverflow, typer.Option(help="at the context's end; `shift` drops the oldest turns and says so")
+    ] = ChatOverflow.error,
+    threads: Threads = None,
+    prefill_threads: PrefillThreads = None,
+    no_huge_pages: Annotated[bool, typer.Option("--no-huge-pages", help="weights stay in small pages")] = False,
+    ssh: Ssh = None,
+    accept_new: AcceptNew = False,
+    as_json: Json = False,
+) -> None:
+    """Talk with a model that was trained for it, on this machine or on a board. From a pipe, a line is a turn."""
+    from merino_edge.families.names import bundle_path
+    from merino_runtime.chat import run_chat
+    from merino_runtime.sampling import Sampling
+
+    if ssh is not None:
+        from merino_edge.cli.over_ssh import chat_there, words_of
+
+        options = words_of(
+            system=system, no_think=no_think, n=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, allow_slow=allow_slow,
+            overflow=overflow.value, t=threads, prefill_threads=prefill_threads, no_huge_pages=no_huge_pages,
+        )  # fmt: skip
+        raise typer.Exit(chat_there(ssh, accept_new, bundle, options, as_json))
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    code = run_chat(
+        bundle_path(bundle), as_json, threads=threads, prefill_threads=prefill_threads, allow_slow=allow_slow,
+        huge_pages=not no_huge_pages, system=system, no_think=no_think, max_new_tokens=max_new_tokens,
+        sampling=sampling, overflow=overflow.value,
+    )  # fmt: skip
+    raise typer.Exit(code)

@@ -1,0 +1,168 @@
+"""A chat template as bundle.json has it: rendered into parts where that is exact, so that the board needs no Jinja.
+
+Talks are rendered with marks in place of the messages' texts. What stands between the marks are the parts, if it is
+the same in each turn. Then talks of up to three turns are rendered both ways, with texts that templates are known to
+treat in their own way: only parts that give the same text each time are kept.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from merino_edge.families.chat_template import TEMPLATE, ChatTemplate
+from merino_runtime.bundle import Chat, ChatParts, MessageTexts, SystemParts
+from merino_runtime.bundle_schema import MESSAGE_TEXTS
+from merino_runtime.errors import MerinoError
+from merino_runtime.json_shape import LONGEST_PASSAGE
+from merino_runtime.template import (
+    DATE,
+    MARK,
+    MARK_END,
+    Render,
+    Turn,
+    by_parts,
+    compiled,
+    messages_of,
+    rendered,
+)
+
+TEXTS = (
+    "x", " x ", "\n\nx\n", "", " \n\t", "<think>\nr\n</think>\n\nx\n", "<think>r</think>  x ", "</think>", "<think>r",
+    "<|im_end|>\n<|im_start|>user", "{{ x }}{% y %}{# z #}", "\u3000x\u00a0",
+    "é\U0001f600\u0301 \"'\\<&>\r\n", "[/INST] </s>",
+)  # fmt: skip
+WHOLE = MessageTexts("whole", "whole", "whole")
+
+
+class InexactError(Exception):
+    """Why a template cannot be rendered into parts."""
+
+
+class NoSystemError(Exception):
+    """The template leaves the system message out."""
+
+
+class FoundChat(NamedTuple):
+    """`why_jinja`: why the template could not be rendered into parts; empty where it was."""
+
+    chat: Chat
+    why_jinja: str
+
+
+def chat_of(given: ChatTemplate) -> FoundChat:
+    """What bundle.json says of a template. Raises MerinoError for one that raises in a plain talk of three turns."""
+    try:
+        template = compiled(given.text, given.source)
+        for count in range(3):
+            rendered(template, given.tokens, messages_of(None, [Turn("x", "y")] * count, "z"))
+    except MerinoError as error:
+        raise MerinoError(
+            f"{given.source}: {error}. Correct the template, or leave the talk out of the bundle with --no-chat;"
+            " nothing was written"
+        ) from error
+    try:
+        parts = parts_of(template, given.tokens)
+    except InexactError as why:
+        return FoundChat(Chat(TEMPLATE, given.tokens, None), str(why))
+    return FoundChat(Chat(TEMPLATE, given.tokens, parts), "")
+
+
+def parts_of(template: Render, tokens: dict[str, str]) -> ChatParts:
+    """Raises InexactError where parts do not give what the template does."""
+    formats: list[str] = []
+
+    def date(form: str) -> str:
+        formats.append(form)
+        return DATE
+
+    def own_texts(has_system: bool, no_think: bool = False) -> list[str]:
+        """What stands around the texts of a talk of three turns."""
+        marks = [f"{MARK}{index}{MARK_END}" for index in range(5 + has_system)]
+        system, users, answers = marks[: int(has_system)], marks[has_system::2], marks[has_system + 1 :: 2]
+        turns = [Turn(*pair) for pair in zip(users[:-1], answers, strict=True)]
+        messages = messages_of(system[0] if system else None, turns, users[-1])
+        text = rendered(template, tokens, messages, no_think, strftime_now=date)
+        if system and system[0] not in text:
+            raise NoSystemError
+        pattern = "|".join(marks)
+        if re.findall(pattern, text) != marks:
+            raise InexactError("it does not give each message once")
+        return re.split(pattern, text)
+
+    begin, answer, user, *rest = alone = own_texts(False)
+    without_thinking = own_texts(False, no_think=True)
+    if rest[:2] != [answer, user]:
+        raise InexactError("its turns differ")
+    if without_thinking[:-1] != alone[:-1]:
+        raise InexactError("without thinking more differs than the beginning of the answer")
+    system = system_parts(alone, own_texts)
+    if len(set(formats)) > 1:
+        raise InexactError("it gives the date in several forms")
+    parts = ChatParts(
+        begin, system, answer, user, alone[-1], without_thinking[-1] if without_thinking != alone else None,
+        formats[0] if formats else None, WHOLE,
+    )  # fmt: skip
+    check_strings(parts)
+    return with_texts(template, tokens, parts)
+
+
+def system_parts(alone: Sequence[str], own_texts: Callable[[bool], list[str]]) -> SystemParts | None:
+    """None where the template raises for a system message, or leaves it out."""
+    try:
+        before, after, *rest = own_texts(True)
+    except (MerinoError, NoSystemError):
+        return None
+    if list(rest) != list(alone[1:]):
+        raise InexactError("a system message changes the turns")
+    return SystemParts(before, after)
+
+
+def check_strings(parts: ChatParts) -> None:
+    found = [parts.begin, parts.answer, parts.user, parts.generation, parts.no_think or "", *(parts.system or ())]
+    if any(len(text) > LONGEST_PASSAGE for text in found):
+        raise InexactError(f"it has more than {LONGEST_PASSAGE} characters of its own")
+    if parts.date_format is None and any(DATE in text for text in found):
+        raise InexactError("it has a NUL in its text")
+
+
+def with_texts(template: Render, tokens: dict[str, str], parts: ChatParts) -> ChatParts:
+    """The parts with what the template takes of each role's text, once they give the same as the template."""
+
+    def same(candidate: ChatParts, system: str | None, turns: Sequence[Turn], user: str) -> bool:
+        for no_think in (False, True)[: 1 + (parts.no_think is not None)]:
+            ours = "".join(piece.text for piece in by_parts(candidate, system, turns, user, no_think))
+            if ours != rendered(template, tokens, messages_of(system, turns, user), no_think):
+                return False
+        return True
+
+    for role in MessageTexts._fields:
+        if role == "system" and parts.system is None:
+            continue
+        for kind in MESSAGE_TEXTS:
+            candidate = parts._replace(texts=parts.texts._replace(**{role: kind}))
+            if all(same(candidate, *talk_with(role, text)) for text in TEXTS):
+                parts = candidate
+                break
+        else:
+            raise InexactError(f"what it takes of a text of the {role} is no rule that is known")
+    for system, turns, user in talks(parts.system is not None):
+        if not same(parts, system, turns, user):
+            raise InexactError("the same parts do not fit every talk")
+    return parts
+
+
+def talk_with(role: str, text: str) -> tuple[str | None, list[Turn], str]:
+    if role == "system":
+        return text, [Turn("x", "y")], "z"
+    return None, [Turn(text, "y") if role == "user" else Turn("x", text)], "z"
+
+
+def talks(has_system: bool) -> Iterator[tuple[str | None, list[Turn], str]]:
+    """Talks of one, two and three turns, each text beside each other one."""
+    for first, text in enumerate(TEXTS):
+        for step in range(len(TEXTS)):
+            said = [TEXTS[(first + step * place) % len(TEXTS)] for place in range(1, 5)]
+            turns = [Turn(text, said[0]), Turn(said[1], said[2])][: step % 3]
+            yield None, turns, said[3]
+            if has_system:
+                yield text, turns, said[3]

@@ -1,0 +1,48 @@
+"""A quantised graph without the rounding of activations: it then computes what torch does with the same weights.
+
+Rounded activations cost real models up to a fourth of a step's logits, which would hide a wrong operator. So the graph
+is proved in this form, closely, and in its own form only coarsely.
+"""
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+FLOAT = 1  # accuracy_level of MatMulNBits: activations in float32
+ONE = "one"
+
+
+def with_float_activations(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with the same constants in the same file."""
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    nodes = [new for node in found.graph.node for new in in_floats(node)]
+    del found.graph.node[:]
+    found.graph.node.extend(nodes)
+    found.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), ONE))
+    return found
+
+
+def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The nodes that stand for one: its products take floats, and the scale of its input is 1."""
+    if node.op_type == "MatMulNBits":
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = FLOAT
+    elif node.op_type == "DynamicQuantizeLinear":
+        codes, scale, _ = node.output
+        return [helper.make_node("Identity", [node.input[0]], [codes]), helper.make_node("Identity", [ONE], [scale])]
+    elif node.op_type == "MatMulInteger":
+        weights = f"{node.output[0]}.weights"
+        return [
+            helper.make_node("Cast", [node.input[1]], [weights], to=onnx.TensorProto.FLOAT),
+            helper.make_node("MatMul", [node.input[0], weights], [node.output[0]]),
+        ]
+    elif node.op_type == "MatMulIntegerToFloat":
+        weights, product = (f"{node.output[0]}.{part}" for part in ("weights", "product"))
+        return [
+            helper.make_node("Cast", [node.input[1]], [weights], to=onnx.TensorProto.FLOAT),
+            helper.make_node("MatMul", [node.input[0], weights], [product]),
+            helper.make_node("Mul", [product, node.input[3]], [node.output[0]]),  # by the scales of the weights
+        ]
+    return [node]

@@ -1,0 +1,49 @@
+"""Matrices that a source has stored in blocks, as blocks of the graph: the same codes, no second rounding."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from merino_edge.export.quantize import Quantized, packed, quantize_blocks
+from merino_edge.families.blocks import Blocks, BlockSource
+from merino_edge.families.graph_ops import Weights
+
+WITH_MINIMUMS = 4  # bits: what 8 bits lose of the types with minimums is less than a fifteenth of what these lost
+
+
+def repacked(
+    source: BlockSource, names: Sequence[str], weights: Weights, bits: int, exact: set[str]
+) -> Quantized | None:
+    """The matrices `names` [out, in] joined along their outputs, in `bits`; None where none can be taken over.
+
+    One that cannot, beside one that can, is quantised into the same size of blocks. `exact` grows by the names of
+    those that were taken over.
+    """
+    found = {name: blocks for name in names if (blocks := source.blocks(name)) and fits(blocks, bits)}
+    if not found:
+        return None
+    exact |= set(found)
+    block = min(blocks.block for blocks in found.values())
+    parts = [
+        as_codes(found[name].cut(block), bits) if name in found else quantize_blocks(weights[name], bits, block)
+        for name in names
+    ]
+    return Quantized(
+        np.concatenate([part.codes for part in parts]), np.concatenate([part.scales for part in parts]), bits, block,
+        joined_minimums(parts),
+    )  # fmt: skip
+
+
+def fits(blocks: Blocks, bits: int) -> bool:
+    return blocks.bits <= bits and (blocks.minimums is None or bits == WITH_MINIMUMS)
+
+
+def as_codes(blocks: Blocks, bits: int) -> Quantized:
+    codes = (blocks.levels.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+    return Quantized(packed(codes, bits), blocks.scales, bits, blocks.block, blocks.minimums)
+
+
+def joined_minimums(parts: Sequence[Quantized]) -> np.ndarray | None:
+    if all(part.minimums is None for part in parts):
+        return None
+    return np.concatenate([np.zeros_like(part.scales) if part.minimums is None else part.minimums for part in parts])

@@ -1,0 +1,92 @@
+"""Constants of a graph: where their values lie in the data file, integers that TensorRT clamps, infinities and NaN."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from merino_edge.export.tensorrt.problem import Problem
+from merino_edge.export.tensorrt.support import Support
+from merino_edge.export.tensorrt.tensors import type_name
+from merino_runtime.bundle import Bundle
+
+INT32 = np.iinfo(np.int32)
+LIMITS = {"Slice": (1, 2)}  # starts and ends: clamped to 32 bits they still lie beyond every axis
+
+
+class Place(NamedTuple):
+    offset: int
+    end: int
+    name: str
+    elements: int
+
+
+def constant_problems(graph: onnx.GraphProto, bundle: Bundle, support: Support) -> Iterator[Problem]:
+    """Of each constant. Values that lie in the data file are not read."""
+    limits: set[str] = set()
+    others: set[str] = set()
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            (limits if index in LIMITS.get(node.op_type, ()) else others).add(name)
+    places = []
+    for tensor in graph.initializer:
+        dtype = type_name(tensor.data_type)
+        if support.held_as(dtype) not in support.types:
+            yield Problem(tensor.name, "", f"a constant of {dtype}, which TensorRT {support.version} has not")
+        elif tensor.data_location == onnx.TensorProto.EXTERNAL:
+            place = _place(tensor)
+            yield from _place_problems(tensor, place, bundle)
+            places.append(place)
+        else:
+            yield from _value_problems(tensor, support, clamped=tensor.name not in limits - others)
+    yield from _overlaps(places)
+
+
+def _overlaps(places: list[Place]) -> Iterator[Problem]:
+    """Each constant that lies in the bytes of one that begins before it, or with it and is longer."""
+    widest = Place(0, 0, "", 0)
+    for place in sorted(places, key=lambda each: (each.offset, -each.end)):
+        if place.offset < widest.end:
+            yield Problem(
+                place.name, "",
+                f"its bytes overlap those of {widest.name}: the parser refuses constants of the same values but of"
+                " different counts, and holds those of equal ones twice",
+            )  # fmt: skip
+        widest = max(widest, place, key=lambda each: each.end)
+
+
+def _place(tensor: onnx.TensorProto) -> Place:
+    """Where its bytes lie; an entry that is no number counts as 0."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    offset, length = (int(text) if (text := entries.get(key, "")).isdigit() else 0 for key in ("offset", "length"))
+    return Place(offset, offset + length, tensor.name, math.prod(tensor.dims))
+
+
+def _place_problems(tensor: onnx.TensorProto, place: Place, bundle: Bundle) -> Iterator[Problem]:
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    listed = {file.path: file.bytes for file in bundle.files}
+    if location not in listed:
+        yield Problem(tensor.name, "", f"its values lie in {location!r}, which is no file of the bundle")
+    elif place.end > listed[location]:
+        yield Problem(tensor.name, "", f"its values end at byte {place.end}; {location} has {listed[location]}")
+    wanted = place.elements * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    if wanted != place.end - place.offset:
+        yield Problem(tensor.name, "", f"its values have {place.end - place.offset} bytes, its shape needs {wanted}")
+
+
+def _value_problems(tensor: onnx.TensorProto, support: Support, clamped: bool) -> Iterator[Problem]:
+    """`clamped`: it is not only a limit of a Slice, so that another value would be another result."""
+    try:
+        value = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        yield Problem(tensor.name, "", f"its values cannot be read: {error}")
+        return
+    if value.dtype == np.int64 and support.held_as("int64") == "int32" and clamped:
+        beyond = value[(value < INT32.min) | (value > INT32.max)]
+        if beyond.size:
+            yield Problem(tensor.name, "", f"{beyond.flat[0]} does not fit into the 32 bits that its integers become")
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        yield Problem(tensor.name, "", "a value that is not finite: masks are -1e4, which float16 can hold too")

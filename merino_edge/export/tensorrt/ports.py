@@ -1,0 +1,97 @@
+"""Inputs and outputs of a graph as the board's TensorRT backend binds them, and tables that are read by position.
+
+An engine has one profile for decode and one for prefill. They differ in the number of new tokens, so that is the one
+axis that may be left open. The parser accepts more new tokens than the context has, and positions beyond a table: on a
+GPU both read and write other memory. So they are judged here.
+"""
+
+from collections.abc import Iterator
+
+import onnx
+
+from merino_edge.export.tensorrt.problem import Problem, label
+from merino_edge.export.tensorrt.support import Support
+from merino_edge.export.tensorrt.tensors import LENGTH, type_name
+from merino_runtime.bundle import Bundle, Port
+
+Shape = tuple[int | str | None, ...]
+FOLLOWED = ("Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape")
+
+
+def port_problems(graph: onnx.GraphProto, bundle: Bundle, support: Support, longest: int) -> Iterator[Problem]:
+    """`longest`: new tokens of the longer profile."""
+    for infos, ports in ((graph.input, bundle.inputs), (graph.output, bundle.outputs)):
+        described = {port.name: port for port in ports}
+        for name in sorted(set(described) - {info.name for info in infos}):
+            yield Problem(name, "", "bundle.json lists it, and the graph has no such input or output")
+        for info in infos:
+            yield from _port_problems(info, described.get(info.name), support)
+    if longest > bundle.context:
+        yield Problem("input_ids", "", f"{longest} new tokens are more than the context of {bundle.context}")
+    yield from _length_problems(graph, bundle)
+    yield from _table_problems(graph, bundle)
+
+
+def _port_problems(info: onnx.ValueInfoProto, port: Port | None, support: Support) -> Iterator[Problem]:
+    found = info.type.tensor_type
+    dtype = type_name(found.elem_type)
+    if not info.type.HasField("tensor_type") or not found.HasField("shape"):
+        yield Problem(info.name, "", "its rank is not known")
+        return
+    shape = _shape(found)
+    if support.held_as(dtype) not in support.types:
+        yield Problem(info.name, "", f"it is {dtype}, which TensorRT {support.version} has not")
+    if len(shape) > support.most_dims:
+        yield Problem(info.name, "", f"it has {len(shape)} dimensions; allowed are {support.most_dims}")
+    open_axes = [str(axis or "no name") for axis in shape if not isinstance(axis, int) and axis != LENGTH]
+    if open_axes:
+        yield Problem(info.name, "", f"a length that is open: {', '.join(open_axes)}; only `{LENGTH}` may be")
+    if port is None:
+        yield Problem(info.name, "", "bundle.json does not list it")
+    elif (dtype, shape) != (port.dtype, tuple(port.shape)):
+        yield Problem(info.name, "", f"it is {dtype} {list(shape)}; bundle.json says {port.dtype} {list(port.shape)}")
+
+
+def _shape(found: onnx.TypeProto.Tensor) -> Shape:
+    return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in found.shape.dim)
+
+
+def _length_problems(graph: onnx.GraphProto, bundle: Bundle) -> Iterator[Problem]:
+    """A number of new tokens that is fixed, and is more than the context has."""
+    for info in graph.input:
+        shape = _shape(info.type.tensor_type)
+        fixed = shape[1] if info.name in ("input_ids", "position_ids") and len(shape) == 2 else 0
+        if isinstance(fixed, int) and fixed > bundle.context:
+            yield Problem(info.name, "", f"{fixed} new tokens are more than the context of {bundle.context}")
+
+
+def _table_problems(graph: onnx.GraphProto, bundle: Bundle) -> Iterator[Problem]:
+    """Tables with fewer rows than there are ids or positions."""
+    rows = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+    counts = {"input_ids": bundle.vocab, "position_ids": bundle.context}
+    for place, node in enumerate(graph.node):
+        if node.op_type != "Gather" or len(node.input) != 2 or node.input[0] not in rows:
+            continue
+        source, offset = _source(node.input[1], makers, constants)
+        needed = counts.get(source, 0) + offset
+        table = node.input[0]
+        if source in counts and rows[table] < needed:
+            yield Problem(label(node, place), node.op_type, f"{table} has {rows[table]} rows; {source} needs {needed}")
+
+
+def _source(name: str, makers: dict[str, onnx.NodeProto], constants: dict[str, onnx.TensorProto]) -> tuple[str, int]:
+    """The input that indices come from, and what is added to it on the way."""
+    offset = 0
+    for _ in range(len(makers)):  # a graph with a cycle ends too
+        node = makers.get(name)
+        if node is None or node.op_type not in (*FOLLOWED, "Add"):
+            break
+        added = next((each for each in node.input if each in constants), None) if node.op_type == "Add" else None
+        if node.op_type == "Add" and (added is None or constants[added].dims):
+            break
+        if added is not None:
+            offset += int(onnx.numpy_helper.to_array(constants[added]))
+        name = next(each for each in node.input if each != added)
+    return name, offset

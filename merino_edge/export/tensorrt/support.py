@@ -1,0 +1,52 @@
+"""What the parser of each TensorRT takes, read from `support.toml`, which says where each fact comes from."""
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+from merino_runtime.errors import MerinoError
+
+
+class Support(NamedTuple):
+    """One version of TensorRT.
+
+    opsets: the first and the last of ONNX's own operators.
+    types: of tensors; becomes: types that the parser turns into one of these.
+    most_dims: of a tensor.
+    constants: by operator, positions of the inputs that must be constants.
+    operators: by name, the types of its values. Indices and shapes are integers besides.
+    """
+
+    version: str
+    opsets: tuple[int, int]
+    types: frozenset[str]
+    becomes: Mapping[str, str]
+    most_dims: int
+    constants: Mapping[str, tuple[int, ...]]
+    operators: Mapping[str, frozenset[str]]
+
+    def held_as(self, dtype: str) -> str:
+        """The type that TensorRT has for a tensor of this ONNX type; the same where it has it itself."""
+        return self.becomes.get(dtype, dtype)
+
+
+@cache
+def table() -> Mapping[str, Support]:
+    text = files("merino_edge.export.tensorrt").joinpath("support.toml").read_text(encoding="utf-8")
+    found = {}
+    for version, facts in tomllib.loads(text).items():
+        operators = {name: frozenset(group["types"]) for group in facts["operators"] for name in group["names"]}
+        found[version] = Support(
+            version, tuple(facts["opsets"]), frozenset(facts["types"]), facts["becomes"], facts["most_dims"],
+            {name: tuple(places) for name, places in facts["constants"].items()}, operators,
+        )  # fmt: skip
+    return found
+
+
+def support_of(version: str) -> Support:
+    """Raises MerinoError for a version without a table."""
+    if version not in table():
+        raise MerinoError(f"--tensorrt {version} is not allowed: the versions known are {' and '.join(table())}")
+    return table()[version]

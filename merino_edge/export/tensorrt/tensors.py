@@ -1,0 +1,100 @@
+"""Types and ranks of all tensors of a graph, inferred from its inputs, against what a version of TensorRT has."""
+
+import re
+from collections.abc import Iterator
+
+import onnx
+from onnx import TensorProto, helper
+
+from merino_edge.export.tensorrt.problem import Problem, label
+from merino_edge.export.tensorrt.support import Support
+
+# Positions of inputs that are no values of the operator: indices, shapes, scales. ONNX says which types they have.
+BESIDES = {
+    "ConstantOfShape": (0,), "CumSum": (1,), "DequantizeLinear": (1,), "Expand": (1,), "Gather": (1,),
+    "GatherElements": (1,), "GatherND": (1,), "OneHot": (0, 1), "Pad": (1, 3), "QuantizeLinear": (2,),
+    "ReduceSum": (1,), "Reshape": (1,), "Resize": (3,), "Scatter": (1,), "ScatterElements": (1,), "ScatterND": (1,),
+    "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,), "Tile": (1,), "TopK": (1,), "Trilu": (1,), "Unsqueeze": (1,),
+}  # fmt: skip
+FAULTS = (onnx.shape_inference.InferenceError, RuntimeError, ValueError)
+LENGTH = "sequence"  # the axis of the new tokens
+
+
+def type_name(code: int) -> str:
+    """`float32` and so on; of a code that ONNX lacks, its number."""
+    if code == TensorProto.BFLOAT16:
+        return "bfloat16"
+    try:
+        return str(helper.tensor_dtype_to_np_dtype(code)) if code else "no type"
+    except (KeyError, TypeError):
+        return f"type {code}"
+
+
+def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The model with the type and the shape of each tensor, as far as they follow from the inputs; None where they
+    contradict each other, which `shape_problems` reports."""
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except FAULTS:
+        return None
+
+
+def shape_problems(model: onnx.ModelProto, length: int) -> Iterator[Problem]:
+    """The first node whose shapes do not fit with `length` new tokens."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for info in (*fixed.graph.input, *fixed.graph.output):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_param == LENGTH:
+                dim.dim_value = length
+    try:
+        onnx.shape_inference.infer_shapes(fixed, check_type=True, strict_mode=True, data_prop=True)
+    except FAULTS as error:
+        text = " ".join(str(error).split())
+        found = re.search(r"op_type:(\w*), node name: ([^)]*)\): *(.*)", text)
+        kind, name, what = found.groups() if found else ("", "the graph", text)
+        yield Problem(name, kind, f"with {length} new tokens its types or shapes do not fit: {what[:200]}")
+
+
+def tensor_problems(model: onnx.ModelProto, support: Support) -> Iterator[Problem]:
+    """`model`: of `with_shapes`. Types that the version has not, or not for this operator; ranks that are unknown."""
+    infos = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    known = {info.name: info.type.tensor_type for info in infos}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for place, node in enumerate(model.graph.node):
+        if node.domain not in ("", "ai.onnx") or node.op_type not in support.operators:
+            continue  # it is refused as a whole, and ONNX knows no types of it
+        name, allowed = label(node, place), support.operators[node.op_type]
+        for index, tensor in enumerate(node.input):
+            code = constants[tensor].data_type if tensor in constants else _code(known, tensor)
+            dtype = "" if code is None else type_name(code)
+            held = support.held_as(dtype)
+            if dtype and held not in support.types:
+                yield Problem(name, node.op_type, f"{tensor} is {dtype}, which TensorRT {support.version} has not")
+            elif dtype and held not in allowed and index not in BESIDES.get(node.op_type, ()):
+                yield Problem(name, node.op_type, f"{tensor} is {dtype}; allowed is {', '.join(sorted(allowed))}")
+        if all(tensor in constants or _has_rank(known, tensor) for tensor in filter(None, node.input)):
+            for tensor in filter(None, node.output):
+                yield from _output_problems(name, node.op_type, tensor, known.get(tensor), support)
+
+
+def _code(known: dict[str, onnx.TypeProto.Tensor], tensor: str) -> int | None:
+    return known[tensor].elem_type if tensor in known else None
+
+
+def _has_rank(known: dict[str, onnx.TypeProto.Tensor], tensor: str) -> bool:
+    return tensor in known and known[tensor].HasField("shape")
+
+
+def _output_problems(
+    name: str, kind: str, tensor: str, found: onnx.TypeProto.Tensor | None, support: Support
+) -> Iterator[Problem]:
+    if found is None or not found.HasField("shape"):
+        yield Problem(name, kind, f"the rank of its output {tensor} is not known")
+        return
+    dtype = type_name(found.elem_type)
+    if support.held_as(dtype) not in support.types:
+        yield Problem(name, kind, f"its output {tensor} is {dtype}, which TensorRT {support.version} has not")
+    if len(found.shape.dim) > support.most_dims:
+        dims = len(found.shape.dim)
+        yield Problem(name, kind, f"its output {tensor} has {dims} dimensions; allowed are {support.most_dims}")

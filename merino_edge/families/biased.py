@@ -1,0 +1,68 @@
+"""What the decoders after GPT (Radford et al. 2018) share: equal layers with LayerNorm, as many heads of keys as of
+queries, an FFN of two matrices, and biases. A family's class adds what it has besides.
+"""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from merino_edge.families.graph_ops import GraphOps, Norm
+from merino_edge.families.pre_norm import Decoder, walk_decoder
+from merino_edge.families.rotary import Positive
+from merino_edge.families.uniform import Biased, EqualLayers, UniformGeometry
+from merino_runtime.bundle_schema import LARGEST_LAYER, LARGEST_VOCAB, LONGEST_CONTEXT
+
+
+class BiasedGeometry(EqualLayers):
+    """A decoder of equal layers with LayerNorm.
+
+    Attributes:
+        norm_eps: added to the variance in LayerNorm.
+    """
+
+    BIASES: ClassVar[tuple[Biased, ...]] = ("qkv", "out", "ffn")
+    POSITIONS: ClassVar[Literal["learned", "rotary"]] = "learned"
+
+    width: Annotated[int, Field(ge=8, le=65_536)]
+    layers: Annotated[int, Field(ge=1, le=1024)]
+    heads: Annotated[int, Field(ge=1, le=LARGEST_LAYER)]
+    ffn_width: Annotated[int, Field(ge=8, le=1_048_576)]
+    vocab: Annotated[int, Field(ge=2, le=LARGEST_VOCAB)]
+    context: Annotated[int, Field(ge=2, le=LONGEST_CONTEXT)]
+    norm_eps: Positive
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not split into {self.heads} heads")
+        return self
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def has_tied_head(self) -> bool:
+        """Whether the head is the embedding."""
+        return True
+
+    @property
+    def counts(self) -> UniformGeometry:
+        return UniformGeometry(
+            layers=self.layers, width=self.width, heads=self.heads, kv_heads=self.heads, head_size=self.head_size,
+            ffn_width=self.ffn_width, vocab=self.vocab, context=self.context, gated=False, norm="layer",
+            final_norm=True, query_key_norm=False, biases=self.BIASES, positions=self.POSITIONS, position_offset=0,
+            tied=self.has_tied_head, embed_width=self.width, last_alone=True,
+        )  # fmt: skip
+
+    def layer_norm(self, at: str) -> Norm:
+        return Norm(f"{at}.weight", f"{at}.bias", self.norm_eps)
+
+    def decoder(self) -> Decoder:
+        """What the walk writes."""
+        raise NotImplementedError
+
+
+def walk_biased(graph: GraphOps, arch: BiasedGeometry) -> None:
+    """Write the whole graph of any of these families: ids to logits of the last position."""
+    walk_decoder(graph, arch.decoder())

@@ -1,0 +1,89 @@
+"""A GGUF file as a model of transformers' own class, in float32, with its tokenizer, end tokens and chat template."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import AutoConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from merino_edge.families.chat_template import ChatTemplate
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.gguf.config import config_of
+from merino_edge.families.gguf.file import GgufFile, open_gguf
+from merino_edge.families.gguf.tensors import Layout, StoredBlocks, layouts, tensors
+from merino_edge.families.gguf.tokenizer import chat_template, stop_ids, tokenizer_json
+from merino_edge.families.hugging_face import checked_geometry, made_config
+from merino_edge.families.registry import FAMILIES, layout_of
+from merino_runtime.errors import MerinoError
+
+
+class GgufCheckpoint(NamedTuple):
+    """`tokenizer`: the content of tokenizer.json. `chat`: its template, None where it has none. `blocks`: the
+    matrices as they are stored."""
+
+    geometry: Geometry
+    model: PreTrainedModel
+    stop_ids: tuple[int, ...]
+    tokenizer: str
+    chat: ChatTemplate | None
+    blocks: StoredBlocks
+
+
+def read_gguf(path: Path, judge: Callable[[Geometry], None] = lambda _: None) -> GgufCheckpoint:
+    """All tensors dequantised, one at a time. `judge` is called before the weights are read, and may raise.
+
+    Raises MerinoError for a file that is damaged, of an architecture, variant or tokenizer that is not known, or whose
+    tensors are not those that its metadata describes.
+    """
+    file = open_gguf(path)
+    words, config, geometry = described(file)
+    tokenizer, stops = tokenizer_json(file.metadata), tuple(stop_ids(file.metadata))
+    judge(geometry)
+    model, places = filled(file, words, config)
+    blocks = StoredBlocks(file, places, layout_of(geometry))
+    return GgufCheckpoint(geometry, model, stops, tokenizer, chat_template(file.metadata, str(path)), blocks)
+
+
+def geometry_of_gguf(path: Path) -> Geometry:
+    """Of a file whose weights are not read. Raises MerinoError as `read_gguf`."""
+    return described(open_gguf(path))[2]
+
+
+def described(file: GgufFile) -> tuple[dict[str, Any], Any, Geometry]:
+    """Words of a config.json, transformers' configuration of them, and the geometry."""
+    words = config_of(file)
+    if words["model_type"] not in FAMILIES:
+        raise MerinoError(f"{file.path} is a {words['model_type']} model: exported are {', '.join(FAMILIES)}")
+    config = made_config(file.path, lambda: AutoConfig.for_model(**words))
+    return words, config, checked_geometry(config, file.path)
+
+
+def filled(file: GgufFile, words: Mapping[str, Any], config: Any) -> tuple[PreTrainedModel, Mapping[str, Layout]]:
+    """The model of a configuration with the file's weights. Shapes are compared before a weight is made."""
+    kind = FAMILIES[config.model_type].torch_side().MODEL
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in stored_weights(kind(config)).items()}
+    places = layouts(file, words, shapes)
+    for name, place in places.items():
+        shape = file.tensors[place.stored].shape
+        if (shape[::-1] if place.transposed else shape) != shapes[name]:
+            raise MerinoError(
+                f"{file.path}: {place.stored} has the shape {list(shape)}, its metadata describes {list(shapes[name])}"
+            )
+    with no_init_weights():
+        model = kind(config)
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, value in tensors(file, places):
+            state[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+    model.tie_weights()
+    return model.eval(), places
+
+
+def stored_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The state dict without what is tied to another weight."""
+    tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
+    return {name: value for name, value in model.state_dict().items() if name not in tied}

@@ -1,0 +1,275 @@
+"""A GGUF's metadata as the content of a config.json: what Hugging Face's file of the same model would say.
+
+So a GGUF is judged by the same reader as a folder, which refuses what a family does not know. Keys of the metadata:
+the page on GGUF in github.com/ggml-org/ggml and `gguf.constants`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from merino_edge.families.gguf.blocks import weights_of
+from merino_edge.families.gguf.file import GgufFile, wanted
+from merino_edge.storage.faults import shortened
+from merino_runtime.errors import MerinoError
+
+ROPE_FACTORS = "rope_freqs.weight"
+HEAD = "output.weight"
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LARGEST = 1 << 40
+
+# Keys of an architecture that change what is computed: a file that has one is no model of the family as it is known.
+REFUSED = (
+    "expert_count", "attn_logit_softcapping", "attention.clamp_kqv", "attention.max_alibi_bias",
+    "attention.kv_lora_rank", "ssm.state_size", "ssm.inner_size", "attention.shared_kv_layers",
+    "attention.temperature_scale", "embedding_length_per_layer_input", "tensor_data_layout",
+)  # fmt: skip
+
+
+class Metadata(NamedTuple):
+    """The keys of the file's architecture, without its name before them."""
+
+    file: GgufFile
+    architecture: str
+
+    def count(self, key: str, default: int | None = None) -> int:
+        return int(self._wanted(key, lambda v: type(v) is int and 0 < v < LARGEST, "a whole number above 0", default))
+
+    def same_count(self, key: str, default: int | None = None) -> int:
+        """A count that may be a list with an entry per layer, which then must be equal."""
+        found = self.file.metadata.get(f"{self.architecture}.{key}")
+        if isinstance(found, list):
+            if not found or any(type(one) is not int or one != found[0] for one in found) or found[0] < 1:
+                raise MerinoError(
+                    f"{self.file.path}: {self.architecture}.{key} is {shortened(repr(found))}: exported are models of"
+                    " equal layers"
+                )
+            return int(found[0])
+        return self.count(key, default)
+
+    def real(self, key: str, default: float | None = None) -> float:
+        def judge(value: Any) -> bool:
+            return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
+
+        return rounded(float(self._wanted(key, judge, "a number above 0", default)))
+
+    def _wanted(self, key: str, judge: Callable[[Any], bool], allowed: str, default: Any) -> Any:
+        return wanted(self.file.metadata, f"{self.architecture}.{key}", judge, allowed, default)
+
+    def tensor(self, name: str) -> bool:
+        return name in self.file.tensors
+
+
+def rounded(value: float) -> float:
+    """Stored in float32, written in decimals: 9.999999747e-06 was 1e-05."""
+    return float(f"{value:.7g}")
+
+
+def config_of(file: GgufFile) -> dict[str, Any]:
+    """Raises MerinoError for an architecture that is not exported, and for values that are missing or cannot be."""
+    name = wanted(file.metadata, "general.architecture", lambda v: isinstance(v, str), "the name of an architecture")
+    if name not in ARCHITECTURES:
+        raise MerinoError(
+            f"{file.path} is a model of architecture {shortened(repr(name))}: exported from GGUF are"
+            f" {', '.join(ARCHITECTURES)}"
+        )
+    if "split.count" in file.metadata and file.metadata["split.count"] != 1:
+        raise MerinoError(f"{file.path} is one part of several: join them with `llama-gguf-split --merge` of llama.cpp")
+    metadata = Metadata(file, name)
+    set_keys = (key for key in (f"{name}.{one}" for one in REFUSED) if file.metadata.get(key, 0) != 0)
+    wrong = [f"{key} is {shortened(repr(file.metadata[key]))}" for key in set_keys]
+    if wrong:
+        raise MerinoError(f"{file.path} is a variant of {name} that is not exported: {'; '.join(wrong)}")
+    layers = metadata.count("block_count")
+    if layers > len(file.tensors):
+        raise MerinoError(f"{file.path} describes {layers:,} layers and has {len(file.tensors):,} tensors")
+    config = ARCHITECTURES[name](metadata)
+    return {**config, **special_ids(file.metadata), "vocab_size": vocabulary(metadata)}
+
+
+def special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """The file's bos and eos; further end tokens are found by `stop_ids` of the tokenizer."""
+    keys = {"bos_token_id": "tokenizer.ggml.bos_token_id", "eos_token_id": "tokenizer.ggml.eos_token_id"}
+    return {ours: metadata[theirs] for ours, theirs in keys.items() if type(metadata.get(theirs)) is int}
+
+
+def vocabulary(metadata: Metadata) -> int:
+    """Rows of the embedding. The list of tokens may be shorter, where the table is padded."""
+    place = metadata.file.tensors.get("token_embd.weight")
+    if place is None or len(place.shape) != 2:
+        raise MerinoError(f"{metadata.file.path} has no token_embd.weight: it holds no model that generates text")
+    rows = place.shape[0]
+    tokens = metadata.file.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > rows:
+        raise MerinoError(f"{metadata.file.path} has {len(tokens):,} tokens and an embedding of {rows:,} rows")
+    return rows
+
+
+def rotary(metadata: Metadata, default: float = 10000.0) -> dict[str, Any]:
+    """`rope_parameters`, with the scaling that the file states or stores as factors of the frequencies."""
+    found: dict[str, Any] = {"rope_type": "default", "rope_theta": metadata.real("rope.freq_base", default)}
+    kind = metadata.file.metadata.get(f"{metadata.architecture}.rope.scaling.type", "none")
+    if kind != "none":
+        found |= {"rope_type": kind, "factor": metadata.real("rope.scaling.factor")}
+    if metadata.tensor(ROPE_FACTORS):
+        found |= llama3_scaling(metadata, found["rope_theta"])
+    return found
+
+
+def llama3_scaling(metadata: Metadata, theta: float) -> dict[str, Any]:
+    """What gives the stored factors, by which llama.cpp divides the frequencies; of the published models all but
+    `factor` is the same."""
+    stored = weights_of(metadata.file, ROPE_FACTORS).reshape(-1)
+    factor = rounded(float(stored.max()))
+    if factor == 1:
+        return {}
+    scaling = {**LLAMA3, "factor": factor}
+    expected = llama3_factors(2 * len(stored), theta, scaling)
+    if not np.allclose(stored, expected, rtol=1e-4):
+        raise MerinoError(
+            f"{metadata.file.path}: {ROPE_FACTORS} is no scaling that is exported: known is llama3 with low_freq_factor"
+            " 1, high_freq_factor 4 and original_max_position_embeddings 8192"
+        )
+    return {"rope_type": "llama3", **scaling}
+
+
+def llama3_factors(size: int, theta: float, scaling: Mapping[str, float]) -> np.ndarray:
+    """float32 [size / 2] of Llama 3.1's rule: long waves are stretched by `factor`, short ones not, between them in
+    proportion."""
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    waves = 2 * np.pi * theta ** (np.arange(0, size, 2) / size)
+    smooth = np.clip((scaling["original_max_position_embeddings"] / waves - low) / (high - low), 0, 1)
+    found: np.ndarray = (1 / ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
+    return found
+
+
+def rms_decoder(metadata: Metadata, kind: str) -> dict[str, Any]:
+    """What llama and its kin share: RMSNorm, gated FFN, rotary positions over the whole head."""
+    width, heads = metadata.count("embedding_length"), metadata.same_count("attention.head_count")
+    head_size = metadata.count("attention.key_length", max(1, width // heads))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if metadata.count(key, head_size) != head_size:
+            raise MerinoError(
+                f"{metadata.file.path}: {metadata.architecture}.{key} is {metadata.count(key)}, supported is the"
+                f" size of a head, {head_size}"
+            )
+    return {
+        "model_type": kind,
+        "hidden_size": width,
+        "num_hidden_layers": metadata.count("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": metadata.same_count("attention.head_count_kv", heads),
+        "head_dim": head_size,
+        "intermediate_size": metadata.same_count("feed_forward_length"),
+        "max_position_embeddings": metadata.count("context_length"),
+        "rms_norm_eps": metadata.real("attention.layer_norm_rms_epsilon"),
+        "rope_parameters": rotary(metadata),
+        "hidden_act": "silu",
+        "tie_word_embeddings": not metadata.tensor(HEAD),
+    }
+
+
+def llama(metadata: Metadata) -> dict[str, Any]:
+    return {**rms_decoder(metadata, "llama"), "attention_bias": metadata.tensor("blk.0.attn_q.bias"),
+            "mlp_bias": metadata.tensor("blk.0.ffn_up.bias")}  # fmt: skip
+
+
+def qwen2(metadata: Metadata) -> dict[str, Any]:
+    found = rms_decoder(metadata, "qwen2")
+    if found.pop("head_dim") * found["num_attention_heads"] != found["hidden_size"]:
+        raise MerinoError(f"{metadata.file.path}: the heads of qwen2 are together as wide as the model")
+    return {**found, "use_sliding_window": False}
+
+
+def qwen3(metadata: Metadata) -> dict[str, Any]:
+    return {**rms_decoder(metadata, "qwen3"), "attention_bias": False, "use_sliding_window": False}
+
+
+def granite(metadata: Metadata) -> dict[str, Any]:
+    found = rms_decoder(metadata, "granite")
+    head_size = found.pop("head_dim")
+    if head_size * found["num_attention_heads"] != found["hidden_size"]:
+        raise MerinoError(f"{metadata.file.path}: the heads of granite are together as wide as the model")
+    return {
+        **found,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "embedding_multiplier": metadata.real("embedding_scale", 1.0),
+        "residual_multiplier": metadata.real("residual_scale", 1.0),
+        "attention_multiplier": metadata.real("attention.scale", head_size**-0.5),
+        "logits_scaling": metadata.real("logit_scale", 1.0),
+    }
+
+
+def gemma3(metadata: Metadata) -> dict[str, Any]:
+    """Every sixth layer looks back over all positions, the others over a window with rotary frequencies of their
+    own."""
+    found = rms_decoder(metadata, "gemma3_text")
+    del found["hidden_act"]
+    if not found["tie_word_embeddings"]:
+        raise MerinoError(f"{metadata.file.path} has {HEAD}: the head of gemma3 is its embedding")
+    cap = metadata.file.metadata.get("gemma3.final_logit_softcapping", 0)
+    if cap:
+        raise MerinoError(f"{metadata.file.path}: gemma3.final_logit_softcapping is {cap}, which is not exported")
+    period = metadata.count("attention.sliding_window_pattern", 6)
+    layers = found["num_hidden_layers"]
+    everywhere = rotary(metadata, 1e6)
+    return {
+        **found,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "query_pre_attn_scalar": found["head_dim"],
+        "sliding_window": metadata.count("attention.sliding_window"),
+        "layer_types": [
+            "sliding_attention" if (index + 1) % period else "full_attention" for index in range(layers)
+        ],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": metadata.real("rope.freq_base_swa", 1e4)},
+            "full_attention": everywhere,
+        },
+        "final_logit_softcapping": None,
+        "attn_logit_softcapping": None,
+    }
+
+
+def gpt2(metadata: Metadata) -> dict[str, Any]:
+    return {
+        "model_type": "gpt2",
+        "n_embd": metadata.count("embedding_length"),
+        "n_layer": metadata.count("block_count"),
+        "n_head": metadata.same_count("attention.head_count"),
+        "n_inner": metadata.same_count("feed_forward_length"),
+        "n_positions": metadata.count("context_length"),
+        "layer_norm_epsilon": metadata.real("attention.layer_norm_epsilon"),
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": not metadata.tensor(HEAD),
+    }
+
+
+def gpt_neox(metadata: Metadata) -> dict[str, Any]:
+    width, heads = metadata.count("embedding_length"), metadata.same_count("attention.head_count")
+    turned = metadata.count("rope.dimension_count", max(1, width // heads))
+    return {
+        "model_type": "gpt_neox",
+        "hidden_size": width,
+        "num_hidden_layers": metadata.count("block_count"),
+        "num_attention_heads": heads,
+        "intermediate_size": metadata.same_count("feed_forward_length"),
+        "max_position_embeddings": metadata.count("context_length"),
+        "layer_norm_eps": metadata.real("attention.layer_norm_epsilon"),
+        "use_parallel_residual": metadata.file.metadata.get("gptneox.use_parallel_residual", True),
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": metadata.real("rope.freq_base", 10000.0),
+            "partial_rotary_factor": turned * heads / width,
+        },
+        "hidden_act": "gelu",
+        "attention_bias": True,
+        "tie_word_embeddings": not metadata.tensor(HEAD),
+    }  # fmt: skip
+
+
+ARCHITECTURES: Mapping[str, Callable[[Metadata], dict[str, Any]]] = {
+    "llama": llama, "qwen2": qwen2, "qwen3": qwen3, "granite": granite, "gemma3": gemma3, "gpt2": gpt2,
+    "gptneox": gpt_neox,
+}  # fmt: skip

@@ -1,0 +1,116 @@
+"""A GGUF's tensors under the names, and in the layouts, of Hugging Face's class of the same model.
+
+Names are mapped by the package gguf. What llama.cpp's converter changes in the values is undone here: the order of the
+rows of queries and keys, the 1 that it adds to Gemma's norms, GPT-2's transposed matrices, GPT-NeoX's interleaved
+queries, keys and values.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+from merino_edge.families.blocks import Blocks
+from merino_edge.families.gguf.blocks import blocks_of, weights_of
+from merino_edge.families.gguf.config import ROPE_FACTORS
+from merino_edge.families.gguf.file import GgufFile
+from merino_edge.families.weight_layout import Layout as GraphLayout
+from merino_edge.storage.faults import shortened
+from merino_runtime.errors import MerinoError
+
+PAIRS_APART = ("llama", "granite")  # llama.cpp rotates neighbours there, Hugging Face halves: the rows are reordered
+CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # of GPT-2: [in, out] in Hugging Face
+UNUSED = {ROPE_FACTORS}  # read into the configuration
+
+
+class Layout(NamedTuple):
+    """What differs from Hugging Face. `rows`: the row of the file that stands at each place, None where all do."""
+
+    stored: str  # the tensor's name in the file
+    rows: np.ndarray | None = None
+    transposed: bool = False
+    added: float = 0.0
+
+
+def layouts(file: GgufFile, config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Layout]:
+    """For each name of the state dict of Hugging Face's class. A tied head is not among `names`.
+
+    Raises MerinoError where the file lacks a tensor, or has one that the model does not.
+    """
+    architecture = file.metadata["general.architecture"]
+    number = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    layers = int(config.get("num_hidden_layers", config.get("n_layer", 0)))
+    known = get_tensor_name_map(number, layers)
+    found = {}
+    for name in names:
+        stored = known.get_name(name, (".weight", ".bias"))
+        if stored is None or stored not in file.tensors:
+            raise MerinoError(f"{file.path} lacks {shortened(repr(stored or name))}, which the model it describes has")
+        found[name] = layout(architecture, config, name, stored)
+    spare = sorted(set(file.tensors) - {each.stored for each in found.values()} - UNUSED)
+    if spare:
+        raise MerinoError(
+            f"{file.path} has tensors that the {architecture} it describes has not: {shortened(', '.join(spare), 200)}"
+        )
+    return found
+
+
+def layout(architecture: str, config: Mapping[str, Any], name: str, stored: str) -> Layout:
+    part = stored.split(".")[-2]
+    heads = int(config.get("num_attention_heads", 0))
+    if architecture in PAIRS_APART and part in ("attn_q", "attn_k"):
+        of_part = heads if part == "attn_q" else int(config["num_key_value_heads"])
+        size = int(config.get("head_dim") or config["hidden_size"] // heads)
+        return Layout(stored, halves_together(of_part, size))
+    if architecture == "gemma3" and part.endswith("_norm"):
+        return Layout(stored, added=-1.0)
+    if architecture == "gptneox" and part == "attn_qkv":
+        size = int(config["hidden_size"]) // heads
+        return Layout(stored, np.arange(3 * heads * size).reshape(3, heads, size).swapaxes(0, 1).reshape(-1))
+    return Layout(stored, transposed=architecture == "gpt2" and name.endswith(CONV1D))
+
+
+def halves_together(heads: int, size: int) -> np.ndarray:
+    """Within a head the file has element 0, size/2, 1, size/2 + 1, ...: the even places first, then the odd ones."""
+    return np.arange(heads * size).reshape(heads, size // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def tensors(file: GgufFile, found: Mapping[str, Layout]) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and value in float32 as Hugging Face has them, one at a time."""
+    for name, form in found.items():
+        value = weights_of(file, form.stored)
+        if form.rows is not None:
+            check_rows(file, form)
+            value = value[form.rows]
+        value = value.T if form.transposed else value
+        yield name, value + np.float32(form.added) if form.added else value
+
+
+def check_rows(file: GgufFile, form: Layout) -> None:
+    rows = file.tensors[form.stored].shape[0]
+    if form.rows is not None and len(form.rows) != rows:
+        raise MerinoError(f"{file.path}: {form.stored} has {rows} rows, its metadata says {len(form.rows)}")
+
+
+class StoredBlocks(NamedTuple):
+    """The blocks of a file's matrices as they are stored, by their name in the state dict; [out, in], rows in the order
+    in which the graph has them. `in_graph`: how a matrix of the state dict lies there, None where both are alike."""
+
+    file: GgufFile
+    layouts: Mapping[str, Layout]
+    in_graph: Callable[[str], GraphLayout | None]
+
+    def kind(self, name: str) -> str:
+        """The type in which the file has it, such as `Q4_1`."""
+        return str(self.file.tensors[self.layouts[name].stored].kind.name)
+
+    def blocks(self, name: str) -> Blocks | None:
+        """None where the matrix is stored in float, or in blocks without equal steps. Reads that tensor again."""
+        form = self.layouts[name]
+        found = blocks_of(self.file, form.stored)
+        if found is None or form.transposed:  # the graph transposes it back
+            return found
+        order = np.arange(len(found.levels)) if form.rows is None else form.rows
+        graph = self.in_graph(name)
+        return found.rows(graph.to_graph(order[:, None])[:, 0] if graph else order)

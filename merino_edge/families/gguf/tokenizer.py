@@ -1,0 +1,241 @@
+"""A GGUF's tokenizer as the text of a tokenizer.json, and its end tokens.
+
+Two kinds are known. `gpt2` is byte-level BPE, cut into words by one of several expressions that `tokenizer.ggml.pre`
+names. `llama` is SentencePiece's BPE: scores say which pair is joined first, and bytes without a token of their own
+are spelled <0xNN>. What a name of `pre` means: src/llama-vocab.cpp of llama.cpp.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from merino_edge.families.chat_template import ChatTemplate
+from merino_edge.families.gguf.file import wanted
+from merino_edge.storage.faults import shortened
+from merino_runtime.errors import MerinoError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # kinds of tokens
+JOINED = (NORMAL, USER_DEFINED, UNUSED)
+SPACE = "\u2581"  # SentencePiece's mark of a space
+
+# Texts of tokens that end an answer: a GGUF names one end token, and a model of several may choose another.
+END_TEXTS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>")
+TEMPLATE_TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+END_KEYS = ("eos", "eot", "eom")
+
+CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+REST = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+class Words(NamedTuple):
+    """How text is cut before its words are encoded.
+
+    `expression`: None for GPT-2's own. `digits`: each digit is a word. `whole`: a word that is a token is taken as it
+    is, whatever the merges. `normalizer`: None where the text stays as it is. `begins`: whether text begins with the
+    bos token where the file does not say.
+    """
+
+    expression: str | None = None
+    digits: bool = False
+    whole: bool = False
+    normalizer: str | None = None
+    begins: bool = False
+
+
+GPT2 = Words()
+DIGITS = Words(digits=True)
+LLAMA3 = f"{CONTRACTIONS}|{REST % '{1,3}'}"
+WORDS: Mapping[str, Words] = {
+    "gpt-2": GPT2, "phi-2": GPT2, "olmo": GPT2, "mpt": GPT2, "jais": GPT2, "gpt-neox": GPT2, "granite-docling": GPT2,
+    "smollm": DIGITS, "starcoder": DIGITS, "refact": DIGITS, "command-r": DIGITS, "codeshell": DIGITS,
+    "exaone": DIGITS, "minerva-7b": DIGITS,
+    "qwen2": Words(f"{CONTRACTIONS}|{REST % ''}", normalizer="NFC"),
+    "stablelm2": Words(f"{CONTRACTIONS}|{REST % ''}"),
+    "llama-bpe": Words(LLAMA3, whole=True, begins=True), "llama3": Words(LLAMA3, whole=True, begins=True),
+    "llama-v3": Words(LLAMA3, whole=True, begins=True),
+    "dbrx": Words(LLAMA3), "smaug-bpe": Words(LLAMA3),
+}  # fmt: skip
+
+
+class Tokens(NamedTuple):
+    """The lists of the metadata, checked to fit each other."""
+
+    texts: list[str]
+    kinds: list[int]
+    metadata: Mapping[str, Any]
+
+    @property
+    def added(self) -> list[dict[str, Any]]:
+        """Those that are found in a text as they are: special ones, and ones that a user defined."""
+        return [
+            {
+                "id": index, "content": self.texts[index], "single_word": False, "lstrip": False, "rstrip": False,
+                "normalized": False, "special": kind != USER_DEFINED,
+            }
+            for index, kind in enumerate(self.kinds)
+            if kind in (CONTROL, UNKNOWN, USER_DEFINED) and self.texts[index]
+        ]  # fmt: skip
+
+    def id(self, name: str) -> int | None:
+        """A special token by its name in the metadata, such as `bos`; None where there is none."""
+        found = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if found is None:
+            return None
+        if type(found) is not int or not 0 <= found < len(self.texts):
+            raise MerinoError(
+                f"the GGUF's tokenizer.ggml.{name}_token_id is {shortened(repr(found))}, allowed are 0 to"
+                f" {len(self.texts) - 1}"
+            )
+        return found
+
+    def flag(self, name: str, default: bool) -> bool:
+        found = self.metadata.get(f"tokenizer.ggml.{name}")
+        return found if isinstance(found, bool) else default
+
+
+def tokens_of(metadata: Mapping[str, Any]) -> Tokens:
+    """Raises MerinoError where the file has no tokens, or lists that do not fit."""
+    key = "tokenizer.ggml.tokens"
+    texts = wanted(metadata, key, of_strings, "a list of texts: a file without tokenizer cannot be exported")
+    kinds = metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(texts))
+    if not isinstance(kinds, list) or len(kinds) != len(texts):
+        raise MerinoError(f"the GGUF has {len(texts):,} tokens, and tokenizer.ggml.token_type has no entry for each")
+    return Tokens(texts, kinds, metadata)
+
+
+def of_strings(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], str)
+
+
+def tokenizer_json(metadata: Mapping[str, Any]) -> str:
+    """The content of tokenizer.json. Raises MerinoError for a kind of tokenizer that is not known, by its name."""
+    kind = wanted(metadata, "tokenizer.ggml.model", lambda v: isinstance(v, str), f"one of {', '.join(MODELS)}")
+    if kind not in MODELS:
+        raise MerinoError(
+            f"the GGUF's tokenizer is {shortened(repr(kind))}, known are {', '.join(MODELS)}: export the model from its"
+            " Hugging Face folder"
+        )
+    return json.dumps(MODELS[kind](tokens_of(metadata)), ensure_ascii=False)
+
+
+def byte_level(tokens: Tokens) -> dict[str, Any]:
+    name = tokens.metadata.get("tokenizer.ggml.pre", "missing")
+    if name not in WORDS:
+        raise MerinoError(
+            f"the GGUF's tokenizer.ggml.pre is {shortened(repr(name))}, known are {', '.join(WORDS)}: how it cuts text"
+            " into words is not known. Export the model from its Hugging Face folder"
+        )
+    words = WORDS[name]
+    merges = wanted(tokens.metadata, "tokenizer.ggml.merges", of_strings, "a list of texts")
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": tokens.added,
+        "normalizer": {"type": words.normalizer} if words.normalizer else None,
+        "pre_tokenizer": word_cutter(words),
+        "post_processor": beginning(tokens, words.begins),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+            **({"ignore_merges": True} if words.whole else {}),
+            "vocab": vocabulary(tokens), "merges": merges,
+        },
+    }  # fmt: skip
+
+
+def word_cutter(words: Words) -> dict[str, Any]:
+    bytes_only = {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": words.expression is None,
+    }  # fmt: skip
+    before: list[dict[str, Any]] = []
+    if words.digits:
+        before = [{"type": "Digits", "individual_digits": True}]
+    elif words.expression:
+        before = [
+            {"type": "Split", "pattern": {"Regex": words.expression}, "behavior": "Isolated", "invert": False}
+        ]  # fmt: skip
+    return {"type": "Sequence", "pretokenizers": [*before, bytes_only]} if before else bytes_only
+
+
+def sentence_piece(tokens: Tokens) -> dict[str, Any]:
+    scores = tokens.metadata.get("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or len(scores) != len(tokens.texts) or not isinstance(scores[0], float):
+        raise MerinoError(f"the GGUF has {len(tokens.texts):,} tokens, and tokenizer.ggml.scores has none for each")
+    unknown = tokens.id("unknown")
+    spaced = tokens.flag("add_space_prefix", True)
+    to_marks = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    first_space = [{"type": "Prepend", "prepend": SPACE}] if spaced else []
+    without_first = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if spaced else []
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": tokens.added,
+        "normalizer": {"type": "Sequence", "normalizers": [*first_space, to_marks]},
+        "pre_tokenizer": None,
+        "post_processor": beginning(tokens, True),
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"},
+                {"type": "Fuse"}, *without_first,
+            ],
+        },
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None if unknown is None else tokens.texts[unknown],
+            "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True,
+            "vocab": vocabulary(tokens), "merges": merges_of(tokens, scores),
+        },
+    }  # fmt: skip
+
+
+def merges_of(tokens: Tokens, scores: Sequence[float]) -> list[list[str]]:
+    """The pairs that make a token, of the highest score first: SentencePiece joins whichever pair gives it."""
+    joined = {text: index for index, text in enumerate(tokens.texts) if tokens.kinds[index] in JOINED}
+    found = [
+        (-scores[index], index, text[:cut], text[cut:])
+        for text, index in joined.items() for cut in range(1, len(text))
+        if text[:cut] in joined and text[cut:] in joined
+    ]  # fmt: skip
+    return [[left, right] for _, _, left, right in sorted(found)]
+
+
+def vocabulary(tokens: Tokens) -> dict[str, int]:
+    """By text. Raises MerinoError for a text that two tokens have, of which one could never be chosen."""
+    found = {text: index for index, text in enumerate(tokens.texts)}
+    if len(found) != len(tokens.texts):
+        twice = next(text for index, text in enumerate(tokens.texts) if found[text] != index)
+        raise MerinoError(f"the GGUF has the token {shortened(repr(twice))} twice")
+    return found
+
+
+def beginning(tokens: Tokens, default: bool) -> dict[str, Any] | None:
+    """The bos token before each text, where the tokenizer adds one."""
+    bos = tokens.id("bos")
+    if bos is None or not tokens.flag("add_bos_token", default):
+        return None
+    text = tokens.texts[bos]
+    special, sequence = {"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    second = {"Sequence": {"id": "B", "type_id": 1}}
+    return {
+        "type": "TemplateProcessing", "single": [special, sequence], "pair": [special, sequence, second],
+        "special_tokens": {text: {"id": text, "ids": [bos], "tokens": [text]}},
+    }  # fmt: skip
+
+
+MODELS: Mapping[str, Callable[[Tokens], dict[str, Any]]] = {"gpt2": byte_level, "llama": sentence_piece}
+
+
+def stop_ids(metadata: Mapping[str, Any]) -> list[int]:
+    """Ids that end an answer: those that the metadata names, then special tokens whose text says so."""
+    tokens = tokens_of(metadata)
+    named = [tokens.id(name) for name in END_KEYS]
+    by_text = [index for index, text in enumerate(tokens.texts) if text in END_TEXTS and tokens.kinds[index] != NORMAL]
+    return list(dict.fromkeys([one for one in named if one is not None] + by_text))
+
+
+def chat_template(metadata: Mapping[str, Any], source: str) -> ChatTemplate | None:
+    """None for a file without one: the model was not trained to talk. `source`: the file, for messages."""
+    found = metadata.get("tokenizer.chat_template")
+    if not isinstance(found, str) or not found:
+        return None
+    tokens = tokens_of(metadata)
+    ids = {f"{name}_token": tokens.id(metadata_name) for name, metadata_name in TEMPLATE_TOKENS.items()}
+    spelled = {name: tokens.texts[index] for name, index in ids.items() if index is not None}
+    return ChatTemplate(found, spelled, f"tokenizer.chat_template in {source}")

@@ -1,0 +1,132 @@
+"""A Hugging Face model as a GGUF, as llama.cpp's converter would write it but for the tokenizer: tokens are made up.
+
+The directions of `config` and `tensors`, back: for llama.cpp beside ours on the same weights.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from transformers import PreTrainedModel
+
+from merino_edge.families.gguf.checkpoint import stored_weights
+from merino_edge.families.gguf.config import ROPE_FACTORS, llama3_factors
+from merino_edge.families.gguf.tensors import Layout, layout
+
+# By `model_type`: the architecture's name in a GGUF.
+ARCHITECTURES = {
+    "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "granite": "granite", "gemma3_text": "gemma3", "gpt2": "gpt2",
+    "gpt_neox": "gptneox",
+}  # fmt: skip
+TABLES = ("token_embd.weight", "output.weight")
+
+
+def write_model(path: Path, model: PreTrainedModel, matrices: str, table: str) -> None:
+    """`matrices`, `table`: names of types that `gguf` can quantise, such as F32, Q8_0, Q4_0.
+
+    Raises ValueError for a family that llama.cpp does not have, and for rows that no blocks divide.
+    """
+    kind, config = model.config.model_type, model.config
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"{kind} models are not written as GGUF: known are {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[kind]
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in facts(architecture, config).items():
+        adders(writer)[type(value)](f"{architecture}.{key}", value)
+    add_tokens(writer, config.vocab_size)
+    number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
+    for name, value in stored_weights(model).items():
+        stored = names.get_name(name, (".weight", ".bias"))
+        assert stored is not None, name
+        found = as_stored(value.detach().float().numpy(), layout(architecture, words_of(config), name, stored))
+        whole = found.ndim == 1 or stored.startswith("position_embd")
+        form = gguf.GGMLQuantizationType["F32" if whole else table if stored in TABLES else matrices]
+        writer.add_tensor(stored, gguf.quants.quantize(found, form), raw_dtype=form)
+    rope = rope_of(config)
+    if rope.get("rope_type") == "llama3":
+        writer.add_tensor(ROPE_FACTORS, llama3_factors(head_size_of(config), rope["rope_theta"], rope))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def as_stored(value: np.ndarray, form: Layout) -> np.ndarray:
+    value = value.T if form.transposed else value
+    if form.rows is not None:
+        ordered = np.empty_like(value)
+        ordered[form.rows] = value
+        value = ordered
+    return np.ascontiguousarray(value - np.float32(form.added) if form.added else value)
+
+
+def adders(writer: gguf.GGUFWriter) -> Mapping[type, Callable[[str, Any], None]]:
+    return {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
+
+
+def words_of(config: Any) -> dict[str, Any]:
+    """What `layout` asks for, by one name in all families."""
+    return {
+        "num_attention_heads": config.num_attention_heads, "hidden_size": config.hidden_size,
+        "num_key_value_heads": getattr(config, "num_key_value_heads", config.num_attention_heads),
+        "head_dim": head_size_of(config),
+    }  # fmt: skip
+
+
+def head_size_of(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def rope_of(config: Any) -> dict[str, Any]:
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    return rope.get("full_attention", rope)
+
+
+def facts(architecture: str, config: Any) -> dict[str, Any]:
+    """The metadata by key, without the architecture's name before it."""
+    head_size = head_size_of(config)
+    found: dict[str, Any] = {
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "attention.head_count": config.num_attention_heads,
+        "feed_forward_length": getattr(config, "intermediate_size", None) or config.n_inner or 4 * config.hidden_size,
+    }
+    if architecture == "gpt2":
+        return {**found, "attention.layer_norm_epsilon": float(config.layer_norm_epsilon)}
+    rope = rope_of(config)
+    found["rope.freq_base"] = float(rope["rope_theta"])
+    if architecture == "gptneox":
+        turned = round(head_size * rope.get("partial_rotary_factor", 1.0))
+        return {
+            **found, "attention.layer_norm_epsilon": float(config.layer_norm_eps), "rope.dimension_count": turned,
+            "use_parallel_residual": bool(config.use_parallel_residual),
+        }  # fmt: skip
+    found |= {
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": head_size,
+        "attention.value_length": head_size,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "rope.dimension_count": head_size,
+        "vocab_size": config.vocab_size,
+    }
+    if architecture == "gemma3":
+        found["attention.sliding_window"] = config.sliding_window
+    if architecture == "granite":
+        found |= {
+            "embedding_scale": float(config.embedding_multiplier), "residual_scale": float(config.residual_multiplier),
+            "attention.scale": float(config.attention_multiplier), "logit_scale": float(config.logits_scaling),
+        }  # fmt: skip
+    return found
+
+
+def add_tokens(writer: gguf.GGUFWriter, vocab: int) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([f"t{index}" for index in range(vocab)])
+    writer.add_token_types([1] * vocab)
+    writer.add_token_merges(["t 0"])
+    writer.add_eos_token_id(vocab - 1)

@@ -1,0 +1,91 @@
+"""The geometry of GPT-NeoX (arXiv 2204.06745): attention and FFN side by side, a part of each head rotated."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from merino_edge.families.biased import BiasedGeometry
+from merino_edge.families.graph_ops import KvLayer, plain_attention
+from merino_edge.families.pre_norm import Decoder, Layer, Linear
+from merino_edge.families.rotary import Positive, Rotary
+from merino_edge.families.weight_layout import Layout, permuted
+
+QKV = "attention.query_key_value"
+
+
+class GptNeoxArchitecture(BiasedGeometry):
+    """A decoder of the GPT-NeoX kind.
+
+    Attributes:
+        rotated: channels of each head that rotary positions turn, the first ones in the state dict.
+        parallel: whether attention and FFN of a layer read the same residual.
+        tied: whether the head is the embedding.
+    """
+
+    POSITIONS: ClassVar[Literal["learned", "rotary"]] = "rotary"
+
+    rotated: Annotated[int, Field(ge=2, multiple_of=2)]
+    rope_theta: Positive
+    parallel: bool
+    tied: bool
+
+    @model_validator(mode="after")
+    def _within_a_head(self) -> Self:
+        if self.rotated > self.head_size or self.head_size % 2:
+            raise ValueError(f"rotated {self.rotated} of heads of {self.head_size} channels, an even number")
+        return self
+
+    @property
+    def has_tied_head(self) -> bool:
+        return self.tied
+
+    def layer_of(self, layer: int) -> Layer:
+        at, cache = f"gpt_neox.layers.{layer}", KvLayer(layer, self.heads, self.head_size)
+        return Layer(
+            cache=cache,
+            attention=plain_attention(cache, Rotary(self.rope_theta, self.rotated)),
+            attention_norm=self.layer_norm(f"{at}.input_layernorm"),
+            qkv=linear(f"{at}.{QKV}"),
+            out=linear(f"{at}.attention.dense"),
+            ffn_norm=self.layer_norm(f"{at}.post_attention_layernorm"),
+            up=linear(f"{at}.mlp.dense_h_to_4h"),
+            down=linear(f"{at}.mlp.dense_4h_to_h"),
+            activation="gelu_erf",
+            gated=False,
+        )
+
+    def decoder(self) -> Decoder:
+        embedding = "gpt_neox.embed_in.weight"
+        return Decoder(
+            embedding=embedding,
+            head=embedding if self.tied else "lm_head.weight",
+            layers=tuple(self.layer_of(layer) for layer in range(self.layers)),
+            final_norm=self.layer_norm("gpt_neox.final_layer_norm"),
+            parallel=self.parallel,
+        )
+
+
+def linear(at: str) -> Linear:
+    return Linear((f"{at}.weight",), (f"{at}.bias",))
+
+
+def gpt_neox_layout(geometry: GptNeoxArchitecture, name: str) -> Layout | None:
+    """The state dict has query, key and value of a head side by side; the graph has all queries first."""
+    return permuted(qkv_order(geometry)) if QKV in name else None
+
+
+def qkv_order(geometry: GptNeoxArchitecture) -> np.ndarray:
+    """Rows of the state dict in the graph's order, [3 * width].
+
+    A channel is paired with the one half a head behind it. So of the channels that turn the second half goes behind
+    the middle of the head, and those that do not turn fill the rest of both halves: the same products of queries and
+    keys, and tables of angles over whole heads, which the fused attention wants in multiples of 16.
+    """
+    size, half, pairs = geometry.head_size, geometry.head_size // 2, geometry.rotated // 2
+    still = np.arange(geometry.rotated, size)
+    turned = np.concatenate([
+        np.arange(pairs), still[: half - pairs], np.arange(pairs, 2 * pairs), still[half - pairs :]
+    ])  # fmt: skip
+    rows = np.arange(3 * geometry.width).reshape(geometry.heads, 3, size)
+    return np.concatenate([rows[:, 0, turned].ravel(), rows[:, 1, turned].ravel(), rows[:, 2].ravel()])

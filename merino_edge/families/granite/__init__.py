@@ -1,0 +1,1 @@
+"""Granite 3 (IBM): LLaMA's form with four multipliers."""

@@ -1,0 +1,182 @@
+"""The CUDA runtime's functions that the TensorRT backend uses, by ctypes on libcudart.
+
+A GPU's memory is an address here, as a number. Work that is put on a stream takes effect at `synchronize` at the
+latest; until then its host memory must stay as it is, and must be pinned. Every call that fails raises CudaError;
+`cuda_fault` makes the user's message of one. `gpu` finds the library.
+"""
+import contextlib
+import ctypes
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_void_p
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
+
+from merino_runtime.errors import MerinoError
+
+OUT_OF_MEMORY, INSUFFICIENT_DRIVER, NO_DEVICE = 2, 35, 100
+TO_DEVICE, TO_HOST, ON_DEVICE = 1, 2, 3  # cudaMemcpyKind
+NON_BLOCKING = 1  # of a stream: it does not wait for the default stream
+CAPTURE_THREAD_LOCAL = 1  # other threads may allocate meanwhile
+# A kernel that failed, or a bus that did: every later call of the process fails too.
+LOST = frozenset([46, 214, 700, 702, 703, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999])
+MB = 2 ** 20
+
+SIGNATURES: Dict[str, List[Any]] = {
+    "cudaDriverGetVersion": [POINTER(c_int)], "cudaRuntimeGetVersion": [POINTER(c_int)],
+    "cudaGetDevice": [POINTER(c_int)], "cudaDeviceGetAttribute": [POINTER(c_int), c_int, c_int],
+    "cudaMemGetInfo": [POINTER(c_size_t), POINTER(c_size_t)],
+    "cudaMalloc": [POINTER(c_void_p), c_size_t], "cudaFree": [c_void_p],
+    "cudaHostAlloc": [POINTER(c_void_p), c_size_t, c_uint], "cudaFreeHost": [c_void_p],
+    "cudaMemcpyAsync": [c_void_p, c_void_p, c_size_t, c_int, c_void_p],
+    "cudaMemcpy2DAsync": [c_void_p, c_size_t, c_void_p, c_size_t, c_size_t, c_size_t, c_int, c_void_p],
+    "cudaMemsetAsync": [c_void_p, c_int, c_size_t, c_void_p],
+    "cudaMemset2DAsync": [c_void_p, c_size_t, c_int, c_size_t, c_size_t, c_void_p],
+    "cudaStreamCreateWithFlags": [POINTER(c_void_p), c_uint], "cudaStreamSynchronize": [c_void_p],
+    "cudaStreamDestroy": [c_void_p],
+    "cudaStreamBeginCapture": [c_void_p, c_int], "cudaStreamEndCapture": [c_void_p, POINTER(c_void_p)],
+    "cudaGraphLaunch": [c_void_p, c_void_p], "cudaGraphExecDestroy": [c_void_p], "cudaGraphDestroy": [c_void_p],
+    "cudaGetLastError": [],
+}
+INSTANTIATE_FROM_12 = [POINTER(c_void_p), c_void_p, ctypes.c_ulonglong]
+INSTANTIATE_BEFORE_12 = [POINTER(c_void_p), c_void_p, POINTER(c_void_p), c_char_p, c_size_t]
+TEXTS = ("cudaGetErrorName", "cudaGetErrorString")
+
+
+class CudaError(Exception):
+    def __init__(self, call: str, code: int, name: str = "", text: str = "") -> None:
+        super().__init__(f"{call}: {name or 'error'} ({code}){': ' + text if text else ''}")
+        self.call, self.code = call, code
+
+
+class Cuda:
+    """libcudart. Each method is the function of its name, with results returned in place of pointers to them."""
+
+    def __init__(self, library: Any) -> None:
+        self._functions = {name: c_function(library, name, types, c_int) for name, types in SIGNATURES.items()}
+        self._texts = [c_function(library, name, [c_int], c_char_p) for name in TEXTS]
+        self.runtime = self._integer("cudaRuntimeGetVersion")
+        instantiate = INSTANTIATE_FROM_12 if self.runtime >= 12000 else INSTANTIATE_BEFORE_12
+        self._functions["cudaGraphInstantiate"] = c_function(library, "cudaGraphInstantiate", instantiate, c_int)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = self._functions[name](*arguments)
+        if code:
+            with contextlib.suppress(Exception):
+                self._functions["cudaGetLastError"]()  # else a later call of TensorRT's finds and reports it
+            words = [function(code) for function in self._texts]
+            raise CudaError(name, code, *((word or b"").decode("utf-8", "replace") for word in words))
+
+    def _integer(self, name: str, *arguments: Any) -> int:
+        found = c_int()
+        self._call(name, ctypes.byref(found), *arguments)
+        return found.value
+
+    def _address(self, name: str, *arguments: Any) -> int:
+        found = c_void_p()
+        self._call(name, ctypes.byref(found), *arguments)
+        return found.value or 0
+
+    def driver_version(self) -> int:
+        """0 where no driver is installed."""
+        return self._integer("cudaDriverGetVersion")
+
+    def get_device(self) -> int:
+        return self._integer("cudaGetDevice")
+
+    def attribute(self, attribute: int, device: int) -> int:
+        return self._integer("cudaDeviceGetAttribute", attribute, device)
+
+    def mem_get_info(self) -> Tuple[int, int]:
+        """(free, total) bytes."""
+        free, total = c_size_t(), c_size_t()
+        self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+        return free.value, total.value
+
+    def malloc(self, size: int) -> int:
+        return self._address("cudaMalloc", size)
+
+    def free(self, address: int) -> None:
+        self._call("cudaFree", address)
+
+    def host_alloc(self, size: int) -> int:
+        return self._address("cudaHostAlloc", size, 0)
+
+    def free_host(self, address: int) -> None:
+        self._call("cudaFreeHost", address)
+
+    def memcpy(self, to: int, source: int, size: int, kind: int, stream: int) -> None:
+        self._call("cudaMemcpyAsync", to, source, size, kind, stream)
+
+    def memcpy_2d(self, to: int, to_pitch: int, source: int, pitch: int, width: int, height: int, kind: int,
+                  stream: int) -> None:
+        """`height` rows of `width` bytes, whose beginnings lie a pitch apart."""
+        self._call("cudaMemcpy2DAsync", to, to_pitch, source, pitch, width, height, kind, stream)
+
+    def memset(self, address: int, value: int, size: int, stream: int) -> None:
+        self._call("cudaMemsetAsync", address, value, size, stream)
+
+    def memset_2d(self, address: int, pitch: int, value: int, width: int, height: int, stream: int) -> None:
+        self._call("cudaMemset2DAsync", address, pitch, value, width, height, stream)
+
+    def stream_create(self) -> int:
+        return self._address("cudaStreamCreateWithFlags", NON_BLOCKING)
+
+    def synchronize(self, stream: int) -> None:
+        self._call("cudaStreamSynchronize", stream)
+
+    def stream_destroy(self, stream: int) -> None:
+        self._call("cudaStreamDestroy", stream)
+
+    def begin_capture(self, stream: int) -> None:
+        self._call("cudaStreamBeginCapture", stream, CAPTURE_THREAD_LOCAL)
+
+    def end_capture(self, stream: int) -> int:
+        """-> the graph."""
+        graph = c_void_p()
+        self._call("cudaStreamEndCapture", stream, ctypes.byref(graph))
+        return graph.value or 0
+
+    def instantiate(self, graph: int) -> int:
+        """-> what `launch` takes."""
+        rest = (0,) if self.runtime >= 12000 else (None, None, 0)
+        return self._address("cudaGraphInstantiate", graph, *rest)
+
+    def launch(self, executable: int, stream: int) -> None:
+        self._call("cudaGraphLaunch", executable, stream)
+
+    def exec_destroy(self, executable: int) -> None:
+        self._call("cudaGraphExecDestroy", executable)
+
+    def graph_destroy(self, graph: int) -> None:
+        self._call("cudaGraphDestroy", graph)
+
+
+def c_function(library: Any, name: str, types: Sequence[Any], result: Any) -> Any:
+    """With its types set: ctypes passes a bare Python number as 32 bits."""
+    function = getattr(library, name)
+    function.argtypes, function.restype = types, result
+    return function
+
+
+def cuda_fault(doing: str, error: CudaError) -> MerinoError:
+    """doing: as in `a decode step`."""
+    on_cpu = "Or run on the CPU: --backend onnxruntime."
+    if error.code == INSUFFICIENT_DRIVER:
+        return MerinoError(f"CUDA cannot start ({error}): no NVIDIA driver is loaded, or it is older than the CUDA "
+                           f"runtime. Check with `nvidia-smi`, on a Jetson with `dmesg | grep nvgpu`. {on_cpu}")
+    if error.code == NO_DEVICE:
+        return MerinoError(f"CUDA finds no GPU ({error}). Check with `nvidia-smi`. {on_cpu}")
+    if error.code == OUT_OF_MEMORY:
+        return MerinoError(f"out of GPU memory in {doing} ({error}). On a Jetson the CPU shares that memory. Stop "
+                           f"other programs, or export with a shorter --context or --precision fp16. {on_cpu}")
+    if error.code in LOST:
+        return MerinoError(f"the GPU failed in {doing} ({error}): its state is lost for this process. Start the "
+                           f"command again; if it fails again, look into `dmesg`. {on_cpu}")
+    return MerinoError(f"CUDA failed in {doing} ({error}). Start the command again; if it fails again, look into "
+                       f"`dmesg`. {on_cpu}")
+
+
+@contextlib.contextmanager
+def cuda_faults_told(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except CudaError as error:
+        raise cuda_fault(doing, error) from error

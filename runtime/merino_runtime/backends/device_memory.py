@@ -1,0 +1,72 @@
+"""Where things lie in one allocation, and which strided copies move new keys and values into the KV cache.
+
+Layout only: numbers in, numbers out. Sizes and offsets are in bytes.
+"""
+from typing import Dict, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+
+ALIGNMENT = 256  # of every address that TensorRT is given
+
+
+class Field(NamedTuple):
+    name: str
+    dtype: str
+    shape: Tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+class Layout(NamedTuple):
+    offsets: Dict[str, int]  # in the order of the fields
+    size: int
+
+
+class StridedCopy(NamedTuple):
+    """`rows` rows, one per head: their beginnings lie a pitch apart, in the cache and in the new entries."""
+    to: int  # offset of the cache's row
+    source: int  # offset of the new entries' row
+    to_pitch: int  # context * entry
+    pitch: int  # new ids * entry
+    entry: int  # bytes of one id's key or value in one head
+    rows: int
+
+
+def laid_out(fields: Sequence[Field], start: int = 0) -> Layout:
+    """The fields one behind the other, each at a multiple of ALIGNMENT."""
+    offsets, end = {}, start
+    for field in fields:
+        offsets[field.name] = aligned(end)
+        end = offsets[field.name] + field.size
+    return Layout(offsets, end)
+
+
+def aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def cache_copies(caches: Sequence[Field], cache_at: Dict[str, int], new_at: Dict[str, int], count: int
+                 ) -> List[StridedCopy]:
+    """The copies that move new entries [1, heads, count, head_size] into caches [1, heads, context, head_size].
+
+    new_at: by the name of the cache. One copy per cache; neighbours are joined where they touch in both places, so
+    a model whose heads have one size mostly needs one copy for all its layers.
+    """
+    found: List[StridedCopy] = []
+    for field in caches:
+        _, heads, context, head_size = field.shape
+        entry = head_size * np.dtype(field.dtype).itemsize
+        copy = StridedCopy(cache_at[field.name], new_at[field.name], context * entry, count * entry, entry, heads)
+        if found and _touch(found[-1], copy):
+            found[-1] = found[-1]._replace(rows=found[-1].rows + heads)
+        else:
+            found.append(copy)
+    return found
+
+
+def _touch(first: StridedCopy, then: StridedCopy) -> bool:
+    return (first.entry == then.entry and first.to_pitch == then.to_pitch
+            and first.to + first.rows * first.to_pitch == then.to
+            and first.source + first.rows * first.pitch == then.source)

@@ -1,0 +1,292 @@
+"""Builds a TensorRT engine from the graph of a `portable` bundle, on the board that will run it.
+
+Two optimisation profiles: profile 0 is decode, one id; profile 1 is prefill, chunks of a fixed length. What an engine
+of float16 kernels keeps in float32 is the norms, since squares of activations overflow float16. `engine_file` keeps
+what was built.
+"""
+import contextlib
+import os
+import threading
+import time
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set
+
+from merino_runtime import board
+from merino_runtime.backends.cuda import MB, Cuda, cuda_faults_told
+from merino_runtime.backends.engine_file import (
+    EngineKey,
+    keep_engine,
+    keep_timing_cache,
+    model_sha256,
+    one_builder,
+    sound_path,
+    timing_cache,
+)
+from merino_runtime.backends.gpu import device_of, open_cuda
+from merino_runtime.backends.tensorrt_versions import TensorRt, fp16_flags, limit_workspace, open_tensorrt
+from merino_runtime.bundle import Bundle
+from merino_runtime.errors import MerinoError
+from merino_runtime.memory import lack_of_memory
+from merino_runtime.requirements import version_tuple
+
+DECODE, PREFILL = 0, 1  # numbers of the profiles
+PREFILL_CHUNK_IDS = 64  # where reading the weights takes about as long as computing with them, on the boards' GPUs
+WORKSPACE_MB = 128  # for a kernel beside its inputs: matrix products need little
+TOLD_EVERY_S = 15.0  # where TensorRT itself tells no progress
+Tell = Callable[[str], None]
+
+
+class Build(NamedTuple):
+    """What a build was asked for, and needs."""
+    key: EngineKey
+    workspace_mb: int
+    need_mb: float  # of this process: the graph's weights, TensorRT's copies of them, the plan, workspace, CUDA
+
+
+def chunk_ids(bundle: Bundle) -> int:
+    return min(PREFILL_CHUNK_IDS, bundle.context)
+
+
+def key_of(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str) -> EngineKey:
+    """Raises CudaError."""
+    device = device_of(cuda)
+    return EngineKey(device.name, device.capability, trt.version, device.runtime, model_sha256(bundle), precision,
+                     bundle.context, chunk_ids(bundle))
+
+
+def build_engine(bundle: Bundle, fp16: bool, workspace_mb: Optional[int], tell: Tell) -> "Made":
+    """The verb `build-engine`. fp16: also where the bundle is float32. Raises MerinoError where it cannot be built."""
+    workspace = workspace_of(workspace_mb)
+    trt = open_tensorrt()
+    cuda = open_cuda(version_tuple(trt.version))
+    with cuda_faults_told("building the engine"):
+        return ensure_engine(bundle, trt, cuda, "fp16" if fp16 else bundle.precision, tell, workspace)
+
+
+class Made(NamedTuple):
+    path: str
+    built: bool  # False: it was there
+
+
+def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, tell: Tell,
+                  workspace_mb: int = WORKSPACE_MB, anew: bool = False) -> Made:
+    """Builds the engine unless it is there. One process of a machine builds at a time.
+
+    anew: although it is there, for one that TensorRT would not load. Raises MerinoError where it cannot be built,
+    CudaError where the GPU does not answer."""
+    key = key_of(bundle, trt, cuda, precision)
+    found = None if anew else sound_path(bundle, key)
+    if found:
+        return Made(found, False)
+    with one_builder(bundle):
+        found = None if anew else sound_path(bundle, key)  # by the process that held the lock
+        if found:
+            return Made(found, False)
+        wanted = Build(key, workspace_mb, check_memory(bundle, cuda, precision, workspace_mb, tell))
+        started = time.monotonic()
+        tell(f"building an engine for {key.gpu} (TensorRT {key.tensorrt}, {key.precision}, about {wanted.need_mb:.0f} "
+             "MB): this takes minutes, once per bundle. The same by NVIDIA's own tool, which keeps no engine for this "
+             f"program: {trtexec_command(bundle, wanted)}")
+        plan = build(bundle, trt, wanted, tell)
+        path = keep_engine(bundle, key, plan)
+    tell(f"built in {time.monotonic() - started:.0f} s, {len(plan) / MB:.0f} MB: {path}")
+    return Made(path, True)
+
+
+def check_memory(bundle: Bundle, cuda: Cuda, precision: str, workspace_mb: int, tell: Tell) -> float:
+    """MB that the build needs. Raises MerinoError where the machine has less in all, and tells where less is free."""
+    weights_mb = bundle.weight_bytes / MB
+    engine_mb = weights_mb / (2 if precision == "fp16" and bundle.precision == "fp32" else 1)
+    need_mb = 2 * weights_mb + 2 * engine_mb + workspace_mb + board.CUDA_MB + board.PROCESS_MB
+    here, shared = board.this_board(), device_of(cuda).integrated
+    total_mb, free_mb = here.memory_total_mb, here.memory_available_mb
+    parts = (f"{need_mb:.0f} MB: twice {weights_mb:.0f} MB of weights, twice {engine_mb:.0f} MB of engine, "
+             f"{workspace_mb} MB of workspace, about {board.CUDA_MB + board.PROCESS_MB} MB for CUDA and Python")
+    remedy = ("Make the workspace smaller (--workspace-mb), add swap, build with --fp16, or export with --precision "
+              "fp16")
+    if total_mb is not None and need_mb > total_mb:
+        raise MerinoError(f"building an engine of {bundle.name!r} needs about {parts}; this machine has "
+                          f"{total_mb:.0f} MB in all. {remedy}.")
+    if not shared:
+        gpu_free_mb = cuda.mem_get_info()[0] / MB
+        if engine_mb + workspace_mb > gpu_free_mb:
+            raise MerinoError(f"building an engine of {bundle.name!r} needs {engine_mb:.0f} MB of GPU memory for "
+                              f"weights and {workspace_mb} MB of workspace; {gpu_free_mb:.0f} MB are free. {remedy}.")
+    if free_mb is not None and need_mb > free_mb:
+        tell(f"note: the build needs about {parts}; {free_mb:.0f} MB are available: it may swap or be killed. Stop "
+             "other programs first")
+    return need_mb
+
+
+def build(bundle: Bundle, trt: TensorRt, wanted: Build, tell: Tell) -> memoryview:
+    """-> the plan. Raises MerinoError with what TensorRT said."""
+    module, key = trt.module, wanted.key
+    try:
+        builder = module.Builder(trt.logger)
+    except TypeError as error:  # "factory function returned nullptr": no GPU, or no memory for its context
+        raise MerinoError(f"TensorRT {trt.version} cannot build here: {trt.why()}. Check the GPU with `nvidia-smi`, on "
+                          "a Jetson with `dmesg`, and its free memory.") from error
+    explicit = 1 << int(module.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+    network = builder.create_network(explicit)
+    parse(bundle, trt, network)
+    config = builder.create_builder_config()
+    limit_workspace(trt, config, wanted.workspace_mb * MB)
+    config.clear_flag(module.BuilderFlag.TF32)  # fp32 means float32: TF32 keeps 10 bits of a factor
+    if key.precision == "fp16":
+        for flag in fp16_flags(trt):
+            config.set_flag(flag)
+        keep_norms_float32(trt, network)
+    for length in (1, key.chunk):
+        config.add_optimization_profile(_profile(builder, network, length))
+    cache = config.create_timing_cache(timing_cache(bundle, key))
+    config.set_timing_cache(cache, False)
+    with _progress(trt, config, tell):
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise _build_failed(bundle, trt, wanted)
+    keep_timing_cache(bundle, key, bytes(memoryview(config.get_timing_cache().serialize())))
+    return memoryview(plan).cast("B")
+
+
+def _build_failed(bundle: Bundle, trt: TensorRt, wanted: Build) -> MerinoError:
+    why = trt.why()
+    failed = f"TensorRT {trt.version} cannot build an engine of {bundle.name!r}: {why}."
+    if "memory" in why.lower() or lack_of_memory(MerinoError(why)) is not None:
+        return MerinoError(f"{failed} It ran out of memory (an estimate was {wanted.need_mb:.0f} MB). Stop other "
+                           "programs, add swap, make the workspace smaller (--workspace-mb), or export with "
+                           "--precision fp16 or a shorter --context.")
+    return MerinoError(f"{failed} The same by NVIDIA's own tool, with its whole log: {trtexec_command(bundle, wanted)}")
+
+
+def parse(bundle: Bundle, trt: TensorRt, network: Any) -> None:
+    """The graph into an empty network. Raises MerinoError with the node that TensorRT does not take."""
+    path = os.path.join(bundle.folder, "model.onnx")
+    parser = trt.module.OnnxParser(network, trt.logger)
+    if not parser.parse_from_file(path):
+        said = [f"node {parser.get_error(index).node()}: {' '.join(parser.get_error(index).desc().split())}"
+                for index in range(min(parser.num_errors, 3))]
+        raise MerinoError(f"TensorRT {trt.version} does not take {path}: {'; '.join(said) or trt.why()}. Export the "
+                          "bundle again with --dialect portable, or run it on the CPU: --backend onnxruntime.")
+
+
+def _profile(builder: Any, network: Any, length: int) -> Any:
+    """A profile of one shape: every axis that has a name has this length."""
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shape = tuple(length if axis < 0 else axis for axis in tensor.shape)
+        if -1 in tuple(tensor.shape):
+            profile.set_shape(tensor.name, shape, shape, shape)
+    return profile
+
+
+def keep_norms_float32(trt: TensorRt, network: Any) -> int:
+    """Asks for float32 in the layers of each norm, from the square of its input to the division by its root -> how
+    many layers.
+
+    A norm is known by its mean: it begins with the product that the mean is of, and ends with the next division. Other
+    parts of these graphs have no mean.
+    """
+    module = trt.module
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    means = [layer for layer in layers if layer.type == module.LayerType.REDUCE]
+    made_by = {layer.get_output(index).name: layer for layer in layers for index in range(layer.num_outputs)}
+    readers: Dict[str, List[Any]] = {}
+    for layer in layers:
+        for index in range(layer.num_inputs):
+            if layer.get_input(index) is not None:
+                readers.setdefault(layer.get_input(index).name, []).append(layer)
+    norms: Dict[str, Any] = {}
+    for mean in means:
+        before = made_by.get(mean.get_input(0).name)
+        if before is not None and before.type == module.LayerType.ELEMENTWISE:
+            norms[before.name] = before
+        norms.update((layer.name, layer) for layer in _to_division(trt, mean, readers))
+    for layer in norms.values():
+        layer.precision = module.float32
+        layer.set_output_type(0, module.float32)
+    return len(norms)
+
+
+def _to_division(trt: TensorRt, mean: Any, readers: Dict[str, List[Any]]) -> Iterator[Any]:
+    """The mean and what reads it, step by step, up to the division."""
+    types = trt.module.LayerType
+    arithmetic = (types.ELEMENTWISE, types.UNARY, types.REDUCE)
+    waiting: List[Any] = [mean]
+    seen: Set[str] = set()
+    while waiting:
+        layer = waiting.pop()
+        if layer.name in seen or layer.type not in arithmetic:
+            continue
+        seen.add(layer.name)
+        yield layer
+        if not _divides(trt, layer):
+            waiting.extend(readers.get(layer.get_output(0).name, []))
+
+
+def _divides(trt: TensorRt, layer: Any) -> bool:
+    if layer.type != trt.module.LayerType.ELEMENTWISE:
+        return False
+    # The bindings of 8.2 return an ILayer of the derived class, as those of 10 do.
+    return layer.op == trt.module.ElementWiseOperation.DIV
+
+
+def trtexec_command(bundle: Bundle, wanted: Build) -> str:
+    """A build of the same graph with one profile for both lengths: to see what TensorRT does, and how fast it is."""
+    key = wanted.key
+    ids = [port.name for port in bundle.inputs if "sequence" in port.shape]
+    shapes = {length: ",".join(f"{name}:1x{length}" for name in ids) for length in (1, key.chunk)}
+    workspace = (f"--workspace={wanted.workspace_mb}" if key.tensorrt.startswith("8.") else
+                 f"--memPoolSize=workspace:{wanted.workspace_mb}M")
+    fp16 = " --fp16" if key.precision == "fp16" else " --noTF32"
+    return (f"/usr/src/tensorrt/bin/trtexec --onnx={os.path.join(bundle.folder, 'model.onnx')} "
+            f"--minShapes={shapes[1]} --optShapes={shapes[key.chunk]} --maxShapes={shapes[key.chunk]} {workspace}"
+            f"{fp16} --verbose")
+
+
+@contextlib.contextmanager
+def _progress(trt: TensorRt, config: Any, tell: Tell) -> Iterator[None]:
+    """Around a build: tells the phases that TensorRT 10 names; for 8.2, which names none, how long it has taken."""
+    ended, started = threading.Event(), time.monotonic()
+
+    def tell_time() -> None:
+        while not ended.wait(TOLD_EVERY_S):
+            tell(f"still building, {time.monotonic() - started:.0f} s")
+
+    if hasattr(trt.module, "IProgressMonitor"):
+        monitor = _monitor(trt.module, tell)
+        config.progress_monitor = monitor  # the builder keeps no reference: `monitor` is ours until the body's end
+        yield
+        return
+    thread = threading.Thread(target=tell_time, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _monitor(module: Any, tell: Tell) -> Any:
+    class Monitor(module.IProgressMonitor):
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: Optional[str], num_steps: int) -> None:  # noqa: ARG002
+            if not parent_phase:
+                tell(f"building: {phase_name}")
+
+        def step_complete(self, phase_name: str, step: int) -> bool:  # noqa: ARG002
+            return True  # go on
+
+        def phase_finish(self, phase_name: str) -> None:  # noqa: ARG002
+            pass
+
+    return Monitor()
+
+
+def workspace_of(megabytes: Optional[int]) -> int:
+    """Raises MerinoError for a workspace that is not allowed."""
+    if megabytes is not None and not 1 <= megabytes <= 65536:
+        raise MerinoError(f"--workspace-mb is {megabytes}, allowed: 1 to 65536. Omit it for {WORKSPACE_MB}.")
+    return megabytes or WORKSPACE_MB
+

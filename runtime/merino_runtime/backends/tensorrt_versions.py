@@ -1,0 +1,152 @@
+"""The one place that knows how TensorRT 8.2 and 10.x differ; every other version is refused by name.
+
+8.2 (JetPack 4.6.1 and later, Python 3.6) addresses inputs and outputs by binding numbers, of which each optimisation
+profile has its own. 10.x (JetPack 6) addresses them by name. int64 inputs of a graph are int32 in an engine of 8.2:
+the types to write are always asked of the engine.
+"""
+from typing import Any, Dict, List, NamedTuple, Tuple
+
+from merino_runtime.errors import MerinoError
+from merino_runtime.requirements import require, version_tuple
+
+KEPT_MESSAGES = 5
+LONGEST_MESSAGE = 300
+
+
+class Tensor(NamedTuple):
+    """An input or output of an engine."""
+    dtype: str
+    is_input: bool
+    shape: Tuple[int, ...]  # -1: an axis that the profile fixes
+
+
+class TensorRt(NamedTuple):
+    module: Any
+    version: str
+    logger: Any  # with `said`: its last errors, the latest last
+
+    @property
+    def is_82(self) -> bool:
+        return version_tuple(self.version)[0] == 8
+
+    def why(self) -> str:
+        """What TensorRT said last, for a message; then forgotten."""
+        said = "; ".join(self.logger.said) or "it gave no reason"
+        del self.logger.said[:]
+        return said
+
+
+def open_tensorrt() -> TensorRt:
+    """The installed TensorRT. Raises MerinoError where there is none, or of a version that is not known."""
+    try:
+        module = require("tensorrt")
+    except MerinoError as error:
+        raise MerinoError(f"{str(error).partition('. Run:')[0]}. TensorRT comes with a Jetson's JetPack: sudo apt-get "
+                          "install python3-libnvinfer, and run the system's Python, or an environment that was made "
+                          "with --system-site-packages. Or run on the CPU: --backend onnxruntime.") from error
+    version = str(getattr(module, "__version__", ""))
+    check_version(version)
+    return TensorRt(module, version, _logger(module))
+
+
+def check_version(version: str) -> None:
+    """Raises MerinoError for a version that this runtime has no way to drive."""
+    numbers = version_tuple(version)
+    if numbers[:2] != (8, 2) and numbers[0] != 10:
+        raise MerinoError(f"TensorRT is {version or 'of no version'}, this runtime drives 8.2 (JetPack 4.6.1 to 4.6.6) "
+                          "and 10.x (JetPack 6). Install that JetPack, or run on the CPU: --backend onnxruntime.")
+
+
+def _logger(module: Any) -> Any:
+    class Logger(module.ILogger):
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.said: List[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if int(severity) <= int(module.ILogger.ERROR):
+                self.said.append(" ".join(msg.split())[:LONGEST_MESSAGE])
+                del self.said[:-KEPT_MESSAGES]
+
+    return Logger()
+
+
+def limit_workspace(trt: TensorRt, config: Any, size: int) -> None:
+    """Bytes of GPU memory that a kernel may use beside its inputs and outputs."""
+    if trt.is_82:
+        config.max_workspace_size = size
+    else:
+        config.set_memory_pool_limit(trt.module.MemoryPoolType.WORKSPACE, size)
+
+
+def tensors_of(trt: TensorRt, engine: Any) -> Dict[str, Tensor]:
+    """The inputs and outputs of an engine, by name."""
+    if trt.is_82:
+        return {engine.get_binding_name(index): Tensor(_dtype(trt, engine.get_binding_dtype(index)),
+                                                       engine.binding_is_input(index),
+                                                       tuple(engine.get_binding_shape(index)))
+                for index in range(engine.num_bindings // engine.num_optimization_profiles)}
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    return {name: Tensor(_dtype(trt, engine.get_tensor_dtype(name)),
+                         engine.get_tensor_mode(name) == trt.module.TensorIOMode.INPUT,
+                         tuple(engine.get_tensor_shape(name))) for name in names}
+
+
+def _dtype(trt: TensorRt, found: Any) -> str:
+    known = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64"}
+    if found.name not in known:
+        raise MerinoError(f"an input or output of the engine is {found.name}, expected {', '.join(sorted(known))}. "
+                          f"TensorRT {trt.version} made another graph of it than this runtime binds.")
+    return known[found.name]
+
+
+class BoundEngine:
+    """One optimisation profile of an engine, ready to run: shapes set once, addresses whenever they change.
+
+    scratch: address of the memory that the kernels use, which profiles that never run at the same time share. Raises
+    MerinoError where TensorRT refuses anything.
+    """
+
+    def __init__(self, trt: TensorRt, engine: Any, profile: int, scratch: int, stream: int) -> None:
+        self._trt, self._what = trt, f"profile {profile} of the engine"
+        self._context = self._accepted(engine.create_execution_context_without_device_memory())
+        self._context.device_memory = scratch
+        self._accepted(self._context.set_optimization_profile_async(profile, stream))
+        self._numbers: Dict[str, int] = {}  # 8.2: of the bindings of this profile
+        self._bindings: List[int] = []  # 8.2: the address of each
+        if trt.is_82:
+            count = engine.num_bindings // engine.num_optimization_profiles
+            self._numbers = {engine.get_binding_name(index): profile * count + index for index in range(count)}
+            self._bindings = [0] * engine.num_bindings
+
+    def set_shape(self, name: str, shape: Tuple[int, ...]) -> None:
+        if self._trt.is_82:
+            self._accepted(self._context.set_binding_shape(self._numbers[name], shape))
+        else:
+            self._accepted(self._context.set_input_shape(name, shape))
+
+    def set_addresses(self, addresses: Dict[str, int]) -> None:
+        """Of all inputs and outputs, by name."""
+        for name, address in addresses.items():
+            if self._trt.is_82:
+                self._bindings[self._numbers[name]] = address
+            else:
+                self._accepted(self._context.set_tensor_address(name, address))
+
+    def enqueue(self, stream: int) -> None:
+        """Puts one run on the stream."""
+        if self._trt.is_82:
+            self._accepted(self._context.execute_async_v2(self._bindings, stream))
+        else:
+            self._accepted(self._context.execute_async_v3(stream))
+
+    def _accepted(self, answer: Any) -> Any:
+        if answer is None or answer is False:
+            raise MerinoError(f"TensorRT {self._trt.version} refused {self._what}: {self._trt.why()}. Build the engine "
+                              "again with `build-engine`, or run on the CPU: --backend onnxruntime.")
+        return answer
+
+
+def fp16_flags(trt: TensorRt) -> List[Any]:
+    """Of the builder: float16 kernels, with the layers kept float32 that ask for it."""
+    return [trt.module.BuilderFlag.FP16, trt.module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS]

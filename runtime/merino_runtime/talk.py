@@ -1,0 +1,216 @@
+"""A talk in turns with a model that was trained for it. What is said reaches the model in its chat template.
+
+Earlier turns stay in the KV cache, so that a turn computes its new tokens only. An answer stays there as the ids that
+were generated; where the template takes another text of it than was generated, such as the answer without the thinking
+before it, that text is computed with the next turn. Events are dicts, as `chat --json` prints them.
+"""
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from merino_runtime.bundle import Bundle, Chat, file_path
+from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import read_text
+from merino_runtime.sampling import Sampling
+from merino_runtime.template import (
+    THINK,
+    THINK_END,
+    Piece,
+    Turn,
+    by_jinja,
+    by_parts,
+    compiled,
+    messages_of,
+    rendered,
+)
+
+if TYPE_CHECKING:
+    from merino_runtime.backends.backend import Backend
+    from merino_runtime.generate import Done, Generation
+    from merino_runtime.text import TextStream, Tokenizer
+
+Event = Dict[str, Any]
+OVERFLOWS = ("error", "shift")
+ROOM = 4  # with overflow `shift` an answer has this part of the context, or what was asked for
+
+
+class Said(NamedTuple):
+    """A turn that is over."""
+    user: str
+    answer: str  # with the thinking
+    ids: Tuple[int, ...]  # as generated, without what ended it
+    opening: str  # the template's text before it
+
+
+class Talk:
+    """One talk over one model; its backend is used by nothing else meanwhile. Raises MerinoError where the bundle has
+    no chat template, and for options that it does not know.
+
+    system: a message before the first turn; None: the template's own, if any. max_new_tokens: of an answer; None: as
+    many as the context holds. no_think: answers without thinking. overflow: `error` refuses a turn for which the
+    context has no room, `shift` leaves out the oldest turns.
+    """
+
+    def __init__(self, bundle: Bundle, backend: "Backend", tokenizer: "Tokenizer", *, system: Optional[str] = None,
+                 max_new_tokens: Optional[int] = None, sampling: Optional[Sampling] = None, no_think: bool = False,
+                 overflow: str = "error") -> None:
+        self.backend, self._tokenizer, self._stops = backend, tokenizer, frozenset(bundle.stop_ids)
+        self._sampling, self._most = sampling or Sampling(), max_new_tokens
+        if overflow not in OVERFLOWS:
+            raise MerinoError(f"overflow is {overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise MerinoError(f"{max_new_tokens} new tokens were asked for, allowed: 1 or more.")
+        self._shifts = overflow == "shift"
+        self._render = _renderer(bundle, no_think)
+        self._said: List[Said] = []
+        self._now: Optional[_Answer] = None
+        self.system: Optional[str] = None
+        self.set_system(system)
+
+    def set_system(self, system: Optional[str]) -> None:
+        """From the next turn on, for the earlier ones too. Raises MerinoError where the template takes none."""
+        if system is not None:
+            self._render(system, (), "")
+        self.system = system
+
+    def reset(self) -> None:
+        """Forgets all turns; the system message stays."""
+        self._said = []
+
+    def answer(self, text: str, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        """Adds a turn: {begin, prompt_tokens, dropped_turns, thinks}, {id, text} per token, and {done, ...} with the
+        measurements. This call raises MerinoError for a turn that is not possible, and then nothing has changed.
+
+        stopped: asked after each token. Where the caller is interrupted, or leaves, `interrupted` ends the turn.
+        """
+        from merino_runtime.generate import generate
+        from merino_runtime.text import TextStream
+
+        if not text.strip():
+            raise MerinoError("the message is empty. Write at least one word.")
+        self.interrupted()
+        dropped, ids, opening = self._fitting(text)
+        stream = TextStream(self._tokenizer, begins=True)
+        generation = generate(self.backend, ids, max_new_tokens=self._most or self.backend.context,
+                              sampling=self._sampling, stop_ids=list(self._stops), stream=stream)
+        self._said = self._said[dropped:]
+        self._now = _Answer(text, opening, len(ids), generation, stream)
+        return self._events(self._now, dropped, stopped)
+
+    def _events(self, now: "_Answer", dropped: int, stopped: Callable[[], bool]) -> Iterator[Event]:
+        from merino_runtime.generate import Done, Token
+
+        yield {"begin": True, "prompt_tokens": now.prompt_tokens, "dropped_turns": dropped,
+               "thinks": bool(_opened(now.opening))}
+        for event in now.generation:
+            if isinstance(event, Done):
+                yield self._over(now, event)
+                return
+            assert isinstance(event, Token)  # a prompt that is too long was refused
+            now.ids.append(event.id)
+            now.text += event.text
+            yield event._asdict()
+            if stopped():
+                yield from self.interrupted()
+                return
+
+    def interrupted(self) -> List[Event]:
+        """Ends an answer that is not complete: what there is of it stays in the talk. Its last text and its {done}."""
+        now = self._now
+        if now is None:
+            return []
+        now.generation.close()
+        text = now.stream.finish()
+        now.text += text
+        done = self._over(now, now.generation.measured())
+        return [{"id": None, "text": text}, done] if text else [done]
+
+    def _over(self, now: "_Answer", done: "Done") -> Event:
+        self._now = None
+        ids = tuple(now.ids[:-1] if now.ids and now.ids[-1] in self._stops else now.ids)
+        answer = _opened(now.opening) + now.text
+        if now.ids:
+            self._said.append(Said(now.user, answer, ids, now.opening))
+        thinking, end, rest = answer.rpartition(THINK_END)
+        if not end and answer.lstrip().startswith(THINK):
+            thinking, rest = answer, ""
+        return dict(done._asdict(), done=True, prompt_tokens=now.prompt_tokens, context=self.backend.context,
+                    context_used=now.prompt_tokens + len(now.ids), turns=len(self._said), answer=rest,
+                    thinking=thinking.replace(THINK, "", 1) if thinking else None)
+
+    def _fitting(self, text: str) -> Tuple[int, List[int], str]:
+        """How many of the oldest turns are left out, the prompt's ids, and the text that opens the answer."""
+        context = self.backend.context
+        needed = max(1, min(self._most or context, context // ROOM)) if self._shifts else 1
+        for dropped in range(len(self._said) + 1):
+            ids, opening = self._ids(self._said[dropped:], text)
+            # What is kept behind a gap is computed again: where one is made, it holds for some turns.
+            room = max(needed, context // 2) if 0 < dropped < len(self._said) else needed
+            if context - len(ids) >= room:
+                return dropped, ids, opening
+            if not self._shifts and self._said:
+                raise MerinoError(
+                    f"the talk has {len(ids)} tokens with this message and the context is {context}: no answer fits. "
+                    "Begin anew with /reset, or start with --overflow shift, which drops the oldest turns; an export "
+                    "with a longer --context holds more.")
+        raise MerinoError(f"the message has {len(ids)} tokens with what the template puts around it, and the context "
+                          f"is {context}: no answer fits. Shorten it, or export with a longer --context.")
+
+    def _ids(self, said: Sequence[Said], text: str) -> Tuple[List[int], str]:
+        pieces = self._render(self.system, [Turn(each.user, each.answer) for each in said], text)
+        encode = self._tokenizer.encode_pieces
+        ids: List[int] = []
+        group: List[Tuple[str, bool]] = []
+        for place, piece in enumerate(pieces):
+            turn = None if piece.turn is None else said[piece.turn]
+            if turn and piece.text == turn.answer and pieces[place - 1].text == turn.opening:
+                ids += [*encode(group), *turn.ids]
+                group = []
+            else:
+                group.append((piece.text, piece.own))
+        return ids + encode(group), pieces[-1].text
+
+
+class _Answer:
+    """One that is being generated."""
+
+    def __init__(self, user: str, opening: str, prompt_tokens: int, generation: "Generation", stream: "TextStream"
+                 ) -> None:
+        self.user, self.opening, self.prompt_tokens = user, opening, prompt_tokens
+        self.generation, self.stream = generation, stream
+        self.ids: List[int] = []
+        self.text = ""
+
+
+def _opened(opening: str) -> str:
+    """The thinking that the template's own text begins for the answer; mostly none."""
+    place = opening.rfind(THINK)
+    return opening[place:] if place > opening.rfind(THINK_END) else ""
+
+
+def _renderer(bundle: Bundle, no_think: bool) -> Callable[[Optional[str], Sequence[Turn], str], List[Piece]]:
+    """(system, turns, user's text) -> pieces. Raises MerinoError where the bundle has no template, or one that does not
+    know of `no_think`."""
+    chat = bundle.chat
+    if chat is None:
+        raise MerinoError(f"bundle {bundle.name!r} has no chat template: its model was not trained to talk, or was "
+                          "exported without. `generate` continues a text. To talk, export a model of that kind (they "
+                          "are often called -Instruct) from a folder with its chat_template.jinja or "
+                          "tokenizer_config.json.")
+    parts = chat.parts
+    if parts is not None:
+        known = parts.no_think is not None
+        render = lambda system, turns, user: by_parts(parts, system, turns, user, no_think)  # noqa: E731
+    else:
+        template = _template_of(bundle, chat)
+        asked = messages_of(None, (), "x")
+        known = rendered(template, chat.tokens, asked, True) != rendered(template, chat.tokens, asked)
+        render = lambda system, turns, user: by_jinja(template, chat, system, turns, user, no_think)  # noqa: E731
+    if no_think and not known:
+        raise MerinoError(f"the chat template of {bundle.name!r} does not know of answers without thinking "
+                          "(enable_thinking). Leave out --no-think.")
+    return render
+
+
+def _template_of(bundle: Bundle, chat: Chat) -> Callable[..., str]:
+    path = file_path(bundle, chat.template)
+    assert path is not None, chat.template  # bundle.json is refused without
+    return compiled(read_text(path, "a chat template", "Copy or export the bundle again."), path)

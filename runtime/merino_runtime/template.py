@@ -1,0 +1,176 @@
+"""The text of a talk as its model was trained to read it. Knows nothing of models and ids.
+
+Chat templates are programs in Jinja. The exporter renders them into parts where that is exact, and then a board needs
+no Jinja: `by_parts`. Otherwise jinja2 renders the template here: `by_jinja`. Both give pieces, so that the template's
+own text, in which special tokens count, is told from the texts of the talk, in which they do not. The environment is
+that of transformers, which the authors of templates write for.
+"""
+import itertools
+import json
+import re
+import time
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+
+from merino_runtime.bundle import Chat, ChatParts, MessageTexts
+from merino_runtime.bundle_schema import MESSAGE_TEXTS
+from merino_runtime.errors import MerinoError
+from merino_runtime.requirements import require
+
+THINK, THINK_END = "<think>", "</think>"
+DATE = "\0"  # in parts: today's date
+MARK, MARK_END = "\ue000", "\ue001"  # of the private use area: no text of a template has them
+Render = Callable[..., str]  # of a compiled template: its variables by name -> text
+
+
+class Turn(NamedTuple):
+    user: str
+    answer: str
+
+
+class Piece(NamedTuple):
+    text: str
+    turn: Optional[int] = None  # of the answer that it is; None for all other text
+    own: bool = False  # the template's own text
+
+
+def by_parts(parts: ChatParts, system: Optional[str], turns: Sequence[Turn], user: str, no_think: bool) -> List[Piece]:
+    """The talk up to where its next answer begins. Raises MerinoError for a system message that the template lacks."""
+    if system is None:
+        pieces = [_own(parts, parts.begin)]
+    elif parts.system is None:
+        raise MerinoError(NO_SYSTEM)
+    else:
+        pieces = [_own(parts, parts.system.before), Piece(text_of(parts.texts.system, system)),
+                  _own(parts, parts.system.after)]
+    for index, turn in enumerate(turns):
+        pieces += [Piece(text_of(parts.texts.user, turn.user)), _own(parts, parts.answer),
+                   Piece(text_of(parts.texts.assistant, turn.answer), index), _own(parts, parts.user)]
+    opening = parts.no_think if no_think and parts.no_think is not None else parts.generation
+    return [*pieces, Piece(text_of(parts.texts.user, user)), _own(parts, opening)]
+
+
+NO_SYSTEM = ("the model's chat template takes no system message. Leave out --system and /system, and write what it "
+             "would say into the first message.")
+
+
+def _own(parts: ChatParts, text: str) -> Piece:
+    if parts.date_format and DATE in text:
+        text = text.replace(DATE, time.strftime(parts.date_format))
+    return Piece(text, own=True)
+
+
+def text_of(kind: str, text: str) -> str:
+    """What a template takes of a message's text: kind is one of MESSAGE_TEXTS."""
+    if kind.startswith("answer") and THINK_END in text:
+        text = text.split(THINK_END)[-1]
+        if kind == "answer_lines":
+            text = text.lstrip("\n")
+    return text.strip() if kind in ("stripped", "answer_stripped") else text
+
+
+def messages_of(system: Optional[str], turns: Sequence[Turn], user: str) -> List[Dict[str, str]]:
+    """As chat templates take them."""
+    said = [] if system is None else [("system", system)]
+    for turn in turns:
+        said += [("user", turn.user), ("assistant", turn.answer)]
+    return [{"role": role, "content": content} for role, content in [*said, ("user", user)]]
+
+
+def by_jinja(template: Render, chat: Chat, system: Optional[str], turns: Sequence[Turn], user: str, no_think: bool
+             ) -> List[Piece]:
+    """As `by_parts`, by a compiled template. It is rendered with marks in place of the messages' texts as well, which
+    tells where these are. Raises MerinoError where it raises, and where the two renderings do not agree."""
+    messages = messages_of(system, turns, user)
+    marks = [f"{MARK}{index}{MARK_END}" for index in range(len(messages))]
+    text = rendered(template, chat.tokens, messages, no_think)
+    stand_ins = [dict(each, content=marks[index]) for index, each in enumerate(messages)]
+    marked = rendered(template, chat.tokens, stand_ins, no_think)
+    if system is not None and marks[0] not in marked:
+        raise MerinoError(NO_SYSTEM)
+    own = re.split("|".join(marks), marked)
+    places = [marks.index(mark) for mark in re.findall("|".join(marks), marked)]
+    if sorted(places) == list(range(len(marks))):
+        for kinds in itertools.product(MESSAGE_TEXTS[:2], MESSAGE_TEXTS[:2], MESSAGE_TEXTS):
+            texts = MessageTexts(*kinds)._asdict()
+            taken = [text_of(texts[messages[place]["role"]], messages[place]["content"]) for place in places]
+            pieces = _interleaved(own, taken, [place - (system is not None) for place in places])
+            if "".join(piece.text for piece in pieces) == text:
+                return pieces
+    raise MerinoError("the model's chat template changes the texts of this talk in a way of its own, so that they "
+                      "cannot be told from the template's marks. /reset begins anew.")
+
+
+def _interleaved(own: Sequence[str], taken: Sequence[str], places: Sequence[int]) -> List[Piece]:
+    """places: of each taken text among the texts of the turns, -1 of the system's."""
+    pieces = [Piece(own[0], own=True)]
+    for index, place in enumerate(places):
+        turn = place // 2 if place % 2 and place > 0 else None
+        pieces += [Piece(taken[index], turn), Piece(own[index + 1], own=True)]
+    return pieces
+
+
+def rendered(template: Render, tokens: Dict[str, str], messages: Sequence[Dict[str, str]], no_think: bool = False,
+             **changed: Any) -> str:
+    """The template's text of a talk whose next answer is to come. changed: other functions than its own.
+
+    Raises MerinoError with what the template raises.
+    """
+    asked = {"enable_thinking": False} if no_think else {}
+    try:
+        return template(messages=list(messages), add_generation_prompt=True, **dict(tokens, **asked), **changed)
+    except MemoryError:
+        raise
+    except Exception as error:  # a template can raise whatever a program can
+        raise MerinoError(f"the chat template raises: {_shown(error)}") from error
+
+
+def compiled(text: str, source: str) -> Render:
+    """source: the template's name in messages. Raises MerinoError where it is no template, or jinja2 is absent."""
+    jinja2 = require("jinja2", ["jinja2"])
+    sandbox = require("jinja2.sandbox", ["jinja2"])
+
+    class Sandbox(sandbox.ImmutableSandboxedEnvironment):  # type: ignore[name-defined]
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            """Without str.format, by which templates left the sandbox before jinja2 3.1.6; Python 3.6 has 3.0.3."""
+            return attr not in ("format", "format_map") and super().is_safe_attribute(obj, attr, value)
+
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True,
+                          extensions=["jinja2.ext.loopcontrols", _generation_tag(jinja2)])
+    del environment.filters["attr"]  # the other way out
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.exceptions.TemplateError(message)
+
+    environment.filters["tojson"] = _tojson
+    environment.globals.update(raise_exception=raise_exception, strftime_now=time.strftime)
+    try:
+        return environment.from_string(text).render
+    except (jinja2.exceptions.TemplateError, RecursionError) as error:
+        raise MerinoError(f"{source} is not a chat template: {_shown(error)}") from error
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
+            sort_keys: bool = False) -> str:
+    """Jinja's own escapes what HTML would read."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _generation_tag(jinja2: Any) -> Any:
+    """`{% generation %}`, which marks answers for training, is passed through."""
+    extension = require("jinja2.ext", ["jinja2"]).Extension
+
+    class Generation(extension):  # type: ignore[misc, valid-type]
+        tags = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return jinja2.nodes.Scope(body).set_lineno(line)
+
+    return Generation
+
+
+def _shown(error: BaseException) -> str:
+    """One line that steers no terminal."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub("[\x00-\x1f\x7f-\x9f]", "?", line)[:300]

@@ -1,0 +1,192 @@
+"""The GPU of both Jetsons, from recordings of jetson-stats and from files.
+
+How the recordings were made: jetson_recordings/record.py.
+"""
+import json
+import os
+import sys
+
+import pytest
+
+from merino_bench.sensors import gpu
+from merino_bench.sensors.power import ina3221_hwmon, ina3221_jetpack4, jtop_rails, jtop_watts
+from merino_runtime.errors import MerinoError
+
+RECORDINGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "jetson_recordings")
+NANO_CONF = "# comment\n< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=1 NAME=5W >\n"
+ORIN_CONF = "".join(f"< POWER_MODEL ID={number} NAME={name} >\n"
+                    for number, name in enumerate(("15W", "25W", "MAXN_SUPER", "7W")))
+
+
+class Recorded:
+    """A client of jtop that answers what was recorded."""
+
+    def __init__(self, name):
+        with open(os.path.join(RECORDINGS, name + ".json")) as file:
+            found = json.load(file)
+        self.gpu = found["gpu"]
+        self.power = tuple(found["power"]) if isinstance(found["power"], list) else found["power"]
+        self.nvpmodel = type("NVPModel", (), found["nvpmodel"])
+
+
+def write(root, path, text):
+    path = os.path.join(str(root), path)
+    if not os.path.isdir(os.path.dirname(path)):
+        os.makedirs(os.path.dirname(path))
+    with open(path, "w") as file:
+        file.write(f"{text}\n")
+
+
+@pytest.fixture
+def nano(tmp_path):
+    """JetPack 4."""
+    write(tmp_path, "proc/device-tree/compatible", "nvidia,p3449-0000-b00\0nvidia,jetson-nano\0nvidia,tegra210\0")
+    clock = "sys/class/devfreq/57000000.gpu/"
+    write(tmp_path, clock + "cur_freq", 921600000)
+    write(tmp_path, clock + "max_freq", 921600000)
+    write(tmp_path, clock + "device/load", 634)
+    rails = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0/"
+    for number, (name, milliwatts) in enumerate((("POM_5V_IN", 4412), ("POM_5V_GPU", 1206), ("POM_5V_CPU", 842))):
+        write(tmp_path, rails + f"rail_name_{number}", name)
+        write(tmp_path, rails + f"in_power{number}_input", milliwatts)
+    write(tmp_path, "etc/nvpmodel.conf", NANO_CONF)
+    write(tmp_path, "var/lib/nvpmodel/status", "pmode:0001")
+    return str(tmp_path)
+
+
+@pytest.fixture
+def orin(tmp_path):
+    """JetPack 6, with a second frequency device."""
+    write(tmp_path, "proc/device-tree/compatible", "nvidia,p3768-0000+p3767-0005\0nvidia,p3767-0005\0nvidia,tegra234\0")
+    write(tmp_path, "sys/class/devfreq/15340000.vic/cur_freq", 115200000)
+    clock = "sys/class/devfreq/17000000.gpu/"
+    write(tmp_path, clock + "cur_freq", 306000000)
+    write(tmp_path, clock + "max_freq", 1020000000)
+    write(tmp_path, clock + "device/of_node/name", "gpu\0")
+    write(tmp_path, clock + "device/load", 0)
+    chip = "sys/class/hwmon/hwmon1/"
+    write(tmp_path, chip + "name", "ina3221")
+    for number, (name, volts, amperes) in enumerate((("VDD_IN", 5056, 1840), ("VDD_CPU_GPU_CV", 5048, 912)), 1):
+        write(tmp_path, chip + f"in{number}_label", name)
+        write(tmp_path, chip + f"in{number}_input", volts)
+        write(tmp_path, chip + f"curr{number}_input", amperes)
+    write(tmp_path, "etc/nvpmodel.conf", ORIN_CONF)
+    write(tmp_path, "var/lib/nvpmodel/status", "pmode:0002")
+    return str(tmp_path)
+
+
+def test_jetson_stats_3_on_a_nano():
+    client = Recorded("nano-3.1.4")
+    assert gpu.facts_of(client) == {
+        "source": "jtop", "clock_mhz": 921.0, "clock_max_mhz": 921.6, "load_percent": 63.0, "power_w": 1.206,
+        "power_rail": "5V GPU", "mode": "MAXN (0)", "modes": ["MAXN", "5W"]}
+    assert jtop_watts(client.power) == (4.412, "the board's input")
+    assert jtop_rails(client.power) == {"5V GPU": 1.206, "5V CPU": 0.842}
+
+
+def test_jetson_stats_4_on_an_orin():
+    client = Recorded("orin-4.2.12")
+    assert gpu.facts_of(client) == {
+        "source": "jtop", "clock_mhz": 612.0, "clock_max_mhz": 612.0, "load_percent": 87.4, "power_w": 4.603,
+        "power_rail": "VDD_CPU_GPU_CV", "mode": "15W (0)", "modes": ["15W", "25W", "MAXN_SUPER", "7W"]}
+    assert jtop_watts(client.power) == (9.303, "VDD_IN")
+
+
+def test_a_sum_of_rails_is_named_as_one():
+    rails = {"CPU": {"cur": 920, "avg": 900}, "GPU": {"cur": 310, "avg": 300}}
+    assert jtop_watts(({"cur": 1230, "avg": 1200}, rails)) == (1.23, "sum of CPU + GPU")
+    for nothing in ((None, {}), ({}, {}), {}, {"tot": None, "rail": None}):
+        with pytest.raises(MerinoError):
+            jtop_watts(nothing)
+
+
+def test_what_jtop_lacks_is_none():
+    client = Recorded("orin-4.2.12")
+    client.gpu, client.nvpmodel, client.power = {}, None, {"rail": {}, "tot": {}}
+    assert set(gpu.facts_of(client).values()) == {"jtop", None}
+
+
+def test_files_of_a_nano(nano):
+    state = gpu.with_gpu({"power_mode": None}, nano)
+    assert state["gpu"] == {
+        "source": "files", "name": "Tegra X1 GPU (Maxwell)", "compute_capability": "5.3", "clock_mhz": 921.6,
+        "clock_max_mhz": 921.6, "load_percent": 63.4, "power_w": 1.206, "power_rail": "POM_5V_GPU"}
+    assert (state["power_mode"], state["power_modes"]) == ("5W (1)", ["MAXN", "5W"])
+    assert gpu.mode_flags(state, state) == ["low-power"]
+    assert ina3221_jetpack4(nano).read() == 4.412
+
+
+def test_files_of_an_orin(orin):
+    state = gpu.with_gpu({"power_mode": "25W (1)"}, orin)  # nvpmodel's own answer stands
+    assert state["gpu"] == {
+        "source": "files", "name": "Orin GPU (Ampere)", "compute_capability": "8.7", "clock_mhz": 306.0,
+        "clock_max_mhz": 1020.0, "load_percent": 0.0, "power_w": pytest.approx(5.048 * 0.912),
+        "power_rail": "VDD_CPU_GPU_CV"}
+    assert state["power_mode"] == "25W (1)" and gpu.mode_flags(state, state) == ["low-power"]
+    assert gpu.mode_flags(*[gpu.with_gpu({}, orin)] * 2) == []  # MAXN_SUPER
+    assert ina3221_hwmon(orin).read() == pytest.approx(5.056 * 1.84)
+
+
+@pytest.mark.parametrize("lost", ["proc", "sys/class/devfreq", "sys/bus", "etc", "var"])
+def test_a_part_that_is_missing_is_none(lost, nano):
+    for folder, _, names in os.walk(os.path.join(nano, lost), topdown=False):
+        for name in names:
+            os.remove(os.path.join(folder, name))
+    state = gpu.with_gpu({}, nano)
+    found = state["gpu"]
+    assert (found["name"] is None) == (lost == "proc")
+    assert (found["clock_mhz"] is None) == (found["load_percent"] is None) == (lost == "sys/class/devfreq")
+    assert (found["power_w"] is None) == (lost == "sys/bus")
+    assert (state["power_mode"] is None) == (lost in ("etc", "var"))
+    assert (state["power_modes"] is None) == (lost == "etc")
+
+
+def test_a_file_without_a_number_is_no_clock(nano):
+    write(nano, "sys/class/devfreq/57000000.gpu/cur_freq", "<unsupported>")
+    write(nano, "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0/in_power1_input", "")
+    found = gpu.with_gpu({}, nano)["gpu"]
+    assert found["clock_mhz"] is None and found["clock_max_mhz"] == 921.6 and found["power_w"] is None
+
+
+def test_a_machine_without_such_a_gpu_has_none(tmp_path):
+    write(tmp_path, "sys/class/devfreq/15340000.vic/cur_freq", 115200000)
+    assert gpu.with_gpu({"power_mode": None}, str(tmp_path)) == {"power_mode": None, "gpu": None, "power_modes": None}
+
+
+@pytest.mark.parametrize("mode, modes, low", [
+    (None, None, False), ("MAXN (0)", None, False), ("5W (1)", None, True), ("MAXN_SUPER (2)", ["15W"], False),
+    ("15W (0)", ["15W", "7W"], False), ("7W (1)", ["15W", "7W"], True),  # an Orin Nano before its Super mode
+    ("MODE_15W_6CORE (2)", ["MODE_15W_6CORE", "MODE_10W_2CORE"], False), ("odd (4)", ["odd"], True)])
+def test_low_power(mode, modes, low):
+    assert gpu.is_low(mode, modes) is low
+
+
+def module_of(folder, name, body):
+    """jtop's interface: what was recorded, or a service that fails."""
+    recorded = os.path.join(RECORDINGS, name + ".json")
+    with open(os.path.join(str(folder), "jtop.py"), "w") as file:
+        file.write(f"import json\nwith open({recorded!r}) as file:\n    found = json.load(file)\n"
+                   "class jtop:\n    gpu, power = found['gpu'], found['power']\n"
+                   "    nvpmodel = type('NVPModel', (), found['nvpmodel'])\n"
+                   "    def __init__(self, interval):\n        assert interval == 0.5\n"
+                   f"    def start(self):\n        {body}\n    def ok(self):\n        return True\n"
+                   "    def close(self):\n        raise OSError('closed before')\n")
+
+
+@pytest.mark.parametrize("name, body, clock_mhz", [
+    ("nano-3.1.4", "pass", 921.0), ("orin-4.2.12", "pass", 612.0),
+    ("orin-4.2.12", "raise RuntimeError('no service')", None)])
+def test_jtop_is_asked_in_a_process_of_its_own(name, body, clock_mhz, tmp_path, monkeypatch):
+    """Whatever it raises, and whatever it leaves: without an answer the files are read."""
+    module_of(tmp_path, name, body)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = gpu.jtop_facts()
+    assert (found and found["clock_mhz"]) == clock_mhz
+    assert "jtop" not in sys.modules
+
+
+def test_without_jtop_no_process_is_started(monkeypatch):
+    monkeypatch.setattr(gpu, "run_apart", None)
+    monkeypatch.setitem(sys.modules, "jtop", None)
+    assert gpu.jtop_facts() is None

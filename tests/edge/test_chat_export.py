@@ -1,0 +1,193 @@
+"""Chat templates at export: what is rendered gives the same as transformers, what cannot be is left to Jinja, and a
+template that raises leaves nothing behind."""
+
+import json
+import time
+
+import chat_bundle
+import chat_templates
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cli import here  # noqa: F401, a fixture
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from merino_edge.export.chat import chat_of
+from merino_edge.export.export import export
+from merino_edge.export.source import load_source
+from merino_edge.families.chat_template import ChatTemplate, read_chat_template
+from merino_edge.families.gguf.tokenizer import chat_template
+from merino_edge.families.stop_ids import stop_ids_of
+from merino_runtime.bundle import load_bundle
+from merino_runtime.errors import MerinoError
+from merino_runtime.template import Turn, by_jinja, by_parts, compiled, messages_of
+
+TEXTS = st.text(max_size=12).filter(lambda text: not set(text) & {"\ue000", "\ue001"}) | st.sampled_from([
+    "<|im_end|>", " a\n", "<think>\nhm\n</think>\n\nyes", "</think>", "{{ x }}", "", "<start_of_turn>", "\u3000x\u2028",
+])  # fmt: skip
+TURNS = st.lists(st.builds(Turn, TEXTS, TEXTS), max_size=3)
+
+
+def found_for(name):
+    template = {**chat_templates.EXACT, **chat_templates.INEXACT}[name]
+    return template, chat_of(ChatTemplate(template, chat_templates.TOKENS, name))
+
+
+def transformers_text(template, system, turns, user, **options):
+    rendered, _ = render_jinja_template(
+        [messages_of(system, turns, user)], chat_template=template, add_generation_prompt=True,
+        **chat_templates.TOKENS, **options,
+    )  # fmt: skip
+    return rendered[0]
+
+
+@pytest.mark.parametrize("name", chat_templates.EXACT)
+def test_parts_give_what_transformers_renders_for_any_texts(name):
+    template, found = found_for(name)
+    parts = found.chat.parts
+    assert found.why_jinja == "" and parts is not None
+    by_board = compiled(template, name)
+
+    @settings(max_examples=60)
+    @given(st.none() | TEXTS, TURNS, TEXTS, st.booleans())
+    def check(system, turns, user, no_think):
+        system = system if parts.system else None
+        no_think = no_think and parts.no_think is not None
+        expected = transformers_text(template, system, turns, user, **({"enable_thinking": False} if no_think else {}))
+        assert "".join(piece.text for piece in by_parts(parts, system, turns, user, no_think)) == expected
+        pieces = by_jinja(by_board, found.chat, system, turns, user, no_think)
+        assert "".join(piece.text for piece in pieces) == expected
+
+    check()
+
+
+def test_what_each_template_is_found_to_do():
+    parts = {name: found_for(name)[1].chat.parts for name in chat_templates.EXACT}
+    assert {name for name, each in parts.items() if each.system is None} == {"gemma2"}
+    assert {name for name, each in parts.items() if each.no_think} == {"qwen3"}
+    assert {name: each.date_format for name, each in parts.items() if each.date_format} == {
+        "llama3.2": "%d %b %Y", "granite": "%B %d, %Y",
+    }  # fmt: skip
+    assert {name: each.texts.assistant for name, each in parts.items() if each.texts.assistant != "whole"} == {
+        "qwen3": "answer_lines", "llama3.2": "stripped", "gemma2": "stripped", "gemma3": "stripped",
+        "distilled": "answer",
+    }  # fmt: skip
+
+
+def test_the_parts_that_the_boards_tests_use_are_what_is_exported():
+    for name, described in (("chatml", chat_templates.CHATML_PARTS), ("qwen3", chat_templates.QWEN3_PARTS)):
+        parts = found_for(name)[1].chat.parts
+        assert {**parts._asdict(), "system": parts.system._asdict(), "texts": parts.texts._asdict()} == described
+
+
+def test_the_date_is_the_days_on_which_it_is_rendered(monkeypatch):
+    _, found = found_for("llama3.2")
+    monkeypatch.setattr(time, "strftime", lambda form: f"tomorrow as {form}")
+    assert "Today Date: tomorrow as %d %b %Y\n" in by_parts(found.chat.parts, None, (), "x", False)[0].text
+
+
+@pytest.mark.parametrize("name", chat_templates.INEXACT)
+def test_what_cannot_be_rendered_is_left_to_jinja_and_it_says_why(name):
+    template, found = found_for(name)
+    assert found.chat.parts is None and found.why_jinja
+    talk = ("S", [Turn("a ", " b"), Turn("c", "d")], "e")
+    pieces = by_jinja(compiled(template, name), found.chat, *talk, no_think=False)
+    assert "".join(piece.text for piece in pieces) == transformers_text(template, *talk)
+
+
+@pytest.mark.parametrize(("template", "why"), [
+    ("{{ strftime_now('%d') }}{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}|{% endfor %}", "date"),
+    ("{% for m in messages %}{{ m.content }}{{ '\\x00' }}{% endfor %}", "NUL"),
+    ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "text of the"),
+    ("{% for m in messages %}{{ m.content }}{% endfor %}{{ 'x' * 200000 }}", "characters of its own"),
+    ("{% for m in messages %}{% if m.content != 'x' %}-{% endif %}{{ m.content }}|{% endfor %}", "text of the"),
+    ("{% for m in messages %}{{ m.content }}{{ enable_thinking is defined }}{% endfor %}", "without thinking"),
+    ("{% for m in messages %}{{ m.content }}{{ messages[0].role }}{% endfor %}", "system message"),
+])  # fmt: skip
+def test_each_reason_for_jinja(template, why):
+    found = chat_of(ChatTemplate(template, {}, "it"))
+    assert found.chat.parts is None and why in found.why_jinja
+
+
+@pytest.fixture(scope="module")
+def checkpoint(decoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("talks") / "tiny"
+    folder.mkdir()
+    return chat_bundle.make_checkpoint(folder, decoder)
+
+
+def test_a_bundle_has_the_template_its_parts_and_every_stop_id(checkpoint, tmp_path, here):  # noqa: F811
+    code, out, err = here("export", checkpoint, "-o", tmp_path / "bundle", "--context", "64")
+    assert code == 0, err
+    assert "it talks" in out and "nothing but the bundle" in out
+    bundle = load_bundle(str(tmp_path / "bundle"))
+    assert bundle.stop_ids == (0, 2) and bundle.chat.parts.begin == chat_templates.CHATML_PARTS["begin"]
+    assert (tmp_path / "bundle" / bundle.chat.template).read_text() == chat_templates.CHATML
+    assert bundle.chat.tokens == chat_templates.TOKENS
+    source = load_source(str(tmp_path / "bundle"))
+    again = export(source, tmp_path / "again", dialect="portable", context=64).bundle
+    assert (again.chat, again.stop_ids) == (bundle.chat, bundle.stop_ids)
+    silent = export(source, tmp_path / "silent", context=64, chat=False)
+    assert silent.bundle.chat is None and not (silent.folder / "chat_template.jinja").exists()
+
+
+@pytest.mark.parametrize(("template", "said"), [
+    (chat_templates.RAISING, "raises: This model takes no more than tools"), ("{% for %}", "is not a chat template"),
+])  # fmt: skip
+def test_a_template_that_raises_ends_the_export_and_nothing_is_written(checkpoint, template, said, tmp_path, here):  # noqa: F811
+    broken = chat_bundle.copied_checkpoint(checkpoint, tmp_path / "broken", template)
+    code, out, err = here("export", broken, "-o", tmp_path / "bundle")
+    assert (code, out) == (1, "") and said in err and "--no-chat" in err and "\x1b" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
+    code, out, err = here("export", broken, "-o", tmp_path / "bundle", "--context", "64", "--no-chat")
+    assert code == 0 and "it talks" not in out, err
+
+
+def test_where_a_template_is_looked_for(tmp_path):
+    assert read_chat_template(tmp_path) is None
+    config = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>", "pad_token": None, "x": "y"}
+    config["Odd_token"] = "z"
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "?"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"unk_token": "?", "eos_token": "older"}))
+
+    def read(**more):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, **more}))
+        return read_chat_template(tmp_path)
+
+    assert read() is None
+    assert read(chat_template="one")[:2] == ("one", tokens)
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "two"}]
+    assert read(chat_template=named).text == "two" and read(chat_template=named[:1]).text == "tools"
+    for wrong in (7, [{"name": "default", "template": 7}]):
+        with pytest.raises(MerinoError, match="not a string"):
+            read(chat_template=wrong)
+    (tmp_path / "chat_template.jinja").write_text("three")
+    assert read(chat_template="one")[:2] == ("three", tokens)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(MerinoError, match="not an object"):
+        read_chat_template(tmp_path)
+
+
+def test_a_gguf_file_has_its_template_and_the_texts_of_its_tokens():
+    metadata = {
+        "tokenizer.ggml.tokens": ["<s>", "</s>", "a"], "tokenizer.ggml.token_type": [3, 3, 1],
+        "tokenizer.ggml.eos_token_id": 1, "tokenizer.chat_template": chat_templates.CHATML,
+    }  # fmt: skip
+    found = chat_template(metadata, "x.gguf")
+    assert found == ChatTemplate(chat_templates.CHATML, {"eos_token": "</s>"}, "the chat template in x.gguf")
+    for none in (None, "", 7):
+        assert chat_template({**metadata, "tokenizer.chat_template": none}, "x.gguf") is None
+
+
+@pytest.mark.parametrize(("in_file", "in_config", "found"), [
+    ([5, 7], 7, (5, 7)), (5, [7, 5], (5, 7)), (None, 7, (7,)), ([], None, ()), ("absent", [1, 2], (1, 2)),
+    (99, 7, None), ([5, "7"], 7, None), (5, -1, None), (True, 7, None),
+])  # fmt: skip
+def test_stop_ids_are_those_of_both_files(in_file, in_config, found, tmp_path):
+    if in_file != "absent":
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": in_file}))
+    if found is None:
+        with pytest.raises(MerinoError, match="eos_token_id is .*allowed: 0 to 49"):
+            stop_ids_of(tmp_path, in_config, 50)
+    else:
+        assert stop_ids_of(tmp_path, in_config, 50) == found

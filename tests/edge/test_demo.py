@@ -1,0 +1,33 @@
+"""The demo's talk, with a small model in place of the published one (tests/targets/test_models.py has that)."""
+
+import chat_bundle
+import pytest
+
+from merino_edge.cli.app import main
+from merino_edge.embedded import FOLDER
+from merino_runtime.bundle import load_bundle
+
+
+def run(capfd, *words):
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    return (ended.value.code or 0, *capfd.readouterr())
+
+
+def test_a_model_that_talks_answers_a_question_in_int4(decoder, tmp_path, capfd):
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    chat_bundle.make_checkpoint(folder, decoder)
+    code, out, err = run(capfd, "demo", "--chat", str(folder), "-o", str(tmp_path / "out"))
+    assert code == 0, err
+    bundle = load_bundle(str(tmp_path / "out" / "talk-int4"))
+    assert (bundle.precision, bundle.context, bundle.chat is None) == ("int4", 1024, False)
+    question, answer = out.split("> What is gravity?")
+    assert "export talks to int4" in question and len(answer.strip()) > 3
+    assert "tok/s" in err and "peak RSS" in err
+
+
+def test_a_model_that_does_not_talk_is_refused_before_the_export(tmp_path, capfd):
+    code, _, err = run(capfd, "demo", "--chat", str(FOLDER), "-o", str(tmp_path / "out"))
+    assert code == 1 and "has no chat template: `make demo-chat` takes a model" in err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,232 @@
+"""GGUF files of each architecture: read as Hugging Face has the model, run by llama.cpp, exported with their blocks."""
+
+import gguf
+import numpy as np
+import pytest
+import sample_gguf as sample
+import torch
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as Kind
+from gguf.quants import dequantize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig
+
+from merino_edge.export.export import build_graph, export
+from merino_edge.export.quantize import dequantize as graph_weights
+from merino_edge.export.source import load_source
+from merino_edge.families.gguf.blocks import LAYOUTS, weights_of
+from merino_edge.families.gguf.config import LLAMA3, config_of, llama3_factors
+from merino_edge.families.gguf.file import open_gguf
+from merino_edge.families.gguf.tensors import layouts, tensors
+from merino_edge.families.gguf.write import write_model
+from merino_edge.families.registry import FAMILIES
+from merino_runtime.backends import open_backend
+from merino_runtime.bundle import load_bundle
+
+EXPORTED = [name for name, config in sample.CONFIGS.items() if config["model_type"] in FAMILIES]
+FLOATS = {Kind.Q4_1: (0, 2), Kind.Q5_1: (0, 2), Kind.Q4_K: (0, 2), Kind.Q5_K: (0, 2), Kind.Q6_K: (208,)}
+STEPS = 24
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "vocab_size": 512}  # K types have blocks of 256
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(path, the model in transformers) of an architecture, made once."""
+    folder, found = tmp_path_factory.mktemp("gguf"), {}
+
+    def make(name):
+        if name not in found:
+            model = sample.random_model(name, strength={"granite": 40, "gpt2": 12}.get(name, 5))
+            found[name] = sample.write_gguf(folder / f"{name}.gguf", model, name), model
+        return found[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", sample.CONFIGS)
+def test_metadata_and_tensors_are_those_of_hugging_face(made, name):
+    path, model = made(name)
+    file = open_gguf(path)
+    words = config_of(file)
+    config = AutoConfig.for_model(**words).to_dict()
+    expected = model.config.to_dict()
+    harmless = {"layer_types", "initializer_range", "head_dim", "pad_token_id", "dtype", "architectures"}
+    differing = {
+        key: (expected[key], config[key]) for key in set(expected) & set(config) - harmless
+        if expected[key] != config[key] and not close(expected[key], config[key])
+    }  # fmt: skip
+    assert differing == {}
+    state = model.state_dict()
+    names = [key for key in state if key != "lm_head.weight" or not model.config.tie_word_embeddings]
+    found = dict(tensors(file, layouts(file, words, names)))
+    assert set(found) == set(names)
+    for key in names:
+        np.testing.assert_allclose(found[key], state[key].numpy(), rtol=0, atol=2e-7 if name == "gemma3" else 0)
+
+
+def close(one, other):
+    """A number that went through float32."""
+    return isinstance(one, float) and isinstance(other, float) and abs(one - other) < 1e-6 * abs(one)
+
+
+@pytest.mark.parametrize("name", sample.CONFIGS)
+def test_a_model_is_written_as_the_converter_writes_it(made, tmp_path, name):
+    path, model = made(name)
+    write_model(tmp_path / "ours.gguf", model, "F32", "F32")
+    ours, theirs = open_gguf(tmp_path / "ours.gguf"), open_gguf(path)
+    assert set(ours.tensors) == set(theirs.tensors)
+    for tensor in ours.tensors:
+        np.testing.assert_allclose(weights_of(ours, tensor), weights_of(theirs, tensor), rtol=1e-6)
+    left_out = {"bos_token_id", "eos_token_id"}
+    assert {key: value for key, value in config_of(ours).items() if key not in left_out} == {
+        key: value for key, value in config_of(theirs).items() if key not in left_out
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sample.CONFIGS)
+def test_llama_cpp_reads_the_same_model_from_the_file(made, name):
+    """So the conventions of `sample_gguf`, which the reader undoes, are llama.cpp's and not only ours."""
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not installed (peers)")
+    from merino_edge.benchmarking.peers.run_llama_cpp import open_peer
+
+    path, model = made(name)
+    prompt = [(37 + 7 * index) % 300 + 3 for index in range(40)]
+    with torch.no_grad():
+        ids = model.generate(torch.tensor([prompt]), max_new_tokens=STEPS, do_sample=False, eos_token_id=None)
+    expected = ids[0, len(prompt) :].tolist()
+    _, run, _ = open_peer({"path": str(path), "prompt": len(prompt), "steps": STEPS, "threads": 1})
+    assert run(prompt, STEPS - 1)[2] == expected
+    assert len(set(expected)) > 3, "a model that repeats itself would hide a difference"
+
+
+def test_a_scaling_of_the_rotary_frequencies_that_is_none_of_llama_3_is_refused(made, tmp_path):
+    path, _ = made("llama-untied")
+    factors = llama3_factors(16, 500000.0, {**LLAMA3, "factor": 32.0})
+    assert factors[0] == 1 and factors[-1] == 32 and 1 < sorted(factors)[len(factors) // 2] < 32
+    data = path.read_bytes()
+    at = data.index(factors.tobytes())
+    (tmp_path / "other.gguf").write_bytes(data[: at + 12] + np.float32(5).tobytes() + data[at + 16 :])
+    with pytest.raises(Exception, match=r"rope_freqs.weight is no scaling that is exported: known is llama3"):
+        config_of(open_gguf(tmp_path / "other.gguf"))
+
+
+@pytest.mark.parametrize("kind", LAYOUTS, ids=lambda kind: kind.name)
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_levels_scales_and_minimums_are_what_the_blocks_stand_for(kind, seed):
+    raw = random_blocks(kind, 2, 512, seed)
+    expected = dequantize(raw, kind)
+    weights, unpack = LAYOUTS[kind]
+    levels, scales, minimums, bits = unpack(raw.reshape(2, 512 // weights, -1))
+    levels, scales = levels.reshape(2, -1, levels.shape[-1]), scales.reshape(2, -1, 1)
+    assert -(2 ** (bits - 1)) <= levels.min() and levels.max() < 2 ** (bits - 1)
+    found = levels.astype(np.float32) * scales + (0 if minimums is None else minimums.reshape(2, -1, 1))
+    # A minimum is moved by half the levels; in float32 that rounds.
+    np.testing.assert_allclose(found.reshape(2, -1), expected, rtol=1e-6, atol=np.abs(expected).max() * 1e-6)
+
+
+def random_blocks(kind, rows, columns, seed):
+    """Random codes; the float16 values in each block are small."""
+    random = np.random.default_rng(seed)
+    block, size = GGML_QUANT_SIZES[kind]
+    raw = random.integers(0, 256, (rows, columns // block, size), dtype=np.uint8)
+    for at in FLOATS.get(kind, (0,)):
+        small = (0.01 * random.standard_normal(raw.shape[:2])).astype(np.float16)
+        raw[..., at : at + 2] = small[..., None].view(np.uint8)
+    return raw.reshape(rows, -1)
+
+
+TAKEN = [  # type, precision, bits and block of the graph, whether the codes are the file's
+    ("Q4_0", "int4", 4, 32, True), ("Q4_1", "int4", 4, 32, True), ("Q4_K", "int4", 4, 32, True),
+    ("Q4_0", "int8", 8, 32, True), ("Q5_0", "int8", 8, 32, True), ("Q8_0", "int8", 8, 32, True),
+    ("Q6_K", "int8", 8, 16, True), ("Q4_1", "int8", 8, None, False), ("Q8_0", "int4", 4, None, False),
+    ("F16", "int4", 4, None, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, precision, bits, block, exact", TAKEN)
+def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
+    tmp_path, kind, precision, bits, block, exact
+):  # fmt: skip
+    path = tmp_path / "model.gguf"
+    write_in_blocks(path, "llama", kind, "Q8_0", num_hidden_layers=1, **WIDE)
+    source = load_source(str(path))
+    graph = build_graph(source, "fused", 64, precision)
+    names = [name for names in graph.quantized for name in names]
+    table = "model.embed_tokens.weight"
+    assert graph.exact == (set(names) if exact else {table}), "the table is Q8_0, and has 8 bits in each format"
+    state = source.model.state_dict()
+    for joined, found in graph.quantized.items():
+        if joined == (table,):
+            assert (found.bits, found.block) == (8, 32)
+            continue
+        assert found.bits == bits and found.block == (block or found.block)
+        weights = torch.cat([state[name] for name in joined]).numpy()
+        error = np.abs(graph_weights(found) - weights).max() / np.abs(weights).max()
+        assert error < 1e-6 if exact else 1e-4 < error < 0.5
+    done = export(source, tmp_path / "bundle", precision=precision, context=64)  # its logits are compared with torch's
+    expected = {"Q8_0": (1, 0), kind: (len(names) - 1, 0) if exact else (0, len(names) - 1)}
+    if kind == "Q8_0":
+        expected = {"Q8_0": (len(names), 0) if exact else (1, len(names) - 1)}
+    assert {each.kind: (each.exact, each.requantised) for each in done.stored} == expected
+    assert done.bundle.weight_bytes == graph.weight_bytes
+
+
+def write_in_blocks(path, name, kind, table, **changes):
+    """A model whose matrices are of a type that the package gguf cannot quantise: random blocks."""
+    model = sample.random_model(name, **changes)
+    if Kind[kind] not in LAYOUTS or not kind.endswith("_K"):
+        return sample.write_gguf(path, model, name, kind, table)
+    real, seeds = gguf.quants.quantize, iter(range(1000))
+
+    def quantize(values, form):
+        return random_blocks(form, *values.shape, next(seeds)) if form == Kind[kind] else real(values, form)
+
+    gguf.quants.quantize = quantize
+    try:
+        return sample.write_gguf(path, model, name, kind, table)
+    finally:
+        gguf.quants.quantize = real
+
+
+def test_matrices_of_several_types_that_are_joined_share_one_size_of_block(tmp_path):
+    """As in Q4_K_M: values in Q6_K, queries and keys in Q4_K."""
+    path = tmp_path / "model.gguf"
+    write_in_blocks(path, "llama", "Q6_K", "Q8_0", num_hidden_layers=1, **WIDE)
+    source = load_source(str(path))
+
+    class Mixed:
+        kind = source.blocks.kind
+
+        @staticmethod
+        def blocks(name):
+            """Queries as they are, keys without blocks."""
+            return None if "k_proj" in name else source.blocks.blocks(name)
+
+    graph = build_graph(source._replace(blocks=Mixed()), "fused", 64, "int8")
+    joined = next(names for names in graph.quantized if any("k_proj" in name for name in names))
+    found = graph.quantized[joined]
+    assert found.block == 16 and {name for name in joined if name in graph.exact} == {
+        name for name in joined if "k_proj" not in name
+    }
+    state = source.model.state_dict()
+    weights = torch.cat([state[name] for name in joined]).numpy()
+    np.testing.assert_allclose(graph_weights(found), weights, atol=0.01 * np.abs(weights).max())
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("dialect", ["fused", "portable"])
+def test_an_export_computes_what_transformers_computes(made, tmp_path, name, dialect):
+    path, model = made(name)
+    done = export(load_source(str(path)), tmp_path / "bundle", dialect=dialect)
+    bundle = load_bundle(str(done.folder))
+    assert bundle.weights == "trained" and bundle.weights_source == f"file {name}.gguf" and bundle.stop_ids == (2,)
+    backend = open_backend(bundle)
+    with torch.no_grad():
+        expected = model(torch.tensor([[5, 9, 200, 31, 7]])).logits[0, -1].numpy()
+    found = backend.prefill([5, 9, 200, 31, 7])
+    backend.close()
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    assert done.stored == []

@@ -1,0 +1,165 @@
+"""GGUF files that are damaged, that lie, or that are of a kind that is not known: one message each, nothing written."""
+
+import random
+import struct
+
+import pytest
+import sample_gguf as sample
+from mutations import fuzz, mutated_bytes, taken
+
+from merino_edge.cli.app import main
+from merino_edge.families.gguf.checkpoint import read_gguf
+from merino_edge.families.gguf.file import open_gguf
+from merino_runtime.errors import MerinoError
+
+TINY = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "vocab_size": 24, "max_position_embeddings": 32}  # fmt: skip
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    return sample.write_gguf(path, sample.random_model("llama", **TINY), "llama")
+
+
+def written(tmp_path, **keys):
+    return sample.write_gguf(tmp_path / "tiny.gguf", sample.random_model("llama", **TINY), "llama", **keys)
+
+
+def refused(path, match):
+    with pytest.raises(MerinoError, match=match) as found:
+        read_gguf(path)
+    assert "\n" not in str(found.value) and len(str(found.value)) < 1000
+
+
+def test_a_file_that_is_cut_short_is_refused_wherever_it_ends(whole, tmp_path):
+    """At each byte of the header, and at some of the tensors."""
+    data, path = whole.read_bytes(), tmp_path / "cut.gguf"
+    header = min(place.offset for place in open_gguf(whole).tensors.values())
+    for size in [*range(header), *range(header, len(data), 997), len(data) - 1]:
+        path.write_bytes(data[:size])
+        with pytest.raises(MerinoError, match=r"cut short: it has [\d,]+ bytes|does not begin with GGUF"):
+            open_gguf(path)
+    path.write_bytes(data)
+    assert set(open_gguf(path).tensors) == set(open_gguf(whole).tensors)
+
+
+def test_a_changed_file_is_read_or_refused_and_nothing_else(whole, tmp_path):
+    """The header is changed in each case, since that is where a file can lie."""
+    from hypothesis import strategies as st
+
+    data, path = whole.read_bytes(), tmp_path / "changed.gguf"
+    header = min(place.offset for place in open_gguf(whole).tensors.values())
+
+    @st.composite
+    def changed(draw):
+        head = bytearray(data[:header])
+        for _ in range(draw(st.sampled_from([0, 1, 1, 2, 4]))):
+            at, length = draw(st.integers(0, header - 1)), draw(st.sampled_from([1, 1, 2, 4, 8]))
+            value = draw(st.sampled_from([0, 1, 2, 8, 255, 2**31, 2**32 - 1, 2**53, 2**63, 2**64 - 1]))
+            head[at : at + length] = value.to_bytes(8, "little")[:length]
+        return mutated_bytes(draw, bytes(head[:header])) + data[header:]
+
+    def use(content):
+        path.write_bytes(content)
+        return taken(read_gguf, path)
+
+    fuzz(changed(), use)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("what, match", [
+    ("big-endian", "it is big-endian, and little-endian files are read: convert it with gguf_convert_endian.py"),
+    ("version 1", "its version is 1, known are 2 and 3"),
+    ("tensors", r"it says that it has 18,446,744,073,709,551,615 tensors, allowed are 65,536"),
+    ("keys", r"it says that it has 1,099,511,627,776 keys, allowed are 65,536"),
+    ("type", "is of type 99, which the installed package gguf does not know"),
+    ("offset", "ends at|lies over another|no multiple of 32"),
+])  # fmt: skip
+def test_a_header_that_lies_is_refused_with_what_it_says(whole, tmp_path, what, match):
+    data = bytearray(whole.read_bytes())
+    if what == "big-endian":
+        data[4:8] = struct.pack(">I", 3)
+    elif what == "version 1":
+        data[4:8] = struct.pack("<I", 1)
+    elif what == "tensors":
+        data[8:16] = struct.pack("<Q", 2**64 - 1)
+    elif what == "keys":
+        data[16:24] = struct.pack("<Q", 2**40)
+    else:
+        name = b"output_norm.weight"
+        at = data.index(name) + len(name) + 4 + 8  # behind the number of axes and the one axis: type, offset
+        if what == "type":
+            data[at : at + 4] = struct.pack("<I", 99)
+        else:
+            data[at + 4 : at + 12] = struct.pack("<Q", 2**40)
+    path = tmp_path / "lies.gguf"
+    path.write_bytes(bytes(data))
+    refused(path, match)
+
+
+@pytest.mark.parametrize("keys, match", [
+    ({"llama.block_count": 2}, "lacks 'blk.1.attn_q.weight', which the model it describes has|lacks 'blk.1"),
+    ({"llama.block_count": 10**6}, "describes 1,000,000 layers and has 11 tensors"),
+    ({"llama.embedding_length": 64, "llama.attention.key_length": 16}, r"has the shape \[24, 32\], its metadata"),
+    ({"llama.feed_forward_length": 48}, r"ffn_\w+.weight has the shape .*, its metadata describes"),
+    ({"llama.attention.head_count": None}, "llama.attention.head_count is missing, allowed is a whole number above 0"),
+    ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "rms_epsilon is nan, allowed is a number above 0"),
+    ({"llama.context_length": "long"}, "llama.context_length is 'long', allowed is a whole number"),
+    ({"llama.attention.head_count": [1, 2]}, r"head_count is \[1, 2\]: exported are models of equal layers"),
+    ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, supported is the size of a head, 16"),
+    ({"llama.expert_count": 8}, "a variant of llama that is not exported: llama.expert_count is 8"),
+    ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "'yarn'"),
+    ({"general.alignment": 12}, "general.alignment is 12, allowed is a power of 2"),
+    ({"split.count": 3}, "is one part of several: join them with `llama-gguf-split --merge`"),
+    ({"tokenizer.ggml.pre": "unheard-of"}, "tokenizer.ggml.pre is 'unheard-of', known are gpt-2, .*smollm.*folder"),
+    ({"tokenizer.ggml.model": "bert"}, "the GGUF's tokenizer is 'bert', known are gpt2, llama"),
+    ({"tokenizer.ggml.eos_token_id": 24}, "eos_token_id is 24, allowed are 0 to 23"),
+])  # fmt: skip
+def test_metadata_that_cannot_be_is_refused_with_key_and_value(tmp_path, keys, match):
+    late = {key: value for key, value in keys.items() if key.startswith(("tokenizer", "general"))}
+    early = {key: value for key, value in keys.items() if key not in late}
+
+    def tokens(writer, vocab):
+        sample.made_up_tokens(writer, vocab)
+        for key, value in late.items():
+            writer.kv_data[0].pop(key, None)
+            sample.add(writer, key, value)
+
+    refused(written(tmp_path, tokenizer=tokens, **early), match)
+
+
+def test_an_architecture_and_a_tokenizer_that_are_not_there(tmp_path):
+    refused(written(tmp_path, tokenizer=lambda *_: None), "tokenizer.ggml.model is missing, allowed is one of gpt2")
+    data = (tmp_path / "tiny.gguf").read_bytes()
+    (tmp_path / "other.gguf").write_bytes(data.replace(b"llama", b"mamba", 1))
+    refused(tmp_path / "other.gguf", "of architecture 'mamba': exported from GGUF are llama, qwen2")
+    (tmp_path / "text.gguf").write_bytes(b"no model at all")
+    refused(tmp_path / "text.gguf", "it does not begin with GGUF")
+
+
+def test_weights_larger_than_the_memory_are_refused_before_they_are_read(whole, tmp_path, monkeypatch, capsys):
+    """With both figures."""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 2 * MIB})())
+    monkeypatch.setattr("merino_edge.families.gguf.checkpoint.filled", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(whole), "-o", str(tmp_path / "out")])
+    assert ended.value.code == 1 and not (tmp_path / "out").exists()
+    said = capsys.readouterr().err
+    assert "exporting tiny.gguf in fp32 needs about" in said and "2 MB are available" in said
+
+
+def test_the_command_says_one_line_and_leaves_nothing(whole, tmp_path, capsys):
+    cuts = random.Random(0)
+    data = whole.read_bytes()
+    for _ in range(3):
+        (tmp_path / "cut.gguf").write_bytes(data[: cuts.randrange(8, len(data))])
+        with pytest.raises(SystemExit) as ended:
+            main(["export", str(tmp_path / "cut.gguf"), "-o", str(tmp_path / "out")])
+        assert ended.value.code == 1
+        assert capsys.readouterr().err.startswith(f"merino-edge: {tmp_path}/cut.gguf is no GGUF file that can be read")
+    with pytest.raises(SystemExit):
+        main(["export", str(whole), "-o", str(tmp_path / "out"), "--context", "33"])
+    assert "--context 33 is not allowed: tiny takes 8 to 32 tokens" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.gguf"]

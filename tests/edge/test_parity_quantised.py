@@ -1,0 +1,74 @@
+"""Quantised graphs of every published family against torch with the weights that the codes stand for.
+
+With float activations closely, at prefill and 32 steps; with rounded ones as the export itself judges.
+"""
+
+import numpy as np
+import pytest
+
+import merino_edge.export.export as exporting
+from merino_edge.export.export import PARITY_STEPS, build_graph, export
+from merino_edge.export.parity import torch_greedy, unrounded_error, with_quantized
+from merino_edge.export.recover import graph_weights
+from merino_edge.export.source import Source, load_source
+from merino_edge.families.registry import family_of, layout_of
+from merino_runtime.backends import open_backend
+from merino_runtime.errors import MerinoError
+from merino_runtime.selftest import selftest
+from tests.sample_geometries import LLAMA3, SMALL, small
+
+KINDS = [("fused", "int8"), ("fused", "int4"), ("portable", "int8")]
+CLOSE = 1e-5  # of the largest logit
+MODELS = {name: small(name, context=48) for name in SMALL} | {
+    "llama untied": small("llama", context=48, tied=False, rope_scaling=LLAMA3)
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def source(request, decoder):
+    arch = MODELS[request.param]
+    return Source(request.param, arch, decoder(arch, 3), "trained", "drawn", (), None)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
+    dialect, precision = kind
+    found = export(source, tmp_path / "bundle", dialect=dialect, precision=precision)
+    graph = build_graph(source, dialect, 48, precision)
+    twin = with_quantized(source.model, graph.quantized, layout_of(source.arch))
+    ids = np.random.default_rng(1).integers(0, source.arch.vocab, 9).tolist()
+    assert unrounded_error(found.bundle, torch_greedy(twin, ids, PARITY_STEPS)) <= CLOSE
+    assert 1e-4 < found.error < 0.1  # rounded, and not by much
+    backend = open_backend(found.bundle)
+    assert selftest(found.bundle, backend) is None
+    backend.close()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("dialect", ["fused", "portable"])
+def test_a_graph_that_is_not_quantised_has_nothing_to_prove_that_way(source, dialect, precision, tmp_path):
+    found = export(source, tmp_path / "bundle", dialect=dialect, precision=precision)
+    assert found.error <= (1e-5 if precision == "fp32" else 0.01)
+
+
+@pytest.mark.parametrize("dialect", ["fused", "portable"])
+def test_a_float32_bundle_gives_back_the_weights_of_any_family(source, dialect, tmp_path):
+    folder = export(source, tmp_path / "bundle", dialect=dialect).folder
+    again = load_source(str(folder))
+    for name, weight in source.model.state_dict().items():
+        assert np.abs(again.model.state_dict()[name] - weight).max() <= 1e-6, name
+    assert family_of(again.arch) is family_of(source.arch) and dict(graph_weights(folder))
+
+
+def test_a_wrong_operator_is_seen_through_the_rounding(decoder, tmp_path, monkeypatch):
+    """A base of the rotary frequencies that is not torch's: within the coarse bound, and not within the close one."""
+    arch = small("llama", context=48)
+    right, wrong = decoder(arch, 3), decoder(arch.model_copy(update={"rope_theta": 510.0}), 3)
+    source = Source("lying", arch, wrong, "trained", "drawn", (), None)
+    with pytest.raises(MerinoError, match="graph with float activations differs from torch"):
+        export(source, tmp_path / "bundle", precision="int8")
+    assert not (tmp_path / "bundle").exists()
+    monkeypatch.setattr(exporting, "unrounded_error", lambda *_: 0.0)
+    export(source, tmp_path / "bundle", precision="int8")
+    monkeypatch.undo()
+    export(source._replace(model=right), tmp_path / "bundle", precision="int8")

@@ -1,0 +1,218 @@
+"""The command `chat` as a process, and what a terminal of any width shows of an answer."""
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pseudo_terminal import on_a_terminal
+from test_runtime_talk import talk_of
+
+import merino_runtime
+from merino_runtime import chat
+from merino_runtime.chat import Record, line_of, talk_with_people
+from merino_runtime.errors import MerinoError
+from merino_runtime.screen import Thinking, Wrapped, columns_of, harmless
+
+ROOT = os.path.dirname(os.path.dirname(merino_runtime.__file__))
+CALL = [sys.executable, "-m", "merino_runtime", "chat"]
+WILD = ("--temperature", "100", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--seed", "5", "-n", "20")
+
+
+def run(folder, *options, typed):
+    process = subprocess.Popen([*CALL, folder, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=ROOT))
+    out, err = process.communicate(typed if isinstance(typed, bytes) else typed.encode("utf-8"))
+    err = err.decode("utf-8", "replace")
+    assert "Traceback" not in err, err
+    return process.returncode, out.decode("utf-8"), err
+
+
+def test_on_a_pipe_a_line_is_a_turn_and_stdout_has_the_answers_alone(chat_dir, tmp_path):
+    saved = tmp_path / "talk.json"
+    typed = f"Hello\n/stats\n\n//etc is a folder\n/save {saved}\n/system Be brief.\n/help\n/exit\nnever\n"
+    code, out, err = run(chat_dir, *WILD, typed=typed)
+    assert code == 0, err
+    messages = json.loads(saved.read_text(encoding="utf-8"))["messages"]
+    assert [each["role"] for each in messages] == ["user", "assistant"] * 2
+    assert [each["content"] for each in messages[::2]] == ["Hello", "/etc is a folder"]
+    assert out == "".join(each["content"] + "\n" for each in messages[1::2])
+    assert "computed" in err and "from the cache" in err and "wrote " + str(saved) in err
+    assert "system: Be brief." in err and "/reset: forget" in err and "\x1b" not in out + err
+
+
+def test_json_is_a_line_per_event_and_what_cannot_be_done_ends_nothing(chat_dir):
+    typed = "Hello\n/what\nAnd you?\n/stats\n/reset\nHello\n"
+    code, out, err = run(chat_dir, *WILD, "--json", typed=typed)
+    assert (code, err) == (1, "")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert set(events[0]) == {"chat", "context", "system"} and events[0]["context"] == 256
+    first, second, stats, reset, third = [event for event in events if event.get("done")]
+    assert [event["error"][:25] for event in events if "error" in event] == ["there is no command /what"]
+    assert first["prefill_tokens"] == first["prompt_tokens"] and second["turns"] == 2
+    assert second["prefill_tokens"] <= second["prompt_tokens"] - first["context_used"] + 1
+    assert stats["command"] == "stats" and "computed" in stats["said"] and reset["command"] == "reset"
+    assert (third["answer"], third["turns"]) == (first["answer"], 1)
+    texts = [event["text"] for event in events if "text" in event]
+    assert "".join(texts[:first["tokens"]]) == (first["thinking"] or "") + first["answer"]
+
+
+@pytest.mark.parametrize("typed, said", [
+    (b"a\n\xff\xfe\n", "line 2 of stdin is not UTF-8"), (b"x" * (2 ** 20 + 1), "line 1 of stdin is longer than"),
+    (b"/save\n", "/save needs a file"), (b"/reset now\n", "/reset takes nothing"), (b"/save /no/such/x\n", "/no/such"),
+    ("y" * 300 + "\n", "Shorten it")], ids=range(6))
+def test_what_cannot_be_done_ends_a_pipe(chat_dir, typed, said):
+    code, _, err = run(chat_dir, "-n", "2", typed=typed)
+    assert code == 1 and said in err.splitlines()[-1]
+    code, out, err = run(chat_dir, "-n", "2", "--json", typed=typed)
+    assert code == 1 and said in json.loads(out.splitlines()[-1])["error"] and err == ""
+
+
+def test_a_bundle_that_cannot_talk_is_refused(bundle_dirs):
+    code, out, err = run(str(bundle_dirs["portable"]), typed="a\n")
+    assert (code, out) == (1, "") and "has no chat template" in err and "`generate`" in err
+
+
+def test_an_empty_talk_is_one_too(chat_dir):
+    assert run(chat_dir, typed="")[0] == 0
+
+
+def test_a_terminal_of_40_columns_shows_whole_lines(chat_dir):
+    typed = b"Hello, who are you?\n/stats\n/help\n/wrong\n/exit\n"
+    code, shown = on_a_terminal([*CALL, chat_dir, *WILD], width=40, typed=typed, PYTHONPATH=ROOT)
+    assert code == 0
+    assert "from the\ncache" in shown or "from the cache" in shown.replace("\n", " ")
+    assert "there is no command /wrong" in shown.replace("\n", " ") and "/save FILE: write" in shown
+    typed_lines = [line for line in shown.splitlines() if line.startswith(("> ", "/", "Hello"))]
+    for line in shown.splitlines():
+        assert line in typed_lines or sum(map(columns_of, line)) <= 40, line
+
+
+def answers(monkeypatch, talk, typed, interrupts_at=()):
+    """What `talk_with_people` shows on a terminal of 40 columns. typed: lines, or exceptions at the prompt.
+    interrupts_at: writes at which ctrl-C comes."""
+    shown, left = [], iter(typed)
+
+    def enter(_):
+        line = next(left, EOFError())
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    def write(text):
+        shown.append(text)
+        if len(shown) in interrupts_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", enter)
+    monkeypatch.setattr(chat, "write_out", write)
+    monkeypatch.setattr(chat, "is_terminal", lambda: True)
+    monkeypatch.setattr(chat, "width", lambda: 40)
+    monkeypatch.setattr(chat, "takes_styles", lambda: True)
+    try:
+        code = talk_with_people(talk, "it")
+    except KeyboardInterrupt:
+        code = "interrupt"
+    return code, "".join(shown)
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_talk_wherever_it_comes(monkeypatch):
+    whole = None
+    for at in range(3, 40):
+        talk = talk_of("one two three four<|im_end|>")
+        code, shown = answers(monkeypatch, talk, ["a", "b"], interrupts_at=[at] if at < 39 else [])
+        assert code == 0
+        whole = shown if at == 39 else whole
+        assert shown.count("one two three four") in (1, 2)
+    assert whole.count("one two three four\n") == 2
+
+
+def test_ctrl_c_at_the_prompt_leaves_where_it_comes_twice(monkeypatch):
+    stop = KeyboardInterrupt()
+    code, shown = answers(monkeypatch, talk_of("ok<|im_end|>"), [stop, "a", stop, "b", stop, stop, "never"])
+    assert code == "interrupt" and shown.count("ok\n") == 2 and shown.count("once more") == 3
+    assert answers(monkeypatch, talk_of("ok<|im_end|>"), ["/exit", "a"])[0] == 0
+
+
+def test_thinking_is_dimmed_and_nothing_that_steers_is_shown(monkeypatch):
+    talk = talk_of("<think>hm</think>Yes\x1b[2J<|im_end|>")
+    _, shown = answers(monkeypatch, talk, ["a"])
+    assert "\x1b[2m<think>hm</think>\x1b[22mYes\\x1b[2J\n" in shown
+
+
+def test_the_context_is_told_of(monkeypatch):
+    _, shown = answers(monkeypatch, talk_of("x ", context=120), ["a", "b", "/reset", "c" * 120])
+    plain = re.sub(r"\x1b\[\d+m|\n", " ", shown)
+    assert "context of 120 tokens is full" in plain and "the talk has" in plain and "Shorten it" in plain
+    _, shown = answers(monkeypatch, talk_of("ok<|im_end|>", {"overflow": "shift"}, context=120), list("abcd"))
+    assert "the oldest 1 turns are left out" in re.sub(r"\x1b\[\d+m|\n", " ", shown).replace("  ", " ")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text("ab \n\t\u4e2d\u0301\U0001f600\x1b", max_size=60), st.integers(2, 12), st.data())
+def test_lines_are_no_longer_than_the_screen_and_no_text_is_lost(text, columns, data):
+    shown = []
+    lines = Wrapped(shown.append, columns)
+    cut = data.draw(st.integers(0, len(text)))
+    lines.push(text[:cut])
+    lines.push(text[cut:])
+    lines.finish()
+    found = "".join(shown)
+    assert all(sum(map(columns_of, line)) <= columns for line in found.split("\n"))
+    assert re.sub(r"\s", "", found) == re.sub(r"\s", "", harmless(text)) and "\x1b" not in found
+    whole = []
+    once = Wrapped(whole.append, columns)
+    once.push(text)
+    once.finish()
+    assert "".join(whole) == found
+
+
+def test_words_are_kept_whole_and_an_indent_stays():
+    shown = []
+    lines = Wrapped(shown.append, 12)
+    lines.push("one two three\n    if x:\nfour-and-twenty")
+    lines.finish()
+    assert "".join(shown) == "one two\nthree\n    if x:\nfour-and-twe\nnty\n"
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text("<>think/ab", max_size=20), st.booleans(), st.data())
+def test_thinking_is_told_wherever_the_text_is_cut(text, thinks, data):
+    text = text.replace("a", "<think>").replace("b", "</think>")
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=5)) | {0, len(text)})
+
+    def told(pieces):
+        thinking, found = Thinking(thinks), []
+        for piece in pieces:
+            found += thinking.push(piece)
+        found += thinking.finish()
+        return "".join(("T" if dim else "-") * len(piece) + piece for piece, dim in found), [
+            dim for piece, dim in found for _ in piece], "".join(piece for piece, _ in found)
+
+    parts = [text[start:end] for start, end in zip(cuts, cuts[1:])]  # noqa: B905, not in 3.6
+    assert told(parts)[1:] == told([text])[1:] and told(parts)[2] == text
+
+
+@pytest.mark.parametrize("typed, found", [
+    ("hi", ("", "hi")), ("//x", ("", "/x")), ("/reset", ("reset", "")), ("/system  Be brief ", ("system", "Be brief")),
+    ("/save a b", ("save", "a b")), (" /reset", ("", " /reset")), ("/", None), ("/Reset", None), ("/exit now", None)])
+def test_lines_and_commands(typed, found):
+    if found is None:
+        with pytest.raises(MerinoError):
+            line_of(typed)
+    else:
+        assert line_of(typed) == found
+
+
+def test_what_was_dropped_or_not_answered_is_not_saved(tmp_path):
+    record = Record("S")
+    done = {"tokens": 1, "answer": "x"}
+    for number in range(3):
+        record.add(str(number), done, dropped_turns=2 if number == 2 else 0)
+    record.add("4", dict(done, tokens=0), 0)
+    record.save(str(tmp_path / "talk.json"))
+    saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert [each["content"] for each in saved] == ["S", "2", "x"]

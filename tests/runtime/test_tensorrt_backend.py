@@ -1,0 +1,352 @@
+"""The TensorRT backend on the stand-in of both versions, against the ONNX Runtime backend on the same bundle.
+
+What the stand-in shows and what not: tests/tensorrt_stand_in/__init__.py. Nothing here needs a GPU.
+"""
+import gc
+import threading
+
+import numpy as np
+import pytest
+
+from merino_runtime.backends import open_backend
+from merino_runtime.backends.cuda import cuda_fault
+from merino_runtime.backends.tensorrt_model import open_model
+from merino_runtime.bundle import load_bundle
+from merino_runtime.cache_file import load_cache, save_cache
+from merino_runtime.errors import MerinoError
+from merino_runtime.generate import generate
+from merino_runtime.sampling import GREEDY
+from merino_runtime.selftest import selftest
+from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
+
+IDS = [5, 9, 100, 3, 77, 31, 2, 200]
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_dirs):
+    return load_bundle(str(bundle_dirs["portable"]))
+
+
+@pytest.fixture(params=VERSIONS)
+def gpu(request, monkeypatch, tmp_path):
+    """A machine with this version. At the end nothing is left on it, and nothing was done that a real one would not
+    forgive."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    machine = Gpu()
+    put_in(machine, request.param, monkeypatch)
+    yield machine
+    gc.collect()
+    assert machine.violations == [] and machine.left() == []
+
+
+@pytest.fixture
+def backend(bundle, gpu):
+    opened = open_backend(bundle, backend="tensorrt")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def truth(bundle):
+    """A function: ids -> logits [vocab] of the ONNX Runtime backend after one prefill of them."""
+    other = open_backend(bundle, backend="onnxruntime")
+
+    def logits(ids):
+        other.truncate(0)
+        return other.prefill(ids).copy()
+
+    yield logits
+    other.close()
+
+
+def assert_close(found, expected):
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert found.argmax() == expected.argmax()
+
+
+def test_the_golden_ids_come_out(bundle, backend):
+    assert selftest(bundle, backend) is None
+    assert backend.replays_graph and "tensorrt" in backend.engine
+
+
+def test_greedy_generation_to_the_end_of_the_context_is_the_same(bundle, backend):
+    other = open_backend(bundle, backend="onnxruntime")
+    runs = [list(generate(each, IDS, max_new_tokens=10 ** 6, sampling=GREEDY)) for each in (backend, other)]
+    other.close()
+    assert [token.id for token in runs[0][:-1]] == [token.id for token in runs[1][:-1]]
+    assert len(runs[0]) - 1 + len(IDS) == bundle.context and runs[0][-1].stop_reason == "context"
+
+
+@pytest.mark.parametrize("parts", [[1], [8], [63], [64], [1, 7, 1], [40, 20], [3, 60, 1], [1] * 10])
+def test_a_prefill_in_parts_gives_what_one_piece_gives(bundle, backend, truth, parts):
+    """Below, at and above what one chunk takes: padded, repeating cached ids, or neither."""
+    ids = [(7 * place + 3) % bundle.vocab for place in range(sum(parts))]
+    done = 0
+    for count in parts:
+        logits = backend.prefill(ids[done:done + count])
+        done += count
+        assert_close(logits, truth(ids[:done]))
+    assert backend.ids == ids
+
+
+def test_chunks_that_are_shorter_than_the_prompt(bundle, gpu, truth, monkeypatch):
+    monkeypatch.setattr("merino_runtime.backends.engine_build.PREFILL_CHUNK_IDS", 8)
+    opened = open_backend(bundle, backend="tensorrt")
+    ids = [(5 * place + 1) % bundle.vocab for place in range(bundle.context)]
+    for start, end in ((0, 21), (21, 22), (22, 39), (39, 47), (47, bundle.context)):
+        assert_close(opened.prefill(ids[start:end]), truth(ids[:end]))
+    opened.close()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 5, 9])
+def test_truncating_and_going_on_gives_what_a_fresh_cache_gives(backend, truth, keep):
+    backend.prefill(IDS)
+    backend.step(17)
+    backend.step(250)
+    kept = backend.ids[:keep]
+    backend.truncate(keep)
+    assert_close(backend.prefill([8, 150, 42]), truth(kept + [8, 150, 42]))
+    backend.truncate(keep)
+    assert_close(backend.step(8), truth(kept + [8]))
+
+
+def test_a_fork_goes_its_own_way_over_the_same_weights(backend, truth, gpu):
+    backend.prefill(IDS)
+    backend.step(3)
+    weights = [block.size for block in gpu.blocks.values() if block.kind == "trt"]
+    twin = backend.fork()
+    assert [block.size for block in gpu.blocks.values() if block.kind == "trt"] == weights
+    for one, token_id in ((backend, 11), (twin, 12), (backend, 13), (twin, 14), (twin, 15), (backend, 16)):
+        logits = one.step(token_id)
+        assert_close(logits, truth(one.ids))
+    backend.close()
+    assert_close(twin.step(20), truth(twin.ids))
+    twin.close()
+
+
+def test_forks_run_in_threads_beside_each_other(bundle, backend, truth):
+    backend.prefill(IDS)
+    twins, failures = [backend.fork() for _ in range(3)], []
+
+    def run(twin, number):
+        try:
+            for step in range(12):
+                assert_close(twin.step((31 * number + step) % bundle.vocab), expected[number][step])
+        except AssertionError as error:
+            failures.append(error)
+
+    expected = [[truth(IDS + [(31 * number + each) % bundle.vocab for each in range(step + 1)]) for step in range(12)]
+                for number in range(3)]
+    threads = [threading.Thread(target=run, args=(twin, number)) for number, twin in enumerate(twins)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for twin in twins:
+        twin.close()
+    assert failures == []
+
+
+def test_a_saved_cache_is_read_by_either_backend(bundle, backend, truth, tmp_path):
+    backend.prefill(IDS)
+    save_cache(bundle, backend, str(tmp_path / "cache"))
+    other = open_backend(bundle, backend="onnxruntime")
+    load_cache(bundle, other, str(tmp_path / "cache"))
+    assert_close(other.step(4), truth(IDS + [4]))
+    save_cache(bundle, other, str(tmp_path / "cache2"))
+    other.close()
+    backend.truncate(0)
+    load_cache(bundle, backend, str(tmp_path / "cache2"))
+    assert_close(backend.step(9), truth(IDS + [4, 9]))
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing(bundle, backend, truth):
+    backend.prefill(IDS)
+    for call, said in ((lambda: backend.prefill([1] * bundle.context), "does not fit"),
+                       (lambda: backend.prefill([]), "at least 1 id"), (lambda: backend.step(bundle.vocab), "does not"),
+                       (lambda: backend.prefill([-1]), "the model has"), (lambda: backend.truncate(99), "holds 8")):
+        with pytest.raises(MerinoError, match=said):
+            call()
+    assert backend.ids == IDS
+    backend.prefill([7] * (bundle.context - len(IDS)))
+    with pytest.raises(MerinoError, match="the KV cache is full"):
+        backend.step(1)
+    backend.truncate(len(IDS))
+    assert_close(backend.step(2), truth(IDS + [2]))
+
+
+def test_after_closing_every_call_says_so(bundle, gpu):
+    opened = open_backend(bundle, backend="tensorrt")
+    logits = opened.prefill(IDS)
+    kept = logits.copy()
+    opened.close()
+    opened.close()
+    np.testing.assert_array_equal(logits, kept)  # no memory of the GPU's
+    for call in (lambda: opened.prefill([1]), lambda: opened.step(1), opened.fork, lambda: opened.truncate(0)):
+        with pytest.raises(MerinoError, match="is closed"):
+            call()
+
+
+def test_a_value_that_is_no_number_in_a_dropped_slot_does_not_reach_later_sums(bundle, backend, truth):
+    backend.prefill(IDS)
+    field = backend._memory.caches[0]
+    array = backend._memory.read_cache(field)
+    array[:, :, 5:] = np.nan
+    backend._memory.write_cache(field, array)
+    backend.truncate(5)
+    assert_close(backend.step(8), truth(IDS[:5] + [8]))
+    array[:, :, 2] = np.inf
+    backend._memory.write_cache(field, array)
+    with pytest.raises(MerinoError, match="position 6 are not finite"):
+        backend.step(8)
+    assert backend.length == 6
+
+
+def test_a_hundred_sessions_leave_nothing(bundle, gpu):
+    model = open_model(bundle, lambda _: None)
+    model.close()
+    gc.collect()
+    assert gpu.left() == []
+    first = open_backend(bundle, backend="tensorrt")
+    first.prefill(IDS)
+    used = None
+    for number in range(100):
+        session = first.fork()
+        session.step(number)
+        session.step(number)
+        session.step(number)
+        session.close()
+        assert used in (None, gpu.used)
+        used = gpu.used
+    first.close()
+    gc.collect()
+    assert gpu.left() == [] and gpu.used == 0
+
+
+def session(bundle):
+    """What a user does: -> the ids that came out."""
+    opened = open_backend(bundle, backend="tensorrt")
+    try:
+        logits = opened.prefill(IDS)
+        found = []
+        for _ in range(4):
+            found.append(int(logits.argmax()))
+            logits = opened.step(found[-1])
+        twin = opened.fork()
+        try:
+            found.append(int(twin.step(found[-1]).argmax()))
+        finally:
+            twin.close()
+        opened.truncate(3)
+        found.append(int(opened.prefill(IDS[3:]).argmax()))
+        return found
+    finally:
+        opened.close()
+
+
+@pytest.mark.parametrize("code", [2, 700])
+def test_a_driver_that_fails_at_any_call_ends_in_one_message_and_frees_all(bundle, gpu, code):
+    """Code 2: no memory, at that call alone. Code 700: the GPU is lost, every later call fails too."""
+    expected = session(bundle)
+    started = len(gpu.calls)
+    session(bundle)
+    count = len(gpu.calls) - started
+    assert count > 60
+    refused = 0
+    for number in range(count):
+        gpu.calls, gpu.fail_at, gpu.fail_code, gpu.lost = [], number, code, 0
+        try:
+            assert session(bundle) == expected  # a failed capture, or a free: steps go on without a graph
+        except MerinoError as error:
+            refused += 1
+            assert str(error).endswith("--backend onnxruntime.") and "--" in str(error), error
+        if gpu.left():  # in cycles; a collection takes longer than a session
+            gc.collect()
+        assert gpu.left() == [], (number, gpu.left())
+        assert gpu.violations == []
+        gpu.blocks.clear()  # a lost GPU frees nothing, though it was asked to
+        gpu.streams.clear()
+    gpu.fail_at, gpu.lost = None, 0
+    assert refused > 0.5 * count
+    assert session(bundle) == expected
+
+
+def test_a_step_that_failed_leaves_the_cache_as_it_was(backend, gpu, truth):
+    backend.prefill(IDS)
+    backend.step(1)
+    backend.step(2)
+    for name in ("cudaGraphLaunch", "cudaMemcpy2DAsync", "cudaStreamSynchronize"):
+        gpu.calls, gpu.fail_at, gpu.fail_code = [], None, 2
+        backend.step(4)
+        backend.truncate(10)
+        gpu.fail_at, before = gpu.calls.index(name), backend.ids[:]
+        gpu.calls = []
+        with pytest.raises(MerinoError, match="a decode step"):
+            backend.step(5)
+        gpu.fail_at = None
+        assert backend.ids == before
+        assert_close(backend.step(6), truth(before + [6]))
+        backend.truncate(10)
+
+
+def test_where_a_decode_step_cannot_be_captured_it_is_enqueued(bundle, gpu, truth):
+    opened = open_backend(bundle, backend="tensorrt")
+    opened.prefill(IDS)
+    opened.step(1)
+    gpu.calls, gpu.fail_at, gpu.fail_code = [], 1, 2  # begin of the capture, then the copy in it
+    assert_close(opened.step(2), truth(IDS + [1, 2]))
+    gpu.fail_at = None
+    assert_close(opened.step(3), truth(IDS + [1, 2, 3]))
+    assert not opened.replays_graph and "cudaGraphLaunch" not in gpu.calls
+    opened.close()
+
+
+def test_a_decode_step_is_one_replay_one_copy_per_group_and_one_wait(backend, gpu):
+    backend.prefill(IDS)
+    backend.step(1)
+    backend.step(2)
+    gpu.calls = []
+    backend.step(3)
+    copies = len(backend._memory.phases[0].copies)
+    assert gpu.calls == ["cudaGraphLaunch"] + ["cudaMemcpy2DAsync"] * copies + ["cudaStreamSynchronize"]
+    assert copies <= len(backend._memory.caches) // 2
+
+
+def test_without_a_driver_the_message_says_so(bundle, gpu):
+    gpu.driver = 0
+    with pytest.raises(MerinoError, match=r"\(35\).*no NVIDIA driver.*--backend onnxruntime"):
+        open_backend(bundle, backend="tensorrt")
+
+
+def test_a_gpu_without_memory_for_the_cache_says_so(bundle, gpu):
+    opened = open_backend(bundle, backend="tensorrt")
+    gpu.total = gpu.used + 1000
+    with pytest.raises(MerinoError, match="out of GPU memory in allocating a KV cache"):
+        opened.fork()
+    opened.close()
+
+
+def test_without_the_cuda_runtime_the_message_names_the_package(bundle, gpu, monkeypatch):
+    monkeypatch.setattr("merino_runtime.backends.gpu.open_library", lambda _: None)
+    with pytest.raises(MerinoError, match="libcudart.so.*nvidia-jetpack"):
+        open_backend(bundle, backend="tensorrt")
+
+
+@pytest.mark.parametrize("version", ["8.0.1.6", "8.5.2.2", "8.6.1", "9.0.0", "11.0.0.114", "7.1.3", ""])
+def test_other_versions_are_refused_by_name(bundle, monkeypatch, version):
+    put_in(Gpu(), version, monkeypatch)
+    with pytest.raises(MerinoError, match="TensorRT is {}.*8.2.*10.x".format(version or "of no version")):
+        open_backend(bundle, backend="tensorrt")
+
+
+def test_no_tensorrt_is_refused_with_what_to_do(bundle, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    with pytest.raises(MerinoError, match="cannot be imported.*python3-libnvinfer.*system-site-packages"):
+        open_backend(bundle, backend="tensorrt")
+
+
+def test_each_fault_has_a_message_with_its_number():
+    from merino_runtime.backends.cuda import CudaError
+
+    for code, said in ((2, "out of GPU memory"), (35, "driver"), (100, "no GPU"), (719, "lost"), (1, "failed")):
+        assert said in str(cuda_fault("a decode step", CudaError("cudaX", code))) and code

@@ -1,0 +1,320 @@
+"""Engines: how they are built, kept and refused, on the stand-in of both versions."""
+import gc
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from merino_runtime.__main__ import main
+from merino_runtime.backends import engine_build, open_backend
+from merino_runtime.backends.engine_build import build_engine
+from merino_runtime.backends.engine_file import HEADER_BYTES
+from merino_runtime.bundle import load_bundle
+from merino_runtime.errors import MerinoError
+from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
+from tests.tensorrt_stand_in.building import PLAN
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_dirs):
+    return load_bundle(str(bundle_dirs["portable"]))
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "merino" / "engines"
+
+
+@pytest.fixture(params=VERSIONS)
+def gpu(request, monkeypatch, cache):
+    machine = Gpu()
+    put_in(machine, request.param, monkeypatch)
+    machine.version = request.param
+    yield machine
+    gc.collect()
+    assert machine.violations == [] and machine.left() == []
+
+
+def engines(cache):
+    return sorted(cache.glob("*.engine")) if cache.exists() else []
+
+
+def plan_of(path):
+    data = path.read_bytes()[HEADER_BYTES:]
+    assert data.startswith(PLAN)
+    return json.loads(data[len(PLAN):].decode("utf-8"))
+
+
+def built(bundle, fp16=False, workspace_mb=None):
+    said = []
+    made = build_engine(bundle, fp16, workspace_mb, said.append)
+    return made, said
+
+
+def test_an_engine_is_built_once_and_then_loaded(bundle, gpu, cache):
+    made, said = built(bundle)
+    assert made.built and [str(path) for path in engines(cache)] == [made.path]
+    assert gpu.name in said[0] and "minutes" in said[0] and "trtexec --onnx=" in said[0] and made.path in said[-1]
+    assert built(bundle) == ((made.path, False), [])
+    open_backend(bundle, backend="tensorrt").close()
+    assert gpu.builds == 1
+
+
+def test_what_the_builder_is_told(bundle, gpu, cache):
+    built(bundle, workspace_mb=17)
+    plan = plan_of(engines(cache)[0])
+    assert plan["flags"] == [] and plan["pinned"] == [] and plan["workspace"] == 17 * 2 ** 20
+    assert [profile["input_ids"] for profile in plan["profiles"]] == [[[1, length]] * 3 for length in (1, 64)]
+
+
+def test_an_engine_of_float16_kernels_keeps_each_norm_in_float32(bundle, gpu, cache):
+    built(bundle)
+    built(bundle, fp16=True)
+    assert len(engines(cache)) == 1, "the last one that was asked for is the one that runs"
+    plan = plan_of(engines(cache)[0])
+    assert plan["flags"] == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
+    kinds = [name.partition("_")[0] for name in plan["pinned"]]
+    norms = kinds.count("ReduceMean")
+    # RMSNorm: square, mean, eps, root, quotient. Between them nothing else, and one each.
+    assert norms > 2 and sorted(kinds) == sorted(["Mul", "ReduceMean", "Add", "Sqrt", "Div"] * norms)
+    opened = open_backend(bundle, backend="tensorrt")
+    assert "fp16" in opened.engine and gpu.builds == 2
+    opened.close()
+    built(bundle)
+    assert plan_of(engines(cache)[0])["flags"] == []
+
+
+def test_every_engine_names_all_that_it_depends_on(bundle, gpu, cache, monkeypatch):
+    """One of each other kind is built beside it: none is taken for another."""
+    built(bundle)
+    count = 1
+    for change in (lambda: setattr(gpu, "name", "Another GPU"), lambda: setattr(gpu, "capability", (8, 7)),
+                   lambda: put_in(gpu, gpu.version[:-1] + "9", monkeypatch),
+                   lambda: monkeypatch.setattr(engine_build, "PREFILL_CHUNK_IDS", 16)):
+        change()
+        made, _ = built(bundle)
+        count += 1
+        assert made.built and len(engines(cache)) == count
+    other = bundle._replace(files=tuple(file._replace(sha256="0" * 64) for file in bundle.files))
+    assert built(other)[0].built and len(engines(cache)) == count + 1
+
+
+def damaged(data, place, kind):
+    """The engine's bytes with one fault."""
+    header_end = data.index(b"\0")
+    at = {"magic": 3, "header": header_end // 2, "end of the header": header_end - 1, "padding": header_end + 9,
+          "first of the plan": HEADER_BYTES, "plan": (HEADER_BYTES + len(data)) // 2, "last": len(data) - 1}[place]
+    if kind == "flip":
+        return data[:at] + bytes([data[at] ^ 64]) + data[at + 1:]
+    return data[:at] if kind == "cut" else data[:at] + b"x" + data[at:]
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut", "insert"])
+@pytest.mark.parametrize("place", ["magic", "header", "end of the header", "padding", "first of the plan", "plan",
+                                   "last"])
+def test_a_damaged_engine_is_built_again_and_never_loaded(bundle, gpu, cache, place, kind, monkeypatch):
+    built(bundle)
+    path = engines(cache)[0]
+    sound = path.read_bytes()
+    path.write_bytes(damaged(sound, place, kind))
+    loaded = recorded_loads(monkeypatch)
+    open_backend(bundle, backend="tensorrt").close()
+    assert gpu.builds == 2 and path.read_bytes()[HEADER_BYTES:] == sound[HEADER_BYTES:]
+    assert loaded == [sound[HEADER_BYTES:]]
+
+
+def test_random_damage_is_never_loaded(bundle, gpu, cache, monkeypatch):
+    built(bundle)
+    path, chance = engines(cache)[0], random.Random(5)
+    sound = path.read_bytes()
+    loaded = recorded_loads(monkeypatch)
+    for _ in range(10):
+        data = bytearray(sound)
+        for _ in range(chance.randint(1, 3)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        path.write_bytes(bytes(data[:chance.choice([len(data), chance.randrange(len(data))])]))
+        open_backend(bundle, backend="tensorrt").close()
+    assert set(loaded) == {sound[HEADER_BYTES:]}
+
+
+def recorded_loads(monkeypatch):
+    """The plans that TensorRT is given, as a list that grows."""
+    runtime, found = sys.modules["tensorrt"].Runtime, []
+    load = runtime.deserialize_cuda_engine
+    monkeypatch.setattr(runtime, "deserialize_cuda_engine",
+                        lambda self, plan: (found.append(bytes(plan)), load(self, plan))[1])
+    return found
+
+
+def test_another_engine_under_this_ones_name_is_not_loaded(bundle, gpu, cache, monkeypatch):
+    built(bundle)
+    mine = engines(cache)[0]
+    monkeypatch.setattr(gpu, "name", "Another GPU")
+    other = [path for path in [built(bundle)[0].path] if path != str(mine)][0]
+    with open(other, "rb") as file:
+        mine.write_bytes(file.read())
+    monkeypatch.setattr(gpu, "name", Gpu().name)
+    loaded = recorded_loads(monkeypatch)
+    open_backend(bundle, backend="tensorrt").close()
+    assert len(loaded) == 1 and plan_of(mine)["gpu"] == Gpu().name
+
+
+def test_an_engine_that_tensorrt_does_not_load_is_built_again_once(bundle, gpu, cache, monkeypatch):
+    built(bundle)
+    runtime = sys.modules["tensorrt"].Runtime
+    load, refusals = runtime.deserialize_cuda_engine, [True, False]
+    monkeypatch.setattr(runtime, "deserialize_cuda_engine",
+                        lambda self, plan: None if refusals.pop(0) else load(self, plan))
+    said = []
+    open_backend(bundle, backend="tensorrt", say=said.append).close()
+    assert gpu.builds == 2 and "built again" in said[0]
+    refusals[:] = [True, True]
+    with pytest.raises(MerinoError, match="does not load the engine that it built"):
+        open_backend(bundle, backend="tensorrt")
+
+
+def test_a_build_that_runs_out_of_memory_says_what_to_do_and_keeps_nothing(bundle, gpu, cache):
+    gpu.total = 100000
+    with pytest.raises(MerinoError, match=r"out of memory.*--workspace-mb.*shorter --context"):
+        built(bundle)
+    assert engines(cache) == []
+    gpu.total = 2 ** 32
+    assert built(bundle)[0].built
+
+
+def test_memory_is_checked_before_the_build(bundle, gpu, cache, monkeypatch):
+    here = engine_build.board.this_board()
+    monkeypatch.setattr(engine_build.board, "this_board", lambda: here._replace(memory_available_mb=100.0))
+    assert any("may swap or be killed" in line for line in built(bundle)[1])
+    monkeypatch.setattr(engine_build.board, "this_board", lambda: here._replace(memory_total_mb=500.0))
+    gpu.name = "Another GPU"
+    with pytest.raises(MerinoError, match="needs about .* MB: .*workspace.*500 MB in all"):
+        built(bundle)
+    monkeypatch.setattr(engine_build.board, "this_board", lambda: here)
+    gpu.integrated, gpu.total = False, 2 ** 20
+    with pytest.raises(MerinoError, match="of GPU memory for weights"):
+        built(bundle)
+    assert gpu.builds == 1
+
+
+@pytest.mark.parametrize("workspace_mb", [0, -1, 65537])
+def test_a_workspace_that_is_not_allowed_is_refused(bundle, gpu, workspace_mb):
+    with pytest.raises(MerinoError, match="--workspace-mb is {}, allowed: 1 to 65536".format(workspace_mb)):
+        built(bundle, workspace_mb=workspace_mb)
+
+
+def test_without_a_gpu_the_builder_says_why(bundle, gpu, cache, monkeypatch):
+    def refused(cls, logger):
+        logger.log(sys.modules["tensorrt"].ILogger.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(sys.modules["tensorrt"].Builder, "__new__", refused)
+    with pytest.raises(MerinoError, match="cannot build here: CUDA initialization failure with error: 35"):
+        built(bundle)
+
+
+def test_a_graph_that_the_parser_refuses_is_named_with_its_node(bundle_dirs, gpu, cache):
+    if "fused" not in bundle_dirs:
+        pytest.skip("no fused bundle for this Python's onnxruntime")
+    fused = load_bundle(str(bundle_dirs["fused"]))
+    with pytest.raises(MerinoError, match="does not take .*model.onnx: node -?[0-9]+: (opset|no importer)"):
+        built(fused)
+
+
+def test_timings_of_kernels_are_kept_for_the_next_build(bundle, gpu, cache):
+    built(bundle)
+    timings = [path for path in cache.iterdir() if path.name.startswith("timing-")]
+    assert len(timings) == 1
+    first = timings[0].read_bytes()
+    built(bundle, fp16=True)
+    assert timings[0].read_bytes()[32:] == first[32:] + b"."
+    timings[0].write_bytes(first[:-1] + b"?")  # damaged: left out, and written anew
+    built(bundle)
+    assert timings[0].read_bytes() == first
+
+
+def test_the_commands(bundle, gpu, cache, capsys, monkeypatch):
+    assert main(["build-engine", bundle.folder, "--fp16", "--workspace-mb", "64"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("built: ") and "fp16" in err
+    assert main(["build-engine", bundle.folder, "--fp16"]) == 0
+    assert capsys.readouterr().out.startswith("already there: ")
+    assert main(["selftest", bundle.folder, "--backend", "tensorrt"]) == 0
+    assert capsys.readouterr().out.startswith("ok: ")
+    ids = []
+    for name in ("tensorrt", "onnxruntime"):
+        assert main(["generate", bundle.folder, "the", "-n", "7", "--temperature", "0", "--ignore-eos", "--json",
+                     "--backend", name]) == 0
+        ids.append([json.loads(line).get("id") for line in capsys.readouterr().out.splitlines()[:-1]])
+    assert ids[0] == ids[1] and len(ids[0]) == 7
+    gpu.driver = 0
+    assert main(["generate", bundle.folder, "the", "--backend", "tensorrt"]) == 1
+    assert "no NVIDIA driver" in capsys.readouterr().err
+
+
+CHILD = """
+import sys, time
+from tests.tensorrt_stand_in import Gpu, put_in
+from merino_runtime.backends.engine_build import build_engine
+from merino_runtime.bundle import load_bundle
+class Always:
+    def setitem(self, mapping, key, value): mapping[key] = value
+    setattr = staticmethod(setattr)
+gpu = Gpu()
+put_in(gpu, sys.argv[2], Always())
+import tensorrt
+build = tensorrt.Builder.build_serialized_network
+def slow(self, network, config):
+    print("building", flush=True)
+    time.sleep(float(sys.argv[3]))
+    return build(self, network, config)
+tensorrt.Builder.build_serialized_network = slow
+if sys.argv[4] != "whole":  # writes forever at the wanted place
+    import merino_runtime.outputs, os
+    replace = os.replace
+    def stop(*paths):
+        if paths[1].endswith(".engine"):
+            print("writing", flush=True)
+            time.sleep(60)
+        replace(*paths)
+    os.replace = stop
+made = build_engine(load_bundle(sys.argv[1], verify=False), False, None, lambda line: None)
+print("built" if made.built else "found", flush=True)
+"""
+
+
+def child(bundle, version, seconds, how="whole"):
+    paths = [ROOT] + [os.path.join(ROOT, name) for name in ("runtime", "bench")]
+    return subprocess.Popen([sys.executable, "-c", CHILD, bundle.folder, version, str(seconds), how],
+                            env=dict(os.environ, PYTHONPATH=os.pathsep.join(paths)), stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, cwd=ROOT)
+
+
+def test_of_two_builders_one_builds_and_the_other_waits(bundle, cache):
+    both = [child(bundle, VERSIONS[0], 1) for _ in range(2)]
+    said = [each.communicate(timeout=60) for each in both]
+    assert [each.returncode for each in both] == [0, 0], said
+    assert sorted(out.split() for out, _ in said) == [[b"building", b"built"], [b"found"]]
+    assert len(engines(cache)) == 1
+
+
+def test_a_builder_that_is_killed_leaves_no_engine_and_no_lock(bundle, cache, gpu):
+    for how, said in (("whole", b"building"), ("stopped", b"writing")):
+        process = child(bundle, gpu.version, 60 if how == "whole" else 0, how)
+        while process.stdout.readline().strip() not in (said, b""):
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert engines(cache) == []
+    assert built(bundle)[0].built
+    assert len(engines(cache)) == 1
+    assert [path.name for path in cache.iterdir() if re.search("merino-new", path.name)] == []

