@@ -37,6 +37,7 @@ class Graph:
     outputs: tuple[Port, ...] = (Port("logits", "float32", (1, 1, 300)),)
     weight_bytes: int = 4000
     decode_weight_bytes: int = 3000
+    windowed: bool = False
 
     def save(self, folder):
         (folder / "model.onnx").write_bytes(b"graph")
