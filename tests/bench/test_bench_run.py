@@ -443,12 +443,12 @@ class TestZip:
         self.bench_from(sys.executable, folder, tmp_path)
 
     def test_its_child_runs_the_zips_own_code(self, folder, tmp_path):
-        """A relative path to the zip, and a measure module in it that says who it is."""
+        """A relative path to the zip, and a backend in it that says who it is."""
         app, marked = os.path.join(folder, "merino.pyz"), str(tmp_path / "marked.pyz")
         with zipfile.ZipFile(app) as source, zipfile.ZipFile(marked, "w") as copy:
             for name in source.namelist():
                 text = source.read(name)
-                if name == "merino_bench/harness/worker.py":
+                if name == "merino_runtime/backends/onnx.py":
                     text = text.replace(b" CPU\"", b" CPU of the zip\"")
                 copy.writestr(name, text)
         code, out, err = run("bench", folder, *PP_ONLY, "-o", "json", call=[sys.executable, "marked.pyz"],
