@@ -18,8 +18,8 @@ from merino_edge.design.comparison import (
 )
 from merino_edge.design.presets import PRESETS, table
 from merino_edge.design.score import SCORES, Scoring
-from merino_edge.design.variants import fast_formats
 from merino_edge.families.operators import CPU_FORMATS
+from merino_edge.prediction.formats import fast_formats
 from merino_edge.profiles.reading import load_profile
 
 ROOT = Path(__file__).resolve().parents[2]
