@@ -53,6 +53,7 @@ tensorrt: .venv/ready
 
 test-tensorrt: tensorrt
 	MERINO_TENSORRT_ROOT="$(TENSORRT_ROOT)" $(BIN)/python -m pytest tests/targets/test_tensorrt_builder.py
+
 # A published model with its weights: 98 MB, once. `make test` takes its tests too where it is there.
 models: .venv/ready
 	@tests/targets/models.sh $(BIN)/python "$(MODELS)"

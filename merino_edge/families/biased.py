@@ -2,12 +2,13 @@
 queries, an FFN of two matrices, and biases. A family's class adds what it has besides.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from merino_edge.families.graph_ops import GraphOps, Norm
-from merino_edge.families.pre_norm import Decoder, walk_decoder
+from merino_edge.families.pre_norm import Decoder, Layer, walk_decoder
 from merino_edge.families.rotary import Positive
 from merino_edge.families.uniform import Biased, EqualLayers, UniformGeometry
 from merino_runtime.bundle_schema import LARGEST_LAYER, LARGEST_VOCAB, LONGEST_CONTEXT
@@ -61,6 +62,18 @@ class BiasedGeometry(EqualLayers):
     def decoder(self) -> Decoder:
         """What the walk writes."""
         raise NotImplementedError
+
+
+def transformer_decoder(arch: BiasedGeometry, layers: Sequence[Layer]) -> Decoder:
+    """The decoder whose tensors GPT-2 and GPT-Neo name alike: learned positions from 0, the head is the embedding."""
+    embedding = "transformer.wte.weight"
+    return Decoder(
+        embedding=embedding,
+        head=embedding,
+        layers=tuple(layers),
+        final_norm=arch.layer_norm("transformer.ln_f"),
+        positions=("transformer.wpe.weight", 0),
+    )
 
 
 def walk_biased(graph: GraphOps, arch: BiasedGeometry) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from merino_edge.families.biased import BiasedGeometry
+from merino_edge.families.biased import BiasedGeometry, transformer_decoder
 from merino_edge.families.graph_ops import KvLayer, plain_attention
 from merino_edge.families.pre_norm import Decoder, Layer, Linear
 from merino_edge.families.weight_layout import TRANSPOSED, Layout
@@ -35,14 +35,7 @@ class Gpt2Architecture(BiasedGeometry):
         )
 
     def decoder(self) -> Decoder:
-        embedding = "transformer.wte.weight"
-        return Decoder(
-            embedding=embedding,
-            head=embedding,
-            layers=tuple(self.layer_of(layer) for layer in range(self.layers)),
-            final_norm=self.layer_norm("transformer.ln_f"),
-            positions=("transformer.wpe.weight", 0),
-        )
+        return transformer_decoder(self, [self.layer_of(layer) for layer in range(self.layers)])
 
 
 def linear(at: str) -> Linear:

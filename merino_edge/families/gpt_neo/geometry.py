@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from merino_edge.families.biased import BiasedGeometry
+from merino_edge.families.biased import BiasedGeometry, transformer_decoder
 from merino_edge.families.graph_ops import Attention, KvLayer
 from merino_edge.families.pre_norm import Decoder, Layer, Linear
 from merino_edge.families.uniform import Biased
@@ -50,11 +50,4 @@ class GptNeoArchitecture(BiasedGeometry):
         )
 
     def decoder(self) -> Decoder:
-        embedding = "transformer.wte.weight"
-        return Decoder(
-            embedding=embedding,
-            head=embedding,
-            layers=tuple(self.layer_of(layer) for layer in range(self.layers)),
-            final_norm=self.layer_norm("transformer.ln_f"),
-            positions=("transformer.wpe.weight", 0),
-        )
+        return transformer_decoder(self, [self.layer_of(layer) for layer in range(self.layers)])
