@@ -175,14 +175,19 @@ def chat_dir(request, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def embedded_bundles(tmp_path_factory):
-    """Folders of the packaged model's bundles by (dialect, precision), exported by today's code: all CPU formats."""
+    """Folders of the packaged model's bundles by (dialect, precision), exported by today's code: all CPU formats.
+    `plain` are those of `fused` for Arm cores without dotprod."""
     from merino_edge.embedded import FOLDER
     from merino_edge.export.export import export
     from merino_edge.export.source import load_source
 
     source, folder = load_source(str(FOLDER)), tmp_path_factory.mktemp("embedded")
     kinds = [(dialect, precision) for dialect in DIALECTS for precision in ("fp32", "int8")] + [("fused", "int4")]
-    return {kind: export(source, folder / "-".join(kind), dialect=kind[0], precision=kind[1]).folder for kind in kinds}
+    found = {kind: export(source, folder / "-".join(kind), dialect=kind[0], precision=kind[1]).folder for kind in kinds}
+    for precision in ("int8", "int4"):
+        done = export(source, folder / f"plain-{precision}", precision=precision, core="plain")
+        found["plain", precision] = done.folder
+    return found
 
 
 @pytest.fixture(scope="session")

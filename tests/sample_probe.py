@@ -29,7 +29,7 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
     })  # fmt: skip
     rows = list(probe.measurements)
     for task in plan.tasks(machine):
-        kernel = plan.kernel_of(task, machine.fused) if task.kind != "choose" else None
+        kernel = plan.kernel_of(task, machine.dialect) if task.kind != "choose" else None
         for past, tokens in task.runs:
             one = Measurement.model_validate(row(
                 task.kind, format=task.format, rows=task.rows, columns=task.columns, heads=task.heads, count=task.count,

@@ -12,16 +12,21 @@ from typing import Any, NamedTuple, Protocol
 from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import DESCRIPTION_FILE, list_files
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.operators import FAST_ISA, decode_flops, head_flops, kv_bytes, params
+from merino_edge.families.operators import Core, decode_flops, fast_isa, head_flops, kv_bytes, params
+from merino_edge.prediction.other_core import slower_on
+from merino_edge.profiles.reading import list_profiles
 from merino_edge.storage.atomic import write_text
 from merino_runtime.bundle import BackendNeed, Bundle, Chat, Golden, KvLayer, Port, Threads
 from merino_runtime.bundle_schema import BUNDLE_SHAPE, SCHEMA, problems_of
+from merino_runtime.requirements import version_tuple
 
 # The oldest ONNX Runtime for (dialect, precision), 1.10 where none is named: operators with blocks of 8 bits, and
 # tables in blocks, are younger than the fused attention.
 MIN_VERSIONS = {
     ("fused", "fp32"): "1.18", ("fused", "fp16"): "1.20", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23",
 }  # fmt: skip
+# For Arm cores without dotprod: no blocks of 8 bits; blocks of 4 bits were dequantised at each call before 1.21.
+PLAIN_MIN_VERSIONS = {"int8": "1.18", "int4": "1.21"}
 WINDOWED_VERSION = "1.24"  # before, the fused attention keeps a position more than the window has
 REFUSED_VERSIONS = ("1.21.0",)  # dies of an illegal instruction on Cortex-A53 and A72
 TENSORRT = BackendNeed("tensorrt", "8.2", ())  # JetPack 4.6's
@@ -80,11 +85,19 @@ class ModelFacts(NamedTuple):
 
 
 class GraphFormat(NamedTuple):
-    """How the model was exported. `context`: KV slots, in tokens."""
+    """How the model was exported. `context`: KV slots, in tokens. `core`: see `families.operators.core_of`."""
 
     precision: str
     dialect: str
     context: int
+    core: Core | None = None
+
+    @property
+    def min_version(self) -> str:
+        """The oldest ONNX Runtime, by what is in the graph."""
+        if self.core == "plain":
+            return PLAIN_MIN_VERSIONS[self.precision]
+        return MIN_VERSIONS.get((self.dialect, self.precision), "1.10")
 
 
 def describe(
@@ -101,6 +114,7 @@ def describe(
         architecture=geometry.model_dump(mode="json"),
         precision=form.precision,
         dialect=form.dialect,
+        core=form.core,
         weights=model.weights,
         weights_source=model.weights_source,
         context=form.context,
@@ -115,8 +129,13 @@ def describe(
         weight_bytes=graph.weight_bytes,
         decode_weight_bytes=graph.decode_weight_bytes,
         kv_bytes=kv_bytes(operators, form.context, form.precision),
-        isa=tuple(FAST_ISA[form.precision]),
-        boards=fitting_boards(operators, form.precision, form.context, threads, [need.name for need in backends]),
+        isa=tuple(fast_isa(form.core)),
+        boards=fitting_boards(
+            operators, form.precision, form.context, threads, [need.name for need in backends], core=form.core
+        ),
+        slower_on=(
+            slower_on(operators, form.precision, form.context, form.core, list_profiles()) if form.core else ()
+        ),
         backends=backends,
         threads=threads,
         golden=golden,
@@ -127,7 +146,7 @@ def describe(
 
 def backends_of(form: GraphFormat, windowed: bool = False) -> tuple[BackendNeed, ...]:
     """What can run such a graph, the preferred backend first. TensorRT takes standard operators on floats."""
-    oldest = WINDOWED_VERSION if windowed else MIN_VERSIONS.get((form.dialect, form.precision), "1.10")
+    oldest = max(form.min_version, WINDOWED_VERSION, key=version_tuple) if windowed else form.min_version
     on_gpu = (TENSORRT,) if form.dialect == "portable" and form.precision in ("fp32", "fp16") else ()
     return (BackendNeed("onnxruntime", oldest, REFUSED_VERSIONS), *on_gpu)
 

@@ -132,10 +132,16 @@ app.command()(train)
 def export(
     source: Annotated[str, typer.Argument(help="folder, GGUF, name of the hub or catalogue, design.json, ...")],
     out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
-    precision: Annotated[str | None, typer.Option(help="format of the weights; default: the design's, or fp32")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="format of the weights; default: the design's, or fp32; auto: the fastest on the"
+                                 " board of --for that keeps the perplexity of --text")
+    ] = None,
+    board_name: Annotated[
+        str | None, typer.Option("--for", metavar="BOARD", help="a graph for this board's runtime and kind of core")
+    ] = None,
     dialect: Annotated[
         str | None, typer.Option(help="fused: ONNX Runtime 1.18 and later, the default; portable: 1.10 and TensorRT,"
-                                 " for whose designs it is the default")
+                                 " the default for their boards and designs")
     ] = None,
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
     weights: Annotated[Path | None, typer.Option(help="of a catalogue's name: a folder, or random")] = None,
@@ -145,18 +151,12 @@ def export(
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
     from merino_edge.bundles.files import bundle_bytes, is_bundle_alone
+    from merino_edge.calibration.board import board
     from merino_edge.cli.tables.bundles import matrix_table
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import working
     from merino_edge.design.design_file import Design
-    from merino_edge.export.request import (
-        Plan,
-        check_text,
-        chosen_precision,
-        default_dialect,
-        find_source,
-        published,
-    )
+    from merino_edge.export.request import Plan, check_text, chosen_precision, find_source, published, target_of
     from merino_edge.families.hub import fetch
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
@@ -169,9 +169,14 @@ def export(
     asked = find_source(source, weights)
     check_text(asked, weights)
     plan = asked.content if isinstance(asked, Plan) else None
+    profile = board(board_name, say) if board_name else None
     design = plan if isinstance(plan, Design) else None
-    dialect = dialect or default_dialect(design)
-    chosen_precision(dialect, precision, design)
+    target = target_of(dialect, profile, design)
+    auto = precision == "auto"
+    if auto and profile is None:
+        raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
+    if not auto:
+        chosen_precision(target.dialect, precision, design)
     hub_model = published(asked, weights)
     if hub_model:
         with working(f"fetching {hub_model.name}"):
@@ -182,10 +187,15 @@ def export(
 
     with working(f"exporting {source}"):
         found = load_source(source, weights)
+        if auto:
+            from merino_edge.evaluation.fastest_format import fastest_format
+
+            assert profile is not None
+            precision = fastest_format(found, profile, target, context, text, say)[-1].precision
         done = run(
-            found, out, dialect=dialect, precision=precision, context=context, overwrite=overwrite, chat=not no_chat,
-            last_use=True,
-        )
+            found, out, dialect=target.dialect, core=target.core, precision=precision, context=context,
+            overwrite=overwrite, chat=not no_chat, last_use=True,
+        )  # fmt: skip
     made = done.bundle
     print(
         f"{out}: {made.name}, {made.dialect} {made.precision}, {made.params / 1e6:.1f} M parameters"
@@ -195,6 +205,8 @@ def export(
         f"{'' if done.unrounded is None else f', {done.unrounded:.1e} of the worst logit with float activations'};"
         f" fits {', '.join(made.boards) or 'no board of ours'}"
     )
+    for slower in made.slower_on:
+        print(f"on {slower.board} {slower.times:g} times slower than an export with --for {slower.board}")
     for each in done.stored:
         say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} quantised again")
     if made.chat:

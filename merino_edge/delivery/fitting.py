@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 
 from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import TOKENIZER_FILE
+from merino_edge.families.operators import Core
 from merino_edge.families.registry import read_geometry
 from merino_edge.prediction.formats import is_predicted, missing_isa
+from merino_edge.prediction.other_core import slower_on
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.bundle import BackendNeed, Bundle, backends_text
 from merino_runtime.errors import MerinoError
@@ -52,9 +54,23 @@ def check_devices(bundles: Sequence[Bundle], devices: Sequence[DeviceProfile], s
         if all(found):
             raise MerinoError(f"{profile.id} can run none of the bundles: {'; '.join(each for each in found if each)}."
                               " Add a bundle that it can run, or leave out the device")  # fmt: skip
+    for profile, found in zip(devices, reasons, strict=True):
+        times = [times_slower(bundle, profile) for bundle, reason in zip(bundles, found, strict=True) if not reason]
+        if min(times) > 1:
+            say(f"{profile.id} decodes {min(times):g} times slower than with an export for it (--for {profile.id})")
     for number, bundle in enumerate(bundles):
         if devices and all(found[number] for found in reasons):
             say(f"{bundle.folder} is of no use to the named devices: {reasons[0][number]}")
+
+
+def times_slower(bundle: Bundle, profile: DeviceProfile) -> float:
+    """Than a graph for the device's kind of core; 1 where it is for that."""
+    if bundle.core is None:
+        return 1.0
+    operators = read_geometry(bundle.family, bundle.architecture).operators
+    core: Core = "plain" if bundle.core == "plain" else "dotprod"
+    found = slower_on(operators, bundle.precision, bundle.context, core, [profile])
+    return found[0].times if found else 1.0
 
 
 def why_not(bundle: Bundle, profile: DeviceProfile) -> str:

@@ -18,13 +18,13 @@ from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.cost_model import CostModel, cost_model
-from merino_edge.prediction.formats import formats_of, missing_isa, slow_words
+from merino_edge.prediction.formats import formats_of, refused_words
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,22 @@ class Verdict:
 
     Attributes:
         over: predicted over allowed, for each broken budget.
-        missing_isa: instructions that the format needs and the board lacks; the runtime then refuses it.
+        refused: why the board's runtime refuses the format or does not have it; empty where it runs it.
     """
 
     precision: str
     predicted: Predicted
     over: dict[str, float]
-    missing_isa: tuple[str, ...]
+    refused: str
 
     @property
     def fits(self) -> bool:
-        return not self.over and not self.missing_isa
+        return not self.over and not self.refused
 
     @property
     def excess(self) -> tuple[bool, float]:
         """Sort key: how far it is from fitting."""
-        return bool(self.missing_isa), max(self.over.values(), default=1.0)
+        return bool(self.refused), max(self.over.values(), default=1.0)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float],
     for each in costs:
         predicted, precision = each.predict(model.geometry.operators), each.shape.precision
         over = shares_over(limits, predicted)
-        verdicts.append(Verdict(precision, predicted, over, missing_isa(each.profile, precision)))
+        verdicts.append(Verdict(precision, predicted, over, refused_words(each.profile, precision)))
     long_enough = model.geometry.context >= costs[0].shape.context
     return Candidate(model, existing_entropy(model.geometry, blocks), long_enough, tuple(verdicts))
 
@@ -166,9 +166,9 @@ def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float],
 def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> Ours:
     shape, profile = costs.shape, costs.profile
     precision = shape.precision
-    slow = slow_words(profile, precision)
-    if slow:
-        return Ours(precision, None, slow)
+    refused = refused_words(profile, precision)
+    if refused:
+        return Ours(precision, None, refused)
     try:
         found = design(
             profile, limits, space=space, context=shape.context, prompt=shape.prompt, precision=precision,
@@ -247,7 +247,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
                 "precision": verdict.precision,
                 "fits": verdict.fits and candidate.long_enough,
                 "over": verdict.over,
-                "missing_isa": list(verdict.missing_isa),
+                "refused": verdict.refused,
                 "predicted": verdict.predicted.model_dump(),
             }
             for verdict in candidate.verdicts

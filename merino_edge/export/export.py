@@ -14,6 +14,7 @@ from merino_edge.export.chat import chat_of
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
+from merino_edge.export.onnx.plain import FusedPlain
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.other_programs import files_for_others
 from merino_edge.export.parity import (
@@ -33,6 +34,7 @@ from merino_edge.export.source import Source
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
+from merino_edge.families.operators import Core, core_of
 from merino_edge.families.registry import family_of, layout_of
 from merino_edge.families.weight_layout import GraphWeights
 from merino_edge.storage.atomic import check_folder, check_keeps, new_folder
@@ -46,7 +48,7 @@ GOLDEN_STEPS = 16  # whose ids the bundle carries
 PARITY_STEPS = 32
 GOLDEN_PROMPTS = 8  # tried at most
 CLEAR_LEAD = 0.15  # three times the error that quantised formats are allowed
-DIALECTS: dict[str, type[Fused] | type[Portable]] = {"fused": Fused, "portable": Portable}
+Dialect = type[Fused] | type[Portable]
 
 
 class Stored(NamedTuple):
@@ -81,10 +83,11 @@ class Exported(NamedTuple):
 
 def export(
     source: Source, out: Path, *, dialect: str = "fused", precision: str | None = None, context: int | None = None,
-    overwrite: bool = False, chat: bool = True, last_use: bool = False,
+    core: Core = "dotprod", overwrite: bool = False, chat: bool = True, last_use: bool = False,
 ) -> Exported:  # fmt: skip
     """Write the bundle `out`. Without a `precision` it has the design's weight format, or float32 without a design.
 
+    `core`: the kind of Arm core that the products of whole numbers are written for, where the format has any.
     `overwrite`: random weights may replace trained ones. `chat`: with the source's chat template, if it has one.
     `last_use`: the source's model is changed and then emptied, so that memory holds one copy of the weights at a time.
     Raises MerinoError for a request that is not possible, for a template that raises, for weights that give no finite
@@ -97,7 +100,7 @@ def export(
     template = source.chat if chat else None
     found = chat_of(template) if template else None
     check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch))
-    graph = build_graph(source, dialect, context, precision)
+    graph = build_graph(source, dialect, context, precision, core)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     errors, stored = graph.matrix_errors(), stored_blocks(source, graph)
     dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
@@ -113,7 +116,7 @@ def export(
     beside = files_for_others(model, names, context, source.tokenizer, text) if dialect == "fused" else {}
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(
-            folder, model, graph, GraphFormat(precision, dialect, context),
+            folder, model, graph, GraphFormat(precision, dialect, context, core_of(dialect, precision, core)),
             GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
             threads=planned_threads(source, precision), tokenizer=source.tokenizer, template=text, beside=beside,
         )  # fmt: skip
@@ -245,14 +248,20 @@ def planned_threads(source: Source, precision: str) -> Threads:
     return RUNTIME_CHOOSES
 
 
-def build_graph(source: Source, dialect: str, context: int, precision: str) -> Graph:
+def build_graph(source: Source, dialect: str, context: int, precision: str, core: Core = "dotprod") -> Graph:
     """The graph of the source's model, with its weights in float32 or quantised."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
-    return walked_graph(DIALECTS[dialect], source.arch, weights, context, precision, source.blocks)
+    return walked_graph(written_by(dialect, precision, core), source.arch, weights, context, precision, source.blocks)
+
+
+def written_by(dialect: str, precision: str, core: Core) -> Dialect:
+    if dialect == "portable":
+        return Portable
+    return FusedPlain if core_of(dialect, precision, core) == "plain" else Fused
 
 
 def walked_graph(
-    dialect: type[Fused] | type[Portable], arch: Geometry, weights: Weights, context: int, precision: str,
+    dialect: Dialect, arch: Geometry, weights: Weights, context: int, precision: str,
     blocks: BlockSource | None = None,
 ) -> Graph:  # fmt: skip
     """The walk of the geometry's family, written in a dialect. `weights`: the state dict of its torch model."""

@@ -24,17 +24,19 @@ from merino_bench.probe.graphs import ARCHIVE, INDEX
 from merino_edge.calibration.probe import timed_decoder
 from merino_edge.export.export import walked_graph
 from merino_edge.export.onnx.graph import Graph, Port
-from merino_edge.export.onnx.layout import FusedLayout, PortableLayout, model_without_weights, unset
+from merino_edge.export.onnx.layout import FusedLayout, PlainLayout, PortableLayout, model_without_weights, unset
 from merino_edge.export.probe_grid import GraphKey, graph_keys
 from merino_edge.families.designed import Architecture, layer_operators
 from merino_edge.families.graph_ops import KvLayer, Norm, plain_attention
 from merino_edge.families.hugging_face import build_model
+from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary
 from merino_runtime.outputs import open_output
 
 EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
 
-Layout = FusedLayout | PortableLayout
+Layout = FusedLayout | PlainLayout | PortableLayout
+LAYOUTS: dict[str, type[Layout]] = {"fused": FusedLayout, "plain": PlainLayout, "portable": PortableLayout}
 
 
 def linears(key: GraphKey) -> Layout:
@@ -121,7 +123,7 @@ def decoder(key: GraphKey) -> Graph:
     arch = decoder_architecture(key)
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in build_model(arch).state_dict().items()}
-    return walked_graph(FusedLayout, arch, unset_all(shapes), arch.context, key.format)
+    return walked_graph(LAYOUTS[key.dialect], arch, unset_all(shapes), arch.context, key.format)
 
 
 def decoder_architecture(key: GraphKey) -> Architecture:
@@ -139,8 +141,7 @@ def unset_all(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 
 def layout(key: GraphKey, shapes: dict[str, tuple[int, ...]], context: int = 1) -> Layout:
-    kind = FusedLayout if key.dialect == "fused" else PortableLayout
-    return kind(unset_all(shapes), context, key.format)
+    return LAYOUTS[key.dialect](unset_all(shapes), context, key.format)
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ class ProbeGraph:
 def build(key: GraphKey) -> ProbeGraph:
     graph = BUILDERS[key.kind](key)
     model, weight_bytes = model_without_weights(graph)
-    return ProbeGraph(key, (key.dialect,), graph.inputs, graph.outputs, model, weight_bytes)
+    dialects = ("fused", "plain") if key.dialect == "fused" and not FORMATS[key.format].blocked else (key.dialect,)
+    return ProbeGraph(key, dialects, graph.inputs, graph.outputs, model, weight_bytes)
 
 
 def build_all(keys: Iterable[GraphKey]) -> list[ProbeGraph]:
@@ -169,7 +171,7 @@ def build_all(keys: Iterable[GraphKey]) -> list[ProbeGraph]:
     for key in sorted(keys, key=lambda key: key.dialect, reverse=True):
         twin, one = found.get(replace(key, dialect="portable")), build(key)
         if twin and twin.model.graph == one.model.graph:
-            found[twin.key] = replace(twin, dialects=(key.dialect, *twin.dialects))
+            found[twin.key] = replace(twin, dialects=(*one.dialects, *twin.dialects))
         else:
             found[key] = one
     return list(found.values())
@@ -187,7 +189,7 @@ def index_entry(one: ProbeGraph) -> dict[str, Any]:
         "outputs": [[port.name, port.dtype, list(port.shape)] for port in one.outputs],
         "weight_bytes": one.weight_bytes,
         "layer_bytes": layer_bytes(one.key) if one.key.kind == "decoder" else 0,
-        "in_place": dialect == "fused",
+        "in_place": dialect != "portable",
     }
 
 

@@ -13,7 +13,8 @@ from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.families.operators import linear
 
 MB = 2**20
-FORMATS = {"fused": ("fp32", "int8", "int4"), "portable": ("fp32", "int8")}
+# Of `plain` those that differ from `fused`, whose other graphs serve it too.
+FORMATS = {"fused": ("fp32", "int8", "int4"), "plain": ("int8", "int4"), "portable": ("fp32", "int8")}
 BEYOND_BYTES = tuple(size * MB for size in (16, 32, 64, 128))  # of matrices beyond the cache
 MOST_MATRICES, MOST_SMALL = 320, 128  # of one graph, which keeps the file small
 FEW = (1, 2, 4, 8, 12)  # matrices of a graph whose prefill is timed
@@ -40,21 +41,27 @@ class GraphKey:
 
 def graph_keys() -> Iterator[GraphKey]:
     for dialect, formats in FORMATS.items():
-        yield GraphKey(dialect, "call", "fp32", 0, plan.CALL_WIDTH, 0, 1)
-        yield GraphKey(dialect, "norm", "fp32", 0, plan.NORM_WIDTH, 0, plan.IN_A_ROW)
-        yield GraphKey(dialect, "activation", "fp32", 0, plan.ACTIVATION_WIDTH, 0, plan.IN_A_ROW)
-        for width in plan.ATTENTION_WIDTHS:
-            yield GraphKey(dialect, "attention", "fp32", 0, width, plan.ATTENTION_HEADS, plan.ATTENTIONS)
+        if "fp32" in formats:
+            yield from without_weights(dialect)
         for form in formats:
             for (rows, columns), counts in linear_counts(form).items():
                 for count in sorted(counts):
                     yield GraphKey(dialect, "linear", form, rows, columns, 0, count)
             for kind, rows, columns in table_shapes(dialect, form):
                 yield GraphKey(dialect, kind, form, rows, columns, 0, 1)
-    for form in FORMATS["fused"]:
-        yield from decoders(form)
+    for dialect in ("fused", "plain"):
+        for form in FORMATS[dialect]:
+            yield from decoders(dialect, form)
     for side, count in gpu_plan.CHAINS:
         yield GraphKey("portable", "chain", "fp32", side, side, 0, count)
+
+
+def without_weights(dialect: str) -> Iterator[GraphKey]:
+    yield GraphKey(dialect, "call", "fp32", 0, plan.CALL_WIDTH, 0, 1)
+    yield GraphKey(dialect, "norm", "fp32", 0, plan.NORM_WIDTH, 0, plan.IN_A_ROW)
+    yield GraphKey(dialect, "activation", "fp32", 0, plan.ACTIVATION_WIDTH, 0, plan.IN_A_ROW)
+    for width in plan.ATTENTION_WIDTHS:
+        yield GraphKey(dialect, "attention", "fp32", 0, width, plan.ATTENTION_HEADS, plan.ATTENTIONS)
 
 
 def linear_counts(form: str) -> dict[tuple[int, int], set[int]]:
@@ -84,27 +91,27 @@ def table_shapes(dialect: str, form: str) -> Iterator[tuple[str, int, int]]:
                 yield kind, rows, columns
 
 
-def decoders(form: str) -> Iterator[GraphKey]:
-    """In dialect `fused` only, as the probe times them."""
+def decoders(dialect: str, form: str) -> Iterator[GraphKey]:
+    """Not in dialect `portable`, whose probe times none."""
     for width, ffn, layers, heads in plan.DECODERS:
-        yield decoder(form, width, ffn, layers, heads)
+        yield decoder(dialect, form, width, ffn, layers, heads)
     for layers in BEYOND_LAYERS[form]:
-        yield decoder(form, plan.LARGE_WIDTH, 2 * plan.LARGE_WIDTH, layers, plan.LARGE_HEADS)
+        yield decoder(dialect, form, plan.LARGE_WIDTH, 2 * plan.LARGE_WIDTH, layers, plan.LARGE_HEADS)
     for width, ffn, layers, uses, heads in plan.SHARED_DECODERS:
-        yield decoder(form, width, ffn, layers, heads, uses)
+        yield decoder(dialect, form, width, ffn, layers, heads, uses)
     if form == "fp32":
         for width in plan.SHARED_SWEEP_WIDTHS:
-            yield decoder(form, width, width, 1, width // plan.SWEEP_HEAD_SIZE, plan.SWEEP_USES)
+            yield decoder(dialect, form, width, width, 1, width // plan.SWEEP_HEAD_SIZE, plan.SWEEP_USES)
     if form in plan.SWEPT_FORMATS:
         width, ffn, layers, heads = plan.DECODERS[-1]
         each = 4 * stored_bytes(form, width, width) + 2 * stored_bytes(form, ffn, width)
         for count in SWEEP_LAYERS:
             if count != layers and count * each <= plan.MOST_BEYOND_BYTES:
-                yield decoder(form, width, ffn, count, heads)
+                yield decoder(dialect, form, width, ffn, count, heads)
 
 
-def decoder(form: str, width: int, ffn: int, layers: int, heads: int, uses: int = 1) -> GraphKey:
-    return GraphKey("fused", "decoder", form, ffn, width, heads, layers, uses)
+def decoder(dialect: str, form: str, width: int, ffn: int, layers: int, heads: int, uses: int = 1) -> GraphKey:
+    return GraphKey(dialect, "decoder", form, ffn, width, heads, layers, uses)
 
 
 def stored_bytes(form: str, rows: int, columns: int) -> float:

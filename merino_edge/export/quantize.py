@@ -46,12 +46,14 @@ class MatrixError(NamedTuple):
     worst: float
 
 
-def quantize(name: str, matrix: np.ndarray, bits: int) -> Quantized:
+def quantize(name: str, matrix: np.ndarray, bits: int, fewest: int = BLOCKS[-1]) -> Quantized:
     """A matrix float32 [rows, columns] in the largest block whose RMS error is within ERROR_RATIO of the smallest's.
 
-    A larger block has fewer scales to read. Raises MerinoError if not even the smallest block divides the columns.
+    A larger block has fewer scales to read. `fewest`: weights in the smallest block that is tried, where it divides
+    the columns. Raises MerinoError if not even the smallest of all divides them.
     """
-    candidates = [block for block in BLOCKS if matrix.shape[1] % block == 0]
+    dividing = [block for block in BLOCKS if matrix.shape[1] % block == 0]
+    candidates = [block for block in dividing if block >= fewest] or dividing
     if not candidates:
         raise MerinoError(
             f"{name} has rows of {matrix.shape[1]} weights, which blocks of {BLOCKS[-1]} do not divide: export with"
@@ -66,19 +68,24 @@ def quantize(name: str, matrix: np.ndarray, bits: int) -> Quantized:
     return smallest
 
 
-def quantize_blocks(matrix: np.ndarray, bits: int, block: int) -> Quantized:
+def quantize_blocks(matrix: np.ndarray, bits: int, block: int, *, both_signs: bool = False) -> Quantized:
     """Each block gets the scale of least squared error of a few that are tried; the matrix is float32
-    [rows, columns]."""
+    [rows, columns].
+
+    `both_signs`: the codes are as many on either side of zero, so that none is -2^(bits - 1).
+    """
     rows, columns = matrix.shape
     values = np.ascontiguousarray(matrix, np.float32).reshape(rows, columns // block, block)
     step = max(1, PIECE // columns)
     with ThreadPoolExecutor(THREADS) as pool:
-        pieces = list(pool.map(lambda start: quantize_rows(values[start : start + step], bits), range(0, rows, step)))
+        pieces = list(
+            pool.map(lambda at: quantize_rows(values[at : at + step], bits, both_signs), range(0, rows, step))
+        )
     codes, scales = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
     return Quantized(codes, scales, bits, block)
 
 
-def quantize_rows(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+def quantize_rows(values: np.ndarray, bits: int, both_signs: bool) -> tuple[np.ndarray, np.ndarray]:
     """Codes uint8 [rows, blocks, block * bits / 8] and scales float32 [rows, blocks] of values [rows, blocks, block].
 
     A trial rounds the values v to codes c by a trial scale, and then refits the scale to these codes: v.c / c.c has the
@@ -86,10 +93,11 @@ def quantize_rows(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray
     """
     half = 2 ** (bits - 1)
     largest = np.take_along_axis(values, np.abs(values).argmax(-1)[..., None], -1)[..., 0]  # with its sign
-    full = np.where(largest == 0, 1, largest) / np.float32(-half)  # of both signs, the negative has one code more
+    lowest = 1 - half if both_signs else -half
+    full = np.where(largest == 0, 1, largest) / np.float32(lowest)  # of both signs, the negative may have one code more
     best_scale, best_error = full, np.full_like(full, np.inf)
     for shrink in SHRINKS[bits]:
-        codes = rounded(values, full * shrink, half)
+        codes = rounded(values, full * shrink, lowest, half - 1)
         norm = np.einsum("rbk,rbk->rb", codes, codes)
         scale = np.where(norm > 0, np.einsum("rbk,rbk->rb", codes, values) / np.maximum(norm, 1), full)
         codes *= scale[..., None]
@@ -97,7 +105,7 @@ def quantize_rows(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray
         error = np.einsum("rbk,rbk->rb", codes, codes)
         better = error < best_error
         best_scale, best_error = np.where(better, scale, best_scale), np.where(better, error, best_error)
-    codes = (rounded(values, best_scale, half) + half).astype(np.uint8)
+    codes = (rounded(values, best_scale, lowest, half - 1) + half).astype(np.uint8)
     return packed(codes, bits), best_scale
 
 
@@ -106,12 +114,12 @@ def packed(codes: np.ndarray, bits: int) -> np.ndarray:
     return codes[..., 0::2] | (codes[..., 1::2] << 4) if bits == 4 else codes
 
 
-def rounded(values: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
-    """values / scale as whole numbers from -half to half - 1, float32; values [rows, blocks, block], scale
+def rounded(values: np.ndarray, scale: np.ndarray, lowest: int, highest: int) -> np.ndarray:
+    """values / scale as whole numbers from `lowest` to `highest`, float32; values [rows, blocks, block], scale
     [rows, blocks]."""
     codes = values / np.where(scale == 0, 1, scale)[..., None]  # a scale underflows to 0 with the tiniest values
     np.rint(codes, out=codes)
-    return np.clip(codes, -half, half - 1, out=codes)
+    return np.clip(codes, lowest, highest, out=codes)
 
 
 def dequantize(found: Quantized) -> np.ndarray:

@@ -10,11 +10,27 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.gguf.named import is_gguf
 from merino_edge.families.hub import HubModel, hub_name
 from merino_edge.families.names import resolve
+from merino_edge.families.operators import Core
 from merino_edge.families.zoo import Model, exportable_models
+from merino_edge.prediction.formats import core_of_board, dialect_of
+from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
 RANDOM = Path("random")  # as --weights: no published ones
 PRECISIONS = {"fused": ("fp32", "fp16", "int8", "int4"), "portable": ("fp32", "fp16", "int8")}
+
+
+class Target(NamedTuple):
+    """Which graph is written: its dialect, and for which kind of core its products of whole numbers are."""
+
+    dialect: str
+    core: Core
+
+
+def target_of(dialect: str | None, board: DeviceProfile | None, design: Design | None) -> Target:
+    """What was asked for, else what suits the design's backend and the board; else `fused` for cores with dotprod."""
+    suits = "portable" if board and dialect_of(board) == "portable" else default_dialect(design)
+    return Target(dialect or suits, core_of_board(board) if board else "dotprod")
 
 
 class Plan(NamedTuple):

@@ -6,6 +6,7 @@ families.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 FLOPS_SEQUENCE = 1024  # tokens for which the paper (MeRino, arXiv 2403.07921) counts FLOPs (recalled)
 KV_BYTES_PER_ELEMENT = 4  # the cache is float32 in every format but fp16
@@ -39,7 +40,18 @@ FORMATS = {
 }
 FUSED_HEAD_MULTIPLE = 8  # channels of a head in ONNX Runtime's fused attention; twice that with rotary positions
 CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16 arithmetic convert to float32
-FAST_ISA = {"fp32": [], "fp16": [], "int8": ["avx2", "dotprod"], "int4": ["avx2", "dotprod"]}  # for int8 products
+# Arm cores with the dotprod instruction and without it. Products of whole numbers are other operators on each.
+Core = Literal["dotprod", "plain"]
+
+
+def core_of(dialect: str, precision: str, core: Core) -> Core | None:
+    """`core` where graphs of this dialect and format differ between cores, else None."""
+    return core if dialect == "fused" and FORMATS[precision].blocked else None
+
+
+def fast_isa(core: Core | None) -> list[str]:
+    """Instructions without which a graph's kernels for whole numbers fall back to slower ones."""
+    return ["avx2", "dotprod"] if core == "dotprod" else []
 
 
 @dataclass(frozen=True)

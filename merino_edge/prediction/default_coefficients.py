@@ -8,17 +8,19 @@ ONNX Runtime 1.32. They belong to small terms, which matter for narrow layers an
 * Decoding in fp32 is bound by reading at `read_gb_s` or by computing at `fp32_gflops`, whichever takes longer. Weights
   found in the cache take a third of the reading time.
 * With dot products of 8 bits (`dotprod` on Arm, `avx2` on x86) int8 and int4 multiply 3.5 times as fast as fp32: the
-  instructions' ratio is 4, published prefills of the Pi 5 are 3 to 4 times its fp32 estimate. Without them int4
-  computes at fp32's rate, and int8 writes the matrix out in fp32 at each call, which moves it eight times.
+  instructions' ratio is 4, published prefills of the Pi 5 are 3 to 4 times its fp32 estimate.
+* Where the profile has a kernel's cycles per weight, decoding takes the time to read and these cycles, one after the
+  other, since published runs on cores without dotprod lie at the sum. In prefill int8 is faster than fp32 by the ratio
+  of their cycles, and int4 computes at fp32's rate. Without cycles int8 in blocks is written out in fp32 at each call,
+  which moves it eight times.
 """
 
 import math
 
-from merino_edge.profiles.coefficients import Coefficients, FormatCoefficients
+from merino_edge.prediction.formats import graph_dialect
+from merino_edge.profiles.coefficients import Coefficients, Dialect, FormatCoefficients
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.requirements import version_tuple
 
-FIRST_FUSED = (1, 18)  # of ONNX Runtime
 DEFAULT_CACHE_MB = 1.0
 RESIDENT_EDGE, STREAMING_EDGE, HALF_EDGE = 0.5, 2.0, 1.0  # x86, in sizes of the last-level cache
 BANDWIDTH_EXPONENT = 0.25  # of the ratio of two thread counts
@@ -41,8 +43,11 @@ def coefficients_for(profile: DeviceProfile, forms: tuple[str, ...] = ("fp32",))
     return estimated(profile)
 
 
-def estimated(profile: DeviceProfile) -> Coefficients:
-    """Coefficients for 1, 2, 4 and all cores, and for the two thread counts that the profile names."""
+def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coefficients:
+    """Coefficients for 1, 2, 4 and all cores, and for the two thread counts that the profile names.
+
+    `dialect`: of the graphs; None: of those for this board.
+    """
     speed = profile.performance.onnxruntime
     cores, cache = profile.cpu.cores.value, profile.cpu.last_level_cache_mb
     known = {1, 2, 4, cores, speed.decode_threads.value, speed.prefill_threads.value}
@@ -50,28 +55,37 @@ def estimated(profile: DeviceProfile) -> Coefficients:
     read_ms = [1e3 / (speed.read_gb_s.value * bandwidth_share(count, speed.decode_threads.value)) for count in counts]
     mac_ms = [2e3 / (speed.fp32_gflops.value * min(1, count / speed.prefill_threads.value)) for count in counts]
     memory_ms = [(1 - CACHED_SHARE) * ms for ms in read_ms]
-    fast = bool({"dotprod", "avx2"} & set(profile.isa))
     overhead = [speed.op_overhead_us.value] * len(counts)
     cache_mb = cache.value if cache else DEFAULT_CACHE_MB
+    dialect = dialect or graph_dialect(profile)
 
     def of_format(form: str) -> FormatCoefficients:
-        macs = [ms * (FAST_INT if fast and form != "fp32" else 1) for ms in mac_ms]
+        kernel = kernel_of(profile, form, dialect)
+        cycles = cycles_of(profile, kernel)
+        macs = [ms * mac_share(profile, kernel) for ms in mac_ms]
         load = [
             max(0.0, read - memory - GB_MACS[form] * mac)
             for read, memory, mac in zip(read_ms, memory_ms, macs, strict=True)
         ]
-        if form == "int8" and not fast:
+        if cycles and profile.cpu.clock_ghz:
+            ghz = profile.cpu.clock_ghz.value
+            load = [
+                max(0.0, read - memory + GB_MACS[form] * (1e3 * cycles / (ghz * count) - mac))
+                for read, memory, mac, count in zip(read_ms, memory_ms, macs, counts, strict=True)
+            ]
+        elif kernel == "matmulnbits_8":
             load = [MOVES * read for read in read_ms]
-        quantised = form != "fp32"
+        blocks = SCALE * (form != "fp32" and not cycles)  # counted cycles have the scales in them
+        row = ROW * (form != "fp32")
         return FormatCoefficients(
-            load_ms_gb=tuple(load), mac_ms_g=tuple(macs), scale_ns=ns_of_macs(mac_ms, SCALE * quantised),
-            row_ns=ns_of_macs(mac_ms, ROW * quantised), head_row_ns=ns_of_macs(mac_ms, ROW * quantised),
+            load_ms_gb=tuple(load), mac_ms_g=tuple(macs), scale_ns=ns_of_macs(mac_ms, blocks),
+            row_ns=ns_of_macs(mac_ms, row), head_row_ns=ns_of_macs(mac_ms, row),
             resident=MEMORY_FACTOR[form], table_resident=MEMORY_FACTOR[form], table_opening=PREPACKING_FACTOR[form],
         )  # fmt: skip
 
     return Coefficients(
-        kind="estimated", source="derived from the profile's basic figures",
-        dialect="fused" if version_tuple(profile.software.onnxruntime) >= FIRST_FUSED else "portable",
+        kind="estimated", source="derived from the profile's basic figures and cycles per weight",
+        dialect=dialect,
         threads=tuple(counts),
         cache_within_mb=(RESIDENT_EDGE * cache_mb,) * len(counts),
         cache_beyond_mb=(STREAMING_EDGE * cache_mb,) * len(counts),
@@ -84,6 +98,34 @@ def estimated(profile: DeviceProfile) -> Coefficients:
         memory_ms_gb=tuple(memory_ms),
         fp32=of_format("fp32"), int8=of_format("int8"), int4=of_format("int4"),
     )  # fmt: skip
+
+
+def kernel_of(profile: DeviceProfile, form: str, dialect: Dialect) -> str:
+    """ONNX Runtime's kernel for matrices of this format, by `CyclesPerWeight`'s names; `dots`: of blocks, by dot
+    products of 8 bits, which have no cycles there."""
+    if form == "fp32":
+        return "matmul"
+    if dialect == "fused":
+        return "dots" if multiplies_bytes(profile) else f"matmulnbits_{8 if form == 'int8' else 4}"
+    return "matmulinteger" if form == "int8" else "matmulnbits_4"
+
+
+def mac_share(profile: DeviceProfile, kernel: str) -> float:
+    """Time of a multiply-add among many rows over that of fp32."""
+    rows, floats = cycles_of(profile, kernel), cycles_of(profile, "matmul")
+    if kernel == "matmulinteger" and rows and floats:
+        return rows / floats
+    return FAST_INT if kernel in ("dots", "matmulinteger") and multiplies_bytes(profile) else 1.0
+
+
+def cycles_of(profile: DeviceProfile, kernel: str) -> float | None:
+    found: float | None = getattr(profile.cpu.cycles_per_weight, kernel, None)
+    return found
+
+
+def multiplies_bytes(profile: DeviceProfile) -> bool:
+    """Whether the CPU has dot products of 8 bits."""
+    return bool({"dotprod", "avx2"} & set(profile.isa))
 
 
 def bandwidth_share(count: int, best: int) -> float:

@@ -1,10 +1,14 @@
-"""Which weight formats a board's backend computes, and which of them fast: the runtime's rules, asked of a profile."""
+"""Which graphs suit a board: the dialect of its runtime, the kind of its core, and the weight formats that its backend
+computes fast."""
 
-from merino_edge.families.operators import CPU_FORMATS, FAST_ISA
+from merino_edge.families.operators import CPU_FORMATS, Core, fast_isa
+from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import Backend, DeviceProfile
-from merino_runtime.board import ARM_FEATURES, X86_FEATURES
+from merino_runtime.board import X86_FEATURES
+from merino_runtime.requirements import version_tuple
 
-FEATURES = {"aarch64": frozenset(ARM_FEATURES.values()), "x86_64": frozenset(X86_FEATURES.values())}
+FIRST_FUSED = (1, 18)  # of ONNX Runtime
+PORTABLE_FORMATS = ("fp32", "int8")  # of ONNX Runtime, in order of preference
 # In order of preference: on a CPU most bits, on a GPU the format of its arithmetic.
 BACKEND_FORMATS: dict[Backend, tuple[str, ...]] = {"onnxruntime": CPU_FORMATS, "tensorrt": ("fp16", "fp32")}
 
@@ -15,8 +19,8 @@ def formats_of(profile: DeviceProfile) -> tuple[str, ...]:
 
 
 def fast_formats(profile: DeviceProfile) -> list[str]:
-    """Those that the board's runtime does not refuse as slow."""
-    return [precision for precision in formats_of(profile) if not missing_isa(profile, precision)]
+    """Those that the board's own version has and does not refuse as slow."""
+    return [precision for precision in formats_of(profile) if not refused_words(profile, precision)]
 
 
 def is_predicted(profile: DeviceProfile, precision: str) -> bool:
@@ -24,16 +28,36 @@ def is_predicted(profile: DeviceProfile, precision: str) -> bool:
     return precision in formats_of(profile)
 
 
-def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
-    """Instructions of the CPU that `precision` needs and the board lacks, of the board's own architecture; the runtime
-    refuses the format where there are any. A GPU's products need none of them."""
+def dialect_of(profile: DeviceProfile) -> str:
+    """`fused` where the board's ONNX Runtime has its operators, else `portable`."""
+    return "fused" if version_tuple(profile.software.onnxruntime) >= FIRST_FUSED else "portable"
+
+
+def graph_dialect(profile: DeviceProfile) -> Dialect:
+    """Of the graphs for this board's ONNX Runtime, as the latency model tells them apart."""
+    if dialect_of(profile) == "portable":
+        return "portable"
+    return "plain" if core_of_board(profile) == "plain" else "fused"
+
+
+def core_of_board(profile: DeviceProfile) -> Core:
+    """The kind of core that graphs for this board are written for; x86 takes those with dotprod."""
+    return "plain" if profile.arch == "aarch64" and "dotprod" not in profile.isa else "dotprod"
+
+
+def refused_words(profile: DeviceProfile, precision: str) -> str:
+    """Why the board's runtime refuses the format or does not have it; empty where it runs it."""
     if profile.backend != "onnxruntime":
-        return ()
-    own = FEATURES.get(profile.arch, frozenset())
-    return tuple(name for name in FAST_ISA[precision] if name in own and name not in profile.isa)
-
-
-def slow_words(profile: DeviceProfile, precision: str) -> str:
-    """What a user must know of a format that the board's runtime refuses as slow; empty for any other."""
+        return ""
+    if dialect_of(profile) == "portable" and precision not in PORTABLE_FORMATS:
+        return f"not there: onnxruntime {profile.software.onnxruntime} has no {precision}"
     missing = missing_isa(profile, precision)
     return f"slow here: the CPU has no {', '.join(missing)}" if missing else ""
+
+
+def missing_isa(profile: DeviceProfile, precision: str) -> tuple[str, ...]:
+    """x86 instructions that `precision` needs and the board lacks; the runtime refuses the format where there are
+    any. For each kind of Arm core there are graphs of its own, and a GPU's products need none."""
+    if profile.backend != "onnxruntime" or profile.arch != "x86_64" or precision not in ("int8", "int4"):
+        return ()
+    return tuple(name for name in fast_isa("dotprod") if name in X86_FEATURES and name not in profile.isa)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Dialect = Literal["fused", "portable"]
+Dialect = Literal["fused", "portable", "plain"]  # of the timed graphs; plain: fused, for Arm cores without dotprod
 GENERAL = (
     "step_us", "launch_us", "product_us", "attention_us", "choose_ns", "norm_ns", "activation_ns", "kv_ms_gb",
     "pair_ms_g", "score_ns", "entry_ns", "memory_ms_gb",

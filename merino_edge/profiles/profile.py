@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from merino_edge.profiles.coefficients import LEAST, MOST, Coefficients, Count, Facts, Figure, Text, Threads
+from merino_edge.profiles.coefficients import LEAST, MOST, Coefficients, Count, Facts, Figure, Kind, Text, Threads
 from merino_runtime.errors import MerinoError
 
 Isa = Literal[
@@ -23,6 +23,23 @@ ISA_FEATURES: tuple[str, ...] = typing.get_args(Isa)
 Backend = Literal["onnxruntime", "tensorrt"]
 BACKENDS: tuple[Backend, ...] = typing.get_args(Backend)
 LONGEST_CONTEXT = 131_072  # of a designed decoder
+Cycles = Annotated[float, Field(ge=LEAST, le=MOST)]
+
+
+class CyclesPerWeight(Facts):
+    """Cycles of one core per weight in a product with one row, by the kernel of ONNX Runtime, without the time to read
+    the weights from memory. None: not known.
+
+    `matmul`: float32. `matmulinteger`: signed weights of 8 bits, one scale per row. `matmulnbits_8`, `matmulnbits_4`:
+    blocks, computed in float32.
+    """
+
+    kind: Kind
+    source: Text
+    matmul: Cycles | None = None
+    matmulinteger: Cycles | None = None
+    matmulnbits_8: Cycles | None = None
+    matmulnbits_4: Cycles | None = None
 
 
 class Cpu(Facts):
@@ -30,6 +47,7 @@ class Cpu(Facts):
     cores: Threads
     clock_ghz: Figure | None = None  # a host may hide it, as it may its caches
     last_level_cache_mb: Figure | None = None
+    cycles_per_weight: CyclesPerWeight | None = None
 
 
 class Gpu(Facts):

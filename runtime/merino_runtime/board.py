@@ -24,6 +24,7 @@ ARM_FEATURES = {"asimddp": "dotprod", "fphp": "fp16", "asimdhp": "fp16", "i8mm":
 X86_FEATURES = {name: name for name in (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16",
     "amx_int8")}
+VNNI = frozenset(("avx512_vnni", "avx_vnni"))  # products of 8 bits that add up in 32
 # Bits of the same Arm features in the auxiliary vector, entries AT_HWCAP and AT_HWCAP2 of getauxval(3).
 AT_HWCAP, AT_HWCAP2 = 16, 26
 ARM_HWCAP_BITS = {"fphp": 9, "asimdhp": 10, "asimddp": 20, "sve": 22}
@@ -55,8 +56,9 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
     """Raises MerinoError if the bundle cannot run on this machine. Returns notes on what will make it slow.
 
     On the CPU, without its instructions, a format falls back to emulation and runs many times slower. That is refused;
-    `allow_slow` turns the refusal into a note. sessions: of the backend, each of which holds the weights. What a
-    backend on a GPU computes with, TensorRT itself judges when it builds the engine.
+    `allow_slow` turns the refusal into a note. A graph for the other kind of Arm core is noted with its cost, and
+    refused where its results are wrong. sessions: of the backend, each of which holds the weights. What a backend on a
+    GPU computes with, TensorRT itself judges when it builds the engine.
     """
     board = board or this_board()
     if board.pointer_bits != 64:
@@ -80,6 +82,8 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
         return notes
     if bundle.precision == "fp16":
         notes.append("float16 weights are for GPUs: a CPU computes them in float32, no faster than --precision fp32")
+    _check_products(bundle, board)
+    notes += _core_notes(bundle, board)
     missing = _missing_isa(bundle, board)
     if missing:
         slow = (f"this CPU lacks {', '.join(missing)}, which {bundle.precision} weights need: without it "
@@ -99,11 +103,51 @@ def memory_need_mb(bundle: Bundle, sessions: int = 1, backend: str = "onnxruntim
     return (sessions * bundle.weight_bytes + bundle.kv_bytes) / MB + PROCESS_MB
 
 
+def kind_of_core(board: Board) -> Optional[str]:
+    """`dotprod` or `plain`, as `core` in bundle.json has it; None on other CPUs than 64-bit Arm ones."""
+    if board.architecture not in ("aarch64", "arm64"):
+        return None
+    return "dotprod" if "dotprod" in board.isa else "plain"
+
+
+def is_for_other_core(bundle: Bundle, board: Board) -> bool:
+    """Whether the graph's products are written for the other kind of Arm core."""
+    here = kind_of_core(board)
+    return here is not None and bundle.core not in (None, here)
+
+
+def _check_products(bundle: Bundle, board: Board) -> None:
+    """Raises MerinoError where products of 8 bits would overflow the 16 bits in which the CPU adds them."""
+    again = f"Export {bundle.name!r} again"
+    by_rows = bundle.core == "plain" or (bundle.dialect, bundle.precision) == ("portable", "int8")
+    if by_rows and board.architecture in X86_MACHINES and not board.isa & VNNI:
+        raise MerinoError("this CPU has neither avx512_vnni nor avx_vnni: without them products of int8 weights with "
+                          f"one scale per row overflow 16 bits, and the results are wrong. {again} with --precision "
+                          "fp32, or --dialect fused without --for.")
+    if bundle.dialect == "portable" and bundle.core == "dotprod" and is_for_other_core(bundle, board):
+        raise MerinoError("this CPU lacks dotprod, and the bundle may hold weights of -128, whose products overflow "
+                          f"there: the results would be wrong. {again} with this version.")
+
+
+def _core_notes(bundle: Bundle, board: Board) -> List[str]:
+    """What a graph for the other kind of Arm core costs here, where it costs anything."""
+    if not is_for_other_core(bundle, board):
+        return []
+    found = [each for each in bundle.slower_on if each.core == kind_of_core(board)]
+    costs = ", or ".join(f"{each.times:g} times slower here than `--for {each.board}`" for each in found)
+    if not found and bundle.core == "dotprod":
+        costs = "an export with `--for BOARD` is faster here"
+    with_it = "with" if bundle.core == "dotprod" else "without"
+    return [f"its products are for Arm cores {with_it} dotprod: {costs}"] if costs else []
+
+
 def _missing_isa(bundle: Bundle, board: Board) -> List[str]:
-    """Features of the other architecture (x86 on Arm, Arm on x86) are not counted as missing."""
+    """Features of the other architecture (x86 on Arm, Arm on x86) are not counted as missing, nor is dotprod where
+    `core` tells of it."""
     on_x86 = board.architecture in X86_MACHINES
     foreign = set((ARM_FEATURES if on_x86 else X86_FEATURES).values())
-    return [name for name in bundle.isa if name not in board.isa and name not in foreign]
+    told = {"dotprod"} if bundle.core else set()
+    return [name for name in bundle.isa if name not in board.isa and name not in foreign | told]
 
 
 def this_isa() -> FrozenSet[str]:

@@ -32,6 +32,13 @@ class BackendNeed(NamedTuple):
     refused_versions: Tuple[str, ...]
 
 
+class Slower(NamedTuple):
+    """A board for whose kind of core the graph's kernels are not: `times` slower than an export for that board."""
+    board: str
+    core: str
+    times: float
+
+
 class Threads(NamedTuple):
     prefill: Optional[int]
     decode: Optional[int]
@@ -88,6 +95,7 @@ class Bundle(NamedTuple):
     architecture: Dict[str, Any]
     precision: str
     dialect: str
+    core: Optional[str]
     weights: str
     weights_source: str
     context: int
@@ -104,6 +112,7 @@ class Bundle(NamedTuple):
     kv_bytes: int
     isa: Tuple[str, ...]
     boards: Tuple[str, ...]
+    slower_on: Tuple[Slower, ...]
     backends: Tuple[BackendNeed, ...]  # those that can run it, the preferred one first
     threads: Threads
     golden: Golden
@@ -209,6 +218,7 @@ def _bundle_of(folder: str, description: Dict[str, Any]) -> Bundle:
     for key in ("inputs", "outputs"):
         values[key] = tuple(Port(port["name"], port["dtype"], tuple(port["shape"]))
                             for port in description[key])
+    values["slower_on"] = tuple(Slower(**each) for each in description["slower_on"])
     golden = description["golden"]
     values["backends"] = tuple(BackendNeed(need["name"], need["min_version"], tuple(need["refused_versions"]))
                                for need in description["backends"])

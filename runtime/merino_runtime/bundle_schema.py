@@ -29,6 +29,7 @@ READ = (1, SCHEMA)
 LONGEST_CONTEXT = LARGEST_VOCAB = 2 ** 24
 LARGEST_LAYER = 2 ** 14  # heads, and channels of a head
 MOST_THREADS = 1024
+MOST_TIMES = 10 ** 6
 CACHE_BYTES = {"float16": 2, "float32": 4}
 # What a chat template takes of a message's text: all of it; without white space around it; what follows the last
 # </think>; the same without line feeds at its beginning; or without white space around it.
@@ -44,7 +45,8 @@ def as_latest(description: Dict[str, Any]) -> Dict[str, Any]:
     """A description of any schema in `READ` as one of the latest; an object of another schema comes back as it is.
 
     Schema 1 had one backend, one id to stop at or null, and no chat. A key that is missing there is missing in the
-    result too. Its `portable` graphs are not listed for TensorRT: NVIDIA's parser was not asked about them.
+    result too. Its `portable` graphs are not listed for TensorRT: NVIDIA's parser was not asked about them. Its graphs
+    of whole numbers are for cores with dotprod: those of `portable` may hold weights of -128, which others add wrongly.
     """
     if description.get("schema") != 1 or isinstance(description.get("schema"), bool):
         return description
@@ -54,6 +56,10 @@ def as_latest(description: Dict[str, Any]) -> Dict[str, Any]:
             latest["backends"] = [value]
         elif key == "eos_id":
             latest["stop_ids"] = [] if value is None else [value]
+        elif key == "dialect":
+            latest.update(dialect=value, core="dotprod" if description.get("precision") in ("int8", "int4") else None)
+        elif key == "boards":
+            latest.update(boards=value, slower_on=[])
         elif key == "files":
             latest.update(chat=None, files=value)
         else:
@@ -65,6 +71,12 @@ def _axis(value: Any) -> Optional[str]:
     return None if size(value) is None or text(value) is None else "a length or a name"
 
 
+def _times(value: Any) -> Optional[str]:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return None if number and 1 <= value <= MOST_TIMES else f"a number, 1 to {MOST_TIMES}"
+
+
+_core = one_of("dotprod", "plain")
 _threads, _layer = integer(1, MOST_THREADS), integer(1, LARGEST_LAYER)
 _port = {"name": text, "dtype": one_of("int32", "int64", "float16", "float32"), "shape": [_axis]}
 _message_text = one_of(*MESSAGE_TEXTS)
@@ -74,11 +86,13 @@ _parts = {"begin": passage, "system": Maybe({"before": passage, "after": passage
 BUNDLE_SHAPE: Dict[str, Any] = {
     "schema": size, "name": text, "family": text, "architecture": an_object,
     "precision": one_of("fp32", "fp16", "int8", "int4"), "dialect": one_of("fused", "portable"),
+    "core": or_null(_core),
     "weights": one_of("trained", "random"), "weights_source": text,
     "context": integer(1, LONGEST_CONTEXT), "vocab": integer(1, LARGEST_VOCAB),
     "stop_ids": [count], "kv_layers": [{"heads": _layer, "head_size": _layer}], "inputs": [_port],
     "outputs": [_port], "params": count, "flops_per_token": count, "head_flops": count,
     "weight_bytes": count, "decode_weight_bytes": count, "kv_bytes": count, "isa": [text], "boards": [text],
+    "slower_on": [{"board": text, "core": _core, "times": _times}],
     "backends": [{"name": text, "min_version": version, "refused_versions": [version]}],
     "threads": {"prefill": or_null(_threads), "decode": or_null(_threads)},
     "golden": {"prompt_ids": [count], "greedy_ids": [count]},

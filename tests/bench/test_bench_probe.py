@@ -18,7 +18,7 @@ from merino_bench.probe.timing import lower_decile_ms
 from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import version_tuple
 
-ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True)
+ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, plain=True)
 NANO = Machine(2 * MB, 3300 * MB, (1, 2, 4), ("fp32", "int8"), False)
 UNKNOWN = Machine(0, 0, (1,), ("fp32",), True)
 SERVER = Machine(256 * MB, 100000 * MB, (1, 2, 4, 64), ("fp32", "int8", "int4"), True)
@@ -39,7 +39,7 @@ def test_a_plan_fits_the_machine(machine):
             assert any(task.runs == plan.PREFILL for task in rows) and any(task.runs == plan.DECODE for task in rows)
     for task in tasks:
         if task.kind in ("linear", "head"):
-            size = plan.kernel_of(task, machine.fused).weight_bytes
+            size = plan.kernel_of(task, machine.dialect).weight_bytes
             assert size <= plan.MOST_BEYOND_BYTES
             assert not machine.free_bytes or size <= machine.free_bytes // plan.SHARE_OF_FREE
 
@@ -59,7 +59,7 @@ def test_the_first_figures_of_each_thread_count_come_before_the_last_of_any():
 def test_what_a_plan_asks_for_is_shipped(machine):
     for task in plan.tasks(machine):
         if task.kind != "choose":
-            kernel = plan.kernel_of(task, machine.fused)
+            kernel = plan.kernel_of(task, machine.dialect)
             assert kernel.model and machine.dialect in kernel.dialects
             assert len(kernel.inputs) >= 1 and len(kernel.outputs) >= (task.count if task.kind == "linear" else 1)
 
@@ -73,7 +73,7 @@ def test_the_grid_of_sizes_suits_caches_from_half_a_megabyte_to_64(cache_bytes, 
     swept = []
     for task in plan.tasks(machine):
         if task.kind == "linear":
-            size = plan.kernel_of(task, fused).weight_bytes
+            size = plan.kernel_of(task, machine.dialect).weight_bytes
             if task.runs == plan.PREFILL:
                 assert size <= plan.WITHIN * cache_bytes or task.count == 1
             elif (task.rows, task.columns) == plan.SQUARE:

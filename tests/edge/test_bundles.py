@@ -17,8 +17,9 @@ from merino_edge.bundles.description import GraphFormat, ModelFacts, backends_of
 from merino_edge.bundles.files import bundle_bytes, is_bundle
 from merino_edge.bundles.write import write_bundle
 from merino_edge.families.operators import FORMATS
+from merino_edge.families.zoo import model as published
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.formats import missing_isa
+from merino_edge.prediction.formats import core_of_board, missing_isa
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import list_profiles, load_profile, profile_ids
 from merino_runtime.bundle import Bundle, Golden, Port, Threads, load_bundle
@@ -63,7 +64,7 @@ def test_a_description_is_read_as_it_was_written(graph, model, tmp_path):
     folder = tmp_path / "bundle"
     folder.mkdir()
     assert not is_bundle(folder)
-    form, golden = GraphFormat("int8", "fused", 64), Golden((1, 2), (3,))
+    form, golden = GraphFormat("int8", "fused", 64, "dotprod"), Golden((1, 2), (3,))
     written = write_bundle(
         folder, model, graph, form, golden, threads=Threads(4, 2), tokenizer=tmp_path / "tokenizer.json"
     )
@@ -178,16 +179,20 @@ def test_by_default_the_boards_are_the_shipped_ones(tiny_arch):
     assert found("fp32", "onnxruntime", "tensorrt") == found("fp32", "onnxruntime") == tuple(profile_ids())
     assert found("fp16", "onnxruntime", "tensorrt") == with_gpu == found("fp32", "tensorrt")
     assert found("fp16", "onnxruntime") == ()  # of no use on a CPU
-    assert found("int8", "onnxruntime") == tuple(board.id for board in list_profiles() if "dotprod" in board.isa)
+    assert found("int8", "onnxruntime") == tuple(profile_ids())
+    larger = published("smollm2-135m").geometry.operators  # a step of the tiny one is launches, whatever the core
+    for core in ("dotprod", "plain"):
+        boards = fitting_boards(larger, "int4", 64, RUNTIME_CHOOSES, ["onnxruntime"], core=core)
+        assert boards == tuple(board.id for board in list_profiles() if core_of_board(board) == core)
 
 
-def test_a_boards_gpu_makes_up_for_a_cpu_without_dot_products_in_the_formats_that_it_computes(tiny_arch):
-    """What fits is asked of each backend: the Nano's CPU is slow at int8, and its GPU has no int8 at all."""
+def test_a_board_fits_the_formats_of_each_of_its_backends(tiny_arch):
+    """The Nano's CPU has int8, and its GPU has none but float16."""
     nano = [load_profile("jetson-nano")]
     backends = {form: [need.name for need in backends_of(GraphFormat(form, "portable", 64))] for form in FORMATS}
-    fits = [form for form in FORMATS
+    fits = [form for form in ("fp32", "fp16", "int8")  # `portable` has no int4
             if fitting_boards(tiny_arch.operators, form, 64, RUNTIME_CHOOSES, backends[form], nano)]  # fmt: skip
-    assert fits == ["fp32", "fp16"]
+    assert fits == ["fp32", "fp16", "int8"]
 
 
 def test_an_engine_must_fit_beside_the_cuda_context(tiny_arch):

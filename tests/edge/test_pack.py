@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -215,8 +216,11 @@ def test_each_device_must_be_able_to_run_one_of_the_bundles(formats):
     with pytest.raises(MerinoError, match=r"jetson-nano can run none .*needs onnxruntime 1\.23"):
         check_devices([int4], [new, nano])
     recent = nano.model_copy(update={"software": new.software})
-    with pytest.raises(MerinoError, match=r"jetson-nano .*needs dotprod, which its CPU lacks"):
-        check_devices([int4], [recent])
+    slow: list[str] = []
+    check_devices([int4], [recent], slow.append)  # it runs, and what that costs is said
+    assert [re.sub(r"[\d.]+ times", "N times", line) for line in slow] == [
+        "jetson-nano decodes N times slower than with an export for it (--for jetson-nano)"
+    ]
     small = new.model_copy(update={"memory": new.memory.model_copy(
         update={"free_mb": new.memory.free_mb.model_copy(update={"value": 20})})})  # fmt: skip
     with pytest.raises(MerinoError, match="more memory than it has free"):
@@ -224,6 +228,19 @@ def test_each_device_must_be_able_to_run_one_of_the_bundles(formats):
     said = []
     check_devices([int4, fp32], [nano], said.append)
     assert len(said) == 1 and said[0].startswith(f"{formats[0]} is of no use")
+
+
+@pytest.mark.parametrize("isa", [("dotprod", "fp16"), ()])
+def test_a_board_takes_the_bundle_for_its_kind_of_core(isa, embedded_bundles, tmp_path):
+    """Packed in either order."""
+    kinds = [Path(embedded_bundles[kind, "int8"]) for kind in ("fused", "plain")]
+    here = this_machine(str(tmp_path))
+    machine = here._replace(board=here.board._replace(architecture="aarch64", isa=frozenset(isa)))
+    for order in (kinds, kinds[::-1]):
+        pack(order, tmp_path / "a.merino")
+        found = choose(open_archive(str(tmp_path / "a.merino")), machine)
+        assert found.bundle.core == ("dotprod" if isa else "plain")
+        assert not any("times slower" in note for note in found.notes)
 
 
 def test_a_device_without_a_device_tree_opens_the_file_to_all_and_says_so(formats, tmp_path):

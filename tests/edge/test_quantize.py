@@ -21,7 +21,10 @@ from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
-FORMATS = [("fused", "int8"), ("fused", "int4"), ("portable", "int8")]
+FORMATS = [
+    ("fused", "int8", "dotprod"), ("fused", "int4", "dotprod"), ("fused", "int8", "plain"), ("fused", "int4", "plain"),
+    ("portable", "int8", "dotprod"),
+]  # fmt: skip
 PROMPT, STEPS = 9, 32
 MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32, allow_subnormal=False))
 
@@ -55,6 +58,15 @@ def test_what_codes_can_say_is_said_exactly(codes, scale):
     codes[:, ::32] = -8  # the largest value of each block fixes its scale
     matrix = (codes * np.float32(scale)).astype(np.float32)
     assert dequantize(quantize_blocks(matrix, 4, 32)) == pytest.approx(matrix, rel=1e-5)
+
+
+@given(MATRICES)
+@settings(max_examples=50)
+def test_codes_of_both_signs_have_no_minus_128_and_are_hardly_worse(matrix):
+    found = quantize_blocks(matrix, 8, 64, both_signs=True)
+    assert found.codes.min() >= 1  # 128 stands for zero
+    largest = np.abs(matrix).max(1, keepdims=True)
+    assert (np.abs(dequantize(found) - matrix) <= largest * 4.4 / 2**8 + 1e-6).all()
 
 
 def test_zeros_stay_zeros():
@@ -109,11 +121,12 @@ def source(request, decoder, tmp_path_factory):
     return load_source(str(folder))
 
 
-@pytest.mark.parametrize(("dialect", "precision"), FORMATS)
-def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision, tmp_path):
+@pytest.mark.parametrize(("dialect", "precision", "core"), FORMATS)
+def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision, core, tmp_path):
     """Each step against torch with the dequantised weights; activations are int8 in the graph, so not exactly."""
-    done = export(source, tmp_path / "bundle", dialect=dialect, precision=precision)
-    codes = {tuple(row.name.split("+")): requantized(source, row, dialect) for row in done.matrices}
+    done = export(source, tmp_path / "bundle", dialect=dialect, precision=precision, core=core)
+    signed = dialect == "portable" or core == "plain"  # rows of 8 bits whole, without -128
+    codes = {tuple(row.name.split("+")): requantized(source, row, signed) for row in done.matrices}
     model = with_quantized(source.model, codes)
     ids = np.random.default_rng(5).integers(0, 311, PROMPT + STEPS)
     with torch.no_grad():
@@ -128,14 +141,14 @@ def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision,
     assert max(errors) > 1e-4  # the comparison is with other arithmetic, not with itself
 
 
-def requantized(source, row, dialect):
+def requantized(source, row, signed):
     matrix = np.concatenate([source.model.state_dict()[name].numpy() for name in row.name.split("+")])
-    return quantize_blocks(matrix, row.bits, matrix.shape[1] if dialect == "portable" else row.block)
+    return quantize_blocks(matrix, row.bits, row.block, both_signs=signed and row.bits == 8)
 
 
-@pytest.mark.parametrize(("dialect", "precision"), FORMATS)
-def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dialect, precision, tmp_path):
-    done = export(source, tmp_path / "bundle", dialect=dialect, precision=precision)
+@pytest.mark.parametrize(("dialect", "precision", "core"), FORMATS)
+def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dialect, precision, core, tmp_path):
+    done = export(source, tmp_path / "bundle", dialect=dialect, precision=precision, core=core)
     description = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
     size = (tmp_path / "bundle" / DATA_FILE).stat().st_size
     constants = 2 * len(done.matrices) + 20
@@ -146,5 +159,8 @@ def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dia
     if dialect == "fused":
         predicted = operators.weight_bytes(source.arch.operators, precision)
         assert description["weight_bytes"] == pytest.approx(predicted, rel=0.06)  # some blocks are smaller
-        assert description["isa"] == ["avx2", "dotprod"]
-        assert description["backends"][0]["min_version"] == "1.23"
+        assert description["isa"] == (["avx2", "dotprod"] if core == "dotprod" else [])
+        assert description["core"] == core
+        assert description["backends"][0]["min_version"] == {
+            ("int8", "plain"): "1.18", ("int4", "plain"): "1.21",
+        }.get((precision, core), "1.23")  # fmt: skip

@@ -8,17 +8,17 @@ import sys
 import pytest
 
 from merino_runtime import board
-from merino_runtime.bundle import BackendNeed, Bundle, Golden, Threads
+from merino_runtime.bundle import BackendNeed, Bundle, Golden, Slower, Threads
 from merino_runtime.errors import MerinoError
 
 PI_5 = "processor\t: 0\nFeatures\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid lrcpc asimddp\n\n"
 PI_4 = "processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU part\t: 0xd08\n\n"
 PC = "flags\t\t: fpu sse4_2 avx avx2 avx512f avx512_vnni avx_vnni lm\n"
 BUNDLE = Bundle(
-    folder=".", schema=1, name="tiny", family="merino", architecture={}, precision="fp32", dialect="fused",
+    folder=".", schema=1, name="tiny", family="merino", architecture={}, precision="fp32", dialect="fused", core=None,
     weights="random", weights_source="a seed", context=64, vocab=260, stop_ids=(), kv_layers=(), inputs=(),
     outputs=(), params=1, flops_per_token=1, head_flops=1, weight_bytes=49 * 2 ** 20, decode_weight_bytes=1,
-    kv_bytes=2 ** 20, isa=("dotprod",), boards=(),
+    kv_bytes=2 ** 20, isa=("dotprod",), boards=(), slower_on=(),
     backends=(BackendNeed("onnxruntime", "1.18", ()),), threads=Threads(None, None), golden=Golden((), ()), chat=None,
     files=())
 BOARD = board.Board("aarch64", 64, 4, 4, frozenset(["dotprod", "fp16"]), 512.0, 300.0)
@@ -99,6 +99,41 @@ def test_needs_of_another_architecture_are_not_missed_here():
     with pytest.raises(MerinoError, match="lacks avx2"):
         board.check_bundle_fits(BUNDLE._replace(isa=("avx2", "dotprod")),
                                 BOARD._replace(architecture="x86_64", isa=frozenset()))
+
+
+PLAIN = BOARD._replace(isa=frozenset())
+FOR_DOTPROD = BUNDLE._replace(precision="int8", isa=("avx2", "dotprod"), core="dotprod", slower_on=(
+    Slower("raspberry-pi-4", "plain", 9.1), Slower("jetson-nano", "plain", 8.0)))
+FOR_PLAIN = BUNDLE._replace(precision="int4", isa=(), core="plain", slower_on=(Slower("pi-5", "dotprod", 4.5),))
+
+
+def test_a_graph_for_another_core_runs_and_its_cost_is_named():
+    assert board.check_bundle_fits(FOR_DOTPROD, BOARD) == board.check_bundle_fits(FOR_PLAIN, PLAIN) == []
+    assert board.check_bundle_fits(FOR_DOTPROD, PLAIN) == [
+        "its products are for Arm cores with dotprod: 9.1 times slower here than `--for raspberry-pi-4`, or 8 times "
+        "slower here than `--for jetson-nano`"]
+    assert board.check_bundle_fits(FOR_PLAIN, BOARD) == [
+        "its products are for Arm cores without dotprod: 4.5 times slower here than `--for pi-5`"]
+    assert board.check_bundle_fits(FOR_PLAIN._replace(slower_on=()), BOARD) == []  # no slower there
+    assert "`--for BOARD` is faster" in board.check_bundle_fits(FOR_DOTPROD._replace(slower_on=()), PLAIN)[0]
+
+
+@pytest.mark.parametrize("bundle, where", [
+    (FOR_PLAIN, "avx2"), (FOR_PLAIN._replace(precision="int8"), "avx2 avx512f"),
+    (BUNDLE._replace(precision="int8", dialect="portable"), "avx2")])
+def test_products_that_would_overflow_on_x86_are_refused(bundle, where):
+    pc = BOARD._replace(architecture="x86_64", isa=frozenset(where.split()))
+    with pytest.raises(MerinoError, match="neither avx512_vnni nor avx_vnni.*wrong.*--precision fp32"):
+        board.check_bundle_fits(bundle, pc, allow_slow=True)
+    for name in ("avx512_vnni", "avx_vnni"):
+        assert board.check_bundle_fits(bundle, pc._replace(isa=pc.isa | {name})) == []
+
+
+def test_an_old_portable_bundle_is_refused_where_its_weights_may_overflow():
+    old = BUNDLE._replace(precision="int8", dialect="portable", core="dotprod", isa=("avx2", "dotprod"))
+    with pytest.raises(MerinoError, match="-128.*wrong.*Export 'tiny' again"):
+        board.check_bundle_fits(old, PLAIN, allow_slow=True)
+    assert board.check_bundle_fits(old, BOARD) == board.check_bundle_fits(old._replace(core=None, isa=()), PLAIN) == []
 
 
 def test_memory_that_is_short_is_noted_and_that_does_not_exist_refused():

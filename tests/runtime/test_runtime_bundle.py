@@ -33,7 +33,7 @@ PARTS = {"begin": "<s>", "system": {"before": "<s>system\n", "after": "\n"}, "an
 def description():
     return {
         "schema": 2, "name": "tiny", "family": "merino", "architecture": {"blocks": []}, "precision": "fp32",
-        "dialect": "fused", "weights": "random", "weights_source": "a seed", "context": 64, "vocab": 260,
+        "dialect": "fused", "core": None, "weights": "random", "weights_source": "a seed", "context": 64, "vocab": 260,
         "stop_ids": [], "kv_layers": [{"heads": 2, "head_size": 32}],
         "inputs": [{"name": "input_ids", "dtype": "int64", "shape": [1, "sequence"]},
                    {"name": "attention_mask", "dtype": "int64", "shape": [1, "total"]},
@@ -41,7 +41,7 @@ def description():
                    {"name": "past_key_values.0.value", "dtype": "float32", "shape": [1, 2, 64, 32]}],
         "outputs": [{"name": "logits", "dtype": "float32", "shape": [1, 1, 260]}],
         "params": 1000, "flops_per_token": 2000, "head_flops": 1000, "weight_bytes": 4000,
-        "decode_weight_bytes": 4000, "kv_bytes": 32768, "isa": [], "boards": ["raspberry-pi-5"],
+        "decode_weight_bytes": 4000, "kv_bytes": 32768, "isa": [], "boards": ["raspberry-pi-5"], "slower_on": [],
         "backends": [{"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1.21.0"]}],
         "threads": {"prefill": None, "decode": 1}, "golden": {"prompt_ids": [1, 2], "greedy_ids": [3, 4]}, "chat": None,
         "files": [{"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

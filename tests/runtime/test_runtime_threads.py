@@ -8,10 +8,10 @@ from merino_runtime.threads import thread_counts
 
 MB = 10 ** 6
 BUNDLE = Bundle(
-    folder=".", schema=1, name="tiny", family="merino", architecture={}, precision="fp32", dialect="fused",
+    folder=".", schema=1, name="tiny", family="merino", architecture={}, precision="fp32", dialect="fused", core=None,
     weights="random", weights_source="a seed", context=64, vocab=260, stop_ids=(), kv_layers=(), inputs=(),
     outputs=(), params=1, flops_per_token=1, head_flops=1, weight_bytes=1, decode_weight_bytes=1,
-    kv_bytes=1, isa=(), boards=(),
+    kv_bytes=1, isa=(), boards=(), slower_on=(),
     backends=(BackendNeed("onnxruntime", "1.18", ()),), threads=Threads(None, None), golden=Golden((), ()),
     chat=None, files=())
 ZERO_2_W, PI_5, PC, UNKNOWN = (4, 512 * 1024), (4, 2 * 2 ** 20), (6, 32 * 2 ** 20), (4, 0)

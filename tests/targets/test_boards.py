@@ -11,8 +11,10 @@ import signal
 import sys
 
 import numpy as np
+import onnx
 import pytest
 from emulated_board import CPUS, INSTRUCTIONS, SCRIPTS, SITE, WITH_DOTPROD, needs_board, on_board, output, run
+from onnx import TensorProto, helper, numpy_helper
 
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.embedded import FOLDER as PACKAGED
@@ -21,10 +23,10 @@ from merino_runtime.board import ARM_FEATURES
 from merino_runtime.bundle import load_bundle
 from merino_runtime.text import open_tokenizer
 
-LOGITS = SCRIPTS / "logits.py"
+LOGITS, OVERFLOW = SCRIPTS / "logits.py", SCRIPTS / "overflow.py"
 PROMPT, TOKENS = "Once upon a time", 16
 GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature", 0, "--ignore-eos", "--json"]
-QUANTISED = [("fused", "int8"), ("fused", "int4"), ("portable", "int8")]
+QUANTISED = [("fused", "int8"), ("fused", "int4"), ("plain", "int8"), ("plain", "int4"), ("portable", "int8")]
 
 pytestmark = [pytest.mark.slow, needs_board]
 
@@ -70,7 +72,7 @@ def test_the_selftest_passes(cpu, packaged):
 
 @pytest.fixture(scope="module", params=QUANTISED, ids="-".join)
 def quantised(request, embedded_bundles):
-    """(folder, precision) of the same model in a format that wants dotprod."""
+    """(folder, precision) of the same model in whole numbers."""
     return embedded_bundles[request.param], request.param[1]
 
 
@@ -81,7 +83,7 @@ def chosen(quantised, assert_same_choices, tmp_path_factory):
     Fails where the logits of one of each kind are not near this machine's, or another choice leads clearly.
     """
     folder, precision = quantised
-    ids = greedy_ids(output(run(sys.executable, *GENERATE, "--allow-slow", cwd=folder)))
+    ids = greedy_ids(output(run(sys.executable, *GENERATE, cwd=folder)))
     prompt = open_tokenizer(load_bundle(str(folder))).encode(PROMPT)
     steps = json.dumps([("prompt", prompt), *(("step", token) for token in ids[:-1])])
     out = tmp_path_factory.mktemp("logits") / "logits.npy"
@@ -100,17 +102,21 @@ def chosen(quantised, assert_same_choices, tmp_path_factory):
 
 @pytest.mark.parametrize("cpu", CPUS)
 def test_quantised_weights_choose_as_on_this_machine(cpu, quantised, chosen):
-    """Where the CPU has dotprod; where it has not, with --allow-slow. Behind another choice the ids are others."""
-    folder, precision = quantised
-    slow = cpu not in WITH_DOTPROD
-    done = on_board(cpu, *GENERATE, *(["--allow-slow"] if slow else []), cwd=folder)
-    here, there = chosen[0], chosen[1][not slow]
+    """Every format on every CPU; for another kind of core with a note of what that costs. Behind another choice the ids
+    are others."""
+    bundle = load_bundle(str(quantised[0]), verify=False)
+    dotprod = cpu in WITH_DOTPROD
+    done = on_board(cpu, *GENERATE, cwd=quantised[0])
+    here, there = chosen[0], chosen[1][dotprod]
     same = next((place for place in range(TOKENS) if here[place] != there[place]), TOKENS)
     assert greedy_ids(output(done))[: same + 1] == there[: same + 1]
-    assert (f"note: this CPU lacks dotprod, which {precision} weights need" in done.stderr) == slow
+    slower = CPUS[cpu] in [each.board for each in bundle.slower_on]
+    assert slower == ((bundle.core, bundle.precision, dotprod) in (  # int8 by rows is about as fast with dotprod
+        ("dotprod", "int8", False), ("dotprod", "int4", False), ("plain", "int4", True)))
+    assert (f"times slower here than `--for {CPUS[cpu]}`" in done.stderr) == slower
 
 
-@pytest.mark.parametrize("cpu", WITH_DOTPROD)
+@pytest.mark.parametrize("cpu", ["cortex-a72", "cortex-a76"])
 def test_the_selftest_of_quantised_weights_passes(cpu, quantised):
     assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=quantised[0])).startswith("ok: ")
 
@@ -124,18 +130,44 @@ def poison(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def with_any_weights(embedded_bundles, tmp_path_factory):
+    """`portable` in int8 as exports of schema 1 have it, with weights of -128."""
+    folder = tmp_path_factory.mktemp("old") / "bundle"
+    shutil.copytree(embedded_bundles["portable", "int8"], folder)
+    described = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps({**described, "core": "dotprod"}))
+    return folder
+
+
 @pytest.mark.parametrize("verb", [["generate", ".", PROMPT], ["selftest", "."]], ids=lambda verb: verb[0])
 @pytest.mark.parametrize("cpu", sorted(set(CPUS) - set(WITH_DOTPROD)))
-def test_quantised_weights_are_refused_before_anything_is_imported(cpu, verb, quantised, poison):
-    done = on_board(cpu, "merino.pyz", *verb, cwd=quantised[0], path=poison)
+def test_what_would_be_wrong_is_refused_before_anything_is_imported(cpu, verb, with_any_weights, poison):
+    done = on_board(cpu, "merino.pyz", *verb, "--allow-slow", cwd=with_any_weights, path=poison)
     assert done.returncode == 1 and done.stdout == ""
-    assert f"lacks dotprod, which {quantised[1]} weights need" in done.stderr
-    assert "--allow-slow" in done.stderr and "was imported" not in done.stderr
+    assert "weights of -128" in done.stderr and "was imported" not in done.stderr
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_weights_of_minus_128_overflow_where_dotprod_lacks(cpu, tmp_path):
+    """Why they are refused and no longer written. -127 does not."""
+    weights = {lowest: np.full((64, 16), lowest, np.int8) for lowest in (-128, -127)}
+    for lowest, matrix in weights.items():
+        nodes = [helper.make_node("MatMulInteger", ["x", "w", "zero"], ["y"])]
+        ports = [helper.make_tensor_value_info(*port) for port in (
+            ("x", TensorProto.UINT8, [1, 64]), ("zero", TensorProto.UINT8, []), ("y", TensorProto.INT32, [1, 16]))]
+        graph = helper.make_graph(nodes, "product", ports[:2], ports[2:], [numpy_helper.from_array(matrix, "w")])
+        opset = [helper.make_opsetid("", 13)]
+        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / f"{lowest}.onnx")
+    found = json.loads(output(on_board(cpu, OVERFLOW, tmp_path, "-128", "-127")))
+    right = {str(lowest): 64 * -128 * lowest for lowest in weights}  # of inputs 0, around a zero of 128
+    assert found["-127"] == right["-127"]
+    assert (found["-128"] == right["-128"]) == (cpu in WITH_DOTPROD)
 
 
 def test_the_poison_works(quantised, poison):
     """Else the test above would not show that nothing is imported."""
-    done = on_board("cortex-a72", "merino.pyz", "selftest", ".", "--allow-slow", cwd=quantised[0], path=poison)
+    done = on_board("cortex-a72", "merino.pyz", "selftest", ".", cwd=quantised[0], path=poison)
     assert done.returncode == 1 and done.stderr.endswith(" was imported\n")
 
 

@@ -87,18 +87,18 @@ def decoder_bundle(folder: str, kernel: Kernel) -> Bundle:
     """What bundle.json would say of the decoder in `folder`, as far as a backend asks."""
     context = int(kernel.inputs[2].shape[2])  # of a cache [1, heads, context, head_size]
     layers = (KvLayer(kernel.heads, kernel.columns // kernel.heads),) * (kernel.count * kernel.uses)
-    return _bundle(folder, kernel, context, layers)
+    return _bundle(folder, kernel, "fused", context, layers)
 
 
 def chain_bundle(folder: str, kernel: Kernel) -> Bundle:
     """The same of a graph without a cache, as far as the builder of engines asks."""
-    return _bundle(folder, kernel, 1, ())
+    return _bundle(folder, kernel, "portable", 1, ())
 
 
-def _bundle(folder: str, kernel: Kernel, context: int, kv_layers: Tuple[KvLayer, ...]) -> Bundle:
+def _bundle(folder: str, kernel: Kernel, dialect: str, context: int, kv_layers: Tuple[KvLayer, ...]) -> Bundle:
     known = dict.fromkeys(Bundle._fields)  # type: Dict[str, Any]
     known.update(
-        folder=folder, name="probe", precision=kernel.format, dialect=kernel.dialects[0],
+        folder=folder, name="probe", precision=kernel.format, dialect=dialect,
         vocab=kernel.outputs[-1].shape[-1], context=context, kv_layers=kv_layers,
         inputs=kernel.inputs, outputs=kernel.outputs, weight_bytes=kernel.weight_bytes,
         decode_weight_bytes=kernel.weight_bytes, kv_bytes=0, isa=(), threads=Threads(None, None),

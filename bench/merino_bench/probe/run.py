@@ -34,7 +34,7 @@ PASSES = 2
 SHARES = 2  # a graph may take twice its share of the time left, since small ones take less than theirs
 # The keys that tell two rows apart
 MEASURED = ("kind", "format", "rows", "columns", "heads", "count", "uses", "threads", "past", "tokens")
-FIRST_FUSED, FIRST_BLOCKED, REFUSED = (1, 18), (1, 23), (1, 21, 0)
+FIRST_FUSED, FIRST_BLOCKED, FIRST_PLAIN_BLOCKED, REFUSED = (1, 18), (1, 23), (1, 21), (1, 21, 0)
 
 
 class Result(NamedTuple):
@@ -89,7 +89,7 @@ def probe_machine(work: str, deadline: float, tell: Callable[[str], None]) -> Di
         "cores": here.physical_cores,
         "last_level_cache_mb": machine.cache_bytes / board.MB or None,
         "memory_mb": here.memory_total_mb,
-        "dialect": "fused" if machine.fused else "portable",
+        "dialect": machine.dialect,
         "flags": environment.flags_of(before, after, load),
         "others_cpu_share": load.others_cpu_share,
         "left_out": timed.left_out,
@@ -108,10 +108,12 @@ def import_backend() -> Any:
 def this_machine(version: Tuple[int, ...]) -> Machine:
     """The facts that the tasks depend on. Formats whose operators this version of ONNX Runtime lacks are left out."""
     fused = version >= FIRST_FUSED
-    formats = ("fp32", "int8", "int4") if version >= FIRST_BLOCKED else ("fp32",) if fused else ("fp32", "int8")
+    plain = board.kind_of_core(board.this_board()) == "plain"
+    blocked = version >= (FIRST_PLAIN_BLOCKED if plain else FIRST_BLOCKED)
+    formats = ("fp32", "int8", "int4") if blocked else ("fp32", "int8") if plain or not fused else ("fp32",)
     cores = board.physical_core_count()
     counts = sorted({count for count in (1, 2, 4) if count < cores} | {cores})
-    return Machine(board.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused)
+    return Machine(board.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused, plain)
 
 
 def read_rows(machine: Machine, seconds: float) -> List[Dict[str, Any]]:
@@ -150,7 +152,7 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
         left_s = max(0.0, deadline - now)
         tell(f"{place + 1} of {len(due)}: {task_name(task)}")
         seconds = SHARES * left_s / (len(due) - place) / (len(task.runs) + 1)
-        kernel = plan.kernel_of(task, machine.fused) if task.kind != "choose" else None
+        kernel = plan.kernel_of(task, machine.dialect) if task.kind != "choose" else None
         written = kernels.write_weights(work, kernel.weight_bytes if kernel else 0, written)
         for row in time_task(onnxruntime, task, kernel, work, min(MOST_RUN_S, max(LEAST_RUN_S, seconds)),
                              machine.cache_bytes or plan.DEFAULT_CACHE_BYTES, latest if late else deadline):

@@ -26,7 +26,8 @@ PREFILL_TOKENS = (16, 64, 256)
 DECODE: Tuple[Tuple[int, int], ...] = ((0, 1),)  # (cached, new) tokens
 PREFILL = DECODE + tuple((0, tokens) for tokens in PREFILL_TOKENS)
 HEAD_COLUMNS, NARROW_COLUMNS, CHOICES = 512, 128, 50257
-TABLE_COLUMNS, TABLE_FORMATS = 640, {"fused": ("fp32", "int8"), "portable": ("fp32",)}  # memory of an embedding
+TABLE_COLUMNS = 640  # of an embedding whose memory is probed
+TABLE_FORMATS = {"fused": ("fp32", "int8"), "plain": ("fp32", "int8"), "portable": ("fp32",)}
 ATTENTION_WIDTHS, ATTENTION_HEADS, ATTENTIONS = (512, 256), 8, 2
 ATTENTION_CONTEXT = 2048
 ATTENTION = ((0, 1), (256, 1), (1024, 1), (2047, 1), (0, 16), (0, 64), (0, 256), (256, 256))
@@ -65,11 +66,12 @@ class Machine(NamedTuple):
     free_bytes: int  # 0: not known
     threads: Tuple[int, ...]
     formats: Tuple[str, ...]
-    fused: bool  # which dialect
+    fused: bool  # whether ONNX Runtime has the operators of that dialect
+    plain: bool = False  # an Arm core without dotprod, for which `fused` has other products
 
     @property
     def dialect(self) -> str:
-        return "fused" if self.fused else "portable"
+        return "portable" if not self.fused else "plain" if self.plain else "fused"
 
 
 def tasks(machine: Machine) -> List[Task]:
@@ -156,7 +158,7 @@ def shared_decoders(machine: Machine, threads: int) -> Iterator[Task]:
     shapes += [("fp32", width, width, 1, SWEEP_USES, width // SWEEP_HEAD_SIZE) for width in sorted(widths)]
     for form, width, ffn, layers, uses, heads in shapes:
         task = Task("decoder", form, ffn, width, heads, layers, threads, LONG_DECODE, uses)
-        taken = layers * (kernel_of(task, True).layer_bytes + uses * 2 * width * DECODER_CONTEXT * 4)
+        taken = layers * (kernel_of(task, machine.dialect).layer_bytes + uses * 2 * width * DECODER_CONTEXT * 4)
         if taken * SHARE_OF_FREE <= (machine.free_bytes or taken * SHARE_OF_FREE):
             yield task
 
@@ -200,7 +202,7 @@ def sweep_side(machine: Machine) -> int:
     return next((side for side in SWEEP_SIDES if 40 * side * side <= cache_bytes(machine)), SWEEP_SIDES[-1])
 
 
-def kernel_of(task: Task, fused: bool) -> Kernel:
+def kernel_of(task: Task, dialect: str) -> Kernel:
     """The shipped graph of a task of any kind but `choose`, which has none."""
-    return graphs.kernel_of("fused" if fused else "portable", task.kind, task.format, rows=task.rows,
+    return graphs.kernel_of(dialect, task.kind, task.format, rows=task.rows,
                             columns=task.columns, heads=task.heads, count=task.count, uses=task.uses)

@@ -10,7 +10,7 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.zoo import model
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.cost_model import CostModel, cost_model
-from merino_edge.prediction.formats import slow_words
+from merino_edge.prediction.formats import refused_words
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.board import MB as BYTES_PER_MB
@@ -21,8 +21,8 @@ def print_design(design: Design, profile: DeviceProfile) -> None:
     costs = costs_of(design, profile)
     print(budgets_line(design, profile))
     print(interval_line([costs]))
-    if slow := slow_words(profile, design.precision):
-        print(f"{design.precision} is {slow}; the board's runtime refuses it without --allow-slow, and `recommend` too")
+    if refused := refused_words(profile, design.precision):
+        print(f"{design.precision} is {refused}; `recommend` refuses it too")
     show(design_table(design, costs))
     if design.measured:
         print(measured_line(design.measured))

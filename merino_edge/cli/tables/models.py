@@ -79,8 +79,8 @@ def reasons(candidate: Candidate, verdict: Verdict, found: Recommendation) -> st
         used, limit = amount(budget, verdict.predicted), found.budget[name]
         excess = f"{share:.1f}x" if share >= 1.1 else f"+{100 * (share - 1):.1f} %"
         said.append(f"{budget.title} {used:,.4g} of {limit:,g} {budget.unit} ({excess})")
-    if verdict.missing_isa:
-        said.append(f"slow here: no {', '.join(verdict.missing_isa)}")
+    if verdict.refused:
+        said.append(verdict.refused)
     return "; ".join(said)
 
 

@@ -36,6 +36,7 @@ def check_heads(layer: KvLayer, attention: Attention) -> None:
 
 class Fused(Graph):
     opsets = {"": 17, CONTRIB: 1}
+    accuracy = ACCURACY
 
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         super().__init__(weights, context, precision, blocks)
@@ -118,7 +119,7 @@ class Fused(Graph):
             N=len(found.codes),
             bits=found.bits,
             block_size=found.block,
-            accuracy_level=ACCURACY,
+            accuracy_level=self.accuracy,
         )
         if found.minimums is None:
             return product

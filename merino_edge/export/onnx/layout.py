@@ -1,4 +1,4 @@
-"""Both dialects with constants that have shapes and places in the data file, but no values.
+"""The dialects with constants that have shapes and places in the data file, but no values.
 
 So the graph of a large decoder is built in milliseconds: memory is reserved for its weights and never touched.
 """
@@ -12,6 +12,7 @@ from onnx import ModelProto
 from merino_edge.export.onnx.external_data import INLINE_BYTES
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
+from merino_edge.export.onnx.plain import FusedPlain
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantize import Quantized
 from merino_edge.families.operators import largest_block
@@ -35,28 +36,35 @@ class WithoutValues(Graph):
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         rows, columns = matrix.shape
-        block = self.block_of(columns)
+        block = self.block_of(columns, bits)
         assert block, f"{name}: rows of {columns} cannot be cut into blocks"
         codes = unset((rows, columns // block, block * bits // 8), np.uint8)
         return Quantized(codes, unset((rows, columns // block)), bits, block)
 
-    def block_of(self, columns: int) -> int | None:
+    def block_of(self, columns: int, bits: int) -> int | None:  # noqa: ARG002 - some dialects ask for them
         """The block that a row of `columns` is cut into: the largest that the quantiser would try."""
         return largest_block(columns)
+
+    def signed(self, codes: np.ndarray) -> np.ndarray:
+        return unset(codes.shape, np.int8)
 
 
 class FusedLayout(WithoutValues, Fused):
     """Dialect `fused`."""
 
 
+class PlainLayout(WithoutValues, FusedPlain):
+    """Dialect `fused` for cores without dotprod."""
+
+    def block_of(self, columns: int, bits: int) -> int | None:
+        return columns if bits == 8 else largest_block(columns)
+
+
 class PortableLayout(WithoutValues, Portable):
     """Dialect `portable`."""
 
-    def block_of(self, columns: int) -> int:
+    def block_of(self, columns: int, bits: int) -> int:  # noqa: ARG002
         return columns
-
-    def signed(self, codes: np.ndarray) -> np.ndarray:
-        return unset(codes.shape, np.int8)
 
 
 class ByteCounter:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from merino_edge.export.onnx.graph import Graph, ports
-from merino_edge.export.quantize import Quantized, quantize_blocks
+from merino_edge.export.onnx.graph import ports
+from merino_edge.export.onnx.signed import SignedCodes
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
 from merino_edge.families.rotary import Rotary
@@ -22,7 +22,7 @@ MASKED = -1e4
 END = np.iinfo(np.int64).max
 
 
-class Portable(Graph):
+class Portable(SignedCodes):
     opsets = {"": 13}
 
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
@@ -30,7 +30,6 @@ class Portable(Graph):
         self.positions = self.cached_mask = self.new_mask = ""  # set by begin_decoder or begin_attention
         self.query_positions = self.key_positions = ""  # [1, T, 1] and [1, 1, T]; set by begin_decoder
         self._window_masks: dict[int, tuple[str, str]] = {}
-        self._signed_codes: dict[str, np.ndarray] = {}
         self._rotary: dict[tuple[Rotary, int], tuple[str, str]] = {}  # cos and sin of the new positions
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
@@ -57,10 +56,6 @@ class Portable(Graph):
         mask = self.node("Mul", [self.to_real(hidden), self.scalar(MASKED)])
         return self.node("Unsqueeze", [mask, self.integers(*axes)])
 
-    def forget(self) -> None:
-        super().forget()
-        self._signed_codes.clear()
-
     def _masks(self, window: int | None) -> tuple[str, str]:
         """Of cached slots [1, 1, 1 or T, context] and of new positions [1, 1, T, T]; a slot holds its own position."""
         if window is None or window >= self.context:
@@ -75,10 +70,6 @@ class Portable(Graph):
             self._window_masks[window] = cached, new
         return self._window_masks[window]
 
-    def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
-        """Each row is one block, since MatMulInteger has no smaller ones."""
-        return quantize_blocks(matrix, bits, matrix.shape[1])
-
     def embed(self, table: str) -> str:
         return self._rows(table, "input_ids")
 
@@ -88,41 +79,7 @@ class Portable(Graph):
     def _rows(self, table: str, ids: str) -> str:
         if not self.form.blocked:
             return self.node("Gather", [self.table(table), ids])
-        codes, scales = self._table(table)
-        row = self.node("Cast", [self.node("Gather", [codes, ids])], to=TensorProto.FLOAT)
-        return self.node("Mul", [row, self.node("Gather", [scales, ids])])
-
-    def _signed(self, names: list[str], *, transposed: bool) -> np.ndarray:
-        """Codes of a quantised matrix as int8: [rows, columns], or [columns, rows] where `transposed`."""
-        name = "+".join(names)
-        if name not in self._signed_codes:
-            codes = self.signed(self.quantized_matrix(names).codes[:, 0])
-            self._signed_codes[name] = self.transposed(codes) if transposed else codes
-        return self._signed_codes[name]
-
-    def signed(self, codes: np.ndarray) -> np.ndarray:
-        """Codes around 128 (uint8) as codes around 0 (int8)."""
-        return (codes.astype(np.int16) - 128).astype(np.int8)
-
-    def _table(self, name: str) -> tuple[str, str]:
-        """Codes [rows, columns] and scales [rows, 1] of a table of which a decode step reads one row."""
-        codes, scales = self._signed([name], transposed=False), self.quantized_matrix([name]).scales
-        return (
-            self.stored(f"{name}.codes", codes, codes[0].nbytes),
-            self.stored(f"{name}.scales", scales, scales[0].nbytes),
-        )
-
-    def _whole_table(self, name: str) -> tuple[str, str]:
-        """The same table as a head's codes [columns, rows] and scales [rows], transposed in the graph: stored once."""
-        codes, scales = self._table(name)
-        self.decode_weight_bytes += self.quantized_matrix([name]).nbytes
-        return self.node("Transpose", [codes], perm=[1, 0]), self.node("Squeeze", [scales, self.integers(1)])
-
-    def _integer_linear(self, x: str, names: list[str]) -> str:
-        joined = "+".join(names)
-        codes = self.stored(f"{joined}.codes", self._signed(names, transposed=True))
-        scales = self.stored(f"{joined}.scales", self.quantized_matrix(names).scales[:, 0])
-        return self._integer_product(x, codes, scales)
+        return self._signed_rows(table, ids)
 
     def _integer_product(self, x: str, codes: str, scales: str) -> str:
         """x @ codes * scales with x quantised to uint8 over its range; codes [in, out], scales [out]."""
@@ -136,7 +93,7 @@ class Portable(Graph):
 
     def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
         if self.form.blocked:
-            product = self._integer_linear(x, weights)
+            product = self._integer_product(x, *self._codes_and_scales(weights))
         else:
             product = self.node("MatMul", [x, self.matrix(weights)])
         return self.node("Add", [product, self.vector(biases)]) if biases else product

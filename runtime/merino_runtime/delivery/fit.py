@@ -27,7 +27,8 @@ class Choice(NamedTuple):
 
 
 def choose(archive: Archive, machine: Machine, force: bool = False, backend: Optional[str] = None) -> Choice:
-    """The first bundle of the file that runs well on the machine. Raises MerinoError where none does.
+    """The first bundle of the file that runs well on the machine, those for its kind of core before others. Raises
+    MerinoError where none does.
 
     force: onto a board that the file was not packed for, and with a format for which the CPU lacks the instructions.
     What cannot run at all is refused even so. backend: as of `choose_backend`; None, on the workstation: the first that
@@ -38,9 +39,10 @@ def choose(archive: Archive, machine: Machine, force: bool = False, backend: Opt
         check_board(manifest, machine)
     wheels = fitting_wheels(manifest, machine)
     refusals: List[str] = []
+    bundles = [(path, packed_bundle(archive, path)) for path in manifest.bundles]
+    bundles.sort(key=lambda each: board.is_for_other_core(each[1], machine.board))  # those for this core first
     for slow in (False, True)[:1 + force]:
-        for path in manifest.bundles:
-            bundle = packed_bundle(archive, path)
+        for path, bundle in bundles:
             try:
                 notes: List[str] = []
                 chosen = choose_backend(bundle, backend, notes.append)

@@ -1,0 +1,68 @@
+"""Instructions per token of the board code on an emulated core, by format.
+
+    python bench/experiments/instructions.py -o FILE
+
+Counted under user-mode emulation (`tests/targets/counted_instructions.py`): the embedded model on two cores, and a
+design of 35 M weights on a Cortex-A72. MERINO_QEMU_PLUGINS names a qemu-aarch64 that was built with plugins.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "targets"))
+os.environ.setdefault("MERINO_USERS_CACHE", os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"))
+
+from counted_instructions import count, why_not  # noqa: E402 - a module of the tests
+
+from merino_edge.export.export import export  # noqa: E402
+from merino_edge.export.source import Source, load_source  # noqa: E402
+from merino_edge.storage.atomic import write_text  # noqa: E402
+
+FORMATS = [("fp32", "dotprod"), ("int8", "plain"), ("int4", "plain"), ("int8", "dotprod"), ("int4", "dotprod")]
+PLAIN, DOTPROD = "cortex-a72", "cortex-a76"
+DESIGN = {
+    "blocks": [
+        {"width": 512, "ffn_ratio": 2.0, "depth": 5, "shared": False},
+        {"width": 640, "ffn_ratio": 2.0, "depth": 6, "shared": False},
+    ],
+    "vocab": 8192, "head_size": 64, "context": 128,
+}  # fmt: skip
+PROMPT = 8
+
+
+def rows(name: str, source: Source, cpus: tuple[str, ...], folder: Path) -> list[dict[str, object]]:
+    """One per format and core: those that are written for the core, and of int8 also the other."""
+    found = []
+    for precision, core in FORMATS:
+        bundle = export(source, folder / f"{name}-{precision}-{core}", precision=precision, core=core).bundle
+        for cpu in cpus:
+            counted = count(cpu, Path(bundle.folder), PROMPT)
+            found.append({
+                "model": name, "precision": precision, "core": bundle.core, "cpu": cpu,
+                "weights": bundle.params, "decode_weight_bytes": bundle.decode_weight_bytes,
+                "decode": counted.decode, "prefill": counted.prefill, "prompt": PROMPT,
+            })  # fmt: skip
+            print(found[-1], file=sys.stderr)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-o", type=Path, required=True)
+    out = parser.parse_args().o
+    if why_not():
+        sys.exit(why_not())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "design-35m.json"
+        path.write_text(json.dumps(DESIGN))
+        found = rows("embedded", load_source("embedded"), (PLAIN, DOTPROD), Path(folder))
+        found += rows("design-35m", load_source(str(path)), (PLAIN,), Path(folder))
+    write_text(out, json.dumps({"onnxruntime": "1.32.0", "rows": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Dialect `fused` for Arm cores without the dotprod instruction (Cortex-A53, A57, A72).
+
+There MatMulNBits writes a matrix of 8 bits out in float32 at each call, at 16 instructions for a weight; MatMulInteger
+takes 0.4. So products of 8 bits, the head's in int4 too, are of MatMulInteger's kernels. In 4 bits MatMulNBits computes
+in float32. Figures and choices: docs/decisions/formats-by-core.md.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from merino_edge.export.onnx.fused import CONTRIB, Fused
+from merino_edge.export.onnx.signed import SignedCodes
+from merino_edge.export.quantize import Quantized, quantize
+from merino_edge.families.blocks import BlockSource
+from merino_edge.families.graph_ops import Weights
+
+FLOAT_ACCURACY = 1  # MatMulNBits computes in float32
+FEWEST_IN_BLOCK = 64  # each block of 4 bits costs instructions
+LEAST_LARGEST = 1e-30  # in place of the largest value of a row of zeros
+
+
+class FusedPlain(SignedCodes, Fused):
+    """Activations are rounded to whole numbers once for all matrices of an input.
+
+    DynamicQuantizeLinear has one scale for all rows: of a prompt, a row with an outlier leaves few whole numbers to the
+    others. A gated FFN's product of two has the worst outliers, so there each row is rounded by itself: five more small
+    operators. Norms have made the rows of other inputs more alike.
+    """
+
+    accuracy = FLOAT_ACCURACY
+
+    def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
+        super().__init__(weights, context, precision, blocks)
+        self._rounded: dict[str, tuple[str, str | None]] = {}  # by input: whole numbers, and the rows' largest value
+        self._uneven: set[str] = set()  # inputs whose rows are rounded one by one
+
+    def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
+        """In 4 bits alone: MatMulInteger takes one scale per row, and a source's blocks have one each."""
+        return super().repacked(names, bits) if bits == 4 else None
+
+    def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
+        return super().quantize(name, matrix, bits) if bits == 8 else quantize(name, matrix, bits, FEWEST_IN_BLOCK)
+
+    def _rows(self, table: str, ids: str) -> str:
+        return self._signed_rows(table, ids)
+
+    def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
+        if self.form.bits != 8:
+            return super().packed_linear(x, weights, biases)
+        codes, scales = self._codes_and_scales(weights)
+        return self._integer_product(x, codes, scales, self.vector(biases) if biases else None)
+
+    def _integer_product(self, x: str, codes: str, scales: str, bias: str | None = None) -> str:
+        """x @ codes * scales + bias; codes [in, out], scales and bias [out]."""
+        if x not in self._rounded:
+            self._rounded[x] = self._rounded_rows(x) if x in self._uneven else (self._whole(x), None)
+        whole, largest = self._rounded[x]
+        inputs = [whole, codes, f"{whole}.1", scales, f"{whole}.2"]
+        product = self.node("MatMulIntegerToFloat", inputs, domain=CONTRIB)
+        if largest:
+            product = self.node("Mul", [product, largest])
+        return self.node("Add", [product, bias]) if bias else product
+
+    def _whole(self, x: str) -> str:
+        return self.node("DynamicQuantizeLinear", [x], outputs=3)
+
+    def _rounded_rows(self, x: str) -> tuple[str, str]:
+        """x [1, T, in], each row over its largest value, in whole numbers with one scale; the largest [1, T, 1]."""
+        least = self.constant("least_largest", np.array(LEAST_LARGEST, np.float32))
+        largest = self.node("ReduceMax", [self.node("Abs", [x])], axes=[-1])
+        largest = self.node("Max", [largest, least])
+        return self._whole(self.node("Div", [x, largest])), largest
+
+    def gated(self, x: str, kind: str) -> str:
+        return self._noted(super().gated(x, kind))
+
+    def _noted(self, x: str) -> str:
+        self._uneven.add(x)
+        return x
+
+    def head(self, x: str, table: str) -> None:
+        self.output("logits", "float32", 1, 1, self.weights[table].shape[0])
+        self.logits(self._integer_product(x, *self._whole_table(table)))

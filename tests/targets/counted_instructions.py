@@ -1,0 +1,59 @@
+"""Instructions that a board's core executes per token: counted by a plugin of the emulator, built where a compiler is.
+
+A count is repeatable to a per cent, which no time on a shared machine is, and it holds for the board: the same machine
+code runs there. What it leaves out is how many cycles an instruction takes and how long memory does.
+"""
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from emulated_board import BOARD_ROOT, PYTHON, SCRIPTS, SITE
+
+QEMU = os.environ.get("MERINO_QEMU_PLUGINS") or shutil.which("qemu-aarch64")
+RUNTIME = Path(__file__).parents[2] / "runtime"
+
+
+class Counted(NamedTuple):
+    prefill: int  # of the whole prompt, into an empty cache
+    decode: int  # of one step, the median
+
+
+@functools.cache
+def why_not() -> str:
+    """Why nothing can be counted here; "" where it can."""
+    if not (QEMU and PYTHON.exists()):
+        return "no emulated board on this machine (make boards sets one up)"
+    if not shutil.which("cc"):
+        return "no C compiler to build the emulator's plugin with"
+    tried = subprocess.run([QEMU, "-plugin", "help"], capture_output=True, text=True)
+    if "unknown option" in tried.stderr:
+        return f"{QEMU} was built without plugins (MERINO_QEMU_PLUGINS can name another)"
+    return ""
+
+
+@functools.cache
+def plugin() -> Path:
+    path = Path(tempfile.mkdtemp(prefix="merino-plugin-")) / "count.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", path, SCRIPTS / "count.c"], check=True)
+    return path
+
+
+def count(cpu: str, bundle: Path, prompt: int = 8, steps: int = 5) -> Counted:
+    """Of the bundle on one emulated core."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "counts"
+        settings = ["-E", f"PYTHONPATH={SITE}:{RUNTIME}", "-E", "PYTHONHASHSEED=0", "-E", "PYTHONNOUSERSITE=1"]
+        subprocess.run(
+            [QEMU, "-plugin", f"{plugin()},out={out}", "-L", BOARD_ROOT, "-cpu", cpu, *settings, PYTHON,
+             SCRIPTS / "counted.py", bundle, str(prompt), str(steps)],
+            check=True, capture_output=True, timeout=600,
+        )  # fmt: skip
+        marks = [int(line) for line in out.read_text().split()]
+    between = [after - before for before, after in zip(marks, marks[1:], strict=False)]
+    return Counted(between[1], int(median(between[2:])))

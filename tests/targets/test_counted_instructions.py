@@ -1,0 +1,31 @@
+"""Instructions per token on an emulated board's core, held against the record of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from counted_instructions import count, why_not
+
+RECORD = json.loads((Path(__file__).parents[2] / "bench" / "results" / "instructions-arm64.json").read_text())
+ROWS = {(row["model"], row["precision"], row["core"], row["cpu"]): row for row in RECORD["rows"]}
+FORMATS = [("fused", "fp32", None), ("plain", "int8", "plain"), ("plain", "int4", "plain")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+@pytest.mark.parametrize(("key", "precision", "core"), FORMATS)
+def test_a_token_takes_as_many_instructions_as_recorded(key, precision, core, embedded_bundles):
+    """Within a tenth per weight: more is another path through ONNX Runtime, or another graph."""
+    row = ROWS["embedded", precision, core, "cortex-a72"]
+    found = count("cortex-a72", embedded_bundles[key, precision], row["prompt"])
+    assert found.decode == pytest.approx(row["decode"], rel=0.1)
+    assert found.prefill == pytest.approx(row["prefill"], rel=0.1)
+
+
+@pytest.mark.parametrize("model", ["embedded", "design-35m"])
+def test_int8_without_dotprod_takes_about_as_many_instructions_as_float32_and_a_quarter_of_its_bytes(model):
+    floats, ints = (ROWS[model, *form, "cortex-a72"] for form in (("fp32", None), ("int8", "plain")))
+    assert ints["decode"] < 1.25 * floats["decode"]
+    assert ints["decode_weight_bytes"] < 0.27 * floats["decode_weight_bytes"]
+    in_blocks = ROWS[model, "int8", "dotprod", "cortex-a72"]
+    assert in_blocks["decode"] > 3 * ints["decode"]  # what the other kind of core's graph costs here
