@@ -1,8 +1,8 @@
 """The board side's own tests under the Pythons of boards: 3.6 with ONNX Runtime 1.10, as on a Jetson Nano, where only
 `portable` bundles run; and 3.8 with 1.19, whose fused attention needs care (docs/decisions/export-graphs.md).
 
-That the trained model's bundles give the same ids under them: test_interpreters.py. Properties are tried on a few examples:
-on many they are tried under the Python of the workstation.
+That the trained model's bundles give the same ids under them: test_interpreters.py. Properties are tried on few
+examples: on many they are tried under the Python of the workstation.
 """
 
 import os
