@@ -3,10 +3,11 @@
     python bench/experiments/real_model_speed.py --model FILE.gguf --cache DIR \\
         -o bench/results/real-model-speed-x86-2cores.json
 
-Needs the extra `peers`, and a machine on which nothing else runs. Each row is `bench --peers llama.cpp --peers-file`:
-fresh processes that take turns, llama.cpp with its default cache and with one of Q8_0. Ours in float32 meets a copy of
-the file in F32, int8 one in Q8_0, int4 the file as it is. DIR keeps bundles (those of quality.py are taken where their context is long enough), copies and the rows of each
-format: a format that is there is not measured again. `--short` shows in minutes whether it all runs.
+Needs the extra `peers`, and a machine on which nothing else runs. Each row is `bench --peers --peers-file`: fresh
+processes that take turns, llama.cpp with its default cache and with one of Q8_0. Ours in float32 meets a copy of the
+file in F32, int8 one in Q8_0, int4 the file as it is. DIR keeps bundles (those of quality.py are taken where their
+context is long enough), copies and the rows of each format: a format that is there is not measured again. `--short`
+shows in minutes whether it all runs.
 """
 
 import argparse
