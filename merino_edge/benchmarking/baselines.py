@@ -15,6 +15,7 @@ from merino_edge.bundles.files import is_bundle
 from merino_edge.export.export import export
 from merino_edge.export.source import random_source
 from merino_edge.families.names import resolve
+from merino_edge.families.operators import Core, core_of
 from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.storage.atomic import cache_folder
 from merino_runtime.bundle import load_bundle
@@ -29,9 +30,10 @@ def baseline_bundles(
 ) -> list[str]:
     """Folders of the bundles to compare the measured ones with.
 
-    A name such as `opt-350m` gives one per (precision, dialect) among the measured bundles, so that each ratio is at
-    equal format. With `precision` it gives one of that precision, in the dialect of the first measured bundle. Any
-    other `what` is a bundle's folder. Raises MerinoError where a folder is given together with a precision.
+    A name such as `opt-350m` gives one per (precision, dialect, kind of core) among the measured bundles, so that each
+    ratio is at equal format. With `precision` it gives one of that precision, in the dialect and for the kind of core
+    of the first measured bundle. Any other `what` is a bundle's folder. Raises MerinoError where a folder is given
+    together with a precision.
     """
     found = resolve(what)
     if not isinstance(found, Model):
@@ -41,30 +43,36 @@ def baseline_bundles(
                 " which has its own. Leave the option out, or name one of these"
             )
         return [found]
-    formats = formats_of(measured) or [("fp32", "fused")]
+    formats = formats_of(measured) or [("fp32", "fused", "dotprod")]
     if precision is not None:
-        formats = [(precision, formats[0][1])]
+        formats = [(precision, *formats[0][1:])]
     return [baseline_bundle(found, say, *each) for each in formats]
 
 
-def formats_of(folders: Sequence[str]) -> list[tuple[str, str]]:
-    """(precision, dialect) of each bundle that can be read, each pair once."""
+def formats_of(folders: Sequence[str]) -> list[tuple[str, str, Core]]:
+    """(precision, dialect, core) of each bundle that can be read, each once."""
     bundles = [load_bundle(folder, verify=False) for folder in folders if can_be_read(Path(folder))]
-    return list(dict.fromkeys((bundle.precision, bundle.dialect) for bundle in bundles))
+    cores: list[Core] = ["plain" if bundle.core == "plain" else "dotprod" for bundle in bundles]
+    found = [(bundle.precision, bundle.dialect, core) for bundle, core in zip(bundles, cores, strict=True)]
+    return list(dict.fromkeys(found))
 
 
-def baseline_bundle(model: Model, say: Callable[[str], None], precision: str = "fp32", dialect: str = "fused") -> str:
+def baseline_bundle(
+    model: Model, say: Callable[[str], None], precision: str = "fp32", dialect: str = "fused", core: Core = "dotprod"
+) -> str:
     """The folder of a baseline with random weights, exported now where this exporter has not done so before.
 
     Bundles of the same format that another exporter left in the cache are removed then.
     """
-    stem = f"{model.id}-{precision}-{dialect}"
+    form = f"{precision} {dialect}{' plain' if core_of(dialect, precision, core) == 'plain' else ''}"
+    stem = f"{model.id}-{form.replace(' ', '-')}"
     folder = cache_folder() / f"{stem}-{exporter_digest()}"
     if is_bundle(folder) and can_be_read(folder):
         return str(folder)
-    say(f"exporting {model.id} as {precision} {dialect}, with random weights of its true geometry (once, minutes;"
+    say(f"exporting {model.id} as {form}, with random weights of its true geometry (once, minutes;"
         f" kept in {folder})")  # fmt: skip
-    export(random_source(model.geometry, model.id), folder, precision=precision, dialect=dialect, last_use=True)
+    source = random_source(model.geometry, model.id)
+    export(source, folder, precision=precision, dialect=dialect, core=core, last_use=True)
     for old in outdated(folder, stem):
         say(f"removing {old}, which another version of the exporter wrote")
         shutil.rmtree(old)

@@ -19,7 +19,9 @@ from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.design.design_file import Design, Measured
 from merino_edge.export.random_bundle import write_random_bundle
+from merino_edge.families.operators import Core
 from merino_edge.storage.atomic import scratch_folder
+from merino_runtime.board import kind_of_core, this_board
 from merino_runtime.errors import MerinoError
 
 MEASURABLE = [name for name in BUDGETS_BY_NAME if name in Measured.model_fields]  # what a measurement here can judge
@@ -118,6 +120,10 @@ def trial_line(design: Design) -> str:
     return f"{design.architecture.shape()} takes {taken or 'no budget that can be measured'}"
 
 
+def core_here() -> Core:
+    return "plain" if kind_of_core(this_board()) == "plain" else "dotprod"
+
+
 def measure_design(
     design: Design, say: Callable[[str], None] = lambda _: None, progress: Progress | None = None
 ) -> Measured:
@@ -133,7 +139,7 @@ def measure_design(
     steps = min(STEPS, context // 2)
     with scratch_folder(Path(tempfile.gettempdir()) / "merino-redesign") as scratch:
         folder = scratch / "bundle"
-        write_random_bundle(design.architecture, design.precision, folder, "redesign", design)
+        write_random_bundle(design.architecture, design.precision, folder, "redesign", design, core_here())
 
         runs: list[dict] = []
         for number, (what, case, repetitions) in enumerate(plan(design.prompt, steps, context)):

@@ -56,12 +56,14 @@ def recommend(
     from merino_edge.prediction.shape import default_lengths
 
     share = parse_confidence(confidence)
-    profile = board(chosen_device(device, ssh, accept_new), say, backend)
+    chosen = chosen_device(device, ssh, accept_new)
+    profile = board(chosen, say, backend)
     longest, tokens = default_lengths(profile, context, prompt)
     with working(f"judging models for {profile.name}"):
         found = find(
-            profile, with_board_defaults(limits, profile), context=longest, prompt=tokens, confidence=share
-        )
+            profile, with_board_defaults(limits, profile), context=longest, prompt=tokens, confidence=share,
+            named=chosen,
+        )  # fmt: skip
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
     else:

@@ -4,6 +4,7 @@ Predictions assume our own exporter and runtime, for the same inference shape as
 others: the models themselves (`families.zoo`), tables for people (`cli`).
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.cost_model import CostModel, cost_model
-from merino_edge.prediction.formats import formats_of, refused_words
+from merino_edge.prediction.formats import formats_of, graph_dialect, refused_words
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
@@ -89,12 +90,13 @@ class Recommendation:
     budget: dict[str, float]
     candidates: tuple[Candidate, ...]  # the best first
     ours: tuple[Ours, ...]
+    graph: str  # options of `export` that write a graph for the board, each with a blank before it
 
     @property
     def command(self) -> str | None:
         """What exports the first model in its format; None where no model fits."""
         first = self.candidates[0]
-        return export_command(first, self.context) if first.fits else None
+        return export_command(first, self.context, self.graph) if first.fits else None
 
     def as_json(self) -> dict[str, Any]:
         """The object that `recommend --json` prints; see docs/formats.md."""
@@ -126,11 +128,13 @@ def recommend(
     prompt: int,
     space: Space = Space(),  # noqa: B008 - frozen
     confidence: float = DEFAULT_CONFIDENCE,
+    named: str | None = None,
 ) -> Recommendation:
     """Every model of the zoo in every format of the profile's backend, judged by `limits`, and a design per format
     within the same limits.
 
-    Of a latency with an interval the upper end at `confidence` is judged.
+    Of a latency with an interval the upper end at `confidence` is judged. `named`: what the profile was read by, where
+    that is not its id.
 
     Raises MerinoError for an inference shape or limits that cannot be.
     """
@@ -149,6 +153,7 @@ def recommend(
         budget=limits,
         candidates=ranked(candidates),
         ours=tuple(ours),
+        graph=graph_options(profile, named or profile.id),
     )
 
 
@@ -179,14 +184,22 @@ def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> Ou
     return Ours(precision, found)
 
 
-def export_command(candidate: Candidate, context: int) -> str:
+def graph_options(profile: DeviceProfile, named: str) -> str:
+    """What `export` must be told, where another graph than its default one is for the board."""
+    if profile.backend == "tensorrt":
+        return " --dialect portable"
+    return "" if graph_dialect(profile) == "fused" else f" --for {shlex.quote(named)}"
+
+
+def export_command(candidate: Candidate, context: int, graph: str) -> str:
     """The line for a shell. Heads that fused attention refuses take the other dialect, which has no int4."""
     name, precision = candidate.model.id, candidate.chosen.precision
     portable = any(size % FUSED_HEAD_MULTIPLE for _, size in candidate.model.geometry.kv_layers)
     if portable:
         precision = "int8" if precision == "int4" else precision
-    dialect = " --dialect portable" if portable else ""
-    return f"merino-edge export {name} --precision {precision}{dialect} --context {context} -o {name}-{precision}"
+    if portable and "--dialect" not in graph:
+        graph += " --dialect portable"
+    return f"merino-edge export {name} --precision {precision}{graph} --context {context} -o {name}-{precision}"
 
 
 def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = INVERSE) -> float | None:

@@ -1,7 +1,8 @@
 """Bundles with random weights of a geometry, for timing alone: no torch model is filled or compared with.
 
 The graph is the exporter's own. Quantised codes are drawn at random in place of being quantised, in the block that the
-quantiser takes for normally distributed weights: the largest that divides the row.
+quantiser takes for normally distributed weights: the largest that divides the row. One scale per row where the core's
+products take no other.
 """
 
 from pathlib import Path
@@ -15,39 +16,60 @@ from merino_edge.bundles.write import write_bundle
 from merino_edge.design.design_file import Design
 from merino_edge.export.export import walked_graph
 from merino_edge.export.onnx.fused import Fused
+from merino_edge.export.onnx.graph import Graph
+from merino_edge.export.onnx.plain import FusedPlain
 from merino_edge.export.quantize import Quantized
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
-from merino_edge.families.operators import largest_block
+from merino_edge.families.operators import Core, core_of, largest_block
 from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import new_folder
 from merino_runtime.bundle import Bundle, Golden, Threads
 
 
-class Quick(Fused):
+class Quick(Graph):
     """Random codes in place of quantised weights."""
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
+        columns = matrix.shape[1]
+        return self.random_codes(matrix, bits, largest_block(columns) or columns, 0)
+
+    def random_codes(self, matrix: np.ndarray, bits: int, block: int, lowest: int) -> Quantized:
+        """Bytes from `lowest` on."""
         rows, columns = matrix.shape
-        block = largest_block(columns) or columns
         # A seed per matrix: ONNX Runtime stores equal matrices once.
         random = np.random.default_rng(len(self.quantized))
-        codes = random.integers(0, 256, (rows, columns // block, block * bits // 8), dtype=np.uint8)
+        codes = random.integers(lowest, 256, (rows, columns // block, block * bits // 8), dtype=np.uint8)
         return Quantized(codes, np.full((rows, columns // block), 0.02 / 2 ** (bits - 1), np.float32), bits, block)
 
 
+class QuickFused(Quick, Fused):
+    """Dialect `fused`."""
+
+
+class QuickPlain(Quick, FusedPlain):
+    """The same for cores without dotprod, where no weight of 8 bits is -128."""
+
+    def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
+        if bits == 8:
+            return self.random_codes(matrix, bits, matrix.shape[1], 1)
+        return super().quantize(name, matrix, bits)
+
+
 def write_random_bundle(
-    arch: Geometry, precision: str, folder: Path, name: str, design: Design | None = None
+    arch: Geometry, precision: str, folder: Path, name: str, design: Design | None = None, core: Core = "dotprod"
 ) -> Bundle:
     """The bundle written into `folder`, with the design's thread counts. It has no golden ids: its weights mean
-    nothing."""
+    nothing. `core`: as of `export`."""
     with torch.device("meta"):
         model = build_model(arch)
-    graph = walked_graph(Quick, arch, random_weights(model), arch.context, precision)
+    written_for = core_of("fused", precision, core)
+    quick = QuickPlain if written_for == "plain" else QuickFused
+    graph = walked_graph(quick, arch, random_weights(model), arch.context, precision)
     facts = ModelFacts(name, family_of(arch).name, arch, "random", "random, for timing")
     plan = design.predicted if design else None
     threads = Threads(plan.prefill_threads, plan.decode_threads) if plan else RUNTIME_CHOOSES
-    form = GraphFormat(precision, "fused", arch.context)
+    form = GraphFormat(precision, "fused", arch.context, written_for)
     with new_folder(folder, is_bundle_alone, graph.weight_bytes) as place:
         bundle = write_bundle(place, facts, graph, form, Golden((), ()), threads=threads)
     return bundle._replace(folder=str(folder))

@@ -7,6 +7,7 @@ import pytest
 
 from merino_edge.benchmarking import baselines
 from merino_edge.benchmarking.baselines import EXPORTER_ROOMS, baseline_bundles, digest_of, exporter_digest
+from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families import zoo
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
@@ -70,6 +71,16 @@ def test_the_exporters_digest_is_of_its_sources(tmp_path):
     assert digest_of([tmp_path / "export"]) in found
     rooms = [Path(baselines.__file__).parents[1] / room for room in EXPORTER_ROOMS]
     assert exporter_digest() == digest_of(rooms) and all((room / "__init__.py").is_file() for room in rooms)
+
+
+def test_it_is_for_the_measured_bundles_kind_of_core(tiny_arch, tmp_path):
+    """Else OPT would be some times slower by its graph alone."""
+    measured = [tmp_path / core for core in ("plain", "dotprod")]
+    for folder in measured:
+        write_random_bundle(tiny_arch, "int8", folder, "timed", core=folder.name)
+    found = baseline_bundles("opt-350m", list(map(str, measured)), None, lambda _: None)
+    assert [load_bundle(folder).core for folder in found] == ["plain", "dotprod"] and len(set(found)) == 2
+    assert baseline_bundles("opt-350m", [str(measured[0])], "int8", print) == found[:1]
 
 
 def test_the_precision_can_be_fixed(bundle_dirs):

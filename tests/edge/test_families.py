@@ -67,12 +67,12 @@ def test_random_models_are_the_same_each_time_and_store_what_is_counted(geometry
     assert random_model(geometry).num_parameters() == operators.params(geometry.operators)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_any_family_gives_a_bundle_for_timing_alone(geometry, precision, tmp_path):
+@pytest.mark.parametrize(("precision", "core"), [("fp32", None), ("int4", "dotprod"), ("int8", "plain")])
+def test_any_family_gives_a_bundle_for_timing_alone(geometry, precision, core, tmp_path):
     """It runs, and has no golden ids to pass a self-test with."""
-    write_random_bundle(geometry, precision, tmp_path / "bundle", "timed")
+    write_random_bundle(geometry, precision, tmp_path / "bundle", "timed", core=core or "dotprod")
     bundle = load_bundle(str(tmp_path / "bundle"))
-    assert (bundle.family, bundle.golden.greedy_ids) == (family_of(geometry).name, ())
+    assert (bundle.family, bundle.golden.greedy_ids, bundle.core) == (family_of(geometry).name, (), core)
     backend = open_backend(bundle)
     assert backend.prefill([1, 2, 3]).shape == (geometry.vocab,)
     backend.close()

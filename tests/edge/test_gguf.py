@@ -11,7 +11,9 @@ from gguf.quants import dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
+from typer.testing import CliRunner
 
+from merino_edge.cli.app import app
 from merino_edge.export.export import build_graph, export
 from merino_edge.export.quantize import dequantize as graph_weights
 from merino_edge.export.source import load_source
@@ -229,6 +231,21 @@ def test_matrices_of_several_types_that_are_joined_share_one_size_of_block(tmp_p
     state = source.model.state_dict()
     weights = torch.cat([state[name] for name in joined]).numpy()
     np.testing.assert_allclose(graph_weights(found), weights, atol=0.01 * np.abs(weights).max())
+
+
+@pytest.mark.parametrize(("precision", "exact"), [("int8", 0), ("int4", 7)])
+def test_for_a_core_without_dotprod_blocks_of_8_bits_are_quantised_again_and_the_export_says_so(
+    tmp_path, precision, exact
+):  # fmt: skip
+    """One scale per row is all that its products of 8 bits take. Those of 4 bits are in the file's blocks."""
+    write_in_blocks(tmp_path / "model.gguf", "llama", "Q4_0", "Q8_0", num_hidden_layers=1, **WIDE)
+    words = ["export", tmp_path / "model.gguf", "--for", "raspberry-pi-4", "--precision", precision]
+    done = CliRunner().invoke(app, [*map(str, words), "--context", "64", "-o", str(tmp_path / "bundle")])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert f"Q4_0: {exact} matrices taken over exactly, {7 - exact} quantised again" in done.stderr
+    assert "Q8_0: 0 matrices taken over exactly, 1 quantised again" in done.stderr
+    bundle = load_bundle(str(tmp_path / "bundle"))
+    assert (bundle.core, bundle.precision) == ("plain", precision) and "raspberry-pi-4" in bundle.boards
 
 
 @pytest.mark.parametrize("name", EXPORTED)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -20,8 +21,9 @@ from merino_edge.families.zoo import load_models, model
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import refused_words
 from merino_edge.prediction.shape import InferenceShape
-from merino_edge.profiles.reading import load_profile
+from merino_edge.profiles.reading import load_profile, profile_text
 from merino_edge.report.front import front_svg
+from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
 PI5, ZERO, NANO = (
@@ -134,15 +136,31 @@ def test_models_with_gates_or_grouped_heads_have_no_entropy():
     assert {each.id for each in load_models() if each.family not in kinds} == {name for name in found if found[name]}
 
 
-def test_it_ends_with_the_command_that_exports_the_first(tmp_path, monkeypatch):
-    """Random weights take the place of those that it fetches from the hub."""
-    found = recommended(ZERO, context=128, params_m=10, decode_ms=1e5)
+@pytest.mark.parametrize(("board", "graph", "core"), [
+    (ZERO, " --for raspberry-pi-zero-2w", "plain"), (NANO, " --for jetson-nano", None), (PI5, "", "dotprod"),
+    (load_profile("jetson-orin-nano"), " --dialect portable", None),
+])  # fmt: skip
+def test_it_ends_with_the_command_that_exports_the_first_for_the_board(board, graph, core, tmp_path, monkeypatch):
+    """Random weights take the place of those that it fetches from the hub. The file has no room for float32."""
+    budget = {} if board.backend == "tensorrt" else {"file_mb": 20}
+    found = recommended(board, context=128, params_m=10, decode_ms=1e5, **budget)
     first = found.candidates[0]
     assert first.fits and found.as_json()["command"] == found.command
-    assert f"export {first.model.id} --precision {first.chosen.precision} --context 128" in found.command
+    assert f"export {first.model.id} --precision {first.chosen.precision}{graph} " in found.command
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, [*found.command.split()[1:], "--weights", "random"])
     assert done.exit_code == 0, done.output
+    made = load_bundle(found.command.split()[-1])
+    assert (made.precision, made.core, made.context) == (first.chosen.precision, core, 128)
+    assert board.backend in [need.name for need in made.backends]
+
+
+def test_a_board_of_a_file_is_exported_for_by_the_file(tmp_path):
+    path = tmp_path / "my pi.toml"
+    path.write_text(profile_text("raspberry-pi-4").replace('id = "raspberry-pi-4"', 'id = "mine"'))
+    budgets = with_board_defaults({}, load_profile(path))
+    found = recommend(load_profile(path), budgets, context=256, prompt=128, space=SMALL, named=str(path))
+    assert shlex.split(found.command)[5:7] == ["--for", str(path)]
     assert recommended(decode_ms=0.01).command is None
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -46,14 +47,20 @@ def plugin() -> Path:
 
 def count(cpu: str, bundle: Path, prompt: int = 8, steps: int = 5) -> Counted:
     """Of the bundle on one emulated core."""
+    found = marks(cpu, [SCRIPTS / "counted.py", bundle, str(prompt), str(steps)])
+    between = [after - before for before, after in zip(found, found[1:], strict=False)]
+    return Counted(between[1], int(median(between[2:])))
+
+
+def marks(
+    cpu: str, call: Sequence[str | Path], root: Path = BOARD_ROOT, python: Path = PYTHON,
+    paths: Sequence[str | Path] = (SITE, RUNTIME),
+) -> list[int]:  # fmt: skip
+    """Instructions executed until each getsid of a script on the emulated core's Python; `call`: it and its words."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "counts"
-        settings = ["-E", f"PYTHONPATH={SITE}:{RUNTIME}", "-E", "PYTHONHASHSEED=0", "-E", "PYTHONNOUSERSITE=1"]
-        subprocess.run(
-            [QEMU, "-plugin", f"{plugin()},out={out}", "-L", BOARD_ROOT, "-cpu", cpu, *settings, PYTHON,
-             SCRIPTS / "counted.py", bundle, str(prompt), str(steps)],
-            check=True, capture_output=True, timeout=600,
-        )  # fmt: skip
-        marks = [int(line) for line in out.read_text().split()]
-    between = [after - before for before, after in zip(marks, marks[1:], strict=False)]
-    return Counted(between[1], int(median(between[2:])))
+        path = ":".join(map(str, paths))
+        settings = ["-E", f"PYTHONPATH={path}", "-E", "PYTHONHASHSEED=0", "-E", "PYTHONNOUSERSITE=1"]
+        emulated = [QEMU, "-plugin", f"{plugin()},out={out}", "-L", root, "-cpu", cpu, *settings, python, *call]
+        subprocess.run(emulated, check=True, capture_output=True, timeout=600)
+        return [int(line) for line in out.read_text().split()]
