@@ -254,7 +254,8 @@ def bench(
     threads: Annotated[str | None, typer.Option("-t", "--threads", help="default: the bundle's choice")] = None,
     timeout: Annotated[float, typer.Option(help="seconds for all repetitions of a row")] = 3600.0,
     peers: Annotated[
-        str | None, typer.Option(help="other engines beside: transformers,torch.compile,ctranslate2,llama.cpp or all")
+        str | None,
+        typer.Option(help="engines beside: transformers,torch.compile,ctranslate2,llama.cpp,llama.cpp-q8_0-cache; all"),
     ] = None,
     peers_file: Annotated[
         Path | None, typer.Option(help="the GGUF or folder of the bundle's weights, for llama.cpp")

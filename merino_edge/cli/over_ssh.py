@@ -78,7 +78,8 @@ def chat_there(host: str, accept_new: bool, bundle: str, options: Sequence[str],
     from merino_edge.delivery.ssh.programs import INSTALLED, bundle_there, program
     from merino_edge.delivery.ssh.talk import TalkThere, opened
     from merino_edge.families.names import bundle_path
-    from merino_runtime.chat import talk_in_json, talk_with_people, write_json
+    from merino_runtime.chat import talk_with_people
+    from merino_runtime.chat_json import talk_in_json, write_json
 
     folder = bundle if bundle == INSTALLED else bundle_path(bundle)
 

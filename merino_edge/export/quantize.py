@@ -1,8 +1,8 @@
 """Weight-only block quantisation, in the layout of ONNX Runtime's MatMulNBits and GatherBlockQuantized.
 
 A row of a matrix is cut into blocks. A block has one float32 scale and an unsigned code of 4 or 8 bits per weight:
-weight = (code - 2^(bits - 1)) * scale. It is symmetric: the code in the middle stands for zero. Blocks that a source
-has stored with a minimum keep it: it is added to each weight of the block.
+weight = (code - 2^(bits - 1)) * scale. It is symmetric: the code in the middle stands for zero. A block may have a
+minimum besides, which is added to each of its weights. The minimums of a row are stored in blocks of 8 bits in turn.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +16,7 @@ from merino_runtime.errors import MerinoError
 ERROR_RATIO = {4: 1.25, 8: 2.0}  # by bits: allowed RMS error of a larger block, relative to the smallest block's
 # By bits: scales that are tried, relative to the scale at which the largest weight has the outermost code.
 SHRINKS = {4: np.linspace(0.7, 1.1, 9, dtype=np.float32), 8: np.linspace(1.0, 1.04, 5, dtype=np.float32)}
+MINIMUMS_BLOCK = 32
 PIECE = 2**17  # weights quantised at a time, so few that they stay in the CPU's cache
 THREADS = 2  # numpy releases the interpreter's lock during its loops
 
@@ -27,7 +28,7 @@ class Quantized(NamedTuple):
     scales: np.ndarray  # float32 [rows, columns / block]
     bits: int
     block: int
-    minimums: np.ndarray | None = None  # float32 [rows, columns / block]; None where all are 0
+    minimums: "Quantized | None" = None  # of [rows, columns / block], its last block filled up; None where all are 0
 
     @property
     def nbytes(self) -> int:
@@ -118,6 +119,12 @@ def quantize_rows(values: np.ndarray, bits: int, both_signs: bool) -> tuple[np.n
     return packed(codes, bits), best_scale
 
 
+def quantize_minimums(minimums: np.ndarray) -> Quantized:
+    """Minimums float32 [rows, blocks] in 8 bits: an error of at most 1/254 of the largest of MINIMUMS_BLOCK of them."""
+    filled = np.pad(minimums, ((0, 0), (0, -minimums.shape[1] % MINIMUMS_BLOCK)))
+    return quantize_blocks(filled, 8, MINIMUMS_BLOCK)
+
+
 def packed(codes: np.ndarray, bits: int) -> np.ndarray:
     """Codes uint8 [..., block], two of 4 bits in a byte."""
     return codes[..., 0::2] | (codes[..., 1::2] << 4) if bits == 4 else codes
@@ -138,7 +145,7 @@ def dequantize(found: Quantized) -> np.ndarray:
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)
     values = (codes.astype(np.float32) - 2 ** (found.bits - 1)) * found.scales[..., None]
     if found.minimums is not None:
-        values += found.minimums[..., None]
+        values += dequantize(found.minimums)[:, : values.shape[1], None]
     return values.reshape(len(codes), -1)
 
 

@@ -1,10 +1,13 @@
-"""Matrices that a source has stored in blocks, as blocks of the graph: the same codes, no second rounding."""
+"""Matrices that a source has stored in blocks, as blocks of the graph: the same codes and scales, no second rounding.
+
+Minimums of blocks are the exception: they are rounded to 8 bits.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from merino_edge.export.quantize import Quantized, packed, quantize_blocks
+from merino_edge.export.quantize import Quantized, packed, quantize_blocks, quantize_minimums
 from merino_edge.families.blocks import Blocks, BlockSource
 from merino_edge.families.graph_ops import Weights
 
@@ -24,13 +27,14 @@ def repacked(
         return None
     exact |= set(found)
     block = min(blocks.block for blocks in found.values())
+    cut = {name: blocks.cut(block) for name, blocks in found.items()}
     parts = [
-        as_codes(found[name].cut(block), bits) if name in found else quantize_blocks(weights[name], bits, block)
-        for name in names
+        as_codes(cut[name], bits) if name in cut else quantize_blocks(weights[name], bits, block) for name in names
     ]
+    lowest = [cut[name].minimums if name in cut else None for name in names]
     return Quantized(
         np.concatenate([part.codes for part in parts]), np.concatenate([part.scales for part in parts]), bits, block,
-        joined_minimums(parts),
+        joined_minimums(lowest, parts),
     )  # fmt: skip
 
 
@@ -40,10 +44,14 @@ def fits(blocks: Blocks, bits: int) -> bool:
 
 def as_codes(blocks: Blocks, bits: int) -> Quantized:
     codes = (blocks.levels.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
-    return Quantized(packed(codes, bits), blocks.scales, bits, blocks.block, blocks.minimums)
+    return Quantized(packed(codes, bits), blocks.scales, bits, blocks.block)
 
 
-def joined_minimums(parts: Sequence[Quantized]) -> np.ndarray | None:
-    if all(part.minimums is None for part in parts):
+def joined_minimums(minimums: Sequence[np.ndarray | None], parts: Sequence[Quantized]) -> Quantized | None:
+    """Those of the parts [rows, blocks] one below the other; a part without has zeros."""
+    if all(each is None for each in minimums):
         return None
-    return np.concatenate([np.zeros_like(part.scales) if part.minimums is None else part.minimums for part in parts])
+    filled = [
+        np.zeros_like(part.scales) if each is None else each for each, part in zip(minimums, parts, strict=True)
+    ]
+    return quantize_minimums(np.concatenate(filled))

@@ -12,8 +12,9 @@ from pseudo_terminal import on_a_terminal
 from test_runtime_talk import talk_of
 
 import merino_runtime
-from merino_runtime import chat
-from merino_runtime.chat import Record, line_of, talk_with_people
+from merino_runtime import chat, chat_screens
+from merino_runtime.chat import talk_with_people
+from merino_runtime.chat_commands import Record, line_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.screen import Thinking, Wrapped, columns_of, harmless
 
@@ -108,10 +109,10 @@ def answers(monkeypatch, talk, typed, interrupts_at=()):
             raise KeyboardInterrupt
 
     monkeypatch.setattr("builtins.input", enter)
-    monkeypatch.setattr(chat, "write_out", write)
+    monkeypatch.setattr(chat_screens, "write_out", write)
     monkeypatch.setattr(chat, "is_terminal", lambda: True)
-    monkeypatch.setattr(chat, "width", lambda: 40)
-    monkeypatch.setattr(chat, "takes_styles", lambda: True)
+    monkeypatch.setattr(chat_screens, "width", lambda: 40)
+    monkeypatch.setattr(chat_screens, "takes_styles", lambda: True)
     try:
         code = talk_with_people(talk, "it")
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from merino_bench.fresh_process import run_apart
 from merino_bench.harness.cases import Case
 from merino_bench.harness.processes import measure_apart
 from merino_edge.benchmarking.peers.engines import PEERS, missing
+from merino_edge.benchmarking.peers.engines import WITH_Q8_0_CACHE as Q8_0_CACHE
 from merino_edge.benchmarking.peers.entrants import Peers, as_read_by, make_apart, measure_peer_apart
 from merino_edge.benchmarking.peers.geometry import matrix_elements, table_elements
 from merino_edge.families.registry import read_geometry
@@ -48,8 +49,8 @@ def ours(model: str, precision: str, **more: Any) -> Entrant:
     return Entrant(OURS, model, precision, **more)
 
 
-def llama(model: str, precision: str, table: str = "", **more: Any) -> Entrant:
-    return Entrant("llama.cpp", model, precision, table or precision, **more)
+def llama(model: str, precision: str, table: str = "", q8_0_cache: bool = False, **more: Any) -> Entrant:
+    return Entrant(Q8_0_CACHE if q8_0_cache else "llama.cpp", model, precision, table or precision, **more)
 
 
 def bundle_folder(entrant: Entrant, cache: Path) -> Path:

@@ -16,6 +16,7 @@ class Peer(NamedTuple):
     artifact: str  # what is made for it once: `checkpoint`, `ctranslate2` or `gguf`
     runner: str  # the module that opens it
     needs: tuple[tuple[str, str], ...]  # (module to import, package to install)
+    kv_share: float = 1.0  # bytes of its KV cache, of those that ours has in float32
 
     @property
     def shown_precision(self) -> str:
@@ -23,11 +24,21 @@ class Peer(NamedTuple):
 
 
 TORCH = (("torch", "torch"), ("transformers", "transformers"))
+WITH_Q8_0_CACHE = "llama.cpp-q8_0-cache"
 LLAMA = (("xllamacpp", "xllamacpp"), ("gguf", "gguf"))
 
 
-def llama_cpp(precision: str, table: str) -> Peer:
-    return Peer("llama.cpp", precision, table, "gguf", "run_llama_cpp", LLAMA)
+F16_SHARE, Q8_0_SHARE = 16 / 32, 8.5 / 32  # 8.5: a float16 scale for each 32 values
+
+
+def llama_cpp(precision: str, table: str, artifact: str = "gguf") -> Peer:
+    """With its default cache, which is float16."""
+    return Peer("llama.cpp", precision, table, artifact, "run_llama_cpp", LLAMA, F16_SHARE)
+
+
+def llama_cpp_q8(precision: str, table: str, artifact: str = "gguf") -> Peer:
+    """With a cache of 8 bits."""
+    return Peer(WITH_Q8_0_CACHE, precision, table, artifact, "run_llama_cpp", LLAMA, Q8_0_SHARE)
 
 
 PEERS = (
@@ -38,13 +49,15 @@ PEERS = (
     llama_cpp("Q8_0", "Q8_0"),
     llama_cpp("Q4_0", "Q8_0"),
     llama_cpp("Q4_0", "Q4_0"),
+    llama_cpp_q8("Q8_0", "Q8_0"),
+    llama_cpp_q8("Q4_0", "Q8_0"),
 )
 ENGINES = tuple(dict.fromkeys(peer.engine for peer in PEERS))
 
 
-def given_gguf(precision: str, table: str) -> Peer:
-    """llama.cpp on a file of the user's: types of its matrices and of its embedding."""
-    return Peer("llama.cpp", precision, table, "given", "run_llama_cpp", LLAMA)
+def given_gguf(precision: str, table: str) -> list[Peer]:
+    """llama.cpp on a file of the user's, by either cache: types of its matrices and of its embedding."""
+    return [llama_cpp(precision, table, "given"), llama_cpp_q8(precision, table, "given")]
 
 
 def parse_engines(text: str) -> tuple[str, ...]:

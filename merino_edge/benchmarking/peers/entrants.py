@@ -67,8 +67,9 @@ def peers_for(peers: Peers) -> list[Peer]:
     found, given = peers_of(peers.engines), peers.source
     if given is None:
         return found
-    ours = given_gguf(given.matrices, given.table)
-    return [peer for peer in found if peer.engine != ours.engine] + [ours] * (ours.engine in peers.engines)
+    files = given_gguf(given.matrices, given.table)
+    others = [peer for peer in found if peer.engine not in {each.engine for each in files}]
+    return others + [each for each in files if each.engine in peers.engines]
 
 
 def peer_entrant(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Callable[[str], None]) -> Entrant:
@@ -88,7 +89,7 @@ def peer_entrant(peers: Peers, peer: Peer, bundle: Bundle, seed: int, say: Calla
         made = make_apart(peers, peer, bundle)
     except MerinoError as error:
         return Entrant(identity, False, None, str(error), never, never)
-    seen = as_stored(given, bundle) if given else as_read_by(peer, bundle, gpt2=peers.checkpoint is None)
+    seen = as_stored(given, peer, bundle) if given else as_read_by(peer, bundle, gpt2=peers.checkpoint is None)
     identity |= {"bundle_bytes": made.bytes, "params": seen.params}
 
     def measure(case: Case, repetitions: int, _first: bool, timeout_s: float) -> Measured:
@@ -116,14 +117,14 @@ def as_read_by(peer: Peer, bundle: Bundle, gpt2: bool = True) -> Bundle:
     operators = as_gpt2(geometry)[0].operators if peer.artifact == "gguf" and gpt2 else geometry.operators
     return bundle._replace(
         decode_weight_bytes=decode_weight_bytes(operators, peer.precision, peer.table),
-        kv_bytes=bundle.kv_bytes // 2 if peer.engine == "llama.cpp" else bundle.kv_bytes,  # float16
+        kv_bytes=int(bundle.kv_bytes * peer.kv_share),
         params=bundle.params if shares_layers(operators) else stored_params(operators),
     )
 
 
-def as_stored(given: GivenFile, bundle: Bundle) -> Bundle:
+def as_stored(given: GivenFile, peer: Peer, bundle: Bundle) -> Bundle:
     """The bundle with the bytes that llama.cpp reads of the file per token."""
-    return bundle._replace(decode_weight_bytes=given.decode_weight_bytes, kv_bytes=bundle.kv_bytes // 2)
+    return bundle._replace(decode_weight_bytes=given.decode_weight_bytes, kv_bytes=int(bundle.kv_bytes * peer.kv_share))
 
 
 def make_apart(peers: Peers, peer: Peer, bundle: Bundle) -> Made:

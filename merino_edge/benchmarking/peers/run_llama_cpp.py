@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from merino_edge.benchmarking.peers.engines import WITH_Q8_0_CACHE
+
 
 def open_peer(request: dict[str, Any]) -> tuple[str, Any, list[str]]:
     """-> engine with version, a function of (ids, steps) that runs one round, notes."""
@@ -19,6 +21,11 @@ def open_peer(request: dict[str, Any]) -> tuple[str, Any, list[str]]:
     params.n_batch = params.n_ubatch = max(512, request["prompt"])  # the prompt in one piece
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = request["threads"]
     params.n_parallel = 1
+    notes = ["KV cache in float16, its default", "times by its own clock"]
+    if request["engine"] == WITH_Q8_0_CACHE:
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_Q8_0
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED  # which its values need
+        notes[0] = "KV cache in Q8_0"
     params.verbosity = -1
     server = xllamacpp.Server(params)
 
@@ -52,8 +59,7 @@ def open_peer(request: dict[str, Any]) -> tuple[str, Any, list[str]]:
         made_up = all(re.fullmatch(r"t\d+", text) for text in texts)  # token N is spelled tN
         return timings[1]["prompt_ms"], step_ms, [int(text[1:]) for text in texts] if made_up else []
 
-    notes = ["KV cache in float16, its default", "times by its own clock"]
-    return f"llama.cpp (xllamacpp {xllamacpp.__version__}) CPU", run_round, notes
+    return f"{request['engine']} (xllamacpp {xllamacpp.__version__}) CPU", run_round, notes
 
 
 def as_object(answer: Any) -> dict[str, Any]:

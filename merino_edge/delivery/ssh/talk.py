@@ -14,7 +14,7 @@ from typing import Any
 
 from merino_edge.delivery.ssh.command import Session, answer, give
 from merino_edge.delivery.ssh.visible import visible_text
-from merino_runtime.chat import STOP
+from merino_runtime.chat_json import STOP
 from merino_runtime.errors import MerinoError
 
 Serve = Callable[[Session], Awaitable[None]]

@@ -6,7 +6,6 @@ runtime binds to both, so no part of the cache is copied. Inputs and outputs are
 
 from collections.abc import Sequence
 
-import numpy as np
 from onnx import TensorProto
 
 from merino_edge.export.onnx.external_data import PAGE
@@ -118,31 +117,34 @@ class Fused(Graph):
 
     def _blocked_product(self, x: str, name: str, found: Quantized) -> str:
         """x @ W with W in blocks [out, in]; activations are quantised to int8 as well (see ACCURACY)."""
+        product = self._blocks_alone(x, name, found, found.codes.shape[1] * found.block)
+        if found.minimums is None:
+            return product
+        return self.add(product, self._minimum_product(x, name, found.minimums, found.codes.shape[1], found.block))
+
+    def _minimum_product(self, x: str, name: str, minimums: Quantized, blocks: int, block: int) -> str:
+        """What the minimums of the blocks add: the sum of each block of x, times the block's minimum in each row.
+
+        MatMulNBits takes minimums as zero points too, but then multiplies in float32, fifty times slower.
+        """
+        cut = self.node("Reshape", [x, self.integers(1, -1, blocks, block)])
+        sums = self.node("ReduceSum", [cut, self.integers(-1)], keepdims=0)  # [1, T, columns / block]
+        return self._blocks_alone(sums, f"{name}.minimums", minimums, blocks)
+
+    def _blocks_alone(self, x: str, name: str, found: Quantized, columns: int) -> str:
+        """`columns` of x, of which the last block may use fewer than it has."""
         codes = self.stored(f"{name}.codes", found.codes)
         scales = self.stored(f"{name}.scales", found.scales.reshape(-1))
-        product = self.node(
+        return self.node(
             "MatMulNBits",
             [x, codes, scales],
             domain=CONTRIB,
-            K=found.codes.shape[1] * found.block,
+            K=columns,
             N=len(found.codes),
             bits=found.bits,
             block_size=found.block,
             accuracy_level=self.accuracy,
         )
-        if found.minimums is None:
-            return product
-        return self.add(product, self._minimum_product(x, name, found.minimums, found.block))
-
-    def _minimum_product(self, x: str, name: str, minimums: np.ndarray, block: int) -> str:
-        """What the minimums of the blocks add: the sum of each block of x, times the block's minimum in each row.
-
-        MatMulNBits takes minimums as zero points too, but then multiplies in float32, fifty times slower.
-        """
-        cut = self.node("Reshape", [x, self.integers(1, -1, minimums.shape[1], block)])
-        sums = self.node("ReduceSum", [cut, self.integers(-1)], keepdims=0)  # [1, T, columns / block]
-        factors = self.stored(f"{name}.minimums", self.transposed(minimums))  # [columns / block, rows]
-        return self.node("MatMul", [sums, factors])
 
     def add(self, x: str, y: str) -> str:
         return self.node("Add", [x, y])

@@ -1,0 +1,89 @@
+"""What can be typed in a talk: messages, commands, and what commands do to the talk and to the record of it."""
+import json
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from merino_runtime.errors import MerinoError
+from merino_runtime.outputs import check_output, write_output
+
+COMMANDS = (
+    ("/reset", "forget the turns"), ("/system TEXT", "the system message from now on; without TEXT: show it"),
+    ("/save FILE", "write the talk as JSON"), ("/stats", "what the last answer took"), ("/help", "this list"),
+    ("/exit", "leave, as ctrl-D does"),
+)
+
+
+class Line(NamedTuple):
+    """What was typed: a message, or a command with what follows it."""
+    command: str  # empty: a message
+    text: str
+
+
+def line_of(text: str) -> Line:
+    """A message that begins with `/` is written with `//`. Raises MerinoError for a command that there is not."""
+    if not text.startswith("/"):
+        return Line("", text)
+    if text.startswith("//"):
+        return Line("", text[1:])
+    name, _, rest = text.partition(" ")
+    known = [form.split()[0] for form, _ in COMMANDS]
+    if name not in known:
+        raise MerinoError(f"there is no command {name}: {', '.join(known)}. A message that begins with / is written "
+                          "with //.")
+    if rest.strip() and name not in ("/system", "/save"):
+        raise MerinoError(f"{name} takes nothing after it.")
+    if name == "/save" and not rest.strip():
+        raise MerinoError("/save needs a file: /save talk.json")
+    return Line(name[1:], rest.strip())
+
+
+class Record:
+    """What was said, for /save, and what it took, for /stats."""
+
+    def __init__(self, system: Optional[str]) -> None:
+        self.messages: List[Dict[str, str]] = []
+        self.system = system
+        self.done: Optional[Dict[str, Any]] = None
+
+    def add(self, user: str, done: Dict[str, Any], dropped_turns: int) -> None:
+        self.done = done
+        del self.messages[:2 * dropped_turns]
+        if done["tokens"]:
+            self.messages += [{"role": "user", "content": user}, {"role": "assistant", "content": done["answer"]}]
+
+    def save(self, path: str) -> str:
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        check_output(path)
+        write_output(path, json.dumps({"messages": system + self.messages}, indent=1, ensure_ascii=False) + "\n")
+        return f"wrote {path}: {len(system + self.messages)} messages"
+
+    def stats(self) -> str:
+        done = self.done
+        if done is None:
+            return "nothing was answered yet"
+        cached = done["prompt_tokens"] - done["prefill_tokens"]
+        lines = [f"prompt: {done['prompt_tokens']} tokens, {done['prefill_tokens']} computed, {cached} from the cache"]
+        if done["prefill_ms"] is not None:
+            lines.append(f"prefill: {done['prefill_ms']:.1f} ms")
+        if done["tok_s"] is not None:
+            lines.append(f"answer: {done['tokens']} tokens, {done['decode_ms_p50']:.2f} ms each (p50), "
+                         f"{done['tok_s']:.1f} tok/s")
+        lines.append(f"context: {done['context_used']} of {done['context']} tokens, turns: {done['turns']}")
+        return "\n".join([*lines, f"peak RSS: {done['peak_rss_mb']:.0f} MB"])
+
+
+def obeyed(line: Line, talk: Any, record: Record) -> str:
+    """What a command has to say."""
+    if line.command == "reset":
+        talk.reset()
+        record.messages, record.done = [], None
+        return "the turns are forgotten"
+    if line.command == "system":
+        if line.text:
+            talk.set_system(line.text)
+            record.system = line.text
+        return f"system: {record.system}" if record.system is not None else "system: the template's own, if it has one"
+    if line.command == "save":
+        return record.save(line.text)
+    if line.command == "stats":
+        return record.stats()
+    return "\n".join(f"{form}: {what}" for form, what in COMMANDS)
