@@ -6,6 +6,7 @@ runtime binds to both, so no part of the cache is copied. Inputs and outputs are
 
 from collections.abc import Sequence
 
+import numpy as np
 from onnx import TensorProto
 
 from merino_edge.export.onnx.external_data import PAGE
