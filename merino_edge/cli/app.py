@@ -146,6 +146,9 @@ def export(
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
     weights: Annotated[Path | None, typer.Option(help="of a catalogue's name: a folder, or random")] = None,
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="round weights to int8 or int4 so that the model changes least on this text")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="random weights may replace trained ones")] = False,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="without the model's chat template")] = False,
 ) -> None:
@@ -156,7 +159,15 @@ def export(
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import working
     from merino_edge.design.design_file import Design
-    from merino_edge.export.request import Plan, check_text, chosen_precision, find_source, published, target_of
+    from merino_edge.export.request import (
+        Plan,
+        check_calibration,
+        check_text,
+        chosen_precision,
+        find_source,
+        published,
+        target_of,
+    )
     from merino_edge.families.hub import fetch
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
@@ -164,7 +175,8 @@ def export(
 
     place = resolve(source)
     check_files([text] if text else (), "--text")
-    check_keeps(out, [Path(each) for each in (weights, text, place) if isinstance(each, str | Path)])
+    check_files([calibrate] if calibrate else (), "--calibrate")
+    check_keeps(out, [Path(each) for each in (weights, text, calibrate, place) if isinstance(each, str | Path)])
     check_folder(out, is_bundle_alone)
     asked = find_source(source, weights)
     check_text(asked, weights)
@@ -176,7 +188,7 @@ def export(
     if auto and profile is None:
         raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
     if not auto:
-        chosen_precision(target.dialect, precision, design)
+        check_calibration(chosen_precision(target.dialect, precision, design), calibrate)
     hub_model = published(asked, weights)
     if hub_model:
         with working(f"fetching {hub_model.name}"):
@@ -194,7 +206,7 @@ def export(
             precision = fastest_format(found, profile, target, context, text, say)[-1].precision
         done = run(
             found, out, dialect=target.dialect, core=target.core, precision=precision, context=context,
-            overwrite=overwrite, chat=not no_chat, last_use=True,
+            overwrite=overwrite, chat=not no_chat, last_use=True, calibration=calibrate,
         )  # fmt: skip
     made = done.bundle
     print(
@@ -209,6 +221,8 @@ def export(
         print(f"on {slower.board} {slower.times:g} times slower than an export with --for {slower.board}")
     for each in done.stored:
         say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} quantised again")
+    if calibrate:
+        say(f"{done.calibrated} matrices were rounded for {calibrate.name}; blocks of the source are as they were")
     if made.chat:
         needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
         print(f"it talks (`merino-edge chat {out}`): its chat template needs {needed}")

@@ -1,5 +1,6 @@
 """From a model to a bundle: its graph in one dialect, golden ids by torch, the folder, and parity with torch."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,9 @@ from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelF
 from merino_edge.bundles.files import described, is_bundle, is_bundle_alone
 from merino_edge.bundles.write import write_bundle
 from merino_edge.export.chat import chat_of
+from merino_edge.export.feedback import Moments
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
+from merino_edge.export.moments import moments_on
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.plain import FusedPlain
@@ -29,7 +32,7 @@ from merino_edge.export.parity import (
     worst_error,
 )
 from merino_edge.export.quantize import MatrixError
-from merino_edge.export.request import chosen_precision
+from merino_edge.export.request import check_calibration, chosen_precision
 from merino_edge.export.source import Source
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.geometry import Geometry
@@ -69,6 +72,7 @@ class Exported(NamedTuple):
     `matrices`: the quantisation error of each; empty where nothing is quantised.
     `why_jinja`: why the board needs jinja2 for the chat template; empty where it does not.
     `stored`: what became of the source's blocks; empty where it has none, or nothing is quantised.
+    `calibrated`: matrices that were rounded for a text.
     """
 
     folder: Path
@@ -79,30 +83,35 @@ class Exported(NamedTuple):
     matrices: list[MatrixError]
     stored: list[Stored]
     why_jinja: str = ""
+    calibrated: int = 0
 
 
 def export(
     source: Source, out: Path, *, dialect: str = "fused", precision: str | None = None, context: int | None = None,
     core: Core = "dotprod", overwrite: bool = False, chat: bool = True, last_use: bool = False,
+    calibration: Path | None = None,
 ) -> Exported:  # fmt: skip
     """Write the bundle `out`. Without a `precision` it has the design's weight format, or float32 without a design.
 
     `core`: the kind of Arm core that the products of whole numbers are written for, where the format has any.
     `overwrite`: random weights may replace trained ones. `chat`: with the source's chat template, if it has one.
     `last_use`: the source's model is changed and then emptied, so that memory holds one copy of the weights at a time.
+    `calibration`: a text; weights are rounded so that the model changes least on it.
     Raises MerinoError for a request that is not possible, for a template that raises, for weights that give no finite
     logits, and where the graph differs from torch; then nothing is written.
     """
     precision = chosen_precision(dialect, precision, source.design)
+    check_calibration(precision, calibration)
     context = chosen_context(source, context)
     check_replaces(source, out, overwrite)
     check_readable(source)
     template = source.chat if chat else None
     found = chat_of(template) if template else None
-    check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch))
-    graph = build_graph(source, dialect, context, precision, core)
+    check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch), calibration is not None)
+    moments = moments_on(source, calibration) if calibration else None
+    graph = build_graph(source, dialect, context, precision, core, moments)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
-    errors, stored = graph.matrix_errors(), stored_blocks(source, graph)
+    errors, stored, calibrated = graph.matrix_errors(), stored_blocks(source, graph), graph.calibrated
     dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
     golden = clear_golden(dequantised, source.arch.vocab, context)
     if not np.isfinite(golden.logits).all():
@@ -125,7 +134,7 @@ def export(
             empty(source.model)
         bundle, error, unrounded = proved(load_bundle(str(folder)), golden, quantised=bool(errors))
     made, why_jinja = bundle._replace(folder=str(out)), found.why_jinja if found else ""
-    return Exported(out, made, error, len(golden.logits) - 1, unrounded, errors, stored, why_jinja)
+    return Exported(out, made, error, len(golden.logits) - 1, unrounded, errors, stored, why_jinja, calibrated)
 
 
 def proved(bundle: Bundle, golden: Golden, quantised: bool) -> tuple[Bundle, float, float | None]:
@@ -248,10 +257,14 @@ def planned_threads(source: Source, precision: str) -> Threads:
     return RUNTIME_CHOOSES
 
 
-def build_graph(source: Source, dialect: str, context: int, precision: str, core: Core = "dotprod") -> Graph:
-    """The graph of the source's model, with its weights in float32 or quantised."""
+def build_graph(
+    source: Source, dialect: str, context: int, precision: str, core: Core = "dotprod",
+    moments: Callable[[], Moments] | None = None,
+) -> Graph:  # fmt: skip
+    """The graph of the source's model, with its weights in float32 or quantised; `moments`: see `Graph`."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
-    return walked_graph(written_by(dialect, precision, core), source.arch, weights, context, precision, source.blocks)
+    form = written_by(dialect, precision, core)
+    return walked_graph(form, source.arch, weights, context, precision, source.blocks, moments)
 
 
 def written_by(dialect: str, precision: str, core: Core) -> Dialect:
@@ -262,11 +275,12 @@ def written_by(dialect: str, precision: str, core: Core) -> Dialect:
 
 def walked_graph(
     dialect: Dialect, arch: Geometry, weights: Weights, context: int, precision: str,
-    blocks: BlockSource | None = None,
+    blocks: BlockSource | None = None, moments: Callable[[], Moments] | None = None,
 ) -> Graph:  # fmt: skip
     """The walk of the geometry's family, written in a dialect. `weights`: the state dict of its torch model."""
     kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
     graph = dialect(GraphWeights(weights, layout_of(arch)), context, precision, blocks)
+    graph.moments = moments
     graph.begin_decoder(kv_layers)
     family_of(arch).walk(graph, arch)
     return graph

@@ -13,9 +13,15 @@ COPIES = 2.5  # of the weights in float32: torch's, the graph's, and ONNX Runtim
 QUANTISED_COPIES = 3.0  # and the dequantised ones for torch
 
 
-def needed_mb(arch: Geometry, precision: str) -> float:
+def needed_mb(arch: Geometry, precision: str, calibrated: bool = False) -> float:
     """Peak MB (2^20 bytes) of the process. The KV cache is left out: next to none of its pages is touched."""
-    return IMPORTS_MB + (COPIES if precision == "fp32" else QUANTISED_COPIES) * weights_mb(arch)
+    held = moments_mb(arch) if calibrated else 0.0
+    return IMPORTS_MB + (COPIES if precision == "fp32" else QUANTISED_COPIES) * weights_mb(arch) + held
+
+
+def moments_mb(arch: Geometry) -> float:
+    """Of the moments of each matrix's input in float32, at most: those that share an input share the moments."""
+    return sum(4 * op.columns**2 for op in arch.operators if op.kind == "linear") / BYTES_PER_MB
 
 
 def weights_mb(arch: Geometry) -> float:
@@ -23,12 +29,15 @@ def weights_mb(arch: Geometry) -> float:
     return 4 * params(arch.operators) / BYTES_PER_MB
 
 
-def check_memory(arch: Geometry, name: str, precision: str = "fp32", held_mb: float = 0.0) -> None:
+def check_memory(
+    arch: Geometry, name: str, precision: str = "fp32", held_mb: float = 0.0,
+    calibrated: bool = False,
+) -> None:  # fmt: skip
     """Raises MerinoError where the export would need more memory than is available now.
 
-    held_mb: what this process has of it already.
+    held_mb: what this process has of it already. calibrated: whether a text is read for the rounding of weights.
     """
-    needed = needed_mb(arch, precision)
+    needed = needed_mb(arch, precision, calibrated)
     available = psutil.virtual_memory().available / BYTES_PER_MB + held_mb
     if needed > available:
         raise MerinoError(

@@ -50,16 +50,9 @@ class MatrixError(NamedTuple):
 def quantize(name: str, matrix: np.ndarray, bits: int, fewest: int = BLOCKS[-1]) -> Quantized:
     """A matrix float32 [rows, columns] in the largest block whose RMS error is within ERROR_RATIO of the smallest's.
 
-    A larger block has fewer scales to read. `fewest`: weights in the smallest block that is tried, where it divides
-    the columns. Raises MerinoError if not even the smallest of all divides them.
+    A larger block has fewer scales to read. `fewest`, and MerinoError: see `block_sizes`.
     """
-    dividing = [block for block in BLOCKS if matrix.shape[1] % block == 0]
-    candidates = [block for block in dividing if block >= fewest] or dividing
-    if not candidates:
-        raise MerinoError(
-            f"{name} has rows of {matrix.shape[1]} weights, which blocks of {BLOCKS[-1]} do not divide: export with"
-            " --precision fp32, or design with widths and FFN widths that are multiples of 32"
-        )
+    candidates = block_sizes(name, matrix.shape[1], fewest)
     smallest = quantize_blocks(matrix, bits, candidates[-1])
     allowed = ERROR_RATIO[bits] * rms(dequantize(smallest) - matrix)
     for block in candidates[:-1]:
@@ -67,6 +60,22 @@ def quantize(name: str, matrix: np.ndarray, bits: int, fewest: int = BLOCKS[-1])
         if rms(dequantize(found) - matrix) <= allowed:
             return found
     return smallest
+
+
+def block_sizes(name: str, columns: int, fewest: int = BLOCKS[-1]) -> list[int]:
+    """What rows of `columns` weights can be cut into, the largest first.
+
+    `fewest`: weights in the smallest block that is wanted, where it divides the columns. Raises MerinoError if not even
+    the smallest of all divides them.
+    """
+    dividing = [block for block in BLOCKS if columns % block == 0]
+    found = [block for block in dividing if block >= fewest] or dividing
+    if not found:
+        raise MerinoError(
+            f"{name} has rows of {columns} weights, which blocks of {BLOCKS[-1]} do not divide: export with"
+            " --precision fp32, or design with widths and FFN widths that are multiples of 32"
+        )
+    return found
 
 
 def quantize_blocks(matrix: np.ndarray, bits: int, block: int, *, both_signs: bool = False) -> Quantized:

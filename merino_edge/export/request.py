@@ -99,3 +99,12 @@ def chosen_precision(dialect: str, precision: str | None, design: Design | None)
         choices = "; ".join(f"{name}: {', '.join(known)}" for name, known in PRECISIONS.items())
         raise MerinoError(f"{asked} is not possible in dialect {dialect}: choose a --precision of {choices}")
     return found
+
+
+def check_calibration(precision: str, text: Path | None) -> None:
+    """Raises MerinoError for a format of which no weight is rounded to few bits."""
+    if text and precision not in ("int8", "int4"):
+        raise MerinoError(
+            f"--calibrate {text} rounds weights to int8 or int4, and the weight format is {precision}: give --precision"
+            " int4 or int8, or leave --calibrate out"
+        )

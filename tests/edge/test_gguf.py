@@ -143,7 +143,7 @@ def random_blocks(kind, rows, columns, seed):
 TAKEN = [  # type, precision, bits and block of the graph, whether the codes are the file's
     ("Q4_0", "int4", 4, 32, True), ("Q4_1", "int4", 4, 32, True), ("Q4_K", "int4", 4, 32, True),
     ("Q4_0", "int8", 8, 32, True), ("Q5_0", "int8", 8, 32, True), ("Q8_0", "int8", 8, 32, True),
-    ("Q6_K", "int8", 8, 16, True), ("Q4_1", "int8", 8, None, False), ("Q8_0", "int4", 4, None, False),
+    ("Q6_K", "int8", 8, 16, True), ("Q4_1", "int8", 8, 32, False), ("Q8_0", "int4", 4, 32, False),
     ("F16", "int4", 4, None, False),
 ]  # fmt: skip
 

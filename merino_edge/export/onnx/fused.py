@@ -6,15 +6,16 @@ runtime binds to both, so no part of the cache is copied. Inputs and outputs are
 
 from collections.abc import Sequence
 
+import numpy as np
 from onnx import TensorProto
 
 from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.export.onnx.graph import Graph, Port, ports
-from merino_edge.export.quantize import Quantized
+from merino_edge.export.quantize import Quantized, quantize_blocks
 from merino_edge.export.repack import repacked
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
-from merino_edge.families.operators import FUSED_HEAD_MULTIPLE, HEAD_SLICE_BYTES
+from merino_edge.families.operators import BLOCKS, FUSED_HEAD_MULTIPLE, HEAD_SLICE_BYTES
 from merino_runtime.errors import MerinoError
 
 CONTRIB = "com.microsoft"
@@ -43,6 +44,15 @@ class Fused(Graph):
 
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
         return repacked(self.blocks, names, self.weights, bits, self.exact) if self.blocks else None
+
+    def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
+        """In blocks as large as the source's, where it has blocks of another form: in larger ones, weights that have
+        several steps there would share one."""
+        found = [self.blocks.blocks(each) for each in name.split("+")] if self.blocks else []
+        sizes = [blocks.block for blocks in found if blocks]
+        if not sizes:
+            return super().quantize(name, matrix, bits)
+        return quantize_blocks(matrix, bits, max(BLOCKS[-1], min(sizes)))
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
         """Add a decoder's inputs and outputs (the logits apart), and the nodes that derive from the mask how many

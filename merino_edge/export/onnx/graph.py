@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from merino_edge.export.feedback import Moments, quantize_with_feedback
 from merino_edge.export.onnx.external_data import DATA_FILE, DataFile, Deferred, Stored, store
-from merino_edge.export.quantize import MatrixError, Quantized, matrix_error, quantize
+from merino_edge.export.quantize import MatrixError, Quantized, block_sizes, matrix_error, quantize
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import FORMATS
@@ -47,6 +48,8 @@ class Graph:
         real: the type of activations, KV cache and weights that are not quantised.
         blocks: matrices as the source has them stored in blocks, where it does.
         quantized: the quantised matrices, by the names of the matrices that were joined.
+        moments: gives those of the inputs of matrices on a text; None without a text. Matrices that it has are rounded
+            with feedback, and counted in `calibrated`.
         exact: names of matrices that the graph has in the very blocks of the source.
         windowed: whether an attention operator has a window, which versions of ONNX Runtime count differently.
         decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
@@ -63,6 +66,8 @@ class Graph:
         self.form = FORMATS[precision]
         self.real = "float16" if precision == "fp16" else "float32"
         self.quantized: dict[tuple[str, ...], Quantized] = {}
+        self.moments: Callable[[], Moments] | None = None
+        self.calibrated = 0
         self.decode_weight_bytes = 0
         self.inputs: list[Port] = []
         self.outputs: list[Port] = []
@@ -158,9 +163,16 @@ class Graph:
     def _quantized(self, names: Sequence[str], bits: int) -> Quantized:
         key = tuple(names)
         if key not in self.quantized:
-            found = self.repacked(names, bits)
-            self.quantized[key] = found or self.quantize("+".join(names), self.joined(names), bits)
+            self.quantized[key] = self.repacked(names, bits) or self._rounded_anew(names, bits)
         return self.quantized[key]
+
+    def _rounded_anew(self, names: Sequence[str], bits: int) -> Quantized:
+        name, matrix = "+".join(names), self.joined(names)
+        moments = self.moments().get(names[0]) if self.moments else None  # joined matrices have one input
+        if moments is None:
+            return self.quantize(name, matrix, bits)
+        self.calibrated += len(names)
+        return self.quantize_on_text(name, matrix, bits, moments)
 
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:  # noqa: ARG002 - for dialects that can
         """The matrices, joined, in the blocks of their source; None where this dialect has no such blocks."""
@@ -169,6 +181,10 @@ class Graph:
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         """Cut a matrix float32 [rows, columns] into the blocks that this dialect's operators take."""
         return quantize(name, matrix, bits)
+
+    def quantize_on_text(self, name: str, matrix: np.ndarray, bits: int, moments: np.ndarray) -> Quantized:
+        """The same with feedback; moments [columns, columns] of the matrix's input."""
+        return quantize_with_feedback(matrix, moments, bits, block_sizes(name, matrix.shape[1])[-1])
 
     def matrix_errors(self) -> list[MatrixError]:
         return [matrix_error("+".join(names), self.joined(names), found) for names, found in self.quantized.items()]

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from merino_edge.export.feedback import quantize_with_feedback
 from merino_edge.export.onnx.fused import CONTRIB, Fused
 from merino_edge.export.onnx.signed import SignedCodes
-from merino_edge.export.quantize import Quantized, quantize
+from merino_edge.export.quantize import Quantized, block_sizes, quantize
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import Weights
 
@@ -41,6 +42,12 @@ class FusedPlain(SignedCodes, Fused):
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         return super().quantize(name, matrix, bits) if bits == 8 else quantize(name, matrix, bits, FEWEST_IN_BLOCK)
+
+    def quantize_on_text(self, name: str, matrix: np.ndarray, bits: int, moments: np.ndarray) -> Quantized:
+        if bits == 8:
+            return super().quantize_on_text(name, matrix, bits, moments)
+        block = block_sizes(name, matrix.shape[1], FEWEST_IN_BLOCK)[-1]
+        return quantize_with_feedback(matrix, moments, bits, block)
 
     def _rows(self, table: str, ids: str) -> str:
         return self._signed_rows(table, ids)

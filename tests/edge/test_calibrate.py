@@ -1,0 +1,184 @@
+"""Weights rounded for a text: the feedback by itself, the moments that it goes by, and exports that keep more of a
+model."""
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+import merino_edge.export.moments as reading
+from merino_edge.cli.app import app
+from merino_edge.embedded import FOLDER
+from merino_edge.evaluation.perplexity import bundle_perplexity
+from merino_edge.export.export import build_graph, export
+from merino_edge.export.feedback import quantize_with_feedback
+from merino_edge.export.moments import input_moments
+from merino_edge.export.quantize import dequantize, quantize_blocks
+from merino_edge.export.source import Source, load_source
+from merino_edge.families.registry import layout_of
+from merino_runtime.backends import open_backend
+from merino_runtime.bundle import load_bundle
+from merino_runtime.errors import MerinoError
+from tests.sample_geometries import SMALL, small
+
+TABLES = ("embed", "wte", "wpe", "head")  # in the names of what is gathered from, and of the head
+MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32, allow_subnormal=False))
+
+
+@given(MATRICES, st.sampled_from([4, 8]), st.sampled_from([32, 64]), st.booleans(), st.sampled_from([0, 1e-6, 7]))
+@settings(max_examples=100)
+def test_inputs_that_do_not_hang_together_leave_rounding_as_it_is(matrix, bits, block, both_signs, power):
+    found = quantize_with_feedback(matrix, power * np.eye(64, dtype=np.float32), bits, block, both_signs=both_signs)
+    plain = quantize_blocks(matrix, bits, block, both_signs=both_signs)
+    assert found.bits == bits and found.block == block
+    assert np.array_equal(found.codes, plain.codes) and np.array_equal(found.scales, plain.scales)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_output_loses_less_where_inputs_hang_together(bits, seed):
+    """24 directions in 96 channels and a tenth of noise, as activations are; fewer tokens than channels with seed 0."""
+    random = np.random.default_rng(seed)
+    matrix = random.standard_normal((40, 96)).astype(np.float32)
+    mixed = random.standard_normal((24, 96))
+    x = random.standard_normal((64 if seed == 0 else 2000, 24)) @ mixed + 0.1 * random.standard_normal(96)
+    x = x.astype(np.float32)
+    found = quantize_with_feedback(matrix, x.T @ x / len(x), bits, 32)
+    lost, plainly = (
+        np.square(x @ (dequantize(one) - matrix).T).mean() for one in (found, quantize_blocks(matrix, bits, 32))
+    )
+    assert lost < 0.5 * plainly
+    assert found.codes.min() >= 0 and np.isfinite(found.scales).all()
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_moments_of_each_family_are_those_of_what_its_matrices_multiply(family, decoder):
+    """By the matrices themselves: the mean square of an output is w' M w, with w as the graph has it."""
+    arch = small(family, context=48)
+    model = decoder(arch, 3)
+    rows = torch.from_numpy(np.random.default_rng(0).integers(0, arch.vocab, (3, 40)))
+    found = input_moments(model, rows)
+    source = Source(family, arch, model, "trained", "drawn", (), None)
+    graph = build_graph(source, "fused", 48, "int4")
+    tables = {name for names in graph.quantized for name in names if any(part in name for part in TABLES)}
+    matrices = {name for names in graph.quantized for name in names} - tables
+    assert set(found) == matrices
+    outputs: dict[str, list[torch.Tensor]] = {name: [] for name in matrices}
+    hooks = [
+        model.get_submodule(name.removesuffix(".weight")).register_forward_hook(
+            lambda module, _, out, name=name: outputs[name].append(out - (0 if module.bias is None else module.bias))
+        )
+        for name in matrices
+    ]
+    with torch.no_grad():
+        for row in rows:
+            model(input_ids=row[None])
+    for hook in hooks:
+        hook.remove()
+    layout = layout_of(arch)
+    for name in matrices:
+        state, there = model.state_dict()[name].numpy(), layout(name)
+        weights = there.to_graph(state) if there else state
+        power = torch.cat([out.reshape(-1, out.shape[-1]) for out in outputs[name]]).square().mean(0).sum().item()
+        assert np.einsum("oi,ij,oj", weights, found[name], weights, optimize=True) == pytest.approx(power, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tales(tmp_path_factory):
+    """Two files of what the embedded model writes, drawn with other random numbers."""
+    folder, bundle = tmp_path_factory.mktemp("tales"), load_bundle(str(FOLDER))
+    tokenizer = tokenizers.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    backend = open_backend(bundle)
+    files = []
+    for name in ("read.txt", "held-out.txt"):
+        random, texts = np.random.default_rng(len(files)), []
+        for _ in range(4):
+            backend.truncate(0)
+            ids = [0]
+            while len(ids) < bundle.context:
+                logits = backend.step(ids[-1]).astype(np.float64)
+                chances = np.exp(logits - logits.max())
+                ids.append(int(random.choice(len(chances), p=chances / chances.sum())))
+            texts.append(tokenizer.decode(ids[1:]))
+        files.append(folder / name)
+        files[-1].write_text("<|endoftext|>".join(texts), "utf-8")
+    backend.close()
+    return files
+
+
+def test_an_int4_export_loses_less_on_text_of_the_kind_that_was_read(tales, tmp_path):
+    read, held_out = tales
+    source = load_source(str(FOLDER))
+    losses = {"fp32": bundle_perplexity(FOLDER, held_out).loss}
+    for name, text in (("plain", None), ("calibrated", read)):
+        done = export(source, tmp_path / name, precision="int4", calibration=text)
+        losses[name] = bundle_perplexity(done.folder, held_out).loss
+        tables = 1
+        assert done.calibrated == (sum(len(row.name.split("+")) for row in done.matrices) - tables if text else 0)
+    assert losses["calibrated"] - losses["fp32"] < 0.7 * (losses["plain"] - losses["fp32"])
+
+
+GRAPHS = [
+    ("portable", "dotprod", "int8"), ("fused", "plain", "int8"), ("fused", "plain", "int4"),
+    ("fused", "dotprod", "int8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dialect", "core", "precision"), GRAPHS)
+def test_each_quantised_graph_takes_the_rounding(dialect, core, precision, tales, tmp_path):
+    """Its logits are compared with torch's for the same weights, and with those that were rounded plainly."""
+    source = load_source(str(FOLDER))
+    done = export(source, tmp_path / "bundle", dialect=dialect, core=core, precision=precision, calibration=tales[0])
+    assert done.calibrated > 0 and done.unrounded is not None and done.unrounded < 1e-4
+    plain = build_graph(source, dialect, 512, precision, core)
+    blocks = {row.name: row.block for row in done.matrices}
+    widths = {"+".join(names): found.codes.shape[1] * found.block for names, found in plain.quantized.items()}
+    if core == "plain" and precision == "int4":
+        assert all(
+            block == (64 if widths[name] % 64 == 0 else 32) for name, block in blocks.items() if "embed" not in name
+        )
+    elif dialect == "portable" or core == "plain":
+        assert blocks == widths
+
+
+def test_blocks_of_a_source_are_not_rounded_again_and_the_text_is_not_run(tales, tmp_path, monkeypatch):
+    from tests.edge.test_gguf import WIDE, write_in_blocks
+
+    path = tmp_path / "model.gguf"
+    write_in_blocks(path, "llama", "Q4_0", "Q8_0", num_hidden_layers=1, **WIDE)
+    source = load_source(str(path))
+    monkeypatch.setattr(reading, "input_moments", lambda *_: pytest.fail("nothing is rounded"))
+    done = export(source, tmp_path / "bundle", precision="int4", context=64, calibration=tales[0])
+    assert done.calibrated == 0 and sum(each.exact for each in done.stored) == len(graph_names(source))
+
+
+def graph_names(source):
+    return [name for names in build_graph(source, "fused", 64, "int4").quantized for name in names]
+
+
+FAULTS = {
+    "missing": (["embedded", "--precision", "int4"], None, r"--calibrate .* does not exist"),
+    "bytes": (["embedded", "--precision", "int4"], b"\xff\xfe", r"--calibrate .* is not UTF-8 text"),
+    "empty": (["embedded", "--precision", "int4"], b" ", r"no text in .*: --calibrate"),
+    "short": (["embedded", "--precision", "int4"], b"Once", r"--calibrate .* gives \d+ tokens"),
+    "fp32": (["embedded"], b"Once upon", r"the weight format is fp32: give --precision int4 or int8"),
+    "random": (["design.json", "--precision", "int4"], b"Once upon", r"has no tokenizer to read it with"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_text_that_cannot_be_used_is_told_and_nothing_written(fault, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "design.json").write_text(
+        '{"blocks": [{"width": 64, "ffn_ratio": 1, "depth": 1, "shared": false}], "vocab": 300, "head_size": 32,'
+        ' "context": 64}'
+    )
+    call, content, message = FAULTS[fault]
+    if content is not None:
+        (tmp_path / "text.txt").write_bytes(content)
+    with pytest.raises(MerinoError, match=message):
+        app(["export", *call, "--calibrate", "text.txt", "-o", "bundle"], standalone_mode=False)
+    assert not (tmp_path / "bundle").exists()
