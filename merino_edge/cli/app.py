@@ -144,6 +144,13 @@ def export(
                                  " the default for their boards and designs")
     ] = None,
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
+    kv: Annotated[
+        str | None, typer.Option(help="format of the KV cache: fp32, int8 or int4 (fused, onnxruntime 1.27 and later)")
+    ] = None,
+    calibrate_on: Annotated[
+        Path | None, typer.Option("--calibrate", metavar="TEXT", help="find the scales of --kv on it; default: on what"
+                                  " the model itself writes")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="of a catalogue's name: a folder, or random")] = None,
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="random weights may replace trained ones")] = False,
@@ -156,15 +163,24 @@ def export(
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import working
     from merino_edge.design.design_file import Design
-    from merino_edge.export.request import Plan, check_text, chosen_precision, find_source, published, target_of
+    from merino_edge.export.request import (
+        Plan,
+        check_text,
+        chosen_cache,
+        chosen_precision,
+        find_source,
+        published,
+        target_of,
+    )
     from merino_edge.families.hub import fetch
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
     from merino_edge.training.data import check_files
 
     place = resolve(source)
-    check_files([text] if text else (), "--text")
-    check_keeps(out, [Path(each) for each in (weights, text, place) if isinstance(each, str | Path)])
+    for option, file in (("--text", text), ("--calibrate", calibrate_on)):
+        check_files([file] if file else (), option)
+    check_keeps(out, [Path(each) for each in (weights, text, calibrate_on, place) if isinstance(each, str | Path)])
     check_folder(out, is_bundle_alone)
     asked = find_source(source, weights)
     check_text(asked, weights)
@@ -175,8 +191,8 @@ def export(
     auto = precision == "auto"
     if auto and profile is None:
         raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
-    if not auto:
-        chosen_precision(target.dialect, precision, design)
+    form = "fp32" if auto else chosen_precision(target.dialect, precision, design)
+    kv = chosen_cache(kv, target.dialect, form, profile, calibrate_on)
     hub_model = published(asked, weights)
     if hub_model:
         with working(f"fetching {hub_model.name}"):
@@ -194,11 +210,12 @@ def export(
             precision = fastest_format(found, profile, target, context, text, say)[-1].precision
         done = run(
             found, out, dialect=target.dialect, core=target.core, precision=precision, context=context,
-            overwrite=overwrite, chat=not no_chat, last_use=True,
+            overwrite=overwrite, chat=not no_chat, last_use=True, kv=kv, calibrate=calibrate_on,
         )  # fmt: skip
     made = done.bundle
     print(
-        f"{out}: {made.name}, {made.dialect} {made.precision}, {made.params / 1e6:.1f} M parameters"
+        f"{out}: {made.name}, {made.dialect} {made.precision}{f' with a cache of {kv}' if kv else ''},"
+        f" {made.params / 1e6:.1f} M parameters"
         f" ({made.weights} weights), {bundle_bytes(out) / 2**20:.1f} MB;"
         f" {'worst logit' if made.precision == 'fp32' else 'root mean square'} against torch with the same weights"
         f" {done.error:.1e} relative, over prefill and {done.steps} steps"

@@ -12,11 +12,18 @@ from merino_edge.families.hub import HubModel, hub_name
 from merino_edge.families.names import resolve
 from merino_edge.families.operators import Core
 from merino_edge.families.zoo import Model, exportable_models
-from merino_edge.prediction.formats import core_of_board, dialect_of
+from merino_edge.prediction.formats import (
+    FIRST_QUANTISED_CACHE,
+    QUANTISED_CACHES,
+    core_of_board,
+    dialect_of,
+    has_cache,
+)
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
 RANDOM = Path("random")  # as --weights: no published ones
+KV_FORMATS = ("fp32", *QUANTISED_CACHES)
 PRECISIONS = {"fused": ("fp32", "fp16", "int8", "int4"), "portable": ("fp32", "fp16", "int8")}
 
 
@@ -74,6 +81,8 @@ def find_source(what: str, weights: Path | None = None) -> Model | HubModel | Pl
 def default_dialect(design: Design | None) -> str:
     """The one that the design's backend runs: TensorRT builds its engines from portable graphs alone."""
     return "portable" if design and design.backend == "tensorrt" else "fused"
+
+
 def published(found: Model | HubModel | Plan | Path, weights: Path | None) -> HubModel | None:
     """The model of the hub whose files the source consists of; None where nothing is taken from there."""
     if isinstance(found, Model):
@@ -99,3 +108,31 @@ def chosen_precision(dialect: str, precision: str | None, design: Design | None)
         choices = "; ".join(f"{name}: {', '.join(known)}" for name, known in PRECISIONS.items())
         raise MerinoError(f"{asked} is not possible in dialect {dialect}: choose a --precision of {choices}")
     return found
+
+
+def chosen_cache(
+    kv: str | None, dialect: str, precision: str, board: DeviceProfile | None = None, text: Path | None = None
+) -> str | None:
+    """The format of the cache where it is quantised; None: that of the activations. `text`: to calibrate it on.
+
+    Raises MerinoError where the dialect, the weight format or the board's runtime takes no such cache.
+    """
+    if kv is not None and kv not in KV_FORMATS:
+        raise MerinoError(f"--kv {kv} is not known: choose one of {', '.join(KV_FORMATS)}")
+    if kv not in QUANTISED_CACHES:
+        if text:
+            raise MerinoError("--calibrate finds the scales of a quantised cache: give --kv int8 or --kv int4 with it")
+        return None
+    if dialect != "fused":
+        raise MerinoError(
+            f"--kv {kv} is not possible in dialect {dialect}, which TensorRT and older versions of ONNX Runtime run:"
+            " its cache has the type of the activations. Leave --kv out, or export with --dialect fused"
+        )
+    if precision == "fp16":
+        raise MerinoError(f"--kv {kv} is not possible with --precision fp16, which is for GPUs: leave one of them out")
+    if board and not has_cache(board.with_backend("onnxruntime"), kv):
+        raise MerinoError(
+            f"--kv {kv} needs onnxruntime {FIRST_QUANTISED_CACHE}, and a {board.name} has"
+            f" {board.software.onnxruntime}: leave --kv out"
+        )
+    return kv

@@ -8,6 +8,8 @@ from merino_runtime.board import X86_FEATURES
 from merino_runtime.requirements import version_tuple
 
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
+QUANTISED_CACHES = ("int8", "int4")  # formats of keys and values beside those of activations
+FIRST_QUANTISED_CACHE = "1.27"  # of ONNX Runtime
 PORTABLE_FORMATS = ("fp32", "int8")  # of ONNX Runtime, in order of preference
 # In order of preference: on a CPU most bits, on a GPU the format of its arithmetic.
 BACKEND_FORMATS: dict[Backend, tuple[str, ...]] = {"onnxruntime": CPU_FORMATS, "tensorrt": ("fp16", "fp32")}
@@ -21,6 +23,14 @@ def formats_of(profile: DeviceProfile) -> tuple[str, ...]:
 def fast_formats(profile: DeviceProfile) -> list[str]:
     """Those that the board's own version has and does not refuse as slow."""
     return [precision for precision in formats_of(profile) if not refused_words(profile, precision)]
+
+
+def has_cache(profile: DeviceProfile, kv: str | None) -> bool:
+    """Whether the profile's backend takes a cache of this format (None: that of the activations)."""
+    if kv not in QUANTISED_CACHES:
+        return True
+    has = version_tuple(profile.software.onnxruntime)
+    return profile.backend == "onnxruntime" and has >= version_tuple(FIRST_QUANTISED_CACHE)
 
 
 def is_predicted(profile: DeviceProfile, precision: str) -> bool:
