@@ -25,7 +25,7 @@ from merino_edge.cli import text as cli_text
 from merino_edge.cli.check import check
 from merino_edge.cli.design import design
 from merino_edge.cli.flash import flash
-from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Ssh
+from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Kv, Ssh
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
 from merino_runtime.errors import MerinoError
@@ -144,9 +144,7 @@ def export(
                                  " the default for their boards and designs")
     ] = None,
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
-    kv: Annotated[
-        str | None, typer.Option(help="format of the KV cache: fp32, int8 or int4 (fused, onnxruntime 1.27 and later)")
-    ] = None,
+    kv: Kv = None,
     calibrate_on: Annotated[
         Path | None, typer.Option("--calibrate", metavar="TEXT", help="find the scales of --kv on it; default: on what"
                                   " the model itself writes")
@@ -176,6 +174,7 @@ def export(
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
     from merino_edge.training.data import check_files
+    from merino_runtime.bundle import cache_formats
 
     place = resolve(source)
     for option, file in (("--text", text), ("--calibrate", calibrate_on)):
@@ -192,7 +191,7 @@ def export(
     if auto and profile is None:
         raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
     form = "fp32" if auto else chosen_precision(target.dialect, precision, design)
-    kv = chosen_cache(kv, target.dialect, form, profile, calibrate_on)
+    chosen_cache(kv, target.dialect, form, design=design, board=profile, text=calibrate_on)
     hub_model = published(asked, weights)
     if hub_model:
         with working(f"fetching {hub_model.name}"):
@@ -214,7 +213,7 @@ def export(
         )  # fmt: skip
     made = done.bundle
     print(
-        f"{out}: {made.name}, {made.dialect} {made.precision}{f' with a cache of {kv}' if kv else ''},"
+        f"{out}: {made.name}, {made.dialect} {made.precision}, cache of {cache_formats(made)},"
         f" {made.params / 1e6:.1f} M parameters"
         f" ({made.weights} weights), {bundle_bytes(out) / 2**20:.1f} MB;"
         f" {'worst logit' if made.precision == 'fp32' else 'root mean square'} against torch with the same weights"

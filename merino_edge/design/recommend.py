@@ -89,12 +89,13 @@ class Recommendation:
     budget: dict[str, float]
     candidates: tuple[Candidate, ...]  # the best first
     ours: tuple[Ours, ...]
+    kv: str | None = None  # the cache's format; None: that of the activations
 
     @property
     def command(self) -> str | None:
         """What exports the first model in its format; None where no model fits."""
         first = self.candidates[0]
-        return export_command(first, self.context) if first.fits else None
+        return export_command(first, self.context, self.kv) if first.fits else None
 
     def as_json(self) -> dict[str, Any]:
         """The object that `recommend --json` prints; see docs/formats.md."""
@@ -104,6 +105,7 @@ class Recommendation:
             "backend": self.backend,
             "context": self.context,
             "prompt": self.prompt,
+            "kv": self.kv,
             "budget": self.budget,
             "command": self.command,
             "models": [candidate_json(candidate) for candidate in self.candidates],
@@ -126,19 +128,21 @@ def recommend(
     prompt: int,
     space: Space = Space(),  # noqa: B008 - frozen
     confidence: float = DEFAULT_CONFIDENCE,
+    kv: str | None = None,
 ) -> Recommendation:
     """Every model of the zoo in every format of the profile's backend, judged by `limits`, and a design per format
     within the same limits.
 
-    Of a latency with an interval the upper end at `confidence` is judged.
+    Of a latency with an interval the upper end at `confidence` is judged. `kv`: the format of the cache, by default
+    that of the activations.
 
     Raises MerinoError for an inference shape or limits that cannot be.
     """
     formats = formats_of(profile)
-    check_request(profile, formats[0], context, prompt, space.vocab)
+    check_request(profile, formats[0], context, prompt, space.vocab, kv)
     limits = requested(limits)
     require_predictable(limits, profile)
-    costs = [cost_model(profile, InferenceShape(precision, context, prompt), confidence) for precision in formats]
+    costs = [cost_model(profile, InferenceShape(precision, context, prompt, kv), confidence) for precision in formats]
     candidates = [judge(model, costs, limits, space.blocks) for model in load_models()]
     ours = [design_at(each, limits, space) for each in costs]
     return Recommendation(
@@ -149,6 +153,7 @@ def recommend(
         budget=limits,
         candidates=ranked(candidates),
         ours=tuple(ours),
+        kv=kv,
     )
 
 
@@ -172,20 +177,21 @@ def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> Ou
     try:
         found = design(
             profile, limits, space=space, context=shape.context, prompt=shape.prompt, precision=precision,
-            confidence=costs.confidence,
+            kv=shape.kv, confidence=costs.confidence,
         )  # fmt: skip
     except MerinoError as error:
         return Ours(precision, None, str(error))
     return Ours(precision, found)
 
 
-def export_command(candidate: Candidate, context: int) -> str:
-    """The line for a shell. Heads that fused attention refuses take the other dialect, which has no int4."""
+def export_command(candidate: Candidate, context: int, kv: str | None = None) -> str:
+    """The line for a shell. Heads that fused attention refuses take the other dialect, which has no int4, and no cache
+    but floats."""
     name, precision = candidate.model.id, candidate.chosen.precision
     portable = any(size % FUSED_HEAD_MULTIPLE for _, size in candidate.model.geometry.kv_layers)
     if portable:
         precision = "int8" if precision == "int4" else precision
-    dialect = " --dialect portable" if portable else ""
+    dialect = " --dialect portable" if portable else f" --kv {kv}" if kv else ""
     return f"merino-edge export {name} --precision {precision}{dialect} --context {context} -o {name}-{precision}"
 
 

@@ -22,7 +22,7 @@ from merino_runtime.errors import MerinoError
 SEED = 0
 LONGEST_ROW = 2048  # tokens that are read with one cache; at most the context
 READ_TOKENS = 4096
-TEXTS, TEXT_TOKENS = 8, 256  # that the model writes
+TEXTS, TEXT_TOKENS = 16, 128  # that the model writes: each step reads the weights once, for all texts
 
 
 class RoundedCache(DynamicCache):

@@ -91,15 +91,15 @@ def export(
     """Write the bundle `out`. Without a `precision` it has the design's weight format, or float32 without a design.
 
     `core`: the kind of Arm core that the products of whole numbers are written for, where the format has any.
-    `kv`: the format of the cache, by default the activations'; `calibrate`: a text that its scales are found on, by
-    default one that the model writes.
+    `kv`: the format of the cache, by default the design's, or that of the activations; `calibrate`: a text that its
+    scales are found on, by default one that the model writes.
     `overwrite`: random weights may replace trained ones. `chat`: with the source's chat template, if it has one.
     `last_use`: the source's model is changed and then emptied, so that memory holds one copy of the weights at a time.
     Raises MerinoError for a request that is not possible, for a template that raises, for weights that give no finite
     logits, and where the graph differs from torch; then nothing is written.
     """
     precision = chosen_precision(dialect, precision, source.design)
-    kv = chosen_cache(kv, dialect, precision, text=calibrate)
+    kv = chosen_cache(kv, dialect, precision, design=source.design, text=calibrate)
     context = chosen_context(source, context)
     check_replaces(source, out, overwrite)
     check_readable(source)

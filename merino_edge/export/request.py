@@ -13,17 +13,17 @@ from merino_edge.families.names import resolve
 from merino_edge.families.operators import Core
 from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.prediction.formats import (
-    FIRST_QUANTISED_CACHE,
-    QUANTISED_CACHES,
+    cache_needs,
+    check_kv,
     core_of_board,
     dialect_of,
     has_cache,
+    quantised_kv,
 )
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
 RANDOM = Path("random")  # as --weights: no published ones
-KV_FORMATS = ("fp32", *QUANTISED_CACHES)
 PRECISIONS = {"fused": ("fp32", "fp16", "int8", "int4"), "portable": ("fp32", "fp16", "int8")}
 
 
@@ -111,28 +111,29 @@ def chosen_precision(dialect: str, precision: str | None, design: Design | None)
 
 
 def chosen_cache(
-    kv: str | None, dialect: str, precision: str, board: DeviceProfile | None = None, text: Path | None = None
-) -> str | None:
-    """The format of the cache where it is quantised; None: that of the activations. `text`: to calibrate it on.
+    kv: str | None, dialect: str, precision: str, *, design: Design | None = None, board: DeviceProfile | None = None,
+    text: Path | None = None,
+) -> str | None:  # fmt: skip
+    """The format of the cache where it is quantised, by default the design's; None: that of the activations. `text`: to
+    calibrate it on.
 
     Raises MerinoError where the dialect, the weight format or the board's runtime takes no such cache.
     """
-    if kv is not None and kv not in KV_FORMATS:
-        raise MerinoError(f"--kv {kv} is not known: choose one of {', '.join(KV_FORMATS)}")
-    if kv not in QUANTISED_CACHES:
+    check_kv(kv)
+    found = quantised_kv(kv or (design.kv if design else None))
+    if found is None:
         if text:
             raise MerinoError("--calibrate finds the scales of a quantised cache: give --kv int8 or --kv int4 with it")
         return None
+    asked, remedy = (f"--kv {kv}", "leave --kv out") if kv else (f"the design's cache, {found},", "give --kv fp32")
     if dialect != "fused":
         raise MerinoError(
-            f"--kv {kv} is not possible in dialect {dialect}, which TensorRT and older versions of ONNX Runtime run:"
-            " its cache has the type of the activations. Leave --kv out, or export with --dialect fused"
+            f"{asked} is not possible in dialect {dialect}, which TensorRT and older versions of ONNX Runtime run: its"
+            f" cache has the type of the activations. To export, {remedy}, or take --dialect fused"
         )
     if precision == "fp16":
-        raise MerinoError(f"--kv {kv} is not possible with --precision fp16, which is for GPUs: leave one of them out")
-    if board and not has_cache(board.with_backend("onnxruntime"), kv):
-        raise MerinoError(
-            f"--kv {kv} needs onnxruntime {FIRST_QUANTISED_CACHE}, and a {board.name} has"
-            f" {board.software.onnxruntime}: leave --kv out"
-        )
-    return kv
+        raise MerinoError(f"{asked} is not possible with --precision fp16, which is for GPUs: {remedy}")
+    if board and not has_cache(board.with_backend("onnxruntime"), found):
+        has = board.software.onnxruntime
+        raise MerinoError(f"{asked} needs {cache_needs()}, and a {board.name} has {has}: {remedy}")
+    return found

@@ -3,6 +3,7 @@ stand for; its scales; and where it is refused."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,14 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from merino_edge.design.design_file import load_design
+from merino_edge.design.designer import check_request, design
+from merino_edge.design.space import Space
 from merino_edge.export.cache_scales import fitted_scales, largest_code, rounded
 from merino_edge.export.calibrate_cache import RoundedCache, calibrated, written_by
 from merino_edge.export.export import export
+from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.export.request import chosen_cache
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import kv_bytes
 from merino_edge.families.registry import key_order_of
+from merino_edge.families.zoo import model
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.backends import onnx_session, open_backend
 from merino_runtime.bundle import load_bundle
@@ -174,6 +182,36 @@ def test_scales_hold_what_was_seen(values, bits):
 
 
 @torch.no_grad()
+def test_costs_know_the_cache():
+    """Bytes in memory, in the step's reads and in its limits; on Arm arithmetic that is dearer by its instructions."""
+    board, arch = load_profile("raspberry-pi-4"), model("smollm2-135m").geometry
+    shapes = {kv: InferenceShape("int8", 2048, 512, kv) for kv in (None, "int8", "int4")}
+    costs = {kv: cost_model(board, shape) for kv, shape in shapes.items()}
+    found = {kv: each.predict(arch.operators) for kv, each in costs.items()}
+    floats = found[None].kv_bytes
+    assert [found[kv].kv_bytes * 8 // floats for kv in ("int8", "int4")] == [2, 1]
+    for kv in ("int8", "int4"):
+        spared_mb = (floats - found[kv].kv_bytes) / 2**20
+        assert found[None].memory_mb - found[kv].memory_mb == pytest.approx(spared_mb)
+        spared_reads = costs[None].read_mb(arch.operators) - costs[kv].read_mb(arch.operators)
+        assert spared_reads == pytest.approx(spared_mb, rel=0.01)
+    pairs = {kv: each.on.by_threads[1].us_per_unit[f"{kv}.pair_ms_g"] for kv, each in costs.items() if kv}
+    base = costs[None].on.by_threads[1].us_per_unit["pair_ms_g"]
+    assert pairs == {"int8": pytest.approx(3.7 / 1.14 * base), "int4": pytest.approx(7.0 / 1.14 * base)}
+
+
+def test_a_design_keeps_its_cache_to_the_bundle(tmp_path):
+    board = load_profile("raspberry-pi-4")
+    space = Space(vocab=256, blocks=1)
+    found = design(board, {"decode_ms": 2.0}, space=space, context=64, prompt=16, kv="int8")
+    (tmp_path / "design.json").write_text(found.to_json())
+    assert load_design(tmp_path / "design.json").kv == "int8"
+    made = export(load_source(str(tmp_path / "design.json")), tmp_path / "bundle").bundle
+    assert made.kv_bytes == found.predicted.kv_bytes and made.kv_layers[0].format == "int8"
+    timed = write_random_bundle(found.architecture, "fp32", tmp_path / "timed", "timed", found)
+    assert timed.kv_layers == made.kv_layers
+
+
 def test_what_the_model_writes_is_its_own_and_the_same_each_time(decoder):
     model = decoder(small("llama", vocab=VOCAB, context=CONTEXT), 2)
     first, again = (written_by(model, [5, 9], 12) for _ in range(2))
@@ -182,16 +220,32 @@ def test_what_the_model_writes_is_its_own_and_the_same_each_time(decoder):
     assert shares.gather(2, torch.from_numpy(first)[:, 1:, None]).min() > 1e-6
 
 
+ORIN = load_profile("jetson-orin-nano")
+
+
 @pytest.mark.parametrize("asked, said", [
-    (("int8", "portable", "fp32"), "not possible in dialect portable"),
-    (("int4", "fused", "fp16"), "not possible with --precision fp16"),
-    (("int2", "fused", "fp32"), "not known: choose one of fp32, int8, int4"),
-    (("int8", "fused", "fp32", load_profile("jetson-orin-nano")), "1.27, and a .* has 1.23.2: leave --kv out"),
-    (("fp32", "fused", "fp32", None, "text"), "give --kv int8 or --kv int4"),
-])  # fmt: skip
+    ({"kv": "int8", "dialect": "portable"}, "--kv int8 is not possible in dialect portable"),
+    ({"kv": "int4", "precision": "fp16"}, "not possible with --precision fp16"),
+    ({"kv": "int2"}, "not known: choose one of fp32, int8, int4"),
+    ({"kv": "int8", "board": ORIN}, "1.27 or later, and a .* has 1.23.2: leave --kv out"),
+    ({"kv": "fp32", "text": "text"}, "give --kv int8 or --kv int4"),
+    ({"kv": None, "dialect": "portable", "design": SimpleNamespace(kv="int8")}, "cache, int8.*give --kv fp32"),
+], ids=str)  # fmt: skip
 def test_what_takes_no_such_cache_is_refused(asked, said):
     with pytest.raises(MerinoError, match=said):
-        chosen_cache(*asked)
+        chosen_cache(**{"dialect": "fused", "precision": "fp32", **asked})
+
+
+def test_a_wish_goes_before_the_designs_cache():
+    planned = SimpleNamespace(kv="int8")
+    assert chosen_cache("fp32", "fused", "fp32", design=planned) is None
+    assert chosen_cache(None, "fused", "fp32", design=planned) == "int8"
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime"])
+def test_a_design_for_a_backend_without_such_a_cache_is_refused(backend):
+    with pytest.raises(MerinoError, match="onnxruntime 1.27 or later, and a .* Leave --kv out"):
+        check_request(ORIN.with_backend(backend), "fp32", 64, 32, 300, "int8")
 
 
 def test_a_text_without_a_tokenizer_is_refused(source, tmp_path):
