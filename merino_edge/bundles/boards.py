@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from merino_edge.families.operators import Core, Operator
 from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.formats import is_predicted, missing_isa
+from merino_edge.prediction.formats import has_cache, is_predicted, missing_isa
 from merino_edge.prediction.other_core import slower_on
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
@@ -16,17 +16,18 @@ from merino_runtime.bundle import Threads
 def fitting_boards(
     operators: Sequence[Operator], precision: str, context: int, threads: Threads,
     backends: Sequence[str], profiles: Sequence[DeviceProfile] | None = None, core: Core | None = None,
+    kv: str | None = None,
 ) -> tuple[str, ...]:  # fmt: skip
     """Ids of the `profiles` (default: the shipped ones) that the bundle fits, a prompt of half the context included.
 
     `threads`: the bundle's, since counts that differ open two sessions, each with a copy of the weights. `backends`:
     those that run the bundle's graph. `core`: the kind of core that the graph is for, and CPUs that it makes slower are
-    left out; None: any.
+    left out; None: any. `kv`: the format of the cache; None: that of the activations.
     """
-    shape = InferenceShape(precision, context, default_prompt(context))
+    shape = InferenceShape(precision, context, default_prompt(context), kv)
 
     def fits(profile: DeviceProfile) -> bool:
-        if not is_predicted(profile, precision) or missing_isa(profile, precision):
+        if not is_predicted(profile, precision) or missing_isa(profile, precision) or not has_cache(profile, kv):
             return False
         if core and profile.backend == "onnxruntime" and slower_on(operators, precision, context, core, [profile]):
             return False

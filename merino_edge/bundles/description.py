@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import DESCRIPTION_FILE, list_files
 from merino_edge.families.geometry import Geometry
-from merino_edge.families.operators import Core, decode_flops, fast_isa, head_flops, kv_bytes, params
+from merino_edge.families.operators import Core, decode_flops, fast_isa, head_flops, kv_bytes, kv_format, params
+from merino_edge.prediction.formats import FIRST_QUANTISED_CACHE, QUANTISED_CACHES
 from merino_edge.prediction.other_core import slower_on
 from merino_edge.profiles.reading import list_profiles
 from merino_edge.storage.atomic import write_text
@@ -85,16 +86,20 @@ class ModelFacts(NamedTuple):
 
 
 class GraphFormat(NamedTuple):
-    """How the model was exported. `context`: KV slots, in tokens. `core`: see `families.operators.core_of`."""
+    """How the model was exported. `context`: KV slots, in tokens. `core`: see `families.operators.core_of`. `kv`: the
+    format of the cache; None: that of the activations."""
 
     precision: str
     dialect: str
     context: int
     core: Core | None = None
+    kv: str | None = None
 
     @property
     def min_version(self) -> str:
         """The oldest ONNX Runtime, by what is in the graph."""
+        if self.kv in QUANTISED_CACHES:
+            return FIRST_QUANTISED_CACHE
         if self.core == "plain":
             return PLAIN_MIN_VERSIONS[self.precision]
         return MIN_VERSIONS.get((self.dialect, self.precision), "1.10")
@@ -120,7 +125,7 @@ def describe(
         context=form.context,
         vocab=geometry.vocab,
         stop_ids=model.stop_ids,
-        kv_layers=tuple(KvLayer(*layer) for layer in geometry.kv_layers),
+        kv_layers=tuple(KvLayer(*layer, kv_format(form.precision, form.kv)) for layer in geometry.kv_layers),
         inputs=tuple(Port(port.name, port.dtype, tuple(port.shape)) for port in graph.inputs),
         outputs=tuple(Port(port.name, port.dtype, tuple(port.shape)) for port in graph.outputs),
         params=params(operators),
@@ -128,10 +133,11 @@ def describe(
         head_flops=head_flops(operators),
         weight_bytes=graph.weight_bytes,
         decode_weight_bytes=graph.decode_weight_bytes,
-        kv_bytes=kv_bytes(operators, form.context, form.precision),
+        kv_bytes=kv_bytes(operators, form.context, form.precision, form.kv),
         isa=tuple(fast_isa(form.core)),
         boards=fitting_boards(
-            operators, form.precision, form.context, threads, [need.name for need in backends], core=form.core
+            operators, form.precision, form.context, threads, [need.name for need in backends], core=form.core,
+            kv=form.kv,
         ),
         slower_on=(
             slower_on(operators, form.precision, form.context, form.core, list_profiles()) if form.core else ()

@@ -25,7 +25,7 @@ from merino_edge.cli import text as cli_text
 from merino_edge.cli.check import check
 from merino_edge.cli.design import design
 from merino_edge.cli.flash import flash
-from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Ssh
+from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Kv, Ssh
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
 from merino_runtime.errors import MerinoError
@@ -144,10 +144,12 @@ def export(
                                  " the default for their boards and designs")
     ] = None,
     context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
+    kv: Kv = None,
     weights: Annotated[Path | None, typer.Option(help="of a catalogue's name: a folder, or random")] = None,
     text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
     calibrate: Annotated[
-        Path | None, typer.Option(help="round weights to int8 or int4 so that the model changes least on this text")
+        Path | None, typer.Option(metavar="TEXT", help="round weights, and find the scales of --kv, so that the model"
+                                  " changes least on it")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="random weights may replace trained ones")] = False,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="without the model's chat template")] = False,
@@ -163,6 +165,7 @@ def export(
         Plan,
         check_calibration,
         check_text,
+        chosen_cache,
         chosen_precision,
         find_source,
         published,
@@ -172,10 +175,11 @@ def export(
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
     from merino_edge.training.data import check_files
+    from merino_runtime.bundle import cache_formats
 
     place = resolve(source)
-    check_files([text] if text else (), "--text")
-    check_files([calibrate] if calibrate else (), "--calibrate")
+    for option, file in (("--text", text), ("--calibrate", calibrate)):
+        check_files([file] if file else (), option)
     check_keeps(out, [Path(each) for each in (weights, text, calibrate, place) if isinstance(each, str | Path)])
     check_folder(out, is_bundle_alone)
     asked = find_source(source, weights)
@@ -187,8 +191,10 @@ def export(
     auto = precision == "auto"
     if auto and profile is None:
         raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
+    form = "fp32" if auto else chosen_precision(target.dialect, precision, design)
+    cache = chosen_cache(kv, target.dialect, form, design=design, board=profile)
     if not auto:
-        check_calibration(chosen_precision(target.dialect, precision, design), calibrate)
+        check_calibration(form, cache, calibrate)
     hub_model = published(asked, weights)
     if hub_model:
         with working(f"fetching {hub_model.name}"):
@@ -206,11 +212,12 @@ def export(
             precision = fastest_format(found, profile, target, context, text, say)[-1].precision
         done = run(
             found, out, dialect=target.dialect, core=target.core, precision=precision, context=context,
-            overwrite=overwrite, chat=not no_chat, last_use=True, calibration=calibrate,
+            overwrite=overwrite, chat=not no_chat, last_use=True, kv=kv, calibration=calibrate,
         )  # fmt: skip
     made = done.bundle
     print(
-        f"{out}: {made.name}, {made.dialect} {made.precision}, {made.params / 1e6:.1f} M parameters"
+        f"{out}: {made.name}, {made.dialect} {made.precision}, cache of {cache_formats(made)},"
+        f" {made.params / 1e6:.1f} M parameters"
         f" ({made.weights} weights), {bundle_bytes(out) / 2**20:.1f} MB;"
         f" {'worst logit' if made.precision == 'fp32' else 'root mean square'} against torch with the same weights"
         f" {done.error:.1e} relative, over prefill and {done.steps} steps"

@@ -19,6 +19,7 @@ from merino_edge.cli.options import (
     Context,
     Device,
     Json,
+    Kv,
     Prompt,
     parse_confidence,
     with_budgets,
@@ -42,6 +43,7 @@ def recommend(
     limits: dict[str, float],
     context: Context = None,
     prompt: Prompt = None,
+    kv: Kv = None,
     confidence: Confidence = CONFIDENCE,
     as_json: Json = False,
 ) -> None:
@@ -53,8 +55,10 @@ def recommend(
     from merino_edge.cli.terminal import say, working
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.recommend import recommend as find
+    from merino_edge.prediction.formats import check_kv, quantised_kv
     from merino_edge.prediction.shape import default_lengths
 
+    check_kv(kv)
     share = parse_confidence(confidence)
     chosen = chosen_device(device, ssh, accept_new)
     profile = board(chosen, say, backend)
@@ -62,7 +66,7 @@ def recommend(
     with working(f"judging models for {profile.name}"):
         found = find(
             profile, with_board_defaults(limits, profile), context=longest, prompt=tokens, confidence=share,
-            named=chosen,
+            named=chosen, kv=quantised_kv(kv),
         )  # fmt: skip
     if as_json:
         print(json.dumps(found.as_json(), indent=2))

@@ -13,6 +13,7 @@ from merino_edge.cli.options import (
     Context,
     Device,
     Json,
+    Kv,
     Prompt,
     Seed,
     parse_confidence,
@@ -60,6 +61,7 @@ def design(
     precision: Annotated[
         str | None, typer.Option(help="format of the weights, a list, or any fast one; default: fp32, on a GPU fp16")
     ] = None,
+    kv: Kv = None,
     blocks: Annotated[int, typer.Option(min=1, max=6, help="exactly so many blocks of equal width")] = 4,
     width_step: Annotated[WidthStep, typer.Option(help="widths are its multiples; 32 takes heads of 32")] = (
         WidthStep.coarse
@@ -89,12 +91,13 @@ def design(
     from merino_edge.design.presets import PRESETS
     from merino_edge.design.score import score_named
     from merino_edge.design.space import spaced
-    from merino_edge.prediction.formats import fast_formats, formats_of
+    from merino_edge.prediction.formats import check_kv, fast_formats, formats_of, quantised_kv
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps
 
     if preset is not None and limits:  # before `host` is measured
         raise MerinoError(f"--preset {preset.value} is a budget of its own: leave the others out")
+    check_kv(kv)
     share = parse_confidence(confidence)
     if out:
         check_keeps(out, [Path(device)])
@@ -115,6 +118,7 @@ def design(
         """`like`: a design whose vocabulary and format are taken."""
         return best_design(
             profile, within, space=space, context=longest, prompt=tokens,
+            kv=quantised_kv(kv),
             vocabs=[like.architecture.vocab] if like else vocabs, precisions=[like.precision] if like else precisions,
             solver=solver.value, effort=Effort(steps, population, parents), seed=seed, scoring=scoring,
             confidence=share,

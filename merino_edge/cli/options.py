@@ -30,6 +30,9 @@ Confidence = Annotated[
                       f" confidence keeps its budget; {ALLOWED}")
 ]  # fmt: skip
 CONFIDENCE = percent(DEFAULT_CONFIDENCE)
+Kv = Annotated[
+    str | None, typer.Option(help="format of the KV cache: fp32, int8 or int4 (fused, onnxruntime 1.27 and later)")
+]
 Prompt = Annotated[int | None, typer.Option(help="its tokens; default: half the context, at most 512")]
 
 

@@ -6,7 +6,7 @@ from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import TOKENIZER_FILE
 from merino_edge.families.operators import Core
 from merino_edge.families.registry import read_geometry
-from merino_edge.prediction.formats import is_predicted, missing_isa
+from merino_edge.prediction.formats import QUANTISED_CACHES, is_predicted, missing_isa
 from merino_edge.prediction.other_core import slower_on
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.bundle import BackendNeed, Bundle, backends_text
@@ -91,7 +91,9 @@ def why_not_on(need: BackendNeed, bundle: Bundle, profile: DeviceProfile) -> str
     """Why the profile's backend, of which the bundle needs this version, should not run it; empty where it can."""
     has = getattr(profile.software, profile.backend) or "0"
     if version_tuple(has) < version_tuple(need.min_version):
-        less = " (--dialect portable needs less)" if bundle.dialect != "portable" else ""
+        quantised = any(layer.format in QUANTISED_CACHES for layer in bundle.kv_layers)
+        less = "without --kv it" if quantised else "--dialect portable" if bundle.dialect != "portable" else ""
+        less = f" ({less} needs less)" if less else ""
         return f"needs {need.name} {need.min_version} and its system has {has}{less}"
     if not is_predicted(profile, bundle.precision):
         return "needs a GPU" if bundle.dialect == "portable" else "needs a GPU and --dialect portable"
@@ -100,6 +102,7 @@ def why_not_on(need: BackendNeed, bundle: Bundle, profile: DeviceProfile) -> str
         return f"needs {', '.join(missing)}, which its CPU lacks"
     operators = read_geometry(bundle.family, bundle.architecture).operators
     on = [profile.backend]
-    if not fitting_boards(operators, bundle.precision, bundle.context, bundle.threads, on, [profile]):
+    kv = bundle.kv_layers[0].format if bundle.kv_layers else None
+    if not fitting_boards(operators, bundle.precision, bundle.context, bundle.threads, on, [profile], kv=kv):
         return "needs more memory than it has free"
     return ""

@@ -64,6 +64,7 @@ class Design(Strict):
     backend: Backend  # that the costs are of
     architecture: Architecture
     precision: str
+    kv: str | None = None  # the cache's format; None: that of the activations
     prompt: int
     budget: dict[str, float]  # as asked
     searched: dict[str, float]  # the limits that the proof holds for; other than `budget` only by --measure

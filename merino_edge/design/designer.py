@@ -15,7 +15,7 @@ from merino_edge.design.score import INVERSE, Scoring
 from merino_edge.design.space import Space
 from merino_edge.design.variants import Variant, combinations, search
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
-from merino_edge.prediction.formats import formats_of, is_predicted
+from merino_edge.prediction.formats import cache_needs, formats_of, has_cache, is_predicted
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
@@ -29,6 +29,7 @@ def design(
     context: int,
     prompt: int,
     precision: str | None = None,
+    kv: str | None = None,
     vocabs: Sequence[int] = (),
     precisions: Sequence[str] = (),
     solver: SolverName = "exact",
@@ -42,14 +43,15 @@ def design(
 
     Where the board was calibrated, the upper end of each latency's interval at `confidence` keeps its limit.
 
-    `precision`: by default the one that the backend prefers. `vocabs` and `precisions`, where given, replace
+    `precision`: by default the one that the backend prefers. `kv`: the format of the cache, by default that of the
+    activations. `vocabs` and `precisions`, where given, replace
     `space.vocab` and `precision` by several; then the design of highest comparison score is chosen (`comparison`). The
     exact solver also bounds what evolution finds, so that either reports its gap. Raises MerinoError where no decoder
     fits, with the smallest limits that would do.
     """
     variants = open_variants(
         profile, space, context, prompt, vocabs or (space.vocab,),
-        precisions or (precision or formats_of(profile)[0],), confidence,
+        precisions or (precision or formats_of(profile)[0],), confidence, kv,
     )  # fmt: skip
     limits = known(limits)
     started = time.perf_counter()
@@ -70,6 +72,7 @@ def design(
         backend=profile.backend,
         architecture=arch,
         precision=variant.precision,
+        kv=kv,
         prompt=prompt,
         budget=limits,
         searched=limits,
@@ -86,16 +89,16 @@ def design(
 
 def open_variants(
     profile: DeviceProfile, space: Space, context: int, prompt: int, vocabs: Sequence[int],
-    precisions: Sequence[str], confidence: float,
+    precisions: Sequence[str], confidence: float, kv: str | None = None,
 ) -> list[Variant]:
     """Every combination of what was left open, or one MerinoError about a request that cannot be met."""
     for precision in precisions:
         for vocab in vocabs:
-            check_request(profile, precision, context, prompt, vocab)
+            check_request(profile, precision, context, prompt, vocab, kv)
     odd = [width for width in space.widths if width % space.head_size]
     if odd:
         raise MerinoError(f"heads of {space.head_size} do not divide widths of {odd[0]}: take heads of 32")
-    shape = InferenceShape(precisions[0], context, prompt)
+    shape = InferenceShape(precisions[0], context, prompt, kv)
     return combinations(space, profile, shape, vocabs, precisions, confidence)
 
 
@@ -103,7 +106,14 @@ def relative_gap(score: float, bound: float) -> float:
     return max(0.0, (bound - score) / score) if score else float(bound > 0)
 
 
-def check_request(profile: DeviceProfile, precision: str, context: int, prompt: int, vocab: int) -> None:
+def check_request(
+    profile: DeviceProfile, precision: str, context: int, prompt: int, vocab: int, kv: str | None = None
+) -> None:
+    if not has_cache(profile, kv):
+        raise MerinoError(
+            f"--kv {kv} cannot be designed for on this board: it needs {cache_needs()}, and a {profile.name} has"
+            f" {profile.backend} {getattr(profile.software, profile.backend)}. Leave --kv out"
+        )
     if not is_predicted(profile, precision):
         where = "" if len(profile.backends) == 1 else f" on {profile.backend}"
         others = [name for name in profile.backends if is_predicted(profile.with_backend(name), precision)]

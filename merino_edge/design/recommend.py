@@ -91,12 +91,13 @@ class Recommendation:
     candidates: tuple[Candidate, ...]  # the best first
     ours: tuple[Ours, ...]
     graph: str  # options of `export` that write a graph for the board, each with a blank before it
+    kv: str | None = None  # the cache's format; None: that of the activations
 
     @property
     def command(self) -> str | None:
         """What exports the first model in its format; None where no model fits."""
         first = self.candidates[0]
-        return export_command(first, self.context, self.graph) if first.fits else None
+        return export_command(first, self.context, self.graph, self.kv) if first.fits else None
 
     def as_json(self) -> dict[str, Any]:
         """The object that `recommend --json` prints; see docs/formats.md."""
@@ -106,6 +107,7 @@ class Recommendation:
             "backend": self.backend,
             "context": self.context,
             "prompt": self.prompt,
+            "kv": self.kv,
             "budget": self.budget,
             "command": self.command,
             "models": [candidate_json(candidate) for candidate in self.candidates],
@@ -129,20 +131,21 @@ def recommend(
     space: Space = Space(),  # noqa: B008 - frozen
     confidence: float = DEFAULT_CONFIDENCE,
     named: str | None = None,
+    kv: str | None = None,
 ) -> Recommendation:
     """Every model of the zoo in every format of the profile's backend, judged by `limits`, and a design per format
     within the same limits.
 
     Of a latency with an interval the upper end at `confidence` is judged. `named`: what the profile was read by, where
-    that is not its id.
+    that is not its id. `kv`: the format of the cache, by default that of the activations.
 
     Raises MerinoError for an inference shape or limits that cannot be.
     """
     formats = formats_of(profile)
-    check_request(profile, formats[0], context, prompt, space.vocab)
+    check_request(profile, formats[0], context, prompt, space.vocab, kv)
     limits = requested(limits)
     require_predictable(limits, profile)
-    costs = [cost_model(profile, InferenceShape(precision, context, prompt), confidence) for precision in formats]
+    costs = [cost_model(profile, InferenceShape(precision, context, prompt, kv), confidence) for precision in formats]
     candidates = [judge(model, costs, limits, space.blocks) for model in load_models()]
     ours = [design_at(each, limits, space) for each in costs]
     return Recommendation(
@@ -154,6 +157,7 @@ def recommend(
         candidates=ranked(candidates),
         ours=tuple(ours),
         graph=graph_options(profile, named or profile.id),
+        kv=kv,
     )
 
 
@@ -177,7 +181,7 @@ def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> Ou
     try:
         found = design(
             profile, limits, space=space, context=shape.context, prompt=shape.prompt, precision=precision,
-            confidence=costs.confidence,
+            kv=shape.kv, confidence=costs.confidence,
         )  # fmt: skip
     except MerinoError as error:
         return Ours(precision, None, str(error))
@@ -191,14 +195,17 @@ def graph_options(profile: DeviceProfile, named: str) -> str:
     return "" if graph_dialect(profile) == "fused" else f" --for {shlex.quote(named)}"
 
 
-def export_command(candidate: Candidate, context: int, graph: str) -> str:
-    """The line for a shell. Heads that fused attention refuses take the other dialect, which has no int4."""
+def export_command(candidate: Candidate, context: int, graph: str, kv: str | None = None) -> str:
+    """The line for a shell. Heads that fused attention refuses take the other dialect, which has no int4, and no cache
+    but floats."""
     name, precision = candidate.model.id, candidate.chosen.precision
     portable = any(size % FUSED_HEAD_MULTIPLE for _, size in candidate.model.geometry.kv_layers)
     if portable:
         precision = "int8" if precision == "int4" else precision
     if portable and "--dialect" not in graph:
         graph += " --dialect portable"
+    if kv and "portable" not in graph:
+        graph += f" --kv {kv}"
     return f"merino-edge export {name} --precision {precision}{graph} --context {context} -o {name}-{precision}"
 
 

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts, write_description
 from merino_edge.bundles.files import described, is_bundle, is_bundle_alone
 from merino_edge.bundles.write import write_bundle
+from merino_edge.export.cache_scales import CacheScales
+from merino_edge.export.calibrate_cache import RoundedCache, calibrated_scales
 from merino_edge.export.chat import chat_of
 from merino_edge.export.feedback import Moments
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
@@ -21,9 +23,9 @@ from merino_edge.export.onnx.plain import FusedPlain
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.other_programs import files_for_others
 from merino_edge.export.parity import (
-    WORST_LOGIT,
     Golden,
     allowed_error,
+    allowed_unrounded,
     empty,
     greedy_ids,
     torch_greedy,
@@ -32,13 +34,13 @@ from merino_edge.export.parity import (
     worst_error,
 )
 from merino_edge.export.quantize import MatrixError
-from merino_edge.export.request import check_calibration, chosen_precision
+from merino_edge.export.request import ROUNDED, check_calibration, chosen_cache, chosen_precision
 from merino_edge.export.source import Source
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import Core, core_of
-from merino_edge.families.registry import family_of, layout_of
+from merino_edge.families.registry import family_of, key_order_of, layout_of
 from merino_edge.families.weight_layout import GraphWeights
 from merino_edge.storage.atomic import check_folder, check_keeps, new_folder
 from merino_runtime.bundle import Bundle, Threads, load_bundle
@@ -89,31 +91,36 @@ class Exported(NamedTuple):
 def export(
     source: Source, out: Path, *, dialect: str = "fused", precision: str | None = None, context: int | None = None,
     core: Core = "dotprod", overwrite: bool = False, chat: bool = True, last_use: bool = False,
-    calibration: Path | None = None,
+    kv: str | None = None, calibration: Path | None = None,
 ) -> Exported:  # fmt: skip
     """Write the bundle `out`. Without a `precision` it has the design's weight format, or float32 without a design.
 
     `core`: the kind of Arm core that the products of whole numbers are written for, where the format has any.
+    `kv`: the format of the cache, by default the design's, or that of the activations. `calibration`: a text, on which
+    weights are rounded so that the model changes least, and the scales of the cache are found; without it, on one that
+    the model writes.
     `overwrite`: random weights may replace trained ones. `chat`: with the source's chat template, if it has one.
     `last_use`: the source's model is changed and then emptied, so that memory holds one copy of the weights at a time.
-    `calibration`: a text; weights are rounded so that the model changes least on it.
     Raises MerinoError for a request that is not possible, for a template that raises, for weights that give no finite
     logits, and where the graph differs from torch; then nothing is written.
     """
     precision = chosen_precision(dialect, precision, source.design)
-    check_calibration(precision, calibration)
+    kv = chosen_cache(kv, dialect, precision, design=source.design)
+    check_calibration(precision, kv, calibration)
     context = chosen_context(source, context)
     check_replaces(source, out, overwrite)
     check_readable(source)
     template = source.chat if chat else None
     found = chat_of(template) if template else None
-    check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch), calibration is not None)
-    moments = moments_on(source, calibration) if calibration else None
-    graph = build_graph(source, dialect, context, precision, core, moments)
+    rounds = calibration is not None and precision in ROUNDED
+    check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch), rounds)
+    moments = moments_on(source, calibration) if calibration and rounds else None
+    scales = calibrated_scales(source, kv, context, calibration) if kv else None
+    graph = build_graph(source, dialect, context, precision, core, moments, scales)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     errors, stored, calibrated = graph.matrix_errors(), stored_blocks(source, graph), graph.calibrated
     dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
-    golden = clear_golden(dequantised, source.arch.vocab, context)
+    golden = clear_golden(dequantised, source.arch.vocab, context, scales)
     if not np.isfinite(golden.logits).all():
         raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
     model = ModelFacts(
@@ -122,33 +129,37 @@ def export(
     )  # fmt: skip
     names = [port.name for port in graph.inputs]
     text = template.text if template else None
-    beside = files_for_others(model, names, context, source.tokenizer, text) if dialect == "fused" else {}
+    others = dialect == "fused" and kv is None  # other programs make caches of floats
+    beside = files_for_others(model, names, context, source.tokenizer, text) if others else {}
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(
-            folder, model, graph, GraphFormat(precision, dialect, context, core_of(dialect, precision, core)),
+            folder, model, graph, GraphFormat(precision, dialect, context, core_of(dialect, precision, core), kv),
             GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
             threads=planned_threads(source, precision), tokenizer=source.tokenizer, template=text, beside=beside,
         )  # fmt: skip
         if last_use:
             graph.forget()
             empty(source.model)
-        bundle, error, unrounded = proved(load_bundle(str(folder)), golden, quantised=bool(errors))
+        bundle, error, unrounded = proved(load_bundle(str(folder)), golden, bool(errors), kv)
     made, why_jinja = bundle._replace(folder=str(out)), found.why_jinja if found else ""
     return Exported(out, made, error, len(golden.logits) - 1, unrounded, errors, stored, why_jinja, calibrated)
 
 
-def proved(bundle: Bundle, golden: Golden, quantised: bool) -> tuple[Bundle, float, float | None]:
+def proved(
+    bundle: Bundle, golden: Golden, quantised: bool, kv: str | None = None
+) -> tuple[Bundle, float, float | None]:
     """The bundle, its error, and that with float activations (None if not `quantised`).
 
-    Raises MerinoError where its graph differs from torch. A quantised graph carries the greedy ids that it itself
-    chooses: rounded activations may choose others than torch.
+    Raises MerinoError where its graph differs from torch. A graph of quantised weights, or with the quantised cache
+    `kv`, carries the greedy ids that it itself chooses: rounded values may choose others than torch.
     """
     unrounded = unrounded_error(bundle, golden) if quantised else None
     if unrounded is not None:
-        check_error(bundle, unrounded, WORST_LOGIT, " with float activations")
+        check_error(bundle, unrounded, allowed_unrounded(bundle), " with float activations")
     error = worst_error(bundle, golden)
-    check_error(bundle, error, allowed_error(bundle.precision))
-    chosen = tuple(greedy_ids(bundle, golden.prompt_ids, len(bundle.golden.greedy_ids))) if quantised else ()
+    check_error(bundle, error, allowed_error(bundle))
+    own = quantised or kv
+    chosen = tuple(greedy_ids(bundle, golden.prompt_ids, len(bundle.golden.greedy_ids))) if own else ()
     if chosen and chosen != bundle.golden.greedy_ids:
         bundle = bundle._replace(golden=bundle.golden._replace(greedy_ids=chosen))
         write_description(bundle)
@@ -218,7 +229,7 @@ def stored_blocks(source: Source, graph: Graph) -> list[Stored]:
     ]  # fmt: skip
 
 
-def clear_golden(model: PreTrainedModel, vocab: int, context: int) -> Golden:
+def clear_golden(model: PreTrainedModel, vocab: int, context: int, scales: CacheScales | None = None) -> Golden:
     """The first greedy continuation whose every choice leads by CLEAR_LEAD; of GOLDEN_PROMPTS without one, the best.
 
     CPUs round differently, above all where activations are quantised to int8, and would choose differently between
@@ -227,7 +238,8 @@ def clear_golden(model: PreTrainedModel, vocab: int, context: int) -> Golden:
     found = []
     for attempt in range(GOLDEN_PROMPTS):
         prompt_ids = golden_prompt(vocab, context, attempt)
-        found.append(torch_greedy(model, prompt_ids, min(PARITY_STEPS, context - len(prompt_ids))))
+        cache = RoundedCache(scales) if scales else None
+        found.append(torch_greedy(model, prompt_ids, min(PARITY_STEPS, context - len(prompt_ids)), cache))
         if least_lead(found[-1]) >= CLEAR_LEAD:
             break
     return max(found, key=least_lead)
@@ -259,12 +271,14 @@ def planned_threads(source: Source, precision: str) -> Threads:
 
 def build_graph(
     source: Source, dialect: str, context: int, precision: str, core: Core = "dotprod",
-    moments: Callable[[], Moments] | None = None,
+    moments: Callable[[], Moments] | None = None, scales: CacheScales | None = None,
 ) -> Graph:  # fmt: skip
-    """The graph of the source's model, with its weights in float32 or quantised; `moments`: see `Graph`."""
+    """The graph of the source's model, with its weights in float32 or quantised; `moments`: see `Graph`. `scales`: of a
+    quantised cache, in the order of torch's model."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
+    scales = scales.in_order(key_order_of(source.arch)) if scales else None
     form = written_by(dialect, precision, core)
-    return walked_graph(form, source.arch, weights, context, precision, source.blocks, moments)
+    return walked_graph(form, source.arch, weights, context, precision, source.blocks, moments, scales)
 
 
 def written_by(dialect: str, precision: str, core: Core) -> Dialect:
@@ -275,12 +289,12 @@ def written_by(dialect: str, precision: str, core: Core) -> Dialect:
 
 def walked_graph(
     dialect: Dialect, arch: Geometry, weights: Weights, context: int, precision: str,
-    blocks: BlockSource | None = None, moments: Callable[[], Moments] | None = None,
+    blocks: BlockSource | None = None, moments: Callable[[], Moments] | None = None, scales: CacheScales | None = None,
 ) -> Graph:  # fmt: skip
     """The walk of the geometry's family, written in a dialect. `weights`: the state dict of its torch model."""
     kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
     graph = dialect(GraphWeights(weights, layout_of(arch)), context, precision, blocks)
-    graph.moments = moments
+    graph.moments, graph.cache_scales = moments, scales
     graph.begin_decoder(kv_layers)
     family_of(arch).walk(graph, arch)
     return graph

@@ -8,33 +8,20 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-import tokenizers
 import torch
 from transformers import PreTrainedModel
 
+from merino_edge.export.calibration_text import text_rows
 from merino_edge.export.feedback import Moments
 from merino_edge.export.source import Source
-from merino_edge.training.data import read_documents
-from merino_edge.training.rows import PackedTokens
-from merino_runtime.errors import MerinoError
 
-OPTION = "--calibrate"
 TOKENS = 16_384  # of the text at most, evenly taken from it
 ROW = 512  # tokens that the model sees together
 
 
 def moments_on(source: Source, text: Path) -> Callable[[], Moments]:
-    """The moments on a text, computed at the first call. Raises MerinoError at once where the text cannot be read, is
-    too short, or the source has no tokenizer to read it with."""
-    if source.tokenizer is None:
-        raise MerinoError(f"{OPTION} {text}: {source.name} has no tokenizer to read it with. Export without {OPTION}")
-    given = source.tokenizer if isinstance(source.tokenizer, str) else source.tokenizer.read_text("utf-8")
-    documents, length = read_documents([text], OPTION), min(ROW, source.arch.context)
-    rows = PackedTokens(documents, tokenizers.Tokenizer.from_str(given), length, f"{OPTION} {text}").rows
-    most = max(1, TOKENS // length)
-    if len(rows) > most:
-        rows = rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
+    """The moments on a text, computed at the first call. Raises MerinoError at once where the text cannot be read."""
+    rows = text_rows(source, text, min(ROW, source.arch.context), TOKENS)
     return cache(lambda: input_moments(source.model, rows))
 
 

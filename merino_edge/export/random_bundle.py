@@ -14,6 +14,7 @@ from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelF
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.bundles.write import write_bundle
 from merino_edge.design.design_file import Design
+from merino_edge.export.cache_scales import BITS, CacheScales
 from merino_edge.export.export import walked_graph
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
@@ -63,16 +64,24 @@ def write_random_bundle(
     nothing. `core`: as of `export`."""
     with torch.device("meta"):
         model = build_model(arch)
+    kv = design.kv if design else None
+    scales = even_scales(arch, kv) if kv else None
     written_for = core_of("fused", precision, core)
     quick = QuickPlain if written_for == "plain" else QuickFused
-    graph = walked_graph(quick, arch, random_weights(model), arch.context, precision)
+    graph = walked_graph(quick, arch, random_weights(model), arch.context, precision, scales=scales)
     facts = ModelFacts(name, family_of(arch).name, arch, "random", "random, for timing")
     plan = design.predicted if design else None
     threads = Threads(plan.prefill_threads, plan.decode_threads) if plan else RUNTIME_CHOOSES
-    form = GraphFormat(precision, "fused", arch.context, written_for)
+    form = GraphFormat(precision, "fused", arch.context, written_for, kv=kv)
     with new_folder(folder, is_bundle_alone, graph.weight_bytes) as place:
         bundle = write_bundle(place, facts, graph, form, Golden((), ()), threads=threads)
     return bundle._replace(folder=str(folder))
+
+
+def even_scales(arch: Geometry, kv: str) -> CacheScales:
+    """Equal scales for a cache whose values mean nothing."""
+    layers = [np.full(layer, 0.1, np.float32) for layer in arch.kv_layers]  # [heads, head_size]
+    return CacheScales(BITS[kv], tuple((one, one) for one in layers))
 
 
 def random_weights(model: torch.nn.Module) -> dict[str, np.ndarray]:

@@ -12,11 +12,19 @@ from merino_edge.families.hub import HubModel, hub_name
 from merino_edge.families.names import resolve
 from merino_edge.families.operators import Core
 from merino_edge.families.zoo import Model, exportable_models
-from merino_edge.prediction.formats import core_of_board, dialect_of
+from merino_edge.prediction.formats import (
+    cache_needs,
+    check_kv,
+    core_of_board,
+    dialect_of,
+    has_cache,
+    quantised_kv,
+)
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
 RANDOM = Path("random")  # as --weights: no published ones
+ROUNDED = ("int8", "int4")  # weight formats
 PRECISIONS = {"fused": ("fp32", "fp16", "int8", "int4"), "portable": ("fp32", "fp16", "int8")}
 
 
@@ -74,6 +82,8 @@ def find_source(what: str, weights: Path | None = None) -> Model | HubModel | Pl
 def default_dialect(design: Design | None) -> str:
     """The one that the design's backend runs: TensorRT builds its engines from portable graphs alone."""
     return "portable" if design and design.backend == "tensorrt" else "fused"
+
+
 def published(found: Model | HubModel | Plan | Path, weights: Path | None) -> HubModel | None:
     """The model of the hub whose files the source consists of; None where nothing is taken from there."""
     if isinstance(found, Model):
@@ -101,10 +111,35 @@ def chosen_precision(dialect: str, precision: str | None, design: Design | None)
     return found
 
 
-def check_calibration(precision: str, text: Path | None) -> None:
-    """Raises MerinoError for a format of which no weight is rounded to few bits."""
-    if text and precision not in ("int8", "int4"):
+def check_calibration(precision: str, kv: str | None, text: Path | None) -> None:
+    """Raises MerinoError where neither weights nor the cache are rounded to few bits."""
+    if text and kv is None and precision not in ROUNDED:
         raise MerinoError(
-            f"--calibrate {text} rounds weights to int8 or int4, and the weight format is {precision}: give --precision"
-            " int4 or int8, or leave --calibrate out"
+            f"--calibrate {text} rounds weights or a cache to int8 or int4, but the weights are {precision} and the cache"
+            " is not quantised: give --precision int4 or int8, or --kv int8, or leave --calibrate out"
         )
+
+
+def chosen_cache(
+    kv: str | None, dialect: str, precision: str, *, design: Design | None = None, board: DeviceProfile | None = None
+) -> str | None:
+    """The format of the cache where it is quantised, by default the design's; None: that of the activations.
+
+    Raises MerinoError where the dialect, the weight format or the board's runtime takes no such cache.
+    """
+    check_kv(kv)
+    found = quantised_kv(kv or (design.kv if design else None))
+    if found is None:
+        return None
+    asked, remedy = (f"--kv {kv}", "leave --kv out") if kv else (f"the design's cache, {found},", "give --kv fp32")
+    if dialect != "fused":
+        raise MerinoError(
+            f"{asked} is not possible in dialect {dialect}, which TensorRT and older versions of ONNX Runtime run: its"
+            f" cache has the type of the activations. To export, {remedy}, or take --dialect fused"
+        )
+    if precision == "fp16":
+        raise MerinoError(f"{asked} is not possible with --precision fp16, which is for GPUs: {remedy}")
+    if board and not has_cache(board.with_backend("onnxruntime"), found):
+        has = board.software.onnxruntime
+        raise MerinoError(f"{asked} needs {cache_needs()}, and a {board.name} has {has}: {remedy}")
+    return found

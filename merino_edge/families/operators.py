@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 FLOPS_SEQUENCE = 1024  # tokens for which the paper (MeRino, arXiv 2403.07921) counts FLOPs (recalled)
-KV_BYTES_PER_ELEMENT = 4  # the cache is float32 in every format but fp16
+# Bits of an element of keys and values. Without a wish the cache is float32, in fp16 float16.
+KV_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 # A float32 head is exported in slices of this size: a load packs one at a time, and holds only that one twice.
 HEAD_SLICE_BYTES = 16 << 20
 BLOCKS = (128, 64, 32)  # columns per block of block quantisation, largest first: fewer scales to read, so faster
@@ -17,13 +18,13 @@ BLOCKS = (128, 64, 32)  # columns per block of block quantisation, largest first
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How matrices are stored. Vectors (norms, biases) and the cache are float32, in fp16 float16.
+    """How matrices are stored. Vectors (norms, biases) are float32, in fp16 float16.
 
     Attributes:
         bits: per weight of a matrix.
         table_bits: per weight of the embedding, which is the head too and loses more accuracy with fewer bits.
         blocked: whether each block of columns has a float32 scale, stored beside the weights.
-        element_bytes: per element of vectors and the cache.
+        element_bytes: per element of vectors.
     """
 
     bits: int
@@ -167,9 +168,14 @@ def decode_weight_bytes(operators: Iterable[Operator], precision: str) -> int:
     return round(sum(op.read_bytes(precision) for op in operators))
 
 
-def kv_bytes(operators: Iterable[Operator], tokens: int, precision: str = "fp32") -> int:
-    """Bytes of keys and values for `tokens` cached positions."""
-    return sum(2 * op.width for op in operators) * tokens * FORMATS[precision].element_bytes
+def kv_format(precision: str, kv: str | None = None) -> str:
+    """The format of keys and values, a name in KV_BITS: the wish, else that of the activations."""
+    return kv or ("fp16" if precision == "fp16" else "fp32")
+
+
+def kv_bytes(operators: Iterable[Operator], tokens: int, precision: str = "fp32", kv: str | None = None) -> int:
+    """Bytes of keys and values for `tokens` cached positions. `kv`: see `kv_format`."""
+    return sum(2 * op.width for op in operators) * tokens * KV_BITS[kv_format(precision, kv)] // 8
 
 
 def activation_bytes(operators: Iterable[Operator], tokens: int, total: int | None = None) -> int:

@@ -9,6 +9,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
 
+import numpy as np
 from pydantic import ValidationError
 
 from merino_edge.families.biased import walk_biased
@@ -17,7 +18,7 @@ from merino_edge.families.gemma3_text.geometry import Gemma3Architecture, gemma3
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gpt2.geometry import Gpt2Architecture, gpt2_layout
 from merino_edge.families.gpt_neo.geometry import GptNeoArchitecture
-from merino_edge.families.gpt_neox.geometry import GptNeoxArchitecture, gpt_neox_layout
+from merino_edge.families.gpt_neox.geometry import GptNeoxArchitecture, gpt_neox_layout, key_order
 from merino_edge.families.granite.geometry import GraniteArchitecture
 from merino_edge.families.granitemoehybrid.geometry import GraniteHybridArchitecture
 from merino_edge.families.graph_ops import Walk
@@ -28,7 +29,7 @@ from merino_edge.families.opt.geometry import OptArchitecture
 from merino_edge.families.opt.walk import walk_opt
 from merino_edge.families.qwen2.geometry import Qwen2Architecture
 from merino_edge.families.qwen3.geometry import Qwen3Architecture
-from merino_edge.families.weight_layout import Layout, LayoutOf, alike
+from merino_edge.families.weight_layout import KeyOrder, Layout, LayoutOf, alike
 from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 
@@ -68,6 +69,7 @@ class Family:
         geometry: its pydantic model, which also lists the operators.
         walk: writes the graph of a geometry, with weights named as in the state dict of the torch model.
         layout: how a weight of that state dict lies in the graph.
+        key_order: which channel of torch's keys the graph has at each place of a head; None where both are alike.
         model_module: see `TorchSide`.
     """
 
@@ -76,14 +78,17 @@ class Family:
     walk: Walk
     layout: LayoutOf
     model_module: str
+    key_order: KeyOrder = lambda _: None
 
     def torch_side(self) -> TorchSide:
         return cast(TorchSide, import_module(self.model_module))
 
 
-def family(name: str, geometry: type[Geometry], walk: Walk, layout: LayoutOf = alike) -> Family:
+def family(
+    name: str, geometry: type[Geometry], walk: Walk, layout: LayoutOf = alike, key_order: KeyOrder = lambda _: None
+) -> Family:
     """A family whose folder has its name."""
-    return Family(name, geometry, walk, layout, f"merino_edge.families.{name}.model")
+    return Family(name, geometry, walk, layout, f"merino_edge.families.{name}.model", key_order)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -99,7 +104,7 @@ FAMILIES: Mapping[str, Family] = {
         family("gemma3_text", Gemma3Architecture, walk_gated, gemma3_layout),
         family("gpt2", Gpt2Architecture, walk_biased, gpt2_layout),
         family("gpt_neo", GptNeoArchitecture, walk_biased),
-        family("gpt_neox", GptNeoxArchitecture, walk_biased, gpt_neox_layout),
+        family("gpt_neox", GptNeoxArchitecture, walk_biased, gpt_neox_layout, key_order),
     )
 }
 
@@ -112,6 +117,11 @@ def family_of(geometry: Geometry) -> Family:
 def layout_of(geometry: Geometry) -> Callable[[str], Layout | None]:
     """How a weight of its torch model's state dict lies in the graph, by its name."""
     return partial(family_of(geometry).layout, geometry)
+
+
+def key_order_of(geometry: Geometry) -> np.ndarray | None:
+    """Which channel of torch's keys the graph has at each place of a head; None where both are alike."""
+    return family_of(geometry).key_order(geometry)
 
 
 def read_geometry(name: str, architecture: Mapping[str, Any]) -> Geometry:

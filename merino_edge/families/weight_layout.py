@@ -18,6 +18,7 @@ class Layout(NamedTuple):
     to_state: Callable[[np.ndarray], np.ndarray]
 
 
+KeyOrder = Callable[[Any], np.ndarray | None]  # (the family's geometry) -> channels of a head, None: as they are
 LayoutOf = Callable[[Any, str], Layout | None]  # (the family's geometry, a name) -> None where both are alike
 
 TRANSPOSED = Layout(np.transpose, np.transpose)  # [in, out] in the state dict

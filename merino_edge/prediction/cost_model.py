@@ -84,9 +84,13 @@ class CostModel:
         """MB that a decode step reads for the first time: it decides the residency. Adds up over operators."""
         return self.on.read_mb(operators)
 
+    def kv_bytes(self, operators: Sequence[Operator]) -> int:
+        """Bytes of a full KV cache. Adds up over operators."""
+        return kv_bytes(operators, self.shape.context, self.shape.precision, self.shape.kv)
+
     def in_use_mb(self, operators: Sequence[Operator], sessions: int = 1) -> float:
         """MB of weights in all sessions and of a full KV cache. Adds up over operators."""
-        cache = kv_bytes(operators, self.shape.context, self.shape.precision) / BYTES_PER_MB
+        cache = self.kv_bytes(operators) / BYTES_PER_MB
         return sessions * self.on.weights_mb(operators, opening=False) + cache
 
     def opening_mb(self, operators: Sequence[Operator], sessions: int = 1) -> float:
@@ -155,7 +159,7 @@ class CostModel:
         memory_mb = {sessions: self.memory_mb(operators, sessions) for sessions in (1, 2)}
         flops_g, stored, file_mb = flops(operators) / 1e9, params(operators), self.file_mb(operators)
         weights = weight_bytes(operators, self.shape.precision)
-        cache = kv_bytes(operators, self.shape.context, self.shape.precision)
+        cache = self.kv_bytes(operators)
         confidence = self.confidence if self.decode_factors or self.prefill_factors else None
         provenance = weakest_kind(self.on.figures)
         return [

@@ -5,9 +5,13 @@ from merino_edge.families.operators import CPU_FORMATS, Core, fast_isa
 from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.board import X86_FEATURES
+from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import version_tuple
 
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
+QUANTISED_CACHES = ("int8", "int4")  # formats of keys and values beside those of activations
+KV_FORMATS = ("fp32", *QUANTISED_CACHES)  # that a user may name
+FIRST_QUANTISED_CACHE = "1.27"  # of ONNX Runtime
 PORTABLE_FORMATS = ("fp32", "int8")  # of ONNX Runtime, in order of preference
 # In order of preference: on a CPU most bits, on a GPU the format of its arithmetic.
 BACKEND_FORMATS: dict[Backend, tuple[str, ...]] = {"onnxruntime": CPU_FORMATS, "tensorrt": ("fp16", "fp32")}
@@ -21,6 +25,30 @@ def formats_of(profile: DeviceProfile) -> tuple[str, ...]:
 def fast_formats(profile: DeviceProfile) -> list[str]:
     """Those that the board's own version has and does not refuse as slow."""
     return [precision for precision in formats_of(profile) if not refused_words(profile, precision)]
+
+
+def has_cache(profile: DeviceProfile, kv: str | None) -> bool:
+    """Whether the profile's backend takes a cache of this format (None: that of the activations)."""
+    if kv not in QUANTISED_CACHES:
+        return True
+    has = version_tuple(profile.software.onnxruntime)
+    return profile.backend == "onnxruntime" and has >= version_tuple(FIRST_QUANTISED_CACHE)
+
+
+def check_kv(kv: str | None) -> None:
+    """Raises MerinoError for a format that no cache has."""
+    if kv is not None and kv not in KV_FORMATS:
+        raise MerinoError(f"--kv {kv} is not known: choose one of {', '.join(KV_FORMATS)}")
+
+
+def quantised_kv(kv: str | None) -> str | None:
+    """The format where it is not that of the activations anyway, else None."""
+    return kv if kv in QUANTISED_CACHES else None
+
+
+def cache_needs() -> str:
+    """What takes a quantised cache, in words."""
+    return f"onnxruntime {FIRST_QUANTISED_CACHE} or later"
 
 
 def is_predicted(profile: DeviceProfile, precision: str) -> bool:

@@ -19,6 +19,13 @@ from merino_runtime.board import MB as BYTES_PER_MB
 Residency = Literal["resident", "partial", "streaming"]
 RESIDENCIES: tuple[Residency, ...] = ("resident", "partial", "streaming")
 
+# Time of a multiply-add of attention over a quantised cache, over that of float32's. aarch64: executed instructions of
+# ONNX Runtime 1.32's kernels (docs/decisions/quantised-cache.md).
+CACHE_TIMES: Mapping[str, Mapping[str, float]] = {
+    "aarch64": {"int8": 3.7 / 1.14, "int4": 7.0 / 1.14},
+    "x86_64": {"int8": 1.0, "int4": 1.0},
+}
+
 Run = tuple[int, int]  # (new tokens, cached tokens) of one run of the graph
 
 
@@ -68,24 +75,37 @@ class Latency:
         return self.cached_ms + self.memory_ms
 
 
-def by_threads(coefficients: Coefficients) -> dict[int, ThreadCoefficients]:
-    """The coefficients of each thread count that was measured or estimated."""
+def by_threads(
+    coefficients: Coefficients, cache_times: Mapping[str, float] = CACHE_TIMES["aarch64"]
+) -> dict[int, ThreadCoefficients]:
+    """The coefficients of each thread count that was measured or estimated. `cache_times`: of a quantised cache, how
+    many times as long a multiply-add of attention takes as over float32."""
     edges = zip(
         coefficients.cache_within_mb, coefficients.cache_beyond_mb, coefficients.cache_half_mb, strict=True
     )
     return {
-        count: ThreadCoefficients(us_per_unit, resident, streaming, half * BYTES_PER_MB)
+        count: ThreadCoefficients(
+            {**us_per_unit, **over_caches(us_per_unit, cache_times)}, resident, streaming, half * BYTES_PER_MB
+        )
         for count, us_per_unit, (resident, streaming, half) in zip(
             coefficients.threads, coefficients.by_threads, edges, strict=True
         )
     }
 
 
+def over_caches(us_per_unit: Mapping[str, float], times: Mapping[str, float]) -> dict[str, float]:
+    """The coefficients of attention over quantised caches, from that over float32."""
+    return {f"{kv}.pair_ms_g": factor * us_per_unit["pair_ms_g"] for kv, factor in times.items()}
+
+
 def latency(
-    operators: Sequence[Operator], precision: str, runs: Sequence[Run], dialect: Dialect, at: ThreadCoefficients
-) -> Latency:
-    """Latency of all `runs` of the operators together."""
-    asked = [amounts(op, precision, new, cached, dialect, at.half_bytes) for op in operators for new, cached in runs]
+    operators: Sequence[Operator], precision: str, runs: Sequence[Run], dialect: Dialect, at: ThreadCoefficients,
+    kv: str | None = None,
+) -> Latency:  # fmt: skip
+    """Latency of all `runs` of the operators together. `kv`: the cache's format; None: float32."""
+    asked = [
+        amounts(op, precision, new, cached, dialect, at.half_bytes, kv) for op in operators for new, cached in runs
+    ]
     unit_us = at.us_per_unit[MEMORY]
     memory_us = first_reads(asked) * unit_us
     cached_us = total_us(asked, at.us_per_unit) - memory_us
@@ -96,9 +116,11 @@ def latency(
     return Latency(cached_us / 1e3, memory_us / 1e3, line_us / 1e3)
 
 
-def read_mb(operators: Sequence[Operator], precision: str, context: int, dialect: Dialect) -> float:
+def read_mb(
+    operators: Sequence[Operator], precision: str, context: int, dialect: Dialect, kv: str | None = None
+) -> float:
     """MB (2^20 bytes) that a decode step reads for the first time, the KV cache full. Adds up over operators."""
-    asked = [amounts(op, precision, 1, context, dialect) for op in operators]
+    asked = [amounts(op, precision, 1, context, dialect, 0.0, kv) for op in operators]
     return first_reads(asked) * 1e6 / BYTES_PER_MB
 
 

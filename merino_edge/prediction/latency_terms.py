@@ -8,7 +8,8 @@ residency of a decoder (`latency`) stands for them.
 Quantities, by the names of their coefficients:
     step_us: runs of the decoder          launch_us: operators          product_us: products with a matrix
     attention_us: attentions              choose_ns: logits compared    norm_ns, activation_ns: elements
-    kv_ms_gb: GB of keys and values       pair_ms_g: 10^9 multiply-adds of attention
+    kv_ms_gb: GB of keys and values       pair_ms_g: 10^9 multiply-adds of attention, over a cache of floats;
+        int8.pair_ms_g, int4.pair_ms_g: the same over a quantised one
     score_ns: scores                      entry_ns: elements of new keys, values, queries
     memory_ms_gb: GB (10^9 bytes) of weights, keys and values that a run reads for the first time; the extra latency
         where they come from memory and not from the cache
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from merino_edge.families.operators import FORMATS, KV_BYTES_PER_ELEMENT, Operator, largest_block
+from merino_edge.families.operators import FORMATS, KV_BITS, Operator, largest_block
 from merino_edge.profiles.coefficients import AGAIN, MEMORY, Dialect
 
 US_PER_UNIT = {"us": 1.0, "ns": 1e-3, "gb": 1e-6, "g": 1e-6}  # by the last word of a quantity's name, per element
@@ -53,12 +54,14 @@ def matrix_format(op: Operator, precision: str) -> str:
 
 @lru_cache(maxsize=2**16)  # a search asks for the same few thousand again and again; callers must not change them
 def amounts(
-    op: Operator, precision: str, tokens: int, past: int, dialect: Dialect = "fused", half: float = 0.0
+    op: Operator, precision: str, tokens: int, past: int, dialect: Dialect = "fused", half: float = 0.0,
+    kv: str | None = None,
 ) -> Mapping[str, float]:
     """Amounts of one run over `tokens` new positions after `past` cached ones.
 
     First reads are counted as if nothing of the run before were cached. Of weights that this run reads again a part is
-    cached (`again_share`): half of them where `half` bytes were read in between.
+    cached (`again_share`): half of them where `half` bytes were read in between. `kv`: the cache's format; None:
+    float32.
     """
     found: Amounts = defaultdict(float)
     nodes = NODES[dialect].get(op.kind, 0)
@@ -75,7 +78,7 @@ def amounts(
         found["step_us"] += 1
         found["choose_ns"] += op.matrix / op.columns
     if op.kind == "attention":
-        attention_amounts(found, op, tokens, past)
+        attention_amounts(found, op, tokens, past, kv or "fp32")
     if op.kind in ("norm", "activation"):
         found[f"{op.kind}_ns"] += nodes * op.vectors * rows_out
     return {name: amount * US_PER_UNIT[name.rsplit("_", 1)[1]] for name, amount in found.items()}
@@ -110,14 +113,14 @@ def again_share(between: Any, half: float) -> Any:
     return np.minimum(between / (2 * half), 1.0) if half else 1.0
 
 
-def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int) -> None:
+def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int, kv: str) -> None:
     """Every query meets every key, cached and new: the kernels compute the full square of scores."""
     total = past + tokens
-    size = 2 * op.width * total * KV_BYTES_PER_ELEMENT
+    size = 2 * op.width * total * KV_BITS[kv] // 8
     found["attention_us"] += 1
     found[MEMORY] += size
     found["kv_ms_gb"] += size
-    found["pair_ms_g"] += 2 * op.query_width * tokens * total
+    found["pair_ms_g" if kv == "fp32" else f"{kv}.pair_ms_g"] += 2 * op.query_width * tokens * total
     found["score_ns"] += op.heads * tokens * total
     found["entry_ns"] += (op.query_width + 2 * op.width) * tokens
 

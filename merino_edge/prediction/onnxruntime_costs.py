@@ -60,7 +60,7 @@ class OnnxRuntimeCosts:
 
     def _latency(self, operators: Sequence[Operator], runs: Sequence[Run], threads: int) -> Latency:
         at = self.by_threads[threads]
-        return latency.latency(operators, self.shape.precision, runs, self.coefficients.dialect, at)
+        return latency.latency(operators, self.shape.precision, runs, self.coefficients.dialect, at, self.shape.kv)
 
     def decode_ms(self, operators: Sequence[Operator], threads: int | None, residency: Residency) -> float:
         """ms of one decode step. Adds up over operators."""
@@ -87,7 +87,8 @@ class OnnxRuntimeCosts:
 
     def read_mb(self, operators: Sequence[Operator]) -> float:
         """MB that a decode step reads for the first time: it decides the residency. Adds up over operators."""
-        return latency.read_mb(operators, self.shape.precision, self.shape.context, self.coefficients.dialect)
+        shape = self.shape
+        return latency.read_mb(operators, shape.precision, shape.context, self.coefficients.dialect, shape.kv)
 
     def regimes(self) -> list[Regime]:
         """Every regime; few threads and small decoders first."""
@@ -131,7 +132,7 @@ def onnxruntime_costs(profile: DeviceProfile, shape: InferenceShape) -> OnnxRunt
     return OnnxRuntimeCosts(
         shape=shape,
         coefficients=coefficients,
-        by_threads=latency.by_threads(coefficients),
+        by_threads=latency.by_threads(coefficients, latency.CACHE_TIMES.get(profile.arch, {})),
         prefill_runs=tuple(
             (min(PREFILL_CHUNK_IDS, shape.prompt - start), shape.context if portable else start) for start in starts
         ),

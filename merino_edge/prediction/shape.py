@@ -9,11 +9,13 @@ LONGEST_DEFAULT_PROMPT = 512
 
 @dataclass(frozen=True)
 class InferenceShape:
-    """`precision`: the weight format. `context`: tokens in the full KV cache. `prompt`: tokens of the prefill."""
+    """`precision`: the weight format. `context`: tokens in the full KV cache. `prompt`: tokens of the prefill.
+    `kv`: the format of the cache; None: that of the activations."""
 
     precision: str
     context: int
     prompt: int
+    kv: str | None = None
 
 
 def default_prompt(context: int) -> int:

@@ -17,6 +17,7 @@ from merino_runtime.json_shape import listed, shown
 class KvLayer(NamedTuple):
     heads: int
     head_size: int
+    format: str = "fp32"  # of keys and values: a name in `bundle_schema.CACHE_TYPES`
 
 
 class Port(NamedTuple):
@@ -159,6 +160,11 @@ def need_of(bundle: Bundle, backend: str) -> Optional[BackendNeed]:
 def backends_text(bundle: Bundle) -> str:
     """The backends for people: "onnxruntime 1.10 or later, or tensorrt 8.2 or later"."""
     return ", or ".join(f"{need.name} {need.min_version} or later" for need in bundle.backends)
+
+
+def cache_formats(bundle: Bundle) -> str:
+    """Of keys and values, for people: "int8", or several with commas between."""
+    return ", ".join(sorted({layer.format for layer in bundle.kv_layers}))
 
 
 def file_path(bundle: Bundle, name: str) -> Optional[str]:

@@ -30,7 +30,8 @@ LONGEST_CONTEXT = LARGEST_VOCAB = 2 ** 24
 LARGEST_LAYER = 2 ** 14  # heads, and channels of a head
 MOST_THREADS = 1024
 MOST_TIMES = 10 ** 6
-CACHE_BYTES = {"float16": 2, "float32": 4}
+# By the format of keys and values: the type of their arrays, its bytes, how many of them an element holds.
+CACHE_TYPES = {"fp32": ("float32", 4, 1), "fp16": ("float16", 2, 1), "int8": ("int8", 1, 1), "int4": ("uint8", 1, 2)}
 # What a chat template takes of a message's text: all of it; without white space around it; what follows the last
 # </think>; the same without line feeds at its beginning; or without white space around it.
 MESSAGE_TEXTS = ("whole", "stripped", "answer", "answer_lines", "answer_stripped")
@@ -44,9 +45,10 @@ def problems_of(description: Any) -> List[str]:
 def as_latest(description: Dict[str, Any]) -> Dict[str, Any]:
     """A description of any schema in `READ` as one of the latest; an object of another schema comes back as it is.
 
-    Schema 1 had one backend, one id to stop at or null, and no chat. A key that is missing there is missing in the
-    result too. Its `portable` graphs are not listed for TensorRT: NVIDIA's parser was not asked about them. Its graphs
-    of whole numbers are for cores with dotprod: those of `portable` may hold weights of -128, which others add wrongly.
+    Schema 1 had one backend, one id to stop at or null, no chat, and a cache in floats alone. A key that is missing
+    there is missing in the result too. Its `portable` graphs are not listed for TensorRT: NVIDIA's parser was not asked
+    about them. Its graphs of whole numbers are for cores with dotprod: those of `portable` may hold weights of -128,
+    which others add wrongly.
     """
     if description.get("schema") != 1 or isinstance(description.get("schema"), bool):
         return description
@@ -60,6 +62,9 @@ def as_latest(description: Dict[str, Any]) -> Dict[str, Any]:
             latest.update(dialect=value, core="dotprod" if description.get("precision") in ("int8", "int4") else None)
         elif key == "boards":
             latest.update(boards=value, slower_on=[])
+        elif key == "kv_layers" and isinstance(value, list):
+            form = "fp16" if description.get("precision") == "fp16" else "fp32"
+            latest[key] = [dict(layer, format=form) if isinstance(layer, dict) else layer for layer in value]
         elif key == "files":
             latest.update(chat=None, files=value)
         else:
@@ -78,7 +83,7 @@ def _times(value: Any) -> Optional[str]:
 
 _core = one_of("dotprod", "plain")
 _threads, _layer = integer(1, MOST_THREADS), integer(1, LARGEST_LAYER)
-_port = {"name": text, "dtype": one_of("int32", "int64", "float16", "float32"), "shape": [_axis]}
+_port = {"name": text, "dtype": one_of("int32", "int64", "int8", "uint8", "float16", "float32"), "shape": [_axis]}
 _message_text = one_of(*MESSAGE_TEXTS)
 _parts = {"begin": passage, "system": Maybe({"before": passage, "after": passage}), "answer": passage, "user": passage,
           "generation": passage, "no_think": or_null(passage), "date_format": or_null(text),
@@ -89,8 +94,9 @@ BUNDLE_SHAPE: Dict[str, Any] = {
     "core": or_null(_core),
     "weights": one_of("trained", "random"), "weights_source": text,
     "context": integer(1, LONGEST_CONTEXT), "vocab": integer(1, LARGEST_VOCAB),
-    "stop_ids": [count], "kv_layers": [{"heads": _layer, "head_size": _layer}], "inputs": [_port],
-    "outputs": [_port], "params": count, "flops_per_token": count, "head_flops": count,
+    "stop_ids": [count],
+    "kv_layers": [{"heads": _layer, "head_size": _layer, "format": one_of(*sorted(CACHE_TYPES))}],
+    "inputs": [_port], "outputs": [_port], "params": count, "flops_per_token": count, "head_flops": count,
     "weight_bytes": count, "decode_weight_bytes": count, "kv_bytes": count, "isa": [text], "boards": [text],
     "slower_on": [{"board": text, "core": _core, "times": _times}],
     "backends": [{"name": text, "min_version": version, "refused_versions": [version]}],
@@ -127,16 +133,18 @@ def _cache_contradictions(description: Dict[str, Any], ports: Dict[str, Any]) ->
     """The inputs that hold keys and values are those of kv_layers and have kv_bytes: by these the memory is judged
     before it is allocated."""
     problems, total = [], 0
-    wanted = {f"past_key_values.{index}.{part}": [1, layer["heads"], description["context"], layer["head_size"]]
+    wanted = {f"past_key_values.{index}.{part}": layer
               for index, layer in enumerate(description["kv_layers"]) for part in ("key", "value")}
-    for name, shape in wanted.items():
+    for name, layer in wanted.items():
+        dtype, size, held = CACHE_TYPES[layer["format"]]
+        shape = [1, layer["heads"], description["context"], layer["head_size"] // held]
         port = ports.get(name)
         if port is None:
             problems.append(f"inputs has no {name}")
-        elif port["shape"] != shape or port["dtype"] not in CACHE_BYTES:
-            problems.append(f"{name} is {port['dtype']} of another shape than {shape}, float16 or float32")
+        elif port["shape"] != shape or port["dtype"] != dtype or layer["head_size"] % held:
+            problems.append(f"{name} is {port['dtype']} {port['shape']}, its layer's is {dtype} {shape}")
         else:
-            total += shape[1] * shape[2] * shape[3] * CACHE_BYTES[port["dtype"]]
+            total += shape[1] * shape[2] * shape[3] * size
     problems.extend(f"inputs has {shown(name)}, which is of no layer" for name in ports
                     if name.startswith("past_key_values.") and name not in wanted)
     if not problems and total != description["kv_bytes"]:

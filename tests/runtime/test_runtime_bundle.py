@@ -34,7 +34,7 @@ def description():
     return {
         "schema": 2, "name": "tiny", "family": "merino", "architecture": {"blocks": []}, "precision": "fp32",
         "dialect": "fused", "core": None, "weights": "random", "weights_source": "a seed", "context": 64, "vocab": 260,
-        "stop_ids": [], "kv_layers": [{"heads": 2, "head_size": 32}],
+        "stop_ids": [], "kv_layers": [{"heads": 2, "head_size": 32, "format": "fp32"}],
         "inputs": [{"name": "input_ids", "dtype": "int64", "shape": [1, "sequence"]},
                    {"name": "attention_mask", "dtype": "int64", "shape": [1, "total"]},
                    {"name": "past_key_values.0.key", "dtype": "float32", "shape": [1, 2, 64, 32]},
@@ -146,7 +146,8 @@ def test_a_value_outside_the_contract_is_refused(folder, key, value):
 
 @pytest.mark.parametrize("key, value", [
     ("context", 10 ** 9), ("vocab", 10 ** 9), ("params", 10 ** 300), ("weight_bytes", 2 ** 54), ("kv_bytes", -1),
-    ("kv_layers", [{"heads": 10 ** 9, "head_size": 32}]), ("threads", {"prefill": 10 ** 6, "decode": 1}),
+    ("kv_layers", [{"heads": 10 ** 9, "head_size": 32, "format": "fp32"}]),
+    ("kv_layers", [{"heads": 2, "head_size": 32, "format": "int2"}]), ("threads", {"prefill": 10 ** 6, "decode": 1}),
     ("name", "two\nlines"), ("weights_source", "\x1b[2J"), ("isa", ["a\0"]), ("family", "x" * 1001),
     ("backends", [{"name": "onnxruntime", "min_version": "new", "refused_versions": []}]),
     ("backends", [{"name": "onnxruntime", "min_version": "1.18", "refused_versions": ["1." + "9" * 5000]}]),
@@ -162,8 +163,8 @@ def test_a_value_beyond_its_bounds_is_refused_by_one_line(folder, key, value):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda described: described["inputs"][2].update(shape=[1, 2, 2 ** 40, 32]), "past_key_values.0.key is float32 of"),
-    (lambda described: described["inputs"][2].update(dtype="int64"), "past_key_values.0.key is int64 of"),
+    (lambda described: described["inputs"][2].update(shape=[1, 2, 2 ** 40, 32]), "past_key_values.0.key is float32 ["),
+    (lambda described: described["inputs"][2].update(dtype="int64"), "past_key_values.0.key is int64 ["),
     (lambda described: described["inputs"].append(dict(described["inputs"][3], name="past_key_values.7.key")),
      "of no layer"),
     (lambda described: described.update(kv_bytes=1), "kv_bytes is 1, the inputs hold 32768"),

@@ -31,12 +31,13 @@ def print_design(design: Design, profile: DeviceProfile) -> None:
 
 def costs_of(design: Design, profile: DeviceProfile) -> CostModel:
     """The cost model that predicted the design."""
-    shape = InferenceShape(design.precision, design.architecture.context, design.prompt)
+    shape = InferenceShape(design.precision, design.architecture.context, design.prompt, design.kv)
     return cost_model(profile, shape, design.predicted.confidence or DEFAULT_CONFIDENCE)
 
 
 def budgets_line(design: Design, profile: DeviceProfile) -> str:
     tokens = f"context {design.architecture.context}, prompt {design.prompt} tokens"
+    tokens += f", a cache of {design.kv}" if design.kv else ""
     board = f"{on_backend(profile, design.device)}{other_backends(profile)}"
     return f"budgets for {board}: {options_line(design.budget)}; {tokens}{open_words(design)}"
 

@@ -193,18 +193,35 @@ class Fused(Graph):
         if attention.window and attention.window < self.context:
             options["local_window_size"] = attention.window
             self.windowed = True
+        inputs = [*parts, *ports("past_key_values", layer), self.last_index, self.total_length, *tables]
         mixed = f"attention.{layer.index}"
         self.node_into(
             "GroupQueryAttention",
-            [*parts, *ports("past_key_values", layer), self.last_index, self.total_length, *tables],
+            [*inputs, *self._scales(layer)],
             [mixed, *ports("present", layer)],
             domain=CONTRIB,
             num_heads=attention.heads,
             kv_num_heads=layer.heads,
             do_rotary=int(attention.rotary is not None),
             **options,
+            **self._cache_options(),
         )
         return mixed
+
+    def _scales(self, layer: KvLayer) -> list[str]:
+        """The inputs behind the rotary tables: three that are not used, and the scales of keys and values."""
+        if self.cache_scales is None:
+            return []
+        names = [f"{name}_scale" for name in ports("cache", layer)]
+        scales = self.cache_scales.layers[layer.index]
+        return ["", "", "", *(self.constant(name, one[None, :, None]) for name, one in zip(names, scales, strict=True))]
+
+    def _cache_options(self) -> dict[str, int | str]:
+        if self.cache_scales is None:
+            return {}
+        return {
+            "k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": self.cache_scales.bits
+        }  # fmt: skip
 
     def _parts(self, qkv: str, layer: KvLayer, attention: Attention) -> tuple[str, str, str]:
         """Queries [1, T, heads * head_size], keys and values [1, T, layer.heads * head_size]."""

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from merino_edge.export.cache_scales import CacheScales
 from merino_edge.export.feedback import Moments, quantize_with_feedback
 from merino_edge.export.onnx.external_data import DATA_FILE, DataFile, Deferred, Stored, store
 from merino_edge.export.quantize import MatrixError, Quantized, block_sizes, matrix_error, quantize
@@ -23,6 +24,8 @@ from merino_edge.families.rotary import Rotary, frequencies
 
 MODEL_FILE = "model.onnx"
 TYPES = {
+    "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
     "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
     "float32": TensorProto.FLOAT,
@@ -45,12 +48,13 @@ class Graph:
 
     Attributes:
         weights: the state dict that the constants are made of, float32.
-        real: the type of activations, KV cache and weights that are not quantised.
+        real: the type of activations and of weights that are not quantised.
         blocks: matrices as the source has them stored in blocks, where it does.
         quantized: the quantised matrices, by the names of the matrices that were joined.
         moments: gives those of the inputs of matrices on a text; None without a text. Matrices that it has are rounded
             with feedback, and counted in `calibrated`.
         exact: names of matrices that the graph has in the very blocks of the source.
+        cache_scales: of a cache in whole numbers; None: the cache is of type `real`. Set before `begin_decoder`.
         windowed: whether an attention operator has a window, which versions of ONNX Runtime count differently.
         decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
     """
@@ -76,6 +80,7 @@ class Graph:
         self._real_weights: dict[str, np.ndarray] = {}
         self._weight_bytes: dict[int | str, int] = {}  # by address: two shapes of one array are one weight
         self.windowed = False
+        self.cache_scales: CacheScales | None = None
         self._rotary_names: dict[tuple[Rotary, int], tuple[str, str]] = {}
 
     def node(self, kind: str, inputs: Sequence[str], *, domain: str = "", outputs: int = 1, **attributes: Any) -> str:
@@ -232,11 +237,14 @@ class Graph:
 
     def cache_ports(self, layers: Sequence[KvLayer], present_axis: int | str) -> None:
         """An input for the cached keys and values of each layer [1, heads, context, head_size], and an output for
-        what the graph returns of them [1, heads, present_axis, head_size]."""
+        what the graph returns of them [1, heads, present_axis, head_size]. In 4 bits a byte holds two channels."""
+        bits = self.cache_scales.bits if self.cache_scales else 0
+        dtype = {0: self.real, 8: "int8", 4: "uint8"}[bits]
         for layer in layers:
+            size = layer.head_size // 2 if bits == 4 else layer.head_size
             for past, present in zip(ports("past_key_values", layer), ports("present", layer), strict=True):
-                self.input(past, self.real, 1, layer.heads, self.context, layer.head_size)
-                self.output(present, self.real, 1, layer.heads, present_axis, layer.head_size)
+                self.input(past, dtype, 1, layer.heads, self.context, size)
+                self.output(present, dtype, 1, layer.heads, present_axis, size)
 
     def declared(self, port: Port) -> tuple[int | str, ...]:
         """The shape of an input or output as the file states it."""

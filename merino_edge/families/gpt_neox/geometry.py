@@ -76,7 +76,14 @@ def gpt_neox_layout(geometry: GptNeoxArchitecture, name: str) -> Layout | None:
 
 
 def qkv_order(geometry: GptNeoxArchitecture) -> np.ndarray:
-    """Rows of the state dict in the graph's order, [3 * width].
+    """Rows of the state dict in the graph's order, [3 * width]."""
+    turned, size = key_order(geometry), geometry.head_size
+    rows = np.arange(3 * geometry.width).reshape(geometry.heads, 3, size)
+    return np.concatenate([rows[:, 0, turned].ravel(), rows[:, 1, turned].ravel(), rows[:, 2].ravel()])
+
+
+def key_order(geometry: GptNeoxArchitecture) -> np.ndarray:
+    """Channels of a head of queries or keys in the graph's order, [head_size].
 
     A channel is paired with the one half a head behind it. So of the channels that turn the second half goes behind
     the middle of the head, and those that do not turn fill the rest of both halves: the same products of queries and
@@ -84,8 +91,6 @@ def qkv_order(geometry: GptNeoxArchitecture) -> np.ndarray:
     """
     size, half, pairs = geometry.head_size, geometry.head_size // 2, geometry.rotated // 2
     still = np.arange(geometry.rotated, size)
-    turned = np.concatenate([
+    return np.concatenate([
         np.arange(pairs), still[: half - pairs], np.arange(pairs, 2 * pairs), still[half - pairs :]
     ])  # fmt: skip
-    rows = np.arange(3 * geometry.width).reshape(geometry.heads, 3, size)
-    return np.concatenate([rows[:, 0, turned].ravel(), rows[:, 1, turned].ravel(), rows[:, 2].ravel()])

@@ -62,12 +62,18 @@ def import_onnxruntime(bundle: Bundle) -> Any:
     if found < version_tuple(need.min_version):
         raise MerinoError(
             f"onnxruntime is {version}, bundle {bundle.name!r} (dialect {bundle.dialect}) needs "
-            f"{need.min_version} or later. {remedy}. Where this Python has no newer wheel, export with "
-            "--dialect portable.")
+            f"{need.min_version} or later. {remedy}. Where this Python has no newer wheel, export "
+            f"{_older_graph(bundle)}.")
     if found in [version_tuple(refused_version) for refused_version in need.refused_versions]:
         raise MerinoError(f"onnxruntime is {version}, a version that bundle {bundle.name!r} refuses "
                           f"({', '.join(need.refused_versions)}): it fails on boards. {remedy}")
     return onnxruntime
+
+
+def _older_graph(bundle: Bundle) -> str:
+    """What makes a graph of the same model for an older version."""
+    quantised = any(layer.format in ("int8", "int4") for layer in bundle.kv_layers)
+    return "without --kv" if quantised else "with --dialect portable"
 
 
 def session_options(onnxruntime: Any, threads: int) -> Any:

@@ -1,0 +1,99 @@
+"""Scales for a cache in whole numbers: the model reads a text, and what torch's cache then holds is fitted.
+
+The text is the user's, or one that the model itself writes from its own first token, which needs neither a corpus nor a
+network. Why that serves: docs/decisions/quantised-cache.md.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from merino_edge.export.cache_scales import BITS, CacheScales, largest_code, scales_of
+from merino_edge.export.calibration_text import text_rows, tokenizer_of
+from merino_edge.export.source import Source
+
+SEED = 0
+LONGEST_ROW = 2048  # tokens that are read with one cache; at most the context
+READ_TOKENS = 4096
+TEXTS, TEXT_TOKENS = 16, 128  # that the model writes: each step reads the weights once, for all texts
+
+
+class RoundedCache(DynamicCache):
+    """torch's cache, holding what the codes of a quantised one stand for. `scales` are in the order of torch's
+    model."""
+
+    def __init__(self, scales: CacheScales):
+        super().__init__()
+        self._most = largest_code(scales.bits)
+        self._steps = [[torch.from_numpy(one)[:, None] for one in layer] for layer in scales.layers]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [1, heads, T, head_size]."""
+        held = [
+            torch.clamp(torch.round(part / step), -self._most - 1, self._most) * step
+            for part, step in zip((key_states, value_states), self._steps[layer_idx], strict=True)
+        ]
+        return super().update(held[0], held[1], layer_idx, *args, **kwargs)
+
+
+def calibrated_scales(source: Source, kv: str, context: int, text: Path | None = None) -> CacheScales:
+    """Scales of the source's model for `kv`, int8 or int4, in the order of torch's model.
+
+    Raises MerinoError where the text cannot be read.
+    """
+    length = min(context, LONGEST_ROW)
+    rows = text_rows(source, text, length, READ_TOKENS).numpy() if text else own_rows(source, length)
+    return scales_of(filled_layers(source.model, rows), BITS[kv])
+
+
+def own_rows(source: Source, length: int) -> np.ndarray:
+    """What a trained model writes, cut into rows [rows, length]; of random weights drawn ids, since nothing they write
+    means anything."""
+    vocab = source.arch.vocab
+    count = max(1, TEXTS * TEXT_TOKENS // length)
+    if source.weights == "random":
+        return np.random.default_rng(SEED).integers(0, vocab, (count, length))
+    each = min(TEXT_TOKENS, source.arch.context)
+    texts = written_by(source.model, [first_id(source)] * TEXTS, each).reshape(-1)
+    length = min(length, len(texts))
+    return texts[: len(texts) // length * length].reshape(-1, length)
+
+
+def first_id(source: Source) -> int:
+    """What stands before a text: the tokenizer's own, else an id at which texts end, else 0."""
+    begun = tokenizer_of(source).encode("").ids if source.tokenizer else []
+    return int([*begun, *source.stop_ids, 0][0])
+
+
+@torch.no_grad()
+def written_by(model: PreTrainedModel, starts: Sequence[int], length: int) -> np.ndarray:
+    """Texts [len(starts), length] that the model continues these ids with, drawn from its own distribution."""
+    random = torch.Generator().manual_seed(SEED)
+    ids = given = torch.tensor(starts)[:, None]
+    cache = None
+    while ids.shape[1] < length:
+        output = model(input_ids=given, cache=cache, use_cache=True)
+        cache = output.cache
+        given = torch.multinomial(output.logits[:, -1].float().softmax(dim=-1), 1, generator=random)
+        ids = torch.cat((ids, given), dim=1)
+    return ids.numpy()
+
+
+@torch.no_grad()
+def filled_layers(model: PreTrainedModel, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(keys, values) of each layer, float32 [heads, all tokens of the rows, head_size]; each row has a cache of its
+    own."""
+    held: list[list[list[np.ndarray]]] = []  # of each row, of each layer
+    for row in rows:
+        output = model(input_ids=torch.from_numpy(row)[None].long(), use_cache=True, logits_to_keep=1)
+        held.append([[part[0].float().numpy() for part in (one.keys, one.values)] for one in output.cache.layers])
+    return [
+        (np.concatenate([keys for keys, _ in layer], axis=1), np.concatenate([values for _, values in layer], axis=1))
+        for layer in zip(*held, strict=True)
+    ]

@@ -1,0 +1,277 @@
+"""A cache in whole numbers: the graph, in the board's own runtime, against torch with a cache that holds what the codes
+stand for; its scales; and where it is refused."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from merino_edge.design.design_file import load_design
+from merino_edge.design.designer import check_request, design
+from merino_edge.design.space import Space
+from merino_edge.export.cache_scales import fitted_scales, largest_code, rounded
+from merino_edge.export.calibrate_cache import RoundedCache, calibrated_scales, written_by
+from merino_edge.export.export import export
+from merino_edge.export.random_bundle import write_random_bundle
+from merino_edge.export.request import chosen_cache
+from merino_edge.export.source import Source, load_source
+from merino_edge.families.designed import Architecture
+from merino_edge.families.operators import kv_bytes
+from merino_edge.families.registry import key_order_of
+from merino_edge.families.zoo import model
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
+from merino_edge.profiles.reading import load_profile
+from merino_runtime.backends import onnx_session, open_backend
+from merino_runtime.bundle import load_bundle
+from merino_runtime.cache_file import load_cache, save_cache
+from merino_runtime.errors import MerinoError
+from merino_runtime.selftest import selftest
+from tests.sample_geometries import small
+
+PROMPT, STEPS, VOCAB = 9, 24, 311
+CONTEXT = PROMPT + STEPS
+FORMATS = ("int8", "int4")
+TOLERANCE = 2e-5  # of the largest logit, as for a cache of floats
+# A value in the middle between two codes may fall on either side, and then changes what follows a little.
+TIES, AFTER_A_TIE = 0.002, {"int8": 0.02, "int4": 0.2}
+MODELS = {
+    "heads of several blocks": Architecture(
+        blocks=[
+            {"width": 64, "ffn_ratio": 1.0, "depth": 2, "shared": True}, {"width": 96, "ffn_ratio": 2.0, "depth": 1},
+        ],
+        vocab=VOCAB, head_size=32, context=CONTEXT,
+    ),
+    "grouped heads": small("llama", vocab=VOCAB, context=CONTEXT),
+    "one group of normed heads": small("qwen3", vocab=VOCAB, context=CONTEXT, kv_heads=1),
+    "channels in another order": small("gpt_neox", vocab=VOCAB, context=CONTEXT),
+    "learned positions": small("gpt2", vocab=VOCAB, context=CONTEXT),
+    "windows": small("gemma3_text", vocab=VOCAB, context=CONTEXT),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def source(request, decoder):
+    arch = MODELS[request.param]
+    return Source(request.param, arch, decoder(arch, 7), "random", "drawn", (), None)
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def bundle(request, source, tmp_path_factory):
+    return export(source, tmp_path_factory.mktemp("quantised") / "bundle", kv=request.param).bundle
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def talking(request, tiny_checkpoint, tmp_path_factory):
+    """A bundle with a tokenizer."""
+    out = tmp_path_factory.mktemp("text") / "bundle"
+    return export(load_source(str(tiny_checkpoint)), out, kv=request.param).bundle
+
+
+def whole(array):
+    """Codes [1, heads, tokens, head_size] in the bytes of a cache."""
+    if array.dtype == np.int8:
+        return array.astype(int)
+    low, high = (array & 15).astype(int) - 8, (array >> 4).astype(int) - 8
+    return np.stack((low, high), axis=-1).reshape(*array.shape[:3], -1)
+
+
+def codes_in(cache, scales, order):
+    """The same in torch's cache, keys and values of each layer, in the graph's order."""
+    for held, (keys, values) in zip(cache.layers, scales.layers, strict=True):
+        found = np.rint(held.keys.numpy() / keys[:, None])
+        yield found if order is None else found[..., order]
+        yield np.rint(held.values.numpy() / values[:, None])
+
+
+@torch.no_grad()
+def test_the_graph_is_torch_with_a_cache_of_the_same_codes(source, bundle):
+    """At the prefill and at every step to the last slot."""
+    form = bundle.kv_layers[0].format
+    scales = calibrated_scales(source, form, CONTEXT)
+    ids = np.random.default_rng(5).integers(0, VOCAB, CONTEXT).tolist()
+    cache, backend, errors = RoundedCache(scales), open_backend(bundle), []
+    now = ids[:PROMPT]
+    for length in range(PROMPT, CONTEXT + 1):
+        expected = source.model(input_ids=torch.tensor([now]), cache=cache, use_cache=True).logits[0, -1].numpy()
+        logits = backend.step(now[0]) if len(now) == 1 else backend.prefill(now)
+        errors.append(np.abs(logits - expected).max() / np.abs(expected).max())
+        now = ids[length : length + 1]
+    found = [whole(array) for array in backend.filled()[1].values()]
+    backend.close()
+    apart = [np.abs(ours - torchs) for ours, torchs in zip(
+        found, codes_in(cache, scales, key_order_of(source.arch)), strict=True)]  # fmt: skip
+    assert max(each.max() for each in apart) <= 1
+    assert sum(each.sum() for each in apart) <= TIES * sum(each.size for each in found)
+    assert max(errors) <= AFTER_A_TIE[form] and np.quantile(errors, 0.2) <= TOLERANCE, errors
+    assert all(np.ptp(each) > 0 and len(np.unique(each)) > 4 for each in found)  # codes that mean something
+
+
+def test_a_bundle_says_what_its_cache_is_and_the_runtime_makes_it(source, bundle):
+    form, operators = bundle.kv_layers[0].format, source.arch.operators
+    assert {layer.format for layer in bundle.kv_layers} == {form}
+    assert bundle.kv_bytes == kv_bytes(operators, CONTEXT, kv=form) == kv_bytes(operators, CONTEXT) * (
+        {"int8": 1, "int4": 0.5}[form] / 4
+    )
+    need = bundle.backends[0]
+    assert len(bundle.backends) == 1 and (need.name, need.min_version) == ("onnxruntime", "1.27")
+    assert "jetson-orin-nano" not in bundle.boards  # its runtime is older
+    assert not [file.path for file in bundle.files if file.path.endswith("config.json")]
+    backend = open_backend(bundle)
+    assert sum(array.nbytes for array in backend.cache.values()) == bundle.kv_bytes
+    assert selftest(bundle, backend) is None
+    backend.close()
+
+
+def test_forks_rewinds_and_a_prefill_in_parts_do_what_they_do_with_floats(bundle):
+    ids = np.random.default_rng(6).integers(0, VOCAB, 16).tolist()
+    whole_run, parts = open_backend(bundle), open_backend(bundle)
+    expected = whole_run.prefill(ids).copy()
+    parts.prefill(ids[:5])
+    parts.prefill([3, 4, 5])
+    parts.truncate(5)
+    twin = parts.fork()
+    parts.step(7)
+    logits = twin.prefill(ids[5:]).copy()
+    assert np.abs(logits - expected).max() <= AFTER_A_TIE[bundle.kv_layers[0].format] * np.abs(expected).max()
+    held, other = whole_run.filled()[1], twin.filled()[1]
+    assert sum((held[name] != other[name]).sum() for name in held) <= TIES * sum(one.size for one in held.values())
+    for backend in (whole_run, parts, twin):
+        backend.close()
+
+
+def test_a_kept_cache_comes_back_from_its_file(talking, tmp_path):
+    first, again = open_backend(talking), open_backend(talking)
+    first.prefill([1, 2, 3, 4])
+    save_cache(talking, first, str(tmp_path / "kept"))
+    load_cache(talking, again, str(tmp_path / "kept"))
+    assert again.ids == [1, 2, 3, 4] and (again.step(5) == first.step(5)).all()
+    first.close()
+    again.close()
+
+
+def test_weights_and_cache_are_quantised_together(decoder, tmp_path):
+    arch = MODELS["grouped heads"]
+    source = Source("both", arch, decoder(arch, 7), "random", "drawn", (), None)
+    found = export(source, tmp_path / "bundle", precision="int8", kv="int8")
+    assert found.unrounded is not None and found.bundle.precision == "int8"
+    assert found.bundle.backends[0].min_version == "1.27"
+
+
+@settings(max_examples=40)
+@given(
+    values=arrays(np.float32, (2, 7, 4), elements=st.floats(-1e4, 1e4, width=32)), bits=st.sampled_from([8, 4])
+)
+def test_scales_hold_what_was_seen(values, bits):
+    """No scale of the whole range is better, each stands for its own channel, and all are positive and finite."""
+    scales = fitted_scales(values, bits)
+    assert scales.shape == (2, 4) and scales.dtype == np.float32 and (scales > 0).all() and np.isfinite(scales).all()
+
+    def error(steps):
+        return np.square(rounded(values, steps, bits) - values).sum(axis=1)
+
+    plain = np.maximum(np.abs(values).max(axis=1) / largest_code(bits), 1e-8)
+    assert (error(scales) <= error(plain) * 1.001 + 1e-6).all()
+    assert np.array_equal(fitted_scales(values[:, :, ::-1], bits), scales[:, ::-1])
+
+
+@torch.no_grad()
+def test_costs_know_the_cache():
+    """Bytes in memory, in the step's reads and in its limits; on Arm arithmetic that is dearer by its instructions."""
+    board, arch = load_profile("raspberry-pi-4"), model("smollm2-135m").geometry
+    shapes = {kv: InferenceShape("int8", 2048, 512, kv) for kv in (None, "int8", "int4")}
+    costs = {kv: cost_model(board, shape) for kv, shape in shapes.items()}
+    found = {kv: each.predict(arch.operators) for kv, each in costs.items()}
+    floats = found[None].kv_bytes
+    assert [found[kv].kv_bytes * 8 // floats for kv in ("int8", "int4")] == [2, 1]
+    for kv in ("int8", "int4"):
+        spared_mb = (floats - found[kv].kv_bytes) / 2**20
+        assert found[None].memory_mb - found[kv].memory_mb == pytest.approx(spared_mb)
+        spared_reads = costs[None].read_mb(arch.operators) - costs[kv].read_mb(arch.operators)
+        assert spared_reads == pytest.approx(spared_mb, rel=0.01)
+    pairs = {kv: each.on.by_threads[1].us_per_unit[f"{kv}.pair_ms_g"] for kv, each in costs.items() if kv}
+    base = costs[None].on.by_threads[1].us_per_unit["pair_ms_g"]
+    assert pairs == {"int8": pytest.approx(3.7 / 1.14 * base), "int4": pytest.approx(7.0 / 1.14 * base)}
+
+
+def test_a_design_keeps_its_cache_to_the_bundle(tmp_path):
+    board = load_profile("raspberry-pi-4")
+    space = Space(vocab=256, blocks=1)
+    found = design(board, {"decode_ms": 2.0}, space=space, context=64, prompt=16, kv="int8")
+    (tmp_path / "design.json").write_text(found.to_json())
+    assert load_design(tmp_path / "design.json").kv == "int8"
+    made = export(load_source(str(tmp_path / "design.json")), tmp_path / "bundle").bundle
+    assert made.kv_bytes == found.predicted.kv_bytes and made.kv_layers[0].format == "int8"
+    timed = write_random_bundle(found.architecture, "fp32", tmp_path / "timed", "timed", found)
+    assert timed.kv_layers == made.kv_layers
+
+
+def test_what_the_model_writes_is_its_own_and_the_same_each_time(decoder):
+    model = decoder(small("llama", vocab=VOCAB, context=CONTEXT), 2)
+    first, again = (written_by(model, [5, 9], 12) for _ in range(2))
+    assert first.shape == (2, 12) and (first == again).all() and first[:, 0].tolist() == [5, 9]
+    shares = model(input_ids=torch.from_numpy(first)).logits.softmax(dim=-1)[:, :-1]
+    assert shares.gather(2, torch.from_numpy(first)[:, 1:, None]).min() > 1e-6
+
+
+ORIN = load_profile("jetson-orin-nano")
+
+
+@pytest.mark.parametrize("asked, said", [
+    ({"kv": "int8", "dialect": "portable"}, "--kv int8 is not possible in dialect portable"),
+    ({"kv": "int4", "precision": "fp16"}, "not possible with --precision fp16"),
+    ({"kv": "int2"}, "not known: choose one of fp32, int8, int4"),
+    ({"kv": "int8", "board": ORIN}, "1.27 or later, and a .* has 1.23.2: leave --kv out"),
+    ({"kv": None, "dialect": "portable", "design": SimpleNamespace(kv="int8")}, "cache, int8.*give --kv fp32"),
+], ids=str)  # fmt: skip
+def test_what_takes_no_such_cache_is_refused(asked, said):
+    with pytest.raises(MerinoError, match=said):
+        chosen_cache(**{"dialect": "fused", "precision": "fp32", **asked})
+
+
+def test_a_wish_goes_before_the_designs_cache():
+    planned = SimpleNamespace(kv="int8")
+    assert chosen_cache("fp32", "fused", "fp32", design=planned) is None
+    assert chosen_cache(None, "fused", "fp32", design=planned) == "int8"
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime"])
+def test_a_design_for_a_backend_without_such_a_cache_is_refused(backend):
+    with pytest.raises(MerinoError, match="onnxruntime 1.27 or later, and a .* Leave --kv out"):
+        check_request(ORIN.with_backend(backend), "fp32", 64, 32, 300, "int8")
+
+
+def test_a_text_without_a_tokenizer_is_refused(source, tmp_path):
+    with pytest.raises(MerinoError, match="has no tokenizer"):
+        export(source, tmp_path / "bundle", kv="int8", calibration=tmp_path / "text.txt")
+
+
+def test_an_older_runtime_is_refused_with_what_helps(bundle, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "__version__", "1.26.0")
+    with pytest.raises(MerinoError, match="needs 1.27 or later.*export without --kv"):
+        onnx_session.import_onnxruntime(bundle)
+
+
+def test_it_is_not_exported_again(bundle):
+    with pytest.raises(MerinoError, match="export from a bundle without --kv"):
+        load_source(bundle.folder)
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"format": "int2"}, "kv_layers\\[0\\].format"),
+    ({"format": "fp32"}, "its layer's is float32"),
+])  # fmt: skip
+def test_a_cache_of_another_format_than_the_graph_has_is_refused(talking, tmp_path, change, said):
+    described = json.loads((Path(talking.folder) / "bundle.json").read_text(encoding="utf-8"))
+    described["kv_layers"][0].update(change)
+    (tmp_path / "bundle.json").write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(MerinoError, match=said):
+        load_bundle(str(tmp_path))
