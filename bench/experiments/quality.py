@@ -112,27 +112,27 @@ def windows_of(text: Path, tokenizer: tokenizers.Tokenizer) -> tuple[list[int], 
 
 
 def rows_of(record: dict[str, Any], count: int) -> Iterator[dict[str, Any]]:
-    """Of the first `count` windows, where an entrant has them. `standard_error`: of `change`, between windows."""
-    taken = [str(number) for number in record["order"][:count]]
+    """Of the first `count` windows those that an entrant has. `standard_error`: of `change`, between windows."""
     known = record["losses"].get(REFERENCE, {})
     for name, losses in record["losses"].items():
-        if not all(number in losses and number in known for number in taken):
+        taken = [number for number in map(str, record["order"][:count]) if number in losses and number in known]
+        if not taken:
             continue
         differences = [losses[number] - known[number] for number in taken]
         change = math.exp(mean(differences)) - 1
-        error = stdev(differences) / math.sqrt(count) if count > 1 else None
+        error = stdev(differences) / math.sqrt(len(taken)) if len(taken) > 1 else None
         yield {
-            "entrant": name, "bytes": record["bytes"][name], "windows": count,
+            "entrant": name, "bytes": record["bytes"][name], "windows": len(taken),
             "perplexity": math.exp(mean(losses[number] for number in taken)), "change": change, "standard_error": error,
         }  # fmt: skip
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = ["| entrant | 10^6 bytes | perplexity | change |", "| --- | --- | --- | --- |"]
+    lines = ["| entrant | 10^6 bytes | windows | perplexity | change |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         error = "" if row["standard_error"] is None else f" ± {100 * row['standard_error']:.2f}"
         lines.append(
-            f"| {row['entrant']} | {row['bytes'] / 1e6:.1f} | {row['perplexity']:.3f} |"
+            f"| {row['entrant']} | {row['bytes'] / 1e6:.1f} | {row['windows']} | {row['perplexity']:.3f} |"
             f" {100 * row['change']:+.2f}{error} % |"
         )
     return "\n".join(lines)
