@@ -71,6 +71,8 @@ class Exported(NamedTuple):
     `matrices`: the quantisation error of each; empty where nothing is quantised.
     `why_jinja`: why the board needs jinja2 for the chat template; empty where it does not.
     `stored`: what became of the source's blocks; empty where it has none, or nothing is quantised.
+    `cache_rise`: by which share a quantised cache raises the perplexity of the text that its scales were found on, by
+    torch; None where there is none, or for random weights.
     """
 
     folder: Path
@@ -81,6 +83,7 @@ class Exported(NamedTuple):
     matrices: list[MatrixError]
     stored: list[Stored]
     why_jinja: str = ""
+    cache_rise: float | None = None
 
 
 def export(
@@ -107,7 +110,8 @@ def export(
     template = source.chat if chat else None
     found = chat_of(template) if template else None
     check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch))
-    scales = calibrated(source, kv, context, calibrate) if kv else None
+    cache = calibrated(source, kv, context, calibrate) if kv else None
+    scales = cache.scales if cache else None
     graph = build_graph(source, dialect, context, precision, core, scales)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     errors, stored = graph.matrix_errors(), stored_blocks(source, graph)
@@ -134,7 +138,8 @@ def export(
             empty(source.model)
         bundle, error, unrounded = proved(load_bundle(str(folder)), golden, bool(errors), kv)
     made, why_jinja = bundle._replace(folder=str(out)), found.why_jinja if found else ""
-    return Exported(out, made, error, len(golden.logits) - 1, unrounded, errors, stored, why_jinja)
+    steps, rise = len(golden.logits) - 1, cache.rise if cache else None
+    return Exported(out, made, error, steps, unrounded, errors, stored, why_jinja, rise)
 
 
 def proved(

@@ -38,13 +38,13 @@ class Quick(Fused):
 
 
 def write_random_bundle(
-    arch: Geometry, precision: str, folder: Path, name: str, design: Design | None = None
+    arch: Geometry, precision: str, folder: Path, name: str, design: Design | None = None, kv: str | None = None
 ) -> Bundle:
     """The bundle written into `folder`, with the design's thread counts. It has no golden ids: its weights mean
     nothing."""
     with torch.device("meta"):
         model = build_model(arch)
-    kv = design.kv if design else None
+    kv = design.kv if design else kv
     scales = even_scales(arch, kv) if kv else None
     graph = walked_graph(Quick, arch, random_weights(model), arch.context, precision, scales=scales)
     facts = ModelFacts(name, family_of(arch).name, arch, "random", "random, for timing")

@@ -12,11 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import merino_edge.export.calibrate_cache as calibrate_cache
 from merino_edge.design.design_file import load_design
 from merino_edge.design.designer import check_request, design
 from merino_edge.design.space import Space
-from merino_edge.export.cache_scales import fitted_scales, largest_code, rounded
-from merino_edge.export.calibrate_cache import RoundedCache, calibrated, written_by
+from merino_edge.export.cache_scales import fitted_scales, largest_code, rounded, scales_of
+from merino_edge.export.calibrate_cache import (
+    RoundedCache,
+    calibrated,
+    filled_layers,
+    own_rows,
+    rise_of,
+    written_by,
+)
 from merino_edge.export.export import export
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.export.request import chosen_cache
@@ -94,7 +102,7 @@ def codes_in(cache, scales, order):
 def test_the_graph_is_torch_with_a_cache_of_the_same_codes(source, bundle):
     """At the prefill and at every step to the last slot."""
     form = bundle.kv_layers[0].format
-    scales = calibrated(source, form, CONTEXT)
+    scales = calibrated(source, form, CONTEXT).scales
     ids = np.random.default_rng(5).integers(0, VOCAB, CONTEXT).tolist()
     cache, backend, errors = RoundedCache(scales), open_backend(bundle), []
     now = ids[:PROMPT]
@@ -154,6 +162,18 @@ def test_a_kept_cache_comes_back_from_its_file(talking, tmp_path):
     assert again.ids == [1, 2, 3, 4] and (again.step(5) == first.step(5)).all()
     first.close()
     again.close()
+
+
+def test_a_cache_that_costs_too_much_is_not_offered(source, monkeypatch):
+    """Of trained weights alone: a text's perplexity under the rounded cache is compared with that under floats."""
+    trained = source._replace(weights="trained")
+    own = own_rows(trained, CONTEXT)
+    fine, coarse = (scales_of(filled_layers(source.model, own), bits) for bits in (8, 2))
+    assert abs(rise_of(source.model, own, fine)) < abs(rise_of(source.model, own, coarse))
+    monkeypatch.setattr(calibrate_cache, "MOST_RISE", -1.0)
+    with pytest.raises(MerinoError, match="--kv int4 raises the perplexity .* take --kv int8, or leave --kv out"):
+        calibrated(trained, "int4", CONTEXT)
+    assert calibrated(source, "int4", CONTEXT).rise is None
 
 
 def test_weights_and_cache_are_quantised_together(decoder, tmp_path):
