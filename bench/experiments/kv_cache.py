@@ -9,8 +9,8 @@ A record holds several models. DIR keeps bundles; one that is there is not made 
 windows as long as the context, each from an empty cache. `speed`: a geometry of the catalogue, or `embedded`, with
 random weights and caches that are filled with random codes, on whose values neither time nor memory depends. Memory:
 the peak of a fresh process after the last 256 ids of a full context and a step. Time: the formats in turn in one
-process, medians of blocks of steps behind so many cached tokens, each with ONNX Runtime's attention in tiles and by
-products of matrices.
+process, medians of wall and CPU time over blocks of steps behind so many cached tokens, each with ONNX Runtime's
+attention in tiles and by products of matrices.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from merino_edge.families.zoo import model
 from merino_edge.storage.atomic import write_text
 from merino_edge.training.data import load_tokenizer, read_documents
 from merino_edge.training.rows import PackedTokens
+from merino_runtime.attention import SWITCH
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend
 from merino_runtime.board import peak_rss_mb
 from merino_runtime.bundle import load_bundle
-from merino_runtime.environment import BY_PRODUCTS
 
 FORMATS = ("fp32", "int8", "int4")
 SEED, STEPS, BLOCKS, PREFILL = 0, 8, 12, 256
@@ -145,8 +145,11 @@ def filled(backend: Backend, ids: Sequence[int]) -> None:
 
 
 def opened(folder: Path, threads: int, attention: str) -> Backend:
-    os.environ[BY_PRODUCTS] = str(int(attention == "products"))
-    return open_backend(load_bundle(str(folder), verify=False), threads)
+    os.environ[SWITCH] = str(int(attention == "products"))
+    try:
+        return open_backend(load_bundle(str(folder), verify=False), threads)
+    finally:
+        del os.environ[SWITCH]
 
 
 def timed(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -162,18 +165,22 @@ def timed(args: argparse.Namespace) -> list[dict[str, Any]]:
         for backend in entrants.values():
             filled(backend, ids[:depth])
         samples: dict[tuple[str, str], list[float]] = {name: [] for name in entrants}
+        cpu: dict[tuple[str, str], list[float]] = {name: [] for name in entrants}
         for _ in range(BLOCKS):
             for name, backend in entrants.items():
                 backend.truncate(depth)
                 for token in ids[depth : depth + STEPS]:
-                    start = time.perf_counter()
+                    start, used = time.perf_counter(), time.process_time()
                     backend.step(token)
                     samples[name].append(1e3 * (time.perf_counter() - start))
-        base = samples["fp32", "tiles"]
+                    cpu[name].append(1e3 * (time.process_time() - used))
+        base = median(cpu["fp32", "tiles"])
         for (kv, attention), each in samples.items():
+            used_ms = median(cpu[kv, attention])
             found.append({
                 "kv": kv, "attention": attention, "depth": depth, "ms": round(median(each), 3),
-                "ms_p10": round(float(np.percentile(each, 10)), 3), "of_fp32": round(median(each) / median(base), 3),
+                "ms_p10": round(float(np.percentile(each, 10)), 3), "cpu_ms": round(used_ms, 3),
+                "cpu_of_fp32": round(used_ms / base, 3),
             })  # fmt: skip
             print(found[-1], file=sys.stderr, flush=True)
     return found

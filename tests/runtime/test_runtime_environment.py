@@ -9,14 +9,10 @@ import pytest
 
 PATH = os.pathsep.join(os.path.abspath(path) for path in sys.path)
 PACKAGES = [name for name in ("merino_runtime", "merino_bench", "merino_edge") if find_spec(name)]
-VARIABLES = ("ORT_DISABLE_TELEMETRY", "OPENBLAS_CORETYPE", "ORT_GQA_DISABLE_FLASH_ATTENTION")
+VARIABLES = ("ORT_DISABLE_TELEMETRY", "OPENBLAS_CORETYPE")
 SHOW = f"""
 import os, platform, sys
 platform.machine = lambda: sys.argv[2]
-if len(sys.argv) > 3:
-    given, opened = sys.argv[3], open
-    import builtins
-    builtins.open = lambda path, *rest, **keys: opened(given if path == "/proc/cpuinfo" else path, *rest, **keys)
 __import__(sys.argv[1])
 print(*[os.environ.get(name) for name in {VARIABLES!r}])
 assert "numpy" not in sys.modules and "onnxruntime" not in sys.modules
@@ -36,27 +32,20 @@ def clean_environment(**variables):
     return dict(kept, PYTHONPATH=PATH, **variables)
 
 
-def shown(package, machine, *cpuinfo, **variables):
-    call = [sys.executable, "-c", SHOW, package, machine, *cpuinfo]
+def shown(package, machine, **variables):
+    call = [sys.executable, "-c", SHOW, package, machine]
     return subprocess.check_output(call, env=clean_environment(**variables)).decode().split()
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-@pytest.mark.parametrize("machine, core_type, by_products", [("aarch64", "ARMV8", "None"), ("x86_64", "None", "1")])
-def test_importing_a_package_is_enough(package, machine, core_type, by_products):
-    assert shown(package, machine) == ["1", core_type, by_products]
-
-
-@pytest.mark.parametrize("part, by_products", [("0xd03", "1"), ("0xd08", "None")])
-def test_only_cores_that_are_faster_so_compute_attention_by_products(tmp_path, part, by_products):
-    path = tmp_path / "cpuinfo"
-    path.write_text(f"processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: {part}\nCPU revision\t: 4\n")
-    assert shown("merino_runtime", "aarch64", str(path))[2] == by_products
+@pytest.mark.parametrize("machine, core_type", [("aarch64", "ARMV8"), ("x86_64", "None")])
+def test_importing_a_package_is_enough(package, machine, core_type):
+    assert shown(package, machine) == ["1", core_type]
 
 
 def test_a_value_of_the_users_stands():
-    assert shown("merino_runtime", "aarch64", ORT_DISABLE_TELEMETRY="0", OPENBLAS_CORETYPE="CORTEXA57",
-                 ORT_GQA_DISABLE_FLASH_ATTENTION="0") == ["0", "CORTEXA57", "0"]
+    assert shown("merino_runtime", "aarch64", ORT_DISABLE_TELEMETRY="0", OPENBLAS_CORETYPE="CORTEXA57") == [
+        "0", "CORTEXA57"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
