@@ -30,37 +30,39 @@ import numpy as np
 
 from merino_bench.sensors.environment import machine
 from merino_edge.embedded import EMBEDDED
-from merino_edge.evaluation.perplexity import cross_entropy
-from merino_edge.export.source import load_source
 from merino_edge.families.names import bundle_path
 from merino_edge.families.zoo import model
 from merino_edge.storage.atomic import write_text
-from merino_edge.training.data import load_tokenizer, read_documents
-from merino_edge.training.rows import PackedTokens
 from merino_runtime.attention import SWITCH
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend
 from merino_runtime.board import peak_rss_mb
 from merino_runtime.bundle import load_bundle
 
+# What loads torch is imported where it is needed: a process whose memory is measured does without.
 FORMATS = ("fp32", "int8", "int4")
 SEED, STEPS, BLOCKS, PREFILL = 0, 8, 12, 256
 
 
 def bundle_of(args: argparse.Namespace, kv: str) -> Path:
     stem = Path(args.source).stem
-    folder: Path = args.cache / f"{stem}-{args.precision}-{args.context}-{kv}"
+    folder: Path = args.cache / f"{stem}-{args.precision}-{args.context}-{kv}{'-calibrated' if args.calibrate else ''}"
     if not (folder / "bundle.json").exists():
         command = [
             sys.executable, "-m", "merino_edge.cli.start", "export", args.source, "--precision", args.precision,
             "--context", str(args.context), "--kv", kv, "-o", str(folder),
         ]  # fmt: skip
+        if args.calibrate and kv != "fp32":
+            command += ["--calibrate", str(args.calibrate)]
         subprocess.run(command, check=True)
     return folder
 
 
 def windows(args: argparse.Namespace, folder: Path) -> np.ndarray:
     """Ids [windows, context] of the text, in an order that is shuffled once."""
+    from merino_edge.training.data import load_tokenizer, read_documents
+    from merino_edge.training.rows import PackedTokens
+
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     rows = PackedTokens(read_documents([args.text], "--text"), tokenizer, args.context).rows.numpy()
     order = list(range(len(rows)))
@@ -70,6 +72,8 @@ def windows(args: argparse.Namespace, folder: Path) -> np.ndarray:
 
 def losses(folder: Path, rows: np.ndarray, threads: int) -> list[float]:
     """Mean nats of each window."""
+    from merino_edge.evaluation.perplexity import cross_entropy
+
     backend = open_backend(load_bundle(str(folder), verify=False), threads)
     found = []
     for row in rows:
@@ -100,6 +104,7 @@ def random_bundle(args: argparse.Namespace, kv: str) -> Path:
     folder: Path = args.cache / f"{args.geometry}-random-{args.precision}-{args.context}-{kv}"
     if not (folder / "bundle.json").exists():
         from merino_edge.export.random_bundle import write_random_bundle
+        from merino_edge.export.source import load_source
 
         known = load_source(bundle_path(EMBEDDED)).arch if args.geometry == EMBEDDED else model(args.geometry).geometry
         arch = known.model_copy(update={"context": args.context})
@@ -194,6 +199,7 @@ def main() -> None:
     parser.add_argument("--geometry", default=EMBEDDED, help="of speed: a name of the catalogue")
     parser.add_argument("--precision", default="fp32", help="of the weights; default %(default)s")
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--calibrate", type=Path, help="as `merino-edge export` takes it")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--windows", type=int, default=8, help="default %(default)s")

@@ -23,7 +23,7 @@ from merino_runtime.errors import MerinoError
 SEED = 0
 LONGEST_ROW = 2048  # tokens that are read with one cache; at most the context
 READ_TOKENS = 4096
-JUDGED_TOKENS = 1024  # of them, by which the loss is judged
+LONGEST_JUDGED = 1024  # tokens whose loss is judged at once
 MOST_RISE = 0.02
 TEXTS, TEXT_TOKENS = 16, 128  # that the model writes: each step reads the weights once, for all texts
 
@@ -71,6 +71,7 @@ def calibrated(source: Source, kv: str, context: int, text: Path | None = None) 
         raise MerinoError(
             f"--kv {kv} raises the perplexity of {source.name} by {rise:.1%} on {text or 'what it writes itself'},"
             f" allowed is {MOST_RISE:.0%}: {'take --kv int8, or ' if kv == 'int4' else ''}leave --kv out"
+            f"{'' if text else '. By another text, with --calibrate TEXT, it may cost less'}"
         )
     return Calibrated(scales, rise)
 
@@ -142,10 +143,11 @@ def filled_layers(model: PreTrainedModel, rows: np.ndarray) -> list[tuple[np.nda
 
 @torch.no_grad()
 def rise_of(model: PreTrainedModel, rows: np.ndarray, scales: CacheScales) -> float:
-    """How much the perplexity of the rows' first JUDGED_TOKENS rises by such a cache, as a share."""
-    length = min(rows.shape[1], JUDGED_TOKENS)
+    """How much the perplexity of the rows rises by such a cache, as a share. In pieces: a row's logits take memory."""
     apart = []
-    for row in torch.from_numpy(rows[: JUDGED_TOKENS // length, :length]).long():
+    length = min(rows.shape[1], LONGEST_JUDGED)
+    pieces = rows[:, : rows.shape[1] // length * length].reshape(-1, length)
+    for row in torch.from_numpy(pieces).long():
         losses = [
             torch.nn.functional.cross_entropy(
                 model(input_ids=row[None], cache=cache, use_cache=True).logits[0, :-1].float(), row[1:]
