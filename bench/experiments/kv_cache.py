@@ -1,14 +1,16 @@
-"""What a quantised KV cache costs and brings: perplexity at full context, peak memory, time of a decode step.
+"""What a quantised KV cache costs and brings: perplexity, peak memory, time of a decode step.
 
-    python bench/experiments/kv_cache.py --source embedded --text tinystories_valid.txt --cache DIR --context 512 \\
+    python bench/experiments/kv_cache.py perplexity --source embedded --text tinystories_valid.txt --cache DIR \\
+        --context 512 -o bench/results/kv-cache.json
+    python bench/experiments/kv_cache.py speed --geometry smollm2-135m --precision int8 --cache DIR --context 2048 \\
         -o bench/results/kv-cache.json
-    python bench/experiments/kv_cache.py --source FILE.gguf --precision int8 --text wikitext2_test.txt --cache DIR \\
-        --context 2048 -o bench/results/kv-cache.json
 
-A record holds several sources. DIR keeps bundles; one that is there is not exported again. `--parts` names what is
-measured: `perplexity` (decode steps over windows as long as the context, each from an empty cache), `memory` (a fresh
-process each: the peak after a full context), `time` (the formats in turn in one process: medians of blocks of steps
-behind so many cached tokens; float32 also without ONNX Runtime's flash path).
+A record holds several models. DIR keeps bundles; one that is there is not made again. `perplexity`: decode steps over
+windows as long as the context, each from an empty cache. `speed`: a geometry of the catalogue, or `embedded`, with
+random weights and caches that are filled with random codes, on whose values neither time nor memory depends. Memory:
+the peak of a fresh process after the last 256 ids of a full context and a step. Time: the formats in turn in one
+process, medians of wall and CPU time over blocks of steps behind so many cached tokens, each with ONNX Runtime's
+attention in tiles and by products of matrices.
 """
 
 import argparse
@@ -27,35 +29,40 @@ from typing import Any
 import numpy as np
 
 from merino_bench.sensors.environment import machine
-from merino_edge.evaluation.perplexity import cross_entropy
+from merino_edge.embedded import EMBEDDED
+from merino_edge.families.names import bundle_path
+from merino_edge.families.zoo import model
 from merino_edge.storage.atomic import write_text
-from merino_edge.training.data import load_tokenizer, read_documents
-from merino_edge.training.rows import PackedTokens
+from merino_runtime.attention import SWITCH
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend
 from merino_runtime.board import peak_rss_mb
 from merino_runtime.bundle import load_bundle
 
+# What loads torch is imported where it is needed: a process whose memory is measured does without.
 FORMATS = ("fp32", "int8", "int4")
-PARTS = ("perplexity", "memory", "time")
-SEED, STEPS, BLOCKS = 0, 8, 12
-FLASH = "ORT_GQA_DISABLE_FLASH_ATTENTION"  # 1: attention by matrix products, as before ONNX Runtime 1.28
+SEED, STEPS, BLOCKS, PREFILL = 0, 8, 12, 256
 
 
 def bundle_of(args: argparse.Namespace, kv: str) -> Path:
     stem = Path(args.source).stem
-    folder: Path = args.cache / f"{stem}-{args.precision}-{args.context}-{kv}"
+    folder: Path = args.cache / f"{stem}-{args.precision}-{args.context}-{kv}{'-calibrated' if args.calibrate else ''}"
     if not (folder / "bundle.json").exists():
         command = [
             sys.executable, "-m", "merino_edge.cli.start", "export", args.source, "--precision", args.precision,
             "--context", str(args.context), "--kv", kv, "-o", str(folder),
         ]  # fmt: skip
+        if args.calibrate and kv != "fp32":
+            command += ["--calibrate", str(args.calibrate)]
         subprocess.run(command, check=True)
     return folder
 
 
 def windows(args: argparse.Namespace, folder: Path) -> np.ndarray:
     """Ids [windows, context] of the text, in an order that is shuffled once."""
+    from merino_edge.training.data import load_tokenizer, read_documents
+    from merino_edge.training.rows import PackedTokens
+
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     rows = PackedTokens(read_documents([args.text], "--text"), tokenizer, args.context).rows.numpy()
     order = list(range(len(rows)))
@@ -65,6 +72,8 @@ def windows(args: argparse.Namespace, folder: Path) -> np.ndarray:
 
 def losses(folder: Path, rows: np.ndarray, threads: int) -> list[float]:
     """Mean nats of each window."""
+    from merino_edge.evaluation.perplexity import cross_entropy
+
     backend = open_backend(load_bundle(str(folder), verify=False), threads)
     found = []
     for row in rows:
@@ -91,90 +100,124 @@ def perplexity(args: argparse.Namespace) -> list[dict[str, Any]]:
     return table
 
 
+def random_bundle(args: argparse.Namespace, kv: str) -> Path:
+    folder: Path = args.cache / f"{args.geometry}-random-{args.precision}-{args.context}-{kv}"
+    if not (folder / "bundle.json").exists():
+        from merino_edge.export.random_bundle import write_random_bundle
+        from merino_edge.export.source import load_source
+
+        known = load_source(bundle_path(EMBEDDED)).arch if args.geometry == EMBEDDED else model(args.geometry).geometry
+        arch = known.model_copy(update={"context": args.context})
+        write_random_bundle(arch, args.precision, folder, args.geometry, kv=None if kv == "fp32" else kv)
+    return folder
+
+
 def memory(args: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for kv in FORMATS:
-        folder = bundle_of(args, kv)
-        command = [sys.executable, __file__, "--peak-of", str(folder), "-t", str(args.threads)]
+        folder = random_bundle(args, kv)
+        command = [sys.executable, __file__, "peak", "--cache", str(folder), "-t", str(args.threads)]
         peak_mb = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         bundle = load_bundle(str(folder), verify=False)
         found.append({"kv": kv, "kv_mb": round(bundle.kv_bytes / 2**20, 2), "peak_mb": round(peak_mb, 1)})
+        print(found[-1], file=sys.stderr, flush=True)
     return found
 
 
 def peak_of(folder: Path, threads: int) -> None:
-    """Prints the peak of this process after a prefill of the whole context but one, and a step."""
+    """Prints the peak of this process after the last ids of a full context and a step."""
     bundle = load_bundle(str(folder), verify=False)
     backend = open_backend(bundle, threads)
-    ids = np.random.default_rng(SEED).integers(0, bundle.vocab, bundle.context)
-    backend.prefill(ids[:-1].tolist())
-    backend.step(int(ids[-1]))
+    ids = np.random.default_rng(SEED).integers(0, bundle.vocab, bundle.context).tolist()
+    filled(backend, ids[: -PREFILL - 1])
+    backend.prefill(ids[-PREFILL - 1 : -1])
+    backend.step(ids[-1])
     print(peak_rss_mb())
 
 
-def opened(folder: Path, threads: int, flash: bool) -> Backend:
-    os.environ[FLASH] = "0" if flash else "1"
+def filled(backend: Backend, ids: Sequence[int]) -> None:
+    """Fill the cache with random values for these ids."""
+    backend.truncate(0)
+    random_values = np.random.default_rng(SEED)
+
+    def entries(cache: np.ndarray) -> np.ndarray:
+        shape = (*cache.shape[:2], len(ids), cache.shape[3])
+        if cache.dtype == np.float32:
+            return random_values.standard_normal(shape, dtype=np.float32)
+        return random_values.integers(0, 256, shape, dtype=np.uint8).view(cache.dtype)
+
+    backend.fill(ids, (entries(cache) for cache in backend.cache.values()))
+
+
+def opened(folder: Path, threads: int, attention: str) -> Backend:
+    os.environ[SWITCH] = str(int(attention == "products"))
     try:
         return open_backend(load_bundle(str(folder), verify=False), threads)
     finally:
-        del os.environ[FLASH]
+        del os.environ[SWITCH]
 
 
 def timed(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Median ms of a step, of BLOCKS blocks of STEPS steps that take turns."""
-    entrants = {f"{kv} flash": opened(bundle_of(args, kv), args.threads, True) for kv in FORMATS}
-    entrants["fp32 products"] = opened(bundle_of(args, "fp32"), args.threads, False)
-    ids = np.random.default_rng(SEED).integers(0, next(iter(entrants.values())).vocab, args.context).tolist()
+    entrants = {
+        (kv, attention): opened(random_bundle(args, kv), args.threads, attention)
+        for kv in FORMATS for attention in ("tiles", "products")
+    }  # fmt: skip
+    vocab = next(iter(entrants.values())).vocab
+    ids = np.random.default_rng(SEED).integers(0, vocab, args.context).tolist()
     found = []
     for depth in [one for one in args.depths if one + STEPS <= args.context]:
         for backend in entrants.values():
-            backend.truncate(0)
-            backend.prefill(ids[:depth])
-        samples: dict[str, list[float]] = {name: [] for name in entrants}
+            filled(backend, ids[:depth])
+        samples: dict[tuple[str, str], list[float]] = {name: [] for name in entrants}
+        cpu: dict[tuple[str, str], list[float]] = {name: [] for name in entrants}
         for _ in range(BLOCKS):
             for name, backend in entrants.items():
                 backend.truncate(depth)
                 for token in ids[depth : depth + STEPS]:
-                    start = time.perf_counter()
+                    start, used = time.perf_counter(), time.process_time()
                     backend.step(token)
                     samples[name].append(1e3 * (time.perf_counter() - start))
-        base = median(samples["fp32 flash"])
-        for name, each in samples.items():
-            kv, attention = name.split()
+                    cpu[name].append(1e3 * (time.process_time() - used))
+        base = median(cpu["fp32", "tiles"])
+        for (kv, attention), each in samples.items():
+            used_ms = median(cpu[kv, attention])
             found.append({
                 "kv": kv, "attention": attention, "depth": depth, "ms": round(median(each), 3),
-                "of_fp32": round(median(each) / base, 3),
+                "ms_p10": round(float(np.percentile(each, 10)), 3), "cpu_ms": round(used_ms, 3),
+                "cpu_of_fp32": round(used_ms / base, 3),
             })  # fmt: skip
             print(found[-1], file=sys.stderr, flush=True)
     return found
 
 
-def main(given: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", help="as `merino-edge export` takes it")
+    parts = {"perplexity": perplexity, "memory": memory, "time": timed}
+    parser.add_argument("part", choices=(*parts, "speed", "peak"), help="speed: memory and time")
+    parser.add_argument("--source", default=EMBEDDED, help="of perplexity, as `merino-edge export` takes it")
+    parser.add_argument("--geometry", default=EMBEDDED, help="of speed: a name of the catalogue")
     parser.add_argument("--precision", default="fp32", help="of the weights; default %(default)s")
     parser.add_argument("--text", type=Path)
-    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--calibrate", type=Path, help="as `merino-edge export` takes it")
+    parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--windows", type=int, default=8, help="default %(default)s")
     parser.add_argument("--depths", type=int, nargs="+", default=[64, 448, 1984])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("-t", type=int, default=2, dest="threads", help="default %(default)s")
     parser.add_argument("-o", type=Path, dest="out")
-    parser.add_argument("--peak-of", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args(given)
-    if args.peak_of:
-        return peak_of(args.peak_of, args.threads)
+    args = parser.parse_args()
+    if args.part == "peak":
+        peak_of(args.cache, args.threads)
+        return
     args.cache.mkdir(parents=True, exist_ok=True)
-    record = json.loads(args.out.read_text()) if args.out.exists() else {"schema": 1, "sources": {}}
-    name = f"{Path(args.source).stem} {args.precision}"
-    row = record["sources"].setdefault(name, {})
+    record = json.loads(args.out.read_text()) if args.out.exists() else {"schema": 1, "models": {}}
+    name = Path(args.source).stem if args.part == "perplexity" else f"{args.geometry}, random weights"
+    row = record["models"].setdefault(f"{name}, {args.precision}", {})
     row |= {"machine": machine(), "context": args.context, "threads": args.threads}
-    for part, measure in (("perplexity", perplexity), ("memory", memory), ("time", timed)):
-        if part in args.parts:
-            row[part] = {"text": args.text.name, "rows": measure(args)} if part == "perplexity" else measure(args)
-            write_text(args.out, json.dumps(record, indent=1) + "\n")
-    return None
+    for part in ("memory", "time") if args.part == "speed" else (args.part,):
+        row[part] = parts[part](args)
+        write_text(args.out, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

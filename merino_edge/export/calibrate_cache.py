@@ -4,9 +4,10 @@ The text is the user's, or one that the model itself writes from its own first t
 network. Why that serves: docs/decisions/quantised-cache.md.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +16,13 @@ from transformers import DynamicCache, PreTrainedModel
 from merino_edge.export.cache_scales import BITS, CacheScales, largest_code, scales_of
 from merino_edge.export.calibration_text import text_rows, tokenizer_of
 from merino_edge.export.source import Source
+from merino_runtime.errors import MerinoError
 
 SEED = 0
 LONGEST_ROW = 2048  # tokens that are read with one cache; at most the context
 READ_TOKENS = 4096
+LONGEST_JUDGED = 1024  # tokens whose loss is judged at once
+MOST_RISE = 0.02
 TEXTS, TEXT_TOKENS = 16, 128  # that the model writes: each step reads the weights once, for all texts
 
 
@@ -42,14 +46,32 @@ class RoundedCache(DynamicCache):
         return super().update(held[0], held[1], layer_idx, *args, **kwargs)
 
 
-def calibrated_scales(source: Source, kv: str, context: int, text: Path | None = None) -> CacheScales:
-    """Scales of the source's model for `kv`, int8 or int4, in the order of torch's model.
+class Calibrated(NamedTuple):
+    """`scales` are in the order of torch's model. `rise`: of the perplexity of the text, over a cache of floats; None
+    for random weights."""
 
-    Raises MerinoError where the text cannot be read.
+    scales: CacheScales
+    rise: float | None
+
+
+def calibrated_cache(source: Source, kv: str, context: int, text: Path | None = None) -> Calibrated:
+    """Scales of the source's model for `kv`, int8 or int4.
+
+    Raises MerinoError where the text cannot be read, and where the cache costs more than MOST_RISE of its perplexity.
     """
     length = min(context, LONGEST_ROW)
     rows = text_rows(source, text, length, READ_TOKENS).numpy() if text else own_rows(source, length)
-    return scales_of(filled_layers(source.model, rows), BITS[kv])
+    scales = scales_of(filled_layers(source.model, rows), BITS[kv])
+    if source.weights == "random":
+        return Calibrated(scales, None)
+    rise = rise_of(source.model, rows, scales)
+    if rise > MOST_RISE:
+        raise MerinoError(
+            f"--kv {kv} raises the perplexity of {source.name} by {rise:.1%} on {text or 'what it writes itself'},"
+            f" allowed is {MOST_RISE:.0%}: {'take --kv int8, or ' if kv == 'int4' else ''}leave --kv out"
+            f"{'' if text else '. By another text, with --calibrate TEXT, it may cost less'}"
+        )
+    return Calibrated(scales, rise)
 
 
 def own_rows(source: Source, length: int) -> np.ndarray:
@@ -97,3 +119,20 @@ def filled_layers(model: PreTrainedModel, rows: np.ndarray) -> list[tuple[np.nda
         (np.concatenate([keys for keys, _ in layer], axis=1), np.concatenate([values for _, values in layer], axis=1))
         for layer in zip(*held, strict=True)
     ]
+
+
+@torch.no_grad()
+def rise_of(model: PreTrainedModel, rows: np.ndarray, scales: CacheScales) -> float:
+    """How much the perplexity of the rows rises by such a cache, as a share. In pieces: a row's logits take memory."""
+    apart = []
+    length = min(rows.shape[1], LONGEST_JUDGED)
+    pieces = rows[:, : rows.shape[1] // length * length].reshape(-1, length)
+    for row in torch.from_numpy(pieces).long():
+        losses = [
+            torch.nn.functional.cross_entropy(
+                model(input_ids=row[None], cache=cache, use_cache=True).logits[0, :-1].float(), row[1:]
+            ).item()
+            for cache in (None, RoundedCache(scales))
+        ]
+        apart.append(losses[1] - losses[0])
+    return math.exp(sum(apart) / len(apart)) - 1

@@ -12,7 +12,7 @@ from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelF
 from merino_edge.bundles.files import described, is_bundle, is_bundle_alone
 from merino_edge.bundles.write import write_bundle
 from merino_edge.export.cache_scales import CacheScales
-from merino_edge.export.calibrate_cache import RoundedCache, calibrated_scales
+from merino_edge.export.calibrate_cache import RoundedCache, calibrated_cache
 from merino_edge.export.chat import chat_of
 from merino_edge.export.feedback import Moments
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
@@ -75,6 +75,8 @@ class Exported(NamedTuple):
     `why_jinja`: why the board needs jinja2 for the chat template; empty where it does not.
     `stored`: what became of the source's blocks; empty where it has none, or nothing is quantised.
     `calibrated`: matrices that were rounded for a text.
+    `cache_rise`: by which share a quantised cache raises the perplexity of the text that its scales were found on, by
+    torch; None where there is none, or for random weights.
     """
 
     folder: Path
@@ -86,6 +88,7 @@ class Exported(NamedTuple):
     stored: list[Stored]
     why_jinja: str = ""
     calibrated: int = 0
+    cache_rise: float | None = None
 
 
 def export(
@@ -115,7 +118,8 @@ def export(
     rounds = calibration is not None and precision in ROUNDED
     check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch), rounds)
     moments = moments_on(source, calibration) if calibration and rounds else None
-    scales = calibrated_scales(source, kv, context, calibration) if kv else None
+    cache = calibrated_cache(source, kv, context, calibration) if kv else None
+    scales = cache.scales if cache else None
     graph = build_graph(source, dialect, context, precision, core, moments, scales)
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     errors, stored, calibrated = graph.matrix_errors(), stored_blocks(source, graph), graph.calibrated
@@ -142,7 +146,8 @@ def export(
             empty(source.model)
         bundle, error, unrounded = proved(load_bundle(str(folder)), golden, bool(errors), kv)
     made, why_jinja = bundle._replace(folder=str(out)), found.why_jinja if found else ""
-    return Exported(out, made, error, len(golden.logits) - 1, unrounded, errors, stored, why_jinja, calibrated)
+    steps, rise = len(golden.logits) - 1, cache.rise if cache else None
+    return Exported(out, made, error, steps, unrounded, errors, stored, why_jinja, calibrated, rise)
 
 
 def proved(

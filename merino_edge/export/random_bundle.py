@@ -58,13 +58,14 @@ class QuickPlain(Quick, FusedPlain):
 
 
 def write_random_bundle(
-    arch: Geometry, precision: str, folder: Path, name: str, design: Design | None = None, core: Core = "dotprod"
-) -> Bundle:
+    arch: Geometry, precision: str, folder: Path, name: str, design: Design | None = None, core: Core = "dotprod",
+    kv: str | None = None,
+) -> Bundle:  # fmt: skip
     """The bundle written into `folder`, with the design's thread counts. It has no golden ids: its weights mean
     nothing. `core`: as of `export`."""
     with torch.device("meta"):
         model = build_model(arch)
-    kv = design.kv if design else None
+    kv = design.kv if design else kv
     scales = even_scales(arch, kv) if kv else None
     written_for = core_of("fused", precision, core)
     quick = QuickPlain if written_for == "plain" else QuickFused

@@ -10,6 +10,7 @@ from typing import Any, List, Optional, Sequence
 
 from merino_runtime import board
 from merino_runtime.api import open_model
+from merino_runtime.attention import attention_path
 from merino_runtime.backend_choice import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle, backends_text, cache_formats, load_bundle
 from merino_runtime.bundle_schema import as_latest
@@ -157,6 +158,7 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
         ("flops per token", f"{bundle.flops_per_token:,}"),
         ("weights read", f"{bundle.decode_weight_bytes / board.MB:.1f} MB per token"),
         ("KV cache", f"{bundle.kv_bytes / board.MB:.1f} MB, {cache_formats(bundle)}"),
+        ("attention", attention_path(bundle)),
         ("needs", ", ".join(bundle.isa) or "no special instructions"),
         ("fits boards", ", ".join(bundle.boards) or "none listed"),
         ("backend", backends_text(bundle)),

@@ -12,11 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import merino_edge.export.calibrate_cache as calibrate_cache
 from merino_edge.design.design_file import load_design
 from merino_edge.design.designer import check_request, design
 from merino_edge.design.space import Space
-from merino_edge.export.cache_scales import fitted_scales, largest_code, rounded
-from merino_edge.export.calibrate_cache import RoundedCache, calibrated_scales, written_by
+from merino_edge.export.cache_scales import fitted_scales, largest_code, rounded, scales_of
+from merino_edge.export.calibrate_cache import (
+    RoundedCache,
+    calibrated_cache,
+    filled_layers,
+    own_rows,
+    rise_of,
+    written_by,
+)
 from merino_edge.export.export import export
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.export.request import chosen_cache
@@ -71,7 +79,8 @@ def bundle(request, source, tmp_path_factory):
 def talking(request, tiny_checkpoint, tmp_path_factory):
     """A bundle with a tokenizer."""
     out = tmp_path_factory.mktemp("text") / "bundle"
-    return export(load_source(str(tiny_checkpoint)), out, kv=request.param).bundle
+    source = load_source(str(tiny_checkpoint))._replace(weights="random")  # which are not judged by a text
+    return export(source, out, kv=request.param).bundle
 
 
 def whole(array):
@@ -94,7 +103,7 @@ def codes_in(cache, scales, order):
 def test_the_graph_is_torch_with_a_cache_of_the_same_codes(source, bundle):
     """At the prefill and at every step to the last slot."""
     form = bundle.kv_layers[0].format
-    scales = calibrated_scales(source, form, CONTEXT)
+    scales = calibrated_cache(source, form, CONTEXT).scales
     ids = np.random.default_rng(5).integers(0, VOCAB, CONTEXT).tolist()
     cache, backend, errors = RoundedCache(scales), open_backend(bundle), []
     now = ids[:PROMPT]
@@ -154,6 +163,19 @@ def test_a_kept_cache_comes_back_from_its_file(talking, tmp_path):
     assert again.ids == [1, 2, 3, 4] and (again.step(5) == first.step(5)).all()
     first.close()
     again.close()
+
+
+def test_a_cache_that_costs_too_much_is_not_offered(decoder, monkeypatch):
+    """Of trained weights alone: a text's perplexity under the rounded cache is compared with that under floats."""
+    arch = MODELS["grouped heads"]
+    source = Source("dear", arch, decoder(arch, 7), "random", "drawn", (), None)
+    trained, ids = source._replace(weights="trained"), own_rows(source, CONTEXT)
+    fine, coarse = (scales_of(filled_layers(source.model, ids), bits) for bits in (8, 2))
+    assert abs(rise_of(source.model, ids, fine)) < abs(rise_of(source.model, ids, coarse))
+    monkeypatch.setattr(calibrate_cache, "MOST_RISE", -1.0)
+    with pytest.raises(MerinoError, match="--kv int4 raises the perplexity .* take --kv int8, or leave --kv out"):
+        calibrated_cache(trained, "int4", CONTEXT)
+    assert calibrated_cache(source, "int4", CONTEXT).rise is None
 
 
 def test_weights_and_cache_are_quantised_together(decoder, tmp_path):

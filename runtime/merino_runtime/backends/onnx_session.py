@@ -8,6 +8,7 @@ import os
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime import board
+from merino_runtime.attention import faster_attention
 from merino_runtime.bundle import Bundle, Port, need_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.huge_pages import new_memory_in_huge_pages
@@ -36,7 +37,7 @@ def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: O
     counts = thread_counts(bundle, threads, prefill_threads)
     try:
         onnxruntime = import_onnxruntime(bundle)
-        with new_memory_in_huge_pages(huge_pages):
+        with faster_attention(bundle), new_memory_in_huge_pages(huge_pages):
             decode_session = prefill_session = open_session(onnxruntime, bundle, counts.decode)
             if counts.sessions > 1:
                 prefill_session = open_session(onnxruntime, bundle, counts.prefill)

@@ -1,0 +1,46 @@
+"""Which of ONNX Runtime's two kernels computes attention. Standard library only.
+
+From 1.28 on it works in tiles. An environment variable, read when a session opens, brings back products of whole
+matrices, as before. Which is faster depends on the core and on the cache (docs/decisions/attention-kernels.md).
+"""
+import contextlib
+import os
+import platform
+import re
+from typing import Iterator
+
+from merino_runtime import board
+from merino_runtime.bundle import Bundle
+
+SWITCH = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+CORTEX_A53 = "0xd03"  # "CPU part" in /proc/cpuinfo
+
+
+@contextlib.contextmanager
+def faster_attention(bundle: Bundle) -> Iterator[None]:
+    """Around the opening of sessions: sets the variable where that is faster. A value of the user's stands."""
+    if SWITCH in os.environ or not is_faster_by_products(bundle):
+        yield
+        return
+    os.environ[SWITCH] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[SWITCH]
+
+
+def attention_path(bundle: Bundle) -> str:
+    """For people."""
+    if SWITCH in os.environ:
+        return f"as {SWITCH}={os.environ[SWITCH]} says"
+    return "by products of matrices, faster here" if is_faster_by_products(bundle) else "as onnxruntime does by itself"
+
+
+def is_faster_by_products(bundle: Bundle) -> bool:
+    """On x86, measured, over a quantised cache; on Cortex-A53, by a model of the core, over one of floats."""
+    quantised = any(layer.format in ("int8", "int4") for layer in bundle.kv_layers)
+    here = platform.machine()
+    if here in board.X86_MACHINES:
+        return quantised
+    parts = re.findall(r"^CPU part\s*:\s*(\S+)", board.read_text("/proc/cpuinfo"), re.MULTILINE)
+    return here == "aarch64" and CORTEX_A53 in parts and not quantised
