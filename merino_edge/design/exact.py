@@ -115,11 +115,12 @@ def undominated(program: Program) -> np.ndarray:
     costs = np.concatenate([program.use, program.peak])  # [2R, O]
     for width in np.unique(program.width):
         members = np.flatnonzero(program.width == width)
-        kept: list[int] = []
-        for index in members[np.argsort(-program.score[members], kind="stable")]:
-            if not kept or not (costs[:, kept] <= costs[:, [index]]).all(axis=0).any():
-                kept.append(int(index))
-        keep += kept
+        ordered = members[np.argsort(-program.score[members], kind="stable")]
+        kept, count = np.empty((len(ordered), len(costs))), 0  # costs of those kept so far
+        for index, own in zip(ordered.tolist(), costs[:, ordered].T, strict=True):
+            if not (kept[:count] <= own).all(axis=1).any():
+                kept[count], count = own, count + 1
+                keep.append(index)
     return np.array(sorted(keep))
 
 

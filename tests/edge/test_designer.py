@@ -85,7 +85,8 @@ def test_a_design_of_schema_3_has_as_many_heads_of_keys_as_of_queries(tmp_path):
     (tmp_path / "design.json").write_text(json.dumps(content))
     read = load_design(tmp_path / "design.json")
     assert read.schema_version == 4
-    assert [layer.heads for layer in read.architecture.layer_shapes] == [heads for heads, _ in read.architecture.kv_layers]
+    arch = read.architecture
+    assert [layer.heads for layer in arch.layer_shapes] == [heads for heads, _ in arch.kv_layers]
 
 
 @pytest.mark.slow

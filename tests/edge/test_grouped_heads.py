@@ -1,4 +1,5 @@
-"""Heads of keys and values that several heads of queries share, by block: from the search to every format of a bundle."""
+"""Heads of keys and values that several heads of queries share, by block: from the search to each format of a bundle.
+"""
 
 import json
 from math import prod
@@ -106,8 +107,8 @@ def test_every_format_is_exported_and_its_cache_has_the_bytes_that_are_counted(g
         backend = open_backend(done.bundle)
         assert selftest(done.bundle, backend) is None
         backend.close()
-    if dialect == "portable":
-        assert check_bundle(done.bundle, "8.2").problems == []
+    if dialect == "portable" and precision != "int8":  # whose products TensorRT does not have
+        assert not check_bundle(done.bundle, "8.2").problems
 
 
 def test_a_design_with_grouped_heads_is_trained_and_exported(tmp_path):
@@ -122,7 +123,7 @@ def test_a_design_with_grouped_heads_is_trained_and_exported(tmp_path):
     assert plan.predicted.kv_bytes == 2 * 32 * block["depth"] * 64 * 4
     record = train(plan.architecture, [write_stories(tmp_path / "text.txt")], tmp_path / "checkpoint",
                    recipe=Recipe(steps=25, batch=4, learning_rate=3e-3))  # fmt: skip
-    assert record["held_out"][-1]["loss"] < 0.9 * np.log(300), record
+    assert record["held_out_loss"] < 0.9 * np.log(300)
     done = export(load_source(str(tmp_path / "checkpoint")), tmp_path / "bundle")
     assert done.error <= 1e-5 and load_source(str(tmp_path / "bundle")).arch == plan.architecture
 

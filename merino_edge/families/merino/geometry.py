@@ -5,9 +5,16 @@ Source: MeRino, arXiv 2403.07921. Known from it: blocks of a width, an FFN ratio
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from merino_edge.families.geometry import LayerShape
 from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
@@ -16,8 +23,8 @@ from merino_edge.families.operators import Operator, activation, attention, embe
 class Block(BaseModel):
     """`depth` layers of one width and FFN ratio; a shared block uses one layer's weights `depth` times.
 
-    `kv_heads`: heads of keys and values, which groups of as many heads of queries share (arXiv 2305.13245); None: as
-    many as heads of queries.
+    `kv_heads`: heads of keys and values, each of which an equal group of heads of queries shares (arXiv 2305.13245);
+    None, which files leave out: as many as heads of queries.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +42,11 @@ class Block(BaseModel):
     def kv_width(self, head_size: int) -> int:
         """Channels of keys, and as many of values."""
         return self.width if self.kv_heads is None else self.kv_heads * head_size
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A decoder without grouped heads is written as it was before there were any, so its bundle has that hash."""
+        return {key: value for key, value in dump(self).items() if value is not None}
 
     @model_validator(mode="after")
     def _whole_ffn(self) -> Self:
