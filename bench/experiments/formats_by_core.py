@@ -4,6 +4,7 @@
 
 For each Arm board's CPU: the design of most entropy for its default budget in float32 and in the format of fewest ms, a
 uniform decoder for the same, and how much faster than OPT-350M in the same format a design of fewer parameters decodes.
+All have as many heads of keys as of queries (`grouped_heads.py` has fewer).
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.designer import design
-from merino_edge.design.space import Space
+from merino_edge.design.space import FULL, Space
 from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import params
@@ -37,7 +38,9 @@ def body(geometry: Geometry) -> int:
 
 def within_budget(profile: DeviceProfile, precision: str, lengths: tuple[int, int]) -> dict[str, Any]:
     limits = with_board_defaults({}, profile)
-    found = design(profile, limits, space=Space(), context=lengths[0], prompt=lengths[1], precision=precision)
+    found = design(
+        profile, limits, space=Space(kv_heads=FULL), context=lengths[0], prompt=lengths[1], precision=precision
+    )  # fmt: skip
     return {
         "precision": precision, "shape": found.architecture.shape(), "params": found.predicted.params,
         "body": body(found.architecture), "decode_ms": found.predicted.decode_ms,
@@ -72,7 +75,7 @@ def against_opt(profile: DeviceProfile, precision: str, lengths: tuple[int, int]
     near = [arch for arch in uniform_decoders(lengths[0]) if 0.95 * fewer <= params(arch.operators) <= fewer]
     best = min(near, key=lambda arch: costs.predict(arch.operators).decode_ms)
     quick = design(
-        profile, {"decode_ms": theirs / TIMES}, space=Space(), context=lengths[0], prompt=lengths[1],
+        profile, {"decode_ms": theirs / TIMES}, space=Space(kv_heads=FULL), context=lengths[0], prompt=lengths[1],
         precision=precision,
     )  # fmt: skip
     return {

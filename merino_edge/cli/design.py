@@ -67,6 +67,9 @@ def design(
         WidthStep.coarse
     ),
     head_size: Annotated[HeadSize | None, typer.Option(help="default: 64, 32 where a block is narrow")] = None,
+    kv_heads: Annotated[
+        str | None, typer.Option(help="heads of keys per block: full, or a list: 1,2,4; default: any, presets: full")
+    ] = None,
     solver: Annotated[SolverChoice, typer.Option(help="exact proves the optimum")] = SolverChoice.exact,
     steps: Annotated[int, typer.Option(help="evolution: mutations, T (ours; recalled: 100000)")] = 1_000_000,
     population: Annotated[int, typer.Option(help="evolution: decoders at most, M (recalled)")] = 512,
@@ -90,7 +93,7 @@ def design(
     from merino_edge.design.evolution import Effort
     from merino_edge.design.presets import PRESETS
     from merino_edge.design.score import score_named
-    from merino_edge.design.space import spaced
+    from merino_edge.design.space import FULL, GROUPED, kv_heads_named, spaced
     from merino_edge.prediction.formats import check_kv, fast_formats, formats_of, quantised_kv
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps
@@ -106,7 +109,11 @@ def design(
     vocabs = whole_numbers("--vocab", vocab)
     asked = formats_of(profile)[0] if precision is None else precision
     precisions = fast_formats(profile) if precision == "any" else words(asked)
-    space = spaced(int(width_step.value), blocks, vocabs[0], None if head_size is None else int(head_size.value))
+    usual = FULL if preset else GROUPED
+    space = spaced(
+        int(width_step.value), blocks, vocabs[0], None if head_size is None else int(head_size.value),
+        kv_heads_named(words(kv_heads)) if kv_heads else usual,
+    )  # fmt: skip
     scoring = score_named(score)
     longest, tokens = default_lengths(profile, context, prompt)
     if preset is None:

@@ -13,7 +13,7 @@ from merino_edge.storage.faults import fault_list
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json, read_json_and_text
 
-SCHEMA = 3
+SCHEMA = 4
 DESIGN = "design.json"  # the usual name; in a checkpoint's folder the one that it was trained from
 
 SolverName = Literal["exact", "evolution"]
@@ -78,9 +78,9 @@ class Design(Strict):
     @model_validator(mode="before")
     @classmethod
     def _as_latest(cls, raw: Any) -> Any:
-        """Schema 2 knew one backend."""
-        if isinstance(raw, dict) and raw.get("schema") == 2:
-            return {**raw, "schema": SCHEMA, "backend": "onnxruntime"}
+        """Schema 2 knew one backend, schema 3 blocks with as many heads of keys as of queries."""
+        if isinstance(raw, dict) and raw.get("schema") in (2, 3):
+            return {**raw, "schema": SCHEMA} | ({"backend": "onnxruntime"} if raw["schema"] == 2 else {})
         return raw
 
     def to_json(self) -> str:

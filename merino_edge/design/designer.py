@@ -98,6 +98,9 @@ def open_variants(
     odd = [width for width in space.widths if width % space.head_size]
     if odd:
         raise MerinoError(f"heads of {space.head_size} do not divide widths of {odd[0]}: take heads of 32")
+    if not space.options():
+        counts = ", ".join(str(count) for count in space.kv_heads)
+        raise MerinoError(f"--kv-heads {counts}: no block has a multiple of so many heads, give fewer, or heads of 32")
     shape = InferenceShape(precisions[0], context, prompt, kv)
     return combinations(space, profile, shape, vocabs, precisions, confidence)
 

@@ -6,6 +6,7 @@ The tables do not depend on the limits, so a front and a refusal reuse them.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -94,8 +95,6 @@ def body_tables(
     which knows the width and not the FFN ratio, so a decoder whose last FFN is not the narrowest is counted a little
     high.
     """
-    layer: dict[tuple[int, float, bool], np.ndarray] = {}
-    held_mb: dict[tuple[int, float], float] = {}  # activations
 
     def total(operators: list[Operator]) -> np.ndarray:  # [R]
         return np.array([term.cost(model, regime, operators) for term in terms]).reshape(len(terms))
@@ -105,18 +104,13 @@ def body_tables(
         whole, last = (list(block_operators(block, space.head_size, last=last)) for last in (False, True))
         return total(whole) - total(last)
 
-    for width in space.widths:
-        for ratio in space.ffn_ratios:
-            ops = list(block_operators(Block(width=width, ffn_ratio=ratio, depth=2, shared=True), space.head_size))
-            half = len(ops) // 2  # the second use stores nothing
-            layer[width, ratio, True], layer[width, ratio, False] = total(ops[:half]), total(ops[half:])
-            held_mb[width, ratio] = model.activation_mb(ops[:half])
-    options = space.options()
-    use = np.array([
-        layer[b.width, b.ffn_ratio, True] + (b.depth - 1) * layer[b.width, b.ffn_ratio, not b.shared] for b in options
-    ]).T.reshape(len(terms), len(options))
+    layers = layers_of(space)
+    first, repeat = (
+        np.stack([total(ops) for ops in uses], axis=1)[:, layers.of] for uses in (layers.first, layers.repeat)
+    )  # [R, O]
+    use = first + layers.more * np.where(layers.shared, repeat, first)
     has_peak = np.array([[float(term.has_peak)] for term in terms]).reshape(len(terms), 1)
-    peak = has_peak * np.array([held_mb[b.width, b.ffn_ratio] for b in options])
+    peak = has_peak * np.array([model.activation_mb(ops) for ops in layers.first])[layers.of]
     step, back = np.zeros((2, len(terms), len(space.widths), len(space.widths)))
     savings = [saved(width) for width in space.widths]
     for row, low in enumerate(space.widths):
@@ -128,11 +122,49 @@ def body_tables(
     return use, peak, step, back
 
 
+class Layers(NamedTuple):
+    """The different layers of a space, and which of them each option repeats.
+
+    Attributes:
+        first, repeat: operators of a layer with weights of its own, and of a repeated use, which stores nothing.
+        of, more, shared: the options' layers, further uses of them, and whether these share weights. [O]
+    """
+
+    first: list[list[Operator]]
+    repeat: list[list[Operator]]
+    of: np.ndarray
+    more: np.ndarray
+    shared: np.ndarray
+
+
+@lru_cache(maxsize=8)
+def layers_of(space: Space) -> Layers:
+    options = space.options()
+    shapes = [(block.width, block.ffn_ratio, block.kv_heads) for block in options]
+    place = {shape: index for index, shape in enumerate(dict.fromkeys(shapes))}
+    twice = [
+        list(block_operators(
+            Block(width=width, ffn_ratio=ratio, depth=2, shared=True, kv_heads=kv_heads), space.head_size
+        ))
+        for width, ratio, kv_heads in place
+    ]  # fmt: skip
+    return Layers(
+        first=[ops[: len(ops) // 2] for ops in twice],
+        repeat=[ops[len(ops) // 2 :] for ops in twice],
+        of=np.array([place[shape] for shape in shapes]),
+        more=np.array([block.depth - 1 for block in options]),
+        shared=np.array([block.shared for block in options]),
+    )
+
+
 @lru_cache(maxsize=8)
 def scored_options(space: Space, scoring: Scoring) -> tuple[tuple[Block, ...], np.ndarray]:
     """The options and their scores [O], which depend on no cost."""
-    options = tuple(space.options())
-    return options, np.array([block_score(b.width, b.ffn_width, b.depth, b.shared, scoring) for b in options])
+    options = space.options()
+    return options, np.array([
+        block_score(b.width, b.ffn_width, b.depth, b.shared, scoring, kv_width=b.kv_width(space.head_size))
+        for b in options
+    ])
 
 
 def architecture(space: Space, program: Program, choice: Sequence[int], context: int) -> Architecture:

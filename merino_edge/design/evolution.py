@@ -45,10 +45,10 @@ def evolve(
 ) -> Solution:
     """Maximise the score by mutation. Repeatable for a seed. Gives no bound.
 
-    A child is its parent with another width, FFN ratio, depth or sharing in one block. It joins the population if it
-    keeps all constraints and its widths do not shrink. A full population is cut to its best parents. After PATIENCE x
-    population mutations without a better decoder the search restarts from the smallest one (ours: without restarts it
-    ended up to 6 % below the optimum).
+    A child is its parent with another width, FFN ratio, depth, sharing or number of heads of keys in one block. It
+    joins the population if it keeps all constraints and its widths do not shrink. A full population is cut to its
+    best parents. After PATIENCE x population mutations without a better decoder the search restarts from the
+    smallest one (ours: without restarts it ended up to 6 % below the optimum).
     """
     random = Random(seed)
     score = fast_score(program)
@@ -81,16 +81,26 @@ def evolve(
 
 
 def mutations(program: Program) -> list[list[list[int]]]:
-    """For each option the lists of options that differ in one of its four properties. [O][kind][...]"""
-    keys = [(block.width, block.ffn_ratio, block.depth, block.shared) for block in program.options]
+    """For each option the lists of options that differ in one of its five properties. [O][kind][...]
+
+    Heads of keys divide those of queries, so with another width they may be others too.
+    """
+    kept = [
+        [
+            (b.ffn_ratio, b.depth, b.shared), (b.width, b.depth, b.shared, b.kv_heads),
+            (b.width, b.ffn_ratio, b.shared, b.kv_heads), (b.width, b.ffn_ratio, b.depth, b.kv_heads),
+            (b.width, b.ffn_ratio, b.depth, b.shared),
+        ]
+        for b in program.options
+    ]  # fmt: skip
     buckets: dict[tuple, list[int]] = {}
-    for index, key in enumerate(keys):
-        for kind in range(4):
-            buckets.setdefault((kind, *key[:kind], *key[kind + 1 :]), []).append(index)
+    for index, kinds in enumerate(kept):
+        for kind in enumerate(kinds):
+            buckets.setdefault(kind, []).append(index)
     found = []
-    for index, key in enumerate(keys):
-        kinds = [buckets[(kind, *key[:kind], *key[kind + 1 :])] for kind in range(4)]
-        found.append([[other for other in kind if other != index] for kind in kinds if len(kind) > 1] or [[index]])
+    for index, kinds in enumerate(kept):
+        alike = [buckets[kind] for kind in enumerate(kinds)]
+        found.append([[other for other in kind if other != index] for kind in alike if len(kind) > 1] or [[index]])
     return found
 
 

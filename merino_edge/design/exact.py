@@ -18,6 +18,7 @@ from merino_edge.prediction.limits import within
 
 SLACK = 2e-6  # twice HiGHS's feasibility tolerance: the limit is lowered by it where a solution oversteps the limit
 ROUNDING = 1e-9  # relative: a score this much above another is the same
+NEAR = 0.02  # of the highest bound: options that cost it less are tried first, for a good decoder to begin with
 OPTIMAL, INFEASIBLE = 0, 2  # milp's status; 1, 3 and 4 (a limit, unbounded, other) prove nothing
 
 
@@ -67,9 +68,9 @@ def improve(program: Program, floor: float = -math.inf) -> Answer:
 
 def upper_bound(program: Program) -> float:
     """A score that no decoder exceeds, by the relaxation alone: a tenth of the time that the optimum takes."""
-    small = program.subset(undominated(program))
-    sequences = width_sequences(small)
-    return float(upper_bounds(small, sequences, 1 - fixed_shares(small, sequences)).max())
+    sequences = width_sequences(program)
+    bounds, _ = upper_bounds(program, sequences, 1 - fixed_shares(program, sequences))
+    return float(bounds.max())
 
 
 def solve_rows(program: Program, limit: float, floor: float) -> Answer:
@@ -78,27 +79,31 @@ def solve_rows(program: Program, limit: float, floor: float) -> Answer:
     small = program.subset(keep)
     sequences = width_sequences(small)  # [S, blocks]
     left = limit - fixed_shares(small, sequences)  # [S, R]
-    bounds = upper_bounds(small, sequences, left)  # [S]
+    bounds, loss = upper_bounds(small, sequences, left)  # [S], [O']
     start = smallest_choice(program)
     known, _ = program.evaluate(start)
-    best: tuple[int, ...] | None = start
+    best: Solution | None = Solution(start, known)
     if known <= floor * (1 + ROUNDING):
         best, known = None, floor
     unsolved = -math.inf  # the highest bound of sequences that HiGHS failed on
-    for index in np.argsort(-bounds, kind="stable"):
+    for rank, index in enumerate(np.argsort(-bounds, kind="stable")):
         if bounds[index] <= known * (1 + ROUNDING):
             break
-        try:
-            picked = solve_sequence(small, sequences[index], left[index], known)
-        except SolverError:
-            unsolved = max(unsolved, float(bounds[index]))
-            continue
-        if picked is not None:
-            choice = tuple(int(keep[option]) for option in picked)
-            score, _ = program.evaluate(choice)
-            if score > known * (1 + ROUNDING):  # HiGHS keeps its floor within a tolerance only
-                best, known = choice, score
-    return Answer(None if best is None else Solution(best, known), max(known, unsolved))
+        for share in (math.inf,) if rank else (NEAR, math.inf):
+            spare = bounds[index] - known * (1 + ROUNDING)  # an option that costs the bound more is in no better one
+            options = np.flatnonzero(loss <= min(spare, share * bounds[index]))
+            try:
+                picked, failed = solve_sequence(small, options, sequences[index], left[index], known), False
+            except SolverError:
+                picked, failed = None, True
+            if picked is not None:
+                found = program.solution([int(keep[option]) for option in picked])
+                if found.score > known * (1 + ROUNDING):  # HiGHS keeps its floor within a tolerance only
+                    best, known = found, found.score
+            if spare <= share * bounds[index]:
+                break
+        unsolved = max(unsolved, float(bounds[index])) if failed else unsolved
+    return Answer(best, max(known, unsolved))
 
 
 def undominated(program: Program) -> np.ndarray:
@@ -110,11 +115,12 @@ def undominated(program: Program) -> np.ndarray:
     costs = np.concatenate([program.use, program.peak])  # [2R, O]
     for width in np.unique(program.width):
         members = np.flatnonzero(program.width == width)
-        kept: list[int] = []
-        for index in members[np.argsort(-program.score[members], kind="stable")]:
-            if not kept or not (costs[:, kept] <= costs[:, [index]]).all(axis=0).any():
-                kept.append(int(index))
-        keep += kept
+        ordered = members[np.argsort(-program.score[members], kind="stable")]
+        kept, count = np.empty((len(ordered), len(costs))), 0  # costs of those kept so far
+        for index, own in zip(ordered.tolist(), costs[:, ordered].T, strict=True):
+            if not (kept[:count] <= own).all(axis=1).any():
+                kept[count], count = own, count + 1
+                keep.append(index)
     return np.array(sorted(keep))
 
 
@@ -135,36 +141,42 @@ def fixed_shares(program: Program, sequences: np.ndarray) -> np.ndarray:
     return shares.T
 
 
-def upper_bounds(program: Program, sequences: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """A score that no decoder of these widths exceeds, by Lagrangian relaxation: constraints become prices. [S]
+def upper_bounds(program: Program, sequences: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(bounds [S], loss [O]) by Lagrangian relaxation: constraints become prices.
 
-    Any prices give a bound; Nelder-Mead looks for those that make the largest bound small. A peak is relaxed to the
-    mean over the blocks.
+    No decoder of a sequence's widths scores more than its bound, and none that has a certain option more than the bound
+    less the option's loss. Any prices give a bound; Nelder-Mead looks for those that make the largest bound small. A
+    peak is relaxed to the mean over the blocks.
     """
     use = program.use + program.peak / program.blocks  # [R, O]
-    members = [program.width == width for width in range(len(program.allowed))]
+    members = [np.flatnonzero(program.width == width) for width in range(len(program.allowed))]
 
-    def bounds(prices: np.ndarray) -> np.ndarray:  # [S]
+    def bounds(prices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         reduced = program.score - prices @ use  # [O]
-        best = np.array([reduced[member].max() if member.any() else -np.inf for member in members])  # [W]
-        return np.where((left >= 0).all(axis=1), best[sequences].sum(axis=1) + left @ prices, -np.inf)
+        best = np.array([reduced[member].max(initial=-np.inf) for member in members])  # [W]
+        found = np.where((left >= 0).all(axis=1), best[sequences].sum(axis=1) + left @ prices, -np.inf)
+        return found, best[program.width] - reduced
 
     if not program.constraints:
         return bounds(np.zeros(0))
     unit = float(program.score.max()) * program.blocks
     start = np.full(len(program.constraints), 0.5)
     found = minimize(
-        lambda prices: bounds(np.abs(prices) * unit).max(), start, method="Nelder-Mead", options={"maxiter": 400}
+        lambda prices: bounds(np.abs(prices) * unit)[0].max(), start, method="Nelder-Mead", options={"maxiter": 400}
     )
     return bounds(np.abs(found.x) * unit)
 
 
-def solve_sequence(program: Program, widths: np.ndarray, left: np.ndarray, known: float) -> list[int] | None:
-    """The best options for given widths that score more than `known`; None where there are none.
+def solve_sequence(
+    program: Program, among: np.ndarray, widths: np.ndarray, left: np.ndarray, known: float
+) -> list[int] | None:
+    """The best options for given widths that score more than `known`, of those `among`; None where there are none.
 
     An integer program with one binary per block and option. Raises SolverError.
     """
-    choices = [np.flatnonzero(program.width == width) for width in widths]
+    choices = [among[program.width[among] == width] for width in widths]
+    if not all(len(members) for members in choices):
+        return None
     options = np.concatenate(choices)
     block = np.repeat(np.arange(len(choices)), [len(members) for members in choices])
     rows, blocks = len(program.constraints), len(choices)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from merino_edge.design.constraints import Constraint
+from merino_edge.design.space import size
 from merino_edge.families.designed import Block
 
 
@@ -52,6 +53,9 @@ class Program:
         share = share + self.step[:, widths[:-1], widths[1:]].sum(axis=1) + self.ends[:, widths[0], widths[-1]]
         return float(self.score[picked].sum()), share
 
+    def solution(self, choice: Sequence[int]) -> "Solution":
+        return Solution(tuple(choice), self.evaluate(choice)[0])
+
     def under(self, rows: list[int]) -> "Program":
         """The same program under some of its constraints, by their rows. [R']"""
         return replace(
@@ -83,8 +87,8 @@ class Solution(NamedTuple):
 
 
 def smallest_choice(program: Program) -> tuple[int, ...]:
-    """The decoder that takes least of everything: costs grow with width, ratio and depth, and shrink by sharing."""
-    sizes = [(block.width, block.ffn_ratio, block.depth, not block.shared) for block in program.options]
+    """The decoder that takes least of everything."""
+    sizes = [size(block) for block in program.options]
     return (sizes.index(min(sizes)),) * program.blocks
 
 

@@ -71,9 +71,16 @@ def effectiveness_loss(width: int, depth: int, scoring: Scoring) -> float:
     return min(1.0, depth / (scoring.beta * width))
 
 
-def block_score(width: int, ffn_width: int, depth: int, shared: bool, scoring: Scoring) -> float:
-    """(1 - gamma) L (a1 H_MHA + a2 H_FFN), in weighted nats."""
-    attention_entropy = 4 * linear_entropy(width, width, scoring.eps)
+def block_score(
+    width: int, ffn_width: int, depth: int, shared: bool, scoring: Scoring, *, kv_width: int | None = None
+) -> float:
+    """(1 - gamma) L (a1 H_attention + a2 H_FFN), in weighted nats.
+
+    `kv_width`: channels of keys and of values; None: as many as the block has. With fewer, their two matrices have
+    fewer columns, and so less entropy (ours: docs/decisions/grouped-heads.md).
+    """
+    keys_entropy = linear_entropy(width, width if kv_width is None else kv_width, scoring.eps)
+    attention_entropy = 2 * linear_entropy(width, width, scoring.eps) + 2 * keys_entropy
     ffn_entropy = 2 * linear_entropy(width, ffn_width, scoring.eps)
     layer = scoring.attention_weight * attention_entropy + scoring.ffn_weight * ffn_entropy
     uses = depth - (scoring.shared_discount * (depth - 1) if shared else 0.0)

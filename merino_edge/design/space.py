@@ -1,10 +1,16 @@
-"""The space of decoders that a search chooses from: one option (width, FFN ratio, depth, shared) per block."""
+"""The space of decoders that a search chooses from: one option (width, FFN ratio, depth, shared, heads of
+keys) per block."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from merino_edge.families.designed import Block
 from merino_edge.families.operators import BLOCKS, Operator, embed
 from merino_runtime.errors import MerinoError
+
+FULL: tuple[int | None, ...] = (None,)
+GROUPED: tuple[int | None, ...] = (1, 2, 4, 8, 16, 32, None)
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,8 @@ class Space:
     first block and is the head too, so it caps the rank of the logits (the softmax bottleneck, Yang et al. 2018). The
     score does not see that rank: without the cap a tight limit on latency gives an embedding of 64 channels.
     `narrow_head_size`: head size where the result has a narrow block; None: `head_size` everywhere.
+    `kv_heads` (ours): heads of keys and values that a block may have; None stands for as many as it has of queries. A
+    count that does not divide a block's heads is no option of it.
     """
 
     widths: tuple[int, ...] = tuple(range(64, 1025, 64))
@@ -28,29 +36,61 @@ class Space:
     vocab: int = 50257
     head_size: int = 64
     narrow_head_size: int | None = 32
+    kv_heads: tuple[int | None, ...] = GROUPED
 
-    def options(self) -> list[Block]:
+    def options(self) -> tuple[Block, ...]:
         """Every block of the space whose matrix rows can be cut into quantisation blocks."""
-        return [
-            Block(width=width, ffn_ratio=ratio, depth=depth, shared=shared)
-            for width in self.widths
-            for ratio in self.ffn_ratios
-            if width * ratio % BLOCKS[-1] == 0
-            for depth in self.depths
-            for shared in (False, True)
-            if depth > 1 or not shared
-        ]
+        return every_block(replace(self, vocab=2))
+
+
+    def kv_heads_of(self, width: int) -> list[int]:
+        """Heads of keys and values that a block of this width may have, fewest first."""
+        heads = width // self.head_size
+        return sorted({heads if count is None else count for count in self.kv_heads if heads % (count or 1) == 0})
 
     @property
     def smallest_block(self) -> Block:
-        return Block(width=min(self.widths), ffn_ratio=min(self.ffn_ratios), depth=min(self.depths))
+        return min(self.options(), key=size)
 
     @property
     def largest_table(self) -> Operator:
         return embed(self.vocab, max(self.widths))
 
 
-def spaced(step: int, blocks: int, vocab: int, head_size: int | None = None) -> Space:
+@lru_cache(maxsize=8)  # a search asks for each regime of a board
+def every_block(space: Space) -> tuple[Block, ...]:
+    return tuple(
+        Block(width=width, ffn_ratio=ratio, depth=depth, shared=shared, kv_heads=kv_heads)
+        for width in space.widths
+        for kv_heads in space.kv_heads_of(width)
+        for ratio in space.ffn_ratios
+        if width * ratio % BLOCKS[-1] == 0
+        for depth in space.depths
+        for shared in (False, True)
+        if depth > 1 or not shared
+    )
+
+
+def size(block: Block) -> tuple[float, ...]:
+    """Sort key: costs grow with width, ratio, depth and heads of keys, and shrink by sharing."""
+    return block.width, block.ffn_ratio, block.depth, not block.shared, block.kv_heads or block.width
+
+
+def kv_heads_named(words: Sequence[str]) -> tuple[int | None, ...]:
+    """The choices of `Space.kv_heads` that a user names: numbers, and `full` for as many as of queries.
+
+    Raises MerinoError for a number that is no power of two: of other lists no decoder need be smallest in every budget.
+    """
+    known = {"full" if count is None else str(count): count for count in GROUPED}
+    bad = [word for word in words if word not in known]
+    if bad:
+        raise MerinoError(f"--kv-heads {', '.join(bad)} is not allowed: choose from {', '.join(known)}")
+    return tuple(known[word] for word in words)
+
+
+def spaced(
+    step: int, blocks: int, vocab: int, head_size: int | None = None, kv_heads: tuple[int | None, ...] = GROUPED
+) -> Space:
     """Widths from 64 to 1024 in steps of 64 or 32. Without a head size: 64 and 32 in turn, or 32 where steps need it.
 
     Raises MerinoError where heads do not divide the widths.
@@ -60,4 +100,5 @@ def spaced(step: int, blocks: int, vocab: int, head_size: int | None = None) -> 
     return Space(
         widths=tuple(range(64, 1025, step)), blocks=blocks, vocab=vocab,
         head_size=head_size or step, narrow_head_size=None if head_size else 32,
+        kv_heads=kv_heads,
     )  # fmt: skip

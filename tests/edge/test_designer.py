@@ -60,7 +60,7 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
     path.write_text(found.to_json())
     assert load_design(path) == found
     content = json.loads(found.to_json())
-    assert content["schema"] == 3
+    assert content["schema"] == 4
     assert set(content) == {
         "schema", "device", "backend", "architecture", "precision", "prompt", "budget", "searched", "predicted",
         "measured", "entropy", "scoring", "considered", "solver",
@@ -68,13 +68,25 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
     assert set(content["architecture"]) == {
         "blocks", "vocab", "head_size", "context", "rope_theta", "rms_norm_eps",
     }
-    assert set(content["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared"}
+    assert set(content["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared", "kv_heads"}
     assert set(content["predicted"]) == {
         "decode_ms", "decode_ms_interval", "prefill_ms", "prefill_ms_interval", "memory_mb", "flops_g", "params",
         "weight_bytes", "kv_bytes", "file_mb", "j_per_token", "j_per_token_interval", "confidence", "provenance",
         "decode_threads", "prefill_threads",
     }
     assert set(content["solver"]) == {"name", "gap", "bound", "seconds", "seed"}
+
+
+def test_a_design_of_schema_3_has_as_many_heads_of_keys_as_of_queries(tmp_path):
+    found = small_design()
+    content = json.loads(found.to_json()) | {"schema": 3}
+    for block in content["architecture"]["blocks"]:
+        del block["kv_heads"]
+    (tmp_path / "design.json").write_text(json.dumps(content))
+    read = load_design(tmp_path / "design.json")
+    assert read.schema_version == 4
+    arch = read.architecture
+    assert [layer.heads for layer in arch.layer_shapes] == [heads for heads, _ in arch.kv_layers]
 
 
 @pytest.mark.slow

@@ -72,6 +72,26 @@ def test_gamma_off_literal_and_inverse():
     assert attention_only == pytest.approx(12 * linear_entropy(256, 256), rel=1e-12)
 
 
+@given(st.sampled_from(Space().widths), st.sampled_from([1, 2, 4, 8]), st.booleans(), st.sampled_from(list(SCORES)))
+def test_full_heads_score_as_before_and_fewer_heads_of_keys_less(width, kv_heads, shared, name):
+    def score(kv_width):
+        return block_score(width, 2 * width, 2, shared, SCORES[name], kv_width=kv_width)
+
+    assert score(None) == score(width)
+    assume(64 * kv_heads < width and score(width) > 0)
+    assert score(32 * kv_heads) < score(64 * kv_heads) < score(width)
+    no_keys = INVERSE.model_copy(update={"gamma": "off"})
+    lost = block_score(width, width, 1, False, no_keys) - block_score(width, width, 1, False, no_keys, kv_width=64)
+    assert lost == pytest.approx(0.6 * 2 * (linear_entropy(width, width) - linear_entropy(width, 64)), rel=1e-9)
+
+
+@pytest.mark.parametrize("sides", [(64, 512), (128, 1024), (32, 256)])
+def test_the_law_gives_the_entropy_of_narrow_projections(sides):
+    """Those of grouped heads, which the table does not hold: within 0.1 % of sampling."""
+    assert sides not in entropy.table()
+    assert linear_entropy(*sides) == pytest.approx(sampled_entropy(*sides), rel=1e-3)
+
+
 def blocks():
     return st.builds(
         lambda width, ratio, depth: Block(width=width, ffn_ratio=ratio, depth=depth),

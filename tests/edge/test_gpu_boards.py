@@ -191,11 +191,17 @@ def run(*words):
 
 GOLDEN = {
     # (board, backend asked for): backend, format, shape, decode ms, prefill ms, memory MB of the board's own budget
-    ("jetson-nano", None): ("tensorrt", "fp16", "512x1x7 1024x1x9 1024x1x9 1024x1x9", 50, 1535, 1391),
-    ("jetson-nano", "onnxruntime"): ("onnxruntime", "fp32", "256x1x3s 512x1x4 512x1x5 512x1x5", 50, 3396, 293),
-    ("jetson-orin-nano", None): ("tensorrt", "fp16", "576x1x4 1024x1x10 1024x1x11 1024x1x11", 25, 467, 1624),
-    ("jetson-orin-nano", "onnxruntime"): ("onnxruntime", "fp32", "256x1x2s 448x1x4s 512x1x4s 512x1x4s", 25, 401, 344),
-}
+    ("jetson-nano", None): ("tensorrt", "fp16", "512x2x3k4 1024x1x9 1024x1x10 1024x1x10", 50, 1568, 1418),
+    ("jetson-nano", "onnxruntime"): (
+        "onnxruntime", "fp32", "320x1.5x3k1s 640x1x5k1 640x1x6k1 640x1x5k2", 50, 4544, 282,
+    ),
+    ("jetson-orin-nano", None): (
+        "tensorrt", "fp16", "1024x1x11k1 1024x1x11k8 1024x1x11k8 1024x1x12k8", 25, 545, 1854,
+    ),
+    ("jetson-orin-nano", "onnxruntime"): (
+        "onnxruntime", "fp32", "256x1x5k1s 512x1x9k1s 512x1x10k1s 512x1x10k1s", 25, 794, 265,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("board", "asked"), list(GOLDEN))
@@ -269,7 +275,7 @@ def test_a_design_of_schema_2_is_of_onnxruntime(tmp_path):
     old = {key: value for key, value in raw.items() if key != "backend"} | {"schema": 2}
     (tmp_path / "design.json").write_text(json.dumps(old))
     read = load_design(tmp_path / "design.json")
-    assert (read.schema_version, read.backend) == (3, "onnxruntime")
+    assert (read.schema_version, read.backend) == (4, "onnxruntime")
     (tmp_path / "design.json").write_text(json.dumps(old | {"schema": 3}))
     with pytest.raises(MerinoError, match="backend: "):
         load_design(tmp_path / "design.json")

@@ -37,10 +37,15 @@ def architectures(draw):
             ffn_ratio=draw(st.sampled_from([0.5, 1.0, 1.5, 4.0])),
             depth=draw(st.integers(1, 3)),
             shared=draw(st.booleans()),
+            kv_heads=draw(st.sampled_from([None, *divisors(width // head_size)])),
         )
         for width in widths
     )
     return Architecture(blocks=blocks, vocab=draw(st.integers(2, 300)), head_size=head_size, context=TOKENS)
+
+
+def divisors(count):
+    return [divisor for divisor in range(1, count + 1) if count % divisor == 0]
 
 
 def nbytes(*tensors):

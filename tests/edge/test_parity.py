@@ -25,7 +25,9 @@ DIALECTS = ("fused", "portable")
 
 def decoder_of(head_size, *blocks, **constants):
     return Architecture(
-        blocks=[dict(zip(("width", "ffn_ratio", "depth", "shared"), block, strict=False)) for block in blocks],
+        blocks=[
+            dict(zip(("width", "ffn_ratio", "depth", "shared", "kv_heads"), block, strict=False)) for block in blocks
+        ],
         vocab=311, head_size=head_size, context=CONTEXT, **constants,
     )
 
@@ -45,9 +47,12 @@ def random_decoder(seed):
     head_size = int(random.choice([32, 64]))
     widths = sorted(int(width) for width in random.choice([64, 128, 192], random.integers(1, 5)))
     return decoder_of(head_size, *(
-        (width, float(random.choice([1.0, 1.5, 2.5, 4.0])), int(random.integers(1, 4)), bool(random.integers(2)))
+        (
+            width, float(random.choice([1.0, 1.5, 2.5, 4.0])), int(random.integers(1, 4)), bool(random.integers(2)),
+            int(random.choice([count for count in (1, 2, 3, 4, 6) if width // head_size % count == 0])),
+        )
         for width in widths
-    ))
+    ))  # fmt: skip
 
 
 MODELS = {
@@ -58,6 +63,7 @@ MODELS = {
     "wider at once": decoder_of(
         64, (64, 1.0, 1), (64, 1.5, 1), (192, 1.0, 2, True), rms_norm_eps=0.1, rope_theta=500.0
     ),
+    "grouped": decoder_of(32, (64, 1.0, 2, False, 1), (128, 1.5, 2, True, 2), (192, 1.0, 1, False, 3)),
     "random 1": random_decoder(1),
     "random 2": random_decoder(2),
     "random 3": random_decoder(3),

@@ -192,7 +192,7 @@ def test_a_front_rises_and_each_point_is_the_optimum_within_its_limit(found_fron
 
 def test_a_front_runs_from_the_smallest_decoder_to_where_more_gives_nothing(found_front):
     axis, first, last = found_front.against, found_front.points[0], found_front.points[-1]
-    assert {(block.width, block.depth) for block in first.architecture.blocks} == {(64, 1)}
+    assert {block.width for block in first.architecture.blocks} == {64}
     with pytest.raises(MerinoError, match="the smallest that would do"):
         least = getattr(first.predicted, axis) * 0.99
         design(ZERO, {**first.budget, axis: least}, space=SMALL, context=256, prompt=128)
@@ -245,7 +245,7 @@ def test_recommend_prints_json_with_sources_and_verdicts():
     broken = [form for form in smol["formats"] if not form["fits"]]
     assert broken and all(form["over"] for form in broken)
     assert all(form["predicted"]["provenance"] for form in smol["formats"])
-    assert [our["design"]["schema"] for our in found["designs"]] == [3, 3, 3]
+    assert [our["design"]["schema"] for our in found["designs"]] == [4, 4, 4]
 
 
 def test_recommend_shows_a_table_with_what_fails_and_by_how_much():

@@ -23,7 +23,7 @@ from merino_edge.design.encode import architecture, encode
 from merino_edge.design.evolution import Effort, evolve
 from merino_edge.design.exact import undominated
 from merino_edge.design.score import INVERSE
-from merino_edge.design.space import Space
+from merino_edge.design.space import FULL, GROUPED, Space, size
 from merino_edge.families.designed import block_operators
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import formats_of
@@ -71,7 +71,7 @@ def predicted(arch, space, model=MODEL):
 def between(space, share, names):
     """Budgets at a share of the way from the space's smallest to its largest decoder."""
     program = encode(space, WIDE, MODEL, INVERSE)
-    sizes = [(block.width, block.ffn_ratio, block.depth, not block.shared) for block in program.options]
+    sizes = [size(block) for block in program.options]
     ends = (sizes.index(min(sizes)), sizes.index(max(sizes)))
     built = (architecture(space, program, (end,) * space.blocks, CONTEXT) for end in ends)
     least, most = (predicted(arch, space) for arch in built)
@@ -111,7 +111,10 @@ def problems(draw, blocks=(2, 3), width=(64, 96, 128, 192, 256, 384), growth=(1.
         blocks=draw(st.sampled_from(blocks)),
         vocab=draw(st.sampled_from([257, 8000])),
         head_size=32 if 96 in widths else draw(st.sampled_from([32, 64])),
+        kv_heads=FULL,
     )
+    if space.blocks < 3:  # else there are too many decoders to enumerate
+        space = replace(space, kv_heads=draw(st.sampled_from([FULL, GROUPED, (1, None), (1, 2)])))
     names = some(NAMES, 1, len(NAMES))
     share = {name: draw(st.floats(0.02, 1.0)) for name in names}
     return space, between(space, share, names)
@@ -164,8 +167,12 @@ def reachable(program, fits):
     """All decoders that changes of one property of one block lead to from the smallest, each within the budgets."""
     keys = [tuple(block.model_dump().values()) for block in program.options]
 
+    def differences(one, other):
+        """Heads of keys may change with the width, whose heads they divide."""
+        return sum(map(ne, one[:-1] if one[0] != other[0] else one, other))
+
     def near(option):
-        return [other for other, key in enumerate(keys) if sum(map(ne, key, keys[option])) == 1]
+        return [other for other, key in enumerate(keys) if differences(key, keys[option]) == 1]
 
     start = (keys.index(min(keys)),) * program.blocks
     found, waiting = {start}, [start]

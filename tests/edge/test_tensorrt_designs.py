@@ -29,7 +29,8 @@ def random_design(seed):
     widths = sorted(int(width) for width in random.choice([64, 96, 128, 192], random.integers(1, 4)))
     blocks = [
         {"width": width if width % head_size == 0 else 64, "ffn_ratio": float(random.choice([1.0, 1.5])),
-         "depth": int(random.integers(1, 3)), "shared": bool(random.integers(2))}
+         "depth": int(random.integers(1, 3)), "shared": bool(random.integers(2)),
+         "kv_heads": 1 if random.integers(2) else None}
         for width in widths
     ]  # fmt: skip
     blocks.sort(key=lambda block: block["width"])

@@ -3,7 +3,10 @@ these are."""
 
 from merino_edge.profiles.profile import DeviceProfile
 
-SHAPE = "shape: width x FFN ratio x layers of each block; s: the block's layers share their weights"
+SHAPE = (
+    "shape: width x FFN ratio x layers of each block; k: heads of keys and values, where queries have more; s: the"
+    " block's layers share their weights"
+)
 ENTROPY = "entropy: what the search maximises, in nats of randomly drawn layers, weighted: see docs/search.md"
 
 

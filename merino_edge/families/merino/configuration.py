@@ -14,7 +14,7 @@ class MerinoConfig(PreTrainedConfig):
     """`Architecture` under the names that transformers and its tools look for.
 
     Args:
-        blocks: a list of `{width, ffn_ratio, depth, shared}`.
+        blocks: a list of `{width, ffn_ratio, depth, shared, kv_heads}`; the last two may be absent.
         vocab_size, max_position_embeddings: `vocab` and `context`.
         head_size, rope_theta, rms_norm_eps: as in `Architecture`.
 

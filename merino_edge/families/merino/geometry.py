@@ -5,16 +5,27 @@ Source: MeRino, arXiv 2403.07921. Known from it: blocks of a width, an FFN ratio
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from merino_edge.families.geometry import LayerShape
 from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
 
 
 class Block(BaseModel):
-    """`depth` layers of one width and FFN ratio; a shared block uses one layer's weights `depth` times."""
+    """`depth` layers of one width and FFN ratio; a shared block uses one layer's weights `depth` times.
+
+    `kv_heads`: heads of keys and values, each of which an equal group of heads of queries shares (arXiv 2305.13245);
+    None, which files leave out: as many as heads of queries.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,10 +33,20 @@ class Block(BaseModel):
     ffn_ratio: Annotated[float, Field(ge=0.5, le=8)]
     depth: Annotated[int, Field(ge=1, le=64)]
     shared: bool = False
+    kv_heads: Annotated[int | None, Field(ge=1, le=1024)] = None
 
     @property
     def ffn_width(self) -> int:
         return round(self.width * self.ffn_ratio)
+
+    def kv_width(self, head_size: int) -> int:
+        """Channels of keys, and as many of values."""
+        return self.width if self.kv_heads is None else self.kv_heads * head_size
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A decoder without grouped heads is written as it was before there were any, so its bundle has that hash."""
+        return {key: value for key, value in dump(self).items() if value is not None}
 
     @model_validator(mode="after")
     def _whole_ffn(self) -> Self:
@@ -62,6 +83,10 @@ class Architecture(BaseModel):
         bad = [width for width in widths if width % self.head_size]
         if bad:
             raise ValueError(f"each width must be a multiple of head_size {self.head_size}, found {bad}")
+        odd = [block.kv_heads for block in self.blocks if block.width % block.kv_width(self.head_size)]
+        if odd:
+            heads = [width // self.head_size for width in widths]
+            raise ValueError(f"kv_heads must divide the blocks' heads, {heads}, found {odd}")
         return self
 
     @property
@@ -74,7 +99,10 @@ class Architecture(BaseModel):
 
     @property
     def kv_layers(self) -> list[tuple[int, int]]:
-        return [(layer.heads, self.head_size) for layer in self.layer_shapes]
+        return [
+            (block.kv_width(self.head_size) // self.head_size, self.head_size)
+            for block in self.blocks for _ in range(block.depth)
+        ]  # fmt: skip
 
     @property
     def layer_shapes(self) -> list[LayerShape]:
@@ -84,20 +112,27 @@ class Architecture(BaseModel):
         ]  # fmt: skip
 
     def shape(self) -> str:
-        """`384x1.5x4 512x1.5x5s`: width x FFN ratio x depth of each block, `s` where shared."""
-        return " ".join(f"{b.width}x{b.ffn_ratio:g}x{b.depth}{'s' if b.shared else ''}" for b in self.blocks)
+        """`384x1.5x4 512x1.5x5k2s`: width x FFN ratio x depth of each block, `k` and the heads of keys where queries
+        have more, `s` where shared."""
+        return " ".join(self._block_shape(block) for block in self.blocks)
+
+    def _block_shape(self, block: Block) -> str:
+        grouped = f"k{block.kv_heads}" if block.kv_width(self.head_size) < block.width else ""
+        return f"{block.width}x{block.ffn_ratio:g}x{block.depth}{grouped}{'s' if block.shared else ''}"
 
 
 def layer_operators(
-    width: int, ffn_width: int, heads: int, *, own: bool = True, final: bool = False
+    width: int, ffn_width: int, heads: int, *, kv_width: int | None = None, own: bool = True, final: bool = False
 ) -> Iterator[Operator]:
     """One pre-norm layer without biases: RMSNorm, packed QKV, attention, output, RMSNorm, up, GELU, down.
 
-    `own`: whether it stores its weights; `final`: whether it computes one position only after its attention.
+    `kv_width`: channels of keys and of values, None: `width`; `own`: whether it stores its weights; `final`: whether it
+    computes one position only after its attention.
     """
+    cached = width if kv_width is None else kv_width
     yield norm(width, own=own)
-    yield linear(width, 3 * width, own=own, held=width)
-    yield attention(width, heads, held=width)
+    yield linear(width, width + 2 * cached, own=own, held=width)
+    yield attention(width, heads, kv_width=cached, held=width)
     yield linear(width, width, own=own, held=width, final=final)
     yield norm(width, own=own, held=width, final=final)
     yield linear(width, ffn_width, own=own, held=width, final=final)
@@ -113,7 +148,10 @@ def block_operators(block: Block, head_size: int, *, last: bool = False) -> Iter
     for use in range(block.depth):
         own = use == 0 or not block.shared
         final = last and use == block.depth - 1
-        layer = layer_operators(block.width, block.ffn_width, block.width // head_size, own=own, final=final)
+        layer = layer_operators(
+            block.width, block.ffn_width, block.width // head_size, kv_width=block.kv_width(head_size), own=own,
+            final=final,
+        )  # fmt: skip
         yield from layer if own else again(layer)
 
 

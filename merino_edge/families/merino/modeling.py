@@ -1,7 +1,7 @@
 """MerinoForCausalLM: blocks of growing width, pre-norm RMSNorm, rotary attention, GELU FFN, tied embedding.
 
-Batch B, sequence T, width E, heads H, head size D, vocabulary V. A shared block runs one layer's weights `depth` times,
-each use with a cache layer of its own.
+Batch B, sequence T, width E, heads H of queries and G of keys and values, head size D, vocabulary V. A shared block
+runs one layer's weights `depth` times, each use with a cache layer of its own.
 """
 
 from typing import Any
@@ -21,34 +21,38 @@ Rotary = tuple[Tensor, Tensor]  # cos and sin, [B or 1, T, D]
 
 
 class Attention(nn.Module):
-    """Multi-head attention with rotary positions and one packed projection."""
+    """Attention with rotary positions and one packed projection. So many heads of queries in a row as
+    `num_key_value_groups` says share one head of keys and values."""
 
     is_causal = True
-    num_key_value_groups = 1
 
-    def __init__(self, config: MerinoConfig, width: int):
+    def __init__(self, config: MerinoConfig, block: Block):
         super().__init__()
         self.config = config
         self.head_size = config.head_size
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        width, kv_width = block.width, block.kv_width(config.head_size)
+        self.widths = width, kv_width, kv_width
+        self.num_key_value_groups = width // kv_width
+        self.qkv = nn.Linear(width, sum(self.widths), bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: Cache | None, use: int) -> Tensor:
         shape = (*x.shape[:2], -1, self.head_size)
-        parts = self.qkv(x).chunk(3, dim=-1)
-        query, key, value = (part.reshape(shape).transpose(1, 2) for part in parts)  # [B, H, T, D]
+        parts = self.qkv(x).split(self.widths, dim=-1)
+        query, key, value = (part.reshape(shape).transpose(1, 2) for part in parts)  # [B, H, T, D], [B, G, T, D] twice
         query, key = rotate(query, rotary), rotate(key, rotary)
         if cache is not None:
-            key, value = cache.update(key, value, use)  # [B, H, cached + T, D]
+            key, value = cache.update(key, value, use)  # [B, G, cached + T, D]
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         mixed, _ = attend(self, query, key, value, mask, dropout=0.0, scaling=self.head_size**-0.5)  # [B, T, H, D]
         return self.out(mixed.reshape(*x.shape[:2], -1))
 
 
 def eager_attention(
-    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
+    module: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
 ) -> tuple[Tensor, Tensor]:
-    """softmax(Q K^T * scaling + mask) V, written out; [B, H, T, D] -> [B, T, H, D]."""
+    """softmax(Q K^T * scaling + mask) V, written out; [B, H, T, D], keys and values [B, G, T, D] -> [B, T, H, D]."""
+    key, value = (part.repeat_interleave(module.num_key_value_groups, dim=1) for part in (key, value))  # [B, H, T, D]
     scores = query @ key.transpose(2, 3) * scaling
     if mask is not None:
         scores = scores + mask
@@ -77,7 +81,7 @@ class Layer(nn.Module):
     def __init__(self, config: MerinoConfig, block: Block):
         super().__init__()
         self.attention_norm = nn.RMSNorm(block.width, eps=config.rms_norm_eps)
-        self.attention = Attention(config, block.width)
+        self.attention = Attention(config, block)
         self.ffn_norm = nn.RMSNorm(block.width, eps=config.rms_norm_eps)
         self.up = nn.Linear(block.width, block.ffn_width, bias=False)
         self.down = nn.Linear(block.ffn_width, block.width, bias=False)

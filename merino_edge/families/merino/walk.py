@@ -1,6 +1,6 @@
 """The walk through a MeRino decoder: which operations, in which order, on which weights of the state dict."""
 
-from merino_edge.families.graph_ops import GraphOps, KvLayer, Norm, plain_attention
+from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
 from merino_edge.families.merino.geometry import Architecture
 from merino_edge.families.rotary import Rotary
 
@@ -17,11 +17,14 @@ def walk_merino(graph: GraphOps, arch: Architecture) -> None:
     for index, block in enumerate(arch.blocks):
         if block.width != before:
             x, delta = graph.linear(graph.add(x, delta) if delta else x, f"blocks.{index}.enter.weight"), None
+        attention = Attention(
+            block.width // arch.head_size, arch.head_size**-0.5, Rotary(arch.rope_theta, arch.head_size)
+        )
         for layer in range(block.depth):
             at = f"blocks.{index}.layers.{0 if block.shared else layer}"
-            cache = KvLayer(use, block.width // arch.head_size, arch.head_size)
+            cache = KvLayer(use, block.kv_width(arch.head_size) // arch.head_size, arch.head_size)
             use += 1
-            x, delta = walk_layer(graph, arch, at, x, delta, cache, final=use == uses)
+            x, delta = walk_layer(graph, arch, at, x, delta, cache, attention, final=use == uses)
         before = block.width
     assert delta is not None
     normed, _ = graph.add_norm(delta, x, Norm("norm.weight", None, arch.rms_norm_eps))
@@ -31,7 +34,8 @@ def walk_merino(graph: GraphOps, arch: Architecture) -> None:
 
 
 def walk_layer(
-    graph: GraphOps, arch: Architecture, at: str, x: str, delta: str | None, cache: KvLayer, *, final: bool
+    graph: GraphOps, arch: Architecture, at: str, x: str, delta: str | None, cache: KvLayer, attention: Attention,
+    *, final: bool,
 ) -> tuple[str, str]:
     """One layer, with weights named `at`.*; (x, delta) before it -> (x, delta) after it.
 
@@ -40,7 +44,6 @@ def walk_layer(
     attention_norm = Norm(f"{at}.attention_norm.weight", None, arch.rms_norm_eps)
     ffn_norm = Norm(f"{at}.ffn_norm.weight", None, arch.rms_norm_eps)
     normed, x = graph.add_norm(delta, x, attention_norm) if delta else (graph.norm(x, attention_norm), x)
-    attention = plain_attention(cache, Rotary(arch.rope_theta, arch.head_size))
     mixed = graph.attention(graph.linear(normed, f"{at}.attention.qkv.weight"), cache, attention)
     if final:
         mixed, x = graph.last(mixed), graph.last(x)
