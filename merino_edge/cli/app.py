@@ -1,7 +1,7 @@
 """The workstation's command line, `merino-edge`. Each command: parse, one call, one file written.
 
-The main path stands here, in its order. Other commands have a module per group: `design`, `train`, `text`,
-`choose`, `records`, `deliver`.
+The main path stands here, in its order. Commands have a module each, or one per group: `design`, `train`,
+`export`, `text`, `choose`, `records`, `deliver`.
 
 Data goes to stdout, talk to stderr. Exit 0 done, 1 the request cannot be met, 2 wrong usage. What loads torch is
 imported inside the commands, so that the others answer at once.
@@ -24,8 +24,9 @@ from merino_edge.cli import records as cli_records
 from merino_edge.cli import text as cli_text
 from merino_edge.cli.check import check
 from merino_edge.cli.design import design
+from merino_edge.cli.export import export
 from merino_edge.cli.flash import flash
-from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Kv, Ssh
+from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Ssh
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
 from merino_runtime.errors import MerinoError
@@ -126,126 +127,7 @@ def calibrate(
 
 
 app.command()(train)
-
-
-@app.command()
-def export(
-    source: Annotated[str, typer.Argument(help="folder, GGUF, name of the hub or catalogue, design.json, ...")],
-    out: Annotated[Path, typer.Option("-o", help="the bundle's folder")],
-    precision: Annotated[
-        str | None, typer.Option(help="format of the weights; default: the design's, or fp32; auto: the fastest on the"
-                                 " board of --for that keeps the perplexity of --text")
-    ] = None,
-    board_name: Annotated[
-        str | None, typer.Option("--for", metavar="BOARD", help="a graph for this board's runtime and kind of core")
-    ] = None,
-    dialect: Annotated[
-        str | None, typer.Option(help="fused: ONNX Runtime 1.18 and later, the default; portable: 1.10 and TensorRT,"
-                                 " the default for their boards and designs")
-    ] = None,
-    context: Annotated[int | None, typer.Option(help="KV slots; default: the model's context")] = None,
-    kv: Kv = None,
-    weights: Annotated[Path | None, typer.Option(help="of a catalogue's name: a folder, or random")] = None,
-    text: Annotated[Path | None, typer.Option(help="measure the bundle's perplexity on this text")] = None,
-    calibrate: Annotated[
-        Path | None, typer.Option(metavar="TEXT", help="round weights, and find the scales of --kv, so that the model"
-                                  " changes least on it")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="random weights may replace trained ones")] = False,
-    no_chat: Annotated[bool, typer.Option("--no-chat", help="without the model's chat template")] = False,
-) -> None:
-    """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
-    from merino_edge.bundles.files import bundle_bytes, is_bundle_alone
-    from merino_edge.calibration.board import board
-    from merino_edge.cli.tables.bundles import matrix_table
-    from merino_edge.cli.tables.layout import show
-    from merino_edge.cli.terminal import working
-    from merino_edge.design.design_file import Design
-    from merino_edge.export.request import (
-        Plan,
-        check_calibration,
-        check_text,
-        chosen_cache,
-        chosen_precision,
-        find_source,
-        published,
-        target_of,
-    )
-    from merino_edge.families.hub import fetch
-    from merino_edge.families.names import resolve
-    from merino_edge.storage.atomic import check_folder, check_keeps
-    from merino_edge.training.data import check_files
-    from merino_runtime.bundle import cache_formats
-
-    place = resolve(source)
-    for option, file in (("--text", text), ("--calibrate", calibrate)):
-        check_files([file] if file else (), option)
-    check_keeps(out, [Path(each) for each in (weights, text, calibrate, place) if isinstance(each, str | Path)])
-    check_folder(out, is_bundle_alone)
-    asked = find_source(source, weights)
-    check_text(asked, weights)
-    plan = asked.content if isinstance(asked, Plan) else None
-    profile = board(board_name, say) if board_name else None
-    design = plan if isinstance(plan, Design) else None
-    target = target_of(dialect, profile, design)
-    auto = precision == "auto"
-    if auto and profile is None:
-        raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
-    form = "fp32" if auto else chosen_precision(target.dialect, precision, design)
-    cache = chosen_cache(kv, target.dialect, form, design=design, board=profile)
-    if not auto:
-        check_calibration(form, cache, calibrate)
-    hub_model = published(asked, weights)
-    if hub_model:
-        with working(f"fetching {hub_model.name}"):
-            fetch(hub_model, say)
-    # These load torch.
-    from merino_edge.export.export import export as run
-    from merino_edge.export.source import load_source
-
-    with working(f"exporting {source}"):
-        found = load_source(source, weights)
-        if auto:
-            from merino_edge.evaluation.fastest_format import fastest_format
-
-            assert profile is not None
-            precision = fastest_format(found, profile, target, context, text, say)[-1].precision
-        done = run(
-            found, out, dialect=target.dialect, core=target.core, precision=precision, context=context,
-            overwrite=overwrite, chat=not no_chat, last_use=True, kv=kv, calibration=calibrate,
-        )  # fmt: skip
-    made = done.bundle
-    print(
-        f"{out}: {made.name}, {made.dialect} {made.precision}, cache of {cache_formats(made)},"
-        f" {made.params / 1e6:.1f} M parameters"
-        f" ({made.weights} weights), {bundle_bytes(out) / 2**20:.1f} MB;"
-        f" {'worst logit' if made.precision == 'fp32' else 'root mean square'} against torch with the same weights"
-        f" {done.error:.1e} relative, over prefill and {done.steps} steps"
-        f"{'' if done.unrounded is None else f', {done.unrounded:.1e} of the worst logit with float activations'};"
-        f" fits {', '.join(made.boards) or 'no board of ours'}"
-    )
-    for slower in made.slower_on:
-        print(f"on {slower.board} {slower.times:g} times slower than an export with --for {slower.board}")
-    if done.cache_rise is not None:
-        on = calibrate or "what the model itself writes"
-        print(f"the cache of {cache_formats(made)} raises the perplexity of {on} by {done.cache_rise:.2%}")
-    for each in done.stored:
-        say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} quantised again")
-    if calibrate:
-        say(f"{done.calibrated} matrices were rounded for {calibrate.name}; blocks of the source are as they were")
-    if made.chat:
-        needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
-        print(f"it talks (`merino-edge chat {out}`): its chat template needs {needed}")
-    if done.matrices:
-        show(matrix_table(done.matrices))
-    if text:
-        from merino_edge.evaluation.perplexity import bundle_perplexity
-
-        with working(f"reading {text.name}"):
-            read = bundle_perplexity(out, text)
-        print(f"perplexity {read.perplexity:.3f} over {read.tokens} tokens of {text.name}, by the board's runtime")
-
-
+app.command()(export)
 app.command()(cli_text.generate)
 app.command()(cli_text.chat)
 
