@@ -224,8 +224,8 @@ def export(
     for slower in made.slower_on:
         print(f"on {slower.board} {slower.times:g} times slower than an export with --for {slower.board}")
     if done.cache_rise is not None:
-        read = calibrate_on or "what the model itself writes"
-        print(f"the cache of {cache_formats(made)} raises the perplexity of {read} by {done.cache_rise:.2%}")
+        seen = calibrate_on or "what the model itself writes"
+        print(f"the cache of {cache_formats(made)} raises the perplexity of {seen} by {done.cache_rise:.2%}")
     for each in done.stored:
         say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} quantised again")
     if made.chat:
