@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 BITS = {"int8": 8, "int4": 4}
-SHARES = np.linspace(0.3, 1.0, 36)  # of a channel's largest value: what of it the largest code stands for
+SHARES = np.linspace(0.7, 1.0, 16)  # of a channel's largest value: what of it the largest code stands for
 LEAST_SCALE = 1e-8  # of a channel that was always 0
 
 

@@ -62,8 +62,8 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
     content = json.loads(found.to_json())
     assert content["schema"] == 4
     assert set(content) == {
-        "schema", "device", "backend", "architecture", "precision", "prompt", "budget", "searched", "predicted",
-        "measured", "entropy", "scoring", "considered", "solver",
+        "schema", "device", "backend", "architecture", "precision", "kv", "prompt", "budget", "searched",
+        "predicted", "measured", "entropy", "scoring", "considered", "solver",
     }
     assert set(content["architecture"]) == {
         "blocks", "vocab", "head_size", "context", "rope_theta", "rms_norm_eps",

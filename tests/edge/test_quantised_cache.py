@@ -225,7 +225,7 @@ def test_costs_know_the_cache():
 def test_a_design_keeps_its_cache_to_the_bundle(tmp_path):
     board = load_profile("raspberry-pi-4")
     space = Space(vocab=256, blocks=1)
-    found = design(board, {"decode_ms": 2.0}, space=space, context=64, prompt=16, kv="int8")
+    found = design(board, {"params_m": 0.2}, space=space, context=64, prompt=16, kv="int8")
     (tmp_path / "design.json").write_text(found.to_json())
     assert load_design(tmp_path / "design.json").kv == "int8"
     made = export(load_source(str(tmp_path / "design.json")), tmp_path / "bundle").bundle
