@@ -71,7 +71,7 @@ def design(
         str | None, typer.Option(help="heads of keys per block: full, or a list: 1,2,4; default: any, presets: full")
     ] = None,
     solver: Annotated[SolverChoice, typer.Option(help="exact proves the optimum")] = SolverChoice.exact,
-    steps: Annotated[int, typer.Option(help="evolution: mutations, T (ours; recalled: 100000)")] = 1_000_000,
+    steps: Annotated[int, typer.Option(help="evolution: mutations, T (ours; recalled: 100000)")] = 2_000_000,
     population: Annotated[int, typer.Option(help="evolution: decoders at most, M (recalled)")] = 512,
     parents: Annotated[int, typer.Option(help="evolution: decoders kept, K (recalled)")] = 64,
     score: Annotated[str, typer.Option(help="parameters of the score: inverse, literal or off")] = "inverse",

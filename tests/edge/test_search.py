@@ -167,12 +167,11 @@ def reachable(program, fits):
     """All decoders that changes of one property of one block lead to from the smallest, each within the budgets."""
     keys = [tuple(block.model_dump().values()) for block in program.options]
 
-    def differences(one, other):
-        """Heads of keys may change with the width, whose heads they divide."""
-        return sum(map(ne, one[:-1] if one[0] != other[0] else one, other))
+    most = {key[0]: max(other[-1] for other in keys if other[0] == key[0]) for key in keys}
+    named = [(*key[:-1], None if key[-1] == most[key[0]] else key[-1]) for key in keys]  # all heads stay all heads
 
     def near(option):
-        return [other for other, key in enumerate(keys) if differences(key, keys[option]) == 1]
+        return [other for other, key in enumerate(named) if sum(map(ne, key, named[option])) == 1]
 
     start = (keys.index(min(keys)),) * program.blocks
     found, waiting = {start}, [start]
