@@ -78,7 +78,7 @@ def test_design_json_has_the_fields_of_the_contract(design_file):
     assert {"schema", "device", "architecture", "precision", "budget", "predicted", "entropy", "solver"} <= set(found)
     constants = {"rope_theta", "rms_norm_eps"}
     assert set(found["architecture"]) == {"blocks", "vocab", "head_size", "context"} | constants
-    assert set(found["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared"}
+    assert set(found["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared", "kv_heads"}
     predicted = {"decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "provenance"}
     assert set(found["predicted"]) == predicted | {"file_mb", "j_per_token", "decode_threads", "prefill_threads"} | {
         "decode_ms_interval", "prefill_ms_interval", "j_per_token_interval", "confidence"
