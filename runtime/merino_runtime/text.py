@@ -106,7 +106,9 @@ class Tokenizer:
             raise MerinoError(f"the prompt has {size:,} bytes, allowed are {LONGEST_TEXT_BYTES:,}. Shorten it.")
         try:
             return list(self._tokenizer.encode(text, add_special_tokens=around).ids)
-        except Exception as error:  # tokenizers raises bare Exception
+        except BaseException as error:
+            if not _is_of_tokenizers(error):
+                raise
             raise MerinoError(f"{self._source} cannot encode the prompt: {error}. {REMEDY}") from error
 
     def bytes_of(self, token_id: int) -> bytes:
@@ -121,6 +123,11 @@ class Tokenizer:
             return b"".join(bytes([BYTE_OF[char]]) if char in BYTE_OF else char.encode("utf-8") for char in token)
         byte = re.match(r"<0x([0-9A-F]{2})>\Z", token)
         return bytes([int(byte.group(1), 16)]) if byte else token.replace(SPACE, " ").encode("utf-8")
+
+
+def _is_of_tokenizers(error: BaseException) -> bool:
+    """It raises bare Exception, and where its Rust code panics what is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 class TextStream:
@@ -246,7 +253,9 @@ def _tokenizer_of(description: str, source: str) -> Any:
     tokenizers = require("tokenizers")
     try:
         tokenizer = tokenizers.Tokenizer.from_str(description)
-    except Exception as error:  # tokenizers raises bare Exception
+    except BaseException as error:
+        if not _is_of_tokenizers(error):
+            raise
         raise MerinoError(f"tokenizers {tokenizers.__version__} cannot read {source}: {error}. Install a "
                           "newer tokenizers, or export the bundle again.") from error
     # A prompt is never cut or filled up silently, whatever the file says.
