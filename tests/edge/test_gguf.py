@@ -98,7 +98,8 @@ def test_llama_cpp_reads_the_same_model_from_the_file(made, name):
     with torch.no_grad():
         ids = model.generate(torch.tensor([prompt]), max_new_tokens=STEPS, do_sample=False, eos_token_id=None)
     expected = ids[0, len(prompt) :].tolist()
-    _, run, _ = open_peer({"path": str(path), "prompt": len(prompt), "steps": STEPS, "threads": 1})
+    request = {"engine": "llama.cpp", "path": str(path), "prompt": len(prompt), "steps": STEPS, "threads": 1}
+    _, run, _ = open_peer(request)
     assert run(prompt, STEPS - 1)[2] == expected
     assert len(set(expected)) > 3, "a model that repeats itself would hide a difference"
 

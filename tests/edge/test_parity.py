@@ -63,7 +63,6 @@ MODELS = {
     "wider at once": decoder_of(
         64, (64, 1.0, 1), (64, 1.5, 1), (192, 1.0, 2, True), rms_norm_eps=0.1, rope_theta=500.0
     ),
-    "grouped": decoder_of(32, (64, 1.0, 2, False, 1), (128, 1.5, 2, True, 2), (192, 1.0, 1, False, 3)),
     "random 1": random_decoder(1),
     "random 2": random_decoder(2),
     "random 3": random_decoder(3),
@@ -82,6 +81,7 @@ MODELS = {
     "gpt2 with erf": published("gpt2", activation="gelu_erf"),
     "gpt_neo of heads of 8": published("gpt_neo", heads=8, window=16),
     "gpt_neox in sequence, tied, rotated whole": published("gpt_neox", parallel=False, tied=True, rotated=16),
+    "grouped": decoder_of(32, (64, 1.0, 2, False, 1), (128, 1.5, 2, True, 2), (192, 1.0, 1, False, 3)),
 }
 
 
