@@ -15,7 +15,7 @@ from merino_edge.bundles.files import is_bundle
 from merino_edge.export.export import export
 from merino_edge.export.source import random_source
 from merino_edge.families.names import resolve
-from merino_edge.families.operators import Core, core_of
+from merino_edge.families.operators import Core, core_named, core_of
 from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.storage.atomic import cache_folder
 from merino_runtime.bundle import load_bundle
@@ -52,9 +52,7 @@ def baseline_bundles(
 def formats_of(folders: Sequence[str]) -> list[tuple[str, str, Core]]:
     """(precision, dialect, core) of each bundle that can be read, each once."""
     bundles = [load_bundle(folder, verify=False) for folder in folders if can_be_read(Path(folder))]
-    cores: list[Core] = ["plain" if bundle.core == "plain" else "dotprod" for bundle in bundles]
-    found = [(bundle.precision, bundle.dialect, core) for bundle, core in zip(bundles, cores, strict=True)]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys((bundle.precision, bundle.dialect, core_named(bundle.core)) for bundle in bundles))
 
 
 def baseline_bundle(

@@ -19,7 +19,7 @@ from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.design.design_file import Design, Measured
 from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.families.operators import Core
+from merino_edge.families.operators import Core, core_named
 from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.board import kind_of_core, this_board
 from merino_runtime.errors import MerinoError
@@ -121,7 +121,7 @@ def trial_line(design: Design) -> str:
 
 
 def core_here() -> Core:
-    return "plain" if kind_of_core(this_board()) == "plain" else "dotprod"
+    return core_named(kind_of_core(this_board()))
 
 
 def measure_design(

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import TOKENIZER_FILE
-from merino_edge.families.operators import Core
+from merino_edge.families.operators import core_named
 from merino_edge.families.registry import read_geometry
-from merino_edge.prediction.formats import QUANTISED_CACHES, is_predicted, missing_isa
+from merino_edge.prediction.formats import is_predicted, missing_isa
 from merino_edge.prediction.other_core import slower_on
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.bundle import BackendNeed, Bundle, backends_text
+from merino_runtime.bundle import BackendNeed, Bundle, backends_text, has_quantised_cache
 from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import version_tuple
 
@@ -68,8 +68,7 @@ def times_slower(bundle: Bundle, profile: DeviceProfile) -> float:
     if bundle.core is None:
         return 1.0
     operators = read_geometry(bundle.family, bundle.architecture).operators
-    core: Core = "plain" if bundle.core == "plain" else "dotprod"
-    found = slower_on(operators, bundle.precision, bundle.context, core, [profile])
+    found = slower_on(operators, bundle.precision, bundle.context, core_named(bundle.core), [profile])
     return found[0].times if found else 1.0
 
 
@@ -91,8 +90,8 @@ def why_not_on(need: BackendNeed, bundle: Bundle, profile: DeviceProfile) -> str
     """Why the profile's backend, of which the bundle needs this version, should not run it; empty where it can."""
     has = getattr(profile.software, profile.backend) or "0"
     if version_tuple(has) < version_tuple(need.min_version):
-        quantised = any(layer.format in QUANTISED_CACHES for layer in bundle.kv_layers)
-        less = "without --kv it" if quantised else "--dialect portable" if bundle.dialect != "portable" else ""
+        in_portable = "--dialect portable" if bundle.dialect != "portable" else ""
+        less = "without --kv it" if has_quantised_cache(bundle) else in_portable
         less = f" ({less} needs less)" if less else ""
         return f"needs {need.name} {need.min_version} and its system has {has}{less}"
     if not is_predicted(profile, bundle.precision):

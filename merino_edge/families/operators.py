@@ -50,6 +50,11 @@ def core_of(dialect: str, precision: str, core: Core) -> Core | None:
     return core if dialect == "fused" and FORMATS[precision].blocked else None
 
 
+def core_named(core: str | None) -> Core:
+    """A bundle's or a machine's kind of core; of what has none, that with dotprod."""
+    return "plain" if core == "plain" else "dotprod"
+
+
 def fast_isa(core: Core | None) -> list[str]:
     """Instructions without which a graph's kernels for whole numbers fall back to slower ones."""
     return ["avx2", "dotprod"] if core == "dotprod" else []

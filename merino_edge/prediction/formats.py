@@ -5,11 +5,11 @@ from merino_edge.families.operators import CPU_FORMATS, Core, fast_isa
 from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.board import X86_FEATURES
+from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import version_tuple
 
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
-QUANTISED_CACHES = ("int8", "int4")  # formats of keys and values beside those of activations
 KV_FORMATS = ("fp32", *QUANTISED_CACHES)  # that a user may name
 FIRST_QUANTISED_CACHE = "1.27"  # of ONNX Runtime
 PORTABLE_FORMATS = ("fp32", "int8")  # of ONNX Runtime, in order of preference

@@ -13,6 +13,8 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
 from merino_runtime.json_shape import listed, shown
 
+QUANTISED_CACHES = ("int8", "int4")  # formats of keys and values beside those of activations
+
 
 class KvLayer(NamedTuple):
     heads: int
@@ -160,6 +162,10 @@ def need_of(bundle: Bundle, backend: str) -> Optional[BackendNeed]:
 def backends_text(bundle: Bundle) -> str:
     """The backends for people: "onnxruntime 1.10 or later, or tensorrt 8.2 or later"."""
     return ", or ".join(f"{need.name} {need.min_version} or later" for need in bundle.backends)
+
+
+def has_quantised_cache(bundle: Bundle) -> bool:
+    return any(layer.format in QUANTISED_CACHES for layer in bundle.kv_layers)
 
 
 def cache_formats(bundle: Bundle) -> str:

@@ -28,17 +28,12 @@ WITH_Q8_0_CACHE = "llama.cpp-q8_0-cache"
 LLAMA = (("xllamacpp", "xllamacpp"), ("gguf", "gguf"))
 
 
-F16_SHARE, Q8_0_SHARE = 16 / 32, 8.5 / 32  # 8.5: a float16 scale for each 32 values
+# Of a cache in float32. Its default is float16; Q8_0 has a float16 scale for each 32 values.
+LLAMA_KV_SHARES = {"llama.cpp": 16 / 32, WITH_Q8_0_CACHE: 8.5 / 32}
 
 
-def llama_cpp(precision: str, table: str, artifact: str = "gguf") -> Peer:
-    """With its default cache, which is float16."""
-    return Peer("llama.cpp", precision, table, artifact, "run_llama_cpp", LLAMA, F16_SHARE)
-
-
-def llama_cpp_q8(precision: str, table: str, artifact: str = "gguf") -> Peer:
-    """With a cache of 8 bits."""
-    return Peer(WITH_Q8_0_CACHE, precision, table, artifact, "run_llama_cpp", LLAMA, Q8_0_SHARE)
+def llama_cpp(precision: str, table: str, engine: str = "llama.cpp", artifact: str = "gguf") -> Peer:
+    return Peer(engine, precision, table, artifact, "run_llama_cpp", LLAMA, LLAMA_KV_SHARES[engine])
 
 
 PEERS = (
@@ -49,15 +44,15 @@ PEERS = (
     llama_cpp("Q8_0", "Q8_0"),
     llama_cpp("Q4_0", "Q8_0"),
     llama_cpp("Q4_0", "Q4_0"),
-    llama_cpp_q8("Q8_0", "Q8_0"),
-    llama_cpp_q8("Q4_0", "Q8_0"),
+    llama_cpp("Q8_0", "Q8_0", WITH_Q8_0_CACHE),
+    llama_cpp("Q4_0", "Q8_0", WITH_Q8_0_CACHE),
 )
 ENGINES = tuple(dict.fromkeys(peer.engine for peer in PEERS))
 
 
 def given_gguf(precision: str, table: str) -> list[Peer]:
     """llama.cpp on a file of the user's, by either cache: types of its matrices and of its embedding."""
-    return [llama_cpp(precision, table, "given"), llama_cpp_q8(precision, table, "given")]
+    return [llama_cpp(precision, table, engine, "given") for engine in LLAMA_KV_SHARES]
 
 
 def parse_engines(text: str) -> tuple[str, ...]:

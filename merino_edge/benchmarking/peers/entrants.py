@@ -117,21 +117,20 @@ def as_read_by(peer: Peer, bundle: Bundle, gpt2: bool = True) -> Bundle:
     operators = as_gpt2(geometry)[0].operators if peer.artifact == "gguf" and gpt2 else geometry.operators
     return bundle._replace(
         decode_weight_bytes=decode_weight_bytes(operators, peer.precision, peer.table),
-        kv_bytes=int(float32_cache(bundle) * peer.kv_share),
+        kv_bytes=cache_bytes(peer, bundle),
         params=bundle.params if shares_layers(operators) else stored_params(operators),
     )
 
 
 def as_stored(given: GivenFile, peer: Peer, bundle: Bundle) -> Bundle:
     """The bundle with the bytes that llama.cpp reads of the file per token."""
-    return bundle._replace(
-        decode_weight_bytes=given.decode_weight_bytes, kv_bytes=int(float32_cache(bundle) * peer.kv_share)
-    )
+    return bundle._replace(decode_weight_bytes=given.decode_weight_bytes, kv_bytes=cache_bytes(peer, bundle))
 
 
-def float32_cache(bundle: Bundle) -> int:
-    """Bytes of keys and values at full context, whatever format the bundle's own cache has."""
-    return sum(4 * 2 * layer.heads * layer.head_size for layer in bundle.kv_layers) * bundle.context
+def cache_bytes(peer: Peer, bundle: Bundle) -> int:
+    """Of keys and values at full context, whatever format the bundle's own cache has."""
+    in_float32 = sum(4 * 2 * layer.heads * layer.head_size for layer in bundle.kv_layers) * bundle.context
+    return int(in_float32 * peer.kv_share)
 
 
 def make_apart(peers: Peers, peer: Peer, bundle: Bundle) -> Made:

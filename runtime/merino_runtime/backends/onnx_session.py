@@ -9,7 +9,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime import board
 from merino_runtime.attention import faster_attention
-from merino_runtime.bundle import Bundle, Port, need_of
+from merino_runtime.bundle import Bundle, Port, has_quantised_cache, need_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.huge_pages import new_memory_in_huge_pages
 from merino_runtime.memory import is_out_of_memory, out_of_memory
@@ -73,8 +73,7 @@ def import_onnxruntime(bundle: Bundle) -> Any:
 
 def _older_graph(bundle: Bundle) -> str:
     """What makes a graph of the same model for an older version."""
-    quantised = any(layer.format in ("int8", "int4") for layer in bundle.kv_layers)
-    return "without --kv" if quantised else "with --dialect portable"
+    return "without --kv" if has_quantised_cache(bundle) else "with --dialect portable"
 
 
 def session_options(onnxruntime: Any, threads: int) -> Any:
