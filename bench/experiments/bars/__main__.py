@@ -22,7 +22,7 @@ from merino_bench.harness.cases import Case
 from merino_runtime.errors import MerinoError
 
 STEPS = 64
-NAMES = (*SECTIONS, growth.SECTION, depth.SECTION)
+NAMES = (*SECTIONS, growth.SECTION, *depth.SECTIONS)
 
 
 def parsed() -> argparse.Namespace:
@@ -60,13 +60,13 @@ def main() -> None:
     cache.mkdir(parents=True, exist_ok=True)
     sections = {name: make() for name, make in (SMALL_SECTIONS if asked.small else SECTIONS).items()}
     grown = "try" if asked.small else "66m"
-    deep = ("try", "try-opt") if asked.small else ("66m", "opt-350m")
+    deep = depth.SMALL_SECTIONS if asked.small else depth.SECTIONS
     if not asked.only_table:
         case = Case(f"tg{asked.steps}", asked.prompt, asked.steps, threads=asked.threads)
         for name in names:
             tests = (
                 growth.tests(grown, asked.small) if name == growth.SECTION
-                else depth.tests(deep) if name == depth.SECTION
+                else depth.tests(deep[name]) if name in deep
                 else [(entrant, case) for entrant in dict.fromkeys(sections[name].entrants)]
             )  # fmt: skip
             take_turns(runs, name, tests, asked.rounds, asked.repetitions, cache)
@@ -74,8 +74,8 @@ def main() -> None:
     for name in names:
         if name == growth.SECTION:
             print(growth.report(runs, grown))
-        elif name == depth.SECTION:
-            print(depth.report(runs, deep))
+        elif name in deep:
+            print(depth.report(runs, name, deep[name]))
         else:
             print(report(runs, name, sections[name], asked.prompt + (asked.steps - 1) / 2))
     if asked.plot and growth.SECTION in names:

@@ -27,7 +27,8 @@ OURS, PROBE = "ours", "probe"
 
 class Entrant(NamedTuple):
     """block: forced on all matrices in place of the exporter's choice. equal_bytes: a geometry that llama.cpp knows,
-    with a vocabulary so large that as many weights are read as of the true one."""
+    with a vocabulary so large that as many weights are read as of the true one. kv: format of our cache, default
+    float32."""
 
     engine: str
     model: str = ""
@@ -36,12 +37,14 @@ class Entrant(NamedTuple):
     block: int | None = None
     equal_bytes: bool = False
     context: int = 512
+    kv: str | None = None
 
     @property
     def name(self) -> str:
         form = self.precision if self.table in ("", self.precision) else f"{self.precision}, table {self.table}"
         more = [f"block {self.block}"] if self.block else []
         more += ["equal bytes"] if self.equal_bytes else []
+        more += [f"{self.kv} cache"] if self.kv else []
         return " ".join(filter(None, [self.engine, self.model, form, *(f"({one})" for one in more)]))
 
 
@@ -56,7 +59,8 @@ def llama(model: str, precision: str, table: str = "", q8_0_cache: bool = False,
 def bundle_folder(entrant: Entrant, cache: Path) -> Path:
     block = f"-block{entrant.block}" if entrant.block else ""
     precision = entrant.precision if entrant.engine == OURS else "fp32"  # a peer's: for its description only
-    return cache / f"{entrant.model}-{precision}{block}-{entrant.context}"
+    kv = f"-kv-{entrant.kv}" if entrant.kv else ""
+    return cache / f"{entrant.model}-{precision}{block}{kv}-{entrant.context}"
 
 
 def make(entrant: Entrant, cache: Path) -> dict[str, Any]:

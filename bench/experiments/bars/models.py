@@ -31,7 +31,8 @@ def export_model(request: dict[str, Any]) -> None:
     if entrant["block"]:
         quantize.BLOCKS = (entrant["block"],)  # no option of the exporter's: the choice per matrix is what users get
     source = source_of(entrant["model"], Path(request["cache"]))
-    export(source, Path(request["folder"]), precision=entrant["precision"], context=entrant["context"])
+    folder, context = Path(request["folder"]), entrant["context"]
+    export(source, folder, precision=entrant["precision"], context=context, kv=entrant["kv"])
 
 
 def source_of(model: str, cache: Path) -> Any:
