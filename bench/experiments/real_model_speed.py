@@ -4,8 +4,9 @@
         -o bench/results/real-model-speed-x86-2cores.json
 
 Needs the extra `peers`, and a machine on which nothing else runs. Each row is `bench --peers --peers-file`: fresh
-processes that take turns, llama.cpp with its default cache and with one of Q8_0. Ours in float32 meets a copy of the
-file in F32, int8 one in Q8_0, int4 the file as it is. DIR keeps bundles (those of quality.py are taken where their
+processes that take turns, llama.cpp with its default cache and with one of Q8_0, ours with one of float32 and, beside
+quantised weights, one of int8. Ours in float32 meets a copy of the file in F32, int8 one in Q8_0, int4 the file as it
+is. DIR keeps bundles (those of quality.py are taken where their
 context is long enough), copies and the rows of each format: a format that is there is not measured again. `--short`
 shows in minutes whether it all runs.
 """
@@ -27,28 +28,28 @@ from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
 from merino_edge.records.speed_ratio import row_ratio
 from merino_edge.storage.atomic import write_text
-from merino_runtime.bundle import load_bundle
+from merino_runtime.bundle import load_bundle, sha256_of
 
 CONTEXT, DEPTHS, STEPS, PROMPT = 2048, (64, 448, 1984), 32, 512
 THEIRS = {"fp32": "F32", "int8": "Q8_0", "int4": None}  # None: the file as it is
+CACHES = {"fp32": (None,), "int8": (None, "int8"), "int4": (None, "int8")}  # of ours; None: float32
 PEERS = "llama.cpp,llama.cpp-q8_0-cache"
 BAR = 1.3
 TIMEOUT_S = 3600.0
 
 
-def bundle_of(model: Path, precision: str, cache: Path) -> Path:
-    folder = cache / precision
+def bundle_of(model: Path, precision: str, kv: str | None, cache: Path) -> Path:
+    folder = cache / (f"{precision}-kv-{kv}" if kv else precision)
     if not (folder / "bundle.json").exists() or load_bundle(str(folder), verify=False).context < CONTEXT:
-        export(load_source(str(model)), folder, precision=precision, context=CONTEXT)
+        export(load_source(str(model)), folder, precision=precision, context=CONTEXT, kv=kv)
     return folder
 
 
-def measured(model: Path, precision: str, cache: Path, short: bool) -> list[Record]:
-    """The rows of one format: decode behind each depth, and prefill into an empty cache, which is all that other
-    engines are measured at."""
+def measured(model: Path, precision: str, folders: list[Path], cache: Path, short: bool) -> list[Record]:
+    """The rows of one format of weights: decode behind each depth, and prefill into an empty cache, which is all that
+    other engines are measured at."""
     kind = THEIRS[precision]
     file = write_copy(model, cache / f"{model.stem}.{kind}-{kind}.gguf", kind, kind) if kind else model
-    folder = bundle_of(model, precision, cache)
     repetitions = 1 if short else 5
     requests = {
         "decode": BenchRequest((), (8 if short else STEPS,), repetitions, depths=DEPTHS),
@@ -58,8 +59,9 @@ def measured(model: Path, precision: str, cache: Path, short: bool) -> list[Reco
     for phase, request in requests.items():
         saved.append(cache / f"speed-{precision}-{phase}{'-short' if short else ''}.json")
         if not saved[-1].exists():
+            bundles = [str(folder) for folder in folders]
             failed = run_benchmark(
-                [str(folder)], request, None, None, "md", saved[-1], TIMEOUT_S, PEERS, None, say, file
+                bundles, request, None, None, "md", saved[-1], TIMEOUT_S, PEERS, None, say, file
             )
             if failed:
                 sys.exit(f"{precision}, {phase}: a row failed")
@@ -70,15 +72,17 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def pairs(precision: str, rows: list[Record]) -> list[dict[str, Any]]:
-    """Per test our row beside llama.cpp's, by the cache that is faster there."""
+def pairs(precision: str, caches: dict[str, str], rows: list[Record]) -> list[dict[str, Any]]:
+    """Per test each of our rows beside llama.cpp's, by the cache that is faster there. caches: formats of ours, by the
+    sha256 of the bundle's description."""
     found = []
     for ours in [row for row in rows if row.runs_on_onnxruntime]:
         others = [row for row in rows if row.test == ours.test and not row.runs_on_onnxruntime]
         theirs = max(others, key=lambda row: row.tok_s or 0)
         ratio = row_ratio(ours, theirs)
         found.append({
-            "test": ours.test, "ours": precision, "theirs": theirs.precision, "engine": theirs.engine,
+            "test": ours.test, "ours": precision, "our_cache": caches[str(ours.bundle_sha256)],
+            "theirs": theirs.precision, "engine": theirs.engine,
             "our_tok_s": ours.tok_s, "their_tok_s": theirs.tok_s,
             "ratio": ratio.value, "interval": [ratio.low, ratio.high], "flags": list(ratio.flags),
             "our_peak_rss_mb": ours.peak_rss_mb, "their_peak_rss_mb": theirs.peak_rss_mb,
@@ -91,8 +95,8 @@ def pairs(precision: str, rows: list[Record]) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| test | ours / llama.cpp | tok/s | ratio | 95 % | peak MB | 10^6 bytes read | bar 1.3 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| test | ours / llama.cpp | our cache | tok/s | ratio | 95 % | peak MB | 10^6 bytes read | bar 1.3 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         low, high = row["interval"]
@@ -100,8 +104,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         met = ("yes" if row["ratio"] >= BAR else "NO") + (f" ({', '.join(row['flags'])})" if row["flags"] else "")
         read = [row[f"{side}_bytes_per_token"] for side in ("our", "their")]
         lines.append(
-            f"| {row['test']} | {row['ours']} / {row['theirs']} | {row['our_tok_s']:.1f} / {row['their_tok_s']:.1f} |"
-            f" {row['ratio']:.2f}x | {between} | {row['our_peak_rss_mb']:.0f} / {row['their_peak_rss_mb']:.0f} |"
+            f"| {row['test']} | {row['ours']} / {row['theirs']} | {row['our_cache']} |"
+            f" {row['our_tok_s']:.1f} / {row['their_tok_s']:.1f} | {row['ratio']:.2f}x | {between} |"
+            f" {row['our_peak_rss_mb']:.0f} / {row['their_peak_rss_mb']:.0f} |"
             f" {' / '.join('-' if one is None else f'{one / 1e6:.1f}' for one in read)} | {met} |"
         )
     return "\n".join(lines)
@@ -118,7 +123,10 @@ def main() -> None:
     asked.cache.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for precision in asked.precision or THEIRS:
-        rows += pairs(precision, measured(asked.model, precision, asked.cache, asked.short))
+        folders = {kv or "fp32": bundle_of(asked.model, precision, kv, asked.cache) for kv in CACHES[precision]}
+        caches = {sha256_of(str(folder / "bundle.json")): kv for kv, folder in folders.items()}
+        found = measured(asked.model, precision, list(folders.values()), asked.cache, asked.short)
+        rows += pairs(precision, caches, found)
         record = {"schema": 1, "machine": machine(), "model": asked.model.name, "short": asked.short, "rows": rows}
         write_text(asked.out, json.dumps(record, indent=1) + "\n")
     print(table(rows))
