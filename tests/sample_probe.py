@@ -8,12 +8,13 @@ from merino_edge.calibration import fit as fitting
 from merino_edge.calibration.calibrate import calibrate, calibrated_toml
 from merino_edge.calibration.probe import Measurement, Probe, joined
 from merino_edge.prediction.default_coefficients import estimated
+from merino_edge.prediction.latency import by_threads
 from merino_edge.prediction.latency_terms import again_share, partly_share
 from merino_edge.profiles.coefficients import AGAIN, MEMORY, LatencyError
 from merino_edge.profiles.reading import load_profile, parse_profile_text, profile_text
 
 BOARD = load_profile("raspberry-pi-5")
-MACHINE = Machine(2 * MB, 3000 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True)
+MACHINE = Machine(2 * MB, 3000 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, caches=("int8", "int4"))
 
 
 def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
@@ -21,7 +22,7 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
     truth = truth or estimated(BOARD)
     random = np.random.default_rng(seed)
     probe = Probe.model_validate({
-        "schema": 5, "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": ["neon", "dotprod"],
+        "schema": 6, "date": "2026-01-01", "seconds": 50, "cores": 4, "isa": ["neon", "dotprod"],
         "machine": {"board": "Test board", "arch": "aarch64", "versions": {"onnxruntime": "1.32.0"}},
         "last_level_cache_mb": 2.0, "memory_mb": 4000, "dialect": "fused" if machine.fused else "portable", "flags": [],
         "others_cpu_share": 0.0, "left_out": [], "resident": resident(machine.formats),
@@ -32,8 +33,9 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
         kernel = plan.kernel_of(task, machine.dialect) if task.kind != "choose" else None
         for past, tokens in task.runs:
             one = Measurement.model_validate(row(
-                task.kind, format=task.format, rows=task.rows, columns=task.columns, heads=task.heads, count=task.count,
-                uses=task.uses, threads=task.threads, past=past, tokens=tokens,
+                task.kind, format=task.format, rows=task.rows, columns=task.columns, heads=task.heads,
+                kv_heads=task.kv_heads or task.heads, kv=task.kv, count=task.count, uses=task.uses,
+                threads=task.threads, past=past, tokens=tokens,
                 weight_bytes=kernel.weight_bytes if kernel else 0,
             ))  # fmt: skip
             if left_out and left_out(one):
@@ -44,16 +46,16 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
             edges = truth.cache_within_mb[at], truth.cache_beyond_mb[at]
             asked[MEMORY] = asked.get(MEMORY, 0.0) * float(partly_share(max(first_mb, 1e-9), *edges))
             asked[AGAIN] = asked.get(AGAIN, 0.0) * float(again_share(between_mb, truth.cache_half_mb[at]))
-            unit = {**truth.by_threads[at], fitting.GRAPH: truth.step_us[at]}
+            unit = {**by_threads(truth)[task.threads].us_per_unit, fitting.GRAPH: truth.step_us[at]}
             us = sum(amount * unit[name] for name, amount in asked.items())
             rows.append(one.model_copy(update={"ms": us / 1e3 * float(np.exp(noise * random.normal()))}))
     return joined([probe.model_copy(update={"measurements": rows})])  # which has each row once, as a board's has
 
 
 def row(kind, **keys):
-    usual = {"format": "fp32", "rows": 0, "columns": 0, "heads": 0, "count": 1, "uses": 1, "threads": 1, "past": 0,
-             "tokens": 1, "weight_bytes": 0, "cached": False, "ms": 1.0, "median_ms": 1.0, "least_ms": 1.0,
-             "repeats": 3}  # fmt: skip
+    usual = {"format": "fp32", "rows": 0, "columns": 0, "heads": 0, "kv_heads": 0, "kv": "fp32", "count": 1, "uses": 1,
+             "threads": 1, "past": 0, "tokens": 1, "weight_bytes": 0, "cached": False, "ms": 1.0, "median_ms": 1.0,
+             "least_ms": 1.0, "repeats": 3}  # fmt: skip
     return {**usual, "kind": kind, **keys}
 
 

@@ -4,14 +4,12 @@
 
 For each board, backend and format that is fast there: the design of most entropy whose decode step takes 50 ms behind
 1,024 cached tokens, with all heads of keys, with any number of them, and with four at least; and the uniform decoder of
-most weights for the same. Attention over one query is estimated at the rate of a prefill's products, so each row also
-says what its step would take if attention's multiply-adds took three times as long.
+most weights for the same.
 """
 
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,6 @@ from merino_runtime.board import MB
 from merino_runtime.errors import MerinoError
 
 DECODE_MS, CONTEXT, PROMPT, VOCAB = 50.0, 1024, 512, 50257
-SLOWER = 3.0  # of attention's multiply-adds
 HEADS = {"full": FULL, "any": GROUPED, "four or more": (4, 8, 16, 32, None)}
 
 
@@ -42,18 +39,6 @@ def body(arch: Architecture) -> int:
 def step_weights(arch: Architecture) -> int:
     """Weights that a step multiplies by, without the head's: shared ones at each use."""
     return sum(op.macs for op in arch.operators if op.kind == "linear")
-
-
-def slower_attention(model: CostModel) -> CostModel:
-    """The same costs with multiply-adds of attention SLOWER times as long; of a GPU, whose model has none, as they
-    are."""
-    if model.profile.backend != "onnxruntime":
-        return model
-    by_threads = {
-        count: replace(at, us_per_unit={**at.us_per_unit, "pair_ms_g": SLOWER * at.us_per_unit["pair_ms_g"]})
-        for count, at in model.on.by_threads.items()
-    }  # fmt: skip
-    return replace(model, on=replace(model.on, by_threads=by_threads))
 
 
 def designed(model: CostModel, limits: dict[str, float], heads: tuple[int | None, ...]) -> dict[str, Any]:
@@ -68,7 +53,6 @@ def designed(model: CostModel, limits: dict[str, float], heads: tuple[int | None
         "seconds": found.solver.seconds, "params": cost.params, "body": body(arch),
         "step_weights": step_weights(arch), "kv_mb": cost.kv_bytes / MB,
         "memory_mb": cost.memory_mb, "decode_ms": cost.decode_ms, "prefill_ms": cost.prefill_ms,
-        "decode_ms_slower_attention": slower_attention(model).predict(arch.operators).decode_ms,
     }  # fmt: skip
 
 

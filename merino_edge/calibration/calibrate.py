@@ -18,7 +18,7 @@ from merino_edge.calibration.fit import ThreadFit, fit_threads
 from merino_edge.calibration.gpu_fit import fit_gpu
 from merino_edge.calibration.probe import Measurement, Probe, Resident, joined
 from merino_edge.families.operators import packed_bytes
-from merino_edge.profiles.coefficients import FORMS, GENERAL, OF_FORMAT, LatencyError
+from merino_edge.profiles.coefficients import CACHES, FORMS, GENERAL, OF_FORMAT, PAIRS, LatencyError
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.board import MB
 from merino_runtime.errors import MerinoError
@@ -60,7 +60,7 @@ def calibrate(*probes: Probe) -> Fit:
     if not counts:
         raise MerinoError("the probe finished no thread count: run `merino probe` again, with nothing beside it")
     fits = [fit_threads(probe, count) for count in counts]
-    general = {name: [rounded(fit.coefficients[name]) for fit in fits] for name in GENERAL}
+    general = {name: [rounded(fit.coefficients[name]) for fit in fits] for name in (*GENERAL, "decode_pair_ms_g")}
     measured = {row.format for row in probe.measurements if row.kind == "linear"}
     errors = latency_errors(dict(zip(counts, fits, strict=True)), probes)
     coefficients: dict[str, Any] = {
@@ -74,7 +74,17 @@ def calibrate(*probes: Probe) -> Fit:
         coefficients[form] = of_format | resident_factors(probe, form) | {
             phase: {name: rounded(value) for name, value in error.items()} for phase, error in errors[form].items()
         }
+    for kv in measured_caches(probe, counts):
+        coefficients[f"{kv}_cache"] = {
+            name: [rounded(fit.coefficients[f"{kv}.{name}"]) for fit in fits] for name in PAIRS
+        }  # fmt: skip
     return Fit(basic_figures(probe, coefficients) | {"coefficients": coefficients}, residual_table(fits))
+
+
+def measured_caches(probe: Probe, counts: Sequence[int]) -> list[str]:
+    """The quantised formats whose attention was timed, over one query and over many, at each of the thread counts."""
+    seen = {(row.kv, row.threads, row.tokens > 1) for row in probe.measurements}
+    return [kv for kv in CACHES if {(kv, count, many) for count in counts for many in (False, True)} <= seen]
 
 
 def rounded(value: float) -> float:
@@ -153,7 +163,9 @@ def residuals_of(rows: Sequence[tuple[Measurement, float]]) -> list[Residual]:
 def row_kind(row: Measurement) -> str:
     if row.kind in ("linear", "head", "decoder", "chain"):
         return f"{row.kind} {row.format} {'decode' if row.tokens == 1 else 'prefill'}"
-    return row.kind if row.kind != "attention" else f"attention {'decode' if row.tokens == 1 else 'prefill'}"
+    if row.kind != "attention":
+        return row.kind
+    return f"attention over {row.kv} {'decode' if row.tokens == 1 else 'prefill'}"
 
 
 def check_same_machine(probe: Probe, profile: DeviceProfile) -> None:

@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from merino_edge.calibration.probe import Measurement, Probe, timed_decoder
 from merino_edge.families.operators import Operator, activation, attention, head, linear, norm
 from merino_edge.prediction.latency_terms import again_share, amounts, partly_share, total_us
-from merino_edge.profiles.coefficients import AGAIN, FORMS, GENERAL, MEMORY, OF_FORMAT, Dialect
+from merino_edge.profiles.coefficients import AGAIN, CACHES, FORMS, GENERAL, MEMORY, OF_FORMAT, PAIRS, Dialect
 from merino_runtime.board import MB
 
 REWEIGHTINGS, HUBER_ERROR = 8, 0.1  # relative error above which Huber's loss grows linearly
@@ -31,7 +31,7 @@ def operator_of(row: Measurement) -> Operator:
     if row.kind == "head":
         return head(row.columns, row.rows)
     if row.kind == "attention":
-        return attention(row.columns, row.heads)
+        return attention(row.columns, row.heads, kv_width=row.kv_heads * row.columns // row.heads)
     return norm(row.columns) if row.kind == "norm" else activation(row.columns)
 
 
@@ -43,19 +43,19 @@ def amounts_of(row: Measurement, dialect: Dialect) -> dict[str, float]:
         return {"launch_us": 1.0, GRAPH: 1.0}
     if row.kind == "decoder":
         return summed(amounts(op, row.format, row.tokens, row.past, dialect) for op in decoder_of(row))
-    one = amounts(operator_of(row), row.format, row.tokens, row.past, dialect)
+    one = amounts(operator_of(row), row.format, row.tokens, row.past, dialect, kv=row.kv)
     if row.kind == "head":  # a graph of its own, and no token is chosen
         one = {name: amount for name, amount in one.items() if name not in ("choose_ns", "step_us")}
     return {name: amount * row.count for name, amount in one.items()} | {GRAPH: 1.0}
 
 
 def decoder_of(row: Measurement) -> list[Operator]:
-    return timed_operators(row.columns, row.rows, row.count, row.uses, row.heads)
+    return timed_operators(row.columns, row.rows, row.count, row.uses, row.heads, row.kv_heads)
 
 
 @lru_cache(maxsize=64)  # a probe has rows of one shape for several formats, thread counts and numbers of tokens
-def timed_operators(width: int, ffn_width: int, layers: int, uses: int, heads: int) -> list[Operator]:
-    return timed_decoder(width, ffn_width, layers, uses, heads).operators
+def timed_operators(width: int, ffn_width: int, layers: int, uses: int, heads: int, kv_heads: int) -> list[Operator]:
+    return timed_decoder(width, ffn_width, layers, uses, heads, kv_heads).operators
 
 
 def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -67,7 +67,10 @@ def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 GRAPH = "graph_us"  # one run of a graph that is no decoder; a decoder's run is step_us
-FITTED = [*GENERAL, GRAPH, *(f"{form}.{name}" for form in FORMS for name in OF_FORMAT)]
+OF_CACHES = [f"{kv}.{name}" for kv in CACHES for name in PAIRS]
+FITTED = [
+    *GENERAL, "decode_pair_ms_g", *OF_CACHES, GRAPH, *(f"{form}.{name}" for form in FORMS for name in OF_FORMAT)
+]  # fmt: skip
 
 
 class ThreadFit(NamedTuple):
@@ -206,7 +209,7 @@ def unseen_errors(rows: Sequence[Measurement], table: Table, edges: Edges) -> li
 
 def shape_of(row: Measurement) -> tuple[int, ...]:
     """Which decoder a row is of, whatever its format."""
-    return row.columns, row.rows, row.count, row.uses, row.heads
+    return row.columns, row.rows, row.count, row.uses, row.heads, row.kv_heads
 
 
 def fit_edges(table: Table, from_memory: np.ndarray, coefficients: Mapping[str, float]) -> Edges:

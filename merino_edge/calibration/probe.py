@@ -6,9 +6,9 @@ What the rows mean for a model: `calibrate`.
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from merino_bench.probe.run import SCHEMA as PROBE_SCHEMA
 from merino_bench.probe.tasks import DECODER_CONTEXT, DECODER_VOCAB
@@ -43,6 +43,8 @@ class Measurement(Strict):
     rows: Natural
     columns: Natural
     heads: Natural
+    kv_heads: Natural
+    kv: Literal["fp32", "int8", "int4"]
     count: Annotated[int, Field(ge=1)]
     uses: Annotated[int, Field(ge=1)]
     threads: Annotated[int, Field(ge=1)]
@@ -54,6 +56,15 @@ class Measurement(Strict):
     median_ms: Positive
     least_ms: Positive
     repeats: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _has_heads(self) -> Self:
+        attends = self.kind in ("attention", "decoder")
+        if attends and not (1 <= self.kv_heads <= self.heads and self.heads % self.kv_heads == 0):
+            raise ValueError(f"kv_heads must divide heads, found {self.kv_heads} and {self.heads}")
+        if attends and self.columns % self.heads:
+            raise ValueError(f"heads must divide columns, found {self.heads} and {self.columns}")
+        return self
 
 
 class Resident(Strict):
@@ -91,10 +102,10 @@ class Probe(Strict):
 
     @property
     def threads(self) -> list[int]:
-        """Thread counts that enough was measured for."""
+        """Thread counts that enough was measured for: products, and attention with shared heads of keys."""
         counts = sorted({row.threads for row in self.measurements})
-        return [count for count in counts if {"linear", "attention"} <= {
-            row.kind for row in self.measurements if row.threads == count}]
+        return [count for count in counts if {("linear", False), ("attention", True)} <= {
+            (row.kind, row.kv_heads < row.heads) for row in self.measurements if row.threads == count}]
 
     @property
     def source(self) -> str:
@@ -105,13 +116,14 @@ class Probe(Strict):
         return f"probe of {self.date} on {self.machine.get('board') or 'an unnamed machine'} ({named}){state}"
 
 
-def timed_decoder(width: int, ffn_width: int, layers: int, uses: int, heads: int) -> Architecture:
+def timed_decoder(width: int, ffn_width: int, layers: int, uses: int, heads: int, kv_heads: int) -> Architecture:
     """The geometry of a decoder that the probe times; each argument is a column of its row.
 
     Layers used once are one block; layers used several times are a block each, with shared weights.
     """
     depth, blocks = (uses, layers) if uses > 1 else (layers, 1)
-    block = Block(width=width, ffn_ratio=ffn_width / width, depth=depth, shared=uses > 1)
+    shared = {"kv_heads": kv_heads} if kv_heads < heads else {}
+    block = Block(width=width, ffn_ratio=ffn_width / width, depth=depth, shared=uses > 1, **shared)
     return Architecture(
         blocks=(block,) * blocks, vocab=DECODER_VOCAB, head_size=width // heads, context=DECODER_CONTEXT
     )

@@ -22,12 +22,14 @@ import merino_bench.probe
 from merino_bench.probe import tasks as plan
 from merino_bench.probe.graphs import ARCHIVE, INDEX
 from merino_edge.calibration.probe import timed_decoder
+from merino_edge.export.cache_scales import BITS as CACHE_BITS
+from merino_edge.export.cache_scales import CacheScales
 from merino_edge.export.export import walked_graph
 from merino_edge.export.onnx.graph import Graph, Port
 from merino_edge.export.onnx.layout import FusedLayout, PlainLayout, PortableLayout, model_without_weights, unset
 from merino_edge.export.probe_grid import GraphKey, graph_keys
 from merino_edge.families.designed import Architecture, layer_operators
-from merino_edge.families.graph_ops import KvLayer, Norm, plain_attention
+from merino_edge.families.graph_ops import Attention, KvLayer, Norm
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary
@@ -78,14 +80,18 @@ def table(key: GraphKey) -> Layout:
 
 
 def attentions(key: GraphKey) -> Layout:
-    """`count` attentions of one x [1, T, 3 * columns], each over a cache of its own -> `count` outputs
-    [1, T, columns]."""
+    """`count` attentions of one x [1, T, columns + 2 * kv_heads * head_size], each over a cache of its own -> `count`
+    outputs [1, T, columns]."""
     graph = layout(key, {}, plan.ATTENTION_CONTEXT)
-    layers = [KvLayer(index, key.heads, key.columns // key.heads) for index in range(key.count)]
-    x = graph.input("x", "float32", 1, "sequence", 3 * key.columns)
+    kv_heads, head_size = key.kv_heads or key.heads, key.columns // key.heads
+    layers = [KvLayer(index, kv_heads, head_size) for index in range(key.count)]
+    if key.kv in CACHE_BITS:
+        scales = unset((kv_heads, head_size))
+        graph.cache_scales = CacheScales(CACHE_BITS[key.kv], ((scales, scales),) * key.count)
+    x = graph.input("x", "float32", 1, "sequence", key.columns + 2 * kv_heads * head_size)
     graph.begin_attention(layers)
     for layer in layers:
-        attention = plain_attention(layer, Rotary(THETA, layer.head_size))
+        attention = Attention(key.heads, head_size**-0.5, Rotary(THETA, head_size))
         graph.output(graph.attention(x, layer, attention), "float32", 1, "sequence", key.columns)
     return graph
 
@@ -127,7 +133,7 @@ def decoder(key: GraphKey) -> Graph:
 
 
 def decoder_architecture(key: GraphKey) -> Architecture:
-    return timed_decoder(key.columns, key.rows, key.count, key.uses, key.heads)
+    return timed_decoder(key.columns, key.rows, key.count, key.uses, key.heads, key.kv_heads or key.heads)
 
 
 BUILDERS: dict[str, Callable[[GraphKey], Graph]] = {
@@ -195,7 +201,8 @@ def index_entry(one: ProbeGraph) -> dict[str, Any]:
 
 def layer_bytes(key: GraphKey) -> int:
     """Of the matrices of one layer."""
-    layer = layer_operators(key.columns, key.rows, key.heads)
+    kv_width = (key.kv_heads or key.heads) * key.columns // key.heads
+    layer = layer_operators(key.columns, key.rows, key.heads, kv_width=kv_width)
     return round(sum(op.stored_bytes(key.format) for op in layer if op.kind == "linear"))
 
 

@@ -5,12 +5,13 @@ are the probe's (`merino_bench.probe.tasks`), which also chooses the numbers tha
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from merino_bench.probe import gpu_plan
 from merino_bench.probe import tasks as plan
 from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.families.operators import linear
+from merino_runtime.bundle import QUANTISED_CACHES
 
 MB = 2**20
 # Of `plain` those that differ from `fused`, whose other graphs serve it too.
@@ -37,6 +38,8 @@ class GraphKey:
     heads: int
     count: int
     uses: int = 1
+    kv_heads: int = 0  # 0: as many as `heads`
+    kv: str = "fp32"
 
 
 def graph_keys() -> Iterator[GraphKey]:
@@ -61,7 +64,17 @@ def without_weights(dialect: str) -> Iterator[GraphKey]:
     yield GraphKey(dialect, "norm", "fp32", 0, plan.NORM_WIDTH, 0, plan.IN_A_ROW)
     yield GraphKey(dialect, "activation", "fp32", 0, plan.ACTIVATION_WIDTH, 0, plan.IN_A_ROW)
     for width in plan.ATTENTION_WIDTHS:
-        yield GraphKey(dialect, "attention", "fp32", 0, width, plan.ATTENTION_HEADS, plan.ATTENTIONS)
+        yield attention(dialect, width)
+    for kv_heads in plan.ATTENTION_KV_HEADS:
+        yield attention(dialect, plan.ATTENTION_WIDTHS[0], kv_heads)
+    for kv in QUANTISED_CACHES if dialect == "fused" else ():
+        for kv_heads in plan.QUANTISED_KV_HEADS:
+            yield attention(dialect, plan.ATTENTION_WIDTHS[0], kv_heads % plan.ATTENTION_HEADS, kv)
+
+
+def attention(dialect: str, width: int, kv_heads: int = 0, kv: str = "fp32") -> GraphKey:
+    heads, count = plan.ATTENTION_HEADS, plan.ATTENTIONS
+    return GraphKey(dialect, "attention", "fp32", 0, width, heads, count, kv_heads=kv_heads, kv=kv)
 
 
 def linear_counts(form: str) -> dict[tuple[int, int], set[int]]:
@@ -95,6 +108,8 @@ def decoders(dialect: str, form: str) -> Iterator[GraphKey]:
     """Not in dialect `portable`, whose probe times none."""
     for width, ffn, layers, heads in plan.DECODERS:
         yield decoder(dialect, form, width, ffn, layers, heads)
+    width, ffn, layers, heads = plan.DECODERS[-1]
+    yield replace(decoder(dialect, form, width, ffn, layers, heads), kv_heads=plan.GROUPED_DECODER_KV_HEADS)
     for layers in BEYOND_LAYERS[form]:
         yield decoder(dialect, form, plan.LARGE_WIDTH, 2 * plan.LARGE_WIDTH, layers, plan.LARGE_HEADS)
     for width, ffn, layers, uses, heads in plan.SHARED_DECODERS:

@@ -13,6 +13,8 @@ ONNX Runtime 1.32. They belong to small terms, which matter for narrow layers an
   other, since published runs on cores without dotprod lie at the sum. In prefill int8 is faster than fp32 by the ratio
   of their cycles, and int4 computes at fp32's rate. Without cycles int8 in blocks is written out in fp32 at each call,
   which moves it eight times.
+* Attention of one query takes the kernel's cycles per multiply-add where the profile has them, else ONE_QUERY times
+  as long as one of many. Keys and values that come from a cache are read meanwhile: whichever takes longer counts.
 """
 
 import math
@@ -26,6 +28,7 @@ RESIDENT_EDGE, STREAMING_EDGE, HALF_EDGE = 0.5, 2.0, 1.0  # x86, in sizes of the
 BANDWIDTH_EXPONENT = 0.25  # of the ratio of two thread counts
 CACHED_SHARE = 1 / 3  # of the time to read from memory
 GB_MACS = {"fp32": 0.25, "int8": 1.0, "int4": 2.0}  # 10^9 multiply-adds of a decode step per GB of weights
+ONE_QUERY = 3.0  # Arm: 1.1 to 1.9 instructions per multiply-add of one query, 0.3 to 0.4 of many
 FAST_INT = 1 / 3.5  # time of an int8 multiply-add over that of fp32, with dot products
 MOVES = 8.0  # bytes moved per byte of int8 weights that are written out in fp32 and read again
 MEMORY_FACTOR = {"fp32": 1.05, "int8": 1.15, "int4": 1.25}  # x86: bytes in RAM per byte of weights
@@ -56,6 +59,7 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
     mac_ms = [2e3 / (speed.fp32_gflops.value * min(1, count / speed.prefill_threads.value)) for count in counts]
     memory_ms = [(1 - CACHED_SHARE) * ms for ms in read_ms]
     overhead = [speed.op_overhead_us.value] * len(counts)
+    query_ms = one_query_ms(profile, counts, mac_ms)
     cache_mb = cache.value if cache else DEFAULT_CACHE_MB
     dialect = dialect or graph_dialect(profile)
 
@@ -93,11 +97,22 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
         step_us=multiplied(overhead, STEP), launch_us=multiplied(overhead, LAUNCH), product_us=tuple(overhead),
         attention_us=multiplied(overhead, ATTENTION), choose_ns=ns_of_macs(mac_ms[:1] * len(counts), 4),
         norm_ns=ns_of_macs(mac_ms, NORM), activation_ns=ns_of_macs(mac_ms, ACTIVATION),
-        kv_ms_gb=multiplied(read_ms, CACHED_SHARE),
-        pair_ms_g=tuple(mac_ms), score_ns=ns_of_macs(mac_ms, SCORE), entry_ns=ns_of_macs(mac_ms, ENTRY),
+        kv_ms_gb=tuple(
+            max(0.0, CACHED_SHARE * read - GB_MACS["fp32"] * pair) for read, pair in zip(read_ms, query_ms, strict=True)
+        ),
+        pair_ms_g=tuple(mac_ms), decode_pair_ms_g=query_ms,
+        score_ns=ns_of_macs(mac_ms, SCORE), entry_ns=ns_of_macs(mac_ms, ENTRY),
         memory_ms_gb=tuple(memory_ms),
         fp32=of_format("fp32"), int8=of_format("int8"), int4=of_format("int4"),
     )  # fmt: skip
+
+
+def one_query_ms(profile: DeviceProfile, counts: list[int], mac_ms: list[float]) -> tuple[float, ...]:
+    """ms per 10^9 multiply-adds of attention of one query, by thread count. mac_ms: of many queries."""
+    cycles = cycles_of(profile, "attention")
+    if cycles and profile.cpu.clock_ghz:
+        return tuple(1e3 * cycles / (profile.cpu.clock_ghz.value * count) for count in counts)
+    return multiplied(mac_ms, ONE_QUERY)
 
 
 def kernel_of(profile: DeviceProfile, form: str, dialect: Dialect) -> str:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from merino_edge.families.operators import Operator
 from merino_edge.prediction.latency_terms import amounts, partly_share, total_us
-from merino_edge.profiles.coefficients import MEMORY, Coefficients, Dialect
+from merino_edge.profiles.coefficients import MEMORY, PAIRS, Coefficients, Dialect
 from merino_runtime.board import MB as BYTES_PER_MB
 
 # How weights, keys and values of a decode step meet the last-level cache: it holds all of them (resident); it holds a
@@ -19,8 +19,8 @@ from merino_runtime.board import MB as BYTES_PER_MB
 Residency = Literal["resident", "partial", "streaming"]
 RESIDENCIES: tuple[Residency, ...] = ("resident", "partial", "streaming")
 
-# Time of a multiply-add of attention over a quantised cache, over that of float32's. aarch64: executed instructions of
-# ONNX Runtime 1.32's kernels (docs/decisions/attention-kernels.md).
+# Time of a multiply-add of attention over a quantised cache, over that of float32's, where no probe measured it.
+# aarch64: executed instructions of ONNX Runtime 1.32's kernels (docs/decisions/attention-kernels.md).
 CACHE_TIMES: Mapping[str, Mapping[str, float]] = {
     "aarch64": {"int8": 3.7 / 1.14, "int4": 7.0 / 1.14},
     "x86_64": {"int8": 1.0, "int4": 1.0},
@@ -85,7 +85,7 @@ def by_threads(
     )
     return {
         count: ThreadCoefficients(
-            {**us_per_unit, **over_caches(us_per_unit, cache_times)}, resident, streaming, half * BYTES_PER_MB
+            {**over_caches(us_per_unit, cache_times), **us_per_unit}, resident, streaming, half * BYTES_PER_MB
         )
         for count, us_per_unit, (resident, streaming, half) in zip(
             coefficients.threads, coefficients.by_threads, edges, strict=True
@@ -94,8 +94,8 @@ def by_threads(
 
 
 def over_caches(us_per_unit: Mapping[str, float], times: Mapping[str, float]) -> dict[str, float]:
-    """The coefficients of attention over quantised caches, from that over float32."""
-    return {f"{kv}.pair_ms_g": factor * us_per_unit["pair_ms_g"] for kv, factor in times.items()}
+    """The coefficients of attention over quantised caches, from those over float32."""
+    return {f"{kv}.{name}": factor * us_per_unit[name] for kv, factor in times.items() for name in PAIRS}
 
 
 def latency(

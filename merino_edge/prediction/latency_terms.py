@@ -8,8 +8,9 @@ residency of a decoder (`latency`) stands for them.
 Quantities, by the names of their coefficients:
     step_us: runs of the decoder          launch_us: operators          product_us: products with a matrix
     attention_us: attentions              choose_ns: logits compared    norm_ns, activation_ns: elements
-    kv_ms_gb: GB of keys and values       pair_ms_g: 10^9 multiply-adds of attention, over a cache of floats;
-        int8.pair_ms_g, int4.pair_ms_g: the same over a quantised one
+    kv_ms_gb: GB of keys and values
+    pair_ms_g: 10^9 multiply-adds of attention of several queries at once, over a cache of floats; decode_pair_ms_g: of
+        one query, which has kernels of its own; int8.pair_ms_g, int4.decode_pair_ms_g ...: over a quantised cache
     score_ns: scores                      entry_ns: elements of new keys, values, queries
     memory_ms_gb: GB (10^9 bytes) of weights, keys and values that a run reads for the first time; the extra latency
         where they come from memory and not from the cache
@@ -120,7 +121,8 @@ def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int, kv: 
     found["attention_us"] += 1
     found[MEMORY] += size
     found["kv_ms_gb"] += size
-    found["pair_ms_g" if kv == "fp32" else f"{kv}.pair_ms_g"] += 2 * op.query_width * tokens * total
+    pairs = "decode_pair_ms_g" if tokens == 1 else "pair_ms_g"
+    found[pairs if kv == "fp32" else f"{kv}.{pairs}"] += 2 * op.query_width * tokens * total
     found["score_ns"] += op.heads * tokens * total
     found["entry_ns"] += (op.query_width + 2 * op.width) * tokens
 

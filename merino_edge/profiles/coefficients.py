@@ -16,6 +16,7 @@ GENERAL = (
     "pair_ms_g", "score_ns", "entry_ns", "memory_ms_gb",
 )  # fmt: skip
 MEMORY, AGAIN = "memory_ms_gb", "again_ms_gb"
+PAIRS = ("pair_ms_g", "decode_pair_ms_g")  # of attention, many queries and one; also of each quantised cache
 OF_FORMAT = ("load_ms_gb", "mac_ms_g", "scale_ns", "row_ns", "head_row_ns")
 
 Kind = Literal["calibrated", "published", "datasheet", "estimated"]
@@ -86,12 +87,22 @@ class FormatCoefficients(Facts):
     prefill_error: LatencyError | None = None
 
 
+class CacheCoefficients(Facts):
+    """Of attention over a quantised cache; the lists have an entry per thread count."""
+
+    pair_ms_g: Values
+    decode_pair_ms_g: Values
+
+
 class Coefficients(Facts):
     """Coefficients of the latency model, in time per unit of a term; entry i of each list is for `threads[i]` threads.
 
     The weights, keys and values that a step reads are resident in the last-level cache up to `cache_within_mb`
     (2^20 bytes), partial above, and streaming from memory from `cache_beyond_mb` on. Of weights that a step reads
     again, half are still resident where it read `cache_half_mb` in between.
+
+    `decode_pair_ms_g`: None, as in profiles of before it was measured: as `pair_ms_g`. `int8_cache`, `int4_cache`: None
+    where they were not measured, for a backend that has no such caches too.
     """
 
     kind: Kind
@@ -113,6 +124,9 @@ class Coefficients(Facts):
     score_ns: Values
     entry_ns: Values
     memory_ms_gb: Values
+    decode_pair_ms_g: Values | None = None
+    int8_cache: CacheCoefficients | None = None
+    int4_cache: CacheCoefficients | None = None
     fp32: FormatCoefficients
     int8: FormatCoefficients | None = None  # a backend that is too old has no such products
     int4: FormatCoefficients | None = None
@@ -123,7 +137,10 @@ class Coefficients(Facts):
         if list(self.threads) != sorted(set(self.threads)):
             raise ValueError(f"threads must grow, found {list(self.threads)}")
         lists = {name: getattr(self, name) for name in (*EDGES, *GENERAL)}
+        if self.decode_pair_ms_g is not None:
+            lists["decode_pair_ms_g"] = self.decode_pair_ms_g
         lists |= {f"{form}.{name}": getattr(getattr(self, form), name) for form in self.formats for name in OF_FORMAT}
+        lists |= self.of_caches
         wrong = [f"{name} has {len(values)}" for name, values in lists.items() if len(values) != count]
         if wrong:
             raise ValueError(f"each list has a value per thread count, {count}; {', '.join(wrong)}")
@@ -136,10 +153,17 @@ class Coefficients(Facts):
         """All coefficients of each thread count, by the names of `prediction.latency_terms`."""
         return tuple(
             {name: getattr(self, name)[at] for name in GENERAL}
-            | {AGAIN: getattr(self, MEMORY)[at]}
+            | {AGAIN: getattr(self, MEMORY)[at], "decode_pair_ms_g": (self.decode_pair_ms_g or self.pair_ms_g)[at]}
+            | {name: values[at] for name, values in self.of_caches.items()}
             | {f"{form}.{name}": getattr(getattr(self, form), name)[at] for form in self.formats for name in OF_FORMAT}
             for at in range(len(self.threads))
         )
+
+    @property
+    def of_caches(self) -> dict[str, tuple[float, ...]]:
+        """The lists of the quantised caches that were measured, by the names of `prediction.latency_terms`."""
+        caches = {form: getattr(self, f"{form}_cache") for form in CACHES}
+        return {f"{form}.{name}": getattr(found, name) for form, found in caches.items() if found for name in PAIRS}
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -151,6 +175,7 @@ class Coefficients(Facts):
 
 
 FORMS = ("fp32", "int8", "int4")
+CACHES = ("int8", "int4")  # quantised formats of keys and values
 EDGES = ("cache_within_mb", "cache_beyond_mb", "cache_half_mb")
 
 

@@ -31,7 +31,7 @@ class CyclesPerWeight(Facts):
     the weights from memory. None: not known.
 
     `matmul`: float32. `matmulinteger`: signed weights of 8 bits, one scale per row. `matmulnbits_8`, `matmulnbits_4`:
-    blocks, computed in float32.
+    blocks, computed in float32. `attention`: per multiply-add of one query and float32 keys or values.
     """
 
     kind: Kind
@@ -40,6 +40,7 @@ class CyclesPerWeight(Facts):
     matmulinteger: Cycles | None = None
     matmulnbits_8: Cycles | None = None
     matmulnbits_4: Cycles | None = None
+    attention: Cycles | None = None
 
 
 class Cpu(Facts):

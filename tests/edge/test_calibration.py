@@ -20,6 +20,7 @@ from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.default_coefficients import estimated
 from merino_edge.prediction.shape import InferenceShape
+from merino_edge.profiles.coefficients import CacheCoefficients
 from merino_edge.profiles.reading import load_profile, profile_text
 from merino_runtime.errors import MerinoError
 
@@ -117,6 +118,25 @@ def test_all_faults_of_a_probe_come_in_one_message(tmp_path):
         assert part in str(caught.value), part
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kv_heads": 3}, "kv_heads must divide heads, found 3 and 8"),
+        ({"kv_heads": 0}, "kv_heads must divide heads, found 0 and 8"),
+        ({"heads": 0, "kv_heads": 0}, "kv_heads must divide heads"),
+        ({"columns": 513}, "heads must divide columns, found 8 and 513"),
+    ],
+)
+def test_a_row_of_attention_whose_heads_do_not_fit_is_refused(change, said, tmp_path):
+    content = json.loads(synthetic().model_dump_json(by_alias=True))
+    place, row = next((place, row) for place, row in enumerate(content["measurements"]) if row["kind"] == "attention")
+    row.update(change)
+    path = tmp_path / "probe.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(MerinoError, match=f"measurements.{place}.*{said}"):
+        read_probe(path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{"])
 def test_what_is_no_probe_is_refused(text, tmp_path):
     path = tmp_path / "probe.json"
@@ -127,9 +147,37 @@ def test_what_is_no_probe_is_refused(text, tmp_path):
         read_probe(tmp_path / "absent.json")
 
 
-def test_a_probe_that_never_got_to_the_products_is_refused():
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        lambda row: row.kind == "linear",
+        lambda row: row.kind == "attention" and row.kv_heads < row.heads,
+    ],
+    ids=["products", "attention with shared heads"],
+)
+def test_a_probe_that_never_got_to_what_a_calibration_needs_is_refused(left_out):
     with pytest.raises(MerinoError, match="run `merino probe` again"):
-        calibrate(synthetic(left_out=lambda row: row.kind == "linear"))
+        calibrate(synthetic(left_out=left_out))
+
+
+def test_attention_of_one_query_and_of_each_cache_comes_back_from_a_probe():
+    """Their coefficients are far from those of many queries over float32, as they are on boards."""
+    truth = estimated(BOARD)
+    caches = {
+        f"{kv}_cache": CacheCoefficients(**{
+            name: tuple(factor * value for value in getattr(truth, name)) for name in ("pair_ms_g", "decode_pair_ms_g")
+        })
+        for kv, factor in (("int8", 3.0), ("int4", 6.0))
+    }  # fmt: skip
+    truth = truth.model_copy(update=caches)
+    own = calibrated_board(synthetic(truth=truth)).performance.onnxruntime.coefficients
+    assert own.decode_pair_ms_g == pytest.approx(truth.decode_pair_ms_g, rel=0.02)
+    for kv in ("int8_cache", "int4_cache"):
+        for name in ("pair_ms_g", "decode_pair_ms_g"):
+            assert getattr(getattr(own, kv), name) == pytest.approx(getattr(getattr(truth, kv), name), rel=0.02)
+    without = synthetic(truth=truth, left_out=lambda row: row.kv == "int4" and row.tokens > 1)
+    own = calibrated_board(without).performance.onnxruntime.coefficients
+    assert own.int8_cache and own.int4_cache is None, "half of a cache's rows say nothing of the other half"
 
 
 @pytest.mark.slow

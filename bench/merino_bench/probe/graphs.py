@@ -10,7 +10,7 @@ import os
 import pkgutil
 import tarfile
 from functools import lru_cache
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple, Union
 
 import numpy as np
 
@@ -23,7 +23,8 @@ LIMIT = 0.05  # of the random weights, both signs
 
 
 class Kernel(NamedTuple):
-    """A graph of the archive. Meanings of the fields up to `uses`: as in a row of probe.json (docs/formats.md)."""
+    """A graph of the archive. Meanings of the fields up to `kv`: as in a row of probe.json (docs/formats.md), but
+    `kv_heads` is 0 where there are as many as `heads`."""
     file: str
     dialects: Tuple[str, ...]  # several where both write the same operators
     kind: str
@@ -33,6 +34,8 @@ class Kernel(NamedTuple):
     heads: int
     count: int  # type: ignore[assignment] # of operators, or of layers
     uses: int
+    kv_heads: int
+    kv: str
     inputs: Tuple[Port, ...]
     outputs: Tuple[Port, ...]
     weight_bytes: int  # of the weights' file that it reads
@@ -70,13 +73,13 @@ def _kernel(entry: Dict[str, Any]) -> Kernel:
     return Kernel(**dict(entry, dialects=tuple(entry["dialects"]), **ports))
 
 
-def kernels_of(dialect: str, kind: str, form: str, **fields: int) -> List[Kernel]:
-    """Those of a kind and format whose `fields` (rows, columns, heads, count, uses) have the given values."""
+def kernels_of(dialect: str, kind: str, form: str, **fields: Union[int, str]) -> List[Kernel]:
+    """Those of a kind and format whose `fields` (rows, columns, heads, count, uses, kv_heads, kv) have these values."""
     return [one for one in kernels() if (one.kind, one.format) == (kind, form) and dialect in one.dialects
             and all(getattr(one, name) == value for name, value in fields.items())]
 
 
-def kernel_of(dialect: str, kind: str, form: str, **fields: int) -> Kernel:
+def kernel_of(dialect: str, kind: str, form: str, **fields: Union[int, str]) -> Kernel:
     """The one that `fields` leave."""
     found = kernels_of(dialect, kind, form, **fields)
     assert len(found) == 1, (dialect, kind, form, fields, len(found))
@@ -86,8 +89,17 @@ def kernel_of(dialect: str, kind: str, form: str, **fields: int) -> Kernel:
 def decoder_bundle(folder: str, kernel: Kernel) -> Bundle:
     """What bundle.json would say of the decoder in `folder`, as far as a backend asks."""
     context = int(kernel.inputs[2].shape[2])  # of a cache [1, heads, context, head_size]
-    layers = (KvLayer(kernel.heads, kernel.columns // kernel.heads),) * (kernel.count * kernel.uses)
+    layers = (kv_layer(kernel),) * (kernel.count * kernel.uses)
     return _bundle(folder, kernel, "fused", context, layers)
+
+
+def operators_bundle(folder: str, kernel: Kernel) -> Bundle:
+    """The same of operators that stand alone, as far as the choice of attention's kernel asks."""
+    return _bundle(folder, kernel, "fused", 0, (kv_layer(kernel),) * kernel.count if kernel.heads else ())
+
+
+def kv_layer(kernel: Kernel) -> KvLayer:
+    return KvLayer(kernel.kv_heads or kernel.heads, kernel.columns // kernel.heads, kernel.kv)
 
 
 def chain_bundle(folder: str, kernel: Kernel) -> Bundle:

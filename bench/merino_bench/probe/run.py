@@ -26,15 +26,17 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.outputs import check_output, check_room, scratch_folder, target_of, write_output
 from merino_runtime.requirements import require, version_tuple
 
-SCHEMA = 5
+SCHEMA = 6
 MOST_SECONDS = 55.0  # of one minute; starting, writing and memory take the rest
 MOST_LATE_SECONDS = 240.0  # more where the minute does not suffice for what a calibration needs
 READ_SHARE, RESIDENT_SHARE = 0.04, 0.2
 PASSES = 2
 SHARES = 2  # a graph may take twice its share of the time left, since small ones take less than theirs
 # The keys that tell two rows apart
-MEASURED = ("kind", "format", "rows", "columns", "heads", "count", "uses", "threads", "past", "tokens")
+MEASURED = (
+    "kind", "format", "rows", "columns", "heads", "kv_heads", "kv", "count", "uses", "threads", "past", "tokens")
 FIRST_FUSED, FIRST_BLOCKED, FIRST_PLAIN_BLOCKED, REFUSED = (1, 18), (1, 23), (1, 21), (1, 21, 0)
+FIRST_QUANTISED_CACHE = (1, 27)
 
 
 class Result(NamedTuple):
@@ -113,7 +115,9 @@ def this_machine(version: Tuple[int, ...]) -> Machine:
     formats = ("fp32", "int8", "int4") if blocked else ("fp32", "int8") if plain or not fused else ("fp32",)
     cores = board.physical_core_count()
     counts = sorted({count for count in (1, 2, 4) if count < cores} | {cores})
-    return Machine(board.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused, plain)
+    caches = ("int8", "int4") if version >= FIRST_QUANTISED_CACHE else ()
+    return Machine(board.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused, plain,
+                   caches)
 
 
 def read_rows(machine: Machine, seconds: float) -> List[Dict[str, Any]]:
@@ -163,4 +167,7 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
 
 
 def task_name(task: Task) -> str:
-    return f"{task.kind} {task.format} {task.rows}x{task.columns} x{task.count} on {task.threads} threads"
+    shared = f" {task.kv_heads} kv heads" if task.kv_heads else ""
+    cache = f" {task.kv} cache" if task.kv != "fp32" else ""
+    size = f"{task.rows}x{task.columns} x{task.count}{shared}{cache}"
+    return f"{task.kind} {task.format} {size} on {task.threads} threads"

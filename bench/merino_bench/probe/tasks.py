@@ -29,12 +29,15 @@ HEAD_COLUMNS, NARROW_COLUMNS, CHOICES = 512, 128, 50257
 TABLE_COLUMNS = 640  # of an embedding whose memory is probed
 TABLE_FORMATS = {"fused": ("fp32", "int8"), "plain": ("fp32", "int8"), "portable": ("fp32",)}
 ATTENTION_WIDTHS, ATTENTION_HEADS, ATTENTIONS = (512, 256), 8, 2
+ATTENTION_KV_HEADS = (1, 2)  # of keys, each shared by a group of the heads of queries; beside as many as of queries
+QUANTISED_KV_HEADS = (ATTENTION_HEADS, 1)  # of the quantised caches
 ATTENTION_CONTEXT = 2048
 ATTENTION = ((0, 1), (256, 1), (1024, 1), (2047, 1), (0, 16), (0, 64), (0, 256), (256, 256))
 LONG_DECODE = ((0, 1), (512, 1))
 DECODER = ((0, 1), (512, 1), (0, 16), (0, 64), (0, 256))
 # (width, FFN width, layers, heads) of whole decoders; large caches hold the smaller ones
 DECODERS = ((192, 576, 3, 6), (256, 1024, 4, 8), (640, 960, 2, 10))
+GROUPED_DECODER_KV_HEADS = 2  # of the last of these, once more
 # (width, FFN width, layers, uses of each layer, heads): designs with shared layers, whose keys and values take more
 # than their weights
 SHARED_DECODERS = ((256, 384, 3, 4, 8), (512, 512, 3, 4, 8), (768, 1152, 3, 6, 12))
@@ -45,6 +48,7 @@ SWEPT_FORMATS = ("fp32", "int4")  # by version: the last format that ONNX Runtim
 LARGE_WIDTH, LARGE_HEADS, LARGE_DECODER = 768, 12, ((0, 1), (512, 1), (0, 64))
 DECODER_VOCAB, DECODER_CONTEXT = 4096, 1024
 NARROW_ATTENTION = ((0, 1), (1024, 1), (0, 64), (0, 256))
+GROUPED_ATTENTION = ((256, 1), (1024, 1), (2047, 1), (0, 64), (0, 256))
 
 
 class Task(NamedTuple):
@@ -59,6 +63,8 @@ class Task(NamedTuple):
     threads: int
     runs: Tuple[Tuple[int, int], ...]
     uses: int = 1
+    kv_heads: int = 0  # 0: as many as `heads`
+    kv: str = "fp32"
 
 
 class Machine(NamedTuple):
@@ -68,6 +74,7 @@ class Machine(NamedTuple):
     formats: Tuple[str, ...]
     fused: bool  # whether ONNX Runtime has the operators of that dialect
     plain: bool = False  # an Arm core without dotprod, for which `fused` has other products
+    caches: Tuple[str, ...] = ()  # quantised formats of keys and values that ONNX Runtime takes
 
     @property
     def dialect(self) -> str:
@@ -81,10 +88,11 @@ def tasks(machine: Machine) -> List[Task]:
 
 
 def needed_of(tasks: List[Task]) -> List[Task]:
-    """What a calibration needs at least of a machine's tasks: on all cores, all up to the first attention."""
+    """What a calibration needs at least of a machine's tasks: on all cores, all up to the first attention with shared
+    heads of keys. Without it nothing tells what attention computes from what it reads."""
     most = max(task.threads for task in tasks)
     found = [task for task in tasks if task.threads == most]
-    return found[:1 + [task.kind for task in found].index("attention")]
+    return found[:1 + [task.kind == "attention" and task.kv_heads > 0 for task in found].index(True)]
 
 
 def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
@@ -98,9 +106,18 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
         yield beyond(machine, form, SQUARE, threads, beyond_bytes(machine))
         yield within(machine, form, SMALL_SQUARE, threads)
     yield Task("attention", "fp32", 0, ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, threads, ATTENTION)
+    yield attention_of(ATTENTION_KV_HEADS[0], "fp32", threads)
     for width, ffn, layers, heads in DECODERS:
         for form in decoder_formats:
             yield Task("decoder", form, ffn, width, heads, layers, threads, DECODER)
+    for form in sorted({*decoder_formats[:1], *decoder_formats[-1:]}):
+        width, ffn, layers, heads = DECODERS[-1]
+        yield Task("decoder", form, ffn, width, heads, layers, threads, DECODER, kv_heads=GROUPED_DECODER_KV_HEADS)
+    for kv in machine.caches if machine.fused else ():
+        for kv_heads in QUANTISED_KV_HEADS:
+            yield attention_of(kv_heads, kv, threads)
+    for kv_heads in ATTENTION_KV_HEADS[1:]:
+        yield attention_of(kv_heads, "fp32", threads)
     for form in decoder_formats:
         sizes = decoder_sizes(form, LARGE_WIDTH, 2 * LARGE_WIDTH)
         layers = nearest(sizes, beyond_bytes(machine), allowed_bytes(machine))
@@ -125,6 +142,13 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
             yield Task("decoder", form, ffn, width, heads, count, threads, LONG_DECODE)
     for form in machine.formats:
         yield beyond(machine, form, SMALL_SQUARE, threads, beyond_bytes(machine) / SMALL_SHARE)
+
+
+def attention_of(kv_heads: int, kv: str, threads: int) -> Task:
+    """With so many heads of keys, over a cache of format `kv`."""
+    shared = kv_heads if kv_heads < ATTENTION_HEADS else 0
+    return Task("attention", "fp32", 0, ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, threads, GROUPED_ATTENTION,
+                kv_heads=shared, kv=kv)
 
 
 def within(machine: Machine, form: str, shape: Tuple[int, int], threads: int) -> Task:
@@ -172,7 +196,7 @@ def linear_sizes(machine: Machine, form: str, shape: Tuple[int, int]) -> Dict[in
 
 def decoder_sizes(form: str, width: int, ffn: int) -> Dict[int, int]:
     """Bytes of the layers' matrices of the shipped decoders of this shape, by the number of layers."""
-    found = graphs.kernels_of("fused", "decoder", form, rows=ffn, columns=width, uses=1)
+    found = graphs.kernels_of("fused", "decoder", form, rows=ffn, columns=width, uses=1, kv_heads=0)
     return {one.count: one.count * one.layer_bytes for one in found}
 
 
@@ -204,5 +228,5 @@ def sweep_side(machine: Machine) -> int:
 
 def kernel_of(task: Task, dialect: str) -> Kernel:
     """The shipped graph of a task of any kind but `choose`, which has none."""
-    return graphs.kernel_of(dialect, task.kind, task.format, rows=task.rows,
-                            columns=task.columns, heads=task.heads, count=task.count, uses=task.uses)
+    return graphs.kernel_of(dialect, task.kind, task.format, rows=task.rows, columns=task.columns, heads=task.heads,
+                            count=task.count, uses=task.uses, kv_heads=task.kv_heads, kv=task.kv)
