@@ -193,13 +193,13 @@ GOLDEN = {
     # (board, backend asked for): backend, format, shape, decode ms, prefill ms, memory MB of the board's own budget
     ("jetson-nano", None): ("tensorrt", "fp16", "512x2x3k4 1024x1x9 1024x1x10 1024x1x10", 50, 1568, 1418),
     ("jetson-nano", "onnxruntime"): (
-        "onnxruntime", "fp32", "320x1.5x3k1s 640x1x5k1 640x1x6k1 640x1x5k2", 50, 4544, 282,
+        "onnxruntime", "fp32", "256x1.5x3k2s 512x1x6k4 512x1x6k4 512x1x7k4", 50, 4204, 282,
     ),
     ("jetson-orin-nano", None): (
         "tensorrt", "fp16", "1024x1x11k1 1024x1x11k8 1024x1x11k8 1024x1x12k8", 25, 545, 1854,
     ),
     ("jetson-orin-nano", "onnxruntime"): (
-        "onnxruntime", "fp32", "256x1x5k1s 512x1x9k1s 512x1x10k1s 512x1x10k1s", 25, 794, 265,
+        "onnxruntime", "fp32", "256x2x4k1s 512x1x8k1s 512x1x8k1s 512x1x9k1s", 25, 690, 183,
     ),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ errors of predictions are not known there is none."""
 import json
 import math
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_intervals_of_90_percent_cover_about_that_share_of_fresh_decoders():
 
 def test_an_unseen_decoder_is_predicted_from_the_others_alone():
     """One decoder takes 1.5 times as long in a probe without noise: all rows together explain a part of that."""
-    slow = (256, 1024, 4, 1, 8)
+    slow = (256, 1024, 4, 1, 8, 8)
     probe = synthetic()
     rows = [
         row.model_copy(update={"ms": 1.5 * row.ms}) if fitting.shape_of(row) == slow else row
@@ -103,7 +104,7 @@ def test_an_unseen_decoder_is_predicted_from_the_others_alone():
 
 def test_a_few_disturbed_rows_widen_an_interval_less_than_a_normal_distribution_would():
     probe = synthetic(0.03)
-    disturbed = [index for index, row in enumerate(probe.measurements) if row.kind == "decoder"][::20]
+    disturbed = [index for index, row in enumerate(probe.measurements) if row.kind == "decoder"][::15]
     rows = [
         row.model_copy(update={"ms": 2 * row.ms}) if index in disturbed else row
         for index, row in enumerate(probe.measurements)
@@ -202,7 +203,7 @@ def test_more_confidence_never_gives_a_better_decoder():
     entropies = [
         design(KNOWN, {"decode_ms": 3}, **KEYS, confidence=share).entropy for share in (0.5, 0.8, 0.9, 0.99, 0.999)
     ]
-    assert entropies == sorted(entropies, reverse=True) and entropies[0] > entropies[-1]
+    assert all(less <= more * (1 + 1e-12) for more, less in pairwise(entropies)) and entropies[0] > entropies[-1]
 
 
 def test_every_point_of_a_front_and_every_verdict_keep_the_upper_end():
