@@ -14,7 +14,6 @@ from merino_edge.families.operators import Core
 from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.prediction.formats import (
     cache_needs,
-    check_kv,
     core_of_board,
     dialect_of,
     has_cache,
@@ -127,7 +126,6 @@ def chosen_cache(
 
     Raises MerinoError where the dialect, the weight format or the board's runtime takes no such cache.
     """
-    check_kv(kv)
     found = quantised_kv(kv or (design.kv if design else None))
     if found is None:
         return None

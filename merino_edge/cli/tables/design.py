@@ -11,7 +11,7 @@ from merino_edge.families.zoo import model
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.cost_model import CostModel, cost_model
 from merino_edge.prediction.formats import refused_words
-from merino_edge.prediction.shape import InferenceShape
+from merino_edge.prediction.shape import InferenceShape, lengths_words
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.board import MB as BYTES_PER_MB
 
@@ -36,8 +36,7 @@ def costs_of(design: Design, profile: DeviceProfile) -> CostModel:
 
 
 def budgets_line(design: Design, profile: DeviceProfile) -> str:
-    tokens = f"context {design.architecture.context}, prompt {design.prompt} tokens"
-    tokens += f", a cache of {design.kv}" if design.kv else ""
+    tokens = lengths_words(design.architecture.context, design.prompt, design.kv)
     board = f"{on_backend(profile, design.device)}{other_backends(profile)}"
     return f"budgets for {board}: {options_line(design.budget)}; {tokens}{open_words(design)}"
 
