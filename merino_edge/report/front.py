@@ -160,8 +160,7 @@ def footnote(front: Front) -> list[str]:
         f" {lengths_words(front.context, front.prompt, front.kv)}{', within ' + held if held else ''}; predicted from"
         f" {first.provenance} coefficients.{ends} It ends at the largest decoder of the search space or at the board's"
         " free memory.",
-        f"Orange: existing models by the same score and cost model, as {blocks} blocks of equal depth, with keys and"
-        " values as wide as queries and a gated FFN counted as two matrices.",
+        f"Orange: existing models by the same score and cost model, as {blocks} blocks of equal depth.",
         "Entropy is the score of the search: the capacity of each layer's randomly drawn weights in nats, weighted"
         " between attention and FFN and reduced by a loss that depends on depth over width. It ignores training.",
     )

@@ -17,6 +17,7 @@ from merino_edge.design.pareto import MARKED, Front, front
 from merino_edge.design.recommend import existing_entropy, recommend
 from merino_edge.design.score import INVERSE, block_score
 from merino_edge.design.space import Space
+from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.zoo import load_models, model
 from merino_edge.prediction.cost_model import cost_model
@@ -129,8 +130,15 @@ def test_layers_are_counted_as_blocks_cut_to_their_best(name):
     assert existing_entropy(geometry, 1) == pytest.approx(score([geometry.layers]))
 
 
-def test_models_with_gates_or_grouped_heads_have_no_entropy():
-    """The score would count two matrices of three, and keys as wide as queries."""
+def test_a_models_grouped_heads_count_as_ours_do():
+    """A gated FFN does not: the score would count two matrices of three."""
+    block = {"width": 128, "ffn_ratio": 2.0, "kv_heads": 1}
+    ours = Architecture(blocks=[{**block, "depth": 3}, {**block, "depth": 2}], vocab=300, head_size=32, context=64)
+    scores = [block_score(128, 256, depth, False, INVERSE, kv_width=32) for depth in (3, 2)]
+    assert existing_entropy(ours, 2) == pytest.approx(sum(scores))
+
+
+def test_models_with_gates_have_no_entropy():
     found = {each.id: existing_entropy(each.geometry, 3) for each in load_models()}
     kinds = {each.family for each in load_models() if found[each.id] is None}
     assert kinds == {"llama", "qwen2", "qwen3", "granitemoehybrid", "gemma3_text"}

@@ -31,7 +31,7 @@ def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table
         rows=[*map(our_cells, found.ours), *(candidate_cells(candidate, found) for candidate in found.candidates)],
         title=f"Models for {on_backend(profile, profile.name)}, predicted from {provenance} coefficients",
         below=[
-            f"{ENTROPY}. None for models with gated FFNs or grouped heads, of which it would leave out a part",
+            f"{ENTROPY}. None for models with gated FFNs, of whose three matrices it knows two",
             "score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of two"
             " sources are not quite comparable. Designs are untrained, so they have none.",
         ],
