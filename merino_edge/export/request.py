@@ -129,15 +129,15 @@ def chosen_cache(
     found = quantised_kv(kv or (design.kv if design else None))
     if found is None:
         return None
-    asked, remedy = (f"--kv {kv}", "leave --kv out") if kv else (f"the design's cache, {found},", "give --kv fp32")
+    asked = f"--kv {kv}" if kv else f"the design's cache, {found},"
+    if board and not has_cache(board.with_backend("onnxruntime"), found):
+        has = board.software.onnxruntime
+        raise MerinoError(f"{asked} needs {cache_needs()}, and a {board.name} has {has}: give --kv fp32")
     if dialect != "fused":
         raise MerinoError(
             f"{asked} is not possible in dialect {dialect}, which TensorRT and older versions of ONNX Runtime run: its"
-            f" cache has the type of the activations. To export, {remedy}, or take --dialect fused"
+            f" cache has the type of the activations. Give --kv fp32, or --dialect fused"
         )
     if precision == "fp16":
-        raise MerinoError(f"{asked} is not possible with --precision fp16, which is for GPUs: {remedy}")
-    if board and not has_cache(board.with_backend("onnxruntime"), found):
-        has = board.software.onnxruntime
-        raise MerinoError(f"{asked} needs {cache_needs()}, and a {board.name} has {has}: {remedy}")
+        raise MerinoError(f"{asked} is not possible with --precision fp16, which is for GPUs: give --kv fp32")
     return found

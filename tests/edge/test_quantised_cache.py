@@ -173,7 +173,7 @@ def test_a_cache_that_costs_too_much_is_not_offered(decoder, monkeypatch):
     fine, coarse = (scales_of(filled_layers(source.model, ids), bits) for bits in (8, 2))
     assert abs(rise_of(source.model, ids, fine)) < abs(rise_of(source.model, ids, coarse))
     monkeypatch.setattr(calibrate_cache, "MOST_RISE", -1.0)
-    with pytest.raises(MerinoError, match="--kv int4 raises the perplexity .* take --kv int8, or leave --kv out"):
+    with pytest.raises(MerinoError, match="--kv int4 raises the perplexity .* give --kv int8 or --kv fp32"):
         calibrated_cache(trained, "int4", CONTEXT)
     assert calibrated_cache(source, "int4", CONTEXT).rise is None
 
@@ -249,8 +249,8 @@ ORIN = load_profile("jetson-orin-nano")
     ({"kv": "int8", "dialect": "portable"}, "--kv int8 is not possible in dialect portable"),
     ({"kv": "int4", "precision": "fp16"}, "not possible with --precision fp16"),
     ({"kv": "int2"}, "not known: choose one of fp32, int8, int4"),
-    ({"kv": "int8", "board": ORIN}, "1.27 or later, and a .* has 1.23.2: leave --kv out"),
-    ({"kv": None, "dialect": "portable", "design": SimpleNamespace(kv="int8")}, "cache, int8.*give --kv fp32"),
+    ({"kv": "int8", "board": ORIN}, "1.27 or later, and a .* has 1.23.2: give --kv fp32"),
+    ({"kv": None, "dialect": "portable", "design": SimpleNamespace(kv="int8")}, "cache, int8.*Give --kv fp32"),
 ], ids=str)  # fmt: skip
 def test_what_takes_no_such_cache_is_refused(asked, said):
     with pytest.raises(MerinoError, match=said):
@@ -278,12 +278,12 @@ def test_an_older_runtime_is_refused_with_what_helps(bundle, monkeypatch):
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "__version__", "1.26.0")
-    with pytest.raises(MerinoError, match="needs 1.27 or later.*export without --kv"):
+    with pytest.raises(MerinoError, match="needs 1.27 or later.*export with --kv fp32"):
         onnx_session.import_onnxruntime(bundle)
 
 
 def test_it_is_not_exported_again(bundle):
-    with pytest.raises(MerinoError, match="export from a bundle without --kv"):
+    with pytest.raises(MerinoError, match="export from a bundle with --kv fp32"):
         load_source(bundle.folder)
 
 
