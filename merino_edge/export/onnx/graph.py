@@ -4,8 +4,7 @@ What both dialects share. Which operators stand for a layer is each dialect's ow
 lie in the data file is said in `external_data`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from merino_edge.export.quantize import MatrixError, Quantized, block_sizes, mat
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import FORMATS
-from merino_edge.families.rotary import Rotary, frequencies
+from merino_edge.families.rotary import Rotary, rotary_tables
 
 MODEL_FILE = "model.onnx"
 TYPES = {
@@ -280,24 +279,6 @@ class Graph:
         )
 
 
-@contextmanager
-def replaced_model(folder: Path, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Iterator[None]:
-    """`model.onnx` in a folder is another model over the same data file for a while, and then the same bytes again."""
-    path = folder / MODEL_FILE
-    content = path.read_bytes()
-    onnx.save_model(change(onnx.load_model_from_string(content)), str(path))
-    try:
-        yield
-    finally:
-        path.write_bytes(content)
-
-
 def ports(kind: str, layer: KvLayer) -> tuple[str, str]:
     """Names of a layer's keys and values, as in Hugging Face's exports; `kind`: `past_key_values` or `present`."""
     return f"{kind}.{layer.index}.key", f"{kind}.{layer.index}.value"
-
-
-def rotary_tables(context: int, head_size: int, rotary: Rotary) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of each position, float32 [context, head_size / 2], computed as the torch models do."""
-    angles = np.arange(context, dtype=np.float32)[:, None] * frequencies(rotary, head_size)
-    return np.cos(angles), np.sin(angles)
