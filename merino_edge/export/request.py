@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from merino_edge.bundles.files import is_bundle
-from merino_edge.design.design_file import Design, read_plan
+from merino_edge.design.design_file import DESIGN, Design, load_design, read_plan
 from merino_edge.families.checkpoint import check_checkpoint, check_tokenizer
 from merino_edge.families.designed import Architecture
 from merino_edge.families.gguf.named import is_gguf
@@ -117,6 +117,22 @@ def check_calibration(precision: str, kv: str | None, text: Path | None) -> None
             f"--calibrate {text} rounds weights or a cache to int8 or int4, but the weights are {precision} and the"
             " cache is not quantised: give --precision int4 or int8, or --kv int8, or leave --calibrate out"
         )
+
+
+def needs_text() -> str:
+    """Why an export in the fastest format needs a text, and what helps."""
+    return (
+        "--precision auto measures what each format costs in perplexity: give a text that the model was not trained on"
+        " with --text FILE, or name a format"
+    )
+
+
+def design_of(found: Model | HubModel | Plan | Path) -> Design | None:
+    """The design that the source is, or that its checkpoint was trained from."""
+    if isinstance(found, Plan):
+        return found.content if isinstance(found.content, Design) else None
+    path = found / DESIGN if isinstance(found, Path) else None
+    return load_design(path) if path and path.is_file() else None
 
 
 def chosen_cache(

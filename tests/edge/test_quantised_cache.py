@@ -2,6 +2,7 @@
 stand for; its scales; and where it is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from typer.testing import CliRunner
 
 import merino_edge.export.calibrate_cache as calibrate_cache
+from merino_edge.cli.app import app
 from merino_edge.design.design_file import load_design
 from merino_edge.design.designer import check_request, design
 from merino_edge.design.space import Space
@@ -37,7 +40,7 @@ from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.backends import onnx_session, open_backend
-from merino_runtime.bundle import load_bundle
+from merino_runtime.bundle import load_bundle, quantised_cache
 from merino_runtime.cache_file import load_cache, save_cache
 from merino_runtime.errors import MerinoError
 from merino_runtime.selftest import selftest
@@ -232,6 +235,25 @@ def test_a_design_keeps_its_cache_to_the_bundle(tmp_path):
     assert made.kv_bytes == found.predicted.kv_bytes and made.kv_layers[0].format == "int8"
     timed = write_random_bundle(found.architecture, "fp32", tmp_path / "timed", "timed", found)
     assert timed.kv_layers == made.kv_layers
+
+
+def test_a_checkpoint_keeps_its_designs_cache(tiny_checkpoint, tiny_arch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_checkpoint, "checkpoint")
+    found = design(load_profile("raspberry-pi-4"), {"params_m": 0.2}, space=Space(vocab=256, blocks=1), context=64,
+                   prompt=16, kv="int8")  # fmt: skip
+    found = found.model_copy(update={"architecture": tiny_arch})
+    Path("checkpoint/design.json").write_text(found.to_json())
+    Path("text.txt").write_text("The river runs past the old mill. " * 40)
+
+    def exported(*words):
+        return CliRunner().invoke(app, ["export", "checkpoint", "--calibrate", "text.txt", "-o", "bundle", *words])
+
+    assert "cache of int8" in exported().output and quantised_cache(load_bundle("bundle")) == "int8"
+    assert "the design's cache, int8, needs" in str(exported("--for", "jetson-orin-nano").exception)
+    assert "cache is not quantised" in str(exported("--kv", "fp32").exception)
+    Path("checkpoint/design.json").write_text(found.to_json().replace('"kv": "int8"', '"kv": "int2"'))
+    assert "kv: must be int8 or int4" in str(exported().exception)
 
 
 def test_what_the_model_writes_is_its_own_and_the_same_each_time(decoder):
