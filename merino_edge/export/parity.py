@@ -4,18 +4,16 @@ The bundle runs in the board's own runtime. The logits of one prefill and of eac
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import onnx
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from merino_edge.export.onnx.float_activations import with_float_activations
-from merino_edge.export.onnx.graph import MODEL_FILE
+from merino_edge.export.onnx.graph import replaced_model
 from merino_edge.export.quantize import Quantized, dequantize
 from merino_edge.families.weight_layout import Layout
 from merino_runtime.backends import open_backend
@@ -98,18 +96,6 @@ def unrounded_error(bundle: Bundle, golden: Golden) -> float:
     """
     with replaced_model(Path(bundle.folder), with_float_activations):
         return worst_step(bundle, golden, relative_error)
-
-
-@contextmanager
-def replaced_model(folder: Path, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Iterator[None]:
-    """`model.onnx` in a folder is another model over the same data file for a while, and then the same bytes again."""
-    path = folder / MODEL_FILE
-    content = path.read_bytes()
-    onnx.save_model(change(onnx.load_model_from_string(content)), str(path))
-    try:
-        yield
-    finally:
-        path.write_bytes(content)
 
 
 def worst_step(bundle: Bundle, golden: Golden, error: Callable[[np.ndarray, np.ndarray], float]) -> float:

@@ -147,6 +147,11 @@ def test_a_quantised_cache_is_a_series_of_its_own_with_its_own_predictions_and_b
             assert one.predicted == cost_model(board, shape).predict(operators).memory_mb
     floats, whole = (parts.kv_mb for parts in found.memory)
     assert floats == pytest.approx(4 * whole)
+    assert "int8 cache" in markdown(found).splitlines()[-3]
+    (equal,) = summary_of(record(10), record(8, kv="int8"), opt(50)).equal
+    assert (equal.ours.kv, equal.speed.value) == (None, pytest.approx(5, rel=0.02))
+    (equal,) = summary_of(record(10), record(8, kv="int8"), opt(40, kv="int8")).equal
+    assert (equal.ours.kv, equal.speed.value) == ("int8", pytest.approx(5, rel=0.02))
 
 
 @pytest.mark.parametrize(("changes", "reason"), [

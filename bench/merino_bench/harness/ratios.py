@@ -59,7 +59,8 @@ def same_format(record: Record, base: Record) -> bool:
 
 
 def name_and_format(record: Record) -> str:
-    return " ".join(filter(None, [record["bundle"], format_words(record)]))
+    form = format_words(record["precision"], record["dialect"], record.get("kv"))
+    return " ".join(filter(None, [record["bundle"], form]))
 
 
 def why_not(record: Record, base: Record) -> Optional[str]:

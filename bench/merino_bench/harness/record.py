@@ -71,10 +71,9 @@ def identity_of(path: str, bundle: Optional[Bundle]) -> Dict[str, Any]:
     }
 
 
-def format_words(record: Dict[str, Any]) -> str:
-    """Of weights, graph and cache, for people; empty where none is known."""
-    cache = record.get("kv") and "{} cache".format(record["kv"])
-    return " ".join(filter(None, [record["precision"], record["dialect"], cache]))
+def format_words(precision: Optional[str], dialect: Optional[str], kv: Optional[str]) -> str:
+    """A bundle's format for people; empty where it is not known."""
+    return " ".join(filter(None, [precision, dialect, kv and f"{kv} cache"]))
 
 
 def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, processes: Sequence[Dict[str, Any]],

@@ -4,7 +4,8 @@ What both dialects share. Which operators stand for a layer is each dialect's ow
 lie in the data file is said in `external_data`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -277,6 +278,18 @@ class Graph:
             ir_version=self.ir_version,
             producer_name="merino_edge",
         )
+
+
+@contextmanager
+def replaced_model(folder: Path, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Iterator[None]:
+    """`model.onnx` in a folder is another model over the same data file for a while, and then the same bytes again."""
+    path = folder / MODEL_FILE
+    content = path.read_bytes()
+    onnx.save_model(change(onnx.load_model_from_string(content)), str(path))
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
 
 
 def ports(kind: str, layer: KvLayer) -> tuple[str, str]:
