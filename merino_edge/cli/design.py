@@ -140,7 +140,7 @@ def design(
     if as_json and free:
         print(found.to_json(), end="")
     elif free:
-        print_design(found, profile)
+        print_design(found, profile, device)
 
 
 def tried(

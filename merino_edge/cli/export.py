@@ -115,7 +115,7 @@ def export(
         print(f"on {slower.board} {slower.times:g} times slower than an export with --for {slower.board}")
     if done.cache_rise is not None:
         on = calibrate or "what the model itself writes"
-        print(f"the cache of {cache_formats(made)} raises the perplexity of {on} by {done.cache_rise:.2%}")
+        print(f"the cache of {cache_formats(made)} changes the perplexity of {on} by {done.cache_rise:+.2%}")
     for each in done.stored:
         say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} quantised again")
     if calibrate and made.precision in ROUNDED:

@@ -1,6 +1,7 @@
 """Exports for a board: the graph for its runtime and kind of core, and the fastest format that reads a text well."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -83,6 +84,18 @@ def test_what_packs_and_fits_judges_the_bundles_own_cache(tmp_path):
     assert bundle.slower_on == slower_on(arch.operators, "int8", arch.context, "dotprod", list_profiles(), "int4")
     slower = {each.board for each in bundle.slower_on}
     assert slower and not slower & set(bundle.boards) and "raspberry-pi-5" in bundle.boards
+
+
+def test_a_design_says_how_it_is_exported_for_its_board_and_keeps_its_cache(tmp_path):
+    asked = ["--decode-ms", "0.8", "--vocab", "300", "--context", "64", "--precision", "int8", "--kv", "int8"]
+    place = str(tmp_path / "tiny.json")
+    done = CliRunner().invoke(app, ["design", "--device", "raspberry-pi-4", *asked, "-o", place])
+    assert done.exit_code == 0, (done.output, done.exception)
+    [options] = re.findall(r"^export it, .*, with (.*): ", done.output, re.MULTILINE)
+    exported(place, *options.split(), "-o", tmp_path / "bundle")
+    made = load_bundle(str(tmp_path / "bundle"))
+    assert (made.precision, made.core, quantised_cache(made)) == ("int8", "plain", "int8")
+    assert "raspberry-pi-4" in made.boards
 
 
 @pytest.fixture
