@@ -18,7 +18,7 @@ from merino_edge.families.names import resolve
 from merino_edge.families.operators import Core, core_named, core_of
 from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.storage.atomic import cache_folder
-from merino_runtime.bundle import load_bundle
+from merino_runtime.bundle import load_bundle, quantised_cache
 from merino_runtime.errors import MerinoError
 
 EXPORTER_ROOMS = ("families", "export", "bundles")  # their sources decide what a bundle's folder holds
@@ -30,10 +30,10 @@ def baseline_bundles(
 ) -> list[str]:
     """Folders of the bundles to compare the measured ones with.
 
-    A name such as `opt-350m` gives one per (precision, dialect, kind of core) among the measured bundles, so that each
-    ratio is at equal format. With `precision` it gives one of that precision, in the dialect and for the kind of core
-    of the first measured bundle. Any other `what` is a bundle's folder. Raises MerinoError where a folder is given
-    together with a precision.
+    A name such as `opt-350m` gives one per (precision, dialect, kind of core, cache) among the measured bundles, so
+    that each ratio is at equal format. With `precision` it gives one of that precision with a cache of floats, in the
+    dialect and for the kind of core of the first measured bundle. Any other `what` is a bundle's folder. Raises
+    MerinoError where a folder is given together with a precision.
     """
     found = resolve(what)
     if not isinstance(found, Model):
@@ -43,26 +43,30 @@ def baseline_bundles(
                 " which has its own. Leave the option out, or name one of these"
             )
         return [found]
-    formats = formats_of(measured) or [("fp32", "fused", "dotprod")]
+    formats = formats_of(measured) or [("fp32", "fused", "dotprod", None)]
     if precision is not None:
-        formats = [(precision, *formats[0][1:])]
+        formats = [(precision, *formats[0][1:3], None)]
     return [baseline_bundle(found, say, *each) for each in formats]
 
 
-def formats_of(folders: Sequence[str]) -> list[tuple[str, str, Core]]:
-    """(precision, dialect, core) of each bundle that can be read, each once."""
+def formats_of(folders: Sequence[str]) -> list[tuple[str, str, Core, str | None]]:
+    """(precision, dialect, core, format of a quantised cache) of each bundle that can be read, each once."""
     bundles = [load_bundle(folder, verify=False) for folder in folders if can_be_read(Path(folder))]
-    return list(dict.fromkeys((bundle.precision, bundle.dialect, core_named(bundle.core)) for bundle in bundles))
+    return list(
+        dict.fromkeys((one.precision, one.dialect, core_named(one.core), quantised_cache(one)) for one in bundles)
+    )
 
 
 def baseline_bundle(
-    model: Model, say: Callable[[str], None], precision: str = "fp32", dialect: str = "fused", core: Core = "dotprod"
-) -> str:
+    model: Model, say: Callable[[str], None], precision: str = "fp32", dialect: str = "fused", core: Core = "dotprod",
+    kv: str | None = None,
+) -> str:  # fmt: skip
     """The folder of a baseline with random weights, exported now where this exporter has not done so before.
 
     Bundles of the same format that another exporter left in the cache are removed then.
     """
     form = f"{precision} {dialect}{' plain' if core_of(dialect, precision, core) == 'plain' else ''}"
+    form += f" {kv} cache" if kv else ""
     stem = f"{model.id}-{form.replace(' ', '-')}"
     folder = cache_folder() / f"{stem}-{exporter_digest()}"
     if is_bundle(folder) and can_be_read(folder):
@@ -70,7 +74,7 @@ def baseline_bundle(
     say(f"exporting {model.id} as {form}, with random weights of its true geometry (once, minutes;"
         f" kept in {folder})")  # fmt: skip
     source = random_source(model.geometry, model.id)
-    export(source, folder, precision=precision, dialect=dialect, core=core, last_use=True)
+    export(source, folder, precision=precision, dialect=dialect, core=core, kv=kv, last_use=True)
     for old in outdated(folder, stem):
         say(f"removing {old}, which another version of the exporter wrote")
         shutil.rmtree(old)

@@ -1,12 +1,11 @@
 """The shipped boards that a bundle fits: one of its backends is there, computes its weight format fast, and free memory
 holds it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from merino_edge.families.operators import Core, Operator
+from merino_edge.families.operators import Operator
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import has_cache, is_predicted, missing_isa
-from merino_edge.prediction.other_core import slower_on
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import list_profiles
@@ -15,21 +14,21 @@ from merino_runtime.bundle import Threads
 
 def fitting_boards(
     operators: Sequence[Operator], precision: str, context: int, threads: Threads,
-    backends: Sequence[str], profiles: Sequence[DeviceProfile] | None = None, core: Core | None = None,
-    kv: str | None = None,
+    backends: Sequence[str], profiles: Sequence[DeviceProfile] | None = None, kv: str | None = None,
+    slower: Collection[str] = (),
 ) -> tuple[str, ...]:  # fmt: skip
     """Ids of the `profiles` (default: the shipped ones) that the bundle fits, a prompt of half the context included.
 
     `threads`: the bundle's, since counts that differ open two sessions, each with a copy of the weights. `backends`:
-    those that run the bundle's graph. `core`: the kind of core that the graph is for, and CPUs that it makes slower are
-    left out; None: any. `kv`: the format of the cache; None: that of the activations.
+    those that run the bundle's graph. `kv`: the format of the cache; None: that of the activations. `slower`: ids of
+    boards with the other kind of core, on whose CPUs the graph decodes slower than one for theirs: none of them.
     """
     shape = InferenceShape(precision, context, default_prompt(context), kv)
 
     def fits(profile: DeviceProfile) -> bool:
         if not is_predicted(profile, precision) or missing_isa(profile, precision) or not has_cache(profile, kv):
             return False
-        if core and profile.backend == "onnxruntime" and slower_on(operators, precision, context, core, [profile]):
+        if profile.backend == "onnxruntime" and profile.id in slower:
             return False
         needed_mb = cost_model(profile, shape).memory_mb(operators, sessions_of(threads, profile))
         return needed_mb <= profile.memory.free_mb.value

@@ -111,6 +111,9 @@ def describe(
     """The description of the model whose graph, weights and tokenizer lie in `folder`; hashes them."""
     geometry = model.geometry
     operators, backends = geometry.operators, backends_of(form, graph.windowed)
+    slower = (
+        slower_on(operators, form.precision, form.context, form.core, list_profiles(), form.kv) if form.core else ()
+    )
     return Bundle(
         folder=str(folder),
         schema=SCHEMA,
@@ -136,12 +139,10 @@ def describe(
         kv_bytes=kv_bytes(operators, form.context, form.precision, form.kv),
         isa=tuple(fast_isa(form.core)),
         boards=fitting_boards(
-            operators, form.precision, form.context, threads, [need.name for need in backends], core=form.core,
-            kv=form.kv,
+            operators, form.precision, form.context, threads, [need.name for need in backends], kv=form.kv,
+            slower=[each.board for each in slower],
         ),
-        slower_on=(
-            slower_on(operators, form.precision, form.context, form.core, list_profiles()) if form.core else ()
-        ),
+        slower_on=slower,
         backends=backends,
         threads=threads,
         golden=golden,

@@ -55,10 +55,10 @@ def recommend(
     from merino_edge.cli.terminal import say, working
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.recommend import recommend as find
-    from merino_edge.prediction.formats import check_kv, quantised_kv
+    from merino_edge.prediction.formats import quantised_kv
     from merino_edge.prediction.shape import default_lengths
 
-    check_kv(kv)
+    cache = quantised_kv(kv)
     share = parse_confidence(confidence)
     chosen = chosen_device(device, ssh, accept_new)
     profile = board(chosen, say, backend)
@@ -66,7 +66,7 @@ def recommend(
     with working(f"judging models for {profile.name}"):
         found = find(
             profile, with_board_defaults(limits, profile), context=longest, prompt=tokens, confidence=share,
-            named=chosen, kv=quantised_kv(kv),
+            named=chosen, kv=cache,
         )  # fmt: skip
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
@@ -89,6 +89,7 @@ def pareto(
     confidence: Confidence = CONFIDENCE,
     vocab: Annotated[int, typer.Option(help="entries of the vocabulary")] = 50257,
     precision: Annotated[str | None, typer.Option(help="format of the weights; default: fp32, on a GPU fp16")] = None,
+    kv: Kv = None,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="write pareto.json there")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the front there, an SVG file")] = None,
@@ -100,6 +101,7 @@ def pareto(
     from merino_edge.cli.terminal import save, say, solving_progress
     from merino_edge.design.pareto import front
     from merino_edge.design.space import Space
+    from merino_edge.prediction.formats import quantised_kv
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.report.front import check_plot, save_front
     from merino_edge.storage.atomic import check_file, check_keeps
@@ -112,13 +114,14 @@ def pareto(
             check_file(path)
     if plot:
         check_plot(plot)
+    cache = quantised_kv(kv)
     share = parse_confidence(confidence)
     profile = board(device, say, backend)
     longest, tokens = default_lengths(profile, context, prompt)
     with solving_progress(points) as tell:
         found = front(
             profile, limits, against.name, points,
-            space=Space(vocab=vocab), context=longest, prompt=tokens, precision=precision, confidence=share,
+            space=Space(vocab=vocab), context=longest, prompt=tokens, precision=precision, kv=cache, confidence=share,
             progress=lambda limit: tell(f"{against.value} {limit:g}"),
         )  # fmt: skip
     if plot:

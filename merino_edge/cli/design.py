@@ -94,13 +94,13 @@ def design(
     from merino_edge.design.presets import PRESETS
     from merino_edge.design.score import score_named
     from merino_edge.design.space import FULL, GROUPED, kv_heads_named, spaced
-    from merino_edge.prediction.formats import check_kv, fast_formats, formats_of, quantised_kv
+    from merino_edge.prediction.formats import fast_formats, formats_of, quantised_kv
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.storage.atomic import check_file, check_keeps
 
     if preset is not None and limits:  # before `host` is measured
         raise MerinoError(f"--preset {preset.value} is a budget of its own: leave the others out")
-    check_kv(kv)
+    cache = quantised_kv(kv)
     share = parse_confidence(confidence)
     if out:
         check_keeps(out, [Path(device)])
@@ -125,7 +125,7 @@ def design(
         """`like`: a design whose vocabulary and format are taken."""
         return best_design(
             profile, within, space=space, context=longest, prompt=tokens,
-            kv=quantised_kv(kv),
+            kv=cache,
             vocabs=[like.architecture.vocab] if like else vocabs, precisions=[like.precision] if like else precisions,
             solver=solver.value, effort=Effort(steps, population, parents), seed=seed, scoring=scoring,
             confidence=share,
@@ -140,7 +140,7 @@ def design(
     if as_json and free:
         print(found.to_json(), end="")
     elif free:
-        print_design(found, profile)
+        print_design(found, profile, device)
 
 
 def tried(

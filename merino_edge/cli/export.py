@@ -41,14 +41,15 @@ def export(
     from merino_edge.cli.tables.bundles import matrix_table
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import working
-    from merino_edge.design.design_file import Design
     from merino_edge.export.request import (
-        Plan,
+        ROUNDED,
         check_calibration,
         check_text,
         chosen_cache,
         chosen_precision,
+        design_of,
         find_source,
+        needs_text,
         published,
         target_of,
     )
@@ -65,18 +66,19 @@ def export(
     check_folder(out, is_bundle_alone)
     asked = find_source(source, weights)
     check_text(asked, weights)
-    plan = asked.content if isinstance(asked, Plan) else None
+    design = design_of(asked)
     profile = board(board_name, say) if board_name else None
-    design = plan if isinstance(plan, Design) else None
     target = target_of(dialect, profile, design)
     auto = precision == "auto"
     if auto and profile is None:
         raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
-    form = "fp32" if auto else chosen_precision(target.dialect, precision, design)
+    form = chosen_precision(target.dialect, "fp32" if auto else precision, design)
     cache = chosen_cache(kv, target.dialect, form, design=design, board=profile)
     if not auto:
         check_calibration(form, cache, calibrate)
     hub_model = published(asked, weights)
+    if auto and hub_model and not text:
+        raise MerinoError(needs_text())
     if hub_model:
         with working(f"fetching {hub_model.name}"):
             fetch(hub_model, say)
@@ -87,14 +89,18 @@ def export(
     with working(f"exporting {source}"):
         found = load_source(source, weights)
         if auto:
-            from merino_edge.evaluation.fastest_format import fastest_format
+            from merino_edge.evaluation.fastest_format import export_fastest
 
             assert profile is not None
-            precision = fastest_format(found, profile, target, context, text, say)[-1].precision
-        done = run(
-            found, out, dialect=target.dialect, core=target.core, precision=precision, context=context,
-            overwrite=overwrite, chat=not no_chat, last_use=True, kv=kv, calibration=calibrate,
-        )  # fmt: skip
+            done = export_fastest(
+                found, out, profile, target, text, say, context=context, overwrite=overwrite, chat=not no_chat, kv=kv,
+                calibration=calibrate,
+            )  # fmt: skip
+        else:
+            done = run(
+                found, out, dialect=target.dialect, core=target.core, precision=precision, context=context,
+                overwrite=overwrite, chat=not no_chat, last_use=True, kv=kv, calibration=calibrate,
+            )  # fmt: skip
     made = done.bundle
     print(
         f"{out}: {made.name}, {made.dialect} {made.precision}, cache of {cache_formats(made)},"
@@ -109,10 +115,10 @@ def export(
         print(f"on {slower.board} {slower.times:g} times slower than an export with --for {slower.board}")
     if done.cache_rise is not None:
         on = calibrate or "what the model itself writes"
-        print(f"the cache of {cache_formats(made)} raises the perplexity of {on} by {done.cache_rise:.2%}")
+        print(f"the cache of {cache_formats(made)} changes the perplexity of {on} by {done.cache_rise:+.2%}")
     for each in done.stored:
         say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} quantised again")
-    if calibrate:
+    if calibrate and made.precision in ROUNDED:
         say(f"{done.calibrated} matrices were rounded for {calibrate.name}; blocks of the source are as they were")
     if made.chat:
         needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"

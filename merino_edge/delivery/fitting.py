@@ -9,7 +9,7 @@ from merino_edge.families.registry import read_geometry
 from merino_edge.prediction.formats import is_predicted, missing_isa
 from merino_edge.prediction.other_core import slower_on
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.bundle import BackendNeed, Bundle, backends_text, has_quantised_cache
+from merino_runtime.bundle import BackendNeed, Bundle, backends_text, older_graph, quantised_cache
 from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import version_tuple
 
@@ -68,7 +68,8 @@ def times_slower(bundle: Bundle, profile: DeviceProfile) -> float:
     if bundle.core is None:
         return 1.0
     operators = read_geometry(bundle.family, bundle.architecture).operators
-    found = slower_on(operators, bundle.precision, bundle.context, core_named(bundle.core), [profile])
+    core, kv = core_named(bundle.core), quantised_cache(bundle)
+    found = slower_on(operators, bundle.precision, bundle.context, core, [profile], kv)
     return found[0].times if found else 1.0
 
 
@@ -90,9 +91,7 @@ def why_not_on(need: BackendNeed, bundle: Bundle, profile: DeviceProfile) -> str
     """Why the profile's backend, of which the bundle needs this version, should not run it; empty where it can."""
     has = getattr(profile.software, profile.backend) or "0"
     if version_tuple(has) < version_tuple(need.min_version):
-        in_portable = "--dialect portable" if bundle.dialect != "portable" else ""
-        less = "without --kv it" if has_quantised_cache(bundle) else in_portable
-        less = f" ({less} needs less)" if less else ""
+        less = f" (an export with {older_graph(bundle)} needs less)" if bundle.dialect != "portable" else ""
         return f"needs {need.name} {need.min_version} and its system has {has}{less}"
     if not is_predicted(profile, bundle.precision):
         return "needs a GPU" if bundle.dialect == "portable" else "needs a GPU and --dialect portable"
@@ -100,8 +99,7 @@ def why_not_on(need: BackendNeed, bundle: Bundle, profile: DeviceProfile) -> str
     if missing:
         return f"needs {', '.join(missing)}, which its CPU lacks"
     operators = read_geometry(bundle.family, bundle.architecture).operators
-    on = [profile.backend]
-    kv = bundle.kv_layers[0].format if bundle.kv_layers else None
+    on, kv = [profile.backend], quantised_cache(bundle)
     if not fitting_boards(operators, bundle.precision, bundle.context, bundle.threads, on, [profile], kv=kv):
         return "needs more memory than it has free"
     return ""

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from merino_edge.design.score import Scoring
 from merino_edge.families.designed import Architecture
 from merino_edge.prediction.predicted import Predicted
 from merino_edge.profiles.profile import Backend
 from merino_edge.storage.faults import fault_list
+from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json, read_json_and_text
 
@@ -17,6 +18,15 @@ SCHEMA = 4
 DESIGN = "design.json"  # the usual name; in a checkpoint's folder the one that it was trained from
 
 SolverName = Literal["exact", "evolution"]
+
+
+def quantised(kv: str) -> str:
+    if kv not in QUANTISED_CACHES:
+        raise ValueError(f"must be {' or '.join(QUANTISED_CACHES)}, or null")
+    return kv
+
+
+QuantisedCache = Annotated[str, AfterValidator(quantised)]
 
 
 class Strict(BaseModel):
@@ -64,7 +74,7 @@ class Design(Strict):
     backend: Backend  # that the costs are of
     architecture: Architecture
     precision: str
-    kv: str | None = None  # the cache's format; None: that of the activations
+    kv: QuantisedCache | None = None  # the cache's format; None: that of the activations
     prompt: int
     budget: dict[str, float]  # as asked
     searched: dict[str, float]  # the limits that the proof holds for; other than `budget` only by --measure

@@ -19,7 +19,7 @@ from merino_edge.design.budgets import (
     requested,
     require_possible,
 )
-from merino_edge.design.design_file import Design, Strict
+from merino_edge.design.design_file import Design, QuantisedCache, Strict
 from merino_edge.design.designer import check_request, design
 from merino_edge.design.recommend import existing_entropy
 from merino_edge.design.space import Space
@@ -56,6 +56,7 @@ class Front(Strict):
     backend: Backend
     against: str
     precision: str
+    kv: QuantisedCache | None = None  # the cache's format; None: that of the activations
     context: int
     prompt: int
     vocab: int
@@ -78,6 +79,7 @@ def front(
     context: int,
     prompt: int,
     precision: str | None = None,
+    kv: str | None = None,
     confidence: float = DEFAULT_CONFIDENCE,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Front:
@@ -86,11 +88,12 @@ def front(
 
     `limits` hold at every point, and the board's own limit on memory where none is given; where memory is the axis it
     ends at all that the board has free. Of a latency with an interval the upper end at `confidence` keeps the limit.
-    `precision`: by default the one that the profile's backend prefers.
+    `precision`: by default the one that the profile's backend prefers. `kv`: the format of the cache, by default that
+    of the activations.
     `progress` is told each limit before it is solved.
     """
     precision = precision or formats_of(profile)[0]
-    check_request(profile, precision, context, prompt, space.vocab)
+    check_request(profile, precision, context, prompt, space.vocab, kv)
     if not FEWEST <= points <= MOST:
         raise MerinoError(f"--points {points} is not allowed: choose {FEWEST} to {MOST}")
     axis = BUDGETS_BY_NAME[against]
@@ -102,10 +105,11 @@ def front(
 
     def solve(ceilings: Mapping[str, float]) -> Design:
         return design(
-            profile, ceilings, space=space, context=context, prompt=prompt, precision=precision, confidence=confidence
-        )
+            profile, ceilings, space=space, context=context, prompt=prompt, precision=precision, kv=kv,
+            confidence=confidence,
+        )  # fmt: skip
 
-    model = cost_model(profile, InferenceShape(precision, context, prompt), confidence)
+    model = cost_model(profile, InferenceShape(precision, context, prompt, kv), confidence)
     least = amount(axis, model.predict(smallest(space, context).operators))
     ceiling = axis.most(profile) if axis.most else None
     top = solve(fixed if ceiling is None else {**fixed, against: ceiling})
@@ -119,6 +123,7 @@ def front(
         backend=profile.backend,
         against=against,
         precision=precision,
+        kv=kv,
         context=context,
         prompt=prompt,
         vocab=space.vocab,

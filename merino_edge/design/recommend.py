@@ -213,20 +213,27 @@ def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = INVERSE
     """The search's score of a decoder of equal layers, in weighted nats; None where it has other matrices than ours.
 
     Its layers are counted as `blocks` blocks of equal depth, as many as our decoders have: of all ways to cut them the
-    one of highest score. The score knows keys and values as wide as the layer and an FFN of two matrices: layers with a
-    gated FFN or with grouped heads have none.
+    one of highest score. Grouped heads have the entropy of narrower keys and values, as in our decoders. A gated FFN
+    has a third matrix, which the score does not know, and such layers have none.
     """
     layers = geometry.layer_shapes
     if not has_our_matrices(geometry):
         return None
+    kv_heads, head_size = geometry.kv_layers[0]
     whole, rest = divmod(len(layers), blocks)
     depths = [whole + (block < rest) for block in range(blocks)]
-    return sum(block_score(layers[0].width, layers[0].ffn_width, depth, False, scoring) for depth in depths if depth)
+    return sum(
+        block_score(layers[0].width, layers[0].ffn_width, depth, False, scoring, kv_width=kv_heads * head_size)
+        for depth in depths if depth
+    )  # fmt: skip
 
 
 def has_our_matrices(geometry: Geometry) -> bool:
-    """Whether its layers have as many elements of matrices as ours of the same widths."""
-    ours = sum(4 * layer.width**2 + 2 * layer.width * layer.ffn_width for layer in geometry.layer_shapes)
+    """Whether its layers have as many elements of matrices as ours of the same widths and heads."""
+    ours = sum(
+        2 * layer.width * (layer.width + heads * size + layer.ffn_width)
+        for layer, (heads, size) in zip(geometry.layer_shapes, geometry.kv_layers, strict=True)
+    )
     width, embedded = geometry.layer_shapes[0].width, geometry.embed_width
     beside = 2 * width * embedded if width != embedded else 0
     return sum(op.matrix for op in geometry.operators if op.kind == "linear") == ours + beside

@@ -68,7 +68,7 @@ def calibrated_cache(source: Source, kv: str, context: int, text: Path | None = 
     if rise > MOST_RISE:
         raise MerinoError(
             f"--kv {kv} raises the perplexity of {source.name} by {rise:.1%} on {text or 'what it writes itself'},"
-            f" allowed is {MOST_RISE:.0%}: {'take --kv int8, or ' if kv == 'int4' else ''}leave --kv out"
+            f" allowed is {MOST_RISE:.0%}: give {'--kv int8 or ' if kv == 'int4' else ''}--kv fp32"
             f"{'' if text else '. By another text, with --calibrate TEXT, it may cost less'}"
         )
     return Calibrated(scales, rise)

@@ -5,17 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tokenizers
-from transformers import PreTrainedModel
 
-from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts, write_description
-from merino_edge.bundles.files import described, is_bundle, is_bundle_alone
+from merino_edge.bundles.description import RUNTIME_CHOOSES, ModelFacts, write_description
+from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.bundles.write import write_bundle
 from merino_edge.export.cache_scales import CacheScales
-from merino_edge.export.calibrate_cache import RoundedCache, calibrated_cache
-from merino_edge.export.chat import chat_of
+from merino_edge.export.calibrate_cache import Calibrated, calibrated_cache
 from merino_edge.export.feedback import Moments
-from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
+from merino_edge.export.golden import GOLDEN_STEPS, clear_golden
 from merino_edge.export.moments import moments_on
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
@@ -28,31 +25,24 @@ from merino_edge.export.parity import (
     allowed_unrounded,
     empty,
     greedy_ids,
-    torch_greedy,
     unrounded_error,
     with_quantized,
     worst_error,
 )
 from merino_edge.export.quantize import MatrixError
-from merino_edge.export.request import ROUNDED, check_calibration, chosen_cache, chosen_precision
+from merino_edge.export.settled import Settled, settled
 from merino_edge.export.source import Source
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
-from merino_edge.families.operators import Core, core_of
+from merino_edge.families.operators import Core, core_named, core_of
 from merino_edge.families.registry import family_of, key_order_of, layout_of
 from merino_edge.families.weight_layout import GraphWeights
-from merino_edge.storage.atomic import check_folder, check_keeps, new_folder
+from merino_edge.storage.atomic import check_folder, new_folder
 from merino_runtime.bundle import Bundle, Threads, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import JSON, read_text
-from merino_runtime.text import Tokenizer
 
-GOLDEN_STEPS = 16  # whose ids the bundle carries
-PARITY_STEPS = 32
-GOLDEN_PROMPTS = 8  # tried at most
-CLEAR_LEAD = 0.15  # three times the error that quantised formats are allowed
 Dialect = type[Fused] | type[Portable]
 
 
@@ -91,6 +81,14 @@ class Exported(NamedTuple):
     cache_rise: float | None = None
 
 
+class OnText(NamedTuple):
+    """What the source's model shows on a text. `moments`: of the inputs of its matrices, None where no weight is
+    rounded by them. `cache`: scales of a quantised one, None where there is none."""
+
+    moments: Callable[[], Moments] | None
+    cache: Calibrated | None
+
+
 def export(
     source: Source, out: Path, *, dialect: str = "fused", precision: str | None = None, context: int | None = None,
     core: Core = "dotprod", overwrite: bool = False, chat: bool = True, last_use: bool = False,
@@ -107,46 +105,52 @@ def export(
     Raises MerinoError for a request that is not possible, for a template that raises, for weights that give no finite
     logits, and where the graph differs from torch; then nothing is written.
     """
-    precision = chosen_precision(dialect, precision, source.design)
-    kv = chosen_cache(kv, dialect, precision, design=source.design)
-    check_calibration(precision, kv, calibration)
-    context = chosen_context(source, context)
-    check_replaces(source, out, overwrite)
-    check_readable(source)
-    template = source.chat if chat else None
-    found = chat_of(template) if template else None
-    rounds = calibration is not None and precision in ROUNDED
-    check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch), rounds)
-    moments = moments_on(source, calibration) if calibration and rounds else None
-    cache = calibrated_cache(source, kv, context, calibration) if kv else None
-    scales = cache.scales if cache else None
-    graph = build_graph(source, dialect, context, precision, core, moments, scales)
+    asked = settled(
+        source, out, dialect=dialect, precision=precision, context=context, core=core, overwrite=overwrite, chat=chat,
+        kv=kv, calibration=calibration,
+    )  # fmt: skip
+    return write_export(source, out, asked, on_text(source, asked), last_use)
+
+
+def on_text(source: Source, asked: Settled) -> OnText:
+    """Raises MerinoError where the text cannot be read, or the cache costs too much on it."""
+    form, text = asked.form, asked.calibration
+    moments = moments_on(source, text) if text and asked.rounds_on_text else None
+    return OnText(moments, calibrated_cache(source, form.kv, form.context, text) if form.kv else None)
+
+
+def write_export(source: Source, out: Path, asked: Settled, found: OnText, last_use: bool = False) -> Exported:
+    """Write the bundle `out` as it was settled. `last_use`, and MerinoError: see `export`."""
+    form, scales = asked.form, found.cache.scales if found.cache else None
+    graph = build_graph(
+        source, form.dialect, form.context, form.precision, core_named(form.core), found.moments, scales
+    )  # fmt: skip
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     errors, stored, calibrated = graph.matrix_errors(), stored_blocks(source, graph), graph.calibrated
     dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
-    golden = clear_golden(dequantised, source.arch.vocab, context, scales)
+    golden = clear_golden(dequantised, source.arch.vocab, form.context, scales)
     if not np.isfinite(golden.logits).all():
         raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
     model = ModelFacts(
         source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids,
-        found.chat if found else None,
+        asked.chat.chat if asked.chat else None,
     )  # fmt: skip
     names = [port.name for port in graph.inputs]
-    text = template.text if template else None
-    others = dialect == "fused" and kv is None  # other programs make caches of floats
-    beside = files_for_others(model, names, context, source.tokenizer, text) if others else {}
+    others = form.dialect == "fused" and form.kv is None  # other programs make caches of floats
+    beside = files_for_others(model, names, form.context, source.tokenizer, asked.template) if others else {}
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(
-            folder, model, graph, GraphFormat(precision, dialect, context, core_of(dialect, precision, core), kv),
+            folder, model, graph, form,
             GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
-            threads=planned_threads(source, precision), tokenizer=source.tokenizer, template=text, beside=beside,
+            threads=planned_threads(source, form.precision), tokenizer=source.tokenizer, template=asked.template,
+            beside=beside,
         )  # fmt: skip
         if last_use:
             graph.forget()
             empty(source.model)
-        bundle, error, unrounded = proved(load_bundle(str(folder)), golden, bool(errors), kv)
-    made, why_jinja = bundle._replace(folder=str(out)), found.why_jinja if found else ""
-    steps, rise = len(golden.logits) - 1, cache.rise if cache else None
+        bundle, error, unrounded = proved(load_bundle(str(folder)), golden, bool(errors), form.kv)
+    made, why_jinja = bundle._replace(folder=str(out)), asked.chat.why_jinja if asked.chat else ""
+    steps, rise = len(golden.logits) - 1, found.cache.rise if found.cache else None
     return Exported(out, made, error, steps, unrounded, errors, stored, why_jinja, calibrated, rise)
 
 
@@ -180,45 +184,6 @@ def check_error(bundle: Bundle, error: float, allowed: float, how: str = "") -> 
         )
 
 
-def chosen_context(source: Source, context: int | None) -> int:
-    """The bundle's context in tokens. Raises MerinoError, with what is allowed, for one that the model cannot have."""
-    longest = source.arch.context
-    if context is not None and not 8 <= context <= longest:
-        raise MerinoError(f"--context {context} is not allowed: {source.name} takes 8 to {longest} tokens")
-    return context or longest
-
-
-def check_readable(source: Source) -> None:
-    """Raises MerinoError where the board's runtime cannot read the source's tokenizer, or it has tokens that the model
-    has not."""
-    if source.tokenizer is None:
-        return
-    if isinstance(source.tokenizer, str):
-        said, text = f"the tokenizer of {source.name}", source.tokenizer
-    else:
-        said, text = str(source.tokenizer), read_text(str(source.tokenizer), JSON, "Copy the checkpoint again.")
-    Tokenizer(text, said)
-    largest = max(tokenizers.Tokenizer.from_str(text).get_vocab().values(), default=0)
-    if largest >= source.arch.vocab:
-        raise MerinoError(
-            f"{said} has a token {largest}, and {source.name} has a vocabulary of {source.arch.vocab}: they do not"
-            " belong together. Copy both again from one place"
-        )
-
-
-def check_replaces(source: Source, out: Path, overwrite: bool) -> None:
-    """Raises MerinoError where `out` may not be replaced: it is the source itself, or it holds weights that may be
-    trained, and the source's are random."""
-    check_keeps(out, [Path(source.bundle.folder)] if source.bundle else [])
-    there = described(out)
-    kind, origin = there.get("weights", "unknown"), there.get("weights_source", "bundle.json is damaged")
-    if source.weights == "random" and is_bundle(out) and kind != "random" and not overwrite:
-        raise MerinoError(
-            f"{out} holds {kind} weights ({origin}), and those of {source.name} are random: choose another -o, or give"
-            " --overwrite to replace them"
-        )
-
-
 def stored_blocks(source: Source, graph: Graph) -> list[Stored]:
     """By type, in the order of the graph: how many matrices the graph has in the source's own blocks, and how many in
     blocks that they were quantised into."""
@@ -232,35 +197,6 @@ def stored_blocks(source: Source, graph: Graph) -> list[Stored]:
         )
         for kind in dict.fromkeys(kinds.values())
     ]  # fmt: skip
-
-
-def clear_golden(model: PreTrainedModel, vocab: int, context: int, scales: CacheScales | None = None) -> Golden:
-    """The first greedy continuation whose every choice leads by CLEAR_LEAD; of GOLDEN_PROMPTS without one, the best.
-
-    CPUs round differently, above all where activations are quantised to int8, and would choose differently between
-    logits that are nearly equal.
-    """
-    found = []
-    for attempt in range(GOLDEN_PROMPTS):
-        prompt_ids = golden_prompt(vocab, context, attempt)
-        cache = RoundedCache(scales) if scales else None
-        found.append(torch_greedy(model, prompt_ids, min(PARITY_STEPS, context - len(prompt_ids)), cache))
-        if least_lead(found[-1]) >= CLEAR_LEAD:
-            break
-    return max(found, key=least_lead)
-
-
-def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
-    """Ids spread over the vocabulary, so that the self-test needs no tokenizer."""
-    return [(37 + 7919 * index + 104729 * attempt) % vocab for index in range(min(8, context // 2))]
-
-
-def least_lead(golden: Golden) -> float:
-    """The smallest difference between a step's two largest logits, relative to the root mean square of that step; of
-    the steps whose ids the bundle carries."""
-    logits = golden.logits[:GOLDEN_STEPS]
-    second, first = np.sort(logits, axis=1)[:, -2:].T
-    return float(((first - second) / np.sqrt(np.square(logits).mean(axis=1))).min())
 
 
 def planned_threads(source: Source, precision: str) -> Threads:

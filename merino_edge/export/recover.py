@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from merino_edge.export.onnx.graph import MODEL_FILE
 from merino_edge.export.parity import WORST_LOGIT, torch_greedy, worst_error
 from merino_edge.families.weight_layout import Layout
-from merino_runtime.bundle import Bundle, cache_formats, has_quantised_cache
+from merino_runtime.bundle import Bundle, quantised_cache
 from merino_runtime.errors import MerinoError
 
 
@@ -35,10 +35,10 @@ def recover_weights(
             f"{folder} has {bundle.precision} weights, and what they lost does not come back: export from a bundle in"
             " fp32, or from the checkpoint"
         )
-    if has_quantised_cache(bundle):
+    if quantised_cache(bundle):
         raise MerinoError(
-            f"{folder} has a cache of {cache_formats(bundle)}, which hides whether its weights were read back right:"
-            " export from a bundle without --kv, or from the checkpoint"
+            f"{folder} has a cache of {quantised_cache(bundle)}, which hides whether its weights were read back right:"
+            " export from a bundle with --kv fp32, or from the checkpoint"
         )
     state = model.state_dict()
     tied = {name for name in model.all_tied_weights_keys if name in state}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from merino_edge.bundles.files import is_bundle
-from merino_edge.design.design_file import Design, read_plan
+from merino_edge.design.design_file import DESIGN, Design, load_design, read_plan
 from merino_edge.families.checkpoint import check_checkpoint, check_tokenizer
 from merino_edge.families.designed import Architecture
 from merino_edge.families.gguf.named import is_gguf
@@ -14,7 +14,6 @@ from merino_edge.families.operators import Core
 from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.prediction.formats import (
     cache_needs,
-    check_kv,
     core_of_board,
     dialect_of,
     has_cache,
@@ -120,6 +119,22 @@ def check_calibration(precision: str, kv: str | None, text: Path | None) -> None
         )
 
 
+def needs_text() -> str:
+    """Why an export in the fastest format needs a text, and what helps."""
+    return (
+        "--precision auto measures what each format costs in perplexity: give a text that the model was not trained on"
+        " with --text FILE, or name a format"
+    )
+
+
+def design_of(found: Model | HubModel | Plan | Path) -> Design | None:
+    """The design that the source is, or that its checkpoint was trained from."""
+    if isinstance(found, Plan):
+        return found.content if isinstance(found.content, Design) else None
+    path = found / DESIGN if isinstance(found, Path) else None
+    return load_design(path) if path and path.is_file() else None
+
+
 def chosen_cache(
     kv: str | None, dialect: str, precision: str, *, design: Design | None = None, board: DeviceProfile | None = None
 ) -> str | None:
@@ -127,19 +142,18 @@ def chosen_cache(
 
     Raises MerinoError where the dialect, the weight format or the board's runtime takes no such cache.
     """
-    check_kv(kv)
     found = quantised_kv(kv or (design.kv if design else None))
     if found is None:
         return None
-    asked, remedy = (f"--kv {kv}", "leave --kv out") if kv else (f"the design's cache, {found},", "give --kv fp32")
+    asked = f"--kv {kv}" if kv else f"the design's cache, {found},"
+    if board and not has_cache(board.with_backend("onnxruntime"), found):
+        has = board.software.onnxruntime
+        raise MerinoError(f"{asked} needs {cache_needs()}, and a {board.name} has {has}: give --kv fp32")
     if dialect != "fused":
         raise MerinoError(
             f"{asked} is not possible in dialect {dialect}, which TensorRT and older versions of ONNX Runtime run: its"
-            f" cache has the type of the activations. To export, {remedy}, or take --dialect fused"
+            f" cache has the type of the activations. Give --kv fp32, or --dialect fused"
         )
     if precision == "fp16":
-        raise MerinoError(f"{asked} is not possible with --precision fp16, which is for GPUs: {remedy}")
-    if board and not has_cache(board.with_backend("onnxruntime"), found):
-        has = board.software.onnxruntime
-        raise MerinoError(f"{asked} needs {cache_needs()}, and a {board.name} has {has}: {remedy}")
+        raise MerinoError(f"{asked} is not possible with --precision fp16, which is for GPUs: give --kv fp32")
     return found

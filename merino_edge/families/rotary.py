@@ -49,6 +49,12 @@ def frequencies(rotary: Rotary, head_size: int) -> np.ndarray:
     return found
 
 
+def rotary_tables(context: int, head_size: int, rotary: Rotary) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of each position, float32 [context, head_size / 2], computed as the torch models do."""
+    angles = np.arange(context, dtype=np.float32)[:, None] * frequencies(rotary, head_size)
+    return np.cos(angles), np.sin(angles)
+
+
 def scaled(found: np.ndarray, scaling: RopeScaling | None) -> np.ndarray:
     """Frequencies after `scaling`."""
     if scaling is None:

@@ -35,14 +35,11 @@ def has_cache(profile: DeviceProfile, kv: str | None) -> bool:
     return profile.backend == "onnxruntime" and has >= version_tuple(FIRST_QUANTISED_CACHE)
 
 
-def check_kv(kv: str | None) -> None:
-    """Raises MerinoError for a format that no cache has."""
+def quantised_kv(kv: str | None) -> str | None:
+    """What --kv names where it is not the format of the activations anyway, else None. Raises MerinoError for a format
+    that no cache has."""
     if kv is not None and kv not in KV_FORMATS:
         raise MerinoError(f"--kv {kv} is not known: choose one of {', '.join(KV_FORMATS)}")
-
-
-def quantised_kv(kv: str | None) -> str | None:
-    """The format where it is not that of the activations anyway, else None."""
     return kv if kv in QUANTISED_CACHES else None
 
 

@@ -18,6 +18,11 @@ class InferenceShape:
     kv: str | None = None
 
 
+def lengths_words(context: int, prompt: int, kv: str | None) -> str:
+    """The shape for people, without the weight format."""
+    return f"context {context}, prompt {prompt} tokens" + (f", a cache of {kv}" if kv else "")
+
+
 def default_prompt(context: int) -> int:
     """Tokens of the prompt where the user names none: half the context, at most 512."""
     return min(LONGEST_DEFAULT_PROMPT, max(1, context // 2))

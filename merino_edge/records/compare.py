@@ -65,8 +65,8 @@ def compare_files(before: Path, after: Path, say: Callable[[str], None] = lambda
 def compare(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
     """Pair the rows of A and B, and judge each pair.
 
-    Two rows are partners if bundle, engine without its version, precision, dialect, test, depth and threads agree.
-    Bundles agree by name. Rows without a partner are paired in a second pass by geometry, in a third, for failed
+    Two rows are partners if bundle, engine without its version, precision, dialect, cache, test, depth and threads
+    agree. Bundles agree by name. Rows without a partner are paired in a second pass by geometry, in a third, for failed
     rows, by the keys that a failed row has. Rows of one side with the same key are pooled. Raises MerinoError where
     no row has a partner.
     """
@@ -163,7 +163,7 @@ def _by_keys_of_a_failed_row(row: Record) -> Hashable:
 
 
 def _conditions(row: Record) -> tuple[Hashable, ...]:
-    return row.engine_name, row.precision, row.dialect, row.test, row.depth or 0, row.threads, bool(row.failure)
+    return row.engine_name, row.precision, row.dialect, row.kv, row.test, row.depth or 0, row.threads, bool(row.failure)
 
 
 def _may_pair(a: Sequence[Record], b: Sequence[Record]) -> bool:
@@ -206,7 +206,7 @@ def _speeds(rows: Sequence[Record]) -> list[float]:
 
 def _titles(rows: Sequence[Record]) -> tuple[str, ...]:
     said = (
-        f"{row.bundle} {row.precision or '-'} {row.test}, {row.engine_name}, "
+        f"{row.bundle} {row.precision or '-'}{f' {row.kv} cache' if row.kv else ''} {row.test}, {row.engine_name}, "
         f"{row.threads or '-'} threads" + (f" ({row.flags[0]})" if row.failure else "")
         for row in rows
     )

@@ -12,6 +12,7 @@ from merino_edge.design.design_file import Design
 from merino_edge.design.pareto import Front
 from merino_edge.design.pareto import Mark as ExistingModel
 from merino_edge.prediction.confidence import percent
+from merino_edge.prediction.shape import lengths_words
 from merino_edge.report import labels
 from merino_edge.report.labels import Box, Mark
 from merino_edge.report.svg import (
@@ -155,12 +156,11 @@ def footnote(front: Front) -> list[str]:
         ends = f" Latencies are the upper ends of {percent(first.confidence)} intervals."
     blocks = len(front.points[0].architecture.blocks)
     paragraphs = (
-        f"Blue: the proved optimum at each limit, {front.precision}, vocabulary {front.vocab:,}, context"
-        f" {front.context}, prompt {front.prompt}{', within ' + held if held else ''}; predicted from"
+        f"Blue: the proved optimum at each limit, {front.precision}, vocabulary {front.vocab:,},"
+        f" {lengths_words(front.context, front.prompt, front.kv)}{', within ' + held if held else ''}; predicted from"
         f" {first.provenance} coefficients.{ends} It ends at the largest decoder of the search space or at the board's"
         " free memory.",
-        f"Orange: existing models by the same score and cost model, as {blocks} blocks of equal depth, with keys and"
-        " values as wide as queries and a gated FFN counted as two matrices.",
+        f"Orange: existing models by the same score and cost model, as {blocks} blocks of equal depth.",
         "Entropy is the score of the search: the capacity of each layer's randomly drawn weights in nats, weighted"
         " between attention and FFN and reduced by a loss that depends on depth over width. It ignores training.",
     )

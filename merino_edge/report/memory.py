@@ -37,5 +37,5 @@ def parts_of(series: Series) -> MemoryParts | None:
     weights_mb = min(stored / BYTES_PER_MB, peak_mb)
     kv_mb = None
     if operators and context:
-        kv_mb = min(kv_bytes(operators, context, series.precision) / BYTES_PER_MB, peak_mb - weights_mb)
+        kv_mb = min(kv_bytes(operators, context, series.precision, series.kv) / BYTES_PER_MB, peak_mb - weights_mb)
     return MemoryParts(series, weights_mb, kv_mb, peak_mb - weights_mb - (kv_mb or 0))

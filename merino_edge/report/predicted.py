@@ -86,7 +86,7 @@ def _of(series: Series, profile: DeviceProfile) -> list[Prediction]:
 
     def predict(context: int, prompt: int) -> Predicted:
         whole = series.context if on_gpu else None  # an engine reads the whole cache, however little of it is filled
-        return cost_model(profile, InferenceShape(precision, whole or context, prompt)).predict(operators)
+        return cost_model(profile, InferenceShape(precision, whole or context, prompt, series.kv)).predict(operators)
 
     if decode and decode.ms_p50:
         mean_cached = decode.cached + decode.tokens // 2

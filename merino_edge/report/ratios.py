@@ -28,7 +28,7 @@ class Against:
 
 
 def equal_ratios(series: Sequence[Series]) -> list[Against]:
-    """Ratios where engine with version, format, dialect and machine are the same on both sides.
+    """Ratios where engine with version, format, dialect, cache and machine are the same on both sides.
 
     If the reference was measured with several thread counts, its fastest row counts: the ratio is the smallest one.
     """
@@ -90,8 +90,8 @@ def _decode_tok_s(series: Series | None) -> float:
     return row.tok_s or 0 if row else 0
 
 
-def _form(series: Series) -> tuple[str, str, str]:
-    return series.engine, series.precision, series.dialect
+def _form(series: Series) -> tuple[str, str, str, str | None]:
+    return series.engine, series.precision, series.dialect, series.kv
 
 
 def _against(ours: Series, theirs: Series) -> list[Against]:

@@ -20,6 +20,7 @@ class Series:
     engine: str
     precision: str
     dialect: str
+    kv: str | None  # the cache's format where it is quantised
     weights: str
     threads: int | None
     board: str
@@ -75,16 +76,19 @@ def series_of(records: Iterable[Record]) -> list[Series]:
     groups: dict[tuple[object, ...], list[Record]] = {}
     for row in records:
         if row.failure is None:
-            key = row.bundle, row.engine, row.precision, row.dialect, row.weights, row.threads, row.board
+            key = row.bundle, row.engine, row.precision, row.dialect, row.kv, row.weights, row.threads, row.board
             groups.setdefault(key, []).append(row)
     labels = distinct_labels([rows[0] for rows in groups.values()])
     return [_one_series(rows, label) for rows, label in zip(groups.values(), labels, strict=True)]
 
 
 def distinct_labels(rows: Sequence[Record]) -> list[str]:
-    """Bundle, format, and the engine unless it is the default one; then more keys until the labels differ."""
+    """Bundle, formats, and the engine unless it is the default one; then more keys until the labels differ."""
     labels = [
-        f"{row.bundle} {row.precision or '-'}" + (f" {row.engine_name}" if not row.runs_on_onnxruntime else "")
+        " ".join([
+            row.bundle, row.precision or "-", *([f"{row.kv} cache"] if row.kv else []),
+            *([] if row.runs_on_onnxruntime else [row.engine_name]),
+        ])
         for row in rows
     ]
     for more in (lambda row: row.dialect, _thread_words, lambda row: row.engine, lambda row: row.weights,
@@ -110,6 +114,6 @@ def _thread_words(row: Record) -> str:
 def _one_series(rows: Sequence[Record], label: str) -> Series:
     one = rows[0]
     return Series(
-        label, one.bundle, one.engine or "-", one.precision or "-", one.dialect or "", one.weights or "unknown",
-        one.threads, one.board, tuple(rows),
+        label, one.bundle, one.engine or "-", one.precision or "-", one.dialect or "", one.kv,
+        one.weights or "unknown", one.threads, one.board, tuple(rows),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from merino_bench.harness.record import format_words
 from merino_edge.records.schema import Record
 from merino_edge.report.ratios import Against
 from merino_edge.report.summary import Place, Summary
@@ -93,7 +94,7 @@ class Column:
 
 COLUMNS = (
     Column("bundle", False, lambda row: row.bundle),
-    Column("format", False, lambda row: " ".join(filter(None, (row.precision, row.dialect))) or None),
+    Column("format", False, lambda row: format_words(row.precision, row.dialect, row.kv) or None),
     Column("engine", False, lambda row: row.engine),
     Column("weights", False, lambda row: row.weights),
     Column("test", False, lambda row: row.test),

@@ -114,7 +114,8 @@ def unpredicted_words(summary: Summary) -> str:
 
 
 def form_words(series: Series) -> str:
-    return f"{series.precision}, {series.engine}" + (f" ({series.dialect})" if series.dialect else "")
+    cache = f", {series.kv} cache" if series.kv else ""
+    return f"{series.precision}{cache}, {series.engine}" + (f" ({series.dialect})" if series.dialect else "")
 
 
 def against_words(each: Against) -> str:

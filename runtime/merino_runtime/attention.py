@@ -10,7 +10,7 @@ import re
 from typing import Iterator
 
 from merino_runtime import board
-from merino_runtime.bundle import Bundle, has_quantised_cache
+from merino_runtime.bundle import Bundle, quantised_cache
 
 SWITCH = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 CORTEX_A53 = "0xd03"  # "CPU part" in /proc/cpuinfo
@@ -38,7 +38,7 @@ def attention_path(bundle: Bundle) -> str:
 
 def is_faster_by_products(bundle: Bundle) -> bool:
     """On x86, measured, over a quantised cache; on Cortex-A53, by a model of the core, over one of floats."""
-    quantised = has_quantised_cache(bundle)
+    quantised = quantised_cache(bundle) is not None
     here = platform.machine()
     if here in board.X86_MACHINES:
         return quantised

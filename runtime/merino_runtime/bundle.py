@@ -164,8 +164,14 @@ def backends_text(bundle: Bundle) -> str:
     return ", or ".join(f"{need.name} {need.min_version} or later" for need in bundle.backends)
 
 
-def has_quantised_cache(bundle: Bundle) -> bool:
-    return any(layer.format in QUANTISED_CACHES for layer in bundle.kv_layers)
+def quantised_cache(bundle: Bundle) -> Optional[str]:
+    """The format of keys and values where it is quantised; None: that of the activations. All layers have one."""
+    return next((layer.format for layer in bundle.kv_layers if layer.format in QUANTISED_CACHES), None)
+
+
+def older_graph(bundle: Bundle) -> str:
+    """The option of `export` that makes a graph of the same model for older versions of onnxruntime."""
+    return "--kv fp32" if quantised_cache(bundle) else "--dialect portable"
 
 
 def cache_formats(bundle: Bundle) -> str:

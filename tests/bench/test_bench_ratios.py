@@ -36,11 +36,14 @@ def test_a_ratio_is_this_row_over_the_baseline():
 
 def test_equal_format_and_as_shipped_are_told_apart():
     fp32, int4, peer = row("base"), row("ours", precision="int4"), row("peer", dialect=None)
-    portable = row("plain", dialect="portable")
-    add_ratios([fp32, int4, peer, portable], [fp32])
-    kinds = [one["ratio_kind"] for one in (fp32, int4, peer, portable)]
-    assert kinds == ["equal format", "as shipped", "equal format", "as shipped"]
-    assert [one["baseline"] for one in (fp32, int4, peer, portable)] == ["base fp32 fused"] * 4
+    portable, cached = row("plain", dialect="portable"), row("ours", kv="int8")
+    rows = [fp32, int4, peer, portable, cached]
+    add_ratios(rows, [fp32])
+    kinds = [one["ratio_kind"] for one in rows]
+    assert kinds == ["equal format", "as shipped", "equal format", "as shipped", "as shipped"]
+    assert [one["baseline"] for one in rows] == ["base fp32 fused"] * 5
+    add_ratios(rows, [cached])
+    assert (cached["ratio_kind"], fp32["baseline"]) == ("equal format", "ours fp32 fused int8 cache")
 
 
 def test_a_row_is_compared_with_the_baseline_of_its_own_format_or_with_the_first():

@@ -9,7 +9,7 @@ from merino_edge.benchmarking import baselines
 from merino_edge.benchmarking.baselines import EXPORTER_ROOMS, baseline_bundles, digest_of, exporter_digest
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families import zoo
-from merino_runtime.bundle import load_bundle
+from merino_runtime.bundle import load_bundle, quantised_cache
 from merino_runtime.errors import MerinoError
 
 OPT_350M = zoo.model("opt-350m")
@@ -81,6 +81,15 @@ def test_it_is_for_the_measured_bundles_kind_of_core(tiny_arch, tmp_path):
     found = baseline_bundles("opt-350m", list(map(str, measured)), None, lambda _: None)
     assert [load_bundle(folder).core for folder in found] == ["plain", "dotprod"] and len(set(found)) == 2
     assert baseline_bundles("opt-350m", [str(measured[0])], "int8", print) == found[:1]
+
+
+def test_it_has_the_measured_bundles_cache(tiny_arch, tmp_path):
+    measured = [str(tmp_path / str(kv)) for kv in (None, "int8")]
+    for folder, kv in zip(measured, (None, "int8"), strict=True):
+        write_random_bundle(tiny_arch, "fp32", Path(folder), "timed", kv=kv)
+    found = baseline_bundles("opt-350m", measured, None, lambda _: None)
+    assert [quantised_cache(load_bundle(folder)) for folder in found] == [None, "int8"]
+    assert baseline_bundles("opt-350m", measured[1:], "fp32", print) == found[:1]  # as shipped
 
 
 def test_the_precision_can_be_fixed(bundle_dirs):

@@ -48,6 +48,13 @@ def test_a_slowdown_of_a_fifth_is_found(step_ms, spread, repetitions):
     assert pair.ratio.low <= 0.8 * 1.06 and pair.ratio.high < 1
 
 
+def test_rows_over_another_cache_are_no_partners():
+    floats, whole = record(10), record(8, kv="int8")
+    found = compare(rows(floats, whole), rows(floats))
+    assert len(found.pairs) == 1 and found.pairs[0].ratio.value == 1
+    assert found.only_a == ("ours fp32 int8 cache tg32, onnxruntime CPU, 2 threads",)
+
+
 @settings(max_examples=60)
 @given(first=SPEEDS, second=SPEEDS)
 def test_exchanging_the_sides_gives_the_reciprocals(first, second):

@@ -1,6 +1,8 @@
 """Exports for a board: the graph for its runtime and kind of core, and the fastest format that reads a text well."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import onnxruntime
@@ -8,11 +10,21 @@ import pytest
 from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
-from merino_edge.evaluation.fastest_format import ALLOWED_RISE, fastest_format, predicted_ms
+from merino_edge.delivery.fitting import times_slower
+from merino_edge.evaluation import fastest_format
+from merino_edge.evaluation.fastest_format import export_fastest, predicted_ms
+from merino_edge.evaluation.perplexity import bundle_perplexity
+from merino_edge.export.export import export
 from merino_edge.export.onnx.plain import FusedPlain
+from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.export.request import Target
 from merino_edge.export.source import load_source
-from merino_edge.profiles.reading import load_profile
+from merino_edge.families.designed import Architecture
+from merino_edge.families.zoo import model
+from merino_edge.prediction.formats import has_cache
+from merino_edge.prediction.other_core import decode_ms, slower_on
+from merino_edge.profiles.reading import list_profiles, load_profile
+from merino_runtime.bundle import load_bundle, quantised_cache
 from merino_runtime.errors import MerinoError
 
 TEXT = "The river runs past the old mill, and the miller counts the sacks of flour in the evening. " * 20
@@ -47,28 +59,142 @@ def test_what_a_bundle_costs_elsewhere_is_said(tmp_path):
         assert f"on {board} {times:g} times slower than an export with --for {board}" in said
 
 
-def test_the_fastest_format_is_the_first_that_keeps_its_bar(tiny_checkpoint, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text(TEXT)
-    source, said = load_source(str(tiny_checkpoint)), []
-    tried = fastest_format(source, PI_4, Target("fused", "plain"), None, text, said.append)
-    times = predicted_ms(source.arch, PI_4, ("fp32", "fp16", "int8", "int4"), 64)
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_what_it_costs_elsewhere_counts_the_cache(precision):
+    """Attention costs the same in both graphs, whatever the cache: the weights alone make the difference. Boards whose
+    runtime takes no such cache are not named, since an export for them is refused."""
+    operators = model("smollm2-135m").geometry.operators
+    floats = {each.board: each for each in slower_on(operators, precision, 2048, "dotprod", list_profiles())}
+    for kv in ("int8", "int4"):
+        found = slower_on(operators, precision, 2048, "dotprod", list_profiles(), kv)
+        assert {each.board for each in found} == {name for name in floats if has_cache(load_profile(name), kv)} != set()
+        for each in found:
+            board = load_profile(each.board)
+            there, own = (decode_ms(operators, precision, 2048, board, core, kv) for core in ("dotprod", "plain"))
+            assert each.times == float(f"{there / own:.2g}")
+            before, mine = (decode_ms(operators, precision, 2048, board, core) for core in ("dotprod", "plain"))
+            assert there - own == pytest.approx(before - mine) and own != mine
+
+
+def test_what_packs_and_fits_judges_the_bundles_own_cache(tmp_path):
+    arch = model("smollm2-135m").geometry.model_copy(update={"layers": 4, "vocab": 2000})
+    bundle = write_random_bundle(arch, "int8", tmp_path / "bundle", "timed", kv="int4")
+    [expected] = slower_on(arch.operators, "int8", arch.context, "dotprod", [PI_4], "int4") or [None]
+    assert times_slower(bundle, PI_4) == (expected.times if expected else 1.0)
+    assert bundle.slower_on == slower_on(arch.operators, "int8", arch.context, "dotprod", list_profiles(), "int4")
+    slower = {each.board for each in bundle.slower_on}
+    assert slower and not slower & set(bundle.boards) and "raspberry-pi-5" in bundle.boards
+
+
+def test_a_design_says_how_it_is_exported_for_its_board_and_keeps_its_cache(tmp_path):
+    asked = ["--decode-ms", "0.8", "--vocab", "300", "--context", "64", "--precision", "int8", "--kv", "int8"]
+    place = str(tmp_path / "tiny.json")
+    done = CliRunner().invoke(app, ["design", "--device", "raspberry-pi-4", *asked, "-o", place])
+    assert done.exit_code == 0, (done.output, done.exception)
+    [options] = re.findall(r"^export it, .*, with (.*): ", done.output, re.MULTILINE)
+    exported(place, *options.split(), "-o", tmp_path / "bundle")
+    made = load_bundle(str(tmp_path / "bundle"))
+    assert (made.precision, made.core, quantised_cache(made)) == ("int8", "plain", "int8")
+    assert "raspberry-pi-4" in made.boards
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+PLAIN, DOTPROD = Target("fused", "plain"), Target("fused", "dotprod")
+
+
+@pytest.fixture(scope="module")
+def wide(tiny_checkpoint, tiny_arch, decoder, tmp_path_factory):
+    """Folders of checkpoints so wide that float32 is the slowest: blocks of 32 divide the FFN of one alone."""
+    found = {}
+    for name, ratio in (("even", 2.0), ("odd", 2.0625)):
+        block = {"width": 256, "ffn_ratio": ratio, "depth": 2, "kv_heads": 1}
+        arch = Architecture(blocks=[block], vocab=tiny_arch.vocab, head_size=64, context=64)
+        found[name] = tmp_path_factory.mktemp("wide") / name
+        decoder(arch, 3, bos_token_id=0, eos_token_id=0).save_pretrained(found[name])
+        shutil.copy(tiny_checkpoint / "tokenizer.json", found[name])
+    return found
+
+
+@pytest.mark.parametrize("allowed, kv", [(1.0, "int8"), (-1.0, None)])
+def test_the_fastest_format_that_keeps_its_bar_is_written_as_it_was_judged(
+    allowed, kv, wide, text, tmp_path, monkeypatch
+):
+    """With weights rounded for a text and the cache asked for, as an export in that format by name has them."""
+    monkeypatch.setattr(fastest_format, "ALLOWED_RISE", dict.fromkeys(("int8", "int4"), allowed))
+    source, said, given = load_source(str(wide["even"])), [], {"kv": kv, "calibration": text}
+    made = export_fastest(source, tmp_path / "bundle", PI_4, PLAIN, text, said.append, **given)
+    times = predicted_ms(source.arch, PI_4, ("fp32", "fp16", "int8", "int4"), 64, kv)
     assert set(times) == {"fp32", "int8", "int4"}  # nothing predicts fp16 on a CPU
-    assert [each.precision for each in tried] == sorted(times, key=lambda form: times[form])[: len(tried)]
-    kept = [each.rise <= ALLOWED_RISE[each.precision] for each in tried]
-    assert kept == [False] * (len(tried) - 1) + [True] and len(said) == len(tried)
+    order = sorted(times, key=times.get)
+    assert [line.split(":")[0] for line in said] == order[: len(said)] and not any("\n" in line for line in said)
+    assert [line.split(": ")[-1] for line in said] == ["refused"] * (len(said) - 1) + ["taken"]
+    precision = order[0] if allowed > 0 else "fp32"
+    assert (made.bundle.precision, quantised_cache(made.bundle)) == (precision, kv)
+    assert load_bundle(str(tmp_path / "bundle")) == made.bundle and bool(made.calibrated) == (precision != "fp32")
+    if precision == "fp32" and not kv:
+        given["calibration"] = None
+    named = export(source, tmp_path / "named", precision=precision, core="plain", **given)
+    assert named.bundle.files == made.bundle.files and named.bundle.golden == made.bundle.golden
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "named", "text.txt"]
+    if precision != "fp32":
+        plain = export(source, tmp_path / "plain", core="plain", kv=kv, calibration=text if kv else None)
+        rise = bundle_perplexity(made.folder, text).perplexity / bundle_perplexity(plain.folder, text).perplexity - 1
+        assert f"perplexity {rise:+.2%}, " in said[-1]
 
 
-def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_text(tiny_checkpoint, tiny_arch, tmp_path):
-    path = tmp_path / "architecture.json"
-    path.write_text(tiny_arch.model_dump_json())
-    target = Target("fused", "dotprod")
-    [found] = fastest_format(load_source(str(path)), PI_5, target, None, None, lambda _: None)
-    assert found.rise is None
-    with pytest.raises(MerinoError, match="--text FILE.*raspberry-pi-5 it would be"):
-        fastest_format(load_source(str(tiny_checkpoint)), PI_5, target, None, None, lambda _: None)
-    done = CliRunner().invoke(app, ["export", str(tiny_checkpoint), "--precision", "auto", "-o", str(tmp_path / "b")])
+@pytest.mark.parametrize("weights", ["trained", "random"])
+def test_a_format_that_cannot_be_written_is_left_out_in_a_line(weights, wide, text, tmp_path):
+    source, said = load_source(str(wide["odd"]))._replace(weights=weights), []
+    made = export_fastest(source, tmp_path / "bundle", PI_5, DOTPROD, text, said.append)
+    assert made.bundle.precision == "fp32" and len(said) == 3 and said[-1].endswith(": taken")
+    assert all("refused: " in line and "rows of 528 weights" in line and "\n" not in line for line in said[:-1])
+
+
+def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_text(wide, tmp_path):
+    source, out, said = load_source(str(wide["even"])), tmp_path / "bundle", []
+    made = export_fastest(source._replace(weights="random"), out, PI_5, DOTPROD, None, said.append, kv="int8")
+    assert (made.bundle.precision, quantised_cache(made.bundle)) == ("int4", "int8")
+    assert len(said) == 1 and said[0].endswith("raspberry-pi-5: taken")
+    with pytest.raises(MerinoError, match="--text FILE.*raspberry-pi-5 it would be int4"):
+        export_fastest(source, out, PI_5, DOTPROD, None, said.append)
+    done = CliRunner().invoke(app, ["export", str(wide["even"]), "--precision", "auto", "-o", str(tmp_path / "b")])
     assert done.exit_code and "name it with --for" in str(done.exception)
+
+
+def test_where_float32_is_the_fastest_nothing_is_read(tiny_checkpoint, text, tmp_path):
+    source, said = load_source(str(tiny_checkpoint)), []
+    with pytest.raises(MerinoError, match="the weights are fp32 and the cache is not quantised"):
+        export_fastest(source, tmp_path / "bundle", PI_4, PLAIN, None, said.append, calibration=text)
+    made = export_fastest(source, tmp_path / "bundle", PI_4, PLAIN, None, said.append, calibration=text, kv="int8")
+    assert (made.bundle.precision, quantised_cache(made.bundle), said) == ("fp32", "int8", [])
+
+
+@pytest.mark.usefixtures("text")
+@pytest.mark.parametrize("words, said", [
+    (("--dialect", "onnx"), "--dialect onnx is not known"),
+    (("--kv", "int2"), "--kv int2 is not known"),
+    (("--kv", "int8", "--dialect", "portable"), "not possible in dialect portable"),
+    (("--kv", "int8", "--for", "jetson-orin-nano"), "has 1.23.2: give --kv fp32"),
+    (("--context", "65"), "--context 65 is not allowed"),
+    (("--calibrate", "short.txt"), "--calibrate short.txt"),
+    (("--text", "short.txt"), "--text short.txt"),
+], ids=str)  # fmt: skip
+def test_what_cannot_be_is_refused_before_a_format_is_tried(words, said, wide, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "short.txt").write_text("The river.")
+    usual = {"--precision": "auto", "--for": "raspberry-pi-4", "--text": "text.txt"}
+    given = {**usual, **dict(zip(words[::2], words[1::2], strict=True))}
+    asked = [word for pair in given.items() for word in pair]
+    done = CliRunner().invoke(app, ["export", str(wide["even"]), *asked, "-o", "bundle"])
+    assert done.exit_code == 1 and isinstance(done.exception, MerinoError) and said in str(done.exception)
+    assert "predicted on" not in done.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["short.txt", "text.txt"]
 
 
 def test_an_outlier_in_a_prompt_leaves_the_other_rows_as_exact_as_alone(tmp_path):

@@ -2,6 +2,7 @@
 stand for; its scales; and where it is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from typer.testing import CliRunner
 
 import merino_edge.export.calibrate_cache as calibrate_cache
+from merino_edge.cli.app import app
 from merino_edge.design.design_file import load_design
 from merino_edge.design.designer import check_request, design
 from merino_edge.design.space import Space
@@ -37,7 +40,7 @@ from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.backends import onnx_session, open_backend
-from merino_runtime.bundle import load_bundle
+from merino_runtime.bundle import load_bundle, quantised_cache
 from merino_runtime.cache_file import load_cache, save_cache
 from merino_runtime.errors import MerinoError
 from merino_runtime.selftest import selftest
@@ -173,7 +176,7 @@ def test_a_cache_that_costs_too_much_is_not_offered(decoder, monkeypatch):
     fine, coarse = (scales_of(filled_layers(source.model, ids), bits) for bits in (8, 2))
     assert abs(rise_of(source.model, ids, fine)) < abs(rise_of(source.model, ids, coarse))
     monkeypatch.setattr(calibrate_cache, "MOST_RISE", -1.0)
-    with pytest.raises(MerinoError, match="--kv int4 raises the perplexity .* take --kv int8, or leave --kv out"):
+    with pytest.raises(MerinoError, match="--kv int4 raises the perplexity .* give --kv int8 or --kv fp32"):
         calibrated_cache(trained, "int4", CONTEXT)
     assert calibrated_cache(source, "int4", CONTEXT).rise is None
 
@@ -234,6 +237,25 @@ def test_a_design_keeps_its_cache_to_the_bundle(tmp_path):
     assert timed.kv_layers == made.kv_layers
 
 
+def test_a_checkpoint_keeps_its_designs_cache(tiny_checkpoint, tiny_arch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_checkpoint, "checkpoint")
+    found = design(load_profile("raspberry-pi-4"), {"params_m": 0.2}, space=Space(vocab=256, blocks=1), context=64,
+                   prompt=16, kv="int8")  # fmt: skip
+    found = found.model_copy(update={"architecture": tiny_arch})
+    Path("checkpoint/design.json").write_text(found.to_json())
+    Path("text.txt").write_text("The river runs past the old mill. " * 40)
+
+    def exported(*words):
+        return CliRunner().invoke(app, ["export", "checkpoint", "--calibrate", "text.txt", "-o", "bundle", *words])
+
+    assert "cache of int8" in exported().output and quantised_cache(load_bundle("bundle")) == "int8"
+    assert "the design's cache, int8, needs" in str(exported("--for", "jetson-orin-nano").exception)
+    assert "cache is not quantised" in str(exported("--kv", "fp32").exception)
+    Path("checkpoint/design.json").write_text(found.to_json().replace('"kv": "int8"', '"kv": "int2"'))
+    assert "kv: must be int8 or int4" in str(exported().exception)
+
+
 def test_what_the_model_writes_is_its_own_and_the_same_each_time(decoder):
     model = decoder(small("llama", vocab=VOCAB, context=CONTEXT), 2)
     first, again = (written_by(model, [5, 9], 12) for _ in range(2))
@@ -249,8 +271,8 @@ ORIN = load_profile("jetson-orin-nano")
     ({"kv": "int8", "dialect": "portable"}, "--kv int8 is not possible in dialect portable"),
     ({"kv": "int4", "precision": "fp16"}, "not possible with --precision fp16"),
     ({"kv": "int2"}, "not known: choose one of fp32, int8, int4"),
-    ({"kv": "int8", "board": ORIN}, "1.27 or later, and a .* has 1.23.2: leave --kv out"),
-    ({"kv": None, "dialect": "portable", "design": SimpleNamespace(kv="int8")}, "cache, int8.*give --kv fp32"),
+    ({"kv": "int8", "board": ORIN}, "1.27 or later, and a .* has 1.23.2: give --kv fp32"),
+    ({"kv": None, "dialect": "portable", "design": SimpleNamespace(kv="int8")}, "cache, int8.*Give --kv fp32"),
 ], ids=str)  # fmt: skip
 def test_what_takes_no_such_cache_is_refused(asked, said):
     with pytest.raises(MerinoError, match=said):
@@ -278,12 +300,12 @@ def test_an_older_runtime_is_refused_with_what_helps(bundle, monkeypatch):
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "__version__", "1.26.0")
-    with pytest.raises(MerinoError, match="needs 1.27 or later.*export without --kv"):
+    with pytest.raises(MerinoError, match="needs 1.27 or later.*export with --kv fp32"):
         onnx_session.import_onnxruntime(bundle)
 
 
 def test_it_is_not_exported_again(bundle):
-    with pytest.raises(MerinoError, match="export from a bundle without --kv"):
+    with pytest.raises(MerinoError, match="export from a bundle with --kv fp32"):
         load_source(bundle.folder)
 
 

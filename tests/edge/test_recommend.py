@@ -6,16 +6,18 @@ import shlex
 from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
-from merino_edge.cli.tables.models import reasons
+from merino_edge.cli.tables.models import front_table, reasons
 from merino_edge.design.budgets import shares_over, with_board_defaults
 from merino_edge.design.designer import design
 from merino_edge.design.pareto import MARKED, Front, front
 from merino_edge.design.recommend import existing_entropy, recommend
 from merino_edge.design.score import INVERSE, block_score
 from merino_edge.design.space import Space
+from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.families.zoo import load_models, model
 from merino_edge.prediction.cost_model import cost_model
@@ -128,8 +130,15 @@ def test_layers_are_counted_as_blocks_cut_to_their_best(name):
     assert existing_entropy(geometry, 1) == pytest.approx(score([geometry.layers]))
 
 
-def test_models_with_gates_or_grouped_heads_have_no_entropy():
-    """The score would count two matrices of three, and keys as wide as queries."""
+def test_a_models_grouped_heads_count_as_ours_do():
+    """A gated FFN does not: the score would count two matrices of three."""
+    block = {"width": 128, "ffn_ratio": 2.0, "kv_heads": 1}
+    ours = Architecture(blocks=[{**block, "depth": 3}, {**block, "depth": 2}], vocab=300, head_size=32, context=64)
+    scores = [block_score(128, 256, depth, False, INVERSE, kv_width=32) for depth in (3, 2)]
+    assert existing_entropy(ours, 2) == pytest.approx(sum(scores))
+
+
+def test_models_with_gates_have_no_entropy():
     found = {each.id: existing_entropy(each.geometry, 3) for each in load_models()}
     kinds = {each.family for each in load_models() if found[each.id] is None}
     assert kinds == {"llama", "qwen2", "qwen3", "granitemoehybrid", "gemma3_text"}
@@ -213,13 +222,27 @@ def test_pareto_json_is_read_as_it_was_written(found_front):
     assert Front.model_validate_json(found_front.to_json()) == found_front
     content = json.loads(found_front.to_json())
     assert set(content) == {
-        "schema", "device", "device_name", "backend", "against", "precision", "context", "prompt", "vocab", "budget",
-        "default_limit", "points", "models",
+        "schema", "device", "device_name", "backend", "against", "precision", "kv", "context", "prompt", "vocab",
+        "budget", "default_limit", "points", "models",
     }  # fmt: skip
     assert [mark["id"] for mark in content["models"]] == list(MARKED)
     for mark in found_front.models:
         cost = predicted(model(mark.id), ZERO, "fp32", 256)
         assert mark.predicted == cost
+
+
+def test_a_front_over_a_quantised_cache_is_of_designs_and_models_with_one():
+    found = front(PI5, {}, "memory_mb", 3, space=SMALL, context=2048, prompt=128, kv="int8")
+    assert found.kv == "int8" and {point.kv for point in found.points} == {"int8"}
+    again = design(PI5, found.points[1].budget, space=SMALL, context=2048, prompt=128, kv="int8")
+    assert again.architecture == found.points[1].architecture
+    for mark in found.models:
+        shape = InferenceShape("fp32", 2048, 128, "int8")
+        assert mark.predicted == cost_model(PI5, shape).predict(model(mark.id).geometry.operators)
+    svg, table = front_svg(found), front_table(found, PI5)
+    assert "a cache of int8" in svg and any("prompt 128 tokens, a cache of int8" in line for line in table.below)
+    with pytest.raises(ValidationError, match="must be int8 or int4"):
+        Front.model_validate_json(found.to_json().replace('"kv": "int8"', '"kv": "int2"', 1))
 
 
 def test_a_mark_whose_context_is_too_short_is_left_out():
@@ -259,10 +282,11 @@ def test_recommend_shows_a_table_with_what_fails_and_by_how_much():
 def test_pareto_writes_json_and_svg(tmp_path):
     out, plot = tmp_path / "pareto.json", tmp_path / "front.svg"
     words = ("--device", "raspberry-pi-zero-2w", "--against", "memory-mb", "--vocab", "2000", "--context", "128")
+    words += ("--kv", "int8")
     code, shown, _ = run("pareto", *words, "--points", "3", "-o", str(out), "--plot", str(plot))
     found = Front.model_validate_json(out.read_text())
     assert code == 0 and len(found.points) == 3 and plot.read_text() == front_svg(found)
-    assert (found.against, found.vocab, found.context, found.prompt) == ("memory_mb", 2000, 128, 64)
+    assert (found.against, found.vocab, found.context, found.prompt, found.kv) == ("memory_mb", 2000, 128, 64, "int8")
     assert "each point is proved" in shown and "Pythia-160M" in shown
 
 
@@ -282,6 +306,8 @@ def test_pareto_writes_json_and_svg(tmp_path):
         (("pareto", "--device", "jetson-nano", *ON_CPU, "--precision", "fp16"), "int4, or --backend tensorrt"),
         (("pareto", "--device", "raspberry-pi-4", "--file-mb", "0.001"), "--file-mb 0.001 is below"),
         (("pareto", "--device", "raspberry-pi-9"), "No device profile"),
+        (("pareto", "--device", "raspberry-pi-4", "--kv", "int2"), "--kv int2 is not known: choose one of fp32, int8"),
+        (("pareto", "--device", "jetson-nano", *ON_CPU, "--kv", "int8"), "1.27 or later, and a "),
         (("pareto", "--device", "raspberry-pi-4", "--points", "0"), "--points 0 is not allowed: choose 2 to 100"),
         (("pareto", "--device", "raspberry-pi-4", "--points", "101"), "--points 101"),
         (("pareto", "--device", "raspberry-pi-4", "--decode-ms", "20"), "--decode-ms is what the front runs over"),

@@ -136,6 +136,24 @@ def test_predictions_are_the_cost_models_and_name_the_machine_of_the_measurement
     assert all(one.here for one in there.predictions) and there.predictions
 
 
+def test_a_quantised_cache_is_a_series_of_its_own_with_its_own_predictions_and_bytes():
+    rows = [record(10), record(30, test="pp64"), record(8, kv="int8"), record(20, test="pp64", kv="int8")]
+    found = summary_of(*rows, board="raspberry-pi-4")
+    assert [one.label for one in found.series] == ["ours fp32", "ours fp32 int8 cache"]
+    operators, board = Architecture.model_validate(OURS).operators, load_profile("raspberry-pi-4")
+    for one in found.predictions:
+        if one.what == "memory":
+            shape = InferenceShape("fp32", 2048, 64, one.series.kv)
+            assert one.predicted == cost_model(board, shape).predict(operators).memory_mb
+    floats, whole = (parts.kv_mb for parts in found.memory)
+    assert floats == pytest.approx(4 * whole)
+    assert "int8 cache" in markdown(found).splitlines()[-3]
+    (equal,) = summary_of(record(10), record(8, kv="int8"), opt(50)).equal
+    assert (equal.ours.kv, equal.speed.value) == (None, pytest.approx(5, rel=0.02))
+    (equal,) = summary_of(record(10), record(8, kv="int8"), opt(40, kv="int8")).equal
+    assert (equal.ours.kv, equal.speed.value) == ("int8", pytest.approx(5, rel=0.02))
+
+
 @pytest.mark.parametrize(("changes", "reason"), [
     ({"precision": "fp16"}, "the CPU cost model has no coefficients for fp16, only for fp32, int8, int4"),
     ({"engine": "llama.cpp 7", "precision": "F32"}, "the cost model covers ONNX Runtime and TensorRT only"),

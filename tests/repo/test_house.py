@@ -161,6 +161,7 @@ WRITERS = {"merino_runtime.outputs", "merino_runtime.scratch"}
 # These fill a scratch or temporary folder that their caller gives them; what is in it takes its place as a whole.
 FILLERS = {
     "merino_edge.bundles.board_app", "merino_edge.bundles.write", "merino_edge.export.onnx.graph",
+    "merino_edge.evaluation.fastest_format",  # the bundle that it chose
     "merino_edge.benchmarking.peers.make", "merino_edge.calibration.host",
     "merino_edge.benchmarking.peers.make_checkpoint",
     "merino_edge.families.hugging_face", "merino_edge.training.run_folder",

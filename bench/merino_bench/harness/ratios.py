@@ -7,7 +7,7 @@ from typing import Any, Dict, Optional, Sequence
 
 from merino_bench.harness.interval import paired_ratio
 from merino_bench.harness.passes import chosen, flags_by_place
-from merino_bench.harness.record import FAILED, process_speeds
+from merino_bench.harness.record import FAILED, format_words, process_speeds
 
 EQUAL, AS_SHIPPED = "equal format", "as shipped"
 Record = Dict[str, Any]
@@ -52,14 +52,15 @@ def baseline_for(record: Record, baselines: Sequence[Record]) -> Optional[Record
 
 
 def same_format(record: Record, base: Record) -> bool:
-    """Whether weights and dialect are equal; another engine's row has no dialect and differs in none. The precision of
-    a bundle that cannot be read is unknown, and equals no other."""
-    dialects = {record.get("dialect"), base.get("dialect")} - {None}
-    return record.get("precision") is not None and record["precision"] == base.get("precision") and len(dialects) < 2
+    """Whether weights, dialect and cache are equal; another engine's row has no dialect and differs in none of the
+    two. The precision of a bundle that cannot be read is unknown, and equals no other."""
+    graphs = {(row["dialect"], row.get("kv")) for row in (record, base) if row.get("dialect")}
+    return record.get("precision") is not None and record["precision"] == base.get("precision") and len(graphs) < 2
 
 
 def name_and_format(record: Record) -> str:
-    return " ".join(filter(None, [record["bundle"], record["precision"], record["dialect"]]))
+    form = format_words(record["precision"], record["dialect"], record.get("kv"))
+    return " ".join(filter(None, [record["bundle"], form]))
 
 
 def why_not(record: Record, base: Record) -> Optional[str]:

@@ -14,7 +14,7 @@ from merino_bench.harness.cases import Case
 from merino_bench.harness.passes import Place, chosen, flags_by_place, rounds_by_place
 from merino_bench.harness.processes import joined
 from merino_runtime.backend_choice import TENSORRT
-from merino_runtime.bundle import Bundle, sha256_of
+from merino_runtime.bundle import Bundle, quantised_cache, sha256_of
 from merino_runtime.commands import as_text
 
 SCHEMA = 3
@@ -23,6 +23,7 @@ FAILED = "failed: "  # a flag that begins so gives the reason
 TIMED = "model and argmax; tokenising apart"
 RECORD_KEYS = (
     "schema", "bundle", "bundle_sha256", "engine", "precision", "dialect", "weights", "weights_source",
+    "kv",  # the cache's format where it is quantised; null: that of the activations, and of other engines
     "family", "architecture",  # of bundle.json
     "test", "prompt_tokens",  # ids of the timed prefill
     "depth",  # cached tokens asked for (-d); a tg row of depth 0 starts behind prompt_tokens of them
@@ -63,11 +64,16 @@ def identity_of(path: str, bundle: Optional[Bundle]) -> Dict[str, Any]:
     description = os.path.join(bundle.folder, "bundle.json")
     return {
         "bundle": bundle.name, "bundle_sha256": sha256_of(description), "precision": bundle.precision,
-        "dialect": bundle.dialect, "weights": WEIGHTS[bundle.weights], "family": bundle.family,
-        "architecture": bundle.architecture, "context": bundle.context,
+        "dialect": bundle.dialect, "kv": quantised_cache(bundle), "weights": WEIGHTS[bundle.weights],
+        "family": bundle.family, "architecture": bundle.architecture, "context": bundle.context,
         "weights_source": bundle.weights_source, "params": bundle.params,
         "bundle_bytes": os.path.getsize(description) + sum(file.bytes for file in bundle.files),
     }
+
+
+def format_words(precision: Optional[str], dialect: Optional[str], kv: Optional[str]) -> str:
+    """A bundle's format for people; empty where it is not known."""
+    return " ".join(filter(None, [precision, dialect, kv and f"{kv} cache"]))
 
 
 def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, processes: Sequence[Dict[str, Any]],

@@ -8,7 +8,7 @@ import textwrap
 from functools import partial
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
 
-from merino_bench.harness.record import FAILED, failures
+from merino_bench.harness.record import FAILED, failures, format_words
 from merino_runtime.errors import MerinoError
 
 OUTPUTS = ("md", "json", "jsonl", "csv")
@@ -158,7 +158,7 @@ def _cells(record: Dict[str, Any], with_ratio: bool, with_energy: bool) -> List[
     params, size, share = record["params"], record["bundle_bytes"], record["ceiling_share"]
     threads = record["threads" if record["test"].startswith("tg") else "prefill_threads"]
     cells = [
-        record["bundle"], " ".join(filter(None, [record["precision"], record["dialect"]])) or "-",
+        record["bundle"], format_words(record["precision"], record["dialect"], record.get("kv")) or "-",
         record["weights"] or "-", _number(None if params is None else params / 1e6, 1),
         _number(None if size is None else size / 2 ** 20, 1), record["engine"] or "-",
         _number(threads, 0), record["test"], speed, _number(record["ms_p50"], 2),

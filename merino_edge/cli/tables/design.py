@@ -5,19 +5,20 @@ from merino_edge.cli.tables.layout import Column, Table, show
 from merino_edge.cli.tables.terms import ENTROPY, SHAPE, on_backend, other_backends
 from merino_edge.design.budgets import BUDGETS_BY_NAME, options_line
 from merino_edge.design.design_file import Design, Measured
-from merino_edge.design.recommend import existing_entropy
+from merino_edge.design.recommend import existing_entropy, graph_options
 from merino_edge.families.designed import Architecture
+from merino_edge.families.operators import FORMATS
 from merino_edge.families.zoo import model
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.cost_model import CostModel, cost_model
-from merino_edge.prediction.formats import refused_words
-from merino_edge.prediction.shape import InferenceShape
+from merino_edge.prediction.formats import graph_dialect, refused_words
+from merino_edge.prediction.shape import InferenceShape, lengths_words
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.board import MB as BYTES_PER_MB
 
 
-def print_design(design: Design, profile: DeviceProfile) -> None:
-    """What was asked, the table, what was found and how."""
+def print_design(design: Design, profile: DeviceProfile, named: str | None = None) -> None:
+    """What was asked, the table, what was found and how. `named`: what the profile was read by, if not by its id."""
     costs = costs_of(design, profile)
     print(budgets_line(design, profile))
     print(interval_line([costs]))
@@ -27,6 +28,17 @@ def print_design(design: Design, profile: DeviceProfile) -> None:
     if design.measured:
         print(measured_line(design.measured))
     print(f"{heads_line(design.architecture)}; {solver_line(design)}")
+    if told := export_line(design, profile, named or profile.id):
+        print(told)
+
+
+def export_line(design: Design, profile: DeviceProfile, named: str) -> str:
+    """Where `export` would write another graph than the costs are of: what it must be told. Else empty."""
+    own = graph_dialect(profile) == "portable" or FORMATS[design.precision].blocked
+    options = graph_options(profile, named)
+    if profile.backend != "onnxruntime" or not own or not options:
+        return ""
+    return f"export it, or the checkpoint trained from it, with{options}: other graphs are slower there, or do not run"
 
 
 def costs_of(design: Design, profile: DeviceProfile) -> CostModel:
@@ -36,8 +48,7 @@ def costs_of(design: Design, profile: DeviceProfile) -> CostModel:
 
 
 def budgets_line(design: Design, profile: DeviceProfile) -> str:
-    tokens = f"context {design.architecture.context}, prompt {design.prompt} tokens"
-    tokens += f", a cache of {design.kv}" if design.kv else ""
+    tokens = lengths_words(design.architecture.context, design.prompt, design.kv)
     board = f"{on_backend(profile, design.device)}{other_backends(profile)}"
     return f"budgets for {board}: {options_line(design.budget)}; {tokens}{open_words(design)}"
 

@@ -11,7 +11,7 @@ from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdic
 from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.predicted import Predicted
-from merino_edge.prediction.shape import InferenceShape
+from merino_edge.prediction.shape import InferenceShape, lengths_words
 from merino_edge.profiles.profile import DeviceProfile
 
 COLUMNS = (
@@ -31,7 +31,7 @@ def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table
         rows=[*map(our_cells, found.ours), *(candidate_cells(candidate, found) for candidate in found.candidates)],
         title=f"Models for {on_backend(profile, profile.name)}, predicted from {provenance} coefficients",
         below=[
-            f"{ENTROPY}. None for models with gated FFNs or grouped heads, of which it would leave out a part",
+            f"{ENTROPY}. None for models with gated FFNs, of whose three matrices it knows two",
             "score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of two"
             " sources are not quite comparable. Designs are untrained, so they have none.",
         ],
@@ -86,7 +86,7 @@ def reasons(candidate: Candidate, verdict: Verdict, found: Recommendation) -> st
 
 def budgets_line(found: Recommendation, profile: DeviceProfile) -> str:
     """What was asked, and what the verdicts hold for."""
-    tokens = f"context {found.context}, prompt {found.prompt} tokens"
+    tokens = lengths_words(found.context, found.prompt, found.kv)
     verdicts = found.candidates[0].verdicts
     board = f"{on_backend(profile, found.device)}{other_backends(profile)}"
     return (
@@ -100,7 +100,7 @@ def intervals_of(
 ) -> str:
     """predicted: one prediction in each format."""
     confidence = next((cost.confidence for _, cost in predicted if cost.confidence), DEFAULT_CONFIDENCE)
-    shapes = [InferenceShape(precision, found.context, found.prompt) for precision, _ in predicted]
+    shapes = [InferenceShape(precision, found.context, found.prompt, found.kv) for precision, _ in predicted]
     return interval_line([cost_model(profile, shape, confidence) for shape in shapes])
 
 
@@ -125,6 +125,7 @@ def front_table(found: Front, profile: DeviceProfile) -> Table:
         rows=[*points, *models],
         title=f"Most entropy for {board} against {axis.option}, predicted from {provenance} coefficients",
         below=[
+            f"{found.precision}, vocabulary {found.vocab}, {lengths_words(found.context, found.prompt, found.kv)}",
             *(["each point is proved: no decoder of the space has more entropy within its limit"] if proved else []),
             SHAPE, ENTROPY,
         ],

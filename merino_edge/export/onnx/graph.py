@@ -20,7 +20,7 @@ from merino_edge.export.quantize import MatrixError, Quantized, block_sizes, mat
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import FORMATS
-from merino_edge.families.rotary import Rotary, frequencies
+from merino_edge.families.rotary import Rotary, rotary_tables
 
 MODEL_FILE = "model.onnx"
 TYPES = {
@@ -295,9 +295,3 @@ def replaced_model(folder: Path, change: Callable[[onnx.ModelProto], onnx.ModelP
 def ports(kind: str, layer: KvLayer) -> tuple[str, str]:
     """Names of a layer's keys and values, as in Hugging Face's exports; `kind`: `past_key_values` or `present`."""
     return f"{kind}.{layer.index}.key", f"{kind}.{layer.index}.value"
-
-
-def rotary_tables(context: int, head_size: int, rotary: Rotary) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of each position, float32 [context, head_size / 2], computed as the torch models do."""
-    angles = np.arange(context, dtype=np.float32)[:, None] * frequencies(rotary, head_size)
-    return np.cos(angles), np.sin(angles)

@@ -9,7 +9,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime import board
 from merino_runtime.attention import faster_attention
-from merino_runtime.bundle import Bundle, Port, has_quantised_cache, need_of
+from merino_runtime.bundle import Bundle, Port, need_of, older_graph
 from merino_runtime.errors import MerinoError
 from merino_runtime.huge_pages import new_memory_in_huge_pages
 from merino_runtime.memory import is_out_of_memory, out_of_memory
@@ -63,17 +63,12 @@ def import_onnxruntime(bundle: Bundle) -> Any:
     if found < version_tuple(need.min_version):
         raise MerinoError(
             f"onnxruntime is {version}, bundle {bundle.name!r} (dialect {bundle.dialect}) needs "
-            f"{need.min_version} or later. {remedy}. Where this Python has no newer wheel, export "
-            f"{_older_graph(bundle)}.")
+            f"{need.min_version} or later. {remedy}. Where this Python has no newer wheel, export with "
+            f"{older_graph(bundle)}.")
     if found in [version_tuple(refused_version) for refused_version in need.refused_versions]:
         raise MerinoError(f"onnxruntime is {version}, a version that bundle {bundle.name!r} refuses "
                           f"({', '.join(need.refused_versions)}): it fails on boards. {remedy}")
     return onnxruntime
-
-
-def _older_graph(bundle: Bundle) -> str:
-    """What makes a graph of the same model for an older version."""
-    return "without --kv" if has_quantised_cache(bundle) else "with --dialect portable"
 
 
 def session_options(onnxruntime: Any, threads: int) -> Any:

@@ -7,7 +7,7 @@ from typing import List, NamedTuple, Optional, Tuple
 
 from merino_runtime import board
 from merino_runtime.backend_choice import TENSORRT, choose_backend
-from merino_runtime.bundle import BackendNeed, Bundle, backends_text, bundle_of
+from merino_runtime.bundle import BackendNeed, Bundle, backends_text, bundle_of, older_graph
 from merino_runtime.delivery.archive import Archive, read_member
 from merino_runtime.delivery.machine import Machine
 from merino_runtime.delivery.manifest import Manifest, WheelSet
@@ -101,8 +101,8 @@ def _check_version(bundle: Bundle, wheels: Optional[WheelSet]) -> None:
     if not any(_takes(need, held[need.name]) for need in bundle.backends):
         found = ", ".join(version for version in held.values() if version != "0") or "none"
         raise MerinoError(f"{bundle.name!r} ({bundle.dialect}, {bundle.precision}) needs {backends_text(bundle)}, the "
-                          f"file's wheels for this Python hold {found}. Pack a bundle that was exported with --dialect "
-                          "portable.")
+                          f"file's wheels for this Python hold {found}. Pack a bundle that was exported with "
+                          f"{older_graph(bundle)}.")
 
 
 def _takes(need: BackendNeed, version: str) -> bool:

@@ -4,10 +4,8 @@ What is there keeps running until the new release has generated the golden ids. 
 what this machine takes of the file, `packages` makes the environment. Standard library only.
 """
 import os
-import re
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
@@ -29,14 +27,13 @@ from merino_runtime.delivery.keys import read_public_key, trust, trusted_keys
 from merino_runtime.delivery.lock import locked
 from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import APP, NAME, FileEntry, files_under
+from merino_runtime.delivery.release_runs import build_engine, selftest
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
 from merino_runtime.machine_faults import machine_fault
 from merino_runtime.outputs import MB, write_output
 from merino_runtime.verified import stamp_beside
 
-SELFTEST_TIMEOUT_S = 1800.0  # a Pi Zero 2 W decodes a large model at less than a token per second
-PASSED = b"ok: "  # the first word of `selftest` on stdout
 SPARE_BYTES = 2 * MB  # folders, links and small files of our own
 ENGINES = "engines"  # beside the bundle: where `engine_file` looks first
 WHEELS = "wheels"  # in ID.partial: unpacked, installed from, removed
@@ -259,41 +256,6 @@ def _test_or_remove(root: str, checked: Checked, before: releases.Links, tell: T
         releases.remove_release(root, release_id)
         kept = f"{before.current} stays in use" if before.current else "nothing is installed"
         raise MerinoError(f"{error} The new release was removed; {kept}.") from error
-
-
-def build_engine(folder: str, tell: Tell) -> None:
-    """Lets the release in `folder` build its TensorRT engine in a process of its own. MerinoError with what it said."""
-    command = [os.path.join(folder, releases.LAUNCHER), "build-engine", releases.INSTALLED]
-    said = ""
-    try:
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-                              ) as process:
-            for line in process.stderr or ():
-                said = re.sub("^merino: ", "", line.decode("utf-8", "replace").strip())
-                tell(said)
-    except OSError as error:
-        raise machine_fault(f"start {command[0]}", error) from error
-    if process.returncode:
-        raise MerinoError(f"no engine was built: {said or f'exit code {process.returncode}, and no word of why'}")
-
-
-def selftest(folder: str) -> None:
-    """Lets the release in `folder` generate its golden ids in a process of its own. MerinoError with what it said.
-
-    However slow: a format that is slow here was refused before, or asked for with --force.
-    """
-    command = [os.path.join(folder, releases.LAUNCHER), "selftest", releases.INSTALLED, "--allow-slow"]
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              timeout=SELFTEST_TIMEOUT_S)
-    except OSError as error:
-        raise machine_fault(f"start {command[0]}", error) from error
-    except subprocess.TimeoutExpired as error:
-        raise MerinoError(f"the self-test had no end after {SELFTEST_TIMEOUT_S:g} s.") from error
-    if done.returncode or not done.stdout.startswith(PASSED):  # an empty application ends with exit code 0 too
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = said[-1] if said else f"exit code {done.returncode}, and no word of why"
-        raise MerinoError(f"the self-test failed: {reason}")
 
 
 def _result(root: str, checked: Checked, replaced: Optional[str]) -> Dict[str, Any]:

@@ -1,0 +1,92 @@
+"""An export once its source is loaded: what was left open filled in, what is not possible refused, before any work.
+
+What can be judged without torch is judged in `request`, and is judged again here for callers from Python.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import tokenizers
+
+from merino_edge.bundles.description import GraphFormat
+from merino_edge.bundles.files import described, is_bundle
+from merino_edge.export.chat import FoundChat, chat_of
+from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
+from merino_edge.export.request import ROUNDED, check_calibration, chosen_cache, chosen_precision
+from merino_edge.export.source import Source
+from merino_edge.families.operators import Core, core_of
+from merino_edge.storage.atomic import check_keeps
+from merino_runtime.errors import MerinoError
+from merino_runtime.json_file import JSON, read_text
+from merino_runtime.text import Tokenizer
+
+
+class Settled(NamedTuple):
+    """`calibration`: the text that weights are rounded for, and scales of a cache found on. `chat`, `template`: what
+    the bundle says of its chat template, and the template's text; None where it has none."""
+
+    form: GraphFormat
+    calibration: Path | None
+    chat: FoundChat | None
+    template: str | None
+
+    @property
+    def rounds_on_text(self) -> bool:
+        """Whether the text is one for the weights."""
+        return self.calibration is not None and self.form.precision in ROUNDED
+
+
+def settled(
+    source: Source, out: Path, *, dialect: str, precision: str | None, context: int | None, core: Core, overwrite: bool,
+    chat: bool, kv: str | None, calibration: Path | None,
+) -> Settled:  # fmt: skip
+    """The parameters are those of `export`. Raises MerinoError for a request that is not possible."""
+    precision = chosen_precision(dialect, precision, source.design)
+    kv = chosen_cache(kv, dialect, precision, design=source.design)
+    check_calibration(precision, kv, calibration)
+    form = GraphFormat(precision, dialect, chosen_context(source, context), core_of(dialect, precision, core), kv)
+    check_replaces(source, out, overwrite)
+    check_readable(source)
+    template = source.chat if chat else None
+    found = Settled(form, calibration, chat_of(template) if template else None, template.text if template else None)
+    check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch), found.rounds_on_text)
+    return found
+
+
+def chosen_context(source: Source, context: int | None) -> int:
+    """The bundle's context in tokens. Raises MerinoError, with what is allowed, for one that the model cannot have."""
+    longest = source.arch.context
+    if context is not None and not 8 <= context <= longest:
+        raise MerinoError(f"--context {context} is not allowed: {source.name} takes 8 to {longest} tokens")
+    return context or longest
+
+
+def check_readable(source: Source) -> None:
+    """Raises MerinoError where the board's runtime cannot read the source's tokenizer, or it has tokens that the model
+    has not."""
+    if source.tokenizer is None:
+        return
+    if isinstance(source.tokenizer, str):
+        said, text = f"the tokenizer of {source.name}", source.tokenizer
+    else:
+        said, text = str(source.tokenizer), read_text(str(source.tokenizer), JSON, "Copy the checkpoint again.")
+    Tokenizer(text, said)
+    largest = max(tokenizers.Tokenizer.from_str(text).get_vocab().values(), default=0)
+    if largest >= source.arch.vocab:
+        raise MerinoError(
+            f"{said} has a token {largest}, and {source.name} has a vocabulary of {source.arch.vocab}: they do not"
+            " belong together. Copy both again from one place"
+        )
+
+
+def check_replaces(source: Source, out: Path, overwrite: bool) -> None:
+    """Raises MerinoError where `out` may not be replaced: it is the source itself, or it holds weights that may be
+    trained, and the source's are random."""
+    check_keeps(out, [Path(source.bundle.folder)] if source.bundle else [])
+    there = described(out)
+    kind, origin = there.get("weights", "unknown"), there.get("weights_source", "bundle.json is damaged")
+    if source.weights == "random" and is_bundle(out) and kind != "random" and not overwrite:
+        raise MerinoError(
+            f"{out} holds {kind} weights ({origin}), and those of {source.name} are random: choose another -o, or give"
+            " --overwrite to replace them"
+        )

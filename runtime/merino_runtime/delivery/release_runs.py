@@ -1,0 +1,50 @@
+"""What a release does in processes of its own before it is trusted: builds its engine, generates its golden ids.
+Standard library only.
+"""
+import os
+import re
+import subprocess
+from typing import Callable
+
+from merino_runtime.delivery import releases
+from merino_runtime.errors import MerinoError
+from merino_runtime.machine_faults import machine_fault
+
+SELFTEST_TIMEOUT_S = 1800.0  # a Pi Zero 2 W decodes a large model at less than a token per second
+PASSED = b"ok: "  # the first word of `selftest` on stdout
+Tell = Callable[[str], None]
+
+
+def build_engine(folder: str, tell: Tell) -> None:
+    """Lets the release in `folder` build its TensorRT engine in a process of its own. MerinoError with what it said."""
+    command = [os.path.join(folder, releases.LAUNCHER), "build-engine", releases.INSTALLED]
+    said = ""
+    try:
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+                              ) as process:
+            for line in process.stderr or ():
+                said = re.sub("^merino: ", "", line.decode("utf-8", "replace").strip())
+                tell(said)
+    except OSError as error:
+        raise machine_fault(f"start {command[0]}", error) from error
+    if process.returncode:
+        raise MerinoError(f"no engine was built: {said or f'exit code {process.returncode}, and no word of why'}")
+
+
+def selftest(folder: str) -> None:
+    """Lets the release in `folder` generate its golden ids in a process of its own. MerinoError with what it said.
+
+    However slow: a format that is slow here was refused before, or asked for with --force.
+    """
+    command = [os.path.join(folder, releases.LAUNCHER), "selftest", releases.INSTALLED, "--allow-slow"]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              timeout=SELFTEST_TIMEOUT_S)
+    except OSError as error:
+        raise machine_fault(f"start {command[0]}", error) from error
+    except subprocess.TimeoutExpired as error:
+        raise MerinoError(f"the self-test had no end after {SELFTEST_TIMEOUT_S:g} s.") from error
+    if done.returncode or not done.stdout.startswith(PASSED):  # an empty application ends with exit code 0 too
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        reason = said[-1] if said else f"exit code {done.returncode}, and no word of why"
+        raise MerinoError(f"the self-test failed: {reason}")
