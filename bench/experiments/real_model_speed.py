@@ -28,7 +28,7 @@ from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
 from merino_edge.records.speed_ratio import row_ratio
 from merino_edge.storage.atomic import write_text
-from merino_runtime.bundle import load_bundle, sha256_of
+from merino_runtime.bundle import load_bundle
 
 CONTEXT, DEPTHS, STEPS, PROMPT = 2048, (64, 448, 1984), 32, 512
 THEIRS = {"fp32": "F32", "int8": "Q8_0", "int4": None}  # None: the file as it is
@@ -72,16 +72,15 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def pairs(precision: str, caches: dict[str, str], rows: list[Record]) -> list[dict[str, Any]]:
-    """Per test each of our rows beside llama.cpp's, by the cache that is faster there. caches: formats of ours, by the
-    sha256 of the bundle's description."""
+def pairs(precision: str, rows: list[Record]) -> list[dict[str, Any]]:
+    """Per test each of our rows beside llama.cpp's, by the cache that is faster there."""
     found = []
     for ours in [row for row in rows if row.runs_on_onnxruntime]:
         others = [row for row in rows if row.test == ours.test and not row.runs_on_onnxruntime]
         theirs = max(others, key=lambda row: row.tok_s or 0)
         ratio = row_ratio(ours, theirs)
         found.append({
-            "test": ours.test, "ours": precision, "our_cache": caches[str(ours.bundle_sha256)],
+            "test": ours.test, "ours": precision, "our_cache": ours.kv or "fp32",
             "theirs": theirs.precision, "engine": theirs.engine,
             "our_tok_s": ours.tok_s, "their_tok_s": theirs.tok_s,
             "ratio": ratio.value, "interval": [ratio.low, ratio.high], "flags": list(ratio.flags),
@@ -123,10 +122,8 @@ def main() -> None:
     asked.cache.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for precision in asked.precision or THEIRS:
-        folders = {kv or "fp32": bundle_of(asked.model, precision, kv, asked.cache) for kv in CACHES[precision]}
-        caches = {sha256_of(str(folder / "bundle.json")): kv for kv, folder in folders.items()}
-        found = measured(asked.model, precision, list(folders.values()), asked.cache, asked.short)
-        rows += pairs(precision, caches, found)
+        folders = [bundle_of(asked.model, precision, kv, asked.cache) for kv in CACHES[precision]]
+        rows += pairs(precision, measured(asked.model, precision, folders, asked.cache, asked.short))
         record = {"schema": 1, "machine": machine(), "model": asked.model.name, "short": asked.short, "rows": rows}
         write_text(asked.out, json.dumps(record, indent=1) + "\n")
     print(table(rows))
