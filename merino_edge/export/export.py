@@ -1,6 +1,7 @@
 """From a model to a bundle: its graph in one dialect, golden ids by torch, the folder, and parity with torch."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ from merino_edge.export.parity import (
 )
 from merino_edge.export.quantize import MatrixError
 from merino_edge.export.request import ROUNDED, check_calibration, chosen_cache, chosen_precision
+from merino_edge.export.smoothing import NOTE, rows_to_read, smoothed
 from merino_edge.export.source import Source
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.geometry import Geometry
@@ -76,7 +78,7 @@ class Exported(NamedTuple):
     `stored`: what became of the source's blocks; empty where it has none, or nothing is quantised.
     `calibrated`: matrices that were rounded for a text.
     `cache_rise`: by which share a quantised cache raises the perplexity of the text that its scales were found on, by
-    torch; None where there is none, or for random weights.
+    torch; None where there is none, or for random weights. `note`: the graph's.
     """
 
     folder: Path
@@ -89,6 +91,7 @@ class Exported(NamedTuple):
     why_jinja: str = ""
     calibrated: int = 0
     cache_rise: float | None = None
+    note: str = ""
 
 
 def export(
@@ -117,10 +120,16 @@ def export(
     found = chat_of(template) if template else None
     rounds = calibration is not None and precision in ROUNDED
     check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch), rounds)
+    given = source
+    rows = cache(lambda: rows_to_read(given, context, calibration))
+    if written_by(dialect, precision, core) is Fused and precision == "int8":
+        source = smoothed(source, rows, in_place=last_use)
+        last_use = last_use or source is not given
     moments = moments_on(source, calibration) if calibration and rounds else None
-    cache = calibrated_cache(source, kv, context, calibration) if kv else None
-    scales = cache.scales if cache else None
+    fitted = calibrated_cache(source, kv, context, calibration, None if calibration else rows()) if kv else None
+    scales = fitted.scales if fitted else None
     graph = build_graph(source, dialect, context, precision, core, moments, scales)
+    graph.note = NOTE if source is not given else ""
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     errors, stored, calibrated = graph.matrix_errors(), stored_blocks(source, graph), graph.calibrated
     dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
@@ -146,8 +155,8 @@ def export(
             empty(source.model)
         bundle, error, unrounded = proved(load_bundle(str(folder)), golden, bool(errors), kv)
     made, why_jinja = bundle._replace(folder=str(out)), found.why_jinja if found else ""
-    steps, rise = len(golden.logits) - 1, cache.rise if cache else None
-    return Exported(out, made, error, steps, unrounded, errors, stored, why_jinja, calibrated, rise)
+    steps, rise = len(golden.logits) - 1, fitted.rise if fitted else None
+    return Exported(out, made, error, steps, unrounded, errors, stored, why_jinja, calibrated, rise, graph.note)
 
 
 def proved(
