@@ -118,6 +118,8 @@ def export(
         print(f"the cache of {cache_formats(made)} changes the perplexity of {on} by {done.cache_rise:+.2%}")
     for each in done.stored:
         say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} quantised again")
+    if done.note:
+        say(f"{done.note}, by {calibrate or 'what the model itself writes'}; in float32 it computes what it did")
     if calibrate and made.precision in ROUNDED:
         say(f"{done.calibrated} matrices were rounded for {calibrate.name}; blocks of the source are as they were")
     if made.chat:

@@ -54,13 +54,18 @@ class Calibrated(NamedTuple):
     rise: float | None
 
 
-def calibrated_cache(source: Source, kv: str, context: int, text: Path | None = None) -> Calibrated:
-    """Scales of the source's model for `kv`, int8 or int4.
+def calibrated_cache(
+    source: Source, kv: str, context: int, text: Path | None = None, rows: np.ndarray | None = None
+) -> Calibrated:
+    """Scales of the source's model for `kv`, int8 or int4. `rows`: what the model wrote, where that is known.
 
     Raises MerinoError where the text cannot be read, and where the cache costs more than MOST_RISE of its perplexity.
     """
     length = min(context, LONGEST_ROW)
-    rows = text_rows(source, text, length, READ_TOKENS).numpy() if text else own_rows(source, length)
+    if text:
+        rows = text_rows(source, text, length, READ_TOKENS).numpy()
+    elif rows is None:
+        rows = own_rows(source, length)
     scales = scales_of(filled_layers(source.model, rows), BITS[kv])
     if source.weights == "random":
         return Calibrated(scales, None)
@@ -102,7 +107,10 @@ def written_by(model: PreTrainedModel, starts: Sequence[int], length: int) -> np
     while ids.shape[1] < length:
         output = model(input_ids=given, cache=cache, use_cache=True)
         cache = output.cache
-        given = torch.multinomial(output.logits[:, -1].float().softmax(dim=-1), 1, generator=random)
+        chances = output.logits[:, -1].float().softmax(dim=-1)
+        if not chances.isfinite().all():
+            raise MerinoError("the model's weights give logits that are no numbers: train at a lower rate")
+        given = torch.multinomial(chances, 1, generator=random)
         ids = torch.cat((ids, given), dim=1)
     return ids.numpy()
 

@@ -1,6 +1,7 @@
 """From a model to a bundle: its graph in one dialect, golden ids by torch, the folder, and parity with torch."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from merino_edge.export.parity import (
 )
 from merino_edge.export.quantize import MatrixError
 from merino_edge.export.settled import Settled, settled
+from merino_edge.export.smoothing import NOTE, rows_to_read, smoothed
 from merino_edge.export.source import Source
 from merino_edge.families.blocks import BlockSource
 from merino_edge.families.geometry import Geometry
@@ -66,7 +68,7 @@ class Exported(NamedTuple):
     `stored`: what became of the source's blocks; empty where it has none, or nothing is quantised.
     `calibrated`: matrices that were rounded for a text.
     `cache_rise`: by which share a quantised cache raises the perplexity of the text that its scales were found on, by
-    torch; None where there is none, or for random weights.
+    torch; None where there is none, or for random weights. `note`: the graph's.
     """
 
     folder: Path
@@ -79,12 +81,19 @@ class Exported(NamedTuple):
     why_jinja: str = ""
     calibrated: int = 0
     cache_rise: float | None = None
+    note: str = ""
 
 
 class OnText(NamedTuple):
-    """What the source's model shows on a text. `moments`: of the inputs of its matrices, None where no weight is
-    rounded by them. `cache`: scales of a quantised one, None where there is none."""
+    """What the source's model shows on a text.
 
+    Attributes:
+        rows: gives the text's ids [rows, T]; where no text was named, of what the model writes.
+        moments: of the inputs of its matrices; None where no weight is rounded by them.
+        cache: scales of a quantised one; None where there is none.
+    """
+
+    rows: Callable[[], np.ndarray]
     moments: Callable[[], Moments] | None
     cache: Calibrated | None
 
@@ -115,16 +124,22 @@ def export(
 def on_text(source: Source, asked: Settled) -> OnText:
     """Raises MerinoError where the text cannot be read, or the cache costs too much on it."""
     form, text = asked.form, asked.calibration
+    rows = cache(lambda: rows_to_read(source, form.context, text))
     moments = moments_on(source, text) if text and asked.rounds_on_text else None
-    return OnText(moments, calibrated_cache(source, form.kv, form.context, text) if form.kv else None)
+    fitted = calibrated_cache(source, form.kv, form.context, text, None if text else rows()) if form.kv else None
+    return OnText(rows, moments, fitted)
 
 
 def write_export(source: Source, out: Path, asked: Settled, found: OnText, last_use: bool = False) -> Exported:
     """Write the bundle `out` as it was settled. `last_use`, and MerinoError: see `export`."""
-    form, scales = asked.form, found.cache.scales if found.cache else None
-    graph = build_graph(
-        source, form.dialect, form.context, form.precision, core_named(form.core), found.moments, scales
-    )  # fmt: skip
+    form, scales, moments, given = asked.form, found.cache.scales if found.cache else None, found.moments, source
+    if form.precision == "int8" and written_by(form.dialect, form.precision, core_named(form.core)) is Fused:
+        source = smoothed(source, found.rows, in_place=last_use)
+    if source is not given:
+        last_use = True
+        moments = moments_on(source, asked.calibration) if asked.calibration else None
+    graph = build_graph(source, form.dialect, form.context, form.precision, core_named(form.core), moments, scales)
+    graph.note = NOTE if source is not given else ""
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     errors, stored, calibrated = graph.matrix_errors(), stored_blocks(source, graph), graph.calibrated
     dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
@@ -151,7 +166,7 @@ def write_export(source: Source, out: Path, asked: Settled, found: OnText, last_
         bundle, error, unrounded = proved(load_bundle(str(folder)), golden, bool(errors), form.kv)
     made, why_jinja = bundle._replace(folder=str(out)), asked.chat.why_jinja if asked.chat else ""
     steps, rise = len(golden.logits) - 1, found.cache.rise if found.cache else None
-    return Exported(out, made, error, steps, unrounded, errors, stored, why_jinja, calibrated, rise)
+    return Exported(out, made, error, steps, unrounded, errors, stored, why_jinja, calibrated, rise, graph.note)
 
 
 def proved(

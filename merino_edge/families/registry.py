@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 from pydantic import ValidationError
 
-from merino_edge.families.biased import walk_biased
-from merino_edge.families.gated import walk_gated
+from merino_edge.families.biased import BiasedGeometry, walk_biased
+from merino_edge.families.gated import GatedGeometry, walk_gated
 from merino_edge.families.gemma3_text.geometry import Gemma3Architecture, gemma3_layout
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gpt2.geometry import Gpt2Architecture, gpt2_layout
@@ -27,6 +27,7 @@ from merino_edge.families.merino.geometry import Architecture
 from merino_edge.families.merino.walk import walk_merino
 from merino_edge.families.opt.geometry import OptArchitecture
 from merino_edge.families.opt.walk import walk_opt
+from merino_edge.families.pre_norm import Decoder
 from merino_edge.families.qwen2.geometry import Qwen2Architecture
 from merino_edge.families.qwen3.geometry import Qwen3Architecture
 from merino_edge.families.weight_layout import KeyOrder, Layout, LayoutOf, alike
@@ -122,6 +123,11 @@ def layout_of(geometry: Geometry) -> Callable[[str], Layout | None]:
 def key_order_of(geometry: Geometry) -> np.ndarray | None:
     """Which channel of torch's keys the graph has at each place of a head; None where both are alike."""
     return family_of(geometry).key_order(geometry)
+
+
+def decoder_of(geometry: Geometry) -> Decoder | None:
+    """The names and roles of its weights, where its family has the walk of most published ones; else None."""
+    return geometry.decoder() if isinstance(geometry, GatedGeometry | BiasedGeometry) else None
 
 
 def read_geometry(name: str, architecture: Mapping[str, Any]) -> Geometry:

@@ -175,7 +175,10 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
     if kind == "Q8_0":
         expected = {"Q8_0": (len(names), 0) if exact else (1, len(names) - 1)}
     assert {each.kind: (each.exact, each.requantised) for each in done.stored} == expected
-    assert done.bundle.weight_bytes == graph.weight_bytes
+    if precision == "int8" and not exact:  # its channels are scaled, for larger blocks
+        assert done.bundle.weight_bytes < graph.weight_bytes
+    else:
+        assert done.bundle.weight_bytes == graph.weight_bytes
 
 
 def write_in_blocks(path, name, kind, table, **changes):

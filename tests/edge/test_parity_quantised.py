@@ -3,6 +3,8 @@
 With float activations closely, at prefill and 32 steps; with rounded ones as the export itself judges.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from merino_edge.export.export import build_graph, export
 from merino_edge.export.golden import PARITY_STEPS
 from merino_edge.export.parity import torch_greedy, unrounded_error, with_quantized
 from merino_edge.export.recover import graph_weights
+from merino_edge.export.smoothing import rows_to_read, smoothed
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.registry import family_of, layout_of
 from merino_runtime.backends import open_backend
@@ -39,6 +42,8 @@ def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
     """A window (Gemma 3, GPT-Neo) wants a later ONNX Runtime than the format does, for either kind of core."""
     dialect, precision, core = kind
     found = export(source, tmp_path / "bundle", dialect=dialect, precision=precision, core=core)
+    if kind == KINDS[0]:  # its channels are scaled first
+        source = smoothed(source, partial(rows_to_read, source, 48, None))
     graph = build_graph(source, dialect, 48, precision, core)
     oldest = found.bundle.backends[0].min_version
     assert (oldest == "1.24") == (dialect == "fused" and any(getattr(source.arch, "windowed", ())))

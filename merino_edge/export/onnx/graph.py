@@ -55,6 +55,7 @@ class Graph:
             with feedback, and counted in `calibrated`.
         exact: names of matrices that the graph has in the very blocks of the source.
         cache_scales: of a cache in whole numbers; None: the cache is of type `real`. Set before `begin_decoder`.
+        note: what is said for people in the model's file.
         windowed: whether an attention operator has a window, which versions of ONNX Runtime count differently.
         decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
     """
@@ -79,6 +80,7 @@ class Graph:
         self._constants: dict[str, np.ndarray | Deferred] = {}
         self._real_weights: dict[str, np.ndarray] = {}
         self._weight_bytes: dict[int | str, int] = {}  # by address: two shapes of one array are one weight
+        self.note = ""
         self.windowed = False
         self.cache_scales: CacheScales | None = None
         self._rotary_names: dict[tuple[Rotary, int], tuple[str, str]] = {}
@@ -277,6 +279,7 @@ class Graph:
             opset_imports=[helper.make_opsetid(domain, version) for domain, version in self.opsets.items()],
             ir_version=self.ir_version,
             producer_name="merino_edge",
+            doc_string=self.note,
         )
 
 

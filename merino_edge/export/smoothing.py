@@ -1,0 +1,181 @@
+"""Channels of activations at scales that 8 bits round well (SmoothQuant, arXiv 2211.10438), for blocks of int8.
+
+A product in int8 rounds its input in blocks of the weights' length, by the largest value of each. So a channel that
+is much larger than the others of its block costs these their precision. Here such a channel is divided by a factor
+where it arises, and the columns of the matrices that read it are multiplied by it. Only weights change: the model
+computes what it did, but for the rounding of float32, and a step costs nothing more. Figures:
+docs/decisions/smoothing.md.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from merino_edge.export.calibrate_cache import LONGEST_ROW, own_rows
+from merino_edge.export.calibration_text import text_rows
+from merino_edge.export.moments import ROW
+from merino_edge.export.repack import fits
+from merino_edge.export.source import Source
+from merino_edge.families.blocks import Blocks, BlockSource
+from merino_edge.families.graph_ops import Norm
+from merino_edge.families.pre_norm import Decoder, Linear
+from merino_edge.families.registry import decoder_of, layout_of
+from merino_edge.families.weight_layout import Layout
+
+BITS = 8
+TOKENS = 4096  # of a text
+NOTE = "channels of activations at scales that 8 bits round well (SmoothQuant)"  # in the graph's file
+HEAD_EVERY = 8  # tokens: of one in so many the head's input is seen, since logits take memory
+LEAST = 1e-3  # of the mean size of channels: what a smaller one counts as
+
+
+class Site(NamedTuple):
+    """An input of matrices: where its channels arise, and the matrices `after` that read it.
+
+    `before`: a norm, or matrices whose last rows, once joined, give the channels.
+    """
+
+    before: Norm | Linear
+    after: Linear
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        return self.after.weights if isinstance(self.before, Norm) else (*self.before.weights, *self.after.weights)
+
+
+class LaidWeights:
+    """The weights of a torch model as the graph has them, matrices [out, in]; what is set is set in the model."""
+
+    def __init__(self, model: PreTrainedModel, layout: Callable[[str], Layout | None]):
+        self._state, self._layout = model.state_dict(), layout
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        found, there = self._state[name].numpy(), self._layout(name)
+        return there.to_graph(found) if there else found
+
+    def __setitem__(self, name: str, value: np.ndarray) -> None:
+        there = self._layout(name)
+        self._state[name].copy_(torch.from_numpy(np.ascontiguousarray(there.to_state(value) if there else value)))
+
+
+class OwnBlocks:
+    """The blocks of a source that a graph in int8 takes over. All others are cut as suits the graph."""
+
+    def __init__(self, blocks: BlockSource):
+        self._blocks = blocks
+
+    def kind(self, name: str) -> str:
+        return self._blocks.kind(name)
+
+    def blocks(self, name: str) -> Blocks | None:
+        found = self._blocks.blocks(name)
+        return found if found is not None and fits(found, BITS) else None
+
+
+def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool = False) -> Source:
+    """The source with factors by how large its channels are when the model reads `rows()`, ids [rows, T].
+
+    A copy of the model is changed, or the model itself `in_place`. It is the source that was given where nothing is
+    changed: random weights, whose channels mean nothing, families with a walk of their own, and matrices that the graph
+    takes over in the source's blocks.
+    """
+    decoder = decoder_of(source.arch)
+    sites = [site for site in sites_of(decoder) if not is_kept(source.blocks, site)] if decoder else []
+    if source.weights == "random" or not sites:
+        return source
+    model = source.model if in_place else copy.deepcopy(source.model)
+    weights = LaidWeights(model, layout_of(source.arch))
+    sizes = input_sizes(model, [site.after.weights[0] for site in sites], rows())
+    for site in sites:
+        columns = np.concatenate([weights[name] for name in site.after.weights])
+        move(weights, site, factors_of(sizes[site.after.weights[0]], np.sqrt(np.square(columns).mean(0))))
+    blocks = OwnBlocks(source.blocks) if source.blocks else None
+    return source._replace(model=model, blocks=blocks)
+
+
+def rows_to_read(source: Source, context: int, text: Path | None) -> np.ndarray:
+    """Ids [rows, T] of the text, or of what the model itself writes. Raises MerinoError where the text cannot be
+    read."""
+    if text:
+        return text_rows(source, text, min(ROW, context), TOKENS).numpy()
+    return own_rows(source, min(context, LONGEST_ROW))
+
+
+def sites_of(decoder: Decoder) -> Iterator[Site]:
+    """Where factors bring something and cost nothing.
+
+    Behind an activation only where a gate's other half is multiplied to it, before the head only where it is not the
+    embedding too. Behind attention they brought nothing.
+    """
+    for layer in decoder.layers:
+        yield Site(layer.attention_norm, layer.qkv)
+        yield Site(layer.ffn_norm, layer.up)
+        if layer.gated:
+            yield Site(layer.up, layer.down)
+    if decoder.head != decoder.embedding:
+        yield Site(decoder.final_norm, Linear((decoder.head,)))
+
+
+def is_kept(blocks: BlockSource | None, site: Site) -> bool:
+    """Whether the graph takes over one of its matrices in the very blocks that the source has."""
+    found = [blocks.blocks(name) for name in site.matrices] if blocks else []
+    return any(one is not None and fits(one, BITS) for one in found)
+
+
+def move(weights: LaidWeights, site: Site, factors: np.ndarray) -> None:
+    """Channels are divided by `factors` where they arise, and columns multiplied by them where they are read."""
+    if isinstance(site.before, Norm):
+        for name in (site.before.weight, site.before.bias):
+            if name:
+                weights[name] = weights[name] / factors
+    else:
+        for names in (site.before.weights, site.before.biases):
+            if names:
+                rows = weights[names[-1]].copy()
+                rows[-len(factors) :] /= factors.reshape(-1, *[1] * (rows.ndim - 1))
+                weights[names[-1]] = rows
+    for name in site.after.weights:
+        weights[name] = weights[name] * factors
+
+
+def factors_of(inputs: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Of the sizes of an input's channels, and of the matrix's columns [in], so that both become alike: each is
+    rounded in blocks, and the error of a product grows with the unevenness of either."""
+    inputs, columns = (np.maximum(sizes, LEAST * sizes.mean() or 1) for sizes in (inputs, columns))
+    factors = np.sqrt(inputs / columns)
+    found: np.ndarray = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
+    return found
+
+
+@torch.no_grad()
+def input_sizes(model: PreTrainedModel, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """By the name of a matrix, how large each channel of its input is, [in]: the geometric mean of its largest value
+    and its root mean square, of tokens that count alike however large they are."""
+    squares: dict[str, list[torch.Tensor]] = {name: [] for name in names}  # of each row the mean
+    largest: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+
+    def keep(name: str) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:
+        def hook(_module: Any, given: tuple[torch.Tensor, ...]) -> None:
+            x = given[0].reshape(-1, given[0].shape[-1]).float().square()
+            x = x / x.mean(-1, keepdim=True).clamp(min=1e-30)
+            squares[name].append(x.mean(0))
+            largest[name].append(x.amax(0))
+
+        return hook
+
+    hooks = [model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(keep(name)) for name in names]
+    try:
+        for row in torch.from_numpy(rows).long():
+            model(input_ids=row[None], logits_to_keep=torch.arange(0, len(row), HEAD_EVERY))
+    finally:
+        for each in hooks:
+            each.remove()
+    return {
+        name: (torch.stack(squares[name]).mean(0) * torch.stack(largest[name]).amax(0)).pow(0.25).numpy()
+        for name in names
+    }

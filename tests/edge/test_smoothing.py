@@ -1,0 +1,84 @@
+"""Channels at other scales for int8: every published family computes what it did, and its activations lose less."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from merino_edge.export.export import build_graph, export
+from merino_edge.export.smoothing import NOTE, LaidWeights, move, sites_of, smoothed
+from merino_edge.export.source import Source, load_source
+from merino_edge.families.graph_ops import Norm
+from merino_edge.families.registry import decoder_of, layout_of
+from tests.sample_geometries import SMALL, small
+
+MODELS = {name: small(name) for name in SMALL} | {"llama untied": small("llama", tied=False)}
+ROWS = np.random.default_rng(0).integers(0, 96, (4, 16))
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=torch.from_numpy(ROWS)).logits.numpy()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_computes_the_same_whatever_the_factors(name, decoder):
+    arch, random = MODELS[name], np.random.default_rng(1)
+    model, kept = decoder(arch, 3), decoder(arch, 3)
+    weights, sites = LaidWeights(model, layout_of(arch)), list(sites_of(decoder_of(arch)))
+    for site in sites:
+        columns = weights[site.after.weights[0]].shape[1]
+        move(weights, site, np.exp(random.uniform(-3, 3, columns)).astype(np.float32))
+    expected = logits(kept)
+    assert np.abs(logits(model) - expected).max() < 2e-5 * np.abs(expected).max()
+    state = kept.state_dict()
+    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, state[name])}
+    norms = {part for site in sites if isinstance(site.before, Norm) for part in (site.before.weight, site.before.bias)}
+    assert changed >= {part for site in sites for part in site.after.weights} | norms - {None}
+    assert ("lm_head.weight" in changed) == (decoder_of(arch).head == "lm_head.weight")
+
+
+def with_outliers(model, arch):
+    """A few channels behind each norm fifty times as large as the others, as published models have them, and read as
+    weakly."""
+    weights = LaidWeights(model, layout_of(arch))
+    for index, site in enumerate(sites_of(decoder_of(arch))):
+        factors = np.ones(weights[site.after.weights[0]].shape[1], np.float32)
+        factors[index % 7 :: 23] = 1 / 50
+        move(weights, site, factors)
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_an_export_in_int8_loses_less_of_a_model_with_outliers(family, decoder, tmp_path, monkeypatch):
+    arch = small(family, context=48)
+    source = Source(family, arch, with_outliers(decoder(arch, 3), arch), "trained", "drawn", (), None)
+    before = {name: weight.clone() for name, weight in source.model.state_dict().items()}
+    done = export(source, tmp_path / "smoothed", precision="int8")
+    assert done.note == onnx.load(str(done.folder / "model.onnx"), load_external_data=False).doc_string == NOTE
+    assert all(torch.equal(weight, before[name]) for name, weight in source.model.state_dict().items())
+    monkeypatch.setattr("merino_edge.export.export.smoothed", lambda given, *_, **__: given)
+    plain = export(source, tmp_path / "plain", precision="int8")
+    assert plain.note == "" and done.error < 0.6 * plain.error
+
+
+def test_blocks_that_the_graph_takes_over_stay_as_they_are(tmp_path):
+    """A file in Q8_0 has no site; one in Q4_1 is scaled, and cut into blocks of the quantiser's choice; its table in
+    Q8_0 is taken over."""
+    from tests.edge.test_gguf import WIDE, write_in_blocks
+
+    for kind, changed in (("Q8_0", False), ("Q4_1", True)):
+        path = tmp_path / f"{kind}.gguf"
+        write_in_blocks(path, "llama", kind, "Q8_0", num_hidden_layers=1, **WIDE)
+        source = load_source(str(path))
+        found = smoothed(source, lambda: ROWS)
+        assert (found is not source) == changed
+        graph = build_graph(found, "fused", 64, "int8")
+        tables = {source.arch.decoder().embedding, source.arch.decoder().head}
+        assert graph.exact == {name for names in graph.quantized for name in names if name in tables or not changed}
+
+
+def test_random_weights_and_designs_are_left_alone(tiny_arch, decoder):
+    for arch, weights in ((small("llama"), "random"), (tiny_arch, "trained")):
+        source = Source("any", arch, decoder(arch, 1), weights, "drawn", (), None)
+        assert smoothed(source, lambda: pytest.fail("nothing is read")) is source
