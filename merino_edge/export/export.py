@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 import tokenizers
-from transformers import PreTrainedModel
 
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts, write_description
 from merino_edge.bundles.files import described, is_bundle, is_bundle_alone
 from merino_edge.bundles.write import write_bundle
 from merino_edge.export.cache_scales import CacheScales
-from merino_edge.export.calibrate_cache import RoundedCache, calibrated_cache
+from merino_edge.export.calibrate_cache import calibrated_cache
 from merino_edge.export.chat import chat_of
 from merino_edge.export.feedback import Moments
+from merino_edge.export.golden import GOLDEN_STEPS, clear_golden
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
 from merino_edge.export.moments import moments_on
 from merino_edge.export.onnx.fused import Fused
@@ -28,7 +28,6 @@ from merino_edge.export.parity import (
     allowed_unrounded,
     empty,
     greedy_ids,
-    torch_greedy,
     unrounded_error,
     with_quantized,
     worst_error,
@@ -49,10 +48,6 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import JSON, read_text
 from merino_runtime.text import Tokenizer
 
-GOLDEN_STEPS = 16  # whose ids the bundle carries
-PARITY_STEPS = 32
-GOLDEN_PROMPTS = 8  # tried at most
-CLEAR_LEAD = 0.15  # three times the error that quantised formats are allowed
 Dialect = type[Fused] | type[Portable]
 
 
@@ -232,35 +227,6 @@ def stored_blocks(source: Source, graph: Graph) -> list[Stored]:
         )
         for kind in dict.fromkeys(kinds.values())
     ]  # fmt: skip
-
-
-def clear_golden(model: PreTrainedModel, vocab: int, context: int, scales: CacheScales | None = None) -> Golden:
-    """The first greedy continuation whose every choice leads by CLEAR_LEAD; of GOLDEN_PROMPTS without one, the best.
-
-    CPUs round differently, above all where activations are quantised to int8, and would choose differently between
-    logits that are nearly equal.
-    """
-    found = []
-    for attempt in range(GOLDEN_PROMPTS):
-        prompt_ids = golden_prompt(vocab, context, attempt)
-        cache = RoundedCache(scales) if scales else None
-        found.append(torch_greedy(model, prompt_ids, min(PARITY_STEPS, context - len(prompt_ids)), cache))
-        if least_lead(found[-1]) >= CLEAR_LEAD:
-            break
-    return max(found, key=least_lead)
-
-
-def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
-    """Ids spread over the vocabulary, so that the self-test needs no tokenizer."""
-    return [(37 + 7919 * index + 104729 * attempt) % vocab for index in range(min(8, context // 2))]
-
-
-def least_lead(golden: Golden) -> float:
-    """The smallest difference between a step's two largest logits, relative to the root mean square of that step; of
-    the steps whose ids the bundle carries."""
-    logits = golden.logits[:GOLDEN_STEPS]
-    second, first = np.sort(logits, axis=1)[:, -2:].T
-    return float(((first - second) / np.sqrt(np.square(logits).mean(axis=1))).min())
 
 
 def planned_threads(source: Source, precision: str) -> Threads:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import merino_edge.export.export as exporting
-from merino_edge.export.export import PARITY_STEPS, build_graph, export
+from merino_edge.export.export import build_graph, export
+from merino_edge.export.golden import PARITY_STEPS
 from merino_edge.export.parity import torch_greedy, unrounded_error, with_quantized
 from merino_edge.export.recover import graph_weights
 from merino_edge.export.source import Source, load_source
