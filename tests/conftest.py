@@ -5,9 +5,11 @@ Imports on Python 3.6 with nothing but pytest: the board side's tests run there,
 import atexit
 import json
 import os
+import random
 import shutil
 import subprocess
 import tempfile
+from functools import lru_cache, partial
 
 import pytest
 
@@ -22,6 +24,7 @@ os.environ["XDG_CACHE_HOME"] = os.environ["MERINO_TESTS_CACHE"]
 
 # One thread each: the models are tiny, and test processes run side by side. Before torch and numpy are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else torch.compile starts processes that load torch too
 
 # onnxruntime 1.10, the last for Python 3.6, asks for an executable stack. glibc 2.41 refuses that to late libraries.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.rtld.execstack=2")
@@ -145,6 +148,16 @@ def probed_host():
             path.write_text(json.dumps({**run_probe(str(folder / "short.json"), PROBE_SECONDS), "flags": []}))
 
 
+@pytest.fixture(scope="module")
+def quick_benchmarks():
+    """Of this process: see quick_bench."""
+    from quick_bench import quicken
+
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch.setattr)
+        yield
+
+
 @pytest.fixture(scope="session")
 def bundle_dirs(request, tmp_path_factory):
     """Folders of the tiny model's bundles by dialect; on a board those that MERINO_TEST_BUNDLE holds."""
@@ -173,21 +186,42 @@ def chat_dir(request, tmp_path_factory):
     return str(make_bundle(tmp_path_factory.mktemp("chat") / "chat", request.getfixturevalue("decoder")))
 
 
+def made_once(name, make):
+    """The path `name` in a folder that all test processes share. The first that asks makes it by `make(path)`, the
+    others wait for it. Nobody writes to it."""
+    from filelock import FileLock
+
+    path = os.path.join(os.environ["MERINO_TESTS_CACHE"], "shared", name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with FileLock(path + ".lock"):
+        if not os.path.exists(path):
+            make(path)
+    return path
+
+
 @pytest.fixture(scope="session")
-def embedded_bundles(tmp_path_factory):
+def embedded_bundles():
     """Folders of the packaged model's bundles by (dialect, precision), exported by today's code: all CPU formats.
     `plain` are those of `fused` for Arm cores without dotprod."""
+    from pathlib import Path
+
     from merino_edge.embedded import FOLDER
     from merino_edge.export.export import export
     from merino_edge.export.source import load_source
 
-    source, folder = load_source(str(FOLDER)), tmp_path_factory.mktemp("embedded")
-    kinds = [(dialect, precision) for dialect in DIALECTS for precision in ("fp32", "int8")] + [("fused", "int4")]
-    found = {kind: export(source, folder / "-".join(kind), dialect=kind[0], precision=kind[1]).folder for kind in kinds}
-    for precision in ("int8", "int4"):
-        done = export(source, folder / f"plain-{precision}", precision=precision, core="plain")
-        found["plain", precision] = done.folder
-    return found
+    kinds = [(dialect, precision) for dialect in DIALECTS for precision in ("fp32", "int8")]
+    kinds += [("fused", "int4"), ("plain", "int8"), ("plain", "int4")]
+
+    source = lru_cache(maxsize=1)(lambda: load_source(str(FOLDER)))
+
+    def make(kind, path):
+        dialect, precision = kind
+        form = {"dialect": "fused", "core": "plain"} if dialect == "plain" else {"dialect": dialect}
+        export(source(), Path(path), precision=precision, **form)
+
+    # In another order in each process, so that they make different ones at a time.
+    found = {kind: made_once("embedded-" + "-".join(kind), partial(make, kind)) for kind in random.sample(kinds, 7)}
+    return {kind: Path(found[kind]) for kind in kinds}
 
 
 @pytest.fixture(scope="session")

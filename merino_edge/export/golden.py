@@ -1,11 +1,20 @@
-"""The greedy continuation that a bundle carries for its self-test: by torch, and so clear that every CPU gives it."""
+"""The golden ids of a bundle: a greedy continuation by torch, of a prompt after which every choice is clear.
+
+CPUs round differently, above all where activations are quantised to int8, and would choose differently between logits
+that are nearly equal.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from merino_edge.export.cache_scales import CacheScales
 from merino_edge.export.calibrate_cache import RoundedCache
-from merino_edge.export.parity import Golden, torch_greedy
+from merino_edge.export.parity import Golden, golden_of, greedy_rows
 
 GOLDEN_STEPS = 16  # whose ids the bundle carries
 PARITY_STEPS = 32
@@ -13,20 +22,43 @@ GOLDEN_PROMPTS = 8  # tried at most
 CLEAR_LEAD = 0.15  # three times the error that quantised formats are allowed
 
 
+class Begun(NamedTuple):
+    """A continuation as far as it was followed. `rows`: its logits, each [vocab]; `rest`: those that come then."""
+
+    prompt_ids: list[int]
+    rows: list[np.ndarray]
+    rest: Iterator[np.ndarray]
+    least_lead: float
+
+
 def clear_golden(model: PreTrainedModel, vocab: int, context: int, scales: CacheScales | None = None) -> Golden:
     """The first greedy continuation whose every choice leads by CLEAR_LEAD; of GOLDEN_PROMPTS without one, the best.
 
-    CPUs round differently, above all where activations are quantised to int8, and would choose differently between
-    logits that are nearly equal.
+    A continuation is left where a choice leads by no more than the least of the best one: most are, in a few steps.
     """
-    found = []
+    best = Begun([], [], iter(()), -math.inf)
     for attempt in range(GOLDEN_PROMPTS):
         prompt_ids = golden_prompt(vocab, context, attempt)
         cache = RoundedCache(scales) if scales else None
-        found.append(torch_greedy(model, prompt_ids, min(PARITY_STEPS, context - len(prompt_ids)), cache))
-        if least_lead(found[-1]) >= CLEAR_LEAD:
+        steps = min(GOLDEN_STEPS, context - len(prompt_ids))
+        found = begun(prompt_ids, greedy_rows(model, prompt_ids, cache), steps, best.least_lead)
+        best = found if not found.least_lead <= best.least_lead else best
+        if not best.least_lead < CLEAR_LEAD:
             break
-    return max(found, key=least_lead)
+    steps = min(PARITY_STEPS, context - len(best.prompt_ids))
+    return golden_of(best.prompt_ids, [*best.rows, *islice(best.rest, steps - len(best.rows))])
+
+
+def begun(prompt_ids: list[int], rows: Iterator[np.ndarray], steps: int, above: float) -> Begun:
+    """So many steps, or fewer where one leads by no more than `above`. `least_lead` is no number where a lead is none:
+    there the logits are not finite, or all the same."""
+    followed, least = [], math.inf
+    for row in islice(rows, steps):
+        followed.append(row)
+        least = min(lead(row), least)
+        if not least > above:
+            break
+    return Begun(prompt_ids, followed, rows, least)
 
 
 def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
@@ -34,9 +66,9 @@ def golden_prompt(vocab: int, context: int, attempt: int) -> list[int]:
     return [(37 + 7919 * index + 104729 * attempt) % vocab for index in range(min(8, context // 2))]
 
 
-def least_lead(golden: Golden) -> float:
-    """The smallest difference between a step's two largest logits, relative to the root mean square of that step; of
-    the steps whose ids the bundle carries."""
-    logits = golden.logits[:GOLDEN_STEPS]
-    second, first = np.sort(logits, axis=1)[:, -2:].T
-    return float(((first - second) / np.sqrt(np.square(logits).mean(axis=1))).min())
+def lead(logits: np.ndarray) -> float:
+    """The difference of the two largest of one step's logits [vocab], relative to their root mean square; no number
+    where that is 0."""
+    second, first = np.sort(logits)[-2:]
+    with np.errstate(invalid="ignore"):
+        return float((first - second) / np.sqrt(np.square(logits).mean()))

@@ -4,7 +4,8 @@ The bundle runs in the board's own runtime. The logits of one prefill and of eac
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,22 +38,28 @@ class Golden(NamedTuple):
     logits: np.ndarray  # float32 [steps, vocab]
 
 
-@torch.no_grad()
-def torch_greedy(
-    model: PreTrainedModel, prompt_ids: Sequence[int], steps: int, cache: DynamicCache | None = None
-) -> Golden:
-    """`steps` ids after the prompt, with torch's KV cache: one prefill, then one decode step per id. `cache`: an empty
-    one; None: the model's own."""
+def torch_greedy(model: PreTrainedModel, prompt_ids: Sequence[int], steps: int) -> Golden:
+    """`steps` ids after the prompt, with torch's own KV cache."""
+    return golden_of(prompt_ids, list(islice(greedy_rows(model, prompt_ids), steps)))
+
+
+def greedy_rows(
+    model: PreTrainedModel, prompt_ids: Sequence[int], cache: DynamicCache | None = None
+) -> Iterator[np.ndarray]:
+    """Logits [vocab] of one prefill, then of a decode step per id, the largest one's, for as long as they are asked
+    for. `cache`: an empty one; None: the model's own."""
     inputs = torch.tensor([list(prompt_ids)])
-    rows: list[np.ndarray] = []
-    ids: list[int] = []
-    for _ in range(steps):
-        output = model(input_ids=inputs, cache=cache, use_cache=True)
+    while True:
+        with torch.no_grad():
+            output = model(input_ids=inputs, cache=cache, use_cache=True)
         cache = output.cache
-        rows.append(output.logits[0, -1].float().numpy())
-        ids.append(int(rows[-1].argmax()))
-        inputs = torch.tensor([[ids[-1]]])
-    return Golden(list(prompt_ids), ids, np.stack(rows))
+        row = output.logits[0, -1].float().numpy()
+        yield row
+        inputs = torch.tensor([[int(row.argmax())]])
+
+
+def golden_of(prompt_ids: Sequence[int], rows: Sequence[np.ndarray]) -> Golden:
+    return Golden(list(prompt_ids), [int(row.argmax()) for row in rows], np.stack(rows))
 
 
 def with_quantized(

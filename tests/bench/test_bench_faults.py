@@ -8,6 +8,7 @@ import os
 import sys
 
 import pytest
+import quick_bench
 from bounded import run_bounded
 
 import merino_bench
@@ -16,8 +17,8 @@ import merino_runtime
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="devices and limits of Linux")]
 
-ROOTS = os.pathsep.join(os.path.dirname(os.path.dirname(package.__file__))
-                        for package in (merino_runtime, merino_bench))
+ROOTS = os.pathsep.join([os.path.dirname(os.path.dirname(package.__file__))
+                         for package in (merino_runtime, merino_bench)] + [os.path.dirname(quick_bench.__file__)])
 CALL = [sys.executable, "-c", "import sys; from merino_bench.start import main; sys.exit(main())"]
 BENCH = ["bench", "BUNDLE", "-p", "8", "-n", "0", "-r", "1", "-t", "1"]
 VERBS = [["generate", "BUNDLE", "the", "-n", "3"], ["info", "BUNDLE", "--json"], ["verify", "BUNDLE"],
@@ -32,7 +33,8 @@ def bundle(bundle_dirs):
 
 
 def run(words, bundle, cwd, **options):
-    call = CALL + [bundle if word == "BUNDLE" else word for word in words]
+    call = quick_bench.CALL if words[0] == "bench" and "limit_mb" not in options else CALL
+    call = call + [bundle if word == "BUNDLE" else word for word in words]
     code, out, err = run_bounded(call, cwd=str(cwd), PYTHONPATH=ROOTS, **options)
     assert "Traceback" not in err and "Exception ignored" not in err, err
     return code, out, err

@@ -11,6 +11,7 @@ import time
 import zipfile
 
 import pytest
+import quick_bench
 from pseudo_terminal import read_until_closed
 
 import merino_bench
@@ -20,18 +21,17 @@ from merino_bench.harness.cases import BenchRequest, decode_case, prefill_case
 from merino_bench.harness.entrants import bundle_entrant
 from merino_bench.harness.passes import chosen, flags_by_place
 from merino_bench.harness.processes import measure_apart
-from merino_bench.harness.ratios import add_ratios
 from merino_bench.harness.record import RECORD_KEYS
 from merino_bench.harness.run import Interrupted, run_bench
-from merino_bench.harness.turns import Turns, turn_sizes
+from merino_bench.harness.turns import turn_sizes
 from merino_bench.harness.worker import measure
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_benchmarks")]
 
-ROOTS = os.pathsep.join(os.path.dirname(os.path.dirname(package.__file__))
-                        for package in (merino_runtime, merino_bench))
+ROOTS = os.pathsep.join([os.path.dirname(os.path.dirname(package.__file__))
+                         for package in (merino_runtime, merino_bench)] + [os.path.dirname(quick_bench.__file__)])
 SMALL = BenchRequest(prompts=(8, 16), steps=(6,), repetitions=3, threads=(1,))
 RATIO_KEYS = {"ratio_to_baseline", "params_ratio", "baseline", "ratio_kind"}
 PP_ONLY = ("-p", "8", "-n", "0", "-r", "1")
@@ -43,7 +43,7 @@ def run(*arguments, call=None, cwd=None, path=ROOTS):
     environment.pop("PYTHONPATH", None)
     if path:
         environment["PYTHONPATH"] = path
-    call = call or [sys.executable, "-m", "merino_bench"]
+    call = call or quick_bench.CALL
     process = subprocess.Popen([*call, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd,
                                env=environment)
     out, err = (text.decode("utf-8", "replace") for text in process.communicate())
@@ -67,7 +67,7 @@ def folder(bundle_dirs):
 
 
 @pytest.fixture(scope="module")
-def records(bundle_dirs):
+def records(bundle_dirs, quick_benchmarks):  # noqa: ARG001
     """Of all dialects that this Python runs, the portable one as the baseline."""
     return run_bench(list(bundle_dirs.values()), SMALL, [bundle_dirs["portable"]])
 
@@ -102,10 +102,6 @@ def counting_rounds(record):
     owners = [(one["turn"], one["attempt"]) for one in record["processes"] for _ in range(one["repetitions"])]
     places = chosen(flags_by_place(record["processes"])).places
     return [one for owner, one in zip(owners, record["rounds_ms"]) if owner in places]
-
-
-def rows_of_turns(turns):
-    return [one.row(turns.case, processes) for one, processes in zip(turns.entrants, turns.processes)]
 
 
 def check_figures(record):
@@ -178,7 +174,6 @@ class TestRun:
     def test_each_row_is_told_before_it_begins(self, folder):
         told = []
         run_bench([folder, folder], SMALL._replace(repetitions=2), progress=lambda *one: told.append(one))
-        told = [one for one in told if "again" not in one[2]]  # of a busy machine
         assert [(done, total) for done, total, _ in told] == [(done, 7) for done in range(8)]
         tests = [what.split()[1:] for _, _, what in told[1:-1]]  # one folder counts once
         assert tests == [[test, turn] for test in ("pp8", "pp16", "tg6") for turn in ("1/2", "2/2")]
@@ -206,46 +201,10 @@ class TestRun:
         order = [one["bundle_path"] for one in requests if any(one is each for each in sum(planned.values(), []))]
         assert order == [folder, other, other, folder, folder, other, other, folder, folder, other]  # A B B A ...
 
-    def test_what_was_disturbed_is_measured_again_with_its_partner(self, folder):
-        """The second turn of one side is busy once, the third is busy always."""
-        calls = []
-
-        def entrant(name, is_baseline, flags):
-            real = bundle_entrant(folder, is_baseline, 0)
-
-            def measure(case, repetitions, first, timeout_s):
-                found = real.measure(case, repetitions, first, timeout_s)
-                calls.append(name)
-                return dict(found, flags=flags.pop(0) if flags else [])
-
-            return real._replace(measure=measure, identity=dict(real.identity, bundle=name))
-
-        ours = entrant("ours", False, [[], ["busy"], [], ["busy"], ["swapping"], ["busy"]])
-        turns = Turns([ours, entrant("base", True, [])], decode_case(2), 5, 100.0)
-        turns.measure(lambda *_: None)
-        a_b, b_a = ["ours", "base"], ["base", "ours"]
-        assert calls == [*a_b, *b_a, *a_b, *a_b, *b_a, *a_b, *b_a, *a_b]
-        places = [(one["turn"], one["attempt"]) for one in turns.processes[0]]
-        assert places == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (4, 0)]
-        rows = rows_of_turns(turns)
-        add_ratios(rows, rows[1:])
-        assert rows[0]["ratio_turns"] == [4, 5] and rows[0]["ratio_flags"] == [] and rows[0]["flags"] == []
-        assert rows[0]["ratio_interval"] is not None
-
-    def test_a_machine_that_is_always_busy_still_gives_a_number(self, folder):
-        real = [bundle_entrant(folder, is_baseline, 0) for is_baseline in (False, True)]
-        entrants = [one._replace(measure=lambda *asked, one=one: dict(one.measure(*asked), flags=["busy"]))
-                    for one in real]
-        turns = Turns(entrants, decode_case(2), 5, 100.0)
-        turns.measure(lambda *_: None)
-        assert [len(one) for one in turns.processes] == [2 * 3 + 3] * 2  # after two turns in vain no more attempts
-        rows = rows_of_turns(turns)
-        add_ratios(rows, rows[1:])
-        assert rows[0]["ratio_to_baseline"] > 0 and rows[0]["ratio_flags"] == ["busy"] == rows[0]["flags"]
-
     def test_rows_of_a_case_are_kept_as_soon_as_they_are_complete(self, folder):
         kept = []
-        rows = run_bench([folder], SMALL, [folder], keep=lambda rows: kept.append([dict(row) for row in rows]))
+        rows = run_bench([folder], SMALL._replace(repetitions=1), [folder],
+                         keep=lambda rows: kept.append([dict(row) for row in rows]))
         assert [[row["test"] for row in one] for one in kept] == [["pp8"], ["pp16"], ["tg6"]]
         assert [row for one in kept for row in one] == rows
 
@@ -262,11 +221,11 @@ class TestRun:
             return real._replace(measure=measure, identity=dict(real.identity, bundle=name), **changes)
 
         told = []
-        found = run_bench([folder], SMALL._replace(repetitions=2), [folder], more=[entrant("a"), entrant("b")],
-                          progress=lambda _done, _total, what: told.append(what))
-        assert [row["test"] for row in found] == [test for test in ("pp8", "pp16", "tg6") for _ in range(3)]
+        found = run_bench([folder], SMALL._replace(prompts=(8,), repetitions=2), [folder],
+                          more=[entrant("a"), entrant("b")], progress=lambda _done, _total, what: told.append(what))
+        assert [row["test"] for row in found] == [test for test in ("pp8", "tg6") for _ in range(3)]
         assert all(set(row) == set(RECORD_KEYS) | RATIO_KEYS and row["ratio_to_baseline"] > 0 for row in found)
-        first = [what.split()[0] for what in told if "pp8" in what and "again" not in what]
+        first = [what.split()[0] for what in told if "pp8" in what]
         name = found[0]["bundle"]
         assert first == [name, "a", "b", "b", "a", name] and len({row["run"] for row in found}) == 1
         assert order[:2] == ["a", "b"]
@@ -402,20 +361,19 @@ class TestCommand:
 
     def test_a_terminal_sees_progress_on_one_line(self, folder):
         ours, theirs = os.openpty()
-        process = subprocess.Popen([sys.executable, "-m", "merino_bench", "bench", folder, *PP_ONLY],
+        process = subprocess.Popen([*quick_bench.CALL, "bench", folder, *PP_ONLY],
                                    stdout=subprocess.PIPE, stderr=theirs, env=dict(os.environ, PYTHONPATH=ROOTS))
         os.close(theirs)
         assert process.communicate()[0].startswith(b"| bundle")
         seen = read_until_closed(ours)
-        lines = [line for line in seen.split(b"\r\x1b[K") if b"again" not in line]  # of a busy machine
+        lines = seen.split(b"\r\x1b[K")
         assert lines[0] == b"" and lines[1].startswith(b"merino: 0/2 power at rest") and b"\n" not in seen
         assert lines[2].startswith(b"merino: 1/2 ") and lines[2].endswith(b" pp8 1/1") and lines[3:] == [b""]
 
     @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for the child in /proc")
     def test_ctrl_c_is_exit_130_and_leaves_no_process(self, folder):
         parent = subprocess.Popen(
-            [sys.executable, "-m", "merino_bench", "bench", folder, "-p", "8", "-n", "0", "-r", str(10 ** 8),
-             "-o", "json"],
+            [*quick_bench.CALL, "bench", folder, "-p", "8", "-n", "0", "-r", str(10 ** 8), "-o", "json"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=ROOTS),
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background job ignores it
         child = wait_for(lambda: children_of(parent.pid))[0]
@@ -456,6 +414,7 @@ class TestZip:
         assert code == 0, err
         assert json.loads(out)[0]["engine"].endswith("CPU of the zip")
 
+    @pytest.mark.skipif(sys.version_info < (3, 7), reason="the test above is that one here")
     def test_it_measures_on_the_oldest_boards_python(self, old_python, folder, tmp_path):
         row = self.bench_from(old_python, folder, tmp_path)[0]
         assert row["environment"]["versions"]["python"].startswith("3.6.")

@@ -1,9 +1,9 @@
 """The table of `bench` on terminals: no line is wider, nothing is left out; a pipe gets one table."""
 import os
 import subprocess
-import sys
 
 import pytest
+import quick_bench
 from hypothesis import given
 from hypothesis import strategies as st
 from pseudo_terminal import on_a_terminal
@@ -14,8 +14,8 @@ from merino_bench.harness.cases import prefill_case
 from merino_bench.harness.record import failed_record
 from merino_bench.harness.render import ASKED, BY_WORTH, alike_in_all_rows, as_markdown, titles_within
 
-ROOTS = os.pathsep.join(os.path.dirname(os.path.dirname(package.__file__))
-                        for package in (merino_runtime, merino_bench))
+ROOTS = os.pathsep.join([os.path.dirname(os.path.dirname(package.__file__))
+                         for package in (merino_runtime, merino_bench)] + [os.path.dirname(quick_bench.__file__)])
 KEYS = ("bundle", "test", "format", "threads", "engine")
 TITLES = ["bundle", "test"] + list(BY_WORTH)
 
@@ -65,8 +65,7 @@ def folder(bundle_dirs):
 
 
 def bench(folder):
-    call = [sys.executable, "-m", "merino_bench", "bench", folder, "--baseline", folder]
-    return call + ["-p", "8", "-n", "4", "-r", "1"]
+    return quick_bench.CALL + ["bench", folder, "--baseline", folder, "-p", "8", "-n", "4", "-r", "1"]
 
 
 @pytest.mark.slow

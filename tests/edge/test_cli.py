@@ -23,10 +23,10 @@ from merino_edge.profiles.reading import profile_ids
 pytestmark = pytest.mark.slow
 
 
-def run(*arguments, cwd=None):
-    """(exit code, stdout, stderr) of `merino-edge`, in a process of its own."""
+def run(*arguments, cwd=None, first=""):
+    """(exit code, stdout, stderr) of `merino-edge`, in a process of its own. first: what that process runs before."""
     done = subprocess.run(
-        [sys.executable, "-c", "from merino_edge.cli.app import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", f"{first}\nfrom merino_edge.cli.app import main; main()", *map(str, arguments)],
         capture_output=True, text=True, cwd=cwd, timeout=300, env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
     assert "Traceback" not in done.stderr
@@ -58,8 +58,8 @@ def test_devices_json_lists_every_board_with_its_budget():
         assert set(board["budget"]) == {"decode_ms", "memory_mb", "context"}
 
 
-def test_one_device_is_shown_with_the_source_of_each_figure():
-    code, out, _ = run("devices", "raspberry-pi-5")
+def test_one_device_is_shown_with_the_source_of_each_figure(here):
+    code, out, _ = here("devices", "raspberry-pi-5")
     assert code == 0 and "read_gb_s" in out and "published" in out and "11.8" in out
 
 
@@ -87,38 +87,39 @@ def test_design_json_has_the_fields_of_the_contract(design_file):
     assert 0.9 * 4 < found["predicted"]["decode_ms"] <= 4
 
 
-def test_design_shows_a_table_beside_opt():
-    code, out, _ = run("design", "--device", "raspberry-pi-4")
+def test_design_shows_a_table_beside_opt(here):
+    code, out, _ = here("design", "--device", "raspberry-pi-4")
     assert code == 0
     for words in ("OPT-350M", "331.2 M", "KV cache at 1024 tokens", "decode latency per token", "entropy", "proved"):
         assert words in out
 
 
-def test_design_says_of_a_format_what_recommend_says_and_of_opt_the_same_figures():
+def test_design_says_of_a_format_what_recommend_says_and_of_opt_the_same_figures(here):
     """The Nano's own ONNX Runtime has no int4."""
     words = ("--device", "jetson-nano", "--backend", "onnxruntime")
     missing = "not there: onnxruntime 1.10.0 has no int4"
-    _, out, _ = run("design", *words, "--precision", "int4")
+    _, out, _ = here("design", *words, "--precision", "int4")
     assert f"int4 is {missing}" in out
-    _, said, _ = run("recommend", *words, "--json")
+    _, said, _ = here("recommend", *words, "--json")
     found = json.loads(said)
     assert [each["reason"] for each in found["designs"] if each["reason"]] == [missing]
-    _, table, _ = run("design", *words)
+    _, table, _ = here("design", *words)
     assert missing not in table
     opt = next(one for one in found["models"] if one["id"] == "opt-350m")["formats"][0]["predicted"]
     for amount in (f"{opt['decode_ms']:,.1f} ms", f"{opt['prefill_ms']:,.1f} ms", f"{opt['memory_mb']:,.1f} MB"):
         assert amount in table
 
 
+@pytest.mark.usefixtures("quick_benchmarks")
 @pytest.mark.parametrize("dialect", ["fused", "portable"])
 def test_a_design_is_exported_and_measured(design_file, dialect, here, tmp_path):
     bundle = tmp_path / "bundle"
-    export = run if dialect == "fused" else here
-    code, out, err = export("export", design_file, "--dialect", dialect, "-o", bundle)
+    command = run if dialect == "fused" else here
+    code, out, err = command("export", design_file, "--dialect", dialect, "-o", bundle)
     assert code == 0, err
     assert "random weights" in out and "raspberry-pi-zero-2w" in out
     saved = tmp_path / "records.json"
-    code, out, err = run("bench", bundle, "-p", "16", "-n", "8", "-r", "2", "-o", "json", "--save", saved)
+    code, out, err = command("bench", bundle, "-p", "16", "-n", "8", "-r", "2", "-o", "json", "--save", saved)
     assert code == 0, err
     records = json.loads(out)
     assert [record["test"] for record in records] == ["pp16", "tg8"]
@@ -281,8 +282,8 @@ def test_what_computes_nothing_loads_nothing_that_computes(arguments):
 
 
 @pytest.mark.parametrize("arguments", [["fly"], ["design"], ["design", "--device", "host", "--speed", "9"], ["bench"]])
-def test_wrong_usage_is_exit_2(arguments):
-    assert run(*arguments)[0] == 2
+def test_wrong_usage_is_exit_2(arguments, here):
+    assert here(*arguments)[0] == 2
 
 
 def test_training_needs_no_more_than_a_text(design_file, here, tmp_path):
@@ -300,14 +301,14 @@ def test_training_needs_no_more_than_a_text(design_file, here, tmp_path):
     assert code == 0 and "trained weights" in said and "raspberry-pi-zero-2w-design, fused" in said, err
 
 
-def test_design_takes_every_option_of_the_search(tmp_path):
+def test_design_takes_every_option_of_the_search(here, tmp_path):
     arguments = [
         "--device", "raspberry-pi-zero-2w", "--vocab", "300,1000", "--precision", "fp32,int8", "--context", "64",
         "--file-mb", "3", "--j-per-token", "0.02", "--width-step", "32", "--blocks", "2", "--solver", "evolution",
         "--steps", "4000", "--population", "64", "--parents", "8", "--score", "literal",
     ]  # fmt: skip
     path = tmp_path / "design.json"
-    code, out, err = run("design", *arguments, "-o", path)
+    code, out, err = here("design", *arguments, "-o", path)
     assert code == 0, err
     found = json.loads(path.read_text())
     assert found["architecture"]["vocab"] in (300, 1000) and found["precision"] in ("fp32", "int8")
@@ -346,11 +347,11 @@ def test_on_a_terminal_each_process_of_a_measurement_is_seen():
     assert all(f" {number}/8 " in shown for number in range(8)) and "decode behind a full cache" in shown
 
 
-def test_a_preset_is_the_papers_flops_and_nothing_else():
-    code, out, err = run("design", "--device", "raspberry-pi-zero-2w", "--preset", "merino-52m", "--json")
+def test_a_preset_is_the_papers_flops_and_nothing_else(here):
+    code, out, err = here("design", "--device", "raspberry-pi-zero-2w", "--preset", "merino-52m", "--json")
     assert code == 0, err
     assert json.loads(out)["budget"] == {"flops_g": 60}
-    code, _, err = run("design", "--device", "host", "--preset", "merino-52m", "--decode-ms", "5")
+    code, _, err = here("design", "--device", "host", "--preset", "merino-52m", "--decode-ms", "5")
     assert code == 1 and "--preset merino-52m is a budget of its own" in err
 
 
@@ -372,7 +373,7 @@ def test_a_preset_is_the_papers_flops_and_nothing_else():
         (("--vocab", ",".join(map(str, range(300, 400)))), 1, "give at most"),
     ],
 )
-def test_a_design_that_cannot_be_is_refused(arguments, exit_code, says):
-    code, out, err = run("design", "--device", "raspberry-pi-4", *arguments)
+def test_a_design_that_cannot_be_is_refused(arguments, exit_code, says, here):
+    code, out, err = here("design", "--device", "raspberry-pi-4", *arguments)
     assert (code, out) == (exit_code, "")
     assert says in " ".join(err.replace("│", " ").split())

@@ -17,6 +17,23 @@ from merino_edge.records.reading import read_records
 from merino_runtime.errors import MerinoError
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)]
+# opt-125m with a small geometry: what is copied and compared does not depend on its 500 MB.
+SMALL_OPT = """
+from merino_edge.families import zoo
+found = {each.id: each for each in zoo.load_models()}
+less = {"width": 64, "layers": 1, "heads": 2, "ffn_width": 64, "embed_width": 64, "vocab": 64, "context": 32}
+opt = found["opt-125m"]
+found["opt-125m"] = opt.model_copy(update={"geometry": opt.geometry.model_copy(update=less)})
+zoo.load_models = lambda: tuple(found.values())
+"""
+# The application that is copied there probes for 20 seconds of the minute.
+SHORT_PROBE = """
+from merino_edge.bundles import board_app
+packed = board_app.packed_files
+board_app.packed_files = lambda package: (
+    (name, content.replace(b"MOST_SECONDS = 55.0", b"MOST_SECONDS = 20.0")) for name, content in packed(package)
+)
+"""
 GREEDY = ("Once upon a time", "-n", "12", "--temperature", "0")
 
 
@@ -84,7 +101,7 @@ def test_records_come_home_with_their_baseline(board, place):
     saved = place / "there.json"
     code, out, err = run(
         "bench", "--ssh", board.address, "embedded", "--baseline", "opt-125m", "-p", "8", "-n", "4", "-r", "1",
-        "-o", "json", "--save", saved,
+        "-o", "json", "--save", saved, first=SMALL_OPT,
     )  # fmt: skip
     assert code == 0, err
     rows = read_records([saved])
@@ -107,7 +124,7 @@ def test_a_probe_of_the_board_becomes_its_profile(board, place):
     (place / "base.toml").write_text(mine)
     code, out, err = run(
         "calibrate", "--ssh", board.address, "--device", place / "base.toml", "--backend", "onnxruntime",
-        "-o", place / "my.toml",
+        "-o", place / "my.toml", first=SHORT_PROBE,
     )  # fmt: skip
     assert code == 0, err
     assert "measures itself" in err and "wrote" in err

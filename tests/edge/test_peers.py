@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import sysconfig
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from merino_bench.harness.cases import BenchRequest, decode_case, prefill_case
 from merino_bench.harness.record import FAILED, RECORD_KEYS, failed_record
 from merino_bench.harness.turns import Turns
 from merino_bench.harness.worker import timed_rounds
-from merino_edge.benchmarking.peers import engines
+from merino_edge.benchmarking.peers import engines, entrants, make
 from merino_edge.benchmarking.peers.engines import ENGINES, PEERS, given_gguf, parse_engines, peers_of
 from merino_edge.benchmarking.peers.entrants import (
     Peers,
@@ -46,7 +47,7 @@ from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_benchmarks")]
 
 OPT = OptArchitecture(
     width=64, layers=2, heads=2, ffn_width=128, embed_width=32, vocab=304, context=64, pre_norm=False
@@ -73,6 +74,30 @@ def bundles(tmp_path_factory):
     for name, source in made.items():
         export(source, folder / name)
     return {name: load_bundle(str(folder / name)) for name in made}
+
+
+@contextmanager
+def making_here():
+    """Models are made in this process, which has loaded torch: 5 s each time."""
+
+    def run(module, request, *more):
+        if module != make.__name__:
+            return run_apart(module, request, *more)
+        found = make.answer(json.loads(request))
+        if "error" in found:
+            raise MerinoError(found["error"])
+        return found
+
+    run_apart = entrants.run_apart
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entrants, "run_apart", run)
+        yield patch
+
+
+@pytest.fixture(autouse=True)
+def made_here():
+    with making_here() as patch:
+        yield patch
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +212,8 @@ def test_a_family_that_transformers_does_not_have_runs_in_it(bundles):
 def varied(bundles, kept, randomize):
     """(bundle, its peers' checkpoint, its model) with weights whose greedy ids vary: as made, it repeats one id."""
     bundle, peer = bundles["one layer"], PEERS[0]
-    path = make_apart(Peers((peer.engine,), kept), peer, bundle).path
+    with making_here():
+        path = make_apart(Peers((peer.engine,), kept), peer, bundle).path
     model = randomize(AutoModelForCausalLM.from_pretrained(path), 6)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(0.02)  # else a tied table answers with the last id
@@ -238,8 +264,9 @@ def bench(capsys, *words):
     return ended.value.code, *capsys.readouterr()
 
 
-def test_peers_all_gives_a_row_of_every_engine_beside_ours(bundles, capsys):
+def test_peers_all_gives_a_row_of_every_engine_beside_ours(bundles, capsys, made_here):
     """Of OPT, which every engine runs. A prefill alone: torch.compile then compiles one length."""
+    made_here.undo()  # as a user has it: apart
     words = (bundles["opt of one layer"].folder, "-p", "8", "-n", "0", "-r", "1", "-t", "1", "-o", "json")
     code, out, err = bench(capsys, *words, "--peers", "all")
     rows = json.loads(out)

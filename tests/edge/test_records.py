@@ -32,6 +32,7 @@ def test_a_list_and_lines_give_the_same_records_whatever_the_file_is_called(tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_benchmarks")
 def test_what_the_harness_writes_is_read(bundle_dirs, tmp_path):
     rows = run_bench([bundle_dirs["fused"], str(tmp_path / "gone")], BenchRequest((4,), (3,), repetitions=2))
     found = read_records([written(tmp_path, as_json(rows))])

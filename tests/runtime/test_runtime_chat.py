@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pseudo_terminal import on_a_terminal
 from test_runtime_talk import talk_of
@@ -152,7 +153,7 @@ def test_the_context_is_told_of(monkeypatch):
     assert "the oldest 2 turns are left out" in re.sub(r"\x1b\[\d+m|\n", " ", shown).replace("  ", " ")
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.text("ab \n\t\u4e2d\u0301\U0001f600\x1b", max_size=60), st.integers(2, 12), st.data())
 def test_lines_are_no_longer_than_the_screen_and_no_text_is_lost(text, columns, data):
     shown = []
@@ -179,7 +180,7 @@ def test_words_are_kept_whole_and_an_indent_stays():
     assert "".join(shown) == "one two\nthree\n    if x:\nfour-and-twe\nnty\n"
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.text("<>think/ab", max_size=20), st.booleans(), st.data())
 def test_thinking_is_told_wherever_the_text_is_cut(text, thinks, data):
     text = text.replace("a", "<think>").replace("b", "</think>")

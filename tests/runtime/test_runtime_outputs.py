@@ -1,6 +1,7 @@
 """Outputs: the old content or the new after any fault, links and devices as they were, and no file left behind."""
 import errno
 import io
+import json
 import os
 import shutil
 import signal
@@ -12,7 +13,8 @@ import tempfile
 import threading
 
 import pytest
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import merino_runtime
@@ -118,7 +120,7 @@ def fail(number):
 
 
 KINDS = pytest.mark.parametrize("write", [write_file, write_folder])
-FEW = settings(max_examples=30, deadline=None)
+FEW = examples(30)
 CONTENTS = st.tuples(st.none() | st.binary(max_size=40), st.binary(max_size=40))
 ERRORS = st.sampled_from([errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
 
@@ -150,10 +152,44 @@ def test_a_fault_of_any_call_leaves_the_old_content_or_the_new(write, contents, 
     assert at > 8, "it counted the calls"
 
 
+def serve_kills():
+    """Forks for each line of stdin, writes in the fork, and answers whether it was killed at the call that was named.
+
+    A process of its own: forking pytest's, which has all libraries of all tests in memory, takes ten times as long.
+    """
+    for line in sys.stdin:
+        name, path, content, at, behind = json.loads(line)
+        child = os.fork()
+        if not child:
+            with Faults(at, lambda: os.kill(os.getpid(), signal.SIGKILL), behind):
+                {"write_file": write_file, "write_folder": write_folder}[name](path, bytes(bytearray(content)))
+            os._exit(0)
+        print(json.dumps(os.waitpid(child, 0)[1] != 0), flush=True)
+
+
+@pytest.fixture(scope="module")
+def killer():
+    """A function: (a writer's name, path, content, number of the call, behind it) -> whether it came so far."""
+    call = [sys.executable, "-c", f"from {__name__} import serve_kills; serve_kills()"]
+    here = os.path.dirname(os.path.abspath(__file__))
+    paths = os.pathsep.join([ROOT, here, os.path.dirname(here)])
+    process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               env=dict(os.environ, PYTHONPATH=paths))
+
+    def killed(name, path, content, at, behind):
+        process.stdin.write(json.dumps([name, path, list(content), at, behind]).encode("ascii") + b"\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline().decode("ascii"))
+
+    yield killed
+    process.communicate()
+    assert process.returncode == 0
+
+
 @KINDS
 @FEW
 @given(contents=CONTENTS, behind=st.booleans())
-def test_a_process_killed_at_any_call_leaves_the_old_content_or_the_new(write, contents, behind):
+def test_a_process_killed_at_any_call_leaves_the_old_content_or_the_new(killer, write, contents, behind):
     """Between the two renames of a folder there is none: sweeping puts the old one back."""
     old, new = contents
     at, killed = 0, True
@@ -162,12 +198,7 @@ def test_a_process_killed_at_any_call_leaves_the_old_content_or_the_new(write, c
             path = os.path.join(folder, NAME)
             if old is not None:
                 write(path, old)
-            child = os.fork()
-            if not child:
-                with Faults(at, lambda: os.kill(os.getpid(), signal.SIGKILL), behind):
-                    write(path, new)
-                os._exit(0)
-            killed = os.waitpid(child, 0)[1] != 0
+            killed = killer(write.__name__, path, new, at, behind)
             scratch.sweep(path)
             assert content_of(path) in (old, new) and (killed or content_of(path) == new)
             assert os.listdir(folder) in ([], [NAME])

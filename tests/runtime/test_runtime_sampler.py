@@ -3,7 +3,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from few_examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from merino_runtime import sampler as sampler_module
@@ -34,7 +35,7 @@ def reference_count(logits, sampling, top_p):
     return len([weight for weight in kept if weight >= sampling.min_p])
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(st.one_of(LOGITS, WIDE_LOGITS), SAMPLINGS)
 def test_the_kept_tokens_are_those_of_the_naive_reference(logits, sampling):
     ids, probabilities = candidates(np.array(logits), sampling)
@@ -52,7 +53,6 @@ def test_the_kept_tokens_are_those_of_the_naive_reference(logits, sampling):
     np.testing.assert_allclose(probabilities, expected / expected.sum(), rtol=1e-9)
 
 
-@settings(deadline=None)
 @given(LOGITS, st.lists(st.integers(0, 39)))
 def test_greedy_is_argmax_whatever_the_other_values(logits, prompt_ids):
     prompt_ids = [token_id for token_id in prompt_ids if token_id < len(logits)]
@@ -60,7 +60,6 @@ def test_greedy_is_argmax_whatever_the_other_values(logits, prompt_ids):
     assert sampler.choose(np.array(logits, dtype=np.float32)) == int(np.argmax(np.float32(logits)))
 
 
-@settings(deadline=None)
 @given(LOGITS, SAMPLINGS)
 def test_the_same_seed_draws_the_same(logits, sampling):
     one, other = Sampler(sampling), Sampler(sampling)
@@ -124,7 +123,6 @@ def test_a_tiny_temperature_is_greedy_and_warns_of_nothing(temperature, recwarn)
     assert not recwarn.list
 
 
-@settings(deadline=None)
 @given(LOGITS, st.floats(1, 10), st.data())
 def test_the_penalty_divides_positive_and_multiplies_negative_logits_of_seen_ids(logits, penalty, data):
     seen = data.draw(st.sets(st.integers(0, len(logits) - 1)))

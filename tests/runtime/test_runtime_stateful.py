@@ -6,7 +6,8 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from few_examples import examples
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
@@ -16,7 +17,7 @@ from merino_runtime.generate import generate
 from merino_runtime.sampling import GREEDY
 
 CHUNK = 4
-EXAMPLES = settings(max_examples=50, stateful_step_count=25, deadline=None,
+EXAMPLES = examples(50, stateful_step_count=25,
                     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 

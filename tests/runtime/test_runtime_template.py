@@ -3,7 +3,8 @@ import time
 
 import chat_templates
 import pytest
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from merino_runtime.bundle import Chat, ChatParts, MessageTexts, SystemParts
@@ -31,7 +32,7 @@ def joined(pieces):
 def test_parts_and_jinja_give_the_same_text_and_the_same_pieces(template, described):
     render, chat, parts = compiled(template, "it"), Chat("it", chat_templates.TOKENS, None), parts_of(described)
 
-    @settings(deadline=None, max_examples=100)
+    @examples(100)
     @given(TALK, st.booleans())
     def check(talk, no_think):
         ours = by_parts(parts, *talk, no_think=no_think and parts.no_think is not None)
@@ -44,7 +45,7 @@ def test_parts_and_jinja_give_the_same_text_and_the_same_pieces(template, descri
     check()
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(TALK)
 def test_where_no_parts_fit_jinja_still_tells_the_texts(talk):
     render, chat = compiled(chat_templates.MISTRAL, "it"), Chat("it", chat_templates.TOKENS, None)

@@ -2,7 +2,8 @@
 import json
 
 import pytest
-from hypothesis import example, given, settings
+from few_examples import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from merino_runtime.bundle import Bundle, BundleFile
@@ -48,7 +49,7 @@ def emitted(ids, stops=(), tokenizer=TOKENIZER):
     return pieces + [stream.finish()]
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(TEXT)
 @example("the th t the")  # every merge of the vocabulary, and a merge's own parts
 def test_a_stream_gives_back_the_text_in_whole_characters(text):
@@ -60,7 +61,6 @@ def test_a_stream_gives_back_the_text_in_whole_characters(text):
         assert text.startswith(seen)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=30))
 def test_any_bytes_come_out_as_python_decodes_them(data):
     assert "".join(emitted(list(data_ids(data)))) == data.decode("utf-8", "replace")
@@ -80,7 +80,7 @@ def until_first_stop(text, stops):
     return text
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.text("ab€", max_size=20), STOPS, st.data())
 def test_nothing_from_a_stop_string_on_is_given_out_wherever_tokens_are_cut(text, stops, data):
     # A vocabulary whose tokens are this text's own pieces, cut in the middle of characters too.
@@ -233,7 +233,7 @@ def test_characters_with_bytes_for_the_others_come_out_as_they_went_in(first_spa
     tokenizer = Tokenizer(json.dumps(of_characters(first_space)))
     assert tokenizer.drops_first_space == first_space
 
-    @settings(deadline=None, max_examples=200)
+    @examples(200)
     @given(st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\u2581"), max_size=20)
            | st.text("abc \u20ac\U0001f600", max_size=20))
     @example("\u20ac abc")

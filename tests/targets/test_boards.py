@@ -2,7 +2,8 @@
 
 Emulated are instructions, not time: nothing here measures anything, and an instruction that a CPU has not kills.
 Of float32 the greedy ids are compared; of quantised weights, whose kernels differ by CPU class, the logits behind
-given ids, and the choices that lead clearly (`assert_same_choices`).
+given ids, and the choices that lead clearly (`assert_same_choices`). `make test` runs quantised weights on
+each CPU, all else on one of each kind.
 """
 
 import json
@@ -60,11 +61,13 @@ def ids_here(bundle):
     return ids
 
 
+@pytest.mark.usefixtures("every_cpu")
 @pytest.mark.parametrize("cpu", CPUS)
 def test_greedy_ids_are_those_of_this_machine(cpu, bundle, ids_here):
     assert greedy_ids(output(on_board(cpu, *GENERATE, cwd=bundle))) == ids_here
 
 
+@pytest.mark.usefixtures("every_cpu")
 @pytest.mark.parametrize("cpu", CPUS)
 def test_the_selftest_passes(cpu, packaged):
     assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=packaged)).startswith("ok: ")
@@ -148,6 +151,7 @@ def test_what_would_be_wrong_is_refused_before_anything_is_imported(cpu, verb, w
     assert "weights of -128" in done.stderr and "was imported" not in done.stderr
 
 
+@pytest.mark.usefixtures("every_cpu")
 @pytest.mark.parametrize("cpu", CPUS)
 def test_weights_of_minus_128_overflow_where_dotprod_lacks(cpu, tmp_path):
     """Why they are refused and no longer written. -127 does not."""

@@ -48,6 +48,7 @@ def test_an_instruction_that_the_cpu_has_not_kills_a_child(cpu, killed, tmp_path
     assert (done.returncode, done.stdout) == ((128 + signal.SIGILL, "") if killed else (0, "24\n"))
 
 
+@pytest.mark.usefixtures("every_cpu")
 @pytest.mark.parametrize("cpu", CPUS)
 def test_a_virtual_environment_made_there_generates_the_golden_tokens(cpu, tmp_path):
     shutil.copytree(PACKAGED, tmp_path / "bundle")

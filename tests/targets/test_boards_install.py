@@ -20,13 +20,13 @@ import pytest
 from emulated_board import (
     BOARD_ROOT,
     CPUS,
-    GIVEN,
     WITH_DOTPROD,
     as_model,
     needs_board,
     on_board_with_children,
     output,
     run,
+    skip_beyond_default,
     why_no_children,
 )
 from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes
@@ -43,7 +43,6 @@ MODELS = {
     "cortex-a72": "Raspberry Pi 4 Model B Rev 1.4",
     "cortex-a76": "Raspberry Pi 5 Model B Rev 1.0",
 }
-BY_DEFAULT = ["cortex-a53", "cortex-a76"]
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "boards"
 # The folder of releases, root's here and a user's in the pages, is one that outlives the namespaces.
 OWN_FOLDER = 'mkdir -p "$root" ~/.local/share; ln -s "$root" /opt/merino; ln -s "$root" ~/.local/share/merino'
@@ -88,11 +87,10 @@ def packed(formats, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=CPUS)
-def installed(request, packed, tmp_path_factory):
+def installed(request, long, packed, tmp_path_factory):
     """(cpu, the folder that it shares, what the page's commands printed): on a board on which nothing was installed."""
     cpu = request.param
-    if cpu not in BY_DEFAULT and not GIVEN and request.config.getoption("--hypothesis-profile") != "long":
-        pytest.skip("by make test-boards, or with --hypothesis-profile=long")
+    skip_beyond_default(cpu, long)
     folder = tmp_path_factory.mktemp(cpu)
     for name in ("fleet.pub", "merino.pyz", "story.merino"):
         os.link(packed / name, folder / name)

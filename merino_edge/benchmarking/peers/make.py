@@ -70,11 +70,16 @@ def size_of(path: Path) -> int:
     return sum(one.stat().st_size for one in path.rglob("*")) if path.is_dir() else path.stat().st_size
 
 
-def main() -> int:
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What `make` returns, or why it could not, as `error`."""
     try:
-        result = make(json.loads(sys.argv[1]))
+        return make(request)
     except (MerinoError, ValueError, OSError, ImportError, RuntimeError) as error:
-        result = {"error": f"its model could not be made: {error}"}
+        return {"error": f"its model could not be made: {error}"}
+
+
+def main() -> int:
+    result = answer(json.loads(sys.argv[1]))
     print(json.dumps(result))
     return 1 if "error" in result else 0
 

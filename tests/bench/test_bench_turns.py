@@ -1,0 +1,61 @@
+"""Which processes a disturbed turn is measured again in, on real entrants whose states of the machine are given.
+
+Each entrant is measured in one real process, whose figures stand for those of its other processes.
+"""
+import pytest
+
+from merino_bench.harness.cases import decode_case
+from merino_bench.harness.entrants import bundle_entrant
+from merino_bench.harness.ratios import add_ratios
+from merino_bench.harness.turns import Turns
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def folder(bundle_dirs):
+    return bundle_dirs["portable"]
+
+
+def entrant(folder, name, is_baseline, flags_of_next, calls):
+    """Its processes are appended to `calls` by name, and have the flags that `flags_of_next` gives."""
+    real = bundle_entrant(folder, is_baseline, 0)
+    measured = []
+
+    def measure(*asked):
+        if not measured:
+            measured.append(real.measure(*asked))
+        calls.append(name)
+        return dict(measured[0], flags=flags_of_next())
+
+    return real._replace(measure=measure, identity=dict(real.identity, bundle=name))
+
+
+def rows_of_turns(turns):
+    rows = [one.row(turns.case, processes) for one, processes in zip(turns.entrants, turns.processes)]
+    add_ratios(rows, rows[1:])
+    return rows
+
+
+def test_what_was_disturbed_is_measured_again_with_its_partner(folder):
+    """The second turn of one side is busy once, the third is busy always."""
+    calls, flags = [], [[], ["busy"], [], ["busy"], ["swapping"], ["busy"]]
+    ours = entrant(folder, "ours", False, lambda: flags.pop(0) if flags else [], calls)
+    turns = Turns([ours, entrant(folder, "base", True, list, calls)], decode_case(2), 5, 100.0)
+    turns.measure(lambda *_: None)
+    a_b, b_a = ["ours", "base"], ["base", "ours"]
+    assert calls == [*a_b, *b_a, *a_b, *a_b, *b_a, *a_b, *b_a, *a_b]
+    places = [(one["turn"], one["attempt"]) for one in turns.processes[0]]
+    assert places == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (4, 0)]
+    ours = rows_of_turns(turns)[0]
+    assert ours["ratio_turns"] == [4, 5] and ours["ratio_flags"] == [] and ours["flags"] == []
+    assert ours["ratio_interval"] is not None
+
+
+def test_a_machine_that_is_always_busy_still_gives_a_number(folder):
+    entrants = [entrant(folder, name, name == "base", lambda: ["busy"], []) for name in ("ours", "base")]
+    turns = Turns(entrants, decode_case(2), 5, 100.0)
+    turns.measure(lambda *_: None)
+    assert [len(one) for one in turns.processes] == [2 * 3 + 3] * 2  # after two turns in vain no more attempts
+    ours = rows_of_turns(turns)[0]
+    assert ours["ratio_to_baseline"] > 0 and ours["ratio_flags"] == ["busy"] == ours["flags"]
