@@ -1,10 +1,11 @@
-"""What grouped heads of keys bring to designs at equal budget, by the boards' estimates: no time is measured.
+"""What grouped heads of keys, and a quantised cache, bring to designs at equal budget, by the boards' estimates.
 
     python bench/experiments/grouped_heads.py -o bench/results/grouped-heads.json
 
 For each board, backend and format that is fast there: the design of most entropy whose decode step takes 50 ms behind
 1,024 cached tokens, with all heads of keys, with any number of them, and with four at least; and the uniform decoder of
-most weights for the same.
+most weights for the same, also over a cache of int8 and of int4 where the board's ONNX Runtime takes one. No time is
+measured.
 """
 
 import argparse
@@ -19,12 +20,13 @@ from merino_edge.design.space import FULL, GROUPED, Space
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import params
 from merino_edge.prediction.cost_model import CostModel, cost_model
-from merino_edge.prediction.formats import fast_formats
+from merino_edge.prediction.formats import fast_formats, has_cache
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import list_profiles
 from merino_edge.storage.atomic import write_text
 from merino_runtime.board import MB
+from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.errors import MerinoError
 
 DECODE_MS, CONTEXT, PROMPT, VOCAB = 50.0, 1024, 512, 50257
@@ -73,6 +75,10 @@ def uniform(model: CostModel, limits: dict[str, float], kv_heads: int | None) ->
     return {"shape": best.shape(), "body": body(best), "params": params(best.operators)}
 
 
+def uniform_by_heads(model: CostModel, limits: dict[str, float]) -> dict[str, Any]:
+    return {str(heads or "full"): uniform(model, limits, heads) for heads in (None, 1, 2, 4)}
+
+
 def board_rows(profile: DeviceProfile) -> list[dict[str, Any]]:
     limits = with_board_defaults({"decode_ms": DECODE_MS}, profile)
     rows = []
@@ -81,7 +87,11 @@ def board_rows(profile: DeviceProfile) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"board": profile.id, "backend": profile.backend, "precision": precision}
         try:
             row["designs"] = {name: designed(model, limits, heads) for name, heads in HEADS.items()}
-            row["uniform"] = {str(heads or "full"): uniform(model, limits, heads) for heads in (None, 1, 2, 4)}
+            row["uniform"] = uniform_by_heads(model, limits)
+            row["uniform_over"] = {
+                kv: uniform_by_heads(cost_model(profile, InferenceShape(precision, CONTEXT, PROMPT, kv)), limits)
+                for kv in QUANTISED_CACHES if has_cache(profile, kv)
+            }  # fmt: skip
         except MerinoError as error:
             row["none"] = str(error)
         print(json.dumps(row), file=sys.stderr, flush=True)
