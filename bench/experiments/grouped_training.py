@@ -1,0 +1,245 @@
+"""Do grouped heads of keys pay? Decoders of equal predicted time, trained alike, by their held-out loss.
+
+    python bench/experiments/grouped_training.py -o bench/results/grouped-training.json --train TEXT --valid TEXT \\
+        --cache DIR
+
+For each budget the design of most entropy with all heads of keys, and the one with any number of them: the same board,
+format, decode time behind a full cache, and vocabulary. A third arm, the first design with its heads of keys cut to
+one, shows what a single head loses at equal width. Each is trained from the same seeds on the same rows in the same
+order. One thread; a run that is stopped goes on from DIR with the same command, and the record is written after each
+run of all that is there. Runs of the first seed come first.
+
+Set down before the first run: what decides is the mean over the seeds of `any` less `full` at 256 tokens, with its
+standard error over windows of the held-out text. If `any` is worse by more than two of them in both formats, all
+heads become the default of `--kv-heads`; if in float32 alone, where a board gains fewest weights, the docs say so.
+
+Models are small: at a width of 128 a cache of 1,024 tokens is eight times the weights in 8 bits, and grouping it leaves
+time for 3.5 times the weights. With 256 tokens the gain is what larger designs have on boards: 1.1 times in float32,
+1.7 in int8. So these budgets are trained first, and that of 1,024 tokens last. All are trained on rows of 256.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads
+os.environ["RAYON_NUM_THREADS"] = "1"  # before tokenizers does
+
+import numpy as np
+
+from merino_bench.sensors.environment import machine
+from merino_edge.design.budgets import with_board_defaults
+from merino_edge.design.designer import design
+from merino_edge.design.space import FULL, GROUPED, spaced
+from merino_edge.families.designed import Architecture
+from merino_edge.families.operators import kv_bytes, params
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape, default_prompt
+from merino_edge.profiles.reading import load_profile
+from merino_edge.storage.atomic import write_text
+from merino_edge.training.recipe import Recipe
+
+BOARD, VOCAB, WIDTH_STEP, BLOCKS = "raspberry-pi-zero-2w", 1024, 32, 4
+ROW = 256  # tokens of a sequence in training
+BUDGETS = {  # format, tokens in the cache, ms of a decode step
+    "int8": ("int8", 256, 2.5),
+    "fp32": ("fp32", 256, 4.0),
+    "int8, 1,024 tokens": ("int8", 1024, 4.0),
+}
+HEADS = {"full": FULL, "any": GROUPED}
+ORDER = ("int8 full", "int8 any", "int8 full, one head", "fp32 full", "fp32 any",
+         "int8, 1,024 tokens full", "int8, 1,024 tokens any")  # fmt: skip
+LATE = ORDER[5:]  # after all seeds of the others
+PAIRS = (
+    ("int8 full", "int8 any"), ("fp32 full", "fp32 any"), ("int8, 1,024 tokens full", "int8, 1,024 tokens any"),
+    ("int8 full", "int8 full, one head"), ("int8 full", "fp32 full"),
+)  # fmt: skip
+STEPS, BATCH, LEARNING_RATE = 600, 16, 3e-3
+TOKENIZER_BYTES, HELD_OUT_BYTES = 6_000_000, 60_000  # of the training text; of the held-out text, during a run
+
+
+def body(arch):
+    """Weights outside the embedding."""
+    return params(arch.operators) - arch.vocab * arch.embed_width
+
+
+def shape_of(budget):
+    precision, context, _ = BUDGETS[budget]
+    return InferenceShape(precision, context, default_prompt(context))
+
+
+def arm_row(budget, arch):
+    """What is predicted of a decoder within a budget."""
+    model = cost_model(load_profile(BOARD), shape_of(budget))
+    return {
+        "budget": budget, "shape": arch.shape(), "body": body(arch), "params": params(arch.operators),
+        "kv_bytes": kv_bytes(arch.operators, model.shape.context, model.shape.precision),
+        "decode_ms": round(model.predict(arch.operators).decode_ms, 3), "architecture": arch.model_dump(mode="json"),
+    }  # fmt: skip
+
+
+def designed(budget, heads):
+    precision, context, decode_ms = BUDGETS[budget]
+    profile = load_profile(BOARD)
+    found = design(
+        profile, with_board_defaults({"decode_ms": decode_ms}, profile), context=context, precision=precision,
+        space=spaced(WIDTH_STEP, BLOCKS, VOCAB, kv_heads=heads), prompt=default_prompt(context),
+    )  # fmt: skip
+    return found.architecture
+
+
+def one_head(arch):
+    return arch.model_copy(update={"blocks": tuple(block.model_copy(update={"kv_heads": 1}) for block in arch.blocks)})
+
+
+def arms(cache):
+    """Row of each arm by its name. Kept in a file, so that a run goes on with the designs that it began with."""
+    kept = cache / "arms.json"
+    if not kept.exists():
+        archs = {f"{budget} {name}": (budget, designed(budget, heads))
+                 for budget in BUDGETS for name, heads in HEADS.items()}  # fmt: skip
+        archs["int8 full, one head"] = "int8", one_head(archs["int8 full"][1])
+        write_text(kept, json.dumps({name: arm_row(*archs[name]) for name in ORDER}, indent=1) + "\n")
+    return json.loads(kept.read_text())
+
+
+def prepare(asked):
+    """The tokenizer, and the beginning of the held-out text for the evaluations during a run."""
+    from merino_edge.training.data import read_documents, train_tokenizer
+
+    asked.cache.mkdir(parents=True, exist_ok=True)
+    tokenizer, start = asked.cache / "tokenizer.json", asked.cache / "held-out-start.txt"
+    if not tokenizer.exists():
+        text = asked.cache / "tokenizer-text.txt"
+        text.write_bytes(whole_lines(asked.train.read_bytes()[:TOKENIZER_BYTES]))
+        write_text(tokenizer, train_tokenizer(read_documents([text]), VOCAB).to_str())
+    start.write_bytes(whole_lines(asked.valid.read_bytes()[:HELD_OUT_BYTES]))
+    return tokenizer, start
+
+
+def whole_lines(text):
+    return text[: text.rfind(b"\n") + 1]
+
+
+def folder_of(cache, arm, seed):
+    """One for each geometry and seed: two budgets may have the same design."""
+    words = arm["shape"].replace(" ", "-")
+    return cache / f"{words}-h{arm['architecture']['head_size']}-seed{seed}"
+
+
+def trained(arm, seed, asked, tokenizer, start):
+    """Train, or go on, or nothing where it is finished; then the loss of each window of the held-out text."""
+    from merino_edge.training.states import is_marked, saved_states
+    from merino_edge.training.train import train
+
+    out = folder_of(asked.cache, arm, seed)
+    if (out / "windows.json").exists():
+        return
+    arch = Architecture.model_validate({**arm["architecture"], "context": ROW})
+    recipe = Recipe(steps=STEPS, batch=BATCH, learning_rate=LEARNING_RATE, seed=seed, bf16=True)
+    resume = any(map(is_marked, saved_states(out / "trainer")))
+    began, cpu = time.perf_counter(), time.process_time()
+    train(arch, [asked.train], out, recipe=recipe, tokenizer_file=tokenizer, held_out=[start], resume=resume,
+          threads=1, say=lambda line: print(line, file=sys.stderr, flush=True))  # fmt: skip
+    spent = {
+        "seconds": round(time.perf_counter() - began, 1), "cpu_seconds": round(time.process_time() - cpu, 1),
+        "resumed": resume,
+    }  # fmt: skip
+    windows = window_losses(out, asked.valid)
+    write_text(out / "windows.json", json.dumps({**spent, "losses": [round(loss, 5) for loss in windows]}) + "\n")
+
+
+def window_losses(out, valid):
+    """Mean nats per token of each row of ROW tokens of the held-out text, in float32."""
+    import torch
+
+    from merino_edge.families.hugging_face import read_checkpoint
+    from merino_edge.training.data import load_tokenizer, read_documents
+    from merino_edge.training.rows import PackedTokens
+
+    model = read_checkpoint(out).model.eval()
+    rows = PackedTokens(read_documents([valid]), load_tokenizer(out / "tokenizer.json"), ROW).rows.long()
+    found = []
+    with torch.no_grad():
+        for batch in rows.split(BATCH):  # [B, T]
+            logits = model(batch, use_cache=False).logits[:, :-1]  # [B, T - 1, V]
+            losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
+            found += losses.reshape(len(batch), -1).mean(dim=1).tolist()
+    return found
+
+
+def results(cache, arm, seeds):
+    """{seed: content of windows.json} of the runs that are finished."""
+    files = {seed: folder_of(cache, arm, seed) / "windows.json" for seed in range(seeds)}
+    return {seed: json.loads(path.read_text()) for seed, path in files.items() if path.exists()}
+
+
+def with_results(arm, runs):
+    means = {seed: statistics.fmean(run["losses"]) for seed, run in runs.items()}
+    return {
+        **{key: value for key, value in arm.items() if key != "architecture"},
+        "tokens_per_weight": round(STEPS * BATCH * ROW / arm["body"], 2),
+        "losses": {str(seed): round(mean, 4) for seed, mean in means.items()},
+        "mean_loss": round(statistics.fmean(means.values()), 4) if means else None,
+        "cpu_seconds": {str(seed): run["cpu_seconds"] for seed, run in runs.items()},
+        "resumed": [seed for seed, run in runs.items() if run["resumed"]],
+    }  # fmt: skip
+
+
+def compared(names, rows, runs):
+    """The second arm less the first, on the same windows and seeds; None where no seed has both."""
+    first, second = (runs[name] for name in names)
+    seeds = sorted(set(first) & set(second))
+    if not seeds:
+        return None
+    by_seed = np.array([np.subtract(second[seed]["losses"], first[seed]["losses"]) for seed in seeds])  # [S, windows]
+    windows = by_seed.mean(axis=0)
+    base = statistics.fmean(rows[names[0]]["losses"][str(seed)] for seed in seeds)
+    return {
+        "less": names[0], "of": names[1], "times_weights": round(rows[names[1]]["body"] / rows[names[0]]["body"], 3),
+        "seeds": [round(float(value), 4) for value in by_seed.mean(axis=1)],
+        "difference": round(float(windows.mean()), 4),
+        "standard_error_over_windows": round(float(windows.std(ddof=1) / len(windows) ** 0.5), 4),
+        "percent": round(100 * float(windows.mean()) / base, 2),
+    }  # fmt: skip
+
+
+def record(asked, known, facts):
+    runs = {name: results(asked.cache, arm, asked.seeds) for name, arm in known.items()}
+    rows = {name: with_results(arm, runs[name]) for name, arm in known.items()}
+    pairs = [pair for pair in (compared(names, rows, runs) for names in PAIRS) if pair]
+    recipe = {"steps": STEPS, "batch": BATCH, "row": ROW, "tokens": STEPS * BATCH * ROW,
+              "learning_rate": LEARNING_RATE, "bf16": True}  # fmt: skip
+    return {"machine": facts, "threads": 1, "board": BOARD, "vocab": VOCAB,
+            "budgets": {name: dict(zip(("precision", "context", "decode_ms"), value, strict=True))
+                        for name, value in BUDGETS.items()},
+            "recipe": recipe, "windows": next((len(run["losses"]) for by_seed in runs.values()
+                                               for run in by_seed.values()), 0),
+            "arms": rows, "pairs": pairs}  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", type=Path, dest="out", required=True)
+    for option in ("train", "valid", "cache"):
+        parser.add_argument(f"--{option}", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=2)
+    asked = parser.parse_args()
+    tokenizer, start = prepare(asked)
+    known, facts = arms(asked.cache), machine()
+    early = [(seed, name) for seed in range(asked.seeds) for name in ORDER if name not in LATE]
+    late = [(seed, name) for seed in range(asked.seeds) for name in LATE]
+    for seed, name in early + late:
+        print(f"{name}, seed {seed}: {known[name]['shape']}", file=sys.stderr, flush=True)
+        trained(known[name], seed, asked, tokenizer, start)
+        write_text(asked.out, json.dumps(record(asked, known, facts), indent=1) + "\n")
+    for pair in record(asked, known, facts)["pairs"]:
+        print(*pair.values())
+
+
+if __name__ == "__main__":
+    main()
