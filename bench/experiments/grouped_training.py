@@ -4,14 +4,16 @@
         --cache DIR
 
 For each budget the design of most entropy with all heads of keys, and the one with any number of them: the same board,
-format, decode time behind a full cache, and vocabulary. A third arm, the first design with its heads of keys cut to
-one, shows what a single head loses at equal width. Each is trained from the same seeds on the same rows in the same
-order. One thread; a run that is stopped goes on from DIR with the same command, and the record is written after each
-run of all that is there.
+format, decode time behind a full cache, and vocabulary. Two more arms tell heads from width: the first design with its
+heads of keys cut to one, and the second with all of them. Each is trained on the same rows in the same order, at each
+learning rate with the first seed, and at the rate that did best with the others: at one rate for all, decoders of
+different width are not compared fairly. One thread; a run that is stopped goes on from DIR with the same command, and
+the record is written after each run of all that is there.
 
 Set down before the first run: what decides is the mean over the seeds of `any` less `full` at 256 tokens, with its
 standard error over windows of the held-out text. If `any` is worse by more than two of them in both formats, all
 heads become the default of `--kv-heads`; if in float32 alone, where a board gains fewest weights, the docs say so.
+After the first runs, all at 3e-3, were added: the other rates, and the arm with all heads at the wider width.
 
 Models are small: at a width of 128 a cache of 1,024 tokens is eight times the weights in 8 bits, and grouping it leaves
 time for 3.5 times the weights. With 256 tokens the gain is what larger designs have on boards: 1.1 times in float32,
@@ -42,6 +44,7 @@ from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.reading import load_profile
 from merino_edge.storage.atomic import write_text
 from merino_edge.training.recipe import Recipe
+from merino_edge.training.states import is_marked, saved_states
 
 BOARD, VOCAB, WIDTH_STEP, BLOCKS = "raspberry-pi-zero-2w", 1024, 32, 4
 ROW = 256  # tokens of a sequence in training
@@ -51,15 +54,16 @@ BUDGETS = {  # format, tokens in the cache, ms of a decode step
     "int8, 1,024 tokens": ("int8", 1024, 4.0),
 }
 HEADS = {"full": FULL, "any": GROUPED}
-ARMS = ("int8 full", "int8 any", "int8 full, one head", "fp32 full", "fp32 any",
+ARMS = ("int8 full", "int8 any", "int8 full, one head", "int8 any, all heads", "fp32 full", "fp32 any",
         "int8, 1,024 tokens full", "int8, 1,024 tokens any")  # fmt: skip
-# (seed, how many of ARMS): what says most for its time comes first.
-ORDER = ((0, 3), (1, 2), (0, 5), (1, 5), (0, 7), (1, 7))
+TURNS = (("int8 full", "int8 any"), ("int8 full, one head", "int8 any, all heads"), ("fp32 full", "fp32 any"), ARMS[6:])
+SEEDS = (0, 1)
 PAIRS = (
     ("int8 full", "int8 any"), ("fp32 full", "fp32 any"), ("int8, 1,024 tokens full", "int8, 1,024 tokens any"),
-    ("int8 full", "int8 full, one head"), ("int8 full", "fp32 full"),
+    ("int8 full", "int8 full, one head"), ("int8 any, all heads", "int8 any"), ("int8 full", "int8 any, all heads"),
+    ("int8 full", "fp32 full"),
 )  # fmt: skip
-STEPS, BATCH, LEARNING_RATE = 600, 16, 3e-3
+STEPS, BATCH, RATES = 600, 16, (3e-3, 1.5e-3, 7.5e-4)
 TOKENIZER_BYTES, HELD_OUT_BYTES = 6_000_000, 60_000  # of the training text; of the held-out text, during a run
 
 
@@ -93,8 +97,9 @@ def designed(budget, heads):
     return found.architecture
 
 
-def one_head(arch):
-    return arch.model_copy(update={"blocks": tuple(block.model_copy(update={"kv_heads": 1}) for block in arch.blocks)})
+def with_heads(arch, kv_heads):
+    blocks = tuple(block.model_copy(update={"kv_heads": kv_heads}) for block in arch.blocks)
+    return arch.model_copy(update={"blocks": blocks})
 
 
 def arms(cache):
@@ -103,7 +108,8 @@ def arms(cache):
     if not kept.exists():
         archs = {f"{budget} {name}": (budget, designed(budget, heads))
                  for budget in BUDGETS for name, heads in HEADS.items()}  # fmt: skip
-        archs["int8 full, one head"] = "int8", one_head(archs["int8 full"][1])
+        archs["int8 full, one head"] = "int8", with_heads(archs["int8 full"][1], 1)
+        archs["int8 any, all heads"] = "int8", with_heads(archs["int8 any"][1], None)
         write_text(kept, json.dumps({name: arm_row(*archs[name]) for name in ARMS}, indent=1) + "\n")
     return json.loads(kept.read_text())
 
@@ -126,22 +132,22 @@ def whole_lines(text):
     return text[: text.rfind(b"\n") + 1]
 
 
-def folder_of(cache, arm, seed):
-    """One for each geometry and seed: two budgets may have the same design."""
+def folder_of(cache, arm, rate, seed):
+    """One for each geometry, rate and seed: two budgets may have the same design."""
     words = arm["shape"].replace(" ", "-")
-    return cache / f"{words}-h{arm['architecture']['head_size']}-seed{seed}"
+    return cache / f"{words}-h{arm['architecture']['head_size']}-rate{rate:g}-seed{seed}"
 
 
-def trained(arm, seed, asked, tokenizer, start):
+def trained(arm, rate, seed, asked, tokenizer, start):
     """Train, or go on, or nothing where it is finished; then the loss of each window of the held-out text."""
-    from merino_edge.training.states import is_marked, saved_states
     from merino_edge.training.train import train
 
-    out = folder_of(asked.cache, arm, seed)
+    out = folder_of(asked.cache, arm, rate, seed)
     if (out / "windows.json").exists():
         return
+    print(f"{out.name} begins or goes on", file=sys.stderr, flush=True)
     arch = Architecture.model_validate({**arm["architecture"], "context": ROW})
-    recipe = Recipe(steps=STEPS, batch=BATCH, learning_rate=LEARNING_RATE, seed=seed, bf16=True)
+    recipe = Recipe(steps=STEPS, batch=BATCH, learning_rate=rate, seed=seed, bf16=True)
     resume = any(map(is_marked, saved_states(out / "trainer")))
     began, cpu = time.perf_counter(), time.process_time()
     train(arch, [asked.train], out, recipe=recipe, tokenizer_file=tokenizer, held_out=[start], resume=resume,
@@ -173,19 +179,45 @@ def window_losses(out, valid):
     return found
 
 
-def results(cache, arm):
+def results(cache, arm, rate):
     """{seed: content of windows.json} of the runs that are finished."""
-    files = {seed: folder_of(cache, arm, seed) / "windows.json" for seed in sorted({seed for seed, _ in ORDER})}
+    files = {seed: folder_of(cache, arm, rate, seed) / "windows.json" for seed in SEEDS}
     return {seed: json.loads(path.read_text()) for seed, path in files.items() if path.exists()}
 
 
-def with_results(arm, runs):
+def by_rate(cache, arm):
+    """{rate: mean loss of the first seed} of the finished runs."""
+    runs = {rate: results(cache, arm, rate).get(SEEDS[0]) for rate in RATES}
+    return {rate: round(statistics.fmean(run["losses"]), 4) for rate, run in runs.items() if run}
+
+
+def best_rate(cache, arm):
+    """None where no run is finished."""
+    known = by_rate(cache, arm)
+    return min(known, key=known.__getitem__, default=None)
+
+
+def curves(cache):
+    """{run: {step: loss on the beginning of the held-out text}}, of runs that are not finished too."""
+    found = {}
+    for out in sorted(cache.glob("*-seed*")):
+        states = [state for state in saved_states(out / "trainer") if is_marked(state)]
+        if states:
+            log = json.loads((states[0] / "trainer_state.json").read_text())["log_history"]
+            found[out.name] = {str(row["step"]): round(row["eval_loss"], 3) for row in log if "eval_loss" in row}
+    return found
+
+
+def with_results(cache, arm):
+    """The arm's row: its losses at the best rate, by seed."""
+    rate = best_rate(cache, arm)
+    runs = results(cache, arm, rate) if rate else {}
     means = {seed: statistics.fmean(run["losses"]) for seed, run in runs.items()}
     return {
         **{key: value for key, value in arm.items() if key != "architecture"},
         "tokens_per_weight": round(STEPS * BATCH * ROW / arm["body"], 2),
-        "losses": {str(seed): round(mean, 4) for seed, mean in means.items()},
-        "mean_loss": round(statistics.fmean(means.values()), 4) if means else None,
+        "first_seed_by_rate": {f"{rate:g}": loss for rate, loss in by_rate(cache, arm).items()},
+        "rate": rate, "losses": {str(seed): round(mean, 4) for seed, mean in means.items()},
         "cpu_seconds": {str(seed): run["cpu_seconds"] for seed, run in runs.items()},
         "resumed": [seed for seed, run in runs.items() if run["resumed"]],
     }  # fmt: skip
@@ -202,6 +234,7 @@ def compared(names, rows, runs):
     base = statistics.fmean(rows[names[0]]["losses"][str(seed)] for seed in seeds)
     return {
         "less": names[0], "of": names[1], "times_weights": round(rows[names[1]]["body"] / rows[names[0]]["body"], 3),
+        "rates_tried": [len(rows[name]["first_seed_by_rate"]) for name in names],
         "seeds": [round(float(value), 4) for value in by_seed.mean(axis=1)],
         "difference": round(float(windows.mean()), 4),
         "standard_error_over_windows": round(float(windows.std(ddof=1) / len(windows) ** 0.5), 4),
@@ -209,18 +242,18 @@ def compared(names, rows, runs):
     }  # fmt: skip
 
 
-def record(asked, known, facts):
-    runs = {name: results(asked.cache, arm) for name, arm in known.items()}
-    rows = {name: with_results(arm, runs[name]) for name, arm in known.items()}
+def record(cache, known, facts):
+    rows = {name: with_results(cache, arm) for name, arm in known.items()}
+    runs = {name: results(cache, arm, rows[name]["rate"]) if rows[name]["rate"] else {} for name, arm in known.items()}
     pairs = [pair for pair in (compared(names, rows, runs) for names in PAIRS) if pair]
-    recipe = {"steps": STEPS, "batch": BATCH, "row": ROW, "tokens": STEPS * BATCH * ROW,
-              "learning_rate": LEARNING_RATE, "bf16": True}  # fmt: skip
-    return {"machine": facts, "threads": 1, "board": BOARD, "vocab": VOCAB,
-            "budgets": {name: dict(zip(("precision", "context", "decode_ms"), value, strict=True))
-                        for name, value in BUDGETS.items()},
-            "recipe": recipe, "windows": next((len(run["losses"]) for by_seed in runs.values()
-                                               for run in by_seed.values()), 0),
-            "arms": rows, "pairs": pairs}  # fmt: skip
+    keys = ("precision", "context", "decode_ms")
+    return {
+        "cpu": facts["board"], "cpus": facts["cpus"], "threads": 1, "board": BOARD, "vocab": VOCAB,
+        "budgets": {name: dict(zip(keys, value, strict=True)) for name, value in BUDGETS.items()},
+        "recipe": {"steps": STEPS, "batch": BATCH, "row": ROW, "tokens": STEPS * BATCH * ROW, "rates": RATES,
+                   "bf16": True},
+        "arms": rows, "pairs": pairs, "curves": curves(cache),
+    }  # fmt: skip
 
 
 def main():
@@ -231,11 +264,16 @@ def main():
     asked = parser.parse_args()
     tokenizer, start = prepare(asked)
     known, facts = arms(asked.cache), machine()
-    for seed, name in dict.fromkeys((seed, name) for seed, count in ORDER for name in ARMS[:count]):
-        print(f"{name}, seed {seed}: {known[name]['shape']}", file=sys.stderr, flush=True)
-        trained(known[name], seed, asked, tokenizer, start)
-        write_text(asked.out, json.dumps(record(asked, known, facts), indent=1) + "\n")
-    for pair in record(asked, known, facts)["pairs"]:
+    for names in TURNS:
+        for rate in RATES:
+            for name in names:
+                trained(known[name], rate, SEEDS[0], asked, tokenizer, start)
+                write_text(asked.out, json.dumps(record(asked.cache, known, facts), indent=1) + "\n")
+        for seed in SEEDS[1:]:
+            for name in names:
+                trained(known[name], best_rate(asked.cache, known[name]), seed, asked, tokenizer, start)
+                write_text(asked.out, json.dumps(record(asked.cache, known, facts), indent=1) + "\n")
+    for pair in record(asked.cache, known, facts)["pairs"]:
         print(*pair.values())
 
 

@@ -94,7 +94,7 @@ def main():
         for row in PARTS[part]():
             print(part, row, flush=True)
             record[part].append(row)
-        arguments.o.write_text(json.dumps(record, indent=1) + "\n")
+            arguments.o.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
