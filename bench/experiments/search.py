@@ -2,9 +2,10 @@
 
     python bench/experiments/search.py exact evolution -o bench/results/search-x86-2cores.json
 
-A part replaces its own rows in the file and leaves the others: `exact` (three runs of each, CPU time), `open` (the
-same with vocabulary and format left open, over all formats whatever the board has) and `evolution` (five seeds; 4
-minutes). CPU only, one thread.
+A part replaces its own rows in the file and leaves the others: `exact` (three runs of each), `open` (the same with
+vocabulary and format left open, over all formats whatever the board has) and `evolution` (five seeds; 9 minutes). All
+parts search the same spaces: the paper's FLOPs with all heads of keys, as its presets do, and with any number of them;
+the boards' budgets with any. One thread; seconds are CPU time, of evolution without the exact search that bounds it.
 """
 
 import argparse
@@ -20,7 +21,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 from merino_edge.design.budgets import with_board_defaults  # noqa: E402
 from merino_edge.design.designer import design  # noqa: E402
 from merino_edge.design.encode import body_tables, layers_of, scored_options  # noqa: E402
-from merino_edge.design.space import Space, every_block  # noqa: E402
+from merino_edge.design.space import FULL, GROUPED, Space, every_block  # noqa: E402
 from merino_edge.prediction.cost_model import cost_model  # noqa: E402
 from merino_edge.prediction.shape import default_prompt  # noqa: E402
 from merino_edge.profiles.reading import list_profiles, load_profile  # noqa: E402
@@ -29,43 +30,47 @@ FLOPS_G = (60, 110, 160)
 VOCABS = (4096, 8192, 16384, 32768, 50257)
 FORMATS = ("fp32", "int8", "int4")
 SEEDS = range(5)
+SPACES = {"full": Space(kv_heads=FULL), "any": Space(kv_heads=GROUPED)}  # heads of keys
 
 
 def tasks():
-    """(name, profile, budgets): the paper's FLOPs alone, and what each board gets by default."""
-    for flops_g in FLOPS_G:
-        yield f"{flops_g} GFLOPs", load_profile("raspberry-pi-4"), {"flops_g": flops_g}
+    """(name, heads of keys, profile, budgets): the paper's FLOPs alone, and what each board gets by default."""
+    for heads in SPACES:
+        for flops_g in FLOPS_G:
+            yield f"{flops_g} GFLOPs", heads, load_profile("raspberry-pi-4"), {"flops_g": flops_g}
     for board in list_profiles():
         profile = board.with_backend("onnxruntime")
-        yield profile.id, profile, with_board_defaults({}, profile)
+        yield profile.id, "any", profile, with_board_defaults({}, profile)
 
 
-def solved(profile, budgets, **keys):
+def solved(heads, profile, budgets, **keys):
     context = profile.budget.context
     for cached in (cost_model, body_tables, layers_of, scored_options, every_block):
         cached.cache_clear()
     started = time.process_time()  # of one thread: a busy machine does not change it
-    found = design(profile, budgets, space=Space(), context=context, prompt=default_prompt(context), **keys)
+    found = design(profile, budgets, space=SPACES[heads], context=context, prompt=default_prompt(context), **keys)
     return found, time.process_time() - started
 
 
 def exact_rows(repetitions=3, **keys):
-    for name, profile, budgets in tasks():
-        runs = [solved(profile, budgets, **keys) for _ in range(repetitions)]
+    for name, heads, *task in tasks():
+        runs = [solved(heads, *task, **keys) for _ in range(repetitions)]
         found = runs[0][0]
         yield {
-            "task": name, "seconds": [round(seconds, 3) for _, seconds in runs], "gap": found.solver.gap,
-            "entropy": found.entropy, "shape": found.architecture.shape(), "vocab": found.architecture.vocab,
-            "precision": found.precision, "params": found.predicted.params,
+            "task": name, "kv_heads": heads, "seconds": [round(seconds, 3) for _, seconds in runs],
+            "gap": found.solver.gap, "entropy": found.entropy, "shape": found.architecture.shape(),
+            "vocab": found.architecture.vocab, "precision": found.precision, "params": found.predicted.params,
         }  # fmt: skip
 
 
 def evolution_rows():
-    for name, profile, budgets in tasks():
-        runs = [solved(profile, budgets, solver="evolution", seed=seed)[0] for seed in SEEDS]
+    for name, heads, *task in tasks():
+        _, exact_seconds = solved(heads, *task)
+        runs = [solved(heads, *task, solver="evolution", seed=seed) for seed in SEEDS]
         yield {
-            "task": name, "seconds": [found.solver.seconds for found in runs],
-            "gap": [found.solver.gap for found in runs],
+            "task": name, "kv_heads": heads, "seconds": [round(seconds - exact_seconds, 3) for _, seconds in runs],
+            "gap": [found.solver.gap for found, _ in runs],
+            "shapes": [found.architecture.shape() for found, _ in runs],
         }  # fmt: skip
 
 
@@ -82,13 +87,14 @@ def main():
     parser.add_argument("-o", type=Path, required=True)
     arguments = parser.parse_args()
     record = json.loads(arguments.o.read_text()) if arguments.o.exists() else {}
+    record.pop("note", None)  # of records in which rows of several spaces stood side by side
     record |= {"machine": platform.machine(), "threads": 1, "python": platform.python_version()}
     for part in arguments.parts:
         record[part] = []
         for row in PARTS[part]():
             print(part, row, flush=True)
             record[part].append(row)
-        arguments.o.write_text(json.dumps(record, indent=1) + "\n")
+            arguments.o.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
