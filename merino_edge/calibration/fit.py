@@ -1,7 +1,8 @@
 """Coefficients of the latency model and cache edges of one thread count, fitted to the rows of a probe.
 
 Alternating minimisation over the coefficients (non-negative least squares) and the cache edges (grid search), with
-three starts because it has local minima. The model's terms are `prediction.latency_terms`'; `calibrate` writes the
+three starts because it has local minima, and from the best of them steps to neighbouring edges, each with coefficients
+of its own. The model's terms are `prediction.latency_terms`'; `calibrate` writes the
 result into a profile.
 """
 
@@ -114,12 +115,12 @@ class Table(NamedTuple):
 
 
 def fit_threads(probe: Probe, threads: int) -> ThreadFit:
-    """The fit of least loss over the three starts."""
+    """The fit of least loss over the three starts, and the edges near it."""
     rows = [row for row in probe.measurements if row.threads == threads and row.kind != "read"]
     table = table_of(rows, probe)
     from_memory = np.stack([table.from_memory(edges) for edges in GRID])  # [edges of the grid, rows]
     fits = (alternate(table, from_memory, start) for start in STARTS)
-    coefficients, edges = min(fits, key=lambda found: loss_of(table, *found))
+    coefficients, edges = descend(table, *min(fits, key=lambda found: loss_of(table, *found)))
     errors = errors_of(table, coefficients, edges).tolist()
     if all(row.kind != "decoder" for row in rows):  # a portable probe has none: a decoder's run counts as any graph's
         coefficients["step_us"] = coefficients[GRAPH]
@@ -148,6 +149,30 @@ def alternate(table: Table, from_memory: np.ndarray, edges: Edges) -> tuple[dict
             break
         edges, coefficients = new_edges, new_coefficients
     return coefficients, edges
+
+
+def descend(table: Table, coefficients: dict[str, float], edges: Edges) -> tuple[dict[str, float], Edges]:
+    """Moves to the best of the neighbouring edges while one of them fits better. Alternation cannot, since coefficients
+    fit the edges that they were found with."""
+    for _ in range(MOST_MOVES):
+        tried = [(fit_coefficients(table, near), near) for near in neighbours(edges)]
+        best = min(tried, key=lambda found: loss_of(table, *found))
+        if loss_of(table, *best) >= loss_of(table, coefficients, edges):
+            break
+        coefficients, edges = best
+    return coefficients, edges
+
+
+def neighbours(edges: Edges) -> list[Edges]:
+    """Those of the grid that differ by one place in one or both of the first two edges."""
+    place, other = (
+        int(np.abs(np.array(axis) - edge).argmin()) for axis, edge in ((WITHIN, edges.within), (BEYOND, edges.beyond))
+    )  # fmt: skip
+    found = [
+        Edges(float(within), float(beyond), edges.half)
+        for within in WITHIN[max(0, place - 1) : place + 2] for beyond in BEYOND[max(0, other - 1) : other + 2]
+    ]  # fmt: skip
+    return [near for near in found if near.within < near.beyond]
 
 
 def fit_coefficients(table: Table, edges: Edges) -> dict[str, float]:
@@ -245,6 +270,7 @@ def between_bytes(row: Measurement) -> float:
     return again[0].reread * again[0].bytes_per_weight(row.format) if again else 0.0
 
 
+MOST_MOVES = 10  # to neighbouring edges
 STARTS, MOST_TURNS = [Edges(within, 3.0, 1.0) for within in (0.4, 0.6, 0.8)], 6
 # The grid of edges, in units of the last-level cache
 WITHIN, BEYOND = np.arange(0.1, 1.25, 0.05), (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
