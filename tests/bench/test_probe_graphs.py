@@ -87,19 +87,20 @@ def test_a_decoder_has_the_weights_that_its_operators_say(form):
     kernels = graphs.kernels_of("fused", "decoder", form)
     assert kernels
     for kernel in kernels:
-        key = GraphKey("fused", *kernel[2:9])
+        key = GraphKey("fused", *kernel[2:11])
         expected = weight_bytes(probe_graphs.decoder_architecture(key).operators, form)
         rotary = plan.DECODER_CONTEXT * kernel.columns // kernel.heads * 4
         constants = 10 * kernel.count + 6
         assert abs(kernel.weight_bytes - expected - rotary) <= graphs.PAGE * constants, kernel.file
 
 
-@pytest.mark.parametrize("uses", [1, 4])
+@pytest.mark.parametrize(("uses", "kv_heads"), [(1, 0), (4, 0), (1, plan.GROUPED_DECODER_KV_HEADS)])
 @pytest.mark.parametrize(("dialect", "form"), DECODER_FORMATS)
-def test_a_decoder_is_the_exported_model_of_its_geometry(dialect, form, uses):
+def test_a_decoder_is_the_exported_model_of_its_geometry(dialect, form, uses, kv_heads):
     """Its values that are stored inside the model are norms, which begin as ones in a new model."""
-    kernel = next(one for one in graphs.kernels_of(dialect, "decoder", form, uses=uses) if one.columns == 256)
-    arch = probe_graphs.decoder_architecture(GraphKey(dialect, *kernel[2:9]))
+    found = graphs.kernels_of(dialect, "decoder", form, uses=uses, kv_heads=kv_heads)
+    kernel = next(one for one in found if kv_heads or one.columns == 256)
+    arch = probe_graphs.decoder_architecture(GraphKey(dialect, *kernel[2:11]))
     core = "plain" if dialect == "plain" else "dotprod"
     exported = build_graph(random_source(arch, "probed"), "fused", plan.DECODER_CONTEXT, form, core)
     assert onnx.load_from_string(kernel.model) == exported.model(ByteCounter())

@@ -3,7 +3,7 @@ import json
 
 import pytest
 from few_examples import examples
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from merino_runtime.bundle import Bundle, BundleFile
@@ -238,6 +238,7 @@ def test_characters_with_bytes_for_the_others_come_out_as_they_went_in(first_spa
            | st.text("abc \u20ac\U0001f600", max_size=20))
     @example("\u20ac abc")
     def check(text):
+        assume(not any(special in text for special in ("<unk>", "<s>", "</s>")))  # which are no characters
         stream = TextStream(tokenizer, begins=True)
         ids = tokenizer.encode(text)
         pieces = [stream.push(token_id) for token_id in ids]
