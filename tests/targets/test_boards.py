@@ -2,8 +2,8 @@
 
 Emulated are instructions, not time: nothing here measures anything, and an instruction that a CPU has not kills.
 Of float32 the greedy ids are compared; of quantised weights, whose kernels differ by CPU class, the logits behind
-given ids, and the choices that lead clearly (`assert_same_choices`). `make test` runs quantised weights on
-each CPU, all else on one of each kind.
+given ids, and the choices that lead clearly (`assert_same_choices`). `make test` runs every format on each
+CPU, all else on one of each kind.
 """
 
 import json
@@ -61,7 +61,6 @@ def ids_here(bundle):
     return ids
 
 
-@pytest.mark.usefixtures("every_cpu")
 @pytest.mark.parametrize("cpu", CPUS)
 def test_greedy_ids_are_those_of_this_machine(cpu, bundle, ids_here):
     assert greedy_ids(output(on_board(cpu, *GENERATE, cwd=bundle))) == ids_here
