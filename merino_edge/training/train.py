@@ -26,6 +26,7 @@ from merino_edge.training.data import (
     tokenizer_hash,
 )
 from merino_edge.training.disk import check_disk, disk_told
+from merino_edge.training.initial_weights import shrink_branches
 from merino_edge.training.loop import CheckedTrainer, Watch, add_watch, stop_on_ctrl_c, training_arguments
 from merino_edge.training.memory import check_memory, memory_told
 from merino_edge.training.recipe import Recipe
@@ -187,8 +188,10 @@ def fit(
         say(f"going on from {state.name}")
     set_seed(run.recipe.seed)
     end = material.tokenizer.token_to_id(END_OF_TEXT)
+    model = build_model(run.architecture, bos_token_id=end, eos_token_id=end, pad_token_id=end)
+    shrink_branches(model)
     trainer = CheckedTrainer(
-        model=build_model(run.architecture, bos_token_id=end, eos_token_id=end, pad_token_id=end),
+        model=model,
         args=training_arguments(run.recipe, folder),
         train_dataset=material.rows,
         eval_dataset=material.held_out_rows,

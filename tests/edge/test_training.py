@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merino_edge.families.designed import Architecture
+from merino_edge.families.hugging_face import build_model
 from merino_edge.families.merino.model import MerinoForCausalLM
 from merino_edge.training import train as training
 from merino_edge.training.data import (
@@ -20,6 +21,7 @@ from merino_edge.training.data import (
     split_held_out,
     train_tokenizer,
 )
+from merino_edge.training.initial_weights import shrink_branches
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.rows import PackedTokens
 from merino_edge.training.train import train
@@ -27,6 +29,21 @@ from merino_runtime.errors import MerinoError
 
 RECIPE = Recipe(steps=300, batch=4, learning_rate=3e-3)
 SMALL = Recipe(steps=1, batch=2)
+
+
+def test_what_adds_to_the_stream_begins_smaller_by_the_number_of_branches():
+    """Shared layers count at each use, and all else begins as it did."""
+    blocks = ({"width": 32, "ffn_ratio": 2, "depth": 3, "shared": True}, {"width": 64, "ffn_ratio": 1, "depth": 5})
+    arch = Architecture.model_validate({"blocks": blocks, "vocab": 300, "head_size": 16, "context": 32})
+    torch.manual_seed(0)
+    before = build_model(arch)
+    torch.manual_seed(0)
+    after = build_model(arch)
+    shrink_branches(after)
+    shrunk = [name for name, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[name])]
+    assert len(shrunk) == 2 * (1 + 5) and all(name.endswith(("attention.out.weight", "down.weight")) for name in shrunk)
+    for name in shrunk:
+        assert torch.allclose(after.state_dict()[name], before.state_dict()[name] / 4), "2 * 8 branches"
 
 
 @pytest.fixture(scope="module")
