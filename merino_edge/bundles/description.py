@@ -13,11 +13,20 @@ from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import DESCRIPTION_FILE, list_files
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import Core, decode_flops, fast_isa, head_flops, kv_bytes, kv_format, params
-from merino_edge.prediction.formats import FIRST_QUANTISED_CACHE
 from merino_edge.prediction.other_core import slower_on
 from merino_edge.profiles.reading import list_profiles
 from merino_edge.storage.atomic import write_text
-from merino_runtime.bundle import QUANTISED_CACHES, BackendNeed, Bundle, Chat, Golden, KvLayer, Port, Threads
+from merino_runtime.bundle import (
+    FIRST_QUANTISED_CACHE,
+    QUANTISED_CACHES,
+    BackendNeed,
+    Bundle,
+    Chat,
+    Golden,
+    KvLayer,
+    Port,
+    Threads,
+)
 from merino_runtime.bundle_schema import BUNDLE_SHAPE, SCHEMA, problems_of
 from merino_runtime.requirements import version_tuple
 

@@ -18,9 +18,10 @@ from merino_edge.calibration.fit import ThreadFit, fit_threads
 from merino_edge.calibration.gpu_fit import fit_gpu
 from merino_edge.calibration.probe import Measurement, Probe, Resident, joined
 from merino_edge.families.operators import packed_bytes
-from merino_edge.profiles.coefficients import CACHES, FORMS, GENERAL, OF_FORMAT, PAIRS, LatencyError
+from merino_edge.profiles.coefficients import FORMS, GENERAL, OF_FORMAT, PAIRS, LatencyError
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.board import MB
+from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.errors import MerinoError
 
 
@@ -84,7 +85,7 @@ def calibrate(*probes: Probe) -> Fit:
 def measured_caches(probe: Probe, counts: Sequence[int]) -> list[str]:
     """The quantised formats whose attention was timed, over one query and over many, at each of the thread counts."""
     seen = {(row.kv, row.threads, row.tokens > 1) for row in probe.measurements}
-    return [kv for kv in CACHES if {(kv, count, many) for count in counts for many in (False, True)} <= seen]
+    return [kv for kv in QUANTISED_CACHES if {(kv, count, many) for count in counts for many in (False, True)} <= seen]
 
 
 def rounded(value: float) -> float:

@@ -17,8 +17,9 @@ from scipy.optimize import nnls
 from merino_edge.calibration.probe import Measurement, Probe, timed_decoder
 from merino_edge.families.operators import Operator, activation, attention, head, linear, norm
 from merino_edge.prediction.latency_terms import again_share, amounts, partly_share, total_us
-from merino_edge.profiles.coefficients import AGAIN, CACHES, FORMS, GENERAL, MEMORY, OF_FORMAT, PAIRS, Dialect
+from merino_edge.profiles.coefficients import AGAIN, FORMS, GENERAL, MEMORY, OF_FORMAT, PAIRS, Dialect
 from merino_runtime.board import MB
+from merino_runtime.bundle import QUANTISED_CACHES
 
 REWEIGHTINGS, HUBER_ERROR = 8, 0.1  # relative error above which Huber's loss grows linearly
 DECODER_WEIGHT = 10.0  # of a row with a whole decoder, in rows with one operator
@@ -68,7 +69,7 @@ def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 GRAPH = "graph_us"  # one run of a graph that is no decoder; a decoder's run is step_us
-OF_CACHES = [f"{kv}.{name}" for kv in CACHES for name in PAIRS]
+OF_CACHES = [f"{kv}.{name}" for kv in QUANTISED_CACHES for name in PAIRS]
 FITTED = [
     *GENERAL, "decode_pair_ms_g", *OF_CACHES, GRAPH, *(f"{form}.{name}" for form in FORMS for name in OF_FORMAT)
 ]  # fmt: skip

@@ -83,7 +83,7 @@ def attentions(key: GraphKey) -> Layout:
     """`count` attentions of one x [1, T, columns + 2 * kv_heads * head_size], each over a cache of its own -> `count`
     outputs [1, T, columns]."""
     graph = layout(key, {}, plan.ATTENTION_CONTEXT)
-    kv_heads, head_size = key.kv_heads or key.heads, key.columns // key.heads
+    kv_heads, head_size = key.cached_heads, key.columns // key.heads
     layers = [KvLayer(index, kv_heads, head_size) for index in range(key.count)]
     if key.kv in CACHE_BITS:
         scales = unset((kv_heads, head_size))
@@ -133,7 +133,7 @@ def decoder(key: GraphKey) -> Graph:
 
 
 def decoder_architecture(key: GraphKey) -> Architecture:
-    return timed_decoder(key.columns, key.rows, key.count, key.uses, key.heads, key.kv_heads or key.heads)
+    return timed_decoder(key.columns, key.rows, key.count, key.uses, key.heads, key.cached_heads)
 
 
 BUILDERS: dict[str, Callable[[GraphKey], Graph]] = {
@@ -201,7 +201,7 @@ def index_entry(one: ProbeGraph) -> dict[str, Any]:
 
 def layer_bytes(key: GraphKey) -> int:
     """Of the matrices of one layer."""
-    kv_width = (key.kv_heads or key.heads) * key.columns // key.heads
+    kv_width = key.cached_heads * key.columns // key.heads
     layer = layer_operators(key.columns, key.rows, key.heads, kv_width=kv_width)
     return round(sum(op.stored_bytes(key.format) for op in layer if op.kind == "linear"))
 

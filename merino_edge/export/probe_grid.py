@@ -5,7 +5,7 @@ are the probe's (`merino_bench.probe.tasks`), which also chooses the numbers tha
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from merino_bench.probe import gpu_plan
 from merino_bench.probe import tasks as plan
@@ -41,6 +41,11 @@ class GraphKey:
     kv_heads: int = 0  # 0: as many as `heads`
     kv: str = "fp32"
 
+    @property
+    def cached_heads(self) -> int:
+        """Of keys and values."""
+        return self.kv_heads or self.heads
+
 
 def graph_keys() -> Iterator[GraphKey]:
     for dialect, formats in FORMATS.items():
@@ -69,7 +74,7 @@ def without_weights(dialect: str) -> Iterator[GraphKey]:
         yield attention(dialect, plan.ATTENTION_WIDTHS[0], kv_heads)
     for kv in QUANTISED_CACHES if dialect == "fused" else ():
         for kv_heads in plan.QUANTISED_KV_HEADS:
-            yield attention(dialect, plan.ATTENTION_WIDTHS[0], kv_heads % plan.ATTENTION_HEADS, kv)
+            yield attention(dialect, plan.ATTENTION_WIDTHS[0], kv_heads, kv)
 
 
 def attention(dialect: str, width: int, kv_heads: int = 0, kv: str = "fp32") -> GraphKey:
@@ -109,7 +114,7 @@ def decoders(dialect: str, form: str) -> Iterator[GraphKey]:
     for width, ffn, layers, heads in plan.DECODERS:
         yield decoder(dialect, form, width, ffn, layers, heads)
     width, ffn, layers, heads = plan.DECODERS[-1]
-    yield replace(decoder(dialect, form, width, ffn, layers, heads), kv_heads=plan.GROUPED_DECODER_KV_HEADS)
+    yield decoder(dialect, form, width, ffn, layers, heads, kv_heads=plan.GROUPED_DECODER_KV_HEADS)
     for layers in BEYOND_LAYERS[form]:
         yield decoder(dialect, form, plan.LARGE_WIDTH, 2 * plan.LARGE_WIDTH, layers, plan.LARGE_HEADS)
     for width, ffn, layers, uses, heads in plan.SHARED_DECODERS:
@@ -125,8 +130,10 @@ def decoders(dialect: str, form: str) -> Iterator[GraphKey]:
                 yield decoder(dialect, form, width, ffn, count, heads)
 
 
-def decoder(dialect: str, form: str, width: int, ffn: int, layers: int, heads: int, uses: int = 1) -> GraphKey:
-    return GraphKey(dialect, "decoder", form, ffn, width, heads, layers, uses)
+def decoder(
+    dialect: str, form: str, width: int, ffn: int, layers: int, heads: int, uses: int = 1, kv_heads: int = 0
+) -> GraphKey:  # fmt: skip
+    return GraphKey(dialect, "decoder", form, ffn, width, heads, layers, uses, kv_heads)
 
 
 def stored_bytes(form: str, rows: int, columns: int) -> float:

@@ -5,13 +5,12 @@ from merino_edge.families.operators import CPU_FORMATS, Core, fast_isa
 from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.board import X86_FEATURES
-from merino_runtime.bundle import QUANTISED_CACHES
+from merino_runtime.bundle import FIRST_QUANTISED_CACHE, QUANTISED_CACHES
 from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import version_tuple
 
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
 KV_FORMATS = ("fp32", *QUANTISED_CACHES)  # that a user may name
-FIRST_QUANTISED_CACHE = "1.27"  # of ONNX Runtime
 PORTABLE_FORMATS = ("fp32", "int8")  # of ONNX Runtime, in order of preference
 # In order of preference: on a CPU most bits, on a GPU the format of its arithmetic.
 BACKEND_FORMATS: dict[Backend, tuple[str, ...]] = {"onnxruntime": CPU_FORMATS, "tensorrt": ("fp16", "fp32")}

@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from merino_runtime.bundle import QUANTISED_CACHES
+
 Dialect = Literal["fused", "portable", "plain"]  # of the timed graphs; plain: fused, for Arm cores without dotprod
 GENERAL = (
     "step_us", "launch_us", "product_us", "attention_us", "choose_ns", "norm_ns", "activation_ns", "kv_ms_gb",
@@ -162,7 +164,7 @@ class Coefficients(Facts):
     @property
     def of_caches(self) -> dict[str, tuple[float, ...]]:
         """The lists of the quantised caches that were measured, by the names of `prediction.latency_terms`."""
-        caches = {form: getattr(self, f"{form}_cache") for form in CACHES}
+        caches = {form: getattr(self, f"{form}_cache") for form in QUANTISED_CACHES}
         return {f"{form}.{name}": getattr(found, name) for form, found in caches.items() if found for name in PAIRS}
 
     @property
@@ -175,7 +177,6 @@ class Coefficients(Facts):
 
 
 FORMS = ("fp32", "int8", "int4")
-CACHES = ("int8", "int4")  # quantised formats of keys and values
 EDGES = ("cache_within_mb", "cache_beyond_mb", "cache_half_mb")
 
 

@@ -14,6 +14,7 @@ from merino_runtime.json_file import read_json
 from merino_runtime.json_shape import listed, shown
 
 QUANTISED_CACHES = ("int8", "int4")  # formats of keys and values beside those of activations
+FIRST_QUANTISED_CACHE = "1.27"  # of ONNX Runtime
 
 
 class KvLayer(NamedTuple):

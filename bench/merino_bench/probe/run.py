@@ -22,6 +22,7 @@ from merino_bench.sensors import environment
 from merino_bench.sensors.load import cpu_moment, load_between
 from merino_runtime import board
 from merino_runtime.backend_choice import ONNXRUNTIME, TENSORRT
+from merino_runtime.bundle import FIRST_QUANTISED_CACHE, QUANTISED_CACHES
 from merino_runtime.errors import MerinoError
 from merino_runtime.outputs import check_output, check_room, scratch_folder, target_of, write_output
 from merino_runtime.requirements import require, version_tuple
@@ -36,7 +37,6 @@ SHARES = 2  # a graph may take twice its share of the time left, since small one
 MEASURED = (
     "kind", "format", "rows", "columns", "heads", "kv_heads", "kv", "count", "uses", "threads", "past", "tokens")
 FIRST_FUSED, FIRST_BLOCKED, FIRST_PLAIN_BLOCKED, REFUSED = (1, 18), (1, 23), (1, 21), (1, 21, 0)
-FIRST_QUANTISED_CACHE = (1, 27)
 
 
 class Result(NamedTuple):
@@ -115,7 +115,7 @@ def this_machine(version: Tuple[int, ...]) -> Machine:
     formats = ("fp32", "int8", "int4") if blocked else ("fp32", "int8") if plain or not fused else ("fp32",)
     cores = board.physical_core_count()
     counts = sorted({count for count in (1, 2, 4) if count < cores} | {cores})
-    caches = ("int8", "int4") if version >= FIRST_QUANTISED_CACHE else ()
+    caches = QUANTISED_CACHES if version >= version_tuple(FIRST_QUANTISED_CACHE) else ()
     return Machine(board.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused, plain,
                    caches)
 

@@ -30,7 +30,7 @@ TABLE_COLUMNS = 640  # of an embedding whose memory is probed
 TABLE_FORMATS = {"fused": ("fp32", "int8"), "plain": ("fp32", "int8"), "portable": ("fp32",)}
 ATTENTION_WIDTHS, ATTENTION_HEADS, ATTENTIONS = (512, 256), 8, 2
 ATTENTION_KV_HEADS = (1, 2)  # of keys, each shared by a group of the heads of queries; beside as many as of queries
-QUANTISED_KV_HEADS = (ATTENTION_HEADS, 1)  # of the quantised caches
+QUANTISED_KV_HEADS = (0, 1)  # of the quantised caches; 0: as many as of queries
 ATTENTION_CONTEXT = 2048
 ATTENTION = ((0, 1), (256, 1), (1024, 1), (2047, 1), (0, 16), (0, 64), (0, 256), (256, 256))
 LONG_DECODE = ((0, 1), (512, 1))
@@ -145,10 +145,9 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
 
 
 def attention_of(kv_heads: int, kv: str, threads: int) -> Task:
-    """With so many heads of keys, over a cache of format `kv`."""
-    shared = kv_heads if kv_heads < ATTENTION_HEADS else 0
+    """With so many heads of keys, 0: as many as of queries, over a cache of format `kv`."""
     return Task("attention", "fp32", 0, ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, threads, GROUPED_ATTENTION,
-                kv_heads=shared, kv=kv)
+                kv_heads=kv_heads, kv=kv)
 
 
 def within(machine: Machine, form: str, shape: Tuple[int, int], threads: int) -> Task:
