@@ -59,7 +59,7 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
     mac_ms = [2e3 / (speed.fp32_gflops.value * min(1, count / speed.prefill_threads.value)) for count in counts]
     memory_ms = [(1 - CACHED_SHARE) * ms for ms in read_ms]
     overhead = [speed.op_overhead_us.value] * len(counts)
-    query_ms = one_query_ms(profile, counts, mac_ms)
+    query_ms = counted_ms(profile, "attention", counts) or multiplied(mac_ms, ONE_QUERY)
     cache_mb = cache.value if cache else DEFAULT_CACHE_MB
     dialect = dialect or graph_dialect(profile)
 
@@ -71,11 +71,10 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
             max(0.0, read - memory - GB_MACS[form] * mac)
             for read, memory, mac in zip(read_ms, memory_ms, macs, strict=True)
         ]
-        if cycles and profile.cpu.clock_ghz:
-            ghz = profile.cpu.clock_ghz.value
+        if counted := counted_ms(profile, kernel, counts):
             load = [
-                max(0.0, read - memory + GB_MACS[form] * (1e3 * cycles / (ghz * count) - mac))
-                for read, memory, mac, count in zip(read_ms, memory_ms, macs, counts, strict=True)
+                max(0.0, read - memory + GB_MACS[form] * (one - mac))
+                for read, memory, mac, one in zip(read_ms, memory_ms, macs, counted, strict=True)
             ]
         elif kernel == "matmulnbits_8":
             load = [MOVES * read for read in read_ms]
@@ -107,12 +106,11 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
     )  # fmt: skip
 
 
-def one_query_ms(profile: DeviceProfile, counts: list[int], mac_ms: list[float]) -> tuple[float, ...]:
-    """ms per 10^9 multiply-adds of attention of one query, by thread count. mac_ms: of many queries."""
-    cycles = cycles_of(profile, "attention")
-    if cycles and profile.cpu.clock_ghz:
-        return tuple(1e3 * cycles / (profile.cpu.clock_ghz.value * count) for count in counts)
-    return multiplied(mac_ms, ONE_QUERY)
+def counted_ms(profile: DeviceProfile, kernel: str, counts: list[int]) -> tuple[float, ...] | None:
+    """ms per 10^9 multiply-adds of a kernel by its cycles, at each thread count; None where cycles or clock are not
+    known."""
+    cycles, clock = cycles_of(profile, kernel), profile.cpu.clock_ghz
+    return tuple(1e3 * cycles / (clock.value * count) for count in counts) if cycles and clock else None
 
 
 def kernel_of(profile: DeviceProfile, form: str, dialect: Dialect) -> str:
