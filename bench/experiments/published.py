@@ -13,8 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from merino_edge.families.geometry import Geometry
-from merino_edge.families.uniform import UniformGeometry
+from merino_edge.families.geometry import Geometry, UniformGeometry
 from merino_edge.families.zoo import model
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import core_of_board

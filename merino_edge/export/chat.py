@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from merino_edge.families.chat_template import TEMPLATE, ChatTemplate
+from merino_edge.families.checkpoint import TEMPLATE, ChatTemplate
 from merino_runtime.bundle import Chat, ChatParts, MessageTexts, SystemParts
 from merino_runtime.bundle_schema import MESSAGE_TEXTS
 from merino_runtime.errors import MerinoError

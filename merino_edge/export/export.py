@@ -34,12 +34,11 @@ from merino_edge.export.quantize import MatrixError
 from merino_edge.export.settled import Settled, settled
 from merino_edge.export.smoothing import NOTE, rows_to_read, smoothed
 from merino_edge.export.source import Source
-from merino_edge.families.blocks import BlockSource
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import Core, core_named, core_of
 from merino_edge.families.registry import family_of, key_order_of, layout_of
-from merino_edge.families.weight_layout import GraphWeights
+from merino_edge.families.weights import BlockSource, GraphWeights
 from merino_edge.storage.atomic import check_folder, new_folder
 from merino_runtime.bundle import Bundle, Threads, load_bundle
 from merino_runtime.bundle import Golden as GoldenIds
@@ -252,5 +251,5 @@ def walked_graph(
     graph = dialect(GraphWeights(weights, layout_of(arch)), context, precision, blocks)
     graph.moments, graph.cache_scales = moments, scales
     graph.begin_decoder(kv_layers)
-    family_of(arch).walk(graph, arch)
+    family_of(arch).build_graph(graph, arch)
     return graph

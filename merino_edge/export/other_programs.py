@@ -80,13 +80,13 @@ def hugging_face_config(model: ModelFacts, context: int) -> dict[str, Any] | Non
 
     The version of transformers is left out: a bundle's bytes, and so its hash, do not depend on it.
     """
-    side = family_of(model.geometry).torch_side()
-    if side.LOADER is not None:
+    family = family_of(model.geometry)
+    if family.loader is not None:
         return None
     stops = list(model.stop_ids)
-    config = side.config_of(
+    config = family.config_of(
         model.geometry, bos_token_id=None, eos_token_id=stops or None, pad_token_id=stops[0] if stops else None,
-        architectures=[side.MODEL.__name__],
+        architectures=[family.model_name],
     )  # fmt: skip
     config.max_position_embeddings = context
     found = config.to_dict()

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from merino_edge.export.onnx.graph import MODEL_FILE
 from merino_edge.export.parity import WORST_LOGIT, torch_greedy, worst_error
-from merino_edge.families.weight_layout import Layout
+from merino_edge.families.weights import Layout
 from merino_runtime.bundle import Bundle, quantised_cache
 from merino_runtime.errors import MerinoError
 

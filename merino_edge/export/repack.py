@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from merino_edge.export.quantize import Quantized, packed, quantize_blocks, quantize_minimums
-from merino_edge.families.blocks import Blocks, BlockSource
 from merino_edge.families.graph_ops import Weights
+from merino_edge.families.weights import Blocks, BlockSource
 
 WITH_MINIMUMS = 4  # bits: what 8 bits lose of the types with minimums is less than a fifteenth of what these lost
 

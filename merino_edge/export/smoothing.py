@@ -21,11 +21,10 @@ from merino_edge.export.calibration_text import text_rows
 from merino_edge.export.moments import ROW
 from merino_edge.export.repack import fits
 from merino_edge.export.source import Source
-from merino_edge.families.blocks import Blocks, BlockSource
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.pre_norm import Decoder, Linear
 from merino_edge.families.registry import decoder_of, layout_of
-from merino_edge.families.weight_layout import Layout
+from merino_edge.families.weights import Blocks, BlockSource, Layout
 
 BITS = 8
 TOKENS = 4096  # of a text

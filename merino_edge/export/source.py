@@ -15,13 +15,13 @@ from merino_edge.design.design_file import DESIGN, Design, load_design, model_na
 from merino_edge.export.memory import check_memory
 from merino_edge.export.recover import check_recovered, recover_weights
 from merino_edge.export.request import RANDOM, find_source
-from merino_edge.families.blocks import BlockSource
-from merino_edge.families.chat_template import ChatTemplate
+from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.checkpoint import read_gguf
 from merino_edge.families.hub import HubModel, fetch
 from merino_edge.families.hugging_face import SEED, TOKENIZER, random_model, read_checkpoint
 from merino_edge.families.registry import family_of, layout_of, read_geometry
+from merino_edge.families.weights import BlockSource
 from merino_edge.families.zoo import Model
 from merino_edge.training.run_folder import trained_name
 from merino_runtime.bundle import Bundle, load_bundle

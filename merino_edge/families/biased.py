@@ -1,5 +1,5 @@
-"""What the decoders after GPT (Radford et al. 2018) share: equal layers with LayerNorm, as many heads of keys as of
-queries, an FFN of two matrices, and biases. A family's class adds what it has besides.
+"""What the decoders after GPT (Radford et al. 2018) share: equal layers with LayerNorm, as many KV heads as query
+heads, an FFN of two matrices, and biases. A family's class adds what it has besides.
 """
 
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from merino_edge.families.geometry import Biased, EqualLayers, UniformGeometry
 from merino_edge.families.graph_ops import GraphOps, Norm
-from merino_edge.families.pre_norm import Decoder, Layer, walk_decoder
+from merino_edge.families.pre_norm import Decoder, Layer, build_decoder
 from merino_edge.families.rotary import Positive
-from merino_edge.families.uniform import Biased, EqualLayers, UniformGeometry
 from merino_runtime.bundle_schema import LARGEST_LAYER, LARGEST_VOCAB, LONGEST_CONTEXT
 
 
@@ -60,7 +60,7 @@ class BiasedGeometry(EqualLayers):
         return Norm(f"{at}.weight", f"{at}.bias", self.norm_eps)
 
     def decoder(self) -> Decoder:
-        """What the walk writes."""
+        """What the graph builder writes."""
         raise NotImplementedError
 
 
@@ -76,6 +76,6 @@ def transformer_decoder(arch: BiasedGeometry, layers: Sequence[Layer]) -> Decode
     )
 
 
-def walk_biased(graph: GraphOps, arch: BiasedGeometry) -> None:
+def build_biased(graph: GraphOps, arch: BiasedGeometry) -> None:
     """Write the whole graph of any of these families: ids to logits of the last position."""
-    walk_decoder(graph, arch.decoder())
+    build_decoder(graph, arch.decoder())

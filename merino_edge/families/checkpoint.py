@@ -1,16 +1,31 @@
-"""A checkpoint's folder, judged without torch."""
+"""A checkpoint's folder in Hugging Face's layout, judged and read without torch: its files, the keys of config.json,
+the ids that end a text, the chat template.
+"""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
+from merino_runtime.json_file import read_json, read_text
 
-CONFIG = "config.json"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 TOKENIZER = "tokenizer.json"
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 COPY_AGAIN = "Copy the checkpoint again."
+TEMPLATE = "chat_template.jinja"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENS_MAP = "special_tokens_map.json"
+# Of training, of output, of other programs, and ids that are read elsewhere: none of these changes the logits.
+HARMLESS = frozenset({
+    "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward",
+    "classifier_dropout", "dtype", "eos_token_id", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder",
+    "is_llama_config", "label2id", "model_type", "output_attentions", "output_hidden_states", "output_past",
+    "pad_token_id", "prefix", "pretraining_tp", "problem_type", "return_dict", "task_specific_params", "torch_dtype",
+    "transformers.js_config", "transformers_version", "unk_token_id", "use_cache",
+})  # fmt: skip
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -70,3 +85,84 @@ def check_tokenizer(folder: Path) -> None:
         if others else "copy it from where the weights came from; on the hub it lies beside config.json"
     )  # fmt: skip
     raise MerinoError(f"{folder} has no {TOKENIZER}, without which a bundle reads and writes no text: {remedy}")
+
+
+def unknown_keys(content: Mapping[str, Any], known: Collection[str]) -> list[str]:
+    """`key is value`, for each key of config.json that is neither in `known` nor harmless. A null says nothing."""
+    return [
+        f"{shortened(key)} is {shortened(repr(value))}" for key, value in content.items()
+        if value is not None and key not in known and key not in HARMLESS
+    ]  # fmt: skip
+
+
+def stop_ids_of(folder: Path, in_config: Any, vocab: int) -> tuple[int, ...]:
+    """Those of generation_config.json and then those of config.json, each once. A chat model's own end of turn often
+    stands in the first only.
+
+    `in_config`: the value of eos_token_id there. Raises MerinoError for a value that is no id of the vocabulary.
+    """
+    found = [*ids_in(in_config, vocab, folder / CONFIG)]
+    path = folder / GENERATION_CONFIG
+    if path.is_file():
+        content = read_json(str(path), COPY_AGAIN)
+        if not isinstance(content, dict):
+            raise MerinoError(f"{path} is not an object. {COPY_AGAIN}")
+        found = [*ids_in(content.get("eos_token_id"), vocab, path), *found]
+    return tuple(dict.fromkeys(found))
+
+
+def ids_in(given: Any, vocab: int, path: Path) -> Iterator[int]:
+    """An eos_token_id of JSON: null, an id, or a list of ids."""
+    for each in given if isinstance(given, list) else [] if given is None else [given]:
+        if type(each) is not int or not 0 <= each < vocab:
+            raise MerinoError(f"{path}: eos_token_id is {shortened(repr(given))}, allowed: 0 to {vocab - 1}")
+        yield each
+
+
+class ChatTemplate(NamedTuple):
+    """`text` in Jinja. `tokens`: its variables for special tokens, such as `bos_token`. `source`: for messages."""
+
+    text: str
+    tokens: dict[str, str]
+    source: str
+
+
+def read_chat_template(folder: Path) -> ChatTemplate | None:
+    """Of chat_template.jinja, or else of tokenizer_config.json; of several by name the one that is called `default`.
+
+    None where the folder has none: the model was not trained to talk. Raises MerinoError for files that cannot be read.
+    """
+    config = _read(folder / TOKENIZER_CONFIG)
+    tokens = special_tokens({**_read(folder / TOKENS_MAP), **config})
+    path = folder / TEMPLATE
+    if path.is_file():
+        return ChatTemplate(read_text(str(path), "a chat template", COPY_AGAIN), tokens, str(path))
+    given = config.get("chat_template")
+    if isinstance(given, list):
+        named = {one.get("name"): one.get("template") for one in given if isinstance(one, dict)}
+        given = named.get("default", next(iter(named.values()), None))
+    if given is None:
+        return None
+    source = f"chat_template in {folder / TOKENIZER_CONFIG}"
+    if not isinstance(given, str):
+        raise MerinoError(f"{source} is {shortened(repr(given))}, not a string. {COPY_AGAIN}")
+    return ChatTemplate(given, tokens, source)
+
+
+def special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """By name, such as `bos_token`: each is a string, or an object with `content`."""
+    found = {}
+    for name, value in config.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if re.fullmatch("[a-z_]+_token", name) and isinstance(text, str):
+            found[name] = text
+    return dict(sorted(found.items()))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content = read_json(str(path), COPY_AGAIN)
+    if not isinstance(content, dict):
+        raise MerinoError(f"{path} is not an object. {COPY_AGAIN}")
+    return content

@@ -1,16 +1,291 @@
-"""The family whose models are designed here: the search finds its geometries, training builds its models, and
-calibration times its layers. Those stages import it from this module; all other code asks the registry.
+"""MeRino (arXiv 2403.07921), the family whose models are designed here: the search finds its geometries, training
+builds its models, and calibration times its layers. Those stages import this module; all other code asks the registry.
+
+Known from the paper: blocks of growing width, an FFN ratio and a depth, shared weights in a block. The torch model is
+`designed_torch`, since transformers has none.
 """
 
-from merino_edge.families.merino.geometry import (
-    Architecture,
-    Block,
-    block_operators,
-    end_operators,
-    layer_operators,
-    transition_operators,
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
 )
 
-__all__ = [
-    "Architecture", "Block", "block_operators", "end_operators", "layer_operators", "transition_operators",
-]  # fmt: skip
+from merino_edge.families.family import Family, Loader
+from merino_edge.families.geometry import LayerShape
+from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
+from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
+from merino_edge.families.rotary import Rotary
+
+
+class Block(BaseModel):
+    """`depth` layers of one width and FFN ratio; a shared block uses one layer's weights `depth` times.
+
+    `kv_heads`: KV heads, each of which an equal group of query heads shares (arXiv 2305.13245); None, which files leave
+    out: as many as query heads.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: Annotated[int, Field(ge=32, le=8192, multiple_of=32)]
+    ffn_ratio: Annotated[float, Field(ge=0.5, le=8)]
+    depth: Annotated[int, Field(ge=1, le=64)]
+    shared: bool = False
+    kv_heads: Annotated[int | None, Field(ge=1, le=1024)] = None
+
+    @property
+    def ffn_width(self) -> int:
+        return round(self.width * self.ffn_ratio)
+
+    def kv_width(self, head_size: int) -> int:
+        """Channels of keys, and as many of values."""
+        return self.width if self.kv_heads is None else self.kv_heads * head_size
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A decoder without grouped heads is written as it was before there were any, so its bundle has that hash."""
+        return {key: value for key, value in dump(self).items() if value is not None}
+
+    @model_validator(mode="after")
+    def _whole_ffn(self) -> Self:
+        if self.ffn_width != self.width * self.ffn_ratio:
+            raise ValueError(f"ffn_ratio {self.ffn_ratio} of width {self.width} is not a whole number of channels")
+        return self
+
+
+class Architecture(BaseModel):
+    """A decoder: blocks whose widths never shrink, and all else that its graph depends on but the weights.
+
+    Attributes:
+        vocab: rows of the embedding, which is the head too.
+        head_size: channels per attention head, the same in every block.
+        context: the longest sequence in tokens.
+        rope_theta: base of the rotary frequencies (RoFormer, arXiv 2104.09864).
+        rms_norm_eps: added to the mean square in RMSNorm.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    blocks: Annotated[tuple[Block, ...], Field(min_length=1, max_length=16)]
+    vocab: Annotated[int, Field(ge=2, le=1_000_000)]
+    head_size: Annotated[int, Field(ge=8, le=256, multiple_of=8)] = 64
+    context: Annotated[int, Field(ge=2, le=131_072)] = 1024
+    rope_theta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10_000.0
+    rms_norm_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        widths = [block.width for block in self.blocks]
+        if widths != sorted(widths):
+            raise ValueError(f"widths must not shrink from block to block, found {widths}")
+        bad = [width for width in widths if width % self.head_size]
+        if bad:
+            raise ValueError(f"each width must be a multiple of head_size {self.head_size}, found {bad}")
+        odd = [block.kv_heads for block in self.blocks if block.width % block.kv_width(self.head_size)]
+        if odd:
+            heads = [width // self.head_size for width in widths]
+            raise ValueError(f"kv_heads must divide the blocks' heads, {heads}, found {odd}")
+        return self
+
+    @property
+    def embed_width(self) -> int:
+        return self.blocks[0].width
+
+    @property
+    def operators(self) -> list[Operator]:
+        return list(decoder_operators(self))
+
+    @property
+    def kv_layers(self) -> list[tuple[int, int]]:
+        return [
+            (block.kv_width(self.head_size) // self.head_size, self.head_size)
+            for block in self.blocks for _ in range(block.depth)
+        ]  # fmt: skip
+
+    @property
+    def layer_shapes(self) -> list[LayerShape]:
+        return [
+            LayerShape(block.width, block.ffn_width, block.width // self.head_size)
+            for block in self.blocks for _ in range(block.depth)
+        ]  # fmt: skip
+
+    def shape(self) -> str:
+        """`384x1.5x4 512x1.5x5k2s`: width x FFN ratio x depth of each block, `k` and the heads of keys where queries
+        have more, `s` where shared."""
+        return " ".join(self._block_shape(block) for block in self.blocks)
+
+    def _block_shape(self, block: Block) -> str:
+        grouped = f"k{block.kv_heads}" if block.kv_width(self.head_size) < block.width else ""
+        return f"{block.width}x{block.ffn_ratio:g}x{block.depth}{grouped}{'s' if block.shared else ''}"
+
+
+def layer_operators(
+    width: int, ffn_width: int, heads: int, *, kv_width: int | None = None, own: bool = True, final: bool = False
+) -> Iterator[Operator]:
+    """One pre-norm layer without biases: RMSNorm, packed QKV, attention, output, RMSNorm, up, GELU, down.
+
+    `kv_width`: channels of keys and of values, None: `width`; `own`: whether it stores its weights; `final`: whether it
+    computes one position only after its attention.
+    """
+    cached = width if kv_width is None else kv_width
+    yield norm(width, own=own)
+    yield linear(width, width + 2 * cached, own=own, held=width)
+    yield attention(width, heads, kv_width=cached, held=width)
+    yield linear(width, width, own=own, held=width, final=final)
+    yield norm(width, own=own, held=width, final=final)
+    yield linear(width, ffn_width, own=own, held=width, final=final)
+    yield activation(ffn_width, held=width, final=final)
+    yield linear(ffn_width, width, own=own, held=width, final=final)
+
+
+def block_operators(block: Block, head_size: int, *, last: bool = False) -> Iterator[Operator]:
+    """All uses of a block's layers.
+
+    `last`: the decoder's last block. Its last layer computes only the last position after its attention.
+    """
+    for use in range(block.depth):
+        own = use == 0 or not block.shared
+        final = last and use == block.depth - 1
+        layer = layer_operators(
+            block.width, block.ffn_width, block.width // head_size, kv_width=block.kv_width(head_size), own=own,
+            final=final,
+        )  # fmt: skip
+        yield from layer if own else again(layer)
+
+
+def again(layer: Iterable[Operator]) -> Iterator[Operator]:
+    """A repeated use of a shared layer: between two reads of one matrix, all matrices of the layer are read."""
+    ops = list(layer)
+    between = sum(op.matrix for op in ops)
+    return (replace(op, reread=between) if op.matrix else op for op in ops)
+
+
+def transition_operators(before: int, after: int, *, final: bool = False) -> Iterator[Operator]:
+    """The projection where the width changes; no operator where it does not."""
+    if before != after:
+        yield linear(before, after, final=final)
+
+
+def end_operators(first: int, last: int, vocab: int) -> Iterator[Operator]:
+    """Embedding, final norm, projection back to the embedding's width, and the tied head."""
+    yield embed(vocab, first)
+    yield norm(last, final=True)
+    yield from transition_operators(last, first, final=True)
+    yield head(first, vocab)
+
+
+def decoder_operators(arch: Architecture) -> Iterator[Operator]:
+    first, last = arch.blocks[0].width, arch.blocks[-1].width
+    for index, block in enumerate(arch.blocks):
+        yield from transition_operators(arch.blocks[max(0, index - 1)].width, block.width)
+        yield from block_operators(block, arch.head_size, last=index == len(arch.blocks) - 1)
+    yield from end_operators(first, last, arch.vocab)
+
+
+def build_designed(graph: GraphOps, arch: Architecture) -> None:
+    """Write the whole graph: ids to logits of the last position.
+
+    The sum of a sublayer's output `delta` and its residual `x` is not written where it arises, but by the norm that
+    follows, so that a dialect can fuse the two.
+    """
+    x, delta = graph.embed("embed_tokens.weight"), None
+    use, uses = 0, sum(block.depth for block in arch.blocks)
+    before = arch.blocks[0].width
+    for index, block in enumerate(arch.blocks):
+        if block.width != before:
+            x, delta = graph.linear(graph.add(x, delta) if delta else x, f"blocks.{index}.enter.weight"), None
+        attention = Attention(
+            block.width // arch.head_size, arch.head_size**-0.5, Rotary(arch.rope_theta, arch.head_size)
+        )
+        for layer in range(block.depth):
+            at = f"blocks.{index}.layers.{0 if block.shared else layer}"
+            cache = KvLayer(use, block.kv_width(arch.head_size) // arch.head_size, arch.head_size)
+            use += 1
+            x, delta = build_layer(graph, arch, at, x, delta, cache, attention, final=use == uses)
+        before = block.width
+    assert delta is not None
+    normed, _ = graph.add_norm(delta, x, Norm("norm.weight", None, arch.rms_norm_eps))
+    if arch.blocks[-1].width != arch.blocks[0].width:
+        normed = graph.linear(normed, "leave.weight")
+    graph.head(normed, "embed_tokens.weight")
+
+
+def build_layer(
+    graph: GraphOps, arch: Architecture, at: str, x: str, delta: str | None, cache: KvLayer, attention: Attention,
+    *, final: bool,
+) -> tuple[str, str]:
+    """One layer, with weights named `at`.*; (x, delta) before it -> (x, delta) after it.
+
+    The final layer computes only the last position once its keys and values are cached: only its logits are wanted.
+    """
+    attention_norm = Norm(f"{at}.attention_norm.weight", None, arch.rms_norm_eps)
+    ffn_norm = Norm(f"{at}.ffn_norm.weight", None, arch.rms_norm_eps)
+    normed, x = graph.add_norm(delta, x, attention_norm) if delta else (graph.norm(x, attention_norm), x)
+    mixed = graph.attention(graph.linear(normed, f"{at}.attention.qkv.weight"), cache, attention)
+    if final:
+        mixed, x = graph.last(mixed), graph.last(x)
+    attended = graph.linear(mixed, f"{at}.attention.out.weight")
+    normed, x = graph.add_norm(attended, x, ffn_norm)
+    hidden = graph.activation(graph.linear(normed, f"{at}.up.weight"), "gelu")
+    return x, graph.linear(hidden, f"{at}.down.weight")
+
+
+def config_words(geometry: Architecture) -> dict[str, Any]:
+    return {
+        "blocks": [block.model_dump() for block in geometry.blocks],
+        "vocab_size": geometry.vocab,
+        "head_size": geometry.head_size,
+        "max_position_embeddings": geometry.context,
+        "rope_theta": geometry.rope_theta,
+        "rms_norm_eps": geometry.rms_norm_eps,
+    }
+
+
+def geometry_of(config: Any) -> Architecture:
+    return Architecture.model_validate({
+        "blocks": config.blocks,
+        "vocab": config.vocab_size,
+        "head_size": config.head_size,
+        "context": config.max_position_embeddings,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.rms_norm_eps,
+    })
+
+
+LOADER = Loader(
+    "modeling_merino",
+    {"AutoConfig": "MerinoConfig", "AutoModelForCausalLM": "MerinoForCausalLM"},
+    '''"""For transformers: `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)` runs this file.
+
+It needs the package merino_edge. After `import merino_edge.families.hugging_face` trust_remote_code is not needed.
+"""
+
+from merino_edge.families.designed_torch import MerinoConfig, MerinoForCausalLM
+
+__all__ = ["MerinoConfig", "MerinoForCausalLM"]
+''',
+)
+
+FAMILY = Family(
+    name="merino",
+    geometry=Architecture,
+    build_graph=build_designed,
+    module="merino_edge.families.designed_torch",
+    config_name="MerinoConfig",
+    model_name="MerinoForCausalLM",
+    supported={},  # MerinoConfig itself refuses what cannot be
+    keys=frozenset({
+        "blocks", "vocab_size", "head_size", "max_position_embeddings", "rope_theta", "rms_norm_eps", "hidden_size",
+        "num_hidden_layers", "num_attention_heads", "tie_word_embeddings", "rope_parameters",
+    }),
+    config_words=config_words,
+    geometry_of=geometry_of,
+    loader=LOADER,
+)  # fmt: skip

@@ -1,25 +1,33 @@
-"""What the decoders after LLaMA (arXiv 2302.13971) share: equal layers with RMSNorm, rotary positions, heads of keys
-that several heads of queries share, and a gated FFN. A family's class adds what it has besides.
+"""What the decoders after LLaMA (arXiv 2302.13971) share: equal layers with RMSNorm, rotary positions, fewer KV
+heads than query heads, and a gated FFN. A family's class adds what it has besides. The words of config.json that these
+families share, both ways.
 """
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from merino_edge.families.geometry import Biased, EqualLayers, UniformGeometry
 from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
-from merino_edge.families.pre_norm import Decoder, Layer, Linear, walk_decoder
-from merino_edge.families.rotary import Positive, RopeScaling, Rotary
-from merino_edge.families.uniform import Biased, EqualLayers, UniformGeometry
+from merino_edge.families.pre_norm import Decoder, Layer, Linear, build_decoder
+from merino_edge.families.rotary import Positive, RopeScaling, Rotary, rope_facts, rope_words
 from merino_runtime.bundle_schema import LARGEST_LAYER, LARGEST_VOCAB, LONGEST_CONTEXT
+from merino_runtime.errors import MerinoError
 
 Heads = Annotated[int, Field(ge=1, le=LARGEST_LAYER)]
+GATED_KEYS = frozenset({
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+    "vocab_size", "max_position_embeddings", "tie_word_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling",
+    "rope_parameters",
+})  # fmt: skip
+FULL_ATTENTION_KEYS = frozenset({"layer_types", "sliding_window", "max_window_layers"})  # with use_sliding_window false
 
 
 class GatedGeometry(EqualLayers):
     """A decoder of equal layers with a gated FFN.
 
     Attributes:
-        kv_heads: heads of keys and values; a group of `heads / kv_heads` heads of queries shares each.
+        kv_heads: KV heads; a group of `heads / kv_heads` query heads shares each.
         head_size: channels of a head; `heads * head_size` need not be `width`.
         tied: whether the head is the embedding.
         norm_eps: added to the mean square in RMSNorm.
@@ -90,7 +98,7 @@ class GatedGeometry(EqualLayers):
         )
 
     def decoder(self) -> Decoder:
-        """What the walk writes."""
+        """What the graph builder writes."""
         embedding = "model.embed_tokens.weight"
         return Decoder(
             embedding=embedding,
@@ -100,6 +108,51 @@ class GatedGeometry(EqualLayers):
         )
 
 
-def walk_gated(graph: GraphOps, arch: GatedGeometry) -> None:
+def build_gated(graph: GraphOps, arch: GatedGeometry) -> None:
     """Write the whole graph of any of these families: ids to logits of the last position."""
-    walk_decoder(graph, arch.decoder())
+    build_decoder(graph, arch.decoder())
+
+
+def gated_words(geometry: GatedGeometry) -> dict[str, Any]:
+    """Arguments of transformers' configuration."""
+    return {
+        "hidden_size": geometry.width,
+        "num_hidden_layers": geometry.layers,
+        "num_attention_heads": geometry.heads,
+        "num_key_value_heads": geometry.kv_heads,
+        "head_dim": geometry.head_size,
+        "intermediate_size": geometry.ffn_width,
+        "vocab_size": geometry.vocab,
+        "max_position_embeddings": geometry.context,
+        "tie_word_embeddings": geometry.tied,
+        "rms_norm_eps": geometry.norm_eps,
+        "rope_parameters": rope_words(geometry.rope_theta, geometry.rope_scaling),
+    }
+
+
+def shape_facts(config: Any) -> dict[str, Any]:
+    """Fields of the geometry that are named alike in all these families, but for the rotary ones."""
+    return {
+        "width": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_size": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        "ffn_width": config.intermediate_size,
+        "vocab": config.vocab_size,
+        "context": config.max_position_embeddings,
+        "tied": config.tie_word_embeddings,
+        "norm_eps": config.rms_norm_eps,
+    }
+
+
+def gated_facts(config: Any) -> dict[str, Any]:
+    """All fields of a `GatedGeometry`."""
+    return {**shape_facts(config), **rope_facts(config.rope_parameters)}
+
+
+def check_full_attention(config: Any) -> None:
+    """Raises MerinoError where a layer is anything but attention to all positions before."""
+    other = sorted({kind for kind in config.layer_types or () if kind != "full_attention"})
+    if other:
+        raise MerinoError(f"layer_types has {', '.join(map(repr, other))}, known is 'full_attention'")

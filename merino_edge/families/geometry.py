@@ -1,8 +1,18 @@
-"""What the rest of the project may ask of a model's geometry, whatever its family."""
+"""What the rest of the project may ask of a model's geometry, and the geometry of decoders whose layers are equal.
 
-from typing import Any, NamedTuple, Protocol, Self
+One function counts the operators of all decoders of equal layers. For the counts they differ only in switches: biases,
+kinds of norm, learned or rotary positions, a gated FFN, fewer KV heads than query heads, a head with its own weights.
+"""
 
-from merino_edge.families.operators import Operator
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
+
+Count = Annotated[int, Field(gt=0)]
+Biased = Literal["qkv", "out", "ffn"]
 
 
 class LayerShape(NamedTuple):
@@ -49,3 +59,146 @@ class Geometry(Protocol):
     @classmethod
     def model_validate(cls, obj: Any) -> Self:
         """From such an object. Raises pydantic's ValidationError."""
+
+
+class UniformGeometry(BaseModel):
+    """A decoder of equal layers.
+
+    Attributes:
+        kv_heads: heads of keys and values; fewer than `heads` where queries share them (GQA, Ainslie et al. 2023).
+        head_size: channels of a head; `heads * head_size` need not be `width`.
+        gated: whether the FFN has a third matrix, whose output multiplies the first one's (SwiGLU, Shazeer 2020).
+        norm: LayerNorm (`layer`) has two parameters per channel, RMSNorm (`rms`) one.
+        final_norm: whether a norm stands before the head.
+        query_key_norm: whether queries and keys are normed, with one parameter per channel of a head.
+        biases: which matrices have one: packed queries, keys and values; attention's output; those of the FFN.
+        positions: `learned` is a table of `context` + `position_offset` rows, of which the first are never read.
+        tied: whether the head is the embedding.
+        embed_width: of the embedding; where it is not `width`, a projection stands before the layers and one behind.
+        norms_behind: whether a norm stands behind attention and one behind the FFN, besides those before.
+        last_alone: whether the graph computes only the last position behind the last attention; else from the final
+            norm on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    layers: Count
+    width: Count
+    heads: Count
+    kv_heads: Count
+    head_size: Count
+    ffn_width: Count
+    vocab: Count
+    context: Count
+    gated: bool
+    norm: Literal["layer", "rms"]
+    final_norm: bool
+    query_key_norm: bool
+    biases: Annotated[tuple[Biased, ...], Field(strict=False)]
+    positions: Literal["learned", "rotary"]
+    position_offset: Annotated[int, Field(ge=0)]
+    tied: bool
+    embed_width: Count
+    norms_behind: bool = False
+    last_alone: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        return self
+
+    @property
+    def operators(self) -> list[Operator]:
+        return list(decoder_operators(self))
+
+    @property
+    def kv_layers(self) -> list[tuple[int, int]]:
+        return [(self.kv_heads, self.head_size)] * self.layers
+
+    @property
+    def layer_shapes(self) -> list[LayerShape]:
+        return [LayerShape(self.width, self.ffn_width, self.heads)] * self.layers
+
+    @property
+    def query_width(self) -> int:
+        return self.heads * self.head_size
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_size
+
+    def shape(self) -> str:
+        return f"{self.layers} layers of {self.width}, FFN {'gated ' if self.gated else ''}{self.ffn_width}"
+
+
+class EqualLayers(BaseModel):
+    """A family's own geometry, of equal layers: what is asked of any geometry follows from its counts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def counts(self) -> UniformGeometry:
+        """The same decoder in the terms that all such families share."""
+        raise NotImplementedError
+
+    @property
+    def operators(self) -> list[Operator]:
+        return self.counts.operators
+
+    @property
+    def kv_layers(self) -> list[tuple[int, int]]:
+        return self.counts.kv_layers
+
+    @property
+    def layer_shapes(self) -> list[LayerShape]:
+        return self.counts.layer_shapes
+
+    @property
+    def embed_width(self) -> int:
+        return self.counts.embed_width
+
+    def shape(self) -> str:
+        return self.counts.shape()
+
+
+def layer_operators(geometry: UniformGeometry, final: bool = False) -> Iterator[Operator]:
+    """One layer. Where the norms stand, and whether the FFN runs beside the attention, does not change the counts.
+
+    `final`: whether it computes one position only after its attention.
+    """
+    width, queries, cached, ffn = geometry.width, geometry.query_width, geometry.kv_width, geometry.ffn_width
+    affine = 2 if geometry.norm == "layer" else 1
+    yield norm(width, affine=affine)
+    yield linear(width, queries + 2 * cached, bias="qkv" in geometry.biases, held=width)
+    if geometry.query_key_norm:
+        for normed in (queries, cached):
+            live = queries + 2 * cached + normed + width
+            yield Operator("norm", vector=geometry.head_size, live=live, vectors=normed)
+    yield attention(queries, geometry.heads, kv_width=cached, held=width)
+    yield linear(queries, width, bias="out" in geometry.biases, held=width, final=final)
+    if geometry.norms_behind:
+        yield norm(width, affine=affine, held=width, final=final)
+    yield norm(width, affine=affine, held=width, final=final)
+    biased = "ffn" in geometry.biases
+    yield linear(width, 2 * ffn if geometry.gated else ffn, bias=biased, held=width, final=final)
+    yield activation(ffn, held=width + ffn if geometry.gated else width, final=final)
+    yield linear(ffn, width, bias=biased, held=width, final=final)
+    if geometry.norms_behind:
+        yield norm(width, affine=affine, held=width, final=final)
+
+
+def decoder_operators(geometry: UniformGeometry) -> Iterator[Operator]:
+    width, embedded = geometry.width, geometry.embed_width
+    yield embed(geometry.vocab, embedded)
+    if embedded != width:
+        yield linear(embedded, width)
+    if geometry.positions == "learned":
+        yield embed(geometry.context + geometry.position_offset, width, held=width)
+    for layer in range(geometry.layers):
+        yield from layer_operators(geometry, final=geometry.last_alone and layer == geometry.layers - 1)
+    if geometry.final_norm:
+        yield norm(width, affine=2 if geometry.norm == "layer" else 1, final=True)
+    if embedded != width:
+        yield linear(width, embedded, final=True)
+    yield head(embedded, geometry.vocab, own=not geometry.tied)

@@ -1,4 +1,5 @@
-"""The operations that a walk may call. A walk says what a family computes; `GraphOps` says with which ONNX operators.
+"""The operations that a graph builder may call. A family's graph builder says what it computes; `GraphOps` says with
+which ONNX operators.
 
 Values are names of tensors in the graph. Hidden states have shape [1, T, width] for T new tokens.
 """
@@ -105,4 +106,4 @@ class GraphOps(Protocol):
         embedding or a table of its own."""
 
 
-Walk = Callable[[GraphOps, Any], None]  # Any: the geometry of the walk's own family
+GraphBuilder = Callable[[GraphOps, Any], None]  # Any: the geometry of the builder's own family

@@ -12,22 +12,27 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, set_seed
 
-from merino_edge.families.chat_template import ChatTemplate, read_chat_template
-from merino_edge.families.checkpoint import CONFIG, check_checkpoint
-from merino_edge.families.config_keys import unknown_keys
+from merino_edge.families.checkpoint import (
+    CONFIG,
+    COPY_AGAIN,
+    TOKENIZER,
+    ChatTemplate,
+    check_checkpoint,
+    read_chat_template,
+    stop_ids_of,
+    unknown_keys,
+)
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES, family_of
-from merino_edge.families.stop_ids import stop_ids_of
 from merino_edge.storage.atomic import write_text
 from merino_edge.storage.faults import fault_list, one_line, shortened
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
 
 SEED = 0  # of random weights
-TOKENIZER = "tokenizer.json"
 
 for _family in FAMILIES.values():
-    _family.torch_side()  # its module registers what transformers does not have
+    _family.model_class()  # its module registers what transformers does not have
 
 
 class Checkpoint(NamedTuple):
@@ -48,8 +53,9 @@ def build_model(geometry: Geometry, **config: Any) -> PreTrainedModel:
 
     `config`: more keys of transformers' configuration.
     """
-    side = family_of(geometry).torch_side()
-    return side.MODEL(side.config_of(geometry, **config))
+    family = family_of(geometry)
+    model: PreTrainedModel = family.model_class()(family.config_of(geometry, **config))
+    return model
 
 
 def random_model(geometry: Geometry) -> PreTrainedModel:
@@ -60,7 +66,7 @@ def random_model(geometry: Geometry) -> PreTrainedModel:
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """config.json and model.safetensors, and the family's loader where transformers needs one."""
-    loader = FAMILIES[model.config.model_type].torch_side().LOADER
+    loader = FAMILIES[model.config.model_type].loader
     if loader:
         model.config.auto_map = {name: f"{loader.module}.{kind}" for name, kind in loader.classes.items()}
         write_text(folder / f"{loader.module}.py", loader.source)
@@ -73,25 +79,25 @@ def read_checkpoint(folder: Path, judge: Callable[[Geometry], None] = lambda _: 
     Raises MerinoError for an unknown family, an unsupported variant, and files that are missing or damaged.
     """
     config = read_config(folder)
-    side = FAMILIES[config.model_type].torch_side()
     geometry = checked_geometry(config, folder)
     judge(geometry)
     tokenizer, stop_ids = read_tokenizer(folder), stop_ids_of(folder, config.eos_token_id, geometry.vocab)
     chat = read_chat_template(folder) if tokenizer else None
-    return Checkpoint(geometry, read_weights(side.MODEL, folder), stop_ids, tokenizer, chat)
+    model = read_weights(FAMILIES[config.model_type].model_class(), folder)
+    return Checkpoint(geometry, model, stop_ids, tokenizer, chat)
 
 
 def checked_geometry(config: Any, folder: Path) -> Geometry:
-    """The geometry in a configuration. Raises MerinoError for a variant of its family that the walk does not have."""
-    side = FAMILIES[config.model_type].torch_side()
+    """The geometry in a configuration. Raises MerinoError for a variant that its family's graph builder has not."""
+    family = FAMILIES[config.model_type]
     faults = [
         f"{key} is {shortened(repr(getattr(config, key)))}, supported is {value!r}"
-        for key, value in side.SUPPORTED.items() if getattr(config, key, value) != value
+        for key, value in family.supported.items() if getattr(config, key, value) != value
     ]  # fmt: skip
     if faults:
         raise MerinoError(f"{folder} is a variant of {config.model_type} that is not exported: {'; '.join(faults)}")
     try:
-        return side.geometry_of(config)
+        return family.geometry_of(config)
     except ValidationError as error:
         raise MerinoError(f"{folder} is a {config.model_type} that is not exported: {fault_list(error)}") from error
     except MerinoError as error:
@@ -102,16 +108,16 @@ def read_config(folder: Path) -> Any:
     """config.json of a local folder. Checks that it is there, since transformers would look for it on the network."""
     check_checkpoint(folder)
     path = folder / CONFIG
-    content = read_json(str(path), "Copy the checkpoint again.")
+    content = read_json(str(path), COPY_AGAIN)
     kind = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise MerinoError(f"{folder} is a {shortened(repr(kind))} model: exported are {', '.join(FAMILIES)}")
-    side = FAMILIES[kind].torch_side()
-    unknown = unknown_keys(content, side.KEYS | set(side.SUPPORTED))
+    known = FAMILIES[kind].keys | set(FAMILIES[kind].supported)
+    unknown = unknown_keys(content, known)
     if unknown:
         raise MerinoError(
             f"{path} has keys that a {kind} model is not known to have: {', '.join(unknown[:5])}. Remove them if they"
-            f" do not change what it computes; read are {', '.join(sorted(side.KEYS | set(side.SUPPORTED)))}"
+            f" do not change what it computes; read are {', '.join(sorted(known))}"
         )
     return made_config(path, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False))
 

@@ -1,6 +1,6 @@
-"""The walk through decoders whose norms stand before attention and FFN, as most published ones do.
+"""The graph builder of decoders whose norms stand before attention and FFN, as most published ones do.
 
-A family says which weights and which switches its `Decoder` has. It may share this walk and need not.
+A family says which weights and which switches its `Decoder` has. It may share this graph builder and need not.
 """
 
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class Decoder:
     logit_factor: float = 1.0
 
 
-def walk_decoder(graph: GraphOps, decoder: Decoder) -> None:
+def build_decoder(graph: GraphOps, decoder: Decoder) -> None:
     """Write the whole graph: ids to logits of the last position.
 
     The sum of a sublayer's output `delta` and its residual `x` is not written where it arises, but by the norm that
@@ -73,12 +73,12 @@ def walk_decoder(graph: GraphOps, decoder: Decoder) -> None:
     if decoder.positions:
         x = graph.add(x, graph.embed_positions(*decoder.positions))
     for layer in decoder.layers:
-        x, delta = walk_layer(graph, decoder, layer, x, delta)
+        x, delta = build_layer(graph, decoder, layer, x, delta)
     normed, _ = residual_norm(graph, x, delta, decoder.final_norm)
     graph.head(scaled(graph, normed, decoder.logit_factor), decoder.head)
 
 
-def walk_layer(graph: GraphOps, decoder: Decoder, layer: Layer, x: str, delta: str | None) -> tuple[str, str]:
+def build_layer(graph: GraphOps, decoder: Decoder, layer: Layer, x: str, delta: str | None) -> tuple[str, str]:
     """(x, delta) before the layer -> (x, delta) after it."""
     normed, x = residual_norm(graph, x, delta, layer.attention_norm)
     mixed = graph.attention(linear(graph, normed, layer.qkv), layer.cache, layer.attention)

@@ -1,13 +1,19 @@
 """Rotary positions (RoFormer, arXiv 2104.09864): pairs of channels of a query or key, turned by angles that grow with
-the position. Channel i of a head is paired with i + head_size / 2."""
+the position. Channel i of a head is paired with i + head_size / 2. And their words in config.json, both ways.
+"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from merino_runtime.errors import MerinoError
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+ROPE_KEYS = {"default": (), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+ORIGINAL = "original_max_position_embeddings"
 
 
 class RopeScaling(BaseModel):
@@ -63,3 +69,38 @@ def scaled(found: np.ndarray, scaling: RopeScaling | None) -> np.ndarray:
     kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = np.clip(kept, 0, 1)
     return (found * (kept + (1 - kept) / scaling.factor)).astype(np.float32)
+
+
+def rope_words(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
+    """`rope_parameters` of a configuration."""
+    if scaling is None:
+        return {"rope_type": "default", "rope_theta": theta}
+    kept = scaling.model_dump(exclude={"kind", "original_context"})
+    return {"rope_type": scaling.kind, "rope_theta": theta, ORIGINAL: scaling.original_context, **kept}
+
+
+def rope_facts(words: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling` of a geometry. Raises MerinoError for a kind of scaling that is not known."""
+    kind = words.get("rope_type", "default")
+    if kind not in ROPE_KEYS:
+        raise MerinoError(f"rope_scaling has the type {kind!r}, known are {', '.join(ROPE_KEYS)}")
+    wanted = ("rope_theta", *ROPE_KEYS[kind], *((ORIGINAL,) if ROPE_KEYS[kind] else ()))
+    unknown = {key for key, value in words.items() if value is not None} - {*wanted, "rope_type", "type"}
+    missing = [key for key in wanted if words.get(key) is None]
+    if unknown or missing:
+        said = [f"{key} is {words[key]!r}, which is not known" for key in sorted(unknown)]
+        said += [f"{key} is missing" for key in missing]
+        raise MerinoError(f"rope_scaling of type {kind!r}: {'; '.join(said)}")
+    scaling = {key: words[key] for key in ROPE_KEYS[kind]}
+    return {
+        "rope_theta": words["rope_theta"],
+        "rope_scaling": {"kind": kind, "original_context": words[ORIGINAL], **scaling} if scaling else None,
+    }
+
+
+def plain_theta(words: Mapping[str, Any]) -> float:
+    """`rope_theta` where no scaling is known. Raises MerinoError where there is one."""
+    facts = rope_facts(words)
+    if facts["rope_scaling"]:
+        raise MerinoError(f"rope_scaling has the type {words['rope_type']!r}, known is default")
+    return float(facts["rope_theta"])

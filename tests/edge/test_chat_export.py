@@ -15,9 +15,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from merino_edge.export.chat import chat_of
 from merino_edge.export.export import export
 from merino_edge.export.source import load_source
-from merino_edge.families.chat_template import ChatTemplate, read_chat_template
+from merino_edge.families.checkpoint import ChatTemplate, read_chat_template, stop_ids_of
 from merino_edge.families.gguf.tokenizer import chat_template
-from merino_edge.families.stop_ids import stop_ids_of
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.template import Turn, by_jinja, by_parts, compiled, messages_of

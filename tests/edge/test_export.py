@@ -25,7 +25,7 @@ from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.export.source import Source, load_source, random_source
 from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
-from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.opt import OptArchitecture
 from merino_edge.families.zoo import model
 from merino_edge.profiles.reading import list_profiles, load_profile, profile_ids
 from merino_runtime.backends import open_backend
@@ -322,7 +322,7 @@ def test_weights_that_do_not_fit_are_refused(tiny_checkpoint, decoder, tmp_path)
 @pytest.mark.parametrize(
     "change", [{"activation_function": "gelu"}, {"enable_bias": False}, {"tie_word_embeddings": False}]
 )
-def test_variants_of_opt_that_the_walk_does_not_know_are_refused(decoder, tmp_path, change):
+def test_variants_of_opt_that_the_graph_builder_does_not_know_are_refused(decoder, tmp_path, change):
     decoder(OPT).save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))

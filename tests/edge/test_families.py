@@ -11,7 +11,7 @@ from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import LayerShape
 from merino_edge.families.hugging_face import build_model, random_model, read_checkpoint
-from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.opt import OptArchitecture
 from merino_edge.families.registry import FAMILIES, family_of, read_geometry
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
@@ -39,9 +39,8 @@ def geometry(request):
 
 def test_a_geometry_survives_a_configuration_a_checkpoint_and_a_description(geometry, tmp_path):
     family = family_of(geometry)
-    side = family.torch_side()
-    config = side.config_of(geometry)
-    assert (config.model_type, side.geometry_of(config)) == (family.name, geometry)
+    config = family.config_of(geometry)
+    assert (config.model_type, family.geometry_of(config)) == (family.name, geometry)
     build_model(geometry, bos_token_id=None, eos_token_id=None).save_pretrained(tmp_path)
     assert read_checkpoint(tmp_path).geometry == geometry
     assert read_geometry(family.name, geometry.model_dump()) == geometry

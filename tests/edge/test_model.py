@@ -8,8 +8,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from merino_edge.families.designed import Architecture
-from merino_edge.families.merino.model import MerinoConfig, MerinoForCausalLM
+from merino_edge.families.designed import FAMILY, Architecture
+from merino_edge.families.designed_torch import MerinoConfig, MerinoForCausalLM
 from merino_runtime.errors import MerinoError
 
 IDS = torch.tensor([[5, 9, 100, 3, 77, 31, 2, 200, 41, 7]])
@@ -42,7 +42,7 @@ def assert_close(found, expected):
 def test_a_change_of_width_keeps_the_size_of_the_stream(arch):
     """initializer_range alone would shrink it to a tenth, and training would crawl."""
     torch.manual_seed(0)
-    model = MerinoForCausalLM(MerinoConfig.from_architecture(arch))
+    model = MerinoForCausalLM(FAMILY.config_of(arch))
     projections = [model.blocks[1].enter, model.blocks[2].enter, model.leave]
     assert isinstance(model.blocks[0].enter, nn.Identity)
     for projection in projections:
@@ -166,7 +166,7 @@ def test_only_the_logits_that_are_wanted_are_computed(model):
 
 def test_random_weights_start_near_a_uniform_guess(arch):
     torch.manual_seed(0)
-    fresh = MerinoForCausalLM(MerinoConfig.from_architecture(arch)).eval()
+    fresh = MerinoForCausalLM(FAMILY.config_of(arch)).eval()
     assert logits(fresh, IDS).abs().max() < 2
     weight = fresh.blocks[2].layers[0]
     assert weight.up.weight.std().item() == pytest.approx(0.02, rel=0.1)
@@ -199,5 +199,5 @@ def test_a_configuration_that_is_no_decoder_is_refused(change, says, model, tmp_
 
 
 def test_what_follows_from_the_blocks_cannot_be_said_otherwise(arch):
-    config = MerinoConfig.from_architecture(arch, hidden_size=1, num_hidden_layers=1, num_attention_heads=1)
+    config = FAMILY.config_of(arch, hidden_size=1, num_hidden_layers=1, num_attention_heads=1)
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (96, 6, 3)

@@ -10,10 +10,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, OPTConfig, OPTForCausalLM
 
-from merino_edge.families import operators
+from merino_edge.families import designed_torch, operators
 from merino_edge.families.designed import Architecture, Block
-from merino_edge.families.merino import modeling
-from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.opt import OptArchitecture
 from merino_edge.families.zoo import model as published_model
 
 TOKENS = 12
@@ -180,7 +179,7 @@ class Alive:
 def test_merino_holds_the_activations_that_are_counted(decoder, arch):
     """The largest tensors of a prefill of a real model, its attention scores among them."""
     model, alive = decoder(arch), Alive()
-    eager = modeling.eager_attention
+    eager = designed_torch.eager_attention
     packed = {}
 
     def seen(module, query, *rest, **keys):
@@ -191,15 +190,15 @@ def test_merino_holds_the_activations_that_are_counted(decoder, arch):
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.RMSNorm | nn.Embedding) and module is not model.lm_head:
             alive.watch(module)
-        if isinstance(module, modeling.Attention):
+        if isinstance(module, designed_torch.Attention):
             module.qkv.register_forward_hook(lambda *call: packed.update(qkv=call[2]))
-        if isinstance(module, modeling.Layer):
+        if isinstance(module, designed_torch.Layer):
             alive.watch_layer(module)
             module.up.register_forward_hook(lambda *call: packed.update(up=call[2]))
             module.down.register_forward_pre_hook(lambda _, given: alive.at(packed["up"], given[0]))
     model.set_attn_implementation("eager")
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(modeling, "eager_attention", seen)
+        patch.setattr(designed_torch, "eager_attention", seen)
         model(input_ids=ids(arch), use_cache=False)
     assert operators.activation_bytes(arch.operators, TOKENS) == alive.worst
 

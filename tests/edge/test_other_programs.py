@@ -22,8 +22,8 @@ from merino_edge.export.export import export
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.hugging_face import save_model
-from merino_edge.families.llama.geometry import LlamaArchitecture
-from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.llama import LlamaArchitecture
+from merino_edge.families.opt import OptArchitecture
 from merino_edge.families.registry import FAMILIES, family_of
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
@@ -197,12 +197,12 @@ def test_config_json_is_the_geometry_where_transformers_has_the_family(name, dec
     geometry = GEOMETRIES[name]
     save_model(decoder(geometry, 2), tmp_path / "model")
     export(load_source(str(tmp_path / "model")), tmp_path / "bundle")
-    side = family_of(geometry).torch_side()
-    if side.LOADER is not None:
+    family = family_of(geometry)
+    if family.loader is not None:
         assert not (tmp_path / "bundle" / "config.json").exists()
         return
     config = AutoConfig.from_pretrained(tmp_path / "bundle")
-    assert side.geometry_of(config) == geometry and config.architectures == [side.MODEL.__name__]
+    assert family.geometry_of(config) == geometry and config.architectures == [family.model_class().__name__]
 
 
 def test_the_caches_lengths_are_names_in_the_file_and_numbers_in_the_description(bundles):

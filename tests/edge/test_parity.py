@@ -11,7 +11,7 @@ import torch
 from merino_edge.export.export import export
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
-from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.opt import OptArchitecture
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.generate import shift

@@ -41,7 +41,7 @@ from merino_edge.export.source import load_source, random_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import decode_weight_bytes as bytes_by_operators
 from merino_edge.families.operators import params
-from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.opt import OptArchitecture
 from merino_edge.families.zoo import model
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle

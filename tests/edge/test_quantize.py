@@ -16,7 +16,7 @@ from merino_edge.export.quantize import BLOCKS, dequantize, matrix_error, quanti
 from merino_edge.export.source import load_source
 from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
-from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.opt import OptArchitecture
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError

@@ -11,7 +11,7 @@ from merino_edge.export.export import export
 from merino_edge.export.parity import rms_error
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
-from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.opt import OptArchitecture
 from merino_runtime import board
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle

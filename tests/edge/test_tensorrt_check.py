@@ -19,7 +19,7 @@ from merino_edge.export.source import random_source
 from merino_edge.export.tensorrt.check import check_bundle
 from merino_edge.export.tensorrt.support import table
 from merino_edge.families.designed import Architecture
-from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.opt import OptArchitecture
 from merino_edge.families.zoo import model
 from merino_runtime.bundle import Port
 

@@ -11,7 +11,7 @@ import pytest
 from merino_edge.export.export import export
 from merino_edge.export.source import Source
 from merino_edge.families.designed import Architecture
-from merino_edge.families.opt.geometry import OptArchitecture
+from merino_edge.families.opt import OptArchitecture
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.engine_build import build_engine
 from merino_runtime.backends.engine_file import HEADER_BYTES

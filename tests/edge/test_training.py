@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merino_edge.families.designed import Architecture
+from merino_edge.families.designed_torch import MerinoForCausalLM
 from merino_edge.families.hugging_face import build_model
-from merino_edge.families.merino.model import MerinoForCausalLM
 from merino_edge.training import train as training
 from merino_edge.training.data import (
     END_OF_TEXT,

@@ -67,7 +67,7 @@ except ValueError as error:
 else:
     raise AssertionError("loaded without being told to")
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert "merino_edge.families.merino.modeling" == type(model).__module__
+assert "merino_edge.families.designed_torch" == type(model).__module__
 print(model.num_parameters())
 """
 

@@ -24,12 +24,12 @@ KNOWN = {
 def real_config(family, geometry):
     """transformers' own config of a geometry, in the words of its family."""
     ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    return FAMILIES[family].torch_side().config_of(geometry, **ids)
+    return FAMILIES[family].config_of(geometry, **ids)
 
 
 def real_model(family, geometry, device):
     with torch.device(device):
-        return FAMILIES[family].torch_side().MODEL(real_config(family, geometry))
+        return FAMILIES[family].model_class()(real_config(family, geometry))
 
 
 @pytest.mark.parametrize("each", MODELS.values(), ids=MODELS)

@@ -26,7 +26,7 @@ def test_every_package_is_named():
         package_of(folder, name, path.parent)
         for name, folder in FOLDERS.items() for path in (ROOT / folder).rglob("__init__.py")
     }  # fmt: skip
-    assert "merino_edge.families.llama" in found
+    assert "merino_edge.families.gguf" in found
     assert set(config()["options"]["packages"].split()) == found | {"merino_edge.device_profiles"}
 
 

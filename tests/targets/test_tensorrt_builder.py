@@ -26,7 +26,7 @@ from sample_geometries import SMALL, small  # noqa: E402
 
 from merino_edge.export.tensorrt.check import check_bundle  # noqa: E402
 from merino_edge.families.designed import Architecture  # noqa: E402
-from merino_edge.families.opt.geometry import OptArchitecture  # noqa: E402
+from merino_edge.families.opt import OptArchitecture  # noqa: E402
 from merino_edge.families.zoo import model  # noqa: E402
 
 TINY = Architecture(blocks=[{"width": 64, "ffn_ratio": 1.0, "depth": 1}], vocab=300, head_size=32, context=64)

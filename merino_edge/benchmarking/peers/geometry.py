@@ -5,9 +5,8 @@ Counts are sums over the geometry's operators, so they hold for every family.
 
 from collections.abc import Sequence
 
-from merino_edge.families.geometry import Geometry
+from merino_edge.families.geometry import Geometry, UniformGeometry
 from merino_edge.families.operators import Operator
-from merino_edge.families.uniform import UniformGeometry
 
 BITS = {  # per weight, the scales included; llama.cpp's blocks of 32 have a float16 scale
     "fp32": 32.0, "F32": 32.0, "int8": 8.0, "Q8_0": 8.5, "Q4_0": 4.5,

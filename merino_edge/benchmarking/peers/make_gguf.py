@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from merino_edge.families.uniform import UniformGeometry
+from merino_edge.families.geometry import UniformGeometry
 
 SPARE_SLOTS = 64  # beyond the context: llama.cpp wants room for the token that is chosen last
 

@@ -13,9 +13,9 @@ from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.export.onnx.graph import Graph, Port, ports
 from merino_edge.export.quantize import Quantized, quantize_blocks
 from merino_edge.export.repack import repacked
-from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
 from merino_edge.families.operators import BLOCKS, FUSED_HEAD_MULTIPLE, HEAD_SLICE_BYTES
+from merino_edge.families.weights import BlockSource
 from merino_runtime.errors import MerinoError
 
 CONTRIB = "com.microsoft"

@@ -17,10 +17,10 @@ from merino_edge.export.cache_scales import CacheScales
 from merino_edge.export.feedback import Moments, quantize_with_feedback
 from merino_edge.export.onnx.external_data import DATA_FILE, DataFile, Deferred, Stored, store
 from merino_edge.export.quantize import MatrixError, Quantized, block_sizes, matrix_error, quantize
-from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary, rotary_tables
+from merino_edge.families.weights import BlockSource
 
 MODEL_FILE = "model.onnx"
 TYPES = {

@@ -13,8 +13,8 @@ from merino_edge.export.feedback import quantize_with_feedback
 from merino_edge.export.onnx.fused import CONTRIB, Fused
 from merino_edge.export.onnx.signed import SignedCodes
 from merino_edge.export.quantize import Quantized, block_sizes, quantize
-from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import Weights
+from merino_edge.families.weights import BlockSource
 
 FLOAT_ACCURACY = 1  # MatMulNBits computes in float32
 FEWEST_IN_BLOCK = 64  # each block of 4 bits costs instructions

@@ -14,9 +14,9 @@ from onnx import TensorProto
 
 from merino_edge.export.onnx.graph import ports
 from merino_edge.export.onnx.signed import SignedCodes
-from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
 from merino_edge.families.rotary import Rotary
+from merino_edge.families.weights import BlockSource
 
 MASKED = -1e4
 END = np.iinfo(np.int64).max

@@ -11,8 +11,8 @@ from onnx import TensorProto
 from merino_edge.export.feedback import quantize_with_feedback
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.quantize import Quantized, quantize_blocks
-from merino_edge.families.blocks import BlockSource
 from merino_edge.families.graph_ops import Weights
+from merino_edge.families.weights import BlockSource
 
 
 class SignedCodes(Graph):

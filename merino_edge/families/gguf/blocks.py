@@ -9,8 +9,8 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
-from merino_edge.families.blocks import Blocks
 from merino_edge.families.gguf.file import GgufFile
+from merino_edge.families.weights import Blocks
 from merino_runtime.errors import MerinoError
 
 SUPER = 256  # weights that share the outer scale of a K type

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from merino_edge.families.chat_template import ChatTemplate
+from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.gguf.config import config_of
 from merino_edge.families.gguf.file import GgufFile, open_gguf
@@ -63,7 +63,7 @@ def described(file: GgufFile) -> tuple[dict[str, Any], Any, Geometry]:
 
 def filled(file: GgufFile, words: Mapping[str, Any], config: Any) -> tuple[PreTrainedModel, Mapping[str, Layout]]:
     """The model of a configuration with the file's weights. Shapes are compared before a weight is made."""
-    kind = FAMILIES[config.model_type].torch_side().MODEL
+    kind = FAMILIES[config.model_type].model_class()
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in stored_weights(kind(config)).items()}
     places = layouts(file, words, shapes)

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-from merino_edge.families.blocks import Blocks
 from merino_edge.families.gguf.blocks import blocks_of, weights_of
 from merino_edge.families.gguf.config import ROPE_FACTORS
 from merino_edge.families.gguf.file import GgufFile
-from merino_edge.families.weight_layout import Layout as GraphLayout
+from merino_edge.families.weights import Blocks
+from merino_edge.families.weights import Layout as GraphLayout
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from merino_edge.families.chat_template import ChatTemplate
+from merino_edge.families.checkpoint import ChatTemplate
 from merino_edge.families.gguf.file import wanted
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError

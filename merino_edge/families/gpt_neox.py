@@ -1,17 +1,21 @@
-"""The geometry of GPT-NeoX (arXiv 2204.06745): attention and FFN side by side, a part of each head rotated."""
+"""GPT-NeoX (arXiv 2204.06745), as Pythia (arXiv 2304.01373) has it: attention and FFN in parallel, a part of each head
+rotated.
+"""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from merino_edge.families.biased import BiasedGeometry
+from merino_edge.families.biased import BiasedGeometry, build_biased
+from merino_edge.families.family import Family
 from merino_edge.families.graph_ops import KvLayer, plain_attention
 from merino_edge.families.pre_norm import Decoder, Layer, Linear
-from merino_edge.families.rotary import Positive, Rotary
-from merino_edge.families.weight_layout import Layout, permuted
+from merino_edge.families.rotary import Positive, Rotary, plain_theta, rope_words
+from merino_edge.families.weights import Layout, permuted
 
 QKV = "attention.query_key_value"
+PART = "partial_rotary_factor"
 
 
 class GptNeoxArchitecture(BiasedGeometry):
@@ -70,7 +74,7 @@ def linear(at: str) -> Linear:
     return Linear((f"{at}.weight",), (f"{at}.bias",))
 
 
-def gpt_neox_layout(geometry: GptNeoxArchitecture, name: str) -> Layout | None:
+def layout(geometry: GptNeoxArchitecture, name: str) -> Layout | None:
     """The state dict has query, key and value of a head side by side; the graph has all queries first."""
     return permuted(qkv_order(geometry)) if QKV in name else None
 
@@ -94,3 +98,56 @@ def key_order(geometry: GptNeoxArchitecture) -> np.ndarray:
     return np.concatenate([
         np.arange(pairs), still[: half - pairs], np.arange(pairs, 2 * pairs), still[half - pairs :]
     ])  # fmt: skip
+
+
+def config_words(geometry: GptNeoxArchitecture) -> dict[str, Any]:
+    part = {PART: geometry.rotated / geometry.head_size}
+    return {
+        "hidden_size": geometry.width,
+        "num_hidden_layers": geometry.layers,
+        "num_attention_heads": geometry.heads,
+        "intermediate_size": geometry.ffn_width,
+        "vocab_size": geometry.vocab,
+        "max_position_embeddings": geometry.context,
+        "layer_norm_eps": geometry.norm_eps,
+        "use_parallel_residual": geometry.parallel,
+        "tie_word_embeddings": geometry.tied,
+        "rope_parameters": {**rope_words(geometry.rope_theta, None), **part},
+    }
+
+
+def geometry_of(config: Any) -> GptNeoxArchitecture:
+    words = dict(config.rope_parameters)
+    part = words.pop(PART, 1.0)
+    return GptNeoxArchitecture(
+        width=config.hidden_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        ffn_width=config.intermediate_size,
+        vocab=config.vocab_size,
+        context=config.max_position_embeddings,
+        norm_eps=config.layer_norm_eps,
+        rotated=int(config.hidden_size // config.num_attention_heads * part),
+        rope_theta=plain_theta(words),
+        parallel=config.use_parallel_residual,
+        tied=config.tie_word_embeddings,
+    )
+
+
+FAMILY = Family(
+    name="gpt_neox",
+    geometry=GptNeoxArchitecture,
+    build_graph=build_biased,
+    config_name="GPTNeoXConfig",
+    model_name="GPTNeoXForCausalLM",
+    supported={"hidden_act": "gelu", "attention_bias": True},
+    keys=frozenset({
+        "vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads",
+        "intermediate_size", "layer_norm_eps", "use_parallel_residual", "tie_word_embeddings", "rotary_pct",
+        "rotary_emb_base", "rope_scaling", "rope_parameters", "hidden_dropout", "gradient_checkpointing",
+    }),
+    config_words=config_words,
+    geometry_of=geometry_of,
+    layout=layout,
+    key_order=key_order,
+)  # fmt: skip

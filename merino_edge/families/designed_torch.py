@@ -1,23 +1,96 @@
-"""MerinoForCausalLM: blocks of growing width, pre-norm RMSNorm, rotary attention, GELU FFN, tied embedding.
+"""The designed family in transformers' form: blocks of growing width, pre-norm RMSNorm, rotary attention, GELU FFN,
+tied embedding. Importing this module registers it for `AutoModelForCausalLM`.
 
-Batch B, sequence T, width E, heads H of queries and G of keys and values, head size D, vocabulary V. A shared block
+Batch B, sequence T, width E, query heads H, KV heads G, head size D, vocabulary V. A shared block
 runs one layer's weights `depth` times, each use with a cache layer of its own.
 """
 
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, initialization
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    initialization,
+)
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.deprecation import deprecate_kwarg
 
-from merino_edge.families.merino.configuration import MerinoConfig
-from merino_edge.families.merino.geometry import Block
+from merino_edge.families.designed import Architecture, Block, geometry_of
+from merino_edge.storage.faults import fault_list
+from merino_runtime.errors import MerinoError
 
 Rotary = tuple[Tensor, Tensor]  # cos and sin, [B or 1, T, D]
+
+
+class MerinoConfig(PreTrainedConfig):
+    """`Architecture` under the names that transformers and its tools look for.
+
+    Args:
+        blocks: a list of `{width, ffn_ratio, depth, shared, kv_heads}`; the last two may be absent.
+        vocab_size, max_position_embeddings: `vocab` and `context`.
+        head_size, rope_theta, rms_norm_eps: as in `Architecture`.
+
+    `hidden_size`, `num_hidden_layers` and `num_attention_heads` are computed from the blocks, for tools that read them.
+    Raises MerinoError for a geometry that cannot be.
+    """
+
+    model_type = "merino"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    def __init__(
+        self,
+        blocks: list[dict[str, Any]] | None = None,
+        vocab_size: int = 256,
+        head_size: int = 32,
+        max_position_embeddings: int = 256,
+        rope_theta: float = 10_000.0,
+        rms_norm_eps: float = 1e-6,
+        initializer_range: float = 0.02,
+        tie_word_embeddings: bool = True,
+        use_cache: bool = True,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
+        **kwargs: Any,
+    ):
+        if not tie_word_embeddings:
+            raise MerinoError("tie_word_embeddings is false: a MeRino decoder's head is its embedding, leave it true")
+        self.blocks = [{"width": 64, "ffn_ratio": 1.0, "depth": 1, "shared": False}] if blocks is None else blocks
+        self.vocab_size = vocab_size
+        self.head_size = head_size
+        self.max_position_embeddings = max_position_embeddings
+        self.rope_theta = rope_theta
+        self.rms_norm_eps = rms_norm_eps
+        self.initializer_range = initializer_range
+        self.use_cache = use_cache
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self.pad_token_id = pad_token_id
+        arch = self.architecture
+        self.hidden_size = arch.blocks[-1].width
+        self.num_hidden_layers = len(arch.kv_layers)
+        self.num_attention_heads = self.hidden_size // head_size
+        for derived in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+            kwargs.pop(derived, None)
+        self.tie_word_embeddings = tie_word_embeddings
+        super().__init__(**kwargs)
+
+    @property
+    def architecture(self) -> Architecture:
+        try:
+            return geometry_of(self)
+        except ValidationError as error:
+            raise MerinoError(f"this configuration is not a decoder: {fault_list(error)}") from error
 
 
 class Attention(nn.Module):
@@ -190,3 +263,7 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
                 x = layer(x, rotary, mask, cache, use)
                 use += 1
         return x
+
+
+AutoConfig.register(MerinoConfig.model_type, MerinoConfig, exist_ok=True)
+AutoModelForCausalLM.register(MerinoConfig, MerinoForCausalLM, exist_ok=True)

@@ -1,0 +1,68 @@
+"""What a model family defines: one file beside this one each, with a `FAMILY` that the registry lists.
+
+Importing a family loads neither torch nor transformers: its classes there are loaded when a model is built or read.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.graph_ops import GraphBuilder
+from merino_edge.families.weights import KeyOrder, LayoutOf, alike
+
+
+class Loader(NamedTuple):
+    """A file beside the weights, for `from_pretrained(folder, trust_remote_code=True)` without an import of ours.
+
+    `classes`: those that it defines, by transformers' auto class.
+    """
+
+    module: str
+    classes: Mapping[str, str]
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        name: `family` in bundle.json, `model_type` in config.json.
+        geometry: its pydantic model, which also lists the operators.
+        build_graph: writes the graph of a geometry, with weights named as in the state dict of the torch model.
+        config_name, model_name: the classes in transformers' form, which `module` has.
+        supported: keys of config.json that must have this value: the graph builder has no other variant.
+        keys: further keys of config.json that are read.
+        config_words: arguments of the configuration of a geometry.
+        geometry_of: the geometry of such a configuration. Raises MerinoError or ValidationError for one that cannot be.
+        layout: how a weight of the state dict lies in the graph.
+        key_order: which channel of torch's keys the graph has at each place of a head; None where both are alike.
+        loader: None where transformers itself has the family.
+    """
+
+    name: str
+    geometry: type[Geometry]
+    build_graph: GraphBuilder
+    config_name: str
+    model_name: str
+    supported: Mapping[str, Any]
+    keys: frozenset[str]
+    config_words: Callable[[Any], dict[str, Any]]
+    geometry_of: Callable[[Any], Geometry]
+    module: str = "transformers"
+    layout: LayoutOf = alike
+    key_order: KeyOrder = lambda _: None
+    loader: Loader | None = None
+
+    def config_of(self, geometry: Geometry, **keys: Any) -> Any:
+        """transformers' configuration of a geometry; `keys` are passed on. Loads torch."""
+        return self._class(self.config_name)(**self.config_words(geometry), **keys)
+
+    def model_class(self) -> Any:
+        """A transformers PreTrainedModel, registered for `AutoModelForCausalLM`. Loads torch."""
+        return self._class(self.model_name)
+
+    def _class(self, name: str) -> Any:
+        return getattr(import_module(self.module), name)

@@ -1,0 +1,102 @@
+"""GPT-2 (Radford et al. 2019), as Cerebras-GPT (arXiv 2304.03208) has it too."""
+
+from typing import Any, Literal
+
+from merino_edge.families.biased import BiasedGeometry, build_biased, transformer_decoder
+from merino_edge.families.family import Family
+from merino_edge.families.graph_ops import KvLayer, plain_attention
+from merino_edge.families.pre_norm import Decoder, Layer, Linear
+from merino_edge.families.weights import TRANSPOSED, Layout
+from merino_runtime.errors import MerinoError
+
+Activation = Literal["gelu", "gelu_erf", "relu"]
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu": "relu",
+}  # fmt: skip
+
+
+class Gpt2Architecture(BiasedGeometry):
+    """A decoder with learned positions.
+
+    Attributes:
+        activation: `gelu` is the tanh form (GPT-2), `gelu_erf` the exact one (Cerebras-GPT).
+    """
+
+    activation: Activation
+
+    def layer_of(self, layer: int) -> Layer:
+        at, cache = f"transformer.h.{layer}", KvLayer(layer, self.heads, self.head_size)
+        return Layer(
+            cache=cache,
+            attention=plain_attention(cache),
+            attention_norm=self.layer_norm(f"{at}.ln_1"),
+            qkv=linear(f"{at}.attn.c_attn"),
+            out=linear(f"{at}.attn.c_proj"),
+            ffn_norm=self.layer_norm(f"{at}.ln_2"),
+            up=linear(f"{at}.mlp.c_fc"),
+            down=linear(f"{at}.mlp.c_proj"),
+            activation=self.activation,
+            gated=False,
+        )
+
+    def decoder(self) -> Decoder:
+        return transformer_decoder(self, [self.layer_of(layer) for layer in range(self.layers)])
+
+
+def linear(at: str) -> Linear:
+    return Linear((f"{at}.weight",), (f"{at}.bias",))
+
+
+def layout(_geometry: Gpt2Architecture, name: str) -> Layout | None:
+    """Matrices of layers are [in, out] in the state dict."""
+    return TRANSPOSED if name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")) else None
+
+
+def config_words(geometry: Gpt2Architecture) -> dict[str, Any]:
+    return {
+        "n_embd": geometry.width,
+        "n_layer": geometry.layers,
+        "n_head": geometry.heads,
+        "n_inner": geometry.ffn_width,
+        "vocab_size": geometry.vocab,
+        "n_positions": geometry.context,
+        "layer_norm_epsilon": geometry.norm_eps,
+        "activation_function": next(word for word, kind in ACTIVATIONS.items() if kind == geometry.activation),
+    }
+
+
+def geometry_of(config: Any) -> Gpt2Architecture:
+    if config.activation_function not in ACTIVATIONS:
+        known = ", ".join(map(repr, ACTIVATIONS))
+        raise MerinoError(f"activation_function is {config.activation_function!r}, supported are {known}")
+    return Gpt2Architecture(
+        width=config.n_embd,
+        layers=config.n_layer,
+        heads=config.n_head,
+        ffn_width=config.n_inner or 4 * config.n_embd,
+        vocab=config.vocab_size,
+        context=config.n_positions,
+        norm_eps=config.layer_norm_epsilon,
+        activation=ACTIVATIONS[config.activation_function],
+    )
+
+
+FAMILY = Family(
+    name="gpt2",
+    geometry=Gpt2Architecture,
+    build_graph=build_biased,
+    config_name="GPT2Config",
+    model_name="GPT2LMHeadModel",
+    supported={
+        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+    keys=frozenset({
+        "vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "layer_norm_epsilon",
+        "activation_function", "n_ctx", "embd_pdrop", "resid_pdrop", "attn_pdrop", "reorder_and_upcast_attn",
+        "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
+    }),
+    config_words=config_words,
+    geometry_of=geometry_of,
+    layout=layout,
+)  # fmt: skip

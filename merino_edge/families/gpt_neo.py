@@ -1,0 +1,106 @@
+"""GPT-Neo (EleutherAI 2021), as TinyStories (arXiv 2305.07759) has it.
+
+GPT-2's form with layers that look back a window only. Queries, keys and values have no biases, and their products are
+not scaled.
+"""
+
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from merino_edge.families.biased import BiasedGeometry, build_biased, transformer_decoder
+from merino_edge.families.family import Family
+from merino_edge.families.geometry import Biased
+from merino_edge.families.graph_ops import Attention, KvLayer
+from merino_edge.families.pre_norm import Decoder, Layer, Linear
+from merino_runtime.bundle_schema import LONGEST_CONTEXT
+from merino_runtime.errors import MerinoError
+
+
+class GptNeoArchitecture(BiasedGeometry):
+    """A decoder of the GPT-Neo kind.
+
+    Attributes:
+        window: positions that a layer with a window sees, its own included.
+        windowed: of each layer, whether it has the window; the others see all positions.
+    """
+
+    BIASES: ClassVar[tuple[Biased, ...]] = ("out", "ffn")
+
+    window: Annotated[int, Field(ge=1, le=LONGEST_CONTEXT)]
+    windowed: tuple[bool, ...]
+
+    @model_validator(mode="after")
+    def _of_each_layer(self) -> Self:
+        if len(self.windowed) != self.layers:
+            raise ValueError(f"windowed has {len(self.windowed)} entries for {self.layers} layers")
+        return self
+
+    def layer_of(self, layer: int) -> Layer:
+        at = f"transformer.h.{layer}"
+        mixing = f"{at}.attn.attention"
+        return Layer(
+            cache=KvLayer(layer, self.heads, self.head_size),
+            attention=Attention(self.heads, 1.0, None, self.window if self.windowed[layer] else None),
+            attention_norm=self.layer_norm(f"{at}.ln_1"),
+            qkv=Linear(tuple(f"{mixing}.{part}_proj.weight" for part in "qkv")),
+            out=Linear((f"{mixing}.out_proj.weight",), (f"{mixing}.out_proj.bias",)),
+            ffn_norm=self.layer_norm(f"{at}.ln_2"),
+            up=Linear((f"{at}.mlp.c_fc.weight",), (f"{at}.mlp.c_fc.bias",)),
+            down=Linear((f"{at}.mlp.c_proj.weight",), (f"{at}.mlp.c_proj.bias",)),
+            activation="gelu",
+            gated=False,
+        )
+
+    def decoder(self) -> Decoder:
+        return transformer_decoder(self, [self.layer_of(layer) for layer in range(self.layers)])
+
+
+def config_words(geometry: GptNeoArchitecture) -> dict[str, Any]:
+    kinds = ["local" if windowed else "global" for windowed in geometry.windowed]
+    return {
+        "hidden_size": geometry.width,
+        "num_layers": geometry.layers,
+        "num_heads": geometry.heads,
+        "intermediate_size": geometry.ffn_width,
+        "vocab_size": geometry.vocab,
+        "max_position_embeddings": geometry.context,
+        "layer_norm_epsilon": geometry.norm_eps,
+        "window_size": geometry.window,
+        "attention_types": [[kinds, 1]],
+    }
+
+
+def geometry_of(config: Any) -> GptNeoArchitecture:
+    listed = config.expand_attention_types_params(config.attention_types)
+    if listed != config.attention_layers:
+        raise MerinoError(f"attention_types lists {listed}, and attention_layers is {config.attention_layers}")
+    return GptNeoArchitecture(
+        width=config.hidden_size,
+        layers=config.num_layers,
+        heads=config.num_heads,
+        ffn_width=config.intermediate_size or 4 * config.hidden_size,
+        vocab=config.vocab_size,
+        context=config.max_position_embeddings,
+        norm_eps=config.layer_norm_epsilon,
+        window=config.window_size,
+        windowed=tuple(kind == "local" for kind in config.attention_layers),  # transformers knows these two only
+    )
+
+
+FAMILY = Family(
+    name="gpt_neo",
+    geometry=GptNeoArchitecture,
+    build_graph=build_biased,
+    config_name="GPTNeoConfig",
+    model_name="GPTNeoForCausalLM",
+    supported={"activation_function": "gelu_new", "tie_word_embeddings": True},
+    keys=frozenset({
+        "vocab_size", "max_position_embeddings", "hidden_size", "num_layers", "num_heads", "intermediate_size",
+        "layer_norm_epsilon", "attention_types", "attention_layers", "window_size", "embed_dropout", "resid_dropout",
+        "gradient_checkpointing", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
+        "summary_first_dropout",
+    }),
+    config_words=config_words,
+    geometry_of=geometry_of,
+)  # fmt: skip

@@ -1,0 +1,83 @@
+"""Granite 3 (IBM; arXiv 2408.13359 has its multipliers): LLaMA's form with four of them."""
+
+from dataclasses import replace
+from typing import Any
+
+from merino_edge.families.family import Family
+from merino_edge.families.gated import GATED_KEYS, GatedGeometry, build_gated, gated_facts, gated_words
+from merino_edge.families.graph_ops import Attention
+from merino_edge.families.pre_norm import Decoder
+from merino_edge.families.rotary import Positive
+
+MULTIPLIER_KEYS = frozenset({
+    "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"
+})  # fmt: skip
+
+
+class MultipliedGeometry(GatedGeometry):
+    """A decoder of LLaMA's form with multipliers.
+
+    Attributes:
+        embedding_multiplier, residual_multiplier: on the embedding, and on what a sublayer adds to the residual.
+        attention_multiplier: of products of queries and keys, in place of 1 / sqrt(head_size).
+        logits_divisor: of the logits.
+    """
+
+    embedding_multiplier: Positive
+    residual_multiplier: Positive
+    attention_multiplier: Positive
+    logits_divisor: Positive
+
+    def attention_of(self, layer: int) -> Attention:
+        return replace(super().attention_of(layer), scale=self.attention_multiplier)
+
+    def decoder(self) -> Decoder:
+        return replace(
+            super().decoder(),
+            embedding_factor=self.embedding_multiplier,
+            residual_factor=self.residual_multiplier,
+            logit_factor=1 / self.logits_divisor,
+        )
+
+
+class GraniteArchitecture(MultipliedGeometry):
+    """A decoder of the Granite kind."""
+
+
+def multiplied_words(geometry: MultipliedGeometry) -> dict[str, Any]:
+    """Arguments of transformers' configuration."""
+    return {
+        **gated_words(geometry),
+        "embedding_multiplier": geometry.embedding_multiplier,
+        "residual_multiplier": geometry.residual_multiplier,
+        "attention_multiplier": geometry.attention_multiplier,
+        "logits_scaling": geometry.logits_divisor,
+    }
+
+
+def multiplied_facts(config: Any) -> dict[str, Any]:
+    """All fields of a `MultipliedGeometry`."""
+    return {
+        **gated_facts(config),
+        "embedding_multiplier": config.embedding_multiplier,
+        "residual_multiplier": config.residual_multiplier,
+        "attention_multiplier": config.attention_multiplier,
+        "logits_divisor": config.logits_scaling,
+    }
+
+
+def geometry_of(config: Any) -> GraniteArchitecture:
+    return GraniteArchitecture(**multiplied_facts(config))
+
+
+FAMILY = Family(
+    name="granite",
+    geometry=GraniteArchitecture,
+    build_graph=build_gated,
+    config_name="GraniteConfig",
+    model_name="GraniteForCausalLM",
+    supported={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    keys=GATED_KEYS | MULTIPLIER_KEYS,
+    config_words=multiplied_words,
+    geometry_of=geometry_of,
+)

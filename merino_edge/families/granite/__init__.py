@@ -1,1 +1,0 @@
-"""Granite 3 (IBM): LLaMA's form with four multipliers."""

@@ -1,0 +1,163 @@
+"""OPT (Zhang et al., arXiv 2205.01068), the baseline: learned positions, LayerNorm with biases, ReLU, norms before or
+behind attention and FFN.
+"""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from merino_edge.families.family import Family
+from merino_edge.families.geometry import LayerShape, UniformGeometry
+from merino_edge.families.graph_ops import GraphOps, KvLayer, Norm, plain_attention
+from merino_edge.families.operators import Operator
+from merino_runtime.bundle_schema import LARGEST_VOCAB, LONGEST_CONTEXT
+
+POSITION_OFFSET = 2  # the first position is row 2 of OPT's table of positions
+EPS = 1e-5  # of LayerNorm: torch's default, which OPT keeps
+ROOT = "model.decoder"
+
+
+class OptArchitecture(BaseModel):
+    """A decoder of equal layers with LayerNorm, ReLU, biases and learned positions.
+
+    Attributes:
+        embed_width: of the embedding; where it is not `width`, a projection stands before the layers and one behind.
+        pre_norm: whether the norms stand before attention and FFN, and one before the head; else they stand behind.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: Annotated[int, Field(ge=8, le=65_536)]
+    layers: Annotated[int, Field(ge=1, le=1024)]
+    heads: Annotated[int, Field(ge=1, le=65_536)]
+    ffn_width: Annotated[int, Field(ge=8, le=1_048_576)]
+    embed_width: Annotated[int, Field(ge=8, le=65_536)]
+    vocab: Annotated[int, Field(ge=2, le=LARGEST_VOCAB)]
+    context: Annotated[int, Field(ge=2, le=LONGEST_CONTEXT)]
+    pre_norm: bool
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.width % self.heads or (self.width // self.heads) % 8:
+            raise ValueError(f"width {self.width} does not split into {self.heads} heads of a multiple of 8")
+        return self
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def operators(self) -> list[Operator]:
+        return as_uniform(self).operators
+
+    @property
+    def kv_layers(self) -> list[tuple[int, int]]:
+        return as_uniform(self).kv_layers
+
+    @property
+    def layer_shapes(self) -> list[LayerShape]:
+        return as_uniform(self).layer_shapes
+
+    def shape(self) -> str:
+        return as_uniform(self).shape()
+
+
+def as_uniform(arch: OptArchitecture) -> UniformGeometry:
+    """The same decoder in the terms that all families of equal layers share."""
+    return UniformGeometry(
+        layers=arch.layers, width=arch.width, heads=arch.heads, kv_heads=arch.heads, head_size=arch.head_size,
+        ffn_width=arch.ffn_width, vocab=arch.vocab, context=arch.context, gated=False, norm="layer",
+        final_norm=arch.pre_norm, query_key_norm=False, biases=("qkv", "out", "ffn"), positions="learned",
+        position_offset=POSITION_OFFSET, tied=True, embed_width=arch.embed_width,
+    )  # fmt: skip
+
+
+def build_opt(graph: GraphOps, arch: OptArchitecture) -> None:
+    """Write the whole graph: ids to logits of the last position."""
+    x = graph.embed(f"{ROOT}.embed_tokens.weight")
+    if arch.embed_width != arch.width:
+        x = graph.linear(x, f"{ROOT}.project_in.weight")
+    x = graph.add(x, graph.embed_positions(f"{ROOT}.embed_positions.weight", POSITION_OFFSET))
+    layer = build_pre_norm_layer if arch.pre_norm else build_post_norm_layer
+    for index in range(arch.layers):
+        x = layer(graph, f"{ROOT}.layers.{index}", x, KvLayer(index, arch.heads, arch.head_size))
+    x = graph.last(x)
+    if arch.pre_norm:
+        x = graph.norm(x, layer_norm(f"{ROOT}.final_layer_norm"))
+    if arch.embed_width != arch.width:
+        x = graph.linear(x, f"{ROOT}.project_out.weight")
+    graph.head(x, f"{ROOT}.embed_tokens.weight")
+
+
+def build_post_norm_layer(graph: GraphOps, at: str, x: str, cache: KvLayer) -> str:
+    x, _ = graph.add_norm(self_attention(graph, at, x, cache), x, layer_norm(f"{at}.self_attn_layer_norm"))
+    x, _ = graph.add_norm(ffn(graph, at, x), x, layer_norm(f"{at}.final_layer_norm"))
+    return x
+
+
+def build_pre_norm_layer(graph: GraphOps, at: str, x: str, cache: KvLayer) -> str:
+    attended = self_attention(graph, at, graph.norm(x, layer_norm(f"{at}.self_attn_layer_norm")), cache)
+    normed, x = graph.add_norm(attended, x, layer_norm(f"{at}.final_layer_norm"))
+    return graph.add(ffn(graph, at, normed), x)
+
+
+def self_attention(graph: GraphOps, at: str, x: str, cache: KvLayer) -> str:
+    names = [f"{at}.self_attn.{part}_proj" for part in "qkv"]
+    qkv = graph.packed_linear(x, [f"{name}.weight" for name in names], [f"{name}.bias" for name in names])
+    mixed = graph.attention(qkv, cache, plain_attention(cache))
+    return graph.linear(mixed, f"{at}.self_attn.out_proj.weight", f"{at}.self_attn.out_proj.bias")
+
+
+def ffn(graph: GraphOps, at: str, x: str) -> str:
+    hidden = graph.activation(graph.linear(x, f"{at}.fc1.weight", f"{at}.fc1.bias"), "relu")
+    return graph.linear(hidden, f"{at}.fc2.weight", f"{at}.fc2.bias")
+
+
+def layer_norm(at: str) -> Norm:
+    return Norm(f"{at}.weight", f"{at}.bias", EPS)
+
+
+def config_words(geometry: OptArchitecture) -> dict[str, Any]:
+    return {
+        "hidden_size": geometry.width,
+        "num_hidden_layers": geometry.layers,
+        "num_attention_heads": geometry.heads,
+        "ffn_dim": geometry.ffn_width,
+        "word_embed_proj_dim": geometry.embed_width,
+        "vocab_size": geometry.vocab,
+        "max_position_embeddings": geometry.context,
+        "do_layer_norm_before": geometry.pre_norm,
+        "dropout": 0.0,
+    }
+
+
+def geometry_of(config: Any) -> OptArchitecture:
+    return OptArchitecture(
+        width=config.hidden_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        ffn_width=config.ffn_dim,
+        embed_width=config.word_embed_proj_dim or config.hidden_size,
+        vocab=config.vocab_size,
+        context=config.max_position_embeddings,
+        pre_norm=config.do_layer_norm_before,
+    )
+
+
+FAMILY = Family(
+    name="opt",
+    geometry=OptArchitecture,
+    build_graph=build_opt,
+    config_name="OPTConfig",
+    model_name="OPTForCausalLM",
+    supported={
+        "activation_function": "relu", "enable_bias": True, "layer_norm_elementwise_affine": True,
+        "tie_word_embeddings": True, "_remove_final_layer_norm": False,
+    },
+    keys=frozenset({
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "word_embed_proj_dim", "vocab_size",
+        "max_position_embeddings", "do_layer_norm_before", "dropout", "activation_dropout", "layerdrop", "init_std",
+    }),
+    config_words=config_words,
+    geometry_of=geometry_of,
+)  # fmt: skip

@@ -1,1 +1,0 @@
-"""OPT (Zhang et al., arXiv 2205.01068), the baseline."""

@@ -1,1 +1,0 @@
-"""Qwen2 and Qwen2.5 (arXiv 2412.15115)."""

@@ -1,0 +1,98 @@
+"""Weights of a source as the graph takes them: how those of a state dict lie in the graph, and matrices that a source
+has stored in blocks, so that a graph of equal blocks can take them without a second rounding.
+
+A family may store weights in another order than the graph multiplies. A `Layout` has both directions: an exported graph
+can be read back, and torch gets what a quantised graph stands for.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from merino_edge.families.graph_ops import Weights
+
+
+class Layout(NamedTuple):
+    """`to_state(to_graph(weight))` is the weight."""
+
+    to_graph: Callable[[np.ndarray], np.ndarray]
+    to_state: Callable[[np.ndarray], np.ndarray]
+
+
+KeyOrder = Callable[[Any], np.ndarray | None]  # (the family's geometry) -> channels of a head, None: as they are
+LayoutOf = Callable[[Any, str], Layout | None]  # (the family's geometry, a name) -> None where both are alike
+
+TRANSPOSED = Layout(np.transpose, np.transpose)  # [in, out] in the state dict
+ABOVE_ONE = Layout(lambda weight: 1 + weight, lambda weight: weight - 1)  # what a norm's factor is more than 1
+
+
+def alike(_geometry: Any, _name: str) -> Layout | None:
+    """For a family whose state dict has all weights as the graph has them."""
+    return None
+
+
+def permuted(order: np.ndarray) -> Layout:
+    """Rows of a matrix, or elements of a vector; `order[i]` is the row of the state dict that the graph has at i."""
+    back = np.argsort(order)
+    return Layout(lambda weight: weight[order], lambda weight: weight[back])
+
+
+class GraphWeights(Mapping[str, np.ndarray]):
+    """The weights of a state dict as the graph has them; a matrix is laid out when it is asked for, and not kept."""
+
+    def __init__(self, state: Weights, layout: Callable[[str], Layout | None]):
+        self._state, self._layout = state, layout
+        self._vectors: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        found, layout = self._state[name], self._layout(name)
+        if layout is None:
+            return found
+        if found.ndim > 1:
+            return layout.to_graph(found)
+        return self._vectors.setdefault(name, layout.to_graph(found))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+
+class Blocks(NamedTuple):
+    """A matrix [rows, columns] whose rows are cut into blocks: weight = level * scale + minimum, exactly.
+
+    `bits`: the fewest that hold all levels, from -2^(bits - 1) to 2^(bits - 1) - 1.
+    """
+
+    levels: np.ndarray  # int8 [rows, columns / block, block]
+    scales: np.ndarray  # float32 [rows, columns / block]
+    minimums: np.ndarray | None  # float32 [rows, columns / block]; None where all are 0
+    bits: int
+
+    @property
+    def block(self) -> int:
+        return int(self.levels.shape[-1])
+
+    def rows(self, order: np.ndarray) -> "Blocks":
+        """With its rows in another order; a block lies within a row."""
+        minimums = None if self.minimums is None else self.minimums[order]
+        return Blocks(self.levels[order], self.scales[order], minimums, self.bits)
+
+    def cut(self, block: int) -> "Blocks":
+        """The same weights in smaller blocks, of which several then share a scale."""
+        parts = self.block // block
+        minimums = None if self.minimums is None else self.minimums.repeat(parts, axis=1)
+        levels = self.levels.reshape(len(self.levels), -1, block)
+        return Blocks(levels, self.scales.repeat(parts, axis=1), minimums, self.bits)
+
+
+class BlockSource(Protocol):
+    """Where the blocks come from, by the names of the state dict; matrices are [out, in] as the graph has them."""
+
+    def kind(self, name: str) -> str:
+        """The type in which the source has it, for people."""
+
+    def blocks(self, name: str) -> Blocks | None:
+        """None where the source has it in float, or in blocks of another form."""
