@@ -8,8 +8,7 @@ from merino_edge.calibration import fit as fitting
 from merino_edge.calibration.calibrate import calibrate, calibrated_toml
 from merino_edge.calibration.probe import Measurement, Probe, joined
 from merino_edge.prediction.default_coefficients import estimated
-from merino_edge.prediction.latency import by_threads
-from merino_edge.prediction.latency_terms import again_share, partly_share
+from merino_edge.prediction.latency import again_share, by_threads, partly_share
 from merino_edge.profiles.coefficients import AGAIN, MEMORY, LatencyError
 from merino_edge.profiles.reading import load_profile, parse_profile_text, profile_text
 

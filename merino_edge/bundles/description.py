@@ -13,7 +13,7 @@ from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import DESCRIPTION_FILE, list_files
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import Core, decode_flops, fast_isa, head_flops, kv_bytes, kv_format, params
-from merino_edge.prediction.other_core import slower_on
+from merino_edge.prediction.default_coefficients import slower_on
 from merino_edge.profiles.reading import list_profiles
 from merino_edge.storage.atomic import write_text
 from merino_runtime.bundle import (

@@ -2,7 +2,7 @@
 
 Alternating minimisation over the coefficients (non-negative least squares) and the cache edges (grid search), with
 three starts because it has local minima, and from the best of them steps to neighbouring edges, each with coefficients
-of its own. The model's terms are `prediction.latency_terms`'; `calibrate` writes the
+of its own. The model's terms are `prediction.latency`'; `calibrate` writes the
 result into a profile.
 """
 
@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 
 from merino_edge.calibration.probe import Measurement, Probe, timed_decoder
 from merino_edge.families.operators import Operator, activation, attention, head, linear, norm
-from merino_edge.prediction.latency_terms import again_share, amounts, partly_share, total_us
+from merino_edge.prediction.latency import again_share, amounts, partly_share, total_us
 from merino_edge.profiles.coefficients import AGAIN, FORMS, GENERAL, MEMORY, OF_FORMAT, PAIRS, Dialect
 from merino_runtime.board import MB
 from merino_runtime.bundle import QUANTISED_CACHES

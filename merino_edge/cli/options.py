@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from merino_edge.design.budgets import BUDGETS_BY_NAME
-from merino_edge.prediction.confidence import ALLOWED, DEFAULT_CONFIDENCE, check_confidence, percent
+from merino_edge.prediction.intervals import ALLOWED, DEFAULT_CONFIDENCE, check_confidence, percent
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Device = Annotated[str, typer.Option(help="a board's id, `host`, or the path of a profile")]

@@ -6,8 +6,8 @@ from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import TOKENIZER_FILE
 from merino_edge.families.operators import core_named
 from merino_edge.families.registry import read_geometry
+from merino_edge.prediction.default_coefficients import slower_on
 from merino_edge.prediction.formats import is_predicted, missing_isa
-from merino_edge.prediction.other_core import slower_on
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.bundle import BackendNeed, Bundle, backends_text, older_graph, quantised_cache
 from merino_runtime.errors import MerinoError

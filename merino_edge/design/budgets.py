@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from merino_edge.families.operators import Operator, flops, params
-from merino_edge.prediction.file_size import FIXED_FILE_MB
-from merino_edge.prediction.limits import positive, within
-from merino_edge.prediction.watts import WATTS
+from merino_edge.prediction.limits import WATTS, positive, within
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:  # the command line reads the table at its start, without numpy and pydantic
-    from merino_edge.prediction.cost_model import CostModel
-    from merino_edge.prediction.predicted import Predicted
-    from merino_edge.prediction.regime import Regime
+    from merino_edge.prediction.cost_model import CostModel, Predicted
+    from merino_edge.prediction.latency import Regime
     from merino_edge.profiles.profile import DeviceProfile
 
 
@@ -154,7 +151,7 @@ BUDGETS_BY_NAME: dict[str, Budget] = {
         Budget(
             "file_mb", "folder", "bundle's folder: weights, graph, tokenizer, the board's application", "MB",
             of=lambda found: found.file_mb,
-            terms=(Term(lambda model, _, ops: model.added_file_mb(ops), fixed=lambda _: FIXED_FILE_MB),),
+            terms=(Term(lambda model, _, ops: model.added_file_mb(ops), fixed=lambda model: model.file_mb(())),),
         ),
         Budget(
             "j_per_token", "energy", "energy per decoded token, the cache full, all cores busy", "J",

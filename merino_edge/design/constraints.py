@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from merino_edge.design.budgets import BUDGETS_BY_NAME, Budget, Term
 from merino_edge.families.operators import Operator
 from merino_edge.prediction.cost_model import CostModel
+from merino_edge.prediction.latency import Regime
 from merino_edge.prediction.limits import within
-from merino_edge.prediction.regime import Regime
 
 READ = Term(lambda model, _, operators: model.read_mb(operators))
 

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from merino_edge.design.score import Scoring
 from merino_edge.families.designed import Architecture
-from merino_edge.prediction.predicted import Predicted
+from merino_edge.prediction.cost_model import Predicted
 from merino_edge.profiles.profile import Backend
 from merino_edge.storage.faults import fault_list
 from merino_runtime.bundle import QUANTISED_CACHES

@@ -14,8 +14,8 @@ from merino_edge.design.program import Program
 from merino_edge.design.score import INVERSE, Scoring
 from merino_edge.design.space import Space
 from merino_edge.design.variants import Variant, combinations, search
-from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.formats import cache_needs, formats_of, has_cache, is_predicted
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError

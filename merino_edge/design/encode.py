@@ -25,7 +25,7 @@ from merino_edge.families.designed import (
 )
 from merino_edge.families.operators import Operator
 from merino_edge.prediction.cost_model import CostModel
-from merino_edge.prediction.regime import Regime
+from merino_edge.prediction.latency import Regime
 from merino_runtime.errors import MerinoError
 
 TABLES = ("embed", "head")  # the operators whose size is the vocabulary's

@@ -25,10 +25,9 @@ from merino_edge.design.recommend import existing_entropy
 from merino_edge.design.space import Space
 from merino_edge.families import zoo
 from merino_edge.families.designed import Architecture
-from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
-from merino_edge.prediction.cost_model import CostModel, cost_model
+from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
 from merino_edge.prediction.formats import formats_of
-from merino_edge.prediction.predicted import Predicted
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import Backend, DeviceProfile
 from merino_runtime.errors import MerinoError

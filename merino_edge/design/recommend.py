@@ -17,10 +17,9 @@ from merino_edge.design.space import Space
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
 from merino_edge.families.zoo import Model, load_models
-from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
-from merino_edge.prediction.cost_model import CostModel, cost_model
+from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
 from merino_edge.prediction.formats import formats_of, graph_dialect, refused_words
-from merino_edge.prediction.predicted import Predicted
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError

@@ -19,7 +19,7 @@ from merino_edge.design.score import Scoring
 from merino_edge.design.space import Space
 from merino_edge.prediction.cost_model import CostModel, cost_model
 from merino_edge.prediction.formats import formats_of
-from merino_edge.prediction.regime import Regime
+from merino_edge.prediction.latency import Regime
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError

@@ -5,27 +5,72 @@ functions take operators. Under a `Regime` all but activation memory add up over
 `predict` finds the regime of a whole decoder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pydantic import BaseModel, ConfigDict
+
 from merino_edge.families.operators import Operator, flops, kv_bytes, params, weight_bytes
-from merino_edge.prediction import file_size
-from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE, check_confidence
 from merino_edge.prediction.formats import formats_of, is_predicted
-from merino_edge.prediction.intervals import Factors, Interval
-from merino_edge.prediction.latency import Residency
-from merino_edge.prediction.limits import within
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, Factors, Interval, check_confidence
+from merino_edge.prediction.latency import Regime, Residency
+from merino_edge.prediction.limits import busy_watts, within
 from merino_edge.prediction.onnxruntime_costs import OnnxRuntimeCosts, onnxruntime_costs
-from merino_edge.prediction.predicted import Predicted
-from merino_edge.prediction.regime import Regime
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.prediction.tensorrt_costs import TensorRtCosts, tensorrt_costs
-from merino_edge.prediction.watts import busy_watts
-from merino_edge.profiles.coefficients import weakest_kind
+from merino_edge.profiles.coefficients import Kind, ThreadCount, weakest_kind
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.board import MB as BYTES_PER_MB
 from merino_runtime.errors import MerinoError
+
+# What the folder holds beside the weights, measured on exports of 11 to 291 operators and rounded up.
+OPERATOR_FILE_BYTES = 1200  # graph and bundle.json: 370 to 860 in dialect fused, up to 1200 in portable
+MATRIX_FILE_BYTES = 4096  # external data begins at whole pages
+ENTRY_FILE_BYTES = 72  # tokenizer.json, per entry of the vocabulary
+FIXED_FILE_BYTES = 365_000  # merino.pyz and the rest of bundle.json
+FIXED_FILE_MB = FIXED_FILE_BYTES / BYTES_PER_MB
+
+
+class Predicted(BaseModel):
+    """The predicted costs of one decoder on one board, as design.json, pareto.json and `recommend --json` hold them.
+
+    Latency is of the KV cache when full and of the whole prompt. MB are 2^20 bytes, GFLOPs are at 1024 tokens.
+
+    `j_per_token` is None where the profile has no watts of the busy board. `provenance` is the kind of the weakest
+    coefficient used; the watts are not counted in it. The latencies hold for `decode_threads` and `prefill_threads`,
+    which are None on a GPU.
+    An interval (low, high) holds the measured value with probability `confidence`; None where no errors are known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    decode_ms: float
+    decode_ms_interval: Interval | None
+    prefill_ms: float
+    prefill_ms_interval: Interval | None
+    memory_mb: float
+    flops_g: float
+    params: int
+    weight_bytes: int
+    kv_bytes: int
+    file_mb: float
+    j_per_token: float | None
+    j_per_token_interval: Interval | None
+    confidence: float | None
+    provenance: Kind
+    decode_threads: ThreadCount | None
+    prefill_threads: ThreadCount | None
+
+    def interval(self, name: str) -> Interval | None:
+        """Of the field of this name."""
+        found: Interval | None = getattr(self, f"{name}_interval", None)
+        return found
+
+    def upper(self, name: str) -> float | None:
+        """The upper end of the field's interval, or the field where it has none; None where there is no such field."""
+        interval = self.interval(name)
+        return interval[1] if interval else getattr(self, name, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,10 +158,10 @@ class CostModel:
 
     def added_file_mb(self, operators: Sequence[Operator]) -> float:
         """MB that the operators add to the bundle's folder. Adds up over operators."""
-        return file_size.added_file_mb(operators, self.shape.precision)
+        return added_file_mb(operators, self.shape.precision)
 
     def file_mb(self, operators: Sequence[Operator]) -> float:
-        return file_size.file_mb(operators, self.shape.precision)
+        return file_mb(operators, self.shape.precision)
 
     def joules(self, busy_ms: float) -> float | None:
         """Energy of `busy_ms` with all cores or the GPU busy, idle power included; None where the profile has no such
@@ -207,3 +252,21 @@ def cost_model(profile: DeviceProfile, shape: InferenceShape, confidence: float 
     check_confidence(confidence)
     decode_factors, prefill_factors = on.factors(confidence)
     return CostModel(profile, shape, on, confidence, decode_factors, prefill_factors)
+
+
+def added_file_mb(operators: Iterable[Operator], precision: str) -> float:
+    """MB (2^20 bytes) that these operators add to the bundle's folder. Adds up over operators."""
+    total = 0.0
+    for op in operators:
+        total += OPERATOR_FILE_BYTES
+        if op.own:
+            total += op.stored_bytes(precision) + (MATRIX_FILE_BYTES if op.matrix else 0)
+        if op.kind == "embed":
+            total += ENTRY_FILE_BYTES * op.matrix / op.columns
+    return total / BYTES_PER_MB
+
+
+def file_mb(operators: Iterable[Operator], precision: str) -> float:
+    """MB (2^20 bytes) of the whole folder, a little more than the export will write: weights, graph, tokenizer,
+    application."""
+    return added_file_mb(operators, precision) + FIXED_FILE_MB

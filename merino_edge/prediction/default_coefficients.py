@@ -1,5 +1,7 @@
 """Coefficients of the latency model for a board that nobody has probed, derived from its profile's basic figures.
 
+And with them, what a graph costs on boards whose kind of core it was not written for, against one that was.
+
 The rules are ours, so the result is `estimated`. Ratios marked x86 were measured on one x86 server core (AVX-512) with
 ONNX Runtime 1.32. They belong to small terms, which matter for narrow layers and long contexts.
 
@@ -18,10 +20,14 @@ ONNX Runtime 1.32. They belong to small terms, which matter for narrow layers an
 """
 
 import math
+from collections.abc import Sequence
 
-from merino_edge.prediction.formats import graph_dialect
+from merino_edge.families.operators import Core, Operator
+from merino_edge.prediction.formats import core_of_board, graph_dialect, has_cache
+from merino_edge.prediction.latency import by_threads, latency
 from merino_edge.profiles.coefficients import Coefficients, Dialect, FormatCoefficients
 from merino_edge.profiles.profile import DeviceProfile
+from merino_runtime.bundle import Slower
 
 DEFAULT_CACHE_MB = 1.0
 RESIDENT_EDGE, STREAMING_EDGE, HALF_EDGE = 0.5, 2.0, 1.0  # x86, in sizes of the last-level cache
@@ -36,6 +42,9 @@ PREPACKING_FACTOR = {"fp32": 0.65, "int8": 0.93, "int4": 0.93}  # x86: extra byt
 # x86: in multiply-adds of fp32
 NORM, ACTIVATION, SCORE, ENTRY, ROW, SCALE = 10, 60, 60, 30, 60, 8
 LAUNCH, ATTENTION, STEP = 1 / 3, 2.0, 4.0  # of op_overhead_us
+LEAST_TIMES = 1.1  # less is within what an estimate may be off by
+# By kind of core, the graphs that are written for it.
+WRITTEN_FOR: dict[Core, Dialect] = {"dotprod": "fused", "plain": "plain"}
 
 
 def coefficients_for(profile: DeviceProfile, forms: tuple[str, ...] = ("fp32",)) -> Coefficients:
@@ -153,3 +162,35 @@ def multiplied(values: list[float], factor: float) -> tuple[float, ...]:
 def ns_of_macs(mac_ms: list[float], macs: float) -> tuple[float, ...]:
     """ns of `macs` multiply-adds, from ms per 10^9 of them."""
     return tuple(1e-3 * ms * macs for ms in mac_ms)
+
+
+def slower_on(
+    operators: Sequence[Operator], precision: str, context: int, core: Core, profiles: Sequence[DeviceProfile],
+    kv: str | None = None,
+) -> tuple[Slower, ...]:  # fmt: skip
+    """The Arm boards on which a `fused` graph for `core` decodes slower than one for theirs, with how many times.
+
+    `kv`: the format of the cache, None: that of the activations. Boards whose runtime does not take it are left out: an
+    export for them is refused.
+    """
+    found = []
+    for profile in profiles:
+        own = core_of_board(profile)
+        if profile.arch == "aarch64" and own != core and has_cache(profile.with_backend("onnxruntime"), kv):
+            times = decode_ms(operators, precision, context, profile, core, kv)
+            times /= decode_ms(operators, precision, context, profile, own, kv)
+            if times >= LEAST_TIMES:
+                found.append(Slower(profile.id, own, float(f"{times:.2g}")))
+    return tuple(found)
+
+
+def decode_ms(
+    operators: Sequence[Operator], precision: str, context: int, profile: DeviceProfile, core: Core,
+    kv: str | None = None,
+) -> float:  # fmt: skip
+    """ms of a decode step at a full cache, at the best thread count, of a `fused` graph that was written for `core`."""
+    dialect = WRITTEN_FOR[core]
+    return min(
+        latency(operators, precision, [(1, context)], dialect, at, kv).streaming_ms
+        for at in by_threads(estimated(profile, dialect)).values()
+    )

@@ -1,18 +1,36 @@
 """Prediction intervals: within which factors of a predicted latency a measurement lies, at a confidence.
 
 The distribution of the errors stands in the profile (`profiles.coefficients.LatencyError`), the confidence is chosen
-for each request. Fitting the distribution is `calibration.errors`'.
+for each request. Fitting the distribution is `calibration.errors`'. Loads no pydantic, since the command line reads the
+default of the confidence and its range at its start.
 """
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from merino_edge.prediction.confidence import check_confidence
-from merino_edge.profiles.coefficients import Coefficients, LatencyError
+from merino_runtime.errors import MerinoError
 
+if TYPE_CHECKING:
+    from merino_edge.profiles.coefficients import Coefficients, LatencyError
+
+DEFAULT_CONFIDENCE = 0.9
+LEAST_CONFIDENCE, MOST_CONFIDENCE = 0.5, 0.999  # a probe's few decoders say nothing of rarer errors
 PROBE = "run `merino.pyz probe` on the board and `merino-edge calibrate` here"
 
 Interval = tuple[float, float]  # (low, high)
+
+
+def percent(confidence: float) -> str:
+    return f"{100 * confidence:g}%"
+
+
+ALLOWED = f"{percent(LEAST_CONFIDENCE)} to {percent(MOST_CONFIDENCE)}, such as {percent(DEFAULT_CONFIDENCE)}"
+
+
+def check_confidence(confidence: float) -> None:
+    """Raises MerinoError for a confidence that no interval is made for."""
+    if not LEAST_CONFIDENCE <= confidence <= MOST_CONFIDENCE:
+        raise MerinoError(f"--confidence {percent(confidence)} is not allowed: choose {ALLOWED}")
 
 
 class Factors(NamedTuple):
@@ -25,7 +43,7 @@ class Factors(NamedTuple):
         return self.low * predicted, self.high * predicted
 
 
-def factors(error: LatencyError | None, confidence: float) -> Factors | None:
+def factors(error: "LatencyError | None", confidence: float) -> Factors | None:
     """The two-sided interval of this confidence; None where no error was measured."""
     check_confidence(confidence)
     if error is None:
@@ -37,7 +55,7 @@ def factors(error: LatencyError | None, confidence: float) -> Factors | None:
 
 
 def phase_factors(
-    coefficients: Coefficients, precision: str, confidence: float
+    coefficients: "Coefficients", precision: str, confidence: float
 ) -> tuple[Factors | None, Factors | None]:
     """(decode's, prefill's); None where the coefficients come without errors."""
     known = coefficients.of_format(precision) if precision in coefficients.formats else None
@@ -45,7 +63,7 @@ def phase_factors(
     return factors(errors[0], confidence), factors(errors[1], confidence)
 
 
-def why_no_interval(coefficients: Coefficients, precision: str) -> str:
+def why_no_interval(coefficients: "Coefficients", precision: str) -> str:
     """Why a latency of this weight format has none, and what gives it one."""
     if coefficients.dialect == "portable":
         return "a probe below ONNX Runtime 1.18 times no whole decoders"

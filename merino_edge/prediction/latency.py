@@ -1,17 +1,39 @@
-"""Latency of operators at one thread count: terms times coefficients, as sums over operators.
+"""The latency model: what an operator takes of a machine, as amounts of a few quantities, and ms at one thread count.
+
+Latency is the sum over operators and quantities of amount x coefficient. It is linear in the coefficients, so
+`calibration` can fit them to a probe, and it adds up over operators, which the exact solver needs. Coefficients hold
+for one thread count; `default_coefficients` derives them where nobody has measured.
 
 The caches make latency non-linear: how much comes from memory depends on how much a step reads in all. Under an assumed
 `Residency` latency is a sum again, so a search can add up parts of a decoder. Which residency a whole decoder has is
 decided by the cost model.
+
+Quantities, by the names of their coefficients:
+    step_us: runs of the decoder          launch_us: operators          product_us: products with a matrix
+    attention_us: attentions              choose_ns: logits compared    norm_ns, activation_ns: elements
+    kv_ms_gb: GB of keys and values
+    pair_ms_g: 10^9 multiply-adds of attention of several queries at once, over a cache of floats; decode_pair_ms_g: of
+        one query, which has kernels of its own; int8.pair_ms_g, int4.decode_pair_ms_g ...: over a quantised cache
+    score_ns: scores                      entry_ns: elements of new keys, values, queries
+    memory_ms_gb: GB (10^9 bytes) of weights, keys and values that a run reads for the first time; the extra latency
+        where they come from memory and not from the cache
+    again_ms_gb, with the same coefficient: GB of weights that the run read before and that have left the cache
+and per weight format F, for a product with a matrix:
+    F.load_ms_gb: GB of weights           F.mac_ms_g: 10^9 multiply-adds
+    F.scale_ns: scales x tokens           F.row_ns: elements of the result
+    F.head_row_ns: the same of the head, whose one row has kernels of its own
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
-from merino_edge.families.operators import Operator
-from merino_edge.prediction.latency_terms import amounts, partly_share, total_us
-from merino_edge.profiles.coefficients import MEMORY, PAIRS, Coefficients, Dialect
+import numpy as np
+
+from merino_edge.families.operators import FORMATS, KV_BITS, Operator, largest_block
+from merino_edge.profiles.coefficients import AGAIN, MEMORY, PAIRS, Coefficients, Dialect
 from merino_runtime.board import MB as BYTES_PER_MB
 
 # How weights, keys and values of a decode step meet the last-level cache: it holds all of them (resident); it holds a
@@ -28,13 +50,42 @@ CACHE_TIMES: Mapping[str, Mapping[str, float]] = {
 
 Run = tuple[int, int]  # (new tokens, cached tokens) of one run of the graph
 
+US_PER_UNIT = {"us": 1.0, "ns": 1e-3, "gb": 1e-6, "g": 1e-6}  # by the last word of a quantity's name, per element
+
+# Nodes of the graph per operator. `embed` carries the nodes that a graph begins with (mask and positions).
+FUSED_NODES = {"embed": 9, "norm": 1, "activation": 1, "head": 3}
+NODES: Mapping[Dialect, Mapping[str, int]] = {
+    "fused": FUSED_NODES,
+    "plain": FUSED_NODES,
+    "portable": {"embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30},
+}
+INTEGER_NODES = 4  # around a portable product of 8 bits: quantise its input, rescale its output
+PLAIN_NODES = 1  # the same for cores without dotprod: the product rescales its output
+
+Amounts = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Thread counts (None: the backend has none, as on a GPU) and residency. Under one regime all costs but activation
+    memory are sums over operators."""
+
+    decode_threads: int | None
+    prefill_threads: int | None
+    residency: Residency
+
+    @property
+    def sessions(self) -> int:
+        """Thread counts that differ take two sessions, and each prepacks the weights for itself."""
+        return 1 if self.decode_threads == self.prefill_threads else 2
+
 
 @dataclass(frozen=True)
 class ThreadCoefficients:
     """Coefficients of the latency model for one thread count.
 
     Attributes:
-        us_per_unit: by the names of `latency_terms`.
+        us_per_unit: by the names of their quantities.
         resident_mb: a step that reads at most this is resident.
         streaming_mb: a step that reads at least this is streaming.
         half_bytes: of weights that a step reads again, half come from the cache where it read this much in between.
@@ -127,3 +178,89 @@ def read_mb(
 def first_reads(asked: Sequence[Mapping[str, float]]) -> float:
     """First reads of all the amounts, in 10^6 bytes."""
     return sum(one.get(MEMORY, 0.0) for one in asked)
+
+
+def matrix_format(op: Operator, precision: str) -> str:
+    """The format in which a decoder of `precision` stores this matrix or table: tables of int4 have 8 bits."""
+    form = FORMATS[precision]
+    bits = form.table_bits if op.kind in ("embed", "head") else form.bits
+    return {32: "fp32", 16: "fp16", 8: "int8", 4: "int4"}[bits]
+
+
+@lru_cache(maxsize=2**16)  # a search asks for the same few thousand again and again; callers must not change them
+def amounts(
+    op: Operator, precision: str, tokens: int, past: int, dialect: Dialect = "fused", half: float = 0.0,
+    kv: str | None = None,
+) -> Mapping[str, float]:
+    """Amounts of one run over `tokens` new positions after `past` cached ones.
+
+    First reads are counted as if nothing of the run before were cached. Of weights that this run reads again a part is
+    cached (`again_share`): half of them where `half` bytes were read in between. `kv`: the cache's format; None:
+    float32.
+    """
+    found: Amounts = defaultdict(float)
+    nodes = NODES[dialect].get(op.kind, 0)
+    rows_out = 1 if op.kind == "head" or op.final else tokens
+    found["launch_us"] += nodes
+    if op.kind in ("linear", "head"):
+        product_amounts(found, op, precision, rows_out, dialect)
+        size = op.read_bytes(precision)
+        if op.reread:
+            found[AGAIN] += again_share(op.reread * op.bytes_per_weight(precision), half) * size
+        else:
+            found[MEMORY] += size
+    if op.kind == "head":
+        found["step_us"] += 1
+        found["choose_ns"] += op.matrix / op.columns
+    if op.kind == "attention":
+        attention_amounts(found, op, tokens, past, kv or "fp32")
+    if op.kind in ("norm", "activation"):
+        found[f"{op.kind}_ns"] += nodes * op.vectors * rows_out
+    return {name: amount * US_PER_UNIT[name.rsplit("_", 1)[1]] for name, amount in found.items()}
+
+
+def product_amounts(found: Amounts, op: Operator, precision: str, tokens: int, dialect: Dialect) -> None:
+    form = matrix_format(op, precision)
+    rows = op.matrix // op.columns
+    size = op.read_bytes(precision)
+    found["product_us"] += 1
+    found["launch_us"] += bool(op.vector)
+    found[f"{form}.load_ms_gb"] += size
+    found[f"{form}.mac_ms_g"] += op.matrix * tokens
+    found[f"{form}.{'head_row_ns' if op.kind == 'head' else 'row_ns'}"] += rows * tokens
+    if form == "fp32":
+        return
+    if dialect == "fused" or form == "int4":
+        found[f"{form}.scale_ns"] += rows * (op.columns // (largest_block(op.columns) or op.columns)) * tokens
+    else:
+        found["launch_us"] += INTEGER_NODES if dialect == "portable" else PLAIN_NODES
+
+
+def partly_share(size: Any, low: float, high: float) -> Any:
+    """Share of `size` (a number or an array) that comes from memory: none up to `low`, all from `high` on; between them
+    the amount grows linearly."""
+    return np.clip(high * (size - low) / ((high - low) * size), 0, 1) if high else 1.0
+
+
+def again_share(between: Any, half: float) -> Any:
+    """Share of a second read that comes from memory, where `between` bytes (a number or an array) were read since the
+    first: in proportion to them, half at `half`, all from twice as much on."""
+    return np.minimum(between / (2 * half), 1.0) if half else 1.0
+
+
+def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int, kv: str) -> None:
+    """Every query meets every key, cached and new: the kernels compute the full square of scores."""
+    total = past + tokens
+    size = 2 * op.width * total * KV_BITS[kv] // 8
+    found["attention_us"] += 1
+    found[MEMORY] += size
+    found["kv_ms_gb"] += size
+    pairs = "decode_pair_ms_g" if tokens == 1 else "pair_ms_g"
+    found[pairs if kv == "fp32" else f"{kv}.{pairs}"] += 2 * op.query_width * tokens * total
+    found["score_ns"] += op.heads * tokens * total
+    found["entry_ns"] += (op.query_width + 2 * op.width) * tokens
+
+
+def total_us(amounts_of_all: Iterable[Mapping[str, float]], us_per_unit: Mapping[str, float]) -> float:
+    """Latency in us: amounts times coefficients."""
+    return sum(amount * us_per_unit[name] for one in amounts_of_all for name, amount in one.items())

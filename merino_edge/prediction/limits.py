@@ -1,8 +1,16 @@
-"""When a predicted amount keeps a limit: the one rule that searches, refusals, verdicts and predictions share."""
+"""When a predicted amount keeps a limit: the one rule that searches, refusals, verdicts and predictions share. And the
+figure of a profile that a limit on energy needs. Loads no pydantic, since the command line reads it at its start.
+"""
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from merino_edge.profiles.coefficients import Figure
+    from merino_edge.profiles.profile import DeviceProfile
 
 TOLERANCE = 1e-12  # relative: the same terms summed in another order differ by less
+WATTS = {"onnxruntime": "power.stress_w", "tensorrt": "performance.tensorrt.busy_w"}  # paths in the profile's file
 
 
 def positive(limit: float) -> bool:
@@ -18,3 +26,8 @@ def most_within(limit: float) -> float:
 def within(amount: float, limit: float) -> bool:
     """Whether `amount` keeps `limit`; nothing keeps a limit that is not positive."""
     return positive(limit) and amount <= most_within(limit)
+
+
+def busy_watts(profile: "DeviceProfile") -> "Figure | None":
+    """Watts of the whole board; None where the profile has none."""
+    return profile.figure(WATTS[profile.backend])

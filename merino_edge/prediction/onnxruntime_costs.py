@@ -1,24 +1,29 @@
 """Latency and memory of operators in ONNX Runtime on a board's CPU, resolved for one inference shape.
 
 The same functions as `tensorrt_costs` has, so that `cost_model` need not know which backend it asks.
+
+ONNX Runtime prepacks matrices into the layout of its kernels, so weights take more in RAM than in the file. How many
+sessions there are, and what Python and the backend take, is the cost model's.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from merino_edge.families.operators import Operator
-from merino_edge.prediction import latency, memory
+from merino_edge.families.operators import Operator, activation_bytes, packed_bytes
+from merino_edge.prediction import latency
 from merino_edge.prediction.default_coefficients import coefficients_for
 from merino_edge.prediction.intervals import Factors, phase_factors, why_no_interval
-from merino_edge.prediction.latency import Latency, Residency, Run, ThreadCoefficients
-from merino_edge.prediction.regime import Regime
+from merino_edge.prediction.latency import Latency, Regime, Residency, Run, ThreadCoefficients, matrix_format
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import Coefficients, Figure
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.backends.onnx import PREFILL_CHUNK_IDS
 from merino_runtime.backends.onnx_session import SMALL_BOARD_MB
+from merino_runtime.board import MB as BYTES_PER_MB
 
 FORMATS_USED = {"int8": ("fp32", "int8"), "int4": ("fp32", "int8", "int4")}  # int4 models have a head of 8 bits
+HEAP_BYTES = 32 << 20  # glibc keeps freed blocks up to this size, so the original of so small a packed table stays
+ARENA_FACTOR = 2.0  # ONNX Runtime's arena grows by doubling and returns nothing; small boards run without it
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,15 +110,15 @@ class OnnxRuntimeCosts:
 
     def weights_mb(self, operators: Sequence[Operator], *, opening: bool) -> float:
         """MB of weights in one session; while it opens, with the copies of prepacking. Adds up over operators."""
-        return memory.weights_mb(operators, self.coefficients, self.shape.precision, prepacking=opening)
+        return weights_mb(operators, self.coefficients, self.shape.precision, prepacking=opening)
 
     def opening_can_peak(self, table: Operator) -> bool:
         """Whether a table of this size can take more while it is prepacked than after."""
-        return memory.prepacking_peaks(table, self.shape.precision)
+        return prepacking_peaks(table, self.shape.precision)
 
     def activation_mb(self, operators: Sequence[Operator]) -> float:
         """MB of the operator that needs most: a maximum over operators, not a sum."""
-        return memory.activation_mb(operators, self.shape, self.arena_factor)
+        return activation_mb(operators, self.shape, self.arena_factor)
 
     def factors(self, confidence: float) -> tuple[Factors | None, Factors | None]:
         """(decode's, prefill's) prediction intervals."""
@@ -137,6 +142,43 @@ def onnxruntime_costs(profile: DeviceProfile, shape: InferenceShape) -> OnnxRunt
             (min(PREFILL_CHUNK_IDS, shape.prompt - start), shape.context if portable else start) for start in starts
         ),
         runtime_figure=speed.runtime_mb,
-        arena_factor=memory.ARENA_FACTOR if profile.memory.ram_mb.value >= SMALL_BOARD_MB else 1.0,
+        arena_factor=ARENA_FACTOR if profile.memory.ram_mb.value >= SMALL_BOARD_MB else 1.0,
         default_regime=Regime(speed.decode_threads.value, speed.prefill_threads.value, "streaming"),
     )
+
+
+def weights_mb(
+    operators: Sequence[Operator], coefficients: Coefficients, precision: str, *, prepacking: bool
+) -> float:
+    """MB of weights in one session, during prepacking of the table or after it. Adds up over operators."""
+    held = sum(held_bytes(op, coefficients, precision, prepacking) for op in operators if op.own)
+    return held / BYTES_PER_MB
+
+
+def held_bytes(op: Operator, coefficients: Coefficients, precision: str, prepacking: bool) -> float:
+    """Bytes of one operator's weights in RAM. A format without CPU kernels (fp16) is not prepacked."""
+    form, size = matrix_format(op, precision), op.stored_bytes(precision)
+    if form not in coefficients.formats:
+        return size
+    factors = coefficients.of_format(form)
+    if op.kind not in ("embed", "head"):
+        return factors.resident * size
+    piece = prepacked_bytes(op, precision)
+    beside = factors.table_opening * piece if prepacking or piece <= HEAP_BYTES else 0.0
+    return factors.table_resident * size + beside
+
+
+def prepacked_bytes(op: Operator, precision: str) -> float:
+    """Bytes of a table that the backend prepacks at once; original and packed copy coexist meanwhile."""
+    return packed_bytes(op.stored_bytes(precision), matrix_format(op, precision))
+
+
+def prepacking_peaks(table: Operator, precision: str) -> bool:
+    """Whether a table can take more RAM during prepacking than after it: the heap does not keep so large a block."""
+    return prepacked_bytes(table, precision) > HEAP_BYTES
+
+
+def activation_mb(operators: Sequence[Operator], shape: InferenceShape, arena_factor: float) -> float:
+    """MB of the worst operator in the last piece of the prefill, which attends to the whole prompt. A maximum."""
+    tokens = min(PREFILL_CHUNK_IDS, shape.prompt)
+    return arena_factor * activation_bytes(operators, tokens, shape.prompt) / BYTES_PER_MB

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 from merino_edge.families.operators import FORMATS, Operator, activation_bytes
 from merino_edge.prediction.intervals import Factors
-from merino_edge.prediction.latency import Residency
-from merino_edge.prediction.regime import Regime
+from merino_edge.prediction.latency import Regime, Residency
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import Figure
 from merino_edge.profiles.profile import DeviceProfile, TensorRtPerformance

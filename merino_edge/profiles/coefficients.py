@@ -1,6 +1,6 @@
 """Numbers of a device profile with their source: single figures, and the coefficients of the latency model.
 
-`prediction.latency_terms` says which term each coefficient multiplies; `profile` has the profile as a whole.
+`prediction.latency` says which term each coefficient multiplies; `profile` has the profile as a whole.
 """
 
 import typing
@@ -152,7 +152,7 @@ class Coefficients(Facts):
 
     @cached_property
     def by_threads(self) -> tuple[dict[str, float], ...]:
-        """All coefficients of each thread count, by the names of `prediction.latency_terms`."""
+        """All coefficients of each thread count, by the names of `prediction.latency`."""
         return tuple(
             {name: getattr(self, name)[at] for name in GENERAL}
             | {AGAIN: getattr(self, MEMORY)[at], "decode_pair_ms_g": (self.decode_pair_ms_g or self.pair_ms_g)[at]}
@@ -163,7 +163,7 @@ class Coefficients(Facts):
 
     @property
     def of_caches(self) -> dict[str, tuple[float, ...]]:
-        """The lists of the quantised caches that were measured, by the names of `prediction.latency_terms`."""
+        """The lists of the quantised caches that were measured, by the names of `prediction.latency`."""
         caches = {form: getattr(self, f"{form}_cache") for form in QUANTISED_CACHES}
         return {f"{form}.{name}": getattr(found, name) for form, found in caches.items() if found for name in PAIRS}
 

@@ -11,7 +11,7 @@ from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
 from merino_edge.design.design_file import Design
 from merino_edge.design.pareto import Front
 from merino_edge.design.pareto import Mark as ExistingModel
-from merino_edge.prediction.confidence import percent
+from merino_edge.prediction.intervals import percent
 from merino_edge.prediction.shape import lengths_words
 from merino_edge.report import labels
 from merino_edge.report.labels import Box, Mark

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE, percent
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, percent
 from merino_edge.report import words
 from merino_edge.report.summary import Summary
 from merino_edge.report.tables import DataTable, environment_rows, equal_table, records_table, shipped_table

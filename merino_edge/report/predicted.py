@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from merino_bench.sensors.environment import machine
 from merino_edge.families.operators import CPU_FORMATS
-from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.cost_model import Predicted, cost_model
 from merino_edge.prediction.intervals import Interval
-from merino_edge.prediction.predicted import Predicted
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.records.schema import Record

@@ -18,8 +18,7 @@ from merino_edge.design.refusal import ceil_digits, refusal
 from merino_edge.design.space import Space
 from merino_edge.export.export import export
 from merino_edge.export.source import load_source, random_source
-from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.file_size import ENTRY_FILE_BYTES, file_mb
+from merino_edge.prediction.cost_model import ENTRY_FILE_BYTES, cost_model, file_mb
 from merino_edge.prediction.limits import TOLERANCE
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile

@@ -19,8 +19,8 @@ from merino_edge.bundles.write import write_bundle
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.zoo import model as published
 from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.default_coefficients import slower_on
 from merino_edge.prediction.formats import core_of_board, missing_isa
-from merino_edge.prediction.other_core import slower_on
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import list_profiles, load_profile, profile_ids
 from merino_runtime.bundle import Bundle, Golden, Port, Threads, load_bundle

@@ -14,8 +14,7 @@ from merino_edge.families.zoo import model as published
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.default_coefficients import estimated
 from merino_edge.prediction.formats import formats_of, is_predicted
-from merino_edge.prediction.latency import by_threads, latency
-from merino_edge.prediction.latency_terms import amounts
+from merino_edge.prediction.latency import amounts, by_threads, latency
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile, profile_ids
 from merino_runtime.errors import MerinoError

@@ -21,8 +21,8 @@ from merino_edge.export.request import Target
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.zoo import model
+from merino_edge.prediction.default_coefficients import decode_ms, slower_on
 from merino_edge.prediction.formats import has_cache
-from merino_edge.prediction.other_core import decode_ms, slower_on
 from merino_edge.profiles.reading import list_profiles, load_profile
 from merino_runtime.bundle import load_bundle, quantised_cache
 from merino_runtime.errors import MerinoError

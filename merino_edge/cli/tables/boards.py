@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 from merino_edge.cli.tables.layout import Column, Table
 from merino_edge.cli.tables.terms import on_backend, other_backends
-from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE, percent
-from merino_edge.prediction.intervals import factors
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, factors, percent
 from merino_edge.profiles.coefficients import Facts, LatencyError
 from merino_edge.profiles.profile import DeviceProfile, Figure
 

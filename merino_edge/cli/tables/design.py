@@ -9,9 +9,9 @@ from merino_edge.design.recommend import existing_entropy, graph_options
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.zoo import model
-from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
 from merino_edge.prediction.cost_model import CostModel, cost_model
 from merino_edge.prediction.formats import graph_dialect, refused_words
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape, lengths_words
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.board import MB as BYTES_PER_MB

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from merino_edge.prediction.confidence import percent
 from merino_edge.prediction.cost_model import CostModel
-from merino_edge.prediction.intervals import Interval
+from merino_edge.prediction.intervals import Interval, percent
 
 
 def interval_line(costs: Sequence[CostModel]) -> str:

@@ -8,9 +8,8 @@ from merino_edge.cli.tables.terms import ENTROPY, SHAPE, on_backend, other_backe
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
 from merino_edge.design.pareto import Front
 from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict
-from merino_edge.prediction.confidence import DEFAULT_CONFIDENCE
-from merino_edge.prediction.cost_model import cost_model
-from merino_edge.prediction.predicted import Predicted
+from merino_edge.prediction.cost_model import Predicted, cost_model
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape, lengths_words
 from merino_edge.profiles.profile import DeviceProfile
 
