@@ -18,13 +18,14 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 from transformers.trainer_callback import PrinterCallback
 
-from merino_bench.harness.progress import Progress
 from merino_edge.training.memory import held_mb
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.states import mark_whole
 from merino_runtime.errors import MerinoError
 
 TIMED_STEPS = 3  # after the first one, which is slower
+
+Progress = Callable[[int, int, str], None]  # (steps done, of how many, what to show beside them)
 
 
 class CheckedTrainer(Trainer):

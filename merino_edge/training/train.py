@@ -11,7 +11,6 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
-from merino_bench.harness.progress import Progress
 from merino_edge.design.design_file import DESIGN, Design
 from merino_edge.families.designed import Architecture
 from merino_edge.families.hugging_face import build_model, save_model
@@ -27,7 +26,7 @@ from merino_edge.training.data import (
 )
 from merino_edge.training.disk import check_disk, disk_told
 from merino_edge.training.initial_weights import shrink_branches
-from merino_edge.training.loop import CheckedTrainer, Watch, add_watch, stop_on_ctrl_c, training_arguments
+from merino_edge.training.loop import CheckedTrainer, Progress, Watch, add_watch, stop_on_ctrl_c, training_arguments
 from merino_edge.training.memory import check_memory, memory_told
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.rows import PackedTokens

@@ -123,6 +123,20 @@ def test_a_room_imports_only_from_rooms_further_down():
     assert sorted(set(upward())) == []
 
 
+# What a room must not import, though the order of the rooms or packages would let it.
+APART = {
+    "merino_edge.training": "merino_bench",
+    "merino_runtime.backends": "merino_runtime.delivery",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("room", "other"), APART.items())
+def test_rooms_that_have_nothing_in_common_stay_apart(room, other):
+    found = [(name, target) for name, targets in GRAPH.items() if name.startswith(f"{room}.") for target in targets]
+    assert found and any(name.startswith(f"{other}.") for name in MODULES)
+    assert [(name, target) for name, target in found if f"{target}.".startswith(f"{other}.")] == []
+
+
 def is_program(node):
     """A function `main`, or what runs under `if __name__ == "__main__"`."""
     if isinstance(node, ast.If):

@@ -12,9 +12,9 @@ import os
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from merino_runtime.bundle import Bundle
-from merino_runtime.delivery.lock import locked
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import value_of
+from merino_runtime.lock import locked
 from merino_runtime.machine_faults import machine_fault
 from merino_runtime.outputs import open_output, write_output
 

@@ -24,12 +24,12 @@ from merino_runtime.delivery.archive import (
 )
 from merino_runtime.delivery.fit import Choice, choose
 from merino_runtime.delivery.keys import read_public_key, trust, trusted_keys
-from merino_runtime.delivery.lock import locked
 from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import APP, NAME, FileEntry, files_under
 from merino_runtime.delivery.release_runs import build_engine, selftest
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
+from merino_runtime.lock import locked
 from merino_runtime.machine_faults import machine_fault
 from merino_runtime.outputs import MB, write_output
 from merino_runtime.verified import stamp_beside

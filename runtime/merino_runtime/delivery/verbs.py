@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 from merino_runtime.backend_choice import BACKENDS
 from merino_runtime.delivery import releases
-from merino_runtime.delivery.lock import locked
 from merino_runtime.errors import MerinoError
+from merino_runtime.lock import locked
 from merino_runtime.streams import say, say_note, write_out
 from merino_runtime.verb import Verb
 

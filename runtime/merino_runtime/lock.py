@@ -1,4 +1,4 @@
-"""Locks of the folder of releases: one command changes it at a time, and a release in use is not removed.
+"""Locks of a folder that commands change: one command at a time, and a release in use is not removed.
 
 Both are `flock`, which the kernel gives up when a process ends, however it ends. Standard library only.
 """
