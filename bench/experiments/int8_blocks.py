@@ -20,9 +20,8 @@ import torch
 from quality import windows_of
 from smoothing import read, replaced, row_of
 
-from merino_edge.export.quantize import dequantize, quantize_blocks
-from merino_edge.export.repack import fits
-from merino_edge.export.smoothing import rows_to_read, smoothed
+from merino_edge.export.quantisation.groups import dequantize, fits, quantize_groups
+from merino_edge.export.quantisation.smoothquant import rows_to_read, smoothed
 from merino_edge.export.source import Source, load_source
 from merino_edge.storage.atomic import write_text
 
@@ -54,7 +53,7 @@ def in_int8(source: Source, narrow: int, wide: int) -> Iterator[None]:
         hooks.append(module.register_forward_pre_hook(partial(replaced, partial(rounded, block=block))))
         if not exact:
             kept[module] = module.weight.data
-            module.weight.data = torch.from_numpy(dequantize(quantize_blocks(module.weight.detach().numpy(), 8, block)))
+            module.weight.data = torch.from_numpy(dequantize(quantize_groups(module.weight.detach().numpy(), 8, block)))
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ import tokenizers
 import torch
 from smoothing_factors import smooth
 
-from merino_edge.export.quantize import dequantize, quantize_blocks
+from merino_edge.export.quantisation.groups import dequantize, quantize_groups
 from merino_edge.export.source import load_source
 from merino_edge.storage.atomic import write_text
 from merino_edge.training.data import read_documents
@@ -75,7 +75,7 @@ def round_weights(model: torch.nn.Module) -> None:
         if isinstance(module, torch.nn.Linear):
             matrix = module.weight.detach().numpy()
             module.weight.data = torch.from_numpy(
-                dequantize(quantize_blocks(matrix, 8, matrix.shape[1], both_signs=True))
+                dequantize(quantize_groups(matrix, 8, matrix.shape[1], both_signs=True))
             )
 
 

@@ -10,11 +10,7 @@ import numpy as np
 from merino_edge.bundles.description import RUNTIME_CHOOSES, ModelFacts, write_description
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.bundles.write import write_bundle
-from merino_edge.export.cache_scales import CacheScales
-from merino_edge.export.calibrate_cache import Calibrated, calibrated_cache
-from merino_edge.export.feedback import Moments
 from merino_edge.export.golden import GOLDEN_STEPS, clear_golden
-from merino_edge.export.moments import moments_on
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.plain import FusedPlain
@@ -30,9 +26,13 @@ from merino_edge.export.parity import (
     with_quantized,
     worst_error,
 )
-from merino_edge.export.quantize import MatrixError
+from merino_edge.export.quantisation.gptq import Hessians
+from merino_edge.export.quantisation.groups import MatrixError
+from merino_edge.export.quantisation.hessians import hessians_on
+from merino_edge.export.quantisation.kv_cache import CacheScales
+from merino_edge.export.quantisation.kv_calibration import Calibrated, calibrated_cache
+from merino_edge.export.quantisation.smoothquant import NOTE, rows_to_read, smoothed
 from merino_edge.export.settled import Settled, settled
-from merino_edge.export.smoothing import NOTE, rows_to_read, smoothed
 from merino_edge.export.source import Source
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
@@ -88,12 +88,12 @@ class OnText(NamedTuple):
 
     Attributes:
         rows: gives the text's ids [rows, T]; where no text was named, of what the model writes.
-        moments: of the inputs of its matrices; None where no weight is rounded by them.
+        hessians: of the inputs of its matrices; None where no weight is rounded by them.
         cache: scales of a quantised one; None where there is none.
     """
 
     rows: Callable[[], np.ndarray]
-    moments: Callable[[], Moments] | None
+    hessians: Callable[[], Hessians] | None
     cache: Calibrated | None
 
 
@@ -124,20 +124,20 @@ def on_text(source: Source, asked: Settled) -> OnText:
     """Raises MerinoError where the text cannot be read, or the cache costs too much on it."""
     form, text = asked.form, asked.calibration
     rows = cache(lambda: rows_to_read(source, form.context, text))
-    moments = moments_on(source, text) if text and asked.rounds_on_text else None
+    hessians = hessians_on(source, text) if text and asked.rounds_on_text else None
     fitted = calibrated_cache(source, form.kv, form.context, text, None if text else rows()) if form.kv else None
-    return OnText(rows, moments, fitted)
+    return OnText(rows, hessians, fitted)
 
 
 def write_export(source: Source, out: Path, asked: Settled, found: OnText, last_use: bool = False) -> Exported:
     """Write the bundle `out` as it was settled. `last_use`, and MerinoError: see `export`."""
-    form, scales, moments, given = asked.form, found.cache.scales if found.cache else None, found.moments, source
+    form, scales, hessians, given = asked.form, found.cache.scales if found.cache else None, found.hessians, source
     if form.precision == "int8" and written_by(form.dialect, form.precision, core_named(form.core)) is Fused:
         source = smoothed(source, found.rows, in_place=last_use)
     if source is not given:
         last_use = True
-        moments = moments_on(source, asked.calibration) if asked.calibration else None
-    graph = build_graph(source, form.dialect, form.context, form.precision, core_named(form.core), moments, scales)
+        hessians = hessians_on(source, asked.calibration) if asked.calibration else None
+    graph = build_graph(source, form.dialect, form.context, form.precision, core_named(form.core), hessians, scales)
     graph.note = NOTE if source is not given else ""
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     errors, stored, calibrated = graph.matrix_errors(), stored_blocks(source, graph), graph.calibrated
@@ -226,14 +226,14 @@ def planned_threads(source: Source, precision: str) -> Threads:
 
 def build_graph(
     source: Source, dialect: str, context: int, precision: str, core: Core = "dotprod",
-    moments: Callable[[], Moments] | None = None, scales: CacheScales | None = None,
+    hessians: Callable[[], Hessians] | None = None, scales: CacheScales | None = None,
 ) -> Graph:  # fmt: skip
-    """The graph of the source's model, with its weights in float32 or quantised; `moments`: see `Graph`. `scales`: of a
-    quantised cache, in the order of torch's model."""
+    """The graph of the source's model, with its weights in float32 or quantised. `hessians`: see `Graph`. `scales`: of
+    a quantised cache, in the order of torch's model."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
     scales = scales.in_order(key_order_of(source.arch)) if scales else None
     form = written_by(dialect, precision, core)
-    return walked_graph(form, source.arch, weights, context, precision, source.blocks, moments, scales)
+    return walked_graph(form, source.arch, weights, context, precision, source.blocks, hessians, scales)
 
 
 def written_by(dialect: str, precision: str, core: Core) -> Dialect:
@@ -244,12 +244,13 @@ def written_by(dialect: str, precision: str, core: Core) -> Dialect:
 
 def walked_graph(
     dialect: Dialect, arch: Geometry, weights: Weights, context: int, precision: str,
-    blocks: BlockSource | None = None, moments: Callable[[], Moments] | None = None, scales: CacheScales | None = None,
+    blocks: BlockSource | None = None, hessians: Callable[[], Hessians] | None = None,
+    scales: CacheScales | None = None,
 ) -> Graph:  # fmt: skip
-    """The walk of the geometry's family, written in a dialect. `weights`: the state dict of its torch model."""
+    """The graph of a geometry by its family's builder, in a dialect. `weights`: the state dict of its torch model."""
     kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
     graph = dialect(GraphWeights(weights, layout_of(arch)), context, precision, blocks)
-    graph.moments, graph.cache_scales = moments, scales
+    graph.hessians, graph.cache_scales = hessians, scales
     graph.begin_decoder(kv_layers)
     family_of(arch).build_graph(graph, arch)
     return graph

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedModel
 
-from merino_edge.export.cache_scales import CacheScales
-from merino_edge.export.calibrate_cache import RoundedCache
 from merino_edge.export.parity import Golden, golden_of, greedy_rows
+from merino_edge.export.quantisation.kv_cache import CacheScales
+from merino_edge.export.quantisation.kv_calibration import RoundedCache
 
 GOLDEN_STEPS = 16  # whose ids the bundle carries
 PARITY_STEPS = 32

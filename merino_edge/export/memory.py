@@ -15,12 +15,12 @@ QUANTISED_COPIES = 3.0  # and the dequantised ones for torch
 
 def needed_mb(arch: Geometry, precision: str, calibrated: bool = False) -> float:
     """Peak MB (2^20 bytes) of the process. The KV cache is left out: next to none of its pages is touched."""
-    held = moments_mb(arch) if calibrated else 0.0
+    held = hessians_mb(arch) if calibrated else 0.0
     return IMPORTS_MB + (COPIES if precision == "fp32" else QUANTISED_COPIES) * weights_mb(arch) + held
 
 
-def moments_mb(arch: Geometry) -> float:
-    """Of the moments of each matrix's input in float32, at most: those that share an input share the moments."""
+def hessians_mb(arch: Geometry) -> float:
+    """Of the Hessian of each matrix's input in float32, at most: matrices that share an input share it."""
     return sum(4 * op.columns**2 for op in arch.operators if op.kind == "linear") / BYTES_PER_MB
 
 

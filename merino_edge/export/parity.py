@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from merino_edge.export.onnx.float_activations import with_float_activations
 from merino_edge.export.onnx.graph import replaced_model
-from merino_edge.export.quantize import Quantized, dequantize
+from merino_edge.export.quantisation.groups import Quantized, dequantize
 from merino_edge.families.weights import Layout
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Bundle

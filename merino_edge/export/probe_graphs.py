@@ -22,12 +22,12 @@ import merino_bench.probe
 from merino_bench.probe import tasks as plan
 from merino_bench.probe.graphs import ARCHIVE, INDEX
 from merino_edge.calibration.probe import timed_decoder
-from merino_edge.export.cache_scales import BITS as CACHE_BITS
-from merino_edge.export.cache_scales import CacheScales
 from merino_edge.export.export import walked_graph
 from merino_edge.export.onnx.graph import Graph, Port
 from merino_edge.export.onnx.layout import FusedLayout, PlainLayout, PortableLayout, model_without_weights, unset
 from merino_edge.export.probe_grid import GraphKey, graph_keys
+from merino_edge.export.quantisation.kv_cache import BITS as CACHE_BITS
+from merino_edge.export.quantisation.kv_cache import CacheScales
 from merino_edge.families.designed import Architecture, layer_operators
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm
 from merino_edge.families.hugging_face import build_model

@@ -14,12 +14,12 @@ from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelF
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.bundles.write import write_bundle
 from merino_edge.design.design_file import Design
-from merino_edge.export.cache_scales import BITS, CacheScales
 from merino_edge.export.export import walked_graph
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.plain import FusedPlain
-from merino_edge.export.quantize import Quantized
+from merino_edge.export.quantisation.groups import Quantized
+from merino_edge.export.quantisation.kv_cache import BITS, CacheScales
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import Core, core_of, largest_block

@@ -17,7 +17,7 @@ from merino_edge.export import probe_graphs
 from merino_edge.export.export import build_graph
 from merino_edge.export.onnx.layout import ByteCounter, FusedLayout
 from merino_edge.export.probe_grid import GraphKey, graph_keys
-from merino_edge.export.quantize import Quantized, dequantize
+from merino_edge.export.quantisation.groups import Quantized, dequantize
 from merino_edge.export.source import random_source
 from merino_edge.families.operators import FORMATS, weight_bytes
 from merino_runtime.backends import open_backend

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-import merino_edge.export.moments as reading
+import merino_edge.export.quantisation.hessians as reading
 from merino_edge.cli.app import app
 from merino_edge.embedded import FOLDER
 from merino_edge.evaluation.perplexity import bundle_perplexity
 from merino_edge.export.export import build_graph, export
-from merino_edge.export.feedback import quantize_with_feedback
-from merino_edge.export.moments import input_moments
-from merino_edge.export.quantize import dequantize, quantize_blocks
+from merino_edge.export.quantisation.gptq import gptq
+from merino_edge.export.quantisation.groups import dequantize, quantize_groups
+from merino_edge.export.quantisation.hessians import input_hessians
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.registry import layout_of
 from merino_runtime.backends import open_backend
@@ -31,9 +31,9 @@ MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32
 @given(MATRICES, st.sampled_from([4, 8]), st.sampled_from([32, 64]), st.booleans(), st.sampled_from([0, 1e-6, 7]))
 @settings(max_examples=100)
 def test_inputs_that_do_not_hang_together_leave_rounding_as_it_is(matrix, bits, block, both_signs, power):
-    found = quantize_with_feedback(matrix, power * np.eye(64, dtype=np.float32), bits, block, both_signs=both_signs)
-    plain = quantize_blocks(matrix, bits, block, both_signs=both_signs)
-    assert found.bits == bits and found.block == block
+    found = gptq(matrix, power * np.eye(64, dtype=np.float32), bits, block, both_signs=both_signs)
+    plain = quantize_groups(matrix, bits, block, both_signs=both_signs)
+    assert found.bits == bits and found.group_size == block
     assert np.array_equal(found.codes, plain.codes) and np.array_equal(found.scales, plain.scales)
 
 
@@ -46,9 +46,9 @@ def test_the_output_loses_less_where_inputs_hang_together(bits, seed):
     mixed = random.standard_normal((24, 96))
     x = random.standard_normal((64 if seed == 0 else 2000, 24)) @ mixed + 0.1 * random.standard_normal(96)
     x = x.astype(np.float32)
-    found = quantize_with_feedback(matrix, x.T @ x / len(x), bits, 32)
+    found = gptq(matrix, x.T @ x / len(x), bits, 32)
     lost, plainly = (
-        np.square(x @ (dequantize(one) - matrix).T).mean() for one in (found, quantize_blocks(matrix, bits, 32))
+        np.square(x @ (dequantize(one) - matrix).T).mean() for one in (found, quantize_groups(matrix, bits, 32))
     )
     assert lost < 0.5 * plainly
     assert found.codes.min() >= 0 and np.isfinite(found.scales).all()
@@ -60,7 +60,7 @@ def test_moments_of_each_family_are_those_of_what_its_matrices_multiply(family, 
     arch = small(family, context=48)
     model = decoder(arch, 3)
     rows = torch.from_numpy(np.random.default_rng(0).integers(0, arch.vocab, (3, 40)))
-    found = input_moments(model, rows)
+    found = input_hessians(model, rows)
     source = Source(family, arch, model, "trained", "drawn", (), None)
     graph = build_graph(source, "fused", 48, "int4")
     tables = {name for names in graph.quantized for name in names if any(part in name for part in TABLES)}
@@ -134,8 +134,8 @@ def test_each_quantised_graph_takes_the_rounding(dialect, core, precision, tales
     done = export(source, tmp_path / "bundle", dialect=dialect, core=core, precision=precision, calibration=tales[0])
     assert done.calibrated > 0 and done.unrounded is not None and done.unrounded < 1e-4
     plain = build_graph(source, dialect, 512, precision, core)
-    blocks = {row.name: row.block for row in done.matrices}
-    widths = {"+".join(names): found.codes.shape[1] * found.block for names, found in plain.quantized.items()}
+    blocks = {row.name: row.group_size for row in done.matrices}
+    widths = {"+".join(names): found.codes.shape[1] * found.group_size for names, found in plain.quantized.items()}
     if core == "plain" and precision == "int4":
         assert all(
             block == (64 if widths[name] % 64 == 0 else 32) for name, block in blocks.items() if "embed" not in name
@@ -150,7 +150,7 @@ def test_blocks_of_a_source_are_not_rounded_again_and_the_text_is_not_run(tales,
     path = tmp_path / "model.gguf"
     write_in_blocks(path, "llama", "Q4_0", "Q8_0", num_hidden_layers=1, **WIDE)
     source = load_source(str(path))
-    monkeypatch.setattr(reading, "input_moments", lambda *_: pytest.fail("nothing is rounded"))
+    monkeypatch.setattr(reading, "input_hessians", lambda *_: pytest.fail("nothing is rounded"))
     done = export(source, tmp_path / "bundle", precision="int4", context=64, calibration=tales[0])
     assert done.calibrated == 0 and sum(each.exact for each in done.stored) == len(graph_names(source))
 

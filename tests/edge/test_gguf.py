@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
 from merino_edge.export.export import build_graph, export
-from merino_edge.export.quantize import dequantize as graph_weights
+from merino_edge.export.quantisation.groups import dequantize as graph_weights
 from merino_edge.export.source import load_source
 from merino_edge.families.gguf.blocks import LAYOUTS, weights_of
 from merino_edge.families.gguf.config import LLAMA3, config_of, llama3_factors
@@ -163,9 +163,9 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
     state = source.model.state_dict()
     for joined, found in graph.quantized.items():
         if joined == (table,):
-            assert (found.bits, found.block) == (8, 32)
+            assert (found.bits, found.group_size) == (8, 32)
             continue
-        assert found.bits == bits and found.block == (block or found.block)
+        assert found.bits == bits and found.group_size == (block or found.group_size)
         weights = torch.cat([state[name] for name in joined]).numpy()
         error = np.abs(graph_weights(found) - weights).max() / np.abs(weights).max()
         # Minimums have 8 bits: off by half a step of the largest at most, and none is larger than twice a weight.
@@ -229,7 +229,7 @@ def test_matrices_of_several_types_that_are_joined_share_one_size_of_block(tmp_p
     graph = build_graph(source._replace(blocks=Mixed()), "fused", 64, "int8")
     joined = next(names for names in graph.quantized if any("k_proj" in name for name in names))
     found = graph.quantized[joined]
-    assert found.block == 16 and {name for name in joined if name in graph.exact} == {
+    assert found.group_size == 16 and {name for name in joined if name in graph.exact} == {
         name for name in joined if "k_proj" not in name
     }
     state = source.model.state_dict()

@@ -12,8 +12,8 @@ import merino_edge.export.export as exporting
 from merino_edge.export.export import build_graph, export
 from merino_edge.export.golden import PARITY_STEPS
 from merino_edge.export.parity import torch_greedy, unrounded_error, with_quantized
+from merino_edge.export.quantisation.smoothquant import rows_to_read, smoothed
 from merino_edge.export.recover import graph_weights
-from merino_edge.export.smoothing import rows_to_read, smoothed
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.registry import family_of, layout_of
 from merino_runtime.backends import open_backend

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from typer.testing import CliRunner
 
-import merino_edge.export.calibrate_cache as calibrate_cache
+import merino_edge.export.quantisation.kv_calibration as kv_calibration
 from merino_edge.cli.app import app
 from merino_edge.design.design_file import load_design
 from merino_edge.design.designer import check_request, design
 from merino_edge.design.space import Space
-from merino_edge.export.cache_scales import fitted_scales, largest_code, rounded, scales_of
-from merino_edge.export.calibrate_cache import (
+from merino_edge.export.export import export
+from merino_edge.export.quantisation.kv_cache import fitted_scales, largest_code, rounded, scales_of
+from merino_edge.export.quantisation.kv_calibration import (
     RoundedCache,
     calibrated_cache,
     filled_layers,
@@ -28,7 +29,6 @@ from merino_edge.export.calibrate_cache import (
     rise_of,
     written_by,
 )
-from merino_edge.export.export import export
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.export.request import chosen_cache
 from merino_edge.export.source import Source, load_source
@@ -175,7 +175,7 @@ def test_a_cache_that_costs_too_much_is_not_offered(decoder, monkeypatch):
     trained, ids = source._replace(weights="trained"), own_rows(source, CONTEXT)
     fine, coarse = (scales_of(filled_layers(source.model, ids), bits) for bits in (8, 2))
     assert abs(rise_of(source.model, ids, fine)) < abs(rise_of(source.model, ids, coarse))
-    monkeypatch.setattr(calibrate_cache, "MOST_RISE", -1.0)
+    monkeypatch.setattr(kv_calibration, "MOST_RISE", -1.0)
     with pytest.raises(MerinoError, match="--kv int4 raises the perplexity .* give --kv int8 or --kv fp32"):
         calibrated_cache(trained, "int4", CONTEXT)
     assert calibrated_cache(source, "int4", CONTEXT).rise is None

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from merino_edge.export.export import export
 from merino_edge.export.onnx.external_data import DATA_FILE, PAGE
 from merino_edge.export.parity import rms_error, with_quantized
-from merino_edge.export.quantize import BLOCKS, dequantize, matrix_error, quantize, quantize_blocks, rms
+from merino_edge.export.quantisation.groups import BLOCKS, dequantize, matrix_error, quantize, quantize_groups, rms
 from merino_edge.export.source import load_source
 from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
@@ -41,7 +41,7 @@ def plain(matrix, bits, block):
 @given(MATRICES, st.sampled_from([4, 8]), st.sampled_from([32, 64]))
 @settings(max_examples=100)
 def test_values_come_back_and_no_worse_than_by_the_largest_value(matrix, bits, block):
-    found = quantize_blocks(matrix, bits, block)
+    found = quantize_groups(matrix, bits, block)
     assert found.codes.shape == (3, 64 // block, block * bits // 8) and found.codes.dtype == np.uint8
     assert found.scales.shape == (3, 64 // block)
     back = dequantize(found)
@@ -57,41 +57,41 @@ def test_values_come_back_and_no_worse_than_by_the_largest_value(matrix, bits, b
 def test_what_codes_can_say_is_said_exactly(codes, scale):
     codes[:, ::32] = -8  # the largest value of each block fixes its scale
     matrix = (codes * np.float32(scale)).astype(np.float32)
-    assert dequantize(quantize_blocks(matrix, 4, 32)) == pytest.approx(matrix, rel=1e-5)
+    assert dequantize(quantize_groups(matrix, 4, 32)) == pytest.approx(matrix, rel=1e-5)
 
 
 @given(MATRICES)
 @settings(max_examples=50)
 def test_codes_of_both_signs_have_no_minus_128_and_are_hardly_worse(matrix):
-    found = quantize_blocks(matrix, 8, 64, both_signs=True)
+    found = quantize_groups(matrix, 8, 64, both_signs=True)
     assert found.codes.min() >= 1  # 128 stands for zero
     largest = np.abs(matrix).max(1, keepdims=True)
     assert (np.abs(dequantize(found) - matrix) <= largest * 4.4 / 2**8 + 1e-6).all()
 
 
 def test_zeros_stay_zeros():
-    assert not dequantize(quantize_blocks(np.zeros((2, 64), np.float32), 4, 32)).any()
+    assert not dequantize(quantize_groups(np.zeros((2, 64), np.float32), 4, 32)).any()
     tiniest = np.full((2, 64), 1e-45, np.float32)  # its scale is 0
-    assert np.abs(dequantize(quantize_blocks(tiniest, 4, 32))).max() <= 1e-44
+    assert np.abs(dequantize(quantize_groups(tiniest, 4, 32))).max() <= 1e-44
 
 
 def test_the_block_is_the_largest_of_near_the_least_error():
     random = np.random.default_rng(0)
     even = random.standard_normal((64, 256)).astype(np.float32)
-    assert quantize("even", even, 4).block == BLOCKS[0]
+    assert quantize("even", even, 4).group_size == BLOCKS[0]
     uneven = even.copy()
     uneven[:, ::128] = 30  # spoils the scale of a whole block, be it short or long
-    assert quantize("uneven", uneven, 4).block == BLOCKS[-1]
-    assert quantize("short", even[:, :96], 4).block == 32
+    assert quantize("uneven", uneven, 4).group_size == BLOCKS[-1]
+    assert quantize("short", even[:, :96], 4).group_size == 32
     with pytest.raises(MerinoError, match="odd has rows of 48.*--precision fp32"):
         quantize("odd", even[:, :48], 4)
 
 
 def test_errors_are_told_relative_to_the_matrix():
     matrix = np.full((1, 32), 2, np.float32)
-    found = quantize_blocks(matrix, 8, 32)
+    found = quantize_groups(matrix, 8, 32)
     error = matrix_error("m", matrix * 1.1, found)
-    assert (error.name, error.bits, error.block, error.nbytes) == ("m", 8, 32, 36)
+    assert (error.name, error.bits, error.group_size, error.nbytes) == ("m", 8, 32, 36)
     assert error.mean == error.worst == pytest.approx(0.1 / 1.1, rel=1e-4)
 
 
@@ -143,7 +143,7 @@ def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision,
 
 def requantized(source, row, signed):
     matrix = np.concatenate([source.model.state_dict()[name].numpy() for name in row.name.split("+")])
-    return quantize_blocks(matrix, row.bits, row.block, both_signs=signed and row.bits == 8)
+    return quantize_groups(matrix, row.bits, row.group_size, both_signs=signed and row.bits == 8)
 
 
 @pytest.mark.parametrize(("dialect", "precision", "core"), FORMATS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from merino_edge.export.export import build_graph, export
-from merino_edge.export.smoothing import NOTE, LaidWeights, move, sites_of, smoothed
+from merino_edge.export.quantisation.smoothquant import NOTE, LaidWeights, move, sites_of, smoothed
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.registry import decoder_of, layout_of

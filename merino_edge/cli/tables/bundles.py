@@ -5,7 +5,7 @@ from typing import Any
 
 from merino_bench.harness.render import marks_explained, ratio_words
 from merino_edge.cli.tables.layout import Column, Table
-from merino_edge.export.quantize import MatrixError
+from merino_edge.export.quantisation.groups import MatrixError
 from merino_runtime.board import MB as BYTES_PER_MB
 
 
@@ -15,8 +15,8 @@ def matrix_table(matrices: Sequence[MatrixError]) -> Table:
         columns=[Column("matrix", left=True), *map(Column, titles)],
         rows=[
             [
-                joined_name(row.name), f"{row.bits}", f"{row.block}", f"{row.nbytes / 1e3:,.0f}", f"{row.mean:.2%}",
-                f"{row.worst:.2%}",
+                joined_name(row.name), f"{row.bits}", f"{row.group_size}", f"{row.nbytes / 1e3:,.0f}",
+                f"{row.mean:.2%}", f"{row.worst:.2%}",
             ]
             for row in matrices
         ],

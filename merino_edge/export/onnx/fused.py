@@ -11,8 +11,7 @@ from onnx import TensorProto
 
 from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.export.onnx.graph import Graph, Port, ports
-from merino_edge.export.quantize import Quantized, quantize_blocks
-from merino_edge.export.repack import repacked
+from merino_edge.export.quantisation.groups import Quantized, quantize_groups, repacked
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
 from merino_edge.families.operators import BLOCKS, FUSED_HEAD_MULTIPLE, HEAD_SLICE_BYTES
 from merino_edge.families.weights import BlockSource
@@ -52,7 +51,7 @@ class Fused(Graph):
         sizes = [blocks.block for blocks in found if blocks]
         if not sizes:
             return super().quantize(name, matrix, bits)
-        return quantize_blocks(matrix, bits, max(BLOCKS[-1], min(sizes)))
+        return quantize_groups(matrix, bits, max(BLOCKS[-1], min(sizes)))
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
         """Add a decoder's inputs and outputs (the logits apart), and the nodes that derive from the mask how many
@@ -101,7 +100,7 @@ class Fused(Graph):
             ],
             domain=CONTRIB,
             bits=found.bits,
-            block_size=found.block,
+            block_size=found.group_size,
             gather_axis=0,
             quantize_axis=1,
         )
@@ -118,10 +117,10 @@ class Fused(Graph):
 
     def _blocked_product(self, x: str, name: str, found: Quantized) -> str:
         """x @ W with W in blocks [out, in]; activations are quantised to int8 as well (see ACCURACY)."""
-        product = self._blocks_alone(x, name, found, found.codes.shape[1] * found.block)
+        product = self._blocks_alone(x, name, found, found.codes.shape[1] * found.group_size)
         if found.minimums is None:
             return product
-        return self.add(product, self._minimum_product(x, name, found.minimums, found.codes.shape[1], found.block))
+        return self.add(product, self._minimum_product(x, name, found.minimums, found.codes.shape[1], found.group_size))
 
     def _minimum_product(self, x: str, name: str, minimums: Quantized, blocks: int, block: int) -> str:
         """What the minimums of the blocks add: the sum of each block of x, times the block's minimum in each row.
@@ -143,7 +142,7 @@ class Fused(Graph):
             K=columns,
             N=len(found.codes),
             bits=found.bits,
-            block_size=found.block,
+            block_size=found.group_size,
             accuracy_level=self.accuracy,
         )
 

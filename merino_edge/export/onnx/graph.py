@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from merino_edge.export.cache_scales import CacheScales
-from merino_edge.export.feedback import Moments, quantize_with_feedback
 from merino_edge.export.onnx.external_data import DATA_FILE, DataFile, Deferred, Stored, store
-from merino_edge.export.quantize import MatrixError, Quantized, block_sizes, matrix_error, quantize
+from merino_edge.export.quantisation.gptq import Hessians, gptq
+from merino_edge.export.quantisation.groups import MatrixError, Quantized, group_sizes, matrix_error, quantize
+from merino_edge.export.quantisation.kv_cache import CacheScales
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary, rotary_tables
@@ -51,8 +51,8 @@ class Graph:
         real: the type of activations and of weights that are not quantised.
         blocks: matrices as the source has them stored in blocks, where it does.
         quantized: the quantised matrices, by the names of the matrices that were joined.
-        moments: gives those of the inputs of matrices on a text; None without a text. Matrices that it has are rounded
-            with feedback, and counted in `calibrated`.
+        hessians: gives those of the inputs of matrices on a text; None without a text. Matrices that it has are rounded
+            by GPTQ, and counted in `calibrated`.
         exact: names of matrices that the graph has in the very blocks of the source.
         cache_scales: of a cache in whole numbers; None: the cache is of type `real`. Set before `begin_decoder`.
         note: what is said for people in the model's file.
@@ -71,7 +71,7 @@ class Graph:
         self.form = FORMATS[precision]
         self.real = "float16" if precision == "fp16" else "float32"
         self.quantized: dict[tuple[str, ...], Quantized] = {}
-        self.moments: Callable[[], Moments] | None = None
+        self.hessians: Callable[[], Hessians] | None = None
         self.calibrated = 0
         self.decode_weight_bytes = 0
         self.inputs: list[Port] = []
@@ -175,11 +175,11 @@ class Graph:
 
     def _rounded_anew(self, names: Sequence[str], bits: int) -> Quantized:
         name, matrix = "+".join(names), self.joined(names)
-        moments = self.moments().get(names[0]) if self.moments else None  # joined matrices have one input
-        if moments is None:
+        hessian = self.hessians().get(names[0]) if self.hessians else None  # joined matrices have one input
+        if hessian is None:
             return self.quantize(name, matrix, bits)
         self.calibrated += len(names)
-        return self.quantize_on_text(name, matrix, bits, moments)
+        return self.quantize_on_text(name, matrix, bits, hessian)
 
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:  # noqa: ARG002 - for dialects that can
         """The matrices, joined, in the blocks of their source; None where this dialect has no such blocks."""
@@ -189,9 +189,9 @@ class Graph:
         """Cut a matrix float32 [rows, columns] into the blocks that this dialect's operators take."""
         return quantize(name, matrix, bits)
 
-    def quantize_on_text(self, name: str, matrix: np.ndarray, bits: int, moments: np.ndarray) -> Quantized:
-        """The same with feedback; moments [columns, columns] of the matrix's input."""
-        return quantize_with_feedback(matrix, moments, bits, block_sizes(name, matrix.shape[1])[-1])
+    def quantize_on_text(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:
+        """The same by GPTQ; Hessian [columns, columns] of the matrix's input."""
+        return gptq(matrix, hessian, bits, group_sizes(name, matrix.shape[1])[-1])
 
     def matrix_errors(self) -> list[MatrixError]:
         return [matrix_error("+".join(names), self.joined(names), found) for names, found in self.quantized.items()]

@@ -14,7 +14,7 @@ from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.plain import FusedPlain
 from merino_edge.export.onnx.portable import Portable
-from merino_edge.export.quantize import Quantized
+from merino_edge.export.quantisation.groups import Quantized
 from merino_edge.families.operators import largest_block
 
 

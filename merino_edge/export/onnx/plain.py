@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from merino_edge.export.feedback import quantize_with_feedback
 from merino_edge.export.onnx.fused import CONTRIB, Fused
 from merino_edge.export.onnx.signed import SignedCodes
-from merino_edge.export.quantize import Quantized, block_sizes, quantize
+from merino_edge.export.quantisation.gptq import gptq
+from merino_edge.export.quantisation.groups import Quantized, group_sizes, quantize
 from merino_edge.families.graph_ops import Weights
 from merino_edge.families.weights import BlockSource
 
 FLOAT_ACCURACY = 1  # MatMulNBits computes in float32
-FEWEST_IN_BLOCK = 64  # each block of 4 bits costs instructions
+LEAST_GROUP_SIZE = 64  # each group of 4 bits costs instructions
 LEAST_LARGEST = 1e-30  # in place of the largest value of a row of zeros
 
 
@@ -41,13 +41,13 @@ class FusedPlain(SignedCodes, Fused):
         return super().repacked(names, bits) if bits == 4 else None
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
-        return super().quantize(name, matrix, bits) if bits == 8 else quantize(name, matrix, bits, FEWEST_IN_BLOCK)
+        return super().quantize(name, matrix, bits) if bits == 8 else quantize(name, matrix, bits, LEAST_GROUP_SIZE)
 
-    def quantize_on_text(self, name: str, matrix: np.ndarray, bits: int, moments: np.ndarray) -> Quantized:
+    def quantize_on_text(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:
         if bits == 8:
-            return super().quantize_on_text(name, matrix, bits, moments)
-        block = block_sizes(name, matrix.shape[1], FEWEST_IN_BLOCK)[-1]
-        return quantize_with_feedback(matrix, moments, bits, block)
+            return super().quantize_on_text(name, matrix, bits, hessian)
+        size = group_sizes(name, matrix.shape[1], LEAST_GROUP_SIZE)[-1]
+        return gptq(matrix, hessian, bits, size)
 
     def _rows(self, table: str, ids: str) -> str:
         return self._signed_rows(table, ids)

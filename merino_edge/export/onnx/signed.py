@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from merino_edge.export.feedback import quantize_with_feedback
 from merino_edge.export.onnx.graph import Graph
-from merino_edge.export.quantize import Quantized, quantize_blocks
+from merino_edge.export.quantisation.gptq import gptq
+from merino_edge.export.quantisation.groups import Quantized, quantize_groups
 from merino_edge.families.graph_ops import Weights
 from merino_edge.families.weights import BlockSource
 
@@ -29,10 +29,10 @@ class SignedCodes(Graph):
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
         """Each row is one block, since MatMulInteger has no smaller ones."""
-        return quantize_blocks(matrix, bits, matrix.shape[1], both_signs=True)
+        return quantize_groups(matrix, bits, matrix.shape[1], both_signs=True)
 
-    def quantize_on_text(self, name: str, matrix: np.ndarray, bits: int, moments: np.ndarray) -> Quantized:  # noqa: ARG002
-        return quantize_with_feedback(matrix, moments, bits, matrix.shape[1], both_signs=True)
+    def quantize_on_text(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:  # noqa: ARG002
+        return gptq(matrix, hessian, bits, matrix.shape[1], both_signs=True)
 
     def _codes_and_scales(self, names: Sequence[str]) -> tuple[str, str]:
         """Codes [columns, sum of rows] and scales [sum of rows] of matrices that are joined."""

@@ -1,4 +1,4 @@
-"""Scales for a cache in whole numbers: the model reads a text, and what torch's cache then holds is fitted.
+"""Scales for a KV cache in integers: the model reads a text, and what torch's cache then holds is fitted.
 
 The text is the user's, or one that the model itself writes from its own first token, which needs neither a corpus nor a
 network. Why that serves: docs/decisions/quantised-cache.md.
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from merino_edge.export.cache_scales import BITS, CacheScales, largest_code, scales_of
 from merino_edge.export.calibration_text import text_rows, tokenizer_of
+from merino_edge.export.quantisation.kv_cache import BITS, CacheScales, largest_code, scales_of
 from merino_edge.export.source import Source
 from merino_runtime.errors import MerinoError
 

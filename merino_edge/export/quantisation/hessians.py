@@ -1,7 +1,7 @@
-"""What goes into the matrices of a model while it reads a text: the second moments of each matrix's inputs.
+"""Hessians for GPTQ: the mean of x x' of each matrix's inputs x while the model reads a text.
 
 They say which errors of weights matter. Of an error e of a row of a matrix, the mean square that it adds to the output
-is e' M e, with M the moments [in, in] of the matrix's input.
+is e' H e, with H the Hessian [in, in] of the matrix's input.
 """
 
 from collections.abc import Callable
@@ -12,27 +12,27 @@ import torch
 from transformers import PreTrainedModel
 
 from merino_edge.export.calibration_text import text_rows
-from merino_edge.export.feedback import Moments
+from merino_edge.export.quantisation.gptq import Hessians
 from merino_edge.export.source import Source
 
 TOKENS = 16_384  # of the text at most, evenly taken from it
 ROW = 512  # tokens that the model sees together
 
 
-def moments_on(source: Source, text: Path) -> Callable[[], Moments]:
-    """The moments on a text, computed at the first call. Raises MerinoError at once where the text cannot be read."""
+def hessians_on(source: Source, text: Path) -> Callable[[], Hessians]:
+    """The Hessians on a text, computed at the first call. Raises MerinoError at once where the text cannot be read."""
     rows = text_rows(source, text, min(ROW, source.arch.context), TOKENS)
-    return cache(lambda: input_moments(source.model, rows))
+    return cache(lambda: input_hessians(source.model, rows))
 
 
 @torch.no_grad()
-def input_moments(model: PreTrainedModel, rows: torch.Tensor) -> Moments:
+def input_hessians(model: PreTrainedModel, rows: torch.Tensor) -> Hessians:
     """Means over all tokens of x x' for the input x of each matrix but the head's; rows: ids [n, T].
 
     Matrices that take the same tensor share one array.
     """
     sums: dict[str, torch.Tensor] = {}
-    owners: dict[str, str] = {}  # by the name of a matrix, the one whose moments it shares
+    owners: dict[str, str] = {}  # by the name of a matrix, the one whose Hessian it shares
     seen: list[tuple[torch.Tensor, str]] = []  # the input of the matrix before, and that matrix's owner
 
     def keep(name: str) -> Callable[..., None]:

@@ -1,7 +1,7 @@
 """Keys and values in 8 or 4 bits: what a code stands for, and scales that lose little of what was seen.
 
 As ONNX Runtime's GroupQueryAttention stores them: code = round(value / scale), one float32 scale for each channel of
-each head, no zero points. Which text the values are of: `calibrate_cache`.
+each head, no zero points. Which text the values are of: `kv_calibration`.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""Channels of activations at scales that 8 bits round well (SmoothQuant, arXiv 2211.10438), for blocks of int8.
+"""SmoothQuant (arXiv 2211.10438) for groups of int8: the channels of activations at scales that 8 bits round well.
 
-A product in int8 rounds its input in blocks of the weights' length, by the largest value of each. So a channel that
-is much larger than the others of its block costs these their precision. Here such a channel is divided by a factor
+An integer matmul rounds its input in groups of the weights' group_size, by the largest value of each. So a channel that
+is much larger than the others of its group costs these their precision. Here such a channel is divided by a factor
 where it arises, and the columns of the matrices that read it are multiplied by it. Only weights change: the model
 computes what it did, but for the rounding of float32, and a step costs nothing more. Figures:
 docs/decisions/smoothing.md.
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from merino_edge.export.calibrate_cache import LONGEST_ROW, own_rows
 from merino_edge.export.calibration_text import text_rows
-from merino_edge.export.moments import ROW
-from merino_edge.export.repack import fits
+from merino_edge.export.quantisation.groups import fits
+from merino_edge.export.quantisation.hessians import ROW
+from merino_edge.export.quantisation.kv_calibration import LONGEST_ROW, own_rows
 from merino_edge.export.source import Source
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.pre_norm import Decoder, Linear
@@ -63,7 +63,7 @@ class LaidWeights:
 
 
 class OwnBlocks:
-    """The blocks of a source that a graph in int8 takes over. All others are cut as suits the graph."""
+    """The blocks of a source that a graph in int8 takes over. All others are cut into groups as suits the graph."""
 
     def __init__(self, blocks: BlockSource):
         self._blocks = blocks
@@ -79,9 +79,9 @@ class OwnBlocks:
 def smoothed(source: Source, rows: Callable[[], np.ndarray], *, in_place: bool = False) -> Source:
     """The source with factors by how large its channels are when the model reads `rows()`, ids [rows, T].
 
-    A copy of the model is changed, or the model itself `in_place`. It is the source that was given where nothing is
-    changed: random weights, whose channels mean nothing, families with a walk of their own, and matrices that the graph
-    takes over in the source's blocks.
+    A copy of the model is changed, or the model itself `in_place`. Returns the source unchanged for random
+    weights, whose channels mean nothing, for families with a graph builder of their own, and where the graph takes over
+    the matrices in the source's blocks.
     """
     decoder = decoder_of(source.arch)
     sites = [site for site in sites_of(decoder) if not is_kept(source.blocks, site)] if decoder else []

@@ -1,0 +1,54 @@
+"""GPTQ (arXiv 2210.17323): what one column loses by rounding is made up for by the columns after it.
+
+Columns are rounded one after the other. Each one's error is spread over the columns that are not rounded yet, so that
+the matrix's output changes least on inputs of the given Hessian.
+"""
+
+import numpy as np
+
+from merino_edge.export.quantisation.groups import Quantized, packed, quantize_rows
+
+DAMPING = 0.01  # share of the diagonal's mean that is added to it: a Hessian of few tokens is not of full rank
+Hessians = dict[str, np.ndarray]  # by the name of a matrix in the state dict: of its input x the mean of x x' [in, in]
+
+
+def gptq(
+    matrix: np.ndarray, hessian: np.ndarray, bits: int, group_size: int, *, both_signs: bool = False
+) -> Quantized:
+    """A matrix float32 [rows, columns] in groups of `group_size`. `hessian` [columns, columns]: of its input.
+
+    A group's scales are those of least squared error when its turn comes, with what was fed back before. `both_signs`:
+    as in `quantize_groups`.
+    """
+    spread = spreading(hessian)
+    left = np.ascontiguousarray(matrix.T, np.float32)  # [columns, rows], as they are when their turn comes
+    half = 2 ** (bits - 1)
+    lowest = 1 - half if both_signs else -half
+    codes = np.empty(left.shape, np.uint8)
+    scales = np.empty((len(left) // group_size, left.shape[1]), np.float32)
+    for index, start in enumerate(range(0, len(left), group_size)):
+        end = start + group_size
+        values = np.ascontiguousarray(left[start:end].T)[:, None]  # [rows, 1, group_size]
+        scale = quantize_rows(values, bits, both_signs)[1][:, 0]
+        divisor = np.where(scale == 0, 1, scale)
+        errors = np.empty((group_size, left.shape[1]), np.float32)
+        for column in range(start, end):
+            code = np.clip(np.rint(left[column] / divisor), lowest, half - 1)
+            codes[column] = code + half
+            errors[column - start] = error = (left[column] - code * scale) / spread[column, column]
+            left[column + 1 : end] -= np.outer(spread[column, column + 1 : end], error)
+        left[end:] -= spread[start:end, end:].T @ errors
+        scales[index] = scale
+    cut = codes.T.reshape(matrix.shape[0], -1, group_size)
+    return Quantized(packed(cut, bits), np.ascontiguousarray(scales.T), bits, group_size)
+
+
+def spreading(hessian: np.ndarray) -> np.ndarray:
+    """The upper triangle U with U' U the inverse of the damped Hessian, float32 [columns, columns].
+
+    U[i, j] / U[i, i] is by how much column j changes for a unit of error in column i.
+    """
+    damped = hessian.astype(np.float64)
+    mean = float(np.trace(damped)) / len(damped) or 1.0
+    damped[np.diag_indices_from(damped)] += DAMPING * mean
+    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
