@@ -8,10 +8,10 @@ from merino_edge.bundles.description import BackendNeed
 from merino_edge.export.export import walked_graph
 from merino_edge.export.onnx.external_data import DATA_FILE
 from merino_edge.export.onnx.graph import MODEL_FILE
-from merino_edge.export.onnx.layout import FusedLayout, PortableLayout, model_without_weights, unset
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.registry import family_of
 from merino_runtime.bundle import Bundle, BundleFile, Golden, KvLayer, Port, Threads
+from probe_graphs.layout import FusedLayout, PortableLayout, model_without_weights, unset
 
 LAYOUTS = {"fused": FusedLayout, "portable": PortableLayout}
 

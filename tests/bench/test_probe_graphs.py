@@ -13,14 +13,14 @@ import pytest
 from merino_bench.probe import graphs
 from merino_bench.probe import tasks as plan
 from merino_edge.bundles.board_app import write_board_app
-from merino_edge.export import probe_graphs
 from merino_edge.export.export import build_graph
-from merino_edge.export.onnx.layout import ByteCounter, FusedLayout
-from merino_edge.export.probe_grid import GraphKey, graph_keys
 from merino_edge.export.quantisation.groups import Quantized, dequantize
 from merino_edge.export.source import random_source
 from merino_edge.families.operators import FORMATS, weight_bytes
 from merino_runtime.backends import open_backend
+from probe_graphs import build
+from probe_graphs.grid import GraphKey, graph_keys
+from probe_graphs.layout import ByteCounter, FusedLayout
 
 pytestmark = pytest.mark.slow
 
@@ -29,13 +29,13 @@ DECODER_FORMATS = [("fused", "fp32"), ("fused", "int8"), ("fused", "int4"), ("pl
 
 @pytest.fixture(scope="module")
 def built():
-    return probe_graphs.build_all(graph_keys())
+    return build.build_all(graph_keys())
 
 
 def test_the_shipped_graphs_are_those_of_todays_exporter(built):
-    """Else `python -m merino_edge.export.probe_graphs` is due."""
+    """Else `cd bench && python -m probe_graphs.build` is due."""
     shipped = {kernel.file: kernel for kernel in graphs.kernels()}
-    entries = [probe_graphs.index_entry(one) for one in built]
+    entries = [build.index_entry(one) for one in built]
     assert sorted(entry["file"] for entry in entries) == sorted(shipped)
     assert set(graphs.members()) == {graphs.INDEX, *shipped}
     for entry, one in zip(entries, built, strict=True):
@@ -48,7 +48,7 @@ def test_the_shipped_graphs_are_those_of_todays_exporter(built):
 def test_an_archive_is_the_same_bytes_each_time(built, tmp_path):
     few = [one for one in built if one.key.kind in ("call", "norm", "attention")]
     for name in ("one", "two"):
-        probe_graphs.write_archive(tmp_path / name, few)
+        build.write_archive(tmp_path / name, few)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
@@ -88,7 +88,7 @@ def test_a_decoder_has_the_weights_that_its_operators_say(form):
     assert kernels
     for kernel in kernels:
         key = GraphKey("fused", *kernel[2:11])
-        expected = weight_bytes(probe_graphs.decoder_architecture(key).operators, form)
+        expected = weight_bytes(build.decoder_architecture(key).operators, form)
         rotary = plan.DECODER_CONTEXT * kernel.columns // kernel.heads * 4
         constants = 10 * kernel.count + 6
         assert abs(kernel.weight_bytes - expected - rotary) <= graphs.PAGE * constants, kernel.file
@@ -100,7 +100,7 @@ def test_a_decoder_is_the_exported_model_of_its_geometry(dialect, form, uses, kv
     """Its values that are stored inside the model are norms, which begin as ones in a new model."""
     found = graphs.kernels_of(dialect, "decoder", form, uses=uses, kv_heads=kv_heads)
     kernel = next(one for one in found if kv_heads or one.columns == 256)
-    arch = probe_graphs.decoder_architecture(GraphKey(dialect, *kernel[2:11]))
+    arch = build.decoder_architecture(GraphKey(dialect, *kernel[2:11]))
     core = "plain" if dialect == "plain" else "dotprod"
     exported = build_graph(random_source(arch, "probed"), "fused", plan.DECODER_CONTEXT, form, core)
     assert onnx.load_from_string(kernel.model) == exported.model(ByteCounter())
@@ -110,11 +110,11 @@ def test_a_decoder_is_the_exported_model_of_its_geometry(dialect, form, uses, kv
 def test_the_layout_of_a_graph_is_what_saving_it_writes(tmp_path):
     """A key that is not shipped, small enough to be written with values."""
     key = GraphKey("fused", "decoder", "int8", 96, 64, 2, 2)
-    arch = probe_graphs.decoder_architecture(key)
+    arch = build.decoder_architecture(key)
     exported = build_graph(random_source(arch, "tiny"), "fused", plan.DECODER_CONTEXT, "int8")
     exported.save(tmp_path)
     written = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
-    planned = probe_graphs.build(key)
+    planned = build.build(key)
     assert planned.weight_bytes == (tmp_path / "model.onnx.data").stat().st_size
     assert list(written.node) == list(planned.model.graph.node)
     assert [one.external_data for one in written.initializer] == [
@@ -136,7 +136,7 @@ def run(tmp_path):
 
 
 def built_and_run(run, key, feeds):
-    one = probe_graphs.build(key)
+    one = build.build(key)
     return run(one.model.SerializeToString(), one.weight_bytes, feeds)
 
 

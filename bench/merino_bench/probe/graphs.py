@@ -2,7 +2,7 @@
 
 The archive's `index.json` says what each graph is. All of them read their weights from one file of random bytes, which
 `write_weights` makes. Which graphs a machine times is said in `tasks`; how the archive is made, in
-`merino_edge.export.probe_graphs`.
+`bench/probe_graphs`, which is not installed.
 """
 import io
 import json

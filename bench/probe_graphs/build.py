@@ -1,9 +1,10 @@
 """The graphs that a board's probe times, built by the exporter's own dialects, as one archive beside the probe's code.
 
 Boards have no onnx package, so the graphs are built here and shipped: models without weights, and `index.json`, which
-says what each of them is (read by `merino_bench.probe.graphs`). Which sizes there are is said in `probe_grid`.
+says what each of them is (read by `merino_bench.probe.graphs`). Which sizes there are is said in `grid`.
 
-`python -m merino_edge.export.probe_graphs` writes the file anew, after a change of a dialect, a walk or the grid.
+`cd bench && python -m probe_graphs.build` writes the file anew, after a change of a dialect, a family's graph builder
+or the grid. A maintainer's script: it is not installed.
 """
 
 import io
@@ -24,8 +25,6 @@ from merino_bench.probe.graphs import ARCHIVE, INDEX
 from merino_edge.calibration.probe import timed_decoder
 from merino_edge.export.export import walked_graph
 from merino_edge.export.onnx.graph import Graph, Port
-from merino_edge.export.onnx.layout import FusedLayout, PlainLayout, PortableLayout, model_without_weights, unset
-from merino_edge.export.probe_grid import GraphKey, graph_keys
 from merino_edge.export.quantisation.kv_cache import BITS as CACHE_BITS
 from merino_edge.export.quantisation.kv_cache import CacheScales
 from merino_edge.families.designed import Architecture, layer_operators
@@ -34,6 +33,8 @@ from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary
 from merino_runtime.outputs import open_output
+from probe_graphs.grid import GraphKey, graph_keys
+from probe_graphs.layout import FusedLayout, PlainLayout, PortableLayout, model_without_weights, unset
 
 EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
 
