@@ -117,8 +117,8 @@ class Architecture(BaseModel):
         ]  # fmt: skip
 
     def shape(self) -> str:
-        """`384x1.5x4 512x1.5x5k2s`: width x FFN ratio x depth of each block, `k` and the heads of keys where queries
-        have more, `s` where shared."""
+        """`384x1.5x4 512x1.5x5k2s`: width x FFN ratio x depth of each block, `k` and the KV heads where there are
+        fewer of them than query heads, `s` where shared."""
         return " ".join(self._block_shape(block) for block in self.blocks)
 
     def _block_shape(self, block: Block) -> str:

@@ -94,8 +94,8 @@ class MerinoConfig(PreTrainedConfig):
 
 
 class Attention(nn.Module):
-    """Attention with rotary positions and one packed projection. So many heads of queries in a row as
-    `num_key_value_groups` says share one head of keys and values."""
+    """Attention with rotary positions and one packed projection. `num_key_value_groups` query heads in a row share one
+    KV head."""
 
     is_causal = True
 

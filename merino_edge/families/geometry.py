@@ -16,7 +16,7 @@ Biased = Literal["qkv", "out", "ffn"]
 
 
 class LayerShape(NamedTuple):
-    """One use of a layer: channels of the residual stream, channels inside the FFN, heads of queries."""
+    """One use of a layer: channels of the residual stream, channels inside the FFN, query heads."""
 
     width: int
     ffn_width: int
@@ -44,7 +44,7 @@ class Geometry(Protocol):
 
     @property
     def kv_layers(self) -> list[tuple[int, int]]:
-        """(heads of keys, head size) of each cache layer. A shared layer has one cache per use."""
+        """(KV heads, head size) of each cache layer. A shared layer has one cache per use."""
 
     @property
     def layer_shapes(self) -> list[LayerShape]:
@@ -65,7 +65,7 @@ class UniformGeometry(BaseModel):
     """A decoder of equal layers.
 
     Attributes:
-        kv_heads: heads of keys and values; fewer than `heads` where queries share them (GQA, Ainslie et al. 2023).
+        kv_heads: KV heads; fewer than `heads` in grouped-query attention (GQA, Ainslie et al. 2023).
         head_size: channels of a head; `heads * head_size` need not be `width`.
         gated: whether the FFN has a third matrix, whose output multiplies the first one's (SwiGLU, Shazeer 2020).
         norm: LayerNorm (`layer`) has two parameters per channel, RMSNorm (`rms`) one.

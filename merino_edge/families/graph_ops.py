@@ -38,7 +38,7 @@ class Attention:
     """What an attention computes.
 
     Attributes:
-        heads: of queries, a multiple of those of its cache; so many in a row share one head of keys and values.
+        heads: query heads, a multiple of the cache's KV heads; `heads / KV heads` in a row share one.
         scale: of the products of queries and keys.
         rotary: positions by rotation; None for a family without.
         window: positions that a query sees, its own included; None for all before it.
@@ -54,7 +54,7 @@ class Attention:
 
 
 def plain_attention(layer: KvLayer, rotary: Rotary | None = None) -> Attention:
-    """As many heads of queries as of keys, scaled by the root of their size."""
+    """As many query heads as KV heads, scaled by the root of their size."""
     return Attention(layer.heads, layer.head_size**-0.5, rotary)
 
 

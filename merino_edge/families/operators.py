@@ -41,7 +41,7 @@ FORMATS = {
 }
 FUSED_HEAD_MULTIPLE = 8  # channels of a head in ONNX Runtime's fused attention; twice that with rotary positions
 CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16 arithmetic convert to float32
-# Arm cores with the dotprod instruction and without it. Products of whole numbers are other operators on each.
+# Arm cores with the dotprod instruction and without it. Integer matmuls are other operators on each.
 Core = Literal["dotprod", "plain"]
 
 
@@ -56,7 +56,7 @@ def core_named(core: str | None) -> Core:
 
 
 def fast_isa(core: Core | None) -> list[str]:
-    """Instructions without which a graph's kernels for whole numbers fall back to slower ones."""
+    """Instructions without which a graph's integer kernels fall back to slower ones."""
     return ["avx2", "dotprod"] if core == "dotprod" else []
 
 
@@ -72,10 +72,10 @@ class Operator:
         own: whether it stores its weights. False at a repeated use of shared weights, and for a tied head.
         row_only: whether a decode step reads one row of the table only.
         macs: multiply-adds per token, without those over cached positions.
-        width: attention only, heads of keys * head size. 2 * width elements are cached per token.
-        query_width: attention only, heads of queries * head size. The two products take 2 * query_width multiply-adds
-            per pair of positions. More than `width` where several heads of queries share one of keys.
-        heads: attention only, those of queries.
+        width: attention only, KV heads * head size. 2 * width elements are cached per token.
+        query_width: attention only, query heads * head size. The two products take 2 * query_width multiply-adds
+            per pair of positions. More than `width` where several query heads share a KV head.
+        heads: attention only, query heads.
         live: elements per token in memory while it runs: inputs, outputs and the residual.
         vectors: norm and activation only, elements per token.
         final: whether it computes the last position only, as all does behind the last attention.

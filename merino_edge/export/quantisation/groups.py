@@ -142,7 +142,7 @@ def packed(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def rounded(values: np.ndarray, scale: np.ndarray, lowest: int, highest: int) -> np.ndarray:
-    """values / scale as whole numbers from `lowest` to `highest`, float32; values [rows, groups, group_size], scale
+    """values / scale as integers from `lowest` to `highest`, float32; values [rows, groups, group_size], scale
     [rows, groups]."""
     codes = values / np.where(scale == 0, 1, scale)[..., None]  # a scale underflows to 0 with the tiniest values
     np.rint(codes, out=codes)
