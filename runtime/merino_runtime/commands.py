@@ -33,7 +33,7 @@ def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 
                  sampling: Optional[Sampling] = None, stops: Sequence[str] = (),
                  threads: Optional[int] = None, as_json: bool = False,
                  ignore_eos: bool = False, verify: bool = True, allow_slow: bool = False,
-                 overflow: str = "stop", prefill_threads: Optional[int] = None, huge_pages: bool = True,
+                 overflow: str = "stop", prefill_threads: Optional[int] = None,
                  cache_path: Optional[str] = None, backend: Optional[str] = None) -> int:
     """Options as of `api.open_model` and `api.LanguageModel.generate`. prompt: the text; None or `-`: it is read from
     stdin. cache_path: a file that holds the cache after a prompt. It is read if it exists, and else written after the
@@ -43,7 +43,7 @@ def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 
         check_output(cache_path)
     text = prompt_from_stdin() if prompt in (None, STDIN) else as_text(str(prompt))
     with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
-                    allow_slow=allow_slow, huge_pages=huge_pages, backend=backend, say=say_note) as model:
+                    allow_slow=allow_slow, backend=backend, say=say_note) as model:
         from merino_runtime.generate import Token
 
         if cache_path and restored:

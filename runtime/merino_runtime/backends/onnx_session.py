@@ -11,7 +11,6 @@ from merino_runtime import board
 from merino_runtime.attention import faster_attention
 from merino_runtime.bundle import Bundle, Port, need_of, older_graph
 from merino_runtime.errors import MerinoError
-from merino_runtime.huge_pages import new_memory_in_huge_pages
 from merino_runtime.memory import is_out_of_memory, out_of_memory
 from merino_runtime.requirements import install_commands, require, version_tuple
 from merino_runtime.threads import ThreadCounts, thread_counts
@@ -32,12 +31,11 @@ class Model(NamedTuple):
         return version_tuple(self.version)
 
 
-def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
-               huge_pages: bool = True) -> Model:
+def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None) -> Model:
     counts = thread_counts(bundle, threads, prefill_threads)
     try:
         onnxruntime = import_onnxruntime(bundle)
-        with faster_attention(bundle), new_memory_in_huge_pages(huge_pages):
+        with faster_attention(bundle):
             decode_session = prefill_session = open_session(onnxruntime, bundle, counts.decode)
             if counts.sessions > 1:
                 prefill_session = open_session(onnxruntime, bundle, counts.prefill)
