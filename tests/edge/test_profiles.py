@@ -194,7 +194,6 @@ def test_unreadable_paths_say_so(tmp_path):
 
 # Each fault: the key path to alter, its bad value (None: drop it), how its line begins, and what it must say.
 FAULTS = [
-    ("schema", 3, "schema: found 3", "2"),
     ("id", "My Board", "id: found 'My Board'", "lowercase"),
     ("name", None, "name: missing", "text"),
     ("nam", "x", "nam: found 'x'", "did you mean name?"),
