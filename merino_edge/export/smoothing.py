@@ -4,7 +4,7 @@ A product in int8 rounds its input in blocks of the weights' length, by the larg
 is much larger than the others of its block costs these their precision. Here such a channel is divided by a factor
 where it arises, and the columns of the matrices that read it are multiplied by it. Only weights change: the model
 computes what it did, but for the rounding of float32, and a step costs nothing more. Figures:
-docs/decisions/smoothing.md.
+docs/decisions/smoothquant.md.
 """
 
 import copy
