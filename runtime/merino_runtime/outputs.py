@@ -72,6 +72,28 @@ def open_output(path: str, size_bytes: int = 0, sync: bool = True) -> Iterator[B
                     sync_folder(os.path.dirname(target.path))
 
 
+def write_new(path: str, data: bytes, remedy: str, mode: int = 0o666) -> None:
+    """Makes the file `path` with this content, where nothing is there: of two processes one gets it. MerinoError with
+    `remedy` where something is, and where it cannot be written."""
+    with _faults_told(path), scratch_beside(os.path.abspath(path)) as place:
+        made = os.path.join(place, NEW)
+        with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            try:
+                os.link(made, path)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links, as of a card: the name is taken first, then replaced
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+                os.replace(made, path)
+        except FileExistsError as error:
+            raise MerinoError(f"{path} is there, and {remedy}") from error
+        sync_folder(os.path.dirname(os.path.abspath(path)))
+
+
 def append_output(path: str, text: str) -> None:
     """Appends whole lines and syncs the file. Where the last line there has no end, as a power cut leaves one, they
     start on a line of their own. Raises as `open_output`."""
