@@ -17,7 +17,7 @@ from typing import BinaryIO, Iterator, NamedTuple, Optional, Union
 from merino_runtime.errors import MerinoError
 from merino_runtime.machine_faults import machine_fault
 from merino_runtime.scratch import replace_folder, scratch_beside
-from merino_runtime.streams import write_stream
+from merino_runtime.streams import ClosedStdout, write_stream
 
 STDOUT = "-"
 NEW = "new"  # in a scratch folder: what is made
@@ -208,7 +208,8 @@ def _stream_of(path: str) -> str:
         return "stdout"
     for number, name in ((1, "stdout"), (2, "stderr")):
         with contextlib.suppress(OSError, ValueError):
-            if getattr(sys, name) is not None and os.path.samestat(os.stat(path), os.fstat(number)):
+            closed = isinstance(getattr(sys, name), (ClosedStdout, type(None)))
+            if not closed and os.path.samestat(os.stat(path), os.fstat(number)):
                 return name
     return ""
 

@@ -48,7 +48,8 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, write):
 
 
 @pytest.mark.parametrize("content", [
-    '[{"test": "tg128"},\n {"test": "tg256"},\n {"test": "pp8"}]\n', "dear diary\n", '{\n "test": "tg128"\n}\n', "\x7fELF"])
+    '[{"test": "tg128"},\n {"test": "tg256"},\n {"test": "pp8"}]\n', "dear diary\n", '{\n "test": "tg128"\n}\n',
+    "\x7fELF"])
 def test_records_are_appended_to_json_lines_alone(tmp_path, content):
     path = tmp_path / "results.jsonl"
     path.write_text(content)
