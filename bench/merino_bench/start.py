@@ -1,7 +1,11 @@
 """Where the board's command line begins: `merino` and merino.pyz. Only its imports stand between Python and this."""
-import sys
+from merino_runtime.ctrl_c import end_at_once
 
-from merino_runtime.starting import starting
+end_at_once()  # before the imports that take time, and those of `starting` do
+
+import sys  # noqa: E402
+
+from merino_runtime.starting import starting  # noqa: E402
 
 
 def main() -> int:

@@ -1,17 +1,15 @@
-"""A command line while it still imports its modules: ctrl-C, and memory that does not even suffice for these.
+"""A command line while it still imports its modules: memory that does not even suffice for these, and ctrl-C.
 
-Standard library only, and little of it: it comes first. A KeyboardInterrupt between two lines of an import ends in a
-traceback, or in whatever the imported module makes of it. Nothing has been begun at that time, so the process just
-ends, with the exit code of an interrupt.
+Standard library only, and little of it. A KeyboardInterrupt between two lines of an import ends in a traceback, or in
+whatever the imported module makes of it, so there is none before the imports are done (`ctrl_c`).
 """
 import contextlib
 import os
-import signal
-from typing import Any, Iterator
+from typing import Iterator
 
 from merino_runtime.address_space import limit_mb, refuse_blas_without_room
+from merino_runtime.ctrl_c import end_at_once, raise_again
 
-INTERRUPTED = 130  # 128 + SIGINT
 WITHOUT_FIGURES = (b"out of memory in starting. Stop other programs, or raise the limit if there is one "
                    b"(`ulimit -v`).\n")
 NO_MEMORY = ("failed to map segment", "annot allocate memory")  # of the dynamic loader and the C library
@@ -19,12 +17,9 @@ NO_MEMORY = ("failed to map segment", "annot allocate memory")  # of the dynamic
 
 @contextlib.contextmanager
 def starting(program: str) -> Iterator[None]:
-    """Around the imports. An interrupt that the parent process had switched off, as for a job in the background, stays
-    switched off."""
+    """Around the imports."""
     refuse_blas_without_room()
-    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if heard:
-        signal.signal(signal.SIGINT, _end)
+    heard = end_at_once()
     try:
         _load_hashes()
         yield
@@ -35,11 +30,7 @@ def starting(program: str) -> Iterator[None]:
         _end_without_memory(program, error)
     finally:
         if heard:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _end(*_: Any) -> None:
-    os._exit(INTERRUPTED)
+            raise_again()
 
 
 def _load_hashes() -> None:
