@@ -1,16 +1,17 @@
 """Where the board's command line begins: `merino` and merino.pyz. Only its imports stand between Python and this."""
-from merino_runtime.ctrl_c import end_at_once
+from merino_runtime.ctrl_c import end_at_once, raise_again
 
-end_at_once()  # before the imports that take time, and those of `starting` do
+end_at_once()  # before the imports that take time
 
 import sys  # noqa: E402
 
-from merino_runtime.starting import starting  # noqa: E402
-
 
 def main() -> int:
-    with starting("merino"):
-        from merino_bench.__main__ import main as run
+    heard = end_at_once()
+    from merino_bench.__main__ import main as run
+
+    if heard:
+        raise_again()
     return run()
 
 

@@ -98,7 +98,6 @@ def upward():
 def test_there_is_something_to_judge():
     assert {name.split(".")[0] for name in MODULES} == set(PACKAGES)
     assert "merino_edge.families.operators" in GRAPH["merino_edge.families.merino.geometry"]
-    assert len(MODULES) > 40
 
 
 def test_packages_import_only_the_packages_they_may():
