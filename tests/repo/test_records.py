@@ -43,13 +43,23 @@ def commit_of(name):
     return found.get("added_by_commit") or found["commits"][0].removesuffix("-dirty")
 
 
+def git(*words):
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def history():
+    if git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
+        pytest.skip("this checkout has no whole history")
+
+
 @cache
 def newer(commit, areas):
-    """Commits that changed these areas since. None where this checkout has no history that far."""
+    """Commits that changed these areas since."""
     folders = [folder for area in areas for folder in AREAS[area]]
-    call = ["git", "-C", str(ROOT), "log", "--format=%h", f"{commit}..HEAD", "--", *folders]
-    done = subprocess.run(call, capture_output=True, text=True)
-    return done.stdout.split() if done.returncode == 0 else None
+    done = git("log", "--format=%h", f"{commit}..HEAD", "--", *folders)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
 def quotes():
@@ -72,6 +82,12 @@ def test_a_record_names_the_code_that_made_it_and_some_page_rests_on_it(name):
     assert any(name == quoted for _, _, quoted in quotes())
 
 
+def test_the_commits_that_pages_name_are_there():
+    found = [re.findall(r"\bat ([0-9a-f]{7})\b", page.read_text(encoding="utf-8")) for page in PAGES]
+    named = sorted({commit for each in found for commit in each})
+    assert named and [commit for commit in named if git("merge-base", "--is-ancestor", commit, "HEAD").returncode] == []
+
+
 def test_a_page_that_quotes_an_old_record_says_at_which_commit_it_was_measured():
     silent = []
     for page, paragraph, name in quotes():
@@ -79,8 +95,6 @@ def test_a_page_that_quotes_an_old_record_says_at_which_commit_it_was_measured()
             continue  # test_docs judges links; a command may write a new one
         commit = commit_of(name)
         changed = newer(commit, tuple(JUDGED[name]))
-        if changed is None:
-            pytest.skip("this checkout has no history")
         if changed and f"at {commit}" not in paragraph.replace("\n", " "):
             silent.append(f"{page.relative_to(ROOT)}, {name}, {len(changed)} commits: say 'measured at {commit}'")
     assert silent == []
