@@ -1,5 +1,6 @@
 """Records name the code that made them, and a page that quotes one that is older than the code it judges says so."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -86,6 +87,20 @@ def test_the_commits_that_pages_name_are_there():
     found = [re.findall(r"\bat ([0-9a-f]{7})\b", page.read_text(encoding="utf-8")) for page in PAGES]
     named = sorted({commit for each in found for commit in each})
     assert named and [commit for commit in named if git("merge-base", "--is-ancestor", commit, "HEAD").returncode] == []
+
+
+@pytest.mark.parametrize("older", [[], ["0000000"]])
+def test_an_experiment_writes_the_commit_that_measured_and_keeps_the_older_ones(older, tmp_path):
+    spec = importlib.util.spec_from_file_location("write_record", ROOT / "bench" / "experiments" / "write_record.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    path = tmp_path / "record.json"
+    module.write_record(path, {"commits": older, "rows": [1]})
+    module.write_record(path, json.loads(path.read_text()))  # goes on at the same commit
+    kept = json.loads(path.read_text())
+    *before, last = kept["commits"]
+    here = git("rev-parse", "--short=7", "HEAD").stdout.strip()
+    assert last.removesuffix("-dirty") == here and before == older and kept["rows"] == [1]
 
 
 def test_a_page_that_quotes_an_old_record_says_at_which_commit_it_was_measured():
