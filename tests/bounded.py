@@ -7,20 +7,19 @@ import subprocess
 TIMEOUT_S = 240
 
 
-def run_bounded(call, streams="", limit_mb=None, reader=True, ignore_interrupts=False, cwd=None, **variables):
+def run_bounded(call, streams="", reader=True, ignore_interrupts=False, cwd=None, **variables):
     """(exit code, stdout as bytes, stderr as text), without a terminal and with an empty stdin.
 
-    streams: redirections as a shell takes them, `>/dev/full 2>&-`. limit_mb: of address space. reader=False: nobody
-    reads stdout, a pipe. A process that has not ended after TIMEOUT_S fails the test.
+    streams: redirections as a shell takes them, `>/dev/full 2>&-`. reader=False: nobody reads stdout, a
+    pipe. A process that has not ended after TIMEOUT_S fails the test.
     """
     environment = dict(os.environ, **variables)
     environment.pop("PYTHONUNBUFFERED", None)  # a user's stdout is buffered
-    limit = "" if limit_mb is None else f"ulimit -v {limit_mb * 1024}; "
     handler = signal.SIG_IGN if ignore_interrupts else signal.SIG_DFL
     reading, writing = os.pipe()
     if not reader:
         os.close(reading)
-    words = ["sh", "-c", limit + 'exec "$@" ' + streams, "sh"] + [str(word) for word in call]
+    words = ["sh", "-c", 'exec "$@" ' + streams, "sh"] + [str(word) for word in call]
     process = subprocess.Popen(
         [word.encode("utf-8") for word in words], cwd=cwd, env=environment,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if reader else writing, stderr=subprocess.PIPE,

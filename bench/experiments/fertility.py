@@ -8,9 +8,10 @@ held-out texts, which the search uses.
 """
 
 import argparse
-import json
 import statistics
 from pathlib import Path
+
+from write_record import write_record
 
 from merino_edge.training.data import load_tokenizer, read_documents, train_tokenizer
 from merino_runtime.errors import MerinoError
@@ -53,7 +54,7 @@ def main():
     for path in arguments.tokenizer:
         record["ready"].append({"name": path.name, **counted(load_tokenizer(path), arguments.held_out)})
         print(record["ready"][-1], flush=True)
-    arguments.o.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(arguments.o, record)
 
 
 if __name__ == "__main__":

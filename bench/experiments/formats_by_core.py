@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from write_record import write_record
+
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.designer import design
 from merino_edge.design.space import FULL, Space
@@ -26,7 +28,6 @@ from merino_edge.prediction.formats import fast_formats
 from merino_edge.prediction.shape import InferenceShape, default_lengths
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import list_profiles
-from merino_edge.storage.atomic import write_text
 
 VOCAB, FEWER, TIMES = 50257, 5.5, 4.9  # of the designs; OPT-350M's parameters and decode time over ours
 
@@ -110,7 +111,7 @@ def main() -> None:
     out = parser.parse_args().o
     boards = [profile.with_backend("onnxruntime") for profile in list_profiles() if profile.arch == "aarch64"]
     found = {"kind": "predicted", "boards": [board_row(profile) for profile in boards]}
-    write_text(out, json.dumps(found, indent=1) + "\n")
+    write_record(out, found)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 from scipy.stats import spearmanr
+from write_record import write_record
 
 from merino_edge.design.score import SCORES, block_score
 from merino_edge.families.designed import Architecture, Block
@@ -125,7 +126,7 @@ def main():
         for arch, record in zip(chosen, records, strict=True)
     ]  # fmt: skip
     summary = correlation(rows)
-    asked.out.write_text(json.dumps({"summary": summary, "rows": rows}, indent=1) + "\n")
+    write_record(asked.out, {"summary": summary, "rows": rows})
     for row in rows:
         print(*row.values())
     print(json.dumps(summary, indent=1))

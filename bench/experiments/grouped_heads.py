@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from write_record import write_record
+
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.designer import design
 from merino_edge.design.space import FULL, GROUPED, Space
@@ -24,7 +26,6 @@ from merino_edge.prediction.formats import fast_formats, has_cache
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import list_profiles
-from merino_edge.storage.atomic import write_text
 from merino_runtime.board import MB
 from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.errors import MerinoError
@@ -106,7 +107,7 @@ def main() -> None:
     boards = [board.with_backend(name) for board in list_profiles() for name in board.backends]
     rows = [row for board in boards for row in board_rows(board)]
     asked = {"decode_ms": DECODE_MS, "context": CONTEXT, "prompt": PROMPT, "vocab": VOCAB}
-    write_text(out, json.dumps({"kind": "predicted", "budget": asked, "rows": rows}, indent=1) + "\n")
+    write_record(out, {"kind": "predicted", "budget": asked, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ keys. The time of one thread says little of memory that several share; it says w
 """
 
 import argparse
-import json
 import platform
 import statistics
 import tempfile
@@ -17,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from write_record import write_record
 
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import kv_bytes
-from merino_edge.storage.atomic import write_text
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend
 from merino_runtime.board import MB
@@ -72,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for precision in ("fp32", "int8") for row in measured(precision, Path(folder))]
     record = {"machine": platform.machine(), "onnxruntime": onnxruntime.__version__, "threads": 1, "depth": DEPTH}
-    write_text(out, json.dumps({**record, "rows": rows}, indent=1) + "\n")
+    write_record(out, {**record, "rows": rows})
 
 
 if __name__ == "__main__":

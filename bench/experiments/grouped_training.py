@@ -32,6 +32,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads
 os.environ["RAYON_NUM_THREADS"] = "1"  # before tokenizers does
 
 import numpy as np
+from write_record import write_record
 
 from merino_bench.sensors.environment import machine
 from merino_edge.design.budgets import with_board_defaults
@@ -268,11 +269,11 @@ def main():
         for rate in RATES:
             for name in names:
                 trained(known[name], rate, SEEDS[0], asked, tokenizer, start)
-                write_text(asked.out, json.dumps(record(asked.cache, known, facts), indent=1) + "\n")
+                write_record(asked.out, record(asked.cache, known, facts))
         for seed in SEEDS[1:]:
             for name in names:
                 trained(known[name], best_rate(asked.cache, known[name]), seed, asked, tokenizer, start)
-                write_text(asked.out, json.dumps(record(asked.cache, known, facts), indent=1) + "\n")
+                write_record(asked.out, record(asked.cache, known, facts))
     for pair in record(asked.cache, known, facts)["pairs"]:
         print(*pair.values())
 

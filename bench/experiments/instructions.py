@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "targets"))
 os.environ.setdefault("MERINO_USERS_CACHE", os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"))
 
 from counted_instructions import count, why_not  # noqa: E402 - a module of the tests
+from write_record import write_record  # noqa: E402
 
 from merino_edge.export.export import export  # noqa: E402
 from merino_edge.export.source import Source, load_source  # noqa: E402
-from merino_edge.storage.atomic import write_text  # noqa: E402
 
 FORMATS = [("fp32", "dotprod"), ("int8", "plain"), ("int4", "plain"), ("int8", "dotprod"), ("int4", "dotprod")]
 PLAIN, DOTPROD = "cortex-a72", "cortex-a76"
@@ -61,7 +61,7 @@ def main() -> None:
         path.write_text(json.dumps(DESIGN))
         found = rows("embedded", load_source("embedded"), (PLAIN, DOTPROD), Path(folder))
         found += rows("design-35m", load_source(str(path)), (PLAIN,), Path(folder))
-    write_text(out, json.dumps({"onnxruntime": "1.32.0", "rows": found}, indent=1) + "\n")
+    write_record(out, {"onnxruntime": "1.32.0", "rows": found})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the next token (Kullback-Leibler) is measured: it tells forms apart on far less 
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,11 +18,11 @@ import tokenizers
 import torch
 from quality import windows_of
 from smoothing import read, replaced, row_of
+from write_record import write_record
 
 from merino_edge.export.quantisation.groups import dequantize, fits, quantize_groups
 from merino_edge.export.quantisation.smoothquant import rows_to_read, smoothed
 from merino_edge.export.source import Source, load_source
-from merino_edge.storage.atomic import write_text
 
 LARGEST = 127  # of codes of an activation
 FORMS = {"blocks of 32": (32, 32), "blocks of 64": (64, 64), "blocks of 64 and 128": (64, 128)}
@@ -87,7 +86,7 @@ def main() -> None:
         "schema": 1, "model": given.model.name, "text": given.text.name, "window": given.length,
         "windows": given.windows, "rows": rows,
     }  # fmt: skip
-    write_text(given.out, json.dumps(record, indent=1) + "\n")
+    write_record(given.out, record)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,12 @@ from statistics import mean, median, stdev
 from typing import Any
 
 import numpy as np
+from write_record import write_record
 
 from merino_bench.sensors.environment import machine
 from merino_edge.embedded import EMBEDDED
 from merino_edge.families.names import bundle_path
 from merino_edge.families.zoo import model
-from merino_edge.storage.atomic import write_text
 from merino_runtime.attention import SWITCH
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend
@@ -217,7 +217,7 @@ def main() -> None:
     row |= {"machine": machine(), "context": args.context, "threads": args.threads}
     for part in ("memory", "time") if args.part == "speed" else (args.part,):
         row[part] = parts[part](args)
-        write_text(args.out, json.dumps(record, indent=1) + "\n")
+        write_record(args.out, record)
 
 
 if __name__ == "__main__":

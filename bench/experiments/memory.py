@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from write_record import write_record
+
 PROMPT, STEPS, TIMED_PREFILLS = 64, 64, 5
 ALLOWED_MB = 90  # above weights and KV cache: the interpreter, the libraries, activations
 MB = 2**20
@@ -118,7 +120,7 @@ def main():
     for row in rows:
         print(json.dumps({key: value for key, value in row.items() if key != "phases_mb"}))
     if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+        write_record(arguments.out, {"rows": rows})
 
 
 if __name__ == "__main__":

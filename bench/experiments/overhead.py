@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from write_record import write_record
 
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
@@ -102,7 +103,7 @@ def main():
     for row in rows:
         print(json.dumps(row), flush=True)
     if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+        write_record(arguments.out, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ which MERINO_QEMU_PLUGINS names.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -27,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "targets"))
 os.environ.setdefault("MERINO_USERS_CACHE", os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"))
 
 from counted_instructions import marks, why_not  # noqa: E402 - a module of the tests
-
-from merino_edge.storage.atomic import write_text  # noqa: E402
+from write_record import write_record
 
 CPUS, ROWS = ("cortex-a57", "cortex-a72", "cortex-a53"), (1, 16)  # positions: a decode step, a prompt
 COLUMNS, WEIGHTS = 512, (256, 1280)
@@ -101,7 +99,7 @@ def main() -> None:
         ]  # fmt: skip
     for row in found:
         print(row, file=sys.stderr)
-    write_text(given.out, json.dumps({"onnxruntime": given.version, "rows": found}, indent=1) + "\n")
+    write_record(given.out, {"onnxruntime": given.version, "rows": found})
 
 
 if __name__ == "__main__":

@@ -27,13 +27,13 @@ import tokenizers
 import torch
 from gguf_copies import write_copy
 from llama_losses import open_model
+from write_record import write_record
 
 from merino_bench.sensors.environment import machine
 from merino_edge.evaluation.perplexity import cross_entropy
 from merino_edge.export.export import export
 from merino_edge.export.onnx.graph import MODEL_FILE, replaced_model
 from merino_edge.export.source import Source, load_source
-from merino_edge.storage.atomic import write_text
 from merino_edge.training.data import read_documents
 from merino_edge.training.rows import PackedTokens
 from merino_runtime.backends import open_backend
@@ -208,9 +208,9 @@ def main() -> None:
             done[str(number)] = mean(losses(rows[number].tolist()))
             print(f"{entrant.name}, window {number}: {done[str(number)]:.5f}", file=sys.stderr, flush=True)
             record["rows"] = list(rows_of(record, given.windows))
-            write_text(given.out, json.dumps(record, indent=1) + "\n")
+            write_record(given.out, record)
     record["rows"] = list(rows_of(record, given.windows))
-    write_text(given.out, json.dumps(record, indent=1) + "\n")
+    write_record(given.out, record)
     print(table(record["rows"]))
 
 

@@ -12,12 +12,12 @@ shows in minutes whether it all runs.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from gguf_copies import write_copy
+from write_record import write_record
 
 from merino_bench.harness.cases import BenchRequest
 from merino_bench.sensors.environment import machine
@@ -27,7 +27,6 @@ from merino_edge.export.source import load_source
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
 from merino_edge.records.speed_ratio import row_ratio
-from merino_edge.storage.atomic import write_text
 from merino_runtime.bundle import load_bundle
 
 CONTEXT, DEPTHS, STEPS, PROMPT = 2048, (64, 448, 1984), 32, 512
@@ -125,7 +124,7 @@ def main() -> None:
         folders = [bundle_of(asked.model, precision, kv, asked.cache) for kv in CACHES[precision]]
         rows += pairs(precision, measured(asked.model, precision, folders, asked.cache, asked.short))
         record = {"schema": 1, "machine": machine(), "model": asked.model.name, "short": asked.short, "rows": rows}
-        write_text(asked.out, json.dumps(record, indent=1) + "\n")
+        write_record(asked.out, record)
     print(table(rows))
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"  # before numpy loads
 
+from write_record import write_record  # noqa: E402
+
 from merino_edge.design.budgets import with_board_defaults  # noqa: E402
 from merino_edge.design.designer import design  # noqa: E402
 from merino_edge.design.encode import body_tables, layers_of, scored_options  # noqa: E402
@@ -94,7 +96,7 @@ def main():
         for row in PARTS[part]():
             print(part, row, flush=True)
             record[part].append(row)
-            arguments.o.write_text(json.dumps(record, indent=1) + "\n")
+            write_record(arguments.o, record)
 
 
 if __name__ == "__main__":

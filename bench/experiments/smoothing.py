@@ -8,7 +8,6 @@ itself; in a prompt all rows by one scale, but those behind a gated activation o
 
 import argparse
 import copy
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +19,10 @@ from typing import Any, NamedTuple
 import tokenizers
 import torch
 from smoothing_factors import smooth
+from write_record import write_record
 
 from merino_edge.export.quantisation.groups import dequantize, quantize_groups
 from merino_edge.export.source import load_source
-from merino_edge.storage.atomic import write_text
 from merino_edge.training.data import read_documents
 from merino_edge.training.rows import PackedTokens
 
@@ -145,7 +144,7 @@ def main() -> None:
         "schema": 1, "model": given.model.name, "text": given.text.name, "calibrate": given.calibrate.name,
         "window": WINDOW, "windows": given.windows, "rows": rows,
     }  # fmt: skip
-    write_text(given.out, json.dumps(record, indent=1) + "\n")
+    write_record(given.out, record)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from write_record import write_record
+
 REPETITIONS, ALLOWED_MS = 7, 1000.0
 PROMPT = "Once upon a time, there was a little girl named Lily."
 
@@ -157,7 +159,7 @@ def main():
         result = measure(with_tokenizer(bundle, Path(folder)))
     print(json.dumps(result, indent=1))
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_record(arguments.out, result)
 
 
 if __name__ == "__main__":

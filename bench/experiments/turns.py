@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from write_record import write_record
+
 from merino_edge.calibration.board import board
 
 PASSES = 5
@@ -59,4 +61,4 @@ def over_passes(done: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_record(path, content)

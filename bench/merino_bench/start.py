@@ -1,12 +1,17 @@
 """Where the board's command line begins: `merino` and merino.pyz. Only its imports stand between Python and this."""
-import sys
+from merino_runtime.ctrl_c import end_at_once, raise_again
 
-from merino_runtime.starting import starting
+end_at_once()  # before the imports that take time
+
+import sys  # noqa: E402
 
 
 def main() -> int:
-    with starting("merino"):
-        from merino_bench.__main__ import main as run
+    heard = end_at_once()
+    from merino_bench.__main__ import main as run
+
+    if heard:
+        raise_again()
     return run()
 
 

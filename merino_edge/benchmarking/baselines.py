@@ -13,10 +13,11 @@ from pathlib import Path
 import merino_edge
 from merino_edge.bundles.files import is_bundle
 from merino_edge.export.export import export
+from merino_edge.export.request import chosen_precision
 from merino_edge.export.source import random_source
 from merino_edge.families.names import resolve
 from merino_edge.families.operators import Core, core_named, core_of
-from merino_edge.families.zoo import Model, exportable_models
+from merino_edge.families.zoo import Model
 from merino_edge.storage.atomic import cache_folder
 from merino_runtime.bundle import load_bundle, quantised_cache
 from merino_runtime.errors import MerinoError
@@ -32,20 +33,15 @@ def baseline_bundles(
 
     A name such as `opt-350m` gives one per (precision, dialect, kind of core, cache) among the measured bundles, so
     that each ratio is at equal format. With `precision` it gives one of that precision with a cache of floats, in the
-    dialect and for the kind of core of the first measured bundle. Any other `what` is a bundle's folder. Raises
-    MerinoError where a folder is given together with a precision.
+    dialect and for the kind of core of the first measured bundle. Any other `what` is a bundle's folder, and has its
+    own precision. Raises MerinoError where the dialect has no such precision.
     """
     found = resolve(what)
     if not isinstance(found, Model):
-        if precision is not None:
-            raise MerinoError(
-                f"--baseline-precision goes with {', '.join(exportable_models())}: {what!r} is taken for a bundle,"
-                " which has its own. Leave the option out, or name one of these"
-            )
         return [found]
     formats = formats_of(measured) or [("fp32", "fused", "dotprod", None)]
     if precision is not None:
-        formats = [(precision, *formats[0][1:3], None)]
+        formats = [(chosen_precision(formats[0][1], precision, None), *formats[0][1:3], None)]
     return [baseline_bundle(found, say, *each) for each in formats]
 
 

@@ -28,9 +28,9 @@ def bundles_of(names: Sequence[str], baseline: str | None, precision: str | None
     """Folders of the bundles and of the baselines, which are made here where they are named; `installed` is the
     board's. Raises MerinoError as `bench` does."""
     folders = [name if name == INSTALLED else bundle_path(name) for name in names]
+    check_baseline(None if baseline == INSTALLED else baseline, precision)
     if baseline is None or baseline == INSTALLED:
         return folders, [baseline] if baseline else []
-    check_baseline(baseline)
     here = [folder for folder in folders if folder != INSTALLED]
     if isinstance(resolve(baseline), Model) and precision is None and not here:
         raise MerinoError(
@@ -43,18 +43,19 @@ def bundles_of(names: Sequence[str], baseline: str | None, precision: str | None
 
 
 async def bench_over_ssh(
-    address: Address, accept_new: bool, folders: Sequence[str], bases: Sequence[str], options: Sequence[str],
-    output: str, save_path: Path | None, say: Callable[[str], None], told: Told,
+    address: Address, accept_new: bool, root: str | None, folders: Sequence[str], bases: Sequence[str],
+    options: Sequence[str], output: str, save_path: Path | None, say: Callable[[str], None], told: Told,
 ) -> int:  # fmt: skip
     """Measures on the board, and writes the records here to stdout in the form `output` and to the file `save_path`.
 
-    options: of `merino bench`, as words. Returns the exit code, 1 where a row failed. Raises MerinoError.
+    root: the folder of releases there, None: that of its user. options: of `merino bench`, as words. Returns the exit
+    code, 1 where a row failed. Raises MerinoError.
     """
     render([], output)
     if save_path is not None:
         check_can_save(str(save_path))
     async with connected(address, accept_new, say) as board:
-        records = await _measured(board, folders, bases, options, say, told)
+        records = await _measured(board, root, folders, bases, options, say, told)
     if save_path is not None:
         (append if appends(str(save_path)) else save)(records, str(save_path))
     write_out(render(records, output, terminal_width()))
@@ -65,14 +66,14 @@ async def bench_over_ssh(
 
 
 async def _measured(
-    board: Board, folders: Sequence[str], bases: Sequence[str], options: Sequence[str], say: Callable[[str], None],
-    told: Told,
+    board: Board, root: str | None, folders: Sequence[str], bases: Sequence[str], options: Sequence[str],
+    say: Callable[[str], None], told: Told,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    there = await program(board)
-    places = [await bundle_there(board, folder, told) for folder in folders]
+    there = await program(board, root)
+    places = [await bundle_there(there, folder, told) for folder in folders]
     arguments = ["bench", *places, *options, "-o", "jsonl"]
     for base in bases:
-        arguments += ["--baseline", await bundle_there(board, base, told)]
+        arguments += ["--baseline", await bundle_there(there, base, told)]
     told("measuring", 0, 0)
     ran = await there.run(arguments, doing="measure", timeout_s=MOST_S, most_bytes=MOST_BYTES, tell=say)
     rows, faults, cut = parse_records(ran.out)

@@ -8,6 +8,7 @@ from merino_bench.harness.entrants import check_baselines
 from merino_bench.harness.progress import Progress
 from merino_bench.harness.run import bench_command
 from merino_edge.benchmarking.peers.session import peers_beside
+from merino_edge.export.request import PRECISIONS
 from merino_edge.families.names import bundle_path, resolve
 from merino_edge.families.zoo import Model, exportable_models
 from merino_runtime.errors import MerinoError
@@ -27,8 +28,8 @@ def run_benchmark(
     """
     folders = [bundle_path(bundle) for bundle in bundles]
     bases: list[str] = []
+    check_baseline(baseline, baseline_precision)
     if baseline is not None:
-        check_baseline(baseline)
         from merino_edge.benchmarking.baselines import baseline_bundles  # loads torch
 
         bases = baseline_bundles(baseline, folders, baseline_precision, say)
@@ -38,10 +39,23 @@ def run_benchmark(
         )
 
 
-def check_baseline(baseline: str) -> None:
-    """Raises MerinoError where `baseline` is no name and no bundle, before torch is loaded or a model is made."""
+def check_baseline(baseline: str | None, precision: str | None) -> None:
+    """Raises MerinoError where `baseline` is no name and no bundle, or has no such precision, before torch is loaded or
+    a model is made."""
+    known = PRECISIONS["fused"]
+    if precision is not None and precision not in known:
+        raise MerinoError(f"--baseline-precision {precision} is not known: choose one of {', '.join(known)}")
+    if precision is not None and baseline is None:
+        raise MerinoError("--baseline-precision is of a baseline by name: give --baseline opt-350m, or leave it out")
+    if baseline is None:
+        return
     found = resolve(baseline)
     if not isinstance(found, Model):
+        if precision is not None:
+            raise MerinoError(
+                f"--baseline-precision goes with {', '.join(exportable_models())}: {baseline!r} is taken for a bundle,"
+                " which has its own. Leave the option out, or name one of these"
+            )
         try:
             check_baselines([found])
         except MerinoError as error:

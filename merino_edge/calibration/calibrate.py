@@ -217,9 +217,6 @@ def calibrated_toml(base: str, probe: Probe, fit: Fit, power_mode: str | None = 
     """A profile's TOML with the measured values of the probe's backend in place of its own. What was not measured stays
     with its comments, other backends too. power_mode: of a GPU's figures, where it is known."""
     document = tomlkit.parse(base)
-    if document["schema"] == 1:  # as `profiles.reading` reads it
-        document["schema"] = 2
-        document["performance"] = {"onnxruntime": document["performance"].unwrap()}
     measured = tomlkit.table()
     measured.comment(f"calibrated: {probe.source}")
     own = document["performance"].get(probe.backend, {})

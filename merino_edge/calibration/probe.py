@@ -15,7 +15,7 @@ from merino_bench.probe.tasks import DECODER_CONTEXT, DECODER_VOCAB
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import Backend
-from merino_edge.storage.faults import fault_list
+from merino_edge.storage.faults import fault_list, refuse_other_schema
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json_and_text
 
@@ -83,7 +83,7 @@ class Probe(Strict):
     """probe.json."""
 
     schema_version: Annotated[int, Field(alias="schema", ge=PROBE_SCHEMA, le=PROBE_SCHEMA)]
-    backend: Backend = "onnxruntime"  # what ran the graphs
+    backend: Backend  # what ran the graphs
     date: str
     seconds: float
     machine: dict[str, Any]
@@ -131,7 +131,9 @@ def timed_decoder(width: int, ffn_width: int, layers: int, uses: int, heads: int
 
 def read_probe(path: Path) -> Probe:
     """Raises MerinoError with all faults of the file at once."""
-    return parse_probe(read_json_and_text(str(path), f"`merino probe -o {path}` writes one.")[1], str(path))
+    raw, text = read_json_and_text(str(path), f"`merino probe -o {path}` writes one.")
+    refuse_other_schema(raw, PROBE_SCHEMA, str(path), "python3", "merino.pyz", "probe", "-o", path.name)
+    return parse_probe(text, str(path))
 
 
 def parse_probe(text: str, origin: str) -> Probe:

@@ -26,7 +26,7 @@ from merino_edge.cli.check import check
 from merino_edge.cli.design import design
 from merino_edge.cli.export import export
 from merino_edge.cli.flash import flash
-from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Ssh
+from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Root, Ssh
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
 from merino_runtime.errors import MerinoError
@@ -112,11 +112,13 @@ def calibrate(
 ) -> None:
     """Put a board's own measurements into its profile. `--device host` measures this machine again, and keeps that."""
     from merino_edge.calibration.command import recalibrate
-    from merino_edge.cli.over_ssh import probe_there
+    from merino_edge.cli.over_ssh import probe_there, refuse_remote
     from merino_edge.cli.tables.boards import interval_table, residual_table
     from merino_edge.cli.tables.layout import show
     from merino_runtime.outputs import is_stdout
 
+    if ssh is None:
+        refuse_remote(accept_new=accept_new)
     ask = None if ssh is None else partial(probe_there, ssh, accept_new)
     found = recalibrate(device, probe or (), out, say, ask, backend)
     if out is not None and is_stdout(str(out)):
@@ -156,10 +158,12 @@ def bench(
     save: Annotated[Path | None, typer.Option(help="the records as JSON too; FILE.jsonl is appended to")] = None,
     ssh: Ssh = None,
     accept_new: AcceptNew = False,
+    root: Root = None,
 ) -> None:
     """Measure bundles, here or on a board, in fresh processes. Lists and ranges: 128,512 or 1-4 or 128-2048*2."""
     from merino_bench.harness.cases import BenchRequest, parse_depths, parse_lengths, parse_threads
     from merino_edge.benchmarking.run import run_benchmark
+    from merino_edge.cli.over_ssh import refuse_local, refuse_remote
     from merino_edge.cli.terminal import bench_progress
     from merino_runtime.threads import check_threads
 
@@ -170,13 +174,14 @@ def bench(
     for count in request.threads:
         check_threads("threads", count)
     if ssh is not None:
-        from merino_edge.cli.over_ssh import bench_there, refuse_local, words_of
+        from merino_edge.cli.over_ssh import bench_there, words_of
 
         refuse_local(peers=peers, peers_file=peers_file)
         options = words_of(p=prompts, n=steps, d=depths, r=repetitions, t=threads, timeout=timeout)
         raise typer.Exit(
-            bench_there(ssh, accept_new, bundles, baseline, baseline_precision, options, output.value, save)
+            bench_there(ssh, accept_new, root, bundles, baseline, baseline_precision, options, output.value, save)
         )
+    refuse_remote(accept_new=accept_new, root=root)
     with bench_progress() as progress:
         code = run_benchmark(
             bundles, request, baseline, baseline_precision, output.value, save, timeout, peers, progress, say,

@@ -21,6 +21,9 @@ AcceptNew = Annotated[
 ]
 HOST = "[USER@]HOST[:PORT]"
 Ssh = Annotated[str | None, typer.Option(metavar=HOST, help="on this board, not on this machine")]
+Root = Annotated[
+    str | None, typer.Option(metavar="DIR", help="--ssh: folder of releases there, as `flash --root` had it")
+]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
 PrefillThreads = Annotated[int | None, typer.Option(help="of prefill alone; default: as -t")]
 Seed = Annotated[int, typer.Option(help="seed of all randomness")]

@@ -38,7 +38,9 @@ def on_board(host: str, accept_new: bool, work: "Callable[[Board], Coroutine[Any
     return asyncio.run(run())
 
 
-def generate_there(host: str, accept_new: bool, bundle: str, prompt: str | None, options: Sequence[str]) -> int:
+def generate_there(
+    host: str, accept_new: bool, root: str | None, bundle: str, prompt: str | None, options: Sequence[str]
+) -> int:
     """Streams to stdout what the board's program writes -> its exit code."""
     from merino_edge.cli.terminal import boards_progress, say
     from merino_edge.delivery.ssh.programs import INSTALLED, bundle_there, program
@@ -56,10 +58,10 @@ def generate_there(host: str, accept_new: bool, bundle: str, prompt: str | None,
             raise ReaderGoneError from error
 
     async def work(board: "Board") -> int:
-        there = await program(board)
+        there = await program(board, root)
         with boards_progress() as tell:
             told = lambda name, done, total: tell(host, f"copying {name}", done, total)  # noqa: E731
-            place = await bundle_there(board, folder, told)
+            place = await bundle_there(there, folder, told)
         ran = await there.run(
             ["generate", place, "-", *options], (text + "\n").encode("utf-8", "surrogateescape"), doing="generate",
             timeout_s=GENERATED_S, most_bytes=GENERATED_BYTES, tell=say, take=take,
@@ -72,7 +74,9 @@ def generate_there(host: str, accept_new: bool, bundle: str, prompt: str | None,
         raise BrokenPipeError from None
 
 
-def chat_there(host: str, accept_new: bool, bundle: str, options: Sequence[str], as_json: bool) -> int:
+def chat_there(
+    host: str, accept_new: bool, root: str | None, bundle: str, options: Sequence[str], as_json: bool
+) -> int:
     """A talk with the model on the board; what is typed and shown is here -> the exit code."""
     from merino_edge.cli.terminal import boards_progress, say
     from merino_edge.delivery.ssh.programs import INSTALLED, bundle_there, program
@@ -84,10 +88,10 @@ def chat_there(host: str, accept_new: bool, bundle: str, options: Sequence[str],
     folder = bundle if bundle == INSTALLED else bundle_path(bundle)
 
     async def work(board: "Board", serve: "Serve") -> None:
-        there = await program(board)
+        there = await program(board, root)
         with boards_progress() as tell:
             told = lambda name, done, total: tell(host, f"copying {name}", done, total)  # noqa: E731
-            place = await bundle_there(board, folder, told)
+            place = await bundle_there(there, folder, told)
         async with there.talking(["chat", place, "--json", *options], say) as session:
             await serve(session)
 
@@ -100,8 +104,8 @@ def chat_there(host: str, accept_new: bool, bundle: str, options: Sequence[str],
 
 
 def bench_there(
-    host: str, accept_new: bool, bundles: Sequence[str], baseline: str | None, precision: str | None,
-    options: Sequence[str], output: str, save: Path | None,
+    host: str, accept_new: bool, root: str | None, bundles: Sequence[str], baseline: str | None,
+    precision: str | None, options: Sequence[str], output: str, save: Path | None,
 ) -> int:  # fmt: skip
     """`bench` on a board -> exit code."""
     from merino_edge.benchmarking.over_ssh import bench_over_ssh, bundles_of
@@ -113,7 +117,7 @@ def bench_there(
     with boards_progress() as tell:
         return asyncio.run(
             bench_over_ssh(
-                address, accept_new, folders, bases, options, output, save, say,
+                address, accept_new, root, folders, bases, options, output, save, say,
                 lambda name, done, total: tell(host, f"copying {name}" if total else name, done, total),
             )  # fmt: skip
         )
@@ -151,6 +155,7 @@ def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:
         raise typer.BadParameter("the board says what it is: give one of --ssh and --device", param_hint="--device")
     if ssh is not None:
         return device_there(ssh, accept_new)
+    refuse_remote(accept_new=accept_new)
     if device is None:
         raise typer.BadParameter("give a board: --device ID, or --ssh HOST to ask it", param_hint="--device")
     return device
@@ -158,9 +163,16 @@ def chosen_device(device: str | None, ssh: str | None, accept_new: bool) -> str:
 
 def refuse_local(**given: Any) -> None:
     """Raises MerinoError for options that make no sense on a board, where one was given."""
-    wrong = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    wrong = [f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, False)]
     if wrong:
         raise MerinoError(f"{', '.join(wrong)} is of this machine, and --ssh runs on the board: leave one of them out")
+
+
+def refuse_remote(**given: Any) -> None:
+    """Raises MerinoError for options of a board over ssh, where one was given without --ssh."""
+    wrong = [f"--{name.replace('_', '-')}" for name, value in given.items() if value not in (None, False)]
+    if wrong:
+        raise MerinoError(f"{', '.join(wrong)} goes with --ssh HOST, and this runs here: leave it out, or give --ssh")
 
 
 def words_of(**given: Any) -> list[str]:

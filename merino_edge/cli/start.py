@@ -1,11 +1,16 @@
 """Where `merino-edge` begins. Only the imports of the packages themselves stand between Python and this."""
 
-from merino_runtime.starting import starting
+from merino_runtime.ctrl_c import end_at_once, raise_again
+
+end_at_once()  # before the imports that take time
 
 
 def main() -> None:
-    with starting("merino-edge"):
-        from merino_edge.cli.app import main as run
+    heard = end_at_once()
+    from merino_edge.cli.app import main as run
+
+    if heard:
+        raise_again()
     run()
 
 

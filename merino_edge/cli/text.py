@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from merino_edge.cli.options import AcceptNew, Json, PrefillThreads, Ssh, Threads
+from merino_edge.cli.options import AcceptNew, Json, PrefillThreads, Root, Ssh, Threads
 
 
 class Overflow(StrEnum):
@@ -41,12 +41,13 @@ def generate(
     cache: Annotated[
         Path | None, typer.Option(help="KV cache after the prompt: written if there is none yet, else read")
     ] = None,
-    no_huge_pages: Annotated[bool, typer.Option("--no-huge-pages", help="weights stay in small pages")] = False,
     ssh: Ssh = None,
     accept_new: AcceptNew = False,
+    root: Root = None,
     as_json: Json = False,
 ) -> None:
     """Stream text from a bundle: the board's own runtime, on this machine or on a board."""
+    from merino_edge.cli.over_ssh import refuse_remote
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import run_generate, stdin_is_terminal
     from merino_runtime.sampling import Sampling
@@ -60,14 +61,15 @@ def generate(
         options = words_of(
             n=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty, seed=seed, overflow=overflow.value, ignore_eos=ignore_eos,
-            allow_slow=allow_slow, t=threads, prefill_threads=prefill_threads, no_huge_pages=no_huge_pages,
+            allow_slow=allow_slow, t=threads, prefill_threads=prefill_threads,
             json=as_json,
         ) + [f"--stop={each}" for each in stop or ()]  # fmt: skip
-        raise typer.Exit(generate_there(ssh, accept_new, bundle, prompt, options))
+        raise typer.Exit(generate_there(ssh, accept_new, root, bundle, prompt, options))
+    refuse_remote(accept_new=accept_new, root=root)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     run_generate(
         bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,
-        allow_slow=allow_slow, overflow=overflow.value, prefill_threads=prefill_threads, huge_pages=not no_huge_pages,
+        allow_slow=allow_slow, overflow=overflow.value, prefill_threads=prefill_threads,
         cache_path=str(cache) if cache else None,
     )  # fmt: skip
 
@@ -89,12 +91,13 @@ def chat(
     ] = ChatOverflow.error,
     threads: Threads = None,
     prefill_threads: PrefillThreads = None,
-    no_huge_pages: Annotated[bool, typer.Option("--no-huge-pages", help="weights stay in small pages")] = False,
     ssh: Ssh = None,
     accept_new: AcceptNew = False,
+    root: Root = None,
     as_json: Json = False,
 ) -> None:
     """Talk with a model that was trained for it, on this machine or on a board. From a pipe, a line is a turn."""
+    from merino_edge.cli.over_ssh import refuse_remote
     from merino_edge.families.names import bundle_path
     from merino_runtime.chat import run_chat
     from merino_runtime.sampling import Sampling
@@ -105,13 +108,14 @@ def chat(
         options = words_of(
             system=system, no_think=no_think, n=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
             min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, allow_slow=allow_slow,
-            overflow=overflow.value, t=threads, prefill_threads=prefill_threads, no_huge_pages=no_huge_pages,
+            overflow=overflow.value, t=threads, prefill_threads=prefill_threads,
         )  # fmt: skip
-        raise typer.Exit(chat_there(ssh, accept_new, bundle, options, as_json))
+        raise typer.Exit(chat_there(ssh, accept_new, root, bundle, options, as_json))
+    refuse_remote(accept_new=accept_new, root=root)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     code = run_chat(
         bundle_path(bundle), as_json, threads=threads, prefill_threads=prefill_threads, allow_slow=allow_slow,
-        huge_pages=not no_huge_pages, system=system, no_think=no_think, max_new_tokens=max_new_tokens,
+        system=system, no_think=no_think, max_new_tokens=max_new_tokens,
         sampling=sampling, overflow=overflow.value,
     )  # fmt: skip
     raise typer.Exit(code)

@@ -11,13 +11,14 @@ from merino_runtime.delivery.archive import Signature, signed_bytes
 from merino_runtime.delivery.keys import SUFFIX, key_line
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_text
-from merino_runtime.outputs import open_output, write_output
+from merino_runtime.outputs import write_new
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PRIVATE_SUFFIX = ".key"
 PRIVATE_MODE = 0o600
+KEPT = "no key is overwritten: choose another -o, or move it away"
 OTHERS = 0o077
 LARGEST_BYTES = 2**16
 A_KEY = "a private key of Ed25519 in PEM, without a password"
@@ -27,23 +28,27 @@ ED25519 = "cryptography.hazmat.primitives.asymmetric.ed25519"
 
 
 def make_key(name: Path) -> tuple[Path, Path]:
-    """Make a pair -> (NAME.key, NAME.pub). Raises MerinoError where one of them is there: no key is overwritten."""
+    """Make a pair -> (NAME.key, NAME.pub). Raises MerinoError where one of them is there: no key is overwritten, not
+    even one that another process makes at the same time."""
+    if name.name in ("", ".."):
+        raise MerinoError(f"-o {str(name)!r} names a folder or nothing: give a name, such as -o fleet")
     private, public = (name.with_name(name.name + suffix) for suffix in (PRIVATE_SUFFIX, SUFFIX))
     for path in (private, public):
         if os.path.lexists(path):
-            raise MerinoError(f"{path} is there, and no key is overwritten: choose another -o, or move it away")
+            raise MerinoError(f"{path} is there, and {KEPT}")
     serialization = needed(SERIALIZATION)
     key = needed(ED25519).Ed25519PrivateKey.generate()
     line = key_line(key.public_key().public_bytes_raw(), name.name)
     make_parent(private)
-    with open_output(str(private)) as file:
-        os.fchmod(file.fileno(), PRIVATE_MODE)
-        file.write(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-    write_output(str(public), line)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    write_new(str(private), pem, KEPT, PRIVATE_MODE)
+    try:
+        write_new(str(public), line.encode(), KEPT)
+    except BaseException:
+        private.unlink()
+        raise
     return private, public
 
 

@@ -1,15 +1,15 @@
 """design.json: what was asked, what was found and how. Reading one needs no solver."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from merino_edge.design.score import Scoring
 from merino_edge.families.designed import Architecture
 from merino_edge.prediction.cost_model import Predicted
 from merino_edge.profiles.profile import Backend
-from merino_edge.storage.faults import fault_list
+from merino_edge.storage.faults import fault_list, refuse_other_schema
 from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json, read_json_and_text
@@ -85,21 +85,15 @@ class Design(Strict):
     considered: Considered
     solver: Solver
 
-    @model_validator(mode="before")
-    @classmethod
-    def _as_latest(cls, raw: Any) -> Any:
-        """Schema 2 knew one backend, schema 3 blocks with as many heads of keys as of queries."""
-        if isinstance(raw, dict) and raw.get("schema") in (2, 3):
-            return {**raw, "schema": SCHEMA} | ({"backend": "onnxruntime"} if raw["schema"] == 2 else {})
-        return raw
-
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
 
 def load_design(path: Path) -> Design:
-    """Raises MerinoError with all faults of the file at once."""
-    _, text = read_json_and_text(str(path), f"`merino-edge design -o {path}` writes one.")
+    """Raises MerinoError with all faults of the file at once. Another schema is said alone."""
+    raw, text = read_json_and_text(str(path), f"`merino-edge design -o {path}` writes one.")
+    device = raw.get("device", "ID") if isinstance(raw, dict) else "ID"
+    refuse_other_schema(raw, SCHEMA, str(path), "merino-edge", "design", "--device", str(device), "-o", str(path))
     try:
         return Design.model_validate_json(text)
     except ValidationError as error:

@@ -77,7 +77,7 @@ def block_score(
     """(1 - gamma) L (a1 H_attention + a2 H_FFN), in weighted nats.
 
     `kv_width`: channels of keys and of values; None: as many as the block has. With fewer, their two matrices have
-    fewer columns, and so less entropy (ours: docs/decisions/grouped-heads.md).
+    fewer columns, and so less entropy (ours: docs/decisions/kv-heads.md).
     """
     keys_entropy = linear_entropy(width, width if kv_width is None else kv_width, scoring.eps)
     attention_entropy = 2 * linear_entropy(width, width, scoring.eps) + 2 * keys_entropy

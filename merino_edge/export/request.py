@@ -13,6 +13,7 @@ from merino_edge.families.names import resolve
 from merino_edge.families.operators import Core
 from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.prediction.formats import (
+    EMPTY,
     cache_needs,
     core_of_board,
     dialect_of,
@@ -37,7 +38,7 @@ class Target(NamedTuple):
 def target_of(dialect: str | None, board: DeviceProfile | None, design: Design | None) -> Target:
     """What was asked for, else what suits the design's backend and the board; else `fused` for cores with dotprod."""
     suits = "portable" if board and dialect_of(board) == "portable" else default_dialect(design)
-    return Target(dialect or suits, core_of_board(board) if board else "dotprod")
+    return Target(suits if dialect is None else dialect, core_of_board(board) if board else "dotprod")
 
 
 class Plan(NamedTuple):
@@ -101,10 +102,10 @@ def chosen_precision(dialect: str, precision: str | None, design: Design | None)
     """The weight format: `precision`, else the design's, else fp32. Raises MerinoError where the dialect is not known
     or has no such format."""
     if dialect not in PRECISIONS:
-        raise MerinoError(f"--dialect {dialect} is not known: choose one of {', '.join(PRECISIONS)}")
-    found = precision or (design.precision if design else "fp32")
+        raise MerinoError(f"--dialect {dialect or EMPTY} is not known: choose one of {', '.join(PRECISIONS)}")
+    found = precision if precision is not None else design.precision if design else "fp32"
     if found not in PRECISIONS[dialect]:
-        asked = f"--precision {precision}" if precision else f"the design's weight format, {found},"
+        asked = f"the design's weight format, {found}," if precision is None else f"--precision {precision or EMPTY}"
         choices = "; ".join(f"{name}: {', '.join(known)}" for name, known in PRECISIONS.items())
         raise MerinoError(f"{asked} is not possible in dialect {dialect}: choose a --precision of {choices}")
     return found
@@ -142,7 +143,7 @@ def chosen_cache(
 
     Raises MerinoError where the dialect, the weight format or the board's runtime takes no such cache.
     """
-    found = quantised_kv(kv or (design.kv if design else None))
+    found = quantised_kv(kv if kv is not None else design.kv if design else None)
     if found is None:
         return None
     asked = f"--kv {kv}" if kv else f"the design's cache, {found},"

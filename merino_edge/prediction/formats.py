@@ -10,6 +10,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.requirements import version_tuple
 
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
+EMPTY = "''"  # as a shell writes a word without characters
 KV_FORMATS = ("fp32", *QUANTISED_CACHES)  # that a user may name
 PORTABLE_FORMATS = ("fp32", "int8")  # of ONNX Runtime, in order of preference
 # In order of preference: on a CPU most bits, on a GPU the format of its arithmetic.
@@ -38,7 +39,7 @@ def quantised_kv(kv: str | None) -> str | None:
     """What --kv names where it is not the format of the activations anyway, else None. Raises MerinoError for a format
     that no cache has."""
     if kv is not None and kv not in KV_FORMATS:
-        raise MerinoError(f"--kv {kv} is not known: choose one of {', '.join(KV_FORMATS)}")
+        raise MerinoError(f"--kv {kv or EMPTY} is not known: choose one of {', '.join(KV_FORMATS)}")
     return kv if kv in QUANTISED_CACHES else None
 
 

@@ -42,7 +42,7 @@ Residency = Literal["resident", "partial", "streaming"]
 RESIDENCIES: tuple[Residency, ...] = ("resident", "partial", "streaming")
 
 # Time of a multiply-add of attention over a quantised cache, over that of float32's, where no probe measured it.
-# aarch64: executed instructions of ONNX Runtime 1.32's kernels (docs/decisions/attention-kernels.md).
+# aarch64: executed instructions of ONNX Runtime 1.32's kernels (docs/decisions/kv-cache.md).
 CACHE_TIMES: Mapping[str, Mapping[str, float]] = {
     "aarch64": {"int8": 3.7 / 1.14, "int4": 7.0 / 1.14},
     "x86_64": {"int8": 1.0, "int4": 1.0},

@@ -22,6 +22,7 @@ Isa = Literal[
 ISA_FEATURES: tuple[str, ...] = typing.get_args(Isa)
 Backend = Literal["onnxruntime", "tensorrt"]
 BACKENDS: tuple[Backend, ...] = typing.get_args(Backend)
+SCHEMA = 2
 LONGEST_CONTEXT = 131_072  # of a designed decoder
 Cycles = Annotated[float, Field(ge=LEAST, le=MOST)]
 
@@ -136,7 +137,7 @@ class DeviceProfile(Facts):
     """A board. `backend`: what its predictions are of; in a file, `default_backend`, that of its usual software.
     `with_backend` takes another."""
 
-    schema_version: Literal[2] = Field(alias="schema")
+    schema_version: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)]
     id: str = Field(pattern=r"^[a-z0-9-]+$")
     name: Text
     arch: Literal["aarch64", "x86_64", "other"]

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from merino_edge.profiles.faults import contradictions, phrase
-from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.profiles.profile import SCHEMA, DeviceProfile
+from merino_edge.storage.faults import refuse_other_schema
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import TOO_DEEP, check_depth, read_text
 
@@ -73,9 +74,10 @@ def parse_profile_text(text: str, origin: str) -> DeviceProfile:
 
 def parse_profile(raw: Mapping[str, Any], origin: str) -> DeviceProfile:
     """The profile of a TOML's keys and values. Raises one MerinoError that names every fault; `origin`: whose."""
+    again = ("merino-edge", "calibrate", "--probe", "probe.json", "--device", "ID", "-o", origin)
+    refuse_other_schema(raw, SCHEMA, origin, *again)
     faults: list[str] = []
     profile = None
-    raw = as_latest(raw)
     try:
         profile = DeviceProfile.model_validate(raw)
     except ValidationError as error:
@@ -85,14 +87,6 @@ def parse_profile(raw: Mapping[str, Any], origin: str) -> DeviceProfile:
         listed = "".join(f"\n  {fault}" for fault in faults)
         raise MerinoError(f"{origin} is not a valid device profile; correct the following:{listed}")
     return profile
-
-
-def as_latest(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A profile of schema 1 in the words of this one: its `performance` was ONNX Runtime's, and it knew no other
-    backend. A file that `calibrate` wrote stays of use."""
-    if raw.get("schema") != 1:
-        return raw
-    return {**raw, "schema": 2, "performance": {"onnxruntime": raw.get("performance", {})}}
 
 
 def _folder() -> Path:

@@ -2,9 +2,12 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterable
 
 from pydantic import ValidationError
+
+from merino_runtime.errors import MerinoError
 
 MOST_LISTED = 50
 LONGEST_SHOWN = 80  # characters of a wrong value or of an odd key
@@ -15,6 +18,16 @@ def fault_list(error: ValidationError) -> str:
     found = error.errors(include_url=False, include_context=False)
     more = [f"and {len(found) - MOST_LISTED} more"] if len(found) > MOST_LISTED else []
     return "; ".join([fault(detail) for detail in found[:MOST_LISTED]] + more)
+
+
+def refuse_other_schema(raw: object, schema: int, origin: str, *again: str) -> None:
+    """Under another schema a list of wrong keys would mean nothing. again: the command that makes the file."""
+    found = raw.get("schema", schema) if isinstance(raw, dict) else schema
+    if isinstance(found, int) and found != schema:
+        raise MerinoError(
+            f"{origin} has schema {shortened(str(found))}, this version reads schema {schema}: make it again, "
+            f"`{shlex.join(again)}`"
+        )
 
 
 def fault(detail: object) -> str:

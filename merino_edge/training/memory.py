@@ -7,7 +7,7 @@ Counted are bytes on top of the process with its libraries:
   4 bytes per token; with bf16 a part of it takes half. Attention keeps no scores;
 * LOGIT_TENSORS of [batch, context, vocabulary], 4 bytes each: the logits, their log-softmax, its gradient.
 
-The three counts were fitted to measured peaks on a CPU: docs/decisions/training-runs.md.
+The three counts were fitted to measured peaks on a CPU: docs/decisions/training.md.
 """
 
 import re

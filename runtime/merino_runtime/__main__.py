@@ -109,8 +109,6 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_opening(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-huge-pages", action="store_true",
-                        help="leave the weights in small pages (as MERINO_HUGE_PAGES=0 does)")
     parser.add_argument("--no-verify", action="store_true", help="do not hash the bundle's files first")
     _add_backend(parser)
     _add_threads(parser)
@@ -127,7 +125,7 @@ def _chat(arguments: argparse.Namespace) -> int:
 
     return run_chat(
         arguments.bundle, arguments.json, threads=arguments.threads, prefill_threads=arguments.prefill_threads,
-        verify=not arguments.no_verify, allow_slow=arguments.allow_slow, huge_pages=not arguments.no_huge_pages,
+        verify=not arguments.no_verify, allow_slow=arguments.allow_slow,
         system=arguments.system, no_think=arguments.no_think, max_new_tokens=arguments.max_new_tokens,
         sampling=_sampling(arguments), overflow=arguments.overflow)
 
@@ -136,7 +134,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     return commands.run_generate(
         arguments.bundle, arguments.prompt, arguments.max_new_tokens, _sampling(arguments), arguments.stop,
         arguments.threads, arguments.json, arguments.ignore_eos, not arguments.no_verify,
-        arguments.allow_slow, arguments.overflow, arguments.prefill_threads, not arguments.no_huge_pages,
+        arguments.allow_slow, arguments.overflow, arguments.prefill_threads,
         arguments.cache, arguments.backend)
 
 

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def open_model(path: str, *, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
-               verify: bool = True, allow_slow: bool = False, huge_pages: bool = True, backend: Optional[str] = None,
+               verify: bool = True, allow_slow: bool = False, backend: Optional[str] = None,
                say: Callable[[str], None] = lambda _: None) -> "LanguageModel":
     """Opens the bundle in the folder `path`. MerinoError if it is damaged or this machine cannot run it.
 
     threads: of decode, and of prefill if prefill_threads is None; None: the bundle's choice, else by the machine.
     verify: hash files that changed since they were last hashed. allow_slow: run although this CPU lacks the format's
-    instructions. huge_pages: move the weights into huge pages if the kernel can. backend: `onnxruntime` or
-    `tensorrt`; None: the machine's and the bundle's choice. say: gets notes on what will be slow, and on the choice.
+    instructions. backend: `onnxruntime` or `tensorrt`; None: the machine's and the bundle's choice. say: gets notes on
+    what will be slow, and on the choice.
     """
     bundle = load_bundle(path, verify=False)
     if verify:
@@ -41,7 +41,7 @@ def open_model(path: str, *, threads: Optional[int] = None, prefill_threads: Opt
     require("numpy")  # imported below, and only now: what cannot run here was refused before
     from merino_runtime.backends import open_backend
 
-    return LanguageModel(bundle, open_backend(bundle, threads, prefill_threads, huge_pages, chosen, say))
+    return LanguageModel(bundle, open_backend(bundle, threads, prefill_threads, chosen, say))
 
 
 class LanguageModel:

@@ -1,7 +1,7 @@
 """Which of ONNX Runtime's two kernels computes attention. Standard library only.
 
 From 1.28 on it works in tiles. An environment variable, read when a session opens, brings back products of whole
-matrices, as before. Which is faster depends on the core and on the cache (docs/decisions/attention-kernels.md).
+matrices, as before. Which is faster depends on the core and on the cache (docs/decisions/kv-cache.md).
 """
 import contextlib
 import os

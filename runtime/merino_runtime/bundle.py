@@ -8,7 +8,7 @@ import hashlib
 import os
 from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
 
-from merino_runtime.bundle_schema import READ, SCHEMA, as_latest, problems_of
+from merino_runtime.bundle_schema import SCHEMA, problems_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
 from merino_runtime.json_shape import listed, shown
@@ -143,16 +143,14 @@ def bundle_of(folder: str, description: Any) -> Bundle:
     if not isinstance(description, dict):
         raise MerinoError(f"{path} holds {shown(description)}, not an object. Export the bundle again.")
     schema = description.get("schema")
-    if "schema" in description and (schema not in READ or isinstance(schema, (bool, float))):
+    if "schema" in description and (schema != SCHEMA or isinstance(schema, (bool, float))):
         # Said alone: under another schema the complaints about keys would mean nothing.
-        raise MerinoError(f"{path} has schema {shown(schema)}, this runtime reads schema "
-                          f"{' and '.join(map(str, READ))}. Use the "
+        raise MerinoError(f"{path} has schema {shown(schema)}, this runtime reads schema {SCHEMA}. Use the "
                           "merino.pyz that came with the bundle, or export it again with this version.")
-    latest = as_latest(description)
-    problems = problems_of(latest)
+    problems = problems_of(description)
     if problems:
         raise MerinoError(f"{path} does not follow schema {SCHEMA}: {listed(problems)}. Export the bundle again.")
-    return _bundle_of(folder, latest)
+    return _bundle_of(folder, description)
 
 
 def need_of(bundle: Bundle, backend: str) -> Optional[BackendNeed]:

@@ -1,7 +1,6 @@
 """The schema of bundle.json: its keys, and what each value must be. Standard library only.
 
-All problems of a file are found at once; `bundle` raises them as one error. An older schema is rewritten into the
-latest one before it is judged. What the keys mean: docs/formats.md.
+All problems of a file are found at once; `bundle` raises them as one error. What the keys mean: docs/formats.md.
 """
 from typing import Any, Dict, List, Optional
 
@@ -24,7 +23,6 @@ from merino_runtime.json_shape import (
 )
 
 SCHEMA = 2
-READ = (1, SCHEMA)
 # Beyond these no machine runs a bundle, and sums of them no longer fit the numbers of other programs.
 LONGEST_CONTEXT = LARGEST_VOCAB = 2 ** 24
 LARGEST_LAYER = 2 ** 14  # heads, and channels of a head
@@ -40,36 +38,6 @@ MESSAGE_TEXTS = ("whole", "stripped", "answer", "answer_lines", "answer_stripped
 def problems_of(description: Any) -> List[str]:
     """In words, one for each wrong key or value; contradictions between values only where each value is valid."""
     return problems_in(description, BUNDLE_SHAPE) or _contradictions(description)
-
-
-def as_latest(description: Dict[str, Any]) -> Dict[str, Any]:
-    """A description of any schema in `READ` as one of the latest; an object of another schema comes back as it is.
-
-    Schema 1 had one backend, one id to stop at or null, no chat, and a cache in floats alone. A key that is missing
-    there is missing in the result too. Its `portable` graphs are not listed for TensorRT: NVIDIA's parser was not asked
-    about them. Its graphs of whole numbers are for cores with dotprod: those of `portable` may hold weights of -128,
-    which others add wrongly.
-    """
-    if description.get("schema") != 1 or isinstance(description.get("schema"), bool):
-        return description
-    latest: Dict[str, Any] = {}
-    for key, value in description.items():
-        if key == "backend":
-            latest["backends"] = [value]
-        elif key == "eos_id":
-            latest["stop_ids"] = [] if value is None else [value]
-        elif key == "dialect":
-            latest.update(dialect=value, core="dotprod" if description.get("precision") in ("int8", "int4") else None)
-        elif key == "boards":
-            latest.update(boards=value, slower_on=[])
-        elif key == "kv_layers" and isinstance(value, list):
-            form = "fp16" if description.get("precision") == "fp16" else "fp32"
-            latest[key] = [dict(layer, format=form) if isinstance(layer, dict) else layer for layer in value]
-        elif key == "files":
-            latest.update(chat=None, files=value)
-        else:
-            latest[key] = value
-    return dict(latest, schema=SCHEMA)
 
 
 def _axis(value: Any) -> Optional[str]:

@@ -13,7 +13,6 @@ from merino_runtime.api import open_model
 from merino_runtime.attention import attention_path
 from merino_runtime.backend_choice import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle, backends_text, cache_formats, load_bundle
-from merino_runtime.bundle_schema import as_latest
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
 from merino_runtime.outputs import check_output
@@ -33,7 +32,7 @@ def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 
                  sampling: Optional[Sampling] = None, stops: Sequence[str] = (),
                  threads: Optional[int] = None, as_json: bool = False,
                  ignore_eos: bool = False, verify: bool = True, allow_slow: bool = False,
-                 overflow: str = "stop", prefill_threads: Optional[int] = None, huge_pages: bool = True,
+                 overflow: str = "stop", prefill_threads: Optional[int] = None,
                  cache_path: Optional[str] = None, backend: Optional[str] = None) -> int:
     """Options as of `api.open_model` and `api.LanguageModel.generate`. prompt: the text; None or `-`: it is read from
     stdin. cache_path: a file that holds the cache after a prompt. It is read if it exists, and else written after the
@@ -43,7 +42,7 @@ def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 
         check_output(cache_path)
     text = prompt_from_stdin() if prompt in (None, STDIN) else as_text(str(prompt))
     with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
-                    allow_slow=allow_slow, huge_pages=huge_pages, backend=backend, say=say_note) as model:
+                    allow_slow=allow_slow, backend=backend, say=say_note) as model:
         from merino_runtime.generate import Token
 
         if cache_path and restored:
@@ -130,7 +129,7 @@ def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> i
 
 
 def run_info(path: str, as_json: bool = False) -> int:
-    """Of a bundle: as_json has the keys of bundle.json in the latest schema, and this machine under `board`. Or of a
+    """Of a bundle: as_json has the keys of bundle.json, and this machine under `board`. Or of a
     packed file."""
     if _is_packed(path):
         from merino_runtime.delivery import packed
@@ -140,7 +139,7 @@ def run_info(path: str, as_json: bool = False) -> int:
     here = board.this_board()
     if as_json:
         path = os.path.join(bundle.folder, "bundle.json")
-        description = as_latest(read_json(path, "Copy or export the bundle again."))
+        description = read_json(path, "Copy or export the bundle again.")
         description["board"] = dict(here._asdict(), isa=sorted(here.isa))
         write_out(json.dumps(description, indent=2) + "\n")
     else:

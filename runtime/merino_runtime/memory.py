@@ -3,7 +3,6 @@ import re
 from typing import Optional
 
 from merino_runtime import board
-from merino_runtime.address_space import limit_mb
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 
@@ -17,12 +16,7 @@ LONGEST_CHAIN = 10  # of errors, each raised from the next
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python, numpy, onnxruntime or the dynamic loader says that memory ran out.
-
-    Python's own importer, without memory, also raises a SystemError: under a limit it is taken for that.
-    """
-    if isinstance(error, SystemError):
-        return limit_mb() is not None
+    """Whether an error of Python, numpy, onnxruntime or the dynamic loader says that memory ran out."""
     return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY_WORDS.search(str(error)))
 
 
@@ -65,12 +59,9 @@ def _present() -> str:
     """What the process holds, may hold and the machine has; nothing if memory does not suffice to read that."""
     try:
         held, mb = board.peak_rss_mb(), board.read_memory_mb(board.read_text("/proc/meminfo"))
-        limit = limit_mb()
     except MemoryError:
         return ""
     there = f"; this process has held up to {held:.0f} MB"
-    if limit is not None:
-        there += f" and may address {limit:.0f} MB (`ulimit -v`)"
     if "MemAvailable" in mb:
         there += f", {mb['MemAvailable']:.0f} of this machine's {mb['MemTotal']:.0f} MB are available"
     return there

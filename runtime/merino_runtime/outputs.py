@@ -17,7 +17,7 @@ from typing import BinaryIO, Iterator, NamedTuple, Optional, Union
 from merino_runtime.errors import MerinoError
 from merino_runtime.machine_faults import machine_fault
 from merino_runtime.scratch import replace_folder, scratch_beside
-from merino_runtime.streams import write_stream
+from merino_runtime.streams import ClosedStdout, write_stream
 
 STDOUT = "-"
 NEW = "new"  # in a scratch folder: what is made
@@ -70,6 +70,28 @@ def open_output(path: str, size_bytes: int = 0, sync: bool = True) -> Iterator[B
                 os.replace(made, target.path)
                 if sync:
                     sync_folder(os.path.dirname(target.path))
+
+
+def write_new(path: str, data: bytes, remedy: str, mode: int = 0o666) -> None:
+    """Makes the file `path` with this content, where nothing is there: of two processes one gets it. MerinoError with
+    `remedy` where something is, and where it cannot be written."""
+    with _faults_told(path), scratch_beside(os.path.abspath(path)) as place:
+        made = os.path.join(place, NEW)
+        with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            try:
+                os.link(made, path)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links, as of a card: the name is taken first, then replaced
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+                os.replace(made, path)
+        except FileExistsError as error:
+            raise MerinoError(f"{path} is there, and {remedy}") from error
+        sync_folder(os.path.dirname(os.path.abspath(path)))
 
 
 def append_output(path: str, text: str) -> None:
@@ -186,7 +208,8 @@ def _stream_of(path: str) -> str:
         return "stdout"
     for number, name in ((1, "stdout"), (2, "stderr")):
         with contextlib.suppress(OSError, ValueError):
-            if getattr(sys, name) is not None and os.path.samestat(os.stat(path), os.fstat(number)):
+            closed = isinstance(getattr(sys, name), (ClosedStdout, type(None)))
+            if not closed and os.path.samestat(os.stat(path), os.fstat(number)):
                 return name
     return ""
 

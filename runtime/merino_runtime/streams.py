@@ -4,16 +4,24 @@ A result is lost with stdout only where it was written nowhere else: outputs are
 A message that stderr does not take is dropped: nothing may fail for it.
 """
 import contextlib
+import io
 import os
 import sys
 from typing import Callable, Optional, TextIO
 
+from merino_runtime.ctrl_c import INTERRUPTED
 from merino_runtime.errors import MerinoError
 from merino_runtime.machine_faults import machine_fault
 from merino_runtime.memory import lack_of_memory, ran_out
-from merino_runtime.starting import INTERRUPTED
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE
+
+
+class ClosedStdout(io.TextIOBase):
+    """In place of a stdout that the process began without. `print` would drop there what it is given, in silence."""
+
+    def write(self, text: str) -> int:  # noqa: ARG002
+        raise MerinoError("cannot write to stdout: it is closed. Name a file, or leave it open.")
 
 
 def write_out(text: str) -> None:
@@ -70,6 +78,8 @@ def exit_code(run: Callable[[], int], tell: Callable[[str], None] = say) -> int:
 
     A closed pipe on stdout ends the command without a word, as it does other tools of Unix.
     """
+    if sys.stdout is None:
+        sys.stdout = ClosedStdout()
     _take_any_text()
     code = _code_of(run, tell)
     try:

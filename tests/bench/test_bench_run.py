@@ -371,16 +371,19 @@ class TestCommand:
         assert lines[2].startswith(b"merino: 1/2 ") and lines[2].endswith(b" pp8 1/1") and lines[3:] == [b""]
 
     @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for the child in /proc")
-    def test_ctrl_c_is_exit_130_and_leaves_no_process(self, folder):
+    def test_ctrl_c_is_exit_130_and_leaves_no_process_and_older_records_as_they_were(self, folder, tmp_path):
+        older = tmp_path / "older.json"
+        older.write_text('[{"test": "tg128"}]')
         parent = subprocess.Popen(
-            [*quick_bench.CALL, "bench", folder, "-p", "8", "-n", "0", "-r", str(10 ** 8), "-o", "json"],
+            [*quick_bench.CALL, "bench", folder, "-p", "8", "-n", "0", "-r", str(10 ** 8), "-o", "json",
+             "--save", str(older)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=ROOTS),
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's background job ignores it
         child = wait_for(lambda: children_of(parent.pid))[0]
         parent.send_signal(signal.SIGINT)
         out, err = parent.communicate(timeout=DEADLINE_S)
         assert parent.returncode == 130 and json.loads(out.decode()) == [] and b"Traceback" not in err
-        assert not os.path.exists(f"/proc/{child}")
+        assert not os.path.exists(f"/proc/{child}") and older.read_text() == '[{"test": "tg128"}]'
 
 
 class TestZip:

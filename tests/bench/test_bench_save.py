@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from merino_bench.harness.saving import append, save
+from merino_bench.harness.saving import append, check_can_save, save
 from merino_runtime.errors import MerinoError
 
 PATH = os.pathsep.join(os.path.abspath(path) for path in sys.path)
@@ -45,3 +45,21 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, write):
     (tmp_path / "a file").write_text("")
     with pytest.raises(MerinoError, match="^cannot write .*a file"):
         write([{"test": "tg128"}], str(tmp_path / "a file" / "result.json"))
+
+
+@pytest.mark.parametrize("content", [
+    '[{"test": "tg128"},\n {"test": "tg256"},\n {"test": "pp8"}]\n', "dear diary\n", '{\n "test": "tg128"\n}\n',
+    "\x7fELF"])
+def test_records_are_appended_to_json_lines_alone(tmp_path, content):
+    path = tmp_path / "results.jsonl"
+    path.write_text(content)
+    with pytest.raises(MerinoError, match=r"results\.jsonl holds no JSON lines"):
+        check_can_save(str(path))
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("content", ["", '{"test": "tg', '{"test": "tg\n{"test": "pp8"}\n', '{"test": "pp8"}\n{"te'])
+def test_lines_that_a_power_cut_tore_are_no_reason_to_refuse(tmp_path, content):
+    path = tmp_path / "results.jsonl"
+    path.write_text(content)
+    check_can_save(str(path))

@@ -7,6 +7,7 @@ import pytest
 
 from merino_edge.benchmarking import baselines
 from merino_edge.benchmarking.baselines import EXPORTER_ROOMS, baseline_bundles, digest_of, exporter_digest
+from merino_edge.benchmarking.run import check_baseline
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families import zoo
 from merino_runtime.bundle import load_bundle, quantised_cache
@@ -105,4 +106,9 @@ def test_a_folder_is_taken_as_it_is_and_has_its_own_precision(bundle_dirs):
     folder = bundle_dirs["fused"]
     assert baseline_bundles(folder, [folder], None, print) == [folder]
     with pytest.raises(MerinoError, match="--baseline-precision goes with opt-125m, opt-350m"):
-        baseline_bundles(folder, [folder], "int8", print)
+        check_baseline(folder, "int8")
+
+
+def test_a_precision_that_the_dialect_lacks_is_refused_in_words(bundle_dirs):
+    with pytest.raises(MerinoError, match="--precision int4 is not possible in dialect portable"):
+        baseline_bundles("opt-350m", [bundle_dirs["portable"]], "int4", lambda _: None)

@@ -242,6 +242,15 @@ REFUSED_WITHOUT_TORCH = [
     (["export", "broken.json", "-o", "out"], "broken.json is not JSON"),
     (["bench", "embedded", "--baseline", "nope"], "--baseline nope cannot be measured: no such bundle: 'nope'"),
     (["bench", "embedded", "--baseline", "nope", "--peers", "all"], "Or name one: opt-"),
+    (["bench", "embedded", "--baseline", "opt-350m", "--baseline-precision", "int2"], "int2 is not known: choose one"),
+    (["bench", "embedded", "--baseline-precision", "int8"], "is of a baseline by name: give --baseline opt-350m"),
+    (["bench", "embedded", "--baseline", "embedded", "--baseline-precision", "int8"], "goes with opt-125m, opt-350m"),
+    (["export", "embedded", "--kv", "", "-o", "out"], "--kv '' is not known: choose one of fp32, int8, int4"),
+    (["export", "embedded", "--precision", "", "-o", "out"], "--precision '' is not possible in dialect fused"),
+    (["export", "embedded", "--dialect", "", "-o", "out"], "--dialect '' is not known"),
+    (["generate", "embedded", "Once", "--ssh", "h:99999"], "no host has a port 99999, allowed: 1 to 65535"),
+    (["design", "--device", "raspberry-pi-4", "--decode-ms", "inf"], "--decode-ms inf is no limit: give a positive"),
+    (["keygen", "-o", ""], "-o '.' names a folder or nothing: give a name, such as -o fleet"),
 ]
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from merino_edge.calibration.probe import read_probe
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import load_design
 from merino_edge.design.designer import design
@@ -77,16 +78,21 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
     assert set(content["solver"]) == {"name", "gap", "bound", "seconds", "seed"}
 
 
-def test_a_design_of_schema_3_has_as_many_heads_of_keys_as_of_queries(tmp_path):
-    found = small_design()
-    content = json.loads(found.to_json()) | {"schema": 3}
-    for block in content["architecture"]["blocks"]:
-        del block["kv_heads"]
-    (tmp_path / "design.json").write_text(json.dumps(content))
-    read = load_design(tmp_path / "design.json")
-    assert read.schema_version == 4
-    arch = read.architecture
-    assert [layer.heads for layer in arch.layer_shapes] == [heads for heads, _ in arch.kv_layers]
+@pytest.mark.parametrize(("read", "name", "content", "command"), [
+    (load_design, "my design.json", {"schema": 3, "device": "raspberry-pi-4"},
+     "merino-edge design --device raspberry-pi-4 -o 'PATH'"),
+    (read_probe, "probe.json", {"schema": 5}, "python3 merino.pyz probe -o probe.json"),
+    (load_profile, "mine.toml", {"schema": 1}, "merino-edge calibrate --probe probe.json --device ID -o PATH"),
+])  # fmt: skip
+def test_another_schema_is_refused_with_the_command_that_makes_the_file_again(read, name, content, command, tmp_path):
+    path = tmp_path / name
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in content.items()]
+    path.write_text("".join(lines) if path.suffix == ".toml" else json.dumps(content))
+    with pytest.raises(MerinoError) as caught:
+        read(path)
+    again = command.replace("PATH", str(path))
+    assert str(caught.value).startswith(f"{path} has schema {content['schema']}, this version reads schema ")
+    assert str(caught.value).endswith(f": make it again, `{again}`")
 
 
 @pytest.mark.slow
@@ -108,7 +114,6 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
     content = json.loads(small_design().to_json())
     del content["device"]
     content["colour"] = "red"
-    content["schema"] = 1
     content["solver"]["name"] = "guess"
     content["architecture"]["blocks"][0]["width"] = 33
     content["predicted"]["params"] = "many"
@@ -118,7 +123,7 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
         load_design(path)
     message = str(caught.value)
     assert "design.json" in message
-    for key in ("device: missing", "colour: unknown key", "schema: ", "solver.name: ", "blocks.0.width: ", "params: "):
+    for key in ("device: missing", "colour: unknown key", "solver.name: ", "blocks.0.width: ", "params: "):
         assert key in message, key
 
 

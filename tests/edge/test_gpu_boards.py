@@ -270,17 +270,6 @@ def test_a_design_for_tensorrt_is_exported_in_its_dialect(tmp_path):
     assert default_dialect(on_cpu) == "fused"
 
 
-def test_a_design_of_schema_2_is_of_onnxruntime(tmp_path):
-    raw = json.loads(design(ORIN, {"decode_ms": 20}, space=replace(SMALL, blocks=1), context=64, prompt=32).to_json())
-    old = {key: value for key, value in raw.items() if key != "backend"} | {"schema": 2}
-    (tmp_path / "design.json").write_text(json.dumps(old))
-    read = load_design(tmp_path / "design.json")
-    assert (read.schema_version, read.backend) == (4, "onnxruntime")
-    (tmp_path / "design.json").write_text(json.dumps(old | {"schema": 3}))
-    with pytest.raises(MerinoError, match="backend: "):
-        load_design(tmp_path / "design.json")
-
-
 def raw_profile(board="jetson-nano"):
     return tomllib.loads(profile_text(board))
 
@@ -295,7 +284,6 @@ def raw_profile(board="jetson-nano"):
     ("performance.tensorrt.runtime_mb.value", 2049, "found 2049, must be at most budget.memory_mb, which is 2048"),
     ("performance.tensorrt.launch_us", None, "performance.tensorrt.launch_us: missing, must be { value = a positive"),
     ("performance.tensorrt.launchs_us", 3, "no such key (did you mean launch_us?)"),
-    ("schema", 1, "read_gb_s: missing"),  # it would be the CPU's table, and holds two tables
 ])  # fmt: skip
 def test_faults_of_a_profile_with_a_gpu(path, value, said):
     raw = raw_profile()
@@ -312,36 +300,9 @@ def test_faults_of_a_profile_with_a_gpu(path, value, said):
     assert said in str(caught.value)
 
 
-def old_text(board):
-    """A profile's text as it was in schema 1: one `performance`, that of ONNX Runtime."""
-    raw = raw_profile(board)
-    text = profile_text(board).replace("schema = 2", "schema = 1").replace("[performance.onnxruntime", "[performance")
-    text = text.replace('default_backend = "tensorrt"', "")
-    if "tensorrt" in raw["performance"]:
-        head, tail = text.split("\n[performance.tensorrt]\n")
-        text = head + tail[tail.index("[budget]") :]
-    return text
-
-
-@pytest.mark.parametrize("board", ["jetson-nano", "raspberry-pi-5"])
-def test_a_profile_of_schema_1_is_read_as_onnxruntimes_and_calibrated_into_this_schema(board):
-    text = old_text(board)
-    assert "default_backend" not in text and tomllib.loads(text)["performance"]["read_gb_s"]
-    old, new = parse_profile_text(text, "old.toml"), load_profile(board)
-    assert (old.backend, old.backends) == ("onnxruntime", ("onnxruntime",))
-    assert old.performance.onnxruntime == new.performance.onnxruntime
-    with pytest.raises(MerinoError, match="has no performance.tensorrt: choose onnxruntime, or add these figures"):
-        old.with_backend("tensorrt")
-    probe = synthetic()
-    written = calibrated_toml(text, probe, calibrate(probe))
-    again = parse_profile_text(written, "calibrated")
-    assert tomllib.loads(written)["schema"] == 2
-    assert again.performance.onnxruntime.coefficients.kind == "calibrated"
-
-
 def test_calibrating_the_cpu_leaves_the_gpu_as_it_was():
     probe = synthetic()
-    assert probe.backend == "onnxruntime"  # a probe.json without the key
+    assert probe.backend == "onnxruntime"
     text = calibrated_toml(profile_text("jetson-nano"), probe, calibrate(probe))
     after = parse_profile_text(text, "calibrated")
     assert after.performance.tensorrt == NANO.performance.tensorrt and after.backend == "tensorrt"

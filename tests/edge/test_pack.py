@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -311,6 +312,35 @@ def test_keys_are_never_overwritten_and_the_private_one_is_for_its_owner(tmp_pat
     private.chmod(0o600)
     read = read_private_key(private).public_key().public_bytes_raw()
     assert read == read_public_key(str(public)).key
+    for name in ("", "a/..", "/"):
+        with pytest.raises(MerinoError, match="names a folder or nothing"):
+            make_key(Path(name))
+
+
+def test_of_two_that_make_a_key_at_once_one_gets_the_name(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    start, made = fork.Barrier(2), fork.SimpleQueue()
+
+    def contend():
+        for number in range(40):
+            start.wait(30)
+            try:
+                make_key(tmp_path / f"{number}")
+                made.put(number)
+            except MerinoError as error:
+                assert "no key is overwritten" in str(error)
+
+    both = [fork.Process(target=contend) for _ in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(60)
+    assert [each.exitcode for each in both] == [0, 0]
+    assert sorted(made.get() for _ in range(40)) == list(range(40)) and made.empty()
+    for number in range(40):
+        public = read_private_key(tmp_path / f"{number}.key").public_key().public_bytes_raw()
+        assert read_public_key(str(tmp_path / f"{number}.pub")).key == public
+    assert len(list(tmp_path.iterdir())) == 80
 
 
 def pem(key, password=None):

@@ -98,7 +98,6 @@ def upward():
 def test_there_is_something_to_judge():
     assert {name.split(".")[0] for name in MODULES} == set(PACKAGES)
     assert "merino_edge.families.operators" in GRAPH["merino_edge.families.designed"]
-    assert len(MODULES) > 40
 
 
 def test_packages_import_only_the_packages_they_may():
@@ -217,7 +216,7 @@ def test_outputs_are_written_by_one_module():
 
 def test_merino_edge_holds_its_rooms_and_nothing_else():
     found = {path.name for path in PACKAGES["merino_edge"].iterdir() if path.name != "__pycache__"}
-    assert found == {*ROOMS["merino_edge"], "__init__.py"}
+    assert found == {*ROOMS["merino_edge"], "__init__.py", "__main__.py"}
 
 
 def cycles():

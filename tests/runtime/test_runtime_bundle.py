@@ -4,19 +4,16 @@ import json
 import os
 import shutil
 import tempfile
-from pathlib import Path
 
 import pytest
 
 from merino_runtime.bundle import (
-    BackendNeed,
     Bundle,
     Chat,
     Golden,
     KvLayer,
     Port,
     SystemParts,
-    bundle_of,
     file_path,
     load_bundle,
 )
@@ -24,7 +21,6 @@ from merino_runtime.errors import MerinoError
 
 FILES = {"model.onnx": b"graph", "model.onnx.data": bytes(range(256)) * 20, "tokenizer.json": b"{}"}
 
-SCHEMA_1 = Path(__file__).with_name("bundle-schema-1.json")
 PARTS = {"begin": "<s>", "system": {"before": "<s>system\n", "after": "\n"}, "answer": "\n", "user": "\n",
          "generation": "\n", "no_think": None, "date_format": "%d %b %Y",
          "texts": {"system": "whole", "user": "stripped", "assistant": "answer"}}
@@ -182,11 +178,11 @@ def test_of_very_many_problems_the_first_are_listed_and_the_others_counted(folde
     assert len(message) < 5000 and "and 950 more" in message and "\n" not in message
 
 
-@pytest.mark.parametrize("schema", [0, 3, "1", None, True, 1.5, 1.0, 2.0])
+@pytest.mark.parametrize("schema", [0, 1, 3, "2", None, True, 1.5, 1.0, 2.0])
 def test_another_schema_is_refused_by_number_alone(folder, schema):
     rewrite(folder, dict(description(), schema=schema, unheard_of=1))
     message = refusal(folder)
-    assert "schema" in message and "reads schema 1 and 2" in message and "unheard_of" not in message
+    assert "schema" in message and "reads schema 2" in message and "unheard_of" not in message
 
 
 @pytest.mark.parametrize("path", ["../model.onnx", "/etc/passwd", "a/../../b", "..", "", ".", "a\\..\\b",
@@ -201,36 +197,6 @@ def test_a_path_out_of_the_bundle_is_refused(folder, path):
 def test_a_family_is_a_name_and_no_more_to_the_runtime(folder):
     rewrite(folder, dict(description(), family="a family of tomorrow", architecture={"anything": [1]}))
     assert load_bundle(folder).family == "a family of tomorrow"
-
-
-def test_the_description_of_schema_1_is_still_read():
-    """The bytes of a bundle.json as version 0.1 wrote it; what schema 2 calls otherwise is renamed."""
-    old = SCHEMA_1.read_bytes()
-    assert hashlib.sha256(old).hexdigest() == (
-        "74ab414c623ef19534d57d63b1f1f267088546474c8d849a2396e9b6c5f07761")
-    read = bundle_of("somewhere", json.loads(old.decode("ascii")))
-    assert (read.schema, read.stop_ids, read.chat) == (2, (0,), None)
-    assert read.backends == (BackendNeed("onnxruntime", "1.18", ("1.21.0",)),)
-    assert (read.name, read.context, len(read.files)) == ("embedded", 512, 3)
-    assert read.golden.greedy_ids[:3] == (965, 296, 263)
-
-
-@pytest.mark.parametrize("change, found", [
-    (lambda old: old.update(eos_id=None), None), (lambda old: old.pop("eos_id"), "missing key stop_ids"),
-    (lambda old: old.pop("backend"), "missing key backends"), (lambda old: old.update(eos_id=-1), "stop_ids[0] is -1"),
-    (lambda old: old.update(eos_id=4096), "stop_ids has an id of 4096"),
-    (lambda old: old.update(chat=1, colour=1), "colour"),
-    (lambda old: old.update(schema=2), "unknown key eos_id; unknown key backend"),
-    (lambda old: old["backend"].update(colour=1), "unknown key backends[0].colour")])
-def test_a_wrong_description_of_schema_1_is_refused_as_one_of_schema_2(change, found):
-    old = json.loads(SCHEMA_1.read_text(encoding="ascii"))
-    change(old)
-    if found is None:
-        assert bundle_of("somewhere", old).stop_ids == ()
-        return
-    with pytest.raises(MerinoError) as caught:
-        bundle_of("somewhere", old)
-    assert found in str(caught.value)
 
 
 def test_a_chat_template_is_read_with_its_parts(folder):

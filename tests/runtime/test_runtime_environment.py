@@ -11,8 +11,8 @@ PATH = os.pathsep.join(os.path.abspath(path) for path in sys.path)
 PACKAGES = [name for name in ("merino_runtime", "merino_bench", "merino_edge") if find_spec(name)]
 VARIABLES = ("ORT_DISABLE_TELEMETRY", "OPENBLAS_CORETYPE")
 SHOW = f"""
-import os, platform, sys
-platform.machine = lambda: sys.argv[2]
+import os, sys, types
+os.uname = lambda: types.SimpleNamespace(machine=sys.argv[2])
 __import__(sys.argv[1])
 print(*[os.environ.get(name) for name in {VARIABLES!r}])
 assert "numpy" not in sys.modules and "onnxruntime" not in sys.modules

@@ -1,5 +1,5 @@
 """The board side's own tests under the Pythons of boards: 3.6 with ONNX Runtime 1.10, as on a Jetson Nano, where only
-`portable` bundles run; and 3.8 with 1.19, whose fused attention needs care (docs/decisions/export-graphs.md). There
+`portable` bundles run; and 3.8 with 1.19, whose fused attention needs care (docs/decisions/export.md). There
 those of the models alone: what installs, and what measures, passes under the oldest Python and under the newest.
 
 That the trained model's bundles give the same ids under them: test_interpreters.py. Properties are tried on few

@@ -16,12 +16,15 @@ from merino_bench.sensors.environment import machine
 from merino_edge.storage.atomic import write_text
 from merino_runtime.errors import MerinoError
 
+sys.path.append(str(Path(__file__).parents[1]))
+from write_record import with_this  # noqa: E402
+
 SCHEMA = 1
 TRIES = 3  # of a round that others disturbed
 
 
 class Runs:
-    """The file: `{schema, machine, settings, entrants: {name: facts}, runs: [...]}`."""
+    """The file: `{schema, commits, machine, settings, entrants: {name: facts}, runs: [...]}`."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
@@ -46,6 +49,7 @@ class Runs:
         self.save()
 
     def save(self) -> None:
+        self.content["commits"] = with_this(self.content.get("commits", []))
         head = {key: value for key, value in self.content.items() if key != "runs"}
         lines = ",\n  ".join(json.dumps(run, allow_nan=False) for run in self.content["runs"])
         text = f'{json.dumps(head, indent=1)[:-2]},\n "runs": [\n  {lines}\n ]\n}}\n'

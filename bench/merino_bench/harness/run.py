@@ -107,7 +107,7 @@ def bench_command(bundle_paths: Sequence[str], request: BenchRequest, baselines:
     try:
         records = run_bench(bundle_paths, request, baselines, progress or line_progress(), timeout_s, more, keep)
     except Interrupted as stopped:
-        _deliver(stopped.records, output, save_path)
+        _deliver(stopped.records, output, save_path if stopped.records else None)  # else older records stay
         raise
     _deliver(records, output, save_path)
     if unsaved:

@@ -1,14 +1,34 @@
 """Files of benchmark records: a JSON list, written whole, or JSON lines, appended to (docs/formats.md)."""
+import json
+import os
 from typing import Any, Dict, Sequence
 
 from merino_bench.harness.render import as_json, as_json_lines
+from merino_runtime.errors import MerinoError
 from merino_runtime.outputs import append_output, check_output, write_output
 
 
 def check_can_save(path: str) -> None:
-    """Raises MerinoError where `path` cannot be written. To be called before measuring: a missing folder then costs no
-    hour."""
+    """Raises MerinoError where `path` cannot be written, or is to be appended to and holds no JSON lines. To be called
+    before measuring: a missing folder then costs no hour."""
     check_output(path)
+    if appends(path) and os.path.isfile(path) and not _holds_lines(path):
+        raise MerinoError(f"{path} holds no JSON lines, so no records are appended to it. Choose another --save, such "
+                          "as FILE.json, or move the file away.")
+
+
+def _holds_lines(path: str) -> bool:
+    """Whether a line of the file is a JSON object, or the file is empty or one torn line, as a power cut leaves it."""
+    with open(path, "rb") as file:
+        lines = [line for line in file if line.strip()]
+    return not lines or any(map(_is_object, lines)) or (len(lines) == 1 and lines[0].startswith(b'{"'))
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line.decode("utf-8")), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def save(records: Sequence[Dict[str, Any]], path: str) -> None:

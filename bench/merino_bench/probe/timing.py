@@ -16,7 +16,6 @@ from merino_runtime.backends import open_backend
 from merino_runtime.backends.onnx import OnnxBackend, element_type
 from merino_runtime.backends.onnx_session import session_options
 from merino_runtime.bundle import Port
-from merino_runtime.huge_pages import new_memory_in_huge_pages
 
 WARM_UP_RUNS, WARM_UP_S, LEAST_RUN_S, MOST_RUN_S = 12, 0.03, 0.01, 0.3
 QUANTISED_CODE = 0x55  # in 8 bits, or twice 5 in 4
@@ -47,10 +46,9 @@ def time_task(onnxruntime: Any, task: Task, kernel: Optional[Kernel], work: str,
 
 
 def open_graph(onnxruntime: Any, path: str, threads: int) -> Any:
-    """A session as the runtime opens it, weights in huge pages."""
-    with new_memory_in_huge_pages():
-        return onnxruntime.InferenceSession(path, session_options(onnxruntime, threads),
-                                            providers=["CPUExecutionProvider"])
+    """A session as the runtime opens it."""
+    return onnxruntime.InferenceSession(path, session_options(onnxruntime, threads),
+                                        providers=["CPUExecutionProvider"])
 
 
 def time_decoder(task: Task, kernel: Kernel, work: str, seconds: float, cache_bytes: int,

@@ -112,15 +112,16 @@ def number(value: float) -> str:
 
 def solver_line(design: Design) -> str:
     solver = design.solver
+    below = solver.gap / (1 + solver.gap)  # the gap is a share of what was found, and may be above 1
     if solver.gap < 1e-6:
         most = "comparison score" if open_words(design) else "entropy"
         rescaled = f"the rescaled budgets: {options_line(design.searched)}"
         budgets = "these budgets" if design.searched == design.budget else rescaled
         proof = f"proved: no decoder of the space has more {most} within {budgets}"
     elif solver.name == "exact":
-        proof = f"not proved, at most {solver.gap:.2%} below the optimum: HiGHS failed on a part of the space"
+        proof = f"not proved, at most {below:.2%} below the optimum: HiGHS failed on a part of the space"
     else:
-        proof = f"at most {solver.gap:.2%} below the optimum"
+        proof = f"not proved, at most {below:.2%} below the optimum"
     return f"found by {solver.name} in {solver.seconds:.1f} s on this CPU; {proof}"
 
 

@@ -9,7 +9,7 @@ from merino_runtime.errors import MerinoError
 FORM = "[USER@]HOST[:PORT], as pi@192.168.1.7, [fe80::1%eth0]:2222 with brackets for IPv6, or a Host of ~/.ssh/config"
 _ADDRESS = re.compile(
     r"(?:(?P<user>[^@\s/][^@\s]*)@)?(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[\w.-]+))"
-    r"(?::(?P<port>[0-9]{1,5}))?"
+    r"(?::(?P<port>[0-9]{1,18}))?"
 )
 
 
@@ -29,7 +29,9 @@ def parse_address(text: str) -> Address:
     port = int(found["port"]) if found and found["port"] else None
     host = (found["six"] or found["host"]) if found else ""
     user = found["user"] if found else None
-    if not host or host.startswith("-") or (user or "").startswith("-") or (port is not None and not 0 < port < 65536):
+    if port is not None and not 0 < port < 65536:
+        raise MerinoError(f"--ssh {visible(text)!r}: no host has a port {port}, allowed: 1 to 65535")
+    if not host or host.startswith("-") or (user or "").startswith("-"):
         raise MerinoError(f"--ssh {visible(text)!r} names no host: write {FORM}")
     return Address(text, host, user, port)
 

@@ -41,8 +41,19 @@ async def facts_of(board: Board, root: str | None = None) -> Facts:
 class Program:
     """The application on one board, ready to be run."""
 
-    def __init__(self, board: Board, facts: Facts, command: list[str]) -> None:
-        self.board, self.facts, self.command = board, facts, command
+    def __init__(self, board: Board, facts: Facts, command: list[str], root: str | None) -> None:
+        self.board, self.facts, self.command, self.root = board, facts, command, root
+
+    def installed(self) -> str:
+        """The release in use, as the program's BUNDLE. Raises MerinoError where --root has none."""
+        if self.root is None:
+            return INSTALLED
+        if self.facts.current is None:
+            raise MerinoError(
+                f"{self.board.address.text}: no release is installed in {self.facts.root}. Install one there:"
+                f" merino-edge flash NAME.merino --ssh {self.board.address.text} --root {self.root}"
+            )
+        return f"{self.facts.root}/releases/{self.facts.current}/bundle"
 
     async def run(
         self, arguments: list[str], data: bytes = b"", *, doing: str, timeout_s: float, most_bytes: int,
@@ -63,10 +74,11 @@ class Program:
             yield session
 
 
-async def program(board: Board) -> Program:
-    """Copies the application where it is not there yet. Raises MerinoError where no Python there has the packages."""
+async def program(board: Board, root: str | None = None) -> Program:
+    """Copies the application where it is not there yet. root: the folder of releases there; None: that which its user's
+    `install` takes. Raises MerinoError where no Python there has the packages."""
     app = application()
-    facts = await ask(board, app)
+    facts = await ask(board, app, root)
     doing = "find a Python with numpy and onnxruntime"
     candidates = [f"{facts.root}/current/env/bin/python", PYTHON]
     async with started(board, doing, {"do": "find_python", "candidates": candidates, "modules": MODULES}) as session:
@@ -79,14 +91,15 @@ async def program(board: Board) -> Program:
         )
     source = source_of("merino.pyz", app)
     place = await send(board, f"{CACHE}/apps/{source.sha256[:16]}", source)
-    return Program(board, facts, [found, place])
+    return Program(board, facts, [found, place], root)
 
 
-async def bundle_there(board: Board, bundle: str, told: Told = lambda *_: None) -> str:
+async def bundle_there(there: Program, bundle: str, told: Told = lambda *_: None) -> str:
     """The bundle's folder on the board, for its command line; copied, where it is not there yet. Its description comes
     last, so that a folder with one is whole."""
+    board = there.board
     if bundle == INSTALLED:
-        return INSTALLED
+        return there.installed()
     read = load_bundle(bundle, verify=False)
     description = (Path(read.folder) / DESCRIPTION).read_bytes()
     folder = f"{CACHE}/bundles/{source_of(DESCRIPTION, description).sha256}"

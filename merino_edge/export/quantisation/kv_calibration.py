@@ -1,7 +1,7 @@
 """Scales for a KV cache in integers: the model reads a text, and what torch's cache then holds is fitted.
 
 The text is the user's, or one that the model itself writes from its own first token, which needs neither a corpus nor a
-network. Why that serves: docs/decisions/quantised-cache.md.
+network. Why that serves: docs/decisions/kv-cache.md.
 """
 
 import math

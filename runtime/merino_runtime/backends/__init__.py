@@ -7,20 +7,18 @@ from merino_runtime.bundle import Bundle
 
 
 def open_backend(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
-                 huge_pages: bool = True, backend: Optional[str] = None,
-                 say: Callable[[str], None] = lambda _: None) -> Backend:
+                 backend: Optional[str] = None, say: Callable[[str], None] = lambda _: None) -> Backend:
     """threads: of decode, and of prefill if prefill_threads is None. None: the bundle's choice, else by the machine.
 
-    huge_pages False: the weights stay in small pages. backend: as of `choose_backend`. say: gets notes, such as that an
-    engine is built. Raises MerinoError if the backend is not installed, its version is refused, a thread count is not
-    allowed, or the graph cannot be opened.
+    backend: as of `choose_backend`. say: gets notes, such as that an engine is built. Raises MerinoError if the
+    backend is not installed, its version is refused, a thread count is not allowed, or the graph cannot be opened.
     """
     if choose_backend(bundle, backend, say) == TENSORRT:
         return _open_tensorrt(bundle, threads or prefill_threads, say)
     from merino_runtime.backends.onnx import OnnxBackend
     from merino_runtime.backends.onnx_session import open_model
 
-    return OnnxBackend(open_model(bundle, threads, prefill_threads, huge_pages))
+    return OnnxBackend(open_model(bundle, threads, prefill_threads))
 
 
 def _open_tensorrt(bundle: Bundle, threads: Optional[int], say: Callable[[str], None]) -> Backend:

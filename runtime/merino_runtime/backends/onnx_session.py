@@ -2,7 +2,7 @@
 
 A session has one thread pool. If prefill and decode have different thread counts, each has its own session over the
 same mapped file. Each session packs the weights for its kernels, so packed weights are then in memory twice
-(docs/decisions/threads.md). `onnx` runs the sessions.
+(docs/decisions/speed.md). `onnx` runs the sessions.
 """
 import os
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
@@ -11,7 +11,6 @@ from merino_runtime import board
 from merino_runtime.attention import faster_attention
 from merino_runtime.bundle import Bundle, Port, need_of, older_graph
 from merino_runtime.errors import MerinoError
-from merino_runtime.huge_pages import new_memory_in_huge_pages
 from merino_runtime.memory import is_out_of_memory, out_of_memory
 from merino_runtime.requirements import install_commands, require, version_tuple
 from merino_runtime.threads import ThreadCounts, thread_counts
@@ -32,12 +31,11 @@ class Model(NamedTuple):
         return version_tuple(self.version)
 
 
-def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
-               huge_pages: bool = True) -> Model:
+def open_model(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None) -> Model:
     counts = thread_counts(bundle, threads, prefill_threads)
     try:
         onnxruntime = import_onnxruntime(bundle)
-        with faster_attention(bundle), new_memory_in_huge_pages(huge_pages):
+        with faster_attention(bundle):
             decode_session = prefill_session = open_session(onnxruntime, bundle, counts.decode)
             if counts.sessions > 1:
                 prefill_session = open_session(onnxruntime, bundle, counts.prefill)

@@ -1,0 +1,23 @@
+"""Writes a record of `bench/results` with the commits of the code that made it.
+
+`commits`: one for each checkout that measured a part of it, the oldest first, `-dirty` where files were changed.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from merino_edge.storage.atomic import write_text
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    content["commits"] = with_this(content.get("commits", []))
+    head = {"commits": content["commits"]}
+    write_text(path, json.dumps({**head, **content}, indent=1) + "\n")
+
+
+def with_this(commits: list[str]) -> list[str]:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=7"]
+    here = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return [*commits, *([] if here in commits else [here])]
