@@ -149,7 +149,10 @@ def bench(
     timeout: Annotated[float, typer.Option(help="seconds for all repetitions of a row")] = 3600.0,
     peers: Annotated[
         str | None,
-        typer.Option(help="engines beside: transformers,torch.compile,ctranslate2,llama.cpp,llama.cpp-q8_0-cache; all"),
+        typer.Option(
+            help="other engines, a list: transformers, torch.compile, ctranslate2, llama.cpp, llama.cpp-q8_0-cache;"
+                 " or all"
+        ),
     ] = None,
     peers_file: Annotated[
         Path | None, typer.Option(help="the GGUF or folder of the bundle's weights, for llama.cpp")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from merino_edge.cli.options import Json
-from merino_edge.cli.terminal import say
+from merino_edge.cli.terminal import put, say
 
 SCHEMA = 1
 SHOWN = 20  # kinds of problems; --json has all
@@ -35,7 +35,7 @@ def check(
         }, indent=1))  # fmt: skip
     elif not found.problems:
         lengths = " and ".join(f"{length:,}" for length in found.lengths)
-        print(
+        put(
             f"{loaded.name}: the parser of TensorRT {found.version} takes its graph: {found.nodes:,} nodes of opset"
             f" {found.opset}, {lengths} new tokens"
         )
@@ -44,7 +44,7 @@ def check(
         first = {(each.operator, each.what): each.node for each in reversed(found.problems)}
         for (operator, what), count in list(kinds.items())[:SHOWN]:
             more = f" and {count - 1} more" if count > 1 else ""
-            print(f"{first[operator, what]}{more}{f' ({operator})' if operator else ''}: {what}")
+            put(f"{first[operator, what]}{more}{f' ({operator})' if operator else ''}: {what}")
         hidden = f"; {len(kinds) - SHOWN} more kinds of problems stand in --json" if len(kinds) > SHOWN else ""
         remedy = "" if loaded.dialect == "portable" and loaded.precision in ("fp32", "fp16") else (
             "; TensorRT takes graphs of `merino-edge export --dialect portable` in fp32 or fp16")  # fmt: skip

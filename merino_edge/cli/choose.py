@@ -52,7 +52,7 @@ def recommend(
     from merino_edge.cli.over_ssh import chosen_device
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.tables.models import budgets_line, recommendation_table
-    from merino_edge.cli.terminal import say, working
+    from merino_edge.cli.terminal import put, say, working
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.recommend import recommend as find
     from merino_edge.prediction.formats import quantised_kv
@@ -71,10 +71,10 @@ def recommend(
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
     else:
-        print(budgets_line(found, profile))
+        put(budgets_line(found, profile))
         show(recommendation_table(found, profile))
         if found.command:
-            print(f"to export the first: {found.command}")
+            put(f"to export the first: {found.command}")
 
 
 @with_budgets
@@ -98,7 +98,7 @@ def pareto(
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.tables.models import front_table, intervals_of
-    from merino_edge.cli.terminal import save, say, solving_progress
+    from merino_edge.cli.terminal import put, save, say, solving_progress
     from merino_edge.design.pareto import front
     from merino_edge.design.space import Space
     from merino_edge.prediction.formats import quantised_kv
@@ -131,5 +131,5 @@ def pareto(
     if as_json and free:
         print(found.to_json(), end="")
     elif free:
-        print(intervals_of(profile, found, [(found.precision, found.points[0].predicted)]))
+        put(intervals_of(profile, found, [(found.precision, found.points[0].predicted)]))
         show(front_table(found, profile))

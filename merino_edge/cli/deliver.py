@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from merino_edge.cli.options import Json
-from merino_edge.cli.terminal import say, working
+from merino_edge.cli.terminal import put, say, working
 
 Read = Annotated[str, typer.Argument(metavar="FILE|BUNDLE", help="a packed file, a bundle's folder, or `embedded`")]
 
@@ -50,7 +50,7 @@ def pack(
         return
     boards = ", ".join(need.id for need in made.manifest.boards) or "any board"
     pythons = ", ".join(f"Python {each.python} ({each.architecture})" for each in made.manifest.wheels)
-    print(f"{out}: release {made.id}, {made.size_bytes / 2**20:.1f} MB, for {boards}; packages for {pythons or 'none'}")
+    put(f"{out}: release {made.id}, {made.size_bytes / 2**20:.1f} MB, for {boards}; packages for {pythons or 'none'}")
     if not made.signed:
         say("it is not signed: boards install it with --allow-unsigned only")
 

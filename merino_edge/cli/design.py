@@ -54,7 +54,9 @@ def design(
     device: Device,
     limits: dict[str, float],
     backend: Backend = None,
-    preset: Annotated[PresetName | None, typer.Option(help="the paper's FLOPs alone: 60, 110, 160 G")] = None,
+    preset: Annotated[PresetName | None, typer.Option(
+        metavar="NAME", help="the paper's FLOPs alone: merino-52m, merino-61m or merino-64m, of 60, 110 or 160 GFLOPs"
+    )] = None,
     context: Context = None,
     prompt: Prompt = None,
     vocab: Annotated[str, typer.Option(help="entries of the vocabulary, or a list: 4096,16384")] = "50257",

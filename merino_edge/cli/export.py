@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from merino_edge.cli.options import Kv
-from merino_edge.cli.terminal import say
+from merino_edge.cli.terminal import put, say
 from merino_runtime.errors import MerinoError
 
 
@@ -102,7 +102,7 @@ def export(
                 overwrite=overwrite, chat=not no_chat, last_use=True, kv=kv, calibration=calibrate,
             )  # fmt: skip
     made = done.bundle
-    print(
+    put(
         f"{out}: {made.name}, {made.dialect} {made.precision}, cache of {cache_formats(made)},"
         f" {made.params / 1e6:.1f} M parameters"
         f" ({made.weights} weights), {bundle_bytes(out) / 2**20:.1f} MB;"
@@ -112,10 +112,10 @@ def export(
         f" fits {', '.join(made.boards) or 'no board of ours'}"
     )
     for slower in made.slower_on:
-        print(f"on {slower.board} {slower.times:g} times slower than an export with --for {slower.board}")
+        put(f"on {slower.board} {slower.times:g} times slower than an export with --for {slower.board}")
     if done.cache_rise is not None:
         on = calibrate or "what the model itself writes"
-        print(f"the cache of {cache_formats(made)} changes the perplexity of {on} by {done.cache_rise:+.2%}")
+        put(f"the cache of {cache_formats(made)} changes the perplexity of {on} by {done.cache_rise:+.2%}")
     for each in done.stored:
         say(f"{each.kind}: {each.exact} matrices taken over exactly, {each.requantised} quantised again")
     if done.note:
@@ -124,7 +124,7 @@ def export(
         say(f"{done.calibrated} matrices were rounded for {calibrate.name}; blocks of the source are as they were")
     if made.chat:
         needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
-        print(f"it talks (`merino-edge chat {out}`): its chat template needs {needed}")
+        put(f"it talks (`merino-edge chat {out}`): its chat template needs {needed}")
     if done.matrices:
         show(matrix_table(done.matrices))
     if text:
@@ -132,4 +132,4 @@ def export(
 
         with working(f"reading {text.name}"):
             read = bundle_perplexity(out, text)
-        print(f"perplexity {read.perplexity:.3f} over {read.tokens} tokens of {text.name}, by the board's runtime")
+        put(f"perplexity {read.perplexity:.3f} over {read.tokens} tokens of {text.name}, by the board's runtime")

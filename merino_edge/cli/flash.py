@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from merino_edge.cli.options import HOST, AcceptNew, Json
+from merino_edge.cli.terminal import put, say
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:  # imports asyncssh
@@ -53,14 +54,17 @@ def flash(
         raise MerinoError(f"--root, --force and --accept-new go with --ssh, not with {given[0]}: leave them out")
     steps = flash_card(file, rootfs, image, device_node, yes, trust or (), allow_unsigned, dry_run)
     for line in [json.dumps(steps)] if as_json else steps:
-        print(line)
+        put(line)
+    if not dry_run:
+        place = device_node or rootfs or card_image(image)
+        say(f"done: {file.name} is in {place}; the board that starts from it installs it")
 
 
 def flash_boards(
     ssh: list[str], file: Path, trust: Sequence[Path], allow_unsigned: bool, force: bool, root: str | None,
     at_once: int, accept_new: bool, dry_run: bool,
 ) -> "list[Flashed]":  # fmt: skip
-    from merino_edge.cli.terminal import boards_progress, say, working
+    from merino_edge.cli.terminal import boards_progress, working
     from merino_edge.delivery.ssh.address import parse_addresses
     from merino_edge.delivery.ssh.flash import flash_all, parcel
 
@@ -78,7 +82,6 @@ def flash_card(
     allow_unsigned: bool, dry_run: bool,
 ) -> list[str]:  # fmt: skip
     """-> the steps that were done, or in a dry run would be."""
-    from merino_edge.cli.terminal import say
     from merino_edge.delivery.block_device import flash_device, unused_disk
     from merino_edge.delivery.image import finished_image, flash_image
     from merino_edge.delivery.rootfs import flash_rootfs
@@ -98,6 +101,13 @@ def flash_card(
     return steps
 
 
+def card_image(image: Path | None) -> Path:
+    from merino_edge.delivery.image import finished_image
+
+    assert image
+    return finished_image(image)
+
+
 def asked_on_terminal(node: Path) -> Callable[[str], str]:
     """Raises MerinoError where nobody could answer."""
     if sys.stdin is None or not sys.stdin.isatty():
@@ -114,15 +124,14 @@ def show_flashed(done: "list[Flashed]", dry_run: bool, as_json: bool) -> None:
     """The summary on stdout, what boards had to say on stderr."""
     from merino_edge.cli.tables.flash import flashed_json, flashed_table
     from merino_edge.cli.tables.layout import show
-    from merino_edge.cli.terminal import say
-    from merino_edge.delivery.ssh.visible import visible
+    from merino_runtime.visible import visible
 
     if as_json:
         print(json.dumps([flashed_json(one) for one in done]))
         return
     for one in done:
         for line in one.plan:
-            print(f"{one.host}: {visible(line)}")
+            put(f"{one.host}: {visible(line)}")
         for note in one.notes:
             say(f"note: {one.host}: {note}")
     if not dry_run:

@@ -3,6 +3,7 @@
 rich is imported when something is drawn, so that commands which draw nothing answer at once.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 from merino_bench.harness.progress import Progress
 from merino_edge.storage.atomic import write_text
 from merino_runtime.outputs import is_stdout
-from merino_runtime.streams import say_line
+from merino_runtime.streams import say_line, wrapped
+from merino_runtime.visible import visible_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
 
 def say(text: str) -> None:
     say_line(text)
+
+
+def put(text: str) -> None:
+    """A result for people on stdout: names in it come from files and boards, and steer no terminal."""
+    print(wrapped(visible_text(text), sys.stdout))
 
 
 def save(out: Path | None, text: str) -> bool:

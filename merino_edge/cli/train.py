@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from merino_edge.cli.terminal import say, training_progress
+from merino_edge.cli.terminal import put, say, training_progress
 from merino_runtime.errors import MerinoError
 
 
@@ -16,13 +16,13 @@ def train(
     tokenizer: Annotated[Path | None, typer.Option(help="a tokenizer.json; default: a BPE of the text")] = None,
     vocab: Annotated[int | None, typer.Option(help="entries of the BPE; must be the design's")] = None,
     held_out: Annotated[list[Path] | None, typer.Option(help="held-out text; default: the last 2 % of --data")] = None,
-    steps: Annotated[int | None, typer.Option(help="optimiser steps [default: 1000]")] = None,
+    steps: Annotated[int | None, typer.Option(help="optimiser steps; default: 1000")] = None,
     batch: Annotated[
-        int | None, typer.Option(help="sequences per step, each as long as the context [default: 16]")
+        int | None, typer.Option(help="sequences per step, each as long as the context; default: 16")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="the peak, after warm-up [default: 0.002]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="the peak, after warm-up; default: 0.002")] = None,
     bf16: Annotated[bool | None, typer.Option("--bf16", help="compute in bfloat16 where the machine can")] = None,
-    seed: Annotated[int | None, typer.Option(help="seed of all randomness [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of all randomness; default: 0")] = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads", min=1, help="default: torch's choice")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with the run in -o; what is left out is the run's")
@@ -62,5 +62,5 @@ def train(
             design=plan if isinstance(plan, Design) else None, tokenizer_file=tokenizer, held_out=held_out or (),
             resume=resume, threads=threads, ignore_memory=ignore_memory, say=say, progress=progress,
         )  # fmt: skip
-    print(f"held-out loss {record['held_out_loss']:.3f} nats per token, perplexity {record['held_out_perplexity']:.2f}")
+    put(f"held-out loss {record['held_out_loss']:.3f} nats per token, perplexity {record['held_out_perplexity']:.2f}")
     say(f"the checkpoint is {out}")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
+from merino_runtime.visible import visible_text
 
 DEBIAN_PACKAGES = {"debugfs": "e2fsprogs", "e2fsck": "e2fsprogs", "sfdisk": "fdisk"}
 SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not in the PATH of Debian's users
@@ -83,5 +84,4 @@ def _said(name: str, data: bytes) -> str:
 
 def _text(data: bytes) -> str:
     """Bytes that are no UTF-8, and control characters that could steer a terminal, are shown escaped."""
-    text = data.decode("utf-8", errors="backslashreplace")
-    return "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in text)
+    return visible_text(data.decode("utf-8", errors="backslashreplace"))

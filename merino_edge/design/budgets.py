@@ -72,7 +72,8 @@ class Budget:
     def help(self) -> str:
         """The text of the option's help."""
         notes = ["; default: the board's"] if self.most else []
-        notes += [f"; the profile must have {' or '.join(self.needs.values())}"] if self.needs else []
+        figures = [path.rpartition(".")[2] for path in (self.needs or {}).values()]
+        notes += [f"; the profile must have {' or '.join(figures)}"] if figures else []
         return f"budget in {self.unit}: {self.label}{''.join(notes)}"
 
 

@@ -13,23 +13,25 @@ from merino_edge.report.series import engines_of
 from merino_edge.report.summary import Summary
 from merino_edge.report.svg import as_markup, drawing, marker, shape_of
 from merino_edge.report.tables import environment_rows, equal_table, records_table, shipped_table
+from merino_runtime.visible import harmless
 
 
 def page(summary: Summary) -> str:
-    """The template's autoescape escapes text from records; in charts their element tree does."""
+    """The template's autoescape escapes text from records; in charts their element tree does. No
+    record's name changes the direction of what stands behind it."""
     templates = Environment(
         loader=PackageLoader("merino_edge.report", "template"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     style, script = (_inside(templates, name) for name in ("style.css", "sort.js"))
-    return templates.get_template("page.html").render(
+    return harmless(templates.get_template("page.html").render(
         summary=summary, words=words, version=__version__, style=Markup(style), script=Markup(script),
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:",
         engines=engines_of(summary.series), shapes=_shapes(summary),
         charts=[(one, [Markup(each) for each in one.drawings]) for one in charts_of(summary)],
         ratios=[table for table in (equal_table(summary), shipped_table(summary)) if table.rows],
         records=records_table(summary), environments=[(one, environment_rows(one)) for one in summary.places],
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def _inside(templates: Environment, name: str) -> str:

@@ -18,9 +18,10 @@ from merino_runtime.json_file import read_json
 from merino_runtime.outputs import check_output
 from merino_runtime.requirements import require
 from merino_runtime.sampling import Sampling
-from merino_runtime.streams import say, say_note, write_out
+from merino_runtime.streams import say, say_note, stdout_is_terminal, write_lines, write_out
 from merino_runtime.text import LONGEST_TEXT_BYTES
 from merino_runtime.verified import check_and_stamp, check_files_once
+from merino_runtime.visible import harmless
 
 STDIN = "-"  # in place of a prompt
 
@@ -72,7 +73,8 @@ def _write_event(event: Any, as_json: bool) -> None:
         write_out(json.dumps(dict(event._asdict(), done=True)) + "\n" if as_json else "\n")
         say(summary(event))
     else:
-        write_out(json.dumps(event._asdict()) + "\n" if as_json else event.text)
+        shown = harmless(event.text) if stdout_is_terminal() else event.text
+        write_out(json.dumps(event._asdict()) + "\n" if as_json else shown)
 
 
 def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bool = False,
@@ -99,7 +101,7 @@ def run_build_engine(bundle_path: str, fp16: bool = False, workspace_mb: Optiona
     from merino_runtime.backends.engine_build import build_engine
 
     made = build_engine(bundle, fp16, workspace_mb, say)
-    write_out(f"{'built' if made.built else 'already there'}: {made.path}\n")
+    write_lines(f"{'built' if made.built else 'already there'}: {made.path}\n")
     return 0
 
 
@@ -124,7 +126,7 @@ def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> i
         write_out(json.dumps({"name": bundle.name, "files": len(bundle.files), "bytes": total_bytes}) + "\n")
         return 0
     total_mb = total_bytes / board.MB
-    write_out(f"ok: {bundle.name}, {len(bundle.files)} files, {total_mb:.1f} MB, every sha256 as expected\n")
+    write_lines(f"ok: {bundle.name}, {len(bundle.files)} files, {total_mb:.1f} MB, every sha256 as expected\n")
     return 0
 
 
@@ -143,7 +145,7 @@ def run_info(path: str, as_json: bool = False) -> int:
         description["board"] = dict(here._asdict(), isa=sorted(here.isa))
         write_out(json.dumps(description, indent=2) + "\n")
     else:
-        write_out("".join(f"{name:15} {value}\n" for name, value in _facts(bundle, here)))
+        write_lines("".join(f"{name:15} {value}\n" for name, value in _facts(bundle, here)))
     for note in board.check_bundle_fits(bundle, here, allow_slow=True):
         say_note(note)
     return 0

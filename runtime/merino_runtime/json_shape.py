@@ -11,7 +11,8 @@ LARGEST = 2 ** 53  # to which JSON's numbers are exact everywhere
 LONGEST_TEXT = 1000  # characters
 LONGEST_PASSAGE = 100000  # characters
 MOST_LISTED = 50  # problems of one message
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # would break a message's line, or steer a terminal
+# What would break a message's line, steer a terminal, or turn the direction of what stands behind it.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 Leaf = Callable[[Any], Optional[str]]
 
 

@@ -7,6 +7,7 @@ from typing import Callable, List, Tuple
 
 from merino_runtime.template import THINK, THINK_END
 from merino_runtime.text import tail_to_hold
+from merino_runtime.visible import harmless
 
 DIM, NORMAL = "\x1b[2m", "\x1b[22m"
 
@@ -117,9 +118,3 @@ def columns_of(char: str) -> int:
     if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
-
-
-def harmless(text: str) -> str:
-    """Without control characters but line ends and tabs: spelled out, they steer no terminal."""
-    return "".join(char if char in "\n\t" or unicodedata.category(char) != "Cc" else f"\\x{ord(char):02x}"
-                   for char in text.replace("\r\n", "\n"))

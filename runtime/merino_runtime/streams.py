@@ -13,6 +13,7 @@ from merino_runtime.ctrl_c import INTERRUPTED
 from merino_runtime.errors import MerinoError
 from merino_runtime.machine_faults import machine_fault
 from merino_runtime.memory import lack_of_memory, ran_out
+from merino_runtime.visible import visible_text
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE
 
@@ -31,6 +32,25 @@ def write_out(text: str) -> None:
     BrokenPipeError where its reader ended, MerinoError where it cannot be written otherwise, or is closed.
     """
     write_stream(sys.stdout, "stdout", text.encode("utf-8", "backslashreplace"))
+
+
+def write_lines(text: str) -> None:
+    """`write_out` for people: names in it come from files, and steer no terminal."""
+    write_out(wrapped(visible_text(text), sys.stdout))
+
+
+def wrapped(text: str, stream: Optional[TextIO]) -> str:
+    """With line ends between words where the stream is a terminal, which would break lines in the middle of words. A
+    word that is longer than a line, such as a path, stays whole."""
+    if stream is None or not stream.isatty():
+        return text
+    import shutil
+    import textwrap
+
+    columns = max(20, shutil.get_terminal_size().columns)
+    return "\n".join(line if len(line) <= columns else
+                     textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False,
+                                   expand_tabs=False, replace_whitespace=False) for line in text.split("\n"))
 
 
 def write_stream(stream: Optional[TextIO], name: str, data: bytes) -> None:
@@ -60,12 +80,16 @@ def say(text: str) -> None:
 
 
 def say_line(line: str) -> None:
-    """To stderr, behind what was printed so far."""
+    """To stderr, behind what was printed so far; what in it would steer a terminal is spelled out."""
     with contextlib.suppress(OSError, AttributeError):  # None where the process began without a stdout
         sys.stdout.flush()
     if sys.stderr is not None:  # `print` would take None for stdout
         with contextlib.suppress(OSError):
-            print(line, file=sys.stderr, flush=True)
+            print(wrapped(visible_text(line), sys.stderr), file=sys.stderr, flush=True)
+
+
+def stdout_is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def stderr_is_terminal() -> bool:

@@ -4,6 +4,7 @@ In processes of its own where that is what is tested; else `here`, where torch i
 """
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -354,6 +355,34 @@ def test_on_a_terminal_each_process_of_a_measurement_is_seen():
     code, shown = on_a_terminal([*call, "design", "--device", "host", "--measure", *small], 100)
     assert code == 0 and "measuring a design takes about" in shown, shown
     assert all(f" {number}/8 " in shown for number in range(8)) and "decode behind a full cache" in shown
+
+
+@pytest.mark.parametrize("name", sorted(get_command(app).commands))
+def test_help_breaks_no_word_at_80_columns(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in (get_command(app), get_command(app).commands[name]):
+        with contextlib.redirect_stdout(io.StringIO()) as shown:
+            words.main(["--help"], standalone_mode=False, prog_name="merino-edge", terminal_width=80)
+        lines = shown.getvalue().splitlines()
+        assert max(map(len, lines)) <= 80
+        options = [name for one in words.params for name in one.opts if name.startswith("-")]
+        asked = options + " ".join(getattr(one, "help", None) or "" for one in words.params).split()
+        whole = set(" ".join(lines).split())
+        assert [word for word in asked if word not in whole] == [] and "\u2026" not in shown.getvalue()
+
+
+def test_lines_are_broken_between_words_on_a_terminal(tmp_path):
+    """And names of files that would steer it are spelled out."""
+    call = [sys.executable, "-c", "from merino_edge.cli.app import main; main()"]
+    record = tmp_path / "\u202egnp.nosj"
+    code, shown = on_a_terminal([*call, "compare", record, record], 60)
+    assert code == 1 and "\\u202egnp.nosj" in shown and "\u202e" not in shown
+    name = "raspberry-pi-zero-2w"
+    code, shown = on_a_terminal([*call, "design", "--device", name, "--vocab", "300", "--context", "64"], 60)
+    assert code == 0 and max(len(line) for line in shown.splitlines()) <= 60
+    code, out, _ = run("design", "--device", name, "--vocab", "300", "--context", "64")
+    last = re.sub(r"in [0-9.]+ s", "", out.splitlines()[-1])
+    assert last in re.sub(r"in [0-9.]+ s", "", " ".join(shown.split("\n")))
 
 
 def test_a_preset_is_the_papers_flops_and_nothing_else(here):

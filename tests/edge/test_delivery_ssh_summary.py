@@ -53,6 +53,7 @@ def test_a_board_without_a_profile_has_no_prediction_and_one_that_failed_no_spee
     assert flashed_json(unknown)["predicted"] == {"prefill_ms": None, "decode_ms": None}
     assert flashed_json(failed)["measured"] == {"prefill_ms": None, "decode_ms": None}
     text = plain(flashed_table([unknown, failed, flashed(was_there=True), flashed(replaced="0" * 16)]))
+    assert text.startswith("Flashed: 3 of 4 boards\n")
     assert [words for words in ("new", "failed", "was there", "in place of 0000") if words not in text] == []
 
 

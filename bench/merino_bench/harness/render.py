@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
 
 from merino_bench.harness.record import FAILED, failures, format_words
 from merino_runtime.errors import MerinoError
+from merino_runtime.visible import visible_text
 
 OUTPUTS = ("md", "json", "jsonl", "csv")
 LEFT = ("bundle", "format", "weights", "engine", "test", "vs baseline", "ratio at", "flags")
@@ -29,7 +30,8 @@ def render(records: Sequence[Dict[str, Any]], output: str, width: Optional[int] 
         "md": partial(as_markdown, width=width), "json": as_json, "jsonl": as_json_lines, "csv": as_csv}
     if output not in forms:
         raise MerinoError(f"output is {output!r}, allowed: {', '.join(OUTPUTS)}.")
-    return forms[output](records)
+    made = forms[output](records)
+    return visible_text(made) if output in ("md", "csv") else made  # names come from files; JSON spells them out itself
 
 
 def terminal_width() -> Optional[int]:

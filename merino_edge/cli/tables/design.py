@@ -3,6 +3,7 @@
 from merino_edge.cli.tables.intervals import interval_line, shown
 from merino_edge.cli.tables.layout import Column, Table, show
 from merino_edge.cli.tables.terms import ENTROPY, SHAPE, on_backend, other_backends
+from merino_edge.cli.terminal import put
 from merino_edge.design.budgets import BUDGETS_BY_NAME, options_line
 from merino_edge.design.design_file import Design, Measured
 from merino_edge.design.recommend import existing_entropy, graph_options
@@ -20,16 +21,16 @@ from merino_runtime.board import MB as BYTES_PER_MB
 def print_design(design: Design, profile: DeviceProfile, named: str | None = None) -> None:
     """What was asked, the table, what was found and how. `named`: what the profile was read by, if not by its id."""
     costs = costs_of(design, profile)
-    print(budgets_line(design, profile))
-    print(interval_line([costs]))
+    put(budgets_line(design, profile))
+    put(interval_line([costs]))
     if refused := refused_words(profile, design.precision):
-        print(f"{design.precision} is {refused}; `recommend` refuses it too")
+        put(f"{design.precision} is {refused}; `recommend` refuses it too")
     show(design_table(design, costs))
     if design.measured:
-        print(measured_line(design.measured))
-    print(f"{heads_line(design.architecture)}; {solver_line(design)}")
+        put(measured_line(design.measured))
+    put(f"{heads_line(design.architecture)}; {solver_line(design)}")
     if told := export_line(design, profile, named or profile.id):
-        print(told)
+        put(told)
 
 
 def export_line(design: Design, profile: DeviceProfile, named: str) -> str:

@@ -5,9 +5,9 @@ from typing import Any
 
 from merino_edge.cli.tables.layout import Column, Table
 from merino_edge.delivery.ssh.flash import Flashed
-from merino_edge.delivery.ssh.visible import visible
 from merino_edge.report.predicted import Prediction, predictions
 from merino_edge.report.series import series_of
+from merino_runtime.visible import visible
 
 LEFT = ("board", "what it is", "installed", "self-test")
 SPEEDS = ("prefill", "decode")
@@ -17,8 +17,9 @@ def flashed_table(done: Sequence[Flashed]) -> Table:
     """One row per board; a speed is measured / predicted, in ms."""
     columns = [Column(title, left=True) for title in LEFT]
     columns += [Column(f"{what} ms, predicted") for what in SPEEDS]
+    good = sum(not one.error for one in done)
     return Table(
-        columns=columns, rows=[_row(one) for one in done], title="Flashed",
+        columns=columns, rows=[_row(one) for one in done], title=f"Flashed: {good} of {len(done)} boards",
         below=["predicted: for the shipped profile that names the board's model; of a whole prompt, and per token"],
         dropped=["what it is"],
     )  # fmt: skip

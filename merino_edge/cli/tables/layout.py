@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from merino_edge.cli.terminal import console
+from merino_runtime.visible import visible_text
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -39,13 +40,21 @@ class Table(NamedTuple):
 def show(*tables: Table) -> None:
     """On stdout."""
     screen = console()
-    for table in tables:
+    for table in map(shown, tables):
         if screen.is_terminal:
             fitting, widths = fitted(table, screen.width)
             screen.width = max(screen.width, total(widths))  # else rich would cut what cannot be narrower
             screen.print(drawn(fitting, widths))
         else:
             print(plain(table))
+
+
+def shown(table: Table) -> Table:
+    """With names that steer no terminal: they come from files and boards."""
+    columns = [column._replace(title=visible_text(column.title)) for column in table.columns]
+    rows = [[visible_text(cell) for cell in row] for row in table.rows]
+    below = [visible_text(line) for line in table.below]
+    return table._replace(columns=columns, rows=rows, below=below, title=visible_text(table.title))
 
 
 def plain(table: Table) -> str:

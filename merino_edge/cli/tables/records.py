@@ -2,6 +2,7 @@
 
 from merino_bench.harness.interval import LEVEL
 from merino_edge.cli.tables.layout import Column, Table, show
+from merino_edge.cli.terminal import put
 from merino_edge.records.compare import SMALLEST_DIFFERENCE, Comparison
 
 
@@ -10,9 +11,9 @@ def print_comparison(comparison: Comparison) -> None:
     show(compare_table(comparison))
     for side, titles in (("A", comparison.only_a), ("B", comparison.only_b)):
         for each in titles:
-            print(f"only in {side}: {each}")
+            put(f"only in {side}: {each}")
     for note in comparison.notes:
-        print(f"note: {note}")
+        put(f"note: {note}")
 
 
 COLUMNS = (

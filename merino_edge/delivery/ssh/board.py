@@ -5,13 +5,13 @@ from typing import Any
 
 from merino_edge.delivery.ssh.command import answer, ended, give, json_of, started
 from merino_edge.delivery.ssh.connect import Board
-from merino_edge.delivery.ssh.visible import visible
 from merino_edge.profiles.detect import known_models, profile_of_model
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.delivery.machine import Machine, machine_of
 from merino_runtime.delivery.releases import ID
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_shape import integer, listed, problems_in, text
+from merino_runtime.visible import visible
 
 ASKED_S = 60.0
 MOST_BYTES = 1 << 18

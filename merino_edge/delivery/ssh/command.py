@@ -15,10 +15,10 @@ from typing import Any
 import asyncssh
 
 from merino_edge.delivery.ssh.connect import Board, faults_told
-from merino_edge.delivery.ssh.visible import visible, visible_text
 from merino_runtime.delivery import remote_end
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import value_of
+from merino_runtime.visible import visible, visible_text
 
 REMOTE_END = Path(remote_end.__file__).read_bytes()
 # Short, and the same in every shell; what is to be done comes over stdin.

@@ -16,7 +16,6 @@ from merino_edge.delivery.ssh.board import Facts, ask
 from merino_edge.delivery.ssh.command import finished, json_of
 from merino_edge.delivery.ssh.connect import Board, connected
 from merino_edge.delivery.ssh.transfer import INCOMING, Source, check_name, send, source_of
-from merino_edge.delivery.ssh.visible import visible
 from merino_edge.records.reading import parse_records
 from merino_edge.records.schema import Record
 from merino_runtime.bundle import sha256_of
@@ -27,6 +26,7 @@ from merino_runtime.delivery.manifest import APP
 from merino_runtime.delivery.remote_end import PYTHON
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_shape import integer, listed, one_of, or_null, problems_in, text
+from merino_runtime.visible import visible
 
 INSTALL_S = 3600.0  # of a Pi Zero 2 W: an environment from wheels, and the self-test of a large model
 BENCH_S = 3600.0

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from merino_edge.delivery.ssh.command import Session, answer, give
-from merino_edge.delivery.ssh.visible import visible_text
 from merino_runtime.chat_json import STOP
 from merino_runtime.errors import MerinoError
+from merino_runtime.visible import visible_text
 
 Serve = Callable[[Session], Awaitable[None]]
 

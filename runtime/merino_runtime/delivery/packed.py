@@ -13,7 +13,7 @@ from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import files_under
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_shape import listed
-from merino_runtime.streams import write_out
+from merino_runtime.streams import write_lines, write_out
 
 
 def run_info(path: str, as_json: bool = False) -> int:
@@ -30,7 +30,7 @@ def run_info(path: str, as_json: bool = False) -> int:
     else:
         here = f"takes {takes}" if takes else f"takes nothing: {refusal}"
         facts = [*_facts(archive, bundles), ("this machine", here)]
-        write_out("".join(f"{name:15} {value}\n" for name, value in facts))
+        write_lines("".join(f"{name:15} {value}\n" for name, value in facts))
     return 0
 
 
@@ -51,7 +51,7 @@ def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> i
         return 0
     signed = "not signed" if found is None else f"signed by {found['key']}" + (", trusted" if keys else
                                                                                ", not compared with a trusted key")
-    write_out(f"ok: {archive.manifest.name}, release {archive.id}, {len(files)} files, "
+    write_lines(f"ok: {archive.manifest.name}, release {archive.id}, {len(files)} files, "
               f"{archive.bytes / board.MB:.1f} MB, every sha256 as expected; {signed}\n")
     return 0
 
