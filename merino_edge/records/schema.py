@@ -212,6 +212,11 @@ class Record(_Facts):
         return self.test.startswith("tg")
 
     @property
+    def timed_threads(self) -> int | None:
+        """Of what the row times: prefill and decode have their own number."""
+        return self.threads if self.decodes else self.prefill_threads
+
+    @property
     def tokens(self) -> int:
         """Timed tokens of one repetition: ids of the prompt, or decode steps."""
         found = re.match(r"\D+(\d+)", self.test)
