@@ -24,8 +24,8 @@ from smoothing_factors import smooth
 from merino_edge.export.quantize import dequantize, quantize_blocks
 from merino_edge.export.source import load_source
 from merino_edge.storage.atomic import write_text
-from merino_edge.training.data import read_documents
-from merino_edge.training.rows import PackedTokens
+from merino_edge.text.documents import read_documents
+from merino_edge.text.rows import PackedTokens
 
 WINDOW, CALIBRATION = 256, 4  # tokens of a window; windows of the other text
 SAME = 1e-3  # allowed difference between losses with the factors and without, in nats

@@ -65,10 +65,10 @@ def compare_files(before: Path, after: Path, say: Callable[[str], None] = lambda
 def compare(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
     """Pair the rows of A and B, and judge each pair.
 
-    Two rows are partners if bundle, engine without its version, precision, dialect, cache, test, depth and threads
-    (of prefill in its rows) agree. Bundles agree by name. Rows without a partner are paired in a second pass by geometry, in a third, for failed
-    rows, by the keys that a failed row has. Rows of one side with the same key are pooled. Raises MerinoError where
-    no row has a partner.
+    Two rows are partners if bundle, engine without its version, precision, dialect, cache, test, depth and threads (of
+    prefill in its rows) agree. Bundles agree by name. Rows without a partner are paired in a second pass by geometry,
+    in a third, for failed rows, by the keys that a failed row has. Rows of one side with the same key are pooled.
+    Raises MerinoError where no row has a partner.
     """
     pairs: list[Pair] = []
     left_a, left_b = list(a), list(b)

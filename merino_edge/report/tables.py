@@ -72,7 +72,7 @@ def environment_rows(place: Place) -> list[tuple[str, str]]:
         ("GPU power", _span([gpu.power_w for gpu in gpus if gpu.power_w is not None], "W")),
         ("Temperatures", _span(heat, "°C")), ("Swap used", _span(swaps, "MB")),
         ("CPU share of other processes", f"at most {max(shares):.1%}" if shares else None),
-        ("Engines", _all(row.engine for row in rows)), ("Threads", _all(row.timed_threads for row in rows)),
+        ("Engines", _all(row.engine for row in rows)), ("Threads", _all(row.threads for row in rows)),
         ("Versions", ", ".join(f"{name} {version}" for name, version in found.versions.items() if version)),
         ("Read bandwidth, probed", _span([row.read_gb_s for row in rows if row.read_gb_s], "GB/s")),
         ("Power source", found.power_source),
@@ -98,7 +98,7 @@ COLUMNS = (
     Column("engine", False, lambda row: row.engine),
     Column("weights", False, lambda row: row.weights),
     Column("test", False, lambda row: row.test),
-    Column("threads", True, lambda row: row.timed_threads),
+    Column("threads", True, lambda row: row.threads),
     Column("tok/s", True, lambda row: row.tok_s),
     Column("± sd", True, lambda row: row.tok_s_sd),
     Column("against baseline", True, lambda row: row.ratio_to_baseline, multiple),
@@ -138,7 +138,7 @@ def _equal_cells(each: Against) -> tuple[Cell, ...]:
         _cell_of(ours.bundle), _cell_of(each.test),
         Cell(ratio_words(each.speed), each.speed.value), Cell("–" if fewer is None else multiple(fewer), fewer or -1.0),
         _cell_of(_both(ours.weights, theirs.weights)), _cell_of(form_words(ours)),
-        _cell_of(_both(f"{ours.timed_threads or '–'}", f"{theirs.timed_threads or '–'}")),
+        _cell_of(_both(f"{ours.threads or '–'}", f"{theirs.threads or '–'}")),
     )  # fmt: skip
 
 

@@ -12,13 +12,13 @@ from hypothesis.extra import numpy as arrays
 import merino_edge.export.moments as reading
 from merino_edge.cli.app import app
 from merino_edge.embedded import FOLDER
-from merino_edge.evaluation.perplexity import bundle_perplexity
 from merino_edge.export.export import build_graph, export
 from merino_edge.export.feedback import quantize_with_feedback
 from merino_edge.export.moments import input_moments
 from merino_edge.export.quantize import dequantize, quantize_blocks
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.registry import layout_of
+from merino_edge.text.perplexity import bundle_perplexity
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
