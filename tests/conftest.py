@@ -119,7 +119,8 @@ def tiny_checkpoint(tiny_arch, decoder, tmp_path_factory):
     """A checkpoint folder with a tokenizer, as training leaves it; nobody writes to it."""
     from transformers import PreTrainedTokenizerFast
 
-    from merino_edge.training.data import END_OF_TEXT, train_tokenizer
+    from merino_edge.text.documents import END_OF_TEXT
+    from merino_edge.text.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     decoder(tiny_arch, seed=1, bos_token_id=0, eos_token_id=0).save_pretrained(folder)

@@ -8,8 +8,8 @@ OURS = {"blocks": [{"width": 512, "ffn_ratio": 1.0, "depth": 6, "shared": False}
                    {"width": 640, "ffn_ratio": 1.0, "depth": 8, "shared": False}],
         "vocab": 50257, "head_size": 64, "context": 2048}  # fmt: skip
 STATE = {"governor": "performance", "clocks_mhz": [2400.0, 2400.0], "clocks_max_mhz": [2400.0], "temperatures_c":
-         {"cpu": 51.5}, "cpu_cooling": 0, "throttle_bits": "0x0", "power_mode": None, "swap_used_mb": 0.0,
-         "swapped_pages": 0, "load_1m": 0.3}  # fmt: skip
+         {"cpu": 51.5}, "cpu_cooling": 0, "gpu_cooling": None, "throttle_bits": "0x0", "power_mode": None,
+         "swap_used_mb": 0.0, "swapped_pages": 0, "load_1m": 0.3}  # fmt: skip
 ENVIRONMENT = {"board": "Test board", "kernel": "6.1", "arch": "x86_64", "cpus": 2, "versions": {"python": "3.11.7",
                "numpy": "2.4.6", "tensorrt": None}, "before": STATE, "after": STATE, "others_cpu_share": 0.01}
 RECORD = {

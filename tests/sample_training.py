@@ -3,7 +3,7 @@
 import random
 
 from merino_edge.families.designed import Architecture
-from merino_edge.training.data import END_OF_TEXT
+from merino_edge.text.documents import END_OF_TEXT
 
 ARCH = Architecture(
     blocks=[{"width": 32, "ffn_ratio": 1.0, "depth": 1}, {"width": 64, "ffn_ratio": 1.0, "depth": 2, "shared": True}],

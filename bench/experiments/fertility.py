@@ -13,7 +13,8 @@ from pathlib import Path
 
 from write_record import write_record
 
-from merino_edge.training.data import load_tokenizer, read_documents, train_tokenizer
+from merino_edge.text.documents import read_documents
+from merino_edge.text.tokenizer import load_tokenizer, train_tokenizer
 from merino_runtime.errors import MerinoError
 
 VOCABS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 50257)

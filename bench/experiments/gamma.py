@@ -71,7 +71,8 @@ def trained(place, arch, work):
 
 
 def prepare(asked):
-    from merino_edge.training.data import read_documents, train_tokenizer
+    from merino_edge.text.documents import read_documents
+    from merino_edge.text.tokenizer import train_tokenizer
 
     asked.work.mkdir(parents=True, exist_ok=True)
     for source, name, size in ((asked.train, "train.txt", TRAIN_BYTES), (asked.valid, "valid.txt", VALID_BYTES)):

@@ -117,7 +117,8 @@ def arms(cache):
 
 def prepare(asked):
     """The tokenizer, and the beginning of the held-out text for the evaluations during a run."""
-    from merino_edge.training.data import read_documents, train_tokenizer
+    from merino_edge.text.documents import read_documents
+    from merino_edge.text.tokenizer import train_tokenizer
 
     asked.cache.mkdir(parents=True, exist_ok=True)
     tokenizer, start = asked.cache / "tokenizer.json", asked.cache / "held-out-start.txt"
@@ -166,8 +167,9 @@ def window_losses(out, valid):
     import torch
 
     from merino_edge.families.hugging_face import read_checkpoint
-    from merino_edge.training.data import load_tokenizer, read_documents
-    from merino_edge.training.rows import PackedTokens
+    from merino_edge.text.documents import read_documents
+    from merino_edge.text.rows import PackedTokens
+    from merino_edge.text.tokenizer import load_tokenizer
 
     model = read_checkpoint(out).model.eval()
     rows = PackedTokens(read_documents([valid]), load_tokenizer(out / "tokenizer.json"), ROW).rows.long()

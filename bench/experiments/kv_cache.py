@@ -60,8 +60,9 @@ def bundle_of(args: argparse.Namespace, kv: str) -> Path:
 
 def windows(args: argparse.Namespace, folder: Path) -> np.ndarray:
     """Ids [windows, context] of the text, in an order that is shuffled once."""
-    from merino_edge.training.data import load_tokenizer, read_documents
-    from merino_edge.training.rows import PackedTokens
+    from merino_edge.text.documents import read_documents
+    from merino_edge.text.rows import PackedTokens
+    from merino_edge.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     rows = PackedTokens(read_documents([args.text], "--text"), tokenizer, args.context).rows.numpy()
@@ -72,7 +73,7 @@ def windows(args: argparse.Namespace, folder: Path) -> np.ndarray:
 
 def losses(folder: Path, rows: np.ndarray, threads: int) -> list[float]:
     """Mean nats of each window."""
-    from merino_edge.evaluation.perplexity import cross_entropy
+    from merino_edge.text.perplexity import cross_entropy
 
     backend = open_backend(load_bundle(str(folder), verify=False), threads)
     found = []

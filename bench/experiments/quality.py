@@ -30,12 +30,12 @@ from llama_losses import open_model
 from write_record import write_record
 
 from merino_bench.sensors.environment import machine
-from merino_edge.evaluation.perplexity import cross_entropy
 from merino_edge.export.export import export
 from merino_edge.export.onnx.graph import MODEL_FILE, replaced_model
 from merino_edge.export.source import Source, load_source
-from merino_edge.training.data import read_documents
-from merino_edge.training.rows import PackedTokens
+from merino_edge.text.documents import read_documents
+from merino_edge.text.perplexity import cross_entropy
+from merino_edge.text.rows import PackedTokens
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 

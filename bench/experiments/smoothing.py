@@ -23,8 +23,8 @@ from write_record import write_record
 
 from merino_edge.export.quantisation.groups import dequantize, quantize_groups
 from merino_edge.export.source import load_source
-from merino_edge.training.data import read_documents
-from merino_edge.training.rows import PackedTokens
+from merino_edge.text.documents import read_documents
+from merino_edge.text.rows import PackedTokens
 
 WINDOW, CALIBRATION = 256, 4  # tokens of a window; windows of the other text
 SAME = 1e-3  # allowed difference between losses with the factors and without, in nats

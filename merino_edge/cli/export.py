@@ -56,12 +56,14 @@ def export(
     from merino_edge.families.hub import fetch
     from merino_edge.families.names import resolve
     from merino_edge.storage.atomic import check_folder, check_keeps
-    from merino_edge.training.data import check_files
+    from merino_edge.text.documents import check_files, read_documents
     from merino_runtime.bundle import cache_formats
 
     place = resolve(source)
     for option, file in (("--text", text), ("--calibrate", calibrate)):
-        check_files([file] if file else (), option)
+        if file:
+            check_files([file], option)
+            read_documents([file], option)
     check_keeps(out, [Path(each) for each in (weights, text, calibrate, place) if isinstance(each, str | Path)])
     check_folder(out, is_bundle_alone)
     asked = find_source(source, weights)
@@ -83,13 +85,17 @@ def export(
         with working(f"fetching {hub_model.name}"):
             fetch(hub_model, say)
     # These load torch.
+    from merino_edge.export.calibration_text import check_text as check_readable_text
     from merino_edge.export.export import export as run
+    from merino_edge.export.settled import chosen_context
     from merino_edge.export.source import load_source
 
     with working(f"exporting {source}"):
         found = load_source(source, weights)
+        if text and not auto:
+            check_readable_text(found, text, chosen_context(found, context), "Export without --text")
         if auto:
-            from merino_edge.evaluation.fastest_format import export_fastest
+            from merino_edge.export.fastest_format import export_fastest
 
             assert profile is not None
             done = export_fastest(
@@ -128,7 +134,7 @@ def export(
     if done.matrices:
         show(matrix_table(done.matrices))
     if text:
-        from merino_edge.evaluation.perplexity import bundle_perplexity
+        from merino_edge.text.perplexity import bundle_perplexity
 
         with working(f"reading {text.name}"):
             read = bundle_perplexity(out, text)

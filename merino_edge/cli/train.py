@@ -33,7 +33,7 @@ def train(
 ) -> None:
     """Train a design on plain text; prints the loss on held-out text."""
     from merino_edge.design.design_file import Design, model_name, read_plan
-    from merino_edge.training.data import check_files
+    from merino_edge.text.documents import check_files
     from merino_edge.training.recipe import Recipe
     from merino_edge.training.run_folder import check_out, is_finished, kept_recipe
 

@@ -1,17 +1,16 @@
-"""The text of `--calibrate`, as ids that the source's model reads."""
+"""Texts that an export reads with the tokenizer of its source: `--calibrate`, which weights and scales are fitted to,
+and `--text`, which a bundle is judged on."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from merino_edge.export.source import Source
-from merino_edge.training.data import read_documents
-from merino_edge.training.rows import PackedTokens
+from merino_edge.text.perplexity import MOST_TOKENS
+from merino_edge.text.rows import first_rows, spread_rows
+from merino_edge.text.tokenizer import load_tokenizer
 from merino_runtime.errors import MerinoError
-
-OPTION = "--calibrate"
 
 
 def text_rows(source: Source, text: Path, length: int, tokens: int) -> torch.Tensor:
@@ -19,15 +18,22 @@ def text_rows(source: Source, text: Path, length: int, tokens: int) -> torch.Ten
 
     Raises MerinoError where the text cannot be read, is too short, or the source has no tokenizer to read it with.
     """
+    check_has_tokenizer(source, text, "--calibrate", "Export without --calibrate")
+    return spread_rows(text, tokenizer_of(source), length, tokens, "--calibrate")
+
+
+def check_text(source: Source, text: Path, context: int, remedy: str) -> None:
+    """Raises MerinoError where the perplexity of a bundle of this context could not be measured on the text."""
+    check_has_tokenizer(source, text, "--text", remedy)
+    first_rows(text, tokenizer_of(source), context, MOST_TOKENS, "--text")
+
+
+def check_has_tokenizer(source: Source, text: Path, option: str, remedy: str) -> None:
     if source.tokenizer is None:
-        raise MerinoError(f"{OPTION} {text}: {source.name} has no tokenizer to read it with. Export without {OPTION}")
-    rows = PackedTokens(read_documents([text], OPTION), tokenizer_of(source), length, f"{OPTION} {text}").rows
-    most = max(1, tokens // length)
-    return rows[np.linspace(0, len(rows) - 1, most).round().astype(int)] if len(rows) > most else rows
+        raise MerinoError(f"{option} {text}: {source.name} has no tokenizer to read it with. {remedy}")
 
 
 def tokenizer_of(source: Source) -> Tokenizer:
     """Of a source that has one."""
     assert source.tokenizer is not None, source.name
-    given = source.tokenizer if isinstance(source.tokenizer, str) else source.tokenizer.read_text("utf-8")
-    return Tokenizer.from_str(given)
+    return load_tokenizer(source.tokenizer)

@@ -33,7 +33,7 @@ from merino_edge.export.quantisation.kv_cache import CacheScales
 from merino_edge.export.quantisation.kv_calibration import Calibrated, calibrated_cache
 from merino_edge.export.quantisation.smoothquant import NOTE, rows_to_read, smoothed
 from merino_edge.export.settled import Settled, settled
-from merino_edge.export.source import Source
+from merino_edge.export.source import Source, not_finite
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import Core, core_named, core_of
@@ -144,7 +144,7 @@ def write_export(source: Source, out: Path, asked: Settled, found: OnText, last_
     dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
     golden = clear_golden(dequantised, source.arch.vocab, form.context, scales)
     if not np.isfinite(golden.logits).all():
-        raise MerinoError(f"the weights of {source.name} give logits that are no numbers: train at a lower rate")
+        raise not_finite(source.model, source.name)
     model = ModelFacts(
         source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids,
         asked.chat.chat if asked.chat else None,

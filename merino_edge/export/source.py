@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from transformers import PreTrainedModel
 
 from merino_edge.bundles.files import is_bundle
@@ -71,6 +72,18 @@ def load_source(what: str, weights: Path | None = None, say: Callable[[str], Non
     if isinstance(plan, Design):
         return random_source(plan.architecture, name)._replace(design=plan)
     return random_source(plan, name)
+
+
+def not_finite(model: PreTrainedModel, name: str) -> MerinoError:
+    """The error for a model whose logits are not finite."""
+    wrong = [each for each, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        return MerinoError(
+            f"the weights of {name} hold values that are not finite, in {wrong[0]}{more}: copy or download them again,"
+            " or, where they were trained here, train with a lower --learning-rate"
+        )
+    return MerinoError(f"the logits of {name} are not finite although its weights are: nothing can be exported of it")
 
 
 def random_source(arch: Geometry, name: str) -> Source:

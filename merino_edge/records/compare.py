@@ -65,10 +65,10 @@ def compare_files(before: Path, after: Path, say: Callable[[str], None] = lambda
 def compare(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
     """Pair the rows of A and B, and judge each pair.
 
-    Two rows are partners if bundle, engine without its version, precision, dialect, cache, test, depth and threads
-    agree. Bundles agree by name. Rows without a partner are paired in a second pass by geometry, in a third, for failed
-    rows, by the keys that a failed row has. Rows of one side with the same key are pooled. Raises MerinoError where
-    no row has a partner.
+    Two rows are partners if bundle, engine without its version, precision, dialect, cache, test, depth and threads (of
+    prefill in its rows) agree. Bundles agree by name. Rows without a partner are paired in a second pass by geometry,
+    in a third, for failed rows, by the keys that a failed row has. Rows of one side with the same key are pooled.
+    Raises MerinoError where no row has a partner.
     """
     pairs: list[Pair] = []
     left_a, left_b = list(a), list(b)
@@ -100,7 +100,7 @@ def pair_of(a: Sequence[Record], b: Sequence[Record]) -> Pair:
     names = dict.fromkeys([one.bundle, b[0].bundle])
     return Pair(
         bundle=" / ".join(names), engine=one.engine_name, precision=one.precision or "-", test=one.test,
-        depth=one.depth or 0, threads=one.threads,
+        depth=one.depth or 0, threads=one.timed_threads,
         a_tok_s=geometric_mean(speeds_a) if speeds_a else None, b_tok_s=geometric_mean(speeds_b) if speeds_b else None,
         ratio=ratio, verdict=NOT_JUDGED if reason or ratio is None else verdict_of(ratio), reason=reason,
     )  # fmt: skip
@@ -163,7 +163,8 @@ def _by_keys_of_a_failed_row(row: Record) -> Hashable:
 
 
 def _conditions(row: Record) -> tuple[Hashable, ...]:
-    return row.engine_name, row.precision, row.dialect, row.kv, row.test, row.depth or 0, row.threads, bool(row.failure)
+    where = row.engine_name, row.precision, row.dialect, row.kv
+    return *where, row.test, row.depth or 0, row.timed_threads, bool(row.failure)
 
 
 def _may_pair(a: Sequence[Record], b: Sequence[Record]) -> bool:
@@ -207,7 +208,7 @@ def _speeds(rows: Sequence[Record]) -> list[float]:
 def _titles(rows: Sequence[Record]) -> tuple[str, ...]:
     said = (
         f"{row.bundle} {row.precision or '-'}{f' {row.kv} cache' if row.kv else ''} {row.test}, {row.engine_name}, "
-        f"{row.threads or '-'} threads" + (f" ({row.flags[0]})" if row.failure else "")
+        f"{row.timed_threads or '-'} threads" + (f" ({row.flags[0]})" if row.failure else "")
         for row in rows
     )
     return tuple(dict.fromkeys(said))

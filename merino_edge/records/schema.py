@@ -5,6 +5,7 @@ judging them `compare`'s and `report`'s.
 """
 
 import re
+from collections.abc import Iterator
 from statistics import mean
 from typing import Annotated, Any, Literal, Self
 
@@ -14,10 +15,11 @@ from merino_bench.harness.passes import Chosen, Place, chosen, rounds_by_place
 from merino_bench.harness.record import FAILED, SCHEMA
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES
-from merino_edge.storage.faults import fault_list
+from merino_edge.storage.faults import fault_list, key_path, shortened
 from merino_runtime.backend_choice import BACKENDS
 
-Positive = Annotated[float, Field(gt=0)]
+SMALLEST, LARGEST = 1e-15, 1e18  # no measured figure lies beyond; a quotient or a sum of such is finite
+Positive = Annotated[float, Field(gt=0, ge=SMALLEST)]
 Count = Annotated[int, Field(ge=0)]
 AsTuple = Field(strict=False)  # a JSON list becomes a tuple; its items stay strict
 Numbers = Annotated[tuple[float, ...], AsTuple]
@@ -26,6 +28,15 @@ Texts = Annotated[tuple[str, ...], AsTuple]
 Interval = Annotated[tuple[Positive, Positive], AsTuple]
 MEASURED = ("engine", "repetitions", "tok_s", "rounds_ms", "processes", "environment")  # in each row that did not fail
 DEFAULT_ENGINE = "onnxruntime"
+
+
+def _numbers(raw: Any, loc: tuple[int | str, ...] = ()) -> Iterator[tuple[tuple[int | str, ...], float]]:
+    """(keys, value) of each number in parsed JSON."""
+    if isinstance(raw, dict | list):
+        for key, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
+            yield from _numbers(value, (*loc, key))
+    elif isinstance(raw, int | float) and not isinstance(raw, bool):
+        yield loc, raw
 
 
 class _Facts(BaseModel):
@@ -174,10 +185,14 @@ class Record(_Facts):
     @model_validator(mode="before")
     @classmethod
     def _check_schema(cls, raw: Any) -> Any:
-        """Another schema is one fault of the row, not a list of keys that it lacks."""
+        """Another schema is one fault of the row, not a list of keys that it lacks; so is a figure of absurd size."""
         found = raw.get("schema", SCHEMA) if isinstance(raw, dict) else SCHEMA
         if found != SCHEMA:
             raise ValueError(f"schema {found!r} is not read, only {SCHEMA}: measure again with this version's `bench`")
+        large = [(loc, value) for loc, value in _numbers(raw) if abs(value) > LARGEST]
+        absurd = [f"{key_path(loc)} ({shortened(repr(value), 20)})" for loc, value in large]
+        if absurd:
+            raise ValueError(f"no measurement gives {', '.join(absurd[:5])}: the file is damaged")
         return raw
 
     @model_validator(mode="after")
@@ -210,6 +225,11 @@ class Record(_Facts):
     @property
     def decodes(self) -> bool:
         return self.test.startswith("tg")
+
+    @property
+    def timed_threads(self) -> int | None:
+        """Of what the row times: prefill and decode have their own number."""
+        return self.threads if self.decodes else self.prefill_threads
 
     @property
     def tokens(self) -> int:

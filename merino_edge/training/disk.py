@@ -12,6 +12,7 @@ from merino_edge.families.operators import params
 from merino_edge.training.memory import size
 from merino_edge.training.states import remove_torn, saved_states
 from merino_runtime.errors import MerinoError
+from merino_runtime.outputs import check_room
 
 STATES = 3  # two are kept while one is written
 STATE_BYTES, MODEL_BYTES = 12, 4  # per parameter: weights and AdamW's two moments; weights
@@ -21,10 +22,13 @@ WORDS = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWr
 
 
 def check_disk(arch: Architecture, out: Path, resume: bool) -> None:
-    """Raises MerinoError where the saved states and the model would not fit. `out` need not exist."""
+    """Raises MerinoError where nothing can be written, or the saved states and the model would not fit. `out` need not
+    exist."""
     count = params(arch.operators)
     need = count * (STATE_BYTES * (1 if resume else STATES) + MODEL_BYTES)
-    there = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())).free
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+    check_room(str(out), str(folder))  # a read-only place has no bytes free either
+    there = shutil.disk_usage(folder).free
     if need > there:
         raise MerinoError(
             f"the saved states and the model take {size(need)} in {out}, {size(there)} are free: free some, or choose"

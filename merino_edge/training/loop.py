@@ -148,5 +148,6 @@ def training_arguments(recipe: Recipe, folder: Path) -> Arguments:
         seed=recipe.seed,
         data_seed=recipe.seed,
         report_to=[],
+        include_num_input_tokens_seen="all",
         dataloader_pin_memory=False,
     )

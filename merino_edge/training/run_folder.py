@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from merino_edge.families.designed import Architecture
 from merino_edge.storage.faults import fault_list
-from merino_edge.training.data import TextFile
+from merino_edge.text.documents import TextFile
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.states import is_marked, saved_states
 from merino_runtime.errors import MerinoError

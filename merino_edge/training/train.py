@@ -15,21 +15,14 @@ from merino_edge.design.design_file import DESIGN, Design
 from merino_edge.families.designed import Architecture
 from merino_edge.families.hugging_face import build_model, save_model
 from merino_edge.storage.atomic import write_text
-from merino_edge.training.data import (
-    END_OF_TEXT,
-    TextFile,
-    load_tokenizer,
-    read_texts,
-    split_held_out,
-    tokenizer_for,
-    tokenizer_hash,
-)
+from merino_edge.text.documents import TextFile, read_texts, split_held_out
+from merino_edge.text.rows import PackedTokens
+from merino_edge.text.tokenizer import check_separates, end_id, load_tokenizer, tokenizer_for, tokenizer_hash
 from merino_edge.training.disk import check_disk, disk_told
 from merino_edge.training.initial_weights import shrink_branches
 from merino_edge.training.loop import CheckedTrainer, Progress, Watch, add_watch, stop_on_ctrl_c, training_arguments
 from merino_edge.training.memory import check_memory, memory_told
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.rows import PackedTokens
 from merino_edge.training.run_folder import (
     ELSEWHERE,
     RECORD,
@@ -144,6 +137,7 @@ def begun(
     if tokenizer_file is None:
         say(f"training a BPE of {vocab:,} entries on {sum(map(len, texts.documents)):,} characters")
     tokenizer = tokenizer_for(vocab, texts.documents, tokenizer_file)
+    check_separates(tokenizer, texts.documents)
     run = run.model_copy(update={"tokenizer_sha256": tokenizer_hash(tokenizer)})
     material = pack(run, texts, tokenizer)
     write_text(out / STATE / TOKENIZER, tokenizer.to_str())
@@ -186,7 +180,7 @@ def fit(
             say(f"{fault}: removed")
         say(f"going on from {state.name}")
     set_seed(run.recipe.seed)
-    end = material.tokenizer.token_to_id(END_OF_TEXT)
+    end = end_id(material.tokenizer)
     model = build_model(run.architecture, bos_token_id=end, eos_token_id=end, pad_token_id=end)
     shrink_branches(model)
     trainer = CheckedTrainer(
@@ -216,7 +210,7 @@ def write_checkpoint(
         "schema": SCHEMA,
         **run.model_dump(mode="json"),
         "train_tokens": material.rows.tokens,
-        "seen_tokens": run.recipe.steps * run.recipe.batch * run.architecture.context,
+        "seen_tokens": trainer.state.num_input_tokens_seen,
         "held_out_tokens": material.held_out_rows.tokens,
         "held_out_loss": loss,
         "held_out_perplexity": math.exp(loss),
@@ -225,8 +219,9 @@ def write_checkpoint(
     }
     assert isinstance(trainer.model, PreTrainedModel)
     special = {}
-    if material.tokenizer.token_to_id(END_OF_TEXT) is not None:
-        special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
+    end = end_id(material.tokenizer)
+    if end is not None:
+        special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), material.tokenizer.id_to_token(end))
     with put_files(out) as beside:
         save_model(trainer.model, beside)
         PreTrainedTokenizerFast(tokenizer_object=material.tokenizer, **special).save_pretrained(beside)

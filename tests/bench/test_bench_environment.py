@@ -13,7 +13,7 @@ model name\t: AMD EPYC 7763 64-Core Processor
 cpu MHz\t\t: 3211.000
 """
 PI_CPUINFO = "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd\n\nModel\t\t: Raspberry Pi 4 Model B\n"
-QUIET = {"throttle_bits": None, "cpu_cooling": None, "swapped_pages": None}
+QUIET = {"throttle_bits": None, "cpu_cooling": None, "gpu_cooling": None, "swapped_pages": None}
 
 
 def write(root, path, text):
@@ -37,7 +37,8 @@ def nano(tmp_path):
                                     (10, "CPU-therm", "34500"), (3, "off", "")):
         write(tmp_path, f"sys/class/thermal/thermal_zone{zone}/type", name + "\n")
         write(tmp_path, f"sys/class/thermal/thermal_zone{zone}/temp", temperature + "\n")
-    for device, name, level in ((0, "pwm-fan", "3"), (1, "cpu-balanced", "0"), (2, "thermal-cpufreq-0", "2")):
+    for device, name, level in ((0, "pwm-fan", "3"), (1, "cpu-balanced", "0"), (2, "thermal-cpufreq-0", "2"),
+                                (3, "devfreq-57000000.gpu", "1"), (4, "gpu-balanced", "0")):
         write(tmp_path, f"sys/class/thermal/cooling_device{device}/type", name + "\n")
         write(tmp_path, f"sys/class/thermal/cooling_device{device}/cur_state", level + "\n")
     return str(tmp_path)
@@ -48,7 +49,7 @@ def test_a_boards_state(nano):
     assert state["governor"] == "schedutil" and state["load_1m"] == 0.52
     assert state["clocks_mhz"] == [1479.0, 921.6, 102.0] and state["clocks_max_mhz"] == [1479.0] * 3
     assert state["temperatures_c"] == {"AO-therm": 41.5, "CPU-therm": 33.0, "CPU-therm thermal_zone10": 34.5}
-    assert state["cpu_cooling"] == 2  # not the fan's 3
+    assert state["cpu_cooling"] == 2 and state["gpu_cooling"] == 1  # not the fan's 3
     assert state["swap_used_mb"] == 13.0 and state["swapped_pages"] == 128
     assert environment.machine(nano)["board"] == "NVIDIA Jetson Nano Developer Kit"
 
@@ -107,6 +108,7 @@ def changed(**values):
     (changed(throttle_bits="0x4"), changed(throttle_bits="0x0"), 0.0, ["throttled"]),
     (changed(throttle_bits="0x50000"), changed(throttle_bits="0x50005"), 0.0, ["throttled"]),
     (changed(cpu_cooling=0), changed(cpu_cooling=2), 0.0, ["throttled"]),
+    (changed(gpu_cooling=0), changed(gpu_cooling=1), 0.0, ["throttled"]),
     (changed(cpu_cooling=-1), changed(cpu_cooling=-1), 0.0, []),  # a driver that is off
     (QUIET, QUIET, 0.051, ["busy"]), (QUIET, QUIET, 0.05, []),
     (changed(swapped_pages=1000), changed(swapped_pages=1257), 0.0, ["swapping"]),

@@ -196,7 +196,7 @@ def test_on_a_slow_machine_what_a_calibration_needs_is_timed_after_the_minute(tm
         timed.append((task, clock[0]))
         clock[0] += 7
         said = {"kind": task.kind, "rows": task.rows, "threads": task.threads, "ms": 1}
-        return [{**dict.fromkeys(board_probe.MEASURED, 0), **said}]
+        return [{**dict.fromkeys(board_probe.MEASURED, 0), **said}] * len(task.runs)
 
     monkeypatch.setattr(board_probe, "time_task", time_task)
     monkeypatch.setattr(board_probe, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
@@ -211,6 +211,36 @@ def test_on_a_slow_machine_what_a_calibration_needs_is_timed_after_the_minute(tm
     assert len(timed) == 3, "no task begins later than that"
 
 
+def test_what_the_deadline_cuts_is_not_done(tmp_path, monkeypatch):
+    """A needed task that runs when the minute ends is run to its end; another one has the rows that it came to."""
+    machine = Machine(2 * MB, 300 * MB, (4,), ("fp32", "int8"), True)
+    tasks = plan.tasks(machine)
+    needed = set(plan.needed_of(tasks))
+    clock, rows_of = [0.0], {}
+
+    def time_task(_, task, _kernel, _work, _seconds, _cache, deadline):
+        rows = []
+        for cached, tokens in task.runs:
+            if rows and clock[0] > deadline:
+                break
+            clock[0] += 1
+            rows.append(dict(dict.fromkeys(board_probe.MEASURED, 0), place=tasks.index(task), past=cached,
+                             tokens=tokens, ms=1))
+        rows_of[task] = max(rows_of.get(task, 0), len(rows))
+        return rows
+
+    monkeypatch.setattr(board_probe, "time_task", time_task)
+    monkeypatch.setattr(board_probe, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(graphs, "write_weights", lambda *_: 0)
+    for deadline in range(1, 80):
+        clock[0] = 0.0
+        rows_of.clear()
+        found = board_probe.timed_rows(None, machine, str(tmp_path), deadline, lambda _: None)
+        assert all(rows_of[task] == len(task.runs) for task in needed), deadline
+        cut = {board_probe.task_name(task) for task in tasks if rows_of.get(task, 0) < len(task.runs)}
+        assert set(found.left_out) == cut, deadline
+
+
 def passes_of(monkeypatch, tmp_path, pass_ms, seconds=60.0):
     """-> (what `timed_rows` makes of tasks that take so many ms in each pass, the tasks as they were timed)"""
     machine = Machine(2 * MB, 300 * MB, (1,), ("fp32",), True)
@@ -220,7 +250,7 @@ def passes_of(monkeypatch, tmp_path, pass_ms, seconds=60.0):
         ms = pass_ms[timed.count(task)]
         timed.append(task)
         times = {"ms": ms, "median_ms": 1.1 * ms, "least_ms": 0.9 * ms, "repeats": 20}
-        return [dict(dict.fromkeys(board_probe.MEASURED, 0), kind=task.kind, rows=task.rows, **times)]
+        return [dict(dict.fromkeys(board_probe.MEASURED, 0), kind=task.kind, rows=task.rows, **times)] * len(task.runs)
 
     monkeypatch.setattr(board_probe, "time_task", time_task)
     deadline = time.perf_counter() + seconds

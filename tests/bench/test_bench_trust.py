@@ -6,12 +6,15 @@ changes nothing. The timed assertions are about our own delays, never about a co
 import json
 import os
 import statistics
+import sys
 
 import pytest
 
+from merino_bench.harness import run
 from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.run import run_bench
 from merino_bench.harness.worker import WARM_UP_S
+from merino_bench.sensors.power import find_source
 
 pytestmark = pytest.mark.slow
 
@@ -56,21 +59,20 @@ merino_runtime.backends.open_backend = lambda bundle, threads=None, *_, **__: Kn
 """
 
 
+def run_known(bundle, request, code, log, id_s=ID_S, step_s=STEP_S):
+    """-> rows. Python imports `sitecustomize` when it starts."""
+    (code / "sitecustomize.py").write_text(KNOWN_BACKEND.format(
+        id_s=id_s, step_s=step_s, cached_s=CACHED_S, folder=str(log)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(code), prepend=os.pathsep)
+        return run_bench([bundle], request)
+
+
 @pytest.fixture(scope="module")
 def measured(bundle_dirs, tmp_path_factory):
-    """(rows by test, the calls that each process noted, in order). Python imports `sitecustomize` when it starts."""
+    """(rows by test, the calls that each process noted, in order)."""
     code, log = tmp_path_factory.mktemp("code"), tmp_path_factory.mktemp("log")
-    (code / "sitecustomize.py").write_text(KNOWN_BACKEND.format(
-        id_s=ID_S, step_s=STEP_S, cached_s=CACHED_S, folder=str(log)))
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), before]))
-    try:
-        rows = run_bench([bundle_dirs["portable"]], BenchRequest((16,), (12,), 3, depths=(0, 32)))
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+    rows = run_known(bundle_dirs["portable"], BenchRequest((16,), (12,), 3, depths=(0, 32)), code, log)
     calls = [json.loads((log / name).read_text()) for name in sorted(os.listdir(str(log)))]
     assert not [flag for row in rows for flag in row["flags"] if flag.startswith("failed")]
     assert [len(row["processes"]) for row in rows] == [3] * 4
@@ -116,3 +118,62 @@ def test_the_first_token_of_a_decode_row_is_the_prefills(measured):
     assert prefills == [[0, 24], *[[24, 8]] * (len(prefills) - 1)] and len(prefills) >= 3
     really = [[call[3] for call in calls if call[0] == "prefill"][-1] for calls in processes]
     assert row["prefill_ms"] == pytest.approx(statistics.median(really), rel=0.03) and row["ttft_ms"] is None
+
+
+# ---- energy: sensors at the intervals that real ones have
+
+
+def program_of_a_raspberry_pi_5(folder, patch):
+    program = folder / "vcgencmd"
+    program.write_text("#!/bin/sh\n[ $1 = pmic_read_adc ] && echo 'VDD_CORE_A current(7)=2.5A' "
+                       "&& echo 'VDD_CORE_V volt(15)=0.8V'\n")
+    program.chmod(0o755)
+    patch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return "vcgencmd pmic_read_adc", 2.0
+
+
+def service_of_jetson_stats(folder, patch):
+    """A module of jtop's interface: `ok` waits for the service's next reading."""
+    (folder / "jtop.py").write_text(
+        "import time\nclass jtop:\n    def __init__(self, interval):\n        self.interval = interval\n"
+        "    def start(self):\n        pass\n    def close(self):\n        pass\n"
+        "    def ok(self):\n        time.sleep(self.interval)\n        return True\n"
+        "    power = {'rail': {}, 'tot': {'power': 3000, 'name': 'VDD_IN'}}\n")
+    patch.syspath_prepend(str(folder))
+    patch.delitem(sys.modules, "jtop", raising=False)
+    return "jtop", 3.0
+
+
+def files_of_an_orin(folder, patch):
+    for name, text in (("name", "ina3221"), ("in1_label", "VDD_IN"), ("in1_input", "5000"), ("curr1_input", "800")):
+        path = folder / "sys/class/hwmon/hwmon1" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    patch.setattr(run, "find_source", lambda: find_source(str(folder)))
+    return "ina3221 (hwmon)", 4.0
+
+
+@pytest.mark.parametrize("board, id_s, step_s", [
+    (program_of_a_raspberry_pi_5, 0.11, 0.1), (service_of_jetson_stats, 0.11, 0.1), (files_of_an_orin, 0.025, 0.02)])
+def test_every_row_has_energy_at_the_interval_of_the_source(board, id_s, step_s, bundle_dirs, tmp_path, monkeypatch):
+    """Also the last row, after which nothing runs, and the power at rest."""
+    name, watts = board(tmp_path, monkeypatch)
+    log = tmp_path / "log"
+    log.mkdir()
+    rows = run_known(bundle_dirs["portable"], BenchRequest((20,), (20,), 1), tmp_path, log, id_s, step_s)
+    for row in rows:
+        energy = row["energy"]
+        assert energy["source"] == name and energy["idle_w"] == pytest.approx(watts), row["notes"]
+        seconds = sum(map(sum, row["rounds_ms"])) / 1000
+        assert row["j_per_token"] == pytest.approx(watts * seconds / 20, rel=0.01), row["notes"]
+        kind = "decode" if row["test"] == "tg20" else "prefill"
+        assert energy[kind + "_net_j"] == pytest.approx(0, abs=0.05)
+
+
+def test_a_row_too_short_for_its_sensor_says_so(bundle_dirs, tmp_path, monkeypatch):
+    program_of_a_raspberry_pi_5(tmp_path, monkeypatch)
+    log = tmp_path / "log"
+    log.mkdir()
+    row, = run_known(bundle_dirs["portable"], BenchRequest((4,), (), 1), tmp_path, log)
+    assert row["j_per_token"] is None
+    assert any("one each 0.5 s" in note and "-r" in note for note in row["notes"])

@@ -12,13 +12,13 @@ from hypothesis.extra import numpy as arrays
 import merino_edge.export.quantisation.hessians as reading
 from merino_edge.cli.app import app
 from merino_edge.embedded import FOLDER
-from merino_edge.evaluation.perplexity import bundle_perplexity
 from merino_edge.export.export import build_graph, export
 from merino_edge.export.quantisation.gptq import gptq
 from merino_edge.export.quantisation.groups import dequantize, quantize_groups
 from merino_edge.export.quantisation.hessians import input_hessians
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.registry import layout_of
+from merino_edge.text.perplexity import bundle_perplexity
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError

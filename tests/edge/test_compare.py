@@ -165,13 +165,21 @@ def test_a_row_that_failed_in_b_is_shown_and_fails_the_check():
 
 @pytest.mark.parametrize("changes", [
     {"threads": 1}, {"precision": "int8"}, {"engine": "llama.cpp 3"}, {"dialect": "portable"}, {"depth": 512},
-    {"test": "tg16"},
+    {"test": "tg16"}, {"test": "pp32", "prefill_threads": 1},
 ])  # fmt: skip
 def test_unequal_conditions_never_pair(changes):
+    before = record(test="pp32") if "prefill_threads" in changes else record()
     with pytest.raises(MerinoError, match="no row in common"):
-        compare(rows(record()), rows(record(**changes)))
-    found = compare(rows(record(), opt()), rows(record(**changes), opt()))
+        compare(rows(before), rows(record(**changes)))
+    found = compare(rows(before, opt()), rows(record(**changes), opt()))
     assert [pair.bundle for pair in found.pairs] == ["opt-350m"] and len(found.only_a) == len(found.only_b) == 1
+
+
+def test_a_row_pairs_by_the_threads_of_what_it_times_alone():
+    """Prefill and decode have their own number, and a bundle's choice of one may change without the other."""
+    for test, other in (("tg32", {"prefill_threads": 1}), ("pp32", {"threads": 1})):
+        (pair,) = compare(rows(record(test=test)), rows(record(test=test, **other))).pairs
+        assert pair.threads == 2
 
 
 def test_another_name_pairs_by_geometry_and_another_engine_version_by_name():

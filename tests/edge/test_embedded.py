@@ -9,8 +9,8 @@ import pytest
 
 from merino_edge.bundles.description import GraphFormat, ModelFacts, describe
 from merino_edge.embedded import FOLDER
-from merino_edge.evaluation.perplexity import bundle_perplexity
 from merino_edge.families.designed import Architecture
+from merino_edge.text.perplexity import bundle_perplexity
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.selftest import selftest

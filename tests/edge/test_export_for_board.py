@@ -11,10 +11,9 @@ from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
 from merino_edge.delivery.fitting import times_slower
-from merino_edge.evaluation import fastest_format
-from merino_edge.evaluation.fastest_format import export_fastest, predicted_ms
-from merino_edge.evaluation.perplexity import bundle_perplexity
+from merino_edge.export import fastest_format
 from merino_edge.export.export import export
+from merino_edge.export.fastest_format import export_fastest, predicted_ms
 from merino_edge.export.onnx.plain import FusedPlain
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.export.request import Target
@@ -24,6 +23,7 @@ from merino_edge.families.zoo import model
 from merino_edge.prediction.default_coefficients import decode_ms, slower_on
 from merino_edge.prediction.formats import has_cache
 from merino_edge.profiles.reading import list_profiles, load_profile
+from merino_edge.text.perplexity import bundle_perplexity
 from merino_runtime.bundle import load_bundle, quantised_cache
 from merino_runtime.errors import MerinoError
 

@@ -13,8 +13,11 @@ from merino_bench.harness.render import as_json, as_json_lines
 from merino_bench.harness.run import run_bench
 from merino_bench.harness.saving import append
 from merino_edge.families.zoo import model
+from merino_edge.records.compare import compare
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
+from merino_edge.report.page import page
+from merino_edge.report.summary import summarise
 from merino_runtime.errors import MerinoError
 
 
@@ -150,6 +153,35 @@ def test_a_list_cut_anywhere_is_one_line(left, records_file):
         f"correct them: {records_file}: is a JSON list that is cut off before its end: copy it again"
     )
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [1e308, -1e308, 10**400, 5e-324, 1e-15, 1e18])
+def test_a_number_of_absurd_size_is_a_fault_and_never_a_crash(tmp_path, number):
+    """Wherever it stands: a ratio or a sum of such is not finite."""
+    energy = {"source": "a", "rail": "b", "interval_s": 0.5, "samples": 9, "idle_w": 1.0, "prefill_j": 1.0,
+              "decode_j": 2.0, "prefill_net_j": 1.0, "decode_net_j": 1.0}  # fmt: skip
+    base = [record(energy=energy, repetitions=3), opt(repetitions=3)]
+    path = tmp_path / "records.json"
+    refused = 0
+    for key, value in base[0].items():
+        if isinstance(value, dict | list) or (isinstance(value, int | float) and key != "schema"):
+            path.write_text(json.dumps([{**base[0], key: with_numbers(value, number)}, base[1]]))
+            try:
+                rows = read_records([path])
+                page(summarise(rows))
+                compare(rows, rows)
+            except MerinoError:
+                refused += 1
+    assert refused or number in (1e-15, 1e18)
+
+
+def with_numbers(value, number):
+    """Parsed JSON with each float, or integer that stands alone, replaced."""
+    if isinstance(value, dict):
+        return {key: with_numbers(each, number) for key, each in value.items()}
+    if isinstance(value, list):
+        return [with_numbers(each, number) for each in value]
+    return number if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def test_a_failed_row_needs_no_measurements():

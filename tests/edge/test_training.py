@@ -3,27 +3,25 @@
 import hashlib
 import json
 import math
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from sample_training import ARCH, story, write_stories
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merino_edge.families.designed import Architecture
 from merino_edge.families.designed_torch import MerinoForCausalLM
 from merino_edge.families.hugging_face import build_model
+from merino_edge.text.documents import END_OF_TEXT, read_documents, split_held_out
+from merino_edge.text.perplexity import bundle_perplexity
+from merino_edge.text.rows import PackedTokens
+from merino_edge.text.tokenizer import end_id, load_tokenizer, train_tokenizer
 from merino_edge.training import train as training
-from merino_edge.training.data import (
-    END_OF_TEXT,
-    read_documents,
-    split_held_out,
-    train_tokenizer,
-)
 from merino_edge.training.initial_weights import shrink_branches
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.rows import PackedTokens
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
 
@@ -185,6 +183,82 @@ def test_documents_are_packed_end_to_end_each_with_its_beginning():
     packed = PackedTokens(documents, tokenizer, 5)
     assert packed.rows.flatten().tolist() == ids[: len(ids) // 5 * 5]
     assert packed[1]["input_ids"].tolist() == packed[1]["labels"].tolist() == ids[5:10]
+
+
+# What tokenizer.json files put around a text: (post-processor, tokens before and after, the token that ends a text).
+HUB_FILES = {
+    "GPT-2": (processors.ByteLevel(trim_offsets=False), [], [], "<|endoftext|>"),
+    "none": (None, [], [], "<|endoftext|>"),
+    "beginning": (("<s> $A", ["<s>"]), ["<s>"], [], "<s>"),
+    "both": (("<s> $A </s>", ["<s>", "</s>"]), ["<s>"], ["</s>"], "</s>"),
+}
+
+
+def hub_file(path, kind, **without):
+    """A tokenizer.json with truncation and padding, as the hub has many."""
+    tokenizer = train_tokenizer([story(1)], 290)
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    processor = HUB_FILES[kind][0]
+    if isinstance(processor, tuple):
+        ids = [(name, tokenizer.token_to_id(name)) for name in processor[1]]
+        processor = processors.TemplateProcessing(single=processor[0], special_tokens=ids)
+    tokenizer.post_processor = processor or processors.Sequence([])
+    if not without:
+        tokenizer.enable_truncation(16)
+        tokenizer.enable_padding(length=64, pad_id=0, pad_token=END_OF_TEXT)
+    path.write_text(tokenizer.to_str())
+    return path
+
+
+@pytest.mark.parametrize("kind", HUB_FILES)
+def test_a_tokenizer_of_the_hub_gives_all_ids_of_each_document_and_separates_them(kind, tmp_path):
+    tokenizer = load_tokenizer(hub_file(tmp_path / "tokenizer.json", kind))
+    documents = [story(1), "a child carries water.", story(2)]
+    before, after = ([tokenizer.token_to_id(name) for name in side] for side in HUB_FILES[kind][1:3])
+    text_ids = [tokenizer.encode(each, add_special_tokens=False).ids for each in documents]
+    assert len(text_ids[0]) > 64 > len(text_ids[1])
+    between = [] if before or after else [tokenizer.token_to_id("<|endoftext|>")]
+    expected = [each for ids in text_ids for each in [*between, *before, *ids, *after]]
+    assert PackedTokens(documents, tokenizer, 1).rows.flatten().tolist() == expected
+    assert tokenizer.id_to_token(end_id(tokenizer)) == HUB_FILES[kind][3]
+
+
+def test_a_tokenizer_of_the_hub_through_training_and_perplexity(text, tmp_path, bundle_dirs):
+    """All text is trained on, the model learns where a text ends, and what it has seen is counted in whole."""
+    given = hub_file(tmp_path / "tokenizer.json", "GPT-2")
+    arch = ARCH.model_copy(update={"vocab": 292})
+    record = train(arch, [text], tmp_path / "out", recipe=Recipe(steps=3, batch=100), tokenizer_file=given)
+    documents, _ = split_held_out(read_documents([text]))
+    plain = Tokenizer.from_file(str(given))
+    plain.no_truncation()
+    plain.no_padding()
+    ids = sum(1 + len(plain.encode(each, add_special_tokens=False).ids) for each in documents)
+    rows = ids // ARCH.context
+    assert record["train_tokens"] == rows * ARCH.context
+    batches = [min(100, rows - begun) for begun in range(0, rows, 100)] * 3  # the last of an epoch is cut
+    assert record["seen_tokens"] == sum(batches[:3]) * ARCH.context < 300 * ARCH.context
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == plain.token_to_id(END_OF_TEXT)
+    bundle = tmp_path / "bundle"
+    shutil.copytree(bundle_dirs["portable"], bundle)
+    measured = []
+    for without in ({}, {"limits": False}):
+        content = hub_file(bundle / "tokenizer.json", "GPT-2", **without).read_bytes()
+        said = json.loads((bundle / "bundle.json").read_text())
+        (file,) = (each for each in said["files"] if each["path"] == "tokenizer.json")
+        file.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        (bundle / "bundle.json").write_text(json.dumps(said))
+        measured.append(bundle_perplexity(bundle, text, 200))
+    assert measured[0] == measured[1] and measured[0].tokens > 100
+
+
+def test_documents_that_no_token_would_separate_are_refused(text, tmp_path):
+    tokenizer = train_tokenizer([story(1)], 290)
+    found = json.loads(tokenizer.to_str())
+    found["added_tokens"], found["post_processor"] = [], None
+    del found["model"]["vocab"][END_OF_TEXT]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(found))
+    with pytest.raises(MerinoError, match="60 documents|58 documents|59 documents"):
+        train(ARCH, [text], tmp_path / "out", recipe=SMALL, tokenizer_file=tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize("vocab", [257, 300])

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
+from merino_edge.text.tokenizer import LONGEST_WORD_BYTES, train_tokenizer
 from merino_edge.training import memory
-from merino_edge.training.data import LONGEST_WORD_BYTES, train_tokenizer
 from merino_edge.training.memory import available_bytes, check_memory, training_need
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
@@ -158,7 +158,7 @@ def test_words_are_bounded_where_a_bpe_is_trained():
 def test_the_bound_changes_nothing_where_no_word_is_so_long(monkeypatch):
     documents = [story(seed) for seed in range(20)]
     bounded = train_tokenizer(documents, 300).to_str()
-    monkeypatch.setattr("merino_edge.training.data.LONGEST_WORD_BYTES", 10**9)
+    monkeypatch.setattr("merino_edge.text.tokenizer.LONGEST_WORD_BYTES", 10**9)
     assert train_tokenizer(documents, 300).to_str() == bounded
     assert "FixedLength" not in bounded  # the board's tokenizers may not know it
     assert Tokenizer.from_str(bounded).get_vocab_size() == 300

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from sample_training import ARCH, story, write_stories
 
 from merino_edge.cli.app import main
+from merino_edge.text.tokenizer import train_tokenizer
 from merino_edge.training import train as training
-from merino_edge.training.data import train_tokenizer
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError

@@ -28,8 +28,8 @@ MAY_IMPORT = {
 # The rooms of each package from the top: a room imports from rooms further down, and from itself.
 ROOMS = {
     "merino_edge": [
-        "cli", "report", "benchmarking", "evaluation", "delivery", "export", "training", "bundles", "design", "records",
-        "calibration", "prediction", "families", "profiles", "storage", "embedded",
+        "cli", "report", "benchmarking", "delivery", "export", "training", "bundles", "design", "records",
+        "calibration", "prediction", "families", "profiles", "text", "storage", "embedded",
     ],
     "merino_bench": ["harness", "probe", "sensors"],
 }
@@ -175,7 +175,7 @@ WRITERS = {"merino_runtime.outputs", "merino_runtime.scratch"}
 # These fill a scratch or temporary folder that their caller gives them; what is in it takes its place as a whole.
 FILLERS = {
     "merino_edge.bundles.board_app", "merino_edge.bundles.write", "merino_edge.export.onnx.graph",
-    "merino_edge.evaluation.fastest_format",  # the bundle that it chose
+    "merino_edge.export.fastest_format",  # the bundle that it chose
     "merino_edge.benchmarking.peers.make", "merino_edge.calibration.host",
     "merino_edge.benchmarking.peers.make_checkpoint",
     "merino_edge.families.hugging_face", "merino_edge.training.run_folder",

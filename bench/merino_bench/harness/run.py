@@ -20,7 +20,7 @@ from merino_bench.harness.render import render, terminal_width
 from merino_bench.harness.saving import append, appends, check_can_save, save
 from merino_bench.harness.turns import Turns, turn_sizes
 from merino_bench.probe.bandwidth import buffer_bytes, read_gb_s, thread_counts, touched_buffer
-from merino_bench.sensors.energy import Sampler, energy_of, idle_watts
+from merino_bench.sensors.energy import Sampler, energy_of, idle_watts, why_no_energy
 from merino_bench.sensors.power import find_source
 from merino_runtime import board
 from merino_runtime.commands import as_text, say, say_note, write_out
@@ -127,12 +127,16 @@ def rows_of(turns: Turns, conditions: Conditions) -> Records:
 
 
 def _row(entrant: Entrant, case: Case, processes: Sequence[Measured], conditions: Conditions) -> Dict[str, Any]:
-    energy = None
+    energy, notes = None, []  # type: Optional[Dict[str, Any]], List[str]
     if conditions.sampler:
-        phases = record.counting_phases(processes)
-        energy = energy_of(conditions.sampler, conditions.idle_w, *phases)
+        prefill, decode = record.counting_phases(processes)
+        energy = energy_of(conditions.sampler, conditions.idle_w, prefill, decode)
+        timed = decode if case.steps else prefill
+        if timed and energy["decode_j" if case.steps else "prefill_j"] is None:
+            notes = [why_no_energy(conditions.sampler, timed)]
     found = entrant.row(case, processes, conditions.read_gb_s, energy, conditions.command)
     found["environment"]["power_source"] = conditions.power_source
+    found["notes"] = [*found["notes"], *notes]
     return found
 
 

@@ -140,7 +140,8 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
     """Times every task in two passes, as far as the time goes: an interruption of seconds spoils one of them.
 
     Of each row the pass with the smaller `ms` counts, since whatever disturbs a run only adds time. What a calibration
-    needs at least is timed after the deadline too, once, and for MOST_LATE_SECONDS at most.
+    needs at least is timed after the deadline too, once, and for MOST_LATE_SECONDS at most. A task that the deadline
+    cuts has the rows that it came to, and is left out.
     """
     tasks, latest = plan.tasks(machine), deadline + MOST_LATE_SECONDS
     needed = plan.needed_of(tasks)
@@ -158,11 +159,14 @@ def timed_rows(onnxruntime: Any, machine: Machine, work: str, deadline: float,
         seconds = SHARES * left_s / (len(due) - place) / (len(task.runs) + 1)
         kernel = plan.kernel_of(task, machine.dialect) if task.kind != "choose" else None
         written = kernels.write_weights(work, kernel.weight_bytes if kernel else 0, written)
-        for row in time_task(onnxruntime, task, kernel, work, min(MOST_RUN_S, max(LEAST_RUN_S, seconds)),
-                             machine.cache_bytes or plan.DEFAULT_CACHE_BYTES, latest if late else deadline):
+        must_end = task in needed and task not in done
+        rows = time_task(onnxruntime, task, kernel, work, min(MOST_RUN_S, max(LEAST_RUN_S, seconds)),
+                         machine.cache_bytes or plan.DEFAULT_CACHE_BYTES, latest if must_end else deadline)
+        for row in rows:
             key = tuple(row[name] for name in MEASURED)
             best[key] = min(best.get(key, row), row, key=lambda one: float(one["ms"]))
-        done.add(task)
+        if len(rows) == len(task.runs):
+            done.add(task)
     return Result(list(best.values()), [task_name(task) for task in tasks if task not in done])
 
 

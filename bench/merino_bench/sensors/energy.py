@@ -40,32 +40,38 @@ class Sampler:
         self._thread.join()
         self.source.close()
 
+    def wait_past(self, time_s: float) -> None:
+        """Returns as soon as there is a reading later than `time_s`, or the sensor has been silent for too long."""
+        latest_s = time_s + MOST_GAPS * self.source.interval_s
+        while time.perf_counter() < latest_s and not (self.readings and self.readings[-1].time_s > time_s):
+            time.sleep(self.source.interval_s / 20)
+
     def _run(self) -> None:
         while not self._stop.is_set():
             start_s = time.perf_counter()
             with suppress(OSError, ValueError, MerinoError):
                 value = self.source.read()
-                # The time in the middle: a source that is a program takes a while.
-                self.readings.append(Reading((start_s + time.perf_counter()) / 2, value))
+                # The time at the end: jtop waits for the sensor's next value, for up to an interval.
+                self.readings.append(Reading(time.perf_counter(), value))
             self._stop.wait(max(0.0, self.source.interval_s - (time.perf_counter() - start_s)))
 
 
 def idle_watts(sampler: Sampler, seconds: float = IDLE_S) -> Optional[float]:
     """The mean power in W while nothing of ours runs, so it must be called before anything is started; None where too
     few readings came."""
+    sampler.wait_past(time.perf_counter())
     start_s = time.perf_counter()
     time.sleep(seconds)
     end_s = time.perf_counter()
-    # No reading lies beyond the ends of this window yet, so it is narrowed.
-    margin_s = 2 * sampler.source.interval_s
-    phase = [[start_s + margin_s, max(start_s + margin_s, end_s - margin_s)]]
-    joules = phases_j(sampler, phase)
-    return None if joules is None else joules / (phase[0][1] - phase[0][0])
+    sampler.wait_past(end_s)
+    joules = phases_j(sampler, [[start_s, end_s]])
+    return None if joules is None else joules / (end_s - start_s)
 
 
 def energy_of(sampler: Sampler, idle_w: Optional[float], prefill: Phases, decode: Phases) -> Dict[str, Any]:
     """A record's `energy`: joules over all repetitions, None for a phase that the readings do not cover.
-    samples: readings inside the phases."""
+    samples: readings inside the phases. Waits for the reading after the last phase."""
+    sampler.wait_past(max((end_s for _, end_s in [*prefill, *decode]), default=0.0))
     found: Dict[str, Any] = {
         "source": sampler.source.name, "rail": sampler.source.rail, "interval_s": sampler.source.interval_s,
         "samples": inside(sampler.readings, [*prefill, *decode]),
@@ -79,14 +85,25 @@ def energy_of(sampler: Sampler, idle_w: Optional[float], prefill: Phases, decode
 
 
 def phases_j(sampler: Sampler, phases: Phases) -> Optional[float]:
-    """Joules of all phases; None where too few readings lie inside them or the sensor was silent."""
+    """Joules of all phases; None where too few readings lie inside them, or where the sensor was silent or gave
+    nothing but 0."""
     readings = list(sampler.readings)
     if not phases or inside(readings, phases) < LEAST_SAMPLES:
         return None
     curve = cumulative_j(readings, sampler.source.counts_joules)
     most_gap_s = MOST_GAPS * sampler.source.interval_s
     parts = [between_j(curve, start_s, end_s, most_gap_s) for start_s, end_s in phases]
-    return None if None in parts else sum(part for part in parts if part is not None)
+    joules = sum(part for part in parts if part is not None)
+    return joules if None not in parts and joules > 0 else None
+
+
+def why_no_energy(sampler: Sampler, phases: Phases) -> str:
+    """For people: why `phases_j` gives None."""
+    source, count = sampler.source, inside(sampler.readings, phases)
+    if count < LEAST_SAMPLES:
+        return (f"no energy: {count} readings of {source.name}, one each {source.interval_s:g} s, fell into the timed "
+                f"phases, {LEAST_SAMPLES} are needed. Measure longer: more repetitions (-r), or longer tests")
+    return f"no energy: {source.name} was silent for a while, or gave 0"
 
 
 def inside(readings: Sequence[Reading], phases: Phases) -> int:

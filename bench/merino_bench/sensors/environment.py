@@ -44,7 +44,8 @@ def state(root: str = "/") -> Dict[str, Any]:
         "clocks_mhz": clocks_mhz or cpuinfo_clocks_mhz(_read(root, "proc/cpuinfo")),
         "clocks_max_mhz": clocks_max_mhz or None,
         "temperatures_c": temperatures_c(root),
-        "cpu_cooling": cpu_cooling(root),
+        "cpu_cooling": cooling_level(root, ("cpu", "processor")),
+        "gpu_cooling": cooling_level(root, ("gpu", "devfreq")),
         "throttle_bits": throttle_bits(output_of("vcgencmd", "get_throttled")),
         "power_mode": power_mode(output_of("nvpmodel", "-q")),
         "swap_used_mb": swap_used_mb(_read(root, "proc/meminfo")),
@@ -59,7 +60,7 @@ def flags_of(before: Dict[str, Any], after: Dict[str, Any], load: Load) -> List[
     flags = []
     bits_before, bits_after = (int(one["throttle_bits"] or "0", 16) for one in (before, after))
     newly = bits_after & ~bits_before & SINCE_BOOT_BITS
-    cooled = any((one["cpu_cooling"] or 0) > 0 for one in (before, after))
+    cooled = any((one[unit] or 0) > 0 for one in (before, after) for unit in ("cpu_cooling", "gpu_cooling"))
     if (bits_before | bits_after) & NOW_BITS or newly or cooled:
         flags.append("throttled")
     if load.busy:
@@ -120,12 +121,13 @@ def temperatures_c(root: str = "/") -> Optional[Dict[str, float]]:
     return found or None
 
 
-def cpu_cooling(root: str = "/") -> Optional[int]:
-    """The highest level of the kernel's CPU throttling devices, 0: not throttled. Fans do not count."""
+def cooling_level(root: str, words: Tuple[str, ...]) -> Optional[int]:
+    """The highest level of the kernel's throttling devices whose type has one of the words, 0: not throttled. A GPU's
+    are called `devfreq-17000000.ga10b`, `thermal-devfreq-0` or `gpu-balanced`, by kernel."""
     devices = "sys/class/thermal/cooling_device*/"
     names = dict(_read_all(root, devices + "type"))
     levels = [level for folder, level in _numbers(root, devices + "cur_state")
-              if "cpu" in names.get(folder, "").lower() or names.get(folder) == "Processor"]
+              if any(word in names.get(folder, "").lower() for word in words)]
     return max(levels) if levels else None
 
 

@@ -14,6 +14,7 @@ from merino_runtime.errors import MerinoError
 
 # The rail that supplies the whole board; without one of these, the sum of all rails is taken.
 TOTAL_RAILS = ("POM_5V_IN", "VDD_IN")
+INA3221_CHANNELS = 3
 SYSFS_INTERVAL_S, PROGRAM_INTERVAL_S = 0.1, 0.5
 
 
@@ -35,7 +36,9 @@ def find_source(root: str = "/") -> Tuple[Optional[Source], str]:
         source = None
         try:
             source = find(root)
-            source.read()
+            watts = source.read()
+            if not (watts > 0 or source.counts_joules):
+                raise ValueError(f"{source.name}: {source.rail} reads {watts:g} W")
             return source, "; ".join(reasons)
         except (MerinoError, OSError, ValueError) as error:
             reasons.append(str(error))
@@ -130,15 +133,18 @@ def _jetpack4_rails(root: str) -> Dict[str, Sequence[Any]]:
 
 def _hwmon_rails(root: str) -> Dict[str, Sequence[Any]]:
     """JetPack 5 and later: inN_input in mV, currN_input in mA, inN_label; `NC` is not connected. Where a chip of
-    this family gives powerN_input, that is in uW."""
+    this family gives powerN_input, that is in uW. An INA3221 has 3 channels: its curr4 is the sum of the currents, and
+    its in4 a shunt voltage."""
     rails: Dict[str, Sequence[Any]] = {}
     for folder in sorted(glob.glob(os.path.join(root, "sys/class/hwmon/hwmon*/"))):
-        if not _word_or_none(folder + "name").startswith("ina"):
+        chip = _word_or_none(folder + "name")
+        if not chip.startswith("ina"):
             continue
         for path in sorted(glob.glob(folder + "curr*_input")):
             number = re.findall(r"\d+", os.path.basename(path))[0]
-            label = _word_or_none(f"{folder}in{number}_label") or _word_or_none(folder + "name")
-            if "NC" in label or not os.path.exists(f"{folder}in{number}_input"):
+            label = _word_or_none(f"{folder}in{number}_label") or chip
+            is_sum = chip == "ina3221" and int(number) > INA3221_CHANNELS
+            if is_sum or "NC" in label or not os.path.exists(f"{folder}in{number}_input"):
                 continue
             if os.path.exists(f"{folder}power{number}_input"):
                 rails[label] = (f"{folder}power{number}_input", 1e-6)

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from merino_edge.export.calibration_text import text_rows, tokenizer_of
 from merino_edge.export.quantisation.kv_cache import BITS, CacheScales, largest_code, scales_of
-from merino_edge.export.source import Source
+from merino_edge.export.source import Source, not_finite
 from merino_runtime.errors import MerinoError
 
 SEED = 0
@@ -109,7 +109,7 @@ def written_by(model: PreTrainedModel, starts: Sequence[int], length: int) -> np
         cache = output.cache
         chances = output.logits[:, -1].float().softmax(dim=-1)
         if not chances.isfinite().all():
-            raise MerinoError("the model's weights give logits that are no numbers: train at a lower rate")
+            raise not_finite(model, "the model")
         given = torch.multinomial(chances, 1, generator=random)
         ids = torch.cat((ids, given), dim=1)
     return ids.numpy()

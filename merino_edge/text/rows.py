@@ -1,19 +1,23 @@
-"""Documents as training samples: token ids, packed into rows of equal length."""
+"""Text as token ids, packed into rows of equal length: training samples, windows of a perplexity."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 
+from merino_edge.text.documents import read_documents
+from merino_edge.text.tokenizer import separator
 from merino_runtime.errors import MerinoError
 
 DOCUMENTS_AT_ONCE = 1000  # an Encoding takes some 100 bytes per token, its ids 4
 
 
 class PackedTokens(Dataset):
-    """The documents' token ids, concatenated and cut into rows of `length`; the incomplete last row is dropped.
+    """The documents' token ids, separated, concatenated and cut into rows of `length`; the incomplete last row is
+    dropped.
 
     `what`: how a message calls the text, `remedy` what gives more of it. Raises MerinoError where there is no complete
     row.
@@ -24,9 +28,10 @@ class PackedTokens(Dataset):
         remedy: str = "give more text",
     ):  # fmt: skip
         pieces: list[np.ndarray] = []
+        before = separator(tokenizer)
         for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
             encodings = tokenizer.encode_batch(list(documents[start : start + DOCUMENTS_AT_ONCE]))
-            pieces += [np.array(encoding.ids, np.int32) for encoding in encodings]
+            pieces += [np.array([*before, *encoding.ids], np.int32) for encoding in encodings]
         stream = np.concatenate(pieces)
         rows = len(stream) // length
         if rows == 0:
@@ -47,3 +52,17 @@ class PackedTokens(Dataset):
     def tokens(self) -> int:
         """Token ids in all rows."""
         return self.rows.numel()
+
+
+def first_rows(text: Path, tokenizer: Tokenizer, length: int, most_tokens: int, option: str) -> np.ndarray:
+    """The text's first ids [rows, length]. Raises MerinoError where it cannot be read, or is shorter than one row."""
+    rows: np.ndarray = PackedTokens(read_documents([text], option), tokenizer, length, f"{option} {text}").rows.numpy()
+    return rows[: max(1, most_tokens // length)]
+
+
+def spread_rows(text: Path, tokenizer: Tokenizer, length: int, most_tokens: int, option: str) -> torch.Tensor:
+    """Rows of ids [n, length], of `most_tokens` at most, evenly taken from the text. Raises MerinoError as
+    `first_rows`."""
+    rows = PackedTokens(read_documents([text], option), tokenizer, length, f"{option} {text}").rows
+    most = max(1, most_tokens // length)
+    return rows[np.linspace(0, len(rows) - 1, most).round().astype(int)] if len(rows) > most else rows

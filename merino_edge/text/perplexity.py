@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from merino_edge.training.data import load_tokenizer, read_documents
-from merino_edge.training.rows import PackedTokens
+from merino_edge.text.rows import first_rows
+from merino_edge.text.tokenizer import load_tokenizer
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import file_path, load_bundle
 from merino_runtime.errors import MerinoError
@@ -36,7 +35,7 @@ def bundle_perplexity(folder: Path, text: Path, most_tokens: int = MOST_TOKENS) 
     if tokenizer_file is None:
         raise MerinoError(f"{folder} has no tokenizer.json, so no text can be read with it: its weights are random")
     tokenizer = load_tokenizer(Path(tokenizer_file))
-    rows = rows_of(text, tokenizer, bundle.context, most_tokens)
+    rows = first_rows(text, tokenizer, bundle.context, most_tokens, "--text")
     backend = open_backend(bundle)
     losses: list[float] = []
     try:
@@ -48,12 +47,6 @@ def bundle_perplexity(folder: Path, text: Path, most_tokens: int = MOST_TOKENS) 
         backend.close()
     loss = float(np.mean(losses))
     return Perplexity(math.exp(loss), loss, len(losses))
-
-
-def rows_of(text: Path, tokenizer: Tokenizer, context: int, most_tokens: int = MOST_TOKENS) -> np.ndarray:
-    """The text's first ids [rows, context]. Raises MerinoError where it cannot be read, or is shorter than one row."""
-    rows: np.ndarray = PackedTokens(read_documents([text], "--text"), tokenizer, context, f"--text {text}").rows.numpy()
-    return rows[: max(1, most_tokens // context)]
 
 
 def cross_entropy(logits: np.ndarray, target: int) -> float:

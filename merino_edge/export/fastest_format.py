@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from merino_edge.bundles.files import is_bundle_alone
-from merino_edge.evaluation.perplexity import bundle_perplexity, rows_of
-from merino_edge.export.calibration_text import tokenizer_of
+from merino_edge.export.calibration_text import check_text
 from merino_edge.export.export import Exported, on_text, write_export
 from merino_edge.export.request import PRECISIONS, ROUNDED, Target, check_calibration, needs_text
 from merino_edge.export.settled import Settled, chosen_context, settled
@@ -20,6 +19,7 @@ from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.storage.atomic import new_folder, parents_made, scratch_folder
 from merino_edge.storage.faults import one_line
+from merino_edge.text.perplexity import bundle_perplexity
 from merino_runtime.errors import MerinoError
 
 ALLOWED_RISE = {"int8": 0.005, "int4": 0.03}  # of the perplexity, over float32 weights with the same cache
@@ -57,20 +57,13 @@ def export_fastest(
         return write_export(source, out, formats["fp32"], on_text(source, formats["fp32"]), last_use=True)
     if source.weights == "random":
         text = None
+    elif text is None:
+        raise MerinoError(f"{needs_text()}; by the time on {board.id} it would be {order[0]}")
     else:
-        check_text(source, text, f"{board.id} it would be {order[0]}", formats["fp32"].form.context)
+        check_text(source, text, formats["fp32"].form.context, "Name a --precision")
     with parents_made(out), scratch_folder(out) as place:
         told = {each: f"{each}: {times[each]:.1f} ms predicted on {board.id}" for each in order}
         return placed(first_that_keeps(source, formats, text, place, told, say), out)
-
-
-def check_text(source: Source, text: Path | None, unread: str, context: int) -> None:
-    """Raises MerinoError where the perplexity could not be measured; `unread`: what a prediction alone would take."""
-    if text is None:
-        raise MerinoError(f"{needs_text()}; by the time on {unread}")
-    if source.tokenizer is None:
-        raise MerinoError(f"--text {text}: {source.name} has no tokenizer to read it with. Name a --precision")
-    rows_of(text, tokenizer_of(source), context)
 
 
 def first_that_keeps(

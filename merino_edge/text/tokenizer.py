@@ -1,0 +1,115 @@
+"""Tokenizers of training and evaluation: a byte-level BPE trained on text, or one from a tokenizer.json.
+
+What the board's runtime makes of a tokenizer.json is `merino_runtime.text`'s.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from merino_edge.text.documents import END_OF_TEXT
+from merino_runtime.errors import MerinoError
+
+# The trainer's time grows with the square of a word's length: 300 kB without a space took 25 s, in pieces 0.2 s (x86).
+LONGEST_WORD_BYTES = 1000
+END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # as published tokenizers call it
+
+
+def train_tokenizer(documents: Sequence[str], vocab: int) -> Tokenizer:
+    """A byte-level BPE, as GPT-2's, of exactly `vocab` entries. `<|endoftext|>` is id 0 and is put before each text.
+
+    Words longer than LONGEST_WORD_BYTES are cut for training, and only there. Raises MerinoError where `vocab` is less
+    than 257, or more than the text has pieces for.
+    """
+    least = len(pre_tokenizers.ByteLevel.alphabet()) + 1
+    if vocab < least:
+        raise MerinoError(f"a vocabulary of {vocab} is too small: 256 bytes and {END_OF_TEXT} need {least}")
+    tokenizer = Tokenizer(models.BPE())
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_WORD_BYTES)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.pre_tokenizer = words
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, 0)]
+    )
+    found = tokenizer.get_vocab_size()
+    if found != vocab:
+        raise MerinoError(
+            f"a vocabulary of {vocab} was asked for, and the text ({sum(map(len, documents)):,} characters) gives a BPE"
+            f" of {found} entries at most, one for each of its words: design with --vocab {found} or fewer, give"
+            f" more text, or give a --tokenizer that has its {vocab} entries from other text"
+        )
+    return tokenizer
+
+
+def load_tokenizer(given: Path | str) -> Tokenizer:
+    """`given`: a tokenizer.json, or the text of one. Truncation and padding, with which many are published, are
+    switched off: they would cut a long document and fill a short one.
+
+    Raises MerinoError where it is none.
+    """
+    try:
+        found = Tokenizer.from_file(str(given)) if isinstance(given, Path) else Tokenizer.from_str(given)
+    except Exception as error:  # `tokenizers` raises plain Exception, whatever is wrong
+        named = given if isinstance(given, Path) else "the source's tokenizer"
+        raise MerinoError(f"{named} is not a tokenizer.json: {error}") from error
+    found.no_truncation()
+    found.no_padding()
+    return found
+
+
+def end_id(tokenizer: Tokenizer) -> int | None:
+    """The token that stands between two documents, so that a model learns where a text ends: the last that the
+    tokenizer itself puts around a text, else the vocabulary's end-of-text token; None where it has neither."""
+    own = own_ids(tokenizer)
+    known = (tokenizer.token_to_id(name) for name in END_TOKENS)
+    return own[-1] if own else next((each for each in known if each is not None), None)
+
+
+def own_ids(tokenizer: Tokenizer) -> list[int]:
+    """The special tokens that the tokenizer puts around a text, such as `<s>`; GPT-2's puts none."""
+    empty = tokenizer.encode("")
+    return [each for each, special in zip(empty.ids, empty.special_tokens_mask, strict=True) if special]
+
+
+def separator(tokenizer: Tokenizer) -> list[int]:
+    """Ids to put before each document where the tokenizer itself separates none."""
+    end = end_id(tokenizer)
+    return [] if end is None or own_ids(tokenizer) else [end]
+
+
+def check_separates(tokenizer: Tokenizer, documents: Sequence[str]) -> None:
+    """Raises MerinoError where no token would stand between documents: a model would learn no end."""
+    if len(documents) > 1 and end_id(tokenizer) is None:
+        raise MerinoError(
+            f"the tokenizer has no token that ends a text ({', '.join(END_TOKENS)}), so {len(documents):,} documents"
+            " cannot be told apart, and the model would learn no end: give a tokenizer that has one of these"
+        )
+
+
+def tokenizer_for(vocab: int, documents: Sequence[str], given: Path | None) -> Tokenizer:
+    """The tokenizer in the file `given`, or one trained on the documents.
+
+    Raises MerinoError where it has more than `vocab` entries.
+    """
+    tokenizer = load_tokenizer(given) if given else train_tokenizer(documents, vocab)
+    if tokenizer.get_vocab_size() > vocab:
+        raise MerinoError(
+            f"the tokenizer has {tokenizer.get_vocab_size()} entries, the design's vocabulary {vocab}:"
+            f" design again with --vocab {tokenizer.get_vocab_size()}"
+        )
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """SHA-256 of its tokenizer.json."""
+    return hashlib.sha256(tokenizer.to_str().encode("utf-8")).hexdigest()
