@@ -168,7 +168,7 @@ FILLERS = {
     "merino_edge.training.train", "merino_bench.probe.graphs", "merino_bench.probe.memory", "merino_bench.probe.timing",
     "merino_bench.probe.gpu",
     "merino_runtime.delivery.archive",
-    "merino_runtime.delivery.remote_end",  # runs where nothing of ours is yet, and fills its own cache there
+    "merino_runtime.delivery.agent",  # runs where nothing of ours is yet, and fills its own cache there
 }  # fmt: skip
 WRITES = {
     "write_text", "write_bytes", "mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryFile", "rename", "renames",
