@@ -30,6 +30,9 @@ def flash(
         list[Path] | None, typer.Option(metavar="KEY.pub", help="the boards trust this key from now on")
     ] = None,
     allow_unsigned: Annotated[bool, typer.Option("--allow-unsigned", help="a file that nobody signed")] = False,
+    allow_downgrade: Annotated[
+        bool, typer.Option("--allow-downgrade", help="--ssh: a signed file older than one that the board installed")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="--ssh: on another board than it was packed for, or where it will be slow")
     ] = False,
@@ -48,14 +51,15 @@ def flash(
         raise MerinoError("--device-node and --yes go with --image: name the image that is written to the disk")
     if ssh:
         done = flash_boards(
-            ssh, file, trust or (), at_once, accept_new, dry_run, allow_unsigned=allow_unsigned, force=force,
-            service=service, root=root,
+            ssh, file, trust or (), at_once, accept_new, dry_run, allow_unsigned=allow_unsigned,
+            allow_downgrade=allow_downgrade, force=force, service=service, root=root,
         )  # fmt: skip
         show_flashed(done, dry_run, as_json)
         raise typer.Exit(1 if any(one.error for one in done) else 0)
-    if root or force or accept_new or service:
+    if root or force or accept_new or service or allow_downgrade:
         raise MerinoError(
-            f"--root, --force, --accept-new and --service go with --ssh, not with {given[0]}: leave them out"
+            "--root, --force, --accept-new, --service and --allow-downgrade go with --ssh, not with"
+            f" {given[0]}: leave them out"
         )
     steps = flash_card(file, rootfs, image, device_node, yes, trust or (), allow_unsigned, dry_run)
     for line in [json.dumps(steps)] if as_json else steps:

@@ -99,7 +99,7 @@ def test_a_cut_connection_costs_only_what_had_not_arrived(board, source, content
 
 
 def left_alone(part):
-    """The part, once the board's end of the cut connection has let it go -> its bytes; None where there is none."""
+    """The part, once the agent of the cut connection has let it go -> its bytes; None where there is none."""
     with suppress(FileNotFoundError), part.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         return part.read_bytes()  # it has its place meanwhile, where all had arrived

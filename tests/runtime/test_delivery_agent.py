@@ -1,4 +1,4 @@
-"""The board's end of a connection, run as ssh runs it: its own text on stdin of a Python that has nothing of ours."""
+"""The agent, run as ssh runs it: its own text on stdin of a Python that has nothing of ours."""
 import hashlib
 import json
 import os

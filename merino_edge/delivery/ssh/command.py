@@ -35,7 +35,7 @@ Take = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Session:
-    """A request that the board's end has begun to answer. `doing` completes "HOST: cannot ...". `talk`: the last line
+    """A request that the agent has begun to answer. `doing` completes "HOST: cannot ...". `talk`: the last line
     of stderr, once that has ended."""
 
     board: Board

@@ -62,6 +62,7 @@ class Package:
     trusted: frozenset[str] = frozenset()
     root: str | None = None
     allow_unsigned: bool = False
+    allow_downgrade: bool = False
     force: bool = False
     service: bool = False
 
@@ -83,18 +84,16 @@ class Flashed:
     plan: list[str] = field(default_factory=list)  # of a dry run
 
 
-def package(
-    path: Path, keys: Sequence[Path] = (), *, allow_unsigned: bool = False, force: bool = False, service: bool = False,
-    root: str | None = None, tell: Say = lambda _: None,
-) -> Package:  # fmt: skip
+def package(path: Path, keys: Sequence[Path] = (), *, tell: Say = lambda _: None, **how: Any) -> Package:
     """Checks the packed file here: layout, signature, every hash. Raises MerinoError.
 
     keys: public keys' files, by one of which the file must be signed, and which the boards will trust. Without any the
-    signature is still that of the file, and whether its key is trusted is each board's to judge.
+    signature is still that of the file, and whether its key is trusted is each board's to judge. how: `root` and the
+    options of `install`, as in Package.
     """
     archive = open_archive(str(path))
     read = [read_public_key(str(key)).key for key in keys]
-    if archive.signature is None and not allow_unsigned:
+    if archive.signature is None and not how.get("allow_unsigned"):
         raise MerinoError(
             f"{path} has no signature, and a board refuses it: pack it with --sign, or give --allow-unsigned"
         )
@@ -107,7 +106,7 @@ def package(
         archive, Source(check_name(path.name), path, archive.bytes, sha256_of(str(path))),
         source_of(f"merino-{hashlib.sha256(app).hexdigest()[:16]}.pyz", app),
         tuple(source_of(check_name(key.name), key.read_bytes()) for key in keys), frozenset(map(in_base64, read)),
-        root, allow_unsigned, force, service,
+        **how,
     )  # fmt: skip
 
 
@@ -238,8 +237,8 @@ async def _install(board: Board, package: Package, place: str, done: Flashed, fa
     app = facts.app or f"{INCOMING}/{package.app.name}"
     keys = [f"{INCOMING}/{key.name}" for key in package.keys]
     arguments = [PYTHON, app, "install", place, "--json", "--root", facts.root]
-    arguments += ["--allow-unsigned"] * package.allow_unsigned + ["--force"] * package.force
-    arguments += ["--service"] * package.service
+    for option in ("allow_unsigned", "allow_downgrade", "force", "service"):
+        arguments += [f"--{option.replace('_', '-')}"] * getattr(package, option)
     for key in keys:
         arguments += ["--trust", key]
     ran = await finished(board, "install", _run(arguments), timeout_s=INSTALL_S)
