@@ -6,19 +6,8 @@ import zipfile
 
 import merino_bench
 import merino_runtime
-from merino_runtime.delivery.archive import (
-    CHECKSUM,
-    END,
-    SIGNATURE,
-    Signature,
-    checksum_bytes,
-    packed_member,
-    signature_bytes,
-    signed_bytes,
-)
-from merino_runtime.delivery.keys import key_line
+from merino_runtime.delivery.archive import CHECKSUM, END, SIGNATURE, checksum_bytes, packed_member, signature_bytes
 from merino_runtime.delivery.manifest import APP, NAME, FileEntry, Manifest, WheelSet, manifest_bytes
-from tests import ed25519_signer
 
 MAIN = "import sys\nfrom merino_bench.__main__ import main\nsys.exit(main())\n"
 
@@ -37,24 +26,6 @@ def app_bytes(path):
     return path.read_bytes()
 
 
-def marking_app_bytes(path, marker):
-    """An application that leaves a file when it is run, and otherwise installs whatever it is given."""
-    app_bytes(path)
-    with zipfile.ZipFile(str(path)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    spy = (f"open({str(marker)!r}, 'a').close()\nfrom merino_runtime.delivery import install\n"
-           "install.check_signature = lambda archive, keys: b''\n")
-    with zipfile.ZipFile(str(path), "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, spy.encode("utf-8") + data if name == "__main__.py" else data)
-    return path.read_bytes()
-
-
-def public_key_file(path, seed):
-    path.write_text(key_line(ed25519_signer.public_key_of(seed), path.stem))
-    return path
-
-
 def bundle_files(folder):
     """What `pack` takes of a bundle's folder, by path in it."""
     names = ["bundle.json"] + [file["path"] for file in json.loads(read(folder, "bundle.json"))["files"]]
@@ -66,8 +37,8 @@ def read(folder, name):
         return file.read()
 
 
-def packed_bytes(app, bundles, name="sample", boards=(), wheels=(), seed=None):
-    """bundles: of each the files by path. wheels: (WheelSet, files by name). seed: of the key that signs it."""
+def packed_bytes(app, bundles, name="sample", boards=(), wheels=(), sign=None):
+    """bundles: of each the files by path. wheels: (WheelSet, files by name). sign: manifest's bytes -> Signature."""
     files = {APP: app}
     for number, bundle in enumerate(bundles):
         files.update({f"bundles/{number}/{path}": data for path, data in bundle.items()})
@@ -76,10 +47,8 @@ def packed_bytes(app, bundles, name="sample", boards=(), wheels=(), seed=None):
     entries = tuple(FileEntry(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items())
     data = manifest_bytes(Manifest(1, name, "0.1.0", tuple(boards), tuple(f"bundles/{n}" for n in range(len(bundles))),
                                    tuple(wheel_set for wheel_set, _ in wheels), entries))
-    members = {NAME: data, CHECKSUM: checksum_bytes(data)}
-    if seed:
-        members[SIGNATURE] = signature_bytes(Signature(*ed25519_signer.sign(seed, signed_bytes(data))))
-    members.update(files)
+    signed = {SIGNATURE: signature_bytes(sign(data))} if sign else {}
+    members = dict({NAME: data, CHECKSUM: checksum_bytes(data)}, **signed, **files)
     return b"".join(packed_member(path, member) for path, member in members.items()) + END
 
 
@@ -113,5 +82,4 @@ def tree(folder):
     return found
 
 
-__all__ = ["WheelSet", "app_bytes", "bundle_files", "changed_golden", "marking_app_bytes", "packed_bytes",
-           "public_key_file", "read", "renamed", "tree"]
+__all__ = ["WheelSet", "app_bytes", "bundle_files", "changed_golden", "packed_bytes", "read", "renamed", "tree"]

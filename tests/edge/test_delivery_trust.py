@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import ssh_board
-from packed_files import bundle_files, marking_app_bytes, packed_bytes, public_key_file, renamed
+from packed_files import app_bytes, bundle_files, packed_bytes, renamed
 from sample_roots import MISSING, WHY, ask_debugfs, make_image, make_root
 from test_cli import run
 from test_delivery_fleet import PLAYBOOK, SFTP, playing
@@ -25,14 +25,40 @@ from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery.image import flash_image
 from merino_edge.delivery.rootfs import flash_rootfs
 from merino_edge.embedded import FOLDER
-from merino_runtime.delivery.archive import open_archive
+from merino_runtime.delivery.archive import Signature, open_archive, signed_bytes
+from merino_runtime.delivery.keys import key_line
 from merino_runtime.delivery.service import first_boot_unit, service_unit
 from merino_runtime.errors import MerinoError
+from tests import ed25519_signer
 
 OURS, OTHERS = b"the key that boards trust".ljust(32), b"the key of another sender".ljust(32)
 OVER_SSH = pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, and write a board's files")
 pytestmark = pytest.mark.slow
+
+
+def signed_by(seed):
+    return lambda manifest: Signature(*ed25519_signer.sign(seed, signed_bytes(manifest)))
+
+
+def public_key_file(path, seed):
+    path.write_text(key_line(ed25519_signer.public_key_of(seed), path.stem))
+    return path
+
+
+def marking_app_bytes(path, marker):
+    """An application that leaves a file when it is run, and otherwise installs whatever it is given."""
+    app_bytes(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    spy = (
+        f"open({str(marker)!r}, 'a').close()\nfrom merino_runtime.delivery import install\n"
+        "install.check_signature = lambda archive, keys: b''\n"
+    )
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, spy.encode() + data if name == "__main__.py" else data)
+    return path.read_bytes()
 
 
 class Place:
@@ -51,7 +77,7 @@ class Place:
     def packed(self, name, seed, app=None):
         path = self.folder / f"{name}.merino"
         app = app or marking_app_bytes(self.folder / f"{name}.pyz", self.marker)
-        path.write_bytes(packed_bytes(app, [renamed(bundle_files(FOLDER), name)], name, seed=seed))
+        path.write_bytes(packed_bytes(app, [renamed(bundle_files(FOLDER), name)], name, sign=signed_by(seed)))
         return path
 
     def installed(self, root, *more):
