@@ -55,8 +55,8 @@ def armed(root):
     """The packed file that the first boot would install; None where the unit is not wanted."""
     if not (root / WANTED).is_file():
         return None
-    command = re.search(r"^ExecStart=(.*)$", (root / UNIT).read_text(), re.MULTILINE).group(1)
-    app, archive = re.match(r"/usr/bin/python3 /(\S+) install /(\S+) ", command).groups()
+    command = r"^ExecStart(?:Pre)?=/usr/bin/python3 (?:-I )?/(\S+) install /(\S+) "
+    app, archive = re.search(command, (root / UNIT).read_text(), re.MULTILINE).groups()
     assert (root / app).read_bytes() == board_app(), "this workstation's: the packed file holds another"
     check_hashes(open_archive(str(root / archive)))
     return root / archive

@@ -316,7 +316,7 @@ def test_a_card_and_its_first_boot(kind, place, tmp_path):
 
     # The first boot of a card on which somebody exchanged the packed file.
     shutil.copy(place.forged, next((opt / "merino/incoming").glob("*.merino")))
-    command = re.search("^ExecStart=/usr/bin/python3 (.*)$", unit, re.MULTILINE).group(1)
+    command = re.search("^ExecStart(?:Pre)?=/usr/bin/python3 (.*)$", unit, re.MULTILINE).group(1)
     private = f"mount --bind {opt} /opt && mount -t tmpfs none /etc/systemd && exec {sys.executable} {command}"
     done = subprocess.run(["unshare", "-m", "sh", "-c", private], capture_output=True, text=True, check=False)
     if "unshare" in done.stderr or "mount:" in done.stderr:
