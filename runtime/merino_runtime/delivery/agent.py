@@ -95,7 +95,7 @@ def called(app: str, arguments: List[str], timeout_s: float) -> Dict[str, Any]:
 
 def default_root() -> str:
     """As `releases.default_root` of an application that is not installed."""
-    return SYSTEM_ROOT if os.geteuid() == 0 else os.path.join(os.path.expanduser("~"), ".local", "share", "merino")
+    return SYSTEM_ROOT if os.geteuid() == 0 else os.path.expanduser("~/.local/share/merino")
 
 
 def service_root() -> Optional[str]:
