@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -74,26 +75,31 @@ def free_port():
 
 
 @contextlib.contextmanager
-def running(folder, login_key, path=None, more=""):
-    """An sshd with a host key of its own that lets `login_key` in. path: PATH there, that of this Python first."""
-    home = folder / "board-home"
-    home.mkdir(parents=True)
+def running(folder, login_key, path=None, more="", inside="", home=None, keys=None):
+    """An sshd with a host key of its own that lets `login_key` in. path: PATH there, that of this Python first.
+    inside: shell commands that run before it in a mount namespace of its own, in `folder`. home, keys: where HOME and
+    authorized_keys are there."""
+    home = home or folder / "board-home"
+    if not inside:
+        home.mkdir(parents=True)
     host_key = asyncssh.generate_private_key("ssh-ed25519")
     host_key.write_private_key(folder / "host_key")
     (folder / "host_key").chmod(0o600)
     (folder / "authorized_keys").write_bytes(login_key.export_public_key())
     path = path or f"{Path(sys.executable).parent}:/usr/bin:/bin"
-    port, log = free_port(), folder / "sshd.log"
+    port, log, keys = free_port(), folder / "sshd.log", keys or folder / "authorized_keys"
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\nStrictModes no\n"
-        f"AuthorizedKeysFile {folder}/authorized_keys\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
+        f"AuthorizedKeysFile {keys}\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
         f"PermitRootLogin prohibit-password\nMaxStartups 100\nSetEnv HOME={home} PATH={path}"
         f" PYTHONPATH= OMP_NUM_THREADS=1\n{more}\n"
     )
     with contextlib.suppress(OSError):
         Path("/run/sshd").mkdir(exist_ok=True)
     command = [SSHD, "-D", "-E", str(log), "-f", str(folder / "sshd_config")]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    if inside:
+        command = ["unshare", "-m", "sh", "-ec", f"{inside}\nexec {shlex.join(command)}"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=folder)
     board = SshBoard(process, port, home, host_key, log)
     try:
         wait_until_it_listens(board)

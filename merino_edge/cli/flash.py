@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,8 +31,14 @@ def flash(
         list[Path] | None, typer.Option(metavar="KEY.pub", help="the boards trust this key from now on")
     ] = None,
     allow_unsigned: Annotated[bool, typer.Option("--allow-unsigned", help="a file that nobody signed")] = False,
+    allow_downgrade: Annotated[
+        bool, typer.Option("--allow-downgrade", help="--ssh: a signed file older than one that the board installed")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="--ssh: on another board than it was packed for, or where it will be slow")
+    ] = False,
+    service: Annotated[
+        bool, typer.Option("--service", help="--ssh as root: test the release at each start of the board (systemd)")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and change nothing")] = False,
     as_json: Json = False,
@@ -46,12 +52,16 @@ def flash(
         raise MerinoError("--device-node and --yes go with --image: name the image that is written to the disk")
     if ssh:
         done = flash_boards(
-            ssh, file, trust or (), allow_unsigned, force, root, at_once, accept_new, dry_run
-        )
+            ssh, file, trust or (), at_once, accept_new, dry_run, allow_unsigned=allow_unsigned,
+            allow_downgrade=allow_downgrade, force=force, service=service, root=root,
+        )  # fmt: skip
         show_flashed(done, dry_run, as_json)
         raise typer.Exit(1 if any(one.error for one in done) else 0)
-    if root or force or accept_new:
-        raise MerinoError(f"--root, --force and --accept-new go with --ssh, not with {given[0]}: leave them out")
+    if root or force or accept_new or service or allow_downgrade:
+        raise MerinoError(
+            "--root, --force, --accept-new, --service and --allow-downgrade go with --ssh, not with"
+            f" {given[0]}: leave them out"
+        )
     steps = flash_card(file, rootfs, image, device_node, yes, trust or (), allow_unsigned, dry_run)
     for line in [json.dumps(steps)] if as_json else steps:
         put(line)
@@ -61,19 +71,19 @@ def flash(
 
 
 def flash_boards(
-    ssh: list[str], file: Path, trust: Sequence[Path], allow_unsigned: bool, force: bool, root: str | None,
-    at_once: int, accept_new: bool, dry_run: bool,
-) -> "list[Flashed]":  # fmt: skip
+    ssh: list[str], file: Path, trust: Sequence[Path], at_once: int, accept_new: bool, dry_run: bool, **how: Any
+) -> "list[Flashed]":
+    """`how`: options of `install`, as `package` takes them."""
     from merino_edge.cli.terminal import boards_progress, working
     from merino_edge.delivery.ssh.address import parse_addresses
-    from merino_edge.delivery.ssh.flash import flash_all, parcel
+    from merino_edge.delivery.ssh.flash import flash_all, package
 
     addresses = parse_addresses(ssh)
     with working(f"checking {file}"):
-        goods = parcel(file, trust, allow_unsigned=allow_unsigned, force=force, root=root, tell=say)
+        checked = package(file, trust, tell=say, **how)
     with boards_progress() as tell:
         return asyncio.run(
-            flash_all(addresses, goods, at_once=at_once, accept_new=accept_new, dry_run=dry_run, tell=tell, say=say)
+            flash_all(addresses, checked, at_once=at_once, accept_new=accept_new, dry_run=dry_run, tell=tell, say=say)
         )
 
 

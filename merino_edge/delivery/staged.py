@@ -1,5 +1,7 @@
 """The files of a first boot, for folder and image alike: the packed file, its keys, a unit that installs it.
 
+What the unit runs is this workstation's application, root's. The one in the packed file runs when it was verified.
+
 The packed file's name holds its release id. So a later flash puts its file beside the one before, and the unit, which
 names one of them, changes from the old one to the new in one step.
 """
@@ -10,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from merino_runtime.delivery.archive import Archive, check_hashes, check_signature, open_archive, read_member
+from merino_edge.bundles.board_app import board_app
+from merino_runtime.delivery.archive import Archive, check_hashes, check_signature, open_archive
 from merino_runtime.delivery.keys import key_line, read_public_key
 from merino_runtime.delivery.manifest import APP
 from merino_runtime.delivery.service import FIRST_BOOT_UNIT, first_boot_unit
@@ -73,7 +76,7 @@ def first_boot(archive: Archive, trust: Sequence[Path]) -> list[Staged]:
     return [
         *(Staged(path, FOLDER_MODE) for path in folders),
         *(Staged(f"{TRUSTED}/{key}", FILE_MODE, data) for key, data in sorted(keys.items())),
-        Staged(f"{INCOMING}/{APP}", FILE_MODE, read_member(archive, APP)),
+        Staged(f"{INCOMING}/{APP}", FILE_MODE, board_app()),
         Staged(f"{INCOMING}/{name}", FILE_MODE, source=Path(archive.path)),
         Staged(f"{UNITS}/{FIRST_BOOT_UNIT}", FILE_MODE, unit.encode()),
         Staged(f"{WANTED}/{FIRST_BOOT_UNIT}", LINK_MODE, link=f"../{FIRST_BOOT_UNIT}"),

@@ -10,6 +10,7 @@ import pytest
 import ssh_board
 from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes
 
+from merino_edge.bundles.board_app import board_app
 from merino_edge.embedded import FOLDER
 from merino_runtime.delivery.archive import open_archive
 
@@ -23,9 +24,39 @@ pytestmark = [
 ]
 
 
+def playing(place, workstation, boards, **variables):
+    """A function that runs the playbook on `boards` by name. `place`: where its inventory and application lie."""
+    app = place / "controllers.pyz"
+    app.write_bytes(board_app())
+    lines = [
+        f"{name} ansible_host=127.0.0.1 ansible_port={board.port} merino_root={board.home}/merino"
+        for name, board in boards.items()
+    ]
+    (place / "boards.ini").write_text(
+        "\n".join(["[boards]", *lines, "[boards:vars]", f"ansible_python_interpreter={sys.executable}",
+                   f"merino_python={sys.executable}", f"merino_app={app}",
+                   f"ansible_ssh_private_key_file={workstation.home}/.ssh/id_ed25519",
+                   f"ansible_ssh_common_args=-F none -o UserKnownHostsFile={workstation.known_hosts}"
+                   " -o ControlMaster=no", *(f"{name}={value}" for name, value in variables.items())])
+        + "\n"
+    )  # fmt: skip
+
+    def play(archive, *more):
+        """(exit code, output, {board: (changed, failed)})"""
+        site = ["-i", place / "boards.ini", ROOT / "fleet" / "site.yml", "-e", f"merino_file={archive}"]
+        done = subprocess.run(
+            [PLAYBOOK, *site, *more], capture_output=True, text=True, check=False, timeout=600,
+            env={**os.environ, "HOME": str(workstation.home), "LC_ALL": "C.UTF-8"},
+        )  # fmt: skip
+        rows = re.findall(r"^(\w+)\s*: ok=\d+\s+changed=(\d+)\s+unreachable=\d+\s+failed=(\d+)", done.stdout, re.M)
+        return done.returncode, done.stdout + done.stderr, {name: (int(c), int(f)) for name, c, f in rows}
+
+    return play
+
+
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
-    """(a function that runs the playbook, the two boards)"""
+    """(a function that runs the playbook, the two boards, a folder)"""
     place = tmp_path_factory.mktemp("fleet")
     workstation = ssh_board.make_workstation(place / "home")
     with (
@@ -33,30 +64,7 @@ def fleet(tmp_path_factory):
         ssh_board.running(place / "two", workstation.key, more=SFTP) as two,
     ):
         workstation.trusts(one, two)
-        lines = [
-            f"{name} ansible_host=127.0.0.1 ansible_port={board.port} merino_root={board.home}/merino"
-            for name, board in (("one", one), ("two", two))
-        ]
-        (place / "boards.ini").write_text(
-            "\n".join(["[boards]", *lines, "[boards:vars]", f"ansible_python_interpreter={sys.executable}",
-                       f"merino_python={sys.executable}", "merino_allow_unsigned=true",
-                       f"ansible_ssh_private_key_file={workstation.home}/.ssh/id_ed25519",
-                       f"ansible_ssh_common_args=-F none -o UserKnownHostsFile={workstation.known_hosts}"
-                       " -o ControlMaster=no"])
-            + "\n"
-        )  # fmt: skip
-
-        def play(archive, *more):
-            """(exit code, output, {board: (changed, failed)})"""
-            site = ["-i", place / "boards.ini", ROOT / "fleet" / "site.yml", "-e", f"merino_file={archive}"]
-            done = subprocess.run(
-                [PLAYBOOK, *site, *more], capture_output=True, text=True, check=False, timeout=600,
-                env={**os.environ, "HOME": str(workstation.home), "LC_ALL": "C.UTF-8"},
-            )  # fmt: skip
-            rows = re.findall(r"^(\w+)\s*: ok=\d+\s+changed=(\d+)\s+unreachable=\d+\s+failed=(\d+)", done.stdout, re.M)
-            return done.returncode, done.stdout + done.stderr, {name: (int(c), int(f)) for name, c, f in rows}
-
-        yield play, (one, two), place
+        yield playing(place, workstation, {"one": one, "two": two}, merino_allow_unsigned="true"), (one, two), place
 
 
 def packed(path, files=None, name="sample"):

@@ -32,6 +32,7 @@ from sample_roots import (
     tool,
 )
 
+from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery import system_tools
 from merino_edge.delivery.image import finished_image, flash_image
 from merino_runtime.delivery.archive import open_archive
@@ -82,7 +83,7 @@ def check_flashed(image, packed, unsigned=True):
     name = f"sample-{open_archive(str(packed)).id}.merino"
     assert listed(image, INCOMING) == {name: ("100644", 0, 0), "merino.pyz": ("100644", 0, 0)}
     assert ask_debugfs(image, f"cat {INCOMING}/{name}") == packed.read_bytes()
-    assert ask_debugfs(image, f"cat {INCOMING}/merino.pyz").startswith(b"PK the application")
+    assert ask_debugfs(image, f"cat {INCOMING}/merino.pyz") == board_app(), "the packed file holds another"
     unit = ask_debugfs(image, f"cat {UNIT}").decode()
     assert f" install {INCOMING}/{name} --root /opt/merino --service" in unit
     assert ("--allow-unsigned" in unit) == unsigned

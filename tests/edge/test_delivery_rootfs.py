@@ -19,6 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sample_roots import WHEELS, digest, elf, make_key, make_packed, make_root
 
+from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery.root_tree import FolderTree, resolve
 from merino_edge.delivery.rootfs import flash_rootfs
 from merino_runtime.delivery.archive import check_hashes, open_archive
@@ -54,9 +55,9 @@ def armed(root):
     """The packed file that the first boot would install; None where the unit is not wanted."""
     if not (root / WANTED).is_file():
         return None
-    command = re.search(r"^ExecStart=(.*)$", (root / UNIT).read_text(), re.MULTILINE).group(1)
-    app, archive = re.match(r"/usr/bin/python3 /(\S+) install /(\S+) ", command).groups()
-    assert (root / app).read_bytes().startswith(b"PK the application")
+    command = r"^ExecStart(?:Pre)?=/usr/bin/python3 (?:-I )?/(\S+) install /(\S+) "
+    app, archive = re.search(command, (root / UNIT).read_text(), re.MULTILINE).groups()
+    assert (root / app).read_bytes() == board_app(), "this workstation's: the packed file holds another"
     check_hashes(open_archive(str(root / archive)))
     return root / archive
 

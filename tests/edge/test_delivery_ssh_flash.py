@@ -14,7 +14,7 @@ from test_cli import run
 
 from merino_edge.delivery.ssh import flash as flash_module
 from merino_edge.delivery.ssh.address import parse_address
-from merino_edge.delivery.ssh.flash import flash_all, parcel
+from merino_edge.delivery.ssh.flash import flash_all, package
 from merino_edge.embedded import FOLDER
 from merino_runtime.delivery.archive import open_archive
 from merino_runtime.delivery.manifest import BoardNeed
@@ -144,32 +144,32 @@ def test_a_connection_cut_anywhere_leaves_the_old_release_or_the_new_one(board, 
     cuts = {"copying": 0, "installing": 0, "measuring": 0}
     for number in range(12 if long else 4):
         newer = packed(place / "cut.merino", name=f"cut-{number}")
-        goods = parcel(newer, allow_unsigned=True, root=str(root))
-        old, new = (root / "current").resolve().name, goods.archive.id
+        sent = package(newer, allow_unsigned=True, root=str(root))
+        old, new = (root / "current").resolve().name, sent.archive.id
         step = ("copying", "copying", "installing", "measuring")[number % 4]
-        done = asyncio.run(cut_at(board, goods, step, rng))
+        done = asyncio.run(cut_at(board, sent, step, rng))
         cuts[step] += bool(done.error) or done.notes != []
         now = (root / "current").resolve()
         assert now.name in (old, new)
         said = subprocess.run([now / "merino", "generate", "installed", "Once", "-n", "3"], capture_output=True,
                               env=board_environment(board), check=False)  # fmt: skip
         assert said.returncode == 0, said.stderr
-        (again,) = asyncio.run(flash_all([parse_address(board.address)], goods))
+        (again,) = asyncio.run(flash_all([parse_address(board.address)], sent))
         assert again.error == "" and (root / "current").resolve().name == new
     assert min(cuts.values()) >= 1, cuts
 
 
-async def cut_at(board, goods, step, rng):
-    at = rng.randrange(goods.whole.size_bytes)
+async def cut_at(board, package, step, rng):
+    at = rng.randrange(package.whole.size_bytes)
     loop = asyncio.get_running_loop()
 
     def tell(_, doing, sent, total):
-        if doing == step == "copying" and total == goods.whole.size_bytes and sent >= at:
+        if doing == step == "copying" and total == package.whole.size_bytes and sent >= at:
             board.cut()
         elif doing == step != "copying":
             loop.call_later(rng.uniform(0.05, 1.0), board.cut)
 
-    (done,) = await flash_all([parse_address(board.address)], goods, tell=tell)
+    (done,) = await flash_all([parse_address(board.address)], package, tell=tell)
     return done
 
 

@@ -17,7 +17,7 @@ from packed_files import app_bytes, bundle_files, packed_bytes
 from merino_edge.delivery.ssh import board, command, connect, flash, transfer
 from merino_edge.delivery.ssh.address import parse_address
 from merino_edge.embedded import FOLDER
-from merino_runtime.delivery.remote_end import BEGIN
+from merino_runtime.delivery.agent import BEGIN
 
 pytestmark = pytest.mark.slow
 BEGUN = BEGIN.encode() + b"\n"
@@ -41,18 +41,18 @@ def workstation(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def goods(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("goods")
+def package(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("package")
     path = folder / "sample.merino"
     path.write_bytes(packed_bytes(app_bytes(folder / "app"), [bundle_files(FOLDER)]))
-    return flash.parcel(path, allow_unsigned=True)
+    return flash.package(path, allow_unsigned=True)
 
 
-def flashed(port, goods, workstation):
+def flashed(port, package, workstation):
     """What becomes of it -> (the error, seconds, files in the home here that are new, growth of this process in MB)."""
 
     async def run():
-        return await flash.flash_all([parse_address(f"127.0.0.1:{port}")], goods, accept_new=True)
+        return await flash.flash_all([parse_address(f"127.0.0.1:{port}")], package, accept_new=True)
 
     before, memory, begun = files_of(workstation), peak_mb(), time.monotonic()
     (done,) = asyncio.get_event_loop().run_until_complete(run())
@@ -151,10 +151,10 @@ async def endless(writer, data):
     [silent, gone, endless_bytes, endless_banner, a_web_server, stops_in_the_handshake, a_packet_of_2_gb, wrong_packets,
      a_rude_goodbye],
 )  # fmt: skip
-def test_a_server_that_is_no_ssh_server(behave, goods, workstation):
+def test_a_server_that_is_no_ssh_server(behave, package, workstation):
     with a_loop() as loop:
         server = loop.run_until_complete(asyncio.start_server(behave, "127.0.0.1", 0))
-        said = judged(*flashed(server.sockets[0].getsockname()[1], goods, workstation))
+        said = judged(*flashed(server.sockets[0].getsockname()[1], package, workstation))
         server.close()
     assert "log" in said
     assert not workstation.known_hosts.exists(), "it has shown no key"
@@ -165,7 +165,7 @@ def test_a_server_that_is_no_ssh_server(behave, goods, workstation):
 
 async def request_of(process):
     """What the workstation asks; behind it in stdin comes what belongs to it."""
-    await process.stdin.readexactly(len(command.REMOTE_END))
+    await process.stdin.readexactly(len(command.AGENT))
     return json.loads(await process.stdin.readuntil(b"\n"))
 
 
@@ -176,8 +176,10 @@ def machine(**changes):
             "managed": False, **changes}  # fmt: skip
 
 
-def called(*values):
-    return [{"code": 0, "out": json.dumps(value), "err": ""} for value in values]
+def called(*values, **changes):
+    """The agent's answer to `ask`."""
+    calls = [{"code": 0, "out": json.dumps(value), "err": ""} for value in values]
+    return {"root": "/opt/merino", "app": None, "service": None, "keys": [], "calls": calls, **changes}
 
 
 STATUS = {"schema": 1, "root": "/opt/merino", "current": None, "previous": None, "partial": []}
@@ -287,13 +289,17 @@ AFTER_LOGIN = {
     "not JSON": liar(ask=ANSI.encode() + b"\n"), "deep": liar(ask=DEEP), "not UTF-8": liar(ask=b'"\xff\xfe"\n'),
     "a number of a million digits": liar(ask=b"[" + b"9" * 10**5 + b"]\n"),
     "another shape": liar(ask={"code": 0}), "too few answers": liar(ask=called(machine())),
-    "its own error": liar(ask=[{"code": 1, "out": "", "err": f"{ANSI}\n{ANSI}sudo rm -rf /\n"}] * 2),
+    "its own error": liar(ask=called(calls=[{"code": 1, "out": "", "err": f"{ANSI}\n{ANSI}sudo rm -rf /\n"}] * 2)),
     "a machine of nonsense": liar(ask=called({"schema": 1, "board": ANSI}, STATUS)),
     "a model that steers": liar(ask=called(machine(model=ANSI), STATUS)),
     "32-bit": liar(ask=called(machine(board={**machine()["board"], "pointer_bits": 32}), STATUS)),
     "no memory": liar(ask=called(machine(board={**machine()["board"], "memory_total_mb": 1.0}), STATUS)),
-    "a root that steers": liar(ask=called(machine(), {**STATUS, "root": f"/opt/{ANSI}"})),
-    "a root that is no path": liar(ask=called(machine(), {**STATUS, "root": "~/../x"})),
+    "a root that steers": liar(ask=called(machine(), STATUS, root=f"/opt/{ANSI}")),
+    "a root that is no path": liar(ask=called(machine(), {**STATUS, "root": "~/../x"}, root="~/../x")),
+    "a root that its application does not know": liar(ask=called(machine(), {**STATUS, "root": "/elsewhere"})),
+    "a service that steers": liar(ask=called(machine(), STATUS, service=f"/opt/{ANSI}")),
+    "another root for the service": liar(ask=called(machine(), STATUS, service="/srv/$(reboot)")),
+    "keys that are none": liar(ask=called(machine(), STATUS, keys=[1])),
     "a release that is a path": liar(ask=called(machine(), {**STATUS, "current": {"id": "../../etc"}})),
     "pieces that are no hashes": liar(receive={"done": False, "free": 10**12, "pieces": ["../x"]}),
     "a million pieces": liar(receive={"done": False, "free": 10**12, "pieces": ["0" * 64] * 10**5}),
@@ -313,11 +319,13 @@ WORDS = {
     "endless login": "login shell", "endless line": "login shell", "endless answer": "more than 262,144 bytes",
     "endless talk": "took too long", "talk that steers": "it was us", "closes the connection": "lost",
     "drips": "took too long", "closes in mid-transfer": "copy merino-", "takes nothing": "too long to copy",
-    "not JSON": "not JSON", "deep": "nested too deeply", "not UTF-8": "expected a list",
-    "a number of a million digits": "which is not JSON", "another shape": "expected a list",
+    "not JSON": "not JSON", "deep": "nested too deeply", "not UTF-8": "expected an object",
+    "a number of a million digits": "which is not JSON", "another shape": "missing key",
     "too few answers": "number of answers", "its own error": "rm -rf",
     "a machine of nonsense": "does not describe a machine", "a model that steers": "model is", "32-bit": "32-bit",
-    "no memory": "1 MB in all", "a root that steers": "`status` is wrong",
+    "no memory": "1 MB in all", "a root that steers": "root is",
+    "a root that its application does not know": "`status` is wrong", "a service that steers": "service is",
+    "another root for the service": "merino.service on the board", "keys that are none": "keys[0]",
     "a root that is no path": "`status` is wrong", "a release that is a path": "`status` is wrong",
     "pieces that are no hashes": "pieces[0]", "a million pieces": "more than 327,680 bytes",
     "no space": "0.0 MB are free", "minus space": "free is -1", "an error that steers": "copy merino-",
@@ -328,7 +336,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize("kind", AFTER_LOGIN)
-def test_a_board_that_lets_us_in(kind, goods, workstation):
+def test_a_board_that_lets_us_in(kind, package, workstation):
     with a_loop() as loop:
         server = loop.run_until_complete(
             asyncssh.listen(
@@ -337,7 +345,7 @@ def test_a_board_that_lets_us_in(kind, goods, workstation):
                 process_factory=AFTER_LOGIN[kind], encoding=None,
             )  # fmt: skip
         )
-        said = judged(*flashed(server.get_port(), goods, workstation))
+        said = judged(*flashed(server.get_port(), package, workstation))
         server.close()
     assert WORDS[kind] in said
 
@@ -362,7 +370,7 @@ class NoChannels(asyncssh.SSHServer):
 
 
 @pytest.mark.parametrize("kind", [Banners, NoChannels])
-def test_a_server_with_manners_of_its_own(kind, goods, workstation, capfd):
+def test_a_server_with_manners_of_its_own(kind, package, workstation, capfd):
     with a_loop() as loop:
         server = loop.run_until_complete(
             asyncssh.listen(
@@ -370,6 +378,6 @@ def test_a_server_with_manners_of_its_own(kind, goods, workstation, capfd):
                 authorized_client_keys=asyncssh.import_authorized_keys(workstation.key.export_public_key().decode()),
             )  # fmt: skip
         )
-        judged(*flashed(server.get_port(), goods, workstation))
+        judged(*flashed(server.get_port(), package, workstation))
         server.close()
     assert "\x1b" not in "".join(capfd.readouterr())

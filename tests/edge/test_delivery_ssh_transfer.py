@@ -14,7 +14,7 @@ from merino_edge.delivery.ssh.address import parse_address
 from merino_edge.delivery.ssh.command import finished
 from merino_edge.delivery.ssh.connect import connected
 from merino_edge.delivery.ssh.transfer import INCOMING, Source, piece_bytes, send, source_of
-from merino_runtime.delivery import remote_end
+from merino_runtime.delivery import agent
 from merino_runtime.errors import MerinoError
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)]
@@ -99,7 +99,7 @@ def test_a_cut_connection_costs_only_what_had_not_arrived(board, source, content
 
 
 def left_alone(part):
-    """The part, once the board's end of the cut connection has let it go -> its bytes; None where there is none."""
+    """The part, once the agent of the cut connection has let it go -> its bytes; None where there is none."""
     with suppress(FileNotFoundError), part.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         return part.read_bytes()  # it has its place meanwhile, where all had arrived
@@ -203,7 +203,7 @@ def test_the_prompt_goes_in_and_a_code_comes_out(board):
             return await finished(there, "run it", request, data)
 
     assert asyncio.run(run(["cat"], b"a\nb")).out == "a\nb"
-    assert asyncio.run(run([remote_end.PYTHON, "-c", "import sys; sys.exit('why\x1b[2J')"])).last_words == "why\\x1b[2J"
+    assert asyncio.run(run([agent.PYTHON, "-c", "import sys; sys.exit('why\x1b[2J')"])).last_words == "why\\x1b[2J"
     assert asyncio.run(run(["false"])).code == 1
     assert asyncio.run(run(["/no/such/program"])).code == 127
     assert asyncio.run(run(["true"], b"x" * 10**6)).code == 0

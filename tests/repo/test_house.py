@@ -174,7 +174,7 @@ def test_consoles_are_made_by_one_module():
 WRITERS = {"merino_runtime.outputs", "merino_runtime.scratch"}
 # These fill a scratch or temporary folder that their caller gives them; what is in it takes its place as a whole.
 FILLERS = {
-    "merino_edge.bundles.board_app", "merino_edge.bundles.write", "merino_edge.export.onnx.graph",
+    "merino_edge.bundles.write", "merino_edge.export.onnx.graph",
     "merino_edge.export.fastest_format",  # the bundle that it chose
     "merino_edge.benchmarking.peers.make", "merino_edge.calibration.host",
     "merino_edge.benchmarking.peers.make_checkpoint",
@@ -182,7 +182,7 @@ FILLERS = {
     "merino_edge.training.train", "merino_bench.probe.graphs", "merino_bench.probe.memory", "merino_bench.probe.timing",
     "merino_bench.probe.gpu",
     "merino_runtime.delivery.archive",
-    "merino_runtime.delivery.remote_end",  # runs where nothing of ours is yet, and fills its own cache there
+    "merino_runtime.delivery.agent",  # runs where nothing of ours is yet, and fills its own cache there
 }  # fmt: skip
 WRITES = {
     "write_text", "write_bytes", "mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryFile", "rename", "renames",

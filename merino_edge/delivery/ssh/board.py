@@ -1,5 +1,8 @@
-"""What a board is and what it has installed: asked with the application over stdin, which leaves nothing there."""
+"""What a board is and what it has installed, answered by the application that is installed there. Where there is none,
+this workstation's is sent over stdin and leaves nothing behind. That of a packed file is never run: nobody verified it.
+"""
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +13,7 @@ from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.delivery.machine import Machine, machine_of
 from merino_runtime.delivery.releases import ID
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_shape import integer, listed, problems_in, text
+from merino_runtime.json_shape import integer, listed, or_null, problems_in, text
 from merino_runtime.visible import visible
 
 ASKED_S = 60.0
@@ -19,13 +22,23 @@ CALLED: dict[str, Any] = {"code": integer(-255, 255), "out": lambda value: _a_st
                           "err": lambda value: _a_string(value)}  # fmt: skip
 
 
+ANSWER: dict[str, Any] = {
+    "root": text, "app": or_null(text), "service": or_null(text), "keys": [text], "calls": [CALLED],
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Facts:
-    """`root`: the folder of releases that its install would use. `current`: the id of the release in use, or None."""
+    """`root`: the folder of releases that its install would use. `current`: the id of the release in use, or None.
+    `app`: the path of the application installed there, which answered, or None. `service`: the folder of releases that
+    merino.service uses, or None. `keys`: what the board trusts, in base64, as far as its user can read it."""
 
     machine: Machine
     root: str
     current: str | None
+    app: str | None = None
+    service: str | None = None
+    keys: frozenset[str] = frozenset()
 
     @property
     def profile(self) -> DeviceProfile | None:
@@ -37,35 +50,50 @@ class Facts:
 
 
 async def ask(board: Board, app: bytes, root: str | None = None) -> Facts:
-    """Raises MerinoError where the board does not answer as one that can run the application."""
+    """`app`: this workstation's application. Raises MerinoError where the board does not answer as one that can run it.
+    """
     doing = "tell what the board is"
-    at = [] if root is None else ["--root", root]
-    calls = [["board", "--json", *at], ["status", "--json", *at]]
-    request = {"do": "ask", "app_bytes": len(app), "calls": calls, "timeout_s": ASKED_S}
+    calls = [["board", "--json"], ["status", "--json"]]
+    request = {"do": "ask", "app_bytes": len(app), "root": root, "calls": calls, "timeout_s": ASKED_S}
     async with started(board, doing, request, timeout_s=3 * ASKED_S) as session:
         give(session, app)
-        answers = await answer(session, MOST_BYTES)
+        found = await answer(session, MOST_BYTES)
         await ended(session)
-    problems = problems_in(answers, [CALLED])
-    if problems or len(answers) != len(calls):
+    problems = problems_in(found, ANSWER)
+    if problems or len(found["calls"]) != len(calls):
         raise session.fault(f"its answer is wrong: {listed(problems) or 'another number of answers'}")
-    for one in answers:
+    for one in found["calls"]:
         if one["code"]:
             raise session.fault(visible(one["err"].strip().rpartition("\n")[2]) or f"exit code {one['code']}")
-    machine, status = (json_of(board, doing, one["out"]) for one in answers)
-    return Facts(machine_of(machine, f"{board.address.text}: its answer"), *_installed(board, status))
+    machine, status = (json_of(board, doing, one["out"]) for one in found["calls"])
+    try:
+        facts = machine_of(machine, f"{board.address.text}: its answer")
+        current = _installed(board, found["root"], status)
+    except MerinoError as error:
+        raise MerinoError(f"{error}.{older_there(found['root'])}" if found["app"] else str(error)) from error
+    return Facts(facts, found["root"], current, found["app"], found["service"], frozenset(found["keys"]))
 
 
-def _installed(board: Board, status: Any) -> tuple[str, str | None]:
-    """Of `status --json`: the root, and the current release's id. Other keys may stand beside."""
-    root = status.get("root") if isinstance(status, dict) else None
+def older_there(root: str) -> str:
+    """For the end of a message: what to do where the installed application does not know what this workstation's does.
+    """
+    return (
+        " The application installed there may be older than this workstation's. Install once by this one: `python3 -m"
+        " merino_edge.bundles.board_app merino.pyz` here, copy it and NAME.merino to the board, and there: python3"
+        f" merino.pyz install NAME.merino --root {shlex.quote(root)}"
+    )
+
+
+def _installed(board: Board, root: str, status: Any) -> str | None:
+    """Of `status --json`: the current release's id. Other keys may stand beside."""
+    same = isinstance(status, dict) and status.get("root") == root and root.startswith("/")
     current = status.get("current") if isinstance(status, dict) else None
-    found = current.get("id") if isinstance(current, dict) else None
-    known = found is None or (isinstance(found, str) and ID.match(found))
-    if text(root) or not str(root).startswith("/") or not known:
+    release = current.get("id") if isinstance(current, dict) else None
+    known = release is None or (isinstance(release, str) and ID.match(release))
+    if not same or not known:
         raise MerinoError(f"{board.address.text}: its answer to `status` is wrong: {visible(repr(status), 200)}")
     sound = isinstance(current, dict) and "problem" not in current
-    return str(root), found if sound else None
+    return release if sound else None
 
 
 def profile_of(address: str, facts: Facts) -> DeviceProfile:

@@ -1,4 +1,4 @@
-"""Runs things on a board through its Python: `merino_runtime.delivery.remote_end` is sent with each request.
+"""Runs things on a board through its Python: `merino_runtime.delivery.agent` is sent with each request.
 
 Every answer has a limit in bytes and in time, and begins behind a marker: what a login shell prints before is dropped.
 """
@@ -15,14 +15,14 @@ from typing import Any
 import asyncssh
 
 from merino_edge.delivery.ssh.connect import Board, faults_told
-from merino_runtime.delivery import remote_end
+from merino_runtime.delivery import agent
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import value_of
 from merino_runtime.visible import visible, visible_text
 
-REMOTE_END = Path(remote_end.__file__).read_bytes()
+AGENT = Path(agent.__file__).read_bytes()
 # Short, and the same in every shell; what is to be done comes over stdin.
-COMMAND = f"python3 -c 'import sys;exec(sys.stdin.buffer.read({len(REMOTE_END)}))'"
+COMMAND = f"python3 -c 'import sys;exec(sys.stdin.buffer.read({len(AGENT)}))'"
 NOT_FOUND = 127  # of a shell
 SHORT_S = 60.0
 SHORT_BYTES = 64 * 1024
@@ -35,7 +35,7 @@ Take = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Session:
-    """A request that the board's end has begun to answer. `doing` completes "HOST: cannot ...". `talk`: the last line
+    """A request that the agent has begun to answer. `doing` completes "HOST: cannot ...". `talk`: the last line
     of stderr, once that has ended."""
 
     board: Board
@@ -71,7 +71,7 @@ async def started(
                 process = await board.connection.create_process(COMMAND, encoding=None)
             session = Session(board, doing, process, asyncio.ensure_future(_talk(process, tell)))
             try:
-                give(session, REMOTE_END + json.dumps(request).encode("ascii") + b"\n")
+                give(session, AGENT + json.dumps(request).encode("ascii") + b"\n")
                 async with asyncio.timeout(SHORT_S):
                     await _beginning(session)
                 yield session
@@ -148,7 +148,7 @@ async def _beginning(session: Session) -> None:
             if code == NOT_FOUND:
                 raise session.fault("it has no python3. On Debian and its kin: sudo apt install python3") from error
             raise session.fault(last_words or f"python3 there ended with code {code} and said nothing") from error
-        if line.strip() == remote_end.BEGIN.encode("ascii"):
+        if line.strip() == agent.BEGIN.encode("ascii"):
             return
         dropped += len(line)
     raise session.fault(f"the board prints more than {BEFORE_BYTES:,} bytes before any answer: look at its login shell")

@@ -1,29 +1,33 @@
 """`flash --ssh`: one packed file onto boards. Each is asked, judged here, sent the file, installs it, and is measured.
 
-What a board says of itself is judged before the gigabytes travel: by `fit.choose`, as the board does again. Boards are
-served side by side; one that fails keeps none of the others back.
+The file is verified and installed by the board's installed application. Where there is none, as on first contact, this
+workstation's is sent. The one in the file runs only after that. What a board says of itself is judged before the
+gigabytes travel: by `fit.choose`, as the board does again. One board that fails keeps none of the others back.
 """
 
 import asyncio
+import base64
+import hashlib
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery.ssh import transfer
 from merino_edge.delivery.ssh.address import Address
-from merino_edge.delivery.ssh.board import Facts, ask
+from merino_edge.delivery.ssh.board import Facts, ask, older_there
 from merino_edge.delivery.ssh.command import finished, json_of
 from merino_edge.delivery.ssh.connect import Board, connected
 from merino_edge.delivery.ssh.transfer import INCOMING, Source, check_name, send, source_of
 from merino_edge.records.reading import parse_records
 from merino_edge.records.schema import Record
 from merino_runtime.bundle import sha256_of
-from merino_runtime.delivery.archive import Archive, check_hashes, check_signature, open_archive, read_member
+from merino_runtime.delivery.agent import PYTHON
+from merino_runtime.delivery.archive import Archive, check_hashes, check_signature, open_archive
 from merino_runtime.delivery.fit import Choice, choose
 from merino_runtime.delivery.keys import read_public_key
-from merino_runtime.delivery.manifest import APP
-from merino_runtime.delivery.remote_end import PYTHON
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_shape import integer, listed, one_of, or_null, problems_in, text
 from merino_runtime.visible import visible
@@ -33,6 +37,8 @@ BENCH_S = 3600.0
 BENCH = ("bench", "installed", "-r", "3", "-o", "jsonl")
 BENCH_BYTES = 16 << 20
 LONGEST_ERROR = 1200  # characters: all refusals of several bundles
+WRONG_USAGE = 2  # exit code
+OTHER_SCHEMA = "this version reads schema"  # of `parse_manifest`
 STEPS = ("connecting", "asking what it is", "copying", "installing", "measuring")
 INSTALLED: dict[str, Any] = {
     "schema": integer(1), "id": text, "name": text, "bundle": text, "precision": text, "python": text, "root": text,
@@ -45,16 +51,20 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """What goes to every board: the checked file, and how it is to be installed."""
+class Package:
+    """What goes to every board: the checked file, and how it is to be installed. `app`: this workstation's application.
+    `keys`: the files of --trust; `trusted`: the same keys in base64. `root`: on the board; None: its default."""
 
     archive: Archive
     whole: Source
     app: Source
     keys: tuple[Source, ...] = ()
+    trusted: frozenset[str] = frozenset()
+    root: str | None = None
     allow_unsigned: bool = False
+    allow_downgrade: bool = False
     force: bool = False
-    root: str | None = None  # on the board; None: its default
+    service: bool = False
 
 
 @dataclass
@@ -74,37 +84,39 @@ class Flashed:
     plan: list[str] = field(default_factory=list)  # of a dry run
 
 
-def parcel(
-    path: Path, keys: Sequence[Path] = (), *, allow_unsigned: bool = False, force: bool = False,
-    root: str | None = None, tell: Say = lambda _: None,
-) -> Parcel:  # fmt: skip
+def package(path: Path, keys: Sequence[Path] = (), *, tell: Say = lambda _: None, **how: Any) -> Package:
     """Checks the packed file here: layout, signature, every hash. Raises MerinoError.
 
-    keys: public keys' files, which the boards will trust. Without any the signature is still that of the file, and
-    whether its key is trusted is the board's to judge.
+    keys: public keys' files, by one of which the file must be signed, and which the boards will trust. Without any the
+    signature is still that of the file, and whether its key is trusted is each board's to judge. how: `root` and the
+    options of `install`, as in Package.
     """
     archive = open_archive(str(path))
-    read = [(key, read_public_key(str(key)).key) for key in keys]
-    if archive.signature is None and not allow_unsigned:
+    read = [read_public_key(str(key)).key for key in keys]
+    if archive.signature is None and not how.get("allow_unsigned"):
         raise MerinoError(
             f"{path} has no signature, and a board refuses it: pack it with --sign, or give --allow-unsigned"
         )
     if archive.signature is not None:
-        check_signature(archive, [key for _, key in read] or [archive.signature.key])
+        check_signature(archive, read or [archive.signature.key])
     tell(f"hashing {archive.bytes / 2**20:,.0f} MB")
     check_hashes(archive)
-    content = read_member(archive, APP)
-    sha256 = sha256_of(str(path))
-    return Parcel(
-        archive, Source(check_name(path.name), path, archive.bytes, sha256),
-        source_of(f"merino-{archive.id}.pyz", content),
-        tuple(source_of(check_name(key.name), key.read_bytes()) for key, _ in read), allow_unsigned, force, root,
+    app = board_app()
+    return Package(
+        archive, Source(check_name(path.name), path, archive.bytes, sha256_of(str(path))),
+        source_of(f"merino-{hashlib.sha256(app).hexdigest()[:16]}.pyz", app),
+        tuple(source_of(check_name(key.name), key.read_bytes()) for key in keys), frozenset(map(in_base64, read)),
+        **how,
     )  # fmt: skip
 
 
+def in_base64(key: bytes) -> str:
+    return base64.b64encode(key).decode("ascii")
+
+
 async def flash_all(
-    addresses: Sequence[Address], goods: Parcel, *, at_once: int = 4, accept_new: bool = False, dry_run: bool = False,
-    tell: Tell = lambda *_: None, say: Say = lambda _: None,
+    addresses: Sequence[Address], package: Package, *, at_once: int = 4, accept_new: bool = False,
+    dry_run: bool = False, tell: Tell = lambda *_: None, say: Say = lambda _: None,
 ) -> list[Flashed]:  # fmt: skip
     """At most `at_once` boards at a time -> what became of each, in the order of `addresses`."""
     turn = asyncio.Semaphore(at_once)
@@ -113,7 +125,7 @@ async def flash_all(
         done = Flashed(address.text)
         async with turn:
             try:
-                await flash(address, goods, done, accept_new, dry_run, tell, say)
+                await flash(address, package, done, accept_new, dry_run, tell, say)
             except MerinoError as error:
                 done.error = visible(str(error).removeprefix(f"{address.text}: "), LONGEST_ERROR)
         done.notes = [visible(note) for note in done.notes]
@@ -124,82 +136,127 @@ async def flash_all(
 
 
 async def flash(
-    address: Address, goods: Parcel, done: Flashed, accept_new: bool, dry_run: bool, tell: Tell, say: Say
+    address: Address, package: Package, done: Flashed, accept_new: bool, dry_run: bool, tell: Tell, say: Say
 ) -> None:
     """Fills in `done` as far as it comes. Raises MerinoError."""
     host = address.text
     tell(host, STEPS[0], 0, 0)
     async with connected(address, accept_new, say) as board:
         tell(host, STEPS[1], 0, 0)
-        done.facts = await ask(board, goods.app.data, goods.root)
-        choice = _choice(host, goods, done.facts)
+        done.facts = facts = await ask(board, package.app.data, package.root)
+        done.notes += check_service(package, facts)
+        check_signer(package, facts)
+        choice = _choice(host, package, facts)
         done.bundle, done.precision = choice.bundle.name, choice.bundle.precision
         done.notes += choice.notes
-        done.was_there = done.facts.current == goods.archive.id
+        done.was_there = facts.current == package.archive.id
         if dry_run:
-            done.plan = plan_of(goods, done.facts, choice)
+            done.plan = plan_of(package, facts, choice)
             return
-        launcher = f"{done.facts.root}/current/merino"
-        if done.was_there:
+        launcher = f"{facts.root}/current/merino"
+        if done.was_there and not missing(package, facts):
             tell(host, STEPS[3], 0, 0)
             await _selftest(board, launcher)
         else:
-            place = await _copy(board, goods, lambda sent, total: tell(host, STEPS[2], sent, total))
+            place = await _copy(board, package, facts, lambda sent, total: tell(host, STEPS[2], sent, total))
             tell(host, STEPS[3], 0, 0)
-            launcher = await _install(board, goods, place, done)
+            launcher = await _install(board, package, place, done, facts)
         done.tested = True
         tell(host, STEPS[4], 0, 0)
         await _measure(board, launcher, done)
 
 
-def plan_of(goods: Parcel, facts: Facts, choice: Choice) -> list[str]:
+def check_signer(package: Package, facts: Facts) -> None:
+    """Raises MerinoError where neither the board nor --trust names the key that signed the file. `install` there
+    decides; this keeps a file that it will refuse from being copied."""
+    signature = package.archive.signature
+    if signature is None or in_base64(signature.key) in facts.keys | package.trusted:
+        return
+    known = f"the board trusts {len(facts.keys)} other keys" if facts.keys else "the board trusts no key yet"
+    raise MerinoError(
+        f"{package.archive.path} is signed by the key {in_base64(signature.key)}, which is not trusted there: {known}."
+        " If the key is yours, trust it: --trust NAME.pub"
+    )
+
+
+def check_service(package: Package, facts: Facts) -> list[str]:
+    """-> notes. Raises MerinoError where the default folder of releases is not that of the board's service: two
+    installations would stand side by side, and the service would keep the old one."""
+    if facts.service in (None, facts.root):
+        return []
+    if package.root is not None:
+        return [f"merino.service keeps the release in {facts.service}: this is a second installation"]
+    for_service, second = shlex.quote(facts.service), shlex.quote(facts.root)
+    raise MerinoError(
+        f"merino.service on the board uses the releases in {for_service}, and this user's would be others, in {second}."
+        f" To install for the service: --ssh root@HOST --root {for_service}. For a second installation: --root {second}"
+    )
+
+
+def missing(package: Package, facts: Facts) -> list[str]:
+    """What is asked for beside the release, and is not so on the board: keys to trust, the service."""
+    keys = sorted(package.trusted - facts.keys)
+    found = [f"trust {len(keys)} new key{'s' * (len(keys) > 1)}"] * bool(keys)
+    return found + ["set up merino.service"] * (package.service and facts.service != facts.root)
+
+
+def plan_of(package: Package, facts: Facts, choice: Choice) -> list[str]:
     """What a flash would do, in lines."""
     here = f"{facts.model}; Python {facts.machine.python}; {facts.machine.free_bytes / 2**20:,.0f} MB free"
-    if facts.current == goods.archive.id:
-        return [here, f"release {goods.archive.id} is installed already: it would be tested and measured"]
+    more = missing(package, facts)
+    if facts.current == package.archive.id and not more:
+        return [here, f"release {package.archive.id} is installed already: it would be tested and measured"]
+    by = "the application installed there" if facts.app else "this workstation's application"
     wheels = f", with the wheels of {choice.wheels.path}" if choice.wheels else ", with the packages that are there"
     return [
         here,
-        f"copy {goods.whole.name}, {goods.whole.size_bytes / 2**20:,.1f} MB",
-        f"install {choice.path} ({choice.bundle.name}, {choice.bundle.precision}){wheels} as release {goods.archive.id}"
-        f" in {facts.root}, in place of {facts.current or 'none'}",
+        f"copy {package.whole.name}, {package.whole.size_bytes / 2**20:,.1f} MB; {by} verifies it",
+        f"install {choice.path} ({choice.bundle.name}, {choice.bundle.precision}){wheels} as release"
+        f" {package.archive.id} in {facts.root}, in place of {facts.current or 'none'}",
+        *more,
         "test it by its golden ids, then measure it",
     ]
 
 
-def _choice(host: str, goods: Parcel, facts: Facts) -> Choice:
+def _choice(host: str, package: Package, facts: Facts) -> Choice:
     try:
-        return choose(goods.archive, facts.machine, goods.force)
+        return choose(package.archive, facts.machine, package.force)
     except MerinoError as error:
         raise MerinoError(f"{host}: {error}") from error
 
 
-async def _copy(board: Board, goods: Parcel, sent: transfer.Sent) -> str:
-    for small in (goods.app, *goods.keys):
+async def _copy(board: Board, package: Package, facts: Facts, sent: transfer.Sent) -> str:
+    for small in (*([] if facts.app else [package.app]), *package.keys):
         await send(board, INCOMING, small)
-    return await send(board, INCOMING, goods.whole, sent)
+    return await send(board, INCOMING, package.whole, sent)
 
 
-async def _install(board: Board, goods: Parcel, place: str, done: Flashed) -> str:
+async def _install(board: Board, package: Package, place: str, done: Flashed, facts: Facts) -> str:
     """-> the launcher's path on the board."""
-    arguments = [PYTHON, f"{INCOMING}/{goods.app.name}", "install", place, "--json"]
-    arguments += [] if goods.root is None else ["--root", goods.root]
-    arguments += ["--allow-unsigned"] * goods.allow_unsigned + ["--force"] * goods.force
-    for key in goods.keys:
-        arguments += ["--trust", f"{INCOMING}/{key.name}"]
+    host = board.address.text
+    app = facts.app or f"{INCOMING}/{package.app.name}"
+    keys = [f"{INCOMING}/{key.name}" for key in package.keys]
+    arguments = [PYTHON, app, "install", place, "--json", "--root", facts.root]
+    for option in ("allow_unsigned", "allow_downgrade", "force", "service"):
+        arguments += [f"--{option.replace('_', '-')}"] * getattr(package, option)
+    for key in keys:
+        arguments += ["--trust", key]
     ran = await finished(board, "install", _run(arguments), timeout_s=INSTALL_S)
     if ran.code:
-        raise MerinoError(f"{board.address.text}: not installed: {_words(ran.last_words, ran.code)}")
+        said = _words(ran.last_words, ran.code)
+        older = facts.app and (ran.code == WRONG_USAGE or OTHER_SCHEMA in said)
+        raise MerinoError(f"{host}: not installed: {said}{older_there(facts.root) if older else ''}")
     found = json_of(board, "install", ran.out)
-    problems = problems_in(found, INSTALLED)
-    if not problems and (found["id"] != goods.archive.id or not found["launcher"].startswith("/")):
+    own = {name: found[name] for name in INSTALLED if name in found} if isinstance(found, dict) else found
+    problems = problems_in(own, INSTALLED)
+    if not problems and (own["id"] != package.archive.id or not own["launcher"].startswith("/")):
         problems = ["it is of another release"]
     if problems:
-        raise MerinoError(f"{board.address.text}: its answer to `install` is wrong: {listed(problems)}")
-    done.replaced = found["replaced"]
-    done.notes += [note for note in found["notes"] if note not in done.notes]
-    await finished(board, "clear up", {"do": "discard", "paths": [place, f"{INCOMING}/{goods.app.name}"]})
-    return str(found["launcher"])
+        raise MerinoError(f"{host}: its answer to `install` is wrong: {listed(problems)}")
+    done.replaced = own["replaced"]
+    done.notes += [note for note in own["notes"] if note not in done.notes]
+    await finished(board, "clear up", {"do": "discard", "paths": [place, f"{INCOMING}/{package.app.name}", *keys]})
+    return str(own["launcher"])
 
 
 async def _selftest(board: Board, launcher: str) -> None:

@@ -8,14 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from merino_edge.bundles.board_app import write_board_app
+from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery.ssh.board import Facts, ask
 from merino_edge.delivery.ssh.command import Finished, Session, Take, answer, ended, finished, started
 from merino_edge.delivery.ssh.connect import Board
 from merino_edge.delivery.ssh.transfer import Sent, Source, send, source_of
-from merino_edge.storage.atomic import cache_folder, scratch_folder
 from merino_runtime.bundle import load_bundle
-from merino_runtime.delivery.remote_end import CACHE, PYTHON
+from merino_runtime.delivery.agent import CACHE, PYTHON
 from merino_runtime.errors import MerinoError
 
 INSTALLED = "installed"  # as BUNDLE: the release in use there
@@ -27,15 +26,8 @@ PROBE_BYTES = 4 << 20
 Told = Callable[[str, int, int], None]  # a file's name, bytes that are copied, of how many
 
 
-def application() -> bytes:
-    """merino.pyz of this version."""
-    with scratch_folder(cache_folder() / "merino.pyz") as place:
-        write_board_app(place / "merino.pyz")
-        return (place / "merino.pyz").read_bytes()
-
-
 async def facts_of(board: Board, root: str | None = None) -> Facts:
-    return await ask(board, application(), root)
+    return await ask(board, board_app(), root)
 
 
 class Program:
@@ -77,7 +69,7 @@ class Program:
 async def program(board: Board, root: str | None = None) -> Program:
     """Copies the application where it is not there yet. root: the folder of releases there; None: that which its user's
     `install` takes. Raises MerinoError where no Python there has the packages."""
-    app = application()
+    app = board_app()
     facts = await ask(board, app, root)
     doing = "find a Python with numpy and onnxruntime"
     candidates = [f"{facts.root}/current/env/bin/python", PYTHON]

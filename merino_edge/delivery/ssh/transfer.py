@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from merino_edge.delivery.ssh.command import Session, answer, ended, give, started
 from merino_edge.delivery.ssh.connect import Board
-from merino_runtime.delivery.remote_end import CACHE
+from merino_runtime.delivery.agent import CACHE
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_shape import count, listed, problems_in, sha256
 from merino_runtime.machine_faults import machine_fault

@@ -1,15 +1,16 @@
-"""The board's end of a connection, run as ssh runs it: its own text on stdin of a Python that has nothing of ours."""
+"""The agent, run as ssh runs it: its own text on stdin of a Python that has nothing of ours."""
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
-from merino_runtime.delivery import remote_end
+from merino_runtime.delivery import agent, keys, releases, service
 
-with open(remote_end.__file__, "rb") as _file:
+with open(agent.__file__, "rb") as _file:
     TEXT = _file.read()
 LOADER = f"import sys;exec(sys.stdin.buffer.read({len(TEXT)}))"
 DATA = bytes(range(256)) * 5000
@@ -29,7 +30,7 @@ def asked(home, request, data=b""):
         data = b""
     out, err = process.communicate(data, timeout=60)
     lines = out.decode("utf-8").splitlines()
-    assert lines[0] == remote_end.BEGIN
+    assert lines[0] == agent.BEGIN
     return process.returncode, lines[1:], err.decode("utf-8")
 
 
@@ -82,7 +83,7 @@ def test_a_file_that_another_connection_writes_is_left_alone(tmp_path, place):
 
 def test_a_program_runs_with_what_it_is_given_and_its_code_comes_back(tmp_path):
     program = "import sys; data = sys.stdin.buffer.read(); print(len(data), sys.argv[1:]); sys.exit(7)"
-    arguments = [remote_end.PYTHON, "-c", program, "@cache/x", "@other"]
+    arguments = [agent.PYTHON, "-c", program, "@cache/x", "@other"]
     code, lines, _ = asked(tmp_path, {"do": "run", "arguments": arguments, "stdin_bytes": 3}, b"abc")
     assert (code, lines) == (7, [f"3 ['{tmp_path}/.cache/merino/x', '@other']"])
     code, lines, err = asked(tmp_path, {"do": "run", "arguments": ["/no/program"], "stdin_bytes": 0})
@@ -96,7 +97,7 @@ def test_a_program_is_talked_with_line_by_line_and_ends_with_the_connection(tmp_
                                cwd=str(tmp_path), env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]})
     process.stdin.write(TEXT + json.dumps(request).encode("ascii") + b"\n")
     process.stdin.flush()
-    assert process.stdout.readline().decode("ascii").strip() == remote_end.BEGIN
+    assert process.stdout.readline().decode("ascii").strip() == agent.BEGIN
     for word in (b"one", b"two"):  # each answer comes before the next line is sent
         process.stdin.write(word + b"\n")
         process.stdin.flush()
@@ -108,18 +109,63 @@ def test_a_program_is_talked_with_line_by_line_and_ends_with_the_connection(tmp_
     assert (code, lines) == (127, []) and "cannot run /no/program: No such file" in err
 
 
-def test_questions_leave_nothing_behind(tmp_path):
-    app = b"import sys\nprint(sys.argv[1])\nsys.exit(int(sys.argv[2]))\n"
-    request = {"do": "ask", "app_bytes": len(app), "calls": [["a", "0"], ["b", "3"]], "timeout_s": 30}
-    code, (line,), _ = asked(tmp_path, request, app)
+APP = b"import sys\nprint(sys.argv[1:])\nsys.exit(int(sys.argv[2]))\n"
+
+
+def questions(home, root, *codes):
+    request = {"do": "ask", "app_bytes": len(APP), "root": root and str(root), "timeout_s": 30,
+               "calls": [["x", str(code)] for code in codes]}
+    code, (line,), _ = asked(home, request, APP)
     assert code == 0
-    assert [(one["code"], one["out"]) for one in json.loads(line)] == [(0, "a\n"), (3, "b\n")]
+    return json.loads(line)
+
+
+def test_questions_leave_nothing_behind(tmp_path):
+    found = questions(tmp_path, tmp_path / "root", 0, 3)
+    root = str(tmp_path / "root")
+    assert [(one["code"], one["out"]) for one in found.pop("calls")] == [
+        (code, "{}\n".format(["x", str(code), "--root", root])) for code in (0, 3)]
+    assert (found["root"], found["app"], found["keys"]) == (root, None, [])
     assert os.listdir(str(tmp_path)) == []
 
 
+def test_the_installed_application_answers_where_it_runs(tmp_path):
+    """That of the release in use, else the service's copy, else the one that is sent."""
+    root = tmp_path / "root"
+    (root / "current").mkdir(parents=True)
+    current, kept = (str(root / name) for name in agent.INSTALLED_APPS)
+    for app, kept_app, answered in (("print({})", "print({})", current), ("syntax error", "print({})", kept),
+                                    ("", "print({})", kept), ("print({})", "", current), ("", "", None)):
+        for path, text in ((current, app), (kept, kept_app)):
+            with open(path, "w") as file:
+                file.write(text)
+        found = questions(tmp_path, root, 0)
+        assert found["app"] == answered and found["calls"][0]["out"].startswith("{" if answered else "[")
+
+
+def test_keys_are_read_from_whatever_lies_there(tmp_path):
+    trusted = tmp_path / "root" / "trusted"
+    trusted.mkdir(parents=True)
+    for name, data in (("a.pub", b"merino-ed25519 AAAA me\n"), ("b.pub", b"\xff\xfe"), ("c.pub", b"one"),
+                       ("d.txt", b"merino-ed25519 BBBB"), ("e.pub", b"x CCCC " + b"c" * 9000)):
+        (trusted / name).write_bytes(data)
+    (trusted / "f.pub").mkdir()
+    os.symlink("f.pub/none", str(trusted / "g.pub"))
+    assert questions(tmp_path, tmp_path / "root", 0)["keys"] == ["AAAA", "CCCC"]
+
+
+def test_the_agent_and_the_installer_mean_the_same_places():
+    """The agent imports nothing of ours, so what it shares with the installer stands twice."""
+    assert agent.SYSTEM_ROOT == releases.SYSTEM_ROOT and agent.SYSTEM_KEYS == keys.SYSTEM_FOLDER
+    assert f"{releases.CURRENT}/{releases.APP}" in agent.INSTALLED_APPS
+    assert agent.default_root() == releases.default_root()
+    assert os.path.split(agent.SERVICE_UNIT) == (service.UNITS, service.UNIT)
+    assert re.search(agent.SERVICE_ROOT, service.service_unit("/srv/merino"), re.MULTILINE).group(1) == "/srv/merino"
+
+
 def test_a_python_is_found_by_its_modules(tmp_path):
-    for candidates, modules, found in ((["/no/python", remote_end.PYTHON], ["json", "os"], remote_end.PYTHON),
-                                       ([remote_end.PYTHON], ["json", "no_such_module"], None)):
+    for candidates, modules, found in ((["/no/python", agent.PYTHON], ["json", "os"], agent.PYTHON),
+                                       ([agent.PYTHON], ["json", "no_such_module"], None)):
         request = {"do": "find_python", "candidates": candidates, "modules": modules}
         assert asked(tmp_path, request)[1] == [json.dumps(found)]
 

@@ -1,4 +1,4 @@
-"""The board's end of what the workstation does over ssh: runs programs, and receives files in pieces.
+"""The agent: the board's end of what the workstation does over ssh. Runs programs, and receives files in pieces.
 
 It is sent as text to `python3 -c`, before anything of ours is on the board, so it imports nothing of ours. It reads
 one line of JSON from stdin, the request, and then what belongs to it. Its own answers are lines of JSON on stdout
@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,13 @@ BEGIN = "merino: the answer begins"
 CACHE = "@cache"  # in an argument or folder: this user's cache folder of ours
 PYTHON = "@python"  # in an argument: the Python that runs this
 PIECE = 1 << 18  # bytes
+SYSTEM_ROOT = "/opt/merino"
+INSTALLED_APPS = ("current/merino.pyz", "merino.pyz")  # of the release in use; what the service keeps of a good one
+SYSTEM_KEYS = "/etc/merino/trusted"
+SERVICE_UNIT = "/etc/systemd/system/merino.service"
+SERVICE_WANTED = "/etc/systemd/system/multi-user.target.wants/merino.service"
+SERVICE_ROOT = r"^Exec.* --root (/\S+)"  # in the unit
+MOST_KEYS, LARGEST_KEY, LARGEST_UNIT = 100, 4096, 65536  # files, bytes, bytes
 SILENCE_S = 60  # without a byte of a file: the workstation is gone, though nobody closed the connection
 KILL_AFTER_S = 5.0
 NOT_FOUND = 127  # as a shell says that there is no such program
@@ -49,27 +57,68 @@ def placed(text: str) -> str:
     return cache_folder() + text[len(CACHE):] if text.startswith(CACHE + "/") else text
 
 
-def ask(app_bytes: int, calls: List[List[str]], timeout_s: float) -> int:
-    """Runs the application, whose bytes follow, with each of the lists of arguments from a folder that is then removed:
-    this leaves nothing behind. Answers a list of {code, out, err}."""
+def ask(app_bytes: int, root: Optional[str], calls: List[List[str]], timeout_s: float) -> int:
+    """Runs the application with each of the lists of arguments: the one that is installed in the folder of releases,
+    else the workstation's, whose bytes follow and which is removed again. An installed one that does not run counts as
+    none. Answers {root, app, service, keys, calls}: the folder of releases, the path of the installed application or
+    null, the folder that merino.service uses, the trusted public keys in base64, and {code, out, err} of each call.
+    """
     app = sys.stdin.buffer.read(app_bytes)
-    answers = []
-    with tempfile.TemporaryDirectory(prefix="merino-") as folder:
-        path = os.path.join(folder, "merino.pyz")
-        with open(path, "wb") as file:
-            file.write(app)
-        for arguments in calls:
-            child = subprocess.Popen([sys.executable, path] + arguments, stdin=subprocess.DEVNULL,
-                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            try:
-                out, err = child.communicate(timeout=timeout_s)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                out, err = child.communicate()
-            answers.append({"code": child.returncode, "out": out.decode("utf-8", "replace"),
-                            "err": err.decode("utf-8", "replace")})
-    tell(json.dumps(answers))
+    folder = os.path.abspath(root) if root else default_root()
+    calls = [call + ["--root", folder] for call in calls]
+    for path in [os.path.join(folder, name) for name in INSTALLED_APPS]:
+        answers = [called(path, call, timeout_s) for call in calls] if os.path.isfile(path) else []
+        if answers and all(each["code"] == 0 and each["out"].startswith("{") for each in answers):
+            break
+    else:
+        path = ""
+        with tempfile.TemporaryDirectory(prefix="merino-") as place:
+            sent = os.path.join(place, "merino.pyz")
+            with open(sent, "wb") as file:
+                file.write(app)
+            answers = [called(sent, call, timeout_s) for call in calls]
+    tell(json.dumps({"root": folder, "app": path or None, "service": service_root(), "keys": trusted_keys(folder),
+                     "calls": answers}))
     return 0
+
+
+def called(app: str, arguments: List[str], timeout_s: float) -> Dict[str, Any]:
+    child = subprocess.Popen([sys.executable, app] + arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
+    try:
+        out, err = child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        out, err = child.communicate()
+    return {"code": child.returncode, "out": out.decode("utf-8", "replace"), "err": err.decode("utf-8", "replace")}
+
+
+def default_root() -> str:
+    """As `releases.default_root` of an application that is not installed."""
+    return SYSTEM_ROOT if os.geteuid() == 0 else os.path.expanduser("~/.local/share/merino")
+
+
+def service_root() -> Optional[str]:
+    """The folder of releases that merino.service uses at each start of the board; None where it is not enabled."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if os.path.lexists(SERVICE_WANTED):
+            with open(SERVICE_UNIT, encoding="utf-8") as file:
+                found = re.search(SERVICE_ROOT, file.read(LARGEST_UNIT), re.MULTILINE)
+            return found.group(1) if found else None
+    return None
+
+
+def trusted_keys(root: str) -> List[str]:
+    """The second word of each NAME.pub, as far as this user can read them. `install` judges the files themselves."""
+    found = set()
+    for folder in (os.path.join(root, "trusted"), SYSTEM_KEYS):
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(folder))[:MOST_KEYS]:
+                with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
+                    if name.endswith(".pub"):
+                        with open(os.path.join(folder, name), encoding="ascii") as file:
+                            found.add(file.read(LARGEST_KEY).split()[1])
+    return sorted(found)
 
 
 def find_python(candidates: List[str], modules: List[str]) -> int:

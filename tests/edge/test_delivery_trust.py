@@ -1,0 +1,325 @@
+"""The same forged files on every path: none runs a byte of the sender's before it is verified.
+
+The sender's application leaves a file when it is run, and takes every signature. Boards are sshd on loopback, Ansible,
+a root file system, an image, and the unit of a first boot.
+"""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import ssh_board
+from packed_files import app_bytes, bundle_files, packed_bytes, renamed
+from sample_roots import MISSING, WHY, ask_debugfs, make_image, make_root
+from test_cli import run
+from test_delivery_fleet import PLAYBOOK, SFTP, playing
+
+from merino_edge.bundles.board_app import board_app
+from merino_edge.delivery.image import flash_image
+from merino_edge.delivery.rootfs import flash_rootfs
+from merino_edge.embedded import FOLDER
+from merino_runtime.delivery.archive import Signature, open_archive, signed_bytes
+from merino_runtime.delivery.keys import key_line
+from merino_runtime.delivery.service import first_boot_unit, service_unit
+from merino_runtime.errors import MerinoError
+from tests import ed25519_signer
+
+OURS, OTHERS = b"the key that boards trust".ljust(32), b"the key of another sender".ljust(32)
+OVER_SSH = pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, and write a board's files")
+pytestmark = pytest.mark.slow
+
+
+def signed_by(seed):
+    return lambda manifest: Signature(*ed25519_signer.sign(seed, signed_bytes(manifest)))
+
+
+def public_key_file(path, seed):
+    path.write_text(key_line(ed25519_signer.public_key_of(seed), path.stem))
+    return path
+
+
+def marking_app_bytes(path, marker):
+    """An application that leaves a file when it is run, and otherwise installs whatever it is given."""
+    app_bytes(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    spy = (
+        f"open({str(marker)!r}, 'a').close()\nfrom merino_runtime.delivery import install\n"
+        "install.check_signature = lambda archive, keys: b''\n"
+    )
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, spy.encode() + data if name == "__main__.py" else data)
+    return path.read_bytes()
+
+
+class Place:
+    """Packed files whose applications leave `marker` when they are run; that of `ours` does not."""
+
+    def __init__(self, folder):
+        self.folder, self.marker = folder, folder / "the sender's application ran"
+        self.ours = self.packed("ours", OURS, board_app())
+        self.newer = self.packed("newer", OURS)
+        self.forged = self.packed("forged", OTHERS)
+        self.pub = public_key_file(folder / "ours.pub", OURS)
+        self.others_pub = public_key_file(folder / "others.pub", OTHERS)
+        self.app = folder / "merino.pyz"
+        self.app.write_bytes(board_app())
+
+    def packed(self, name, seed, app=None):
+        path = self.folder / f"{name}.merino"
+        app = app or marking_app_bytes(self.folder / f"{name}.pyz", self.marker)
+        path.write_bytes(packed_bytes(app, [renamed(bundle_files(FOLDER), name)], name, sign=signed_by(seed)))
+        return path
+
+    def installed(self, root, *more):
+        """(exit code, stderr) of a local install of what boards trust, by this workstation's application."""
+        return self.install(self.app, self.ours, root, "--trust", self.pub, *more)
+
+    @staticmethod
+    def install(app, archive, root, *more):
+        command = [sys.executable, app, "install", archive, "--root", root, *more]
+        done = subprocess.run([str(each) for each in command], capture_output=True, text=True, check=False, timeout=300)
+        return done.returncode, done.stderr
+
+    def ran(self):
+        found = self.marker.exists()
+        self.marker.unlink(missing_ok=True)
+        return found
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("trust"))
+
+
+@pytest.fixture(autouse=True)
+def unmarked(place):
+    place.marker.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def workstation(tmp_path_factory):
+    return ssh_board.make_workstation(tmp_path_factory.mktemp("home") / "home")
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory, workstation):
+    with ssh_board.running(tmp_path_factory.mktemp("board"), workstation.key, more=SFTP) as found:
+        workstation.trusts(found)
+        yield found
+
+
+@pytest.fixture
+def home(workstation, monkeypatch):
+    monkeypatch.setenv("HOME", str(workstation.home))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+
+
+def flash(archive, *arguments):
+    """(exit code, the row of JSON or what was said here, stderr)"""
+    short = "from merino_edge.delivery.ssh import flash; flash.BENCH += ('-r', '1', '-p', '8', '-n', '4')"
+    code, out, err = run("flash", archive, *arguments, "--json", first=short)
+    return code, json.loads(out)[0] if out.strip() else {"error": err.strip().splitlines()[-1]}, err
+
+
+def current(root):
+    return (root / "current").resolve().name
+
+
+def test_local(place, tmp_path):
+    root = tmp_path / "root"
+    assert place.installed(root)[0] == 0
+    code, said = place.install(root / "current" / "merino.pyz", place.forged, root)
+    assert code == 1 and "not trusted here" in said.splitlines()[-1]
+    assert current(root) == open_archive(str(place.ours)).id and not place.ran()
+    assert place.install(root / "current" / "merino.pyz", place.newer, root)[0] == 0
+    assert place.ran(), "a verified release tests itself: the sign that a marker would be seen"
+
+
+@OVER_SSH
+@pytest.mark.usefixtures("home")
+def test_over_ssh_nothing_of_the_file_runs_before_it_is_verified(place, board):
+    root = board.home / "trusting"
+    where = ("--ssh", board.address, "--root", root)
+    for more in ((), ("--dry-run",)):
+        code, row, err = flash(place.forged, *where, *more)
+        assert code == 1 and "the board trusts no key yet" in row["error"] and "--trust" in row["error"]
+        assert "copying" not in err and not place.ran() and not root.exists()
+    assert place.installed(root)[0] == 0
+    for more, said in (((), "the board trusts 1 other keys"), (("--dry-run",), "other keys"),
+                       (("--force",), "other keys"), (("--trust", place.pub), "not trusted here")):  # fmt: skip
+        code, row, _ = flash(place.forged, *where, *more)
+        assert code == 1 and said in row["error"] and "\n" not in row["error"]
+        assert not place.ran() and current(root) == open_archive(str(place.ours)).id
+    # A board whose answer names a key that it does not trust: `install` there is asked all the same.
+    (root / "trusted" / "ours.pub").write_text((root / "trusted" / "ours.pub").read_text().replace("merino-", "x-"))
+    code, row, _ = flash(place.newer, *where)
+    assert code == 1 and "is not a public key" in row["error"] and not place.ran()
+
+
+@OVER_SSH
+@pytest.mark.usefixtures("home")
+def test_over_ssh_keys_are_trusted_where_the_release_is_current(place, board):
+    root = board.home / "keys"
+    assert place.installed(root)[0] == 0
+    for keys, copied in (((place.pub, place.others_pub), True), ((place.pub, place.others_pub), False)):
+        trust = [word for key in keys for word in ("--trust", key)]
+        code, row, err = flash(place.ours, "--ssh", board.address, "--root", root, *trust)
+        assert code == 0 and row["was_there"] and ("copying" in err) == copied, row
+        assert {path.name for path in (root / "trusted").iterdir()} == {"ours.pub", "others.pub"}
+
+
+@OVER_SSH
+@pytest.mark.usefixtures("home")
+def test_over_ssh_the_service_is_set_up_where_the_release_is_current(place, board):
+    """`install` gets the option: it refuses this folder, which a service does not see."""
+    root = board.home / "service"
+    assert place.installed(root)[0] == 0
+    where = ("--ssh", board.address, "--root", root, "--service")
+    code, row, _ = flash(place.ours, *where, "--dry-run")
+    assert code == 0 and "set up merino.service" in row["plan"]
+    code, row, _ = flash(place.ours, *where)
+    assert code == 1 and "not installed: --service" in row["error"], row
+
+
+PROVISIONED = """
+mount -t tmpfs none /opt
+cp -a /etc /opt/etc
+mount --bind /opt/etc /etc
+useradd -p '*' -s /bin/sh -d /opt/home -m pi
+cp authorized_keys /opt/authorized_keys
+cp -r merino /opt/merino
+mkdir -p /etc/systemd/system/multi-user.target.wants
+cp merino.service /etc/systemd/system/
+ln -s ../merino.service /etc/systemd/system/multi-user.target.wants/
+"""
+
+
+@AS_ROOT
+@OVER_SSH
+@pytest.mark.usefixtures("home")
+def test_an_ordinary_user_makes_no_second_installation_beside_the_service(place, workstation, tmp_path):
+    """A board as a card leaves it: root's release and the service's unit. Its Python is the system's."""
+    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/opt"], check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    assert place.installed(tmp_path / "merino")[0] == 0
+    (tmp_path / "merino.service").write_text(service_unit("/opt/merino"))
+    with ssh_board.running(tmp_path, workstation.key, "/usr/bin:/bin", inside=PROVISIONED, home="/opt/home",
+                           keys="/opt/authorized_keys") as board:  # fmt: skip
+        host = f"127.0.0.1:{board.port}"
+        with workstation.known_hosts.open("a") as known:
+            known.write(board.known_hosts_line)
+        code, row, _ = flash(place.newer, "--ssh", f"pi@{host}", "--dry-run")
+        assert code == 1 and "/opt/merino, and this user's would be others, in /opt/home/.local" in row["error"]
+        for_service, second = re.search(r"root@HOST --root (\S+)\. .*: --root (\S+)$", row["error"]).groups()
+        code, row, _ = flash(place.newer, "--ssh", f"root@{host}", "--root", for_service, "--dry-run")
+        assert code == 0 and any("in place of" in line for line in row["plan"]), row
+        code, row, _ = flash(place.newer, "--ssh", f"pi@{host}", "--root", second, "--dry-run", "--trust", place.pub)
+        assert code == 0 and "this is a second installation" in row["notes"][0], row
+
+
+def older_app(path):
+    """This application, as one that reads another schema of the manifest alone."""
+    with zipfile.ZipFile(path, "w") as made, zipfile.ZipFile(io.BytesIO(board_app())) as app:
+        for name in app.namelist():
+            data = app.read(name)
+            made.writestr(name, data.replace(b"\nSCHEMA = 1\n", b"\nSCHEMA = 0\n") if "manifest" in name else data)
+
+
+@OVER_SSH
+@pytest.mark.usefixtures("home")
+def test_over_ssh_an_older_application_says_what_to_do_and_a_damaged_one_is_none(place, board, tmp_path):
+    root = board.home / "older"
+    assert place.installed(root)[0] == 0
+    older_app(root / "current" / "merino.pyz")
+    where = ("--ssh", board.address, "--root", root)
+    code, row, _ = flash(place.newer, *where)
+    assert code == 1 and "reads schema 0" in row["error"] and not place.ran()
+    made, call = re.search(r"`(python3 -m merino_edge.bundles.board_app merino.pyz)`.*: (python3 merino.pyz .*)$",
+                           row["error"]).groups()  # fmt: skip
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in (made, call.replace("NAME.merino", str(place.newer))):
+        subprocess.run(command, shell=True, cwd=tmp_path, env=environment, check=True, timeout=300)
+    assert current(root) == open_archive(str(place.newer)).id and place.ran()
+
+    (root / "current" / "merino.pyz").write_bytes(b"")
+    code, row, _ = flash(place.forged, *where)
+    assert code == 1 and "other keys" in row["error"] and not place.ran()
+    code, row, _ = flash(place.ours, *where)
+    assert code == 0 and current(root) == open_archive(str(place.ours)).id, row
+
+
+@OVER_SSH
+@pytest.mark.skipif(not PLAYBOOK.exists(), reason="no ansible-core here: make .venv-ansible")
+def test_ansible_runs_nothing_of_the_file_before_it_is_verified(place, board, workstation, tmp_path):
+    """On first contact; on a board with a release; keys then converge where the release is current."""
+    play, root = playing(tmp_path, workstation, {"one": board}), board.home / "merino"
+
+    def trusting(*keys):
+        return ("-e", json.dumps({"merino_trust": [str(key) for key in keys]}))
+
+    for more, said in (((), "which is not trusted on this board"), (trusting(place.pub), "not trusted here"),
+                       (("-e", "merino_allow_unsigned=true"), "which is not trusted on this board")):  # fmt: skip
+        code, out, _ = play(place.forged, *more)
+        assert code and said in re.sub(r"\s+", " ", out) and not place.ran() and not root.exists(), out
+    code, out, recap = play(place.ours, *trusting(place.pub))
+    assert code == 0 and current(root) == open_archive(str(place.ours)).id, out
+    code, out, _ = play(place.forged)
+    assert code and "which is not trusted on this board" in re.sub(r"\s+", " ", out) and not place.ran(), out
+
+    code, out, recap = play(place.ours, *trusting(place.pub, place.others_pub))
+    assert code == 0 and recap["one"][0] and (root / "trusted" / "others.pub").exists(), out
+    code, out, recap = play(place.ours, *trusting(place.pub, place.others_pub))
+    assert (code, recap) == (0, {"one": (0, 0)}), out
+    code, out, _ = play(place.ours, "-e", "merino_service=true")
+    assert code and "--service" in out, "`install` refuses a folder that a service does not see"
+    code, out, _ = play(place.newer)
+    assert code == 0 and current(root) == open_archive(str(place.newer)).id and place.ran(), out
+
+
+def staged(kind, folder):
+    """(a function that flashes, a function that copies the flashed /opt/merino to a folder)"""
+    tree = make_root(folder / "system")
+    if kind == "rootfs":
+        return (
+            lambda archive, **how: flash_rootfs(archive, tree, **how),
+            lambda to: shutil.copytree(tree / "opt/merino", to / "merino"),
+        )
+    image = make_image(folder / "board.img", tree)
+    return (
+        lambda archive, **how: flash_image(archive, image, **how),
+        lambda to: ask_debugfs(image, f"rdump /opt/merino {to}"),
+    )
+
+
+@AS_ROOT
+@pytest.mark.parametrize("kind", ["rootfs", pytest.param("image", marks=pytest.mark.skipif(bool(MISSING), reason=WHY))])
+def test_a_card_and_its_first_boot(kind, place, tmp_path):
+    flash_card, copied = staged(kind, tmp_path)
+    for trust in ([], [place.pub]):
+        with pytest.raises(MerinoError, match="not trusted here"):
+            flash_card(place.forged, trust=trust)
+    steps = flash_card(place.newer, trust=[place.pub])
+    unit = first_boot_unit("/opt/merino", re.search(r"incoming/(newer-\S+\.merino)", "\n".join(steps)).group(1))
+    (opt := tmp_path / "opt").mkdir()
+    copied(opt)
+    assert (opt / "merino/incoming/merino.pyz").read_bytes() == board_app() and not place.ran()
+
+    # The first boot of a card on which somebody exchanged the packed file.
+    shutil.copy(place.forged, next((opt / "merino/incoming").glob("*.merino")))
+    command = re.search("^ExecStart(?:Pre)?=/usr/bin/python3 (.*)$", unit, re.MULTILINE).group(1)
+    private = f"mount --bind {opt} /opt && mount -t tmpfs none /etc/systemd && exec {sys.executable} {command}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", private], capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    assert done.returncode == 1 and "not trusted here" in done.stderr.splitlines()[-1], done.stderr
+    assert not place.ran() and not (opt / "merino/current").exists()
