@@ -82,10 +82,12 @@ def chat_there(
     from merino_edge.delivery.ssh.programs import INSTALLED, bundle_there, program
     from merino_edge.delivery.ssh.talk import TalkThere, opened
     from merino_edge.families.names import bundle_path
+    from merino_runtime.bundle import load_bundle, own_files
     from merino_runtime.chat import talk_with_people
     from merino_runtime.chat_json import talk_in_json, write_json
 
     folder = bundle if bundle == INSTALLED else bundle_path(bundle)
+    kept = [] if bundle == INSTALLED else own_files(load_bundle(folder, verify=False))
 
     async def work(board: "Board", serve: "Serve") -> None:
         there = await program(board, root)
@@ -99,8 +101,8 @@ def chat_there(
         talk = TalkThere(remote)
         if as_json:
             write_json(talk.greeting)
-            return talk_in_json(talk)
-        return talk_with_people(talk, f"{talk.greeting['chat']} on {host}")
+            return talk_in_json(talk, kept)
+        return talk_with_people(talk, f"{talk.greeting['chat']} on {host}", kept)
 
 
 def bench_there(

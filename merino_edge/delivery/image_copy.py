@@ -7,32 +7,41 @@ import shutil
 from pathlib import Path
 from typing import BinaryIO
 
+from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
 
 COPIED_AT_ONCE = 4 << 20
 
 
 def copy_sparse(image: Path, to: BinaryIO) -> None:
-    """Copies what the file system has stored of `image`; its holes stay holes. Raises OSError."""
-    with open(image, "rb") as source:
-        size_bytes = os.fstat(source.fileno()).st_size
-        end = 0
+    """Copies what the file system has stored of `image`; its holes stay holes. Raises OSError, and MerinoError where
+    the copy then has another SHA-256 than the image.
+
+    Holes are looked up by moving the file's position, which a buffered reader does not notice: so data is read by its
+    place.
+    """
+    with open(image, "rb", buffering=0) as source:
+        handle, end = source.fileno(), 0
+        size_bytes = os.fstat(handle).st_size
         while end < size_bytes:
             try:
-                start = os.lseek(source.fileno(), end, os.SEEK_DATA)
+                start = os.lseek(handle, end, os.SEEK_DATA)
             except OSError as error:
                 if error.errno == errno.ENXIO:  # a hole up to the end
                     break
                 raise
-            end = os.lseek(source.fileno(), start, os.SEEK_HOLE)
-            source.seek(start)
+            end = os.lseek(handle, start, os.SEEK_HOLE)
             to.seek(start)
-            left = end - start
-            while left and (data := source.read(min(left, COPIED_AT_ONCE))):
+            while start < end and (data := os.pread(handle, min(end - start, COPIED_AT_ONCE), start)):
                 to.write(data)
-                left -= len(data)
+                start += len(data)
         to.truncate(size_bytes)
         to.flush()
+    if sha256_of(str(image)) != sha256_of(to.name):
+        raise MerinoError(
+            f"the copy of {image} differs from it: the image was written to meanwhile, or a disk is faulty. Unmount "
+            "the image, stop what writes to it, and run the command again."
+        )
 
 
 def unpack_xz(image: Path, to: BinaryIO) -> None:

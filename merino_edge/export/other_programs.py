@@ -98,7 +98,10 @@ def tokenizer_config(model: ModelFacts, tokenizer: str, context: int, template: 
     """How tokenizer.json is to be used. The special tokens are those of the chat template, where there is one; else the
     one that the tokenizer itself puts before a text, and the first at which a text ends."""
     known = Tokenizer.from_str(tokenizer)
-    first = known.encode("").ids[:1]
+    known.no_truncation()
+    known.no_padding()
+    begun = known.encode("a")
+    first = begun.ids[:1] if begun.special_tokens_mask[:1] == [1] else []
     found: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context}
     found["clean_up_tokenization_spaces"] = False
     for name, ids in (("bos_token", first), ("eos_token", model.stop_ids[:1])):

@@ -93,7 +93,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
                              "says so (default %(default)s)")
     parser.add_argument("--json", action="store_true",
                         help="one JSON line per event; a line of stdin is a message or a command, one of U+0003 alone "
-                             "stops the answer")
+                             "stops the answers to the lines before it")
     _add_opening(parser)
 
 
@@ -127,7 +127,7 @@ def _chat(arguments: argparse.Namespace) -> int:
         arguments.bundle, arguments.json, threads=arguments.threads, prefill_threads=arguments.prefill_threads,
         verify=not arguments.no_verify, allow_slow=arguments.allow_slow,
         system=arguments.system, no_think=arguments.no_think, max_new_tokens=arguments.max_new_tokens,
-        sampling=_sampling(arguments), overflow=arguments.overflow)
+        sampling=_sampling(arguments), overflow=arguments.overflow, backend=arguments.backend)
 
 
 def _generate(arguments: argparse.Namespace) -> int:

@@ -80,8 +80,10 @@ class LanguageModel:
         """
         from merino_runtime.generate import generate_text
 
-        return generate_text(self.bundle, self.backend, self.tokenizer, prompt, max_new_tokens=max_new_tokens,
-                             sampling=sampling or Sampling(), stops=stops, ignore_eos=ignore_eos, overflow=overflow)
+        return generate_text(
+            self.bundle, self.backend, self.tokenizer, prompt, max_new_tokens=max_new_tokens,
+            sampling=Sampling() if sampling is None else sampling, stops=stops, ignore_eos=ignore_eos,
+            overflow=overflow)
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """Continues a prompt, piece by piece of text. options: those of `generate`."""
@@ -148,9 +150,9 @@ class Conversation:
         model = self._model
         if not text and not self.ids:
             raise MerinoError("the conversation is empty. Begin it with at least one word.")
-        ids = [*self.ids, *(model.tokenizer.encode(text) if text else [])]
+        ids = [*self.ids, *(model.tokenizer.encode(text, begins=not self.ids) if text else [])]
         generation = generate(
-            model.backend, ids, max_new_tokens=max_new_tokens, sampling=sampling or Sampling(),
+            model.backend, ids, max_new_tokens=max_new_tokens, sampling=Sampling() if sampling is None else sampling,
             stop_ids=() if ignore_eos else model.bundle.stop_ids, stream=TextStream(model.tokenizer, stops),
             overflow=overflow)
         self.ids, self.done = ids, None

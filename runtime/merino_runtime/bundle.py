@@ -6,7 +6,7 @@ Keys and their meaning: docs/formats.md.
 """
 import hashlib
 import os
-from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from merino_runtime.bundle_schema import SCHEMA, problems_of
 from merino_runtime.errors import MerinoError
@@ -130,6 +130,8 @@ def load_bundle(path: str, verify: bool = True) -> Bundle:
     Raises MerinoError with every problem at once: keys that do not follow the schema, or files that are missing or
     differ from what bundle.json lists.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise MerinoError(f"the bundle's path is {path!r:.80}, allowed is a string or a path. Name its folder.")
     folder = os.fspath(path)
     bundle = bundle_of(folder, _read_description(folder))
     check_files(bundle, verify)
@@ -184,13 +186,23 @@ def file_path(bundle: Bundle, name: str) -> Optional[str]:
     return os.path.join(bundle.folder, name) if listed else None
 
 
+def own_files(bundle: Bundle) -> List[str]:
+    """Paths of what belongs to the bundle, there or not."""
+    names = ["bundle.json", "merino.pyz", *(file.path for file in bundle.files)]
+    return [os.path.join(bundle.folder, name) for name in names]
+
+
 def check_files(bundle: Bundle, hashes: bool = True) -> None:
-    """Raises MerinoError naming each listed file that is missing, or differs in size or, with `hashes`, in SHA-256."""
-    problems = []
+    """Raises MerinoError naming each listed file that is missing, is a link out of the folder (which ONNX Runtime
+    refuses), or differs in size or, with `hashes`, in SHA-256."""
+    problems, inside = [], os.path.join(os.path.realpath(bundle.folder), "")
     for file in bundle.files:
         path = os.path.join(bundle.folder, file.path)
         if not os.path.isfile(path):
             problems.append(f"{file.path} is missing")
+        elif not os.path.realpath(path).startswith(inside):
+            problems.append(f"{file.path} is a link out of the folder, to {os.path.realpath(path)} (`cp -rL` copies "
+                            "a folder with what its links lead to)")
         elif os.path.getsize(path) != file.bytes:
             problems.append(f"{file.path} has {os.path.getsize(path)} bytes, expected {file.bytes}")
         elif hashes:

@@ -3,8 +3,9 @@
 A talk has one interface wherever it runs: `merino_runtime.talk.Talk` here, or its twin on a board behind `--json`,
 which the workstation's `chat --ssh` speaks to.
 """
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Sequence
 
+from merino_runtime.bundle import own_files
 from merino_runtime.chat_commands import Line, Record, line_of, obeyed
 from merino_runtime.chat_json import talk_in_json, write_json
 from merino_runtime.chat_screens import Pipe, Terminal
@@ -16,35 +17,36 @@ from merino_runtime.streams import say_note
 
 def run_chat(bundle_path: str, as_json: bool = False, *, threads: Optional[int] = None,
              prefill_threads: Optional[int] = None, verify: bool = True, allow_slow: bool = False,
-             **options: Any) -> int:
+             backend: Optional[str] = None, **options: Any) -> int:
     """options: of `api.LanguageModel.talk`. The exit code."""
     from merino_runtime.api import open_model
 
     if options.get("system") is not None:
         options["system"] = as_text(options["system"])
     with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
-                    allow_slow=allow_slow, say=say_note) as model:
+                    allow_slow=allow_slow, backend=backend, say=say_note) as model:
         talk = model.talk(**options)
         if as_json:
             write_json({"chat": model.bundle.name, "context": model.backend.context, "system": talk.system})
-            return talk_in_json(talk)
-        return talk_with_people(talk, model.bundle.name)
+            return talk_in_json(talk, own_files(model.bundle))
+        return talk_with_people(talk, model.bundle.name, own_files(model.bundle))
 
 
-def talk_with_people(talk: Any, name: str) -> int:
-    """talk: as `talk.Talk`. On a terminal what cannot be done is said and the talk goes on; from a pipe it ends."""
+def talk_with_people(talk: Any, name: str, kept: Sequence[str] = ()) -> int:
+    """talk: as `talk.Talk`. kept: files that /save may not replace. What cannot be done is said and the talk goes on;
+    from a pipe the exit code is 1 then."""
     ways = Terminal() if is_terminal() else Pipe()
-    record = Record(talk.system)
+    record = Record(talk.system, kept)
     ways.tell(f"{name}: /help lists commands, ctrl-C stops an answer, ctrl-D leaves", greeting=True)
     while True:
         typed = ways.read()
         if typed is None:
-            return 0
+            return ways.code
         line = Line("", typed)
         try:
             line = line_of(typed)
             if line.command == "exit":
-                return 0
+                return ways.code
             if line.command:
                 ways.tell(obeyed(line, talk, record))
             elif line.text.strip():

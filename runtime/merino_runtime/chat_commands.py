@@ -1,6 +1,7 @@
 """What can be typed in a talk: messages, commands, and what commands do to the talk and to the record of it."""
 import json
-from typing import Any, Dict, List, NamedTuple, Optional
+import os
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.outputs import check_output, write_output
@@ -37,11 +38,11 @@ def line_of(text: str) -> Line:
 
 
 class Record:
-    """What was said, for /save, and what it took, for /stats."""
+    """What was said, for /save, and what it took, for /stats. kept: files that /save may not replace."""
 
-    def __init__(self, system: Optional[str]) -> None:
+    def __init__(self, system: Optional[str], kept: Sequence[str] = ()) -> None:
         self.messages: List[Dict[str, str]] = []
-        self.system = system
+        self.system, self._kept = system, kept
         self.done: Optional[Dict[str, Any]] = None
 
     def add(self, user: str, done: Dict[str, Any], dropped_turns: int) -> None:
@@ -52,6 +53,9 @@ class Record:
 
     def save(self, path: str) -> str:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        if any(os.path.exists(path) and os.path.exists(own) and os.path.samefile(path, own) for own in self._kept):
+            raise MerinoError(f"{path} is a file of the bundle that this talk runs on. Name another file: /save "
+                              "talk.json")
         check_output(path)
         write_output(path, json.dumps({"messages": system + self.messages}, indent=1, ensure_ascii=False) + "\n")
         return f"wrote {path}: {len(system + self.messages)} messages"

@@ -2,28 +2,27 @@
 import json
 import queue
 import threading
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Sequence, Tuple
 
 from merino_runtime.chat_commands import Record, line_of, obeyed
 from merino_runtime.chat_screens import stdin_lines
 from merino_runtime.errors import MerinoError
 from merino_runtime.streams import write_out
 
-STOP = "\x03"  # a line of this alone stops the answer that is being given
+STOP = "\x03"  # a line of this alone stops the answers to all lines before it
 
 
 def write_json(event: Dict[str, Any]) -> None:
     write_out(json.dumps(event) + "\n")
 
 
-def talk_in_json(talk: Any) -> int:
+def talk_in_json(talk: Any, kept: Sequence[str] = ()) -> int:
     """Each line of stdin is a message or a command, each line of stdout an event. What cannot be done is {error}, the
-    talk goes on, and the exit code is 1."""
-    record, code = Record(talk.system), 0
-    lines, stop = _lines_and_stop()
+    talk goes on, and the exit code is 1. kept: files that /save may not replace."""
+    record, code = Record(talk.system, kept), 0
+    lines = _Lines()
     while True:
-        typed = lines.get()
-        stop.clear()  # one for an answer that was over
+        typed, stopped = lines.next()
         if typed is None:
             return code
         try:
@@ -35,7 +34,7 @@ def talk_in_json(talk: Any) -> int:
             if line.command:
                 write_json({"done": True, "command": line.command, "said": obeyed(line, talk, record)})
             elif line.text.strip():
-                _answered_in_json(line.text, talk, record, stop.is_set)
+                _answered_in_json(line.text, talk, record, stopped)
         except MerinoError as error:
             write_json({"error": str(error)})
             code = 1
@@ -52,19 +51,30 @@ def _answered_in_json(text: str, talk: Any, record: Record, stopped: Callable[[]
         write_json(event)
 
 
-def _lines_and_stop() -> Any:
-    """stdin in a thread of its own, so that an answer can be stopped by a line: a queue of lines, None at the end, a
-    MerinoError for what is no text; and an event that is set by a line of STOP."""
-    lines: Any = queue.Queue()
-    stop = threading.Event()
+class _Lines:
+    """stdin in a thread of its own, so that an answer can be stopped by a line. Lines are counted, so that a STOP
+    counts for those before it, whether or not their answers have begun."""
 
-    def read() -> None:
+    def __init__(self) -> None:
+        self._queue: Any = queue.Queue()
+        self._read = self._taken = self._stopped = 0  # numbers of lines
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def next(self) -> Tuple[Any, Callable[[], bool]]:
+        """A line, None at the end, or a MerinoError for what is no text; and whether its answer is to stop."""
+        typed = self._queue.get()
+        self._taken += 1
+        number = self._taken
+        return typed, lambda: self._stopped >= number
+
+    def _run(self) -> None:
         try:
             for line in stdin_lines():
-                stop.set() if line == STOP else lines.put(line)
+                if line == STOP:
+                    self._stopped = self._read
+                else:
+                    self._read += 1
+                    self._queue.put(line)
         except MerinoError as error:
-            lines.put(error)
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    return lines, stop
+            self._queue.put(error)
+        self._queue.put(None)

@@ -1,4 +1,7 @@
-"""Where a talk is shown: a person's terminal, or a pipe. Both have read, begin, show, end, tell, refuse, goes_on."""
+"""Where a talk is shown: a person's terminal, or a pipe.
+
+Both have read, begin, show, end, tell, refuse, goes_on and code, with which the talk ends.
+"""
 import contextlib
 import sys
 from typing import Iterator, Optional
@@ -13,6 +16,7 @@ from merino_runtime.text import LONGEST_TEXT_BYTES
 class Terminal:
     """A person's. ctrl-C at the prompt leaves where it comes twice."""
     goes_on = True  # after ctrl-C
+    code = 0
 
     def __init__(self) -> None:
         with contextlib.suppress(ImportError):  # a Python without it has no keys to edit a line with
@@ -63,6 +67,7 @@ class Pipe:
 
     def __init__(self) -> None:
         self._lines = stdin_lines()
+        self.code = 0
 
     def read(self) -> Optional[str]:
         return next(self._lines, None)
@@ -82,7 +87,8 @@ class Pipe:
                 say(line)
 
     def refuse(self, error: MerinoError) -> None:
-        raise error
+        self.tell(str(error))
+        self.code = 1
 
 
 def stdin_lines() -> Iterator[str]:

@@ -18,6 +18,8 @@ GREEDY = Sampling(temperature=0.0)
 
 def check_sampling(sampling: Sampling) -> None:
     """Raises one MerinoError that names all values out of range."""
+    if not isinstance(sampling, Sampling):
+        raise MerinoError(f"sampling is {sampling!r:.80}, allowed is a Sampling, as Sampling(temperature=0.5).")
     rules = [
         ("temperature", _within(sampling.temperature, 0, 100), "0 (greedy) to 100"),
         ("top_k", _is_integer(sampling.top_k) and sampling.top_k >= 0, "an integer, 0 (off) or more"),
@@ -31,6 +33,12 @@ def check_sampling(sampling: Sampling) -> None:
              if not good]
     if wrong:
         raise MerinoError(f"these sampling options are out of range: {'; '.join(wrong)}. Change or omit them.")
+
+
+def check_new_tokens(count: int) -> None:
+    """Raises MerinoError for a number of new tokens that cannot be."""
+    if not _is_integer(count) or count < 1:
+        raise MerinoError(f"{count!r} new tokens were asked for, allowed: an integer, 1 or more.")
 
 
 def _within(value: float, low: float, high: float) -> bool:

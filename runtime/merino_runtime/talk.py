@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTupl
 from merino_runtime.bundle import Bundle, Chat, file_path
 from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_text
-from merino_runtime.sampling import Sampling
+from merino_runtime.sampling import Sampling, check_new_tokens
 from merino_runtime.template import (
     THINK,
     THINK_END,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Event = Dict[str, Any]
 OVERFLOWS = ("error", "shift")
+SHORTEST_TURN = 2  # tokens: one of a message and one of its answer
 ROOM = 4  # with overflow `shift` an answer has this part of the context, or what was asked for
 
 
@@ -53,11 +54,11 @@ class Talk:
                  max_new_tokens: Optional[int] = None, sampling: Optional[Sampling] = None, no_think: bool = False,
                  overflow: str = "error") -> None:
         self.backend, self._tokenizer, self._stops = backend, tokenizer, frozenset(bundle.stop_ids)
-        self._sampling, self._most = sampling or Sampling(), max_new_tokens
+        self._sampling, self._most = Sampling() if sampling is None else sampling, max_new_tokens
         if overflow not in OVERFLOWS:
             raise MerinoError(f"overflow is {overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise MerinoError(f"{max_new_tokens} new tokens were asked for, allowed: 1 or more.")
+        if max_new_tokens is not None:
+            check_new_tokens(max_new_tokens)
         self._shifts = overflow == "shift"
         self._render = _renderer(bundle, no_think)
         self._said: List[Said] = []
@@ -66,9 +67,15 @@ class Talk:
         self.set_system(system)
 
     def set_system(self, system: Optional[str]) -> None:
-        """From the next turn on, for the earlier ones too. Raises MerinoError where the template takes none."""
+        """From the next turn on, for the earlier ones too. Raises MerinoError where the template takes none, and where
+        the context has no room for a message beside it."""
         if system is not None:
-            self._render(system, (), "")
+            _check_text("the system message", system)
+            size, context = len(self._ids(system, (), "")[0]), self.backend.context
+            if size + SHORTEST_TURN > context:
+                raise MerinoError(f"the system message has {size} tokens with what the template puts around it, and "
+                                  f"the context is {context}: no message and answer fit. Shorten the system message, "
+                                  "or export with a longer --context.")
         self.system = system
 
     def reset(self) -> None:
@@ -84,6 +91,7 @@ class Talk:
         from merino_runtime.generate import generate
         from merino_runtime.text import TextStream
 
+        _check_text("the message", text)
         if not text.strip():
             raise MerinoError("the message is empty. Write at least one word.")
         self.interrupted()
@@ -141,7 +149,7 @@ class Talk:
         context = self.backend.context
         needed = max(1, min(self._most or context, context // ROOM)) if self._shifts else 1
         for dropped in range(len(self._said) + 1):
-            ids, opening = self._ids(self._said[dropped:], text)
+            ids, opening = self._ids(self.system, self._said[dropped:], text)
             # What is kept behind a gap is computed again: where one is made, it holds for some turns.
             room = max(needed, context // 2) if 0 < dropped < len(self._said) else needed
             if context - len(ids) >= room:
@@ -154,8 +162,8 @@ class Talk:
         raise MerinoError(f"the message has {len(ids)} tokens with what the template puts around it, and the context "
                           f"is {context}: no answer fits. Shorten it, or export with a longer --context.")
 
-    def _ids(self, said: Sequence[Said], text: str) -> Tuple[List[int], str]:
-        pieces = self._render(self.system, [Turn(each.user, each.answer) for each in said], text)
+    def _ids(self, system: Optional[str], said: Sequence[Said], text: str) -> Tuple[List[int], str]:
+        pieces = self._render(system, [Turn(each.user, each.answer) for each in said], text)
         encode = self._tokenizer.encode_pieces
         ids: List[int] = []
         group: List[Tuple[str, bool]] = []
@@ -167,6 +175,11 @@ class Talk:
             else:
                 group.append((piece.text, piece.own))
         return ids + encode(group), pieces[-1].text
+
+
+def _check_text(what: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise MerinoError(f"{what} is {text!r:.80}, allowed is a string. Decode bytes first.")
 
 
 class _Answer:

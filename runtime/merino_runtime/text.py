@@ -63,9 +63,10 @@ class Tokenizer:
             for token in added}
         self._marks = frozenset(token["id"] for token in added if token["special"] or token["content"] in SHOWN)
 
-    def encode(self, text: str) -> List[int]:
-        """A prompt, with what the tokenizer puts around it; the text of a special token is that token."""
-        return self._ids(text, True)
+    def encode(self, text: str, begins: bool = True) -> List[int]:
+        """A prompt; the text of a special token is that token. begins: with what the tokenizer puts before a text, such
+        as a beginning-of-text token. What it puts behind one is left out, since the model continues the text."""
+        return self._ids(text, begins)
 
     def encode_pieces(self, pieces: Sequence[Tuple[str, bool]]) -> List[int]:
         """A talk: (text, whether special tokens count in it). Nothing is put around it.
@@ -96,20 +97,26 @@ class Tokenizer:
                               "letters. Write it in another way.")
         return found
 
-    def _ids(self, text: str, around: bool = False) -> List[int]:
+    def _ids(self, text: str, begins: bool = False) -> List[int]:
+        if not isinstance(text, str):
+            raise MerinoError(f"a text is {text!r:.80}, allowed is a string. Decode bytes first.")
         try:
             size = len(text.encode("utf-8"))
         except UnicodeEncodeError as error:
-            raise MerinoError(f"the prompt has a lone surrogate at character {error.start}, which UTF-8 cannot encode. "
+            raise MerinoError(f"the text has a lone surrogate at character {error.start}, which UTF-8 cannot encode. "
                               "Pass valid UTF-8.") from error
         if size > LONGEST_TEXT_BYTES:
-            raise MerinoError(f"the prompt has {size:,} bytes, allowed are {LONGEST_TEXT_BYTES:,}. Shorten it.")
+            raise MerinoError(f"the text has {size:,} bytes, allowed are {LONGEST_TEXT_BYTES:,}. Shorten it.")
         try:
-            return list(self._tokenizer.encode(text, add_special_tokens=around).ids)
+            found = self._tokenizer.encode(text, add_special_tokens=begins)
+            ids = list(found.ids)
+            while begins and ids and found.special_tokens_mask[len(ids) - 1]:  # of the post-processor, not of the text
+                ids.pop()
+            return ids
         except BaseException as error:
             if not _is_of_tokenizers(error):
                 raise
-            raise MerinoError(f"{self._source} cannot encode the prompt: {error}. {REMEDY}") from error
+            raise MerinoError(f"{self._source} cannot encode the text: {error}. {REMEDY}") from error
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes of a token, perhaps not whole characters. Empty for an id past the tokenizer's vocabulary, which
@@ -173,9 +180,9 @@ class TextStream:
 
 
 def check_stops(stops: Sequence[str]) -> None:
-    if any(not isinstance(stop, str) or not stop for stop in stops):
-        raise MerinoError(f"a stop string is empty or not a string ({list(stops)!r}). "
-                          "Omit it or give at least one character.")
+    if not isinstance(stops, (list, tuple)) or any(not isinstance(stop, str) or not stop for stop in stops):
+        raise MerinoError(f"stops are {stops!r:.80}, allowed is a list of strings, each a stop string of at least one "
+                          "character.")
 
 
 def _first_stop(text: str, stops: Sequence[str]) -> int:

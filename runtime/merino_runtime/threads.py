@@ -28,8 +28,9 @@ class ThreadCounts(NamedTuple):
 def check_threads(option: str, count: Optional[int]) -> None:
     """Raises MerinoError for a count that is not from 1 to MOST_PER_CORE for each core. None is the bundle's choice."""
     cores = len(board.usable_cpus())
-    if count is not None and not 1 <= count <= MOST_PER_CORE * cores:
-        raise MerinoError(f"{option} is {count}, allowed: 1 to {MOST_PER_CORE * cores}, {MOST_PER_CORE} for each of "
+    integer = isinstance(count, int) and not isinstance(count, bool)
+    if count is not None and not (integer and 1 <= count <= MOST_PER_CORE * cores):
+        raise MerinoError(f"{option} is {count!r}, allowed: 1 to {MOST_PER_CORE * cores}, {MOST_PER_CORE} for each of "
                           f"the {cores} cores here. Omit it to let the bundle choose.")
 
 

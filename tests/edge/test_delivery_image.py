@@ -1,6 +1,7 @@
 """A first boot in a disk image: what is in it after, by e2fsprogs; refusals; faults, after which it is whole."""
 
 import contextlib
+import io
 import lzma
 import os
 import random
@@ -35,6 +36,7 @@ from sample_roots import (
 from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery import system_tools
 from merino_edge.delivery.image import finished_image, flash_image
+from merino_edge.delivery.image_copy import copy_sparse
 from merino_runtime.delivery.archive import open_archive
 from merino_runtime.errors import MerinoError
 
@@ -163,6 +165,44 @@ def test_holes_stay_holes_and_names_are_no_commands(made, packed, tmp_path):
     shutil.copy(image, tmp_path / "plain.img")
     check_flashed(tmp_path / "plain.img", packed)
     assert image.stat().st_blocks * 512 < image.stat().st_size / 2
+
+
+SMALL_HOLES = """
+import os, subprocess, sys
+from pathlib import Path
+from merino_edge.delivery.image_copy import copy_sparse
+image, copy = Path(sys.argv[1], "image"), Path(sys.argv[1], "copy")
+image.write_bytes(b"".join(bytes([1 + place % 255]) * 4096 for place in range(1024)))
+for place in range(1, 100, 2):
+    subprocess.run(["fallocate", "-p", "-o", str(4096 * place), "-l", "4096", image], check=True)
+with open(copy, "wb") as file:
+    copy_sparse(image, file)
+assert image.stat().st_blksize > 4096 and image.stat().st_blocks * 512 == (1024 - 50) * 4096, image.stat()
+assert image.read_bytes() == copy.read_bytes()
+"""
+
+
+def test_holes_smaller_than_a_file_systems_preferred_read_are_copied_right(tmp_path):
+    """Memory with huge pages: its files are read in 2 MB, and their holes are of 4 KB."""
+    mounted = f"mount -t tmpfs -o huge=always small {tmp_path} || exit 77; exec \"$0\" -c \"$1\" {tmp_path}"
+    called = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounted, sys.executable, SMALL_HOLES]
+    done = subprocess.run(called, capture_output=True, text=True)
+    if done.returncode == 77 or done.stderr.startswith("unshare"):
+        pytest.skip(f"no memory file system with huge pages can be mounted here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+
+
+class LosingDisk(io.FileIO):
+    """One that drops the last byte of what it is given, and says nothing."""
+
+    def write(self, data):
+        return super().write(bytes(data)[:-1] + b"\0")
+
+
+def test_a_copy_that_differs_from_the_image_is_refused(tmp_path):
+    (tmp_path / "image").write_bytes(b"content" * 1000)
+    with LosingDisk(tmp_path / "copy", "wb") as file, pytest.raises(MerinoError, match="the copy of .*image differs"):
+        copy_sparse(tmp_path / "image", file)
 
 
 def flashed_and_refused(packed, image, said, **options):

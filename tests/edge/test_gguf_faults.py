@@ -2,6 +2,7 @@
 
 import random
 import struct
+import tracemalloc
 
 import pytest
 import sample_gguf as sample
@@ -9,6 +10,7 @@ from mutations import fuzz, mutated_bytes, taken
 
 from merino_edge.cli.app import main
 from merino_edge.families.gguf.checkpoint import read_gguf
+from merino_edge.families.gguf.config import config_of
 from merino_edge.families.gguf.file import open_gguf
 from merino_runtime.errors import MerinoError
 
@@ -107,7 +109,12 @@ def test_a_header_that_lies_is_refused_with_what_it_says(whole, tmp_path, what, 
     ({"llama.attention.head_count": [1, 2]}, r"head_count is \[1, 2\]: exported are models of equal layers"),
     ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, supported is the size of a head, 16"),
     ({"llama.expert_count": 8}, "a variant of llama that is not exported: llama.expert_count is 8"),
-    ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "'yarn'"),
+    ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "rope.scaling.type is 'yarn'"),
+    ({"llama.rope.scaling.factor": 4.0}, "scales its rotary frequencies .*llama.rope.scaling.factor is 4.0"),
+    ({"llama.rope.scale_linear": 2.0}, "scales its rotary frequencies .*llama.rope.scale_linear is 2.0"),
+    ({"llama.rope.scaling.attn_factor": 1.25}, "not exported: llama.rope.scaling.attn_factor is 1.25"),
+    ({"llama.attention.causal": False}, "not exported: llama.attention.causal is False"),
+    ({"llama.attention.scale": 0.5, "llama.new": "x"}, "llama.attention.scale is 0.5; llama.new is 'x'"),
     ({"general.alignment": 12}, "general.alignment is 12, allowed is a power of 2"),
     ({"split.count": 3}, "is one part of several: join them with `llama-gguf-split --merge`"),
     ({"tokenizer.ggml.pre": "unheard-of"}, "tokenizer.ggml.pre is 'unheard-of', known are gpt-2, .*smollm.*folder"),
@@ -125,6 +132,39 @@ def test_metadata_that_cannot_be_is_refused_with_key_and_value(tmp_path, keys, m
             sample.add(writer, key, value)
 
     refused(written(tmp_path, tokenizer=tokens, **early), match)
+
+
+@pytest.mark.parametrize("scaling", [
+    {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 8.0}, {"llama.rope.scaling.factor": 1.0},
+    {"llama.rope.scaling.type": "linear", "llama.rope.scale_linear": 1.0, "llama.rope.scaling.attn_factor": 1.0},
+])  # fmt: skip
+def test_keys_that_change_nothing_are_read_over(tmp_path, scaling):
+    path = written(tmp_path, **scaling, **{"llama.attention.causal": True, "llama.expert_count": 0})
+    assert config_of(open_gguf(path))["rope_parameters"]["rope_type"] == "default"
+
+
+def test_a_header_of_64_mb_takes_little_more_memory_than_that(whole, tmp_path):
+    """And no lists can be hidden behind each other: their entries are counted together."""
+    data = whole.read_bytes()
+    tensors, keys = struct.unpack_from("<QQ", data, 8)
+
+    def with_lists(count, kind, entries):
+        lists = b"".join(
+            struct.pack("<Q4sIIQ", 4, b"%04d" % index, 9, kind, len(entries) // {0: 1, 8: 9}[kind]) + entries
+            for index in range(count)
+        )  # fmt: skip
+        return data[:8] + struct.pack("<QQ", tensors, keys + count) + lists + data[24:]
+
+    path = tmp_path / "large.gguf"
+    for count, kind, entries in ((16, 0, bytes(4 * MIB)), (16, 8, (struct.pack("<Q", 1) + b"x") * (MIB // 2))):
+        path.write_bytes(with_lists(count, kind, entries))
+        assert path.stat().st_size > 64 * MIB
+        tracemalloc.start()
+        with pytest.raises(MerinoError, match=r"lists up to '\d+' have [\d,]+ entries, allowed are 4,194,304"):
+            open_gguf(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 512 * MIB, peak
 
 
 def test_an_architecture_and_a_tokenizer_that_are_not_there(tmp_path):

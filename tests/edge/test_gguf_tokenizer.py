@@ -3,15 +3,26 @@
 import contextlib
 import json
 import random
+import unicodedata
 import urllib.request
 
 import pytest
 import sample_gguf as sample
 import tokenizers
+import transformers
 from tokenizers import models, pre_tokenizers, trainers
 
 from merino_edge.families.gguf.file import open_gguf
-from merino_edge.families.gguf.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, WORDS, chat_template, stop_ids
+from merino_edge.families.gguf.tokenizer import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    WORDS,
+    chat_template,
+    stop_ids,
+)
 from merino_edge.families.gguf.tokenizer import tokenizer_json as made_json
 from merino_runtime.text import Tokenizer
 
@@ -53,21 +64,23 @@ def byte_level_tokens(pre):
     return add, len(texts)
 
 
-def sentence_piece_tokens(first_space):
-    """Bytes, characters, and what BPE joins of them; the earlier joined, the higher the score."""
+def sentence_piece_tokens(first_space, defined=()):
+    """Bytes, characters, and what BPE joins of them; the earlier joined, the higher the score. `defined`: tokens that
+    a user defined."""
     marked = TEXT.replace(" ", "▁")
     trained = tokenizers.Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     trained.train_from_iterator([marked] * 3, trainers.BpeTrainer(vocab_size=400, show_progress=False))
     vocabulary = json.loads(trained.to_str())["model"]["vocab"]
     pieces = sorted(vocabulary, key=vocabulary.get)
-    texts = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    texts = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, *defined]
 
     def add(writer, _vocab):
         writer.add_tokenizer_model("llama")
         writer.add_token_list(texts)
-        writer.add_token_scores([0.0] * 259 + [-float(rank) for rank in range(len(pieces))])
-        writer.add_token_types([UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(pieces)])
+        writer.add_token_scores([0.0] * 259 + [-float(rank) for rank in range(len(pieces))] + [0.0] * len(defined))
+        kinds = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(pieces), *[USER_DEFINED] * len(defined)]
+        writer.add_token_types(kinds)
         writer.add_unk_token_id(0)
         writer.add_bos_token_id(1)
         writer.add_eos_token_id(2)
@@ -115,6 +128,51 @@ def test_words_are_cut_as_llama_cpp_cuts_them(tmp_path, pre):
     ours = tokenizers.Tokenizer.from_str(made_json(open_gguf(path).metadata))
     with llama_cpp(path) as theirs:
         assert [text for text in texts(60) if ours.encode(text).ids != theirs(text)] == []
+
+
+GEMMA = (*(" " * count for count in range(2, 32)), "\n\n\n\n", "\n\n\n\n\n", "\t\t", "<table>", "</table>")
+
+
+def spaced(count):
+    """Texts with runs of spaces, as code and tables have them."""
+    rng = random.Random(2)
+    for _ in range(count):
+        parts = [rng.choice((" " * rng.randint(1, 70), *PIECES[:15], *GEMMA[-5:])) for _ in range(rng.randint(1, 8))]
+        yield "".join(parts)
+
+
+@pytest.mark.slow
+def test_runs_of_spaces_that_a_user_defined_are_tokens_as_in_gemma_3(tmp_path):
+    """They are no merges, which a tokenizer.json separates by a space."""
+    path = written(tmp_path, sentence_piece_tokens(False, GEMMA))
+    described = made_json(open_gguf(path).metadata)
+    ours, board = tokenizers.Tokenizer.from_str(described), Tokenizer(described)
+    with llama_cpp(path) as theirs:
+        assert [text for text in spaced(80) if ours.encode(text).ids != theirs(text)] == []
+    for text in spaced(80):
+        ids = board.encode(text)
+        assert ids == ours.encode(text).ids and b"".join(map(board.bytes_of, ids)).decode() == text
+
+
+def test_gemma_3s_runs_of_spaces_are_read_by_the_board(tmp_path):
+    board = Tokenizer(made_json(open_gguf(written(tmp_path, sentence_piece_tokens(False, GEMMA))).metadata))
+    ids = board.encode("a" + " " * 40 + "b\n\n\n\n")
+    assert [board.bytes_of(one) for one in ids[1:]] == [b"a", b" " * 31, b" " * 9, b"b", b"\n\n\n\n"]
+
+
+def test_qwens_texts_are_composed_as_its_own_tokenizer_composes_them(tmp_path):
+    """llama.cpp leaves e and an accent apart, which Qwen's tokenizer.json (NFC) does not: the model learned from the
+    latter."""
+    metadata = open_gguf(written(tmp_path, byte_level_tokens("qwen2"))).metadata
+    tokens = metadata["tokenizer.ggml.tokens"]
+    own = transformers.Qwen2Tokenizer(
+        vocab={text: index for index, text in enumerate(tokens)},
+        merges=[tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]],
+    )
+    board = Tokenizer(made_json(metadata))
+    apart = [unicodedata.normalize("NFD", text) for text in ("naïve cafés", "Ω", "élan Å", "한글")]
+    assert [board.encode(text) for text in apart] == [own(text)["input_ids"] for text in apart]
+    assert board.encode("cafe\u0301") == board.encode("café")
 
 
 @pytest.mark.slow

@@ -49,9 +49,12 @@ def test_a_conversation_computes_each_turns_new_text_alone_and_continues_it(mode
     assert first == "".join(model.stream("the mill", **OPTIONS)) and conversation.done.tokens == 6
     before, text = conversation.ids[:], " and the baker"
     "".join(conversation.reply(text, **OPTIONS))
-    prompt = before + model.tokenizer.encode(text)
+    prompt = before + model.tokenizer.encode_pieces([(text, True)])
+    begin = model.tokenizer.encode("a")[0]
+    assert model.tokenizer.encode(text)[0] == begin, "the tokenizer puts a token before a text"
     assert conversation.ids == prompt + alone(folder, prompt)
-    assert conversation.done.prefill_tokens == len(model.tokenizer.encode(text)) + 1  # the last reply's last id too
+    assert begin not in prompt[len(before):]
+    assert conversation.done.prefill_tokens == len(prompt) - len(before) + 1  # the last reply's last id too
 
 
 def test_a_reply_that_was_not_read_to_its_end_counts_as_far_as_it_was_read(model, folder):
@@ -92,7 +95,9 @@ def test_after_with_the_model_is_closed_and_says_so(folder):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"max_new_tokens": 0}, "0 new tokens"), ({"sampling": Sampling(top_p=7.0)}, "top_p is 7.0"),
+    ({"max_new_tokens": 0}, "0 new tokens"), ({"max_new_tokens": "9"}, "'9' new tokens were asked for"),
+    ({"sampling": 0.0}, "sampling is 0.0, allowed is a Sampling"), ({"stops": "end"}, "stops are 'end'"),
+    ({"stops": 5}, "stops are 5"), ({"sampling": Sampling(top_p=7.0)}, "top_p is 7.0"),
     ({"stops": [""]}, "stop string"), ({"overflow": "wrap"}, "'wrap', allowed")])
 def test_a_wrong_request_is_refused_before_anything_is_computed(model, options, message):
     with pytest.raises(MerinoError, match=message):
@@ -100,6 +105,24 @@ def test_a_wrong_request_is_refused_before_anything_is_computed(model, options, 
     with pytest.raises(MerinoError, match=message):
         model.conversation().reply("the", **options)
     assert model.backend.ids == []
+
+
+@pytest.mark.parametrize("text", [b"the", None, 5, ["the"]])
+def test_a_text_of_another_type_is_refused_with_what_it_is(model, text):
+    for call in (model.stream, model.generate, model.conversation().reply, model.tokenizer.encode):
+        if text is not None or call == model.tokenizer.encode:
+            with pytest.raises(MerinoError, match="a text is .*allowed is a string"):
+                call(text)
+    assert model.backend.ids == []
+
+
+@pytest.mark.parametrize("path, options, message", [
+    (None, {"threads": "2"}, "threads is '2', allowed: 1 to"), (None, {"prefill_threads": 2.0}, "threads is 2.0"),
+    (None, {"threads": True}, "threads is True"), (5, {}, "bundle's path is 5, allowed is a string or a path"),
+    (b"bundle", {}, "path is b'bundle'"), (None, {"backend": 3}, "backend is 3, allowed")])
+def test_a_model_is_not_opened_with_values_of_other_types(folder, path, options, message):
+    with pytest.raises(MerinoError, match=message):
+        open_model(folder if path is None else path, **options)
 
 
 def test_notes_go_to_the_caller(folder, monkeypatch):

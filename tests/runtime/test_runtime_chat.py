@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -66,11 +67,52 @@ def test_json_is_a_line_per_event_and_what_cannot_be_done_ends_nothing(chat_dir)
     (b"a\n\xff\xfe\n", "line 2 of stdin is not UTF-8"), (b"x" * (2 ** 20 + 1), "line 1 of stdin is longer than"),
     (b"/save\n", "/save needs a file"), (b"/reset now\n", "/reset takes nothing"), (b"/save /no/such/x\n", "/no/such"),
     ("y" * 300 + "\n", "Shorten it")], ids=range(6))
-def test_what_cannot_be_done_ends_a_pipe(chat_dir, typed, said):
+def test_what_cannot_be_done_is_said_and_in_the_exit_code(chat_dir, typed, said):
     code, _, err = run(chat_dir, "-n", "2", typed=typed)
     assert code == 1 and said in err.splitlines()[-1]
     code, out, err = run(chat_dir, "-n", "2", "--json", typed=typed)
     assert code == 1 and said in json.loads(out.splitlines()[-1])["error"] and err == ""
+
+
+def test_from_a_pipe_the_lines_behind_a_wrong_one_are_answered(chat_dir):
+    code, out, err = run(chat_dir, *WILD, typed="/what\nHello\n")
+    assert code == 1 and "there is no command /what" in err
+    assert out == run(chat_dir, *WILD, typed="Hello\n")[1] != ""
+
+
+def test_a_talk_is_not_saved_over_its_bundle(chat_dir, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(chat_dir, str(bundle))
+    os.symlink("bundle/bundle.json", str(tmp_path / "link.json"))
+    before = {name: (bundle / name).read_bytes() for name in os.listdir(str(bundle))}
+    names = [str(bundle / name) for name in ("bundle.json", "model.onnx", "tokenizer.json")]
+    names.append(str(tmp_path / "link.json"))
+    typed = "".join(f"/save {name}\n" for name in names) + f"/save {bundle / 'talk.json'}\n"
+    for options in ((), ("--json",)):
+        code, out, err = run(str(bundle), *options, typed=typed)
+        assert code == 1 and (out + err).count("is a file of the bundle that this talk runs on") == 4
+    (bundle / "talk.json").unlink()
+    assert {name: (bundle / name).read_bytes() for name in os.listdir(str(bundle))} == before
+
+
+def test_the_backend_that_is_named_is_taken_or_refused(chat_dir):
+    code, out, err = run(chat_dir, "--backend", "tensorrt", typed="Hello\n")
+    assert (code, out) == (1, "") and "tensorrt" in err.lower()
+
+
+def test_a_stop_right_behind_a_message_stops_its_answer(chat_dir):
+    greedy = ("--temperature", "0", "--json", "--overflow", "error")
+    code, out, _ = run(chat_dir, *greedy, typed="Hello\n\x03\n/reset\nHello\n")
+    first, _, second = [event for event in map(json.loads, out.splitlines()) if event.get("done")]
+    assert code == 0 and (first["stop_reason"], first["tokens"]) == ("interrupt", 1)
+    assert second["stop_reason"] != "interrupt" and second["tokens"] > 1
+
+
+def test_a_system_message_without_room_is_called_one(chat_dir):
+    code, out, err = run(chat_dir, "--system", "x " * 300, typed="Hello\n")
+    assert (code, out) == (1, "") and "the system message has" in err and "context is 256" in err
+    code, out, err = run(chat_dir, "-n", "2", typed="/system " + "x " * 300 + "\nHello\n")
+    assert code == 1 and "the system message has" in err and out.count("\n") >= 1
 
 
 def test_a_bundle_that_cannot_talk_is_refused(bundle_dirs):

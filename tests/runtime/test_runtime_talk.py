@@ -280,8 +280,10 @@ def test_requests_that_are_not_possible_are_refused():
         parts = model.bundle.chat.parts._replace(system=None)
         chat = model.bundle.chat._replace(parts=parts)
         LanguageModel(model.bundle._replace(chat=chat), model.backend, TOKENIZER).talk(system="S")
-    for options in ({"overflow": "stop"}, {"max_new_tokens": 0}):
+    for options in ({"overflow": "stop"}, {"max_new_tokens": 0}, {"max_new_tokens": "5"}, {"system": b"S"}):
         with pytest.raises(MerinoError, match="allowed"):
             talk_of("x", options)
+    with pytest.raises(MerinoError, match="the message is b'a', allowed is a string"):
+        talk_of("x").answer(b"a")
     with pytest.raises(MerinoError, match="message is empty"):
         talk_of("x").answer(" \n")

@@ -159,6 +159,34 @@ def test_a_prompt_is_neither_cut_nor_filled_up_whatever_the_file_says():
     assert filled.encode("the the") == TOKENIZER.encode("the the") and len(filled.encode("the the")) == 2
 
 
+AROUND = {  # post-processors as hubs have them: what stands before and behind a text
+    "none": ([], []), "before": ([EOS], []), "behind": ([], [EOS]), "both": ([EOS], [EOS]), "two": ([EOS, EOS], [EOS])}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("cut_and_filled", [False, True])
+def test_a_files_post_processor_truncation_and_padding_make_no_other_text(around, cut_and_filled):
+    before, behind = AROUND[around]
+    special = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    processor = {
+        "type": "TemplateProcessing", "single": [special] * len(before) + [text] + [special] * len(behind),
+        "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [EOS], "tokens": ["<|endoftext|>"]}}}
+    changes = {"post_processor": processor if before or behind else None}
+    if cut_and_filled:
+        changes["truncation"] = {"direction": "Left", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+        changes["padding"] = {"strategy": {"Fixed": 9}, "direction": "Left", "pad_to_multiple_of": 8, "pad_id": EOS,
+                              "pad_type_id": 0, "pad_token": "<|endoftext|>"}
+    tokenizer = Tokenizer(json.dumps(tiny(**changes)))
+    for typed in ("the the the the", "the<|endoftext|>", "<|endoftext|>", "<|endoftext|>the"):
+        plain = TOKENIZER.encode(typed)
+        assert tokenizer.encode(typed) == before + plain, "what follows is the model's to say"
+        assert tokenizer.encode(typed, begins=False) == plain == tokenizer.encode_pieces([(typed, True)])
+    letters = TOKENIZER.encode_pieces([("the", True), ("<|endoftext|>", False)])
+    assert tokenizer.encode_pieces([("the", True), ("<|endoftext|>", False)]) == letters and EOS not in letters
+
+
 def test_a_text_that_would_take_minutes_on_a_board_is_refused_with_the_bound():
     with pytest.raises(MerinoError, match="3,000,000 bytes, allowed are 1,048,576"):
         TOKENIZER.encode("a" * 3000000)

@@ -98,6 +98,19 @@ def test_a_missing_file_is_told_as_before(folder):
         opened(folder)
 
 
+def test_a_link_out_of_the_folder_is_refused_by_verify_as_by_a_start(folder, tmp_path):
+    os.rename(str(folder / DATA), str(tmp_path / "elsewhere"))
+    os.symlink(str(tmp_path / "elsewhere"), str(folder / DATA))
+    for use in (lambda: commands.run_verify(str(folder)), lambda: opened(folder)):
+        with pytest.raises(MerinoError, match=DATA + " is a link out of the folder, to .*elsewhere"):
+            use()
+    os.rename(str(tmp_path / "elsewhere"), str(folder / "inside"))
+    os.unlink(str(folder / DATA))
+    os.symlink("inside", str(folder / DATA))
+    assert commands.run_verify(str(folder)) == 0
+    opened(folder)
+
+
 def test_damage_leaves_no_stamp(folder):
     flip(folder / DATA)
     for _ in range(2):

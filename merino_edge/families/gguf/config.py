@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from merino_edge.families.gguf.blocks import weights_of
-from merino_edge.families.gguf.file import GgufFile, wanted
+from merino_edge.families.gguf.file import GgufFile, shown, wanted
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
@@ -19,33 +19,40 @@ HEAD = "output.weight"
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 LARGEST = 1 << 40
 
-# Keys of an architecture that change what is computed: a file that has one is no model of the family as it is known.
-REFUSED = (
-    "expert_count", "attn_logit_softcapping", "attention.clamp_kqv", "attention.max_alibi_bias",
-    "attention.kv_lora_rank", "ssm.state_size", "ssm.inner_size", "attention.shared_kv_layers",
-    "attention.temperature_scale", "embedding_length_per_layer_input", "tensor_data_layout",
-)  # fmt: skip
+# Keys that change no token: by what may stand there, None for anything. A key of the architecture that is neither read
+# nor here, and is not 0, may change what is computed: the file is no model of the family as it is known.
+NEUTRAL: Mapping[str, Any] = {
+    "vocab_size": None, "expert_used_count": None, "rope.scaling.finetuned": None,
+    "rope.scaling.original_context_length": None, "attention.causal": True, "embedding_scale": 1, "residual_scale": 1,
+    "logit_scale": 1, "rope.scaling.attn_factor": 1,
+}  # fmt: skip
 
 
 class Metadata(NamedTuple):
-    """The keys of the file's architecture, without its name before them."""
+    """The keys of the file's architecture, without its name before them. `read`: those that were asked for."""
 
     file: GgufFile
     architecture: str
+    read: set[str]
+
+    def value(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return self.file.metadata.get(f"{self.architecture}.{key}", default)
 
     def count(self, key: str, default: int | None = None) -> int:
         return int(self._wanted(key, lambda v: type(v) is int and 0 < v < LARGEST, "a whole number above 0", default))
 
     def same_count(self, key: str, default: int | None = None) -> int:
         """A count that may be a list with an entry per layer, which then must be equal."""
-        found = self.file.metadata.get(f"{self.architecture}.{key}")
-        if isinstance(found, list):
-            if not found or any(type(one) is not int or one != found[0] for one in found) or found[0] < 1:
+        found = self.value(key)
+        if isinstance(found, list | np.ndarray):
+            counts = found if isinstance(found, np.ndarray) and found.dtype.kind in "iu" else np.zeros(1)
+            if len(set(counts.tolist())) != 1 or counts[0] < 1:
                 raise MerinoError(
-                    f"{self.file.path}: {self.architecture}.{key} is {shortened(repr(found))}: exported are models of"
-                    " equal layers"
+                    f"{self.file.path}: {self.architecture}.{key} is {shown(found)}: exported are models of equal"
+                    " layers"
                 )
-            return int(found[0])
+            return int(counts[0])
         return self.count(key, default)
 
     def real(self, key: str, default: float | None = None) -> float:
@@ -55,10 +62,30 @@ class Metadata(NamedTuple):
         return rounded(float(self._wanted(key, judge, "a number above 0", default)))
 
     def _wanted(self, key: str, judge: Callable[[Any], bool], allowed: str, default: Any) -> Any:
+        self.read.add(key)
         return wanted(self.file.metadata, f"{self.architecture}.{key}", judge, allowed, default)
 
     def tensor(self, name: str) -> bool:
         return name in self.file.tensors
+
+    def refuse_others(self) -> None:
+        """Raises MerinoError for keys that were not read and are not neutral, all at once."""
+        begin = f"{self.architecture}."
+        mine = {key[len(begin) :]: value for key, value in self.file.metadata.items() if key.startswith(begin)}
+        wrong = [
+            f"{begin}{key} is {shown(value)}" for key, value in mine.items()
+            if key not in self.read and not is_neutral(key, value)
+        ]  # fmt: skip
+        if wrong:
+            raise MerinoError(
+                f"{self.file.path} is a variant of {self.architecture} that is not exported: {'; '.join(wrong)}"
+            )
+
+
+def is_neutral(key: str, value: Any) -> bool:
+    if key in NEUTRAL:
+        return NEUTRAL[key] is None or isinstance(value, int | float) and value == NEUTRAL[key]
+    return isinstance(value, int | float) and value == 0
 
 
 def rounded(value: float) -> float:
@@ -76,15 +103,12 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         )
     if "split.count" in file.metadata and file.metadata["split.count"] != 1:
         raise MerinoError(f"{file.path} is one part of several: join them with `llama-gguf-split --merge` of llama.cpp")
-    metadata = Metadata(file, name)
-    set_keys = (key for key in (f"{name}.{one}" for one in REFUSED) if file.metadata.get(key, 0) != 0)
-    wrong = [f"{key} is {shortened(repr(file.metadata[key]))}" for key in set_keys]
-    if wrong:
-        raise MerinoError(f"{file.path} is a variant of {name} that is not exported: {'; '.join(wrong)}")
+    metadata = Metadata(file, name, set())
     layers = metadata.count("block_count")
     if layers > len(file.tensors):
         raise MerinoError(f"{file.path} describes {layers:,} layers and has {len(file.tensors):,} tensors")
     config = ARCHITECTURES[name](metadata)
+    metadata.refuse_others()
     return {**config, **special_ids(file.metadata), "vocab_size": vocabulary(metadata)}
 
 
@@ -107,11 +131,20 @@ def vocabulary(metadata: Metadata) -> int:
 
 
 def rotary(metadata: Metadata, default: float = 10000.0) -> dict[str, Any]:
-    """`rope_parameters`, with the scaling that the file states or stores as factors of the frequencies."""
+    """`rope_parameters`, with the scaling that the file stores as factors of the frequencies.
+
+    Raises MerinoError for a scaling by the metadata. As in llama.cpp its type is linear where none is stated.
+    """
+    kind = metadata.value("rope.scaling.type", "linear")
+    factors = {key: metadata.value(key, 0) for key in ("rope.scaling.factor", "rope.scale_linear")}
+    if kind != "none" and (kind != "linear" or any(value not in (0, 1) for value in factors.values())):
+        stated = {"rope.scaling.type": kind, **factors}
+        said = [f"{metadata.architecture}.{key} is {shown(value)}" for key, value in stated.items() if value]
+        raise MerinoError(
+            f"{metadata.file.path} scales its rotary frequencies by its metadata ({'; '.join(said)}): exported are"
+            f" frequencies without scaling, or with Llama 3's in {ROPE_FACTORS}"
+        )
     found: dict[str, Any] = {"rope_type": "default", "rope_theta": metadata.real("rope.freq_base", default)}
-    kind = metadata.file.metadata.get(f"{metadata.architecture}.rope.scaling.type", "none")
-    if kind != "none":
-        found |= {"rope_type": kind, "factor": metadata.real("rope.scaling.factor")}
     if metadata.tensor(ROPE_FACTORS):
         found |= llama3_scaling(metadata, found["rope_theta"])
     return found
@@ -209,9 +242,6 @@ def gemma3(metadata: Metadata) -> dict[str, Any]:
     del found["hidden_act"]
     if not found["tie_word_embeddings"]:
         raise MerinoError(f"{metadata.file.path} has {HEAD}: the head of gemma3 is its embedding")
-    cap = metadata.file.metadata.get("gemma3.final_logit_softcapping", 0)
-    if cap:
-        raise MerinoError(f"{metadata.file.path}: gemma3.final_logit_softcapping is {cap}, which is not exported")
     period = metadata.count("attention.sliding_window_pattern", 6)
     layers = found["num_hidden_layers"]
     everywhere = rotary(metadata, 1e6)
@@ -258,11 +288,8 @@ def gpt_neox(metadata: Metadata) -> dict[str, Any]:
         "intermediate_size": metadata.same_count("feed_forward_length"),
         "max_position_embeddings": metadata.count("context_length"),
         "layer_norm_eps": metadata.real("attention.layer_norm_epsilon"),
-        "use_parallel_residual": metadata.file.metadata.get("gptneox.use_parallel_residual", True),
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": metadata.real("rope.freq_base", 10000.0),
-            "partial_rotary_factor": turned * heads / width,
-        },
+        "use_parallel_residual": metadata.value("use_parallel_residual", True),
+        "rope_parameters": {**rotary(metadata), "partial_rotary_factor": turned * heads / width},
         "hidden_act": "gelu",
         "attention_bias": True,
         "tie_word_embeddings": not metadata.tensor(HEAD),

@@ -9,8 +9,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from merino_edge.families.checkpoint import ChatTemplate
-from merino_edge.families.gguf.file import wanted
+from merino_edge.families.gguf.file import shown, wanted
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
 
@@ -61,7 +63,7 @@ class Tokens(NamedTuple):
     """The lists of the metadata, checked to fit each other."""
 
     texts: list[str]
-    kinds: list[int]
+    kinds: Sequence[int]
     metadata: Mapping[str, Any]
 
     @property
@@ -83,8 +85,7 @@ class Tokens(NamedTuple):
             return None
         if type(found) is not int or not 0 <= found < len(self.texts):
             raise MerinoError(
-                f"the GGUF's tokenizer.ggml.{name}_token_id is {shortened(repr(found))}, allowed are 0 to"
-                f" {len(self.texts) - 1}"
+                f"the GGUF's tokenizer.ggml.{name}_token_id is {shown(found)}, allowed are 0 to {len(self.texts) - 1}"
             )
         return found
 
@@ -97,10 +98,10 @@ def tokens_of(metadata: Mapping[str, Any]) -> Tokens:
     """Raises MerinoError where the file has no tokens, or lists that do not fit."""
     key = "tokenizer.ggml.tokens"
     texts = wanted(metadata, key, of_strings, "a list of texts: a file without tokenizer cannot be exported")
-    kinds = metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(texts))
-    if not isinstance(kinds, list) or len(kinds) != len(texts):
+    kinds = metadata.get("tokenizer.ggml.token_type", np.full(len(texts), NORMAL))
+    if not isinstance(kinds, np.ndarray) or len(kinds) != len(texts):
         raise MerinoError(f"the GGUF has {len(texts):,} tokens, and tokenizer.ggml.token_type has no entry for each")
-    return Tokens(texts, kinds, metadata)
+    return Tokens(texts, kinds.tolist(), metadata)
 
 
 def of_strings(value: Any) -> bool:
@@ -158,7 +159,7 @@ def word_cutter(words: Words) -> dict[str, Any]:
 
 def sentence_piece(tokens: Tokens) -> dict[str, Any]:
     scores = tokens.metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens.texts) or not isinstance(scores[0], float):
+    if not isinstance(scores, np.ndarray) or len(scores) != len(tokens.texts) or scores.dtype.kind != "f":
         raise MerinoError(f"the GGUF has {len(tokens.texts):,} tokens, and tokenizer.ggml.scores has none for each")
     unknown = tokens.id("unknown")
     spaced = tokens.flag("add_space_prefix", True)
@@ -180,14 +181,20 @@ def sentence_piece(tokens: Tokens) -> dict[str, Any]:
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None if unknown is None else tokens.texts[unknown],
             "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True,
-            "vocab": vocabulary(tokens), "merges": merges_of(tokens, scores),
+            "vocab": vocabulary(tokens), "merges": merges_of(tokens, scores.tolist()),
         },
     }  # fmt: skip
 
 
 def merges_of(tokens: Tokens, scores: Sequence[float]) -> list[list[str]]:
-    """The pairs that make a token, of the highest score first: SentencePiece joins whichever pair gives it."""
-    joined = {text: index for index, text in enumerate(tokens.texts) if tokens.kinds[index] in JOINED}
+    """The pairs that make a token, of the highest score first: SentencePiece joins whichever pair gives it.
+
+    Spaces have become marks before anything is joined. Tokens with plain spaces, as Gemma's runs of them, are found in
+    the text as they are.
+    """
+    joined = {
+        text: index for index, text in enumerate(tokens.texts) if tokens.kinds[index] in JOINED and " " not in text
+    }
     found = [
         (-scores[index], index, text[:cut], text[cut:])
         for text, index in joined.items() for cut in range(1, len(text))
