@@ -175,31 +175,34 @@ def quick_benchmarks():
 
 
 @pytest.fixture(scope="session")
-def bundle_dirs(request, tmp_path_factory):
+def bundle_dirs(request):
     """Folders of the tiny model's bundles by dialect; on a board those that MERINO_TEST_BUNDLE holds."""
     if not on_a_workstation():
         return given_bundles()
-    from merino_edge.export.export import export
-    from merino_edge.export.source import load_source
+    from pathlib import Path
 
-    checkpoint = request.getfixturevalue("tiny_checkpoint")
-    folder = tmp_path_factory.mktemp("bundles")
-    for dialect in DIALECTS:
-        export(load_source(str(checkpoint)), folder / dialect, dialect=dialect)
-    return {dialect: str(folder / dialect) for dialect in DIALECTS}
+    def make(dialect, path):
+        from merino_edge.export.export import export
+        from merino_edge.export.source import load_source
+
+        export(load_source(str(request.getfixturevalue("tiny_checkpoint"))), Path(path), dialect=dialect)
+
+    return {dialect: made_once("tiny-" + dialect, partial(make, dialect)) for dialect in DIALECTS}
 
 
 @pytest.fixture(scope="session")
-def chat_dir(request, tmp_path_factory):
+def chat_dir(request):
     """Folder of a random model's bundle that talks in ChatML; on a board `chat` in MERINO_TEST_BUNDLE."""
     if not on_a_workstation():
         folder = os.path.join(os.environ.get("MERINO_TEST_BUNDLE", ""), "chat")
         if not os.path.isdir(folder):
             pytest.skip("no merino_edge here to make a bundle, and MERINO_TEST_BUNDLE names none that talks")
         return folder
+    from pathlib import Path
+
     from chat_bundle import make_bundle
 
-    return str(make_bundle(tmp_path_factory.mktemp("chat") / "chat", request.getfixturevalue("decoder")))
+    return made_once("chat", lambda path: make_bundle(Path(path), request.getfixturevalue("decoder")))
 
 
 def made_once(name, make):
