@@ -218,7 +218,7 @@ def write_checkpoint(
         "losses": [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry],
     }
     assert isinstance(trainer.model, PreTrainedModel)
-    special = {}
+    special: dict[str, str | None] = {}
     end = end_id(material.tokenizer)
     if end is not None:
         special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), material.tokenizer.id_to_token(end))

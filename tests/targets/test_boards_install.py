@@ -2,7 +2,7 @@
 
 By the commands of the board's page (docs/boards). The release makes its environment from the wheels in the file,
 generates its golden ids, and then what this machine generates. `make test` takes one CPU with dotprod and one without,
-170 s of a core; `make test-boards` takes all four, 300 s, and so does `--hypothesis-profile=long`.
+170 s of a core; `make test-boards` and `make test-nightly` take all four, 300 s.
 
 The emulated system is that of a Raspberry Pi, Python 3.11. For the Jetson Nano it stands for the core alone: a Nano
 has Python 3.6 and takes the wheels for that from the same file, which a test here asks of the file. Such wheels are
@@ -20,13 +20,13 @@ import pytest
 from emulated_board import (
     BOARD_ROOT,
     CPUS,
+    OF_EACH_KIND,
     WITH_DOTPROD,
     as_model,
     needs_board,
     on_board_with_children,
     output,
     run,
-    skip_beyond_default,
     why_no_children,
 )
 from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes
@@ -86,11 +86,10 @@ def packed(formats, tmp_path_factory):
     shutil.rmtree(folder)  # more than 100 MB
 
 
-@pytest.fixture(scope="module", params=CPUS)
-def installed(request, long, packed, tmp_path_factory):
+@pytest.fixture(scope="module", params=OF_EACH_KIND)
+def installed(request, packed, tmp_path_factory):
     """(cpu, the folder that it shares, what the page's commands printed): on a board on which nothing was installed."""
     cpu = request.param
-    skip_beyond_default(cpu, long)
     folder = tmp_path_factory.mktemp(cpu)
     for name in ("fleet.pub", "merino.pyz", "story.merino"):
         os.link(packed / name, folder / name)
