@@ -199,6 +199,7 @@ MISTAKES = [
     (["export", "nothing", "-o", "out"], "nothing"),
     (["export", "opt-350m", "--weights", "nothing", "-o", "out"], "nothing"),
     (["export", "embedded", "--text", "nothing.txt", "-o", "out"], "--text nothing.txt does not exist"),
+    (["export", "embedded", "--text", "/proc/self/comm", "-o", "out"], "/proc/self/comm gives"),  # before the export
     (["generate", "nothing", "Once"], "no such bundle"),
     (["generate", "embedded", ""], "empty"),
     (["generate", "embedded", "Once " * 600], "context"),
@@ -238,6 +239,8 @@ REFUSED_WITHOUT_TORCH = [
     (["export", "embedded", "--dialect", "portabel", "-o", "out"], "--dialect portabel is not known: choose one of"),
     (["export", "embedded", "--precision", "int5", "-o", "out"], "--precision int5 is not possible in dialect fused"),
     (["export", "embedded", "--text", "nope.txt", "-o", "out"], "--text nope.txt does not exist"),
+    (["export", "embedded", "--text", "/dev/null", "-o", "out"], "--text /dev/null is a device or a pipe: give"),
+    (["export", "embedded", "--text", "empty.txt", "-o", "out"], "no text in empty.txt"),
     (["export", "int4.json", "--dialect", "portable", "-o", "out"], "the design's weight format, int4, is not"),
     (["export", "threads.json", "-o", "out"], "threads.json is not a design.json: predicted.prefill_threads: "),
     (["export", "broken.json", "-o", "out"], "broken.json is not JSON"),
@@ -265,6 +268,7 @@ def test_a_typo_is_refused_where_torch_cannot_be_loaded(arguments, says, design_
         json.dumps({**found, "predicted": {**found["predicted"], "prefill_threads": -1}})
     )
     (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "empty.txt").write_text("")
     before = sorted(tmp_path.iterdir())
     blocked = "import sys; sys.modules['torch'] = None\nfrom merino_edge.cli.app import main; main()"
     done = subprocess.run(
