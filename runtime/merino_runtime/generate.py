@@ -21,7 +21,7 @@ from merino_runtime.board import peak_rss_mb
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.sampler import Sampler
-from merino_runtime.sampling import Sampling
+from merino_runtime.sampling import Sampling, check_new_tokens
 from merino_runtime.text import TextStream, Tokenizer
 
 OVERFLOWS = ("stop", "error", "shift")
@@ -72,8 +72,7 @@ def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str)
     """Raises MerinoError if a prompt of so many ids and so many new tokens are not allowed in the context."""
     if overflow not in OVERFLOWS:
         raise MerinoError(f"overflow is {overflow!r}, allowed: {', '.join(OVERFLOWS)}.")
-    if max_new_tokens < 1:
-        raise MerinoError(f"{max_new_tokens} new tokens were asked for, allowed: 1 or more.")
+    check_new_tokens(max_new_tokens)
     if not prompt:
         raise MerinoError("the prompt is empty: it has no ids. Give at least one token.")
     remedy = "export with a longer --context, or drop the oldest tokens with --overflow shift."

@@ -33,6 +33,12 @@ def check_sampling(sampling: Sampling) -> None:
         raise MerinoError(f"these sampling options are out of range: {'; '.join(wrong)}. Change or omit them.")
 
 
+def check_new_tokens(most: int) -> None:
+    """Raises MerinoError where so many new tokens are not possible in any context."""
+    if most < 1:
+        raise MerinoError(f"{most} new tokens were asked for, allowed: 1 or more.")
+
+
 def _within(value: float, low: float, high: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 

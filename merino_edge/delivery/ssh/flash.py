@@ -129,7 +129,7 @@ async def flash(
     """Fills in `done` as far as it comes. Raises MerinoError."""
     host = address.text
     tell(host, STEPS[0], 0, 0)
-    async with connected(address, accept_new, say) as board:
+    async with connected(address, accept_new, say, keep_key=not dry_run) as board:
         tell(host, STEPS[1], 0, 0)
         done.facts = await ask(board, goods.app.data, goods.root)
         choice = _choice(host, goods, done.facts)
