@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from merino_bench.harness.cases import BenchRequest
+from merino_bench.harness.cases import BenchRequest, check_counts
 from merino_bench.harness.entrants import check_baselines
 from merino_bench.harness.progress import Progress
-from merino_bench.harness.run import bench_command
-from merino_edge.benchmarking.peers.session import peers_beside
+from merino_bench.harness.run import bench_command, check_timeout
+from merino_bench.harness.saving import check_can_save
+from merino_edge.benchmarking.peers.session import check_peers, peers_beside
 from merino_edge.export.request import PRECISIONS
 from merino_edge.families.names import bundle_path, resolve
 from merino_edge.families.zoo import Model, exportable_models
@@ -28,6 +29,11 @@ def run_benchmark(
     """
     folders = [bundle_path(bundle) for bundle in bundles]
     bases: list[str] = []
+    check_counts(request)
+    check_timeout(timeout_s)
+    check_peers(peers, peers_file)
+    if save is not None:
+        check_can_save(str(save))
     check_baseline(baseline, baseline_precision)
     if baseline is not None:
         from merino_edge.benchmarking.baselines import baseline_bundles  # loads torch

@@ -171,19 +171,23 @@ def row_kind(row: Measurement) -> str:
 
 def check_same_machine(probe: Probe, profile: DeviceProfile) -> None:
     """Raises MerinoError where the probe cannot be of this board, or is of a backend that it does not have."""
-    found, model = probe.machine.get("arch"), probe.machine.get("board")
-    if found != profile.arch:
-        raise MerinoError(
-            f"the probe was made on {found}, the profile is of {profile.arch}: run `merino probe` on the board itself"
-        )
     if probe.backend not in profile.backends:
         raise MerinoError(
             f"the probe was made with {probe.backend}, and {profile.name} has {' and '.join(profile.backends)} alone:"
             " give the profile of the probed board, or a probe of another backend"
         )
-    if probe.backend == "tensorrt" and profile.device_tree_models and not profile.names_model(str(model)):
+    check_machine(probe.machine.get("arch"), str(probe.machine.get("board")), probe.backend, profile)
+
+
+def check_machine(arch: str | None, model: str, backend: str, profile: DeviceProfile) -> None:
+    """Raises MerinoError where a machine, which a probe of `backend` is of, cannot be the profile's board."""
+    if arch != profile.arch:
         raise MerinoError(
-            f"the probe was made on {model!r}, the profile is of {profile.name}: run `merino probe` on the board"
+            f"the probed machine is {arch}, the profile is of {profile.arch}: run `merino probe` on the board itself"
+        )
+    if backend == "tensorrt" and profile.device_tree_models and not profile.names_model(model):
+        raise MerinoError(
+            f"the probed machine is {model!r}, the profile is of {profile.name}: run `merino probe` on the board"
             " itself, or change device_tree_models in a copy of the profile"
         )
 

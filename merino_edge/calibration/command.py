@@ -6,6 +6,7 @@ from pathlib import Path
 from merino_edge.calibration.calibrate import Fit, calibrate, calibrated_toml, check_same_machine, mode_of
 from merino_edge.calibration.host import host_probes
 from merino_edge.calibration.probe import Probe, joined, read_probe
+from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import parse_profile_text, profile_text
 from merino_edge.storage.atomic import check_file, check_keeps, write_text
 from merino_runtime.errors import MerinoError
@@ -13,11 +14,12 @@ from merino_runtime.errors import MerinoError
 
 def recalibrate(
     device: str, probes: Sequence[Path], out: Path | None, say: Callable[[str], None] = lambda _: None,
-    ask: Callable[[str], Probe] | None = None, backend: str | None = None,
+    ask: Callable[[DeviceProfile], Probe] | None = None, backend: str | None = None,
 ) -> Fit:  # fmt: skip
     """Write the profile `out` from the board's profile and its probes; for `host` make and keep one more probe.
 
-    ask: makes a probe of the board with a backend, in place of `probes`; called when all else is known to be right.
+    ask: makes a probe of the profile's board with its backend, in place of `probes`; called when all else is known to
+    be right.
     backend: what is to be measured; None: what the probes are of, else the board's default. Returns the fit.
     Raises MerinoError for what the user asked wrongly; nothing is written then.
     """
@@ -38,7 +40,7 @@ def recalibrate(
     check_file(out)
     base = profile_text(device)
     profile = parse_profile_text(base, device).with_backend(backend)
-    read = [read_probe(path) for path in probes] or ([ask(profile.backend)] if ask else [])
+    read = [read_probe(path) for path in probes] or ([ask(profile)] if ask else [])
     for one in read:
         check_same_machine(one, profile)
         if backend and one.backend != backend:

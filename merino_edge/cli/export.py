@@ -34,16 +34,18 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="random weights may replace trained ones")] = False,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="without the model's chat template")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="list quantised matrices with their errors")] = False,
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
     from merino_edge.bundles.files import bundle_bytes, is_bundle_alone
     from merino_edge.calibration.board import board
-    from merino_edge.cli.tables.bundles import matrix_table
+    from merino_edge.cli.tables.bundles import matrices_line, matrix_table
     from merino_edge.cli.tables.layout import show
     from merino_edge.cli.terminal import working
     from merino_edge.export.request import (
         ROUNDED,
         check_calibration,
+        check_context,
         check_text,
         chosen_cache,
         chosen_precision,
@@ -68,6 +70,7 @@ def export(
     check_folder(out, is_bundle_alone)
     asked = find_source(source, weights)
     check_text(asked, weights)
+    check_context(context, asked)
     design = design_of(asked)
     profile = board(board_name, say) if board_name else None
     target = target_of(dialect, profile, design)
@@ -131,8 +134,10 @@ def export(
     if made.chat:
         needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
         put(f"it talks (`merino-edge chat {out}`): its chat template needs {needed}")
-    if done.matrices:
+    if done.matrices and verbose:
         show(matrix_table(done.matrices))
+    elif done.matrices:
+        put(f"{matrices_line(done.matrices)}; --verbose lists them")
     if text:
         from merino_edge.text.perplexity import bundle_perplexity
 

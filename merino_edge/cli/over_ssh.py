@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from merino_edge.calibration.probe import Probe
     from merino_edge.delivery.ssh.connect import Board
     from merino_edge.delivery.ssh.talk import Serve
+    from merino_edge.profiles.profile import DeviceProfile
 
 GENERATED_BYTES = 64 << 20
 GENERATED_S = 24 * 3600.0
@@ -125,15 +126,23 @@ def bench_there(
         )
 
 
-def probe_there(host: str, accept_new: bool, backend: str) -> "Probe":
-    """The probe that a board makes of itself with a backend. Raises MerinoError."""
+def probe_there(host: str, accept_new: bool, profile: "DeviceProfile") -> "Probe":
+    """The probe that the profile's board makes of itself with its backend. Raises MerinoError, for another machine
+    before it measures."""
+    from merino_edge.calibration.calibrate import check_machine
     from merino_edge.calibration.probe import parse_probe
     from merino_edge.cli.terminal import say, working
-    from merino_edge.delivery.ssh.programs import probe
+    from merino_edge.delivery.ssh.programs import probe, program
 
-    say(f"{host} measures itself for a minute, a slow board for up to five; let nothing else run there")
+    async def work(board: "Board") -> str:
+        there = await program(board)
+        machine = there.facts.machine
+        check_machine(machine.board.architecture, machine.model, profile.backend, profile)
+        say(f"{host} measures itself for a minute, a slow board for up to five; let nothing else run there")
+        return await probe(there, profile.backend, say)
+
     with working(f"{host} measures itself"):
-        text = on_board(host, accept_new, lambda board: probe(board, backend, say))
+        text = on_board(host, accept_new, work)
     return parse_probe(text, f"what {host} answered")
 
 

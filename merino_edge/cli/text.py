@@ -50,10 +50,13 @@ def generate(
     from merino_edge.cli.over_ssh import refuse_remote
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import run_generate, stdin_is_terminal
-    from merino_runtime.sampling import Sampling
+    from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
 
     if prompt is None and stdin_is_terminal():
         raise typer.BadParameter("give a text, or `-` to read it from stdin", param_hint="PROMPT")
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    check_sampling(sampling)
+    check_new_tokens(max_new_tokens)
     if ssh is not None:
         from merino_edge.cli.over_ssh import generate_there, refuse_local, words_of
 
@@ -66,7 +69,6 @@ def generate(
         ) + [f"--stop={each}" for each in stop or ()]  # fmt: skip
         raise typer.Exit(generate_there(ssh, accept_new, root, bundle, prompt, options))
     refuse_remote(accept_new=accept_new, root=root)
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     run_generate(
         bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,
         allow_slow=allow_slow, overflow=overflow.value, prefill_threads=prefill_threads,
@@ -100,8 +102,12 @@ def chat(
     from merino_edge.cli.over_ssh import refuse_remote
     from merino_edge.families.names import bundle_path
     from merino_runtime.chat import run_chat
-    from merino_runtime.sampling import Sampling
+    from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
 
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    check_sampling(sampling)
+    if max_new_tokens is not None:
+        check_new_tokens(max_new_tokens)
     if ssh is not None:
         from merino_edge.cli.over_ssh import chat_there, words_of
 
@@ -112,7 +118,6 @@ def chat(
         )  # fmt: skip
         raise typer.Exit(chat_there(ssh, accept_new, root, bundle, options, as_json))
     refuse_remote(accept_new=accept_new, root=root)
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     code = run_chat(
         bundle_path(bundle), as_json, threads=threads, prefill_threads=prefill_threads, allow_slow=allow_slow,
         system=system, no_think=no_think, max_new_tokens=max_new_tokens,

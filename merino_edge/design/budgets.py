@@ -4,7 +4,6 @@ Command-line options, help, refusals, tables, axis labels and the constraints of
 request is a mapping of budget names to limits.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -181,14 +180,10 @@ def requested(limits: Mapping[str, float]) -> dict[str, float]:
 
 
 def known(limits: Mapping[str, float]) -> dict[str, float]:
-    """The limits, in the table's order. Raises MerinoError for unknown names and for what limits nothing."""
+    """The limits, in the table's order. Raises MerinoError for unknown names."""
     unknown = [name for name in limits if name not in BUDGETS_BY_NAME]
     if unknown:
         raise MerinoError(f"no budget is called {', '.join(unknown)}: choose from {', '.join(BUDGETS_BY_NAME)}")
-    for name, limit in limits.items():
-        if not math.isfinite(limit):
-            option = BUDGETS_BY_NAME[name].option
-            raise MerinoError(f"{option} {limit:g} is no limit: give a positive number, or leave the option out")
     return {name: limits[name] for name in BUDGETS_BY_NAME if name in limits}
 
 

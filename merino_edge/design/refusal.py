@@ -38,6 +38,8 @@ def refusal(
         return MerinoError(f"no decoder of this space fits: {said}. Raise all of them together, {OTHERWISE}")
     least = {name: min(need[name] for names, need in nearest if names == [name]) for (name,), _ in nearest}
     said = "; or ".join(smallest(name, limits[name], value, profile) for name, value in least.items())
+    if len(least) == 1 and not math.isfinite(limits[next(iter(least))]):
+        return MerinoError(f"no decoder of this space fits: {said}. Give a number, or leave the option out")
     if len(least) == 1:
         return MerinoError(f"no decoder of this space fits: {said}. Raise that budget, {OTHERWISE}")
     together = " and ".join(BUDGETS_BY_NAME[name].option for name in least)

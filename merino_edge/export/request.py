@@ -24,6 +24,7 @@ from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
 
 RANDOM = Path("random")  # as --weights: no published ones
+LEAST_CONTEXT = 8
 ROUNDED = ("int8", "int4")  # weight formats
 PRECISIONS = {"fused": ("fp32", "fp16", "int8", "int4"), "portable": ("fp32", "fp16", "int8")}
 
@@ -109,6 +110,18 @@ def chosen_precision(dialect: str, precision: str | None, design: Design | None)
         choices = "; ".join(f"{name}: {', '.join(known)}" for name, known in PRECISIONS.items())
         raise MerinoError(f"{asked} is not possible in dialect {dialect}: choose a --precision of {choices}")
     return found
+
+
+def check_context(context: int | None, asked: Model | HubModel | Plan | Path) -> None:
+    """Raises MerinoError for a context that no model can have, or not this plan or model of the catalogue."""
+    longest = None
+    if isinstance(asked, Plan):
+        longest = (asked.content.architecture if isinstance(asked.content, Design) else asked.content).context
+    elif isinstance(asked, Model):
+        longest = asked.geometry.context
+    if context is not None and (context < LEAST_CONTEXT or (longest is not None and context > longest)):
+        most = f"to {longest} tokens" if longest else "tokens or more, up to the model's context"
+        raise MerinoError(f"--context {context} is not allowed: choose {LEAST_CONTEXT} {most}")
 
 
 def check_calibration(precision: str, kv: str | None, text: Path | None) -> None:

@@ -12,7 +12,7 @@ from merino_edge.bundles.description import GraphFormat
 from merino_edge.bundles.files import described, is_bundle
 from merino_edge.export.chat import FoundChat, chat_of
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
-from merino_edge.export.request import ROUNDED, check_calibration, chosen_cache, chosen_precision
+from merino_edge.export.request import LEAST_CONTEXT, ROUNDED, check_calibration, chosen_cache, chosen_precision
 from merino_edge.export.source import Source
 from merino_edge.families.operators import Core, core_of
 from merino_edge.storage.atomic import check_keeps
@@ -56,8 +56,10 @@ def settled(
 def chosen_context(source: Source, context: int | None) -> int:
     """The bundle's context in tokens. Raises MerinoError, with what is allowed, for one that the model cannot have."""
     longest = source.arch.context
-    if context is not None and not 8 <= context <= longest:
-        raise MerinoError(f"--context {context} is not allowed: {source.name} takes 8 to {longest} tokens")
+    if context is not None and not LEAST_CONTEXT <= context <= longest:
+        raise MerinoError(
+            f"--context {context} is not allowed: {source.name} takes {LEAST_CONTEXT} to {longest} tokens"
+        )
     return context or longest
 
 

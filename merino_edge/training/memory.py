@@ -68,6 +68,11 @@ def available_bytes() -> int:
     return psutil.virtual_memory().available
 
 
+def process_bytes() -> int:
+    """What this process holds of the memory that training runs in."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+
+
 def held_mb() -> float:
     """The peak since the process began, on the GPU where torch has one."""
     if torch.cuda.is_available():
@@ -77,8 +82,9 @@ def held_mb() -> float:
 
 def check_memory(arch: Architecture, recipe: Recipe, *, ignore: bool) -> str:
     """A line on what the run needs and what there is. Raises MerinoError where it does not fit, unless `ignore`."""
-    need, there = training_need(arch, recipe.batch, recipe.bf16), available_bytes()
-    said = f"training needs about {need}, {size(there)} are available"
+    need, there, now = training_need(arch, recipe.batch, recipe.bf16), available_bytes(), process_bytes()
+    said = f"training needs about {size(now + need.total)}: {size(now)} that this process holds with its libraries, and"
+    said += f" {need}; {size(there)} are available for these"
     if need.total > there and not ignore:
         raise MerinoError(
             f"{said}. {largest_batch(arch, recipe, there)}. A smaller vocabulary or a shorter context need less too"

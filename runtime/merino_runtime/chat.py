@@ -11,6 +11,7 @@ from merino_runtime.chat_json import talk_in_json, write_json
 from merino_runtime.chat_screens import Pipe, Terminal
 from merino_runtime.commands import as_text
 from merino_runtime.errors import MerinoError
+from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
 from merino_runtime.screen import is_terminal
 from merino_runtime.streams import say_note
 
@@ -21,6 +22,9 @@ def run_chat(bundle_path: str, as_json: bool = False, *, threads: Optional[int] 
     """options: of `api.LanguageModel.talk`. The exit code."""
     from merino_runtime.api import open_model
 
+    if options.get("max_new_tokens") is not None:
+        check_new_tokens(options["max_new_tokens"])
+    check_sampling(options.get("sampling") or Sampling())
     if options.get("system") is not None:
         options["system"] = as_text(options["system"])
     with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,

@@ -17,7 +17,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
 from merino_runtime.outputs import check_output
 from merino_runtime.requirements import require
-from merino_runtime.sampling import Sampling
+from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
 from merino_runtime.streams import say, say_note, stdout_is_terminal, write_lines, write_out
 from merino_runtime.text import LONGEST_TEXT_BYTES
 from merino_runtime.verified import check_and_stamp, check_files_once
@@ -38,6 +38,8 @@ def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 
     """Options as of `api.open_model` and `api.LanguageModel.generate`. prompt: the text; None or `-`: it is read from
     stdin. cache_path: a file that holds the cache after a prompt. It is read if it exists, and else written after the
     prefill."""
+    check_new_tokens(max_new_tokens)
+    check_sampling(sampling or Sampling())
     restored = cache_path is not None and os.path.exists(cache_path)
     if cache_path and not restored:
         check_output(cache_path)

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 from pseudo_terminal import on_a_terminal
+from sample_records import record
 from typer.main import get_command
 
+from merino_bench.harness.render import as_json, render
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.cli.app import app, main
 from merino_edge.embedded import FOLDER
-from merino_edge.profiles.reading import profile_ids
+from merino_edge.profiles.reading import profile_ids, profile_text
 
 pytestmark = pytest.mark.slow
 
@@ -253,7 +255,17 @@ REFUSED_WITHOUT_TORCH = [
     (["export", "embedded", "--precision", "", "-o", "out"], "--precision '' is not possible in dialect fused"),
     (["export", "embedded", "--dialect", "", "-o", "out"], "--dialect '' is not known"),
     (["generate", "embedded", "Once", "--ssh", "h:99999"], "no host has a port 99999, allowed: 1 to 65535"),
-    (["design", "--device", "raspberry-pi-4", "--decode-ms", "inf"], "--decode-ms inf is no limit: give a positive"),
+    (["design", "--device", "raspberry-pi-4", "--decode-ms", "inf"], "Give a number, or leave the option out"),
+    (["bench", "embedded", "--baseline", "opt-350m", "-r", "0"], "repetitions is 0, allowed: 1 or more"),
+    (["bench", "embedded", "--baseline", "opt-350m", "--timeout", "0"], "timeout is 0 s, allowed: more than 0"),
+    (["bench", "embedded", "--baseline", "opt-350m", "--peers", "lama"], "lama"),
+    (["bench", "embedded", "--baseline", "opt-350m", "--peers", "all", "--peers-file", "x"], "--peers-file x does not"),
+    (["export", "opt-350m", "--context", "9000", "-o", "out"], "--context 9000 is not allowed: choose 8 to 2048"),
+    (["export", "embedded", "--context", "0", "-o", "out"], "--context 0 is not allowed: choose 8 tokens or more"),
+    (["generate", "embedded", "Once", "-n", "0"], "0 new tokens were asked for, allowed: 1 or more"),
+    (["generate", "embedded", "Once", "--top-p", "3"], "top_p is 3.0, allowed: above 0, up to 1"),
+    (["chat", "embedded", "-n", "0"], "0 new tokens were asked for, allowed: 1 or more"),
+    (["chat", "embedded", "--seed", "-1", "--ssh", "nowhere"], "seed is -1, allowed: an integer from 0"),
     (["keygen", "-o", ""], "-o '.' names a folder or nothing: give a name, such as -o fleet"),
 ]
 
@@ -270,7 +282,8 @@ def test_a_typo_is_refused_where_torch_cannot_be_loaded(arguments, says, design_
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "empty.txt").write_text("")
     before = sorted(tmp_path.iterdir())
-    blocked = "import sys; sys.modules['torch'] = None\nfrom merino_edge.cli.app import main; main()"
+    blocked = "import sys; sys.modules['torch'] = sys.modules['onnxruntime'] = None"
+    blocked += "\nfrom merino_edge.cli.app import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", blocked, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60
     )
@@ -388,6 +401,24 @@ def test_lines_are_broken_between_words_on_a_terminal(tmp_path):
     code, out, _ = run("design", "--device", name, "--vocab", "300", "--context", "64")
     last = re.sub(r"in [0-9.]+ s", "", out.splitlines()[-1])
     assert last in re.sub(r"in [0-9.]+ s", "", " ".join(shown.split("\n")))
+
+
+def test_names_in_files_steer_no_terminal_and_turn_no_line(here, tmp_path):
+    name = "model \u202egnp\u2066 \x1b[2J"
+    rows = [record(bundle=name), record(300.0, bundle=name, test="pp64")]
+    rows = [{"ratio_turns": None, **row} for row in rows]
+    (tmp_path / "r.json").write_text(as_json(rows))
+    (tmp_path / "p.toml").write_text(profile_text("raspberry-pi-4").replace('name = "', 'name = "\\u202e\\u001b', 1))
+    for words in (
+        ["compare", "r.json", "r.json"], ["report", "r.json", "--md"], ["report", "r.json", "-o", "out.html"],
+        ["devices", "p.toml"], ["design", "--device", "p.toml", "--vocab", "300", "--context", "64"],
+    ):  # fmt: skip
+        code, out, err = here(*words, cwd=tmp_path)
+        assert code == 0, err
+        page = (tmp_path / "out.html").read_text() if "out.html" in words else out
+        assert "u202e" in page
+        assert not set(out + err + page) & set("\x1b\u202e\u2066")
+    assert not set(render(rows, "md") + render(rows, "csv")) & set("\x1b\u202e\u2066")
 
 
 def test_a_preset_is_the_papers_flops_and_nothing_else(here):

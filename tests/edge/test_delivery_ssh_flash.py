@@ -68,12 +68,16 @@ def flash(archive, *arguments):
     return short("flash", archive, "--allow-unsigned", *arguments)
 
 
-def test_from_nothing_to_text_then_again_without_a_copy(board, archive):
+def test_from_nothing_to_text_then_again_without_a_copy(board, archive, workstation):
     root = board.home / "merino"
-    code, out, err = flash(archive, "--ssh", board.address, "--root", root, "--dry-run")
+    workstation.known_hosts.write_text("")
+    code, out, err = flash(archive, "--ssh", board.address, "--root", root, "--dry-run", "--accept-new")
     assert code == 0, err
     assert "would" in out or "copy sample.merino" in out
     assert list(board.home.iterdir()) == [], "a dry run leaves nothing on the board"
+    assert f"is new and would be written into {workstation.known_hosts}" in err
+    assert workstation.known_hosts.read_text() == ""
+    workstation.trusts(board)
 
     code, out, err = run("flash", archive, "--allow-unsigned", "--ssh", board.address, "--root", root, "--json")
     assert code == 0, err
@@ -98,6 +102,15 @@ def test_one_board_that_fails_keeps_no_other_back(board, archive):
     bad, good = json.loads(out)
     assert bad["host"] == nobody and "refused" in bad["error"].lower()
     assert good["error"] is None and (root / "current" / "merino").exists()
+    where = ("--ssh", board.address, "--root", root)
+    bench = ["bench", "installed", "-p", "4", "-n", "0", "-r", "1"]
+    for words in (["generate", "installed", "Once", "-n", "2"], bench):
+        code, out, err = run(*words, *where)
+        assert code == 0 and out.strip(), err
+        code, _, err = run(*words, *where[:3], board.home / "none")
+        assert code == 1 and f"no release is installed in {board.home}/none" in err and "merino-edge flash" in err
+        code, _, err = run(*words, "--root", root)
+        assert code == 1 and "--root goes with --ssh HOST" in err
 
 
 def test_an_upgrade_replaces_and_a_release_that_fails_there_changes_nothing(board, archive, place):

@@ -115,8 +115,8 @@ def test_a_mode_that_the_profile_has_stands_in_the_file(nano, tmp_path):
 def test_a_board_over_ssh_is_asked_for_the_backend_of_its_profile(nano, tmp_path):
     asked = []
 
-    def ask(backend):
-        asked.append(backend)
+    def ask(profile):
+        asked.append(profile.backend)
         return Probe.model_validate(nano)
 
     recalibrate("jetson-nano", [], tmp_path / "mine.toml", ask=ask)

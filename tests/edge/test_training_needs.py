@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 from sample_training import ARCH, story, write_stories
@@ -191,7 +193,10 @@ def test_memory_may_be_ignored(text, tmp_path, monkeypatch):
     with pytest.raises(MerinoError, match="Not even --batch 1 fits"):
         train(ARCH, [text], tmp_path / "out", recipe=RECIPE)
     train(ARCH, [text], tmp_path / "out", recipe=RECIPE, ignore_memory=True)
-    assert "1 MB are available" in check_memory(ARCH, RECIPE, ignore=True)
+    said = check_memory(ARCH, RECIPE, ignore=True)
+    assert "1 MB are available" in said
+    total, held, need = (float(figure) for figure in re.findall(r"(\d+) MB", said)[:3])
+    assert abs(total - held - need) <= 1 and 0.9 < held / (psutil.Process().memory_info().rss / 2**20) < 1.1
 
 
 # (block, vocabulary, context, batch, bf16); what counts most

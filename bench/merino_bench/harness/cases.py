@@ -99,7 +99,7 @@ def cases_for(request: BenchRequest, contexts: Sequence[Tuple[str, int]]) -> Tup
     contexts: (name, context) of each bundle. Raises MerinoError where a given length does not fit all of them,
     or nothing is left to measure.
     """
-    _check_counts(request)
+    check_counts(request)
     name, context = min(contexts, key=lambda one: one[1]) if contexts else ("none", 2 * DEFAULT_PROMPT)
     deepest = max(request.depths)
     prompts, steps = request.prompts, request.steps
@@ -146,7 +146,8 @@ def _name(test: str, depth: int) -> str:
     return f"{test} @ d{depth}" if depth else test
 
 
-def _check_counts(request: BenchRequest) -> None:
+def check_counts(request: BenchRequest) -> None:
+    """Raises MerinoError for what no bundle can be measured with."""
     rules = [("repetitions", request.repetitions, 1), ("seed", request.seed, 0)]
     rules.extend(("threads", threads, 1) for threads in request.threads)
     rules.extend(("depth", depth, 0) for depth in request.depths)

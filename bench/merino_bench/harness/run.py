@@ -57,8 +57,7 @@ def run_bench(bundle_paths: Sequence[str], request: BenchRequest = BenchRequest(
     keep: is called with the rows of each case as soon as they are complete. Raises MerinoError where nothing can be
     measured as asked, Interrupted on ctrl-C.
     """
-    if not timeout_s > 0:
-        raise MerinoError(f"timeout is {timeout_s:g} s, allowed: more than 0.")
+    check_timeout(timeout_s)
     entrants = [*bundle_entrants(bundle_paths, baselines, request.seed, request.backend), *more]
     cases = cases_for(request, [(one.bundle.name, one.bundle.context) for one in entrants if one.bundle])
     records: Records = []
@@ -116,6 +115,11 @@ def bench_command(bundle_paths: Sequence[str], request: BenchRequest, baselines:
     if failed:
         say(f"{len(failed)} of {len(records)} rows failed, their flags say why. First: {failed[0]}")
     return 1 if failed else 0
+
+
+def check_timeout(timeout_s: float) -> None:
+    if not timeout_s > 0:
+        raise MerinoError(f"timeout is {timeout_s:g} s, allowed: more than 0.")
 
 
 def rows_of(turns: Turns, conditions: Conditions) -> Records:

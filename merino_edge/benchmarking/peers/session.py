@@ -15,6 +15,16 @@ from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
 
+def check_peers(engines: str | None, source: Path | None) -> None:
+    """Raises MerinoError for an unknown engine, and for a source that is of no use, before a model is made."""
+    if engines is None and source is not None:
+        raise MerinoError("--peers-file goes with --peers: name the engines, such as --peers llama.cpp")
+    if engines is not None:
+        parse_engines(engines)
+    if source is not None and not source.exists():
+        raise MerinoError(f"--peers-file {source} does not exist: give a GGUF or a Hugging Face folder")
+
+
 @contextmanager
 def peers_beside(
     engines: str | None, folders: Sequence[str], seed: int, say: Callable[[str], None], source: Path | None = None
@@ -25,8 +35,7 @@ def peers_beside(
     `source`: a GGUF or a Hugging Face folder with the bundles' weights, for llama.cpp. Raises MerinoError for an
     unknown engine, and where that source is none.
     """
-    if engines is None and source is not None:
-        raise MerinoError("--peers-file goes with --peers: name the engines, such as --peers llama.cpp")
+    check_peers(engines, source)
     if engines is None:
         yield []
         return

@@ -1,5 +1,6 @@
 """Tables of bundles: what quantising did to each matrix, and the records of a benchmark side by side."""
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,17 @@ def matrix_table(matrices: Sequence[MatrixError]) -> Table:
         title="Quantised matrices; errors relative to the matrix's root mean square",
         dropped=["block", "kB", "bits"],
     )  # fmt: skip
+
+
+def matrices_line(matrices: Sequence[MatrixError]) -> str:
+    """How many there are and how large their errors, in one line."""
+    worst = max(matrices, key=lambda row: row.mean)
+    megabytes = sum(row.nbytes for row in matrices) / 1e6
+    return (
+        f"{len(matrices)} quantised matrices, {megabytes:,.1f} MB; error relative to a matrix's root mean square:"
+        f" {statistics.median(row.mean for row in matrices):.2%} in the median matrix, {worst.mean:.2%} in"
+        f" {joined_name(worst.name)}"
+    )
 
 
 def joined_name(name: str) -> str:

@@ -34,12 +34,13 @@ class Board:
 
 @asynccontextmanager
 async def connected(
-    address: Address, accept_new: bool = False, say: Callable[[str], None] = lambda _: None
+    address: Address, accept_new: bool = False, say: Callable[[str], None] = lambda _: None, keep_key: bool = True
 ) -> AsyncIterator[Board]:
-    """Raises MerinoError with the host's name where no connection comes about; it is closed at the end of the body."""
+    """Raises MerinoError with the host's name where no connection comes about; it is closed at the end of the body.
+    keep_key: a new host key that is accepted is written into known_hosts."""
     for name in ("asyncssh", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # a server's words would reach the terminal as they are
-    connection = await _login(address, accept_new, say)
+    connection = await _login(address, accept_new, say, keep_key)
     try:
         yield Board(address, connection)
     finally:
@@ -47,7 +48,7 @@ async def connected(
 
 
 async def _login(
-    address: Address, accept_new: bool, say: Callable[[str], None]
+    address: Address, accept_new: bool, say: Callable[[str], None], keep_key: bool
 ) -> asyncssh.SSHClientConnection:
     keys: HostKeys | None = None
     try:
@@ -69,7 +70,7 @@ async def _login(
         raise (keys.refusal() if keys and known else _fault(address, "log in", error)) from error
     except asyncssh.PermissionDenied as error:
         if keys:
-            _say(say, keys.keep())
+            _say(say, keys.keep(keep_key))
         user = f"{address.user}@" if address.user else ""
         raise MerinoError(
             f"{address.text}: no key of yours is accepted there. Passwords are not asked for: copy your key to the"
@@ -79,7 +80,7 @@ async def _login(
         raise MerinoError(f"{address.text}: no login within {LOGIN_S:g} s. Is it up, at that address?") from error
     except FAULTS as error:
         raise _fault(address, "log in", error) from error
-    _say(say, keys.keep())
+    _say(say, keys.keep(keep_key))
     return connection
 
 

@@ -141,7 +141,7 @@ async def flash(
     """Fills in `done` as far as it comes. Raises MerinoError."""
     host = address.text
     tell(host, STEPS[0], 0, 0)
-    async with connected(address, accept_new, say) as board:
+    async with connected(address, accept_new, say, keep_key=not dry_run) as board:
         tell(host, STEPS[1], 0, 0)
         done.facts = facts = await ask(board, package.app.data, package.root)
         done.notes += check_service(package, facts)

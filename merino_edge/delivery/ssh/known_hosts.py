@@ -46,16 +46,19 @@ class HostKeys(asyncssh.SSHClient):
         self.offered = key
         return self.accept_new and not self.known
 
-    def keep(self) -> str:
+    def keep(self, write: bool = True) -> str:
         """Writes a new key into the first file, once the host has proved that it has it -> a line that says so, or
-        nothing. Raises MerinoError where it cannot be written."""
+        nothing. write=False: says what it would do. Raises MerinoError where it cannot be written."""
         if self.offered is None or self.known:
             return ""
         path = self.files[0]
+        told = f"{self.address.text}: its host key {self.offered.get_fingerprint()} is new and"
+        if not write:
+            return f"{told} would be written into {path}"
         make_parent(path)
         append_output(str(path), f"{self.name} {self.offered.export_public_key().decode('ascii').strip()}\n")
         self.known = True
-        return f"{self.address.text}: its host key {self.offered.get_fingerprint()} is new and now in {path}"
+        return f"{told} now in {path}"
 
     def refusal(self) -> MerinoError:
         """Why the host's key was not taken, and what to do."""

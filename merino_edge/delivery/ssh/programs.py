@@ -106,18 +106,18 @@ def _named(told: Told, name: str) -> Sent:
     return lambda done, total: told(name, done, total)
 
 
-async def probe(board: Board, backend: str, tell: Take) -> str:
+async def probe(there: Program, backend: str, tell: Take) -> str:
     """Probes the board in this backend, which takes one to five minutes -> the text of its probe.json.
 
     Raises MerinoError.
     """
-    there = await program(board)
     ran = await there.run(
         ["probe", "-o", "-", f"--backend={backend}"], doing="probe", timeout_s=PROBE_S, most_bytes=PROBE_BYTES,
         tell=tell,
     )  # fmt: skip
     if ran.code:
-        raise MerinoError(f"{board.address.text}: cannot probe: {ran.last_words or f'it ended with code {ran.code}'}")
+        said = ran.last_words or f"it ended with code {ran.code}"
+        raise MerinoError(f"{there.board.address.text}: cannot probe: {said}")
     return ran.out
 
 
