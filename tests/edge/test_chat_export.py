@@ -2,6 +2,7 @@
 template that raises leaves nothing behind."""
 
 import json
+import shutil
 import time
 
 import chat_bundle
@@ -18,8 +19,10 @@ from merino_edge.export.export import export
 from merino_edge.export.source import load_source
 from merino_edge.families.checkpoint import ChatTemplate, read_chat_template, stop_ids_of
 from merino_edge.families.gguf.tokenizer import chat_template
+from merino_runtime.api import open_model
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.sampling import GREEDY
 from merino_runtime.template import Turn, by_jinja, by_parts, compiled, messages_of
 
 TEXTS = st.text(max_size=12).filter(lambda text: not set(text) & {"\ue000", "\ue001"}) | st.sampled_from([
@@ -129,6 +132,38 @@ def test_a_bundle_has_the_template_its_parts_and_every_stop_id(checkpoint, tmp_p
     assert (again.chat, again.stop_ids) == (bundle.chat, bundle.stop_ids)
     silent = export(source, tmp_path / "silent", context=64, chat=False)
     assert silent.bundle.chat is None and not (silent.folder / "chat_template.jinja").exists()
+
+
+def test_a_hubs_tokenizer_json_gives_the_same_text_through_generate_and_chat(checkpoint, tmp_path):
+    """One that cuts and fills texts, and puts tokens before and behind them."""
+    mark, text = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    end = {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}}
+    as_of_a_hub = {
+        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        "padding": {"strategy": {"Fixed": 32}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+                    "pad_type_id": 0, "pad_token": "<|endoftext|>"},
+        "post_processor": {
+            "type": "TemplateProcessing", "single": [mark, text, end],
+            "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {name: {"id": name, "ids": [chat_bundle.MARKS.index(name)], "tokens": [name]}
+                               for name in ("<|im_start|>", "<|im_end|>")},
+        },
+    }  # fmt: skip
+    heard = {}
+    for name, changes in (("plain", {}), ("hub", as_of_a_hub)):
+        folder = shutil.copytree(checkpoint, tmp_path / name)
+        described = json.loads((folder / "tokenizer.json").read_text())
+        (folder / "tokenizer.json").write_text(json.dumps({**described, **changes}))
+        (folder / "chat_template.jinja").write_text(chat_templates.CHATML)
+        made = export(load_source(str(folder)), tmp_path / f"{name}-bundle", dialect="fused", context=128).folder
+        assert json.loads((made / "tokenizer_config.json").read_text())["add_bos_token"] == (name == "hub")
+        with open_model(str(made)) as model:
+            *_, done = model.generate(chat_bundle.TEXT, max_new_tokens=2, sampling=GREEDY, ignore_eos=True)
+            prompt = list(model.backend.ids)[: done.prefill_tokens]
+            list(model.talk(sampling=GREEDY, max_new_tokens=2).answer(chat_bundle.TEXT))
+            heard[name] = prompt, list(model.backend.ids)
+    begin = chat_bundle.MARKS.index("<|im_start|>")
+    assert heard["hub"] == ([begin, *heard["plain"][0]], heard["plain"][1]) and len(heard["plain"][0]) > 4
 
 
 @pytest.mark.parametrize(("template", "said"), [
