@@ -128,8 +128,8 @@ def _chat(arguments: argparse.Namespace) -> int:
     return run_chat(
         arguments.bundle, arguments.json, threads=arguments.threads, prefill_threads=arguments.prefill_threads,
         verify=not arguments.no_verify, allow_slow=arguments.allow_slow, huge_pages=not arguments.no_huge_pages,
-        system=arguments.system, no_think=arguments.no_think, max_new_tokens=arguments.max_new_tokens,
-        sampling=_sampling(arguments), overflow=arguments.overflow)
+        backend=arguments.backend, system=arguments.system, no_think=arguments.no_think,
+        max_new_tokens=arguments.max_new_tokens, sampling=_sampling(arguments), overflow=arguments.overflow)
 
 
 def _generate(arguments: argparse.Namespace) -> int:

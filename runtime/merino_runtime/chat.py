@@ -17,7 +17,7 @@ from merino_runtime.streams import say_note
 
 def run_chat(bundle_path: str, as_json: bool = False, *, threads: Optional[int] = None,
              prefill_threads: Optional[int] = None, verify: bool = True, allow_slow: bool = False,
-             huge_pages: bool = True, **options: Any) -> int:
+             huge_pages: bool = True, backend: Optional[str] = None, **options: Any) -> int:
     """options: of `api.LanguageModel.talk`. The exit code."""
     from merino_runtime.api import open_model
 
@@ -27,7 +27,7 @@ def run_chat(bundle_path: str, as_json: bool = False, *, threads: Optional[int] 
     if options.get("system") is not None:
         options["system"] = as_text(options["system"])
     with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
-                    allow_slow=allow_slow, huge_pages=huge_pages, say=say_note) as model:
+                    allow_slow=allow_slow, huge_pages=huge_pages, backend=backend, say=say_note) as model:
         talk = model.talk(**options)
         if as_json:
             write_json({"chat": model.bundle.name, "context": model.backend.context, "system": talk.system})
