@@ -77,8 +77,9 @@ lint: .venv/ready
 .venv/ready: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "merino_edge needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "installing merino_edge and what it needs into .venv: some minutes, 2 GB on disk"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --progress-bar off --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 # Other engines: `make demo` needs none, and their packages are large.

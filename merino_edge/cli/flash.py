@@ -24,7 +24,9 @@ def flash(
     image: Annotated[Path | None, typer.Option(help="a system's disk image: FILE.img or FILE.img.xz")] = None,
     device_node: Annotated[Path | None, typer.Option(help="with --image: write it to this disk too, /dev/sdX")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="--device-node needs no typing of its name")] = False,
-    at_once: Annotated[int, typer.Option(min=1, max=64, help="--ssh: so many boards at a time")] = 4,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, max=64, help="--ssh: so many boards at a time; default: 4")
+    ] = None,
     accept_new: AcceptNew = False,
     root: Annotated[str | None, typer.Option(help="--ssh: folder of releases there; default: `install`'s")] = None,
     trust: Annotated[
@@ -52,14 +54,14 @@ def flash(
         raise MerinoError("--device-node and --yes go with --image: name the image that is written to the disk")
     if ssh:
         done = flash_boards(
-            ssh, file, trust or (), at_once, accept_new, dry_run, allow_unsigned=allow_unsigned,
+            ssh, file, trust or (), at_once or 4, accept_new, dry_run, allow_unsigned=allow_unsigned,
             allow_downgrade=allow_downgrade, force=force, service=service, root=root,
         )  # fmt: skip
         show_flashed(done, dry_run, as_json)
         raise typer.Exit(1 if any(one.error for one in done) else 0)
-    if root or force or accept_new or service or allow_downgrade:
+    if root or force or accept_new or at_once or service or allow_downgrade:
         raise MerinoError(
-            "--root, --force, --accept-new, --service and --allow-downgrade go with --ssh, not with"
+            "--root, --force, --accept-new, --at-once, --service and --allow-downgrade go with --ssh, not with"
             f" {given[0]}: leave them out"
         )
     steps = flash_card(file, rootfs, image, device_node, yes, trust or (), allow_unsigned, dry_run)

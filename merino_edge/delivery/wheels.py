@@ -34,6 +34,7 @@ BACKEND = "onnxruntime"
 # preparation of models. With them there would be 15 packages more, and minutes of installation on a small board.
 LEFT_OUT = {"tokenizers": {"huggingface-hub"}, BACKEND: {"sympy", "coloredlogs"}}
 MOST_ROUNDS = 10
+USUAL_MB = 40  # of numpy, onnxruntime, tokenizers and pip
 INDEX_FILE = "wheels.json"
 SCHEMA = 1
 Requirements = Mapping[str, SpecifierSet]  # by canonical name
@@ -72,10 +73,15 @@ def wheels_for(
     key = sha256(repr(sorted((name, str(specifier)) for name, specifier in wanted.items())).encode()).hexdigest()[:16]
     place = cache_folder() / "wheels" / f"{target.name}-{key}"
     if kept_names(place) is None:
-        say(f"fetching the packages for Python {target.python}, {target.architecture}, glibc {target.glibc}")
+        say(
+            f"fetching the packages for Python {target.python}, {target.architecture}, glibc {target.glibc}:"
+            f" about {USUAL_MB} MB, once"
+        )
         with new_folder(place, lambda _: True) as folder:
             fetch(wanted, target, folder)
             write_index(folder)
+            size = sum(path.stat().st_size for path in folder.glob("*.whl"))
+        say(f"fetched {size / 2**20:,.0f} MB into {place}")
     names = kept_names(place)
     if names is None:
         raise MerinoError(f"the wheels in {place} changed while they were read: try again")

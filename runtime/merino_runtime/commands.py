@@ -6,7 +6,8 @@ import json
 import os
 import re
 import sys
-from typing import Any, List, Optional, Sequence
+import time
+from typing import Any, Iterator, List, Optional, Sequence
 
 from merino_runtime import board
 from merino_runtime.api import open_model
@@ -18,7 +19,16 @@ from merino_runtime.json_file import read_json
 from merino_runtime.outputs import check_output
 from merino_runtime.requirements import require
 from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
-from merino_runtime.streams import say, say_note, stdout_is_terminal, write_lines, write_out
+from merino_runtime.streams import (
+    say,
+    say_note,
+    show_line,
+    stderr_is_terminal,
+    stdout_is_file,
+    stdout_is_terminal,
+    write_lines,
+    write_out,
+)
 from merino_runtime.text import LONGEST_TEXT_BYTES
 from merino_runtime.verified import check_and_stamp, check_files_once
 from merino_runtime.visible import harmless
@@ -54,7 +64,7 @@ def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 
             text, max_new_tokens=max_new_tokens, sampling=sampling, stops=[as_text(stop) for stop in stops],
             ignore_eos=ignore_eos, overflow=overflow)
         try:
-            for event in generation:
+            for event in _counted(generation, max_new_tokens):
                 _write_event(event, as_json)
                 if cache_path and not restored and isinstance(event, Token):  # the first one: the prefill is done
                     model.save_cache(cache_path)
@@ -63,6 +73,24 @@ def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 
             _write_event(generation.measured(), as_json)
             raise
     return 0
+
+
+def _counted(events: Iterator[Any], most: int) -> Iterator[Any]:
+    """The events; where the text goes to a file, a person sees on stderr how far it is, each second."""
+    if not (stdout_is_file() and stderr_is_terminal()):
+        yield from events
+        return
+    shown = 0.0
+    try:
+        for number, event in enumerate(events):
+            if time.monotonic() >= shown + 1:
+                shown = time.monotonic()
+                show_line(f"merino: {number:,} of at most {most:,} tokens")
+            if hasattr(event, "stop_reason"):  # the last one: figures are printed next
+                show_line("")
+            yield event
+    finally:
+        show_line("")
 
 
 def _write_event(event: Any, as_json: bool) -> None:

@@ -6,6 +6,7 @@ A message that stderr does not take is dropped: nothing may fail for it.
 import contextlib
 import io
 import os
+import stat
 import sys
 from typing import Callable, Optional, TextIO
 
@@ -92,9 +93,26 @@ def stdout_is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def stdout_is_file() -> bool:
+    """Whether what is printed goes to a file on a disk."""
+    try:
+        return sys.stdout is not None and stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
+    except (OSError, ValueError):  # it was replaced by something in memory
+        return False
+
+
 def stderr_is_terminal() -> bool:
     """False where the process began without a stderr."""
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+def show_line(line: str) -> None:
+    """One line on stderr, a terminal, that the next one takes the place of; an empty one clears it."""
+    import shutil
+
+    with contextlib.suppress(OSError):  # the terminal was closed; the work goes on
+        sys.stderr.write("\r\x1b[K" + line[:shutil.get_terminal_size().columns - 1])  # to the line's beginning, erased
+        sys.stderr.flush()
 
 
 def exit_code(run: Callable[[], int], tell: Callable[[str], None] = say) -> int:

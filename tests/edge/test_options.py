@@ -1,0 +1,196 @@
+"""Every option of every command reaches what it names: one that is accepted and ignored is found here.
+
+The workstation's commands are run up to the function that does the work, once as they are and once with each option at
+another value: what that function gets, or what is refused, must be different. Options are read off the commands, so a
+new one is driven too. What is not used before the work is done is listed with the test that drives it. ruff (ARG) finds
+parameters that a function does not read; so where a call got the value, it is used.
+"""
+
+import enum
+import inspect
+import re
+import typing
+from pathlib import Path
+
+import pytest
+import typer
+from typer.main import get_command
+
+from merino_bench.__main__ import VERBS as BENCH_VERBS
+from merino_edge.cli.app import app
+from merino_runtime.__main__ import VERBS as RUNTIME_VERBS
+from merino_runtime.__main__ import _parser
+from merino_runtime.delivery.verbs import VERBS as DELIVERY_VERBS
+from merino_runtime.errors import MerinoError
+
+WRONG_USAGE = typer.BadParameter.__mro__[1]  # whichever click typer brings
+COMMANDS = get_command(app).commands
+PI, SSH = ["--device", "raspberry-pi-4"], ["--ssh", "nowhere"]
+OVER_SSH = "merino_edge.cli.over_ssh."
+# (command, what it is called with, the functions that do the work)
+CALLS = [
+    ("devices", ["jetson-nano"], ["merino_edge.cli.tables.boards.device_table"]),
+    ("recommend", PI, ["merino_edge.design.recommend.recommend"]),
+    ("pareto", PI, ["merino_edge.design.pareto.front"]),
+    ("design", PI, ["merino_edge.design.designer.design"]),
+    ("calibrate", [*PI, "--probe", "p.json", "-o", "p.toml"], ["merino_edge.calibration.command.recalibrate"]),
+    ("calibrate", [*PI, *SSH, "-o", "p.toml"], ["merino_edge.calibration.command.recalibrate"]),
+    ("train", ["arch.json", "--data", "text.txt", "-o", "out"], ["merino_edge.training.train.train"]),
+    ("export", ["arch.json", "-o", "out"], ["merino_edge.export.export.export"]),
+    ("generate", ["embedded", "Once"], ["merino_runtime.commands.run_generate", OVER_SSH + "generate_there"]),
+    ("generate", ["embedded", "Once", *SSH], [OVER_SSH + "generate_there"]),
+    ("chat", ["embedded"], ["merino_runtime.chat.run_chat", OVER_SSH + "chat_there"]),
+    ("chat", ["embedded", *SSH], [OVER_SSH + "chat_there"]),
+    ("bench", ["embedded"], ["merino_edge.benchmarking.run.run_benchmark", OVER_SSH + "bench_there"]),
+    ("bench", ["embedded", *SSH], [OVER_SSH + "bench_there"]),
+    ("flash", ["f.merino", *SSH], ["merino_edge.cli.flash.flash_boards"]),
+    ("flash", ["f.merino", "--image", "i.img"], ["merino_edge.cli.flash.flash_card"]),
+    ("check", ["embedded", "--tensorrt", "8.2"], ["merino_edge.export.tensorrt.check.check_bundle"]),
+    ("compare", ["r.json", "r.json"], ["merino_edge.records.compare.compare_files"]),
+    ("report", ["r.json", "--md"],
+     ["merino_edge.storage.atomic.check_file", "merino_edge.records.reading.read_records"]),
+    ("keygen", ["-o", "name"], ["merino_edge.delivery.keys.make_key"]),
+    ("pack", ["embedded", "-o", "f.merino"], ["merino_edge.delivery.pack.pack"]),
+    ("info", ["embedded"], ["merino_runtime.commands.run_info"]),
+    ("verify", ["embedded"], ["merino_runtime.commands.run_verify"]),
+    ("demo", [], ["merino_edge.cli.demo.run_demo", "merino_edge.cli.demo.run_chat_demo"]),
+]  # fmt: skip
+VALUES = {
+    "--backend": "tensorrt", ("devices", "--backend"): "onnxruntime",
+    "--ssh": "elsewhere", "--kv": "int8", "--confidence": "50%", "--vocab": "512",
+    "--kv-heads": "1", "--precision": "int8", "--score": "off", "--against": "prefill-ms", "-p": "8", "-d": "8",
+    "--for": "raspberry-pi-4", "--dialect": "portable", "--fail-if-slower": "5%", "--tensorrt": "10.3",
+    "--baseline": "opt-350m", ("bench", "-t"): "1", "--peers": "all", "--device": "raspberry-pi-5", "-o": "other",
+    "--plot": "p.svg", "--data": "more.txt", "--held-out": "text.txt", "--tokenizer": "text.txt", "--text": "text.txt",
+    "--calibrate": "text.txt", "--weights": "folder", "--context": "64", "--prompt": "32",
+    ("bench", "-n"): "8", ("bench", "-o"): "json", ("train", "--vocab"): "400", ("demo", "--chat"): "embedded",
+    ("flash", "--device-node"): "/dev/null", ("report", "-o"): "out.html",
+}  # fmt: skip
+# Used once the work is done: by whose test each is driven.
+DRIVEN_BY = {
+    ("recommend", "--json"): "test_recommend.py", ("pareto", "--json"): "test_recommend.py",
+    ("pareto", "-o"): "test_recommend.py", ("pareto", "--plot"): "test_recommend.py",
+    ("design", "--json"): "test_cli.py", ("design", "-o"): "test_cli.py", ("design", "--measure"): "test_cli.py",
+    ("export", "--verbose"): "test_cli.py", ("export", "--text"): "test_export_for_board.py",
+    ("check", "--json"): "test_tensorrt_check.py", ("compare", "--json"): "test_compare.py",
+    ("compare", "--fail-if-slower"): "test_compare.py", ("pack", "--json"): "test_pack.py",
+    ("flash", "--json"): "test_delivery_ssh_flash.py", ("report", "--device"): "test_report.py",
+    ("report", "--md"): "test_report.py",
+}  # fmt: skip
+
+
+class Reached(Exception):  # noqa: N818
+    """The function that does the work was called."""
+
+
+@pytest.fixture
+def outcome(monkeypatch, tmp_path):
+    """A function: (command, words, functions) -> what one of the functions got, or the refusal."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.txt").write_text("The miller counts sacks.\n" * 400)
+    (tmp_path / "more.txt").write_text("The baker buys sacks.\n" * 400)
+    (tmp_path / "arch.json").write_text(
+        '{"blocks": [{"width": 32, "ffn_ratio": 1.0, "depth": 1, "shared": false}], "vocab": 300, "head_size": 32,'
+        ' "context": 64}'
+    )
+
+    def run(command, words, functions):
+        def reached(name):
+            def record(*arguments, **options):
+                raise Reached(f"{name} {arguments!r} {options!r}")
+
+            return record
+
+        for path in functions:
+            monkeypatch.setattr(path, reached(path))
+        try:
+            COMMANDS[command].main(words, standalone_mode=False)
+        except Reached as found:
+            return re.sub(r" at 0x[0-9a-f]+", "", str(found))  # addresses of functions
+        except (MerinoError, WRONG_USAGE) as refused:
+            return f"refused: {refused}"
+        return "ended"
+
+    return run
+
+
+def other_value(command, option):
+    """The words that give an option another value than its default, of the type that the command's signature has."""
+    name = option.opts[0]
+    annotation = inspect.signature(COMMANDS[command].callback).parameters[option.name].annotation
+    types = [one for one in (annotation, *typing.get_args(annotation), *typing.get_args(typing.get_args(annotation)[0]))
+             if isinstance(one, type)]  # fmt: skip
+    if bool in types:
+        return [name]
+    choices = [str(each.value) for one in types if issubclass(one, enum.Enum) for each in one]
+    usual = str(getattr(option.default, "value", option.default))
+    given = VALUES.get((command, name), VALUES.get(name)) or next((each for each in choices if each != usual), None)
+    return [name, given or ("3" if int in types else "0.5" if float in types else "x")]
+
+
+def options_of(command):
+    return [one for one in COMMANDS[command].params if one.param_type_name == "option" and one.name != "help"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "words", "functions"), CALLS, ids=[f"{call[0]} {call[1][-2:]}" for call in CALLS])
+def test_each_option_of_the_workstation_changes_what_is_done(command, words, functions, outcome):
+    usual = outcome(command, words, functions)
+    assert usual.split(" ")[0] in functions, usual
+    ignored = []
+    for option in options_of(command):
+        if (command, option.opts[0]) in DRIVEN_BY:
+            continue
+        if outcome(command, [*words, *other_value(command, option)], functions) == usual:
+            ignored.append(option.opts[0])
+    assert ignored == []
+
+
+def test_no_command_and_no_exception_is_left_out():
+    assert {call[0] for call in CALLS} == set(COMMANDS)
+    known = {(command, option.opts[0]) for command in COMMANDS for option in options_of(command)}
+    assert set(DRIVEN_BY) <= known
+    for (command, option), file in DRIVEN_BY.items():
+        text = (Path(__file__).parent / file).read_text("utf-8")
+        assert re.search(rf'["\' ]{option}["\' ,\]]', text) and command in text, (command, option, file)
+
+
+VERBS = [*RUNTIME_VERBS, *BENCH_VERBS, *DELIVERY_VERBS]
+
+
+def read_by(function, seen=()):
+    """Names of the parsed arguments that a function, and those which it gives all of them, read."""
+    source = inspect.getsource(function)
+    found = set(re.findall(r"\barguments\.(\w+)", source))
+    for name in re.findall(r"(\w+)\(arguments\)", source):
+        inner = function.__globals__.get(name)
+        if inner is not None and name not in seen:
+            found |= read_by(inner, (*seen, name))
+    return found
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_each_option_of_the_board_is_read_by_its_verb(verb):
+    (subparsers,) = (action for action in _parser(VERBS)._actions if hasattr(action, "choices") and action.choices)
+    accepted = {action.dest for action in subparsers.choices[verb.name]._actions} - {"help"}
+    assert accepted - read_by(verb.run) == set()
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "bench"])
+def test_what_goes_to_a_board_is_what_its_command_line_takes(command, outcome, monkeypatch):
+    """Each option at another value, as the board's parser reads it."""
+    got = []
+    monkeypatch.setattr(OVER_SSH + f"{command}_there", lambda *arguments: got.append(arguments) or 0)
+    words = {"generate": ["embedded", "Once"], "chat": ["embedded"], "bench": ["embedded"]}[command]
+    here = {"--cache", "--peers", "--peers-file", "--baseline", "--baseline-precision", "--ssh", "--accept-new",
+            "--root", "--json", "-o", "--save"}  # fmt: skip
+    options = [each for each in options_of(command) if each.opts[0] not in here]
+    given = [word for option in options for word in other_value(command, option)]
+    assert outcome(command, [*words, *SSH, *given], []) == "ended"
+    (sent,) = (each for each in got[0] if isinstance(each, list) and len(each) > 1)
+    parser = _parser(VERBS)
+    usual = vars(parser.parse_args([command, *words]))
+    read = vars(parser.parse_args([command, *words, *sent]))
+    changed = {name for name in usual if read[name] != usual[name]}
+    assert len(changed) == len(options) > 3, (changed, sent)
