@@ -2,7 +2,7 @@
 
 Comes before all else, so it imports next to nothing: `signal` itself takes 20 ms, in which ctrl-C would be a traceback.
 """
-import _signal
+import _signal  # type: ignore[import-not-found]
 import os
 
 INTERRUPTED = 130  # 128 + SIGINT
