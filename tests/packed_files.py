@@ -6,7 +6,7 @@ import zipfile
 
 import merino_bench
 import merino_runtime
-from merino_runtime.delivery.archive import CHECKSUM, END, checksum_bytes, packed_member
+from merino_runtime.delivery.archive import CHECKSUM, END, SIGNATURE, checksum_bytes, packed_member, signature_bytes
 from merino_runtime.delivery.manifest import APP, NAME, FileEntry, Manifest, WheelSet, manifest_bytes
 
 MAIN = "import sys\nfrom merino_bench.__main__ import main\nsys.exit(main())\n"
@@ -37,8 +37,8 @@ def read(folder, name):
         return file.read()
 
 
-def packed_bytes(app, bundles, name="sample", boards=(), wheels=()):
-    """bundles: of each the files by path. wheels: (WheelSet, files by name)."""
+def packed_bytes(app, bundles, name="sample", boards=(), wheels=(), counter=0, withdrawn=(), sign=None):
+    """bundles: of each the files by path. wheels: (WheelSet, files by name). sign: manifest's bytes -> Signature."""
     files = {APP: app}
     for number, bundle in enumerate(bundles):
         files.update({f"bundles/{number}/{path}": data for path, data in bundle.items()})
@@ -46,8 +46,9 @@ def packed_bytes(app, bundles, name="sample", boards=(), wheels=()):
         files.update({f"{wheel_set.path}/{path}": data for path, data in members.items()})
     entries = tuple(FileEntry(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items())
     data = manifest_bytes(Manifest(1, name, "0.1.0", tuple(boards), tuple(f"bundles/{n}" for n in range(len(bundles))),
-                                   tuple(wheel_set for wheel_set, _ in wheels), entries))
-    members = dict({NAME: data, CHECKSUM: checksum_bytes(data)}, **files)
+                                   tuple(wheel_set for wheel_set, _ in wheels), entries, counter, tuple(withdrawn)))
+    signed = {SIGNATURE: signature_bytes(sign(data))} if sign else {}
+    members = dict({NAME: data, CHECKSUM: checksum_bytes(data)}, **signed, **files)
     return b"".join(packed_member(path, member) for path, member in members.items()) + END
 
 
