@@ -20,7 +20,7 @@ import onnxruntime  # noqa: F401
 from merino_runtime import api, outputs, selftest  # noqa: F401
 from merino_runtime.__main__ import main
 from merino_runtime.backends import onnx, onnx_session  # noqa: F401
-from merino_runtime.delivery import archive, install, releases, trial, verbs  # noqa: F401
+from merino_runtime.delivery import archive, install, probation, releases, verbs  # noqa: F401
 from merino_runtime.errors import MerinoError
 
 PIECE = 30_000  # bytes per write of an unpacked file: kills in the middle of files too
@@ -95,7 +95,7 @@ class Hit:
 
 def forked_selftest(hit):
     """In place of a launcher's process: the same verb of the same code, in a fork."""
-    def run(folder):
+    def run(folder, *_):
         hit.before("selftest")
         pid = os.fork()
         if pid == 0:
