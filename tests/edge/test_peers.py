@@ -266,6 +266,7 @@ def bench(capsys, *words):
     return ended.value.code, *capsys.readouterr()
 
 
+@pytest.mark.nightly
 def test_peers_all_gives_a_row_of_every_engine_beside_ours(bundles, capsys, made_here):
     """Of OPT, which every engine runs. A prefill alone: torch.compile then compiles one length."""
     made_here.undo()  # as a user has it: apart
