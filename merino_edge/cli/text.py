@@ -101,7 +101,7 @@ def chat(
     """Talk with a model that was trained for it, on this machine or on a board. From a pipe, a line is a turn."""
     from merino_edge.cli.over_ssh import refuse_remote
     from merino_edge.families.names import bundle_path
-    from merino_runtime.chat import run_chat
+    from merino_runtime.commands import run_chat
     from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)

@@ -42,7 +42,7 @@ from merino_runtime.delivery.manifest import (
     release_id,
 )
 from merino_runtime.errors import MerinoError
-from merino_runtime.outputs import is_stdout, open_output
+from merino_runtime.io.outputs import is_stdout, open_output
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -8,11 +8,11 @@ import sys
 from typing import Optional, Sequence
 
 from merino_runtime import __version__, commands
-from merino_runtime.backend_choice import BACKENDS
+from merino_runtime.backends.choice import BACKENDS
 from merino_runtime.delivery import verbs
+from merino_runtime.io.streams import exit_code
+from merino_runtime.io.verb import Verb
 from merino_runtime.sampling import Sampling
-from merino_runtime.streams import exit_code
-from merino_runtime.verb import Verb
 
 
 def main(argv: Optional[Sequence[str]] = None, extra_verbs: Sequence[Verb] = ()) -> int:
@@ -121,7 +121,7 @@ def _sampling(arguments: argparse.Namespace) -> Sampling:
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from merino_runtime.chat import run_chat
+    from merino_runtime.commands import run_chat
 
     return run_chat(
         arguments.bundle, arguments.json, threads=arguments.threads, prefill_threads=arguments.prefill_threads,

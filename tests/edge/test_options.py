@@ -39,7 +39,7 @@ CALLS = [
     ("export", ["arch.json", "-o", "out"], ["merino_edge.export.export.export"]),
     ("generate", ["embedded", "Once"], ["merino_runtime.commands.run_generate", OVER_SSH + "generate_there"]),
     ("generate", ["embedded", "Once", *SSH], [OVER_SSH + "generate_there"]),
-    ("chat", ["embedded"], ["merino_runtime.chat.run_chat", OVER_SSH + "chat_there"]),
+    ("chat", ["embedded"], ["merino_runtime.commands.run_chat", OVER_SSH + "chat_there"]),
     ("chat", ["embedded", *SSH], [OVER_SSH + "chat_there"]),
     ("bench", ["embedded"], ["merino_edge.benchmarking.run.run_benchmark", OVER_SSH + "bench_there"]),
     ("bench", ["embedded", *SSH], [OVER_SSH + "bench_there"]),

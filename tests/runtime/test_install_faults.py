@@ -16,7 +16,7 @@ from merino_runtime.delivery import releases, trial
 from merino_runtime.delivery.archive import open_archive
 from merino_runtime.delivery.install import check
 from merino_runtime.errors import MerinoError
-from merino_runtime.lock import locked
+from merino_runtime.io.lock import locked
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")]

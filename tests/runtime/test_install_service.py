@@ -12,7 +12,7 @@ from merino_runtime.delivery import releases, trial
 from merino_runtime.delivery.install import install
 from merino_runtime.delivery.service import check_service, first_boot_unit, service_unit
 from merino_runtime.errors import MerinoError
-from merino_runtime.lock import locked
+from merino_runtime.io.lock import locked
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")]

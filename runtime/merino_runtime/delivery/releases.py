@@ -17,11 +17,11 @@ import shutil
 import sys
 from typing import List, NamedTuple, Optional
 
-from merino_runtime import scratch
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
-from merino_runtime.lock import faults_told, hold, in_use
-from merino_runtime.outputs import move_folder, replace_link, sync_folder, write_output
+from merino_runtime.io import scratch
+from merino_runtime.io.json_file import read_json
+from merino_runtime.io.lock import faults_told, hold, in_use
+from merino_runtime.io.outputs import move_folder, replace_link, sync_folder, write_output
 
 SCHEMA = 1
 SYSTEM_ROOT = "/opt/merino"

@@ -13,9 +13,9 @@ from merino_runtime.delivery import releases, trial
 from merino_runtime.delivery.manifest import APP
 from merino_runtime.delivery.release_runs import selftest
 from merino_runtime.errors import MerinoError
-from merino_runtime.lock import LOCK, hold, locked
-from merino_runtime.machine_faults import machine_fault
-from merino_runtime.outputs import write_output
+from merino_runtime.io.lock import LOCK, hold, locked
+from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.outputs import write_output
 
 USER = "merino"
 UNIT, UNITS = "merino.service", "/etc/systemd/system"

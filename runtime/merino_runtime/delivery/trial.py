@@ -8,8 +8,8 @@ from typing import Any, Dict, NamedTuple, Optional
 
 from merino_runtime.delivery import releases
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
-from merino_runtime.outputs import write_output
+from merino_runtime.io.json_file import read_json
+from merino_runtime.io.outputs import write_output
 
 TRIAL = "trial.json"
 MOST_STARTS = 3  # of a release that nothing and nobody found good
