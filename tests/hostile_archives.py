@@ -62,12 +62,16 @@ def description(files=None):
     files = FILES if files is None else files
     return {
         "schema": 1, "name": "sample", "version": "0.1.0", "boards": [], "bundles": ["bundles/0"], "wheels": [],
+        "counter": 1, "withdrawn": [],
         "files": [{"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
                   for path, data in files.items()]}
 
 
 def canonical(value):
     return (json.dumps(value, sort_keys=True, separators=(",", ":")) + "\n").encode("ascii")
+
+
+A_KEY = base64.b64encode(ed25519_signer.public_key_of(SEED)).decode("ascii")
 
 
 def checksum(manifest):
@@ -205,6 +209,10 @@ def _manifests():
         Kind("not JSON", text(b"nonsense\n"), r"manifest\.json is not JSON"),
         Kind("empty manifest", text(b""), r"manifest\.json"),
         Kind("not ASCII", text(plain.replace(b"sample", "s\u00e9mple".encode("utf-8"))), r"manifest\.json"),
+        Kind("a counter below 0", given(counter=-1), r"counter"),
+        Kind("a counter that is too large", given(counter=2 ** 53 + 1), r"counter"),
+        Kind("no key", given(withdrawn=["x"]), r"withdrawn\[0\]"),
+        Kind("a withdrawn key twice", given(withdrawn=[A_KEY, A_KEY]), r"is listed twice"),
         Kind("deep lists", text(b"[" * 500000), r"nested too deeply"),
         Kind("deep objects", text(b'{"a":' * 150000), r"nested too deeply"),
         Kind("many empty lists", text(b"[" + b"[]," * 349000 + b"[]]"), r"manifest\.json holds a list of 349001"),

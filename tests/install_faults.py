@@ -19,7 +19,7 @@ import onnxruntime  # noqa: F401
 
 from merino_runtime.__main__ import main
 from merino_runtime.backends import onnx, onnx_session  # noqa: F401
-from merino_runtime.delivery import archive, install, releases, trial, verbs  # noqa: F401
+from merino_runtime.delivery import archive, install, probation, releases, verbs  # noqa: F401
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation import selftest  # noqa: F401
 from merino_runtime.io import outputs
@@ -96,7 +96,7 @@ class Hit:
 
 def forked_selftest(hit):
     """In place of a launcher's process: the same verb of the same code, in a fork."""
-    def run(folder):
+    def run(folder, *_):
         hit.before("selftest")
         pid = os.fork()
         if pid == 0:

@@ -37,7 +37,7 @@ def read(folder, name):
         return file.read()
 
 
-def packed_bytes(app, bundles, name="sample", boards=(), wheels=(), sign=None):
+def packed_bytes(app, bundles, name="sample", boards=(), wheels=(), counter=0, withdrawn=(), sign=None):
     """bundles: of each the files by path. wheels: (WheelSet, files by name). sign: manifest's bytes -> Signature."""
     files = {APP: app}
     for number, bundle in enumerate(bundles):
@@ -46,7 +46,7 @@ def packed_bytes(app, bundles, name="sample", boards=(), wheels=(), sign=None):
         files.update({f"{wheel_set.path}/{path}": data for path, data in members.items()})
     entries = tuple(FileEntry(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items())
     data = manifest_bytes(Manifest(1, name, "0.1.0", tuple(boards), tuple(f"bundles/{n}" for n in range(len(bundles))),
-                                   tuple(wheel_set for wheel_set, _ in wheels), entries))
+                                   tuple(wheel_set for wheel_set, _ in wheels), entries, counter, tuple(withdrawn)))
     signed = {SIGNATURE: signature_bytes(sign(data))} if sign else {}
     members = dict({NAME: data, CHECKSUM: checksum_bytes(data)}, **signed, **files)
     return b"".join(packed_member(path, member) for path, member in members.items()) + END

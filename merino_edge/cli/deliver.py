@@ -34,6 +34,13 @@ def pack(
         bool, typer.Option("--wheels", help="with the Python packages, so that the boards need no network")
     ] = False,
     sign: Annotated[Path | None, typer.Option(metavar="NAME.key", help="the key of `keygen` that signs it")] = None,
+    counter: Annotated[
+        int | None,
+        typer.Option(help="boards refuse a signed file with a lower counter than they have seen; default: the time"),
+    ] = None,
+    withdraw: Annotated[
+        list[Path] | None, typer.Option(metavar="NAME.pub", help="boards stop trusting this key; repeat for more")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Pack bundles into one file that a board installs, each byte of it checked there."""
@@ -44,9 +51,10 @@ def pack(
     folders = [Path(bundle_path(each)) for each in bundles]
     devices = [board(each, say) for each in dict.fromkeys(device or ())]
     with working(f"packing {out.name}"):
-        made = run(folders, out, devices, wheels, sign, say)
+        made = run(folders, out, devices, wheels, sign, say, counter, withdraw or ())
     if as_json:
-        print(json.dumps({"path": str(out), "id": made.id, "bytes": made.size_bytes, "signed": made.signed}))
+        print(json.dumps({"path": str(out), "id": made.id, "bytes": made.size_bytes, "signed": made.signed,
+                          "counter": made.manifest.counter}))  # fmt: skip
         return
     boards = ", ".join(need.id for need in made.manifest.boards) or "any board"
     pythons = ", ".join(f"Python {each.python} ({each.architecture})" for each in made.manifest.wheels)

@@ -48,8 +48,8 @@ def make_plan(tree: RootTree, archive: Archive, trust: Sequence[Path]) -> Plan:
     notes = check_fits(tree, facts, archive.manifest)
     if resolve_last(tree, CURRENT).before:
         raise MerinoError(
-            f"{tree.name} has an installed release, {CURRENT}, so that its next start would install nothing. Remove "
-            "that link in it, or install on the running board: flash --ssh HOST"
+            f"{tree.name} has an installed release, {CURRENT}, whose board decides what it takes next. Install on the "
+            "running board: flash --ssh HOST. Or remove that link, and the card starts anew"
         )
     placed = tuple(resolve_last(tree, each.path, each) for each in first_boot(archive, trust))
     for each in placed:

@@ -1,9 +1,13 @@
 """Writes a packed file, NAME.merino: bundles of one model, the board's application, wheels, manifest and signature.
 
-The same input gives the same bytes, whoever packs it and when. Layout and reading: `merino_runtime.delivery.archive`.
+The same input and counter give the same bytes, whoever packs it and when. Layout and reading:
+`merino_runtime.delivery.archive`.
 """
 
 import hashlib
+import os
+import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -29,6 +33,7 @@ from merino_runtime.delivery.archive import (
     padded,
     signature_bytes,
 )
+from merino_runtime.delivery.keys import key_base64, read_public_key
 from merino_runtime.delivery.manifest import (
     APP,
     NAME,
@@ -42,6 +47,7 @@ from merino_runtime.delivery.manifest import (
     release_id,
 )
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_shape import LARGEST
 from merino_runtime.io.outputs import is_stdout, open_output
 
 if TYPE_CHECKING:
@@ -62,16 +68,18 @@ class Packed(NamedTuple):
 
 def pack(
     bundles: Sequence[Path], out: Path, devices: Sequence[DeviceProfile] = (), with_wheels: bool = False,
-    key: Path | None = None, say: Say = lambda _: None,
+    key: Path | None = None, say: Say = lambda _: None, counter: int | None = None, withdraw: Sequence[Path] = (),
 ) -> Packed:  # fmt: skip
     """Write `bundles`, the preferred one first, to `out`, for `devices` or, where none is named, any board.
 
     `with_wheels`: also the packages for each Python that the devices have. `key`: the private key that signs.
+    `counter`: see `counter_of`. `withdraw`: files of public keys that boards which install the file trust no more.
     Raises MerinoError where a bundle is damaged, they are of different models, a device could run none of them, or the
     file cannot be written.
     """
     check_request(bundles, out, devices, with_wheels, key)
     private = read_private_key(key) if key else None
+    number, withdrawn = counter_of(counter), withdrawn_of(withdraw, private)
     found = [load_bundle(str(folder)) for folder in bundles]
     check_one_model(found, say)
     check_devices(found, devices, say)
@@ -81,7 +89,7 @@ def pack(
         app = scratch / APP
         write_board_app(app)
         sources = dict(sources_of(found, app, wheels))
-        manifest = manifest_of(found, needs_of(devices, say), wheels, sources)
+        manifest = manifest_of(found, needs_of(devices, say), wheels, sources, number, withdrawn)
         size_bytes = write_archive(out, manifest, sources, private)
     return Packed(out, release_id(manifest_bytes(manifest)), size_bytes, manifest, bool(key))
 
@@ -96,6 +104,31 @@ def check_request(
         raise MerinoError("--wheels needs to know for which board: name it with --device, which may be repeated")
     check_keeps(out, [*bundles, *([key] if key else [])])
     check_file(out)
+
+
+def counter_of(counter: int | None) -> int:
+    """What boards order signed files by: as given, else SOURCE_DATE_EPOCH, else now; the latter two in seconds. Nothing
+    in a bundle says when it was made, so that the time of packing is the one order that needs no record elsewhere.
+    Raises MerinoError where it is no such number."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if counter is None and epoch is not None and not re.fullmatch("[0-9]{1,16}", epoch):
+        raise MerinoError(f"SOURCE_DATE_EPOCH is {epoch!r}, not a number of seconds. Correct or unset it.")
+    number = counter if counter is not None else int(epoch) if epoch else int(time.time())
+    if not 0 <= number <= LARGEST:
+        raise MerinoError(f"--counter {number}: allowed are 0 to {LARGEST}")
+    return number
+
+
+def withdrawn_of(paths: Sequence[Path], private: "Ed25519PrivateKey | None") -> tuple[str, ...]:
+    """Raises MerinoError where nobody signs the list, or the key that signs it is on it: a board that trusts that key
+    alone could then install nothing any more."""
+    keys = {key_base64(read_public_key(str(path)).key): path for path in paths}
+    if keys and not private:
+        raise MerinoError("--withdraw needs --sign: boards end the trust in a key only where a trusted key signed that")
+    own = key_base64(private.public_key().public_bytes_raw()) if private else ""
+    if own in keys:
+        raise MerinoError(f"--withdraw {keys[own]} is the key that signs the file. Sign with another that boards trust")
+    return tuple(sorted(keys))
 
 
 def needs_of(devices: Sequence[DeviceProfile], say: Say) -> tuple[BoardNeed, ...]:
@@ -130,8 +163,9 @@ def sources_of(bundles: Sequence[Bundle], app: Path, wheels: Sequence[Wheels]) -
 
 
 def manifest_of(
-    bundles: Sequence[Bundle], boards: tuple[BoardNeed, ...], wheels: Sequence[Wheels], sources: Mapping[str, Path]
-) -> Manifest:
+    bundles: Sequence[Bundle], boards: tuple[BoardNeed, ...], wheels: Sequence[Wheels], sources: Mapping[str, Path],
+    counter: int = 0, withdrawn: tuple[str, ...] = (),
+) -> Manifest:  # fmt: skip
     """Hashes the files. Raises MerinoError where a board would refuse the manifest."""
     sets = [
         WheelSet(each.path, each.target.python, each.target.architecture, each.target.glibc, each.packages)
@@ -139,7 +173,9 @@ def manifest_of(
     ]
     files = [FileEntry(name, path.stat().st_size, sha256_of(str(path))) for name, path in sources.items()]
     numbered = [f"bundles/{number}" for number in range(len(bundles))]
-    made = Manifest(SCHEMA, bundles[0].name, __version__, boards, tuple(numbered), tuple(sets), tuple(files))
+    made = Manifest(
+        SCHEMA, bundles[0].name, __version__, boards, tuple(numbered), tuple(sets), tuple(files), counter, withdrawn
+    )  # fmt: skip
     return parse_manifest(manifest_bytes(made), "what is to be packed")
 
 

@@ -219,7 +219,7 @@ def contents_of_links(root):
 @AS_ROOT
 def test_removing_the_link_of_the_installed_release_is_the_remedy(root, packed):
     spoil(root, "an installed release")
-    with pytest.raises(MerinoError, match="Remove that link"):
+    with pytest.raises(MerinoError, match="remove that link"):
         flash_rootfs(packed, root, allow_unsigned=True)
     (root / "opt/merino/current").unlink()
     flash_rootfs(packed, root, allow_unsigned=True)

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -20,13 +21,13 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from merino_edge.bundles.description import GraphFormat, backends_of
 from merino_edge.delivery.fitting import check_devices, check_one_model
 from merino_edge.delivery.keys import make_key, read_private_key
-from merino_edge.delivery.pack import manifest_of, pack, write_archive
+from merino_edge.delivery.pack import counter_of, manifest_of, pack, write_archive
 from merino_edge.embedded import FOLDER
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.bundle import load_bundle
 from merino_runtime.delivery.archive import check_hashes, check_signature, open_archive, read_member
 from merino_runtime.delivery.fit import choose
-from merino_runtime.delivery.keys import read_public_key
+from merino_runtime.delivery.keys import key_base64, read_public_key
 from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import FileEntry
 from merino_runtime.delivery.packed import check_bundles
@@ -90,7 +91,7 @@ main(["pack", sys.argv[1], sys.argv[2], "-o", sys.argv[3], "--device", "raspberr
 def test_the_same_input_gives_the_same_bytes(formats, key, tmp_path):
     """Elsewhere, later, under another umask, locale, time zone and hash seed, from folders in another order."""
     private = key[0]
-    first = pack(formats, tmp_path / "first.merino", [load_profile("raspberry-pi-5")], key=private)
+    first = pack(formats, tmp_path / "first.merino", [load_profile("raspberry-pi-5")], key=private, counter=77)
     copies = []
     for number, folder in enumerate(formats):
         copy = tmp_path / f"copy {number}"
@@ -102,10 +103,37 @@ def test_the_same_input_gives_the_same_bytes(formats, key, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", PACK, *copies, "second.merino", str(private)],
         cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "LC_ALL": "C", "TZ": "Pacific/Kiritimati", "PYTHONHASHSEED": "7", "LANG": "tr_TR"},
+        env={**os.environ, "LC_ALL": "C", "TZ": "Pacific/Kiritimati", "PYTHONHASHSEED": "7", "LANG": "tr_TR",
+             "SOURCE_DATE_EPOCH": "77"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "second.merino").read_bytes() == first.path.read_bytes()
+
+
+def test_the_counter_is_given_or_the_builds_time_or_now(monkeypatch):
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    assert abs(counter_of(None) - time.time()) < 100
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "5")
+    assert (counter_of(None), counter_of(7), counter_of(0)) == (5, 7, 0)
+    for value in ("", "soon", "-1"):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", value)
+        with pytest.raises(MerinoError, match="SOURCE_DATE_EPOCH"):
+            counter_of(None)
+    for number in (-1, 2**53 + 1):
+        with pytest.raises(MerinoError, match="--counter"):
+            counter_of(number)
+
+
+def test_withdrawn_keys_are_signed_and_never_the_signing_one(formats, key, tmp_path):
+    private, public = key
+    _, stolen = make_key(tmp_path / "stolen")
+    made = pack(formats, tmp_path / "a.merino", key=private, withdraw=[stolen, stolen])
+    assert open_archive(str(made.path)).manifest.withdrawn == (key_base64(read_public_key(str(stolen)).key),)
+    with pytest.raises(MerinoError, match="--withdraw needs --sign"):
+        pack(formats, tmp_path / "b.merino", withdraw=[stolen])
+    with pytest.raises(MerinoError, match="is the key that signs"):
+        pack(formats, tmp_path / "b.merino", key=private, withdraw=[private.with_suffix(".pub")])
+    assert not (tmp_path / "b.merino").exists()
 
 
 def test_the_board_chooses_the_first_bundle_that_runs_well_there(formats, tmp_path):

@@ -1,5 +1,6 @@
 """Install and upgrade, hit at each operation on the file system: `current` is the old release or the new, complete;
-the next install succeeds. And damaged files: none of them moves anything."""
+keys are trusted and withdrawn with the new one or not at all; the last good release is kept; the next install succeeds.
+And damaged files: none of them moves anything."""
 import contextlib
 import json
 import os
@@ -12,11 +13,13 @@ import tempfile
 import pytest
 from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes, read, renamed, tree
 
-from merino_runtime.delivery import releases, trial
-from merino_runtime.delivery.archive import open_archive
+from merino_runtime.delivery import probation, releases
+from merino_runtime.delivery.archive import Signature, open_archive, signed_bytes
 from merino_runtime.delivery.install import check
+from merino_runtime.delivery.keys import key_base64, key_line, trusted_keys
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.lock import locked
+from tests import ed25519_signer
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")]
@@ -35,6 +38,8 @@ class Board:
     def __init__(self, folder, packs):
         self.folder, self.packs, self.root = folder, packs, os.path.join(folder, "root")
         self.ids = {name: open_archive(path).id for name, path in packs.items()}
+        # Key `a` signs all files and is trusted already; `b` is to be trusted from now on; `new` withdraws `c`.
+        self.options = ["--trust", os.path.join(os.path.dirname(packs["new"]), "b.pub")]
         self.driver = subprocess.Popen(
             [sys.executable, DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), HOME=folder))
@@ -47,7 +52,7 @@ class Board:
         return json.loads(self.driver.stdout.readline().decode("utf-8"))
 
     def install(self, name, **request):
-        found = self.run("install", self.packs[name], "--allow-unsigned", **request)
+        found = self.run("install", self.packs[name], *self.options, **request)
         assert "Traceback" not in found["said"], found["said"]
         return found
 
@@ -68,24 +73,38 @@ class Board:
         found, wanted = tree(folder), self.contents[now]
         assert {path: found.get(path) for path in wanted} == wanted
 
-    def links_when_repaired(self):
+    def links_when_repaired(self, step):
         """As the next command finds them, on a copy: what it does itself is tried apart."""
         copy = os.path.join(self.folder, "copy")
         shutil.copytree(self.root, copy, symlinks=True)
         try:
             with locked(copy, "test"):
                 releases.recover(copy)
+            self.check_keys(step, copy, repaired=True)
+            if step != "install":  # `old` was marked good, `new` was not
+                assert self.ids["old"] in releases.links(copy)
             return releases.links(copy)
         finally:
             shutil.rmtree(copy)
+
+    def check_keys(self, step, root, repaired=False):
+        """Those of before, and once the new release has passed its self-test and is the current one, those of after."""
+        trusted = "".join(sorted(key.comment for key in trusted_keys(root)))
+        changed = step in ("install", "upgrade") and releases.links(root).current == self.ids["new"]
+        before = "ab" if step in ("rollback", "back to the old") else "ac"
+        assert trusted in ([before] if not changed else ["ab"] if repaired else ["ac", "a", "ab"]), (step, trusted)
 
     def learn(self, release_id):
         """What a release holds that was installed without a fault, but for what differs by time and place."""
         self.contents = getattr(self, "contents", {})
         found = tree(releases.release_folder(self.root, release_id))
-        for name in ("release.json", "verified.json", "trial.json"):
+        for name in ("release.json", "verified.json"):
             found.pop(name)
         self.contents[release_id] = found
+
+
+def signed_by_a(data):
+    return Signature(*ed25519_signer.sign(b"a" * 32, signed_bytes(data)))
 
 
 @pytest.fixture(scope="module")
@@ -93,16 +112,25 @@ def board(bundle_dirs, tmp_path_factory):
     files, folder = bundle_files(bundle_dirs["portable"]), tmp_path_factory.mktemp("packs")
     app = app_bytes(folder / "merino.pyz")
     made = {"old": renamed(files, "old"), "new": renamed(files, "new"), "bad": changed_golden(files)}
+    keys = {name: ed25519_signer.public_key_of(name.encode() * 32) for name in "abc"}
     for name, bundle in made.items():
-        (folder / (name + ".merino")).write_bytes(packed_bytes(app, [bundle], name))
+        (folder / (name + ".merino")).write_bytes(packed_bytes(
+            app, [bundle], name, counter=len(name), sign=signed_by_a,
+            withdrawn=[key_base64(keys["c"])] if name == "new" else []))
+    for name, key in keys.items():
+        (folder / (name + ".pub")).write_text(key_line(key, name))
     place = tempfile.mkdtemp(dir=MEMORY)
     try:
         board = Board(place, {name: str(folder / (name + ".merino")) for name in made})
-        os.mkdir(board.root)
+        os.makedirs(os.path.join(board.root, "trusted"))
+        for name in "ac":
+            shutil.copy(str(folder / (name + ".pub")), os.path.join(board.root, "trusted"))
         board.empty = board.state("empty")
         for name in ("old", "new"):
-            found = board.install(name)
+            found = board.install(name) if name == "new" else board.run("install", board.packs[name])
             assert found["code"] == 0, found["said"]
+            if name == "old":
+                assert board.run("mark-good")["code"] == 0
             board.learn(board.ids[name])
             shutil.copytree(board.root, os.path.join(place, "after-" + name), symlinks=True)
         board.after = {name: os.path.join(place, "after-" + name) for name in ("old", "new")}
@@ -116,14 +144,14 @@ def board(bundle_dirs, tmp_path_factory):
 def steps(board):
     """(name, state before, verb and its arguments, ids that `current` may have meanwhile, and at the end)."""
     old, new = board.ids["old"], board.ids["new"]
-    install = ("install", board.packs["new"], "--allow-unsigned")
+    install = ("install", board.packs["new"], *board.options)
     return {
         "install": (board.empty, install, {None, new}, new),
         "upgrade": (board.after["old"], install, {old, new}, new),
-        "back to the old": (board.after["new"], ("install", board.packs["old"], "--allow-unsigned"),
+        "back to the old": (board.after["new"], ("install", board.packs["old"], *board.options),
                             {old, new}, old),
         "rollback": (board.after["new"], ("rollback",), {old, new}, old),
-        "failing": (board.after["old"], ("install", board.packs["bad"], "--allow-unsigned"), {old}, old),
+        "failing": (board.after["old"], ("install", board.packs["bad"], *board.options), {old}, old),
     }
 
 
@@ -151,20 +179,24 @@ def test_a_fault_at_each_operation_leaves_the_old_release_or_the_new(board, what
         if what != "kill":  # a fault that a step can do without, such as of a sync, is none
             assert found["code"] in ((0, 1) if step != "failing" else (1,)), (at, found)
         board.check_complete(allowed)
-        assert board.links_when_repaired() in whole, (at, found)
+        assert board.links_when_repaired(step) in whole, (at, found)
+        board.check_keys(step, board.root)
         state = (releases.links(board.root), tuple(releases.partials(board.root)))
         if state not in seen or at % 8 == 0:  # the next install tests the release, which costs most of the time
             seen.add(state)
             again = board.install("new")
             assert again["code"] == 0, (at, found, again)
             board.check_complete({board.ids["new"]})
-            left = set(os.listdir(board.root)) - {"current", "previous", "releases", "lock", "trusted"}
+            left = set(os.listdir(board.root)) - EXPECTED
             assert not left and releases.partials(board.root) == [], (at, left)
 
 
 def test_there_are_enough_points(board):
     counts = {step: board.run(*argv, copy=before)["count"] for step, (before, argv, *_) in steps(board).items()}
     assert sum(counts.values()) >= 200, counts
+
+
+EXPECTED = {"current", "previous", "releases", "lock", "probation", "trusted", "withdrawn.json", "counter.json"}
 
 
 def generates(root):
@@ -178,7 +210,7 @@ def test_a_real_command_killed_at_a_random_moment(board, seed):
     shutil.rmtree(board.root)
     shutil.copytree(board.after["old"], board.root, symlinks=True)
     app = os.path.join(os.path.dirname(board.packs["new"]), "merino.pyz")
-    process = subprocess.Popen([sys.executable, app, "install", board.packs["new"], "--allow-unsigned", "--root",
+    process = subprocess.Popen([sys.executable, app, "install", board.packs["new"], *board.options, "--root",
                                 board.root], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                start_new_session=True)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -207,7 +239,8 @@ def test_a_full_disk_that_is_real(board):
     def script(size_kb):
         return (f"mount -t tmpfs -o size={size_kb}k none {board.root} && cp -a {board.after['old']}/. {board.root}/"
                 f" && {sys.executable} {os.path.dirname(board.packs['new'])}/merino.pyz install {board.packs['new']} "
-                f"--allow-unsigned --root {board.root}; echo code $?; readlink {board.root}/current; "
+                f"{' '.join(board.options)} --root {board.root}; echo code $?; readlink {board.root}/current; "
+                f"ls {board.root}/trusted; "
                 f"{board.root}/current/merino selftest installed")
     size_kb = sum(len(data or b"") for data in tree(board.after["old"]).values()) // 1024
     outcomes = set()
@@ -220,6 +253,7 @@ def test_a_full_disk_that_is_real(board):
         assert "ok: " in out and "Traceback" not in err, (out, err)
         current = "new" if "code 0" in out else "old"
         assert "releases/" + board.ids[current] in out, (out, err)
+        assert ("b.pub" in out) == (current == "new"), "a refused release leaves no key behind"
         outcomes.add(current)
     assert outcomes == {"old", "new"}
 
@@ -265,7 +299,7 @@ def test_a_damaged_file_is_refused_by_the_command(board, tmp_path):
     for changed in (data[:-1], data[:len(data) // 2], data[:-2000] + b"\1" + data[-1999:], b"", data + b"\0"):
         with open(path, "wb") as file:
             file.write(changed)
-        found = board.run("install", path, "--allow-unsigned", copy=board.after["old"])
+        found = board.run("install", path, *board.options, copy=board.after["old"])
         assert found["code"] == 1 and path in found["said"] and "Traceback" not in found["said"]
         board.check_complete({board.ids["old"]})
 
@@ -282,8 +316,9 @@ def test_a_journal_that_is_none_is_dropped(board, content):
     assert not os.path.exists(os.path.join(board.root, "swap.json"))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"starts": -1, "good": false, "gave_up": false, "probed": false}',
-                                     '{"starts": "3", "good": false, "gave_up": false, "probed": false}'])
-def test_a_trial_that_is_none_is_a_new_one(tmp_path, content):
-    (tmp_path / "trial.json").write_text(content)
-    assert trial.read_trial(str(tmp_path)) == trial.Trial()
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"starts": -1, "good": false, "gave_up": false, "testing": false}',
+                                     '{"starts": "3", "good": false, "gave_up": false, "testing": false}'])
+def test_a_probation_that_is_none_is_a_new_one(tmp_path, content):
+    (tmp_path / "probation").mkdir()
+    (tmp_path / "probation" / ("0" * 16 + ".json")).write_text(content)
+    assert probation.read_probation(str(tmp_path), "0" * 16) == probation.Probation()

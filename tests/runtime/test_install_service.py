@@ -1,6 +1,7 @@
 """The service: counts starts, goes back where a new release keeps failing, marks good, probes once. And the units."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,48 +9,47 @@ import sys
 import pytest
 from packed_files import app_bytes, bundle_files, packed_bytes, renamed
 
-from merino_runtime.delivery import releases, trial
+from merino_runtime.delivery import probation, releases
 from merino_runtime.delivery.install import install
 from merino_runtime.delivery.service import check_service, first_boot_unit, service_unit
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.lock import locked
+from merino_runtime.io.outputs import write_output
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")]
 
-OLD, NEW, NEXT = "0" * 15 + "1", "0" * 15 + "2", "0" * 15 + "3"
+OLD, NEW = "0" * 15 + "1", "0" * 15 + "2"
 # What a release is to the service: its launcher. This one passes the test unless there is a file `fails`.
 LAUNCHER = """#!/bin/sh
 here=$(dirname "$0")
 echo "$1" >> "$here/calls"
 case $1 in
     selftest) if [ -e "$here/fails" ]; then echo broken >&2; exit 1; fi; echo "ok: 4 greedy ids as expected" ;;
-    probe) [ ! -e "$here/no-probe" ] || exit 1; echo "{{}}" > "$3" ;;
-    service) exec {python} -m merino_runtime "$@" ;;
+    probe) [ ! -e "$here/no-probe" ] || exit 1; echo "{}" > "$3" ;;
 esac
 """
 
 
 @pytest.fixture
 def root(tmp_path):
-    (tmp_path / "releases").mkdir()
+    for name in ("releases", "state"):
+        (tmp_path / name).mkdir()
     return tmp_path
 
 
 def add(root, release_id):
-    """A release whose only part is a launcher, swapped in."""
+    """A release whose only part is a launcher, swapped in as an install does it."""
     folder = root / "releases" / release_id
     folder.mkdir()
-    (folder / "merino").write_text(LAUNCHER.format(python=sys.executable))
+    (folder / "merino").write_text(LAUNCHER)
     (folder / "merino").chmod(0o755)
-    trial.write_trial(str(folder), trial.Trial())
-    releases.swap(str(root), releases.Links(release_id, releases.links(str(root)).current))
+    releases.swap(str(root), probation.links_with(str(root), release_id))
     return folder
 
 
-def start(root):
-    """One start of the unit -> (exit code, what it said)."""
-    process = subprocess.Popen([str(root / "current" / "merino"), "service", "--root", str(root)],
+def step(root, name):
+    process = subprocess.Popen([sys.executable, "-m", "merino_runtime", "service", name, "--root", str(root)],
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
     out = process.communicate()[0].decode("utf-8")
@@ -57,18 +57,29 @@ def start(root):
     return process.returncode, out
 
 
-def trial_of(root, release_id):
-    return trial.read_trial(releases.release_folder(str(root), release_id))
+def start(root):
+    """One start of the unit, of four steps of which one that fails ends it -> (exit code, what they said)."""
+    said = ""
+    for name in re.findall("service ([a-z]+) --root", service_unit(str(root))):
+        code, out = step(root, name)
+        said += out
+        if code:
+            break
+    return code, said
+
+
+def probation_of(root, release_id):
+    return probation.read_probation(str(root), release_id)
 
 
 def test_a_release_that_passes_is_good_and_probed_once(root):
     folder = add(root, OLD)
     for _ in range(2):
         code, said = start(root)
-        assert code == 0 and f"release {OLD} is good" in said
-    assert trial_of(root, OLD) == trial.Trial(1, True, False, True)
-    assert (root / "probe.json").exists()
-    assert (folder / "calls").read_text().split() == ["service", "selftest", "probe", "service", "selftest"]
+        assert code == 0 and f"release {OLD} generates its golden ids" in said
+    assert probation_of(root, OLD) == probation.Probation(1, good=True)
+    assert (root / "state" / "probe.json").exists()
+    assert (folder / "calls").read_text().split() == ["selftest", "probe", "selftest"]
 
 
 def test_a_probe_that_fails_fails_nothing(root):
@@ -76,7 +87,7 @@ def test_a_probe_that_fails_fails_nothing(root):
     for _ in range(2):
         code, said = start(root)
         assert code == 0
-    assert trial_of(root, OLD).good and not (root / "probe.json").exists()
+    assert probation_of(root, OLD).good and not (root / "state" / "probe.json").exists()
 
 
 def test_three_failed_starts_go_back_to_the_release_before(root):
@@ -85,11 +96,11 @@ def test_three_failed_starts_go_back_to_the_release_before(root):
     (add(root, NEW) / "fails").write_text("")
     for number in (1, 2, 3):
         code, said = start(root)
-        assert code == 1 and "broken" in said and trial_of(root, NEW).starts == number
+        assert code == 1 and "broken" in said and probation_of(root, NEW).starts == number
         assert releases.links(str(root)) == releases.Links(NEW, OLD)
     code, said = start(root)
-    assert code == 0 and f"back to {OLD}" in said and f"release {OLD} is good" in said
-    assert releases.links(str(root)) == releases.Links(OLD, NEW) and trial_of(root, NEW).gave_up
+    assert code == 0 and f"back to {OLD}" in said and f"release {OLD} generates" in said
+    assert releases.links(str(root)) == releases.Links(OLD, NEW) and probation_of(root, NEW).gave_up
 
 
 def test_a_good_release_that_fails_is_no_reason_to_go_back(root):
@@ -97,17 +108,18 @@ def test_a_good_release_that_fails_is_no_reason_to_go_back(root):
     folder = add(root, NEW)
     assert start(root)[0] == 0
     (folder / "fails").write_text("")
-    trial.write_trial(str(folder), trial.Trial(starts=9, good=True))  # marked by a person, after many starts
+    # Marked good by a person, after many starts.
+    probation.write_probation(str(root), NEW, probation.Probation(starts=9, good=True))
     for _ in range(5):
         assert start(root)[0] == 1
     assert releases.links(str(root)) == releases.Links(NEW, OLD)
 
 
-def test_marked_good_by_a_person_ends_the_trial(root):
+def test_marked_good_by_a_person_ends_the_probation(root):
     add(root, OLD)
     (add(root, NEW) / "fails").write_text("")
     assert start(root)[0] == 1
-    trial.mark_good(str(root))
+    probation.mark_good(str(root))
     for _ in range(4):
         assert start(root)[0] == 1
     assert releases.links(str(root)).current == NEW
@@ -137,20 +149,19 @@ def test_a_persons_rollback_gives_its_starts_again(root):
         start(root)
     assert releases.links(str(root)).current == OLD
     with locked(str(root), "rollback"):
-        trial.rollback(str(root))
+        probation.rollback(str(root))
     for number in (1, 2, 3):
-        assert start(root)[0] == 1 and trial_of(root, NEW).starts == number
+        assert start(root)[0] == 1 and probation_of(root, NEW).starts == number
     assert start(root)[0] == 0 and releases.links(str(root)).current == OLD
 
 
 def test_a_start_is_counted_before_what_may_kill_the_board(root):
     """The launcher's self-test here ends the process that asked for it, as a power cut would."""
     folder = add(root, OLD)
-    launcher = LAUNCHER.format(python=sys.executable)
-    (folder / "merino").write_text(launcher.replace("selftest) ", "selftest) kill -9 $PPID; "))
+    (folder / "merino").write_text(LAUNCHER.replace("selftest) ", "selftest) kill -9 $PPID; "))
     for number in (1, 2):
         assert start(root)[0] == -9
-        assert trial_of(root, OLD).starts == number
+        assert probation_of(root, OLD).starts == number
 
 
 def test_a_swap_that_was_cut_is_completed_before_the_start(root):
@@ -166,19 +177,22 @@ def test_a_real_release_that_fails_in_service(tmp_path, bundle_dirs):
     """Installed, started, damaged afterwards: the release before it generates."""
     files, root = bundle_files(bundle_dirs["portable"]), str(tmp_path / "root")
     app = app_bytes(tmp_path / "merino.pyz")
+    ids = []
     for name in ("old", "new"):
         (tmp_path / name).write_bytes(packed_bytes(app, [renamed(files, name)], name))
         found = install(str(tmp_path / name), root, allow_unsigned=True)
-        folder = releases.release_folder(root, found["id"])
-        trial.write_trial(folder, trial.Trial(probed=True))  # the probe takes a minute
+        os.makedirs(os.path.join(root, "state"), exist_ok=True)
+        ids.append(found["id"])
+        write_output(os.path.join(root, "state", "probed"), "\n".join(ids))  # the probe takes a minute
         if name == "old":
             assert start(tmp_path / "root")[0] == 0
+            assert (tmp_path / "root" / "merino.pyz").read_bytes() == app, "it counts the starts from now on"
     (tmp_path / "root" / "current" / "bundle" / "model.onnx").write_bytes(b"")
     for _ in range(3):
         code, said = start(tmp_path / "root")
         assert code == 1 and "model.onnx" in said
     code, said = start(tmp_path / "root")
-    assert code == 0 and "is good" in said and trial.status(root)["current"]["bundle"] == "old"
+    assert code == 0 and "generates its" in said and probation.status(root)["current"]["bundle"] == "old"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
@@ -202,10 +216,10 @@ def test_systemd_takes_the_units(tmp_path, unit):
 
 def test_the_first_boot_installs_what_the_card_brought():
     text = first_boot_unit("/opt/merino", "sample.merino")
-    assert "ConditionPathExists=!/opt/merino/current" in text
-    assert ("ExecStart=/usr/bin/python3 /opt/merino/incoming/merino.pyz install /opt/merino/incoming/sample.merino "
-            "--root /opt/merino --service\n") in text
-    assert ("ExecStartPost=-/sbin/runuser -u merino -- /opt/merino/current/merino generate installed "
+    assert "Condition" not in text, "it is the unit that is disabled: a kill right behind the swap sets up no service"
+    assert ("ExecStartPre=/usr/bin/python3 -I /opt/merino/incoming/merino.pyz install "
+            "/opt/merino/incoming/sample.merino --root /opt/merino --service\n") in text
+    assert ("ExecStart=-/sbin/runuser -u merino -- /opt/merino/current/merino generate installed "
             '"Once upon a time" -n 24 --temperature 0\n') in text
     assert "--allow-unsigned" in first_boot_unit("/opt/merino", "sample.merino", allow_unsigned=True)
 

@@ -99,7 +99,8 @@ def test_every_engine_names_all_that_it_depends_on(bundle, gpu, cache, monkeypat
     count = 1
     for change in (lambda: setattr(gpu, "name", "Another GPU"), lambda: setattr(gpu, "capability", (8, 7)),
                    lambda: put_in(gpu, gpu.version[:-1] + "9", monkeypatch),
-                   lambda: monkeypatch.setattr(engine_build, "PREFILL_CHUNK_IDS", 16)):
+                   lambda: monkeypatch.setattr(engine_build, "PREFILL_CHUNK_IDS", 16),
+                   lambda: monkeypatch.setattr(engine_build.pkgutil, "get_data", lambda *_: b"another builder")):
         change()
         made, _ = built(bundle)
         count += 1

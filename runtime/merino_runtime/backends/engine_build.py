@@ -5,7 +5,9 @@ of float16 kernels keeps in float32 is the norms, since squares of activations o
 what was built.
 """
 import contextlib
+import hashlib
 import os
+import pkgutil
 import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set
@@ -50,7 +52,14 @@ def key_of(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str) -> EngineK
     """Raises CudaError."""
     device = device_of(cuda)
     return EngineKey(device.name, device.capability, trt.version, device.runtime, model_sha256(bundle), precision,
-                     bundle.context, chunk_ids(bundle))
+                     bundle.context, chunk_ids(bundle), builder_version())
+
+
+def builder_version() -> str:
+    """Of this module's source, read where it lies: in a folder or in merino.pyz. The user's cache of engines is shared
+    by all releases, and no number that is raised by hand can be forgotten."""
+    source = pkgutil.get_data(__name__.rpartition(".")[0], "engine_build.py")
+    return hashlib.sha256(source or b"").hexdigest()[:16]
 
 
 def build_engine(bundle: Bundle, fp16: bool, workspace_mb: Optional[int], tell: Tell) -> "Made":

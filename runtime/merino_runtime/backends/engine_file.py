@@ -38,6 +38,7 @@ class EngineKey(NamedTuple):
     precision: str  # of the kernels: fp32, fp16
     context: int
     chunk: int  # ids of the prefill profile
+    builder: str  # of `engine_build`'s source: another one may build another engine of the same model
 
     @property
     def file_name(self) -> str:

@@ -8,12 +8,12 @@ import shlex
 import shutil
 import sys
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.backends.choice import ASKED_FOR, TENSORRT
 from merino_runtime.bundle import load_bundle, sha256_of
 from merino_runtime.bundle.verified import stamp_beside
-from merino_runtime.delivery import packages, releases, trial
+from merino_runtime.delivery import packages, probation, releases
 from merino_runtime.delivery.archive import (
     SIGNATURE,
     Archive,
@@ -23,14 +23,22 @@ from merino_runtime.delivery.archive import (
     open_archive,
     signature_bytes,
 )
+from merino_runtime.delivery.counter import check_counter, keep_counter
 from merino_runtime.delivery.fit import Choice, choose
-from merino_runtime.delivery.keys import read_public_key, trust, trusted_keys
+from merino_runtime.delivery.keys import (
+    NamedKey,
+    key_base64,
+    key_of_base64,
+    key_to_trust,
+    trusted_keys,
+    withdrawn_keys,
+)
 from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import APP, NAME, FileEntry, files_under
 from merino_runtime.delivery.release_runs import build_engine, selftest
+from merino_runtime.delivery.service import make_user
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
-from merino_runtime.io.lock import locked
 from merino_runtime.io.machine_faults import machine_fault
 from merino_runtime.io.outputs import MB, write_output
 
@@ -54,50 +62,59 @@ class Checked(NamedTuple):
     choice: Choice
     notes: List[str]
     asked_backend: Optional[str]  # on the command line
+    keys: Tuple[NamedKey, ...]  # to be trusted from now on
+
+    @property
+    def withdrawn(self) -> List[bytes]:
+        """Keys that the file ends the trust in: only one that is signed has a say."""
+        texts = self.archive.manifest.withdrawn if self.archive.signature else ()
+        return [key_of_base64(each) or b"" for each in texts]
 
 
 def install(path: str, root: str, keys: Sequence[str] = (), allow_unsigned: bool = False, force: bool = False,
-            tell: Tell = lambda _: None, backend: Optional[str] = None) -> Dict[str, Any]:
+            tell: Tell = lambda _: None, backend: Optional[str] = None, allow_downgrade: bool = False,
+            as_service: bool = False) -> Dict[str, Any]:
     """Installs the packed file at `path` -> what `install --json` prints.
 
     root: the folder of releases, made where its parent is there. keys: public keys' files, trusted from now on. force:
     and backend: as of `fit.choose`; a backend that was asked for is the release's from then on. tell: gets a line per
-    step. Raises MerinoError; what was installed before then stays as it was.
+    step. allow_downgrade: also a signed file that is older than one before. as_service: the service's user tests it.
+    Raises MerinoError; what was installed before then stays as it was, and no key is trusted that was not before.
     """
-    checked = check(path, root, keys, allow_unsigned, force, tell, backend)
+    checked = check(path, root, keys, allow_unsigned, force, tell, backend, allow_downgrade)
     archive = checked.archive
-    _make_root(root)
-    with locked(root, "install"):
-        releases.recover(root)
-        for key in keys:
-            trust(root, key)
-        before = releases.links(root)
-        releases.prune(root, keep=archive.id)
-        if _is_sound(root, checked):
-            checked.notes.append("this release was there already: every file of it was verified again")
-        else:
-            _check_space(root, checked)
-            _make_release(root, checked, tell)
-        _test_or_remove(root, checked, before, tell)
-        if before.current != archive.id:
-            trial.start_over(releases.release_folder(root, archive.id))
-            kept = before.current or before.previous
-            releases.swap(root, releases.Links(archive.id, kept if kept != archive.id else None))
-        used = releases.prune(root)
+    with releases.readable_by_all():
+        _make_root(root)
+        with releases.changing(root, "install"):
+            if not allow_downgrade:
+                check_counter(root, archive)  # again: another command may have come before the lock
+            if as_service:
+                make_user(root)
+            before = releases.links(root)
+            releases.prune(root, keep=archive.id)
+            _have_tested(root, checked, before, tell)
+            keep_counter(root, archive)
+            to = before
+            if before.current != archive.id:
+                probation.start_over(root, archive.id)
+                to = probation.links_with(root, archive.id)
+            if to != before or checked.keys or checked.withdrawn:
+                releases.swap(root, to, checked.keys, checked.withdrawn)
+            used = releases.prune(root)
     checked.notes.extend(f"release {each} is in use by a process; the next install removes it" for each in used)
     return _result(root, checked, before.current if before.current != archive.id else None)
 
 
 def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force: bool, tell: Tell,
-          backend: Optional[str] = None) -> Checked:
+          backend: Optional[str] = None, allow_downgrade: bool = False) -> Checked:
     """All that can be refused before anything is written. Raises MerinoError."""
-    archive, notes = open_archive(path), []
-    trusted = [key.key for key in trusted_keys(root)] + [read_public_key(key).key for key in keys]
-    if check_signature(archive, trusted) is None:
-        if not allow_unsigned:
-            raise MerinoError(f"{path} has no signature, so nobody vouches for it. Pack it with --sign, or install it "
-                              "all the same with --allow-unsigned.")
-        notes.append("the file has no signature: only accidents are excluded, not another sender")
+    releases.check_owner(root)
+    archive = open_archive(path)
+    notes: List[str] = []
+    new = tuple(key_to_trust(root, key) for key in keys)
+    _check_signer(root, archive, new, allow_unsigned, notes)
+    if not allow_downgrade:
+        check_counter(root, archive)
     tell(f"hashing {archive.bytes / MB:.0f} MB")
     check_hashes(archive)
     choice = choose(archive, this_machine(os.path.abspath(root)), force, backend)
@@ -107,7 +124,41 @@ def check(path: str, root: str, keys: Sequence[str], allow_unsigned: bool, force
         packages.check_tools(archive, choice.wheels)
     else:
         packages.check_present([choice.backend] if backend else [need.name for need in choice.bundle.backends])
-    return Checked(archive, choice, notes + list(choice.notes), backend)
+    return Checked(archive, choice, notes + list(choice.notes), backend, new)
+
+
+def _check_signer(root: str, archive: Archive, new: Sequence[NamedKey], allow_unsigned: bool, notes: List[str]) -> None:
+    """A trusted key signed the file, and one stays trusted when it is installed. Or no signature is asked for."""
+    trusted = [key.key for key in trusted_keys(root)] + [key.key for key in new]
+    if archive.signature and archive.signature.key in withdrawn_keys(root):
+        raise MerinoError(f"{archive.path} is signed by the key {key_base64(archive.signature.key)}, which was "
+                          "withdrawn here. Sign it with another key.")
+    signer = check_signature(archive, trusted)
+    withdrawn = archive.manifest.withdrawn
+    if signer is None and not allow_unsigned:
+        raise MerinoError(f"{archive.path} has no signature, so nobody vouches for it. Pack it with --sign, or install "
+                          "it all the same with --allow-unsigned.")
+    if signer is None:
+        notes.append("the file has no signature: corruption is detected, tampering is not")
+        notes += ["the keys that it withdraws stay trusted, since nobody signed that"] if withdrawn else []
+    elif withdrawn and all(key_base64(key) in withdrawn for key in trusted):
+        raise MerinoError(f"{archive.path} withdraws every key that {root} trusts, so that nothing could be installed "
+                          "there any more. Trust another key first: --trust NAME.pub")
+
+
+def _have_tested(root: str, checked: Checked, before: releases.Links, tell: Tell) -> None:
+    """The release is there and has passed its self-test. One that was there and fails is made again, once."""
+    if _is_sound(root, checked):
+        try:
+            _test(root, checked, tell)
+            checked.notes.append("this release was there already: every file of it was verified again")
+            return
+        except MerinoError as error:
+            tell(f"the release that is installed is damaged, and made again: {error}")
+            checked.notes.append(f"the release was damaged and was made again: {error}")
+    _check_space(root, checked)
+    _make_release(root, checked, tell)
+    _test_or_remove(root, checked, before, tell)
 
 
 def _make_root(root: str) -> None:
@@ -174,8 +225,7 @@ def _make_release(root: str, checked: Checked, tell: Tell) -> None:
         if choice.wheels:
             _make_environment(partial, checked, tell)
         _write_own(partial, checked)
-        releases.give_to_owner(root, partial)
-        stamp_beside(load_bundle(os.path.join(partial, releases.BUNDLE), verify=False))  # a change of owner is a change
+        stamp_beside(load_bundle(os.path.join(partial, releases.BUNDLE), verify=False))
         releases.sync_folders(partial)
         releases.place(root, archive.id)
     except OSError as error:
@@ -224,7 +274,6 @@ def _write_own(partial: str, checked: Checked) -> None:
     write_output(os.path.join(partial, NAME), archive.manifest_bytes)
     if archive.signature:
         write_output(os.path.join(partial, SIGNATURE), signature_bytes(archive.signature))
-    trial.write_trial(partial, trial.Trial())
     releases.write_json(os.path.join(partial, releases.RECORD), {
         "schema": releases.SCHEMA, "id": archive.id, "name": archive.manifest.name, "bundle": bundle.name,
         "precision": bundle.precision, "version": archive.manifest.version, "choice": _choice_record(checked),
@@ -239,15 +288,21 @@ def _choice_record(checked: Checked) -> Dict[str, Any]:
             "backend": checked.asked_backend}
 
 
+def _test(root: str, checked: Checked, tell: Tell) -> None:
+    folder = releases.release_folder(root, checked.archive.id)
+    if checked.choice.wheels:
+        packages.check_imports(folder, checked.choice.wheels)
+    if checked.choice.backend == TENSORRT:
+        build_engine(folder, tell)
+    tell("self-test: generating the bundle's golden ids")
+    selftest(folder, releases.service_user(root))
+
+
 def _test_or_remove(root: str, checked: Checked, before: releases.Links, tell: Tell) -> None:
     """A release that fails is removed, unless a link leads to it already."""
     release_id = checked.archive.id
-    folder = releases.release_folder(root, release_id)
     try:
-        if checked.choice.backend == TENSORRT:
-            build_engine(folder, tell)
-        tell("self-test: generating the bundle's golden ids")
-        selftest(folder)
+        _test(root, checked, tell)
     except MerinoError as error:
         if release_id in before:
             launcher = os.path.join(root, releases.CURRENT, releases.LAUNCHER)

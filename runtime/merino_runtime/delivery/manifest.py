@@ -9,6 +9,7 @@ import json
 import re
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from merino_runtime.delivery.keys import a_key
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import value_of
 from merino_runtime.io.json_shape import LARGEST, count, integer, listed, problems_in, sha256, shown, text, version
@@ -54,6 +55,8 @@ class Manifest(NamedTuple):
     bundles: Tuple[str, ...]  # folders, the preferred one first
     wheels: Tuple[WheelSet, ...]
     files: Tuple[FileEntry, ...]  # in the order of the archive
+    counter: int = 0  # larger in later files: a board refuses a signed one with less than it has seen
+    withdrawn: Tuple[str, ...] = ()  # public keys, base64: boards that install this signed file trust them no more
 
 
 def path_in_archive(value: Any) -> Optional[str]:
@@ -71,6 +74,7 @@ SHAPE: Dict[str, Any] = {
     "wheels": [{"path": path_in_archive, "python": version, "architecture": text, "glibc": version,
                 "packages": lambda value: _packages_fault(value)}],
     "files": [{"path": path_in_archive, "bytes": integer(0, LARGEST), "sha256": sha256}],
+    "counter": count, "withdrawn": [a_key],
 }
 
 
@@ -140,7 +144,8 @@ def _contradictions(description: Dict[str, Any]) -> List[str]:
     folders = tuple(f"{path}/" for path in bundles + wheels)
     problems += [f"{path} lies in no folder of a bundle or of wheels" for path in paths
                  if path != APP and not path.startswith(folders)]
-    return problems + _clashes(paths) + [f"{path} is listed twice" for path in _twice(wheels)]
+    names = wheels + description["withdrawn"]
+    return problems + _clashes(paths) + [f"{each} is listed twice" for each in _twice(names)]
 
 
 def _clashes(paths: Sequence[str]) -> List[str]:

@@ -91,10 +91,15 @@ def make_environment(folder: str, archive: Archive, wheels: WheelSet, wheel_fold
           "--no-index", "--no-deps", "--only-binary=:all:", "--no-warn-script-location", *paths],
          "install the file's wheels")
     _keep_interpreter(os.path.dirname(python))
-    modules = [name for name in PACKAGES if name in wheels.packages]
-    if modules:  # the self-test does not import the tokenizer
-        _run([python, "-c", "import " + ", ".join(modules)], "import the file's packages")
+    check_imports(folder, wheels)
     os.sync()  # one call: thousands of files, each synced by itself, take minutes on a card
+
+
+def check_imports(folder: str, wheels: WheelSet) -> None:
+    """Raises MerinoError where the environment of a release lacks a package: the self-test imports no tokenizer."""
+    modules = [name for name in PACKAGES if name in wheels.packages]
+    if modules:
+        _run([python_of(folder), "-c", "import " + ", ".join(modules)], "import the file's packages")
 
 
 def base_python() -> str:

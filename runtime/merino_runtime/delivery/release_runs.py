@@ -1,10 +1,12 @@
 """What a release does in processes of its own before it is trusted: builds its engine, generates its golden ids.
-Standard library only.
+
+Root builds the engine, which lies in the release and so is root's. The self-test runs as the service's user where there
+is one: it proves what the service will find, and what it runs has no rights of root's. Standard library only.
 """
 import os
 import re
 import subprocess
-from typing import Callable
+from typing import Any, Callable, Dict, Optional
 
 from merino_runtime.delivery import releases
 from merino_runtime.errors import MerinoError
@@ -31,15 +33,16 @@ def build_engine(folder: str, tell: Tell) -> None:
         raise MerinoError(f"no engine was built: {said or f'exit code {process.returncode}, and no word of why'}")
 
 
-def selftest(folder: str) -> None:
-    """Lets the release in `folder` generate its golden ids in a process of its own. MerinoError with what it said.
+def selftest(folder: str, user: Optional[releases.User] = None) -> None:
+    """Lets the release in `folder` generate its golden ids in a process of its own, as this user where root names one.
+    MerinoError with what it said.
 
     However slow: a format that is slow here was refused before, or asked for with --force.
     """
     command = [os.path.join(folder, releases.LAUNCHER), "selftest", releases.INSTALLED, "--allow-slow"]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              timeout=SELFTEST_TIMEOUT_S)
+                              timeout=SELFTEST_TIMEOUT_S, **_as_user(user))
     except OSError as error:
         raise machine_fault(f"start {command[0]}", error) from error
     except subprocess.TimeoutExpired as error:
@@ -48,3 +51,22 @@ def selftest(folder: str) -> None:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = said[-1] if said else f"exit code {done.returncode}, and no word of why"
         raise MerinoError(f"the self-test failed: {reason}")
+
+
+def _as_user(user: Optional[releases.User]) -> Dict[str, Any]:
+    """Arguments of a subprocess that runs as `user`, with nothing of root's environment. None: as this process."""
+    if user is None:
+        return {}
+    import grp  # here, because Windows has no such modules
+    import pwd
+
+    name = pwd.getpwuid(user.uid).pw_name
+    groups = [each.gr_gid for each in grp.getgrall() if name in each.gr_mem]
+
+    def become() -> None:
+        os.setgroups([user.gid, *groups])
+        os.setgid(user.gid)
+        os.setuid(user.uid)
+
+    return {"preexec_fn": become, "cwd": "/", "env": {
+        "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": user.home, "XDG_CACHE_HOME": user.home}}

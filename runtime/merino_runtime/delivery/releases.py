@@ -1,31 +1,35 @@
-"""The folder of installed releases: what lies where, the lock, and the swap of `current` that a kill cannot tear.
+"""The folder of installed releases: what lies where, who may change it, and the swap of `current` that no kill tears.
 
     ROOT/releases/ID/           one release, complete: it got this name by a rename
     ROOT/releases/ID.partial/   what is being made, or being removed
     ROOT/current, previous      links to releases/ID
-    ROOT/swap.json              the links before and after, while they are being changed
+    ROOT/swap.json              the links before and after, and keys, while they are being changed
+    ROOT/state/                 the service's user's, and nothing else is
 
-Each command that changes something takes the lock (`lock`) and calls `recover` first. So a state that a kill or a power
-cut left is completed or dropped by the next command, and by no reader. No time is compared: a board may start in 1970.
-Standard library only.
+Each command that changes something does so in `changing`: it takes the lock (`lock`) and completes or drops what a kill
+or a power cut left; no reader does. No time is compared: a board may start in 1970. Standard library only.
 """
 import contextlib
 import json
 import os
 import re
 import shutil
+import stat
 import sys
-from typing import List, NamedTuple, Optional
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from merino_runtime.delivery.keys import TRUSTED, NamedKey, key_base64, key_of_base64, trust, withdraw
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import scratch
 from merino_runtime.io.json_file import read_json
-from merino_runtime.io.lock import faults_told, hold, in_use
+from merino_runtime.io.lock import faults_told, hold, in_use, locked
 from merino_runtime.io.outputs import move_folder, replace_link, sync_folder, write_output
 
 SCHEMA = 1
 SYSTEM_ROOT = "/opt/merino"
 RELEASES, CURRENT, PREVIOUS, JOURNAL = "releases", "current", "previous", "swap.json"
+PROBATION = "probation"  # a file for each release, outside of it
+STATE = "state"  # of the service's user
 INSTALLED = "installed"  # as BUNDLE
 PARTIAL, OLD = ".partial", ".old"
 APP, LAUNCHER, BUNDLE, ENVIRONMENT, RECORD = "merino.pyz", "merino", "bundle", "env", "release.json"
@@ -39,11 +43,28 @@ class Links(NamedTuple):
     previous: Optional[str]
 
 
+class Swap(NamedTuple):
+    """What is changed with the links, all of it or nothing."""
+    to: Links
+    trust: Tuple[NamedKey, ...] = ()
+    withdraw: Tuple[bytes, ...] = ()
+
+
+class User(NamedTuple):
+    """The service's user, as whom releases are tested. home: ROOT/state."""
+    uid: int
+    gid: int
+    home: str
+
+
 def default_root() -> str:
     """The folder in which the running application is installed; else root's, or this user's own."""
     running = running_release()
     if running:
         return os.path.dirname(os.path.dirname(running))
+    app = os.path.realpath(sys.argv[0] or os.curdir)
+    if os.path.basename(app) == APP and os.path.isdir(os.path.join(os.path.dirname(app), RELEASES)):
+        return os.path.dirname(app)  # the copy that starts are counted with
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return SYSTEM_ROOT
     return os.path.join(os.path.expanduser("~"), ".local", "share", "merino")
@@ -98,6 +119,60 @@ def partials(root: str) -> List[str]:
         return []
 
 
+@contextlib.contextmanager
+def changing(root: str, verb: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Holds the lock, after what a stopped command left was completed or dropped. Raises MerinoError where another
+    command changes ROOT, or, as root, where another user could."""
+    check_owner(root)
+    with readable_by_all(), locked(root, verb, wait_s):
+        recover(root)
+        yield
+
+
+@contextlib.contextmanager
+def readable_by_all() -> Iterator[None]:
+    """What root installs is read by the service's user, whatever the umask of the shell."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        yield
+        return
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def check_owner(root: str) -> None:
+    """Nothing, but as root: raises MerinoError where another user owns or may write ROOT or a folder on the way to it,
+    and so could choose what root reads and runs there."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return
+    place = os.path.realpath(root)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    inside = place == os.path.realpath(root)
+    while True:
+        found = os.lstat(place)
+        sticky = not inside and found.st_mode & stat.S_ISVTX  # as /tmp: what is root's in it stays root's
+        writable = found.st_mode & stat.S_IWOTH or found.st_mode & stat.S_IWGRP and found.st_gid != 0
+        if found.st_uid != 0 or writable and not sticky:
+            raise MerinoError(f"{place} can be changed by another user than root (owner {found.st_uid}, mode "
+                              f"{stat.S_IMODE(found.st_mode):04o}), who could then choose what root runs from {root}. "
+                              "Install as that user, or remove that folder, or choose another one with --root.")
+        if place == os.path.dirname(place):
+            return
+        place, inside = os.path.dirname(place), False
+
+
+def service_user(root: str) -> Optional[User]:
+    """The owner of ROOT/state, where this is root and a service was set up; else None."""
+    home = os.path.join(root, STATE)
+    if not hasattr(os, "geteuid") or os.geteuid() != 0 or not os.path.lexists(home):
+        return None
+    found = os.lstat(home)
+    return User(found.st_uid, found.st_gid, home) if stat.S_ISDIR(found.st_mode) and found.st_uid != 0 else None
+
+
 def recover(root: str) -> None:
     """Completes or drops a swap that was cut short, and removes what else a stopped command left. Needs the lock.
 
@@ -105,24 +180,45 @@ def recover(root: str) -> None:
     """
     with faults_told("repair " + root):
         journal = _journal(root)
-        if journal and journal.current == linked(root, CURRENT):
-            _link(root, PREVIOUS, journal.previous)
+        if journal and journal.to.current == linked(root, CURRENT):
+            _complete(root, journal)
         _remove_file(os.path.join(root, JOURNAL))
         for name in partials(root):
             _restore_or_remove(os.path.join(root, RELEASES, name))
-        for name in (CURRENT, PREVIOUS, JOURNAL):
-            scratch.sweep(os.path.join(os.path.realpath(root), name))
+        for folder in (root, os.path.join(root, PROBATION), os.path.join(root, TRUSTED)):
+            _sweep(os.path.realpath(folder))
 
 
-def _journal(root: str) -> Optional[Links]:
-    """The links that a swap was to make. A file that is none is as if there was none: the links stay as they are."""
+def _sweep(folder: str) -> None:
+    """Removes what killed commands left beside what they wrote in the folder."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            left = re.match(r"\.(.+)\.[^.]+" + re.escape(scratch.SUFFIX) + r"\Z", name)
+            if left:
+                scratch.sweep(os.path.join(folder, left.group(1)))
+
+
+def _complete(root: str, journal: Swap) -> None:
+    """All behind the change of `current`. Keys to trust come last: a disk that is full refuses these alone."""
+    _link(root, PREVIOUS, journal.to.previous)
+    withdraw(root, journal.withdraw)
+    for key in journal.trust:
+        trust(root, key)
+
+
+def _journal(root: str) -> Optional[Swap]:
+    """What a swap was to change. A file that is none is as if there was none: all stays as it is."""
     path = os.path.join(root, JOURNAL)
     if not os.path.exists(path):
         return None
-    with contextlib.suppress(MerinoError, KeyError, TypeError):
-        found = Links(**read_json(path, "")["to"])
-        if all(each is None or isinstance(each, str) and ID.match(each) for each in found):
-            return found
+    with contextlib.suppress(MerinoError, KeyError, TypeError, AttributeError):
+        found = read_json(path, "")
+        to = Links(**found["to"])
+        new = [NamedKey(name, key_of_base64(key) or b"", comment) for name, key, comment in found.get("trust", [])]
+        gone = [key_of_base64(key) or b"" for key in found.get("withdraw", [])]
+        if all(each is None or isinstance(each, str) and ID.match(each) for each in to) and all(gone) and \
+                all(each.key and os.path.basename(each.name) == each.name for each in new):
+            return Swap(to, tuple(new), tuple(gone))
     return None
 
 
@@ -132,16 +228,19 @@ def _restore_or_remove(path: str) -> None:
     if path.endswith(OLD + PARTIAL) and not os.path.lexists(kept):
         move_folder(path, kept)
     else:
-        shutil.rmtree(path, ignore_errors=True)  # what root left behind is in no way of a service's user
+        shutil.rmtree(path, ignore_errors=True)
 
 
-def swap(root: str, to: Links) -> None:
-    """Changes both links. A reader of `current` finds the old release or the new. Needs the lock."""
+def swap(root: str, to: Links, trusted: Sequence[NamedKey] = (), withdrawn: Sequence[bytes] = ()) -> None:
+    """Changes both links, then the trust in keys. A reader of `current` finds the old release or the new. Cut short
+    after `current` was changed, the next command completes it. Needs the lock."""
     with faults_told("change the links in " + root):
-        write_json(os.path.join(root, JOURNAL),
-                    {"schema": SCHEMA, "from": links(root)._asdict(), "to": to._asdict()})
+        write_json(os.path.join(root, JOURNAL), {
+            "schema": SCHEMA, "from": links(root)._asdict(), "to": to._asdict(),
+            "trust": [[each.name, key_base64(each.key), each.comment] for each in trusted],
+            "withdraw": [key_base64(key) for key in withdrawn]})
         _link(root, CURRENT, to.current)
-        _link(root, PREVIOUS, to.previous)
+        _complete(root, Swap(to, tuple(trusted), tuple(withdrawn)))
         _remove_file(os.path.join(root, JOURNAL))
 
 
@@ -174,22 +273,21 @@ def prune(root: str, keep: str = "") -> List[str]:
                 used.append(name)
             else:
                 remove_release(root, name)
+    _forget_probations(root)
     return used
+
+
+def _forget_probations(root: str) -> None:
+    """Of releases that are not there."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(os.path.join(root, PROBATION)):
+            known, ending = os.path.splitext(name)
+            if ending == ".json" and ID.match(known) and not os.path.isdir(release_folder(root, known)):
+                os.unlink(os.path.join(root, PROBATION, name))
 
 
 def write_json(path: str, value: object) -> None:
     write_output(path, json.dumps(value, indent=1) + "\n")
-
-
-def give_to_owner(root: str, path: str) -> None:
-    """Gives what is in the folder `path`, and the folder, to the owner of ROOT: root installs, a service's user runs.
-    Nothing, where they are the same or this is not root."""
-    owner = os.stat(root)
-    if os.geteuid() != 0 or owner.st_uid == 0:
-        return
-    for place, folders, files in os.walk(path):
-        for name in [os.curdir, *folders, *files]:
-            os.chown(os.path.join(place, name), owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def sync_folders(path: str) -> None:

@@ -1,19 +1,25 @@
 """What systemd runs: the texts of the units, the verb `service`, and setting both up (`install --service`).
 
-`service` tests the installed release at each start of the board. A new release that fails three starts is left for the
-one before it. Until there is a server, that is all it does, and a probe of the board, once for each release.
+A start has four steps. Root counts it and may go back to the release before; the service's user tests the release; root
+marks it good; the user probes the board, once for each release. A new release that fails three starts is left. All four
+are run by ROOT/merino.pyz, of a release that was good, so that no damage of the release under test stops them.
 Standard library only.
 """
+import contextlib
 import os
 import shutil
 import subprocess
+import sys
+import zipfile
 from typing import Callable, List, Sequence
 
-from merino_runtime.delivery import releases, trial
-from merino_runtime.delivery.manifest import APP
+from merino_runtime.bundle import sha256_of
+from merino_runtime.delivery import probation, releases
+from merino_runtime.delivery.manifest import APP, NAME, parse_manifest
 from merino_runtime.delivery.release_runs import selftest
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.lock import LOCK, hold, locked
+from merino_runtime.io.json_file import value_of
+from merino_runtime.io.lock import faults_told, hold
 from merino_runtime.io.machine_faults import machine_fault
 from merino_runtime.io.outputs import write_output
 
@@ -21,35 +27,44 @@ USER = "merino"
 UNIT, UNITS = "merino.service", "/etc/systemd/system"
 FIRST_BOOT_UNIT, INCOMING = "merino-install.service", "incoming"
 FIRST_WORDS = (releases.INSTALLED, '"Once upon a time"', "-n", "24", "--temperature", "0")
-PROBE, PROBE_TIMEOUT_S = "probe.json", 600.0
+PROBE, PROBED, PROBE_TIMEOUT_S = "probe.json", "probed", 600.0  # in ROOT/state
+PYTHON = "/usr/bin/python3"  # the system's: what root runs at each start
+GPU_DEVICES = ("/dev/nvmap", "/dev/nvhost-gpu")  # of a Jetson; their group may open them
 WAIT_S = 1800.0  # for an install that runs when the board starts
+# Units that enlarge a card's file system at its first start: systemd's, cloud-init's, Raspberry Pi OS's, JetPack's.
+GROWING = ("systemd-repart.service", "systemd-growfs-root.service", "systemd-growfs@-.service", "cloud-init.service",
+           "rpi-resize.service", "resize2fs_once.service", "nvresizefs.service", "nvfb.service")
 HIDDEN = ("/home", "/root", "/run", "/tmp")  # from a hardened service
 Tell = Callable[[str], None]
 
 
 def service_unit(root: str) -> str:
-    """merino.service. Runs on systemd 237 (JetPack 4), which takes no Restart= with Type=oneshot."""
+    """merino.service. Runs on systemd 237 (JetPack 4), which takes no Restart= with Type=oneshot. `+`: as root."""
+    run = f"{PYTHON} -I {root}/{APP} service"
     return f"""[Unit]
 Description=merino: self-test of the installed language model
-ConditionPathExists={root}/{releases.CURRENT}
+ConditionPathIsDirectory={root}/{releases.RELEASES}
 After=local-fs.target
 StartLimitIntervalSec=3600
-StartLimitBurst={trial.MOST_STARTS + 3}
+StartLimitBurst={probation.MOST_STARTS + 3}
 
 [Service]
 Type=simple
 RemainAfterExit=yes
 User={USER}
-ExecStart={root}/{releases.CURRENT}/{releases.LAUNCHER} service --root {root}
+ExecStartPre=+{run} begin --root {root}
+ExecStartPre={run} test --root {root}
+ExecStartPre=+{run} end --root {root}
+ExecStart={run} probe --root {root}
+TimeoutStartSec=infinity
 Restart=on-failure
 RestartSec=5
-CacheDirectory={USER}
-Environment=XDG_CACHE_HOME=/var/cache/{USER}
+Environment=HOME={root}/{releases.STATE} XDG_CACHE_HOME={root}/{releases.STATE}
 UMask=0022
 NoNewPrivileges=yes
 CapabilityBoundingSet=
 ProtectSystem=strict
-ReadWritePaths={root}
+ReadWritePaths={root}/{releases.STATE}
 ProtectHome=yes
 PrivateTmp=yes
 ProtectKernelTunables=yes
@@ -67,22 +82,27 @@ WantedBy=multi-user.target
 
 
 def first_boot_unit(root: str, archive_name: str, allow_unsigned: bool = False) -> str:
-    """merino-install.service: installs what lies in ROOT/incoming, at each start of the board until a release is
-    there. The console shows what it says, then a few words that the release generates, by the service's user, whose
-    the release is by then. They fail no install: a model may have no tokenizer."""
+    """merino-install.service: installs what lies in ROOT/incoming, after the file system has grown to its card. A
+    failure is tried again, soon and at the next start of the board; `install --service` ends with disabling the unit.
+    The console shows what it says, then a few words that the release generates, by the service's user. They fail no
+    install: a model may have no tokenizer."""
     unsigned = " --allow-unsigned" if allow_unsigned else ""
     return f"""[Unit]
 Description=merino: installs the language model that came with this card
-ConditionPathExists=!{root}/{releases.CURRENT}
-After=local-fs.target
+After=local-fs.target {" ".join(GROWING)}
+StartLimitIntervalSec=3600
+StartLimitBurst=3
 
 [Service]
-Type=oneshot
+Type=simple
 RemainAfterExit=yes
-ExecStart=/usr/bin/python3 {root}/{INCOMING}/{APP} install {root}/{INCOMING}/{archive_name} --root {root} --service{unsigned}
-ExecStartPost=-/sbin/runuser -u {USER} -- {root}/{releases.CURRENT}/{releases.LAUNCHER} generate {" ".join(FIRST_WORDS)}
+ExecStartPre={PYTHON} -I {root}/{INCOMING}/{APP} install {root}/{INCOMING}/{archive_name} --root {root} --service{unsigned}
+ExecStart=-/sbin/runuser -u {USER} -- {root}/{releases.CURRENT}/{releases.LAUNCHER} generate {" ".join(FIRST_WORDS)}
 TimeoutStartSec=infinity
+Restart=on-failure
+RestartSec=10
 Environment=HOME=/root
+UMask=0022
 StandardOutput=journal+console
 StandardError=journal+console
 
@@ -91,51 +111,113 @@ WantedBy=multi-user.target
 """  # noqa: E501
 
 
-def run_service(root: str, tell: Tell) -> None:
-    """Counts the start, tests `current`, marks it good. Goes back to the release before where a new one has failed too
-    often. Raises MerinoError where the test fails: systemd then starts this again."""
-    with locked(root, "service", WAIT_S):
-        releases.recover(root)
-        now = releases.links(root)
-        if now.current is None:
-            raise MerinoError(f"no release is installed in {root}. {releases.INSTALL_FIRST}")
-        starts = trial.count_start(releases.release_folder(root, now.current))
-        left = not starts.good and starts.starts > trial.MOST_STARTS and _may_go_back(root, now)
-        if left:
-            to = trial.rollback(root, gave_up=True)
-            tell(f"release {now.current} failed {trial.MOST_STARTS} starts: back to {to.current}")
-    if left:  # by its own application and Python; the lock is free
-        launcher = os.path.join(root, releases.CURRENT, releases.LAUNCHER)
-        os.execv(launcher, [launcher, "service", "--root", root])
-    folder = releases.release_folder(root, now.current)
+def begin_start(root: str, tell: Tell) -> None:
+    """By root, before the release is tried: counts the start, and goes back to the release before where a new one has
+    failed too often, or is gone. What cannot be written, as on a full disk, is no reason not to start."""
+    try:
+        with releases.changing(root, "service", WAIT_S):
+            now = releases.links(root)
+            if now.current is None and now.previous is not None:
+                releases.swap(root, releases.Links(now.previous, None))
+                tell(f"the release in use is gone: back to {now.previous}")
+            elif now.current is not None:
+                _count_or_go_back(root, now, tell)
+    except MerinoError as error:
+        tell(f"this start is not counted: {error}")
+
+
+def _count_or_go_back(root: str, now: releases.Links, tell: Tell) -> None:
+    counted = probation.count_start(root, now.current or "")
+    if not counted.good and counted.starts > probation.MOST_STARTS and _may_go_back(root, now):
+        to = probation.rollback(root, gave_up=True)
+        tell(f"release {now.current} failed {probation.MOST_STARTS} starts: back to {to.current}")
+        probation.count_start(root, to.current or "")
+
+
+def try_release(root: str, tell: Tell) -> None:
+    """By the service's user. Raises MerinoError where the release fails: systemd then starts all of it again."""
+    current = _current(root)
+    folder = releases.release_folder(root, current)
     hold(folder)
     selftest(folder)
-    with locked(root, "service", WAIT_S):
-        trial.mark_good(root, now.current)
-    tell(f"release {now.current} is good: it generates its golden ids")
-    _probe_once(root, folder, tell)
+    tell(f"release {current} generates its golden ids")
+
+
+def end_start(root: str, tell: Tell) -> None:
+    """By root, when the test was passed: marks the release good, and keeps its application as the one that counts
+    starts. Not a release that was installed while another one was tested."""
+    with releases.changing(root, "service", WAIT_S):
+        current = _current(root)
+        found = probation.read_probation(root, current)
+        if found.testing:
+            probation.mark_good(root, current)
+            tell(f"release {current} is good")
+            try:
+                keep_application(root, current)
+            except MerinoError as error:
+                tell(f"starts are counted by the application of an earlier release: {error}")
+        elif not found.good:
+            tell(f"release {current} was installed meanwhile: its own start will test it")
+
+
+def _current(root: str) -> str:
+    current = releases.linked(root, releases.CURRENT)
+    if current is None:
+        raise MerinoError(f"no release is installed in {root}. {releases.INSTALL_FIRST}")
+    return current
 
 
 def _may_go_back(root: str, now: releases.Links) -> bool:
     """There is a previous release, and it is not one that was left already: else the two would take turns for ever."""
-    return now.previous is not None and not trial.read_trial(releases.release_folder(root, now.previous)).gave_up
+    return now.previous is not None and not probation.read_probation(root, now.previous).gave_up
 
 
-def _probe_once(root: str, folder: str, tell: Tell) -> None:
-    """Noted before it is measured: a board that dies of the load must not do it at each start. A probe that fails is
-    no failure of the release."""
-    found = trial.read_trial(folder)
-    if found.probed:
+def probe_once(root: str, tell: Tell) -> None:
+    """By the service's user, once for each release. Noted before it is measured: a board that dies of the load must
+    not do it at each start. A probe that fails is no failure of the release."""
+    current, state = _current(root), os.path.join(root, releases.STATE)
+    folder, noted = releases.release_folder(root, current), os.path.join(state, PROBED)
+    known = set()
+    with contextlib.suppress(OSError), open(noted, encoding="ascii", errors="replace") as file:
+        known = set(file.read(1000).split())
+    if current in known:
         return
-    with locked(root, "service", WAIT_S):
-        trial.write_trial(folder, trial.read_trial(folder)._replace(probed=True))
-    command = [os.path.join(folder, releases.LAUNCHER), "probe", "-o", os.path.join(root, PROBE)]
+    hold(folder)
+    write_output(noted, "\n".join(sorted({current, *known.intersection(os.listdir(os.path.dirname(folder)))})) + "\n")
+    command = [os.path.join(folder, releases.LAUNCHER), "probe", "-o", os.path.join(state, PROBE)]
     try:
         code = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=PROBE_TIMEOUT_S).returncode
     except (OSError, subprocess.TimeoutExpired) as error:
         tell(f"the probe failed: {error}")
     else:
-        tell(f"the probe ended with exit code {code}" if code else f"the board was measured: {root}/{PROBE}")
+        tell(f"the probe ended with exit code {code}" if code else f"the board was measured: {state}/{PROBE}")
+
+
+def keep_application(root: str, release_id: str) -> None:
+    """ROOT/merino.pyz becomes the application of this release, which is good. It counts the starts, so it must be the
+    file of the release's manifest, and able to say what is installed. Nothing where it is so already."""
+    folder = releases.release_folder(root, release_id)
+    own = os.path.join(folder, APP)
+    with faults_told(f"read {folder}"):
+        with open(os.path.join(folder, NAME), "rb") as file:
+            manifest = parse_manifest(file.read(), folder)
+        wanted = next(entry.sha256 for entry in manifest.files if entry.path == APP)
+        kept = os.path.join(root, APP)
+        if os.path.exists(kept) and sha256_of(kept) == wanted:
+            return
+        if sha256_of(own) != wanted or not _tells_status(own, root, release_id):
+            raise MerinoError(f"{own} is damaged, or cannot tell what is installed. Install the release again.")
+        with open(own, "rb") as file:
+            write_output(kept, file.read())
+
+
+def _tells_status(app: str, root: str, release_id: str) -> bool:
+    command = [sys.executable or PYTHON, "-I", app, "status", "--root", root, "--json"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        return bool(value_of(done.stdout.decode("utf-8", "replace"))["current"]["id"] == release_id)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def check_service(root: str) -> None:
@@ -143,7 +225,7 @@ def check_service(root: str) -> None:
     if os.geteuid() != 0:
         raise MerinoError("--service needs root: it makes a user and a unit of systemd. Run it with sudo, or install "
                           "without --service into a folder of your own.")
-    missing = [name for name in ("systemctl", "useradd") if shutil.which(name) is None]
+    missing = [name for name in ("systemctl", "useradd", PYTHON) if shutil.which(name) is None]
     if missing:
         raise MerinoError(f"--service needs {' and '.join(missing)}, which this system lacks. Install without it.")
     inside = [folder for folder in HIDDEN if (os.path.realpath(root) + "/").startswith(folder + "/")]
@@ -157,38 +239,66 @@ def _plain(path: str) -> bool:
     return all(letter.isalnum() and ord(letter) < 128 or letter in "._/+-" for letter in path)
 
 
-def set_up_service(root: str) -> List[str]:
-    """Makes the user, gives it ROOT, writes and enables the unit, starts it where systemd runs -> notes. Changes
-    nothing that is so already. Raises MerinoError where a step fails."""
+def make_user(root: str) -> None:
+    """Makes the service's user and ROOT/state, its only folder. Nothing that is so already. Needs the lock."""
     import pwd  # here, because Windows has no such module, and the workstation writes units
 
     try:
         pwd.getpwnam(USER)
     except KeyError:
-        _run(["useradd", "--system", "--user-group", "--home-dir", root, "--no-create-home", "--shell",
-              "/usr/sbin/nologin", USER])
-    user = pwd.getpwnam(USER)
-    _give_root(root, user.pw_uid, user.pw_gid)
-    write_output(os.path.join(UNITS, UNIT), service_unit(root))
+        _run(["useradd", "--system", "--user-group", "--home-dir", os.path.join(root, releases.STATE),
+              "--no-create-home", "--shell", "/usr/sbin/nologin", USER])
+        groups = sorted({_group_of(path) for path in GPU_DEVICES if os.path.exists(path)} - {""})
+        if groups:  # whoever builds and runs engines on a Jetson opens these
+            _run(["usermod", "--append", "--groups", ",".join(groups), USER])
+    user, state = pwd.getpwnam(USER), os.path.join(root, releases.STATE)
+    with faults_told(f"make {state}"):
+        if not os.path.lexists(state):
+            os.mkdir(state, 0o755)
+        handle = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            if os.fstat(handle).st_uid != user.pw_uid:
+                os.fchown(handle, user.pw_uid, user.pw_gid)
+        finally:
+            os.close(handle)
+
+
+def _group_of(path: str) -> str:
+    import grp
+
+    try:
+        return grp.getgrgid(os.stat(path).st_gid).gr_name
+    except (OSError, KeyError):
+        return ""
+
+
+def set_up_service(root: str) -> List[str]:
+    """Writes and enables the unit for a release that is installed, and starts it where systemd runs -> notes. The unit
+    of the first boot ends with that. Raises MerinoError where a step fails."""
+    with releases.changing(root, "install", WAIT_S):
+        if not os.path.exists(os.path.join(root, APP)):
+            _keep_running_application(root)
+        write_output(os.path.join(UNITS, UNIT), service_unit(root))
     _run(["systemctl", "enable", "--quiet", UNIT])
+    if os.path.lexists(os.path.join(UNITS, FIRST_BOOT_UNIT)):
+        _run(["systemctl", "disable", "--quiet", FIRST_BOOT_UNIT])
     if not os.path.isdir("/run/systemd/system"):
         return [f"{UNIT} is enabled; systemd is not running here"]
     _run(["systemctl", "daemon-reload"])
+    subprocess.run(["systemctl", "reset-failed", "--quiet", UNIT], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _run(["systemctl", "restart", "--no-block", UNIT])
     return [f"{UNIT} is enabled and started: it tests this release at each start of the board"]
 
 
-def _give_root(root: str, user: int, group: int) -> None:
-    """To the service's user: it counts starts and changes links. The trusted keys stay root's."""
-    with locked(root, "install", WAIT_S):
-        try:
-            for name in (os.curdir, releases.RELEASES, LOCK, PROBE):
-                path = os.path.join(root, name)
-                if os.path.exists(path):
-                    os.chown(path, user, group)
-            releases.give_to_owner(root, os.path.join(root, releases.RELEASES))
-        except OSError as error:
-            raise machine_fault(f"give {root} to the user {USER}", error) from error
+def _keep_running_application(root: str) -> None:
+    """The program that has just installed a release is whole, and root's choice. Until a release is marked good it
+    counts the starts. Run from sources, the release's own is taken."""
+    running = os.path.realpath(sys.argv[0] or os.curdir)
+    if zipfile.is_zipfile(running):
+        with faults_told(f"read {running}"), open(running, "rb") as file:
+            write_output(os.path.join(root, APP), file.read())
+    else:
+        keep_application(root, _current(root))
 
 
 def _run(command: Sequence[str]) -> None:

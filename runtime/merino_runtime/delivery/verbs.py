@@ -1,5 +1,5 @@
-"""The verbs around installed releases: install, status, rollback, mark-good, service, board. Results go to stdout,
-messages to stderr.
+"""The verbs around installed releases: install, status, rollback, mark-good, untrust, service, board. Results go to
+stdout, messages to stderr.
 
 What a verb needs is imported inside its function: on a board each module costs the start of `generate` too.
 """
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional
 from merino_runtime.backends.choice import BACKENDS
 from merino_runtime.delivery import releases
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.lock import locked
 from merino_runtime.io.streams import say, say_note, write_out
 from merino_runtime.io.verb import Verb
 
@@ -45,6 +44,8 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _root(arguments: argparse.Namespace) -> str:
+    if arguments.root == "":
+        raise MerinoError("--root '' names no folder. Name one, or leave --root out for the default.")
     return os.path.abspath(arguments.root or releases.default_root())
 
 
@@ -60,8 +61,10 @@ def _add_install(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the packed file, NAME.merino")
     _add_root(parser)
     parser.add_argument("--trust", metavar="NAME.pub", action="append", default=[], dest="keys",
-                        help="trust this public key, from now on; may be given again")
+                        help="trust this public key from now on, if the file passes its self-test; repeat for more")
     parser.add_argument("--allow-unsigned", action="store_true", help="install a file that nobody signed")
+    parser.add_argument("--allow-downgrade", action="store_true",
+                        help="install a signed file although it is older than one that was installed before")
     parser.add_argument("--force", action="store_true",
                         help="also on another board than it was packed for, or where it will be slow")
     parser.add_argument("--backend", choices=BACKENDS,
@@ -81,7 +84,7 @@ def _install(arguments: argparse.Namespace) -> int:
 
         check_service(root)
     found = install(arguments.file, root, arguments.keys, arguments.allow_unsigned, arguments.force, say,
-                    arguments.backend)
+                    arguments.backend, arguments.allow_downgrade, arguments.service)
     if arguments.service:
         found["notes"].extend(set_up_service(root))
     for note in found["notes"]:
@@ -96,7 +99,7 @@ def _install(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from merino_runtime.delivery.trial import status
+    from merino_runtime.delivery.probation import status
 
     found = status(_root(arguments))
     if arguments.json:
@@ -117,37 +120,65 @@ def _described(facts: Optional[Dict[str, Any]]) -> str:
         return "none"
     if "problem" in facts:
         return f"{facts['id']}  {facts['problem']}"
-    state = "good" if facts["good"] else f"on trial, {facts['starts']} starts"
+    state = "good" if facts["good"] else f"on probation, {facts['starts']} starts"
     state += ", left by the service" if facts["gave_up"] else ""
     return f"{facts['id']}  {facts.get('name')} ({facts.get('bundle')}, {facts.get('precision')}), {state}"
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from merino_runtime.delivery.trial import rollback
+    from merino_runtime.delivery.probation import rollback
 
     root = _installed_root(arguments)
-    with locked(root, "rollback"):
-        releases.recover(root)
+    with releases.changing(root, "rollback"):
         to = rollback(root)
     write_out(f"current is {to.current}, previous is {to.previous}\n")
     return 0
 
 
 def _mark_good(arguments: argparse.Namespace) -> int:
-    from merino_runtime.delivery.trial import mark_good
+    from merino_runtime.delivery.probation import mark_good
 
     root = _installed_root(arguments)
-    with locked(root, "mark-good"):
-        releases.recover(root)
+    with releases.changing(root, "mark-good"):
         found = mark_good(root)
     write_out(f"{found} is good\n")
     return 0
 
 
-def _service(arguments: argparse.Namespace) -> int:
-    from merino_runtime.delivery.service import run_service
+def _add_untrust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("key", metavar="KEY", help="NAME.pub, the name of a trusted key, or its base64")
+    _add_root(parser)
 
-    run_service(_installed_root(arguments), say)
+
+def _untrust(arguments: argparse.Namespace) -> int:
+    from merino_runtime.delivery.keys import key_base64, named_key, trusted_keys, withdraw
+
+    root = _root(arguments)
+    if not os.path.isdir(root):
+        raise MerinoError(f"there is no {root}, so no key is trusted there. Name the folder of releases with --root.")
+    with releases.changing(root, "untrust"):
+        key = named_key(root, arguments.key)
+        withdraw(root, [key])
+        left = len(trusted_keys(root))
+    write_out(f"{key_base64(key)} is not trusted any more, {left} {'key is' if left == 1 else 'keys are'}\n")
+    if not left:
+        say_note("no key is trusted now: the next install needs --trust NAME.pub")
+    return 0
+
+
+def _add_service(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("step", choices=("begin", "test", "end", "probe"),
+                        help="begin: count the start, go back where a release keeps failing; test: the self-test; end: "
+                             "mark the release good; probe: measure the board once")
+    _add_root(parser)
+
+
+def _service(arguments: argparse.Namespace) -> int:
+    from merino_runtime.delivery import service
+
+    steps = {"begin": service.begin_start, "test": service.try_release, "end": service.end_start,
+             "probe": service.probe_once}
+    steps[arguments.step](_installed_root(arguments), say)
     return 0
 
 
@@ -181,7 +212,8 @@ VERBS = (
     Verb("install", "install a packed bundle: checked, tested, then swapped in", _add_install, _install),
     Verb("status", "what is installed", _add_root_and_json, _status),
     Verb("rollback", "exchange the installed release and the one before it", _add_root, _rollback),
-    Verb("mark-good", "end the trial of the installed release", _add_root, _mark_good),
-    Verb("service", "what merino.service runs: test the release, go back where it keeps failing", _add_root, _service),
+    Verb("mark-good", "end the probation of the installed release", _add_root, _mark_good),
+    Verb("untrust", "end the trust in a public key", _add_untrust, _untrust),
+    Verb("service", "one step of merino.service", _add_service, _service),
     Verb("board", "what this machine is, for `merino-edge flash`", _add_root_and_json, _board),
 )

@@ -22,13 +22,14 @@ LOCK = "lock"
 @contextlib.contextmanager
 def locked(root: str, doing: str, wait_s: float = 0.0) -> Iterator[None]:
     """Holds the lock of an existing ROOT. doing: the verb, which another command's refusal names. wait_s: how long to
-    wait for another command. The kernel gives the lock up when the process ends, however it ends.
+    wait for another command. The kernel gives the lock up when the process ends, however it ends. The file is this
+    user's alone, since whoever can open it can hold the lock; a link in its place is refused.
 
     Raises MerinoError where another command holds it, or ROOT cannot be written.
     """
     path = os.path.join(root, LOCK)
     with faults_told("lock " + root):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         _take(handle, root, wait_s)
         with faults_told("lock " + root):

@@ -1,0 +1,56 @@
+"""The counter of packed files: a board takes no signed file that is older than one that it has taken.
+
+`pack` writes a counter into the manifest. ROOT/counter.json has the highest that a signed file brought which passed its
+self-test here. A file without a signature could state any, so its counter is neither asked for nor kept.
+"""
+import os
+
+from merino_runtime.delivery import releases
+from merino_runtime.delivery.archive import SIGNATURE, Archive
+from merino_runtime.delivery.manifest import NAME, parse_manifest
+from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_file import read_json
+
+COUNTER = "counter.json"
+REMEDY = "It is written anew."
+
+
+def check_counter(root: str, archive: Archive) -> None:
+    """Raises MerinoError where the signed file is older than another one was that ROOT took. The release in use may be
+    installed again."""
+    highest, current = highest_counter(root), releases.linked(root, releases.CURRENT)
+    if archive.signature and archive.manifest.counter < highest and archive.id != current:
+        raise MerinoError(f"{archive.path} is older than what was installed in {root}: its counter is "
+                          f"{archive.manifest.counter}, the highest so far {highest}. Pack it again, go back to the "
+                          "release before by `rollback`, or install the older one all the same with --allow-downgrade.")
+
+
+def highest_counter(root: str) -> int:
+    """Of what was kept and what is installed: either may be lost."""
+    linked = [each for each in releases.links(root) if each]
+    return max([_kept(root), *(_counter_of(releases.release_folder(root, each)) for each in linked)])
+
+
+def keep_counter(root: str, archive: Archive) -> None:
+    """Needs the lock."""
+    if archive.signature and archive.manifest.counter > _kept(root):
+        releases.write_json(os.path.join(root, COUNTER), {"schema": 1, "highest": archive.manifest.counter})
+
+
+def _kept(root: str) -> int:
+    try:
+        found = read_json(os.path.join(root, COUNTER), REMEDY)["highest"]
+    except (MerinoError, KeyError, TypeError):
+        return 0
+    return found if isinstance(found, int) and not isinstance(found, bool) else 0
+
+
+def _counter_of(folder: str) -> int:
+    """Of a release whose file was signed; else 0."""
+    try:
+        if not os.path.exists(os.path.join(folder, SIGNATURE)):
+            return 0
+        with open(os.path.join(folder, NAME), "rb") as file:
+            return parse_manifest(file.read(), folder).counter
+    except (OSError, MerinoError):
+        return 0

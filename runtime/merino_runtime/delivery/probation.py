@@ -1,0 +1,126 @@
+"""Probation: a new release is tried at starts of the service until it is marked good, or left for the one before it.
+
+ROOT/probation/ID.json has a release's starts. It lies outside the release and is written by root, so that a release
+that is damaged in any way is counted too. What follows from it is here: rollback and mark-good. Standard library only.
+"""
+import json
+import os
+from typing import Any, Dict, NamedTuple, Optional
+
+from merino_runtime.delivery import releases
+from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_file import read_json
+from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.outputs import write_output
+
+MOST_STARTS = 3  # of a release that nothing and nobody marked good
+
+
+class Probation(NamedTuple):
+    starts: int = 0  # of the service, while the release was not good
+    good: bool = False
+    gave_up: bool = False  # the service rolled back from it
+    testing: bool = False  # a start was counted for it, and no other release was swapped in since
+
+
+def _path(root: str, release_id: str) -> str:
+    return os.path.join(root, releases.PROBATION, release_id + ".json")
+
+
+def read_probation(root: str, release_id: str) -> Probation:
+    """A file that is damaged or missing counts as that of a new release."""
+    try:
+        found = read_json(_path(root, release_id), "It is written anew.")
+        probation = Probation(*(found[name] for name in Probation._fields))
+    except (MerinoError, KeyError, TypeError):
+        return Probation()
+    kinds = tuple(type(value) for value in Probation())
+    sound = tuple(type(value) for value in probation) == kinds and probation.starts >= 0
+    return probation if sound else Probation()
+
+
+def write_probation(root: str, release_id: str, probation: Probation) -> None:
+    """Synced: it must outlive a power cut by what it counts."""
+    folder = os.path.join(root, releases.PROBATION)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise machine_fault(f"make {folder}", error) from error
+    write_output(_path(root, release_id), json.dumps(dict(probation._asdict(), schema=releases.SCHEMA)) + "\n")
+
+
+def count_start(root: str, release_id: str) -> Probation:
+    """Before what is tried: a board that dies of it has counted it."""
+    probation = read_probation(root, release_id)
+    if not probation.good:
+        probation = probation._replace(starts=probation.starts + 1, testing=True)
+        write_probation(root, release_id, probation)
+    return probation
+
+
+def mark_good(root: str, release_id: Optional[str] = None) -> str:
+    """Ends the probation of a release, `current` where none is named -> its id. Needs the lock. MerinoError where there
+    is none."""
+    wanted = release_id or releases.linked(root, releases.CURRENT)
+    if wanted is None or not os.path.isdir(releases.release_folder(root, wanted)):
+        raise MerinoError(f"no release is installed in {root}. {releases.INSTALL_FIRST}")
+    probation = read_probation(root, wanted)
+    if not probation.good:
+        write_probation(root, wanted, probation._replace(good=True, gave_up=False, testing=False))
+    return wanted
+
+
+def start_over(root: str, release_id: str) -> None:
+    """A person chose the release: it gets its starts, also where the service gave it up before."""
+    found = read_probation(root, release_id)
+    if found.starts or found.gave_up or found.testing:
+        write_probation(root, release_id, found._replace(starts=0, gave_up=False, testing=False))
+
+
+def links_with(root: str, release_id: str) -> releases.Links:
+    """The links when this release becomes `current`. `previous` is the release that was marked good last. Only where
+    none was, as in a folder without a service, it is the one that was in use before."""
+    now = releases.links(root)
+    others = [each for each in now if each not in (None, release_id)]
+    good = [each for each in others if each and read_probation(root, each).good]
+    return releases.Links(release_id, (good + others + [None])[0])
+
+
+def rollback(root: str, gave_up: bool = False) -> releases.Links:
+    """Exchanges `current` and `previous` -> the links now. Needs the lock. MerinoError where there is no previous one.
+
+    gave_up: the service does it by itself. It then never comes back to this release by itself. A person's rollback
+    gives the release that it goes to its starts again.
+    """
+    now = releases.links(root)
+    if now.previous is None:
+        raise MerinoError(f"no previous release is in {root}: an upgrade keeps one. {releases.INSTALL_FIRST}")
+    if gave_up and now.current is not None:
+        left = read_probation(root, now.current)
+        write_probation(root, now.current, left._replace(gave_up=True, testing=False))
+    elif not gave_up:
+        start_over(root, now.previous)
+    to = releases.Links(current=now.previous, previous=now.current)
+    releases.swap(root, to)
+    return to
+
+
+def status(root: str) -> Dict[str, Any]:
+    """What is installed; changes nothing and needs no lock."""
+    now = releases.links(root)
+    unfinished = os.path.exists(os.path.join(root, releases.JOURNAL))
+    return {"schema": releases.SCHEMA, "root": root, "current": _facts(root, now.current),
+            "previous": _facts(root, now.previous), "partial": releases.partials(root), "swap_unfinished": unfinished}
+
+
+def _facts(root: str, release_id: Optional[str]) -> Optional[Dict[str, Any]]:
+    """What release.json holds, and the probation."""
+    if release_id is None:
+        return None
+    folder = releases.release_folder(root, release_id)
+    try:
+        found = read_json(os.path.join(folder, releases.RECORD), releases.INSTALL_FIRST)
+    except MerinoError as error:
+        found = {"problem": str(error)}
+    facts = dict(found if isinstance(found, dict) else {}, **read_probation(root, release_id)._asdict())
+    return dict(facts, id=release_id, folder=folder)

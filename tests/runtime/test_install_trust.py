@@ -1,0 +1,205 @@
+"""Whose files a board takes: counters, withdrawn keys, and keys that are trusted only when their release was tested.
+And what it goes back to: the release that was marked good last. By real processes."""
+import base64
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes, renamed
+
+from merino_runtime.delivery.archive import Signature, open_archive, signed_bytes
+from merino_runtime.delivery.keys import key_line
+from tests import ed25519_signer
+
+pytestmark = [pytest.mark.slow,
+              pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")]
+
+SEEDS = {"fleet": b"a" * 32, "second": b"b" * 32}
+KEYS = {name: ed25519_signer.public_key_of(seed) for name, seed in SEEDS.items()}
+TEXTS = {name: base64.b64encode(key).decode("ascii") for name, key in KEYS.items()}
+# name: (signing key, counter, keys that it withdraws)
+FILES = {"one": ("fleet", 1, ()), "two": ("fleet", 2, ()), "three": ("fleet", 3, ()), "bad": ("fleet", 9, ()),
+         "unsigned": (None, 2 ** 53, ("fleet",)), "withdraws": ("second", 4, ("fleet",)),
+         "withdraws-all": ("second", 4, ("fleet", "second"))}
+
+
+def signer(name):
+    return (lambda data: Signature(*ed25519_signer.sign(SEEDS[name], signed_bytes(data)))) if name else None
+
+
+@pytest.fixture(scope="module")
+def packs(bundle_dirs, tmp_path_factory):
+    folder, files = tmp_path_factory.mktemp("packs"), bundle_files(bundle_dirs["portable"])
+    app = app_bytes(folder / "merino.pyz")
+    for name, (key, counter, withdrawn) in FILES.items():
+        bundle = changed_golden(files) if name == "bad" else renamed(files, name)
+        gone = sorted(TEXTS[each] for each in withdrawn)
+        (folder / (name + ".merino")).write_bytes(packed_bytes(
+            app, [bundle], name, counter=counter, withdrawn=gone, sign=signer(key)))
+    for name, key in KEYS.items():
+        (folder / (name + ".pub")).write_text(key_line(key, name))
+    return folder
+
+
+class Board:
+    def __init__(self, packs, root):
+        self.packs, self.root = packs, root
+
+    def run(self, *words):
+        """-> (exit code, stdout and stderr)"""
+        process = subprocess.Popen([sys.executable, str(self.packs / "merino.pyz"), *map(str, words), "--root",
+                                    str(self.root)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        out = process.communicate()[0].decode("utf-8")
+        assert "Traceback" not in out, out
+        return process.returncode, out
+
+    def install(self, name, *options):
+        trust = [word for option in options if option in KEYS for word in ("--trust", self.packs / (option + ".pub"))]
+        return self.run("install", self.packs / (name + ".merino"), *trust, *(o for o in options if o not in KEYS))
+
+    def taken(self, name, *options):
+        code, said = self.install(name, *options)
+        assert code == 0 and self.current() == name, said
+        return said
+
+    def refused(self, name, reason, *options):
+        before = self.current(), self.trusted()
+        code, said = self.install(name, *options)
+        assert code == 1 and reason in said, said
+        assert (self.current(), self.trusted()) == before
+
+    def facts(self, link="current"):
+        return json.loads(self.run("status", "--json")[1])[link]
+
+    def current(self, link="current"):
+        found = self.facts(link)
+        return found and found["name"]
+
+    def trusted(self):
+        return sorted(os.listdir(str(self.root / "trusted"))) if (self.root / "trusted").exists() else []
+
+
+@pytest.fixture
+def board(packs, tmp_path):
+    return Board(packs, tmp_path / "root")
+
+
+def test_a_key_is_trusted_when_its_release_has_passed_its_test_and_also_where_it_was_there(board):
+    board.refused("bad", "self-test failed", "fleet")
+    assert board.trusted() == []
+    board.taken("unsigned", "--allow-unsigned")
+    board.refused("one", "not trusted here")
+    board.taken("one", "fleet")
+    board.taken("one", "second")
+    assert board.trusted() == ["fleet.pub", "second.pub"]
+
+
+def test_an_older_signed_file_needs_allow_downgrade(board):
+    board.taken("one", "fleet")
+    board.taken("three")
+    board.refused("two", "older than what was installed")
+    board.taken("three")  # the one in use is not older than itself
+    assert board.run("rollback")[0] == 0 and board.current() == "one"
+    board.refused("two", "its counter is 2, the highest so far 3")
+    board.taken("one")
+    board.taken("two", "--allow-downgrade")
+    board.refused("one", "--allow-downgrade")
+    os.unlink(str(board.root / "counter.json"))  # lost: what is installed still counts
+    board.refused("one", "the highest so far 2")
+    board.taken("unsigned", "--allow-unsigned")  # whose counter anyone could write
+    board.taken("three")
+
+
+def test_a_file_that_fails_its_test_raises_no_counter(board):
+    board.taken("one", "fleet")
+    board.refused("bad", "self-test failed")
+    board.taken("two")
+
+
+def test_a_signed_list_withdraws_keys_once_its_release_is_installed(board):
+    board.taken("one", "fleet")
+    board.refused("withdraws", "not trusted here")
+    board.refused("withdraws-all", "withdraws every key", "second")
+    said = board.taken("unsigned", "--allow-unsigned")
+    assert "nobody signed that" in said and board.trusted() == ["fleet.pub"]
+    board.taken("withdraws", "second")
+    assert board.trusted() == ["second.pub"]
+    board.refused("one", "was withdrawn here", "--allow-downgrade")
+    board.refused("one", "was withdrawn here", "--allow-downgrade", "fleet")
+    os.unlink(str(board.root / "withdrawn.json"))  # the remedy of the message, for its only key
+    board.taken("one", "--allow-downgrade", "fleet")
+
+
+@pytest.mark.parametrize("name", ["fleet.pub", "path", "base64"])
+def test_untrust(board, packs, name):
+    board.taken("one", "fleet", "second")
+    named = {"path": packs / "fleet.pub", "base64": TEXTS["fleet"]}.get(name, name)
+    code, said = board.run("untrust", named)
+    assert code == 0 and TEXTS["fleet"] in said and "1 key is" in said
+    assert board.trusted() == ["second.pub"]
+    board.refused("two", "was withdrawn here")
+    assert "needs --trust" in board.run("untrust", "second")[1] or board.trusted() == ["second.pub"]
+
+
+def test_a_damaged_list_of_withdrawn_keys_stops_an_install(board):
+    board.taken("one", "fleet")
+    for content in ("", "[]", '{"schema": 1, "keys": ["x"]}', '{"schema": 1, "keys": "' + TEXTS["fleet"] + '"}'):
+        (board.root / "withdrawn.json").write_text(content)
+        board.refused("two", "withdrawn.json")
+
+
+def test_previous_is_the_last_release_that_was_marked_good(board):
+    board.taken("one", "fleet")
+    board.run("mark-good")
+    board.taken("two")
+    assert board.current("previous") == "one"
+    board.taken("three")
+    assert board.current("previous") == "one", "two was never marked good"
+    assert board.run("rollback")[0] == 0 and (board.current(), board.facts()["good"]) == ("one", True)
+    board.taken("three")
+    board.run("mark-good")
+    board.taken("unsigned", "--allow-unsigned")
+    assert board.current("previous") == "three"
+
+
+def test_without_one_that_is_good_previous_is_the_one_before(board):
+    board.taken("one", "fleet")
+    board.taken("two")
+    board.taken("three")
+    assert board.current("previous") == "two"
+
+
+@pytest.mark.parametrize("damage", ["bundle/model.onnx", "merino", "merino.pyz"])
+def test_the_same_file_repairs_what_is_damaged(board, damage):
+    """The launcher is none of the manifest's files: only the self-test notices it."""
+    board.taken("one", "fleet")
+    path = os.path.join(board.facts()["folder"], damage)
+    os.chmod(path, 0o755)
+    with open(path, "r+b") as file:
+        file.truncate(os.path.getsize(path) // 2)
+    board.taken("one")
+    launcher = str(board.root / "current" / "merino")
+    assert subprocess.check_output([launcher, "selftest", "installed"]).startswith(b"ok: ")
+
+
+def test_an_empty_root_is_not_the_default_one(packs):
+    process = subprocess.Popen([sys.executable, str(packs / "merino.pyz"), "status", "--root", ""],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate()
+    assert process.returncode == 1 and out == b"" and b"--root '' names no folder" in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="asks what root accepts")
+def test_root_installs_into_no_folder_that_another_user_can_change(board, packs):
+    board.root.mkdir()
+    os.chown(str(board.root), 65534, 65534)
+    board.refused("one", "can be changed by another user", "fleet")
+    os.chown(str(board.root), 0, 0)
+    os.chmod(str(board.root), 0o777)
+    board.refused("one", "can be changed by another user", "fleet")
+    assert os.listdir(str(board.root)) == []
+    os.chmod(str(board.root), 0o755)
+    board.taken("one", "fleet")
+    assert open_archive(str(packs / "one.merino")).id == board.facts()["id"]
