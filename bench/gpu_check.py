@@ -31,7 +31,7 @@ from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.outputs import write_output
+from merino_runtime.io.outputs import write_output
 
 SCHEMA = 1
 STEPS, ROUNDS, WARM_UP_ROUNDS = 32, 5, 2

@@ -26,9 +26,9 @@ from merino_edge.prediction.formats import fast_formats, has_cache
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.profiles.reading import list_profiles
-from merino_runtime.board import MB
 from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import MB
 
 DECODE_MS, CONTEXT, PROMPT, VOCAB = 50.0, 1024, 512, 50257
 HEADS = {"full": FULL, "any": GROUPED, "four or more": (4, 8, 16, 32, None)}

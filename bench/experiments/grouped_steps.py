@@ -23,7 +23,7 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import kv_bytes
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend
-from merino_runtime.board import MB
+from merino_runtime.io.board import MB
 
 WIDTH, LAYERS, VOCAB, DEPTH, ROUNDS = 640, 14, 4096, 1024, 40
 KV_HEADS = (10, 5, 2, 1)

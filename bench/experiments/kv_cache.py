@@ -33,11 +33,11 @@ from merino_bench.sensors.environment import machine
 from merino_edge.embedded import EMBEDDED
 from merino_edge.families.names import bundle_path
 from merino_edge.families.zoo import model
-from merino_runtime.attention import SWITCH
 from merino_runtime.backends import open_backend
+from merino_runtime.backends.attention import SWITCH
 from merino_runtime.backends.backend import Backend
-from merino_runtime.board import peak_rss_mb
 from merino_runtime.bundle import load_bundle
+from merino_runtime.io.board import peak_rss_mb
 
 # What loads torch is imported where it is needed: a process whose memory is measured does without.
 FORMATS = ("fp32", "int8", "int4")

@@ -16,10 +16,10 @@ import numpy as np
 from write_record import write_record
 
 from merino_runtime.backends import open_backend
+from merino_runtime.backends.threads import thread_counts
 from merino_runtime.bundle import load_bundle
-from merino_runtime.sampler import Sampler
+from merino_runtime.generation.sampler import Sampler
 from merino_runtime.sampling import Sampling
-from merino_runtime.threads import thread_counts
 
 PROMPT, STEPS, ROUNDS = 64, 64, 10
 

@@ -29,7 +29,7 @@ PROMPT = "Once upon a time, there was a little girl named Lily."
 
 def made_up_tokenizer(vocab):
     """GPT-2's form: 256 bytes, then merges of pairs of earlier tokens, drawn."""
-    from merino_runtime.text import byte_table
+    from merino_runtime.generation.text import byte_table
 
     draw, tokens, merges = random.Random(0), list(byte_table()), []
     known = set(tokens)
@@ -85,12 +85,12 @@ def phases_here(bundle_path, started):
 
     begin("import merino_runtime")
     sys.path.insert(0, f"{bundle_path}/merino.pyz")
-    from merino_runtime import board
     from merino_runtime.bundle import load_bundle
+    from merino_runtime.bundle.fit import check_bundle_fits
 
     begin("read bundle.json")
     bundle = load_bundle(bundle_path, verify=False)
-    board.check_bundle_fits(bundle, allow_slow=True)
+    check_bundle_fits(bundle, allow_slow=True)
     begin("import numpy")
     import numpy  # noqa: F401
 
@@ -98,7 +98,7 @@ def phases_here(bundle_path, started):
     import tokenizers  # noqa: F401
 
     begin("open the tokenizer")
-    from merino_runtime.text import open_tokenizer
+    from merino_runtime.generation.text import open_tokenizer
 
     tokenizer = open_tokenizer(bundle)
     begin("import onnxruntime")
@@ -109,7 +109,7 @@ def phases_here(bundle_path, started):
 
     backend = open_backend(bundle)
     begin("tokenise, prefill, choose")
-    from merino_runtime.generate import generate
+    from merino_runtime.generation.generate import generate
 
     next(generate(backend, tokenizer.encode(PROMPT), max_new_tokens=1))
     begin("")

@@ -16,11 +16,11 @@ from merino_bench.harness.cases import (
     parse_threads,
 )
 from merino_runtime.__main__ import main as runtime_main
-from merino_runtime.backend_choice import BACKENDS, TENSORRT, backend_of_machine
+from merino_runtime.backends.choice import BACKENDS, TENSORRT, backend_of_machine
+from merino_runtime.backends.threads import check_threads
+from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
-from merino_runtime.requirements import require
-from merino_runtime.threads import check_threads
-from merino_runtime.verb import Verb
+from merino_runtime.io.verb import Verb
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -92,8 +92,8 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
 def _probe(arguments: argparse.Namespace) -> int:
     require("numpy")
     from merino_bench.probe.run import run_probe
-    from merino_runtime.outputs import is_stdout
-    from merino_runtime.streams import say, stderr_is_terminal
+    from merino_runtime.io.outputs import is_stdout
+    from merino_runtime.io.streams import say, stderr_is_terminal
 
     backend = backend_of_machine(arguments.backend, say)
     say("building small engines and timing them, for minutes; let nothing else run" if backend == TENSORRT else

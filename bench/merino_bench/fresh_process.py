@@ -12,7 +12,7 @@ from typing import Any, Dict, Optional
 import merino_bench
 import merino_runtime
 from merino_runtime.errors import MerinoError
-from merino_runtime.memory import OUT_OF_MEMORY_WORDS
+from merino_runtime.io.memory import OUT_OF_MEMORY_WORDS
 
 OUT_OF_MEMORY = "out of memory"
 

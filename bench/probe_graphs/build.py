@@ -32,7 +32,7 @@ from merino_edge.families.graph_ops import Attention, KvLayer, Norm
 from merino_edge.families.hugging_face import build_model
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary
-from merino_runtime.outputs import open_output
+from merino_runtime.io.outputs import open_output
 from probe_graphs.grid import GraphKey, graph_keys
 from probe_graphs.layout import FusedLayout, PlainLayout, PortableLayout, model_without_weights, unset
 

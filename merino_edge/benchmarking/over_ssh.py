@@ -15,9 +15,9 @@ from merino_edge.families.names import bundle_path, resolve
 from merino_edge.families.zoo import Model
 from merino_edge.records.reading import parse_records
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import value_of
-from merino_runtime.streams import write_out
-from merino_runtime.visible import cleaned, visible
+from merino_runtime.io.json_file import value_of
+from merino_runtime.io.streams import write_out
+from merino_runtime.io.visible import cleaned, visible
 
 MOST_BYTES = 64 << 20  # of records
 MOST_S = 24 * 3600.0  # of all rows; each has its own limit on the board

@@ -21,8 +21,8 @@ from merino_edge.design.design_file import Design, Measured
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.operators import Core, core_named
 from merino_edge.storage.atomic import scratch_folder
-from merino_runtime.board import kind_of_core, this_board
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import kind_of_core, this_board
 
 MEASURABLE = [name for name in BUDGETS_BY_NAME if name in Measured.model_fields]  # what a measurement here can judge
 MOST_DESIGNS = 3

@@ -13,7 +13,7 @@ from pathlib import Path
 import merino_bench
 import merino_runtime
 from merino_runtime.errors import MerinoError
-from merino_runtime.outputs import write_output
+from merino_runtime.io.outputs import write_output
 
 PACKED = (".py", ".json", ".xz")  # sources, and data files beside them
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip can hold

@@ -1,7 +1,7 @@
 """bundle.json: made from a model's geometry and facts of its graph, written in the order of the runtime's schema.
 
 The type of a description is `merino_runtime.bundle.Bundle`, which `load_bundle` reads; its keys stand in
-`merino_runtime.bundle_schema`. Keys and their meaning: docs/formats.md.
+`merino_runtime.bundle.schema`. Keys and their meaning: docs/formats.md.
 """
 
 import json
@@ -27,8 +27,8 @@ from merino_runtime.bundle import (
     Port,
     Threads,
 )
-from merino_runtime.bundle_schema import BUNDLE_SHAPE, SCHEMA, problems_of
-from merino_runtime.requirements import version_tuple
+from merino_runtime.bundle.requirements import version_tuple
+from merino_runtime.bundle.schema import BUNDLE_SHAPE, SCHEMA, problems_of
 
 # The oldest ONNX Runtime for (dialect, precision), 1.10 where none is named: operators with blocks of 8 bits, and
 # tables in blocks, are younger than the fused attention.

@@ -5,7 +5,7 @@ from typing import Any
 
 from merino_runtime.bundle import BundleFile, sha256_of
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
+from merino_runtime.io.json_file import read_json
 
 DESCRIPTION_FILE = "bundle.json"
 TOKENIZER_FILE = "tokenizer.json"

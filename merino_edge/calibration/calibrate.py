@@ -20,9 +20,9 @@ from merino_edge.calibration.probe import Measurement, Probe, Resident, joined
 from merino_edge.families.operators import packed_bytes
 from merino_edge.profiles.coefficients import FORMS, GENERAL, OF_FORMAT, PAIRS, LatencyError
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.board import MB
 from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import MB
 
 
 class Residual(NamedTuple):

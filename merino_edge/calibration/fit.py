@@ -18,8 +18,8 @@ from merino_edge.calibration.probe import Measurement, Probe, timed_decoder
 from merino_edge.families.operators import Operator, activation, attention, head, linear, norm
 from merino_edge.prediction.latency import again_share, amounts, partly_share, total_us
 from merino_edge.profiles.coefficients import AGAIN, FORMS, GENERAL, MEMORY, OF_FORMAT, PAIRS, Dialect
-from merino_runtime.board import MB
 from merino_runtime.bundle import QUANTISED_CACHES
+from merino_runtime.io.board import MB
 
 REWEIGHTINGS, HUBER_ERROR = 8, 0.1  # relative error above which Huber's loss grows linearly
 DECODER_WEIGHT = 10.0  # of a row with a whole decoder, in rows with one operator

@@ -16,9 +16,9 @@ from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.probe import PROBE_SCHEMA, Probe, read_probe
 from merino_edge.calibration.this_machine import core_name, facts, version_of
 from merino_edge.storage.atomic import cache_folder, scratch_folder
-from merino_runtime import board
-from merino_runtime.board import last_level_cache_bytes
 from merino_runtime.errors import MerinoError
+from merino_runtime.io import board
+from merino_runtime.io.board import last_level_cache_bytes
 
 PROBE_SECONDS = 50.0
 DEFAULT_RUNTIME_MB = 65  # of one tiny onnxruntime session on x86_64, see the boards' profiles

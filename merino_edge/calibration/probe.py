@@ -17,7 +17,7 @@ from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import Backend
 from merino_edge.storage.faults import fault_list, refuse_other_schema
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json_and_text
+from merino_runtime.io.json_file import read_json_and_text
 
 Positive = Annotated[float, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]

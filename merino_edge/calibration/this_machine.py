@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from merino_runtime import board
-from merino_runtime.board import last_level_cache_bytes
+from merino_runtime.io import board
+from merino_runtime.io.board import last_level_cache_bytes
 
 HOST = "host"
 CPUINFO = Path("/proc/cpuinfo")

@@ -30,7 +30,7 @@ from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Root
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
 from merino_runtime.errors import MerinoError
-from merino_runtime.streams import CLOSED_PIPE, drop_stdout, exit_code
+from merino_runtime.io.streams import CLOSED_PIPE, drop_stdout, exit_code
 
 
 class Commands(TyperGroup):
@@ -115,7 +115,7 @@ def calibrate(
     from merino_edge.cli.over_ssh import probe_there, refuse_remote
     from merino_edge.cli.tables.boards import interval_table, residual_table
     from merino_edge.cli.tables.layout import show
-    from merino_runtime.outputs import is_stdout
+    from merino_runtime.io.outputs import is_stdout
 
     if ssh is None:
         refuse_remote(accept_new=accept_new)
@@ -168,7 +168,7 @@ def bench(
     from merino_edge.benchmarking.run import run_benchmark
     from merino_edge.cli.over_ssh import refuse_local, refuse_remote
     from merino_edge.cli.terminal import bench_progress
-    from merino_runtime.threads import check_threads
+    from merino_runtime.backends.threads import check_threads
 
     request = BenchRequest(
         None if prompts is None else parse_lengths(prompts), None if steps is None else parse_lengths(steps),

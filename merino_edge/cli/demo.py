@@ -28,7 +28,7 @@ from merino_edge.prediction.shape import default_prompt
 from merino_edge.profiles.reading import load_profile
 from merino_edge.storage.atomic import check_file, write_text
 from merino_runtime.errors import MerinoError
-from merino_runtime.streams import CLOSED_PIPE, say_line
+from merino_runtime.io.streams import CLOSED_PIPE, say_line
 
 BOARD = "raspberry-pi-4"
 PROMPT = "Once upon a time"

@@ -136,7 +136,7 @@ def show_flashed(done: "list[Flashed]", dry_run: bool, as_json: bool) -> None:
     """The summary on stdout, what boards had to say on stderr."""
     from merino_edge.cli.tables.flash import flashed_json, flashed_table
     from merino_edge.cli.tables.layout import show
-    from merino_runtime.visible import visible
+    from merino_runtime.io.visible import visible
 
     if as_json:
         print(json.dumps([flashed_json(one) for one in done]))

@@ -10,6 +10,7 @@ import typer
 
 from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.prediction.intervals import ALLOWED, DEFAULT_CONFIDENCE, check_confidence, percent
+from merino_runtime.sampling import OPTIONS, Sampling, check_sampling
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Device = Annotated[str, typer.Option(help="a board's id, `host`, or the path of a profile")]
@@ -41,25 +42,52 @@ Prompt = Annotated[int | None, typer.Option(help="its tokens; default: half the 
 
 def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
     """The command with an option per budget in place of its parameter `limits`, a mapping of those that are given."""
-    signature = inspect.signature(command)
-    options = [
-        inspect.Parameter(
-            budget.name, inspect.Parameter.KEYWORD_ONLY, default=None,
-            annotation=Annotated[float | None, typer.Option(budget.option, help=budget.help)],
-        )
+    options = {
+        budget.name: (Annotated[float | None, typer.Option(budget.option, help=budget.help)], None)
         for budget in BUDGETS_BY_NAME.values()
-    ]  # fmt: skip
-    names = [option.name for option in options]
+    }
+    return with_options(command, "limits", options, lambda given: {
+        name: limit for name, limit in given.items() if limit is not None
+    })  # fmt: skip
+
+
+def with_sampling(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of sampling in place of its parameter `sampling`, a Sampling. Raises MerinoError for
+    one that is out of its range."""
+    options = {
+        name: (Annotated[kind | None if default is None else kind, typer.Option(help=text)], default)
+        for name, kind, text in OPTIONS
+        for default in [getattr(Sampling(), name)]
+    }
+
+    def checked(given: dict[str, Any]) -> Sampling:
+        sampling = Sampling(**given)
+        check_sampling(sampling)
+        return sampling
+
+    return with_options(command, "sampling", options, checked)
+
+
+def with_options(
+    command: Callable[..., None], name: str, options: dict[str, tuple[Any, Any]],
+    gathered: Callable[[dict[str, Any]], Any],
+) -> Callable[..., None]:  # fmt: skip
+    """The command with `options`, (annotation, default) by name, in place of its parameter `name`, which gets what
+    `gathered` makes of their values."""
+    signature = inspect.signature(command)
+    added = [
+        inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for option, (annotation, default) in options.items()
+    ]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        limits = {name: limit for name in names if (limit := given.pop(name)) is not None}
-        command(limits=limits, **given)
+        command(**{name: gathered({option: given.pop(option) for option in options})}, **given)
 
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
         own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        parameters += options if parameter.name == "limits" else [own]
+        parameters += added if parameter.name == name else [own]
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

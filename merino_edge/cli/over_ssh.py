@@ -47,7 +47,7 @@ def generate_there(
     from merino_edge.delivery.ssh.programs import INSTALLED, bundle_there, program
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import STDIN, prompt_from_stdin
-    from merino_runtime.streams import write_out
+    from merino_runtime.io.streams import write_out
 
     folder = bundle if bundle == INSTALLED else bundle_path(bundle)
     text = prompt_from_stdin() if prompt in (None, STDIN) else str(prompt)
@@ -84,8 +84,7 @@ def chat_there(
     from merino_edge.delivery.ssh.talk import TalkThere, opened
     from merino_edge.families.names import bundle_path
     from merino_runtime.bundle import load_bundle, own_files
-    from merino_runtime.chat import talk_with_people
-    from merino_runtime.chat_json import talk_in_json, write_json
+    from merino_runtime.chat.session import talk_in_json, talk_with_people, write_json
 
     folder = bundle if bundle == INSTALLED else bundle_path(bundle)
     kept = [] if bundle == INSTALLED else own_files(load_bundle(folder, verify=False))

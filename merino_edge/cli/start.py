@@ -1,6 +1,6 @@
 """Where `merino-edge` begins. Only the imports of the packages themselves stand between Python and this."""
 
-from merino_runtime.ctrl_c import end_at_once, raise_again
+from merino_runtime.io.ctrl_c import end_at_once, raise_again
 
 end_at_once()  # before the imports that take time
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from merino_bench.harness.progress import Progress
 from merino_edge.storage.atomic import write_text
-from merino_runtime.outputs import is_stdout
-from merino_runtime.streams import say_line, wrapped
-from merino_runtime.visible import visible_text
+from merino_runtime.io.outputs import is_stdout
+from merino_runtime.io.streams import say_line, wrapped
+from merino_runtime.io.visible import visible_text
 
 if TYPE_CHECKING:
     from rich.console import Console

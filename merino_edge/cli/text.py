@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from merino_edge.cli.options import AcceptNew, Json, PrefillThreads, Root, Ssh, Threads
+from merino_edge.cli.options import AcceptNew, Json, PrefillThreads, Root, Ssh, Threads, with_sampling
+from merino_runtime.sampling import Sampling
 
 
 class Overflow(StrEnum):
@@ -20,18 +21,14 @@ class ChatOverflow(StrEnum):
     shift = "shift"
 
 
+@with_sampling
 def generate(
     bundle: Annotated[str, typer.Argument(help="a bundle's folder, or `embedded`")],
     prompt: Annotated[
         str | None, typer.Argument(help="text to go on from; `-`, or none after a pipe: it is read from stdin")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("-n", help="at most so many tokens")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="0: off")] = 40,
-    top_p: Annotated[float, typer.Option(help="1: off")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="0: off")] = 0.05,
-    repetition_penalty: Annotated[float, typer.Option(help="1: off")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="default: a new one each time")] = None,
+    sampling: Sampling = Sampling(),  # noqa: B008, by the decorator
     stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeat for more")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on after the end of the text")] = False,
     allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format this CPU is slow at")] = False,
@@ -50,22 +47,18 @@ def generate(
     from merino_edge.cli.over_ssh import refuse_remote
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import run_generate, stdin_is_terminal
-    from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
+    from merino_runtime.sampling import check_new_tokens
 
     if prompt is None and stdin_is_terminal():
         raise typer.BadParameter("give a text, or `-` to read it from stdin", param_hint="PROMPT")
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    check_sampling(sampling)
     check_new_tokens(max_new_tokens)
     if ssh is not None:
         from merino_edge.cli.over_ssh import generate_there, refuse_local, words_of
 
         refuse_local(cache=cache)
         options = words_of(
-            n=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, seed=seed, overflow=overflow.value, ignore_eos=ignore_eos,
-            allow_slow=allow_slow, t=threads, prefill_threads=prefill_threads,
-            json=as_json,
+            n=max_new_tokens, **sampling._asdict(), overflow=overflow.value, ignore_eos=ignore_eos,
+            allow_slow=allow_slow, t=threads, prefill_threads=prefill_threads, json=as_json,
         ) + [f"--stop={each}" for each in stop or ()]  # fmt: skip
         raise typer.Exit(generate_there(ssh, accept_new, root, bundle, prompt, options))
     refuse_remote(accept_new=accept_new, root=root)
@@ -76,17 +69,13 @@ def generate(
     )  # fmt: skip
 
 
+@with_sampling
 def chat(
     bundle: Annotated[str, typer.Argument(help="a bundle's folder")],
     system: Annotated[str | None, typer.Option(help="the system message; default: the chat template's own")] = None,
     no_think: Annotated[bool, typer.Option("--no-think", help="without thinking, where the template knows it")] = False,
     max_new_tokens: Annotated[int | None, typer.Option("-n", help="at most so many tokens of an answer")] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="0: off")] = 40,
-    top_p: Annotated[float, typer.Option(help="1: off")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="0: off")] = 0.05,
-    repetition_penalty: Annotated[float, typer.Option(help="1: off")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="default: a new one each time")] = None,
+    sampling: Sampling = Sampling(),  # noqa: B008, by the decorator
     allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format this CPU is slow at")] = False,
     overflow: Annotated[
         ChatOverflow, typer.Option(help="at the context's end; `shift` drops the oldest turns and says so")
@@ -101,19 +90,16 @@ def chat(
     """Talk with a model that was trained for it, on this machine or on a board. From a pipe, a line is a turn."""
     from merino_edge.cli.over_ssh import refuse_remote
     from merino_edge.families.names import bundle_path
-    from merino_runtime.chat import run_chat
-    from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
+    from merino_runtime.commands import run_chat
+    from merino_runtime.sampling import check_new_tokens
 
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    check_sampling(sampling)
     if max_new_tokens is not None:
         check_new_tokens(max_new_tokens)
     if ssh is not None:
         from merino_edge.cli.over_ssh import chat_there, words_of
 
         options = words_of(
-            system=system, no_think=no_think, n=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, allow_slow=allow_slow,
+            system=system, no_think=no_think, n=max_new_tokens, **sampling._asdict(), allow_slow=allow_slow,
             overflow=overflow.value, t=threads, prefill_threads=prefill_threads,
         )  # fmt: skip
         raise typer.Exit(chat_there(ssh, accept_new, root, bundle, options, as_json))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from merino_edge.delivery.first_boot_plan import MB
 from merino_runtime.errors import MerinoError
-from merino_runtime.machine_faults import machine_fault
+from merino_runtime.io.machine_faults import machine_fault
 
 AT_ONCE = 4 << 20
 READ_PARTITIONS = 0x125F  # BLKRRPART of linux/fs.h

@@ -10,8 +10,8 @@ from merino_edge.prediction.default_coefficients import slower_on
 from merino_edge.prediction.formats import is_predicted, missing_isa
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.bundle import BackendNeed, Bundle, backends_text, older_graph, quantised_cache
+from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.requirements import version_tuple
 
 Say = Callable[[str], None]
 

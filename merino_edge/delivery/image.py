@@ -20,8 +20,8 @@ from merino_edge.delivery.partitions import EXT, FAT, Partition, partitions
 from merino_edge.delivery.root_facts import is_root
 from merino_edge.delivery.staged import checked_archive
 from merino_edge.delivery.system_tools import check_tools
-from merino_runtime import outputs
 from merino_runtime.errors import MerinoError
+from merino_runtime.io import outputs
 
 PACKED = ".xz"
 ORIGINAL = "original"  # in the scratch folder: a link to the image

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from merino_edge.delivery.ext4 import Ext4Tree, Volume, change, check_clean, plain
 from merino_edge.delivery.first_boot_plan import Placed, Plan
 from merino_edge.delivery.staged import Staged
-from merino_runtime import outputs
 from merino_runtime.delivery.archive import COPIED_AT_ONCE
 from merino_runtime.errors import MerinoError
+from merino_runtime.io import outputs
 
 
 def write_plan(volume: Volume, plan: Plan) -> None:

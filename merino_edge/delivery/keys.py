@@ -10,8 +10,8 @@ from merino_edge.storage.atomic import make_parent
 from merino_runtime.delivery.archive import Signature, signed_bytes
 from merino_runtime.delivery.keys import SUFFIX, key_line
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_text
-from merino_runtime.outputs import write_new
+from merino_runtime.io.json_file import read_text
+from merino_runtime.io.outputs import write_new
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -47,8 +47,8 @@ from merino_runtime.delivery.manifest import (
     release_id,
 )
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_shape import LARGEST
-from merino_runtime.outputs import is_stdout, open_output
+from merino_runtime.io.json_shape import LARGEST
+from merino_runtime.io.outputs import is_stdout, open_output
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -5,12 +5,12 @@ import stat
 from typing import NamedTuple
 
 from merino_edge.delivery.root_tree import RootTree, resolve
-from merino_runtime.board import Board
+from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.delivery.fit import fitting_wheels
 from merino_runtime.delivery.machine import Machine
 from merino_runtime.delivery.manifest import Manifest
 from merino_runtime.errors import MerinoError
-from merino_runtime.requirements import version_tuple
+from merino_runtime.io.board import Board
 
 OLDEST_PYTHON = (3, 6, 0)
 ELF_MACHINES = {62: "x86_64", 183: "aarch64"}  # e_machine of elf(5)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.machine_faults import machine_fault
+from merino_runtime.io.machine_faults import machine_fault
 
 MOST_LINKS = 40  # as Linux
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from merino_edge.delivery.first_boot_plan import MB, Placed, make_plan, steps_of
 from merino_edge.delivery.root_tree import FolderTree, resolve
 from merino_edge.delivery.staged import INCOMING, checked_archive
-from merino_runtime import outputs, scratch
 from merino_runtime.errors import MerinoError
-from merino_runtime.machine_faults import machine_fault
+from merino_runtime.io import outputs, scratch
+from merino_runtime.io.machine_faults import machine_fault
 
 
 def flash_rootfs(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
-from merino_runtime.visible import visible_text
+from merino_runtime.io.visible import visible_text
 
 DEBIAN_PACKAGES = {"debugfs": "e2fsprogs", "e2fsck": "e2fsprogs", "sfdisk": "fdisk"}
 SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not in the PATH of Debian's users

@@ -25,8 +25,8 @@ from merino_edge.storage.atomic import cache_folder, new_folder
 from merino_edge.storage.faults import shortened
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
-from merino_runtime.outputs import write_output
+from merino_runtime.io.json_file import read_json
+from merino_runtime.io.outputs import write_output
 
 INSTALLER = "pip"
 BACKEND = "onnxruntime"

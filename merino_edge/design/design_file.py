@@ -12,7 +12,7 @@ from merino_edge.profiles.profile import Backend
 from merino_edge.storage.faults import fault_list, refuse_other_schema
 from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json, read_json_and_text
+from merino_runtime.io.json_file import read_json, read_json_and_text
 
 SCHEMA = 4
 DESIGN = "design.json"  # the usual name; in a checkpoint's folder the one that it was trained from

@@ -11,20 +11,10 @@ from typing import NamedTuple
 
 from merino_edge.families.checkpoint import TEMPLATE, ChatTemplate
 from merino_runtime.bundle import Chat, ChatParts, MessageTexts, SystemParts
-from merino_runtime.bundle_schema import MESSAGE_TEXTS
+from merino_runtime.bundle.schema import MESSAGE_TEXTS
+from merino_runtime.chat.template import DATE, MARK, MARK_END, Render, Turn, by_parts, compiled, messages_of, rendered
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_shape import LONGEST_PASSAGE
-from merino_runtime.template import (
-    DATE,
-    MARK,
-    MARK_END,
-    Render,
-    Turn,
-    by_parts,
-    compiled,
-    messages_of,
-    rendered,
-)
+from merino_runtime.io.json_shape import LONGEST_PASSAGE
 
 TEXTS = (
     "x", " x ", "\n\nx\n", "", " \n\t", "<think>\nr\n</think>\n\nx\n", "<think>r</think>  x ", "</think>", "<think>r",

@@ -4,8 +4,8 @@ import psutil
 
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import params
-from merino_runtime.board import MB as BYTES_PER_MB
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import MB as BYTES_PER_MB
 
 # Of peaks that were measured (docs/decisions/bounds.md), near the lower ones: what fits is not refused.
 IMPORTS_MB = 450  # Python, torch, transformers and onnx

@@ -17,8 +17,8 @@ from merino_edge.export.source import Source
 from merino_edge.families.operators import Core, core_of
 from merino_edge.storage.atomic import check_keeps
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import JSON, read_text
-from merino_runtime.text import Tokenizer
+from merino_runtime.generation.text import Tokenizer
+from merino_runtime.io.json_file import JSON, read_text
 
 
 class Settled(NamedTuple):

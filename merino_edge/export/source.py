@@ -27,7 +27,7 @@ from merino_edge.families.zoo import Model
 from merino_edge.training.run_folder import trained_name
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_text
+from merino_runtime.io.json_file import read_text
 
 
 class Source(NamedTuple):

@@ -11,7 +11,7 @@ from merino_edge.families.geometry import Biased, EqualLayers, UniformGeometry
 from merino_edge.families.graph_ops import GraphOps, Norm
 from merino_edge.families.pre_norm import Decoder, Layer, build_decoder
 from merino_edge.families.rotary import Positive
-from merino_runtime.bundle_schema import LARGEST_LAYER, LARGEST_VOCAB, LONGEST_CONTEXT
+from merino_runtime.bundle.schema import LARGEST_LAYER, LARGEST_VOCAB, LONGEST_CONTEXT
 
 
 class BiasedGeometry(EqualLayers):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json, read_text
+from merino_runtime.io.json_file import read_json, read_text
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 TOKENIZER = "tokenizer.json"

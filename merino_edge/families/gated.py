@@ -11,7 +11,7 @@ from merino_edge.families.geometry import Biased, EqualLayers, UniformGeometry
 from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
 from merino_edge.families.pre_norm import Decoder, Layer, Linear, build_decoder
 from merino_edge.families.rotary import Positive, RopeScaling, Rotary, rope_facts, rope_words
-from merino_runtime.bundle_schema import LARGEST_LAYER, LARGEST_VOCAB, LONGEST_CONTEXT
+from merino_runtime.bundle.schema import LARGEST_LAYER, LARGEST_VOCAB, LONGEST_CONTEXT
 from merino_runtime.errors import MerinoError
 
 Heads = Annotated[int, Field(ge=1, le=LARGEST_LAYER)]

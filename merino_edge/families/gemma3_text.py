@@ -15,7 +15,7 @@ from merino_edge.families.graph_ops import Attention
 from merino_edge.families.pre_norm import Decoder, Layer
 from merino_edge.families.rotary import Positive, Rotary, plain_theta, rope_facts, rope_words
 from merino_edge.families.weights import ABOVE_ONE, Layout
-from merino_runtime.bundle_schema import LONGEST_CONTEXT
+from merino_runtime.bundle.schema import LONGEST_CONTEXT
 from merino_runtime.errors import MerinoError
 
 KINDS = {"full_attention": False, "sliding_attention": True}  # by layer_types: whether a layer has the window

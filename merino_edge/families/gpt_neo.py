@@ -13,7 +13,7 @@ from merino_edge.families.family import Family
 from merino_edge.families.geometry import Biased
 from merino_edge.families.graph_ops import Attention, KvLayer
 from merino_edge.families.pre_norm import Decoder, Layer, Linear
-from merino_runtime.bundle_schema import LONGEST_CONTEXT
+from merino_runtime.bundle.schema import LONGEST_CONTEXT
 from merino_runtime.errors import MerinoError
 
 

@@ -27,7 +27,7 @@ from merino_edge.families.registry import FAMILIES, family_of
 from merino_edge.storage.atomic import write_text
 from merino_edge.storage.faults import fault_list, one_line, shortened
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
+from merino_runtime.io.json_file import read_json
 
 SEED = 0  # of random weights
 

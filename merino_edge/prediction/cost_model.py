@@ -21,8 +21,8 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.prediction.tensorrt_costs import TensorRtCosts, tensorrt_costs
 from merino_edge.profiles.coefficients import Kind, ThreadCount, weakest_kind
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.board import MB as BYTES_PER_MB
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import MB as BYTES_PER_MB
 
 # What the folder holds beside the weights, measured on exports of 11 to 291 operators and rounded up.
 OPERATOR_FILE_BYTES = 1200  # graph and bundle.json: 370 to 860 in dialect fused, up to 1200 in portable

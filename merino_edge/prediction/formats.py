@@ -4,10 +4,10 @@ computes fast."""
 from merino_edge.families.operators import CPU_FORMATS, Core, fast_isa
 from merino_edge.profiles.coefficients import Dialect
 from merino_edge.profiles.profile import Backend, DeviceProfile
-from merino_runtime.board import X86_FEATURES
 from merino_runtime.bundle import FIRST_QUANTISED_CACHE, QUANTISED_CACHES
+from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.requirements import version_tuple
+from merino_runtime.io.board import X86_FEATURES
 
 FIRST_FUSED = (1, 18)  # of ONNX Runtime
 EMPTY = "''"  # as a shell writes a word without characters

@@ -34,7 +34,7 @@ import numpy as np
 
 from merino_edge.families.operators import FORMATS, KV_BITS, Operator, largest_block
 from merino_edge.profiles.coefficients import AGAIN, MEMORY, PAIRS, Coefficients, Dialect
-from merino_runtime.board import MB as BYTES_PER_MB
+from merino_runtime.io.board import MB as BYTES_PER_MB
 
 # How weights, keys and values of a decode step meet the last-level cache: it holds all of them (resident); it holds a
 # part, which shrinks as the step reads more (partial); it holds none (streaming).

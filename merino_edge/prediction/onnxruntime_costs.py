@@ -19,7 +19,7 @@ from merino_edge.profiles.coefficients import Coefficients, Figure
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.backends.onnx import PREFILL_CHUNK_IDS
 from merino_runtime.backends.onnx_session import SMALL_BOARD_MB
-from merino_runtime.board import MB as BYTES_PER_MB
+from merino_runtime.io.board import MB as BYTES_PER_MB
 
 FORMATS_USED = {"int8": ("fp32", "int8"), "int4": ("fp32", "int8", "int4")}  # int4 models have a head of 8 bits
 HEAP_BYTES = 32 << 20  # glibc keeps freed blocks up to this size, so the original of so small a packed table stays

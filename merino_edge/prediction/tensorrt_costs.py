@@ -19,7 +19,7 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.coefficients import Figure
 from merino_edge.profiles.profile import DeviceProfile, TensorRtPerformance
 from merino_runtime.backends.engine_build import PREFILL_CHUNK_IDS
-from merino_runtime.board import MB as BYTES_PER_MB
+from merino_runtime.io.board import MB as BYTES_PER_MB
 
 LAUNCHES: Mapping[str, int] = {
     "embed": 6,  # the row, and of each run: both masks, angles of the rotary positions

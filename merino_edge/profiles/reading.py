@@ -16,7 +16,7 @@ from merino_edge.profiles.faults import contradictions, phrase
 from merino_edge.profiles.profile import SCHEMA, DeviceProfile
 from merino_edge.storage.faults import refuse_other_schema
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import TOO_DEEP, check_depth, read_text
+from merino_runtime.io.json_file import TOO_DEEP, check_depth, read_text
 
 TOML = "a TOML file"
 REMEDY = "Give the path of a device profile, a TOML file."

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from merino_edge.records.schema import Record
 from merino_edge.storage.faults import fault, key_path
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import JSON, read_text, value_of
+from merino_runtime.io.json_file import JSON, read_text, value_of
 
 LARGEST_BYTES = 256 * 2**20  # many runs may be appended to one file
 REMEDY = "Give a file of records."

@@ -16,7 +16,7 @@ from merino_bench.harness.record import FAILED, SCHEMA
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES
 from merino_edge.storage.faults import fault_list, key_path, shortened
-from merino_runtime.backend_choice import BACKENDS
+from merino_runtime.backends.choice import BACKENDS
 
 SMALLEST, LARGEST = 1e-15, 1e18  # no measured figure lies beyond; a quotient or a sum of such is finite
 Positive = Annotated[float, Field(gt=0, ge=SMALLEST)]

@@ -6,7 +6,7 @@ from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, percent
 from merino_edge.report import words
 from merino_edge.report.summary import Summary
 from merino_edge.report.tables import DataTable, environment_rows, equal_table, records_table, shipped_table
-from merino_runtime.visible import visible
+from merino_runtime.io.visible import visible
 
 SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"})
 OMITTED = ("load ms", "p95 ms", "p99 ms", "machine", "parameters M")  # columns that only the page has

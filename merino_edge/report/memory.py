@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from merino_edge.families.operators import kv_bytes, weight_bytes
 from merino_edge.report.series import Series
-from merino_runtime.board import MB as BYTES_PER_MB
+from merino_runtime.io.board import MB as BYTES_PER_MB
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from merino_edge.report.series import engines_of
 from merino_edge.report.summary import Summary
 from merino_edge.report.svg import as_markup, drawing, marker, shape_of
 from merino_edge.report.tables import environment_rows, equal_table, records_table, shipped_table
-from merino_runtime.visible import harmless
+from merino_runtime.io.visible import harmless
 
 
 def page(summary: Summary) -> str:

@@ -9,7 +9,7 @@ from merino_edge.report.ratios import Against
 from merino_edge.report.summary import Place, Summary
 from merino_edge.report.svg import number
 from merino_edge.report.words import against_words, form_words, multiple, ratio_words
-from merino_runtime.board import MB as BYTES_PER_MB
+from merino_runtime.io.board import MB as BYTES_PER_MB
 
 
 @dataclass(frozen=True)

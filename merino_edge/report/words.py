@@ -8,7 +8,7 @@ from merino_edge.report.ratios import PAPER, PAPER_PARAMS, PAPER_SPEED, Against
 from merino_edge.report.series import REFERENCE, Series
 from merino_edge.report.summary import Summary
 from merino_edge.report.svg import number
-from merino_runtime.board import MB as BYTES_PER_MB
+from merino_runtime.io.board import MB as BYTES_PER_MB
 
 
 @dataclass(frozen=True)

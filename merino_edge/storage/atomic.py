@@ -1,4 +1,4 @@
-"""Outputs of the workstation's commands, written by `merino_runtime.outputs`: missing folders are made, inputs kept.
+"""Outputs of the workstation's commands, written by `merino_runtime.io.outputs`: missing folders are made, inputs kept.
 
 How an output takes its place, and what happens where it cannot be written, is said there.
 """
@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from merino_runtime import outputs
 from merino_runtime.errors import MerinoError
-from merino_runtime.machine_faults import machine_fault
+from merino_runtime.io import outputs
+from merino_runtime.io.machine_faults import machine_fault
 
 
 def cache_folder() -> Path:

@@ -1,6 +1,6 @@
 """Tokenizers of training and evaluation: a byte-level BPE trained on text, or one from a tokenizer.json.
 
-What the board's runtime makes of a tokenizer.json is `merino_runtime.text`'s.
+What the board's runtime makes of a tokenizer.json is `merino_runtime.generation.text`'s.
 """
 
 import hashlib

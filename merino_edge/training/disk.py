@@ -12,7 +12,7 @@ from merino_edge.families.operators import params
 from merino_edge.training.memory import size
 from merino_edge.training.states import remove_torn, saved_states
 from merino_runtime.errors import MerinoError
-from merino_runtime.outputs import check_room
+from merino_runtime.io.outputs import check_room
 
 STATES = 3  # two are kept while one is written
 STATE_BYTES, MODEL_BYTES = 12, 4  # per parameter: weights and AdamW's two moments; weights

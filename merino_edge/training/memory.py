@@ -21,9 +21,9 @@ import torch
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import params
 from merino_edge.training.recipe import Recipe
-from merino_runtime.board import peak_rss_mb
 from merino_runtime.errors import MerinoError
-from merino_runtime.memory import is_out_of_memory
+from merino_runtime.io.board import peak_rss_mb
+from merino_runtime.io.memory import is_out_of_memory
 
 LAYER_TENSORS = 16
 FFN_TENSORS = 2

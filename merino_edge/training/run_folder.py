@@ -20,7 +20,7 @@ from merino_edge.text.documents import TextFile
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.states import is_marked, saved_states
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
+from merino_runtime.io.json_file import read_json
 
 STATE = "trainer"
 RUN = "run.json"  # in STATE

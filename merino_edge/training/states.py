@@ -11,7 +11,7 @@ from pathlib import Path
 from merino_edge.storage.atomic import write_text
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
+from merino_runtime.io.json_file import read_json
 
 WHOLE = "saved.json"  # in a saved state: its files and their hashes
 

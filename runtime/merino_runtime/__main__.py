@@ -8,11 +8,11 @@ import sys
 from typing import Optional, Sequence
 
 from merino_runtime import __version__, commands
-from merino_runtime.backend_choice import BACKENDS
+from merino_runtime.backends.choice import BACKENDS
 from merino_runtime.delivery import verbs
-from merino_runtime.sampling import Sampling
-from merino_runtime.streams import exit_code
-from merino_runtime.verb import Verb
+from merino_runtime.io.streams import exit_code
+from merino_runtime.io.verb import Verb
+from merino_runtime.sampling import OPTIONS, Sampling
 
 
 def main(argv: Optional[Sequence[str]] = None, extra_verbs: Sequence[Verb] = ()) -> int:
@@ -98,14 +98,10 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="T",
-                        help="0: greedy (default %(default)s)")
-    parser.add_argument("--top-k", type=int, default=40, metavar="K", help="0: off (default %(default)s)")
-    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help="1: off (default %(default)s)")
-    parser.add_argument("--min-p", type=float, default=0.05, metavar="P", help="0: off (default %(default)s)")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R",
-                        help="1: off (default %(default)s)")
-    parser.add_argument("--seed", type=int, metavar="N", help="default: a random one")
+    for name, kind, text in OPTIONS:
+        default = getattr(Sampling(), name)
+        parser.add_argument("--" + name.replace("_", "-"), type=kind, default=default, metavar="N",
+                            help=text if default is None else text + " (default %(default)s)")
 
 
 def _add_opening(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +117,7 @@ def _sampling(arguments: argparse.Namespace) -> Sampling:
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from merino_runtime.chat import run_chat
+    from merino_runtime.commands import run_chat
 
     return run_chat(
         arguments.bundle, arguments.json, threads=arguments.threads, prefill_threads=arguments.prefill_threads,

@@ -4,21 +4,21 @@ The verbs of the command line use nothing else. numpy and a backend are imported
 """
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional, Sequence
 
-from merino_runtime import board
-from merino_runtime.backend_choice import choose_backend
+from merino_runtime.backends.choice import choose_backend
+from merino_runtime.backends.threads import thread_counts
 from merino_runtime.bundle import Bundle, load_bundle
+from merino_runtime.bundle.fit import check_bundle_fits
+from merino_runtime.bundle.requirements import require
+from merino_runtime.bundle.verified import check_files_once
 from merino_runtime.errors import MerinoError
-from merino_runtime.requirements import require
 from merino_runtime.sampling import Sampling
-from merino_runtime.threads import thread_counts
-from merino_runtime.verified import check_files_once
 
 if TYPE_CHECKING:
     from merino_runtime.backends.backend import Backend
-    from merino_runtime.generate import Done, Generation
-    from merino_runtime.selftest import Mismatch
-    from merino_runtime.talk import Talk
-    from merino_runtime.text import Tokenizer
+    from merino_runtime.chat.talk import Talk
+    from merino_runtime.generation.generate import Done, Generation
+    from merino_runtime.generation.selftest import Mismatch
+    from merino_runtime.generation.text import Tokenizer
 
 
 def open_model(path: str, *, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
@@ -36,7 +36,7 @@ def open_model(path: str, *, threads: Optional[int] = None, prefill_threads: Opt
         check_files_once(bundle)
     chosen = choose_backend(bundle, backend, say)
     sessions = thread_counts(bundle, threads, prefill_threads).sessions
-    for note in board.check_bundle_fits(bundle, allow_slow=allow_slow, sessions=sessions, backend=chosen):
+    for note in check_bundle_fits(bundle, allow_slow=allow_slow, sessions=sessions, backend=chosen):
         say(note)
     require("numpy")  # imported below, and only now: what cannot run here was refused before
     from merino_runtime.backends import open_backend
@@ -65,7 +65,7 @@ class LanguageModel:
     def tokenizer(self) -> "Tokenizer":
         """Opened at its first use. MerinoError if the bundle has none."""
         if self._tokenizer is None:
-            from merino_runtime.text import open_tokenizer
+            from merino_runtime.generation.text import open_tokenizer
 
             self._tokenizer = open_tokenizer(self.bundle)
         return self._tokenizer
@@ -78,7 +78,7 @@ class LanguageModel:
         `stop`, `error` or `shift` if the context is too short. Ids that the cache shares with the prompt are not
         computed again. MerinoError for a request that cannot be met.
         """
-        from merino_runtime.generate import generate_text
+        from merino_runtime.generation.generate import generate_text
 
         return generate_text(
             self.bundle, self.backend, self.tokenizer, prompt, max_new_tokens=max_new_tokens,
@@ -95,8 +95,8 @@ class LanguageModel:
 
     def talk(self, **options: Any) -> "Talk":
         """A talk in the model's own chat template, whose earlier turns stay in the cache. options: those of
-        `merino_runtime.talk.Talk`. MerinoError where the bundle has no template."""
-        from merino_runtime.talk import Talk
+        `merino_runtime.chat.talk.Talk`. MerinoError where the bundle has no template."""
+        from merino_runtime.chat.talk import Talk
 
         return Talk(self.bundle, self.backend, self.tokenizer, **options)
 
@@ -107,20 +107,20 @@ class LanguageModel:
 
     def save_cache(self, path: str) -> None:
         """Writes the cache to a file, whole or not at all. MerinoError if that fails."""
-        from merino_runtime.cache_file import save_cache
+        from merino_runtime.generation.cache_file import save_cache
 
         save_cache(self.bundle, self.backend, path)
 
     def load_cache(self, path: str) -> None:
         """Reads a file of `save_cache`. A prompt that begins with its ids computes the rest alone. MerinoError if the
         file is damaged or was written by another bundle."""
-        from merino_runtime.cache_file import load_cache
+        from merino_runtime.generation.cache_file import load_cache
 
         load_cache(self.bundle, self.backend, path)
 
     def selftest(self) -> Optional["Mismatch"]:
         """Compares greedy decoding with the bundle's golden ids: the first difference, None if there is none."""
-        from merino_runtime.selftest import selftest
+        from merino_runtime.generation.selftest import selftest
 
         return selftest(self.bundle, self.backend)
 
@@ -144,8 +144,8 @@ class Conversation:
               stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop") -> Iterator[str]:
         """Adds text and streams the reply, piece by piece. Options as of `LanguageModel.generate`. A reply that is not
         read to its end counts as far as it was read."""
-        from merino_runtime.generate import generate
-        from merino_runtime.text import TextStream
+        from merino_runtime.generation.generate import generate
+        from merino_runtime.generation.text import TextStream
 
         model = self._model
         if not text and not self.ids:
@@ -159,7 +159,7 @@ class Conversation:
         return self._pieces(generation)
 
     def _pieces(self, generation: "Generation") -> Iterator[str]:
-        from merino_runtime.generate import Done, Token
+        from merino_runtime.generation.generate import Done, Token
 
         for event in generation:
             if isinstance(event, Token):
@@ -171,7 +171,7 @@ class Conversation:
 
 
 def _texts(generation: "Generation") -> Iterator[str]:
-    from merino_runtime.generate import Token
+    from merino_runtime.generation.generate import Token
 
     for event in generation:
         if isinstance(event, Token) and event.text:

@@ -9,17 +9,20 @@ import sys
 import time
 from typing import Any, Iterator, List, Optional, Sequence
 
-from merino_runtime import board
 from merino_runtime.api import open_model
-from merino_runtime.attention import attention_path
-from merino_runtime.backend_choice import TENSORRT, choose_backend
-from merino_runtime.bundle import Bundle, backends_text, cache_formats, load_bundle
+from merino_runtime.backends.attention import attention_path
+from merino_runtime.backends.choice import TENSORRT, choose_backend
+from merino_runtime.bundle import Bundle, backends_text, cache_formats, load_bundle, own_files
+from merino_runtime.bundle.fit import check_bundle_fits
+from merino_runtime.bundle.requirements import require
+from merino_runtime.bundle.verified import check_and_stamp, check_files_once
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
-from merino_runtime.outputs import check_output
-from merino_runtime.requirements import require
-from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
-from merino_runtime.streams import (
+from merino_runtime.generation.text import LONGEST_TEXT_BYTES
+from merino_runtime.io import board
+from merino_runtime.io.json_file import read_json
+from merino_runtime.io.outputs import check_output
+from merino_runtime.io.streams import (
+    as_text,
     say,
     say_note,
     show_line,
@@ -29,9 +32,8 @@ from merino_runtime.streams import (
     write_lines,
     write_out,
 )
-from merino_runtime.text import LONGEST_TEXT_BYTES
-from merino_runtime.verified import check_and_stamp, check_files_once
-from merino_runtime.visible import harmless
+from merino_runtime.io.visible import harmless
+from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
 
 STDIN = "-"  # in place of a prompt
 
@@ -56,7 +58,7 @@ def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 
     text = prompt_from_stdin() if prompt in (None, STDIN) else as_text(str(prompt))
     with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
                     allow_slow=allow_slow, backend=backend, say=say_note) as model:
-        from merino_runtime.generate import Token
+        from merino_runtime.generation.generate import Token
 
         if cache_path and restored:
             model.load_cache(cache_path)
@@ -94,7 +96,7 @@ def _counted(events: Iterator[Any], most: int) -> Iterator[Any]:
 
 
 def _write_event(event: Any, as_json: bool) -> None:
-    from merino_runtime.generate import Done, PromptCut
+    from merino_runtime.generation.generate import Done, PromptCut
 
     if isinstance(event, PromptCut):
         say_note(f"the prompt has {event.left_out + event.kept} ids, more than the context holds: its first "
@@ -105,6 +107,26 @@ def _write_event(event: Any, as_json: bool) -> None:
     else:
         shown = harmless(event.text) if stdout_is_terminal() else event.text
         write_out(json.dumps(event._asdict()) + "\n" if as_json else shown)
+
+
+def run_chat(bundle_path: str, as_json: bool = False, *, threads: Optional[int] = None,
+             prefill_threads: Optional[int] = None, verify: bool = True, allow_slow: bool = False,
+             backend: Optional[str] = None, **options: Any) -> int:
+    """options: of `api.LanguageModel.talk`. The exit code."""
+    if options.get("max_new_tokens") is not None:
+        check_new_tokens(options["max_new_tokens"])
+    check_sampling(options.get("sampling") or Sampling())
+    if options.get("system") is not None:
+        options["system"] = as_text(options["system"])
+    with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
+                    allow_slow=allow_slow, backend=backend, say=say_note) as model:
+        from merino_runtime.chat.session import talk_in_json, talk_with_people, write_json
+
+        talk = model.talk(**options)
+        if as_json:
+            write_json({"chat": model.bundle.name, "context": model.backend.context, "system": talk.system})
+            return talk_in_json(talk, own_files(model.bundle))
+        return talk_with_people(talk, model.bundle.name, own_files(model.bundle))
 
 
 def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bool = False,
@@ -176,7 +198,7 @@ def run_info(path: str, as_json: bool = False) -> int:
         write_out(json.dumps(description, indent=2) + "\n")
     else:
         write_lines("".join(f"{name:15} {value}\n" for name, value in _facts(bundle, here)))
-    for note in board.check_bundle_fits(bundle, here, allow_slow=True):
+    for note in check_bundle_fits(bundle, here, allow_slow=True):
         say_note(note)
     return 0
 
@@ -206,16 +228,6 @@ def summary(done) -> str:
     prefill = "unfinished" if done.prefill_ms is None else f"{done.prefill_ms:.1f} ms"
     return (f"{done.tokens} tokens, prefill {prefill}, {decode}, peak RSS "
             f"{done.peak_rss_mb:.0f} MB, stopped by {done.stop_reason}{shifts}")
-
-
-def as_text(argument: str) -> str:
-    """A command-line argument decoded as UTF-8. Python 3.6 under the C locale decodes it as ASCII and leaves other
-    bytes as lone surrogates."""
-    try:
-        argument.encode("utf-8")
-        return argument
-    except UnicodeEncodeError:
-        return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def stdin_is_terminal() -> bool:

@@ -1,5 +1,8 @@
-"""The options of sampling, and their ranges. Standard library only; `sampler` applies them."""
-from typing import NamedTuple, Optional
+"""The options of sampling: defaults, ranges, and how a command line declares them. Standard library only.
+
+`generation.sampler` applies them.
+"""
+from typing import Callable, NamedTuple, Optional, Tuple
 
 from merino_runtime.errors import MerinoError
 
@@ -14,6 +17,11 @@ class Sampling(NamedTuple):
 
 
 GREEDY = Sampling(temperature=0.0)
+# What the board's command line and the workstation's declare: name, type, help.
+OPTIONS: Tuple[Tuple[str, Callable, str], ...] = (
+    ("temperature", float, "0: greedy"), ("top_k", int, "0: off"), ("top_p", float, "1: off"),
+    ("min_p", float, "0: off"), ("repetition_penalty", float, "1: off"), ("seed", int, "default: a random one"),
+)
 
 
 def check_sampling(sampling: Sampling) -> None:

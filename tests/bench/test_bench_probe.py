@@ -15,8 +15,8 @@ from merino_bench.probe import tasks as plan
 from merino_bench.probe import timing as probe_timing
 from merino_bench.probe.tasks import MB, Machine
 from merino_bench.probe.timing import lower_decile_ms
+from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.requirements import version_tuple
 
 ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, plain=True)
 NANO = Machine(2 * MB, 3300 * MB, (1, 2, 4), ("fp32", "int8"), False)

@@ -6,8 +6,8 @@ import pytest
 
 from merino_bench.probe import gpu, gpu_plan, timing
 from merino_bench.probe.run import run_probe
-from merino_runtime import backend_choice
-from merino_runtime.backend_choice import backend_of_machine
+from merino_runtime.backends import choice
+from merino_runtime.backends.choice import backend_of_machine
 from merino_runtime.errors import MerinoError
 from tests.sample_gpu_probe import SPEEDS, StandInClock, probed
 from tests.tensorrt_stand_in import VERSIONS, Gpu, put_in
@@ -65,11 +65,11 @@ def test_without_a_driver_the_probe_says_so(tmp_path, monkeypatch):
 
 def test_a_jetson_with_tensorrt_is_probed_in_it_unless_asked_otherwise(monkeypatch):
     said = []
-    monkeypatch.delenv(backend_choice.ASKED_FOR, raising=False)
+    monkeypatch.delenv(choice.ASKED_FOR, raising=False)
     assert backend_of_machine(None, said.append) == "onnxruntime" and not said
     put_in(Gpu(), "10.3.0", monkeypatch)
-    monkeypatch.setattr(backend_choice, "is_jetson", lambda: True)
-    monkeypatch.setattr(backend_choice, "is_installed", lambda _: True)
+    monkeypatch.setattr(choice, "is_jetson", lambda: True)
+    monkeypatch.setattr(choice, "is_installed", lambda _: True)
     assert backend_of_machine(None, said.append) == "tensorrt" and "--backend onnxruntime" in said[0]
     assert backend_of_machine("onnxruntime") == "onnxruntime"
     with pytest.raises(MerinoError, match="allowed: onnxruntime, tensorrt"):

@@ -23,8 +23,8 @@ from merino_edge.prediction.cost_model import ENTRY_FILE_BYTES, cost_model, file
 from merino_edge.prediction.limits import TOLERANCE
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
-from merino_runtime.board import MB
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import MB
 
 NAMES = tuple(BUDGETS_BY_NAME)
 BOARD = load_profile("raspberry-pi-zero-2w")

@@ -24,7 +24,7 @@ from merino_edge.prediction.formats import core_of_board, missing_isa
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import list_profiles, load_profile, profile_ids
 from merino_runtime.bundle import Bundle, Golden, Port, Threads, load_bundle
-from merino_runtime.bundle_schema import BUNDLE_SHAPE
+from merino_runtime.bundle.schema import BUNDLE_SHAPE
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME_CHOOSES = Threads(None, None)

@@ -21,9 +21,9 @@ from merino_edge.families.checkpoint import ChatTemplate, read_chat_template, st
 from merino_edge.families.gguf.tokenizer import chat_template
 from merino_runtime.api import open_model
 from merino_runtime.bundle import load_bundle
+from merino_runtime.chat.template import Turn, by_jinja, by_parts, compiled, messages_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.sampling import GREEDY
-from merino_runtime.template import Turn, by_jinja, by_parts, compiled, messages_of
 
 TEXTS = st.text(max_size=12).filter(lambda text: not set(text) & {"\ue000", "\ue001"}) | st.sampled_from([
     "<|im_end|>", " a\n", "<think>\nhm\n</think>\n\nyes", "</think>", "{{ x }}", "", "<start_of_turn>", "\u3000x\u2028",

@@ -15,7 +15,7 @@ from merino_edge.delivery.ssh.address import parse_address, parse_addresses
 from merino_edge.delivery.ssh.command import finished
 from merino_edge.delivery.ssh.connect import connected
 from merino_runtime.errors import MerinoError
-from merino_runtime.visible import visible, visible_text
+from merino_runtime.io.visible import visible, visible_text
 
 with_sshd = pytest.mark.skipif(not ssh_board.SSHD, reason=ssh_board.REASON)
 

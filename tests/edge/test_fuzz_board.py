@@ -14,11 +14,11 @@ from merino_edge.families.registry import read_geometry
 from merino_runtime.api import open_model
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
-from merino_runtime.cache_file import load_cache, save_cache
+from merino_runtime.bundle.verified import _path, check_and_stamp, check_files_once
 from merino_runtime.commands import run_info
-from merino_runtime.json_file import read_json
-from merino_runtime.text import TextStream, Tokenizer
-from merino_runtime.verified import _path, check_and_stamp, check_files_once
+from merino_runtime.generation.cache_file import load_cache, save_cache
+from merino_runtime.generation.text import TextStream, Tokenizer
+from merino_runtime.io.json_file import read_json
 
 pytestmark = pytest.mark.more
 

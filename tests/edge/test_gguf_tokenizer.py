@@ -24,7 +24,7 @@ from merino_edge.families.gguf.tokenizer import (
     stop_ids,
 )
 from merino_edge.families.gguf.tokenizer import tokenizer_json as made_json
-from merino_runtime.text import Tokenizer
+from merino_runtime.generation.text import Tokenizer
 
 TEXT = (
     "Once upon a time, in 1987, there weren't 1,000 foxes; they'd run 3.14 miles (I'LL say: it's fun!) and didn't stop."

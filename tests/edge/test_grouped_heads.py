@@ -22,7 +22,7 @@ from merino_edge.families.designed import Architecture
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.backends import open_backend
-from merino_runtime.selftest import selftest
+from merino_runtime.generation.selftest import selftest
 
 VOCAB, CONTEXT, PROMPT = 211, 24, 7
 KINDS = [

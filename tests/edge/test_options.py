@@ -22,6 +22,7 @@ from merino_runtime.__main__ import VERBS as RUNTIME_VERBS
 from merino_runtime.__main__ import _parser
 from merino_runtime.delivery.verbs import VERBS as DELIVERY_VERBS
 from merino_runtime.errors import MerinoError
+from merino_runtime.sampling import Sampling
 
 WRONG_USAGE = typer.BadParameter.__mro__[1]  # whichever click typer brings
 COMMANDS = get_command(app).commands
@@ -39,7 +40,7 @@ CALLS = [
     ("export", ["arch.json", "-o", "out"], ["merino_edge.export.export.export"]),
     ("generate", ["embedded", "Once"], ["merino_runtime.commands.run_generate", OVER_SSH + "generate_there"]),
     ("generate", ["embedded", "Once", *SSH], [OVER_SSH + "generate_there"]),
-    ("chat", ["embedded"], ["merino_runtime.chat.run_chat", OVER_SSH + "chat_there"]),
+    ("chat", ["embedded"], ["merino_runtime.commands.run_chat", OVER_SSH + "chat_there"]),
     ("chat", ["embedded", *SSH], [OVER_SSH + "chat_there"]),
     ("bench", ["embedded"], ["merino_edge.benchmarking.run.run_benchmark", OVER_SSH + "bench_there"]),
     ("bench", ["embedded", *SSH], [OVER_SSH + "bench_there"]),
@@ -194,3 +195,13 @@ def test_what_goes_to_a_board_is_what_its_command_line_takes(command, outcome, m
     read = vars(parser.parse_args([command, *words, *sent]))
     changed = {name for name in usual if read[name] != usual[name]}
     assert len(changed) == len(options) > 3, (changed, sent)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_sampling_is_declared_alike_on_both_command_lines(command):
+    (subparsers,) = (action for action in _parser(VERBS)._actions if hasattr(action, "choices") and action.choices)
+    board = {action.dest: (action.default, action.help.partition(" (default")[0])
+             for action in subparsers.choices[command]._actions if action.dest in Sampling._fields}  # fmt: skip
+    here = {option.name: (option.default, option.help)
+            for option in options_of(command) if option.name in Sampling._fields}  # fmt: skip
+    assert here == board and len(board) == len(Sampling._fields)

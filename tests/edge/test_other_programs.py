@@ -27,7 +27,7 @@ from merino_edge.families.opt import OptArchitecture
 from merino_edge.families.registry import FAMILIES, family_of
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
-from merino_runtime.text import open_tokenizer
+from merino_runtime.generation.text import open_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHERS = ROOT / ".venv-others"

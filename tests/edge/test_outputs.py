@@ -267,7 +267,7 @@ def test_a_bundle_larger_than_the_disk_is_refused_with_both_sizes(disk, tiny_che
 
 def test_a_disk_that_fills_up_meanwhile_is_a_message_and_leaves_nothing(disk, tiny_checkpoint, monkeypatch):
     """Space is checked for the weights alone; another process may take it too."""
-    from merino_runtime import outputs
+    from merino_runtime.io import outputs
 
     monkeypatch.setattr(outputs, "_check_space", lambda *_: None)
     with pytest.raises(MerinoError, match="cannot write .*b: No space left on device. Free space on that disk"):

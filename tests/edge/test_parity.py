@@ -14,7 +14,7 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.opt import OptArchitecture
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
-from merino_runtime.generate import shift
+from merino_runtime.generation.generate import shift
 from tests.sample_geometries import LLAMA3, SMALL, small
 
 PROMPT, STEPS = 9, 32

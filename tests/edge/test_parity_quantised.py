@@ -18,7 +18,7 @@ from merino_edge.export.source import Source, load_source
 from merino_edge.families.registry import family_of, layout_of
 from merino_runtime.backends import open_backend
 from merino_runtime.errors import MerinoError
-from merino_runtime.selftest import selftest
+from merino_runtime.generation.selftest import selftest
 from tests.sample_geometries import LLAMA3, SMALL, small
 
 SCALED = ("fused", "int8", "dotprod")  # its channels are scaled first

@@ -16,8 +16,8 @@ from merino_edge.calibration.board import board as named_board
 from merino_edge.profiles.coefficients import KINDS, Figure, weakest_kind
 from merino_edge.profiles.detect import known_models, names_model, profile_of_model
 from merino_edge.profiles.reading import list_profiles, load_profile, parse_profile, profile_ids
-from merino_runtime import board
 from merino_runtime.errors import MerinoError
+from merino_runtime.io import board
 
 FOLDER = Path(__file__).resolve().parents[2] / "device_profiles"
 ONNX = "performance.onnxruntime"

@@ -42,9 +42,9 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.backends import onnx_session, open_backend
 from merino_runtime.bundle import load_bundle, quantised_cache
-from merino_runtime.cache_file import load_cache, save_cache
 from merino_runtime.errors import MerinoError
-from merino_runtime.selftest import selftest
+from merino_runtime.generation.cache_file import load_cache, save_cache
+from merino_runtime.generation.selftest import selftest
 from tests.sample_geometries import small
 
 PROMPT, STEPS, VOCAB = 9, 24, 311

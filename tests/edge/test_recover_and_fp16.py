@@ -12,9 +12,9 @@ from merino_edge.export.parity import rms_error
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.opt import OptArchitecture
-from merino_runtime import board
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
+from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.errors import MerinoError
 
 PROMPT, STEPS = 9, 24
@@ -134,7 +134,7 @@ def test_float16_weights_and_cache_take_half_the_bytes(source, dialect, tmp_path
     assert types.pop("logits") == "float32"
     assert {kind for name, kind in types.items() if "." in name} == {"float16"}
     assert half.boards == (("jetson-nano", "jetson-orin-nano") if dialect == "portable" else ())  # as TensorRT needs it
-    notes = board.check_bundle_fits(load_bundle(str(tmp_path / "fp16")))
+    notes = check_bundle_fits(load_bundle(str(tmp_path / "fp16")))
     assert any("for GPUs" in note for note in notes)
 
 

@@ -12,7 +12,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from merino_runtime.sampler import Sampler, candidates
+from merino_runtime.generation.sampler import Sampler, candidates
 from merino_runtime.sampling import Sampling
 
 LOGITS = st.one_of(

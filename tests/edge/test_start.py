@@ -52,7 +52,7 @@ def programs(tmp_path_factory):
     ("merino-edge", "typer", "--version"), ("merino-edge", "merino_edge.cli.app", "--version"),
     ("merino-edge", "merino_edge.design.budgets", "--version"), ("merino-edge", "pydantic", "devices"),
     ("merino", "argparse", "--version"), ("merino", "merino_bench.__main__", "--version"),
-    ("merino.pyz", "merino_runtime.json_file", "--version"), ("merino.pyz", "merino_runtime.sampling", "--version"),
+    ("merino.pyz", "merino_runtime.io.json_file", "--version"), ("merino.pyz", "merino_runtime.sampling", "--version"),
 ])  # fmt: skip
 def test_ctrl_c_during_the_imports_is_exit_130_without_a_word(programs, program, module, verb):
     code, out, err = run_bounded([sys.executable, "-c", INTERRUPTED, module, programs[program], verb])

@@ -216,7 +216,7 @@ from merino_edge.families.designed import Architecture
 from merino_edge.families.hugging_face import build_model
 from merino_edge.training.loop import training_arguments
 from merino_edge.training.recipe import Recipe
-from merino_runtime.board import peak_rss_mb
+from merino_runtime.io.board import peak_rss_mb
 for arch, batch, bf16 in json.loads(sys.argv[1]):
     if os.fork():
         assert os.wait()[1] == 0

@@ -19,7 +19,7 @@ PACKAGES = (ROOT / "merino_edge", ROOT / "runtime" / "merino_runtime", ROOT / "b
 EXPERIMENTS = ROOT / "bench" / "experiments"
 # "merino" is also what the board's program is called: on its command line, in the versions of a record, in its cache.
 PROGRAM = {
-    "runtime/merino_runtime/__main__.py", "runtime/merino_runtime/verified.py",
+    "runtime/merino_runtime/__main__.py", "runtime/merino_runtime/bundle/verified.py",
     "bench/merino_bench/sensors/environment.py", "bench/merino_bench/start.py",
     "runtime/merino_runtime/backends/engine_file.py",
     "runtime/merino_runtime/delivery/releases.py", "runtime/merino_runtime/delivery/service.py",

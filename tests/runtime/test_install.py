@@ -14,7 +14,7 @@ from merino_runtime.delivery.archive import open_archive
 from merino_runtime.delivery.install import check
 from merino_runtime.delivery.manifest import BoardNeed
 from merino_runtime.errors import MerinoError
-from merino_runtime.lock import locked
+from merino_runtime.io.lock import locked
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")]
@@ -224,7 +224,7 @@ def test_a_release_in_use_is_not_pruned(install, root, packs, files, app):
     old = install("old")["id"]
     install("new")
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys\nfrom merino_runtime import lock\n"
+        [sys.executable, "-c", "import sys\nfrom merino_runtime.io import lock\n"
          "lock.hold(sys.argv[1])\nprint('held', flush=True)\nsys.stdin.read()", str(root / "releases" / old)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
     try:

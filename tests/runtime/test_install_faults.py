@@ -18,7 +18,7 @@ from merino_runtime.delivery.archive import Signature, open_archive, signed_byte
 from merino_runtime.delivery.install import check
 from merino_runtime.delivery.keys import key_base64, key_line, trusted_keys
 from merino_runtime.errors import MerinoError
-from merino_runtime.lock import locked
+from merino_runtime.io.lock import locked
 from tests import ed25519_signer
 
 pytestmark = [pytest.mark.slow,

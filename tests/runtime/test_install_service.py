@@ -13,8 +13,8 @@ from merino_runtime.delivery import probation, releases
 from merino_runtime.delivery.install import install
 from merino_runtime.delivery.service import check_service, first_boot_unit, service_unit
 from merino_runtime.errors import MerinoError
-from merino_runtime.lock import locked
-from merino_runtime.outputs import write_output
+from merino_runtime.io.lock import locked
+from merino_runtime.io.outputs import write_output
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")]

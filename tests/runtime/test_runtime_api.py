@@ -18,7 +18,7 @@ OPTIONS = {"max_new_tokens": 6, "sampling": GREEDY, "ignore_eos": True}
 
 def alone(folder, ids, options=OPTIONS):
     """The ids that a fresh model gives behind these ids."""
-    from merino_runtime.generate import generate
+    from merino_runtime.generation.generate import generate
 
     with open_model(folder, threads=1) as other:
         *tokens, _ = generate(other.backend, ids, max_new_tokens=options["max_new_tokens"], sampling=GREEDY)
@@ -126,7 +126,7 @@ def test_a_model_is_not_opened_with_values_of_other_types(folder, path, options,
 
 
 def test_notes_go_to_the_caller(folder, monkeypatch):
-    from merino_runtime import board
+    from merino_runtime.io import board
 
     here = board.this_board()
     monkeypatch.setattr(board, "this_board", lambda: here._replace(memory_available_mb=1.0))

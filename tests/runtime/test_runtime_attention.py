@@ -4,9 +4,9 @@ import platform
 
 import pytest
 
-from merino_runtime import board
-from merino_runtime.attention import SWITCH, attention_path, faster_attention
+from merino_runtime.backends.attention import SWITCH, attention_path, faster_attention
 from merino_runtime.bundle import KvLayer
+from merino_runtime.io import board
 
 A53, A72 = "CPU part\t: 0xd03\n", "CPU part\t: 0xd08\n"
 BOTH = A53 + A72

@@ -9,12 +9,12 @@ import pytest
 from merino_runtime.backends import onnx, open_backend
 from merino_runtime.backends.onnx import OnnxBackend
 from merino_runtime.bundle import load_bundle
+from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.generate import Done, generate, generate_text
-from merino_runtime.requirements import version_tuple
+from merino_runtime.generation.generate import Done, generate, generate_text
+from merino_runtime.generation.selftest import selftest
+from merino_runtime.generation.text import open_tokenizer
 from merino_runtime.sampling import GREEDY, Sampling
-from merino_runtime.selftest import selftest
-from merino_runtime.text import open_tokenizer
 
 IDS = [5, 9, 100, 3, 77, 31, 2, 200]
 

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from merino_runtime import board
 from merino_runtime.bundle import BackendNeed, Bundle, Golden, Slower, Threads
+from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.errors import MerinoError
+from merino_runtime.io import board
 
 PI_5 = "processor\t: 0\nFeatures\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid lrcpc asimddp\n\n"
 PI_4 = "processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU part\t: 0xd08\n\n"
@@ -73,31 +74,31 @@ def test_memory_is_read_in_megabytes():
 
 
 def test_a_fitting_bundle_passes_without_notes():
-    assert board.check_bundle_fits(BUNDLE, BOARD) == []
+    assert check_bundle_fits(BUNDLE, BOARD) == []
 
 
 def test_a_32_bit_userland_under_a_64_bit_kernel_is_refused():
     with pytest.raises(MerinoError, match="32-bit.*64-bit image"):
-        board.check_bundle_fits(BUNDLE, BOARD._replace(pointer_bits=32))
+        check_bundle_fits(BUNDLE, BOARD._replace(pointer_bits=32))
 
 
 def test_a_missing_instruction_is_refused_and_with_allow_slow_noted():
     without = BOARD._replace(isa=frozenset(["fp16"]))
     with pytest.raises(MerinoError, match="lacks dotprod, which fp32.*slow.*'tiny'.*--precision.*--allow-slow"):
-        board.check_bundle_fits(BUNDLE, without)
-    notes = board.check_bundle_fits(BUNDLE, without, allow_slow=True)
+        check_bundle_fits(BUNDLE, without)
+    notes = check_bundle_fits(BUNDLE, without, allow_slow=True)
     assert len(notes) == 1 and "lacks dotprod" in notes[0]
     with pytest.raises(MerinoError, match="lacks i8mm, bf16, which"):
-        board.check_bundle_fits(BUNDLE._replace(isa=("i8mm", "fp16", "bf16")), without)
+        check_bundle_fits(BUNDLE._replace(isa=("i8mm", "fp16", "bf16")), without)
     with pytest.raises(MerinoError, match="an_unknown_feature"):
-        board.check_bundle_fits(BUNDLE._replace(isa=("an_unknown_feature",)), BOARD)
+        check_bundle_fits(BUNDLE._replace(isa=("an_unknown_feature",)), BOARD)
 
 
 def test_needs_of_another_architecture_are_not_missed_here():
-    assert board.check_bundle_fits(BUNDLE, BOARD._replace(architecture="x86_64", isa=frozenset())) == []
-    assert board.check_bundle_fits(BUNDLE._replace(isa=("avx2",)), BOARD) == []
+    assert check_bundle_fits(BUNDLE, BOARD._replace(architecture="x86_64", isa=frozenset())) == []
+    assert check_bundle_fits(BUNDLE._replace(isa=("avx2",)), BOARD) == []
     with pytest.raises(MerinoError, match="lacks avx2"):
-        board.check_bundle_fits(BUNDLE._replace(isa=("avx2", "dotprod")),
+        check_bundle_fits(BUNDLE._replace(isa=("avx2", "dotprod")),
                                 BOARD._replace(architecture="x86_64", isa=frozenset()))
 
 
@@ -108,14 +109,14 @@ FOR_PLAIN = BUNDLE._replace(precision="int4", isa=(), core="plain", slower_on=(S
 
 
 def test_a_graph_for_another_core_runs_and_its_cost_is_named():
-    assert board.check_bundle_fits(FOR_DOTPROD, BOARD) == board.check_bundle_fits(FOR_PLAIN, PLAIN) == []
-    assert board.check_bundle_fits(FOR_DOTPROD, PLAIN) == [
+    assert check_bundle_fits(FOR_DOTPROD, BOARD) == check_bundle_fits(FOR_PLAIN, PLAIN) == []
+    assert check_bundle_fits(FOR_DOTPROD, PLAIN) == [
         "its products are for Arm cores with dotprod: 9.1 times slower here than `--for raspberry-pi-4`, or 8 times "
         "slower here than `--for jetson-nano`"]
-    assert board.check_bundle_fits(FOR_PLAIN, BOARD) == [
+    assert check_bundle_fits(FOR_PLAIN, BOARD) == [
         "its products are for Arm cores without dotprod: 4.5 times slower here than `--for pi-5`"]
-    assert board.check_bundle_fits(FOR_PLAIN._replace(slower_on=()), BOARD) == []  # no slower there
-    assert "`--for BOARD` is faster" in board.check_bundle_fits(FOR_DOTPROD._replace(slower_on=()), PLAIN)[0]
+    assert check_bundle_fits(FOR_PLAIN._replace(slower_on=()), BOARD) == []  # no slower there
+    assert "`--for BOARD` is faster" in check_bundle_fits(FOR_DOTPROD._replace(slower_on=()), PLAIN)[0]
 
 
 @pytest.mark.parametrize("bundle, where", [
@@ -124,28 +125,28 @@ def test_a_graph_for_another_core_runs_and_its_cost_is_named():
 def test_products_that_would_overflow_on_x86_are_refused(bundle, where):
     pc = BOARD._replace(architecture="x86_64", isa=frozenset(where.split()))
     with pytest.raises(MerinoError, match="neither avx512_vnni nor avx_vnni.*wrong.*--precision fp32"):
-        board.check_bundle_fits(bundle, pc, allow_slow=True)
+        check_bundle_fits(bundle, pc, allow_slow=True)
     for name in ("avx512_vnni", "avx_vnni"):
-        assert board.check_bundle_fits(bundle, pc._replace(isa=pc.isa | {name})) == []
+        assert check_bundle_fits(bundle, pc._replace(isa=pc.isa | {name})) == []
 
 
 def test_an_old_portable_bundle_is_refused_where_its_weights_may_overflow():
     old = BUNDLE._replace(precision="int8", dialect="portable", core="dotprod", isa=("avx2", "dotprod"))
     with pytest.raises(MerinoError, match="-128.*wrong.*Export 'tiny' again"):
-        board.check_bundle_fits(old, PLAIN, allow_slow=True)
-    assert board.check_bundle_fits(old, BOARD) == board.check_bundle_fits(old._replace(core=None, isa=()), PLAIN) == []
+        check_bundle_fits(old, PLAIN, allow_slow=True)
+    assert check_bundle_fits(old, BOARD) == check_bundle_fits(old._replace(core=None, isa=()), PLAIN) == []
 
 
 def test_memory_that_is_short_is_noted_and_that_does_not_exist_refused():
     need_mb = 50 + board.PROCESS_MB
     short = BOARD._replace(memory_available_mb=need_mb - 1.0)
-    assert f"needs {need_mb} MB" in board.check_bundle_fits(BUNDLE, short)[0]
+    assert f"needs {need_mb} MB" in check_bundle_fits(BUNDLE, short)[0]
     enough = BOARD._replace(memory_available_mb=need_mb + 1.0)
-    assert board.check_bundle_fits(BUNDLE, enough) == []
-    assert f"needs {need_mb + 49} MB" in board.check_bundle_fits(BUNDLE, enough, sessions=2)[0]
+    assert check_bundle_fits(BUNDLE, enough) == []
+    assert f"needs {need_mb + 49} MB" in check_bundle_fits(BUNDLE, enough, sessions=2)[0]
     with pytest.raises(MerinoError, match=f"needs {need_mb} MB.*{need_mb - 1} MB in all"):
-        board.check_bundle_fits(BUNDLE, BOARD._replace(memory_total_mb=need_mb - 1.0))
-    assert board.check_bundle_fits(
+        check_bundle_fits(BUNDLE, BOARD._replace(memory_total_mb=need_mb - 1.0))
+    assert check_bundle_fits(
         BUNDLE, BOARD._replace(memory_total_mb=None, memory_available_mb=None)) == []
 
 
@@ -156,7 +157,7 @@ def test_this_machine_is_described():
 
 
 PEAK = """
-from merino_runtime import board
+from merino_runtime.io import board
 before = board.peak_rss_mb()
 block = bytearray(50 * 2 ** 20)
 block[::4096] = b"x" * len(block[::4096])

@@ -14,11 +14,11 @@ from pseudo_terminal import on_a_terminal
 from test_runtime_talk import talk_of
 
 import merino_runtime
-from merino_runtime import chat, chat_screens
-from merino_runtime.chat import talk_with_people
-from merino_runtime.chat_commands import Record, line_of
+from merino_runtime.chat import session
+from merino_runtime.chat.commands import Record, line_of
+from merino_runtime.chat.screen import Thinking, Wrapped, columns_of, harmless
+from merino_runtime.chat.session import talk_with_people
 from merino_runtime.errors import MerinoError
-from merino_runtime.screen import Thinking, Wrapped, columns_of, harmless
 
 ROOT = os.path.dirname(os.path.dirname(merino_runtime.__file__))
 CALL = [sys.executable, "-m", "merino_runtime", "chat"]
@@ -152,10 +152,10 @@ def answers(monkeypatch, talk, typed, interrupts_at=()):
             raise KeyboardInterrupt
 
     monkeypatch.setattr("builtins.input", enter)
-    monkeypatch.setattr(chat_screens, "write_out", write)
-    monkeypatch.setattr(chat, "is_terminal", lambda: True)
-    monkeypatch.setattr(chat_screens, "width", lambda: 40)
-    monkeypatch.setattr(chat_screens, "takes_styles", lambda: True)
+    monkeypatch.setattr(session, "write_out", write)
+    monkeypatch.setattr(session, "is_terminal", lambda: True)
+    monkeypatch.setattr(session, "width", lambda: 40)
+    monkeypatch.setattr(session, "takes_styles", lambda: True)
     try:
         code = talk_with_people(talk, "it")
     except KeyboardInterrupt:

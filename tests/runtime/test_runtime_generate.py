@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from merino_runtime.backends.backend import Backend
 from merino_runtime.errors import MerinoError
-from merino_runtime.generate import OVERFLOWS, Done, PromptCut, Token, done, generate
+from merino_runtime.generation.generate import OVERFLOWS, Done, PromptCut, Token, done, generate
+from merino_runtime.generation.text import TextStream, Tokenizer, byte_table
 from merino_runtime.sampling import GREEDY, Sampling
-from merino_runtime.text import TextStream, Tokenizer, byte_table
 
 EOS = 256
 TOKENIZER = Tokenizer(json.dumps({

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import DEEPEST, LARGEST_BYTES, read_json, value_of
+from merino_runtime.io.json_file import DEEPEST, LARGEST_BYTES, read_json, value_of
 
 
 def short(value):

@@ -7,14 +7,15 @@ import tracemalloc
 import pytest
 
 import merino_runtime
-from merino_runtime import board
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
+from merino_runtime.bundle.fit import memory_need_mb
+from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
-from merino_runtime.memory import is_out_of_memory
-from merino_runtime.requirements import require
-from merino_runtime.streams import exit_code
+from merino_runtime.io import board
+from merino_runtime.io.json_file import read_json
+from merino_runtime.io.memory import is_out_of_memory
+from merino_runtime.io.streams import exit_code
 
 ROOT = os.path.dirname(os.path.dirname(merino_runtime.__file__))
 IDS = [5, 9, 100, 3]
@@ -108,7 +109,7 @@ def test_other_errors_are_not_taken_for_memory(error):
 
 
 def test_two_sessions_need_the_weights_twice_and_the_process_counts(bundle):
-    once, twice = board.memory_need_mb(bundle), board.memory_need_mb(bundle, 2)
+    once, twice = memory_need_mb(bundle), memory_need_mb(bundle, 2)
     assert twice - once == bundle.weight_bytes / board.MB
     assert once == (bundle.weight_bytes + bundle.kv_bytes) / board.MB + board.PROCESS_MB > 50
 

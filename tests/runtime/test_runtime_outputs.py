@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import merino_runtime
-from merino_runtime import outputs, scratch
 from merino_runtime.errors import MerinoError
-from merino_runtime.outputs import append_output, check_output, check_room, new_folder, write_output
+from merino_runtime.io import outputs, scratch
+from merino_runtime.io.outputs import append_output, check_output, check_room, new_folder, write_output
 
 fcntl = pytest.importorskip("fcntl", reason="locks, devices and mounts are Unix's")
 
@@ -210,7 +210,7 @@ def test_a_process_killed_at_any_call_leaves_the_old_content_or_the_new(killer, 
 
 HOLDER = """
 import os, sys
-from merino_runtime import outputs
+from merino_runtime.io import outputs
 with getattr(outputs, sys.argv[1])(sys.argv[2]) as place:
     print("made", flush=True)
     sys.stdin.read()
@@ -364,8 +364,8 @@ def test_a_pipe_is_written_into_and_a_reader_that_went_away_is_a_message(tmp_pat
 
 STREAMS = """
 import os, sys
-from merino_runtime.outputs import append_output, is_stdout, write_output
-from merino_runtime.streams import exit_code
+from merino_runtime.io.outputs import append_output, is_stdout, write_output
+from merino_runtime.io.streams import exit_code
 def work():
     print("before")
     (append_output if sys.argv[2] == "append" else write_output)(sys.argv[1], "the output\\n")

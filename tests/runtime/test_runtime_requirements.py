@@ -7,8 +7,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from merino_runtime.bundle.requirements import PACKAGES, install_commands, require
 from merino_runtime.errors import MerinoError
-from merino_runtime.requirements import PACKAGES, install_commands, require
 
 PATH = os.pathsep.join(os.path.abspath(path) for path in sys.path)
 WITHOUT = """

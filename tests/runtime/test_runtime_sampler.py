@@ -7,9 +7,9 @@ from few_examples import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from merino_runtime import sampler as sampler_module
 from merino_runtime.errors import MerinoError
-from merino_runtime.sampler import Sampler, _place, candidates, penalise
+from merino_runtime.generation import sampler as sampler_module
+from merino_runtime.generation.sampler import Sampler, _place, candidates, penalise
 from merino_runtime.sampling import Sampling, check_sampling
 
 FLAT = Sampling(1.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)

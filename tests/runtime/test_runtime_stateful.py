@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from merino_runtime.backends import onnx, open_backend
 from merino_runtime.bundle import load_bundle
-from merino_runtime.generate import generate
+from merino_runtime.generation.generate import generate
 from merino_runtime.sampling import GREEDY
 
 CHUNK = 4

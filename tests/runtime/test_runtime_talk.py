@@ -11,10 +11,10 @@ from test_runtime_template import parts_of
 
 from merino_runtime.api import LanguageModel
 from merino_runtime.bundle import Bundle, Chat
+from merino_runtime.chat.template import Turn, by_parts
 from merino_runtime.errors import MerinoError
+from merino_runtime.generation.text import Tokenizer, byte_table
 from merino_runtime.sampling import GREEDY
-from merino_runtime.template import Turn, by_parts
-from merino_runtime.text import Tokenizer, byte_table
 
 MARKS = {"<|im_start|>": 256, "<|im_end|>": 257, "<|endoftext|>": 258, "<think>": 259, "</think>": 260}
 START, END = MARKS["<|im_start|>"], MARKS["<|im_end|>"]

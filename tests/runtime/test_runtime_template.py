@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merino_runtime.bundle import Chat, ChatParts, MessageTexts, SystemParts
+from merino_runtime.chat.template import Turn, by_jinja, by_parts, compiled, messages_of, rendered, text_of
 from merino_runtime.errors import MerinoError
-from merino_runtime.template import Turn, by_jinja, by_parts, compiled, messages_of, rendered, text_of
 
 pytest.importorskip("jinja2")
 

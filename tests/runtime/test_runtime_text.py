@@ -7,9 +7,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from merino_runtime.bundle import Bundle, BundleFile
+from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.requirements import version_tuple
-from merino_runtime.text import FIRST_WITH_BYTE_FALLBACK, TextStream, Tokenizer, byte_table, open_tokenizer
+from merino_runtime.generation.text import FIRST_WITH_BYTE_FALLBACK, TextStream, Tokenizer, byte_table, open_tokenizer
 
 EOS = 259
 

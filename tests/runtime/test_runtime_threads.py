@@ -1,10 +1,10 @@
 """Thread counts on machines that are not this one: asked for, the bundle's, or by cores, cache and size."""
 import pytest
 
-from merino_runtime import board
+from merino_runtime.backends.threads import thread_counts
 from merino_runtime.bundle import BackendNeed, Bundle, Golden, Threads
 from merino_runtime.errors import MerinoError
-from merino_runtime.threads import thread_counts
+from merino_runtime.io import board
 
 MB = 10 ** 6
 BUNDLE = Bundle(

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from merino_runtime import bundle as bundle_module
-from merino_runtime import commands, verified
+from merino_runtime import commands
 from merino_runtime.api import open_model
-from merino_runtime.bundle import load_bundle
+from merino_runtime.bundle import load_bundle, verified
 from merino_runtime.errors import MerinoError
 
 DATA = "model.onnx.data"

@@ -280,7 +280,7 @@ def slow(self, network, config):
     return build(self, network, config)
 tensorrt.Builder.build_serialized_network = slow
 if sys.argv[4] != "whole":  # writes forever at the wanted place
-    import merino_runtime.outputs, os
+    import merino_runtime.io.outputs, os
     replace = os.replace
     def stop(*paths):
         if paths[1].endswith(".engine"):

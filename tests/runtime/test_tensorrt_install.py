@@ -8,8 +8,8 @@ import sys
 import pytest
 from packed_files import app_bytes, bundle_files, packed_bytes
 
-from merino_runtime import backend_choice
-from merino_runtime.backend_choice import choose_backend
+from merino_runtime.backends import choice
+from merino_runtime.backends.choice import choose_backend
 from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 from tests.tensorrt_stand_in import ON_PATH, VERSIONS, Gpu, put_in
@@ -83,11 +83,11 @@ def test_the_command_line_chooses_then_the_environment_then_the_bundle(bundle, m
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_jetson_that_has_tensorrt_takes_it_and_says_so(bundle, monkeypatch, version):
     said = []
-    monkeypatch.setattr(backend_choice, "is_installed", lambda name: True)
+    monkeypatch.setattr(choice, "is_installed", lambda name: True)
     put_in(Gpu(), version, monkeypatch)
     assert choose_backend(bundle, None, said.append) == "onnxruntime" and said == []
     models = {"/proc/device-tree/model": "NVIDIA Jetson Nano Developer Kit\0"}
-    monkeypatch.setattr(backend_choice.board, "read_text", lambda path: models.get(path, ""))
+    monkeypatch.setattr(choice.board, "read_text", lambda path: models.get(path, ""))
     assert choose_backend(bundle, None, said.append) == "tensorrt"
     assert version in said[0] and "--backend onnxruntime runs on the CPU" in said[0]
     assert choose_backend(bundle._replace(backends=bundle.backends[:1]), None, said.append) == "onnxruntime"

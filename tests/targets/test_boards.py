@@ -32,9 +32,9 @@ from onnx import TensorProto, helper, numpy_helper
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.embedded import FOLDER as PACKAGED
 from merino_edge.profiles.reading import load_profile
-from merino_runtime.board import ARM_FEATURES
 from merino_runtime.bundle import load_bundle
-from merino_runtime.text import open_tokenizer
+from merino_runtime.generation.text import open_tokenizer
+from merino_runtime.io.board import ARM_FEATURES
 
 LOGITS, OVERFLOW = SCRIPTS / "logits.py", SCRIPTS / "overflow.py"
 PROMPT, TOKENS = "Once upon a time", 16
@@ -201,7 +201,7 @@ def test_the_instructions_found_are_those_that_execute(cpu, tmp_path):
     executes = json.loads(output(on_board(cpu, INSTRUCTIONS)))
     assert executes.pop("none") and set(executes) == set(ARM_FEATURES.values())
     write_board_app(tmp_path / "merino.pyz")
-    script = "from merino_runtime import board; board.read_text = lambda path: ''; print(*board.this_isa())"
+    script = "from merino_runtime.io import board; board.read_text = lambda path: ''; print(*board.this_isa())"
     found = output(on_board(cpu, "-c", script, path=tmp_path / "merino.pyz")).split()
     assert set(found) == {name for name, ran in executes.items() if ran}
     assert cpu != "max" or all(executes.values())

@@ -35,7 +35,7 @@ def in_grandchild(cpu, *command, cwd):
 @pytest.mark.parametrize("cpu, device", CPUS.items())
 def test_a_child_has_the_instructions_of_the_profile(cpu, device, tmp_path):
     write_board_app(tmp_path / "merino.pyz")
-    script = "import os; from merino_runtime import board; print(os.uname().machine, *board.this_isa())"
+    script = "import os; from merino_runtime.io import board; print(os.uname().machine, *board.this_isa())"
     done = in_grandchild(cpu, "env", "PYTHONPATH=merino.pyz", "python3", "-c", script, cwd=tmp_path)
     assert set(output(done).split()) | {"neon"} == {"aarch64", *load_profile(device).isa}
 

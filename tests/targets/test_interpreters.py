@@ -17,7 +17,7 @@ import pytest
 
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
-from merino_runtime.text import open_tokenizer
+from merino_runtime.generation.text import open_tokenizer
 
 pytestmark = pytest.mark.slow
 

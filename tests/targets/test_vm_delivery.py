@@ -21,7 +21,7 @@ from sample_roots import FAT_AT, FAT_BYTES, ROOT_AT, SECTOR, e2fsck, ran
 
 from merino_runtime.delivery.archive import open_archive
 from merino_runtime.delivery.service import FIRST_WORDS
-from merino_runtime.outputs import write_output
+from merino_runtime.io.outputs import write_output
 
 pytestmark = [pytest.mark.slow, needs_machine]
 

@@ -7,10 +7,10 @@ import sys
 from typing import Any, Dict, Optional
 
 from merino_bench.fresh_process import run_apart
-from merino_runtime.backend_choice import TENSORRT, choose_backend
+from merino_runtime.backends.choice import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.streams import say
+from merino_runtime.io.streams import say
 
 BUILD_TIMEOUT_S = 7200.0  # a Jetson Nano builds a large model for a quarter of an hour and more
 

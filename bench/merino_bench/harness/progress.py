@@ -1,7 +1,7 @@
 """Progress on a board: one line on stderr, rewritten in place; nothing where stderr is no terminal."""
 from typing import Callable, Optional
 
-from merino_runtime.streams import show_line, stderr_is_terminal
+from merino_runtime.io.streams import show_line, stderr_is_terminal
 
 Progress = Callable[[int, int, str], None]  # (done, total, what comes next); done == total: the end
 

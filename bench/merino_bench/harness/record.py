@@ -13,9 +13,9 @@ import numpy as np
 from merino_bench.harness.cases import Case
 from merino_bench.harness.passes import Place, chosen, flags_by_place, rounds_by_place
 from merino_bench.harness.processes import joined
-from merino_runtime.backend_choice import TENSORRT
+from merino_runtime.backends.choice import TENSORRT
 from merino_runtime.bundle import Bundle, quantised_cache, sha256_of
-from merino_runtime.commands import as_text
+from merino_runtime.io.streams import as_text
 
 SCHEMA = 3
 WEIGHTS = {"trained": "real", "random": "random"}

@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
 
 from merino_bench.harness.record import FAILED, failures, format_words
 from merino_runtime.errors import MerinoError
-from merino_runtime.visible import visible_text
+from merino_runtime.io.visible import visible_text
 
 OUTPUTS = ("md", "json", "jsonl", "csv")
 LEFT = ("bundle", "format", "weights", "engine", "test", "vs baseline", "ratio at", "flags")

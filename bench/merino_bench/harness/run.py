@@ -22,9 +22,10 @@ from merino_bench.harness.turns import Turns, turn_sizes
 from merino_bench.probe.bandwidth import buffer_bytes, read_gb_s, thread_counts, touched_buffer
 from merino_bench.sensors.energy import Sampler, energy_of, idle_watts, why_no_energy
 from merino_bench.sensors.power import find_source
-from merino_runtime import board
-from merino_runtime.commands import as_text, say, say_note, write_out
+from merino_runtime.commands import say, say_note, write_out
 from merino_runtime.errors import MerinoError
+from merino_runtime.io import board
+from merino_runtime.io.streams import as_text
 
 TIMEOUT_S = 3600.0  # of one row: a swapping board may never end
 Records = List[Dict[str, Any]]

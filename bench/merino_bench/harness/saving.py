@@ -5,7 +5,7 @@ from typing import Any, Dict, Sequence
 
 from merino_bench.harness.render import as_json, as_json_lines
 from merino_runtime.errors import MerinoError
-from merino_runtime.outputs import append_output, check_output, write_output
+from merino_runtime.io.outputs import append_output, check_output, write_output
 
 
 def check_can_save(path: str) -> None:

@@ -19,13 +19,14 @@ from merino_bench.fresh_process import OUT_OF_MEMORY
 from merino_bench.harness.cases import Case
 from merino_bench.sensors import environment, gpu
 from merino_bench.sensors.load import CpuMoment, cpu_moment, load_between
-from merino_runtime import board
-from merino_runtime.backend_choice import choose_backend
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend
+from merino_runtime.backends.choice import choose_backend
 from merino_runtime.bundle import Bundle, check_files, load_bundle
+from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.errors import MerinoError
-from merino_runtime.text import open_tokenizer
+from merino_runtime.generation.text import open_tokenizer
+from merino_runtime.io import board
 
 WARM_UP_S = 0.3  # a governor raises the clock after 0.1 s of work or later
 DIGITS = 4  # of milliseconds: 0.1 microseconds, the resolution of the clock
@@ -63,7 +64,7 @@ def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
     # A format whose instructions this CPU lacks is measured too; the record notes it.
     notes: List[str] = []
     chosen = choose_backend(bundle, backend_name)
-    notes += board.check_bundle_fits(bundle, allow_slow=True, backend=chosen)
+    notes += check_bundle_fits(bundle, allow_slow=True, backend=chosen)
     before = gpu.with_gpu(environment.state())
     backend, open_ms = _timed(lambda: open_backend(bundle, case.threads, backend=chosen, say=notes.append))
     try:

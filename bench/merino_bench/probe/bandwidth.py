@@ -8,7 +8,7 @@ from typing import List, Optional
 
 import numpy as np
 
-from merino_runtime.board import MB, last_level_cache_bytes, read_memory_mb, read_text
+from merino_runtime.io.board import MB, last_level_cache_bytes, read_memory_mb, read_text
 
 LEAST_BUFFER_MB = 16
 DEFAULT_BUFFER_MB = 256

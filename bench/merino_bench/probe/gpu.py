@@ -18,14 +18,14 @@ from merino_bench.probe.timing import MOST_RUN_S, repeat_ms, row_of
 from merino_bench.sensors import environment
 from merino_bench.sensors.gpu import with_gpu
 from merino_bench.sensors.load import cpu_moment, load_between
-from merino_runtime import board
 from merino_runtime.backends.cuda import Cuda, cuda_faults_told
 from merino_runtime.backends.engine_build import WORKSPACE_MB, Build, build, builder_version
 from merino_runtime.backends.engine_file import EngineKey
 from merino_runtime.backends.gpu import Device, device_of, open_cuda
 from merino_runtime.backends.tensorrt_versions import TensorRt, open_tensorrt
+from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.requirements import version_tuple
+from merino_runtime.io import board
 
 MEMORY_TIMEOUT_S = 120.0
 Tell = Callable[[str], None]

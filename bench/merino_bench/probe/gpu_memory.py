@@ -22,7 +22,7 @@ def main() -> int:
     from merino_runtime.backends.cuda import MB
     from merino_runtime.backends.gpu import open_cuda
     from merino_runtime.backends.tensorrt_versions import open_tensorrt
-    from merino_runtime.requirements import version_tuple
+    from merino_runtime.bundle.requirements import version_tuple
 
     with contextlib.suppress(ImportError):
         import tokenizers  # noqa: F401 - text needs it, so its memory counts

@@ -20,12 +20,12 @@ from merino_bench.probe.tasks import Machine, Task
 from merino_bench.probe.timing import LEAST_RUN_S, MOST_RUN_S, row_of, time_task
 from merino_bench.sensors import environment
 from merino_bench.sensors.load import cpu_moment, load_between
-from merino_runtime import board
-from merino_runtime.backend_choice import ONNXRUNTIME, TENSORRT
+from merino_runtime.backends.choice import ONNXRUNTIME, TENSORRT
 from merino_runtime.bundle import FIRST_QUANTISED_CACHE, QUANTISED_CACHES
+from merino_runtime.bundle.requirements import require, version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.outputs import check_output, check_room, scratch_folder, target_of, write_output
-from merino_runtime.requirements import require, version_tuple
+from merino_runtime.io import board
+from merino_runtime.io.outputs import check_output, check_room, scratch_folder, target_of, write_output
 
 SCHEMA = 6
 MOST_SECONDS = 55.0  # of one minute; starting, writing and memory take the rest

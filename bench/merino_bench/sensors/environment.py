@@ -1,8 +1,8 @@
 """The machine's state before and after a run: clocks, temperatures, throttling, swap.
 
 A source that this machine lacks gives None. Parsers take text and readers take a root folder, so that both are tested
-on recorded boards. Instruction set and memory are in `merino_runtime.board`, power is in `power`, the load of the CPU
-in `load`.
+on recorded boards. Instruction set and memory are in `merino_runtime.io.board`, power is in `power`, the load of the
+CPU in `load`.
 """
 import glob
 import os

@@ -19,9 +19,9 @@ from merino_edge.benchmarking.peers.engines import Peer, given_gguf, missing, pe
 from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, shares_layers, stored_params
 from merino_edge.benchmarking.peers.given import GivenFile
 from merino_edge.families.registry import read_geometry
+from merino_runtime.backends.threads import thread_counts
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.threads import thread_counts
 
 TIMEOUT_S = 3600.0  # of making one model
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

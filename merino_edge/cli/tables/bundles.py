@@ -7,7 +7,7 @@ from typing import Any
 from merino_bench.harness.render import marks_explained, ratio_words
 from merino_edge.cli.tables.layout import Column, Table
 from merino_edge.export.quantisation.groups import MatrixError
-from merino_runtime.board import MB as BYTES_PER_MB
+from merino_runtime.io.board import MB as BYTES_PER_MB
 
 
 def matrix_table(matrices: Sequence[MatrixError]) -> Table:

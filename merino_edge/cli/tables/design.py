@@ -15,7 +15,7 @@ from merino_edge.prediction.formats import graph_dialect, refused_words
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape, lengths_words
 from merino_edge.profiles.profile import DeviceProfile
-from merino_runtime.board import MB as BYTES_PER_MB
+from merino_runtime.io.board import MB as BYTES_PER_MB
 
 
 def print_design(design: Design, profile: DeviceProfile, named: str | None = None) -> None:

@@ -7,7 +7,7 @@ from merino_edge.cli.tables.layout import Column, Table
 from merino_edge.delivery.ssh.flash import Flashed
 from merino_edge.report.predicted import Prediction, predictions
 from merino_edge.report.series import series_of
-from merino_runtime.visible import visible
+from merino_runtime.io.visible import visible
 
 LEFT = ("board", "what it is", "installed", "self-test")
 SPEEDS = ("prefill", "decode")

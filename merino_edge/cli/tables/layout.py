@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from merino_edge.cli.terminal import console
-from merino_runtime.visible import visible_text
+from merino_runtime.io.visible import visible_text
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

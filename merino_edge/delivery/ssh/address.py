@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.visible import visible
+from merino_runtime.io.visible import visible
 
 FORM = "[USER@]HOST[:PORT], as pi@192.168.1.7, [fe80::1%eth0]:2222 with brackets for IPv6, or a Host of ~/.ssh/config"
 _ADDRESS = re.compile(

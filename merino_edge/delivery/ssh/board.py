@@ -13,8 +13,8 @@ from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.delivery.machine import Machine, machine_of
 from merino_runtime.delivery.releases import ID
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_shape import integer, listed, or_null, problems_in, text
-from merino_runtime.visible import visible
+from merino_runtime.io.json_shape import integer, listed, or_null, problems_in, text
+from merino_runtime.io.visible import visible
 
 ASKED_S = 60.0
 MOST_BYTES = 1 << 18

@@ -17,8 +17,8 @@ import asyncssh
 from merino_edge.delivery.ssh.connect import Board, faults_told
 from merino_runtime.delivery import agent
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import value_of
-from merino_runtime.visible import visible, visible_text
+from merino_runtime.io.json_file import value_of
+from merino_runtime.io.visible import visible, visible_text
 
 AGENT = Path(agent.__file__).read_bytes()
 # Short, and the same in every shell; what is to be done comes over stdin.

@@ -16,7 +16,7 @@ import asyncssh
 from merino_edge.delivery.ssh.address import Address
 from merino_edge.delivery.ssh.known_hosts import HostKeys, known_hosts_files
 from merino_runtime.errors import MerinoError
-from merino_runtime.visible import visible
+from merino_runtime.io.visible import visible
 
 LOGIN_S = 60.0
 KEEPALIVE_S = 15.0  # and three unanswered: the board is gone

@@ -13,7 +13,7 @@ from asyncssh.public_key import get_default_certificate_algs, get_default_public
 from merino_edge.delivery.ssh.address import Address
 from merino_edge.storage.atomic import make_parent
 from merino_runtime.errors import MerinoError
-from merino_runtime.outputs import append_output
+from merino_runtime.io.outputs import append_output
 
 GLOBAL_FILES = (Path("/etc/ssh/ssh_known_hosts"),)
 

@@ -1,4 +1,4 @@
-"""A talk with a model on a board, with the interface of `merino_runtime.talk.Talk`.
+"""A talk with a model on a board, with the interface of `merino_runtime.chat.talk.Talk`.
 
 The board runs `chat --json`. The connection lives in a thread with its own event loop, so that ctrl-C interrupts
 whoever waits for an event here, and not the connection.
@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from merino_edge.delivery.ssh.command import Session, answer, give
-from merino_runtime.chat_json import STOP
+from merino_runtime.chat.session import STOP
 from merino_runtime.errors import MerinoError
-from merino_runtime.visible import visible_text
+from merino_runtime.io.visible import visible_text
 
 Serve = Callable[[Session], Awaitable[None]]
 

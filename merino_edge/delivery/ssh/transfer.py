@@ -17,9 +17,9 @@ from merino_edge.delivery.ssh.command import Session, answer, ended, give, start
 from merino_edge.delivery.ssh.connect import Board
 from merino_runtime.delivery.agent import CACHE
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_shape import count, listed, problems_in, sha256
-from merino_runtime.machine_faults import machine_fault
-from merino_runtime.visible import visible
+from merino_runtime.io.json_shape import count, listed, problems_in, sha256
+from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.visible import visible
 
 INCOMING = f"{CACHE}/incoming"
 LEAST_PIECE_BYTES = 1 << 18

@@ -17,7 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from merino_edge.families.gguf.named import MAGIC
 from merino_edge.storage.faults import shortened
 from merino_runtime.errors import MerinoError
-from merino_runtime.machine_faults import machine_fault
+from merino_runtime.io.machine_faults import machine_fault
 
 VERSIONS = (2, 3)
 ALIGNMENT = 32  # of tensors, where the file says nothing else

@@ -1,13 +1,15 @@
 """Backends run the graph of a bundle. They know ids and arrays; text, sampling and timing lie elsewhere."""
-from typing import Callable, Optional
+from typing import TYPE_CHECKING, Callable, Optional
 
-from merino_runtime.backend_choice import TENSORRT, choose_backend
-from merino_runtime.backends.backend import Backend
+from merino_runtime.backends.choice import TENSORRT, choose_backend
 from merino_runtime.bundle import Bundle
+
+if TYPE_CHECKING:
+    from merino_runtime.backends.backend import Backend  # imports numpy
 
 
 def open_backend(bundle: Bundle, threads: Optional[int] = None, prefill_threads: Optional[int] = None,
-                 backend: Optional[str] = None, say: Callable[[str], None] = lambda _: None) -> Backend:
+                 backend: Optional[str] = None, say: Callable[[str], None] = lambda _: None) -> "Backend":
     """threads: of decode, and of prefill if prefill_threads is None. None: the bundle's choice, else by the machine.
 
     backend: as of `choose_backend`. say: gets notes, such as that an engine is built. Raises MerinoError if the
@@ -21,7 +23,7 @@ def open_backend(bundle: Bundle, threads: Optional[int] = None, prefill_threads:
     return OnnxBackend(open_model(bundle, threads, prefill_threads))
 
 
-def _open_tensorrt(bundle: Bundle, threads: Optional[int], say: Callable[[str], None]) -> Backend:
+def _open_tensorrt(bundle: Bundle, threads: Optional[int], say: Callable[[str], None]) -> "Backend":
     from merino_runtime.backends.tensorrt import TensorRtBackend
     from merino_runtime.backends.tensorrt_model import open_model
 

@@ -12,7 +12,6 @@ import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set
 
-from merino_runtime import board
 from merino_runtime.backends.cuda import MB, Cuda, cuda_faults_told
 from merino_runtime.backends.engine_file import (
     EngineKey,
@@ -26,9 +25,10 @@ from merino_runtime.backends.engine_file import (
 from merino_runtime.backends.gpu import device_of, open_cuda
 from merino_runtime.backends.tensorrt_versions import TensorRt, fp16_flags, limit_workspace, open_tensorrt
 from merino_runtime.bundle import Bundle
+from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.memory import lack_of_memory
-from merino_runtime.requirements import version_tuple
+from merino_runtime.io import board
+from merino_runtime.io.memory import lack_of_memory
 
 DECODE, PREFILL = 0, 1  # numbers of the profiles
 PREFILL_CHUNK_IDS = 64  # where reading the weights takes about as long as computing with them, on the boards' GPUs

@@ -13,10 +13,10 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import value_of
-from merino_runtime.lock import locked
-from merino_runtime.machine_faults import machine_fault
-from merino_runtime.outputs import open_output, write_output
+from merino_runtime.io.json_file import value_of
+from merino_runtime.io.lock import locked
+from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.outputs import open_output, write_output
 
 MAGIC = b"merino-engine\n"
 SCHEMA = 1

@@ -12,8 +12,9 @@ import numpy as np
 from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, closed
 from merino_runtime.backends.onnx_session import Model, first_line
 from merino_runtime.bundle import Port
+from merino_runtime.bundle.fit import out_of_memory
 from merino_runtime.errors import MerinoError
-from merino_runtime.memory import is_out_of_memory, out_of_memory
+from merino_runtime.io.memory import is_out_of_memory
 
 PREFILL_CHUNK_IDS = 256  # ids per run of a prefill; the memory of activations is proportional to it
 FIRST_CHUNKED_GQA = (1, 20)  # earlier versions of GroupQueryAttention take several ids only into an empty cache

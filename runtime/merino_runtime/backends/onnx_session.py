@@ -7,13 +7,14 @@ same mapped file. Each session packs the weights for its kernels, so packed weig
 import os
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
-from merino_runtime import board
-from merino_runtime.attention import faster_attention
+from merino_runtime.backends.attention import faster_attention
+from merino_runtime.backends.threads import ThreadCounts, thread_counts
 from merino_runtime.bundle import Bundle, Port, need_of, older_graph
+from merino_runtime.bundle.fit import out_of_memory
+from merino_runtime.bundle.requirements import install_commands, require, version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.memory import is_out_of_memory, out_of_memory
-from merino_runtime.requirements import install_commands, require, version_tuple
-from merino_runtime.threads import ThreadCounts, thread_counts
+from merino_runtime.io import board
+from merino_runtime.io.memory import is_out_of_memory
 
 SMALL_BOARD_MB = 2000
 

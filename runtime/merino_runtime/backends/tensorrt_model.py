@@ -13,8 +13,8 @@ from merino_runtime.backends.engine_file import opened_plan
 from merino_runtime.backends.gpu import open_cuda
 from merino_runtime.backends.tensorrt_versions import BoundEngine, Tensor, TensorRt, open_tensorrt, tensors_of
 from merino_runtime.bundle import Bundle, Port
+from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.requirements import version_tuple
 
 
 class Model:

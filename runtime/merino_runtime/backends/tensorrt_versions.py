@@ -6,8 +6,8 @@ the types to write are always asked of the engine.
 """
 from typing import Any, Dict, List, NamedTuple, Tuple
 
+from merino_runtime.bundle.requirements import require, version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.requirements import require, version_tuple
 
 KEPT_MESSAGES = 5
 LONGEST_MESSAGE = 300

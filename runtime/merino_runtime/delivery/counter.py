@@ -9,7 +9,7 @@ from merino_runtime.delivery import releases
 from merino_runtime.delivery.archive import SIGNATURE, Archive
 from merino_runtime.delivery.manifest import NAME, parse_manifest
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
+from merino_runtime.io.json_file import read_json
 
 COUNTER = "counter.json"
 REMEDY = "It is written anew."

@@ -5,15 +5,15 @@ Asked on the workstation before a file travels, and on the board before anything
 import re
 from typing import List, NamedTuple, Optional, Tuple
 
-from merino_runtime import board
-from merino_runtime.backend_choice import TENSORRT, choose_backend
+from merino_runtime.backends.choice import TENSORRT, choose_backend
 from merino_runtime.bundle import BackendNeed, Bundle, backends_text, bundle_of, older_graph
+from merino_runtime.bundle.fit import check_bundle_fits, is_for_other_core
+from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.delivery.archive import Archive, read_member
 from merino_runtime.delivery.machine import Machine
 from merino_runtime.delivery.manifest import Manifest, WheelSet
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import value_of
-from merino_runtime.requirements import version_tuple
+from merino_runtime.io.json_file import value_of
 
 LARGEST_DESCRIPTION_BYTES = 2 ** 20  # of bundle.json; OPT-350M's has 20 kB. JSON can grow 100 times when it is read
 
@@ -40,7 +40,7 @@ def choose(archive: Archive, machine: Machine, force: bool = False, backend: Opt
     wheels = fitting_wheels(manifest, machine)
     refusals: List[str] = []
     bundles = [(path, packed_bundle(archive, path)) for path in manifest.bundles]
-    bundles.sort(key=lambda each: board.is_for_other_core(each[1], machine.board))  # those for this core first
+    bundles.sort(key=lambda each: is_for_other_core(each[1], machine.board))  # those for this core first
     for slow in (False, True)[:1 + force]:
         for path, bundle in bundles:
             try:
@@ -48,7 +48,7 @@ def choose(archive: Archive, machine: Machine, force: bool = False, backend: Opt
                 chosen = choose_backend(bundle, backend, notes.append)
                 if chosen != TENSORRT:  # which is the system's own, and in no file
                     _check_version(bundle, wheels)
-                notes += board.check_bundle_fits(bundle, machine.board, slow, backend=chosen)
+                notes += check_bundle_fits(bundle, machine.board, slow, backend=chosen)
                 return Choice(path, bundle, wheels, tuple(notes), chosen)
             except MerinoError as error:
                 refusals.append(str(error))

@@ -10,8 +10,9 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from merino_runtime.backend_choice import ASKED_FOR, TENSORRT
+from merino_runtime.backends.choice import ASKED_FOR, TENSORRT
 from merino_runtime.bundle import load_bundle, sha256_of
+from merino_runtime.bundle.verified import stamp_beside
 from merino_runtime.delivery import packages, probation, releases
 from merino_runtime.delivery.archive import (
     SIGNATURE,
@@ -37,10 +38,9 @@ from merino_runtime.delivery.manifest import APP, NAME, FileEntry, files_under
 from merino_runtime.delivery.release_runs import build_engine, selftest
 from merino_runtime.delivery.service import make_user
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
-from merino_runtime.machine_faults import machine_fault
-from merino_runtime.outputs import MB, write_output
-from merino_runtime.verified import stamp_beside
+from merino_runtime.io.json_file import read_json
+from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.outputs import MB, write_output
 
 SPARE_BYTES = 2 * MB  # folders, links and small files of our own
 ENGINES = "engines"  # beside the bundle: where `engine_file` looks first

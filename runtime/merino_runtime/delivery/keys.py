@@ -12,10 +12,10 @@ from typing import Any, List, NamedTuple, Optional, Sequence
 
 from merino_runtime.delivery.ed25519 import KEY_BYTES, is_public_key
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json, read_text
-from merino_runtime.json_shape import integer, listed, problems_in
-from merino_runtime.machine_faults import machine_fault
-from merino_runtime.outputs import write_output
+from merino_runtime.io.json_file import read_json, read_text
+from merino_runtime.io.json_shape import integer, listed, problems_in
+from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.outputs import write_output
 
 KIND = "merino-ed25519"
 SUFFIX = ".pub"

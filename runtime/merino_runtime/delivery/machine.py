@@ -9,9 +9,9 @@ import sys
 import sysconfig
 from typing import Any, Dict, NamedTuple
 
-from merino_runtime import board
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_shape import count, integer, listed, or_null, problems_in, size, text
+from merino_runtime.io import board
+from merino_runtime.io.json_shape import count, integer, listed, or_null, problems_in, size, text
 
 SCHEMA = 1
 LARGEST_MB = 2 ** 30  # of memory

@@ -11,8 +11,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.delivery.keys import a_key
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import value_of
-from merino_runtime.json_shape import LARGEST, count, integer, listed, problems_in, sha256, shown, text, version
+from merino_runtime.io.json_file import value_of
+from merino_runtime.io.json_shape import LARGEST, count, integer, listed, problems_in, sha256, shown, text, version
 
 SCHEMA = 1
 NAME = "manifest.json"

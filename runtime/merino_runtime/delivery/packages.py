@@ -13,13 +13,13 @@ import sys
 import zipfile
 from typing import Any, Dict, List, Sequence
 
-from merino_runtime.backend_choice import TENSORRT, is_installed
+from merino_runtime.backends.choice import TENSORRT, is_installed
+from merino_runtime.bundle.requirements import PACKAGES, install_commands
 from merino_runtime.delivery.archive import Archive
 from merino_runtime.delivery.manifest import FileEntry, WheelSet, files_under
 from merino_runtime.delivery.releases import ENVIRONMENT
 from merino_runtime.errors import MerinoError
-from merino_runtime.machine_faults import machine_fault
-from merino_runtime.requirements import PACKAGES, install_commands
+from merino_runtime.io.machine_faults import machine_fault
 
 TIMEOUT_S = 1800.0  # of one command; a Pi Zero 2 W unpacks and compiles for minutes
 COMPILED = 2  # compiled modules take about as much as their sources, which are a part of what a wheel holds

@@ -4,16 +4,17 @@ import json
 import os
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from merino_runtime import board
 from merino_runtime.bundle import Bundle, backends_text
+from merino_runtime.bundle.fit import memory_need_mb
 from merino_runtime.delivery.archive import Archive, check_hashes, check_signature, open_archive
 from merino_runtime.delivery.fit import choose, packed_bundle
 from merino_runtime.delivery.keys import PublicKey, read_public_key
 from merino_runtime.delivery.machine import this_machine
 from merino_runtime.delivery.manifest import files_under
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_shape import listed
-from merino_runtime.streams import write_lines, write_out
+from merino_runtime.io import board
+from merino_runtime.io.json_shape import listed
+from merino_runtime.io.streams import write_lines, write_out
 
 
 def run_info(path: str, as_json: bool = False) -> int:
@@ -111,7 +112,7 @@ def _facts(archive: Archive, bundles: Sequence[Bundle]) -> List[Sequence[Any]]:
     for bundle in bundles:
         needs = ", ".join(bundle.isa) or "no special instructions"
         facts.append((bundle.folder, f"{bundle.dialect} {bundle.precision}, context {bundle.context}, needs {needs}, "
-                                     f"{board.memory_need_mb(bundle):.0f} MB of memory, "
+                                     f"{memory_need_mb(bundle):.0f} MB of memory, "
                                      f"{backends_text(bundle)}"))
     for wheels in manifest.wheels:
         packages = ", ".join(f"{name} {version}" for name, version in sorted(wheels.packages.items()))

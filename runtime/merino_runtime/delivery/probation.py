@@ -9,9 +9,9 @@ from typing import Any, Dict, NamedTuple, Optional
 
 from merino_runtime.delivery import releases
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
-from merino_runtime.machine_faults import machine_fault
-from merino_runtime.outputs import write_output
+from merino_runtime.io.json_file import read_json
+from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.outputs import write_output
 
 MOST_STARTS = 3  # of a release that nothing and nobody marked good
 

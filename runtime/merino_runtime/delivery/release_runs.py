@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Optional
 
 from merino_runtime.delivery import releases
 from merino_runtime.errors import MerinoError
-from merino_runtime.machine_faults import machine_fault
+from merino_runtime.io.machine_faults import machine_fault
 
 SELFTEST_TIMEOUT_S = 1800.0  # a Pi Zero 2 W decodes a large model at less than a token per second
 PASSED = b"ok: "  # the first word of `selftest` on stdout

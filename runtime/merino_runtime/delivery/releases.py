@@ -18,12 +18,12 @@ import stat
 import sys
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from merino_runtime import scratch
 from merino_runtime.delivery.keys import TRUSTED, NamedKey, key_base64, key_of_base64, trust, withdraw
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
-from merino_runtime.lock import faults_told, hold, in_use, locked
-from merino_runtime.outputs import move_folder, replace_link, sync_folder, write_output
+from merino_runtime.io import scratch
+from merino_runtime.io.json_file import read_json
+from merino_runtime.io.lock import faults_told, hold, in_use, locked
+from merino_runtime.io.outputs import move_folder, replace_link, sync_folder, write_output
 
 SCHEMA = 1
 SYSTEM_ROOT = "/opt/merino"

@@ -18,10 +18,10 @@ from merino_runtime.delivery import probation, releases
 from merino_runtime.delivery.manifest import APP, NAME, parse_manifest
 from merino_runtime.delivery.release_runs import selftest
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import value_of
-from merino_runtime.lock import faults_told, hold
-from merino_runtime.machine_faults import machine_fault
-from merino_runtime.outputs import write_output
+from merino_runtime.io.json_file import value_of
+from merino_runtime.io.lock import faults_told, hold
+from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.outputs import write_output
 
 USER = "merino"
 UNIT, UNITS = "merino.service", "/etc/systemd/system"

@@ -8,11 +8,11 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
-from merino_runtime.backend_choice import BACKENDS
+from merino_runtime.backends.choice import BACKENDS
 from merino_runtime.delivery import releases
 from merino_runtime.errors import MerinoError
-from merino_runtime.streams import say, say_note, write_out
-from merino_runtime.verb import Verb
+from merino_runtime.io.streams import say, say_note, write_out
+from merino_runtime.io.verb import Verb
 
 if TYPE_CHECKING:
     from merino_runtime.delivery.machine import Machine

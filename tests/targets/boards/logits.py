@@ -12,7 +12,7 @@ import numpy as np
 
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
-from merino_runtime.generate import keep_shared
+from merino_runtime.generation.generate import keep_shared
 
 
 def main(folder, steps, out):

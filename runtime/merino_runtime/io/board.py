@@ -9,9 +9,6 @@ import re
 import struct
 from typing import Dict, FrozenSet, List, NamedTuple, Optional
 
-from merino_runtime.bundle import Bundle
-from merino_runtime.errors import MerinoError
-
 MB = 2 ** 20
 # Python, numpy, tokenizers and onnxruntime after their imports: 43 MB (onnxruntime 1.10) to 53 MB (1.32) on x86.
 PROCESS_MB = 55
@@ -51,103 +48,11 @@ def this_board() -> Board:
         memory_total_mb=memory_mb.get("MemTotal"), memory_available_mb=memory_mb.get("MemAvailable"))
 
 
-def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow: bool = False,
-                      sessions: int = 1, backend: str = "onnxruntime") -> List[str]:
-    """Raises MerinoError if the bundle cannot run on this machine. Returns notes on what will make it slow.
-
-    On the CPU, without its instructions, a format falls back to emulation and runs many times slower. That is refused;
-    `allow_slow` turns the refusal into a note. A graph for the other kind of Arm core is noted with its cost, and
-    refused where its results are wrong. sessions: of the backend, each of which holds the weights. What a backend on a
-    GPU computes with, TensorRT itself judges when it builds the engine.
-    """
-    board = board or this_board()
-    if board.pointer_bits != 64:
-        raise MerinoError(
-            f"this Python is {board.pointer_bits}-bit (kernel: {board.architecture}): numpy and onnxruntime "
-            "are published for 64-bit userlands only. Install the 64-bit image of the system (Raspberry Pi "
-            "OS 64-bit) and its Python, then run again.")
-    notes = []
-    on_gpu = backend == "tensorrt"
-    need_mb = memory_need_mb(bundle, sessions, backend)
-    if board.memory_total_mb is not None and need_mb > board.memory_total_mb:
-        raise MerinoError(
-            f"{bundle.name!r} needs {need_mb:.0f} MB for weights, KV cache and the process"
-            f"{' with CUDA' if on_gpu else ''}, this machine has "
-            f"{board.memory_total_mb:.0f} MB in all. Export with a shorter --context or a smaller "
-            "--precision, or design for this board.")
-    if board.memory_available_mb is not None and need_mb > board.memory_available_mb:
-        notes.append(f"needs {need_mb:.0f} MB and {board.memory_available_mb:.0f} MB are available: it may "
-                     "swap; stop other programs first")
-    if on_gpu:
-        return notes
-    if bundle.precision == "fp16":
-        notes.append("float16 weights are for GPUs: a CPU computes them in float32, no faster than --precision fp32")
-    _check_products(bundle, board)
-    notes += _core_notes(bundle, board)
-    missing = _missing_isa(bundle, board)
-    if missing:
-        slow = (f"this CPU lacks {', '.join(missing)}, which {bundle.precision} weights need: without it "
-                "the arithmetic falls back to a slow form")
-        if not allow_slow:
-            raise MerinoError(f"{slow}. Export {bundle.name!r} with another --precision (fp32 needs nothing "
-                              "special), or run it all the same with --allow-slow.")
-        notes.append(f"{slow}; another --precision may be faster")
-    return notes
-
-
-def memory_need_mb(bundle: Bundle, sessions: int = 1, backend: str = "onnxruntime") -> float:
-    """Resident MB without activations: the weights, once per session of the CPU's backend, the KV cache and the process
-    itself. With TensorRT the engine holds the weights once, and a Jetson's CPU shares its memory with CUDA."""
-    if backend == "tensorrt":
-        return (bundle.weight_bytes + bundle.kv_bytes) / MB + PROCESS_MB + CUDA_MB
-    return (sessions * bundle.weight_bytes + bundle.kv_bytes) / MB + PROCESS_MB
-
-
 def kind_of_core(board: Board) -> Optional[str]:
     """`dotprod` or `plain`, as `core` in bundle.json has it; None on other CPUs than 64-bit Arm ones."""
     if board.architecture not in ("aarch64", "arm64"):
         return None
     return "dotprod" if "dotprod" in board.isa else "plain"
-
-
-def is_for_other_core(bundle: Bundle, board: Board) -> bool:
-    """Whether the graph's products are written for the other kind of Arm core."""
-    here = kind_of_core(board)
-    return here is not None and bundle.core not in (None, here)
-
-
-def _check_products(bundle: Bundle, board: Board) -> None:
-    """Raises MerinoError where products of 8 bits would overflow the 16 bits in which the CPU adds them."""
-    again = f"Export {bundle.name!r} again"
-    by_rows = bundle.core == "plain" or (bundle.dialect, bundle.precision) == ("portable", "int8")
-    if by_rows and board.architecture in X86_MACHINES and not board.isa & VNNI:
-        raise MerinoError("this CPU has neither avx512_vnni nor avx_vnni: without them products of int8 weights with "
-                          f"one scale per row overflow 16 bits, and the results are wrong. {again} with --precision "
-                          "fp32, or --dialect fused without --for.")
-    if bundle.dialect == "portable" and bundle.core == "dotprod" and is_for_other_core(bundle, board):
-        raise MerinoError("this CPU lacks dotprod, and the bundle may hold weights of -128, whose products overflow "
-                          f"there: the results would be wrong. {again} with this version.")
-
-
-def _core_notes(bundle: Bundle, board: Board) -> List[str]:
-    """What a graph for the other kind of Arm core costs here, where it costs anything."""
-    if not is_for_other_core(bundle, board):
-        return []
-    found = [each for each in bundle.slower_on if each.core == kind_of_core(board)]
-    costs = ", or ".join(f"{each.times:g} times slower here than `--for {each.board}`" for each in found)
-    if not found and bundle.core == "dotprod":
-        costs = "an export with `--for BOARD` is faster here"
-    with_it = "with" if bundle.core == "dotprod" else "without"
-    return [f"its products are for Arm cores {with_it} dotprod: {costs}"] if costs else []
-
-
-def _missing_isa(bundle: Bundle, board: Board) -> List[str]:
-    """Features of the other architecture (x86 on Arm, Arm on x86) are not counted as missing, nor is dotprod where
-    `core` tells of it."""
-    on_x86 = board.architecture in X86_MACHINES
-    foreign = set((ARM_FEATURES if on_x86 else X86_FEATURES).values())
-    told = {"dotprod"} if bundle.core else set()
-    return [name for name in bundle.isa if name not in board.isa and name not in foreign | told]
 
 
 def this_isa() -> FrozenSet[str]:

@@ -1,17 +1,17 @@
 """A bundle: the folder that the exporter writes and a board runs. Standard library only.
 
 `Bundle` is the one type of its description, bundle.json. Reading checks the description against the schema and the
-listed files against their sizes and hashes. Whether this machine can run the bundle is checked by `board`.
+listed files against their sizes and hashes. Whether this machine can run the bundle is checked by `fit`.
 Keys and their meaning: docs/formats.md.
 """
 import hashlib
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from merino_runtime.bundle_schema import SCHEMA, problems_of
+from merino_runtime.bundle.schema import SCHEMA, problems_of
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
-from merino_runtime.json_shape import listed, shown
+from merino_runtime.io.json_file import read_json
+from merino_runtime.io.json_shape import listed, shown
 
 QUANTISED_CACHES = ("int8", "int4")  # formats of keys and values beside those of activations
 FIRST_QUANTISED_CACHE = "1.27"  # of ONNX Runtime
@@ -20,7 +20,7 @@ FIRST_QUANTISED_CACHE = "1.27"  # of ONNX Runtime
 class KvLayer(NamedTuple):
     heads: int
     head_size: int
-    format: str = "fp32"  # of keys and values: a name in `bundle_schema.CACHE_TYPES`
+    format: str = "fp32"  # of keys and values: a name in `bundle.schema.CACHE_TYPES`
 
 
 class Port(NamedTuple):
@@ -60,7 +60,7 @@ class SystemParts(NamedTuple):
 
 
 class MessageTexts(NamedTuple):
-    """What the template takes of each role's text: a name in `bundle_schema.MESSAGE_TEXTS`."""
+    """What the template takes of each role's text: a name in `bundle.schema.MESSAGE_TEXTS`."""
     system: str
     user: str
     assistant: str

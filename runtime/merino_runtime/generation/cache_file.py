@@ -12,9 +12,9 @@ import numpy as np
 from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import Bundle, sha256_of
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import value_of
-from merino_runtime.json_shape import shown
-from merino_runtime.outputs import open_output
+from merino_runtime.io.json_file import value_of
+from merino_runtime.io.json_shape import shown
+from merino_runtime.io.outputs import open_output
 
 MAGIC = b"merino-cache\n"
 SCHEMA = 1

@@ -4,7 +4,7 @@ All problems of a file are found at once; `bundle` raises them as one error. Wha
 """
 from typing import Any, Dict, List, Optional
 
-from merino_runtime.json_shape import (
+from merino_runtime.io.json_shape import (
     Maybe,
     an_object,
     count,

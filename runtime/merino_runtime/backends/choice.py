@@ -6,10 +6,10 @@ import os
 import re
 from typing import Callable, Optional
 
-from merino_runtime import board
 from merino_runtime.bundle import Bundle, backends_text, need_of
+from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
-from merino_runtime.requirements import require
+from merino_runtime.io import board
 
 ONNXRUNTIME, TENSORRT = BACKENDS = ("onnxruntime", "tensorrt")
 ASKED_FOR = "MERINO_BACKEND"  # the environment's wish, where the command line has none

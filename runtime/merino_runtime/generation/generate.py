@@ -17,12 +17,12 @@ from typing import Generator, Iterator, List, NamedTuple, Optional, Sequence, Un
 import numpy as np
 
 from merino_runtime.backends.backend import Backend
-from merino_runtime.board import peak_rss_mb
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.sampler import Sampler
+from merino_runtime.generation.sampler import Sampler
+from merino_runtime.generation.text import TextStream, Tokenizer
+from merino_runtime.io.board import peak_rss_mb
 from merino_runtime.sampling import Sampling, check_new_tokens
-from merino_runtime.text import TextStream, Tokenizer
 
 OVERFLOWS = ("stop", "error", "shift")
 

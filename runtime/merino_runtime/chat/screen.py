@@ -5,9 +5,9 @@ import sys
 import unicodedata
 from typing import Callable, List, Tuple
 
-from merino_runtime.template import THINK, THINK_END
-from merino_runtime.text import tail_to_hold
-from merino_runtime.visible import harmless
+from merino_runtime.chat.template import THINK, THINK_END
+from merino_runtime.generation.text import tail_to_hold
+from merino_runtime.io.visible import harmless
 
 DIM, NORMAL = "\x1b[2m", "\x1b[22m"
 

@@ -7,7 +7,7 @@ import sysconfig
 from typing import Any, Sequence, Tuple
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.memory import lack_of_memory, ran_out
+from merino_runtime.io.memory import lack_of_memory, ran_out
 
 PACKAGES = ("numpy", "tokenizers", "onnxruntime")
 ENVIRONMENT = "~/merino"

@@ -1,10 +1,12 @@
-"""Recognises errors that mean memory ran out, and makes the one message for them. Standard library only."""
+"""Recognises errors that mean memory ran out, and makes the message where no bundle is at hand. Standard library only.
+
+Where one is: `bundle.fit`.
+"""
 import re
 from typing import Optional
 
-from merino_runtime import board
-from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.io import board
 
 # The words of C++ allocators, onnxruntime's arena, numpy, torch, the dynamic loader and the C library. A thread that
 # cannot be started lacks memory for its stack.
@@ -36,26 +38,15 @@ def lack_of_memory(error: BaseException) -> Optional[BaseException]:
     return lack
 
 
-def out_of_memory(bundle: Bundle, doing: str, sessions: int = 1) -> str:
-    """The message. doing: what the runtime was at, as in "a decode step"."""
-    parts = (f"{sessions} x " if sessions > 1 else "") + f"{bundle.weight_bytes / board.MB:.0f} MB of weights"
-    parts += f", {bundle.kv_bytes / board.MB:.0f} MB of KV cache, about {board.PROCESS_MB} MB for Python and libraries"
-    equal = "use one thread count for prefill and decode, " if sessions > 1 else ""
-    return (f"out of memory in {doing}: bundle {bundle.name!r} needs "
-            f"{board.memory_need_mb(bundle, sessions):.0f} MB ({parts}) and memory "
-            f"for activations{_present()}. Stop other programs, {equal}shorten the prompt, or export with a shorter "
-            "--context or a smaller --precision.")
-
-
 def ran_out(error: BaseException, doing: str = "") -> str:
-    """The message where no bundle is at hand. doing: as in "importing numpy", nothing where it is not known."""
+    """The message. doing: as in "importing numpy", nothing where it is not known."""
     said = " ".join(str(error).split())[:200]
-    return (f"out of memory{' in ' + doing if doing else ''}{f' ({said})' if said else ''}{_present()}. Stop other "
+    return (f"out of memory{' in ' + doing if doing else ''}{f' ({said})' if said else ''}{present()}. Stop other "
             "programs, raise the limit if there is one, or ask for less: a smaller model, a shorter context or a "
             "smaller batch.")
 
 
-def _present() -> str:
+def present() -> str:
     """What the process holds, may hold and the machine has; nothing if memory does not suffice to read that."""
     try:
         held, mb = board.peak_rss_mb(), board.read_memory_mb(board.read_text("/proc/meminfo"))

@@ -7,10 +7,7 @@ before it, that text is computed with the next turn. Events are dicts, as `chat 
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.bundle import Bundle, Chat, file_path
-from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_text
-from merino_runtime.sampling import Sampling, check_new_tokens
-from merino_runtime.template import (
+from merino_runtime.chat.template import (
     THINK,
     THINK_END,
     Piece,
@@ -21,11 +18,14 @@ from merino_runtime.template import (
     messages_of,
     rendered,
 )
+from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_file import read_text
+from merino_runtime.sampling import Sampling, check_new_tokens
 
 if TYPE_CHECKING:
     from merino_runtime.backends.backend import Backend
-    from merino_runtime.generate import Done, Generation
-    from merino_runtime.text import TextStream, Tokenizer
+    from merino_runtime.generation.generate import Done, Generation
+    from merino_runtime.generation.text import TextStream, Tokenizer
 
 Event = Dict[str, Any]
 OVERFLOWS = ("error", "shift")
@@ -88,8 +88,8 @@ class Talk:
 
         stopped: asked after each token. Where the caller is interrupted, or leaves, `interrupted` ends the turn.
         """
-        from merino_runtime.generate import generate
-        from merino_runtime.text import TextStream
+        from merino_runtime.generation.generate import generate
+        from merino_runtime.generation.text import TextStream
 
         _check_text("the message", text)
         if not text.strip():
@@ -104,7 +104,7 @@ class Talk:
         return self._events(self._now, dropped, stopped)
 
     def _events(self, now: "_Answer", dropped: int, stopped: Callable[[], bool]) -> Iterator[Event]:
-        from merino_runtime.generate import Done, Token
+        from merino_runtime.generation.generate import Done, Token
 
         yield {"begin": True, "prompt_tokens": now.prompt_tokens, "dropped_turns": dropped,
                "thinks": bool(_opened(now.opening))}

@@ -15,9 +15,9 @@ import sys
 from typing import BinaryIO, Iterator, NamedTuple, Optional, Union
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.machine_faults import machine_fault
-from merino_runtime.scratch import replace_folder, scratch_beside
-from merino_runtime.streams import ClosedStdout, write_stream
+from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.scratch import replace_folder, scratch_beside
+from merino_runtime.io.streams import ClosedStdout, write_stream
 
 STDOUT = "-"
 NEW = "new"  # in a scratch folder: what is made

@@ -14,8 +14,8 @@ from typing import Any, Dict, List, Optional
 
 from merino_runtime.bundle import Bundle, check_files
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import read_json
-from merino_runtime.outputs import write_output
+from merino_runtime.io.json_file import read_json
+from merino_runtime.io.outputs import write_output
 
 SCHEMA = 1
 BESIDE = "verified.json"  # beside the bundle of an installed release

@@ -4,7 +4,7 @@ import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.outputs import check_output, write_output
+from merino_runtime.io.outputs import check_output, write_output
 
 COMMANDS = (
     ("/reset", "forget the turns"), ("/system TEXT", "the system message from now on; without TEXT: show it"),

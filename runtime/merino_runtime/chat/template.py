@@ -12,9 +12,9 @@ import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from merino_runtime.bundle import Chat, ChatParts, MessageTexts
-from merino_runtime.bundle_schema import MESSAGE_TEXTS
+from merino_runtime.bundle.requirements import require
+from merino_runtime.bundle.schema import MESSAGE_TEXTS
 from merino_runtime.errors import MerinoError
-from merino_runtime.requirements import require
 
 THINK, THINK_END = "<think>", "</think>"
 DATE = "\0"  # in parts: today's date

@@ -9,8 +9,8 @@ import platform
 import re
 from typing import Iterator
 
-from merino_runtime import board
 from merino_runtime.bundle import Bundle, quantised_cache
+from merino_runtime.io import board
 
 SWITCH = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 CORTEX_A53 = "0xd03"  # "CPU part" in /proc/cpuinfo

@@ -9,7 +9,7 @@ import time
 from typing import Iterator
 
 from merino_runtime.errors import MerinoError
-from merino_runtime.machine_faults import machine_fault
+from merino_runtime.io.machine_faults import machine_fault
 
 try:
     import fcntl

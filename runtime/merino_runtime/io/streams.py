@@ -10,11 +10,11 @@ import stat
 import sys
 from typing import Callable, Optional, TextIO
 
-from merino_runtime.ctrl_c import INTERRUPTED
 from merino_runtime.errors import MerinoError
-from merino_runtime.machine_faults import machine_fault
-from merino_runtime.memory import lack_of_memory, ran_out
-from merino_runtime.visible import visible_text
+from merino_runtime.io.ctrl_c import INTERRUPTED
+from merino_runtime.io.machine_faults import machine_fault
+from merino_runtime.io.memory import lack_of_memory, ran_out
+from merino_runtime.io.visible import visible_text
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE
 
@@ -87,6 +87,16 @@ def say_line(line: str) -> None:
     if sys.stderr is not None:  # `print` would take None for stdout
         with contextlib.suppress(OSError):
             print(wrapped(visible_text(line), sys.stderr), file=sys.stderr, flush=True)
+
+
+def as_text(argument: str) -> str:
+    """A command-line argument decoded as UTF-8. Python 3.6 under the C locale decodes it as ASCII and leaves other
+    bytes as lone surrogates."""
+    try:
+        argument.encode("utf-8")
+        return argument
+    except UnicodeEncodeError:
+        return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def stdout_is_terminal() -> bool:

@@ -10,9 +10,9 @@ import re
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from merino_runtime.bundle import Bundle, file_path
+from merino_runtime.bundle.requirements import require, version_tuple
 from merino_runtime.errors import MerinoError
-from merino_runtime.json_file import JSON, read_text, value_of
-from merino_runtime.requirements import require, version_tuple
+from merino_runtime.io.json_file import JSON, read_text, value_of
 
 
 def byte_table() -> Dict[str, int]:

@@ -1,9 +1,9 @@
 """How many threads prefill and decode use. Standard library only."""
 from typing import NamedTuple, Optional
 
-from merino_runtime import board
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.io import board
 
 MOST_DECODE_THREADS = 4  # decode is bound by memory reads, and four cores saturate the memory of every known board
 # A step over so few bytes is short against waking a thread per operator. By the boards' cost models (1 to 15 MB of
