@@ -184,9 +184,10 @@ def bundle_dirs(request):
 
     def make(dialect, path):
         from merino_edge.export.export import export
+        from merino_edge.export.request import ExportRequest
         from merino_edge.export.source import load_source
 
-        export(load_source(str(request.getfixturevalue("tiny_checkpoint"))), Path(path), dialect=dialect)
+        export(load_source(str(request.getfixturevalue("tiny_checkpoint"))), Path(path), ExportRequest(dialect=dialect))
 
     return {dialect: made_once("tiny-" + dialect, partial(make, dialect)) for dialect in DIALECTS}
 
@@ -227,6 +228,7 @@ def embedded_bundles():
 
     from merino_edge.embedded import FOLDER
     from merino_edge.export.export import export
+    from merino_edge.export.request import ExportRequest
     from merino_edge.export.source import load_source
 
     kinds = [(dialect, precision) for dialect in DIALECTS for precision in ("fp32", "int8")]
@@ -237,7 +239,7 @@ def embedded_bundles():
     def make(kind, path):
         dialect, precision = kind
         form = {"dialect": "fused", "core": "plain"} if dialect == "plain" else {"dialect": dialect}
-        export(source(), Path(path), precision=precision, **form)
+        export(source(), Path(path), ExportRequest(precision=precision, **form))
 
     # In another order in each process, so that they make different ones at a time.
     found = {kind: made_once("embedded-" + "-".join(kind), partial(make, kind)) for kind in random.sample(kinds, 7)}

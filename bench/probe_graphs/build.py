@@ -23,7 +23,7 @@ import merino_bench.probe
 from merino_bench.probe import tasks as plan
 from merino_bench.probe.graphs import ARCHIVE, INDEX
 from merino_edge.calibration.probe import timed_decoder
-from merino_edge.export.export import walked_graph
+from merino_edge.export.graphs import geometry_graph
 from merino_edge.export.onnx.graph import Graph, Port
 from merino_edge.export.quantisation.kv_cache import BITS as CACHE_BITS
 from merino_edge.export.quantisation.kv_cache import CacheScales
@@ -130,7 +130,7 @@ def decoder(key: GraphKey) -> Graph:
     arch = decoder_architecture(key)
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in build_model(arch).state_dict().items()}
-    return walked_graph(LAYOUTS[key.dialect], arch, unset_all(shapes), arch.context, key.format)
+    return geometry_graph(LAYOUTS[key.dialect], arch, unset_all(shapes), arch.context, key.format)
 
 
 def decoder_architecture(key: GraphKey) -> Architecture:

@@ -13,7 +13,7 @@ from pathlib import Path
 import merino_edge
 from merino_edge.bundles.files import is_bundle
 from merino_edge.export.export import export
-from merino_edge.export.request import chosen_precision
+from merino_edge.export.request import ExportRequest, chosen_precision
 from merino_edge.export.source import random_source
 from merino_edge.families.names import resolve
 from merino_edge.families.operators import Core, core_named, core_of
@@ -70,7 +70,8 @@ def baseline_bundle(
     say(f"exporting {model.id} as {form}, with random weights of its true geometry (once, minutes;"
         f" kept in {folder})")  # fmt: skip
     source = random_source(model.geometry, model.id)
-    export(source, folder, precision=precision, dialect=dialect, core=core, kv=kv, last_use=True)
+    request = ExportRequest(precision=precision, dialect=dialect, core=core, kv=kv)
+    export(source, folder, request, last_use=True)
     for old in outdated(folder, stem):
         say(f"removing {old}, which another version of the exporter wrote")
         shutil.rmtree(old)

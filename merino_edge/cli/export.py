@@ -1,14 +1,16 @@
 """`export`: a model of any source to a bundle, in one dialect and format, for a board or for all."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from merino_edge.cli.options import Kv
 from merino_edge.cli.terminal import put, say
-from merino_runtime.errors import MerinoError
 
+if TYPE_CHECKING:
+    from merino_edge.export.one_format import Exported
+    from merino_edge.export.request import ExportRequest
 
 def export(
     source: Annotated[str, typer.Argument(help="folder, GGUF, name of the hub or catalogue, design.json, ...")],
@@ -37,79 +39,29 @@ def export(
     verbose: Annotated[bool, typer.Option("--verbose", help="list quantised matrices with their errors")] = False,
 ) -> None:
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
-    from merino_edge.bundles.files import bundle_bytes, is_bundle_alone
     from merino_edge.calibration.board import board
+    from merino_edge.cli.terminal import working
+    from merino_edge.export.named import export_named
+    from merino_edge.export.request import ExportRequest
+
+    request = ExportRequest(
+        precision=precision, board=board(board_name, say) if board_name else None, dialect=dialect, kv=kv,
+        context=context, calibration=calibrate, text=text, chat=not no_chat, overwrite=overwrite,
+    )  # fmt: skip
+    with working(f"exporting {source}"):
+        done = export_named(source, out, request, weights, say)
+    print_export(done, request, verbose)
+
+
+def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> None:
+    """`verbose`: with a row for each quantised matrix."""
+    from merino_edge.bundles.files import bundle_bytes
     from merino_edge.cli.tables.bundles import matrices_line, matrix_table
     from merino_edge.cli.tables.layout import show
-    from merino_edge.cli.terminal import working
-    from merino_edge.export.request import (
-        ROUNDED,
-        check_calibration,
-        check_context,
-        check_text,
-        chosen_cache,
-        chosen_precision,
-        design_of,
-        find_source,
-        needs_text,
-        published,
-        target_of,
-    )
-    from merino_edge.families.hub import fetch
-    from merino_edge.families.names import resolve
-    from merino_edge.storage.atomic import check_folder, check_keeps
-    from merino_edge.text.documents import check_files, read_documents
+    from merino_edge.export.request import ROUNDED
     from merino_runtime.bundle import cache_formats
 
-    place = resolve(source)
-    for option, file in (("--text", text), ("--calibrate", calibrate)):
-        if file:
-            check_files([file], option)
-            read_documents([file], option)
-    check_keeps(out, [Path(each) for each in (weights, text, calibrate, place) if isinstance(each, str | Path)])
-    check_folder(out, is_bundle_alone)
-    asked = find_source(source, weights)
-    check_text(asked, weights)
-    check_context(context, asked)
-    design = design_of(asked)
-    profile = board(board_name, say) if board_name else None
-    target = target_of(dialect, profile, design)
-    auto = precision == "auto"
-    if auto and profile is None:
-        raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
-    form = chosen_precision(target.dialect, "fp32" if auto else precision, design)
-    cache = chosen_cache(kv, target.dialect, form, design=design, board=profile)
-    if not auto:
-        check_calibration(form, cache, calibrate)
-    hub_model = published(asked, weights)
-    if auto and hub_model and not text:
-        raise MerinoError(needs_text())
-    if hub_model:
-        with working(f"fetching {hub_model.name}"):
-            fetch(hub_model, say)
-    # These load torch.
-    from merino_edge.export.calibration_text import check_text as check_readable_text
-    from merino_edge.export.export import export as run
-    from merino_edge.export.settled import chosen_context
-    from merino_edge.export.source import load_source
-
-    with working(f"exporting {source}"):
-        found = load_source(source, weights)
-        if text and not auto:
-            check_readable_text(found, text, chosen_context(found, context), "Export without --text")
-        if auto:
-            from merino_edge.export.fastest_format import export_fastest
-
-            assert profile is not None
-            done = export_fastest(
-                found, out, profile, target, text, say, context=context, overwrite=overwrite, chat=not no_chat, kv=kv,
-                calibration=calibrate,
-            )  # fmt: skip
-        else:
-            done = run(
-                found, out, dialect=target.dialect, core=target.core, precision=precision, context=context,
-                overwrite=overwrite, chat=not no_chat, last_use=True, kv=kv, calibration=calibrate,
-            )  # fmt: skip
+    out, calibrate, text = done.folder, request.calibration, request.text
     made = done.bundle
     put(
         f"{out}: {made.name}, {made.dialect} {made.precision}, cache of {cache_formats(made)},"
@@ -138,9 +90,6 @@ def export(
         show(matrix_table(done.matrices))
     elif done.matrices:
         put(f"{matrices_line(done.matrices)}; --verbose lists them")
-    if text:
-        from merino_edge.text.perplexity import bundle_perplexity
-
-        with working(f"reading {text.name}"):
-            read = bundle_perplexity(out, text)
+    if text and done.perplexity:
+        read = done.perplexity
         put(f"perplexity {read.perplexity:.3f} over {read.tokens} tokens of {text.name}, by the board's runtime")

@@ -14,7 +14,7 @@ from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelF
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.bundles.write import write_bundle
 from merino_edge.design.design_file import Design
-from merino_edge.export.export import walked_graph
+from merino_edge.export.graphs import geometry_graph
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.plain import FusedPlain
@@ -69,7 +69,7 @@ def write_random_bundle(
     scales = even_scales(arch, kv) if kv else None
     written_for = core_of("fused", precision, core)
     quick = QuickPlain if written_for == "plain" else QuickFused
-    graph = walked_graph(quick, arch, random_weights(model), arch.context, precision, scales=scales)
+    graph = geometry_graph(quick, arch, random_weights(model), arch.context, precision, scales=scales)
     facts = ModelFacts(name, family_of(arch).name, arch, "random", "random, for timing")
     plan = design.predicted if design else None
     threads = Threads(plan.prefill_threads, plan.decode_threads) if plan else RUNTIME_CHOOSES

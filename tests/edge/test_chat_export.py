@@ -16,6 +16,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from merino_edge.export.chat import chat_of
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.checkpoint import ChatTemplate, read_chat_template, stop_ids_of
 from merino_edge.families.gguf.tokenizer import chat_template
@@ -128,9 +129,9 @@ def test_a_bundle_has_the_template_its_parts_and_every_stop_id(checkpoint, tmp_p
     assert (tmp_path / "bundle" / bundle.chat.template).read_text() == chat_templates.CHATML
     assert bundle.chat.tokens == chat_templates.TOKENS
     source = load_source(str(tmp_path / "bundle"))
-    again = export(source, tmp_path / "again", dialect="portable", context=64).bundle
+    again = export(source, tmp_path / "again", ExportRequest(dialect="portable", context=64)).bundle
     assert (again.chat, again.stop_ids) == (bundle.chat, bundle.stop_ids)
-    silent = export(source, tmp_path / "silent", context=64, chat=False)
+    silent = export(source, tmp_path / "silent", ExportRequest(context=64, chat=False))
     assert silent.bundle.chat is None and not (silent.folder / "chat_template.jinja").exists()
 
 
@@ -155,7 +156,9 @@ def test_a_hubs_tokenizer_json_gives_the_same_text_through_generate_and_chat(che
         described = json.loads((folder / "tokenizer.json").read_text())
         (folder / "tokenizer.json").write_text(json.dumps({**described, **changes}))
         (folder / "chat_template.jinja").write_text(chat_templates.CHATML)
-        made = export(load_source(str(folder)), tmp_path / f"{name}-bundle", dialect="fused", context=128).folder
+        made = export(
+            load_source(str(folder)), tmp_path / f"{name}-bundle", ExportRequest(dialect="fused", context=128)
+        ).folder
         assert json.loads((made / "tokenizer_config.json").read_text())["add_bos_token"] == (name == "hub")
         with open_model(str(made)) as model:
             *_, done = model.generate(chat_bundle.TEXT, max_new_tokens=2, sampling=GREEDY, ignore_eos=True)

@@ -11,12 +11,11 @@ from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
 from merino_edge.delivery.fitting import times_slower
-from merino_edge.export import fastest_format
-from merino_edge.export.export import export
-from merino_edge.export.fastest_format import export_fastest, predicted_ms
+from merino_edge.export import export as exporting
+from merino_edge.export.export import export, predicted_ms
 from merino_edge.export.onnx.plain import FusedPlain
 from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.export.request import Target
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.zoo import model
@@ -105,7 +104,8 @@ def text(tmp_path):
     return path
 
 
-PLAIN, DOTPROD = Target("fused", "plain"), Target("fused", "dotprod")
+FOR_PI_4 = ExportRequest(precision="auto", board=PI_4)
+FOR_PI_5 = ExportRequest(precision="auto", board=PI_5)
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,9 @@ def test_the_fastest_format_that_keeps_its_bar_is_written_as_it_was_judged(
     allowed, kv, wide, text, tmp_path, monkeypatch
 ):
     """With weights rounded for a text and the cache asked for, as an export in that format by name has them."""
-    monkeypatch.setattr(fastest_format, "ALLOWED_RISE", dict.fromkeys(("int8", "int4"), allowed))
+    monkeypatch.setattr(exporting, "ALLOWED_RISE", dict.fromkeys(("int8", "int4"), allowed))
     source, said, given = load_source(str(wide["even"])), [], {"kv": kv, "calibration": text}
-    made = export_fastest(source, tmp_path / "bundle", PI_4, PLAIN, text, said.append, **given)
+    made = export(source, tmp_path / "bundle", FOR_PI_4._replace(text=text, **given), say=said.append)
     times = predicted_ms(source.arch, PI_4, ("fp32", "fp16", "int8", "int4"), 64, kv)
     assert set(times) == {"fp32", "int8", "int4"}  # nothing predicts fp16 on a CPU
     order = sorted(times, key=times.get)
@@ -139,30 +139,34 @@ def test_the_fastest_format_that_keeps_its_bar_is_written_as_it_was_judged(
     assert load_bundle(str(tmp_path / "bundle")) == made.bundle and bool(made.calibrated) == (precision != "fp32")
     if precision == "fp32" and not kv:
         given["calibration"] = None
-    named = export(source, tmp_path / "named", precision=precision, core="plain", **given)
+    named = export(source, tmp_path / "named", ExportRequest(precision=precision, core="plain", **given))
     assert named.bundle.files == made.bundle.files and named.bundle.golden == made.bundle.golden
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "named", "text.txt"]
     if precision != "fp32":
-        plain = export(source, tmp_path / "plain", core="plain", kv=kv, calibration=text if kv else None)
-        rise = bundle_perplexity(made.folder, text).perplexity / bundle_perplexity(plain.folder, text).perplexity - 1
+        plain = export(source, tmp_path / "plain", ExportRequest(core="plain", kv=kv, calibration=text if kv else None))
+        rise = made.perplexity.perplexity / bundle_perplexity(plain.folder, text).perplexity - 1
         assert f"perplexity {rise:+.2%}, " in said[-1]
 
 
 @pytest.mark.parametrize("weights", ["trained", "random"])
 def test_a_format_that_cannot_be_written_is_left_out_in_a_line(weights, wide, text, tmp_path):
     source, said = load_source(str(wide["odd"]))._replace(weights=weights), []
-    made = export_fastest(source, tmp_path / "bundle", PI_5, DOTPROD, text, said.append)
+    made = export(source, tmp_path / "bundle", FOR_PI_5._replace(text=text), say=said.append)
     assert made.bundle.precision == "fp32" and len(said) == 3 and said[-1].endswith(": taken")
     assert all("refused: " in line and "rows of 528 weights" in line and "\n" not in line for line in said[:-1])
 
 
-def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_text(wide, tmp_path):
+def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_text(wide, text, tmp_path):
     source, out, said = load_source(str(wide["even"])), tmp_path / "bundle", []
-    made = export_fastest(source._replace(weights="random"), out, PI_5, DOTPROD, None, said.append, kv="int8")
+    made = export(source._replace(weights="random"), out, FOR_PI_5._replace(kv="int8"), say=said.append)
     assert (made.bundle.precision, quantised_cache(made.bundle)) == ("int4", "int8")
     assert len(said) == 1 and said[0].endswith("raspberry-pi-5: taken")
+    drawn = source._replace(weights="random", tokenizer=None)
+    with pytest.raises(MerinoError, match="has no tokenizer to read it with. Export without --text"):
+        export(drawn, tmp_path / "unread", FOR_PI_5._replace(text=text))
+    assert not (tmp_path / "unread").exists()
     with pytest.raises(MerinoError, match="--text FILE.*raspberry-pi-5 it would be int4"):
-        export_fastest(source, out, PI_5, DOTPROD, None, said.append)
+        export(source, out, FOR_PI_5, say=said.append)
     done = CliRunner().invoke(app, ["export", str(wide["even"]), "--precision", "auto", "-o", str(tmp_path / "b")])
     assert done.exit_code and "name it with --for" in str(done.exception)
 
@@ -170,8 +174,9 @@ def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_text(wide
 def test_where_float32_is_the_fastest_nothing_is_read(tiny_checkpoint, text, tmp_path):
     source, said = load_source(str(tiny_checkpoint)), []
     with pytest.raises(MerinoError, match="the weights are fp32 and the cache is not quantised"):
-        export_fastest(source, tmp_path / "bundle", PI_4, PLAIN, None, said.append, calibration=text)
-    made = export_fastest(source, tmp_path / "bundle", PI_4, PLAIN, None, said.append, calibration=text, kv="int8")
+        export(source, tmp_path / "bundle", FOR_PI_4._replace(calibration=text), say=said.append)
+    request = FOR_PI_4._replace(calibration=text, kv="int8")
+    made = export(source, tmp_path / "bundle", request, say=said.append)
     assert (made.bundle.precision, quantised_cache(made.bundle), said) == ("fp32", "int8", [])
 
 

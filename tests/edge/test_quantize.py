@@ -14,6 +14,7 @@ from merino_edge.export.export import export
 from merino_edge.export.onnx.external_data import DATA_FILE, PAGE
 from merino_edge.export.parity import rms_error, with_quantized
 from merino_edge.export.quantisation.groups import BLOCKS, dequantize, matrix_error, quantize, quantize_groups, rms
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
@@ -125,7 +126,7 @@ def source(request, decoder, tmp_path_factory):
 @pytest.mark.parametrize(("dialect", "precision", "core"), FORMATS)
 def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision, core, tmp_path):
     """Each step against torch with the dequantised weights; activations are int8 in the graph, so not exactly."""
-    done = export(source, tmp_path / "bundle", dialect=dialect, precision=precision, core=core)
+    done = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
     signed = dialect == "portable" or core == "plain"  # rows of 8 bits whole, without -128
     codes = {tuple(row.name.split("+")): requantized(source, row, signed) for row in done.matrices}
     model = with_quantized(source.model, codes)
@@ -149,7 +150,7 @@ def requantized(source, row, signed):
 
 @pytest.mark.parametrize(("dialect", "precision", "core"), FORMATS)
 def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dialect, precision, core, tmp_path):
-    done = export(source, tmp_path / "bundle", dialect=dialect, precision=precision, core=core)
+    done = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
     description = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
     size = (tmp_path / "bundle" / DATA_FILE).stat().st_size
     constants = 2 * len(done.matrices) + 20
