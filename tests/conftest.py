@@ -223,7 +223,7 @@ def made_once(name, make):
 @pytest.fixture(scope="session")
 def embedded_bundles():
     """Folders of the packaged model's bundles by (dialect, precision), exported by today's code: all CPU formats.
-    `plain` are those of `fused` for Arm cores without dotprod."""
+    `no-dotprod` are those of `fused` for Arm cores without dotprod."""
     from pathlib import Path
 
     from merino_edge.embedded import FOLDER
@@ -232,13 +232,13 @@ def embedded_bundles():
     from merino_edge.export.source import load_source
 
     kinds = [(dialect, precision) for dialect in DIALECTS for precision in ("fp32", "int8")]
-    kinds += [("fused", "int4"), ("plain", "int8"), ("plain", "int4")]
+    kinds += [("fused", "int4"), ("no-dotprod", "int8"), ("no-dotprod", "int4")]
 
     source = lru_cache(maxsize=1)(lambda: load_source(str(FOLDER)))
 
     def make(kind, path):
         dialect, precision = kind
-        form = {"dialect": "fused", "core": "plain"} if dialect == "plain" else {"dialect": dialect}
+        form = {"dialect": "fused", "core": "no-dotprod"} if dialect == "no-dotprod" else {"dialect": dialect}
         export(source(), Path(path), ExportRequest(precision=precision, **form))
 
     # In another order in each process, so that they make different ones at a time.

@@ -23,7 +23,9 @@ from merino_edge.export.export import export  # noqa: E402
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source  # noqa: E402
 
-FORMATS = [("fp32", "dotprod"), ("int8", "plain"), ("int4", "plain"), ("int8", "dotprod"), ("int4", "dotprod")]
+FORMATS = [
+    ("fp32", "dotprod"), ("int8", "no-dotprod"), ("int4", "no-dotprod"), ("int8", "dotprod"), ("int4", "dotprod"),
+]  # fmt: skip
 PLAIN, DOTPROD = "cortex-a72", "cortex-a76"
 DESIGN = {
     "blocks": [

@@ -34,12 +34,12 @@ from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary
 from merino_runtime.outputs import open_output
 from probe_graphs.grid import GraphKey, graph_keys
-from probe_graphs.layout import FusedLayout, PlainLayout, PortableLayout, model_without_weights, unset
+from probe_graphs.layout import FusedLayout, NoDotprodLayout, PortableLayout, model_without_weights, unset
 
 EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
 
-Layout = FusedLayout | PlainLayout | PortableLayout
-LAYOUTS: dict[str, type[Layout]] = {"fused": FusedLayout, "plain": PlainLayout, "portable": PortableLayout}
+Layout = FusedLayout | NoDotprodLayout | PortableLayout
+LAYOUTS: dict[str, type[Layout]] = {"fused": FusedLayout, "no-dotprod": NoDotprodLayout, "portable": PortableLayout}
 
 
 def linears(key: GraphKey) -> Layout:
@@ -167,7 +167,8 @@ class ProbeGraph:
 def build(key: GraphKey) -> ProbeGraph:
     graph = BUILDERS[key.kind](key)
     model, weight_bytes = model_without_weights(graph)
-    dialects = ("fused", "plain") if key.dialect == "fused" and not FORMATS[key.format].blocked else (key.dialect,)
+    both = key.dialect == "fused" and not FORMATS[key.format].blocked
+    dialects = ("fused", "no-dotprod") if both else (key.dialect,)
     return ProbeGraph(key, dialects, graph.inputs, graph.outputs, model, weight_bytes)
 
 

@@ -12,7 +12,7 @@ from onnx import ModelProto
 from merino_edge.export.onnx.external_data import INLINE_BYTES
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
-from merino_edge.export.onnx.plain import FusedPlain
+from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.groups import Quantized
 from merino_edge.families.operators import largest_block
@@ -53,7 +53,7 @@ class FusedLayout(WithoutValues, Fused):
     """Dialect `fused`."""
 
 
-class PlainLayout(WithoutValues, FusedPlain):
+class NoDotprodLayout(WithoutValues, FusedNoDotprod):
     """Dialect `fused` for cores without dotprod."""
 
     def block_of(self, columns: int, bits: int) -> int | None:

@@ -61,7 +61,7 @@ def baseline_bundle(
 
     Bundles of the same format that another exporter left in the cache are removed then.
     """
-    form = f"{precision} {dialect}{' plain' if core_of(dialect, precision, core) == 'plain' else ''}"
+    form = f"{precision} {dialect}{' no-dotprod' if core_of(dialect, precision, core) == 'no-dotprod' else ''}"
     form += f" {kv} cache" if kv else ""
     stem = f"{model.id}-{form.replace(' ', '-')}"
     folder = cache_folder() / f"{stem}-{exporter_digest()}"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
-from merino_edge.export.onnx.plain import FusedPlain
+from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.gptq import Hessians
 from merino_edge.export.quantisation.kv_cache import CacheScales
@@ -33,7 +33,7 @@ def build_graph(
 def dialect_of(form: GraphFormat) -> Dialect:
     if form.dialect == "portable":
         return Portable
-    return FusedPlain if form.core == "plain" else Fused
+    return FusedNoDotprod if form.core == "no-dotprod" else Fused
 
 
 def geometry_graph(

@@ -17,7 +17,7 @@ from merino_edge.design.design_file import Design
 from merino_edge.export.graphs import geometry_graph
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
-from merino_edge.export.onnx.plain import FusedPlain
+from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
 from merino_edge.export.quantisation.groups import Quantized
 from merino_edge.export.quantisation.kv_cache import BITS, CacheScales
 from merino_edge.families.geometry import Geometry
@@ -48,7 +48,7 @@ class QuickFused(Quick, Fused):
     """Dialect `fused`."""
 
 
-class QuickPlain(Quick, FusedPlain):
+class QuickNoDotprod(Quick, FusedNoDotprod):
     """The same for cores without dotprod, where no weight of 8 bits is -128."""
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
@@ -68,7 +68,7 @@ def write_random_bundle(
     kv = design.kv if design else kv
     scales = even_scales(arch, kv) if kv else None
     written_for = core_of("fused", precision, core)
-    quick = QuickPlain if written_for == "plain" else QuickFused
+    quick = QuickNoDotprod if written_for == "no-dotprod" else QuickFused
     graph = geometry_graph(quick, arch, random_weights(model), arch.context, precision, scales=scales)
     facts = ModelFacts(name, family_of(arch).name, arch, "random", "random, for timing")
     plan = design.predicted if design else None

@@ -41,8 +41,8 @@ FORMATS = {
 }
 FUSED_HEAD_MULTIPLE = 8  # channels of a head in ONNX Runtime's fused attention; twice that with rotary positions
 CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16 arithmetic convert to float32
-# Arm cores with the dotprod instruction and without it. Integer matmuls are other operators on each.
-Core = Literal["dotprod", "plain"]
+# Arm cores with the dotprod instruction and without it: graphs for them have different integer matmuls.
+Core = Literal["dotprod", "no-dotprod"]
 
 
 def core_of(dialect: str, precision: str, core: Core) -> Core | None:
@@ -52,7 +52,7 @@ def core_of(dialect: str, precision: str, core: Core) -> Core | None:
 
 def core_named(core: str | None) -> Core:
     """A bundle's or a machine's kind of core; of what has none, that with dotprod."""
-    return "plain" if core == "plain" else "dotprod"
+    return "no-dotprod" if core == "no-dotprod" else "dotprod"
 
 
 def fast_isa(core: Core | None) -> list[str]:

@@ -56,11 +56,11 @@ US_PER_UNIT = {"us": 1.0, "ns": 1e-3, "gb": 1e-6, "g": 1e-6}  # by the last word
 FUSED_NODES = {"embed": 9, "norm": 1, "activation": 1, "head": 3}
 NODES: Mapping[Dialect, Mapping[str, int]] = {
     "fused": FUSED_NODES,
-    "plain": FUSED_NODES,
+    "no-dotprod": FUSED_NODES,
     "portable": {"embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30},
 }
 INTEGER_NODES = 4  # around a portable product of 8 bits: quantise its input, rescale its output
-PLAIN_NODES = 1  # the same for cores without dotprod: the product rescales its output
+NO_DOTPROD_NODES = 1  # the same for cores without dotprod: the product rescales its output
 
 Amounts = dict[str, float]
 
@@ -233,7 +233,7 @@ def product_amounts(found: Amounts, op: Operator, precision: str, tokens: int, d
     if dialect == "fused" or form == "int4":
         found[f"{form}.scale_ns"] += rows * (op.columns // (largest_block(op.columns) or op.columns)) * tokens
     else:
-        found["launch_us"] += INTEGER_NODES if dialect == "portable" else PLAIN_NODES
+        found["launch_us"] += INTEGER_NODES if dialect == "portable" else NO_DOTPROD_NODES
 
 
 def partly_share(size: Any, low: float, high: float) -> Any:

@@ -104,10 +104,10 @@ def memory_need_mb(bundle: Bundle, sessions: int = 1, backend: str = "onnxruntim
 
 
 def kind_of_core(board: Board) -> Optional[str]:
-    """`dotprod` or `plain`, as `core` in bundle.json has it; None on other CPUs than 64-bit Arm ones."""
+    """`dotprod` or `no-dotprod`, as `core` in bundle.json has it; None on other CPUs than 64-bit Arm ones."""
     if board.architecture not in ("aarch64", "arm64"):
         return None
-    return "dotprod" if "dotprod" in board.isa else "plain"
+    return "dotprod" if "dotprod" in board.isa else "no-dotprod"
 
 
 def is_for_other_core(bundle: Bundle, board: Board) -> bool:
@@ -119,7 +119,7 @@ def is_for_other_core(bundle: Bundle, board: Board) -> bool:
 def _check_products(bundle: Bundle, board: Board) -> None:
     """Raises MerinoError where products of 8 bits would overflow the 16 bits in which the CPU adds them."""
     again = f"Export {bundle.name!r} again"
-    by_rows = bundle.core == "plain" or (bundle.dialect, bundle.precision) == ("portable", "int8")
+    by_rows = bundle.core == "no-dotprod" or (bundle.dialect, bundle.precision) == ("portable", "int8")
     if by_rows and board.architecture in X86_MACHINES and not board.isa & VNNI:
         raise MerinoError("this CPU has neither avx512_vnni nor avx_vnni: without them products of int8 weights with "
                           f"one scale per row overflow 16 bits, and the results are wrong. {again} with --precision "

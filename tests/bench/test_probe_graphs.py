@@ -25,7 +25,9 @@ from probe_graphs.layout import ByteCounter, FusedLayout
 
 pytestmark = pytest.mark.slow
 
-DECODER_FORMATS = [("fused", "fp32"), ("fused", "int8"), ("fused", "int4"), ("plain", "int8"), ("plain", "int4")]
+DECODER_FORMATS = [
+    ("fused", "fp32"), ("fused", "int8"), ("fused", "int4"), ("no-dotprod", "int8"), ("no-dotprod", "int4"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def test_a_decoder_is_the_exported_model_of_its_geometry(dialect, form, uses, kv
     found = graphs.kernels_of(dialect, "decoder", form, uses=uses, kv_heads=kv_heads)
     kernel = next(one for one in found if kv_heads or one.columns == 256)
     arch = build.decoder_architecture(GraphKey(dialect, *kernel[2:11]))
-    core = "plain" if dialect == "plain" else "dotprod"
+    core = "no-dotprod" if dialect == "no-dotprod" else "dotprod"
     exported = build_graph(random_source(arch, "probed"), GraphFormat(form, "fused", plan.DECODER_CONTEXT, core))
     assert onnx.load_from_string(kernel.model) == exported.model(ByteCounter())
     assert (kernel.inputs, kernel.outputs) == (tuple(exported.inputs), tuple(exported.outputs))

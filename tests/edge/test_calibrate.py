@@ -126,7 +126,7 @@ def test_an_int4_export_loses_less_on_text_of_the_kind_that_was_read(tales, tmp_
 
 
 GRAPHS = [
-    ("portable", "dotprod", "int8"), ("fused", "plain", "int8"), ("fused", "plain", "int4"),
+    ("portable", "dotprod", "int8"), ("fused", "no-dotprod", "int8"), ("fused", "no-dotprod", "int4"),
     ("fused", "dotprod", "int8"),
 ]  # fmt: skip
 
@@ -141,11 +141,11 @@ def test_each_quantised_graph_takes_the_rounding(dialect, core, precision, tales
     plain = build_graph(source, GraphFormat(precision, dialect, 512, core))
     blocks = {row.name: row.group_size for row in done.matrices}
     widths = {"+".join(names): found.codes.shape[1] * found.group_size for names, found in plain.quantized.items()}
-    if core == "plain" and precision == "int4":
+    if core == "no-dotprod" and precision == "int4":
         assert all(
             block == (64 if widths[name] % 64 == 0 else 32) for name, block in blocks.items() if "embed" not in name
         )
-    elif dialect == "portable" or core == "plain":
+    elif dialect == "portable" or core == "no-dotprod":
         assert blocks == widths
 
 

@@ -13,7 +13,7 @@ from merino_edge.cli.app import app
 from merino_edge.delivery.fitting import times_slower
 from merino_edge.export import export as exporting
 from merino_edge.export.export import export, predicted_ms
-from merino_edge.export.onnx.plain import FusedPlain
+from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
@@ -22,7 +22,6 @@ from merino_edge.families.zoo import model
 from merino_edge.prediction.default_coefficients import decode_ms, slower_on
 from merino_edge.prediction.formats import has_cache
 from merino_edge.profiles.reading import list_profiles, load_profile
-from merino_edge.text.perplexity import bundle_perplexity
 from merino_runtime.bundle import load_bundle, quantised_cache
 from merino_runtime.errors import MerinoError
 
@@ -41,7 +40,8 @@ def described(folder):
 
 
 @pytest.mark.parametrize(("board", "dialect", "core"), [
-    ("raspberry-pi-4", "fused", "plain"), ("raspberry-pi-5", "fused", "dotprod"), ("jetson-nano", "portable", None),
+    ("raspberry-pi-4", "fused", "no-dotprod"), ("raspberry-pi-5", "fused", "dotprod"),
+    ("jetson-nano", "portable", None),
 ])  # fmt: skip
 def test_a_bundle_for_a_board_has_its_dialect_and_core(board, dialect, core, tmp_path):
     exported("embedded", "--precision", "int8", "--for", board, "-o", tmp_path / "bundle")
@@ -69,9 +69,9 @@ def test_what_it_costs_elsewhere_counts_the_cache(precision):
         assert {each.board for each in found} == {name for name in floats if has_cache(load_profile(name), kv)} != set()
         for each in found:
             board = load_profile(each.board)
-            there, own = (decode_ms(operators, precision, 2048, board, core, kv) for core in ("dotprod", "plain"))
+            there, own = (decode_ms(operators, precision, 2048, board, core, kv) for core in ("dotprod", "no-dotprod"))
             assert each.times == float(f"{there / own:.2g}")
-            before, mine = (decode_ms(operators, precision, 2048, board, core) for core in ("dotprod", "plain"))
+            before, mine = (decode_ms(operators, precision, 2048, board, core) for core in ("dotprod", "no-dotprod"))
             assert there - own == pytest.approx(before - mine) and own != mine
 
 
@@ -93,7 +93,7 @@ def test_a_design_says_how_it_is_exported_for_its_board_and_keeps_its_cache(tmp_
     [options] = re.findall(r"^export it, .*, with (.*): ", done.output, re.MULTILINE)
     exported(place, *options.split(), "-o", tmp_path / "bundle")
     made = load_bundle(str(tmp_path / "bundle"))
-    assert (made.precision, made.core, quantised_cache(made)) == ("int8", "plain", "int8")
+    assert (made.precision, made.core, quantised_cache(made)) == ("int8", "no-dotprod", "int8")
     assert "raspberry-pi-4" in made.boards
 
 
@@ -139,12 +139,13 @@ def test_the_fastest_format_that_keeps_its_bar_is_written_as_it_was_judged(
     assert load_bundle(str(tmp_path / "bundle")) == made.bundle and bool(made.calibrated) == (precision != "fp32")
     if precision == "fp32" and not kv:
         given["calibration"] = None
-    named = export(source, tmp_path / "named", ExportRequest(precision=precision, core="plain", **given))
+    named = export(source, tmp_path / "named", ExportRequest(precision=precision, core="no-dotprod", **given))
     assert named.bundle.files == made.bundle.files and named.bundle.golden == made.bundle.golden
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "named", "text.txt"]
     if precision != "fp32":
-        plain = export(source, tmp_path / "plain", ExportRequest(core="plain", kv=kv, calibration=text if kv else None))
-        rise = made.perplexity.perplexity / bundle_perplexity(plain.folder, text).perplexity - 1
+        request = ExportRequest(core="no-dotprod", kv=kv, calibration=text if kv else None, text=text)
+        floats = export(source, tmp_path / "floats", request)
+        rise = made.perplexity.perplexity / floats.perplexity.perplexity - 1
         assert f"perplexity {rise:+.2%}, " in said[-1]
 
 
@@ -206,7 +207,7 @@ def test_an_outlier_in_a_prompt_leaves_the_other_rows_as_exact_as_alone(tmp_path
     """Of what a gated activation puts out, each row is rounded by itself."""
     random = np.random.default_rng(0)
     weights = {"w": random.standard_normal((48, 64)).astype(np.float32)}
-    graph = FusedPlain(weights, 8, "int8")
+    graph = FusedNoDotprod(weights, 8, "int8")
     x = graph.input("x", "float32", 1, "sequence", 128)
     graph.output(graph.linear(graph.gated(x, "relu"), "w"), "float32", 1, "sequence", 48)
     graph.save(tmp_path)

@@ -255,7 +255,7 @@ def test_for_a_core_without_dotprod_blocks_of_8_bits_are_quantised_again_and_the
     assert f"Q4_0: {exact} matrices taken over exactly, {7 - exact} quantised again" in done.stderr
     assert "Q8_0: 0 matrices taken over exactly, 1 quantised again" in done.stderr
     bundle = load_bundle(str(tmp_path / "bundle"))
-    assert (bundle.core, bundle.precision) == ("plain", precision) and "raspberry-pi-4" in bundle.boards
+    assert (bundle.core, bundle.precision) == ("no-dotprod", precision) and "raspberry-pi-4" in bundle.boards
 
 
 @pytest.mark.parametrize("name", EXPORTED)

@@ -28,7 +28,7 @@ from merino_runtime.selftest import selftest
 VOCAB, CONTEXT, PROMPT = 211, 24, 7
 KINDS = [
     ("fused", "fp32", "dotprod"), ("fused", "fp16", "dotprod"), ("fused", "int8", "dotprod"),
-    ("fused", "int4", "dotprod"), ("fused", "int8", "plain"), ("fused", "int4", "plain"),
+    ("fused", "int4", "dotprod"), ("fused", "int8", "no-dotprod"), ("fused", "int4", "no-dotprod"),
     ("portable", "fp32", "dotprod"), ("portable", "fp16", "dotprod"), ("portable", "int8", "dotprod"),
 ]  # fmt: skip
 

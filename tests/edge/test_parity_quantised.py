@@ -26,9 +26,9 @@ from tests.sample_geometries import LLAMA3, SMALL, small
 
 SCALED = ("fused", "int8", "dotprod")  # its channels are scaled first
 KINDS = [
-    SCALED, ("fused", "int4", "plain"), ("portable", "int8", "dotprod"),
+    SCALED, ("fused", "int4", "no-dotprod"), ("portable", "int8", "dotprod"),
     *(pytest.param(kind, marks=pytest.mark.nightly) for kind in (
-        ("fused", "int4", "dotprod"), ("fused", "int8", "plain"))),
+        ("fused", "int4", "dotprod"), ("fused", "int8", "no-dotprod"))),
 ]  # fmt: skip
 CLOSE = 1e-5  # of the largest logit
 MODELS = {name: small(name, context=48) for name in SMALL} | {

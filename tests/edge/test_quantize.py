@@ -24,8 +24,8 @@ from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
 FORMATS = [
-    ("fused", "int8", "dotprod"), ("fused", "int4", "dotprod"), ("fused", "int8", "plain"), ("fused", "int4", "plain"),
-    ("portable", "int8", "dotprod"),
+    ("fused", "int8", "dotprod"), ("fused", "int4", "dotprod"), ("fused", "int8", "no-dotprod"),
+    ("fused", "int4", "no-dotprod"), ("portable", "int8", "dotprod"),
 ]  # fmt: skip
 PROMPT, STEPS = 9, 32
 MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32, allow_subnormal=False))
@@ -127,7 +127,7 @@ def source(request, decoder, tmp_path_factory):
 def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision, core, tmp_path):
     """Each step against torch with the dequantised weights; activations are int8 in the graph, so not exactly."""
     done = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
-    signed = dialect == "portable" or core == "plain"  # rows of 8 bits whole, without -128
+    signed = dialect == "portable" or core == "no-dotprod"  # rows of 8 bits whole, without -128
     codes = {tuple(row.name.split("+")): requantized(source, row, signed) for row in done.matrices}
     model = with_quantized(source.model, codes)
     ids = np.random.default_rng(5).integers(0, 311, PROMPT + STEPS)
@@ -164,5 +164,5 @@ def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dia
         assert description["isa"] == (["avx2", "dotprod"] if core == "dotprod" else [])
         assert description["core"] == core
         assert description["backends"][0]["min_version"] == {
-            ("int8", "plain"): "1.18", ("int4", "plain"): "1.21",
+            ("int8", "no-dotprod"): "1.18", ("int4", "no-dotprod"): "1.21",
         }.get((precision, core), "1.23")  # fmt: skip

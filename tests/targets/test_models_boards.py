@@ -30,7 +30,7 @@ GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature"
 TRIED = ["cortex-a53", "cortex-a72", "cortex-a76"]
 
 
-@pytest.fixture(scope="module", params=["plain", "dotprod"])
+@pytest.fixture(scope="module", params=["no-dotprod", "dotprod"])
 def bundle(request, tmp_path_factory):
     """int4 for each kind of core, as `--for raspberry-pi-4` and `--for raspberry-pi-5` write it."""
     folder = tmp_path_factory.mktemp("smollm2") / request.param

@@ -21,7 +21,7 @@ LEAST_GROUP_SIZE = 64  # each group of 4 bits costs instructions
 LEAST_LARGEST = 1e-30  # in place of the largest value of a row of zeros
 
 
-class FusedPlain(SignedCodes, Fused):
+class FusedNoDotprod(SignedCodes, Fused):
     """Activations are rounded to whole numbers once for all matrices of an input.
 
     DynamicQuantizeLinear has one scale for all rows: of a prompt, a row with an outlier leaves few whole numbers to the
