@@ -167,7 +167,7 @@ class ProbeGraph:
 def build(key: GraphKey) -> ProbeGraph:
     graph = BUILDERS[key.kind](key)
     model, weight_bytes = model_without_weights(graph)
-    both = key.dialect == "fused" and not FORMATS[key.format].blocked
+    both = key.dialect == "fused" and not FORMATS[key.format].grouped
     dialects = ("fused", "no-dotprod") if both else (key.dialect,)
     return ProbeGraph(key, dialects, graph.inputs, graph.outputs, model, weight_bytes)
 

@@ -19,11 +19,11 @@ from merino_edge.export.parity import (
     Golden,
     allowed_error,
     allowed_unrounded,
+    bundle_error,
     empty,
     greedy_ids,
     unrounded_error,
     with_quantized,
-    worst_error,
 )
 from merino_edge.export.quantisation.gptq import Hessians
 from merino_edge.export.quantisation.groups import MatrixError
@@ -155,7 +155,7 @@ def proved(
     unrounded = unrounded_error(bundle, golden) if quantised else None
     if unrounded is not None:
         check_error(bundle, unrounded, allowed_unrounded(bundle), " with float activations")
-    error = worst_error(bundle, golden)
+    error = bundle_error(bundle, golden)
     check_error(bundle, error, allowed_error(bundle))
     own = quantised or kv
     chosen = tuple(greedy_ids(bundle, golden.prompt_ids, len(bundle.golden.greedy_ids))) if own else ()

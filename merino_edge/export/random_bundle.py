@@ -22,7 +22,7 @@ from merino_edge.export.quantisation.groups import Quantized
 from merino_edge.export.quantisation.kv_cache import BITS, CacheScales
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
-from merino_edge.families.operators import Core, core_of, largest_block
+from merino_edge.families.operators import Core, core_of, largest_group
 from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import new_folder
 from merino_runtime.bundle import Bundle, Golden, Threads
@@ -33,7 +33,7 @@ class Quick(Graph):
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
         columns = matrix.shape[1]
-        return self.random_codes(matrix, bits, largest_block(columns) or columns, 0)
+        return self.random_codes(matrix, bits, largest_group(columns) or columns, 0)
 
     def random_codes(self, matrix: np.ndarray, bits: int, block: int, lowest: int) -> Quantized:
         """Bytes from `lowest` on."""

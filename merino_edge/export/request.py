@@ -210,7 +210,7 @@ def check_calibration(precision: str, kv: str | None, text: Path | None) -> None
     """Raises MerinoError where neither weights nor the cache are rounded to few bits."""
     if text and kv is None and precision not in ROUNDED:
         raise MerinoError(
-            f"--calibrate {text} rounds weights or a cache to int8 or int4, but the weights are {precision} and the"
+            f"--calibrate {text} is for weights or a KV cache in int8 or int4, but the weights are {precision} and the"
             " cache is not quantised: give --precision int4 or int8, or --kv int8, or leave --calibrate out"
         )
 

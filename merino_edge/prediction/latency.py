@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from merino_edge.families.operators import FORMATS, KV_BITS, Operator, largest_block
+from merino_edge.families.operators import FORMATS, KV_BITS, Operator, largest_group
 from merino_edge.profiles.coefficients import AGAIN, MEMORY, PAIRS, Coefficients, Dialect
 from merino_runtime.board import MB as BYTES_PER_MB
 
@@ -183,7 +183,7 @@ def first_reads(asked: Sequence[Mapping[str, float]]) -> float:
 def matrix_format(op: Operator, precision: str) -> str:
     """The format in which a decoder of `precision` stores this matrix or table: tables of int4 have 8 bits."""
     form = FORMATS[precision]
-    bits = form.table_bits if op.kind in ("embed", "head") else form.bits
+    bits = form.embedding_bits if op.kind in ("embed", "head") else form.bits
     return {32: "fp32", 16: "fp16", 8: "int8", 4: "int4"}[bits]
 
 
@@ -231,7 +231,7 @@ def product_amounts(found: Amounts, op: Operator, precision: str, tokens: int, d
     if form == "fp32":
         return
     if dialect == "fused" or form == "int4":
-        found[f"{form}.scale_ns"] += rows * (op.columns // (largest_block(op.columns) or op.columns)) * tokens
+        found[f"{form}.scale_ns"] += rows * (op.columns // (largest_group(op.columns) or op.columns)) * tokens
     else:
         found["launch_us"] += INTEGER_NODES if dialect == "portable" else NO_DOTPROD_NODES
 

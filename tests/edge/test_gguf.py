@@ -252,8 +252,8 @@ def test_for_a_core_without_dotprod_blocks_of_8_bits_are_quantised_again_and_the
     words = ["export", tmp_path / "model.gguf", "--for", "raspberry-pi-4", "--precision", precision]
     done = CliRunner().invoke(app, [*map(str, words), "--context", "64", "-o", str(tmp_path / "bundle")])
     assert done.exit_code == 0, (done.output, done.exception)
-    assert f"Q4_0: {exact} matrices taken over exactly, {7 - exact} quantised again" in done.stderr
-    assert "Q8_0: 0 matrices taken over exactly, 1 quantised again" in done.stderr
+    assert f"Q4_0: {exact} matrices taken over exactly, {7 - exact} requantised" in done.stderr
+    assert "Q8_0: 0 matrices taken over exactly, 1 requantised" in done.stderr
     bundle = load_bundle(str(tmp_path / "bundle"))
     assert (bundle.core, bundle.precision) == ("no-dotprod", precision) and "raspberry-pi-4" in bundle.boards
 

@@ -250,7 +250,7 @@ def test_a_checkpoint_keeps_its_designs_cache(tiny_checkpoint, tiny_arch, tmp_pa
     def exported(*words):
         return CliRunner().invoke(app, ["export", "checkpoint", "--calibrate", "text.txt", "-o", "bundle", *words])
 
-    assert "cache of int8" in exported().output and quantised_cache(load_bundle("bundle")) == "int8"
+    assert "KV cache in int8" in exported().output and quantised_cache(load_bundle("bundle")) == "int8"
     assert "the design's cache, int8, needs" in str(exported("--for", "jetson-orin-nano").exception)
     assert "cache is not quantised" in str(exported("--kv", "fp32").exception)
     Path("checkpoint/design.json").write_text(found.to_json().replace('"kv": "int8"', '"kv": "int2"'))

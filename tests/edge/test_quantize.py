@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from merino_edge.export.export import export
 from merino_edge.export.onnx.external_data import DATA_FILE, PAGE
 from merino_edge.export.parity import rms_error, with_quantized
-from merino_edge.export.quantisation.groups import BLOCKS, dequantize, matrix_error, quantize, quantize_groups, rms
+from merino_edge.export.quantisation.groups import GROUP_SIZES, dequantize, matrix_error, quantize, quantize_groups, rms
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families import operators
@@ -80,10 +80,10 @@ def test_zeros_stay_zeros():
 def test_the_block_is_the_largest_of_near_the_least_error():
     random = np.random.default_rng(0)
     even = random.standard_normal((64, 256)).astype(np.float32)
-    assert quantize("even", even, 4).group_size == BLOCKS[0]
+    assert quantize("even", even, 4).group_size == GROUP_SIZES[0]
     uneven = even.copy()
     uneven[:, ::128] = 30  # spoils the scale of a whole block, be it short or long
-    assert quantize("uneven", uneven, 4).group_size == BLOCKS[-1]
+    assert quantize("uneven", uneven, 4).group_size == GROUP_SIZES[-1]
     assert quantize("short", even[:, :96], 4).group_size == 32
     with pytest.raises(MerinoError, match="odd has rows of 48.*--precision fp32"):
         quantize("odd", even[:, :48], 4)
