@@ -73,7 +73,7 @@ class ChosenFormat(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A file that says what to build. It has no weights."""
+    """A file that describes a model to build. It has no weights."""
 
     path: Path
     content: Design | Architecture

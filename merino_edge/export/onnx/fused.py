@@ -229,7 +229,7 @@ class Fused(Graph):
         return query, f"{query}.1", f"{query}.2"
 
     def _normed_heads(self, x: str, heads: int, layer: KvLayer, norm: Norm) -> str:
-        """Each head of x [1, T, heads * head_size] normed by itself; the same shape."""
+        """Each head of x [1, T, heads * head_size] normed on its own; the same shape."""
         split = self.node("Reshape", [x, self.integers(1, -1, heads, layer.head_size)])
         return self.node("Reshape", [self.norm(split, norm), self.integers(1, -1, heads * layer.head_size)])
 

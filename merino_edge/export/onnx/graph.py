@@ -121,11 +121,11 @@ class Graph:
         return self._real_weights[name]
 
     def weight(self, name: str) -> str:
-        """A vector or table of the state dict that a decode step reads as a whole."""
+        """A vector or embedding of the state dict that a decode step reads as a whole."""
         return self.stored(name, self.real_weight(name))
 
     def table(self, name: str) -> str:
-        """A table of which a decode step reads one row."""
+        """An embedding, of which a decode step reads one row."""
         value = self.real_weight(name)
         return self.stored(name, value, value[0].nbytes)
 

@@ -177,7 +177,7 @@ class Portable(SignedCodes):
     def _grouped(self, x: str, layer: KvLayer, attention: Attention) -> str:
         """x [1, heads, T, n] as [1, layer.heads, heads / layer.heads * T, n]: rows that meet the same keys or values.
 
-        So keys and values are not repeated for the heads of queries that share them.
+        So keys and values are not repeated for the query heads that share them.
         """
         if attention.heads == layer.heads:
             return x

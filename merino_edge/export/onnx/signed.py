@@ -59,7 +59,7 @@ class SignedCodes(Graph):
         return self.node("Mul", [row, self.node("Gather", [scales, ids])])
 
     def _table(self, name: str) -> tuple[str, str]:
-        """Codes [rows, columns] and scales [rows, 1] of a table of which a decode step reads one row."""
+        """Codes [rows, columns] and scales [rows, 1] of an embedding, of which a decode step reads one row."""
         found = self.quantized_table(name)
         codes, scales = self._signed(name, found, transposed=False), found.scales
         return (
