@@ -12,6 +12,7 @@ from merino_edge.cli.app import main
 from merino_edge.families.gguf.checkpoint import read_gguf
 from merino_edge.families.gguf.config import config_of
 from merino_edge.families.gguf.file import open_gguf
+from merino_edge.families.gguf.write import add_key
 from merino_runtime.errors import MerinoError
 
 TINY = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2,
@@ -22,11 +23,11 @@ MIB = 2**20
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    return sample.write_gguf(path, sample.random_model("llama", **TINY), "llama")
+    return sample.write_gguf(path, sample.random_model("llama", **TINY))
 
 
 def written(tmp_path, **keys):
-    return sample.write_gguf(tmp_path / "tiny.gguf", sample.random_model("llama", **TINY), "llama", **keys)
+    return sample.write_gguf(tmp_path / "tiny.gguf", sample.random_model("llama", **TINY), **keys)
 
 
 def refused(path, match):
@@ -130,7 +131,7 @@ def test_metadata_that_cannot_be_is_refused_with_key_and_value(tmp_path, keys, m
         sample.made_up_tokens(writer, vocab)
         for key, value in late.items():
             writer.kv_data[0].pop(key, None)
-            sample.add(writer, key, value)
+            add_key(writer, key, value)
 
     refused(written(tmp_path, tokenizer=tokens, **early), match)
 

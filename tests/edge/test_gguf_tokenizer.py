@@ -93,7 +93,7 @@ def sentence_piece_tokens(first_space, defined=()):
 def written(tmp_path, tokens):
     add, vocab = tokens
     model = sample.random_model("llama", num_hidden_layers=1, vocab_size=vocab)
-    return sample.write_gguf(tmp_path / "model.gguf", model, "llama", tokenizer=add)
+    return sample.write_gguf(tmp_path / "model.gguf", model, tokenizer=add)
 
 
 @contextlib.contextmanager

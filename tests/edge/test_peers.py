@@ -316,7 +316,7 @@ def test_formats_of_one_model_share_the_peers_files(bundles):
 def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_path, bundles, kept):
     skip_if_not_here(given_gguf("Q8_0", "Q8_0")[0])
     path = sample_gguf.write_gguf(
-        tmp_path / "small.gguf", sample_gguf.random_model("llama"), "llama", "Q8_0"
+        tmp_path / "small.gguf", sample_gguf.random_model("llama"), "Q8_0"
     )
     bundle = export(load_source(str(path)), tmp_path / "bundle", ExportRequest(precision="int8")).bundle
     given = given_file(path)

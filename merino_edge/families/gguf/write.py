@@ -1,19 +1,21 @@
-"""A Hugging Face model as a GGUF, as llama.cpp's converter would write it but for the tokenizer: tokens are made up.
+"""Writes GGUF files: of any tensors, and of a Hugging Face model as llama.cpp's converter would, with made-up tokens.
 
-The directions of `config` and `tensors`, back: for llama.cpp beside ours on the same weights.
+The directions of `config` and `tensors`, back: for llama.cpp beside this project on the same weights. A test runs the
+files in llama.cpp, so that a mistake which is made in both directions does not pass.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
-from transformers import PreTrainedModel
 
-from merino_edge.families.gguf.checkpoint import stored_weights
 from merino_edge.families.gguf.config import ROPE_FACTORS, llama3_factors
 from merino_edge.families.gguf.tensors import Layout, layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # By `model_type`: the architecture's name in a GGUF.
 ARCHITECTURES = {
@@ -23,8 +25,28 @@ ARCHITECTURES = {
 TABLES = ("token_embd.weight", "output.weight")
 
 
-def write_model(path: Path, model: PreTrainedModel, matrices: str, table: str) -> None:
-    """`matrices`, `table`: names of types that `gguf` can quantise, such as F32, Q8_0, Q4_0.
+def write_file(
+    path: Path, architecture: str, add_keys: Callable[[gguf.GGUFWriter], None],
+    tensors: Iterable[tuple[str, np.ndarray, str]],
+) -> None:  # fmt: skip
+    """`tensors`: name, values, and the name of a type that `gguf` can quantise, such as F32, Q8_0, Q4_0."""
+    writer = gguf.GGUFWriter(path, architecture)
+    add_keys(writer)
+    for name, values, kind in tensors:
+        form = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(name, gguf.quants.quantize(values, form), raw_dtype=form)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_model(
+    path: Path, model: "PreTrainedModel", matrices: str, table: str,
+    tokens: Callable[[gguf.GGUFWriter, int], None] | None = None, **keys: Any,
+) -> None:  # fmt: skip
+    """`matrices`, `table`: names of types, as of `write_file`. `tokens`: adds a tokenizer of so many tokens, default:
+    made-up ones. `keys`: metadata that is added or replaces what is written; None: left out.
 
     Raises ValueError for a family that llama.cpp does not have, and for rows that no blocks divide.
     """
@@ -32,10 +54,24 @@ def write_model(path: Path, model: PreTrainedModel, matrices: str, table: str) -
     if kind not in ARCHITECTURES:
         raise ValueError(f"{kind} models are not written as GGUF: known are {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES[kind]
-    writer = gguf.GGUFWriter(path, architecture)
-    for key, value in facts(architecture, config).items():
-        adders(writer)[type(value)](f"{architecture}.{key}", value)
-    add_tokens(writer, config.vocab_size)
+
+    def add_keys(writer: gguf.GGUFWriter) -> None:
+        known = {f"{architecture}.{key}": value for key, value in facts(architecture, config).items()}
+        for key, value in {**known, **keys}.items():
+            if value is not None:
+                add_key(writer, key, value)
+        (tokens or add_tokens)(writer, config.vocab_size)
+
+    write_file(path, architecture, add_keys, tensors_of(model, architecture, matrices, table))
+
+
+def tensors_of(
+    model: "PreTrainedModel", architecture: str, matrices: str, table: str
+) -> Iterator[tuple[str, np.ndarray, str]]:
+    """Vectors and learned positions stay in float32."""
+    from merino_edge.families.gguf.checkpoint import stored_weights  # loads torch
+
+    config = model.config
     number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     for name, value in stored_weights(model).items():
@@ -43,15 +79,10 @@ def write_model(path: Path, model: PreTrainedModel, matrices: str, table: str) -
         assert stored is not None, name
         found = as_stored(value.detach().float().numpy(), layout(architecture, words_of(config), name, stored))
         whole = found.ndim == 1 or stored.startswith("position_embd")
-        form = gguf.GGMLQuantizationType["F32" if whole else table if stored in TABLES else matrices]
-        writer.add_tensor(stored, gguf.quants.quantize(found, form), raw_dtype=form)
+        yield stored, found, "F32" if whole else table if stored in TABLES else matrices
     rope = rope_of(config)
     if rope.get("rope_type") == "llama3":
-        writer.add_tensor(ROPE_FACTORS, llama3_factors(head_size_of(config), rope["rope_theta"], rope))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        yield ROPE_FACTORS, llama3_factors(head_size_of(config), rope["rope_theta"], rope), "F32"
 
 
 def as_stored(value: np.ndarray, form: Layout) -> np.ndarray:
@@ -63,8 +94,12 @@ def as_stored(value: np.ndarray, form: Layout) -> np.ndarray:
     return np.ascontiguousarray(value - np.float32(form.added) if form.added else value)
 
 
-def adders(writer: gguf.GGUFWriter) -> Mapping[type, Callable[[str, Any], None]]:
-    return {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
+def add_key(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    kinds: dict[type, Callable[[str, Any], None]] = {
+        bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+        list: writer.add_array,
+    }  # fmt: skip
+    kinds[type(value)](key, value)
 
 
 def words_of(config: Any) -> dict[str, Any]:
