@@ -216,7 +216,8 @@ def write_archive(path: Path, found: Iterable[ProbeGraph]) -> None:
     graphs = [(index_entry(one), one) for one in found]
     with (
         open_output(str(path)) as file,
-        tarfile.open(fileobj=file, mode="w:xz", format=tarfile.USTAR_FORMAT, preset=PRESET) as archive,
+        lzma.open(file, "wb", preset=PRESET) as stream,
+        tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
         add_member(archive, INDEX, json.dumps([described for described, _ in graphs], separators=(",", ":")).encode())
         for described, one in graphs:
