@@ -155,7 +155,7 @@ def check_request(request: ExportRequest, what: str, weights: Path | None, out: 
     check_keeps(out, [Path(each) for each in inputs if isinstance(each, str | Path)])
     check_folder(out, is_bundle_alone)
     found = find_source(what, weights)
-    check_text(found, weights)
+    check_source_tokenizer(found, weights)
     check_context(request.context, found)
     auto = request.precision == AUTO
     if auto:
@@ -174,7 +174,7 @@ def published(found: Model | HubModel | Plan | Path, weights: Path | None) -> Hu
     return found if isinstance(found, HubModel) else None
 
 
-def check_text(found: Model | HubModel | Plan | Path, weights: Path | None) -> None:
+def check_source_tokenizer(found: Model | HubModel | Plan | Path, weights: Path | None) -> None:
     """Raises MerinoError where the source is a folder of published weights without a tokenizer."""
     folder = found if isinstance(found, Path) else weights if isinstance(found, Model) else None
     if folder and folder.is_dir() and folder != RANDOM and not is_bundle(folder):
