@@ -26,6 +26,7 @@ import torch
 from onnx import numpy_helper
 
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend
@@ -271,7 +272,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             if arguments.bundle is None:
-                export(load_source("embedded"), Path(folder) / "bundle", dialect="portable", precision="fp32")
+                export(load_source("embedded"), Path(folder) / "bundle", ExportRequest("fp32", dialect="portable"))
             record = check(arguments.bundle or f"{folder}/bundle", gpu, arguments.fp16)
         write_output(arguments.path, json.dumps(record, indent=1) + "\n")
     except MerinoError as error:

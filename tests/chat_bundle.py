@@ -38,12 +38,13 @@ def make_checkpoint(folder, decoder, template=chat_templates.CHATML, stops=(0, 2
 
 def make_bundle(folder, decoder, dialect="portable", context=256, **options):
     from merino_edge.export.export import export
+    from merino_edge.export.request import ExportRequest
     from merino_edge.export.source import load_source
 
     checkpoint = Path(str(folder) + "-checkpoint")
     checkpoint.mkdir()
     make_checkpoint(checkpoint, decoder, **options)
-    return export(load_source(str(checkpoint)), folder, dialect=dialect, context=context).folder
+    return export(load_source(str(checkpoint)), folder, ExportRequest(dialect=dialect, context=context)).folder
 
 
 def copied_checkpoint(checkpoint, folder, template):

@@ -184,9 +184,10 @@ def bundle_dirs(request):
 
     def make(dialect, path):
         from merino_edge.export.export import export
+        from merino_edge.export.request import ExportRequest
         from merino_edge.export.source import load_source
 
-        export(load_source(str(request.getfixturevalue("tiny_checkpoint"))), Path(path), dialect=dialect)
+        export(load_source(str(request.getfixturevalue("tiny_checkpoint"))), Path(path), ExportRequest(dialect=dialect))
 
     return {dialect: made_once("tiny-" + dialect, partial(make, dialect)) for dialect in DIALECTS}
 
@@ -222,22 +223,23 @@ def made_once(name, make):
 @pytest.fixture(scope="session")
 def embedded_bundles():
     """Folders of the packaged model's bundles by (dialect, precision), exported by today's code: all CPU formats.
-    `plain` are those of `fused` for Arm cores without dotprod."""
+    `no-dotprod` are those of `fused` for Arm cores without dotprod."""
     from pathlib import Path
 
     from merino_edge.embedded import FOLDER
     from merino_edge.export.export import export
+    from merino_edge.export.request import ExportRequest
     from merino_edge.export.source import load_source
 
     kinds = [(dialect, precision) for dialect in DIALECTS for precision in ("fp32", "int8")]
-    kinds += [("fused", "int4"), ("plain", "int8"), ("plain", "int4")]
+    kinds += [("fused", "int4"), ("no-dotprod", "int8"), ("no-dotprod", "int4")]
 
     source = lru_cache(maxsize=1)(lambda: load_source(str(FOLDER)))
 
     def make(kind, path):
         dialect, precision = kind
-        form = {"dialect": "fused", "core": "plain"} if dialect == "plain" else {"dialect": dialect}
-        export(source(), Path(path), precision=precision, **form)
+        form = {"dialect": "fused", "core": "no-dotprod"} if dialect == "no-dotprod" else {"dialect": dialect}
+        export(source(), Path(path), ExportRequest(precision=precision, **form))
 
     # In another order in each process, so that they make different ones at a time.
     found = {kind: made_once("embedded-" + "-".join(kind), partial(make, kind)) for kind in random.sample(kinds, 7)}

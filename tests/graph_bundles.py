@@ -5,7 +5,7 @@ import onnx
 import torch
 
 from merino_edge.bundles.description import BackendNeed
-from merino_edge.export.export import walked_graph
+from merino_edge.export.graphs import geometry_graph
 from merino_edge.export.onnx.external_data import DATA_FILE
 from merino_edge.export.onnx.graph import MODEL_FILE
 from merino_edge.families.hugging_face import build_model
@@ -22,7 +22,7 @@ def graph_bundle(folder, arch, dialect="portable", precision="fp32", context=Non
         shapes = {name: tuple(value.shape) for name, value in build_model(arch).state_dict().items()}
     weights = {name: unset(shape) for name, shape in shapes.items()}
     context = context or arch.context
-    graph = walked_graph(LAYOUTS[dialect], arch, weights, context, precision)
+    graph = geometry_graph(LAYOUTS[dialect], arch, weights, context, precision)
     model, length = model_without_weights(graph)
     folder.mkdir(parents=True)
     onnx.save_model(model, str(folder / MODEL_FILE))

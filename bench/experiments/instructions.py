@@ -20,9 +20,12 @@ from counted_instructions import count, why_not  # noqa: E402 - a module of the 
 from write_record import write_record  # noqa: E402
 
 from merino_edge.export.export import export  # noqa: E402
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source  # noqa: E402
 
-FORMATS = [("fp32", "dotprod"), ("int8", "plain"), ("int4", "plain"), ("int8", "dotprod"), ("int4", "dotprod")]
+FORMATS = [
+    ("fp32", "dotprod"), ("int8", "no-dotprod"), ("int4", "no-dotprod"), ("int8", "dotprod"), ("int4", "dotprod"),
+]  # fmt: skip
 PLAIN, DOTPROD = "cortex-a72", "cortex-a76"
 DESIGN = {
     "blocks": [
@@ -38,7 +41,9 @@ def rows(name: str, source: Source, cpus: tuple[str, ...], folder: Path) -> list
     """One per format and core: those that are written for the core, and of int8 also the other."""
     found = []
     for precision, core in FORMATS:
-        bundle = export(source, folder / f"{name}-{precision}-{core}", precision=precision, core=core).bundle
+        bundle = export(
+            source, folder / f"{name}-{precision}-{core}", ExportRequest(precision=precision, core=core)
+        ).bundle
         for cpu in cpus:
             counted = count(cpu, Path(bundle.folder), PROMPT)
             found.append({

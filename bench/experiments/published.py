@@ -86,7 +86,7 @@ ROWS = (
 def predicted_tok_s(row: Published) -> float:
     """In the format that is fastest there: on a CPU with dot products of 8 bits int4, without them int8 or int4."""
     profile = load_profile(row.board).with_backend(row.backend)
-    formats = ["fp16"] if row.gpu else ["int4", *["int8"] * (core_of_board(profile) == "plain")]
+    formats = ["fp16"] if row.gpu else ["int4", *["int8"] * (core_of_board(profile) == "no-dotprod")]
     return max(speed_in(profile, row, precision) for precision in formats)
 
 

@@ -32,6 +32,7 @@ from write_record import write_record
 from merino_bench.sensors.environment import machine
 from merino_edge.export.export import export
 from merino_edge.export.onnx.graph import MODEL_FILE, replaced_model
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
 from merino_edge.text.documents import read_documents
 from merino_edge.text.perplexity import cross_entropy
@@ -88,7 +89,7 @@ def opened(entrant: Entrant, asked: Asked, source: Callable[[], Source]) -> tupl
     folder = asked.cache / f"{entrant.form[0]}{'' if entrant.blocks else '-anew'}"
     if not (folder / "bundle.json").exists():
         found = source() if entrant.blocks else source()._replace(blocks=None)
-        export(found, folder, precision=entrant.form[0], context=WINDOW)
+        export(found, folder, ExportRequest(precision=entrant.form[0], context=WINDOW))
     size = sum((folder / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
     return (whole_losses if entrant.whole else bundle_losses)(folder, asked.threads), size
 

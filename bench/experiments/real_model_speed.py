@@ -23,6 +23,7 @@ from merino_bench.harness.cases import BenchRequest
 from merino_bench.sensors.environment import machine
 from merino_edge.benchmarking.run import run_benchmark
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
@@ -40,7 +41,7 @@ TIMEOUT_S = 3600.0
 def bundle_of(model: Path, precision: str, kv: str | None, cache: Path) -> Path:
     folder = cache / (f"{precision}-kv-{kv}" if kv else precision)
     if not (folder / "bundle.json").exists() or load_bundle(str(folder), verify=False).context < CONTEXT:
-        export(load_source(str(model)), folder, precision=precision, context=CONTEXT, kv=kv)
+        export(load_source(str(model)), folder, ExportRequest(precision=precision, context=CONTEXT, kv=kv))
     return folder
 
 

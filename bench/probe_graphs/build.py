@@ -23,7 +23,7 @@ import merino_bench.probe
 from merino_bench.probe import tasks as plan
 from merino_bench.probe.graphs import ARCHIVE, INDEX
 from merino_edge.calibration.probe import timed_decoder
-from merino_edge.export.export import walked_graph
+from merino_edge.export.graphs import geometry_graph
 from merino_edge.export.onnx.graph import Graph, Port
 from merino_edge.export.quantisation.kv_cache import BITS as CACHE_BITS
 from merino_edge.export.quantisation.kv_cache import CacheScales
@@ -34,12 +34,12 @@ from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary
 from merino_runtime.io.outputs import open_output
 from probe_graphs.grid import GraphKey, graph_keys
-from probe_graphs.layout import FusedLayout, PlainLayout, PortableLayout, model_without_weights, unset
+from probe_graphs.layout import FusedLayout, NoDotprodLayout, PortableLayout, model_without_weights, unset
 
 EPS, THETA = 1e-6, 10000.0  # of the graphs that are no whole decoders
 
-Layout = FusedLayout | PlainLayout | PortableLayout
-LAYOUTS: dict[str, type[Layout]] = {"fused": FusedLayout, "plain": PlainLayout, "portable": PortableLayout}
+Layout = FusedLayout | NoDotprodLayout | PortableLayout
+LAYOUTS: dict[str, type[Layout]] = {"fused": FusedLayout, "no-dotprod": NoDotprodLayout, "portable": PortableLayout}
 
 
 def linears(key: GraphKey) -> Layout:
@@ -130,7 +130,7 @@ def decoder(key: GraphKey) -> Graph:
     arch = decoder_architecture(key)
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in build_model(arch).state_dict().items()}
-    return walked_graph(LAYOUTS[key.dialect], arch, unset_all(shapes), arch.context, key.format)
+    return geometry_graph(LAYOUTS[key.dialect], arch, unset_all(shapes), arch.context, key.format)
 
 
 def decoder_architecture(key: GraphKey) -> Architecture:
@@ -167,7 +167,8 @@ class ProbeGraph:
 def build(key: GraphKey) -> ProbeGraph:
     graph = BUILDERS[key.kind](key)
     model, weight_bytes = model_without_weights(graph)
-    dialects = ("fused", "plain") if key.dialect == "fused" and not FORMATS[key.format].blocked else (key.dialect,)
+    both = key.dialect == "fused" and not FORMATS[key.format].grouped
+    dialects = ("fused", "no-dotprod") if both else (key.dialect,)
     return ProbeGraph(key, dialects, graph.inputs, graph.outputs, model, weight_bytes)
 
 

@@ -12,10 +12,10 @@ from onnx import ModelProto
 from merino_edge.export.onnx.external_data import INLINE_BYTES
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
-from merino_edge.export.onnx.plain import FusedPlain
+from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.groups import Quantized
-from merino_edge.families.operators import largest_block
+from merino_edge.families.operators import largest_group
 
 
 class WithoutValues(Graph):
@@ -36,14 +36,14 @@ class WithoutValues(Graph):
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         rows, columns = matrix.shape
-        block = self.block_of(columns, bits)
-        assert block, f"{name}: rows of {columns} cannot be cut into blocks"
+        block = self.group_of(columns, bits)
+        assert block, f"{name}: rows of {columns} cannot be cut into groups"
         codes = unset((rows, columns // block, block * bits // 8), np.uint8)
         return Quantized(codes, unset((rows, columns // block)), bits, block)
 
-    def block_of(self, columns: int, bits: int) -> int | None:  # noqa: ARG002 - some dialects ask for them
-        """The block that a row of `columns` is cut into: the largest that the quantiser would try."""
-        return largest_block(columns)
+    def group_of(self, columns: int, bits: int) -> int | None:  # noqa: ARG002 - some dialects ask for them
+        """The group_size of a row of `columns`: the largest that the quantiser would try."""
+        return largest_group(columns)
 
     def signed(self, codes: np.ndarray) -> np.ndarray:
         return unset(codes.shape, np.int8)
@@ -53,17 +53,17 @@ class FusedLayout(WithoutValues, Fused):
     """Dialect `fused`."""
 
 
-class PlainLayout(WithoutValues, FusedPlain):
+class NoDotprodLayout(WithoutValues, FusedNoDotprod):
     """Dialect `fused` for cores without dotprod."""
 
-    def block_of(self, columns: int, bits: int) -> int | None:
-        return columns if bits == 8 else largest_block(columns)
+    def group_of(self, columns: int, bits: int) -> int | None:
+        return columns if bits == 8 else largest_group(columns)
 
 
 class PortableLayout(WithoutValues, Portable):
     """Dialect `portable`."""
 
-    def block_of(self, columns: int, bits: int) -> int:  # noqa: ARG002
+    def group_of(self, columns: int, bits: int) -> int:  # noqa: ARG002
         return columns
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import merino_edge
 from merino_edge.bundles.files import is_bundle
 from merino_edge.export.export import export
-from merino_edge.export.request import chosen_precision
+from merino_edge.export.request import ExportRequest, chosen_format
 from merino_edge.export.source import random_source
 from merino_edge.families.names import resolve
-from merino_edge.families.operators import Core, core_named, core_of
+from merino_edge.families.operators import core_named
 from merino_edge.families.zoo import Model
 from merino_edge.storage.atomic import cache_folder
 from merino_runtime.bundle import load_bundle, quantised_cache
@@ -24,6 +24,7 @@ from merino_runtime.errors import MerinoError
 
 EXPORTER_ROOMS = ("families", "export", "bundles")  # their sources decide what a bundle's folder holds
 DIGEST_DIGITS = 12
+FLOAT32 = ExportRequest("fp32", dialect="fused")
 
 
 def baseline_bundles(
@@ -39,30 +40,30 @@ def baseline_bundles(
     found = resolve(what)
     if not isinstance(found, Model):
         return [found]
-    formats = formats_of(measured) or [("fp32", "fused", "dotprod", None)]
+    requests = requests_of(measured) or [FLOAT32]
     if precision is not None:
-        formats = [(chosen_precision(formats[0][1], precision, None), *formats[0][1:3], None)]
-    return [baseline_bundle(found, say, *each) for each in formats]
+        requests = [requests[0]._replace(precision=precision, kv=None)]
+    return [baseline_bundle(found, say, each) for each in requests]
 
 
-def formats_of(folders: Sequence[str]) -> list[tuple[str, str, Core, str | None]]:
-    """(precision, dialect, core, format of a quantised cache) of each bundle that can be read, each once."""
+def requests_of(folders: Sequence[str]) -> list[ExportRequest]:
+    """The formats of the bundles that can be read, each once."""
     bundles = [load_bundle(folder, verify=False) for folder in folders if can_be_read(Path(folder))]
-    return list(
-        dict.fromkeys((one.precision, one.dialect, core_named(one.core), quantised_cache(one)) for one in bundles)
+    requests = (
+        ExportRequest(one.precision, dialect=one.dialect, core=core_named(one.core), kv=quantised_cache(one))
+        for one in bundles
     )
+    return list(dict.fromkeys(requests))
 
 
-def baseline_bundle(
-    model: Model, say: Callable[[str], None], precision: str = "fp32", dialect: str = "fused", core: Core = "dotprod",
-    kv: str | None = None,
-) -> str:  # fmt: skip
+def baseline_bundle(model: Model, say: Callable[[str], None], request: ExportRequest = FLOAT32) -> str:
     """The folder of a baseline with random weights, exported now where this exporter has not done so before.
 
-    Bundles of the same format that another exporter left in the cache are removed then.
+    Bundles of the same format that another exporter left in the cache are removed then. Raises MerinoError for a format
+    that is not possible.
     """
-    form = f"{precision} {dialect}{' plain' if core_of(dialect, precision, core) == 'plain' else ''}"
-    form += f" {kv} cache" if kv else ""
+    precision, dialect, core, kv = chosen_format(request, None)
+    form = f"{precision} {dialect}{' no-dotprod' if core == 'no-dotprod' else ''}{f' {kv} cache' if kv else ''}"
     stem = f"{model.id}-{form.replace(' ', '-')}"
     folder = cache_folder() / f"{stem}-{exporter_digest()}"
     if is_bundle(folder) and can_be_read(folder):
@@ -70,7 +71,7 @@ def baseline_bundle(
     say(f"exporting {model.id} as {form}, with random weights of its true geometry (once, minutes;"
         f" kept in {folder})")  # fmt: skip
     source = random_source(model.geometry, model.id)
-    export(source, folder, precision=precision, dialect=dialect, core=core, kv=kv, last_use=True)
+    export(source, folder, request, last_use=True)
     for old in outdated(folder, stem):
         say(f"removing {old}, which another version of the exporter wrote")
         shutil.rmtree(old)

@@ -36,7 +36,7 @@ MIN_VERSIONS = {
     ("fused", "fp32"): "1.18", ("fused", "fp16"): "1.20", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23",
 }  # fmt: skip
 # For Arm cores without dotprod: no blocks of 8 bits; blocks of 4 bits were dequantised at each call before 1.21.
-PLAIN_MIN_VERSIONS = {"int8": "1.18", "int4": "1.21"}
+NO_DOTPROD_MIN_VERSIONS = {"int8": "1.18", "int4": "1.21"}
 WINDOWED_VERSION = "1.24"  # before, the fused attention keeps a position more than the window has
 REFUSED_VERSIONS = ("1.21.0",)  # dies of an illegal instruction on Cortex-A53 and A72
 TENSORRT = BackendNeed("tensorrt", "8.2", ())  # JetPack 4.6's
@@ -109,8 +109,8 @@ class GraphFormat(NamedTuple):
         """The oldest ONNX Runtime, by what is in the graph."""
         if self.kv in QUANTISED_CACHES:
             return FIRST_QUANTISED_CACHE
-        if self.core == "plain":
-            return PLAIN_MIN_VERSIONS[self.precision]
+        if self.core == "no-dotprod":
+            return NO_DOTPROD_MIN_VERSIONS[self.precision]
         return MIN_VERSIONS.get((self.dialect, self.precision), "1.10")
 
 

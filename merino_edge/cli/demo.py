@@ -22,6 +22,7 @@ from merino_edge.design.designer import design
 from merino_edge.design.space import Space
 from merino_edge.embedded import FOLDER
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.zoo import model
 from merino_edge.prediction.shape import default_prompt
@@ -77,7 +78,7 @@ def demo_export(out: Path) -> tuple[Path, str]:
     """The design with random weights (its speed does not depend on the values), and the baseline's bundle."""
     folder = out / "pi4-design"
     done = export(load_source(str(out / "design.json"))._replace(name="pi4-design"), folder, last_use=True)
-    print(f"{folder}: worst logit against torch {done.error:.1e} relative, over prefill and every decode step")
+    print(f"{folder}: maximum logit error against torch {done.error:.1e} relative, over prefill and every decode step")
     opt = baseline_bundle(model("opt-350m"), say)
     print(f"{opt}: OPT-350M")
     return folder, opt
@@ -99,7 +100,7 @@ def run_chat_demo(source: str, out: Path) -> None:
     folder = out / "talk-int4"
     print(f"== 1/2  export {found.name} to int4", flush=True)
     context = min(found.arch.context, CHAT_CONTEXT)
-    made = export(found, folder, precision="int4", context=context, last_use=True).bundle
+    made = export(found, folder, ExportRequest(precision="int4", context=context), last_use=True).bundle
     print(f"{folder}: {made.params / 1e6:.0f} M parameters, {bundle_bytes(folder) / 2**20:.0f} MB, context {context}")
     print(f"\n== 2/2  talk, by the file that a board runs\n> {QUESTION}", flush=True)
     run_application("chat", str(folder), "-n", "80", "--temperature", "0", typed=f"{QUESTION}\n/stats\n")

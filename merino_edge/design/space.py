@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from merino_edge.families.designed import Block
-from merino_edge.families.operators import BLOCKS, Operator, embed
+from merino_edge.families.operators import GROUP_SIZES, Operator, embed
 from merino_runtime.errors import MerinoError
 
 FULL: tuple[int | None, ...] = (None,)
@@ -64,7 +64,7 @@ def every_block(space: Space) -> tuple[Block, ...]:
         for width in space.widths
         for kv_heads in space.kv_heads_of(width)
         for ratio in space.ffn_ratios
-        if width * ratio % BLOCKS[-1] == 0
+        if width * ratio % GROUP_SIZES[-1] == 0
         for depth in space.depths
         for shared in (False, True)
         if depth > 1 or not shared

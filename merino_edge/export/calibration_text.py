@@ -1,5 +1,5 @@
-"""Texts that an export reads with the tokenizer of its source: `--calibrate`, which weights and scales are fitted to,
-and `--text`, which a bundle is judged on."""
+"""Texts that an export tokenizes with its source's tokenizer: `--calibrate`, for GPTQ, SmoothQuant and the scales of a
+KV cache, and `--text`, on which a bundle's perplexity is measured."""
 
 from pathlib import Path
 

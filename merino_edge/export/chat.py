@@ -1,8 +1,8 @@
 """A chat template as bundle.json has it: rendered into parts where that is exact, so that the board needs no Jinja.
 
-Talks are rendered with marks in place of the messages' texts. What stands between the marks are the parts, if it is
-the same in each turn. Then talks of up to three turns are rendered both ways, with texts that templates are known to
-treat in their own way: only parts that give the same text each time are kept.
+Conversations are rendered with marks in place of the messages' texts. What stands between the marks are the parts, if
+it is the same in each turn. Then conversations of up to three turns are rendered both ways, with texts that templates
+are known to treat in their own way: only parts that give the same text each time are kept.
 """
 
 import re
@@ -40,14 +40,14 @@ class FoundChat(NamedTuple):
 
 
 def chat_of(given: ChatTemplate) -> FoundChat:
-    """What bundle.json says of a template. Raises MerinoError for one that raises in a plain talk of three turns."""
+    """What bundle.json has of a template. Raises MerinoError for one that raises in a conversation of three turns."""
     try:
         template = compiled(given.text, given.source)
         for count in range(3):
             rendered(template, given.tokens, messages_of(None, [Turn("x", "y")] * count, "z"))
     except MerinoError as error:
         raise MerinoError(
-            f"{given.source}: {error}. Correct the template, or leave the talk out of the bundle with --no-chat;"
+            f"{given.source}: {error}. Correct the template, or leave it out of the bundle with --no-chat;"
             " nothing was written"
         ) from error
     try:
@@ -66,7 +66,7 @@ def parts_of(template: Render, tokens: dict[str, str]) -> ChatParts:
         return DATE
 
     def own_texts(has_system: bool, no_think: bool = False) -> list[str]:
-        """What stands around the texts of a talk of three turns."""
+        """What stands around the texts of a conversation of three turns."""
         marks = [f"{MARK}{index}{MARK_END}" for index in range(5 + has_system)]
         system, users, answers = marks[: int(has_system)], marks[has_system::2], marks[has_system + 1 :: 2]
         turns = [Turn(*pair) for pair in zip(users[:-1], answers, strict=True)]
@@ -120,8 +120,8 @@ def with_texts(template: Render, tokens: dict[str, str], parts: ChatParts) -> Ch
 
     def same(candidate: ChatParts, system: str | None, turns: Sequence[Turn], user: str) -> bool:
         for no_think in (False, True)[: 1 + (parts.no_think is not None)]:
-            ours = "".join(piece.text for piece in by_parts(candidate, system, turns, user, no_think))
-            if ours != rendered(template, tokens, messages_of(system, turns, user), no_think):
+            joined = "".join(piece.text for piece in by_parts(candidate, system, turns, user, no_think))
+            if joined != rendered(template, tokens, messages_of(system, turns, user), no_think):
                 return False
         return True
 
@@ -130,25 +130,25 @@ def with_texts(template: Render, tokens: dict[str, str], parts: ChatParts) -> Ch
             continue
         for kind in MESSAGE_TEXTS:
             candidate = parts._replace(texts=parts.texts._replace(**{role: kind}))
-            if all(same(candidate, *talk_with(role, text)) for text in TEXTS):
+            if all(same(candidate, *conversation_with(role, text)) for text in TEXTS):
                 parts = candidate
                 break
         else:
             raise InexactError(f"what it takes of a text of the {role} is no rule that is known")
-    for system, turns, user in talks(parts.system is not None):
+    for system, turns, user in conversations(parts.system is not None):
         if not same(parts, system, turns, user):
-            raise InexactError("the same parts do not fit every talk")
+            raise InexactError("the same parts do not fit every conversation")
     return parts
 
 
-def talk_with(role: str, text: str) -> tuple[str | None, list[Turn], str]:
+def conversation_with(role: str, text: str) -> tuple[str | None, list[Turn], str]:
     if role == "system":
         return text, [Turn("x", "y")], "z"
     return None, [Turn(text, "y") if role == "user" else Turn("x", text)], "z"
 
 
-def talks(has_system: bool) -> Iterator[tuple[str | None, list[Turn], str]]:
-    """Talks of one, two and three turns, each text beside each other one."""
+def conversations(has_system: bool) -> Iterator[tuple[str | None, list[Turn], str]]:
+    """Conversations of one, two and three turns, each text beside each other one."""
     for first, text in enumerate(TEXTS):
         for step in range(len(TEXTS)):
             said = [TEXTS[(first + step * place) % len(TEXTS)] for place in range(1, 5)]

@@ -35,7 +35,7 @@ def check_memory(
 ) -> None:  # fmt: skip
     """Raises MerinoError where the export would need more memory than is available now.
 
-    held_mb: what this process has of it already. calibrated: whether a text is read for the rounding of weights.
+    held_mb: what this process has of it already. calibrated: whether GPTQ keeps Hessians.
     """
     needed = needed_mb(arch, precision, calibrated)
     available = psutil.virtual_memory().available / BYTES_PER_MB + held_mb

@@ -1,4 +1,4 @@
-"""What a `fused` bundle holds for programs that are not ours: onnxruntime-genai, transformers.js, optimum.
+"""Files of a `fused` bundle for other programs: onnxruntime-genai, transformers.js, optimum.
 
 Our runtime reads none of it. All of it follows from the geometry, the tokenizer and the chat template, so that a bundle
 has it whatever its source was. Which program takes which graph: docs/decisions/interoperability.md.

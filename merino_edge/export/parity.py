@@ -20,14 +20,13 @@ from merino_edge.families.weights import Layout
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import Bundle
 
-# The largest error of a logit, relative to the step's largest: in float32, and in int8 and int4 with the rounding of
-# activations left out.
-WORST_LOGIT = 1e-3
-# RMS error, relative to the RMS of the step's logits. int8 and int4 round activations too, which torch does not do:
+# Maximum logit error, relative to the step's largest logit: in float32, and in int8 and int4 with float activations.
+MOST_LOGIT_ERROR = 1e-3
+# RMS error, relative to the RMS of the step's logits. int8 and int4 quantise activations too, which torch does not:
 # small random models lose 0.01 to 0.03, real ones up to 0.3.
-RMS_LOGITS = {"fp16": 0.01, "int8": 0.5, "int4": 0.5}
-# As WORST_LOGIT, over a cache in whole numbers: a value in the middle between two codes falls on either side.
-WORST_LOGIT_OF_CACHE = {"fp32": WORST_LOGIT, "fp16": WORST_LOGIT, "int8": 0.03, "int4": 0.3}
+MOST_RMS_ERROR = {"fp16": 0.01, "int8": 0.5, "int4": 0.5}
+# As MOST_LOGIT_ERROR, over a quantised KV cache: a value midway between two codes rounds to either.
+MOST_LOGIT_ERROR_BY_CACHE = {"fp32": MOST_LOGIT_ERROR, "fp16": MOST_LOGIT_ERROR, "int8": 0.03, "int4": 0.3}
 
 
 class Golden(NamedTuple):
@@ -91,42 +90,42 @@ def empty(model: PreTrainedModel) -> None:
         parameter.data = torch.empty(0)
 
 
-def worst_error(bundle: Bundle, golden: Golden) -> float:
-    """The largest error of any step, as WORST_LOGIT (fp32) or RMS_LOGITS (other formats) defines it."""
-    return worst_step(bundle, golden, relative_error if bundle.precision == "fp32" else rms_error)
+def bundle_error(bundle: Bundle, golden: Golden) -> float:
+    """The largest error of any step: in fp32 the maximum logit error, in other formats the RMS error."""
+    return largest_over_steps(bundle, golden, max_logit_error if bundle.precision == "fp32" else rms_error)
 
 
 def unrounded_error(bundle: Bundle, golden: Golden) -> float:
-    """The largest error of any step, as WORST_LOGIT defines it, of a quantised graph with float activations.
+    """The maximum logit error of any step of a quantised graph with float activations.
 
     While it is measured, the graph in the bundle's folder is that one.
     """
     with replaced_model(Path(bundle.folder), with_float_activations):
-        return worst_step(bundle, golden, relative_error)
+        return largest_over_steps(bundle, golden, max_logit_error)
 
 
-def worst_step(bundle: Bundle, golden: Golden, error: Callable[[np.ndarray, np.ndarray], float]) -> float:
+def largest_over_steps(bundle: Bundle, golden: Golden, error: Callable[[np.ndarray, np.ndarray], float]) -> float:
     """The largest error of any step."""
     backend = open_backend(bundle)
     try:
-        worst = 0.0
+        largest = 0.0
         logits = backend.prefill(golden.prompt_ids)
         for step, expected in enumerate(golden.logits):
-            worst = max(worst, error(logits, expected))
+            largest = max(largest, error(logits, expected))
             if step + 1 < len(golden.logits):
                 logits = backend.step(golden.greedy_ids[step])
-        return worst
+        return largest
     finally:
         backend.close()
 
 
 def allowed_error(bundle: Bundle) -> float:
-    return allowed_unrounded(bundle) if bundle.precision == "fp32" else RMS_LOGITS[bundle.precision]
+    return allowed_unrounded(bundle) if bundle.precision == "fp32" else MOST_RMS_ERROR[bundle.precision]
 
 
 def allowed_unrounded(bundle: Bundle) -> float:
-    """Of the worst logit, without the rounding of activations."""
-    return max((WORST_LOGIT_OF_CACHE[layer.format] for layer in bundle.kv_layers), default=WORST_LOGIT)
+    """Of the maximum logit error with float activations."""
+    return max((MOST_LOGIT_ERROR_BY_CACHE[layer.format] for layer in bundle.kv_layers), default=MOST_LOGIT_ERROR)
 
 
 def greedy_ids(bundle: Bundle, prompt_ids: Sequence[int], steps: int) -> list[int]:
@@ -145,5 +144,5 @@ def rms_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()))
 
 
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+def max_logit_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())

@@ -14,15 +14,15 @@ from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelF
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.bundles.write import write_bundle
 from merino_edge.design.design_file import Design
-from merino_edge.export.export import walked_graph
+from merino_edge.export.graphs import geometry_graph
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
-from merino_edge.export.onnx.plain import FusedPlain
+from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
 from merino_edge.export.quantisation.groups import Quantized
 from merino_edge.export.quantisation.kv_cache import BITS, CacheScales
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model
-from merino_edge.families.operators import Core, core_of, largest_block
+from merino_edge.families.operators import Core, core_of, largest_group
 from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import new_folder
 from merino_runtime.bundle import Bundle, Golden, Threads
@@ -33,7 +33,7 @@ class Quick(Graph):
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
         columns = matrix.shape[1]
-        return self.random_codes(matrix, bits, largest_block(columns) or columns, 0)
+        return self.random_codes(matrix, bits, largest_group(columns) or columns, 0)
 
     def random_codes(self, matrix: np.ndarray, bits: int, block: int, lowest: int) -> Quantized:
         """Bytes from `lowest` on."""
@@ -48,7 +48,7 @@ class QuickFused(Quick, Fused):
     """Dialect `fused`."""
 
 
-class QuickPlain(Quick, FusedPlain):
+class QuickNoDotprod(Quick, FusedNoDotprod):
     """The same for cores without dotprod, where no weight of 8 bits is -128."""
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
@@ -68,8 +68,8 @@ def write_random_bundle(
     kv = design.kv if design else kv
     scales = even_scales(arch, kv) if kv else None
     written_for = core_of("fused", precision, core)
-    quick = QuickPlain if written_for == "plain" else QuickFused
-    graph = walked_graph(quick, arch, random_weights(model), arch.context, precision, scales=scales)
+    quick = QuickNoDotprod if written_for == "no-dotprod" else QuickFused
+    graph = geometry_graph(quick, arch, random_weights(model), arch.context, precision, scales=scales)
     facts = ModelFacts(name, family_of(arch).name, arch, "random", "random, for timing")
     plan = design.predicted if design else None
     threads = Threads(plan.prefill_threads, plan.decode_threads) if plan else RUNTIME_CHOOSES

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from transformers import PreTrainedModel
 
 from merino_edge.export.onnx.graph import MODEL_FILE
-from merino_edge.export.parity import WORST_LOGIT, torch_greedy, worst_error
+from merino_edge.export.parity import MOST_LOGIT_ERROR, bundle_error, torch_greedy
 from merino_edge.families.weights import Layout
 from merino_runtime.bundle import Bundle, quantised_cache
 from merino_runtime.errors import MerinoError
@@ -69,13 +69,13 @@ def check_recovered(bundle: Bundle, model: PreTrainedModel) -> None:
     if not golden.prompt_ids or not golden.greedy_ids:
         return
     found = torch_greedy(model, golden.prompt_ids, len(golden.greedy_ids))
-    error = worst_error(bundle, found)
-    if found.greedy_ids != list(golden.greedy_ids) or not error <= WORST_LOGIT:
+    error = bundle_error(bundle, found)
+    if found.greedy_ids != list(golden.greedy_ids) or not error <= MOST_LOGIT_ERROR:
         raise MerinoError(
             f"{bundle.folder}: bundle.json and the graph do not belong together. The model that bundle.json describes,"
             f" with the graph's weights, decodes the golden prompt to {found.greedy_ids}; the golden ids are"
             f" {list(golden.greedy_ids)}. Its logits differ from the graph's by {error:.1e}, relative, allowed is"
-            f" {WORST_LOGIT:.0e}. Export from the checkpoint instead"
+            f" {MOST_LOGIT_ERROR:.0e}. Export from the checkpoint instead"
         )
 
 

@@ -1,16 +1,17 @@
-"""What is asked of an export, judged before torch is loaded: what a SOURCE names, which weight format is possible."""
+"""An export as it is requested, and what can be judged of it before torch is loaded: what a SOURCE names, and which
+weight format, dialect and KV cache are possible."""
 
 from pathlib import Path
 from typing import NamedTuple
 
-from merino_edge.bundles.files import is_bundle
+from merino_edge.bundles.files import is_bundle, is_bundle_alone
 from merino_edge.design.design_file import DESIGN, Design, load_design, read_plan
 from merino_edge.families.checkpoint import check_checkpoint, check_tokenizer
 from merino_edge.families.designed import Architecture
 from merino_edge.families.gguf.named import is_gguf
 from merino_edge.families.hub import HubModel, hub_name
 from merino_edge.families.names import resolve
-from merino_edge.families.operators import Core
+from merino_edge.families.operators import Core, core_of
 from merino_edge.families.zoo import Model, exportable_models
 from merino_edge.prediction.formats import (
     EMPTY,
@@ -21,29 +22,58 @@ from merino_edge.prediction.formats import (
     quantised_kv,
 )
 from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.storage.atomic import check_folder, check_keeps
+from merino_edge.text.documents import check_files, read_documents
 from merino_runtime.errors import MerinoError
 
 RANDOM = Path("random")  # as --weights: no published ones
 LEAST_CONTEXT = 8
+AUTO = "auto"  # as a precision: see ExportRequest
 ROUNDED = ("int8", "int4")  # weight formats
 PRECISIONS = {"fused": ("fp32", "fp16", "int8", "int4"), "portable": ("fp32", "fp16", "int8")}
 
 
-class Target(NamedTuple):
-    """Which graph is written: its dialect, and for which kind of core its products of whole numbers are."""
+class ExportRequest(NamedTuple):
+    """How a model is to be exported. None leaves a choice to the defaults, which `chosen_format` resolves, once.
 
+    Attributes:
+        precision: weight format; AUTO: the fastest on `board` that keeps the perplexity of `text`. By default the
+            design's, or fp32 without a design.
+        board: the graph suits its runtime and its kind of core.
+        dialect: by default that of the board and of the design's backend, else `fused`.
+        core: the kind of Arm core that integer matmuls are written for; by default the board's, else `dotprod`.
+        kv: format of the KV cache; by default the design's, else that of the activations.
+        context: KV slots, in tokens; by default the model's context.
+        calibration: text for GPTQ and for the scales of a quantised cache. Without one no weight is rounded by GPTQ,
+            and the scales come from a text that the model generates.
+        text: the bundle's perplexity is measured on it.
+        chat: whether the bundle has the source's chat template.
+        overwrite: whether random weights may replace trained ones.
+    """
+
+    precision: str | None = None
+    board: DeviceProfile | None = None
+    dialect: str | None = None
+    core: Core | None = None
+    kv: str | None = None
+    context: int | None = None
+    calibration: Path | None = None
+    text: Path | None = None
+    chat: bool = True
+    overwrite: bool = False
+
+
+class ChosenFormat(NamedTuple):
+    """What a request comes to with its defaults. `core`: see `core_of`. `kv`: None where the cache is not quantised."""
+
+    precision: str
     dialect: str
-    core: Core
-
-
-def target_of(dialect: str | None, board: DeviceProfile | None, design: Design | None) -> Target:
-    """What was asked for, else what suits the design's backend and the board; else `fused` for cores with dotprod."""
-    suits = "portable" if board and dialect_of(board) == "portable" else default_dialect(design)
-    return Target(suits if dialect is None else dialect, core_of_board(board) if board else "dotprod")
+    core: Core | None
+    kv: str | None
 
 
 class Plan(NamedTuple):
-    """A file that says what to build. It has no weights."""
+    """A file that describes a model to build. It has no weights."""
 
     path: Path
     content: Design | Architecture
@@ -80,9 +110,61 @@ def find_source(what: str, weights: Path | None = None) -> Model | HubModel | Pl
     return path
 
 
-def default_dialect(design: Design | None) -> str:
-    """The one that the design's backend runs: TensorRT builds its engines from portable graphs alone."""
-    return "portable" if design and design.backend == "tensorrt" else "fused"
+def chosen_format(request: ExportRequest, design: Design | None) -> ChosenFormat:
+    """Raises MerinoError for a combination that is not possible."""
+    board = request.board
+    dialect = request.dialect if request.dialect is not None else default_dialect(board, design)
+    precision = chosen_precision(dialect, request.precision, design)
+    kv = chosen_cache(request.kv, dialect, precision, design=design, board=board)
+    check_calibration(precision, kv, request.calibration)
+    core = request.core or (core_of_board(board) if board else "dotprod")
+    return ChosenFormat(precision, dialect, core_of(dialect, precision, core), kv)
+
+
+def board_for_auto(request: ExportRequest) -> DeviceProfile:
+    """Raises MerinoError where a request for AUTO names none."""
+    if request.board is None:
+        raise MerinoError("--precision auto takes the fastest format on a board: name it with --for")
+    return request.board
+
+
+def in_float32(request: ExportRequest) -> ExportRequest:
+    """What a request for AUTO compares the other formats with."""
+    return request._replace(precision="fp32", calibration=None)
+
+
+def default_dialect(board: DeviceProfile | None, design: Design | None) -> str:
+    """`portable` where the board's ONNX Runtime has no other, or the design is for TensorRT, which builds its engines
+    from portable graphs alone."""
+    portable = (board and dialect_of(board) == "portable") or (design and design.backend == "tensorrt")
+    return "portable" if portable else "fused"
+
+
+def check_request(request: ExportRequest, what: str, weights: Path | None, out: Path) -> HubModel | None:
+    """The model of the hub that is to be fetched for it, if any; see `find_source` for `what` and `weights`.
+
+    Raises MerinoError for what is wrong already without the model: files that cannot be read, an output that would
+    replace an input, a source that is none, a combination that is not possible.
+    """
+    texts = {"--text": request.text, "--calibrate": request.calibration}
+    for option, file in texts.items():
+        if file:
+            check_files([file], option)
+            read_documents([file], option)
+    inputs = (weights, *texts.values(), resolve(what))
+    check_keeps(out, [Path(each) for each in inputs if isinstance(each, str | Path)])
+    check_folder(out, is_bundle_alone)
+    found = find_source(what, weights)
+    check_text(found, weights)
+    check_context(request.context, found)
+    auto = request.precision == AUTO
+    if auto:
+        board_for_auto(request)
+    chosen_format(in_float32(request) if auto else request, design_of(found))
+    hub_model = published(found, weights)
+    if auto and hub_model and not request.text:
+        raise MerinoError(needs_text())
+    return hub_model
 
 
 def published(found: Model | HubModel | Plan | Path, weights: Path | None) -> HubModel | None:
@@ -128,7 +210,7 @@ def check_calibration(precision: str, kv: str | None, text: Path | None) -> None
     """Raises MerinoError where neither weights nor the cache are rounded to few bits."""
     if text and kv is None and precision not in ROUNDED:
         raise MerinoError(
-            f"--calibrate {text} rounds weights or a cache to int8 or int4, but the weights are {precision} and the"
+            f"--calibrate {text} is for weights or a KV cache in int8 or int4, but the weights are {precision} and the"
             " cache is not quantised: give --precision int4 or int8, or --kv int8, or leave --calibrate out"
         )
 

@@ -52,7 +52,7 @@ class Source(NamedTuple):
 
 def load_source(what: str, weights: Path | None = None, say: Callable[[str], None] = lambda _: None) -> Source:
     """`weights`: for a model of the catalogue, such as `opt-350m`, a local Hugging Face folder, or RANDOM. Without, the
-    published ones are taken from the hub, or from its cache; `say` is told of a download.
+    published ones are taken from the hub, or from its cache; `say` gets a line on a download.
 
     Raises MerinoError where `what` is no source, is ambiguous, or does not load.
     """

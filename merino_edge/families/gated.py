@@ -35,7 +35,7 @@ class GatedGeometry(EqualLayers):
     """
 
     QKV_BIAS: ClassVar[bool] = False
-    NORMED_HEADS: ClassVar[bool] = False  # queries and keys, each head by itself
+    NORMED_HEADS: ClassVar[bool] = False  # RMSNorm of the queries and keys of each head
     NORMS_BEHIND: ClassVar[bool] = False
     ACTIVATION: ClassVar[str] = "silu"
 

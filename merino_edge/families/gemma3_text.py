@@ -25,7 +25,7 @@ class Gemma3Architecture(GatedGeometry):
     """A decoder of the Gemma 3 kind.
 
     Attributes:
-        attention_scale: of products of queries and keys.
+        attention_scale: factor of the attention scores.
         window: positions that a layer with a window sees, its own included.
         windowed: of each layer, whether it has the window; the others see all positions.
         local_rope_theta: of layers with the window; those without have `rope_theta` and `rope_scaling`.

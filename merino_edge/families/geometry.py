@@ -72,7 +72,7 @@ class UniformGeometry(BaseModel):
         final_norm: whether a norm stands before the head.
         query_key_norm: whether queries and keys are normed, with one parameter per channel of a head.
         biases: which matrices have one: packed queries, keys and values; attention's output; those of the FFN.
-        positions: `learned` is a table of `context` + `position_offset` rows, of which the first are never read.
+        positions: `learned` is an embedding of `context` + `position_offset` rows, of which the first are never read.
         tied: whether the head is the embedding.
         embed_width: of the embedding; where it is not `width`, a projection stands before the layers and one behind.
         norms_behind: whether a norm stands behind attention and one behind the FFN, besides those before.

@@ -90,8 +90,8 @@ def key_order(geometry: GptNeoxArchitecture) -> np.ndarray:
     """Channels of a head of queries or keys in the graph's order, [head_size].
 
     A channel is paired with the one half a head behind it. So of the channels that turn the second half goes behind
-    the middle of the head, and those that do not turn fill the rest of both halves: the same products of queries and
-    keys, and tables of angles over whole heads, which the fused attention wants in multiples of 16.
+    the middle of the head, and those that do not turn fill the rest of both halves: the same attention
+    scores, and rotary tables over whole heads, which the fused attention wants in multiples of 16.
     """
     size, half, pairs = geometry.head_size, geometry.head_size // 2, geometry.rotated // 2
     still = np.arange(geometry.rotated, size)

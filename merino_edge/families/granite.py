@@ -19,7 +19,7 @@ class MultipliedGeometry(GatedGeometry):
 
     Attributes:
         embedding_multiplier, residual_multiplier: on the embedding, and on what a sublayer adds to the residual.
-        attention_multiplier: of products of queries and keys, in place of 1 / sqrt(head_size).
+        attention_multiplier: factor of the attention scores, in place of 1 / sqrt(head_size).
         logits_divisor: of the logits.
     """
 

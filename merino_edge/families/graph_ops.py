@@ -1,5 +1,5 @@
-"""The operations that a graph builder may call. A family's graph builder says what it computes; `GraphOps` says with
-which ONNX operators.
+"""The operations that a graph builder may call. A family's graph builder defines what is computed; `GraphOps` defines
+with which ONNX operators.
 
 Values are names of tensors in the graph. Hidden states have shape [1, T, width] for T new tokens.
 """
@@ -39,7 +39,7 @@ class Attention:
 
     Attributes:
         heads: query heads, a multiple of the cache's KV heads; `heads / KV heads` in a row share one.
-        scale: of the products of queries and keys.
+        scale: factor of the attention scores.
         rotary: positions by rotation; None for a family without.
         window: positions that a query sees, its own included; None for all before it.
         query_norm, key_norm: RMSNorm of each head of queries and keys, before they are rotated.
@@ -103,7 +103,7 @@ class GraphOps(Protocol):
 
     def head(self, x: str, table: str) -> None:
         """The graph's output: logits [1, 1, vocab] of x [1, 1, width] against `table` [vocab, width], which is the
-        embedding or a table of its own."""
+        embedding or a matrix of its own."""
 
 
 GraphBuilder = Callable[[GraphOps, Any], None]  # Any: the geometry of the builder's own family

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 FLOPS_SEQUENCE = 1024  # tokens for which the paper (MeRino, arXiv 2403.07921) counts FLOPs (recalled)
-# Bits of an element of keys and values. Without a wish the cache is float32, in fp16 float16.
+# Bits of an element of the KV cache, which is float32 by default, in fp16 float16.
 KV_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 # A float32 head is exported in slices of this size: a load packs one at a time, and holds only that one twice.
 HEAD_SLICE_BYTES = 16 << 20
-BLOCKS = (128, 64, 32)  # columns per block of block quantisation, largest first: fewer scales to read, so faster
+GROUP_SIZES = (128, 64, 32)  # of group-wise quantisation, the largest first: fewer scales to read, so faster
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class WeightFormat:
 
     Attributes:
         bits: per weight of a matrix.
-        table_bits: per weight of the embedding, which is the head too and loses more accuracy with fewer bits.
-        blocked: whether each block of columns has a float32 scale, stored beside the weights.
+        embedding_bits: per weight of the embedding, which is the head too and loses more accuracy with fewer bits.
+        grouped: whether weights are quantised in groups, each with a float32 scale.
         element_bytes: per element of vectors.
     """
 
     bits: int
-    table_bits: int
-    blocked: bool
+    embedding_bits: int
+    grouped: bool
     element_bytes: int = 4
 
 
@@ -41,18 +41,18 @@ FORMATS = {
 }
 FUSED_HEAD_MULTIPLE = 8  # channels of a head in ONNX Runtime's fused attention; twice that with rotary positions
 CPU_FORMATS = ("fp32", "int8", "int4")  # fp16 is for GPUs: CPUs without float16 arithmetic convert to float32
-# Arm cores with the dotprod instruction and without it. Integer matmuls are other operators on each.
-Core = Literal["dotprod", "plain"]
+# Arm cores with the dotprod instruction and without it: graphs for them have different integer matmuls.
+Core = Literal["dotprod", "no-dotprod"]
 
 
 def core_of(dialect: str, precision: str, core: Core) -> Core | None:
     """`core` where graphs of this dialect and format differ between cores, else None."""
-    return core if dialect == "fused" and FORMATS[precision].blocked else None
+    return core if dialect == "fused" and FORMATS[precision].grouped else None
 
 
 def core_named(core: str | None) -> Core:
     """A bundle's or a machine's kind of core; of what has none, that with dotprod."""
-    return "plain" if core == "plain" else "dotprod"
+    return "no-dotprod" if core == "no-dotprod" else "dotprod"
 
 
 def fast_isa(core: Core | None) -> list[str]:
@@ -66,14 +66,14 @@ class Operator:
 
     Attributes:
         kind: `embed`, `linear`, `head`, `norm`, `activation` or `attention`.
-        matrix: elements of its matrix or table, which a weight format may compress.
+        matrix: elements of its matrix or embedding, which a weight format may compress.
         vector: elements of its vectors (a norm's, a bias), float32 in each format.
-        columns: length of the matrix's rows, which blocks divide.
+        columns: length of the matrix's rows, which a group_size divides.
         own: whether it stores its weights. False at a repeated use of shared weights, and for a tied head.
-        row_only: whether a decode step reads one row of the table only.
+        row_only: whether a decode step reads one row of the embedding only.
         macs: multiply-adds per token, without those over cached positions.
         width: attention only, KV heads * head size. 2 * width elements are cached per token.
-        query_width: attention only, query heads * head size. The two products take 2 * query_width multiply-adds
+        query_width: attention only, query heads * head size. Its two matmuls take 2 * query_width multiply-adds
             per pair of positions. More than `width` where several query heads share a KV head.
         heads: attention only, query heads.
         live: elements per token in memory while it runs: inputs, outputs and the residual.
@@ -108,15 +108,15 @@ class Operator:
         return elements * self.bytes_per_weight(precision) + FORMATS[precision].element_bytes * self.vector
 
     def bytes_per_weight(self, precision: str) -> float:
-        """Of its matrix; scales are those of the largest block that divides a row."""
+        """Of its matrix; scales are those of the largest group_size that divides a row."""
         form = FORMATS[precision]
-        bits = form.table_bits if self.kind in ("embed", "head") else form.bits
-        return bits / 8 + (4 / (largest_block(self.columns) or self.columns) if form.blocked else 0)
+        bits = form.embedding_bits if self.kind in ("embed", "head") else form.bits
+        return bits / 8 + (4 / (largest_group(self.columns) or self.columns) if form.grouped else 0)
 
 
-def largest_block(columns: int) -> int | None:
-    """The largest block that divides a row of `columns`; None where none does."""
-    return next((block for block in BLOCKS if columns % block == 0), None)
+def largest_group(columns: int) -> int | None:
+    """The largest group_size that divides a row of `columns`; None where none does."""
+    return next((size for size in GROUP_SIZES if columns % size == 0), None)
 
 
 def linear(
@@ -145,18 +145,18 @@ def activation(width: int, *, held: int = 0, final: bool = False) -> Operator:
 
 
 def embed(rows: int, width: int, *, held: int = 0) -> Operator:
-    """A table [rows, width]; one row is read per token."""
+    """An embedding [rows, width]; one row is read per token."""
     return Operator("embed", rows * width, columns=width, row_only=True, live=width + held)
 
 
 def head(width: int, vocab: int, *, own: bool = False) -> Operator:
-    """The LM head, for the last position only. Tied to the embedding (not `own`), it stores no table."""
+    """The LM head, for the last position only. Tied to the embedding (not `own`), it stores no matrix."""
     return Operator("head", width * vocab, columns=width, own=own, macs=width * vocab)
 
 
-def packed_bytes(table_bytes: float, form: str) -> float:
-    """Bytes of the head that a backend prepacks at one time: in fp32 one slice, else the whole table."""
-    return min(table_bytes, HEAD_SLICE_BYTES) if form == "fp32" else table_bytes
+def packed_bytes(head_bytes: float, form: str) -> float:
+    """Bytes of the head that a backend prepacks at one time: in fp32 one slice, else the whole matrix."""
+    return min(head_bytes, HEAD_SLICE_BYTES) if form == "fp32" else head_bytes
 
 
 def params(operators: Iterable[Operator]) -> int:
@@ -174,7 +174,7 @@ def decode_weight_bytes(operators: Iterable[Operator], precision: str) -> int:
 
 
 def kv_format(precision: str, kv: str | None = None) -> str:
-    """The format of keys and values, a name in KV_BITS: the wish, else that of the activations."""
+    """The format of keys and values, a name in KV_BITS: `kv`, else that of the activations."""
     return kv or ("fp16" if precision == "fp16" else "fp32")
 
 

@@ -12,7 +12,7 @@ from merino_edge.families.graph_ops import GraphOps, KvLayer, Norm, plain_attent
 from merino_edge.families.operators import Operator
 from merino_runtime.bundle.schema import LARGEST_VOCAB, LONGEST_CONTEXT
 
-POSITION_OFFSET = 2  # the first position is row 2 of OPT's table of positions
+POSITION_OFFSET = 2  # the first position is row 2 of OPT's position embedding
 EPS = 1e-5  # of LayerNorm: torch's default, which OPT keeps
 ROOT = "model.decoder"
 

@@ -1,6 +1,6 @@
 """The graph builder of decoders whose norms stand before attention and FFN, as most published ones do.
 
-A family says which weights and which switches its `Decoder` has. It may share this graph builder and need not.
+A family defines the weights and the switches of its `Decoder`. It may share this graph builder and need not.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Decoder:
 
     Attributes:
         head: the head's table, which may be the embedding.
-        positions: a table of learned positions and the row of the first one; None for a family without.
+        positions: the position embedding and the row of the first one; None for a family without.
         parallel: whether attention and FFN of a layer read the same residual, and are added to it together.
         embedding_factor, residual_factor, logit_factor: on the embedding, on each sublayer's output, on the logits.
     """

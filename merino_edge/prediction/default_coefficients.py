@@ -44,7 +44,7 @@ NORM, ACTIVATION, SCORE, ENTRY, ROW, SCALE = 10, 60, 60, 30, 60, 8
 LAUNCH, ATTENTION, STEP = 1 / 3, 2.0, 4.0  # of op_overhead_us
 LEAST_TIMES = 1.1  # less is within what an estimate may be off by
 # By kind of core, the graphs that are written for it.
-WRITTEN_FOR: dict[Core, Dialect] = {"dotprod": "fused", "plain": "plain"}
+WRITTEN_FOR: dict[Core, Dialect] = {"dotprod": "fused", "no-dotprod": "no-dotprod"}
 
 
 def coefficients_for(profile: DeviceProfile, forms: tuple[str, ...] = ("fp32",)) -> Coefficients:

@@ -62,12 +62,12 @@ def graph_dialect(profile: DeviceProfile) -> Dialect:
     """Of the graphs for this board's ONNX Runtime, as the latency model tells them apart."""
     if dialect_of(profile) == "portable":
         return "portable"
-    return "plain" if core_of_board(profile) == "plain" else "fused"
+    return "no-dotprod" if core_of_board(profile) == "no-dotprod" else "fused"
 
 
 def core_of_board(profile: DeviceProfile) -> Core:
     """The kind of core that graphs for this board are written for; x86 takes those with dotprod."""
-    return "plain" if profile.arch == "aarch64" and "dotprod" not in profile.isa else "dotprod"
+    return "no-dotprod" if profile.arch == "aarch64" and "dotprod" not in profile.isa else "dotprod"
 
 
 def refused_words(profile: DeviceProfile, precision: str) -> str:

@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from merino_edge.families.operators import FORMATS, KV_BITS, Operator, largest_block
+from merino_edge.families.operators import FORMATS, KV_BITS, Operator, largest_group
 from merino_edge.profiles.coefficients import AGAIN, MEMORY, PAIRS, Coefficients, Dialect
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
@@ -56,11 +56,11 @@ US_PER_UNIT = {"us": 1.0, "ns": 1e-3, "gb": 1e-6, "g": 1e-6}  # by the last word
 FUSED_NODES = {"embed": 9, "norm": 1, "activation": 1, "head": 3}
 NODES: Mapping[Dialect, Mapping[str, int]] = {
     "fused": FUSED_NODES,
-    "plain": FUSED_NODES,
+    "no-dotprod": FUSED_NODES,
     "portable": {"embed": 12, "norm": 6, "activation": 9, "head": 2, "attention": 30},
 }
 INTEGER_NODES = 4  # around a portable product of 8 bits: quantise its input, rescale its output
-PLAIN_NODES = 1  # the same for cores without dotprod: the product rescales its output
+NO_DOTPROD_NODES = 1  # the same for cores without dotprod: the product rescales its output
 
 Amounts = dict[str, float]
 
@@ -183,7 +183,7 @@ def first_reads(asked: Sequence[Mapping[str, float]]) -> float:
 def matrix_format(op: Operator, precision: str) -> str:
     """The format in which a decoder of `precision` stores this matrix or table: tables of int4 have 8 bits."""
     form = FORMATS[precision]
-    bits = form.table_bits if op.kind in ("embed", "head") else form.bits
+    bits = form.embedding_bits if op.kind in ("embed", "head") else form.bits
     return {32: "fp32", 16: "fp16", 8: "int8", 4: "int4"}[bits]
 
 
@@ -231,9 +231,9 @@ def product_amounts(found: Amounts, op: Operator, precision: str, tokens: int, d
     if form == "fp32":
         return
     if dialect == "fused" or form == "int4":
-        found[f"{form}.scale_ns"] += rows * (op.columns // (largest_block(op.columns) or op.columns)) * tokens
+        found[f"{form}.scale_ns"] += rows * (op.columns // (largest_group(op.columns) or op.columns)) * tokens
     else:
-        found["launch_us"] += INTEGER_NODES if dialect == "portable" else PLAIN_NODES
+        found["launch_us"] += INTEGER_NODES if dialect == "portable" else NO_DOTPROD_NODES
 
 
 def partly_share(size: Any, low: float, high: float) -> Any:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from merino_runtime.bundle import QUANTISED_CACHES
 
-Dialect = Literal["fused", "portable", "plain"]  # of the timed graphs; plain: fused, for Arm cores without dotprod
+Dialect = Literal["fused", "portable", "no-dotprod"]  # of the timed graphs; no-dotprod: fused, for Arm cores without it
 GENERAL = (
     "step_us", "launch_us", "product_us", "attention_us", "choose_ns", "norm_ns", "activation_ns", "kv_ms_gb",
     "pair_ms_g", "score_ns", "entry_ns", "memory_ms_gb",

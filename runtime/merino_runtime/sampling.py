@@ -2,7 +2,7 @@
 
 `generation.sampler` applies them.
 """
-from typing import Callable, NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 from merino_runtime.errors import MerinoError
 
@@ -18,7 +18,7 @@ class Sampling(NamedTuple):
 
 GREEDY = Sampling(temperature=0.0)
 # What the board's command line and the workstation's declare: name, type, help.
-OPTIONS: Tuple[Tuple[str, Callable, str], ...] = (
+OPTIONS: Tuple[Tuple[str, type, str], ...] = (
     ("temperature", float, "0: greedy"), ("top_k", int, "0: off"), ("top_p", float, "1: off"),
     ("min_p", float, "0: off"), ("repetition_penalty", float, "1: off"), ("seed", int, "default: a random one"),
 )

@@ -18,7 +18,7 @@ from merino_bench.probe.timing import lower_decile_ms
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 
-ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, plain=True)
+ZERO_2W = Machine(512 * 1024, 300 * MB, (1, 2, 4), ("fp32", "int8", "int4"), True, no_dotprod=True)
 NANO = Machine(2 * MB, 3300 * MB, (1, 2, 4), ("fp32", "int8"), False)
 UNKNOWN = Machine(0, 0, (1,), ("fp32",), True)
 SERVER = Machine(256 * MB, 100000 * MB, (1, 2, 4, 64), ("fp32", "int8", "int4"), True, caches=("int8", "int4"))

@@ -13,7 +13,8 @@ import pytest
 from merino_bench.probe import graphs
 from merino_bench.probe import tasks as plan
 from merino_edge.bundles.board_app import write_board_app
-from merino_edge.export.export import build_graph
+from merino_edge.bundles.description import GraphFormat
+from merino_edge.export.graphs import build_graph
 from merino_edge.export.quantisation.groups import Quantized, dequantize
 from merino_edge.export.source import random_source
 from merino_edge.families.operators import FORMATS, weight_bytes
@@ -24,7 +25,9 @@ from probe_graphs.layout import ByteCounter, FusedLayout
 
 pytestmark = pytest.mark.slow
 
-DECODER_FORMATS = [("fused", "fp32"), ("fused", "int8"), ("fused", "int4"), ("plain", "int8"), ("plain", "int4")]
+DECODER_FORMATS = [
+    ("fused", "fp32"), ("fused", "int8"), ("fused", "int4"), ("no-dotprod", "int8"), ("no-dotprod", "int4"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +104,8 @@ def test_a_decoder_is_the_exported_model_of_its_geometry(dialect, form, uses, kv
     found = graphs.kernels_of(dialect, "decoder", form, uses=uses, kv_heads=kv_heads)
     kernel = next(one for one in found if kv_heads or one.columns == 256)
     arch = build.decoder_architecture(GraphKey(dialect, *kernel[2:11]))
-    core = "plain" if dialect == "plain" else "dotprod"
-    exported = build_graph(random_source(arch, "probed"), "fused", plan.DECODER_CONTEXT, form, core)
+    core = "no-dotprod" if dialect == "no-dotprod" else "dotprod"
+    exported = build_graph(random_source(arch, "probed"), GraphFormat(form, "fused", plan.DECODER_CONTEXT, core))
     assert onnx.load_from_string(kernel.model) == exported.model(ByteCounter())
     assert (kernel.inputs, kernel.outputs) == (tuple(exported.inputs), tuple(exported.outputs))
 
@@ -111,7 +114,7 @@ def test_the_layout_of_a_graph_is_what_saving_it_writes(tmp_path):
     """A key that is not shipped, small enough to be written with values."""
     key = GraphKey("fused", "decoder", "int8", 96, 64, 2, 2)
     arch = build.decoder_architecture(key)
-    exported = build_graph(random_source(arch, "tiny"), "fused", plan.DECODER_CONTEXT, "int8")
+    exported = build_graph(random_source(arch, "tiny"), GraphFormat("int8", "fused", plan.DECODER_CONTEXT))
     exported.save(tmp_path)
     written = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
     planned = build.build(key)

@@ -18,6 +18,7 @@ from merino_edge.design.designer import design
 from merino_edge.design.refusal import ceil_digits, refusal
 from merino_edge.design.space import Space
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source, random_source
 from merino_edge.prediction.cost_model import ENTRY_FILE_BYTES, cost_model, file_mb
 from merino_edge.prediction.limits import TOLERANCE
@@ -202,7 +203,7 @@ def test_energy_is_watts_times_the_time_of_a_step():
 def test_a_bundles_folder_is_about_as_large_as_predicted_and_no_larger(dialect, precision, tmp_path):
     arch = asked({"params_m": 4, "decode_ms": 50}).architecture
     source = random_source(arch, "sized")
-    export(source, tmp_path / "bundle", dialect=dialect, precision=precision)
+    export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision))
     entries = ENTRY_FILE_BYTES * arch.vocab  # random weights have no tokenizer
     predicted = file_mb(arch.operators, precision) * MB - entries
     assert 0.8 * predicted < bundle_bytes(tmp_path / "bundle") <= predicted

@@ -182,7 +182,7 @@ def test_by_default_the_boards_are_the_shipped_ones(tiny_arch):
     assert found("fp16", "onnxruntime") == ()  # of no use on a CPU
     assert found("int8", "onnxruntime") == tuple(profile_ids())
     larger = published("smollm2-135m").geometry.operators  # a step of the tiny one is launches, whatever the core
-    for core in ("dotprod", "plain"):
+    for core in ("dotprod", "no-dotprod"):
         slower = [each.board for each in slower_on(larger, "int4", 64, core, list_profiles())]
         boards = fitting_boards(larger, "int4", 64, RUNTIME_CHOOSES, ["onnxruntime"], slower=slower)
         assert boards == tuple(board.id for board in list_profiles() if core_of_board(board) == core)

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import merino_edge.export.quantisation.hessians as reading
+from merino_edge.bundles.description import GraphFormat
 from merino_edge.cli.app import app
 from merino_edge.embedded import FOLDER
-from merino_edge.export.export import build_graph, export
+from merino_edge.export.export import export
+from merino_edge.export.graphs import build_graph
 from merino_edge.export.quantisation.gptq import gptq
 from merino_edge.export.quantisation.groups import dequantize, quantize_groups
 from merino_edge.export.quantisation.hessians import input_hessians
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.registry import layout_of
 from merino_edge.text.perplexity import bundle_perplexity
@@ -63,7 +66,7 @@ def test_moments_of_each_family_are_those_of_what_its_matrices_multiply(family, 
     rows = torch.from_numpy(np.random.default_rng(0).integers(0, arch.vocab, (3, 40)))
     found = input_hessians(model, rows)
     source = Source(family, arch, model, "trained", "drawn", (), None)
-    graph = build_graph(source, "fused", 48, "int4")
+    graph = build_graph(source, GraphFormat("int4", "fused", 48))
     tables = {name for names in graph.quantized for name in names if any(part in name for part in TABLES)}
     matrices = {name for names in graph.quantized for name in names} - tables
     assert set(found) == matrices
@@ -115,7 +118,7 @@ def test_an_int4_export_loses_less_on_text_of_the_kind_that_was_read(tales, tmp_
     source = load_source(str(FOLDER))
     losses = {"fp32": bundle_perplexity(FOLDER, held_out).loss}
     for name, text in (("plain", None), ("calibrated", read)):
-        done = export(source, tmp_path / name, precision="int4", calibration=text)
+        done = export(source, tmp_path / name, ExportRequest(precision="int4", calibration=text))
         losses[name] = bundle_perplexity(done.folder, held_out).loss
         tables = 1
         assert done.calibrated == (sum(len(row.name.split("+")) for row in done.matrices) - tables if text else 0)
@@ -123,7 +126,7 @@ def test_an_int4_export_loses_less_on_text_of_the_kind_that_was_read(tales, tmp_
 
 
 GRAPHS = [
-    ("portable", "dotprod", "int8"), ("fused", "plain", "int8"), ("fused", "plain", "int4"),
+    ("portable", "dotprod", "int8"), ("fused", "no-dotprod", "int8"), ("fused", "no-dotprod", "int4"),
     ("fused", "dotprod", "int8"),
 ]  # fmt: skip
 
@@ -132,16 +135,17 @@ GRAPHS = [
 def test_each_quantised_graph_takes_the_rounding(dialect, core, precision, tales, tmp_path):
     """Its logits are compared with torch's for the same weights, and with those that were rounded plainly."""
     source = load_source(str(FOLDER))
-    done = export(source, tmp_path / "bundle", dialect=dialect, core=core, precision=precision, calibration=tales[0])
+    request = ExportRequest(precision, dialect=dialect, core=core, calibration=tales[0])
+    done = export(source, tmp_path / "bundle", request)
     assert done.calibrated > 0 and done.unrounded is not None and done.unrounded < 1e-4
-    plain = build_graph(source, dialect, 512, precision, core)
+    plain = build_graph(source, GraphFormat(precision, dialect, 512, core))
     blocks = {row.name: row.group_size for row in done.matrices}
     widths = {"+".join(names): found.codes.shape[1] * found.group_size for names, found in plain.quantized.items()}
-    if core == "plain" and precision == "int4":
+    if core == "no-dotprod" and precision == "int4":
         assert all(
             block == (64 if widths[name] % 64 == 0 else 32) for name, block in blocks.items() if "embed" not in name
         )
-    elif dialect == "portable" or core == "plain":
+    elif dialect == "portable" or core == "no-dotprod":
         assert blocks == widths
 
 
@@ -152,12 +156,12 @@ def test_blocks_of_a_source_are_not_rounded_again_and_the_text_is_not_run(tales,
     write_in_blocks(path, "llama", "Q4_0", "Q8_0", num_hidden_layers=1, **WIDE)
     source = load_source(str(path))
     monkeypatch.setattr(reading, "input_hessians", lambda *_: pytest.fail("nothing is rounded"))
-    done = export(source, tmp_path / "bundle", precision="int4", context=64, calibration=tales[0])
+    done = export(source, tmp_path / "bundle", ExportRequest(precision="int4", context=64, calibration=tales[0]))
     assert done.calibrated == 0 and sum(each.exact for each in done.stored) == len(graph_names(source))
 
 
 def graph_names(source):
-    return [name for names in build_graph(source, "fused", 64, "int4").quantized for name in names]
+    return [name for names in build_graph(source, GraphFormat("int4", "fused", 64)).quantized for name in names]
 
 
 FAULTS = {

@@ -227,5 +227,5 @@ def test_decode_and_prefill_choose_their_own_thread_counts():
 @given(decoders(), st.integers(0, 900))
 def test_amounts_are_never_negative(arch, past):
     for op, precision, tokens in itertools.product(arch.operators, FORMATS, (1, 64)):
-        for dialect in ("fused", "portable", "plain"):
+        for dialect in ("fused", "portable", "no-dotprod"):
             assert all(amount >= 0 for amount in amounts(op, precision, tokens, past, dialect).values())

@@ -179,7 +179,7 @@ def machine(**changes):
 def called(*values, **changes):
     """The agent's answer to `ask`."""
     calls = [{"code": 0, "out": json.dumps(value), "err": ""} for value in values]
-    return {"root": "/opt/merino", "app": None, "service": None, "keys": [], "calls": calls, **changes}
+    return {"root": "/opt/merino", "app": None, "foreign": None, "service": None, "keys": [], "calls": calls, **changes}
 
 
 STATUS = {"schema": 1, "root": "/opt/merino", "current": None, "previous": None, "partial": []}

@@ -191,6 +191,33 @@ def test_over_ssh_the_service_is_set_up_where_the_release_is_current(place, boar
     assert code == 1 and "not installed: --service" in row["error"], row
 
 
+@AS_ROOT
+@OVER_SSH
+@pytest.mark.usefixtures("home")
+def test_over_ssh_nothing_runs_that_another_user_of_the_board_can_change(place, board):
+    """Neither the application, nor the launcher of the release that is current, nor its environment's Python."""
+    root = board.home / "theirs"
+    assert place.installed(root)[0] == 0
+    release = (root / "current").resolve()
+    mark = f"#!/bin/sh\ntouch '{place.marker}'\n"
+    shutil.copy(place.folder / "newer.pyz", release / "merino.pyz")
+    (release / "env" / "bin").mkdir(parents=True)
+    for name in ("merino", "env/bin/python"):
+        (release / name).write_text(mark)
+        (release / name).chmod(0o755)
+    os.chown(root, 65534, 65534)
+    where = ("--ssh", board.address, "--root", root)
+    code, row, _ = flash(place.ours, *where)
+    assert code == 1 and "can be changed by another user than root" in row["error"], row
+    said = f"{root} can be changed by another user of the board: this workstation's application is used"
+    assert row["notes"] == [said]
+    run("generate", "installed", "a", "-n", "1", *where)
+    assert not place.ran()
+    os.chown(root, 0, 0)
+    run("generate", "installed", "a", "-n", "1", *where)
+    assert place.ran(), "the sign that a marker would be seen"
+
+
 PROVISIONED = """
 mount -t tmpfs none /opt
 cp -a /etc /opt/etc

@@ -22,6 +22,7 @@ from merino_edge.design.designer import design
 from merino_edge.design.space import Space
 from merino_edge.export.export import export
 from merino_edge.export.onnx.external_data import PAGE
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source, random_source
 from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
@@ -131,12 +132,12 @@ def test_inputs_and_outputs_are_the_documented_ones(folder, dialect):
 
 
 def test_the_same_model_gives_the_same_bytes(folder, dialect, tiny_checkpoint, tmp_path):
-    again = export(load_source(str(tiny_checkpoint)), tmp_path / "again", dialect=dialect)
+    again = export(load_source(str(tiny_checkpoint)), tmp_path / "again", ExportRequest(dialect=dialect))
     assert contents(again.folder) == contents(folder)
     assert again.error < 1e-4
     design_like = Architecture(blocks=[{"width": 64, "ffn_ratio": 1.0, "depth": 1}], vocab=300, context=32)
     for name in ("a", "b"):
-        export(random_source(design_like, "seeded"), tmp_path / name, dialect=dialect)
+        export(random_source(design_like, "seeded"), tmp_path / name, ExportRequest(dialect=dialect))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
@@ -145,7 +146,7 @@ def test_weights_are_stored_once(source, dialect, tiny_checkpoint, decoder, tmp_
     """Tied and shared ones too: what is beside the parameters are rotary tables and scalars of the graph."""
     decoder(OPT).save_pretrained(tmp_path / "opt")
     what = load_source(str(tiny_checkpoint if source == "tiny" else tmp_path / "opt"))
-    bundle = export(what, tmp_path / "bundle", dialect=dialect).folder
+    bundle = export(what, tmp_path / "bundle", ExportRequest(dialect=dialect)).folder
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     floats = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
     tables = 2 * what.arch.context * what.arch.head_size // 2 if source == "tiny" else 0
@@ -193,7 +194,9 @@ def test_a_large_fused_head_reads_the_stored_table_in_slices(tmp_path, monkeypat
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_no_constants_of_a_portable_graph_overlap(precision, tmp_path):
     """TensorRT's parser refuses them: the head is one product over the embedding's own constant."""
-    bundle = export(random_source(WIDE, "wide"), tmp_path / "wide", dialect="portable", precision=precision).folder
+    bundle = export(
+        random_source(WIDE, "wide"), tmp_path / "wide", ExportRequest(dialect="portable", precision=precision)
+    ).folder
     graph = onnx.load(bundle / "model.onnx", load_external_data=False).graph
     places = sorted(
         (int(where["offset"]), int(where["length"]))
@@ -211,7 +214,7 @@ def test_no_constants_of_a_portable_graph_overlap(precision, tmp_path):
 @pytest.mark.parametrize("source", ["tiny", "opt"])
 def test_a_portable_graph_is_plain_onnx_of_opset_13(source, tiny_checkpoint, tmp_path):
     what = load_source(str(tiny_checkpoint)) if source == "tiny" else random_source(OPT, "tiny-opt")
-    bundle = export(what, tmp_path / "bundle", dialect="portable").folder
+    bundle = export(what, tmp_path / "bundle", ExportRequest(dialect="portable")).folder
     onnx.checker.check_model(str(bundle / "model.onnx"), full_check=True)
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 13)]
@@ -235,7 +238,9 @@ def test_a_fused_graph_uses_the_runtimes_own_operators(bundle_dirs):
 
 @pytest.mark.parametrize("context", [8, 11, 12, 17, 22, 23, 64])
 def test_any_allowed_context_can_be_exported(tiny_checkpoint, tmp_path, dialect, context):
-    exported = export(load_source(str(tiny_checkpoint)), tmp_path / "bundle", dialect=dialect, context=context)
+    exported = export(
+        load_source(str(tiny_checkpoint)), tmp_path / "bundle", ExportRequest(dialect=dialect, context=context)
+    )
     bundle = load_bundle(str(exported.folder))
     assert bundle.context == context
     assert bundle.kv_bytes == (1 + 2 + 2) * 32 * 2 * 4 * context
@@ -265,7 +270,7 @@ def test_a_decoder_of_a_very_short_context_is_exported(tmp_path, context):
 )
 def test_a_request_that_cannot_be_met_is_refused_before_anything_is_written(tiny_checkpoint, tmp_path, keys, says):
     with pytest.raises(MerinoError, match=says):
-        export(load_source(str(tiny_checkpoint)), tmp_path / "bundle", **keys)
+        export(load_source(str(tiny_checkpoint)), tmp_path / "bundle", ExportRequest(**keys))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -381,11 +386,11 @@ def liar(tiny_checkpoint, tiny_arch, decoder):
 
 def test_a_failed_export_leaves_nothing_and_changes_nothing(liar, folder, dialect, tmp_path):
     with pytest.raises(MerinoError, match="differs from torch"):
-        export(liar, tmp_path / "new", dialect=dialect)
+        export(liar, tmp_path / "new", ExportRequest(dialect=dialect))
     assert list(tmp_path.iterdir()) == []
     shutil.copytree(folder, tmp_path / "old")
     with pytest.raises(MerinoError, match="differs from torch"):
-        export(liar, tmp_path / "old", dialect=dialect)
+        export(liar, tmp_path / "old", ExportRequest(dialect=dialect))
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert contents(tmp_path / "old") == contents(folder)
 
@@ -397,7 +402,7 @@ def test_a_model_whose_weights_are_ruined_is_not_delivered(tiny_checkpoint, dial
     with torch.no_grad():
         source.model.embed_tokens.weight[:rows] = math.nan
     with pytest.raises(MerinoError, match="the weights of .* not finite, in .*embed_tokens.weight: copy or download"):
-        export(source, tmp_path / "bundle", dialect=dialect)
+        export(source, tmp_path / "bundle", ExportRequest(dialect=dialect))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -405,16 +410,16 @@ def test_an_old_bundle_is_replaced_and_nothing_else_is(folder, dialect, tiny_che
     source = load_source(str(tiny_checkpoint))
     target = tmp_path / "bundle"
     target.mkdir()
-    export(source, target, dialect=dialect, context=32)  # an empty folder
-    export(source, target, dialect=dialect)
+    export(source, target, ExportRequest(dialect=dialect, context=32))  # an empty folder
+    export(source, target, ExportRequest(dialect=dialect))
     assert contents(target) == contents(folder)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("x")
     with pytest.raises(MerinoError, match="mine holds other files, which are not replaced"):
-        export(source, mine, dialect=dialect)
+        export(source, mine, ExportRequest(dialect=dialect))
     with pytest.raises(MerinoError, match="is a file"):
-        export(source, mine / "thesis.tex", dialect=dialect)
+        export(source, mine / "thesis.tex", ExportRequest(dialect=dialect))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "mine"]
     assert contents(mine) == {"thesis.tex": b"x"}
 
@@ -479,7 +484,7 @@ def test_a_bundle_has_the_format_and_the_threads_that_its_design_planned_for(tmp
     assert planned.threads == Threads(
         decode=found.predicted.decode_threads, prefill=found.predicted.prefill_threads
     )
-    other = export(load_source(str(path)), tmp_path / "other", precision="fp32").bundle
+    other = export(load_source(str(path)), tmp_path / "other", ExportRequest(precision="fp32")).bundle
     assert (other.precision, other.threads) == ("fp32", Threads(None, None))
 
 
@@ -487,9 +492,11 @@ def test_a_bundle_exported_again_keeps_the_threads_that_were_planned_for_its_for
     export(load_source(str(tiny_checkpoint)), tmp_path / "first")
     described_as(tmp_path / "first", threads={"prefill": 4, "decode": 2})
     source = load_source(str(tmp_path / "first"))
-    again = export(source, tmp_path / "again", dialect="portable", context=32).bundle
+    again = export(source, tmp_path / "again", ExportRequest(dialect="portable", context=32)).bundle
     assert (again.precision, again.threads) == ("fp32", Threads(prefill=4, decode=2))
-    assert export(source, tmp_path / "int8", dialect="portable", precision="int8").bundle.threads == Threads(None, None)
+    assert export(
+        source, tmp_path / "int8", ExportRequest(dialect="portable", precision="int8")
+    ).bundle.threads == Threads(None, None)
 
 
 def described_as(folder, **values):

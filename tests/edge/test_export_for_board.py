@@ -11,19 +11,17 @@ from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
 from merino_edge.delivery.fitting import times_slower
-from merino_edge.export import fastest_format
-from merino_edge.export.export import export
-from merino_edge.export.fastest_format import export_fastest, predicted_ms
-from merino_edge.export.onnx.plain import FusedPlain
+from merino_edge.export import export as exporting
+from merino_edge.export.export import export, predicted_ms
+from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
 from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.export.request import Target
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.zoo import model
 from merino_edge.prediction.default_coefficients import decode_ms, slower_on
 from merino_edge.prediction.formats import has_cache
 from merino_edge.profiles.reading import list_profiles, load_profile
-from merino_edge.text.perplexity import bundle_perplexity
 from merino_runtime.bundle import load_bundle, quantised_cache
 from merino_runtime.errors import MerinoError
 
@@ -42,7 +40,8 @@ def described(folder):
 
 
 @pytest.mark.parametrize(("board", "dialect", "core"), [
-    ("raspberry-pi-4", "fused", "plain"), ("raspberry-pi-5", "fused", "dotprod"), ("jetson-nano", "portable", None),
+    ("raspberry-pi-4", "fused", "no-dotprod"), ("raspberry-pi-5", "fused", "dotprod"),
+    ("jetson-nano", "portable", None),
 ])  # fmt: skip
 def test_a_bundle_for_a_board_has_its_dialect_and_core(board, dialect, core, tmp_path):
     exported("embedded", "--precision", "int8", "--for", board, "-o", tmp_path / "bundle")
@@ -70,9 +69,9 @@ def test_what_it_costs_elsewhere_counts_the_cache(precision):
         assert {each.board for each in found} == {name for name in floats if has_cache(load_profile(name), kv)} != set()
         for each in found:
             board = load_profile(each.board)
-            there, own = (decode_ms(operators, precision, 2048, board, core, kv) for core in ("dotprod", "plain"))
+            there, own = (decode_ms(operators, precision, 2048, board, core, kv) for core in ("dotprod", "no-dotprod"))
             assert each.times == float(f"{there / own:.2g}")
-            before, mine = (decode_ms(operators, precision, 2048, board, core) for core in ("dotprod", "plain"))
+            before, mine = (decode_ms(operators, precision, 2048, board, core) for core in ("dotprod", "no-dotprod"))
             assert there - own == pytest.approx(before - mine) and own != mine
 
 
@@ -94,7 +93,7 @@ def test_a_design_says_how_it_is_exported_for_its_board_and_keeps_its_cache(tmp_
     [options] = re.findall(r"^export it, .*, with (.*): ", done.output, re.MULTILINE)
     exported(place, *options.split(), "-o", tmp_path / "bundle")
     made = load_bundle(str(tmp_path / "bundle"))
-    assert (made.precision, made.core, quantised_cache(made)) == ("int8", "plain", "int8")
+    assert (made.precision, made.core, quantised_cache(made)) == ("int8", "no-dotprod", "int8")
     assert "raspberry-pi-4" in made.boards
 
 
@@ -105,7 +104,8 @@ def text(tmp_path):
     return path
 
 
-PLAIN, DOTPROD = Target("fused", "plain"), Target("fused", "dotprod")
+FOR_PI_4 = ExportRequest(precision="auto", board=PI_4)
+FOR_PI_5 = ExportRequest(precision="auto", board=PI_5)
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,9 @@ def test_the_fastest_format_that_keeps_its_bar_is_written_as_it_was_judged(
     allowed, kv, wide, text, tmp_path, monkeypatch
 ):
     """With weights rounded for a text and the cache asked for, as an export in that format by name has them."""
-    monkeypatch.setattr(fastest_format, "ALLOWED_RISE", dict.fromkeys(("int8", "int4"), allowed))
+    monkeypatch.setattr(exporting, "ALLOWED_RISE", dict.fromkeys(("int8", "int4"), allowed))
     source, said, given = load_source(str(wide["even"])), [], {"kv": kv, "calibration": text}
-    made = export_fastest(source, tmp_path / "bundle", PI_4, PLAIN, text, said.append, **given)
+    made = export(source, tmp_path / "bundle", FOR_PI_4._replace(text=text, **given), say=said.append)
     times = predicted_ms(source.arch, PI_4, ("fp32", "fp16", "int8", "int4"), 64, kv)
     assert set(times) == {"fp32", "int8", "int4"}  # nothing predicts fp16 on a CPU
     order = sorted(times, key=times.get)
@@ -139,30 +139,35 @@ def test_the_fastest_format_that_keeps_its_bar_is_written_as_it_was_judged(
     assert load_bundle(str(tmp_path / "bundle")) == made.bundle and bool(made.calibrated) == (precision != "fp32")
     if precision == "fp32" and not kv:
         given["calibration"] = None
-    named = export(source, tmp_path / "named", precision=precision, core="plain", **given)
+    named = export(source, tmp_path / "named", ExportRequest(precision=precision, core="no-dotprod", **given))
     assert named.bundle.files == made.bundle.files and named.bundle.golden == made.bundle.golden
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "named", "text.txt"]
     if precision != "fp32":
-        plain = export(source, tmp_path / "plain", core="plain", kv=kv, calibration=text if kv else None)
-        rise = bundle_perplexity(made.folder, text).perplexity / bundle_perplexity(plain.folder, text).perplexity - 1
+        request = ExportRequest(core="no-dotprod", kv=kv, calibration=text if kv else None, text=text)
+        floats = export(source, tmp_path / "floats", request)
+        rise = made.perplexity.perplexity / floats.perplexity.perplexity - 1
         assert f"perplexity {rise:+.2%}, " in said[-1]
 
 
 @pytest.mark.parametrize("weights", ["trained", "random"])
 def test_a_format_that_cannot_be_written_is_left_out_in_a_line(weights, wide, text, tmp_path):
     source, said = load_source(str(wide["odd"]))._replace(weights=weights), []
-    made = export_fastest(source, tmp_path / "bundle", PI_5, DOTPROD, text, said.append)
+    made = export(source, tmp_path / "bundle", FOR_PI_5._replace(text=text), say=said.append)
     assert made.bundle.precision == "fp32" and len(said) == 3 and said[-1].endswith(": taken")
     assert all("refused: " in line and "rows of 528 weights" in line and "\n" not in line for line in said[:-1])
 
 
-def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_text(wide, tmp_path):
+def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_text(wide, text, tmp_path):
     source, out, said = load_source(str(wide["even"])), tmp_path / "bundle", []
-    made = export_fastest(source._replace(weights="random"), out, PI_5, DOTPROD, None, said.append, kv="int8")
+    made = export(source._replace(weights="random"), out, FOR_PI_5._replace(kv="int8"), say=said.append)
     assert (made.bundle.precision, quantised_cache(made.bundle)) == ("int4", "int8")
     assert len(said) == 1 and said[0].endswith("raspberry-pi-5: taken")
+    drawn = source._replace(weights="random", tokenizer=None)
+    with pytest.raises(MerinoError, match="has no tokenizer to read it with. Export without --text"):
+        export(drawn, tmp_path / "unread", FOR_PI_5._replace(text=text))
+    assert not (tmp_path / "unread").exists()
     with pytest.raises(MerinoError, match="--text FILE.*raspberry-pi-5 it would be int4"):
-        export_fastest(source, out, PI_5, DOTPROD, None, said.append)
+        export(source, out, FOR_PI_5, say=said.append)
     done = CliRunner().invoke(app, ["export", str(wide["even"]), "--precision", "auto", "-o", str(tmp_path / "b")])
     assert done.exit_code and "name it with --for" in str(done.exception)
 
@@ -170,8 +175,9 @@ def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_text(wide
 def test_where_float32_is_the_fastest_nothing_is_read(tiny_checkpoint, text, tmp_path):
     source, said = load_source(str(tiny_checkpoint)), []
     with pytest.raises(MerinoError, match="the weights are fp32 and the cache is not quantised"):
-        export_fastest(source, tmp_path / "bundle", PI_4, PLAIN, None, said.append, calibration=text)
-    made = export_fastest(source, tmp_path / "bundle", PI_4, PLAIN, None, said.append, calibration=text, kv="int8")
+        export(source, tmp_path / "bundle", FOR_PI_4._replace(calibration=text), say=said.append)
+    request = FOR_PI_4._replace(calibration=text, kv="int8")
+    made = export(source, tmp_path / "bundle", request, say=said.append)
     assert (made.bundle.precision, quantised_cache(made.bundle), said) == ("fp32", "int8", [])
 
 
@@ -201,7 +207,7 @@ def test_an_outlier_in_a_prompt_leaves_the_other_rows_as_exact_as_alone(tmp_path
     """Of what a gated activation puts out, each row is rounded by itself."""
     random = np.random.default_rng(0)
     weights = {"w": random.standard_normal((48, 64)).astype(np.float32)}
-    graph = FusedPlain(weights, 8, "int8")
+    graph = FusedNoDotprod(weights, 8, "int8")
     x = graph.input("x", "float32", 1, "sequence", 128)
     graph.output(graph.linear(graph.gated(x, "relu"), "w"), "float32", 1, "sequence", 48)
     graph.save(tmp_path)

@@ -12,6 +12,7 @@ import pytest
 from merino_edge.export import memory
 from merino_edge.export.export import export
 from merino_edge.export.memory import needed_mb
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source, random_source
 from merino_edge.families.designed import Architecture
 from merino_runtime.errors import MerinoError
@@ -63,7 +64,7 @@ def test_what_was_loaded_is_refused_by_what_its_format_takes_more(tiny_arch, tmp
     source = random_source(tiny_arch, "tiny")
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
     with pytest.raises(MerinoError, match="^exporting tiny in int8 needs about 451 MB, for copies of 0 MB"):
-        export(source, tmp_path / "bundle", precision="int8")
+        export(source, tmp_path / "bundle", ExportRequest(precision="int8"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -66,7 +66,7 @@ def test_random_models_are_the_same_each_time_and_store_what_is_counted(geometry
     assert random_model(geometry).num_parameters() == operators.params(geometry.operators)
 
 
-@pytest.mark.parametrize(("precision", "core"), [("fp32", None), ("int4", "dotprod"), ("int8", "plain")])
+@pytest.mark.parametrize(("precision", "core"), [("fp32", None), ("int4", "dotprod"), ("int8", "no-dotprod")])
 def test_any_family_gives_a_bundle_for_timing_alone(geometry, precision, core, tmp_path):
     """It runs, and has no golden ids to pass a self-test with."""
     write_random_bundle(geometry, precision, tmp_path / "bundle", "timed", core=core or "dotprod")

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
+from merino_edge.bundles.description import GraphFormat
 from merino_edge.cli.app import app
-from merino_edge.export.export import build_graph, export
+from merino_edge.export.export import export
+from merino_edge.export.graphs import build_graph
 from merino_edge.export.quantisation.groups import dequantize as graph_weights
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.gguf.blocks import LAYOUTS
 from merino_edge.families.gguf.config import LLAMA3, config_of, llama3_factors
@@ -142,7 +145,7 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
     path = tmp_path / "model.gguf"
     write_in_blocks(path, "llama", kind, "Q8_0", num_hidden_layers=1, **WIDE)
     source = load_source(str(path))
-    graph = build_graph(source, "fused", 64, precision)
+    graph = build_graph(source, GraphFormat(precision, "fused", 64))
     names = [name for names in graph.quantized for name in names]
     table = "model.embed_tokens.weight"
     assert graph.exact == (set(names) if exact else {table}), "the table is Q8_0, and has 8 bits in each format"
@@ -156,7 +159,9 @@ def test_blocks_go_into_the_graph_as_they_are_where_it_has_such_blocks(
         error = np.abs(graph_weights(found) - weights).max() / np.abs(weights).max()
         # Minimums have 8 bits: off by half a step of the largest at most, and none is larger than twice a weight.
         assert error < (1e-6 if found.minimums is None else 1 / 254) if exact else 1e-4 < error < 0.5
-    done = export(source, tmp_path / "bundle", precision=precision, context=64)  # its logits are compared with torch's
+    done = export(
+        source, tmp_path / "bundle", ExportRequest(precision=precision, context=64)
+    )  # its logits are compared with torch's
     expected = {"Q8_0": (1, 0), kind: (len(names) - 1, 0) if exact else (0, len(names) - 1)}
     if kind == "Q8_0":
         expected = {"Q8_0": (len(names), 0) if exact else (1, len(names) - 1)}
@@ -212,7 +217,7 @@ def test_matrices_of_several_types_that_are_joined_share_one_size_of_block(tmp_p
             """Queries as they are, keys without blocks."""
             return None if "k_proj" in name else source.blocks.blocks(name)
 
-    graph = build_graph(source._replace(blocks=Mixed()), "fused", 64, "int8")
+    graph = build_graph(source._replace(blocks=Mixed()), GraphFormat("int8", "fused", 64))
     joined = next(names for names in graph.quantized if any("k_proj" in name for name in names))
     found = graph.quantized[joined]
     assert found.group_size == 16 and {name for name in joined if name in graph.exact} == {
@@ -232,17 +237,17 @@ def test_for_a_core_without_dotprod_blocks_of_8_bits_are_quantised_again_and_the
     words = ["export", tmp_path / "model.gguf", "--for", "raspberry-pi-4", "--precision", precision]
     done = CliRunner().invoke(app, [*map(str, words), "--context", "64", "-o", str(tmp_path / "bundle")])
     assert done.exit_code == 0, (done.output, done.exception)
-    assert f"Q4_0: {exact} matrices taken over exactly, {7 - exact} quantised again" in done.stderr
-    assert "Q8_0: 0 matrices taken over exactly, 1 quantised again" in done.stderr
+    assert f"Q4_0: {exact} matrices taken over exactly, {7 - exact} requantised" in done.stderr
+    assert "Q8_0: 0 matrices taken over exactly, 1 requantised" in done.stderr
     bundle = load_bundle(str(tmp_path / "bundle"))
-    assert (bundle.core, bundle.precision) == ("plain", precision) and "raspberry-pi-4" in bundle.boards
+    assert (bundle.core, bundle.precision) == ("no-dotprod", precision) and "raspberry-pi-4" in bundle.boards
 
 
 @pytest.mark.parametrize("name", EXPORTED)
 @pytest.mark.parametrize("dialect", ["fused", "portable"])
 def test_an_export_computes_what_transformers_computes(made, tmp_path, name, dialect):
     path, model = made(name)
-    done = export(load_source(str(path)), tmp_path / "bundle", dialect=dialect)
+    done = export(load_source(str(path)), tmp_path / "bundle", ExportRequest(dialect=dialect))
     bundle = load_bundle(str(done.folder))
     assert bundle.weights == "trained" and bundle.weights_source == f"file {name}.gguf" and bundle.stop_ids == (2,)
     backend = open_backend(bundle)

@@ -23,7 +23,7 @@ from merino_edge.design.encode import architecture, encode
 from merino_edge.design.recommend import recommend
 from merino_edge.design.score import INVERSE
 from merino_edge.design.space import Space
-from merino_edge.export.request import chosen_precision, default_dialect
+from merino_edge.export.request import ExportRequest, chosen_format
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.zoo import model as published
 from merino_edge.prediction.cost_model import cost_model
@@ -264,11 +264,11 @@ def test_a_design_for_tensorrt_is_exported_in_its_dialect(tmp_path):
     path.write_text(made.to_json())
     read = load_design(path)
     assert read == made
-    assert default_dialect(read) == "portable" and chosen_precision("portable", None, read) == "fp16"
-    assert default_dialect(None) == "fused"
+    assert chosen_format(ExportRequest(), read) == ("fp16", "portable", None, None)
+    assert chosen_format(ExportRequest(), None) == ("fp32", "fused", None, None)
     cpu = NANO.with_backend("onnxruntime")
     on_cpu = design(cpu, {"decode_ms": 20}, space=replace(SMALL, blocks=1), context=64, prompt=32)
-    assert default_dialect(on_cpu) == "fused"
+    assert chosen_format(ExportRequest(), on_cpu).dialect == "fused"
 
 
 def raw_profile(board="jetson-nano"):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from merino_edge.cli.app import app
 from merino_edge.design.design_file import load_design
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
 from merino_edge.export.tensorrt.check import check_bundle
 from merino_edge.families.designed import Architecture
@@ -27,7 +28,7 @@ from merino_runtime.generation.selftest import selftest
 VOCAB, CONTEXT, PROMPT = 211, 24, 7
 KINDS = [
     ("fused", "fp32", "dotprod"), ("fused", "fp16", "dotprod"), ("fused", "int8", "dotprod"),
-    ("fused", "int4", "dotprod"), ("fused", "int8", "plain"), ("fused", "int4", "plain"),
+    ("fused", "int4", "dotprod"), ("fused", "int8", "no-dotprod"), ("fused", "int4", "no-dotprod"),
     ("portable", "fp32", "dotprod"), ("portable", "fp16", "dotprod"), ("portable", "int8", "dotprod"),
 ]  # fmt: skip
 
@@ -76,7 +77,9 @@ def test_torch_and_both_dialects_compute_what_repeated_keys_give(decoder, tmp_pa
         expected = with_repeated_keys(model, decoder)(input_ids=torch.tensor([ids])).logits[0].numpy()  # [T, V]
         found = {"torch": model(input_ids=torch.tensor([ids])).logits[0, PROMPT - 1 :].numpy()}
     for dialect in ("fused", "portable"):
-        bundle = export(source_of(arch, model), tmp_path_factory.mktemp("grouped") / "bundle", dialect=dialect).bundle
+        bundle = export(
+            source_of(arch, model), tmp_path_factory.mktemp("grouped") / "bundle", ExportRequest(dialect=dialect)
+        ).bundle
         assert [(layer.heads, layer.head_size) for layer in bundle.kv_layers] == arch.kv_layers
         backend = open_backend(bundle)
         rows = [backend.prefill(ids[:PROMPT]).copy(), *(backend.step(token).copy() for token in ids[PROMPT:])]
@@ -98,7 +101,7 @@ def grouped(decoder):
 def test_every_format_is_exported_and_its_cache_has_the_bytes_that_are_counted(grouped, kind, tmp_path):
     """The export itself proves the graph against torch, with the weights that the codes stand for."""
     dialect, precision, core = kind
-    done = export(grouped, tmp_path / "bundle", dialect=dialect, precision=precision, core=core)
+    done = export(grouped, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
     sizes = {"float32": 4, "float16": 2}
     caches = [port for port in done.bundle.inputs if port.name.startswith("past_key_values.")]
     fixed = [[size if isinstance(size, int) else 64 for size in port.shape] for port in caches]

@@ -19,6 +19,7 @@ from test_families import GEOMETRIES
 from transformers import AutoConfig, AutoTokenizer
 
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.hugging_face import save_model
@@ -77,8 +78,9 @@ def checkpoints(decoder, tmp_path_factory):
 def bundles(checkpoints, tmp_path_factory):
     root = tmp_path_factory.mktemp("bundles")
     return {
-        (name, precision): load_bundle(str(export(load_source(str(folder)), root / f"{name}-{precision}",
-                                                  precision=precision).folder))
+        (name, precision): load_bundle(str(export(
+            load_source(str(folder)), root / f"{name}-{precision}", ExportRequest(precision=precision)
+        ).folder))
         for name, folder in checkpoints.items() for precision in ("fp32", "int4")
     }  # fmt: skip
 
@@ -178,13 +180,15 @@ def test_the_files_are_the_bundles_own_and_portable_has_none(bundles, checkpoint
     own = {"model.onnx", "model.onnx.data", "tokenizer.json", "chat_template.jinja"}
     assert files_of(bundles["opt", "int4"]) - own == {"genai_config.json", "config.json", "tokenizer_config.json"}
     assert files_of(bundles["design", "fp32"]) - own == {"genai_config.json", "tokenizer_config.json"}
-    portable = export(load_source(str(checkpoints["llama"])), tmp_path / "portable", dialect="portable").bundle
+    portable = export(
+        load_source(str(checkpoints["llama"])), tmp_path / "portable", ExportRequest(dialect="portable")
+    ).bundle
     assert files_of(portable) <= own
 
 
 def test_a_bundle_without_tokenizer_and_of_a_shorter_context(decoder, tmp_path):
     save_model(decoder(MODELS["llama"], 1), tmp_path / "model")
-    bundle = export(load_source(str(tmp_path / "model")), tmp_path / "bundle", context=40).bundle
+    bundle = export(load_source(str(tmp_path / "model")), tmp_path / "bundle", ExportRequest(context=40)).bundle
     assert files_of(bundle) == {"model.onnx", "model.onnx.data", "genai_config.json", "config.json"}
     genai = json.loads((tmp_path / "bundle" / "genai_config.json").read_text())
     assert genai["model"]["context_length"] == genai["search"]["max_length"] == 40

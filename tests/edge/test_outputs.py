@@ -15,6 +15,7 @@ from sample_records import record
 from merino_edge.bundles.files import described
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source, random_source
 from merino_edge.storage.atomic import check_keeps
 from merino_runtime.errors import MerinoError
@@ -218,7 +219,7 @@ def test_random_weights_replace_trained_ones_only_where_that_is_meant(bundle_dir
     with pytest.raises(MerinoError, match="holds trained weights .checkpoint tiny.*are random: .*--overwrite"):
         export(random, out)
     assert content(out) == before
-    assert export(random, out, overwrite=True).bundle.weights == described(out)["weights"] == "random"
+    assert export(random, out, ExportRequest(overwrite=True)).bundle.weights == described(out)["weights"] == "random"
     export(random, out)
     (out / "bundle.json").write_text('{"weights": ')
     with pytest.raises(MerinoError, match="unknown weights .bundle.json is damaged"):
@@ -240,7 +241,7 @@ def test_a_bundle_with_files_of_the_users_is_not_replaced(bundle_dirs, tiny_chec
     with pytest.raises(MerinoError, match="holds other files, which are not replaced"):
         export(load_source(str(tiny_checkpoint)), out)
     (out / "notes.txt").unlink()
-    export(load_source(str(tiny_checkpoint)), out, dialect="portable")
+    export(load_source(str(tiny_checkpoint)), out, ExportRequest(dialect="portable"))
     assert described(out)["dialect"] == "portable" and os.listdir(tmp_path) == ["bundle"]
 
 
@@ -278,16 +279,17 @@ def test_a_disk_that_fills_up_meanwhile_is_a_message_and_leaves_nothing(disk, ti
 PAUSED = """
 import sys
 from pathlib import Path
-from merino_edge.export import export as exporter
+from merino_edge.export import one_format
+from merino_edge.export.export import export
 from merino_edge.export.source import load_source
-write = exporter.write_bundle
+write = one_format.write_bundle
 def write_and_wait(*arguments, **options):
     bundle = write(*arguments, **options)
     print("written", flush=True)
     sys.stdin.read()
     return bundle
-exporter.write_bundle = write_and_wait
-exporter.export(load_source(sys.argv[1]), Path(sys.argv[2]))
+one_format.write_bundle = write_and_wait
+export(load_source(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
@@ -309,7 +311,7 @@ def test_a_killed_exports_leavings_are_swept_by_the_next_and_a_running_ones_are_
         dead.send_signal(signal.SIGKILL)
         dead.wait()
         assert len(os.listdir(tmp_path)) == 2 and not out.exists()
-        export(load_source(str(tiny_checkpoint)), out, dialect="portable")
+        export(load_source(str(tiny_checkpoint)), out, ExportRequest(dialect="portable"))
         assert len(os.listdir(tmp_path)) == 2 and described(out)["dialect"] == "portable"
         alive.communicate()
         assert alive.returncode == 0

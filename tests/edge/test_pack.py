@@ -262,13 +262,13 @@ def test_each_device_must_be_able_to_run_one_of_the_bundles(formats):
 @pytest.mark.parametrize("isa", [("dotprod", "fp16"), ()])
 def test_a_board_takes_the_bundle_for_its_kind_of_core(isa, embedded_bundles, tmp_path):
     """Packed in either order."""
-    kinds = [Path(embedded_bundles[kind, "int8"]) for kind in ("fused", "plain")]
+    kinds = [Path(embedded_bundles[kind, "int8"]) for kind in ("fused", "no-dotprod")]
     here = this_machine(str(tmp_path))
     machine = here._replace(board=here.board._replace(architecture="aarch64", isa=frozenset(isa)))
     for order in (kinds, kinds[::-1]):
         pack(order, tmp_path / "a.merino")
         found = choose(open_archive(str(tmp_path / "a.merino")), machine)
-        assert found.bundle.core == ("dotprod" if isa else "plain")
+        assert found.bundle.core == ("dotprod" if isa else "no-dotprod")
         assert not any("times slower" in note for note in found.notes)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.opt import OptArchitecture
@@ -102,7 +103,7 @@ def bundles(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parity")
     model.save_pretrained(folder / "checkpoint")
     for dialect in DIALECTS:
-        export(load_source(str(folder / "checkpoint")), folder / dialect, dialect=dialect)
+        export(load_source(str(folder / "checkpoint")), folder / dialect, ExportRequest(dialect=dialect))
     return {dialect: load_bundle(str(folder / dialect)) for dialect in DIALECTS}
 
 
@@ -233,7 +234,9 @@ def test_a_shorter_context_changes_nothing_before_its_end(model, reference, tmp_
     ids, expected = reference
     model.save_pretrained(tmp_path / "checkpoint")
     for dialect in DIALECTS:
-        export(load_source(str(tmp_path / "checkpoint")), tmp_path / dialect, dialect=dialect, context=25)
+        export(
+            load_source(str(tmp_path / "checkpoint")), tmp_path / dialect, ExportRequest(dialect=dialect, context=25)
+        )
         backend = open_backend(load_bundle(str(tmp_path / dialect)))
         assert_same(backend.prefill(ids[:PROMPT]), expected[0], 0)
         for step in range(25 - PROMPT):

@@ -8,12 +8,15 @@ from functools import partial
 import numpy as np
 import pytest
 
-import merino_edge.export.export as exporting
-from merino_edge.export.export import build_graph, export
+import merino_edge.export.one_format as exporting
+from merino_edge.bundles.description import GraphFormat
+from merino_edge.export.export import export
 from merino_edge.export.golden import PARITY_STEPS
+from merino_edge.export.graphs import build_graph
 from merino_edge.export.parity import torch_greedy, unrounded_error, with_quantized
 from merino_edge.export.quantisation.smoothquant import rows_to_read, smoothed
 from merino_edge.export.recover import graph_weights
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.registry import family_of, layout_of
 from merino_runtime.backends import open_backend
@@ -23,9 +26,9 @@ from tests.sample_geometries import LLAMA3, SMALL, small
 
 SCALED = ("fused", "int8", "dotprod")  # its channels are scaled first
 KINDS = [
-    SCALED, ("fused", "int4", "plain"), ("portable", "int8", "dotprod"),
+    SCALED, ("fused", "int4", "no-dotprod"), ("portable", "int8", "dotprod"),
     *(pytest.param(kind, marks=pytest.mark.nightly) for kind in (
-        ("fused", "int4", "dotprod"), ("fused", "int8", "plain"))),
+        ("fused", "int4", "dotprod"), ("fused", "int8", "no-dotprod"))),
 ]  # fmt: skip
 CLOSE = 1e-5  # of the largest logit
 MODELS = {name: small(name, context=48) for name in SMALL} | {
@@ -43,10 +46,10 @@ def source(request, decoder):
 def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
     """A window (Gemma 3, GPT-Neo) wants a later ONNX Runtime than the format does, for either kind of core."""
     dialect, precision, core = kind
-    found = export(source, tmp_path / "bundle", dialect=dialect, precision=precision, core=core)
+    found = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
     if kind == SCALED:
         source = smoothed(source, partial(rows_to_read, source, 48, None))
-    graph = build_graph(source, dialect, 48, precision, core)
+    graph = build_graph(source, GraphFormat(precision, dialect, 48, core))
     oldest = found.bundle.backends[0].min_version
     assert (oldest == "1.24") == (dialect == "fused" and any(getattr(source.arch, "windowed", ())))
     twin = with_quantized(source.model, graph.quantized, layout_of(source.arch))
@@ -60,12 +63,12 @@ def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
 
 @pytest.mark.parametrize("dialect", ["fused", "portable"])
 def test_a_graph_of_float16_has_nothing_to_prove_that_way(source, dialect, tmp_path):
-    assert export(source, tmp_path / "bundle", dialect=dialect, precision="fp16").error <= 0.01
+    assert export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision="fp16")).error <= 0.01
 
 
 @pytest.mark.parametrize("dialect", ["fused", "portable"])
 def test_a_float32_bundle_gives_back_the_weights_of_any_family(source, dialect, tmp_path):
-    found = export(source, tmp_path / "bundle", dialect=dialect)
+    found = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect))
     assert found.error <= 1e-5
     folder = found.folder
     again = load_source(str(folder))
@@ -80,9 +83,9 @@ def test_a_wrong_operator_is_seen_through_the_rounding(decoder, tmp_path, monkey
     right, wrong = decoder(arch, 3), decoder(arch.model_copy(update={"rope_theta": 510.0}), 3)
     source = Source("lying", arch, wrong, "trained", "drawn", (), None)
     with pytest.raises(MerinoError, match="graph with float activations differs from torch"):
-        export(source, tmp_path / "bundle", precision="int8")
+        export(source, tmp_path / "bundle", ExportRequest(precision="int8"))
     assert not (tmp_path / "bundle").exists()
     monkeypatch.setattr(exporting, "unrounded_error", lambda *_: 0.0)
-    export(source, tmp_path / "bundle", precision="int8")
+    export(source, tmp_path / "bundle", ExportRequest(precision="int8"))
     monkeypatch.undo()
-    export(source._replace(model=right), tmp_path / "bundle", precision="int8")
+    export(source._replace(model=right), tmp_path / "bundle", ExportRequest(precision="int8"))

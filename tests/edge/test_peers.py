@@ -37,6 +37,7 @@ from merino_edge.benchmarking.peers.given import given_file
 from merino_edge.benchmarking.peers.session import peers_beside
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source, random_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import decode_weight_bytes as bytes_by_operators
@@ -221,7 +222,9 @@ def varied(bundles, kept, randomize):
     return bundle, path, model
 
 
-@pytest.mark.parametrize("peer", PEERS[:2], ids=lambda peer: peer.engine)
+@pytest.mark.parametrize(
+    "peer", [PEERS[0], pytest.param(PEERS[1], marks=pytest.mark.nightly)], ids=lambda peer: peer.engine  # compiles long
+)
 @torch.no_grad()
 def test_its_tokens_are_those_of_torch_without_a_cache(peer, varied, kept):
     skip_if_not_here(peer)
@@ -264,6 +267,7 @@ def bench(capsys, *words):
     return ended.value.code, *capsys.readouterr()
 
 
+@pytest.mark.nightly
 def test_peers_all_gives_a_row_of_every_engine_beside_ours(bundles, capsys, made_here):
     """Of OPT, which every engine runs. A prefill alone: torch.compile then compiles one length."""
     made_here.undo()  # as a user has it: apart
@@ -314,7 +318,7 @@ def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_pa
     path = sample_gguf.write_gguf(
         tmp_path / "small.gguf", sample_gguf.random_model("llama"), "Q8_0"
     )
-    bundle = export(load_source(str(path)), tmp_path / "bundle", precision="int8").bundle
+    bundle = export(load_source(str(path)), tmp_path / "bundle", ExportRequest(precision="int8")).bundle
     given = given_file(path)
     peers = Peers(("llama.cpp",), kept, given)
     assert peers_for(Peers(("transformers",), kept, given)) == peers_of(["transformers"])

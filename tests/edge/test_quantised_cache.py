@@ -31,7 +31,7 @@ from merino_edge.export.quantisation.kv_calibration import (
     written_by,
 )
 from merino_edge.export.random_bundle import write_random_bundle
-from merino_edge.export.request import chosen_cache
+from merino_edge.export.request import ExportRequest, chosen_cache
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import kv_bytes
@@ -76,7 +76,7 @@ def source(request, decoder):
 
 @pytest.fixture(scope="module", params=FORMATS)
 def bundle(request, source, tmp_path_factory):
-    return export(source, tmp_path_factory.mktemp("quantised") / "bundle", kv=request.param).bundle
+    return export(source, tmp_path_factory.mktemp("quantised") / "bundle", ExportRequest(kv=request.param)).bundle
 
 
 @pytest.fixture(scope="module", params=FORMATS)
@@ -84,7 +84,7 @@ def talking(request, tiny_checkpoint, tmp_path_factory):
     """A bundle with a tokenizer."""
     out = tmp_path_factory.mktemp("text") / "bundle"
     source = load_source(str(tiny_checkpoint))._replace(weights="random")  # which are not judged by a text
-    return export(source, out, kv=request.param).bundle
+    return export(source, out, ExportRequest(kv=request.param)).bundle
 
 
 def whole(array):
@@ -185,7 +185,7 @@ def test_a_cache_that_costs_too_much_is_not_offered(decoder, monkeypatch):
 def test_weights_and_cache_are_quantised_together(decoder, tmp_path):
     arch = MODELS["grouped heads"]
     source = Source("both", arch, decoder(arch, 7), "random", "drawn", (), None)
-    found = export(source, tmp_path / "bundle", precision="int8", kv="int8")
+    found = export(source, tmp_path / "bundle", ExportRequest(precision="int8", kv="int8"))
     assert found.unrounded is not None and found.bundle.precision == "int8"
     assert found.bundle.backends[0].min_version == "1.27"
 
@@ -250,7 +250,7 @@ def test_a_checkpoint_keeps_its_designs_cache(tiny_checkpoint, tiny_arch, tmp_pa
     def exported(*words):
         return CliRunner().invoke(app, ["export", "checkpoint", "--calibrate", "text.txt", "-o", "bundle", *words])
 
-    assert "cache of int8" in exported().output and quantised_cache(load_bundle("bundle")) == "int8"
+    assert "KV cache in int8" in exported().output and quantised_cache(load_bundle("bundle")) == "int8"
     assert "the design's cache, int8, needs" in str(exported("--for", "jetson-orin-nano").exception)
     assert "cache is not quantised" in str(exported("--kv", "fp32").exception)
     Path("checkpoint/design.json").write_text(found.to_json().replace('"kv": "int8"', '"kv": "int2"'))
@@ -294,7 +294,7 @@ def test_a_design_for_a_backend_without_such_a_cache_is_refused(backend):
 
 def test_a_text_without_a_tokenizer_is_refused(source, tmp_path):
     with pytest.raises(MerinoError, match="has no tokenizer"):
-        export(source, tmp_path / "bundle", kv="int8", calibration=tmp_path / "text.txt")
+        export(source, tmp_path / "bundle", ExportRequest(kv="int8", calibration=tmp_path / "text.txt"))
 
 
 def test_an_older_runtime_is_refused_with_what_helps(bundle, monkeypatch):

@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as arrays
 from merino_edge.export.export import export
 from merino_edge.export.onnx.external_data import DATA_FILE, PAGE
 from merino_edge.export.parity import rms_error, with_quantized
-from merino_edge.export.quantisation.groups import BLOCKS, dequantize, matrix_error, quantize, quantize_groups, rms
+from merino_edge.export.quantisation.groups import GROUP_SIZES, dequantize, matrix_error, quantize, quantize_groups, rms
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families import operators
 from merino_edge.families.designed import Architecture
@@ -23,8 +24,8 @@ from merino_runtime.bundle import load_bundle
 from merino_runtime.errors import MerinoError
 
 FORMATS = [
-    ("fused", "int8", "dotprod"), ("fused", "int4", "dotprod"), ("fused", "int8", "plain"), ("fused", "int4", "plain"),
-    ("portable", "int8", "dotprod"),
+    ("fused", "int8", "dotprod"), ("fused", "int4", "dotprod"), ("fused", "int8", "no-dotprod"),
+    ("fused", "int4", "no-dotprod"), ("portable", "int8", "dotprod"),
 ]  # fmt: skip
 PROMPT, STEPS = 9, 32
 MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32, allow_subnormal=False))
@@ -79,10 +80,10 @@ def test_zeros_stay_zeros():
 def test_the_block_is_the_largest_of_near_the_least_error():
     random = np.random.default_rng(0)
     even = random.standard_normal((64, 256)).astype(np.float32)
-    assert quantize("even", even, 4).group_size == BLOCKS[0]
+    assert quantize("even", even, 4).group_size == GROUP_SIZES[0]
     uneven = even.copy()
     uneven[:, ::128] = 30  # spoils the scale of a whole block, be it short or long
-    assert quantize("uneven", uneven, 4).group_size == BLOCKS[-1]
+    assert quantize("uneven", uneven, 4).group_size == GROUP_SIZES[-1]
     assert quantize("short", even[:, :96], 4).group_size == 32
     with pytest.raises(MerinoError, match="odd has rows of 48.*--precision fp32"):
         quantize("odd", even[:, :48], 4)
@@ -125,8 +126,8 @@ def source(request, decoder, tmp_path_factory):
 @pytest.mark.parametrize(("dialect", "precision", "core"), FORMATS)
 def test_the_graph_computes_what_the_codes_stand_for(source, dialect, precision, core, tmp_path):
     """Each step against torch with the dequantised weights; activations are int8 in the graph, so not exactly."""
-    done = export(source, tmp_path / "bundle", dialect=dialect, precision=precision, core=core)
-    signed = dialect == "portable" or core == "plain"  # rows of 8 bits whole, without -128
+    done = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
+    signed = dialect == "portable" or core == "no-dotprod"  # rows of 8 bits whole, without -128
     codes = {tuple(row.name.split("+")): requantized(source, row, signed) for row in done.matrices}
     model = with_quantized(source.model, codes)
     ids = np.random.default_rng(5).integers(0, 311, PROMPT + STEPS)
@@ -149,7 +150,7 @@ def requantized(source, row, signed):
 
 @pytest.mark.parametrize(("dialect", "precision", "core"), FORMATS)
 def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dialect, precision, core, tmp_path):
-    done = export(source, tmp_path / "bundle", dialect=dialect, precision=precision, core=core)
+    done = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision=precision, core=core))
     description = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
     size = (tmp_path / "bundle" / DATA_FILE).stat().st_size
     constants = 2 * len(done.matrices) + 20
@@ -163,5 +164,5 @@ def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dia
         assert description["isa"] == (["avx2", "dotprod"] if core == "dotprod" else [])
         assert description["core"] == core
         assert description["backends"][0]["min_version"] == {
-            ("int8", "plain"): "1.18", ("int4", "plain"): "1.21",
+            ("int8", "no-dotprod"): "1.18", ("int4", "no-dotprod"): "1.21",
         }.get((precision, core), "1.23")  # fmt: skip

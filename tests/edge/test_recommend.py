@@ -146,7 +146,7 @@ def test_models_with_gates_have_no_entropy():
 
 
 @pytest.mark.parametrize(("board", "graph", "core"), [
-    (ZERO, " --for raspberry-pi-zero-2w", "plain"), (NANO, " --for jetson-nano", None), (PI5, "", "dotprod"),
+    (ZERO, " --for raspberry-pi-zero-2w", "no-dotprod"), (NANO, " --for jetson-nano", None), (PI5, "", "dotprod"),
     (load_profile("jetson-orin-nano"), " --dialect portable", None),
 ])  # fmt: skip
 def test_it_ends_with_the_command_that_exports_the_first_for_the_board(board, graph, core, tmp_path, monkeypatch):

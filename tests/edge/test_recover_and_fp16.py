@@ -9,6 +9,7 @@ import torch
 
 from merino_edge.export.export import export
 from merino_edge.export.parity import rms_error
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.opt import OptArchitecture
@@ -55,7 +56,7 @@ def dialect(request):
 
 
 def test_a_bundle_gives_its_weights_back_bit_by_bit(source, dialect, tmp_path):
-    export(source, tmp_path / "bundle", dialect=dialect)
+    export(source, tmp_path / "bundle", ExportRequest(dialect=dialect))
     again = load_source(str(tmp_path / "bundle"))
     assert (again.name, again.family, again.arch, again.weights) == ("model", source.family, source.arch, "trained")
     expected, found = source.model.state_dict(), again.model.state_dict()
@@ -90,7 +91,7 @@ def test_a_bundle_whose_description_is_of_another_model_is_refused(change, decod
 
 
 def test_only_a_whole_float32_bundle_is_a_source(source, tmp_path):
-    export(source, tmp_path / "half", precision="fp16")
+    export(source, tmp_path / "half", ExportRequest(precision="fp16"))
     with pytest.raises(MerinoError, match="fp16 weights.*export from a bundle in fp32"):
         load_source(str(tmp_path / "half"))
     export(source, tmp_path / "bundle")
@@ -110,7 +111,7 @@ def grow(architecture):
 
 
 def test_float16_agrees_with_torch_at_every_step(source, dialect, tmp_path):
-    export(source, tmp_path / "bundle", dialect=dialect, precision="fp16")
+    export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision="fp16"))
     ids = np.random.default_rng(5).integers(0, source.arch.vocab, PROMPT + STEPS)
     with torch.no_grad():
         expected = source.model(torch.tensor([ids.tolist()])).logits[0].numpy()
@@ -125,7 +126,7 @@ def test_float16_agrees_with_torch_at_every_step(source, dialect, tmp_path):
 
 def test_float16_weights_and_cache_take_half_the_bytes(source, dialect, tmp_path):
     whole, half = (
-        export(source, tmp_path / precision, dialect=dialect, precision=precision).bundle
+        export(source, tmp_path / precision, ExportRequest(dialect=dialect, precision=precision)).bundle
         for precision in ("fp32", "fp16")
     )
     assert half.kv_bytes == whole.kv_bytes / 2
@@ -147,7 +148,7 @@ def test_float16_holds_each_constant_and_each_square(source, dialect, tmp_path):
         ids = np.random.default_rng(6).integers(0, source.arch.vocab, PROMPT)
         expected = source.model(torch.tensor([ids.tolist()])).logits[0, -1].numpy()
     try:
-        export(source, tmp_path / "bundle", dialect=dialect, precision="fp16")
+        export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision="fp16"))
         backend = open_backend(load_bundle(str(tmp_path / "bundle")))
         assert rms_error(backend.prefill(ids.tolist()), expected) < 0.02
         backend.close()

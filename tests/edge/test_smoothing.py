@@ -5,8 +5,11 @@ import onnx
 import pytest
 import torch
 
-from merino_edge.export.export import build_graph, export
+from merino_edge.bundles.description import GraphFormat
+from merino_edge.export.export import export
+from merino_edge.export.graphs import build_graph
 from merino_edge.export.quantisation.smoothquant import NOTE, LaidWeights, move, sites_of, smoothed
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
 from merino_edge.families.graph_ops import Norm
 from merino_edge.families.registry import decoder_of, layout_of
@@ -54,11 +57,11 @@ def test_an_export_in_int8_loses_less_of_a_model_with_outliers(family, decoder, 
     arch = small(family, context=48)
     source = Source(family, arch, with_outliers(decoder(arch, 3), arch), "trained", "drawn", (), None)
     before = {name: weight.clone() for name, weight in source.model.state_dict().items()}
-    done = export(source, tmp_path / "smoothed", precision="int8")
+    done = export(source, tmp_path / "smoothed", ExportRequest(precision="int8"))
     assert done.note == onnx.load(str(done.folder / "model.onnx"), load_external_data=False).doc_string == NOTE
     assert all(torch.equal(weight, before[name]) for name, weight in source.model.state_dict().items())
-    monkeypatch.setattr("merino_edge.export.export.smoothed", lambda given, *_, **__: given)
-    plain = export(source, tmp_path / "plain", precision="int8")
+    monkeypatch.setattr("merino_edge.export.one_format.smoothed", lambda given, *_, **__: given)
+    plain = export(source, tmp_path / "plain", ExportRequest(precision="int8"))
     assert plain.note == "" and done.error < 0.6 * plain.error
 
 
@@ -73,7 +76,7 @@ def test_blocks_that_the_graph_takes_over_stay_as_they_are(tmp_path):
         source = load_source(str(path))
         found = smoothed(source, lambda: ROWS)
         assert (found is not source) == changed
-        graph = build_graph(found, "fused", 64, "int8")
+        graph = build_graph(found, GraphFormat("int8", "fused", 64))
         tables = {source.arch.decoder().embedding, source.arch.decoder().head}
         assert graph.exact == {name for names in graph.quantized for name in names if name in tables or not changed}
 

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sample_geometries import SMALL, small
 
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import random_source
 from merino_edge.export.tensorrt.check import check_bundle
 from merino_edge.export.tensorrt.support import table
@@ -404,7 +405,7 @@ def run(*words):
 
 
 def test_the_command_says_it_in_words_and_in_json(tmp_path):
-    portable = export(random_source(TINY, "tiny"), tmp_path / "tiny", dialect="portable").folder
+    portable = export(random_source(TINY, "tiny"), tmp_path / "tiny", ExportRequest(dialect="portable")).folder
     code, out, _ = run(str(portable), "--tensorrt", "8.2")
     assert code == 0 and out.startswith("tiny: the parser of TensorRT 8.2 takes its graph:") and out.count("\n") == 1
     code, out, err = run("embedded", "--tensorrt", "10.3")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source
 from merino_edge.families.designed import Architecture
 from merino_edge.families.opt import OptArchitecture
@@ -57,7 +58,7 @@ def bundle_of(decoder, tmp_path_factory):
         if (name, precision) not in made:
             source = Source(name, MODELS[name], decoder(MODELS[name], seed=4), "random", "a test's", (), None)
             folder = tmp_path_factory.mktemp("designs") / "bundle"
-            export(source, folder, dialect="portable", precision=precision)
+            export(source, folder, ExportRequest(dialect="portable", precision=precision))
             made[name, precision] = load_bundle(str(folder), verify=False)
         return made[name, precision]
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import random_source
 from merino_edge.families.hugging_face import build_model, read_checkpoint
 from merino_runtime.errors import MerinoError
@@ -162,14 +163,14 @@ def test_heads_that_fused_attention_refuses_are_sent_to_the_other_dialect(family
     with pytest.raises(MerinoError, match=f"heads of {size} channels .* --dialect portable"):
         export(source, tmp_path / "fused")
     assert not (tmp_path / "fused").exists()
-    export(source, tmp_path / "portable", dialect="portable")
+    export(source, tmp_path / "portable", ExportRequest(dialect="portable"))
 
 
 def test_a_window_asks_for_the_version_that_counts_it_as_torch_does(tmp_path):
     """Shorter contexts need no window, and portable graphs have a mask."""
     source = random_source(small("gemma3_text"), "windowed")
     for dialect, context, oldest in (("fused", 16, "1.24"), ("portable", 16, "1.10")):
-        bundle = export(source, tmp_path / dialect, dialect=dialect, context=context).bundle
+        bundle = export(source, tmp_path / dialect, ExportRequest(dialect=dialect, context=context)).bundle
         assert bundle.backends[0].min_version == oldest
     wide = random_source(small("gemma3_text", window=16), "wide")
     assert export(wide, tmp_path / "wide").bundle.backends[0].min_version == "1.18"

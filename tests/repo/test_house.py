@@ -178,7 +178,7 @@ WRITERS = {"merino_runtime.io.outputs", "merino_runtime.io.scratch"}
 # These fill a scratch or temporary folder that their caller gives them; what is in it takes its place as a whole.
 FILLERS = {
     "merino_edge.bundles.write", "merino_edge.export.onnx.graph",
-    "merino_edge.export.fastest_format",  # the bundle that it chose
+    "merino_edge.export.export",  # the bundle that `--precision auto` chose
     "merino_edge.benchmarking.peers.make", "merino_edge.calibration.host",
     "merino_edge.benchmarking.peers.make_checkpoint",
     "merino_edge.families.hugging_face", "merino_edge.training.run_folder",

@@ -143,6 +143,31 @@ def test_the_installed_application_answers_where_it_runs(tmp_path):
         assert found["app"] == answered and found["calls"][0]["out"].startswith("{" if answered else "[")
 
 
+def given_away(path):
+    os.chown(str(path), 65534, 65534)
+
+
+def open_to_all(path):
+    os.chmod(str(path), 0o777)
+
+
+@pytest.mark.parametrize("place", [".", "releases", "releases/one", "releases/one/merino.pyz"])
+@pytest.mark.parametrize("change", [given_away, open_to_all])
+def test_an_application_that_another_user_can_change_is_not_run(change, place, tmp_path):
+    if change is given_away and os.geteuid():
+        pytest.skip("only root gives files away")
+    root = tmp_path / "root"
+    (root / "releases" / "one").mkdir(parents=True)
+    (root / "releases" / "one" / "merino.pyz").write_text("print({})")
+    (root / "merino.pyz").write_text("print({})")
+    os.symlink("releases/one", str(root / "current"))
+    assert questions(tmp_path, root, 0)["app"] == str(root / "current" / "merino.pyz")
+    change(root / place)
+    found = questions(tmp_path, root, 0)
+    assert (found["app"], found["foreign"]) == (None, os.path.normpath(str(root / place)))
+    assert found["calls"][0]["out"].startswith("['x'"), "the one that was sent"
+
+
 def test_keys_are_read_from_whatever_lies_there(tmp_path):
     trusted = tmp_path / "root" / "trusted"
     trusted.mkdir(parents=True)

@@ -102,25 +102,26 @@ def test_needs_of_another_architecture_are_not_missed_here():
                                 BOARD._replace(architecture="x86_64", isa=frozenset()))
 
 
-PLAIN = BOARD._replace(isa=frozenset())
+NO_DOTPROD = BOARD._replace(isa=frozenset())
 FOR_DOTPROD = BUNDLE._replace(precision="int8", isa=("avx2", "dotprod"), core="dotprod", slower_on=(
-    Slower("raspberry-pi-4", "plain", 9.1), Slower("jetson-nano", "plain", 8.0)))
-FOR_PLAIN = BUNDLE._replace(precision="int4", isa=(), core="plain", slower_on=(Slower("pi-5", "dotprod", 4.5),))
+    Slower("raspberry-pi-4", "no-dotprod", 9.1), Slower("jetson-nano", "no-dotprod", 8.0)))
+FOR_NO_DOTPROD = BUNDLE._replace(
+    precision="int4", isa=(), core="no-dotprod", slower_on=(Slower("pi-5", "dotprod", 4.5),))
 
 
 def test_a_graph_for_another_core_runs_and_its_cost_is_named():
-    assert check_bundle_fits(FOR_DOTPROD, BOARD) == check_bundle_fits(FOR_PLAIN, PLAIN) == []
-    assert check_bundle_fits(FOR_DOTPROD, PLAIN) == [
+    assert check_bundle_fits(FOR_DOTPROD, BOARD) == check_bundle_fits(FOR_NO_DOTPROD, NO_DOTPROD) == []
+    assert check_bundle_fits(FOR_DOTPROD, NO_DOTPROD) == [
         "its products are for Arm cores with dotprod: 9.1 times slower here than `--for raspberry-pi-4`, or 8 times "
         "slower here than `--for jetson-nano`"]
-    assert check_bundle_fits(FOR_PLAIN, BOARD) == [
+    assert check_bundle_fits(FOR_NO_DOTPROD, BOARD) == [
         "its products are for Arm cores without dotprod: 4.5 times slower here than `--for pi-5`"]
-    assert check_bundle_fits(FOR_PLAIN._replace(slower_on=()), BOARD) == []  # no slower there
-    assert "`--for BOARD` is faster" in check_bundle_fits(FOR_DOTPROD._replace(slower_on=()), PLAIN)[0]
+    assert check_bundle_fits(FOR_NO_DOTPROD._replace(slower_on=()), BOARD) == []  # no slower there
+    assert "`--for BOARD` is faster" in check_bundle_fits(FOR_DOTPROD._replace(slower_on=()), NO_DOTPROD)[0]
 
 
 @pytest.mark.parametrize("bundle, where", [
-    (FOR_PLAIN, "avx2"), (FOR_PLAIN._replace(precision="int8"), "avx2 avx512f"),
+    (FOR_NO_DOTPROD, "avx2"), (FOR_NO_DOTPROD._replace(precision="int8"), "avx2 avx512f"),
     (BUNDLE._replace(precision="int8", dialect="portable"), "avx2")])
 def test_products_that_would_overflow_on_x86_are_refused(bundle, where):
     pc = BOARD._replace(architecture="x86_64", isa=frozenset(where.split()))
@@ -133,8 +134,8 @@ def test_products_that_would_overflow_on_x86_are_refused(bundle, where):
 def test_an_old_portable_bundle_is_refused_where_its_weights_may_overflow():
     old = BUNDLE._replace(precision="int8", dialect="portable", core="dotprod", isa=("avx2", "dotprod"))
     with pytest.raises(MerinoError, match="-128.*wrong.*Export 'tiny' again"):
-        check_bundle_fits(old, PLAIN, allow_slow=True)
-    assert check_bundle_fits(old, BOARD) == check_bundle_fits(old._replace(core=None, isa=()), PLAIN) == []
+        check_bundle_fits(old, NO_DOTPROD, allow_slow=True)
+    assert check_bundle_fits(old, BOARD) == check_bundle_fits(old._replace(core=None, isa=()), NO_DOTPROD) == []
 
 
 def test_memory_that_is_short_is_noted_and_that_does_not_exist_refused():

@@ -41,8 +41,8 @@ PROMPT, TOKENS = "Once upon a time", 16
 GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature", 0, "--ignore-eos", "--json"]
 BY_NIGHT = pytest.mark.nightly
 QUANTISED = [
-    ("fused", "int4"), ("plain", "int8"),
-    *(pytest.param(kind, marks=BY_NIGHT) for kind in [("fused", "int8"), ("plain", "int4"), ("portable", "int8")]),
+    ("fused", "int4"), ("no-dotprod", "int8"),
+    *(pytest.param(kind, marks=BY_NIGHT) for kind in [("fused", "int8"), ("no-dotprod", "int4"), ("portable", "int8")]),
 ]  # fmt: skip
 
 pytestmark = [pytest.mark.slow, needs_board]
@@ -129,7 +129,7 @@ def test_quantised_weights_choose_as_on_this_machine(cpu, quantised, chosen):
     assert greedy_ids(output(done))[: same + 1] == there[: same + 1]
     slower = CPUS[cpu] in [each.board for each in bundle.slower_on]
     assert slower == ((bundle.core, bundle.precision, dotprod) in (  # int8 by rows is about as fast with dotprod
-        ("dotprod", "int8", False), ("dotprod", "int4", False), ("plain", "int4", True)))
+        ("dotprod", "int8", False), ("dotprod", "int4", False), ("no-dotprod", "int4", True)))
     assert (f"times slower here than `--for {CPUS[cpu]}`" in done.stderr) == slower
 
 

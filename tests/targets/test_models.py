@@ -13,6 +13,7 @@ import tokenizers
 import torch
 
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_runtime.backends import open_backend
 
@@ -58,7 +59,7 @@ def bundle(source, tmp_path_factory):
         key = dialect, precision
         if key not in made:
             out = folder / "-".join(key)
-            made[key] = export(source, out, dialect=dialect, precision=precision, context=CONTEXT)
+            made[key] = export(source, out, ExportRequest(dialect=dialect, precision=precision, context=CONTEXT))
         return made[key]
 
     return get

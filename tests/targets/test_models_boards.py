@@ -12,6 +12,7 @@ import pytest
 from emulated_board import CPUS, WITH_DOTPROD, needs_board, on_board, output
 
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 
 MODELS = Path(os.environ["MERINO_USERS_CACHE"]) / "merino_edge" / "models"  # tests have a cache of their own
@@ -29,11 +30,12 @@ GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature"
 TRIED = ["cortex-a53", "cortex-a72", "cortex-a76"]
 
 
-@pytest.fixture(scope="module", params=["plain", "dotprod"])
+@pytest.fixture(scope="module", params=["no-dotprod", "dotprod"])
 def bundle(request, tmp_path_factory):
     """int4 for each kind of core, as `--for raspberry-pi-4` and `--for raspberry-pi-5` write it."""
     folder = tmp_path_factory.mktemp("smollm2") / request.param
-    export(load_source(str(GGUF)), folder, precision="int4", core=request.param, context=CONTEXT, last_use=True)
+    int4 = ExportRequest("int4", core=request.param, context=CONTEXT)
+    export(load_source(str(GGUF)), folder, int4, last_use=True)
     return folder
 
 

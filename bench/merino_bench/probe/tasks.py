@@ -27,7 +27,7 @@ DECODE: Tuple[Tuple[int, int], ...] = ((0, 1),)  # (cached, new) tokens
 PREFILL = DECODE + tuple((0, tokens) for tokens in PREFILL_TOKENS)
 HEAD_COLUMNS, NARROW_COLUMNS, CHOICES = 512, 128, 50257
 TABLE_COLUMNS = 640  # of an embedding whose memory is probed
-TABLE_FORMATS = {"fused": ("fp32", "int8"), "plain": ("fp32", "int8"), "portable": ("fp32",)}
+TABLE_FORMATS = {"fused": ("fp32", "int8"), "no-dotprod": ("fp32", "int8"), "portable": ("fp32",)}
 ATTENTION_WIDTHS, ATTENTION_HEADS, ATTENTIONS = (512, 256), 8, 2
 ATTENTION_KV_HEADS = (1, 2)  # of keys, each shared by a group of the heads of queries; beside as many as of queries
 QUANTISED_KV_HEADS = (0, 1)  # of the quantised caches; 0: as many as of queries
@@ -73,12 +73,12 @@ class Machine(NamedTuple):
     threads: Tuple[int, ...]
     formats: Tuple[str, ...]
     fused: bool  # whether ONNX Runtime has the operators of that dialect
-    plain: bool = False  # an Arm core without dotprod, for which `fused` has other products
+    no_dotprod: bool = False  # an Arm core without dotprod, for which `fused` has other integer matmuls
     caches: Tuple[str, ...] = ()  # quantised formats of keys and values that ONNX Runtime takes
 
     @property
     def dialect(self) -> str:
-        return "portable" if not self.fused else "plain" if self.plain else "fused"
+        return "portable" if not self.fused else "no-dotprod" if self.no_dotprod else "fused"
 
 
 def tasks(machine: Machine) -> List[Task]:

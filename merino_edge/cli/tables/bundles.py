@@ -11,7 +11,7 @@ from merino_runtime.io.board import MB as BYTES_PER_MB
 
 
 def matrix_table(matrices: Sequence[MatrixError]) -> Table:
-    titles = ("bits", "block", "kB", "mean error", "worst error")
+    titles = ("bits", "group_size", "kB", "mean error", "maximum error")
     return Table(
         columns=[Column("matrix", left=True), *map(Column, titles)],
         rows=[
@@ -21,8 +21,8 @@ def matrix_table(matrices: Sequence[MatrixError]) -> Table:
             ]
             for row in matrices
         ],
-        title="Quantised matrices; errors relative to the matrix's root mean square",
-        dropped=["block", "kB", "bits"],
+        title="Quantised matrices; errors relative to the RMS of the matrix",
+        dropped=["group_size", "kB", "bits"],
     )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def matrices_line(matrices: Sequence[MatrixError]) -> str:
     worst = max(matrices, key=lambda row: row.mean)
     megabytes = sum(row.nbytes for row in matrices) / 1e6
     return (
-        f"{len(matrices)} quantised matrices, {megabytes:,.1f} MB; error relative to a matrix's root mean square:"
+        f"{len(matrices)} quantised matrices, {megabytes:,.1f} MB; error relative to the RMS of a matrix:"
         f" {statistics.median(row.mean for row in matrices):.2%} in the median matrix, {worst.mean:.2%} in"
         f" {joined_name(worst.name)}"
     )

@@ -35,7 +35,7 @@ def print_design(design: Design, profile: DeviceProfile, named: str | None = Non
 
 def export_line(design: Design, profile: DeviceProfile, named: str) -> str:
     """Where `export` would write another graph than the costs are of: what it must be told. Else empty."""
-    own = graph_dialect(profile) == "portable" or FORMATS[design.precision].blocked
+    own = graph_dialect(profile) == "portable" or FORMATS[design.precision].grouped
     options = graph_options(profile, named)
     if profile.backend != "onnxruntime" or not own or not options:
         return ""

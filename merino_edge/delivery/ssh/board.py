@@ -1,5 +1,6 @@
 """What a board is and what it has installed, answered by the application that is installed there. Where there is none,
 this workstation's is sent over stdin and leaves nothing behind. That of a packed file is never run: nobody verified it.
+Neither is one that another user of the board can change.
 """
 
 import shlex
@@ -23,20 +24,23 @@ CALLED: dict[str, Any] = {"code": integer(-255, 255), "out": lambda value: _a_st
 
 
 ANSWER: dict[str, Any] = {
-    "root": text, "app": or_null(text), "service": or_null(text), "keys": [text], "calls": [CALLED],
+    "root": text, "app": or_null(text), "foreign": or_null(text), "service": or_null(text), "keys": [text],
+    "calls": [CALLED],
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Facts:
     """`root`: the folder of releases that its install would use. `current`: the id of the release in use, or None.
-    `app`: the path of the application installed there, which answered, or None. `service`: the folder of releases that
-    merino.service uses, or None. `keys`: what the board trusts, in base64, as far as its user can read it."""
+    `app`: the path of the application installed there, which answered, or None. `foreign`: what another user can change
+    there, so that nothing of it is run, or None. `service`: the folder of releases that merino.service uses, or None.
+    `keys`: what the board trusts, in base64, as far as its user can read it."""
 
     machine: Machine
     root: str
     current: str | None
     app: str | None = None
+    foreign: str | None = None
     service: str | None = None
     keys: frozenset[str] = frozenset()
 
@@ -71,7 +75,9 @@ async def ask(board: Board, app: bytes, root: str | None = None) -> Facts:
         current = _installed(board, found["root"], status)
     except MerinoError as error:
         raise MerinoError(f"{error}.{older_there(found['root'])}" if found["app"] else str(error)) from error
-    return Facts(facts, found["root"], current, found["app"], found["service"], frozenset(found["keys"]))
+    return Facts(
+        facts, found["root"], current, found["app"], found["foreign"], found["service"], frozenset(found["keys"])
+    )
 
 
 def older_there(root: str) -> str:

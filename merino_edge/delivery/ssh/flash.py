@@ -144,7 +144,7 @@ async def flash(
     async with connected(address, accept_new, say, keep_key=not dry_run) as board:
         tell(host, STEPS[1], 0, 0)
         done.facts = facts = await ask(board, package.app.data, package.root)
-        done.notes += check_service(package, facts)
+        done.notes += check_service(package, facts) + foreign_there(facts)
         check_signer(package, facts)
         choice = _choice(host, package, facts)
         done.bundle, done.precision = choice.bundle.name, choice.bundle.precision
@@ -154,7 +154,7 @@ async def flash(
             done.plan = plan_of(package, facts, choice)
             return
         launcher = f"{facts.root}/current/merino"
-        if done.was_there and not missing(package, facts):
+        if done.was_there and facts.app and not missing(package, facts):
             tell(host, STEPS[3], 0, 0)
             await _selftest(board, launcher)
         else:
@@ -193,6 +193,13 @@ def check_service(package: Package, facts: Facts) -> list[str]:
     )
 
 
+def foreign_there(facts: Facts) -> list[str]:
+    """-> notes."""
+    if facts.foreign is None:
+        return []
+    return [f"{facts.foreign} can be changed by another user of the board: this workstation's application is used"]
+
+
 def missing(package: Package, facts: Facts) -> list[str]:
     """What is asked for beside the release, and is not so on the board: keys to trust, the service."""
     keys = sorted(package.trusted - facts.keys)
@@ -204,7 +211,7 @@ def plan_of(package: Package, facts: Facts, choice: Choice) -> list[str]:
     """What a flash would do, in lines."""
     here = f"{facts.model}; Python {facts.machine.python}; {facts.machine.free_bytes / 2**20:,.0f} MB free"
     more = missing(package, facts)
-    if facts.current == package.archive.id and not more:
+    if facts.current == package.archive.id and facts.app and not more:
         return [here, f"release {package.archive.id} is installed already: it would be tested and measured"]
     by = "the application installed there" if facts.app else "this workstation's application"
     wheels = f", with the wheels of {choice.wheels.path}" if choice.wheels else ", with the packages that are there"

@@ -72,7 +72,7 @@ async def program(board: Board, root: str | None = None) -> Program:
     app = board_app()
     facts = await ask(board, app, root)
     doing = "find a Python with numpy and onnxruntime"
-    candidates = [f"{facts.root}/current/env/bin/python", PYTHON]
+    candidates = [PYTHON] if facts.foreign else [f"{facts.root}/current/env/bin/python", PYTHON]
     async with started(board, doing, {"do": "find_python", "candidates": candidates, "modules": MODULES}) as session:
         found = await answer(session)
         await ended(session)

@@ -1,7 +1,7 @@
 """A quantised graph without the rounding of activations: it then computes what torch does with the same weights.
 
-Rounded activations cost real models up to a fourth of a step's logits, which would hide a wrong operator. So the graph
-is proved in this form, closely, and in its own form only coarsely.
+Quantised activations change real models' logits by up to a fourth, which would hide a wrong operator. So this form of
+the graph is compared closely with torch, and its own form only coarsely.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def with_float_activations(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """The nodes that stand for one: its products take floats, and the scale of its input is 1."""
+    """The nodes that replace one: its matmul takes floats, and the scale of its input is 1."""
     if node.op_type == "MatMulNBits":
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":

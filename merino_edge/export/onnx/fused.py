@@ -13,7 +13,7 @@ from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.export.onnx.graph import Graph, Port, ports
 from merino_edge.export.quantisation.groups import Quantized, quantize_groups, repacked
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
-from merino_edge.families.operators import BLOCKS, FUSED_HEAD_MULTIPLE, HEAD_SLICE_BYTES
+from merino_edge.families.operators import FUSED_HEAD_MULTIPLE, GROUP_SIZES, HEAD_SLICE_BYTES
 from merino_edge.families.weights import BlockSource
 from merino_runtime.errors import MerinoError
 
@@ -45,13 +45,13 @@ class Fused(Graph):
         return repacked(self.blocks, names, self.weights, bits, self.exact) if self.blocks else None
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
-        """In blocks as large as the source's, where it has blocks of another form: in larger ones, weights that have
-        several steps there would share one."""
+        """In groups as large as a GGUF's blocks of another type: in larger groups, weights that have several scales
+        there would share one."""
         found = [self.blocks.blocks(each) for each in name.split("+")] if self.blocks else []
         sizes = [blocks.block for blocks in found if blocks]
         if not sizes:
             return super().quantize(name, matrix, bits)
-        return quantize_groups(matrix, bits, max(BLOCKS[-1], min(sizes)))
+        return quantize_groups(matrix, bits, max(GROUP_SIZES[-1], min(sizes)))
 
     def begin_decoder(self, kv_layers: Sequence[KvLayer]) -> None:
         """Add a decoder's inputs and outputs (the logits apart), and the nodes that derive from the mask how many
@@ -87,7 +87,7 @@ class Fused(Graph):
         return self._rows(table, self.node("Add", [positions, self.integer(offset)]))
 
     def _rows(self, table: str, ids: str) -> str:
-        if not self.form.blocked:
+        if not self.form.grouped:
             return self.node("Gather", [self.table(table), ids])
         found = self.quantized_table(table)
         codes, scales = found.codes.reshape(len(found.codes), -1), found.scales
@@ -109,30 +109,30 @@ class Fused(Graph):
         return self.packed_linear(x, [weight], [bias] if bias else None)
 
     def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
-        if self.form.blocked:
-            product = self._blocked_product(x, "+".join(weights), self.quantized_matrix(weights))
+        if self.form.grouped:
+            product = self._grouped_matmul(x, "+".join(weights), self.quantized_matrix(weights))
         else:
             product = self.node("MatMul", [x, self.matrix(weights)])
         return self.node("Add", [product, self.vector(biases)]) if biases else product
 
-    def _blocked_product(self, x: str, name: str, found: Quantized) -> str:
-        """x @ W with W in blocks [out, in]; activations are quantised to int8 as well (see ACCURACY)."""
-        product = self._blocks_alone(x, name, found, found.codes.shape[1] * found.group_size)
+    def _grouped_matmul(self, x: str, name: str, found: Quantized) -> str:
+        """x @ W with W in groups [out, in]; activations are quantised to int8 as well (see ACCURACY)."""
+        product = self._matmul_nbits(x, name, found, found.codes.shape[1] * found.group_size)
         if found.minimums is None:
             return product
-        return self.add(product, self._minimum_product(x, name, found.minimums, found.codes.shape[1], found.group_size))
+        return self.add(product, self._minimums_matmul(x, name, found.minimums, found.codes.shape[1], found.group_size))
 
-    def _minimum_product(self, x: str, name: str, minimums: Quantized, blocks: int, block: int) -> str:
-        """What the minimums of the blocks add: the sum of each block of x, times the block's minimum in each row.
+    def _minimums_matmul(self, x: str, name: str, minimums: Quantized, groups: int, size: int) -> str:
+        """What the minimums of the groups add: the sum of each group of x, times the group's minimum in each row.
 
         MatMulNBits takes minimums as zero points too, but then multiplies in float32, fifty times slower.
         """
-        cut = self.node("Reshape", [x, self.integers(1, -1, blocks, block)])
-        sums = self.node("ReduceSum", [cut, self.integers(-1)], keepdims=0)  # [1, T, columns / block]
-        return self._blocks_alone(sums, f"{name}.minimums", minimums, blocks)
+        cut = self.node("Reshape", [x, self.integers(1, -1, groups, size)])
+        sums = self.node("ReduceSum", [cut, self.integers(-1)], keepdims=0)  # [1, T, groups]
+        return self._matmul_nbits(sums, f"{name}.minimums", minimums, groups)
 
-    def _blocks_alone(self, x: str, name: str, found: Quantized, columns: int) -> str:
-        """`columns` of x, of which the last block may use fewer than it has."""
+    def _matmul_nbits(self, x: str, name: str, found: Quantized, columns: int) -> str:
+        """`columns` of x, of which the last group may use fewer than it has."""
         codes = self.stored(f"{name}.codes", found.codes)
         scales = self.stored(f"{name}.scales", found.scales.reshape(-1))
         return self.node(
@@ -229,7 +229,7 @@ class Fused(Graph):
         return query, f"{query}.1", f"{query}.2"
 
     def _normed_heads(self, x: str, heads: int, layer: KvLayer, norm: Norm) -> str:
-        """Each head of x [1, T, heads * head_size] normed by itself; the same shape."""
+        """Each head of x [1, T, heads * head_size] normed on its own; the same shape."""
         split = self.node("Reshape", [x, self.integers(1, -1, heads, layer.head_size)])
         return self.node("Reshape", [self.norm(split, norm), self.integers(1, -1, heads * layer.head_size)])
 
@@ -238,8 +238,8 @@ class Fused(Graph):
 
     def head(self, x: str, table: str) -> None:
         self.output("logits", "float32", 1, 1, self.weights[table].shape[0])
-        if self.form.blocked:
-            self.logits(self._blocked_product(x, table, self.quantized_table(table)))
+        if self.form.grouped:
+            self.logits(self._grouped_matmul(x, table, self.quantized_table(table)))
         else:
             self.logits(self._sliced_head(x, table))
 

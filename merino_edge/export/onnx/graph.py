@@ -49,12 +49,12 @@ class Graph:
     Attributes:
         weights: the state dict that the constants are made of, float32.
         real: the type of activations and of weights that are not quantised.
-        blocks: matrices as the source has them stored in blocks, where it does.
+        blocks: quantised matrices as a GGUF source stores them; None for other sources.
         quantized: the quantised matrices, by the names of the matrices that were joined.
-        hessians: gives those of the inputs of matrices on a text; None without a text. Matrices that it has are rounded
-            by GPTQ, and counted in `calibrated`.
-        exact: names of matrices that the graph has in the very blocks of the source.
-        cache_scales: of a cache in whole numbers; None: the cache is of type `real`. Set before `begin_decoder`.
+        hessians: gives those of the matrices' inputs on a text; None without a text. Matrices that it has are
+            quantised by GPTQ, and counted in `calibrated`.
+        exact: names of matrices that are taken over from the source without a second rounding.
+        cache_scales: of a quantised KV cache; None: the cache is of type `real`. Set before `begin_decoder`.
         note: what is said for people in the model's file.
         windowed: whether an attention operator has a window, which versions of ONNX Runtime count differently.
         decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
@@ -121,11 +121,11 @@ class Graph:
         return self._real_weights[name]
 
     def weight(self, name: str) -> str:
-        """A vector or table of the state dict that a decode step reads as a whole."""
+        """A vector or embedding of the state dict that a decode step reads as a whole."""
         return self.stored(name, self.real_weight(name))
 
     def table(self, name: str) -> str:
-        """A table of which a decode step reads one row."""
+        """An embedding, of which a decode step reads one row."""
         value = self.real_weight(name)
         return self.stored(name, value, value[0].nbytes)
 
@@ -160,36 +160,36 @@ class Graph:
         return np.ascontiguousarray(matrix.T)
 
     def quantized_table(self, name: str) -> Quantized:
-        """A table of the state dict in blocks; [rows, columns]."""
-        return self._quantized([name], self.form.table_bits)
+        """An embedding of the state dict in groups; [rows, columns]."""
+        return self._quantized([name], self.form.embedding_bits)
 
     def quantized_matrix(self, names: Sequence[str]) -> Quantized:
-        """One or several matrices of the state dict, joined along their outputs, in blocks; [sum of out, in]."""
+        """One or several matrices of the state dict, joined along their outputs, in groups; [sum of out, in]."""
         return self._quantized(names, self.form.bits)
 
     def _quantized(self, names: Sequence[str], bits: int) -> Quantized:
         key = tuple(names)
         if key not in self.quantized:
-            self.quantized[key] = self.repacked(names, bits) or self._rounded_anew(names, bits)
+            self.quantized[key] = self.repacked(names, bits) or self._requantized(names, bits)
         return self.quantized[key]
 
-    def _rounded_anew(self, names: Sequence[str], bits: int) -> Quantized:
+    def _requantized(self, names: Sequence[str], bits: int) -> Quantized:
         name, matrix = "+".join(names), self.joined(names)
         hessian = self.hessians().get(names[0]) if self.hessians else None  # joined matrices have one input
         if hessian is None:
             return self.quantize(name, matrix, bits)
         self.calibrated += len(names)
-        return self.quantize_on_text(name, matrix, bits, hessian)
+        return self.quantize_gptq(name, matrix, bits, hessian)
 
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:  # noqa: ARG002 - for dialects that can
-        """The matrices, joined, in the blocks of their source; None where this dialect has no such blocks."""
+        """The matrices, joined, as their source has them quantised; None where this dialect has no such groups."""
         return None
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
-        """Cut a matrix float32 [rows, columns] into the blocks that this dialect's operators take."""
+        """Cut a matrix float32 [rows, columns] into the groups that this dialect's operators take."""
         return quantize(name, matrix, bits)
 
-    def quantize_on_text(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:
+    def quantize_gptq(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:
         """The same by GPTQ; Hessian [columns, columns] of the matrix's input."""
         return gptq(matrix, hessian, bits, group_sizes(name, matrix.shape[1])[-1])
 

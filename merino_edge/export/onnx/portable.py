@@ -77,11 +77,11 @@ class Portable(SignedCodes):
         return self._rows(table, self.node("Add", [self.positions, self.integer(offset)]))
 
     def _rows(self, table: str, ids: str) -> str:
-        if not self.form.blocked:
+        if not self.form.grouped:
             return self.node("Gather", [self.table(table), ids])
         return self._signed_rows(table, ids)
 
-    def _integer_product(self, x: str, codes: str, scales: str) -> str:
+    def _integer_matmul(self, x: str, codes: str, scales: str) -> str:
         """x @ codes * scales with x quantised to uint8 over its range; codes [in, out], scales [out]."""
         quantized = self.node("DynamicQuantizeLinear", [x], outputs=3)
         product = self.node("MatMulInteger", [quantized, codes, f"{quantized}.2"])
@@ -92,8 +92,8 @@ class Portable(SignedCodes):
         return self.packed_linear(x, [weight], [bias] if bias else None)
 
     def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
-        if self.form.blocked:
-            product = self._integer_product(x, *self._codes_and_scales(weights))
+        if self.form.grouped:
+            product = self._integer_matmul(x, *self._codes_and_scales(weights))
         else:
             product = self.node("MatMul", [x, self.matrix(weights)])
         return self.node("Add", [product, self.vector(biases)]) if biases else product
@@ -177,7 +177,7 @@ class Portable(SignedCodes):
     def _grouped(self, x: str, layer: KvLayer, attention: Attention) -> str:
         """x [1, heads, T, n] as [1, layer.heads, heads / layer.heads * T, n]: rows that meet the same keys or values.
 
-        So keys and values are not repeated for the heads of queries that share them.
+        So keys and values are not repeated for the query heads that share them.
         """
         if attention.heads == layer.heads:
             return x
@@ -224,9 +224,9 @@ class Portable(SignedCodes):
 
     def head(self, x: str, table: str) -> None:
         self.output("logits", "float32", 1, 1, self.weights[table].shape[0])
-        if self.form.blocked:
+        if self.form.grouped:
             codes, scales = self._whole_table(table)
-            self.logits(self._integer_product(x, codes, scales))
+            self.logits(self._integer_matmul(x, codes, scales))
         else:
             self.logits(self._whole_head(x, table))
 

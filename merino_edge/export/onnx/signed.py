@@ -1,6 +1,6 @@
 """Matrices in int8 codes around zero with one scale per row, as MatMulInteger takes them, for both dialects.
 
-No code is -128: two products of it overflow the 16 bits in which Arm cores without dotprod add them.
+No code is -128: the sum of two products of it overflows the 16 bits that no-dotprod Arm cores accumulate in.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ class SignedCodes(Graph):
         self._signed_codes.clear()
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:  # noqa: ARG002 - as in Graph
-        """Each row is one block, since MatMulInteger has no smaller ones."""
+        """Each row is one group, since MatMulInteger has one scale per row."""
         return quantize_groups(matrix, bits, matrix.shape[1], both_signs=True)
 
-    def quantize_on_text(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:  # noqa: ARG002
+    def quantize_gptq(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:  # noqa: ARG002
         return gptq(matrix, hessian, bits, matrix.shape[1], both_signs=True)
 
     def _codes_and_scales(self, names: Sequence[str]) -> tuple[str, str]:
@@ -59,7 +59,7 @@ class SignedCodes(Graph):
         return self.node("Mul", [row, self.node("Gather", [scales, ids])])
 
     def _table(self, name: str) -> tuple[str, str]:
-        """Codes [rows, columns] and scales [rows, 1] of a table of which a decode step reads one row."""
+        """Codes [rows, columns] and scales [rows, 1] of an embedding, of which a decode step reads one row."""
         found = self.quantized_table(name)
         codes, scales = self._signed(name, found, transposed=False), found.scales
         return (

@@ -1,7 +1,5 @@
-"""GPTQ (arXiv 2210.17323): what one column loses by rounding is made up for by the columns after it.
-
-Columns are rounded one after the other. Each one's error is spread over the columns that are not rounded yet, so that
-the matrix's output changes least on inputs of the given Hessian.
+"""GPTQ (arXiv 2210.17323): the columns of a matrix are quantised one after the other, and the error of each is
+compensated in the columns that are not quantised yet, so that the output changes least on inputs of the given Hessian.
 """
 
 import numpy as np
@@ -17,8 +15,8 @@ def gptq(
 ) -> Quantized:
     """A matrix float32 [rows, columns] in groups of `group_size`. `hessian` [columns, columns]: of its input.
 
-    A group's scales are those of least squared error when its turn comes, with what was fed back before. `both_signs`:
-    as in `quantize_groups`.
+    A group's scales are those of least squared error when its turn comes, after the compensation of earlier columns.
+    `both_signs`: as in `quantize_groups`.
     """
     spread = spreading(hessian)
     left = np.ascontiguousarray(matrix.T, np.float32)  # [columns, rows], as they are when their turn comes

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from merino_edge.families.graph_ops import Weights
-from merino_edge.families.operators import BLOCKS
+from merino_edge.families.operators import GROUP_SIZES
 from merino_edge.families.weights import Blocks, BlockSource
 from merino_runtime.errors import MerinoError
 
@@ -57,7 +57,7 @@ class MatrixError(NamedTuple):
     worst: float
 
 
-def quantize(name: str, matrix: np.ndarray, bits: int, fewest: int = BLOCKS[-1]) -> Quantized:
+def quantize(name: str, matrix: np.ndarray, bits: int, fewest: int = GROUP_SIZES[-1]) -> Quantized:
     """A matrix float32 [rows, columns] in the largest groups whose RMS error is within ERROR_RATIO of the smallest's.
 
     A larger group has fewer scales to read. `fewest`, and MerinoError: see `group_sizes`.
@@ -72,17 +72,17 @@ def quantize(name: str, matrix: np.ndarray, bits: int, fewest: int = BLOCKS[-1])
     return smallest
 
 
-def group_sizes(name: str, columns: int, fewest: int = BLOCKS[-1]) -> list[int]:
+def group_sizes(name: str, columns: int, fewest: int = GROUP_SIZES[-1]) -> list[int]:
     """What rows of `columns` weights can be cut into, the largest first.
 
     `fewest`: weights in the smallest group that is wanted, where it divides the columns. Raises MerinoError if not even
     the smallest of all divides them.
     """
-    dividing = [group_size for group_size in BLOCKS if columns % group_size == 0]
+    dividing = [group_size for group_size in GROUP_SIZES if columns % group_size == 0]
     found = [group_size for group_size in dividing if group_size >= fewest] or dividing
     if not found:
         raise MerinoError(
-            f"{name} has rows of {columns} weights, which blocks of {BLOCKS[-1]} do not divide: export with"
+            f"{name} has rows of {columns} weights, which groups of {GROUP_SIZES[-1]} do not divide: export with"
             " --precision fp32, or design with widths and FFN widths that are multiples of 32"
         )
     return found

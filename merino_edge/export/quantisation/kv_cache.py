@@ -1,4 +1,4 @@
-"""Keys and values in 8 or 4 bits: what a code stands for, and scales that lose little of what was seen.
+"""A KV cache in 8 or 4 bits: its codes, and scales of least squared error on calibration values.
 
 As ONNX Runtime's GroupQueryAttention stores them: code = round(value / scale), one float32 scale for each channel of
 each head, no zero points. Which text the values are of: `kv_calibration`.

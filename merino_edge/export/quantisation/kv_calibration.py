@@ -1,6 +1,6 @@
-"""Scales for a KV cache in integers: the model reads a text, and what torch's cache then holds is fitted.
+"""Scales for a quantised KV cache: the model prefills a text, and scales are fitted to what torch's cache then holds.
 
-The text is the user's, or one that the model itself writes from its own first token, which needs neither a corpus nor a
+The text is the user's, or one that the model generates from its own first token, which needs neither a corpus nor a
 network. Why that serves: docs/decisions/kv-cache.md.
 """
 
@@ -47,7 +47,7 @@ class RoundedCache(DynamicCache):
 
 
 class Calibrated(NamedTuple):
-    """`scales` are in the order of torch's model. `rise`: of the perplexity of the text, over a cache of floats; None
+    """`scales` are in the order of torch's model. `rise`: of the text's perplexity, over a cache in float32; None
     for random weights."""
 
     scales: CacheScales

@@ -1,4 +1,4 @@
-"""SmoothQuant (arXiv 2211.10438) for groups of int8: the channels of activations at scales that 8 bits round well.
+"""SmoothQuant (arXiv 2211.10438) for groups of int8: outlier channels of activations are scaled down.
 
 An integer matmul rounds its input in groups of the weights' group_size, by the largest value of each. So a channel that
 is much larger than the others of its group costs these their precision. Here such a channel is divided by a factor
@@ -28,7 +28,7 @@ from merino_edge.families.weights import Blocks, BlockSource, Layout
 
 BITS = 8
 TOKENS = 4096  # of a text
-NOTE = "channels of activations at scales that 8 bits round well (SmoothQuant)"  # in the graph's file
+NOTE = "activation channels rescaled by SmoothQuant"  # in the graph's file
 HEAD_EVERY = 8  # tokens: of one in so many the head's input is seen, since logits take memory
 LEAST = 1e-3  # of the mean size of channels: what a smaller one counts as
 

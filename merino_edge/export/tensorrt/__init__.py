@@ -1,1 +1,1 @@
-"""Whether a graph is one that TensorRT's parser takes, told without TensorRT. Builds no engine: the board does that."""
+"""Whether TensorRT's parser takes a graph, judged without TensorRT. Builds no engine: the board does that."""

@@ -82,7 +82,7 @@ def is_for_other_core(bundle: Bundle, board: Board) -> bool:
 def _check_products(bundle: Bundle, board: Board) -> None:
     """Raises MerinoError where products of 8 bits would overflow the 16 bits in which the CPU adds them."""
     again = f"Export {bundle.name!r} again"
-    by_rows = bundle.core == "plain" or (bundle.dialect, bundle.precision) == ("portable", "int8")
+    by_rows = bundle.core == "no-dotprod" or (bundle.dialect, bundle.precision) == ("portable", "int8")
     if by_rows and board.architecture in X86_MACHINES and not board.isa & VNNI:
         raise MerinoError("this CPU has neither avx512_vnni nor avx_vnni: without them products of int8 weights with "
                           f"one scale per row overflow 16 bits, and the results are wrong. {again} with --precision "

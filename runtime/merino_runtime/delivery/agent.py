@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -60,13 +61,16 @@ def placed(text: str) -> str:
 def ask(app_bytes: int, root: Optional[str], calls: List[List[str]], timeout_s: float) -> int:
     """Runs the application with each of the lists of arguments: the one that is installed in the folder of releases,
     else the workstation's, whose bytes follow and which is removed again. An installed one that does not run counts as
-    none. Answers {root, app, service, keys, calls}: the folder of releases, the path of the installed application or
-    null, the folder that merino.service uses, the trusted public keys in base64, and {code, out, err} of each call.
+    none, and so does one that another user can change. Answers {root, app, foreign, service, keys, calls}: the folder
+    of releases, the path of the installed application or null, what another user can change there or null, the folder
+    that merino.service uses, the trusted public keys in base64, and {code, out, err} of each call.
     """
     app = sys.stdin.buffer.read(app_bytes)
     folder = os.path.abspath(root) if root else default_root()
     calls = [call + ["--root", folder] for call in calls]
-    for path in [os.path.join(folder, name) for name in INSTALLED_APPS]:
+    installed = [os.path.join(folder, name) for name in INSTALLED_APPS]
+    foreign = next(filter(None, map(changeable, [folder] + installed)), None)
+    for path in [] if foreign else installed:
         answers = [called(path, call, timeout_s) for call in calls] if os.path.isfile(path) else []
         if answers and all(each["code"] == 0 and each["out"].startswith("{") for each in answers):
             break
@@ -77,9 +81,28 @@ def ask(app_bytes: int, root: Optional[str], calls: List[List[str]], timeout_s: 
             with open(sent, "wb") as file:
                 file.write(app)
             answers = [called(sent, call, timeout_s) for call in calls]
-    tell(json.dumps({"root": folder, "app": path or None, "service": service_root(), "keys": trusted_keys(folder),
-                     "calls": answers}))
+    tell(json.dumps({"root": folder, "app": path or None, "foreign": foreign, "service": service_root(),
+                     "keys": trusted_keys(folder), "calls": answers}))
     return 0
+
+
+def changeable(path: str) -> Optional[str]:
+    """What another user than root and this one can change: the file or folder, or one on the way to it; None where
+    nothing, or where it is not there. Whoever can could choose what this user runs from there."""
+    place = os.path.realpath(path)
+    with contextlib.suppress(OSError):
+        inside = True
+        while True:
+            found = os.stat(place)
+            sticky = not inside and found.st_mode & stat.S_ISVTX  # as /tmp: what is this user's in it stays so
+            writable = found.st_mode & stat.S_IWOTH or (
+                found.st_mode & stat.S_IWGRP and found.st_gid not in (0, os.getegid()))
+            if found.st_uid not in (0, os.geteuid()) or (writable and not sticky):
+                return place
+            if place == os.path.dirname(place):
+                break
+            place, inside = os.path.dirname(place), False
+    return None
 
 
 def called(app: str, arguments: List[str], timeout_s: float) -> Dict[str, Any]:

@@ -49,10 +49,10 @@ def this_board() -> Board:
 
 
 def kind_of_core(board: Board) -> Optional[str]:
-    """`dotprod` or `plain`, as `core` in bundle.json has it; None on other CPUs than 64-bit Arm ones."""
+    """`dotprod` or `no-dotprod`, as `core` in bundle.json has it; None on other CPUs than 64-bit Arm ones."""
     if board.architecture not in ("aarch64", "arm64"):
         return None
-    return "dotprod" if "dotprod" in board.isa else "plain"
+    return "dotprod" if "dotprod" in board.isa else "no-dotprod"
 
 
 def this_isa() -> FrozenSet[str]:

@@ -1,4 +1,5 @@
-"""An export once its source is loaded: what was left open filled in, what is not possible refused, before any work.
+"""A request for an export resolved against its loaded source: defaults applied, impossible ones refused, before any
+work.
 
 What can be judged without torch is judged in `request`, and is judged again here for callers from Python.
 """
@@ -12,18 +13,23 @@ from merino_edge.bundles.description import GraphFormat
 from merino_edge.bundles.files import described, is_bundle
 from merino_edge.export.chat import FoundChat, chat_of
 from merino_edge.export.memory import IMPORTS_MB, check_memory, weights_mb
-from merino_edge.export.request import LEAST_CONTEXT, ROUNDED, check_calibration, chosen_cache, chosen_precision
+from merino_edge.export.request import LEAST_CONTEXT, ROUNDED, ExportRequest, chosen_format
 from merino_edge.export.source import Source
-from merino_edge.families.operators import Core, core_of
 from merino_edge.storage.atomic import check_keeps
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import Tokenizer
 from merino_runtime.io.json_file import JSON, read_text
 
 
-class Settled(NamedTuple):
-    """`calibration`: the text that weights are rounded for, and scales of a cache found on. `chat`, `template`: what
-    the bundle says of its chat template, and the template's text; None where it has none."""
+class ResolvedExport(NamedTuple):
+    """Nothing in it is left to a default.
+
+    Attributes:
+        calibration: text for GPTQ and for the scales of a quantised cache; None: no GPTQ, and scales from a text that
+            the model generates.
+        chat: what bundle.json has of the chat template; None: the bundle has none.
+        template: the template's text; None: the bundle has none.
+    """
 
     form: GraphFormat
     calibration: Path | None
@@ -31,25 +37,21 @@ class Settled(NamedTuple):
     template: str | None
 
     @property
-    def rounds_on_text(self) -> bool:
-        """Whether the text is one for the weights."""
+    def uses_gptq(self) -> bool:
         return self.calibration is not None and self.form.precision in ROUNDED
 
 
-def settled(
-    source: Source, out: Path, *, dialect: str, precision: str | None, context: int | None, core: Core, overwrite: bool,
-    chat: bool, kv: str | None, calibration: Path | None,
-) -> Settled:  # fmt: skip
-    """The parameters are those of `export`. Raises MerinoError for a request that is not possible."""
-    precision = chosen_precision(dialect, precision, source.design)
-    kv = chosen_cache(kv, dialect, precision, design=source.design)
-    check_calibration(precision, kv, calibration)
-    form = GraphFormat(precision, dialect, chosen_context(source, context), core_of(dialect, precision, core), kv)
-    check_replaces(source, out, overwrite)
+def resolve(request: ExportRequest, source: Source, out: Path) -> ResolvedExport:
+    """`request` names one precision, or none. Raises MerinoError for a request that is not possible."""
+    precision, dialect, core, kv = chosen_format(request, source.design)
+    form = GraphFormat(precision, dialect, chosen_context(source, request.context), core, kv)
+    check_replaces(source, out, request.overwrite)
     check_readable(source)
-    template = source.chat if chat else None
-    found = Settled(form, calibration, chat_of(template) if template else None, template.text if template else None)
-    check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch), found.rounds_on_text)
+    template = source.chat if request.chat else None
+    found = ResolvedExport(
+        form, request.calibration, chat_of(template) if template else None, template.text if template else None
+    )
+    check_memory(source.arch, source.name, precision, IMPORTS_MB + weights_mb(source.arch), found.uses_gptq)
     return found
 
 

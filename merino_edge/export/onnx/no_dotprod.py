@@ -1,8 +1,8 @@
 """Dialect `fused` for Arm cores without the dotprod instruction (Cortex-A53, A57, A72).
 
-There MatMulNBits writes a matrix of 8 bits out in float32 at each call, at 16 instructions for a weight; MatMulInteger
-takes 0.4. So products of 8 bits, the head's in int4 too, are of MatMulInteger's kernels. In 4 bits MatMulNBits computes
-in float32. Figures and choices: docs/decisions/formats-by-core.md.
+There MatMulNBits dequantises a matrix of 8 bits at each call, at 16 instructions for a weight; MatMulInteger takes 0.4.
+So matmuls of 8 bits, the head's in int4 too, use MatMulInteger's kernels. In 4 bits MatMulNBits computes in float32.
+Figures and choices: docs/decisions/formats-by-core.md.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ LEAST_GROUP_SIZE = 64  # each group of 4 bits costs instructions
 LEAST_LARGEST = 1e-30  # in place of the largest value of a row of zeros
 
 
-class FusedPlain(SignedCodes, Fused):
-    """Activations are rounded to whole numbers once for all matrices of an input.
+class FusedNoDotprod(SignedCodes, Fused):
+    """Activations are quantised to int8 once for all matrices that read them.
 
-    DynamicQuantizeLinear has one scale for all rows: of a prompt, a row with an outlier leaves few whole numbers to the
-    others. A gated FFN's product of two has the worst outliers, so there each row is rounded by itself: five more small
+    DynamicQuantizeLinear has one scale for all rows: in a prompt, a row with an outlier leaves few codes to the others.
+    A gated FFN's elementwise product has the largest outliers, so there each row has its own scale: five more small
     operators. Norms have made the rows of other inputs more alike.
     """
 
@@ -33,8 +33,8 @@ class FusedPlain(SignedCodes, Fused):
 
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         super().__init__(weights, context, precision, blocks)
-        self._rounded: dict[str, tuple[str, str | None]] = {}  # by input: whole numbers, and the rows' largest value
-        self._uneven: set[str] = set()  # inputs whose rows are rounded one by one
+        self._rounded: dict[str, tuple[str, str | None]] = {}  # by input: codes, and the rows' largest value
+        self._uneven: set[str] = set()  # inputs whose rows have a scale each
 
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
         """In 4 bits alone: MatMulInteger takes one scale per row, and a source's blocks have one each."""
@@ -43,9 +43,9 @@ class FusedPlain(SignedCodes, Fused):
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         return super().quantize(name, matrix, bits) if bits == 8 else quantize(name, matrix, bits, LEAST_GROUP_SIZE)
 
-    def quantize_on_text(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:
+    def quantize_gptq(self, name: str, matrix: np.ndarray, bits: int, hessian: np.ndarray) -> Quantized:
         if bits == 8:
-            return super().quantize_on_text(name, matrix, bits, hessian)
+            return super().quantize_gptq(name, matrix, bits, hessian)
         size = group_sizes(name, matrix.shape[1], LEAST_GROUP_SIZE)[-1]
         return gptq(matrix, hessian, bits, size)
 
@@ -56,9 +56,9 @@ class FusedPlain(SignedCodes, Fused):
         if self.form.bits != 8:
             return super().packed_linear(x, weights, biases)
         codes, scales = self._codes_and_scales(weights)
-        return self._integer_product(x, codes, scales, self.vector(biases) if biases else None)
+        return self._integer_matmul(x, codes, scales, self.vector(biases) if biases else None)
 
-    def _integer_product(self, x: str, codes: str, scales: str, bias: str | None = None) -> str:
+    def _integer_matmul(self, x: str, codes: str, scales: str, bias: str | None = None) -> str:
         """x @ codes * scales + bias; codes [in, out], scales and bias [out]."""
         if x not in self._rounded:
             self._rounded[x] = self._rounded_rows(x) if x in self._uneven else (self._whole(x), None)
@@ -73,7 +73,7 @@ class FusedPlain(SignedCodes, Fused):
         return self.node("DynamicQuantizeLinear", [x], outputs=3)
 
     def _rounded_rows(self, x: str) -> tuple[str, str]:
-        """x [1, T, in], each row over its largest value, in whole numbers with one scale; the largest [1, T, 1]."""
+        """x [1, T, in], each row over its largest value, as codes with one scale; the largest [1, T, 1]."""
         least = self.constant("least_largest", np.array(LEAST_LARGEST, np.float32))
         largest = self.node("ReduceMax", [self.node("Abs", [x])], axes=[-1])
         largest = self.node("Max", [largest, least])
@@ -88,4 +88,4 @@ class FusedPlain(SignedCodes, Fused):
 
     def head(self, x: str, table: str) -> None:
         self.output("logits", "float32", 1, 1, self.weights[table].shape[0])
-        self.logits(self._integer_product(x, *self._whole_table(table)))
+        self.logits(self._integer_matmul(x, *self._whole_table(table)))

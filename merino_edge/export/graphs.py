@@ -1,0 +1,50 @@
+"""The ONNX graph of a model in a resolved format: its family's graph builder calls the operations of a dialect."""
+
+from collections.abc import Callable
+
+from merino_edge.bundles.description import GraphFormat
+from merino_edge.export.onnx.fused import Fused
+from merino_edge.export.onnx.graph import Graph
+from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
+from merino_edge.export.onnx.portable import Portable
+from merino_edge.export.quantisation.gptq import Hessians
+from merino_edge.export.quantisation.kv_cache import CacheScales
+from merino_edge.export.source import Source
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.graph_ops import KvLayer, Weights
+from merino_edge.families.registry import family_of, key_order_of, layout_of
+from merino_edge.families.weights import BlockSource, GraphWeights
+
+Dialect = type[Fused] | type[Portable]
+
+
+def build_graph(
+    source: Source, form: GraphFormat, hessians: Callable[[], Hessians] | None = None,
+    scales: CacheScales | None = None,
+) -> Graph:  # fmt: skip
+    """The graph of the source's model, with its weights in float32 or quantised. `hessians`: see `Graph`. `scales`: of
+    a quantised cache, in the order of torch's model."""
+    weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
+    scales = scales.in_order(key_order_of(source.arch)) if scales else None
+    dialect = dialect_of(form)
+    return geometry_graph(dialect, source.arch, weights, form.context, form.precision, source.blocks, hessians, scales)
+
+
+def dialect_of(form: GraphFormat) -> Dialect:
+    if form.dialect == "portable":
+        return Portable
+    return FusedNoDotprod if form.core == "no-dotprod" else Fused
+
+
+def geometry_graph(
+    dialect: Dialect, arch: Geometry, weights: Weights, context: int, precision: str,
+    blocks: BlockSource | None = None, hessians: Callable[[], Hessians] | None = None,
+    scales: CacheScales | None = None,
+) -> Graph:  # fmt: skip
+    """The graph of a geometry by its family's graph builder. `weights`: the state dict of its torch model."""
+    kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
+    graph = dialect(GraphWeights(weights, layout_of(arch)), context, precision, blocks)
+    graph.hessians, graph.cache_scales = hessians, scales
+    graph.begin_decoder(kv_layers)
+    family_of(arch).build_graph(graph, arch)
+    return graph

@@ -1,0 +1,200 @@
+"""A source to a bundle in one resolved format: its graph, golden ids by torch, the folder, and parity with torch."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from merino_edge.bundles.description import RUNTIME_CHOOSES, ModelFacts, write_description
+from merino_edge.bundles.files import is_bundle_alone
+from merino_edge.bundles.write import write_bundle
+from merino_edge.export.golden import GOLDEN_STEPS, clear_golden
+from merino_edge.export.graphs import build_graph, dialect_of
+from merino_edge.export.onnx.fused import Fused
+from merino_edge.export.onnx.graph import Graph
+from merino_edge.export.other_programs import files_for_others
+from merino_edge.export.parity import (
+    Golden,
+    allowed_error,
+    allowed_unrounded,
+    bundle_error,
+    empty,
+    greedy_ids,
+    unrounded_error,
+    with_quantized,
+)
+from merino_edge.export.quantisation.gptq import Hessians
+from merino_edge.export.quantisation.groups import MatrixError
+from merino_edge.export.quantisation.hessians import hessians_on
+from merino_edge.export.quantisation.kv_calibration import Calibrated, calibrated_cache
+from merino_edge.export.quantisation.smoothquant import NOTE, rows_to_read, smoothed
+from merino_edge.export.resolved import ResolvedExport
+from merino_edge.export.source import Source, not_finite
+from merino_edge.families.registry import layout_of
+from merino_edge.storage.atomic import check_folder, new_folder
+from merino_edge.text.perplexity import Perplexity
+from merino_runtime.bundle import Bundle, Threads, load_bundle
+from merino_runtime.bundle import Golden as GoldenIds
+from merino_runtime.errors import MerinoError
+
+
+class Stored(NamedTuple):
+    """Matrices that the source has in one type: taken over as they are, and quantised again."""
+
+    kind: str
+    exact: int
+    requantised: int
+
+
+class Exported(NamedTuple):
+    """A finished export.
+
+    Attributes:
+        error: relative to torch with the weights as stored, at the worst step of prefill and decode: in float32 the
+            maximum logit error, in other formats the RMS.
+        steps: decode steps behind the prefill that were compared.
+        unrounded: maximum logit error of a quantised graph with float activations; None where nothing is quantised.
+        matrices: the quantisation error of each; empty where nothing is quantised.
+        stored: what became of the source's quantised matrices; empty where it has none, or nothing is quantised.
+        why_jinja: why the board needs jinja2 for the chat template; empty where it does not.
+        calibrated: number of matrices that GPTQ rounded.
+        cache_rise: by which share a quantised KV cache raises the perplexity of the text that its scales come from, in
+            torch; None without such a cache, or for random weights.
+        note: the graph's.
+        perplexity: of the bundle on the request's text; None where none was given.
+    """
+
+    folder: Path
+    bundle: Bundle
+    error: float
+    steps: int
+    unrounded: float | None
+    matrices: list[MatrixError]
+    stored: list[Stored]
+    why_jinja: str = ""
+    calibrated: int = 0
+    cache_rise: float | None = None
+    note: str = ""
+    perplexity: Perplexity | None = None
+
+
+class Calibration(NamedTuple):
+    """What quantisation takes from a text, or without one from what the model generates.
+
+    Attributes:
+        rows: gives the text's ids [rows, T], for SmoothQuant.
+        hessians: of the inputs of the matrices, for GPTQ; None where no weight is rounded by it.
+        cache: scales of a quantised KV cache; None where it is not quantised.
+    """
+
+    rows: Callable[[], np.ndarray]
+    hessians: Callable[[], Hessians] | None
+    cache: Calibrated | None
+
+
+def calibrate(source: Source, asked: ResolvedExport) -> Calibration:
+    """Raises MerinoError where the text cannot be read, or the cache costs too much on it."""
+    form, text = asked.form, asked.calibration
+    rows = cache(lambda: rows_to_read(source, form.context, text))
+    hessians = hessians_on(source, text) if text and asked.uses_gptq else None
+    fitted = calibrated_cache(source, form.kv, form.context, text, None if text else rows()) if form.kv else None
+    return Calibration(rows, hessians, fitted)
+
+
+def write_export(
+    source: Source, out: Path, asked: ResolvedExport, found: Calibration, last_use: bool = False
+) -> Exported:
+    """Write the bundle `out` as it was resolved. `last_use`, and MerinoError: see `export`."""
+    form, scales, hessians, given = asked.form, found.cache.scales if found.cache else None, found.hessians, source
+    if form.precision == "int8" and dialect_of(form) is Fused:
+        source = smoothed(source, found.rows, in_place=last_use)
+    if source is not given:
+        last_use = True
+        hessians = hessians_on(source, asked.calibration) if asked.calibration else None
+    graph = build_graph(source, form, hessians, scales)
+    graph.note = NOTE if source is not given else ""
+    check_folder(out, is_bundle_alone, graph.weight_bytes)
+    errors, stored, calibrated = graph.matrix_errors(), stored_blocks(source, graph), graph.calibrated
+    dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
+    golden = clear_golden(dequantised, source.arch.vocab, form.context, scales)
+    if not np.isfinite(golden.logits).all():
+        raise not_finite(source.model, source.name)
+    model = ModelFacts(
+        source.name, source.family, source.arch, source.weights, source.weights_source, source.stop_ids,
+        asked.chat.chat if asked.chat else None,
+    )  # fmt: skip
+    names = [port.name for port in graph.inputs]
+    others = form.dialect == "fused" and form.kv is None  # other programs make caches of floats
+    beside = files_for_others(model, names, form.context, source.tokenizer, asked.template) if others else {}
+    with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
+        bundle = write_bundle(
+            folder, model, graph, form,
+            GoldenIds(tuple(golden.prompt_ids), tuple(golden.greedy_ids[:GOLDEN_STEPS])),
+            threads=planned_threads(source, form.precision), tokenizer=source.tokenizer, template=asked.template,
+            beside=beside,
+        )  # fmt: skip
+        if last_use:
+            graph.forget()
+            empty(source.model)
+        bundle, error, unrounded = proved(load_bundle(str(folder)), golden, bool(errors), form.kv)
+    made, why_jinja = bundle._replace(folder=str(out)), asked.chat.why_jinja if asked.chat else ""
+    steps, rise = len(golden.logits) - 1, found.cache.rise if found.cache else None
+    return Exported(out, made, error, steps, unrounded, errors, stored, why_jinja, calibrated, rise, graph.note)
+
+
+def proved(
+    bundle: Bundle, golden: Golden, quantised: bool, kv: str | None = None
+) -> tuple[Bundle, float, float | None]:
+    """The bundle, its error, and that with float activations (None if not `quantised`).
+
+    Raises MerinoError where its graph differs from torch. A graph of quantised weights, or with the quantised cache
+    `kv`, carries the greedy ids that it itself chooses: rounded values may choose others than torch.
+    """
+    unrounded = unrounded_error(bundle, golden) if quantised else None
+    if unrounded is not None:
+        check_error(bundle, unrounded, allowed_unrounded(bundle), " with float activations")
+    error = bundle_error(bundle, golden)
+    check_error(bundle, error, allowed_error(bundle))
+    own = quantised or kv
+    chosen = tuple(greedy_ids(bundle, golden.prompt_ids, len(bundle.golden.greedy_ids))) if own else ()
+    if chosen and chosen != bundle.golden.greedy_ids:
+        bundle = bundle._replace(golden=bundle.golden._replace(greedy_ids=chosen))
+        write_description(bundle)
+    return bundle, error, unrounded
+
+
+def check_error(bundle: Bundle, error: float, allowed: float, how: str = "") -> None:
+    """Raises MerinoError where it is above what is allowed, or no number."""
+    if not error <= allowed:
+        raise MerinoError(
+            f"the {bundle.dialect} graph{how} differs from torch by {error:.1e}, relative, allowed is {allowed:.0e}: a"
+            " defect of the exporter or of this onnxruntime; nothing was written"
+        )
+
+
+def stored_blocks(source: Source, graph: Graph) -> list[Stored]:
+    """By type, in the order of the graph: how many matrices the graph has in the source's own blocks, and how many in
+    blocks that they were quantised into."""
+    if source.blocks is None:
+        return []
+    kinds = {name: source.blocks.kind(name) for names in graph.quantized for name in names}
+    return [
+        Stored(
+            kind, sum(kinds[name] == kind for name in graph.exact),
+            sum(found == kind and name not in graph.exact for name, found in kinds.items()),
+        )
+        for kind in dict.fromkeys(kinds.values())
+    ]  # fmt: skip
+
+
+def planned_threads(source: Source, precision: str) -> Threads:
+    """The thread counts of the source's design or bundle where they were planned for this weight format; otherwise
+    the runtime chooses."""
+    plan = source.design.predicted if source.design and source.design.precision == precision else None
+    if plan:
+        return Threads(prefill=plan.prefill_threads, decode=plan.decode_threads)
+    if source.bundle and source.bundle.precision == precision:
+        return source.bundle.threads
+    return RUNTIME_CHOOSES
