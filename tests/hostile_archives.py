@@ -223,8 +223,8 @@ def _manifests():
         Kind("a list", text(b"[]\n"), r"holds a list"),
         Kind("other schema", given(schema=2), r"has schema 2"),
         Kind("schema true", given(schema=True), r"has schema true"),
-        Kind("unknown key", given(evil=1), r"unknown key evil"),
-        Kind("unknown key of a file", of_file(link="/etc/passwd"), r"unknown key files\[2\]\.link"),
+        Kind("unknown key", given(evil=1), r"evil: unknown key"),
+        Kind("unknown key of a file", of_file(link="/etc/passwd"), r"files\[2\]\.link: unknown key"),
         Kind("no files", listing(lambda each: each.pop("files") and each.update(files=[])), r"no merino\.pyz"),
         Kind("a key twice", text(plain.replace(b'"schema":1', b'"schema":1,"schema":1')), r'"schema" twice'),
         Kind("spaces", text(json.dumps(value, sort_keys=True).encode("ascii") + b"\n"), r"canonical form"),
@@ -234,8 +234,8 @@ def _manifests():
         Kind("no line end", text(plain[:-1]), r"canonical form"),
         Kind("upper-case hash", of_file(sha256=value["files"][2]["sha256"].upper()), r"files\[2\]\.sha256"),
         Kind("another hash", of_file(sha256="0" * 64), r"in place of bundles/0/model\.onnx|model\.onnx is damaged"),
-        Kind("name with an escape", given(name="\x1b[2J"), r"name is .*control characters"),
-        Kind("name of a million", given(name="a" * 10 ** 6), r"name is|at most"),
+        Kind("name with an escape", given(name="\x1b[2J"), r"name: found .*control characters"),
+        Kind("name of a million", given(name="a" * 10 ** 6), r"name: found|at most"),
         Kind("a manifest of 2 MB", text(b" " * 2 ** 21), r"manifest\.json of at most")]
 
 

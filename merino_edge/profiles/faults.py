@@ -10,9 +10,9 @@ from pydantic import BaseModel
 
 from merino_edge.profiles.coefficients import KINDS, Count, Figure, Threads
 from merino_edge.profiles.profile import BACKENDS, DeviceProfile
-from merino_edge.storage.faults import key_path, shortened
+from merino_edge.storage.faults import in_words
+from merino_runtime.io.json_shape import missing, path_of, unknown, wrong
 
-WORDS = (("Input should", "must"), ("greater than or equal to", "at least"), ("less than or equal to", "at most"))
 MODE = "performance.tensorrt.power_mode"
 HUGE = 1e300  # neither infinite, nor an integer that has no float
 
@@ -32,13 +32,13 @@ def contradictions(raw: Mapping[str, Any]) -> Iterator[str]:
     ):
         low, high = _number(raw, small), _number(raw, large)
         if low is not None and high is not None and low > high:
-            yield f"{small}: found {low:g}, must be at most {large}, which is {high:g}"
+            yield wrong(small, low, f"must be at most {large}, which is {high:g}")
     chosen, modes, mode = (_at_path(raw, path) for path in ("default_backend", "power.modes", MODE))
     if chosen in BACKENDS and not _at_path(raw, f"performance.{chosen}"):
-        yield f"default_backend: found {chosen!r}, and there is no performance.{chosen}"
+        yield wrong("default_backend", chosen, f"and there is no performance.{chosen}")
     if isinstance(mode, str) and isinstance(modes, list) and mode not in modes:
         listed = ", ".join(map(str, modes)) or "none"
-        yield f"{MODE}: found {shortened(repr(mode))}, must be one of power.modes, {listed}"
+        yield wrong(MODE, mode, f"must be one of power.modes, {listed}")
 
 
 def _at_path(raw: Any, path: str) -> Any:
@@ -58,21 +58,19 @@ def _number(raw: Any, path: str) -> float | None:
 
 def phrase(kind: str, loc: tuple[int | str, ...], found: Any, message: str) -> str:
     """One of pydantic's errors in words: the key's path, the value found, what is allowed."""
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{key_path([part])}" for part in loc).lstrip(".")
+    path = path_of(loc)
     if kind == "missing":
-        return f"{path}: missing, must be {_allowed(_at(loc))}"
+        return f"{missing(path)}, must be {_allowed(_at(loc))}"
     if kind == "extra_forbidden":
         owner = _at(loc[:-1])
         near = difflib.get_close_matches(str(loc[-1]), _keys(owner), n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"{path}: found {shortened(repr(found))}, no such key{hint}; allowed here: {', '.join(_keys(owner))}"
+        return f"{unknown(path)}{hint}; allowed here: {', '.join(_keys(owner))}"
     if kind in ("model_type", "dict_type", "tuple_type"):
-        return f"{path}: found {shortened(repr(found))}, must be {_allowed(_at(loc))}"
+        return wrong(path, found, f"must be {_allowed(_at(loc))}")
     if kind == "string_pattern_mismatch":
         message = "must be lowercase letters, digits and hyphens" if path == "id" else "must not be empty"
-    for theirs, ours in WORDS:
-        message = message.replace(theirs, ours)
-    return f"{path}: found {shortened(repr(found))}, {message}"
+    return wrong(path, found, in_words(message))
 
 
 def _at(loc: tuple[int | str, ...]) -> Any:

@@ -11,9 +11,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from merino_edge.records.schema import Record
-from merino_edge.storage.faults import fault, key_path
+from merino_edge.storage.faults import fault
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import JSON, read_text, value_of
+from merino_runtime.io.json_shape import path_of
 
 LARGEST_BYTES = 256 * 2**20  # many runs may be appended to one file
 REMEDY = "Give a file of records."
@@ -62,7 +63,7 @@ def faults_by_row(details: Sequence[tuple[int | None, dict[str, Any]]]) -> list[
     for index, detail in details:
         inner = {**detail, "loc": detail["loc"][1:]}
         merged = MERGED_FAULTS.get(detail["type"], "")
-        key = key_path(inner["loc"])
+        key = path_of(inner["loc"])
         said = key if merged else fault(inner).removeprefix("the file: ")
         rows.setdefault((merged, said), []).extend([] if index is None else [index + 1])
     lines: dict[str, list[str]] = {}  # beginning of the line -> keys, or nothing where it is the whole line

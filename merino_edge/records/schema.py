@@ -15,8 +15,9 @@ from merino_bench.harness.passes import Chosen, Place, chosen, rounds_by_place
 from merino_bench.harness.record import FAILED, SCHEMA
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES
-from merino_edge.storage.faults import fault_list, key_path, shortened
+from merino_edge.storage.faults import fault_list, shortened
 from merino_runtime.backends.choice import BACKENDS
+from merino_runtime.io.json_shape import path_of
 
 SMALLEST, LARGEST = 1e-15, 1e18  # no measured figure lies beyond; a quotient or a sum of such is finite
 Positive = Annotated[float, Field(gt=0, ge=SMALLEST)]
@@ -190,7 +191,7 @@ class Record(_Facts):
         if found != SCHEMA:
             raise ValueError(f"schema {found!r} is not read, only {SCHEMA}: measure again with this version's `bench`")
         large = [(loc, value) for loc, value in _numbers(raw) if abs(value) > LARGEST]
-        absurd = [f"{key_path(loc)} ({shortened(repr(value), 20)})" for loc, value in large]
+        absurd = [f"{path_of(loc)} ({shortened(repr(value), 20)})" for loc, value in large]
         if absurd:
             raise ValueError(f"no measurement gives {', '.join(absurd[:5])}: the file is damaged")
         return raw

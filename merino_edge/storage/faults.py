@@ -1,23 +1,20 @@
-"""Pydantic's validation errors as one plain message that names every fault of a file."""
+"""Pydantic's validation errors as one plain message that names every fault of a file, in the words of the board's
+`json_shape`."""
 
-import json
-import re
 import shlex
-from collections.abc import Iterable
 
 from pydantic import ValidationError
 
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_shape import listed, missing, path_of, unknown, wrong
 
-MOST_LISTED = 50
-LONGEST_SHOWN = 80  # characters of a wrong value or of an odd key
+LONGEST_SHOWN = 80  # characters of a wrong value
+WORDS = (("Input should", "must"), ("greater than or equal to", "at least"), ("less than or equal to", "at most"))
 
 
 def fault_list(error: ValidationError) -> str:
-    """`key: what is wrong (found: value)` for each fault, joined by semicolons."""
-    found = error.errors(include_url=False, include_context=False)
-    more = [f"and {len(found) - MOST_LISTED} more"] if len(found) > MOST_LISTED else []
-    return "; ".join([fault(detail) for detail in found[:MOST_LISTED]] + more)
+    """Every fault, joined by semicolons."""
+    return listed([fault(detail) for detail in error.errors(include_url=False, include_context=False)])
 
 
 def refuse_other_schema(raw: object, schema: int, origin: str, *again: str) -> None:
@@ -33,22 +30,23 @@ def refuse_other_schema(raw: object, schema: int, origin: str, *again: str) -> N
 def fault(detail: object) -> str:
     """One fault; `detail` is an entry of `ValidationError.errors()`."""
     assert isinstance(detail, dict)
-    key = key_path(detail["loc"]) or "the file"
-    kind = detail["type"]
+    path, kind = path_of(detail["loc"]), detail["type"]
     if kind == "missing":
-        return f"{key}: missing"
+        return missing(path)
     if kind == "extra_forbidden":
-        return f"{key}: unknown key, remove it"
-    message = detail["msg"].removeprefix("Value error, ")
-    found = detail["input"]
-    shown = f" (found: {shortened(repr(found))})" if isinstance(found, str | int | float | bool) else ""
-    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+        return unknown(path)
+    message = in_words(detail["msg"])
+    if path and isinstance(detail["input"], str | int | float | bool):
+        return wrong(path, detail["input"], message)
+    return f"{path or 'the file'}: {message}"
 
 
-def key_path(loc: Iterable[int | str]) -> str:
-    """`blocks.0.width`. A key that is no plain word is quoted, since it may hold a line break or steer a terminal."""
-    words = (str(part) for part in loc)
-    return ".".join(word if re.fullmatch(r"[\w-]+", word) else shortened(json.dumps(word)) for word in words)
+def in_words(message: str) -> str:
+    """What pydantic says of a value, as `must be at least 1`."""
+    message = message.removeprefix("Value error, ")
+    for theirs, words in WORDS:
+        message = message.replace(theirs, words)
+    return f"{message[0].lower()}{message[1:]}"
 
 
 def one_line(error: Exception) -> str:

@@ -112,7 +112,7 @@ def test_all_faults_of_a_probe_come_in_one_message(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(MerinoError) as caught:
         read_probe(path)
-    faults = ("colour: unknown", "date: missing", "measurements.0.ms", "measurements.1.kind")
+    faults = ("colour: unknown", "date: missing", "measurements[0].ms", "measurements[1].kind")
     for part in ("probe.json", *faults):
         assert part in str(caught.value), part
 

@@ -123,7 +123,7 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
         load_design(path)
     message = str(caught.value)
     assert "design.json" in message
-    for key in ("device: missing", "colour: unknown key", "solver.name: ", "blocks.0.width: ", "params: "):
+    for key in ("device: missing", "colour: unknown key", "solver.name: ", "blocks[0].width: found 33", "params: "):
         assert key in message, key
 
 

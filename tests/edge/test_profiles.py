@@ -173,26 +173,26 @@ def test_unreadable_paths_say_so(tmp_path):
 
 # Each fault: the key path to alter, its bad value (None: drop it), how its line begins, and what it must say.
 FAULTS = [
-    ("id", "My Board", "id: found 'My Board'", "lowercase"),
+    ("id", "My Board", 'id: found "My Board"', "lowercase"),
     ("name", None, "name: missing", "text"),
-    ("nam", "x", "nam: found 'x'", "did you mean name?"),
-    ("arch", "armv7l", "arch: found 'armv7l'", "aarch64"),
-    ("isa", ["neon", "neonn"], "isa[1]: found 'neonn'", "dotprod"),
-    ("cpu.core", " ", "cpu.core: found ' '", "not be empty"),
+    ("nam", "x", "nam: unknown key", "did you mean name?"),
+    ("arch", "armv7l", 'arch: found "armv7l"', "aarch64"),
+    ("isa", ["neon", "neonn"], 'isa[1]: found "neonn"', "dotprod"),
+    ("cpu.core", " ", 'cpu.core: found " "', "not be empty"),
     ("cpu.clock_ghz", 1.8, "cpu.clock_ghz: found 1.8", "value = a positive number"),
     ("cpu.cores.value", 4.5, "cpu.cores.value: found 4.5", "integer"),
-    ("memory.ram_mb.value", float("nan"), "memory.ram_mb.value: found nan", "finite"),
-    ("memory.free_mb.kind", "guess", "memory.free_mb.kind: found 'guess'", "published"),
-    ("memory.free_mb.source", "", "memory.free_mb.source: found ''", "not be empty"),
-    ("memory.free_mb.why", "y", "memory.free_mb.why: found 'y'", "value, kind, source"),
+    ("memory.ram_mb.value", float("nan"), "memory.ram_mb.value: found NaN", "finite"),
+    ("memory.free_mb.kind", "guess", 'memory.free_mb.kind: found "guess"', "published"),
+    ("memory.free_mb.source", "", 'memory.free_mb.source: found ""', "not be empty"),
+    ("memory.free_mb.why", "y", "memory.free_mb.why: unknown key", "value, kind, source"),
     (f"{ONNX}.read_gb_s.value", -1, f"{ONNX}.read_gb_s.value: found -1", "at least 0.000001"),
     (f"{ONNX}.fp32_gflops", None, f"{ONNX}.fp32_gflops: missing", "calibrated"),
-    (f"{ONNX}.op_overhead_us.value", "4", f"{ONNX}.op_overhead_us.value: found '4'", "number"),
+    (f"{ONNX}.op_overhead_us.value", "4", f'{ONNX}.op_overhead_us.value: found "4"', "number"),
     (f"{ONNX}.decode_threads.value", 5, f"{ONNX}.decode_threads: found 5", "cpu.cores"),
     ("budget.memory_mb", 3501, "budget.memory_mb: found 3501", "memory.free_mb"),
-    ("budget.decode_ms", True, "budget.decode_ms: found True", "number"),
+    ("budget.decode_ms", True, "budget.decode_ms: found true", "number"),
     ("software", None, "software: missing", "onnxruntime"),
-    ("power.modes", "10W", "power.modes: found '10W'", "list"),
+    ("power.modes", "10W", 'power.modes: found "10W"', "list"),
 ]
 
 

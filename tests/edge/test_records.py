@@ -98,7 +98,7 @@ def test_all_faults_of_all_files_are_reported_at_once(tmp_path):
     ({"flags": None}, "flags"),
     ({"processes": None, "rounds_ms": None}, "must have rounds_ms, processes"),
     ({"rounds_ms": [[1.0]]}, "processes have 5 repetitions, rounds_ms has 1"),
-    ({"rounds_ms": [[1.0]] * 4 + [[]]}, "rounds_ms.4"),
+    ({"rounds_ms": [[1.0]] * 4 + [[]]}, r"rounds_ms\[4\]"),
     ({"rounds_ms": None}, "must have rounds_ms"),
     ({"architecture": {"blocks": []}}, "architecture"),
     ({"ratio_interval": [1.0]}, "ratio_interval"),

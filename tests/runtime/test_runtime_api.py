@@ -126,10 +126,10 @@ def test_a_model_is_not_opened_with_values_of_other_types(folder, path, options,
 
 
 def test_notes_go_to_the_caller(folder, monkeypatch):
-    from merino_runtime.io import board
+    from merino_runtime.bundle import fit
 
-    here = board.this_board()
-    monkeypatch.setattr(board, "this_board", lambda: here._replace(memory_available_mb=1.0))
+    here = fit.this_board()
+    monkeypatch.setattr(fit, "this_board", lambda: here._replace(memory_available_mb=1.0))
     notes = []
     open_model(folder, say=notes.append).close()
     assert len(notes) == 1 and "1 MB are available" in notes[0]

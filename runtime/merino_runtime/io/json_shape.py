@@ -5,7 +5,7 @@ x, and a leaf is a function that takes a value and returns what was expected, or
 """
 import json
 import re
-from typing import Any, Callable, List, NamedTuple, Optional
+from typing import Any, Callable, Iterable, List, NamedTuple, Optional, Union
 
 LARGEST = 2 ** 53  # to which JSON's numbers are exact everywhere
 LONGEST_TEXT = 1000  # characters
@@ -93,19 +93,19 @@ def _check(value: Any, shape: Any, where: str, problems: List[str]) -> None:
     elif callable(shape):
         expected = shape(value)
         if expected:
-            problems.append(f"{where} is {shown(value)}, expected {expected}")
+            problems.append(wrong(where, value, "must be " + expected))
     elif isinstance(shape, list):
         if not isinstance(value, list):
-            problems.append(f"{where} is {shown(value)}, expected a list")
+            problems.append(wrong(where, value, "must be a list"))
             return
         for index, item in enumerate(value):
             _check(item, shape[0], f"{where}[{index}]", problems)
     elif not isinstance(value, dict):
-        problems.append(f"{where} is {shown(value)}, expected an object")
+        problems.append(wrong(where, value, "must be an object"))
     else:
         prefix = where + "." if where else ""
-        problems.extend(f"unknown key {prefix}{_spelled(key)}" for key in value if key not in shape)
-        problems.extend(f"missing key {prefix}{key}" for key in shape if key not in value)
+        problems.extend(unknown(prefix + path_of([key])) for key in value if key not in shape)
+        problems.extend(missing(prefix + key) for key in shape if key not in value)
         for key in shape:
             if key in value:
                 _check(value[key], shape[key], prefix + key, problems)
@@ -115,7 +115,7 @@ def shown(value: Any) -> str:
     """A wrong value as an error message shows it."""
     if isinstance(value, (list, dict)):
         return f"a list of {len(value)}" if isinstance(value, list) else "an object"
-    return json.dumps(value)[:80]
+    return json.dumps(value, default=repr)[:80]
 
 
 def listed(problems: List[str]) -> str:
@@ -124,5 +124,26 @@ def listed(problems: List[str]) -> str:
     return "; ".join(problems[:MOST_LISTED] + [f"and {more} more"] * (more > 0))
 
 
+# The words for each fault of a file, whoever checks it: here, and on the workstation by pydantic.
+
+
+def missing(path: str) -> str:
+    return f"{path}: missing"
+
+
+def unknown(path: str) -> str:
+    return f"{path}: unknown key"
+
+
+def wrong(path: str, value: Any, what: str) -> str:
+    """what: as in "must be a list"."""
+    return f"{path or 'the file'}: found {shown(value)}, {what}"
+
+
+def path_of(parts: Iterable[Union[int, str]]) -> str:
+    """`blocks[0].width`. A key that is no plain word is quoted, since it may hold a line break or steer a terminal."""
+    return "".join(f"[{part}]" if isinstance(part, int) else "." + _spelled(part) for part in parts).lstrip(".")
+
+
 def _spelled(key: str) -> str:
-    return key if re.match(r"\w+\Z", key, re.ASCII) else json.dumps(key)[:80]
+    return key if re.match(r"[\w-]+\Z", key, re.ASCII) else json.dumps(key)[:80]
