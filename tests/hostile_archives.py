@@ -176,6 +176,16 @@ def kinds():
     return found + _manifests() + _places() + _headers() + _sizes() + _layouts() + _signatures() + _wrappings()
 
 
+def kinds_with(app):
+    """All kinds, with this application in each of them."""
+    before = FILES["merino.pyz"]
+    FILES["merino.pyz"] = app
+    try:
+        return kinds()
+    finally:
+        FILES["merino.pyz"] = before
+
+
 def _places():
     """Paths that are valid by themselves and not where they stand."""
     return [
