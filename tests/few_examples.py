@@ -1,11 +1,11 @@
-"""How many examples a property is tried on, where it needs another number than the profile's."""
+"""How many examples a property is tried on, where its number is not the profile's."""
 from hypothesis import settings
 
-USUAL = 100  # of hypothesis
+ALL = 100  # examples of a profile under which each property has its own number: nightly, long
 
 
 def examples(count, **more):
-    """Settings with `count` examples; no more than the profile's where that has few (`fast`: `make test-fast`, and the
-    Pythons of boards)."""
+    """Settings with `count` examples; no more than the profile's where that has few: `make test`, `make test-fast`, and
+    the Pythons of boards."""
     profiles = settings.default.max_examples
-    return settings(max_examples=count if profiles >= USUAL else min(count, profiles), deadline=None, **more)
+    return settings(max_examples=count if profiles >= ALL else min(count, profiles), deadline=None, **more)

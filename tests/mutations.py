@@ -1,6 +1,7 @@
 """Files as a user, a disk or an enemy may leave them: a valid one, changed in its structure and in its bytes.
 
-600 cases for each kind of file, the same each time; `--hypothesis-profile=long` makes more, and others each time.
+150 cases for each kind of file, the same each time, 600 in `make test-nightly`. `--hypothesis-profile=long` makes
+30,000, and others each time.
 """
 
 import copy
@@ -8,6 +9,7 @@ import json
 import math
 import random
 
+from few_examples import ALL
 from hypothesis import settings
 
 from merino_runtime.errors import MerinoError
@@ -33,9 +35,9 @@ def fuzz(file, use):
     them, None where they were refused. Any exception but a MerinoError that `taken` saw fails the test, and so does a
     reader that takes all files or none. Not a property: drawing such data would take most of the time.
     """
-    usual, outcomes = settings.default.max_examples, set()
-    first = 0 if usual <= 100 else random.SystemRandom().getrandbits(64)
-    for seed in range(first, first + 6 * usual):
+    examples, outcomes = settings.default.max_examples, set()
+    first = 0 if examples <= ALL else random.SystemRandom().getrandbits(64)
+    for seed in range(first, first + (6 * examples if examples >= ALL else max(30, 5 * examples // 2))):
         data = file(random.Random(seed))
         try:
             outcomes.add(use(data) is not None)

@@ -83,6 +83,7 @@ def public_bytes(key):
 
 
 def ran(name, *arguments, stdin=b"", codes=(0,)):
+    assert tool(name), f"no {name}: {WHY}"
     done = subprocess.run([tool(name), *map(str, arguments)], input=stdin, capture_output=True, check=False)
     assert done.returncode in codes, done.stderr
     return done.stdout

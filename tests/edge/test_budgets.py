@@ -6,7 +6,8 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given, settings
+from few_examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from sample_boards import of_two_cores
 
@@ -108,7 +109,7 @@ OPEN = st.tuples(
 
 @pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(NAMES), MAGNITUDES, max_size=5), OPEN)
-@settings(max_examples=100)
+@examples(100)
 def test_whatever_is_asked_gives_a_design_within_it_or_names_what_would(budgets, opened):
     vocabs, precisions = opened
     for _ in range(3):  # first more memory than there is, then what is below the smallest

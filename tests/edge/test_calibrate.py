@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -29,7 +30,7 @@ MATRICES = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32
 
 
 @given(MATRICES, st.sampled_from([4, 8]), st.sampled_from([32, 64]), st.booleans(), st.sampled_from([0, 1e-6, 7]))
-@settings(max_examples=100)
+@examples(100)
 def test_inputs_that_do_not_hang_together_leave_rounding_as_it_is(matrix, bits, block, both_signs, power):
     found = quantize_with_feedback(matrix, power * np.eye(64, dtype=np.float32), bits, block, both_signs=both_signs)
     plain = quantize_blocks(matrix, bits, block, both_signs=both_signs)

@@ -7,7 +7,8 @@ import time
 import chat_bundle
 import chat_templates
 import pytest
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import here  # noqa: F401, a fixture
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -48,7 +49,7 @@ def test_parts_give_what_transformers_renders_for_any_texts(name):
     assert found.why_jinja == "" and parts is not None
     by_board = compiled(template, name)
 
-    @settings(max_examples=60)
+    @examples(60)
     @given(st.none() | TEXTS, TURNS, TEXTS, st.booleans())
     def check(system, turns, user, no_think):
         system = system if parts.system else None

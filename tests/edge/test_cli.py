@@ -340,7 +340,8 @@ def test_a_design_is_measured_on_this_machine_and_on_no_other(tmp_path):
 
 @pytest.mark.usefixtures("probed_host")
 def test_on_a_terminal_each_process_of_a_measurement_is_seen():
-    small = ["--blocks", 1, "--vocab", 512, "--context", 64, "--memory-mb", 400, "--decode-ms", 500]
+    small = ["--blocks", 1, "--vocab", 512, "--context", 64, "--memory-mb", 400, "--decode-ms", 500,
+             "--params-m", 1]  # fmt: skip
     call = [sys.executable, "-c", "from merino_edge.cli.app import main; main()"]
     code, shown = on_a_terminal([*call, "design", "--device", "host", "--measure", *small], 100)
     assert code == 0 and "measuring a design takes about" in shown, shown

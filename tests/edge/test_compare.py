@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sample_records import failed, opt, record
 from typer import BadParameter
@@ -30,7 +31,7 @@ def one_pair(a, b):
     return pair
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(step_ms=st.floats(0.01, 1e4), spread=st.floats(0, 0.4), repetitions=st.integers(3, 12))
 def test_a_row_never_differs_from_itself(step_ms, spread, repetitions):
     """Where its repetitions lie far apart it could not be told whether it did."""
@@ -38,7 +39,7 @@ def test_a_row_never_differs_from_itself(step_ms, spread, repetitions):
     assert one_pair(row, row).verdict in ([NO_DIFFERENCE] if spread < 0.01 else [NO_DIFFERENCE, UNDECIDED])
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(step_ms=st.floats(0.01, 1e4), spread=st.floats(0, 0.05), repetitions=st.integers(4, 12))
 def test_a_slowdown_of_a_fifth_is_found(step_ms, spread, repetitions):
     quick = record(step_ms, spread, seed=1, repetitions=repetitions, test="tg64")
@@ -55,7 +56,7 @@ def test_rows_over_another_cache_are_no_partners():
     assert found.only_a == ("ours fp32 int8 cache tg32, onnxruntime CPU, 2 threads",)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(first=SPEEDS, second=SPEEDS)
 def test_exchanging_the_sides_gives_the_reciprocals(first, second):
     there, back = independent_ratio(first, second), independent_ratio(second, first)
@@ -93,7 +94,7 @@ def test_repetitions_of_one_process_are_one_sample():
     assert pair.verdict == NOT_JUDGED and pair.reason == "fewer than 3 processes have no interval, measure with -r 5"
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(factor=st.floats(0.5, 2), spread=st.floats(0.001, 0.1))
 def test_the_verdict_is_symmetric(factor, spread):
     a, b = record(10, spread, seed=1), record(10 * factor, spread, seed=2)

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sample_roots import (
     FAT_AT,
@@ -396,7 +397,7 @@ def test_killed_at_any_point_the_image_is_the_old_one_or_the_new_one(made, packe
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@examples(60)
 @given(data=st.data())
 def test_garbage_in_the_tables_or_the_file_system_is_refused_or_harmless(data, made, tmp_path_factory):
     """Bytes of the partition table, the GPT's header and entries, or the first blocks of ext4 are drawn anew."""

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from few_examples import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sample_roots import WHEELS, digest, elf, make_key, make_packed, make_root
 
@@ -346,7 +347,7 @@ FORESTS = st.lists(st.tuples(PATHS, st.one_of(st.just(None), st.just(""), TARGET
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="openat2 is Linux's")
-@settings(max_examples=300)
+@examples(300)
 @given(forest=FORESTS, paths=st.lists(PATHS, min_size=1, max_size=6))
 @example(forest=[("a", "/b"), ("b", None)], paths=["a/../c"])
 @example(forest=[("a", "a")], paths=["a"])

@@ -20,6 +20,8 @@ from merino_runtime.json_file import read_json
 from merino_runtime.text import TextStream, Tokenizer
 from merino_runtime.verified import _path, check_and_stamp, check_files_once
 
+pytestmark = pytest.mark.more
+
 
 @pytest.fixture(params=["fused", "portable"])
 def folder(request, bundle_dirs, tmp_path):

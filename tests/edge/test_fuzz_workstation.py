@@ -8,6 +8,7 @@ import shutil
 import tomllib
 from dataclasses import asdict
 
+import pytest
 from mutations import fuzz, mutated_json, mutated_toml, taken
 from sample_probe import synthetic
 from sample_records import failed, opt, record
@@ -32,6 +33,8 @@ from merino_edge.report.summary import summarise
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import FINISHED, Run, kept_run, trained_name
 from merino_edge.training.states import WHOLE, fault_of
+
+pytestmark = pytest.mark.more
 
 PROFILES = [tomllib.loads(profile_text(name)) for name in profile_ids()]
 BOARD = load_profile("raspberry-pi-4")

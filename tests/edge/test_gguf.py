@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import sample_gguf as sample
 import torch
+from few_examples import examples
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig
 from typer.testing import CliRunner
@@ -117,7 +118,7 @@ def test_a_scaling_of_the_rotary_frequencies_that_is_none_of_llama_3_is_refused(
 
 @pytest.mark.parametrize("kind", LAYOUTS, ids=lambda kind: kind.name)
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_levels_scales_and_minimums_are_what_the_blocks_stand_for(kind, seed):
     raw = random_blocks(kind, 2, 512, seed)
     expected = dequantize(raw, kind)

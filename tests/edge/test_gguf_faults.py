@@ -45,6 +45,7 @@ def test_a_file_that_is_cut_short_is_refused_wherever_it_ends(whole, tmp_path):
     assert set(open_gguf(path).tensors) == set(open_gguf(whole).tensors)
 
 
+@pytest.mark.more
 def test_a_changed_file_is_read_or_refused_and_nothing_else(whole, tmp_path):
     """The header is changed in each case, since that is where a file can lie."""
     data, path = whole.read_bytes(), tmp_path / "changed.gguf"

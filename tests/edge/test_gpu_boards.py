@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sample_probe import calibrated_board, synthetic
 from typer.testing import CliRunner
@@ -145,7 +146,7 @@ def limits_between(board, shape, share, names):
 
 @given(GPUS, shapes, st.floats(0.03, 1), st.sets(
     st.sampled_from(["decode_ms", "prefill_ms", "memory_mb", "j_per_token", "file_mb"]), min_size=1))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_the_search_on_a_gpu_is_exact_and_its_design_keeps_the_budgets(board, shape, share, names):
     shape = replace(shape, prompt=min(shape.prompt, shape.context))
     limits = limits_between(board, shape, share, sorted(names))
@@ -158,7 +159,7 @@ def test_the_search_on_a_gpu_is_exact_and_its_design_keeps_the_budgets(board, sh
 
 
 @given(GPUS, st.sampled_from((*FASTER, *SLOWER, *LARGER)), st.floats(1, 4))
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_a_better_gpu_is_never_given_a_worse_design(board, name, factor):
     limits = {"decode_ms": 4, "memory_mb": board.performance.tensorrt.runtime_mb.value * 2}
     before, after = (

@@ -4,7 +4,8 @@ import json
 import tomllib
 
 import pytest
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from merino_edge.calibration.command import recalibrate
@@ -54,7 +55,7 @@ def test_the_devices_figures_come_back_within_one_percent(nano, tmp_path):
 positive = st.floats(1, 100)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(positive, st.floats(10, 120), st.floats(1, 2), st.floats(1, 40), st.floats(20, 500), st.floats(0.5, 20))
 def test_any_device_that_computes_longer_than_it_reads_comes_back(read, flops_a_byte, more, launch, step, copy):
     speeds = Speeds(read, flops_a_byte * read, more * flops_a_byte * read, launch, step, copy)

@@ -7,7 +7,8 @@ from math import prod
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sample_training import write_stories
 from typer.testing import CliRunner
@@ -67,7 +68,7 @@ def with_repeated_keys(grouped, decoder):
 
 
 @given(decoders(), st.integers(0, 99))
-@settings(max_examples=6)
+@examples(6)
 def test_torch_and_both_dialects_compute_what_repeated_keys_give(decoder, tmp_path_factory, arch, seed):
     model = decoder(arch, seed)
     ids = np.random.default_rng(seed).integers(0, VOCAB, CONTEXT).tolist()

@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sample_probe import BOARD, MACHINE, calibrated_board, synthetic, with_errors
 from typer.testing import CliRunner
@@ -177,7 +178,7 @@ def test_a_confidence_out_of_range_is_refused(confidence):
 
 @pytest.mark.slow
 @given(errors, confidences, st.sampled_from(TIMED), st.floats(0.05, 0.9), st.sampled_from(FORMATS))
-@settings(max_examples=40)
+@examples(40)
 def test_a_design_keeps_the_upper_end_of_its_interval(error, confidence, name, share, form):
     board = with_errors(BOARD, **error.model_dump())
     keys = {**KEYS, "precision": form, "confidence": confidence}

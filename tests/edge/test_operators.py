@@ -4,7 +4,8 @@ from math import prod
 
 import pytest
 import torch
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -115,7 +116,7 @@ def check_reads(model, arch):
 
 
 @given(architectures())
-@settings(max_examples=12)
+@examples(12)
 def test_merino_stores_reads_caches_and_computes_what_is_counted(decoder, arch):
     model = decoder(arch)
     check_storage(model, arch)
@@ -176,7 +177,7 @@ class Alive:
 
 
 @given(architectures())
-@settings(max_examples=12)
+@examples(12)
 def test_merino_holds_the_activations_that_are_counted(decoder, arch):
     """The largest tensors of a prefill of a real model, its attention scores among them."""
     model, alive = decoder(arch), Alive()

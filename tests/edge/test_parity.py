@@ -83,13 +83,18 @@ MODELS = {
     "gpt_neox in sequence, tied, rotated whole": published("gpt_neox", parallel=False, tied=True, rotated=16),
     "grouped": decoder_of(32, (64, 1.0, 2, False, 1), (128, 1.5, 2, True, 2), (192, 1.0, 1, False, 3)),
 }
+# By day each family once, and what differs most.
+DAILY = {
+    "wider twice", "wider at once", "random 1", "opt pre-norm", "opt post-norm projected", *SMALL,
+    "llama scaled and untied", "gemma3 with windows only", "grouped",
+}  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=MODELS.items(), ids=lambda item: item[0])
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=() if name in DAILY else pytest.mark.nightly) for name in MODELS]
+)
 def model(request, decoder):
-    name, arch = request.param
-    seed = list(MODELS).index(name)
-    return decoder(arch, seed)
+    return decoder(MODELS[request.param], list(MODELS).index(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +228,7 @@ def test_the_golden_ids_are_torchs_greedy_ids(model, bundles, dialect):
             ids.append(found)
 
 
+@pytest.mark.nightly
 def test_a_shorter_context_changes_nothing_before_its_end(model, reference, tmp_path):
     ids, expected = reference
     model.save_pretrained(tmp_path / "checkpoint")

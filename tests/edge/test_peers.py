@@ -221,7 +221,9 @@ def varied(bundles, kept, randomize):
     return bundle, path, model
 
 
-@pytest.mark.parametrize("peer", PEERS[:2], ids=lambda peer: peer.engine)
+@pytest.mark.parametrize(
+    "peer", [PEERS[0], pytest.param(PEERS[1], marks=pytest.mark.nightly)], ids=lambda peer: peer.engine  # compiles long
+)
 @torch.no_grad()
 def test_its_tokens_are_those_of_torch_without_a_cache(peer, varied, kept):
     skip_if_not_here(peer)

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from typer.testing import CliRunner
@@ -189,7 +190,7 @@ def test_weights_and_cache_are_quantised_together(decoder, tmp_path):
     assert found.bundle.backends[0].min_version == "1.27"
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     values=arrays(np.float32, (2, 7, 4), elements=st.floats(-1e4, 1e4, width=32)), bits=st.sampled_from([8, 4])
 )

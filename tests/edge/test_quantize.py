@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -39,7 +40,7 @@ def plain(matrix, bits, block):
 
 
 @given(MATRICES, st.sampled_from([4, 8]), st.sampled_from([32, 64]))
-@settings(max_examples=100)
+@examples(100)
 def test_values_come_back_and_no_worse_than_by_the_largest_value(matrix, bits, block):
     found = quantize_blocks(matrix, bits, block)
     assert found.codes.shape == (3, 64 // block, block * bits // 8) and found.codes.dtype == np.uint8
@@ -61,7 +62,7 @@ def test_what_codes_can_say_is_said_exactly(codes, scale):
 
 
 @given(MATRICES)
-@settings(max_examples=50)
+@examples(50)
 def test_codes_of_both_signs_have_no_minus_128_and_are_hardly_worse(matrix):
     found = quantize_blocks(matrix, 8, 64, both_signs=True)
     assert found.codes.min() >= 1  # 128 stands for zero

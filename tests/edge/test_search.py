@@ -7,7 +7,8 @@ from operator import ne
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sample_boards import of_two_cores
 from sample_probe import with_errors
@@ -129,7 +130,7 @@ def assert_within(space, program, budgets, choice):
 
 @pytest.mark.slow
 @given(problems())
-@settings(max_examples=200)
+@examples(200)
 def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
     space, budgets = problem
     program = encode(space, budgets, MODEL, INVERSE)
@@ -148,7 +149,7 @@ def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
 
 @pytest.mark.slow
 @given(problems(), st.floats(-0.1, 0.1), st.floats(0.01, 0.3), st.sampled_from([0.5, 0.9, 0.99]))
-@settings(max_examples=60)
+@examples(60)
 def test_under_an_interval_the_exact_solver_finds_the_best_of_all_decoders(problem, centre, scale, confidence):
     """Latencies held against a limit are the point predictions times one factor: as if the limit were divided by it."""
     space, budgets = problem
@@ -186,7 +187,7 @@ def reachable(program, fits):
 
 
 @given(problems(blocks=(2,)), st.integers(0, 2**32))
-@settings(max_examples=20)
+@examples(20)
 def test_evolution_finds_the_best_of_a_few_decoders(problem, seed):
     """Of those that it can reach by one change at a time, where its population has room for all."""
     space, budgets = problem
@@ -221,7 +222,7 @@ def test_evolution_is_repeatable_within_budgets_and_under_the_bound(seed):
 
 
 @given(problems())
-@settings(max_examples=100)
+@examples(100)
 def test_an_option_left_out_as_dominated_is_never_missed(problem):
     space, budgets = problem
     program = encode(space, budgets, MODEL, INVERSE)
@@ -267,7 +268,7 @@ def test_memory_is_bounded_while_the_backend_opens_too():
 
 
 @given(st.data())
-@settings(max_examples=60)
+@examples(60)
 def test_a_programs_shares_are_the_costs_of_the_decoder_that_is_built(data):
     space = Space(
         blocks=data.draw(st.integers(1, 4)), head_size=data.draw(st.sampled_from([32, 64])),
@@ -295,7 +296,7 @@ def test_a_programs_shares_are_the_costs_of_the_decoder_that_is_built(data):
     problems(blocks=(1, 2)), st.lists(st.sampled_from([257, 1000, 8000]), min_size=1, max_size=2, unique=True),
     st.lists(st.sampled_from(FORMATS), min_size=1, max_size=2, unique=True),
 )
-@settings(max_examples=30)
+@examples(30)
 def test_an_open_vocabulary_and_format_give_the_most_worth_of_all_decoders(problem, vocabs, precisions):
     """Every decoder of every combination, each within the budgets under some regime, by enumeration."""
     space, budgets = problem
@@ -394,7 +395,7 @@ def test_a_design_that_is_not_proved_says_so(monkeypatch):
 
 @pytest.mark.slow
 @given(problems(), st.floats(0.2, 1.5))
-@settings(max_examples=60)
+@examples(60)
 def test_a_floor_hides_the_best_decoder_only_where_that_does_not_exceed_it(problem, share):
     space, budgets = problem
     program = encode(space, budgets, MODEL, INVERSE)

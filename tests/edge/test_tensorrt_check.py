@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from few_examples import examples
 from graph_bundles import graph_bundle
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mutations import fuzz, mutated_bytes, taken
 from onnx import TensorProto, helper, numpy_helper
@@ -52,7 +53,7 @@ designs = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(arch=designs, precision=st.sampled_from(["fp32", "fp16"]))
 def test_no_design_is_refused(arch, precision, tmp_path_factory):
     bundle = graph_bundle(tmp_path_factory.mktemp("design") / "bundle", arch, precision=precision)
@@ -370,6 +371,7 @@ def test_a_description_that_says_otherwise_is_refused(tmp_path):
     assert [each.node for each in found] == ["attention_mask"] and "bundle.json says int32" in found[0].what
 
 
+@pytest.mark.more
 def test_a_damaged_graph_ends_in_problems_or_in_one_message(tmp_path):
     bundle = graph_bundle(tmp_path / "bundle", TINY)
     path = tmp_path / "bundle" / "model.onnx"

@@ -236,14 +236,13 @@ PYTHONS = {
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("online")
-@pytest.mark.parametrize("version", PYTHONS)
-def test_pip_from_its_wheel_installs_the_set_offline_and_a_bundle_runs(version, embedded_bundles, tmp_path, long):
+@pytest.mark.parametrize("version", [
+    *(pytest.param(each, marks=() if each == "3.10" else pytest.mark.nightly) for each in PYTHONS)])  # fmt: skip
+def test_pip_from_its_wheel_installs_the_set_offline_and_a_bundle_runs(version, embedded_bundles, tmp_path):
     """As on a board, by this machine's CPU: an environment without pip, no index, the bundle's golden ids.
 
     `install` makes one of 3.6 and one of the system's Python in every run (tests/targets/test_install_wheels.py).
     """
-    if version != "3.10" and not long:
-        pytest.skip("with --hypothesis-profile=long")
     python = shutil.which(f"python{version}", path=os.pathsep.join(
         [*map(str, (Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin")), os.environ["PATH"]]))  # fmt: skip
     if python is None:

@@ -5,7 +5,8 @@ from importlib.resources import files
 
 import pytest
 import torch
-from hypothesis import given, settings
+from few_examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
@@ -67,7 +68,7 @@ def geometries(draw):
 
 
 @given(geometries())
-@settings(max_examples=25)
+@examples(25)
 def test_parameters_and_cache_are_those_of_a_real_model_whatever_its_shape(sample):
     family, geometry = sample
     real, tokens = real_model(family, geometry, "cpu").eval(), 12

@@ -19,6 +19,7 @@ CPUS = {
 }
 WITH_DOTPROD = ["cortex-a76"]
 BY_DEFAULT = ["cortex-a53", "cortex-a76"]  # one without dotprod and one with it: what a bundle does differs by no more
+OF_EACH_KIND = [pytest.param(cpu, marks=() if cpu in BY_DEFAULT else pytest.mark.nightly) for cpu in CPUS]
 GIVEN = os.environ.get("MERINO_BOARD_ROOT")
 BOARD_ROOT = Path(GIVEN or Path(os.environ["MERINO_USERS_CACHE"]) / "merino_edge" / "boards" / "bookworm")
 SITE = BOARD_ROOT / "opt" / "site"
@@ -52,17 +53,6 @@ def on_board(cpu, *arguments, cwd=None, path=SITE):
     """Runs the board's Python on an emulated CPU. It can fork; what it executes is this machine's."""
     settings = ("-E", f"PYTHONPATH={path}", "-E", "PYTHONNOUSERSITE=1")
     return run("qemu-aarch64", "-L", BOARD_ROOT, "-cpu", cpu, *settings, PYTHON, *arguments, cwd=cwd)
-
-
-@pytest.fixture
-def every_cpu(request, long):
-    """Of a test's `cpu`: those of BY_DEFAULT. All by `make test-boards`, or with --hypothesis-profile=long."""
-    skip_beyond_default(request.node.callspec.params["cpu"], long)
-
-
-def skip_beyond_default(cpu, long):
-    if cpu not in BY_DEFAULT and not GIVEN and not long:
-        pytest.skip("by make test-boards, or with --hypothesis-profile=long")
 
 
 @functools.cache

@@ -2,8 +2,8 @@
 
 Emulated are instructions, not time: nothing here measures anything, and an instruction that a CPU has not kills.
 Of float32 the greedy ids are compared; of quantised weights, whose kernels differ by CPU class, the logits behind
-given ids, and the choices that lead clearly (`assert_same_choices`). `make test` runs every format on each
-CPU, all else on one of each kind.
+given ids, and the choices that lead clearly (`assert_same_choices`). `make test` runs two formats on a CPU of each
+kind, `make test-nightly` every format on each CPU.
 """
 
 import json
@@ -14,7 +14,19 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from emulated_board import CPUS, INSTRUCTIONS, SCRIPTS, SITE, WITH_DOTPROD, needs_board, on_board, output, run
+from emulated_board import (
+    BY_DEFAULT,
+    CPUS,
+    INSTRUCTIONS,
+    OF_EACH_KIND,
+    SCRIPTS,
+    SITE,
+    WITH_DOTPROD,
+    needs_board,
+    on_board,
+    output,
+    run,
+)
 from onnx import TensorProto, helper, numpy_helper
 
 from merino_edge.bundles.board_app import write_board_app
@@ -27,7 +39,11 @@ from merino_runtime.text import open_tokenizer
 LOGITS, OVERFLOW = SCRIPTS / "logits.py", SCRIPTS / "overflow.py"
 PROMPT, TOKENS = "Once upon a time", 16
 GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature", 0, "--ignore-eos", "--json"]
-QUANTISED = [("fused", "int8"), ("fused", "int4"), ("plain", "int8"), ("plain", "int4"), ("portable", "int8")]
+BY_NIGHT = pytest.mark.nightly
+QUANTISED = [
+    ("fused", "int4"), ("plain", "int8"),
+    *(pytest.param(kind, marks=BY_NIGHT) for kind in [("fused", "int8"), ("plain", "int4"), ("portable", "int8")]),
+]  # fmt: skip
 
 pytestmark = [pytest.mark.slow, needs_board]
 
@@ -47,7 +63,7 @@ def packaged(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["packaged", "portable"])
+@pytest.fixture(scope="module", params=["packaged", pytest.param("portable", marks=BY_NIGHT)])
 def bundle(request, packaged, embedded_bundles):
     """float32: the bundle in the package, and the same model for old runtimes."""
     return packaged if request.param == "packaged" else embedded_bundles["portable", "fp32"]
@@ -61,13 +77,12 @@ def ids_here(bundle):
     return ids
 
 
-@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("cpu", OF_EACH_KIND)
 def test_greedy_ids_are_those_of_this_machine(cpu, bundle, ids_here):
     assert greedy_ids(output(on_board(cpu, *GENERATE, cwd=bundle))) == ids_here
 
 
-@pytest.mark.usefixtures("every_cpu")
-@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("cpu", OF_EACH_KIND)
 def test_the_selftest_passes(cpu, packaged):
     assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=packaged)).startswith("ok: ")
 
@@ -94,7 +109,7 @@ def chosen(quantised, assert_same_choices, tmp_path_factory):
     expected = np.load(out)
     assert expected.argmax(1).tolist() == ids
     found = {}
-    for cpu in ("cortex-a72", "cortex-a76"):
+    for cpu in BY_DEFAULT:
         output(on_board(cpu, LOGITS, folder, steps, out, path=f"{SITE}:{app}"))
         logits = np.load(out)
         assert_same_choices(logits, expected, precision)
@@ -102,9 +117,9 @@ def chosen(quantised, assert_same_choices, tmp_path_factory):
     return ids, found
 
 
-@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("cpu", OF_EACH_KIND)
 def test_quantised_weights_choose_as_on_this_machine(cpu, quantised, chosen):
-    """Every format on every CPU; for another kind of core with a note of what that costs. Behind another choice the ids
+    """For another kind of core with a note of what that costs. Behind another choice the ids
     are others."""
     bundle = load_bundle(str(quantised[0]), verify=False)
     dotprod = cpu in WITH_DOTPROD
@@ -118,7 +133,7 @@ def test_quantised_weights_choose_as_on_this_machine(cpu, quantised, chosen):
     assert (f"times slower here than `--for {CPUS[cpu]}`" in done.stderr) == slower
 
 
-@pytest.mark.parametrize("cpu", ["cortex-a72", "cortex-a76"])
+@pytest.mark.parametrize("cpu", BY_DEFAULT)
 def test_the_selftest_of_quantised_weights_passes(cpu, quantised):
     assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=quantised[0])).startswith("ok: ")
 
@@ -143,15 +158,14 @@ def with_any_weights(embedded_bundles, tmp_path_factory):
 
 
 @pytest.mark.parametrize("verb", [["generate", ".", PROMPT], ["selftest", "."]], ids=lambda verb: verb[0])
-@pytest.mark.parametrize("cpu", sorted(set(CPUS) - set(WITH_DOTPROD)))
+@pytest.mark.parametrize("cpu", [each for each in OF_EACH_KIND if each.values[0] not in WITH_DOTPROD])
 def test_what_would_be_wrong_is_refused_before_anything_is_imported(cpu, verb, with_any_weights, poison):
     done = on_board(cpu, "merino.pyz", *verb, "--allow-slow", cwd=with_any_weights, path=poison)
     assert done.returncode == 1 and done.stdout == ""
     assert "weights of -128" in done.stderr and "was imported" not in done.stderr
 
 
-@pytest.mark.usefixtures("every_cpu")
-@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("cpu", OF_EACH_KIND)
 def test_weights_of_minus_128_overflow_where_dotprod_lacks(cpu, tmp_path):
     """Why they are refused and no longer written. -127 does not."""
     weights = {lowest: np.full((64, 16), lowest, np.int8) for lowest in (-128, -127)}

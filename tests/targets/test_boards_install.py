@@ -1,8 +1,8 @@
 """Delivery onto emulated boards: one signed file for four boards is packed here and installed on the CPU of each.
 
 By the commands of the board's page (docs/boards). The release makes its environment from the wheels in the file,
-generates its golden ids, and then what this machine generates. `make test` takes one CPU with dotprod and one without,
-170 s of a core; `make test-boards` takes all four, 300 s, and so does `--hypothesis-profile=long`.
+generates its golden ids, and then what this machine generates. `make test` takes a CPU without dotprod, the kind on
+which a wrong instruction kills, 85 s of a core; `make test-boards` and `make test-nightly` take all four, 300 s.
 
 The emulated system is that of a Raspberry Pi, Python 3.11. For the Jetson Nano it stands for the core alone: a Nano
 has Python 3.6 and takes the wheels for that from the same file, which a test here asks of the file. Such wheels are
@@ -26,7 +26,6 @@ from emulated_board import (
     on_board_with_children,
     output,
     run,
-    skip_beyond_default,
     why_no_children,
 )
 from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes
@@ -46,7 +45,14 @@ MODELS = {
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "boards"
 # The folder of releases, root's here and a user's in the pages, is one that outlives the namespaces.
 OWN_FOLDER = 'mkdir -p "$root" ~/.local/share; ln -s "$root" /opt/merino; ln -s "$root" ~/.local/share/merino'
-WITHOUT_DOTPROD = sorted(set(CPUS) - set(WITH_DOTPROD))
+DAILY = "cortex-a53"
+
+
+def by_night(cpus):
+    """As parameters: those but DAILY are for the nightly run."""
+    return [pytest.param(cpu, marks=() if cpu == DAILY else pytest.mark.nightly) for cpu in cpus]
+
+
 # In each of these steps the first choice leads by 17 % of the logits' root mean square or more, in int4 too. CPUs
 # differ by 1.5 %, by 6 % in single steps: so int4 is compared exactly as well.
 PROMPT, TOKENS = "Once upon a time", 13
@@ -86,11 +92,10 @@ def packed(formats, tmp_path_factory):
     shutil.rmtree(folder)  # more than 100 MB
 
 
-@pytest.fixture(scope="module", params=CPUS)
-def installed(request, long, packed, tmp_path_factory):
+@pytest.fixture(scope="module", params=by_night(CPUS))
+def installed(request, packed, tmp_path_factory):
     """(cpu, the folder that it shares, what the page's commands printed): on a board on which nothing was installed."""
     cpu = request.param
-    skip_beyond_default(cpu, long)
     folder = tmp_path_factory.mktemp(cpu)
     for name in ("fleet.pub", "merino.pyz", "story.merino"):
         os.link(packed / name, folder / name)
@@ -205,7 +210,7 @@ def install_poisoned(cpu, folder, *arguments):
     return install(cpu, folder, "int8.merino", "--allow-unsigned", *arguments, environment=poison)
 
 
-@pytest.mark.parametrize("cpu", WITHOUT_DOTPROD)
+@pytest.mark.parametrize("cpu", by_night(sorted(set(CPUS) - set(WITH_DOTPROD))))
 def test_what_the_cpu_cannot_run_is_refused_before_anything_is_imported_or_written(cpu, int8_alone):
     done = install_poisoned(cpu, int8_alone)
     assert done.returncode == 1 and done.stdout == ""

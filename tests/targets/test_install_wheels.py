@@ -1,7 +1,7 @@
 """A packed file with wheels, on Pythons that have no packages: the release makes its environment without a network.
 
-By default on Python 3.6, as on a Jetson Nano, and on the system's Python, which refuses pip (PEP 668), in 1970. With
-`--hypothesis-profile=long` on all, and killed at random moments. x86 stands in for Arm: the wheels are this machine's.
+On Python 3.6, as on a Jetson Nano, and on the system's Python, which refuses pip (PEP 668), in 1970. The nightly run
+tries all, and kills more often. x86 stands in for Arm: the wheels are this machine's.
 """
 
 import json
@@ -116,10 +116,9 @@ def check_on(python, folder, root, before=(), **environment):
     assert releases.links(str(root)) == releases.Links(old["id"], new["id"])
 
 
-@pytest.mark.parametrize("version", ["3.6", "3.8", "3.10", "3.11"])
-def test_a_python_without_packages(version, pack, tmp_path, long):
-    if version != "3.6" and not long:
-        pytest.skip("with --hypothesis-profile=long")
+@pytest.mark.parametrize("version", [
+    "3.6", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("3.8", "3.10", "3.11"))])  # fmt: skip
+def test_a_python_without_packages(version, pack, tmp_path):
     check_on(interpreter(version), pack(version), tmp_path / "root")
 
 
@@ -130,10 +129,9 @@ def test_a_python_that_refuses_pip_and_a_clock_in_1970(pack, tmp_path):
     check_on(python, pack(version), tmp_path / "root", before, TZ="UTC")
 
 
-def test_from_an_environment_of_the_users(pack, tmp_path, long):
+@pytest.mark.nightly
+def test_from_an_environment_of_the_users(pack, tmp_path):
     """The release's environment stands on the system's Python, and outlives the one that installed it."""
-    if not long:
-        pytest.skip("with --hypothesis-profile=long")
     python, root = interpreter("3.6"), tmp_path / "root"
     run(python, "-m", "venv", "--without-pip", tmp_path / "own")
     run(tmp_path / "own/bin/python", pack("3.6") / "merino.pyz", "install", pack("3.6") / "old.merino",
@@ -142,7 +140,7 @@ def test_from_an_environment_of_the_users(pack, tmp_path, long):
     check_release(root)
 
 
-def test_killed_at_random_moments(pack, tmp_path, long):
+def test_killed_at_random_moments(pack, tmp_path, nightly):
     """With all that it started: Python making the environment, and pip."""
     python, version = managed()
     folder, root = pack(version), tmp_path / "root"
@@ -150,7 +148,7 @@ def test_killed_at_random_moments(pack, tmp_path, long):
     run(*command, folder / "old.merino")
     old, rng = releases.links(str(root)).current, random.Random(3)
     before = tree(releases.release_folder(str(root), old))
-    for _ in range(KILLS if long else 2):
+    for _ in range(KILLS if nightly else 2):
         process = subprocess.Popen([*command, folder / "new.merino"], env=BARE, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
         try:

@@ -1,6 +1,7 @@
 """The trained model's bundles under the Pythons and ONNX Runtimes of boards: same file, same bundles, same ids.
 
-`make test` sets the environments up where there are such Pythons (tests/targets/pythons). Other CPUs: test_boards.py.
+`make test` sets the environments up where there are such Pythons (tests/targets/pythons), and runs the oldest and this
+one; `make test-nightly` runs all. Other CPUs: test_boards.py.
 """
 
 import json
@@ -44,6 +45,11 @@ PAIRS = [(version, *kind) for version in INTERPRETERS for kind in ALL]
 RUN = [pair for pair in PAIRS if pair[1:] in INTERPRETERS[pair[0]].runs]
 
 
+def marked(pairs):
+    """As parameters: pairs of the Pythons between the oldest and this one are for the nightly run."""
+    return [pytest.param(*pair, marks=pytest.mark.nightly if pair[0] in ("3.8", "3.10") else ()) for pair in pairs]
+
+
 def python_of(version):
     interpreter = INTERPRETERS[version]
     if not interpreter.python.exists():
@@ -71,7 +77,7 @@ def ids_here(embedded_bundles):
     return {kind: greedy_ids(sys.executable, folder) for kind, folder in embedded_bundles.items()}
 
 
-@pytest.mark.parametrize(("version", "dialect", "precision"), RUN)
+@pytest.mark.parametrize(("version", "dialect", "precision"), marked(RUN))
 def test_the_selftest_passes_and_the_story_is_the_same(version, dialect, precision, embedded_bundles, ids_here):
     python, bundle = python_of(version), embedded_bundles[dialect, precision]
     done = run(python, "merino.pyz", "selftest", ".", cwd=bundle)
@@ -79,7 +85,7 @@ def test_the_selftest_passes_and_the_story_is_the_same(version, dialect, precisi
     assert greedy_ids(python, bundle) == ids_here[dialect, precision]
 
 
-@pytest.mark.parametrize(("version", "dialect", "precision"), sorted(set(PAIRS) - set(RUN)))
+@pytest.mark.parametrize(("version", "dialect", "precision"), marked(sorted(set(PAIRS) - set(RUN))))
 @pytest.mark.parametrize("verb", [["generate", ".", "Once upon a time"], ["selftest", "."]])
 def test_what_needs_a_newer_runtime_is_refused_and_says_which(version, dialect, precision, verb, embedded_bundles):
     python = python_of(version)
@@ -135,7 +141,7 @@ def expected(embedded_bundles, story):
     return found
 
 
-@pytest.mark.parametrize(("version", "dialect", "precision"), RUN)
+@pytest.mark.parametrize(("version", "dialect", "precision"), marked(RUN))
 def test_a_prompt_goes_on_from_what_the_cache_holds(
     version, dialect, precision, embedded_bundles, story, expected, assert_same_choices, tmp_path
 ):
@@ -159,6 +165,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.nightly
 def test_without_its_care_for_the_old_attention_the_logits_would_be_wrong(embedded_bundles, story, expected, tmp_path):
     """Else the test above would not show that several ids behind a filled cache are fed one by one before 1.20."""
     bundle, right = embedded_bundles["fused", "fp32"], expected["fused", "fp32"]

@@ -79,7 +79,7 @@ def greedy(backend, ids, stop_ids, steps=STEPS):
     return found
 
 
-@pytest.mark.parametrize("dialect", ["fused", "portable"])
+@pytest.mark.parametrize("dialect", ["fused", pytest.param("portable", marks=pytest.mark.nightly)])
 def test_float32_computes_what_transformers_computes(source, tokenizer, bundle, dialect):
     done = bundle(dialect, "fp32")
     ids = tokenizer.encode(TEXT).ids
@@ -94,6 +94,7 @@ def test_float32_computes_what_transformers_computes(source, tokenizer, bundle, 
         assert np.abs(logits - expected[at]).max() < 1e-3 * np.abs(expected[at]).max()
 
 
+@pytest.mark.nightly
 def test_twenty_answers_are_those_of_transformers(source, tokenizer, bundle):
     done = bundle("fused", "fp32")
     assert done.bundle.stop_ids == (2, 0)

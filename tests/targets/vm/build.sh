@@ -18,19 +18,25 @@ stop() {
     exit 1
 }
 
-if [ "$(cat "$folder/recipe" 2>/dev/null)" = "$recipe" ] && command -v qemu-system-aarch64 fdtput >/dev/null; then
+lacks() { # whether one of these programs is not here; a user's PATH may leave out where root's are
+    for program in "$@"; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null || return 0
+    done
+    return 1
+}
+
+running="qemu-system-aarch64 fdtput ssh scp sfdisk mkfs.vfat e2fsck debugfs" # of the tests
+if [ "$(cat "$folder/recipe" 2>/dev/null)" = "$recipe" ] && ! lacks $running; then
     echo "vm: $folder is ready"
     exit 0
 fi
 [ "$(id -u)" = 0 ] || stop "needs root to make the file system of another machine"
 command -v apt-get >/dev/null || stop "needs apt-get, to take Debian's packages"
-for program in qemu-aarch64 qemu-system-aarch64 mmdebstrap mke2fs cpio fdtput ssh-keygen; do
-    command -v $program >/dev/null && continue
+if lacks $running qemu-aarch64 mmdebstrap arch-test mke2fs cpio ssh-keygen unshare; then
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends qemu-user qemu-system-arm mmdebstrap \
-        e2fsprogs cpio device-tree-compiler openssh-client >/dev/null
-    break
-done
+        arch-test e2fsprogs cpio device-tree-compiler openssh-client fdisk dosfstools util-linux >/dev/null
+fi
 
 # Built beside its place and then moved there: what was interrupted is never taken for ready.
 new=$folder.new
