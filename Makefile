@@ -53,7 +53,8 @@ vm:
 
 # Neither in `make test` nor in CI: a clean machine would need more than 5 minutes for it.
 test-vm: .venv/ready vm
-	MERINO_VM_ROOT="$(VM_ROOT)" $(BIN)/python -m pytest tests/targets/test_vm.py tests/targets/test_vm_delivery.py
+	MERINO_VM_ROOT="$(VM_ROOT)" $(BIN)/python -m pytest \
+		tests/targets/test_vm.py tests/targets/test_vm_delivery.py tests/targets/test_vm_power.py
 
 # Keeps 225 MB of NVIDIA's packages in TENSORRT_ROOT, under NVIDIA's license; x86-64 Linux only. No GPU is needed.
 tensorrt: .venv/ready

@@ -3,6 +3,7 @@
 It has no other network. What it wrote is in its image, so a second `boot` of the same image is its next start.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -61,22 +62,28 @@ class Machine(NamedTuple):
 
 def new_root(path):
     """A root file system of a machine that was never started, as an image of 2 GB with holes. -> its path"""
-    subprocess.run(["cp", "--sparse=always", PARTS / "root.img", path], check=True)
+    return copied(PARTS / "root.img", path)
+
+
+def copied(image, path):
+    """Another image with the same holes. -> its path"""
+    subprocess.run(["cp", "--sparse=always", image, path], check=True)
     return path
 
 
 @contextmanager
-def boot(image, cpu, folder, partition=""):
+def boot(image, cpu, folder, partition="", log=None):
     """Starts the machine and waits for its sshd; its power is cut at the end of the body.
 
     `folder` gets its console and the keys. `partition` is the one of the image that is the root, "2" for the second.
+    `log` is a file that gets what is written to the image (disk_log.py).
     """
     home = _client(folder / "home", port := _free_port())
     network = f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"
     call = [
         *_hardware(cpu), "-dtb", _device_tree(cpu, folder), "-kernel", PARTS / "kernel", "-initrd", PARTS / "initrd",
         "-append", f"console=ttyAMA0 rw root=/dev/vda{partition}", "-serial", f"file:{folder / 'console'}",
-        "-drive", f"file={image},format=raw,if=none,id=disk", "-device", "virtio-blk-device,drive=disk",
+        *_disk(image, log), "-device", "virtio-blk-device,drive=disk",
         "-netdev", network, "-device", "virtio-net-device,netdev=net",
     ]  # fmt: skip
     with subprocess.Popen(call, stdin=subprocess.DEVNULL) as process:
@@ -86,6 +93,19 @@ def boot(image, cpu, folder, partition=""):
             yield machine
         finally:
             machine.cut_power()
+
+
+def _disk(image, log):
+    """The drive `disk`. What the machine did not flush is lost with its power, as in the cache of a card."""
+    if log is None:
+        return ["-drive", f"file={image},format=raw,if=none,id=disk"]
+    log.write_bytes(b"")
+    nodes = [
+        {"driver": "raw", "node-name": "image", "file": {"driver": "file", "filename": str(image)}},
+        {"driver": "blklogwrites", "node-name": "disk", "file": "image", "log-super-update-interval": 1,
+         "log": {"driver": "file", "filename": str(log)}},
+    ]  # fmt: skip
+    return [word for node in nodes for word in ("-blockdev", json.dumps(node))]
 
 
 def _hardware(cpu):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from emulated_machine import MODELS, boot, needs_machine, new_root
+from emulated_machine import MODELS, PARTS, boot, copied, needs_machine, new_root
 from sample_roots import FAT_AT, FAT_BYTES, ROOT_AT, SECTOR, e2fsck, ran
 
 from merino_runtime.delivery.archive import open_archive
@@ -190,9 +190,10 @@ def test_a_flashed_image_installs_at_its_first_start_and_says_its_text_on_the_co
         machine.shut_down()
 
 
-def make_image(path, folder):
-    """An MBR image, FAT and then the machine's root file system, as systems for boards are published. -> its path"""
-    root = new_root(folder / "root.img")
+def make_image(path, folder, root=None):
+    """An MBR image, as systems for boards are published: FAT, then the machine's root file system, or `root`, a disk
+    like it. -> its path"""
+    root = copied(root or PARTS / "root.img", folder / "root.img")
     table = (
         f"label: dos\nstart={FAT_AT // SECTOR},size={FAT_BYTES // SECTOR},type=c\n"
         f"start={ROOT_AT // SECTOR},size={root.stat().st_size // SECTOR},type=83\n"

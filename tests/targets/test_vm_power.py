@@ -1,0 +1,238 @@
+"""A board whose power is cut at any flush of its disk, whose card is full, that two installers reach at once: it
+answers with a known-good release each time. On the emulated machine with systemd, `make test-vm`.
+
+The commands run once. What a power cut leaves is made from the log of the disk (disk_log.py): at each flush what was
+written until then, and beside it a part of what was not flushed yet. In each such state the file system is repaired as
+at a start, and the release in use must be a complete one. Some of the states are started.
+"""
+
+import json
+import random
+import shutil
+import subprocess
+import zipfile
+from contextlib import contextmanager
+
+import pytest
+from disk_log import entries_now, states
+from emulated_machine import PARTS, boot, copied, needs_machine, new_root
+from packed_files import tree
+from sample_roots import ROOT_AT, tool
+from test_vm_delivery import GENERATE, INSTALLED, PROMPT, edge_ok, ids, make_image
+
+from merino_edge.delivery.targets import Target
+from merino_edge.delivery.wheels import wheels_for
+from merino_edge.profiles.reading import load_profile
+from merino_runtime.delivery import releases
+from merino_runtime.delivery.archive import open_archive
+from merino_runtime.delivery.lock import locked
+
+pytestmark = [pytest.mark.slow, needs_machine]
+
+CPU = "cortex-a72"
+STARTED = 2  # states of each command that are started; the rest are looked at
+VARYING = ("release.json", "verified.json")
+UNTIL_GOOD = f"""
+for turn in $(seq 600); do
+    systemctl is-active --quiet merino.service && {INSTALLED} status --json | grep -q '"good": true' && exit 0
+    sleep 1
+done
+systemctl status merino.service; exit 1
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """first.merino and second.merino, signed by fleet.key, which bring no packages; merino.pyz; site, the packages."""
+    folder = tmp_path_factory.mktemp("power")
+    edge_ok(None, "keygen", "-o", folder / "fleet")
+    for name, context in (("first", 32), ("second", 40)):
+        edge_ok(None, "export", "embedded", "-o", folder / name, "--context", context)
+        edge_ok(None, "pack", folder / name, "-o", folder / f"{name}.merino", "--sign", folder / "fleet.key")
+    shutil.copy(folder / "second" / "merino.pyz", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(PARTS.parent))  # wheels stay beside the machine
+        found = wheels_for(load_profile("raspberry-pi-4").software, Target("3.11", "aarch64", "2.36"))
+    for wheel in found.files:
+        with zipfile.ZipFile(wheel) as file:
+            file.extractall(folder / "site")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def expected(place):
+    """The ids that this machine generates."""
+    return ids(edge_ok(None, "generate", place / "first", PROMPT, *GENERATE))
+
+
+@pytest.fixture(scope="module")
+def images(place, tmp_path_factory):
+    """Disks by what is installed: none; first, good; second, good, with first before it. Nobody writes to them."""
+    folder = tmp_path_factory.mktemp("images")
+    found = {"none": new_root(folder / "none.img")}
+    with boot(found["none"], CPU, folder) as machine:
+        machine.ssh("mkdir /opt/site")
+        with subprocess.Popen(["tar", "c", "-C", place / "site", "."], stdout=subprocess.PIPE) as packages:
+            machine.ssh("tar x -C /opt/site", stdin=packages.stdout, timeout_s=1200)
+        machine.ssh("echo /opt/site >/usr/lib/python3/dist-packages/site-of-tests.pth; python3 -c 'import onnxruntime'")
+        files = [place / name for name in ("first.merino", "second.merino", "fleet.pub", "merino.pyz")]
+        machine.send(files, "/root")
+        machine.shut_down()
+    for name, before in (("first", "none"), ("second", "first")):
+        found[name] = folder / f"{name}.img"
+        copied(found[before], found[name])
+        with boot(found[name], CPU, folder) as machine:
+            machine.ssh(INSTALL.format(name), timeout_s=1200)
+            machine.ssh(UNTIL_GOOD, timeout_s=1200)
+            machine.shut_down()
+    yield found
+    shutil.rmtree(folder)
+
+
+INSTALL = "python3 merino.pyz install {}.merino --trust fleet.pub --service"
+
+
+@pytest.fixture(scope="module")
+def whole(images, place, tmp_path_factory):
+    """By id: the files of a release that was installed without a fault."""
+    with dumped(images["second"], 0, tmp_path_factory.mktemp("whole")) as root:
+        found = {id_of(place, name): files_of(root, id_of(place, name)) for name in ("first", "second")}
+    assert all(len(files) > 5 for files in found.values())
+    return found
+
+
+def id_of(place, name):
+    return open_archive(str(place / f"{name}.merino")).id
+
+
+def files_of(root, release_id):
+    return {
+        path: data for path, data in tree(releases.release_folder(str(root), release_id)).items()
+        if path not in VARYING and "__pycache__" not in path
+    }  # fmt: skip
+
+
+@contextmanager
+def dumped(image, start_bytes, folder):
+    """/opt/merino of a disk after a start has repaired the file system. An empty folder where there is none."""
+    disk, copy = f"{image}?offset={start_bytes}", folder / "opt"
+    done = subprocess.run([tool("e2fsck"), "-p", disk], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stdout + done.stderr  # the journal was replayed; nothing else was wrong
+    copy.mkdir()
+    subprocess.run([tool("debugfs"), "-R", f"rdump /opt/merino {copy}", disk], capture_output=True, check=True)
+    (copy / "merino").mkdir(exist_ok=True)
+    yield copy / "merino"
+    shutil.rmtree(copy)
+
+
+def check_state(root, allowed, whole):
+    """The release in use is complete, and one of these; so is the one that is there after the next command repaired
+    what was cut short. -> (id in use, id before it) by then"""
+    for repaired in (False, True):
+        if repaired and (root / releases.RELEASES).is_dir():
+            with locked(str(root), "test"):
+                releases.recover(str(root))
+        now = releases.links(str(root))
+        assert now.current in allowed, now
+        for each in {*now} - {None}:
+            found = files_of(root, each)
+            assert {path: found.get(path) for path in whole[each]} == whole[each], each
+    return now
+
+
+def cut_everywhere(image, command, allowed, whole, tmp_path, start_bytes=0, partition=""):
+    """Runs the command on the machine, with the log of its disk, and looks at each state that a power cut may have left
+    since then. -> images of some of them"""
+    log, disk = tmp_path / "log", tmp_path / "disk.img"
+    copied(image, disk)
+    with boot(disk, CPU, tmp_path, partition, log) as machine:
+        first = entries_now(log) if command else 0
+        if command:
+            machine.ssh(command, timeout_s=1200)
+        machine.ssh(UNTIL_GOOD, timeout_s=1200)
+        machine.shut_down()
+    seen, kept = {}, []
+    for number, (name, state) in enumerate(states(image, log, first, tmp_path)):
+        try:
+            with dumped(state, start_bytes, tmp_path) as root:
+                found = check_state(root, allowed, whole)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
+        if found not in seen or random.Random(number).random() < 0.02:
+            kept.append(copied(state, tmp_path / f"kept-{number}.img"))
+        seen[found] = name
+    log.unlink()
+    disk.unlink()
+    assert number > 20 and len(seen) > 1, "too few flushes to show anything"
+    return random.Random(1).sample(kept, min(STARTED, len(kept)))
+
+
+def check_answers(image, tmp_path, expected, partition="", installed=True):
+    """At its next start the board has a good release in use, which generates what this machine does."""
+    with boot(image, CPU, tmp_path, partition) as machine:
+        if not installed:
+            assert machine.ssh(f"test -e {INSTALLED}", check=False).returncode == 1
+            machine.ssh(INSTALL.format("second"), timeout_s=1200)
+        machine.ssh(UNTIL_GOOD, timeout_s=1200)
+        found = json.loads(machine.ssh(f"{INSTALLED} status --json").stdout)
+        assert found["current"]["good"] and found["partial"] == [] and not found["swap_unfinished"], found
+        assert ids(machine.ssh(f"{INSTALLED} generate installed '{PROMPT}' {' '.join(GENERATE)}").stdout) == expected
+    image.unlink()
+
+
+COMMANDS = {  # what is installed before, the command, what may be in use meanwhile
+    "install": ("none", INSTALL.format("first"), {None, "first"}),
+    "upgrade": ("first", INSTALL.format("second"), {"first", "second"}),
+    "rollback": ("second", f"{INSTALLED} rollback && systemctl restart --no-block merino.service", {"first", "second"}),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_power_is_cut_at_any_flush(command, images, whole, place, expected, tmp_path):
+    before, line, names = COMMANDS[command]
+    allowed = {name and id_of(place, name) for name in names}
+    for image in cut_everywhere(images[before], line, allowed, whole, tmp_path):
+        with dumped(image, 0, tmp_path) as root:
+            installed = releases.links(str(root)).current is not None
+        check_answers(image, tmp_path, expected, installed=installed)
+
+
+def test_power_is_cut_at_any_flush_of_a_first_start(images, whole, place, expected, tmp_path):
+    card = make_image(tmp_path / "card.img", tmp_path, images["none"])
+    edge_ok(None, "flash", place / "first.merino", "--image", card, "--trust", place / "fleet.pub")
+    allowed = {None, id_of(place, "first")}
+    for image in cut_everywhere(card, "", allowed, whole, tmp_path, ROOT_AT, "2"):
+        check_answers(image, tmp_path, expected, "2")
+
+
+def test_a_full_card_keeps_the_release_in_use_and_answers_at_the_next_start(images, expected, place, tmp_path):
+    """Filled to its last block, root's reserve too."""
+    image = copied(images["first"], tmp_path / "full.img")
+    fill = "for size in 1M 512; do dd if=/dev/zero of=/filler.$size bs=$size; done; sync; df --output=avail / | tail -1"
+    with boot(image, CPU, tmp_path) as machine:
+        assert machine.ssh(fill, timeout_s=1200).stdout.strip() == "0"
+        done = machine.ssh(INSTALL.format("second"), check=False, timeout_s=1200)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        assert json.loads(machine.ssh(f"{INSTALLED} status --json").stdout)["current"]["id"] == id_of(place, "first")
+        machine.cut_power()
+    with boot(image, CPU, tmp_path) as machine:
+        machine.ssh(UNTIL_GOOD, timeout_s=1200)
+        assert ids(machine.ssh(f"{INSTALLED} generate installed '{PROMPT}' {' '.join(GENERATE)}").stdout) == expected
+        machine.ssh("rm /filler.* && " + INSTALL.format("second"), timeout_s=1200)
+        machine.ssh("sync")
+        machine.cut_power()
+    check_answers(image, tmp_path, expected)
+
+
+def test_two_installers_at_once_leave_one_release_in_use_that_answers(images, expected, tmp_path):
+    image = copied(images["none"], tmp_path / "two.img")
+    both = f"({INSTALL.format('first')}; echo $? >one) & {INSTALL.format('second')}; echo $? >two; wait; cat one two"
+    with boot(image, CPU, tmp_path) as machine:
+        done = machine.ssh(both, timeout_s=1200)
+        codes = done.stdout.split()[-2:]
+        assert "0" in codes and set(codes) <= {"0", "1"} and "Traceback" not in done.stderr, done.stderr
+        assert "1" not in codes or "another" in done.stderr, done.stderr
+        machine.ssh("sync")
+        machine.cut_power()
+    check_answers(image, tmp_path, expected)
