@@ -320,8 +320,9 @@ STEP = """
 
 @OVER_SSH
 @pytest.mark.skipif(not PLAYBOOK.exists(), reason="no ansible-core here: make .venv-ansible")
-def test_ansible_takes_what_is_verified_alone(fleet, board, workstation, tmp_path):
-    """First contact; each class on a board with a release; an older file; keys and the service. In one play."""
+def test_ansible_takes_what_is_verified_alone(fleet, board, workstation, nightly, tmp_path):
+    """First contact; each class on a board with a release; an older file; keys and the service. In one play, of which
+    the day sees a third."""
     play, root = playing(tmp_path, workstation, {"one": board}), board.home / "merino"
     trust = [str(fleet.pubs["ours"])]
     both = [*trust, str(fleet.pubs["others"])]
@@ -337,9 +338,12 @@ def test_ansible_takes_what_is_verified_alone(fleet, board, workstation, tmp_pat
         ("ours", {"trust": both}, "", [first]), ("ours", {"trust": both}, "", [first]),
         ("ours", {"service": True}, "--service cannot run from", [first]),
         ("newer", {}, "", ["ran", newer]),
-        ("older", {}, "older than what was installed", [newer]),
+        ("older", {}, "older than what was installed", [newer if nightly else first]),
         ("older", {"allow_downgrade": True}, "", ["ran", older]),
     ]  # fmt: skip
+    if not nightly:
+        names = ["signer", "ours", "application", "older"]
+        table = [next(row for row in table if row[0] == name) for name in names] + table[-1:]
     steps = [{"file": str(fleet.file(name)), **more} for name, more, _, _ in table]
     for name, text in (("book.yml", BOOK), ("step.yml", STEP)):
         text = text.replace("PLACE", str(tmp_path)).replace("MARKER", str(fleet.marker))
@@ -352,6 +356,8 @@ def test_ansible_takes_what_is_verified_alone(fleet, board, workstation, tmp_pat
         said = re.sub(r"\s+", " ", failure)
         assert bool(said.strip()) == bool(says) and re.search(says, said), (name, more, said)
         assert found == after, (name, more, said)
+    if not nightly:
+        return
     kept, again = (differs for (_, more, *_), (*_, differs) in zip(table, became, strict=True)
                    if more.get("trust") == both)  # fmt: skip
     assert (kept, again) == (True, False) and (root / "trusted" / "others.pub").exists()
