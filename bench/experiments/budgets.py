@@ -14,7 +14,7 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
-from turns import arguments, over_passes, take_turns
+from predictions import arguments, over_passes, take_turns
 
 from merino_bench.harness.cases import decode_case
 from merino_bench.harness.processes import measure_apart

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gguf_copies import write_copy
+from llama_cpp import write_copy
 from write_record import write_record
 
 from merino_bench.harness.cases import BenchRequest

@@ -152,7 +152,7 @@ def main():
     if arguments.phases:
         print(json.dumps(phases_here(arguments.phases[0], float(arguments.phases[1]))))
         return
-    from decoder_66m import export_bundle  # here, so that what is measured does not import numpy before its time
+    from memory import export_bundle  # here, so that what is measured does not import numpy before its time
 
     with tempfile.TemporaryDirectory() as folder:
         bundle = arguments.bundle or export_bundle(Path(folder), "int4")

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import depth
 import growth
-from models import PROMPT, export_model
+from entrants import PROMPT, export_model
 from plan import SECTIONS, SMALL_SECTIONS
-from runs import Runs, take_turns
-from tables import facts_line, report
+from runs import Runs, facts_line, report, take_turns
 
 from merino_bench.harness.cases import Case
 from merino_runtime.errors import MerinoError

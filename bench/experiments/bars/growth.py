@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 from entrants import PROBE, Entrant, ours
-from runs import Runs
-from tables import table
+from runs import Runs, table
 
 from merino_bench.harness.cases import Case, decode_case, prefill_case
 
