@@ -22,7 +22,7 @@ import numpy as np
 from write_record import write_record
 
 from merino_bench.harness.cases import Case
-from merino_bench.harness.processes import measure_apart
+from merino_bench.harness.turns import measure_apart
 from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.benchmarking.redesign import steps_ms
 from merino_edge.calibration.board import board

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import geometric_mean
 
-from merino_bench.harness.passes import STEADY
+from merino_bench.harness.pairs import STEADY
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
 from merino_edge.records.speed_ratio import LEAST_PROCESSES, Ratio, independent_ratio

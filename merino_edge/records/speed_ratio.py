@@ -1,6 +1,6 @@
 """The ratio of two rows' speeds with its confidence interval; exchanging the sides gives the reciprocals.
 
-Rows of one run took turns, so their processes pair (`merino_bench.harness.interval`). Rows of two runs are independent
+Rows of one run took turns, so their processes pair (`merino_bench.harness.pairs`). Rows of two runs are independent
 samples of process means. Which rows may be compared is decided by `compare` and `report.ratios`.
 """
 
@@ -11,8 +11,7 @@ from statistics import mean, variance
 
 from scipy.stats import t as student
 
-from merino_bench.harness.interval import LEAST_PAIRS, LEVEL, paired_ratio
-from merino_bench.harness.passes import STEADY, chosen
+from merino_bench.harness.pairs import LEAST_PAIRS, LEVEL, STEADY, chosen, paired_ratio
 from merino_edge.records.schema import Record
 
 LEAST_PROCESSES = LEAST_PAIRS  # on each side; of fewer there is no interval

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from merino_bench.fresh_process import run_apart
 from merino_bench.harness.cases import Case
-from merino_bench.harness.processes import measure_apart
+from merino_bench.harness.turns import measure_apart
 from merino_edge.benchmarking.peers.engines import PEERS, missing
 from merino_edge.benchmarking.peers.engines import WITH_Q8_0_CACHE as Q8_0_CACHE
 from merino_edge.benchmarking.peers.entrants import Peers, as_read_by, make_apart, measure_peer_apart

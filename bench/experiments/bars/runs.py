@@ -15,7 +15,7 @@ from entrants import PROBE, VOCAB_CUT, Entrant, make, measure
 from plan import Bar, Section
 
 from merino_bench.harness.cases import Case
-from merino_bench.harness.interval import Ratio, paired_ratio
+from merino_bench.harness.pairs import Ratio, paired_ratio
 from merino_bench.sensors.environment import machine
 from merino_edge.storage.atomic import write_text
 from merino_runtime.errors import MerinoError
