@@ -15,7 +15,7 @@ import numpy as np
 
 from merino_bench.harness.cases import Case
 from merino_bench.harness.pairs import Place, chosen, flags_by_place, paired_ratio, rounds_by_place
-from merino_bench.sensors.load import Load
+from merino_bench.sensors.environment import Load
 from merino_runtime.backend_choice import TENSORRT
 from merino_runtime.bundle import Bundle, quantised_cache, sha256_of
 from merino_runtime.commands import as_text

@@ -19,7 +19,7 @@ import numpy as np
 from merino_bench.fresh_process import OUT_OF_MEMORY
 from merino_bench.harness.cases import Case
 from merino_bench.sensors import environment, gpu
-from merino_bench.sensors.load import CpuMoment, cpu_moment, load_between
+from merino_bench.sensors.environment import CpuMoment, cpu_moment, load_between
 from merino_runtime import board
 from merino_runtime.backend_choice import choose_backend
 from merino_runtime.backends import open_backend

@@ -19,7 +19,7 @@ from merino_bench.probe.memory import resident_rows
 from merino_bench.probe.tasks import Machine, Task
 from merino_bench.probe.timing import LEAST_RUN_S, MOST_RUN_S, row_of, time_task
 from merino_bench.sensors import environment
-from merino_bench.sensors.load import cpu_moment, load_between
+from merino_bench.sensors.environment import cpu_moment, load_between
 from merino_runtime import board
 from merino_runtime.backend_choice import ONNXRUNTIME, TENSORRT
 from merino_runtime.bundle import FIRST_QUANTISED_CACHE, QUANTISED_CACHES
