@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merino_bench.fresh_process import run_apart
 from merino_bench.harness.cases import Case
+from merino_bench.harness.run import best_read_gb_s
 from merino_bench.harness.turns import measure_apart
 from merino_edge.benchmarking.peers.engines import PEERS, missing
 from merino_edge.benchmarking.peers.engines import WITH_Q8_0_CACHE as Q8_0_CACHE
@@ -180,7 +180,7 @@ def export_apart(entrant: Entrant, folder: Path, cache: Path) -> None:
 def measure(entrant: Entrant, cache: Path, case: Case, repetitions: int) -> dict[str, Any]:
     """One fresh process: `measure`'s figures, without what a table does not need."""
     if entrant.engine == PROBE:
-        return run_apart("machine", "{}", TIMEOUT_S, {"PYTHONPATH": python_path()})
+        return {"read_gb_s": best_read_gb_s()}
     folder = bundle_folder(entrant, cache)
     if entrant.engine == OURS:
         found = measure_apart(str(folder), case, repetitions, SEED, False, TIMEOUT_S)
@@ -190,14 +190,6 @@ def measure(entrant: Entrant, cache: Path, case: Case, repetitions: int) -> dict
         found = measure_peer_apart(peers_in(cache), peer_of(entrant), bundle, path, case, repetitions, SEED)
     kept = ("engine", "threads", "prefill_ms", "step_ms", "load_ms", "peak_rss_mb", "flags", "notes")
     return {key: found[key] for key in kept}
-
-
-def python_path() -> str:
-    import merino_bench
-    import merino_runtime
-
-    roots = [Path(str(package.__file__)).parents[1] for package in (merino_runtime, merino_bench)]
-    return ":".join(map(str, [Path(__file__).parent, *roots]))
 
 
 def peer_of(entrant: Entrant) -> Any:
