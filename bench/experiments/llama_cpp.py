@@ -11,6 +11,7 @@ import gguf
 
 BIAS = 1e5  # larger than any logit
 WAIT_S = 120.0
+TABLE = "token_embd.weight"
 
 
 def open_model(path: Path, context: int, threads: int) -> Callable[[Sequence[int]], list[float]]:
@@ -54,9 +55,6 @@ def probability(answer: dict[str, Any]) -> dict[str, Any]:
     """Of the one token: `id` and `logprob`."""
     known = answer.get("completion_probabilities") or answer["choices"][0]["logprobs"]["content"]
     return dict(known[0])
-
-
-TABLE = "token_embd.weight"
 
 
 def write_copy(source: Path, out: Path, matrices: str, table: str) -> Path:

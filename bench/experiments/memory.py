@@ -22,6 +22,9 @@ from write_record import write_record
 
 BLOCK = {"width": 640, "ffn_ratio": 1, "depth": 14, "shared": False}
 GEOMETRY = {"blocks": [BLOCK], "vocab": 50257, "head_size": 64, "context": 512}
+PROMPT, STEPS, TIMED_PREFILLS = 64, 64, 5
+ALLOWED_MB = 90  # above weights and KV cache: the interpreter, the libraries, activations
+MB = 2**20
 
 
 def export_bundle(folder: Path, precision: str) -> Path:
@@ -33,11 +36,6 @@ def export_bundle(folder: Path, precision: str) -> Path:
     command = [sys.executable, "-c", code, "export", geometry, "--precision", precision, "-o", bundle]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return bundle
-
-
-PROMPT, STEPS, TIMED_PREFILLS = 64, 64, 5
-ALLOWED_MB = 90  # above weights and KV cache: the interpreter, the libraries, activations
-MB = 2**20
 
 
 def process_mb():

@@ -33,6 +33,11 @@ from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape
 
 PASSES = 5
+DESIGNS, SEED, CONTEXT = 24, 2026, 1024
+FORMATS = ("fp32", "int8", "int4")
+CACHED, STEPS, REPETITIONS, TIMEOUT_S = 384, 64, 5, 600
+PROMPTS = (64, 256)
+VOCABS = (4096, 8192, 16384, 32000, 50257)
 
 
 def arguments(description: str, default_out: str) -> argparse.Namespace:
@@ -77,13 +82,6 @@ def over_passes(done: list[dict[str, Any]]) -> dict[str, float]:
 
 def save(path: Path, content: dict[str, Any]) -> None:
     write_record(path, content)
-
-
-DESIGNS, SEED, CONTEXT = 24, 2026, 1024
-FORMATS = ("fp32", "int8", "int4")
-CACHED, STEPS, REPETITIONS, TIMEOUT_S = 384, 64, 5, 600
-PROMPTS = (64, 256)
-VOCABS = (4096, 8192, 16384, 32000, 50257)
 
 
 def random_designs(count, seed):

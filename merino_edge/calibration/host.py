@@ -27,6 +27,9 @@ HOST = "host"
 CPUINFO = Path("/proc/cpuinfo")
 LARGEST_BUDGET_MB = 4096
 ARCHITECTURES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
+PROBE_SECONDS = 50.0
+DEFAULT_RUNTIME_MB = 65  # of one tiny onnxruntime session on x86_64, see the boards' profiles
+Say = Callable[[str], None]
 
 
 def facts() -> dict[str, Any]:
@@ -112,13 +115,6 @@ def _clock_mhz() -> float | None:
 
 def _known(value: float, how: str) -> dict[str, Any]:
     return {"value": value, "kind": "calibrated", "source": f"read from this machine: {how}"}
-
-
-PROBE_SECONDS = 50.0
-DEFAULT_RUNTIME_MB = 65  # of one tiny onnxruntime session on x86_64, see the boards' profiles
-
-
-Say = Callable[[str], None]
 
 
 def silent(text: str) -> None:  # noqa: ARG001

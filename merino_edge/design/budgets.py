@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # the command line reads the table at its start, without nump
     from merino_edge.prediction.latency import Regime
     from merino_edge.profiles.profile import DeviceProfile
 
+# `pareto` and `recommend` are refused in these words too, and have not all of these options.
+OTHERWISE = "or `design` with fewer --blocks, a smaller --vocab or a shorter --context"
+
 
 @dataclass(frozen=True)
 class Term:
@@ -246,9 +249,6 @@ def options_line(limits: Mapping[str, float]) -> str:
 
 if TYPE_CHECKING:
     from merino_edge.profiles.profile import DeviceProfile
-
-# `pareto` and `recommend` are refused in these words too, and have not all of these options.
-OTHERWISE = "or `design` with fewer --blocks, a smaller --vocab or a shorter --context"
 
 
 def broken(limits: Mapping[str, float], need: Mapping[str, float]) -> list[str]:

@@ -23,6 +23,10 @@ from merino_edge.records.schema import Record
 from merino_runtime.errors import MerinoError
 
 LEAST_PROCESSES = LEAST_PAIRS  # on each side; of fewer there is no interval
+SMALLEST_DIFFERENCE = 0.02  # of the speed; two processes with the same bundle differ by up to this
+LARGEST_DOUBT = 0.05  # of the speed; an interval around 1 that reaches further decides nothing
+MAX_LISTED_TITLES = 4  # rows that a message names; the others are counted
+NO_DIFFERENCE, UNDECIDED, NOT_JUDGED = "no difference", "undecided", "not judged"
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,6 @@ def independent_ratio(speeds: Sequence[float], base: Sequence[float], flags: tup
     shares = (part**2 / (len(side) - 1) for part, side in zip(parts, (logs, base_logs), strict=True))
     half = error * float(student.ppf((1 + LEVEL) / 2, error**4 / sum(shares)))
     return Ratio(exp(middle), exp(middle - half), exp(middle + half), flags)
-
-
-SMALLEST_DIFFERENCE = 0.02  # of the speed; two processes with the same bundle differ by up to this
-LARGEST_DOUBT = 0.05  # of the speed; an interval around 1 that reaches further decides nothing
-MAX_LISTED_TITLES = 4  # rows that a message names; the others are counted
-NO_DIFFERENCE, UNDECIDED, NOT_JUDGED = "no difference", "undecided", "not judged"
 
 
 @dataclass(frozen=True)

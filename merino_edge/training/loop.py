@@ -21,6 +21,8 @@ from merino_edge.training.run_folder import mark_whole
 from merino_runtime.errors import MerinoError
 
 BRANCHES = ("attention.out.weight", "down.weight")  # of a layer, what adds to the residual stream
+TIMED_STEPS = 3  # after the first one, which is slower
+Progress = Callable[[int, int, str], None]  # (steps done, of how many, what to show beside them)
 
 
 @torch.no_grad()
@@ -37,13 +39,6 @@ def shrink_branches(model: PreTrainedModel) -> None:
 
 
 # ruff: noqa: ARG002 - the signatures of callbacks are transformers' own
-
-
-
-
-TIMED_STEPS = 3  # after the first one, which is slower
-
-Progress = Callable[[int, int, str], None]  # (steps done, of how many, what to show beside them)
 
 
 class CheckedTrainer(Trainer):

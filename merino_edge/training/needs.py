@@ -35,6 +35,11 @@ LOGIT_TENSORS = 3
 BF16_SHARE = 0.75  # of what layers keep
 FIXED_BYTES = 25 << 20
 TORCH_WORDS = re.compile(r"can't allocate memory|out of memory", re.ASCII)
+STATES = 3  # two are kept while one is written
+STATE_BYTES, MODEL_BYTES = 12, 4  # per parameter: weights and AdamW's two moments; weights
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Of safetensors (Rust) and of torch's archive writer, which raise errors of their own.
+WORDS = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter|unexpected pos|file write failed")
 
 
 class Need(NamedTuple):
@@ -122,13 +127,6 @@ def memory_told(arch: Architecture, recipe: Recipe) -> Iterator[None]:
 
 def size(count: float) -> str:
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
-
-
-STATES = 3  # two are kept while one is written
-STATE_BYTES, MODEL_BYTES = 12, 4  # per parameter: weights and AdamW's two moments; weights
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Of safetensors (Rust) and of torch's archive writer, which raise errors of their own.
-WORDS = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter|unexpected pos|file write failed")
 
 
 def check_disk(arch: Architecture, out: Path, resume: bool) -> None:

@@ -28,6 +28,13 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.json_file import read_json
 
 WHOLE = "saved.json"  # in a saved state: its files and their hashes
+STATE = "trainer"
+RUN = "run.json"  # in STATE
+LOCK = "lock"  # in STATE
+TOKENIZER = "tokenizer.json"  # in STATE during the run, then in OUT
+RECORD = "training.json"
+ELSEWHERE = "Begin another run with another -o"
+FINISHED = {"config.json", "model.safetensors", TOKENIZER, RECORD}
 
 
 def saved_states(folder: Path) -> list[Path]:
@@ -94,15 +101,6 @@ def remove_torn(folder: Path) -> None:
     for state in saved_states(folder):
         if not is_marked(state):
             shutil.rmtree(state)
-
-
-STATE = "trainer"
-RUN = "run.json"  # in STATE
-LOCK = "lock"  # in STATE
-TOKENIZER = "tokenizer.json"  # in STATE during the run, then in OUT
-RECORD = "training.json"
-ELSEWHERE = "Begin another run with another -o"
-FINISHED = {"config.json", "model.safetensors", TOKENIZER, RECORD}
 
 
 class Run(BaseModel):

@@ -37,6 +37,8 @@ CONTEXT, PROMPT = 512, 64
 TRY = {"blocks": [{"width": 64, "ffn_ratio": 1, "depth": 2}], "vocab": 4096, "head_size": 32, "context": CONTEXT_66M}
 TRY_OPT = {"width": 64, "layers": 2, "heads": 2, "ffn_width": 128, "embed_width": 32, "vocab": 4096, "context": 2048,
            "pre_norm": False}  # fmt: skip
+SEED, TIMEOUT_S = 0, 1200.0
+OURS, PROBE = "ours", "probe"
 
 
 def export_model(request: dict[str, Any]) -> None:
@@ -94,10 +96,6 @@ def for_the_time(precision: str) -> tuple[str, ...]:
     opt_ms = costs.predict(model("opt-350m").geometry.operators).decode_ms
     return ("--device", "host", "--precision", precision, "--params-m", "60.2", "--decode-ms", f"{opt_ms / FASTER:.4g}",
             "--context", str(CONTEXT), "--prompt", str(PROMPT))  # fmt: skip
-
-
-SEED, TIMEOUT_S = 0, 1200.0
-OURS, PROBE = "ours", "probe"
 
 
 class Entrant(NamedTuple):

@@ -25,6 +25,8 @@ from write_record import with_this  # noqa: E402
 
 SCHEMA = 1
 TRIES = 3  # of a round that others disturbed
+CEILING_BAR = 0.75
+READ = "weights read per token, 10^6 bytes"
 
 
 class Runs:
@@ -86,10 +88,6 @@ def finished(done: list[dict[str, Any]], number: int) -> bool:
     here = [run for run in done if run["round"] == number]
     failed = any("error" in run for run in done)
     return failed or len(here) >= TRIES or any(not run.get("flags") for run in here)
-
-
-CEILING_BAR = 0.75
-READ = "weights read per token, 10^6 bytes"
 
 
 def values_ms(runs: Runs, phase: str, **keys: Any) -> dict[int, float]:

@@ -18,6 +18,9 @@ LEVEL = 0.95
 LEAST_PAIRS = 3  # of two pairs the interval would be 12.7 standard errors wide on each side, which says nothing
 _T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)  # 1 to 10 degrees of freedom
 _Z_975 = 1.959964
+STEADY = ("throttled", "low-power")  # states that a machine can be in all the time
+Place = Tuple[int, int]  # (turn, attempt)
+Flags = Mapping[Place, FrozenSet[str]]  # of each process of a row
 
 
 class Ratio(NamedTuple):
@@ -46,12 +49,6 @@ def student_t(freedom: int) -> float:
     return (z + (z ** 3 + z) / (4 * freedom)
             + (5 * z ** 5 + 16 * z ** 3 + 3 * z) / (96 * freedom ** 2)
             + (3 * z ** 7 + 19 * z ** 5 + 17 * z ** 3 - 15 * z) / (384 * freedom ** 3))
-
-
-STEADY = ("throttled", "low-power")  # states that a machine can be in all the time
-
-Place = Tuple[int, int]  # (turn, attempt)
-Flags = Mapping[Place, FrozenSet[str]]  # of each process of a row
 
 
 class Chosen(NamedTuple):

@@ -60,6 +60,8 @@ RECORD_KEYS = (
     "ratio_flags",  # what disturbed the ratio; empty where it is of undisturbed processes
     "timed", "date", "command", "environment", "flags", "notes",
 )
+EQUAL, AS_SHIPPED = "equal format", "as shipped"
+Record = Dict[str, Any]
 
 
 def identity_of(path: str, bundle: Optional[Bundle]) -> Dict[str, Any]:
@@ -218,10 +220,6 @@ def joined(processes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
 
 def _strung(processes: Sequence[Dict[str, Any]], key: str) -> List[Any]:
     return [one for process in processes for one in process[key]]
-
-
-EQUAL, AS_SHIPPED = "equal format", "as shipped"
-Record = Dict[str, Any]
 
 
 def add_ratios(records: Sequence[Record], baselines: Sequence[Record]) -> None:

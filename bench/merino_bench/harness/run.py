@@ -26,6 +26,8 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.streams import show_line, stderr_is_terminal
 
 Progress = Callable[[int, int, str], None]  # (done, total, what comes next); done == total: the end
+TIMEOUT_S = 3600.0  # of one row: a swapping board may never end
+Records = List[Dict[str, Any]]
 
 
 def line_progress() -> Optional[Progress]:
@@ -35,10 +37,6 @@ def line_progress() -> Optional[Progress]:
 
 def show_progress(done: int, total: int, what: str) -> None:
     show_line(f"merino: {done}/{total} {what}" if done < total else "")
-
-
-TIMEOUT_S = 3600.0  # of one row: a swapping board may never end
-Records = List[Dict[str, Any]]
 
 
 class Interrupted(KeyboardInterrupt):

@@ -24,6 +24,10 @@ from merino_runtime.streams import say
 Measured = Dict[str, Any]  # of `worker.measure`
 BUILD_TIMEOUT_S = 7200.0  # a Jetson Nano builds a large model for a quarter of an hour and more
 TIME_OF_A_ROW = ", the time left to the row (--timeout)"
+MOST_PROCESSES = 5  # turns of a row, at most
+MOST_ATTEMPTS = 3  # of a turn
+MOST_VAIN = 2  # turns that stayed disturbed in all attempts: then it is the machine's state, and no burst
+Tell = Callable[[int, str], None]  # (processes of planned turns that are done, what comes next)
 
 
 class Entrant(NamedTuple):
@@ -99,13 +103,6 @@ def measure_apart(path: str, case: Case, repetitions: int, seed: int, verify: bo
 def never(*_: Any) -> Any:
     """In place of `measure` and `row` of an entrant that cannot be measured."""
     raise AssertionError("an entrant with a reason takes no turn")
-
-
-MOST_PROCESSES = 5  # turns of a row, at most
-MOST_ATTEMPTS = 3  # of a turn
-MOST_VAIN = 2  # turns that stayed disturbed in all attempts: then it is the machine's state, and no burst
-
-Tell = Callable[[int, str], None]  # (processes of planned turns that are done, what comes next)
 
 
 class Turns:

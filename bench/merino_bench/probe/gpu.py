@@ -7,12 +7,16 @@ A product of a chain needs the one before it, so the GPU runs them one after the
 small matrices tell a launch from what a run costs besides; one that no cache holds tells the read bandwidth, over one
 new position, and the rate of products, over many. A chain runs as the TensorRT backend runs a decoder: one copy in, the
 network, one copy back, replayed as a CUDA graph where it is a decode step; one strided copy on the device; one wait.
+
+`python -m merino_bench.probe.gpu PLAN` prints the memory that TensorRT takes before any model, as one JSON line.
 """
 
 import contextlib
 import ctypes
 import datetime
+import json
 import os
+import sys
 import time
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
@@ -20,8 +24,9 @@ import numpy as np
 
 from merino_bench.fresh_process import run_apart
 from merino_bench.probe import graphs
+from merino_bench.probe.bandwidth import available_bytes
 from merino_bench.probe.graphs import Kernel
-from merino_bench.probe.memory import COLUMNS
+from merino_bench.probe.memory import resident_mb
 from merino_bench.probe.tasks import Task
 from merino_bench.probe.timing import MOST_RUN_S, repeat_ms, row_of
 from merino_bench.sensors import environment
@@ -43,9 +48,10 @@ PRECISIONS = ("fp32", "fp16")
 TOKENS = 256  # where computing takes longer than reading the weights, on the boards' GPUs
 COPY_BYTES = (2 ** 16, 2 ** 22)  # to the host: the difference of their times is that of the bytes
 ENTRY_BYTES = 32  # width of the strided copy on the device, in place of that of new keys and values
-
-
 FLOAT_BYTES = 4  # of an engine's inputs and outputs, in each precision
+COLUMNS = 64  # of the small chain, whose engine the memory of a process is read with
+MEMORY_TIMEOUT_S = 120.0
+Tell = Callable[[str], None]
 
 
 @contextlib.contextmanager
@@ -117,10 +123,6 @@ def _allocated(stack: contextlib.ExitStack, allocate: Callable[[int], int], free
     address = allocate(size)
     stack.callback(released, free, address)
     return address
-
-
-MEMORY_TIMEOUT_S = 120.0
-Tell = Callable[[str], None]
 
 
 def probe_gpu(work: str, schema: int, tell: Tell) -> Dict[str, Any]:
@@ -202,7 +204,29 @@ def _built(trt: TensorRt, device: Device, folder: str, kernel: Kernel, precision
 def _resident_rows(plan: str) -> List[Dict[str, Any]]:
     """One row; none where the process fails."""
     try:
-        found = run_apart("merino_bench.probe.memory", plan, MEMORY_TIMEOUT_S)
+        found = run_apart("merino_bench.probe.gpu", plan, MEMORY_TIMEOUT_S)
     except MerinoError:
         return []
     return [dict(found, kind="call", format="fp32", weight_bytes=0)]
+
+
+def measure_memory(path: str) -> Dict[str, float]:
+    """Resident MB after the imports, after CUDA was started and a small engine was run, at the peak; and `gpu_mb`, what
+    the whole machine lost meanwhile beyond what became resident here. On a Jetson, whose GPU shares the memory, that is
+    the CUDA context. MB are 2^20 bytes."""
+    with contextlib.suppress(ImportError):
+        import tokenizers  # noqa: F401 - text needs it, so its memory counts
+    trt = open_tensorrt()
+    with open(path, "rb") as file:
+        plan = file.read()
+    imports_mb, free_mb = resident_mb(), available_bytes() / board.MB
+    cuda = open_cuda(version_tuple(trt.version))
+    with opened(trt, cuda, plan, COLUMNS) as calls:
+        calls[0][1]()
+        open_mb, lost_mb = resident_mb(), free_mb - available_bytes() / board.MB
+    return {"imports_mb": imports_mb, "open_mb": open_mb, "peak_mb": resident_mb("VmHWM"),
+            "gpu_mb": max(0.0, lost_mb - (open_mb - imports_mb))}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_memory(sys.argv[1])))

@@ -1,9 +1,7 @@
-"""Resident memory of fresh processes: of the interpreter with its imports, and with a graph or an engine opened in it.
+"""Resident memory of fresh processes: of the interpreter with its imports, and with a graph opened in it.
 
 `python -m merino_bench.probe.memory MODEL` prints one JSON line: resident MB after the imports, after the graph was
-opened and run, and at the peak. MB are 2^20 bytes. Of a TensorRT engine (PLAN.plan) also `gpu_mb`, what the whole
-machine lost meanwhile beyond what became resident here. On a Jetson, whose GPU shares the memory, that is the CUDA
-context.
+opened and run, and at the peak. MB are 2^20 bytes.
 """
 
 import contextlib
@@ -91,33 +89,5 @@ def measure_graph(path: str) -> Dict[str, float]:
     return {"imports_mb": imports_mb, "open_mb": resident_mb(), "peak_mb": resident_mb("VmHWM")}
 
 
-COLUMNS = 64  # of the small engine
-
-
-def measure_engine(path: str) -> Dict[str, float]:
-    import numpy  # noqa: F401 - counts as an import
-
-    from merino_bench.probe.bandwidth import available_bytes
-    from merino_bench.probe.gpu import opened
-    from merino_runtime.backends.cuda import MB
-    from merino_runtime.backends.gpu import open_cuda
-    from merino_runtime.backends.tensorrt_versions import open_tensorrt
-    from merino_runtime.requirements import version_tuple
-
-    with contextlib.suppress(ImportError):
-        import tokenizers  # noqa: F401 - text needs it, so its memory counts
-    trt = open_tensorrt()
-    with open(path, "rb") as file:
-        plan = file.read()
-    before: Dict[str, float] = {"resident": resident_mb(), "free": available_bytes() / MB}
-    cuda = open_cuda(version_tuple(trt.version))
-    with opened(trt, cuda, plan, COLUMNS) as calls:
-        calls[0][1]()
-        open_mb, lost_mb = resident_mb(), before["free"] - available_bytes() / MB
-    return {"imports_mb": before["resident"], "open_mb": open_mb, "peak_mb": resident_mb("VmHWM"),
-            "gpu_mb": max(0.0, lost_mb - (open_mb - before["resident"]))}
-
-
 if __name__ == "__main__":
-    measure = measure_engine if sys.argv[1].endswith(".plan") else measure_graph
-    print(json.dumps(measure(sys.argv[1])))
+    print(json.dumps(measure_graph(sys.argv[1])))

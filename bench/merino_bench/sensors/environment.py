@@ -22,6 +22,8 @@ import merino_runtime
 
 BUSY_SHARE = 0.05  # of the time: more than that changes the measurement
 LEAST_WINDOW_S = 0.25  # the kernel counts CPU time in steps of 0.01 s
+SWAPPED_PAGES = 256  # 1 MB
+NOW_BITS, SINCE_BOOT_BITS = 0xF, 0xF0000  # Raspberry Pi: under-voltage, capped, throttled, soft limit
 
 
 class CpuMoment(NamedTuple):
@@ -105,10 +107,6 @@ def _grown(before: Optional[float], after: Optional[float]) -> Optional[float]:
 
 def _share(part_s: Optional[float], whole_s: float) -> Optional[float]:
     return None if part_s is None or whole_s <= 0 else round(max(0.0, part_s) / whole_s, 4)
-
-
-SWAPPED_PAGES = 256  # 1 MB
-NOW_BITS, SINCE_BOOT_BITS = 0xF, 0xF0000  # Raspberry Pi: under-voltage, capped, throttled, soft limit
 
 
 def machine(root: str = "/") -> Dict[str, Any]:
