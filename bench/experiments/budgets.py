@@ -14,10 +14,10 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
-from turns import arguments, over_passes, take_turns
+from predictions import arguments, over_passes, take_turns
 
 from merino_bench.harness.cases import decode_case
-from merino_bench.harness.processes import measure_apart
+from merino_bench.harness.turns import measure_apart
 from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.benchmarking.redesign import REPETITIONS, SEED, STEPS, TIMEOUT_S, steps_ms
 from merino_edge.calibration.board import board

@@ -2,7 +2,7 @@
 
     python bench/experiments/memory.py -o bench/results/memory-x86-2cores.json [BUNDLE...]
 
-Without bundles it exports the 66 M geometry of decoder_66m.py in fp32, int8 and int4, and OPT-350M in int4 (minutes).
+Without bundles it exports the 66 M geometry below in fp32, int8 and int4, and OPT-350M in int4 (minutes).
 Each row is a process of its own: imports, the backend, a prefill of 64 ids, 64 greedy steps. Peak is VmHWM, and RSS is
 split into anonymous memory and pages of files; MB are 2^20 bytes. fp32 is measured once more without ONNX Runtime's
 packed copies, for the trade between memory and time.
@@ -20,9 +20,22 @@ from pathlib import Path
 
 from write_record import write_record
 
+BLOCK = {"width": 640, "ffn_ratio": 1, "depth": 14, "shared": False}
+GEOMETRY = {"blocks": [BLOCK], "vocab": 50257, "head_size": 64, "context": 512}
 PROMPT, STEPS, TIMED_PREFILLS = 64, 64, 5
 ALLOWED_MB = 90  # above weights and KV cache: the interpreter, the libraries, activations
 MB = 2**20
+
+
+def export_bundle(folder: Path, precision: str) -> Path:
+    """The bundle `folder`/`precision`, exported in a process of its own."""
+    geometry = folder / "geometry.json"
+    geometry.write_text(json.dumps(GEOMETRY))
+    code = "from merino_edge.cli.app import main; main()"
+    bundle = folder / precision
+    command = [sys.executable, "-c", code, "export", geometry, "--precision", precision, "-o", bundle]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return bundle
 
 
 def process_mb():
@@ -92,7 +105,6 @@ def in_a_fresh_process(folder, packed=True):
 
 
 def exported(folder):
-    from decoder_66m import export_bundle  # here, so that what is measured does not import numpy before its time
 
     code = "from merino_edge.cli.app import main; main()"
     large = folder / "opt-350m-int4"

@@ -25,8 +25,7 @@ import onnx
 import onnxruntime
 import tokenizers
 import torch
-from gguf_copies import write_copy
-from llama_losses import open_model
+from llama_cpp import open_model, write_copy
 from write_record import write_record
 
 from merino_bench.sensors.environment import machine

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gguf_copies import write_copy
+from llama_cpp import write_copy
 from write_record import write_record
 
 from merino_bench.harness.cases import BenchRequest
@@ -25,9 +25,9 @@ from merino_edge.benchmarking.run import run_benchmark
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
+from merino_edge.records.compare import row_ratio
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
-from merino_edge.records.speed_ratio import row_ratio
 from merino_runtime.bundle import load_bundle
 
 CONTEXT, DEPTHS, STEPS, PROMPT = 2048, (64, 448, 1984), 32, 512

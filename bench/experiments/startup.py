@@ -2,7 +2,7 @@
 
     python bench/experiments/startup.py -o bench/results/startup-x86-2cores.json [BUNDLE]
 
-Without a bundle it exports the 66 M geometry of decoder_66m.py in int4. A bundle with random weights has no tokenizer:
+Without a bundle it exports the 66 M geometry of memory.py in int4. A bundle with random weights has no tokenizer:
 it gets a made-up byte-level BPE of its whole vocabulary, as slow to load as a real one of that size. The files are in
 the page cache, as after a first run. `first_token_ms` is seen from outside, by a pipe; the phases are those of the same
 calls in the same order, in processes of their own.
@@ -152,7 +152,7 @@ def main():
     if arguments.phases:
         print(json.dumps(phases_here(arguments.phases[0], float(arguments.phases[1]))))
         return
-    from decoder_66m import export_bundle  # here, so that what is measured does not import numpy before its time
+    from memory import export_bundle  # here, so that what is measured does not import numpy before its time
 
     with tempfile.TemporaryDirectory() as folder:
         bundle = arguments.bundle or export_bundle(Path(folder), "int4")

@@ -7,7 +7,7 @@ are the probe's (`merino_bench.probe.tasks`), which also chooses the numbers tha
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from merino_bench.probe import gpu_plan
+from merino_bench.probe import gpu
 from merino_bench.probe import tasks as plan
 from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.families.operators import linear
@@ -60,7 +60,7 @@ def graph_keys() -> Iterator[GraphKey]:
     for dialect in ("fused", "no-dotprod"):
         for form in FORMATS[dialect]:
             yield from decoders(dialect, form)
-    for side, count in gpu_plan.CHAINS:
+    for side, count in gpu.CHAINS:
         yield GraphKey("portable", "chain", "fp32", side, side, 0, count)
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from merino_bench.harness.record import failures
-from merino_bench.harness.render import render, terminal_width
-from merino_bench.harness.saving import append, appends, check_can_save, save
+from merino_bench.harness.render import append, appends, check_can_save, render, save, terminal_width
 from merino_edge.benchmarking.run import check_baseline
 from merino_edge.delivery.ssh.address import Address
 from merino_edge.delivery.ssh.connect import Board, connected

@@ -12,9 +12,8 @@ from pathlib import Path
 from statistics import median
 
 from merino_bench.harness.cases import Case, decode_case, prefill_case
-from merino_bench.harness.processes import measure_apart
-from merino_bench.harness.progress import Progress
-from merino_bench.harness.run import unheard
+from merino_bench.harness.run import Progress, unheard
+from merino_bench.harness.turns import measure_apart
 from merino_bench.probe.timing import lower_decile_ms
 from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.design.design_file import Design, Measured

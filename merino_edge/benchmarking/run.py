@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from merino_bench.harness.cases import BenchRequest, check_counts
-from merino_bench.harness.entrants import check_baselines
-from merino_bench.harness.progress import Progress
-from merino_bench.harness.run import bench_command, check_timeout
-from merino_bench.harness.saving import check_can_save
+from merino_bench.harness.render import check_can_save
+from merino_bench.harness.run import Progress, bench_command, check_timeout
+from merino_bench.harness.turns import check_baselines
 from merino_edge.benchmarking.peers.session import check_peers, peers_beside
 from merino_edge.export.request import PRECISIONS
 from merino_edge.families.names import bundle_path, resolve

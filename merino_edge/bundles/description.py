@@ -1,16 +1,20 @@
-"""bundle.json: made from a model's geometry and facts of its graph, written in the order of the runtime's schema.
+"""A bundle's folder, filled: graph and weights, tokenizer, the board's application, and bundle.json. This is made from
+a model's geometry and facts of its graph, and written in the order of the runtime's schema.
 
 The type of a description is `merino_runtime.bundle.Bundle`, which `load_bundle` reads; its keys stand in
 `merino_runtime.bundle.schema`. Keys and their meaning: docs/formats.md.
 """
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.boards import fitting_boards
-from merino_edge.bundles.files import DESCRIPTION_FILE, list_files
+from merino_edge.bundles.files import APP_FILE, DESCRIPTION_FILE, TOKENIZER_FILE, list_files
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import Core, decode_flops, fast_isa, head_flops, kv_bytes, kv_format, params
 from merino_edge.prediction.default_coefficients import slower_on
@@ -181,3 +185,34 @@ def as_json(value: Any) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {key: as_json(part) for key, part in value._asdict().items()}
     return [as_json(part) for part in value] if isinstance(value, tuple) else value
+
+
+class SavedGraph(GraphFacts, Protocol):
+    """A graph that can write itself, with its weights, into a folder."""
+
+    def save(self, folder: Path) -> None: ...
+
+
+def write_bundle(
+    folder: Path, model: ModelFacts, graph: SavedGraph, form: GraphFormat, golden: Golden, *,
+    threads: Threads = RUNTIME_CHOOSES, tokenizer: Path | str | None = None, template: str | None = None,
+    beside: Mapping[str, str] = MappingProxyType({}),
+) -> Bundle:  # fmt: skip
+    """Fill the empty `folder` and return its description.
+
+    `tokenizer`: a tokenizer.json to copy, or the text of one; None where there is none.
+    `template`: the text of the chat template that `model.chat` is of. `beside`: texts of further files by their names.
+    """
+    graph.save(folder)
+    if isinstance(tokenizer, str):
+        (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
+    elif tokenizer:
+        shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+    if model.chat and template is not None:
+        (folder / model.chat.template).write_text(template, encoding="utf-8", newline="")
+    for name, text in beside.items():
+        write_text(folder / name, text)
+    bundle = describe(folder, model, graph, form, golden, threads)
+    write_description(bundle)
+    write_board_app(folder / APP_FILE)
+    return bundle

@@ -1,6 +1,6 @@
 """From a probe of a GPU to the figures of a profile's `performance.tensorrt`.
 
-The probe times chains of matrix products (`merino_bench.probe.gpu_plan`). A run over one position takes
+The probe times chains of matrix products (`merino_bench.probe.gpu`). A run over one position takes
     step_us + products x launch_us + bytes / read_gb_s, and in float16 once more for the change of types at both ends;
 four unknowns, fitted by least squares of the relative errors. What a run over many positions takes beyond the first two
 is computing, or reading where that takes longer: a rate is then too low, and such a prefill is predicted all the same.

@@ -75,7 +75,7 @@ def devices(
 ) -> None:
     """List the boards, or every figure of one with its source: of one backend, with --json of all."""
     from merino_edge.calibration.board import board
-    from merino_edge.calibration.this_machine import facts
+    from merino_edge.calibration.host import facts
     from merino_edge.cli.tables.boards import device_table, devices_table
     from merino_edge.cli.tables.layout import show
     from merino_edge.profiles.reading import list_profiles

@@ -6,9 +6,8 @@ import tempfile
 from pathlib import Path
 
 from merino_bench.harness.cases import BenchRequest
-from merino_bench.harness.render import render
+from merino_bench.harness.render import render, save
 from merino_bench.harness.run import run_bench
-from merino_bench.harness.saving import save
 from merino_edge.benchmarking.baselines import baseline_bundle
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.files import APP_FILE, bundle_bytes

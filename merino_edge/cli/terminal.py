@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merino_bench.harness.progress import Progress
 from merino_edge.storage.atomic import write_text
 from merino_runtime.io.outputs import is_stdout
 from merino_runtime.io.streams import say_line, wrapped
@@ -18,6 +17,8 @@ from merino_runtime.io.visible import visible_text
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
+
+    from merino_bench.harness.run import Progress
 
 
 def say(text: str) -> None:
@@ -66,7 +67,7 @@ def working(on: str) -> Iterator[None]:
 
 
 @contextmanager
-def bench_progress() -> Iterator[Progress | None]:
+def bench_progress() -> "Iterator[Progress | None]":
     """A bar, as `run_bench` takes it; None without a terminal. Redrawn only between processes, to disturb none."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
@@ -101,7 +102,7 @@ def solving_progress(total: int) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def training_progress() -> Iterator[Progress]:
+def training_progress() -> "Iterator[Progress]":
     """A bar on stderr; without a terminal a line at each tenth of the steps."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merino_edge.design.budgets import Term, require_predictable
+from merino_edge.design.budgets import Term, broken, refusal, require_predictable
 from merino_edge.design.constraints import constraints, leaves_residency, needs
 from merino_edge.design.program import Program, scaled, smallest_choice
-from merino_edge.design.refusal import broken, refusal
 from merino_edge.design.score import Scoring, block_score
 from merino_edge.design.space import Space
 from merino_edge.families.designed import (

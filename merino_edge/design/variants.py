@@ -1,20 +1,25 @@
 """What a user may leave open beside the decoder itself: vocabulary and weight format, one variant per combination.
 
-Each variant is a space and a cost model of its own and is solved by itself. The one of highest comparison score
-(`comparison`) wins.
+Each variant is a space and a cost model of its own and is solved by itself. The one of highest comparison score wins.
+
+The comparison score is entropy x bytes of text per token x equivalent share of parameters (ours). The entropy of a
+decoder sees neither vocabulary nor format, so under any limit the smallest vocabulary and the fewest bits would win.
+Two measured facts stand against that: a step writes one token, and a token of a larger vocabulary is more text; a
+format of fewer bits raises the perplexity. With one of each the factor is the same for all. `docs/search.md` has the
+measurements.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from merino_edge.design import exact
-from merino_edge.design.comparison import comparison_factor
+from merino_edge.design.budgets import refusal
 from merino_edge.design.constraints import kept, leaves_residency, needs, regimes
 from merino_edge.design.encode import least, tabulate
 from merino_edge.design.exact import Answer
 from merino_edge.design.program import Program, Solution, scaled
-from merino_edge.design.refusal import refusal
 from merino_edge.design.score import Scoring
 from merino_edge.design.space import Space
 from merino_edge.prediction.cost_model import CostModel, cost_model
@@ -28,6 +33,42 @@ NARROW = 256  # below this width a head has 32 channels, so that a layer keeps a
 MOST_VARIANTS = 64
 
 Solve = Callable[[Program, float], Answer]  # a program, and a floor: a score that is to be exceeded
+# Bytes of held-out text per token: byte-level BPE trained on 13 MB of stories and novels, the mean over three texts
+# (bench/experiments/fertility.py, bench/results/fertility.json). 257 entries are the bytes and an end of text.
+BYTES_PER_TOKEN = {
+    257: 1.0, 512: 2.1328, 1024: 2.7057, 2048: 3.1278, 4096: 3.4567, 8192: 3.7294, 16384: 3.9204, 32768: 4.0643,
+    50257: 4.1648,
+}  # fmt: skip
+# Perplexity of the embedded model in each format, 20,000 held-out tokens, the board's runtime.
+PERPLEXITY = {"fp32": 9.727, "int8": 9.731, "int4": 9.926}
+LOSS_EXPONENT = 0.076  # loss falls with parameters to this power (Kaplan et al. 2020, arXiv 2001.08361)
+
+
+def bytes_per_token(vocab: int) -> float:
+    """Bytes of text per token, linear in the logarithm of the vocabulary between the measured sizes.
+
+    Beyond the largest measured vocabulary nothing is gained.
+    """
+    sizes = sorted(BYTES_PER_TOKEN)
+    size = min(max(vocab, sizes[0]), sizes[-1])
+    above = next(index for index, known in enumerate(sizes) if known >= size)
+    low, high = sizes[max(0, above - 1)], sizes[above]
+    part = math.log(size / low) / math.log(high / low) if high > low else 1.0
+    return BYTES_PER_TOKEN[low] + part * (BYTES_PER_TOKEN[high] - BYTES_PER_TOKEN[low])
+
+
+def equivalent_parameters(precision: str) -> float:
+    """Share of its parameters with which a float32 model has the loss of this one in the format.
+
+    0.997 for int8, 0.890 for int4; 1 for a format whose perplexity was not measured.
+    """
+    full = math.log(PERPLEXITY["fp32"])
+    return (full / math.log(PERPLEXITY.get(precision, PERPLEXITY["fp32"]))) ** (1 / LOSS_EXPONENT)
+
+
+def comparison_factor(vocab: int, precision: str) -> float:
+    """Comparison score per nat of entropy, in bytes of text per token."""
+    return bytes_per_token(vocab) * equivalent_parameters(precision)
 
 
 @dataclass(frozen=True)

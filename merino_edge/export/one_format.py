@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merino_edge.bundles.description import RUNTIME_CHOOSES, ModelFacts, write_description
+from merino_edge.bundles.description import RUNTIME_CHOOSES, ModelFacts, write_bundle, write_description
 from merino_edge.bundles.files import is_bundle_alone
-from merino_edge.bundles.write import write_bundle
 from merino_edge.export.golden import GOLDEN_STEPS, clear_golden
 from merino_edge.export.graphs import build_graph, dialect_of
 from merino_edge.export.onnx.fused import Fused

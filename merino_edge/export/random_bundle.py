@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts
+from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts, write_bundle
 from merino_edge.bundles.files import is_bundle_alone
-from merino_edge.bundles.write import write_bundle
 from merino_edge.design.design_file import Design
 from merino_edge.export.graphs import geometry_graph
 from merino_edge.export.onnx.fused import Fused

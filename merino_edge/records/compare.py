@@ -1,26 +1,77 @@
 """Two sets of records, A before and B after: which rows became faster or slower, and which show no difference.
 
-A row is judged by the confidence interval of its speed ratio (`speed_ratio`), and not at all where a side was disturbed
-or has fewer than three processes. Left to others: reading files (`reading`) and ratios between different bundles
-(`report.ratios`).
+A row is judged by the confidence interval of its speed ratio, and not at all where a side was disturbed
+or has fewer than three processes. Exchanging the sides gives the reciprocals. Left to others: reading files (`reading`)
+and ratios between different bundles (`report.ratios`).
+
+Rows of one run took turns, so their processes pair (`merino_bench.harness.pairs`). Rows of two runs are independent
+samples of process means.
 """
 
 import json
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
+from math import exp, log, sqrt
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import geometric_mean, mean, variance
 
-from merino_bench.harness.passes import STEADY
+from scipy.stats import t as student
+
+from merino_bench.harness.pairs import LEAST_PAIRS, LEVEL, STEADY, chosen, paired_ratio
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
-from merino_edge.records.speed_ratio import LEAST_PROCESSES, Ratio, independent_ratio
 from merino_runtime.errors import MerinoError
 
+LEAST_PROCESSES = LEAST_PAIRS  # on each side; of fewer there is no interval
 SMALLEST_DIFFERENCE = 0.02  # of the speed; two processes with the same bundle differ by up to this
 LARGEST_DOUBT = 0.05  # of the speed; an interval around 1 that reaches further decides nothing
 MAX_LISTED_TITLES = 4  # rows that a message names; the others are counted
 NO_DIFFERENCE, UNDECIDED, NOT_JUDGED = "no difference", "undecided", "not judged"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of geometric means over processes.
+
+    low, high: the 95 % interval; None where a side has fewer than three processes. flags: what disturbed the processes
+    that count; empty where enough undisturbed ones remained. turns: (that count, that were measured); None between
+    rows of two runs.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    flags: tuple[str, ...] = ()
+    turns: tuple[int, int] | None = None
+
+
+def row_ratio(row: Record, base: Record) -> Ratio:
+    """Speed of `row` over that of `base`, both measured: of pairs where the two took turns, else of independent
+    rows."""
+    if row.run is None or row.run != base.run:
+        unequal = ({*row.flags} ^ {*base.flags}) & {*STEADY}
+        flags = sorted({*row.disturbances, *base.disturbances, *unequal})
+        return independent_ratio(row.speeds, base.speeds, tuple(flags))
+    choice = chosen(row.flags_by_place, base.flags_by_place)
+    speeds, base_speeds = row.process_speeds, base.process_speeds
+    found = paired_ratio([speeds[place] for place in choice.places], [base_speeds[place] for place in choice.places])
+    low, high = found.interval or (None, None)
+    return Ratio(found.value, low, high, tuple(choice.flags), (len(choice.places), choice.turns))
+
+
+def independent_ratio(speeds: Sequence[float], base: Sequence[float], flags: tuple[str, ...] = ()) -> Ratio:
+    """`speeds` over `base`: tok/s, one per process. Welch's t interval on the logs (Welch, Biometrika 34, 1947)."""
+    logs, base_logs = ([log(speed) for speed in side] for side in (speeds, base))
+    middle = mean(logs) - mean(base_logs)
+    if min(len(logs), len(base_logs)) < LEAST_PROCESSES:
+        return Ratio(exp(middle), None, None, flags)
+    parts = [variance(side) / len(side) for side in (logs, base_logs)]
+    error = sqrt(sum(parts))
+    if not error:
+        return Ratio(exp(middle), exp(middle), exp(middle), flags)
+    shares = (part**2 / (len(side) - 1) for part, side in zip(parts, (logs, base_logs), strict=True))
+    half = error * float(student.ppf((1 + LEVEL) / 2, error**4 / sum(shares)))
+    return Ratio(exp(middle), exp(middle - half), exp(middle + half), flags)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from merino_bench.harness.passes import Chosen, Place, chosen, rounds_by_place
+from merino_bench.harness.pairs import Chosen, Place, chosen, rounds_by_place
 from merino_bench.harness.record import FAILED, SCHEMA
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import FAMILIES

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from merino_edge.records.compare import Ratio, row_ratio
 from merino_edge.records.schema import Record
-from merino_edge.records.speed_ratio import Ratio, row_ratio
 from merino_edge.report.series import Series
 
 PAPER_SPEED, PAPER_PARAMS = 4.9, 5.5

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from merino_edge.records.compare import LEAST_PROCESSES, Ratio
 from merino_edge.records.schema import Record
-from merino_edge.records.speed_ratio import LEAST_PROCESSES, Ratio
 from merino_edge.report.ratios import PAPER, PAPER_PARAMS, PAPER_SPEED, Against
 from merino_edge.report.series import REFERENCE, Series
 from merino_edge.report.summary import Summary

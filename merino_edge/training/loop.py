@@ -1,8 +1,5 @@
 """What transformers' Trainer does not do: say how long it will take, stop on ctrl-C, refuse values that are not finite,
-and tell a whole saved state from a torn one.
-"""
-
-# ruff: noqa: ARG002 - the signatures of callbacks are transformers' own
+and tell a whole saved state from a torn one."""
 
 import math
 import signal
@@ -14,18 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 from transformers.trainer_callback import PrinterCallback
 
-from merino_edge.training.memory import held_mb
+from merino_edge.training.needs import held_mb
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.states import mark_whole
+from merino_edge.training.run_folder import mark_whole
 from merino_runtime.errors import MerinoError
 
+BRANCHES = ("attention.out.weight", "down.weight")  # of a layer, what adds to the residual stream
 TIMED_STEPS = 3  # after the first one, which is slower
-
 Progress = Callable[[int, int, str], None]  # (steps done, of how many, what to show beside them)
+
+
+@torch.no_grad()
+def shrink_branches(model: PreTrainedModel) -> None:
+    """Divide attention's output and the FFN's second matrix by the root of the number of such branches, twice that of
+    layers (GPT-2: Radford et al. 2019, section 2.3).
+
+    Else the first layers drown the embedding, the more the wider they are. Figures: docs/decisions/training.md.
+    """
+    uses = sum(block.depth for block in model.config.architecture.blocks)  # of layers, shared ones at each use
+    for name, weight in model.named_parameters():
+        if name.endswith(BRANCHES):
+            weight.div_((2 * uses) ** 0.5)
+
+
+# ruff: noqa: ARG002 - the signatures of callbacks are transformers' own
 
 
 class CheckedTrainer(Trainer):

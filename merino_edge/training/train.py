@@ -18,10 +18,16 @@ from merino_edge.storage.atomic import write_text
 from merino_edge.text.documents import TextFile, read_texts, split_held_out
 from merino_edge.text.rows import PackedTokens
 from merino_edge.text.tokenizer import check_separates, end_id, load_tokenizer, tokenizer_for, tokenizer_hash
-from merino_edge.training.disk import check_disk, disk_told
-from merino_edge.training.initial_weights import shrink_branches
-from merino_edge.training.loop import CheckedTrainer, Progress, Watch, add_watch, stop_on_ctrl_c, training_arguments
-from merino_edge.training.memory import check_memory, memory_told
+from merino_edge.training.loop import (
+    CheckedTrainer,
+    Progress,
+    Watch,
+    add_watch,
+    shrink_branches,
+    stop_on_ctrl_c,
+    training_arguments,
+)
+from merino_edge.training.needs import check_disk, check_memory, disk_told, memory_told
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import (
     ELSEWHERE,
@@ -36,9 +42,9 @@ from merino_edge.training.run_folder import (
     is_finished,
     kept_run,
     locked,
+    newest_whole_state,
     put_files,
 )
-from merino_edge.training.states import newest_whole_state
 from merino_runtime.errors import MerinoError
 
 SCHEMA = 2  # of training.json

@@ -2,7 +2,7 @@
 import pytest
 
 from merino_bench.sensors import environment
-from merino_bench.sensors.load import Load
+from merino_bench.sensors.environment import Load
 
 MEMINFO = "MemTotal: 4051232 kB\nSwapCached: 12 kB\nSwapTotal: 2025600 kB\nSwapFree: 2012288 kB\n"
 X86_CPUINFO = """processor\t: 0

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from merino_bench.sensors.load import CpuMoment, Load, busy_s, cpu_moment, load_between, stolen_s, waited_s
+from merino_bench.sensors.environment import CpuMoment, Load, busy_s, cpu_moment, load_between, stolen_s, waited_s
 
 STAT = """cpu  1000 50 300 8000 200 7 13 30 400 5
 cpu0 500 25 150 4000 100 3 6 15 200 2

@@ -5,10 +5,8 @@ import numpy as np
 import pytest
 
 from merino_bench.harness.cases import prefill_case
-from merino_bench.harness.interval import paired_ratio, student_t
-from merino_bench.harness.passes import chosen
-from merino_bench.harness.ratios import add_ratios
-from merino_bench.harness.record import empty_record
+from merino_bench.harness.pairs import chosen, paired_ratio, student_t
+from merino_bench.harness.record import add_ratios, empty_record
 
 BUSY, THROTTLED, NONE = frozenset(["busy"]), frozenset(["throttled"]), frozenset()
 LOW = frozenset(["low-power"])

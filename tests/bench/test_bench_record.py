@@ -9,9 +9,9 @@ import re
 import pytest
 
 from merino_bench.harness.cases import decode_case, prefill_case
-from merino_bench.harness.ratios import add_ratios
 from merino_bench.harness.record import (
     RECORD_KEYS,
+    add_ratios,
     bytes_per_token,
     failed_record,
     failures,
@@ -21,13 +21,15 @@ from merino_bench.harness.record import (
 )
 from merino_bench.harness.render import (
     OUTPUTS,
+    append,
     as_csv,
     as_json,
     as_json_lines,
     as_markdown,
+    check_can_save,
     render,
+    save,
 )
-from merino_bench.harness.saving import append, check_can_save, save
 from merino_runtime.bundle import BackendNeed, Bundle, BundleFile, Golden, KvLayer, Threads
 from merino_runtime.errors import MerinoError
 

@@ -18,12 +18,10 @@ import merino_bench
 import merino_runtime
 from merino_bench.fresh_process import child_environment
 from merino_bench.harness.cases import BenchRequest, decode_case
-from merino_bench.harness.entrants import bundle_entrant
-from merino_bench.harness.passes import chosen, flags_by_place
-from merino_bench.harness.processes import measure_apart
+from merino_bench.harness.pairs import chosen, flags_by_place
 from merino_bench.harness.record import RECORD_KEYS
 from merino_bench.harness.run import Interrupted, run_bench
-from merino_bench.harness.turns import turn_sizes
+from merino_bench.harness.turns import bundle_entrant, measure_apart, turn_sizes
 from merino_bench.harness.worker import measure
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError

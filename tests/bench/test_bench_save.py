@@ -6,18 +6,18 @@ import sys
 
 import pytest
 
-from merino_bench.harness.saving import append, check_can_save, save
+from merino_bench.harness.render import append, check_can_save, save
 from merino_runtime.errors import MerinoError
 
 PATH = os.pathsep.join(os.path.abspath(path) for path in sys.path)
 FULL = """
 import resource, signal, sys
-from merino_bench.harness import saving
+from merino_bench.harness import render
 from merino_runtime.errors import MerinoError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 try:
-    getattr(saving, sys.argv[1])([{"test": "pp512", "samples_ms": list(range(2000))}], sys.argv[2])
+    getattr(render, sys.argv[1])([{"test": "pp512", "samples_ms": list(range(2000))}], sys.argv[2])
 except MerinoError as error:
     print(error)
 """

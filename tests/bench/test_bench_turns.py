@@ -5,9 +5,8 @@ Each entrant is measured in one real process, whose figures stand for those of i
 import pytest
 
 from merino_bench.harness.cases import decode_case
-from merino_bench.harness.entrants import bundle_entrant
-from merino_bench.harness.ratios import add_ratios
-from merino_bench.harness.turns import Turns
+from merino_bench.harness.record import add_ratios
+from merino_bench.harness.turns import Turns, bundle_entrant
 
 pytestmark = pytest.mark.slow
 

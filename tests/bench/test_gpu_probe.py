@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from merino_bench.probe import gpu, gpu_plan, timing
+from merino_bench.probe import gpu, timing
 from merino_bench.probe.run import run_probe
 from merino_runtime.backends import choice
 from merino_runtime.backends.choice import backend_of_machine
@@ -25,8 +25,8 @@ def test_each_chain_takes_the_devices_own_time(version, tmp_path, monkeypatch):
     assert found["machine"]["versions"]["tensorrt"] == version
     chains = {(row["format"], row["rows"], row["count"], row["tokens"]): row
               for row in found["measurements"] if row["kind"] == "chain"}
-    assert set(chains) == {(form, side, count, tokens) for form in gpu_plan.PRECISIONS
-                           for side, count in gpu_plan.CHAINS for tokens in (1, gpu_plan.TOKENS)}
+    assert set(chains) == {(form, side, count, tokens) for form in gpu.PRECISIONS
+                           for side, count in gpu.CHAINS for tokens in (1, gpu.TOKENS)}
     for (form, side, count, tokens), row in chains.items():
         half = form == "fp16"
         assert row["weight_bytes"] == 4 * side * side * count // (2 if half else 1)
@@ -39,7 +39,7 @@ def test_each_chain_takes_the_devices_own_time(version, tmp_path, monkeypatch):
 
 def test_a_gpu_that_fails_at_any_call_leaves_no_probe_and_nothing_on_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(gpu_plan, "CHAINS", gpu_plan.CHAINS[1:2])
+    monkeypatch.setattr(gpu, "CHAINS", gpu.CHAINS[1:2])
     monkeypatch.setattr(gpu, "MOST_RUN_S", 0.0)
     sound = Gpu()
     put_in(sound, "8.2.1.8", monkeypatch)

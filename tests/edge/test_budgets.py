@@ -13,9 +13,8 @@ from sample_boards import of_two_cores
 
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.files import bundle_bytes
-from merino_edge.design.budgets import BUDGETS_BY_NAME, requested, with_board_defaults
+from merino_edge.design.budgets import BUDGETS_BY_NAME, ceil_digits, refusal, requested, with_board_defaults
 from merino_edge.design.designer import design
-from merino_edge.design.refusal import ceil_digits, refusal
 from merino_edge.design.space import Space
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest

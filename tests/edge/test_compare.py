@@ -13,9 +13,16 @@ from typer import BadParameter
 from merino_edge.cli.app import main
 from merino_edge.cli.options import parse_percent
 from merino_edge.cli.records import ALLOWED_LOSS
-from merino_edge.records.compare import NO_DIFFERENCE, NOT_JUDGED, UNDECIDED, check_not_slower, compare
+from merino_edge.records.compare import (
+    NO_DIFFERENCE,
+    NOT_JUDGED,
+    UNDECIDED,
+    check_not_slower,
+    compare,
+    independent_ratio,
+    row_ratio,
+)
 from merino_edge.records.schema import Record
-from merino_edge.records.speed_ratio import independent_ratio, row_ratio
 from merino_runtime.errors import MerinoError
 
 SPEEDS = st.lists(st.floats(0.01, 1e5), min_size=3, max_size=8)

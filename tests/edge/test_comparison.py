@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merino_edge.design.comparison import (
+from merino_edge.design.presets import PRESETS, table
+from merino_edge.design.score import SCORES, Scoring
+from merino_edge.design.variants import (
     BYTES_PER_TOKEN,
     PERPLEXITY,
     bytes_per_token,
     comparison_factor,
     equivalent_parameters,
 )
-from merino_edge.design.presets import PRESETS, table
-from merino_edge.design.score import SCORES, Scoring
 from merino_edge.families.operators import CPU_FORMATS
 from merino_edge.prediction.formats import fast_formats
 from merino_edge.profiles.reading import load_profile

@@ -31,8 +31,7 @@ from merino_edge.report.markdown import markdown
 from merino_edge.report.page import page
 from merino_edge.report.summary import summarise
 from merino_edge.training.recipe import Recipe
-from merino_edge.training.run_folder import FINISHED, Run, kept_run, trained_name
-from merino_edge.training.states import WHOLE, fault_of
+from merino_edge.training.run_folder import FINISHED, WHOLE, Run, fault_of, kept_run, trained_name
 
 pytestmark = pytest.mark.more
 

@@ -9,9 +9,8 @@ from sample_records import failed, many, opt, record
 
 from merino_bench.harness.cases import BenchRequest
 from merino_bench.harness.record import SCHEMA
-from merino_bench.harness.render import as_json, as_json_lines
+from merino_bench.harness.render import append, as_json, as_json_lines
 from merino_bench.harness.run import run_bench
-from merino_bench.harness.saving import append
 from merino_edge.families.zoo import model
 from merino_edge.records.compare import compare
 from merino_edge.records.reading import read_records

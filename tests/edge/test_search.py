@@ -17,7 +17,6 @@ from scipy.optimize import OptimizeResult
 from merino_edge.cli.tables.design import solver_line
 from merino_edge.design import exact
 from merino_edge.design.budgets import BUDGETS_BY_NAME
-from merino_edge.design.comparison import comparison_factor
 from merino_edge.design.constraints import regimes
 from merino_edge.design.designer import design
 from merino_edge.design.encode import architecture, encode
@@ -25,6 +24,7 @@ from merino_edge.design.evolution import Effort, evolve
 from merino_edge.design.exact import undominated
 from merino_edge.design.score import INVERSE
 from merino_edge.design.space import FULL, GROUPED, Space, size
+from merino_edge.design.variants import comparison_factor
 from merino_edge.families.designed import block_operators
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import formats_of

@@ -20,7 +20,7 @@ from merino_edge.text.perplexity import bundle_perplexity
 from merino_edge.text.rows import PackedTokens
 from merino_edge.text.tokenizer import end_id, load_tokenizer, train_tokenizer
 from merino_edge.training import train as training
-from merino_edge.training.initial_weights import shrink_branches
+from merino_edge.training.loop import shrink_branches
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError

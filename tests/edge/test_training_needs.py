@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 from merino_edge.export.source import load_source
 from merino_edge.families.designed import Architecture
 from merino_edge.text.tokenizer import LONGEST_WORD_BYTES, train_tokenizer
-from merino_edge.training import memory
-from merino_edge.training.memory import available_bytes, check_memory, training_need
+from merino_edge.training import needs
+from merino_edge.training.needs import available_bytes, check_memory, training_need
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
@@ -185,11 +185,11 @@ def test_a_run_that_memory_does_not_suffice_for_is_refused_with_the_figures(text
     there = available_bytes()
     need = [training_need(large, batch, False).total for batch in range(1, 200)]
     fitting = sum(total <= there for total in need)
-    assert memory.largest_batch(large, huge, there) == f"--batch {fitting} fits"
+    assert needs.largest_batch(large, huge, there) == f"--batch {fitting} fits"
 
 
 def test_memory_may_be_ignored(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(needs, "available_bytes", lambda: 1 << 20)
     with pytest.raises(MerinoError, match="Not even --batch 1 fits"):
         train(ARCH, [text], tmp_path / "out", recipe=RECIPE)
     train(ARCH, [text], tmp_path / "out", recipe=RECIPE, ignore_memory=True)

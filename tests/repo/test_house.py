@@ -177,7 +177,7 @@ def test_consoles_are_made_by_one_module():
 WRITERS = {"merino_runtime.io.outputs", "merino_runtime.io.scratch"}
 # These fill a scratch or temporary folder that their caller gives them; what is in it takes its place as a whole.
 FILLERS = {
-    "merino_edge.bundles.write", "merino_edge.export.onnx.graph",
+    "merino_edge.bundles.description", "merino_edge.export.onnx.graph",
     "merino_edge.export.export",  # the bundle that `--precision auto` chose
     "merino_edge.benchmarking.peers.make", "merino_edge.calibration.host",
     "merino_edge.benchmarking.peers.make_checkpoint",

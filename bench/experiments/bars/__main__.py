@@ -1,6 +1,6 @@
 """The speed bars, in one run on one machine: rounds of fresh processes that take turns, medians, ratios, intervals.
 
-    python bench/experiments/bars -o bench/results/bars-x86-2cores.json --cache DIR --plot bench/results/growth.png
+    python bench/experiments/bars -o bench/results/bars-x86-2cores.json --cache DIR
 
 Needs the extra `peers`. DIR keeps bundles and the other engines' models (12 GB); the file grows run by run and what
 is in it is not measured again. `--sections` chooses, `--try` runs everything on tiny models, `--only-table` reads.
@@ -12,17 +12,15 @@ import sys
 from pathlib import Path
 
 import depth
-import growth
-from models import PROMPT, export_model
+from entrants import PROMPT, export_model
 from plan import SECTIONS, SMALL_SECTIONS
-from runs import Runs, take_turns
-from tables import facts_line, report
+from runs import Runs, facts_line, report, take_turns
 
 from merino_bench.harness.cases import Case
 from merino_runtime.errors import MerinoError
 
 STEPS = 64
-NAMES = (*SECTIONS, growth.SECTION, *depth.SECTIONS)
+NAMES = (*SECTIONS, *depth.SECTIONS)
 
 
 def parsed() -> argparse.Namespace:
@@ -35,7 +33,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("-n", type=int, default=STEPS, dest="steps", help="decode steps (default %(default)s)")
     parser.add_argument("-t", type=int, dest="threads", help="default: each bundle's choice, and the same for peers")
     parser.add_argument("--sections", default=",".join(NAMES), help=f"of {', '.join(NAMES)} (default: all)")
-    parser.add_argument("--plot", type=Path, help="PNG of the growth")
     parser.add_argument("--try", action="store_true", dest="small", help="tiny models: whether it all runs")
     parser.add_argument("--only-table", action="store_true", help="measure nothing")
     parser.add_argument("--export", help=argparse.SUPPRESS)
@@ -59,27 +56,21 @@ def main() -> None:
     cache = asked.cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
     sections = {name: make() for name, make in (SMALL_SECTIONS if asked.small else SECTIONS).items()}
-    grown = "try" if asked.small else "66m"
     deep = depth.SMALL_SECTIONS if asked.small else depth.SECTIONS
     if not asked.only_table:
         case = Case(f"tg{asked.steps}", asked.prompt, asked.steps, threads=asked.threads)
         for name in names:
             tests = (
-                growth.tests(grown, asked.small) if name == growth.SECTION
-                else depth.tests(deep[name]) if name in deep
+                depth.tests(deep[name]) if name in deep
                 else [(entrant, case) for entrant in dict.fromkeys(sections[name].entrants)]
             )  # fmt: skip
             take_turns(runs, name, tests, asked.rounds, asked.repetitions, cache)
     print(facts_line(runs))
     for name in names:
-        if name == growth.SECTION:
-            print(growth.report(runs, grown))
-        elif name in deep:
+        if name in deep:
             print(depth.report(runs, name, deep[name]))
         else:
             print(report(runs, name, sections[name], asked.prompt + (asked.steps - 1) / 2))
-    if asked.plot and growth.SECTION in names:
-        growth.plot(runs, grown, asked.plot)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ Ours is float32; beside the quantised weights also int8 (`--kv int8`).
 """
 
 from entrants import Entrant, llama, ours
-from runs import Runs
-from tables import disturbed, ratio_cells, ratio_of, table, values_ms
+from runs import Runs, disturbed, ratio_cells, ratio_of, table, values_ms
 
 from merino_bench.harness.cases import Case, decode_case
 

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from entrants import PROBE, Entrant, llama, ours
-from models import TIMED, VOCAB_CUT, VOCAB_PREFERRED
+from entrants import PROBE, TIMED, VOCAB_CUT, VOCAB_PREFERRED, Entrant, llama, ours
 
 SAME, SHIPPED = "equal format", "as shipped"
 

@@ -1,1 +1,1 @@
-"""The benchmark itself: cases, worker processes, records, ratios, rendering."""
+"""The benchmark itself: cases, worker processes, pairs, records, rendering."""

@@ -1,18 +1,21 @@
-"""Benchmark records: the statistics of one row of `bench`, derived from raw samples (keys: `RECORD_KEYS`).
+"""Benchmark records: the statistics of one row of `bench`, derived from raw samples (keys: `RECORD_KEYS`), and its
+speed ratio to a baseline, of equal format or as shipped.
 
-The record of a failed measurement has the same keys: nulls, and the reason among its flags. `ratios` adds the
-comparison with a baseline, `render` shows and stores records.
+The record of a failed measurement has the same keys: nulls, and the reason among its flags. A ratio is of pairs:
+processes of both rows that ran side by side. Disturbed pairs are dropped where three others remain; else all count, and
+the ratio is marked with what disturbed them. Only a row that failed has no ratio.
 """
+
 import os
-import statistics
 import time
+from statistics import mean, median, stdev
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from merino_bench.harness.cases import Case
-from merino_bench.harness.passes import Place, chosen, flags_by_place, rounds_by_place
-from merino_bench.harness.processes import joined
+from merino_bench.harness.pairs import Place, chosen, flags_by_place, paired_ratio, rounds_by_place
+from merino_bench.sensors.environment import Load
 from merino_runtime.backends.choice import TENSORRT
 from merino_runtime.bundle import Bundle, quantised_cache, sha256_of
 from merino_runtime.io.streams import as_text
@@ -21,6 +24,8 @@ SCHEMA = 3
 WEIGHTS = {"trained": "real", "random": "random"}
 FAILED = "failed: "  # a flag that begins so gives the reason
 TIMED = "model and argmax; tokenising apart"
+PER_REPETITION = ("prefill_ms", "step_ms")
+PHASES = ("prefill_phases_s", "decode_phases_s")
 RECORD_KEYS = (
     "schema", "bundle", "bundle_sha256", "engine", "precision", "dialect", "weights", "weights_source",
     "kv",  # the cache's format where it is quantised; null: that of the activations, and of other engines
@@ -55,6 +60,8 @@ RECORD_KEYS = (
     "ratio_flags",  # what disturbed the ratio; empty where it is of undisturbed processes
     "timed", "date", "command", "environment", "flags", "notes",
 )
+EQUAL, AS_SHIPPED = "equal format", "as shipped"
+Record = Dict[str, Any]
 
 
 def identity_of(path: str, bundle: Optional[Bundle]) -> Dict[str, Any]:
@@ -89,13 +96,13 @@ def record_of(identity: Dict[str, Any], bundle: Bundle, case: Case, processes: S
         flops_per_token=flops_per_token(bundle, case), bytes_per_token=bytes_per_token(bundle, case),
         read_gb_s=read_gb_s, energy=energy, flags=list(measured["flags"]), notes=list(measured["notes"]))
     counting = counting_rounds(record, measured["prefill_ms"])
-    record["prefill_ms"] = statistics.median(counting)
+    record["prefill_ms"] = median(counting)
     if measured["tokenize_ms"] is not None:
         record["ttft_ms"] = record["tokenize_ms"] + record["prefill_ms"]
     rounds_ms = counting_rounds(record, record["rounds_ms"])
     speeds = speeds_of(rounds_ms, case.steps or case.prompt)
-    record.update(statistics_of(rounds_ms), repetitions=len(rounds_ms), tok_s=statistics.mean(speeds),
-                  tok_s_sd=statistics.stdev(speeds) if len(speeds) > 1 else None)
+    record.update(statistics_of(rounds_ms), repetitions=len(rounds_ms), tok_s=mean(speeds),
+                  tok_s_sd=stdev(speeds) if len(speeds) > 1 else None)
     if case.steps:
         record["tpot_ms"] = record["ms_mean"]  # rounds are of equal length
         if read_gb_s and not record["engine"].startswith(TENSORRT):  # read_gb_s is the CPU's
@@ -123,15 +130,15 @@ def process_speeds(record: Dict[str, Any]) -> Dict[Place, float]:
     """tok/s of each process, the mean over its repetitions."""
     rounds = rounds_by_place(record["processes"], record["rounds_ms"])
     steps = len(record["rounds_ms"][0]) if record["test"].startswith("tg") else 0
-    return {place: statistics.mean(speeds_of(ms, steps or record["prompt_tokens"])) for place, ms in rounds.items()}
+    return {place: mean(speeds_of(ms, steps or record["prompt_tokens"])) for place, ms in rounds.items()}
 
 
 def statistics_of(rounds_ms: Sequence[Sequence[float]]) -> Dict[str, Any]:
     """Mean, standard deviation and quantiles in ms, of the samples of all repetitions together."""
     samples_ms = [sample for one in rounds_ms for sample in one]
     quantiles = {f"ms_p{share}": float(np.percentile(samples_ms, share)) for share in (50, 90, 95, 99)}
-    return dict(quantiles, ms_mean=statistics.mean(samples_ms),
-                ms_sd=statistics.stdev(samples_ms) if len(samples_ms) > 1 else None)
+    return dict(quantiles, ms_mean=mean(samples_ms),
+                ms_sd=stdev(samples_ms) if len(samples_ms) > 1 else None)
 
 
 def speeds_of(rounds_ms: Sequence[Sequence[float]], tokens: int) -> List[float]:
@@ -179,3 +186,94 @@ def empty_record(identity: Dict[str, Any], case: Case, command: Optional[str] = 
     record.update(identity, schema=SCHEMA, test=case.name, prompt_tokens=case.prompt, depth=case.depth, timed=TIMED,
                   date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), command=command, flags=[], notes=[])
     return record
+
+
+def joined(processes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
+    """One result from those of a row's processes, each with its `turn` and `attempt`.
+
+    `processes`, `prefill_ms` and `step_ms` are of all processes. All else is of those that count (`passes.chosen`):
+    `flags`, the median load time, the highest load and memory peak, the machine's state before the first and after the
+    last.
+    """
+    choice = chosen(flags_by_place(processes))
+    counting = [one for one in processes if (one["turn"], one["attempt"]) in choice.places]
+    found = dict(counting[0], verify_ms=processes[0]["verify_ms"])
+    found["processes"] = [{"turn": one["turn"], "attempt": one["attempt"], "repetitions": len(one["prefill_ms"]),
+                           "flags": one["flags"]} for one in processes]
+    for key in PER_REPETITION:
+        found[key] = _strung(processes, key)
+    for key in PHASES:
+        found[key] = _strung(counting, key)
+    for key in ("flags", "notes"):
+        said = _strung(counting, key)
+        found[key] = sorted(set(said), key=said.index)
+    found["load_ms"] = median(one["load_ms"] for one in counting)
+    found["peak_rss_mb"] = max(one["peak_rss_mb"] for one in counting)
+    tokenize_ms = [one["tokenize_ms"] for one in counting if one.get("tokenize_ms") is not None]
+    found["tokenize_ms"] = median(tokenize_ms) if tokenize_ms else None
+    states = [one["environment"] for one in counting]
+    loads = {key: max((state[key] for state in states if state[key] is not None), default=None)
+             for key in Load._fields}
+    found["environment"] = dict(states[0], after=states[-1]["after"], **loads)
+    return found
+
+
+def _strung(processes: Sequence[Dict[str, Any]], key: str) -> List[Any]:
+    return [one for process in processes for one in process[key]]
+
+
+def add_ratios(records: Sequence[Record], baselines: Sequence[Record]) -> None:
+    """To the rows of one case that took turns: `baseline` (which, and its format), `ratio_kind`, `ratio_to_baseline`
+    (this row's speed over the baseline's), `ratio_interval`, `ratio_turns`, `ratio_flags` and `params_ratio`.
+
+    baselines: rows of this case; a row is compared with the first one of its own format, else with the first.
+    """
+    for record in records:
+        record.update(baseline=None, ratio_kind=None, ratio_to_baseline=None, params_ratio=None)
+        base = baseline_for(record, baselines)
+        if base is None:
+            continue
+        record["baseline"] = name_and_format(base)
+        record["ratio_kind"] = EQUAL if same_format(record, base) else AS_SHIPPED
+        if record["params"] and base["params"]:
+            record["params_ratio"] = record["params"] / base["params"]
+        reason = why_not(record, base)
+        if reason:
+            record["notes"] = [*record["notes"], f"no ratio: {reason}"]
+        else:
+            record.update(ratio_of(record, base))
+
+
+def ratio_of(record: Record, base: Record) -> Dict[str, Any]:
+    """The keys of the ratio; of a row with itself it is 1 and has no interval."""
+    if record is base:
+        return {"ratio_to_baseline": 1.0}
+    choice = chosen(flags_by_place(record["processes"]), flags_by_place(base["processes"]))
+    speeds, base_speeds = process_speeds(record), process_speeds(base)
+    ratio = paired_ratio([speeds[place] for place in choice.places], [base_speeds[place] for place in choice.places])
+    return {"ratio_to_baseline": ratio.value, "ratio_interval": ratio.interval,
+            "ratio_turns": [len(choice.places), choice.turns], "ratio_flags": choice.flags}
+
+
+def baseline_for(record: Record, baselines: Sequence[Record]) -> Optional[Record]:
+    alike = [base for base in baselines if same_format(record, base)]
+    return next(iter([*alike, *baselines]), None)
+
+
+def same_format(record: Record, base: Record) -> bool:
+    """Whether weights, dialect and cache are equal; another engine's row has no dialect and differs in none of the
+    two. The precision of a bundle that cannot be read is unknown, and equals no other."""
+    graphs = {(row["dialect"], row.get("kv")) for row in (record, base) if row.get("dialect")}
+    return record.get("precision") is not None and record["precision"] == base.get("precision") and len(graphs) < 2
+
+
+def name_and_format(record: Record) -> str:
+    form = format_words(record["precision"], record["dialect"], record.get("kv"))
+    return " ".join(filter(None, [record["bundle"], form]))
+
+
+def why_not(record: Record, base: Record) -> Optional[str]:
+    for row, name in ((record, "this row"), (base, f"the baseline {base['bundle']}")):
+        if any(flag.startswith(FAILED) for flag in row["flags"]):
+            return f"{name} failed"
+    return None

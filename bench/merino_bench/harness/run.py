@@ -2,8 +2,9 @@
 that take turns.
 
 An entrant that fails gives rows that say why, and the others go on. `turns` measures one case, `worker` times in each
-process, `record` derives the statistics, `ratios` compares with baselines.
+process, `record` derives the statistics and compares with baselines.
 """
+
 import os
 import shlex
 import sys
@@ -13,22 +14,29 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from merino_bench.harness import record
 from merino_bench.harness.cases import BenchRequest, Case, cases_for
-from merino_bench.harness.entrants import Entrant, Measured, bundle_entrants, check_baselines
-from merino_bench.harness.progress import Progress, line_progress
-from merino_bench.harness.ratios import add_ratios
-from merino_bench.harness.render import render, terminal_width
-from merino_bench.harness.saving import append, appends, check_can_save, save
-from merino_bench.harness.turns import Turns, turn_sizes
+from merino_bench.harness.record import add_ratios
+from merino_bench.harness.render import append, appends, check_can_save, render, save, terminal_width
+from merino_bench.harness.turns import Entrant, Measured, Turns, bundle_entrants, check_baselines, turn_sizes
 from merino_bench.probe.bandwidth import buffer_bytes, read_gb_s, thread_counts, touched_buffer
 from merino_bench.sensors.energy import Sampler, energy_of, idle_watts, why_no_energy
 from merino_bench.sensors.power import find_source
 from merino_runtime.commands import say, say_note, write_out
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
-from merino_runtime.io.streams import as_text
+from merino_runtime.io.streams import as_text, show_line, stderr_is_terminal
 
+Progress = Callable[[int, int, str], None]  # (done, total, what comes next); done == total: the end
 TIMEOUT_S = 3600.0  # of one row: a swapping board may never end
 Records = List[Dict[str, Any]]
+
+
+def line_progress() -> Optional[Progress]:
+    """None where stderr is no terminal."""
+    return show_progress if stderr_is_terminal() else None
+
+
+def show_progress(done: int, total: int, what: str) -> None:
+    show_line(f"merino: {done}/{total} {what}" if done < total else "")
 
 
 class Interrupted(KeyboardInterrupt):

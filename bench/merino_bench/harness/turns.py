@@ -1,22 +1,108 @@
-"""Measures the entrants of one case in turn, each turn and each entrant in a fresh process.
+"""Measures the entrants of one case (bundles here, other engines' models elsewhere) in turn, each in fresh processes.
 
 The order alternates (A B, B A, A B, ...), so that a steady drift of the machine meets both sides alike. Where a process
 was disturbed, it and the one it is compared with are measured again, up to twice.
 """
+
+import json
+import os
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set
+from functools import partial
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set
 
+from merino_bench.fresh_process import run_apart
+from merino_bench.harness import record
 from merino_bench.harness.cases import Case
-from merino_bench.harness.entrants import Entrant
-from merino_bench.harness.passes import unequal_flags
-from merino_bench.harness.ratios import baseline_for
+from merino_bench.harness.pairs import unequal_flags
+from merino_bench.harness.record import baseline_for
+from merino_bench.harness.worker import request_of
+from merino_runtime.backends.choice import TENSORRT, choose_backend
+from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.streams import say
 
+Measured = Dict[str, Any]  # of `worker.measure`
+BUILD_TIMEOUT_S = 7200.0  # a Jetson Nano builds a large model for a quarter of an hour and more
+TIME_OF_A_ROW = ", the time left to the row (--timeout)"
 MOST_PROCESSES = 5  # turns of a row, at most
 MOST_ATTEMPTS = 3  # of a turn
 MOST_VAIN = 2  # turns that stayed disturbed in all attempts: then it is the machine's state, and no burst
-
 Tell = Callable[[int, str], None]  # (processes of planned turns that are done, what comes next)
+
+
+class Entrant(NamedTuple):
+    """identity: the keys that all its rows share. reason: why it cannot be measured, empty where it can.
+
+    measure: (case, repetitions, whether the row's first process, timeout in s) -> one process's result; raises
+    MerinoError. row: (case, the row's processes, read bandwidth in GB/s, energy, command) -> a record.
+    """
+    identity: Dict[str, Any]
+    is_baseline: bool
+    bundle: Optional[Bundle]  # None: it cannot be read
+    reason: str
+    measure: Callable[[Case, int, bool, float], Measured]
+    row: Callable[..., Dict[str, Any]]
+
+
+def check_baselines(paths: Sequence[str]) -> None:
+    """Raises MerinoError for a baseline that cannot be read: no ratio would be left, after all was measured."""
+    for path in paths:
+        try:
+            load_bundle(path, verify=False)
+        except MerinoError as error:
+            raise MerinoError(f"--baseline {path} cannot be measured: {error}") from error
+
+
+def bundle_entrants(bundle_paths: Sequence[str], baselines: Sequence[str], seed: int,
+                    backend: Optional[str] = None) -> List[Entrant]:
+    """The bundles and the baselines, each folder once. One that cannot be read takes part too, with the reason."""
+    if not bundle_paths:
+        raise MerinoError("no bundle was given. Name at least one folder that `merino-edge export` wrote.")
+    baseline_places = {os.path.realpath(path) for path in baselines}
+    found: Dict[str, Entrant] = {}
+    for path in [*bundle_paths, *baselines]:
+        place = os.path.realpath(path)
+        if place not in found:
+            found[place] = bundle_entrant(path, place in baseline_places, seed, backend)
+    return list(found.values())
+
+
+def bundle_entrant(path: str, is_baseline: bool, seed: int, backend: Optional[str] = None) -> Entrant:
+    try:
+        bundle = load_bundle(path, verify=False)
+    except MerinoError as error:
+        return Entrant(record.identity_of(path, None), is_baseline, None, str(error), never, never)
+    identity = record.identity_of(path, bundle)
+    try:
+        make_ready(path, bundle, backend)
+    except MerinoError as error:
+        return Entrant(identity, is_baseline, bundle, str(error), never, never)
+
+    def measure(case: Case, repetitions: int, first: bool, timeout_s: float) -> Measured:
+        # Files are hashed once.
+        return measure_apart(path, case, repetitions, seed, first, timeout_s, TIME_OF_A_ROW, backend)
+
+    return Entrant(identity, is_baseline, bundle, "", measure, partial(record.record_of, identity, bundle))
+
+
+def make_ready(path: str, bundle: Bundle, backend: Optional[str]) -> None:
+    """Has the bundle's TensorRT engine built before anything is timed; nothing where it runs on the CPU. Raises
+    MerinoError where it does not run on the backend that was asked for, or no engine can be built."""
+    if choose_backend(bundle, backend, say) == TENSORRT:
+        run_apart("merino_bench.harness.worker", json.dumps({"bundle_path": path}), BUILD_TIMEOUT_S)
+
+
+def measure_apart(path: str, case: Case, repetitions: int, seed: int, verify: bool,
+                  timeout_s: float, remedy: str = "", backend: Optional[str] = None) -> Dict[str, Any]:
+    """`worker.measure` in a fresh process. Raises MerinoError with the reason where it gives no result. remedy: as of
+    `run_apart`."""
+    request = request_of(path, case, repetitions, seed, verify, backend)
+    return run_apart("merino_bench.harness.worker", request, timeout_s, remedy=remedy)
+
+
+def never(*_: Any) -> Any:
+    """In place of `measure` and `row` of an entrant that cannot be measured."""
+    raise AssertionError("an entrant with a reason takes no turn")
 
 
 class Turns:

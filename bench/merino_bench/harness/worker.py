@@ -1,7 +1,8 @@
 """Measures some repetitions of one case of one bundle in this process. It should be a fresh process: then an earlier
 run has left nothing in its memory, its caches or its peak.
 
-`python -m merino_bench.harness.worker REQUEST` takes a JSON object and prints one; `processes` starts it. A timed
+`python -m merino_bench.harness.worker REQUEST` takes a JSON object and prints one; `turns` starts it. Without a case it
+has the bundle's TensorRT engine built, apart because a builder leaves memory held. A timed
 prefill begins with the case's depth cached and ends with the choice of the first token. A timed decode step is the time
 from one token to the next: one run of the model and the choice of the token, greedy, batch 1, also after an end-of-text
 token. The choice (argmax) is timed. Prompts are random ids; what tokenising the text of such a prompt takes is measured
@@ -18,7 +19,7 @@ import numpy as np
 from merino_bench.fresh_process import OUT_OF_MEMORY
 from merino_bench.harness.cases import Case
 from merino_bench.sensors import environment, gpu
-from merino_bench.sensors.load import CpuMoment, cpu_moment, load_between
+from merino_bench.sensors.environment import CpuMoment, cpu_moment, load_between
 from merino_runtime.backends import open_backend
 from merino_runtime.backends.backend import Backend
 from merino_runtime.backends.choice import choose_backend
@@ -27,6 +28,7 @@ from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import open_tokenizer
 from merino_runtime.io import board
+from merino_runtime.io.streams import say
 
 WARM_UP_S = 0.3  # a governor raises the clock after 0.1 s of work or later
 DIGITS = 4  # of milliseconds: 0.1 microseconds, the resolution of the clock
@@ -50,6 +52,13 @@ def request_of(bundle_path: str, case: Case, repetitions: int, seed: int, verify
                backend: Optional[str] = None) -> str:
     return json.dumps({"bundle_path": bundle_path, "case": list(case), "repetitions": repetitions,
                        "seed": seed, "verify": verify, "backend": backend})
+
+
+def build_engine(bundle_path: str) -> Dict[str, Any]:
+    from merino_runtime.backends.tensorrt_model import open_model
+
+    open_model(load_bundle(bundle_path, verify=False), say).close()
+    return {}
 
 
 def measure(bundle_path: str, case: Case, repetitions: int, seed: int = 0,
@@ -167,8 +176,9 @@ def one_round(backend: Backend, prompt: Sequence[int], depth: int, steps: int) -
 def main() -> int:
     request = json.loads(sys.argv[1])
     try:
-        result = measure(request["bundle_path"], Case(*request["case"]), request["repetitions"], request["seed"],
-                         request["verify"], request["backend"])
+        result = (measure(request["bundle_path"], Case(*request["case"]), request["repetitions"], request["seed"],
+                          request["verify"], request["backend"])
+                  if "case" in request else build_engine(request["bundle_path"]))
     except MerinoError as error:
         result = {"error": str(error)}
     except MemoryError:

@@ -1,34 +1,128 @@
 """`merino probe --backend tensorrt`: what this machine's GPU can do, through TensorRT itself.
 
-Builds an engine of each chain that `gpu_plan` lists, in float32 and in float16, times it, and reads the memory of a
-fresh process. The result has the form of the CPU's probe. The builds take most of the time: minutes on a Jetson Nano.
+Builds an engine of each chain of matrix products, in float32 and in float16, times it, and reads the memory of a fresh
+process. The result has the form of the CPU's probe. The builds take most of the time: minutes on a Jetson Nano.
+
+A product of a chain needs the one before it, so the GPU runs them one after the other, a kernel each. Two chains of
+small matrices tell a launch from what a run costs besides; one that no cache holds tells the read bandwidth, over one
+new position, and the rate of products, over many. A chain runs as the TensorRT backend runs a decoder: one copy in, the
+network, one copy back, replayed as a CUDA graph where it is a decode step; one strided copy on the device; one wait.
+
+`python -m merino_bench.probe.gpu PLAN` prints the memory that TensorRT takes before any model, as one JSON line.
 """
+
+import contextlib
+import ctypes
 import datetime
+import json
 import os
+import sys
 import time
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+import numpy as np
 
 from merino_bench.fresh_process import run_apart
-from merino_bench.probe import gpu_plan, graphs
-from merino_bench.probe.gpu_memory import COLUMNS
-from merino_bench.probe.gpu_timing import copy_ms, opened
+from merino_bench.probe import graphs
+from merino_bench.probe.bandwidth import available_bytes
 from merino_bench.probe.graphs import Kernel
+from merino_bench.probe.memory import resident_mb
 from merino_bench.probe.tasks import Task
 from merino_bench.probe.timing import MOST_RUN_S, repeat_ms, row_of
 from merino_bench.sensors import environment
+from merino_bench.sensors.environment import cpu_moment, load_between
 from merino_bench.sensors.gpu import with_gpu
-from merino_bench.sensors.load import cpu_moment, load_between
-from merino_runtime.backends.cuda import Cuda, cuda_faults_told
-from merino_runtime.backends.engine_build import WORKSPACE_MB, Build, build, builder_version
+from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, Cuda, cuda_faults_told
+from merino_runtime.backends.engine_build import DECODE, WORKSPACE_MB, Build, build
 from merino_runtime.backends.engine_file import EngineKey
 from merino_runtime.backends.gpu import Device, device_of, open_cuda
+from merino_runtime.backends.tensorrt_model import NotLoadedError, bind, captured, engine_of, released
 from merino_runtime.backends.tensorrt_versions import TensorRt, open_tensorrt
 from merino_runtime.bundle.requirements import version_tuple
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 
+# (side of the square matrices, their number): 64 MiB in float32 first, which brings the GPU's clock up
+CHAINS: Tuple[Tuple[int, int], ...] = ((1024, 16), (64, 8), (64, 64))
+PRECISIONS = ("fp32", "fp16")
+TOKENS = 256  # where computing takes longer than reading the weights, on the boards' GPUs
+COPY_BYTES = (2 ** 16, 2 ** 22)  # to the host: the difference of their times is that of the bytes
+ENTRY_BYTES = 32  # width of the strided copy on the device, in place of that of new keys and values
+FLOAT_BYTES = 4  # of an engine's inputs and outputs, in each precision
+COLUMNS = 64  # of the small chain, whose engine the memory of a process is read with
 MEMORY_TIMEOUT_S = 120.0
 Tell = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def opened(trt: TensorRt, cuda: Cuda, plan: Any, columns: int) -> Iterator[List[Tuple[int, Callable[[], None]]]]:
+    """-> (tokens, a call that runs the chain over them and waits) of both profiles. Raises MerinoError, CudaError."""
+    row, size = FLOAT_BYTES * columns, FLOAT_BYTES * columns * TOKENS
+    with contextlib.ExitStack() as stack:
+        try:
+            engine = engine_of(stack, trt, plan)
+        except NotLoadedError as error:
+            raise MerinoError(f"TensorRT {trt.version} does not load a plan that it has just built: {error}. Stop "
+                              "programs that use the GPU.") from error
+        loaded = bind(stack, trt, cuda, engine, TOKENS)
+        stream = loaded.stream
+        source, target, entries = (_allocated(stack, cuda.malloc, cuda.free, each) for each in (size, size, row))
+        pinned = _allocated(stack, cuda.host_alloc, cuda.free_host, 2 * row)
+        stack.callback(released, cuda.synchronize, stream)  # first of all
+        cuda.memset(source, 0, size, stream)
+        ctypes.memset(pinned, 0, row)
+        addresses = {name: source if tensor.is_input else target for name, tensor in loaded.tensors.items()}
+
+        def enqueue(number: int) -> None:
+            cuda.memcpy(source, pinned, row, TO_DEVICE, stream)
+            loaded.bound[number].enqueue(stream)
+            cuda.memcpy(pinned + row, target, row, TO_HOST, stream)
+
+        def run(number: int, graph: int) -> None:
+            if graph:
+                cuda.launch(graph, stream)
+            else:
+                enqueue(number)
+            cuda.memcpy_2d(entries, ENTRY_BYTES, target, ENTRY_BYTES, ENTRY_BYTES, row // ENTRY_BYTES, ON_DEVICE,
+                           stream)
+            cuda.synchronize(stream)
+
+        calls: List[Tuple[int, Callable[[], None]]] = []
+        for number, tokens in enumerate((1, TOKENS)):
+            loaded.bound[number].set_addresses(addresses)
+            run(number, 0)
+            graph = captured(cuda, stream, lambda: enqueue(DECODE)) if number == DECODE else 0
+            if graph:
+                stack.callback(released, cuda.exec_destroy, graph)
+            calls.append((tokens, lambda number=number, graph=graph: run(number, graph)))  # type: ignore[misc]
+        yield calls
+
+
+def copy_ms(cuda: Cuda, size: int, seconds: float) -> List[float]:
+    """Samples of bringing `size` bytes to where a sampler reads them: to pinned memory, and from there to an array."""
+    with contextlib.ExitStack() as stack:
+        stream = cuda.stream_create()
+        stack.callback(released, cuda.stream_destroy, stream)
+        source = _allocated(stack, cuda.malloc, cuda.free, size)
+        pinned = _allocated(stack, cuda.host_alloc, cuda.free_host, size)
+        stack.callback(released, cuda.synchronize, stream)  # first of all
+        cuda.memset(source, 0, size, stream)
+        array = np.zeros(size, np.uint8)
+        shown = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pinned))
+
+        def call() -> None:
+            cuda.memcpy(pinned, source, size, TO_HOST, stream)
+            cuda.synchronize(stream)
+            np.copyto(array, shown)
+
+        return repeat_ms(call, seconds)
+
+
+def _allocated(stack: contextlib.ExitStack, allocate: Callable[[int], int], free: Callable[[int], None],
+               size: int) -> int:
+    address = allocate(size)
+    stack.callback(released, free, address)
+    return address
 
 
 def probe_gpu(work: str, schema: int, tell: Tell) -> Dict[str, Any]:
@@ -42,7 +136,7 @@ def probe_gpu(work: str, schema: int, tell: Tell) -> Dict[str, Any]:
         rows, small = _chain_rows(trt, cuda, device, work, tell)
         tell("copies to the host")
         rows += [row_of(Task("copy", "fp32", 0, 0, 0, 1, 1, ()), (0, 0), size, False, copy_ms(cuda, size, MOST_RUN_S))
-                 for size in gpu_plan.COPY_BYTES]
+                 for size in COPY_BYTES]
     after, ended = with_gpu(environment.state()), cpu_moment()
     load = load_between(began, ended, os.cpu_count() or 1)
     tell("memory of a process")
@@ -73,10 +167,10 @@ def _chain_rows(trt: TensorRt, cuda: Cuda, device: Device, work: str, tell: Tell
     """Rows of all chains, and the path of the plan of a small one."""
     rows: List[Dict[str, Any]] = []
     small = os.path.join(work, "small.plan")
-    for side, count in gpu_plan.CHAINS:
+    for side, count in CHAINS:
         kernel = graphs.kernel_of("portable", "chain", "fp32", columns=side, count=count)
         folder = _written(work, kernel)
-        for precision in gpu_plan.PRECISIONS:
+        for precision in PRECISIONS:
             tell(f"{count} products of {side} x {side} in {precision}")
             plan = _built(trt, device, folder, kernel, precision, tell)
             if side == COLUMNS and precision == "fp32":
@@ -102,8 +196,7 @@ def _written(work: str, kernel: Kernel) -> str:
 
 def _built(trt: TensorRt, device: Device, folder: str, kernel: Kernel, precision: str, tell: Tell) -> memoryview:
     """-> the plan."""
-    key = EngineKey(device.name, device.capability, trt.version, device.runtime, "", precision, 1, gpu_plan.TOKENS,
-                    builder_version())
+    key = EngineKey(device.name, device.capability, trt.version, device.runtime, "", precision, 1, TOKENS)
     need_mb = 4 * kernel.weight_bytes / board.MB + WORKSPACE_MB + board.CUDA_MB + board.PROCESS_MB
     return build(graphs.chain_bundle(folder, kernel), trt, Build(key, WORKSPACE_MB, need_mb), tell)
 
@@ -111,7 +204,29 @@ def _built(trt: TensorRt, device: Device, folder: str, kernel: Kernel, precision
 def _resident_rows(plan: str) -> List[Dict[str, Any]]:
     """One row; none where the process fails."""
     try:
-        found = run_apart("merino_bench.probe.gpu_memory", plan, MEMORY_TIMEOUT_S)
+        found = run_apart("merino_bench.probe.gpu", plan, MEMORY_TIMEOUT_S)
     except MerinoError:
         return []
     return [dict(found, kind="call", format="fp32", weight_bytes=0)]
+
+
+def measure_memory(path: str) -> Dict[str, float]:
+    """Resident MB after the imports, after CUDA was started and a small engine was run, at the peak; and `gpu_mb`, what
+    the whole machine lost meanwhile beyond what became resident here. On a Jetson, whose GPU shares the memory, that is
+    the CUDA context. MB are 2^20 bytes."""
+    with contextlib.suppress(ImportError):
+        import tokenizers  # noqa: F401 - text needs it, so its memory counts
+    trt = open_tensorrt()
+    with open(path, "rb") as file:
+        plan = file.read()
+    imports_mb, free_mb = resident_mb(), available_bytes() / board.MB
+    cuda = open_cuda(version_tuple(trt.version))
+    with opened(trt, cuda, plan, COLUMNS) as calls:
+        calls[0][1]()
+        open_mb, lost_mb = resident_mb(), free_mb - available_bytes() / board.MB
+    return {"imports_mb": imports_mb, "open_mb": open_mb, "peak_mb": resident_mb("VmHWM"),
+            "gpu_mb": max(0.0, lost_mb - (open_mb - imports_mb))}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_memory(sys.argv[1])))

@@ -3,6 +3,7 @@
 `python -m merino_bench.probe.memory MODEL` prints one JSON line: resident MB after the imports, after the graph was
 opened and run, and at the peak. MB are 2^20 bytes.
 """
+
 import contextlib
 import json
 import os
@@ -69,8 +70,7 @@ def resident_mb(field: str = "VmRSS") -> float:
     return int(found.group(1)) / 1024 if found else 0.0
 
 
-def main() -> int:
-    path = sys.argv[1]
+def measure_graph(path: str) -> Dict[str, float]:
     import numpy as np
     import onnxruntime
 
@@ -86,9 +86,8 @@ def main() -> int:
         session.run(None, {port.name: np.ones((1, 1), np.int64)})
     else:
         session.run(None, {"x": np.full((1, 1, port.shape[-1]), 0.5, np.float32)})
-    print(json.dumps({"imports_mb": imports_mb, "open_mb": resident_mb(), "peak_mb": resident_mb("VmHWM")}))
-    return 0
+    return {"imports_mb": imports_mb, "open_mb": resident_mb(), "peak_mb": resident_mb("VmHWM")}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    print(json.dumps(measure_graph(sys.argv[1])))

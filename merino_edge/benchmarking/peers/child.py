@@ -14,7 +14,7 @@ import numpy as np
 
 from merino_bench.harness.worker import DIGITS, WARM_UP_S
 from merino_bench.sensors import environment
-from merino_bench.sensors.load import cpu_moment, load_between
+from merino_bench.sensors.environment import cpu_moment, load_between
 from merino_runtime.io import board
 
 WARM_UP_STEPS = 8  # of a warm-up round

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from merino_bench.fresh_process import run_apart
 from merino_bench.harness import record
 from merino_bench.harness.cases import Case
-from merino_bench.harness.entrants import TIME_OF_A_ROW, Entrant, Measured, never
+from merino_bench.harness.turns import TIME_OF_A_ROW, Entrant, Measured, never
 from merino_edge.benchmarking.peers.engines import Peer, given_gguf, missing, peers_of
 from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, shares_layers, stored_params
 from merino_edge.benchmarking.peers.given import GivenFile

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from merino_bench.harness.entrants import Entrant
+from merino_bench.harness.turns import Entrant
 from merino_edge.benchmarking.peers.engines import parse_engines
 from merino_edge.benchmarking.peers.entrants import Peers, peer_entrants
 from merino_edge.benchmarking.peers.given import given_file

@@ -1,6 +1,6 @@
 """What `compare` found, as a table on the terminal."""
 
-from merino_bench.harness.interval import LEVEL
+from merino_bench.harness.pairs import LEVEL
 from merino_edge.cli.tables.layout import Column, Table, show
 from merino_edge.cli.terminal import put
 from merino_edge.records.compare import SMALLEST_DIFFERENCE, Comparison

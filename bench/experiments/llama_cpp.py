@@ -1,8 +1,4 @@
-"""Losses of a text by llama.cpp, one token after another as in decoding, through xllamacpp's server.
-
-The server reports the probability of a token that it chooses, from the logits before they are biased. So each token is
-asked for alone, behind the tokens before it, with a bias that makes it the one that is chosen.
-"""
+"""llama.cpp beside a published model: the losses of a text by its server, and copies of a GGUF in other types."""
 
 import json
 import math
@@ -11,8 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
+
 BIAS = 1e5  # larger than any logit
 WAIT_S = 120.0
+TABLE = "token_embd.weight"
 
 
 def open_model(path: Path, context: int, threads: int) -> Callable[[Sequence[int]], list[float]]:
@@ -56,3 +55,27 @@ def probability(answer: dict[str, Any]) -> dict[str, Any]:
     """Of the one token: `id` and `logprob`."""
     known = answer.get("completion_probabilities") or answer["choices"][0]["logprobs"]["content"]
     return dict(known[0])
+
+
+def write_copy(source: Path, out: Path, matrices: str, table: str) -> Path:
+    """`matrices` and `table` (the embedding): names of types such as Q8_0. A copy that is there is kept."""
+    if out.exists():
+        return out
+    reader = gguf.GGUFReader(source)
+    begun = out.with_name(f".{out.name}.part")
+    writer = gguf.GGUFWriter(begun, reader.fields["general.architecture"].contents())
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+    for tensor in reader.tensors:
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        kind = "F32" if len(tensor.shape) < 2 else table if tensor.name == TABLE else matrices
+        form = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(tensor.name, gguf.quants.quantize(values, form), raw_dtype=form)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    begun.rename(out)
+    return out

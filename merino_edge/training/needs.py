@@ -1,4 +1,4 @@
-"""Memory of a training run: an estimate before it starts, and the message where memory runs out all the same.
+"""Memory and disk of a training run: an estimate before it starts, and the message where either runs out all the same.
 
 Counted are bytes on top of the process with its libraries:
 
@@ -7,12 +7,14 @@ Counted are bytes on top of the process with its libraries:
   4 bytes per token; with bf16 a part of it takes half. Attention keeps no scores;
 * LOGIT_TENSORS of [batch, context, vocabulary], 4 bytes each: the logits, their log-softmax, its gradient.
 
-The three counts were fitted to measured peaks on a CPU: docs/decisions/training.md.
-"""
+The three counts were fitted to measured peaks on a CPU: docs/decisions/training.md."""
 
+import errno
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -21,9 +23,11 @@ import torch
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import params
 from merino_edge.training.recipe import Recipe
+from merino_edge.training.run_folder import remove_torn, saved_states
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import peak_rss_mb
 from merino_runtime.io.memory import is_out_of_memory
+from merino_runtime.io.outputs import check_room
 
 LAYER_TENSORS = 16
 FFN_TENSORS = 2
@@ -31,6 +35,11 @@ LOGIT_TENSORS = 3
 BF16_SHARE = 0.75  # of what layers keep
 FIXED_BYTES = 25 << 20
 TORCH_WORDS = re.compile(r"can't allocate memory|out of memory", re.ASCII)
+STATES = 3  # two are kept while one is written
+STATE_BYTES, MODEL_BYTES = 12, 4  # per parameter: weights and AdamW's two moments; weights
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Of safetensors (Rust) and of torch's archive writer, which raise errors of their own.
+WORDS = re.compile(r"No space left|File too large|quota exceeded|PytorchStreamWriter|unexpected pos|file write failed")
 
 
 class Need(NamedTuple):
@@ -118,3 +127,33 @@ def memory_told(arch: Architecture, recipe: Recipe) -> Iterator[None]:
 
 def size(count: float) -> str:
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
+
+
+def check_disk(arch: Architecture, out: Path, resume: bool) -> None:
+    """Raises MerinoError where nothing can be written, or the saved states and the model would not fit. `out` need not
+    exist."""
+    count = params(arch.operators)
+    need = count * (STATE_BYTES * (1 if resume else STATES) + MODEL_BYTES)
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+    check_room(str(out), str(folder))  # a read-only place has no bytes free either
+    there = shutil.disk_usage(folder).free
+    if need > there:
+        raise MerinoError(
+            f"the saved states and the model take {size(need)} in {out}, {size(there)} are free: free some, or choose"
+            " an -o on another disk"
+        )
+
+
+@contextmanager
+def disk_told(folder: Path) -> Iterator[None]:
+    """Raises MerinoError where the disk is full in the body. The saved state that it cut short is removed."""
+    try:
+        yield
+    except Exception as error:  # torch, safetensors and tokenizers each raise their own
+        cause = error.__cause__ if isinstance(error, MerinoError) else error
+        if not (getattr(cause, "errno", None) in FULL or WORDS.search(str(cause))):
+            raise
+        remove_torn(folder)
+        step = next((state.name for state in saved_states(folder)), None)
+        go_on = f"go on from {step} with the same command and --resume" if step else "give the same command again"
+        raise MerinoError(f"cannot write {folder}: {cause}. Free some space, then {go_on}") from error
