@@ -9,6 +9,8 @@ from typing import Any
 
 import gguf
 
+from merino_edge.families.gguf.write import write_file
+
 BIAS = 1e5  # larger than any logit
 WAIT_S = 120.0
 TABLE = "token_embd.weight"
@@ -63,19 +65,18 @@ def write_copy(source: Path, out: Path, matrices: str, table: str) -> Path:
         return out
     reader = gguf.GGUFReader(source)
     begun = out.with_name(f".{out.name}.part")
-    writer = gguf.GGUFWriter(begun, reader.fields["general.architecture"].contents())
-    for field in reader.fields.values():
-        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
-            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
-    for tensor in reader.tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        kind = "F32" if len(tensor.shape) < 2 else table if tensor.name == TABLE else matrices
-        form = gguf.GGMLQuantizationType[kind]
-        writer.add_tensor(tensor.name, gguf.quants.quantize(values, form), raw_dtype=form)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+
+    def add_keys(writer: gguf.GGUFWriter) -> None:
+        for field in reader.fields.values():
+            if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+                inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+                writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+
+    tensors = (
+        (tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type),
+         "F32" if len(tensor.shape) < 2 else table if tensor.name == TABLE else matrices)
+        for tensor in reader.tensors
+    )  # fmt: skip
+    write_file(begun, reader.fields["general.architecture"].contents(), add_keys, tensors)
     begun.rename(out)
     return out

@@ -44,13 +44,14 @@ OURS, PROBE = "ours", "probe"
 def export_model(request: dict[str, Any]) -> None:
     from merino_edge.export.export import export
     from merino_edge.export.quantisation import groups
+    from merino_edge.export.request import ExportRequest
 
     entrant = request["entrant"]
     if entrant["block"]:
-        groups.BLOCKS = (entrant["block"],)  # no option of the exporter's: the choice per matrix is what users get
+        groups.GROUP_SIZES = (entrant["block"],)  # no option of the exporter: the choice per matrix is what users get
     source = source_of(entrant["model"], Path(request["cache"]))
     folder, context = Path(request["folder"]), entrant["context"]
-    export(source, folder, precision=entrant["precision"], context=context, kv=entrant["kv"])
+    export(source, folder, ExportRequest(precision=entrant["precision"], context=context, kv=entrant["kv"]))
 
 
 def source_of(model: str, cache: Path) -> Any:

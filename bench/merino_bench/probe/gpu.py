@@ -33,7 +33,7 @@ from merino_bench.sensors import environment
 from merino_bench.sensors.environment import cpu_moment, load_between
 from merino_bench.sensors.gpu import with_gpu
 from merino_runtime.backends.cuda import ON_DEVICE, TO_DEVICE, TO_HOST, Cuda, cuda_faults_told
-from merino_runtime.backends.engine_build import DECODE, WORKSPACE_MB, Build, build
+from merino_runtime.backends.engine_build import DECODE, WORKSPACE_MB, Build, build, builder_version
 from merino_runtime.backends.engine_file import EngineKey
 from merino_runtime.backends.gpu import Device, device_of, open_cuda
 from merino_runtime.backends.tensorrt_model import NotLoadedError, bind, captured, engine_of, released
@@ -196,7 +196,8 @@ def _written(work: str, kernel: Kernel) -> str:
 
 def _built(trt: TensorRt, device: Device, folder: str, kernel: Kernel, precision: str, tell: Tell) -> memoryview:
     """-> the plan."""
-    key = EngineKey(device.name, device.capability, trt.version, device.runtime, "", precision, 1, TOKENS)
+    key = EngineKey(device.name, device.capability, trt.version, device.runtime, "", precision, 1, TOKENS,
+                    builder_version())
     need_mb = 4 * kernel.weight_bytes / board.MB + WORKSPACE_MB + board.CUDA_MB + board.PROCESS_MB
     return build(graphs.chain_bundle(folder, kernel), trt, Build(key, WORKSPACE_MB, need_mb), tell)
 

@@ -36,7 +36,7 @@ SHARES = 2  # a graph may take twice its share of the time left, since small one
 # The keys that tell two rows apart
 MEASURED = (
     "kind", "format", "rows", "columns", "heads", "kv_heads", "kv", "count", "uses", "threads", "past", "tokens")
-FIRST_FUSED, FIRST_BLOCKED, FIRST_PLAIN_BLOCKED, REFUSED = (1, 18), (1, 23), (1, 21), (1, 21, 0)
+FIRST_FUSED, FIRST_BLOCKED, FIRST_NO_DOTPROD_BLOCKED, REFUSED = (1, 18), (1, 23), (1, 21), (1, 21, 0)
 
 
 class Result(NamedTuple):
@@ -110,14 +110,14 @@ def import_backend() -> Any:
 def this_machine(version: Tuple[int, ...]) -> Machine:
     """The facts that the tasks depend on. Formats whose operators this version of ONNX Runtime lacks are left out."""
     fused = version >= FIRST_FUSED
-    plain = board.kind_of_core(board.this_board()) == "plain"
-    blocked = version >= (FIRST_PLAIN_BLOCKED if plain else FIRST_BLOCKED)
-    formats = ("fp32", "int8", "int4") if blocked else ("fp32", "int8") if plain or not fused else ("fp32",)
+    no_dotprod = board.kind_of_core(board.this_board()) == "no-dotprod"
+    blocked = version >= (FIRST_NO_DOTPROD_BLOCKED if no_dotprod else FIRST_BLOCKED)
+    formats = ("fp32", "int8", "int4") if blocked else ("fp32", "int8") if no_dotprod or not fused else ("fp32",)
     cores = board.physical_core_count()
     counts = sorted({count for count in (1, 2, 4) if count < cores} | {cores})
     caches = QUANTISED_CACHES if version >= version_tuple(FIRST_QUANTISED_CACHE) else ()
-    return Machine(board.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused, plain,
-                   caches)
+    return Machine(board.last_level_cache_bytes(), bandwidth.available_bytes(), tuple(counts), formats, fused,
+                   no_dotprod, caches)
 
 
 def read_rows(machine: Machine, seconds: float) -> List[Dict[str, Any]]:
