@@ -22,7 +22,7 @@ from merino_edge.cli import choose as cli_choose
 from merino_edge.cli import deliver as cli_deliver
 from merino_edge.cli import records as cli_records
 from merino_edge.cli import text as cli_text
-from merino_edge.cli.check import check
+from merino_edge.cli.deliver import check
 from merino_edge.cli.design import design
 from merino_edge.cli.export import export
 from merino_edge.cli.flash import flash
@@ -76,8 +76,7 @@ def devices(
     """List the boards, or every figure of one with its source: of one backend, with --json of all."""
     from merino_edge.calibration.board import board
     from merino_edge.calibration.this_machine import facts
-    from merino_edge.cli.tables.boards import device_table, devices_table
-    from merino_edge.cli.tables.layout import show
+    from merino_edge.cli.tables import device_table, devices_table, show
     from merino_edge.profiles.reading import list_profiles
 
     if backend and not device:
@@ -113,8 +112,7 @@ def calibrate(
     """Put a board's own measurements into its profile. `--device host` measures this machine again, and keeps that."""
     from merino_edge.calibration.command import recalibrate
     from merino_edge.cli.over_ssh import probe_there, refuse_remote
-    from merino_edge.cli.tables.boards import interval_table, residual_table
-    from merino_edge.cli.tables.layout import show
+    from merino_edge.cli.tables import interval_table, residual_table, show
     from merino_runtime.outputs import is_stdout
 
     if ssh is None:

@@ -49,9 +49,9 @@ def recommend(
 ) -> None:
     """Which existing models fit a board's budgets, in which format, beside our design for the same."""
     from merino_edge.calibration.board import board
+    from merino_edge.cli.design_tables import budgets_line, recommendation_table
     from merino_edge.cli.over_ssh import chosen_device
-    from merino_edge.cli.tables.layout import show
-    from merino_edge.cli.tables.models import budgets_line, recommendation_table
+    from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import put, say, working
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.recommend import recommend as find
@@ -96,8 +96,8 @@ def pareto(
 ) -> None:
     """The front of entropy against one budget on a board: an optimum, with its proof, at each limit."""
     from merino_edge.calibration.board import board
-    from merino_edge.cli.tables.layout import show
-    from merino_edge.cli.tables.models import front_table, intervals_of
+    from merino_edge.cli.design_tables import front_table, intervals_of
+    from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import put, save, say, solving_progress
     from merino_edge.design.pareto import front
     from merino_edge.design.space import Space

@@ -87,7 +87,7 @@ def design(
 ) -> None:
     """Design the decoder of highest entropy within a board's budgets. Without a budget: the board's own."""
     from merino_edge.calibration.board import board
-    from merino_edge.cli.tables.design import print_design
+    from merino_edge.cli.design_tables import print_design
     from merino_edge.cli.terminal import save, say, working
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.design_file import Design

@@ -39,8 +39,8 @@ def export(
     """Export to an ONNX bundle with KV cache, and prove it equal to torch."""
     from merino_edge.bundles.files import bundle_bytes, is_bundle_alone
     from merino_edge.calibration.board import board
-    from merino_edge.cli.tables.bundles import matrices_line, matrix_table
-    from merino_edge.cli.tables.layout import show
+    from merino_edge.cli.record_tables import matrices_line, matrix_table
+    from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import working
     from merino_edge.export.request import (
         ROUNDED,

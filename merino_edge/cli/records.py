@@ -19,7 +19,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Is B faster or slower than A, or is there no difference? Disturbed rows are shown without a verdict."""
-    from merino_edge.cli.tables.records import print_comparison
+    from merino_edge.cli.record_tables import print_comparison
     from merino_edge.cli.terminal import say
     from merino_edge.records.compare import check_not_slower, compare_files
 
@@ -43,8 +43,7 @@ def report(
     from merino_edge.calibration.board import board
     from merino_edge.cli.terminal import save, say
     from merino_edge.records.reading import read_records
-    from merino_edge.report.markdown import markdown
-    from merino_edge.report.page import page
+    from merino_edge.report.page import markdown, page
     from merino_edge.report.summary import summarise
     from merino_edge.storage.atomic import check_file, check_keeps
 

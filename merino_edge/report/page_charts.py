@@ -20,9 +20,8 @@ from merino_edge.report.charts import (
     lines,
     scatter,
 )
-from merino_edge.report.predicted import Prediction
 from merino_edge.report.series import REFERENCE, Series, engines_of
-from merino_edge.report.summary import Summary
+from merino_edge.report.summary import Prediction, Summary
 from merino_edge.report.svg import as_markup, number
 
 WIDTHS = {"wide": 540, "narrow": 304}  # px: each page holds both drawings and shows the one that fits

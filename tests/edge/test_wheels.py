@@ -16,8 +16,17 @@ import pytest
 from packaging import tags
 
 from merino_edge.delivery import wheels
-from merino_edge.delivery.targets import Target, least_glibc, marker_environment, platforms, targets_of
-from merino_edge.delivery.wheels import fetch, required_by, requirements_of, wheels_for
+from merino_edge.delivery.wheels import (
+    Target,
+    fetch,
+    least_glibc,
+    marker_environment,
+    platforms,
+    required_by,
+    requirements_of,
+    targets_of,
+    wheels_for,
+)
 from merino_edge.profiles.profile import Software
 from merino_edge.profiles.reading import list_profiles, load_profile
 from merino_runtime.errors import MerinoError

@@ -176,8 +176,7 @@ WRITERS = {"merino_runtime.outputs", "merino_runtime.scratch"}
 FILLERS = {
     "merino_edge.bundles.write", "merino_edge.export.onnx.graph",
     "merino_edge.export.fastest_format",  # the bundle that it chose
-    "merino_edge.benchmarking.peers.make", "merino_edge.calibration.host",
-    "merino_edge.benchmarking.peers.make_checkpoint",
+    "merino_edge.benchmarking.engine_models", "merino_edge.calibration.host",
     "merino_edge.families.hugging_face", "merino_edge.training.run_folder",
     "merino_edge.training.train", "merino_bench.probe.graphs", "merino_bench.probe.memory", "merino_bench.probe.timing",
     "merino_bench.probe.gpu",
