@@ -129,7 +129,7 @@ def as_gpt2(geometry: Geometry) -> tuple[UniformGeometry, list[str]]:
     )  # fmt: skip
     projected = 0 if geometry.embed_width == width else 2 * width * geometry.embed_width
     if matrix_elements(operators) - projected != matrix_elements(made.operators):
-        raise ValueError("llama.cpp's gpt2 has an FFN of two matrices and as many heads of keys as of queries only")
+        raise ValueError("llama.cpp's gpt2 has an FFN of two matrices and as many KV heads as query heads only")
     notes = [f"gpt2 of {made.shape()}, vocabulary {made.vocab}"]
     if projected:
         more = stored_params(made.operators) - stored_params(operators)

@@ -10,13 +10,13 @@ import typer
 from merino_edge.cli.options import Json
 from merino_edge.cli.terminal import put, say, working
 
-Read = Annotated[str, typer.Argument(metavar="FILE|BUNDLE", help="a packed file, a bundle's folder, or `embedded`")]
+Read = Annotated[str, typer.Argument(metavar="FILE|BUNDLE", help="package, bundle folder, or `embedded`")]
 
 
 def keygen(
-    out: Annotated[Path, typer.Option("-o", metavar="NAME", help="writes NAME.key, to sign with, and NAME.pub")],
+    out: Annotated[Path, typer.Option("-o", metavar="NAME", help="output: NAME.key (private) and NAME.pub (public)")],
 ) -> None:
-    """Make a pair of keys: `pack --sign NAME.key` here, `install --trust NAME.pub` on boards."""
+    """Generate an Ed25519 key pair: `pack --sign NAME.key` here, `install --trust NAME.pub` on boards."""
     from merino_edge.delivery.keys import make_key
 
     private, public = make_key(out)
@@ -25,19 +25,19 @@ def keygen(
 
 def pack(
     bundles: Annotated[
-        list[str], typer.Argument(metavar="BUNDLE...", help="one model in several formats, the preferred one first")
+        list[str], typer.Argument(metavar="BUNDLE...", help="one model in one or more formats, the preferred one first")
     ],
-    out: Annotated[Path, typer.Option("-o", metavar="NAME.merino", help="the packed file")],
+    out: Annotated[Path, typer.Option("-o", metavar="NAME.merino", help="output path of the package")],
     device: Annotated[
-        list[str] | None, typer.Option(help="a board that may install it, by id or profile; repeat for more")
+        list[str] | None, typer.Option(help="board id or profile that may install it; repeat for more; default: any")
     ] = None,
     wheels: Annotated[
-        bool, typer.Option("--wheels", help="with the Python packages, so that the boards need no network")
+        bool, typer.Option("--wheels", help="include the Python wheels, so that boards need no network")
     ] = False,
-    sign: Annotated[Path | None, typer.Option(metavar="NAME.key", help="the key of `keygen` that signs it")] = None,
+    sign: Annotated[Path | None, typer.Option(metavar="NAME.key", help="private key that signs the package")] = None,
     as_json: Json = False,
 ) -> None:
-    """Pack bundles into one file that a board installs, each byte of it checked there."""
+    """Pack bundles into one package, which a board verifies and installs."""
     from merino_edge.calibration.board import board
     from merino_edge.delivery.pack import pack as run
     from merino_edge.families.names import bundle_path
@@ -57,7 +57,7 @@ def pack(
 
 
 def info(path: Read, as_json: Json = False) -> None:
-    """Describe a packed file or a bundle, without unpacking it."""
+    """Describe a package or a bundle, without unpacking it."""
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import run_info
 
@@ -67,11 +67,11 @@ def info(path: Read, as_json: Json = False) -> None:
 def verify(
     path: Read,
     trust: Annotated[
-        list[str] | None, typer.Option(metavar="NAME.pub", help="it must be signed by this key; repeat for more")
+        list[str] | None, typer.Option(metavar="NAME.pub", help="public key that must have signed it; repeat for more")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Hash every file of a packed file or a bundle, and check the signature."""
+    """Verify every hash of a package or a bundle, and the signature of a package."""
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import run_verify
 
@@ -83,14 +83,16 @@ SHOWN = 20  # kinds of problems; --json has all
 
 
 def check(
-    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="its folder, or `embedded`")],
-    tensorrt: Annotated[str, typer.Option(metavar="VERSION", help="8.2 (JetPack 4.6) or 10.3 (JetPack 6)")],
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="bundle folder, or `embedded`")],
+    tensorrt: Annotated[
+        str, typer.Option(metavar="VERSION", help="TensorRT version: 8.2 (JetPack 4.6) or 10.3 (JetPack 6)")
+    ],
     chunk: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="new tokens of a prefill; default: the context")
+        int | None, typer.Option(min=1, metavar="N", help="number of new tokens in a prefill; default: the context")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Does TensorRT's parser take this graph? If not, each node with what is wrong, and exit 1. Builds nothing."""
+    """Check that TensorRT's parser supports the graph; else list unsupported nodes and exit 1. Builds no engine."""
     from merino_edge.export.tensorrt.check import check_bundle
     from merino_edge.families.names import bundle_path
     from merino_runtime.bundle import load_bundle

@@ -77,7 +77,7 @@ def demo_export(out: Path) -> tuple[Path, str]:
     """The design with random weights (its speed does not depend on the values), and the baseline's bundle."""
     folder = out / "pi4-design"
     done = export(load_source(str(out / "design.json"))._replace(name="pi4-design"), folder, last_use=True)
-    print(f"{folder}: worst logit against torch {done.error:.1e} relative, over prefill and every decode step")
+    print(f"{folder}: maximum logit error against torch {done.error:.1e} relative, over prefill and every decode step")
     opt = baseline_bundle(model("opt-350m"), say)
     print(f"{opt}: OPT-350M")
     return folder, opt

@@ -18,7 +18,7 @@ from merino_runtime.visible import visible
 
 
 def matrix_table(matrices: Sequence[MatrixError]) -> Table:
-    titles = ("bits", "block", "kB", "mean error", "worst error")
+    titles = ("bits", "group_size", "kB", "mean error", "maximum error")
     return Table(
         columns=[Column("matrix", left=True), *map(Column, titles)],
         rows=[
@@ -28,8 +28,8 @@ def matrix_table(matrices: Sequence[MatrixError]) -> Table:
             ]
             for row in matrices
         ],
-        title="Quantised matrices; errors relative to the matrix's root mean square",
-        dropped=["block", "kB", "bits"],
+        title="Quantised matrices; errors relative to the RMS of the matrix",
+        dropped=["group_size", "kB", "bits"],
     )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def matrices_line(matrices: Sequence[MatrixError]) -> str:
     worst = max(matrices, key=lambda row: row.mean)
     megabytes = sum(row.nbytes for row in matrices) / 1e6
     return (
-        f"{len(matrices)} quantised matrices, {megabytes:,.1f} MB; error relative to a matrix's root mean square:"
+        f"{len(matrices)} quantised matrices, {megabytes:,.1f} MB; error relative to the RMS of the matrix:"
         f" {statistics.median(row.mean for row in matrices):.2%} in the median matrix, {worst.mean:.2%} in"
         f" {joined_name(worst.name)}"
     )
@@ -77,7 +77,7 @@ BENCH_ROWS = (
     ("  against OPT-350M", "pp", "ratio", "{}"),
     ("decode tok/s", "tg", "tok_s", "{:,.1f}"),
     ("  against OPT-350M", "tg", "ratio", "{}"),
-    ("  share of the read-bandwidth ceiling", "tg", "ceiling_share", "{:.0%}"),
+    ("  memory-bandwidth utilisation (MBU)", "tg", "ceiling_share", "{:.0%}"),
     ("prefill of the prompt, ms", "pp", "prefill_ms", "{:,.0f}"),
     ("peak RSS, MB", "pp", "peak_rss_mb", "{:,.0f}"),
     ("size on disk, MB", "tg", "bundle_mb", "{:,.0f}"),

@@ -136,8 +136,8 @@ def drawn(table: Table, widths: Sequence[int]) -> "RichTable":
 
 
 SHAPE = (
-    "shape: width x FFN ratio x layers of each block; k: heads of keys and values, where queries have more; s: the"
-    " block's layers share their weights"
+    "shape: width x FFN ratio x layers of each block; k: KV heads, where fewer than query heads; s: the block's"
+    " layers share their weights"
 )
 ENTROPY = "entropy: what the search maximises, in nats of randomly drawn layers, weighted: see docs/search.md"
 
@@ -158,7 +158,7 @@ def interval_line(costs: Sequence[CostModel]) -> str:
     said = []
     if any(each.decode_factors or each.prefill_factors for each in costs):
         share = percent(costs[0].confidence)
-        said.append(f"the upper end of each {share} interval of latency and energy keeps its budget")
+        said.append(f"the upper bound of each {share} prediction interval must meet its latency or energy budget")
     for each in costs:
         factors = {"decode": each.decode_factors, "prefill": each.prefill_factors}
         without = [phase for phase, known in factors.items() if known is None]
@@ -240,7 +240,7 @@ def residual_table(residuals: Sequence["Residual"]) -> Table:
     return Table(
         columns=[Column("measured", left=True, wraps=True), Column("rows"), Column("median"), Column("worst")],
         rows=[[row.kind, f"{row.rows}", f"{row.median:.1%}", f"{row.worst:.1%}"] for row in residuals],
-        title="What the latency model leaves over: |predicted / measured - 1| over the probe's rows",
+        title="Residuals of the latency model: |predicted / measured - 1| over the probe's rows",
     )
 
 
