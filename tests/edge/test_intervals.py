@@ -258,7 +258,7 @@ def test_each_command_takes_a_confidence_and_says_why_there_is_no_interval(comma
     code, shown, _ = run(command, "--device", "raspberry-pi-4", *words)
     assert code == 0 and "no interval: the coefficients are estimated; run `merino.pyz probe` on the board" in shown
     code, shown, _ = run(command, "--device", calibrated, *words, "--confidence", "95%")
-    assert code == 0 and "each 95% interval" in shown and re.search(r"\(\d[\d.,]* to \d", shown)
+    assert code == 0 and "each 95% prediction interval" in shown and re.search(r"\(\d[\d.,]* to \d", shown)
     code, _, error = run(command, "--device", "host", "--confidence", "20%")  # before this machine is measured
     assert code == 1 and "--confidence 20% is not allowed: choose 50% to 99.9%" in str(error)
     code, shown, _ = run(command, "--device", "host", "--confidence", "0.9")
