@@ -70,24 +70,6 @@ def size_of(path: Path) -> int:
     return sum(one.stat().st_size for one in path.rglob("*")) if path.is_dir() else path.stat().st_size
 
 
-def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What `make` returns, or why it could not, as `error`."""
-    try:
-        return make(request)
-    except (MerinoError, ValueError, OSError, ImportError, RuntimeError) as error:
-        return {"error": f"its model could not be made: {error}"}
-
-
-def main() -> int:
-    result = answer(json.loads(sys.argv[1]))
-    print(json.dumps(result))
-    return 1 if "error" in result else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 def write_checkpoint(path: Path, geometry: Geometry) -> None:
     from merino_edge.families.hugging_face import random_model  # loads torch
 
@@ -164,3 +146,21 @@ def write_gguf(path: Path, geometry: UniformGeometry, matrices: str, table: str)
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What `make` returns, or why it could not, as `error`."""
+    try:
+        return make(request)
+    except (MerinoError, ValueError, OSError, ImportError, RuntimeError) as error:
+        return {"error": f"its model could not be made: {error}"}
+
+
+def main() -> int:
+    result = answer(json.loads(sys.argv[1]))
+    print(json.dumps(result))
+    return 1 if "error" in result else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
