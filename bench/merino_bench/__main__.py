@@ -48,9 +48,9 @@ def _checked(parse: Callable[[str], Tuple[int, ...]]) -> Callable[[str], Tuple[i
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = ("Lists and ranges: 128,512 or 1-4 or 128-512+128 or 128-2048*2. Repetitions are shared out "
                           "to up to 5 fresh processes per row, in turn with those of the other bundles.")
-    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="folders of bundles")
+    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="bundle folders")
     parser.add_argument("--baseline", metavar="BUNDLE", action="append", default=[], dest="baselines",
-                        help="the folder that the others are compared with; may be given again: a bundle is "
+                        help="bundle folder of the baseline; repeat for more: a bundle is "
                              "compared with the baseline of its own format, else with the first")
     parser.add_argument("-p", type=_checked(parse_lengths), metavar="N,...", dest="prompts",
                         help=f"prompt lengths, 0: none (default {DEFAULT_PROMPT}, or half of a short context)")
@@ -61,15 +61,15 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-r", type=int, default=5, metavar="N", dest="repetitions",
                         help="repetitions (default %(default)s)")
     parser.add_argument("-t", "--threads", type=_checked(_threads), metavar="N,...", default=(),
-                        help="default: the bundle's choice")
+                        help="numbers of threads; default: the bundle's setting")
     parser.add_argument("--backend", choices=BACKENDS,
-                        help="of every bundle; default: tensorrt on a Jetson that has it, else the first it lists")
+                        help="backend of all bundles; default: tensorrt on a Jetson that has it, else the first listed")
     parser.add_argument("--timeout", type=float, default=3600.0, metavar="S", dest="timeout_s",
-                        help="seconds for all repetitions of a row (default %(default)g)")
+                        help="time limit in seconds for all repetitions of a row (default %(default)g)")
     parser.add_argument("-o", default="md", choices=("md", "json", "jsonl", "csv"), dest="output",
-                        help="form of the output (default %(default)s)")
+                        help="output format (default %(default)s)")
     parser.add_argument("--save", metavar="FILE",
-                        help="the records as JSON too; FILE.jsonl is appended to, row by row")
+                        help="also save the records as JSON; FILE.jsonl is appended to, row by row")
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -84,9 +84,9 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _add_probe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", default="probe.json", metavar="FILE", dest="path",
-                        help="write the measurements there (default %(default)s)")
+                        help="output path of the measurements (default %(default)s)")
     parser.add_argument("--backend", choices=BACKENDS,
-                        help="onnxruntime: the CPU; tensorrt: the GPU. Default: tensorrt on a Jetson that has it")
+                        help="onnxruntime (CPU) or tensorrt (GPU); default: tensorrt on a Jetson that has it")
 
 
 def _probe(arguments: argparse.Namespace) -> int:
@@ -108,7 +108,7 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 
 VERBS = (Verb("bench", "measure speed and memory", _add_bench, _bench),
-         Verb("probe", "measure what this board can do, for better designs", _add_probe, _probe))
+         Verb("probe", "measure this board, to calibrate its profile", _add_probe, _probe))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,7 +22,7 @@ from merino_edge.cli import choose as cli_choose
 from merino_edge.cli import deliver as cli_deliver
 from merino_edge.cli import records as cli_records
 from merino_edge.cli import text as cli_text
-from merino_edge.cli.check import check
+from merino_edge.cli.deliver import check
 from merino_edge.cli.design import design
 from merino_edge.cli.export import export
 from merino_edge.cli.flash import flash
@@ -62,22 +62,23 @@ def show_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="print it")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     """Design, train, export, run and measure small language models for edge boards."""
 
 
 @app.command()
 def devices(
-    device: Annotated[str | None, typer.Argument(metavar="[ID]", help="one board")] = None,
+    device: Annotated[str | None, typer.Argument(metavar="[ID]", help="board id; default: list all boards")] = None,
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
-    """List the boards, or every figure of one with its source: of one backend, with --json of all."""
+    """List the boards, or print every figure of one board with its source (one backend; with --json all)."""
     from merino_edge.calibration.board import board
     from merino_edge.calibration.host import facts
-    from merino_edge.cli.tables.boards import device_table, devices_table
-    from merino_edge.cli.tables.layout import show
+    from merino_edge.cli.tables import device_table, devices_table, show
     from merino_edge.profiles.reading import list_profiles
 
     if backend and not device:
@@ -99,22 +100,23 @@ app.command()(design)
 def calibrate(
     device: Device,
     probe: Annotated[
-        list[Path] | None, typer.Option(help="probe.json, of `merino probe` on the board; of several each row's median")
+        list[Path] | None, typer.Option(help="probe.json, made by `merino probe`; repeat to use the per-row median")
     ] = None,
-    out: Annotated[Path | None, typer.Option("-o", help="write the profile there; `--device` takes its path")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", help="output path of the calibrated profile; --device accepts it")
+    ] = None,
     ssh: Annotated[
-        str | None, typer.Option(metavar=HOST, help="probe this board, in place of --probe")
+        str | None, typer.Option(metavar=HOST, help="probe this board over ssh, instead of --probe")
     ] = None,
     accept_new: AcceptNew = False,
     backend: Annotated[
-        str | None, typer.Option(help="onnxruntime or tensorrt; default: the probe's, with --ssh the board's")
+        str | None, typer.Option(help="backend: onnxruntime or tensorrt; default: the probe's or the board's")
     ] = None,
 ) -> None:
-    """Put a board's own measurements into its profile. `--device host` measures this machine again, and keeps that."""
+    """Calibrate a board's profile by measurements. `--device host` measures this machine again and keeps the result."""
     from merino_edge.calibration.command import recalibrate
     from merino_edge.cli.over_ssh import probe_there, refuse_remote
-    from merino_edge.cli.tables.boards import interval_table, residual_table
-    from merino_edge.cli.tables.layout import show
+    from merino_edge.cli.tables import interval_table, residual_table, show
     from merino_runtime.io.outputs import is_stdout
 
     if ssh is None:
@@ -136,34 +138,42 @@ app.command()(cli_text.chat)
 
 @app.command()
 def bench(
-    bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE...", help="folders, or `embedded`")],
-    baseline: Annotated[str | None, typer.Option(help="opt-350m, opt-125m, or a bundle's folder")] = None,
-    baseline_precision: Annotated[
-        str | None, typer.Option(help="of a baseline by name; default: each measured bundle's own format")
+    bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE...", help="bundle folders, or `embedded`")],
+    baseline: Annotated[
+        str | None, typer.Option(help="baseline of the ratios: opt-350m, opt-125m or a bundle folder")
     ] = None,
-    prompts: Annotated[str | None, typer.Option("-p", help="prompt lengths; default: 512, or what fits")] = None,
-    steps: Annotated[str | None, typer.Option("-n", help="decode steps; default: 128, or what fits")] = None,
+    baseline_precision: Annotated[
+        str | None, typer.Option(help="weight format of a baseline by name; default: that of each measured bundle")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option("-p", help="prompt lengths; default: 512, or what fits the context")
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option("-n", help="decode steps; default: 128, or what fits the context")
+    ] = None,
     depths: Annotated[str, typer.Option("-d", help="cached tokens before each test")] = "0",
-    repetitions: Annotated[int, typer.Option("-r", help="repetitions, in up to 5 processes that take turns")] = 5,
-    threads: Annotated[str | None, typer.Option("-t", "--threads", help="default: the bundle's choice")] = None,
-    timeout: Annotated[float, typer.Option(help="seconds for all repetitions of a row")] = 3600.0,
+    repetitions: Annotated[int, typer.Option("-r", help="repetitions, spread over up to 5 interleaved processes")] = 5,
+    threads: Annotated[
+        str | None, typer.Option("-t", "--threads", help="numbers of threads; default: the bundle's setting")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="time limit in seconds for all repetitions of a row")] = 3600.0,
     peers: Annotated[
         str | None,
         typer.Option(
-            help="other engines, a list: transformers, torch.compile, ctranslate2, llama.cpp, llama.cpp-q8_0-cache;"
-                 " or all"
+            help="other engines to compare with, a list: transformers, torch.compile, ctranslate2, llama.cpp,"
+                 " llama.cpp-q8_0-cache; or all"
         ),
     ] = None,
     peers_file: Annotated[
-        Path | None, typer.Option(help="the GGUF or folder of the bundle's weights, for llama.cpp")
+        Path | None, typer.Option(help="GGUF or Hugging Face folder of the bundle's weights, for llama.cpp")
     ] = None,
-    output: Annotated[Output, typer.Option("-o", help="form of the output")] = Output.md,
-    save: Annotated[Path | None, typer.Option(help="the records as JSON too; FILE.jsonl is appended to")] = None,
+    output: Annotated[Output, typer.Option("-o", help="output format")] = Output.md,
+    save: Annotated[Path | None, typer.Option(help="also save the records as JSON; FILE.jsonl is appended to")] = None,
     ssh: Ssh = None,
     accept_new: AcceptNew = False,
     root: Root = None,
 ) -> None:
-    """Measure bundles, here or on a board, in fresh processes. Lists and ranges: 128,512 or 1-4 or 128-2048*2."""
+    """Benchmark bundles in fresh processes, here or on a board. Lists and ranges: 128,512 or 1-4 or 128-2048*2."""
     from merino_bench.harness.cases import BenchRequest, parse_depths, parse_lengths, parse_threads
     from merino_edge.benchmarking.run import run_benchmark
     from merino_edge.cli.over_ssh import refuse_local, refuse_remote
@@ -205,8 +215,10 @@ app.command()(cli_deliver.verify)
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("-o", help="folder for what is made")] = Path("out/demo"),
-    chat: Annotated[str | None, typer.Option(metavar="SOURCE", help="instead: this model answers a question")] = None,
+    out: Annotated[Path, typer.Option("-o", help="output folder")] = Path("out/demo"),
+    chat: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="run the chat demo with this model instead")
+    ] = None,
 ) -> None:
     """The whole path in minutes: design for a board, export, generate, measure against OPT-350M."""
     from merino_edge.cli.demo import run_chat_demo, run_demo

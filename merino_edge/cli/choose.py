@@ -36,8 +36,10 @@ FIRST_AXIS = next(iter(Against))
 @with_budgets
 def recommend(
     *,
-    device: Annotated[str | None, typer.Option(help="a board's id, `host`, or the path of a profile")] = None,
-    ssh: Annotated[str | None, typer.Option(metavar=HOST, help="ask this board what it is")] = None,
+    device: Annotated[str | None, typer.Option(help="board id, `host` for this machine, or path of a profile")] = None,
+    ssh: Annotated[
+        str | None, typer.Option(metavar=HOST, help="detect the board over ssh, instead of --device")
+    ] = None,
     accept_new: AcceptNew = False,
     backend: Backend = None,
     limits: dict[str, float],
@@ -47,11 +49,11 @@ def recommend(
     confidence: Confidence = CONFIDENCE,
     as_json: Json = False,
 ) -> None:
-    """Which existing models fit a board's budgets, in which format, beside our design for the same."""
+    """List the published models and formats that meet a board's budgets, beside a designed decoder."""
     from merino_edge.calibration.board import board
+    from merino_edge.cli.design_tables import budgets_line, recommendation_table
     from merino_edge.cli.over_ssh import chosen_device
-    from merino_edge.cli.tables.layout import show
-    from merino_edge.cli.tables.models import budgets_line, recommendation_table
+    from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import put, say, working
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.recommend import recommend as find
@@ -82,22 +84,24 @@ def pareto(
     device: Device,
     limits: dict[str, float],
     backend: Backend = None,
-    against: Annotated[Against, typer.Option(help="the budget that the front runs over")] = FIRST_AXIS,
-    points: Annotated[int, typer.Option(help="limits, log-spaced from the smallest decoder to the largest")] = 12,
+    against: Annotated[Against, typer.Option(help="budget on the x axis of the Pareto front")] = FIRST_AXIS,
+    points: Annotated[
+        int, typer.Option(help="number of limits, log-spaced from the smallest decoder to the largest")
+    ] = 12,
     context: Context = None,
     prompt: Prompt = None,
     confidence: Confidence = CONFIDENCE,
-    vocab: Annotated[int, typer.Option(help="entries of the vocabulary")] = 50257,
-    precision: Annotated[str | None, typer.Option(help="format of the weights; default: fp32, on a GPU fp16")] = None,
+    vocab: Annotated[int, typer.Option(help="vocabulary size")] = 50257,
+    precision: Annotated[str | None, typer.Option(help="weight format; default: fp32, on a GPU fp16")] = None,
     kv: Kv = None,
     as_json: Json = False,
-    out: Annotated[Path | None, typer.Option("-o", help="write pareto.json there")] = None,
-    plot: Annotated[Path | None, typer.Option(help="draw the front there, an SVG file")] = None,
+    out: Annotated[Path | None, typer.Option("-o", help="output path of pareto.json")] = None,
+    plot: Annotated[Path | None, typer.Option(help="output path of the Pareto front as SVG")] = None,
 ) -> None:
-    """The front of entropy against one budget on a board: an optimum, with its proof, at each limit."""
+    """Pareto front of entropy against one budget on a board: a proved optimum at each limit."""
     from merino_edge.calibration.board import board
-    from merino_edge.cli.tables.layout import show
-    from merino_edge.cli.tables.models import front_table, intervals_of
+    from merino_edge.cli.design_tables import front_table, intervals_of
+    from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import put, save, say, solving_progress
     from merino_edge.design.pareto import front
     from merino_edge.design.space import Space

@@ -1,6 +1,7 @@
-"""Commands that make and read the file a board installs: `keygen`, `pack`, `info`, `verify`."""
+"""Commands that make and check files for boards: `keygen`, `pack`, `info`, `verify`, `check`."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -9,13 +10,13 @@ import typer
 from merino_edge.cli.options import Json
 from merino_edge.cli.terminal import put, say, working
 
-Read = Annotated[str, typer.Argument(metavar="FILE|BUNDLE", help="a packed file, a bundle's folder, or `embedded`")]
+Read = Annotated[str, typer.Argument(metavar="FILE|BUNDLE", help="package, bundle folder, or `embedded`")]
 
 
 def keygen(
-    out: Annotated[Path, typer.Option("-o", metavar="NAME", help="writes NAME.key, to sign with, and NAME.pub")],
+    out: Annotated[Path, typer.Option("-o", metavar="NAME", help="output: NAME.key (private) and NAME.pub (public)")],
 ) -> None:
-    """Make a pair of keys: `pack --sign NAME.key` here, `install --trust NAME.pub` on boards."""
+    """Generate an Ed25519 key pair: `pack --sign NAME.key` here, `install --trust NAME.pub` on boards."""
     from merino_edge.delivery.keys import make_key
 
     private, public = make_key(out)
@@ -24,16 +25,16 @@ def keygen(
 
 def pack(
     bundles: Annotated[
-        list[str], typer.Argument(metavar="BUNDLE...", help="one model in several formats, the preferred one first")
+        list[str], typer.Argument(metavar="BUNDLE...", help="one model in one or more formats, the preferred one first")
     ],
-    out: Annotated[Path, typer.Option("-o", metavar="NAME.merino", help="the packed file")],
+    out: Annotated[Path, typer.Option("-o", metavar="NAME.merino", help="output path of the package")],
     device: Annotated[
-        list[str] | None, typer.Option(help="a board that may install it, by id or profile; repeat for more")
+        list[str] | None, typer.Option(help="board id or profile that may install it; repeat for more; default: any")
     ] = None,
     wheels: Annotated[
-        bool, typer.Option("--wheels", help="with the Python packages, so that the boards need no network")
+        bool, typer.Option("--wheels", help="include the Python wheels, so that boards need no network")
     ] = False,
-    sign: Annotated[Path | None, typer.Option(metavar="NAME.key", help="the key of `keygen` that signs it")] = None,
+    sign: Annotated[Path | None, typer.Option(metavar="NAME.key", help="private key that signs the package")] = None,
     counter: Annotated[
         int | None,
         typer.Option(help="boards refuse a signed file with a lower counter than they have seen; default: the time"),
@@ -43,7 +44,7 @@ def pack(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Pack bundles into one file that a board installs, each byte of it checked there."""
+    """Pack bundles into one package, which a board verifies and installs."""
     from merino_edge.calibration.board import board
     from merino_edge.delivery.pack import pack as run
     from merino_edge.families.names import bundle_path
@@ -64,7 +65,7 @@ def pack(
 
 
 def info(path: Read, as_json: Json = False) -> None:
-    """Describe a packed file or a bundle, without unpacking it."""
+    """Describe a package or a bundle, without unpacking it."""
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import run_info
 
@@ -74,12 +75,58 @@ def info(path: Read, as_json: Json = False) -> None:
 def verify(
     path: Read,
     trust: Annotated[
-        list[str] | None, typer.Option(metavar="NAME.pub", help="it must be signed by this key; repeat for more")
+        list[str] | None, typer.Option(metavar="NAME.pub", help="public key that must have signed it; repeat for more")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Hash every file of a packed file or a bundle, and check the signature."""
+    """Verify every hash of a package or a bundle, and the signature of a package."""
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import run_verify
 
     run_verify(bundle_path(path), trust or (), as_json)
+
+
+SCHEMA = 1
+SHOWN = 20  # kinds of problems; --json has all
+
+
+def check(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="bundle folder, or `embedded`")],
+    tensorrt: Annotated[
+        str, typer.Option(metavar="VERSION", help="TensorRT version: 8.2 (JetPack 4.6) or 10.3 (JetPack 6)")
+    ],
+    chunk: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="number of new tokens in a prefill; default: the context")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check that TensorRT's parser supports the graph; else list unsupported nodes and exit 1. Builds no engine."""
+    from merino_edge.export.tensorrt.check import check_bundle
+    from merino_edge.families.names import bundle_path
+    from merino_runtime.bundle import load_bundle
+
+    loaded = load_bundle(bundle_path(bundle))
+    found = check_bundle(loaded, tensorrt, chunk)
+    if as_json:
+        print(json.dumps({
+            "schema": SCHEMA, "bundle": loaded.name, "tensorrt": found.version, "opset": found.opset,
+            "nodes": found.nodes, "lengths": found.lengths, "problems": [each._asdict() for each in found.problems],
+        }, indent=1))  # fmt: skip
+    elif not found.problems:
+        lengths = " and ".join(f"{length:,}" for length in found.lengths)
+        put(
+            f"{loaded.name}: the parser of TensorRT {found.version} takes its graph: {found.nodes:,} nodes of opset"
+            f" {found.opset}, {lengths} new tokens"
+        )
+    else:
+        kinds = Counter((each.operator, each.what) for each in found.problems)
+        first = {(each.operator, each.what): each.node for each in reversed(found.problems)}
+        for (operator, what), count in list(kinds.items())[:SHOWN]:
+            more = f" and {count - 1} more" if count > 1 else ""
+            put(f"{first[operator, what]}{more}{f' ({operator})' if operator else ''}: {what}")
+        hidden = f"; {len(kinds) - SHOWN} more kinds of problems stand in --json" if len(kinds) > SHOWN else ""
+        remedy = "" if loaded.dialect == "portable" and loaded.precision in ("fp32", "fp16") else (
+            "; TensorRT takes graphs of `merino-edge export --dialect portable` in fp32 or fp16")  # fmt: skip
+        say(f"merino-edge: {loaded.name} is not for TensorRT {found.version}{hidden}{remedy}")
+    if found.problems:
+        raise typer.Exit(1)

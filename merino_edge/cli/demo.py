@@ -11,9 +11,9 @@ from merino_bench.harness.run import run_bench
 from merino_edge.benchmarking.baselines import baseline_bundle
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.files import APP_FILE, bundle_bytes
-from merino_edge.cli.tables.bundles import bench_table
-from merino_edge.cli.tables.design import print_design
-from merino_edge.cli.tables.layout import show
+from merino_edge.cli.design_tables import print_design
+from merino_edge.cli.record_tables import bench_table
+from merino_edge.cli.tables import show
 from merino_edge.cli.terminal import bench_progress
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import Design

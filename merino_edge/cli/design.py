@@ -55,39 +55,45 @@ def design(
     limits: dict[str, float],
     backend: Backend = None,
     preset: Annotated[PresetName | None, typer.Option(
-        metavar="NAME", help="the paper's FLOPs alone: merino-52m, merino-61m or merino-64m, of 60, 110 or 160 GFLOPs"
+        metavar="NAME", help="the paper's FLOPs budget alone: merino-52m, merino-61m or merino-64m; 60, 110, 160 GFLOPs"
     )] = None,
     context: Context = None,
     prompt: Prompt = None,
-    vocab: Annotated[str, typer.Option(help="entries of the vocabulary, or a list: 4096,16384")] = "50257",
+    vocab: Annotated[str, typer.Option(help="vocabulary size, or a list to search: 4096,16384")] = "50257",
     precision: Annotated[
-        str | None, typer.Option(help="format of the weights, a list, or any fast one; default: fp32, on a GPU fp16")
+        str | None, typer.Option(help="weight format, a list to search, or `any` fast; default: fp32, on a GPU fp16")
     ] = None,
     kv: Kv = None,
-    blocks: Annotated[int, typer.Option(min=1, max=6, help="exactly so many blocks of equal width")] = 4,
-    width_step: Annotated[WidthStep, typer.Option(help="widths are its multiples; 32 takes heads of 32")] = (
+    blocks: Annotated[int, typer.Option(min=1, max=6, help="number of blocks")] = 4,
+    width_step: Annotated[WidthStep, typer.Option(help="granularity of widths; 32 implies head size 32")] = (
         WidthStep.coarse
     ),
-    head_size: Annotated[HeadSize | None, typer.Option(help="default: 64, 32 where a block is narrow")] = None,
-    kv_heads: Annotated[
-        str | None, typer.Option(help="heads of keys per block: full, or a list: 1,2,4; default: any, presets: full")
+    head_size: Annotated[
+        HeadSize | None, typer.Option(help="attention head size; default: 64, or 32 where a block is narrow")
     ] = None,
-    solver: Annotated[SolverChoice, typer.Option(help="exact proves the optimum")] = SolverChoice.exact,
-    steps: Annotated[int, typer.Option(help="evolution: mutations, T (ours; recalled: 100000)")] = 2_000_000,
-    population: Annotated[int, typer.Option(help="evolution: decoders at most, M (recalled)")] = 512,
-    parents: Annotated[int, typer.Option(help="evolution: decoders kept, K (recalled)")] = 64,
-    score: Annotated[str, typer.Option(help="parameters of the score: inverse, literal or off")] = "inverse",
+    kv_heads: Annotated[
+        str | None, typer.Option(help="KV heads per block: full, or a list: 1,2,4; default: any, with --preset full")
+    ] = None,
+    solver: Annotated[
+        SolverChoice, typer.Option(help="exact (MILP, proves the optimum) or evolution (heuristic)")
+    ] = SolverChoice.exact,
+    steps: Annotated[
+        int, typer.Option(help="evolution: number of mutations T (the paper, as recalled: 100000)")
+    ] = 2_000_000,
+    population: Annotated[int, typer.Option(help="evolution: population size M (as recalled from the paper)")] = 512,
+    parents: Annotated[int, typer.Option(help="evolution: number of parents K (as recalled from the paper)")] = 64,
+    score: Annotated[str, typer.Option(help="parameter set of the entropy score: inverse, literal or off")] = "inverse",
     confidence: Confidence = CONFIDENCE,
     seed: Seed = 0,
     measure: Annotated[
-        bool, typer.Option("--measure", help="measure it here and design again, three designs at most")
+        bool, typer.Option("--measure", help="measure the design here and redesign by the error, at most 3 times")
     ] = False,
     as_json: Json = False,
-    out: Annotated[Path | None, typer.Option("-o", help="write design.json there")] = None,
+    out: Annotated[Path | None, typer.Option("-o", help="output path of design.json")] = None,
 ) -> None:
-    """Design the decoder of highest entropy within a board's budgets. Without a budget: the board's own."""
+    """Design the decoder of highest entropy within the given budgets, by default the board's own."""
     from merino_edge.calibration.board import board
-    from merino_edge.cli.tables.design import print_design
+    from merino_edge.cli.design_tables import print_design
     from merino_edge.cli.terminal import save, say, working
     from merino_edge.design.budgets import with_board_defaults
     from merino_edge.design.design_file import Design

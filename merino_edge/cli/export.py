@@ -67,8 +67,8 @@ def export(
 
 def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> None:
     """`verbose`: with a row for each quantised matrix."""
-    from merino_edge.cli.tables.bundles import matrices_line, matrix_table
-    from merino_edge.cli.tables.layout import show
+    from merino_edge.cli.record_tables import matrices_line, matrix_table
+    from merino_edge.cli.tables import show
 
     made, text = done.bundle, request.text
     put(summary_line(done))

@@ -18,34 +18,38 @@ if TYPE_CHECKING:  # imports asyncssh
 
 
 def flash(
-    file: Annotated[Path, typer.Argument(metavar="NAME.merino", help="the packed file, of `pack`")],
-    ssh: Annotated[list[str] | None, typer.Option(metavar=HOST, help="a board that runs; repeat for more")] = None,
-    rootfs: Annotated[Path | None, typer.Option(help="a board's root file system, mounted or staged")] = None,
-    image: Annotated[Path | None, typer.Option(help="a system's disk image: FILE.img or FILE.img.xz")] = None,
-    device_node: Annotated[Path | None, typer.Option(help="with --image: write it to this disk too, /dev/sdX")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="--device-node needs no typing of its name")] = False,
+    file: Annotated[Path, typer.Argument(metavar="NAME.merino", help="package made by `pack`")],
+    ssh: Annotated[
+        list[str] | None, typer.Option(metavar=HOST, help="running board to install on; repeat for more")
+    ] = None,
+    rootfs: Annotated[Path | None, typer.Option(help="root file system of a board, mounted or staged")] = None,
+    image: Annotated[Path | None, typer.Option(help="disk image of a system: FILE.img or FILE.img.xz")] = None,
+    device_node: Annotated[Path | None, typer.Option(help="with --image: also write it to this disk, /dev/sdX")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask to confirm --device-node")] = False,
     at_once: Annotated[
-        int | None, typer.Option(min=1, max=64, help="--ssh: so many boards at a time; default: 4")
+        int | None, typer.Option(min=1, max=64, help="with --ssh: number of boards in parallel; default: 4")
     ] = None,
     accept_new: AcceptNew = False,
-    root: Annotated[str | None, typer.Option(help="--ssh: folder of releases there; default: `install`'s")] = None,
-    trust: Annotated[
-        list[Path] | None, typer.Option(metavar="KEY.pub", help="the boards trust this key from now on")
+    root: Annotated[
+        str | None, typer.Option(help="with --ssh: folder of releases on the board; default: as `install`")
     ] = None,
-    allow_unsigned: Annotated[bool, typer.Option("--allow-unsigned", help="a file that nobody signed")] = False,
+    trust: Annotated[
+        list[Path] | None, typer.Option(metavar="KEY.pub", help="public key to trust from now on; repeat for more")
+    ] = None,
+    allow_unsigned: Annotated[bool, typer.Option("--allow-unsigned", help="accept an unsigned package")] = False,
     allow_downgrade: Annotated[
-        bool, typer.Option("--allow-downgrade", help="--ssh: a signed file older than one that the board installed")
+        bool, typer.Option("--allow-downgrade", help="with --ssh: accept a package older than one that was installed")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="--ssh: on another board than it was packed for, or where it will be slow")
+        bool, typer.Option("--force", help="with --ssh: install even if the package is for another board or slow on it")
     ] = False,
     service: Annotated[
-        bool, typer.Option("--service", help="--ssh as root: test the release at each start of the board (systemd)")
+        bool, typer.Option("--service", help="with --ssh as root: test the release at each boot, roll back if it fails")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and change nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done, and change nothing")] = False,
     as_json: Json = False,
 ) -> None:
-    """Install a packed file on boards over ssh, tested and measured there; or put it onto a card for a first boot."""
+    """Install a package on boards over ssh, tested and measured there; or write it to a card for a first boot."""
     places = {"--ssh": bool(ssh), "--rootfs": rootfs, "--image": image}
     given = [name for name, value in places.items() if value]
     if len(given) != 1:
@@ -134,8 +138,8 @@ def asked_on_terminal(node: Path) -> Callable[[str], str]:
 
 def show_flashed(done: "list[Flashed]", dry_run: bool, as_json: bool) -> None:
     """The summary on stdout, what boards had to say on stderr."""
-    from merino_edge.cli.tables.flash import flashed_json, flashed_table
-    from merino_edge.cli.tables.layout import show
+    from merino_edge.cli.record_tables import flashed_json, flashed_table
+    from merino_edge.cli.tables import show
     from merino_runtime.io.visible import visible
 
     if as_json:

@@ -13,31 +13,31 @@ from merino_edge.prediction.intervals import ALLOWED, DEFAULT_CONFIDENCE, check_
 from merino_runtime.sampling import OPTIONS, Sampling, check_sampling
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-Device = Annotated[str, typer.Option(help="a board's id, `host`, or the path of a profile")]
+Device = Annotated[str, typer.Option(help="board id, `host` for this machine, or path of a profile")]
 Backend = Annotated[
-    str | None, typer.Option(help="onnxruntime (the CPU) or tensorrt (a Jetson's GPU); default: the board's own")
+    str | None, typer.Option(help="backend: onnxruntime (CPU) or tensorrt (GPU of a Jetson); default: the board's own")
 ]
 AcceptNew = Annotated[
-    bool, typer.Option("--accept-new", help="take a new board's host key into known_hosts; a changed one never")
+    bool, typer.Option("--accept-new", help="add the host key of a new board to known_hosts; a changed key is refused")
 ]
 HOST = "[USER@]HOST[:PORT]"
-Ssh = Annotated[str | None, typer.Option(metavar=HOST, help="on this board, not on this machine")]
+Ssh = Annotated[str | None, typer.Option(metavar=HOST, help="run on this board instead of on this machine")]
 Root = Annotated[
-    str | None, typer.Option(metavar="DIR", help="--ssh: folder of releases there, as `flash --root` had it")
+    str | None, typer.Option(metavar="DIR", help="with --ssh: folder of releases on the board, as for `flash --root`")
 ]
-Threads = Annotated[int | None, typer.Option("-t", "--threads", help="default: the bundle's choice")]
-PrefillThreads = Annotated[int | None, typer.Option(help="of prefill alone; default: as -t")]
-Seed = Annotated[int, typer.Option(help="seed of all randomness")]
-Context = Annotated[int | None, typer.Option(help="tokens, prompt included; default: the board's")]
+Threads = Annotated[int | None, typer.Option("-t", "--threads", help="number of threads; default: the bundle's")]
+PrefillThreads = Annotated[int | None, typer.Option(help="number of threads for prefill; default: as -t")]
+Seed = Annotated[int, typer.Option(help="random seed")]
+Context = Annotated[int | None, typer.Option(help="context length in tokens, prompt included; default: the board's")]
 Confidence = Annotated[
-    str, typer.Option(metavar="SHARE", help=f"on a calibrated board the upper end of each latency's interval of this"
-                      f" confidence keeps its budget; {ALLOWED}")
+    str, typer.Option(metavar="SHARE", help=f"the upper bound of the prediction interval must meet the latency budget"
+                      f" (calibrated boards); {ALLOWED}")
 ]  # fmt: skip
 CONFIDENCE = percent(DEFAULT_CONFIDENCE)
 Kv = Annotated[
-    str | None, typer.Option(help="format of the KV cache: fp32, int8 or int4 (fused, onnxruntime 1.27 and later)")
+    str | None, typer.Option(help="KV cache format: fp32, int8 or int4 (fused dialect, onnxruntime 1.27 or later)")
 ]
-Prompt = Annotated[int | None, typer.Option(help="its tokens; default: half the context, at most 512")]
+Prompt = Annotated[int | None, typer.Option(help="prompt length in tokens; default: half the context, at most 512")]
 
 
 def with_budgets(command: Callable[..., None]) -> Callable[..., None]:

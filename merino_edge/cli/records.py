@@ -11,15 +11,15 @@ ALLOWED_LOSS = "0% to below 100%, such as 5%"
 
 
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="A", help="records, JSON or JSON lines")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="records to compare with A")],
+    before: Annotated[Path, typer.Argument(metavar="A", help="records to compare against, JSON or JSON lines")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="records to compare, JSON or JSON lines")],
     fail_if_slower: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="such as 5%: exit 1 if a row of B is slower by more")
+        str | None, typer.Option(metavar="SHARE", help="exit 1 if a row of B is slower by more than this, such as 5%")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Is B faster or slower than A, or is there no difference? Disturbed rows are shown without a verdict."""
-    from merino_edge.cli.tables.records import print_comparison
+    """Compare the speeds of two benchmarks, with confidence intervals. Disturbed rows get no verdict."""
+    from merino_edge.cli.record_tables import print_comparison
     from merino_edge.cli.terminal import say
     from merino_edge.records.compare import check_not_slower, compare_files
 
@@ -35,16 +35,15 @@ def compare(
 
 def report(
     results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="records, JSON or JSON lines")],
-    out: Annotated[Path | None, typer.Option("-o", help="one HTML file, opens offline")] = None,
-    md: Annotated[bool, typer.Option("--md", help="print a summary in Markdown, for a pull request")] = False,
-    device: Annotated[str | None, typer.Option(help="a board: predictions for it beside the measurements")] = None,
+    out: Annotated[Path | None, typer.Option("-o", help="output path of one self-contained HTML file")] = None,
+    md: Annotated[bool, typer.Option("--md", help="print a Markdown summary, for a pull request")] = False,
+    device: Annotated[str | None, typer.Option(help="board to show predictions for, beside the measurements")] = None,
 ) -> None:
     """Records as one HTML page with charts and tables, or, with --md, as Markdown on stdout."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.terminal import save, say
     from merino_edge.records.reading import read_records
-    from merino_edge.report.markdown import markdown
-    from merino_edge.report.page import page
+    from merino_edge.report.page import markdown, page
     from merino_edge.report.summary import summarise
     from merino_edge.storage.atomic import check_file, check_keeps
 

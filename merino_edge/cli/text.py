@@ -23,27 +23,29 @@ class ChatOverflow(StrEnum):
 
 @with_sampling
 def generate(
-    bundle: Annotated[str, typer.Argument(help="a bundle's folder, or `embedded`")],
+    bundle: Annotated[str, typer.Argument(help="bundle folder, or `embedded`")],
     prompt: Annotated[
-        str | None, typer.Argument(help="text to go on from; `-`, or none after a pipe: it is read from stdin")
+        str | None, typer.Argument(help="prompt; `-`, or none after a pipe: read from stdin")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("-n", help="at most so many tokens")] = 128,
+    max_new_tokens: Annotated[int, typer.Option("-n", help="maximum number of new tokens")] = 128,
     sampling: Sampling = Sampling(),  # noqa: B008, by the decorator
-    stop: Annotated[list[str] | None, typer.Option(help="end before this text; repeat for more")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on after the end of the text")] = False,
-    allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format this CPU is slow at")] = False,
-    overflow: Annotated[Overflow, typer.Option(help="at the context's end; `shift` goes on")] = Overflow.stop,
+    stop: Annotated[list[str] | None, typer.Option(help="stop string, not printed; repeat for more")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="continue after the end-of-text token")] = False,
+    allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format that is slow on this CPU")] = False,
+    overflow: Annotated[
+        Overflow, typer.Option(help="context full: stop, fail, or shift out old tokens")
+    ] = Overflow.stop,
     threads: Threads = None,
     prefill_threads: PrefillThreads = None,
     cache: Annotated[
-        Path | None, typer.Option(help="KV cache after the prompt: written if there is none yet, else read")
+        Path | None, typer.Option(help="file of the prompt's KV cache: read if it exists, else written")
     ] = None,
     ssh: Ssh = None,
     accept_new: AcceptNew = False,
     root: Root = None,
     as_json: Json = False,
 ) -> None:
-    """Stream text from a bundle: the board's own runtime, on this machine or on a board."""
+    """Generate text from a bundle with the board's runtime, on this machine or on a board."""
     from merino_edge.cli.over_ssh import refuse_remote
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import run_generate, stdin_is_terminal
@@ -71,14 +73,16 @@ def generate(
 
 @with_sampling
 def chat(
-    bundle: Annotated[str, typer.Argument(help="a bundle's folder")],
-    system: Annotated[str | None, typer.Option(help="the system message; default: the chat template's own")] = None,
-    no_think: Annotated[bool, typer.Option("--no-think", help="without thinking, where the template knows it")] = False,
-    max_new_tokens: Annotated[int | None, typer.Option("-n", help="at most so many tokens of an answer")] = None,
+    bundle: Annotated[str, typer.Argument(help="bundle folder")],
+    system: Annotated[str | None, typer.Option(help="system message; default: that of the chat template")] = None,
+    no_think: Annotated[
+        bool, typer.Option("--no-think", help="disable thinking, where the chat template supports it")
+    ] = False,
+    max_new_tokens: Annotated[int | None, typer.Option("-n", help="maximum number of tokens per answer")] = None,
     sampling: Sampling = Sampling(),  # noqa: B008, by the decorator
-    allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format this CPU is slow at")] = False,
+    allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format that is slow on this CPU")] = False,
     overflow: Annotated[
-        ChatOverflow, typer.Option(help="at the context's end; `shift` drops the oldest turns and says so")
+        ChatOverflow, typer.Option(help="context full: refuse the message, or shift out the oldest turns")
     ] = ChatOverflow.error,
     threads: Threads = None,
     prefill_threads: PrefillThreads = None,
@@ -87,7 +91,7 @@ def chat(
     root: Root = None,
     as_json: Json = False,
 ) -> None:
-    """Talk with a model that was trained for it, on this machine or on a board. From a pipe, a line is a turn."""
+    """Chat with an instruction-tuned model, on this machine or on a board. From a pipe, each line is a turn."""
     from merino_edge.cli.over_ssh import refuse_remote
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import run_chat

@@ -10,25 +10,35 @@ from merino_runtime.errors import MerinoError
 
 
 def train(
-    design_file: Annotated[Path, typer.Argument(metavar="DESIGN", help="a design.json or an architecture's JSON")],
-    data: Annotated[list[Path], typer.Option(help="plain text; repeat for more; <|endoftext|> between documents")],
-    out: Annotated[Path, typer.Option("-o", help="the checkpoint's folder")],
-    tokenizer: Annotated[Path | None, typer.Option(help="a tokenizer.json; default: a BPE of the text")] = None,
-    vocab: Annotated[int | None, typer.Option(help="entries of the BPE; must be the design's")] = None,
-    held_out: Annotated[list[Path] | None, typer.Option(help="held-out text; default: the last 2 % of --data")] = None,
-    steps: Annotated[int | None, typer.Option(help="optimiser steps; default: 1000")] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="sequences per step, each as long as the context; default: 16")
+    design_file: Annotated[Path, typer.Argument(metavar="DESIGN", help="design.json, or an architecture as JSON")],
+    data: Annotated[
+        list[Path], typer.Option(help="plain text file; repeat for more; <|endoftext|> separates documents")
+    ],
+    out: Annotated[Path, typer.Option("-o", help="output folder of the checkpoint")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json; default: train a BPE tokenizer on the text")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="the peak, after warm-up; default: 0.002")] = None,
-    bf16: Annotated[bool | None, typer.Option("--bf16", help="compute in bfloat16 where the machine can")] = None,
-    seed: Annotated[int | None, typer.Option(help="seed of all randomness; default: 0")] = None,
-    threads: Annotated[int | None, typer.Option("-t", "--threads", min=1, help="default: torch's choice")] = None,
+    vocab: Annotated[
+        int | None, typer.Option(help="vocabulary size of the BPE tokenizer; must equal the design's")
+    ] = None,
+    held_out: Annotated[list[Path] | None, typer.Option(help="held-out text; default: the last 2 % of --data")] = None,
+    steps: Annotated[int | None, typer.Option(help="number of optimiser steps; default: 1000")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="batch size, in sequences of context length; default: 16")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="peak learning rate, after warm-up; default: 0.002")
+    ] = None,
+    bf16: Annotated[bool | None, typer.Option("--bf16", help="train in bfloat16 where the machine supports it")] = None,
+    seed: Annotated[int | None, typer.Option(help="random seed; default: 0")] = None,
+    threads: Annotated[
+        int | None, typer.Option("-t", "--threads", min=1, help="number of threads; default: torch's choice")
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on with the run in -o; what is left out is the run's")
+        bool, typer.Option("--resume", help="resume the run in -o; options default to those of the run")
     ] = False,
     ignore_memory: Annotated[
-        bool, typer.Option("--ignore-memory", help="start although memory seems not to suffice")
+        bool, typer.Option("--ignore-memory", help="start even if the memory estimate exceeds the free memory")
     ] = False,
 ) -> None:
     """Train a design on plain text; prints the loss on held-out text."""

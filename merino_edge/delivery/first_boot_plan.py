@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from merino_edge.delivery.root_facts import RootFacts, check_fits, root_facts
-from merino_edge.delivery.root_tree import Entry, RootTree, resolve
+from merino_edge.delivery.root_tree import Entry, RootFacts, RootTree, check_fits, resolve, root_facts
 from merino_edge.delivery.staged import CURRENT, INCOMING, ROOT, TRUSTED, Staged, first_boot
 from merino_runtime.delivery.archive import Archive
 from merino_runtime.errors import MerinoError

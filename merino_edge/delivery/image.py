@@ -1,25 +1,39 @@
 """Writes a first boot into a disk image, as a system is published for a board: no mounting, no root.
 
-A copy of the image is changed, checked and renamed over it at the end. A FAT partition is found and left alone: what
-Raspberry Pi OS reads there (userconf, ssh, the network) is its user's to set, and our unit needs nothing of it.
-"""
+A copy of the image is changed by debugfs, checked and renamed over it at the end. A FAT partition is found and left
+alone: what Raspberry Pi OS reads there (userconf, ssh, the network) is its user's to set, and our unit needs nothing of
+it."""
 
 import contextlib
+import errno
+import hashlib
+import lzma
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from merino_edge.delivery.ext4 import Ext4Tree, Volume, check_clean, superblock
-from merino_edge.delivery.first_boot_plan import MB, Plan, make_plan, steps_of
-from merino_edge.delivery.image_copy import copy_sparse, unpack_xz
-from merino_edge.delivery.image_edit import check_written, write_plan
-from merino_edge.delivery.image_remedies import enlarging
-from merino_edge.delivery.partitions import EXT, FAT, Partition, partitions
-from merino_edge.delivery.root_facts import is_root
-from merino_edge.delivery.staged import checked_archive
+from merino_edge.delivery.first_boot_plan import MB, Placed, Plan, make_plan, steps_of
+from merino_edge.delivery.root_tree import is_root
+from merino_edge.delivery.staged import Staged, checked_archive
 from merino_edge.delivery.system_tools import check_tools
+from merino_edge.delivery.volumes import (
+    EXT,
+    FAT,
+    Ext4Tree,
+    Partition,
+    Volume,
+    change,
+    check_clean,
+    enlarging,
+    partitions,
+    plain,
+    superblock,
+)
+from merino_runtime.bundle import sha256_of
+from merino_runtime.delivery.archive import COPIED_AT_ONCE
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import outputs
 
@@ -146,3 +160,126 @@ def _steps(
     root = f"partition {number} (ext4, {sizes}) takes the files"
     last = f"unpack {image} to {target}" if target != image else f"replace {image} when its copy is complete and clean"
     return [*boot, root, *steps_of(plan), last]
+
+
+def write_plan(volume: Volume, plan: Plan) -> None:
+    """Changes the volume, which is a copy in a scratch folder. Raises MerinoError; the copy is to be discarded then."""
+    commands = [f"rm {plain(path)}" for path in plan.stale]
+    for number, placed in enumerate(plan.placed):
+        if not placed.is_done:
+            commands += _commands(volume, placed, f"content-{number}")
+    change(volume, commands)
+
+
+def check_written(volume: Volume, plan: Plan) -> None:
+    """Raises MerinoError where the volume is not clean, or does not hold what the plan says."""
+    check_clean(volume)
+    tree = Ext4Tree(volume)
+    for placed in plan.placed:
+        staged, found = placed.staged, tree.entry(placed.path)
+        same = found is not None and stat.S_IFMT(found.mode) == stat.S_IFMT(staged.mode)
+        if same and not placed.is_done:
+            same = found is not None and found[:3] == (staged.mode, staged.uid, staged.gid)
+        if same and not placed.is_done and staged.link:
+            same = tree.link(placed.path) == staged.link
+        if same and stat.S_ISREG(staged.mode):
+            same = _sha256(tree.pieces(placed.path)) == _sha256(_content(staged))
+        if not same:
+            raise MerinoError(
+                f"{volume.shown} stays as it was: {placed.path} was not written as it should be. Check this machine's "
+                "disk and memory, or install a newer e2fsprogs."
+            )
+    left = [path for path in plan.stale if tree.entry(path)]
+    assert not left, left
+
+
+def _commands(volume: Volume, placed: Placed, source: str) -> Iterator[str]:
+    """`cd` first: older versions of debugfs take a path in `write` for a name."""
+    staged = placed.staged
+    folder, _, name = plain(placed.path).rpartition("/")
+    yield f"cd {folder or '/'}"
+    if stat.S_ISLNK(staged.mode):
+        yield f"symlink {name} {staged.link}"
+    elif stat.S_ISDIR(staged.mode):
+        if not placed.before:
+            yield f"mkdir {name}"
+    else:
+        if placed.before:
+            yield f"rm {name}"
+        if staged.source:
+            os.symlink(os.path.abspath(staged.source), volume.folder / source)
+        else:
+            outputs.write_output(str(volume.folder / source), staged.data, sync=False)
+        yield f"write {source} {name}"
+    for field, value in (("mode", f"0{staged.mode:o}"), ("uid", staged.uid), ("gid", staged.gid)):
+        yield f"sif {name} {field} {value}"
+
+
+def _content(staged: Staged) -> Iterator[bytes]:
+    if not staged.source:
+        yield staged.data
+        return
+    with open(staged.source, "rb") as file:
+        while piece := file.read(COPIED_AT_ONCE):
+            yield piece
+
+
+def _sha256(pieces: Iterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def copy_sparse(image: Path, to: BinaryIO) -> None:
+    """Copies what the file system has stored of `image`; its holes stay holes. Raises OSError, and MerinoError where
+    the copy then has another SHA-256 than the image.
+
+    Holes are looked up by moving the file's position, which a buffered reader does not notice: so data is read by its
+    place.
+    """
+    with open(image, "rb", buffering=0) as source:
+        handle, end = source.fileno(), 0
+        size_bytes = os.fstat(handle).st_size
+        while end < size_bytes:
+            try:
+                start = os.lseek(handle, end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # a hole up to the end
+                    break
+                raise
+            end = os.lseek(handle, start, os.SEEK_HOLE)
+            to.seek(start)
+            while start < end and (data := os.pread(handle, min(end - start, COPIED_AT_ONCE), start)):
+                to.write(data)
+                start += len(data)
+        to.truncate(size_bytes)
+        to.flush()
+    if sha256_of(str(image)) != sha256_of(to.name):
+        raise MerinoError(
+            f"the copy of {image} differs from it: the image was written to meanwhile, or a disk is faulty. Unmount "
+            "the image, stop what writes to it, and run the command again."
+        )
+
+
+def unpack_xz(image: Path, to: BinaryIO) -> None:
+    """Unpacks `image`. Raises MerinoError where it is damaged, or would be larger than the free space beside `to`."""
+    free = shutil.disk_usage(os.path.dirname(to.name)).free
+    size_bytes = 0
+    try:
+        with lzma.open(image) as source:
+            while data := source.read(COPIED_AT_ONCE):
+                size_bytes += len(data)
+                if size_bytes > free:
+                    raise MerinoError(
+                        f"{image} unpacks to more than the {free / 2**20:.0f} MB that are free there. Free space on "
+                        "that disk, or copy it to another one."
+                    )
+                if data.strip(b"\0"):
+                    to.write(data)
+                else:
+                    to.seek(len(data), os.SEEK_CUR)
+    except (lzma.LZMAError, EOFError) as error:
+        raise MerinoError(f"{image} is damaged or not an .xz file: {error}. Fetch it again.") from error
+    to.truncate(size_bytes)
+    to.flush()

@@ -17,8 +17,7 @@ from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.files import DESCRIPTION_FILE
 from merino_edge.delivery.fitting import Say, check_devices, check_one_model
 from merino_edge.delivery.keys import read_private_key, signature_of
-from merino_edge.delivery.targets import targets_of
-from merino_edge.delivery.wheels import Wheels, wheels_for
+from merino_edge.delivery.wheels import Wheels, targets_of, wheels_for
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.storage.atomic import check_file, check_keeps, make_parent, scratch_folder
 from merino_runtime.bundle import Bundle, load_bundle, sha256_of

@@ -1,15 +1,21 @@
-"""A board's root file system that is not running: one in a folder here, or one in a disk image.
+"""A board's root file system that is not running, in a folder here or in a disk image; and whether it can take a packed
+file: userland, Python, C library, systemd. Nothing of it is run.
 
 Paths are the board's, from its `/`, and links lead where they will lead on the board. So no link leads out of the
-folder: `/etc/x` in a link means the board's.
-"""
+folder: `/etc/x` in a link means the board's."""
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from merino_runtime.bundle.requirements import version_tuple
+from merino_runtime.delivery.fit import fitting_wheels
+from merino_runtime.delivery.machine import Machine
+from merino_runtime.delivery.manifest import Manifest
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import Board
 from merino_runtime.io.machine_faults import machine_fault
 
 MOST_LINKS = 40  # as Linux
@@ -132,3 +138,115 @@ class FolderTree:
     def free_bytes(self) -> int:
         found = os.statvfs(self.root)
         return found.f_bavail * found.f_frsize
+
+
+OLDEST_PYTHON = (3, 6, 0)
+ELF_MACHINES = {62: "x86_64", 183: "aarch64"}  # e_machine of elf(5)
+OS_RELEASE = ("/etc/os-release", "/usr/lib/os-release")  # os-release(5)
+SYSTEMD = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
+PYTHON = "/usr/bin/python3"
+LARGEST_READ_BYTES = 64 * 2**20
+
+
+class RootFacts(NamedTuple):
+    system: str  # as os-release calls it
+    architecture: str  # of the userland
+    python: str  # as `3.11`
+    glibc: str  # as `2.36`; empty where there is another C library
+
+
+def is_root(tree: RootTree) -> bool:
+    return _os_release(tree) is not None
+
+
+def root_facts(tree: RootTree) -> RootFacts:
+    """Raises MerinoError where this is no root file system, or none on which the board's side runs."""
+    release = _os_release(tree)
+    if release is None:
+        raise MerinoError(
+            f"{tree.name} is not a root file system: it has no etc/os-release. Name the folder that holds the board's "
+            "etc, usr and opt, where it is mounted or built."
+        )
+    if not any(_file(tree, path) for path in SYSTEMD):
+        raise MerinoError(
+            f"{tree.name} has no systemd, so that nothing would be installed at its first start. Install NAME.merino "
+            "on the running board: flash --ssh HOST"
+        )
+    system = re.search(r'^PRETTY_NAME="?([^"\n]*)', release, re.MULTILINE)
+    path = _file(tree, PYTHON)
+    if path is None:
+        raise MerinoError(f"{tree.name} has no {PYTHON}. Install the package python3 in it.")
+    name, architecture = system.group(1) if system else "Linux", _architecture(tree, path)
+    return RootFacts(name, architecture, _python(tree, path), _glibc(tree, architecture))
+
+
+def check_fits(tree: RootTree, facts: RootFacts, manifest: Manifest) -> list[str]:
+    """Raises MerinoError where the packages in the file are for another system. Returns notes.
+
+    Which board it is, its CPU and its memory are asked on the board, before anything is installed.
+    """
+    board = Board(facts.architecture, 64, 1, 1, frozenset(), None, None)
+    try:
+        wheels = fitting_wheels(manifest, Machine(board, "", facts.python, facts.glibc, 0, False))
+    except MerinoError as error:
+        raise MerinoError(f"{tree.name}: {error}") from error
+    return [] if wheels else ["the file holds no packages: numpy, tokenizers and onnxruntime must be in the system"]
+
+
+def _os_release(tree: RootTree) -> str | None:
+    for path in OS_RELEASE:
+        found = _file(tree, path)
+        if found:
+            return tree.read(found, LARGEST_READ_BYTES).decode("utf-8", errors="replace")
+    return None
+
+
+def _file(tree: RootTree, path: str) -> str | None:
+    """The regular file that a path leads to; None where none is there."""
+    try:
+        found = resolve(tree, path)
+    except MerinoError:  # a link that leads nowhere
+        return None
+    return found.path if found.entry and stat.S_ISREG(found.entry.mode) else None
+
+
+def _architecture(tree: RootTree, path: str) -> str:
+    header = tree.read(path, 20)
+    machine = int.from_bytes(header[18:20], "little")
+    if len(header) < 20 or header[:4] != b"\x7fELF":
+        raise MerinoError(f"{tree.name}: {path} is not a program of Linux. Install the package python3 in it again.")
+    if header[4] != 2:
+        raise MerinoError(
+            f"{tree.name} is a 32-bit system: numpy and onnxruntime are published for 64-bit ones only. Take the "
+            "64-bit image of the system."
+        )
+    if machine not in ELF_MACHINES:
+        raise MerinoError(
+            f"{tree.name} is for a CPU of ELF machine {machine}; allowed are {', '.join(ELF_MACHINES.values())}. Take "
+            "the system's image for 64-bit Arm."
+        )
+    return ELF_MACHINES[machine]
+
+
+def _python(tree: RootTree, path: str) -> str:
+    """From the program's name, since python3 is a link to it; else from the folder of its library."""
+    names = [path, *(name for name in tree.names("/usr/lib") if "." not in path)]
+    versions = [found.group(1) for name in names if (found := re.search(r"(?:^|/)python(3\.\d+)$", name))]
+    if not versions:
+        raise MerinoError(f"{tree.name}: the version of {path} is not known. Make {PYTHON} a link to python3.N.")
+    python = max(versions, key=version_tuple)
+    if version_tuple(python) < OLDEST_PYTHON:
+        raise MerinoError(f"{tree.name} has Python {python}; the oldest allowed is 3.6. Take a newer system.")
+    return python
+
+
+def _glibc(tree: RootTree, architecture: str) -> str:
+    """From what the library says of itself: since 2.34 its file's name has no version any more."""
+    for folder in (f"/lib/{architecture}-linux-gnu", f"/usr/lib/{architecture}-linux-gnu", "/lib64", "/lib"):
+        path = _file(tree, f"{folder}/libc.so.6")
+        said = path and re.search(
+            rb"GNU C Library [^\n\0]{0,200}version (\d+\.\d+)", tree.read(path, LARGEST_READ_BYTES)
+        )
+        if said:
+            return said.group(1).decode()
+    return ""

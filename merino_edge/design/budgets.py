@@ -81,7 +81,7 @@ class Budget:
 
 
 def decode_ms(model: "CostModel", regime: "Regime", operators: Sequence[Operator]) -> float:
-    """The upper end of the interval, as all latencies that a limit bounds: one factor, so it adds up as well."""
+    """The upper bound of the interval, as all latencies that a limit bounds: one factor, so it adds up as well."""
     return model.upper_decode * model.decode_ms(operators, regime.decode_threads, regime.residency)
 
 
@@ -229,7 +229,7 @@ def require_predictable(limits: Mapping[str, float], profile: "DeviceProfile") -
 
 
 def amount(budget: Budget, predicted: "Predicted") -> float:
-    """What a prediction takes of a budget that can be predicted: of an interval the upper end."""
+    """What a prediction takes of a budget that can be predicted: of an interval the upper bound."""
     interval = predicted.interval(budget.name)
     found = interval[1] if interval else budget.of(predicted)
     assert found is not None, budget.name

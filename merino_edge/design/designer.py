@@ -41,7 +41,7 @@ def design(
 ) -> Design:
     """The decoder of most entropy in `space` within `limits` (`budgets`) on the board, at the costs of its backend.
 
-    Where the board was calibrated, the upper end of each latency's interval at `confidence` keeps its limit.
+    Where the board was calibrated, the upper bound of each latency's interval at `confidence` keeps its limit.
 
     `precision`: by default the one that the backend prefers. `kv`: the format of the cache, by default that of the
     activations. `vocabs` and `precisions`, where given, replace

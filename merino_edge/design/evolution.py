@@ -45,7 +45,7 @@ def evolve(
 ) -> Solution:
     """Maximise the score by mutation. Repeatable for a seed. Gives no bound.
 
-    A child is its parent with another width, FFN ratio, depth, sharing or number of heads of keys in one block. It
+    A child is its parent with another width, FFN ratio, depth, sharing or number of KV heads in one block. It
     joins the population if it keeps all constraints and its widths do not shrink. A full population is cut to its
     best parents. After PATIENCE x population mutations without a better decoder the search restarts from the
     smallest one (ours: without restarts it ended up to 6 % below the optimum).
@@ -83,7 +83,7 @@ def evolve(
 def mutations(program: Program) -> list[list[list[int]]]:
     """For each option the lists of options that differ in one of its five properties. [O][kind][...]
 
-    The most heads of keys that a width has count as the same number at each width, so all heads stay all heads.
+    The most KV heads that a width has count as the same number at each width, so all heads stay all heads.
     """
     most: dict[int, int] = {}
     for block in program.options:

@@ -86,7 +86,7 @@ def front(
     a higher limit gives no better one.
 
     `limits` hold at every point, and the board's own limit on memory where none is given; where memory is the axis it
-    ends at all that the board has free. Of a latency with an interval the upper end at `confidence` keeps the limit.
+    ends at all that the board has free. Of a latency with an interval the upper bound at `confidence` keeps the limit.
     `precision`: by default the one that the profile's backend prefers. `kv`: the format of the cache, by default that
     of the activations.
     `progress` is told each limit before it is solved.

@@ -1,7 +1,7 @@
 """The paper's three FLOPs budgets as named presets, and the table of what our search finds for them.
 
 `python -m merino_edge.design.presets` prints the table of docs/search.md; a test holds the two equal. FLOPs alone bind,
-so the result is the same on any board; a board is needed for predictions only. As many heads of keys as of queries:
+so the result is the same on any board; a board is needed for predictions only. As many KV heads as query heads:
 grouped heads are not known of the paper.
 """
 

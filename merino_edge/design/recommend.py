@@ -135,7 +135,7 @@ def recommend(
     """Every model of the zoo in every format of the profile's backend, judged by `limits`, and a design per format
     within the same limits.
 
-    Of a latency with an interval the upper end at `confidence` is judged. `named`: what the profile was read by, where
+    A latency is judged by the upper bound of its interval at `confidence`. `named`: what the profile was read by, where
     that is not its id. `kv`: the format of the cache, by default that of the activations.
 
     Raises MerinoError for an inference shape or limits that cannot be.

@@ -24,7 +24,7 @@ class Space:
     first block and is the head too, so it caps the rank of the logits (the softmax bottleneck, Yang et al. 2018). The
     score does not see that rank: without the cap a tight limit on latency gives an embedding of 64 channels.
     `narrow_head_size`: head size where the result has a narrow block; None: `head_size` everywhere.
-    `kv_heads` (ours): heads of keys and values that a block may have; None stands for as many as it has of queries. A
+    `kv_heads` (ours): KV heads that a block may have; None stands for as many as query heads. A
     count that does not divide a block's heads is no option of it.
     """
 
@@ -44,7 +44,7 @@ class Space:
 
 
     def kv_heads_of(self, width: int) -> list[int]:
-        """Heads of keys and values that a block of this width may have, fewest first."""
+        """The numbers of KV heads that a block of this width may have, fewest first."""
         heads = width // self.head_size
         return sorted({heads if count is None else count for count in self.kv_heads if heads % (count or 1) == 0})
 
@@ -72,12 +72,12 @@ def every_block(space: Space) -> tuple[Block, ...]:
 
 
 def size(block: Block) -> tuple[float, ...]:
-    """Sort key: costs grow with width, ratio, depth and heads of keys, and shrink by sharing."""
+    """Sort key: costs grow with width, ratio, depth and KV heads, and shrink by sharing."""
     return block.width, block.ffn_ratio, block.depth, not block.shared, block.kv_heads or block.width
 
 
 def kv_heads_named(words: Sequence[str]) -> tuple[int | None, ...]:
-    """The choices of `Space.kv_heads` that a user names: numbers, and `full` for as many as of queries.
+    """The choices of `Space.kv_heads` that a user names: numbers, and `full` for as many as query heads.
 
     Raises MerinoError for a number that is no power of two: of other lists no decoder need be smallest in every budget.
     """

@@ -68,7 +68,7 @@ class Predicted(BaseModel):
         return found
 
     def upper(self, name: str) -> float | None:
-        """The upper end of the field's interval, or the field where it has none; None where there is no such field."""
+        """The upper bound of the field's interval, the field where it has none; None where there is no such field."""
         interval = self.interval(name)
         return interval[1] if interval else getattr(self, name, None)
 
@@ -77,7 +77,7 @@ class Predicted(BaseModel):
 class CostModel:
     """All that costs on one board depend on, for one inference shape. Made by `cost_model`, compared by identity.
 
-    Latencies and energy are the most likely ones; `upper_decode` and `upper_prefill` times as much is the upper end of
+    Latencies and energy are the most likely ones; `upper_decode` and `upper_prefill` times that is the upper bound of
     their intervals.
 
     Attributes:
@@ -231,7 +231,7 @@ class CostModel:
 
 
 def keeps(predicted: Predicted, limits: Mapping[str, float]) -> bool:
-    """Whether the predicted fields that have a limit are within it, of an interval the upper end; other names do not
+    """Whether the predicted fields that have a limit are within it, of an interval the upper bound; other names do not
     depend on thread counts."""
     amounts = {name: predicted.upper(name) for name in limits}
     return all(amount is None or within(amount, limits[name]) for name, amount in amounts.items())

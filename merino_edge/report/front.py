@@ -129,7 +129,7 @@ def draw_limit(svg: Element, front: Front, plot: Plot, at: float) -> Box:
 
 
 def taken(front: Front, shown: Design | ExistingModel) -> float:
-    """What is held against a limit: of an interval the upper end."""
+    """What is held against a limit: of an interval the upper bound."""
     return amount(BUDGETS_BY_NAME[front.against], shown.predicted)
 
 
@@ -153,7 +153,7 @@ def footnote(front: Front) -> list[str]:
     first = front.points[0].predicted
     ends = ""
     if first.confidence and first.interval(front.against):
-        ends = f" Latencies are the upper ends of {percent(first.confidence)} intervals."
+        ends = f" Latencies are upper bounds of {percent(first.confidence)} prediction intervals."
     blocks = len(front.points[0].architecture.blocks)
     paragraphs = (
         f"Blue: the proved optimum at each limit, {front.precision}, vocabulary {front.vocab:,},"

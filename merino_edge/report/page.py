@@ -1,19 +1,22 @@
-"""A summary as one HTML file that loads nothing: style, script and charts are inside, a policy forbids requests."""
+"""A summary as one HTML file that loads nothing (style, script and charts are inside, a policy forbids requests), or
+as Markdown for a pull request: headline, ratios, representative rows, machines."""
 
 import base64
 import hashlib
+from collections.abc import Iterable
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from merino_edge import __version__
-from merino_edge.report import words
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, percent
+from merino_edge.report import tables as words
 from merino_edge.report.page_charts import charts_of
 from merino_edge.report.series import engines_of
 from merino_edge.report.summary import Summary
 from merino_edge.report.svg import as_markup, drawing, marker, shape_of
-from merino_edge.report.tables import environment_rows, equal_table, records_table, shipped_table
-from merino_runtime.io.visible import harmless
+from merino_edge.report.tables import DataTable, environment_rows, equal_table, records_table, shipped_table
+from merino_runtime.io.visible import harmless, visible
 
 
 def page(summary: Summary) -> str:
@@ -56,3 +59,52 @@ def _shapes(summary: Summary) -> list[tuple[str, Markup]]:
         marker(svg, 7, 7, precisions[0], "mark plain", 4)
         found.append((", ".join(precisions), Markup(as_markup(svg))))
     return found
+
+
+SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"})
+OMITTED = ("load ms", "p95 ms", "p99 ms", "machine", "parameters M")  # columns that only the page has
+
+
+def markdown(summary: Summary) -> str:
+    parts = [f"### {text(words.headline(summary))}", text(words.headline_details(summary))]
+    if summary.headline:
+        parts.append(f"The paper: {text(words.paper_words())}")
+    parts += [as_table(table) for table in (equal_table(summary, short=True), shipped_table(summary)) if table.rows]
+    parts += [_predicted(summary)] if summary.predictions else []
+    parts += [f"{text(words.unpredicted_words(summary))}."] if summary.unpredicted else []
+    parts.append(as_table(records_table(summary, short=True)))
+    parts += [f"- {text(row.bundle)} {row.test} failed: {text(row.failure or '')}" for row in summary.failed]
+    for place in summary.places:
+        facts = "; ".join(f"{name}: {value}" for name, value in environment_rows(place) if name != "Command")
+        parts.append(f"Measured on {text(place.board)}. {text(facts)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def as_table(table: DataTable) -> str:
+    kept = [index for index, (title, _) in enumerate(table.columns) if title not in OMITTED]
+    titles = [table.columns[index][0] for index in kept]
+    rule = ["--:" if table.columns[index][1] else ":--" for index in kept]
+    lines = [_line(titles), _line(rule)]
+    lines += [_line(text(row[index].text) for index in kept) for row in table.rows]
+    return f"{text(table.caption)}\n\n" + "\n".join(lines)
+
+
+def text(raw: str) -> str:
+    """On one line, with the characters that Markdown or HTML would interpret escaped."""
+    return visible(" ".join(raw.split()), None).translate(SPECIAL)
+
+
+def _predicted(summary: Summary) -> str:
+    interval = f"{percent(DEFAULT_CONFIDENCE)} interval"
+    titles = ["model", "what", "test", "predicted", "measured", interval, "measured on"]
+    lines = [_line(titles), _line([*[":--"] * 3, "--:", "--:", ":--", ":--"])]
+    for one in summary.predictions:
+        values = (f"{value:,.1f} {one.unit}" for value in (one.predicted, one.measured))
+        cells = (text(one.series.label), one.what, one.test, *values, one.verdict or "-", text(one.series.board))
+        lines.append(_line(cells))
+    kinds = ", ".join(sorted({one.provenance for one in summary.predictions}))
+    return f"Predicted for {text(summary.predicted_for)} from {kinds} coefficients.\n\n" + "\n".join(lines)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

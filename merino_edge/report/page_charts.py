@@ -20,9 +20,8 @@ from merino_edge.report.charts import (
     lines,
     scatter,
 )
-from merino_edge.report.predicted import Prediction
 from merino_edge.report.series import REFERENCE, Series, engines_of
-from merino_edge.report.summary import Summary
+from merino_edge.report.summary import Prediction, Summary
 from merino_edge.report.svg import as_markup, number
 
 WIDTHS = {"wide": 540, "narrow": 304}  # px: each page holds both drawings and shows the one that fits
@@ -147,7 +146,7 @@ def ceiling(summary: Summary, colours: dict[str, str]) -> Chart | None:
             (Part(100 * (row.ceiling_share or 0), row.test, f"bar {_class(one, colours)}"),))
         for one, row in chosen
     ]  # fmt: skip
-    titles = Titles("Share of the bandwidth ceiling", "; ".join(f"{row.label}: {row.note}" for row in rows), "%")
+    titles = Titles("Memory-bandwidth utilisation (MBU)", "; ".join(f"{row.label}: {row.note}" for row in rows), "%")
     note = "Bytes of weights and KV that a decode step must read, over its time, over the probed read bandwidth."
     if any((row.ceiling_share or 0) > 1 for _, row in chosen):
         note += " Above 100 %: the weights stayed in the CPU's cache, or memory was slower while it was probed."

@@ -41,40 +41,41 @@ def _parser(all_verbs: Sequence[Verb]) -> argparse.ArgumentParser:
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE",
-                        help="the bundle's folder; `.` is the current one, `installed` the installed release's")
+                        help="bundle folder; `.` is the current one, `installed` that of the installed release")
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: the bundle's choice")
+    parser.add_argument("-t", "--threads", type=int, metavar="N",
+                        help="number of threads; default: the bundle's setting")
     parser.add_argument("--prefill-threads", type=int, metavar="N",
-                        help="threads of prefill; default: as -t, or the bundle's choice")
+                        help="number of threads for prefill; default: as -t, or the bundle's setting")
 
 
 def _add_allow_slow(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-slow", action="store_true",
-                        help="run although this CPU lacks the format's instructions")
+                        help="run a format whose instructions this CPU lacks")
 
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=BACKENDS,
-                        help="default: tensorrt on a Jetson that has it, else the first that the bundle lists")
+                        help="backend; default: tensorrt on a Jetson that has it, else the first that the bundle lists")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
     # Optional only where a pipe or a file can give it: on a terminal a forgotten PROMPT is wrong usage.
     parser.add_argument("prompt", metavar="PROMPT", nargs=None if commands.stdin_is_terminal() else "?",
-                        help="the text to continue; `-`, or none after a pipe: it is read from stdin")
+                        help="prompt; `-`, or none after a pipe: read from stdin")
     parser.add_argument("-n", type=int, default=128, metavar="N", dest="max_new_tokens",
                         help="maximum number of new tokens (default %(default)s)")
     _add_sampling(parser)
     parser.add_argument("--stop", action="append", default=[], metavar="S",
-                        help="end the text before this string; repeat for more")
+                        help="stop string, not printed; repeat for more")
     parser.add_argument("--overflow", choices=("stop", "error", "shift"), default="stop",
                         help="when the context is full: stop; error refuses a request that does not fit; shift drops "
                              "the oldest tokens and continues (default %(default)s)")
     parser.add_argument("--ignore-eos", action="store_true", help="continue after the end-of-text token")
-    parser.add_argument("--json", action="store_true", help="one JSON line per token, the measurements last")
+    parser.add_argument("--json", action="store_true", help="print one JSON line per token, the measurements last")
     parser.add_argument("--cache", metavar="FILE",
                         help="keep the KV cache after the prompt: written if FILE does not exist; else read, and a "
                              "prompt that begins the same computes only its rest")
@@ -83,10 +84,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
-    parser.add_argument("--system", metavar="TEXT", help="the system message; default: the chat template's own")
-    parser.add_argument("--no-think", action="store_true", help="answers without thinking, where the template knows it")
+    parser.add_argument("--system", metavar="TEXT", help="system message; default: that of the chat template")
+    parser.add_argument("--no-think", action="store_true", help="disable thinking, where the chat template supports it")
     parser.add_argument("-n", type=int, metavar="N", dest="max_new_tokens",
-                        help="maximum number of tokens of an answer; default: as many as the context holds")
+                        help="maximum number of tokens per answer; default: as many as the context holds")
     _add_sampling(parser)
     parser.add_argument("--overflow", choices=("error", "shift"), default="error",
                         help="when the context is full: error refuses the message; shift drops the oldest turns and "
@@ -105,7 +106,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_opening(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-verify", action="store_true", help="do not hash the bundle's files first")
+    parser.add_argument("--no-verify", action="store_true", help="skip the hash check of the bundle's files")
     _add_backend(parser)
     _add_threads(parser)
     _add_allow_slow(parser)
@@ -136,18 +137,18 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
     _add_bundle_or_file(parser)
-    parser.add_argument("--json", action="store_true", help="bundle.json, or the manifest, and this machine")
+    parser.add_argument("--json", action="store_true", help="print bundle.json or the manifest, and this machine")
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     _add_bundle_or_file(parser)
     parser.add_argument("--trust", action="append", default=[], metavar="KEY.pub",
-                        help="a packed file must be signed by this key; repeat for more")
-    parser.add_argument("--json", action="store_true", help="what was verified, as one object")
+                        help="public key that must have signed the package; repeat for more")
+    parser.add_argument("--json", action="store_true", help="print what was verified as one JSON object")
 
 
 def _add_bundle_or_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="PATH", help="a bundle's folder, or a packed file (NAME.merino)")
+    parser.add_argument("bundle", metavar="PATH", help="bundle folder, or package (NAME.merino)")
 
 
 def _add_selftest(parser: argparse.ArgumentParser) -> None:
@@ -160,17 +161,17 @@ def _add_selftest(parser: argparse.ArgumentParser) -> None:
 def _add_build_engine(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
     parser.add_argument("--fp16", action="store_true",
-                        help="float16 kernels for a float32 bundle, norms apart; the engine takes the other's place")
+                        help="float16 kernels for a float32 bundle, except norms; replaces the other engine")
     parser.add_argument("--workspace-mb", type=int, metavar="N",
-                        help="GPU memory that a kernel may use beside its inputs and outputs (default 128)")
+                        help="GPU workspace of a kernel in MB, beside its inputs and outputs (default 128)")
 
 
 VERBS = (
     Verb("generate", "continue a prompt", _add_generate, _generate),
-    Verb("chat", "talk with a model that was trained for it", _add_chat, _chat),
-    Verb("info", "describe a bundle or a packed file, and whether it fits this machine", _add_info,
+    Verb("chat", "chat with an instruction-tuned model", _add_chat, _chat),
+    Verb("info", "describe a bundle or a package, and whether it fits this machine", _add_info,
          lambda arguments: commands.run_info(arguments.bundle, arguments.json)),
-    Verb("verify", "hash every file of a bundle or a packed file", _add_verify,
+    Verb("verify", "verify the hashes of a bundle or a package", _add_verify,
          lambda arguments: commands.run_verify(arguments.bundle, arguments.trust, arguments.json)),
     Verb("selftest", "compare greedy decoding with the bundle's golden ids", _add_selftest,
          lambda arguments: commands.run_selftest(arguments.bundle, arguments.threads, arguments.allow_slow,

@@ -19,8 +19,12 @@ class Sampling(NamedTuple):
 GREEDY = Sampling(temperature=0.0)
 # What the board's command line and the workstation's declare: name, type, help.
 OPTIONS: Tuple[Tuple[str, type, str], ...] = (
-    ("temperature", float, "0: greedy"), ("top_k", int, "0: off"), ("top_p", float, "1: off"),
-    ("min_p", float, "0: off"), ("repetition_penalty", float, "1: off"), ("seed", int, "default: a random one"),
+    ("temperature", float, "sampling temperature; 0: greedy"),
+    ("top_k", int, "sample from the k most likely tokens; 0: off"),
+    ("top_p", float, "nucleus sampling: cumulative probability; 1: off"),
+    ("min_p", float, "minimum probability, relative to the most likely token; 0: off"),
+    ("repetition_penalty", float, "penalty on tokens that occurred; 1: off"),
+    ("seed", int, "random seed; default: a random one"),
 )
 
 

@@ -36,8 +36,7 @@ from sample_roots import (
 
 from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery import system_tools
-from merino_edge.delivery.image import finished_image, flash_image
-from merino_edge.delivery.image_copy import copy_sparse
+from merino_edge.delivery.image import copy_sparse, finished_image, flash_image
 from merino_runtime.delivery.archive import open_archive
 from merino_runtime.errors import MerinoError
 
@@ -171,7 +170,7 @@ def test_holes_stay_holes_and_names_are_no_commands(made, packed, tmp_path):
 SMALL_HOLES = """
 import os, subprocess, sys
 from pathlib import Path
-from merino_edge.delivery.image_copy import copy_sparse
+from merino_edge.delivery.image import copy_sparse
 image, copy = Path(sys.argv[1], "image"), Path(sys.argv[1], "copy")
 image.write_bytes(b"".join(bytes([1 + place % 255]) * 4096 for place in range(1024)))
 for place in range(1, 100, 2):

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from sample_records import record
 
-from merino_edge.cli.tables.flash import flashed_json, flashed_table, predicted_ms
-from merino_edge.cli.tables.layout import plain
+from merino_edge.cli.record_tables import flashed_json, flashed_table, predicted_ms
+from merino_edge.cli.tables import plain
 from merino_edge.delivery.ssh.board import Facts, profile_of
 from merino_edge.delivery.ssh.flash import Flashed
 from merino_edge.prediction.cost_model import cost_model

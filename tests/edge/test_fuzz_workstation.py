@@ -15,8 +15,7 @@ from sample_records import failed, opt, record
 
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.calibration.probe import read_probe
-from merino_edge.cli.tables.boards import device_table
-from merino_edge.cli.tables.layout import show
+from merino_edge.cli.tables import device_table, show
 from merino_edge.design.design_file import load_design, read_plan
 from merino_edge.design.designer import design
 from merino_edge.design.space import Space
@@ -27,8 +26,7 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile, profile_ids, profile_text
 from merino_edge.records.compare import compare_files
 from merino_edge.records.reading import read_records
-from merino_edge.report.markdown import markdown
-from merino_edge.report.page import page
+from merino_edge.report.page import markdown, page
 from merino_edge.report.summary import summarise
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import FINISHED, WHOLE, Run, fault_of, kept_run, trained_name

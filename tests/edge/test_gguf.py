@@ -80,7 +80,7 @@ def close(one, other):
 def test_llama_cpp_reads_the_same_model_from_the_file(made, name):
     """So what `write` does and the reader undoes is llama.cpp's convention, not an error made twice."""
     pytest.importorskip("xllamacpp", reason="llama.cpp is not installed (peers)")
-    from merino_edge.benchmarking.peers.run_llama_cpp import open_peer
+    from merino_edge.benchmarking.engine_process import open_llama_cpp
 
     path, model = made(name)
     prompt = [(37 + 7 * index) % 300 + 3 for index in range(40)]
@@ -88,7 +88,7 @@ def test_llama_cpp_reads_the_same_model_from_the_file(made, name):
         ids = model.generate(torch.tensor([prompt]), max_new_tokens=STEPS, do_sample=False, eos_token_id=None)
     expected = ids[0, len(prompt) :].tolist()
     request = {"engine": "llama.cpp", "path": str(path), "prompt": len(prompt), "steps": STEPS, "threads": 1}
-    _, run, _ = open_peer(request)
+    _, run, _ = open_llama_cpp(request)
     assert run(prompt, STEPS - 1)[2] == expected
     assert len(set(expected)) > 3, "a model that repeats itself would hide a difference"
 

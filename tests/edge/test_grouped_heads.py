@@ -1,4 +1,4 @@
-"""Heads of keys and values that several heads of queries share, by block: from the search to each format of a bundle.
+"""Heads of keys and values that several query heads share, by block: from the search to each format of a bundle.
 """
 
 import json
@@ -35,7 +35,7 @@ KINDS = [
 
 @st.composite
 def decoders(draw):
-    """Every block with heads of keys of its own, from one for all queries to one for each."""
+    """Every block with KV heads of its own, from one for all queries to one for each."""
     widths = sorted(draw(st.lists(st.sampled_from([64, 128, 192, 256]), min_size=1, max_size=3)))
     blocks = [
         {
@@ -61,7 +61,7 @@ def with_repeated_keys(grouped, decoder):
         if name.endswith(".attention"):
             width = module.widths[0]
             query, *shared = module.qkv.weight.split(module.widths)
-            heads = [part.reshape(-1, 1, module.head_size, width) for part in shared]  # [heads of keys, 1, D, E]
+            heads = [part.reshape(-1, 1, module.head_size, width) for part in shared]  # [KV heads, 1, D, E]
             repeated = [each.expand(-1, module.num_key_value_groups, -1, -1).reshape(-1, width) for each in heads]
             state[f"{name}.qkv.weight"] = torch.cat([query, *repeated])
     whole.load_state_dict(state)

@@ -30,7 +30,7 @@ PI, SSH = ["--device", "raspberry-pi-4"], ["--ssh", "nowhere"]
 OVER_SSH = "merino_edge.cli.over_ssh."
 # (command, what it is called with, the functions that do the work)
 CALLS = [
-    ("devices", ["jetson-nano"], ["merino_edge.cli.tables.boards.device_table"]),
+    ("devices", ["jetson-nano"], ["merino_edge.cli.tables.device_table"]),
     ("recommend", PI, ["merino_edge.design.recommend.recommend"]),
     ("pareto", PI, ["merino_edge.design.pareto.front"]),
     ("design", PI, ["merino_edge.design.designer.design"]),

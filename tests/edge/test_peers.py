@@ -22,19 +22,27 @@ from merino_bench.harness.cases import BenchRequest, decode_case, prefill_case
 from merino_bench.harness.record import FAILED, RECORD_KEYS, failed_record
 from merino_bench.harness.turns import Turns
 from merino_bench.harness.worker import timed_rounds
-from merino_edge.benchmarking.peers import engines, entrants, make
-from merino_edge.benchmarking.peers.engines import ENGINES, PEERS, given_gguf, parse_engines, peers_of
-from merino_edge.benchmarking.peers.entrants import (
+from merino_edge.benchmarking import engine_models, engine_rows, engines
+from merino_edge.benchmarking.engine_rows import (
     Peers,
     folder_name,
+    given_file,
     make_apart,
     measure_peer_apart,
     peer_entrants,
+    peers_beside,
     peers_for,
 )
-from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, stored_params
-from merino_edge.benchmarking.peers.given import given_file
-from merino_edge.benchmarking.peers.session import peers_beside
+from merino_edge.benchmarking.engines import (
+    ENGINES,
+    PEERS,
+    as_gpt2,
+    decode_weight_bytes,
+    given_gguf,
+    parse_engines,
+    peers_of,
+    stored_params,
+)
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
@@ -82,16 +90,16 @@ def making_here():
     """Models are made in this process, which has loaded torch: 5 s each time."""
 
     def run(module, request, *more):
-        if module != make.__name__:
+        if module != engine_models.__name__:
             return run_apart(module, request, *more)
-        found = make.answer(json.loads(request))
+        found = engine_models.answer(json.loads(request))
         if "error" in found:
             raise MerinoError(found["error"])
         return found
 
-    run_apart = entrants.run_apart
+    run_apart = engine_rows.run_apart
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(entrants, "run_apart", run)
+        patch.setattr(engine_rows, "run_apart", run)
         yield patch
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from merino_edge.cli.app import app
-from merino_edge.cli.tables.models import front_table, reasons
+from merino_edge.cli.design_tables import front_table, reasons
 from merino_edge.design.budgets import shares_over, with_board_defaults
 from merino_edge.design.designer import design
 from merino_edge.design.pareto import MARKED, Front, front

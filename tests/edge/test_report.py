@@ -21,9 +21,8 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import load_profile
 from merino_edge.records.reading import read_records
 from merino_edge.records.schema import Record
-from merino_edge.report import words
-from merino_edge.report.markdown import markdown
-from merino_edge.report.page import page
+from merino_edge.report import tables as words
+from merino_edge.report.page import markdown, page
 from merino_edge.report.page_charts import cache_points, charts_of
 from merino_edge.report.summary import summarise
 from merino_edge.report.svg import linear_ticks, log_ticks, number

@@ -14,7 +14,7 @@ from sample_boards import of_two_cores
 from sample_probe import with_errors
 from scipy.optimize import OptimizeResult
 
-from merino_edge.cli.tables.design import solver_line
+from merino_edge.cli.design_tables import solver_line
 from merino_edge.design import exact
 from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.design.constraints import regimes

@@ -14,8 +14,7 @@ from pseudo_terminal import on_a_terminal
 from rich.console import Console
 from sample_records import many, opt, record
 
-from merino_edge.cli.tables.layout import Column, Table, drawn, fitted, floor, natural, plain, total
-from merino_edge.cli.tables.terms import ENTROPY, SHAPE
+from merino_edge.cli.tables import ENTROPY, SHAPE, Column, Table, drawn, fitted, floor, natural, plain, total
 from merino_edge.cli.terminal import console
 from merino_edge.profiles.reading import profile_ids, profile_text
 

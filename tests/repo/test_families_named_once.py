@@ -27,7 +27,7 @@ PROGRAM = {
 
 # "gpt2" is also the id of a model of the zoo, and a word of GGUF files.
 OTHER_NAMES = {
-    ("merino_edge/design/pareto.py", "gpt2"), ("merino_edge/benchmarking/peers/make_gguf.py", "gpt2"),
+    ("merino_edge/design/pareto.py", "gpt2"), ("merino_edge/benchmarking/engine_models.py", "gpt2"),
 }  # fmt: skip
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from packed_files import WheelSet, app_bytes, bundle_files, packed_bytes, renamed, tree
 
-from merino_edge.delivery.targets import Target
-from merino_edge.delivery.wheels import wheels_for
+from merino_edge.delivery.wheels import Target, wheels_for
 from merino_edge.profiles.profile import Software
 from merino_runtime.delivery import releases
 from merino_runtime.errors import MerinoError

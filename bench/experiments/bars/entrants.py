@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 from merino_bench.harness.cases import Case
 from merino_bench.harness.run import best_read_gb_s
 from merino_bench.harness.turns import measure_apart
-from merino_edge.benchmarking.peers.engines import PEERS, missing
-from merino_edge.benchmarking.peers.engines import WITH_Q8_0_CACHE as Q8_0_CACHE
-from merino_edge.benchmarking.peers.entrants import Peers, as_read_by, make_apart, measure_peer_apart
-from merino_edge.benchmarking.peers.geometry import matrix_elements, table_elements
+from merino_edge.benchmarking.engine_rows import Peers, as_read_by, make_apart, measure_peer_apart
+from merino_edge.benchmarking.engines import PEERS, matrix_elements, missing, table_elements
+from merino_edge.benchmarking.engines import WITH_Q8_0_CACHE as Q8_0_CACHE
 from merino_edge.families.registry import read_geometry
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError

@@ -19,7 +19,7 @@ from merino_runtime.io.visible import visible_text
 
 OUTPUTS = ("md", "json", "jsonl", "csv")
 LEFT = ("bundle", "format", "weights", "engine", "test", "vs baseline", "ratio at", "flags")
-BY_WORTH = ("tok/s", "vs baseline", "flags", "ratio at", "prefill ms", "ms p50", "p90", "p99", "TTFT ms", "of ceiling",
+BY_WORTH = ("tok/s", "vs baseline", "flags", "ratio at", "prefill ms", "ms p50", "p90", "p99", "TTFT ms", "MBU",
             "J/token", "RSS MB", "bundle MB", "params M", "load ms", "format", "weights", "threads", "engine")
 NESTED = ("rounds_ms", "processes", "environment", "energy", "architecture")  # not in CSV
 ASKED = ("format", "weights", "engine", "threads", "ratio at")
@@ -87,7 +87,7 @@ def columns_of(records: Sequence[Dict[str, Any]]) -> Columns:
     with_energy = any(record["j_per_token"] is not None for record in records)
     rows = [[_cell(text) for text in _cells(record, with_ratio, with_energy)] for record in records]
     titles = ["bundle", "format", "weights", "params M", "bundle MB", "engine", "threads", "test", "tok/s",
-              "ms p50", "p90", "p99", "prefill ms", "TTFT ms", "load ms", "RSS MB", "of ceiling",
+              "ms p50", "p90", "p99", "prefill ms", "TTFT ms", "load ms", "RSS MB", "MBU",
               *(["J/token"] if with_energy else []), *(["vs baseline", "ratio at"] if with_ratio else []), "flags"]
     return {title: [row[place] for row in rows] for place, title in enumerate(titles)}
 

@@ -35,12 +35,12 @@ def with_installed(arguments: argparse.Namespace) -> argparse.Namespace:
 
 
 def _add_root(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", metavar="DIR", help="the folder of releases; default: the one in which this program "
+    parser.add_argument("--root", metavar="DIR", help="folder of releases; default: the one in which this program "
                         "is installed, else /opt/merino for root and ~/.local/share/merino for others")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _root(arguments: argparse.Namespace) -> str:
@@ -58,20 +58,20 @@ def _installed_root(arguments: argparse.Namespace) -> str:
 
 
 def _add_install(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the packed file, NAME.merino")
+    parser.add_argument("file", metavar="FILE", help="package, NAME.merino")
     _add_root(parser)
     parser.add_argument("--trust", metavar="NAME.pub", action="append", default=[], dest="keys",
-                        help="trust this public key from now on, if the file passes its self-test; repeat for more")
-    parser.add_argument("--allow-unsigned", action="store_true", help="install a file that nobody signed")
+                        help="public key to trust once the package passed its self-test; repeat for more")
+    parser.add_argument("--allow-unsigned", action="store_true", help="accept an unsigned package")
     parser.add_argument("--allow-downgrade", action="store_true",
-                        help="install a signed file although it is older than one that was installed before")
+                        help="accept a signed package older than the newest that was installed")
     parser.add_argument("--force", action="store_true",
-                        help="also on another board than it was packed for, or where it will be slow")
+                        help="install even if the package is for another board, or slow on this one")
     parser.add_argument("--backend", choices=BACKENDS,
-                        help="that the release will use; with tensorrt its engine is built before the self-test. "
+                        help="backend of the release; with tensorrt the engine is built before the self-test. "
                              "Default: tensorrt on a Jetson that has it, else the first that the bundle lists")
     parser.add_argument("--service", action="store_true",
-                        help="as root: test it at each start of the board, and go back where it fails (systemd)")
+                        help="as root: test the release at each boot, roll back if it fails (systemd)")
     _add_json(parser)
 
 
@@ -209,11 +209,11 @@ def _machine_facts(found: "Machine") -> List[Any]:
 
 
 VERBS = (
-    Verb("install", "install a packed bundle: checked, tested, then swapped in", _add_install, _install),
-    Verb("status", "what is installed", _add_root_and_json, _status),
-    Verb("rollback", "exchange the installed release and the one before it", _add_root, _rollback),
+    Verb("install", "install a package: verified, self-tested, then swapped in", _add_install, _install),
+    Verb("status", "print the installed releases", _add_root_and_json, _status),
+    Verb("rollback", "swap the installed release with the previous one", _add_root, _rollback),
     Verb("mark-good", "end the probation of the installed release", _add_root, _mark_good),
-    Verb("untrust", "end the trust in a public key", _add_untrust, _untrust),
-    Verb("service", "one step of merino.service", _add_service, _service),
-    Verb("board", "what this machine is, for `merino-edge flash`", _add_root_and_json, _board),
+    Verb("untrust", "stop trusting a public key", _add_untrust, _untrust),
+    Verb("service", "run one step of merino.service", _add_service, _service),
+    Verb("board", "describe this machine, for `merino-edge flash`", _add_root_and_json, _board),
 )

@@ -1,20 +1,90 @@
-"""An ext4 file system inside a disk image, read and changed by e2fsprogs: neither mounted nor by root.
+"""The partitions of a disk image and an ext4 file system in one of them, by sfdisk and e2fsprogs: no mounting, no root.
 
-debugfs ends with 0 also where a command failed, so what it says on stderr decides. The caller gives it a copy of the
-image: what was half done is thrown away with it.
-"""
+debugfs ends with 0 also where a command failed, so its stderr decides. The caller gives it a copy of the image: what
+was half done is thrown away with it."""
 
+import json
 import re
+import shlex
 import stat
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from merino_edge.delivery.image_remedies import repairing
 from merino_edge.delivery.root_tree import Entry
 from merino_edge.delivery.system_tools import complaint, run_tool, tool_output
 from merino_runtime.errors import MerinoError
+
+EXT, FAT, OTHER = "ext4", "FAT", "other"
+FAT_SIGNS = ((54, b"FAT"), (82, b"FAT32"))  # offset in the first sector, of FAT12 and FAT16, and of FAT32
+PROTECTIVE = "ee"  # MBR's type for all of a disk with a GPT: shown only where that cannot be read
+
+
+class Partition(NamedTuple):
+    number: int  # 0: no partition table, the file system begins with the file
+    start_bytes: int
+    size_bytes: int
+    holds: str
+
+
+def partitions(folder: Path, name: str, shown: str) -> list[Partition]:
+    """Of the image `folder`/`name`, in the table's order. shown: the image in messages.
+
+    Raises MerinoError where there is no table, or one that leads out of the file.
+    """
+    path = folder / name
+    file_bytes = path.stat().st_size
+    if is_ext(path, 0):
+        return [Partition(0, 0, file_bytes, EXT)]
+    ran = run_tool("sfdisk", ["--json", name], folder)
+    table = _table(ran.out) if ran.code == 0 else None
+    if table is None:
+        reason = complaint(ran.err, ran.code) if ran.code else "it has no partition table"
+        raise MerinoError(
+            f"{shown} cannot be read as a disk image: {reason.replace(name, shown)}. Name an image with an MBR or GPT, "
+            "as the board's system is published."
+        )
+    if any(kind == PROTECTIVE for _, _, _, kind in table):
+        raise MerinoError(f"{shown}: its GPT is damaged or cut off. Fetch or unpack it again.")
+    found = []
+    for number, start_bytes, size_bytes, _ in table:
+        if start_bytes + size_bytes > file_bytes:
+            raise MerinoError(
+                f"{shown} was cut off: partition {number} ends at byte {start_bytes + size_bytes:,}, the file at "
+                f"{file_bytes:,}. Fetch or unpack it again."
+            )
+        found.append(Partition(number, start_bytes, size_bytes, _content(path, start_bytes)))
+    return found
+
+
+def _table(text: str) -> list[tuple[int, int, int, str]] | None:
+    """(number, start, size, type) of sfdisk's JSON; None where it is anything else."""
+    try:
+        table = json.loads(text)["partitiontable"]
+        sector = int(table.get("sectorsize", 512))
+        parts = table.get("partitions", [])
+        return [(_number(each), each["start"] * sector, each["size"] * sector, each["type"]) for each in parts]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _number(part: dict[str, Any]) -> int:
+    found = re.search(r"\d+$", part["node"])
+    if not found:
+        raise ValueError(part["node"])
+    return int(found.group())
+
+
+def _content(path: Path, start_bytes: int) -> str:
+    if is_ext(path, start_bytes):
+        return EXT
+    with open(path, "rb") as file:
+        file.seek(start_bytes)
+        sector = file.read(512)
+    signed = sector[510:] == b"\x55\xaa" and any(sector[at : at + len(sign)] == sign for at, sign in FAT_SIGNS)
+    return FAT if signed else OTHER
+
 
 SUPERBLOCK_AT = 1024  # from the start of the file system
 MAGIC = 0xEF53
@@ -168,3 +238,33 @@ def change(volume: Volume, commands: Sequence[str]) -> None:
             f"{volume.shown} stays as it was: debugfs failed: {complaint(ran.err, ran.code)}. Free space on this disk, "
             "or install a newer e2fsprogs."
         )
+
+
+MB = 2**20
+
+
+def repairing(image: str, start_bytes: int, size_bytes: int) -> str:
+    root = shlex.quote(f"{image}.root" if start_bytes else image)
+    return _taken_out(image, start_bytes, size_bytes, f"{{ e2fsck -fy {root} || [ $? -lt 4 ]; }}")
+
+
+def enlarging(image: str, number: int, start_bytes: int, size_bytes: int, missing_bytes: int) -> str:
+    """Of the last partition, by as much as gives `missing_bytes` of free space.
+
+    number: the partition's; 0 where there is no table. One sixth more: up to 1/16 of it becomes tables of inodes, 1/20
+    the administrator's reserve.
+    """
+    more_mb = 2 + -(-missing_bytes * 7 // (6 * MB))
+    whole, root = shlex.quote(image), shlex.quote(f"{image}.root" if start_bytes else image)
+    resize = f"truncate -s +{more_mb}M {root} && e2fsck -fp {root} && resize2fs {root}"
+    grow = f"truncate -s +{more_mb + 1}M {whole} && echo ', +' | sfdisk -N {number} {whole} && " if number else ""
+    return grow + _taken_out(image, start_bytes, size_bytes, resize)
+
+
+def _taken_out(image: str, start_bytes: int, size_bytes: int, commands: str) -> str:
+    if not start_bytes:
+        return commands
+    whole, root = shlex.quote(image), shlex.quote(f"{image}.root")
+    take = f"dd if={whole} of={root} bs=1M iflag=skip_bytes,count_bytes skip={start_bytes} count={size_bytes}"
+    put_back = f"dd if={root} of={whole} bs=1M oflag=seek_bytes seek={start_bytes} conv=notrunc"
+    return f"{take} && {commands} && {put_back} && rm {root}"

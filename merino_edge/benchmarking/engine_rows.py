@@ -1,11 +1,15 @@
-"""Other engines as entrants of the benchmark: they take turns with our bundles, and their rows have the keys of ours.
+"""`bench --peers`: other engines beside our bundles, in interleaved runs; their rows have the keys of ours.
 
-`engine` and `precision` tell the rows apart. An engine that is missing, or has no such model, gives a failed row with
-the reason.
-"""
+Each engine runs in a fresh process of its own, with the same prompt ids, threads and lengths, on a model of equal
+geometry with random weights: speed does not depend on the values. `engine` and `precision` tell the rows apart. An
+engine that is missing, or has no such model, gives a failed row with the reason. The models live in a temporary folder,
+for one run."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -15,16 +19,37 @@ from merino_bench.fresh_process import run_apart
 from merino_bench.harness import record
 from merino_bench.harness.cases import Case
 from merino_bench.harness.turns import TIME_OF_A_ROW, Entrant, Measured, never
-from merino_edge.benchmarking.peers.engines import Peer, given_gguf, missing, peers_of
-from merino_edge.benchmarking.peers.geometry import as_gpt2, decode_weight_bytes, shares_layers, stored_params
-from merino_edge.benchmarking.peers.given import GivenFile
+from merino_edge.benchmarking.engines import (
+    Peer,
+    as_gpt2,
+    decode_weight_bytes,
+    given_gguf,
+    missing,
+    parse_engines,
+    peers_of,
+    shares_layers,
+    stored_params,
+)
+from merino_edge.families.checkpoint import check_checkpoint
 from merino_edge.families.registry import read_geometry
+from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.backends.threads import thread_counts
-from merino_runtime.bundle import Bundle
+from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 
+TABLE, HEAD = "token_embd.weight", "output.weight"
+PROCESS, MODELS = "merino_edge.benchmarking.engine_process", "merino_edge.benchmarking.engine_models"
 TIMEOUT_S = 3600.0  # of making one model
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class GivenFile(NamedTuple):
+    """`matrices`, `table`: types of most of the matrices, and of the embedding."""
+
+    path: Path
+    matrices: str
+    table: str
+    decode_weight_bytes: int
 
 
 class Peers(NamedTuple):
@@ -36,6 +61,45 @@ class Peers(NamedTuple):
     folder: Path
     source: GivenFile | None = None
     checkpoint: Path | None = None
+
+
+def check_peers(engines: str | None, source: Path | None) -> None:
+    """Raises MerinoError for an unknown engine, and for a source that is of no use, before a model is made."""
+    if engines is None and source is not None:
+        raise MerinoError("--peers-file goes with --peers: name the engines, such as --peers llama.cpp")
+    if engines is not None:
+        parse_engines(engines)
+    if source is not None and not source.exists():
+        raise MerinoError(f"--peers-file {source} does not exist: give a GGUF or a Hugging Face folder")
+
+
+@contextmanager
+def peers_beside(
+    engines: str | None, folders: Sequence[str], seed: int, say: Callable[[str], None], source: Path | None = None
+) -> Iterator[list[Entrant]]:
+    """The entrants for `bench_command`; none where no engine is asked for.
+
+    A bundle that cannot be read is left out: it has a failed row of ours already.
+    `source`: a GGUF or a Hugging Face folder with the bundles' weights, for llama.cpp. Raises MerinoError for an
+    unknown engine, and where that source is none.
+    """
+    check_peers(engines, source)
+    if engines is None:
+        yield []
+        return
+    names = parse_engines(engines)
+    checkpoint = source if source and source.is_dir() else None
+    if checkpoint:
+        check_checkpoint(checkpoint)
+    given = given_file(source) if source and not checkpoint else None
+    bundles = []
+    for folder in folders:
+        try:
+            bundles.append(load_bundle(folder, verify=False))
+        except MerinoError:
+            continue
+    with scratch_folder(Path(tempfile.gettempdir()) / "merino-peers") as made:
+        yield peer_entrants(Peers(names, made, given, checkpoint), bundles, seed, say)
 
 
 class Made(NamedTuple):
@@ -144,7 +208,7 @@ def make_apart(peers: Peers, peer: Peer, bundle: Bundle) -> Made:
         "given": str(peers.source.path) if peers.source else None,
         "checkpoint": str(peers.checkpoint) if peers.checkpoint else None,
     }  # fmt: skip
-    return Made(**run_apart("merino_edge.benchmarking.peers.make", json.dumps(request), TIMEOUT_S))
+    return Made(**run_apart(MODELS, json.dumps(request), TIMEOUT_S))
 
 
 def measure_peer_apart(
@@ -163,8 +227,7 @@ def measure_peer_apart(
     }  # fmt: skip
     pinned = dict.fromkeys(THREAD_VARIABLES, str(threads))  # no pool of an engine starts more than were asked for
     kept = {"TORCHINDUCTOR_CACHE_DIR": str(peers.folder / "inductor")}
-    variables = {**pinned, **kept}
-    return run_apart("merino_edge.benchmarking.peers.child", json.dumps(request), timeout_s, variables, TIME_OF_A_ROW)
+    return run_apart(PROCESS, json.dumps(request), timeout_s, {**pinned, **kept}, TIME_OF_A_ROW)
 
 
 def geometry_key(bundle: Bundle) -> str:
@@ -174,3 +237,16 @@ def geometry_key(bundle: Bundle) -> str:
 def folder_name(bundle: Bundle) -> str:
     """One folder per geometry."""
     return sha256(geometry_key(bundle).encode()).hexdigest()[:16]
+
+
+def given_file(path: Path) -> GivenFile:
+    """Raises MerinoError for a file that is no GGUF, is damaged, or has no embedding."""
+    from merino_edge.families.gguf.file import open_gguf
+
+    tensors = open_gguf(path).tensors
+    kinds = Counter(place.kind.name for name, place in tensors.items() if len(place.shape) == 2 and name != TABLE)
+    if TABLE not in tensors or not kinds:
+        raise MerinoError(f"{path} has no {TABLE} and matrices: it holds no model that generates text")
+    unread = tensors[TABLE].nbytes if HEAD in tensors else 0  # but for one row
+    read = sum(place.nbytes for place in tensors.values()) - unread
+    return GivenFile(path, kinds.most_common(1)[0][0], tensors[TABLE].kind.name, read)

@@ -1,0 +1,164 @@
+"""Makes the files of one engine in a process of its own, so that making them leaves nothing in the measured process.
+
+`python -m merino_edge.benchmarking.engine_models REQUEST`: a JSON object in, one JSON object out. A file gets its name
+when it is whole, so one that exists is kept. Weights are random where no checkpoint is named."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merino_edge.benchmarking.engines import as_gpt2
+from merino_edge.families.geometry import Geometry, UniformGeometry
+from merino_edge.families.registry import read_geometry
+from merino_edge.storage.atomic import scratch_folder
+from merino_runtime.errors import MerinoError
+
+
+def make(request: Mapping[str, Any]) -> dict[str, Any]:
+    """request: folder, artifact, precision, table, family, architecture.
+
+    -> path and size of the files, and in what their model differs from the bundle's. Raises ValueError or MerinoError
+    where the engine has no such model.
+    """
+    folder, geometry = Path(request["folder"]), read_geometry(request["family"], request["architecture"])
+    notes: list[str] = []
+    if request["artifact"] == "given":
+        from merino_edge.families.gguf.checkpoint import geometry_of_gguf  # loads torch
+
+        path = Path(request["given"])
+        found = geometry_of_gguf(path)
+        if found != geometry:
+            raise ValueError(f"{path} is no file of the bundle's weights: {found.shape()}, here {geometry.shape()}")
+    elif request["artifact"] == "gguf" and request["checkpoint"]:
+        from merino_edge.families.gguf.write import write_model
+        from merino_edge.families.hugging_face import read_checkpoint
+
+        matrices, table, place = request["precision"], request["table"], Path(request["checkpoint"])
+        path = folder / f"weights-{matrices}-{table}.gguf"
+        read = read_checkpoint(place)
+        if read.geometry != geometry:
+            raise ValueError(f"{place} has other weights: {read.geometry.shape()}, the bundle {geometry.shape()}")
+        written(path, lambda beside: write_model(beside, read.model, matrices, table))
+    elif request["artifact"] == "gguf":
+        gpt2, notes = as_gpt2(geometry)
+        matrices, table = request["precision"], request["table"]
+        path = folder / f"{matrices}-{table}.gguf"
+        written(path, lambda beside: write_gguf(beside, gpt2, matrices, table))
+    else:
+        path = checkpoint = folder / "checkpoint"
+        written(checkpoint, lambda beside: write_checkpoint(beside, geometry))
+        if request["artifact"] == "ctranslate2":
+            vocab, precision = geometry.vocab, request["precision"]
+            path = folder / f"ctranslate2-{precision}"
+            written(path, lambda beside: convert_for_ctranslate2(checkpoint, beside, vocab, precision))
+    return {"path": str(path), "bytes": size_of(path), "notes": notes}
+
+
+def written(path: Path, write: Callable[[Path], None]) -> None:
+    if path.exists():
+        return
+    with scratch_folder(path) as scratch:
+        write(scratch / path.name)
+        (scratch / path.name).rename(path)
+
+
+def size_of(path: Path) -> int:
+    return sum(one.stat().st_size for one in path.rglob("*")) if path.is_dir() else path.stat().st_size
+
+
+def write_checkpoint(path: Path, geometry: Geometry) -> None:
+    from merino_edge.families.hugging_face import random_model  # loads torch
+
+    random_model(geometry).save_pretrained(path)
+
+
+def convert_for_ctranslate2(checkpoint: Path, path: Path, vocab: int, precision: str) -> None:
+    """By CTranslate2's own converter, with made-up tokens t0, t1, ... in place of a tokenizer.
+
+    Raises ValueError for a model that it does not know, and for a vocabulary that it would pad.
+    """
+    from ctranslate2.converters import TransformersConverter
+
+    import merino_edge.families.hugging_face  # noqa: F401 - registers what transformers does not have
+
+    class Vocabulary:
+        bos_token = eos_token = f"t{min(2, vocab - 1)}"
+        unk_token = f"t{min(3, vocab - 1)}"
+
+        def get_vocab(self) -> dict[str, int]:
+            return {f"t{index}": index for index in range(vocab)}
+
+    class Converter(TransformersConverter):
+        def load_tokenizer(self, *_: Any, **__: Any) -> Vocabulary:
+            return Vocabulary()
+
+    if vocab % 8:
+        raise ValueError(f"CTranslate2's converter pads a vocabulary to a multiple of 8, this one has {vocab} entries")
+    Converter(str(checkpoint)).convert(str(path), quantization=precision)
+
+
+SPARE_SLOTS = 64  # beyond the context: llama.cpp wants room for the token that is chosen last
+
+
+def write_gguf(path: Path, geometry: UniformGeometry, matrices: str, table: str) -> None:
+    """`geometry` is one from `as_gpt2`; `matrices` and `table` are names of formats such as F32, Q8_0, Q4_0."""
+    import gguf
+
+    from merino_edge.families.gguf.write import add_tokens, write_file
+
+    def add_keys(writer: gguf.GGUFWriter) -> None:
+        writer.add_context_length(geometry.context + SPARE_SLOTS)
+        writer.add_embedding_length(geometry.width)
+        writer.add_block_count(geometry.layers)
+        writer.add_feed_forward_length(geometry.ffn_width)
+        writer.add_head_count(geometry.heads)
+        writer.add_layer_norm_eps(1e-5)
+        add_tokens(writer, geometry.vocab)
+
+    write_file(path, "gpt2", add_keys, random_tensors(geometry, matrices, table))
+
+
+def random_tensors(geometry: UniformGeometry, matrices: str, table: str) -> Iterator[tuple[str, np.ndarray, str]]:
+    """Name, values and format."""
+    width, ffn = geometry.width, geometry.ffn_width
+    random = np.random.default_rng(0)
+
+    def tensor(name: str, *shape: int, kind: str = "F32") -> tuple[str, np.ndarray, str]:
+        return name, random.standard_normal(shape, np.float32) * np.float32(0.02), kind
+
+    yield tensor("token_embd.weight", geometry.vocab, width, kind=table)
+    yield tensor("position_embd.weight", geometry.context + SPARE_SLOTS, width)
+    for name in ("output_norm.weight", "output_norm.bias"):
+        yield tensor(name, width)
+    shapes = (
+        ("attn_qkv", 3 * width, width), ("attn_output", width, width), ("ffn_up", ffn, width), ("ffn_down", width, ffn),
+    )  # fmt: skip
+    for index in range(geometry.layers):
+        for norm in ("attn_norm", "ffn_norm"):
+            yield tensor(f"blk.{index}.{norm}.weight", width)
+            yield tensor(f"blk.{index}.{norm}.bias", width)
+        for matrix, rows, columns in shapes:
+            yield tensor(f"blk.{index}.{matrix}.weight", rows, columns, kind=matrices)
+            yield tensor(f"blk.{index}.{matrix}.bias", rows)
+
+
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What `make` returns, or why it could not, as `error`."""
+    try:
+        return make(request)
+    except (MerinoError, ValueError, OSError, ImportError, RuntimeError) as error:
+        return {"error": f"its model could not be made: {error}"}
+
+
+def main() -> int:
+    result = answer(json.loads(sys.argv[1]))
+    print(json.dumps(result))
+    return 1 if "error" in result else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Measures one engine at one case in this process, which should be a fresh one, by the protocol of our own worker.
+
+`python -m merino_edge.benchmarking.engine_process REQUEST`: a JSON object in, one JSON object out with the worker's
+keys. Rounds in WARM_UP_S warm up and are not timed. `ids` (what was fed) and `chosen` (what came out) are for
+tests."""
+
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from merino_bench.harness.worker import DIGITS, WARM_UP_S
+from merino_bench.sensors import environment
+from merino_bench.sensors.environment import cpu_moment, load_between
+from merino_edge.benchmarking.engines import WITH_Q8_0_CACHE
+from merino_runtime.io import board
+
+Opened = tuple[str, Any, list[str]]  # engine with version, a function of (ids, steps) that runs one round, notes
+WARM_UP_STEPS = 8  # of a warm-up round
+
+
+def prompt_ids(vocab: int, count: int, seed: int) -> list[int]:
+    """The ids that our own worker feeds to a bundle of this vocabulary."""
+    return list(np.random.RandomState(seed).randint(0, vocab, count).tolist())
+
+
+def measure_peer(request: dict[str, Any]) -> dict[str, Any]:
+    """request: engine, runner, path, precision, threads, prompt, steps, repetitions, seed, vocab."""
+    before = environment.state()
+    start = time.perf_counter()
+    engine, run_round, notes = OPENERS[request["runner"]](request)
+    load_ms = 1e3 * (time.perf_counter() - start)
+    ids = prompt_ids(request["vocab"], request["prompt"], request["seed"])
+    began = cpu_moment()
+    while cpu_moment().clock_s < began.clock_s + WARM_UP_S:
+        run_round(ids, min(request["steps"], WARM_UP_STEPS))
+    rounds = [run_round(ids, request["steps"]) for _ in range(request["repetitions"])]
+    ended = cpu_moment()
+    peak_rss_mb = board.peak_rss_mb()
+    after = environment.state()
+    here = environment.machine()
+    load = load_between(began, ended, here["cpus"] or 1)
+    return {
+        "engine": engine, "threads": request["threads"], "prefill_threads": request["threads"],
+        "load_ms": round(load_ms, DIGITS), "verify_ms": None, "peak_rss_mb": peak_rss_mb,
+        "prefill_ms": [round(prefill_ms, DIGITS) for prefill_ms, _, _ in rounds],
+        "step_ms": [[round(one, DIGITS) for one in step_ms] for _, step_ms, _ in rounds],
+        "prefill_phases_s": [], "decode_phases_s": [],  # no energy: the parent takes ours only
+        "environment": dict(here, before=before, after=after, **load.as_record()),
+        "flags": environment.flags_of(before, after, load), "notes": notes,
+        "ids": ids, "chosen": rounds[-1][2],
+    }  # fmt: skip
+
+
+def open_transformers(request: dict[str, Any]) -> Opened:
+    """transformers on the CPU: forward over its own cache, as torch runs it or compiled by torch.compile."""
+    import torch
+    import transformers
+
+    import merino_edge.families.hugging_face  # noqa: F401 - registers what transformers does not have
+
+    torch.set_num_threads(request["threads"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(request["path"], dtype=torch.float32).eval()
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__} CPU"
+    if request["engine"] == "torch.compile":
+        slots = request["prompt"] + request["steps"]
+        cache = transformers.StaticCache(config=model.config, max_cache_len=slots)
+        run_round = TransformersRound(torch.compile(model, dynamic=False), cache)
+        for _ in range(2):  # the first one allocates the cache, which makes torch compile again in the second
+            run_round([0] * request["prompt"], min(request["steps"], 2))
+        note = f"static cache of {slots} slots, compiled for the prompt's length and for one token, within load_ms"
+        return f"torch.compile, {versions}", run_round, [note]
+    note = f"attention: {model.config._attn_implementation}; logits of the last position"
+    return versions, TransformersRound(model, None), [note]
+
+
+class TransformersRound:
+    """One prefill and `steps` decode steps, greedy, each timed to the choice of its token."""
+
+    def __init__(self, model: Any, cache: Any) -> None:
+        self.model = model
+        self.static = cache  # None: a new dynamic cache for each round
+
+    def __call__(self, ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
+        import torch
+
+        with torch.inference_mode():
+            if self.static is not None:
+                self.static.reset()
+            cache, chosen, times_ms = self.static, [], []
+            tokens, begin = torch.tensor([ids]), 0  # [1, sequence]
+            for _ in range(steps + 1):
+                start = time.perf_counter()
+                positions = torch.arange(begin, begin + tokens.shape[1])[None]  # [1, sequence]
+                out = self.model(
+                    input_ids=tokens, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1
+                )
+                cache, begin = out.cache, begin + tokens.shape[1]
+                chosen.append(int(out.logits[0, -1].argmax()))
+                times_ms.append(1e3 * (time.perf_counter() - start))
+                tokens = torch.tensor([[chosen[-1]]])
+        return times_ms[0], times_ms[1:], chosen
+
+
+def open_ctranslate2(request: dict[str, Any]) -> Opened:
+    """CTranslate2's Generator: it decodes by itself and calls back at each token, which is when we read the clock."""
+    import ctranslate2
+
+    generator = ctranslate2.Generator(
+        request["path"], device="cpu", compute_type=request["precision"], inter_threads=1,
+        intra_threads=request["threads"],
+    )  # fmt: skip
+
+    def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
+        moments, chosen = [time.perf_counter()], []
+
+        def stop_here(step: Any) -> bool:
+            moments.append(time.perf_counter())
+            chosen.append(step.token_id)
+            return False
+
+        generator.generate_batch(
+            [[f"t{token}" for token in ids]], max_length=steps + 1, min_length=steps + 1, beam_size=1, sampling_topk=1,
+            include_prompt_in_result=False, callback=stop_here,
+        )  # fmt: skip
+        times_ms = [1e3 * (end - start) for start, end in zip(moments, moments[1:], strict=False)]
+        if len(times_ms) != steps + 1:
+            raise RuntimeError(f"CTranslate2 gave {len(times_ms)} tokens, {steps + 1} were asked for")
+        return times_ms[0], times_ms[1:], chosen
+
+    note = f"computes in {generator.compute_type}; end of text is masked until the last step"
+    return f"CTranslate2 {ctranslate2.__version__} CPU", run_round, [note]
+
+
+def open_llama_cpp(request: dict[str, Any]) -> Opened:
+    """llama.cpp through xllamacpp: its server in this process reports the time of the prompt and of each token."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = request["path"]
+    params.n_ctx = request["prompt"] + request["steps"] + 8
+    params.n_batch = params.n_ubatch = max(512, request["prompt"])  # the prompt in one piece
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = request["threads"]
+    params.n_parallel = 1
+    notes = ["KV cache in float16, its default", "times by its own clock"]
+    if request["engine"] == WITH_Q8_0_CACHE:
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_Q8_0
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED  # which its values need
+        notes[0] = "KV cache in Q8_0"
+    params.verbosity = -1
+    server = xllamacpp.Server(params)
+
+    def run_round(ids: Sequence[int], steps: int) -> tuple[float, list[float], list[int]]:
+        """Its own clock: `predicted_ms` counts from the first token, so differences are the steps."""
+        wanted = {
+            "prompt": list(ids), "n_predict": steps + 1, "temperature": 0, "ignore_eos": True, "cache_prompt": False,
+            "stream": True, "timings_per_token": True, "return_tokens": True,
+        }  # fmt: skip
+        answers: list[Any] = []
+        ended = threading.Event()
+
+        def take(answer: Any) -> bool:
+            answers.append(answer)
+            if last_of(answer):
+                ended.set()
+            return False
+
+        server.handle_completions(wanted, take)
+        if not ended.wait(timeout=60):
+            raise RuntimeError(f"llama.cpp gave no end: {answers[-1:]}")
+        timings = {one["predicted_n"]: one for answer in map(as_object, answers) if (one := answer.get("timings"))}
+        if not {1, steps + 1} <= set(timings) or timings[1]["prompt_n"] != len(ids):
+            raise RuntimeError(f"llama.cpp gave {len(timings)} tokens for {len(ids)} ids, {steps + 1} were asked for")
+        # Tokens that end inside a character come with the next one: their time lies between those beside them.
+        known = sorted(timings)
+        ends = np.interp(range(1, steps + 2), known, [timings[number]["predicted_ms"] for number in known])
+        ends_ms = [float(end) for end in ends]
+        step_ms = [after - before for before, after in zip(ends_ms, ends_ms[1:], strict=False)]
+        texts = [choice["text"] for answer in map(as_object, answers) for choice in answer["choices"] if choice["text"]]
+        made_up = all(re.fullmatch(r"t\d+", text) for text in texts)  # token N is spelled tN
+        return timings[1]["prompt_ms"], step_ms, [int(text[1:]) for text in texts] if made_up else []
+
+    return f"{request['engine']} (xllamacpp {xllamacpp.__version__}) CPU", run_round, notes
+
+
+def as_object(answer: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(answer) if isinstance(answer, str) else answer
+    return found
+
+
+def last_of(answer: Any) -> bool:
+    found = as_object(answer)
+    return "error" in found or any(choice.get("finish_reason") for choice in found.get("choices", ()))
+
+
+OPENERS = {"transformers": open_transformers, "ctranslate2": open_ctranslate2, "llama_cpp": open_llama_cpp}
+
+
+def main() -> int:
+    try:
+        result = measure_peer(json.loads(sys.argv[1]))
+    except Exception as error:  # noqa: BLE001 - whatever another engine throws is that row's reason
+        result = {"error": f"{type(error).__name__}: {error}"}
+    print("\n" + json.dumps(result), flush=True)
+    return 1 if "error" in result else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The engines of `bench --peers`: what each needs installed, what a name on the command line stands for, and the bytes
+of a model that each reads per token. For llama.cpp a model gets the GPT-2 of equal size.
+
+Counts are sums over the operators of the geometry, so they hold for every family."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from merino_edge.families.geometry import Geometry, UniformGeometry
+from merino_edge.families.operators import Operator
+from merino_runtime.errors import MerinoError
+
+
+class Peer(NamedTuple):
+    """An engine at one weight format. `table` is the format of the embedding, which is the LM head too."""
+
+    engine: str
+    precision: str  # as the engine calls it
+    table: str
+    artifact: str  # what is made for it once: `checkpoint`, `ctranslate2` or `gguf`
+    runner: str  # key of `engine_process.OPENERS`
+    needs: tuple[tuple[str, str], ...]  # (module to import, package to install)
+    kv_share: float = 1.0  # bytes of its KV cache, of those that ours has in float32
+
+    @property
+    def shown_precision(self) -> str:
+        return self.precision if self.table == self.precision else f"{self.precision}, table {self.table}"
+
+
+TORCH = (("torch", "torch"), ("transformers", "transformers"))
+WITH_Q8_0_CACHE = "llama.cpp-q8_0-cache"
+LLAMA = (("xllamacpp", "xllamacpp"), ("gguf", "gguf"))
+
+
+# Of a cache in float32. Its default is float16; Q8_0 has a float16 scale for each 32 values.
+LLAMA_KV_SHARES = {"llama.cpp": 16 / 32, WITH_Q8_0_CACHE: 8.5 / 32}
+
+
+def llama_cpp(precision: str, table: str, engine: str = "llama.cpp", artifact: str = "gguf") -> Peer:
+    return Peer(engine, precision, table, artifact, "llama_cpp", LLAMA, LLAMA_KV_SHARES[engine])
+
+
+PEERS = (
+    Peer("transformers", "fp32", "fp32", "checkpoint", "transformers", TORCH),
+    Peer("torch.compile", "fp32", "fp32", "checkpoint", "transformers", TORCH),
+    Peer("ctranslate2", "int8", "int8", "ctranslate2", "ctranslate2", (*TORCH, ("ctranslate2", "ctranslate2"))),
+    llama_cpp("F32", "F32"),
+    llama_cpp("Q8_0", "Q8_0"),
+    llama_cpp("Q4_0", "Q8_0"),
+    llama_cpp("Q4_0", "Q4_0"),
+    llama_cpp("Q8_0", "Q8_0", WITH_Q8_0_CACHE),
+    llama_cpp("Q4_0", "Q8_0", WITH_Q8_0_CACHE),
+)
+ENGINES = tuple(dict.fromkeys(peer.engine for peer in PEERS))
+
+
+def given_gguf(precision: str, table: str) -> list[Peer]:
+    """llama.cpp on a file of the user's, by either cache: types of its matrices and of its embedding."""
+    return [llama_cpp(precision, table, engine, "given") for engine in LLAMA_KV_SHARES]
+
+
+def parse_engines(text: str) -> tuple[str, ...]:
+    """`all`, or names with commas between them -> names. Raises MerinoError with what is known."""
+    names = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = sorted(set(names) - {*ENGINES, "all"})
+    if unknown or not names:
+        raise MerinoError(
+            f"--peers {text!r} names {', '.join(unknown) or 'no engine'}: known are {', '.join(ENGINES)}, and all"
+        )
+    return ENGINES if "all" in names else tuple(dict.fromkeys(names))
+
+
+def peers_of(engines: Sequence[str]) -> list[Peer]:
+    return [peer for peer in PEERS if peer.engine in engines]
+
+
+def missing(peer: Peer) -> str | None:
+    """Why it cannot run here, with the command that installs it; None where all that it needs is installed."""
+    lacking = [package for module, package in peer.needs if find_spec(module) is None]
+    if not lacking:
+        return None
+    return f"{peer.engine} is not installed: python -m pip install {' '.join(lacking)}"
+
+
+BITS = {  # per weight, the scales included; llama.cpp's blocks of 32 have a float16 scale
+    "fp32": 32.0, "F32": 32.0, "int8": 8.0, "Q8_0": 8.5, "Q4_0": 4.5,
+}  # fmt: skip
+
+
+def matrix_elements(operators: Sequence[Operator]) -> int:
+    """Of all matrices that a decode step reads, without the table: shared ones at each use."""
+    return sum(op.matrix for op in operators if op.kind == "linear")
+
+
+def table_elements(operators: Sequence[Operator]) -> int:
+    """Of the table that the head reads."""
+    return sum(op.matrix for op in operators if op.kind == "head")
+
+
+def shares_layers(operators: Sequence[Operator]) -> bool:
+    """Whether some matrices are used repeatedly."""
+    return any(op.kind == "linear" and not op.own for op in operators)
+
+
+def decode_weight_bytes(operators: Sequence[Operator], precision: str, table: str) -> int:
+    """Bytes of matrices that one decode step reads; vectors are below a thousandth and left out."""
+    return round(matrix_elements(operators) * BITS[precision] / 8 + table_elements(operators) * BITS[table] / 8)
+
+
+def stored_params(operators: Sequence[Operator]) -> int:
+    """Matrices and table, without vectors; for models without shared layers."""
+    return matrix_elements(operators) + table_elements(operators)
+
+
+def as_gpt2(geometry: Geometry) -> tuple[UniformGeometry, list[str]]:
+    """The GPT-2 with the same layers, and in what it differs. Raises ValueError where there is none."""
+    layers, operators = geometry.layer_shapes, geometry.operators
+    if len(set(layers)) != 1:
+        raise ValueError("llama.cpp's gpt2 has layers of one width and one FFN width, this model's differ")
+    if shares_layers(operators):
+        raise ValueError("llama.cpp's gpt2 has no layers with shared weights, this model has")
+    width, ffn_width, heads = layers[0]
+    made = UniformGeometry(
+        layers=len(layers), width=width, heads=heads, kv_heads=heads, head_size=width // heads, ffn_width=ffn_width,
+        vocab=geometry.vocab, context=geometry.context, gated=False, norm="layer", final_norm=True,
+        query_key_norm=False, biases=("qkv", "out", "ffn"), positions="learned", position_offset=0, tied=True,
+        embed_width=width,
+    )  # fmt: skip
+    projected = 0 if geometry.embed_width == width else 2 * width * geometry.embed_width
+    if matrix_elements(operators) - projected != matrix_elements(made.operators):
+        raise ValueError("llama.cpp's gpt2 has an FFN of two matrices and as many KV heads as query heads only")
+    notes = [f"gpt2 of {made.shape()}, vocabulary {made.vocab}"]
+    if projected:
+        more = stored_params(made.operators) - stored_params(operators)
+        notes.append(
+            f"its table is {width} wide, the bundle's {geometry.embed_width} with a projection before and behind:"
+            f" {more:,} more weights are read per token ({4 * more / 1e6:.1f} MB in float32)"
+        )
+    return made, notes

@@ -1,0 +1,265 @@
+"""What `design`, `recommend` and `pareto` print: budgets, the design beside OPT-350M, models that exist, the front."""
+
+from collections.abc import Sequence
+
+from merino_edge.cli.tables import (
+    ENTROPY,
+    SHAPE,
+    Column,
+    Table,
+    interval_line,
+    interval_shown,
+    on_backend,
+    other_backends,
+    show,
+)
+from merino_edge.cli.terminal import put
+from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
+from merino_edge.design.design_file import Design, Measured
+from merino_edge.design.pareto import Front
+from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict, existing_entropy, graph_options
+from merino_edge.families.designed import Architecture
+from merino_edge.families.operators import FORMATS
+from merino_edge.families.zoo import model
+from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
+from merino_edge.prediction.formats import graph_dialect, refused_words
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
+from merino_edge.prediction.shape import InferenceShape, lengths_words
+from merino_edge.profiles.profile import DeviceProfile
+from merino_runtime.io.board import MB as BYTES_PER_MB
+
+
+def print_design(design: Design, profile: DeviceProfile, named: str | None = None) -> None:
+    """What was asked, the table, what was found and how. `named`: what the profile was read by, if not by its id."""
+    costs = costs_of(design, profile)
+    put(design_budgets(design, profile))
+    put(interval_line([costs]))
+    if refused := refused_words(profile, design.precision):
+        put(f"{design.precision} is {refused}; `recommend` refuses it too")
+    show(design_table(design, costs))
+    if design.measured:
+        put(measured_line(design.measured))
+    put(f"{heads_line(design.architecture)}; {solver_line(design)}")
+    if told := export_line(design, profile, named or profile.id):
+        put(told)
+
+
+def export_line(design: Design, profile: DeviceProfile, named: str) -> str:
+    """Where `export` would write another graph than the costs are of: what it must be told. Else empty."""
+    own = graph_dialect(profile) == "portable" or FORMATS[design.precision].grouped
+    options = graph_options(profile, named)
+    if profile.backend != "onnxruntime" or not own or not options:
+        return ""
+    return f"export it, or the checkpoint trained from it, with{options}: other graphs are slower there, or do not run"
+
+
+def costs_of(design: Design, profile: DeviceProfile) -> CostModel:
+    """The cost model that predicted the design."""
+    shape = InferenceShape(design.precision, design.architecture.context, design.prompt, design.kv)
+    return cost_model(profile, shape, design.predicted.confidence or DEFAULT_CONFIDENCE)
+
+
+def design_budgets(design: Design, profile: DeviceProfile) -> str:
+    tokens = lengths_words(design.architecture.context, design.prompt, design.kv)
+    board = f"{on_backend(profile, design.device)}{other_backends(profile)}"
+    return f"budgets for {board}: {options_line(design.budget)}; {tokens}{open_words(design)}"
+
+
+def open_words(design: Design) -> str:
+    """What was left open, if anything, and how it was decided."""
+    considered = design.considered
+    if len(considered.vocab) * len(considered.precision) == 1:
+        return ""
+    vocabs, formats = ", ".join(map(str, considered.vocab)), ", ".join(considered.precision)
+    return f"\nopen: vocabulary {vocabs}; format {formats}; ranked by entropy x text per token x equivalent parameters"
+
+
+def design_table(design: Design, costs: CostModel) -> Table:
+    """The design beside OPT-350M, by one cost model. The design has its own thread counts, OPT-350M the single one that
+    the runtime would choose, as in `recommend`. Of the design's latencies and energy the interval too.
+    """
+    arch, profile = design.architecture, costs.profile
+    reference = model("opt-350m").geometry
+    ours, theirs = design.predicted, costs.predict(reference.operators)
+    rows = []
+    for budget in BUDGETS_BY_NAME.values():
+        mine, other = budget.of(ours), budget.of(theirs)
+        if mine is not None and other is not None:
+            interval = interval_shown(ours.interval(budget.name), ours.confidence)
+            rows.append([budget.label, *ratio_cells(mine, other, budget.unit, interval)])
+    opt = existing_entropy(reference, len(arch.blocks), design.scoring)
+    assert opt is not None
+    rows += [
+        ["weights", *ratio_cells(ours.weight_bytes / BYTES_PER_MB, theirs.weight_bytes / BYTES_PER_MB, "MB")],
+        [
+            f"KV cache at {arch.context} tokens",
+            *ratio_cells(ours.kv_bytes / BYTES_PER_MB, theirs.kv_bytes / BYTES_PER_MB, "MB"),
+        ],
+        ["entropy (weighted nats)", f"{design.entropy:,.0f}", f"{opt:,.0f}", f"{opt / design.entropy:.2f}x"],
+    ]
+    return Table(
+        columns=[Column("", left=True, wraps=True), Column("this design", wraps=True), Column("OPT-350M"),
+                 Column("OPT-350M / design")],
+        rows=rows,
+        title=f"Design for {on_backend(profile, profile.name)}, predicted from {ours.provenance} coefficients",
+        below=[f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}", SHAPE, ENTROPY],
+    )  # fmt: skip
+
+
+def measured_line(measured: Measured) -> str:
+    tried = f"; {measured.designs} designs tried" if measured.designs > 1 else ""
+    flags = f" (the machine was {', '.join(measured.flags)} meanwhile)" if measured.flags else ""
+    latencies = f"decode {measured.decode_ms:.2f} ms, prefill {measured.prefill_ms:.1f} ms"
+    return f"measured here with random weights: {latencies}, memory {measured.memory_mb:,.0f} MB{flags}{tried}"
+
+
+def ratio_cells(mine: float, other: float, unit: str, interval: str = "") -> list[str]:
+    return [f"{number(mine)} {unit}{interval}", f"{number(other)} {unit}", f"{other / mine:.2f}x"]
+
+
+def number(value: float) -> str:
+    """One decimal; below 1 three significant digits."""
+    return f"{value:,.1f}" if value >= 1 else f"{value:.3g}"
+
+
+def solver_line(design: Design) -> str:
+    solver = design.solver
+    below = solver.gap / (1 + solver.gap)  # the gap is a share of what was found, and may be above 1
+    if solver.gap < 1e-6:
+        most = "comparison score" if open_words(design) else "entropy"
+        rescaled = f"the rescaled budgets: {options_line(design.searched)}"
+        budgets = "these budgets" if design.searched == design.budget else rescaled
+        proof = f"proved: no decoder of the space has more {most} within {budgets}"
+    elif solver.name == "exact":
+        proof = f"not proved, at most {below:.2%} below the optimum: HiGHS failed on a part of the space"
+    else:
+        proof = f"not proved, at most {below:.2%} below the optimum"
+    return f"found by {solver.name} in {solver.seconds:.1f} s on this CPU; {proof}"
+
+
+def heads_line(arch: Architecture) -> str:
+    return f"heads of {arch.head_size}, {len(arch.kv_layers)} layers, context {arch.context}"
+
+
+COLUMNS = (
+    Column("model", left=True, wraps=True, least=16), Column("format", left=True), Column("params M"),
+    Column("decode ms", wraps=True), Column("prefill ms", wraps=True), Column("memory MB"), Column("entropy"),
+    Column("score"), Column("formats that fit", left=True, wraps=True),
+    Column("verdict", left=True, wraps=True, least=24),
+)  # fmt: skip
+
+
+def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table:
+    """Our designs first, then every model of the zoo in the preferred format that fits, else the nearest."""
+    provenance = found.candidates[0].chosen.predicted.provenance
+    fitting = sum(candidate.fits for candidate in found.candidates)  # they come first
+    return Table(
+        columns=COLUMNS,
+        rows=[*map(our_cells, found.ours), *(candidate_cells(candidate, found) for candidate in found.candidates)],
+        title=f"Models for {on_backend(profile, profile.name)}, predicted from {provenance} coefficients",
+        below=[
+            f"{ENTROPY}. None for models with gated FFNs, of whose three matrices it knows two",
+            "score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of two"
+            " sources are not quite comparable. Designs are untrained, so they have none.",
+        ],
+        dropped=["formats that fit", "params M", "prefill ms", "entropy"],
+        lines_after=[len(found.ours) - 1, len(found.ours) + fitting - 1],
+    )  # fmt: skip
+
+
+def our_cells(our: Ours) -> list[str]:
+    if our.design is None:
+        return ["our design", our.precision, *["-"] * 6, "none", our.reason]
+    cost = our.design.predicted
+    return ["our design", our.precision, *cost_columns(cost), f"{our.design.entropy:,.0f}", "", our.precision, "fits"]
+
+
+def cost_columns(cost: Predicted) -> list[str]:
+    return [
+        f"{cost.params / 1e6:,.1f}", f"{cost.decode_ms:,.1f}{interval_shown(cost.decode_ms_interval)}",
+        f"{cost.prefill_ms:,.0f}{interval_shown(cost.prefill_ms_interval)}", f"{cost.memory_mb:,.0f}",
+    ]  # fmt: skip
+
+
+def candidate_cells(candidate: Candidate, found: Recommendation) -> list[str]:
+    model, verdict = candidate.model, candidate.chosen
+    cost, score = verdict.predicted, model.ranking_score()
+    fitting = [each.precision for each in candidate.verdicts if each.fits and candidate.long_enough]
+    return [
+        f"{model.name}, {model.note}" if model.note else model.name,
+        verdict.precision,
+        *cost_columns(cost),
+        "-" if candidate.entropy is None else f"{candidate.entropy:,.0f}",
+        "" if score is None else f"{score:.1f}",
+        " ".join(fitting) or "none",
+        "fits" if candidate.fits else reasons(candidate, verdict, found),
+    ]
+
+
+def reasons(candidate: Candidate, verdict: Verdict, found: Recommendation) -> str:
+    """Each thing that fails and by how much, e.g. `decode 120 of 50 ms (2.4x)`."""
+    said = []
+    if not candidate.long_enough:
+        said.append(f"context {candidate.model.geometry.context} of {found.context}")
+    for name, share in verdict.over.items():
+        budget = BUDGETS_BY_NAME[name]
+        used, limit = amount(budget, verdict.predicted), found.budget[name]
+        excess = f"{share:.1f}x" if share >= 1.1 else f"+{100 * (share - 1):.1f} %"
+        said.append(f"{budget.title} {used:,.4g} of {limit:,g} {budget.unit} ({excess})")
+    if verdict.refused:
+        said.append(verdict.refused)
+    return "; ".join(said)
+
+
+def budgets_line(found: Recommendation, profile: DeviceProfile) -> str:
+    """What was asked, and what the verdicts hold for."""
+    tokens = lengths_words(found.context, found.prompt, found.kv)
+    verdicts = found.candidates[0].verdicts
+    board = f"{on_backend(profile, found.device)}{other_backends(profile)}"
+    return (
+        f"budgets for {board}: {options_line(found.budget)}; {tokens}\n"
+        + intervals_of(profile, found, [(each.precision, each.predicted) for each in verdicts])
+    )
+
+
+def intervals_of(
+    profile: DeviceProfile, found: Recommendation | Front, predicted: Sequence[tuple[str, Predicted]]
+) -> str:
+    """predicted: one prediction in each format."""
+    confidence = next((cost.confidence for _, cost in predicted if cost.confidence), DEFAULT_CONFIDENCE)
+    shapes = [InferenceShape(precision, found.context, found.prompt, found.kv) for precision, _ in predicted]
+    return interval_line([cost_model(profile, shape, confidence) for shape in shapes])
+
+
+def front_table(found: Front, profile: DeviceProfile) -> Table:
+    """A row per point of the front, then the models that exist."""
+    axis, provenance = BUDGETS_BY_NAME[found.against], found.points[0].predicted.provenance
+    board = on_backend(profile, found.device_name)
+    proved = all(point.solver.gap < 1e-6 for point in found.points)
+    points = [
+        [
+            point.architecture.shape(), f"{point.budget[found.against]:,g}", *cost_cells(point.predicted),
+            f"{point.entropy:,.0f}",
+        ]
+        for point in found.points
+    ]  # fmt: skip
+    models = [[mark.name, "", *cost_cells(mark.predicted), f"{mark.entropy:,.0f}"] for mark in found.models]
+    return Table(
+        columns=[
+            Column("decoder", left=True, wraps=True), Column(f"limit, {axis.title} {axis.unit}"),
+            Column("decode ms", wraps=True), Column("memory MB"), Column("params M"), Column("entropy"),
+        ],
+        rows=[*points, *models],
+        title=f"Most entropy for {board} against {axis.option}, predicted from {provenance} coefficients",
+        below=[
+            f"{found.precision}, vocabulary {found.vocab}, {lengths_words(found.context, found.prompt, found.kv)}",
+            *(["each point is proved: no decoder of the space has more entropy within its limit"] if proved else []),
+            SHAPE, ENTROPY,
+        ],
+        lines_after=[len(points) - 1],
+    )  # fmt: skip
+
+
+def cost_cells(cost: Predicted) -> list[str]:
+    decode = f"{cost.decode_ms:,.1f}{interval_shown(cost.decode_ms_interval)}"
+    return [decode, f"{cost.memory_mb:,.1f}", f"{cost.params / 1e6:,.1f}"]

@@ -1,0 +1,187 @@
+"""Tables of what was measured: errors of quantised matrices, a benchmark, a comparison, flashed boards."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from merino_bench.harness.pairs import LEVEL
+from merino_bench.harness.render import marks_explained, ratio_words
+from merino_edge.cli.tables import Column, Table, show
+from merino_edge.cli.terminal import put
+from merino_edge.delivery.ssh.flash import Flashed
+from merino_edge.export.quantisation.groups import MatrixError
+from merino_edge.records.compare import SMALLEST_DIFFERENCE, Comparison
+from merino_edge.report.series import series_of
+from merino_edge.report.summary import Prediction, predictions
+from merino_runtime.io.board import MB as BYTES_PER_MB
+from merino_runtime.io.visible import visible
+
+
+def matrix_table(matrices: Sequence[MatrixError]) -> Table:
+    titles = ("bits", "group_size", "kB", "mean error", "maximum error")
+    return Table(
+        columns=[Column("matrix", left=True), *map(Column, titles)],
+        rows=[
+            [
+                joined_name(row.name), f"{row.bits}", f"{row.group_size}", f"{row.nbytes / 1e3:,.0f}",
+                f"{row.mean:.2%}", f"{row.worst:.2%}",
+            ]
+            for row in matrices
+        ],
+        title="Quantised matrices; errors relative to the RMS of the matrix",
+        dropped=["group_size", "kB", "bits"],
+    )  # fmt: skip
+
+
+def matrices_line(matrices: Sequence[MatrixError]) -> str:
+    """How many there are and how large their errors, in one line."""
+    worst = max(matrices, key=lambda row: row.mean)
+    megabytes = sum(row.nbytes for row in matrices) / 1e6
+    return (
+        f"{len(matrices)} quantised matrices, {megabytes:,.1f} MB; error relative to the RMS of the matrix:"
+        f" {statistics.median(row.mean for row in matrices):.2%} in the median matrix, {worst.mean:.2%} in"
+        f" {joined_name(worst.name)}"
+    )
+
+
+def joined_name(name: str) -> str:
+    """`a.q.weight+a.k.weight` as `a.q+k.weight`: the parts of a joined matrix differ in their last module."""
+    first, *others = (part.split(".") for part in name.split("+"))
+    return ".".join([*first[:-2], "+".join(part[-2] for part in (first, *others)), first[-1]])
+
+
+def bench_table(records: Sequence[dict[str, Any]]) -> Table:
+    """A row per figure, the bundles side by side: of each its prefill and its decode record."""
+    names = list(dict.fromkeys(record["bundle"] for record in records))
+    by_name = {name: [record for record in records if record["bundle"] == name] for name in names}
+    rows = []
+    for title, kind, field, form in BENCH_ROWS:
+        values = [(row(by_name[name], kind) or {}).get(field) for name in names]
+        rows.append([title, *("-" if value is None else form.format(value) for value in values)])
+    return Table(
+        columns=[Column("", left=True), *(Column(name, wraps=True) for name in names)],
+        rows=rows, title="Measured on this machine (batch 1)", below=marks_explained(records),
+    )  # fmt: skip
+
+
+def ratio_cell(record: dict[str, Any]) -> str | None:
+    """The ratio with its interval and marks; None without a baseline."""
+    ratio = record.get("ratio_to_baseline")
+    if ratio is None:
+        return None
+    return ratio_words(ratio, record["ratio_interval"], record["ratio_turns"], record["ratio_flags"] or ())
+
+
+BENCH_ROWS = (
+    ("prefill tok/s", "pp", "tok_s", "{:,.0f}"),
+    ("  against OPT-350M", "pp", "ratio", "{}"),
+    ("decode tok/s", "tg", "tok_s", "{:,.1f}"),
+    ("  against OPT-350M", "tg", "ratio", "{}"),
+    ("  memory-bandwidth utilisation (MBU)", "tg", "ceiling_share", "{:.0%}"),
+    ("prefill of the prompt, ms", "pp", "prefill_ms", "{:,.0f}"),
+    ("peak RSS, MB", "pp", "peak_rss_mb", "{:,.0f}"),
+    ("size on disk, MB", "tg", "bundle_mb", "{:,.0f}"),
+    ("parameters, M", "tg", "params_m", "{:,.1f}"),
+    ("threads", "tg", "threads", "{}"),
+)
+
+
+def row(records: Sequence[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+    """The first record of a kind of test that did not fail, with sizes in the units people read."""
+    for record in records:
+        if record["test"].startswith(kind) and record["tok_s"] is not None:
+            shown = {"bundle_mb": record["bundle_bytes"] / BYTES_PER_MB, "params_m": record["params"] / 1e6}
+            return {**record, **shown, "ratio": ratio_cell(record)}
+    return None
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The table, then rows without a partner, then the notes."""
+    show(compare_table(comparison))
+    for side, titles in (("A", comparison.only_a), ("B", comparison.only_b)):
+        for each in titles:
+            put(f"only in {side}: {each}")
+    for note in comparison.notes:
+        put(f"note: {note}")
+
+
+COLUMNS = (
+    Column("bundle", left=True), Column("engine", left=True, wraps=True), Column("format", left=True),
+    Column("test", left=True), Column("threads"), Column("A tok/s"), Column("B tok/s"), Column("B / A"),
+    Column("interval", wraps=True), Column("verdict", left=True, wraps=True, least=13),
+)  # fmt: skip
+
+
+def compare_table(comparison: Comparison) -> Table:
+    rows = []
+    for pair in comparison.pairs:
+        ratio = pair.ratio
+        interval = "-" if ratio is None or ratio.low is None else f"{ratio.low:.3f} .. {ratio.high:.3f}"
+        said = f"{pair.verdict} ({pair.reason})" if pair.reason else pair.verdict
+        rows.append([
+            pair.bundle, pair.engine, pair.precision, pair.test, f"{pair.threads or '-'}",
+            _speed(pair.a_tok_s), _speed(pair.b_tok_s), "-" if ratio is None else f"{ratio.value:.3f}", interval, said,
+        ])  # fmt: skip
+    limits = f"{LEVEL:.0%} interval over processes; below {SMALLEST_DIFFERENCE:.0%} is no difference"
+    return Table(COLUMNS, rows, title="B against A", below=[limits], dropped=["threads", "engine", "A tok/s", "format"])
+
+
+def _speed(tok_s: float | None) -> str:
+    return "-" if tok_s is None else f"{tok_s:,.1f}"
+
+
+LEFT = ("board", "what it is", "installed", "self-test")
+SPEEDS = ("prefill", "decode")
+
+
+def flashed_table(done: Sequence[Flashed]) -> Table:
+    """One row per board; a speed is measured / predicted, in ms."""
+    columns = [Column(title, left=True) for title in LEFT]
+    columns += [Column(f"{what} ms, predicted") for what in SPEEDS]
+    good = sum(not one.error for one in done)
+    return Table(
+        columns=columns, rows=[_row(one) for one in done], title=f"Flashed: {good} of {len(done)} boards",
+        below=["predicted: for the shipped profile that names the board's model; of a whole prompt, and per token"],
+        dropped=["what it is"],
+    )  # fmt: skip
+
+
+def flashed_json(one: Flashed) -> dict[str, Any]:
+    """A row of `flash --json`: docs/formats.md."""
+    profile = one.facts.profile if one.facts else None
+    measured, predicted = measured_ms(one), predicted_ms(one)
+    return {
+        "schema": 1, "host": one.host, "error": one.error or None,
+        "model": one.facts.machine.model if one.facts else None, "device": profile.id if profile else None,
+        "bundle": one.bundle or None, "precision": one.precision or None,
+        "was_there": one.was_there, "replaced": one.replaced, "selftest": "ok" if one.tested else None,
+        "measured": {f"{what}_ms": measured.get(what) for what in SPEEDS},
+        "predicted": {f"{what}_ms": predicted.get(what) for what in SPEEDS}, "notes": one.notes, "plan": one.plan,
+    }  # fmt: skip
+
+
+def measured_ms(one: Flashed) -> dict[str, float]:
+    found = {}
+    for series in series_of(one.records)[:1]:
+        for what, row in (("prefill", series.prefill), ("decode", series.decode)):
+            if row is not None and row.ms_p50 is not None:
+                found[what] = row.ms_p50
+    return found
+
+
+def predicted_ms(one: Flashed) -> dict[str, float]:
+    """For the board's profile; nothing where no profile names it."""
+    profile = one.facts.profile if one.facts else None
+    found: list[Prediction] = predictions(series_of(one.records)[:1], profile) if profile else []
+    return {each.what: each.predicted for each in found if each.what in SPEEDS}
+
+
+def _row(one: Flashed) -> list[str]:
+    measured, predicted = measured_ms(one), predicted_ms(one)
+    installed = f"in place of {visible(one.replaced)}" if one.replaced else "was there" if one.was_there else "new"
+    installed = "failed" if one.error else installed
+    speeds = []
+    for what in SPEEDS:
+        known = f"{measured[what]:,.1f}" if what in measured else "-"
+        speeds.append(f"{known}, {predicted[what]:,.1f}" if what in predicted else f"{known}, -")
+    return [one.host, visible(one.facts.model) if one.facts else "-", installed, "ok" if one.tested else "-", *speeds]

@@ -1,0 +1,259 @@
+"""How a table is laid out: aligned text for pipes and files; on a terminal within its width, words kept whole. And the
+tables of boards.
+
+What must not be cut never is: a column wraps only at spaces, and only where it is said to. Columns of lesser worth are
+left out before that is not enough, and a line says which."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from merino_edge.cli.terminal import console
+from merino_edge.prediction.cost_model import CostModel
+from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, Interval, factors, percent
+from merino_edge.profiles.coefficients import Facts, LatencyError
+from merino_edge.profiles.profile import DeviceProfile, Figure
+from merino_runtime.io.visible import visible_text
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+    from merino_edge.calibration.calibrate import Residual
+
+GAP = 2  # spaces between columns
+
+
+class Column(NamedTuple):
+    """`wraps`: its cells may be wrapped, down to the longest word or to `least` characters."""
+
+    title: str
+    left: bool = False
+    wraps: bool = False
+    least: int = 0
+
+
+class Table(NamedTuple):
+    """`below`: lines under it. `dropped`: titles of columns that a narrow terminal leaves out, the first one first.
+    `lines_after`: numbers of rows, from 0, behind which a line is drawn."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+    title: str
+    below: Sequence[str] = ()
+    dropped: Sequence[str] = ()
+    lines_after: Collection[int] = ()
+
+
+def show(*tables: Table) -> None:
+    """On stdout."""
+    screen = console()
+    for table in map(shown, tables):
+        if screen.is_terminal:
+            fitting, widths = fitted(table, screen.width)
+            screen.width = max(screen.width, total(widths))  # else rich would cut what cannot be narrower
+            screen.print(drawn(fitting, widths))
+        else:
+            print(plain(table))
+
+
+def shown(table: Table) -> Table:
+    """With names that steer no terminal: they come from files and boards."""
+    columns = [column._replace(title=visible_text(column.title)) for column in table.columns]
+    rows = [[visible_text(cell) for cell in row] for row in table.rows]
+    below = [visible_text(line) for line in table.below]
+    return table._replace(columns=columns, rows=rows, below=below, title=visible_text(table.title))
+
+
+def plain(table: Table) -> str:
+    """Aligned by spaces, no wider than the cells need."""
+    widths = [natural(column, cells_of(table, place)) for place, column in enumerate(table.columns)]
+    head = [column.title for column in table.columns]
+    rows = [
+        (" " * GAP).join(
+            cell.ljust(width) if column.left else cell.rjust(width)
+            for cell, column, width in zip(row, table.columns, widths, strict=True)
+        ).rstrip()
+        for row in (head, *table.rows)
+    ]
+    return "\n".join([table.title, *rows, *table.below])
+
+
+def fitted(table: Table, width: int) -> tuple[Table, list[int]]:
+    """The table without the columns that have no room in `width`, and the widths of the others, in characters."""
+    missing: list[str] = []
+    for title in (*table.dropped, None):
+        kept = [place for place, column in enumerate(table.columns) if column.title not in missing]
+        columns = [table.columns[place] for place in kept]
+        floors = [floor(table.columns[place], cells_of(table, place)) for place in kept]
+        if title is None or total(floors) <= width:
+            break
+        missing.append(title)
+    widths = [natural(table.columns[place], cells_of(table, place)) for place in kept]
+    for wrapping in (False, True):  # long titles are wrapped first
+        group = [place for place, column in enumerate(columns) if column.wraps == wrapping]
+        while total(widths) > width and (wider := [place for place in group if widths[place] > floors[place]]):
+            widths[max(wider, key=widths.__getitem__)] -= 1
+    rows = [[row[place] for place in kept] for row in table.rows]
+    said = [f"no room for the columns {', '.join(missing)}: a pipe shows them all"] if missing else []
+    return table._replace(columns=columns, rows=rows, below=[*table.below, *said]), widths
+
+
+def cells_of(table: Table, place: int) -> list[str]:
+    return [row[place] for row in table.rows]
+
+
+def natural(column: Column, cells: Sequence[str]) -> int:
+    """The width without wrapping."""
+    return max(map(len, (column.title, *cells)))
+
+
+def floor(column: Column, cells: Sequence[str]) -> int:
+    """The least width: of the longest word of the title and, where cells do not wrap, of the longest cell."""
+    words = [word for text in (column.title, *cells) for word in text.split()]
+    longest = max(map(len, words), default=0)
+    if column.wraps:
+        return min(natural(column, cells), max(longest, column.least))
+    return max([*map(len, column.title.split()), *map(len, cells)], default=0)
+
+
+def total(widths: Sequence[int]) -> int:
+    return sum(widths) + GAP * (len(widths) - 1)
+
+
+def drawn(table: Table, widths: Sequence[int]) -> "RichTable":
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    found = RichTable(
+        title=Text(table.title), title_justify="left", caption=Text("\n".join(table.below)) if table.below else None,
+        caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0),
+    )  # fmt: skip
+    for column, width in zip(table.columns, widths, strict=True):
+        found.add_column(Text(column.title), justify="left" if column.left else "right", width=width)
+    for number, row in enumerate(table.rows):
+        found.add_row(*map(Text, row), end_section=number in table.lines_after)
+    return found
+
+
+SHAPE = (
+    "shape: width x FFN ratio x layers of each block; k: KV heads, where fewer than query heads; s: the block's"
+    " layers share their weights"
+)
+ENTROPY = "entropy: what the search maximises, in nats of randomly drawn layers, weighted: see docs/search.md"
+
+
+def on_backend(profile: DeviceProfile, name: str) -> str:
+    """The board, by its name or id; where it has several backends, with the one that the costs are of."""
+    return f"{name} on {profile.backend}" if len(profile.backends) > 1 else name
+
+
+def other_backends(profile: DeviceProfile) -> str:
+    """How to ask for the costs in the board's other backends; nothing where it has one alone."""
+    others = [f"--backend {name}" for name in profile.backends if name != profile.backend]
+    return f" ({', '.join(others)} for the other)" if others else ""
+
+
+def interval_line(costs: Sequence[CostModel]) -> str:
+    """What the limits on latency and energy hold for, by one cost model per weight format."""
+    said = []
+    if any(each.decode_factors or each.prefill_factors for each in costs):
+        share = percent(costs[0].confidence)
+        said.append(f"the upper bound of each {share} prediction interval must meet its latency or energy budget")
+    for each in costs:
+        factors = {"decode": each.decode_factors, "prefill": each.prefill_factors}
+        without = [phase for phase, known in factors.items() if known is None]
+        if without:
+            which = "no interval" if len(without) == len(factors) else f"no {without[0]} interval"
+            said.append(f"{which}: {each.on.why_no_interval()}")
+    return "; ".join(dict.fromkeys(said))
+
+
+def interval_shown(interval: Interval | None, confidence: float | None = None) -> str:
+    """In a cell behind the predicted value, with the confidence where it is given; nothing where there is none."""
+    if not interval:
+        return ""
+    low, high = map(interval_number, interval)
+    return f" ({low} to {high}{f', {percent(confidence)}' if confidence else ''})"
+
+
+def interval_number(value: float) -> str:
+    """Three digits and more."""
+    if value < 1:
+        return f"{value:.3g}"
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def devices_table(profiles: Sequence[DeviceProfile]) -> Table:
+    """`host` is the last row; listing it measures nothing."""
+    left = ("id", "name", "CPU", "ISA", "backend")
+    titles = (*left[:-1], "RAM MB", "backend", "read GB/s", "decode ms", "memory MB", "context")
+    rows = [
+        [
+            profile.id, profile.name, f"{profile.cpu.cores.value:g}x {profile.cpu.core}", " ".join(profile.isa),
+            f"{profile.memory.ram_mb.value:g}", profile.backend, f"{read_gb_s(profile):g}",
+            f"{profile.budget.decode_ms:g}", f"{profile.budget.memory_mb:g}", f"{profile.budget.context}",
+        ]
+        for profile in profiles
+    ]  # fmt: skip
+    return Table(
+        columns=[Column(title, left=title in left) for title in titles],
+        rows=[*rows, ["host", "this machine", "this machine", "-", "-", "onnxruntime", *["-"] * 4]],
+        title="Boards and their default budgets",
+        below=["`devices ID` shows every figure of a board. host is measured when it is first used, for a minute"],
+        dropped=["name", "ISA", "CPU"],
+    )
+
+
+def read_gb_s(profile: DeviceProfile) -> float:
+    """Of the profile's backend."""
+    figure = profile.figure(f"performance.{profile.backend}.read_gb_s")
+    assert figure is not None, "a profile's backend has figures"
+    return figure.value
+
+
+def device_table(profile: DeviceProfile) -> Table:
+    """Every figure of one board in its backend with its kind and source; of a GPU the [gpu] facts too."""
+    on_gpu = ["gpu"] if profile.gpu and profile.backend == "tensorrt" else []
+    parts: list[tuple[str, Facts]] = [(name, getattr(profile, name)) for name in ("cpu", *on_gpu, "memory")]
+    speed: Facts = getattr(profile.performance, profile.backend)
+    parts += [(f"performance.{profile.backend}", speed), ("power", profile.power)]
+    figures = [
+        [f"{part}.{key}", f"{figure.value:g}", figure.kind, figure.source]
+        for part, facts in parts for key, figure in facts if isinstance(figure, Figure)
+    ]  # fmt: skip
+    mode = getattr(speed, "power_mode", None)
+    budget = profile.budget
+    limits = (("decode_ms", budget.decode_ms), ("memory_mb", budget.memory_mb), ("context", budget.context))
+    return Table(
+        columns=[
+            Column("figure", left=True), Column("value"), Column("kind", left=True),
+            Column("source", left=True, wraps=True),
+        ],
+        rows=[*figures, *([f"budget.{key}", f"{value:g}", "", "default budget"] for key, value in limits)],
+        title=f"{on_backend(profile, f'{profile.name} ({profile.id})')}{other_backends(profile)}",
+        below=[f"the GPU's figures are of its power mode {mode}"] if mode else [],
+        lines_after=[len(figures) - 1],
+    )  # fmt: skip
+
+
+def residual_table(residuals: Sequence["Residual"]) -> Table:
+    return Table(
+        columns=[Column("measured", left=True, wraps=True), Column("rows"), Column("median"), Column("worst")],
+        rows=[[row.kind, f"{row.rows}", f"{row.median:.1%}", f"{row.worst:.1%}"] for row in residuals],
+        title="Residuals of the latency model: |predicted / measured - 1| over the probe's rows",
+    )
+
+
+def interval_table(errors: Mapping[str, LatencyError]) -> Table:
+    """errors: by weight format and phase, as `Fit.errors`."""
+    rows = []
+    for name, error in errors.items():
+        within = factors(error, DEFAULT_CONFIDENCE)
+        assert within is not None
+        rows.append([name, f"{within.low:.2f} to {within.high:.2f}"])
+    return Table(
+        columns=[Column("latency", left=True), Column("measured / predicted")],
+        rows=rows,
+        title=f"{percent(DEFAULT_CONFIDENCE)} prediction intervals, from decoders left out of the fit",
+        below=[] if rows else ["none: the probe timed too few whole decoders"],
+    )

@@ -1,1 +1,0 @@
-"""Tables for people, one module per subject. Numbers come in ready; what they mean is said in the rows' names."""
