@@ -11,7 +11,7 @@ from merino_edge.design.encode import architecture
 from merino_edge.design.evolution import Effort
 from merino_edge.design.exact import Answer
 from merino_edge.design.program import Program
-from merino_edge.design.score import INVERSE, Scoring
+from merino_edge.design.score import MERINO, Scoring
 from merino_edge.design.space import Space
 from merino_edge.design.variants import Variant, combinations, search
 from merino_edge.prediction.formats import cache_needs, formats_of, has_cache, is_predicted
@@ -35,7 +35,7 @@ def design(
     solver: SolverName = "exact",
     effort: Effort = Effort(),  # noqa: B008 - frozen
     seed: int = 0,
-    scoring: Scoring = INVERSE,
+    scoring: Scoring = MERINO,
     confidence: float = DEFAULT_CONFIDENCE,
     progress: Callable[[int], None] | None = None,
 ) -> Design:

@@ -12,7 +12,7 @@ from typing import Any
 from merino_edge.design.budgets import requested, require_predictable, shares_over
 from merino_edge.design.design_file import Design
 from merino_edge.design.designer import check_request, design
-from merino_edge.design.score import INVERSE, Scoring, block_score
+from merino_edge.design.score import MERINO, Scoring, block_score
 from merino_edge.design.space import Space
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
@@ -208,7 +208,7 @@ def export_command(candidate: Candidate, context: int, graph: str, kv: str | Non
     return f"merino-edge export {name} --precision {precision}{graph} --context {context} -o {name}-{precision}"
 
 
-def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = INVERSE) -> float | None:
+def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = MERINO) -> float | None:
     """The search's score of a decoder of equal layers, in weighted nats; None where it has other matrices than ours.
 
     Its layers are counted as `blocks` blocks of equal depth, as many as our decoders have: of all ways to cut them the

@@ -26,6 +26,8 @@ class Space:
     `narrow_head_size`: head size where the result has a narrow block; None: `head_size` everywhere.
     `kv_heads` (ours): heads of keys and values that a block may have; None stands for as many as it has of queries. A
     count that does not divide a block's heads is no option of it.
+    `padded`: a change of width pads or drops channels of the residual, which takes no weights, so widths may shrink
+    too, and `growth` bounds each width by the first. Else it is a learned projection, and widths never shrink.
     """
 
     widths: tuple[int, ...] = tuple(range(64, 1025, 64))
@@ -37,6 +39,7 @@ class Space:
     head_size: int = 64
     narrow_head_size: int | None = 32
     kv_heads: tuple[int | None, ...] = GROUPED
+    padded: bool = False
 
     def options(self) -> tuple[Block, ...]:
         """Every block of the space whose matrix rows can be cut into quantisation blocks."""

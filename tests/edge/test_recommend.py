@@ -15,7 +15,7 @@ from merino_edge.design.budgets import shares_over, with_board_defaults
 from merino_edge.design.designer import design
 from merino_edge.design.pareto import MARKED, Front, front
 from merino_edge.design.recommend import existing_entropy, recommend
-from merino_edge.design.score import INVERSE, block_score
+from merino_edge.design.score import MERINO, block_score
 from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import CPU_FORMATS
@@ -122,7 +122,7 @@ def test_layers_are_counted_as_blocks_cut_to_their_best(name):
     geometry = model(name).geometry
 
     def score(depths):
-        return sum(block_score(geometry.width, geometry.ffn_width, depth, False, INVERSE) for depth in depths)
+        return sum(block_score(geometry.width, geometry.ffn_width, depth, False, MERINO) for depth in depths)
 
     cuts = [(a, b - a, geometry.layers - b) for b in range(geometry.layers + 1) for a in range(b + 1)]
     best = max(score([depth for depth in cut if depth]) for cut in cuts)
@@ -134,7 +134,7 @@ def test_a_models_grouped_heads_count_as_ours_do():
     """A gated FFN does not: the score would count two matrices of three."""
     block = {"width": 128, "ffn_ratio": 2.0, "kv_heads": 1}
     ours = Architecture(blocks=[{**block, "depth": 3}, {**block, "depth": 2}], vocab=300, head_size=32, context=64)
-    scores = [block_score(128, 256, depth, False, INVERSE, kv_width=32) for depth in (3, 2)]
+    scores = [block_score(128, 256, depth, False, MERINO, kv_width=32) for depth in (3, 2)]
     assert existing_entropy(ours, 2) == pytest.approx(sum(scores))
 
 
