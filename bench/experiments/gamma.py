@@ -28,7 +28,7 @@ VOCAB, CONTEXT, HEAD = 1024, 128, 32
 FIRST_WIDTHS, STEP, MOST_DEPTH = (64, 96, 128, 160), 32, 12
 COUNT, LEAST_WEIGHTS, MOST_WEIGHTS = 20, 470_000, 530_000
 TRAIN_BYTES, VALID_BYTES = 6_000_000, 300_000
-READINGS = ("off", "literal", "inverse")
+READINGS = {"off": "merino-off", "literal": "merino-literal", "inverse": "merino"}  # of gamma -> the score's name
 BOOTSTRAPS = 10_000
 
 
@@ -85,7 +85,7 @@ def prepare(asked):
 
 def score(arch, gamma):
     """As a search adds it up."""
-    scoring = SCORES[gamma]
+    scoring = SCORES[READINGS[gamma]]
     return sum(block_score(block.width, block.ffn_width, block.depth, block.shared, scoring)
                for block in arch.blocks)  # fmt: skip
 

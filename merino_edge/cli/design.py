@@ -76,7 +76,7 @@ def design(
     steps: Annotated[int, typer.Option(help="evolution: mutations, T (ours; recalled: 100000)")] = 2_000_000,
     population: Annotated[int, typer.Option(help="evolution: decoders at most, M (recalled)")] = 512,
     parents: Annotated[int, typer.Option(help="evolution: decoders kept, K (recalled)")] = 64,
-    score: Annotated[str, typer.Option(help="parameters of the score: inverse, literal or off")] = "inverse",
+    score: Annotated[str, typer.Option(help="merino, merino-literal, merino-off, or measured")] = "merino",
     confidence: Confidence = CONFIDENCE,
     seed: Seed = 0,
     measure: Annotated[
@@ -85,7 +85,7 @@ def design(
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="write design.json there")] = None,
 ) -> None:
-    """Design the decoder of highest entropy within a board's budgets. Without a budget: the board's own."""
+    """Design the decoder of highest score within a board's budgets. Without a budget: the board's own."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.tables.design import print_design
     from merino_edge.cli.terminal import save, say, working
@@ -93,6 +93,7 @@ def design(
     from merino_edge.design.design_file import Design
     from merino_edge.design.designer import design as best_design
     from merino_edge.design.evolution import Effort
+    from merino_edge.design.law import MeasuredScoring
     from merino_edge.design.presets import PRESETS
     from merino_edge.design.score import score_named
     from merino_edge.design.space import FULL, GROUPED, kv_heads_named, spaced
@@ -112,11 +113,11 @@ def design(
     asked = formats_of(profile)[0] if precision is None else precision
     precisions = fast_formats(profile) if precision == "any" else words(asked)
     usual = FULL if preset else GROUPED
+    scoring = score_named(score)
     space = spaced(
         int(width_step.value), blocks, vocabs[0], None if head_size is None else int(head_size.value),
-        kv_heads_named(words(kv_heads)) if kv_heads else usual,
+        kv_heads_named(words(kv_heads)) if kv_heads else usual, padded=isinstance(scoring, MeasuredScoring),
     )  # fmt: skip
-    scoring = score_named(score)
     longest, tokens = default_lengths(profile, context, prompt)
     if preset is None:
         limits = with_board_defaults(limits, profile)

@@ -33,15 +33,15 @@ def bytes_per_token(vocab: int) -> float:
     return BYTES_PER_TOKEN[low] + part * (BYTES_PER_TOKEN[high] - BYTES_PER_TOKEN[low])
 
 
-def equivalent_parameters(precision: str) -> float:
+def equivalent_parameters(precision: str, exponent: float = LOSS_EXPONENT) -> float:
     """Share of its parameters with which a float32 model has the loss of this one in the format.
 
-    0.997 for int8, 0.890 for int4; 1 for a format whose perplexity was not measured.
+    0.997 for int8, 0.890 for int4 by Kaplan's exponent; 1 for a format whose perplexity was not measured.
     """
     full = math.log(PERPLEXITY["fp32"])
-    return (full / math.log(PERPLEXITY.get(precision, PERPLEXITY["fp32"]))) ** (1 / LOSS_EXPONENT)
+    return (full / math.log(PERPLEXITY.get(precision, PERPLEXITY["fp32"]))) ** (1 / exponent)
 
 
-def comparison_factor(vocab: int, precision: str) -> float:
-    """Comparison score per nat of entropy, in bytes of text per token."""
-    return bytes_per_token(vocab) * equivalent_parameters(precision)
+def comparison_factor(vocab: int, precision: str, exponent: float = LOSS_EXPONENT) -> float:
+    """Comparison score per unit of the score, in bytes of text per token. `exponent`: the measured law has its own."""
+    return bytes_per_token(vocab) * equivalent_parameters(precision, exponent)

@@ -45,7 +45,6 @@ class Space:
         """Every block of the space whose matrix rows can be cut into quantisation blocks."""
         return every_block(replace(self, vocab=2))
 
-
     def kv_heads_of(self, width: int) -> list[int]:
         """Heads of keys and values that a block of this width may have, fewest first."""
         heads = width // self.head_size
@@ -92,9 +91,12 @@ def kv_heads_named(words: Sequence[str]) -> tuple[int | None, ...]:
 
 
 def spaced(
-    step: int, blocks: int, vocab: int, head_size: int | None = None, kv_heads: tuple[int | None, ...] = GROUPED
+    step: int, blocks: int, vocab: int, head_size: int | None = None, kv_heads: tuple[int | None, ...] = GROUPED,
+    padded: bool = False,
 ) -> Space:
     """Widths from 64 to 1024 in steps of 64 or 32. Without a head size: 64 and 32 in turn, or 32 where steps need it.
+
+    `padded`: with it FFN ratios begin at 0.5.
 
     Raises MerinoError where heads do not divide the widths.
     """
@@ -103,5 +105,6 @@ def spaced(
     return Space(
         widths=tuple(range(64, 1025, step)), blocks=blocks, vocab=vocab,
         head_size=head_size or step, narrow_head_size=None if head_size else 32,
-        kv_heads=kv_heads,
+        kv_heads=kv_heads, padded=padded,
+        ffn_ratios=(0.5, *Space.ffn_ratios) if padded else Space.ffn_ratios,
     )  # fmt: skip

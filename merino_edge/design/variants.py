@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from merino_edge.design import exact
-from merino_edge.design.comparison import comparison_factor
+from merino_edge.design.comparison import LOSS_EXPONENT, comparison_factor
 from merino_edge.design.constraints import kept, leaves_residency, needs, regimes
 from merino_edge.design.encode import least, tabulate
 from merino_edge.design.exact import Answer
@@ -37,6 +37,7 @@ class Variant:
     space: Space
     model: CostModel
     regime: Regime | None = None  # None: any
+    exponent: float = LOSS_EXPONENT  # loss falls with the score to this power
 
     @property
     def precision(self) -> str:
@@ -44,8 +45,8 @@ class Variant:
 
     @property
     def factor(self) -> float:
-        """Comparison score per nat of entropy."""
-        return comparison_factor(self.space.vocab, self.precision)
+        """Comparison score per unit of the score."""
+        return comparison_factor(self.space.vocab, self.precision, self.exponent)
 
 
 class Found(NamedTuple):
@@ -68,14 +69,17 @@ class Found(NamedTuple):
 
 def combinations(
     space: Space, profile: DeviceProfile, shape: InferenceShape, vocabs: Sequence[int], precisions: Sequence[str],
-    confidence: float,
+    confidence: float, exponent: float = LOSS_EXPONENT,
 ) -> list[Variant]:
     """A variant per vocabulary and format; the largest vocabulary and the backend's preferred format first, since the
     first wins a tie."""
     if len(vocabs) * len(precisions) > MOST_VARIANTS:
         raise MerinoError(f"{len(vocabs)} vocabularies x {len(precisions)} formats: give at most {MOST_VARIANTS}")
     return [
-        Variant(replace(space, vocab=vocab), cost_model(profile, replace(shape, precision=precision), confidence))
+        Variant(
+            replace(space, vocab=vocab), cost_model(profile, replace(shape, precision=precision), confidence),
+            exponent=exponent,
+        )
         for precision in sorted(set(precisions), key=formats_of(profile).index)
         for vocab in sorted(set(vocabs), reverse=True)
     ]
