@@ -137,8 +137,8 @@ def drawing(panels):
                      f'<text x="{left}" y="20">{title}</text>')  # fmt: skip
         parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{"#c2410c" if near else "#1d4ed8"}"/>'
                   for a, b, near in zip(x, y, group, strict=True)]  # fmt: skip
-    parts.append(f'<text x="{gap}" y="{side + 52}">down: ln loss after 100 billion tokens, lowest at the bottom; across:'
-                 f' ln score, highest to the right. Red: about 100 M weights.</text></svg>')  # fmt: skip
+    parts.append(f'<text x="{gap}" y="{side + 52}">down: ln loss after 100 billion tokens, lowest at the bottom;'
+                 ' across: ln score, highest to the right. Red: about 100 M weights.</text></svg>')  # fmt: skip
     return "\n".join(parts) + "\n"
 
 
