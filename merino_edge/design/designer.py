@@ -54,6 +54,8 @@ def design(
     exact solver also bounds what evolution finds, so that either reports its gap. Raises MerinoError where no decoder
     fits, with the smallest limits that would do.
     """
+    if isinstance(scoring, MeasuredScoring):  # its programs have no weights between two widths
+        space = replace(space, padded=True)
     variants = open_variants(
         profile, space, context, prompt, vocabs or (space.vocab,),
         precisions or (precision or formats_of(profile)[0],), confidence, kv,
