@@ -8,6 +8,7 @@ import typer
 from merino_edge.cli.options import Backend, Context, Json, Prompt
 
 if TYPE_CHECKING:
+    from merino_edge.families.geometry import Geometry
     from merino_edge.prediction.cost_model import Predicted
     from merino_edge.profiles.profile import DeviceProfile
 
@@ -60,17 +61,15 @@ def score(
 
 
 def costs_of(
-    profile: "DeviceProfile", geometry: object, context: int | None, prompt: int | None
+    profile: "DeviceProfile", decoder: "Geometry", context: int | None, prompt: int | None
 ) -> "dict[str, Predicted]":
     """By weight format. Without a context the board's own, or the model's where that is shorter."""
     from merino_edge.design.designer import check_request
-    from merino_edge.families.geometry import Geometry
     from merino_edge.prediction.cost_model import cost_model
     from merino_edge.prediction.formats import formats_of
     from merino_edge.prediction.shape import InferenceShape, default_lengths
     from merino_runtime.errors import MerinoError
 
-    decoder: Geometry = geometry  # type: ignore[assignment]
     if context is not None and context > decoder.context:
         raise MerinoError(f"--context {context} is not allowed: {decoder.shape()} takes 2 to {decoder.context} tokens")
     longest, _ = default_lengths(profile, context, None)
