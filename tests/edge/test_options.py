@@ -47,7 +47,7 @@ CALLS = [
     ("flash", ["f.merino", *SSH], ["merino_edge.cli.flash.flash_boards"]),
     ("flash", ["f.merino", "--image", "i.img"], ["merino_edge.cli.flash.flash_card"]),
     ("check", ["embedded", "--tensorrt", "8.2"], ["merino_edge.export.tensorrt.check.check_bundle"]),
-    ("score", ["opt-125m", *PI], ["merino_edge.design.existing.every_score", "merino_edge.cli.score.costs_of"]),
+    ("score", ["opt-125m", *PI], ["merino_edge.cli.score.costs_of"]),
     ("compare", ["r.json", "r.json"], ["merino_edge.records.compare.compare_files"]),
     ("report", ["r.json", "--md"],
      ["merino_edge.storage.atomic.check_file", "merino_edge.records.reading.read_records"]),
@@ -77,7 +77,8 @@ DRIVEN_BY = {
     ("check", "--json"): "test_tensorrt_check.py", ("compare", "--json"): "test_compare.py",
     ("compare", "--fail-if-slower"): "test_compare.py", ("pack", "--json"): "test_pack.py",
     ("flash", "--json"): "test_delivery_ssh_flash.py", ("report", "--device"): "test_report.py",
-    ("report", "--md"): "test_report.py",
+    ("report", "--md"): "test_report.py", ("score", "--score"): "test_score_command.py",
+    ("score", "--json"): "test_score_command.py",
 }  # fmt: skip
 
 
