@@ -25,6 +25,7 @@ from merino_edge.prediction.limits import within
 
 SLACK = 2e-6  # twice HiGHS's feasibility tolerance: limits are lowered by it where a solution oversteps one
 UNIT = 1e6  # effective weights are counted in millions, so that HiGHS's tolerances fit
+LEVELS = 24  # of activations, in one integer program
 OPTIMAL, INFEASIBLE = 0, 2  # scipy's status
 
 
@@ -269,7 +270,8 @@ def solve_columns(
 ) -> tuple[list[int], int, int] | None:
     """The integer program -> options, first width, last width; None where it has no solution. Raises SolverError.
 
-    Columns: the layers and the blocks of each unshared shape, each shared option, the two widths. Layers as integers
+    Columns: the layers and the blocks of each unshared shape, each shared option, the two widths, and whether the worst
+    block's activations reach each of a few levels, between which `branches` decides. Layers as integers
     leave out the many ways to cut one run of equal layers into blocks, which binaries of options would try.
     """
     shapes: dict[int, list[int]] = {}  # shape -> its options
@@ -287,21 +289,29 @@ def solve_columns(
     equal = np.concatenate(
         [more, rows.equal[:, one] - more, rows.equal[:, shared], rows.equal[:, len(program.options) :]], axis=1
     )
-    eye, none = np.eye(kinds), np.zeros((kinds, len(shared) + widths))
+    reached, reserved = levels(program, node, np.concatenate([one, shared]))  # [K, kinds + shared], [R, K]
+    count = len(reached)
+    gap = np.zeros((len(upper) - len(reserved), count))
+    upper = np.concatenate([upper, np.concatenate([reserved, gap])], axis=1)
+    equal = np.concatenate([equal, np.zeros((len(equal), count))], axis=1)
+    peaks = np.concatenate(
+        [np.zeros((count, kinds)), reached, np.zeros((count, widths)), -program.blocks * np.eye(count)], axis=1
+    )
+    eye, none = np.eye(kinds), np.zeros((kinds, len(shared) + widths + count))
     depth = np.concatenate([
-        np.concatenate([eye, -deepest * eye, none], axis=1), np.concatenate([-eye, eye, none], axis=1),
+        np.concatenate([eye, -deepest * eye, none], axis=1), np.concatenate([-eye, eye, none], axis=1), peaks,
     ])  # fmt: skip
-    score = np.concatenate([program.unit[one], np.zeros(kinds), program.score[shared], np.zeros(widths)]) / UNIT
+    score = np.concatenate([program.unit[one], np.zeros(kinds), program.score[shared], np.zeros(widths + count)]) / UNIT
     right, exact = rows.right(program, node)
     most = min(node.most / UNIT, float(score.max(initial=0)) * node.layers * 2)
     constraints = [
-        LinearConstraint(csr_array(np.concatenate([upper, depth])), -np.inf, [*right, *[0] * 2 * kinds]),
+        LinearConstraint(csr_array(np.concatenate([upper, depth])), -np.inf, [*right, *[0] * len(depth)]),
         LinearConstraint(csr_array(equal), exact, exact),
         LinearConstraint(score[None], least / UNIT * (1 + ROUNDING), most),
     ]
     highest = np.concatenate([
         np.full(kinds, deepest * program.blocks), np.full(kinds + len(shared), program.blocks),
-        rows.ends(program, node),
+        rows.ends(program, node), np.ones(count),
     ])  # fmt: skip
     for presolve in (True, False):
         found = milp(
@@ -319,8 +329,24 @@ def solve_columns(
     for shape, layers, blocks in zip(shapes, counts, counts[kinds:], strict=False):
         base, rest = divmod(int(layers), max(1, int(blocks)))
         options += [program.place[shape, base + (block < rest)] for block in range(blocks)]
-    first, last = counts[2 * kinds + len(shared) :].reshape(2, -1).argmax(axis=1)
+    first, last = counts[2 * kinds + len(shared) :][:widths].reshape(2, -1).argmax(axis=1)
     return options, int(first), int(last)
+
+
+def levels(program: Program, node: Node, options: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each limit a few levels of activations above those reserved: which options reach each [K, O'], and by how much
+    the limits' reserve grows at it [R, K]."""
+    reached, reserved = [], []
+    for row, least in enumerate(node.peak):
+        above = np.unique(program.peak[row, options])
+        above = above[above > least]
+        if len(above) > LEVELS:
+            above = above[np.linspace(0, len(above) - 1, LEVELS).astype(int)]
+        reached += [program.peak[row, options] >= level for level in above]
+        growth = np.zeros((len(node.peak), len(above)))
+        growth[row] = np.diff(above, prepend=least)
+        reserved.append(growth)
+    return np.array(reached, float).reshape(-1, len(options)), np.concatenate(reserved, axis=1)
 
 
 def ordered(program: Program, options: list[int], first: int, last: int) -> list[int]:
