@@ -27,6 +27,7 @@ from merino_edge.cli.design import design
 from merino_edge.cli.export import export
 from merino_edge.cli.flash import flash
 from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Root, Ssh
+from merino_edge.cli.score import score
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
 from merino_runtime.errors import MerinoError
@@ -205,6 +206,7 @@ def bench(
 
 app.command()(flash)
 app.command()(check)
+app.command()(score)
 app.command()(cli_records.compare)
 app.command()(cli_records.report)
 app.command()(cli_deliver.keygen)

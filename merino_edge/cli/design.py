@@ -82,7 +82,9 @@ def design(
     ] = 2_000_000,
     population: Annotated[int, typer.Option(help="evolution: population size M (as recalled from the paper)")] = 512,
     parents: Annotated[int, typer.Option(help="evolution: number of parents K (as recalled from the paper)")] = 64,
-    score: Annotated[str, typer.Option(help="parameter set of the entropy score: inverse, literal or off")] = "inverse",
+    score: Annotated[
+        str, typer.Option(help="merino, merino-literal or merino-off (entropy); measured (law of published losses)")
+    ] = "merino",
     confidence: Confidence = CONFIDENCE,
     seed: Seed = 0,
     measure: Annotated[
@@ -91,7 +93,7 @@ def design(
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option("-o", help="output path of design.json")] = None,
 ) -> None:
-    """Design the decoder of highest entropy within the given budgets, by default the board's own."""
+    """Design the decoder of highest score within the given budgets, by default the board's own."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.design_tables import print_design
     from merino_edge.cli.terminal import save, say, working
@@ -99,6 +101,7 @@ def design(
     from merino_edge.design.design_file import Design
     from merino_edge.design.designer import design as best_design
     from merino_edge.design.evolution import Effort
+    from merino_edge.design.law import MeasuredScoring
     from merino_edge.design.presets import PRESETS
     from merino_edge.design.score import score_named
     from merino_edge.design.space import FULL, GROUPED, kv_heads_named, spaced
@@ -118,11 +121,11 @@ def design(
     asked = formats_of(profile)[0] if precision is None else precision
     precisions = fast_formats(profile) if precision == "any" else words(asked)
     usual = FULL if preset else GROUPED
+    scoring = score_named(score)
     space = spaced(
         int(width_step.value), blocks, vocabs[0], None if head_size is None else int(head_size.value),
-        kv_heads_named(words(kv_heads)) if kv_heads else usual,
+        kv_heads_named(words(kv_heads)) if kv_heads else usual, padded=isinstance(scoring, MeasuredScoring),
     )  # fmt: skip
-    scoring = score_named(score)
     longest, tokens = default_lengths(profile, context, prompt)
     if preset is None:
         limits = with_board_defaults(limits, profile)

@@ -11,13 +11,15 @@ from merino_edge.cli.tables import (
     interval_shown,
     on_backend,
     other_backends,
+    score_terms,
     show,
 )
 from merino_edge.cli.terminal import put
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
-from merino_edge.design.design_file import Design, Measured
+from merino_edge.design.design_file import Design, LossRatio, Measured, Ratio
+from merino_edge.design.existing import existing_score
 from merino_edge.design.pareto import Front
-from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict, existing_entropy, graph_options
+from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict, graph_options
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.zoo import model
@@ -39,6 +41,8 @@ def print_design(design: Design, profile: DeviceProfile, named: str | None = Non
     show(design_table(design, costs))
     if design.measured:
         put(measured_line(design.measured))
+    if design.loss_ratio:
+        put(loss_line(design.loss_ratio))
     put(f"{heads_line(design.architecture)}; {solver_line(design)}")
     if told := export_line(design, profile, named or profile.id):
         put(told)
@@ -71,7 +75,8 @@ def open_words(design: Design) -> str:
     if len(considered.vocab) * len(considered.precision) == 1:
         return ""
     vocabs, formats = ", ".join(map(str, considered.vocab)), ", ".join(considered.precision)
-    return f"\nopen: vocabulary {vocabs}; format {formats}; ranked by entropy x text per token x equivalent parameters"
+    name = score_terms(design.scoring).name
+    return f"\nopen: vocabulary {vocabs}; format {formats}; ranked by {name} x text per token x equivalent parameters"
 
 
 def design_table(design: Design, costs: CostModel) -> Table:
@@ -87,23 +92,37 @@ def design_table(design: Design, costs: CostModel) -> Table:
         if mine is not None and other is not None:
             interval = interval_shown(ours.interval(budget.name), ours.confidence)
             rows.append([budget.label, *ratio_cells(mine, other, budget.unit, interval)])
-    opt = existing_entropy(reference, len(arch.blocks), design.scoring)
+    opt = existing_score(reference, len(arch.blocks), design.scoring)
     assert opt is not None
+    terms = score_terms(design.scoring)
     rows += [
         ["weights", *ratio_cells(ours.weight_bytes / BYTES_PER_MB, theirs.weight_bytes / BYTES_PER_MB, "MB")],
         [
             f"KV cache at {arch.context} tokens",
             *ratio_cells(ours.kv_bytes / BYTES_PER_MB, theirs.kv_bytes / BYTES_PER_MB, "MB"),
         ],
-        ["entropy (weighted nats)", f"{design.entropy:,.0f}", f"{opt:,.0f}", f"{opt / design.entropy:.2f}x"],
+        [terms.row, terms.amount(design.entropy), terms.amount(opt), f"{opt / design.entropy:.2f}x"],
     ]
     return Table(
         columns=[Column("", left=True, wraps=True), Column("this design", wraps=True), Column("OPT-350M"),
                  Column("OPT-350M / design")],
         rows=rows,
         title=f"Design for {on_backend(profile, profile.name)}, predicted from {ours.provenance} coefficients",
-        below=[f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}", SHAPE, ENTROPY],
+        below=[f"{arch.shape()}; vocabulary {arch.vocab}, {design.precision}", SHAPE, terms.meaning],
     )  # fmt: skip
+
+
+def loss_line(found: LossRatio) -> str:
+    """What the score means for the loss."""
+    def words(ratio: Ratio) -> str:
+        return f"{ratio.value:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]"
+
+    uniform = "no plain uniform decoder keeps these budgets" if found.uniform is None else (
+        f"{words(found.uniform)} of the best plain uniform decoder's within the same budgets")  # fmt: skip
+    return (
+        f"predicted loss, equal training: {words(found.opt_350m)} of OPT-350M's geometry, {uniform}; 95 % interval"
+        " of the law's exponent"
+    )
 
 
 def measured_line(measured: Measured) -> str:
@@ -126,7 +145,7 @@ def solver_line(design: Design) -> str:
     solver = design.solver
     below = solver.gap / (1 + solver.gap)  # the gap is a share of what was found, and may be above 1
     if solver.gap < 1e-6:
-        most = "comparison score" if open_words(design) else "entropy"
+        most = "comparison score" if open_words(design) else score_terms(design.scoring).name
         rescaled = f"the rescaled budgets: {options_line(design.searched)}"
         budgets = "these budgets" if design.searched == design.budget else rescaled
         proof = f"proved: no decoder of the space has more {most} within {budgets}"

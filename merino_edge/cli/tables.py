@@ -4,10 +4,12 @@ tables of boards.
 What must not be cut never is: a column wraps only at spaces, and only where it is said to. Columns of lesser worth are
 left out before that is not enough, and a line says which."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from merino_edge.cli.terminal import console
+from merino_edge.design.law import MeasuredScoring
+from merino_edge.design.score import Scoring
 from merino_edge.prediction.cost_model import CostModel
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, Interval, factors, percent
 from merino_edge.profiles.coefficients import Facts, LatencyError
@@ -140,6 +142,26 @@ SHAPE = (
     " layers share their weights"
 )
 ENTROPY = "entropy: what the search maximises, in nats of randomly drawn layers, weighted: see docs/search.md"
+LAW = (
+    "effective weights x effectiveness: twice as much is 2^-alpha of the loss, by a law measured on published decoders:"
+    " see docs/search.md"
+)
+
+
+class ScoreTerms(NamedTuple):
+    """How a score is spoken of: in a sentence, in a row of a table, its amounts, what it means."""
+
+    name: str
+    row: str
+    amount: Callable[[float], str]
+    meaning: str
+
+
+def score_terms(scoring: Scoring) -> ScoreTerms:
+    if isinstance(scoring, MeasuredScoring):
+        name = "effective weights x effectiveness"
+        return ScoreTerms(name, name, lambda value: f"{value / 1e6:,.1f} M", LAW)
+    return ScoreTerms("entropy", "entropy (weighted nats)", lambda value: f"{value:,.0f}", ENTROPY)
 
 
 def on_backend(profile: DeviceProfile, name: str) -> str:

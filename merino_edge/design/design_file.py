@@ -56,6 +56,22 @@ class Considered(Strict):
     precision: list[str]
 
 
+class Ratio(Strict):
+    """Predicted loss of the design over that of another decoder; low, high: at the ends of alpha's interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class LossRatio(Strict):
+    """By the measured law. `uniform`: the best decoder of one width, FFN ratio and number of KV heads, without shared
+    weights, within the same limits; None where none fits."""
+
+    opt_350m: Ratio
+    uniform: Ratio | None
+
+
 class Measured(Strict):
     """On the machine at hand, with random weights; `designs`: how many were measured to find this one."""
 
@@ -80,8 +96,9 @@ class Design(Strict):
     searched: dict[str, float]  # the limits that the proof holds for; other than `budget` only by --measure
     predicted: Predicted
     measured: Measured | None = None  # by `design --measure`
-    entropy: float
+    entropy: float  # the score, in its unit
     scoring: Scoring
+    loss_ratio: LossRatio | None = None  # by the measured law alone
     considered: Considered
     solver: Solver
 

@@ -3,17 +3,21 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from merino_edge.design import evolution, exact
+from merino_edge.design import by_depth, evolution, exact
 from merino_edge.design.budgets import known
-from merino_edge.design.design_file import Considered, Design, Solver, SolverName
+from merino_edge.design.design_file import Considered, Design, LossRatio, Ratio, Solver, SolverName
 from merino_edge.design.encode import architecture
 from merino_edge.design.evolution import Effort
 from merino_edge.design.exact import Answer
+from merino_edge.design.existing import BLOCKS, existing_score
+from merino_edge.design.law import CONSTANTS, MeasuredScoring
 from merino_edge.design.program import Program
-from merino_edge.design.score import INVERSE, Scoring
+from merino_edge.design.score import MERINO, Scoring
 from merino_edge.design.space import Space
-from merino_edge.design.variants import Variant, combinations, search
+from merino_edge.design.variants import LOSS_EXPONENT, Variant, combinations, encode_all, search
+from merino_edge.families.zoo import model
 from merino_edge.prediction.formats import cache_needs, formats_of, has_cache, is_predicted
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape
@@ -35,11 +39,11 @@ def design(
     solver: SolverName = "exact",
     effort: Effort = Effort(),  # noqa: B008 - frozen
     seed: int = 0,
-    scoring: Scoring = INVERSE,
+    scoring: Scoring = MERINO,
     confidence: float = DEFAULT_CONFIDENCE,
     progress: Callable[[int], None] | None = None,
 ) -> Design:
-    """The decoder of most entropy in `space` within `limits` (`budgets`) on the board, at the costs of its backend.
+    """The decoder of highest score in `space` within `limits` (`budgets`) on the board, at the costs of its backend.
 
     Where the board was calibrated, the upper bound of each latency's interval at `confidence` keeps its limit.
 
@@ -49,9 +53,12 @@ def design(
     exact solver also bounds what evolution finds, so that either reports its gap. Raises MerinoError where no decoder
     fits, with the smallest limits that would do.
     """
+    if isinstance(scoring, MeasuredScoring):  # its programs have no weights between two widths
+        space = replace(space, padded=True)
     variants = open_variants(
         profile, space, context, prompt, vocabs or (space.vocab,),
         precisions or (precision or formats_of(profile)[0],), confidence, kv,
+        scoring,
     )  # fmt: skip
     limits = known(limits)
     started = time.perf_counter()
@@ -79,6 +86,7 @@ def design(
         predicted=variant.model.predict(arch.operators, limits),
         entropy=entropy,
         scoring=scoring,
+        loss_ratio=loss_ratio(entropy, variant, limits, scoring) if isinstance(scoring, MeasuredScoring) else None,
         considered=Considered(
             vocab=sorted({each.space.vocab for each in variants}),
             precision=sorted({each.precision for each in variants}, key=formats_of(profile).index),
@@ -89,7 +97,7 @@ def design(
 
 def open_variants(
     profile: DeviceProfile, space: Space, context: int, prompt: int, vocabs: Sequence[int],
-    precisions: Sequence[str], confidence: float, kv: str | None = None,
+    precisions: Sequence[str], confidence: float, kv: str | None = None, scoring: Scoring = MERINO,
 ) -> list[Variant]:
     """Every combination of what was left open, or one MerinoError about a request that cannot be met."""
     for precision in precisions:
@@ -102,7 +110,24 @@ def open_variants(
         counts = ", ".join(str(count) for count in space.kv_heads)
         raise MerinoError(f"--kv-heads {counts}: no block has a multiple of so many heads, give fewer, or heads of 32")
     shape = InferenceShape(precisions[0], context, prompt, kv)
-    return combinations(space, profile, shape, vocabs, precisions, confidence)
+    exponent = scoring.alpha if isinstance(scoring, MeasuredScoring) else LOSS_EXPONENT
+    return combinations(space, profile, shape, vocabs, precisions, confidence, exponent)
+
+
+def loss_ratio(score: float, variant: Variant, limits: Mapping[str, float], scoring: MeasuredScoring) -> LossRatio:
+    """What a score of the measured law means: predicted loss beside other decoders'."""
+    alpha = CONSTANTS["alpha"]
+
+    def ratio(other: float) -> Ratio:
+        ends = [(score / other) ** -exponent for exponent in (alpha.low or alpha.value, alpha.high or alpha.value)]
+        return Ratio(value=(score / other) ** -scoring.alpha, low=min(ends), high=max(ends))
+
+    anywhere = replace(variant, regime=None)
+    uniform = [found.score for _, program in encode_all([anywhere], limits, scoring)
+               for found in by_depth.uniform(program)]  # fmt: skip
+    opt = existing_score(model("opt-350m").geometry, BLOCKS, scoring)
+    assert opt is not None
+    return LossRatio(opt_350m=ratio(opt), uniform=ratio(max(uniform)) if uniform else None)
 
 
 def relative_gap(score: float, bound: float) -> float:

@@ -12,8 +12,9 @@ import numpy as np
 
 from merino_edge.design.budgets import Term, broken, refusal, require_predictable
 from merino_edge.design.constraints import constraints, leaves_residency, needs
+from merino_edge.design.law import MeasuredScoring
 from merino_edge.design.program import Program, scaled, smallest_choice
-from merino_edge.design.score import Scoring, block_score
+from merino_edge.design.score import Scoring, block_amount, layer_amount
 from merino_edge.design.space import Space
 from merino_edge.families.designed import (
     Architecture,
@@ -53,7 +54,8 @@ def tabulate(
     """The program in the budgets' units, whether or not a decoder fits."""
     require_predictable(limits, model.profile)
     asked = constraints(limits, model, regime, space.largest_table)
-    options, score = scored_options(replace(space, vocab=2), scoring)
+    options, score, unit = scored_options(replace(space, vocab=2), scoring)
+    law = scoring if isinstance(scoring, MeasuredScoring) else None
     position = {width: index for index, width in enumerate(space.widths)}
     use, peak, step, ends = cost_tables(space, tuple(each.term for each in asked), model, regime)
     widths = np.array(space.widths)
@@ -62,9 +64,13 @@ def tabulate(
         width=np.array([position[block.width] for block in options]),
         score=score,
         use=use, step=step, ends=ends, peak=peak,
-        allowed=(widths[:, None] <= widths) & (widths <= space.growth * widths[:, None]),
+        allowed=((law is not None) | (widths[:, None] <= widths)) & (widths <= space.growth * widths[:, None]),
         constraints=asked,
         blocks=space.blocks,
+        layers=np.array([block.depth for block in options]),
+        shared=np.array([block.shared for block in options]),
+        unit=unit,
+        law=law,
     )  # fmt: skip
 
 
@@ -112,6 +118,9 @@ def body_tables(
     peak = has_peak * np.array([model.activation_mb(ops) for ops in layers.first])[layers.of]
     step, back = np.zeros((2, len(terms), len(space.widths), len(space.widths)))
     savings = [saved(width) for width in space.widths]
+    if space.padded:  # a change of width costs so little that each block is counted with the dearest
+        dearest = total(list(transition_operators(min(space.widths), max(space.widths), padded=True)))
+        return use, peak, step, (space.blocks * dearest - np.array(savings)).T[:, None, :] + back
     for row, low in enumerate(space.widths):
         for column, high in enumerate(space.widths):
             if low <= high <= space.growth * low:
@@ -157,13 +166,14 @@ def layers_of(space: Space) -> Layers:
 
 
 @lru_cache(maxsize=8)
-def scored_options(space: Space, scoring: Scoring) -> tuple[tuple[Block, ...], np.ndarray]:
-    """The options and their scores [O], which depend on no cost."""
+def scored_options(space: Space, scoring: Scoring) -> tuple[tuple[Block, ...], np.ndarray, np.ndarray]:
+    """The options, their scores and those of one layer of each [O], which depend on no cost."""
     options = space.options()
-    return options, np.array([
-        block_score(b.width, b.ffn_width, b.depth, b.shared, scoring, kv_width=b.kv_width(space.head_size))
-        for b in options
-    ])
+    return (
+        options,
+        np.array([block_amount(block, space.head_size, scoring) for block in options]),
+        np.array([layer_amount(block, space.head_size, scoring) for block in options]),
+    )
 
 
 def architecture(space: Space, program: Program, choice: Sequence[int], context: int) -> Architecture:
@@ -172,4 +182,5 @@ def architecture(space: Space, program: Program, choice: Sequence[int], context:
         vocab=space.vocab,
         head_size=space.head_size,
         context=context,
+        width_change="padding" if space.padded else "projection",
     )

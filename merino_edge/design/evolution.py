@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from merino_edge.design.law import even, law_score
 from merino_edge.design.program import Program, Solution, smallest_choice
 from merino_edge.prediction.limits import most_within
 from merino_runtime.errors import MerinoError
@@ -110,16 +111,21 @@ def fast_score(program: Program) -> Callable[[Choice], float | None]:
     step, ends = program.step.tolist(), program.ends.tolist()  # [R][W][W]
     allowed = program.allowed.tolist()  # [W][W]
     rows, most = range(len(program.constraints)), most_within(1.0)
+    law, layers, unit = program.law, program.layers.tolist(), program.unit.tolist()
 
     def score(choice: Choice) -> float | None:
         widths = [width[index] for index in choice]
-        if not allowed[widths[0]][widths[-1]] or widths != sorted(widths):
+        if not all(allowed[widths[0]][other] for other in widths) or not (law or widths == sorted(widths)):
             return None
         for row in rows:
             share = sum(use[index][row] for index in choice) + max(peak[index][row] for index in choice)
             share += sum(step[row][a][b] for a, b in zip(widths, widths[1:], strict=False))
             if share + ends[row][widths[0]][widths[-1]] > most:
                 return None
-        return sum(scores[index] for index in choice)
+        amount = sum(scores[index] for index in choice)
+        if law is None:
+            return amount
+        depth = sum(layers[index] for index in choice)
+        return law_score(amount, depth, law) if even(amount, depth, (unit[index] for index in choice)) else None
 
     return score

@@ -8,39 +8,17 @@ Ours (the paper searches by evolution only).
 
 import math
 from itertools import combinations_with_replacement
-from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp, minimize
 
-from merino_edge.design.program import Program, Solution, smallest_choice
+from merino_edge.design import by_depth
+from merino_edge.design.program import ROUNDING, Answer, Program, Solution, SolverError, smallest_choice
 from merino_edge.prediction.limits import within
 
 SLACK = 2e-6  # twice HiGHS's feasibility tolerance: the limit is lowered by it where a solution oversteps the limit
-ROUNDING = 1e-9  # relative: a score this much above another is the same
 NEAR = 0.02  # of the highest bound: options that cost it less are tried first, for a good decoder to begin with
 OPTIMAL, INFEASIBLE = 0, 2  # milp's status; 1, 3 and 4 (a limit, unbounded, other) prove nothing
-
-
-class SolverError(Exception):
-    """HiGHS neither found an optimum nor proved that there is none."""
-
-
-class Answer(NamedTuple):
-    """What a solver says of a program and a floor.
-
-    Attributes:
-        solution: the best decoder found that scores more than the floor; None where none was found.
-        bound: no decoder of the program scores more than this or the floor.
-    """
-
-    solution: Solution | None
-    bound: float
-
-    @property
-    def proved(self) -> bool:
-        """Whether the solution is known to be optimal."""
-        return self.solution is not None and self.bound <= self.solution.score * (1 + ROUNDING)
 
 
 def improve(program: Program, floor: float = -math.inf) -> Answer:
@@ -50,6 +28,8 @@ def improve(program: Program, floor: float = -math.inf) -> Answer:
     some constraints and keeps the others is optimal under all. Each constraint left out makes more options comparable
     (`undominated`), so the programs stay small.
     """
+    if program.law:
+        return by_depth.improve(program, floor)
     rows: list[int] = []
     limit = 1.0
     while True:
@@ -68,6 +48,8 @@ def improve(program: Program, floor: float = -math.inf) -> Answer:
 
 def upper_bound(program: Program) -> float:
     """A score that no decoder exceeds, by the relaxation alone: a tenth of the time that the optimum takes."""
+    if program.law:
+        return by_depth.upper_bound(program)
     sequences = width_sequences(program)
     bounds, _ = upper_bounds(program, sequences, 1 - fixed_shares(program, sequences))
     return float(bounds.max())

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from merino_edge.design import exact
 from merino_edge.design.encode import architecture, encode
-from merino_edge.design.score import INVERSE
+from merino_edge.design.score import MERINO
 from merino_edge.design.space import FULL, Space
 from merino_edge.families.operators import flops, params
 from merino_edge.prediction.cost_model import cost_model
@@ -45,7 +45,7 @@ def table() -> str:
     ]
     for name, preset in PRESETS.items():
         space, shape = Space(kv_heads=FULL), InferenceShape("fp32", CONTEXT, CONTEXT // 2)
-        program = encode(space, preset.limits, cost_model(load_profile("raspberry-pi-4"), shape), INVERSE)
+        program = encode(space, preset.limits, cost_model(load_profile("raspberry-pi-4"), shape), MERINO)
         found = exact.improve(program).solution
         assert found is not None
         arch = architecture(space, program, found.choice, CONTEXT)

@@ -7,13 +7,18 @@ is the one maximum. So a `Program` is a handful of arrays, and a solver knows no
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from merino_edge.design.constraints import Constraint
+from merino_edge.design.law import MeasuredScoring, law_score
 from merino_edge.design.space import size
 from merino_edge.families.designed import Block
+from merino_edge.prediction.limits import within
+
+ROUNDING = 1e-9  # relative: a score this much above another is the same
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,11 @@ class Program:
         peak: share that the worst block alone takes: activations, in a limit on memory. [R, O]
         constraints: [R]
         blocks: options in one decoder.
+        layers: of each option, repeated uses counted. [O]
+        shared: whether an option's layers share their weights. [O]
+        unit: score of one layer. [O]
+        law: where it is given, the score is the law's of the sums of `score` and `layers`, widths may shrink, and
+            `allowed` is asked of the first width and each other one.
     """
 
     options: tuple[Block, ...]
@@ -44,6 +54,26 @@ class Program:
     peak: np.ndarray
     constraints: tuple[Constraint, ...]
     blocks: int
+    layers: np.ndarray
+    shared: np.ndarray
+    unit: np.ndarray
+    law: MeasuredScoring | None
+
+    @cached_property
+    def shape(self) -> np.ndarray:
+        """A number for each width, FFN ratio and number of KV heads. [O]"""
+        shapes: dict[tuple, int] = {}
+        return np.array([
+            shapes.setdefault((block.width, block.ffn_ratio, block.kv_heads), len(shapes)) for block in self.options
+        ])
+
+    @cached_property
+    def place(self) -> dict[tuple[int, int], int]:
+        """The unshared option of a shape and a number of layers."""
+        return {
+            (int(shape), block.depth): index
+            for index, (shape, block) in enumerate(zip(self.shape, self.options, strict=True)) if not block.shared
+        }  # fmt: skip
 
     def evaluate(self, choice: Sequence[int]) -> tuple[float, np.ndarray]:
         """(score, share of each constraint [R]) of one option per block."""
@@ -51,7 +81,12 @@ class Program:
         widths = self.width[picked]
         share = self.use[:, picked].sum(axis=1) + self.peak[:, picked].max(axis=1)
         share = share + self.step[:, widths[:-1], widths[1:]].sum(axis=1) + self.ends[:, widths[0], widths[-1]]
-        return float(self.score[picked].sum()), share
+        amount = float(self.score[picked].sum())
+        return (law_score(amount, float(self.layers[picked].sum()), self.law) if self.law else amount), share
+
+    def fits(self, choice: Sequence[int]) -> bool:
+        """Whether it keeps all constraints, as `Program` in shares knows them."""
+        return all(within(each, 1.0) for each in self.evaluate(choice)[1])
 
     def solution(self, choice: Sequence[int]) -> "Solution":
         return Solution(tuple(choice), self.evaluate(choice)[0])
@@ -76,6 +111,9 @@ class Program:
             score=self.score[keep],
             use=self.use[:, keep],
             peak=self.peak[:, keep],
+            layers=self.layers[keep],
+            shared=self.shared[keep],
+            unit=self.unit[keep],
         )
 
 
@@ -102,3 +140,24 @@ def scaled(program: Program) -> Program:
         ends=program.ends / room[:, None, None],
         peak=program.peak / room[:, None],
     )
+
+
+class SolverError(Exception):
+    """HiGHS neither found an optimum nor proved that there is none."""
+
+
+class Answer(NamedTuple):
+    """What a solver says of a program and a floor.
+
+    Attributes:
+        solution: the best decoder found that scores more than the floor; None where none was found.
+        bound: no decoder of the program scores more than this or the floor.
+    """
+
+    solution: Solution | None
+    bound: float
+
+    @property
+    def proved(self) -> bool:
+        """Whether the solution is known to be optimal."""
+        return self.solution is not None and self.bound <= self.solution.score * (1 + ROUNDING)

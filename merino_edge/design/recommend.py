@@ -12,9 +12,9 @@ from typing import Any
 from merino_edge.design.budgets import requested, require_predictable, shares_over
 from merino_edge.design.design_file import Design
 from merino_edge.design.designer import check_request, design
-from merino_edge.design.score import INVERSE, Scoring, block_score
+from merino_edge.design.existing import existing_score
+from merino_edge.design.score import MERINO
 from merino_edge.design.space import Space
-from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
@@ -168,7 +168,7 @@ def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float],
         over = shares_over(limits, predicted)
         verdicts.append(Verdict(precision, predicted, over, refused_words(each.profile, precision)))
     long_enough = model.geometry.context >= costs[0].shape.context
-    return Candidate(model, existing_entropy(model.geometry, blocks), long_enough, tuple(verdicts))
+    return Candidate(model, existing_score(model.geometry, blocks, MERINO), long_enough, tuple(verdicts))
 
 
 def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> Ours:
@@ -206,36 +206,6 @@ def export_command(candidate: Candidate, context: int, graph: str, kv: str | Non
     if kv and "portable" not in graph:
         graph += f" --kv {kv}"
     return f"merino-edge export {name} --precision {precision}{graph} --context {context} -o {name}-{precision}"
-
-
-def existing_entropy(geometry: Geometry, blocks: int, scoring: Scoring = INVERSE) -> float | None:
-    """The search's score of a decoder of equal layers, in weighted nats; None where it has other matrices than ours.
-
-    Its layers are counted as `blocks` blocks of equal depth, as many as our decoders have: of all ways to cut them the
-    one of highest score. Grouped heads have the entropy of narrower keys and values, as in our decoders. A gated FFN
-    has a third matrix, which the score does not know, and such layers have none.
-    """
-    layers = geometry.layer_shapes
-    if not has_our_matrices(geometry):
-        return None
-    kv_heads, head_size = geometry.kv_layers[0]
-    whole, rest = divmod(len(layers), blocks)
-    depths = [whole + (block < rest) for block in range(blocks)]
-    return sum(
-        block_score(layers[0].width, layers[0].ffn_width, depth, False, scoring, kv_width=kv_heads * head_size)
-        for depth in depths if depth
-    )  # fmt: skip
-
-
-def has_our_matrices(geometry: Geometry) -> bool:
-    """Whether its layers have as many elements of matrices as ours of the same widths and heads."""
-    ours = sum(
-        2 * layer.width * (layer.width + heads * size + layer.ffn_width)
-        for layer, (heads, size) in zip(geometry.layer_shapes, geometry.kv_layers, strict=True)
-    )
-    width, embedded = geometry.layer_shapes[0].width, geometry.embed_width
-    beside = 2 * width * embedded if width != embedded else 0
-    return sum(op.matrix for op in geometry.operators if op.kind == "linear") == ours + beside
 
 
 def ranked(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

@@ -1,23 +1,27 @@
-"""The score that a search maximises: entropy of a block, weighted, times its effectiveness. Named parameter sets.
+"""The scores that a search maximises, by name: the measured law (`law`), and MeRino's entropy times effectiveness.
 
+`measured` is the default. `merino`, `merino-literal` and `merino-off` are the paper's, in three readings of its gamma.
 Known (MeRino, arXiv 2403.07921): entropy is weighted between attention and FFN and multiplied by an effectiveness that
 depends on depth over width. Recalled, not confirmed: the formula of a layer, the weights 0.6 and 0.4, beta 1/16. Ours:
-eps 1, the reading `inverse` of the effectiveness, and the preference for own weights in a tie.
+eps 1, the reading `inverse` of the effectiveness, and the preference for unshared weights in a tie.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from merino_edge.design.entropy import linear_entropy
+from merino_edge.design.law import MeasuredScoring, law_score, layer_weights, worth
+from merino_edge.families.designed import Block
 from merino_runtime.errors import MerinoError
 
 Gamma = Literal["off", "literal", "inverse"]
 Weight = Annotated[float, Field(ge=0, le=1000)]
 
 
-class Scoring(BaseModel):
-    """Parameters of the score; they stand in design.json.
+class MerinoScoring(BaseModel):
+    """Parameters of the paper's score; they stand in design.json.
 
     Attributes:
         name: of the parameter set.
@@ -47,12 +51,14 @@ class Scoring(BaseModel):
         return self
 
 
-INVERSE = Scoring(
-    name="inverse", gamma="inverse", attention_weight=0.6, ffn_weight=0.4, eps=1.0, beta=1 / 16, shared_discount=1e-4
+MEASURED = MeasuredScoring()
+MERINO = MerinoScoring(
+    name="merino", gamma="inverse", attention_weight=0.6, ffn_weight=0.4, eps=1.0, beta=1 / 16, shared_discount=1e-4
 )
-LITERAL = INVERSE.model_copy(update={"name": "literal", "gamma": "literal"})
-OFF = INVERSE.model_copy(update={"name": "off", "gamma": "off"})
-SCORES = {scoring.name: scoring for scoring in (INVERSE, LITERAL, OFF)}
+LITERAL = MERINO.model_copy(update={"name": "merino-literal", "gamma": "literal"})
+OFF = MERINO.model_copy(update={"name": "merino-off", "gamma": "off"})
+Scoring = MeasuredScoring | MerinoScoring
+SCORES: dict[str, Scoring] = {scoring.name: scoring for scoring in (MEASURED, MERINO, LITERAL, OFF)}
 
 
 def score_named(name: str) -> Scoring:
@@ -62,7 +68,32 @@ def score_named(name: str) -> Scoring:
     return SCORES[name]
 
 
-def effectiveness_loss(width: int, depth: int, scoring: Scoring) -> float:
+def block_amount(block: Block, head_size: int, scoring: Scoring) -> float:
+    """What a block adds: to the score of the paper's, to the effective weights of the measured law."""
+    if isinstance(scoring, MeasuredScoring):
+        return worth(block.depth, block.shared, scoring) * layer_amount(block, head_size, scoring)
+    return block_score(
+        block.width, block.ffn_width, block.depth, block.shared, scoring, kv_width=block.kv_width(head_size)
+    )
+
+
+def layer_amount(block: Block, head_size: int, scoring: Scoring) -> float:
+    """What one layer of a block adds by itself."""
+    if isinstance(scoring, MeasuredScoring):
+        return layer_weights(block.width, block.ffn_width, block.kv_width(head_size), scoring)
+    return block_score(block.width, block.ffn_width, 1, False, scoring, kv_width=block.kv_width(head_size))
+
+
+def total_score(blocks: Iterable[Block], head_size: int, scoring: Scoring) -> float:
+    """The score of a decoder."""
+    blocks = list(blocks)
+    amount = sum(block_amount(block, head_size, scoring) for block in blocks)
+    if isinstance(scoring, MeasuredScoring):
+        return law_score(amount, sum(block.depth for block in blocks), scoring)
+    return amount
+
+
+def effectiveness_loss(width: int, depth: int, scoring: MerinoScoring) -> float:
     """gamma in [0, 1]: the share of a block's entropy that its depth makes hard to train."""
     if scoring.gamma == "off":
         return 0.0
@@ -72,7 +103,7 @@ def effectiveness_loss(width: int, depth: int, scoring: Scoring) -> float:
 
 
 def block_score(
-    width: int, ffn_width: int, depth: int, shared: bool, scoring: Scoring, *, kv_width: int | None = None
+    width: int, ffn_width: int, depth: int, shared: bool, scoring: MerinoScoring, *, kv_width: int | None = None
 ) -> float:
     """(1 - gamma) L (a1 H_attention + a2 H_FFN), in weighted nats.
 

@@ -26,6 +26,8 @@ class Space:
     `narrow_head_size`: head size where the result has a narrow block; None: `head_size` everywhere.
     `kv_heads` (ours): KV heads that a block may have; None stands for as many as query heads. A
     count that does not divide a block's heads is no option of it.
+    `padded`: a change of width pads or drops channels of the residual, which takes no weights, so widths may shrink
+    too, and `growth` bounds each width by the first. Else it is a learned projection, and widths never shrink.
     """
 
     widths: tuple[int, ...] = tuple(range(64, 1025, 64))
@@ -37,11 +39,11 @@ class Space:
     head_size: int = 64
     narrow_head_size: int | None = 32
     kv_heads: tuple[int | None, ...] = GROUPED
+    padded: bool = False
 
     def options(self) -> tuple[Block, ...]:
         """Every block of the space whose matrix rows can be cut into quantisation blocks."""
         return every_block(replace(self, vocab=2))
-
 
     def kv_heads_of(self, width: int) -> list[int]:
         """The numbers of KV heads that a block of this width may have, fewest first."""
@@ -89,9 +91,12 @@ def kv_heads_named(words: Sequence[str]) -> tuple[int | None, ...]:
 
 
 def spaced(
-    step: int, blocks: int, vocab: int, head_size: int | None = None, kv_heads: tuple[int | None, ...] = GROUPED
+    step: int, blocks: int, vocab: int, head_size: int | None = None, kv_heads: tuple[int | None, ...] = GROUPED,
+    padded: bool = False,
 ) -> Space:
     """Widths from 64 to 1024 in steps of 64 or 32. Without a head size: 64 and 32 in turn, or 32 where steps need it.
+
+    `padded`: with it FFN ratios begin at 0.5.
 
     Raises MerinoError where heads do not divide the widths.
     """
@@ -100,5 +105,6 @@ def spaced(
     return Space(
         widths=tuple(range(64, 1025, step)), blocks=blocks, vocab=vocab,
         head_size=head_size or step, narrow_head_size=None if head_size else 32,
-        kv_heads=kv_heads,
+        kv_heads=kv_heads, padded=padded,
+        ffn_ratios=(0.5, *Space.ffn_ratios) if padded else Space.ffn_ratios,
     )  # fmt: skip

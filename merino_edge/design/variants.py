@@ -57,18 +57,18 @@ def bytes_per_token(vocab: int) -> float:
     return BYTES_PER_TOKEN[low] + part * (BYTES_PER_TOKEN[high] - BYTES_PER_TOKEN[low])
 
 
-def equivalent_parameters(precision: str) -> float:
+def equivalent_parameters(precision: str, exponent: float = LOSS_EXPONENT) -> float:
     """Share of its parameters with which a float32 model has the loss of this one in the format.
 
     0.997 for int8, 0.890 for int4; 1 for a format whose perplexity was not measured.
     """
     full = math.log(PERPLEXITY["fp32"])
-    return (full / math.log(PERPLEXITY.get(precision, PERPLEXITY["fp32"]))) ** (1 / LOSS_EXPONENT)
+    return (full / math.log(PERPLEXITY.get(precision, PERPLEXITY["fp32"]))) ** (1 / exponent)
 
 
-def comparison_factor(vocab: int, precision: str) -> float:
-    """Comparison score per nat of entropy, in bytes of text per token."""
-    return bytes_per_token(vocab) * equivalent_parameters(precision)
+def comparison_factor(vocab: int, precision: str, exponent: float = LOSS_EXPONENT) -> float:
+    """Comparison score per unit of the score, in bytes of text per token. `exponent`: the measured law has its own."""
+    return bytes_per_token(vocab) * equivalent_parameters(precision, exponent)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Variant:
     space: Space
     model: CostModel
     regime: Regime | None = None  # None: any
+    exponent: float = LOSS_EXPONENT  # loss falls with the score to this power
 
     @property
     def precision(self) -> str:
@@ -85,8 +86,8 @@ class Variant:
 
     @property
     def factor(self) -> float:
-        """Comparison score per nat of entropy."""
-        return comparison_factor(self.space.vocab, self.precision)
+        """Comparison score per unit of the score."""
+        return comparison_factor(self.space.vocab, self.precision, self.exponent)
 
 
 class Found(NamedTuple):
@@ -109,14 +110,17 @@ class Found(NamedTuple):
 
 def combinations(
     space: Space, profile: DeviceProfile, shape: InferenceShape, vocabs: Sequence[int], precisions: Sequence[str],
-    confidence: float,
+    confidence: float, exponent: float = LOSS_EXPONENT,
 ) -> list[Variant]:
     """A variant per vocabulary and format; the largest vocabulary and the backend's preferred format first, since the
     first wins a tie."""
     if len(vocabs) * len(precisions) > MOST_VARIANTS:
         raise MerinoError(f"{len(vocabs)} vocabularies x {len(precisions)} formats: give at most {MOST_VARIANTS}")
     return [
-        Variant(replace(space, vocab=vocab), cost_model(profile, replace(shape, precision=precision), confidence))
+        Variant(
+            replace(space, vocab=vocab), cost_model(profile, replace(shape, precision=precision), confidence),
+            exponent=exponent,
+        )
         for precision in sorted(set(precisions), key=formats_of(profile).index)
         for vocab in sorted(set(vocabs), reverse=True)
     ]

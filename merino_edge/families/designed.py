@@ -7,7 +7,7 @@ Known from the paper: blocks of growing width, an FFN ratio and a depth, shared 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -61,9 +61,12 @@ class Block(BaseModel):
 
 
 class Architecture(BaseModel):
-    """A decoder: blocks whose widths never shrink, and all else that its graph depends on but the weights.
+    """A decoder: its blocks, and all else that its graph depends on but the weights.
 
     Attributes:
+        width_change: how the residual stream gets another width, between blocks and before the head. `projection`: by
+            a learned matrix; widths never shrink. `padding`: new channels are zeros, surplus ones are dropped, without
+            weights (arXiv 2606.18246); widths may shrink. Files leave `projection` out.
         vocab: rows of the embedding, which is the head too.
         head_size: channels per attention head, the same in every block.
         context: the longest sequence in tokens.
@@ -77,14 +80,15 @@ class Architecture(BaseModel):
     vocab: Annotated[int, Field(ge=2, le=1_000_000)]
     head_size: Annotated[int, Field(ge=8, le=256, multiple_of=8)] = 64
     context: Annotated[int, Field(ge=2, le=131_072)] = 1024
+    width_change: Literal["projection", "padding"] = "projection"
     rope_theta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10_000.0
     rms_norm_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-6
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         widths = [block.width for block in self.blocks]
-        if widths != sorted(widths):
-            raise ValueError(f"widths must not shrink from block to block, found {widths}")
+        if self.width_change == "projection" and widths != sorted(widths):
+            raise ValueError(f"widths must not shrink from block to block by a projection, found {widths}")
         bad = [width for width in widths if width % self.head_size]
         if bad:
             raise ValueError(f"each width must be a multiple of head_size {self.head_size}, found {bad}")
@@ -93,6 +97,15 @@ class Architecture(BaseModel):
             heads = [width // self.head_size for width in widths]
             raise ValueError(f"kv_heads must divide the blocks' heads, {heads}, found {odd}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A decoder of projections is written as before there was padding, so its bundle has that hash."""
+        return {key: value for key, value in dump(self).items() if (key, value) != ("width_change", "projection")}
+
+    @property
+    def padded(self) -> bool:
+        return self.width_change == "padding"
 
     @property
     def embed_width(self) -> int:
@@ -167,26 +180,26 @@ def again(layer: Iterable[Operator]) -> Iterator[Operator]:
     return (replace(op, reread=between) if op.matrix else op for op in ops)
 
 
-def transition_operators(before: int, after: int, *, final: bool = False) -> Iterator[Operator]:
-    """The projection where the width changes; no operator where it does not."""
+def transition_operators(before: int, after: int, *, padded: bool = False, final: bool = False) -> Iterator[Operator]:
+    """The projection where the width changes, or the copy that padding makes; none where it does not change."""
     if before != after:
-        yield linear(before, after, final=final)
+        yield activation(max(before, after), final=final) if padded else linear(before, after, final=final)
 
 
-def end_operators(first: int, last: int, vocab: int) -> Iterator[Operator]:
-    """Embedding, final norm, projection back to the embedding's width, and the tied head."""
+def end_operators(first: int, last: int, vocab: int, *, padded: bool = False) -> Iterator[Operator]:
+    """Embedding, final norm, the way back to the embedding's width, and the tied head."""
     yield embed(vocab, first)
     yield norm(last, final=True)
-    yield from transition_operators(last, first, final=True)
+    yield from transition_operators(last, first, padded=padded, final=True)
     yield head(first, vocab)
 
 
 def decoder_operators(arch: Architecture) -> Iterator[Operator]:
     first, last = arch.blocks[0].width, arch.blocks[-1].width
     for index, block in enumerate(arch.blocks):
-        yield from transition_operators(arch.blocks[max(0, index - 1)].width, block.width)
+        yield from transition_operators(arch.blocks[max(0, index - 1)].width, block.width, padded=arch.padded)
         yield from block_operators(block, arch.head_size, last=index == len(arch.blocks) - 1)
-    yield from end_operators(first, last, arch.vocab)
+    yield from end_operators(first, last, arch.vocab, padded=arch.padded)
 
 
 def build_designed(graph: GraphOps, arch: Architecture) -> None:
@@ -200,7 +213,11 @@ def build_designed(graph: GraphOps, arch: Architecture) -> None:
     before = arch.blocks[0].width
     for index, block in enumerate(arch.blocks):
         if block.width != before:
-            x, delta = graph.linear(graph.add(x, delta) if delta else x, f"blocks.{index}.enter.weight"), None
+            x, delta = graph.add(x, delta) if delta else x, None
+            if arch.padded:
+                x = graph.resize(x, before, block.width)
+            else:
+                x = graph.linear(x, f"blocks.{index}.enter.weight")
         attention = Attention(
             block.width // arch.head_size, arch.head_size**-0.5, Rotary(arch.rope_theta, arch.head_size)
         )
@@ -212,8 +229,9 @@ def build_designed(graph: GraphOps, arch: Architecture) -> None:
         before = block.width
     assert delta is not None
     normed, _ = graph.add_norm(delta, x, Norm("norm.weight", None, arch.rms_norm_eps))
-    if arch.blocks[-1].width != arch.blocks[0].width:
-        normed = graph.linear(normed, "leave.weight")
+    first, last = arch.blocks[0].width, arch.blocks[-1].width
+    if last != first:
+        normed = graph.resize(normed, last, first) if arch.padded else graph.linear(normed, "leave.weight")
     graph.head(normed, "embed_tokens.weight")
 
 
@@ -245,6 +263,7 @@ def config_words(geometry: Architecture) -> dict[str, Any]:
         "max_position_embeddings": geometry.context,
         "rope_theta": geometry.rope_theta,
         "rms_norm_eps": geometry.rms_norm_eps,
+        "width_change": geometry.width_change,
     }
 
 
@@ -256,6 +275,7 @@ def geometry_of(config: Any) -> Architecture:
         "context": config.max_position_embeddings,
         "rope_theta": config.rope_theta,
         "rms_norm_eps": config.rms_norm_eps,
+        "width_change": config.width_change,
     })
 
 
@@ -282,8 +302,8 @@ FAMILY = Family(
     model_name="MerinoForCausalLM",
     supported={},  # MerinoConfig itself refuses what cannot be
     keys=frozenset({
-        "blocks", "vocab_size", "head_size", "max_position_embeddings", "rope_theta", "rms_norm_eps", "hidden_size",
-        "num_hidden_layers", "num_attention_heads", "tie_word_embeddings", "rope_parameters",
+        "blocks", "vocab_size", "head_size", "max_position_embeddings", "rope_theta", "rms_norm_eps", "width_change",
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings", "rope_parameters",
     }),
     config_words=config_words,
     geometry_of=geometry_of,

@@ -38,7 +38,7 @@ class MerinoConfig(PreTrainedConfig):
     Args:
         blocks: a list of `{width, ffn_ratio, depth, shared, kv_heads}`; the last two may be absent.
         vocab_size, max_position_embeddings: `vocab` and `context`.
-        head_size, rope_theta, rms_norm_eps: as in `Architecture`.
+        head_size, rope_theta, rms_norm_eps, width_change: as in `Architecture`.
 
     `hidden_size`, `num_hidden_layers` and `num_attention_heads` are computed from the blocks, for tools that read them.
     Raises MerinoError for a geometry that cannot be.
@@ -55,6 +55,7 @@ class MerinoConfig(PreTrainedConfig):
         max_position_embeddings: int = 256,
         rope_theta: float = 10_000.0,
         rms_norm_eps: float = 1e-6,
+        width_change: str = "projection",
         initializer_range: float = 0.02,
         tie_word_embeddings: bool = True,
         use_cache: bool = True,
@@ -71,6 +72,7 @@ class MerinoConfig(PreTrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.rope_theta = rope_theta
         self.rms_norm_eps = rms_norm_eps
+        self.width_change = width_change
         self.initializer_range = initializer_range
         self.use_cache = use_cache
         self.bos_token_id = bos_token_id
@@ -171,13 +173,30 @@ class Projection(nn.Linear):
         super().__init__(width, following, bias=False)
 
 
+class Resize(nn.Module):
+    """The residual stream [B, T, E] in another width: zeros for new channels, surplus ones dropped. No weights."""
+
+    def __init__(self, width: int, following: int):
+        super().__init__()
+        self.more = following - width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(x, (0, self.more))
+
+
+def width_change(config: MerinoConfig, width: int, following: int) -> nn.Module:
+    if width == following:
+        return nn.Identity()
+    return Resize(width, following) if config.width_change == "padding" else Projection(width, following)
+
+
 class BlockModule(nn.Module):
-    """The projection into the block's width, where it changes, and the layers: one only where they are shared."""
+    """The change to the block's width, and the layers: one only where they are shared."""
 
     def __init__(self, config: MerinoConfig, block: Block, before: int):
         super().__init__()
         self.depth = block.depth
-        self.enter = Projection(before, block.width) if before != block.width else nn.Identity()
+        self.enter = width_change(config, before, block.width)
         self.layers = nn.ModuleList(Layer(config, block) for _ in range(1 if block.shared else block.depth))
 
     def uses(self) -> list[nn.Module]:
@@ -213,7 +232,7 @@ class MerinoForCausalLM(MerinoPreTrainedModel, GenerationMixin):
             BlockModule(config, block, width) for block, width in zip(blocks, before, strict=False)
         )
         self.norm = nn.RMSNorm(last, eps=config.rms_norm_eps)
-        self.leave = Projection(last, first) if last != first else nn.Identity()
+        self.leave = width_change(config, last, first)
         self.lm_head = nn.Linear(first, config.vocab_size, bias=False)
         self.post_init()
 

@@ -76,6 +76,9 @@ class GraphOps(Protocol):
     def add(self, x: str, y: str) -> str:
         """Elementwise sum of two tensors of one shape."""
 
+    def resize(self, x: str, width: int, following: int) -> str:
+        """x [1, T, width] with zeros for new channels or without its last ones; [1, T, following]."""
+
     def scale(self, x: str, factor: float) -> str:
         """x times a constant."""
 

@@ -341,7 +341,7 @@ def test_design_takes_every_option_of_the_search(here, tmp_path):
     arguments = [
         "--device", "raspberry-pi-zero-2w", "--vocab", "300,1000", "--precision", "fp32,int8", "--context", "64",
         "--file-mb", "3", "--j-per-token", "0.02", "--width-step", "32", "--blocks", "2", "--solver", "evolution",
-        "--steps", "4000", "--population", "64", "--parents", "8", "--score", "literal",
+        "--steps", "4000", "--population", "64", "--parents", "8", "--score", "merino-literal",
     ]  # fmt: skip
     path = tmp_path / "design.json"
     code, out, err = here("design", *arguments, "-o", path)
@@ -352,8 +352,8 @@ def test_design_takes_every_option_of_the_search(here, tmp_path):
     assert found["predicted"]["file_mb"] <= 3 and found["predicted"]["j_per_token"] <= 0.02
     assert found["architecture"]["head_size"] == 32 and len(found["architecture"]["blocks"]) == 2
     assert found["scoring"] == {
-        "name": "literal", "gamma": "literal", "attention_weight": 0.6, "ffn_weight": 0.4, "eps": 1, "beta": 1 / 16,
-        "shared_discount": 1e-4,
+        "name": "merino-literal", "gamma": "literal", "attention_weight": 0.6, "ffn_weight": 0.4, "eps": 1,
+        "beta": 1 / 16, "shared_discount": 1e-4,
     }  # fmt: skip
     assert 0 <= found["solver"]["gap"] < 0.2
     assert "open: vocabulary 300, 1000; format fp32, int8" in out and "bundle's folder" in out
@@ -446,7 +446,7 @@ def test_a_preset_is_the_papers_flops_and_nothing_else(here):
         (("--decode-ms", "1e-9", "--flops-g", "1e-9"), 1, "Raise all of them together"),
         (("--memory-mb", "1e9"), 1, "give at most that"),
         (("--head-size", "64", "--width-step", "32"), 1, "--head-size 64 does not divide"),
-        (("--score", "best"), 1, "--score best is not known: choose one of inverse, literal, off"),
+        (("--score", "best"), 1, "--score best is not known: choose one of measured, merino, merino-literal"),
         (("--parents", "600"), 1, "600 parents: give --parents 1 to 511"),
         (("--population", "10"), 1, "64 parents: give --parents 1 to 9; without it there are 64"),
         (("--vocab", "1000000", "--context", "8192"), 1, "the board's own --decode-ms 50 is below"),

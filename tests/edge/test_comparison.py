@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merino_edge.design.presets import PRESETS, table
-from merino_edge.design.score import SCORES, Scoring
+from merino_edge.design.score import SCORES, MeasuredScoring, MerinoScoring
 from merino_edge.design.variants import (
     BYTES_PER_TOKEN,
     PERPLEXITY,
@@ -60,10 +60,10 @@ def test_the_table_of_presets_is_what_the_search_finds():
 
 def test_every_parameter_of_the_score_is_documented_with_its_mark():
     text = (ROOT / "docs/search.md").read_text()
-    parameters = set(Scoring.model_fields) - {"name", "gamma"}
+    parameters = {*MeasuredScoring.model_fields, *MerinoScoring.model_fields} - {"name", "gamma"}
     for name in (*parameters, *SCORES, "--steps", "--population", "--parents"):
         assert re.search(rf"\| `{name}`.*\| (known|recalled|ours|the same)", text), name
     for name in parameters:
-        values = {getattr(scoring, name) for scoring in SCORES.values()}
+        values = {getattr(scoring, name) for scoring in SCORES.values() if hasattr(scoring, name)}
         shown = re.search(rf"\| `{name}` \| (\S+) ", text)[1]
         assert values == {float(Fraction(shown))}, name

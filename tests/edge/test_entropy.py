@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from merino_edge.design import entropy
 from merino_edge.design.entropy import limit_entropy, linear_entropy, sampled_entropy
-from merino_edge.design.score import INVERSE, SCORES, block_score, score_named
+from merino_edge.design.score import MERINO, SCORES, block_score, score_named
 from merino_edge.design.space import Space
 from merino_edge.families.designed import Block
 from merino_runtime.errors import MerinoError
+
+PAPERS = {name: scoring for name, scoring in SCORES.items() if name != "measured"}
 
 SIDES = st.sampled_from(range(32, 2049, 16))
 
@@ -60,7 +62,7 @@ def test_gamma_off_literal_and_inverse():
     layer = 0.6 * 4 * linear_entropy(width, width) + 0.4 * 2 * linear_entropy(width, ffn_width)
 
     def score(depth=depth, **keys):
-        return block_score(width, ffn_width, depth, False, INVERSE.model_copy(update=keys))
+        return block_score(width, ffn_width, depth, False, MERINO.model_copy(update=keys))
 
     assert score(gamma="off") == pytest.approx(depth * layer, rel=1e-12)
     assert score(gamma="literal") == pytest.approx((1 - depth / 16 / width) * depth * layer, rel=1e-12)
@@ -72,7 +74,7 @@ def test_gamma_off_literal_and_inverse():
     assert attention_only == pytest.approx(12 * linear_entropy(256, 256), rel=1e-12)
 
 
-@given(st.sampled_from(Space().widths), st.sampled_from([1, 2, 4, 8]), st.booleans(), st.sampled_from(list(SCORES)))
+@given(st.sampled_from(Space().widths), st.sampled_from([1, 2, 4, 8]), st.booleans(), st.sampled_from(list(PAPERS)))
 def test_full_heads_score_as_before_and_fewer_heads_of_keys_less(width, kv_heads, shared, name):
     def score(kv_width):
         return block_score(width, 2 * width, 2, shared, SCORES[name], kv_width=kv_width)
@@ -80,7 +82,7 @@ def test_full_heads_score_as_before_and_fewer_heads_of_keys_less(width, kv_heads
     assert score(None) == score(width)
     assume(64 * kv_heads < width and score(width) > 0)
     assert score(32 * kv_heads) < score(64 * kv_heads) < score(width)
-    no_keys = INVERSE.model_copy(update={"gamma": "off"})
+    no_keys = MERINO.model_copy(update={"gamma": "off"})
     lost = block_score(width, width, 1, False, no_keys) - block_score(width, width, 1, False, no_keys, kv_width=64)
     assert lost == pytest.approx(0.6 * 2 * (linear_entropy(width, width) - linear_entropy(width, 64)), rel=1e-9)
 
@@ -102,7 +104,7 @@ def blocks():
 @given(blocks(), blocks())
 def test_the_discount_on_shared_weights_decides_nothing_but_ties(one, other):
     def score(block, shared):
-        return block_score(block.width, block.ffn_width, block.depth, shared, INVERSE)
+        return block_score(block.width, block.ffn_width, block.depth, shared, MERINO)
 
     assume(score(one, False) > 0)
     assert score(one, False) * (1 - 1e-4) <= score(one, True) < score(one, False)
@@ -111,9 +113,10 @@ def test_the_discount_on_shared_weights_decides_nothing_but_ties(one, other):
 
 
 def test_a_score_that_has_no_name_is_refused():
-    assert {name: scoring.gamma for name, scoring in SCORES.items()} == {
-        "inverse": "inverse", "literal": "literal", "off": "off",
+    assert {name: scoring.gamma for name, scoring in PAPERS.items()} == {
+        "merino": "inverse", "merino-literal": "literal", "merino-off": "off",
     }  # fmt: skip
-    assert score_named("off") is SCORES["off"]
-    with pytest.raises(MerinoError, match="--score best is not known: choose one of inverse, literal, off"):
+    assert list(SCORES) == ["measured", *PAPERS]
+    assert score_named("merino-off") is SCORES["merino-off"]
+    with pytest.raises(MerinoError, match="choose one of measured, merino, merino-literal, merino-off"):
         score_named("best")

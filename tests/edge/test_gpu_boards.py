@@ -21,7 +21,7 @@ from merino_edge.design.design_file import Design, load_design
 from merino_edge.design.designer import design
 from merino_edge.design.encode import architecture, encode
 from merino_edge.design.recommend import recommend
-from merino_edge.design.score import INVERSE
+from merino_edge.design.score import MERINO
 from merino_edge.design.space import Space
 from merino_edge.export.request import ExportRequest, chosen_format
 from merino_edge.families.designed import Architecture, Block
@@ -151,7 +151,7 @@ def test_the_search_on_a_gpu_is_exact_and_its_design_keeps_the_budgets(board, sh
     shape = replace(shape, prompt=min(shape.prompt, shape.context))
     limits = limits_between(board, shape, share, sorted(names))
     model = cost_model(board, shape)
-    program = encode(SMALL, limits, model, INVERSE)
+    program = encode(SMALL, limits, model, MERINO)
     answer = exact.improve(program)
     assert answer.proved and answer.solution.score == pytest.approx(enumerated(program), rel=1e-9)
     found = model.predict(architecture(SMALL, program, answer.solution.choice, shape.context).operators)

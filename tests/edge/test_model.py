@@ -84,6 +84,27 @@ def test_what_is_saved_is_what_is_loaded(model, arch, tmp_path):
         assert torch.equal(logits(loaded, IDS), expected)
 
 
+def test_a_padded_decoder_learns_and_is_loaded_as_it_was_saved(tmp_path):
+    """Its changes of width have no weights; a step downhill lowers the loss; widths may shrink."""
+    blocks = [{**block, "width": width} for block, width in zip(BLOCKS, (64, 32, 96), strict=True)]
+    arch = Architecture(blocks=blocks, vocab=257, head_size=32, context=32, width_change="padding")
+    torch.manual_seed(1)
+    model = MerinoForCausalLM(FAMILY.config_of(arch))
+    assert not [name for name, _ in model.named_parameters() if "enter" in name or "leave" in name]
+    before = model(input_ids=IDS, labels=IDS).loss
+    before.backward()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight -= 0.01 * weight.grad
+        assert model(input_ids=IDS, labels=IDS).loss < before
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.architecture == arch
+    assert torch.equal(logits(loaded, IDS), logits(model, IDS))
+    with pytest.raises(ValueError, match="must not shrink from block to block by a projection"):
+        Architecture(blocks=blocks, vocab=257, head_size=32, context=32)
+
+
 def test_tied_and_shared_weights_are_stored_once(model, tmp_path):
     assert model.lm_head.weight is model.embed_tokens.weight
     model.save_pretrained(tmp_path)

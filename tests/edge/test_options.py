@@ -47,6 +47,7 @@ CALLS = [
     ("flash", ["f.merino", *SSH], ["merino_edge.cli.flash.flash_boards"]),
     ("flash", ["f.merino", "--image", "i.img"], ["merino_edge.cli.flash.flash_card"]),
     ("check", ["embedded", "--tensorrt", "8.2"], ["merino_edge.export.tensorrt.check.check_bundle"]),
+    ("score", ["opt-125m", *PI], ["merino_edge.cli.score.costs_of"]),
     ("compare", ["r.json", "r.json"], ["merino_edge.records.compare.compare_files"]),
     ("report", ["r.json", "--md"],
      ["merino_edge.storage.atomic.check_file", "merino_edge.records.reading.read_records"]),
@@ -59,7 +60,7 @@ CALLS = [
 VALUES = {
     "--backend": "tensorrt", ("devices", "--backend"): "onnxruntime",
     "--ssh": "elsewhere", "--kv": "int8", "--confidence": "50%", "--vocab": "512",
-    "--kv-heads": "1", "--precision": "int8", "--score": "off", "--against": "prefill-ms", "-p": "8", "-d": "8",
+    "--kv-heads": "1", "--precision": "int8", "--score": "merino-off", "--against": "prefill-ms", "-p": "8", "-d": "8",
     "--for": "raspberry-pi-4", "--dialect": "portable", "--fail-if-slower": "5%", "--tensorrt": "10.3",
     "--baseline": "opt-350m", ("bench", "-t"): "1", "--peers": "all", "--device": "raspberry-pi-5", "-o": "other",
     "--plot": "p.svg", "--data": "more.txt", "--held-out": "text.txt", "--tokenizer": "text.txt", "--text": "text.txt",
@@ -76,7 +77,8 @@ DRIVEN_BY = {
     ("check", "--json"): "test_tensorrt_check.py", ("compare", "--json"): "test_compare.py",
     ("compare", "--fail-if-slower"): "test_compare.py", ("pack", "--json"): "test_pack.py",
     ("flash", "--json"): "test_delivery_ssh_flash.py", ("report", "--device"): "test_report.py",
-    ("report", "--md"): "test_report.py",
+    ("report", "--md"): "test_report.py", ("score", "--score"): "test_score_command.py",
+    ("score", "--json"): "test_score_command.py",
 }  # fmt: skip
 
 

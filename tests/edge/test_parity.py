@@ -64,6 +64,10 @@ MODELS = {
     "wider at once": decoder_of(
         64, (64, 1.0, 1), (64, 1.5, 1), (192, 1.0, 2, True), rms_norm_eps=0.1, rope_theta=500.0
     ),
+    "padded wider, narrower, wider": decoder_of(
+        32, (64, 1.0, 1), (128, 1.5, 2, True, 1), (96, 0.5, 1), (160, 1.0, 1), width_change="padding"
+    ),
+    "padded to narrower": decoder_of(32, (96, 1.0, 1), (64, 2.0, 2), width_change="padding"),
     "random 1": random_decoder(1),
     "random 2": random_decoder(2),
     "random 3": random_decoder(3),

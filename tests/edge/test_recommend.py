@@ -13,9 +13,10 @@ from merino_edge.cli.app import app
 from merino_edge.cli.design_tables import front_table, reasons
 from merino_edge.design.budgets import shares_over, with_board_defaults
 from merino_edge.design.designer import design
+from merino_edge.design.existing import existing_score
 from merino_edge.design.pareto import MARKED, Front, front
-from merino_edge.design.recommend import existing_entropy, recommend
-from merino_edge.design.score import INVERSE, block_score
+from merino_edge.design.recommend import recommend
+from merino_edge.design.score import MERINO, block_score
 from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import CPU_FORMATS
@@ -122,24 +123,24 @@ def test_layers_are_counted_as_blocks_cut_to_their_best(name):
     geometry = model(name).geometry
 
     def score(depths):
-        return sum(block_score(geometry.width, geometry.ffn_width, depth, False, INVERSE) for depth in depths)
+        return sum(block_score(geometry.width, geometry.ffn_width, depth, False, MERINO) for depth in depths)
 
     cuts = [(a, b - a, geometry.layers - b) for b in range(geometry.layers + 1) for a in range(b + 1)]
     best = max(score([depth for depth in cut if depth]) for cut in cuts)
-    assert existing_entropy(geometry, 3) == pytest.approx(best)
-    assert existing_entropy(geometry, 1) == pytest.approx(score([geometry.layers]))
+    assert existing_score(geometry, 3, MERINO) == pytest.approx(best)
+    assert existing_score(geometry, 1, MERINO) == pytest.approx(score([geometry.layers]))
 
 
 def test_a_models_grouped_heads_count_as_ours_do():
     """A gated FFN does not: the score would count two matrices of three."""
     block = {"width": 128, "ffn_ratio": 2.0, "kv_heads": 1}
     ours = Architecture(blocks=[{**block, "depth": 3}, {**block, "depth": 2}], vocab=300, head_size=32, context=64)
-    scores = [block_score(128, 256, depth, False, INVERSE, kv_width=32) for depth in (3, 2)]
-    assert existing_entropy(ours, 2) == pytest.approx(sum(scores))
+    scores = [block_score(128, 256, depth, False, MERINO, kv_width=32) for depth in (3, 2)]
+    assert existing_score(ours, 2, MERINO) == pytest.approx(sum(scores))
 
 
 def test_models_with_gates_have_no_entropy():
-    found = {each.id: existing_entropy(each.geometry, 3) for each in load_models()}
+    found = {each.id: existing_score(each.geometry, 3, MERINO) for each in load_models()}
     kinds = {each.family for each in load_models() if found[each.id] is None}
     assert kinds == {"llama", "qwen2", "qwen3", "granitemoehybrid", "gemma3_text"}
     assert {each.id for each in load_models() if each.family not in kinds} == {name for name in found if found[name]}

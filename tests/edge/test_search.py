@@ -22,7 +22,7 @@ from merino_edge.design.designer import design
 from merino_edge.design.encode import architecture, encode
 from merino_edge.design.evolution import Effort, evolve
 from merino_edge.design.exact import undominated
-from merino_edge.design.score import INVERSE
+from merino_edge.design.score import MERINO
 from merino_edge.design.space import FULL, GROUPED, Space, size
 from merino_edge.design.variants import comparison_factor
 from merino_edge.families.designed import block_operators
@@ -71,7 +71,7 @@ def predicted(arch, space, model=MODEL):
 
 def between(space, share, names):
     """Budgets at a share of the way from the space's smallest to its largest decoder."""
-    program = encode(space, WIDE, MODEL, INVERSE)
+    program = encode(space, WIDE, MODEL, MERINO)
     sizes = [size(block) for block in program.options]
     ends = (sizes.index(min(sizes)), sizes.index(max(sizes)))
     built = (architecture(space, program, (end,) * space.blocks, CONTEXT) for end in ends)
@@ -133,7 +133,7 @@ def assert_within(space, program, budgets, choice):
 @examples(200)
 def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
     space, budgets = problem
-    program = encode(space, budgets, MODEL, INVERSE)
+    program = encode(space, budgets, MODEL, MERINO)
     found, bound = exact.improve(program)
     best = enumerated(program)
     assert found.score == pytest.approx(best, rel=1e-9)
@@ -143,7 +143,7 @@ def test_the_exact_solver_finds_the_best_of_all_decoders(problem):
     assert_within(space, program, budgets, found.choice)
     spent = predicted(architecture(space, program, found.choice, CONTEXT), space)
     just = {name: spent[name] * (1 + 1e-9) for name in budgets}
-    again = optimum(encode(space, just, MODEL, INVERSE))
+    again = optimum(encode(space, just, MODEL, MERINO))
     assert again.score == pytest.approx(best, rel=1e-9)  # asked for no more than it takes
 
 
@@ -156,11 +156,11 @@ def test_under_an_interval_the_exact_solver_finds_the_best_of_all_decoders(probl
     model = cost_model(with_errors(BOARD, centre, scale), MODEL.shape, confidence)
     point = cost_model(with_errors(BOARD, forms=()), MODEL.shape)
     upper = {"decode_ms": model.upper_decode, "prefill_ms": model.upper_prefill, "j_per_token": model.upper_decode}
-    program = encode(space, {name: limit * upper.get(name, 1) for name, limit in budgets.items()}, model, INVERSE)
+    program = encode(space, {name: limit * upper.get(name, 1) for name, limit in budgets.items()}, model, MERINO)
     answer = exact.improve(program)
     assert answer.proved
     assert answer.solution.score == pytest.approx(enumerated(program), rel=1e-9)
-    assert answer.solution.score == pytest.approx(enumerated(encode(space, budgets, point, INVERSE)), rel=1e-9)
+    assert answer.solution.score == pytest.approx(enumerated(encode(space, budgets, point, MERINO)), rel=1e-9)
     assert_within(space, program, budgets, answer.solution.choice)
 
 
@@ -191,7 +191,7 @@ def reachable(program, fits):
 def test_evolution_finds_the_best_of_a_few_decoders(problem, seed):
     """Of those that it can reach by one change at a time, where its population has room for all."""
     space, budgets = problem
-    program = encode(space, budgets, MODEL, INVERSE)
+    program = encode(space, budgets, MODEL, MERINO)
 
     def fits(choice):
         widths = [program.width[index] for index in choice]
@@ -210,7 +210,7 @@ def test_evolution_is_repeatable_within_budgets_and_under_the_bound(seed):
     space = Space(vocab=8000)
     share = {"decode_ms": 0.02, "memory_mb": 0.05, "flops_g": 0.02}
     budgets = between(space, share, share)
-    program = encode(space, budgets, MODEL, INVERSE)
+    program = encode(space, budgets, MODEL, MERINO)
     reported = []
     found = evolve(program, seed=seed, effort=Effort(5000), progress=reported.append)
     assert found == evolve(program, seed=seed, effort=Effort(5000))
@@ -225,7 +225,7 @@ def test_evolution_is_repeatable_within_budgets_and_under_the_bound(seed):
 @examples(100)
 def test_an_option_left_out_as_dominated_is_never_missed(problem):
     space, budgets = problem
-    program = encode(space, budgets, MODEL, INVERSE)
+    program = encode(space, budgets, MODEL, MERINO)
     keep = undominated(program)
     assert len(set(keep)) == len(keep) <= len(program.options)
     assert enumerated(program.subset(keep)) == pytest.approx(enumerated(program), rel=1e-12)
@@ -235,7 +235,7 @@ def test_a_space_of_shared_blocks_alone_is_not_refused():
     """The smallest decoder is the shared one where every block has several layers."""
     space = Space(widths=(64, 128), depths=(3,), ffn_ratios=(1.0,), blocks=2, vocab=257)
     budgets = between(space, {"memory_mb": 0.01, "params_m": 0.01}, ("memory_mb", "params_m"))
-    program = encode(space, budgets, MODEL, INVERSE)
+    program = encode(space, budgets, MODEL, MERINO)
     found = optimum(program)
     assert found.score == pytest.approx(enumerated(program), rel=1e-9)
     assert_within(space, program, budgets, found.choice)
@@ -244,13 +244,13 @@ def test_a_space_of_shared_blocks_alone_is_not_refused():
 def test_a_space_whose_smallest_decoder_is_worth_nothing_is_solved():
     """Blocks of 64 channels and four layers score 0 by the inverse gamma, those of 128 do not."""
     space = Space(widths=(64, 128), depths=(4,), ffn_ratios=(1.0,), blocks=2, vocab=257)
-    program = encode(space, WIDE, MODEL, INVERSE)
+    program = encode(space, WIDE, MODEL, MERINO)
     assert optimum(program).score == pytest.approx(enumerated(program), rel=1e-9)
 
 
 def test_a_space_in_which_nothing_is_worth_anything_has_a_best_decoder():
     space = Space(widths=(64,), depths=(4, 5), ffn_ratios=(1.0,), blocks=2, vocab=257)
-    found, bound = exact.improve(encode(space, WIDE, MODEL, INVERSE))
+    found, bound = exact.improve(encode(space, WIDE, MODEL, MERINO))
     assert (found.score, bound) == (0, 0)
 
 
@@ -278,7 +278,7 @@ def test_a_programs_shares_are_the_costs_of_the_decoder_that_is_built(data):
     precision = data.draw(st.sampled_from(formats_of(board)))
     shape = InferenceShape(precision, data.draw(st.sampled_from([16, 1024])), data.draw(st.sampled_from([1, 16])))
     model = cost_model(board, shape)
-    program = encode(space, WIDE, model, INVERSE)
+    program = encode(space, WIDE, model, MERINO)
     options = st.sampled_from(range(len(program.options)))
     choice = sorted(data.draw(st.lists(options, min_size=space.blocks, max_size=space.blocks)))
     arch = architecture(space, program, choice, shape.context)
@@ -306,7 +306,7 @@ def test_an_open_vocabulary_and_format_give_the_most_worth_of_all_decoders(probl
         model = cost_model(TWO_CORES, replace(MODEL.shape, precision=precision))
         for regime in regimes(model, budgets):
             try:
-                program = encode(replace(space, vocab=vocab), budgets, model, INVERSE, regime)
+                program = encode(replace(space, vocab=vocab), budgets, model, MERINO, regime)
             except MerinoError:
                 continue
             scores[vocab, precision, regime] = comparison_factor(vocab, precision) * enumerated(program)
@@ -359,7 +359,7 @@ def failing_milp(monkeypatch, status, *, without_presolve):
 def hard_program():
     space = Space(widths=(64, 128, 192), depths=(1, 2, 3), ffn_ratios=(1.0, 2.0), blocks=3, vocab=500)
     budgets = between(space, dict.fromkeys(NAMES, 0.3), ("decode_ms", "memory_mb"))
-    return encode(space, budgets, MODEL, INVERSE)
+    return encode(space, budgets, MODEL, MERINO)
 
 
 @pytest.mark.parametrize("status", [1, 3, 4])
@@ -398,7 +398,7 @@ def test_a_design_that_is_not_proved_says_so(monkeypatch):
 @examples(60)
 def test_a_floor_hides_the_best_decoder_only_where_that_does_not_exceed_it(problem, share):
     space, budgets = problem
-    program = encode(space, budgets, MODEL, INVERSE)
+    program = encode(space, budgets, MODEL, MERINO)
     best = optimum(program)
     found, bound = exact.improve(program, share * best.score)
     assert bound == pytest.approx(max(1, share) * best.score, rel=1e-9)

@@ -63,6 +63,14 @@ def test_no_design_is_refused(arch, precision, tmp_path_factory):
         assert found.problems == () and found.opset == 13 and found.lengths == (1, arch.context)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_padding_and_dropping_channels_is_not_refused(precision, tmp_path):
+    blocks = [{"width": width, "ffn_ratio": 1.0, "depth": 1} for width in (64, 128, 96, 96)]
+    arch = Architecture(blocks=blocks, vocab=300, head_size=32, context=64, width_change="padding")
+    bundle = graph_bundle(tmp_path / "bundle", arch, precision=precision)
+    assert [problems_of(bundle, version) for version in VERSIONS] == [(), ()]
+
+
 @pytest.mark.parametrize("name", ["opt-125m", "opt-350m"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_opt_is_not_refused(name, precision, tmp_path):

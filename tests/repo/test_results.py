@@ -67,7 +67,7 @@ def quotes():
     """(page, paragraph, record's file) of each mention of a record in README and docs."""
     for page in PAGES:
         for paragraph in re.split(r"\n\s*\n", page.read_text(encoding="utf-8")):
-            for name in sorted(set(re.findall(r"bench/results/([\w.-]+\.(?:json|png))", paragraph))):
+            for name in sorted(set(re.findall(r"bench/results/([\w.-]+\.(?:json|png|svg))", paragraph))):
                 yield page, paragraph, name
 
 

@@ -209,6 +209,11 @@ class Graph:
         """Cast to type `real`."""
         return self.node("Cast", [x], to=TYPES[self.real])
 
+    def resize(self, x: str, width: int, following: int) -> str:
+        if following < width:
+            return self.node("Slice", [x, self.integers(0), self.integers(following), self.integers(-1)])
+        return self.node("Pad", [x, self.integers(0, 0, 0, 0, 0, following - width)])
+
     def logits(self, x: str) -> None:
         """Name x [1, 1, vocab] the graph's logits: float32 in every format, so that the host samples from one type."""
         if self.real == "float32":

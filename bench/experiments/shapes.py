@@ -1,0 +1,177 @@
+"""Which score orders decoders as training does? Against 22 published ones of many shapes and sizes.
+
+    python bench/experiments/shapes.py --data FOLDER -o bench/results/shapes.json --plot bench/results/shapes.svg
+
+FOLDER: `gem_hot_100b+.jsonl` and `gem_hot.jsonl` of the repository mcleish7/gemstone-scaling-laws (MIT), a line per
+evaluation. Each decoder counts by its loss nearest to 100 billion tokens. Its layers have grouped attention (3 E^2
+weights) and a gated FFN of ratio 4 (12 E^2). The law is scored leaving out the decoder that it predicts. Seconds.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import spearmanr
+from write_record import write_record
+
+from merino_edge.design.entropy import linear_entropy
+from merino_edge.design.existing import BLOCKS
+from merino_edge.design.law import law_score
+from merino_edge.design.score import MEASURED, MERINO, SCORES, effectiveness_loss
+from merino_edge.storage.atomic import write_text
+
+TOKENS, NEAR = 100e9, 5e9
+LAYER = 15  # weights per width^2
+BOOTSTRAPS = 2_000
+TABLE = 2 * 50304  # rows of embedding and head
+LOW, HIGH = 90e6, 120e6  # the group of about 100 M weights, embedding and head counted
+EPS = 64.0  # of law A
+
+
+def decoders(folder):
+    """(width, layers, loss) of each, by its number of weights."""
+    nearest = {}
+    for name in ("gem_hot_100b+.jsonl", "gem_hot.jsonl"):
+        for line in (folder / name).read_text().splitlines():
+            row = json.loads(line)
+            away, key = abs(row["tokens"] - TOKENS), (row["width"], row["depth"])
+            if away <= NEAR and (key not in nearest or away < nearest[key][0]):
+                nearest[key] = away, row["final_loss"]
+    found = [(width, layers, loss) for (width, layers), (_, loss) in nearest.items()]
+    return sorted(found, key=lambda each: each[0] ** 2 * each[1])
+
+
+def entropy(width, layers, scoring, eps, blocks=BLOCKS):
+    """As a search adds it up over blocks of equal depth; the FFN's third matrix is counted."""
+    attention = 2 * linear_entropy(width, width, eps) + 2 * linear_entropy(width, width // 2, eps)
+    layer = scoring.attention_weight * attention + scoring.ffn_weight * 3 * linear_entropy(width, 4 * width, eps)
+    depths = [layers // blocks + (block < layers % blocks) for block in range(blocks)]
+    return sum((1 - effectiveness_loss(width, depth, scoring)) * depth * layer for depth in depths)
+
+
+def terms(rows):
+    """Columns of the regression: 1, ln N, a, a^2 with a = ln(width / layers)."""
+    width, layers, _ = np.array(rows).T
+    aspect = np.log(width / layers)
+    return np.stack([np.ones(len(rows)), np.log(LAYER * width**2 * layers), aspect, aspect**2], axis=1)
+
+
+def fitted(x, y):
+    return np.linalg.lstsq(x, y, rcond=None)[0]
+
+
+def constants(coefficients):
+    _, size, linear, square = coefficients
+    return {"alpha": -size, "kappa": square, "aspect": -linear / (2 * square)}
+
+
+def left_out(x, y):
+    """What a fit to all others predicts of each decoder."""
+    everyone = np.arange(len(y))
+    return np.array([x[each] @ fitted(x[everyone != each], y[everyone != each]) for each in everyone])
+
+
+def scores_of(rows):
+    x, y = terms(rows), np.log([loss for *_, loss in rows])
+    weights = np.exp(x[:, 1])
+    found = {
+        name: np.array([entropy(width, layers, scoring, scoring.eps) for width, layers, _ in rows])
+        for name, scoring in SCORES.items() if name != "measured"
+    }  # fmt: skip
+    found["merino, one block"] = np.array([entropy(width, layers, MERINO, 1.0, 1) for width, layers, _ in rows])
+    found["law A"] = np.array([entropy(width, layers, SCORES["merino-off"], EPS) for width, layers, _ in rows])
+    found["number of weights"] = weights
+    found["measured"] = np.array([
+        law_score(amount, layers, MEASURED) for amount, (_, layers, _) in zip(weights, rows, strict=True)
+    ])
+    found["measured, leave one out"] = -left_out(x, y)
+    return found
+
+
+def interval(values):
+    return [round(float(value), 4) for value in np.nanpercentile(values, (2.5, 97.5))]
+
+
+def correlations(scores, losses, random):
+    """Spearman with minus the loss, its bootstrap interval, and that of its difference to counting weights."""
+    draws = [random.integers(0, len(losses), len(losses)) for _ in range(BOOTSTRAPS)]
+    drawn = {name: np.array([spearmanr(values[draw], -losses[draw]).statistic for draw in draws])
+             for name, values in scores.items()}  # fmt: skip
+    return {
+        name: {
+            "spearman": round(float(spearmanr(values, -losses).statistic), 3), "interval": interval(drawn[name]),
+            "less_number_of_weights": interval(drawn[name] - drawn["number of weights"]),
+        }
+        for name, values in scores.items()
+    }  # fmt: skip
+
+
+def constant_rows(rows, random):
+    x, y = terms(rows), np.log([loss for *_, loss in rows])
+    best = constants(fitted(x, y))
+    drawn = [constants(fitted(x[draw], y[draw]))
+             for draw in (random.integers(0, len(y), len(y)) for _ in range(BOOTSTRAPS))]  # fmt: skip
+    error = float(np.abs(y - left_out(x, y)).mean())
+    sizes = x[:, :2]
+    return {
+        **{name: {"value": round(float(value), 4), "interval": interval([each[name] for each in drawn])}
+           for name, value in best.items()},
+        "leave_one_out": {"law": round(error, 5), "weights_alone": round(
+            float(np.abs(y - left_out(sizes, y)).mean()), 5)},
+    }  # fmt: skip
+
+
+def drawing(panels):
+    """An SVG: loss against each score, its logarithm across. panels: (title, scores, losses, in the group)."""
+    side, gap = 300, 46
+    wide = len(panels) * (side + gap) + gap
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{side + 84}"'
+             ' font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>']  # fmt: skip
+    for index, (title, values, losses, group) in enumerate(panels):
+        across, down = np.log(values), np.log(losses)
+        left = gap + index * (side + gap)
+        x = left + 8 + (across - across.min()) / np.ptp(across) * (side - 16)
+        y = 38 + (down.max() - down) / np.ptp(down) * (side - 16)
+        parts.append(f'<rect x="{left}" y="30" width="{side}" height="{side}" fill="none" stroke="#888"/>'
+                     f'<text x="{left}" y="20">{title}</text>')  # fmt: skip
+        parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{"#c2410c" if near else "#1d4ed8"}"/>'
+                  for a, b, near in zip(x, y, group, strict=True)]  # fmt: skip
+    parts.append(f'<text x="{gap}" y="{side + 52}">down: ln loss after 100 billion tokens, lowest at the bottom;'
+                 ' across: ln score, highest to the right. Red: about 100 M weights.</text></svg>')  # fmt: skip
+    return "\n".join(parts) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("-o", type=Path, dest="out", required=True)
+    parser.add_argument("--plot", type=Path)
+    asked = parser.parse_args()
+    rows = decoders(asked.data)
+    scores, losses = scores_of(rows), np.array([loss for *_, loss in rows])
+    stored = scores["number of weights"] + TABLE * np.array([width for width, *_ in rows])
+    group = (stored >= LOW) & (stored <= HIGH)
+    random = np.random.default_rng(0)
+    summary = {
+        "all": {"decoders": len(rows), **correlations(scores, losses, random)},
+        "about_100m": {"decoders": int(group.sum()), **correlations(
+            {name: values[group] for name, values in scores.items()}, losses[group], random)},
+        "constants": constant_rows(rows, random),
+    }  # fmt: skip
+    write_record(asked.out, {"summary": summary, "rows": [
+        {"width": width, "layers": layers, "loss": round(loss, 4), "weights": LAYER * width**2 * layers,
+         "scores": {name: float(f"{values[index]:.6g}") for name, values in scores.items()}}
+        for index, (width, layers, loss) in enumerate(rows)
+    ]})  # fmt: skip
+    if asked.plot:
+        write_text(asked.plot, drawing([
+            (f"{name}: Spearman {summary['all'][name]['spearman']:.3f}",
+             np.maximum(scores[name], scores[name].max() / 1e3), losses, group)
+            for name in ("merino", "number of weights", "measured")
+        ]))  # fmt: skip
+    print(json.dumps(summary, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""`merino-edge score`: what each score says of any decoder, and what it would cost on a board."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from merino_edge.cli.options import Backend, Context, Json, Prompt
+
+if TYPE_CHECKING:
+    from merino_edge.families.geometry import Geometry
+    from merino_edge.prediction.cost_model import Predicted
+    from merino_edge.profiles.profile import DeviceProfile
+
+SCHEMA = 1
+
+
+def score(
+    sources: Annotated[list[str], typer.Argument(
+        metavar="SOURCE...", help="a design.json, an architecture, a checkpoint, a GGUF, a bundle, a catalogue name"
+    )],
+    score: Annotated[str | None, typer.Option(help="this score alone; default: every one")] = None,
+    device: Annotated[str | None, typer.Option(help="and the costs there: a board's id, `host`, a profile")] = None,
+    backend: Backend = None,
+    context: Context = None,
+    prompt: Prompt = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Scores of decoders, and with --device their predicted costs. Reads no weights."""
+    from merino_edge.calibration.board import board
+    from merino_edge.cli.score_tables import cost_table, score_table
+    from merino_edge.cli.tables import show
+    from merino_edge.cli.terminal import say
+    from merino_edge.design.existing import every_score, layers_weights
+    from merino_edge.design.score import SCORES, score_named
+    from merino_edge.export.geometry import describe
+
+    names = list(SCORES) if score is None else [score_named(score).name]
+    found = [describe(source) for source in sources]
+    profile = board(device, say, backend) if device else None
+    costs = [costs_of(profile, each.geometry, context, prompt) if profile else {} for each in found]
+    rows = [
+        {
+            "source": source, "name": each.name, "shape": each.geometry.shape(),
+            "weights": layers_weights(each.geometry),
+            "scores": {
+                scored.name: {"value": scored.value, "reason": scored.reason}
+                for scored in every_score(each.geometry, names)
+            },
+            "predicted": {precision: predicted.model_dump() for precision, predicted in cost.items()},
+        }
+        for source, each, cost in zip(sources, found, costs, strict=True)
+    ]  # fmt: skip
+    if as_json:
+        device_said = {"device": profile.id, "backend": profile.backend} if profile else {}
+        print(json.dumps({"schema": SCHEMA, **device_said, "sources": rows}, indent=1))
+        return
+    show(score_table(rows, names))
+    if profile:
+        show(cost_table([each.name for each in found], costs, profile))
+
+
+def costs_of(
+    profile: "DeviceProfile", decoder: "Geometry", context: int | None, prompt: int | None
+) -> "dict[str, Predicted]":
+    """By weight format. Without a context the board's own, or the model's where that is shorter."""
+    from merino_edge.design.designer import check_request
+    from merino_edge.prediction.cost_model import cost_model
+    from merino_edge.prediction.formats import formats_of
+    from merino_edge.prediction.shape import InferenceShape, default_lengths
+    from merino_runtime.errors import MerinoError
+
+    if context is not None and context > decoder.context:
+        raise MerinoError(f"--context {context} is not allowed: {decoder.shape()} takes 2 to {decoder.context} tokens")
+    longest, _ = default_lengths(profile, context, None)
+    longest, tokens = default_lengths(profile, min(longest, decoder.context), prompt)
+    formats = formats_of(profile)
+    check_request(profile, formats[0], longest, tokens, decoder.vocab)
+    return {
+        precision: cost_model(profile, InferenceShape(precision, longest, tokens)).predict(decoder.operators)
+        for precision in formats
+    }

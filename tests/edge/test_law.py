@@ -1,0 +1,139 @@
+"""The measured law: its constants against their source's properties, and its exact solver against enumeration."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merino_edge.design import by_depth, exact
+from merino_edge.design.budgets import with_board_defaults
+from merino_edge.design.designer import design
+from merino_edge.design.encode import encode, least, tabulate
+from merino_edge.design.evolution import Effort, evolve
+from merino_edge.design.law import CONSTANTS, EVEN, MeasuredScoring, even, law_score, least_weights
+from merino_edge.design.score import MEASURED, total_score
+from merino_edge.design.space import FULL, GROUPED, Space
+from merino_edge.families.designed import Block
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
+from merino_edge.profiles.reading import load_profile, profile_ids
+
+BOARD = load_profile("raspberry-pi-zero-2w")
+MODEL = cost_model(BOARD, InferenceShape("int8", 128, 64))
+REGIME = MODEL.default_regime()
+
+
+@given(st.floats(1e3, 1e10), st.integers(1, 48), st.floats(0, 0.006))
+def test_weights_are_found_again_from_their_score(weights, layers, kappa):
+    scoring = MeasuredScoring(kappa=kappa)
+    score = law_score(weights, layers, scoring)
+    assert least_weights(score, layers, scoring) == pytest.approx(weights, rel=1e-6)
+
+
+def test_a_score_that_no_number_of_weights_has():
+    assert least_weights(1e300, 40, MeasuredScoring(kappa=0.006)) == math.inf
+
+
+def test_the_best_aspect_ratio_is_the_constants():
+    """Uniform decoders of 100 M weights: the best width over depth is e^a*, but for whole layers."""
+    def width_over_depth(layers):
+        return math.sqrt(1e8 / 12 / layers) / layers
+
+    best = max(range(2, 49), key=lambda layers: law_score(1e8, layers, MEASURED))
+    assert abs(math.log(width_over_depth(best)) - CONSTANTS["aspect"].value) < 1.5 * math.log((best + 1) / best)
+
+
+def test_sharing_and_few_kv_heads_cost_what_the_table_says():
+    block = Block(width=512, ffn_ratio=4, depth=6)
+    alone = total_score([block.model_copy(update={"depth": 1})], 64, MeasuredScoring(kappa=0))
+    shared = total_score([block.model_copy(update={"shared": True})], 64, MeasuredScoring(kappa=0))
+    assert shared == pytest.approx(alone * 6 ** CONSTANTS["sharing"].value)
+    weights = 2 * 512 * (512 + 64 + 2048)  # one KV head of eight
+    assert total_score([block.model_copy(update={"depth": 1, "kv_heads": 1})], 64, MeasuredScoring(kappa=0)) == (
+        pytest.approx(weights * math.exp(-3 * CONSTANTS["kv_loss"].value / CONSTANTS["alpha"].value))
+    )
+
+
+def decoders(program):
+    """Every decoder of the space within its budgets -> scores."""
+    for choice in itertools.product(range(len(program.options)), repeat=program.blocks):
+        widths = program.width[list(choice)]
+        if not program.allowed[widths[0], widths].all():
+            continue
+        amount, layers = program.score[list(choice)].sum(), program.layers[list(choice)].sum()
+        if even(amount, layers, program.unit[list(choice)]) and program.fits(choice):
+            yield program.evaluate(choice)[0]
+
+
+@st.composite
+def problems(draw):
+    def some(values, least, most):
+        return tuple(sorted(draw(st.lists(st.sampled_from(values), min_size=least, max_size=most, unique=True))))
+
+    space = Space(
+        widths=some([64, 128, 192, 256, 320], 2, 3),
+        ffn_ratios=some([0.5, 1.0, 2.0, 4.0], 1, 2),
+        depths=draw(st.sampled_from([(1, 2), (1, 2, 3)])),
+        growth=draw(st.sampled_from([1.5, 2.0, 8.0])),
+        blocks=draw(st.sampled_from([1, 2])),
+        vocab=draw(st.sampled_from([257, 8000])),
+        head_size=64,
+        kv_heads=draw(st.sampled_from([FULL, GROUPED, (1, None)])),
+        padded=True,
+    )
+    names = some(["decode_ms", "prefill_ms", "memory_mb", "params_m", "flops_g"], 1, 5)
+    wide = dict.fromkeys(names, 1e9)
+    program = tabulate(space, wide, MODEL, MEASURED, REGIME)
+    small = least(program)
+    low = {each.budget.name: amount for each, amount in zip(program.constraints, small, strict=True) if each.budget}
+    share = {name: draw(st.floats(1.001, 12.0)) for name in names}
+    return space, {name: low[name] * share[name] for name in names}
+
+
+@pytest.mark.slow
+@settings(max_examples=60)
+@given(problems())
+def test_the_exact_solver_finds_what_enumeration_finds(problem):
+    space, limits = problem
+    program = encode(space, limits, MODEL, MEASURED, REGIME)
+    best = max(decoders(program))
+    answer = exact.improve(program)
+    assert answer.proved
+    assert answer.solution.score == pytest.approx(best, rel=1e-8)
+    assert program.fits(answer.solution.choice)
+    assert by_depth.upper_bound(program) >= best * (1 - 1e-9)
+    assert exact.improve(program, best * 1.001).solution is None
+
+
+@pytest.mark.slow
+@given(problems(), st.integers(0, 3))
+@settings(max_examples=20)
+def test_evolution_keeps_the_same_rules(problem, seed):
+    space, limits = problem
+    program = encode(space, limits, MODEL, MEASURED, REGIME)
+    found = evolve(program, seed=seed, effort=Effort(3000, 64, 8))
+    assert found.score <= exact.improve(program).solution.score * (1 + 1e-9)
+    assert program.fits(found.choice)
+
+
+def test_no_layer_is_far_from_the_mean():
+    assert even(100.0, 10, [10.0] * 10)
+    assert even(100.0, 10, [10 * EVEN, 10 / EVEN])
+    assert not even(100.0, 10, [9.99 * EVEN, 10.0])
+    assert not even(100.0, 10, [10.0, 10.01 / EVEN])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("board", profile_ids())
+def test_a_boards_own_budgets_give_a_proved_decoder_of_near_equal_layers(board):
+    profile = load_profile(board)
+    space = Space(padded=True)
+    found = design(profile, with_board_defaults({}, profile), space=space, context=1024, prompt=256, scoring=MEASURED)
+    assert found.solver.gap == 0
+    assert found.architecture.width_change == "padding"
+    arch = found.architecture
+    assert found.entropy == pytest.approx(total_score(arch.blocks, arch.head_size, MEASURED))
+    assert found.predicted.decode_ms <= profile.budget.decode_ms
+
