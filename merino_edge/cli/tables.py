@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from merino_edge.cli.terminal import console
-from merino_edge.prediction.cost_model import CostModel
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, Interval, factors, percent
 from merino_edge.profiles.coefficients import Facts, LatencyError
 from merino_edge.profiles.profile import DeviceProfile, Figure
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
     from merino_edge.calibration.calibrate import Residual
+    from merino_edge.prediction.cost_model import CostModel
 
 GAP = 2  # spaces between columns
 
@@ -153,7 +153,7 @@ def other_backends(profile: DeviceProfile) -> str:
     return f" ({', '.join(others)} for the other)" if others else ""
 
 
-def interval_line(costs: Sequence[CostModel]) -> str:
+def interval_line(costs: "Sequence[CostModel]") -> str:
     """What the limits on latency and energy hold for, by one cost model per weight format."""
     said = []
     if any(each.decode_factors or each.prefill_factors for each in costs):
