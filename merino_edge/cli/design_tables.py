@@ -1,6 +1,7 @@
 """What `design`, `recommend` and `pareto` print: budgets, the design beside OPT-350M, models that exist, the front."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from merino_edge.cli.tables import (
     ENTROPY,
@@ -11,15 +12,16 @@ from merino_edge.cli.tables import (
     interval_shown,
     on_backend,
     other_backends,
-    score_terms,
     show,
 )
 from merino_edge.cli.terminal import put
 from merino_edge.design.budgets import BUDGETS_BY_NAME, amount, options_line
 from merino_edge.design.design_file import Design, LossRatio, Measured, Ratio
 from merino_edge.design.existing import existing_score
+from merino_edge.design.law import MeasuredScoring
 from merino_edge.design.pareto import Front
 from merino_edge.design.recommend import Candidate, Ours, Recommendation, Verdict, graph_options
+from merino_edge.design.score import Scoring
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.zoo import model
@@ -29,6 +31,27 @@ from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape, lengths_words
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.io.board import MB as BYTES_PER_MB
+
+LAW = (
+    "effective weights x effectiveness: twice as much is 2^-alpha of the loss, by a law measured on published decoders:"
+    " see docs/search.md"
+)
+
+
+class ScoreTerms(NamedTuple):
+    """How a score is spoken of: in a sentence, in a row of a table, its amounts, what it means."""
+
+    name: str
+    row: str
+    amount: Callable[[float], str]
+    meaning: str
+
+
+def score_terms(scoring: Scoring) -> ScoreTerms:
+    if isinstance(scoring, MeasuredScoring):
+        name = "effective weights x effectiveness"
+        return ScoreTerms(name, name, lambda value: f"{value / 1e6:,.1f} M", LAW)
+    return ScoreTerms("entropy", "entropy (weighted nats)", lambda value: f"{value:,.0f}", ENTROPY)
 
 
 def print_design(design: Design, profile: DeviceProfile, named: str | None = None) -> None:

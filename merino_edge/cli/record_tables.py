@@ -2,19 +2,19 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merino_bench.harness.pairs import LEVEL
 from merino_bench.harness.render import marks_explained, ratio_words
 from merino_edge.cli.tables import Column, Table, show
 from merino_edge.cli.terminal import put
-from merino_edge.delivery.ssh.flash import Flashed
 from merino_edge.export.quantisation.groups import MatrixError
-from merino_edge.records.compare import SMALLEST_DIFFERENCE, Comparison
-from merino_edge.report.series import series_of
-from merino_edge.report.summary import Prediction, predictions
 from merino_runtime.io.board import MB as BYTES_PER_MB
 from merino_runtime.io.visible import visible
+
+if TYPE_CHECKING:  # loads scipy, which `export` and its refusals do not need
+    from merino_edge.delivery.ssh.flash import Flashed
+    from merino_edge.records.compare import Comparison
 
 
 def matrix_table(matrices: Sequence[MatrixError]) -> Table:
@@ -95,7 +95,7 @@ def row(records: Sequence[dict[str, Any]], kind: str) -> dict[str, Any] | None:
     return None
 
 
-def print_comparison(comparison: Comparison) -> None:
+def print_comparison(comparison: "Comparison") -> None:
     """The table, then rows without a partner, then the notes."""
     show(compare_table(comparison))
     for side, titles in (("A", comparison.only_a), ("B", comparison.only_b)):
@@ -112,7 +112,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def compare_table(comparison: Comparison) -> Table:
+def compare_table(comparison: "Comparison") -> Table:
+    from merino_edge.records.compare import SMALLEST_DIFFERENCE
+
     rows = []
     for pair in comparison.pairs:
         ratio = pair.ratio
@@ -134,7 +136,7 @@ LEFT = ("board", "what it is", "installed", "self-test")
 SPEEDS = ("prefill", "decode")
 
 
-def flashed_table(done: Sequence[Flashed]) -> Table:
+def flashed_table(done: "Sequence[Flashed]") -> Table:
     """One row per board; a speed is measured / predicted, in ms."""
     columns = [Column(title, left=True) for title in LEFT]
     columns += [Column(f"{what} ms, predicted") for what in SPEEDS]
@@ -146,7 +148,7 @@ def flashed_table(done: Sequence[Flashed]) -> Table:
     )  # fmt: skip
 
 
-def flashed_json(one: Flashed) -> dict[str, Any]:
+def flashed_json(one: "Flashed") -> dict[str, Any]:
     """A row of `flash --json`: docs/formats.md."""
     profile = one.facts.profile if one.facts else None
     measured, predicted = measured_ms(one), predicted_ms(one)
@@ -160,7 +162,9 @@ def flashed_json(one: Flashed) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measured_ms(one: Flashed) -> dict[str, float]:
+def measured_ms(one: "Flashed") -> dict[str, float]:
+    from merino_edge.report.series import series_of
+
     found = {}
     for series in series_of(one.records)[:1]:
         for what, row in (("prefill", series.prefill), ("decode", series.decode)):
@@ -169,14 +173,17 @@ def measured_ms(one: Flashed) -> dict[str, float]:
     return found
 
 
-def predicted_ms(one: Flashed) -> dict[str, float]:
+def predicted_ms(one: "Flashed") -> dict[str, float]:
     """For the board's profile; nothing where no profile names it."""
+    from merino_edge.report.series import series_of
+    from merino_edge.report.summary import predictions
+
     profile = one.facts.profile if one.facts else None
-    found: list[Prediction] = predictions(series_of(one.records)[:1], profile) if profile else []
+    found = predictions(series_of(one.records)[:1], profile) if profile else []
     return {each.what: each.predicted for each in found if each.what in SPEEDS}
 
 
-def _row(one: Flashed) -> list[str]:
+def _row(one: "Flashed") -> list[str]:
     measured, predicted = measured_ms(one), predicted_ms(one)
     installed = f"in place of {visible(one.replaced)}" if one.replaced else "was there" if one.was_there else "new"
     installed = "failed" if one.error else installed

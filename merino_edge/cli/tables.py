@@ -4,13 +4,10 @@ tables of boards.
 What must not be cut never is: a column wraps only at spaces, and only where it is said to. Columns of lesser worth are
 left out before that is not enough, and a line says which."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from merino_edge.cli.terminal import console
-from merino_edge.design.law import MeasuredScoring
-from merino_edge.design.score import Scoring
-from merino_edge.prediction.cost_model import CostModel
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, Interval, factors, percent
 from merino_edge.profiles.coefficients import Facts, LatencyError
 from merino_edge.profiles.profile import DeviceProfile, Figure
@@ -20,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
     from merino_edge.calibration.calibrate import Residual
+    from merino_edge.prediction.cost_model import CostModel
 
 GAP = 2  # spaces between columns
 
@@ -142,27 +140,6 @@ SHAPE = (
     " layers share their weights"
 )
 ENTROPY = "entropy: what the search maximises, in nats of randomly drawn layers, weighted: see docs/search.md"
-LAW = (
-    "effective weights x effectiveness: twice as much is 2^-alpha of the loss, by a law measured on published decoders:"
-    " see docs/search.md"
-)
-
-
-class ScoreTerms(NamedTuple):
-    """How a score is spoken of: in a sentence, in a row of a table, its amounts, what it means."""
-
-    name: str
-    row: str
-    amount: Callable[[float], str]
-    meaning: str
-
-
-def score_terms(scoring: Scoring) -> ScoreTerms:
-    if isinstance(scoring, MeasuredScoring):
-        name = "effective weights x effectiveness"
-        return ScoreTerms(name, name, lambda value: f"{value / 1e6:,.1f} M", LAW)
-    return ScoreTerms("entropy", "entropy (weighted nats)", lambda value: f"{value:,.0f}", ENTROPY)
-
 
 def on_backend(profile: DeviceProfile, name: str) -> str:
     """The board, by its name or id; where it has several backends, with the one that the costs are of."""
@@ -175,7 +152,7 @@ def other_backends(profile: DeviceProfile) -> str:
     return f" ({', '.join(others)} for the other)" if others else ""
 
 
-def interval_line(costs: Sequence[CostModel]) -> str:
+def interval_line(costs: "Sequence[CostModel]") -> str:
     """What the limits on latency and energy hold for, by one cost model per weight format."""
     said = []
     if any(each.decode_factors or each.prefill_factors for each in costs):
