@@ -25,9 +25,11 @@ PROGRAM = {
     "runtime/merino_runtime/delivery/releases.py", "runtime/merino_runtime/delivery/service.py",
 }  # fmt: skip
 
-# "gpt2" is also the id of a model of the zoo, and a word of GGUF files.
+# "gpt2" is also the id of a model of the zoo, and a word of GGUF files; "merino" also a score.
 OTHER_NAMES = {
     ("merino_edge/design/pareto.py", "gpt2"), ("merino_edge/benchmarking/engine_models.py", "gpt2"),
+    ("merino_edge/design/score.py", "merino"), ("merino_edge/cli/design.py", "merino"),
+    ("merino_edge/cli/score_tables.py", "merino"),
 }  # fmt: skip
 
 
