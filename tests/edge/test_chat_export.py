@@ -7,6 +7,7 @@ import time
 
 import chat_bundle
 import chat_templates
+import numpy as np
 import pytest
 from few_examples import examples
 from hypothesis import given
@@ -208,7 +209,7 @@ def test_where_a_template_is_looked_for(tmp_path):
 
 def test_a_gguf_file_has_its_template_and_the_texts_of_its_tokens():
     metadata = {
-        "tokenizer.ggml.tokens": ["<s>", "</s>", "a"], "tokenizer.ggml.token_type": [3, 3, 1],
+        "tokenizer.ggml.tokens": ["<s>", "</s>", "a"], "tokenizer.ggml.token_type": np.array([3, 3, 1]),
         "tokenizer.ggml.eos_token_id": 1, "tokenizer.chat_template": chat_templates.CHATML,
     }  # fmt: skip
     found = chat_template(metadata, "x.gguf")
