@@ -78,7 +78,7 @@ def devices(
 ) -> None:
     """List the boards, or print every figure of one board with its source (one backend; with --json all)."""
     from merino_edge.calibration.board import board
-    from merino_edge.calibration.host import facts
+    from merino_edge.calibration.this_machine import facts
     from merino_edge.cli.tables import device_table, devices_table, show
     from merino_edge.profiles.reading import list_profiles
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from merino_bench.probe import bandwidth as probe
-from merino_edge.calibration import host
+from merino_edge.calibration import host, this_machine
 from merino_edge.calibration.board import board as named_board
 from merino_edge.profiles.coefficients import KINDS, Figure, weakest_kind
 from merino_edge.profiles.detect import known_models, names_model, profile_of_model
@@ -244,7 +244,7 @@ def test_a_prediction_is_as_good_as_its_weakest_figure():
 def test_facts_of_this_machine(monkeypatch):
     monkeypatch.setattr(host, "_performance", lambda _: raw_profile()["performance"]["onnxruntime"])
     monkeypatch.setattr(host, "host_probes", lambda _: [])
-    monkeypatch.setattr(host, "_cpu", lambda _: raw_profile()["cpu"])
+    monkeypatch.setattr(this_machine, "_cpu", lambda _: raw_profile()["cpu"])
     profile = named_board("host")
     assert profile.id == "host"
     assert profile.budget.memory_mb < profile.memory.free_mb.value <= profile.memory.ram_mb.value
@@ -254,10 +254,10 @@ def test_host_without_proc_and_sys(monkeypatch, tmp_path):
     def absent(*_, **__):
         raise FileNotFoundError
 
-    monkeypatch.setattr(host, "CPUINFO", tmp_path / "absent")
-    monkeypatch.setattr(host, "last_level_cache_bytes", lambda: 0)
-    monkeypatch.setattr(host.psutil, "cpu_freq", absent)
-    monkeypatch.setattr(host.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(this_machine, "CPUINFO", tmp_path / "absent")
+    monkeypatch.setattr(this_machine, "last_level_cache_bytes", lambda: 0)
+    monkeypatch.setattr(this_machine.psutil, "cpu_freq", absent)
+    monkeypatch.setattr(this_machine.platform, "machine", lambda: "arm64")
     monkeypatch.setattr(host, "host_probes", lambda _: [])
     one = {"decode_threads": one_thread(), "prefill_threads": one_thread()}
     performance = raw_profile()["performance"]["onnxruntime"] | one
@@ -275,8 +275,8 @@ def one_thread():
 def test_kernel_names_of_arm_features(monkeypatch, tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd fphp asimdhp asimddp\n")
-    monkeypatch.setattr(host, "CPUINFO", cpuinfo)
-    assert host.isa_features("aarch64") == ["dotprod", "fp16", "neon"]
+    monkeypatch.setattr(this_machine, "CPUINFO", cpuinfo)
+    assert this_machine.isa_features("aarch64") == ["dotprod", "fp16", "neon"]
 
 
 def test_probe_buffer_fits_a_small_board(monkeypatch):

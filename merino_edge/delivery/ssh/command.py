@@ -28,6 +28,7 @@ SHORT_S = 60.0
 SHORT_BYTES = 64 * 1024
 BEFORE_BYTES = 64 * 1024  # of what a login shell prints
 TALK_BYTES = 1 << 20  # of stderr
+LONGEST_WORDS = 1200  # characters of one line of stderr: a refusal with long paths keeps its remedy
 PIECE = 1 << 16
 
 Take = Callable[[str], None]
@@ -183,7 +184,7 @@ async def _talk(process: "asyncssh.SSHClientProcess[bytes]", tell: Take | None) 
 
 
 def _told(line: bytes, tell: Take | None) -> str:
-    text = visible(line.decode("utf-8", "replace"))
+    text = visible(line.decode("utf-8", "replace"), LONGEST_WORDS)
     if text and tell:
         tell(text)
     return text
