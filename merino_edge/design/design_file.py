@@ -1,11 +1,12 @@
 """design.json: what was asked, what was found and how. Reading one needs no solver."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from merino_edge.design.score import Scoring
+from merino_edge.design.law import MeasuredScoring
+from merino_edge.design.score import MerinoScoring
 from merino_edge.families.designed import Architecture
 from merino_edge.prediction.cost_model import Predicted
 from merino_edge.profiles.profile import Backend
@@ -33,6 +34,12 @@ class Strict(BaseModel):
     """A part of a file: frozen, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+
+def kind_of_score(scoring: Any) -> str:
+    """Of a scoring in a file, or of one that was read: `measured`, or one of the paper's."""
+    name = scoring.get("name") if isinstance(scoring, dict) else getattr(scoring, "name", None)
+    return "measured" if name == "measured" else "merino"
 
 
 class Solver(Strict):
@@ -97,7 +104,10 @@ class Design(Strict):
     predicted: Predicted
     measured: Measured | None = None  # by `design --measure`
     entropy: float  # the score, in its unit
-    scoring: Scoring
+    scoring: Annotated[
+        Annotated[MeasuredScoring, Tag("measured")] | Annotated[MerinoScoring, Tag("merino")],
+        Discriminator(kind_of_score),
+    ]
     loss_ratio: LossRatio | None = None  # by the measured law alone
     considered: Considered
     solver: Solver

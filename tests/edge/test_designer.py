@@ -64,7 +64,7 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
     assert content["schema"] == 4
     assert set(content) == {
         "schema", "device", "backend", "architecture", "precision", "kv", "prompt", "budget", "searched",
-        "predicted", "measured", "entropy", "scoring", "considered", "solver",
+        "predicted", "measured", "loss_ratio", "entropy", "scoring", "considered", "solver",
     }
     assert set(content["architecture"]) == {
         "blocks", "vocab", "head_size", "context", "rope_theta", "rms_norm_eps",
@@ -130,10 +130,10 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"eps": 0}, "scoring.eps: "),
-        ({"attention_weight": 0, "ffn_weight": 0}, "scoring: .*make every score 0"),
-        ({"gamma": "none"}, "scoring.gamma: "),
-        ({"colour": 1}, "scoring.colour: unknown key"),
+        ({"eps": 0}, "scoring.merino.eps: "),
+        ({"attention_weight": 0, "ffn_weight": 0}, "scoring.merino: .*make every score 0"),
+        ({"gamma": "none"}, "scoring.merino.gamma: "),
+        ({"colour": 1}, "scoring.merino.colour: unknown key"),
     ],
 )
 def test_a_bad_scoring_block_is_told_with_the_file(wrong, says, tmp_path):

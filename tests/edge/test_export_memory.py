@@ -22,9 +22,10 @@ MEASURED = """
 import sys
 from pathlib import Path
 from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_runtime.io.board import peak_rss_mb
-export(load_source(sys.argv[1]), Path(sys.argv[2]), precision=sys.argv[3])
+export(load_source(sys.argv[1]), Path(sys.argv[2]), ExportRequest(precision=sys.argv[3]))
 print(peak_rss_mb())
 """
 
