@@ -88,11 +88,11 @@ def test_a_probe_of_another_backend_board_or_mode_is_refused_by_name(nano, tmp_p
         ("raspberry-pi-4", gpu, None, "made with tensorrt, and Raspberry Pi 4.* has onnxruntime alone"),
         ("jetson-nano", gpu, "onnxruntime", "made with tensorrt, and --backend asks for onnxruntime"),
         ("raspberry-pi-4", gpu, "tensorrt", "no performance.tensorrt: choose onnxruntime"),
-        ("jetson-orin-nano", gpu, None, f"made on '{MODEL}', the profile is of NVIDIA Jetson Orin Nano"),
+        ("jetson-orin-nano", gpu, None, f"the probed machine is '{MODEL}', the profile is of NVIDIA Jetson Orin Nano"),
     ]
     changes = {
         "mode": (as_of(nano, mode="5W_EXTRA (7)"), "power mode 5W_EXTRA, the profile has 10W, 5W"),
-        "arch": (nano | {"machine": nano["machine"] | {"arch": "x86_64"}}, "was made on x86_64"),
+        "arch": (nano | {"machine": nano["machine"] | {"arch": "x86_64"}}, "the probed machine is x86_64"),
         "fp16": (nano | {"measurements": [one for one in nano["measurements"] if one["format"] != "fp16"]}, "lacks"),
         "memory": (nano | {"resident": []}, "lacks copies to the host or the memory"),
         "time": (nano | {"measurements": [one | {"ms": 1} for one in nano["measurements"]]}, "took no longer"),
