@@ -261,7 +261,7 @@ def solve(program: Program, rows: Rows, node: Node, relaxed: Relaxed, known: flo
         return None
     fits = EVEN * program.unit[node.among] <= weights / node.layers * (1 + SLACK)
     among = node.among[fits & (relaxed.loss <= relaxed.weights - least * (1 + ROUNDING))]
-    found = solve_columns(program, rows, node, among, least)
+    found = solve_columns(program, rows, node, among, least) if len(among) else None
     return found and ordered(program, *found)
 
 

@@ -126,7 +126,9 @@ def test_no_layer_is_far_from_the_mean():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("board", profile_ids())
+@pytest.mark.parametrize("board", [
+    pytest.param(board, marks=pytest.mark.nightly if board == "raspberry-pi-zero-2w" else ()) for board in profile_ids()
+])  # the Zero's memory binds too: half a minute of a core
 def test_a_boards_own_budgets_give_a_proved_decoder_of_near_equal_layers(board):
     profile = load_profile(board)
     space = Space(padded=True)
