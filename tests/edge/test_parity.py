@@ -64,10 +64,6 @@ MODELS = {
     "wider at once": decoder_of(
         64, (64, 1.0, 1), (64, 1.5, 1), (192, 1.0, 2, True), rms_norm_eps=0.1, rope_theta=500.0
     ),
-    "padded wider, narrower, wider": decoder_of(
-        32, (64, 1.0, 1), (128, 1.5, 2, True, 1), (96, 0.5, 1), (160, 1.0, 1), width_change="padding"
-    ),
-    "padded to narrower": decoder_of(32, (96, 1.0, 1), (64, 2.0, 2), width_change="padding"),
     "random 1": random_decoder(1),
     "random 2": random_decoder(2),
     "random 3": random_decoder(3),
@@ -87,6 +83,10 @@ MODELS = {
     "gpt_neo of heads of 8": published("gpt_neo", heads=8, window=16),
     "gpt_neox in sequence, tied, rotated whole": published("gpt_neox", parallel=False, tied=True, rotated=16),
     "grouped": decoder_of(32, (64, 1.0, 2, False, 1), (128, 1.5, 2, True, 2), (192, 1.0, 1, False, 3)),
+    "padded wider, narrower, wider": decoder_of(
+        32, (64, 1.0, 1), (128, 1.5, 2, True, 1), (96, 0.5, 1), (160, 1.0, 1), width_change="padding"
+    ),
+    "padded to narrower": decoder_of(32, (96, 1.0, 1), (64, 2.0, 2), width_change="padding"),
 }
 # By day each family once, and what differs most.
 DAILY = {
