@@ -16,16 +16,15 @@ from contextlib import contextmanager
 import pytest
 from disk_log import entries_now, states
 from emulated_machine import PARTS, boot, copied, needs_machine, new_root
-from merino_edge.delivery.targets import Target
-from merino_runtime.delivery.lock import locked
 from packed_files import tree
 from sample_roots import ROOT_AT, tool
 from test_vm_delivery import GENERATE, INSTALLED, PROMPT, edge_ok, ids, make_image
 
-from merino_edge.delivery.wheels import wheels_for
+from merino_edge.delivery.wheels import Target, wheels_for
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.delivery import releases
 from merino_runtime.delivery.archive import open_archive
+from merino_runtime.io.lock import locked
 
 pytestmark = [pytest.mark.slow, needs_machine]
 
