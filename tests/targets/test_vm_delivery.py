@@ -35,6 +35,13 @@ VERSIONS = (
     "print(json.dumps({each.__name__: each.__version__ for each in (onnxruntime, numpy, tokenizers)}))"
 )
 SPEEDS = "emulated: no statement about a board"
+UNTIL_GOOD = f"""
+for turn in $(seq 600); do
+    systemctl is-active --quiet merino.service && {INSTALLED} status | grep -q '^current .*, good$' && exit 0
+    sleep 1
+done
+systemctl status merino.service; exit 1
+"""
 
 
 def edge_ok(machine, *arguments):
@@ -188,6 +195,10 @@ def test_a_flashed_image_installs_at_its_first_start_and_says_its_text_on_the_co
         assert text.strip() and all(line in console for line in text.splitlines()), console[-3000:]
         found["console"] = [line for line in console.splitlines() if "runuser[" in line][0]
         machine.shut_down()
+    with boot(image, CPU, tmp_path, partition="2") as machine:
+        assert machine.ssh("systemctl is-enabled merino-install.service", check=False).stdout == "disabled\n"
+        machine.ssh(UNTIL_GOOD, timeout_s=1200)
+        assert machine.ssh("systemctl is-active merino-install.service", check=False).stdout == "inactive\n"
 
 
 def make_image(path, folder, root=None):

@@ -18,7 +18,7 @@ from disk_log import entries_now, states
 from emulated_machine import PARTS, boot, copied, needs_machine, new_root
 from packed_files import tree
 from sample_roots import ROOT_AT, tool
-from test_vm_delivery import GENERATE, INSTALLED, PROMPT, edge_ok, ids, make_image
+from test_vm_delivery import GENERATE, INSTALLED, PROMPT, UNTIL_GOOD, edge_ok, ids, make_image
 
 from merino_edge.delivery.wheels import Target, wheels_for
 from merino_edge.profiles.reading import load_profile
@@ -31,13 +31,6 @@ pytestmark = [pytest.mark.slow, needs_machine]
 CPU = "cortex-a72"
 STARTED = 2  # states of each command that are started; the rest are looked at
 VARYING = ("release.json", "verified.json")
-UNTIL_GOOD = f"""
-for turn in $(seq 600); do
-    systemctl is-active --quiet merino.service && {INSTALLED} status --json | grep -q '"good": true' && exit 0
-    sleep 1
-done
-systemctl status merino.service; exit 1
-"""
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +214,28 @@ def test_a_full_card_keeps_the_release_in_use_and_answers_at_the_next_start(imag
         machine.ssh("rm /filler.* && " + INSTALL.format("second"), timeout_s=1200)
         machine.ssh("sync")
         machine.cut_power()
+    check_answers(image, tmp_path, expected)
+
+
+def test_a_new_release_that_lost_half_of_its_application_is_left_and_can_be_installed_again(
+    images, place, expected, tmp_path
+):
+    first, second = id_of(place, "first"), id_of(place, "second")
+    image = copied(images["first"], tmp_path / "half.img")
+    with boot(image, CPU, tmp_path) as machine:
+        machine.ssh(INSTALL.format("second").replace(" --service", ""), timeout_s=1200)
+        machine.ssh("cd /opt/merino/current/; truncate -s $(($(stat -c %s merino.pyz) / 2)) merino.pyz; sync")
+        machine.cut_power()
+    with boot(image, CPU, tmp_path) as machine:
+        machine.ssh(UNTIL_GOOD, timeout_s=1200)
+        found = json.loads(machine.ssh(f"{INSTALLED} status --json").stdout)
+        assert (found["current"]["id"], found["previous"]["id"]) == (first, second)
+        assert found["previous"]["gave_up"] and not found["previous"]["good"]
+        assert f"back to {first}" in machine.ssh("journalctl -u merino.service -o cat").stdout
+        machine.ssh(INSTALL.format("second"), timeout_s=1200)
+        machine.ssh(UNTIL_GOOD, timeout_s=1200)
+        assert json.loads(machine.ssh(f"{INSTALLED} status --json").stdout)["current"]["id"] == second
+        machine.shut_down()
     check_answers(image, tmp_path, expected)
 
 
