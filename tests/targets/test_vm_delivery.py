@@ -42,6 +42,10 @@ for turn in $(seq 600); do
 done
 systemctl status merino.service; exit 1
 """
+UNTIL_SAID = """
+systemctl start merino-install.service  # waits for the install that is under way
+until systemctl show --property SubState merino-install.service | grep -q exited; do sleep 1; done
+"""
 
 
 def edge_ok(machine, *arguments):
@@ -189,7 +193,7 @@ def test_a_flashed_image_installs_at_its_first_start_and_says_its_text_on_the_co
     assert e2fsck(image) == 0
     text = edge_ok(None, "generate", place / "first", *shlex.split(" ".join(FIRST_WORDS[1:])))
     with step(record, "first start of the image") as found, boot(image, CPU, tmp_path, partition="2") as machine:
-        machine.ssh("systemctl start merino-install.service", timeout_s=1200)  # waits for the start that is under way
+        machine.ssh(UNTIL_SAID, timeout_s=1200)
         console = machine.console.read_text(errors="replace")
         assert f"release {open_archive(str(place / 'first.merino')).id}" in console
         assert text.strip() and all(line in console for line in text.splitlines()), console[-3000:]
