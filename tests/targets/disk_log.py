@@ -46,6 +46,8 @@ def read_log(path):
 
 
 def write(disk, entry, log):
+    if not entry.length:
+        return
     if entry.data_at is not None:
         log.seek(entry.data_at)
         data = log.read(entry.length)
@@ -55,10 +57,13 @@ def write(disk, entry, log):
     disk.write(data)
 
 
-def states(base, log_path, first, folder):
+def states(base, log_path, first, folder, start_bytes=0):
     """(name, image) of each state from entry `first` on: at each flush what was written before it, nothing behind it;
-    and beside that some of what came until the next flush, in no order. An image is there until the next."""
-    entries, rng = read_log(log_path), random.Random(7)
+    and beside that some of what came until the next flush, in no order. An image is there until the next.
+
+    base: the disk's content from start_bytes on, before the first entry.
+    """
+    entries, rng = [each._replace(at=each.at - start_bytes) for each in read_log(log_path)], random.Random(7)
     flushes = [number for number, entry in enumerate(entries) if entry.flush and number >= first]
     work, image = folder / "work.img", folder / "state.img"
     copied(base, work)

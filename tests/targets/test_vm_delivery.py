@@ -35,6 +35,17 @@ VERSIONS = (
     "print(json.dumps({each.__name__: each.__version__ for each in (onnxruntime, numpy, tokenizers)}))"
 )
 SPEEDS = "emulated: no statement about a board"
+UNTIL_GOOD = f"""
+for turn in $(seq 600); do
+    systemctl is-active --quiet merino.service && {INSTALLED} status | grep -q '^current .*, good$' && exit 0
+    sleep 1
+done
+systemctl status merino.service; exit 1
+"""
+UNTIL_SAID = """
+systemctl start merino-install.service  # waits for the install that is under way
+until systemctl show --property SubState merino-install.service | grep -q exited; do sleep 1; done
+"""
 
 
 def edge_ok(machine, *arguments):
@@ -182,12 +193,16 @@ def test_a_flashed_image_installs_at_its_first_start_and_says_its_text_on_the_co
     assert e2fsck(image) == 0
     text = edge_ok(None, "generate", place / "first", *shlex.split(" ".join(FIRST_WORDS[1:])))
     with step(record, "first start of the image") as found, boot(image, CPU, tmp_path, partition="2") as machine:
-        machine.ssh("systemctl start merino-install.service", timeout_s=1200)  # waits for the start that is under way
+        machine.ssh(UNTIL_SAID, timeout_s=1200)
         console = machine.console.read_text(errors="replace")
         assert f"release {open_archive(str(place / 'first.merino')).id}" in console
         assert text.strip() and all(line in console for line in text.splitlines()), console[-3000:]
         found["console"] = [line for line in console.splitlines() if "runuser[" in line][0]
         machine.shut_down()
+    with boot(image, CPU, tmp_path, partition="2") as machine:
+        assert machine.ssh("systemctl is-enabled merino-install.service", check=False).stdout == "disabled\n"
+        machine.ssh(UNTIL_GOOD, timeout_s=1200)
+        assert machine.ssh("systemctl is-active merino-install.service", check=False).stdout == "inactive\n"
 
 
 def make_image(path, folder, root=None):

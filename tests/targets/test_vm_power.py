@@ -16,29 +16,21 @@ from contextlib import contextmanager
 import pytest
 from disk_log import entries_now, states
 from emulated_machine import PARTS, boot, copied, needs_machine, new_root
-from merino_edge.delivery.targets import Target
-from merino_runtime.delivery.lock import locked
 from packed_files import tree
 from sample_roots import ROOT_AT, tool
-from test_vm_delivery import GENERATE, INSTALLED, PROMPT, edge_ok, ids, make_image
+from test_vm_delivery import GENERATE, INSTALLED, PROMPT, UNTIL_GOOD, edge_ok, ids, make_image
 
-from merino_edge.delivery.wheels import wheels_for
+from merino_edge.delivery.wheels import Target, wheels_for
 from merino_edge.profiles.reading import load_profile
 from merino_runtime.delivery import releases
 from merino_runtime.delivery.archive import open_archive
+from merino_runtime.io.lock import locked
 
 pytestmark = [pytest.mark.slow, needs_machine]
 
 CPU = "cortex-a72"
 STARTED = 2  # states of each command that are started; the rest are looked at
 VARYING = ("release.json", "verified.json")
-UNTIL_GOOD = f"""
-for turn in $(seq 600); do
-    systemctl is-active --quiet merino.service && {INSTALLED} status --json | grep -q '"good": true' && exit 0
-    sleep 1
-done
-systemctl status merino.service; exit 1
-"""
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +88,7 @@ INSTALL = "python3 merino.pyz install {}.merino --trust fleet.pub --service"
 @pytest.fixture(scope="module")
 def whole(images, place, tmp_path_factory):
     """By id: the files of a release that was installed without a fault."""
-    with dumped(images["second"], 0, tmp_path_factory.mktemp("whole")) as root:
+    with dumped(images["second"], tmp_path_factory.mktemp("whole")) as root:
         found = {id_of(place, name): files_of(root, id_of(place, name)) for name in ("first", "second")}
     assert all(len(files) > 5 for files in found.values())
     return found
@@ -114,9 +106,9 @@ def files_of(root, release_id):
 
 
 @contextmanager
-def dumped(image, start_bytes, folder):
+def dumped(disk, folder):
     """/opt/merino of a disk after a start has repaired the file system. An empty folder where there is none."""
-    disk, copy = f"{image}?offset={start_bytes}", folder / "opt"
+    copy = folder / "opt"
     done = subprocess.run([tool("e2fsck"), "-p", disk], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stdout + done.stderr  # the journal was replayed; nothing else was wrong
     copy.mkdir()
@@ -143,7 +135,7 @@ def check_state(root, allowed, whole):
 
 def cut_everywhere(image, command, allowed, whole, tmp_path, start_bytes=0, partition=""):
     """Runs the command on the machine, with the log of its disk, and looks at each state that a power cut may have left
-    since then. -> images of some of them"""
+    since then. -> images of some of them, without what lies before start_bytes: e2fsck replays no journal behind it"""
     log, disk = tmp_path / "log", tmp_path / "disk.img"
     copied(image, disk)
     with boot(disk, CPU, tmp_path, partition, log) as machine:
@@ -152,10 +144,14 @@ def cut_everywhere(image, command, allowed, whole, tmp_path, start_bytes=0, part
             machine.ssh(command, timeout_s=1200)
         machine.ssh(UNTIL_GOOD, timeout_s=1200)
         machine.shut_down()
-    seen, kept = {}, []
-    for number, (name, state) in enumerate(states(image, log, first, tmp_path)):
+    seen, kept, base = {}, [], image
+    if start_bytes:
+        base = tmp_path / "base.img"
+        call = ["dd", f"if={image}", f"of={base}", "bs=1M", f"skip={start_bytes}", "iflag=skip_bytes", "conv=sparse"]
+        subprocess.run(call, capture_output=True, check=True)
+    for number, (name, state) in enumerate(states(base, log, first, tmp_path, start_bytes)):
         try:
-            with dumped(state, start_bytes, tmp_path) as root:
+            with dumped(state, tmp_path) as root:
                 found = check_state(root, allowed, whole)
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error
@@ -168,9 +164,9 @@ def cut_everywhere(image, command, allowed, whole, tmp_path, start_bytes=0, part
     return random.Random(1).sample(kept, min(STARTED, len(kept)))
 
 
-def check_answers(image, tmp_path, expected, partition="", installed=True):
+def check_answers(image, tmp_path, expected, installed=True):
     """At its next start the board has a good release in use, which generates what this machine does."""
-    with boot(image, CPU, tmp_path, partition) as machine:
+    with boot(image, CPU, tmp_path) as machine:
         if not installed:
             assert machine.ssh(f"test -e {INSTALLED}", check=False).returncode == 1
             machine.ssh(INSTALL.format("second"), timeout_s=1200)
@@ -193,7 +189,7 @@ def test_power_is_cut_at_any_flush(command, images, whole, place, expected, tmp_
     before, line, names = COMMANDS[command]
     allowed = {name and id_of(place, name) for name in names}
     for image in cut_everywhere(images[before], line, allowed, whole, tmp_path):
-        with dumped(image, 0, tmp_path) as root:
+        with dumped(image, tmp_path) as root:
             installed = releases.links(str(root)).current is not None
         check_answers(image, tmp_path, expected, installed=installed)
 
@@ -203,7 +199,7 @@ def test_power_is_cut_at_any_flush_of_a_first_start(images, whole, place, expect
     edge_ok(None, "flash", place / "first.merino", "--image", card, "--trust", place / "fleet.pub")
     allowed = {None, id_of(place, "first")}
     for image in cut_everywhere(card, "", allowed, whole, tmp_path, ROOT_AT, "2"):
-        check_answers(image, tmp_path, expected, "2")
+        check_answers(image, tmp_path, expected)
 
 
 def test_a_full_card_keeps_the_release_in_use_and_answers_at_the_next_start(images, expected, place, tmp_path):
@@ -222,6 +218,28 @@ def test_a_full_card_keeps_the_release_in_use_and_answers_at_the_next_start(imag
         machine.ssh("rm /filler.* && " + INSTALL.format("second"), timeout_s=1200)
         machine.ssh("sync")
         machine.cut_power()
+    check_answers(image, tmp_path, expected)
+
+
+def test_a_new_release_that_lost_half_of_its_application_is_left_and_can_be_installed_again(
+    images, place, expected, tmp_path
+):
+    first, second = id_of(place, "first"), id_of(place, "second")
+    image = copied(images["first"], tmp_path / "half.img")
+    with boot(image, CPU, tmp_path) as machine:
+        machine.ssh(INSTALL.format("second").replace(" --service", ""), timeout_s=1200)
+        machine.ssh("cd /opt/merino/current/; truncate -s $(($(stat -c %s merino.pyz) / 2)) merino.pyz; sync")
+        machine.cut_power()
+    with boot(image, CPU, tmp_path) as machine:
+        machine.ssh(UNTIL_GOOD, timeout_s=1200)
+        found = json.loads(machine.ssh(f"{INSTALLED} status --json").stdout)
+        assert (found["current"]["id"], found["previous"]["id"]) == (first, second)
+        assert found["previous"]["gave_up"] and not found["previous"]["good"]
+        assert f"back to {first}" in machine.ssh("journalctl -u merino.service -o cat").stdout
+        machine.ssh(INSTALL.format("second"), timeout_s=1200)
+        machine.ssh(UNTIL_GOOD, timeout_s=1200)
+        assert json.loads(machine.ssh(f"{INSTALLED} status --json").stdout)["current"]["id"] == second
+        machine.shut_down()
     check_answers(image, tmp_path, expected)
 
 
