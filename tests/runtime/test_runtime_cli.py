@@ -94,7 +94,7 @@ def test_on_a_terminal_a_forgotten_prompt_is_wrong_usage_and_a_dash_reads_what_i
     assert code == 2 and "required: PROMPT" in shown
     code, shown = on_a_terminal([*CALL, "generate", folder, "-", *GREEDY], typed=b"the river\n\x04", PYTHONPATH=ROOT)
     assert code == 0 and "ctrl-D" in shown
-    assert run("generate", folder, "the river", *GREEDY)[1].strip() in shown
+    assert visible_text(run("generate", folder, "the river", *GREEDY)[1].strip()) in shown
 
 
 def test_text_that_goes_to_a_file_is_counted_on_the_terminal(folder, tmp_path):
@@ -297,6 +297,7 @@ def test_text_of_any_script_goes_through_the_c_locale(folder):
 
 INTERRUPTED = """
 import sys
+from merino_runtime.io.visible import visible_text
 from merino_runtime.__main__ import Verb, main
 def add(parser):
     parser.add_argument("word")
