@@ -13,6 +13,7 @@ import pytest
 from pseudo_terminal import on_a_terminal, read_until_closed
 
 import merino_runtime
+from merino_runtime.io.visible import visible_text
 
 pytestmark = pytest.mark.slow
 
@@ -297,7 +298,6 @@ def test_text_of_any_script_goes_through_the_c_locale(folder):
 
 INTERRUPTED = """
 import sys
-from merino_runtime.io.visible import visible_text
 from merino_runtime.__main__ import Verb, main
 def add(parser):
     parser.add_argument("word")
