@@ -29,7 +29,7 @@ PROGRAM = {
 OTHER_NAMES = {
     ("merino_edge/design/pareto.py", "gpt2"), ("merino_edge/benchmarking/engine_models.py", "gpt2"),
     ("merino_edge/design/score.py", "merino"), ("merino_edge/cli/design.py", "merino"),
-    ("merino_edge/cli/score_tables.py", "merino"),
+    ("merino_edge/cli/score_tables.py", "merino"), ("merino_edge/design/design_file.py", "merino"),
 }  # fmt: skip
 
 
