@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import merino_runtime
 from merino_runtime.bundle import BackendNeed, Bundle, Golden, Slower, Threads
 from merino_runtime.bundle.fit import check_bundle_fits
 from merino_runtime.errors import MerinoError
@@ -170,7 +171,7 @@ print(before, held, board.peak_rss_mb())
 
 def test_peak_memory_rises_by_what_is_held_and_stays_when_that_is_freed():
     """Linux counts pages of each CPU in batches: a reading may be some hundred kB off."""
-    root = os.path.dirname(os.path.dirname(board.__file__))
+    root = os.path.dirname(os.path.dirname(merino_runtime.__file__))
     out = subprocess.check_output([sys.executable, "-c", PEAK], env=dict(os.environ, PYTHONPATH=root))
     before, held, after = map(float, out.split())
     assert before > 3 and 49 < held - before < 60 and abs(after - held) < 1
