@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from merino_edge.cli.design_tables import number
 from merino_edge.cli.tables import Column, Table, on_backend
 from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.prediction.cost_model import Predicted
@@ -42,14 +43,11 @@ def cost_table(names: Sequence[str], costs: Sequence[Mapping[str, Predicted]], p
     predicted = [each for cost in costs for each in cost.values()]
     budgets = [budget for budget in BUDGETS_BY_NAME.values() if all(budget.of(each) is not None for each in predicted)]
 
-    def amount(value: float | None) -> str:
-        return "-" if value is None else f"{value:,.1f}" if value >= 1 else f"{value:.3g}"
-
     return Table(
         columns=[Column("source", left=True, wraps=True), Column("format", left=True),
                  *(Column(f"{budget.option.removeprefix('--')}", wraps=True) for budget in budgets)],
         rows=[
-            [name, precision, *(amount(budget.of(each)) for budget in budgets)]
+            [name, precision, *(number(value) for budget in budgets if (value := budget.of(each)) is not None)]
             for name, cost in zip(names, costs, strict=True) for precision, each in cost.items()
         ],
         title=f"Costs on {on_backend(profile, profile.name)}, predicted from {predicted[0].provenance} coefficients",
