@@ -81,7 +81,7 @@ def improve(program: Program, floor: float = -math.inf) -> Answer:
 
     for node in roots(program, known):
         push(node, program.blocks * float(program.score.max()), None)
-    first: Relaxed | None = None
+    priced_all = False  # whether the prices of one relaxation have bounded the other numbers of layers
     while heap:
         bound, _, node, relaxed = heappop(heap)
         if -bound <= known * (1 + ROUNDING):
@@ -90,8 +90,8 @@ def improve(program: Program, floor: float = -math.inf) -> Answer:
             relaxed = relax(program, rows, node)
             if relaxed:
                 push(node, relaxed.weights, relaxed)
-            if relaxed and first is None:  # its prices bound the other numbers of layers
-                first, waiting = relaxed, [item[2] for item in heap if item[3] is None]
+            if relaxed and not priced_all:
+                priced_all, waiting = True, [item[2] for item in heap if item[3] is None]
                 heap[:] = [item for item in heap if item[3]]
                 for other in waiting:
                     push(other, priced(program, rows, other, relaxed.prices), None)
@@ -274,9 +274,7 @@ def solve_columns(
     block's activations reach each of a few levels, between which `branches` decides. Layers as integers
     leave out the many ways to cut one run of equal layers into blocks, which binaries of options would try.
     """
-    shapes: dict[int, list[int]] = {}  # shape -> its options
-    for option in among[~program.shared[among]].tolist():
-        shapes.setdefault(int(program.shape[option]), []).append(option)
+    shapes = list(dict.fromkeys(program.shape[among[~program.shared[among]]].tolist()))
     shared = among[program.shared[among]]
     kinds, widths = len(shapes), rows.upper.shape[1] - len(program.options)
     one = np.array([program.place[shape, 1] for shape in shapes], int)
@@ -327,8 +325,9 @@ def solve_columns(
     counts = np.round(found.x).astype(int)
     options = [int(o) for o, times in zip(shared, counts[2 * kinds :], strict=False) for _ in range(times)]
     for shape, layers, blocks in zip(shapes, counts, counts[kinds:], strict=False):
-        base, rest = divmod(int(layers), max(1, int(blocks)))
-        options += [program.place[shape, base + (block < rest)] for block in range(blocks)]
+        equal_layers = cut(program, shape, int(layers), int(blocks))
+        assert equal_layers is not None, "the integer program keeps each block's depth within the space"
+        options += equal_layers
     first, last = counts[2 * kinds + len(shared) :][:widths].reshape(2, -1).argmax(axis=1)
     return options, int(first), int(last)
 
@@ -388,23 +387,21 @@ def branches(program: Program, node: Node, choice: list[int]) -> list[Node]:
 
 def uniform(program: Program) -> Iterator[Solution]:
     """Decoders of one width, FFN ratio and number of KV heads, the best for each number of layers: a first floor."""
-    place = {
-        (block.width, block.ffn_ratio, block.kv_heads, block.depth): index
-        for index, block in enumerate(program.options) if not block.shared
-    }  # fmt: skip
-    shapes = {key[:3] for key in place}
-    deepest = int(program.layers.max())
-    for layers in range(program.blocks, program.blocks * deepest + 1):
-        base, more = divmod(layers, program.blocks)
-        best: Solution | None = None
-        for shape in sorted(shapes):
-            first, other = place.get((*shape, base)), place.get((*shape, base + 1))
-            if first is None or (more and other is None):
-                continue
-            choice = [first] * (program.blocks - more) + ([other] * more if other is not None else [])
-            if best and program.score[choice].sum() <= best.score:
-                continue
-            if program.fits(choice):
-                best = program.solution(choice)
+    shapes = sorted({shape for shape, _ in program.place})
+    for layers in range(program.blocks, program.blocks * int(program.layers.max()) + 1):
+        best: list[int] | None = None
+        most = 0.0  # for a fixed number of layers the score rises with the weights
+        for shape in shapes:
+            choice = cut(program, shape, layers, program.blocks)
+            weights = float(program.score[choice].sum()) if choice else 0.0
+            if choice and weights > most and program.fits(choice):
+                best, most = choice, weights
         if best:
-            yield best
+            yield program.solution(best)
+
+
+def cut(program: Program, shape: int, layers: int, blocks: int) -> list[int] | None:
+    """The options of `layers` equal layers in blocks of nearly equal depth; None where the space has no such block."""
+    base, more = divmod(layers, max(1, blocks))
+    found = [program.place.get((shape, base + (block < more))) for block in range(blocks)]
+    return None if None in found else [option for option in found if option is not None]

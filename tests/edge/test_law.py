@@ -3,12 +3,14 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merino_edge.design import by_depth, exact
 from merino_edge.design.budgets import with_board_defaults
+from merino_edge.design.constraints import regimes
 from merino_edge.design.designer import design
 from merino_edge.design.encode import encode, least, tabulate
 from merino_edge.design.evolution import Effort, evolve
@@ -118,6 +120,22 @@ def test_evolution_keeps_the_same_rules(problem, seed):
     assert program.fits(found.choice)
 
 
+@given(problems())
+@settings(max_examples=20)
+def test_the_best_uniform_decoder_is_the_best_of_its_number_of_layers(problem):
+    space, limits = problem
+    program = encode(space, limits, MODEL, MEASURED, REGIME)
+    best = {}
+    for choice in itertools.product(range(len(program.options)), repeat=program.blocks):
+        blocks = [program.options[index] for index in choice]
+        depths = [block.depth for block in blocks]
+        alike = len({(block.width, block.ffn_ratio, block.kv_heads, block.shared) for block in blocks}) == 1
+        if alike and not blocks[0].shared and max(depths) - min(depths) <= 1 and program.fits(choice):
+            best[sum(depths)] = max(best.get(sum(depths), 0.0), program.evaluate(choice)[0])
+    found = [solution.score for solution in by_depth.uniform(program)]
+    assert found == pytest.approx([best[layers] for layers in sorted(best)])
+
+
 def test_no_layer_is_far_from_the_mean():
     assert even(100.0, 10, [10.0] * 10)
     assert even(100.0, 10, [10 * EVEN, 10 / EVEN])
@@ -139,3 +157,18 @@ def test_a_boards_own_budgets_give_a_proved_decoder_of_near_equal_layers(board):
     assert found.entropy == pytest.approx(total_score(arch.blocks, arch.head_size, MEASURED))
     assert found.predicted.decode_ms <= profile.budget.decode_ms
 
+
+
+def test_the_best_uniform_decoder_in_a_boards_whole_space():
+    profile = load_profile("raspberry-pi-4")
+    model = cost_model(profile, InferenceShape("int8", 1024, 256))
+    limits = with_board_defaults({}, profile)
+    program = encode(Space(padded=True), limits, model, MEASURED, regimes(model, limits)[-1])
+    (one,) = [found for found in by_depth.uniform(program) if program.layers[list(found.choice)].sum() == 4]
+    single = np.flatnonzero((program.layers == 1) & ~program.shared)
+    assert one.score == max(program.evaluate([x] * 4)[0] for x in single.tolist() if program.fits([x] * 4))
+    deep = [found for found in by_depth.uniform(program) if program.layers[list(found.choice)].sum() == 40]
+    tens = np.flatnonzero((program.layers == 10) & ~program.shared)
+    assert [found.score for found in deep] == [
+        max(program.evaluate([x] * 4)[0] for x in tens.tolist() if program.fits([x] * 4))
+    ]
