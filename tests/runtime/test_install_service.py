@@ -231,3 +231,12 @@ def test_a_service_cannot_run_from_what_it_does_not_see(root):
         pytest.skip("no systemd here")
     with pytest.raises(MerinoError, match="--service cannot run from"):
         check_service(root)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="asks what root may")
+def test_the_tools_of_root_are_found_where_path_lacks_their_folder(monkeypatch):
+    if not shutil.which("systemctl") or not shutil.which("useradd"):
+        pytest.skip("no systemd here")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert shutil.which("useradd") is None, "else this proves nothing here"
+    check_service("/opt/merino")

@@ -225,7 +225,7 @@ def check_service(root: str) -> None:
     if os.geteuid() != 0:
         raise MerinoError("--service needs root: it makes a user and a unit of systemd. Run it with sudo, or install "
                           "without --service into a folder of your own.")
-    missing = [name for name in ("systemctl", "useradd", PYTHON) if shutil.which(name) is None]
+    missing = [name for name in ("systemctl", "useradd", PYTHON) if shutil.which(name, path=_search_path()) is None]
     if missing:
         raise MerinoError(f"--service needs {' and '.join(missing)}, which this system lacks. Install without it.")
     inside = [folder for folder in HIDDEN if (os.path.realpath(root) + "/").startswith(folder + "/")]
@@ -301,9 +301,15 @@ def _keep_running_application(root: str) -> None:
         keep_application(root, _current(root))
 
 
+def _search_path() -> str:
+    """PATH, and where Debian keeps what only root runs: root's own PATH over ssh may lack these."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
+
 def _run(command: Sequence[str]) -> None:
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              env=dict(os.environ, PATH=_search_path()))
     except OSError as error:
         raise machine_fault(f"start {command[0]}", error) from error
     if done.returncode:
