@@ -14,6 +14,9 @@ class Sampling(NamedTuple):
     min_p: float = 0.05  # 0: off
     repetition_penalty: float = 1.0  # 1: off
     seed: Optional[int] = None  # None: a random one
+    presence_penalty: float = 0.0  # subtracted from the logit of each token that was generated; 0: off
+    frequency_penalty: float = 0.0  # the same, times how often it was generated; 0: off
+    logit_bias: Tuple[Tuple[int, float], ...] = ()  # (id, what is added to its logit)
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -40,6 +43,10 @@ def check_sampling(sampling: Sampling) -> None:
         ("repetition_penalty", _within(sampling.repetition_penalty, 0.01, 100), "0.01 to 100, 1 is off"),
         ("seed", sampling.seed is None or (_is_integer(sampling.seed) and 0 <= sampling.seed < 2 ** 32),
          "an integer from 0 to 2**32 - 1, or none"),
+        ("presence_penalty", _within(sampling.presence_penalty, -2, 2), "-2 to 2, 0 is off"),
+        ("frequency_penalty", _within(sampling.frequency_penalty, -2, 2), "-2 to 2, 0 is off"),
+        ("logit_bias", all(_is_integer(each) and each >= 0 and _within(bias, -100, 100)
+                           for each, bias in sampling.logit_bias), "-100 to 100 for each token id"),
     ]
     wrong = [f"{name} is {getattr(sampling, name)!r}, allowed: {allowed}" for name, good, allowed in rules
              if not good]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from merino_runtime.backends.backend import Backend
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.generate import OVERFLOWS, Done, PromptCut, Token, done, generate
+from merino_runtime.generation.generate import OVERFLOWS, Done, Prefilled, PromptCut, Token, done, generate
 from merino_runtime.generation.text import TextStream, Tokenizer, byte_table
 from merino_runtime.sampling import GREEDY, Sampling
 
@@ -195,6 +195,39 @@ def test_a_prompt_pays_for_what_the_cache_does_not_hold_yet(prompt, prefilled):
     assert last.prefill_tokens == prefilled
     assert tokens == run(Script(spelled("abcd")), prompt_ids=prompt, max_new_tokens=4)[0]
     assert backend.heard == [*prompt, *spelled("abc")]
+
+
+def test_a_prefill_in_pieces_tells_how_far_it_is_and_can_be_left_between_them():
+    backend = Script(spelled("hi"))
+    backend.prefill(list(range(4)))
+    prompt = [*range(4), *range(10, 20)]
+    asked = []
+    events = generate(backend, prompt, max_new_tokens=2, sampling=GREEDY, piece=lambda at: asked.append(at) or 4)
+    assert [next(events) for _ in range(3)] == [Prefilled(4, 14), Prefilled(8, 14), Prefilled(12, 14)]
+    *tokens, last = events
+    assert [token.id for token in tokens] == spelled("hi") and backend.ids == [*prompt, *spelled("h")]
+    assert last.prefill_tokens == 10 and asked == [4, 8, 12]
+    left = generate(backend, [*range(30, 40)], piece=lambda _: 4)
+    assert [next(left), next(left)] == [Prefilled(0, 10), Prefilled(4, 10)]
+    left.close()
+    assert backend.ids == [*range(30, 34)]
+    disturbed = generate(backend, [*range(40, 50)], piece=lambda _: 4)
+    next(disturbed)
+    backend.changes += 1
+    with pytest.raises(MerinoError, match="changed by something else"):
+        next(disturbed)
+
+
+def test_log_probabilities_are_the_models_own_whatever_the_sampler_does_to_them():
+    backend = Script(spelled("hi"))
+    events = list(generate(backend, [1, 2], max_new_tokens=1, top=2,
+                           sampling=Sampling(temperature=0, logit_bias=((65, 20.0),))))
+    assert events[0].id == 65
+    sure = 9 - np.log(np.exp(9) + backend.vocab - 1)
+    assert events[1].logprob == pytest.approx(sure - 9) and events[1].top[0] == (spelled("h")[0], pytest.approx(sure))
+    assert len(events[1].top) == 2 and isinstance(events[2], Done)
+    with pytest.raises(MerinoError, match="id 257, the model has 0 to 256"):
+        generate(backend, [1], sampling=Sampling(logit_bias=((257, 1.0),)))
 
 
 def test_a_cache_that_is_slow_to_extend_is_kept_only_for_half_of_the_prompt():

@@ -17,7 +17,8 @@ LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40)
 WIDE_LOGITS = st.integers(0, 2 ** 32 - 1).map(lambda seed: (np.random.RandomState(seed).randn(3000) * 2).tolist())
 SAMPLINGS = st.builds(
     Sampling, temperature=st.floats(0.05, 5), top_k=st.integers(0, 50), top_p=st.floats(0.01, 1),
-    min_p=st.floats(0, 1), repetition_penalty=st.just(1.0), seed=st.integers(0, 2 ** 32 - 1))
+    min_p=st.floats(0, 1), repetition_penalty=st.just(1.0), seed=st.integers(0, 2 ** 32 - 1),
+    presence_penalty=st.just(0.0), frequency_penalty=st.just(0.0), logit_bias=st.just(()))
 
 
 def reference_count(logits, sampling, top_p):
@@ -141,6 +142,15 @@ def test_the_penalty_counts_prompt_and_output():
     assert [sampler.choose(logits) for _ in range(2)] == [1, 2]  # 1.5 2.5 2.0, then 1.5 1.25 2.0
 
 
+def test_presence_and_frequency_count_what_was_generated_and_the_bias_is_added():
+    greedy = Sampling(temperature=0, presence_penalty=0.5, frequency_penalty=0.25)
+    sampler = Sampler(greedy, prompt_ids=[0])  # which the prompt has, and which no penalty touches
+    logits = np.array([3.0, 2.5, 2.0])
+    assert [sampler.choose(logits) for _ in range(5)] == [0, 1, 0, 0, 2]  # of 0: 3, 2.25, 2, 1.75
+    assert logits.tolist() == [3.0, 2.5, 2.0]
+    assert Sampler(Sampling(temperature=0, logit_bias=((2, 1.5), (0, -100)))).choose(logits) == 2
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_not_finite_are_an_error(bad):
     with pytest.raises(MerinoError, match="id 1"):
@@ -149,7 +159,7 @@ def test_logits_that_are_not_finite_are_an_error(bad):
 
 def test_every_value_out_of_range_is_named_in_one_error():
     with pytest.raises(MerinoError) as caught:
-        check_sampling(Sampling(-1, -2, 0, 1.5, 0, -1))
+        check_sampling(Sampling(-1, -2, 0, 1.5, 0, -1, 3, -3, ((0, 101),)))
     for name in Sampling._fields:
         assert name in str(caught.value)
 

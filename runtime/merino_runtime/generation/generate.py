@@ -12,14 +12,14 @@ Tokenising the prompt, and the caller's work between tokens, are not timed. Repe
 """
 import statistics
 import time
-from typing import Generator, Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import Callable, Generator, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from merino_runtime.backends.backend import Backend
 from merino_runtime.bundle import Bundle
 from merino_runtime.errors import MerinoError
-from merino_runtime.generation.sampler import Sampler
+from merino_runtime.generation.sampler import Sampler, log_probabilities
 from merino_runtime.generation.text import TextStream, Tokenizer
 from merino_runtime.io.board import peak_rss_mb
 from merino_runtime.sampling import Sampling, check_new_tokens
@@ -40,6 +40,18 @@ class PromptCut(NamedTuple):
     kept: int  # number of ids, the last ones of the prompt
 
 
+class Prefilled(NamedTuple):
+    """With `piece`: how far the prefill is. The first one tells what was found in the cache."""
+    ids: int  # of the prompt, in the cache
+    total: int
+
+
+class Likely(NamedTuple):
+    """With `top`: follows its Token. Log-probabilities by the model's own logits, before any penalty or cut."""
+    logprob: float  # of the token
+    top: Tuple[Tuple[int, float], ...]  # ids and theirs, likeliest first
+
+
 class Done(NamedTuple):
     tokens: int  # number of `Token`s before; an EOS counts, and has no text
     prefill_tokens: int  # computed by the prefill: ids of the prompt without those found in the cache
@@ -51,13 +63,18 @@ class Done(NamedTuple):
     shifts: int = 0  # how often a full cache dropped its older half
 
 
-Event = Union[PromptCut, Token, Done]
+Event = Union[PromptCut, Prefilled, Token, Likely, Done]
+Piece = Callable[[int], int]  # how many ids the next piece of a prefill has, behind so many of the prompt
 
 
 def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int = 128,
              sampling: Sampling = Sampling(), stop_ids: Sequence[int] = (),  # noqa: B008
-             stream: Optional[TextStream] = None, overflow: str = "stop") -> "Generation":
+             stream: Optional[TextStream] = None, overflow: str = "stop", piece: Optional[Piece] = None,
+             top: Optional[int] = None) -> "Generation":
     """Yields a Token per id, then one Done. The ids do not depend on what the cache held before.
+
+    piece: the prefill is cut into pieces, with a Prefilled before each, so that a caller can do something else in
+    between, or stop. top: a Likely follows each Token, with so many of the likeliest ids.
 
     Any id of stop_ids ends the generation. stream None: ids only, every text is empty. This call, not the first
     `next`, raises MerinoError for a wrong request. After closing the iterator early, or after ctrl-C, the backend can
@@ -65,7 +82,11 @@ def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int
     such as another generation on this backend, the next token would follow other text: `next` raises MerinoError.
     """
     check_request(len(prompt_ids), max_new_tokens, backend.context, overflow)
-    return Generation(backend, prompt_ids, max_new_tokens, sampling, stop_ids, stream, overflow == "shift")
+    unknown = [token_id for token_id, _ in sampling.logit_bias if token_id >= backend.vocab]
+    if unknown:
+        raise MerinoError(f"logit_bias names the token id {unknown[0]}, the model has 0 to {backend.vocab - 1}. Use "
+                          "ids of this model's tokenizer.")
+    return Generation(backend, prompt_ids, max_new_tokens, sampling, stop_ids, stream, overflow == "shift", piece, top)
 
 
 def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str) -> None:
@@ -124,6 +145,13 @@ def keep_shared(backend: Backend, ids: Sequence[int]) -> Sequence[int]:
     return ids[shared:]
 
 
+def likely_of(logits: np.ndarray, token_id: int, top: int) -> Likely:
+    """logits [vocab]; top: how many of the likeliest ids are told."""
+    logprobs = log_probabilities(logits)
+    best = np.argsort(-logprobs, kind="stable")[:top]
+    return Likely(float(logprobs[token_id]), tuple((int(each), float(logprobs[each])) for each in best))
+
+
 def done(step_ms: Sequence[float], stop_reason: str, prefill_tokens: int, shifts: int = 0) -> Done:
     """step_ms: the prefill, then each decode step."""
     decode_ms = step_ms[1:]
@@ -137,11 +165,15 @@ class Generation(Iterator[Event]):
     """The events of one generation, and what was measured so far. Made by `generate`."""
 
     def __init__(self, backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampling: Sampling,
-                 stop_ids: Sequence[int], stream: Optional[TextStream], shifting: bool) -> None:
+                 stop_ids: Sequence[int], stream: Optional[TextStream], shifting: bool, piece: Optional[Piece] = None,
+                 top: Optional[int] = None) -> None:
         context = backend.context
         kept = prompt_ids if len(prompt_ids) < context else newest_half(prompt_ids, context)
         self._backend, self._stream, self._stop_ids = backend, stream, frozenset(stop_ids)
         self._sampler = Sampler(sampling, kept)
+        self._piece, self._top = piece, top
+        self._rest: Optional[Sequence[int]] = None  # of the prompt: what is not in the cache yet
+        self._pieces_ms = 0.0  # of the prefill's pieces so far
         self._step_ms: List[float] = []  # the prefill, then each decode step
         self._tokens = self._prefill_tokens = self._shifts = 0
         self._changes = 0  # of the cache, after the last run of the graph
@@ -162,13 +194,18 @@ class Generation(Iterator[Event]):
              ) -> Generator[Event, None, None]:
         if left_out:
             yield PromptCut(left_out, len(prompt_ids))
+        if self._piece:
+            yield from self._in_pieces(prompt_ids, self._piece)
         token_id, stop_reason, stream = -1, "", self._stream
         while not stop_reason:
             start = time.perf_counter()
-            token_id = self._sampler.choose(self._logits(prompt_ids, token_id))
+            logits = self._logits(prompt_ids, token_id)
+            token_id = self._sampler.choose(logits)
+            likely = None if self._top is None else likely_of(logits, token_id, self._top)
             is_eos = token_id in self._stop_ids
             text = stream.push(token_id) if stream and not is_eos else ""
-            self._step_ms.append(1000 * (time.perf_counter() - start))
+            self._step_ms.append(1000 * (time.perf_counter() - start) + self._pieces_ms)
+            self._pieces_ms = 0.0
             count = len(self._step_ms)
             if is_eos:
                 stop_reason = "eos"
@@ -182,23 +219,48 @@ class Generation(Iterator[Event]):
                 text += stream.finish()
             self._tokens += 1
             yield Token(token_id, text)
+            if likely:
+                yield likely
         yield self.measured(stop_reason)
+
+    def _in_pieces(self, prompt_ids: Sequence[int], piece: Piece) -> Iterator[Event]:
+        """Computes the prompt but for its last piece."""
+        rest = self._begin(prompt_ids)
+        while True:
+            self._rest = rest
+            self._changes = self._backend.changes
+            yield Prefilled(len(prompt_ids) - len(rest), len(prompt_ids))
+            self._check_unchanged()
+            count = max(1, piece(len(prompt_ids) - len(rest)))
+            if count >= len(rest) or not self._backend.extends_fast:
+                return
+            start = time.perf_counter()
+            self._backend.prefill(rest[:count])
+            self._pieces_ms += 1000 * (time.perf_counter() - start)
+            rest = rest[count:]
+
+    def _begin(self, prompt_ids: Sequence[int]) -> Sequence[int]:
+        rest = keep_shared(self._backend, prompt_ids)
+        self._prefill_tokens = len(rest)
+        return rest
+
+    def _check_unchanged(self) -> None:
+        if self._backend.changes != self._changes:
+            raise MerinoError("the cache of this model was changed by something else while this generation was "
+                              "unfinished, such as another generation. Finish or close one before the next begins, or "
+                              "run each on a fork() of the model.")
 
     def _logits(self, prompt_ids: Sequence[int], token_id: int) -> np.ndarray:
         """Logits [vocab] of the next token: of the prompt's prefill, of a decode step, or of a shift."""
         backend = self._backend
         if not self._step_ms:
-            rest = keep_shared(backend, prompt_ids)
-            self._prefill_tokens = len(rest)
-            logits = backend.prefill(rest)
-        elif backend.changes != self._changes:
-            raise MerinoError("the cache of this model was changed by something else while this generation was "
-                              "unfinished, such as another generation. Finish or close one before the next begins, or "
-                              "run each on a fork() of the model.")
-        elif backend.length < backend.context:
-            logits = backend.step(token_id)
+            logits = backend.prefill(self._begin(prompt_ids) if self._rest is None else self._rest)
         else:
-            self._shifts += 1
-            logits = shift(backend, token_id)
+            self._check_unchanged()
+            if backend.length < backend.context:
+                logits = backend.step(token_id)
+            else:
+                self._shifts += 1
+                logits = shift(backend, token_id)
         self._changes = backend.changes
         return logits

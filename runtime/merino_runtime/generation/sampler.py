@@ -1,11 +1,13 @@
 """Chooses the next token from logits, in numpy. Knows nothing of text, models or time.
 
-The order is repetition penalty, temperature, top-k, top-p, min-p, as in transformers. Each cut works on what the one
-before kept. llama.cpp applies the temperature last, so its top-p and min-p keep other tokens at temperatures other
-than 1. top-k keeps the k likeliest tokens, top-p the fewest whose probabilities sum to p or more, min-p those with at
-least min_p times the probability of the likeliest. Equal logits are cut in a fixed, otherwise arbitrary order, so that
-top-k keeps k tokens; transformers keeps all that equal the k-th.
+The order is repetition penalty, presence and frequency penalties, logit bias, temperature, top-k, top-p, min-p, as in
+transformers. Each cut works on what the one before kept. llama.cpp applies the temperature last, so its top-p and
+min-p keep other tokens at temperatures other than 1. top-k keeps the k likeliest tokens, top-p the fewest whose
+probabilities sum to p or more, min-p those with at least min_p times the probability of the likeliest. Equal logits
+are cut in a fixed, otherwise arbitrary order, so that top-k keeps k tokens; transformers keeps all that equal the
+k-th.
 """
+from collections import Counter
 from typing import Iterable, Tuple
 
 import numpy as np
@@ -45,6 +47,12 @@ def candidates(logits: np.ndarray, sampling: Sampling) -> Tuple[np.ndarray, np.n
     return ids[:len(kept)], kept / kept.sum()
 
 
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """logits [vocab] -> log softmax [vocab] in float64."""
+    shifted = logits.astype(np.float64) - logits.max()
+    return shifted - np.log(np.exp(shifted).sum())
+
+
 class Sampler:
     """State of one generation: its random stream, and the ids that it has seen for the penalty."""
 
@@ -53,6 +61,9 @@ class Sampler:
         self._sampling = sampling
         self._random = np.random.RandomState(sampling.seed)
         self._seen = set(prompt_ids)
+        self._chosen = Counter()  # type: Counter[int]
+        self._bias_ids = np.array([each for each, _ in sampling.logit_bias], dtype=np.int64)
+        self._bias = np.array([bias for _, bias in sampling.logit_bias], dtype=np.float64)
 
     def choose(self, logits: np.ndarray) -> int:
         """logits [vocab] -> an id, which counts as seen from then on."""
@@ -63,9 +74,28 @@ class Sampler:
         if self._sampling.repetition_penalty != 1 and self._seen:
             seen_ids = np.fromiter(self._seen, dtype=np.int64, count=len(self._seen))
             logits = penalise(logits, seen_ids, self._sampling.repetition_penalty)
+        logits = self._shifted(logits)
         chosen = int(np.argmax(logits)) if self._sampling.temperature == 0 else self._draw(logits)
-        self._seen.add(chosen)
+        self.note(chosen)
         return chosen
+
+    def note(self, token_id: int) -> None:
+        """Counts an id as generated that was not chosen here."""
+        self._seen.add(token_id)
+        self._chosen[token_id] += 1
+
+    def _shifted(self, logits: np.ndarray) -> np.ndarray:
+        """With the presence and frequency penalties, and the bias: a changed copy, or the same where there is none."""
+        presence, frequency = self._sampling.presence_penalty, self._sampling.frequency_penalty
+        if (presence or frequency) and self._chosen:
+            ids = np.fromiter(self._chosen.keys(), dtype=np.int64, count=len(self._chosen))
+            counts = np.fromiter(self._chosen.values(), dtype=np.float64, count=len(self._chosen))
+            logits = logits.astype(np.float64)
+            logits[ids] -= presence + frequency * counts
+        if len(self._bias_ids):
+            logits = logits.astype(np.float64)
+            logits[self._bias_ids] += self._bias
+        return logits
 
     def _draw(self, logits: np.ndarray) -> int:
         if _all_cuts_off(self._sampling, len(logits)):  # then the order does not matter, and nothing is sorted
