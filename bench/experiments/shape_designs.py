@@ -7,8 +7,8 @@ import numpy as np
 from merino_edge.design.law import EVEN, MeasuredScoring
 from merino_edge.families.designed import Architecture, Block
 
-WEIGHTS = 204_000  # of the layers, in set a and in pairs
-SIZES = 50_000, 600_000  # of set b
+WEIGHTS = 128_000  # of the layers, in set a and in pairs
+SIZES = 40_000, 400_000  # of set b
 DEPTHS = 1, 2, 3, 4, 5, 6, 8, 10, 12, 16
 WIDTHS = range(32, 385, 32)
 RATIOS = 0.5, 6.0
@@ -17,11 +17,11 @@ NEAR = 0.01  # of the weights asked for
 EACH = 4  # designs of set a for each depth; one layer has only three shapes, so three layers have five designs
 VOCAB, CONTEXT, HEAD = 512, 256, 16
 SHARED = (  # pairs: blocks, uses of each one's layer, width
-    (1, 2, 128), (1, 3, 96), (1, 4, 96), (1, 6, 64), (2, 2, 96), (2, 4, 64), (3, 3, 64), (4, 2, 64),
+    (1, 2, 96), (1, 3, 96), (1, 4, 64), (1, 6, 64), (2, 2, 64), (2, 3, 64), (3, 2, 64), (2, 4, 32),
 )  # fmt: skip
 UNSHARED_RATIO = 0.75
-GROUPED = (2, 128), (2, 96), (3, 96), (4, 96), (4, 64), (5, 64), (6, 64), (8, 64)  # pairs: layers, width
-GROWING = (96, 128), (64, 128), (64, 96, 128), (64, 64, 96, 96), (32, 64, 96), (32, 32, 64, 64, 64, 64)
+GROUPED = (1, 160), (1, 128), (2, 96), (2, 64), (3, 64), (4, 64), (5, 64), (6, 64)  # pairs: layers, width
+GROWING = (64, 96), (64, 128), (32, 96), (64, 64, 96), (32, 64, 96), (32, 32, 64, 64, 64)
 REPEATED = "a-d01-0", "a-d02-0", "a-d04-0", "a-d06-0", "a-d10-0", "a-d16-0"  # these with five seeds
 SEEDS = 5
 

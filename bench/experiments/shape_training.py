@@ -2,7 +2,8 @@
 
     python bench/experiments/shape_training.py plan
     python bench/experiments/shape_training.py pilot --data TITLE=FILE... --held-out TITLE=FILE...
-    python bench/experiments/shape_training.py run --data TITLE=FILE... --held-out TITLE=FILE... [--only SET]
+    python bench/experiments/shape_training.py run --rate RATE --data TITLE=FILE... --held-out TITLE=FILE...
+    python bench/experiments/shape_training.py analyse [-o RECORD] [--plot SVG]
 
 What is asked of it and what would change the default was written down before the first run:
 docs/decisions/shape-training.md. `plan` writes the list, `shape_designs.json`, from a seed. `run` takes days on one
@@ -22,8 +23,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from shape_analysis import analyse, picture, table
 from shape_designs import plan
-from write_record import with_this
+from write_record import with_this, write_record
 
 from merino_edge.families.designed import Architecture
 from merino_edge.families.hugging_face import build_model
@@ -39,20 +41,20 @@ LIST = Path(__file__).with_name("shape_designs.json")
 SEED = 0  # of the list
 SAVE_SECONDS = 60
 PILOT_RATES, PILOT_SHARE = (2e-3, 4e-3, 8e-3), 0.1
-PILOT = "a-d02-1", "a-d05-0", "a-d16-0"
-RUNS, TOKENIZER, IDENTITY = "runs.jsonl", "tokenizer.json", "identity.json"
+PILOT = "a-d02-0", "a-d16-0", "a-d04-0"
+RUNS, PILOTS, TOKENIZER, IDENTITY = "runs.jsonl", "pilot.jsonl", "tokenizer.json", "identity.json"
 
 
 class Recipe(NamedTuple):
     """`rate`: AdamW's for embedding, norms and a matrix of `rate_width` inputs; for others it goes by 1 / inputs."""
 
-    tokens: int = 4_080_000  # 20 for each weight of set a
+    tokens: int = 2_560_000  # 20 for each weight of set a
     batch: int = 8
-    rate: float = 4e-3
+    rate: float = 4e-3  # the pilot's and `run`'s own in its place
     rate_width: int = 64
-    warmup: int = 100  # steps; then the rate is constant
+    warmup: int = 50  # steps; then the rate is constant
     weight_decay: float = 0.1
-    embedding_std: float = 0.02
+    embedding_std: float = 0.06
     held_out_tokens: int = 40_960  # of each text
     shares: tuple[float, ...] = (0.25, 0.5, 1.0)  # of the tokens, after which the loss is taken
 
@@ -97,14 +99,14 @@ def prepare(data, held_out, folder, listed, recipe):
         texts[f"held out: {title}"] = read_texts([path])
     identity = {
         "texts": {title: [file.sha256 for file in files] for title, (_, files) in texts.items()},
-        "tokenizer": tokenizer_hash(tokenizer), "recipe": recipe._asdict(),
+        "tokenizer": tokenizer_hash(tokenizer),
         "designs": hashlib.sha256(json.dumps(listed["designs"]).encode()).hexdigest(),
     }  # fmt: skip
     return Material(PackedTokens(documents, tokenizer, sizes.context).rows, judged, identity)
 
 
 def check_identity(identity, folder):
-    text = json.dumps(identity, indent=1) + "\n"
+    text = json.dumps(identity, indent=1, sort_keys=True) + "\n"
     if not (folder / IDENTITY).exists():
         write_text(folder / IDENTITY, text)
     elif (folder / IDENTITY).read_text() != text:
@@ -247,14 +249,33 @@ def parsed():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("plan")
-    for name in ("pilot", "run"):
+    for name in ("pilot", "run", "analyse"):
         command = commands.add_parser(name)
+        command.add_argument("--folder", type=Path, default=cache_folder() / "experiments" / "shape-training")
+        if name == "analyse":
+            command.add_argument("-o", type=Path, dest="out")
+            command.add_argument("--plot", type=Path)
+            continue
         command.add_argument("--data", nargs="+", required=True, metavar="TITLE=FILE")
         command.add_argument("--held-out", nargs="+", required=True, metavar="TITLE=FILE")
-        command.add_argument("--folder", type=Path, default=cache_folder() / "experiments" / "shape-training")
         command.add_argument("--threads", type=int, default=1)
-        command.add_argument("--only", help="of one set: a, b, sharing, kv, width")
+        if name == "run":
+            command.add_argument("--rate", type=float, required=True, help="the base rate that the pilot chose")
+            command.add_argument("--only", help="of one set: a, b, sharing, kv, width")
     return parser.parse_args()
+
+
+def report(listed, folder, out, plot):
+    rows = finished(folder / RUNS)
+    summary = analyse(listed, rows)
+    print(json.dumps(summary, indent=1))
+    if out:
+        write_record(out, {
+            "commits": sorted({row["commit"] for row in rows}), "identity": json.loads((folder / IDENTITY).read_text()),
+            "summary": summary, "pilot": finished(folder / PILOTS), "rows": table(listed, rows),
+        })  # fmt: skip
+    if plot and (drawn := picture(listed, rows)):
+        write_text(plot, drawn)
 
 
 def main():
@@ -262,17 +283,22 @@ def main():
     if asked.command == "plan":
         write_text(LIST, lines(plan(SEED)))
         return
-    torch.set_num_threads(asked.threads)
     listed, recipe = json.loads(LIST.read_text()), Recipe()
-    designs = {each["name"]: each for each in listed["designs"]}
+    if asked.command == "analyse":
+        report(listed, asked.folder, asked.out, asked.plot)
+        return
+    torch.set_num_threads(asked.threads)
     asked.folder.mkdir(parents=True, exist_ok=True)
-    material = prepare(asked.data, asked.held_out, asked.folder, listed, recipe)
+    designs = {each["name"]: each for each in listed["designs"]}
     try:
         with FileLock(asked.folder / f"{asked.command}.lock", timeout=0):
+            material = prepare(asked.data, asked.held_out, asked.folder, listed, recipe)
             if asked.command == "pilot":
                 runs = [(name, SEED, rate) for name in PILOT for rate in PILOT_RATES]
-                run_all(runs, designs, material, recipe, asked.folder, "pilot.jsonl", PILOT_SHARE)
+                run_all(runs, designs, material, recipe, asked.folder, PILOTS, PILOT_SHARE)
                 return
+            recipe = recipe._replace(rate=asked.rate)
+            material.identity["recipe"] = recipe._asdict()
             check_identity(material.identity, asked.folder)
             runs = [(name, seed, recipe.rate) for name, seed in listed["runs"]
                     if asked.only in (None, designs[name]["set"])]  # fmt: skip

@@ -122,7 +122,7 @@ def constant_rows(rows, random):
     }  # fmt: skip
 
 
-def drawing(panels):
+def drawing(panels, caption):
     """An SVG: loss against each score, its logarithm across. panels: (title, scores, losses, in the group)."""
     side, gap = 300, 46
     wide = len(panels) * (side + gap) + gap
@@ -137,8 +137,7 @@ def drawing(panels):
                      f'<text x="{left}" y="20">{title}</text>')  # fmt: skip
         parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{"#c2410c" if near else "#1d4ed8"}"/>'
                   for a, b, near in zip(x, y, group, strict=True)]  # fmt: skip
-    parts.append(f'<text x="{gap}" y="{side + 52}">down: ln loss after 100 billion tokens, lowest at the bottom;'
-                 ' across: ln score, highest to the right. Red: about 100 M weights.</text></svg>')  # fmt: skip
+    parts.append(f'<text x="{gap}" y="{side + 52}">{caption}</text></svg>')
     return "\n".join(parts) + "\n"
 
 
@@ -169,7 +168,8 @@ def main():
             (f"{name}: Spearman {summary['all'][name]['spearman']:.3f}",
              np.maximum(scores[name], scores[name].max() / 1e3), losses, group)
             for name in ("merino", "number of weights", "measured")
-        ]))  # fmt: skip
+        ], "down: ln loss after 100 billion tokens, lowest at the bottom; across: ln score, highest to the right."
+           " Red: about 100 M weights."))  # fmt: skip
     print(json.dumps(summary, indent=1))
 
 
