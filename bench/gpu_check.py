@@ -3,9 +3,9 @@
     python bench/gpu_check.py [--fp16] [-o gpu-check.json] [BUNDLE]
 
 With TensorRT 8.2 or 10.x: builds the engine and runs the backend that boards run. Without it, and it says so: the same
-graph by ONNX Runtime's CUDA provider, else by torch, operator by operator. Those prove the graph's mathematics on a
-GPU, and nothing about TensorRT. Also timed: ONNX Runtime on the CPU, and torch's own model, eager, on the GPU. Without
-BUNDLE: the embedded model. The record holds all samples. Exit code 1: no GPU, or a difference that is too large.
+graph by ONNX Runtime's CUDA provider. That proves the graph's mathematics on a GPU, and nothing about TensorRT. Also
+timed: ONNX Runtime on the CPU, and torch's own model, eager, on the GPU. Without BUNDLE: the embedded model. The record
+holds all samples. Exit code 1: no GPU, or a difference that is too large.
 """
 
 import argparse
@@ -21,9 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from onnx import numpy_helper
 
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
@@ -38,7 +36,6 @@ SCHEMA = 1
 STEPS, ROUNDS, WARM_UP_ROUNDS = 32, 5, 2
 # Of the largest logit: ten times what float32 needs, and what float16 kernels of a small model may make.
 TOLERANCES = {"fp32": 1e-3, "fp16": 5e-2}
-TORCH_TYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16}
 Runner = Callable[[list[int]], np.ndarray]  # new ids behind those of earlier calls -> logits [vocab]; [] starts anew
 
 
@@ -99,60 +96,6 @@ def on_cuda_provider(bundle: Bundle) -> Runner:
     return of_graph(bundle, lambda feeds: dict(zip(names, session.run(names, feeds), strict=True)))
 
 
-def on_torch(bundle: Bundle, device: str) -> Runner:
-    """The portable graph, operator by operator, as ONNX defines them."""
-    model = onnx.load(str(Path(bundle.folder) / "model.onnx"))
-    constants = {each.name: torch.tensor(numpy_helper.to_array(each)).to(device) for each in model.graph.initializer}
-    names = [each.name for each in model.graph.output]
-
-    @torch.no_grad()
-    def compute(feeds: dict[str, np.ndarray]) -> dict[str, Any]:
-        values = {**constants, **{name: torch.from_numpy(value).to(device) for name, value in feeds.items()}}
-        for node in model.graph.node:
-            keys = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-            given = [values[name] for name in node.input]
-            results = operator(node.op_type, given, keys, len(node.output))
-            values.update(zip(node.output, results, strict=True))
-        return {name: values[name].cpu().numpy() for name in names}
-
-    return of_graph(bundle, compute)
-
-
-ELEMENTWISE: dict[str, Callable[..., Any]] = {
-    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Equal": torch.eq, "Less": torch.lt,
-    "MatMul": torch.matmul, "Sqrt": torch.sqrt, "Tanh": torch.tanh, "Relu": torch.relu, "Sigmoid": torch.sigmoid,
-    "Identity": lambda x: x,
-}  # fmt: skip
-
-
-def operator(kind: str, x: list[torch.Tensor], keys: dict[str, Any], outputs: int) -> tuple[torch.Tensor, ...]:
-    """What a node of a portable graph gives. Raises MerinoError for an operator that these graphs do not have."""
-    if kind in ELEMENTWISE:
-        return (ELEMENTWISE[kind](*x),)
-    if kind == "Split":
-        return torch.tensor_split(x[0], outputs, keys["axis"])
-    if kind == "Slice":
-        axis, start, end = (int(each.reshape(-1)[0]) for each in (x[3], x[1], x[2]))
-        return (x[0][(slice(None),) * (axis % x[0].dim()) + (slice(start, end),)],)
-    if kind in ("Unsqueeze", "Squeeze"):
-        for axis in sorted(x[1].tolist(), reverse=kind == "Squeeze"):
-            x[0] = x[0].unsqueeze(axis) if kind == "Unsqueeze" else x[0].squeeze(axis)
-        return (x[0],)
-    simple: dict[str, Callable[[], torch.Tensor]] = {
-        "Cast": lambda: x[0].to(TORCH_TYPES[keys["to"]]),
-        "Gather": lambda: x[0][x[1]],
-        "Reshape": lambda: x[0].reshape(x[1].tolist()),
-        "Transpose": lambda: x[0].permute(keys["perm"]),
-        "Concat": lambda: torch.cat(x, keys["axis"]),
-        "Softmax": lambda: torch.softmax(x[0], keys.get("axis", -1)),
-        "ReduceMean": lambda: x[0].mean(keys["axes"], keepdim=True),
-        "Gemm": lambda: x[0] @ (x[1].T if keys.get("transB") else x[1]),
-    }
-    if kind not in simple:
-        raise MerinoError(f"the graph has the operator {kind}, which this check does not know.")
-    return (simple[kind](),)
-
-
 def torch_eager(bundle: Bundle, device: str) -> Runner:
     """torch's own model of the same weights, with its own cache."""
     model = load_source(bundle.folder).model.to(device).eval()
@@ -182,10 +125,7 @@ def gpu_runner(bundle: Bundle) -> tuple[str, Runner]:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         tell("the graph runs on onnxruntime's CUDA provider in its place: this says nothing about TensorRT")
         return f"onnxruntime {onnxruntime.__version__} CUDA", on_cuda_provider(bundle)
-    if torch.cuda.is_available():
-        tell("the graph runs on torch, operator by operator, in its place: this says nothing about TensorRT")
-        return f"torch {torch.__version__} CUDA, the portable graph", on_torch(bundle, "cuda")
-    raise MerinoError("neither TensorRT, nor onnxruntime's CUDA provider, nor torch can use the GPU here.")
+    raise MerinoError("neither TensorRT nor onnxruntime's CUDA provider can use the GPU here.")
 
 
 def greedy(

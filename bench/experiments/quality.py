@@ -1,17 +1,18 @@
-"""Perplexity of a published model in each format, ours beside transformers' and llama.cpp's, on the same windows.
+"""Perplexity of a model in each weight and cache format, beside transformers' and llama.cpp's, on the same windows.
 
     python bench/experiments/quality.py --model FILE.gguf --text wikitext2_test.txt --cache DIR --windows 8 \\
         -o bench/results/quality-smollm2.json
+    python bench/experiments/quality.py --model embedded --text tinystories_valid.txt --calibrate FILE --cache DIR \\
+        --window 512 --only "transformers fp32" --only "ours fp32, int8 cache" --only "ours fp32, int4 cache" -o FILE
 
-Needs the extra `peers`. The text is cut into windows of WINDOW tokens; each begins with an empty cache. They are taken
-in an order that is shuffled once, so that more of them go on where fewer ended. Ours and llama.cpp's decode token by
-token, transformers' float32 weights see a window at once, and so does one entrant of ours, in a quarter of the time:
+llama.cpp needs the extra `peers` and a GGUF. The text is cut into windows; each begins with an empty cache. They are
+taken in an order that is shuffled once, so that more of them go on where fewer ended. Ours and llama.cpp's decode token
+by token, transformers' float32 weights see a window at once, and so does one entrant of ours, in a quarter of the time:
 each token's activations are rounded by themselves there too. DIR keeps bundles and files; a bundle that is there is not
-exported again. A window that is in the record is not computed again. `--only` names entrants.
+exported again. A window that is in the record is not computed again. `change`: from float32 weights by transformers.
 """
 
 import argparse
-import json
 import math
 import random
 import sys
@@ -26,7 +27,7 @@ import onnxruntime
 import tokenizers
 import torch
 from llama_cpp import open_model, write_copy
-from write_record import write_record
+from write_record import kept_record, write_record
 
 from merino_bench.sensors.environment import machine
 from merino_edge.export.export import export
@@ -39,7 +40,7 @@ from merino_edge.text.rows import PackedTokens
 from merino_runtime.backends import open_backend
 from merino_runtime.bundle import load_bundle
 
-WINDOW, SEED = 1024, 0
+SEED = 0
 REFERENCE = "transformers fp32"
 LAST = "ints_-1"  # the constant by which a graph takes the last position
 Losses = Callable[[Sequence[int]], list[float]]  # ids [n] -> nats of each but the first [n - 1]
@@ -47,16 +48,19 @@ Losses = Callable[[Sequence[int]], list[float]]  # ids [n] -> nats of each but t
 
 class Entrant(NamedTuple):
     """`form`: our precision, or llama.cpp's types of matrices and table. `blocks`: whether the file's own may be taken
-    over; without, the weights are rounded anew, as those of a folder are. `whole`: see a window at once."""
+    over; without, the weights are rounded anew, as those of a folder are. `whole`: see a window at once. `kv`: format
+    of our cache."""
 
     engine: str
     form: tuple[str, ...]
     blocks: bool = True
     whole: bool = False
+    kv: str | None = None
 
     @property
     def name(self) -> str:
         more = ("" if self.blocks else ", rounded anew") + (", a window at once" if self.whole else "")
+        more += f", {self.kv} cache" if self.kv else ""
         return f"{self.engine} {' '.join(self.form)}{more}"
 
 
@@ -65,32 +69,29 @@ ENTRANTS = (
     Entrant("transformers", ("fp32",)), Entrant("ours", ("fp32",)), Entrant("ours", ("int8",)),
     Entrant("ours", ("int8",), whole=True),
     Entrant("ours", ("int4",)), Entrant("ours", ("int4",), blocks=False),
+    *(Entrant("ours", (form,), kv=kv) for form in ("fp32", "int8") for kv in ("int8", "int4")),
     Entrant("llama.cpp", FILE), Entrant("llama.cpp", ("Q8_0", "Q8_0")), Entrant("llama.cpp", ("Q4_0", "Q8_0")),
 )  # fmt: skip
 
 
-class Asked(NamedTuple):
-    model: Path
-    cache: Path
-    threads: int
-
-
-def opened(entrant: Entrant, asked: Asked, source: Callable[[], Source]) -> tuple[Losses, int]:
+def opened(entrant: Entrant, given: argparse.Namespace, source: Source) -> tuple[Losses, int]:
     """Its losses, and the bytes of its file: weights and graph, or the GGUF."""
     if entrant.engine == "transformers":
-        model = source().model
-        return lambda ids: torch_losses(model, ids), sum(4 * one.numel() for one in model.parameters())
+        return lambda ids: torch_losses(source.model, ids), sum(4 * one.numel() for one in source.model.parameters())
     if entrant.engine == "llama.cpp":
-        file = asked.model
+        file = Path(given.model)
         if entrant.form != FILE:
-            file = write_copy(file, asked.cache / f"{file.stem}.{'-'.join(entrant.form)}.gguf", *entrant.form)
-        return open_model(file, WINDOW, asked.threads), file.stat().st_size
-    folder = asked.cache / f"{entrant.form[0]}{'' if entrant.blocks else '-anew'}"
+            file = write_copy(file, given.cache / f"{file.stem}.{'-'.join(entrant.form)}.gguf", *entrant.form)
+        return open_model(file, given.window, given.threads), file.stat().st_size
+    calibration = given.calibrate if entrant.kv else None
+    parts = [*entrant.form, *([] if entrant.blocks else ["anew"]), *([f"kv-{entrant.kv}"] if entrant.kv else [])]
+    folder = given.cache / "-".join([*parts, *(["calibrated"] if calibration else [])])
     if not (folder / "bundle.json").exists():
-        found = source() if entrant.blocks else source()._replace(blocks=None)
-        export(found, folder, ExportRequest(precision=entrant.form[0], context=WINDOW))
+        found = source if entrant.blocks else source._replace(blocks=None)
+        form = ExportRequest(precision=entrant.form[0], context=given.window, kv=entrant.kv, calibration=calibration)
+        export(found, folder, form)
     size = sum((folder / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
-    return (whole_losses if entrant.whole else bundle_losses)(folder, asked.threads), size
+    return (whole_losses if entrant.whole else bundle_losses)(folder, given.threads), size
 
 
 @torch.no_grad()
@@ -139,9 +140,9 @@ def with_all_logits(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def windows_of(text: Path, tokenizer: tokenizers.Tokenizer) -> tuple[list[int], np.ndarray]:
-    """(numbers of the windows in the order in which they are taken, ids [windows, WINDOW])"""
-    rows = PackedTokens(read_documents([text], "--text"), tokenizer, WINDOW).rows.numpy()
+def windows_of(text: Path, tokenizer: tokenizers.Tokenizer, window: int) -> tuple[list[int], np.ndarray]:
+    """(numbers of the windows in the order in which they are taken, ids [windows, window])"""
+    rows = PackedTokens(read_documents([text], "--text"), tokenizer, window).rows.numpy()
     order = list(range(len(rows)))
     random.Random(SEED).shuffle(order)
     return order, rows
@@ -176,34 +177,32 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a GGUF file")
+    parser.add_argument("--model", required=True, help="as `merino-edge export` takes it")
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--calibrate", type=Path, help="text for the scales of quantised caches")
     parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--window", type=int, default=1024, help="tokens; default %(default)s")
     parser.add_argument("--windows", type=int, default=8, help="default %(default)s")
     parser.add_argument("--only", action="append", help="an entrant's name; may be repeated")
     parser.add_argument("-t", type=int, default=2, dest="threads", help="default %(default)s")
     parser.add_argument("-o", type=Path, dest="out", required=True)
     given = parser.parse_args()
-    asked = Asked(given.model, given.cache, given.threads)
-    asked.cache.mkdir(parents=True, exist_ok=True)
-    made: list[Source] = []
-
-    def source() -> Source:
-        if not made:
-            made.append(load_source(str(asked.model)))
-        return made[0]
-
-    order, rows = windows_of(given.text, tokenizers.Tokenizer.from_str(str(source().tokenizer)))
-    record = json.loads(given.out.read_text()) if given.out.exists() else {
-        "schema": 1, "machine": machine(), "model": asked.model.name, "text": given.text.name, "window": WINDOW,
-        "order": order, "rows": [], "bytes": {}, "losses": {},
-    }  # fmt: skip
+    given.cache.mkdir(parents=True, exist_ok=True)
+    source = load_source(given.model)
+    made = tokenizers.Tokenizer
+    tokenizer = source.tokenizer
+    read = made.from_file(str(tokenizer)) if isinstance(tokenizer, Path) else made.from_str(str(tokenizer))
+    order, rows = windows_of(given.text, read, given.window)
+    record = kept_record(given.out, {
+        "schema": 1, "machine": machine(), "model": Path(given.model).name, "text": given.text.name,
+        "window": given.window, "order": order, "rows": [], "bytes": {}, "losses": {},
+    })  # fmt: skip
     for entrant in ENTRANTS:
         done = record["losses"].setdefault(entrant.name, {})
         missing = [number for number in order[: given.windows] if str(number) not in done]
         if not missing or (given.only and entrant.name not in given.only):
             continue
-        losses, record["bytes"][entrant.name] = opened(entrant, asked, source)
+        losses, record["bytes"][entrant.name] = opened(entrant, given, source)
         for number in missing:
             done[str(number)] = mean(losses(rows[number].tolist()))
             print(f"{entrant.name}, window {number}: {done[str(number)]:.5f}", file=sys.stderr, flush=True)

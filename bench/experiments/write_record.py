@@ -11,6 +11,11 @@ from typing import Any
 from merino_edge.storage.atomic import write_text
 
 
+def kept_record(path: Path, new: dict[str, Any]) -> dict[str, Any]:
+    """The record that is to grow: the file's, or `new` where there is none."""
+    return dict(json.loads(path.read_text())) if path.exists() else new
+
+
 def write_record(path: Path, content: dict[str, Any]) -> None:
     content["commits"] = with_this(content.get("commits", []))
     head = {"commits": content["commits"]}

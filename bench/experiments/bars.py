@@ -1,0 +1,327 @@
+"""The speed bars: ratios of our bundles to other engines' models and to OPT-350M, all measured by `bench --peers`.
+
+    python bench/experiments/bars.py --cache DIR -o bench/results/bars-x86-2cores.json
+    python bench/experiments/bars.py --cache DIR -o bench/results/real-model-speed-x86-2cores.json --model FILE.gguf
+
+Needs the extra `peers`, and a machine on which nothing else runs. DIR keeps bundles and the records of each section (12
+GB); what is there is not made or measured again. Weights are random, but for those of a file: it is measured in each
+format beside llama.cpp on the same weights (a copy of the file in F32 or Q8_0, the file as it is for int4). Where
+several rows of an engine match, as with llama.cpp's caches of float16 and Q8_0, the fastest counts. `--try` runs
+everything on tiny models, in minutes.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from write_record import kept_record, write_record
+
+from merino_bench.harness.cases import BenchRequest
+from merino_bench.sensors.environment import machine
+from merino_edge.benchmarking.run import run_benchmark
+from merino_edge.records.compare import row_ratio
+from merino_edge.records.reading import read_records
+from merino_edge.records.schema import DEFAULT_ENGINE, Record
+
+OPT = "opt-350m"
+VOCAB_CUT, VOCAB_PREFERRED = 2048, 16384  # shows what a large vocabulary costs; what the search takes for a Pi 4
+# Stored parameters at most OPT-350M's 331.2 M / 5.5. With parameters as the only budget the search shares layers and
+# goes deep, so that a token reads far more weights than are stored: the FLOPs are the paper's middle budget.
+DESIGN = ("--device", "jetson-nano", "--backend", "onnxruntime", "--params-m", "60.2", "--flops-g", "110")
+TIMED, FASTER = "timed-", 5.4  # a tenth above the bar, for what predictions are off by
+CONTEXT, LONG_CONTEXT, PROMPT, DEPTHS = 512, 2048, 64, (64, 448, 1984)
+TRY = {"blocks": [{"width": 64, "ffn_ratio": 1, "depth": 2}], "vocab": 4096, "head_size": 32, "context": LONG_CONTEXT}
+TRY_OPT = {"width": 64, "layers": 2, "heads": 2, "ffn_width": 128, "embed_width": 32, "vocab": 4096, "context": 2048,
+           "pre_norm": False}  # fmt: skip
+FORMATS = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0, table Q8_0"}  # llama.cpp's of equal bytes
+LLAMA = "llama.cpp,llama.cpp-q8_0-cache"
+TIMEOUT_S = 3600.0
+
+
+class Ours(NamedTuple):
+    """A bundle. group_size: of all matrices, in place of the exporter's choice."""
+
+    model: str
+    precision: str
+    kv: str | None = None
+    context: int = CONTEXT
+    group_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-groups-{self.group_size}" if self.group_size else self.model
+
+
+class Side(NamedTuple):
+    """Rows of the records: of an engine, whose name begins so, on a bundle's geometry in a format ("": any)."""
+
+    bundle: str
+    precision: str
+    engine: str = DEFAULT_ENGINE
+    kv: str | None = None
+
+    def fastest(self, rows: list[Record], test: str) -> Record | None:
+        found = [
+            row for row in rows
+            if row.test == test and not row.failure and (row.bundle, row.kv) == (self.bundle, self.kv)
+            and self.precision in ("", row.precision) and (row.engine or "").startswith(self.engine)
+        ]  # fmt: skip
+        return max(found, key=lambda row: row.tok_s or 0, default=None)
+
+
+class Bar(NamedTuple):
+    """`fast` is to be `least` times as fast as `slow`, in prefill or decode; None: reported without a bar."""
+
+    fast: Side
+    slow: Side
+    decode: float | None = None
+    prefill: float | None = None
+
+
+class Section(NamedTuple):
+    bundles: list[Ours]
+    bars: list[Bar]
+    peers: str | None = None
+    depths: tuple[int, ...] = (PROMPT,)
+    prompt: int | None = PROMPT
+    peers_file: Path | None = None
+
+    def requests(self, small: bool) -> dict[str, BenchRequest]:
+        """Prefill into an empty cache alone: that is what other engines are measured at."""
+        repetitions, steps = (1, 8) if small else (5, 64 if self.depths == (PROMPT,) else 32)
+        decode = BenchRequest((), (steps,), repetitions, depths=self.depths)
+        return {"decode": decode} | ({"prefill": BenchRequest((self.prompt,), (), repetitions)} if self.prompt else {})
+
+
+def section_66m() -> Section:
+    """14 layers of 640, vocabulary 50257, against llama.cpp."""
+    bundles = [Ours("66m", precision) for precision in FORMATS]
+    bundles += [Ours("66m", precision, group_size=32) for precision in ("int8", "int4")]
+    least = {"fp32": 1.0, "66m": 1.5, "66m-groups-32": 1.2}
+    bars = [
+        Bar(Side(one.name, one.precision), Side("66m", FORMATS[one.precision], "llama.cpp"),
+            least.get(one.precision, least[one.name]), 1.3)
+        for one in bundles
+    ]  # fmt: skip
+    return Section(bundles, bars, LLAMA)
+
+
+def section_opt() -> Section:
+    """OPT-350M against other engines; llama.cpp knows no embedding at half width: `equal` reads as many bytes."""
+    engines = [
+        bar for mine, theirs in FORMATS.items() for bar in (
+            Bar(Side(OPT, mine), Side(f"{OPT}-equal", theirs, "llama.cpp"), 1.0),
+            Bar(Side(OPT, mine), Side(OPT, theirs, "llama.cpp")),
+        )
+    ]  # fmt: skip
+    engines += [
+        Bar(Side(OPT, "int8"), Side(OPT, "int8", "CTranslate2"), 1.5),
+        Bar(Side(OPT, "fp32"), Side(OPT, "fp32", "transformers")),
+        Bar(Side(OPT, "int4"), Side(OPT, "fp32", "transformers"), 5.0),  # as shipped
+    ]
+    bundles = [*(Ours(OPT, precision) for precision in FORMATS), Ours(f"{OPT}-equal", "fp32")]
+    return Section(bundles, engines, f"{LLAMA},ctranslate2,transformers")
+
+
+def section_64m() -> Section:
+    """A design of 5.5 times fewer parameters against OPT-350M, with both vocabularies cut, and with one of its own."""
+    cut, own = f"-v{VOCAB_CUT}", f"-v{VOCAB_PREFERRED}"
+    names = [(f"64m{ours}", f"{OPT}{theirs}") for ours, theirs in (("", ""), (own, ""), (cut, cut))]
+    bars = [
+        Bar(Side(small, precision), Side(large, precision), None if cut in small else 4.9)
+        for precision in FORMATS for small, large in names
+    ]  # fmt: skip
+    models = dict.fromkeys(name for pair in names for name in pair)
+    return Section([Ours(model, precision) for precision in FORMATS for model in models], bars)
+
+
+def section_timed() -> Section:
+    """Designs whose budget is the time itself, on this machine, beside at most 60.2 M parameters."""
+    bars = [Bar(Side(f"{TIMED}{precision}", precision), Side(OPT, precision), 4.9) for precision in FORMATS]
+    return Section([Ours(side.bundle, side.precision) for bar in bars for side in bar[:2]], bars)
+
+
+def section_deep(model: str, theirs: str) -> Section:
+    """Decode behind a long cache, ours of float32 and, beside quantised weights, of int8. theirs: of equal bytes."""
+    bundles = [Ours(model, precision, kv, LONG_CONTEXT) for precision, kv in by_cache()]
+    bars = [Bar(Side(model, one.precision, kv=one.kv), Side(theirs, FORMATS[one.precision], "llama.cpp"))
+            for one in bundles]  # fmt: skip
+    others = [] if model == theirs else [Ours(theirs, "fp32", None, LONG_CONTEXT)]
+    return Section([*bundles, *others], bars, LLAMA, DEPTHS, None)
+
+
+def section_file(file: Path, precision: str, cache: Path) -> Section:
+    """A published model in one format."""
+    from llama_cpp import write_copy
+
+    kind = {"fp32": "F32", "int8": "Q8_0", "int4": None}[precision]
+    copy = write_copy(file, cache / f"{file.stem}.{kind}-{kind}.gguf", kind, kind) if kind else file
+    bundles = [Ours(str(file), precision, kv, LONG_CONTEXT) for form, kv in by_cache() if form == precision]
+    name = file.stem
+    bars = [Bar(Side(name, precision, kv=one.kv), Side(name, "", "llama.cpp"), 1.3, 1.3) for one in bundles]
+    return Section(bundles, bars, LLAMA, DEPTHS, 512, copy)
+
+
+def by_cache() -> list[tuple[str, str | None]]:
+    return [(precision, kv) for precision in FORMATS for kv in (None, "int8") if not (precision == "fp32" and kv)]
+
+
+SECTIONS = {
+    "66m": section_66m, "opt": section_opt, "64m": section_64m, "timed": section_timed,
+    "depth": lambda: section_deep("66m", "66m"), "depth-opt": lambda: section_deep(OPT, f"{OPT}-equal"),
+}  # fmt: skip
+
+
+def bundle_of(ours: Ours, cache: Path, small: bool) -> str:
+    """Its folder; exported in a process of its own, whose memory is given back."""
+    parts = [Path(ours.name).stem, ours.precision, str(ours.context), *([f"kv-{ours.kv}"] if ours.kv else [])]
+    folder = cache / "-".join(parts)
+    if not (folder / "bundle.json").exists():
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            pool.submit(export_model, ours, folder, cache, small).result()
+    return str(folder)
+
+
+def export_model(ours: Ours, folder: Path, cache: Path, small: bool) -> None:
+    from merino_edge.export.export import export
+    from merino_edge.export.quantisation import groups
+    from merino_edge.export.request import ExportRequest
+
+    if ours.group_size:
+        groups.GROUP_SIZES = (ours.group_size,)  # no option of the exporter: the choice per matrix is what users get
+    request = ExportRequest(precision=ours.precision, context=ours.context, kv=ours.kv)
+    export(source_of(ours, cache, small), folder, request)
+
+
+def source_of(ours: Ours, cache: Path, small: bool) -> Any:
+    from merino_edge.benchmarking.engines import table_elements
+    from merino_edge.export.source import load_source, random_source
+    from merino_edge.families.designed import Architecture
+    from merino_edge.families.zoo import model as published
+
+    if ours.model.endswith(".gguf"):
+        return load_source(ours.model)
+    base, _, cut = ours.model.partition("-v")
+    update = {"vocab": int(cut)} if cut else {}
+    if base.startswith(OPT):
+        opt = published(OPT).geometry
+        arch = opt.model_validate({**opt.model_dump(), **(TRY_OPT if small else {}), **update})
+        if base != OPT:  # a table of the layers' width with as many weights as the true table and its projections
+            vocab = (table_elements(arch.operators) // arch.width + 2 * arch.embed_width) // 8 * 8
+            arch = arch.model_copy(update={"embed_width": arch.width, "vocab": vocab})
+        return random_source(arch, ours.name)
+    if small:
+        found = TRY
+    elif base == "66m":
+        block = {"width": 640, "ffn_ratio": 1, "depth": 14}
+        found = {"blocks": [block], "vocab": 50257, "head_size": 64, "context": LONG_CONTEXT}
+    else:
+        found = designed(cache / f"design-{base}.json", base)
+    return random_source(Architecture.model_validate({**found, **update}), ours.name)
+
+
+def designed(path: Path, name: str) -> dict[str, Any]:
+    """By the command that a user types; kept as design.json in the cache folder."""
+    if not path.exists():
+        options = for_the_time(name.removeprefix(TIMED)) if name.startswith(TIMED) else DESIGN
+        command = [sys.executable, "-m", "merino_edge", "design", *options, "-o", str(path)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return dict(json.loads(path.read_text())["architecture"])
+
+
+def for_the_time(precision: str) -> tuple[str, ...]:
+    """A decode time on this machine that OPT-350M's predicted one exceeds FASTER times, in one format."""
+    from merino_edge.calibration.board import board
+    from merino_edge.families.zoo import model
+    from merino_edge.prediction.cost_model import cost_model
+    from merino_edge.prediction.shape import InferenceShape
+
+    costs = cost_model(board("host"), InferenceShape(precision, CONTEXT, PROMPT))
+    opt_ms = costs.predict(model(OPT).geometry.operators).decode_ms
+    return ("--device", "host", "--precision", precision, "--params-m", "60.2", "--decode-ms", f"{opt_ms / FASTER:.4g}",
+            "--context", str(CONTEXT), "--prompt", str(PROMPT))  # fmt: skip
+
+
+def measured(name: str, section: Section, cache: Path, small: bool) -> list[Record]:
+    saved = [cache / f"{name}-{phase}.json" for phase in section.requests(small)]
+    for path, request in zip(saved, section.requests(small).values(), strict=True):
+        if not path.exists():
+            folders = [bundle_of(one, cache, small) for one in section.bundles]
+            run_benchmark(folders, request, None, None, "md", path, TIMEOUT_S, section.peers, None, say,
+                          section.peers_file)  # fmt: skip
+    return read_records(saved, say)
+
+
+def ratios(section: Section, rows: list[Record]) -> Iterator[dict[str, Any]]:
+    """A row for each bar and test that both sides were measured at."""
+    for test in dict.fromkeys(row.test for row in rows):
+        for bar in section.bars:
+            fast, slow = bar.fast.fastest(rows, test), bar.slow.fastest(rows, test)
+            if not fast or not slow:
+                continue
+            ratio = row_ratio(fast, slow)
+            yield {
+                "test": test, "fast": facts(fast), "slow": facts(slow), "ratio": ratio.value,
+                "interval": [ratio.low, ratio.high], "flags": list(ratio.flags),
+                "bar": bar.decode if fast.decodes else bar.prefill,
+            }  # fmt: skip
+
+
+def facts(row: Record) -> dict[str, Any]:
+    kept = ("bundle", "engine", "precision", "kv", "threads", "tok_s", "peak_rss_mb", "bytes_per_token", "read_gb_s",
+            "ceiling_share", "notes")  # fmt: skip
+    return {key: getattr(row, key) for key in kept} | {"processes": list(row.process_speeds.values())}
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| test | faster | slower | tok/s | ratio | 95 % | peak MB | 10^6 bytes read | bar |", "| --- " * 9 + "|"]
+    for row in rows:
+        sides = row["fast"], row["slow"]
+        names = [" ".join(filter(None, [one["engine"], one["bundle"], one["precision"], one["kv"]])) for one in sides]
+        low, high = row["interval"]
+        met = "-" if row["bar"] is None else f"{row['bar']:g}: {'yes' if row['ratio'] >= row['bar'] else 'NO'}"
+        cells = [
+            row["test"], *names, " / ".join(f"{one['tok_s']:.1f}" for one in sides), f"{row['ratio']:.2f}x",
+            "-" if low is None else f"{low:.2f} to {high:.2f}",
+            " / ".join(f"{one['peak_rss_mb']:.0f}" for one in sides),
+            " / ".join(f"{(one['bytes_per_token'] or 0) / 1e6:.1f}" for one in sides),
+            ", ".join([met, *row["flags"]]),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections; default: %(default)s")
+    parser.add_argument("--model", type=Path, help="a GGUF to measure in place of these")
+    parser.add_argument("--try", action="store_true", dest="small", help="tiny models: whether it all runs")
+    parser.add_argument("-o", type=Path, dest="out", required=True)
+    given = parser.parse_args()
+    cache: Path = (given.cache / "try" if given.small else given.cache).resolve()
+    cache.mkdir(parents=True, exist_ok=True)
+    record = kept_record(given.out, {"schema": 2, "machine": machine(), "sections": {}})
+    if given.model:
+        sections = {f"{given.model.stem}-{form}": section_file(given.model, form, cache) for form in FORMATS}
+    else:
+        sections = {name: SECTIONS[name]() for name in given.only.split(",")}
+    for name, section in sections.items():
+        rows = list(ratios(section, measured(name, section, cache, given.small)))
+        record["sections"][name] = rows
+        write_record(given.out, record)
+        print(f"\n### {name}\n\n{table(rows)}")
+
+
+if __name__ == "__main__":
+    main()
