@@ -43,6 +43,10 @@ class BiasedGeometry(EqualLayers):
         return self.width // self.heads
 
     @property
+    def embed_width(self) -> int:
+        return self.width
+
+    @property
     def has_tied_head(self) -> bool:
         """Whether the head is the embedding."""
         return True

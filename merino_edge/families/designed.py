@@ -19,10 +19,15 @@ from pydantic import (
 )
 
 from merino_edge.families.family import Family, Loader
-from merino_edge.families.geometry import LayerShape
+from merino_edge.families.geometry import Keys, LayerShape, facts_by, words_by
 from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
 from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
 from merino_edge.families.rotary import Rotary
+
+KEYS: Keys = {
+    "vocab": "vocab_size", "head_size": "head_size", "context": "max_position_embeddings", "rope_theta": "rope_theta",
+    "rms_norm_eps": "rms_norm_eps", "width_change": "width_change",
+}  # fmt: skip
 
 
 class Block(BaseModel):
@@ -256,27 +261,11 @@ def build_layer(
 
 
 def config_words(geometry: Architecture) -> dict[str, Any]:
-    return {
-        "blocks": [block.model_dump() for block in geometry.blocks],
-        "vocab_size": geometry.vocab,
-        "head_size": geometry.head_size,
-        "max_position_embeddings": geometry.context,
-        "rope_theta": geometry.rope_theta,
-        "rms_norm_eps": geometry.rms_norm_eps,
-        "width_change": geometry.width_change,
-    }
+    return {**words_by(KEYS, geometry), "blocks": [block.model_dump() for block in geometry.blocks]}
 
 
 def geometry_of(config: Any) -> Architecture:
-    return Architecture.model_validate({
-        "blocks": config.blocks,
-        "vocab": config.vocab_size,
-        "head_size": config.head_size,
-        "context": config.max_position_embeddings,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.rms_norm_eps,
-        "width_change": config.width_change,
-    })
+    return Architecture.model_validate({**facts_by(KEYS, config), "blocks": config.blocks})
 
 
 LOADER = Loader(
@@ -301,10 +290,9 @@ FAMILY = Family(
     config_name="MerinoConfig",
     model_name="MerinoForCausalLM",
     supported={},  # MerinoConfig itself refuses what cannot be
-    keys=frozenset({
-        "blocks", "vocab_size", "head_size", "max_position_embeddings", "rope_theta", "rms_norm_eps", "width_change",
-        "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings", "rope_parameters",
-    }),
+    keys=frozenset(KEYS.values()) | {
+        "blocks", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings", "rope_parameters",
+    },
     config_words=config_words,
     geometry_of=geometry_of,
     loader=LOADER,

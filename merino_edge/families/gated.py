@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from merino_edge.families.geometry import Biased, EqualLayers, UniformGeometry
+from merino_edge.families.geometry import Biased, EqualLayers, Keys, UniformGeometry, facts_by, words_by
 from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
 from merino_edge.families.pre_norm import Decoder, Layer, Linear, build_decoder
 from merino_edge.families.rotary import Positive, RopeScaling, Rotary, rope_facts, rope_words
@@ -15,11 +15,12 @@ from merino_runtime.bundle.schema import LARGEST_LAYER, LARGEST_VOCAB, LONGEST_C
 from merino_runtime.errors import MerinoError
 
 Heads = Annotated[int, Field(ge=1, le=LARGEST_LAYER)]
-GATED_KEYS = frozenset({
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
-    "vocab_size", "max_position_embeddings", "tie_word_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling",
-    "rope_parameters",
-})  # fmt: skip
+GATED: Keys = {
+    "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads", "ffn_width": "intermediate_size", "vocab": "vocab_size",
+    "context": "max_position_embeddings", "tied": "tie_word_embeddings", "norm_eps": "rms_norm_eps",
+}  # fmt: skip
+GATED_KEYS = frozenset(GATED.values()) | {"head_dim", "rope_theta", "rope_scaling", "rope_parameters"}
 FULL_ATTENTION_KEYS = frozenset({"layer_types", "sliding_window", "max_window_layers"})  # with use_sliding_window false
 
 
@@ -57,6 +58,10 @@ class GatedGeometry(EqualLayers):
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         return self
+
+    @property
+    def embed_width(self) -> int:
+        return self.width
 
     @property
     def counts(self) -> UniformGeometry:
@@ -115,35 +120,14 @@ def build_gated(graph: GraphOps, arch: GatedGeometry) -> None:
 
 def gated_words(geometry: GatedGeometry) -> dict[str, Any]:
     """Arguments of transformers' configuration."""
-    return {
-        "hidden_size": geometry.width,
-        "num_hidden_layers": geometry.layers,
-        "num_attention_heads": geometry.heads,
-        "num_key_value_heads": geometry.kv_heads,
-        "head_dim": geometry.head_size,
-        "intermediate_size": geometry.ffn_width,
-        "vocab_size": geometry.vocab,
-        "max_position_embeddings": geometry.context,
-        "tie_word_embeddings": geometry.tied,
-        "rms_norm_eps": geometry.norm_eps,
-        "rope_parameters": rope_words(geometry.rope_theta, geometry.rope_scaling),
-    }
+    rope = rope_words(geometry.rope_theta, geometry.rope_scaling)
+    return {**words_by(GATED, geometry), "head_dim": geometry.head_size, "rope_parameters": rope}
 
 
 def shape_facts(config: Any) -> dict[str, Any]:
     """Fields of the geometry that are named alike in all these families, but for the rotary ones."""
-    return {
-        "width": config.hidden_size,
-        "layers": config.num_hidden_layers,
-        "heads": config.num_attention_heads,
-        "kv_heads": config.num_key_value_heads,
-        "head_size": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        "ffn_width": config.intermediate_size,
-        "vocab": config.vocab_size,
-        "context": config.max_position_embeddings,
-        "tied": config.tie_word_embeddings,
-        "norm_eps": config.rms_norm_eps,
-    }
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return {**facts_by(GATED, config), "head_size": head_size}
 
 
 def gated_facts(config: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ One function counts the operators of all decoders of equal layers. For the count
 kinds of norm, learned or rotary positions, a gated FFN, fewer KV heads than query heads, a head with its own weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -154,12 +154,21 @@ class EqualLayers(BaseModel):
     def layer_shapes(self) -> list[LayerShape]:
         return self.counts.layer_shapes
 
-    @property
-    def embed_width(self) -> int:
-        return self.counts.embed_width
-
     def shape(self) -> str:
         return self.counts.shape()
+
+
+Keys = Mapping[str, str]  # by field of a geometry: the key of config.json with the same value
+
+
+def words_by(keys: Keys, geometry: Any) -> dict[str, Any]:
+    """Arguments of transformers' configuration."""
+    return {key: getattr(geometry, field) for field, key in keys.items()}
+
+
+def facts_by(keys: Keys, config: Any) -> dict[str, Any]:
+    """Fields of a geometry."""
+    return {field: getattr(config, key) for field, key in keys.items()}
 
 
 def layer_operators(geometry: UniformGeometry, final: bool = False) -> Iterator[Operator]:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from merino_edge.families.biased import BiasedGeometry, build_biased, transformer_decoder
 from merino_edge.families.family import Family
+from merino_edge.families.geometry import Keys, facts_by, words_by
 from merino_edge.families.graph_ops import KvLayer, plain_attention
 from merino_edge.families.pre_norm import Decoder, Layer, Linear
 from merino_edge.families.weights import TRANSPOSED, Layout
@@ -12,6 +13,12 @@ from merino_runtime.errors import MerinoError
 Activation = Literal["gelu", "gelu_erf", "relu"]
 ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "relu": "relu",
+}  # fmt: skip
+
+
+KEYS: Keys = {
+    "width": "n_embd", "layers": "n_layer", "heads": "n_head", "vocab": "vocab_size", "context": "n_positions",
+    "norm_eps": "layer_norm_epsilon",
 }  # fmt: skip
 
 
@@ -53,32 +60,16 @@ def layout(_geometry: Gpt2Architecture, name: str) -> Layout | None:
 
 
 def config_words(geometry: Gpt2Architecture) -> dict[str, Any]:
-    return {
-        "n_embd": geometry.width,
-        "n_layer": geometry.layers,
-        "n_head": geometry.heads,
-        "n_inner": geometry.ffn_width,
-        "vocab_size": geometry.vocab,
-        "n_positions": geometry.context,
-        "layer_norm_epsilon": geometry.norm_eps,
-        "activation_function": next(word for word, kind in ACTIVATIONS.items() if kind == geometry.activation),
-    }
+    activation = next(word for word, kind in ACTIVATIONS.items() if kind == geometry.activation)
+    return {**words_by(KEYS, geometry), "n_inner": geometry.ffn_width, "activation_function": activation}
 
 
 def geometry_of(config: Any) -> Gpt2Architecture:
     if config.activation_function not in ACTIVATIONS:
         known = ", ".join(map(repr, ACTIVATIONS))
         raise MerinoError(f"activation_function is {config.activation_function!r}, supported are {known}")
-    return Gpt2Architecture(
-        width=config.n_embd,
-        layers=config.n_layer,
-        heads=config.n_head,
-        ffn_width=config.n_inner or 4 * config.n_embd,
-        vocab=config.vocab_size,
-        context=config.n_positions,
-        norm_eps=config.layer_norm_epsilon,
-        activation=ACTIVATIONS[config.activation_function],
-    )
+    activation, ffn_width = ACTIVATIONS[config.activation_function], config.n_inner or 4 * config.n_embd
+    return Gpt2Architecture(**facts_by(KEYS, config), ffn_width=ffn_width, activation=activation)
 
 
 FAMILY = Family(
@@ -91,11 +82,10 @@ FAMILY = Family(
         "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
         "tie_word_embeddings": True,
     },
-    keys=frozenset({
-        "vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "layer_norm_epsilon",
-        "activation_function", "n_ctx", "embd_pdrop", "resid_pdrop", "attn_pdrop", "reorder_and_upcast_attn",
+    keys=frozenset(KEYS.values()) | {
+        "n_inner", "activation_function", "n_ctx", "embd_pdrop", "resid_pdrop", "attn_pdrop", "reorder_and_upcast_attn",
         "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
-    }),
+    },
     config_words=config_words,
     geometry_of=geometry_of,
     layout=layout,

@@ -10,11 +10,16 @@ from pydantic import Field, model_validator
 
 from merino_edge.families.biased import BiasedGeometry, build_biased, transformer_decoder
 from merino_edge.families.family import Family
-from merino_edge.families.geometry import Biased
+from merino_edge.families.geometry import Biased, Keys, facts_by, words_by
 from merino_edge.families.graph_ops import Attention, KvLayer
 from merino_edge.families.pre_norm import Decoder, Layer, Linear
 from merino_runtime.bundle.schema import LONGEST_CONTEXT
 from merino_runtime.errors import MerinoError
+
+KEYS: Keys = {
+    "width": "hidden_size", "layers": "num_layers", "heads": "num_heads", "vocab": "vocab_size",
+    "context": "max_position_embeddings", "norm_eps": "layer_norm_epsilon", "window": "window_size",
+}  # fmt: skip
 
 
 class GptNeoArchitecture(BiasedGeometry):
@@ -58,34 +63,17 @@ class GptNeoArchitecture(BiasedGeometry):
 
 def config_words(geometry: GptNeoArchitecture) -> dict[str, Any]:
     kinds = ["local" if windowed else "global" for windowed in geometry.windowed]
-    return {
-        "hidden_size": geometry.width,
-        "num_layers": geometry.layers,
-        "num_heads": geometry.heads,
-        "intermediate_size": geometry.ffn_width,
-        "vocab_size": geometry.vocab,
-        "max_position_embeddings": geometry.context,
-        "layer_norm_epsilon": geometry.norm_eps,
-        "window_size": geometry.window,
-        "attention_types": [[kinds, 1]],
-    }
+    own = {"intermediate_size": geometry.ffn_width, "attention_types": [[kinds, 1]]}
+    return words_by(KEYS, geometry) | own
 
 
 def geometry_of(config: Any) -> GptNeoArchitecture:
     listed = config.expand_attention_types_params(config.attention_types)
     if listed != config.attention_layers:
         raise MerinoError(f"attention_types lists {listed}, and attention_layers is {config.attention_layers}")
-    return GptNeoArchitecture(
-        width=config.hidden_size,
-        layers=config.num_layers,
-        heads=config.num_heads,
-        ffn_width=config.intermediate_size or 4 * config.hidden_size,
-        vocab=config.vocab_size,
-        context=config.max_position_embeddings,
-        norm_eps=config.layer_norm_epsilon,
-        window=config.window_size,
-        windowed=tuple(kind == "local" for kind in config.attention_layers),  # transformers knows these two only
-    )
+    windowed = tuple(kind == "local" for kind in config.attention_layers)  # transformers knows these two only
+    ffn_width = config.intermediate_size or 4 * config.hidden_size
+    return GptNeoArchitecture(**facts_by(KEYS, config), ffn_width=ffn_width, windowed=windowed)
 
 
 FAMILY = Family(
@@ -95,12 +83,11 @@ FAMILY = Family(
     config_name="GPTNeoConfig",
     model_name="GPTNeoForCausalLM",
     supported={"activation_function": "gelu_new", "tie_word_embeddings": True},
-    keys=frozenset({
-        "vocab_size", "max_position_embeddings", "hidden_size", "num_layers", "num_heads", "intermediate_size",
-        "layer_norm_epsilon", "attention_types", "attention_layers", "window_size", "embed_dropout", "resid_dropout",
+    keys=frozenset(KEYS.values()) | {
+        "intermediate_size", "attention_types", "attention_layers", "embed_dropout", "resid_dropout",
         "gradient_checkpointing", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
         "summary_first_dropout",
-    }),
+    },
     config_words=config_words,
     geometry_of=geometry_of,
 )  # fmt: skip

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from merino_edge.families.biased import BiasedGeometry, build_biased
 from merino_edge.families.family import Family
+from merino_edge.families.geometry import Keys, facts_by, words_by
 from merino_edge.families.graph_ops import KvLayer, plain_attention
 from merino_edge.families.pre_norm import Decoder, Layer, Linear
 from merino_edge.families.rotary import Positive, Rotary, plain_theta, rope_words
@@ -16,6 +17,11 @@ from merino_edge.families.weights import Layout, permuted
 
 QKV = "attention.query_key_value"
 PART = "partial_rotary_factor"
+KEYS: Keys = {
+    "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+    "ffn_width": "intermediate_size", "vocab": "vocab_size", "context": "max_position_embeddings",
+    "norm_eps": "layer_norm_eps", "parallel": "use_parallel_residual", "tied": "tie_word_embeddings",
+}  # fmt: skip
 
 
 class GptNeoxArchitecture(BiasedGeometry):
@@ -102,36 +108,13 @@ def key_order(geometry: GptNeoxArchitecture) -> np.ndarray:
 
 def config_words(geometry: GptNeoxArchitecture) -> dict[str, Any]:
     part = {PART: geometry.rotated / geometry.head_size}
-    return {
-        "hidden_size": geometry.width,
-        "num_hidden_layers": geometry.layers,
-        "num_attention_heads": geometry.heads,
-        "intermediate_size": geometry.ffn_width,
-        "vocab_size": geometry.vocab,
-        "max_position_embeddings": geometry.context,
-        "layer_norm_eps": geometry.norm_eps,
-        "use_parallel_residual": geometry.parallel,
-        "tie_word_embeddings": geometry.tied,
-        "rope_parameters": {**rope_words(geometry.rope_theta, None), **part},
-    }
+    return {**words_by(KEYS, geometry), "rope_parameters": {**rope_words(geometry.rope_theta, None), **part}}
 
 
 def geometry_of(config: Any) -> GptNeoxArchitecture:
     words = dict(config.rope_parameters)
-    part = words.pop(PART, 1.0)
-    return GptNeoxArchitecture(
-        width=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        ffn_width=config.intermediate_size,
-        vocab=config.vocab_size,
-        context=config.max_position_embeddings,
-        norm_eps=config.layer_norm_eps,
-        rotated=int(config.hidden_size // config.num_attention_heads * part),
-        rope_theta=plain_theta(words),
-        parallel=config.use_parallel_residual,
-        tied=config.tie_word_embeddings,
-    )
+    rotated = int(config.hidden_size // config.num_attention_heads * words.pop(PART, 1.0))
+    return GptNeoxArchitecture(**facts_by(KEYS, config), rotated=rotated, rope_theta=plain_theta(words))
 
 
 FAMILY = Family(
@@ -141,11 +124,9 @@ FAMILY = Family(
     config_name="GPTNeoXConfig",
     model_name="GPTNeoXForCausalLM",
     supported={"hidden_act": "gelu", "attention_bias": True},
-    keys=frozenset({
-        "vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads",
-        "intermediate_size", "layer_norm_eps", "use_parallel_residual", "tie_word_embeddings", "rotary_pct",
-        "rotary_emb_base", "rope_scaling", "rope_parameters", "hidden_dropout", "gradient_checkpointing",
-    }),
+    keys=frozenset(KEYS.values()) | {
+        "rotary_pct", "rotary_emb_base", "rope_scaling", "rope_parameters", "hidden_dropout", "gradient_checkpointing",
+    },
     config_words=config_words,
     geometry_of=geometry_of,
     layout=layout,

@@ -5,13 +5,16 @@ from typing import Any
 
 from merino_edge.families.family import Family
 from merino_edge.families.gated import GATED_KEYS, GatedGeometry, build_gated, gated_facts, gated_words
+from merino_edge.families.geometry import Keys, facts_by, words_by
 from merino_edge.families.graph_ops import Attention
 from merino_edge.families.pre_norm import Decoder
 from merino_edge.families.rotary import Positive
 
-MULTIPLIER_KEYS = frozenset({
-    "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"
-})  # fmt: skip
+MULTIPLIED: Keys = {
+    "embedding_multiplier": "embedding_multiplier", "residual_multiplier": "residual_multiplier",
+    "attention_multiplier": "attention_multiplier", "logits_divisor": "logits_scaling",
+}  # fmt: skip
+MULTIPLIER_KEYS = frozenset(MULTIPLIED.values())
 
 
 class MultipliedGeometry(GatedGeometry):
@@ -46,24 +49,12 @@ class GraniteArchitecture(MultipliedGeometry):
 
 def multiplied_words(geometry: MultipliedGeometry) -> dict[str, Any]:
     """Arguments of transformers' configuration."""
-    return {
-        **gated_words(geometry),
-        "embedding_multiplier": geometry.embedding_multiplier,
-        "residual_multiplier": geometry.residual_multiplier,
-        "attention_multiplier": geometry.attention_multiplier,
-        "logits_scaling": geometry.logits_divisor,
-    }
+    return gated_words(geometry) | words_by(MULTIPLIED, geometry)
 
 
 def multiplied_facts(config: Any) -> dict[str, Any]:
     """All fields of a `MultipliedGeometry`."""
-    return {
-        **gated_facts(config),
-        "embedding_multiplier": config.embedding_multiplier,
-        "residual_multiplier": config.residual_multiplier,
-        "attention_multiplier": config.attention_multiplier,
-        "logits_divisor": config.logits_scaling,
-    }
+    return gated_facts(config) | facts_by(MULTIPLIED, config)
 
 
 def geometry_of(config: Any) -> GraniteArchitecture:

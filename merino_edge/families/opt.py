@@ -4,28 +4,29 @@ behind attention and FFN.
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from merino_edge.families.family import Family
-from merino_edge.families.geometry import LayerShape, UniformGeometry
+from merino_edge.families.geometry import EqualLayers, Keys, UniformGeometry, facts_by, words_by
 from merino_edge.families.graph_ops import GraphOps, KvLayer, Norm, plain_attention
-from merino_edge.families.operators import Operator
 from merino_runtime.bundle.schema import LARGEST_VOCAB, LONGEST_CONTEXT
 
 POSITION_OFFSET = 2  # the first position is row 2 of OPT's position embedding
+KEYS: Keys = {
+    "width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "ffn_width": "ffn_dim",
+    "vocab": "vocab_size", "context": "max_position_embeddings", "pre_norm": "do_layer_norm_before",
+}  # fmt: skip
 EPS = 1e-5  # of LayerNorm: torch's default, which OPT keeps
 ROOT = "model.decoder"
 
 
-class OptArchitecture(BaseModel):
+class OptArchitecture(EqualLayers):
     """A decoder of equal layers with LayerNorm, ReLU, biases and learned positions.
 
     Attributes:
         embed_width: of the embedding; where it is not `width`, a projection stands before the layers and one behind.
         pre_norm: whether the norms stand before attention and FFN, and one before the head; else they stand behind.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: Annotated[int, Field(ge=8, le=65_536)]
     layers: Annotated[int, Field(ge=1, le=1024)]
@@ -47,29 +48,13 @@ class OptArchitecture(BaseModel):
         return self.width // self.heads
 
     @property
-    def operators(self) -> list[Operator]:
-        return as_uniform(self).operators
-
-    @property
-    def kv_layers(self) -> list[tuple[int, int]]:
-        return as_uniform(self).kv_layers
-
-    @property
-    def layer_shapes(self) -> list[LayerShape]:
-        return as_uniform(self).layer_shapes
-
-    def shape(self) -> str:
-        return as_uniform(self).shape()
-
-
-def as_uniform(arch: OptArchitecture) -> UniformGeometry:
-    """The same decoder in the terms that all families of equal layers share."""
-    return UniformGeometry(
-        layers=arch.layers, width=arch.width, heads=arch.heads, kv_heads=arch.heads, head_size=arch.head_size,
-        ffn_width=arch.ffn_width, vocab=arch.vocab, context=arch.context, gated=False, norm="layer",
-        final_norm=arch.pre_norm, query_key_norm=False, biases=("qkv", "out", "ffn"), positions="learned",
-        position_offset=POSITION_OFFSET, tied=True, embed_width=arch.embed_width,
-    )  # fmt: skip
+    def counts(self) -> UniformGeometry:
+        return UniformGeometry(
+            layers=self.layers, width=self.width, heads=self.heads, kv_heads=self.heads, head_size=self.head_size,
+            ffn_width=self.ffn_width, vocab=self.vocab, context=self.context, gated=False, norm="layer",
+            final_norm=self.pre_norm, query_key_norm=False, biases=("qkv", "out", "ffn"), positions="learned",
+            position_offset=POSITION_OFFSET, tied=True, embed_width=self.embed_width,
+        )  # fmt: skip
 
 
 def build_opt(graph: GraphOps, arch: OptArchitecture) -> None:
@@ -118,30 +103,11 @@ def layer_norm(at: str) -> Norm:
 
 
 def config_words(geometry: OptArchitecture) -> dict[str, Any]:
-    return {
-        "hidden_size": geometry.width,
-        "num_hidden_layers": geometry.layers,
-        "num_attention_heads": geometry.heads,
-        "ffn_dim": geometry.ffn_width,
-        "word_embed_proj_dim": geometry.embed_width,
-        "vocab_size": geometry.vocab,
-        "max_position_embeddings": geometry.context,
-        "do_layer_norm_before": geometry.pre_norm,
-        "dropout": 0.0,
-    }
+    return {**words_by(KEYS, geometry), "word_embed_proj_dim": geometry.embed_width, "dropout": 0.0}
 
 
 def geometry_of(config: Any) -> OptArchitecture:
-    return OptArchitecture(
-        width=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        ffn_width=config.ffn_dim,
-        embed_width=config.word_embed_proj_dim or config.hidden_size,
-        vocab=config.vocab_size,
-        context=config.max_position_embeddings,
-        pre_norm=config.do_layer_norm_before,
-    )
+    return OptArchitecture(**facts_by(KEYS, config), embed_width=config.word_embed_proj_dim or config.hidden_size)
 
 
 FAMILY = Family(
@@ -154,10 +120,9 @@ FAMILY = Family(
         "activation_function": "relu", "enable_bias": True, "layer_norm_elementwise_affine": True,
         "tie_word_embeddings": True, "_remove_final_layer_norm": False,
     },
-    keys=frozenset({
-        "hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "word_embed_proj_dim", "vocab_size",
-        "max_position_embeddings", "do_layer_norm_before", "dropout", "activation_dropout", "layerdrop", "init_std",
-    }),
+    keys=frozenset(KEYS.values()) | {
+        "word_embed_proj_dim", "dropout", "activation_dropout", "layerdrop", "init_std",
+    },
     config_words=config_words,
     geometry_of=geometry_of,
 )  # fmt: skip
