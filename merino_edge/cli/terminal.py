@@ -69,6 +69,20 @@ def working(on: str) -> Iterator[None]:
 @contextmanager
 def bench_progress() -> "Iterator[Progress | None]":
     """A bar, as `run_bench` takes it; None without a terminal. Redrawn only between processes, to disturb none."""
+    with counting(auto_refresh=False) as tell:
+        yield tell
+
+
+@contextmanager
+def training_progress() -> "Iterator[Progress]":
+    """A bar on stderr; without a terminal a line at each tenth of the steps."""
+    with counting() as tell:
+        yield tell or tenths
+
+
+@contextmanager
+def counting(auto_refresh: bool = True) -> "Iterator[Progress | None]":
+    """A bar on stderr with the count of what is done, until all is; None without a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
@@ -77,11 +91,11 @@ def bench_progress() -> "Iterator[Progress | None]":
         yield None
         return
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-    with Bar(*columns, console=stderr, transient=True, auto_refresh=False, redirect_stdout=False) as bar:
+    with Bar(*columns, console=stderr, transient=True, auto_refresh=auto_refresh, redirect_stdout=False) as bar:
         task = bar.add_task("")
 
         def tell(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what, refresh=True)
+            bar.update(task, completed=done, total=total, description=what, refresh=not auto_refresh)
             if done >= total:
                 bar.stop()  # results are printed next
 
@@ -102,29 +116,8 @@ def solving_progress(total: int) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def training_progress() -> "Iterator[Progress]":
-    """A bar on stderr; without a terminal a line at each tenth of the steps."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    stderr = console(stderr=True)
-    if not stderr.is_terminal:
-        yield tenths
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-    with Bar(*columns, console=stderr, transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task("")
-
-        def tell(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what)
-
-        yield tell
-
-
-@contextmanager
 def boards_progress() -> Iterator[Callable[[str, str, int, int], None]]:
     """A bar per board, as `flash_all` tells them; without a terminal a line at each step."""
-    from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
@@ -135,7 +128,7 @@ def boards_progress() -> Iterator[Callable[[str, str, int, int], None]]:
             last[host] = doing
             say(f"{host}: {doing}")
 
-    stderr = Console(stderr=True)
+    stderr = console(stderr=True)
     if not stderr.is_terminal:
         yield line
         return

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -54,8 +55,6 @@ def charts_of(summary: Summary) -> list[Chart]:
 
 def speed_against_size(summary: Summary, colours: dict[str, str]) -> Chart | None:
     chosen = [(one, row) for one in summary.series if (row := one.decode) and row.tok_s and one.params]
-    if not chosen:
-        return None
     points = [
         Point((one.params or 0) / 1e6, row.tok_s or 0, _label(one, row),
               f"{one.label}, {one.engine}: {number(row.tok_s or 0)} tokens/s ({row.test})", one.precision,
@@ -66,10 +65,8 @@ def speed_against_size(summary: Summary, colours: dict[str, str]) -> Chart | Non
     reference = max(known, key=lambda point: point.y) if known else None
     lead = f"Left of and above the dotted lines: smaller and faster than {REFERENCE} at its fastest. " * bool(known)
     titles = Titles("Decode speed against size", _listed(points), "parameters, M (log scale)", "tokens/s (log scale)")
-    return _chart(
-        "size", titles, f"{lead}Each model's decode row with the least cached.", summary.measured_on,
-        lambda name, width: scatter(name, titles, points, reference, width),
-    )  # fmt: skip
+    note = f"{lead}Each model's decode row with the least cached."
+    return _chart("size", titles, note, summary.measured_on, scatter, points, reference)
 
 
 def decode_against_cache(summary: Summary, colours: dict[str, str]) -> Chart | None:
@@ -81,10 +78,7 @@ def decode_against_cache(summary: Summary, colours: dict[str, str]) -> Chart | N
     ]  # fmt: skip
     titles = Titles("Decode time as the cache fills", _ends(drawn), "tokens in the cache", "ms per token")
     note = f"Medians: of each depth, or of slices of consecutive steps where there is one depth.{_cut(drawn)}"
-    shown = drawn[:MAX_LINES]
-    return _chart(
-        "cache", titles, note, summary.measured_on, lambda name, width: lines(name, titles, shown, width)
-    ) if shown else None  # fmt: skip
+    return _chart("cache", titles, note, summary.measured_on, lines, drawn[:MAX_LINES])
 
 
 def prefill_against_prompt(summary: Summary, colours: dict[str, str]) -> Chart | None:
@@ -96,11 +90,8 @@ def prefill_against_prompt(summary: Summary, colours: dict[str, str]) -> Chart |
         if len(points) > 1:
             drawn.append(Line(points, one.label, one.precision, _class(one, colours)))
     titles = Titles("Prefill time against the prompt's length", _ends(drawn), "tokens of the prompt", "ms")
-    shown = drawn[:MAX_LINES]
     note = f"Medians over repetitions.{_cut(drawn)}"
-    return _chart(
-        "prompt", titles, note, summary.measured_on, lambda name, width: lines(name, titles, shown, width)
-    ) if shown else None  # fmt: skip
+    return _chart("prompt", titles, note, summary.measured_on, lines, drawn[:MAX_LINES])
 
 
 def latency(summary: Summary, colours: dict[str, str]) -> Chart | None:
@@ -112,12 +103,9 @@ def latency(summary: Summary, colours: dict[str, str]) -> Chart | None:
             panels.append(Distribution(row.samples_ms, _label(one, row), _class(one, colours), tuple(ranks)))
     description = "; ".join(f"{one.label}: median {number(one.quantiles[0][1])} ms" for one in panels)
     titles = Titles("Time between two tokens", description)
-    shown = panels[:MAX_PANELS]
     cut = _cut(panels, MAX_PANELS)
     note = f"ms per decode step, each axis its own; lines at the 50th, 90th and 99th percentile.{cut}"
-    return _chart(
-        "latency", titles, note, summary.measured_on, lambda name, width: histograms(name, titles, shown, width)
-    ) if shown else None  # fmt: skip
+    return _chart("latency", titles, note, summary.measured_on, histograms, panels[:MAX_PANELS])
 
 
 def memory(summary: Summary, colours: dict[str, str]) -> Chart | None:
@@ -134,9 +122,7 @@ def memory(summary: Summary, colours: dict[str, str]) -> Chart | None:
     split_out = any(parts.kv_mb is not None for parts in summary.memory)
     middle = "pale: KV cache at full context (from the geometry); " if split_out else ""
     note = f"Strong: weights; {middle}grey: the rest (Python, engine, activations{'' if split_out else ', KV cache'})."
-    return _chart(
-        "memory", titles, note, summary.measured_on, lambda name, width: bars(name, titles, rows, None, width)
-    ) if rows else None  # fmt: skip
+    return _chart("memory", titles, note, summary.measured_on, bars, rows, None)
 
 
 def ceiling(summary: Summary, colours: dict[str, str]) -> Chart | None:
@@ -150,18 +136,13 @@ def ceiling(summary: Summary, colours: dict[str, str]) -> Chart | None:
     note = "Bytes of weights and KV that a decode step must read, over its time, over the probed read bandwidth."
     if any((row.ceiling_share or 0) > 1 for _, row in chosen):
         note += " Above 100 %: the weights stayed in the CPU's cache, or memory was slower while it was probed."
-    return _chart(
-        "ceiling", titles, note, summary.measured_on, lambda name, width: bars(name, titles, rows, 100, width)
-    ) if rows else None  # fmt: skip
+    return _chart("ceiling", titles, note, summary.measured_on, bars, rows, 100)
 
 
-def predicted_against_measured(summary: Summary, colours: dict[str, str]) -> list[Chart]:
-    found = []
-    for what, title in (("decode", "decode, per token"), ("prefill", "prefill"), ("memory", "peak memory")):
-        chosen = [one for one in summary.predictions if one.what == what]
-        if chosen:
-            found.append(_predicted(summary.predicted_for, title, chosen, colours))
-    return found
+def predicted_against_measured(summary: Summary, colours: dict[str, str]) -> list[Chart | None]:
+    by_what = {"decode": "decode, per token", "prefill": "prefill", "memory": "peak memory"}
+    found = {title: [one for one in summary.predictions if one.what == what] for what, title in by_what.items()}
+    return [_predicted(summary.predicted_for, title, chosen, colours) for title, chosen in found.items() if chosen]
 
 
 def cache_points(series: Series) -> tuple[tuple[float, float], ...]:
@@ -178,7 +159,7 @@ def cache_points(series: Series) -> tuple[tuple[float, float], ...]:
     return tuple(sorted(found.items()))
 
 
-def _predicted(board: str, title: str, chosen: Sequence[Prediction], colours: dict[str, str]) -> Chart:
+def _predicted(board: str, title: str, chosen: Sequence[Prediction], colours: dict[str, str]) -> Chart | None:
     rows = []
     for one in chosen:
         colour = _class(one.series, colours).split()[0]
@@ -194,17 +175,16 @@ def _predicted(board: str, title: str, chosen: Sequence[Prediction], colours: di
     elsewhere = "" if all(one.here for one in chosen) else " Measured on another machine than predicted for."
     provenance = f"outlined: predicted from {chosen[0].provenance} coefficients; filled: measured"
     note = f"Predicted by the cost model of the design search. Measured times are medians.{elsewhere}"
-    return _chart(
-        f"predicted-{chosen[0].what}", titles, note, provenance,
-        lambda name, width: bars(name, titles, rows, None, width),
-    )  # fmt: skip
+    return _chart(f"predicted-{chosen[0].what}", titles, note, provenance, bars, rows, None)
 
 
 def _chart(
-    name: str, titles: Titles, note: str, provenance: str, draw: Callable[[str, int], Element]
-) -> Chart:
-    drawings = tuple(as_markup(draw(f"{name}-{kind}", width)) for kind, width in WIDTHS.items())
-    return Chart(name, titles.title, note, provenance, drawings)
+    name: str, titles: Titles, note: str, provenance: str, draw: Callable[..., Element], values: Sequence[Any],
+    *limits: Any,
+) -> Chart | None:  # fmt: skip
+    """`draw` gets a name, the titles, the values, the limits and a width. None where there are no values."""
+    drawings = (draw(f"{name}-{kind}", titles, values, *limits, width) for kind, width in WIDTHS.items())
+    return Chart(name, titles.title, note, provenance, tuple(map(as_markup, drawings))) if values else None
 
 
 def _class(series: Series, colours: dict[str, str]) -> str:

@@ -12,15 +12,6 @@ from merino_edge.report.svg import number
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One quantity of the headline's bundle, and the same of the reference."""
-
-    title: str
-    value: str
-    reference: str
-
-
 def headline(summary: Summary) -> str:
     best = summary.headline
     if best is not None:
@@ -49,19 +40,19 @@ def paper_words() -> str:
     return f"{PAPER_SPEED}× as fast with {PAPER_PARAMS}× fewer parameters: {PAPER}."
 
 
-def tiles(summary: Summary) -> list[Tile]:
-    """Of the headline's two bundles; none without a headline."""
+def tiles(summary: Summary) -> list[tuple[str, str, str]]:
+    """(title, value, the reference's) of quantities of the headline's two bundles; none without a headline."""
     if summary.headline is None:
         return []
-    ours, theirs = summary.headline.ours, summary.headline.theirs
-    prefill, decode = (f" ({row.test})" if row else "" for row in (ours.prefill, ours.decode))
+    sides = summary.headline.ours, summary.headline.theirs
+    prefill, decode = (f" ({row.test})" if row else "" for row in (sides[0].prefill, sides[0].decode))
     rows = [
-        (f"Decode{decode}, tokens/s", _speed(ours.decode), _speed(theirs.decode)),
-        (f"Prefill{prefill}, ms", _prefill_ms(ours.prefill), _prefill_ms(theirs.prefill)),
-        ("Peak memory, MB", ours.peak_rss_mb, theirs.peak_rss_mb),
-        ("On disk, MB", _disk_mb(ours), _disk_mb(theirs)),
+        (f"Decode{decode}, tokens/s", [one.decode and one.decode.tok_s for one in sides]),
+        (f"Prefill{prefill}, ms", [one.prefill and one.prefill.prefill_ms for one in sides]),
+        ("Peak memory, MB", [one.peak_rss_mb for one in sides]),
+        ("On disk, MB", [(one.records[0].bundle_bytes or 0) / BYTES_PER_MB for one in sides]),
     ]
-    return [Tile(title, number(mine), number(other)) for title, mine, other in rows if mine and other]
+    return [(title, number(mine), number(other)) for title, (mine, other) in rows if mine and other]
 
 
 def weights_words(*series: Series) -> str:
@@ -129,19 +120,6 @@ def multiple(value: float) -> str:
 
 def _millions(series: Series) -> str:
     return f"{(series.params or 0) / 1e6:,.1f} M"
-
-
-def _speed(row: Record | None) -> float | None:
-    return row.tok_s if row else None
-
-
-def _prefill_ms(row: Record | None) -> float | None:
-    return row.prefill_ms if row else None
-
-
-def _disk_mb(series: Series) -> float | None:
-    size = series.records[0].bundle_bytes
-    return None if size is None else size / BYTES_PER_MB
 
 
 @dataclass(frozen=True)
