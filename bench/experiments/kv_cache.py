@@ -5,7 +5,7 @@
 
 A record holds several models. DIR keeps bundles; one that is there is not made again. Weights are random, and caches
 are filled with random codes, on whose values neither time nor memory depends. Memory: the peak of a fresh process after
-the last 256 ids of a full context and a step. Time: the formats in turn in one process, medians of wall and CPU time
+the last 256 ids of a full context and a step. Time: the formats interleaved in one process, medians of wall and CPU time
 over blocks of steps behind so many cached tokens, each with ONNX Runtime's attention in tiles and by matrix
 multiplications.
 """
@@ -96,21 +96,21 @@ def opened(folder: Path, threads: int, attention: str) -> Backend:
 
 
 def timed(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Median ms of a step, of BLOCKS blocks of STEPS steps that take turns."""
-    entrants = {
+    """Median ms of a step, of BLOCKS interleaved blocks of STEPS steps."""
+    backends = {
         (kv, attention): opened(random_bundle(args, kv), args.threads, attention)
         for kv in FORMATS for attention in ("tiles", "products")
     }  # fmt: skip
-    vocab = next(iter(entrants.values())).vocab
+    vocab = next(iter(backends.values())).vocab
     ids = np.random.default_rng(SEED).integers(0, vocab, args.context).tolist()
     found = []
     for depth in [one for one in args.depths if one + STEPS <= args.context]:
-        for backend in entrants.values():
+        for backend in backends.values():
             filled(backend, ids[:depth])
-        samples: dict[tuple[str, str], list[float]] = {name: [] for name in entrants}
-        cpu: dict[tuple[str, str], list[float]] = {name: [] for name in entrants}
+        samples: dict[tuple[str, str], list[float]] = {name: [] for name in backends}
+        cpu: dict[tuple[str, str], list[float]] = {name: [] for name in backends}
         for _ in range(BLOCKS):
-            for name, backend in entrants.items():
+            for name, backend in backends.items():
                 backend.truncate(depth)
                 for token in ids[depth : depth + STEPS]:
                     start, used = time.perf_counter(), time.process_time()

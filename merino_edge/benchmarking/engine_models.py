@@ -5,11 +5,9 @@ when it is whole, so one that exists is kept. Weights are random where no checkp
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from merino_edge.benchmarking.engines import as_gpt2
 from merino_edge.families.geometry import Geometry, UniformGeometry
@@ -101,49 +99,17 @@ def convert_for_ctranslate2(checkpoint: Path, path: Path, vocab: int, precision:
     Converter(str(checkpoint)).convert(str(path), quantization=precision)
 
 
-SPARE_SLOTS = 64  # beyond the context: llama.cpp wants room for the token that is chosen last
+SPARE_SLOTS = 64  # beyond the context: llama.cpp requires room for the token that is chosen last
 
 
-def write_gguf(path: Path, geometry: UniformGeometry, matrices: str, table: str) -> None:
-    """`geometry` is one from `as_gpt2`; `matrices` and `table` are names of formats such as F32, Q8_0, Q4_0."""
-    import gguf
+def write_gguf(path: Path, counts: UniformGeometry, matrices: str, table: str) -> None:
+    """A GPT-2 of random weights. `counts`: from `as_gpt2`; `matrices`, `table`: formats such as F32, Q8_0, Q4_0."""
+    from merino_edge.families.gguf.write import write_model
+    from merino_edge.families.hugging_face import random_model
 
-    from merino_edge.families.gguf.write import add_tokens, write_file
-
-    def add_keys(writer: gguf.GGUFWriter) -> None:
-        writer.add_context_length(geometry.context + SPARE_SLOTS)
-        writer.add_embedding_length(geometry.width)
-        writer.add_block_count(geometry.layers)
-        writer.add_feed_forward_length(geometry.ffn_width)
-        writer.add_head_count(geometry.heads)
-        writer.add_layer_norm_eps(1e-5)
-        add_tokens(writer, geometry.vocab)
-
-    write_file(path, "gpt2", add_keys, random_tensors(geometry, matrices, table))
-
-
-def random_tensors(geometry: UniformGeometry, matrices: str, table: str) -> Iterator[tuple[str, np.ndarray, str]]:
-    """Name, values and format."""
-    width, ffn = geometry.width, geometry.ffn_width
-    random = np.random.default_rng(0)
-
-    def tensor(name: str, *shape: int, kind: str = "F32") -> tuple[str, np.ndarray, str]:
-        return name, random.standard_normal(shape, np.float32) * np.float32(0.02), kind
-
-    yield tensor("token_embd.weight", geometry.vocab, width, kind=table)
-    yield tensor("position_embd.weight", geometry.context + SPARE_SLOTS, width)
-    for name in ("output_norm.weight", "output_norm.bias"):
-        yield tensor(name, width)
-    shapes = (
-        ("attn_qkv", 3 * width, width), ("attn_output", width, width), ("ffn_up", ffn, width), ("ffn_down", width, ffn),
-    )  # fmt: skip
-    for index in range(geometry.layers):
-        for norm in ("attn_norm", "ffn_norm"):
-            yield tensor(f"blk.{index}.{norm}.weight", width)
-            yield tensor(f"blk.{index}.{norm}.bias", width)
-        for matrix, rows, columns in shapes:
-            yield tensor(f"blk.{index}.{matrix}.weight", rows, columns, kind=matrices)
-            yield tensor(f"blk.{index}.{matrix}.bias", rows)
+    sizes = counts.model_dump(include={"width", "layers", "heads", "ffn_width", "vocab"})
+    made = {**sizes, "context": counts.context + SPARE_SLOTS, "norm_eps": 1e-5, "activation": "gelu"}
+    write_model(path, random_model(read_geometry("gpt2", made)), matrices, table)
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:

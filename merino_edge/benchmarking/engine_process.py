@@ -108,7 +108,7 @@ class TransformersRound:
 
 
 def open_ctranslate2(request: dict[str, Any]) -> Opened:
-    """CTranslate2's Generator: it decodes by itself and calls back at each token, which is when we read the clock."""
+    """CTranslate2's Generator: it decodes in a loop of its own and calls back at each token, which is when we read the clock."""
     import ctranslate2
 
     generator = ctranslate2.Generator(
@@ -161,19 +161,20 @@ def open_llama_cpp(request: dict[str, Any]) -> Opened:
             "prompt": list(ids), "n_predict": steps + 1, "temperature": 0, "ignore_eos": True, "cache_prompt": False,
             "stream": True, "timings_per_token": True, "return_tokens": True,
         }  # fmt: skip
-        answers: list[Any] = []
+        answers: list[dict[str, Any]] = []
         ended = threading.Event()
 
         def take(answer: Any) -> bool:
-            answers.append(answer)
-            if last_of(answer):
+            found = as_object(answer)
+            answers.append(found)
+            if "error" in found or any(choice.get("finish_reason") for choice in found.get("choices", ())):
                 ended.set()
             return False
 
         server.handle_completions(wanted, take)
         if not ended.wait(timeout=60):
             raise RuntimeError(f"llama.cpp gave no end: {answers[-1:]}")
-        timings = {one["predicted_n"]: one for answer in map(as_object, answers) if (one := answer.get("timings"))}
+        timings = {one["predicted_n"]: one for answer in answers if (one := answer.get("timings"))}
         if not {1, steps + 1} <= set(timings) or timings[1]["prompt_n"] != len(ids):
             raise RuntimeError(f"llama.cpp gave {len(timings)} tokens for {len(ids)} ids, {steps + 1} were asked for")
         # Tokens that end inside a character come with the next one: their time lies between those beside them.
@@ -181,7 +182,7 @@ def open_llama_cpp(request: dict[str, Any]) -> Opened:
         ends = np.interp(range(1, steps + 2), known, [timings[number]["predicted_ms"] for number in known])
         ends_ms = [float(end) for end in ends]
         step_ms = [after - before for before, after in zip(ends_ms, ends_ms[1:], strict=False)]
-        texts = [choice["text"] for answer in map(as_object, answers) for choice in answer["choices"] if choice["text"]]
+        texts = [choice["text"] for answer in answers for choice in answer["choices"] if choice["text"]]
         made_up = all(re.fullmatch(r"t\d+", text) for text in texts)  # token N is spelled tN
         return timings[1]["prompt_ms"], step_ms, [int(text[1:]) for text in texts] if made_up else []
 
@@ -191,11 +192,6 @@ def open_llama_cpp(request: dict[str, Any]) -> Opened:
 def as_object(answer: Any) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(answer) if isinstance(answer, str) else answer
     return found
-
-
-def last_of(answer: Any) -> bool:
-    found = as_object(answer)
-    return "error" in found or any(choice.get("finish_reason") for choice in found.get("choices", ()))
 
 
 OPENERS = {"transformers": open_transformers, "ctranslate2": open_ctranslate2, "llama_cpp": open_llama_cpp}

@@ -72,7 +72,9 @@ def flash(
     for line in [json.dumps(steps)] if as_json else steps:
         put(line)
     if not dry_run:
-        place = device_node or rootfs or card_image(image)
+        from merino_edge.delivery.image import finished_image
+
+        place = device_node or rootfs or (image and finished_image(image))
         say(f"done: {file.name} is in {place}; the board that starts from it installs it")
 
 
@@ -115,13 +117,6 @@ def flash_card(
     elif node:
         steps.append(f"write {finished_image(image)} to {node}, read it back and compare")
     return steps
-
-
-def card_image(image: Path | None) -> Path:
-    from merino_edge.delivery.image import finished_image
-
-    assert image
-    return finished_image(image)
 
 
 def asked_on_terminal(node: Path) -> Callable[[str], str]:

@@ -124,9 +124,7 @@ def _stale(tree: RootTree, placed: Sequence[Placed]) -> tuple[str, ...]:
         return ()
     names = (name for name in tree.names(incoming.path) if re.fullmatch(r"[A-Za-z0-9._-]+\.merino", name))
     paths = (f"{incoming.path}/{name}" for name in names)
-    return tuple(path for path in paths if path not in kept and _is_file(tree, path))
-
-
-def _is_file(tree: RootTree, path: str) -> bool:
-    entry = tree.entry(path)
-    return entry is not None and stat.S_ISREG(entry.mode)
+    return tuple(
+        path for path in paths
+        if path not in kept and (entry := tree.entry(path)) and stat.S_ISREG(entry.mode)
+    )  # fmt: skip

@@ -1,5 +1,5 @@
 """MeRino (arXiv 2403.07921), the family whose models are designed here: the search finds its geometries, training
-builds its models, and calibration times its layers. Those stages import this module; all other code asks the registry.
+builds its models, and calibration times its layers. Those stages import this module; all other code uses the registry.
 
 Known from the paper: blocks of growing width, an FFN ratio and a depth, shared weights in a block. The torch model is
 `designed_torch`, since transformers has none.

@@ -97,7 +97,7 @@ def key_order(geometry: GptNeoxArchitecture) -> np.ndarray:
 
     A channel is paired with the one half a head behind it. So of the channels that turn the second half goes behind
     the middle of the head, and those that do not turn fill the rest of both halves: the same attention
-    scores, and rotary tables over whole heads, which the fused attention wants in multiples of 16.
+    scores, and rotary tables over whole heads, which the fused attention requires in multiples of 16.
     """
     size, half, pairs = geometry.head_size, geometry.head_size // 2, geometry.rotated // 2
     still = np.arange(geometry.rotated, size)

@@ -4,7 +4,7 @@ A row is judged by the confidence interval of its speed ratio, and not at all wh
 or has fewer than three processes. Exchanging the sides gives the reciprocals. Left to others: reading files (`reading`)
 and ratios between different bundles (`report.ratios`).
 
-Rows of one run took turns, so their processes pair (`merino_bench.harness.pairs`). Rows of two runs are independent
+Rows of one run were interleaved, so their processes pair (`merino_bench.harness.pairs`). Rows of two runs are independent
 samples of process means.
 """
 
@@ -46,7 +46,7 @@ class Ratio:
 
 
 def row_ratio(row: Record, base: Record) -> Ratio:
-    """Speed of `row` over that of `base`, both measured: of pairs where the two took turns, else of independent
+    """Speed of `row` over that of `base`, both measured: of pairs where the two were interleaved, else of independent
     rows."""
     if row.run is None or row.run != base.run:
         unequal = ({*row.flags} ^ {*base.flags}) & {*STEADY}
@@ -99,10 +99,6 @@ class Comparison:
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     notes: tuple[str, ...]
-
-    def slower_than(self, share: float) -> list[Pair]:
-        """Pairs judged slower whose speed fell by more than `share`: with 0.05, to less than 95 %."""
-        return [pair for pair in self.pairs if pair.verdict == "slower" and pair.ratio and pair.ratio.value < 1 - share]
 
     def to_json(self) -> str:
         return json.dumps({"schema": 2, "smallest_difference": SMALLEST_DIFFERENCE, **asdict(self)}, indent=1) + "\n"
@@ -173,7 +169,10 @@ def verdict_of(ratio: Ratio) -> str:
 
 def check_not_slower(comparison: Comparison, share: float) -> None:
     """Raise MerinoError unless every pair was judged and its interval rules out that it fell by more than `share`."""
-    slower = [f"{title(pair)} by {1 - pair.ratio.value:.1%}" for pair in comparison.slower_than(share) if pair.ratio]
+    slower = [
+        f"{title(pair)} by {1 - pair.ratio.value:.1%}" for pair in comparison.pairs
+        if pair.verdict == "slower" and pair.ratio and pair.ratio.value < 1 - share
+    ]  # fmt: skip
     if slower:
         raise MerinoError(f"slower by more than {100 * share:g} %: {'; '.join(slower)}")
     broken = [pair for pair in comparison.pairs if pair.a_tok_s is not None and pair.b_tok_s is None]

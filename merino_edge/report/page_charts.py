@@ -64,7 +64,8 @@ def speed_against_size(summary: Summary, colours: dict[str, str]) -> Chart | Non
     known = [point for point, (one, _) in zip(points, chosen, strict=True) if one.is_reference]
     reference = max(known, key=lambda point: point.y) if known else None
     lead = f"Left of and above the dotted lines: smaller and faster than {REFERENCE} at its fastest. " * bool(known)
-    titles = Titles("Decode speed against size", _listed(points), "parameters, M (log scale)", "tokens/s (log scale)")
+    listed = "; ".join(point.tip for point in points)
+    titles = Titles("Decode speed against size", listed, "parameters, M (log scale)", "tokens/s (log scale)")
     note = f"{lead}Each model's decode row with the least cached."
     return _chart("size", titles, note, summary.measured_on, scatter, points, reference)
 
@@ -189,10 +190,6 @@ def _chart(
 
 def _class(series: Series, colours: dict[str, str]) -> str:
     return colours[series.engine_name] + (" hollow" if series.is_reference else "")
-
-
-def _listed(points: Sequence[Point]) -> str:
-    return "; ".join(point.tip for point in points)
 
 
 def _ends(drawn: Sequence[Line]) -> str:

@@ -83,7 +83,13 @@ def series_of(records: Iterable[Record]) -> list[Series]:
             key = row.bundle, row.engine, row.precision, row.dialect, row.kv, row.weights, row.threads, row.board
             groups.setdefault(key, []).append(row)
     labels = distinct_labels([rows[0] for rows in groups.values()])
-    return [_one_series(rows, label) for rows, label in zip(groups.values(), labels, strict=True)]
+    return [
+        Series(
+            label, one.bundle, one.engine or "-", one.precision or "-", one.dialect or "", one.kv,
+            one.weights or "unknown", one.threads, one.board, tuple(rows),
+        )
+        for label, rows in zip(labels, groups.values(), strict=True) for one in rows[:1]
+    ]  # fmt: skip
 
 
 def distinct_labels(rows: Sequence[Record]) -> list[str]:
@@ -113,14 +119,6 @@ def engines_of(series: Sequence[Series]) -> list[str]:
 
 def _thread_words(row: Record) -> str:
     return f"{row.threads} thread{'s' * (row.threads != 1)}"
-
-
-def _one_series(rows: Sequence[Record], label: str) -> Series:
-    one = rows[0]
-    return Series(
-        label, one.bundle, one.engine or "-", one.precision or "-", one.dialect or "", one.kv,
-        one.weights or "unknown", one.threads, one.board, tuple(rows),
-    )  # fmt: skip
 
 
 PAPER_SPEED, PAPER_PARAMS = 4.9, 5.5
@@ -191,14 +189,13 @@ def _ratios(series: Sequence[Series], equal: bool) -> list[Against]:
                 continue
             for each in _against(ours, theirs):
                 key = id(ours), _form(theirs), each.test, each.cached
-                if key not in found or _more_cautious(each, found[key]):
-                    found[key] = each
+                found[key] = min(found.get(key, each), each, key=_caution)
     return list(found.values())
 
 
-def _more_cautious(one: Against, other: Against) -> bool:
+def _caution(one: Against) -> tuple[bool, float]:
     """Undisturbed, then the smaller ratio."""
-    return (bool(one.speed.flags), one.speed.value) < (bool(other.speed.flags), other.speed.value)
+    return bool(one.speed.flags), one.speed.value
 
 
 def _decode_tok_s(series: Series | None) -> float:
@@ -213,10 +210,8 @@ def _form(series: Series) -> tuple[str, str, str, str | None]:
 def _against(ours: Series, theirs: Series) -> list[Against]:
     """Rows of the same test with equally many cached tokens."""
     base = {(row.test, row.cached): row for row in theirs.records}
-    pairs = [(row, base.get((row.test, row.cached))) for row in ours.records]
-    return [_pair(ours, theirs, row, other) for row, other in pairs if other is not None]
-
-
-def _pair(ours: Series, theirs: Series, row: Record, other: Record) -> Against:
     fewer = theirs.params / ours.params if theirs.params and ours.params else None
-    return Against(ours, theirs, row.test, row.cached, row_ratio(row, other), fewer, row.decodes)
+    return [
+        Against(ours, theirs, row.test, row.cached, row_ratio(row, other), fewer, row.decodes)
+        for row in ours.records if (other := base.get((row.test, row.cached)))
+    ]  # fmt: skip

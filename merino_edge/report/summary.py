@@ -120,10 +120,6 @@ class MemoryParts:
     rest_mb: float
 
 
-def memory_parts(series: Sequence[Series]) -> list[MemoryParts]:
-    return [parts for one in series if (parts := parts_of(one)) is not None]
-
-
 def parts_of(series: Series) -> MemoryParts | None:
     """None where the peak or the size of the weights is unknown.
 
@@ -199,7 +195,7 @@ def summarise(records: Sequence[Record], profile: DeviceProfile | None = None) -
     equal = equal_ratios(series)
     return Summary(
         tuple(records), tuple(series), tuple(equal), tuple(shipped_ratios(series)), headline_ratio(equal),
-        tuple(memory_parts(series)), tuple(_places(records)), profile,
+        tuple(parts for one in series if (parts := parts_of(one))), tuple(_places(records)), profile,
         tuple(predictions(series, profile)) if profile else (), tuple(unpredicted(series, profile)) if profile else (),
     )  # fmt: skip
 

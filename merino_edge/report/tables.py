@@ -30,7 +30,7 @@ def headline_details(summary: Summary) -> str:
         return f"These records hold no decode row of {REFERENCE} at an equal engine and format, so there is no ratio."
     ours = best.ours
     return (
-        f"{ours.bundle} ({_millions(ours)} parameters), decode {best.test}, {ours.precision} "
+        f"{ours.bundle} ({(ours.params or 0) / 1e6:,.1f} M parameters), decode {best.test}, {ours.precision} "
         f"on {ours.engine} on both sides; {weights_words(ours, best.theirs)}. "
         f"{interval_words(best.speed)}; {summary.measured_on}."
     )
@@ -110,16 +110,8 @@ def form_words(series: Series) -> str:
     return f"{series.precision}{cache}, {series.engine}" + (f" ({series.dialect})" if series.dialect else "")
 
 
-def against_words(each: Against) -> str:
-    return f"{each.theirs.bundle}: {form_words(each.theirs)}"
-
-
 def multiple(value: float) -> str:
     return f"{value:.1f}×" if value >= 2 else f"{value:.2f}×"
-
-
-def _millions(series: Series) -> str:
-    return f"{(series.params or 0) / 1e6:,.1f} M"
 
 
 @dataclass(frozen=True)
@@ -149,7 +141,10 @@ def equal_table(summary: Summary, short: bool = False) -> DataTable:
 
 def shipped_table(summary: Summary) -> DataTable:
     caption = "As shipped: engine or format differ, so a ratio includes the effect of model, format and engine."
-    rows = tuple((*_equal_cells(each)[:-1], _cell_of(against_words(each))) for each in summary.shipped)
+    rows = tuple(
+        (*_equal_cells(each)[:-1], _cell_of(f"{each.theirs.bundle}: {form_words(each.theirs)}"))
+        for each in summary.shipped
+    )
     return DataTable("shipped", caption, (*EQUAL_COLUMNS[:-1], ("against", False)), rows)
 
 

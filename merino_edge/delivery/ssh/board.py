@@ -19,10 +19,10 @@ from merino_runtime.io.visible import visible
 
 ASKED_S = 60.0
 MOST_BYTES = 1 << 18
-CALLED: dict[str, Any] = {"code": integer(-255, 255), "out": lambda value: _a_string(value),
-                          "err": lambda value: _a_string(value)}  # fmt: skip
-
-
+CALLED: dict[str, Any] = {
+    "code": integer(-255, 255), "out": lambda value: None if isinstance(value, str) else "a string",
+    "err": lambda value: None if isinstance(value, str) else "a string",
+}  # fmt: skip
 ANSWER: dict[str, Any] = {
     "root": text, "app": or_null(text), "foreign": or_null(text), "service": or_null(text), "keys": [text],
     "calls": [CALLED],
@@ -111,7 +111,3 @@ def profile_of(address: str, facts: Facts) -> DeviceProfile:
             " Give --device in place of --ssh: the id of a board that is like it, or a profile of your own"
         )
     return found
-
-
-def _a_string(value: Any) -> str | None:
-    return None if isinstance(value, str) else "a string"

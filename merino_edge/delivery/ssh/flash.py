@@ -144,9 +144,12 @@ async def flash(
     async with connected(address, accept_new, say, keep_key=not dry_run) as board:
         tell(host, STEPS[1], 0, 0)
         done.facts = facts = await ask(board, package.app.data, package.root)
-        done.notes += check_service(package, facts) + foreign_there(facts)
+        done.notes += check_service(package, facts)
+        if facts.foreign:
+            said = "can be changed by another user of the board: this workstation's application is used"
+            done.notes.append(f"{facts.foreign} {said}")
         check_signer(package, facts)
-        choice = _choice(host, package, facts)
+        choice = choose(package.archive, facts.machine, package.force)
         done.bundle, done.precision = choice.bundle.name, choice.bundle.precision
         done.notes += choice.notes
         done.was_there = facts.current == package.archive.id
@@ -193,13 +196,6 @@ def check_service(package: Package, facts: Facts) -> list[str]:
     )
 
 
-def foreign_there(facts: Facts) -> list[str]:
-    """-> notes."""
-    if facts.foreign is None:
-        return []
-    return [f"{facts.foreign} can be changed by another user of the board: this workstation's application is used"]
-
-
 def missing(package: Package, facts: Facts) -> list[str]:
     """What is asked for beside the release, and is not so on the board: keys to trust, the service."""
     keys = sorted(package.trusted - facts.keys)
@@ -223,13 +219,6 @@ def plan_of(package: Package, facts: Facts, choice: Choice) -> list[str]:
         *more,
         "test it by its golden ids, then measure it",
     ]
-
-
-def _choice(host: str, package: Package, facts: Facts) -> Choice:
-    try:
-        return choose(package.archive, facts.machine, package.force)
-    except MerinoError as error:
-        raise MerinoError(f"{host}: {error}") from error
 
 
 async def _copy(board: Board, package: Package, facts: Facts, sent: transfer.Sent) -> str:

@@ -19,7 +19,7 @@ GLOBAL_FILES = (Path("/etc/ssh/ssh_known_hosts"),)
 
 
 class HostKeys(asyncssh.SSHClient):
-    """Judges the host's key of one connection; asyncssh asks it for a key that no file has."""
+    """Judges the host's key of one connection; asyncssh calls it for a key that no file has."""
 
     def __init__(self, address: Address, files: list[Path], accept_new: bool) -> None:
         self.address, self.files, self.accept_new = address, files, accept_new

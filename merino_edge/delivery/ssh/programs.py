@@ -6,13 +6,14 @@ there for the next time.
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery.ssh.board import Facts, ask
 from merino_edge.delivery.ssh.command import Finished, Session, Take, answer, ended, finished, started
 from merino_edge.delivery.ssh.connect import Board
-from merino_edge.delivery.ssh.transfer import Sent, Source, send, source_of
+from merino_edge.delivery.ssh.transfer import Source, send, source_of
 from merino_runtime.bundle import load_bundle
 from merino_runtime.delivery.agent import CACHE, PYTHON
 from merino_runtime.errors import MerinoError
@@ -57,7 +58,6 @@ class Program:
             self.board, doing, request, data, timeout_s=timeout_s, most_bytes=most_bytes, tell=tell, take=take
         )
 
-
     @asynccontextmanager
     async def talking(self, arguments: list[str], tell: Take) -> AsyncIterator[Session]:
         """The program with an open stdin, for as long as the body takes."""
@@ -97,13 +97,9 @@ async def bundle_there(there: Program, bundle: str, told: Told = lambda *_: None
     folder = f"{CACHE}/bundles/{source_of(DESCRIPTION, description).sha256}"
     for file in read.files:
         source = Source(file.path, Path(read.folder) / file.path, file.bytes, file.sha256)
-        await send(board, folder, source, _named(told, file.path))
+        await send(board, folder, source, partial(told, file.path))
     await send(board, folder, source_of(DESCRIPTION, description))
     return folder
-
-
-def _named(told: Told, name: str) -> Sent:
-    return lambda done, total: told(name, done, total)
 
 
 async def probe(there: Program, backend: str, tell: Take) -> str:
@@ -119,5 +115,3 @@ async def probe(there: Program, backend: str, tell: Take) -> str:
         said = ran.last_words or f"it ended with code {ran.code}"
         raise MerinoError(f"{there.board.address.text}: cannot probe: {said}")
     return ran.out
-
-

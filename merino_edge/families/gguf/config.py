@@ -40,7 +40,7 @@ class Metadata(NamedTuple):
         return self.file.metadata.get(f"{self.architecture}.{key}", default)
 
     def count(self, key: str, default: int | None = None) -> int:
-        return int(self._wanted(key, lambda v: type(v) is int and 0 < v < LARGEST, "a whole number above 0", default))
+        return int(self._wanted(key, lambda v: type(v) is int and 0 < v < LARGEST, "an integer above 0", default))
 
     def same_count(self, key: str, default: int | None = None) -> int:
         """A count that may be a list with an entry per layer, which then must be equal."""
