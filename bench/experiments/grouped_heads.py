@@ -3,9 +3,9 @@
     python bench/experiments/grouped_heads.py -o bench/results/grouped-heads.json
 
 For each board, backend and format that is fast there: the design of most entropy whose decode step takes 50 ms behind
-1,024 cached tokens, with as many KV heads as query heads, with any number of them, and with four at least; and the uniform decoder of
-most weights for the same, also over a cache of int8 and of int4 where the board's ONNX Runtime takes one. No time is
-measured.
+1,024 cached tokens, with as many KV heads as query heads, with any number of them, and with four at least; and the
+uniform decoder of most weights for the same, also over a cache of int8 and of int4 where the board's ONNX Runtime takes
+one. No time is measured.
 """
 
 import argparse

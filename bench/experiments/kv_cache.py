@@ -5,9 +5,8 @@
 
 A record holds several models. DIR keeps bundles; one that is there is not made again. Weights are random, and caches
 are filled with random codes, on whose values neither time nor memory depends. Memory: the peak of a fresh process after
-the last 256 ids of a full context and a step. Time: the formats interleaved in one process, medians of wall and CPU time
-over blocks of steps behind so many cached tokens, each with ONNX Runtime's attention in tiles and by matrix
-multiplications.
+the last 256 ids of a full context and a step. Time: the formats interleaved in one process, medians of wall and CPU
+time over blocks of steps behind so many cached tokens, each with ONNX Runtime's attention in tiles and by matmuls.
 """
 
 import argparse

@@ -108,7 +108,7 @@ class TransformersRound:
 
 
 def open_ctranslate2(request: dict[str, Any]) -> Opened:
-    """CTranslate2's Generator: it decodes in a loop of its own and calls back at each token, which is when we read the clock."""
+    """CTranslate2's Generator: it decodes in a loop of its own and calls back at each token, when the clock is read."""
     import ctranslate2
 
     generator = ctranslate2.Generator(

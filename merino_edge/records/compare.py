@@ -4,8 +4,8 @@ A row is judged by the confidence interval of its speed ratio, and not at all wh
 or has fewer than three processes. Exchanging the sides gives the reciprocals. Left to others: reading files (`reading`)
 and ratios between different bundles (`report.ratios`).
 
-Rows of one run were interleaved, so their processes pair (`merino_bench.harness.pairs`). Rows of two runs are independent
-samples of process means.
+Rows of one run were interleaved, so their processes pair (`merino_bench.harness.pairs`). Rows of two runs are
+independent samples of process means.
 """
 
 import json
