@@ -46,9 +46,9 @@ def tiles(summary: Summary) -> list[tuple[str, str, str]]:
         return []
     sides = summary.headline.ours, summary.headline.theirs
     prefill, decode = (f" ({row.test})" if row else "" for row in (sides[0].prefill, sides[0].decode))
-    rows = [
-        (f"Decode{decode}, tokens/s", [one.decode and one.decode.tok_s for one in sides]),
-        (f"Prefill{prefill}, ms", [one.prefill and one.prefill.prefill_ms for one in sides]),
+    rows: list[tuple[str, list[float | None]]] = [
+        (f"Decode{decode}, tokens/s", [one.decode.tok_s if one.decode else None for one in sides]),
+        (f"Prefill{prefill}, ms", [one.prefill.prefill_ms if one.prefill else None for one in sides]),
         ("Peak memory, MB", [one.peak_rss_mb for one in sides]),
         ("On disk, MB", [(one.records[0].bundle_bytes or 0) / BYTES_PER_MB for one in sides]),
     ]
