@@ -28,6 +28,7 @@ from merino_edge.cli.export import export
 from merino_edge.cli.flash import flash
 from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Root, Ssh
 from merino_edge.cli.score import score
+from merino_edge.cli.serve import serve
 from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
 from merino_runtime.errors import MerinoError
@@ -135,6 +136,7 @@ app.command()(train)
 app.command()(export)
 app.command()(cli_text.generate)
 app.command()(cli_text.chat)
+app.command()(serve)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from merino_runtime.__main__ import VERBS as RUNTIME_VERBS
 from merino_runtime.__main__ import _parser
 from merino_runtime.delivery.verbs import VERBS as DELIVERY_VERBS
 from merino_runtime.errors import MerinoError
-from merino_runtime.sampling import Sampling
+from merino_runtime.sampling import OPTIONS, Sampling
 
 WRONG_USAGE = typer.BadParameter.__mro__[1]  # whichever click typer brings
 COMMANDS = get_command(app).commands
@@ -42,6 +42,7 @@ CALLS = [
     ("generate", ["embedded", "Once", *SSH], [OVER_SSH + "generate_there"]),
     ("chat", ["embedded"], ["merino_runtime.commands.run_chat", OVER_SSH + "chat_there"]),
     ("chat", ["embedded", *SSH], [OVER_SSH + "chat_there"]),
+    ("serve", ["embedded"], ["merino_runtime.serving.command.run_serve"]),
     ("bench", ["embedded"], ["merino_edge.benchmarking.run.run_benchmark", OVER_SSH + "bench_there"]),
     ("bench", ["embedded", *SSH], [OVER_SSH + "bench_there"]),
     ("flash", ["f.merino", *SSH], ["merino_edge.cli.flash.flash_boards"]),
@@ -206,4 +207,4 @@ def test_sampling_is_declared_alike_on_both_command_lines(command):
              for action in subparsers.choices[command]._actions if action.dest in Sampling._fields}  # fmt: skip
     here = {option.name: (option.default, option.help)
             for option in options_of(command) if option.name in Sampling._fields}  # fmt: skip
-    assert here == board and len(board) == len(Sampling._fields)
+    assert here == board and len(board) == len(OPTIONS)

@@ -32,8 +32,8 @@ ROOMS = {
         "calibration", "prediction", "families", "profiles", "text", "storage", "embedded",
     ],
     "merino_runtime": [
-        "__main__", "commands", "delivery", "api", "chat", "generation", "backends", "bundle", "io", "sampling",
-        "errors",
+        "__main__", "commands", "serving", "delivery", "api", "chat", "generation", "backends", "bundle", "io",
+        "sampling", "errors",
     ],
     "merino_bench": ["harness", "probe", "sensors"],
 }

@@ -11,13 +11,14 @@ import re
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
-from merino_runtime.bundle import Chat, ChatParts, MessageTexts
+from merino_runtime.bundle import Chat, ChatParts
 from merino_runtime.bundle.requirements import require
 from merino_runtime.bundle.schema import MESSAGE_TEXTS
 from merino_runtime.errors import MerinoError
 
 THINK, THINK_END = "<think>", "</think>"
 DATE = "\0"  # in parts: today's date
+TOOL_TEXTS = (*MESSAGE_TEXTS[:2], "json")  # what templates take of a tool's answer
 MARK, MARK_END = "\ue000", "\ue001"  # of the private use area: no text of a template has them
 Render = Callable[..., str]  # of a compiled template: its variables by name -> text
 
@@ -60,7 +61,9 @@ def _own(parts: ChatParts, text: str) -> Piece:
 
 
 def text_of(kind: str, text: str) -> str:
-    """What a template takes of a message's text: kind is one of MESSAGE_TEXTS."""
+    """What a template takes of a message's text: kind is one of MESSAGE_TEXTS or TOOL_TEXTS."""
+    if kind == "json":  # within the quotes that are the template's
+        return json.dumps(text, ensure_ascii=False)[1:-1]
     if kind.startswith("answer") and THINK_END in text:
         text = text.split(THINK_END)[-1]
         if kind == "answer_lines":
@@ -78,38 +81,51 @@ def messages_of(system: Optional[str], turns: Sequence[Turn], user: str) -> List
 
 def by_jinja(template: Render, chat: Chat, system: Optional[str], turns: Sequence[Turn], user: str, no_think: bool
              ) -> List[Piece]:
-    """As `by_parts`, by a compiled template. It is rendered with marks in place of the messages' texts as well, which
-    tells where these are. Raises MerinoError where it raises, and where the two renderings do not agree."""
-    messages = messages_of(system, turns, user)
-    marks = [f"{MARK}{index}{MARK_END}" for index in range(len(messages))]
-    text = rendered(template, chat.tokens, messages, no_think)
-    stand_ins = [dict(each, content=marks[index]) for index, each in enumerate(messages)]
-    marked = rendered(template, chat.tokens, stand_ins, no_think)
-    if system is not None and marks[0] not in marked:
+    """As `by_parts`, by a compiled template. Raises MerinoError where the template raises, and where the messages'
+    texts cannot be told from its own."""
+    first = 0 if system is None else 1
+    places = {first + 2 * index + 1: index for index in range(len(turns))}
+    return pieces_of(template, chat, messages_of(system, turns, user), no_think, places)
+
+
+def pieces_of(template: Render, chat: Chat, messages: Sequence[Dict[str, Any]], no_think: bool,
+              turns: Optional[Dict[int, int]] = None, **variables: Any) -> List[Piece]:
+    """Messages of any roles, by a compiled template. It is rendered with marks in place of the messages' texts as well,
+    which tells where these are. turns: the turn of each message that is an answer. Raises as `by_jinja`."""
+    spoken = [index for index, message in enumerate(messages)  # a template may ask whether a call comes with a text
+              if message.get("content") or not message.get("tool_calls")]
+    marks = {index: f"{MARK}{index}{MARK_END}" for index in spoken}
+    text = rendered(template, chat.tokens, messages, no_think, **variables)
+    stand_ins = [dict(message, content=marks.get(index, message.get("content")))
+                 for index, message in enumerate(messages)]
+    marked = rendered(template, chat.tokens, stand_ins, no_think, **variables)
+    if spoken and messages[0]["role"] == "system" and marks.get(0, marked) not in marked:
         raise MerinoError(NO_SYSTEM)
-    own = re.split("|".join(marks), marked)
-    places = [marks.index(mark) for mark in re.findall("|".join(marks), marked)]
-    if sorted(places) == list(range(len(marks))):
-        for kinds in itertools.product(MESSAGE_TEXTS[:2], MESSAGE_TEXTS[:2], MESSAGE_TEXTS):
-            texts = MessageTexts(*kinds)._asdict()
-            taken = [text_of(texts[messages[place]["role"]], messages[place]["content"]) for place in places]
-            pieces = _interleaved(own, taken, [place - (system is not None) for place in places])
+    own = re.split("|".join(marks.values()) or "(?!)", marked)
+    found = [int(place) for place in re.findall(f"{MARK}(\\d+){MARK_END}", marked)]
+    if sorted(found) == spoken:
+        roles = [messages[place]["role"] for place in found]
+        contents = [messages[place]["content"] for place in found]
+        for kinds in itertools.product(MESSAGE_TEXTS[:2], MESSAGE_TEXTS[:2], MESSAGE_TEXTS, TOOL_TEXTS):
+            of_role = dict(zip(("system", "user", "assistant", "tool"), kinds))  # noqa: B905, not in 3.6
+            taken = [text_of(of_role.get(role, "whole"), content)
+                     for role, content in zip(roles, contents)]  # noqa: B905
+            pieces = _interleaved(own, taken, [(turns or {}).get(place) for place in found])
             if "".join(piece.text for piece in pieces) == text:
                 return pieces
     raise MerinoError("the model's chat template changes the texts of this talk in a way of its own, so that they "
                       "cannot be told from the template's marks. /reset begins anew.")
 
 
-def _interleaved(own: Sequence[str], taken: Sequence[str], places: Sequence[int]) -> List[Piece]:
-    """places: of each taken text among the texts of the turns, -1 of the system's."""
+def _interleaved(own: Sequence[str], taken: Sequence[str], turns: Sequence[Optional[int]]) -> List[Piece]:
+    """turns: of each taken text, None where it is no answer."""
     pieces = [Piece(own[0], own=True)]
-    for index, place in enumerate(places):
-        turn = place // 2 if place % 2 and place > 0 else None
+    for index, turn in enumerate(turns):
         pieces += [Piece(taken[index], turn), Piece(own[index + 1], own=True)]
     return pieces
 
 
-def rendered(template: Render, tokens: Dict[str, str], messages: Sequence[Dict[str, str]], no_think: bool = False,
+def rendered(template: Render, tokens: Dict[str, str], messages: Sequence[Dict[str, Any]], no_think: bool = False,
              **changed: Any) -> str:
     """The template's text of a talk whose next answer is to come. changed: other functions than its own.
 

@@ -1,0 +1,214 @@
+"""The application: a request in, a response or an answer under way out. Knows paths and keys, and no HTTP library."""
+import hmac
+import json
+import sys
+import traceback
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Union
+
+from merino_runtime.errors import MerinoError
+from merino_runtime.sampling import Sampling
+from merino_runtime.serving import fields, models, openai_answers, openai_requests
+from merino_runtime.serving.asks import (
+    FAULT,
+    FORBIDDEN,
+    NOT_FOUND,
+    UNAVAILABLE,
+    UNKNOWN_KEY,
+    WRONG_METHOD,
+    Ended,
+    Event,
+    RefusedError,
+)
+from merino_runtime.serving.models import Model
+from merino_runtime.serving.openai_requests import Limits
+from merino_runtime.serving.scheduler import Job, Scheduler
+
+JSON = "application/json"
+PUBLIC = ("/", "/health", "/v1/health")  # without a key
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    headers: Dict[str, str]  # names in lower case
+    body: bytes
+    client: str  # its address
+
+
+class Response(NamedTuple):
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: Tuple[Tuple[str, str], ...] = ()
+
+
+class Settings(NamedTuple):
+    keys: Tuple[str, ...] = ()
+    local: bool = True  # served on this machine's own address alone
+    most_waiting: int = 32
+    sampling: Sampling = Sampling()
+    limit_s: Optional[float] = None
+
+
+class UnderWay:
+    """An answer that is being generated. Its events go to `deliver`; whoever writes the response gives them back to
+    `take`, which returns what a stream writes then."""
+
+    def __init__(self, scheduler: Scheduler, model: Model, asks: Sequence[Any], answer: Any,
+                 deliver: Callable[[int, Event], None]) -> None:
+        self._scheduler, self._model, self._answer = scheduler, model, answer
+        self.jobs = [self._job(place, ask, deliver) for place, ask in enumerate(asks)]
+        self.stream, self.content_type = answer.stream, answer.content_type
+
+    def _job(self, place: int, ask: Any, deliver: Callable[[int, Event], None]) -> Job:
+        return Job(ask, self._model.served, lambda event: deliver(place, event))
+
+    @property
+    def over(self) -> bool:
+        return bool(self._answer.over or self._answer.refusal)
+
+    def take(self, place: int, event: Event) -> bytes:
+        written: bytes = self._answer.take(place, event)
+        if isinstance(event, Ended):
+            self._remember(self.jobs[place], self._answer.choices[place], event)
+        return written
+
+    def _remember(self, job: Job, choice: Any, event: Ended) -> None:
+        """For the request that brings this answer back; a stop string's tokens are no part of its text."""
+        known = event.reason in ("stop", "length", "context") and job.ask.begins and not job.ask.stops
+        if known and job.answering is not None and choice.raw and "\ufffd" not in choice.raw:
+            self._model.prompts.remember(choice.raw, job.answering.ids)
+
+    def response(self) -> Response:
+        """Of an answer that is over and was not streamed."""
+        if self._answer.refusal:
+            return refused(self._answer.refusal, self._answer.error_of)
+        return _json(self._answer.whole())
+
+    def cancel(self) -> None:
+        for job in self.jobs:
+            self._scheduler.cancel(job)
+
+
+Handled = Union[Response, UnderWay]
+
+
+class Application:
+    def __init__(self, known: Dict[str, Model], settings: Settings, page: Optional[Response] = None) -> None:
+        self.models, self.settings = known, settings
+        self.scheduler = Scheduler(settings.most_waiting)
+        self.ready = False
+        self._routes: Dict[str, Dict[str, Callable[..., Handled]]] = {
+            "/health": {"GET": self._health}, "/v1/health": {"GET": self._health},
+            "/v1/models": {"GET": self._listed},
+            "/v1/chat/completions": {"POST": self._chat}, "/v1/completions": {"POST": self._completions},
+        }
+        if page:
+            self._routes["/"] = {"GET": lambda *_: page}
+
+    def serve_models(self, load: Callable[[Model], None]) -> None:
+        """Loads the models one after another, then answers until `close`. Raises what a load raises."""
+        for model in self.models.values():
+            load(model)
+        self.ready = True
+        self.scheduler.run()
+
+    def handle(self, request: Request, deliver: Callable[[int, Event], None]) -> Handled:
+        """deliver: gets the events of an answer, with the place of its prompt, from another thread. Raises nothing."""
+        error_of = openai_answers.error_of
+        try:
+            return self._handled(request, deliver)
+        except RefusedError as refusal:
+            return refused(refusal, error_of)
+        except MerinoError as error:
+            return refused(RefusedError(str(error)), error_of)
+        except Exception:  # the fault of one request ends no other one
+            traceback.print_exc(file=sys.stderr)
+            return refused(RefusedError("the server failed at this request; its log says how.", FAULT), error_of)
+
+    def _handled(self, request: Request, deliver: Callable[[int, Event], None]) -> Handled:
+        self._check_origin(request)
+        path = request.path.rstrip("/") or "/"
+        methods = self._routes.get(path) or self._routes.get("/v1" + path)
+        if path not in PUBLIC:
+            self._check_key(request)
+        if methods is None:
+            raise RefusedError(f"there is no {request.path[:80]} here, there is: {', '.join(self._routes)}.", NOT_FOUND)
+        call = methods.get("GET" if request.method == "HEAD" else request.method)
+        if call is None:
+            raise RefusedError(f"{path} takes {' or '.join(methods)}, not {request.method[:20]}.", WRONG_METHOD)
+        return call(request, deliver)
+
+    def _check_key(self, request: Request) -> None:
+        keys = self.settings.keys
+        if not keys:
+            return
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        given = given.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
+        # All are compared, and each in constant time, so that how long it takes says nothing of any.
+        if sum(hmac.compare_digest(given.encode("utf-8", "replace"), key.encode("utf-8")) for key in keys) == 0:
+            raise RefusedError("the API key is missing or wrong. Send it as `Authorization: Bearer KEY`.", UNKNOWN_KEY,
+                          code="invalid_api_key")
+
+    def _check_origin(self, request: Request) -> None:
+        """A page of the web that a browser on this machine shows must not reach a server without a key: neither by a
+        request of its own, nor by a name that leads here."""
+        if self.settings.keys:
+            return
+        host = request.headers.get("host", "")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        origin = request.headers.get("origin", "null")
+        if self.settings.local and host and name.lower() not in LOCAL_NAMES:
+            raise RefusedError(f"the name {name[:80]!r} is not this machine's own. Use localhost, or serve with "
+                          "--api-key-file.", FORBIDDEN)
+        if origin != "null" and origin.partition("://")[2].lower() != host.lower():
+            raise RefusedError(f"pages of {origin[:80]!r} may not use this server. Serve with --api-key-file, and give "
+                               "the page a key.", FORBIDDEN)
+
+    def _health(self, *_: Any) -> Response:
+        if self.ready:
+            return _json({"status": "ok"})
+        error = {"message": "Loading model", "type": "unavailable_error", "code": UNAVAILABLE}
+        return _json({"error": error}, UNAVAILABLE)
+
+    def _listed(self, *_: Any) -> Response:
+        return _json({"object": "list", "data": models.listed(self.models)})
+
+    def _chat(self, request: Request, deliver: Callable[[int, Event], None]) -> Handled:
+        return self._openai(request, deliver, openai_requests.chat_of)
+
+    def _completions(self, request: Request, deliver: Callable[[int, Event], None]) -> Handled:
+        return self._openai(request, deliver, openai_requests.completions_of)
+
+    def _openai(self, request: Request, deliver: Callable[[int, Event], None], read: Callable[..., Any]) -> Handled:
+        body = fields.body_of(request.body)
+        model = models.model_of(self.models, fields.text(body, "model", ""))
+        asks, wanted = read(body, model.prompts, self._limits(model), self._client(request))
+        answer = openai_answers.Answer(wanted._replace(model=model.name), len(asks), model.served.model.tokenizer)
+        return self._started(model, asks, answer, deliver)
+
+    def _started(self, model: Model, asks: Sequence[Any], answer: Any, deliver: Callable[[int, Event], None]
+                 ) -> UnderWay:
+        under_way = UnderWay(self.scheduler, model, asks, answer, deliver)
+        self.scheduler.submit(under_way.jobs)
+        return under_way
+
+    def _limits(self, model: Model) -> Limits:
+        bundle = model.bundle
+        return Limits(bundle.context, bundle.vocab, self.settings.sampling, self.settings.limit_s)
+
+    def _client(self, request: Request) -> str:
+        """Whose requests take turns with those of others: by its key, else by its address."""
+        return request.headers.get("authorization") or request.client
+
+
+def _json(value: Any, status: int = 200, headers: Tuple[Tuple[str, str], ...] = ()) -> Response:
+    return Response(status, json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"), JSON, headers)
+
+
+def refused(refusal: RefusedError, error_of: Callable[[RefusedError], Any] = openai_answers.error_of) -> Response:
+    headers = [] if refusal.retry_s is None else [("Retry-After", str(refusal.retry_s))]
+    if refusal.status == UNKNOWN_KEY:
+        headers.append(("WWW-Authenticate", "Bearer"))
+    return _json(error_of(refusal), refusal.status, tuple(headers))

@@ -1,0 +1,123 @@
+"""Reads the fields of a request's body. A wrong one is refused by its name; unknown ones are the caller's to ignore."""
+import json
+from typing import Any, Dict, List, Optional, Tuple
+
+from merino_runtime.io.json_file import value_of
+from merino_runtime.serving.asks import RefusedError
+
+Body = Dict[str, Any]
+MOST_STOPS = 16
+MOST_BIASES = 1024
+
+
+def body_of(data: bytes) -> Body:
+    """The JSON object of a request's body."""
+    try:
+        value = value_of(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RefusedError(f"the body is not UTF-8: byte {error.start}.") from error
+    except ValueError as error:
+        raise RefusedError(f"the body is not JSON that can be read: {error}.") from error
+    if not isinstance(value, dict):
+        raise RefusedError(f"the body is {kind_of(value)}, it must be a JSON object.")
+    return value
+
+
+def kind_of(value: Any) -> str:
+    names = ((bool, "a boolean"), (str, "a string"), ((int, float), "a number"), (list, "a list"), (dict, "an object"))
+    return next((name for kind, name in names if isinstance(value, kind)), "null")
+
+
+def wrong(name: str, value: Any, allowed: str) -> RefusedError:
+    return RefusedError(f"{name} is {json.dumps(value)[:80]}, allowed: {allowed}.", param=name)
+
+
+def number(body: Body, name: str, default: Any, low: float, high: float) -> Any:
+    """A field that is absent or null is its default."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise wrong(name, value, f"a number from {low:g} to {high:g}")
+    return value
+
+
+def integer(body: Body, name: str, default: Any, low: int, high: int) -> Any:
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, float) and value == int(value):  # as JavaScript may write it
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise wrong(name, value, f"an integer from {low} to {high}")
+    return value
+
+
+def flag(body: Body, name: str, default: bool = False) -> bool:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise wrong(name, value, "true or false")
+    return value
+
+
+def text(body: Body, name: str, default: Optional[str] = None) -> Any:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, str):
+        raise wrong(name, value, "a string")
+    return value
+
+
+def an_object(body: Body, name: str) -> Body:
+    value = body.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise wrong(name, value, "an object")
+    return value
+
+
+def a_list(body: Body, name: str) -> List[Any]:
+    value = body.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise wrong(name, value, "a list")
+    return value
+
+
+def stops(body: Body, name: str = "stop") -> Tuple[str, ...]:
+    value = body.get(name)
+    found = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or len(found) > MOST_STOPS or not all(isinstance(one, str) and one for one in found):
+        raise wrong(name, value, f"a string, or a list of up to {MOST_STOPS} strings")
+    return tuple(found)
+
+
+def logit_bias(body: Body) -> Tuple[Tuple[int, float], ...]:
+    found = an_object(body, "logit_bias")
+    if len(found) > MOST_BIASES:
+        raise RefusedError(f"logit_bias has {len(found)} ids, allowed are {MOST_BIASES}.", param="logit_bias")
+    for token_id in found:
+        if not (token_id.isdigit() and len(token_id) < 10):
+            raise wrong("logit_bias", token_id, "an object of token ids and numbers")
+    return tuple((int(token_id), float(number(found, token_id, 0, -100, 100))) for token_id in found)
+
+
+def texts_of(content: Any, name: str) -> str:
+    """A message's content: a string, null, or a list of parts of which each is a text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise wrong(name, content, "a string, or a list of text parts")
+    found = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "input_text") or not isinstance(part.get("text"), str):
+            raise RefusedError(f"{name} has a part of type {json.dumps(kind)[:40]}; this model reads text alone, as "
+                          '{"type": "text", "text": ...}.', param=name)
+        found.append(part["text"])
+    return "".join(found)

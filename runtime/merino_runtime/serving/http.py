@@ -1,0 +1,205 @@
+"""HTTP: an ASGI application over `application`, on uvicorn. Bounds on bodies and times; clients that leave.
+
+uvicorn 0.16 is the last for Python 3.6, so nothing here needs a later one (docs/decisions/serving.md).
+"""
+import asyncio
+import concurrent.futures
+import contextlib
+import socket
+from typing import Any, Awaitable, Callable, Dict, List, Optional, Tuple
+
+from merino_runtime.bundle.requirements import require
+from merino_runtime.errors import MerinoError
+from merino_runtime.serving.application import Application, Request, Response, UnderWay, refused
+from merino_runtime.serving.asks import TOO_LARGE, TOO_SLOW, RefusedError
+
+LARGEST_BODY = 4 * 2 ** 20
+MOST_DROPPED = 64 * 2 ** 20  # of a body that is too large: a client that still writes would not read the refusal
+BODY_S = 30.0  # for a body to arrive
+HEADER_S = 30.0  # for the first request of a connection to arrive
+WRITE_S = 60.0  # for a client to take what was written
+QUIET_S = 3.0  # a stream that has nothing to say writes a comment, so that no proxy closes it
+HANDLERS = 4  # threads that read bodies and tokenise: not the thread that serves connections
+COMMENTS = {"text/event-stream": b": waiting\n\n"}
+REQUIREMENTS = ["uvicorn>=0.16"]
+
+Receive = Callable[[], Awaitable[Dict[str, Any]]]
+Send = Callable[[Dict[str, Any]], Awaitable[None]]
+
+
+class LeftError(Exception):
+    """The client has closed its connection, or takes nothing of what is written."""
+
+
+class Site:
+    """The ASGI application."""
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self._handlers = concurrent.futures.ThreadPoolExecutor(HANDLERS)
+
+    async def __call__(self, scope: Dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        with contextlib.suppress(LeftError):
+            await self._answered(scope, receive, send)
+
+    async def _answered(self, scope: Dict[str, Any], receive: Receive, send: Send) -> None:
+        loop = asyncio.get_event_loop()
+        try:
+            body = await _body(receive)
+        except RefusedError as refusal:
+            await _respond(send, refused(refusal), closes=True)
+            return
+        events: "asyncio.Queue[Any]" = asyncio.Queue()
+        deliver = lambda place, event: _called(loop, events.put_nowait, (place, event))  # noqa: E731
+        handled = await loop.run_in_executor(self._handlers, self._application.handle, _request(scope, body), deliver)
+        if isinstance(handled, Response):
+            await _respond(send, handled, scope["method"] == "HEAD")
+            return
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            if handled.stream:
+                await _stream(send, handled, events, gone)
+            else:
+                await _respond(send, await _whole(handled, events, gone))
+        finally:
+            gone.cancel()
+            if not handled.over:
+                handled.cancel()
+
+
+async def _stream(send: Send, handled: UnderWay, events: "asyncio.Queue[Any]", gone: "asyncio.Future[None]") -> None:
+    headers = [("Content-Type", handled.content_type), ("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")]
+    await _sent(send, {"type": "http.response.start", "status": 200, "headers": _encoded(headers)})
+    while not handled.over:
+        found = await _next(events, gone, QUIET_S)
+        data = COMMENTS.get(handled.content_type, b"") if found is None else handled.take(*found)
+        while not events.empty() and not handled.over:  # what came meanwhile goes into one write
+            data += handled.take(*events.get_nowait())
+        if data:
+            await _sent(send, {"type": "http.response.body", "body": data, "more_body": True})
+    await _sent(send, {"type": "http.response.body", "body": b""})
+
+
+async def _whole(handled: UnderWay, events: "asyncio.Queue[Any]", gone: "asyncio.Future[None]") -> Response:
+    while not handled.over:
+        found = await _next(events, gone, None)
+        if found is not None:
+            handled.take(*found)
+    return handled.response()
+
+
+async def _next(events: "asyncio.Queue[Any]", gone: "asyncio.Future[None]", timeout_s: Optional[float]) -> Any:
+    """The next event; None where there is none for so long. Raises LeftError."""
+    if not events.empty() and not gone.done():
+        return events.get_nowait()
+    getting = asyncio.ensure_future(events.get())
+    done, _ = await asyncio.wait({getting, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    if getting in done and gone not in done:
+        return getting.result()
+    getting.cancel()
+    if gone in done:
+        raise LeftError
+    return None
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _body(receive: Receive) -> bytes:
+    loop, parts, size = asyncio.get_event_loop(), [], 0  # type: Any, List[bytes], int
+    end_s = loop.time() + BODY_S
+    while True:
+        try:
+            message = await asyncio.wait_for(receive(), max(0.001, end_s - loop.time()))
+        except asyncio.TimeoutError:
+            raise RefusedError(f"the body did not arrive within {BODY_S:g} s.", TOO_SLOW) from None
+        if message["type"] == "http.disconnect":
+            raise LeftError
+        parts.append(message.get("body", b""))
+        size += len(message.get("body", b""))
+        ends = not message.get("more_body")
+        if size > LARGEST_BODY:
+            parts.clear()
+            if ends or size > MOST_DROPPED:
+                raise RefusedError(f"the body has more than {LARGEST_BODY:,} bytes. Send less.", TOO_LARGE)
+        elif ends:
+            return b"".join(parts)
+
+
+def _request(scope: Dict[str, Any], body: bytes) -> Request:
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    return Request(scope["method"], scope["path"], headers, body, (scope.get("client") or ("",))[0])
+
+
+async def _respond(send: Send, response: Response, head: bool = False, closes: bool = False) -> None:
+    headers = [("Content-Type", response.content_type), ("Content-Length", str(len(response.body))), *response.headers]
+    if closes:
+        headers.append(("Connection", "close"))
+    await _sent(send, {"type": "http.response.start", "status": response.status, "headers": _encoded(headers)})
+    await _sent(send, {"type": "http.response.body", "body": b"" if head else response.body})
+
+
+async def _sent(send: Send, message: Dict[str, Any]) -> None:
+    try:
+        await asyncio.wait_for(send(message), WRITE_S)
+    except (asyncio.TimeoutError, OSError):
+        raise LeftError from None
+
+
+def _encoded(headers: List[Tuple[str, str]]) -> List[Tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+def _called(loop: Any, function: Callable[..., None], *arguments: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+        loop.call_soon_threadsafe(function, *arguments)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Raises MerinoError where the address cannot be had."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+            found.listen(512)
+        except BaseException:
+            found.close()
+            raise
+        return found
+    except OSError as error:
+        raise MerinoError(f"cannot serve on {host}, port {port}: {error.strerror or error}. Choose another --port or "
+                          "--host, or stop what uses it.") from error
+
+
+def server_of(application: Application) -> Any:
+    """A uvicorn.Server; `run(sockets=[...])` serves until a signal, or until its `should_exit` is set."""
+    uvicorn = require("uvicorn", REQUIREMENTS)
+    config = uvicorn.Config(Site(application), http=_protocol(), ws="none", lifespan="off", log_config=None,
+                            access_log=False, server_header=False, loop="asyncio", timeout_keep_alive=75)
+    return uvicorn.Server(config)
+
+
+def _protocol() -> Any:
+    """uvicorn's, with an end to connections that send no request."""
+    base = require("uvicorn.protocols.http.h11_impl", REQUIREMENTS).H11Protocol
+
+    class Protocol(base):  # type: ignore[misc, valid-type]
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._silent = self.loop.call_later(HEADER_S, self._close_if_silent)
+
+        def connection_lost(self, exc: Any) -> None:
+            self._silent.cancel()
+            super().connection_lost(exc)
+
+        def _close_if_silent(self) -> None:
+            if self.cycle is None:
+                self.transport.close()
+
+    return Protocol

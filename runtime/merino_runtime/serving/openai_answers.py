@@ -1,0 +1,210 @@
+"""Answers in the form of OpenAI's chat completions and completions, whole and in chunks."""
+import json
+from typing import Any, Dict, List, Optional, Tuple
+
+from merino_runtime import __version__
+from merino_runtime.generation.generate import Likely
+from merino_runtime.generation.text import Tokenizer
+from merino_runtime.serving.asks import Event, Piece, Progress, RefusedError, Used
+from merino_runtime.serving.choice import Call, Choice, Delta, arguments_text
+from merino_runtime.serving.openai_requests import Wanted
+
+Json = Dict[str, Any]
+REASONS = {"stop": "stop"}  # all others are `length`
+
+
+def error_of(refusal: RefusedError) -> Json:
+    return {"error": {"message": str(refusal), "type": refusal.kind, "param": refusal.param,
+                      "code": refusal.code or refusal.status}}
+
+
+class Answer:
+    """Of one request, which may have several prompts. `take` gives what a stream writes for an event."""
+    content_type = "text/event-stream"
+    error_of = staticmethod(error_of)
+
+    def __init__(self, wanted: Wanted, count: int, tokenizer: Tokenizer) -> None:
+        self.wanted, self.stream, self._tokenizer = wanted, wanted.stream, tokenizer
+        self.choices = [Choice(wanted.chat, wanted.thinks, wanted.tools) for _ in range(count)]
+        self._begun = [False] * count
+
+    @property
+    def over(self) -> bool:
+        return all(choice.reason for choice in self.choices)
+
+    @property
+    def refusal(self) -> Optional[RefusedError]:
+        return next((choice.refusal for choice in self.choices if choice.refusal), None)
+
+    def take(self, place: int, event: Event) -> bytes:
+        """place: of the prompt."""
+        if self.over:
+            return b""
+        choice = self.choices[place]
+        calls = len(choice.calls)
+        deltas = choice.take(event)
+        if not self.stream:
+            return b""
+        if choice.refusal:
+            return b"".join([_data(error_of(choice.refusal)), DONE])
+        if isinstance(event, Progress):
+            return f": {event.ids} of {event.total} tokens of the prompt\n\n".encode("ascii")
+        chunks = self._chat_chunks(place, event, deltas, calls) if self.wanted.chat else \
+            self._text_chunks(place, event, deltas)
+        if choice.reason:
+            chunks += self._last_chunks(place)
+        return b"".join([*map(_data, chunks), *([DONE] if self.over else [])])
+
+    def whole(self) -> Json:
+        kind = "chat.completion" if self.wanted.chat else "text_completion"
+        choices = [self._chat_choice(place) if self.wanted.chat else self._text_choice(place)
+                   for place in range(len(self.choices))]
+        return dict(self._head(kind), choices=choices, usage=self._usage(), **self._extras())
+
+    def _head(self, kind: str) -> Json:
+        return {"id": self.wanted.id, "object": kind, "created": self.wanted.created, "model": self.wanted.model,
+                "system_fingerprint": f"merino {__version__}"}
+
+    def _chunk(self, *choices: Json) -> Json:
+        chunk = self._head("chat.completion.chunk" if self.wanted.chat else "text_completion")
+        chunk["choices"] = list(choices)
+        if self.wanted.usage:
+            chunk["usage"] = None
+        return chunk
+
+    def _chat_chunks(self, place: int, event: Event, deltas: List[Delta], calls: int) -> List[Json]:
+        logprobs = self._chat_logprobs([event]) if self.wanted.logprobs and isinstance(event, Piece) else None
+        found: List[Json] = []
+        for delta in deltas:
+            if isinstance(delta, Call):
+                found.append({"tool_calls": [_call(delta, index=calls)]})
+                calls += 1
+            else:
+                found.append({"reasoning_content" if delta.thinking else "content": delta.text})
+        if logprobs and logprobs["content"] and not found:
+            found.append({"content": ""})
+        if not self._begun[place] and (found or self.choices[place].reason):
+            self._begun[place] = True
+            found.insert(0, {"role": "assistant", "content": ""})
+        chunks = [self._chunk({"index": place, "delta": delta, "logprobs": None, "finish_reason": None})
+                  for delta in found]
+        if chunks and logprobs:
+            chunks[-1]["choices"][0]["logprobs"] = logprobs
+        return chunks
+
+    def _text_chunks(self, place: int, event: Event, deltas: List[Delta]) -> List[Json]:
+        text = "".join(delta.text for delta in deltas if not isinstance(delta, Call))
+        if not self._begun[place]:
+            self._begun[place] = True
+            text = self._echo(place) + text
+        if not text and not (self.wanted.logprobs and isinstance(event, Piece)):
+            return []
+        pieces = [event] if isinstance(event, Piece) and event.id is not None else []
+        logprobs = self._text_logprobs(pieces) if self.wanted.logprobs else None
+        return [self._chunk({"index": place, "text": text, "logprobs": logprobs, "finish_reason": None})]
+
+    def _last_chunks(self, place: int) -> List[Json]:
+        last: Json = {"index": place, "logprobs": None, "finish_reason": self._reason(place)}
+        last["delta" if self.wanted.chat else "text"] = {} if self.wanted.chat else ""
+        chunks = [self._chunk(last)]
+        if self.over:
+            chunks[0].update(self._extras())
+            if self.wanted.usage:
+                chunks.append(dict(self._chunk(), usage=self._usage()))
+        return chunks
+
+    def _chat_choice(self, place: int) -> Json:
+        choice = self.choices[place]
+        message: Json = {"role": "assistant", "content": choice.content, "refusal": None}
+        if choice.thinking:
+            message["reasoning_content"] = choice.thinking
+        if choice.calls:
+            message["content"] = choice.content or None
+            message["tool_calls"] = [_call(call) for call in choice.calls]
+        logprobs = self._chat_logprobs(choice.pieces) if self.wanted.logprobs else None
+        return {"index": place, "message": message, "logprobs": logprobs, "finish_reason": self._reason(place)}
+
+    def _text_choice(self, place: int) -> Json:
+        choice = self.choices[place]
+        logprobs = self._text_logprobs(choice.pieces) if self.wanted.logprobs else None
+        return {"index": place, "text": self._echo(place) + choice.content, "logprobs": logprobs,
+                "finish_reason": self._reason(place)}
+
+    def _echo(self, place: int) -> str:
+        return self.wanted.echo[place] if self.wanted.echo else ""
+
+    def _reason(self, place: int) -> str:
+        choice = self.choices[place]
+        if choice.calls and choice.reason == "stop":
+            return "tool_calls"
+        return REASONS.get(choice.reason or "", "length")
+
+    def _token(self, token_id: int) -> Tuple[str, List[int]]:
+        data = self._tokenizer.bytes_of(token_id)
+        return data.decode("utf-8", "replace"), list(data)
+
+    def _chat_logprobs(self, events: List[Any]) -> Json:
+        def entry(token_id: int, logprob: float) -> Json:
+            text, data = self._token(token_id)
+            return {"token": text, "logprob": logprob, "bytes": data}
+
+        found = []
+        for piece in events:
+            if piece.id is not None and piece.likely is not None:
+                tops = [entry(*each) for each in piece.likely.top]
+                found.append(dict(entry(piece.id, piece.likely.logprob), top_logprobs=tops))
+        return {"content": found, "refusal": None}
+
+    def _text_logprobs(self, pieces: List[Piece]) -> Json:
+        found: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        offset = 0
+        for piece in pieces:
+            likely: Optional[Likely] = piece.likely
+            text = self._token(piece.id or 0)[0]
+            found["tokens"].append(text)
+            found["token_logprobs"].append(None if likely is None else likely.logprob)
+            found["top_logprobs"].append(
+                None if likely is None else {self._token(each)[0]: value for each, value in reversed(likely.top)})
+            found["text_offset"].append(offset)
+            offset += len(text)
+        return found
+
+    def _usage(self) -> Json:
+        used = [choice.used for choice in self.choices if choice.used]
+        prompt, tokens = sum(one.prompt_tokens for one in used), sum(one.tokens for one in used)
+        return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens,
+                "prompt_tokens_details": {"cached_tokens": sum(one.cached_tokens for one in used)}}
+
+    def _extras(self) -> Json:
+        """What goes beyond OpenAI's answer."""
+        used, first = self.choices[0].used, self.choices[0]
+        if used is None:
+            return {}
+        found: Json = {"timings": timings(used), "stop_reason": first.reason}
+        for name, value in (("energy", used.energy), ("thermal", used.thermal)):
+            if value is not None:
+                found[name] = value
+        return found
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def _data(value: Json) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n\n"
+
+
+def _call(call: Call, **index: int) -> Json:
+    return dict(index, id=call.id, type="function", function={"name": call.name, "arguments": arguments_text(call)})
+
+
+def timings(used: Used) -> Json:
+    """As llama.cpp's server has them, and the wait for a slot."""
+    computed, steps = used.prompt_tokens - used.cached_tokens, max(0, used.tokens - 1)
+    return {"cache_n": used.cached_tokens, "prompt_n": computed, "prompt_ms": used.prefill_ms,
+            "prompt_per_token_ms": used.prefill_ms / computed if computed else 0.0,
+            "prompt_per_second": 1000 * computed / used.prefill_ms if used.prefill_ms else 0.0,
+            "predicted_n": used.tokens, "predicted_ms": used.decode_ms,
+            "predicted_per_token_ms": used.decode_ms / steps if steps else 0.0,
+            "predicted_per_second": 1000 * steps / used.decode_ms if used.decode_ms else 0.0,
+            "queue_ms": used.waited_ms, "total_ms": used.total_ms}

@@ -1,0 +1,200 @@
+"""Bodies of OpenAI's chat completions and completions, as asks. Fields that are not known are ignored."""
+import time
+import uuid
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from merino_runtime.sampling import Sampling
+from merino_runtime.serving import fields
+from merino_runtime.serving.asks import Ask, RefusedError
+from merino_runtime.serving.fields import Body
+from merino_runtime.serving.prompts import Message, Prompts
+
+ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant", "tool": "tool",
+         "function": "tool"}
+MOST_MESSAGES = 4096
+MOST_TOOLS = 128
+MOST_PROMPTS = 64  # of one request
+MOST_TOP = 20
+LARGEST = 2 ** 31
+LONGEST_S = 86400
+SAME_SEED = 2 ** 32
+
+
+class Limits(NamedTuple):
+    """What holds for every request of a model."""
+    context: int
+    vocab: int
+    sampling: Sampling  # where the request says nothing
+    limit_s: Optional[float]
+
+
+class Wanted(NamedTuple):
+    """How the answer is told."""
+    id: str
+    created: int
+    model: str
+    stream: bool
+    usage: bool  # in a stream: a chunk with the usage at the end
+    chat: bool
+    tools: bool = False
+    thinks: bool = False
+    logprobs: bool = False
+    echo: Tuple[str, ...] = ()  # per prompt: the text that comes before the answer
+
+
+def sampling_of(body: Body, default: Sampling) -> Sampling:
+    seed = fields.integer(body, "seed", default.seed, -(2 ** 63), 2 ** 63)
+    return Sampling(
+        temperature=fields.number(body, "temperature", default.temperature, 0, 100),
+        top_k=max(0, fields.integer(body, "top_k", default.top_k, -1, LARGEST)),
+        top_p=max(1e-6, fields.number(body, "top_p", default.top_p, 0, 1)),
+        min_p=fields.number(body, "min_p", default.min_p, 0, 1),
+        repetition_penalty=fields.number(body, "repetition_penalty", default.repetition_penalty, 0.01, 100),
+        seed=None if seed is None else seed % SAME_SEED,
+        presence_penalty=fields.number(body, "presence_penalty", 0, -2, 2),
+        frequency_penalty=fields.number(body, "frequency_penalty", 0, -2, 2),
+        logit_bias=fields.logit_bias(body))
+
+
+def check_one_choice(body: Body) -> None:
+    for name in ("n", "best_of"):
+        if fields.integer(body, name, 1, 1, 128) != 1:
+            raise RefusedError(f"{name} is {body[name]}, allowed: 1. Send the request several times for several "
+                               "answers.", param=name)
+
+
+def ask_of(body: Body, ids: Sequence[int], limits: Limits, client: str, most: Any, **more: Any) -> Ask:
+    """most: the tokens that were asked for; None: as many as fit. Clamped to what the context has room for."""
+    room = limits.context - len(ids)
+    if room < 1:
+        raise RefusedError(f"the prompt has {len(ids)} tokens and the context of this model is {limits.context}: at "
+                           f"most {limits.context - 1}. Shorten the messages, or leave out the oldest.",
+                           param="messages", code="context_length_exceeded")
+    if ids and max(ids) >= limits.vocab:
+        raise RefusedError(f"the prompt has the token id {max(ids)}, the model has 0 to {limits.vocab - 1}.",
+                           param="prompt")
+    sampling = sampling_of(body, limits.sampling)
+    unknown = [token_id for token_id, _ in sampling.logit_bias if token_id >= limits.vocab]
+    if unknown:
+        raise RefusedError(f"logit_bias has the token id {unknown[0]}, the model has 0 to {limits.vocab - 1}.",
+                           param="logit_bias")
+    limit_s = fields.number(body, "max_seconds", None, 0, LONGEST_S)
+    both = [each for each in (limit_s, limits.limit_s) if each is not None]
+    return Ask(ids=tuple(ids), max_new_tokens=room if most is None else min(most, room),
+               sampling=sampling, stops=fields.stops(body),
+               ignore_eos=fields.flag(body, "ignore_eos"), background=_is_background(body), client=client,
+               limit_s=min(both) if both else None, **more)
+
+
+def _is_background(body: Body) -> bool:
+    priority = fields.text(body, "priority", "normal")
+    if priority not in ("normal", "background"):
+        raise fields.wrong("priority", priority, "normal, background")
+    return bool(priority == "background")
+
+
+def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[List[Ask], Wanted]:
+    check_one_choice(body)
+    tools = tools_of(body)
+    choice = body.get("tool_choice")
+    told = () if choice == "none" else tools
+    prompt = prompts.of_messages(messages_of(body), told, no_think=not _thinks(body))
+    logprobs = fields.flag(body, "logprobs")
+    top = fields.integer(body, "top_logprobs", 0, 0, MOST_TOP)
+    most = fields.integer(body, "max_completion_tokens", fields.integer(body, "max_tokens", None, 1, LARGEST), 1,
+                          LARGEST)
+    ask = ask_of(body, prompt.ids, limits, client, most, begins=True, top=top if logprobs else None)
+    return [ask], _wanted(body, "chatcmpl", chat=True, tools=bool(told), thinks=prompt.thinks, logprobs=logprobs)
+
+
+def completions_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[List[Ask], Wanted]:
+    check_one_choice(body)
+    echo = fields.flag(body, "echo")
+    top = fields.integer(body, "logprobs", None, 0, MOST_TOP)
+    most = fields.integer(body, "max_tokens", 16, 0, LARGEST)
+    if not most and not echo:
+        raise RefusedError("max_tokens is 0, which is allowed with echo alone. Ask for 1 or more.", param="max_tokens")
+    found = prompts_of(body)
+    asks = [ask_of(body, each if isinstance(each, tuple) else prompts.of_text(each), limits, client, most, top=top,
+                   echo=echo and top is not None) for each in found]
+    texts = tuple(each if isinstance(each, str) else "" for each in found) if echo and top is None else ()
+    return asks, _wanted(body, "cmpl", chat=False, logprobs=top is not None, echo=texts)
+
+
+def _wanted(body: Body, kind: str, **more: Any) -> Wanted:
+    return Wanted(id=f"{kind}-{uuid.uuid4().hex[:24]}", created=int(time.time()), model=fields.text(body, "model", ""),
+                  stream=fields.flag(body, "stream"),
+                  usage=fields.flag(fields.an_object(body, "stream_options"), "include_usage"), **more)
+
+
+def prompts_of(body: Body) -> List[Any]:
+    """Each prompt a string, or a tuple of ids."""
+    value = body.get("prompt")
+    several = isinstance(value, list) and bool(value) and not isinstance(value[0], int)
+    found: Any = value if several else [value]
+    if len(found) > MOST_PROMPTS:
+        raise RefusedError(f"prompt has {len(found)} texts, allowed are {MOST_PROMPTS}.", param="prompt")
+    prompts: List[Any] = []
+    for each in found:
+        ids = isinstance(each, list) and all(isinstance(one, int) and not isinstance(one, bool) and one >= 0
+                                             for one in each)
+        if not each or not (ids or isinstance(each, str)):
+            raise fields.wrong("prompt", each, "a text of at least one character, a list of token ids, or a list of "
+                                               "such")
+        prompts.append(tuple(each) if ids else each)
+    return prompts
+
+
+def _thinks(body: Body) -> bool:
+    """Where the template can do without: by chat_template_kwargs, as for llama.cpp and vLLM, or reasoning_effort."""
+    asked = fields.flag(fields.an_object(body, "chat_template_kwargs"), "enable_thinking", True)
+    return asked and fields.text(body, "reasoning_effort") != "none"
+
+
+def messages_of(body: Body) -> List[Message]:
+    """With contents as one text each and arguments of calls as objects."""
+    found = fields.a_list(body, "messages")
+    if not found or len(found) > MOST_MESSAGES:
+        raise RefusedError(f"messages has {len(found)} messages, allowed are 1 to {MOST_MESSAGES}.", param="messages")
+    return [_message(message, f"messages[{place}]") for place, message in enumerate(found)]
+
+
+def _message(message: Any, name: str) -> Message:
+    role = message.get("role") if isinstance(message, dict) else None
+    if not isinstance(role, str) or role not in ROLES:
+        raise RefusedError(f"{name}.role must be one of {', '.join(ROLES)}.", param=f"{name}.role")
+    made: Dict[str, Any] = {"role": ROLES[role], "content": fields.texts_of(message.get("content"), f"{name}.content")}
+    calls = [_call(call, f"{name}.tool_calls") for call in fields.a_list(message, "tool_calls")]
+    if calls:
+        made["tool_calls"] = calls
+    for key in ("tool_call_id", "name"):
+        if isinstance(message.get(key), str):
+            made[key] = message[key]
+    return made
+
+
+def _call(call: Any, name: str) -> Dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RefusedError(f"{name} must have a function with a name.", param=name)
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = fields.body_of(arguments.encode("utf-8"))
+        except RefusedError as error:
+            raise RefusedError(f"{name}: the arguments of {function['name']} are not a JSON object.",
+                               param=name) from error
+    if not isinstance(arguments, dict):
+        raise RefusedError(f"{name}: the arguments of {function['name']} must be an object.", param=name)
+    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def tools_of(body: Body) -> List[Dict[str, Any]]:
+    found = fields.a_list(body, "tools")
+    if len(found) > MOST_TOOLS:
+        raise RefusedError(f"tools has {len(found)} tools, allowed are {MOST_TOOLS}.", param="tools")
+    for place, tool in enumerate(found):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise RefusedError(f"tools[{place}] must be of type function, with a name.", param="tools")
+    return found

@@ -1,0 +1,168 @@
+"""From messages to the ids that a model reads, by its chat template.
+
+Messages of a request are an open list: any roles in any order, calls of tools and their answers. Where the template has
+parts and the messages alternate, no Jinja is needed. Tools are given to a template that has its own place for them;
+else they are described in the system message, calls and answers become texts, and the same marks are used.
+"""
+import collections
+import json
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from merino_runtime.bundle import Bundle, file_path
+from merino_runtime.chat.template import THINK, THINK_END, Piece, Turn, by_parts, compiled, pieces_of
+from merino_runtime.errors import MerinoError
+from merino_runtime.generation.text import Tokenizer
+from merino_runtime.io.json_file import read_text
+from merino_runtime.serving.asks import RefusedError
+
+CALL, CALL_END = "<tool_call>", "</tool_call>"
+MOST_ANSWERS = 256  # whose ids are remembered
+DESCRIBED = """# Tools
+
+You may call one or more functions to help the user. Their signatures are within <tools></tools>:
+<tools>
+{tools}
+</tools>
+
+To call a function, write a JSON object with its name and arguments within <tool_call></tool_call>:
+<tool_call>
+{{"name": <function name>, "arguments": <object of arguments>}}
+</tool_call>"""
+Message = Dict[str, Any]
+
+
+class Prompt(NamedTuple):
+    ids: Tuple[int, ...]
+    thinks: bool  # the answer begins inside its thinking
+
+
+class Prompts:
+    """Of one model. An answer that comes back in a later request is read as the ids that were generated, which the
+    slot holds: the tokenizer may cut its text in another way."""
+
+    def __init__(self, bundle: Bundle, tokenizer: Tokenizer) -> None:
+        self._bundle, self._tokenizer, self._chat = bundle, tokenizer, bundle.chat
+        self._template: Any = None  # compiled at its first use
+        self._answers: Dict[str, Tuple[int, ...]] = collections.OrderedDict()
+
+    @property
+    def talks(self) -> bool:
+        return self._chat is not None
+
+    def of_text(self, text: str) -> Tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text))
+
+    def of_messages(self, messages: Sequence[Message], tools: Sequence[Dict[str, Any]] = (), no_think: bool = False
+                    ) -> Prompt:
+        """Raises RefusedError where the template takes no such messages."""
+        if self._chat is None:
+            raise RefusedError(f"the model {self._bundle.name!r} has no chat template: it continues texts. Use "
+                          "/v1/completions or /api/generate with raw, or serve a model that was trained to talk.")
+        try:
+            pieces = self._pieces(messages, tools, no_think)
+        except RefusedError:
+            raise
+        except MerinoError as error:
+            raise RefusedError(str(error), param="messages") from error
+        opening = pieces[-1].text
+        return Prompt(tuple(self._ids(pieces)), opening.rfind(THINK) > opening.rfind(THINK_END))
+
+    def remember(self, text: str, ids: Sequence[int]) -> None:
+        """Of an answer that is over."""
+        stops = self._bundle.stop_ids
+        self._answers.pop(text, None)
+        self._answers[text] = tuple(ids[:-1] if ids and ids[-1] in stops else ids)
+        if len(self._answers) > MOST_ANSWERS:
+            del self._answers[next(iter(self._answers))]
+
+    def _ids(self, pieces: Sequence[Piece]) -> List[int]:
+        ids: List[int] = []
+        group: List[Tuple[str, bool]] = []
+        for piece in pieces:
+            known = None if piece.turn is None else self._answers.get(piece.text)
+            if known:
+                ids += [*self._tokenizer.encode_pieces(group), *known]
+                group = []
+            else:
+                group.append((piece.text, piece.own))
+        return ids + self._tokenizer.encode_pieces(group)
+
+    def _pieces(self, messages: Sequence[Message], tools: Sequence[Dict[str, Any]], no_think: bool) -> List[Piece]:
+        chat = self._chat
+        assert chat is not None
+        calls = tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
+        own = bool(calls) and self._takes_tools()
+        if calls and not own:
+            messages = without_tools(messages, tools)
+        parts = chat.parts
+        if parts is not None and not own:
+            talk = _talk_of(messages)
+            if talk:
+                return by_parts(parts, *talk, no_think=no_think and parts.no_think is not None)
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        variables = {"tools": list(tools)} if own and tools else {}
+        return pieces_of(self._compiled(), chat, messages, no_think, {each: each for each in answers}, **variables)
+
+    def _takes_tools(self) -> bool:
+        """Whether the template has a place for tools, and marks calls as DESCRIBED does."""
+        assert self._chat is not None
+        path = file_path(self._bundle, self._chat.template)
+        assert path is not None
+        text = read_text(path, "a chat template", "Copy or export the bundle again.")
+        if "tools" not in text or CALL not in text:
+            return False
+        try:
+            self._compiled()
+        except MerinoError:  # no jinja2 here
+            return False
+        return True
+
+    def _compiled(self) -> Any:
+        if self._template is None:
+            assert self._chat is not None
+            path = file_path(self._bundle, self._chat.template)
+            assert path is not None
+            self._template = compiled(read_text(path, "a chat template", "Copy or export the bundle again."), path)
+        return self._template
+
+
+def without_tools(messages: Sequence[Message], tools: Sequence[Dict[str, Any]]) -> List[Message]:
+    """The same talk for a template that knows no tools: they are described in the system message."""
+    found: List[Message] = []
+    for message in messages:
+        if message["role"] == "tool":
+            text = f"<tool_response>\n{message['content']}\n</tool_response>"
+            if found and found[-1]["role"] == "user" and found[-1].get("answers_tools"):
+                found[-1]["content"] += "\n" + text
+            else:
+                found.append({"role": "user", "content": text, "answers_tools": True})
+        elif message.get("tool_calls"):
+            texts = [message["content"]] if message.get("content") else []
+            texts += [spelled_call(call["function"]) for call in message["tool_calls"]]
+            found.append({"role": "assistant", "content": "\n".join(texts)})
+        else:
+            found.append(dict(message))
+    if tools:
+        text = DESCRIBED.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
+        if found and found[0]["role"] == "system":
+            found[0]["content"] += "\n\n" + text
+        else:
+            found.insert(0, {"role": "system", "content": text})
+    return [{"role": message["role"], "content": message["content"]} for message in found]
+
+
+def spelled_call(function: Dict[str, Any]) -> str:
+    call = {"name": function["name"], "arguments": function["arguments"]}
+    return f"{CALL}\n{json.dumps(call, ensure_ascii=False)}\n{CALL_END}"
+
+
+def _talk_of(messages: Sequence[Message]) -> Optional[Tuple[Optional[str], List[Turn], str]]:
+    """(system message, turns, last text of the user); None where the messages are no such talk."""
+    system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+    rest = messages[system is not None:]
+    roles = [message["role"] for message in rest]
+    if roles != ["user", "assistant"] * (len(rest) // 2) + ["user"]:
+        return None
+    texts = [message["content"] for message in rest]
+    turns = [Turn(texts[place], texts[place + 1]) for place in range(0, len(texts) - 1, 2)]
+    return system, turns, texts[-1]

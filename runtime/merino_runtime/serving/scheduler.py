@@ -1,0 +1,172 @@
+"""Runs the answers of all models on one thread, in turns: one piece of a prefill or one token each.
+
+One thread, since a step has all the cores already (docs/decisions/serving.md). Between two turns a request can begin,
+be cancelled or run out of its time. Background requests have a turn only where no request of a person runs.
+"""
+import sys
+import threading
+import time
+import traceback
+from typing import Callable, List, Optional, Sequence
+
+from merino_runtime.errors import MerinoError
+from merino_runtime.serving.answering import Answering, unanswered
+from merino_runtime.serving.asks import FAULT, TOO_MANY, UNAVAILABLE, Ask, Ended, Event, Failed, Progress, RefusedError
+from merino_runtime.serving.slots import Slot, Slots
+from merino_runtime.serving.waiting import Waiting
+
+TURN_S = 0.25  # how long one piece of a prefill may keep the others waiting
+FIRST_PIECE, LEAST_PIECE, MOST_PIECE = 64, 16, 256  # ids
+LONGEST_RETRY_S = 60
+
+
+class Served:
+    """A model that answers: its slots, and how fast it prefills."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots, self.model = slots, slots.model
+        self._id_s = 0.0  # of one id in a prefill, lately
+
+    def piece(self) -> int:
+        """How many ids take about TURN_S."""
+        return max(LEAST_PIECE, min(MOST_PIECE, int(TURN_S / self._id_s))) if self._id_s else FIRST_PIECE
+
+    def prefilled(self, count: int, seconds: float) -> None:
+        self._id_s = seconds / count if not self._id_s else 0.7 * self._id_s + 0.3 * seconds / count
+
+
+class Job:
+    """An answer under way. take: gets its events, in the scheduler's thread."""
+
+    def __init__(self, ask: Ask, served: Served, take: Callable[[Event], None]) -> None:
+        self.ask, self.served, self.take = ask, served, take
+        self.cancelled = False
+        self.asked_s = time.monotonic()
+        self.slot: Optional[Slot] = None
+        self.answering: Optional[Answering] = None
+        self.fault: Optional[Exception] = None  # of making its slot
+        self.prefilled = -1  # ids of the prompt; -1: not begun
+
+    @property
+    def late(self) -> bool:
+        return self.ask.limit_s is not None and time.monotonic() - self.asked_s > self.ask.limit_s
+
+
+class Scheduler:
+    """most_waiting: requests beyond those that have a slot; more are refused. watch: hears of each event."""
+
+    def __init__(self, most_waiting: int, watch: Callable[[Job, Event], None] = lambda *_: None) -> None:
+        self.most_waiting, self._watch = most_waiting, watch
+        self.waiting = Waiting()
+        self.running: List[Job] = []
+        self._changed = threading.Condition()
+        self._closing = False
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """All of them or none. Raises RefusedError where too many wait."""
+        with self._changed:
+            if self._closing:
+                raise RefusedError("the server is being stopped. Try again when it is back.", UNAVAILABLE, retry_s=10)
+            free = max(0, jobs[0].served.slots.count - len(self.running))
+            waiting = len(self.waiting)
+            if waiting + len(jobs) > self.most_waiting + max(free, len(jobs) if not waiting else 0):
+                raise RefusedError(f"{waiting} requests are waiting, allowed are {self.most_waiting}. Try again later.",
+                              TOO_MANY, code="queue_full", retry_s=self._retry_s())
+            for job in jobs:
+                self.waiting.add(job)
+            self._changed.notify()
+
+    def _retry_s(self) -> int:
+        """When a place may be free: as long as the running requests have taken so far."""
+        ages = [time.monotonic() - job.asked_s for job in list(self.running)]
+        return max(1, min(LONGEST_RETRY_S, int(sum(ages) / len(ages)) if ages else 1))
+
+    def cancel(self, job: Job) -> None:
+        """At once where it waits, else before its next token."""
+        with self._changed:
+            job.cancelled = True
+            if self.waiting.remove(job):
+                self._tell(job, unanswered(job.ask, "cancelled", job.asked_s))
+
+    def close(self) -> None:
+        """`run` returns after the current turn; every request that is not over fails."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+
+    def run(self) -> None:
+        while True:
+            with self._changed:
+                while not (len(self.waiting) or self.running or self._closing):
+                    self._changed.wait()
+                if self._closing:
+                    break
+                self._admit()
+            persons = [job for job in self.running if not job.ask.background]
+            for job in persons or list(self.running):
+                self._guarded_turn(job)
+        for job in [*self.running, *self.waiting.all()]:
+            if job.answering is not None:
+                job.answering.close()
+            self._tell(job, Failed(RefusedError("the server was stopped.", UNAVAILABLE, retry_s=10)))
+
+    def _admit(self) -> None:
+        for job in self.waiting.all():
+            if job.late:
+                self.waiting.remove(job)
+                self._tell(job, unanswered(job.ask, "time", job.asked_s))
+        while True:
+            job = self.waiting.next(self._takes_slot)
+            if job is None:
+                return
+            self.running.append(job)
+
+    def _takes_slot(self, job: Job) -> bool:
+        try:
+            job.slot = job.served.slots.take(job.ask.ids, job.ask.background)
+        except Exception as error:  # such as of memory; told as the fault of this request
+            job.fault = error
+        return job.slot is not None or job.fault is not None
+
+    def _guarded_turn(self, job: Job) -> None:
+        try:
+            self._turn(job)
+        except MerinoError as error:
+            self._end(job, [Failed(RefusedError(str(error), FAULT))])
+        except Exception:  # the fault of one request ends no other one
+            traceback.print_exc(file=sys.stderr)
+            self._end(job, [Failed(RefusedError("the server failed at this request; its log says how.", FAULT))])
+
+    def _turn(self, job: Job) -> None:
+        if job.fault is not None:
+            raise job.fault
+        if job.answering is None:
+            assert job.slot is not None
+            job.answering = Answering(job.ask, job.served.model, job.slot.backend, job.asked_s, job.served.piece)
+        if job.cancelled or job.late:
+            self._end(job, job.answering.leave("cancelled" if job.cancelled else "time"))
+            return
+        start = time.perf_counter()
+        event = next(job.answering)
+        if isinstance(event, Progress):
+            count = event.ids - job.prefilled
+            if job.prefilled >= 0 and count:
+                job.served.prefilled(count, time.perf_counter() - start)
+            job.prefilled = event.ids
+        if isinstance(event, Ended):
+            self._end(job, [event])
+        else:
+            self._tell(job, event)
+
+    def _end(self, job: Job, events: Sequence[Event]) -> None:
+        self.running.remove(job)
+        if job.answering is not None:
+            job.answering.close()
+        if job.slot is not None:
+            job.served.slots.give(job.slot)
+        for event in events:
+            self._tell(job, event)
+
+    def _tell(self, job: Job, event: Event) -> None:
+        self._watch(job, event)
+        job.take(event)

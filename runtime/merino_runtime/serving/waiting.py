@@ -1,0 +1,44 @@
+"""Requests that wait for a slot: people's before background ones, and clients in turn, however many each has sent."""
+import collections
+from typing import Any, Callable, Deque, Dict, List, Optional
+
+
+class Waiting:
+    def __init__(self) -> None:
+        # By client, the one whose turn it is first.
+        self._persons: Dict[str, Deque[Any]] = collections.OrderedDict()
+        self._background: Dict[str, Deque[Any]] = collections.OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.all())
+
+    def all(self) -> List[Any]:
+        return [job for group in (self._persons, self._background) for jobs in group.values() for job in jobs]
+
+    def add(self, job: Any) -> None:
+        group = self._background if job.ask.background else self._persons
+        group.setdefault(job.ask.client, collections.deque()).append(job)
+
+    def remove(self, job: Any) -> bool:
+        """Whether it was waiting."""
+        group = self._background if job.ask.background else self._persons
+        jobs = group.get(job.ask.client, ())
+        if job not in jobs:
+            return False
+        jobs.remove(job)  # type: ignore[union-attr]
+        if not jobs:
+            del group[job.ask.client]
+        return True
+
+    def next(self, starts: Callable[[Any], bool]) -> Optional[Any]:
+        """The first job that `starts`, taken out; its client is behind all others then."""
+        for group in (self._persons, self._background):
+            for client, jobs in list(group.items()):
+                job = jobs[0]
+                if starts(job):
+                    jobs.popleft()
+                    del group[client]
+                    if jobs:
+                        group[client] = jobs
+                    return job
+        return None

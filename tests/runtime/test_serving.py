@@ -1,0 +1,210 @@
+"""The server, as a process on loopback, by requests of the standard library: what it answers, refuses and shares."""
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+pytest.importorskip("uvicorn")
+
+from served import ROOT, Server  # noqa: E402
+
+CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
+GREEDY = {"temperature": 0, "max_tokens": 12}
+
+
+def said(text, role="user"):
+    return [{"role": role, "content": text}]
+
+
+def bytes_of(answer):
+    """Of the tokens: a random model's text is hardly UTF-8. Asked for with `logprobs`."""
+    return [entry["bytes"] for entry in answer["choices"][0]["logprobs"]["content"]]
+
+
+@pytest.fixture(scope="module")
+def server(chat_dir, tmp_path_factory):
+    with Server(chat_dir, XDG_CACHE_HOME=str(tmp_path_factory.mktemp("cache"))) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def name(server):
+    return server.call("GET", "/v1/models")[1]["data"][0]["id"]
+
+
+def test_a_stream_says_the_same_as_a_whole_answer(server, name):
+    whole = server.post(CHAT, messages=said("The miller counts"), model=name, **GREEDY)
+    choice = whole["choices"][0]
+    usage = {"include_usage": True}
+    chunks, _ = server.stream(CHAT, messages=said("The miller counts"), stream_options=usage, **GREEDY)
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    texts = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"]]
+    assert "".join(texts) == choice["message"]["content"] != ""
+    assert [each["choices"][0]["finish_reason"] for each in chunks[:-1]][-2:] == [None, choice["finish_reason"]]
+    assert chunks[-1]["choices"] == [] and {chunk["id"] for chunk in chunks} == {chunks[0]["id"]}
+    for usage, cached in ((whole["usage"], 0), (chunks[-1]["usage"], whole["usage"]["prompt_tokens"] - 1)):
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] >= cached
+    assert chunks[-2]["timings"]["predicted_n"] == whole["timings"]["predicted_n"] == 12
+
+
+def test_a_turn_computes_what_it_adds_and_the_answer_before_is_not_read_again(server):
+    talk = said("What is flour?")
+    first = server.post(CHAT, messages=talk, **GREEDY)
+    talk += [{"role": "assistant", "content": first["choices"][0]["message"]["content"]}, *said("And bread?")]
+    second = server.post(CHAT, messages=talk, **GREEDY)["usage"]
+    used = first["usage"]
+    assert second["prompt_tokens_details"]["cached_tokens"] >= used["prompt_tokens"]
+    assert second["prompt_tokens"] > used["total_tokens"]
+
+
+def test_completions_take_texts_and_ids_and_echo_what_the_model_thinks_of_them(server):
+    ids = [30, 31, 32, 33, 34, 35]
+    scored = server.post(TEXTS, prompt=[ids, ids[:3]], echo=True, logprobs=2, max_tokens=1, temperature=0)
+    one, other = (choice["logprobs"] for choice in scored["choices"])
+    assert [choice["index"] for choice in scored["choices"]] == [0, 1]
+    assert len(one["tokens"]) == 7 and one["token_logprobs"][0] is None and one["top_logprobs"][0] is None
+    assert all(value <= max(top.values()) <= 0
+               for value, top in list(zip(one["token_logprobs"], one["top_logprobs"]))[1:])  # noqa: B905
+    assert other["token_logprobs"][:3] == one["token_logprobs"][:3]
+    text = server.post(TEXTS, prompt="The mill", echo=True, max_tokens=3, temperature=0)["choices"][0]["text"]
+    assert text == "The mill" + server.post(TEXTS, prompt="The mill", max_tokens=3, temperature=0)["choices"][0]["text"]
+    chunks, _ = server.stream(TEXTS, prompt="The mill", echo=True, max_tokens=3, temperature=0)
+    assert "".join(each["choices"][0]["text"] for each in chunks) == text
+    status, error = server.call("POST", TEXTS, {"prompt": [[999999]]})
+    assert status == 400 and "999999" in error["error"]["message"]
+
+
+def test_what_the_sampler_is_told(server):
+    plain = server.post(CHAT, messages=said("x"), logprobs=True, top_logprobs=2, **GREEDY)["choices"][0]
+    entries = plain["logprobs"]["content"]
+    assert len(entries) == 12 and all(each["top_logprobs"][0]["logprob"] == each["logprob"] for each in entries)
+    text = b"".join(map(bytes, bytes_of({"choices": [plain]}))).decode("utf-8", "replace")
+    assert text == plain["message"]["content"]
+    one = server.post(CHAT, messages=said("x"), logit_bias={"65": 100}, **GREEDY)["choices"][0]["message"]["content"]
+    assert len(set(one)) == 1
+    drawn = [bytes_of(server.post(CHAT, messages=said("x"), max_tokens=12, temperature=50, top_k=0, min_p=0, top_p=1,
+                                  seed=seed, logprobs=True)) for seed in (1, 1, -5)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    cut = server.post(CHAT, messages=said("x"), logit_bias={"65": 100}, stop=one[0], **GREEDY)["choices"][0]
+    assert cut["message"]["content"] == "" and cut["finish_reason"] == "stop"
+    clamped = server.post(CHAT, messages=said("x"), max_completion_tokens=10 ** 6, temperature=0, ignore_eos=True)
+    assert clamped["usage"]["total_tokens"] == 256 and clamped["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("body, status, words", [
+    (b"{", 400, "not JSON"), (b'{"messages": [{"role": "user", "content": "\xff"}]}', 400, "UTF-8"),
+    (b"[" * 100000, 400, "nested"), (b"[]", 400, "a list"), ({}, 400, "messages"),
+    ({"messages": said("x", "king")}, 400, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "image_url"),
+    ({"messages": said("x"), "temperature": "hot"}, 400, "temperature"),
+    ({"messages": said("x"), "temperature": float("nan")}, 400, "NaN"),
+    ({"messages": said("x"), "n": 2}, 400, "n is 2"), ({"messages": said("x"), "model": "gpt-9"}, 404, "gpt-9"),
+    ({"messages": said("x"), "max_tokens": 0}, 400, "max_tokens"),
+    ({"messages": said("x"), "logit_bias": {"99999": 1}}, 400, "99999"),
+    ({"messages": said("word " * 300)}, 400, "at most 255"),
+    (b" " * (10 * 2 ** 20), 413, "more than 4,194,304 bytes")])
+def test_a_wrong_body_is_refused_by_its_name(server, body, status, words):
+    found, error = server.call("POST", CHAT, body)
+    assert found == status and words in error["error"]["message"], error
+    assert set(error["error"]) == {"message", "type", "param", "code"}
+    assert server.post(CHAT, messages=said("x"), **GREEDY)
+
+
+def test_unknown_fields_are_ignored_and_unknown_paths_are_not(server):
+    parts = said([{"type": "text", "text": "x"}])
+    assert server.post(CHAT, messages=parts, user="me", store=False, metadata={}, **GREEDY)
+    assert server.call("GET", "/v1/nothing")[0] == 404 and server.call("GET", CHAT)[0] == 405
+    assert server.call("GET", "/models")[0] == 200
+    connection, response = server.open("HEAD", "/health")
+    with contextlib.closing(connection):
+        assert response.status == 200 and response.read() == b""
+
+
+def test_a_page_of_the_web_cannot_use_a_server_without_a_key(server):
+    body = {"messages": said("x"), **GREEDY}
+    assert server.call("POST", CHAT, body, {"Host": "evil.example"})[0] == 403
+    assert server.call("POST", CHAT, body, {"Origin": "http://evil.example"})[0] == 403
+    assert server.call("POST", CHAT, body, {"Origin": server.url})[0] == 200
+
+
+def test_a_client_that_leaves_ends_its_answer(server):
+    forever = {"messages": said("x"), "stream": True, "temperature": 0, "ignore_eos": True}
+    for _ in range(20):  # none of which is read
+        with contextlib.closing(socket.create_connection(("127.0.0.1", server.port))) as left:
+            body = json.dumps(forever).encode("utf-8")
+            left.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s"
+                         % (CHAT.encode("ascii"), len(body), body))
+    assert server.post(CHAT, messages=said("x"), **GREEDY)
+
+
+def test_an_answer_ends_at_its_time(server):
+    used = server.post(CHAT, messages=said("x"), temperature=0, ignore_eos=True, max_seconds=0)
+    assert used["stop_reason"] == "time" and used["choices"][0]["finish_reason"] == "length"
+
+
+def test_keys(chat_dir, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("# of the kitchen\nopen-sesame-1\nopen-sesame-2\n")
+    with Server(chat_dir, options=["--api-key-file", keys, "--host", "0.0.0.0"], wait=False) as server:
+        for key in (None, "open-sesame", "\u00e9".encode().decode("latin-1")):
+            server.key = key
+            status, error = server.call("GET", "/v1/models")
+            assert (status, error["error"]["code"]) == (401, "invalid_api_key")
+        assert server.call("GET", "/health")[0] in (200, 503)
+        server.key = "open-sesame-2"
+        assert server.call("GET", "/v1/models", headers={"Host": "board.local", "Origin": "http://ui"})[0] == 200
+
+
+def refused(*options):
+    done = subprocess.run([sys.executable, "-m", "merino_bench", "serve", *map(str, options)], stderr=subprocess.PIPE,
+                          env=dict(os.environ, PYTHONPATH=os.pathsep.join(
+                              os.path.join(ROOT, each) for each in ("runtime", "bench"))))
+    assert done.returncode == 1
+    return done.stderr.decode("utf-8")
+
+
+def test_what_cannot_be_served_is_refused_before_it_begins(chat_dir, server, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("short\n")
+    assert "--api-key-file key.txt" in refused(chat_dir, "--host", "0.0.0.0")
+    assert "at least 8 characters" in refused(chat_dir, "--api-key-file", keys)
+    assert "Choose another --port" in refused(chat_dir, "--port", server.port)
+    assert "both called" in refused(chat_dir, chat_dir)
+    assert "slots" in refused(chat_dir, "--slots", 100000)
+    assert "MB are allowed" in refused(chat_dir, "--memory-mb", "0.01")
+
+
+def test_too_many_requests_are_told_when_to_come_again(chat_dir):
+    with Server(chat_dir, options=["--slots", 1, "--queue", 1]) as server:
+        long = {"messages": said("x"), "temperature": 0, "ignore_eos": True, "max_tokens": 200}
+        found = []
+
+        def one():
+            connection, response = server.open("POST", CHAT, long)
+            found.append((response.status, response.getheader("Retry-After"), response.read()))
+            connection.close()
+
+        threads = [threading.Thread(target=one) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        refusals = [each for each in found if each[0] == 429]
+        assert {each[0] for each in found} == {200, 429} and all(int(each[1]) >= 1 for each in refusals)
+        assert len({json.loads(each[2].decode())["choices"][0]["message"]["content"]
+                    for each in found if each[0] == 200}) == 1
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(chat_dir, tmp_path):
+    import shutil
+
+    shutil.copytree(str(chat_dir), str(tmp_path / "broken"))
+    path = tmp_path / "broken" / "model.onnx"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert "sha256" in refused(tmp_path / "broken", "--port", 0)

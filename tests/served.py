@@ -1,0 +1,96 @@
+"""A server as a process of its own on loopback, and the requests of tests to it. Runs on Python 3.6."""
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+WAIT_S = 60
+
+
+class Server:
+    """options: of the verb `serve`."""
+
+    def __init__(self, *bundles, options=(), python=sys.executable, wait=True, **environment):
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
+        paths = os.pathsep.join(os.path.join(ROOT, name) for name in ("runtime", "bench"))
+        command = [python, "-c", "import sys; from merino_bench.__main__ import main; sys.exit(main())", "serve",
+                   *map(str, bundles), "--port", "0", "-t", "1", *map(str, options)]
+        self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log,
+                                        env=dict(os.environ, PYTHONPATH=paths, **environment))
+        self.port = int(self._told(r"on http://\S+:(\d+)"))
+        self.key = None
+        while wait and self.call("GET", "/health")[0] != 200:
+            time.sleep(0.05)
+
+    def said(self):
+        self.log.seek(0)
+        return self.log.read().decode("utf-8", "replace")
+
+    def _told(self, pattern):
+        end = time.time() + WAIT_S
+        while time.time() < end and self.process.poll() is None:
+            found = re.search(pattern, self.said())
+            if found:
+                return found.group(1)
+            time.sleep(0.02)
+        raise AssertionError("the server did not start: " + self.said())
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def open(self, method, path, body=None, headers=(), timeout=WAIT_S):
+        """The connection and its response, not read yet."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        given = dict(headers)
+        if self.key:
+            given["Authorization"] = "Bearer " + self.key
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode("utf-8")
+        connection.request(method, path, data, given)
+        return connection, connection.getresponse()
+
+    def call(self, method, path, body=None, headers=(), timeout=WAIT_S):
+        """(status, value of the JSON that came)"""
+        connection, response = self.open(method, path, body, headers, timeout)
+        with contextlib.closing(connection):
+            data = response.read()
+            return response.status, json.loads(data.decode("utf-8")) if data else None
+
+    def post(self, path, **body):
+        status, value = self.call("POST", path, body)
+        assert status == 200, (status, value)
+        return value
+
+    def stream(self, path, **body):
+        """The values of a stream's data, [DONE] as it is, and its comments."""
+        connection, response = self.open("POST", path, dict(body, stream=True))
+        with contextlib.closing(connection):
+            assert response.status == 200, response.read()
+            lines = response.read().decode("utf-8").split("\n\n")
+        data = [line[len("data: "):] for line in lines if line.startswith("data: ")]
+        assert data[-1] == "[DONE]" and lines[-1] == ""
+        return [json.loads(each) for each in data[:-1]], [line for line in lines if line.startswith(":")]
+
+    def rss_kb(self):
+        with open(f"/proc/{self.process.pid}/status") as file:
+            return int(re.search(r"VmRSS:\s*(\d+)", file.read()).group(1))
+
+    def close(self, number=signal.SIGTERM):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(WAIT_S)
+        self.log.close()
+        return code
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
