@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from shape_analysis import analyse, picture, table
+from shape_analysis import analyse, layers, picture, table
 from shape_designs import plan
 from write_record import with_this, write_record
 
@@ -46,12 +46,14 @@ RUNS, PILOTS, TOKENIZER, IDENTITY = "runs.jsonl", "pilot.jsonl", "tokenizer.json
 
 
 class Recipe(NamedTuple):
-    """`rate`: AdamW's for embedding, norms and a matrix of `rate_width` inputs; for others it goes by 1 / inputs."""
+    """`rate`: AdamW's for embedding, norms, and matrices of `rate_width` inputs in `rate_layers` layers; for others it
+    goes by 1 / inputs and by 1 / sqrt(layers)."""
 
     tokens: int = 2_560_000  # 20 for each weight of set a
     batch: int = 8
     rate: float = 4e-3  # the pilot's and `run`'s own in its place
     rate_width: int = 64
+    rate_layers: int = 4
     warmup: int = 50  # steps; then the rate is constant
     weight_decay: float = 0.1
     embedding_std: float = 0.06
@@ -132,9 +134,11 @@ def initial(arch, seed, recipe):
 
 
 def optimiser(model, recipe):
+    deep = (recipe.rate_layers / layers(model.config.architecture)) ** 0.5
+
     def group(name, weight):
         hidden = weight.ndim == 2 and name != "embed_tokens.weight"
-        rate = recipe.rate * (recipe.rate_width / weight.shape[1] if hidden else 1)
+        rate = recipe.rate * (deep * recipe.rate_width / weight.shape[1] if hidden else 1)
         return {"params": [weight], "lr": rate, "peak": rate, "weight_decay": recipe.weight_decay * (weight.ndim == 2)}
 
     groups = [group(name, weight) for name, weight in model.named_parameters()]

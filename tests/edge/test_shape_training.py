@@ -63,7 +63,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_losses(tmp_path):
         torch.set_num_threads(threads)
 
 
-def test_initial_weights_and_rates_go_by_the_inputs():
+def test_initial_weights_and_rates_go_by_inputs_and_layers():
     arch = Architecture(blocks=(Block(width=128, ffn_ratio=4, depth=3),), vocab=64, head_size=16, context=32)
     recipe = shape_training.Recipe()
     model = shape_training.initial(arch, 0, recipe)
@@ -73,7 +73,8 @@ def test_initial_weights_and_rates_go_by_the_inputs():
     up, down = "blocks.0.layers.0.up.weight", "blocks.0.layers.0.down.weight"
     assert float(weights[up].std()) == pytest.approx(128**-0.5, rel=0.02)
     assert float(weights[down].std()) == pytest.approx(512**-0.5 / 6**0.5, rel=0.02)
-    assert rates[up] == recipe.rate / 2 and rates[down] == recipe.rate / 8
+    deep = (4 / 3) ** 0.5
+    assert rates[up] == pytest.approx(recipe.rate * deep / 2) and rates[down] == pytest.approx(recipe.rate * deep / 8)
     assert rates["embed_tokens.weight"] == rates["norm.weight"] == recipe.rate
 
 
