@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from merino_edge.cli.options import AcceptNew, Json, PrefillThreads, Root, Ssh, Threads, with_sampling
-from merino_runtime.sampling import Sampling
+from merino_runtime.sampling import Sampling, options_of
 
 
 class Overflow(StrEnum):
@@ -59,7 +59,7 @@ def generate(
 
         refuse_local(cache=cache)
         options = words_of(
-            n=max_new_tokens, **sampling._asdict(), overflow=overflow.value, ignore_eos=ignore_eos,
+            n=max_new_tokens, **options_of(sampling), overflow=overflow.value, ignore_eos=ignore_eos,
             allow_slow=allow_slow, t=threads, prefill_threads=prefill_threads, json=as_json,
         ) + [f"--stop={each}" for each in stop or ()]  # fmt: skip
         raise typer.Exit(generate_there(ssh, accept_new, root, bundle, prompt, options))
@@ -103,7 +103,7 @@ def chat(
         from merino_edge.cli.over_ssh import chat_there, words_of
 
         options = words_of(
-            system=system, no_think=no_think, n=max_new_tokens, **sampling._asdict(), allow_slow=allow_slow,
+            system=system, no_think=no_think, n=max_new_tokens, **options_of(sampling), allow_slow=allow_slow,
             overflow=overflow.value, t=threads, prefill_threads=prefill_threads,
         )  # fmt: skip
         raise typer.Exit(chat_there(ssh, accept_new, root, bundle, options, as_json))

@@ -2,7 +2,7 @@
 
 `generation.sampler` applies them.
 """
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 from merino_runtime.errors import MerinoError
 
@@ -29,6 +29,11 @@ OPTIONS: Tuple[Tuple[str, type, str], ...] = (
     ("repetition_penalty", float, "penalty on tokens that occurred; 1: off"),
     ("seed", int, "random seed; default: a random one"),
 )
+
+
+def options_of(sampling: Sampling) -> Dict[str, Any]:
+    """What a command line gives of it, by name."""
+    return {name: getattr(sampling, name) for name, _, _ in OPTIONS}
 
 
 def check_sampling(sampling: Sampling) -> None:
