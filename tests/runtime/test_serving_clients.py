@@ -73,3 +73,43 @@ def test_langchain(server):
     answer = chat.invoke([("system", "You count sacks."), ("human", "How many?")])
     assert answer.content and answer.usage_metadata["output_tokens"] <= 6
     assert "".join(chunk.content for chunk in chat.stream("How many?"))
+
+
+def test_the_ollama_client(server):
+    client = pytest.importorskip("ollama").Client(host=server.url)
+    (model,) = client.list().models
+    assert model.digest and client.show(model.model).modelinfo and client.ps().models[0].context_length == 2048
+    usual = {"model": f"{model.model}:latest", "options": {"num_predict": 6, "temperature": 0, "num_ctx": 8192},
+             "keep_alive": -1}
+    whole = client.chat(messages=TALK, **usual)
+    assert whole.done and whole.eval_count <= 6 and whole.prompt_eval_count > 0
+    parts = list(client.chat(messages=TALK, stream=True, **usual))
+    assert "".join(part.message.content for part in parts) == whole.message.content
+    assert [part.done for part in parts[-2:]] == [False, True]
+    call = {"function": {"name": "weather", "arguments": {"city": "Ulm"}}}
+    again = [*TALK, {"role": "assistant", "tool_calls": [call]},
+             {"role": "tool", "content": "grey", "tool_name": "weather"}]
+    assert client.chat(messages=again, tools=[WEATHER], **usual).done
+    assert client.generate(prompt="The mill", raw=True, **usual).response
+    assert client.generate(prompt="How many?", system="You count.", think=False, **usual).done
+    assert client.generate(model=model.model).done_reason == "load"
+    with pytest.raises(pytest.importorskip("ollama").ResponseError, match="no model"):
+        client.chat(model="llama9", messages=TALK)
+
+
+def test_prometheus_reads_the_metrics_and_people_the_stats(server):
+    parse = pytest.importorskip("prometheus_client.parser").text_string_to_metric_families
+    server.post("/v1/chat/completions", messages=TALK, max_tokens=4, temperature=0, ignore_eos=True)
+    connection, response = server.open("GET", "/metrics")
+    families = {family.name: family for family in parse(response.read().decode())}
+    connection.close()
+    for name in ("prompt_tokens", "prompt_seconds", "tokens_predicted", "tokens_predicted_seconds"):
+        (sample,) = families[f"llamacpp:{name}"].samples
+        assert sample.name.endswith("_total") and sample.value > 0
+    assert families["llamacpp:requests_processing"].samples[0].value == 0
+    for name in ("time_to_first_token", "inter_token_latency", "e2e_request_latency"):
+        family = families[f"vllm:{name}_seconds"]
+        values = {sample.name.rpartition("_")[2]: sample.value for sample in family.samples}  # the last bucket is +Inf
+        assert family.type == "histogram" and values["bucket"] == values["count"] > 0 and values["sum"] > 0
+    stats = server.call("GET", "/v1/stats")[1]
+    assert stats["decode_tok_s"] > 0 and stats["models"][0]["slots"][0]["tokens"] > 0

@@ -53,16 +53,20 @@ class Answering(Iterator[Event]):
             self._backend, ask.ids, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling,
             stop_ids=() if ask.ignore_eos else self._model.bundle.stop_ids, stream=self._stream,
             piece=lambda _: self._piece(), top=ask.top)
-        begun = False
+        begun, held = False, None  # a token whose log-probabilities follow it, unless it was forced
         for event in generation:
+            if held is not None:
+                yield Piece(held.id, held.text, event if isinstance(event, Likely) else None)
+                held = None
             if isinstance(event, Prefilled):
                 self.cached, begun = self.cached if begun or ask.echo else event.ids, True
                 yield Progress(event.ids, event.total)
             elif isinstance(event, Token):
                 self.ids.append(event.id)
-                likely = next(generation) if ask.top is not None else None
-                assert likely is None or isinstance(likely, Likely)
-                yield Piece(event.id, event.text, likely)
+                if ask.top is None:
+                    yield Piece(event.id, event.text)
+                else:
+                    held = event
             elif isinstance(event, Done):
                 yield self._ended(REASONS.get(event.stop_reason, event.stop_reason), event)
 

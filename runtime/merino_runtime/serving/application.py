@@ -5,9 +5,10 @@ import sys
 import traceback
 from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
+from merino_runtime import __version__
 from merino_runtime.errors import MerinoError
 from merino_runtime.sampling import Sampling
-from merino_runtime.serving import fields, models, openai_answers, openai_requests
+from merino_runtime.serving import fields, metrics, models, ollama, openai_answers, openai_requests
 from merino_runtime.serving.asks import (
     FAULT,
     FORBIDDEN,
@@ -26,6 +27,9 @@ from merino_runtime.serving.scheduler import Job, Scheduler
 JSON = "application/json"
 PUBLIC = ("/", "/health", "/v1/health")  # without a key
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+Deliver = Callable[[int, Event], None]  # the place of a prompt, and an event of its answer
 
 
 class Request(NamedTuple):
@@ -56,12 +60,12 @@ class UnderWay:
     `take`, which returns what a stream writes then."""
 
     def __init__(self, scheduler: Scheduler, model: Model, asks: Sequence[Any], answer: Any,
-                 deliver: Callable[[int, Event], None]) -> None:
+                 deliver: Deliver) -> None:
         self._scheduler, self._model, self._answer = scheduler, model, answer
         self.jobs = [self._job(place, ask, deliver) for place, ask in enumerate(asks)]
         self.stream, self.content_type = answer.stream, answer.content_type
 
-    def _job(self, place: int, ask: Any, deliver: Callable[[int, Event], None]) -> Job:
+    def _job(self, place: int, ask: Any, deliver: Deliver) -> Job:
         return Job(ask, self._model.served, lambda event: deliver(place, event))
 
     @property
@@ -97,12 +101,17 @@ Handled = Union[Response, UnderWay]
 class Application:
     def __init__(self, known: Dict[str, Model], settings: Settings, page: Optional[Response] = None) -> None:
         self.models, self.settings = known, settings
-        self.scheduler = Scheduler(settings.most_waiting)
+        self.metrics = metrics.Metrics()
+        self.scheduler = Scheduler(settings.most_waiting, self.metrics.watch)
         self.ready = False
         self._routes: Dict[str, Dict[str, Callable[..., Handled]]] = {
             "/health": {"GET": self._health}, "/v1/health": {"GET": self._health},
             "/v1/models": {"GET": self._listed},
             "/v1/chat/completions": {"POST": self._chat}, "/v1/completions": {"POST": self._completions},
+            "/metrics": {"GET": self._metrics}, "/v1/stats": {"GET": self._stats},
+            "/api/version": {"GET": lambda *_: _json({"version": __version__})}, "/api/tags": {"GET": self._tags},
+            "/api/ps": {"GET": self._running}, "/api/show": {"POST": self._show}, "/api/pull": {"POST": self._pull},
+            "/api/chat": {"POST": self._ollama_chat}, "/api/generate": {"POST": self._ollama_generate},
         }
         if page:
             self._routes["/"] = {"GET": lambda *_: page}
@@ -114,9 +123,9 @@ class Application:
         self.ready = True
         self.scheduler.run()
 
-    def handle(self, request: Request, deliver: Callable[[int, Event], None]) -> Handled:
+    def handle(self, request: Request, deliver: Deliver) -> Handled:
         """deliver: gets the events of an answer, with the place of its prompt, from another thread. Raises nothing."""
-        error_of = openai_answers.error_of
+        error_of = ollama.error_of if request.path.startswith("/api/") else openai_answers.error_of
         try:
             return self._handled(request, deliver)
         except RefusedError as refusal:
@@ -127,7 +136,7 @@ class Application:
             traceback.print_exc(file=sys.stderr)
             return refused(RefusedError("the server failed at this request; its log says how.", FAULT), error_of)
 
-    def _handled(self, request: Request, deliver: Callable[[int, Event], None]) -> Handled:
+    def _handled(self, request: Request, deliver: Deliver) -> Handled:
         self._check_origin(request)
         path = request.path.rstrip("/") or "/"
         methods = self._routes.get(path) or self._routes.get("/v1" + path)
@@ -175,20 +184,61 @@ class Application:
     def _listed(self, *_: Any) -> Response:
         return _json({"object": "list", "data": models.listed(self.models)})
 
-    def _chat(self, request: Request, deliver: Callable[[int, Event], None]) -> Handled:
+    def _chat(self, request: Request, deliver: Deliver) -> Handled:
         return self._openai(request, deliver, openai_requests.chat_of)
 
-    def _completions(self, request: Request, deliver: Callable[[int, Event], None]) -> Handled:
+    def _completions(self, request: Request, deliver: Deliver) -> Handled:
         return self._openai(request, deliver, openai_requests.completions_of)
 
-    def _openai(self, request: Request, deliver: Callable[[int, Event], None], read: Callable[..., Any]) -> Handled:
+    def _openai(self, request: Request, deliver: Deliver, read: Callable[..., Any]) -> Handled:
         body = fields.body_of(request.body)
         model = models.model_of(self.models, fields.text(body, "model", ""))
         asks, wanted = read(body, model.prompts, self._limits(model), self._client(request))
         answer = openai_answers.Answer(wanted._replace(model=model.name), len(asks), model.served.model.tokenizer)
         return self._started(model, asks, answer, deliver)
 
-    def _started(self, model: Model, asks: Sequence[Any], answer: Any, deliver: Callable[[int, Event], None]
+    def _tags(self, *_: Any) -> Response:
+        return _json({"models": [ollama.tag_of(model) for model in self.models.values()]})
+
+    def _running(self, *_: Any) -> Response:
+        return _json({"models": [ollama.running(model) for model in self.models.values() if model.served]})
+
+    def _show(self, request: Request, *_: Any) -> Response:
+        body = fields.body_of(request.body)
+        return _json(ollama.shown(self._named(body)))
+
+    def _pull(self, request: Request, *_: Any) -> Response:
+        """Nothing is fetched: a model that is served is there, any other one is unknown."""
+        self._named(fields.body_of(request.body))
+        return _json({"status": "success"})
+
+    def _named(self, body: fields.Body) -> Model:
+        """Ollama's older clients call the field `name`."""
+        return models.model_of(self.models, fields.text(body, "model") or fields.text(body, "name", ""))
+
+    def _ollama_chat(self, request: Request, deliver: Deliver) -> Handled:
+        return self._ollama(request, deliver, ollama.chat_of, "messages")
+
+    def _ollama_generate(self, request: Request, deliver: Deliver) -> Handled:
+        return self._ollama(request, deliver, ollama.generate_of, "prompt")
+
+    def _ollama(self, request: Request, deliver: Deliver, read: Callable[..., Any], given: str) -> Handled:
+        body = fields.body_of(request.body)
+        model = self._named(body)
+        if not body.get(given):
+            return _json(ollama.loaded(model.name, given == "messages"))
+        ask, told = read(body, model.prompts, self._limits(model), self._client(request))
+        return self._started(model, [ask], ollama.Answer(told._replace(model=model.name), model), deliver)
+
+    def _metrics(self, *_: Any) -> Response:
+        text = self.metrics.text(len(self.scheduler.running), len(self.scheduler.waiting))
+        return Response(200, text.encode("utf-8"), metrics.CONTENT_TYPE)
+
+    def _stats(self, *_: Any) -> Response:
+        return _json(dict(self.metrics.stats(), running=len(self.scheduler.running),
+                          waiting=len(self.scheduler.waiting), models=metrics.of_models(self.models)))
+
+    def _started(self, model: Model, asks: Sequence[Any], answer: Any, deliver: Deliver
                  ) -> UnderWay:
         under_way = UnderWay(self.scheduler, model, asks, answer, deliver)
         self.scheduler.submit(under_way.jobs)

@@ -1,0 +1,202 @@
+"""Ollama's interface: bodies as asks, answers as lines of JSON. Its options have other names, its tools' arguments are
+objects, and its times are nanoseconds."""
+import datetime
+import hashlib
+import json
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+from merino_runtime.serving import fields
+from merino_runtime.serving.asks import Ask, Event, Progress, RefusedError
+from merino_runtime.serving.choice import Call, Choice, Said
+from merino_runtime.serving.fields import Body
+from merino_runtime.serving.models import Model
+from merino_runtime.serving.openai_requests import LARGEST, Limits, ask_of, messages_of, tools_of
+from merino_runtime.serving.prompts import Prompts
+
+Json = Dict[str, Any]
+REASONS = {"stop": "stop", "cancelled": "stop"}  # all others are `length`
+RENAMED = {"repeat_penalty": "repetition_penalty"}
+
+
+class Told(NamedTuple):
+    """How the answer is told."""
+    model: str
+    stream: bool
+    chat: bool
+    tools: bool = False
+    thinks: bool = False
+    shows_thinking: bool = True
+
+
+def error_of(refusal: RefusedError) -> Json:
+    return {"error": str(refusal)}
+
+
+def options_of(body: Body) -> Body:
+    """The `options` under the names that OpenAI's fields have. -1 and -2 of num_predict: as many as fit."""
+    found = {RENAMED.get(name, name): value for name, value in fields.an_object(body, "options").items()}
+    if isinstance(found.get("num_predict"), (int, float)) and found["num_predict"] < 0:
+        del found["num_predict"]
+    if found.get("seed") == 0:  # Ollama's default, which is none
+        del found["seed"]
+    for name in ("priority", "max_seconds", "tools", "messages"):
+        if name in body:
+            found[name] = body[name]
+    return found
+
+
+def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[Ask, Told]:
+    body = dict(body, messages=[_with_ids(each) for each in fields.a_list(body, "messages")])
+    tools = tools_of(body)
+    think = body.get("think")
+    prompt = prompts.of_messages(messages_of(body), tools, no_think=think is False)
+    return _ask(body, prompt.ids, limits, client, begins=True), Told(
+        "", fields.flag(body, "stream", True), True, bool(tools), prompt.thinks, think is not False)
+
+
+def generate_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[Ask, Told]:
+    """By the chat template, as Ollama does, unless `raw` is set or the model has none."""
+    text = fields.text(body, "prompt", "")
+    stream, think = fields.flag(body, "stream", True), body.get("think")
+    if fields.flag(body, "raw") or not prompts.talks:
+        if not text:
+            raise RefusedError("the prompt is empty. Give at least one character.", param="prompt")
+        return _ask(body, prompts.of_text(text), limits, client), Told("", stream, False)
+    system = fields.text(body, "system", "")
+    talk = [{"role": "system", "content": system}] if system else []
+    prompt = prompts.of_messages([*talk, {"role": "user", "content": text}], no_think=think is False)
+    return _ask(body, prompt.ids, limits, client, begins=True), Told(
+        "", stream, False, thinks=prompt.thinks, shows_thinking=think is not False)
+
+
+def _ask(body: Body, ids: Tuple[int, ...], limits: Limits, client: str, **more: Any) -> Ask:
+    options = options_of(body)
+    most = fields.integer(options, "num_predict", None, 1, LARGEST)
+    return ask_of(options, ids, limits, client, most, **more)
+
+
+def _with_ids(message: Any) -> Any:
+    """Ollama's messages name the tool, not the call."""
+    if isinstance(message, dict) and message.get("images"):
+        raise RefusedError("messages have images; this model reads text alone.", param="messages")
+    return message
+
+
+class Answer:
+    content_type = "application/x-ndjson"
+    error_of = staticmethod(error_of)
+
+    def __init__(self, told: Told, model: Model) -> None:
+        self.told, self.stream, self._model = told, told.stream, model
+        self.choices = [Choice(talk=told.chat or told.thinks, thinks=told.thinks, tools=told.tools)]
+
+    @property
+    def over(self) -> bool:
+        return bool(self.choices[0].reason)
+
+    @property
+    def refusal(self) -> Optional[RefusedError]:
+        return self.choices[0].refusal
+
+    def take(self, _: int, event: Event) -> bytes:
+        choice = self.choices[0]
+        if self.over:
+            return b""
+        deltas = choice.take(event)
+        if not self.stream or isinstance(event, Progress):
+            return b""
+        if choice.refusal:
+            return _line(error_of(choice.refusal))
+        lines = [self._said(delta) for delta in deltas]
+        if choice.reason:
+            lines.append(self._last("", "", []))
+        return b"".join(map(_line, lines))
+
+    def whole(self) -> Json:
+        choice = self.choices[0]
+        return self._last(choice.content, choice.thinking, choice.calls)
+
+    def _said(self, delta: Any) -> Json:
+        if isinstance(delta, Call):
+            return self._part("", "", [delta])
+        assert isinstance(delta, Said)
+        return self._part("" if delta.thinking else delta.text, delta.text if delta.thinking else "", [])
+
+    def _part(self, content: str, thinking: str, calls: List[Call], done: bool = False) -> Json:
+        head: Json = {"model": self.told.model, "created_at": _now()}
+        if not self.told.chat:
+            found = dict(head, response=content, done=done)
+            return dict(found, thinking=thinking) if thinking else found
+        message: Json = {"role": "assistant", "content": content}
+        if thinking and self.told.shows_thinking:
+            message["thinking"] = thinking
+        if calls:
+            message["tool_calls"] = [{"function": {"index": place, "name": call.name, "arguments": call.arguments}}
+                                     for place, call in enumerate(calls)]
+        return dict(head, message=message, done=done)
+
+    def _last(self, content: str, thinking: str, calls: List[Call]) -> Json:
+        choice = self.choices[0]
+        found = dict(self._part(content, thinking, calls, done=True),
+                     done_reason=REASONS.get(choice.reason or "", "length"))
+        used = choice.used
+        if used is not None:
+            found.update(total_duration=_ns(used.total_ms), load_duration=0, prompt_eval_count=used.prompt_tokens,
+                         prompt_eval_duration=_ns(used.prefill_ms), eval_count=used.tokens,
+                         eval_duration=_ns(used.decode_ms))
+            found.update({name: value for name, value in (("energy", used.energy), ("thermal", used.thermal)) if value})
+        return found
+
+
+def loaded(model: str, chat: bool) -> Json:
+    """The answer to a request without a prompt, which asks to load a model."""
+    head: Json = {"model": model, "created_at": _now(), "done": True, "done_reason": "load"}
+    return dict(head, message={"role": "assistant", "content": ""}) if chat else dict(head, response="")
+
+
+def tag_of(model: Model) -> Json:
+    """As /api/tags lists it."""
+    bundle = model.bundle
+    digest = hashlib.sha256("".join(file.sha256 for file in bundle.files).encode("ascii")).hexdigest()
+    modified = _time(datetime.datetime.fromtimestamp(model.modified_s, datetime.timezone.utc))
+    return {"name": model.name, "model": model.name, "modified_at": modified, "digest": digest,
+            "size": sum(file.bytes for file in bundle.files), "details": details_of(model)}
+
+
+def details_of(model: Model) -> Json:
+    bundle = model.bundle
+    return {"parent_model": "", "format": "onnx", "family": bundle.family, "families": [bundle.family],
+            "parameter_size": f"{bundle.params / 1e6:.1f}M", "quantization_level": bundle.precision}
+
+
+def shown(model: Model) -> Json:
+    """As /api/show has it."""
+    bundle = model.bundle
+    able = ["completion"] + (["tools"] if bundle.chat else [])
+    return {"details": details_of(model), "capabilities": able, "template": "", "parameters": "", "license": "",
+            "modelfile": "", "modified_at": tag_of(model)["modified_at"],
+            "model_info": {"general.architecture": bundle.family, "general.parameter_count": bundle.params,
+                           f"{bundle.family}.context_length": bundle.context}}
+
+
+def running(model: Model) -> Json:
+    """As /api/ps lists it."""
+    tag = tag_of(model)
+    return dict({name: tag[name] for name in ("name", "model", "size", "digest", "details")},
+                expires_at="9999-12-31T23:59:59Z", size_vram=0, context_length=model.bundle.context)
+
+
+def _now() -> str:
+    return _time(datetime.datetime.now(datetime.timezone.utc))
+
+
+def _time(moment: datetime.datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _ns(milliseconds: float) -> int:
+    return int(milliseconds * 1e6)
+
+
+def _line(value: Json) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n"
