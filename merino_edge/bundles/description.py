@@ -100,13 +100,14 @@ class ModelFacts(NamedTuple):
 
 class GraphFormat(NamedTuple):
     """How the model was exported. `context`: KV slots, in tokens. `core`: see `families.operators.core_of`. `kv`: the
-    format of the cache; None: that of the activations."""
+    format of the cache; None: that of the activations. `all_logits`: the graph returns those of all positions."""
 
     precision: str
     dialect: str
     context: int
     core: Core | None = None
     kv: str | None = None
+    all_logits: bool = False
 
     @property
     def min_version(self) -> str:
@@ -165,9 +166,11 @@ def describe(
 
 
 def backends_of(form: GraphFormat, windowed: bool = False) -> tuple[BackendNeed, ...]:
-    """What can run such a graph, the preferred backend first. TensorRT takes standard operators on floats."""
+    """What can run such a graph, the preferred backend first. TensorRT takes standard operators on floats, and its
+    backend takes the logits of one position."""
     oldest = max(form.min_version, WINDOWED_VERSION, key=version_tuple) if windowed else form.min_version
-    on_gpu = (TENSORRT,) if form.dialect == "portable" and form.precision in ("fp32", "fp16") else ()
+    plain = form.dialect == "portable" and form.precision in ("fp32", "fp16") and not form.all_logits
+    on_gpu = (TENSORRT,) if plain else ()
     return (BackendNeed("onnxruntime", oldest, REFUSED_VERSIONS), *on_gpu)
 
 

@@ -24,6 +24,7 @@ from merino_edge.cli import records as cli_records
 from merino_edge.cli import text as cli_text
 from merino_edge.cli.deliver import check
 from merino_edge.cli.design import design
+from merino_edge.cli.evaluate import evaluate
 from merino_edge.cli.export import export
 from merino_edge.cli.flash import flash
 from merino_edge.cli.options import HOST, AcceptNew, Backend, Device, Json, Root, Ssh
@@ -209,6 +210,7 @@ def bench(
 app.command()(flash)
 app.command()(check)
 app.command()(score)
+app.command("eval")(evaluate)
 app.command()(cli_records.compare)
 app.command()(cli_records.report)
 app.command()(cli_deliver.keygen)

@@ -45,6 +45,10 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="allow random weights to replace trained ones")
     ] = False,
+    all_logits: Annotated[
+        bool, typer.Option("--all-logits", help="return the logits of all positions: `eval` then scores a text in one"
+                           " prefill, and the head takes its time for each token of a prompt")
+    ] = False,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="leave out the model's chat template")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="list the quantisation error of each matrix")
@@ -59,6 +63,7 @@ def export(
     request = ExportRequest(
         precision=precision, board=board(board_name, say) if board_name else None, dialect=dialect, kv=kv,
         context=context, calibration=calibrate, text=text, chat=not no_chat, overwrite=overwrite,
+        all_logits=all_logits,
     )  # fmt: skip
     with working(f"exporting {source}"):
         done = export_named(source, out, request, weights, say)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from merino_bench.harness.pairs import LEVEL
+from merino_bench.harness.record import format_words
 from merino_bench.harness.render import marks_explained, ratio_words
 from merino_edge.cli.tables import Column, Table, show
 from merino_edge.cli.terminal import put
@@ -15,6 +16,7 @@ from merino_runtime.io.visible import visible
 if TYPE_CHECKING:  # loads scipy, which `export` and its refusals do not need
     from merino_edge.delivery.ssh.flash import Flashed
     from merino_edge.records.compare import Comparison
+    from merino_edge.records.evaluation import Evaluation
 
 
 def matrix_table(matrices: Sequence[MatrixError]) -> Table:
@@ -192,3 +194,29 @@ def _row(one: "Flashed") -> list[str]:
         known = f"{measured[what]:,.1f}" if what in measured else "-"
         speeds.append(f"{known}, {predicted[what]:,.1f}" if what in predicted else f"{known}, -")
     return [one.host, visible(one.facts.model) if one.facts else "-", installed, "ok" if one.tested else "-", *speeds]
+
+
+def evaluation_table(rows: "Sequence[Evaluation]") -> Table:
+    """A row per metric."""
+    cells = [
+        [
+            each.model, format_words(each.precision, each.dialect, each.kv), each.task, name, f"{metric.value:.4g}",
+            uncertainty(metric), f"{each.items:,} of {each.of_items:,}", f"{each.truncated:,}",
+        ]
+        for each in rows for name, metric in each.metrics.items()
+    ]
+    named, titles = ("format", "task", "metric"), ("value", "±", "items", "cut")
+    return Table(
+        columns=[Column("model", left=True, wraps=True), *(Column(each, left=True) for each in named),
+                 *map(Column, titles)],
+        rows=cells, title="Scores",
+        below=["±: standard error over items, or a 95 % interval over the documents of a text. cut: requests that were"
+               " longer than the context and lost their beginning"],
+        dropped=["cut", "items"],
+    )  # fmt: skip
+
+
+def uncertainty(metric: Any) -> str:
+    if metric.interval is not None:
+        return f"{metric.interval[0]:.4g} to {metric.interval[1]:.4g}"
+    return "-" if metric.stderr is None else f"{metric.stderr:.2g}"

@@ -34,7 +34,7 @@ def compare(
 
 
 def report(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="records, JSON or JSON lines")],
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="records of `bench` or `eval`")],
     out: Annotated[Path | None, typer.Option("-o", help="output path of one self-contained HTML file")] = None,
     md: Annotated[bool, typer.Option("--md", help="print a Markdown summary, for a pull request")] = False,
     device: Annotated[str | None, typer.Option(help="board to show predictions for, beside the measurements")] = None,
@@ -42,7 +42,7 @@ def report(
     """Records as one HTML page with charts and tables, or, with --md, as Markdown on stdout."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.terminal import save, say
-    from merino_edge.records.reading import read_records
+    from merino_edge.records.reading import read_all
     from merino_edge.report.page import markdown, page
     from merino_edge.report.summary import summarise
     from merino_edge.storage.atomic import check_file, check_keeps
@@ -52,7 +52,8 @@ def report(
     if out is not None:
         check_keeps(out, [*results, *([Path(device)] if device else [])])
         check_file(out)
-    summary = summarise(read_records(results, say), board(device, say) if device else None)
+    records, evaluations = read_all(results, say)
+    summary = summarise(records, board(device, say) if device else None, evaluations)
     free = save(out, page(summary)) if out else True
     if md and free:
         print(markdown(summary), end="")

@@ -6,6 +6,7 @@ rich is imported when something is drawn, so that commands which draw nothing an
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,15 +75,15 @@ def bench_progress() -> "Iterator[Progress | None]":
 
 
 @contextmanager
-def training_progress() -> "Iterator[Progress]":
-    """A bar on stderr; without a terminal a line at each tenth of the steps."""
-    with counting() as tell:
-        yield tell or tenths
+def counted_progress(unit: str = "step", *, again: bool = False) -> "Iterator[Progress]":
+    """A bar on stderr; without a terminal a line at each tenth of the units. `again`: the count begins several times."""
+    with counting(ends=not again) as tell:
+        yield tell or partial(tenths, unit)
 
 
 @contextmanager
-def counting(auto_refresh: bool = True) -> "Iterator[Progress | None]":
-    """A bar on stderr with the count of what is done, until all is; None without a terminal."""
+def counting(auto_refresh: bool = True, ends: bool = True) -> "Iterator[Progress | None]":
+    """A bar on stderr with the count of what is done, which `ends` when all is; None without a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
@@ -96,7 +97,7 @@ def counting(auto_refresh: bool = True) -> "Iterator[Progress | None]":
 
         def tell(done: int, total: int, what: str) -> None:
             bar.update(task, completed=done, total=total, description=what, refresh=not auto_refresh)
-            if done >= total:
+            if ends and done >= total:
                 bar.stop()  # results are printed next
 
         yield tell
@@ -146,6 +147,6 @@ def boards_progress() -> Iterator[Callable[[str, str, int, int], None]]:
         yield tell
 
 
-def tenths(done: int, total: int, what: str) -> None:
+def tenths(unit: str, done: int, total: int, what: str) -> None:
     if done % max(1, total // 10) == 0:
-        say(f"step {done:,} of {total:,}: {what}")
+        say(f"{unit} {done:,} of {total:,}: {what}")

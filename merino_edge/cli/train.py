@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from merino_edge.cli.terminal import put, say, training_progress
+from merino_edge.cli.terminal import counted_progress, put, say
 from merino_runtime.errors import MerinoError
 
 
@@ -66,7 +66,7 @@ def train(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # one for each saved state
-    with training_progress() as progress:
+    with counted_progress() as progress:
         record = run(
             arch, data, out, recipe=recipe, name=model_name(design_file, plan),
             design=plan if isinstance(plan, Design) else None, tokenizer_file=tokenizer, held_out=held_out or (),

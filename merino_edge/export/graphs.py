@@ -26,8 +26,10 @@ def build_graph(
     a quantised cache, in the order of torch's model."""
     weights = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
     scales = scales.in_order(key_order_of(source.arch)) if scales else None
-    dialect = dialect_of(form)
-    return geometry_graph(dialect, source.arch, weights, form.context, form.precision, source.blocks, hessians, scales)
+    return geometry_graph(
+        dialect_of(form), source.arch, weights, form.context, form.precision, source.blocks, hessians, scales,
+        form.all_logits,
+    )  # fmt: skip
 
 
 def dialect_of(form: GraphFormat) -> Dialect:
@@ -39,12 +41,12 @@ def dialect_of(form: GraphFormat) -> Dialect:
 def geometry_graph(
     dialect: Dialect, arch: Geometry, weights: Weights, context: int, precision: str,
     blocks: BlockSource | None = None, hessians: Callable[[], Hessians] | None = None,
-    scales: CacheScales | None = None,
+    scales: CacheScales | None = None, all_logits: bool = False,
 ) -> Graph:  # fmt: skip
     """The graph of a geometry by its family's graph builder. `weights`: the state dict of its torch model."""
     kv_layers = [KvLayer(index, heads, size) for index, (heads, size) in enumerate(arch.kv_layers)]
     graph = dialect(GraphWeights(weights, layout_of(arch)), context, precision, blocks)
-    graph.hessians, graph.cache_scales = hessians, scales
+    graph.hessians, graph.cache_scales, graph.all_logits = hessians, scales, all_logits
     graph.begin_decoder(kv_layers)
     family_of(arch).build_graph(graph, arch)
     return graph

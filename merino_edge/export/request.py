@@ -48,6 +48,7 @@ class ExportRequest(NamedTuple):
             and the scales come from a text that the model generates.
         text: the bundle's perplexity is measured on it.
         chat: whether the bundle has the source's chat template.
+        all_logits: whether the graph returns the logits of all positions, so that one prefill scores a whole text.
         overwrite: whether random weights may replace trained ones.
     """
 
@@ -61,6 +62,7 @@ class ExportRequest(NamedTuple):
     text: Path | None = None
     chat: bool = True
     overwrite: bool = False
+    all_logits: bool = False
 
 
 class ChosenFormat(NamedTuple):

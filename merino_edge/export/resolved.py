@@ -44,7 +44,8 @@ class ResolvedExport(NamedTuple):
 def resolve(request: ExportRequest, source: Source, out: Path) -> ResolvedExport:
     """`request` names one precision, or none. Raises MerinoError for a request that is not possible."""
     precision, dialect, core, kv = chosen_format(request, source.design)
-    form = GraphFormat(precision, dialect, chosen_context(source, request.context), core, kv)
+    context = chosen_context(source, request.context)
+    form = GraphFormat(precision, dialect, context, core, kv, request.all_logits)
     check_replaces(source, out, request.overwrite)
     check_readable(source)
     template = source.chat if request.chat else None

@@ -102,7 +102,7 @@ class GraphOps(Protocol):
         """
 
     def last(self, x: str) -> str:
-        """The last position only; [1, 1, width]."""
+        """The last position only; [1, 1, width]. All of them in a graph that returns the logits of all."""
 
     def head(self, x: str, table: str) -> None:
         """The graph's output: logits [1, 1, vocab] of x [1, 1, width] against `table` [vocab, width], which is the

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from merino_edge.records.evaluation import Evaluation, is_evaluations, parse_evaluations
 from merino_edge.records.schema import Record
 from merino_edge.storage.faults import fault
 from merino_runtime.errors import MerinoError
@@ -46,6 +47,21 @@ def read_records(paths: Iterable[Path], say: Callable[[str], None] = lambda _: N
         listed = f" {shown[0]}" if len(shown) == 1 else "".join(f"\n  {each}" for each in shown)
         raise MerinoError(f"these are not benchmark records (`bench --save FILE` writes some), correct them:{listed}")
     return records
+
+
+def read_all(
+    paths: Iterable[Path], say: Callable[[str], None] = lambda _: None
+) -> tuple[list[Record], list[Evaluation]]:
+    """Rows of benchmarks, and of evaluations, each from files of their own. Raises MerinoError as `read_records`."""
+    measured: list[Path] = []
+    evaluations: list[Evaluation] = []
+    for path in paths:
+        text = read_text(str(path), JSON, REMEDY, LARGEST_BYTES)
+        if is_evaluations(text):
+            evaluations += parse_evaluations(text, path)
+        else:
+            measured.append(path)
+    return read_records(measured, say), evaluations
 
 
 def parse_records(text: str) -> tuple[list[Record], list[str], list[int]]:

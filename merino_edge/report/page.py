@@ -11,6 +11,7 @@ from markupsafe import Markup
 from merino_edge import __version__
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, percent
 from merino_edge.report import tables as words
+from merino_edge.report.knowledge import scores_table
 from merino_edge.report.page_charts import charts_of
 from merino_edge.report.series import engines_of
 from merino_edge.report.summary import Summary
@@ -33,7 +34,8 @@ def page(summary: Summary) -> str:
         engines=engines_of(summary.series), shapes=_shapes(summary),
         charts=[(one, [Markup(each) for each in one.drawings]) for one in charts_of(summary)],
         ratios=[table for table in (equal_table(summary), shipped_table(summary)) if table.rows],
-        records=records_table(summary), environments=[(one, environment_rows(one)) for one in summary.places],
+        scores=scores_table(summary.evaluations), records=records_table(summary),
+        environments=[(one, environment_rows(one)) for one in summary.places],
     ))  # fmt: skip
 
 
@@ -72,7 +74,8 @@ def markdown(summary: Summary) -> str:
     parts += [as_table(table) for table in (equal_table(summary, short=True), shipped_table(summary)) if table.rows]
     parts += [_predicted(summary)] if summary.predictions else []
     parts += [f"{text(words.unpredicted_words(summary))}."] if summary.unpredicted else []
-    parts.append(as_table(records_table(summary, short=True)))
+    parts += [as_table(scores_table(summary.evaluations))] if summary.evaluations else []
+    parts += [as_table(records_table(summary, short=True))] if summary.records else []
     parts += [f"- {text(row.bundle)} {row.test} failed: {text(row.failure or '')}" for row in summary.failed]
     for place in summary.places:
         facts = "; ".join(f"{name}: {value}" for name, value in environment_rows(place) if name != "Command")

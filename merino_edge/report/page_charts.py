@@ -21,6 +21,7 @@ from merino_edge.report.charts import (
     lines,
     scatter,
 )
+from merino_edge.report.knowledge import draw_front, front_points, knowing
 from merino_edge.report.series import REFERENCE, Series, engines_of
 from merino_edge.report.summary import Prediction, Summary
 from merino_edge.report.svg import as_markup, number
@@ -48,7 +49,7 @@ def charts_of(summary: Summary) -> list[Chart]:
     made = (
         speed_against_size(summary, colours), decode_against_cache(summary, colours),
         prefill_against_prompt(summary, colours), latency(summary, colours), memory(summary, colours),
-        ceiling(summary, colours), *predicted_against_measured(summary, colours),
+        ceiling(summary, colours), accuracy(summary, colours), *predicted_against_measured(summary, colours),
     )  # fmt: skip
     return [chart for chart in made if chart is not None]
 
@@ -138,6 +139,15 @@ def ceiling(summary: Summary, colours: dict[str, str]) -> Chart | None:
     if any((row.ceiling_share or 0) > 1 for _, row in chosen):
         note += " Above 100 %: the weights stayed in the CPU's cache, or memory was slower while it was probed."
     return _chart("ceiling", titles, note, summary.measured_on, bars, rows, 100)
+
+
+def accuracy(summary: Summary, colours: dict[str, str]) -> Chart | None:
+    found, tasks = knowing(summary.evaluations, summary.series)
+    points = front_points(found, lambda one: _class(one, colours))
+    listed = "; ".join(point.tip for point in points)
+    titles = Titles("Accuracy against decode time", listed, "ms per token", "accuracy, %")
+    note = f"Mean over {', '.join(tasks)}. The line joins what no other bundle beats in both."
+    return _chart("accuracy", titles, note, summary.measured_on, draw_front, points)
 
 
 def predicted_against_measured(summary: Summary, colours: dict[str, str]) -> list[Chart | None]:

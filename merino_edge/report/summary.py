@@ -9,6 +9,7 @@ from merino_edge.prediction.cost_model import Predicted, cost_model
 from merino_edge.prediction.intervals import Interval
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.records.evaluation import Evaluation
 from merino_edge.records.schema import Environment, Record
 from merino_edge.report.series import Against, Series, equal_ratios, headline_ratio, series_of, shipped_ratios
 from merino_runtime.io.board import MB as BYTES_PER_MB
@@ -160,6 +161,7 @@ class Summary:
     profile: DeviceProfile | None
     predictions: tuple[Prediction, ...]
     unpredicted: tuple[Unpredicted, ...]  # empty without a profile
+    evaluations: tuple[Evaluation, ...] = ()
 
     @property
     def boards(self) -> list[str]:
@@ -189,7 +191,9 @@ class Summary:
         return f"measured on {', '.join(self.boards) or 'no machine'}"
 
 
-def summarise(records: Sequence[Record], profile: DeviceProfile | None = None) -> Summary:
+def summarise(
+    records: Sequence[Record], profile: DeviceProfile | None = None, evaluations: Sequence[Evaluation] = ()
+) -> Summary:
     """profile: the board to predict for; None for no predictions."""
     series = series_of(records)
     equal = equal_ratios(series)
@@ -197,6 +201,7 @@ def summarise(records: Sequence[Record], profile: DeviceProfile | None = None) -
         tuple(records), tuple(series), tuple(equal), tuple(shipped_ratios(series)), headline_ratio(equal),
         tuple(parts for one in series if (parts := parts_of(one))), tuple(_places(records)), profile,
         tuple(predictions(series, profile)) if profile else (), tuple(unpredicted(series, profile)) if profile else (),
+        tuple(evaluations),
     )  # fmt: skip
 
 

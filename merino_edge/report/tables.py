@@ -18,6 +18,10 @@ def headline(summary: Summary) -> str:
         fewer = f" with {best.params_ratio:.1f}× fewer parameters" if (best.params_ratio or 0) > 1 else ""
         return f"{multiple(best.speed.value)} as fast as {REFERENCE}{fewer}"
     rows = [row for one in summary.series if (row := one.decode) and row.tok_s]
+    if not rows and summary.evaluations:
+        models = {(each.sha256, each.precision) for each in summary.evaluations}
+        tasks = {each.task for each in summary.evaluations}
+        return f"{len(models)} model{'s' * (len(models) > 1)} scored on {len(tasks)} task{'s' * (len(tasks) > 1)}"
     if not rows:
         return "No decode row"
     fastest = max(rows, key=lambda row: row.tok_s or 0)

@@ -27,6 +27,12 @@ def write_text(path: Path, text: str) -> None:
         outputs.write_output(str(path), text)
 
 
+def append_lines(path: Path, text: str) -> None:
+    """Append whole lines to `path`. Raises MerinoError where that fails."""
+    with parents_made(path):
+        outputs.append_output(str(path), text)
+
+
 @contextmanager
 def new_folder(path: Path, replaceable: Callable[[Path], bool], size_bytes: int = 0) -> Iterator[Path]:
     """Yields an empty folder. It takes the place of `path` when the body succeeds, and is removed when it fails.

@@ -43,18 +43,24 @@ def read_texts(paths: Sequence[Path], option: str = "--data") -> tuple[list[str]
     documents: list[str] = []
     files: list[TextFile] = []
     for path in paths:
-        try:
-            content = path.read_bytes()
-            text = content.decode("utf-8")
-        except OSError as error:
-            raise MerinoError(f"cannot read {path}: {error.strerror}. {option} takes plain text files") from error
-        except UnicodeDecodeError as error:
-            raise MerinoError(f"{option} {path} is not UTF-8 text (byte {error.start}): convert it first") from error
-        files.append(TextFile(name=path.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()))
+        text, file = read_file(path, option)
+        files.append(file)
         documents += [document.strip() for document in text.split(END_OF_TEXT) if document.strip()]
     if not documents:
         raise MerinoError(f"no text in {', '.join(map(str, paths))}: {option} takes plain text files")
     return documents, files
+
+
+def read_file(path: Path, option: str) -> tuple[str, TextFile]:
+    """The text of a UTF-8 file. Raises MerinoError where it cannot be read or decoded."""
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise MerinoError(f"cannot read {path}: {error.strerror}. {option} takes plain text files") from error
+    except UnicodeDecodeError as error:
+        raise MerinoError(f"{option} {path} is not UTF-8 text (byte {error.start}): convert it first") from error
+    return text, TextFile(name=path.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def read_documents(paths: Sequence[Path], option: str = "--data") -> list[str]:

@@ -4,7 +4,7 @@ What the board's runtime makes of a tokenizer.json is `merino_runtime.generation
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -79,6 +79,20 @@ def own_ids(tokenizer: Tokenizer) -> list[int]:
     """The special tokens that the tokenizer puts around a text, such as `<s>`; GPT-2's puts none."""
     empty = tokenizer.encode("")
     return [each for each, special in zip(empty.ids, empty.special_tokens_mask, strict=True) if special]
+
+
+def prefix_id(name: str, tokenizer: Tokenizer, tokens: Mapping[str, str], stop_ids: Sequence[int]) -> int:
+    """The token that stands before a text whose first token is scored: the one that the tokenizer itself puts there,
+    else the model's token for the beginning of a text, else one at which texts end. `tokens`: the special tokens of
+    its chat template. Raises MerinoError where there is none."""
+    own, begin = own_ids(tokenizer), tokenizer.token_to_id(tokens.get("bos_token") or "")
+    found = next((each for each in (*own[:1], begin, *stop_ids, end_id(tokenizer)) if each is not None), None)
+    if found is None:
+        raise MerinoError(
+            f"{name} has no token that stands before a text, so a text's first token cannot be scored: its tokenizer"
+            f" puts none there and has none of {', '.join(END_TOKENS)}. Take a tokenizer with such a token"
+        )
+    return found
 
 
 def separator(tokenizer: Tokenizer) -> list[int]:

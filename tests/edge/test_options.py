@@ -51,7 +51,7 @@ CALLS = [
     ("score", ["opt-125m", *PI], ["merino_edge.cli.score.costs_of"]),
     ("compare", ["r.json", "r.json"], ["merino_edge.records.compare.compare_files"]),
     ("report", ["r.json", "--md"],
-     ["merino_edge.storage.atomic.check_file", "merino_edge.records.reading.read_records"]),
+     ["merino_edge.storage.atomic.check_file", "merino_edge.records.reading.read_all"]),
     ("keygen", ["-o", "name"], ["merino_edge.delivery.keys.make_key"]),
     ("pack", ["embedded", "-o", "f.merino"], ["merino_edge.delivery.pack.pack"]),
     ("info", ["embedded"], ["merino_runtime.commands.run_info"]),

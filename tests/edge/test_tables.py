@@ -149,7 +149,7 @@ MARKUP = "[/home/x] :smile: [bold]12[/bold] 'a' https://x"  # rich would raise, 
 SHOWS = """
 import sys
 from merino_edge.cli import terminal
-for shown in (terminal.bench_progress(), terminal.training_progress()):
+for shown in (terminal.bench_progress(), terminal.counted_progress()):
     with shown as tell:
         tell(1, 4, sys.argv[1])
 with terminal.solving_progress(4) as tell:

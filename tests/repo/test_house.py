@@ -28,7 +28,7 @@ MAY_IMPORT = {
 # The rooms of each package from the top: a room imports from rooms further down, and from itself.
 ROOMS = {
     "merino_edge": [
-        "cli", "report", "benchmarking", "delivery", "export", "training", "bundles", "design", "records",
+        "cli", "report", "benchmarking", "evaluation", "delivery", "export", "training", "bundles", "design", "records",
         "calibration", "prediction", "families", "profiles", "text", "storage", "embedded",
     ],
     "merino_runtime": [
@@ -180,7 +180,7 @@ FILLERS = {
     "merino_edge.bundles.description", "merino_edge.export.onnx.graph",
     "merino_edge.export.export",  # the bundle that `--precision auto` chose
     "merino_edge.benchmarking.engine_models", "merino_edge.calibration.host",
-    "merino_edge.families.hugging_face", "merino_edge.training.run_folder",
+    "merino_edge.evaluation.tasks", "merino_edge.families.hugging_face", "merino_edge.training.run_folder",
     "merino_edge.training.train", "merino_bench.probe.graphs", "merino_bench.probe.memory", "merino_bench.probe.timing",
     "merino_bench.probe.gpu",
     "merino_runtime.delivery.archive",

@@ -73,8 +73,8 @@ def test_a_prefill_in_chunks_gives_what_one_piece_gives(bundle, backend, monkeyp
     lengths = []
     run = backend._run
     monkeypatch.setattr(onnx, "PREFILL_CHUNK_IDS", chunk)
-    monkeypatch.setattr(backend, "_run", lambda session, binding, new, part: (
-        lengths.append(part.shape[1]), run(session, binding, new, part))[1])
+    monkeypatch.setattr(backend, "_run", lambda session, binding, new, part, logits: (
+        lengths.append(part.shape[1]), run(session, binding, new, part, logits))[1])
     logits = backend.prefill(ids)
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
     assert logits.argmax() == expected.argmax() and backend.ids == ids
@@ -86,8 +86,8 @@ def test_old_fused_attention_gets_several_ids_into_an_empty_cache_only(bundle, b
     monkeypatch.setattr(onnx, "PREFILL_CHUNK_IDS", 3)
     lengths = []
     run = backend._run
-    monkeypatch.setattr(backend, "_run", lambda session, binding, new, part: (
-        lengths.append(part.shape[1]), run(session, binding, new, part))[1])
+    monkeypatch.setattr(backend, "_run", lambda session, binding, new, part, logits: (
+        lengths.append(part.shape[1]), run(session, binding, new, part, logits))[1])
     backend.prefill(IDS[:4])
     assert_close(backend.prefill(IDS[4:]), fresh(bundle, IDS))
     assert lengths == ([4, 1, 1, 1, 1] if bundle.dialect == "fused" else [3, 1, 3, 1])

@@ -234,17 +234,20 @@ class Fused(Graph):
         return self.node("Reshape", [self.norm(split, norm), self.integers(1, -1, heads * layer.head_size)])
 
     def last(self, x: str) -> str:
+        if self.all_logits:
+            return x
         return self.node("Gather", [x, self.integers(-1)], axis=1)
 
     def head(self, x: str, table: str) -> None:
-        self.output("logits", "float32", 1, 1, self.weights[table].shape[0])
         if self.form.grouped:
-            self.logits(self._grouped_matmul(x, table, self.quantized_table(table)))
+            logits = self._grouped_matmul(x, table, self.quantized_table(table))
         else:
-            self.logits(self._sliced_head(x, table))
+            logits = self._sliced_head(x, table)
+        self.logits(logits, self.weights[table].shape[0])
 
     def _sliced_head(self, x: str, table: str) -> str:
-        """Logits [1, 1, vocab] of x [1, 1, width] against a table [vocab, width] that is not quantised.
+        """Logits [1, T, vocab] of x [1, T, width], T = 1 without `all_logits`, against a table [vocab, width] that is
+        not quantised.
 
         ONNX Runtime packs a copy of each matrix for its kernels, and frees the original if no other operator reads
         it. The embedding reads the whole table, so the head has constants of its own over the same bytes of the file:
@@ -254,10 +257,11 @@ class Fused(Graph):
         self.decode_weight_bytes += rows.nbytes
         unit = PAGE // 4  # rows that fill whole pages, whatever the width
         count = max(1, HEAD_SLICE_BYTES // rows[0].nbytes // unit) * unit
-        row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
+        axis = self.integers(0 if self.all_logits else 1)
+        row = self.node("Squeeze", [x, axis])  # [T, width]
         parts = []
         for start in range(0, len(rows), count):
             piece = self.constant(f"{table}.{start}", rows[start : start + count])
-            logits = self.node("Gemm", [row, piece], transB=1)  # [1, count]
-            parts.append(self.node("Unsqueeze", [logits, self.integers(1)]))
+            logits = self.node("Gemm", [row, piece], transB=1)  # [T, count]
+            parts.append(self.node("Unsqueeze", [logits, axis]))
         return self.node("Concat", parts, axis=2) if len(parts) > 1 else parts[0]

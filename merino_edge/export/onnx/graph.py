@@ -55,6 +55,7 @@ class Graph:
             quantised by GPTQ, and counted in `calibrated`.
         exact: names of matrices that are taken over from the source without a second rounding.
         cache_scales: of a quantised KV cache; None: the cache is of type `real`. Set before `begin_decoder`.
+        all_logits: whether the graph returns the logits of all positions, and not of the last alone.
         note: what is said for people in the model's file.
         windowed: whether an attention operator has a window, which versions of ONNX Runtime count differently.
         decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
@@ -82,6 +83,7 @@ class Graph:
         self._weight_bytes: dict[int | str, int] = {}  # by address: two shapes of one array are one weight
         self.note = ""
         self.windowed = False
+        self.all_logits = False
         self.cache_scales: CacheScales | None = None
         self._rotary_names: dict[tuple[Rotary, int], tuple[str, str]] = {}
 
@@ -214,8 +216,10 @@ class Graph:
             return self.node("Slice", [x, self.integers(0), self.integers(following), self.integers(-1)])
         return self.node("Pad", [x, self.integers(0, 0, 0, 0, 0, following - width)])
 
-    def logits(self, x: str) -> None:
-        """Name x [1, 1, vocab] the graph's logits: float32 in every format, so that the host samples from one type."""
+    def logits(self, x: str, vocab: int) -> None:
+        """Make x [1, 1 or T, vocab] the graph's output `logits`: float32 in every format, so that the host samples
+        from one type."""
+        self.output("logits", "float32", 1, "sequence" if self.all_logits else 1, vocab)
         if self.real == "float32":
             self.node_into("Identity", [x], ["logits"])
         else:

@@ -87,5 +87,4 @@ class FusedNoDotprod(SignedCodes, Fused):
         return x
 
     def head(self, x: str, table: str) -> None:
-        self.output("logits", "float32", 1, 1, self.weights[table].shape[0])
-        self.logits(self._integer_matmul(x, *self._whole_table(table)))
+        self.logits(self._integer_matmul(x, *self._whole_table(table)), self.weights[table].shape[0])

@@ -220,22 +220,25 @@ class Portable(SignedCodes):
         return self.node("Slice", [weights, self.integers(start), self.integers(end), self.integers(3)])
 
     def last(self, x: str) -> str:
+        if self.all_logits:
+            return x
         return self.node("Slice", [x, self.integers(-1), self.integers(END), self.integers(1)])
 
     def head(self, x: str, table: str) -> None:
-        self.output("logits", "float32", 1, 1, self.weights[table].shape[0])
         if self.form.grouped:
-            codes, scales = self._whole_table(table)
-            self.logits(self._integer_matmul(x, codes, scales))
+            logits = self._integer_matmul(x, *self._whole_table(table))
         else:
-            self.logits(self._whole_head(x, table))
+            logits = self._whole_head(x, table)
+        self.logits(logits, self.weights[table].shape[0])
 
     def _whole_head(self, x: str, table: str) -> str:
-        """Logits [1, 1, vocab] of x [1, 1, width] against a table [vocab, width], the embedding's own constant.
+        """Logits [1, T, vocab] of x [1, T, width], T = 1 without `all_logits`, against a table [vocab, width], the
+        embedding's own constant.
 
         One product over one constant: TensorRT's parser refuses constants that overlap in the data file and differ in
         size, and version 8.2 copies each constant, so a second one would hold the table twice.
         """
-        row = self.node("Squeeze", [x, self.integers(1)])  # [1, width]
-        logits = self.node("Gemm", [row, self.weight(table)], transB=1)  # [1, vocab]
-        return self.node("Unsqueeze", [logits, self.integers(1)])
+        axis = self.integers(0 if self.all_logits else 1)
+        row = self.node("Squeeze", [x, axis])  # [T, width]
+        logits = self.node("Gemm", [row, self.weight(table)], transB=1)  # [T, vocab]
+        return self.node("Unsqueeze", [logits, axis])

@@ -1,5 +1,5 @@
 """The interface of every backend."""
-from typing import Dict, Iterable, List, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
@@ -39,6 +39,13 @@ class Backend:
     def step(self, token_id: int) -> np.ndarray:
         """Decode: adds one id to the cache -> logits [vocab]."""
         raise NotImplementedError
+
+    def logits_from(self, first: int, ids: Sequence[int]) -> Iterator[np.ndarray]:
+        """Adds ids [n] to the cache -> logits [m, vocab] after each of them from ids[first] on, as they are computed:
+        by a decode step each, or m at once where the graph returns the logits of all positions. They are a view."""
+        yield self.prefill(ids[:first + 1])[None]
+        for token_id in ids[first + 1:]:
+            yield self.step(token_id)[None]
 
     def truncate(self, length: int) -> None:
         """Keeps the first `length` slots and frees the others. MerinoError if fewer are filled."""

@@ -5,13 +5,14 @@ All arrays that a decode step reads or writes are allocated when the backend ope
 entries and the host copies them into it.
 """
 import threading
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from collections import deque
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from merino_runtime.backends.backend import Backend, check_prefill, check_step, check_truncate, closed
 from merino_runtime.backends.onnx_session import Model, first_line
-from merino_runtime.bundle import Port
+from merino_runtime.bundle import Port, returns_all_logits
 from merino_runtime.bundle.fit import out_of_memory
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.memory import is_out_of_memory
@@ -41,13 +42,14 @@ class OnnxBackend(Backend):
             raise MerinoError(out_of_memory(bundle, "allocating the KV cache", model.threads.sessions)) from error
         self._logits = np.zeros((1, 1, bundle.vocab), dtype=self._ports["logits"].dtype)
         self._finite = np.zeros(self._logits.shape, dtype=bool)  # [1, 1, vocab]
+        self._all_logits = returns_all_logits(bundle)
         # fused: all ones, of which the first `total` are bound. portable: 1 for a filled slot, else 0.
         self._mask = np.ones((1, bundle.context), dtype=self._ports["attention_mask"].dtype)
         self._slots = np.arange(bundle.context)
         self._decode_id = np.zeros((1, 1), dtype=self._ports["input_ids"].dtype)
         self._decode_position = np.zeros((1, 1), dtype=np.int64)
         self._decode_binding, self._decode_new = self._bind(
-            self._decode_session, self._decode_id, self._decode_position)
+            self._decode_session, self._decode_id, self._decode_position, self._logits)
 
     @property
     def threads(self) -> int:
@@ -63,14 +65,28 @@ class OnnxBackend(Backend):
         return not self._fused or self._ort_version >= FIRST_CHUNKED_GQA
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
+        return deque(self._chunks(ids), maxlen=1)[0][-1]
+
+    def logits_from(self, first: int, ids: Sequence[int]) -> Iterator[np.ndarray]:
+        if not self._all_logits:
+            yield from super().logits_from(first, ids)
+            return
+        seen = 0
+        for logits in self._chunks(ids):  # [m, vocab]
+            if seen + len(logits) > first:
+                yield logits[max(0, first - seen):]
+            seen += len(logits)
+
+    def _chunks(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
+        """Adds ids to the cache -> logits [m, vocab] of each run: of its last id, or of all where the graph returns
+        them."""
         self._open_model()
         check_prefill(self, ids)
         chunk = PREFILL_CHUNK_IDS
         if not self.extends_fast:
             chunk = 1 if self._ids else len(ids)
         for start in range(0, len(ids), chunk):
-            logits = self._prefill_chunk(ids[start:start + chunk])
-        return logits
+            yield self._prefill_chunk(ids[start:start + chunk])
 
     def _open_model(self) -> Model:
         if self._model is None:
@@ -79,15 +95,16 @@ class OnnxBackend(Backend):
 
     def _prefill_chunk(self, ids: Sequence[int]) -> np.ndarray:
         if len(ids) == 1:
-            return self.step(ids[0])
+            return self.step(ids[0])[None]
         start = self.length
         id_array = np.array(ids, dtype=self._decode_id.dtype)[None]  # [1, count]
         positions = np.arange(start, start + len(ids), dtype=np.int64)[None]  # [1, count]
         try:
-            binding, new = self._bind(self._prefill_session, id_array, positions)
+            logits = np.zeros((1, len(ids), self.vocab), self._logits.dtype) if self._all_logits else self._logits
+            binding, new = self._bind(self._prefill_session, id_array, positions, logits)
         except MemoryError as error:
             raise MerinoError(self._out_of_memory(len(ids))) from error
-        return self._run(self._prefill_session, binding, new, id_array)
+        return self._run(self._prefill_session, binding, new, id_array, logits)
 
     def step(self, token_id: int) -> np.ndarray:
         self._open_model()
@@ -96,7 +113,7 @@ class OnnxBackend(Backend):
         self._decode_position[0, 0] = self.length
         if self._fused:
             self._bind_input(self._decode_binding, "attention_mask", self._mask, (1, self.length + 1))
-        return self._run(self._decode_session, self._decode_binding, self._decode_new, self._decode_id)
+        return self._run(self._decode_session, self._decode_binding, self._decode_new, self._decode_id, self._logits)[0]
 
     def truncate(self, length: int) -> None:
         self._open_model()
@@ -131,23 +148,24 @@ class OnnxBackend(Backend):
         self._model = self._prefill_session = self._decode_session = self._decode_binding = None
         self.cache, self._decode_new, self._ids = {}, {}, []
 
-    def _run(self, session: Any, binding: Any, new: Dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
-        """Runs the graph over ids [1, count] -> logits [vocab]. `_ids` changes last and all other state follows from
-        it, so the cache is valid after an interrupt at any line."""
+    def _run(self, session: Any, binding: Any, new: Dict[str, np.ndarray], ids: np.ndarray, logits: np.ndarray
+             ) -> np.ndarray:
+        """Runs the graph over ids [1, count] -> `logits`, which are bound, without their first axis. `_ids` changes
+        last and all other state follows from it, so the cache is valid after an interrupt at any line."""
         with self._lock:
             self.changes += 1
             start, end = self.length, self.length + ids.shape[1]
             if not self._fused:
                 self._mask[0] = self._slots < start
             self._compute(session, binding, ids.shape[1])
-            if not self._logits_finite() and self._clear_free_slots(start):
+            if not self._all_finite(logits) and self._clear_free_slots(start):
                 self._compute(session, binding, ids.shape[1])
-            if not self._logits_finite():
+            if not self._all_finite(logits):
                 raise MerinoError(self._non_finite(new, start, end))
             for name, entries in new.items():  # entries [1, heads, count, head_size]
                 self.cache[name][:, :, start:end] = entries
             self._ids.extend(ids[0].tolist())
-            return self._logits[0, 0]
+            return logits[0]
 
     def _compute(self, session: Any, binding: Any, count: int) -> None:
         try:
@@ -163,8 +181,8 @@ class OnnxBackend(Backend):
         model = self._open_model()
         return out_of_memory(model.bundle, doing, model.threads.sessions)
 
-    def _logits_finite(self) -> bool:
-        return bool(np.isfinite(self._logits, out=self._finite).all())
+    def _all_finite(self, logits: np.ndarray) -> bool:
+        return _finite(logits) if logits.shape[1] > 1 else bool(np.isfinite(logits, out=self._finite).all())
 
     def _clear_free_slots(self, start: int) -> bool:
         """Zeroes the slots from start on if they hold values that are not finite; returns whether they did.
@@ -191,10 +209,11 @@ class OnnxBackend(Backend):
         return (f"the model's logits at position {end - 1} are not finite; the first such values are {where}. The "
                 "weights or their format overflow: check the bundle with `selftest`, or export in another --precision.")
 
-    def _bind(self, session: Any, ids: np.ndarray, positions: np.ndarray) -> Tuple[Any, Dict[str, np.ndarray]]:
-        """ids, positions [1, count] -> a binding of all inputs and outputs, and the arrays of new entries by the name
-        of their cache (none if the graph writes the cache). The caller keeps ids and positions alive, since they are
-        bound by pointer."""
+    def _bind(self, session: Any, ids: np.ndarray, positions: np.ndarray, logits: np.ndarray
+              ) -> Tuple[Any, Dict[str, np.ndarray]]:
+        """ids, positions [1, count], logits [1, 1 or count, vocab] -> a binding of all inputs and outputs, and the
+        arrays of new entries by the name of their cache (none if the graph writes the cache). The caller keeps ids,
+        positions and logits alive, since they are bound by pointer."""
         count = ids.shape[1]
         binding, new = session.io_binding(), {}
         self._bind_input(binding, "input_ids", ids)
@@ -202,7 +221,7 @@ class OnnxBackend(Backend):
         self._bind_input(binding, "attention_mask", self._mask, (1, mask_length))
         if "position_ids" in self._ports:
             self._bind_input(binding, "position_ids", positions)
-        self._bind_output(binding, "logits", self._logits)
+        self._bind_output(binding, "logits", logits)
         for name, cache in self.cache.items():
             self._bind_input(binding, name, cache)
             present = name.replace("past_key_values", "present")

@@ -170,6 +170,11 @@ def quantised_cache(bundle: Bundle) -> Optional[str]:
     return next((layer.format for layer in bundle.kv_layers if layer.format in QUANTISED_CACHES), None)
 
 
+def returns_all_logits(bundle: Bundle) -> bool:
+    """Whether the graph returns the logits of all positions, and not of the last alone."""
+    return any(port.name == "logits" and port.shape[1:2] == ("sequence",) for port in bundle.outputs)
+
+
 def older_graph(bundle: Bundle) -> str:
     """The option of `export` that makes a graph of the same model for older versions of onnxruntime."""
     return "--kv fp32" if quantised_cache(bundle) else "--dialect portable"

@@ -1,0 +1,26 @@
+"""The packages of the extra `eval`, imported when they are used: all else of merino_edge works without them."""
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+from typing import Any
+
+from merino_runtime.errors import MerinoError
+
+
+def needed(module: str) -> Any:
+    """The module of that name, of lm-evaluation-harness. MerinoError with the command that installs it where it cannot
+    be imported. What it prints and logs as it loads is dropped: its warnings are of features that are not used."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress is shown by our own means
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            found = importlib.import_module(module)
+    except ImportError as error:
+        raise MerinoError(
+            f"lm-evaluation-harness cannot be imported ({error}): python -m pip install 'lm-eval>=0.4.13'"
+        ) from error
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return found

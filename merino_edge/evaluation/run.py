@@ -1,0 +1,165 @@
+"""Evaluations by lm-evaluation-harness: each source on each task, a row of the record each."""
+
+import contextlib
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from merino_edge.evaluation.answers import Answers, Resumed
+from merino_edge.evaluation.extra import needed
+from merino_edge.evaluation.models import Scored, opened
+from merino_edge.evaluation.scoring import slow_words
+from merino_edge.evaluation.tasks import LoadedTask, loaded_tasks
+from merino_edge.records.evaluation import Evaluation, Metric
+from merino_runtime.errors import MerinoError
+
+Progress = Callable[[int, int, str], None]
+Say = Callable[[str], None]
+BOOTSTRAPS = 1000  # for standard errors of metrics that are no means
+PACKAGES = ("merino_edge", "lm_eval", "onnxruntime", "torch", "transformers", "tokenizers")
+SHOWN = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"}  # metrics of which less is better
+
+
+class TaskRequest(NamedTuple):
+    """`data`: the folder of local files; None: data of the hub. `limit`: items per task; None: all."""
+
+    tasks: tuple[str, ...]
+    data: Path | None = None
+    limit: int | None = None
+    chat_template: bool = False
+
+
+def evaluate(
+    sources: Sequence[str], request: TaskRequest, answers: Answers, progress: Progress = lambda *_: None,
+    say: Say = lambda _: None,
+) -> Iterator[Evaluation]:  # fmt: skip
+    """A row per source and task, as each is done. Raises MerinoError for a source or task that cannot be."""
+    if not all(request.tasks):
+        raise MerinoError("--tasks has an empty name: give names with commas between, such as hellaswag,arc_easy")
+    with loaded_tasks(request.tasks, request.data) as tasks:
+        for what in sources:
+            with opened(what, say) as model:
+                yield from evaluate_model(model, tasks, request, answers, progress, say)
+
+
+def evaluate_model(
+    model: Scored, tasks: Sequence[LoadedTask], request: TaskRequest, answers: Answers, progress: Progress, say: Say
+) -> Iterator[Evaluation]:
+    lm = language_model(model)
+    if request.chat_template and not lm.chat_template(True):
+        raise MerinoError(f"{model.name} has no chat template: leave out --chat-template")
+    for each in tasks:
+        start, cut = time.monotonic(), cut_count(lm)
+        try:
+            row = run_task(lm, model, each, request, answers, progress, say)
+        finally:
+            answers.write()
+        yield Evaluation(
+            **model.facts, **row, truncated=cut_count(lm) - cut, seconds=round(time.monotonic() - start, 1),
+            **circumstances(each.data),
+        )  # fmt: skip
+
+
+def language_model(model: Scored) -> Any:
+    """Ours for a bundle, else lm-eval's own `hf`."""
+    if model.bundle is not None:
+        from merino_edge.evaluation.language_model import BundleLM
+
+        return BundleLM(model.bundle)
+    return hugging_face_model(model)
+
+
+def hugging_face_model(model: Scored) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    from merino_edge.text.tokenizer import prefix_id
+
+    begin = prefix_id(model.name, model.tokenizer, model.tokens, model.stop_ids)
+    end = model.stop_ids[0] if model.stop_ids else begin
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=model.tokenizer, bos_token=model.tokenizer.id_to_token(begin),
+        eos_token=model.tokenizer.id_to_token(end),
+    )  # fmt: skip
+    tokenizer.name_or_path = model.name
+    if model.source.chat:
+        tokenizer.chat_template = model.source.chat.text
+    made = needed("lm_eval.models.huggingface").HFLM
+    return made(pretrained=model.source.model, tokenizer=tokenizer, max_length=model.context, batch_size=1)
+
+
+def run_task(
+    lm: Any, model: Scored, each: LoadedTask, request: TaskRequest, answers: Answers, progress: Progress, say: Say
+) -> dict[str, Any]:
+    evaluator = needed("lm_eval.evaluator")
+    evaluator.eval_logger.setLevel(logging.ERROR)
+    told = Counted(each.name, progress)
+    asked = Resumed(
+        lm, answers, model.facts["sha256"], lambda requests: begin(lm, requests, told, say), told.more
+    )  # fmt: skip
+    with contextlib.redirect_stdout(sys.stderr):  # lm-eval prints there, between the lines of the record
+        found = evaluator.evaluate(
+            asked, {"tasks": {each.name: each.task}, "groups": {}}, limit=request.limit, bootstrap_iters=BOOTSTRAPS,
+            log_samples=False, apply_chat_template=request.chat_template,
+        )  # fmt: skip
+    counts = found["n-samples"][each.name]
+    return {
+        "task": each.name, "task_version": str(found["versions"].get(each.name)),
+        "metrics": metrics_of(found["results"][each.name], found["higher_is_better"].get(each.name) or {}),
+        "items": counts["effective"], "of_items": counts["original"], "few_shot": found["n-shot"][each.name],
+        "chat_template": request.chat_template,
+    }  # fmt: skip
+
+
+def begin(lm: Any, requests: Sequence[Any], told: "Counted", say: Say) -> None:
+    told.total += len(requests)
+    if hasattr(lm, "runtime"):
+        from merino_edge.evaluation.language_model import steps_of
+
+        words = slow_words(lm.model, steps_of(lm, requests))
+        if words:
+            say(f"note: {told.name}: {words}")
+
+
+class Counted:
+    """How many requests of a task are done."""
+
+    def __init__(self, name: str, progress: Progress) -> None:
+        self.name, self._progress = name, progress
+        self.done = self.total = 0
+
+    def more(self) -> None:
+        self.done += 1
+        self._progress(self.done, max(self.total, self.done), self.name)
+
+
+def metrics_of(results: dict[str, Any], higher: dict[str, Any]) -> dict[str, Metric]:
+    """lm-eval's `acc,none` and `acc_stderr,none` as one metric `acc`."""
+    found = {}
+    for key, value in results.items():
+        name, _, filtered = key.partition(",")
+        if not filtered or name.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        stderr = results.get(f"{name}_stderr,{filtered}")
+        better = higher.get(name)
+        found[name if filtered == "none" else f"{name},{filtered}"] = Metric(
+            value=float(value), stderr=float(stderr) if isinstance(stderr, int | float) and stderr == stderr else None,
+            higher_is_better=name not in SHOWN if better is None else bool(better),
+        )  # fmt: skip
+    return found
+
+
+def cut_count(lm: Any) -> int:
+    return int(getattr(lm, "truncated", 0))
+
+
+def circumstances(data: Any) -> dict[str, Any]:
+    return {
+        "data": data, "versions": {each: version(each) for each in PACKAGES},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join(["merino-edge", *sys.argv[1:]]),
+    }  # fmt: skip

@@ -1,0 +1,188 @@
+"""Tasks of lm-evaluation-harness, over data of the hub or over local files.
+
+A task over a local file is a task file of its own that includes the stock one, so that prompts, answers and metrics
+are those that are published.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from merino_edge.evaluation.extra import needed
+from merino_edge.storage.faults import one_line
+from merino_edge.text.documents import TextFile, read_file
+from merino_runtime.errors import MerinoError
+
+NEAR_NAMES = 5
+SEED = 1234  # of the order of examples in a prompt, as lm-eval's own command has it
+
+
+class LocalTask(NamedTuple):
+    """A task that can be read from a file.
+
+    Attributes:
+        stock: lm-eval's task file, in the folder of its tasks.
+        split: the one that the task is scored on.
+        name: of the file, `NAME.SPLIT.jsonl`.
+        fields: what each line must have.
+    """
+
+    stock: str
+    split: str
+    name: str
+    fields: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.{self.split}.jsonl"
+
+
+_arc = ("question", "choices", "answerKey")
+_entailment = ("premise", "hypothesis", "label")
+LOCAL_TASKS = {
+    "hellaswag": LocalTask(
+        "hellaswag/hellaswag.yaml", "validation", "hellaswag", ("activity_label", "ctx_a", "ctx_b", "endings", "label")
+    ),
+    "winogrande": LocalTask(
+        "winogrande/default.yaml", "validation", "winogrande_xl", ("sentence", "option1", "option2", "answer")
+    ),
+    "arc_easy": LocalTask("arc/arc_easy.yaml", "test", "arc_easy", _arc),
+    "arc_challenge": LocalTask("arc/arc_challenge.yaml", "test", "arc_challenge", _arc),
+    "openbookqa": LocalTask(
+        "openbookqa/openbookqa.yaml", "test", "openbookqa", ("question_stem", "choices", "answerKey")
+    ),
+    "boolq": LocalTask(
+        "super_glue/boolq/default.yaml", "validation", "superglue_boolq", ("passage", "question", "label")
+    ),
+    "cb": LocalTask("super_glue/cb/default.yaml", "validation", "superglue_cb", _entailment),
+    "wic": LocalTask(
+        "super_glue/wic/default.yaml", "validation", "superglue_wic",
+        ("sentence1", "sentence2", "start1", "end1", "label"),
+    ),
+    "wsc": LocalTask(
+        "super_glue/wsc/default.yaml", "validation", "superglue_wsc",
+        ("text", "span1_text", "span2_text", "span2_index", "label"),
+    ),
+    "sglue_rte": LocalTask("super_glue/rte/default.yaml", "validation", "superglue_rte", _entailment),
+    "pubmedqa": LocalTask(
+        "pubmedqa/pubmedqa.yaml", "test", "pubmedqa_pqal", ("CONTEXTS", "QUESTION", "final_decision")
+    ),
+    "piqa": LocalTask("piqa/piqa.yaml", "validation", "piqa", ("goal", "sol1", "sol2", "label")),
+    "lambada_openai": LocalTask("lambada/lambada_openai.yaml", "test", "lambada_openai", ("text",)),
+    "wikitext": LocalTask("wikitext/wikitext.yaml", "test", "wikitext2_document_level", ("page",)),
+}  # fmt: skip
+
+
+class LoadedTask(NamedTuple):
+    """`task`: lm-eval's. `data`: the local file that it reads; None for data of the hub."""
+
+    name: str
+    task: Any
+    data: TextFile | None
+
+
+def check_local(names: Sequence[str], folder: Path) -> dict[str, TextFile]:
+    """The file of each task. Raises MerinoError for a task that has no local form, and for a file that is missing or
+    lacks a field, with its line."""
+    if not folder.is_dir():
+        raise MerinoError(f"--data {folder} is no folder: give the one that holds the tasks' files (docs/guide.md)")
+    for name in names:
+        if name not in LOCAL_TASKS:
+            near = difflib.get_close_matches(name, LOCAL_TASKS, NEAR_NAMES, 0.5)
+            meant = f"; near names: {', '.join(near)}" if near else ""
+            raise MerinoError(
+                f"--tasks {name!r} cannot be read from files{meant}. Tasks for --data: {', '.join(LOCAL_TASKS)}"
+            )
+    return {name: check_data(LOCAL_TASKS[name], name, folder) for name in names}
+
+
+def check_data(local: LocalTask, name: str, folder: Path) -> TextFile:
+    path = folder / local.file
+    if not path.is_file():
+        raise MerinoError(f"--data {folder} has no {local.file}, which the task {name} reads: copy it there")
+    text, file = read_file(path, "--data")
+    rows = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        rows += 1
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise MerinoError(f"{path}, line {number} is not JSON: {error}. Copy the file again") from error
+        lacking = [field for field in local.fields if not isinstance(row, dict) or row.get(field) is None]
+        if lacking:
+            raise MerinoError(
+                f"{path}, line {number} lacks {', '.join(lacking)}: the task {name} needs {', '.join(local.fields)} in"
+                " each line"
+            )
+    if not rows:
+        raise MerinoError(f"{path} is empty: the task {name} needs lines of JSON with {', '.join(local.fields)}")
+    return file
+
+
+@contextmanager
+def loaded_tasks(names: Sequence[str], folder: Path | None) -> Iterator[list[LoadedTask]]:
+    """The tasks, ready to be evaluated inside. Raises MerinoError where one is not known, or its data cannot be had."""
+    data = check_local(names, folder) if folder else {}
+    manager = needed("lm_eval.tasks").TaskManager
+    with ExitStack() as stack:
+        if folder:
+            place = Path(stack.enter_context(TemporaryDirectory(prefix="merino-eval-")))
+            known = manager(include_defaults=False)
+            tasks = {name: known.load([str(task_file(name, folder, place))])["tasks"] for name in names}
+        else:
+            known = manager()
+            check_known(names, known.all_tasks)
+            tasks = {name: from_hub(known, name) for name in names}
+        found = [
+            LoadedTask(each, task, data.get(name)) for name, loaded in tasks.items() for each, task in loaded.items()
+        ]
+        for each in found:
+            if each.task.get_config("num_fewshot") is None:
+                each.task.set_config(key="num_fewshot", value=0)
+            each.task.set_fewshot_seed(seed=SEED)
+        yield found
+
+
+def task_file(name: str, folder: Path, place: Path) -> Path:
+    """A task file in `place` that includes lm-eval's own and reads the local data."""
+    local = LOCAL_TASKS[name]
+    stock = Path(needed("lm_eval.tasks").__file__).parent / local.stock
+    splits = {f"{each}_split": None for each in ("training", "validation", "test", "fewshot")}
+    content = {
+        "include": str(stock), "task": name, "dataset_path": "json", "dataset_name": None,
+        "dataset_kwargs": {
+            "data_files": {local.split: str((folder / local.file).resolve())}, "cache_dir": str(place / "datasets")
+        },
+        **splits, f"{local.split}_split": local.split,
+    }  # fmt: skip
+    path = place / f"{name}.yaml"
+    path.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def check_known(names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, NEAR_NAMES, 0.6)
+            meant = f"near names: {', '.join(near)}" if near else "no name is near"
+            raise MerinoError(
+                f"--tasks {name!r} is no task of lm-evaluation-harness; {meant}. `lm-eval ls tasks` lists all; with"
+                f" --data: {', '.join(LOCAL_TASKS)}"
+            )
+
+
+def from_hub(known: Any, name: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = known.load([name])["tasks"]
+    except Exception as error:  # of the network, the hub's library and `datasets`, which share no base
+        offline = f" or give its file with --data DIR ({LOCAL_TASKS[name].file})" if name in LOCAL_TASKS else ""
+        raise MerinoError(
+            f"the data of the task {name} cannot be had: {one_line(error)}. Check the network{offline}"
+        ) from error
+    return found

@@ -1,0 +1,157 @@
+"""Evaluation: bundles in the board's runtime score as lm-eval's own models do, and an interrupted one goes on."""
+
+import json
+
+import pytest
+
+from merino_edge.evaluation.answers import Answers, begun
+from merino_edge.evaluation.models import opened
+from merino_edge.evaluation.run import TaskRequest, evaluate, language_model
+from merino_edge.evaluation.tasks import LOCAL_TASKS
+from merino_edge.export.export import export
+from merino_edge.export.request import ExportRequest
+from merino_edge.export.source import load_source
+from merino_edge.records.evaluation import parse_evaluations, to_json
+from merino_runtime.errors import MerinoError
+
+instance = pytest.importorskip("lm_eval.api.instance").Instance
+MILL = "The river runs past the old mill, and the miller counts the sacks of flour in the evening."
+ROWS = {
+    "hellaswag": {"activity_label": "Milling", "ctx_a": "The miller counts", "ctx_b": "he", "ind": 1, "ctx": "x",
+                  "endings": ["sells flour.", "sings [title] a song.", "sleeps.", "runs past the mill."], "label": "3"},
+    "winogrande": {"sentence": "The baker paid the miller because _ sold flour.", "option1": "The baker",
+                   "option2": "The miller", "answer": "2"},
+    "arc_easy": {"question": "What is bread made of?", "answerKey": "B",
+                 "choices": {"text": ["sand", "flour", "water alone"], "label": ["A", "B", "C"]}},
+    "openbookqa": {"question_stem": "A mill stands at a river for", "answerKey": "A",
+                   "choices": {"text": ["its force", "its fish", "its sand", "its sound"], "label": list("ABCD")}},
+    "boolq": {"passage": MILL, "question": "is there a mill", "label": 1},
+    "cb": {"premise": MILL, "hypothesis": "There is a river", "label": 0},
+    "wic": {"word": "runs", "sentence1": "The river runs.", "sentence2": "She runs home.", "start1": 10, "end1": 14,
+            "start2": 4, "end2": 8, "label": 0},
+    "wsc": {"text": "The miller thanked the baker because he bought flour .", "span1_text": "the baker",
+            "span1_index": 4, "span2_index": 6, "span2_text": "he", "label": 1},
+    "sglue_rte": {"premise": MILL, "hypothesis": "Flour is counted.", "label": 0},
+    "pubmedqa": {"CONTEXTS": [MILL, "Bread was warm."], "QUESTION": "Is bread warm?", "final_decision": "yes"},
+    "piqa": {"goal": "Warm the bread", "sol1": "Put it in the oven.", "sol2": "Put it in the river.", "label": 0},
+    "lambada_openai": {"text": MILL},
+    "wikitext": {"page": " = Mill = \n \n " + MILL + " \n"},
+}  # fmt: skip
+ROWS["arc_challenge"] = ROWS["arc_easy"]
+
+
+@pytest.fixture(scope="module")
+def bundles(tiny_checkpoint, bundle_dirs, tmp_path_factory):
+    """The tiny model by its graph."""
+    folder = tmp_path_factory.mktemp("all") / "logits"
+    export(load_source(str(tiny_checkpoint)), folder, ExportRequest(all_logits=True))
+    return {"default": bundle_dirs["fused"], "all": str(folder), "portable": bundle_dirs["portable"]}
+
+
+@pytest.fixture(scope="module")
+def stock(tiny_checkpoint):
+    """lm-eval's `hf` as its command makes it."""
+    from lm_eval.models.huggingface import HFLM
+
+    import merino_edge.families.hugging_face  # noqa: F401
+
+    return HFLM(pretrained=str(tiny_checkpoint), dtype="float32", device="cpu", batch_size=1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for name, row in ROWS.items():
+        (folder / LOCAL_TASKS[name].file).write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n", "utf-8")
+    return folder
+
+
+def asked(kind, *arguments):
+    return [instance(kind, {}, each, index) for index, each in enumerate(arguments)]
+
+
+@pytest.mark.parametrize("graph", ["default", "all", "portable"])
+def test_a_bundle_scores_as_lm_evals_own_model(graph, bundles, stock):
+    """Shared beginnings, one-token answers, an empty context, spaces at a seam, requests longer than the context."""
+    pairs = [
+        *[("The miller counts the", each) for each in (" sacks", " bread", " door of the old mill", " sacks")],
+        ("", "The river"), ("The baker ", "buys three"), (MILL * 3, " The end of it"), (MILL * 3, " no"), ("a", MILL),
+    ]  # fmt: skip
+    with opened(bundles[graph], print) as model:
+        lm = language_model(model)
+        requests = asked("loglikelihood", *pairs)
+        found, expected = (each.loglikelihood(requests, disable_tqdm=True) for each in (lm, stock))
+        assert lm.truncated >= 2
+        for (ours, greedy), (theirs, also) in zip(found, expected, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-3) and greedy == also
+        texts = asked("loglikelihood_rolling", (MILL * 3,), ("a",), (MILL,))
+        assert lm.loglikelihood_rolling(texts) == pytest.approx(stock.loglikelihood_rolling(texts, True), abs=1e-3)
+        prompts = asked(
+            "generate_until",
+            *[(prompt, {"until": until, "max_gen_toks": 12}) for prompt in ("The miller", MILL * 3)
+              for until in ([], ["e", "th"], ["\n"])],
+        )  # fmt: skip
+        assert lm.generate_until(prompts) == stock.generate_until(prompts, True)
+
+
+def test_lm_evals_onnxruntime_model_scores_the_same(chat_dir, tmp_path):
+    """It loads the bundle as it is, which must return all logits."""
+    from lm_eval.models.onnxruntime_ort import ONNXRuntimeLM
+
+    export(load_source(chat_dir), tmp_path / "all", ExportRequest(all_logits=True))
+    pairs = asked("loglikelihood", ("Who are", " you?"), ("Who are", " they there?"), ("A", " word"))
+    theirs = ONNXRuntimeLM(pretrained=str(tmp_path / "all"), execution_provider="cpu").loglikelihood(pairs, True)
+    with opened(str(tmp_path / "all"), print) as model:
+        ours = language_model(model).loglikelihood(pairs, True)
+    assert [each for each, _ in ours] == pytest.approx([each for each, _ in theirs], abs=1e-3)
+    assert [each for _, each in ours] == [each for _, each in theirs]
+
+
+def test_a_chat_template_is_written_as_lm_evals_own_model_writes_it(chat_dir):
+    with opened(chat_dir, print) as model:
+        lm = language_model(model)
+        text = lm.apply_chat_template([{"role": "user", "content": "Who are you?"}])
+        assert text.startswith("<|im_start|>") and "Who are you?" in text and text.rstrip().endswith("assistant")
+        ids = lm.tok_encode(text)
+        assert ids.count(lm.tok_encode("<|im_start|>", add_special_tokens=False)[0]) == text.count("<|im_start|>")
+
+
+def test_every_task_reads_its_file_and_an_interruption_changes_no_figure(bundles, tiny_checkpoint, data, tmp_path):
+    out = tmp_path / "scores.json"
+    request = TaskRequest(tuple(ROWS), data)
+    sources = [bundles["all"], str(tiny_checkpoint)]
+    whole = list(evaluate(sources, request, Answers()))
+    assert [row.task for row in whole] == 2 * list(ROWS) and all(row.items == row.of_items == 2 for row in whole)
+
+    def interrupts(*told):
+        if told[-1] == "piqa":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(evaluate(sources, request, begun(out, resume=False), interrupts))
+    with pytest.raises(MerinoError, match="--resume to go on"):
+        begun(out, resume=False)
+    (tmp_path / "scores.json.partial").open("a").write('["cut')
+    kept = begun(out, resume=True)
+    before, asked_again = len(kept), []
+    again = list(evaluate(sources, request, kept, lambda *told: asked_again.append(told[-1])))
+    assert before > 20 and asked_again.count("piqa") < 16 and "hellaswag" not in asked_again[:1]
+    assert [row.metrics for row in again] == [row.metrics for row in whole]
+    for ours, theirs in zip(whole, whole[len(ROWS) :], strict=False):
+        assert ours.main[1].value == pytest.approx(theirs.main[1].value, rel=1e-4)
+    assert parse_evaluations(to_json(whole), out) == whole
+
+
+@pytest.mark.parametrize(("tasks", "change", "message"), [
+    (("helaswag",), None, "near names: hellaswag"),
+    (("piqa",), lambda text: text.replace('"sol2"', '"sol"'), "line 1 lacks sol2: the task piqa needs goal"),
+    (("piqa",), lambda text: text + "{", "line 3 is not JSON"),
+    (("piqa",), lambda _: "", "is empty"),
+    (("piqa", ""), None, "has an empty name"),
+])  # fmt: skip
+def test_wrong_tasks_and_data_are_named(tasks, change, message, bundles, data, tmp_path):
+    for name in ("piqa",):
+        file = LOCAL_TASKS[name].file
+        (tmp_path / file).write_text((change or str)((data / file).read_text("utf-8")), "utf-8")
+    with pytest.raises(MerinoError, match=message):
+        list(evaluate([bundles["all"]], TaskRequest(tasks, tmp_path), Answers()))
