@@ -1,17 +1,23 @@
 """Evaluation: bundles in the board's runtime score as lm-eval's own models do, and an interrupted one goes on."""
 
 import json
+import math
 
 import pytest
+import torch
+from tokenizers import normalizers
 
+from merino_edge.cli.app import main
 from merino_edge.evaluation.answers import Answers, begun
 from merino_edge.evaluation.models import opened
+from merino_edge.evaluation.perplexity import evaluate_text, ids_of
 from merino_edge.evaluation.run import TaskRequest, evaluate, language_model
 from merino_edge.evaluation.tasks import LOCAL_TASKS
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
 from merino_edge.records.evaluation import parse_evaluations, to_json
+from merino_edge.text.documents import END_OF_TEXT
 from merino_runtime.errors import MerinoError
 
 instance = pytest.importorskip("lm_eval.api.instance").Instance
@@ -155,3 +161,82 @@ def test_wrong_tasks_and_data_are_named(tasks, change, message, bundles, data, t
         (tmp_path / file).write_text((change or str)((data / file).read_text("utf-8")), "utf-8")
     with pytest.raises(MerinoError, match=message):
         list(evaluate([bundles["all"]], TaskRequest(tasks, tmp_path), Answers()))
+
+
+def run(*words):
+    with pytest.raises(SystemExit) as ended:
+        main([str(each) for each in words])
+    return ended.value.code
+
+
+def test_the_command_writes_a_record_that_report_shows(bundles, data, tmp_path, capsys):
+    out = tmp_path / "scores.json"
+    assert run("eval", bundles["all"], "--tasks", "piqa,wikitext", "--data", data, "-o", out, "--json") == 0
+    printed = capsys.readouterr().out
+    assert printed == out.read_text() and [row["task"] for row in json.loads(printed)] == ["piqa", "wikitext"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.json"]
+    assert run("report", out, "--md", "-o", tmp_path / "page.html") == 0
+    shown = capsys.readouterr().out
+    assert "1 model scored on 2 tasks" in shown and "| piqa | acc\\_norm |" in shown
+    assert "What they know" in (tmp_path / "page.html").read_text()
+    assert run("eval", bundles["all"], "--tasks", "piqa", "--data", data, "--chat-template") == 1
+    assert "has no chat template" in capsys.readouterr().err
+    assert run("eval", bundles["all"], "--tasks", "piqa", "--data", data, "--limit", 0) == 1
+    assert run("eval", bundles["all"], "--tasks", "piqa", "--perplexity", out) == 2
+
+
+def expected_loss(model, ids, context):
+    """Each token from the window that begins by half a context, or from the text's beginning."""
+    total, last = 0.0, len(ids) - 1
+    for target in range(1, len(ids)):
+        steps = max(0, math.ceil((target - context) / (context // 2)))
+        start = max(0, min(last, context + steps * (context // 2)) - context)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids[start:target]])).logits[0, -1]
+        total -= float(torch.log_softmax(logits, -1)[ids[target]])
+    return total
+
+
+def test_perplexity_is_strided_and_has_an_interval_over_documents(bundles, tiny_checkpoint, tmp_path):
+    documents = [MILL, "The baker.", MILL * 3, "Bread!", "The miller counts", "sacks of flour"]
+    text = tmp_path / "text.txt"
+    text.write_text(f"\n{END_OF_TEXT}\n".join(documents))
+    rows = list(evaluate_text([*bundles.values(), str(tiny_checkpoint)], text, None, Answers()))
+    with opened(str(tiny_checkpoint), print) as model:
+        ids = [[0, *ids_of(model, each, 1)] for each in documents]
+        assert max(map(len, ids)) > 1.6 * model.context
+        losses = [expected_loss(model.source.model, each, model.context) for each in ids]
+    tokens, words, length = (sum(map(count, documents)) for count in (
+        lambda each: len(ids[documents.index(each)]) - 1, lambda each: len(each.split()), len
+    ))  # fmt: skip
+    for row in rows:
+        found = {name: metric.value for name, metric in row.metrics.items()}
+        assert row.scored_tokens == tokens and row.items == 6
+        assert found["perplexity"] == pytest.approx(math.exp(sum(losses) / tokens), rel=1e-4)
+        assert found["word_perplexity"] == pytest.approx(math.exp(sum(losses) / words), rel=1e-3)
+        assert found["bits_per_byte"] == pytest.approx(sum(losses) / length / math.log(2), rel=1e-4)
+        low, high = row.metrics["bits_per_byte"].interval
+        assert low < found["bits_per_byte"] < high
+    (one,) = evaluate_text([bundles["all"]], text, 2, Answers())
+    assert one.items == 2 and one.of_items == 6 and one.metrics["perplexity"].interval is None
+
+
+def test_a_tokenizer_that_does_not_give_back_the_text_is_named(tiny_checkpoint):
+    with opened(str(tiny_checkpoint), print) as model:
+        model.tokenizer.normalizer = normalizers.Lowercase()
+        with pytest.raises(MerinoError, match="does not give back document 3.*at character 5 'Baker"):
+            ids_of(model, "the Baker", 3)
+
+
+@pytest.mark.nightly
+def test_without_a_network_the_local_file_is_named(bundles, tmp_path, monkeypatch):
+    import subprocess
+    import sys
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    words = [sys.executable, "-m", "merino_edge", "eval", bundles["all"], "--tasks"]
+    done = subprocess.run([*words, "piqa"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Check the network or give its file with --data DIR (piqa.validation" in done.stderr
+    done = subprocess.run([*words, "helaswag"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "near names: hellaswag" in done.stderr

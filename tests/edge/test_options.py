@@ -49,6 +49,9 @@ CALLS = [
     ("flash", ["f.merino", "--image", "i.img"], ["merino_edge.cli.flash.flash_card"]),
     ("check", ["embedded", "--tensorrt", "8.2"], ["merino_edge.export.tensorrt.check.check_bundle"]),
     ("score", ["opt-125m", *PI], ["merino_edge.cli.score.costs_of"]),
+    ("eval", ["embedded", "--tasks", "piqa"],
+     ["merino_edge.storage.atomic.check_file", "merino_edge.evaluation.run.evaluate",
+      "merino_edge.evaluation.perplexity.evaluate_text"]),
     ("compare", ["r.json", "r.json"], ["merino_edge.records.compare.compare_files"]),
     ("report", ["r.json", "--md"],
      ["merino_edge.storage.atomic.check_file", "merino_edge.records.reading.read_all"]),
@@ -79,7 +82,7 @@ DRIVEN_BY = {
     ("compare", "--fail-if-slower"): "test_compare.py", ("pack", "--json"): "test_pack.py",
     ("flash", "--json"): "test_delivery_ssh_flash.py", ("report", "--device"): "test_report.py",
     ("report", "--md"): "test_report.py", ("score", "--score"): "test_score_command.py",
-    ("score", "--json"): "test_score_command.py",
+    ("score", "--json"): "test_score_command.py", ("eval", "--json"): "test_evaluation.py",
 }  # fmt: skip
 
 
