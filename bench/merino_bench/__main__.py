@@ -21,7 +21,7 @@ from merino_runtime.backends.threads import check_threads
 from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.verb import Verb
-from merino_runtime.serving.command import add_serve, run_verb
+from merino_runtime.serving.command import add_serve, asked, run_serve
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -108,9 +108,15 @@ def _probe(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(arguments: argparse.Namespace) -> int:
+    from merino_bench.sensors.meter import open_sensors
+
+    return run_serve(asked(arguments), open_sensors())
+
+
 VERBS = (Verb("bench", "measure speed and memory", _add_bench, _bench),
          Verb("probe", "measure this board, to calibrate its profile", _add_probe, _probe),
-         Verb("serve", "serve bundles to clients of OpenAI's and Ollama's interfaces", add_serve, run_verb))
+         Verb("serve", "serve bundles to clients of OpenAI's and Ollama's interfaces", add_serve, _serve))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -28,6 +28,7 @@ def serve(
     allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format that is slow on this CPU")] = False,
 ) -> None:
     """Serve bundles to clients of OpenAI's and Ollama's interfaces."""
+    from merino_bench.sensors.meter import open_sensors
     from merino_edge.families.names import bundle_path
     from merino_runtime.serving.command import run_serve
 
@@ -35,5 +36,6 @@ def serve(
         ServeRequest(
             bundles=tuple(bundle_path(each) for each in bundles), threads=threads, prefill_threads=prefill_threads,
             allow_slow=allow_slow, **serving,
-        )
+        ),
+        open_sensors(),
     )  # fmt: skip

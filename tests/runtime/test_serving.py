@@ -201,6 +201,45 @@ def test_too_many_requests_are_told_when_to_come_again(chat_dir):
                     for each in found if each[0] == 200}) == 1
 
 
+HOUSE = "You keep a house. " + "The lamp of the kitchen is off. " * 3
+
+
+def cached(server, text, system=HOUSE, **more):
+    answer = server.post(CHAT, messages=[*said(system, "system"), *said(text)], **dict(GREEDY, max_tokens=2, **more))
+    return answer["usage"]["prompt_tokens_details"]["cached_tokens"], answer["choices"][0]["message"]["content"]
+
+
+def test_a_beginning_that_came_twice_outlives_a_restart(chat_dir, tmp_path):
+    options = ["--cache-dir", tmp_path / "kept"]
+    with Server(chat_dir, options=options) as server:
+        assert cached(server, "Is it dark?")[0] == 0
+        shared, answer = cached(server, "Or not?")
+        assert shared > 64
+        server.close()
+    (file,) = (tmp_path / "kept").rglob("*.cache")
+    assert file.parent.stat().st_mode & 0o077 == 0
+    with Server(chat_dir, options=options) as server:
+        assert cached(server, "Or not?") == (shared, answer)
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    with Server(chat_dir, options=options) as server:
+        assert cached(server, "Or not?") == (0, answer) and "deleted" in server.said()
+    assert not file.exists()
+
+
+def test_a_background_request_never_costs_a_person_a_slot(chat_dir):
+    """Three talks of people and one slot each but for the last; titles come in between."""
+    with Server(chat_dir, options=["--slots", 2, "--cache-mb", 0]) as server:
+        first, second = ("One talk about rivers. ", "Another one, of mills. ")
+        assert cached(server, "a", first * 3)[0] == cached(server, "b", second * 3)[0] == 0
+        for title in "xyz":
+            assert cached(server, "Title", title * 40, priority="background")[0] < 40
+        assert cached(server, "a", first * 3)[0] > 40 and cached(server, "b", second * 3)[0] > 40
+        kinds = [slot["for"] for slot in server.call("GET", "/v1/stats")[1]["models"][0]["slots"]]
+        assert kinds == ["person", "person", "background"]
+        other = cached(server, "c", first * 3 + "And of boats.")[0]  # shares the talk's beginning: a copy, or the slot
+        assert other > 40
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_server(chat_dir, tmp_path):
     import shutil
 

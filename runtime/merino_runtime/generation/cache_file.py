@@ -22,13 +22,14 @@ LONGEST_HEADER_BYTES = 64 * 2 ** 20
 KEYS = {"schema", "bundle_sha256", "ids", "arrays", "sha256"}
 
 
-def save_cache(bundle: Bundle, backend: Backend, path: str) -> None:
-    """Writes what the cache holds, whole or not at all. MerinoError if the file cannot be written."""
+def save_cache(bundle: Bundle, backend: Any, path: str) -> None:
+    """Writes what the cache holds, whole or not at all. backend: or what else has `filled` of one. MerinoError if the
+    file cannot be written."""
     ids, arrays = backend.filled()  # arrays [1, heads, len(ids), head_size]
     digest = hashlib.sha256()
     for array in arrays.values():
         digest.update(np.ascontiguousarray(array).tobytes())
-    header = {"schema": SCHEMA, "bundle_sha256": _identity(bundle), "ids": ids, "sha256": digest.hexdigest(),
+    header = {"schema": SCHEMA, "bundle_sha256": identity(bundle), "ids": ids, "sha256": digest.hexdigest(),
               "arrays": [{"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
                          for name, array in arrays.items()]}
     start = MAGIC + json.dumps(header).encode("utf-8") + b"\n"
@@ -44,17 +45,32 @@ def load_cache(bundle: Bundle, backend: Backend, path: str) -> None:
     backend.truncate(0)
     try:
         with open(path, "rb") as file:
-            header = _header(file, path)
-            if header["bundle_sha256"] != _identity(bundle):
-                raise MerinoError(f"the cache {path} was written by another bundle than {bundle.name!r} in "
-                                  f"{bundle.folder}. Name another file, or delete this one to have it written anew.")
+            header = _own_header(bundle, file, path)
             _check_arrays(header, backend, path)
             backend.fill(header["ids"], _arrays(file, header, path))
     except OSError as error:
         raise MerinoError(f"cannot read the cache {path}: {error.strerror}. Check the file's permissions.") from error
 
 
-def _identity(bundle: Bundle) -> str:
+def cached_ids(bundle: Bundle, path: str) -> List[int]:
+    """Of a file, by its header alone. MerinoError as `load_cache`."""
+    try:
+        with open(path, "rb") as file:
+            ids: List[int] = _own_header(bundle, file, path)["ids"]
+            return ids
+    except OSError as error:
+        raise MerinoError(f"cannot read the cache {path}: {error.strerror}. Check the file's permissions.") from error
+
+
+def _own_header(bundle: Bundle, file: BinaryIO, path: str) -> Dict[str, Any]:
+    header = _header(file, path)
+    if header["bundle_sha256"] != identity(bundle):
+        raise MerinoError(f"the cache {path} was written by another bundle than {bundle.name!r} in "
+                          f"{bundle.folder}. Name another file, or delete this one to have it written anew.")
+    return header
+
+
+def identity(bundle: Bundle) -> str:
     """sha256 of bundle.json, which holds the hashes of the weights."""
     return sha256_of(os.path.join(bundle.folder, "bundle.json"))
 

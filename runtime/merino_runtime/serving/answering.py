@@ -17,7 +17,7 @@ REASONS = {"eos": "stop"}
 class Answering(Iterator[Event]):
     """asked_s: when the request came, by time.monotonic. piece: how many ids a piece of a prefill has."""
 
-    def __init__(self, ask: Ask, model: LanguageModel, backend: Backend, asked_s: float, piece: Callable[[], int]
+    def __init__(self, ask: Ask, model: LanguageModel, backend: Backend, asked_s: float, piece: Callable[[int], int]
                  ) -> None:
         self._ask, self._model, self._backend, self._piece = ask, model, backend, piece
         self._asked_s, self._started_s = asked_s, time.monotonic()
@@ -52,7 +52,7 @@ class Answering(Iterator[Event]):
         self._generation = generation = generate(
             self._backend, ask.ids, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling,
             stop_ids=() if ask.ignore_eos else self._model.bundle.stop_ids, stream=self._stream,
-            piece=lambda _: self._piece(), top=ask.top)
+            piece=self._piece, top=ask.top)
         begun, held = False, None  # a token whose log-probabilities follow it, unless it was forced
         for event in generation:
             if held is not None:

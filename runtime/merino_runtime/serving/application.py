@@ -20,6 +20,7 @@ from merino_runtime.serving.asks import (
     Event,
     RefusedError,
 )
+from merino_runtime.serving.burden import Burden, Sensors
 from merino_runtime.serving.models import Model
 from merino_runtime.serving.openai_requests import Limits
 from merino_runtime.serving.scheduler import Job, Scheduler
@@ -53,6 +54,7 @@ class Settings(NamedTuple):
     most_waiting: int = 32
     sampling: Sampling = Sampling()
     limit_s: Optional[float] = None
+    ceiling_c: Optional[float] = None  # of the hottest sensor
 
 
 class UnderWay:
@@ -99,11 +101,12 @@ Handled = Union[Response, UnderWay]
 
 
 class Application:
-    def __init__(self, known: Dict[str, Model], settings: Settings, page: Optional[Response] = None) -> None:
+    def __init__(self, known: Dict[str, Model], settings: Settings, sensors: Sensors = Sensors(),  # noqa: B008
+                 page: Optional[Response] = None) -> None:
         self.models, self.settings = known, settings
         self.metrics = metrics.Metrics()
-        self.scheduler = Scheduler(settings.most_waiting, self.metrics.watch)
-        self.ready = False
+        self.scheduler = Scheduler(settings.most_waiting, Burden(sensors, settings.ceiling_c), self.metrics.watch)
+        self.ready, self._sensors = False, sensors
         self._routes: Dict[str, Dict[str, Callable[..., Handled]]] = {
             "/health": {"GET": self._health}, "/v1/health": {"GET": self._health},
             "/v1/models": {"GET": self._listed},
@@ -235,7 +238,8 @@ class Application:
         return Response(200, text.encode("utf-8"), metrics.CONTENT_TYPE)
 
     def _stats(self, *_: Any) -> Response:
-        return _json(dict(self.metrics.stats(), running=len(self.scheduler.running),
+        temperatures = self._sensors.temperatures_c()
+        return _json(dict(self.metrics.stats(), temperatures_c=temperatures, running=len(self.scheduler.running),
                           waiting=len(self.scheduler.waiting), models=metrics.of_models(self.models)))
 
     def _started(self, model: Model, asks: Sequence[Any], answer: Any, deliver: Deliver

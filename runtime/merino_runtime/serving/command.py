@@ -1,5 +1,6 @@
 """The verb `serve`: its options, what is refused before anything is loaded, and the life of the server."""
 import argparse
+import os
 import threading
 from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -21,6 +22,9 @@ class ServeRequest(NamedTuple):
     memory_mb: Optional[float] = None
     queue: int = WAITING
     max_seconds: Optional[float] = None
+    max_temperature: Optional[float] = None
+    cache_dir: Optional[str] = None
+    cache_mb: float = 512.0
     threads: Optional[int] = None
     prefill_threads: Optional[int] = None
     verify: bool = True
@@ -37,6 +41,9 @@ OPTIONS: Tuple[Tuple[str, type, str], ...] = (
     ("memory_mb", float, "memory of all KV caches in MB; default: half of what is available"),
     ("queue", int, "number of requests that may wait; more get status 429"),
     ("max_seconds", float, "wall-clock limit of a request, the wait included; default: none"),
+    ("max_temperature", float, "Celsius of the hottest sensor from which on it pauses between tokens; default: none"),
+    ("cache_dir", str, "folder for beginnings that prompts share; default: merino/serve in the user's cache"),
+    ("cache_mb", float, "how much is kept there; 0: nothing is written"),
 )
 
 
@@ -63,12 +70,14 @@ def check_address(host: str, keys: Sequence[str]) -> None:
             "--api-key-file key.txt. Without --host only programs on this machine reach it.")
 
 
-def run_serve(request: ServeRequest) -> int:
-    """Serves until SIGINT or SIGTERM. Raises MerinoError where it cannot begin."""
+def run_serve(request: ServeRequest, sensors: Any = None) -> int:
+    """Serves until SIGINT or SIGTERM. Raises MerinoError where it cannot begin. sensors: a `burden.Sensors`."""
     keys = keys_of(request.api_key_file)
     check_address(request.host, keys)
     if request.queue < 0:
         raise MerinoError(f"--queue is {request.queue}, allowed: 0 or more.")
+    if request.max_temperature is not None and not (sensors and sensors.temperatures_c()):
+        raise MerinoError("--max-temperature needs a temperature sensor, and none can be read here. Leave it out.")
     if request.slots is not None and request.slots < 1:
         raise MerinoError(f"--slots is {request.slots}, allowed: 1 or more.")
     from merino_runtime.bundle.requirements import require
@@ -76,6 +85,7 @@ def run_serve(request: ServeRequest) -> int:
     require("numpy")
     from merino_runtime.serving import models
     from merino_runtime.serving.application import Application, Settings
+    from merino_runtime.serving.burden import Sensors
     from merino_runtime.serving.http import listening, server_of
 
     known = models.described(request.bundles)
@@ -83,12 +93,19 @@ def run_serve(request: ServeRequest) -> int:
     opening = models.Opening(request.threads, request.prefill_threads, request.verify, request.allow_slow,
                              request.backend)
     application = Application(known, Settings(
-        keys=keys, local=request.host in LOCAL_HOSTS, most_waiting=request.queue, limit_s=request.max_seconds))
+        keys=keys, local=request.host in LOCAL_HOSTS, most_waiting=request.queue, limit_s=request.max_seconds,
+        ceiling_c=request.max_temperature), sensors or Sensors())
     server = server_of(application)
     place = listening(request.host, request.port)
     shown = f"[{request.host}]" if ":" in request.host else request.host
     say(f"serving {', '.join(known)} on http://{shown}:{place.getsockname()[1]}")
-    return _served(application, server, place, lambda model: models.load(model, count, opening, say_note))
+    kept = request.cache_dir or _cache_folder(), request.cache_mb
+    return _served(application, server, place, lambda model: models.load(model, count, opening, kept, say_note))
+
+
+def _cache_folder() -> str:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "merino", "serve")
 
 
 def _served(application: Any, server: Any, place: Any, load: Callable[[Any], None]) -> int:
@@ -112,8 +129,10 @@ def _served(application: Any, server: Any, place: Any, load: Callable[[Any], Non
         place.close()
     if faults:
         raise faults[0]
+    from merino_runtime.serving.models import closed
+
     for model in application.models.values():
-        model.served.slots.close()
+        closed(model)
     say("stopped")
     return 0
 
@@ -137,10 +156,11 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-slow", action="store_true", help="run a format whose instructions this CPU lacks")
 
 
-def run_verb(arguments: argparse.Namespace) -> int:
-    return run_serve(ServeRequest(
+def asked(arguments: argparse.Namespace) -> ServeRequest:
+    return ServeRequest(
         bundles=tuple(arguments.bundles), host=arguments.host, port=arguments.port,
         api_key_file=arguments.api_key_file, slots=arguments.slots, memory_mb=arguments.memory_mb,
         queue=arguments.queue, max_seconds=arguments.max_seconds, threads=arguments.threads,
         prefill_threads=arguments.prefill_threads, verify=arguments.verify, allow_slow=arguments.allow_slow,
-        backend=arguments.backend))
+        backend=arguments.backend, max_temperature=arguments.max_temperature, cache_dir=arguments.cache_dir,
+        cache_mb=arguments.cache_mb)

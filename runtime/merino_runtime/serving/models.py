@@ -1,11 +1,12 @@
 """The models of a server by name: descriptions at once, weights when they are loaded; how many slots memory allows."""
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.api import open_model
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 from merino_runtime.serving.asks import NOT_FOUND, RefusedError
+from merino_runtime.serving.beginnings import Beginnings
 from merino_runtime.serving.prompts import Prompts
 from merino_runtime.serving.scheduler import Served
 from merino_runtime.serving.slots import Slots
@@ -69,10 +70,20 @@ def slots_of(bundles: Sequence[Bundle], asked: Optional[int], memory_mb: Optiona
     return min(most, SLOTS) if asked is None else asked
 
 
-def load(model: Model, count: int, opening: Opening, say: Callable[[str], None]) -> None:
+def load(model: Model, count: int, opening: Opening, kept: Tuple[str, float], say: Callable[[str], None]) -> None:
+    """count: of slots. kept: the folder of beginnings of prompts, and how many MB it may hold, 0: none."""
     opened = open_model(model.bundle.folder, say=say, **opening._asdict())
     model.prompts = Prompts(opened.bundle, opened.tokenizer)
-    model.served = Served(Slots(opened, count))
+    folder, most_mb = kept
+    beginnings = Beginnings(opened.bundle, folder, most_mb, say) if most_mb else None
+    model.served = Served(Slots(opened, count), beginnings)
+
+
+def closed(model: Model) -> None:
+    if model.served is not None:
+        if model.served.beginnings is not None:
+            model.served.beginnings.close()
+        model.served.slots.close()
 
 
 def model_of(models: Dict[str, Model], name: str) -> Model:

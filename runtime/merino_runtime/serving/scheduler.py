@@ -12,6 +12,8 @@ from typing import Callable, List, Optional, Sequence
 from merino_runtime.errors import MerinoError
 from merino_runtime.serving.answering import Answering, unanswered
 from merino_runtime.serving.asks import FAULT, TOO_MANY, UNAVAILABLE, Ask, Ended, Event, Failed, Progress, RefusedError
+from merino_runtime.serving.beginnings import Beginnings
+from merino_runtime.serving.burden import Burden, Moment
 from merino_runtime.serving.slots import Slot, Slots
 from merino_runtime.serving.waiting import Waiting
 
@@ -23,8 +25,8 @@ LONGEST_RETRY_S = 60
 class Served:
     """A model that answers: its slots, and how fast it prefills."""
 
-    def __init__(self, slots: Slots) -> None:
-        self.slots, self.model = slots, slots.model
+    def __init__(self, slots: Slots, beginnings: Optional[Beginnings] = None) -> None:
+        self.slots, self.model, self.beginnings = slots, slots.model, beginnings
         self._id_s = 0.0  # of one id in a prefill, lately
 
     def piece(self) -> int:
@@ -46,6 +48,14 @@ class Job:
         self.answering: Optional[Answering] = None
         self.fault: Optional[Exception] = None  # of making its slot
         self.prefilled = -1  # ids of the prompt; -1: not begun
+        self.keep = 0  # so many ids of it are to be kept on disk
+        self.since: Optional[Moment] = None  # its beginning
+        self.busy_s = 0.0
+
+    def piece(self, at: int) -> int:
+        """How many ids of the prompt the next piece of its prefill has, behind `at` of them."""
+        count = self.served.piece()
+        return min(count, self.keep - at) if at < self.keep else count
 
     @property
     def late(self) -> bool:
@@ -55,8 +65,9 @@ class Job:
 class Scheduler:
     """most_waiting: requests beyond those that have a slot; more are refused. watch: hears of each event."""
 
-    def __init__(self, most_waiting: int, watch: Callable[[Job, Event], None] = lambda *_: None) -> None:
-        self.most_waiting, self._watch = most_waiting, watch
+    def __init__(self, most_waiting: int, burden: Burden, watch: Callable[[Job, Event], None] = lambda *_: None
+                 ) -> None:
+        self.most_waiting, self.burden, self._watch = most_waiting, burden, watch
         self.waiting = Waiting()
         self.running: List[Job] = []
         self._changed = threading.Condition()
@@ -103,6 +114,7 @@ class Scheduler:
                     break
                 self._admit()
             persons = [job for job in self.running if not job.ask.background]
+            self.burden.cool()
             for job in persons or list(self.running):
                 self._guarded_turn(job)
         for job in [*self.running, *self.waiting.all()]:
@@ -124,6 +136,10 @@ class Scheduler:
     def _takes_slot(self, job: Job) -> bool:
         try:
             job.slot = job.served.slots.take(job.ask.ids, job.ask.background)
+            beginnings = job.served.beginnings
+            if job.slot is not None and beginnings is not None and not job.ask.echo:
+                job.keep = beginnings.to_keep(job.ask.ids)
+                beginnings.load(job.slot.backend, job.ask.ids)
         except Exception as error:  # such as of memory; told as the fault of this request
             job.fault = error
         return job.slot is not None or job.fault is not None
@@ -142,21 +158,30 @@ class Scheduler:
             raise job.fault
         if job.answering is None:
             assert job.slot is not None
-            job.answering = Answering(job.ask, job.served.model, job.slot.backend, job.asked_s, job.served.piece)
+            job.answering = Answering(job.ask, job.served.model, job.slot.backend, job.asked_s, job.piece)
+            job.since = self.burden.moment()
         if job.cancelled or job.late:
             self._end(job, job.answering.leave("cancelled" if job.cancelled else "time"))
             return
         start = time.perf_counter()
         event = next(job.answering)
+        took_s = time.perf_counter() - start
+        job.busy_s += took_s
+        self.burden.busy_s += took_s
         if isinstance(event, Progress):
-            count = event.ids - job.prefilled
-            if job.prefilled >= 0 and count:
-                job.served.prefilled(count, time.perf_counter() - start)
-            job.prefilled = event.ids
+            self._prefilled(job, event, took_s)
         if isinstance(event, Ended):
             self._end(job, [event])
         else:
             self._tell(job, event)
+
+    def _prefilled(self, job: Job, event: Progress, took_s: float) -> None:
+        count = event.ids - job.prefilled
+        if job.prefilled >= 0 and count:
+            job.served.prefilled(count, took_s)
+        job.prefilled = event.ids
+        if job.keep and event.ids == job.keep and job.served.beginnings is not None and job.slot is not None:
+            job.served.beginnings.save(job.slot.backend)
 
     def _end(self, job: Job, events: Sequence[Event]) -> None:
         self.running.remove(job)
@@ -165,6 +190,9 @@ class Scheduler:
         if job.slot is not None:
             job.served.slots.give(job.slot)
         for event in events:
+            if isinstance(event, Ended) and job.since is not None:
+                event = event._replace(used=event.used._replace(
+                    energy=self.burden.energy(job.since, job.busy_s), thermal=self.burden.thermal(job.since)))
             self._tell(job, event)
 
     def _tell(self, job: Job, event: Event) -> None:

@@ -1,0 +1,122 @@
+"""Beginnings that prompts have in common, kept on disk: a system message is computed once, also across restarts.
+
+What two prompts begin with, where neither is the other's talk going on, will come again. It is saved when a prefill
+has just computed it, by a thread of its own, and read where no slot holds as much of a prompt.
+"""
+import collections
+import hashlib
+import os
+import threading
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from merino_runtime.backends.backend import Backend
+from merino_runtime.bundle import Bundle
+from merino_runtime.errors import MerinoError
+from merino_runtime.generation.cache_file import cached_ids, identity, load_cache, save_cache
+from merino_runtime.io.board import MB
+from merino_runtime.serving.slots import shared
+
+LEAST = 64  # ids that are worth a file
+ALIKE = 16  # ids: a beginning that is so little longer than a kept one is not kept beside it
+RECENT = 32  # prompts that the next one is compared with
+END = ".cache"
+
+
+class Beginnings:
+    """Of one bundle, in a folder of its own. most_mb: the oldest files beyond that are deleted."""
+
+    def __init__(self, bundle: Bundle, folder: str, most_mb: float, say: Callable[[str], None]) -> None:
+        self._bundle, self._most_mb, self._say = bundle, most_mb, say
+        self._folder = os.path.join(folder, identity(bundle)[:16])
+        self._kept: Dict[str, List[int]] = {}  # ids by path
+        self._recent: Deque[Tuple[int, ...]] = collections.deque(maxlen=RECENT)
+        self._saving: Optional[threading.Thread] = None
+        self._read_folder()
+
+    def _read_folder(self) -> None:
+        try:
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)  # what people wrote is in these files
+            for name in sorted(os.listdir(self._folder)):
+                path = os.path.join(self._folder, name)
+                if name.endswith(END):
+                    self._read_file(path)
+        except OSError as error:
+            self._say(f"beginnings of prompts are not kept: {error}")
+            self._most_mb = 0.0
+
+    def _read_file(self, path: str) -> None:
+        try:
+            self._kept[path] = cached_ids(self._bundle, path)
+        except MerinoError as error:
+            self._drop(path, str(error))
+
+    def to_keep(self, ids: Tuple[int, ...]) -> int:
+        """How many ids of a new prompt are a beginning that came before and is not kept yet; 0: none."""
+        common = [shared(one, ids) for one in self._recent if shared(one, ids) < len(one)]  # else its talk goes on
+        self._recent.append(ids)
+        count = max(common, default=0)
+        known = max((shared(kept, ids) for kept in self._kept.values()), default=0)
+        return count if self._most_mb and count >= max(LEAST, known + ALIKE) else 0
+
+    def load(self, backend: Backend, ids: Sequence[int]) -> None:
+        """Into a slot's cache, where a file has more of the prompt than it."""
+        path = max(self._kept, key=lambda each: shared(self._kept[each], ids), default=None)
+        if path is None or shared(self._kept[path], ids) < shared(backend.ids, ids) + LEAST:
+            return
+        try:
+            load_cache(self._bundle, backend, path)
+            os.utime(path, None)
+        except (MerinoError, OSError) as error:
+            self._drop(path, str(error))
+
+    def save(self, backend: Backend) -> None:
+        """What the cache holds now; the file is written meanwhile. Nothing where another one still is."""
+        if self._saving is not None and self._saving.is_alive():
+            return
+        filled = Filled(*backend.filled())
+        self._saving = threading.Thread(target=self._write, args=(filled,), name="beginnings")
+        self._saving.start()
+
+    def _write(self, filled: "Filled") -> None:
+        name = hashlib.sha256(np.array(filled.ids, dtype=np.int64).tobytes()).hexdigest()[:16] + END
+        path = os.path.join(self._folder, name)
+        try:
+            save_cache(self._bundle, filled, path)
+            self._kept = dict(self._kept, **{path: filled.ids})  # another thread may be looking through the old one
+            self._delete_oldest()
+        except (MerinoError, OSError) as error:
+            self._say(f"a beginning of prompts is not kept: {error}")
+            self._most_mb = 0.0
+
+    def _delete_oldest(self) -> None:
+        by_age = sorted(self._kept, key=os.path.getmtime)
+        size_mb = sum(os.path.getsize(path) for path in by_age) / MB
+        while by_age and size_mb > self._most_mb:
+            size_mb -= os.path.getsize(by_age[0]) / MB
+            self._drop(by_age.pop(0))
+
+    def _drop(self, path: str, why: str = "") -> None:
+        if why:
+            self._say(f"{why} It is deleted.")
+        self._kept = {other: ids for other, ids in self._kept.items() if other != path}
+        try:
+            os.unlink(path)
+        except OSError:
+            self._most_mb = 0.0
+
+    def close(self) -> None:
+        """Waits for a file that is being written."""
+        if self._saving is not None:
+            self._saving.join()
+
+
+class Filled:
+    """A copy of a cache, to be written while the slot goes on."""
+
+    def __init__(self, ids: List[int], arrays: Dict[str, Any]) -> None:
+        self.ids, self._arrays = ids, arrays
+
+    def filled(self) -> Tuple[List[int], Dict[str, Any]]:
+        return self.ids, self._arrays
