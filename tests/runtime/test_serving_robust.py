@@ -1,0 +1,171 @@
+"""What clients can do to a server: come all at once, read slowly, leave, send nonsense; and what a kill leaves."""
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("uvicorn")
+
+from served import Server  # noqa: E402
+
+CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
+CLIENTS = 100
+MOST_GROWN = 1.02  # of resident memory
+WORDS = ("Lily", "Tom", "the dog", "a bird", "went", "to the park", "was happy", "and", "found a ball", "one day")
+
+
+def body_of(number, **more):
+    chance = random.Random(number)
+    text = " ".join(chance.choice(WORDS) for _ in range(3 + number % 9))
+    return dict({"prompt": text, "temperature": 0.5 * (number % 3), "seed": number, "max_tokens": 24,
+                 "ignore_eos": True}, **more)
+
+
+def whole(server, number):
+    return server.post(TEXTS, **body_of(number))["choices"][0]["text"]
+
+
+def streamed(server, number):
+    chunks, _ = server.stream(TEXTS, **body_of(number))
+    return "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
+
+
+def all_at_once(calls):
+    """What each call returned, or raised, in its own thread."""
+    found = [None] * len(calls)
+
+    def run(place):
+        try:
+            found[place] = calls[place]()
+        except Exception as error:
+            found[place] = error
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@pytest.fixture(scope="module")
+def bundle(embedded_bundles):
+    """Of the trained model: what it says depends on what it hears."""
+    return embedded_bundles["fused", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def server(bundle, tmp_path_factory):
+    options = ["--queue", 2 * CLIENTS, "--slots", 4]
+    with Server(bundle, options=options, XDG_CACHE_HOME=str(tmp_path_factory.mktemp("cache"))) as running:
+        yield running
+
+
+def request_of(body, path=TEXTS):
+    data = json.dumps(body).encode("utf-8")
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode("ascii") + data
+
+
+def connected(server):
+    return contextlib.closing(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+
+
+def test_a_hundred_clients_at_once_hear_what_each_hears_alone(server):
+    alone = [whole(server, number) for number in range(CLIENTS)]
+    assert len(set(alone)) > CLIENTS // 2
+    calls = [lambda number=number: (streamed if number % 2 else whole)(server, number) for number in range(CLIENTS)]
+    together = all_at_once(calls)
+    assert [number for number in range(CLIENTS) if together[number] != alone[number]] == []
+
+
+def test_clients_that_read_slowly_or_leave_keep_nobody_waiting(server):
+    before = whole(server, 1)
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(connected(server)) for _ in range(20)]
+        for number, each in enumerate(slow):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            each.sendall(request_of(body_of(number, stream=True, max_tokens=200)))
+            if number % 2:
+                each.shutdown(socket.SHUT_WR)
+        half = stack.enter_context(connected(server))
+        half.sendall(request_of(body_of(1))[:-9])
+        assert whole(server, 1) == before
+        assert slow[0].recv(12) == b"HTTP/1.1 200"
+    assert whole(server, 1) == before
+    stats = server.call("GET", "/v1/stats")[1]
+    while stats["running"] or stats["waiting"]:
+        time.sleep(0.05)
+        stats = server.call("GET", "/v1/stats")[1]
+
+
+def nonsense(chance):
+    """Bytes of a client that speaks no HTTP, some of it, or a body that nobody asked for."""
+    body = body_of(chance.randrange(CLIENTS), max_tokens=2)
+    kind = chance.randrange(7)
+    if kind == 0:
+        return chance.getrandbits(8 * 600).to_bytes(600, "little")
+    if kind == 1:
+        return request_of(body)[:chance.randrange(300)]
+    if kind == 2:
+        wrong = chance.choice([None, -1, "x", [], {}, [[1]], 1e99])
+        return request_of(dict(body, **{chance.choice(list(body)): wrong}))
+    if kind == 3:
+        return request_of(chance.choice([[], "x", 1, None, [[[]]] * 9]))
+    if kind == 4:
+        data = bytearray(request_of(body))
+        data[chance.randrange(len(data))] = chance.randrange(256)
+        return bytes(data)
+    if kind == 5:
+        return request_of({"messages": [{"role": "user", "content": "x" * chance.randrange(300)}]}, CHAT)
+    return b"GET /%s HTTP/1.1\r\nHost: localhost\r\nX: %s\r\n\r\n" % (
+        chance.choice([b"", b"v1/models", b"metrics", b"../etc", b"\xff"]), b"y" * chance.randrange(10 ** 5))
+
+
+def send_nonsense(server, seconds, seed=1):
+    chance, end, sent = random.Random(seed), time.time() + seconds, 0
+    while time.time() < end:
+        with connected(server) as client, contextlib.suppress(OSError):
+            client.sendall(nonsense(chance))
+            client.settimeout(0.02)
+            client.recv(4096)
+        sent += 1
+    return sent
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(600, marks=pytest.mark.nightly)])
+def test_nonsense_ends_nothing_and_memory_stays_as_it_is(server, seconds):
+    before = whole(server, 2)
+    send_nonsense(server, max(2, seconds / 10))
+    all_at_once([lambda number=number: whole(server, number) for number in range(20)])
+    held = server.rss_kb()
+    assert send_nonsense(server, seconds, seed=2) > 10 * seconds
+    all_at_once([lambda number=number: whole(server, number) for number in range(20)])
+    assert whole(server, 2) == before and server.process.poll() is None
+    assert server.rss_kb() <= MOST_GROWN * held
+    assert "Traceback" not in server.said()
+
+
+def test_a_kill_leaves_errors_or_whole_answers_and_nothing_in_the_way(bundle, tmp_path):
+    options = ["--queue", CLIENTS, "--cache-dir", tmp_path]
+    with Server(bundle, options=options) as server:
+        expected = [whole(server, number) for number in range(20)]
+        killer = threading.Timer(0.05, lambda: os.kill(server.process.pid, signal.SIGKILL))
+        killer.start()
+        calls = [lambda number=number: (streamed if number % 2 else whole)(server, number % 20) for number in range(60)]
+        found = all_at_once(calls)
+        killer.join()
+        assert server.process.wait(60) == -signal.SIGKILL
+    whole_answers = [number for number, text in enumerate(found) if isinstance(text, str)]
+    assert all(found[number] == expected[number % 20] for number in whole_answers) and len(whole_answers) < 60
+    errors = [each for each in found if not isinstance(each, str)]
+    assert all(isinstance(each, (OSError, http.client.HTTPException, AssertionError)) for each in errors), errors
+    with Server(bundle, options=options) as server:
+        assert whole(server, 3) == expected[3]
