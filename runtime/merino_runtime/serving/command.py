@@ -105,7 +105,7 @@ def run_serve(request: ServeRequest, sensors: Any = None) -> int:
 
 def _cache_folder() -> str:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "merino", "serve")
+    return os.path.join(base, "merino/serve")
 
 
 def _served(application: Any, server: Any, place: Any, load: Callable[[Any], None]) -> int:
