@@ -68,9 +68,9 @@ def take_turns(
                     continue
                 print(f"pass {number + 1} of {asked.passes}, {place + 1} of {len(tasks)}: {name}", file=sys.stderr)
                 done.append(measure(task, Path(scratch) / str(place)))
-                save(asked.out, {**head, "passes": passes})
+                write_record(asked.out, {**head, "passes": passes})
     rows = [{"name": name, **row_of(task, passes[name])} for name, task in tasks.items() if passes.get(name)]
-    save(asked.out, {**head, "summary": summary(rows), "rows": rows, "passes": passes})
+    write_record(asked.out, {**head, "summary": summary(rows), "rows": rows, "passes": passes})
     return rows
 
 
@@ -78,10 +78,6 @@ def over_passes(done: list[dict[str, Any]]) -> dict[str, float]:
     """The median of each quantity over the passes without flags; over all passes where each has one."""
     runs = [run for run in done if not run["flags"]] or done
     return {key: median(run[key] for run in runs) for key in runs[0] if key != "flags"}
-
-
-def save(path: Path, content: dict[str, Any]) -> None:
-    write_record(path, content)
 
 
 def random_designs(count, seed):

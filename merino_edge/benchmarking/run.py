@@ -36,18 +36,12 @@ def run_benchmark(
     for llama.cpp. Raises MerinoError for a request that is not
     possible, and KeyboardInterrupt after the complete rows were written.
     """
-    folders = [bundle_path(bundle) for bundle in bundles]
-    bases: list[str] = []
     check_counts(request)
     check_timeout(timeout_s)
     check_peers(peers, peers_file)
     if save is not None:
         check_can_save(str(save))
-    check_baseline(baseline, baseline_precision)
-    if baseline is not None:
-        from merino_edge.benchmarking.baselines import baseline_bundles  # loads torch
-
-        bases = baseline_bundles(baseline, folders, baseline_precision, say)
+    folders, bases = bundles_of(bundles, baseline, baseline_precision, say)
     with peers_beside(peers, [*folders, *bases], request.seed, say, peers_file) as others:
         return bench_command(
             folders, request, bases, output, None if save is None else str(save), timeout_s, progress, others

@@ -12,6 +12,7 @@ from merino_runtime.errors import MerinoError
 if TYPE_CHECKING:
     from merino_edge.calibration.probe import Probe
     from merino_edge.delivery.ssh.connect import Board
+    from merino_edge.delivery.ssh.programs import Program
     from merino_edge.delivery.ssh.talk import Serve
     from merino_edge.profiles.profile import DeviceProfile
 
@@ -39,12 +40,23 @@ def on_board(host: str, accept_new: bool, work: "Callable[[Board], Coroutine[Any
     return asyncio.run(run())
 
 
+async def with_bundle(board: "Board", root: str | None, folder: str) -> "tuple[Program, str]":
+    """The program on the board, and the bundle's folder there."""
+    from merino_edge.cli.terminal import boards_progress
+    from merino_edge.delivery.ssh.programs import bundle_there, program
+
+    host, there = board.address.text, await program(board, root)
+    with boards_progress() as tell:
+        copied = lambda name, done, total: tell(host, f"copying {name}", done, total)  # noqa: E731
+        return there, await bundle_there(there, folder, copied)
+
+
 def generate_there(
     host: str, accept_new: bool, root: str | None, bundle: str, prompt: str | None, options: Sequence[str]
 ) -> int:
     """Streams to stdout what the board's program writes -> its exit code."""
-    from merino_edge.cli.terminal import boards_progress, say
-    from merino_edge.delivery.ssh.programs import INSTALLED, bundle_there, program
+    from merino_edge.cli.terminal import say
+    from merino_edge.delivery.ssh.programs import INSTALLED
     from merino_edge.families.names import bundle_path
     from merino_runtime.commands import STDIN, prompt_from_stdin
     from merino_runtime.io.streams import write_out
@@ -59,10 +71,7 @@ def generate_there(
             raise ReaderGoneError from error
 
     async def work(board: "Board") -> int:
-        there = await program(board, root)
-        with boards_progress() as tell:
-            told = lambda name, done, total: tell(host, f"copying {name}", done, total)  # noqa: E731
-            place = await bundle_there(there, folder, told)
+        there, place = await with_bundle(board, root, folder)
         ran = await there.run(
             ["generate", place, "-", *options], (text + "\n").encode("utf-8", "surrogateescape"), doing="generate",
             timeout_s=GENERATED_S, most_bytes=GENERATED_BYTES, tell=say, take=take,
@@ -79,8 +88,8 @@ def chat_there(
     host: str, accept_new: bool, root: str | None, bundle: str, options: Sequence[str], as_json: bool
 ) -> int:
     """A talk with the model on the board; what is typed and shown is here -> the exit code."""
-    from merino_edge.cli.terminal import boards_progress, say
-    from merino_edge.delivery.ssh.programs import INSTALLED, bundle_there, program
+    from merino_edge.cli.terminal import say
+    from merino_edge.delivery.ssh.programs import INSTALLED
     from merino_edge.delivery.ssh.talk import TalkThere, opened
     from merino_edge.families.names import bundle_path
     from merino_runtime.bundle import load_bundle, own_files
@@ -90,10 +99,7 @@ def chat_there(
     kept = [] if bundle == INSTALLED else own_files(load_bundle(folder, verify=False))
 
     async def work(board: "Board", serve: "Serve") -> None:
-        there = await program(board, root)
-        with boards_progress() as tell:
-            told = lambda name, done, total: tell(host, f"copying {name}", done, total)  # noqa: E731
-            place = await bundle_there(there, folder, told)
+        there, place = await with_bundle(board, root, folder)
         async with there.talking(["chat", place, "--json", *options], say) as session:
             await serve(session)
 

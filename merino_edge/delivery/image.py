@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from merino_edge.delivery.first_boot_plan import MB, Placed, Plan, make_plan, steps_of
 from merino_edge.delivery.root_tree import is_root
-from merino_edge.delivery.staged import Staged, checked_archive
+from merino_edge.delivery.staged import checked_archive
 from merino_edge.delivery.system_tools import check_tools
 from merino_edge.delivery.volumes import (
     EXT,
@@ -183,7 +183,8 @@ def check_written(volume: Volume, plan: Plan) -> None:
         if same and not placed.is_done and staged.link:
             same = tree.link(placed.path) == staged.link
         if same and stat.S_ISREG(staged.mode):
-            same = _sha256(tree.pieces(placed.path)) == _sha256(_content(staged))
+            content = hashlib.sha256(staged.data).hexdigest()
+            same = _sha256(tree.pieces(placed.path)) == (sha256_of(str(staged.source)) if staged.source else content)
         if not same:
             raise MerinoError(
                 f"{volume.shown} stays as it was: {placed.path} was not written as it should be. Check this machine's "
@@ -213,15 +214,6 @@ def _commands(volume: Volume, placed: Placed, source: str) -> Iterator[str]:
         yield f"write {source} {name}"
     for field, value in (("mode", f"0{staged.mode:o}"), ("uid", staged.uid), ("gid", staged.gid)):
         yield f"sif {name} {field} {value}"
-
-
-def _content(staged: Staged) -> Iterator[bytes]:
-    if not staged.source:
-        yield staged.data
-        return
-    with open(staged.source, "rb") as file:
-        while piece := file.read(COPIED_AT_ONCE):
-            yield piece
 
 
 def _sha256(pieces: Iterator[bytes]) -> str:

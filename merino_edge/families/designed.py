@@ -22,6 +22,7 @@ from merino_edge.families.family import Family, Loader
 from merino_edge.families.geometry import Keys, LayerShape, facts_by, words_by
 from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
 from merino_edge.families.operators import Operator, activation, attention, embed, head, linear, norm
+from merino_edge.families.pre_norm import Decoder, Layer, Linear, build_layer, residual_norm
 from merino_edge.families.rotary import Rotary
 
 KEYS: Keys = {
@@ -208,14 +209,10 @@ def decoder_operators(arch: Architecture) -> Iterator[Operator]:
 
 
 def build_designed(graph: GraphOps, arch: Architecture) -> None:
-    """Write the whole graph: ids to logits of the last position.
-
-    The sum of a sublayer's output `delta` and its residual `x` is not written where it arises, but by the norm that
-    follows, so that a dialect can fuse the two.
-    """
-    x, delta = graph.embed("embed_tokens.weight"), None
-    use, uses = 0, sum(block.depth for block in arch.blocks)
-    before = arch.blocks[0].width
+    """Write the whole graph: ids to logits of the last position."""
+    decoder = decoder_of(arch)
+    x, delta = graph.embed(decoder.embedding), None
+    before, layers = arch.blocks[0].width, iter(decoder.layers)
     for index, block in enumerate(arch.blocks):
         if block.width != before:
             x, delta = graph.add(x, delta) if delta else x, None
@@ -223,41 +220,39 @@ def build_designed(graph: GraphOps, arch: Architecture) -> None:
                 x = graph.resize(x, before, block.width)
             else:
                 x = graph.linear(x, f"blocks.{index}.enter.weight")
-        attention = Attention(
-            block.width // arch.head_size, arch.head_size**-0.5, Rotary(arch.rope_theta, arch.head_size)
-        )
-        for layer in range(block.depth):
-            at = f"blocks.{index}.layers.{0 if block.shared else layer}"
-            cache = KvLayer(use, block.kv_width(arch.head_size) // arch.head_size, arch.head_size)
-            use += 1
-            x, delta = build_layer(graph, arch, at, x, delta, cache, attention, final=use == uses)
+        for _ in range(block.depth):
+            x, delta = build_layer(graph, decoder, next(layers), x, delta)
         before = block.width
-    assert delta is not None
-    normed, _ = graph.add_norm(delta, x, Norm("norm.weight", None, arch.rms_norm_eps))
+    normed, _ = residual_norm(graph, x, delta, decoder.final_norm)
     first, last = arch.blocks[0].width, arch.blocks[-1].width
     if last != first:
         normed = graph.resize(normed, last, first) if arch.padded else graph.linear(normed, "leave.weight")
-    graph.head(normed, "embed_tokens.weight")
+    graph.head(normed, decoder.head)
 
 
-def build_layer(
-    graph: GraphOps, arch: Architecture, at: str, x: str, delta: str | None, cache: KvLayer, attention: Attention,
-    *, final: bool,
-) -> tuple[str, str]:
-    """One layer, with weights named `at`.*; (x, delta) before it -> (x, delta) after it.
+def decoder_of(arch: Architecture) -> Decoder:
+    embedding = "embed_tokens.weight"
+    return Decoder(embedding, embedding, tuple(layers_of(arch)), Norm("norm.weight", None, arch.rms_norm_eps))
 
-    The final layer computes only the last position once its keys and values are cached: only its logits are wanted.
-    """
-    attention_norm = Norm(f"{at}.attention_norm.weight", None, arch.rms_norm_eps)
-    ffn_norm = Norm(f"{at}.ffn_norm.weight", None, arch.rms_norm_eps)
-    normed, x = graph.add_norm(delta, x, attention_norm) if delta else (graph.norm(x, attention_norm), x)
-    mixed = graph.attention(graph.linear(normed, f"{at}.attention.qkv.weight"), cache, attention)
-    if final:
-        mixed, x = graph.last(mixed), graph.last(x)
-    attended = graph.linear(mixed, f"{at}.attention.out.weight")
-    normed, x = graph.add_norm(attended, x, ffn_norm)
-    hidden = graph.activation(graph.linear(normed, f"{at}.up.weight"), "gelu")
-    return x, graph.linear(hidden, f"{at}.down.weight")
+
+def layers_of(arch: Architecture) -> Iterator[Layer]:
+    """Each use of a layer, with the names of its weights."""
+    size = arch.head_size
+    places = [(index, block, use) for index, block in enumerate(arch.blocks) for use in range(block.depth)]
+    for cached, (index, block, use) in enumerate(places):
+        at = f"blocks.{index}.layers.{0 if block.shared else use}"
+        yield Layer(
+            cache=KvLayer(cached, block.kv_width(size) // size, size),
+            attention=Attention(block.width // size, size**-0.5, Rotary(arch.rope_theta, size)),
+            attention_norm=Norm(f"{at}.attention_norm.weight", None, arch.rms_norm_eps),
+            qkv=Linear((f"{at}.attention.qkv.weight",)),
+            out=Linear((f"{at}.attention.out.weight",)),
+            ffn_norm=Norm(f"{at}.ffn_norm.weight", None, arch.rms_norm_eps),
+            up=Linear((f"{at}.up.weight",)),
+            down=Linear((f"{at}.down.weight",)),
+            activation="gelu",
+            gated=False,
+        )
 
 
 def config_words(geometry: Architecture) -> dict[str, Any]:

@@ -46,23 +46,24 @@ class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Gpu(BaseModel):
-    """A Jetson's GPU. Clocks in MHz, power in W."""
+class _Seen(_Facts):
+    """What a machine reports. Boards report different things, so unknown keys are accepted and ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
+
+
+class Gpu(_Seen):
+    """A Jetson's GPU. Clocks in MHz, power in W."""
 
     source: str
     name: str | None = None
     clock_mhz: float | None = None
     clock_max_mhz: float | None = None
     power_w: float | None = None
-    power_rail: str | None = None
 
 
-class State(BaseModel):
-    """The machine before or after a run. Boards report different sensors, so unknown keys are accepted and ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+class State(_Seen):
+    """The machine before or after a run."""
 
     governor: str | None = None
     clocks_mhz: Numbers | None = None
@@ -71,13 +72,10 @@ class State(BaseModel):
     power_mode: str | None = None
     gpu: Gpu | None = None
     swap_used_mb: float | None = None
-    load_1m: float | None = None
 
 
-class Environment(BaseModel):
-    """Where a row was measured. Unknown keys are accepted and ignored, as in `State`."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+class Environment(_Seen):
+    """Where a row was measured."""
 
     board: str | None = None
     kernel: str | None = None
@@ -87,9 +85,6 @@ class Environment(BaseModel):
     before: State = State()
     after: State = State()
     others_cpu_share: float | None = None
-    steal_share: float | None = None
-    waiting_share: float | None = None
-    preemptions_per_s: float | None = None
     power_source: str | None = None  # or why there is none
 
 
