@@ -27,13 +27,14 @@ ALLOWED_MB = 90  # above weights and KV cache: the interpreter, the libraries, a
 MB = 2**20
 
 
-def export_bundle(folder: Path, precision: str) -> Path:
-    """The bundle `folder`/`precision`, exported in a process of its own."""
-    geometry = folder / "geometry.json"
-    geometry.write_text(json.dumps(GEOMETRY))
-    code = "from merino_edge.cli.app import main; main()"
-    bundle = folder / precision
-    command = [sys.executable, "-c", code, "export", geometry, "--precision", precision, "-o", bundle]
+def exported(folder: Path, source: dict | str, precision: str) -> Path:
+    """The bundle of a geometry or of a name, exported in a process of its own."""
+    if isinstance(source, dict):
+        path = folder / "geometry.json"
+        path.write_text(json.dumps(source))
+        source = str(path)
+    bundle = folder / f"{Path(source).stem}-{precision}"
+    command = [sys.executable, "-m", "merino_edge", "export", source, "--precision", precision, "-o", bundle]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return bundle
 
@@ -104,15 +105,6 @@ def in_a_fresh_process(folder, packed=True):
     return json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def exported(folder):
-
-    code = "from merino_edge.cli.app import main; main()"
-    large = folder / "opt-350m-int4"
-    subprocess.run([sys.executable, "-c", code, "export", "opt-350m", "--precision", "int4", "-o", large],
-                   check=True, stdout=subprocess.DEVNULL)  # fmt: skip
-    return [*(export_bundle(folder, precision) for precision in ("fp32", "int8", "int4")), large]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundles", nargs="*", type=Path)
@@ -125,7 +117,8 @@ def main():
         return
     with tempfile.TemporaryDirectory() as folder:
         rows = []
-        for bundle in arguments.bundles or exported(Path(folder)):
+        usual = [*((GEOMETRY, precision) for precision in ("fp32", "int8", "int4")), ("opt-350m", "int4")]
+        for bundle in arguments.bundles or [exported(Path(folder), *one) for one in usual]:
             rows.append(in_a_fresh_process(bundle))
             if rows[-1]["precision"] == "fp32":
                 rows.append(in_a_fresh_process(bundle, packed=False))

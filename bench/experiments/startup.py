@@ -29,6 +29,8 @@ PROMPT = "Once upon a time, there was a little girl named Lily."
 
 def made_up_tokenizer(vocab):
     """GPT-2's form: 256 bytes, then merges of pairs of earlier tokens, drawn."""
+    import tokenizers
+
     from merino_runtime.generation.text import byte_table
 
     draw, tokens, merges = random.Random(0), list(byte_table()), []
@@ -38,16 +40,11 @@ def made_up_tokenizer(vocab):
         if len(left + right) <= 8 and left + right not in known:
             known.add(left + right)
             tokens.append(left + right)
-            merges.append(f"{left} {right}")
-    return {
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
-        "added_tokens": [],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False,
-                  "vocab": {token: id for id, token in enumerate(tokens)}, "merges": merges},
-    }  # fmt: skip
+            merges.append((left, right))
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({token: id for id, token in enumerate(tokens)}, merges))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    return made.to_str()
 
 
 def with_tokenizer(bundle, folder):
@@ -56,7 +53,7 @@ def with_tokenizer(bundle, folder):
     shutil.copytree(bundle, copy)
     description = json.loads((copy / "bundle.json").read_text())
     if not (copy / "tokenizer.json").exists():
-        text = json.dumps(made_up_tokenizer(description["vocab"])).encode()
+        text = made_up_tokenizer(description["vocab"]).encode()
         (copy / "tokenizer.json").write_bytes(text)
         digest = hashlib.sha256(text).hexdigest()
         description["files"].append({"path": "tokenizer.json", "bytes": len(text), "sha256": digest})
@@ -152,10 +149,10 @@ def main():
     if arguments.phases:
         print(json.dumps(phases_here(arguments.phases[0], float(arguments.phases[1]))))
         return
-    from memory import export_bundle  # here, so that what is measured does not import numpy before its time
+    from memory import GEOMETRY, exported  # here, so that what is measured does not import numpy before its time
 
     with tempfile.TemporaryDirectory() as folder:
-        bundle = arguments.bundle or export_bundle(Path(folder), "int4")
+        bundle = arguments.bundle or exported(Path(folder), GEOMETRY, "int4")
         result = measure(with_tokenizer(bundle, Path(folder)))
     print(json.dumps(result, indent=1))
     if arguments.out:

@@ -18,6 +18,11 @@ ROPE_FACTORS = "rope_freqs.weight"
 HEAD = "output.weight"
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 LARGEST = 1 << 40
+SIZES = {  # by key of most families' config.json
+    "hidden_size": "embedding_length", "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count", "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+}  # fmt: skip
 
 # Keys that change no token: by what may stand there, None for anything. A key of the architecture that is neither read
 # nor here, and is not 0, may change what is computed: the file is no model of the family as it is known.
@@ -54,6 +59,10 @@ class Metadata(NamedTuple):
                 )
             return int(counts[0])
         return self.count(key, default)
+
+    def sizes(self, keys: Mapping[str, str]) -> dict[str, int]:
+        """Counts by the words of config.json."""
+        return {word: self.same_count(key) for word, key in keys.items()}
 
     def real(self, key: str, default: float | None = None) -> float:
         def judge(value: Any) -> bool:
@@ -189,13 +198,9 @@ def rms_decoder(metadata: Metadata, kind: str) -> dict[str, Any]:
             )
     return {
         "model_type": kind,
-        "hidden_size": width,
-        "num_hidden_layers": metadata.count("block_count"),
-        "num_attention_heads": heads,
+        **metadata.sizes(SIZES),
         "num_key_value_heads": metadata.same_count("attention.head_count_kv", heads),
         "head_dim": head_size,
-        "intermediate_size": metadata.same_count("feed_forward_length"),
-        "max_position_embeddings": metadata.count("context_length"),
         "rms_norm_eps": metadata.real("attention.layer_norm_rms_epsilon"),
         "rope_parameters": rotary(metadata),
         "hidden_act": "silu",
@@ -266,11 +271,10 @@ def gemma3(metadata: Metadata) -> dict[str, Any]:
 def gpt2(metadata: Metadata) -> dict[str, Any]:
     return {
         "model_type": "gpt2",
-        "n_embd": metadata.count("embedding_length"),
-        "n_layer": metadata.count("block_count"),
-        "n_head": metadata.same_count("attention.head_count"),
-        "n_inner": metadata.same_count("feed_forward_length"),
-        "n_positions": metadata.count("context_length"),
+        **metadata.sizes({
+            "n_embd": "embedding_length", "n_layer": "block_count", "n_head": "attention.head_count",
+            "n_inner": "feed_forward_length", "n_positions": "context_length",
+        }),
         "layer_norm_epsilon": metadata.real("attention.layer_norm_epsilon"),
         "activation_function": "gelu_new",
         "tie_word_embeddings": not metadata.tensor(HEAD),
@@ -282,11 +286,7 @@ def gpt_neox(metadata: Metadata) -> dict[str, Any]:
     turned = metadata.count("rope.dimension_count", max(1, width // heads))
     return {
         "model_type": "gpt_neox",
-        "hidden_size": width,
-        "num_hidden_layers": metadata.count("block_count"),
-        "num_attention_heads": heads,
-        "intermediate_size": metadata.same_count("feed_forward_length"),
-        "max_position_embeddings": metadata.count("context_length"),
+        **metadata.sizes(SIZES),
         "layer_norm_eps": metadata.real("attention.layer_norm_epsilon"),
         "use_parallel_residual": metadata.value("use_parallel_residual", True),
         "rope_parameters": {**rotary(metadata), "partial_rotary_factor": turned * heads / width},
