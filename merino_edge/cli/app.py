@@ -9,10 +9,9 @@ imported inside the commands, so that the others answer at once.
 
 import json
 import sys
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -48,13 +47,6 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-
-class Output(StrEnum):
-    md = "md"
-    json = "json"
-    jsonl = "jsonl"
-    csv = "csv"
 
 
 def show_version(wanted: bool) -> None:
@@ -171,7 +163,7 @@ def bench(
     peers_file: Annotated[
         Path | None, typer.Option(help="GGUF or Hugging Face folder of the bundle's weights, for llama.cpp")
     ] = None,
-    output: Annotated[Output, typer.Option("-o", help="output format")] = Output.md,
+    output: Annotated[Literal["md", "json", "jsonl", "csv"], typer.Option("-o", help="output format")] = "md",
     save: Annotated[Path | None, typer.Option(help="also save the records as JSON; FILE.jsonl is appended to")] = None,
     ssh: Ssh = None,
     accept_new: AcceptNew = False,
@@ -196,12 +188,12 @@ def bench(
         refuse_local(peers=peers, peers_file=peers_file)
         options = words_of(p=prompts, n=steps, d=depths, r=repetitions, t=threads, timeout=timeout)
         raise typer.Exit(
-            bench_there(ssh, accept_new, root, bundles, baseline, baseline_precision, options, output.value, save)
+            bench_there(ssh, accept_new, root, bundles, baseline, baseline_precision, options, output, save)
         )
     refuse_remote(accept_new=accept_new, root=root)
     with bench_progress() as progress:
         code = run_benchmark(
-            bundles, request, baseline, baseline_precision, output.value, save, timeout, peers, progress, say,
+            bundles, request, baseline, baseline_precision, output, save, timeout, peers, progress, say,
             peers_file,
         )
     raise typer.Exit(code)

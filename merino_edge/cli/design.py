@@ -1,8 +1,7 @@
 """The command `merino-edge design`: its many options, read into one call of the designer."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,33 +27,12 @@ if TYPE_CHECKING:
     from merino_edge.profiles.profile import DeviceProfile
 
 
-class SolverChoice(StrEnum):
-    exact = "exact"
-    evolution = "evolution"
-
-
-class WidthStep(StrEnum):
-    fine = "32"
-    coarse = "64"
-
-
-class HeadSize(StrEnum):
-    small = "32"
-    large = "64"
-
-
-class PresetName(StrEnum):
-    small = "merino-52m"
-    middle = "merino-61m"
-    large = "merino-64m"
-
-
 @with_budgets
 def design(
     device: Device,
     limits: dict[str, float],
     backend: Backend = None,
-    preset: Annotated[PresetName | None, typer.Option(
+    preset: Annotated[Literal["merino-52m", "merino-61m", "merino-64m"] | None, typer.Option(
         metavar="NAME", help="the paper's FLOPs budget alone: merino-52m, merino-61m or merino-64m; 60, 110, 160 GFLOPs"
     )] = None,
     context: Context = None,
@@ -65,18 +43,18 @@ def design(
     ] = None,
     kv: Kv = None,
     blocks: Annotated[int, typer.Option(min=1, max=6, help="number of blocks")] = 4,
-    width_step: Annotated[WidthStep, typer.Option(help="granularity of widths; 32 implies head size 32")] = (
-        WidthStep.coarse
-    ),
+    width_step: Annotated[
+        Literal["32", "64"], typer.Option(help="granularity of widths; 32 implies head size 32")
+    ] = "64",
     head_size: Annotated[
-        HeadSize | None, typer.Option(help="attention head size; default: 64, or 32 where a block is narrow")
+        Literal["32", "64"] | None, typer.Option(help="attention head size; default: 64, or 32 where a block is narrow")
     ] = None,
     kv_heads: Annotated[
         str | None, typer.Option(help="KV heads per block: full, or a list: 1,2,4; default: any, with --preset full")
     ] = None,
     solver: Annotated[
-        SolverChoice, typer.Option(help="exact (MILP, proves the optimum) or evolution (heuristic)")
-    ] = SolverChoice.exact,
+        Literal["exact", "evolution"], typer.Option(help="exact (MILP, proves the optimum) or evolution (heuristic)")
+    ] = "exact",
     steps: Annotated[
         int, typer.Option(help="evolution: number of mutations T (the paper, as recalled: 100000)")
     ] = 2_000_000,
@@ -110,7 +88,7 @@ def design(
     from merino_edge.storage.atomic import check_file, check_keeps
 
     if preset is not None and limits:  # before `host` is measured
-        raise MerinoError(f"--preset {preset.value} is a budget of its own: leave the others out")
+        raise MerinoError(f"--preset {preset} is a budget of its own: leave the others out")
     cache = quantised_kv(kv)
     share = parse_confidence(confidence)
     if out:
@@ -123,14 +101,14 @@ def design(
     usual = FULL if preset else GROUPED
     scoring = score_named(score)
     space = spaced(
-        int(width_step.value), blocks, vocabs[0], None if head_size is None else int(head_size.value),
+        int(width_step), blocks, vocabs[0], None if head_size is None else int(head_size),
         kv_heads_named(words(kv_heads)) if kv_heads else usual, padded=isinstance(scoring, MeasuredScoring),
     )  # fmt: skip
     longest, tokens = default_lengths(profile, context, prompt)
     if preset is None:
         limits = with_board_defaults(limits, profile)
     else:
-        limits = PRESETS[preset.value].limits
+        limits = PRESETS[preset].limits
 
     def find(within: "Mapping[str, float]", like: Design | None = None) -> Design:
         """`like`: a design whose vocabulary and format are taken."""
@@ -138,7 +116,7 @@ def design(
             profile, within, space=space, context=longest, prompt=tokens,
             kv=cache,
             vocabs=[like.architecture.vocab] if like else vocabs, precisions=[like.precision] if like else precisions,
-            solver=solver.value, effort=Effort(steps, population, parents), seed=seed, scoring=scoring,
+            solver=solver, effort=Effort(steps, population, parents), seed=seed, scoring=scoring,
             confidence=share,
         )  # fmt: skip
 

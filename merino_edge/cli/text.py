@@ -1,24 +1,12 @@
 """The commands that give text: `generate` and `chat`, on this machine or on a board."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from merino_edge.cli.options import AcceptNew, Json, PrefillThreads, Root, Ssh, Threads, with_sampling
 from merino_runtime.sampling import Sampling, options_of
-
-
-class Overflow(StrEnum):
-    stop = "stop"
-    error = "error"
-    shift = "shift"
-
-
-class ChatOverflow(StrEnum):
-    error = "error"
-    shift = "shift"
 
 
 @with_sampling
@@ -33,8 +21,8 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="continue after the end-of-text token")] = False,
     allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format that is slow on this CPU")] = False,
     overflow: Annotated[
-        Overflow, typer.Option(help="context full: stop, fail, or shift out old tokens")
-    ] = Overflow.stop,
+        Literal["stop", "error", "shift"], typer.Option(help="context full: stop, fail, or shift out old tokens")
+    ] = "stop",
     threads: Threads = None,
     prefill_threads: PrefillThreads = None,
     cache: Annotated[
@@ -59,14 +47,14 @@ def generate(
 
         refuse_local(cache=cache)
         options = words_of(
-            n=max_new_tokens, **options_of(sampling), overflow=overflow.value, ignore_eos=ignore_eos,
+            n=max_new_tokens, **options_of(sampling), overflow=overflow, ignore_eos=ignore_eos,
             allow_slow=allow_slow, t=threads, prefill_threads=prefill_threads, json=as_json,
         ) + [f"--stop={each}" for each in stop or ()]  # fmt: skip
         raise typer.Exit(generate_there(ssh, accept_new, root, bundle, prompt, options))
     refuse_remote(accept_new=accept_new, root=root)
     run_generate(
         bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,
-        allow_slow=allow_slow, overflow=overflow.value, prefill_threads=prefill_threads,
+        allow_slow=allow_slow, overflow=overflow, prefill_threads=prefill_threads,
         cache_path=str(cache) if cache else None,
     )  # fmt: skip
 
@@ -82,8 +70,8 @@ def chat(
     sampling: Sampling = Sampling(),  # noqa: B008, by the decorator
     allow_slow: Annotated[bool, typer.Option("--allow-slow", help="run a format that is slow on this CPU")] = False,
     overflow: Annotated[
-        ChatOverflow, typer.Option(help="context full: refuse the message, or shift out the oldest turns")
-    ] = ChatOverflow.error,
+        Literal["error", "shift"], typer.Option(help="context full: refuse the message, or shift out the oldest turns")
+    ] = "error",
     threads: Threads = None,
     prefill_threads: PrefillThreads = None,
     ssh: Ssh = None,
@@ -104,13 +92,13 @@ def chat(
 
         options = words_of(
             system=system, no_think=no_think, n=max_new_tokens, **options_of(sampling), allow_slow=allow_slow,
-            overflow=overflow.value, t=threads, prefill_threads=prefill_threads,
+            overflow=overflow, t=threads, prefill_threads=prefill_threads,
         )  # fmt: skip
         raise typer.Exit(chat_there(ssh, accept_new, root, bundle, options, as_json))
     refuse_remote(accept_new=accept_new, root=root)
     code = run_chat(
         bundle_path(bundle), as_json, threads=threads, prefill_threads=prefill_threads, allow_slow=allow_slow,
         system=system, no_think=no_think, max_new_tokens=max_new_tokens,
-        sampling=sampling, overflow=overflow.value,
+        sampling=sampling, overflow=overflow,
     )  # fmt: skip
     raise typer.Exit(code)
