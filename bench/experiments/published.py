@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from merino_edge.families.geometry import Geometry, UniformGeometry
 from merino_edge.families.zoo import model
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import core_of_board
@@ -24,27 +23,11 @@ from merino_edge.profiles.reading import load_profile
 BEGIN, END = "<!-- published: begin -->", "<!-- published: end -->"
 CACHED, PROMPT = 128, 128  # the sources do not say
 FACTOR, GPU_FACTOR = 1.5, 2.0
-QWEN = {"gated": True, "norm": "rms", "final_norm": True, "positions": "rotary", "position_offset": 0, "tied": True,
-        "vocab": 151936, "context": 32768}  # fmt: skip
-GEOMETRIES: dict[str, Geometry] = {
-    # Qwen2.5 (arXiv 2412.15115) and Qwen3 (arXiv 2505.09388): the models' config.json
-    "Qwen2.5-0.5B": UniformGeometry(
-        layers=24, width=896, heads=14, kv_heads=2, head_size=64, ffn_width=4864, embed_width=896,
-        query_key_norm=False, biases=("qkv",), **QWEN,
-    ),
-    "Qwen3-0.6B": UniformGeometry(
-        layers=28, width=1024, heads=16, kv_heads=8, head_size=128, ffn_width=3072, embed_width=1024,
-        query_key_norm=True, biases=(), **QWEN,
-    ),
-    "SmolLM-135M": model("smollm-135m").geometry,
-    "SmolLM2-135M": model("smollm2-135m").geometry,
-    "SmolLM-360M": model("smollm-360m").geometry,
-}  # fmt: skip
 
 
 class Published(NamedTuple):
     board: str
-    model: str
+    model: str  # of the catalogue
     threads: int | None  # None: not said, ours is the best
     what: str  # decode or prefill
     tok_s: float
@@ -94,7 +77,7 @@ def speed_in(profile: DeviceProfile, row: Published, precision: str) -> float:
     # llama.cpp's head has few bits too, ours has 8 in int4.
     operators = [
         replace(op, kind="linear", final=True) if op.kind == "head" and precision == "int4" else op
-        for op in GEOMETRIES[row.model].operators
+        for op in model(row.model.lower()).geometry.operators
     ]
     each = cost_model(profile, InferenceShape(precision, CACHED, PROMPT)).predict_each(operators)
     single = [cost for cost in each if cost.decode_threads == cost.prefill_threads]
