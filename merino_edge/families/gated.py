@@ -3,10 +3,12 @@ heads than query heads, and a gated FFN. A family's class adds what it has besid
 families share, both ways.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from merino_edge.families.family import Family
 from merino_edge.families.geometry import Biased, EqualLayers, Keys, UniformGeometry, facts_by, words_by
 from merino_edge.families.graph_ops import Attention, GraphOps, KvLayer, Norm
 from merino_edge.families.pre_norm import Decoder, Layer, Linear, build_decoder
@@ -140,3 +142,22 @@ def check_full_attention(config: Any) -> None:
     other = sorted({kind for kind in config.layer_types or () if kind != "full_attention"})
     if other:
         raise MerinoError(f"layer_types has {', '.join(map(repr, other))}, known is 'full_attention'")
+
+
+def gated_family(
+    name: str, geometry: type[GatedGeometry], classes: str, supported: Mapping[str, Any], *, layer_types: bool = False
+) -> Family:
+    """A family with nothing beside what these share. `classes`: how the names of its classes in transformers begin;
+    `layer_types`: whether its config.json says of each layer what it attends to, which must be all positions."""
+
+    def geometry_of(config: Any) -> GatedGeometry:
+        if layer_types:
+            check_full_attention(config)
+        return geometry(**gated_facts(config))
+
+    return Family(
+        name=name, geometry=geometry, build_graph=build_gated, config_name=f"{classes}Config",
+        model_name=f"{classes}ForCausalLM", supported=supported,
+        keys=GATED_KEYS | (FULL_ATTENTION_KEYS if layer_types else frozenset()), config_words=gated_words,
+        geometry_of=geometry_of,
+    )  # fmt: skip

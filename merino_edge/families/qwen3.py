@@ -1,17 +1,8 @@
 """Qwen3 (arXiv 2505.09388): LLaMA's form with a norm on each head of queries and keys."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from merino_edge.families.family import Family
-from merino_edge.families.gated import (
-    FULL_ATTENTION_KEYS,
-    GATED_KEYS,
-    GatedGeometry,
-    build_gated,
-    check_full_attention,
-    gated_facts,
-    gated_words,
-)
+from merino_edge.families.gated import GatedGeometry, gated_family
 
 
 class Qwen3Architecture(GatedGeometry):
@@ -20,19 +11,5 @@ class Qwen3Architecture(GatedGeometry):
     NORMED_HEADS: ClassVar[bool] = True
 
 
-def geometry_of(config: Any) -> Qwen3Architecture:
-    check_full_attention(config)
-    return Qwen3Architecture(**gated_facts(config))
-
-
-FAMILY = Family(
-    name="qwen3",
-    geometry=Qwen3Architecture,
-    build_graph=build_gated,
-    config_name="Qwen3Config",
-    model_name="Qwen3ForCausalLM",
-    supported={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
-    keys=GATED_KEYS | FULL_ATTENTION_KEYS,
-    config_words=gated_words,
-    geometry_of=geometry_of,
-)
+SUPPORTED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
+FAMILY = gated_family("qwen3", Qwen3Architecture, "Qwen3", SUPPORTED, layer_types=True)

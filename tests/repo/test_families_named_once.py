@@ -13,7 +13,7 @@ from merino_edge.families.registry import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / "merino_edge" / "families"
-FILES = sorted(path.stem for path in HOME.glob("*.py") if "\nFAMILY = Family(" in path.read_text(encoding="utf-8"))
+FILES = sorted(path.stem for path in HOME.glob("*.py") if "\nFAMILY = " in path.read_text(encoding="utf-8"))
 PRIVATE = {*FILES, "designed_torch"} - {"designed"}
 PACKAGES = (ROOT / "merino_edge", ROOT / "runtime" / "merino_runtime", ROOT / "bench" / "merino_bench")
 EXPERIMENTS = ROOT / "bench" / "experiments"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 
-from merino_edge.families.gguf.config import ROPE_FACTORS, llama3_factors
+from merino_edge.families.gguf.config import ROPE_FACTORS, SIZES, llama3_factors
 from merino_edge.families.gguf.tensors import Layout, layout
 
 if TYPE_CHECKING:
@@ -123,13 +123,8 @@ def rope_of(config: Any) -> dict[str, Any]:
 def facts(architecture: str, config: Any) -> dict[str, Any]:
     """The metadata by key, without the architecture's name before it."""
     head_size = head_size_of(config)
-    found: dict[str, Any] = {
-        "context_length": config.max_position_embeddings,
-        "embedding_length": config.hidden_size,
-        "block_count": config.num_hidden_layers,
-        "attention.head_count": config.num_attention_heads,
-        "feed_forward_length": getattr(config, "intermediate_size", None) or config.n_inner or 4 * config.hidden_size,
-    }
+    found = {key: getattr(config, word, None) for word, key in SIZES.items()}
+    found["feed_forward_length"] = found["feed_forward_length"] or config.n_inner or 4 * config.hidden_size
     if architecture == "gpt2":
         return {**found, "attention.layer_norm_epsilon": float(config.layer_norm_epsilon)}
     rope = rope_of(config)
