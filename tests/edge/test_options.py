@@ -126,11 +126,12 @@ def other_value(command, option):
     """The words that give an option another value than its default, of the type that the command's signature has."""
     name = option.opts[0]
     annotation = inspect.signature(COMMANDS[command].callback).parameters[option.name].annotation
-    types = [one for one in (annotation, *typing.get_args(annotation), *typing.get_args(typing.get_args(annotation)[0]))
-             if isinstance(one, type)]  # fmt: skip
+    parts = (annotation, *typing.get_args(annotation), *typing.get_args(typing.get_args(annotation)[0]))
+    types = [one for one in parts if isinstance(one, type)]
     if bool in types:
         return [name]
     choices = [str(each.value) for one in types if issubclass(one, enum.Enum) for each in one]
+    choices += [each for one in parts if typing.get_origin(one) is typing.Literal for each in typing.get_args(one)]
     usual = str(getattr(option.default, "value", option.default))
     given = VALUES.get((command, name), VALUES.get(name)) or next((each for each in choices if each != usual), None)
     return [name, given or ("3" if int in types else "0.5" if float in types else "x")]
