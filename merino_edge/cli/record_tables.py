@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from merino_bench.harness.pairs import LEVEL
 from merino_bench.harness.record import format_words
-from merino_bench.harness.render import marks_explained, ratio_words
+from merino_bench.harness.render import marks_explained, ratio_cell
 from merino_edge.cli.tables import Column, Table, show
 from merino_edge.cli.terminal import put
 from merino_edge.export.quantisation.groups import MatrixError
@@ -64,14 +64,6 @@ def bench_table(records: Sequence[dict[str, Any]]) -> Table:
         columns=[Column("", left=True), *(Column(name, wraps=True) for name in names)],
         rows=rows, title="Measured on this machine (batch 1)", below=marks_explained(records),
     )  # fmt: skip
-
-
-def ratio_cell(record: dict[str, Any]) -> str | None:
-    """The ratio with its interval and marks; None without a baseline."""
-    ratio = record.get("ratio_to_baseline")
-    if ratio is None:
-        return None
-    return ratio_words(ratio, record["ratio_interval"], record["ratio_turns"], record["ratio_flags"] or ())
 
 
 BENCH_ROWS = (

@@ -176,12 +176,12 @@ def _cells(record: Dict[str, Any], with_ratio: bool, with_energy: bool) -> List[
     if with_energy:
         cells.append(_number(record["j_per_token"], 4))
     if with_ratio:
-        cells.extend([_ratio_cell(record), record.get("ratio_kind") or "-"])
+        cells.extend([ratio_cell(record), record.get("ratio_kind") or "-"])
     flags = [flag if not flag.startswith(FAILED) else "failed" for flag in record["flags"]]
     return [*cells, ", ".join(flags)]
 
 
-def _ratio_cell(record: Dict[str, Any]) -> str:
+def ratio_cell(record: Dict[str, Any]) -> str:
     ratio = record.get("ratio_to_baseline")
     if ratio is None:
         return "-"
