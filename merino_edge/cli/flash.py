@@ -46,6 +46,9 @@ def flash(
     service: Annotated[
         bool, typer.Option("--service", help="with --ssh as root: test the release at each boot, roll back if it fails")
     ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="as --service, and serve the release on port 8080 of the board itself")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done, and change nothing")] = False,
     as_json: Json = False,
 ) -> None:
@@ -59,13 +62,14 @@ def flash(
     if ssh:
         done = flash_boards(
             ssh, file, trust or (), at_once or 4, accept_new, dry_run, allow_unsigned=allow_unsigned,
-            allow_downgrade=allow_downgrade, force=force, service=service, root=root,
+            allow_downgrade=allow_downgrade, force=force, service=service or serve, serve=serve,
+            root=root,
         )  # fmt: skip
         show_flashed(done, dry_run, as_json)
         raise typer.Exit(1 if any(one.error for one in done) else 0)
-    if root or force or accept_new or at_once or service or allow_downgrade:
+    if root or force or accept_new or at_once or service or serve or allow_downgrade:
         raise MerinoError(
-            "--root, --force, --accept-new, --at-once, --service and --allow-downgrade go with --ssh, not with"
+            "--root, --force, --accept-new, --at-once, --service, --serve and --allow-downgrade go with --ssh, not with"
             f" {given[0]}: leave them out"
         )
     steps = flash_card(file, rootfs, image, device_node, yes, trust or (), allow_unsigned, dry_run)

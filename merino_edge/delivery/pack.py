@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 COPIED_AT_ONCE = 1 << 20
+SERVER = ("uvicorn",)  # what `serve` needs beside the runtime
 
 
 class Packed(NamedTuple):
@@ -83,7 +84,8 @@ def pack(
     check_one_model(found, say)
     check_devices(found, devices, say)
     by_jinja = any(bundle.chat and bundle.chat.parts is None for bundle in found)
-    wheels = wheels_of(devices, say, ["jinja2"] if by_jinja else []) if with_wheels else []
+    more = [*SERVER, *(["jinja2"] if by_jinja else [])]
+    wheels = wheels_of(devices, say, more) if with_wheels else []
     with scratch_folder(out) as scratch:
         app = scratch / APP
         write_board_app(app)

@@ -232,8 +232,9 @@ def test_the_real_packages_of_each_board_are_a_closed_set(target, profile):
 @pytest.mark.usefixtures("online")
 def test_a_template_that_only_jinja_renders_brings_it_for_python_3_6_too():
     old = SOFTWARE.model_copy(update={"python": "3.6", "onnxruntime": "1.10.0", "numpy": "1.19", "tokenizers": "0.12"})
-    found = wheels_for(old, Target("3.6", "aarch64", "2.27"), more=["jinja2"])
+    found = wheels_for(old, Target("3.6", "aarch64", "2.27"), more=["jinja2", "uvicorn"])
     assert found.packages["jinja2"] == "3.0.3" and "markupsafe" in found.packages
+    assert found.packages["uvicorn"] == "0.16.0" and {"h11", "click", "asgiref", "dataclasses"} <= set(found.packages)
 
 
 # onnxruntime, numpy, tokenizers: of the boards' systems, and of Python 3.8 with the glibc of a Jetson Nano.

@@ -11,7 +11,7 @@ from packed_files import app_bytes, bundle_files, packed_bytes, renamed
 
 from merino_runtime.delivery import probation, releases
 from merino_runtime.delivery.install import install
-from merino_runtime.delivery.service import check_service, first_boot_unit, service_unit
+from merino_runtime.delivery.service import check_service, first_boot_unit, serve_unit, service_unit
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.lock import locked
 from merino_runtime.io.outputs import write_output
@@ -196,11 +196,14 @@ def test_a_real_release_that_fails_in_service(tmp_path, bundle_dirs):
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
-@pytest.mark.parametrize("unit", ["merino.service", "merino-install.service"])
+@pytest.mark.parametrize("unit", ["merino.service", "merino-install.service", "merino-serve.service"])
 def test_systemd_takes_the_units(tmp_path, unit):
     root = tmp_path / "root"
     root.mkdir()
-    text = service_unit(str(root)) if unit == "merino.service" else first_boot_unit(str(root), "sample.merino", True)
+    text = {"merino.service": service_unit(str(root)), "merino-serve.service": serve_unit(str(root)),
+            "merino-install.service": first_boot_unit(str(root), "sample.merino", True)}[unit]
+    if unit == "merino-serve.service":  # which it requires
+        (tmp_path / "merino.service").write_text(service_unit(str(root)).replace("User=merino", "User=root"))
     current = root / "current"
     current.mkdir()
     shutil.copy("/bin/true", str(current / "merino"))
@@ -212,6 +215,15 @@ def test_systemd_takes_the_units(tmp_path, unit):
     assert own == [], out
     # systemd 237 refuses a unit of Type=oneshot with Restart=
     assert ("Restart=" in text) != ("Type=oneshot" in text)
+
+
+def test_the_server_runs_behind_the_test_of_its_release_and_comes_back():
+    text = serve_unit("/opt/merino")
+    for line in ("Requires=merino.service", "PartOf=merino.service", "Restart=always", "User=merino",
+                 "ExecStart=/opt/merino/current/merino serve installed $OPTIONS",
+                 "EnvironmentFile=-/etc/merino/serve.env"):
+        assert line in text.splitlines()
+    assert "Wants=merino-serve.service" in service_unit("/opt/merino").splitlines()
 
 
 def test_the_first_boot_installs_what_the_card_brought():

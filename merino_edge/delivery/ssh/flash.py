@@ -65,6 +65,7 @@ class Package:
     allow_downgrade: bool = False
     force: bool = False
     service: bool = False
+    serve: bool = False  # and the service
 
 
 @dataclass
@@ -200,7 +201,8 @@ def missing(package: Package, facts: Facts) -> list[str]:
     """What is asked for beside the release, and is not so on the board: keys to trust, the service."""
     keys = sorted(package.trusted - facts.keys)
     found = [f"trust {len(keys)} new key{'s' * (len(keys) > 1)}"] * bool(keys)
-    return found + ["set up merino.service"] * (package.service and facts.service != facts.root)
+    found += ["set up merino.service"] * (package.service and facts.service != facts.root)
+    return found + ["set up merino-serve.service"] * package.serve
 
 
 def plan_of(package: Package, facts: Facts, choice: Choice) -> list[str]:
@@ -233,7 +235,7 @@ async def _install(board: Board, package: Package, place: str, done: Flashed, fa
     app = facts.app or f"{INCOMING}/{package.app.name}"
     keys = [f"{INCOMING}/{key.name}" for key in package.keys]
     arguments = [PYTHON, app, "install", place, "--json", "--root", facts.root]
-    for option in ("allow_unsigned", "allow_downgrade", "force", "service"):
+    for option in ("allow_unsigned", "allow_downgrade", "force", "service", "serve"):
         arguments += [f"--{option.replace('_', '-')}"] * getattr(package, option)
     for key in keys:
         arguments += ["--trust", key]

@@ -24,6 +24,7 @@ from merino_runtime.io.machine_faults import machine_fault
 from merino_runtime.io.outputs import write_output
 
 USER = "merino"
+SERVE_UNIT, SERVE_OPTIONS = "merino-serve.service", "/etc/merino/serve.env"
 UNIT, UNITS = "merino.service", "/etc/systemd/system"
 FIRST_BOOT_UNIT, INCOMING = "merino-install.service", "incoming"
 FIRST_WORDS = (releases.INSTALLED, '"Once upon a time"', "-n", "24", "--temperature", "0")
@@ -39,12 +40,14 @@ Tell = Callable[[str], None]
 
 
 def service_unit(root: str) -> str:
-    """merino.service. Runs on systemd 237 (JetPack 4), which takes no Restart= with Type=oneshot. `+`: as root."""
+    """merino.service. Runs on systemd 237 (JetPack 4), which takes no Restart= with Type=oneshot. `+`: as root. The
+    server is wanted where there is one, so that it is started again with each start of this."""
     run = f"{PYTHON} -I {root}/{APP} service"
     return f"""[Unit]
 Description=merino: self-test of the installed language model
 ConditionPathIsDirectory={root}/{releases.RELEASES}
 After=local-fs.target
+Wants={SERVE_UNIT}
 StartLimitIntervalSec=3600
 StartLimitBurst={probation.MOST_STARTS + 3}
 
@@ -61,7 +64,16 @@ Restart=on-failure
 RestartSec=5
 Environment=HOME={root}/{releases.STATE} XDG_CACHE_HOME={root}/{releases.STATE}
 UMask=0022
-NoNewPrivileges=yes
+{hardened(root)}RestrictAddressFamilies=AF_UNIX
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def hardened(root: str) -> str:
+    """What a process of the service's user may do, but for its sockets."""
+    return f"""NoNewPrivileges=yes
 CapabilityBoundingSet=
 ProtectSystem=strict
 ReadWritePaths={root}/{releases.STATE}
@@ -70,11 +82,33 @@ PrivateTmp=yes
 ProtectKernelTunables=yes
 ProtectKernelModules=yes
 ProtectControlGroups=yes
-RestrictAddressFamilies=AF_UNIX
 RestrictNamespaces=yes
 RestrictRealtime=yes
 LockPersonality=yes
 SystemCallArchitectures=native
+"""
+
+
+def serve_unit(root: str) -> str:
+    """merino-serve.service, written by `install --serve`: serves the release in use once it has passed its test. An
+    upgrade and a rollback restart it with merino.service. Root may give options in SERVE_OPTIONS."""
+    return f"""[Unit]
+Description=merino: serves the installed language model
+Requires={UNIT}
+PartOf={UNIT}
+After={UNIT} network.target
+StartLimitIntervalSec=600
+StartLimitBurst=20
+
+[Service]
+User={USER}
+EnvironmentFile=-{SERVE_OPTIONS}
+ExecStart={root}/{releases.CURRENT}/{releases.LAUNCHER} serve {releases.INSTALLED} $OPTIONS
+Restart=always
+RestartSec=5
+Environment=HOME={root}/{releases.STATE} XDG_CACHE_HOME={root}/{releases.STATE}
+UMask=0077
+{hardened(root)}RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
 
 [Install]
 WantedBy=multi-user.target
@@ -272,14 +306,17 @@ def _group_of(path: str) -> str:
         return ""
 
 
-def set_up_service(root: str) -> List[str]:
+def set_up_service(root: str, serve: bool = False) -> List[str]:
     """Writes and enables the unit for a release that is installed, and starts it where systemd runs -> notes. The unit
-    of the first boot ends with that. Raises MerinoError where a step fails."""
+    of the first boot ends with that. serve: the server's unit too. Raises MerinoError where a step fails."""
     with releases.changing(root, "install", WAIT_S):
         if not os.path.exists(os.path.join(root, APP)):
             _keep_running_application(root)
         write_output(os.path.join(UNITS, UNIT), service_unit(root))
-    _run(["systemctl", "enable", "--quiet", UNIT])
+        if serve:
+            write_output(os.path.join(UNITS, SERVE_UNIT), serve_unit(root))
+    for unit in [UNIT, *[SERVE_UNIT] * serve]:
+        _run(["systemctl", "enable", "--quiet", unit])
     if os.path.lexists(os.path.join(UNITS, FIRST_BOOT_UNIT)):
         _run(["systemctl", "disable", "--quiet", FIRST_BOOT_UNIT])
     if not os.path.isdir("/run/systemd/system"):
@@ -287,7 +324,9 @@ def set_up_service(root: str) -> List[str]:
     _run(["systemctl", "daemon-reload"])
     subprocess.run(["systemctl", "reset-failed", "--quiet", UNIT], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _run(["systemctl", "restart", "--no-block", UNIT])
-    return [f"{UNIT} is enabled and started: it tests this release at each start of the board"]
+    served = [f"{SERVE_UNIT} is enabled: it serves http://127.0.0.1:8080 once that test is passed, with the options "
+              f"that {SERVE_OPTIONS} has"]
+    return [f"{UNIT} is enabled and started: it tests this release at each start of the board", *served * serve]
 
 
 def _keep_running_application(root: str) -> None:

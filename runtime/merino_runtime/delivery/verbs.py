@@ -72,21 +72,23 @@ def _add_install(parser: argparse.ArgumentParser) -> None:
                              "Default: tensorrt on a Jetson that has it, else the first that the bundle lists")
     parser.add_argument("--service", action="store_true",
                         help="as root: test the release at each boot, roll back if it fails (systemd)")
+    parser.add_argument("--serve", action="store_true",
+                        help="as --service, and serve the release on port 8080 of the board itself")
     _add_json(parser)
 
 
 def _install(arguments: argparse.Namespace) -> int:
     from merino_runtime.delivery.install import install
 
-    root = _root(arguments)
-    if arguments.service:
+    root, as_service = _root(arguments), arguments.service or arguments.serve
+    if as_service:
         from merino_runtime.delivery.service import check_service, set_up_service
 
         check_service(root)
     found = install(arguments.file, root, arguments.keys, arguments.allow_unsigned, arguments.force, say,
-                    arguments.backend, arguments.allow_downgrade, arguments.service)
-    if arguments.service:
-        found["notes"].extend(set_up_service(root))
+                    arguments.backend, arguments.allow_downgrade, as_service)
+    if as_service:
+        found["notes"].extend(set_up_service(root, arguments.serve))
     for note in found["notes"]:
         say_note(note)
     if arguments.json:
