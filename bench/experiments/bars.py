@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from write_record import kept_record, write_record
+from write_record import kept_record, table, write_record
 
 from merino_bench.harness.cases import BenchRequest
 from merino_bench.sensors.environment import machine
@@ -41,6 +41,7 @@ TRY_OPT = {"width": 64, "layers": 2, "heads": 2, "ffn_width": 128, "embed_width"
            "pre_norm": False}  # fmt: skip
 FORMATS = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0, table Q8_0"}  # llama.cpp's of equal bytes
 LLAMA = "llama.cpp,llama.cpp-q8_0-cache"
+TITLES = ("test", "faster", "slower", "tok/s", "ratio", "95 %", "peak MB", "10^6 bytes read", "bar")
 TIMEOUT_S = 3600.0
 
 
@@ -283,22 +284,16 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| test | faster | slower | tok/s | ratio | 95 % | peak MB | 10^6 bytes read | bar |", "| --- " * 9 + "|"]
-    for row in rows:
-        sides = row["fast"], row["slow"]
-        names = [" ".join(filter(None, [one["engine"], one["bundle"], one["precision"], one["kv"]])) for one in sides]
-        low, high = row["interval"]
-        met = "-" if row["bar"] is None else f"{row['bar']:g}: {'yes' if row['ratio'] >= row['bar'] else 'NO'}"
-        cells = [
-            row["test"], *names, " / ".join(f"{one['tok_s']:.1f}" for one in sides), f"{row['ratio']:.2f}x",
-            "-" if low is None else f"{low:.2f} to {high:.2f}",
-            " / ".join(f"{one['peak_rss_mb']:.0f}" for one in sides),
-            " / ".join(f"{(one['bytes_per_token'] or 0) / 1e6:.1f}" for one in sides),
-            ", ".join([met, *row["flags"]]),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def cells(row: dict[str, Any]) -> list[str]:
+    sides = row["fast"], row["slow"]
+    names = [" ".join(filter(None, [one["engine"], one["bundle"], one["precision"], one["kv"]])) for one in sides]
+    low, high = row["interval"]
+    met = "-" if row["bar"] is None else f"{row['bar']:g}: {'yes' if row['ratio'] >= row['bar'] else 'NO'}"
+    return [
+        row["test"], *names, " / ".join(f"{one['tok_s']:.1f}" for one in sides), f"{row['ratio']:.2f}x",
+        "-" if low is None else f"{low:.2f} to {high:.2f}", " / ".join(f"{one['peak_rss_mb']:.0f}" for one in sides),
+        " / ".join(f"{(one['bytes_per_token'] or 0) / 1e6:.1f}" for one in sides), ", ".join([met, *row["flags"]]),
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -320,7 +315,7 @@ def main() -> None:
         rows = list(ratios(section, measured(name, section, cache, given.small)))
         record["sections"][name] = rows
         write_record(given.out, record)
-        print(f"\n### {name}\n\n{table(rows)}")
+        print(f"\n### {name}\n\n{table(TITLES, map(cells, rows))}")
 
 
 if __name__ == "__main__":

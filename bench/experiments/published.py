@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from write_record import table
+
 from merino_edge.families.zoo import model
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import core_of_board
@@ -23,6 +25,9 @@ from merino_edge.profiles.reading import load_profile
 BEGIN, END = "<!-- published: begin -->", "<!-- published: end -->"
 CACHED, PROMPT = 128, 128  # the sources do not say
 FACTOR, GPU_FACTOR = 1.5, 2.0
+TITLES = (
+    "board", "model", "backend, threads", "phase", "published tok/s", "predicted", "predicted / published", "note",
+)  # fmt: skip
 
 
 class Published(NamedTuple):
@@ -88,24 +93,17 @@ def speed_in(profile: DeviceProfile, row: Published, precision: str) -> float:
     return 1e3 * PROMPT / min(cost.prefill_ms for cost in single)
 
 
-def table() -> str:
-    lines = ["| board | model | backend, threads | | published tok/s | predicted | predicted / published | |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
-    for row in ROWS:
-        found = predicted_tok_s(row)
-        ratio = found / row.tok_s
-        verdict = "" if 1 / row.factor <= ratio <= row.factor else f"beyond a factor of {row.factor:g}"
-        note = "; ".join(part for part in (row.note, verdict) if part)
-        lines.append(
-            f"| {row.board} | {row.model} | {row.how} | {row.what} | {row.tok_s:g} | {found:.1f} |"
-            f" {ratio:.2f} | {note} |"
-        )
-    return "\n".join(lines)
+def cells(row: Published) -> list[str]:
+    found = predicted_tok_s(row)
+    ratio = found / row.tok_s
+    verdict = "" if 1 / row.factor <= ratio <= row.factor else f"beyond a factor of {row.factor:g}"
+    note = "; ".join(part for part in (row.note, verdict) if part)
+    return [row.board, row.model, row.how, row.what, f"{row.tok_s:g}", f"{found:.1f}", f"{ratio:.2f}", note]
 
 
 def with_table(text: str) -> str:
     head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    return f"{head}{BEGIN}\n{table(TITLES, map(cells, ROWS))}\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import onnxruntime
 import tokenizers
 import torch
 from llama_cpp import open_model, write_copy
-from write_record import kept_record, write_record
+from write_record import kept_record, table, write_record
 
 from merino_bench.sensors.environment import machine
 from merino_edge.export.export import export
@@ -164,15 +164,10 @@ def rows_of(record: dict[str, Any], count: int) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = ["| entrant | 10^6 bytes | windows | perplexity | change |", "| --- | --- | --- | --- | --- |"]
-    for row in rows:
-        error = "" if row["standard_error"] is None else f" ± {100 * row['standard_error']:.2f}"
-        lines.append(
-            f"| {row['entrant']} | {row['bytes'] / 1e6:.1f} | {row['windows']} | {row['perplexity']:.3f} |"
-            f" {100 * row['change']:+.2f}{error} % |"
-        )
-    return "\n".join(lines)
+def cells(row: dict[str, Any]) -> list[str]:
+    error = "" if row["standard_error"] is None else f" ± {100 * row['standard_error']:.2f}"
+    change = f"{100 * row['change']:+.2f}{error} %"
+    return [row["entrant"], f"{row['bytes'] / 1e6:.1f}", f"{row['windows']}", f"{row['perplexity']:.3f}", change]
 
 
 def main() -> None:
@@ -210,7 +205,7 @@ def main() -> None:
             write_record(given.out, record)
     record["rows"] = list(rows_of(record, given.windows))
     write_record(given.out, record)
-    print(table(record["rows"]))
+    print(table(["entrant", "10^6 bytes", "windows", "perplexity", "change"], map(cells, record["rows"])))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ def write_record(path: Path, content: dict[str, Any]) -> None:
     content["commits"] = with_this(content.get("commits", []))
     head = {"commits": content["commits"]}
     write_text(path, json.dumps({**head, **content}, indent=1) + "\n")
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *rows))
 
 
 def with_this(commits: list[str]) -> list[str]:
