@@ -1,5 +1,9 @@
 """The official clients, unmodified, against a server on loopback."""
 
+import json
+import shutil
+import subprocess
+
 import pytest
 
 pytest.importorskip("uvicorn")
@@ -8,6 +12,7 @@ openai = pytest.importorskip("openai")
 from chat_bundle import make_bundle  # noqa: E402
 from served import Server  # noqa: E402
 
+pytestmark = pytest.mark.slow
 TALK = [{"role": "system", "content": "You count sacks."}, {"role": "user", "content": "How many are there?"}]
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {
     "type": "object", "properties": {"city": {"type": "string"}}}}}
@@ -113,3 +118,32 @@ def test_prometheus_reads_the_metrics_and_people_the_stats(server):
         assert family.type == "histogram" and values["bucket"] == values["count"] > 0 and values["sum"] > 0
     stats = server.call("GET", "/v1/stats")[1]
     assert stats["decode_tok_s"] > 0 and stats["models"][0]["slots"][0]["tokens"] > 0
+
+
+NODE = """
+import OpenAI from "openai";
+const client = new OpenAI({baseURL: process.argv[2] + "/v1", apiKey: "dummy", maxRetries: 0});
+const model = (await client.models.list()).data[0].id;
+const usual = {model, messages: [{role: "user", content: "How many?"}], max_tokens: 8, temperature: 0};
+const whole = await client.chat.completions.create(usual);
+let text = "", usage = null;
+const asked = {...usual, stream: true, stream_options: {include_usage: true}};
+for await (const chunk of await client.chat.completions.create(asked)) {
+  text += chunk.choices[0]?.delta?.content ?? "";
+  usage = chunk.usage ?? usage;
+}
+let refused = 0;
+try { await client.chat.completions.create({...usual, messages: []}); } catch (error) { refused = error.status; }
+const same = text !== "" && text === whole.choices[0].message.content;
+console.log(JSON.stringify({same, tokens: usage.completion_tokens <= 8, refused}));
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(shutil.which("npm") is None, reason="no node here")
+def test_the_openai_client_of_node(server, tmp_path):
+    (tmp_path / "client.mjs").write_text(NODE)
+    subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", "openai"], cwd=tmp_path, check=True,
+                   timeout=300)  # fmt: skip
+    said = subprocess.run(["node", "client.mjs", server.url], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    assert json.loads(said.stdout) == {"same": True, "tokens": True, "refused": 400}

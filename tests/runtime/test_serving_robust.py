@@ -12,6 +12,8 @@ import time
 import pytest
 
 pytest.importorskip("uvicorn")
+pytest.importorskip("torch")  # of the workstation, which makes the bundle
+pytestmark = pytest.mark.slow
 
 from served import Server  # noqa: E402
 
