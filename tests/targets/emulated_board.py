@@ -20,6 +20,8 @@ CPUS = {
 WITH_DOTPROD = ["cortex-a76"]
 BY_DEFAULT = ["cortex-a53", "cortex-a76"]  # one without dotprod and one with it: what a bundle does differs by no more
 OF_EACH_KIND = [pytest.param(cpu, marks=() if cpu in BY_DEFAULT else pytest.mark.nightly) for cpu in CPUS]
+ON_THE_OLDER = [pytest.param(cpu, marks=() if cpu == "cortex-a53" else pytest.mark.nightly) for cpu in CPUS]
+ON_EACH = [pytest.param(cpu.values[0], CPUS[cpu.values[0]], marks=cpu.marks) for cpu in OF_EACH_KIND]  # with its board
 GIVEN = os.environ.get("MERINO_BOARD_ROOT")
 BOARD_ROOT = Path(GIVEN or Path(os.environ["MERINO_USERS_CACHE"]) / "merino_edge" / "boards" / "bookworm")
 SITE = BOARD_ROOT / "opt" / "site"

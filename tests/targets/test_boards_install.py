@@ -1,8 +1,8 @@
 """Delivery onto emulated boards: one signed file for four boards is packed here and installed on the CPU of each.
 
 By the commands of the board's page (docs/boards). The release makes its environment from the wheels in the file,
-generates its golden ids, and then what this machine generates. `make test` takes a CPU without dotprod, the kind on
-which a wrong instruction kills, 85 s of a core; `make test-boards` and `make test-nightly` take all four, 300 s.
+generates its golden ids, and then what this machine generates: `make test-boards` and `make test-nightly`, 300 s of a
+core. `make test` asks here what is refused; there wheels are installed on this machine (test_install_wheels.py).
 
 The emulated system is that of a Raspberry Pi, Python 3.11. For the Jetson Nano it stands for the core alone: a Nano
 has Python 3.6 and takes the wheels for that from the same file, which a test here asks of the file. Such wheels are
@@ -20,6 +20,7 @@ import pytest
 from emulated_board import (
     BOARD_ROOT,
     CPUS,
+    ON_THE_OLDER,
     WITH_DOTPROD,
     as_model,
     needs_board,
@@ -45,13 +46,6 @@ MODELS = {
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "boards"
 # The folder of releases, root's here and a user's in the pages, is one that outlives the namespaces.
 OWN_FOLDER = 'mkdir -p "$root" ~/.local/share; ln -s "$root" /opt/merino; ln -s "$root" ~/.local/share/merino'
-DAILY = "cortex-a53"
-
-
-def by_night(cpus):
-    """As parameters: those but DAILY are for the nightly run."""
-    return [pytest.param(cpu, marks=() if cpu == DAILY else pytest.mark.nightly) for cpu in cpus]
-
 
 # In each of these steps the first choice leads by 17 % of the logits' root mean square or more, in int4 too. CPUs
 # differ by 1.5 %, by 6 % in single steps: so int4 is compared exactly as well.
@@ -92,7 +86,7 @@ def packed(formats, tmp_path_factory):
     shutil.rmtree(folder)  # more than 100 MB
 
 
-@pytest.fixture(scope="module", params=by_night(CPUS))
+@pytest.fixture(scope="module", params=[pytest.param(cpu, marks=pytest.mark.nightly) for cpu in CPUS])
 def installed(request, packed, tmp_path_factory):
     """(cpu, the folder that it shares, what the page's commands printed): on a board on which nothing was installed."""
     cpu = request.param
@@ -176,6 +170,7 @@ def test_a_release_with_other_golden_ids_does_not_replace_it(installed, formats)
     assert [path.name for path in (folder / "root" / "releases").iterdir()] == [current]
 
 
+@pytest.mark.nightly  # with the file that the emulated boards install
 def test_a_jetson_nanos_system_takes_the_wheels_for_python_3_6(packed):
     """From the same file. The rest of what a Nano is, is that of its profile."""
     software = load_profile("jetson-nano").software
@@ -210,7 +205,7 @@ def install_poisoned(cpu, folder, *arguments):
     return install(cpu, folder, "int8.merino", "--allow-unsigned", *arguments, environment=poison)
 
 
-@pytest.mark.parametrize("cpu", by_night(sorted(set(CPUS) - set(WITH_DOTPROD))))
+@pytest.mark.parametrize("cpu", [each for each in ON_THE_OLDER if each.values[0] not in WITH_DOTPROD])
 def test_what_the_cpu_cannot_run_is_refused_before_anything_is_imported_or_written(cpu, int8_alone):
     done = install_poisoned(cpu, int8_alone)
     assert done.returncode == 1 and done.stdout == ""

@@ -1,7 +1,7 @@
 """A packed file with wheels, on Pythons that have no packages: the release makes its environment without a network.
 
 On Python 3.6, as on a Jetson Nano, and on the system's Python, which refuses pip (PEP 668), in 1970. The nightly run
-tries all, and kills more often. x86 stands in for Arm: the wheels are this machine's.
+tries all, and kills it at random. x86 stands in for Arm: the wheels are this machine's.
 """
 
 import json
@@ -139,7 +139,8 @@ def test_from_an_environment_of_the_users(pack, tmp_path):
     check_release(root)
 
 
-def test_killed_at_random_moments(pack, tmp_path, nightly):
+@pytest.mark.nightly
+def test_killed_at_random_moments(pack, tmp_path):
     """With all that it started: Python making the environment, and pip."""
     python, version = managed()
     folder, root = pack(version), tmp_path / "root"
@@ -147,7 +148,7 @@ def test_killed_at_random_moments(pack, tmp_path, nightly):
     run(*command, folder / "old.merino")
     old, rng = releases.links(str(root)).current, random.Random(3)
     before = tree(releases.release_folder(str(root), old))
-    for _ in range(KILLS if nightly else 2):
+    for _ in range(KILLS):
         process = subprocess.Popen([*command, folder / "new.merino"], env=BARE, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
         try:

@@ -80,7 +80,8 @@ def greedy(backend, ids, stop_ids, steps=STEPS):
     return found
 
 
-@pytest.mark.parametrize("dialect", ["fused", pytest.param("portable", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("dialect", ["fused", "portable"])
 def test_float32_computes_what_transformers_computes(source, tokenizer, bundle, dialect):
     done = bundle(dialect, "fp32")
     ids = tokenizer.encode(TEXT).ids
