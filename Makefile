@@ -1,5 +1,5 @@
 # make demo: the whole path in minutes; demo-chat: a published model talks.
-# make test: lint and all tests but the nightly ones; test-nightly: those, and more examples; test-fast: for daily work.
+# make test: lint beside all tests but the nightly ones; test-nightly: those, and more examples; test-fast: daily work.
 # make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines. make test-models: published weights.
 # make test-tensorrt: NVIDIA's parser and builder on the CPU.
 # All set up what they need, once.
@@ -7,8 +7,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 OLDER := .venv36 .venv38 .venv310
 OTHERS := .venv/peers .venv-ansible .venv-others $(OLDER:=/ready)
-# A file per process, so that what a file shares is made once; in the order of setup.cfg's testpaths.
-PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Tests start Python hundreds of times: each would compile this tree again where nobody may keep bytecode.
+export PYTHONDONTWRITEBYTECODE :=
+# A process more than CPUs, 4 at most, since tests wait for others. A file per process, so that what a file shares is
+# made once; in the order of setup.cfg's testpaths.
+PROCESSES := $(shell expr `getconf _NPROCESSORS_ONLN` + 1)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/merino_edge
 BOARD_ROOT := $(CACHE)/boards/bookworm
 VM_ROOT := $(CACHE)/vm/bookworm
@@ -16,12 +20,15 @@ TENSORRT_ROOT := $(CACHE)/tensorrt
 
 MODELS := $(CACHE)/models
 
-.PHONY: demo demo-chat test test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models lint clean
+.PHONY: demo demo-chat test daily test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
 
-test: lint $(OTHERS)
+test: $(OTHERS)
+	@$(MAKE) --no-print-directory --jobs=2 lint daily
+
+daily: .venv/ready
 	$(PYTEST) -m "not nightly"
 
 # What `make test` leaves out, and properties and mutated files with more examples. Commit the marker that it leaves:
