@@ -398,6 +398,7 @@ class TestZip:
             check_figures(row)
         return rows
 
+    @pytest.mark.nightly
     def test_it_measures(self, folder, tmp_path):
         self.bench_from(sys.executable, folder, tmp_path)
 

@@ -108,7 +108,7 @@ OPEN = st.tuples(
 
 @pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(NAMES), MAGNITUDES, max_size=5), OPEN)
-@examples(100)
+@examples(100, by_day=25)
 def test_whatever_is_asked_gives_a_design_within_it_or_names_what_would(budgets, opened):
     vocabs, precisions = opened
     for _ in range(3):  # first more memory than there is, then what is below the smallest

@@ -113,6 +113,7 @@ def tales(tmp_path_factory):
     return files
 
 
+@pytest.mark.nightly
 def test_an_int4_export_loses_less_on_text_of_the_kind_that_was_read(tales, tmp_path):
     read, held_out = tales
     source = load_source(str(FOLDER))

@@ -272,6 +272,7 @@ def test_a_board_over_ssh_refuses_what_was_exchanged_after_it_was_checked_here(f
     assert current(root) == open_archive(str(fleet.ours)).id and not (new / "current").exists()
 
 
+@pytest.mark.nightly
 @OVER_SSH
 def test_an_older_file_goes_over_ssh_with_allow_downgrade_alone(fleet, board):
     root = board.home / "merino"

@@ -27,12 +27,12 @@ opt = found["opt-125m"]
 found["opt-125m"] = opt.model_copy(update={"geometry": opt.geometry.model_copy(update=less)})
 zoo.load_models = lambda: tuple(found.values())
 """
-# The application that is copied there probes for 20 seconds of the minute.
+# The application that is copied there probes for 8 seconds of the minute.
 SHORT_PROBE = """
 from merino_edge.bundles import board_app
 packed = board_app.packed_files
 board_app.packed_files = lambda package: (
-    (name, content.replace(b"MOST_SECONDS = 55.0", b"MOST_SECONDS = 20.0")) for name, content in packed(package)
+    (name, content.replace(b"MOST_SECONDS = 55.0", b"MOST_SECONDS = 8.0")) for name, content in packed(package)
 )
 """
 GREEDY = ("Once upon a time", "-n", "12", "--temperature", "0")

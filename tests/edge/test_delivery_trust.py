@@ -166,6 +166,7 @@ def test_over_ssh_nothing_of_the_file_runs_before_it_is_verified(place, board):
     assert code == 1 and "is not a public key" in row["error"] and not place.ran()
 
 
+@pytest.mark.nightly
 @OVER_SSH
 @pytest.mark.usefixtures("home")
 def test_over_ssh_keys_are_trusted_where_the_release_is_current(place, board):
@@ -195,6 +196,7 @@ mkdir /opt/home
 """
 
 
+@pytest.mark.nightly
 @AS_ROOT
 @OVER_SSH
 @pytest.mark.usefixtures("home")
@@ -262,6 +264,7 @@ ln -s ../merino.service /etc/systemd/system/multi-user.target.wants/
 """
 
 
+@pytest.mark.nightly
 @AS_ROOT
 @OVER_SSH
 @pytest.mark.usefixtures("home")
@@ -293,6 +296,7 @@ def older_app(path):
             made.writestr(name, data.replace(b"\nSCHEMA = 1\n", b"\nSCHEMA = 0\n") if "manifest" in name else data)
 
 
+@pytest.mark.nightly
 @OVER_SSH
 @pytest.mark.usefixtures("home")
 def test_over_ssh_an_older_application_says_what_to_do_and_a_damaged_one_is_none(place, board, tmp_path):
@@ -332,7 +336,9 @@ def staged(kind, folder):
 
 
 @AS_ROOT
-@pytest.mark.parametrize("kind", ["rootfs", pytest.param("image", marks=pytest.mark.skipif(bool(MISSING), reason=WHY))])
+@pytest.mark.parametrize("kind", [
+    "rootfs", pytest.param("image", marks=[pytest.mark.nightly, pytest.mark.skipif(bool(MISSING), reason=WHY)]),
+])
 def test_a_card_and_its_first_boot(kind, place, tmp_path):
     flash_card, copied = staged(kind, tmp_path)
     for trust in ([], [place.pub]):

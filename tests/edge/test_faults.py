@@ -28,7 +28,7 @@ STREAMS = {"full": (">/dev/full", True, 1), "pipe": ("", False, 141), "closed": 
 TRAIN = ["train", "arch.json", "--data", "text.txt", "--steps", "1", "--batch", "1", "-o"]
 PROBE = ["--probe", "probe.json", "--device", "raspberry-pi-5"]
 BENCH = ["bench", FOLDER, "-p", "8", "-n", "0", "-r", "1"]
-# (command, what it leaves, which streams)
+# (command, what it leaves, which streams); those of BY_NIGHT, which compute more, in `make test-nightly`
 PRINTS = [
     (["devices"], [], STREAMS), (["recommend", "--device", "raspberry-pi-4", "--json"], [], ["full"]),
     (["design", *SMALL, "-o", "out.json"], ["out.json"], ["closed"]),
@@ -48,6 +48,14 @@ WRITES = [
     ["generate", FOLDER, "Once", "-n", "2", "--cache", "disk/out"], ["export", "arch.json", "-o", "disk/out"],
     [*TRAIN, "disk/out"], ["demo", "-o", "disk/out"],
 ]  # fmt: skip
+
+
+BY_NIGHT = ("recommend", "pareto", "train", "calibrate", "demo")
+
+
+def by_command(*values, words, name):
+    """A parameter, marked where the command is one of BY_NIGHT."""
+    return pytest.param(*values, id=f"{words[0]}{name}", marks=pytest.mark.nightly if words[0] in BY_NIGHT else ())
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +86,7 @@ def run(inputs, tmp_path):
 @pytest.mark.parametrize(
     ("words", "kept", "streams", "reader", "expected"),
     [
-        pytest.param(words, kept, *STREAMS[name], id=f"{words[0]}, {name}")
+        by_command(words, kept, *STREAMS[name], words=words, name=f", {name}")
         for words, kept, names in PRINTS for name in names
     ],
 )  # fmt: skip
@@ -91,7 +99,7 @@ def test_a_stream_that_takes_nothing(words, kept, streams, reader, expected, run
     assert found == kept
 
 
-@pytest.mark.parametrize("words", WRITES, ids=lambda words: f"{words[0]} {words[-2]}")
+@pytest.mark.parametrize("words", [by_command(words, words=words, name=f" {words[-2]}") for words in WRITES])
 def test_a_disk_that_takes_nothing(words, no_room, run):
     folder, kind = no_room
     if words[0] == "demo" and kind == "full":

@@ -146,7 +146,7 @@ def limits_between(board, shape, share, names):
 
 @given(GPUS, shapes, st.floats(0.03, 1), st.sets(
     st.sampled_from(["decode_ms", "prefill_ms", "memory_mb", "j_per_token", "file_mb"]), min_size=1))
-@examples(40)
+@examples(40, by_day=12)
 def test_the_search_on_a_gpu_is_exact_and_its_design_keeps_the_budgets(board, shape, share, names):
     shape = replace(shape, prompt=min(shape.prompt, shape.context))
     limits = limits_between(board, shape, share, sorted(names))

@@ -61,12 +61,12 @@ def test_codes_and_torchs_weights_compute_the_same(source, kind, tmp_path):
     backend.close()
 
 
-@pytest.mark.parametrize("dialect", ["fused", "portable"])
+@pytest.mark.parametrize("dialect", [pytest.param("fused", marks=pytest.mark.nightly), "portable"])
 def test_a_graph_of_float16_has_nothing_to_prove_that_way(source, dialect, tmp_path):
     assert export(source, tmp_path / "bundle", ExportRequest(dialect=dialect, precision="fp16")).error <= 0.01
 
 
-@pytest.mark.parametrize("dialect", ["fused", "portable"])
+@pytest.mark.parametrize("dialect", ["fused", pytest.param("portable", marks=pytest.mark.nightly)])
 def test_a_float32_bundle_gives_back_the_weights_of_any_family(source, dialect, tmp_path):
     found = export(source, tmp_path / "bundle", ExportRequest(dialect=dialect))
     assert found.error <= 1e-5

@@ -147,8 +147,10 @@ def test_models_with_gates_have_no_entropy():
 
 
 @pytest.mark.parametrize(("board", "graph", "core"), [
-    (ZERO, " --for raspberry-pi-zero-2w", "no-dotprod"), (NANO, " --for jetson-nano", None), (PI5, "", "dotprod"),
+    (ZERO, " --for raspberry-pi-zero-2w", "no-dotprod"),
     (load_profile("jetson-orin-nano"), " --dialect portable", None),
+    pytest.param(NANO, " --for jetson-nano", None, marks=pytest.mark.nightly),
+    pytest.param(PI5, "", "dotprod", marks=pytest.mark.nightly),
 ])  # fmt: skip
 def test_it_ends_with_the_command_that_exports_the_first_for_the_board(board, graph, core, tmp_path, monkeypatch):
     """Random weights take the place of those that it fetches from the hub. The file has no room for float32."""

@@ -296,7 +296,7 @@ def test_a_programs_shares_are_the_costs_of_the_decoder_that_is_built(data):
     problems(blocks=(1, 2)), st.lists(st.sampled_from([257, 1000, 8000]), min_size=1, max_size=2, unique=True),
     st.lists(st.sampled_from(FORMATS), min_size=1, max_size=2, unique=True),
 )
-@examples(30)
+@examples(30, by_day=8)
 def test_an_open_vocabulary_and_format_give_the_most_worth_of_all_decoders(problem, vocabs, precisions):
     """Every decoder of every combination, each within the budgets under some regime, by enumeration."""
     space, budgets = problem

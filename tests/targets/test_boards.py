@@ -83,7 +83,8 @@ def test_greedy_ids_are_those_of_this_machine(cpu, bundle, ids_here):
     assert greedy_ids(output(on_board(cpu, *GENERATE, cwd=bundle))) == ids_here
 
 
-@pytest.mark.parametrize("cpu", ON_THE_OLDER)
+@pytest.mark.nightly
+@pytest.mark.parametrize("cpu", CPUS)
 def test_the_selftest_passes(cpu, packaged):
     assert output(on_board(cpu, "merino.pyz", "selftest", ".", cwd=packaged)).startswith("ok: ")
 
@@ -174,7 +175,7 @@ def test_what_would_be_wrong_is_refused_before_anything_is_imported(cpu, verb, w
     assert "weights of -128" in done.stderr and "was imported" not in done.stderr
 
 
-@pytest.mark.parametrize("cpu", OF_EACH_KIND)
+@pytest.mark.parametrize("cpu", ON_THE_OLDER)
 def test_weights_of_minus_128_overflow_where_dotprod_lacks(cpu, tmp_path):
     """Why they are refused and no longer written. -127 does not."""
     weights = {lowest: np.full((64, 16), lowest, np.int8) for lowest in (-128, -127)}

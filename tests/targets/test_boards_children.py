@@ -9,10 +9,10 @@ import subprocess
 import pytest
 from emulated_board import (
     BOARD_ROOT,
+    CPUS,
     INSTRUCTIONS,
     OF_EACH_KIND,
     ON_EACH,
-    ON_THE_OLDER,
     WITH_DOTPROD,
     call_with_children,
     needs_board,
@@ -50,7 +50,8 @@ def test_an_instruction_that_the_cpu_has_not_kills_a_child(cpu, tmp_path):
     assert (done.returncode, done.stdout) == ((128 + signal.SIGILL, "") if killed else (0, "24\n"))
 
 
-@pytest.mark.parametrize("cpu", ON_THE_OLDER)
+@pytest.mark.nightly
+@pytest.mark.parametrize("cpu", CPUS)
 def test_a_virtual_environment_made_there_generates_the_golden_tokens(cpu, tmp_path):
     shutil.copytree(PACKAGED, tmp_path / "bundle")
     write_board_app(tmp_path / "merino.pyz")
