@@ -8,6 +8,10 @@ import typer
 from merino_edge.cli.options import AcceptNew, Json, PrefillThreads, Root, Ssh, Threads, with_sampling
 from merino_runtime.sampling import Sampling, options_of
 
+Schema = Annotated[
+    Path | None, typer.Option("--json-schema", help="constrain the text to JSON valid for the schema in this file")
+]  # fmt: skip
+
 
 @with_sampling
 def generate(
@@ -25,6 +29,10 @@ def generate(
     ] = "stop",
     threads: Threads = None,
     prefill_threads: PrefillThreads = None,
+    json_schema: Schema = None,
+    tools: Annotated[
+        Path | None, typer.Option(help="constrain the text to a call of one of this file's tools (OpenAI's list)")
+    ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="file of the prompt's KV cache: read if it exists, else written")
     ] = None,
@@ -45,7 +53,7 @@ def generate(
     if ssh is not None:
         from merino_edge.cli.over_ssh import generate_there, refuse_local, words_of
 
-        refuse_local(cache=cache)
+        refuse_local(cache=cache, json_schema=json_schema, tools=tools)
         options = words_of(
             n=max_new_tokens, **options_of(sampling), overflow=overflow, ignore_eos=ignore_eos,
             allow_slow=allow_slow, t=threads, prefill_threads=prefill_threads, json=as_json,
@@ -55,7 +63,8 @@ def generate(
     run_generate(
         bundle_path(bundle), prompt, max_new_tokens, sampling, stop or (), threads, as_json, ignore_eos,
         allow_slow=allow_slow, overflow=overflow, prefill_threads=prefill_threads,
-        cache_path=str(cache) if cache else None,
+        cache_path=str(cache) if cache else None, schema_path=str(json_schema) if json_schema else None,
+        tools_path=str(tools) if tools else None,
     )  # fmt: skip
 
 
@@ -72,6 +81,7 @@ def chat(
     overflow: Annotated[
         Literal["error", "shift"], typer.Option(help="context full: refuse the message, or shift out the oldest turns")
     ] = "error",
+    json_schema: Schema = None,
     threads: Threads = None,
     prefill_threads: PrefillThreads = None,
     ssh: Ssh = None,
@@ -88,8 +98,9 @@ def chat(
     if max_new_tokens is not None:
         check_new_tokens(max_new_tokens)
     if ssh is not None:
-        from merino_edge.cli.over_ssh import chat_there, words_of
+        from merino_edge.cli.over_ssh import chat_there, refuse_local, words_of
 
+        refuse_local(json_schema=json_schema)
         options = words_of(
             system=system, no_think=no_think, n=max_new_tokens, **options_of(sampling), allow_slow=allow_slow,
             overflow=overflow, t=threads, prefill_threads=prefill_threads,
@@ -99,6 +110,6 @@ def chat(
     code = run_chat(
         bundle_path(bundle), as_json, threads=threads, prefill_threads=prefill_threads, allow_slow=allow_slow,
         system=system, no_think=no_think, max_new_tokens=max_new_tokens,
-        sampling=sampling, overflow=overflow,
+        sampling=sampling, overflow=overflow, schema_path=str(json_schema) if json_schema else None,
     )  # fmt: skip
     raise typer.Exit(code)

@@ -76,6 +76,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
                              "the oldest tokens and continues (default %(default)s)")
     parser.add_argument("--ignore-eos", action="store_true", help="continue after the end-of-text token")
     parser.add_argument("--json", action="store_true", help="print one JSON line per token, the measurements last")
+    _add_schema(parser)
+    parser.add_argument("--tools", metavar="FILE",
+                        help="constrain the text to a call of one of the tools in this JSON file (OpenAI's list)")
     parser.add_argument("--cache", metavar="FILE",
                         help="keep the KV cache after the prompt: written if FILE does not exist; else read, and a "
                              "prompt that begins the same computes only its rest")
@@ -92,10 +95,16 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overflow", choices=("error", "shift"), default="error",
                         help="when the context is full: error refuses the message; shift drops the oldest turns and "
                              "says so (default %(default)s)")
+    _add_schema(parser)
     parser.add_argument("--json", action="store_true",
                         help="one JSON line per event; a line of stdin is a message or a command, one of U+0003 alone "
                              "stops the answers to the lines before it")
     _add_opening(parser)
+
+
+def _add_schema(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json-schema", metavar="FILE",
+                        help="constrain the text to JSON that is valid for the schema in this file")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +133,8 @@ def _chat(arguments: argparse.Namespace) -> int:
         arguments.bundle, arguments.json, threads=arguments.threads, prefill_threads=arguments.prefill_threads,
         verify=not arguments.no_verify, allow_slow=arguments.allow_slow,
         system=arguments.system, no_think=arguments.no_think, max_new_tokens=arguments.max_new_tokens,
-        sampling=_sampling(arguments), overflow=arguments.overflow, backend=arguments.backend)
+        sampling=_sampling(arguments), overflow=arguments.overflow, backend=arguments.backend,
+        schema_path=arguments.json_schema)
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -132,7 +142,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         arguments.bundle, arguments.prompt, arguments.max_new_tokens, _sampling(arguments), arguments.stop,
         arguments.threads, arguments.json, arguments.ignore_eos, not arguments.no_verify,
         arguments.allow_slow, arguments.overflow, arguments.prefill_threads,
-        arguments.cache, arguments.backend)
+        arguments.cache, arguments.backend, arguments.json_schema, arguments.tools)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from merino_runtime.sampling import Sampling
 if TYPE_CHECKING:
     from merino_runtime.backends.backend import Backend
     from merino_runtime.chat.talk import Talk
+    from merino_runtime.generation.constraints.tokens import Grammar
     from merino_runtime.generation.generate import Done, Generation
     from merino_runtime.generation.selftest import Mismatch
     from merino_runtime.generation.text import Tokenizer
@@ -71,19 +72,34 @@ class LanguageModel:
         return self._tokenizer
 
     def generate(self, prompt: str, *, max_new_tokens: int = 128, sampling: Optional[Sampling] = None,
-                 stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop") -> "Generation":
+                 stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop",
+                 json_schema: Any = None, tools: Any = None) -> "Generation":
         """Continues a prompt, event by event: a Token per id, and a Done with the measurements at the end.
 
         sampling None: the defaults of `Sampling`. stops: the text ends before the first of these strings. overflow:
         `stop`, `error` or `shift` if the context is too short. Ids that the cache shares with the prompt are not
-        computed again. MerinoError for a request that cannot be met.
+        computed again. json_schema: the text is JSON that this schema takes. tools: it is a call of one of these, a
+        list as OpenAI's API has it, as {"name":...,"arguments":{...}}. Where Done has the stop_reason `eos`, such a
+        text is complete (docs/constrained.md). MerinoError for a request that cannot be met.
         """
         from merino_runtime.generation.generate import generate_text
 
         return generate_text(
             self.bundle, self.backend, self.tokenizer, prompt, max_new_tokens=max_new_tokens,
             sampling=Sampling() if sampling is None else sampling, stops=stops, ignore_eos=ignore_eos,
-            overflow=overflow)
+            overflow=overflow, constraint=self.constraint(json_schema, tools))
+
+    def constraint(self, json_schema: Any = None, tools: Any = None) -> Optional["Grammar"]:
+        """Made once for a schema or a list of tools; None where both are None."""
+        if json_schema is None and tools is None:
+            return None
+        if json_schema is not None and tools is not None:
+            raise MerinoError("a JSON schema and tools were given: an answer follows one of them. Leave one out.")
+        from merino_runtime.generation.constraints import compile_schema, compile_tools
+
+        if tools is None:
+            return compile_schema(json_schema, self.tokenizer, self.bundle.stop_ids)
+        return compile_tools(tools, "required", self.tokenizer, self.bundle.stop_ids)
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """Continues a prompt, piece by piece of text. options: those of `generate`."""

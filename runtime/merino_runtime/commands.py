@@ -46,12 +46,14 @@ def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 
                  threads: Optional[int] = None, as_json: bool = False,
                  ignore_eos: bool = False, verify: bool = True, allow_slow: bool = False,
                  overflow: str = "stop", prefill_threads: Optional[int] = None,
-                 cache_path: Optional[str] = None, backend: Optional[str] = None) -> int:
+                 cache_path: Optional[str] = None, backend: Optional[str] = None,
+                 schema_path: Optional[str] = None, tools_path: Optional[str] = None) -> int:
     """Options as of `api.open_model` and `api.LanguageModel.generate`. prompt: the text; None or `-`: it is read from
     stdin. cache_path: a file that holds the cache after a prompt. It is read if it exists, and else written after the
-    prefill."""
+    prefill. schema_path, tools_path: files of JSON."""
     check_new_tokens(max_new_tokens)
     check_sampling(sampling or Sampling())
+    constraint = {"json_schema": schema_in(schema_path), "tools": tools_in(tools_path)}
     restored = cache_path is not None and os.path.exists(cache_path)
     if cache_path and not restored:
         check_output(cache_path)
@@ -64,10 +66,13 @@ def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 
             model.load_cache(cache_path)
         generation = model.generate(
             text, max_new_tokens=max_new_tokens, sampling=sampling, stops=[as_text(stop) for stop in stops],
-            ignore_eos=ignore_eos, overflow=overflow)
+            ignore_eos=ignore_eos, overflow=overflow, **constraint)
         try:
             for event in _counted(generation, max_new_tokens):
                 _write_event(event, as_json)
+                if (schema_path or tools_path) and getattr(event, "stop_reason", "eos") != "eos":
+                    say_note(f"the text was cut by {event.stop_reason} and is not complete JSON: ask for more tokens "
+                             "with -n, or limit the schema's strings and lists by maxLength and maxItems")
                 if cache_path and not restored and isinstance(event, Token):  # the first one: the prefill is done
                     model.save_cache(cache_path)
                     restored = True
@@ -75,6 +80,14 @@ def run_generate(bundle_path: str, prompt: Optional[str], max_new_tokens: int = 
             _write_event(generation.measured(), as_json)
             raise
     return 0
+
+
+def schema_in(path: Optional[str]) -> Any:
+    return None if path is None else read_json(path, "Give a file with a JSON schema.")
+
+
+def tools_in(path: Optional[str]) -> Any:
+    return None if path is None else read_json(path, 'Give a list of tools: [{"type": "function", "function": {...}}].')
 
 
 def _counted(events: Iterator[Any], most: int) -> Iterator[Any]:
@@ -111,13 +124,14 @@ def _write_event(event: Any, as_json: bool) -> None:
 
 def run_chat(bundle_path: str, as_json: bool = False, *, threads: Optional[int] = None,
              prefill_threads: Optional[int] = None, verify: bool = True, allow_slow: bool = False,
-             backend: Optional[str] = None, **options: Any) -> int:
-    """options: of `api.LanguageModel.talk`. The exit code."""
+             backend: Optional[str] = None, schema_path: Optional[str] = None, **options: Any) -> int:
+    """options: of `api.LanguageModel.talk`. schema_path: a file of JSON. The exit code."""
     if options.get("max_new_tokens") is not None:
         check_new_tokens(options["max_new_tokens"])
     check_sampling(options.get("sampling") or Sampling())
     if options.get("system") is not None:
         options["system"] = as_text(options["system"])
+    options["json_schema"] = schema_in(schema_path)
     with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
                     allow_slow=allow_slow, backend=backend, say=say_note) as model:
         from merino_runtime.chat.session import talk_in_json, talk_with_people, write_json

@@ -191,8 +191,8 @@ def test_what_goes_to_a_board_is_what_its_command_line_takes(command, outcome, m
     got = []
     monkeypatch.setattr(OVER_SSH + f"{command}_there", lambda *arguments: got.append(arguments) or 0)
     words = {"generate": ["embedded", "Once"], "chat": ["embedded"], "bench": ["embedded"]}[command]
-    here = {"--cache", "--peers", "--peers-file", "--baseline", "--baseline-precision", "--ssh", "--accept-new",
-            "--root", "--json", "-o", "--save"}  # fmt: skip
+    here = {"--cache", "--json-schema", "--tools", "--peers", "--peers-file", "--baseline", "--baseline-precision",
+            "--ssh", "--accept-new", "--root", "--json", "-o", "--save"}  # fmt: skip
     options = [each for each in options_of(command) if each.opts[0] not in here]
     given = [word for option in options for word in other_value(command, option)]
     assert outcome(command, [*words, *SSH, *given], []) == "ended"

@@ -211,7 +211,7 @@ def test_after_a_shift_the_graph_agrees_with_a_fresh_cache_and_with_torch(model,
     kept = ids[-(CONTEXT // 2) :] + [7]
     backend, fresh = open_backend(bundles[dialect]), open_backend(bundles[dialect])
     backend.prefill(ids)
-    logits, expected = shift(backend, 7).copy(), fresh.prefill(kept).copy()
+    logits, expected = shift(backend, [7]).copy(), fresh.prefill(kept).copy()
     assert backend.ids == kept and np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
     for token in ids[:4]:
         logits, expected = backend.step(token), fresh.step(token)

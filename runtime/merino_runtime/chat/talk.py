@@ -24,6 +24,7 @@ from merino_runtime.sampling import Sampling, check_new_tokens
 
 if TYPE_CHECKING:
     from merino_runtime.backends.backend import Backend
+    from merino_runtime.generation.constraints.tokens import Grammar
     from merino_runtime.generation.generate import Done, Generation
     from merino_runtime.generation.text import TextStream, Tokenizer
 
@@ -47,12 +48,12 @@ class Talk:
 
     system: a message before the first turn; None: the template's own, if any. max_new_tokens: of an answer; None: as
     many as the context holds. no_think: answers without thinking. overflow: `error` refuses a turn for which the
-    context has no room, `shift` leaves out the oldest turns.
+    context has no room, `shift` leaves out the oldest turns. json_schema: each answer is JSON that this schema takes.
     """
 
     def __init__(self, bundle: Bundle, backend: "Backend", tokenizer: "Tokenizer", *, system: Optional[str] = None,
                  max_new_tokens: Optional[int] = None, sampling: Optional[Sampling] = None, no_think: bool = False,
-                 overflow: str = "error") -> None:
+                 overflow: str = "error", json_schema: Any = None) -> None:
         self.backend, self._tokenizer, self._stops = backend, tokenizer, frozenset(bundle.stop_ids)
         self._sampling, self._most = Sampling() if sampling is None else sampling, max_new_tokens
         if overflow not in OVERFLOWS:
@@ -60,6 +61,11 @@ class Talk:
         if max_new_tokens is not None:
             check_new_tokens(max_new_tokens)
         self._shifts = overflow == "shift"
+        self._constraint: Optional[Grammar] = None
+        if json_schema is not None:
+            from merino_runtime.generation.constraints import compile_schema
+
+            self._constraint = compile_schema(json_schema, tokenizer, bundle.stop_ids)
         self._render = _renderer(bundle, no_think)
         self._said: List[Said] = []
         self._now: Optional[_Answer] = None
@@ -98,7 +104,8 @@ class Talk:
         dropped, ids, opening = self._fitting(text)
         stream = TextStream(self._tokenizer, begins=True)
         generation = generate(self.backend, ids, max_new_tokens=self._most or self.backend.context,
-                              sampling=self._sampling, stop_ids=list(self._stops), stream=stream)
+                              sampling=self._sampling, stop_ids=list(self._stops), stream=stream,
+                              constraint=self._constraint)
         self._said = self._said[dropped:]
         self._now = _Answer(text, opening, len(ids), generation, stream)
         return self._events(self._now, dropped, stopped)

@@ -5,6 +5,9 @@ prompt and new tokens do not fit the context. `stop`: generation ends when the c
 refused. `shift`: a full cache is cut to the newest half of the context, those ids are prefilled again from position 0,
 and generation continues.
 
+`constraint`: a grammar that the text follows. Tokens that it forces are not sampled: they are prefilled together with
+the next step. The generation ends with `eos` once nothing may follow.
+
 Timing: `prefill_ms` covers the prefill and the sampling of the first token. A decode step covers the run of the
 graph, the sampling and the detokenising of its token. The prefill of a shift counts into the step of its token.
 Tokenising the prompt, and the caller's work between tokens, are not timed. Repetitions, warm-up and energy belong to
@@ -12,7 +15,7 @@ Tokenising the prompt, and the caller's work between tokens, are not timed. Repe
 """
 import statistics
 import time
-from typing import Callable, Generator, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Generator, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -23,6 +26,9 @@ from merino_runtime.generation.sampler import Sampler, log_probabilities
 from merino_runtime.generation.text import TextStream, Tokenizer
 from merino_runtime.io.board import peak_rss_mb
 from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
+
+if TYPE_CHECKING:
+    from merino_runtime.generation.constraints.tokens import Grammar
 
 OVERFLOWS = ("stop", "error", "shift")
 
@@ -57,10 +63,11 @@ class Done(NamedTuple):
     prefill_tokens: int  # computed by the prefill: ids of the prompt without those found in the cache
     prefill_ms: Optional[float]  # None if interrupted before the first token
     decode_ms_p50: Optional[float]  # None if the first token was the last
-    tok_s: Optional[float]  # decode tokens per second of decode time; the first token, of the prefill, is not counted
+    tok_s: Optional[float]  # decode tokens per second of decode time; tokens up to the prefill's are not counted
     peak_rss_mb: float  # of the process since its start
     stop_reason: str  # eos, stop (a stop string), length (max_new_tokens), context (the KV cache is full) or interrupt
     shifts: int = 0  # how often a full cache dropped its older half
+    forced: int = 0  # tokens that the constraint forced, without a step of their own
 
 
 Event = Union[PromptCut, Prefilled, Token, Likely, Done]
@@ -70,16 +77,17 @@ Piece = Callable[[int], int]  # how many ids the next piece of a prefill has, be
 def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int = 128,
              sampling: Sampling = Sampling(), stop_ids: Sequence[int] = (),  # noqa: B008
              stream: Optional[TextStream] = None, overflow: str = "stop", piece: Optional[Piece] = None,
-             top: Optional[int] = None) -> "Generation":
+             top: Optional[int] = None, constraint: Optional["Grammar"] = None) -> "Generation":
     """Yields a Token per id, then one Done. The ids do not depend on what the cache held before.
 
     piece: the prefill is cut into pieces, with a Prefilled before each, so that a caller can do something else in
-    between, or stop. top: a Likely follows each Token, with so many of the likeliest ids.
+    between, or stop. top: a Likely follows each Token, with so many of the likeliest ids; no token is forced then.
 
-    Any id of stop_ids ends the generation. stream None: ids only, every text is empty. This call, not the first
-    `next`, raises MerinoError for a wrong request. After closing the iterator early, or after ctrl-C, the backend can
-    be used again; `measured` then gives what a `Done` would. Where something else changes the cache between two tokens,
-    such as another generation on this backend, the next token would follow other text: `next` raises MerinoError.
+    Any id of stop_ids ends the generation, as far as a constraint allows it. stream None: ids only, every text is
+    empty. This call, not the first `next`, raises MerinoError for a wrong request. After closing the iterator early, or
+    after ctrl-C, the backend can be used again; `measured` then gives what a `Done` would. Where something else changes
+    the cache between two tokens, such as another generation on this backend, the next token would follow other text:
+    `next` raises MerinoError.
     """
     check_request(len(prompt_ids), max_new_tokens, backend.context, overflow)
     check_sampling(sampling)
@@ -87,7 +95,8 @@ def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int
     if unknown:
         raise MerinoError(f"logit_bias names the token id {unknown[0]}, the model has 0 to {backend.vocab - 1}. Use "
                           "ids of this model's tokenizer.")
-    return Generation(backend, prompt_ids, max_new_tokens, sampling, stop_ids, stream, overflow == "shift", piece, top)
+    return Generation(backend, prompt_ids, max_new_tokens, sampling, stop_ids, stream, overflow == "shift", piece, top,
+                      constraint)
 
 
 def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str) -> None:
@@ -110,23 +119,26 @@ def check_request(prompt: int, max_new_tokens: int, context: int, overflow: str)
 def generate_text(bundle: Bundle, backend: Backend, tokenizer: Tokenizer, prompt: str, *,
                   max_new_tokens: int = 128,
                   sampling: Sampling = Sampling(),  # noqa: B008
-                  stops: Sequence[str] = (), ignore_eos: bool = False,
-                  overflow: str = "stop") -> "Generation":
+                  stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop",
+                  constraint: Optional["Grammar"] = None) -> "Generation":
     """`generate` from text to text. An empty prompt is refused even if the tokenizer would add a first token."""
     if not prompt:
         raise MerinoError("the prompt is empty. Give at least one word.")
+    if constraint is not None and ignore_eos:
+        raise MerinoError("ignore_eos is set, and the text is to end where its JSON does. Leave out --ignore-eos, or "
+                          "--json-schema and --tools.")
     return generate(backend, tokenizer.encode(prompt), max_new_tokens=max_new_tokens, sampling=sampling,
                     stop_ids=() if ignore_eos else bundle.stop_ids, stream=TextStream(tokenizer, stops),
-                    overflow=overflow)
+                    overflow=overflow, constraint=constraint)
 
 
-def shift(backend: Backend, token_id: int) -> np.ndarray:
-    """Drops the older half of a full cache and adds token_id -> logits [vocab].
+def shift(backend: Backend, ids: Sequence[int]) -> np.ndarray:
+    """Drops the older half of a full cache and adds ids -> logits [vocab].
 
     The kept ids are prefilled again. Moving their keys to new positions would give other logits than a fresh cache:
     a key depends on its position and, above the first layer, on all ids before it.
     """
-    kept = newest_half([*backend.ids, token_id], backend.context)
+    kept = newest_half([*backend.ids, *ids], backend.context)
     backend.truncate(0)
     return backend.prefill(kept)
 
@@ -154,12 +166,14 @@ def likely_of(logits: np.ndarray, token_id: int, top: int) -> Likely:
 
 
 def done(step_ms: Sequence[float], stop_reason: str, prefill_tokens: int, shifts: int = 0) -> Done:
-    """step_ms: the prefill, then each decode step."""
-    decode_ms = step_ms[1:]
-    return Done(tokens=len(step_ms), prefill_tokens=prefill_tokens, prefill_ms=step_ms[0] if step_ms else None,
+    """step_ms: of each token; 0 for one that was forced, the first other one is the prefill."""
+    runs = [place for place, ms in enumerate(step_ms) if ms]
+    behind = step_ms[runs[0] + 1:] if runs else []
+    decode_ms = [ms for ms in behind if ms]
+    return Done(tokens=len(step_ms), prefill_tokens=prefill_tokens, prefill_ms=step_ms[runs[0]] if runs else None,
                 decode_ms_p50=statistics.median(decode_ms) if decode_ms else None,
-                tok_s=1000 * len(decode_ms) / sum(decode_ms) if decode_ms else None,
-                peak_rss_mb=peak_rss_mb(), stop_reason=stop_reason, shifts=shifts)
+                tok_s=1000 * len(behind) / sum(decode_ms) if decode_ms else None,
+                peak_rss_mb=peak_rss_mb(), stop_reason=stop_reason, shifts=shifts, forced=len(step_ms) - len(runs))
 
 
 class Generation(Iterator[Event]):
@@ -167,15 +181,17 @@ class Generation(Iterator[Event]):
 
     def __init__(self, backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampling: Sampling,
                  stop_ids: Sequence[int], stream: Optional[TextStream], shifting: bool, piece: Optional[Piece] = None,
-                 top: Optional[int] = None) -> None:
+                 top: Optional[int] = None, constraint: Optional["Grammar"] = None) -> None:
         context = backend.context
         kept = prompt_ids if len(prompt_ids) < context else newest_half(prompt_ids, context)
         self._backend, self._stream, self._stop_ids = backend, stream, frozenset(stop_ids)
         self._sampler = Sampler(sampling, kept)
         self._piece, self._top = piece, top
         self._rest: Optional[Sequence[int]] = None  # of the prompt: what is not in the cache yet
-        self._pieces_ms = 0.0  # of the prefill's pieces so far
-        self._step_ms: List[float] = []  # the prefill, then each decode step
+        self._pieces_ms = 0.0  # of the prefill's pieces and of forced tokens so far
+        self._state = constraint.start() if constraint else None
+        self._step_ms: List[float] = []  # of each token: the prefill, then each decode step; 0 where it was forced
+        self._runs = 0  # of the graph, behind the whole prompt
         self._tokens = self._prefill_tokens = self._shifts = 0
         self._changes = 0  # of the cache, after the last run of the graph
         self._events = self._run(kept, len(prompt_ids) - len(kept), max_new_tokens, shifting)
@@ -197,32 +213,50 @@ class Generation(Iterator[Event]):
             yield PromptCut(left_out, len(prompt_ids))
         if self._piece:
             yield from self._in_pieces(prompt_ids, self._piece)
-        token_id, stop_reason, stream = -1, "", self._stream
+        stop_reason, stream, state = "", self._stream, self._state
+        behind: List[int] = []  # ids behind the prompt that are not in the cache
         while not stop_reason:
             start = time.perf_counter()
-            logits = self._logits(prompt_ids, token_id)
-            token_id = self._sampler.choose(logits)
-            likely = None if self._top is None else likely_of(logits, token_id, self._top)
-            is_eos = token_id in self._stop_ids
-            text = stream.push(token_id) if stream and not is_eos else ""
-            self._step_ms.append(1000 * (time.perf_counter() - start) + self._pieces_ms)
-            self._pieces_ms = 0.0
-            count = len(self._step_ms)
-            if is_eos:
-                stop_reason = "eos"
-            elif stream and stream.stopped:
-                stop_reason = "stop"
-            elif count >= max_new_tokens:
-                stop_reason = "length"
-            elif len(prompt_ids) + count >= self._backend.context and not shifting:
-                stop_reason = "context"
-            if stop_reason and stream:
-                text += stream.finish()
-            self._tokens += 1
-            yield Token(token_id, text)
-            if likely:
-                yield likely
+            likely = None
+            tokens = state.forced() if state and self._top is None else []
+            forced = bool(tokens)
+            if not forced:
+                logits, behind = self._logits(prompt_ids, behind), []
+                tokens = [self._sampler.choose(logits, state.allowed() if state else None)]
+                likely = None if self._top is None else likely_of(logits, tokens[0], self._top)
+            for token_id in tokens:
+                behind.append(token_id)
+                if forced:
+                    self._sampler.note(token_id)
+                if state:
+                    state.advance(token_id)
+                is_eos = token_id in self._stop_ids
+                text = stream.push(token_id) if stream and not is_eos else ""
+                self._pieces_ms += 1000 * (time.perf_counter() - start)
+                self._step_ms.append(0.0 if forced else self._pieces_ms)
+                self._pieces_ms = self._pieces_ms if forced else 0.0
+                stop_reason = self._stop_reason(is_eos, len(prompt_ids), max_new_tokens, shifting)
+                if stop_reason and stream:
+                    text += stream.finish()
+                self._tokens += 1
+                yield Token(token_id, text)
+                if likely:
+                    yield likely
+                if stop_reason:
+                    break
+                start = time.perf_counter()
         yield self.measured(stop_reason)
+
+    def _stop_reason(self, is_eos: bool, prompt: int, max_new_tokens: int, shifting: bool) -> str:
+        """Empty: the generation goes on."""
+        count = len(self._step_ms)
+        if is_eos or self._state and self._state.ended:
+            return "eos"
+        if self._stream and self._stream.stopped:
+            return "stop"
+        if count >= max_new_tokens:
+            return "length"
+        return "context" if prompt + count >= self._backend.context and not shifting else ""
 
     def _in_pieces(self, prompt_ids: Sequence[int], piece: Piece) -> Iterator[Event]:
         """Computes the prompt but for its last piece."""
@@ -251,17 +285,19 @@ class Generation(Iterator[Event]):
                               "unfinished, such as another generation. Finish or close one before the next begins, or "
                               "run each on a fork() of the model.")
 
-    def _logits(self, prompt_ids: Sequence[int], token_id: int) -> np.ndarray:
-        """Logits [vocab] of the next token: of the prompt's prefill, of a decode step, or of a shift."""
+    def _logits(self, prompt_ids: Sequence[int], behind: Sequence[int]) -> np.ndarray:
+        """Logits [vocab] of the next token: of the prompt's prefill, of a decode step, of a prefill where tokens were
+        forced, or of a shift. behind: ids behind the prompt that are not in the cache."""
         backend = self._backend
-        if not self._step_ms:
-            logits = backend.prefill(self._begin(prompt_ids) if self._rest is None else self._rest)
+        if not self._runs:
+            behind = [*(self._begin(prompt_ids) if self._rest is None else self._rest), *behind]
         else:
             self._check_unchanged()
-            if backend.length < backend.context:
-                logits = backend.step(token_id)
-            else:
-                self._shifts += 1
-                logits = shift(backend, token_id)
+        if backend.length + len(behind) > backend.context:
+            self._shifts += 1
+            logits = shift(backend, behind)
+        else:
+            logits = backend.step(behind[0]) if self._runs and len(behind) == 1 else backend.prefill(behind)
+        self._runs += 1
         self._changes = backend.changes
         return logits

@@ -8,7 +8,7 @@ are cut in a fixed, otherwise arbitrary order, so that top-k keeps k tokens; tra
 k-th.
 """
 from collections import Counter
-from typing import Iterable, Tuple
+from typing import Iterable, Optional, Tuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.sampling import Sampling, check_sampling
 
 FIRST_LOOK = 256  # number of candidates sorted first if top_k is off
+FEW = 4  # where at most this part of the vocabulary is allowed, nothing is computed for the rest
 
 
 def penalise(logits: np.ndarray, seen_ids: np.ndarray, penalty: float) -> np.ndarray:
@@ -65,8 +66,9 @@ class Sampler:
         self._bias_ids = np.array([each for each, _ in sampling.logit_bias], dtype=np.int64)
         self._bias = np.array([bias for _, bias in sampling.logit_bias], dtype=np.float64)
 
-    def choose(self, logits: np.ndarray) -> int:
-        """logits [vocab] -> an id, which counts as seen from then on."""
+    def choose(self, logits: np.ndarray, allowed: Optional[np.ndarray] = None) -> int:
+        """logits [vocab] -> an id, which counts as seen from then on. allowed: those ids alone, [n] of bool; ids from n
+        on are not."""
         if not np.isfinite(logits).all():
             bad = int(np.argmin(np.isfinite(logits)))
             raise MerinoError(f"the model's logits are not finite (id {bad}: {logits[bad]}). The weights or "
@@ -75,7 +77,11 @@ class Sampler:
             seen_ids = np.fromiter(self._seen, dtype=np.int64, count=len(self._seen))
             logits = penalise(logits, seen_ids, self._sampling.repetition_penalty)
         logits = self._shifted(logits)
+        ids = None
+        if allowed is not None:
+            logits, ids = _only(logits, allowed)
         chosen = int(np.argmax(logits)) if self._sampling.temperature == 0 else self._draw(logits)
+        chosen = chosen if ids is None else int(ids[chosen])
         self.note(chosen)
         return chosen
 
@@ -102,6 +108,21 @@ class Sampler:
             return _place(_weights(logits, self._sampling.temperature), self._random.random_sample())
         ids, probabilities = candidates(logits, self._sampling)
         return int(ids[_place(probabilities, self._random.random_sample())])
+
+
+def _only(logits: np.ndarray, allowed: np.ndarray) -> Tuple[np.ndarray, Optional[np.ndarray]]:
+    """Logits of the allowed ids and these ids, or, where they are many, all logits with the others at -inf."""
+    allowed = allowed[:len(logits)]
+    count = int(np.count_nonzero(allowed))
+    if not count:
+        raise MerinoError("the constraint allows no token that the model has: its tokenizer cannot write what must "
+                          "follow. Use the model's own tokenizer, or another schema.")
+    if FEW * count < len(logits):
+        ids = np.flatnonzero(allowed)
+        return logits[ids], ids
+    kept = np.full(len(logits), -np.inf, dtype=logits.dtype)
+    np.copyto(kept[:len(allowed)], logits[:len(allowed)], where=allowed)
+    return kept, None
 
 
 def _all_cuts_off(sampling: Sampling, vocab: int) -> bool:

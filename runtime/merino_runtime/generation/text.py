@@ -56,6 +56,7 @@ class Tokenizer:
         self._description = _with_merges_as_strings(parsed, description)
         self._tokenizer, self._source = _tokenizer_of(self._description, source), source
         self._plain: Optional[Any] = None  # the same without added tokens: made when a text needs it
+        self.kept: Dict[str, Any] = {}  # what others make of this tokenizer once
         added = parsed.get("added_tokens", ())
         # Added tokens are spelled in plain text, not in the byte alphabet. Special ones (<|endoftext|>) have no text.
         self._added: Dict[int, bytes] = {
@@ -124,8 +125,18 @@ class Tokenizer:
         if token_id in self._added:
             return self._added[token_id]
         token = self._tokenizer.id_to_token(token_id)
-        if token is None:
-            return b""
+        return b"" if token is None else self._bytes_of(token)
+
+    def spellings(self) -> List[bytes]:
+        """By id: the bytes of each token, empty for special ones and for those that mark thinking."""
+        by_id = {token_id: token for token, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+        found = [b""] * (max(by_id, default=-1) + 1)
+        for token_id, token in by_id.items():
+            if token_id not in self._marks:
+                found[token_id] = self._added[token_id] if token_id in self._added else self._bytes_of(token)
+        return found
+
+    def _bytes_of(self, token: str) -> bytes:
         if self._of_bytes:
             return b"".join(bytes([BYTE_OF[char]]) if char in BYTE_OF else char.encode("utf-8") for char in token)
         byte = re.match(r"<0x([0-9A-F]{2})>\Z", token)

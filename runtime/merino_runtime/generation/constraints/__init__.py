@@ -1,0 +1,81 @@
+"""Answers that must parse: a JSON schema or a list of tools as a constraint on which tokens may follow.
+
+A grammar is made once and gives a state for each answer: `start()`. A state names the tokens that may follow
+(`allowed`), those that must (`forced`), and takes the one that came (`advance`).
+"""
+import json
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable
+
+from merino_runtime.errors import MerinoError
+from merino_runtime.generation.constraints.automaton import Automaton
+from merino_runtime.generation.constraints.schema import any_object, schema_node
+from merino_runtime.generation.constraints.tokens import Grammar, Trie
+from merino_runtime.generation.constraints.tools import style_named, tools_of
+from merino_runtime.io.json_file import value_of
+
+if TYPE_CHECKING:
+    from merino_runtime.generation.text import Tokenizer
+
+KEPT_GRAMMARS = 16  # of a tokenizer, with the masks that they have computed
+
+
+def compile_schema(schema: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Grammar:
+    """JSON that a schema takes. MerinoError names the keyword that cannot be expressed, and its place."""
+    return _grammar(("schema", _plain(schema, "the JSON schema")), tokenizer, eos_ids,
+                    lambda make: schema_node(make, schema))
+
+
+def compile_json(tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Grammar:
+    """Any JSON object, with a bound on how deep it is nested."""
+    return _grammar(("json",), tokenizer, eos_ids, any_object)
+
+
+def compile_tools(tools: Any, tool_choice: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], style: str = "json"
+                  ) -> Grammar:
+    """A call of one of the tools. tool_choice: `required`, a tool, or `auto`, where the answer may be a text too that
+    does not begin as a call does. style: of tools.STYLES; `tools.read_call` reads the call."""
+    form, allowed = style_named(style), tools_of(tools, tool_choice)
+    if tool_choice == "none":
+        raise MerinoError("tool_choice is none: no call is allowed, so there is nothing to constrain an answer to. "
+                          "Leave the tools out.")
+    key = ("tools", _plain(tools, "the list of tools"), json.dumps(tool_choice, sort_keys=True), style)
+
+    def made(make: Automaton) -> int:
+        calls = []
+        for tool in allowed:
+            arguments = make.lit(b"{}") if tool.parameters is None else schema_node(make, tool.parameters, tool.place)
+            begin = form.before + json.dumps(tool.name) + form.between
+            calls.append(make.seq(make.lit(begin.encode()), arguments, make.lit(form.after.encode())))
+        if tool_choice == "auto":
+            first = ord(form.before[0])
+            any_char = make.alt(make.code_points(0, 0xD7FF), make.code_points(0xE000, 0x10FFFF))
+            other = make.alt(make.code_points(0, first - 1), make.code_points(first + 1, 0xD7FF),
+                             make.code_points(0xE000, 0x10FFFF))
+            calls.append(make.seq(other, make.rep(any_char)))
+        return make.alt(*calls)
+
+    return _grammar(key, tokenizer, eos_ids, made)
+
+
+def _plain(value: Any, what: str) -> str:
+    """Its JSON. MerinoError where it has none."""
+    try:
+        text = json.dumps(value)
+        value_of(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MerinoError(f"{what} is not JSON: {error}.") from error
+    return text
+
+
+def _grammar(key: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], made: Callable[[Automaton], int]) -> Grammar:
+    key = (*key, tuple(eos_ids))
+    kept: Dict[Any, Grammar] = tokenizer.kept.setdefault("grammars", {})
+    found = kept.pop(key, None)
+    if found is None:
+        trie = tokenizer.kept.get("trie") or tokenizer.kept.setdefault("trie", Trie(tokenizer))
+        automaton = Automaton(trie.spelled)
+        found = Grammar(trie, automaton, made(automaton), key[-1])
+    while len(kept) >= KEPT_GRAMMARS:
+        kept.pop(next(iter(kept)), None)
+    kept[key] = found
+    return found

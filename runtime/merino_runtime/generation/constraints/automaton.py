@@ -1,0 +1,244 @@
+"""An automaton over bytes, made of expressions. Its states are computed when they are first reached.
+
+An expression is a node, an int; NOTHING matches no text. A stack is a node and the stack below it: what must still
+follow. A state is a set of stacks (Antimirov's partial derivatives), so a repetition is counted by its node and is
+never unrolled. A state that is not dead always leads to an end, since expressions that match nothing are left out.
+Knows nothing of JSON but the characters of its strings, and nothing of tokens.
+"""
+from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
+
+import numpy as np
+
+from merino_runtime.errors import MerinoError
+
+NOTHING = -1
+DEAD, END = 0, 0  # a state, a stack
+SET, LIT, SEQ, ALT, REP, TEXT = range(6)
+MOST_NODES = 100000  # a schema that needs more is refused before it fills the memory
+
+
+class Automaton:
+    def __init__(self, spelled: Iterable[int] = range(256)) -> None:
+        """spelled: bytes that the tokenizer has a token of; no others are ever matched."""
+        self._spelled = frozenset(spelled)
+        self._nodes: List[Tuple] = []
+        self._node_of: Dict[Tuple, int] = {}
+        self._stacks: List[Tuple[int, int]] = [(NOTHING, NOTHING)]  # (node, the stack below); the first is END
+        self._stack_of: Dict[Tuple[int, int], int] = {}
+        self._states: List[Tuple[int, ...]] = [()]  # stacks of each; the first is DEAD
+        self._state_of: Dict[Tuple[int, ...], int] = {(): DEAD}
+        self._opened: List[Optional[Tuple[int, ...]]] = [()]
+        self._moves = np.zeros((16, 1), dtype=np.int32)  # [states, classes of bytes]: a state, -1 not computed
+        self._class_of: Optional[np.ndarray] = None  # [256]; None while expressions are added
+        self.char = self._json_char()
+
+    # Expressions
+
+    def one_of(self, data: Iterable[int]) -> int:
+        """One byte of these."""
+        found = self._spelled.intersection(data)
+        return self._node(SET, bytes(sorted(found))) if found else NOTHING
+
+    def lit(self, data: bytes) -> int:
+        if not self._spelled.issuperset(data):
+            return NOTHING
+        return self._node(LIT, data) if data else self.seq()
+
+    def seq(self, *parts: int) -> int:
+        if NOTHING in parts:
+            return NOTHING
+        return parts[0] if len(parts) == 1 else self._node(SEQ, parts)
+
+    def alt(self, *choices: int) -> int:
+        found = tuple(sorted(set(choices) - {NOTHING}))
+        if not found:
+            return NOTHING
+        return found[0] if len(found) == 1 else self._node(ALT, found)
+
+    def rep(self, node: int, low: int = 0, high: int = -1) -> int:
+        """low to high times, -1: without limit."""
+        if node == NOTHING:
+            high = 0
+        if 0 <= high < low:
+            return NOTHING
+        return self._node(REP, node, low, high) if high else self.seq()
+
+    def text(self, low: int = 0, high: int = -1) -> int:
+        """A JSON string of low to high characters, from behind its first quote to its last one."""
+        return NOTHING if 0 <= high < low else self._node(TEXT, low, high)
+
+    def _node(self, *made: object) -> int:
+        found = self._node_of.get(made)
+        if found is None:
+            if len(self._nodes) >= MOST_NODES and self._class_of is None:
+                raise MerinoError(f"the constraint is too large: it has more than {MOST_NODES:,} parts. Give a schema "
+                                  "with fewer alternatives.")
+            found = self._node_of[made] = len(self._nodes)
+            self._nodes.append(made)
+        return found
+
+    def _json_char(self) -> int:
+        some, lit, seq = self.one_of, self.lit, self.seq
+        hexes = b"0123456789abcdefABCDEF"
+        two, three = seq(some(hexes), some(hexes)), seq(some(hexes), some(hexes), some(hexes))
+        high = seq(some(b"dD"), some(b"89abAB"), two, lit(b"\\u"), some(b"dD"), some(b"cdefCDEF"), two)
+        plain = self.alt(seq(some(b"0123456789abcABCeEfF"), three), seq(some(b"dD"), some(b"01234567"), two))
+        escape = seq(lit(b"\\"), self.alt(some(b'"\\/bfnrt'), seq(lit(b"u"), self.alt(plain, high))))
+        return self.alt(escape, *[self.code_points(low, high) for low, high in (
+            (0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, 0x10FFFF))])
+
+    def code_points(self, low: int, high: int) -> int:
+        """One character from low to high, which must not enclose surrogates, in UTF-8."""
+        for last in (0x7F, 0x7FF, 0xFFFF):  # of each length
+            if low <= last < high:
+                return self.alt(self.code_points(low, last), self.code_points(last + 1, high))
+        for keep in (6, 12, 18):  # until all bytes behind the first that differs run from 80 to BF
+            rest = (1 << keep) - 1
+            if high > 0x7F and low >> keep != high >> keep:
+                if low & rest:
+                    return self.alt(self.code_points(low, low | rest), self.code_points((low | rest) + 1, high))
+                if high & rest != rest:
+                    return self.alt(self.code_points(low, (high & ~rest) - 1), self.code_points(high & ~rest, high))
+        both = zip(chr(low).encode("utf-8"), chr(high).encode("utf-8"))  # noqa: B905
+        return self.seq(*[self.one_of(range(first, last + 1)) for first, last in both])
+
+    # States
+
+    def start(self, node: int) -> int:
+        """No expression is added afterwards. NOTHING gives DEAD."""
+        if self._class_of is None:
+            self._divide()
+        return self.state_of([] if node == NOTHING else [self._stack(node, END)])
+
+    def accepts(self, state: int) -> bool:
+        return END in self._open(state)
+
+    def goes_on(self, state: int) -> bool:
+        return any(stack != END for stack in self._open(state))
+
+    def stacks(self, state: int) -> Sequence[int]:
+        return self._states[state]
+
+    def text_on(self, stack: int) -> Optional[Tuple[int, int, int]]:
+        """Where the rest of a string is on top: its least and most characters, and the stack below; else None."""
+        node, below = self._stacks[stack]
+        made = self._nodes[node] if node != NOTHING else (SEQ,)
+        return (made[1], made[2], below) if made[0] == TEXT else None
+
+    def run(self, state: int, data: bytes) -> int:
+        for byte in data:
+            state = self.after(state, byte)
+        return state
+
+    def after(self, state: int, byte: int) -> int:
+        assert self._class_of is not None
+        column = self._class_of[byte]
+        found = int(self._moves[state, column])
+        if found < 0:
+            found = self._computed(state, byte)
+            self._moves[state, column] = found
+        return found
+
+    def after_all(self, states: np.ndarray, data: np.ndarray) -> np.ndarray:
+        """states [n], bytes [n] -> states [n]"""
+        assert self._class_of is not None
+        columns = self._class_of[data]
+        found = self._moves[states, columns]
+        unknown = np.flatnonzero(found < 0)
+        if unknown.size:
+            keys = states[unknown].astype(np.int64) * 256 + columns[unknown]
+            places = unknown[np.unique(keys, return_index=True)[1]]
+            for place in places.tolist():
+                self.after(int(states[place]), int(data[place]))
+            found = self._moves[states, columns]
+        return found
+
+    def only_byte(self, state: int) -> Optional[int]:
+        """The byte that must come next; None if there are several, or if the text may end here."""
+        found: Set[int] = set()
+        for stack in self._open(state):
+            if stack == END:
+                return None
+            kind, data = self._nodes[self._stacks[stack][0]]
+            found.update(data[:1] if kind == LIT else data)
+            if len(found) > 1:
+                return None
+        return found.pop() if found else None
+
+    def _divide(self) -> None:
+        """Bytes that every expression treats alike share a column of the table."""
+        sets = [frozenset(made[1]) for made in self._nodes if made[0] == SET]
+        single = {byte for made in self._nodes if made[0] == LIT for byte in made[1]} | {ord('"')}
+        numbers: Dict[Tuple, int] = {}
+        kinds = [(byte if byte in single else -1, tuple(byte in each for each in sets)) for byte in range(256)]
+        self._class_of = np.array([numbers.setdefault(kind, len(numbers)) for kind in kinds], dtype=np.intp)
+        self._moves = np.full((64, len(numbers)), -1, dtype=np.int32)
+        self._moves[DEAD] = DEAD
+
+    def _stack(self, node: int, below: int) -> int:
+        found = self._stack_of.get((node, below))
+        if found is None:
+            found = self._stack_of[node, below] = len(self._stacks)
+            self._stacks.append((node, below))
+        return found
+
+    def state_of(self, stacks: Iterable[int]) -> int:
+        key = tuple(sorted(set(stacks)))
+        found = self._state_of.get(key)
+        if found is None:
+            found = self._state_of[key] = len(self._states)
+            self._states.append(key)
+            self._opened.append(None)
+            if found >= len(self._moves):
+                self._moves = np.concatenate([self._moves, np.full_like(self._moves, -1)])
+        return found
+
+    def _computed(self, state: int, byte: int) -> int:
+        found: Set[int] = set()
+        for stack in self._open(state):
+            if stack == END:
+                continue
+            node, below = self._stacks[stack]
+            kind, data = self._nodes[node]
+            if kind == SET and byte in data:
+                found.add(below)
+            elif kind == LIT and data[0] == byte:
+                found.add(below if len(data) == 1 else self._stack(self._node(LIT, data[1:]), below))
+        return self.state_of(found)
+
+    def _open(self, state: int) -> Tuple[int, ...]:
+        """Its stacks with a byte on top of each, or END."""
+        found = self._opened[state]
+        if found is None:
+            seen: Set[int] = set()
+            left, tops = list(self._states[state]), []
+            while left:
+                stack = left.pop()
+                if stack in seen:
+                    continue
+                seen.add(stack)
+                inner = self._inner(*self._stacks[stack]) if stack != END else None
+                if inner is None:
+                    tops.append(stack)
+                else:
+                    left.extend(inner)
+            found = self._opened[state] = tuple(sorted(tops))
+        return found
+
+    def _inner(self, node: int, below: int) -> Optional[List[int]]:
+        """The stacks that one with this node on top stands for; None if its top is a byte."""
+        made = self._nodes[node]
+        if made[0] == SEQ:
+            for part in reversed(made[1]):
+                below = self._stack(part, below)
+            return [below]
+        if made[0] == ALT:
+            return [self._stack(choice, below) for choice in made[1]]
+        if made[0] in (REP, TEXT):
+            one, low, high = made[1:] if made[0] == REP else (self.char, *made[1:])
+            fewer = (max(low - 1, 0), high - 1 if high > 0 else high)
+            again = self.rep(one, *fewer) if made[0] == REP else self.text(*fewer)
+            ends = below if made[0] == REP else self._stack(self.lit(b'"'), below)
+            more = [self._stack(one, self._stack(again, below))] if high else []
+            return more + [ends] * (low == 0)
+        return None

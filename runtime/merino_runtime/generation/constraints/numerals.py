@@ -1,0 +1,171 @@
+"""Numbers of JSON within bounds, as expressions over their digits."""
+from decimal import Decimal
+from typing import Any, Callable, Optional, Tuple, Union
+
+from merino_runtime.errors import MerinoError
+from merino_runtime.generation.constraints.automaton import NOTHING, Automaton
+
+DIGITS = b"0123456789"
+MOST_DIGITS = 18  # before the point, where no bound has more
+MOST_DECIMALS = 15  # behind it: more would round to a neighbour of a bound
+STRICT_DIGITS = 9  # of a number that is excluded; with 6 decimals more every number is told from it
+STRICT_DECIMALS = 6
+Bound = Optional[Union[int, float]]
+Refuse = Callable[[str], MerinoError]
+
+
+def integer(make: Automaton, low: Bound = None, high: Bound = None, above: Bound = None, below: Bound = None,
+            refuse: Refuse = MerinoError) -> int:  # noqa: ARG001
+    lows = [-_floor(-each) for each in (low,) if each is not None]
+    lows += [_floor(each) + 1 for each in (above,) if each is not None]
+    highs = [_floor(each) for each in (high,) if each is not None]
+    highs += [-_floor(-each) - 1 for each in (below,) if each is not None]
+    least, most = max(lows, default=None), min(highs, default=None)
+    return _signed(make, least, most)
+
+
+def _floor(value: Any) -> int:
+    whole = int(value)
+    return whole - (whole > value)
+
+
+def _signed(make: Automaton, least: Optional[int], most: Optional[int]) -> int:
+    largest = 10 ** max(MOST_DIGITS, *(len(str(abs(each))) + 1 for each in (least or 0, most or 0))) - 1
+    least, most = -largest if least is None else least, largest if most is None else most
+    negative = _whole(make, max(1, -most), -least)
+    return make.alt(_whole(make, max(0, least), most),
+                    make.seq(make.lit(b"-"), negative) if negative != NOTHING else NOTHING)
+
+
+def _whole(make: Automaton, least: int, most: int) -> int:
+    """From least to most, both 0 or more, without leading zeros."""
+    found = []
+    for count in range(len(str(least)), len(str(max(most, 0))) + 1):
+        first, last = max(least, 10 ** (count - 1) if count > 1 else 0), min(most, 10 ** count - 1)
+        if first <= last:
+            found.append(_between(make, str(first), str(last)))
+    return make.alt(*found)
+
+
+def _between(make: Automaton, first: str, last: str) -> int:
+    """Digits from first to last, which have as many. Three parts: as first begins, between, as last begins."""
+    if not first:
+        return make.seq()
+    rest = len(first) - 1
+    any_rest = make.rep(make.one_of(DIGITS), rest, rest)
+    if first[0] == last[0]:
+        return make.seq(_digit(make, first[0]), _between(make, first[1:], last[1:]))
+    if set(first) == {"0"} and set(last) == {"9"}:
+        return make.rep(make.one_of(DIGITS), rest + 1, rest + 1)
+    return make.alt(make.seq(_digit(make, first[0]), _between(make, first[1:], "9" * rest)),
+                    make.seq(_digits(make, int(first[0]) + 1, int(last[0]) - 1), any_rest),
+                    make.seq(_digit(make, last[0]), _between(make, "0" * rest, last[1:])))
+
+
+def _digit(make: Automaton, digit: str) -> int:
+    return make.lit(digit.encode())
+
+
+def _digits(make: Automaton, first: int, last: int) -> int:
+    return make.one_of(DIGITS[first:last + 1] if first <= last else b"")
+
+
+def number(make: Automaton, low: Bound = None, high: Bound = None, above: Bound = None, below: Bound = None,
+           refuse: Refuse = MerinoError) -> int:
+    """With bounds: without an exponent."""
+    if (low, high, above, below) == (None, None, None, None):
+        return _unbounded(make)
+    lower = max([(Decimal(repr(each)), strict) for each, strict in ((low, False), (above, True)) if each is not None],
+                default=None)
+    upper = min([(Decimal(repr(each)), not strict) for each, strict in ((high, False), (below, True))
+                 if each is not None], default=None)
+    if upper is not None:
+        upper = upper[0], not upper[1]
+    strict = [bound for bound in (lower, upper) if bound and bound[1]]
+    for bound, _ in strict:
+        if sum(map(len, _parts(abs(bound)))) > STRICT_DIGITS:
+            raise refuse(f"the excluded bound {bound} has more than {STRICT_DIGITS} digits, which is not supported")
+    decimals = STRICT_DECIMALS if strict else MOST_DECIMALS
+    zero = (Decimal(0), False)
+    if lower and upper and (lower[0] > upper[0] or lower[0] == upper[0] and strict):
+        return NOTHING
+    found = NOTHING
+    if upper is None or upper[0] > 0 or upper == zero:
+        found = _magnitude(make, lower if lower and lower[0] >= 0 else zero, upper, decimals)
+    if lower is None or lower[0] < 0:
+        least = (abs(upper[0]), upper[1]) if upper and upper[0] <= 0 else zero
+        negative = _magnitude(make, least, (-lower[0], lower[1]) if lower else None, decimals)
+        found = make.alt(found, make.seq(make.lit(b"-"), negative))
+    return found
+
+
+def _unbounded(make: Automaton) -> int:
+    """At most about 1e308, so that it is finite as a float."""
+    digit, some = make.one_of(DIGITS), make.one_of
+    fraction = make.rep(make.seq(make.lit(b"."), make.rep(digit, 1, MOST_DIGITS)), 0, 1)
+    e, sign = some(b"eE"), make.rep(some(b"+-"), 0, 1)
+    small = make.rep(make.seq(e, sign, make.rep(digit, 1, 2)), 0, 1)
+    large = make.seq(make.lit(b"-"), make.alt(make.seq(some(b"12"), digit, digit),
+                                              make.seq(make.lit(b"30"), some(b"01234567"))))
+    positive = make.seq(make.rep(make.lit(b"+"), 0, 1),
+                        make.alt(make.seq(some(b"12"), digit, digit), make.seq(make.lit(b"30"), some(b"01234567"))))
+    whole = make.alt(make.lit(b"0"), make.seq(some(DIGITS[1:]), make.rep(digit, 0, MOST_DIGITS - 1)))
+    return make.seq(make.rep(make.lit(b"-"), 0, 1),
+                    make.alt(make.seq(whole, fraction, small), make.seq(digit, fraction, e, make.alt(large, positive))))
+
+
+def _parts(value: Decimal) -> Tuple[str, str]:
+    """Digits before and behind the point, the latter without zeros at the end."""
+    whole, _, decimals = format(value, "f").partition(".")
+    return whole, decimals.rstrip("0")
+
+
+def _magnitude(make: Automaton, lower: Tuple[Decimal, bool], upper: Optional[Tuple[Decimal, bool]], decimals: int
+               ) -> int:
+    """Numbers of 0 or more between bounds; each with whether it is excluded."""
+    first, low = _parts(lower[0])
+    last, high = _parts(upper[0]) if upper else ("", None)
+    most = int(last) if last else 10 ** max(MOST_DIGITS, len(first) + 1)
+    if int(first) == most:
+        fraction = _fraction(make, low, high, lower[1], bool(upper and upper[1]), decimals)
+        return make.seq(make.lit(first.encode()), fraction)
+    found = [make.seq(make.lit(first.encode()), _fraction(make, low, None, lower[1], False, decimals)),
+             make.seq(_whole(make, int(first) + 1, most - 1), _fraction(make, "", None, False, False, decimals))]
+    if upper:
+        found.append(make.seq(make.lit(last.encode()), _fraction(make, "", high, False, upper[1], decimals)))
+    return make.alt(*found)
+
+
+def _fraction(make: Automaton, low: str, high: Optional[str], above: bool, below: bool, decimals: int) -> int:
+    """What follows the digits before the point: nothing, or a point and decimals between those of low and of high
+    (None: no bound). above, below: whether low and high themselves are excluded."""
+    ends = not low and not above and (high is None or bool(high) or not below)
+    behind = _decimals(make, low, high, above, below, decimals, False)
+    return make.alt(make.seq() if ends else NOTHING, make.seq(make.lit(b"."), behind))
+
+
+def _decimals(make: Automaton, low: Optional[str], high: Optional[str], above: bool, below: bool, left: int,
+              may_end: bool) -> int:
+    """Decimals whose number is at least low and at most high. low None: above it already. may_end: whether a digit
+    stands before them, so that they may end here."""
+    least = low or ""
+    ended = may_end and not least and not (low is not None and above) and (high is None or bool(high) or not below)
+    ending = make.seq() if ended else NOTHING
+    if left <= 0 and not least and not high:
+        return ending
+    if low is None and high is None:
+        return make.rep(make.one_of(DIGITS), 0 if may_end else 1, left)
+    first = int(least[:1] or 0)
+    last = int(high[:1] or 0) if high is not None else 9
+    if first > last:
+        return ending
+    found = [ending]
+    for digit in sorted({first, last}):
+        lower = least[1:] if low is not None and digit == first else None
+        upper = high[1:] if high is not None and digit == last else None
+        rest = _decimals(make, lower, upper, above, below, left - 1, True)
+        found.append(make.seq(_digit(make, str(digit)), rest))
+    if last - first > 1:
+        rest = _decimals(make, None, None, above, below, left - 1, True)
+        found.append(make.seq(_digits(make, first + 1, last - 1), rest))
+    return make.alt(*found)

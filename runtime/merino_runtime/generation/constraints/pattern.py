@@ -1,0 +1,133 @@
+"""A regular expression over the characters of a JSON string, as an expression over its bytes.
+
+Python's own parser reads it. What JSON schema's dialect and Python's mean alike is taken, the rest is refused: look
+around, back references, boundaries, flags. Each character is written as `json.dumps` writes it.
+"""
+import json
+import sys
+import warnings
+from typing import Any, Callable, List, Sequence, Tuple
+
+from merino_runtime.errors import MerinoError
+from merino_runtime.generation.constraints.automaton import NOTHING, Automaton
+
+LAST = sys.maxunicode
+Ranges = List[Tuple[int, int]]  # of code points, both ends included
+MOST_REPEATED = 1000
+CLASSES = {"DIGIT": [(48, 57)], "SPACE": [(9, 13), (32, 32)], "WORD": [(48, 57), (65, 90), (95, 95), (97, 122)]}
+_YEAR = r"(\d{3}[1-9]|\d{2}[1-9]\d|\d[1-9]\d{2}|[1-9]\d{3})"
+_DAY = (_YEAR + r"-((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)|"
+        r"02-(0[1-9]|1\d|2[0-8]))")  # without the 29th of February
+_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
+_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+FORMATS = {"date": f"^{_DAY}$", "time": f"^{_TIME}$", "date-time": f"^{_DAY}T{_TIME}$",
+           "uuid": "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
+           "ipv4": rf"^{_BYTE}\.{_BYTE}\.{_BYTE}\.{_BYTE}$",
+           "email": r"^[A-Za-z0-9]+([._+-][A-Za-z0-9]+){0,4}@([A-Za-z0-9]+(-[A-Za-z0-9]+){0,4}\.){1,4}[A-Za-z]+$"}
+Refuse = Callable[[str], MerinoError]
+
+
+def pattern(make: Automaton, text: str, refuse: Refuse) -> int:
+    """A JSON string with its quotes, in which the pattern is found. `refuse` makes the error for one that is not
+    supported."""
+    import re
+    parser: Any = getattr(re, "_parser", None)
+    if parser is None:  # before Python 3.11
+        import sre_parse as parser
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parsed = list(parser.parse(text))
+    except (re.error, RecursionError, OverflowError) as error:
+        raise refuse(f"{json.dumps(text)[:80]} is not a pattern that can be read: {error}") from error
+    any_text = make.rep(_characters(make, [(0, LAST)]))
+    choices = _branches(parsed)
+    found = []
+    for items in choices:
+        begins = items and _named(items[0]) == ("AT", "AT_BEGINNING")
+        items = items[1:] if begins else items
+        ends = items and _named(items[-1]) == ("AT", "AT_END")
+        items = items[:-1] if ends else items
+        node = _sequence(make, items, refuse)
+        found.append(make.seq(*[any_text] * (not begins), node, *[any_text] * (not ends)))
+    return make.seq(make.lit(b'"'), make.alt(*found), make.lit(b'"'))
+
+
+def _named(item: Any) -> Tuple[str, str]:
+    return str(item[0]), str(item[1])
+
+
+def _branches(parsed: List[Any]) -> List[List[Any]]:
+    """The alternatives of the whole pattern, each with its own anchors."""
+    if len(parsed) == 1 and str(parsed[0][0]) == "BRANCH":
+        return [list(each) for each in parsed[0][1][1]]
+    return [parsed]
+
+
+def _sequence(make: Automaton, items: Sequence[Any], refuse: Refuse) -> int:
+    return make.seq(*[_item(make, str(item[0]), item[1], refuse) for item in items])
+
+
+def _item(make: Automaton, kind: str, value: Any, refuse: Refuse) -> int:
+    if kind == "LITERAL":
+        return _characters(make, [(value, value)])
+    if kind == "NOT_LITERAL":
+        return _characters(make, _others([(value, value)]))
+    if kind == "ANY":
+        return _characters(make, _others([(10, 10), (13, 13), (0x2028, 0x2029)]))
+    if kind == "IN":
+        return _characters(make, _class(value, refuse))
+    if kind == "SUBPATTERN" and (len(value) == 2 or not any(value[1:3])):
+        return _sequence(make, value[-1], refuse)
+    if kind == "BRANCH":
+        return make.alt(*[_sequence(make, each, refuse) for each in value[1]])
+    if kind in ("MAX_REPEAT", "MIN_REPEAT"):
+        low, high, inner = int(value[0]), int(value[1]), _sequence(make, value[2], refuse)
+        high = -1 if str(value[1]) == "MAXREPEAT" else high
+        if max(low, high) > MOST_REPEATED:
+            raise refuse(f"a repetition of {max(low, high)}, supported are {MOST_REPEATED}")
+        return make.rep(inner, low, high)
+    names = {"AT": "an anchor inside it, or a boundary", "ASSERT": "look-ahead or look-behind",
+             "ASSERT_NOT": "look-ahead or look-behind", "GROUPREF": "a back reference", "SUBPATTERN": "flags in it"}
+    raise refuse(f"{names.get(kind, kind)} is not supported")
+
+
+def _class(items: Sequence[Any], refuse: Refuse) -> Ranges:
+    negated = bool(items) and str(items[0][0]) == "NEGATE"
+    found: Ranges = []
+    for kind, value in items[1:] if negated else items:
+        if str(kind) == "LITERAL":
+            found.append((value, value))
+        elif str(kind) == "RANGE":
+            found.append((value[0], value[1]))
+        elif str(kind) == "CATEGORY":
+            name = str(value).replace("CATEGORY_", "")
+            ranges = CLASSES.get(name.replace("NOT_", ""))
+            if ranges is None:
+                raise refuse(f"{name} is not supported")
+            # Beyond ASCII the two dialects differ in what a class is: there nothing is one or is none.
+            found += [each for each in _others(ranges) if each[1] < 128] if name.startswith("NOT_") else ranges
+        else:
+            raise refuse(f"{kind} is not supported")
+    return _others(found) if negated else found
+
+
+def _others(ranges: Ranges) -> Ranges:
+    found, begin = [], 0
+    for low, high in sorted(ranges):
+        if begin < low:
+            found.append((begin, low - 1))
+        begin = max(begin, high + 1)
+    return [*found, (begin, LAST)] if begin <= LAST else found
+
+
+def _characters(make: Automaton, ranges: Ranges) -> int:
+    """One character of these, as `json.dumps` writes it."""
+    found = []
+    for low, high in ranges:
+        special = [code for code in [*range(32), 0x22, 0x5C] if low <= code <= high]
+        found += [make.lit(json.dumps(chr(code))[1:-1].encode()) for code in special]
+        for first, last in ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, LAST)):
+            if max(low, first) <= min(high, last):
+                found.append(make.code_points(max(low, first), min(high, last)))
+    return make.alt(*found) if found else NOTHING

@@ -1,0 +1,322 @@
+"""A JSON schema as an expression of compact JSON: fixed keys in order, without spaces. What cannot be expressed is
+refused by the name of its keyword and the place of it; nothing is left out silently but what only describes.
+
+Whatever matches is valid. Of what is valid these do not match: other spellings, keys in another order, keys that
+`properties` does not name beside those that it names, and numbers of more than 18 digits.
+"""
+import json
+import re
+from typing import Any, Callable, Dict, List, Sequence, Tuple
+
+from merino_runtime.errors import MerinoError
+from merino_runtime.generation.constraints.automaton import NOTHING, Automaton
+from merino_runtime.generation.constraints.numerals import integer, number
+from merino_runtime.generation.constraints.pattern import FORMATS, pattern
+from merino_runtime.io.json_shape import shown
+
+DESCRIBING = {"title", "description", "default", "examples", "$schema", "$id", "$comment", "$anchor", "deprecated",
+              "readOnly", "writeOnly", "$defs", "definitions"}
+BY_TYPE: Dict[str, Tuple[str, ...]] = {
+    "object": ("properties", "required", "additionalProperties", "minProperties", "maxProperties"),
+    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "string": ("minLength", "maxLength", "pattern", "format"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), "boolean": (), "null": (),
+}
+WHOLE = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")  # stand alone, or beside a type and nothing else
+KNOWN = {"type", *WHOLE, *(keyword for keywords in BY_TYPE.values() for keyword in keywords)}
+DEEPEST = 16  # levels of lists and objects where any JSON may stand
+DEEPEST_SCHEMA = 64
+
+
+def compact(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
+def refused(where: str, what: str) -> MerinoError:
+    return MerinoError(f"the JSON schema cannot be a constraint: {where}: {what}.")
+
+
+def schema_node(automaton: Automaton, schema: Any, place: str = "") -> int:
+    """MerinoError for what cannot be expressed, and where nothing satisfies the schema. place: of the schema, for
+    messages."""
+    found = Reader(automaton, schema, place).node(schema, place + "#", 0)
+    if found == NOTHING:
+        raise refused(place + "#", "nothing satisfies it (or the tokenizer has no tokens to write it)")
+    return found
+
+
+def any_object(automaton: Automaton) -> int:
+    return Reader(automaton, {}, "").any_of("object", DEEPEST)
+
+
+class Reader:
+    """One schema. `where` is the place of a part, as in a $ref."""
+
+    def __init__(self, automaton: Automaton, root: Any, place: str) -> None:
+        self.make, self._root, self._place = automaton, root, place
+        self._of_ref: Dict[str, int] = {}
+        self._open: List[str] = []  # refs that lead here
+        self._any: Dict[Tuple[str, int], int] = {}
+
+    def node(self, schema: Any, where: str, depth: int) -> int:
+        if schema is False:
+            return NOTHING
+        if schema is True:
+            return self.any_of("any", DEEPEST)
+        if not isinstance(schema, dict):
+            raise refused(where, f"found {shown(schema)}, a schema is an object, true or false")
+        if depth > DEEPEST_SCHEMA:
+            raise refused(where, f"it is nested more than {DEEPEST_SCHEMA} levels")
+        keywords = [keyword for keyword in schema if keyword not in DESCRIBING]
+        for keyword in keywords:
+            if keyword not in KNOWN:
+                raise refused(f"{where}/{keyword}", "this keyword is not supported")
+        whole = [keyword for keyword in keywords if keyword in WHOLE]
+        if whole:
+            beside = [each for each in keywords if each not in (whole[0], "type")]
+            if beside or "type" in keywords and whole[0] not in ("enum", "const"):
+                other = beside[0] if beside else "type"
+                raise refused(f"{where}/{other}", f"this keyword beside {whole[0]} is not supported")
+            return self._whole(whole[0], schema, where, depth)
+        kinds = self._types(schema, where, keywords)
+        if not kinds:
+            return self.any_of("any", DEEPEST)
+        for keyword in keywords:
+            if keyword != "type" and not any(keyword in BY_TYPE[kind] for kind in kinds):
+                raise refused(f"{where}/{keyword}", f"this keyword is not of type {' or '.join(kinds)}")
+        return self.make.alt(*[self._of_type(kind, schema, where, depth) for kind in kinds])
+
+    def _types(self, schema: Dict[str, Any], where: str, keywords: Sequence[str]) -> List[str]:
+        """None: any. Without `type` the type is that of the other keywords."""
+        given = schema.get("type")
+        if given is None and "type" not in schema:
+            return [kind for kind in ("object", "array", "string", "number") if set(BY_TYPE[kind]) & set(keywords)]
+        kinds: List[Any] = given if isinstance(given, list) else [given]
+        if not kinds or any(not isinstance(kind, str) or kind not in BY_TYPE for kind in kinds):
+            raise refused(f"{where}/type", f"found {shown(given)}, allowed: {', '.join(BY_TYPE)}, or a list of them")
+        return [kind for kind in kinds if not (kind == "integer" and "number" in kinds)]
+
+    def _whole(self, keyword: str, schema: Dict[str, Any], where: str, depth: int) -> int:
+        value, here = schema[keyword], f"{where}/{keyword}"
+        if keyword == "$ref":
+            return self._ref(value, here, depth)
+        if keyword == "const":
+            value = [value]
+        if not isinstance(value, list) or not value:
+            what = "an empty list" if value == [] else shown(value)
+            raise refused(here, f"found {what}, must be a list of at least one")
+        if keyword in ("enum", "const"):
+            kinds = self._types(schema, where, ()) if "type" in schema else list(BY_TYPE)
+            fitting = [each for each in value if any(is_a(kind, each) for kind in kinds)]
+            if not fitting:
+                raise refused(here, f"no value of it is of type {' or '.join(kinds)}")
+            return self.make.alt(*[self.make.lit(compact(each)) for each in fitting])
+        if keyword == "allOf" and len(value) > 1:
+            raise refused(here, "more than one schema in it is not supported")
+        if keyword == "oneOf":
+            self._check_one(value, here)
+        return self.make.alt(*[self.node(each, f"{here}/{place}", depth + 1) for place, each in enumerate(value)])
+
+    def _ref(self, ref: Any, here: str, depth: int) -> int:
+        target = self._target(ref, here)
+        if ref in self._open:
+            raise refused(here, f"{ref} contains itself, and recursion is not supported")
+        if ref not in self._of_ref:
+            self._open.append(ref)
+            self._of_ref[ref] = self.node(target, self._place + ref, depth + 1)
+            self._open.pop()
+        return self._of_ref[ref]
+
+    def _target(self, ref: Any, here: str) -> Any:
+        if not isinstance(ref, str) or not re.match("#(/|\\Z)", ref):
+            raise refused(here, f"found {shown(ref)}, supported are references inside the schema, as #/$defs/name")
+        found = self._root
+        for part in ref.split("/")[1:]:
+            part = part.replace("~1", "/").replace("~0", "~")
+            inner = found.get(part) if isinstance(found, dict) else None
+            if isinstance(found, list) and part.isdigit() and int(part) < len(found):
+                inner = found[int(part)]
+            if inner is None:
+                raise refused(here, f"{ref} is not in the schema")
+            found = inner
+        return found
+
+    def _check_one(self, schemas: Sequence[Any], here: str) -> None:
+        """oneOf means that no two match: shown by their types, or by a key that each requires with other values."""
+        seen = [self._told_by(each, f"{here}/{place}") for place, each in enumerate(schemas)]
+        for place, one in enumerate(seen):
+            for other in seen[:place]:
+                if not any(name in other and not values & other[name] for name, values in one.items()):
+                    raise refused(here, "two of its schemas may match the same value. Write anyOf, or give each a "
+                                        "required key with a const of its own")
+
+    def _told_by(self, schema: Any, where: str) -> Dict[str, frozenset]:
+        """What tells values of a schema from others: types under "", and values of required keys."""
+        for _ in range(DEEPEST_SCHEMA):
+            if isinstance(schema, dict) and "$ref" in schema:
+                schema = self._target(schema["$ref"], where)
+        if not isinstance(schema, dict):
+            return {}
+        fixed = [schema["const"]] if "const" in schema else schema.get("enum")
+        if isinstance(fixed, list):
+            fitting = {kind for kind in BY_TYPE for each in fixed if is_a(kind, each)}
+            return {"": frozenset(fitting - {"integer"}), "value": frozenset(compact(each) for each in fixed)}
+        found = {}
+        if "type" in schema:
+            kinds = self._types(schema, where, ())
+            found[""] = frozenset("number" if kind == "integer" else kind for kind in kinds)
+        properties, required = schema.get("properties"), schema.get("required")
+        if not isinstance(required, list) or not isinstance(properties, dict):
+            return found
+        for name in required:
+            inner = self._told_by(properties.get(name), where) if isinstance(name, str) else {}
+            if "value" in inner:
+                found["key " + name] = inner["value"]
+        return found
+
+    def _of_type(self, kind: str, schema: Dict[str, Any], where: str, depth: int) -> int:
+        if kind == "object":
+            return self._object(schema, where, depth)
+        if kind == "array":
+            return self._array(schema, where, depth)
+        if kind == "string":
+            return self._string(schema, where)
+        if kind in ("integer", "number"):
+            made: Callable = integer if kind == "integer" else number
+            bounds = [self._bound(schema, keyword, where) for keyword in BY_TYPE["number"]]
+            found = made(self.make, *bounds, lambda what: refused(where, what))
+            if found == NOTHING:
+                raise refused(where, f"no {kind} is within its bounds")
+            return found
+        return self.any_of(kind, 0)
+
+    def _bound(self, schema: Dict[str, Any], keyword: str, where: str) -> Any:
+        value = schema.get(keyword)
+        if keyword in schema and not is_a("number", value):
+            raise refused(f"{where}/{keyword}", f"found {shown(value)}, must be a number")
+        return value
+
+    def _counts(self, schema: Dict[str, Any], low: str, high: str, where: str) -> Tuple[int, int]:
+        """high -1: none."""
+        for keyword in (low, high):
+            value = schema.get(keyword, 0)
+            if not is_a("integer", value) or value < 0:
+                raise refused(f"{where}/{keyword}", f"found {shown(value)}, must be an integer, 0 or more")
+        least, most = int(schema.get(low, 0)), int(schema.get(high, -1))
+        if 0 <= most < least:
+            raise refused(f"{where}/{high}", f"nothing satisfies it: it is {most}, and {low} is {least}")
+        return least, most
+
+    def _string(self, schema: Dict[str, Any], where: str) -> int:
+        make, limits = self.make, self._counts(schema, "minLength", "maxLength", where)
+        given = [keyword for keyword in ("pattern", "format") if keyword in schema]
+        if not given:
+            return make.seq(make.lit(b'"'), make.text(*limits))
+        keyword, value = given[0], schema[given[0]]
+        beside = [each for each in ("format", "minLength", "maxLength") if each in schema and each != keyword]
+        if beside:
+            raise refused(f"{where}/{beside[0]}", f"this keyword beside {keyword} is not supported")
+        if not isinstance(value, str):
+            raise refused(f"{where}/{keyword}", f"found {shown(value)}, must be a string")
+        if keyword == "format" and value not in FORMATS:
+            raise refused(f"{where}/format", f"{shown(value)} is not supported, but {', '.join(sorted(FORMATS))} are")
+        text = FORMATS[value] if keyword == "format" else value
+        return pattern(make, text, lambda what: refused(f"{where}/{keyword}", what))
+
+    def _object(self, schema: Dict[str, Any], where: str, depth: int) -> int:
+        make, properties, required = self.make, schema.get("properties", {}), schema.get("required", [])
+        if not isinstance(properties, dict):
+            raise refused(f"{where}/properties", f"found {shown(properties)}, must be an object")
+        if not isinstance(required, list) or any(not isinstance(name, str) for name in required):
+            raise refused(f"{where}/required", f"found {shown(required)}, must be a list of strings")
+        others = schema.get("additionalProperties", True)
+        least, most = self._counts(schema, "minProperties", "maxProperties", where)
+        if not properties and not required:
+            if least > 1:  # the keys of a text may be alike
+                raise refused(f"{where}/minProperties", "more than 1 is not supported for keys that are not named")
+            member = make.seq(self._key(), self.node(others, f"{where}/additionalProperties", depth + 1))
+            return self._listed(b"{}", [], member, least, most)
+        for keyword in ("minProperties", "maxProperties"):
+            if keyword in schema:
+                raise refused(f"{where}/{keyword}", "this keyword beside properties is not supported")
+        names = [*properties, *[name for name in required if name not in properties]]
+        members = []
+        for name in names:
+            inside = name in properties
+            part = f"{where}/properties/{name}" if inside else f"{where}/additionalProperties"
+            value = self.node(properties[name] if inside else others, part, depth + 1)
+            if value == NOTHING and name in required:
+                raise refused(part, "nothing satisfies it, and it is required")
+            members.append((make.seq(make.lit(compact(name) + b":"), value), name in required))
+        return self._members(members)
+
+    def _members(self, members: Sequence[Tuple[int, bool]]) -> int:
+        """members: each with whether it is required."""
+        make = self.make
+        first = rest = make.lit(b"}")  # what follows before the first member, and behind one
+        for node, needed in reversed(members):
+            first = make.alt(make.seq(node, rest), NOTHING if needed else first)
+            rest = make.alt(make.seq(make.lit(b","), node, rest), NOTHING if needed else rest)
+        return make.seq(make.lit(b"{"), first)
+
+    def _key(self) -> int:
+        return self.make.seq(self.make.lit(b'"'), self.make.text(), self.make.lit(b":"))
+
+    def _array(self, schema: Dict[str, Any], where: str, depth: int) -> int:
+        begin = schema.get("prefixItems", [])
+        if not isinstance(begin, list):
+            raise refused(f"{where}/prefixItems", f"found {shown(begin)}, must be a list")
+        first = [self.node(each, f"{where}/prefixItems/{place}", depth + 1) for place, each in enumerate(begin)]
+        items = self.node(schema.get("items", True), f"{where}/items", depth + 1)
+        least, most = self._counts(schema, "minItems", "maxItems", where)
+        found = self._listed(b"[]", first, items, least, most)
+        if found == NOTHING:
+            raise refused(where, "no list satisfies it")
+        return found
+
+    def _listed(self, ends: bytes, first: Sequence[int], item: int, least: int, most: int) -> int:
+        """A list of least to most parts that begins with `first`, then items; most -1: without limit."""
+        make, begin = self.make, list(first) or [item]
+        closing, comma = make.lit(ends[1:]), make.lit(b",")
+        left = max(most - len(begin), 0) if most >= 0 else -1
+        more = make.rep(make.seq(comma, item), max(least - len(begin), 0), left)
+        tail = make.seq(more, closing)
+        for place in range(len(begin) - 1, -1, -1):
+            part = make.seq(comma, begin[place], tail) if place else make.seq(begin[place], tail)
+            tail = make.alt(closing if place >= least else NOTHING, NOTHING if 0 <= most <= place else part)
+        return make.seq(make.lit(ends[:1]), tail)
+
+    def any_of(self, kind: str, deepest: int) -> int:
+        """Any JSON of a type; `any`: of each."""
+        found = self._any.get((kind, deepest))
+        if found is None:
+            found = self._any[kind, deepest] = self._made_any(kind, deepest)
+        return found
+
+    def _made_any(self, kind: str, deepest: int) -> int:
+        make = self.make
+        if kind == "any":
+            kinds = [each for each in BY_TYPE if deepest or each not in ("object", "array")]
+            return make.alt(*[self.any_of(each, deepest) for each in kinds])
+        if kind == "string":
+            return make.seq(make.lit(b'"'), make.text())
+        if kind == "boolean":
+            return make.alt(make.lit(b"true"), make.lit(b"false"))
+        if kind in ("integer", "number"):
+            return number(make) if kind == "number" else integer(make)
+        if kind == "null":
+            return make.lit(b"null")
+        value = self.any_of("any", deepest - 1)
+        return self._listed(b"{}" if kind == "object" else b"[]", [],
+                            make.seq(self._key(), value) if kind == "object" else value, 0, -1)
+
+
+def is_a(kind: str, value: Any) -> bool:
+    """Whether a value is of a schema's type."""
+    if isinstance(value, bool) or kind == "boolean":
+        return kind == "boolean" and isinstance(value, bool)
+    if kind == "integer":
+        return isinstance(value, int) or isinstance(value, float) and value.is_integer()
+    kinds: Dict[str, Any] = {"number": (int, float), "string": str, "array": list, "object": dict, "null": type(None)}
+    return isinstance(value, kinds[kind])

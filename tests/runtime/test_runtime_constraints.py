@@ -1,0 +1,244 @@
+"""Answers that must parse: what a schema takes is what the automaton takes, token by token, however it is tokenised."""
+import json
+import random
+
+import numpy as np
+import pytest
+from few_examples import examples
+from hypothesis import given
+from hypothesis import strategies as st
+from json_schemas import compact, instances, schemas, tokenizers_of_both_kinds, walked
+
+try:
+    import jsonschema
+except ImportError:  # a board's Python may have none: there the answers are parsed
+    jsonschema = None
+
+from merino_runtime.__main__ import main
+from merino_runtime.api import open_model
+from merino_runtime.errors import MerinoError
+from merino_runtime.generation.constraints import compile_json, compile_schema, compile_tools
+from merino_runtime.generation.constraints.automaton import DEAD
+from merino_runtime.generation.constraints.tools import read_call
+from merino_runtime.generation.generate import Done, generate
+from merino_runtime.sampling import Sampling
+
+BOTH = {name: (tokenizer, eos) for name, tokenizer, eos in tokenizers_of_both_kinds()}
+kinds = st.sampled_from(sorted(BOTH))
+LIGHT = {"type": "object", "properties": {
+    "room": {"enum": ["kitchen", "bedroom"]}, "brightness": {"type": "integer", "minimum": 0, "maximum": 100},
+    "note": {"type": "string", "maxLength": 5}}, "required": ["room", "brightness", "note"]}
+TOOLS = [{"type": "function", "function": {"name": "turn_on", "parameters": LIGHT}},
+         {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def validate(schema, value):
+    if jsonschema is not None:
+        jsonschema.Draft202012Validator(schema).validate(value)
+
+
+@examples(60)
+@given(schemas, kinds, st.integers(0, 2 ** 32))
+def test_whatever_is_allowed_ends_in_json_that_validates(schema, kind, seed):
+    tokenizer, eos = BOTH[kind]
+    grammar = compile_schema(schema, tokenizer, (eos,))
+    rng = random.Random(seed)
+    for _ in range(3):
+        data = walked(grammar.start(), tokenizer.spellings(), eos, rng)
+        validate(schema, json.loads(data.decode("utf-8")))
+
+
+@examples(60)
+@given(st.data(), schemas, kinds, st.integers(0, 2 ** 32))
+def test_each_valid_value_is_taken_however_it_is_tokenised(data, schema, kind, seed):
+    tokenizer, eos = BOTH[kind]
+    spellings, rng = tokenizer.spellings(), random.Random(seed)
+    value = data.draw(instances(schema))
+    state = compile_schema(schema, tokenizer, (eos,)).start()
+    left = compact(value)
+    while left:
+        fitting = [place for place, spelled in enumerate(spellings) if spelled and left.startswith(spelled)]
+        token = rng.choice(fitting)
+        assert state.allowed()[token], (left, spellings[token])
+        state.copy().advance(token)
+        state.advance(token)
+        left = left[len(spellings[token]):]
+    assert state.finished and state.allowed()[eos]
+
+
+@examples(30)
+@given(schemas, kinds, st.integers(0, 2 ** 32))
+def test_a_mask_names_the_tokens_that_lead_to_no_dead_state(schema, kind, seed):
+    tokenizer, eos = BOTH[kind]
+    grammar, spellings, rng = compile_schema(schema, tokenizer, (eos,)), tokenizer.spellings(), random.Random(seed)
+    number = grammar.start()._number
+    for _ in range(12):
+        mask = grammar.mask(number)
+        expected = [bool(spelled) and grammar.automaton.run(number, spelled) != DEAD for spelled in spellings]
+        assert mask.tolist() == expected
+        if not mask.any():
+            break
+        number = grammar.automaton.run(number, spellings[rng.choice(mask.nonzero()[0].tolist())])
+
+
+@pytest.mark.parametrize("kind", sorted(BOTH))
+def test_forced_tokens_are_those_of_the_tokenizer_but_where_a_longer_one_could_follow(kind):
+    tokenizer, eos = BOTH[kind]
+    spellings = tokenizer.spellings()
+    state = compile_schema(LIGHT, tokenizer, (eos,)).start()
+    forced = state.forced()
+    text = b"".join(spellings[one] for one in forced)
+    assert text and b'{"room":"'.startswith(text) and len(forced) < len(text)
+    whole = tokenizer.encode("\n" + text.decode())[-len(forced):]
+    assert forced == whole
+    for token in tokenizer.encode("\n" + '{"room":"kitchen')[len(tokenizer.encode("\n")):]:
+        state.advance(token)
+    assert state.forced() and not state.ended  # ","brightness":
+    # In `[1,10]` a digit may be followed by a digit, and `10` is one token: `1` is not forced as a token of its own.
+    ten = compile_schema({"enum": [10, 11]}, tokenizer, (eos,)).start()
+    assert ten.forced() == []
+    assert compile_schema({"const": "é"}, tokenizer, (eos,)).start().forced()
+
+
+def test_any_object_is_taken_as_deep_as_it_says():
+    tokenizer, eos = BOTH["bytes"]
+    state = compile_json(tokenizer, (eos,)).start()
+    text = json.dumps({"a": [1, -2.5e10, {"b\n": [[], {}]}], "": None, "é": "\U0001f600\x01"}, separators=(",", ":"))
+    for token in tokenizer.encode(text):
+        assert state.allowed()[token]
+        state.advance(token)
+    assert state.ended and state.finished
+    deep = compile_json(tokenizer, (eos,)).start()
+    with pytest.raises(MerinoError, match="not allowed here"):
+        for token in tokenizer.encode('{"a":' * 40):
+            deep.advance(token)
+
+
+def test_an_answer_with_tools_is_a_call_or_with_auto_a_text():
+    tokenizer, eos = BOTH["bytes"]
+
+    def state_after(text, choice, style="json"):
+        state = compile_tools(TOOLS, choice, tokenizer, (eos,), style).start()
+        for token in tokenizer.encode(text):
+            state.advance(token)
+        return state
+
+    call = '{"name":"turn_on","arguments":{"room":"kitchen","brightness":100,"note":"a b"}}'
+    assert state_after(call, "required").ended and state_after(call, "auto").ended
+    assert read_call(call) == ("turn_on", '{"room": "kitchen", "brightness": 100, "note": "a b"}')
+    hermes = '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
+    named = {"type": "function", "function": {"name": "stop"}}
+    assert state_after(hermes, named, "hermes").ended and read_call(hermes, "hermes") == ("stop", "{}")
+    assert state_after("It is warm. {", "auto").finished and read_call("It is warm.") is None
+    for text, choice in (("It", "required"), ('{"name":"turn', named), (call.replace("100", "101"), "auto")):
+        with pytest.raises(MerinoError, match="not allowed here"):
+            state_after(text, choice)
+
+
+@pytest.mark.parametrize("schema, expected", [
+    ({"type": "object", "properties": {"a": {"type": "array", "items": {"multipleOf": 2}}}},
+     "#/properties/a/items/multipleOf: this keyword is not supported"),
+    ({"enum": []}, "#/enum: found an empty list"),
+    ({"type": "string", "minLength": 3, "maxLength": 2}, "#/maxLength: nothing satisfies it"),
+    ({"type": "integer", "exclusiveMinimum": 3, "maximum": 3}, "#: no integer is within its bounds"),
+    ({"type": "object", "properties": {"a": False}, "required": ["a"]}, "#/properties/a: nothing satisfies it"),
+    (False, "#: nothing satisfies it"), ([], "#: found a list of 0"), ({"type": "text"}, '#/type: found "text"'),
+    ({"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}, "contains itself"),
+    ({"$ref": "http://example.org/x"}, "#/$ref: found"), ({"$ref": "#/$defs/x"}, "is not in the schema"),
+    ({"type": "string", "pattern": "(?=a)b"}, "#/pattern: look-ahead"),
+    ({"pattern": "(a"}, "is not a pattern that can be read"),
+    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "Write anyOf"), ({"format": "hostname"}, "#/format"),
+    ({"type": "number", "maxLength": 2}, "#/maxLength: this keyword is not of type number"),
+    ({"const": float("nan")}, "not JSON"), ({"const": {1, 2}}, "not JSON"),
+])
+def test_what_cannot_be_expressed_is_refused_by_its_name_and_place(schema, expected):
+    tokenizer, eos = BOTH["bytes"]
+    with pytest.raises(MerinoError) as caught:
+        compile_schema(schema, tokenizer, (eos,))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("tools, choice, expected", [
+    ([], "auto", "an empty list"), ([{"type": "function"}], "auto", "tools[0] is no function"),
+    (TOOLS, "any", "allowed: auto"),
+    (TOOLS + TOOLS[:1], "auto", "twice"), (TOOLS, {"function": {"name": "x"}}, "allowed: turn_on, stop"),
+    (TOOLS, "none", "Leave the tools out"),
+    ([{"function": {"name": "a", "parameters": {"properties": {"b": {"not": {}}}}}}], "auto",
+     "tools[0].function.parameters#/properties/b/not"),
+])  # fmt: skip
+def test_what_is_no_list_of_tools_is_refused(tools, choice, expected):
+    tokenizer, eos = BOTH["bytes"]
+    with pytest.raises(MerinoError) as caught:
+        compile_tools(tools, choice, tokenizer, (eos,))
+    assert expected in str(caught.value)
+
+
+def test_a_models_text_parses_and_its_cache_is_that_of_single_steps(folder):
+    with open_model(folder, threads=1) as model:
+        for seed in range(4):
+            sampling = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
+            *tokens, done = model.generate("The mill", json_schema=LIGHT, max_new_tokens=60, sampling=sampling)
+            assert isinstance(done, Done) and done.stop_reason == "eos", done
+            value = json.loads("".join(token.text for token in tokens))
+            validate(LIGHT, value)
+            assert done.forced > 10 and done.tokens == len(tokens)
+        held = model.backend.ids[:]
+        prompt = model.tokenizer.encode("The mill")
+        answer = [token.id for token in tokens]
+        assert held == (prompt + answer)[:len(held)]
+        logits = model.backend.step(answer[0]).copy()
+        model.backend.truncate(0)
+        for token in held:
+            model.backend.step(token)
+        expected = model.backend.step(answer[0])
+        assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_forced_tokens_are_prefilled_together_and_the_limits_hold(model):
+    runs = []
+    prefill, step = model.backend.prefill, model.backend.step
+    model.backend.prefill = lambda ids: runs.append(len(ids)) or prefill(ids)
+    model.backend.step = lambda token: runs.append(1) or step(token)
+    ids = model.tokenizer.encode("The mill")
+    constraint = model.constraint(json_schema=LIGHT)
+    *tokens, done = generate(model.backend, ids, constraint=constraint, max_new_tokens=60,
+                             stop_ids=model.bundle.stop_ids, sampling=Sampling(temperature=0.0))  # fmt: skip
+    assert done.stop_reason == "eos" and len(runs) == done.tokens - done.forced
+    assert runs[0] > len(ids) and max(runs[1:]) > 3  # with the beginning, and with `","brightness":`
+    *tokens, done = generate(model.backend, ids, constraint=constraint, max_new_tokens=5)
+    assert len(tokens) == 5 and done.stop_reason == "length"
+    *tokens, done = generate(model.backend, ids * 20 + [1, 2], constraint=constraint, max_new_tokens=500,
+                             overflow="shift")  # fmt: skip
+    assert done.stop_reason == "eos"
+    full = (ids * 64)[:model.backend.context - 3]
+    *tokens, done = generate(model.backend, full, constraint=constraint)
+    assert len(tokens) == 3 and done.stop_reason == "context"
+
+
+def test_the_command_line_takes_files_and_says_what_is_wrong_with_them(folder, tmp_path, capsys):
+    def run(*words):
+        code = main(["generate", folder, "The mill", "--seed=1", *words])
+        return (code, *capsys.readouterr())
+
+    def file(name, text):
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    schema, tools = file("schema.json", json.dumps(LIGHT)), file("tools.json", json.dumps(TOOLS[1:]))
+    code, out, _ = run("--json-schema", schema)
+    assert code == 0
+    validate(LIGHT, json.loads(out))
+    code, out, _ = run("--tools", tools)
+    assert code == 0 and read_call(out.rstrip("\n")) == ("stop", "{}")
+    code, out, err = run("--json-schema", schema, "-n", "12")
+    assert code == 0 and "was cut by length and is not complete JSON" in err and "stopped by length" in err
+    for words, expected in (
+        (["--json-schema", file("cut.json", '{"type":\n "object",')], "line 2 column"),
+        (["--json-schema", str(tmp_path / "none.json")], "No such file"),
+        (["--json-schema", file("not.json", '{"not": {}}')], "#/not: this keyword"),
+        (["--json-schema", schema, "--tools", tools], "Leave one out"),
+        (["--json-schema", schema, "--ignore-eos"], "Leave out --ignore-eos"),
+        (["--tools", schema], "tools are an object"),
+    ):
+        code, out, err = run(*words)
+        assert (code, out) == (1, "") and expected in err and len(err.splitlines()) == 1, err
