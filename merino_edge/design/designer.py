@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from merino_edge.design import by_depth, evolution, exact
+from merino_edge.design import evolution, exact
 from merino_edge.design.budgets import known
 from merino_edge.design.design_file import Considered, Design, LossRatio, Ratio, Solver, SolverName
 from merino_edge.design.encode import architecture
@@ -16,6 +16,7 @@ from merino_edge.design.law import CONSTANTS, MeasuredScoring
 from merino_edge.design.program import Program
 from merino_edge.design.score import MERINO, Scoring
 from merino_edge.design.space import Space
+from merino_edge.design.uniform import uniform
 from merino_edge.design.variants import LOSS_EXPONENT, Variant, combinations, encode_all, search
 from merino_edge.families.zoo import model
 from merino_edge.prediction.formats import cache_needs, formats_of, has_cache, is_predicted
@@ -123,11 +124,10 @@ def loss_ratio(score: float, variant: Variant, limits: Mapping[str, float], scor
         return Ratio(value=(score / other) ** -scoring.alpha, low=min(ends), high=max(ends))
 
     anywhere = replace(variant, regime=None)
-    uniform = [found.score for _, program in encode_all([anywhere], limits, scoring)
-               for found in by_depth.uniform(program)]  # fmt: skip
+    plain = [found.score for _, program in encode_all([anywhere], limits, scoring) for found in uniform(program)]
     opt = existing_score(model("opt-350m").geometry, BLOCKS, scoring)
     assert opt is not None
-    return LossRatio(opt_350m=ratio(opt), uniform=ratio(max(uniform)) if uniform else None)
+    return LossRatio(opt_350m=ratio(opt), uniform=ratio(max(plain)) if plain else None)
 
 
 def relative_gap(score: float, bound: float) -> float:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+
 from merino_edge.design import exact
 from merino_edge.design.budgets import refusal
 from merino_edge.design.constraints import kept, leaves_residency, needs, regimes
@@ -156,7 +158,8 @@ def search(variants: Sequence[Variant], limits: Mapping[str, float], scoring: Sc
 def encode_all(
     variants: Sequence[Variant], limits: Mapping[str, float], scoring: Scoring
 ) -> list[tuple[Variant, Program]]:
-    """The programs of all variants and regimes whose smallest decoder fits. Raises MerinoError where there is none."""
+    """The programs of all variants and regimes whose smallest decoder fits, without regimes in which each decoder costs
+    as much as in another one or more. Raises MerinoError where there is none."""
     needed: list[dict[str, float]] = []
     fitting: list[tuple[Variant, Program]] = []
     for variant in in_regimes(variants, limits):
@@ -168,7 +171,31 @@ def encode_all(
             needed.append(needs(program.constraints, amounts))
     if not fitting:
         raise refusal(limits, needed, variants[0].model.profile)
-    return fitting
+    return [
+        (variant, program) for index, (variant, program) in enumerate(fitting)
+        if not any(
+            same_decoders(variant, other) and no_cheaper(program, better)
+            and (place < index or not no_cheaper(better, program))  # of equal ones the first stays
+            for place, (other, better) in enumerate(fitting) if place != index
+        )
+    ]  # fmt: skip
+
+
+def same_decoders(one: Variant, other: Variant) -> bool:
+    """Whether they differ in their regime alone."""
+    return (one.space, one.precision) == (other.space, other.precision)
+
+
+def no_cheaper(program: Program, other: Program) -> bool:
+    """Whether each decoder takes as much of each limit as in the other program, or more: then the other is enough."""
+    limits, others = ([(each.budget, each.limit) for each in which.constraints] for which in (program, other))
+    return limits == others and all(
+        bool((mine >= theirs).all()) for mine, theirs in zip(costs(program), costs(other), strict=True)
+    )
+
+
+def costs(program: Program) -> tuple[np.ndarray, ...]:
+    return program.use, program.peak, program.step, program.ends
 
 
 def in_regimes(variants: Sequence[Variant], limits: Mapping[str, float]) -> list[Variant]:

@@ -17,6 +17,7 @@ from merino_edge.design.evolution import Effort, evolve
 from merino_edge.design.law import CONSTANTS, EVEN, MeasuredScoring, even, law_score, least_weights
 from merino_edge.design.score import MEASURED, total_score
 from merino_edge.design.space import FULL, GROUPED, Space
+from merino_edge.design.uniform import uniform
 from merino_edge.families.designed import Block
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape
@@ -132,7 +133,7 @@ def test_the_best_uniform_decoder_is_the_best_of_its_number_of_layers(problem):
         alike = len({(block.width, block.ffn_ratio, block.kv_heads, block.shared) for block in blocks}) == 1
         if alike and not blocks[0].shared and max(depths) - min(depths) <= 1 and program.fits(choice):
             best[sum(depths)] = max(best.get(sum(depths), 0.0), program.evaluate(choice)[0])
-    found = [solution.score for solution in by_depth.uniform(program)]
+    found = [solution.score for solution in uniform(program)]
     assert found == pytest.approx([best[layers] for layers in sorted(best)])
 
 
@@ -164,10 +165,10 @@ def test_the_best_uniform_decoder_in_a_boards_whole_space():
     model = cost_model(profile, InferenceShape("int8", 1024, 256))
     limits = with_board_defaults({}, profile)
     program = encode(Space(padded=True), limits, model, MEASURED, regimes(model, limits)[-1])
-    (one,) = [found for found in by_depth.uniform(program) if program.layers[list(found.choice)].sum() == 4]
+    (one,) = [found for found in uniform(program) if program.layers[list(found.choice)].sum() == 4]
     single = np.flatnonzero((program.layers == 1) & ~program.shared)
     assert one.score == max(program.evaluate([x] * 4)[0] for x in single.tolist() if program.fits([x] * 4))
-    deep = [found for found in by_depth.uniform(program) if program.layers[list(found.choice)].sum() == 40]
+    deep = [found for found in uniform(program) if program.layers[list(found.choice)].sum() == 40]
     tens = np.flatnonzero((program.layers == 10) & ~program.shared)
     assert [found.score for found in deep] == [
         max(program.evaluate([x] * 4)[0] for x in tens.tolist() if program.fits([x] * 4))
