@@ -136,6 +136,17 @@ def over_pairs(values):
             "each": [round(each, 5) for each in values]}  # fmt: skip
 
 
+def against(listed, rows, base="uniform-most-weights"):
+    """Of each rival in a list of `shape_rivals.py`: ln loss less that of `base`, over the seeds that both have."""
+    loss = losses(rows)
+
+    def less(name):
+        return [loss[name][seed] - loss[base][seed] for seed in sorted(loss[name].keys() & loss[base].keys())]
+
+    found = {each["name"]: over_pairs(less(each["name"])) for each in listed["designs"] if each["name"] != base}
+    return {"runs": {"done": len(rows), "of": len(listed["runs"])}, "less_than": base, **found}
+
+
 def noise(loss, names):
     """Between the first two seeds, over the designs that have both."""
     both = np.array([[loss[name][0], loss[name][1]] for name in names if {0, 1} <= loss[name].keys()])

@@ -92,7 +92,7 @@ def drawn(weights, layers, count, random):
     """`count` decoders, half of them of one shape of layer, FFN ratios spread from the lowest to the highest drawn."""
     plain = [uniform(weights, layers, width) for width in allowed(weights / layers)]
     plain = [arch for arch in plain if abs(weights_of(arch) / weights - 1) <= NEAR][: (count + 1) // 2]
-    tried = (uneven(weights, layers, random) for _ in range(400))
+    tried = (uneven(weights, layers, random) for _ in range(100))
     others = sorted({arch.shape(): arch for arch in tried if arch and arch not in plain}.values(), key=mean_ratio)
     places = np.linspace(0, len(others) - 1, count - len(plain)).round().astype(int).tolist() if others else []
     return plain + [others[place] for place in dict.fromkeys(places)]
@@ -110,10 +110,10 @@ def set_b(random):
     """Forty sizes, evenly in ln weights; of the depths that a size can have the one least used so far."""
     used, found = dict.fromkeys(DEPTHS, 0), []
     for index, weights in enumerate(np.geomspace(*SIZES, 40)):
-        possible = {layers: drawn(weights, layers, 2, random) for layers in random.permutation(DEPTHS).tolist()}
-        layers = min((layers for layers, archs in possible.items() if archs), key=used.__getitem__)
+        order = sorted(random.permutation(DEPTHS).tolist(), key=used.__getitem__)
+        layers, archs = next((layers, archs) for layers in order if (archs := drawn(weights, layers, 2, random)))
         used[layers] += 1
-        arch = possible[layers][-(index % 2)]
+        arch = archs[-(index % 2)]
         found.append(entry(f"b-{index:02}", "b", arch))
     return found
 

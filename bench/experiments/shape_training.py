@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from shape_analysis import analyse, layers, picture, table
+from shape_analysis import against, analyse, layers, picture, table
 from shape_designs import plan
 from write_record import with_this, write_record
 
@@ -245,8 +245,9 @@ def run_all(runs, designs, material, recipe, folder, file, share=1.0):
 
 def lines(listed):
     """JSON, a line for each design and for each run."""
-    parts = [f'"{key}": [\n' + ",\n".join(map(json.dumps, listed[key])) + "\n]" for key in ("designs", "runs")]
-    return f'{{"seed": {listed["seed"]},\n' + ",\n".join(parts) + "}\n"
+    parts = [f"{json.dumps(key)}: " + ("[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+             if isinstance(value, list) else json.dumps(value)) for key, value in listed.items()]  # fmt: skip
+    return "{" + ",\n".join(parts) + "}\n"
 
 
 def parsed():
@@ -256,6 +257,7 @@ def parsed():
     for name in ("pilot", "run", "analyse"):
         command = commands.add_parser(name)
         command.add_argument("--folder", type=Path, default=cache_folder() / "experiments" / "shape-training")
+        command.add_argument("--list", type=Path, default=LIST, help="of designs and runs (default: %(default)s)")
         if name == "analyse":
             command.add_argument("-o", type=Path, dest="out")
             command.add_argument("--plot", type=Path)
@@ -271,7 +273,7 @@ def parsed():
 
 def report(listed, folder, out, plot):
     rows = finished(folder / RUNS)
-    summary = analyse(listed, rows)
+    summary = analyse(listed, rows) if any(each["set"] == "a" for each in listed["designs"]) else against(listed, rows)
     print(json.dumps(summary, indent=1))
     if out:
         write_record(out, {
@@ -287,7 +289,7 @@ def main():
     if asked.command == "plan":
         write_text(LIST, lines(plan(SEED)))
         return
-    listed, recipe = json.loads(LIST.read_text()), Recipe()
+    listed, recipe = json.loads(asked.list.read_text()), Recipe()
     if asked.command == "analyse":
         report(listed, asked.folder, asked.out, asked.plot)
         return

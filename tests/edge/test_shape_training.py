@@ -13,12 +13,14 @@ import torch
 
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.families.hugging_face import build_model
+from merino_edge.profiles.reading import load_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench" / "experiments"))
 
 import shape_analysis  # noqa: E402 - scripts beside the packages
 import shape_designs  # noqa: E402
+import shape_rivals  # noqa: E402
 import shape_training  # noqa: E402
 
 KILLED = """
@@ -141,3 +143,23 @@ def test_the_analysis_says_what_the_first_runs_do_not_yet_tell():
     assert found["set_a"] is found["law"] is found["sharing_exponent"]["value"] is None
     assert found["kv_loss_per_halving"]["pairs"] == 1
     assert shape_analysis.analyse(LISTED, [])["runs"]["done"] == 0
+
+
+def test_rivals_keep_the_limits_and_are_compared_by_seed(monkeypatch):
+    monkeypatch.setattr(shape_rivals, "SPACE", shape_rivals.Space(
+        widths=(32, 64, 96), ffn_ratios=(1.0, 2.0, 4.0), depths=(1, 2), blocks=2, vocab=512, head_size=16,
+        narrow_head_size=None, kv_heads=(1, None),
+    ))  # fmt: skip
+    limits = {"decode_ms": 0.6, "memory_mb": 67.1}
+    found = json.loads(shape_training.lines(shape_rivals.listed(load_profile("raspberry-pi-4"), limits)))
+    names = [each["name"] for each in found["designs"]]
+    assert len(names) == 6 and len(found["runs"]) == 18
+    for each in found["designs"]:
+        assert each["decode_ms"] <= limits["decode_ms"] * 1.001 and each["memory_mb"] <= limits["memory_mb"] * 1.001
+    weights = {each["name"]: each["weights"] for each in found["designs"]}
+    assert weights["uniform-most-weights"] >= max(weights["gpt2-like"], weights["mobilellm-like"])
+    rows = [{"name": name, "seed": seed, "bits_per_byte": {"1": {"x": 2 * (1.01 + 0.01 * seed) ** (name == "random")}}}
+            for name in names for seed in (0, 1)]  # fmt: skip
+    compared = shape_analysis.against(found, rows)
+    assert compared["random"]["value"] == pytest.approx(math.log(1.01 * 1.02) / 2, abs=1e-5)
+    assert compared["measured"]["value"] == 0
