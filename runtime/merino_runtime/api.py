@@ -16,7 +16,7 @@ from merino_runtime.sampling import Sampling
 if TYPE_CHECKING:
     from merino_runtime.backends.backend import Backend
     from merino_runtime.chat.talk import Talk
-    from merino_runtime.generation.constraints.tokens import Grammar
+    from merino_runtime.generation.constraints import Compiled
     from merino_runtime.generation.generate import Done, Generation
     from merino_runtime.generation.selftest import Mismatch
     from merino_runtime.generation.text import Tokenizer
@@ -89,7 +89,7 @@ class LanguageModel:
             sampling=Sampling() if sampling is None else sampling, stops=stops, ignore_eos=ignore_eos,
             overflow=overflow, constraint=self.constraint(json_schema, tools))
 
-    def constraint(self, json_schema: Any = None, tools: Any = None) -> Optional["Grammar"]:
+    def constraint(self, json_schema: Any = None, tools: Any = None) -> Optional["Compiled"]:
         """Made once for a schema or a list of tools; None where both are None."""
         if json_schema is None and tools is None:
             return None

@@ -1,6 +1,7 @@
 """Answers that must parse: what a schema takes is what the automaton takes, token by token, however it is tokenised."""
 import json
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from merino_runtime.api import open_model
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints import compile_json, compile_schema, compile_tools
 from merino_runtime.generation.constraints.automaton import DEAD
+from merino_runtime.generation.constraints.guidance import guided
 from merino_runtime.generation.constraints.tools import read_call
 from merino_runtime.generation.generate import Done, generate
 from merino_runtime.sampling import Sampling
@@ -151,7 +153,8 @@ def test_an_answer_with_tools_is_a_call_or_with_auto_a_text():
     ({"type": "number", "maxLength": 2}, "#/maxLength: this keyword is not of type number"),
     ({"const": float("nan")}, "not JSON"), ({"const": {1, 2}}, "not JSON"),
 ])
-def test_what_cannot_be_expressed_is_refused_by_its_name_and_place(schema, expected):
+def test_what_cannot_be_expressed_is_refused_by_its_name_and_place(schema, expected, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
     tokenizer, eos = BOTH["bytes"]
     with pytest.raises(MerinoError) as caught:
         compile_schema(schema, tokenizer, (eos,))
@@ -166,7 +169,8 @@ def test_what_cannot_be_expressed_is_refused_by_its_name_and_place(schema, expec
     ([{"function": {"name": "a", "parameters": {"properties": {"b": {"not": {}}}}}}], "auto",
      "tools[0].function.parameters#/properties/b/not"),
 ])  # fmt: skip
-def test_what_is_no_list_of_tools_is_refused(tools, choice, expected):
+def test_what_is_no_list_of_tools_is_refused(tools, choice, expected, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
     tokenizer, eos = BOTH["bytes"]
     with pytest.raises(MerinoError) as caught:
         compile_tools(tools, choice, tokenizer, (eos,))
@@ -213,6 +217,47 @@ def test_forced_tokens_are_prefilled_together_and_the_limits_hold(model):
     full = (ids * 64)[:model.backend.context - 3]
     *tokens, done = generate(model.backend, full, constraint=constraint)
     assert len(tokens) == 3 and done.stop_reason == "context"
+
+
+@examples(40)
+@given(schemas, kinds, st.integers(0, 2 ** 32))
+def test_llguidances_answers_validate_as_well(schema, kind, seed):
+    pytest.importorskip("llguidance", reason="llguidance is not installed (serve)")
+    tokenizer, eos = BOTH[kind]
+    own = compile_schema(schema, tokenizer, (eos,))
+    try:
+        grammar = guided(own.trie, (eos,), {"schema": schema}, MerinoError("refused"))
+    except MerinoError as error:
+        assert "llguidance refuses it too" in str(error)
+        return
+    data = walked(grammar.start(), tokenizer.spellings(), eos, random.Random(seed))
+    validate(schema, json.loads(data.decode("utf-8")))
+
+
+def test_llguidance_takes_what_our_automaton_refuses():
+    pytest.importorskip("llguidance", reason="llguidance is not installed (serve)")
+    tokenizer, eos = BOTH["bytes"]
+    tree = {"$defs": {"n": {"type": "object", "properties": {"n": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]}},
+                            "required": ["n"], "additionalProperties": False}}, "$ref": "#/$defs/n"}
+    state = compile_schema(tree, tokenizer, (eos,)).start()
+    for token in tokenizer.encode('{"n":{"n":null}}'):
+        assert state.allowed()[token] and not state.finished
+        state.copy().advance(token)
+        state.advance(token)
+    assert state.ended and state.allowed()[eos] and state.forced() == []
+    even = [{"type": "function", "function": {"name": "turn", "parameters": {
+        "type": "object", "properties": {"by": {"type": "integer", "multipleOf": 90}}, "required": ["by"]}}}]
+    for choice, texts in (("required", ['{"name":"turn","arguments":{"by":180}}']), ("auto", ["Hello", "{"])):
+        for text in texts:
+            state = compile_tools(even, choice, tokenizer, (eos,)).start()
+            for token in tokenizer.encode(text):
+                state.advance(token)
+            assert state.finished == (text != "{")
+    with pytest.raises(MerinoError, match="not allowed here"):
+        for token in tokenizer.encode('{"name":"turn","arguments":{"by":45'):
+            state.advance(token)
+    with pytest.raises(MerinoError, match="#/not: this keyword.*llguidance refuses it too: Unimplemented"):
+        compile_schema({"not": {}}, tokenizer, (eos,))
 
 
 def test_the_command_line_takes_files_and_says_what_is_wrong_with_them(folder, tmp_path, capsys):

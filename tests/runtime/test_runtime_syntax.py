@@ -10,12 +10,12 @@ pytestmark = pytest.mark.skipif(sys.version_info < (3, 10), reason="reads old sy
 
 ROOT = pathlib.Path(__file__).parents[2]
 ALLOWED = {
-    "runtime/merino_runtime": {"merino_runtime", "numpy", "onnxruntime", "tensorrt", "tokenizers"},
+    "runtime/merino_runtime": {"merino_runtime", "numpy", "onnxruntime", "tensorrt", "tokenizers", "llguidance"},
     "bench/merino_bench": {"merino_bench", "merino_runtime", "numpy", "psutil", "jtop",
                            "onnxruntime", "tokenizers"},
 }
 # Imported where they are needed: a board has one backend, and perhaps no text.
-LAZY = {"onnxruntime", "tensorrt", "tokenizers", "jtop"}
+LAZY = {"onnxruntime", "tensorrt", "tokenizers", "jtop", "llguidance"}
 NEWER_MODULES = {"dataclasses", "contextvars", "tomllib", "graphlib", "zoneinfo", "importlib.resources",
                  "importlib.metadata", "asyncio.runners"}
 NEWER_TYPING = {"Protocol", "Final", "Literal", "TypedDict", "Annotated", "TypeAlias", "Self",

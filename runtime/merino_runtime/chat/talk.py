@@ -24,7 +24,7 @@ from merino_runtime.sampling import Sampling, check_new_tokens
 
 if TYPE_CHECKING:
     from merino_runtime.backends.backend import Backend
-    from merino_runtime.generation.constraints.tokens import Grammar
+    from merino_runtime.generation.constraints import Compiled
     from merino_runtime.generation.generate import Done, Generation
     from merino_runtime.generation.text import TextStream, Tokenizer
 
@@ -61,7 +61,7 @@ class Talk:
         if max_new_tokens is not None:
             check_new_tokens(max_new_tokens)
         self._shifts = overflow == "shift"
-        self._constraint: Optional[Grammar] = None
+        self._constraint: Optional[Compiled] = None
         if json_schema is not None:
             from merino_runtime.generation.constraints import compile_schema
 

@@ -28,7 +28,7 @@ from merino_runtime.io.board import peak_rss_mb
 from merino_runtime.sampling import Sampling, check_new_tokens, check_sampling
 
 if TYPE_CHECKING:
-    from merino_runtime.generation.constraints.tokens import Grammar
+    from merino_runtime.generation.constraints import Compiled
 
 OVERFLOWS = ("stop", "error", "shift")
 
@@ -77,7 +77,7 @@ Piece = Callable[[int], int]  # how many ids the next piece of a prefill has, be
 def generate(backend: Backend, prompt_ids: Sequence[int], *, max_new_tokens: int = 128,
              sampling: Sampling = Sampling(), stop_ids: Sequence[int] = (),  # noqa: B008
              stream: Optional[TextStream] = None, overflow: str = "stop", piece: Optional[Piece] = None,
-             top: Optional[int] = None, constraint: Optional["Grammar"] = None) -> "Generation":
+             top: Optional[int] = None, constraint: Optional["Compiled"] = None) -> "Generation":
     """Yields a Token per id, then one Done. The ids do not depend on what the cache held before.
 
     piece: the prefill is cut into pieces, with a Prefilled before each, so that a caller can do something else in
@@ -120,7 +120,7 @@ def generate_text(bundle: Bundle, backend: Backend, tokenizer: Tokenizer, prompt
                   max_new_tokens: int = 128,
                   sampling: Sampling = Sampling(),  # noqa: B008
                   stops: Sequence[str] = (), ignore_eos: bool = False, overflow: str = "stop",
-                  constraint: Optional["Grammar"] = None) -> "Generation":
+                  constraint: Optional["Compiled"] = None) -> "Generation":
     """`generate` from text to text. An empty prompt is refused even if the tokenizer would add a first token."""
     if not prompt:
         raise MerinoError("the prompt is empty. Give at least one word.")
@@ -181,7 +181,7 @@ class Generation(Iterator[Event]):
 
     def __init__(self, backend: Backend, prompt_ids: Sequence[int], max_new_tokens: int, sampling: Sampling,
                  stop_ids: Sequence[int], stream: Optional[TextStream], shifting: bool, piece: Optional[Piece] = None,
-                 top: Optional[int] = None, constraint: Optional["Grammar"] = None) -> None:
+                 top: Optional[int] = None, constraint: Optional["Compiled"] = None) -> None:
         context = backend.context
         kept = prompt_ids if len(prompt_ids) < context else newest_half(prompt_ids, context)
         self._backend, self._stream, self._stop_ids = backend, stream, frozenset(stop_ids)

@@ -4,10 +4,11 @@ A grammar is made once and gives a state for each answer: `start()`. A state nam
 (`allowed`), those that must (`forced`), and takes the one that came (`advance`).
 """
 import json
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Union
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.constraints.automaton import Automaton
+from merino_runtime.generation.constraints.guidance import Guided, guided, tools_source
 from merino_runtime.generation.constraints.schema import any_object, schema_node
 from merino_runtime.generation.constraints.tokens import Grammar, Trie
 from merino_runtime.generation.constraints.tools import style_named, tools_of
@@ -16,22 +17,24 @@ from merino_runtime.io.json_file import value_of
 if TYPE_CHECKING:
     from merino_runtime.generation.text import Tokenizer
 
+Compiled = Union[Grammar, Guided]
 KEPT_GRAMMARS = 16  # of a tokenizer, with the masks that they have computed
 
 
-def compile_schema(schema: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Grammar:
+def compile_schema(schema: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Compiled:
     """JSON that a schema takes. MerinoError names the keyword that cannot be expressed, and its place."""
     return _grammar(("schema", _plain(schema, "the JSON schema")), tokenizer, eos_ids,
-                    lambda make: schema_node(make, schema))
+                    lambda make: schema_node(make, schema),
+                    lambda: {"schema": schema} if isinstance(schema, dict) else {})
 
 
-def compile_json(tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Grammar:
+def compile_json(tokenizer: "Tokenizer", eos_ids: Iterable[int]) -> Compiled:
     """Any JSON object, with a bound on how deep it is nested."""
-    return _grammar(("json",), tokenizer, eos_ids, any_object)
+    return _grammar(("json",), tokenizer, eos_ids, any_object, dict)
 
 
 def compile_tools(tools: Any, tool_choice: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], style: str = "json"
-                  ) -> Grammar:
+                  ) -> Compiled:
     """A call of one of the tools. tool_choice: `required`, a tool, or `auto`, where the answer may be a text too that
     does not begin as a call does. style: of tools.STYLES; `tools.read_call` reads the call."""
     form, allowed = style_named(style), tools_of(tools, tool_choice)
@@ -54,7 +57,8 @@ def compile_tools(tools: Any, tool_choice: Any, tokenizer: "Tokenizer", eos_ids:
             calls.append(make.seq(other, make.rep(any_char)))
         return make.alt(*calls)
 
-    return _grammar(key, tokenizer, eos_ids, made)
+    return _grammar(key, tokenizer, eos_ids, made,
+                    lambda: {"lark": tools_source(form, allowed, tool_choice == "auto")})
 
 
 def _plain(value: Any, what: str) -> str:
@@ -67,14 +71,21 @@ def _plain(value: Any, what: str) -> str:
     return text
 
 
-def _grammar(key: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], made: Callable[[Automaton], int]) -> Grammar:
+def _grammar(key: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], made: Callable[[Automaton], int],
+             source: Callable[[], Dict[str, Any]]) -> Compiled:
+    """source: the same for llguidance; empty where it is none of its kind."""
     key = (*key, tuple(eos_ids))
-    kept: Dict[Any, Grammar] = tokenizer.kept.setdefault("grammars", {})
+    kept: Dict[Any, Compiled] = tokenizer.kept.setdefault("grammars", {})
     found = kept.pop(key, None)
     if found is None:
         trie = tokenizer.kept.get("trie") or tokenizer.kept.setdefault("trie", Trie(tokenizer))
         automaton = Automaton(trie.spelled)
-        found = Grammar(trie, automaton, made(automaton), key[-1])
+        try:
+            found = Grammar(trie, automaton, made(automaton), key[-1])
+        except MerinoError as refusal:
+            if not source():
+                raise
+            found = guided(trie, key[-1], source(), refusal)
     while len(kept) >= KEPT_GRAMMARS:
         kept.pop(next(iter(kept)), None)
     kept[key] = found

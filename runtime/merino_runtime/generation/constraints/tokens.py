@@ -199,7 +199,7 @@ class State:
             data = b"" if self._ended else self._forced_bytes()
             if not data:
                 return []
-            ids = _spelled(self._grammar.trie, self._tail, data)
+            ids = spelled(self._grammar.trie, self._tail, data)
             return self._kept(ids, self._grammar.automaton.run(self._number, data))
 
     def _forced_bytes(self) -> bytes:
@@ -231,13 +231,13 @@ class State:
         return kept
 
 
-def _spelled(trie: Trie, tail: bytes, data: bytes) -> List[int]:
+def spelled(trie: Trie, tail: bytes, data: bytes) -> List[int]:
     """Token ids of exactly these bytes, as the tokenizer writes them behind the tail or another beginning."""
     encode = trie.tokenizer.encode
     for before in (tail.decode("utf-8", "ignore"), "", "\n"):
         begun, ids = encode(before, False), encode(before + data.decode("utf-8"), False)
         rest = ids[len(begun):]
-        spelled = [trie.spellings[one] if one < len(trie.spellings) else b"" for one in rest]
-        if ids[:len(begun)] == begun and all(spelled) and b"".join(spelled) == data:
+        found = [trie.spellings[one] if one < len(trie.spellings) else b"" for one in rest]
+        if ids[:len(begun)] == begun and all(found) and b"".join(found) == data:
             return rest
     return []

@@ -1,0 +1,116 @@
+"""llguidance, where it is installed, for what our own automaton cannot express: recursion, multipleOf and more.
+
+Optional, for Python 3.9 and later (extra `serve`). Our own comes first, since what it takes it takes on every board.
+"""
+import contextlib
+import json
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+
+from merino_runtime.errors import MerinoError
+from merino_runtime.generation.constraints.tokens import Trie, spelled
+from merino_runtime.generation.constraints.tools import Style, Tool
+
+COMPACT: Any = {"whitespace_flexible": False}
+
+
+def guided(trie: Trie, eos_ids: Sequence[int], source: Dict[str, Any], refusal: MerinoError) -> "Guided":
+    """source: {"schema": ...} or {"lark": text}. Raises the refusal of our own automaton, with what llguidance says, or
+    that it is not here."""
+    llguidance: Any = None
+    with contextlib.suppress(ImportError):
+        import llguidance
+    if not hasattr(llguidance, "LLMatcher"):  # what Python 3.6 to 3.8 install of it is empty
+        raise MerinoError(f"{refusal} The package llguidance takes more of JSON schema, on Python 3.9 and later.")
+    if not eos_ids:
+        raise refusal
+    tokens = trie.tokenizer.kept.get(("llguidance", *eos_ids))
+    if tokens is None:
+        wrapped = llguidance.TokenizerWrapper(_Tokens(trie, eos_ids))
+        tokens = llguidance.LLTokenizer(wrapped, eos_token=list(eos_ids))
+        trie.tokenizer.kept["llguidance", tuple(eos_ids)] = tokens
+    matcher = llguidance.LLMatcher
+    grammar = (matcher.grammar_from_lark(source["lark"]) if "lark" in source else
+               matcher.grammar_from_json_schema(json.dumps(source["schema"]), overrides=COMPACT))
+    made = matcher(tokens, grammar, log_level=0)
+    found = Guided(made, eos_ids)
+    if made.is_error() or not found.start().allowed().any():
+        reason = (made.get_error().strip().splitlines() or ["nothing satisfies it"])[0][:200]
+        raise MerinoError(f"{refusal} llguidance refuses it too: {reason}.")
+    return found
+
+
+def tools_source(form: Style, tools: Sequence[Tool], or_text: bool) -> str:
+    """Calls in llguidance's own language of grammars."""
+    calls, rules = [], []
+    for place, tool in enumerate(tools):
+        parameters = dict(tool.parameters or {"type": "object", "additionalProperties": False})
+        rules.append(f"a{place}: %json {json.dumps(dict(parameters, **{'x-guidance': COMPACT}))}\n")
+        begin = form.before + json.dumps(tool.name) + form.between
+        calls.append(f"{json.dumps(begin)} a{place} {json.dumps(form.after)}")
+    if or_text:
+        calls.append(f"/[^{form.before[0]}](.|\\n)*/")
+    return f"start: {' | '.join(calls)}\n" + "".join(rules)
+
+
+class _Tokens:
+    """A tokenizer as llguidance takes it."""
+
+    def __init__(self, trie: Trie, eos_ids: Sequence[int]) -> None:
+        spellings = list(trie.spellings)
+        spellings += [b""] * (max(eos_ids) + 1 - len(spellings))
+        self.special_token_ids = [place for place, data in enumerate(spellings) if not data]
+        self.tokens = [data or b"<|special %d|>" % place for place, data in enumerate(spellings)]
+        self.eos_token_id, self.bos_token_id = eos_ids[0], None
+        self._trie = trie
+        self._of_byte = {data[0]: place for place, data in enumerate(trie.spellings) if len(data) == 1}
+
+    def __call__(self, data: bytes) -> List[int]:
+        """Ids of exactly these bytes, since llguidance takes what it forces from here."""
+        return spelled(self._trie, b"", data) or [self._of_byte[byte] for byte in data if byte in self._of_byte]
+
+
+class Guided:
+    """As tokens.Grammar."""
+
+    def __init__(self, matcher: Any, eos_ids: Sequence[int]) -> None:
+        self._matcher, self.eos_ids = matcher, tuple(eos_ids)
+
+    def start(self) -> "GuidedState":
+        return GuidedState(self._matcher.deep_copy(), self.eos_ids)
+
+
+class GuidedState:
+    """As tokens.State."""
+
+    def __init__(self, matcher: Any, eos_ids: Sequence[int], ended: bool = False) -> None:
+        self._matcher, self._eos_ids, self._ended = matcher, eos_ids, ended
+        self._mask: Optional[np.ndarray] = None
+
+    def copy(self) -> "GuidedState":
+        return GuidedState(self._matcher.deep_copy(), self._eos_ids, self._ended)
+
+    @property
+    def finished(self) -> bool:
+        return self._ended or self._matcher.is_accepting()
+
+    @property
+    def ended(self) -> bool:
+        return self._ended or self._matcher.is_stopped()
+
+    def allowed(self) -> np.ndarray:
+        if self._mask is None:
+            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+            self._mask = np.unpackbits(bits, bitorder="little").astype(bool)
+        return self._mask
+
+    def advance(self, token_id: int) -> None:
+        if token_id in self._eos_ids and self.finished:
+            self._ended = True
+        elif self._ended or not self._matcher.validate_tokens([token_id]) or not self._matcher.consume_token(token_id):
+            raise MerinoError(f"token {token_id} is not allowed here by the constraint. Choose one that `allowed` has.")
+        self._mask = None
+
+    def forced(self) -> List[int]:
+        return [] if self.ended else list(self._matcher.compute_ff_tokens())
