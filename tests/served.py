@@ -17,11 +17,11 @@ WAIT_S = 60
 class Server:
     """options: of the verb `serve`."""
 
-    def __init__(self, *bundles, options=(), python=sys.executable, wait=True, **environment):
+    def __init__(self, *bundles, options=(), python=sys.executable, wait=True, threads=1, **environment):
         self.log = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
         paths = os.pathsep.join(os.path.join(ROOT, name) for name in ("runtime", "bench"))
         command = [python, "-c", "import sys; from merino_bench.__main__ import main; sys.exit(main())", "serve",
-                   *map(str, bundles), "--port", "0", "-t", "1", *map(str, options)]
+                   *map(str, bundles), "--port", "0", "-t", str(threads), *map(str, options)]
         self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log,
                                         env=dict(os.environ, PYTHONPATH=paths, **environment))
         self.port = int(self._told(r"on http://\S+:(\d+)"))
