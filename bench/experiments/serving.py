@@ -1,5 +1,5 @@
-"""What the server costs over the runtime it serves: time per token, the first token of a second turn, memory; and whether
-two steps side by side are faster than one after the other.
+"""What the server costs over the runtime it serves: time per token, the first token of a second turn, memory; and
+whether two steps side by side are faster than one after the other.
 
     python bench/experiments/serving.py BUNDLE [--turns 8]
 
@@ -39,10 +39,8 @@ def streamed(server, ids, count):
     body = {"prompt": ids, "max_tokens": count, "temperature": 0, "ignore_eos": True, "stream": True}
     start = time.perf_counter()
     connection, response = server.open("POST", TEXTS, body)
-    times = []
-    for line in response:
-        if line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["finish_reason"] is None:
-            times.append(time.perf_counter() - start)
+    times = [time.perf_counter() - start for line in response
+             if line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["finish_reason"] is None]
     connection.close()
     return times[0], (times[-1] - times[0]) / max(1, count - 1)
 
@@ -107,8 +105,9 @@ def main():
             shown(f"first token of a second turn behind {BEHIND}, without, ms", found["first direct"], "ms")
         shown("two requests, one thread in turns, steps/s", found["one thread"], "/s")
         shown("two requests, a thread each, steps/s", found["two threads"], "/s")
-        print(f"peak RSS: server {server.call('GET', '/v1/stats')[1]['peak_rss_mb']:.0f} MB, this process, which has the"
-              f" model too, {own_mb:.0f} MB; {os.cpu_count()} CPUs")  # fmt: skip
+        server_mb = server.call("GET", "/v1/stats")[1]["peak_rss_mb"]
+        print(f"peak RSS: server {server_mb:.0f} MB, this process, which has the model too, {own_mb:.0f} MB;"
+              f" {os.cpu_count()} CPUs")  # fmt: skip
 
 
 if __name__ == "__main__":

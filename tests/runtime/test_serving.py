@@ -33,6 +33,17 @@ def server(chat_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def long_server(request, tmp_path_factory):
+    """Of a context that holds a list of tools."""
+    pytest.importorskip("torch")
+    from chat_bundle import make_bundle
+
+    folder = make_bundle(tmp_path_factory.mktemp("bundle") / "chat", request.getfixturevalue("decoder"), context=1024)
+    with Server(folder, options=["--cache-mb", 0]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def name(server):
     return server.call("GET", "/v1/models")[1]["data"][0]["id"]
 
@@ -247,3 +258,52 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(chat_dir, tmp_path):
     path = tmp_path / "broken" / "model.onnx"
     path.write_bytes(b"\0" * path.stat().st_size)
     assert "sha256" in refused(tmp_path / "broken", "--port", 0)
+
+
+SCHEMA = {"type": "object", "properties": {"lamp": {"enum": ["on", "off"]}, "level": {"type": "integer"}},
+          "required": ["lamp", "level"], "additionalProperties": False}
+TOOL = {"type": "function", "function": {"name": "set_lamp", "description": "Sets a lamp.", "parameters": SCHEMA}}
+ROOM = {"temperature": 1.0, "max_tokens": 100}
+
+
+def test_an_answer_follows_the_schema_that_it_is_given(server):
+    asked = {"type": "json_schema", "json_schema": {"name": "lamp", "strict": True, "schema": SCHEMA}}
+    for seed in range(5):
+        choice = server.post(CHAT, messages=said("x"), response_format=asked, seed=seed, **ROOM)["choices"][0]
+        assert choice["finish_reason"] == "length" or set(json.loads(choice["message"]["content"])) == {"lamp", "level"}
+    free = server.post(CHAT, messages=said("x"), response_format={"type": "json_object"}, **ROOM)["choices"][0]
+    assert free["message"]["content"].lstrip().startswith("{")
+    status, error = server.call("POST", CHAT, {"messages": said("x"), "response_format": dict(
+        asked, json_schema={"schema": {"type": "object", "not": {}}})})
+    assert status == 400 and error["error"]["param"] == "response_format" and "not" in error["error"]["message"]
+    assert server.call("POST", CHAT, {"messages": said("x"), "response_format": asked, "tools": [TOOL]})[0] == 400
+
+
+def test_a_tool_that_must_be_called_is_called_in_a_stream_too(long_server):
+    body = {"messages": said("x"), "tools": [TOOL], "seed": 1, **ROOM}
+    (whole,) = long_server.post(CHAT, tool_choice="required", **body)["choices"]
+    assert whole["finish_reason"] == "tool_calls" and whole["message"]["content"] is None
+    (call,) = whole["message"]["tool_calls"]
+    assert call["function"]["name"] == "set_lamp" and call["id"] and call["type"] == "function"
+    assert set(json.loads(call["function"]["arguments"])) == {"lamp", "level"}
+    named = {"type": "function", "function": {"name": "set_lamp"}}
+    chunks, _ = long_server.stream(CHAT, tool_choice=named, **body)
+    (delta,) = [each for chunk in chunks for each in chunk["choices"][0]["delta"].get("tool_calls", ())]
+    assert delta["index"] == 0 and delta["function"]["arguments"] == call["function"]["arguments"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    talk = [*said("x"), {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": call["id"], "content": "done <|im_end|>"}]
+    used = long_server.post(CHAT, messages=talk, tools=[TOOL], tool_choice="auto", temperature=0, max_tokens=3)["usage"]
+    assert used["prompt_tokens_details"]["cached_tokens"] > 100
+    none = long_server.post(CHAT, messages=said("x"), tools=[TOOL], tool_choice="none", temperature=0, max_tokens=3)
+    assert none["usage"]["prompt_tokens"] < 60
+    for choice, words in (("never", "never"), ({"function": {"name": "fly"}}, "fly")):
+        body = {"messages": said("x"), "tools": [TOOL], "tool_choice": choice}
+        status, error = long_server.call("POST", CHAT, body)
+        assert status == 400 and words in error["error"]["message"]
+
+
+def test_a_call_takes_the_form_of_ollama(long_server):
+    body = {"messages": said("x"), "options": {"temperature": 0, "num_predict": 60}, "stream": False}
+    content = long_server.post("/api/chat", format=SCHEMA, **body)["message"]["content"]
+    assert set(json.loads(content)) == {"lamp", "level"}

@@ -17,6 +17,9 @@ TALK = [{"role": "system", "content": "You count sacks."}, {"role": "user", "con
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {
     "type": "object", "properties": {"city": {"type": "string"}}}}}
 
+LAMP = {"title": "lamp", "type": "object", "properties": {"lamp": {"enum": ["on", "off"]}}, "required": ["lamp"],
+        "additionalProperties": False}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def server(decoder, tmp_path_factory):
@@ -78,6 +81,11 @@ def test_langchain(server):
     answer = chat.invoke([("system", "You count sacks."), ("human", "How many?")])
     assert answer.content and answer.usage_metadata["output_tokens"] <= 6
     assert "".join(chunk.content for chunk in chat.stream("How many?"))
+    chat.max_tokens, chat.temperature = 60, 1.0
+    structured = chat.with_structured_output(LAMP, method="json_schema", strict=True)
+    assert set(structured.invoke("The lamp?")) == {"lamp"}
+    (call,) = chat.bind_tools([WEATHER], tool_choice="weather").invoke("In Ulm?").tool_calls
+    assert call["name"] == "weather" and set(call["args"]) <= {"city"}
 
 
 def test_the_ollama_client(server):
@@ -95,6 +103,8 @@ def test_the_ollama_client(server):
     again = [*TALK, {"role": "assistant", "tool_calls": [call]},
              {"role": "tool", "content": "grey", "tool_name": "weather"}]
     assert client.chat(messages=again, tools=[WEATHER], **usual).done
+    options = {"temperature": 0, "num_predict": 60}
+    assert set(json.loads(client.chat(model=model.model, messages=TALK, format=LAMP, options=options).message.content))
     assert client.generate(prompt="The mill", raw=True, **usual).response
     assert client.generate(prompt="How many?", system="You count.", think=False, **usual).done
     assert client.generate(model=model.model).done_reason == "load"

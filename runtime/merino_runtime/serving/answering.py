@@ -52,7 +52,7 @@ class Answering(Iterator[Event]):
         self._generation = generation = generate(
             self._backend, ask.ids, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling,
             stop_ids=() if ask.ignore_eos else self._model.bundle.stop_ids, stream=self._stream,
-            piece=self._piece, top=ask.top)
+            piece=self._piece, top=ask.top, constraint=ask.grammar)
         begun, held = False, None  # a token whose log-probabilities follow it, unless it was forced
         for event in generation:
             if held is not None:

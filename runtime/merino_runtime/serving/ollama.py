@@ -5,7 +5,7 @@ import hashlib
 import json
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from merino_runtime.serving import fields
+from merino_runtime.serving import fields, grammars
 from merino_runtime.serving.asks import Ask, Event, Progress, RefusedError
 from merino_runtime.serving.choice import Call, Choice, Said
 from merino_runtime.serving.fields import Body
@@ -49,24 +49,29 @@ def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[
     body = dict(body, messages=[_with_ids(each) for each in fields.a_list(body, "messages")])
     tools = tools_of(body)
     think = body.get("think")
-    prompt = prompts.of_messages(messages_of(body), tools, no_think=think is False)
-    return _ask(body, prompt.ids, limits, client, begins=True), Told(
-        "", fields.flag(body, "stream", True), True, bool(tools), prompt.thinks, think is not False)
+    grammar = grammars.grammar_of(prompts, grammars.schema_of_format(body), tools,
+                                  thinks=prompts.thinking and think is not False)
+    prompt = prompts.of_messages(messages_of(body), tools, no_think=grammar is not None or think is False)
+    return _ask(body, prompt.ids, limits, client, begins=True, grammar=grammar), Told(
+        "", fields.flag(body, "stream", True), True, bool(tools), prompt.thinks and grammar is None,
+        think is not False)
 
 
 def generate_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[Ask, Told]:
     """By the chat template, as Ollama does, unless `raw` is set or the model has none."""
     text = fields.text(body, "prompt", "")
     stream, think = fields.flag(body, "stream", True), body.get("think")
+    grammar = grammars.grammar_of(prompts, grammars.schema_of_format(body))
     if fields.flag(body, "raw") or not prompts.talks:
         if not text:
             raise RefusedError("the prompt is empty. Give at least one character.", param="prompt")
-        return _ask(body, prompts.of_text(text), limits, client), Told("", stream, False)
+        return _ask(body, prompts.of_text(text), limits, client, grammar=grammar), Told("", stream, False)
     system = fields.text(body, "system", "")
     talk = [{"role": "system", "content": system}] if system else []
-    prompt = prompts.of_messages([*talk, {"role": "user", "content": text}], no_think=think is False)
-    return _ask(body, prompt.ids, limits, client, begins=True), Told(
-        "", stream, False, thinks=prompt.thinks, shows_thinking=think is not False)
+    prompt = prompts.of_messages([*talk, {"role": "user", "content": text}],
+                                 no_think=grammar is not None or think is False)
+    return _ask(body, prompt.ids, limits, client, begins=True, grammar=grammar), Told(
+        "", stream, False, thinks=prompt.thinks and grammar is None, shows_thinking=think is not False)
 
 
 def _ask(body: Body, ids: Tuple[int, ...], limits: Limits, client: str, **more: Any) -> Ask:

@@ -4,7 +4,7 @@ import uuid
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.sampling import Sampling
-from merino_runtime.serving import fields
+from merino_runtime.serving import fields, grammars
 from merino_runtime.serving.asks import Ask, RefusedError
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.prompts import Message, Prompts
@@ -78,6 +78,9 @@ def ask_of(body: Body, ids: Sequence[int], limits: Limits, client: str, most: An
     if unknown:
         raise RefusedError(f"logit_bias has the token id {unknown[0]}, the model has 0 to {limits.vocab - 1}.",
                            param="logit_bias")
+    if more.get("grammar") is not None and fields.flag(body, "ignore_eos"):
+        raise RefusedError("ignore_eos is set, and the answer ends where its JSON does. Leave one out.",
+                           param="ignore_eos")
     limit_s = fields.number(body, "max_seconds", None, 0, LONGEST_S)
     both = [each for each in (limit_s, limits.limit_s) if each is not None]
     return Ask(ids=tuple(ids), max_new_tokens=room if most is None else min(most, room),
@@ -95,16 +98,19 @@ def _is_background(body: Body) -> bool:
 
 def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[List[Ask], Wanted]:
     check_one_choice(body)
-    tools = tools_of(body)
-    choice = body.get("tool_choice")
-    told = () if choice == "none" else tools
-    prompt = prompts.of_messages(messages_of(body), told, no_think=not _thinks(body))
+    choice = body.get("tool_choice") or "auto"
+    told = [] if choice == "none" else tools_of(body)
+    schema = grammars.schema_of(body)
+    grammar = grammars.grammar_of(prompts, schema, told, choice, prompts.thinking and _thinks(body))
+    prompt = prompts.of_messages(messages_of(body), told, no_think=grammar is not None or not _thinks(body))
     logprobs = fields.flag(body, "logprobs")
     top = fields.integer(body, "top_logprobs", 0, 0, MOST_TOP)
     most = fields.integer(body, "max_completion_tokens", fields.integer(body, "max_tokens", None, 1, LARGEST), 1,
                           LARGEST)
-    ask = ask_of(body, prompt.ids, limits, client, most, begins=True, top=top if logprobs else None)
-    return [ask], _wanted(body, "chatcmpl", chat=True, tools=bool(told), thinks=prompt.thinks, logprobs=logprobs)
+    ask = ask_of(body, prompt.ids, limits, client, most, begins=True, top=top if logprobs else None,
+                 grammar=grammar)
+    return [ask], _wanted(body, "chatcmpl", chat=True, tools=bool(told),
+                          thinks=prompt.thinks and grammar is None, logprobs=logprobs)
 
 
 def completions_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[List[Ask], Wanted]:

@@ -41,7 +41,7 @@ class Prompts:
     slot holds: the tokenizer may cut its text in another way."""
 
     def __init__(self, bundle: Bundle, tokenizer: Tokenizer) -> None:
-        self._bundle, self._tokenizer, self._chat = bundle, tokenizer, bundle.chat
+        self.bundle, self.tokenizer, self._chat = bundle, tokenizer, bundle.chat
         self._template: Any = None  # compiled at its first use
         self._answers: Dict[str, Tuple[int, ...]] = collections.OrderedDict()
 
@@ -49,14 +49,26 @@ class Prompts:
     def talks(self) -> bool:
         return self._chat is not None
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the template knows of thinking: an answer may begin with it."""
+        return self._chat is not None and THINK in self._source()
+
+    def _source(self) -> str:
+        """The template's text."""
+        assert self._chat is not None
+        path = file_path(self.bundle, self._chat.template)
+        assert path is not None
+        return read_text(path, "a chat template", "Copy or export the bundle again.")
+
     def of_text(self, text: str) -> Tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text))
+        return tuple(self.tokenizer.encode(text))
 
     def of_messages(self, messages: Sequence[Message], tools: Sequence[Dict[str, Any]] = (), no_think: bool = False
                     ) -> Prompt:
         """Raises RefusedError where the template takes no such messages."""
         if self._chat is None:
-            raise RefusedError(f"the model {self._bundle.name!r} has no chat template: it continues texts. Use "
+            raise RefusedError(f"the model {self.bundle.name!r} has no chat template: it continues texts. Use "
                           "/v1/completions or /api/generate with raw, or serve a model that was trained to talk.")
         try:
             pieces = self._pieces(messages, tools, no_think)
@@ -69,7 +81,7 @@ class Prompts:
 
     def remember(self, text: str, ids: Sequence[int]) -> None:
         """Of an answer that is over."""
-        stops = self._bundle.stop_ids
+        stops = self.bundle.stop_ids
         self._answers.pop(text, None)
         self._answers[text] = tuple(ids[:-1] if ids and ids[-1] in stops else ids)
         if len(self._answers) > MOST_ANSWERS:
@@ -81,11 +93,11 @@ class Prompts:
         for piece in pieces:
             known = None if piece.turn is None else self._answers.get(piece.text)
             if known:
-                ids += [*self._tokenizer.encode_pieces(group), *known]
+                ids += [*self.tokenizer.encode_pieces(group), *known]
                 group = []
             else:
                 group.append((piece.text, piece.own))
-        return ids + self._tokenizer.encode_pieces(group)
+        return ids + self.tokenizer.encode_pieces(group)
 
     def _pieces(self, messages: Sequence[Message], tools: Sequence[Dict[str, Any]], no_think: bool) -> List[Piece]:
         chat = self._chat
@@ -105,10 +117,7 @@ class Prompts:
 
     def _takes_tools(self) -> bool:
         """Whether the template has a place for tools, and marks calls as DESCRIBED does."""
-        assert self._chat is not None
-        path = file_path(self._bundle, self._chat.template)
-        assert path is not None
-        text = read_text(path, "a chat template", "Copy or export the bundle again.")
+        text = self._source()
         if "tools" not in text or CALL not in text:
             return False
         try:
@@ -119,10 +128,7 @@ class Prompts:
 
     def _compiled(self) -> Any:
         if self._template is None:
-            assert self._chat is not None
-            path = file_path(self._bundle, self._chat.template)
-            assert path is not None
-            self._template = compiled(read_text(path, "a chat template", "Copy or export the bundle again."), path)
+            self._template = compiled(self._source(), f"the chat template of {self.bundle.name!r}")
         return self._template
 
 

@@ -1,0 +1,61 @@
+"""What an answer must follow: a request's JSON schema, or its tools, as a grammar."""
+import threading
+from typing import Any, Dict, Optional, Sequence
+
+from merino_runtime.errors import MerinoError
+from merino_runtime.serving import fields
+from merino_runtime.serving.asks import RefusedError
+from merino_runtime.serving.fields import Body
+from merino_runtime.serving.prompts import Prompts
+
+STYLE = "hermes"  # of calls: what `prompts` tells the model
+FORMATS = ("text", "json_object", "json_schema")
+_compiling = threading.Lock()  # grammars are kept for the next request, by a tokenizer that requests share
+
+
+def schema_of(body: Body) -> Any:
+    """Of OpenAI's response_format: a schema, True for any JSON object, None for text."""
+    asked = fields.an_object(body, "response_format")
+    kind = asked.get("type", "text")
+    if kind not in FORMATS:
+        raise fields.wrong("response_format.type", kind, ", ".join(FORMATS))
+    if kind == "json_schema":
+        schema = fields.an_object(asked, "json_schema").get("schema")
+        if not isinstance(schema, (dict, bool)):
+            raise fields.wrong("response_format.json_schema.schema", schema, "a JSON schema")
+        return schema
+    return True if kind == "json_object" else None
+
+
+def schema_of_format(body: Body) -> Any:
+    """The same of Ollama's `format`."""
+    asked = body.get("format")
+    if asked in (None, ""):
+        return None
+    if asked != "json" and not isinstance(asked, dict):
+        raise fields.wrong("format", asked, '"json", or a JSON schema')
+    return True if asked == "json" else asked
+
+
+def grammar_of(prompts: Prompts, schema: Any, tools: Sequence[Dict[str, Any]] = (), choice: Any = "auto",
+               thinks: bool = False) -> Optional[Any]:
+    """None where the answer is free. thinks: whether it may begin with its thinking: then only a call that is required
+    is one. Raises RefusedError for what cannot be expressed."""
+    if schema is not None and tools:
+        raise RefusedError("response_format and tools are given: an answer follows one of them. Leave one out, or set "
+                           "tool_choice to none.", param="response_format")
+    if schema is None and (not tools or (choice == "auto" and thinks)):
+        return None
+    from merino_runtime.generation import constraints
+
+    tokenizer, stop_ids = prompts.tokenizer, prompts.bundle.stop_ids
+    try:
+        with _compiling:
+            if tools:
+                described = [{"type": "function", "function": tool["function"]} for tool in tools]
+                return constraints.compile_tools(described, choice, tokenizer, stop_ids, STYLE)
+            if schema is True:
+                return constraints.compile_json(tokenizer, stop_ids)
+            return constraints.compile_schema(schema, tokenizer, stop_ids)
+    except MerinoError as error:
+        raise RefusedError(str(error), param="tools" if tools else "response_format") from error
