@@ -7,6 +7,8 @@ Data goes to stdout, talk to stderr. Exit 0 done, 1 the request cannot be met, 2
 imported inside the commands, so that the others answer at once.
 """
 
+import atexit
+import gc
 import json
 import sys
 from functools import partial
@@ -33,6 +35,9 @@ from merino_edge.cli.terminal import say
 from merino_edge.cli.train import train
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import CLOSED_PIPE, drop_stdout, exit_code
+
+# At its end Python searches all that was loaded for cycles: 0.2 s of CPU, behind torch 1.4. The process frees it anyway.
+atexit.register(gc.freeze)
 
 
 class Commands(TyperGroup):

@@ -94,3 +94,10 @@ def test_characters_that_stdout_lacks_are_spelled_out(programs, tmp_path, variab
 def test_python_m_runs_a_command_line(module):
     code, out, err = run_bounded([sys.executable, "-m", module, "--version"])
     assert (code, err) == (0, "") and out.startswith(b"merino")
+
+
+def test_what_was_loaded_is_not_searched_for_cycles_at_the_end():
+    """It took a second and more of `merino-edge export`."""
+    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count())); import merino_edge.cli.app"
+    status, out, err = run_bounded([sys.executable, "-c", code])
+    assert (status, err) == (0, "") and int(out) > 10_000
