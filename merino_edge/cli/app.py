@@ -36,7 +36,7 @@ from merino_edge.cli.train import train
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.streams import CLOSED_PIPE, drop_stdout, exit_code
 
-# At its end Python searches all that was loaded for cycles: 0.2 s of CPU, behind torch 1.4. The process frees it anyway.
+# At its end Python searches what was loaded for cycles: 0.2 s of CPU, 1.4 behind torch. The process frees it anyway.
 atexit.register(gc.freeze)
 
 
