@@ -171,3 +171,28 @@ def test_the_tokenizer_gives_the_ids_of_llama_cpp(tokenizer):
 
     wrong = [text for text in texts(3000) if tokenizer.encode(text).ids != theirs(text)]
     assert wrong == []
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif("MERINO_EVAL_DATA" not in os.environ, reason="MERINO_EVAL_DATA names no folder of evaluation sets")
+def test_300_items_of_four_tasks_are_scored_as_by_lm_evals_own_model(source, tmp_path):
+    """In float32: the same log-likelihoods, within 0.001 per answer, and the same accuracy."""
+    from merino_edge.evaluation.answers import Answers
+    from merino_edge.evaluation.run import TaskRequest, evaluate
+
+    export(source, tmp_path / "bundle", ExportRequest(context=1024, all_logits=True))
+    limit = int(os.environ.get("MERINO_EVAL_ITEMS", "75"))  # of each task
+    request = TaskRequest(("hellaswag", "arc_easy", "piqa", "sglue_rte"), Path(os.environ["MERINO_EVAL_DATA"]), limit)
+    answers = Answers(tmp_path / "answers")
+    ours, theirs = (list(evaluate([each], request, answers)) for each in (str(tmp_path / "bundle"), str(GGUF)))
+    found: dict[str, dict[str, list[float]]] = {}
+    for line in (tmp_path / "answers").read_text().splitlines():
+        model, asked_for, answer = json.loads(line)
+        found.setdefault(model, {})[asked_for] = answer
+    one, other = found.values()
+    assert one.keys() == other.keys() and len(one) > 2.5 * limit * 4
+    assert max(abs(one[key][0] - other[key][0]) for key in one) < 1e-3
+    for mine, his in zip(ours, theirs, strict=True):
+        assert {name: each.value for name, each in mine.metrics.items()} == {
+            name: each.value for name, each in his.metrics.items()
+        }
