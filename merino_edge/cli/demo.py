@@ -20,6 +20,7 @@ from merino_edge.design.design_file import Design
 from merino_edge.design.designer import design
 from merino_edge.design.space import Space
 from merino_edge.embedded import FOLDER
+from merino_edge.export.divergence import divergence_words, keeps
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
@@ -89,18 +90,25 @@ def demo_generate() -> None:
 
 
 def run_chat_demo(source: str, out: Path) -> None:
-    """A model that was trained to talk answers one question in int4. Writes its bundle into `out`.
+    """A model that was trained to talk answers one question, in the fastest format that keeps its answers. Writes its
+    bundle into `out`. On x86, int8 is faster than int4 and loses less, so int4 is not tried.
 
     Raises MerinoError where `source` has no chat template.
     """
     found = load_source(source)
     if found.chat is None:
         raise MerinoError(f"{source} has no chat template: `make demo-chat` takes a model that was trained to talk")
-    folder = out / "talk-int4"
-    print(f"== 1/2  export {found.name} to int4", flush=True)
     context = min(found.arch.context, CHAT_CONTEXT)
-    made = export(found, folder, ExportRequest(precision="int4", context=context), last_use=True).bundle
-    print(f"{folder}: {made.params / 1e6:.0f} M parameters, {bundle_bytes(folder) / 2**20:.0f} MB, context {context}")
+    print(f"== 1/2  export {found.name} to int8", flush=True)
+    made = export(found, out / "talk-int8", ExportRequest(precision="int8", context=context), last_use=True)
+    if made.divergence:
+        print(divergence_words(made.divergence))
+    if made.divergence and not keeps(made.divergence):
+        print(f"int8 loses too many: export {found.name} to fp32", flush=True)
+        floats = ExportRequest(precision="fp32", context=context)
+        made = export(load_source(source), out / "talk-fp32", floats, last_use=True)
+    folder, params = made.folder, made.bundle.params / 1e6
+    print(f"{folder}: {params:.0f} M parameters, {bundle_bytes(folder) / 2**20:.0f} MB, context {context}")
     print(f"\n== 2/2  talk, by the file that a board runs\n> {QUESTION}", flush=True)
     run_application("chat", str(folder), "-n", "80", "--temperature", "0", typed=f"{QUESTION}\n/stats\n")
 

@@ -20,7 +20,7 @@ def export(
     out: Annotated[Path, typer.Option("-o", help="folder of the bundle")],
     precision: Annotated[
         str | None, typer.Option(help="weight format: fp32, fp16, int8 or int4; default: the design's, else fp32; auto:"
-                                 " the fastest on the board of --for that keeps the perplexity on --text")
+                                 " the fastest on the board of --for that keeps 95 % of the model's answers")
     ] = None,
     board_name: Annotated[
         str | None, typer.Option("--for", metavar="BOARD", help="target board: sets the dialect, and the kernels for"
@@ -74,12 +74,17 @@ def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> N
     """`verbose`: with a row for each quantised matrix."""
     from merino_edge.cli.record_tables import matrices_line, matrix_table
     from merino_edge.cli.tables import show
+    from merino_edge.export.divergence import divergence_words, keeps
 
     made, text = done.bundle, request.text
     put(summary_line(done))
     for slower in made.slower_on:
         put(f"on {slower.board} {slower.times:g} times slower than an export with --for {slower.board}")
     print_calibration(done, request)
+    if done.divergence:
+        put(f"{divergence_words(done.divergence)}, of questions that the model answered in float32")
+        if not keeps(done.divergence):
+            say(lost_words(done))
     if made.chat:
         needed = f"jinja2 on the board, since {done.why_jinja}" if done.why_jinja else "nothing but the bundle"
         put(f"chat template included (`merino-edge chat {done.folder}`); it needs {needed}")
@@ -90,6 +95,15 @@ def print_export(done: "Exported", request: "ExportRequest", verbose: bool) -> N
     if text and done.perplexity:
         read = done.perplexity
         put(f"perplexity {read.perplexity:.3f} over {read.tokens} tokens of {text.name}, in the board's runtime")
+
+
+def lost_words(done: "Exported") -> str:
+    found = done.divergence
+    assert found is not None
+    return (
+        f"warning: {done.bundle.precision} loses {found.answers - found.kept} of {found.answers} answers of"
+        f" {done.bundle.name}; {done.instead} does not"
+    )
 
 
 def summary_line(done: "Exported") -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from merino_edge.bundles.files import TOKENIZER_FILE
 from merino_edge.evaluation.extra import needed
-from merino_edge.evaluation.scoring import log_likelihood, logits_behind
+from merino_edge.text.scoring import log_likelihood, logits_behind
 from merino_edge.text.tokenizer import load_tokenizer, prefix_id
 from merino_runtime.api import LanguageModel
 from merino_runtime.chat.template import compiled, rendered

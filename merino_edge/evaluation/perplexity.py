@@ -16,9 +16,9 @@ import numpy as np
 from merino_edge.evaluation.answers import Answers, hashed
 from merino_edge.evaluation.models import Scored, opened
 from merino_edge.evaluation.run import Progress, Say, circumstances
-from merino_edge.evaluation.scoring import log_likelihood, logits_behind, slow_words
 from merino_edge.records.evaluation import Evaluation, Metric
 from merino_edge.text.documents import check_files, read_texts
+from merino_edge.text.scoring import log_likelihood, logits_behind, slow_words
 from merino_edge.text.tokenizer import prefix_id
 from merino_runtime.errors import MerinoError
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from merino_edge.evaluation.answers import Answers, Resumed
 from merino_edge.evaluation.extra import needed
 from merino_edge.evaluation.models import Scored, opened
-from merino_edge.evaluation.scoring import slow_words
 from merino_edge.evaluation.tasks import LoadedTask, loaded_tasks
 from merino_edge.records.evaluation import Evaluation, Metric
+from merino_edge.text.scoring import slow_words
 from merino_runtime.errors import MerinoError
 
 Progress = Callable[[int, int, str], None]

@@ -1,5 +1,5 @@
-"""The export of a source by one request. With `--precision auto`: in the fastest weight format on a board whose
-perplexity on a text is nearly that of float32 weights; what is written is the very bundle that was judged."""
+"""The export of a source by one request. With `--precision auto`: in the fastest weight format on a board that keeps
+the answers of the model in float32; what is written is the very bundle that was judged."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.export.calibration_text import check_text
+from merino_edge.export.divergence import divergence_words, keeps
 from merino_edge.export.one_format import Exported, calibrate, write_export
 from merino_edge.export.request import (
     AUTO,
@@ -16,7 +17,6 @@ from merino_edge.export.request import (
     board_for_auto,
     check_calibration,
     in_float32,
-    needs_text,
 )
 from merino_edge.export.resolved import ResolvedExport, resolve
 from merino_edge.export.source import Source
@@ -30,7 +30,6 @@ from merino_edge.storage.faults import one_line
 from merino_edge.text.perplexity import bundle_perplexity
 from merino_runtime.errors import MerinoError
 
-ALLOWED_RISE = {"int8": 0.005, "int4": 0.03}  # of the perplexity, over float32 weights with the same cache
 DEFAULTS = ExportRequest()
 
 Say = Callable[[str], None]
@@ -58,15 +57,15 @@ def export(
 
 
 def export_fastest(source: Source, out: Path, request: ExportRequest, say: Say) -> Exported:
-    """Write the bundle `out` in the first format, in the order of predicted decode latency on the request's board,
-    whose perplexity on its text rises no more than allowed.
+    """Write the bundle `out` in the first format, in the order of predicted decode latency on the request's board, that
+    loses no more than MOST_LOST of the model's answers.
 
-    Each format is tried as it would be written: with the cache and the calibration that were requested. The perplexity
-    of random weights means nothing, so with these the first format that can be written is taken; where float32 is the
+    Each format is tried as it would be written: with the cache and the calibration that were requested. The answers of
+    random weights mean nothing, so with these the first format that can be written is taken; where float32 is the
     fastest no format is compared, and the source's model is emptied. Raises MerinoError as `export` does, for all
     formats before one is tried.
     """
-    board, text = board_for_auto(request), request.text
+    board = board_for_auto(request)
     form = resolve(in_float32(request), source, out).form
     times = predicted_ms(source.arch, board, PRECISIONS[form.dialect], form.context, form.kv)
     order = sorted(times, key=lambda precision: times[precision])
@@ -74,18 +73,18 @@ def export_fastest(source: Source, out: Path, request: ExportRequest, say: Say) 
     if order == ["fp32"]:
         check_calibration("fp32", form.kv, request.calibration)
     formats = {each: resolve(in_format(each, request, form.kv), source, out) for each in order}
-    if text:
-        remedy = "Export without --text" if source.weights == "random" else "Name a --precision"
-        check_text(source, text, form.context, remedy)
+    if request.text:
+        check_text(source, request.text, form.context, "Export without --text")
     if order == ["fp32"]:
         return write_export(source, out, formats["fp32"], calibrate(source, formats["fp32"]), last_use=True)
-    if source.weights == "random":
-        text = None
-    elif text is None:
-        raise MerinoError(f"{needs_text()}; by predicted latency on {board.id} it would be {order[0]}")
+    if source.weights == "trained" and source.tokenizer is None:
+        raise MerinoError(
+            f"{source.name} has no tokenizer, so --precision auto cannot compare its answers: name a --precision; by"
+            f" predicted latency on {board.id} it would be {order[0]}"
+        )
     with parents_made(out), scratch_folder(out) as place:
         begins = {each: f"{each}: {times[each]:.1f} ms predicted on {board.id}" for each in order}
-        return placed(first_that_keeps(source, formats, text, place, begins, say), out)
+        return placed(first_that_keeps(source, formats, place, begins, say), out)
 
 
 def in_format(precision: str, request: ExportRequest, kv: str | None) -> ExportRequest:
@@ -96,29 +95,26 @@ def in_format(precision: str, request: ExportRequest, kv: str | None) -> ExportR
 
 
 def first_that_keeps(
-    source: Source, formats: Mapping[str, ResolvedExport], text: Path | None, place: Path, begins: Mapping[str, str],
-    say: Say,
-) -> Exported:  # fmt: skip
-    """The bundle in `place` of the first format whose perplexity rises no more than allowed; without a text, of the
-    first that can be written. `begins`: how the line on a format begins. The last of `formats` is float32."""
+    source: Source, formats: Mapping[str, ResolvedExport], place: Path, begins: Mapping[str, str], say: Say
+) -> Exported:
+    """The bundle in `place` of the first format that keeps the model's answers; for random weights, of the first that
+    can be written. `begins`: how the line on a format begins. The last of `formats` is float32, which is not judged."""
     found = calibrate(source, next(iter(formats.values())))
-    floats = write_export(source, place / "fp32", formats["fp32"], found)
-    base = bundle_perplexity(floats.folder, text).perplexity if text else 1.0
     for precision in [each for each in formats if each != "fp32"]:
         try:
             made = write_export(source, place / precision, formats[precision], found)
         except MerinoError as error:  # such as groups that do not divide a row
             say(f"{begins[precision]}, refused: {one_line(error)}")
             continue
-        if text is None:
+        if made.divergence is None:
             say(f"{begins[precision]}: taken")
             return made
-        rise, allowed = bundle_perplexity(made.folder, text).perplexity / base - 1, ALLOWED_RISE[precision]
-        verdict = "taken" if rise <= allowed else "refused"
-        say(f"{begins[precision]}, perplexity {rise:+.2%}, {allowed:.1%} is allowed: {verdict}")
+        verdict = "taken" if keeps(made.divergence) else "refused"
+        say(f"{begins[precision]}, {divergence_words(made.divergence)}: {verdict}")
         if verdict == "taken":
             return made
         shutil.rmtree(made.folder)
+    floats = write_export(source, place / "fp32", formats["fp32"], found)
     say(f"{begins['fp32']}: taken")
     return floats
 

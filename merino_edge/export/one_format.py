@@ -9,6 +9,7 @@ import numpy as np
 
 from merino_edge.bundles.description import RUNTIME_CHOOSES, ModelFacts, write_bundle, write_description
 from merino_edge.bundles.files import is_bundle_alone
+from merino_edge.export.divergence import Answer, Divergence, answers_of, divergence
 from merino_edge.export.golden import GOLDEN_STEPS, clear_golden
 from merino_edge.export.graphs import build_graph, dialect_of
 from merino_edge.export.onnx.fused import Fused
@@ -29,6 +30,7 @@ from merino_edge.export.quantisation.groups import MatrixError
 from merino_edge.export.quantisation.hessians import hessians_on
 from merino_edge.export.quantisation.kv_calibration import Calibrated, calibrated_cache
 from merino_edge.export.quantisation.smoothquant import NOTE, rows_to_read, smoothed
+from merino_edge.export.request import ROUNDED
 from merino_edge.export.resolved import ResolvedExport
 from merino_edge.export.source import Source, not_finite
 from merino_edge.families.registry import layout_of
@@ -62,6 +64,9 @@ class Exported(NamedTuple):
         cache_rise: by which share a quantised KV cache raises the perplexity of the text that its scales come from, in
             torch; None without such a cache, or for random weights.
         note: the graph's.
+        divergence: from float32, on the model's own answers; None for random weights, for a model without a tokenizer,
+            and where nothing is quantised.
+        instead: where too many answers are lost, the options of a format that keeps them; set by `export_named`.
         perplexity: of the bundle on the request's text; None where none was given.
     """
 
@@ -76,6 +81,8 @@ class Exported(NamedTuple):
     calibrated: int = 0
     cache_rise: float | None = None
     note: str = ""
+    divergence: Divergence | None = None
+    instead: str = ""
     perplexity: Perplexity | None = None
 
 
@@ -86,11 +93,13 @@ class Calibration(NamedTuple):
         rows: gives the text's ids [rows, T], for SmoothQuant.
         hessians: of the inputs of the matrices, for GPTQ; None where no weight is rounded by it.
         cache: scales of a quantised KV cache; None where it is not quantised.
+        answers: of the model in float32, which the bundle's are compared with; empty where nothing is compared.
     """
 
     rows: Callable[[], np.ndarray]
     hessians: Callable[[], Hessians] | None
     cache: Calibrated | None
+    answers: list[Answer]
 
 
 def calibrate(source: Source, asked: ResolvedExport) -> Calibration:
@@ -99,7 +108,10 @@ def calibrate(source: Source, asked: ResolvedExport) -> Calibration:
     rows = cache(lambda: rows_to_read(source, form.context, text))
     hessians = hessians_on(source, text) if text and asked.uses_gptq else None
     fitted = calibrated_cache(source, form.kv, form.context, text, None if text else rows()) if form.kv else None
-    return Calibration(rows, hessians, fitted)
+    judged = source.weights == "trained" and source.tokenizer is not None
+    rounds = form.kv is not None or form.precision in ROUNDED
+    answers = answers_of(source, form.context) if judged and rounds else []
+    return Calibration(rows, hessians, fitted, answers)
 
 
 def write_export(
@@ -138,9 +150,12 @@ def write_export(
             graph.forget()
             empty(source.model)
         bundle, error, unrounded = proved(load_bundle(str(folder)), golden, bool(errors), form.kv)
+        apart = divergence(bundle, found.answers) if found.answers and (errors or form.kv) else None
     made, why_jinja = bundle._replace(folder=str(out)), asked.chat.why_jinja if asked.chat else ""
     steps, rise = len(golden.logits) - 1, found.cache.rise if found.cache else None
-    return Exported(out, made, error, steps, unrounded, errors, stored, why_jinja, calibrated, rise, graph.note)
+    return Exported(
+        out, made, error, steps, unrounded, errors, stored, why_jinja, calibrated, rise, graph.note, apart
+    )  # fmt: skip
 
 
 def proved(

@@ -37,8 +37,8 @@ class ExportRequest(NamedTuple):
     """How a model is to be exported. None leaves a choice to the defaults, which `chosen_format` resolves, once.
 
     Attributes:
-        precision: weight format; AUTO: the fastest on `board` that keeps the perplexity of `text`. By default the
-            design's, or fp32 without a design.
+        precision: weight format; AUTO: the fastest on `board` that keeps the model's answers. By default the design's,
+            or fp32 without a design.
         board: the graph suits its runtime and its kind of core.
         dialect: by default that of the board and of the design's backend, else `fused`.
         core: the kind of Arm core that integer matmuls are written for; by default the board's, else `dotprod`.
@@ -163,10 +163,7 @@ def check_request(request: ExportRequest, what: str, weights: Path | None, out: 
     if auto:
         board_for_auto(request)
     chosen_format(in_float32(request) if auto else request, design_of(found))
-    hub_model = published(found, weights)
-    if auto and hub_model and not request.text:
-        raise MerinoError(needs_text())
-    return hub_model
+    return published(found, weights)
 
 
 def published(found: Model | HubModel | Plan | Path, weights: Path | None) -> HubModel | None:
@@ -215,14 +212,6 @@ def check_calibration(precision: str, kv: str | None, text: Path | None) -> None
             f"--calibrate {text} is for weights or a KV cache in int8 or int4, but the weights are {precision} and the"
             " cache is not quantised: give --precision int4 or int8, or --kv int8, or leave --calibrate out"
         )
-
-
-def needs_text() -> str:
-    """Why an export in the fastest format needs a text, and what helps."""
-    return (
-        "--precision auto measures what each format costs in perplexity: give a text that the model was not trained on"
-        " with --text FILE, or name a format"
-    )
 
 
 def design_of(found: Model | HubModel | Plan | Path) -> Design | None:

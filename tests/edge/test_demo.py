@@ -14,16 +14,16 @@ def run(capfd, *words):
     return (ended.value.code or 0, *capfd.readouterr())
 
 
-def test_a_model_that_talks_answers_a_question_in_int4(decoder, tmp_path, capfd):
+def test_a_model_that_talks_answers_a_question_in_int8(decoder, tmp_path, capfd):
     folder = tmp_path / "talks"
     folder.mkdir()
     chat_bundle.make_checkpoint(folder, decoder)
     code, out, err = run(capfd, "demo", "--chat", str(folder), "-o", str(tmp_path / "out"))
     assert code == 0, err
-    bundle = load_bundle(str(tmp_path / "out" / "talk-int4"))
-    assert (bundle.precision, bundle.context, bundle.chat is None) == ("int4", 1024, False)
+    bundle = load_bundle(str(tmp_path / "out" / "talk-int8"))
+    assert (bundle.precision, bundle.context, bundle.chat is None) == ("int8", 1024, False)
     question, answer = out.split("> What is gravity?")
-    assert "export talks to int4" in question and len(answer.strip()) > 3
+    assert "export talks to int8" in question and "answers kept" in question and len(answer.strip()) > 3
     assert "tok/s" in err and "peak RSS" in err
 
 

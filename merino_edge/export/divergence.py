@@ -1,0 +1,163 @@
+"""What a bundle's format changes of the answers that its model gives in float32.
+
+The model answers short questions greedily in torch, in float32 and with the weights as the source has them. Then the
+bundle reads each answer in the board's runtime, and its distribution at each token is compared with torch's. An answer
+is kept where the bundle would have written the same tokens. Where the two tokens at which they part are nearly tied in
+float32, it counts as kept too: there the choice says nothing about the format.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from merino_edge.export.calibration_text import tokenizer_of
+from merino_edge.export.questions import questions
+from merino_edge.export.source import Source, not_finite
+from merino_edge.text.scoring import logits_behind
+from merino_runtime.backends import open_backend
+from merino_runtime.backends.backend import Backend
+from merino_runtime.bundle import Bundle
+from merino_runtime.chat.template import compiled, messages_of, rendered
+
+QUESTIONS = 64  # that an export asks
+ANSWER_TOKENS = 12
+TOP = 512  # of a distribution so many tokens are compared singly, the others as one
+TIE = 0.1  # nats: float32 gives both tokens nearly the same probability
+BATCH = 16
+MOST_LOST = 0.05  # of the answers
+
+
+class Answer(NamedTuple):
+    """`ids`: greedy, of float32. `tokens` and `logprobs` [tokens, TOP]: the likeliest tokens of each step and their
+    log-probabilities, the likeliest first."""
+
+    prompt: list[int]
+    ids: list[int]
+    tokens: np.ndarray
+    logprobs: np.ndarray
+
+
+class Divergence(NamedTuple):
+    """`kl_mean`, `kl_p99`: Kullback-Leibler divergence from float32 in nats, per token. `top1`: share of tokens at
+    which both have the same likeliest token. `kept` of `answers`: see the module."""
+
+    kl_mean: float
+    kl_p99: float
+    top1: float
+    kept: int
+    answers: int
+    tokens: int
+
+    @property
+    def lost(self) -> float:
+        """Share of the answers."""
+        return 1 - self.kept / self.answers
+
+
+def keeps(found: Divergence) -> bool:
+    return found.lost <= MOST_LOST
+
+
+def divergence_words(found: Divergence) -> str:
+    return (
+        f"KL from float32 {found.kl_mean:.4f} (99th percentile {found.kl_p99:.3f}), {found.top1:.1%} same tokens,"
+        f" {found.kept} of {found.answers} answers kept"
+    )
+
+
+def prompts_of(source: Source, count: int) -> list[list[int]]:
+    """Questions in the source's chat template, where it has one."""
+    tokenizer = tokenizer_of(source)
+    asked = questions(count)
+    if source.chat is None:
+        return [tokenizer.encode(each).ids for each in asked]
+    template = compiled(source.chat.text, source.chat.source)
+    texts = [rendered(template, source.chat.tokens, messages_of(None, [], each)) for each in asked]
+    return [tokenizer.encode(each, add_special_tokens=False).ids for each in texts]
+
+
+def answers_of(source: Source, context: int, count: int = QUESTIONS, tokens: int = ANSWER_TOKENS) -> list[Answer]:
+    """By torch, prompts of one length at a time. Prompts that leave no room in the context are left out."""
+    found: list[Answer] = []
+    prompts = sorted((each for each in prompts_of(source, count) if len(each) + tokens <= context), key=len)
+    for _, alike in groupby(prompts, len):
+        each = list(alike)
+        for start in range(0, len(each), BATCH):
+            found += answered(source, each[start : start + BATCH], tokens)
+    return sorted(found, key=lambda answer: answer.prompt)
+
+
+@torch.no_grad()
+def answered(source: Source, prompts: Sequence[Sequence[int]], count: int) -> list[Answer]:
+    given, cache = torch.tensor(prompts), None
+    ids, top, logprobs = [], [], []
+    for _ in range(count):
+        output = source.model(input_ids=given, cache=cache, use_cache=True, logits_to_keep=1)
+        cache = output.cache
+        found = output.logits[:, -1].float().log_softmax(-1).topk(min(TOP, output.logits.shape[-1]))
+        if not found.values[:, 0].isfinite().all():
+            raise not_finite(source.model, source.name)
+        given = found.indices[:, :1]
+        ids.append(given[:, 0].tolist())
+        top.append(found.indices.int().numpy())
+        logprobs.append(found.values.numpy())
+    return [
+        cut(Answer(
+            list(prompt), [step[place] for step in ids], np.stack([each[place] for each in top]),
+            np.stack([each[place] for each in logprobs]),
+        ), source.stop_ids)
+        for place, prompt in enumerate(prompts)
+    ]  # fmt: skip
+
+
+def cut(answer: Answer, stop_ids: Sequence[int]) -> Answer:
+    """Up to the token that ends it, that included."""
+    end = next((place + 1 for place, each in enumerate(answer.ids) if each in stop_ids), len(answer.ids))
+    return Answer(answer.prompt, answer.ids[:end], answer.tokens[:end], answer.logprobs[:end])
+
+
+def divergence(bundle: Bundle, answers: Sequence[Answer]) -> Divergence:
+    backend = open_backend(bundle)
+    try:
+        divergences: list[float] = []
+        same = kept = 0
+        for answer in answers:
+            steps = [compared(logits, answer, place) for place, logits in enumerate(logits_of(backend, answer))]
+            divergences += [kl for kl, _, _ in steps]
+            same += sum(equal for _, equal, _ in steps)
+            kept += all(tied for _, _, tied in steps[: parting(steps) + 1])
+    finally:
+        backend.close()
+    return Divergence(
+        float(np.mean(divergences)), float(np.quantile(divergences, 0.99)), same / len(divergences), kept, len(answers),
+        len(divergences),
+    )  # fmt: skip
+
+
+def parting(steps: Sequence[tuple[float, bool, bool]]) -> int:
+    """The first step at which another token is chosen; the last one where there is none."""
+    return next((place for place, (_, equal, _) in enumerate(steps) if not equal), len(steps) - 1)
+
+
+def logits_of(backend: Backend, answer: Answer) -> Iterator[np.ndarray]:
+    """[vocab] before each id of the answer."""
+    for rows in logits_behind(backend, [*answer.prompt, *answer.ids[:-1]], len(answer.prompt) - 1):
+        yield from rows
+
+
+def compared(logits: np.ndarray, answer: Answer, place: int) -> tuple[float, bool, bool]:
+    """(divergence, whether the likeliest token is the same, whether it is that or one nearly tied in float32)."""
+    tokens, expected = answer.tokens[place], answer.logprobs[place].astype(np.float64)
+    shifted = logits.astype(np.float64) - logits.max()
+    found = shifted - np.log(np.exp(shifted).sum())
+    chances, others = np.exp(expected), 1 - np.exp(expected).sum()
+    kl = float((chances * (expected - found[tokens])).sum())
+    if others > 1e-6:
+        kl += float(others * (np.log(others) - np.log(max(1e-12, 1 - np.exp(found[tokens]).sum()))))
+    chosen = int(logits.argmax())
+    where = np.flatnonzero(tokens == chosen)
+    near = bool(len(where)) and bool(expected[0] - expected[where[0]] < TIE)
+    return max(0.0, kl), chosen == answer.ids[place], near

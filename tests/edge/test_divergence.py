@@ -1,0 +1,110 @@
+"""What a format changes of a model's answers: measured without generating them, and said where it is too much."""
+
+import numpy as np
+import pytest
+import torch
+
+from merino_edge.cli.app import main
+from merino_edge.embedded import FOLDER
+from merino_edge.export import divergence as measured
+from merino_edge.export.divergence import Answer, answers_of, compared, divergence, keeps
+from merino_edge.export.export import export
+from merino_edge.export.questions import questions
+from merino_edge.export.request import ExportRequest
+from merino_edge.export.source import load_source
+from merino_runtime.backends import open_backend
+from merino_runtime.bundle import load_bundle
+from merino_runtime.generation.generate import Token, generate
+from merino_runtime.sampling import GREEDY
+
+
+@pytest.fixture(scope="module")
+def source():
+    return load_source(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def answers(source):
+    return answers_of(source, source.arch.context, 24)
+
+
+def test_there_are_200_questions_and_fewer_are_of_every_kind():
+    assert len(set(questions())) == 200
+    few = questions(20)
+    assert len(set(few)) == 20 and {"What", "Name", "Why", "How"} <= {each.split()[0] for each in few}
+
+
+def test_answers_are_those_that_the_model_gives(source, answers):
+    assert len(answers) == 24 and max(len(each.ids) for each in answers) == measured.ANSWER_TOKENS
+    for each in answers[::5]:
+        with torch.no_grad():
+            whole = torch.tensor([each.prompt + each.ids])
+            logprobs = source.model(input_ids=whole).logits[0, len(each.prompt) - 1 : -1].log_softmax(-1)
+        assert logprobs.argmax(-1).tolist() == each.ids
+        rows = np.arange(len(each.ids))[:, None]
+        assert np.abs(logprobs.numpy()[rows, each.tokens] - each.logprobs).max() < 1e-4
+
+
+def test_a_bundle_is_compared_with_every_token_and_float32_keeps_all(source, answers, embedded_bundles):
+    same = divergence(load_bundle(str(embedded_bundles["fused", "fp32"])), answers)
+    assert same.kl_mean < 1e-6 and same.top1 == 1 and same.kept == same.answers == 24 and keeps(same)
+    bundle = load_bundle(str(embedded_bundles["fused", "int4"]))
+    found = divergence(bundle, answers)
+    expected = []
+    backend = open_backend(bundle)
+    for each in answers:
+        backend.truncate(0)
+        rows = [backend.prefill(each.prompt).copy(), *(backend.step(one).copy() for one in each.ids[:-1])]
+        ours = torch.tensor(np.stack(rows)).log_softmax(-1)
+        with torch.no_grad():
+            theirs = source.model(input_ids=torch.tensor([each.prompt + each.ids])).logits[0, len(each.prompt) - 1 : -1]
+        theirs = theirs.log_softmax(-1)
+        expected += (theirs.exp() * (theirs - ours)).sum(-1).tolist()
+    backend.close()
+    assert found.kl_mean == pytest.approx(np.mean(expected), rel=0.05) and found.kl_mean > 1e-4
+    assert found.kl_p99 == pytest.approx(np.quantile(expected, 0.99), rel=0.05) and found.tokens == len(expected)
+
+
+def test_what_is_kept_is_what_the_bundle_would_write(answers, embedded_bundles, monkeypatch):
+    monkeypatch.setattr(measured, "TIE", 1e-9)
+    bundle = load_bundle(str(embedded_bundles["fused", "int4"]))
+    backend = open_backend(bundle)
+    same = 0
+    for each in answers:
+        events = generate(backend, each.prompt, max_new_tokens=len(each.ids), sampling=GREEDY)
+        same += [event.id for event in events if isinstance(event, Token)] == each.ids
+    backend.close()
+    found = divergence(bundle, answers)
+    assert found.kept == same < found.answers == 24
+
+
+def test_a_near_tie_costs_no_answer():
+    expected = np.log([[0.41, 0.39, 0.15], [0.6, 0.3, 0.05]])
+    answer = Answer([1], [7, 2], np.array([[7, 3, 1], [2, 5, 0]]), expected.astype(np.float32))
+    logits = np.full(9, -5.0, np.float32)
+    assert compared(np.where(np.arange(9) == 3, 2.0, logits), answer, 0)[1:] == (False, True)
+    assert compared(np.where(np.arange(9) == 1, 2.0, logits), answer, 0)[1:] == (False, False)
+    assert compared(np.where(np.arange(9) == 5, 2.0, logits), answer, 1)[1:] == (False, False)
+    assert compared(np.where(np.arange(9) == 2, 2.0, logits), answer, 1)[1:] == (True, True)
+
+
+def test_an_export_says_what_is_lost_and_names_a_format_that_keeps_it(tmp_path, capsys, monkeypatch):
+    """Where the bar is such that int4 alone misses it, and where none but float32 passes."""
+    words = ["export", "embedded", "--precision", "int4", "-o", str(tmp_path / "bundle")]
+    losses = {}
+    for precision in ("int8", "int4"):
+        made = export(load_source(str(FOLDER)), tmp_path / precision, ExportRequest(precision=precision))
+        losses[precision] = made.divergence.lost
+    assert losses["int8"] < losses["int4"]
+    for bar, named in ((losses["int8"], "int8"), (-1, "fp32")):
+        monkeypatch.setattr(measured, "MOST_LOST", bar)
+        with pytest.raises(SystemExit):
+            main(words)
+        told = capsys.readouterr()
+        assert "KL from float32 0." in told.out and "of 64 answers kept" in told.out
+        assert f"answers of embedded; --precision {named} does not" in told.err.replace("\n", " ")
+    monkeypatch.setattr(measured, "MOST_LOST", 1)
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "warning" not in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "int4", "int8"]
