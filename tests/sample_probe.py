@@ -21,7 +21,7 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
     truth = truth or estimated(BOARD)
     random = np.random.default_rng(seed)
     probe = Probe.model_validate({
-        "schema": 6, "backend": "onnxruntime", "date": "2026-01-01", "seconds": 50, "cores": 4,
+        "schema": 7, "backend": "onnxruntime", "date": "2026-01-01", "seconds": 50, "cores": 4,
         "isa": ["neon", "dotprod"],
         "machine": {"board": "Test board", "arch": "aarch64", "versions": {"onnxruntime": "1.32.0"}},
         "last_level_cache_mb": 2.0, "memory_mb": 4000, "dialect": "fused" if machine.fused else "portable", "flags": [],
@@ -42,10 +42,11 @@ def synthetic(noise=0.0, machine=MACHINE, truth=None, left_out=None, seed=0):
                 continue
             at = truth.threads.index(task.threads)
             asked = fitting.amounts_of(one, probe.dialect)
-            first_mb, between_mb = asked.get(MEMORY, 0.0) * 1e6 / MB, fitting.between_bytes(one) / MB
+            first_mb = asked.get(MEMORY, 0.0) * 1e6 / MB
             edges = truth.cache_within_mb[at], truth.cache_beyond_mb[at]
             asked[MEMORY] = asked.get(MEMORY, 0.0) * float(partly_share(max(first_mb, 1e-9), *edges))
-            asked[AGAIN] = asked.get(AGAIN, 0.0) * float(again_share(between_mb, truth.cache_half_mb[at]))
+            half = truth.cache_half_mb[at] * MB
+            asked[AGAIN] = sum(size / 1e6 * again_share(between, half) for between, size in fitting.rereads_of(one))
             unit = {**by_threads(truth)[task.threads].us_per_unit, fitting.GRAPH: truth.step_us[at]}
             us = sum(amount * unit[name] for name, amount in asked.items())
             rows.append(one.model_copy(update={"ms": us / 1e3 * float(np.exp(noise * random.normal()))}))
@@ -72,9 +73,9 @@ def calibrated_board(probe):
     return parse_profile_text(calibrated_toml(profile_text("raspberry-pi-5"), probe, calibrate(probe)), "calibrated")
 
 
-def with_errors(profile, centre=0.02, scale=0.05, degrees_of_freedom=20.0, forms=("fp32", "int8", "int4")):
+def with_errors(profile, centre=0.02, scale=0.05, degrees_of_freedom=20.0, forms=("fp32", "int8", "int4"), **more):
     """The board with its estimated coefficients as its own, and errors of predictions in some formats."""
-    error = LatencyError(centre=centre, scale=scale, degrees_of_freedom=degrees_of_freedom)
+    error = LatencyError(centre=centre, scale=scale, degrees_of_freedom=degrees_of_freedom, **more)
     own = estimated(profile)
     tables = {
         form: own.of_format(form).model_copy(update={"decode_error": error, "prefill_error": error}) for form in forms

@@ -72,6 +72,9 @@ def without_weights(dialect: str) -> Iterator[GraphKey]:
         yield attention(dialect, width)
     for kv_heads in plan.ATTENTION_KV_HEADS:
         yield attention(dialect, plan.ATTENTION_WIDTHS[0], kv_heads)
+    for kv_heads in plan.CHOSEN_KV_HEADS if dialect == "fused" else ():
+        yield GraphKey(dialect, "attention", "fp32", 0, plan.CHOSEN_WIDTH, plan.CHOSEN_HEADS, plan.CHOSEN_ATTENTIONS,
+                       kv_heads=kv_heads)  # fmt: skip
     for kv in QUANTISED_CACHES if dialect == "fused" else ():
         for kv_heads in plan.QUANTISED_KV_HEADS:
             yield attention(dialect, plan.ATTENTION_WIDTHS[0], kv_heads, kv)
@@ -115,6 +118,8 @@ def decoders(dialect: str, form: str) -> Iterator[GraphKey]:
         yield decoder(dialect, form, width, ffn, layers, heads)
     width, ffn, layers, heads = plan.DECODERS[-1]
     yield decoder(dialect, form, width, ffn, layers, heads, kv_heads=plan.GROUPED_DECODER_KV_HEADS)
+    for width, ffn, layers, heads, kv_heads in plan.CHOSEN_DECODERS:
+        yield decoder(dialect, form, width, ffn, layers, heads, kv_heads=kv_heads)
     for layers in BEYOND_LAYERS[form]:
         yield decoder(dialect, form, plan.LARGE_WIDTH, 2 * plan.LARGE_WIDTH, layers, plan.LARGE_HEADS)
     for width, ffn, layers, uses, heads in plan.SHARED_DECODERS:

@@ -13,7 +13,7 @@ from merino_bench.harness.turns import check_baselines
 from merino_edge.benchmarking.engine_rows import check_peers, peers_beside
 from merino_edge.delivery.ssh.address import Address
 from merino_edge.delivery.ssh.connect import Board, connected
-from merino_edge.delivery.ssh.programs import INSTALLED, Told, bundle_there, program
+from merino_edge.delivery.ssh.programs import INSTALLED, Program, Told, bundle_there, program
 from merino_edge.export.request import PRECISIONS
 from merino_edge.families.names import bundle_path, resolve
 from merino_edge.families.zoo import Model, exportable_models
@@ -123,13 +123,21 @@ async def _measured(
 ) -> list[dict[str, Any]]:  # fmt: skip
     there = await program(board, root)
     places = [await bundle_there(there, folder, told) for folder in folders]
-    arguments = ["bench", *places, *options, "-o", "jsonl"]
+    words = list(options)
     for base in bases:
-        arguments += ["--baseline", await bundle_there(there, base, told)]
+        words += ["--baseline", await bundle_there(there, base, told)]
+    return await records_of(there, places, words, say, told)
+
+
+async def records_of(
+    there: Program, places: Sequence[str], words: Sequence[str], say: Callable[[str], None], told: Told
+) -> list[dict[str, Any]]:
+    """Of bundles that are on the board, as its `bench` with these options gives them. Raises MerinoError."""
     told("measuring", 0, 0)
+    arguments = ["bench", *places, *words, "-o", "jsonl"]
     ran = await there.run(arguments, doing="measure", timeout_s=MOST_S, most_bytes=MOST_BYTES, tell=say)
     rows, faults, cut = parse_records(ran.out)
     if faults or cut or not rows:
         said = faults[0] if faults else ran.last_words or f"it ended with code {ran.code}"
-        raise MerinoError(f"{board.address.text}: cannot measure: {visible(said)}")
+        raise MerinoError(f"{there.board.address.text}: cannot measure: {visible(said)}")
     return [cleaned(value_of(line)) for line in ran.out.splitlines() if line.strip()]

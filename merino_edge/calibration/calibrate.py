@@ -14,9 +14,9 @@ import numpy as np
 import tomlkit
 
 from merino_edge.calibration.errors import PHASES, latency_errors
-from merino_edge.calibration.fit import ThreadFit, fit_threads
+from merino_edge.calibration.fit import DesignTime, Row, ThreadFit, fit_threads
 from merino_edge.calibration.gpu_fit import fit_gpu
-from merino_edge.calibration.probe import Measurement, Probe, Resident, joined
+from merino_edge.calibration.probe import Probe, Resident, joined
 from merino_edge.families.operators import packed_bytes
 from merino_edge.profiles.coefficients import FORMS, GENERAL, OF_FORMAT, PAIRS, LatencyError
 from merino_edge.profiles.profile import DeviceProfile
@@ -73,7 +73,8 @@ def calibrate(*probes: Probe) -> Fit:
     for form in sorted(measured):
         of_format = {name: [rounded(fit.coefficients[f"{form}.{name}"]) for fit in fits] for name in OF_FORMAT}
         coefficients[form] = of_format | resident_factors(probe, form) | {
-            phase: {name: rounded(value) for name, value in error.items()} for phase, error in errors[form].items()
+            phase: {name: rounded(value) if isinstance(value, float) else value for name, value in error.items()}
+            for phase, error in errors[form].items()
         }
     for kv in measured_caches(probe, counts):
         coefficients[f"{kv}_cache"] = {
@@ -153,7 +154,7 @@ def residual_table(fits: Sequence[ThreadFit]) -> list[Residual]:
     return residuals_of([each for fit in fits for each in fit.rows])
 
 
-def residuals_of(rows: Sequence[tuple[Measurement, float]]) -> list[Residual]:
+def residuals_of(rows: Sequence[tuple[Row, float]]) -> list[Residual]:
     """rows: each with predicted / measured - 1."""
     errors = [(row_kind(row), abs(error)) for row, error in rows]
     by_kind = {kind: [error for each, error in errors if each == kind] for kind in sorted({kind for kind, _ in errors})}
@@ -161,8 +162,8 @@ def residuals_of(rows: Sequence[tuple[Measurement, float]]) -> list[Residual]:
     return [Residual(kind, len(values), float(np.median(values)), max(values)) for kind, values in by_kind.items()]
 
 
-def row_kind(row: Measurement) -> str:
-    if row.kind in ("linear", "head", "decoder", "chain"):
+def row_kind(row: Row) -> str:
+    if isinstance(row, DesignTime) or row.kind in ("linear", "head", "decoder", "chain"):
         return f"{row.kind} {row.format} {'decode' if row.tokens == 1 else 'prefill'}"
     if row.kind != "attention":
         return row.kind

@@ -1,25 +1,35 @@
-"""`merino-edge calibrate`: a board's own measurements into its profile, or this machine's, measured again."""
+"""`merino-edge calibrate`: a board's own measurements into its profile, or this machine's, measured again.
+
+A first fit is to the probe. What a search chooses by it is measured and joins the fit, twice at most: what the second
+round was predicted before it joined says what the next search can rely on. Nothing is written before all is measured.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 from merino_edge.calibration.calibrate import Fit, calibrate, calibrated_toml, check_same_machine, mode_of
-from merino_edge.calibration.host import host_probes
-from merino_edge.calibration.probe import Probe, joined, read_probe
+from merino_edge.calibration.host import kept_probes, new_probe, profile_from
+from merino_edge.calibration.probe import MeasuredDesign, Probe, joined, read_probe
 from merino_edge.profiles.profile import DeviceProfile
-from merino_edge.profiles.reading import parse_profile_text, profile_text
-from merino_edge.storage.atomic import check_file, check_keeps, write_text
+from merino_edge.profiles.reading import parse_profile, parse_profile_text, profile_text
+from merino_edge.storage.atomic import cache_folder, check_file, check_keeps, write_text
 from merino_runtime.errors import MerinoError
+
+ROUNDS = 2
+Say = Callable[[str], None]
+Choose = Callable[[DeviceProfile, int], list[MeasuredDesign]]  # by the fitted profile, in round 0, 1
 
 
 def recalibrate(
-    device: str, probes: Sequence[Path], out: Path | None, say: Callable[[str], None] = lambda _: None,
-    ask: Callable[[DeviceProfile], Probe] | None = None, backend: str | None = None,
+    device: str, probes: Sequence[Path], out: Path | None, say: Say = lambda _: None,
+    ask: Callable[[DeviceProfile], Probe] | None = None, backend: str | None = None, choose: Choose | None = None,
 ) -> Fit:  # fmt: skip
     """Write the profile `out` from the board's profile and its probes; for `host` make and keep one more probe.
 
     ask: makes a probe of the profile's board with its backend, in place of `probes`; called when all else is known to
     be right.
+    choose: measures designs that a search chooses, of which the machine must be at hand; None: none are.
     backend: what is to be measured; None: what the probes are of, else the board's default. Returns the fit.
     Raises MerinoError for what the user asked wrongly; nothing is written then.
     """
@@ -29,7 +39,7 @@ def recalibrate(
                 "--device host takes no --probe, --ssh, -o or --backend tensorrt: it measures this machine's CPU and"
                 " keeps the result"
             )
-        return calibrate(*host_probes(say, renew=True))
+        return recalibrate_host(say, choose)
     if not (probes or ask) or out is None:
         raise MerinoError(
             f"--device {device} needs --probe FILE, which `merino probe` makes on it, or --ssh HOST, and -o FILE"
@@ -50,10 +60,60 @@ def recalibrate(
         raise MerinoError(
             f"the probes are of different machines or backends: {'; '.join(boards)}. Give those of one"
         )
-    measured = joined(read)
+    origin = f"the profile calibrated from {probes[-1] if probes else 'the board'}"
+
+    def text_of(all_probes: Sequence[Probe], fit: Fit) -> str:
+        measured = joined(all_probes)
+        mode = mode_of(measured, profile) if measured.backend == "tensorrt" else None
+        return calibrated_toml(base, measured, fit, mode)
+
+    def fitted(all_probes: Sequence[Probe]) -> DeviceProfile:
+        return parse_profile_text(text_of(all_probes, calibrate(*all_probes)), origin).with_backend(backend)
+
+    if ask and choose:
+        read = [with_designs(read[0], lambda probe: fitted([probe]), choose, say)]
     found = calibrate(*read)
-    mode = mode_of(measured, profile) if measured.backend == "tensorrt" else None
-    text = calibrated_toml(base, measured, found, mode)
-    parse_profile_text(text, f"the profile calibrated from {probes[-1] if probes else 'the board'}")
+    text = text_of(read, found)
+    parse_profile_text(text, origin)
     write_text(out, text)
     return found
+
+
+def recalibrate_host(say: Say, choose: Choose | None) -> Fit:
+    """One more probe of this machine, kept when it is whole."""
+    kept = kept_probes()
+
+    def fitted(probe: Probe) -> DeviceProfile:
+        return parse_profile(profile_from([*kept, probe]), "The profile probed from this machine")
+
+    def more(probe: Probe) -> Probe:
+        return with_designs(probe, fitted, choose, say) if choose else probe
+
+    probe = new_probe(say, more)
+    if kept:
+        say(f"the median of {len(kept) + 1} probes counts; remove {cache_folder()}/probe-* to begin anew")
+    return calibrate(*kept, probe)
+
+
+def with_designs(probe: Probe, fitted: Callable[[Probe], DeviceProfile], choose: Choose, say: Say) -> Probe:
+    """The probe with the designs of each round, chosen by the fit to it and to the rounds before."""
+    if probe.backend != "onnxruntime" or probe.dialect == "portable":
+        say("no designs are measured: they are of graphs for ONNX Runtime 1.18 and later on a CPU")
+        return probe
+    for number in range(ROUNDS):
+        say(f"designs that the search chooses by this fit, round {number + 1} of {ROUNDS}")
+        designs = choose(fitted(probe), number)
+        say(round_line(number, designs))
+        probe = probe.model_copy(update={"designs": [*probe.designs, *designs]})
+    return probe
+
+
+def round_line(number: int, designs: Sequence[MeasuredDesign]) -> str:
+    """How far designs were off the predictions that they were chosen by."""
+    decode = [one.predicted_decode_ms / one.decode_ms - 1 for one in designs]
+    prefill = [one.predicted_prefill_ms / one.prefill_ms - 1 for one in designs]
+    told = (
+        f"{phase} {median(errors):+.1%} in the median ({min(errors):+.1%} to {max(errors):+.1%})"
+        for phase, errors in (("decode", decode), ("prefill", prefill))
+    )
+    return f"round {number + 1}: {len(designs)} designs, predicted over measured: {', '.join(told)}; now in the fit"

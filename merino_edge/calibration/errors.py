@@ -1,5 +1,8 @@
 """How far predictions of decoders are off that the fit has not seen, as a distribution per weight format and phase.
 
+A search chooses what is predicted too fast, so decoders that a search chose say how far its next ones are off; the
+probe's own count where too few of those were measured.
+
 log(measured / predicted) = centre + scale x Student's t, fitted by maximum likelihood
 (Lange, Little and Taylor, "Robust statistical modeling using the t distribution", JASA 84, 1989). Its tails take up
 rows that another program disturbed, which would widen a normal distribution for all. Formats with few decoders share
@@ -14,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import gammaln
 
-from merino_edge.calibration.fit import ThreadFit, shape_of
+from merino_edge.calibration.fit import Decoder, DesignTime, Row, ThreadFit, shape_of
 from merino_edge.calibration.probe import Measurement, Probe, facts
 from merino_edge.profiles.coefficients import FORMS
 
@@ -25,8 +28,7 @@ TAILS = (3.0, 4.0, 6.0, 9.0, 15.0, 30.0)  # degrees of freedom that are tried
 TURNS = 100  # of expectation maximisation
 LEAST_SCALE = 1e-4  # coefficients have four digits
 
-Shape = tuple[int, ...]
-Errors = dict[Shape, list[float]]  # log(measured / predicted) by decoder
+Errors = dict[Decoder, list[float]]  # log(measured / predicted) by decoder
 
 
 class Student(NamedTuple):
@@ -38,38 +40,47 @@ class Student(NamedTuple):
     likelihood: float  # its logarithm
 
 
-def latency_errors(fits: Mapping[int, ThreadFit], probes: Sequence[Probe]) -> dict[str, dict[str, dict[str, float]]]:
+def latency_errors(fits: Mapping[int, ThreadFit], probes: Sequence[Probe]) -> dict[str, dict[str, dict[str, Any]]]:
     """format -> `decode_error`, `prefill_error` -> keys of `LatencyError`; only those that could be fitted.
 
     fits: of each thread count, to all the probes joined. A row that several probes have gives an error for each of
     them, so that the difference between probes widens the interval.
     """
-    found: dict[str, dict[str, dict[str, float]]] = {form: {} for form in FORMS}
-    rows = at_best_threads(fits)
+    found: dict[str, dict[str, dict[str, Any]]] = {form: {} for form in FORMS}
     measured_ms = times_of(probes)
+    own = [(row, error + log(ms / row.ms)) for row, error in at_best_threads(fits) for ms in measured_ms[facts(row)]]
+    designs = [each for fit in fits.values() for each in fit.unseen if isinstance(each[0], DesignTime)]
     for phase in PHASES:
-        by_format: dict[str, Errors] = {}
-        for row, error in rows:
-            if (row.tokens == 1) == (phase == "decode"):
-                errors = [error + log(ms / row.ms) for ms in measured_ms[facts(row)]]
-                by_format.setdefault(row.format, {}).setdefault(shape_of(row), []).extend(errors)
-        for form, distribution in distributions(by_format).items():
-            found[form][f"{phase}_error"] = distribution
+        for of, rows in (("probe", own), ("designs", designs)):  # the later one stays
+            by_format = errors_by_format(rows, phase)
+            for form, distribution in distributions(by_format).items():
+                count = len(by_format[form])
+                found[form][f"{phase}_error"] = {**distribution, "of": of, "decoders": count}
+    return found
+
+
+def errors_by_format(rows: Sequence[tuple[Row, float]], phase: str) -> dict[str, Errors]:
+    found: dict[str, Errors] = {}
+    for row, error in rows:
+        if (row.tokens == 1) == (phase == "decode"):
+            found.setdefault(row.format, {}).setdefault(shape_of(row), []).append(error)
     return found
 
 
 def at_best_threads(fits: Mapping[int, ThreadFit]) -> list[tuple[Measurement, float]]:
     """The unseen rows of each decoder that a prediction is like: prefills, and decode steps with the cache as full as
     the probe had it, at the thread count that a prediction would choose, that of the least decode latency."""
-    fullest: dict[tuple[str, Shape], tuple[int, float, int]] = {}
+    fullest: dict[tuple[str, Decoder], tuple[int, float, int]] = {}
     for threads, fit in fits.items():
         for row, error in fit.rows:
-            if row.kind == "decoder" and row.tokens == 1:
+            if isinstance(row, Measurement) and row.kind == "decoder" and row.tokens == 1:
                 key, rank = (row.format, shape_of(row)), (-row.past, row.ms * (1 + error), threads)
                 fullest[key] = min(rank, fullest.get(key, rank))
     found = []
     for threads, fit in fits.items():
         for row, error in fit.unseen:
+            if isinstance(row, DesignTime):
+                continue
             past, _, best = fullest.get((row.format, shape_of(row)), (0, 0.0, 0))
             if threads == best and (row.tokens > 1 or row.past == -past):
                 found.append((row, error))

@@ -9,21 +9,59 @@ result into a profile.
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.optimize import nnls
 
-from merino_edge.calibration.probe import Measurement, Probe, timed_decoder
+from merino_edge.calibration.probe import MeasuredDesign, Measurement, Probe, timed_decoder
+from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import Operator, activation, attention, head, linear, norm
-from merino_edge.prediction.latency import again_share, amounts, partly_share, total_us
+from merino_edge.prediction.latency import Run, again_share, amounts, partly_share, total_us
+from merino_edge.prediction.onnxruntime_costs import prefill_pieces
 from merino_edge.profiles.coefficients import AGAIN, FORMS, GENERAL, MEMORY, OF_FORMAT, PAIRS, Dialect
 from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.io.board import MB
 
 REWEIGHTINGS, HUBER_ERROR = 8, 0.1  # relative error above which Huber's loss grows linearly
-DECODER_WEIGHT = 10.0  # of a row with a whole decoder, in rows with one operator
+# Of a row with a whole decoder, in rows with one operator; of one that a search chose: such are predicted next
+DECODER_WEIGHT, DESIGN_WEIGHT = 10.0, 30.0
 LEAST_US = 1e-3  # a shorter time counts as this, since errors are relative
+
+
+class DesignTime(NamedTuple):
+    """One phase of a measured design, as a row beside the probe's."""
+
+    design: MeasuredDesign
+    phase: Literal["decode", "prefill"]
+
+    @property
+    def kind(self) -> str:
+        return "design"
+
+    @property
+    def format(self) -> str:
+        return self.design.format
+
+    @property
+    def threads(self) -> int:
+        return self.design.decode_threads if self.phase == "decode" else self.design.prefill_threads
+
+    @property
+    def ms(self) -> float:
+        return self.design.decode_ms if self.phase == "decode" else self.design.prefill_ms
+
+    @property
+    def tokens(self) -> int:
+        return 1 if self.phase == "decode" else self.design.prompt
+
+    @property
+    def runs(self) -> list[Run]:
+        return [(1, self.design.past)] if self.phase == "decode" else prefill_pieces(self.design.prompt)
+
+
+Row = Measurement | DesignTime
+Decoder = tuple[int, ...] | Architecture  # what tells one decoder from another, in whatever format
 
 
 def operator_of(row: Measurement) -> Operator:
@@ -37,8 +75,11 @@ def operator_of(row: Measurement) -> Operator:
     return norm(row.columns) if row.kind == "norm" else activation(row.columns)
 
 
-def amounts_of(row: Measurement, dialect: Dialect) -> dict[str, float]:
+def amounts_of(row: Row, dialect: Dialect) -> dict[str, float]:
     """The amount of each term in one run of the row's graph, as if all that it reads came from memory."""
+    if isinstance(row, DesignTime):
+        operators = row.design.architecture.operators
+        return summed(amounts(op, row.format, new, past, dialect) for op in operators for new, past in row.runs)
     if row.kind == "choose":
         return {"choose_ns": row.rows * 1e-3}
     if row.kind == "call":
@@ -51,7 +92,12 @@ def amounts_of(row: Measurement, dialect: Dialect) -> dict[str, float]:
     return {name: amount * row.count for name, amount in one.items()} | {GRAPH: 1.0}
 
 
-def decoder_of(row: Measurement) -> list[Operator]:
+def decoder_of(row: Row) -> list[Operator]:
+    """Of a row with a whole decoder; of others none."""
+    if isinstance(row, DesignTime):
+        return row.design.architecture.operators
+    if row.kind != "decoder":
+        return []
     return timed_operators(row.columns, row.rows, row.count, row.uses, row.heads, row.kv_heads)
 
 
@@ -85,8 +131,8 @@ class ThreadFit(NamedTuple):
 
     coefficients: dict[str, float]
     edges: "Edges"  # in MB of 2^20 bytes
-    rows: list[tuple[Measurement, float]]
-    unseen: list[tuple[Measurement, float]]
+    rows: list[tuple[Row, float]]
+    unseen: list[tuple[Row, float]]
 
 
 class Edges(NamedTuple):
@@ -102,9 +148,9 @@ class Table(NamedTuple):
 
     amounts: list[dict[str, float]]  # of every term but the reads from memory
     first: np.ndarray  # GB read for the first time in a run, in the unit of `memory_ms_gb`'s amount
-    again: np.ndarray  # the same of what was read before in the run
+    again: np.ndarray  # the same of what was read before in the run, by what is read between. [rows, sizes]
     first_sizes: np.ndarray
-    between_sizes: np.ndarray  # of what is read between two uses of a matrix
+    between_sizes: np.ndarray  # of what is read between two uses of a matrix. [rows, sizes]
     us: np.ndarray  # measured
     weight: np.ndarray  # of the row in the loss
 
@@ -112,31 +158,46 @@ class Table(NamedTuple):
         """The amount of `memory_ms_gb` in each row [rows], where the cache has these edges."""
         sizes = np.maximum(self.first_sizes, TINY)
         first = self.first * partly_share(sizes, edges.within, edges.beyond)
-        return first + self.again * again_share(self.between_sizes, edges.half)
+        return first + np.sum(self.again * again_share(self.between_sizes, edges.half), axis=1)
 
 
 def fit_threads(probe: Probe, threads: int) -> ThreadFit:
     """The fit of least loss over the three starts, and the edges near it."""
-    rows = [row for row in probe.measurements if row.threads == threads and row.kind != "read"]
+    rows = rows_of(probe, threads)
     table = table_of(rows, probe)
     from_memory = np.stack([table.from_memory(edges) for edges in GRID])  # [edges of the grid, rows]
     fits = (alternate(table, from_memory, start) for start in STARTS)
     coefficients, edges = descend(table, *min(fits, key=lambda found: loss_of(table, *found)))
     errors = errors_of(table, coefficients, edges).tolist()
-    if all(row.kind != "decoder" for row in rows):  # a portable probe has none: a decoder's run counts as any graph's
+    if all(is_operator(row) for row in rows):  # a portable probe has none: a decoder's run counts as any graph's
         coefficients["step_us"] = coefficients[GRAPH]
     edges_mb = Edges(*(edge * cache_bytes(probe) / MB for edge in edges))
     return ThreadFit(coefficients, edges_mb, list(zip(rows, errors, strict=True)), unseen_errors(rows, table, edges))
 
 
-def table_of(rows: Sequence[Measurement], probe: Probe) -> Table:
+def rows_of(probe: Probe, threads: int) -> list[Row]:
+    """All that was timed with so many threads, but reads without arithmetic."""
+    rows: list[Row] = [row for row in probe.measurements if row.threads == threads and row.kind != "read"]
+    times = (DesignTime(design, phase) for design in probe.designs for phase in ("decode", "prefill"))
+    return rows + [time for time in times if time.threads == threads]
+
+
+def is_operator(row: Row) -> bool:
+    """Whether its graph is no whole decoder."""
+    return row.kind not in WEIGHTS
+
+
+def table_of(rows: Sequence[Row], probe: Probe) -> Table:
     terms = [amounts_of(row, probe.dialect) for row in rows]
-    first, again = (np.array([one.pop(name, 0.0) for one in terms]) for name in (MEMORY, AGAIN))
+    first, _ = (np.array([one.pop(name, 0.0) for one in terms]) for name in (MEMORY, AGAIN))
+    again = [rereads_of(row) for row in rows]
+    sizes = range(max(map(len, again), default=0))
+    filled = [[*pairs, *[(0.0, 0.0)] * (len(sizes) - len(pairs))] for pairs in again]
+    pairs = np.array(filled).reshape(len(rows), len(sizes), 2)
     return Table(
-        terms, first, again, 1e6 * first / cache_bytes(probe),
-        np.array([between_bytes(row) for row in rows]) / cache_bytes(probe),
+        terms, first, pairs[..., 1] / 1e6, 1e6 * first / cache_bytes(probe), pairs[..., 0] / cache_bytes(probe),
         np.array([max(1e3 * row.ms, LEAST_US) for row in rows]),
-        np.array([DECODER_WEIGHT if row.kind == "decoder" else 1.0 for row in rows]),
+        np.array([WEIGHTS.get(row.kind, 1.0) for row in rows]),
     )  # fmt: skip
 
 
@@ -212,7 +273,7 @@ def weighted_nnls(matrix: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.asarray(found)
 
 
-def unseen_errors(rows: Sequence[Measurement], table: Table, edges: Edges) -> list[tuple[Measurement, float]]:
+def unseen_errors(rows: Sequence[Row], table: Table, edges: Edges) -> list[tuple[Row, float]]:
     """Leave-one-out cross-validation: log(measured / predicted) of each row of a whole decoder, where the coefficients
     are fitted to all rows but those of that decoder, in any format.
 
@@ -222,9 +283,9 @@ def unseen_errors(rows: Sequence[Measurement], table: Table, edges: Edges) -> li
     matrix = time_shares(table, edges)
     matrix = matrix / np.maximum(matrix.max(axis=0), 1e-30)
     _, weight = reweighted(matrix, table.weight)
-    shapes = [shape_of(row) if row.kind == "decoder" else None for row in rows]
-    found: list[tuple[Measurement, float]] = []
-    for shape in sorted({shape for shape in shapes if shape}):
+    shapes = [None if is_operator(row) else shape_of(row) for row in rows]
+    found: list[tuple[Row, float]] = []
+    for shape in dict.fromkeys(shape for shape in shapes if shape):
         held = [at for at, each in enumerate(shapes) if each == shape]
         others = weight.copy()
         others[held] = 0
@@ -233,8 +294,10 @@ def unseen_errors(rows: Sequence[Measurement], table: Table, edges: Edges) -> li
     return found
 
 
-def shape_of(row: Measurement) -> tuple[int, ...]:
+def shape_of(row: Row) -> Decoder:
     """Which decoder a row is of, whatever its format."""
+    if isinstance(row, DesignTime):
+        return row.design.architecture
     return row.columns, row.rows, row.count, row.uses, row.heads, row.kv_heads
 
 
@@ -265,12 +328,19 @@ def loss_of(table: Table, coefficients: Mapping[str, float], edges: Edges) -> fl
     return float(loss(table, errors_of(table, coefficients, edges)))
 
 
-def between_bytes(row: Measurement) -> float:
-    """Bytes of weights that are read between two uses of the same matrix; 0 where each is used once."""
-    again = [op for op in decoder_of(row) if op.reread] if row.kind == "decoder" else []
-    return again[0].reread * again[0].bytes_per_weight(row.format) if again else 0.0
+def rereads_of(row: Row) -> list[tuple[float, float]]:
+    """(bytes of weights that are read between two uses of a matrix, bytes that are read again behind so many); none
+    where each matrix is used once. Each piece of a prefill reads all."""
+    found: dict[float, float] = {}
+    for op in decoder_of(row):
+        if op.reread:
+            between = op.reread * op.bytes_per_weight(row.format)
+            found[between] = found.get(between, 0.0) + op.read_bytes(row.format)
+    pieces = len(row.runs) if isinstance(row, DesignTime) else 1
+    return [(between, pieces * size) for between, size in found.items()]
 
 
+WEIGHTS = {"decoder": DECODER_WEIGHT, "design": DESIGN_WEIGHT}
 MOST_MOVES = 10  # to neighbouring edges
 STARTS, MOST_TURNS = [Edges(within, 3.0, 1.0) for within in (0.4, 0.6, 0.8)], 6
 # The grid of edges, in units of the last-level cache

@@ -8,14 +8,13 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from merino_bench.probe.run import run_probe
 from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.probe import PROBE_SCHEMA, Probe, read_probe
 from merino_edge.calibration.this_machine import core_name, facts, version_of
-from merino_edge.storage.atomic import cache_folder, scratch_folder
+from merino_edge.storage.atomic import cache_folder, scratch_folder, write_text
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 from merino_runtime.io.board import last_level_cache_bytes
@@ -33,47 +32,54 @@ def silent(text: str) -> None:  # noqa: ARG001
 
 def host_profile(say: Say = silent) -> dict[str, Any]:
     """A profile's keys and values, as a TOML file would hold them; measures the machine where no probe is kept."""
-    return facts() | {"performance": {"onnxruntime": _performance(host_probes(say))}}
+    return profile_from(host_probes(say))
 
 
-def host_probes(say: Say = silent, *, renew: bool = False) -> list[Probe]:
-    """The kept probes of this machine; where none is kept, or with `renew`, one is made first.
+def profile_from(probes: Sequence[Probe]) -> dict[str, Any]:
+    """The same by these probes."""
+    return facts() | {"performance": {"onnxruntime": _performance(probes)}}
 
-    A new probe with flags (the machine was busy, throttled or swapping) is not kept by itself: later runs would take
-    its slow rows for the machine's. `renew` is the user's explicit request and keeps it.
-    """
-    folder = cache_folder()
+
+def host_probes(say: Say = silent) -> list[Probe]:
+    """The kept probes of this machine; where none is kept, one is made first. With flags (the machine was busy,
+    throttled or swapping) it is not kept: later runs would take its slow rows for the machine's."""
+    return kept_probes() or [new_probe(say)]
+
+
+def kept_probes() -> list[Probe]:
     kept = []
-    for path in sorted(folder.glob(f"probe-{machine_key()}-*.json")):
+    for path in sorted(cache_folder().glob(f"probe-{machine_key()}-*.json")):
         with suppress(MerinoError):  # of an earlier schema
             kept.append(read_probe(path))
-    if kept and not renew:
-        return kept
-    path = folder / f"probe-{machine_key()}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    kept.append(new_probe(path, say, keep_flagged=renew))
-    if len(kept) > 1:
-        say(f"the median of {len(kept)} probes counts; remove {folder}/probe-* to begin anew")
     return kept
 
 
-def new_probe(path: Path, say: Say, *, keep_flagged: bool) -> Probe:
-    """Measure this machine, and keep the probe at `path` where it has no flags or `keep_flagged`."""
+def new_probe(say: Say, more: Callable[[Probe], Probe] | None = None) -> Probe:
+    """Measures this machine and keeps the probe. more: what is measured besides, after which the probe is kept whatever
+    its flags, since its user asked for it. Until all is measured there is no file of it."""
+    path = cache_folder() / f"probe-{machine_key()}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     say(f"measuring this machine, for at most {PROBE_SECONDS + 10:.0f} s")
     with scratch_folder(path) as scratch:
         made = scratch / path.name
         run_probe(str(made), PROBE_SECONDS)
         probe = read_probe(made)
-        if keep_flagged or not probe.flags:
-            made.replace(path)
+    say(f"measured in {probe.seconds:.0f} s" + told_flags(probe))
+    if more:
+        probe = more(probe)
+    if more or not probe.flags:
+        write_text(path, probe.model_dump_json(by_alias=True, indent=1) + "\n")
+        say(f"kept in {path}")
     if not probe.flags:
-        say(f"measured in {probe.seconds:.0f} s; kept in {path}")
         return probe
-    say(f"measured in {probe.seconds:.0f} s; the machine was {' and '.join(probe.flags)} meanwhile")
-    if keep_flagged:
+    if more:
         say(f"kept all the same, as calibrate asks: to undo, remove {path} and calibrate again while nothing else runs")
     else:
         say("so this run uses the probe and does not keep it; `merino-edge calibrate --device host` makes one to keep")
     return probe
+
+
+def told_flags(probe: Probe) -> str:
+    return f"; the machine was {' and '.join(probe.flags)} meanwhile" if probe.flags else ""
 
 
 def machine_key() -> str:

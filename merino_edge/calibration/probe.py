@@ -79,6 +79,28 @@ class Resident(Strict):
     weight_bytes: Natural
 
 
+class MeasuredDesign(Strict):
+    """A decoder that a search chose for the probed machine, measured there by the benchmark with random weights.
+
+    A decode step is behind `past` cached tokens on average, with which the cache is full; a prefill is of `prompt`
+    tokens. `predicted_*`: by the fit that the search was given, before this design was in it.
+    """
+
+    architecture: Architecture
+    format: Literal["fp32", "int8", "int4"]
+    score: str
+    budget_ms: Positive  # of a decode step
+    past: Natural
+    prompt: Annotated[int, Field(ge=1)]
+    decode_threads: Annotated[int, Field(ge=1)]
+    prefill_threads: Annotated[int, Field(ge=1)]
+    decode_ms: Positive
+    prefill_ms: Positive
+    predicted_decode_ms: Positive
+    predicted_prefill_ms: Positive
+    flags: list[str]
+
+
 class Probe(Strict):
     """probe.json."""
 
@@ -99,6 +121,7 @@ class Probe(Strict):
     left_out: list[str]
     measurements: Annotated[list[Measurement], Field(min_length=1)]
     resident: list[Resident]
+    designs: list[MeasuredDesign] = []  # added by `calibrate`
 
     @property
     def threads(self) -> list[int]:
@@ -145,13 +168,14 @@ def parse_probe(text: str, origin: str) -> Probe:
 
 
 def joined(probes: Sequence[Probe]) -> Probe:
-    """The last of several probes of one machine, with the median over all of them in each row.
+    """The last of several probes of one machine, with the median over all of them in each row, and all their designs.
 
     A machine that others share is slower at some times of the day, so several probes say more than one.
     """
     measurements = medians([row for probe in probes for row in probe.measurements], ("ms",), TIMES)
     resident = medians([row for probe in probes for row in probe.resident], MEMORY_MB, MEMORY_MB)
-    return probes[-1].model_copy(update={"measurements": measurements, "resident": resident})
+    designs = [design for probe in probes for design in probe.designs]
+    return probes[-1].model_copy(update={"measurements": measurements, "resident": resident, "designs": designs})
 
 
 def facts(row: Strict, measured: Sequence[str] = TIMES) -> tuple[Any, ...]:

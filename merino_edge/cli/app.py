@@ -115,14 +115,14 @@ def calibrate(
 ) -> None:
     """Calibrate a board's profile by measurements. `--device host` measures this machine again and keeps the result."""
     from merino_edge.calibration.command import recalibrate
-    from merino_edge.cli.over_ssh import probe_there, refuse_remote
+    from merino_edge.cli.over_ssh import choose_and_measure, probe_there, refuse_remote
     from merino_edge.cli.tables import interval_table, residual_table, show
     from merino_runtime.io.outputs import is_stdout
 
     if ssh is None:
         refuse_remote(accept_new=accept_new)
     ask = None if ssh is None else partial(probe_there, ssh, accept_new)
-    found = recalibrate(device, probe or (), out, say, ask, backend)
+    found = recalibrate(device, probe or (), out, say, ask, backend, partial(choose_and_measure, ssh, accept_new))
     if out is not None and is_stdout(str(out)):
         return
     if out:

@@ -10,7 +10,7 @@ import typer
 from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
-    from merino_edge.calibration.probe import Probe
+    from merino_edge.calibration.probe import MeasuredDesign, Probe
     from merino_edge.delivery.ssh.connect import Board
     from merino_edge.delivery.ssh.programs import Program
     from merino_edge.delivery.ssh.talk import Serve
@@ -149,6 +149,21 @@ def probe_there(host: str, accept_new: bool, profile: "DeviceProfile") -> "Probe
     with working(f"{host} measures itself"):
         text = on_board(host, accept_new, work)
     return parse_probe(text, f"what {host} answered")
+
+
+def choose_and_measure(
+    host: str | None, accept_new: bool, profile: "DeviceProfile", number: int
+) -> "list[MeasuredDesign]":
+    """Designs that the search chooses by the profile, measured on the board, or on this machine without one."""
+    from merino_edge.benchmarking.chosen import bench_here, bench_on, measured_designs  # loads torch
+    from merino_edge.cli.terminal import bench_progress, boards_progress, say
+    from merino_edge.delivery.ssh.address import parse_address
+
+    if host is None:
+        return measured_designs(profile, number, bench_here(bench_progress), say)
+    with boards_progress() as tell:
+        told = lambda name, done, total: tell(host, f"copying {name}" if total else name, done, total)  # noqa: E731
+        return measured_designs(profile, number, bench_on(parse_address(host), accept_new, say, told), say)
 
 
 def device_there(host: str, accept_new: bool) -> str:

@@ -132,19 +132,23 @@ class OnnxRuntimeCosts:
 def onnxruntime_costs(profile: DeviceProfile, shape: InferenceShape) -> OnnxRuntimeCosts:
     speed = profile.performance.onnxruntime
     coefficients = coefficients_for(profile, FORMATS_USED.get(shape.precision, ("fp32",)))
-    starts = range(0, shape.prompt, PREFILL_CHUNK_IDS)
     portable = coefficients.dialect == "portable"  # its graphs attend to all of the KV cache, however little is filled
     return OnnxRuntimeCosts(
         shape=shape,
         coefficients=coefficients,
         by_threads=latency.by_threads(coefficients, latency.CACHE_TIMES.get(profile.arch, {})),
         prefill_runs=tuple(
-            (min(PREFILL_CHUNK_IDS, shape.prompt - start), shape.context if portable else start) for start in starts
+            (new, shape.context if portable else cached) for new, cached in prefill_pieces(shape.prompt)
         ),
         runtime_figure=speed.runtime_mb,
         arena_factor=ARENA_FACTOR if profile.memory.ram_mb.value >= SMALL_BOARD_MB else 1.0,
         default_regime=Regime(speed.decode_threads.value, speed.prefill_threads.value, "streaming"),
     )
+
+
+def prefill_pieces(prompt: int) -> list[Run]:
+    """The pieces of a prefill of `prompt` tokens into an empty cache, as the runtime cuts it."""
+    return [(min(PREFILL_CHUNK_IDS, prompt - start), start) for start in range(0, prompt, PREFILL_CHUNK_IDS)]
 
 
 def weights_mb(

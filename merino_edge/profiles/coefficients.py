@@ -62,11 +62,17 @@ class Threads(Count):
 
 class LatencyError(Facts):
     """How far predicted latencies of decoders are off: log(measured / predicted) is distributed as `centre` + `scale`
-    times Student's t. Bounded, so that no interval of it overflows."""
+    times Student's t. Bounded, so that no interval of it overflows.
+
+    `of`: which decoders, each predicted without being in the fit: `designs` that a search chose, or the `probe`'s own.
+    `decoders`: how many; None where it is not known.
+    """
 
     centre: Annotated[float, Field(ge=-5, le=5)]
     scale: Annotated[float, Field(gt=0, le=5)]
     degrees_of_freedom: Annotated[float, Field(ge=1, le=MOST)]
+    of: Literal["designs", "probe"] = "probe"
+    decoders: Annotated[int, Field(ge=1)] | None = None
 
 
 class FormatCoefficients(Facts):

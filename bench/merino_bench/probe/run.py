@@ -27,7 +27,7 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
 from merino_runtime.io.outputs import check_output, check_room, scratch_folder, target_of, write_output
 
-SCHEMA = 6
+SCHEMA = 7
 MOST_SECONDS = 55.0  # of one minute; starting, writing and memory take the rest
 MOST_LATE_SECONDS = 240.0  # more where the minute does not suffice for what a calibration needs
 READ_SHARE, RESIDENT_SHARE = 0.04, 0.2

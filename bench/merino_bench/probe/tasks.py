@@ -38,6 +38,9 @@ DECODER = ((0, 1), (512, 1), (0, 16), (0, 64), (0, 256))
 # (width, FFN width, layers, heads) of whole decoders; large caches hold the smaller ones
 DECODERS = ((192, 576, 3, 6), (256, 1024, 4, 8), (640, 960, 2, 10))
 GROUPED_DECODER_KV_HEADS = 2  # of the last of these, once more
+# (width, FFN width, layers, heads, KV heads): what designs have, behind a cache that is half full and as good as full
+CHOSEN_DECODERS = ((1024, 512, 4, 16, 1), (512, 512, 8, 8, 1), (768, 768, 6, 12, 4))
+CHOSEN_DECODER = ((0, 1), (480, 1), (992, 1), (0, 64), (0, 256))
 # (width, FFN width, layers, uses of each layer, heads): designs with shared layers, whose keys and values take more
 # than their weights
 SHARED_DECODERS = ((256, 384, 3, 4, 8), (512, 512, 3, 4, 8), (768, 1152, 3, 6, 12))
@@ -48,6 +51,9 @@ SWEPT_FORMATS = ("fp32", "int4")  # by version: the last format that ONNX Runtim
 LARGE_WIDTH, LARGE_HEADS, LARGE_DECODER = 768, 12, ((0, 1), (512, 1), (0, 64))
 DECODER_VOCAB, DECODER_CONTEXT = 4096, 1024
 NARROW_ATTENTION = ((0, 1), (1024, 1), (0, 64), (0, 256))
+# Attentions of designs: as many as leave no cache near the core, over so many KV heads
+CHOSEN_WIDTH, CHOSEN_HEADS, CHOSEN_KV_HEADS, CHOSEN_ATTENTIONS = 1024, 16, (1, 4), 8
+CHOSEN_ATTENTION = ((480, 1), (992, 1), (0, 64), (0, 256))
 GROUPED_ATTENTION = ((256, 1), (1024, 1), (2047, 1), (0, 64), (0, 256))
 
 
@@ -107,9 +113,13 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
         yield within(machine, form, SMALL_SQUARE, threads)
     yield Task("attention", "fp32", 0, ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, threads, ATTENTION)
     yield attention_of(ATTENTION_KV_HEADS[0], "fp32", threads)
+    for kv_heads in CHOSEN_KV_HEADS if machine.fused else ():
+        yield Task("attention", "fp32", 0, CHOSEN_WIDTH, CHOSEN_HEADS, CHOSEN_ATTENTIONS, threads, CHOSEN_ATTENTION,
+                   kv_heads=kv_heads)
     for width, ffn, layers, heads in DECODERS:
         for form in decoder_formats:
             yield Task("decoder", form, ffn, width, heads, layers, threads, DECODER)
+    yield from chosen_decoders(machine, threads)
     for form in sorted({*decoder_formats[:1], *decoder_formats[-1:]}):
         width, ffn, layers, heads = DECODERS[-1]
         yield Task("decoder", form, ffn, width, heads, layers, threads, DECODER, kv_heads=GROUPED_DECODER_KV_HEADS)
@@ -171,6 +181,14 @@ def heads_alone(machine: Machine, form: str, threads: int) -> Iterator[Task]:
         sizes = {one.rows: one.weight_bytes
                  for one in graphs.kernels_of(machine.dialect, "head", form, columns=columns)}
         yield Task("head", form, nearest(sizes, wished, most), columns, 0, 1, threads, DECODE)
+
+
+def chosen_decoders(machine: Machine, threads: int) -> Iterator[Task]:
+    for width, ffn, layers, heads, kv_heads in CHOSEN_DECODERS if machine.fused else ():
+        for form in machine.formats:
+            task = Task("decoder", form, ffn, width, heads, layers, threads, CHOSEN_DECODER, kv_heads=kv_heads)
+            if kernel_of(task, machine.dialect).weight_bytes <= allowed_bytes(machine):
+                yield task
 
 
 def shared_decoders(machine: Machine, threads: int) -> Iterator[Task]:

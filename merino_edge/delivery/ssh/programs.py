@@ -11,7 +11,7 @@ from pathlib import Path
 
 from merino_edge.bundles.board_app import board_app
 from merino_edge.delivery.ssh.board import Facts, ask
-from merino_edge.delivery.ssh.command import Finished, Session, Take, answer, ended, finished, started
+from merino_edge.delivery.ssh.command import SHORT_S, Finished, Session, Take, answer, ended, finished, started
 from merino_edge.delivery.ssh.connect import Board
 from merino_edge.delivery.ssh.transfer import Source, send, source_of
 from merino_runtime.bundle import load_bundle
@@ -100,6 +100,13 @@ async def bundle_there(there: Program, bundle: str, told: Told = lambda *_: None
         await send(board, folder, source, partial(told, file.path))
     await send(board, folder, source_of(DESCRIPTION, description))
     return folder
+
+
+async def remove_bundle(there: Program, bundle: str, place: str) -> None:
+    """What `bundle_there` copied of the folder `bundle` to `place`."""
+    names = [DESCRIPTION, *(file.path for file in load_bundle(bundle, verify=False).files)]
+    request = {"do": "discard", "paths": [*(f"{place}/{name}" for name in names), place]}
+    await finished(there.board, "remove what was measured", request, timeout_s=SHORT_S)
 
 
 async def probe(there: Program, backend: str, tell: Take) -> str:

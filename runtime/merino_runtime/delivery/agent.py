@@ -303,10 +303,10 @@ def sync_folder(folder: str) -> None:
 
 
 def discard(paths: List[str]) -> int:
-    """Removes files of the cache, where they are."""
+    """Removes files and empty folders of the cache, where they are."""
     for path in map(placed, paths):
         with contextlib.suppress(OSError):
-            os.unlink(path)
+            (os.rmdir if os.path.isdir(path) else os.unlink)(path)
     tell("true")
     return 0
 

@@ -1,0 +1,213 @@
+"""`calibrate` asks the search itself: it designs decoders for the machine whose profile was just fitted, and measures
+them there.
+
+A search picks what the latency model underrates, so errors of decoders that nobody chose say too little of it. The
+board's own program, or that of this machine, times the designs with random weights, as `bench` does. What becomes of
+the times: `calibration`.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from merino_bench.harness.cases import BenchRequest
+from merino_bench.harness.pairs import chosen, flags_by_place, rounds_by_place
+from merino_bench.harness.record import FAILED
+from merino_bench.harness.run import Progress, run_bench
+from merino_bench.probe.timing import lower_decile_ms
+from merino_edge.benchmarking.run import records_of
+from merino_edge.calibration.probe import MeasuredDesign
+from merino_edge.delivery.ssh.address import Address
+from merino_edge.delivery.ssh.connect import connected
+from merino_edge.delivery.ssh.programs import Told, bundle_there, program, remove_bundle
+from merino_edge.design.budgets import with_board_defaults
+from merino_edge.design.design_file import Design
+from merino_edge.design.designer import design
+from merino_edge.design.law import MeasuredScoring
+from merino_edge.design.space import Space, spaced
+from merino_edge.export.random_bundle import write_random_bundle
+from merino_edge.families.designed import Architecture
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.formats import core_of_board, formats_of
+from merino_edge.prediction.shape import InferenceShape, default_prompt
+from merino_edge.profiles.profile import DeviceProfile
+from merino_edge.storage.atomic import scratch_folder
+from merino_runtime.errors import MerinoError
+
+DESIGNS = 6  # of a round
+RANGE = 12.0  # the board's own latency budget over the least that is designed for
+ABOVE_SMALLEST = 1.5  # times what the smallest decoder takes
+VOCABS, CONTEXTS = (4096, 16384, 50257), (512, 1024)
+STEPS, DECODE_REPETITIONS, PREFILL_REPETITIONS = 32, 4, 2  # few steps, so that the cache is as good as full
+BLOCKS, WIDTH_STEP = 4, 64
+SCORING = (design.__kwdefaults__ or {})["scoring"]  # whatever `design` maximises where no --score is given
+
+Say = Callable[[str], None]
+Records = Sequence[Mapping[str, Any]]
+Bench = Callable[[Sequence[Path], Sequence[BenchRequest]], list[Records]]  # bundles -> a record of each, per request
+
+
+class Request(NamedTuple):
+    """What one design is asked for."""
+
+    format: str
+    decode_ms: float
+    vocab: int
+    context: int
+
+
+def measured_designs(profile: DeviceProfile, number: int, bench: Bench, say: Say) -> list[MeasuredDesign]:
+    """Those of round `number`, from 0, as the search chooses them by the profile, with what they took. `bench` measures
+    on the profile's machine. Raises MerinoError where none can be measured."""
+    found = [designed(profile, request) for request in requests(profile, number)]
+    with scratch_folder(Path(tempfile.gettempdir()) / "merino-calibration") as scratch:
+        folders = []
+        for place, each in enumerate(found):
+            say(f"design {place + 1} of {len(found)}: {line(each)}")
+            folders.append(scratch / f"design-{place + 1}")
+            core = core_of_board(profile)
+            write_random_bundle(each.architecture, each.precision, folders[-1], folders[-1].name, each, core)
+        rows = [row for pairs in by_context(found, folders) for row in measured_alike(pairs, bench, say)]
+    if not rows:
+        raise MerinoError("none of the designs could be measured: see above why, and calibrate again")
+    return rows
+
+
+def requests(profile: DeviceProfile, number: int) -> list[Request]:
+    """Budgets spread evenly (log) over the board's range, with formats, vocabularies and contexts in turn. The second
+    round has budgets between those of the first, and other formats at them."""
+    formats = formats_of(profile)
+    most, context = profile.budget.decode_ms, profile.budget.context
+    found = []
+    for place in range(DESIGNS):
+        share = (place + 0.5 * (1 - number % 2)) / (DESIGNS - 0.5)
+        turn = place + number
+        request = Request(
+            formats[turn % len(formats)], most * RANGE ** (share - 1),
+            VOCABS[(turn + place // len(formats)) % len(VOCABS)], min(context, CONTEXTS[turn % len(CONTEXTS)]),
+        )  # fmt: skip
+        least = ABOVE_SMALLEST * smallest_ms(profile, request)
+        found.append(request._replace(decode_ms=float(f"{max(least, request.decode_ms):.3g}")))
+    return found
+
+
+def smallest_ms(profile: DeviceProfile, request: Request) -> float:
+    """What a decode step of the smallest decoder of the space may take."""
+    space, shape = space_of(request.vocab), InferenceShape(request.format, request.context, 1)
+    smallest = Architecture(
+        blocks=(space.smallest_block,) * space.blocks, vocab=space.vocab, head_size=space.head_size,
+        context=request.context,
+    )  # fmt: skip
+    found = cost_model(profile, shape).predict(smallest.operators).upper("decode_ms")
+    assert found is not None
+    return found
+
+
+def space_of(vocab: int) -> Space:
+    """As `merino-edge design` has it."""
+    return spaced(WIDTH_STEP, BLOCKS, vocab, padded=isinstance(SCORING, MeasuredScoring))
+
+
+def designed(profile: DeviceProfile, request: Request) -> Design:
+    limits = with_board_defaults({"decode_ms": request.decode_ms}, profile)
+    return design(
+        profile, limits, space=space_of(request.vocab), context=request.context,
+        prompt=default_prompt(request.context), precision=request.format, scoring=SCORING,
+    )  # fmt: skip
+
+
+def line(one: Design) -> str:
+    shown = f"{one.architecture.shape()} in {one.precision}, vocabulary {one.architecture.vocab}"
+    return f"{shown}, context {one.architecture.context}, predicted {one.predicted.decode_ms:.3g} ms"
+
+
+def by_context(found: Sequence[Design], folders: Sequence[Path]) -> list[list[tuple[Design, Path]]]:
+    """Designs of one context can be measured in the same cases, and so in turns."""
+    pairs = sorted(zip(found, folders, strict=True), key=lambda pair: pair[0].architecture.context)
+    return [list(group) for _, group in groupby(pairs, key=lambda pair: pair[0].architecture.context)]
+
+
+def measured_alike(pairs: Sequence[tuple[Design, Path]], bench: Bench, say: Say) -> list[MeasuredDesign]:
+    """Designs of one context and prompt, in turns. One that fails is told and left out."""
+    first = pairs[0][0]
+    context, prompt = first.architecture.context, first.prompt
+    steps = min(STEPS, context // 2)
+    folders = [folder for _, folder in pairs]
+    decode, prefill = bench(folders, [
+        BenchRequest((), (steps,), DECODE_REPETITIONS, depths=(context - steps,)),
+        BenchRequest((prompt,), (), PREFILL_REPETITIONS),
+    ])  # fmt: skip
+    rows = []
+    for (one, folder), step, whole in zip(pairs, decode, prefill, strict=True):
+        faults = [flag for row in (step, whole) for flag in row["flags"] if flag.startswith(FAILED)]
+        if faults:
+            say(f"{folder.name} is left out, {faults[0]}")
+            continue
+        rows.append(row_of(one, context - steps // 2, step, whole))
+    return rows
+
+
+def row_of(one: Design, past: int, step: Mapping[str, Any], whole: Mapping[str, Any]) -> MeasuredDesign:
+    cost = one.predicted
+    return MeasuredDesign.model_validate({
+        "architecture": one.architecture, "format": one.precision, "score": one.scoring.name,
+        "budget_ms": one.budget["decode_ms"], "past": past, "prompt": one.prompt,
+        "decode_threads": cost.decode_threads, "prefill_threads": cost.prefill_threads,
+        "decode_ms": typical_ms(step), "prefill_ms": typical_ms(whole),
+        "predicted_decode_ms": cost.decode_ms, "predicted_prefill_ms": cost.prefill_ms,
+        "flags": sorted({*step["flags"], *whole["flags"]}),
+    })  # fmt: skip
+
+
+def typical_ms(record: Mapping[str, Any]) -> float:
+    """The lower decile of a process's samples, its median over the processes that count: one and the same decoder
+    differs by some percent between processes."""
+    places = chosen(flags_by_place(record["processes"])).places
+    rounds = rounds_by_place(record["processes"], record["rounds_ms"])
+    return median(lower_decile_ms([ms for one in rounds[place] for ms in one]) for place in places)
+
+
+def bench_here(progress: Callable[[], AbstractContextManager[Progress | None]]) -> Bench:
+    """Measures on this machine."""
+
+    def bench(folders: Sequence[Path], requests: Sequence[BenchRequest]) -> list[Records]:
+        found: list[Records] = []
+        for request in requests:
+            with progress() as tell:
+                found.append(run_bench([str(folder) for folder in folders], request, progress=tell))
+        return found
+
+    return bench
+
+
+def bench_on(address: Address, accept_new: bool, say: Say, told: Told) -> Bench:
+    """Measures on a board, where what is sent is removed again."""
+
+    async def work(bundles: Sequence[str], requests: Sequence[BenchRequest]) -> list[Records]:
+        async with connected(address, accept_new, say) as board:
+            there = await program(board)
+            places: dict[str, str] = {}
+            try:
+                for bundle in bundles:
+                    places[bundle] = await bundle_there(there, bundle, told)
+                return [
+                    await records_of(there, list(places.values()), words_of(request), say, told) for request in requests
+                ]  # fmt: skip
+            finally:
+                for bundle, place in places.items():
+                    with suppress(MerinoError):  # of a connection that is lost
+                        await remove_bundle(there, bundle, place)
+
+    return lambda folders, requests: asyncio.run(work([str(folder) for folder in folders], requests))
+
+
+def words_of(request: BenchRequest) -> list[str]:
+    """The request as options of the board's `bench`."""
+    prompts, steps = (",".join(map(str, each or (0,))) for each in (request.prompts, request.steps))
+    depths = ",".join(map(str, request.depths))
+    return [f"-p{prompts}", f"-n{steps}", f"-d{depths}", f"-r{request.repetitions}"]
