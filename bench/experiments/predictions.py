@@ -24,7 +24,6 @@ from write_record import write_record
 from merino_bench.harness.cases import Case
 from merino_bench.harness.turns import measure_apart
 from merino_bench.probe.timing import lower_decile_ms
-from merino_edge.benchmarking.redesign import steps_ms
 from merino_edge.calibration.board import board
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.designed import Architecture, Block
@@ -40,12 +39,17 @@ PROMPTS = (64, 256)
 VOCABS = (4096, 8192, 16384, 32000, 50257)
 
 
-def arguments(description: str, default_out: str) -> argparse.Namespace:
+def arguments(
+    description: str, default_out: str, passes: int = PASSES, more: dict[str, dict[str, Any]] | None = None
+) -> argparse.Namespace:
+    """more: further options, each with its keywords."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", type=Path, dest="out", required=True, help=f"for the record: {default_out}")
     parser.add_argument("--device", default="host", help="a calibrated profile; default: this machine's own")
-    parser.add_argument("--passes", type=int, default=PASSES, help="default %(default)s")
+    parser.add_argument("--passes", type=int, default=passes, help="default %(default)s")
     parser.add_argument("--only-table", action="store_true", help="measure nothing")
+    for option, keywords in (more or {}).items():
+        parser.add_argument(option, **keywords)
     return parser.parse_args()
 
 
@@ -125,7 +129,7 @@ def measure(task, folder, profile):
         case = Case("tg", CACHED, STEPS, 0, threads) if decode else Case("pp", shape.prompt, 0, 0, threads)
         run = measure_apart(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
         flags += run["flags"]
-        samples = steps_ms(run) if decode else run["prefill_ms"]
+        samples = sum(run["step_ms"], []) if decode else run["prefill_ms"]
         found[name] = lower_decile_ms(samples)
         found[name + "_median"] = statistics.median(samples)
         if decode:

@@ -6,25 +6,14 @@ board's own program, or that of this machine, times the designs with random weig
 the times: `calibration`.
 """
 
-import asyncio
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from merino_bench.harness.cases import BenchRequest
-from merino_bench.harness.pairs import chosen, flags_by_place, rounds_by_place
-from merino_bench.harness.record import FAILED
-from merino_bench.harness.run import Progress, run_bench
-from merino_bench.probe.timing import lower_decile_ms
-from merino_edge.benchmarking.run import records_of
+from merino_edge.benchmarking.measuring import Bench, Record, Say, fault_of, requests_for, steps_of, typical_ms
 from merino_edge.calibration.probe import MeasuredDesign
-from merino_edge.delivery.ssh.address import Address
-from merino_edge.delivery.ssh.connect import connected
-from merino_edge.delivery.ssh.programs import Told, bundle_there, program, remove_bundle
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import Design
 from merino_edge.design.designer import design
@@ -43,13 +32,8 @@ DESIGNS = 6  # of a round
 RANGE = 12.0  # the board's own latency budget over the least that is designed for
 ABOVE_SMALLEST = 1.5  # times what the smallest decoder takes
 VOCABS, CONTEXTS = (4096, 16384, 50257), (512, 1024)
-STEPS, DECODE_REPETITIONS, PREFILL_REPETITIONS = 32, 4, 2  # few steps, so that the cache is as good as full
 BLOCKS, WIDTH_STEP = 4, 64
 SCORING = (design.__kwdefaults__ or {})["scoring"]  # whatever `design` maximises where no --score is given
-
-Say = Callable[[str], None]
-Records = Sequence[Mapping[str, Any]]
-Bench = Callable[[Sequence[Path], Sequence[BenchRequest]], list[Records]]  # bundles -> a record of each, per request
 
 
 class Request(NamedTuple):
@@ -134,25 +118,21 @@ def by_context(found: Sequence[Design], folders: Sequence[Path]) -> list[list[tu
 
 def measured_alike(pairs: Sequence[tuple[Design, Path]], bench: Bench, say: Say) -> list[MeasuredDesign]:
     """Designs of one context and prompt, in turns. One that fails is told and left out."""
-    first = pairs[0][0]
+    first, folders = pairs[0][0], [folder for _, folder in pairs]
     context, prompt = first.architecture.context, first.prompt
-    steps = min(STEPS, context // 2)
-    folders = [folder for _, folder in pairs]
-    decode, prefill = bench(folders, [
-        BenchRequest((), (steps,), DECODE_REPETITIONS, depths=(context - steps,)),
-        BenchRequest((prompt,), (), PREFILL_REPETITIONS),
-    ])  # fmt: skip
+    full = context - steps_of(context)
+    names = ", ".join(folder.name for folder in folders)
+    say(f"measuring {names}: steps behind {full} tokens, prefills of {prompt}")
     rows = []
-    for (one, folder), step, whole in zip(pairs, decode, prefill, strict=True):
-        faults = [flag for row in (step, whole) for flag in row["flags"] if flag.startswith(FAILED)]
-        if faults:
-            say(f"{folder.name} is left out, {faults[0]}")
-            continue
-        rows.append(row_of(one, context - steps // 2, step, whole))
+    for (one, folder), step, whole in zip(pairs, *bench(folders, requests_for(context, prompt)), strict=True):
+        if fault := fault_of(step, whole):
+            say(f"{folder.name} is left out, {fault}")
+        else:
+            rows.append(row_of(one, (full + context) // 2, step, whole))
     return rows
 
 
-def row_of(one: Design, past: int, step: Mapping[str, Any], whole: Mapping[str, Any]) -> MeasuredDesign:
+def row_of(one: Design, past: int, step: Record, whole: Record) -> MeasuredDesign:
     cost = one.predicted
     return MeasuredDesign.model_validate({
         "architecture": one.architecture, "format": one.precision, "score": one.scoring.name,
@@ -162,52 +142,3 @@ def row_of(one: Design, past: int, step: Mapping[str, Any], whole: Mapping[str, 
         "predicted_decode_ms": cost.decode_ms, "predicted_prefill_ms": cost.prefill_ms,
         "flags": sorted({*step["flags"], *whole["flags"]}),
     })  # fmt: skip
-
-
-def typical_ms(record: Mapping[str, Any]) -> float:
-    """The lower decile of a process's samples, its median over the processes that count: one and the same decoder
-    differs by some percent between processes."""
-    places = chosen(flags_by_place(record["processes"])).places
-    rounds = rounds_by_place(record["processes"], record["rounds_ms"])
-    return median(lower_decile_ms([ms for one in rounds[place] for ms in one]) for place in places)
-
-
-def bench_here(progress: Callable[[], AbstractContextManager[Progress | None]]) -> Bench:
-    """Measures on this machine."""
-
-    def bench(folders: Sequence[Path], requests: Sequence[BenchRequest]) -> list[Records]:
-        found: list[Records] = []
-        for request in requests:
-            with progress() as tell:
-                found.append(run_bench([str(folder) for folder in folders], request, progress=tell))
-        return found
-
-    return bench
-
-
-def bench_on(address: Address, accept_new: bool, say: Say, told: Told) -> Bench:
-    """Measures on a board, where what is sent is removed again."""
-
-    async def work(bundles: Sequence[str], requests: Sequence[BenchRequest]) -> list[Records]:
-        async with connected(address, accept_new, say) as board:
-            there = await program(board)
-            places: dict[str, str] = {}
-            try:
-                for bundle in bundles:
-                    places[bundle] = await bundle_there(there, bundle, told)
-                return [
-                    await records_of(there, list(places.values()), words_of(request), say, told) for request in requests
-                ]  # fmt: skip
-            finally:
-                for bundle, place in places.items():
-                    with suppress(MerinoError):  # of a connection that is lost
-                        await remove_bundle(there, bundle, place)
-
-    return lambda folders, requests: asyncio.run(work([str(folder) for folder in folders], requests))
-
-
-def words_of(request: BenchRequest) -> list[str]:
-    """The request as options of the board's `bench`."""
-    prompts, steps = (",".join(map(str, each or (0,))) for each in (request.prompts, request.steps))
-    depths = ",".join(map(str, request.depths))
-    return [f"-p{prompts}", f"-n{steps}", f"-d{depths}", f"-r{request.repetitions}"]

@@ -4,17 +4,11 @@ A prediction is some 5 % off, and a budget is a promise. The search itself is th
 holds for the limits that its search was given, which `Design.searched` records.
 """
 
-import math
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import median
 
-from merino_bench.harness.cases import Case, decode_case, prefill_case
-from merino_bench.harness.run import Progress, unheard
-from merino_bench.harness.turns import measure_apart
-from merino_bench.probe.timing import lower_decile_ms
+from merino_edge.benchmarking.measuring import Bench, fault_of, requests_for, typical_ms
 from merino_edge.design.budgets import BUDGETS_BY_NAME
 from merino_edge.design.design_file import Design, Measured
 from merino_edge.export.random_bundle import write_random_bundle
@@ -26,11 +20,6 @@ from merino_runtime.io.board import kind_of_core, this_board
 MEASURABLE = [name for name in BUDGETS_BY_NAME if name in Measured.model_fields]  # what a measurement here can judge
 MOST_DESIGNS = 3
 AIM, ENOUGH = 0.97, 0.93  # share of a budget: what a search after the first aims at, and the least that is used well
-STEPS, REPETITIONS, PREFILLS = 16, 12, 3  # of one process; few steps, so that the cache is as good as full
-DECODE_PROCESSES, PREFILL_PROCESSES = 5, 3  # one and the same design differs by some percent between processes
-PROCESSES = DECODE_PROCESSES + PREFILL_PROCESSES
-SEED, TIMEOUT_S = 0, 600.0
-BUSY = ": try again while nothing else runs on this machine, or design within a smaller budget"
 
 Limits = dict[str, float]  # by a budget's name
 Find = Callable[[Mapping[str, float], Design | None], Design]
@@ -123,55 +112,16 @@ def core_here() -> Core:
     return core_named(kind_of_core(this_board()))
 
 
-def measure_design(
-    design: Design, say: Callable[[str], None] = lambda _: None, progress: Progress | None = None
-) -> Measured:
-    """Latency and memory on this machine, with random weights and the design's thread counts.
-
-    Medians over fresh processes, of which each gives the lower decile of its decode steps behind a full cache (ms), of
-    its prefills of `design.prompt` ids (ms), and its peak memory while decoding (MB of 2^20 bytes).
-
-    say: told after the first process how long all will take. progress: told before each process.
-    """
-    tell = progress or unheard
-    context = design.architecture.context
-    steps = min(STEPS, context // 2)
+def measure_design(design: Design, bench: Bench) -> Measured:
+    """Latency and memory on this machine, with random weights and the design's thread counts. Raises MerinoError where
+    it cannot be measured."""
     with scratch_folder(Path(tempfile.gettempdir()) / "merino-redesign") as scratch:
         folder = scratch / "bundle"
         write_random_bundle(design.architecture, design.precision, folder, "redesign", design, core_here())
-
-        runs: list[dict] = []
-        for number, (what, case, repetitions) in enumerate(plan(design.prompt, steps, context)):
-            tell(number, PROCESSES, what)
-            started = time.monotonic()
-            runs.append(measure_apart(str(folder), case, repetitions, SEED, False, TIMEOUT_S, BUSY))
-            if number == 0:
-                say(duration_line(time.monotonic() - started))
-        tell(PROCESSES, PROCESSES, "")
-    decode, prefill = runs[:DECODE_PROCESSES], runs[DECODE_PROCESSES:]
+        (decode,), (prefill,) = bench([folder], requests_for(design.architecture.context, design.prompt))
+    if fault := fault_of(decode, prefill):
+        raise MerinoError(f"{design.architecture.shape()} cannot be measured: {fault}")
     return Measured(
-        decode_ms=median(lower_decile_ms(steps_ms(run)) for run in decode),
-        prefill_ms=median(lower_decile_ms(run["prefill_ms"]) for run in prefill),
-        memory_mb=median(run["peak_rss_mb"] for run in decode),
-        flags=sorted({flag for run in (*decode, *prefill) for flag in run["flags"]}),
-        designs=1,
-    )
-
-
-def plan(prompt: int, steps: int, context: int) -> list[tuple[str, Case, int]]:
-    """(what it measures, the case, its repetitions) of each process."""
-    decode = ("decode behind a full cache", decode_case(steps, context - steps), REPETITIONS)
-    prefill = ("prefill", prefill_case(prompt), PREFILLS)
-    return [decode] * DECODE_PROCESSES + [prefill] * PREFILL_PROCESSES
-
-
-def duration_line(process_s: float) -> str:
-    """What measuring takes if every process takes as long as the first one."""
-    seconds = math.ceil(process_s * PROCESSES)
-    shown = f"{seconds} s" if seconds < 120 else f"{round(seconds / 60)} minutes"
-    return f"measuring a design takes about {shown}, in {PROCESSES} processes; there are at most {MOST_DESIGNS} designs"
-
-
-def steps_ms(run: dict) -> list[float]:
-    """The decode steps of all repetitions of one process."""
-    return [ms for repetition in run["step_ms"] for ms in repetition]
+        decode_ms=typical_ms(decode), prefill_ms=typical_ms(prefill), memory_mb=decode["peak_rss_mb"],
+        flags=sorted({*decode["flags"], *prefill["flags"]}), designs=1,
+    )  # fmt: skip

@@ -7,7 +7,7 @@ result into a profile.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -24,8 +24,8 @@ from merino_runtime.bundle import QUANTISED_CACHES
 from merino_runtime.io.board import MB
 
 REWEIGHTINGS, HUBER_ERROR = 8, 0.1  # relative error above which Huber's loss grows linearly
-# Of a row with a whole decoder, in rows with one operator; of one that a search chose: such are predicted next
-DECODER_WEIGHT, DESIGN_WEIGHT = 10.0, 30.0
+DECODER_WEIGHT = 10.0  # of a row with a whole decoder, in rows with one operator
+DESIGN_WEIGHTS = (30.0, 10.0, 100.0, 300.0, 1000.0)  # of a design that a search chose: that which predicts others best
 LEAST_US = 1e-3  # a shorter time counts as this, since errors are relative
 
 
@@ -168,11 +168,29 @@ def fit_threads(probe: Probe, threads: int) -> ThreadFit:
     from_memory = np.stack([table.from_memory(edges) for edges in GRID])  # [edges of the grid, rows]
     fits = (alternate(table, from_memory, start) for start in STARTS)
     coefficients, edges = descend(table, *min(fits, key=lambda found: loss_of(table, *found)))
+    unseen = unseen_errors(rows, table, edges)
+    if any(isinstance(row, DesignTime) for row in rows):
+        tried = [(each, unseen_errors(rows, each, edges)) for each in weighted(rows, table)]
+        table, unseen = min(tried, key=lambda found: error_of_designs(found[1]))
+        coefficients = fit_coefficients(table, edges)
     errors = errors_of(table, coefficients, edges).tolist()
     if all(is_operator(row) for row in rows):  # a portable probe has none: a decoder's run counts as any graph's
         coefficients["step_us"] = coefficients[GRAPH]
     edges_mb = Edges(*(edge * cache_bytes(probe) / MB for edge in edges))
-    return ThreadFit(coefficients, edges_mb, list(zip(rows, errors, strict=True)), unseen_errors(rows, table, edges))
+    return ThreadFit(coefficients, edges_mb, list(zip(rows, errors, strict=True)), unseen)
+
+
+def weighted(rows: Sequence[Row], table: Table) -> Iterator[Table]:
+    """The table with each weight that a design's row may have. Designs may contradict the probe's rows, where the model
+    has no term for what a search exploits; how much they should outweigh them depends on the machine."""
+    designs = np.array([isinstance(row, DesignTime) for row in rows])
+    for weight in DESIGN_WEIGHTS:
+        yield table._replace(weight=np.where(designs, weight, table.weight))
+
+
+def error_of_designs(unseen: Sequence[tuple[Row, float]]) -> float:
+    """The mean size of the errors of designs that were left out."""
+    return float(np.mean([abs(error) for row, error in unseen if isinstance(row, DesignTime)]))
 
 
 def rows_of(probe: Probe, threads: int) -> list[Row]:
@@ -340,7 +358,7 @@ def rereads_of(row: Row) -> list[tuple[float, float]]:
     return [(between, pieces * size) for between, size in found.items()]
 
 
-WEIGHTS = {"decoder": DECODER_WEIGHT, "design": DESIGN_WEIGHT}
+WEIGHTS = {"decoder": DECODER_WEIGHT, "design": DESIGN_WEIGHTS[0]}
 MOST_MOVES = 10  # to neighbouring edges
 STARTS, MOST_TURNS = [Edges(within, 3.0, 1.0) for within in (0.4, 0.6, 0.8)], 6
 # The grid of edges, in units of the last-level cache

@@ -55,31 +55,28 @@ def kept_probes() -> list[Probe]:
 
 
 def new_probe(say: Say, more: Callable[[Probe], Probe] | None = None) -> Probe:
-    """Measures this machine and keeps the probe. more: what is measured besides, after which the probe is kept whatever
-    its flags, since its user asked for it. Until all is measured there is no file of it."""
+    """Measures this machine and keeps the probe.
+
+    more: what is measured besides; then the probe is kept whatever its flags, since its user asked for it. There is no
+    file of it until all is measured.
+    """
     path = cache_folder() / f"probe-{machine_key()}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     say(f"measuring this machine, for at most {PROBE_SECONDS + 10:.0f} s")
     with scratch_folder(path) as scratch:
         made = scratch / path.name
         run_probe(str(made), PROBE_SECONDS)
         probe = read_probe(made)
-    say(f"measured in {probe.seconds:.0f} s" + told_flags(probe))
+    state = f"; the machine was {' and '.join(probe.flags)} meanwhile" if probe.flags else ""
+    say(f"measured in {probe.seconds:.0f} s{state}")
     if more:
         probe = more(probe)
-    if more or not probe.flags:
-        write_text(path, probe.model_dump_json(by_alias=True, indent=1) + "\n")
-        say(f"kept in {path}")
-    if not probe.flags:
-        return probe
-    if more:
-        say(f"kept all the same, as calibrate asks: to undo, remove {path} and calibrate again while nothing else runs")
-    else:
+    elif probe.flags:
         say("so this run uses the probe and does not keep it; `merino-edge calibrate --device host` makes one to keep")
+        return probe
+    write_text(path, probe.model_dump_json(by_alias=True, indent=1) + "\n")
+    undo = f" all the same: to undo, remove {path} and calibrate again while nothing else runs" if probe.flags else ""
+    say(f"kept in {path}{undo}")
     return probe
-
-
-def told_flags(probe: Probe) -> str:
-    return f"; the machine was {' and '.join(probe.flags)} meanwhile" if probe.flags else ""
 
 
 def machine_key() -> str:

@@ -139,12 +139,13 @@ def tried(
     """Raises MerinoError where the profile is of another machine, which cannot be measured here."""
     if profile.id != "host":
         raise MerinoError(f"--measure measures on this machine, not on a {profile.name}: give --device host with it")
-    from merino_edge.benchmarking.redesign import measure_design, redesign  # loads torch
+    from merino_edge.benchmarking.measuring import bench_here
+    from merino_edge.benchmarking.redesign import MOST_DESIGNS, measure_design, redesign  # loads torch
     from merino_edge.cli.terminal import bench_progress, say
 
     def measure(found: "Design") -> "Measured":
-        with bench_progress() as progress:
-            return measure_design(found, say, progress)
+        say(f"measuring {found.architecture.shape()}; there are at most {MOST_DESIGNS} designs")
+        return measure_design(found, bench_here(bench_progress))
 
     return redesign(limits, find, measure, say)
 

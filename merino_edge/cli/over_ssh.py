@@ -155,7 +155,8 @@ def choose_and_measure(
     host: str | None, accept_new: bool, profile: "DeviceProfile", number: int
 ) -> "list[MeasuredDesign]":
     """Designs that the search chooses by the profile, measured on the board, or on this machine without one."""
-    from merino_edge.benchmarking.chosen import bench_here, bench_on, measured_designs  # loads torch
+    from merino_edge.benchmarking.chosen import measured_designs  # loads torch
+    from merino_edge.benchmarking.measuring import bench_here, bench_on
     from merino_edge.cli.terminal import bench_progress, boards_progress, say
     from merino_edge.delivery.ssh.address import parse_address
 

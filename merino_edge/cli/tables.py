@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from merino_edge.prediction.cost_model import CostModel
 
 GAP = 2  # spaces between columns
+DECODERS = {"designs": "designs that a search chose", "probe": "decoders of the probe"}  # that intervals come from
 
 
 class Column(NamedTuple):
@@ -249,9 +250,9 @@ def interval_table(errors: Mapping[str, LatencyError]) -> Table:
     for name, error in errors.items():
         within = factors(error, DEFAULT_CONFIDENCE)
         assert within is not None
-        rows.append([name, f"{within.low:.2f} to {within.high:.2f}"])
+        rows.append([name, f"{within.low:.2f} to {within.high:.2f}", f"{error.decoders or '?'} {DECODERS[error.of]}"])
     return Table(
-        columns=[Column("latency", left=True), Column("measured / predicted")],
+        columns=[Column("latency", left=True), Column("measured / predicted"), Column("of", left=True)],
         rows=rows,
         title=f"{percent(DEFAULT_CONFIDENCE)} prediction intervals, from decoders left out of the fit",
         below=[] if rows else ["none: the probe timed too few whole decoders"],

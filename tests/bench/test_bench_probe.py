@@ -118,7 +118,7 @@ def test_a_graph_of_each_kind_and_format_opens_and_runs(tmp_path):
                         assert np.isfinite(values).all(), kernel.file
                 ran.add((kind, kernel.kv, kernel.kv_heads))
     attentions = {("attention", kv, kv_heads) for kv in machine.caches for kv_heads in (0, 1)}
-    attentions |= {("attention", "fp32", kv_heads) for kv_heads in (0, 1, 2)}
+    attentions |= {("attention", "fp32", kv_heads) for kv_heads in (0, 1, 2, 4)}
     assert ran == attentions | {(kind, "fp32", 0) for kind in kinds if kind != "attention"}
 
 
@@ -130,7 +130,7 @@ def test_a_short_probe_of_this_machine(tmp_path, monkeypatch):
     found = board_probe.run_probe(str(path), seconds=8, tell=told.append)
     assert json.loads(path.read_text()) == found
     assert os.listdir(str(tmp_path)) == ["probe.json"]
-    assert found["schema"] == 6 and told
+    assert found["schema"] == 7 and told
     assert found["cores"] >= 1 and found["machine"]["versions"]["onnxruntime"]
     kinds = {row["kind"] for row in found["measurements"]}
     assert {"read", "call"} <= kinds
@@ -163,7 +163,7 @@ def test_what_takes_no_file_and_a_disk_without_space_are_refused_before_the_minu
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are Unix's")
 def test_a_probe_goes_into_a_pipe_and_its_graphs_elsewhere(tmp_path, monkeypatch):
     works, read = [], []
-    monkeypatch.setattr(board_probe, "probe_machine", lambda work, *_: works.append(work) or {"schema": 6})
+    monkeypatch.setattr(board_probe, "probe_machine", lambda work, *_: works.append(work) or {"schema": 7})
     pipe = str(tmp_path / "pipe")
     os.mkfifo(pipe)
 
@@ -175,7 +175,7 @@ def test_a_probe_goes_into_a_pipe_and_its_graphs_elsewhere(tmp_path, monkeypatch
     reader.start()
     board_probe.run_probe(pipe)
     reader.join()
-    assert json.loads(read[0]) == {"schema": 6} and os.listdir(str(tmp_path)) == ["pipe"]
+    assert json.loads(read[0]) == {"schema": 7} and os.listdir(str(tmp_path)) == ["pipe"]
     assert not os.path.exists(works[0])
 
 

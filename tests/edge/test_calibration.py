@@ -195,7 +195,7 @@ def test_this_machine_is_measured_once_and_kept(tmp_path, monkeypatch):
     assert first.performance == again.performance
     own = first.performance.onnxruntime.coefficients
     assert own is not None and own.kind == "calibrated"
-    assert len(said) == 2 and "measuring this machine" in said[0] and "kept in" in said[1]
+    assert len(said) == 3 and "measuring this machine" in said[0] and "kept in" in said[2]
     found = cost_model(first, InferenceShape("fp32", 128, 64)).predict(DECODER.operators)
     assert found.decode_ms > 0.1 and found.provenance == "calibrated"
 
@@ -223,9 +223,10 @@ def test_this_machine_measured_again_counts_by_the_median(recorded, tmp_path):
     said = []
     first = host.host_probes()
     assert host.host_probes() == first == [timed(1.2)]
-    host.host_probes(said.append, renew=True)
+    recalibrate("host", [], None, said.append)
     assert "median of 2 probes" in said[-1]
-    assert joined(host.host_probes(renew=True)).measurements == timed(1.2).measurements
+    recalibrate("host", [], None)
+    assert joined(host.host_probes()).measurements == timed(1.2).measurements
     assert len(kept(tmp_path)) == 3, "nothing is lost"
 
 

@@ -1,6 +1,7 @@
 """The board speaks back over ssh: text, records and a probe come home; sshd on loopback is the board."""
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -34,6 +35,11 @@ packed = board_app.packed_files
 board_app.packed_files = lambda package: (
     (name, content.replace(b"MOST_SECONDS = 55.0", b"MOST_SECONDS = 8.0")) for name, content in packed(package)
 )
+"""
+# Two designs of a millisecond in each round, in place of six over the board's range.
+FEW_DESIGNS = """
+from merino_edge.benchmarking import chosen
+chosen.DESIGNS, chosen.VOCABS, chosen.CONTEXTS = 2, (512,), (64,)
 """
 GREEDY = ("Once upon a time", "-n", "12", "--temperature", "0")
 
@@ -118,20 +124,44 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_copied(board, place)
     assert code == 1 and "none" in err.splitlines()[-1] and "copying" not in err
 
 
-def test_a_probe_of_the_board_becomes_its_profile(board, place):
+def test_a_probe_of_the_board_and_designs_that_ran_there_become_its_profile(board, place):
+    kept = list((board.cache / "bundles").iterdir())
     mine = profile_text("raspberry-pi-5").replace('arch = "aarch64"', 'arch = "x86_64"')
     mine = mine.replace('isa = ["neon", "dotprod", "fp16"]', 'isa = ["avx2"]')
     mine = re.sub(r"peak_gb_s = .*\n", "", mine)  # this machine's memory may be faster than a Pi's
-    (place / "base.toml").write_text(mine)
+    (place / "base.toml").write_text(mine.replace("decode_ms = 25", "decode_ms = 1"))
     code, out, err = run(
         "calibrate", "--ssh", board.address, "--device", place / "base.toml", "--backend", "onnxruntime",
-        "-o", place / "my.toml", first=SHORT_PROBE,
+        "-o", place / "my.toml", first=SHORT_PROBE + FEW_DESIGNS,
     )  # fmt: skip
     assert code == 0, err
+    assert len(re.findall(r"design \d of 2: .*, context 64, predicted ", err)) == 4
+    assert "round 2: 2 designs, predicted over measured: decode " in err and "copying model.onnx" in err
+    assert re.search(r"design (fp32|int8|int4) decode +\d", out)
+    assert list((board.cache / "bundles").iterdir()) == kept, "what was measured is removed"
     assert "measures itself" in err and "wrote" in err
     profile = load_profile(place / "my.toml")
     assert profile.performance.onnxruntime.coefficients is not None
     assert profile.performance.onnxruntime.read_gb_s.kind == "calibrated"
+
+
+@pytest.mark.nightly
+def test_a_connection_that_is_lost_while_designs_are_measured_leaves_the_former_profile(board, place):
+    out = place / "kept.toml"
+    out.write_text("# the former profile\n")
+    words = ["calibrate", "--ssh", board.address, "--device", place / "base.toml", "--backend=onnxruntime", "-o", out]
+    code = f"{SHORT_PROBE}{FEW_DESIGNS}\nfrom merino_edge.cli.app import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if ": measuring" in line:
+            board.cut()
+    assert process.wait(60) == 1 and board.address in said[-1], said
+    assert out.read_text() == "# the former profile\n"
 
 
 def test_a_probe_is_asked_for_only_where_its_result_can_be_used(board, place):

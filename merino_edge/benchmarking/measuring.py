@@ -1,0 +1,97 @@
+"""What designs take, with random weights: on this machine or over ssh on a board, by `bench` itself.
+
+`design --measure` (`redesign`) and `calibrate` (`chosen`) both measure so.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from merino_bench.harness.cases import BenchRequest
+from merino_bench.harness.pairs import chosen, flags_by_place, rounds_by_place
+from merino_bench.harness.record import FAILED
+from merino_bench.harness.run import Progress, run_bench
+from merino_bench.probe.timing import lower_decile_ms
+from merino_edge.benchmarking.run import records_of
+from merino_edge.delivery.ssh.address import Address
+from merino_edge.delivery.ssh.connect import connected
+from merino_edge.delivery.ssh.programs import Told, bundle_there, program, remove_bundle
+from merino_runtime.errors import MerinoError
+
+STEPS, DECODE_REPETITIONS, PREFILL_REPETITIONS = 32, 4, 2  # few steps, so that the cache is as good as full
+
+Say = Callable[[str], None]
+Record = Mapping[str, Any]
+# (bundles, requests) -> for each request a record of each bundle
+Bench = Callable[[Sequence[Path], Sequence[BenchRequest]], list[Sequence[Record]]]
+
+
+def steps_of(context: int) -> int:
+    return min(STEPS, context // 2)
+
+
+def requests_for(context: int, prompt: int) -> list[BenchRequest]:
+    """Decode steps with the cache full up to the last of them, and prefills."""
+    steps = steps_of(context)
+    return [
+        BenchRequest((), (steps,), DECODE_REPETITIONS, depths=(context - steps,)),
+        BenchRequest((prompt,), (), PREFILL_REPETITIONS),
+    ]
+
+
+def fault_of(*records: Record) -> str | None:
+    """Why a bundle could not be measured."""
+    faults = [flag for record in records for flag in record["flags"] if flag.startswith(FAILED)]
+    return faults[0] if faults else None
+
+
+def typical_ms(record: Record) -> float:
+    """The lower decile of a process's samples, its median over the processes that count: one and the same decoder
+    differs by some percent between processes."""
+    places = chosen(flags_by_place(record["processes"])).places
+    rounds = rounds_by_place(record["processes"], record["rounds_ms"])
+    return median(lower_decile_ms([ms for one in rounds[place] for ms in one]) for place in places)
+
+
+def bench_here(progress: Callable[[], AbstractContextManager[Progress | None]]) -> Bench:
+    """Measures on this machine."""
+
+    def bench(folders: Sequence[Path], requests: Sequence[BenchRequest]) -> list[Sequence[Record]]:
+        found: list[Sequence[Record]] = []
+        for request in requests:
+            with progress() as tell:
+                found.append(run_bench([str(folder) for folder in folders], request, progress=tell))
+        return found
+
+    return bench
+
+
+def bench_on(address: Address, accept_new: bool, say: Say, told: Told) -> Bench:
+    """Measures on a board, where what is sent is removed again."""
+
+    async def work(bundles: Sequence[str], requests: Sequence[BenchRequest]) -> list[Sequence[Record]]:
+        async with connected(address, accept_new, say) as board:
+            there = await program(board)
+            places: dict[str, str] = {}
+            try:
+                for bundle in bundles:
+                    places[bundle] = await bundle_there(there, bundle, told)
+                return [
+                    await records_of(there, list(places.values()), words_of(request), say, told) for request in requests
+                ]  # fmt: skip
+            finally:
+                for bundle, place in places.items():
+                    with suppress(MerinoError):  # of a connection that is lost
+                        await remove_bundle(there, bundle, place)
+
+    return lambda folders, requests: asyncio.run(work([str(folder) for folder in folders], requests))
+
+
+def words_of(request: BenchRequest) -> list[str]:
+    """The request as options of the board's `bench`."""
+    prompts, steps = (",".join(map(str, each or (0,))) for each in (request.prompts, request.steps))
+    depths = ",".join(map(str, request.depths))
+    return [f"-p{prompts}", f"-n{steps}", f"-d{depths}", f"-r{request.repetitions}"]

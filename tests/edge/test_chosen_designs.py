@@ -1,0 +1,190 @@
+"""Designs that a search chose: what a fit and its intervals make of them, how they are measured, and that a calibration
+which ends before its end leaves everything as it was."""
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sample_probe import BOARD, calibrated_board, synthetic
+
+from merino_edge.benchmarking import chosen
+from merino_edge.benchmarking.measuring import bench_here
+from merino_edge.calibration import host
+from merino_edge.calibration.calibrate import calibrate
+from merino_edge.calibration.command import recalibrate
+from merino_edge.calibration.probe import MeasuredDesign
+from merino_edge.families.designed import Architecture, Block
+from merino_edge.prediction.cost_model import cost_model
+from merino_edge.prediction.shape import InferenceShape
+from merino_edge.profiles.reading import profile_text
+from merino_runtime.errors import MerinoError
+
+FORMATS = ("fp32", "int8", "int4")
+CONTEXT, PROMPT, STEPS = 512, 256, 32
+
+
+def one_kv_head(width, depth):
+    return Architecture(
+        blocks=(Block(width=width, ffn_ratio=0.5, depth=depth, kv_heads=1),), vocab=4096, context=CONTEXT
+    )
+
+
+def taken(arch, form, noise=0.0, factor=1.0):
+    """What a design takes of a board of known coefficients, times `factor` in decode."""
+    found = cost_model(BOARD, InferenceShape(form, CONTEXT - STEPS // 2, PROMPT)).predict(arch.operators)
+    return MeasuredDesign.model_validate({
+        "architecture": arch, "format": form, "score": "measured", "budget_ms": 10.0, "past": CONTEXT - STEPS // 2,
+        "prompt": PROMPT, "decode_threads": found.decode_threads, "prefill_threads": found.prefill_threads,
+        "decode_ms": factor * math.exp(noise) * found.decode_ms, "prefill_ms": math.exp(noise) * found.prefill_ms,
+        "predicted_decode_ms": found.decode_ms, "predicted_prefill_ms": found.prefill_ms, "flags": [],
+    })  # fmt: skip
+
+
+def designs(factor=1.0, noise=0.0):
+    random = np.random.default_rng(0)
+    shapes = [(512, 12), (640, 20), (768, 8), (1024, 24)]
+    return [taken(one_kv_head(*shape), form, noise * random.normal(), factor) for shape in shapes for form in FORMATS]
+
+
+def test_intervals_are_of_the_designs_that_a_search_chose_and_the_profile_says_so():
+    probe = synthetic(noise=0.01)
+    chosen_ones = probe.model_copy(update={"designs": designs(noise=0.15)})
+    own, found = (calibrated_board(one).performance.onnxruntime.coefficients for one in (probe, chosen_ones))
+    for form in FORMATS:
+        for name in ("decode_error", "prefill_error"):
+            before, after = getattr(own.of_format(form), name), getattr(found.of_format(form), name)
+            assert (before.of, after.of, after.decoders) == ("probe", "designs", 4) and before.decoders > 4
+            assert after.scale > 3 * before.scale
+    kinds = {residual.kind: residual.rows for residual in calibrate(chosen_ones).residuals}
+    assert kinds["design int8 decode"] == kinds["design int8 prefill"] == 4
+
+
+def test_the_fit_learns_what_the_search_exploits():
+    """Decode steps of designs with one KV head take 1.3 times what the probe's rows say of it."""
+    unseen = one_kv_head(896, 16)
+    shape = InferenceShape("int8", CONTEXT - STEPS // 2, PROMPT)
+    true = 1.3 * cost_model(BOARD, shape).predict(unseen.operators).decode_ms
+    probe = synthetic()
+    before, after = (
+        cost_model(calibrated_board(one), shape).predict(unseen.operators)
+        for one in (probe, probe.model_copy(update={"designs": designs(factor=1.3)}))
+    )
+    assert before.decode_ms < 0.8 * true
+    assert after.decode_ms == pytest.approx(true, rel=0.05)
+    assert after.decode_ms_interval[0] < true < after.decode_ms_interval[1]
+
+
+def test_six_designs_span_the_range_of_the_board_and_its_formats():
+    asked = [chosen.requests(BOARD, number) for number in (0, 1)]
+    most = BOARD.budget.decode_ms
+    for requests in asked:
+        assert len(requests) == 6 and {one.format for one in requests} == set(FORMATS)
+        assert {one.context for one in requests} == set(chosen.CONTEXTS)
+        assert max(one.decode_ms for one in requests) > most / 2 and min(one.decode_ms for one in requests) < most / 5
+    pairs = [(one.format, one.decode_ms) for requests in asked for one in requests]
+    assert len(set(pairs)) == 12
+
+
+@pytest.mark.slow
+def test_designs_are_measured_as_bench_does(monkeypatch):
+    """On this machine, whatever board the profile says."""
+    monkeypatch.setattr(chosen, "DESIGNS", 2)
+    monkeypatch.setattr(chosen, "VOCABS", (512,))
+    monkeypatch.setattr(chosen, "CONTEXTS", (64, 96))
+    board = BOARD.model_copy(update={"budget": BOARD.budget.model_copy(update={"decode_ms": 1.0})})
+    said = []
+    found = chosen.measured_designs(board, 0, bench_here(lambda: contextlib.nullcontext(None)), said.append)
+    assert [(one.architecture.context, one.past, one.prompt) for one in found] == [(64, 48, 32), (96, 80, 48)]
+    assert {one.score for one in found} == {chosen.SCORING.name}
+    for one in found:
+        assert 0 < one.decode_ms < one.prefill_ms < 1000 and one.predicted_decode_ms <= one.budget_ms
+    assert len(said) == 4 and found[0].architecture.shape() in said[0]
+    assert said[2] == "measuring design-1: steps behind 32 tokens, prefills of 32"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache folder with one kept probe of this machine, and a machine whose probe takes no time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(host, "run_probe", quick_probe)
+    path = host.cache_folder() / f"probe-{host.machine_key()}-2025.json"
+    path.parent.mkdir()
+    quick_probe(path)
+    return path.parent
+
+
+def quick_probe(path, _seconds=0):
+    Path(path).write_text(synthetic(noise=0.02).model_dump_json(by_alias=True))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def ending(at, how):
+    """`choose` that ends round `at` by `how`."""
+
+    def choose(_, number):
+        if number == at:
+            how()
+        return designs()
+
+    return choose
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+def lost():
+    raise MerinoError("pi: connection lost")
+
+
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("how", [interrupted, lost])
+def test_a_calibration_that_ends_early_leaves_the_former_profile(at, how, cache, tmp_path):
+    before = contents(cache)
+    with pytest.raises((KeyboardInterrupt, MerinoError)):
+        recalibrate("host", [], None, choose=ending(at, how))
+    assert contents(cache) == before
+    out = tmp_path / "mine.toml"
+    out.write_text(profile_text("raspberry-pi-5"))
+    with pytest.raises((KeyboardInterrupt, MerinoError)):
+        recalibrate("raspberry-pi-5", [], out, ask=lambda _: synthetic(), choose=ending(at, how))
+    assert out.read_text() == profile_text("raspberry-pi-5")
+    said = []
+    recalibrate("host", [], None, said.append, choose=lambda *_: designs())
+    assert len(contents(cache)) == 2 and len(host.kept_probes()[-1].designs) == 24
+    assert [line for line in said if line.startswith("round 2: 12 designs, predicted over measured: decode ")]
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{here!r}, {tests!r}]
+from test_chosen_designs import designs, ending, host, quick_probe, recalibrate
+host.run_probe = {probe}
+recalibrate("host", [], None, choose=ending({at}, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+"""
+
+
+@pytest.mark.parametrize(("at", "probe"), [
+    (1, "quick_probe"), (0, "lambda path, _: (quick_probe(path), os.kill(os.getpid(), signal.SIGKILL))"),
+])  # fmt: skip
+def test_a_killed_calibration_leaves_the_former_profile(at, probe, cache):
+    before = host.kept_probes()
+    here = Path(__file__).parent
+    code = KILLED.format(here=str(here), tests=str(here.parent), at=at, probe=probe)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=dict(os.environ), cwd=here.parents[1], capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert host.kept_probes() == before
+    recalibrate("host", [], None)
+    assert len(contents(cache)) == 2, "what the killed one left is removed"
