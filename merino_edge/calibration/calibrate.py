@@ -14,7 +14,7 @@ import numpy as np
 import tomlkit
 
 from merino_edge.calibration.errors import PHASES, latency_errors
-from merino_edge.calibration.fit import DesignTime, Row, ThreadFit, fit_threads
+from merino_edge.calibration.fit import DesignTime, Row, ThreadFit, fit_all
 from merino_edge.calibration.gpu_fit import fit_gpu
 from merino_edge.calibration.probe import Probe, Resident, joined
 from merino_edge.families.operators import packed_bytes
@@ -60,10 +60,11 @@ def calibrate(*probes: Probe) -> Fit:
     counts = probe.threads
     if not counts:
         raise MerinoError("the probe finished no thread count: run `merino probe` again, with nothing beside it")
-    fits = [fit_threads(probe, count) for count in counts]
+    by_threads = fit_all(probe)
+    fits = list(by_threads.values())
     general = {name: [rounded(fit.coefficients[name]) for fit in fits] for name in (*GENERAL, "decode_pair_ms_g")}
     measured = {row.format for row in probe.measurements if row.kind == "linear"}
-    errors = latency_errors(dict(zip(counts, fits, strict=True)), probes)
+    errors = latency_errors(by_threads, probes)
     coefficients: dict[str, Any] = {
         "kind": "calibrated", "source": probe.source, "dialect": probe.dialect, "threads": counts,
         "cache_within_mb": [rounded(fit.edges.within) for fit in fits],
@@ -151,7 +152,8 @@ def basic_figures(probe: Probe, coefficients: Mapping[str, Any]) -> dict[str, An
 
 def residual_table(fits: Sequence[ThreadFit]) -> list[Residual]:
     """Residuals by kind of row; the last is of all rows."""
-    return residuals_of([each for fit in fits for each in fit.rows])
+    rows = [each for fit in fits for each in fit.rows]
+    return residuals_of([(row, error) for row, error in rows if not (isinstance(row, DesignTime) and row.moved)])
 
 
 def residuals_of(rows: Sequence[tuple[Row, float]]) -> list[Residual]:

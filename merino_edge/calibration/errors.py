@@ -49,7 +49,7 @@ def latency_errors(fits: Mapping[int, ThreadFit], probes: Sequence[Probe]) -> di
     found: dict[str, dict[str, dict[str, Any]]] = {form: {} for form in FORMS}
     measured_ms = times_of(probes)
     own = [(row, error + log(ms / row.ms)) for row, error in at_best_threads(fits) for ms in measured_ms[facts(row)]]
-    designs = [each for fit in fits.values() for each in fit.unseen if isinstance(each[0], DesignTime)]
+    designs = [each for fit in fits.values() for each in fit.unseen if is_measured_design(each[0])]
     for phase in PHASES:
         for of, rows in (("probe", own), ("designs", designs)):  # the later one stays
             by_format = errors_by_format(rows, phase)
@@ -57,6 +57,10 @@ def latency_errors(fits: Mapping[int, ThreadFit], probes: Sequence[Probe]) -> di
                 count = len(by_format[form])
                 found[form][f"{phase}_error"] = {**distribution, "of": of, "decoders": count}
     return found
+
+
+def is_measured_design(row: Row) -> bool:
+    return isinstance(row, DesignTime) and not row.moved
 
 
 def errors_by_format(rows: Sequence[tuple[Row, float]], phase: str) -> dict[str, Errors]:

@@ -30,10 +30,14 @@ LEAST_US = 1e-3  # a shorter time counts as this, since errors are relative
 
 
 class DesignTime(NamedTuple):
-    """One phase of a measured design, as a row beside the probe's."""
+    """One phase of a measured design, as a row beside the probe's. `moved`: to a thread count that it was not measured
+    with."""
 
     design: MeasuredDesign
     phase: Literal["decode", "prefill"]
+    threads: int
+    ms: float
+    moved: bool = False
 
     @property
     def kind(self) -> str:
@@ -42,14 +46,6 @@ class DesignTime(NamedTuple):
     @property
     def format(self) -> str:
         return self.design.format
-
-    @property
-    def threads(self) -> int:
-        return self.design.decode_threads if self.phase == "decode" else self.design.prefill_threads
-
-    @property
-    def ms(self) -> float:
-        return self.design.decode_ms if self.phase == "decode" else self.design.prefill_ms
 
     @property
     def tokens(self) -> int:
@@ -161,15 +157,46 @@ class Table(NamedTuple):
         return first + np.sum(self.again * again_share(self.between_sizes, edges.half), axis=1)
 
 
-def fit_threads(probe: Probe, threads: int) -> ThreadFit:
+def fit_all(probe: Probe) -> dict[int, ThreadFit]:
+    """By thread count. A design is measured with one; at the others it is taken to be off a fit to the probe alone by
+    the same factor. Else the next search would choose a thread count that no design has corrected."""
+    alone = {count: fit_threads(probe, count) for count in probe.threads}
+    times = [time for design in probe.designs for time in times_of(design) if time.threads in alone]
+    if not times:
+        return alone
+    return {count: fit_threads(probe, count, [moved(time, count, alone, probe) for time in times]) for count in alone}
+
+
+def times_of(design: MeasuredDesign) -> list[DesignTime]:
+    return [
+        DesignTime(design, "decode", design.decode_threads, design.decode_ms),
+        DesignTime(design, "prefill", design.prefill_threads, design.prefill_ms),
+    ]
+
+
+def moved(time: DesignTime, count: int, alone: Mapping[int, ThreadFit], probe: Probe) -> DesignTime:
+    if time.threads == count:
+        return time
+
+    def share(threads: int) -> float:
+        """Predicted by the fit of so many threads over measured."""
+        fit, table = alone[threads], table_of([time], probe)
+        edges = Edges(*(edge * MB / cache_bytes(probe) for edge in fit.edges))
+        return 1 + float(errors_of(table, fit.coefficients, edges)[0])
+
+    return time._replace(threads=count, ms=time.ms * share(count) / share(time.threads), moved=True)
+
+
+def fit_threads(probe: Probe, threads: int, designs: Sequence[DesignTime] = ()) -> ThreadFit:
     """The fit of least loss over the three starts, and the edges near it."""
-    rows = rows_of(probe, threads)
+    rows: list[Row] = [row for row in probe.measurements if row.threads == threads and row.kind != "read"]
+    rows += designs
     table = table_of(rows, probe)
     from_memory = np.stack([table.from_memory(edges) for edges in GRID])  # [edges of the grid, rows]
     fits = (alternate(table, from_memory, start) for start in STARTS)
     coefficients, edges = descend(table, *min(fits, key=lambda found: loss_of(table, *found)))
     unseen = unseen_errors(rows, table, edges)
-    if any(isinstance(row, DesignTime) for row in rows):
+    if designs:
         tried = [(each, unseen_errors(rows, each, edges)) for each in weighted(rows, table)]
         table, unseen = min(tried, key=lambda found: error_of_designs(found[1]))
         coefficients = fit_coefficients(table, edges)
@@ -189,15 +216,10 @@ def weighted(rows: Sequence[Row], table: Table) -> Iterator[Table]:
 
 
 def error_of_designs(unseen: Sequence[tuple[Row, float]]) -> float:
-    """The mean size of the errors of designs that were left out."""
-    return float(np.mean([abs(error) for row, error in unseen if isinstance(row, DesignTime)]))
-
-
-def rows_of(probe: Probe, threads: int) -> list[Row]:
-    """All that was timed with so many threads, but reads without arithmetic."""
-    rows: list[Row] = [row for row in probe.measurements if row.threads == threads and row.kind != "read"]
-    times = (DesignTime(design, phase) for design in probe.designs for phase in ("decode", "prefill"))
-    return rows + [time for time in times if time.threads == threads]
+    """The mean size of the errors of designs that were left out, of those measured with this thread count if any."""
+    errors = [(row.moved, abs(error)) for row, error in unseen if isinstance(row, DesignTime)]
+    least = min(is_moved for is_moved, _ in errors)
+    return float(np.mean([error for is_moved, error in errors if is_moved == least]))
 
 
 def is_operator(row: Row) -> bool:
