@@ -23,6 +23,7 @@ from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.designed import Architecture
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.formats import core_of_board, formats_of
+from merino_edge.prediction.intervals import LEAST_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape, default_prompt
 from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.storage.atomic import scratch_folder
@@ -65,7 +66,8 @@ def measured_designs(profile: DeviceProfile, number: int, bench: Bench, say: Say
 def requests(profile: DeviceProfile, number: int) -> list[Request]:
     """Budgets spread evenly (log) over the board's range, with formats, vocabularies and contexts in turn. The second
     round has budgets between those of the first, and other formats at them."""
-    formats = formats_of(profile)
+    own = profile.performance.onnxruntime.coefficients
+    formats = own.formats if own else formats_of(profile)  # an older ONNX Runtime has not all of them
     most, context = profile.budget.decode_ms, profile.budget.context
     found = []
     for place in range(DESIGNS):
@@ -98,10 +100,12 @@ def space_of(vocab: int) -> Space:
 
 
 def designed(profile: DeviceProfile, request: Request) -> Design:
+    """Its prediction is near the budget, since hardly any error is allowed for."""
     limits = with_board_defaults({"decode_ms": request.decode_ms}, profile)
     return design(
         profile, limits, space=space_of(request.vocab), context=request.context,
         prompt=default_prompt(request.context), precision=request.format, scoring=SCORING,
+        confidence=LEAST_CONFIDENCE,
     )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def calibrate(*probes: Probe) -> Fit:
         raise MerinoError("the probe finished no thread count: run `merino probe` again, with nothing beside it")
     by_threads = fit_all(probe)
     fits = list(by_threads.values())
-    general = {name: [rounded(fit.coefficients[name]) for fit in fits] for name in (*GENERAL, "decode_pair_ms_g")}
+    general = {name: [rounded(fit.coefficients[name]) for fit in fits] for name in GENERAL}
     measured = {row.format for row in probe.measurements if row.kind == "linear"}
     errors = latency_errors(by_threads, probes)
     coefficients: dict[str, Any] = {

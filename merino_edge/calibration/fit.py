@@ -113,7 +113,7 @@ def summed(all_amounts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 GRAPH = "graph_us"  # one run of a graph that is no decoder; a decoder's run is step_us
 OF_CACHES = [f"{kv}.{name}" for kv in QUANTISED_CACHES for name in PAIRS]
 FITTED = [
-    *GENERAL, "decode_pair_ms_g", *OF_CACHES, GRAPH, *(f"{form}.{name}" for form in FORMS for name in OF_FORMAT)
+    *GENERAL, *OF_CACHES, GRAPH, *(f"{form}.{name}" for form in FORMS for name in OF_FORMAT)
 ]  # fmt: skip
 
 

@@ -109,7 +109,8 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
             max(0.0, CACHED_SHARE * read - GB_MACS["fp32"] * pair) for read, pair in zip(read_ms, query_ms, strict=True)
         ),
         pair_ms_g=tuple(mac_ms), decode_pair_ms_g=query_ms,
-        score_ns=ns_of_macs(mac_ms, SCORE), entry_ns=ns_of_macs(mac_ms, ENTRY),
+        score_ns=ns_of_macs(mac_ms, SCORE), decode_score_ns=ns_of_macs(mac_ms, SCORE),
+        entry_ns=ns_of_macs(mac_ms, ENTRY),
         memory_ms_gb=tuple(memory_ms),
         fp32=of_format("fp32"), int8=of_format("int8"), int4=of_format("int4"),
     )  # fmt: skip

@@ -14,7 +14,8 @@ Quantities, by the names of their coefficients:
     kv_ms_gb: GB of keys and values
     pair_ms_g: 10^9 multiply-adds of attention of several queries at once, over a cache of floats; decode_pair_ms_g: of
         one query, which has kernels of its own; int8.pair_ms_g, int4.decode_pair_ms_g ...: over a quantised cache
-    score_ns: scores                      entry_ns: elements of new keys, values, queries
+    score_ns: scores; decode_score_ns: of one query
+    entry_ns: elements of new keys, values, queries
     memory_ms_gb: GB (10^9 bytes) of weights, keys and values that a run reads for the first time; the extra latency
         where they come from memory and not from the cache
     again_ms_gb, with the same coefficient: GB of weights that the run read before and that have left the cache
@@ -257,7 +258,7 @@ def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int, kv: 
     found["kv_ms_gb"] += size
     pairs = "decode_pair_ms_g" if tokens == 1 else "pair_ms_g"
     found[pairs if kv == "fp32" else f"{kv}.{pairs}"] += 2 * op.query_width * tokens * total
-    found["score_ns"] += op.heads * tokens * total
+    found["decode_score_ns" if tokens == 1 else "score_ns"] += op.heads * tokens * total
     found["entry_ns"] += (op.query_width + 2 * op.width) * tokens
 
 

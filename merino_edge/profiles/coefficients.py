@@ -15,7 +15,7 @@ from merino_runtime.bundle import QUANTISED_CACHES
 Dialect = Literal["fused", "portable", "no-dotprod"]  # of the timed graphs; no-dotprod: fused, for Arm cores without it
 GENERAL = (
     "step_us", "launch_us", "product_us", "attention_us", "choose_ns", "norm_ns", "activation_ns", "kv_ms_gb",
-    "pair_ms_g", "score_ns", "entry_ns", "memory_ms_gb",
+    "pair_ms_g", "decode_pair_ms_g", "score_ns", "decode_score_ns", "entry_ns", "memory_ms_gb",
 )  # fmt: skip
 MEMORY, AGAIN = "memory_ms_gb", "again_ms_gb"
 PAIRS = ("pair_ms_g", "decode_pair_ms_g")  # of attention, many queries and one; also of each quantised cache
@@ -109,8 +109,7 @@ class Coefficients(Facts):
     (2^20 bytes), partial above, and streaming from memory from `cache_beyond_mb` on. Of weights that a step reads
     again, half are still resident where it read `cache_half_mb` in between.
 
-    `decode_pair_ms_g`: None, as in profiles of before it was measured: as `pair_ms_g`. `int8_cache`, `int4_cache`: None
-    where they were not measured, for a backend that has no such caches too.
+    `int8_cache`, `int4_cache`: None where they were not measured, for a backend that has no such caches too.
     """
 
     kind: Kind
@@ -129,10 +128,11 @@ class Coefficients(Facts):
     activation_ns: Values
     kv_ms_gb: Values
     pair_ms_g: Values
+    decode_pair_ms_g: Values
     score_ns: Values
+    decode_score_ns: Values
     entry_ns: Values
     memory_ms_gb: Values
-    decode_pair_ms_g: Values | None = None
     int8_cache: CacheCoefficients | None = None
     int4_cache: CacheCoefficients | None = None
     fp32: FormatCoefficients
@@ -145,8 +145,6 @@ class Coefficients(Facts):
         if list(self.threads) != sorted(set(self.threads)):
             raise ValueError(f"threads must grow, found {list(self.threads)}")
         lists = {name: getattr(self, name) for name in (*EDGES, *GENERAL)}
-        if self.decode_pair_ms_g is not None:
-            lists["decode_pair_ms_g"] = self.decode_pair_ms_g
         lists |= {f"{form}.{name}": getattr(getattr(self, form), name) for form in self.formats for name in OF_FORMAT}
         lists |= self.of_caches
         wrong = [f"{name} has {len(values)}" for name, values in lists.items() if len(values) != count]
@@ -161,7 +159,7 @@ class Coefficients(Facts):
         """All coefficients of each thread count, by the names of `prediction.latency`."""
         return tuple(
             {name: getattr(self, name)[at] for name in GENERAL}
-            | {AGAIN: getattr(self, MEMORY)[at], "decode_pair_ms_g": (self.decode_pair_ms_g or self.pair_ms_g)[at]}
+            | {AGAIN: getattr(self, MEMORY)[at]}
             | {name: values[at] for name, values in self.of_caches.items()}
             | {f"{form}.{name}": getattr(getattr(self, form), name)[at] for form in self.formats for name in OF_FORMAT}
             for at in range(len(self.threads))
