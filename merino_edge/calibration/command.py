@@ -116,4 +116,4 @@ def round_line(number: int, designs: Sequence[MeasuredDesign]) -> str:
         f"{phase} {median(errors):+.1%} in the median ({min(errors):+.1%} to {max(errors):+.1%})"
         for phase, errors in (("decode", decode), ("prefill", prefill))
     )
-    return f"round {number + 1}: {len(designs)} designs, predicted over measured: {', '.join(told)}; now in the fit"
+    return f"round {number + 1}: {len(designs)} measured, predicted over measured: {', '.join(told)}; now in the fit"

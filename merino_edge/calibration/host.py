@@ -62,7 +62,7 @@ def new_probe(say: Say, more: Callable[[Probe], Probe] | None = None) -> Probe:
     """
     path = cache_folder() / f"probe-{machine_key()}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     say(f"measuring this machine, for at most {PROBE_SECONDS + 10:.0f} s")
-    with scratch_folder(path) as scratch:
+    with scratch_folder(path.with_name("probe")) as scratch:  # one name, so that what a killed run left is found
         made = scratch / path.name
         run_probe(str(made), PROBE_SECONDS)
         probe = read_probe(made)

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_probe import BOARD, calibrated_board, synthetic
+from sample_probe import BOARD, MACHINE, calibrated_board, synthetic
 
-from merino_edge.benchmarking import chosen
+from merino_edge.benchmarking import chosen, measuring
 from merino_edge.benchmarking.measuring import bench_here
 from merino_edge.calibration import host
 from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.command import recalibrate
 from merino_edge.calibration.probe import MeasuredDesign
+from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction.cost_model import cost_model
 from merino_edge.prediction.shape import InferenceShape
@@ -91,12 +92,16 @@ def test_six_designs_span_the_range_of_the_board_and_its_formats():
     assert len(set(pairs)) == 12
 
 
+def small_space(vocab):
+    return Space(widths=(64, 128), depths=(1, 2), blocks=1, vocab=vocab)
+
+
 @pytest.mark.slow
 def test_designs_are_measured_as_bench_does(monkeypatch):
     """On this machine, whatever board the profile says."""
-    monkeypatch.setattr(chosen, "DESIGNS", 2)
-    monkeypatch.setattr(chosen, "VOCABS", (512,))
-    monkeypatch.setattr(chosen, "CONTEXTS", (64, 96))
+    for name, value in (("DESIGNS", 2), ("VOCABS", (512,)), ("CONTEXTS", (64, 96)), ("space_of", small_space)):
+        monkeypatch.setattr(chosen, name, value)
+    monkeypatch.setattr(measuring, "DECODE_REPETITIONS", 2)
     board = BOARD.model_copy(update={"budget": BOARD.budget.model_copy(update={"decode_ms": 1.0})})
     said = []
     found = chosen.measured_designs(board, 0, bench_here(lambda: contextlib.nullcontext(None)), said.append)
@@ -120,7 +125,8 @@ def cache(tmp_path, monkeypatch):
 
 
 def quick_probe(path, _seconds=0):
-    Path(path).write_text(synthetic(noise=0.02).model_dump_json(by_alias=True))
+    """With one thread, which any machine has."""
+    Path(path).write_text(synthetic(0.02, MACHINE._replace(threads=(1,))).model_dump_json(by_alias=True))
 
 
 def contents(folder):
@@ -161,7 +167,7 @@ def test_a_calibration_that_ends_early_leaves_the_former_profile(at, how, cache,
     said = []
     recalibrate("host", [], None, said.append, choose=lambda *_: designs())
     assert len(contents(cache)) == 2 and len(host.kept_probes()[-1].designs) == 24
-    assert [line for line in said if line.startswith("round 2: 12 designs, predicted over measured: decode ")]
+    assert [line for line in said if line.startswith("round 2: 12 measured, predicted over measured: decode ")]
 
 
 KILLED = """
