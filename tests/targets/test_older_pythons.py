@@ -2,9 +2,9 @@
 `portable` bundles run; and 3.8 with 1.19, whose fused attention needs care (docs/decisions/export.md). There
 those of the models alone: what installs, and what measures, passes under the oldest Python and under the newest.
 
-`make test` runs what is not slow under 3.6, with the TensorRT of the board that has it; `make test-nightly` all. That
-the trained model's bundles give the same ids under them: test_interpreters.py. Properties are tried on few examples:
-on many under the Python of the workstation.
+`make test` runs what is not slow under 3.6, with the TensorRT of the board that has it, but not what no Python changes;
+`make test-nightly` all. That the trained model's bundles give the same ids under them: test_interpreters.py.
+Properties are tried on few examples: on many under the Python of the workstation.
 """
 
 import os
@@ -17,12 +17,14 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
+# Of no board with 3.6; of many forged files; of pure arithmetic; of the tests' own GPU.
+NOT_BY_DAY = "not (10.3.0 or hostile or ed25519 or stand_in)"
 WORKSTATIONS = ("test_runtime_syntax.py", "test_probe_graphs.py")  # these need newer Pythons, or torch
 
 
 def test_what_is_not_slow_passes_under_the_oldest_python(bundle_dirs, chat_dir, tmp_path):
     check_board_side("3.6", ["runtime/test_*.py", "bench/test_*.py"], "not slow and not nightly", ["portable"],
-                     bundle_dirs, chat_dir, tmp_path, "not 10.3.0")  # fmt: skip
+                     bundle_dirs, chat_dir, tmp_path, NOT_BY_DAY)  # fmt: skip
 
 
 @pytest.mark.nightly
