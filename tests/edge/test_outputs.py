@@ -22,6 +22,7 @@ from merino_runtime.errors import MerinoError
 
 SMALL = ["--device", "raspberry-pi-zero-2w", "--decode-ms", "4", "--vocab", "300", "--context", "64"]
 DESIGN = ["design", *SMALL]
+BY_NIGHT = pytest.mark.nightly
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 
 
@@ -99,8 +100,10 @@ def test_missing_folders_are_made_when_there_is_something_to_write(run, tmp_path
     assert [path.name for path in (tmp_path / "far" / "away").iterdir()] == ["design.json"]
 
 
-@pytest.mark.parametrize("name", ["-", "stdout"])
-@pytest.mark.parametrize("into", ["pipe", "file"])
+@pytest.mark.parametrize(("name", "into"), [
+    ("-", "pipe"), ("stdout", "file"), pytest.param("-", "file", marks=BY_NIGHT),
+    pytest.param("stdout", "pipe", marks=BY_NIGHT),
+])  # fmt: skip
 def test_stdout_as_the_output_holds_the_data_alone(name, into, tmp_path):
     """`stdout` is a link as /dev/stdout is one, which once was replaced by a file."""
     (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
@@ -125,7 +128,7 @@ PRINTS = [(closed_pipe, 141), pytest.param(nowhere, 1, marks=FULL)]
 
 
 @pytest.mark.parametrize(("stdout", "expected"), PRINTS)
-@pytest.mark.parametrize("more", [[], ["--json"]])
+@pytest.mark.parametrize("more", [[], pytest.param(["--json"], marks=BY_NIGHT)])
 def test_a_design_is_kept_where_printing_fails(stdout, expected, more, tmp_path):
     with stdout() as unwritable:
         code, _, err = apart(*DESIGN, *more, "-o", "design.json", cwd=tmp_path, stdout=unwritable)
@@ -135,7 +138,7 @@ def test_a_design_is_kept_where_printing_fails(stdout, expected, more, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stdout", "expected"), PRINTS)
+@pytest.mark.parametrize(("stdout", "expected"), [PRINTS[0], pytest.param(*PRINTS[1].values, marks=[FULL, BY_NIGHT])])
 def test_a_bundle_is_kept_where_printing_fails(stdout, expected, tiny_checkpoint, tmp_path):
     with stdout() as unwritable:
         code, *_ = apart("export", tiny_checkpoint, "-o", "b", cwd=tmp_path, stdout=unwritable)

@@ -71,7 +71,10 @@ def test_an_interrupt_that_is_switched_off_stays_so(programs, program, module):
 ASCII = [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
 
 
-@pytest.mark.parametrize("variables", ASCII, ids=["by PYTHONIOENCODING", "by the C locale"])
+@pytest.mark.parametrize("variables", [
+    pytest.param(ASCII[0], id="by PYTHONIOENCODING"),
+    pytest.param(ASCII[1], id="by the C locale", marks=pytest.mark.nightly),
+])  # fmt: skip
 def test_characters_that_stdout_lacks_are_spelled_out(programs, tmp_path, variables):
     profile, records = tmp_path / "mine.toml", tmp_path / "records.json"
     name = 'name = "[/home/\u00e9] \u65e5\u672c Raspberry'

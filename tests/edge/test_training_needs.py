@@ -235,6 +235,7 @@ for arch, batch, bf16 in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_estimate_of_memory_is_within_a_quarter_of_the_measured_peak():
     runs = []

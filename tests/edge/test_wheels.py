@@ -245,9 +245,9 @@ PYTHONS = {
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # by day on the oldest Python and on the system's: test_install_wheels.py
 @pytest.mark.usefixtures("online")
-@pytest.mark.parametrize("version", [
-    *(pytest.param(each, marks=() if each == "3.10" else pytest.mark.nightly) for each in PYTHONS)])  # fmt: skip
+@pytest.mark.parametrize("version", PYTHONS)
 def test_pip_from_its_wheel_installs_the_set_offline_and_a_bundle_runs(version, embedded_bundles, tmp_path):
     """As on a board, by this machine's CPU: an environment without pip, no index, the bundle's golden ids.
 
