@@ -26,8 +26,14 @@ class Server:
                                         env=dict(os.environ, PYTHONPATH=paths, **environment))
         self.port = int(self._told(r"on http://\S+:(\d+)"))
         self.key = None
-        while wait and self.call("GET", "/health")[0] != 200:
+        while wait and not self.ready():
             time.sleep(0.05)
+
+    def ready(self):
+        try:
+            return self.call("GET", "/health")[0] == 200
+        except OSError as error:
+            raise AssertionError("the server has ended: " + self.said()) from error
 
     def said(self):
         self.log.seek(0)
