@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -249,6 +250,30 @@ def test_a_background_request_never_costs_a_person_a_slot(chat_dir):
         assert kinds == ["person", "person", "background"]
         other = cached(server, "c", first * 3 + "And of boats.")[0]  # shares the talk's beginning: a copy, or the slot
         assert other > 40
+
+
+def test_a_signal_ends_what_is_under_way_with_an_error(chat_dir):
+    with Server(chat_dir, options=["--slots", 1, "--queue", 100]) as server:
+        long = {"messages": said("x"), "temperature": 0, "ignore_eos": True, "max_tokens": 200}
+        found = []
+
+        def one(streams):
+            with contextlib.suppress(OSError):
+                connection, response = server.open("POST", CHAT, dict(long, stream=streams))
+                found.append((response.status, response.read()))
+                connection.close()
+
+        threads = [threading.Thread(target=one, args=(each % 2 == 1,)) for each in range(80)]
+        for thread in threads:
+            thread.start()
+        while not found:
+            time.sleep(0.001)
+        server.process.terminate()
+        for thread in threads:
+            thread.join()
+        assert server.process.wait(60) == 0 and "stopped" in server.said()
+    assert {status for status, _ in found} == {200, 503}
+    assert any(status == 200 and b"the server was stopped" in data for status, data in found)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(chat_dir, tmp_path):

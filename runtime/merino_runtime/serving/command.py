@@ -110,6 +110,8 @@ def _cache_folder() -> str:
 
 def _served(application: Any, server: Any, place: Any, load: Callable[[Any], None]) -> int:
     """Connections on this thread, models on another. A load that fails ends both."""
+    from merino_runtime.serving.http import stop_at_signals
+
     faults: List[BaseException] = []
 
     def work() -> None:
@@ -121,6 +123,7 @@ def _served(application: Any, server: Any, place: Any, load: Callable[[Any], Non
 
     worker = threading.Thread(target=work, name="models", daemon=True)
     worker.start()
+    stop_at_signals(server)
     try:
         server.run(sockets=[place])
     finally:

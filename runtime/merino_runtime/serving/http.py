@@ -5,8 +5,9 @@ uvicorn 0.16 is the last for Python 3.6, so nothing here needs a later one (docs
 import asyncio
 import concurrent.futures
 import contextlib
+import signal
 import socket
-from typing import Any, Awaitable, Callable, Dict, List, Optional, Tuple
+from typing import Any, Awaitable, Callable, Dict, Iterator, List, Optional, Tuple
 
 from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
@@ -182,7 +183,33 @@ def server_of(application: Application) -> Any:
     uvicorn = require("uvicorn", REQUIREMENTS)
     config = uvicorn.Config(Site(application), http=_protocol(), ws="none", lifespan="off", log_config=None,
                             access_log=False, server_header=False, loop="asyncio", timeout_keep_alive=75)
-    return uvicorn.Server(config)
+
+    class Server(uvicorn.Server):  # type: ignore[name-defined]
+        """Signals are `stop_at_signals`'s: newer versions raise them again at the end, and the process dies of them."""
+
+        def install_signal_handlers(self) -> None:
+            pass
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+        async def shutdown(self, *arguments: Any, **options: Any) -> None:
+            """Answers under way end first: uvicorn waits for them."""
+            application.scheduler.close()
+            await super().shutdown(*arguments, **options)
+
+    return Server(config)
+
+
+def stop_at_signals(server: Any) -> None:
+    """SIGINT and SIGTERM end the server, a second one without waiting for connections."""
+    def stop(*_: Any) -> None:
+        server.force_exit = server.should_exit
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
 
 def _protocol() -> Any:

@@ -62,9 +62,10 @@ class Slots:
         if source is None or shared(source.ids, ids) < shared(slot.ids, ids) + WORTH_A_COPY:
             return
         count = shared(source.ids, ids)
+        copy = source.backend.fork()  # may fail, and then the slot is as it was
         slot.backend.close()
-        slot.backend = source.backend.fork()
-        slot.backend.truncate(count)
+        slot.backend = copy
+        copy.truncate(count)
 
     def give(self, slot: Slot) -> None:
         slot.busy, slot.used_s = False, time.monotonic()
