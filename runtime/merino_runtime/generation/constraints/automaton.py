@@ -14,6 +14,7 @@ from merino_runtime.errors import MerinoError
 NOTHING = -1
 DEAD, END = 0, 0  # a state, a stack
 SET, LIT, SEQ, ALT, REP, TEXT = range(6)
+PLAIN = frozenset(range(0x20, 0x7F)) - {0x22, 0x5C}  # characters of a string, each one byte
 MOST_NODES = 100000  # a schema that needs more is refused before it fills the memory
 
 
@@ -111,10 +112,10 @@ class Automaton:
         return self.state_of([] if node == NOTHING else [self._stack(node, END)])
 
     def accepts(self, state: int) -> bool:
-        return END in self._open(state)
+        return self.inside_text(state) is None and END in self._open(state)
 
     def goes_on(self, state: int) -> bool:
-        return any(stack != END for stack in self._open(state))
+        return self.inside_text(state) is not None or any(stack != END for stack in self._open(state))
 
     def stacks(self, state: int) -> Sequence[int]:
         return self._states[state]
@@ -124,6 +125,11 @@ class Automaton:
         node, below = self._stacks[stack]
         made = self._nodes[node] if node != NOTHING else (SEQ,)
         return (made[1], made[2], below) if made[0] == TEXT else None
+
+    def inside_text(self, state: int) -> Optional[Tuple[int, int, int]]:
+        """As text_on, of a state of one stack."""
+        stacks = self._states[state]
+        return self.text_on(stacks[0]) if len(stacks) == 1 else None
 
     def run(self, state: int, data: bytes) -> int:
         for byte in data:
@@ -156,6 +162,9 @@ class Automaton:
     def only_byte(self, state: int) -> Optional[int]:
         """The byte that must come next; None if there are several, or if the text may end here."""
         found: Set[int] = set()
+        text = self.inside_text(state)
+        if text and text[1]:
+            return None
         for stack in self._open(state):
             if stack == END:
                 return None
@@ -194,6 +203,10 @@ class Automaton:
         return found
 
     def _computed(self, state: int, byte: int) -> int:
+        text = self.inside_text(state)
+        if text and text[1] and byte in PLAIN and byte in self._spelled:  # without opening it, for speed
+            low, high, below = text
+            return self.state_of([self._stack(self.text(max(low - 1, 0), high - 1 if high > 0 else high), below)])
         found: Set[int] = set()
         for stack in self._open(state):
             if stack == END:

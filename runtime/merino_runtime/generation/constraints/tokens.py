@@ -104,6 +104,8 @@ class Trie:
             counts[nodes] = counted
         self.characters = counts[self.node_of]
         self.closed, self.closed_characters = np.concatenate(closed), np.concatenate(before)
+        inside = self.characters[self.characters < OUTSIDE]
+        self.most_characters = int(max(np.max(inside, initial=0), np.max(self.closed_characters, initial=0)))
 
 
 class Grammar:
@@ -113,7 +115,7 @@ class Grammar:
         self.trie, self.automaton, self.eos_ids = trie, automaton, tuple(eos_ids)
         self.lock = threading.RLock()  # held while the automaton may grow
         self._start = automaton.start(node)
-        self._masks: Dict[int, np.ndarray] = {}  # by state; packed bits
+        self._masks: Dict[Any, np.ndarray] = {}  # packed bits
         self.vocab = max([len(trie.spellings), *[one + 1 for one in self.eos_ids]])
 
     def start(self) -> "State":
@@ -121,7 +123,8 @@ class Grammar:
 
     def mask(self, state: int) -> np.ndarray:
         """[vocab], without the EOS."""
-        found = self._masks.get(state)
+        key = self._key(state)
+        found = self._masks.get(key)
         if found is not None:
             return np.unpackbits(found, count=self.vocab).view(bool)
         automaton, trie = self.automaton, self.trie
@@ -144,8 +147,17 @@ class Grammar:
         allowed[:len(trie.node_of)] |= reached[trie.node_of]
         if len(self._masks) >= KEPT_MASKS:
             self._masks.clear()
-        self._masks[state] = np.packbits(allowed)
+        self._masks[key] = np.packbits(allowed)
         return allowed
+
+    def _key(self, state: int) -> Any:
+        """States inside a string have the same mask where no token reaches its least or most characters."""
+        text = self.automaton.inside_text(state)
+        if text is None:
+            return state
+        low, high, below = text
+        most = self.trie.most_characters
+        return min(low, most + 1), high if 0 <= high < most else -1, below
 
 
 class State:
