@@ -9,6 +9,7 @@ takes a calibrated profile, as `measure` needs of the machine that it runs on. `
 """
 
 import argparse
+import itertools
 import json
 import math
 import subprocess
@@ -56,13 +57,15 @@ def searched(profile, limits, scoring):
 
 
 def every_uniform(fits):
-    for width in SPACE.widths:
-        for ratio in SPACE.ffn_ratios:
-            for layers in range(1, 49):
-                arch = architecture(Block(width=width, ffn_ratio=ratio, depth=depth) for depth in depths(layers))
-                if not fits(arch):
-                    break
-                yield arch
+    """Of all KV heads, or of one."""
+    for width, ratio, kv_heads in itertools.product(SPACE.widths, SPACE.ffn_ratios, (None, 1)):
+        for layers in range(1, 49):
+            arch = architecture(
+                Block(width=width, ffn_ratio=ratio, depth=depth, kv_heads=kv_heads) for depth in depths(layers)
+            )
+            if not fits(arch):
+                break
+            yield arch
 
 
 def like(uniform, aspect):
@@ -70,7 +73,7 @@ def like(uniform, aspect):
     def away(arch):
         return abs(math.log(arch.embed_width / sum(block.depth for block in arch.blocks) / aspect))
 
-    known = [arch for arch in uniform if arch.blocks[0].ffn_ratio == 4]
+    known = [arch for arch in uniform if arch.blocks[0].ffn_ratio == 4 and arch.blocks[0].kv_heads is None]
     near = [arch for arch in known if away(arch) <= math.log(NEAR)]
     return max(near, key=weights_of) if near else min(known, key=away)
 
