@@ -143,8 +143,8 @@ def loss_line(found: LossRatio) -> str:
     uniform = "no plain uniform decoder keeps these budgets" if found.uniform is None else (
         f"{words(found.uniform)} of the best plain uniform decoder's within the same budgets")  # fmt: skip
     return (
-        f"predicted loss, equal training: {words(found.opt_350m)} of OPT-350M's geometry, {uniform}; 95 % interval"
-        " of the law's exponent"
+        f"predicted loss, equal training: {words(found.opt_350m)} of OPT-350M's geometry, {uniform}; in brackets"
+        " with the law's constants at the ends of their 95 % intervals"
     )
 
 
@@ -173,7 +173,7 @@ def solver_line(design: Design) -> str:
         budgets = "these budgets" if design.searched == design.budget else rescaled
         proof = f"proved: no decoder of the space has more {most} within {budgets}"
     elif solver.name == "exact":
-        proof = f"not proved, at most {below:.2%} below the optimum: HiGHS failed on a part of the space"
+        proof = f"not proved, at most {below:.2%} below the optimum: HiGHS gave only a bound for a part of the space"
     else:
         proof = f"not proved, at most {below:.2%} below the optimum"
     return f"found by {solver.name} in {solver.seconds:.1f} s on this CPU; {proof}"

@@ -160,12 +160,13 @@ def solve(program: Program, rows: Rows, node: Node, among: np.ndarray, least: fl
     Raises SolverError where HiGHS fails.
 
     x_i of the unshared options of one shape become two integers: L_s, the layers of that shape, and y_s, the blocks
-    that they are cut into. Else each way to cut a run of equal layers into blocks would be tried. Columns:
-    L [S], y [S], x of the shared options [Z], first and last width [2 W], whether activations reach a level [K].
+    that they are cut into. Else each way to cut a run of equal layers into blocks would be tried. (Not where the space
+    leaves out a depth.) Columns: L [S], y [S], x of the other options [Z], first and last width [2 W], whether
+    activations reach a level [K].
     """
-    shapes = list(dict.fromkeys(program.shape[among[~program.shared[among]]].tolist()))
-    shared = among[program.shared[among]]
     deepest, ends = int(program.layers.max()), rows.upper.shape[1] - len(program.options)
+    runs = ~program.shared[among] & (len(np.unique(program.layers)) == deepest)
+    shapes, shared = list(dict.fromkeys(program.shape[among[runs]].tolist())), among[~runs]
     one = np.array([program.place[shape, 1] for shape in shapes], int)
     all_layers = np.array([program.place[shape, deepest] for shape in shapes], int)
 

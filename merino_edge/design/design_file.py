@@ -64,7 +64,8 @@ class Considered(Strict):
 
 
 class Ratio(Strict):
-    """Predicted loss of the design over that of another decoder; low, high: at the ends of alpha's interval."""
+    """Predicted loss of the design over that of another decoder; low, high: the least and the most
+    with the law's constants anywhere at the ends of their 95 % intervals."""
 
     value: float
     low: float

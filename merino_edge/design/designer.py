@@ -1,5 +1,6 @@
 """From a board and limits to a design: encode the space, solve it, predict what was found."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +19,16 @@ from merino_edge.design.score import MERINO, Scoring
 from merino_edge.design.space import Space
 from merino_edge.design.uniform import uniform
 from merino_edge.design.variants import LOSS_EXPONENT, Variant, combinations, encode_all, search
+from merino_edge.families.designed import Architecture
+from merino_edge.families.geometry import Geometry
 from merino_edge.families.zoo import model
 from merino_edge.prediction.formats import cache_needs, formats_of, has_cache, is_predicted
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
 from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.errors import MerinoError
+
+FITTED = ("alpha", "kappa", "aspect")  # constants of the law that have an interval
 
 
 def design(
@@ -87,7 +92,7 @@ def design(
         predicted=variant.model.predict(arch.operators, limits),
         entropy=entropy,
         scoring=scoring,
-        loss_ratio=loss_ratio(entropy, variant, limits, scoring) if isinstance(scoring, MeasuredScoring) else None,
+        loss_ratio=loss_ratio(arch, variant, limits, scoring) if isinstance(scoring, MeasuredScoring) else None,
         considered=Considered(
             vocab=sorted({each.space.vocab for each in variants}),
             precision=sorted({each.precision for each in variants}, key=formats_of(profile).index),
@@ -115,19 +120,29 @@ def open_variants(
     return combinations(space, profile, shape, vocabs, precisions, confidence, exponent)
 
 
-def loss_ratio(score: float, variant: Variant, limits: Mapping[str, float], scoring: MeasuredScoring) -> LossRatio:
+def loss_ratio(
+    arch: Architecture, variant: Variant, limits: Mapping[str, float], scoring: MeasuredScoring
+) -> LossRatio:
     """What a score of the measured law means: predicted loss beside other decoders'."""
-    alpha = CONSTANTS["alpha"]
+    ends = [[getattr(scoring, name), CONSTANTS[name].low, CONSTANTS[name].high] for name in FITTED]
+    laws = [scoring.model_copy(update=dict(zip(FITTED, values, strict=True))) for values in itertools.product(*ends)]
 
-    def ratio(other: float) -> Ratio:
-        ends = [(score / other) ** -exponent for exponent in (alpha.low or alpha.value, alpha.high or alpha.value)]
-        return Ratio(value=(score / other) ** -scoring.alpha, low=min(ends), high=max(ends))
+    def ratio(other: Geometry) -> Ratio:
+        found = [(known_score(arch, law) / known_score(other, law)) ** -law.alpha for law in laws]
+        return Ratio(value=found[0], low=min(found), high=max(found))
 
-    anywhere = replace(variant, regime=None)
-    plain = [found.score for _, program in encode_all([anywhere], limits, scoring) for found in uniform(program)]
-    opt = existing_score(model("opt-350m").geometry, BLOCKS, scoring)
-    assert opt is not None
-    return LossRatio(opt_350m=ratio(opt), uniform=ratio(max(plain)) if plain else None)
+    plain = [
+        (found.score, architecture(variant.space, program, found.choice, arch.context))
+        for _, program in encode_all([replace(variant, regime=None)], limits, scoring) for found in uniform(program)
+    ]  # fmt: skip
+    best = max(plain, key=lambda pair: pair[0])[1] if plain else None
+    return LossRatio(opt_350m=ratio(model("opt-350m").geometry), uniform=ratio(best) if best else None)
+
+
+def known_score(geometry: Geometry, scoring: MeasuredScoring) -> float:
+    found = existing_score(geometry, BLOCKS, scoring)
+    assert found is not None, "the measured law knows any matrices"
+    return found
 
 
 def relative_gap(score: float, bound: float) -> float:

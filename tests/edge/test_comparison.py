@@ -62,7 +62,7 @@ def test_every_parameter_of_the_score_is_documented_with_its_mark():
     text = (ROOT / "docs/search.md").read_text()
     parameters = {*MeasuredScoring.model_fields, *MerinoScoring.model_fields} - {"name", "gamma"}
     for name in (*parameters, *SCORES, "--steps", "--population", "--parents"):
-        assert re.search(rf"\| `{name}`.*\| (known|recalled|ours|the same)", text), name
+        assert re.search(rf"\| `{name}`.*\| (known|recalled|ours|this project's|the same)", text), name
     for name in parameters:
         values = {getattr(scoring, name) for scoring in SCORES.values() if hasattr(scoring, name)}
         shown = re.search(rf"\| `{name}` \| (\S+) ", text)[1]

@@ -11,9 +11,12 @@ from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import load_design
 from merino_edge.design.designer import design
 from merino_edge.design.evolution import Effort
-from merino_edge.design.score import SCORES
+from merino_edge.design.existing import existing_score
+from merino_edge.design.law import CONSTANTS
+from merino_edge.design.score import MEASURED, SCORES
 from merino_edge.design.space import Space
 from merino_edge.design.variants import NARROW
+from merino_edge.families.zoo import model
 from merino_edge.profiles.reading import load_profile, profile_ids
 from merino_runtime.errors import MerinoError
 
@@ -155,6 +158,17 @@ def test_a_design_keeps_the_named_parameters_of_its_score(name):
     found = small_design(scoring=SCORES[name])
     assert json.loads(found.to_json())["scoring"] == SCORES[name].model_dump()
     assert (found.loss_ratio is None) == (name != "measured")
+
+
+def test_a_loss_ratio_is_of_the_scores_and_its_interval_of_the_laws_constants():
+    found = small_design(scoring=MEASURED)
+    opt = found.loss_ratio.opt_350m
+    theirs = existing_score(model("opt-350m").geometry, 4, MEASURED)
+    assert opt.value == pytest.approx((found.entropy / theirs) ** -MEASURED.alpha)
+    assert opt.low < opt.value < opt.high and found.loss_ratio.uniform.value < 1
+    steep = MEASURED.model_copy(update={"alpha": CONSTANTS["alpha"].high})
+    ratio = existing_score(found.architecture, 4, steep) / existing_score(model("opt-350m").geometry, 4, steep)
+    assert opt.low <= ratio**-steep.alpha <= opt.high
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\udc00", "[" * 100000, '{"a": 1, "a": 1}'])

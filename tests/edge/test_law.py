@@ -78,7 +78,7 @@ def problems(draw):
     space = Space(
         widths=some([64, 128, 192, 256, 320], 2, 3),
         ffn_ratios=some([0.5, 1.0, 2.0, 4.0], 1, 2),
-        depths=draw(st.sampled_from([(1, 2), (1, 2, 3)])),
+        depths=draw(st.sampled_from([(1, 2), (1, 2, 3), (2,), (1, 3)])),
         growth=draw(st.sampled_from([1.5, 2.0, 8.0])),
         blocks=draw(st.sampled_from([1, 2])),
         vocab=draw(st.sampled_from([257, 8000])),
