@@ -80,9 +80,10 @@ def prompts_of(source: Source, count: int) -> list[list[int]]:
 
 
 def answers_of(source: Source, context: int, count: int = QUESTIONS, tokens: int = ANSWER_TOKENS) -> list[Answer]:
-    """By torch, prompts of one length at a time. Prompts that leave no room in the context are left out."""
+    """By torch, prompts of one length at a time. Left out are prompts that leave no room in the context, and those of
+    which a tokenizer with few tokens knows no part."""
     found: list[Answer] = []
-    prompts = sorted((each for each in prompts_of(source, count) if len(each) + tokens <= context), key=len)
+    prompts = sorted((each for each in prompts_of(source, count) if 0 < len(each) <= context - tokens), key=len)
     for _, alike in groupby(prompts, len):
         each = list(alike)
         for start in range(0, len(each), BATCH):
