@@ -29,7 +29,8 @@ CANDIDATES = 160  # options that are exchanged before an integer program is solv
 
 
 def improve(program: Program, floor: float = -math.inf) -> Answer:
-    """The best decoder if it scores more than `floor`. Deterministic."""
+    """The best decoder if it scores more than `floor`. Deterministic. The smallest decoder counts though its layers be
+    uneven, which only shared ones can be: where no other fits, it is the answer."""
     rows = Rows.of(program)
     plain = [program.solution(smallest_choice(program)), *uniform(program)]
     first = max(plain, key=lambda each: each.score)
@@ -71,17 +72,17 @@ def improve(program: Program, floor: float = -math.inf) -> Answer:
 
 def upper_bound(program: Program) -> float:
     """A score that no decoder exceeds: the highest bound of a number of layers, by the relaxations alone."""
-    rows = Rows.of(program)
+    rows, least = Rows.of(program), program.solution(smallest_choice(program)).score
     queue = Queue(program)
     for node, weights in roots(program, rows, -math.inf):
         queue.push(node, weights)
     while item := queue.pop(-math.inf):
         bound, node, relaxed, _ = item
         if relaxed:
-            return bound
+            return max(bound, least)
         if relaxed := relax(program, rows, node):
             queue.push(node, relaxed.weights, relaxed)
-    return -math.inf
+    return least
 
 
 class Queue:

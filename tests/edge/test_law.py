@@ -15,6 +15,7 @@ from merino_edge.design.designer import design
 from merino_edge.design.encode import encode, least, tabulate
 from merino_edge.design.evolution import Effort, evolve
 from merino_edge.design.law import CONSTANTS, EVEN, MeasuredScoring, even, law_score, least_weights
+from merino_edge.design.program import smallest_choice
 from merino_edge.design.score import MEASURED, total_score
 from merino_edge.design.space import FULL, GROUPED, Space
 from merino_edge.design.uniform import uniform
@@ -60,13 +61,14 @@ def test_sharing_and_few_kv_heads_cost_what_the_table_says():
 
 
 def decoders(program):
-    """Every decoder of the space within its budgets -> scores."""
+    """Every decoder of the space within its budgets -> scores. The smallest counts though its layers be uneven."""
+    smallest = smallest_choice(program)
     for choice in itertools.product(range(len(program.options)), repeat=program.blocks):
         widths = program.width[list(choice)]
         if not program.allowed[widths[0], widths].all():
             continue
         amount, layers = program.score[list(choice)].sum(), program.layers[list(choice)].sum()
-        if even(amount, layers, program.unit[list(choice)]) and program.fits(choice):
+        if (choice == smallest or even(amount, layers, program.unit[list(choice)])) and program.fits(choice):
             yield program.evaluate(choice)[0]
 
 
