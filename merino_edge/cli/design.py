@@ -61,11 +61,8 @@ def design(
     population: Annotated[int, typer.Option(help="evolution: population size M (as recalled from the paper)")] = 512,
     parents: Annotated[int, typer.Option(help="evolution: number of parents K (as recalled from the paper)")] = 64,
     score: Annotated[
-        str | None, typer.Option(
-            help="measured (law of published losses); merino, merino-literal or merino-off (entropy); default:"
-            " measured, with --preset merino"
-        )
-    ] = None,
+        str, typer.Option(help="merino, merino-literal or merino-off (entropy); measured (law of published losses)")
+    ] = "merino",
     confidence: Confidence = CONFIDENCE,
     seed: Seed = 0,
     measure: Annotated[
@@ -102,7 +99,7 @@ def design(
     asked = formats_of(profile)[0] if precision is None else precision
     precisions = fast_formats(profile) if precision == "any" else words(asked)
     usual = FULL if preset else GROUPED
-    scoring = score_named(score or ("merino" if preset else "measured"))
+    scoring = score_named(score)
     space = spaced(
         int(width_step), blocks, vocabs[0], None if head_size is None else int(head_size),
         kv_heads_named(words(kv_heads)) if kv_heads else usual, padded=isinstance(scoring, MeasuredScoring),

@@ -13,8 +13,8 @@ from merino_edge.design.budgets import requested, require_predictable, shares_ov
 from merino_edge.design.design_file import Design
 from merino_edge.design.designer import check_request, design
 from merino_edge.design.existing import existing_score
-from merino_edge.design.score import MEASURED
-from merino_edge.design.space import SEARCHED, Space
+from merino_edge.design.score import MERINO
+from merino_edge.design.space import Space
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
@@ -56,7 +56,7 @@ class Candidate:
     """One existing model with a verdict per format, the backend's preferred one first."""
 
     model: Model
-    entropy: float | None  # the search's score
+    entropy: float | None  # None where the search's score does not count all of its layers
     long_enough: bool  # whether its context is what was asked for, or more
     verdicts: tuple[Verdict, ...]
 
@@ -127,7 +127,7 @@ def recommend(
     *,
     context: int,
     prompt: int,
-    space: Space = SEARCHED,
+    space: Space = Space(),  # noqa: B008 - frozen
     confidence: float = DEFAULT_CONFIDENCE,
     named: str | None = None,
     kv: str | None = None,
@@ -168,7 +168,7 @@ def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float],
         over = shares_over(limits, predicted)
         verdicts.append(Verdict(precision, predicted, over, refused_words(each.profile, precision)))
     long_enough = model.geometry.context >= costs[0].shape.context
-    return Candidate(model, existing_score(model.geometry, blocks, MEASURED), long_enough, tuple(verdicts))
+    return Candidate(model, existing_score(model.geometry, blocks, MERINO), long_enough, tuple(verdicts))
 
 
 def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> Ours:
