@@ -43,7 +43,10 @@ def kept_by(what: str, weights: Path | None, out: Path, request: ExportRequest, 
     for precision, kv in tried:
         options = f"--precision {precision}" + (f" --kv {kv}" if kv else "")
         say(f"{made.bundle.precision} loses answers: {options} is tried")
-        other = request._replace(precision=precision, kv=kv or request.kv, text=None)
+        if (precision, kv) == ("fp32", "fp32"):
+            return options
+        calibration = request.calibration if precision in ("int8", "int4") else None
+        other = request._replace(precision=precision, kv=kv or request.kv, calibration=calibration, text=None)
         with scratch_folder(out) as place:
             found = export(load_source(what, weights), place / "tried", other, last_use=True)
         if found.divergence is None or keeps(found.divergence):
