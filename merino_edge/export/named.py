@@ -30,7 +30,7 @@ def export_named(what: str, out: Path, request: ExportRequest, weights: Path | N
 
 
 def kept_by(what: str, weights: Path | None, out: Path, request: ExportRequest, made: "Exported", say: Say) -> str:
-    """The options of the nearest format that keeps the answers, as was tried; float32 is what these are of."""
+    """The options of the nearest format that keeps the answers, as was tried. Float32 is what these are of."""
     from merino_edge.export.divergence import keeps
     from merino_edge.export.export import export
     from merino_edge.export.source import load_source
@@ -38,17 +38,16 @@ def kept_by(what: str, weights: Path | None, out: Path, request: ExportRequest, 
     from merino_runtime.bundle import quantised_cache
 
     tried: list[tuple[str, str | None]] = [("int8", None)] if made.bundle.precision == "int4" else []
-    if quantised_cache(made.bundle):
+    quantised = quantised_cache(made.bundle) is not None
+    if quantised and made.bundle.precision != "fp32":
         tried.insert(0, (made.bundle.precision, "fp32"))
     for precision, kv in tried:
         options = f"--precision {precision}" + (f" --kv {kv}" if kv else "")
         say(f"{made.bundle.precision} loses answers: {options} is tried")
-        if (precision, kv) == ("fp32", "fp32"):
-            return options
         calibration = request.calibration if precision in ("int8", "int4") else None
         other = request._replace(precision=precision, kv=kv or request.kv, calibration=calibration, text=None)
         with scratch_folder(out) as place:
             found = export(load_source(what, weights), place / "tried", other, last_use=True)
         if found.divergence is None or keeps(found.divergence):
             return options
-    return "--precision fp32"
+    return "--precision fp32 --kv fp32" if quantised else "--precision fp32"
