@@ -54,38 +54,29 @@ def integer(body: Body, name: str, default: Any, low: int, high: int) -> Any:
 
 
 def flag(body: Body, name: str, default: bool = False) -> bool:
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise wrong(name, value, "true or false")
-    return value
+    return bool(_typed(body, name, bool, "true or false", default))
 
 
 def text(body: Body, name: str, default: Optional[str] = None) -> Any:
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, str):
-        raise wrong(name, value, "a string")
-    return value
+    return _typed(body, name, str, "a string", default)
 
 
 def an_object(body: Body, name: str) -> Body:
-    value = body.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise wrong(name, value, "an object")
-    return value
+    found: Body = _typed(body, name, dict, "an object", {})
+    return found
 
 
 def a_list(body: Body, name: str) -> List[Any]:
+    found: List[Any] = _typed(body, name, list, "a list", [])
+    return found
+
+
+def _typed(body: Body, name: str, kind: type, allowed: str, default: Any) -> Any:
     value = body.get(name)
     if value is None:
-        return []
-    if not isinstance(value, list):
-        raise wrong(name, value, "a list")
+        return default
+    if not isinstance(value, kind):
+        raise wrong(name, value, allowed)
     return value
 
 
