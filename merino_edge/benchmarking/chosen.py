@@ -18,6 +18,7 @@ from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import Design
 from merino_edge.design.designer import design
 from merino_edge.design.law import MeasuredScoring
+from merino_edge.design.score import DEFAULT
 from merino_edge.design.space import Space, spaced
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.designed import Architecture
@@ -34,7 +35,6 @@ RANGE = 12.0  # the board's own latency budget over the least that is designed f
 ABOVE_SMALLEST = 1.5  # times what the smallest decoder takes
 VOCABS, CONTEXTS = (4096, 16384, 50257), (512, 1024)
 BLOCKS, WIDTH_STEP = 4, 64
-SCORING = (design.__kwdefaults__ or {})["scoring"]  # whatever `design` maximises where no --score is given
 
 
 class Request(NamedTuple):
@@ -52,10 +52,10 @@ def measured_designs(profile: DeviceProfile, number: int, bench: Bench, say: Say
     found = [designed(profile, request) for request in requests(profile, number)]
     with scratch_folder(Path(tempfile.gettempdir()) / "merino-calibration") as scratch:
         folders = []
+        core = core_of_board(profile)
         for place, each in enumerate(found):
             say(f"design {place + 1} of {len(found)}: {line(each)}")
             folders.append(scratch / f"design-{place + 1}")
-            core = core_of_board(profile)
             write_random_bundle(each.architecture, each.precision, folders[-1], folders[-1].name, each, core)
         rows = [row for pairs in by_context(found, folders) for row in measured_alike(pairs, bench, say)]
     if not rows:
@@ -96,7 +96,7 @@ def smallest_ms(profile: DeviceProfile, request: Request) -> float:
 
 def space_of(vocab: int) -> Space:
     """As `merino-edge design` has it."""
-    return spaced(WIDTH_STEP, BLOCKS, vocab, padded=isinstance(SCORING, MeasuredScoring))
+    return spaced(WIDTH_STEP, BLOCKS, vocab, padded=isinstance(DEFAULT, MeasuredScoring))
 
 
 def designed(profile: DeviceProfile, request: Request) -> Design:
@@ -104,7 +104,7 @@ def designed(profile: DeviceProfile, request: Request) -> Design:
     limits = with_board_defaults({"decode_ms": request.decode_ms}, profile)
     return design(
         profile, limits, space=space_of(request.vocab), context=request.context,
-        prompt=default_prompt(request.context), precision=request.format, scoring=SCORING,
+        prompt=default_prompt(request.context), precision=request.format, scoring=DEFAULT,
         confidence=LEAST_CONFIDENCE,
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from merino_edge.design.exact import Answer
 from merino_edge.design.existing import BLOCKS, existing_score
 from merino_edge.design.law import CONSTANTS, MeasuredScoring
 from merino_edge.design.program import Program
-from merino_edge.design.score import MERINO, Scoring
+from merino_edge.design.score import DEFAULT, Scoring
 from merino_edge.design.space import Space
 from merino_edge.design.uniform import uniform
 from merino_edge.design.variants import LOSS_EXPONENT, Variant, combinations, encode_all, search
@@ -45,7 +45,7 @@ def design(
     solver: SolverName = "exact",
     effort: Effort = Effort(),  # noqa: B008 - frozen
     seed: int = 0,
-    scoring: Scoring = MERINO,
+    scoring: Scoring = DEFAULT,
     confidence: float = DEFAULT_CONFIDENCE,
     progress: Callable[[int], None] | None = None,
 ) -> Design:
@@ -103,7 +103,7 @@ def design(
 
 def open_variants(
     profile: DeviceProfile, space: Space, context: int, prompt: int, vocabs: Sequence[int],
-    precisions: Sequence[str], confidence: float, kv: str | None = None, scoring: Scoring = MERINO,
+    precisions: Sequence[str], confidence: float, kv: str | None = None, scoring: Scoring = DEFAULT,
 ) -> list[Variant]:
     """Every combination of what was left open, or one MerinoError about a request that cannot be met."""
     for precision in precisions:

@@ -22,7 +22,7 @@ from merino_edge.design.budgets import (
 from merino_edge.design.design_file import Design, QuantisedCache, Strict
 from merino_edge.design.designer import check_request, design
 from merino_edge.design.existing import existing_score
-from merino_edge.design.score import MERINO
+from merino_edge.design.score import DEFAULT
 from merino_edge.design.space import Space
 from merino_edge.families import zoo
 from merino_edge.families.designed import Architecture
@@ -165,7 +165,7 @@ def marks(model: CostModel, blocks: int) -> tuple[Mark, ...]:
     for each in map(zoo.model, MARKED):
         if each.geometry.context >= model.shape.context:
             predicted = model.predict(each.geometry.operators)
-            entropy = existing_score(each.geometry, blocks, MERINO)
+            entropy = existing_score(each.geometry, blocks, DEFAULT)
             assert entropy is not None, f"{each.id} cannot be marked on an axis of entropy"
             found.append(Mark(id=each.id, name=each.name, entropy=entropy, predicted=predicted))
     return tuple(found)

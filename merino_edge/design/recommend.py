@@ -13,7 +13,7 @@ from merino_edge.design.budgets import requested, require_predictable, shares_ov
 from merino_edge.design.design_file import Design
 from merino_edge.design.designer import check_request, design
 from merino_edge.design.existing import existing_score
-from merino_edge.design.score import MERINO
+from merino_edge.design.score import DEFAULT
 from merino_edge.design.space import Space
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
 from merino_edge.families.zoo import Model, load_models
@@ -168,7 +168,7 @@ def judge(model: Model, costs: Sequence[CostModel], limits: Mapping[str, float],
         over = shares_over(limits, predicted)
         verdicts.append(Verdict(precision, predicted, over, refused_words(each.profile, precision)))
     long_enough = model.geometry.context >= costs[0].shape.context
-    return Candidate(model, existing_score(model.geometry, blocks, MERINO), long_enough, tuple(verdicts))
+    return Candidate(model, existing_score(model.geometry, blocks, DEFAULT), long_enough, tuple(verdicts))
 
 
 def design_at(costs: CostModel, limits: Mapping[str, float], space: Space) -> Ours:

@@ -19,6 +19,7 @@ from merino_edge.calibration import host
 from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.command import recalibrate
 from merino_edge.calibration.probe import MeasuredDesign
+from merino_edge.design.score import DEFAULT
 from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction.cost_model import cost_model
@@ -106,7 +107,7 @@ def test_designs_are_measured_as_bench_does(monkeypatch):
     said = []
     found = chosen.measured_designs(board, 0, bench_here(lambda: contextlib.nullcontext(None)), said.append)
     assert [(one.architecture.context, one.past, one.prompt) for one in found] == [(64, 48, 32), (96, 80, 48)]
-    assert {one.score for one in found} == {chosen.SCORING.name}
+    assert {one.score for one in found} == {DEFAULT.name}
     for one in found:
         assert 0 < one.decode_ms < one.prefill_ms < 1000 and one.predicted_decode_ms <= one.budget_ms
     assert len(said) == 4 and found[0].architecture.shape() in said[0]
