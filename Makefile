@@ -20,7 +20,7 @@ TENSORRT_ROOT := $(CACHE)/tensorrt
 
 MODELS := $(CACHE)/models
 
-.PHONY: demo demo-chat test daily test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models lint clean
+.PHONY: demo demo-chat test daily test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models kernels lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
@@ -77,6 +77,11 @@ models: .venv/ready
 # On emulated Arm CPUs too where `make boards` has been, which `make test` does not: 135 million weights take minutes there.
 test-models: models
 	MERINO_MODELS_ON_BOARDS=1 $(BIN)/python -m pytest tests/targets/test_models.py tests/targets/test_models_boards.py
+
+# The library of runtime/kernels, which is part of the package: by Debian 13's gcc-14 and gcc-aarch64-linux-gnu.
+kernels:
+	CC=gcc-14 runtime/kernels/build.sh x86_64 merino_edge/bundles/kernels-x86_64.so
+	runtime/kernels/build.sh aarch64 merino_edge/bundles/kernels-aarch64.so
 
 lint: .venv/ready
 	$(BIN)/ruff check .

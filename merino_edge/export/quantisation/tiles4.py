@@ -1,0 +1,39 @@
+"""Matrices of 4 bits in the layout of this project's own kernels (runtime/kernels/matmul4.h): tiles of eight rows by 32
+columns, each with its codes, float16 scales, and float16 minimums where the matrix has any."""
+
+import numpy as np
+
+from merino_edge.export.quantisation.groups import Quantized
+from merino_runtime.errors import MerinoError
+
+TILE_ROWS, GROUP_SIZE = 8, 32
+LARGEST_HALF = float(np.finfo(np.float16).max)
+
+
+def tiles4(name: str, found: Quantized, minimums: np.ndarray | None = None) -> np.ndarray:
+    """uint8 [tiles, columns / 32, 144], 160 with minimums float32 [rows, groups]; rows are filled up with zeros."""
+    assert found.bits == 4, found.bits
+    codes = np.stack([found.codes & 15, found.codes >> 4], -1).reshape(len(found.codes), -1, GROUP_SIZE)
+    low, high = codes[..., : GROUP_SIZE // 2], codes[..., GROUP_SIZE // 2 :]
+    factors = [found.scales, *([] if minimums is None else [minimums])]
+    of_32 = [np.repeat(values, found.group_size // GROUP_SIZE, 1) for values in factors]
+    parts = [tiled(low | high << 4), *(tiled(halves(name, values)[..., None]) for values in of_32)]
+    return np.ascontiguousarray(np.concatenate(parts, -1))
+
+
+def halves(name: str, values: np.ndarray) -> np.ndarray:
+    """As float16. Raises MerinoError for values that it cannot hold."""
+    if np.abs(values).max(initial=0) > LARGEST_HALF:
+        raise MerinoError(
+            f"{name} has groups whose scale is above {LARGEST_HALF:.0f}, which float16 cannot hold: export with"
+            " --precision int8"
+        )
+    return values.astype(np.float16)
+
+
+def tiled(values: np.ndarray) -> np.ndarray:
+    """[rows, groups, n] of any type as bytes [tiles, groups, 8 * n * bytes of one]."""
+    rows, groups, _ = values.shape
+    filled = np.pad(values, ((0, -rows % TILE_ROWS), (0, 0), (0, 0)))
+    by_tile = filled.reshape(-1, TILE_ROWS, groups, values.shape[2]).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(by_tile).view(np.uint8).reshape(len(by_tile), groups, -1)

@@ -1,0 +1,340 @@
+/* Attention by groups. See attention.h; rows, tiles, pieces and shares:
+ *
+ * tile    eight rows; four on NEON where that leaves fewer lanes empty. A lane computes the same in either
+ * piece   up to PIECE_ROWS rows of one KV head, over one share of the keys; pieces run in parallel
+ * share   where there are few pieces, the keys are cut into up to MOST_SHARES, whose results are joined at the end
+ */
+#include "attention.h"
+#include <string.h>
+#include "lanes.h"
+
+enum { KEYS = 64, AT_ONCE = 8, PIECE_ROWS = 32, MOST_TILES = PIECE_ROWS / 4, MOST_ROWS = 8, MOST_SHARES = 8, SHARE_KEYS = 128, ENOUGH_PIECES = 8 };
+#define NEVER (-3e38f) /* the score of a key that a row does not see; finite, since inf - inf is no number */
+
+/* 2^x of x <= 0; 0 below -126, where float32 has no normal numbers. Relative error below 2e-7. Scores are in units of
+ * log 2, so this is the softmax's exponential. The polynomial is the Taylor series of 2^rest, |rest| <= 0.5. */
+static inline floats power_of_two(floats x) {
+    const floats least = same(-126.0f);
+    floats bounded = larger(least, x); /* what is no number stays none: AVX2 returns the second operand */
+    integers power = nearest(bounded);
+    floats rest = bounded - __builtin_convertvector(power, floats);
+    floats sum = fused(same(1.5403530e-4f), rest, same(1.3333558e-3f));
+    sum = fused(sum, rest, same(9.6181291e-3f));
+    sum = fused(sum, rest, same(5.5504109e-2f));
+    sum = fused(sum, rest, same(2.4022651e-1f));
+    sum = fused(sum, rest, same(6.9314718e-1f));
+    sum = fused(sum, rest, same(1.0f));
+    integers scaled = (integers)sum + (power << 23);
+    return (floats)(scaled & ~(integers)(x <= least));
+}
+
+/* Scores [AT_ONCE keys][rows] of keys float [AT_ONCE][size] with queries [size][rows]; rows = parts * LANES. */
+static inline void score_keys(const float *queries, const float *const keys[AT_ONCE], int64_t size, const int parts,
+                              float *scores) {
+    floats sum[AT_ONCE][EIGHT];
+#pragma GCC unroll 8
+    for (int key = 0; key < AT_ONCE; key++)
+        for (int part = 0; part < parts; part++) sum[key][part] = same(0);
+    for (int64_t at = 0; at < size; at += 4) {
+        quad four[AT_ONCE];
+#pragma GCC unroll 8
+        for (int key = 0; key < AT_ONCE; key++) four[key] = load_quad(keys[key] + at);
+#define CHANNEL(index)                                                                              \
+    {                                                                                               \
+        floats query[EIGHT];                                                                        \
+        _Pragma("GCC unroll 2") for (int part = 0; part < parts; part++)                            \
+            query[part] = load(queries + ((at + index) * parts + part) * LANES);                    \
+        _Pragma("GCC unroll 8") for (int key = 0; key < AT_ONCE; key++)                             \
+            _Pragma("GCC unroll 2") for (int part = 0; part < parts; part++)                        \
+                sum[key][part] = FUSED_WITH(query[part], four[key], index, sum[key][part]);         \
+    }
+        CHANNEL(0) CHANNEL(1) CHANNEL(2) CHANNEL(3)
+#undef CHANNEL
+    }
+#pragma GCC unroll 8
+    for (int key = 0; key < AT_ONCE; key++)
+        for (int part = 0; part < parts; part++) store(scores + (key * parts + part) * LANES, sum[key][part]);
+}
+
+/* sum [rows][8 channels] += shares [rows] of one key x its value. */
+static inline void add_value(floats sum[MOST_ROWS][EIGHT], const float *shares, const float *values, const int rows) {
+    floats value[EIGHT];
+    quad low = load_quad(shares), high = load_quad(shares + rows - 4);
+#pragma GCC unroll 2
+    for (int part = 0; part < EIGHT; part++) value[part] = load(values + part * LANES);
+#define ROW(row, four, index)                                                                       \
+    _Pragma("GCC unroll 2") for (int part = 0; part < EIGHT; part++)                                \
+        sum[row][part] = FUSED_WITH(value[part], four, index, sum[row][part]);
+    ROW(0, low, 0) ROW(1, low, 1) ROW(2, low, 2) ROW(3, low, 3)
+    if (rows == MOST_ROWS) {
+        ROW(4, high, 0) ROW(5, high, 1) ROW(6, high, 2) ROW(7, high, 3)
+    }
+#undef ROW
+}
+
+/* Eight channels from `at` on of mixed [rows][size] = mixed * kept[row] + shares [count][rows] x values [count][size] */
+static inline void mix_values(const float *shares, const float *values, int64_t count, int64_t size, int64_t at,
+                              const float *kept, const int parts, float *mixed) {
+    const int rows = parts * LANES;
+    floats sum[MOST_ROWS][EIGHT];
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; row++)
+        for (int part = 0; part < EIGHT; part++)
+            sum[row][part] = load(mixed + row * size + at + part * LANES) * same(kept[row]);
+    values += at;
+    for (int64_t pairs = count / 2; pairs; pairs--, shares += 2 * rows, values += 2 * size) {
+        add_value(sum, shares, values, rows);
+        add_value(sum, shares + rows, values + size, rows);
+    }
+    if (count % 2) add_value(sum, shares, values, rows);
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; row++)
+        for (int part = 0; part < EIGHT; part++) store(mixed + row * size + at + part * LANES, sum[row][part]);
+}
+
+/* A column of scores, LANES wide and each `step` floats behind the other, becomes 2^(score - largest). largest, total
+ * and kept (what earlier sums are multiplied with) are per lane. Not inlined: in a larger function the constants of
+ * `power_of_two` are loaded each time. */
+static __attribute__((noinline)) void soften(float *scores, int64_t count, int step, float *largest, float *total,
+                                             float *kept) {
+    floats before = load(largest), most = before;
+    const float *end = scores + count * step;
+    for (const float *at = scores; at < end; at += step) most = larger(most, load(at));
+    floats keep = power_of_two(before - most), sum = load(total) * keep;
+    for (float *at = scores; at < end; at += step) {
+        floats share = power_of_two(load(at) - most);
+        store(at, share);
+        sum += share;
+    }
+    store(largest, most), store(total, sum), store(kept, keep);
+}
+
+/* The first key that the row of a new position sees, and the one behind its last. */
+static inline int64_t first_key(const attention_work *work, int64_t position) {
+    int64_t first = work->past + position + 1 - work->window;
+    return work->window && first > 0 ? first : 0;
+}
+
+static inline int64_t group_of(const attention_work *work) { return work->heads / work->kv_heads; }
+static inline int64_t rows_of(const attention_work *work) { return work->count * group_of(work); }
+static inline int64_t row_pieces(const attention_work *work) {
+    return (rows_of(work) + PIECE_ROWS - 1) / PIECE_ROWS;
+}
+
+static int tile_rows(const attention_work *work) {
+    int64_t by_four = (rows_of(work) + 3) / 4 * 4, by_eight = (rows_of(work) + 7) / 8 * 8;
+    return LANES == 4 && by_four * 6 / 5 < by_eight ? 4 : 8; /* a tile of four takes a fifth more for each lane */
+}
+
+static int64_t shares_of(const attention_work *work) {
+    int64_t pieces = work->kv_heads * row_pieces(work), keys = work->past + work->count;
+    int64_t wanted = (keys + SHARE_KEYS - 1) / SHARE_KEYS;
+    if (pieces >= ENOUGH_PIECES) return 1;
+    return wanted < MOST_SHARES ? wanted : MOST_SHARES;
+}
+
+/* Of each row a tile has its queries [size][rows], mixed [rows][size], scores [KEYS][rows], largest and total [rows]. */
+static inline int64_t row_floats(const attention_work *work) { return 2 * work->size + KEYS + 2; }
+static inline int64_t piece_floats(const attention_work *work) {
+    return PIECE_ROWS * row_floats(work) + (work->key_scales ? KEYS * work->size : 0);
+}
+
+int64_t attention_scratch(const attention_work *work) {
+    return work->kv_heads * row_pieces(work) * shares_of(work) * piece_floats(work);
+}
+
+/* x [size], rotated to its position: channel i is paired with i + size / 2. */
+static inline void rotate(const attention_work *work, const float *x, int64_t position, float *out) {
+    int64_t half = work->size / 2;
+    const float *cos = work->cos + (work->past + position) * half, *sin = work->sin + (work->past + position) * half;
+    for (int64_t at = 0; at < half; at++) {
+        float left = x[at], right = x[at + half];
+        out[at] = left * cos[at] - right * sin[at];
+        out[at + half] = right * cos[at] + left * sin[at];
+    }
+}
+
+static inline int8_t code_of(float value, float scale) {
+    float code = __builtin_rintf(value / scale);
+    if (!(code >= -128.0f)) return -128; /* what is no number too */
+    return (int8_t)(code > 127.0f ? 127.0f : code);
+}
+
+static void put_entry(const attention_work *work, void *cache, const float *scales, int64_t head, int64_t position,
+                      const float *entry) {
+    int64_t at = (head * work->slots + work->past + position) * work->size;
+    if (!scales) {
+        memcpy((float *)cache + at, entry, sizeof(float) * work->size);
+        return;
+    }
+    for (int64_t channel = 0; channel < work->size; channel++)
+        ((int8_t *)cache)[at + channel] = code_of(entry[channel], scales[head * work->size + channel]);
+}
+
+/* The new position's keys and values into the cache. `rotated`: [size] */
+static void put_position(const attention_work *work, int64_t position, float *rotated) {
+    const float *x = work->qkv + position * (work->heads + 2 * work->kv_heads) * work->size;
+    for (int64_t head = 0; head < work->kv_heads; head++) {
+        const float *key = x + (work->heads + head) * work->size, *value = key + work->kv_heads * work->size;
+        if (work->cos) {
+            rotate(work, key, position, rotated);
+            key = rotated;
+        }
+        put_entry(work, work->keys, work->key_scales, head, position, key);
+        put_entry(work, work->values, work->value_scales, head, position, value);
+    }
+}
+
+/* Queries [size][rows] of the tile whose first row is `row`, scaled; zeros behind the last row. */
+static void pack_queries(const attention_work *work, int64_t kv_head, int64_t row, int rows, float *queries,
+                         float *rotated) {
+    int64_t group = group_of(work), size = work->size, width = (work->heads + 2 * work->kv_heads) * size;
+    const float *scales = work->key_scales ? work->key_scales + kv_head * size : NULL;
+    const float scale = work->scale * 1.44269504f; /* 1 / log 2 */
+    for (int lane = 0; lane < rows; lane++, row++) {
+        if (row >= rows_of(work)) {
+            for (int64_t at = 0; at < size; at++) queries[at * rows + lane] = 0.0f;
+            continue;
+        }
+        int64_t position = row / group, head = kv_head * group + row % group;
+        const float *query = work->qkv + position * width + head * size;
+        if (work->cos) {
+            rotate(work, query, position, rotated);
+            query = rotated;
+        }
+        for (int64_t at = 0; at < size; at += 4) {
+            float *out = queries + at * rows + lane;
+            out[0] = query[at] * scale, out[rows] = query[at + 1] * scale;
+            out[2 * rows] = query[at + 2] * scale, out[3 * rows] = query[at + 3] * scale;
+        }
+        for (int64_t at = 0; scales && at < size; at++) queries[at * rows + lane] *= scales[at];
+    }
+}
+
+/* `count` entries of a cache from slot `first` on, as floats [count][size] without their scales. */
+static const float *entries(const attention_work *work, const void *cache, int64_t head, int64_t first, int64_t count,
+                            float *room) {
+    int64_t at = (head * work->slots + first) * work->size;
+    if (!work->key_scales) return (const float *)cache + at;
+    const int8_t *codes = (const int8_t *)cache + at;
+    for (int64_t each = 0; each < count * work->size; each++) room[each] = (float)codes[each];
+    return room;
+}
+
+typedef struct {
+    float *queries, *mixed, *largest, *total, *scores;
+    int64_t row;
+    int rows;
+} tile;
+
+static inline tile tile_at(const attention_work *work, float *piece, int64_t first_row, int rows, int index) {
+    int64_t size = work->size;
+    float *begin = piece + index * rows * row_floats(work), *mixed = begin + size * rows, *largest = mixed + size * rows;
+    return (tile){begin, mixed, largest, largest + rows, largest + 2 * rows, first_row + index * rows, rows};
+}
+
+/* Scores of keys that a row does not see become NEVER. */
+static void hide(const attention_work *work, const tile *one, int64_t first, int64_t count) {
+    int64_t group = group_of(work), last_row = rows_of(work) - 1;
+    for (int lane = 0; lane < one->rows; lane++) {
+        int64_t position = (one->row + lane < last_row ? one->row + lane : last_row) / group;
+        int64_t begin = first_key(work, position) - first, end = work->past + position + 1 - first;
+        for (int64_t key = 0; key < count; key++)
+            if (key < begin || key >= end) one->scores[key * one->rows + lane] = NEVER;
+    }
+}
+
+static inline void score_tile(const attention_work *work, const tile *one, const float *keys, int64_t first,
+                              int64_t count, const int parts) {
+    for (int64_t key = 0; key < count; key += AT_ONCE) {
+        const float *pointers[AT_ONCE];
+        for (int each = 0; each < AT_ONCE; each++)
+            pointers[each] = keys + (key + each < count ? key + each : count - 1) * work->size;
+        score_keys(one->queries, pointers, work->size, parts, one->scores + key * parts * LANES);
+    }
+    int64_t group = group_of(work), last_row = rows_of(work) - 1;
+    int64_t last = one->row + one->rows - 1 < last_row ? one->row + one->rows - 1 : last_row;
+    if (first < first_key(work, last / group) || first + count > work->past + one->row / group + 1)
+        hide(work, one, first, count);
+}
+
+/* The tiles of a piece over the keys from `first` to `end`. */
+static inline void run_keys(const attention_work *work, const tile *tiles, int number, int64_t head, int64_t first,
+                            int64_t end, float *room, const int parts) {
+    for (; first < end; first += KEYS) {
+        int64_t count = end - first < KEYS ? end - first : KEYS, size = work->size;
+        float kept[MOST_TILES][MOST_ROWS];
+        const float *keys = entries(work, work->keys, head, first, count, room);
+        for (int each = 0; each < number; each++) {
+            const tile *one = tiles + each;
+            score_tile(work, one, keys, first, count, parts);
+            for (int at = 0; at < parts * LANES; at += LANES)
+                soften(one->scores + at, count, parts * LANES, one->largest + at, one->total + at, kept[each] + at);
+        }
+        const float *values = entries(work, work->values, head, first, count, room);
+        for (int each = 0; each < number; each++)
+            for (int64_t at = 0; at < size; at += 8)
+                mix_values(tiles[each].scores, values, count, size, at, kept[each], parts, tiles[each].mixed);
+    }
+}
+
+static void run_piece(void *given, size_t task) {
+    const attention_work *work = given;
+    int64_t shares = shares_of(work), pieces = row_pieces(work), share = (int64_t)task % shares;
+    int64_t head = (int64_t)task / shares / pieces, row = (int64_t)task / shares % pieces * PIECE_ROWS;
+    float *piece = work->scratch + (int64_t)task * piece_floats(work);
+    int rows = tile_rows(work), number = 0;
+    tile tiles[MOST_TILES];
+    for (; number < PIECE_ROWS / rows && row + number * rows < rows_of(work); number++) {
+        tile one = tiles[number] = tile_at(work, piece, row, rows, number);
+        pack_queries(work, head, one.row, rows, one.queries, one.mixed);
+        memset(one.mixed, 0, sizeof(float) * rows * work->size);
+        for (int lane = 0; lane < rows; lane++) one.largest[lane] = NEVER, one.total[lane] = 0;
+    }
+    int64_t last_row = (row + PIECE_ROWS < rows_of(work) ? row + PIECE_ROWS : rows_of(work)) - 1;
+    int64_t begin = first_key(work, row / group_of(work)), end = work->past + last_row / group_of(work) + 1;
+    int64_t each = (end - begin + shares - 1) / shares, first = begin + share * each;
+    float *room = piece + PIECE_ROWS * row_floats(work);
+    if (first + each < end) end = first + each;
+    if (rows == 4)
+        run_keys(work, tiles, number, head, first, end, room, 4 / LANES);
+    else
+        run_keys(work, tiles, number, head, first, end, room, EIGHT);
+}
+
+/* The row's result: the shares' sums, each at its own largest score, brought to one and divided by the total. */
+static void join_row(const attention_work *work, int64_t head, int64_t row) {
+    int64_t shares = shares_of(work), size = work->size, group = group_of(work), piece = row / PIECE_ROWS;
+    int rows = tile_rows(work), index = (int)(row % PIECE_ROWS / rows), lane = (int)(row % rows);
+    float *first = work->scratch + (head * row_pieces(work) + piece) * shares * piece_floats(work);
+    float *out = work->out + (row / group * work->heads + head * group + row % group) * size;
+    float most = NEVER, total = 0;
+    for (int64_t share = 0; share < shares; share++) {
+        float here = tile_at(work, first + share * piece_floats(work), 0, rows, index).largest[lane];
+        most = here > most ? here : most;
+    }
+    memset(out, 0, sizeof(float) * size);
+    for (int64_t share = 0; share < shares; share++) {
+        tile one = tile_at(work, first + share * piece_floats(work), 0, rows, index);
+        float lanes[LANES], kept;
+        store(lanes, power_of_two(same(one.largest[lane] - most)));
+        kept = shares > 1 ? lanes[0] : 1.0f;
+        total += one.total[lane] * kept;
+        for (int64_t at = 0; at < size; at++) out[at] += one.mixed[lane * size + at] * kept;
+    }
+    const float *scales = work->value_scales ? work->value_scales + head * size : NULL;
+    for (int64_t at = 0; at < size; at++) out[at] = out[at] / total * (scales ? scales[at] : 1.0f);
+}
+
+static void join_piece(void *given, size_t task) {
+    const attention_work *work = given;
+    int64_t pieces = row_pieces(work), head = (int64_t)task / pieces, row = (int64_t)task % pieces * PIECE_ROWS;
+    for (int64_t each = row; each < row + PIECE_ROWS && each < rows_of(work); each++) join_row(work, head, each);
+}
+
+void attention(const attention_work *work, threads on) {
+    size_t pieces = (size_t)(work->kv_heads * row_pieces(work));
+    for (int64_t position = 0; position < work->count; position++) put_position(work, position, work->scratch);
+    spread(on, run_piece, pieces * (size_t)shares_of(work), (void *)work);
+    spread((threads){NULL, NULL}, join_piece, pieces, (void *)work);
+}

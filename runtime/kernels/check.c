@@ -1,0 +1,181 @@
+/* The kernels without ONNX Runtime, in one program for each kind of CPU.
+ *
+ *   check fuzz SEED CASES   random shapes and values, extreme ones too, in memory of exactly the size that is needed;
+ *                           prints a hash of each case's results, equal on all kinds of CPU
+ *   check run NAME CALLS    one shape, several times: what two numbers of calls differ by is the cost of a call;
+ *                           prints how many multiply-adds that is
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "attention.h"
+#include "matmul4.h"
+
+static uint64_t state;
+
+static uint64_t number(void) { /* SplitMix64 (Steele, Lea and Flood 2014) */
+    uint64_t z = (state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+static int64_t below(int64_t end) { return (int64_t)(number() % (uint64_t)end); }
+
+static float value(int extreme) {
+    static const float EXTREMES[] = {0.0f, -0.0f, 1e-38f, 1e-45f, 3e38f, -3e38f, INFINITY, -INFINITY, NAN};
+    if (extreme && !below(40)) return EXTREMES[below(sizeof EXTREMES / sizeof *EXTREMES)];
+    return (float)(int64_t)(number() >> 40) / 8388608.0f - 1.0f;
+}
+
+static void *room(int64_t bytes) {
+    void *found = malloc(bytes ? (size_t)bytes : 1);
+    if (!found) exit(1);
+    return found;
+}
+
+static float *values(int64_t count, int extreme) {
+    float *found = room(count * (int64_t)sizeof(float));
+    for (int64_t at = 0; at < count; at++) found[at] = value(extreme);
+    return found;
+}
+
+static uint64_t hash_of(uint64_t hash, const void *data, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at++) hash = (hash ^ ((const uint8_t *)data)[at]) * 0x100000001b3u;
+    return hash;
+}
+
+static uint64_t hash_floats(uint64_t hash, const float *data, int64_t count) {
+    for (int64_t at = 0; at < count; at++) {
+        float one = data[at] != data[at] ? 0.0f : data[at];
+        hash = hash_of(hash ^ (data[at] != data[at]), &one, sizeof one);
+    }
+    return hash;
+}
+
+static void backwards(const void *context, each_task *each, size_t count, void *work) {
+    (void)context;
+    while (count--) each(work, count);
+}
+
+static uint8_t *matrix(int64_t rows, int64_t columns, int minimums) {
+    int64_t bytes = minimums ? GROUP_BYTES_WITH_MINIMUMS : GROUP_BYTES;
+    int64_t groups = (rows + TILE_ROWS - 1) / TILE_ROWS * (columns / GROUP);
+    uint8_t *found = room(groups * bytes);
+    for (int64_t at = 0; at < groups * bytes; at++) {
+        found[at] = (uint8_t)number();
+        if (at % bytes >= CODE_BYTES && at % 2) found[at] &= 0xbb; /* float16 below 2, and none that is no number */
+    }
+    return found;
+}
+
+static matmul4_work product(int64_t count, int64_t rows, int64_t columns, int minimums, int extreme) {
+    matmul4_work work = {.count = count, .columns = columns, .rows = rows, .minimums = minimums};
+    work.x = values(count * columns, extreme); /* one after the other: a list has no order */
+    work.weights = matrix(rows, columns, minimums);
+    work.y = room(count * rows * (int64_t)sizeof(float));
+    work.scratch = room(count * columns / GROUP * (int64_t)sizeof(rounded));
+    return work;
+}
+
+static void free_product(matmul4_work *work) {
+    free((void *)work->x), free((void *)work->weights), free(work->y), free(work->scratch);
+}
+
+static uint64_t fuzz_product(void) {
+    int64_t rows = 1 + below(40), columns = GROUP * (1 + below(6)), count = 1 + below(below(2) ? 40 : 3);
+    int minimums = (int)below(2), extreme = !below(3);
+    matmul4_work work = product(count, rows, columns, minimums, extreme);
+    matmul4(&work, (threads){below(2) ? backwards : NULL, NULL});
+    uint64_t hash = hash_floats(0, work.y, count * rows);
+    float *row = room(columns * (int64_t)sizeof(float));
+    matmul4_row(work.weights, columns, work.minimums, below(rows), row);
+    hash = hash_floats(hash, row, columns);
+    free(row), free_product(&work);
+    return hash;
+}
+
+static attention_work case_of(int64_t heads, int64_t kv_heads, int64_t size, int64_t past, int64_t count,
+                              int64_t window, int int8, int extreme) {
+    int64_t slots = past + count + below(3), entries = kv_heads * slots * size;
+    attention_work work = {
+        .count = count, .past = past, .slots = slots, .heads = heads, .kv_heads = kv_heads, .size = size,
+        .window = window, .scale = 0.125f,
+    };
+    work.qkv = values(count * (heads + 2 * kv_heads) * size, extreme);
+    work.cos = values((past + count) * size / 2, 0);
+    work.sin = values((past + count) * size / 2, 0);
+    work.out = room(count * heads * size * (int64_t)sizeof(float));
+    if (int8) {
+        int8_t *caches[2] = {room(entries), room(entries)};
+        for (int64_t at = 0; at < 2 * entries; at++) caches[at % 2][at / 2] = (int8_t)number();
+        work.keys = caches[0], work.values = caches[1];
+        work.key_scales = values(kv_heads * size, 0), work.value_scales = values(kv_heads * size, 0);
+    } else {
+        work.keys = values(entries, extreme), work.values = values(entries, extreme);
+    }
+    work.scratch = room(attention_scratch(&work) * (int64_t)sizeof(float));
+    return work;
+}
+
+static void free_case(attention_work *work) {
+    free((void *)work->qkv), free((void *)work->cos), free((void *)work->sin), free(work->out), free(work->scratch);
+    free(work->keys), free(work->values), free((void *)work->key_scales), free((void *)work->value_scales);
+}
+
+static uint64_t fuzz_attention(void) {
+    int64_t kv_heads = 1 + below(3), heads = kv_heads * (1 + below(12)), size = 8 * (1 + below(9));
+    int64_t count = 1 + below(below(2) ? 20 : 2), past = below(2) ? below(700) : below(40);
+    int64_t window = below(3) ? 0 : 1 + below(past + count);
+    int int8 = (int)below(2), extreme = !below(4);
+    attention_work work = case_of(heads, kv_heads, size, past, count, window, int8, extreme);
+    const float *cos = work.cos;
+    if (!below(4)) work.cos = NULL;
+    attention(&work, (threads){below(2) ? backwards : NULL, NULL});
+    uint64_t hash = hash_floats(0, work.out, count * heads * size);
+    int64_t entries = kv_heads * work.slots * size;
+    if (work.key_scales)
+        hash = hash_of(hash_of(hash, work.keys, entries), work.values, entries);
+    else
+        hash = hash_floats(hash_floats(hash, work.keys, entries), work.values, entries);
+    work.cos = cos;
+    free_case(&work);
+    return hash;
+}
+
+static int run_product(int64_t count, int minimums, int calls) {
+    int64_t rows = 256, columns = 512;
+    matmul4_work work = product(count, rows, columns, minimums, 0);
+    for (int call = 0; call < calls; call++) matmul4(&work, (threads){NULL, NULL});
+    printf("%lld\n", (long long)(count * rows * columns));
+    free_product(&work);
+    return 0;
+}
+
+static int run_attention(int64_t heads, int64_t kv_heads, int64_t past, int int8, int calls) {
+    attention_work work = case_of(heads, kv_heads, 64, past, 1, 0, int8, 0);
+    for (int call = 0; call < calls; call++) attention(&work, (threads){NULL, NULL});
+    printf("%lld\n", (long long)(2 * heads * (past + 1) * 64));
+    free_case(&work);
+    return 0;
+}
+
+int main(int count, char **words) {
+    if (count == 4 && !strcmp(words[1], "fuzz")) {
+        for (int64_t at = 0; at < atoll(words[3]); at++) {
+            state = (uint64_t)(atoll(words[2]) + at);
+            printf("%016llx\n", (unsigned long long)(below(2) ? fuzz_product() : fuzz_attention()));
+        }
+        return 0;
+    }
+    if (count != 4 || strcmp(words[1], "run")) return 2;
+    int calls = atoi(words[3]);
+    if (!strcmp(words[2], "decode")) return run_product(1, 0, calls);
+    if (!strcmp(words[2], "decode-minimums")) return run_product(1, 1, calls);
+    if (!strcmp(words[2], "prefill")) return run_product(16, 0, calls);
+    if (!strcmp(words[2], "attention-8")) return run_attention(8, 1, 255, 0, calls);
+    if (!strcmp(words[2], "attention-9-3")) return run_attention(9, 3, 255, 0, calls);
+    if (!strcmp(words[2], "attention-8-int8")) return run_attention(8, 1, 255, 1, calls);
+    return 2;
+}

@@ -1,0 +1,349 @@
+/* The operators of domain `merino` for ONNX Runtime 1.10 and later: attributes and shapes checked, kernels called.
+ *
+ *   MatMul4          x float [..., columns], weights uint8 (matmul4.h)               -> float [..., rows]
+ *   Rows4            weights uint8, ids int64 [...]                                  -> float [..., columns]
+ *   GroupAttention   qkv float [1, T, (heads + 2 kv_heads) * size], past_key, past_value float [1, kv_heads, slots,
+ *                    size], last int32 [1] (position of the last new id), cos, sin float [positions, size / 2]
+ *                                                   -> float [1, T, heads * size], present_key, present_value
+ *   GroupAttention8  the same over a cache in int8; two inputs more: its scales float [1, kv_heads, 1, size]
+ *
+ * Past and present may be one buffer; where they are not, the past is copied. What is wrong becomes a status. ONNX
+ * Runtime before 1.16 takes none of a call, so there the result is not a number, which the runtime reports.
+ */
+#include <math.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "attention.h"
+#include "matmul4.h"
+#include "ort.h"
+
+#define EXPORTED __attribute__((visibility("default")))
+enum { MOST_AXES = 8, SPARES = 4 };
+
+static OrtTable ort;
+static int ort_minor;
+
+static OrtStatus *status(int code, const char *text) { return CREATE_STATUS(ort)(code, text); }
+#define WRONG(text) return status(INVALID_ARGUMENT, "merino kernels: " text)
+#define TRY(call)                            \
+    do {                                     \
+        OrtStatus *tried = (call);           \
+        if (tried) return tried;             \
+    } while (0)
+
+/* Memory of one call, kept for the next: there is an allocation only where more is needed than ever before, or where
+ * more than SPARES calls run at once. */
+typedef struct {
+    size_t bytes;
+    size_t unused[7]; /* what follows begins a cache line */
+} room;
+static _Atomic(room *) spares[SPARES];
+
+static void *take_room(size_t bytes) {
+    room *found = NULL;
+    for (int at = 0; at < SPARES && !found; at++) found = atomic_exchange(&spares[at], NULL);
+    if (found && found->bytes >= bytes) return found + 1;
+    free(found);
+    if (bytes > SIZE_MAX / 2) return NULL;
+    found = aligned_alloc(64, (sizeof(room) + bytes + 63) / 64 * 64);
+    if (!found) return NULL;
+    found->bytes = bytes;
+    return found + 1;
+}
+
+static void give_room(void *memory) {
+    room *one = (room *)memory - 1;
+    for (int at = 0; at < SPARES && one; at++) one = atomic_exchange(&spares[at], one);
+    free(one);
+}
+
+static void run_parallel(const void *context, each_task *each, size_t count, void *work) {
+    if (ort_minor >= FIRST_WITH_PARALLEL_FOR) {
+        OrtStatus *failed = PARALLEL_FOR(ort)(context, each, count, 0, work);
+        if (!failed) return;
+        RELEASE_STATUS(ort)(failed);
+    }
+    for (size_t task = 0; task < count; task++) each(work, task);
+}
+
+typedef struct {
+    void *data;
+    int64_t lengths[MOST_AXES], elements;
+    size_t axes;
+} tensor;
+
+static OrtStatus *shape_of(const OrtValue *value, tensor *out) {
+    OrtShape *shape = NULL;
+    TRY(SHAPE_OF(ort)(value, &shape));
+    OrtStatus *failed = AXES_OF(ort)(shape, &out->axes);
+    if (!failed && out->axes > MOST_AXES) failed = status(INVALID_ARGUMENT, "merino kernels: a tensor of over 8 axes");
+    if (!failed) failed = LENGTHS_OF(ort)(shape, out->lengths, out->axes);
+    RELEASE_SHAPE(ort)(shape);
+    out->elements = 1;
+    for (size_t axis = 0; !failed && axis < out->axes; axis++)
+        if (__builtin_mul_overflow(out->elements, out->lengths[axis], &out->elements))
+            failed = status(INVALID_ARGUMENT, "merino kernels: a tensor of over 2^63 elements");
+    return failed;
+}
+
+static OrtStatus *input(const OrtContext *context, size_t index, tensor *out) {
+    const OrtValue *value = NULL;
+    TRY(INPUT(ort)(context, index, &value));
+    if (!value) WRONG("an input is missing");
+    TRY(shape_of(value, out));
+    return DATA_OF(ort)((OrtValue *)value, &out->data);
+}
+
+static OrtStatus *output(OrtContext *context, size_t index, const int64_t *lengths, size_t axes, void **data) {
+    OrtValue *value = NULL;
+    TRY(OUTPUT(ort)(context, index, lengths, axes, &value));
+    if (!value) WRONG("an output is missing");
+    return DATA_OF(ort)(value, data);
+}
+
+/* Each kernel's attributes; what an operator has not is 0. */
+typedef struct {
+    const Operator *operator;
+    int64_t columns, rows, minimums, heads, kv_heads, window, rotary;
+    float scale;
+} kernel;
+
+static OrtStatus *weights_of(const kernel *one, const OrtContext *context, size_t index, tensor *weights) {
+    int64_t bytes = one->minimums ? GROUP_BYTES_WITH_MINIMUMS : GROUP_BYTES, expected;
+    TRY(input(context, index, weights));
+    int64_t tiles = one->rows / TILE_ROWS + (one->rows % TILE_ROWS != 0);
+    if (__builtin_mul_overflow(tiles, one->columns / GROUP, &expected) ||
+        __builtin_mul_overflow(expected, bytes, &expected) || weights->elements != expected)
+        WRONG("the weights have another size than rows and columns give");
+    return NULL;
+}
+
+static OrtStatus *compute_matmul(const kernel *one, OrtContext *context) {
+    tensor x, weights;
+    void *y, *scratch;
+    TRY(input(context, 0, &x));
+    TRY(weights_of(one, context, 1, &weights));
+    if (!x.axes || x.lengths[x.axes - 1] != one->columns) WRONG("x has other columns than the weights");
+    x.lengths[x.axes - 1] = one->rows;
+    TRY(output(context, 0, x.lengths, x.axes, &y));
+    matmul4_work work = {x.data, weights.data, y, NULL, x.elements / one->columns, one->columns, one->rows,
+                         one->minimums != 0};
+    if (!work.count) return NULL;
+    scratch = take_room((size_t)(x.elements / GROUP) * sizeof(rounded));
+    if (!scratch) return status(FAILED, "merino kernels: out of memory");
+    work.scratch = scratch;
+    matmul4(&work, (threads){run_parallel, context});
+    give_room(scratch);
+    return NULL;
+}
+
+static OrtStatus *compute_rows(const kernel *one, OrtContext *context) {
+    tensor ids, weights;
+    void *out;
+    TRY(weights_of(one, context, 0, &weights));
+    TRY(input(context, 1, &ids));
+    if (ids.axes == MOST_AXES) WRONG("ids of 8 axes");
+    ids.lengths[ids.axes] = one->columns;
+    TRY(output(context, 0, ids.lengths, ids.axes + 1, &out));
+    for (int64_t at = 0; at < ids.elements; at++) {
+        int64_t id = ((const int64_t *)ids.data)[at];
+        if (id < 0 || id >= one->rows) WRONG("an id is outside of the table");
+        matmul4_row(weights.data, one->columns, one->minimums != 0, id, (float *)out + at * one->columns);
+    }
+    return NULL;
+}
+
+/* The output that a cache becomes, holding the past. */
+static OrtStatus *present(OrtContext *context, size_t index, const tensor *past, int64_t filled, int64_t slots,
+                          size_t element, void **data) {
+    int64_t lengths[4] = {1, past->lengths[1], slots, past->lengths[3]};
+    TRY(output(context, index, lengths, 4, data));
+    if (*data == past->data) return NULL;
+    size_t entry = element * (size_t)past->lengths[3];
+    for (int64_t head = 0; head < past->lengths[1]; head++)
+        memcpy((char *)*data + (size_t)(head * slots) * entry,
+               (const char *)past->data + (size_t)(head * past->lengths[2]) * entry, (size_t)filled * entry);
+    return NULL;
+}
+
+static OrtStatus *attention_inputs(const kernel *one, const OrtContext *context, attention_work *work, tensor past[2]) {
+    tensor qkv, last, cos, sin, scales[2];
+    TRY(input(context, 0, &qkv));
+    for (size_t each = 0; each < 2; each++) {
+        TRY(input(context, 1 + each, &past[each]));
+        if (past[each].axes != 4 || past[each].lengths[0] != 1 || past[each].lengths[1] != one->kv_heads)
+            WRONG("a cache is not [1, kv_heads, slots, size]");
+    }
+    if (memcmp(past[0].lengths, past[1].lengths, sizeof(int64_t) * 4)) WRONG("keys and values differ in shape");
+    TRY(input(context, 3, &last));
+    TRY(input(context, 4, &cos));
+    TRY(input(context, 5, &sin));
+    work->size = past[0].lengths[3];
+    if (work->size < 8 || work->size % 8 || work->size > 65536) WRONG("heads are of a multiple of 8 channels");
+    if (qkv.axes != 3 || qkv.lengths[0] != 1 ||
+        qkv.lengths[2] != (one->heads + 2 * one->kv_heads) * work->size)
+        WRONG("qkv is not [1, T, (heads + 2 kv_heads) * size]");
+    if (last.elements != 1) WRONG("last is not one integer");
+    work->qkv = qkv.data, work->count = qkv.lengths[1];
+    work->past = (int64_t) * (const int32_t *)last.data + 1 - work->count;
+    if (work->past < 0 || work->past > past[0].lengths[2]) WRONG("fewer entries are cached than `last` says");
+    if (one->rotary) {
+        int64_t least = (work->past + work->count) * (work->size / 2);
+        if (cos.elements < least || sin.elements < least) WRONG("there are more positions than angles");
+        work->cos = cos.data, work->sin = sin.data;
+    }
+    if (one->operator->input_count < 8) return NULL;
+    for (size_t each = 0; each < 2; each++) {
+        TRY(input(context, 6 + each, &scales[each]));
+        if (scales[each].elements != one->kv_heads * work->size) WRONG("the cache's scales are not one for a channel");
+    }
+    work->key_scales = scales[0].data, work->value_scales = scales[1].data;
+    return NULL;
+}
+
+static OrtStatus *compute_attention(const kernel *one, OrtContext *context) {
+    attention_work work = {.heads = one->heads, .kv_heads = one->kv_heads, .window = one->window, .scale = one->scale};
+    tensor past[2];
+    void *out;
+    TRY(attention_inputs(one, context, &work, past));
+    int64_t slots = past[0].lengths[2], lengths[3] = {1, work.count, one->heads * work.size};
+    work.slots = work.past + work.count > slots ? work.past + work.count : slots;
+    size_t element = work.key_scales ? sizeof(int8_t) : sizeof(float);
+    TRY(output(context, 0, lengths, 3, &out));
+    TRY(present(context, 1, &past[0], work.past, work.slots, element, &work.keys));
+    TRY(present(context, 2, &past[1], work.past, work.slots, element, &work.values));
+    if (!work.count) return NULL;
+    work.out = out;
+    work.scratch = take_room((size_t)attention_scratch(&work) * sizeof(float));
+    if (!work.scratch) return status(FAILED, "merino kernels: out of memory");
+    attention(&work, (threads){run_parallel, context});
+    give_room(work.scratch);
+    return NULL;
+}
+
+typedef OrtStatus *compute_kernel(const kernel *, OrtContext *);
+
+static OrtStatus *integer(const OrtInfo *info, const char *name, int64_t least, int64_t *out) {
+    TRY(INTEGER_ATTRIBUTE(ort)(info, name, out));
+    if (*out < least || *out > INT32_MAX) WRONG("an attribute is out of range");
+    return NULL;
+}
+
+static OrtStatus *read_attributes(kernel *one, const OrtInfo *info) {
+    if (strncmp(one->operator->own_name, "Group", 5)) {
+        TRY(integer(info, "columns", GROUP, &one->columns));
+        TRY(integer(info, "rows", 1, &one->rows));
+        TRY(integer(info, "minimums", 0, &one->minimums));
+        if (one->columns % GROUP) WRONG("columns are a multiple of 32");
+        return NULL;
+    }
+    TRY(integer(info, "heads", 1, &one->heads));
+    TRY(integer(info, "kv_heads", 1, &one->kv_heads));
+    TRY(integer(info, "window", 0, &one->window));
+    TRY(integer(info, "rotary", 0, &one->rotary));
+    TRY(FLOAT_ATTRIBUTE(ort)(info, "scale", &one->scale));
+    if (one->heads % one->kv_heads || one->heads > 65536) WRONG("kv_heads do not divide heads");
+    return NULL;
+}
+
+static OrtStatus *create_checked(const Operator *operator, OrtTable table, const OrtInfo *info, void **out) {
+    (void)table;
+    kernel *one = calloc(1, sizeof *one);
+    if (!one) return status(FAILED, "merino kernels: out of memory");
+    one->operator = operator;
+    OrtStatus *failed = read_attributes(one, info);
+    if (failed) {
+        free(one);
+        return failed;
+    }
+    *out = one;
+    return NULL;
+}
+
+static compute_kernel *const KERNELS[] = {compute_matmul, compute_rows, compute_attention, compute_attention};
+static Operator operators[4];
+
+static OrtStatus *compute_checked(void *given, OrtContext *context) {
+    const kernel *one = given;
+    return KERNELS[one->operator - operators](one, context);
+}
+
+/* Before 1.16: no status is taken, so a fault becomes a result that is not a number, or none at all. */
+static void *create(const Operator *operator, OrtTable table, const OrtInfo *info) {
+    void *one = NULL;
+    OrtStatus *failed = create_checked(operator, table, info, &one);
+    if (failed) RELEASE_STATUS(ort)(failed);
+    return one; /* NULL: compute says so */
+}
+
+static void compute(void *given, OrtContext *context) {
+    OrtStatus *failed = given ? compute_checked(given, context) : status(FAILED, "");
+    if (!failed) return;
+    RELEASE_STATUS(ort)(failed);
+    int64_t lengths[3] = {1, 1, 1};
+    void *out = NULL;
+    failed = output(context, 0, lengths, 3, &out);
+    if (failed)
+        RELEASE_STATUS(ort)(failed);
+    else
+        *(float *)out = NAN;
+}
+
+static const char *name(const Operator *one) { return one->own_name; }
+static const char *provider(const Operator *one) { return (void)one, NULL; }
+static int input_type(const Operator *one, size_t index) { return one->types[index]; }
+static size_t inputs(const Operator *one) { return one->input_count; }
+static int output_type(const Operator *one, size_t index) { return one->types[one->input_count + index]; }
+static size_t outputs(const Operator *one) { return one->output_count; }
+static int zero_of(const Operator *one, size_t index) { return (void)one, (void)index, 0; }
+static int zero(const Operator *one) { return (void)one, 0; }
+
+static const int MATMUL[] = {FLOATS, BYTES, FLOATS}, ROWS[] = {BYTES, INT64S, FLOATS};
+static const int ATTENTION[] = {FLOATS, FLOATS, FLOATS, INT32S, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS};
+static const int ATTENTION8[] = {FLOATS, SIGNED_BYTES, SIGNED_BYTES, INT32S, FLOATS, FLOATS,
+                                 FLOATS, FLOATS,       FLOATS,       SIGNED_BYTES, SIGNED_BYTES};
+
+static Operator operator_of(const char *own_name, const int *types, size_t input_count, size_t output_count) {
+    return (Operator){
+        .version = ort_minor >= FIRST_WITH_STATUS ? FIRST_WITH_STATUS : OLDEST,
+        .create = create, .name = name, .provider = provider, .input_type = input_type, .inputs = inputs,
+        .output_type = output_type, .outputs = outputs, .compute = compute, .destroy = free, .input_kind = zero_of,
+        .output_kind = zero_of, .input_memory = zero_of, .least_variadic_inputs = zero, .like_variadic_inputs = zero,
+        .least_variadic_outputs = zero, .like_variadic_outputs = zero, .create_checked = create_checked,
+        .compute_checked = compute_checked, .own_name = own_name, .types = types, .input_count = input_count,
+        .output_count = output_count,
+    };
+}
+
+static int minor_version(const char *text) {
+    int major = 0, minor = 0;
+    return text && sscanf(text, "%d.%d", &major, &minor) == 2 && major == 1 ? minor : major > 1 ? 1000 : 0;
+}
+
+static void fill_operators(void) {
+    operators[0] = operator_of("MatMul4", MATMUL, 2, 1);
+    operators[1] = operator_of("Rows4", ROWS, 2, 1);
+    operators[2] = operator_of("GroupAttention", ATTENTION, 6, 3);
+    operators[3] = operator_of("GroupAttention8", ATTENTION8, 8, 3);
+}
+
+EXPORTED OrtStatus *RegisterCustomOps(OrtOptions *options, const OrtBase *base) {
+    static OrtDomain *domain; /* of the process: sessions keep pointers to it */
+    if (!domain) {
+        ort_minor = minor_version(base->version());
+        ort = base->table(ort_minor >= FIRST_WITH_PARALLEL_FOR ? FIRST_WITH_PARALLEL_FOR : OLDEST);
+        if (!ort) return NULL; /* older than 1.10: no operator is there, and the session says so */
+#if defined(__x86_64__)
+        if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c"))
+            return status(FAILED, "merino kernels: this CPU has no AVX2");
+#endif
+        fill_operators();
+        OrtDomain *made = NULL;
+        TRY(CREATE_DOMAIN(ort)("merino", &made));
+        for (int at = 0; at < 4; at++) TRY(ADD_OPERATOR(ort)(made, &operators[at]));
+        domain = made;
+    }
+    return ADD_DOMAIN(ort)(options, domain);
+}

@@ -1,0 +1,308 @@
+"""The operators of runtime/kernels in onnxruntime, against the same arithmetic in numpy; the library's bytes."""
+
+import functools
+import hashlib
+import platform
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from merino_edge.bundles.kernels import library
+from merino_edge.export.quantisation.groups import Quantized, dequantize, quantize_groups
+from merino_edge.export.quantisation.tiles4 import tiles4
+
+ROOT = Path(__file__).parents[2]
+KERNELS = ROOT / "runtime" / "kernels"
+F, U8, I8, I32, I64 = (getattr(TensorProto, name) for name in ("FLOAT", "UINT8", "INT8", "INT32", "INT64"))
+TYPES = {np.dtype(np.float32): F, np.dtype(np.uint8): U8, np.dtype(np.int8): I8, np.dtype(np.int32): I32,
+         np.dtype(np.int64): I64}  # fmt: skip
+
+
+def model_of(kind, inputs, outputs, **attributes):
+    """A model of one node. `inputs`, `outputs`: types by name."""
+    node = helper.make_node(kind, list(inputs), list(outputs), domain="merino", **attributes)
+    ports, results = (
+        [helper.make_tensor_value_info(name, kind_of, None) for name, kind_of in each.items()]
+        for each in (inputs, outputs)
+    )
+    return helper.make_model(
+        helper.make_graph([node], "one", ports, results),
+        opset_imports=[helper.make_opsetid("", 15), helper.make_opsetid("merino", 1)], ir_version=8,
+    ).SerializeToString()  # fmt: skip
+
+
+def session_of(kind, inputs, outputs, threads=2, **attributes):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(library(platform.machine())))
+    model = model_of(kind, inputs, outputs, **attributes)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+MATMUL = "MatMul4", {"x": F, "w": U8}, {"y": F}
+
+
+def matmul4(x, weights, rows, columns, minimums, threads=2):
+    session = session_of(*MATMUL, threads=threads, rows=rows, columns=columns, minimums=int(minimums))
+    return session.run(None, {"x": x, "w": weights})[0]
+
+
+def rounded_rows(x):
+    """x [n, columns] as the kernel rounds it: codes and scales of each 32."""
+    groups = x.reshape(len(x), -1, 32)
+    largest = np.abs(groups).max(-1, keepdims=True)
+    times = np.where(largest > np.float32(1e-30), np.float32(127) / np.maximum(largest, np.float32(1e-30)), 0)
+    codes = np.rint(groups * times.astype(np.float32))
+    return codes, largest * np.float32(1 / 127)
+
+
+def random_matrix(rng, rows, columns, with_minimums, spread=1.0):
+    matrix = (rng.standard_normal((rows, columns)) * spread).astype(np.float32)
+    found = quantize_groups(matrix, 4, 32)
+    scales = found.scales.astype(np.float16).astype(np.float32)
+    lowest = rng.standard_normal(scales.shape).astype(np.float16).astype(np.float32) if with_minimums else None
+    return found._replace(scales=scales), lowest
+
+
+@given(
+    rows=st.integers(1, 70), columns=st.integers(1, 12).map(lambda n: 32 * n), count=st.integers(1, 23),
+    with_minimums=st.booleans(), threads=st.integers(1, 3), size=st.sampled_from([1e-3, 1.0, 1e6]),
+    seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_a_product_in_4_bits_is_that_of_its_rounded_input(rows, columns, count, with_minimums, threads, size, seed):
+    rng = np.random.default_rng(seed)
+    found, lowest = random_matrix(rng, rows, columns, with_minimums)
+    x = (rng.standard_normal((count, columns)) * size).astype(np.float32)
+    x[0, rng.integers(columns)] *= 1000  # an outlier, and a group of zeros
+    x[-1, :32] = 0
+    codes, steps = rounded_rows(x)
+    expected = (codes * steps).reshape(x.shape).astype(np.float64) @ dequantize(found).T.astype(np.float64)
+    if with_minimums:
+        expected += x.reshape(count, -1, 32).sum(-1, dtype=np.float64) @ lowest.T.astype(np.float64)
+    got = matmul4(x, tiles4("w", found, lowest), rows, columns, with_minimums, threads)
+    assert got.shape == (count, rows)
+    unit = np.abs(x).max(-1, keepdims=True) * columns * np.abs(found.scales).max() * 8
+    assert (np.abs(got - expected) <= 1e-6 * (unit + np.abs(expected))).all()
+
+
+def test_the_largest_sums_do_not_overflow():
+    """Codes of -8 against 127 in each column: 32 * 8 * 127 in 16 bits."""
+    codes = np.zeros((8, 4, 16), np.uint8)
+    found = Quantized(codes, np.ones((8, 4), np.float32), 4, 32)
+    for sign in (1, -1):
+        x = np.full((1, 128), sign * 127, np.float32)
+        assert (matmul4(x, tiles4("w", found), 8, 128, False) == sign * -8 * 127 * 128).all()
+
+
+def test_rows_are_the_weights_themselves():
+    rng = np.random.default_rng(1)
+    for with_minimums in (False, True):
+        found, lowest = random_matrix(rng, 21, 96, with_minimums)
+        ids = np.array([[0, 20, 7, 8]], np.int64)
+        session = session_of("Rows4", {"w": U8, "ids": I64}, {"y": F}, rows=21, columns=96, minimums=with_minimums)
+        expected = dequantize(found) + (0 if lowest is None else np.repeat(lowest, 32, 1))
+        np.testing.assert_array_equal(
+            session.run(None, {"w": tiles4("w", found, lowest), "ids": ids})[0], expected[ids].astype(np.float32)
+        )
+
+
+def test_what_is_not_finite_stays_so():
+    found, _ = random_matrix(np.random.default_rng(2), 8, 64, False)
+    for value in (np.nan, np.inf, -np.inf):
+        x = np.ones((5, 64), np.float32)
+        x[3, 40] = value
+        finite = np.isfinite(matmul4(x, tiles4("w", found), 8, 64, False))
+        assert not finite[3].any() and finite[[0, 1, 2, 4]].all()
+
+
+# What attention needs to be defined: (heads, KV heads, channels, cached, new, window, int8).
+SHAPES = [
+    (8, 1, 64, 0, 1, 0, False), (16, 1, 64, 447, 1, 0, False), (9, 3, 64, 100, 1, 0, True),
+    (4, 1, 256, 33, 1, 16, False), (9, 3, 64, 0, 37, 0, False), (6, 2, 32, 50, 40, 0, True),
+    (16, 1, 64, 300, 70, 100, False), (3, 3, 16, 5, 2, 0, True),
+    (12, 4, 128, 1100, 1, 0, True), (16, 2, 64, 1500, 3, 1024, False),
+]  # fmt: skip
+
+
+def attention_case(heads, kv_heads, size, past, new, window, int8):
+    rng = np.random.default_rng(window)
+    slots, normal = past + new + 7, rng.standard_normal
+    arrays = {
+        "qkv": normal((1, new, (heads + 2 * kv_heads) * size)).astype(np.float32),
+        "past_key": normal((1, kv_heads, slots, size)).astype(np.float32),
+        "past_value": normal((1, kv_heads, slots, size)).astype(np.float32),
+        "last": np.array([past + new - 1], np.int32),
+    }
+    angles = np.arange(slots)[:, None] / 10000 ** (np.arange(size // 2) / (size // 2))
+    arrays |= {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
+    if int8:
+        scales = [(0.02 + 0.02 * rng.random((1, kv_heads, 1, size))).astype(np.float32) for _ in range(2)]
+        for name, scale in zip(("past_key", "past_value"), scales, strict=True):
+            arrays[name] = np.clip(np.rint(arrays[name] / scale), -128, 127).astype(np.int8)
+        arrays |= {"key_scale": scales[0], "value_scale": scales[1]}
+    return arrays
+
+
+def expected_attention(arrays, heads, kv_heads, size, past, new, window, int8):
+    """(result [1, new, heads * size], keys, values) in float64."""
+    split = arrays["qkv"][0].reshape(new, -1, size).transpose(1, 0, 2)
+    query, key, value = np.split(split, [heads, heads + kv_heads])
+    cos, sin = (arrays[name][past : past + new] for name in ("cos", "sin"))
+
+    def turned(x):
+        left, right = np.split(x, 2, -1)
+        return np.concatenate([left * cos - right * sin, right * cos + left * sin], -1)
+
+    caches = []
+    for name, fresh in (("key", turned(key)), ("value", value)):
+        cache = arrays[f"past_{name}"][0].copy()
+        scale = arrays[f"{name}_scale"][0] if int8 else None
+        coded = np.clip(np.rint(fresh / scale), -128, 127).astype(np.int8) if int8 else fresh
+        cache[:, past : past + new] = coded
+        caches.append((cache, cache.astype(np.float64) * (scale if int8 else 1)))
+    keys, values = (np.repeat(each[:, : past + new], heads // kv_heads, 0) for _, each in caches)
+    scores = turned(query).astype(np.float64) @ keys.transpose(0, 2, 1) * size**-0.5
+    at, slot = past + np.arange(new)[:, None], np.arange(past + new)
+    hidden = (slot > at) | ((slot <= at - window) if window else False)
+    scores = np.where(hidden, -np.inf, scores)
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    mixed = shares / shares.sum(-1, keepdims=True) @ values
+    return mixed.transpose(1, 0, 2).reshape(1, new, -1), caches[0][0], caches[1][0]
+
+
+def own_attention(arrays, heads, kv_heads, size, window, threads=2):
+    int8 = "key_scale" in arrays
+    cache = I8 if int8 else F
+    session = session_of(
+        "GroupAttention8" if int8 else "GroupAttention", {name: TYPES[value.dtype] for name, value in arrays.items()},
+        {"mixed": F, "present_key": cache, "present_value": cache}, threads=threads, heads=heads, kv_heads=kv_heads,
+        window=window, rotary=1, scale=size**-0.5,
+    )  # fmt: skip
+    return session, session.run(None, arrays)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape)))
+def test_attention_by_groups_is_attention(shape):
+    heads, kv_heads, size, past, new, window, int8 = shape
+    arrays = attention_case(*shape)
+    mixed, keys, values = expected_attention(arrays, *shape)
+    _, (got, got_keys, got_values) = own_attention(arrays, heads, kv_heads, size, window)
+    np.testing.assert_allclose(got, mixed, atol=3e-6)
+    for found, right in ((got_keys[0], keys), (got_values[0], values)):
+        if int8:  # a rotated key between two codes may fall on either side
+            assert np.abs(found[:, : past + new].astype(int) - right[:, : past + new]).max() <= 1
+        else:
+            np.testing.assert_allclose(found[:, : past + new], right[:, : past + new], atol=1e-6)
+
+
+def test_a_shared_buffer_is_written_in_place():
+    arrays = attention_case(6, 2, 32, 20, 1, 0, False)
+    session, (expected, keys, _) = own_attention(arrays, 6, 2, 32, 0)
+    binding = session.io_binding()
+    for name, value in arrays.items():
+        binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
+    mixed = np.zeros_like(expected)
+    binding.bind_output("mixed", "cpu", 0, np.float32, mixed.shape, mixed.ctypes.data)
+    for name in ("key", "value"):
+        past = arrays[f"past_{name}"]
+        binding.bind_output(f"present_{name}", "cpu", 0, np.float32, past.shape, past.ctypes.data)
+    session.run_with_iobinding(binding)
+    np.testing.assert_array_equal(mixed, expected)
+    np.testing.assert_array_equal(arrays["past_key"][:, :, :21], keys[:, :, :21])
+
+
+def test_threads_change_no_bit():
+    arrays = attention_case(16, 1, 64, 900, 1, 0, False)
+    one, three = (own_attention(arrays, 16, 1, 64, 0, threads)[1][0] for threads in (1, 3))
+    np.testing.assert_array_equal(one, three)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"last": np.array([40], np.int32)}, "fewer entries are cached"),
+    ({"last": np.array([-5], np.int32)}, "fewer entries"),
+    ({"cos": np.zeros((3, 16), np.float32)}, "more positions than angles"),
+    ({"qkv": np.zeros((1, 1, 64), np.float32)}, "qkv is not"),
+    ({"past_value": np.zeros((1, 2, 9, 32), np.float32)}, "differ in shape"),
+    ({"past_key": np.zeros((2, 32), np.float32)}, "a cache is not"),
+])  # fmt: skip
+def test_wrong_shapes_are_an_error_and_no_crash(change, said):
+    arrays = attention_case(6, 2, 32, 20, 1, 0, False)
+    session, _ = own_attention(arrays, 6, 2, 32, 0)
+    with pytest.raises(Exception, match=said):
+        session.run(None, arrays | change)
+    with pytest.raises(Exception, match="columns"):
+        matmul4(np.zeros((1, 64), np.float32), np.zeros(144, np.uint8), 8, 32, False)
+    with pytest.raises(Exception, match="another size"):
+        matmul4(np.zeros((1, 32), np.float32), np.zeros(143, np.uint8), 8, 32, False)
+
+
+def test_calls_at_once_on_one_session_and_on_two():
+    arrays = attention_case(16, 1, 64, 300, 5, 0, False)
+    sessions = [own_attention(arrays, 16, 1, 64, 0)[0] for _ in range(2)]
+    expected = sessions[0].run(["mixed"], arrays)[0]
+    with ThreadPoolExecutor(6) as pool:
+        for got in pool.map(lambda index: sessions[index % 2].run(["mixed"], arrays)[0], range(120)):
+            np.testing.assert_array_equal(got, expected)
+
+
+OLDER = """
+import sys, numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library(sys.argv[1])
+session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
+given = dict(numpy.load(sys.argv[3]))
+numpy.save(sys.argv[4], session.run(None, given)[0])
+given["x"] = given["x"][:, :32]
+try:
+    right = bool(numpy.isnan(session.run(None, given)[0]).all())
+except Exception as error:
+    right = "other columns" in str(error)
+print(onnxruntime.__version__, right)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("python", "version"), [
+    (".venv36", "1.10.0"), pytest.param(".venv38", "1.19.2", marks=pytest.mark.nightly),
+    pytest.param(".venv310", "1.23.2", marks=pytest.mark.nightly),
+])  # fmt: skip
+def test_older_versions_of_onnxruntime_run_the_library(python, version, tmp_path):
+    """To the bit; a fault is an error, before 1.16 a result that is no number."""
+    interpreter = ROOT / python / "bin" / "python"
+    if not interpreter.exists():
+        pytest.skip(f"no {python} on this machine (make test sets it up)")
+    rng = np.random.default_rng(3)
+    x, weights = rng.standard_normal((5, 96)).astype(np.float32), tiles4("w", random_matrix(rng, 20, 96, True)[0])
+    (tmp_path / "model.onnx").write_bytes(model_of(*MATMUL, rows=20, columns=96, minimums=0))
+    np.savez(tmp_path / "given.npz", x=x, w=weights)
+    words = [library(platform.machine()), *(tmp_path / name for name in ("model.onnx", "given.npz", "out.npy"))]
+    done = subprocess.run([interpreter, "-c", OLDER, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{version} True\n"), done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), matmul4(x, weights, 20, 96, False))
+
+
+@functools.cache
+def release_of(compiler):
+    """Of the compiler, without the revision of its package; "" where it is not installed."""
+    found = shutil.which(compiler)
+    return subprocess.run([found, "-dumpfullversion"], capture_output=True, text=True).stdout.strip() if found else ""
+
+
+@pytest.mark.parametrize(("machine", "compiler"), [("aarch64", "aarch64-linux-gnu-gcc"), ("x86_64", "gcc-14")])
+def test_the_packaged_library_is_what_its_source_builds(machine, compiler, tmp_path):
+    if not release_of(compiler).startswith("14."):
+        pytest.skip(f"{compiler} is not gcc 14 (apt-get install gcc-14 gcc-aarch64-linux-gnu)")
+    subprocess.run([KERNELS / "build.sh", machine, tmp_path / "one.so"], env={"CC": compiler, "PATH": "/usr/bin:/bin"},
+                   check=True)  # fmt: skip
+    paths = tmp_path / "one.so", library(machine)
+    built, packaged = (hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    assert built == packaged, "make kernels builds it anew"

@@ -1,0 +1,48 @@
+"""The kernels without onnxruntime: memory errors, equal results on Arm and x86, instructions for a multiply-add."""
+
+import shutil
+
+import pytest
+from kernel_program import CROSS, EMULATOR, inner_loops, instructions_per_mac, printed, why_not
+
+from merino_edge.bundles.kernels import library
+
+pytestmark = pytest.mark.slow
+on_arm = pytest.mark.skipif(why_not(CROSS, EMULATOR) != "", reason=why_not(CROSS, EMULATOR))
+CASES = [(1, 400), pytest.param(10**6, 20_000, marks=pytest.mark.nightly)]
+# The most instructions for a multiply-add, the whole kernel counted: what is rounded, packed and joined as well.
+MOST = {
+    "decode": 0.36, "decode-minimums": 0.38, "prefill": 0.30, "attention-8": 0.45, "attention-9-3": 0.70,
+    "attention-8-int8": 0.65,
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+@pytest.mark.parametrize(("seed", "cases"), CASES)
+def test_random_shapes_and_extreme_values_make_no_memory_error(seed, cases):
+    """Under AddressSanitizer and UndefinedBehaviorSanitizer; the results are those of the optimised build."""
+    assert printed("sanitized", "fuzz", seed, cases) == printed("x86_64", "fuzz", seed, cases)
+
+
+@on_arm
+@pytest.mark.parametrize(("seed", "cases"), CASES)
+@pytest.mark.parametrize("cpu", ["cortex-a53", pytest.param("cortex-a72", marks=pytest.mark.nightly)])
+def test_arm_and_x86_agree_to_the_bit(cpu, seed, cases):
+    hashes = printed("x86_64", "fuzz", seed, cases).split()
+    assert len(set(hashes)) == cases
+    assert printed("aarch64", "fuzz", seed, cases, cpu=cpu).split() == hashes
+
+
+@on_arm
+@pytest.mark.parametrize("name", MOST)
+def test_instructions_for_a_multiply_add(name):
+    found = instructions_per_mac(name)
+    assert MOST[name] * 0.8 < found <= MOST[name], "far below: set a lower bound"
+
+
+@pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-objdump"), reason="no objdump for arm64")
+def test_no_inner_loop_keeps_a_value_on_the_stack():
+    loops = [loop for loop in inner_loops(library("aarch64")) if loop.multiplications > 8]
+    kinds = {loop.multiplications for loop in loops}
+    assert {34, 36, 136, 144, 64, 32, 16} == kinds, "matrices with and without minimums, scores, sums of values"
+    assert [loop for loop in loops if loop.on_stack] == []
