@@ -12,7 +12,11 @@ from merino_runtime.errors import MerinoError
 def train(
     design_file: Annotated[Path, typer.Argument(metavar="DESIGN", help="design.json, or an architecture as JSON")],
     data: Annotated[
-        list[Path], typer.Option(help="plain text file; repeat for more; <|endoftext|> separates documents")
+        list[str],
+        typer.Option(
+            metavar="PATH[:WEIGHT]",
+            help="text, JSONL, Parquet, a folder of datasets, or a name on the hub; repeat for more",
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", help="output folder of the checkpoint")],
     tokenizer: Annotated[
@@ -21,10 +25,16 @@ def train(
     vocab: Annotated[
         int | None, typer.Option(help="vocabulary size of the BPE tokenizer; must equal the design's")
     ] = None,
-    held_out: Annotated[list[Path] | None, typer.Option(help="held-out text; default: the last 2 % of --data")] = None,
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="held-out text or samples; default: the last 2 % of each --data")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="number of optimiser steps; default: 1000")] = None,
     batch: Annotated[
         int | None, typer.Option(help="batch size, in sequences of context length; default: 16")
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="tokens of a row; default: the context")] = None,
+    cut_long: Annotated[
+        bool | None, typer.Option("--cut-long", help="cut samples longer than a row; default: refuse them")
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="peak learning rate, after warm-up; default: 0.002")
@@ -41,9 +51,10 @@ def train(
         bool, typer.Option("--ignore-memory", help="start even if the memory estimate exceeds the free memory")
     ] = False,
 ) -> None:
-    """Train a design on plain text; prints the loss on held-out text."""
+    """Train a design on text or samples; prints the loss on held-out ones."""
     from merino_edge.design.design_file import Design, model_name, read_plan
     from merino_edge.text.documents import check_files
+    from merino_edge.training.data.sources import data_sources
     from merino_edge.training.recipe import Recipe
     from merino_edge.training.run_folder import check_out, is_finished, kept_recipe
 
@@ -51,10 +62,13 @@ def train(
     arch = plan.architecture if isinstance(plan, Design) else plan
     if vocab is not None and vocab != arch.vocab:
         raise MerinoError(f"--vocab {vocab} is not the design's, {arch.vocab}: leave it out, or design with it")
-    check_files(data, "--data")
-    check_files(held_out or (), "--held-out")
+    data_sources(data)
+    data_sources(held_out or (), "--held-out")
     check_files([tokenizer] if tokenizer else (), "--tokenizer")
-    given = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed, "bf16": bf16}
+    given = {
+        "steps": steps, "batch": batch, "length": length, "cut_long": cut_long, "learning_rate": learning_rate,
+        "seed": seed, "bf16": bf16,
+    }  # fmt: skip
     asked = {key: value for key, value in given.items() if value is not None}
     recipe = Recipe(**{**kept_recipe(out, resume), **asked})
     if not is_finished(out):

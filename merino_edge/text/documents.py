@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict
 from merino_runtime.errors import MerinoError
 
 END_OF_TEXT = "<|endoftext|>"  # separates documents in a file; in the token ids it precedes each document
-HELD_OUT_SHARE = 0.02
 
 
 class TextFile(BaseModel):
@@ -66,14 +65,3 @@ def read_file(path: Path, option: str) -> tuple[str, TextFile]:
 def read_documents(paths: Sequence[Path], option: str = "--data") -> list[str]:
     """The documents of `read_texts` alone."""
     return read_texts(paths, option)[0]
-
-
-def split_held_out(documents: list[str], share: float = HELD_OUT_SHARE) -> tuple[list[str], list[str]]:
-    """(training documents, held-out documents): the last `share` of the documents, at least one, is held out. A single
-    document is cut instead, at the same share of its characters."""
-    if len(documents) == 1:
-        text = documents[0]
-        cut = len(text) - max(1, round(len(text) * share))
-        return [text[:cut]], [text[cut:]]
-    cut = len(documents) - max(1, round(len(documents) * share))
-    return documents[:cut], documents[cut:]

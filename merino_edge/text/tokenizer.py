@@ -4,7 +4,7 @@ What the board's runtime makes of a tokenizer.json is `merino_runtime.generation
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -17,7 +17,7 @@ LONGEST_WORD_BYTES = 1000
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # as published tokenizers call it
 
 
-def train_tokenizer(documents: Sequence[str], vocab: int) -> Tokenizer:
+def train_tokenizer(documents: Iterable[str], vocab: int) -> Tokenizer:
     """A byte-level BPE, as GPT-2's, of exactly `vocab` entries. `<|endoftext|>` is id 0 and is put before each text.
 
     Words longer than LONGEST_WORD_BYTES are cut for training, and only there. Raises MerinoError where `vocab` is less
@@ -36,7 +36,15 @@ def train_tokenizer(documents: Sequence[str], vocab: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents, trainer)
+    characters = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal characters
+        for document in documents:
+            characters += len(document)
+            yield document
+
+    tokenizer.train_from_iterator(counted(), trainer)
     tokenizer.pre_tokenizer = words
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, 0)]
@@ -44,7 +52,7 @@ def train_tokenizer(documents: Sequence[str], vocab: int) -> Tokenizer:
     found = tokenizer.get_vocab_size()
     if found != vocab:
         raise MerinoError(
-            f"a vocabulary of {vocab} was asked for, and the text ({sum(map(len, documents)):,} characters) gives a BPE"
+            f"a vocabulary of {vocab} was asked for, and the text ({characters:,} characters) gives a BPE"
             f" of {found} entries at most, one for each of its words: design with --vocab {found} or fewer, give"
             f" more text, or give a --tokenizer that has its {vocab} entries from other text"
         )
@@ -81,6 +89,14 @@ def own_ids(tokenizer: Tokenizer) -> list[int]:
     return [each for each, special in zip(empty.ids, empty.special_tokens_mask, strict=True) if special]
 
 
+def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Ids before and behind each document: what the tokenizer itself puts around a text, else a separator before it."""
+    found = tokenizer.encode("a")
+    text = [place for place, special in enumerate(found.special_tokens_mask) if not special]
+    before, after = found.ids[: text[0]], found.ids[text[-1] + 1 :]
+    return [*separator(tokenizer), *before], after
+
+
 def prefix_id(name: str, tokenizer: Tokenizer, tokens: Mapping[str, str], stop_ids: Sequence[int]) -> int:
     """The token that stands before a text whose first token is scored: the one that the tokenizer itself puts there,
     else the model's token for the beginning of a text, else one at which texts end. `tokens`: the special tokens of
@@ -101,27 +117,22 @@ def separator(tokenizer: Tokenizer) -> list[int]:
     return [] if end is None or own_ids(tokenizer) else [end]
 
 
-def check_separates(tokenizer: Tokenizer, documents: Sequence[str]) -> None:
-    """Raises MerinoError where no token would stand between documents: a model would learn no end."""
-    if len(documents) > 1 and end_id(tokenizer) is None:
+def check_separates(tokenizer: Tokenizer, documents: int) -> None:
+    """Raises MerinoError where no token would stand between so many documents: a model would learn no end."""
+    if documents > 1 and end_id(tokenizer) is None:
         raise MerinoError(
-            f"the tokenizer has no token that ends a text ({', '.join(END_TOKENS)}), so {len(documents):,} documents"
+            f"the tokenizer has no token that ends a text ({', '.join(END_TOKENS)}), so {documents:,} documents"
             " cannot be told apart, and the model would learn no end: give a tokenizer that has one of these"
         )
 
 
-def tokenizer_for(vocab: int, documents: Sequence[str], given: Path | None) -> Tokenizer:
-    """The tokenizer in the file `given`, or one trained on the documents.
-
-    Raises MerinoError where it has more than `vocab` entries.
-    """
-    tokenizer = load_tokenizer(given) if given else train_tokenizer(documents, vocab)
+def check_fits(tokenizer: Tokenizer, vocab: int) -> None:
+    """Raises MerinoError where it has more than `vocab` entries."""
     if tokenizer.get_vocab_size() > vocab:
         raise MerinoError(
             f"the tokenizer has {tokenizer.get_vocab_size()} entries, the design's vocabulary {vocab}:"
             f" design again with --vocab {tokenizer.get_vocab_size()}"
         )
-    return tokenizer
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:

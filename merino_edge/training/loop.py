@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers import TrainingArguments as Arguments
 from transformers.trainer_callback import PrinterCallback
 
+from merino_edge.training.data.rows import NOT_LEARNED, RowSet
 from merino_edge.training.needs import held_mb
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import mark_whole
@@ -42,7 +43,8 @@ def shrink_branches(model: PreTrainedModel) -> None:
 
 
 class CheckedTrainer(Trainer):
-    """A Trainer that ends at a loss or gradient that is not finite, before it reaches a weight."""
+    """A Trainer that ends at a loss or gradient that is not finite, before it reaches a weight, and whose held-out loss
+    is the mean over tokens: transformers' is over rows, which differ in how many tokens of theirs are learned."""
 
     def training_step(self, model: torch.nn.Module, *arguments: Any, **keys: Any) -> torch.Tensor:
         loss = super().training_step(model, *arguments, **keys)
@@ -50,6 +52,15 @@ class CheckedTrainer(Trainer):
         for what, value in (("loss", loss), ("gradient's norm", torch.nn.utils.get_total_norm(gradients))):
             check_finite(what, float(value), self.state.global_step + 1, self.args.learning_rate)
         return loss
+
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **keys: Any) -> Any:
+        learned = int((inputs["labels"][:, 1:] != NOT_LEARNED).sum())
+        rows, held_out = len(inputs["labels"]), self.eval_dataset
+        assert isinstance(held_out, RowSet)
+        loss, logits, labels = super().prediction_step(model, inputs, *rest, **keys)
+        assert loss is not None
+        return loss * (learned * len(held_out) / (held_out.learned * rows)), logits, labels
 
 
 def check_finite(what: str, value: float, step: int, learning_rate: float) -> None:
@@ -159,7 +170,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> Arguments:
         logging_nan_inf_filter=False,  # it would log an average in place of a loss that is not finite
         disable_tqdm=True,
         seed=recipe.seed,
-        data_seed=recipe.seed,
+        train_sampling_strategy="sequential",  # the rows come in the order of the run
         report_to=[],
         include_num_input_tokens_seen="all",
         dataloader_pin_memory=False,

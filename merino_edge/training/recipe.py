@@ -10,7 +10,14 @@ MOST_SEEDS = 2**32  # numpy's generator takes no other
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters. `steps`: optimiser steps, each over `batch` sequences as long as the architecture's context."""
+    """Hyperparameters.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: rows of a step.
+        length: tokens of a row; None: the model's context.
+        cut_long: whether samples longer than a row lose their ends, instead of being refused.
+    """
 
     steps: int = 1000
     batch: int = 16
@@ -19,10 +26,18 @@ class Recipe:
     weight_decay: float = 0.1
     seed: int = 0
     bf16: bool = False
+    length: int | None = None
+    cut_long: bool = False
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
             raise MerinoError(f"--steps {self.steps} and --batch {self.batch} must both be at least 1")
+        if self.length is not None and self.length < 2:
+            raise MerinoError(f"--length {self.length} must be at least 2 tokens")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise MerinoError(f"--learning-rate {self.learning_rate:g} must be positive")
         if not 0 <= self.seed < MOST_SEEDS:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from merino_edge.families.designed import Architecture
 from merino_edge.storage.atomic import write_text
 from merino_edge.storage.faults import fault_list
-from merino_edge.text.documents import TextFile
+from merino_edge.training.data.sources import DataFile
 from merino_edge.training.recipe import Recipe
 from merino_runtime.bundle import sha256_of
 from merino_runtime.errors import MerinoError
@@ -31,6 +31,7 @@ WHOLE = "saved.json"  # in a saved state: its files and their hashes
 STATE = "trainer"
 RUN = "run.json"  # in STATE
 LOCK = "lock"  # in STATE
+CHAT = "chat.json"  # in STATE: the chat template that messages are written in
 TOKENIZER = "tokenizer.json"  # in STATE during the run, then in OUT
 RECORD = "training.json"
 ELSEWHERE = "Begin another run with another -o"
@@ -114,8 +115,8 @@ class Run(BaseModel):
     name: str
     architecture: Architecture
     recipe: Recipe
-    data: list[TextFile]
-    held_out: list[TextFile]
+    data: list[DataFile]
+    held_out: list[DataFile]
     tokenizer_sha256: str
 
 
@@ -187,7 +188,7 @@ def differences(kept: Run, asked: Run) -> list[str]:
     if kept.architecture != asked.architecture:
         found.append(f"DESIGN is {shown(asked.architecture)}; the run's is {shown(kept.architecture)}")
     for option, theirs, ours in (("--data", kept.data, asked.data), ("--held-out", kept.held_out, asked.held_out)):
-        if len(theirs) != len(ours) or not all(map(TextFile.same_text, theirs, ours)):
+        if len(theirs) != len(ours) or not all(map(DataFile.same_data, theirs, ours)):
             found.append(f"{option} is {listed(ours)}; the run's is {listed(theirs)}")
     if asked.tokenizer_sha256 not in ("", kept.tokenizer_sha256):  # empty: none was given
         found.append("--tokenizer is not the run's")
@@ -203,8 +204,8 @@ def shown(arch: Architecture) -> str:
     return f"{arch.shape()}, vocabulary {arch.vocab}, context {arch.context}"
 
 
-def listed(files: list[TextFile]) -> str:
-    return ", ".join(f"{file.name} ({file.bytes:,} bytes, {file.sha256[:8]})" for file in files) or "not given"
+def listed(files: list[DataFile]) -> str:
+    return ", ".join(map(str, files)) or "not given"
 
 
 def check_same(kept: Run, asked: Run, out: Path) -> None:

@@ -12,12 +12,14 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from merino_edge.design.design_file import DESIGN, Design
+from merino_edge.families.checkpoint import ChatTemplate, read_chat_template
 from merino_edge.families.designed import Architecture
 from merino_edge.families.hugging_face import build_model, save_model
 from merino_edge.storage.atomic import write_text
-from merino_edge.text.documents import TextFile, read_texts, split_held_out
-from merino_edge.text.rows import PackedTokens
-from merino_edge.text.tokenizer import check_separates, end_id, load_tokenizer, tokenizer_for, tokenizer_hash
+from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash, train_tokenizer
+from merino_edge.training.data.material import RunRows, Sources, bpe_text, run_rows
+from merino_edge.training.data.shards import Reading
+from merino_edge.training.data.sources import data_sources, file_of
 from merino_edge.training.loop import (
     CheckedTrainer,
     Progress,
@@ -30,6 +32,7 @@ from merino_edge.training.loop import (
 from merino_edge.training.needs import check_disk, check_memory, disk_told, memory_told
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import (
+    CHAT,
     ELSEWHERE,
     RECORD,
     RUN,
@@ -46,24 +49,21 @@ from merino_edge.training.run_folder import (
     put_files,
 )
 from merino_runtime.errors import MerinoError
+from merino_runtime.io.json_file import read_json
 
-SCHEMA = 2  # of training.json
-
-
-class Texts(NamedTuple):
-    documents: list[str]
-    files: list[TextFile]
-    held_out: list[str]
-    held_out_files: list[TextFile]  # none where the held-out documents are the last of `files`
+SCHEMA = 3  # of training.json
 
 
 class Material(NamedTuple):
     """What a run is, and the tokens that it trains on and is judged by."""
 
     run: Run
-    tokenizer: Tokenizer
-    rows: PackedTokens
-    held_out_rows: PackedTokens
+    reading: Reading
+    data: RunRows
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.reading.tokenizer
 
 
 def silent(*_: Any) -> None:
@@ -72,14 +72,14 @@ def silent(*_: Any) -> None:
 
 def train(
     arch: Architecture,
-    data: Sequence[Path],
+    data: Sequence[str | Path],
     out: Path,
     *,
     recipe: Recipe,
     name: str = "model",
     design: Design | None = None,
     tokenizer_file: Path | None = None,
-    held_out: Sequence[Path] = (),
+    held_out: Sequence[str | Path] = (),
     resume: bool = False,
     threads: int | None = None,
     ignore_memory: bool = False,
@@ -88,9 +88,9 @@ def train(
 ) -> dict[str, Any]:
     """Train, write the checkpoint into `out`, and return the record of the run. A finished run stays as it is.
 
-    `name`: what the model is called. `design`: written beside the weights. `held_out`: text files for the evaluation;
-    without them the last documents of `data` are held out. `resume`: go on from the last whole saved state in `out`.
-    `say` takes lines for people.
+    `data`, `held_out`: as `data_source` takes them; without `held_out` the last of each of `data` are held out.
+    `name`: what the model is called. `design`: written beside the weights. `resume`: go on from the last whole saved
+    state in `out`. `say` takes lines for people.
 
     Raises MerinoError where `out` is in use or holds another run, for text or a tokenizer that does not do, where
     memory or disk do not suffice, and where the loss is not finite. Raises KeyboardInterrupt after ctrl-C.
@@ -99,9 +99,9 @@ def train(
         check_out(out, resume)
         say(check_memory(arch, recipe, ignore=ignore_memory))
         check_disk(arch, out, resume)
-    texts = read(data, held_out)
+    sources = read(data, held_out)
     run = Run(
-        name=name, architecture=arch, recipe=recipe, data=texts.files, held_out=texts.held_out_files,
+        name=name, architecture=arch, recipe=recipe, data=sources.data_files, held_out=sources.held_out_files,
         tokenizer_sha256=tokenizer_hash(load_tokenizer(tokenizer_file)) if tokenizer_file else "",
     )  # fmt: skip
     if is_finished(out):
@@ -109,22 +109,19 @@ def train(
     with locked(out), disk_told(out / STATE), memory_told(arch, recipe):
         check_out(out, resume)  # again: now no other process can change it
         if resume:
-            material = resumed(out, run, texts)
+            material = resumed(out, run, sources, say)
         else:
             clear_begun(out)
-            material = begun(out, run, texts, tokenizer_file, say)
+            material = begun(out, run, sources, tokenizer_file, say)
         if threads is not None:
             torch.set_num_threads(threads)
         trainer, seconds = fit(material, out, resume, say, progress)
         return write_checkpoint(trainer, material, out, design, seconds)
 
 
-def read(data: Sequence[Path], held_out: Sequence[Path]) -> Texts:
-    documents, files = read_texts(data, "--data")
-    if held_out:
-        return Texts(documents, files, *read_texts(held_out, "--held-out"))
-    kept, last = split_held_out(documents)
-    return Texts(kept, files, last, [])
+def read(data: Sequence[str | Path], held_out: Sequence[str | Path]) -> Sources:
+    sources, others = data_sources(data), data_sources(held_out, "--held-out")
+    return Sources(sources, list(map(file_of, sources)), others, list(map(file_of, others)))
 
 
 def finished_record(out: Path, run: Run, say: Callable[[str], None]) -> dict[str, Any]:
@@ -136,22 +133,25 @@ def finished_record(out: Path, run: Run, say: Callable[[str], None]) -> dict[str
 
 
 def begun(
-    out: Path, run: Run, texts: Texts, tokenizer_file: Path | None, say: Callable[[str], None]
+    out: Path, run: Run, sources: Sources, tokenizer_file: Path | None, say: Callable[[str], None]
 ) -> Material:
     """A new run. Its tokenizer and what it is are written down before it begins."""
-    vocab = run.architecture.vocab
+    vocab, chat = run.architecture.vocab, None
     if tokenizer_file is None:
-        say(f"training a BPE of {vocab:,} entries on {sum(map(len, texts.documents)):,} characters")
-    tokenizer = tokenizer_for(vocab, texts.documents, tokenizer_file)
-    check_separates(tokenizer, texts.documents)
+        tokenizer = train_tokenizer(bpe_text(sources, vocab, say), vocab)
+    else:
+        tokenizer, chat = load_tokenizer(tokenizer_file), read_chat_template(tokenizer_file.parent)
+    check_fits(tokenizer, vocab)
     run = run.model_copy(update={"tokenizer_sha256": tokenizer_hash(tokenizer)})
-    material = pack(run, texts, tokenizer)
+    material = pack(run, sources, Reading(tokenizer, chat), say)
+    if chat:
+        write_text(out / STATE / CHAT, json.dumps(chat._asdict(), indent=1) + "\n")
     write_text(out / STATE / TOKENIZER, tokenizer.to_str())
     write_text(out / STATE / RUN, run.model_dump_json(indent=1) + "\n")
     return material
 
 
-def resumed(out: Path, run: Run, texts: Texts) -> Material:
+def resumed(out: Path, run: Run, sources: Sources, say: Callable[[str], None]) -> Material:
     """The run in `out`, with its tokenizer. Raises MerinoError where `run` is another one."""
     kept = kept_run(out)
     if kept is None:
@@ -160,18 +160,14 @@ def resumed(out: Path, run: Run, texts: Texts) -> Material:
     tokenizer = load_tokenizer(out / STATE / TOKENIZER)
     if tokenizer_hash(tokenizer) != kept.tokenizer_sha256:
         raise MerinoError(f"{out / STATE / TOKENIZER} is no longer the run's tokenizer. {ELSEWHERE}")
-    return pack(kept, texts, tokenizer)
+    path = out / STATE / CHAT
+    chat = ChatTemplate(**read_json(str(path), ELSEWHERE)) if path.is_file() else None
+    return pack(kept, sources, Reading(tokenizer, chat), say)
 
 
-def pack(run: Run, texts: Texts, tokenizer: Tokenizer) -> Material:
-    context = run.architecture.context
-    rows = PackedTokens(texts.documents, tokenizer, context, "the text of --data", "give more text")
-    if texts.held_out_files:
-        held_out = PackedTokens(texts.held_out, tokenizer, context, "the text of --held-out", "give more text")
-    else:
-        last = "the held-out text, the last 2 % of --data,"
-        held_out = PackedTokens(texts.held_out, tokenizer, context, last, "give more text, or one with --held-out")
-    return Material(run, tokenizer, rows, held_out)
+def pack(run: Run, sources: Sources, reading: Reading, say: Callable[[str], None]) -> Material:
+    length = run.recipe.length or run.architecture.context
+    return Material(run, reading, run_rows(sources, reading, run.recipe, length, say))
 
 
 def fit(
@@ -192,10 +188,10 @@ def fit(
     trainer = CheckedTrainer(
         model=model,
         args=training_arguments(run.recipe, folder),
-        train_dataset=material.rows,
-        eval_dataset=material.held_out_rows,
+        train_dataset=material.data.rows,
+        eval_dataset=material.data.held_out,
     )
-    say(f"{run.recipe.steps:,} steps on {material.rows.tokens:,} tokens; ctrl-C saves, --resume goes on")
+    say(f"{run.recipe.steps:,} steps on {material.data.tokens:,} tokens; ctrl-C saves, --resume goes on")
     with stop_on_ctrl_c() as stop:
         add_watch(trainer, Watch(folder, stop, say, progress))
         started = time.perf_counter()
@@ -215,9 +211,9 @@ def write_checkpoint(
     record = {
         "schema": SCHEMA,
         **run.model_dump(mode="json"),
-        "train_tokens": material.rows.tokens,
+        "train_tokens": material.data.tokens,
         "seen_tokens": trainer.state.num_input_tokens_seen,
-        "held_out_tokens": material.held_out_rows.tokens,
+        "held_out_tokens": material.data.held_out_tokens,
         "held_out_loss": loss,
         "held_out_perplexity": math.exp(loss),
         "seconds_of_last_run": round(seconds, 1),
@@ -228,9 +224,13 @@ def write_checkpoint(
     end = end_id(material.tokenizer)
     if end is not None:
         special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), material.tokenizer.id_to_token(end))
+    special |= material.reading.chat.tokens if material.reading.chat else {}
     with put_files(out) as beside:
         save_model(trainer.model, beside)
-        PreTrainedTokenizerFast(tokenizer_object=material.tokenizer, **special).save_pretrained(beside)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=material.tokenizer, **special)
+        if material.reading.chat:
+            tokenizer.chat_template = material.reading.chat.text
+        tokenizer.save_pretrained(beside)
         if design is not None:  # export asks it for the weight format and the threads
             write_text(beside / DESIGN, design.to_json())
     write_text(out / RECORD, json.dumps(record, indent=1) + "\n")

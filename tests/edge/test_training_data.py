@@ -1,0 +1,361 @@
+"""Data of a training run: every format gives the ids that it should, once; what is wrong is said with its place."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections import Counter
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_training import ARCH, story, write_stories
+
+from merino_edge.families.checkpoint import ChatTemplate
+from merino_edge.families.hugging_face import build_model
+from merino_edge.text.documents import END_OF_TEXT
+from merino_edge.text.rows import PackedTokens
+from merino_edge.text.tokenizer import train_tokenizer
+from merino_edge.training.data import samples
+from merino_edge.training.data.material import Sources, run_rows
+from merino_edge.training.data.rows import PATTERN, Joined, Mixture, SampleRows, TextRows, permuted, split, whole
+from merino_edge.training.data.shards import Reading, shard_of
+from merino_edge.training.data.sources import data_source, data_sources, file_of
+from merino_edge.training.recipe import Recipe
+from merino_edge.training.train import train
+from merino_runtime.errors import MerinoError
+
+STORIES = [story(seed) for seed in range(60)]
+TOKENIZER = train_tokenizer(STORIES, 290)
+CHAT = ChatTemplate(
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>\n{% endfor %}{% if add_generation_prompt %}<assistant>"
+    "{% endif %}", {}, "the template",
+)  # fmt: skip
+TALK = [{"role": role, "content": f"{role} {number}"} for number in range(2) for role in ("user", "assistant")]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own, so that what was made in a test is counted."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "merino_edge" / "tokens"
+
+
+READING = Reading(TOKENIZER, CHAT)
+
+
+def shard(path, reading=READING, said=None):
+    source = data_source(path)
+    return shard_of(source, file_of(source), reading, (said if said is not None else []).append)
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def write_all_forms(folder):
+    """The stories in each format that `--data` takes: five paths."""
+    records = [{"text": text, "meta": {"from": "nowhere"}} for text in STORIES]
+    table = pyarrow.table({"text": STORIES, "meta": ["nowhere"] * len(STORIES)})
+    pyarrow.parquet.write_table(table, folder / "stories.parquet")
+    datasets.Dataset.from_list(records).save_to_disk(folder / "plain")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(records)}).save_to_disk(folder / "splits")
+    return [
+        write_stories(folder / "stories.txt"), write_lines(folder / "stories.jsonl", records),
+        folder / "stories.parquet", folder / "plain", folder / "splits",
+    ]  # fmt: skip
+
+
+def test_every_format_gives_the_ids_of_its_documents(tmp_path):
+    expected = [token for text in STORIES for token in TOKENIZER.encode(text).ids]
+    for path in write_all_forms(tmp_path):
+        found = shard(path)
+        assert found.ids.tolist() == expected and found.ids.dtype == np.uint16, path
+        assert found.learned is None and len(found.ends) == len(STORIES) and found.ends[-1] == len(expected)
+
+
+def test_the_loss_of_a_completion_counts_and_that_of_its_prompt_does_not(tmp_path):
+    records = [{"prompt": "the baker", "completion": " sells bread."}, {"prompt": "", "completion": "x"}]
+    found = shard(write_lines(tmp_path / "a.jsonl", records))
+    begin, prompt, completion = [0], TOKENIZER.encode("the baker", add_special_tokens=False).ids, None
+    completion = [*TOKENIZER.encode(" sells bread.", add_special_tokens=False).ids, 0]
+    second = [0, *TOKENIZER.encode("x", add_special_tokens=False).ids, 0]
+    assert found.ids.tolist() == [*begin, *prompt, *completion, *second]
+    assert found.learned.tolist() == [0] * (1 + len(prompt)) + [1] * len(completion) + [0] + [1] * (len(second) - 1)
+    assert found.ends.tolist() == [1 + len(prompt) + len(completion), len(found.ids)]
+
+
+def test_of_messages_the_assistants_turns_are_learned_up_to_their_end(tmp_path):
+    found = shard(write_lines(tmp_path / "talk.jsonl", [{"messages": TALK}]))
+    text = "<user>user 0</>\n<assistant>assistant 0</>\n<user>user 1</>\n<assistant>assistant 1</>\n"
+    assert TOKENIZER.decode(found.ids.tolist(), skip_special_tokens=False) == text
+    learned = TOKENIZER.decode([int(each) for each, counts in zip(found.ids, found.learned, strict=True) if counts])
+    assert learned == "assistant 0</>\nassistant 1</>\n"
+
+
+def test_documents_longer_than_a_piece_are_the_same_documents(tmp_path, monkeypatch):
+    """Read bit by bit and encoded in pieces: the ids are those of the whole text, wherever a bit ends."""
+    texts = [f"  {story(1, 400)}\n\n {story(2, 300)} é€\U0001f600 ", "short", " \n ", story(3, 500)]
+    path = tmp_path / "long.txt"
+    path.write_text(END_OF_TEXT.join(texts))
+    records = [{"text": text.strip()} for text in texts]
+    expected = PackedTokens([text.strip() for text in texts if text.strip()], TOKENIZER, 1).rows.flatten().tolist()
+    for piece, read in ((1 << 20, 1 << 20), (1000, 777), (997, 13), (5000, 1)):
+        monkeypatch.setattr(samples, "PIECE", piece)
+        monkeypatch.setattr(samples, "READ_BYTES", read)
+        pieces = list(samples.text_pieces(path))
+        assert len(pieces) > 10 if piece < 2000 else len(pieces) >= 3
+        for form in (path, write_lines(tmp_path / "long.jsonl", records)):
+            found = samples.pieces_of(data_source(form), None).pieces
+            ids = []
+            for each in found:
+                ids += [0] * each.first + TOKENIZER.encode(each.text, add_special_tokens=False).ids
+            assert ids == expected, (piece, read, form)
+
+
+FAULTS = {
+    "empty.txt": (b"", "no text in .*empty.txt"),
+    "blank.jsonl": (b"\n\n", "no text in .*blank.jsonl"),
+    "latin.txt": ("x" * 3000 + "caf\u00e9").encode("latin-1"),
+    "image.txt": (b"PNG\0\0" + bytes(99), "image.txt is not text: it has a NUL byte"),
+    "broken.jsonl": (b'{"text": "a"}\n\n{"text": \n', "broken.jsonl, line 3, is not JSON: .* at column"),
+    "bytes.jsonl": (b'{"text": "a"}\n{"text": "\xff"}\n', "bytes.jsonl, line 2, is not UTF-8"),
+    "list.jsonl": (b"[1]\n", r"line 1, is \[1\], not an object"),
+    "other.jsonl": (b'{"body": "a"}\n', "line 1, has none of these fields, but body: a record has `text`"),
+    "half.jsonl": (b'{"prompt": "a"}\n', "line 1, has `prompt`: a record has"),
+    "both.jsonl": (b'{"text": "a", "messages": []}\n', "line 1, has `text` and `messages`: a record has"),
+    "number.jsonl": (b'{"text": 3}\n', "line 1, `text` is 3, not a string"),
+    "nothing.jsonl": (b'{"prompt": "a", "completion": ""}\n', "line 1, has an empty `completion`"),
+    "mixed.jsonl": (b'{"text": "a"}\n{"prompt": "a", "completion": "b"}\n', "line 2, has `prompt` and `completion`, .*"
+                    "before it `text`: one file has one form"),
+    "mute.jsonl": (b'{"messages": [{"role": "user", "content": "a"}]}', "line 1, has no message of the assistant"),
+    "string.jsonl": (b'{"messages": "a"}', "line 1, `messages` is 'a', not a list"),
+    "torn.parquet": (b"PAR1xxxx", "torn.parquet is not a Parquet file"),
+}  # fmt: skip
+FAULTS["latin.txt"] = (FAULTS["latin.txt"], r"latin.txt is not UTF-8 text \(byte 3,003\)")
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_wrong_is_said_with_its_place_and_leaves_nothing(name, tmp_path, cache):
+    content, says = FAULTS[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MerinoError, match=says):
+        shard(tmp_path / name)
+    assert not cache.exists() or list(cache.iterdir()) == []
+    if name not in ("mute.jsonl", "string.jsonl"):  # a template would be missing first
+        with pytest.raises(MerinoError, match=says):
+            train(ARCH, [tmp_path / name], tmp_path / "out", recipe=Recipe(steps=1))
+        assert not (tmp_path / "out").exists()
+
+
+def test_sources_and_weights_that_do_not_do_are_refused(tmp_path):
+    text = write_stories(tmp_path / "a.txt")
+    for data, says in (
+        ([f"{text}:x"], "the weight 'x' is no number"), ([f"{text}:-1"], "the weight '-1'"),
+        ([f"{text}:nan"], "the weight 'nan'"), ([f"{text}:0"], "sum to 0"),
+        ([f"{text}:1", text], "a.txt has no weight and others have one"), ([tmp_path], "is a folder that"),
+        ([tmp_path / "absent"], "absent does not exist"), (["absent.jsonl"], "absent.jsonl does not exist"),
+        (["/dev/null"], "is a device"), ([f"{text}:0.0001", f"{text}:1"], "0.0001 of 1.0001 is less than a row"),
+    ):  # fmt: skip
+        with pytest.raises(MerinoError, match=says):
+            train(ARCH, data, tmp_path / "out", recipe=Recipe(steps=1))
+    with pytest.raises(MerinoError, match="--held-out .* takes no weight"):
+        data_sources([f"{text}:1"], "--held-out")
+    odd = write_stories(tmp_path / "b:0.5")
+    assert data_sources([odd, f"{odd}:2", f"{text}:0"][:1])[0].what == str(odd)
+    assert [each.weight for each in data_sources([f"{odd}:2", f"{text}:0"])] == [2]
+
+
+def test_messages_without_a_template_and_samples_longer_than_a_row(tmp_path):
+    talk = write_lines(tmp_path / "talk.jsonl", [{"messages": TALK}] * 9)
+    with pytest.raises(MerinoError, match="talk.jsonl, line 1, has `messages`, and there is no chat template"):
+        train(ARCH, [talk], tmp_path / "out", recipe=Recipe(steps=1))
+    long = {"prompt": "the " * 5, "completion": "miller " * 40}
+    lost = {"prompt": "the miller " * 40, "completion": "x"}
+    records = [{"prompt": story(seed, 1), "completion": " yes"} for seed in range(60)]
+    path = write_lines(tmp_path / "long.jsonl", [*records, long, lost, *records])
+    with pytest.raises(MerinoError, match="2 of 120 samples .* longer than a row of 32 .* the first is sample 61"):
+        train(ARCH, [path], tmp_path / "out", recipe=Recipe(steps=1))
+    said = []
+    train(ARCH, [path], tmp_path / "out", recipe=Recipe(steps=1, batch=2, cut_long=True), say=said.append)
+    assert any("1 samples are cut at 32 tokens, and 1 are left out" in line for line in said)
+
+
+def test_samples_are_packed_whole_and_see_only_themselves(tmp_path):
+    """The logits of each sample in a row are those that it has alone."""
+    records = [{"prompt": story(seed, 1)[: 9 + seed % 7], "completion": " yes"} for seed in range(40)]
+    found = shard(write_lines(tmp_path / "a.jsonl", records))
+    rows = SampleRows([whole(found)], 32, 0, False)
+    assert len(rows) < 40
+    torch.manual_seed(0)
+    model = build_model(ARCH).eval()
+    seen = 0
+    for index in range(len(rows)):
+        row = rows.row(index)
+        begins = [*np.flatnonzero(row.positions == 0).tolist(), 32]
+        ids, positions = (torch.from_numpy(each)[None] for each in (row.ids, row.positions))
+        with torch.no_grad():
+            together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
+            for begin, end in zip(begins[:-1], begins[1:], strict=True):
+                alone = model(input_ids=ids[:, begin:end]).logits[0]
+                assert torch.allclose(together[begin:end], alone, atol=1e-5)
+        for begin, end in zip(begins[:-1], begins[1:], strict=True):
+            if (row.labels[begin:end] != -100).any():
+                sample = row.ids[begin:end].tolist()
+                assert sample == found.ids[found.begin(seen) : found.ends[seen]].tolist()
+                seen += 1
+    assert seen == 40
+
+
+def test_shards_are_made_once_and_a_damaged_one_is_made_again(tmp_path, cache):
+    text = write_stories(tmp_path / "a.txt")
+    said = []
+    first = shard(text, said=said).ids.tolist()
+    (folder,) = cache.iterdir()
+    (tmp_path / "moved.txt").write_bytes(text.read_bytes())
+    assert shard(tmp_path / "moved.txt", said=said).ids.tolist() == first
+    assert len(said) == 1 and "tokens in" in said[0]
+    for name, damage in (("ids.bin", b"\0"), ("ends.bin", b""), ("shard.json", b"["), ("ids.bin", None)):
+        if damage is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(damage + (folder / name).read_bytes()[1:])
+        said.clear()
+        assert shard(text, said=said).ids.tolist() == first
+        assert "are damaged" in said[0] and "made again" in said[0] and len(said) == 2, name
+    text.write_text(text.read_text() + " and more")
+    shard(text)
+    shard(text, Reading(train_tokenizer(STORIES, 280)))
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_no_room_for_the_tokens_is_said_with_where_they_are_kept(tmp_path, cache):
+    text = write_stories(tmp_path / "a.txt")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(MerinoError, match="tokens of .*a.txt cannot be kept: .*too large.*tokens, which may be"):
+            shard(text)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not cache.exists()
+    shard(text)
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**63))
+def test_a_pass_takes_every_row_once(count, key):
+    assert sorted(permuted(index, count, key) for index in range(count)) == list(range(count))
+
+
+def test_weights_are_shares_of_rows_and_each_pass_takes_every_row_once(tmp_path):
+    paths = [write_stories(tmp_path / f"{number}.txt", range(number * 100, number * 100 + 40)) for number in range(3)]
+    groups = [Joined([TextRows([whole(shard(path))], 32)]) for path in paths]
+    count = 4 * PATTERN
+    mixture = Mixture(groups, [0.5, 0.3, 1.2], count, 7, False)
+    drawn = [mixture.drawn(place) for place in range(count)]
+    assert Counter(group for group, _ in drawn[:PATTERN]) == Counter(group for group, _ in drawn[PATTERN : 2 * PATTERN])
+    assert [sum(group == each for group, _ in drawn) for each in range(3)] == [1000, 600, 2400]
+    for group in range(3):
+        rows, many = [row for each, row in drawn if each == group], len(groups[group])
+        turns = [rows[begin : begin + many] for begin in range(0, len(rows) - many, many)]
+        assert len(turns) > 3 and all(sorted(turn) == list(range(many)) for turn in turns)
+        assert turns[0] != turns[1] and turns[0] != list(range(many))
+    again = Mixture(groups, [0.5, 0.3, 1.2], count, 7, False)
+    assert [again.drawn(place) for place in reversed(range(count))] == drawn[::-1]
+    other = Mixture(groups, [0.5, 0.3, 1.2], count, 8, False)
+    assert [other.drawn(place) for place in range(99)] != drawn[:99]
+
+
+def test_the_last_of_each_source_is_held_out_and_never_trained_on(tmp_path):
+    paths = [write_stories(tmp_path / f"{number}.txt", range(number * 100, number * 100 + 60)) for number in range(2)]
+    one = tmp_path / "one.txt"
+    one.write_text(story(5, 400))
+    sources = data_sources([*paths, one])
+    recipe = Recipe(steps=300, batch=2)
+    made = run_rows(Sources(sources, list(map(file_of, sources)), [], []), Reading(TOKENIZER), recipe, 32, str)
+    last = [split(shard(path))[1] for path in (*paths, one)]
+    held_out = np.concatenate([span.shard.ids[slice(*span.bounds)] for span in last])
+    rows = made.held_out
+    found = np.concatenate([rows[index]["input_ids"].numpy() for index in range(len(rows))])
+    assert found.tolist() == held_out[: len(found)].tolist() and len(held_out) - len(found) < 32
+    last = [TOKENIZER.encode(story(number * 100 + 59)).ids for number in range(2)]
+    assert held_out[: len(last[0]) + len(last[1])].tolist() == [*last[0], *last[1]]
+    trained = {tuple(made.rows[place]["input_ids"].tolist()) for place in range(len(made.rows))}
+    assert len(trained) * 32 == made.tokens and not any(
+        tuple(last[0][place : place + 32]) in trained for place in range(len(last[0]) - 32)
+    )
+
+
+def test_samples_and_text_train_together_by_weight_and_resume_exactly(tmp_path):
+    from test_training_runs import ctrl_c_at, same_weights
+
+    text = write_stories(tmp_path / "a.txt")
+    records = [{"prompt": story(seed, 1), "completion": " yes."} for seed in range(80)]
+    path = write_lines(tmp_path / "b.jsonl", records)
+    data, recipe = [f"{text}:0.25", f"{path}:0.75"], Recipe(steps=12, batch=2, learning_rate=3e-3)
+    record = train(ARCH, data, tmp_path / "whole", recipe=recipe)
+    assert [each["weight"] for each in record["data"]] == [0.25, 0.75]
+    with pytest.raises(KeyboardInterrupt):
+        train(ARCH, data, tmp_path / "out", recipe=recipe, progress=ctrl_c_at(5))
+    with pytest.raises(MerinoError, match="--data is .*weight 0.5.*; the run's is .*weight 0.75"):
+        train(ARCH, [data[0], f"{path}:0.5"], tmp_path / "out", recipe=recipe, resume=True)
+    train(ARCH, data, tmp_path / "out", recipe=recipe, resume=True)
+    assert same_weights(tmp_path / "out", tmp_path / "whole")
+
+
+def test_a_completion_is_learned(tmp_path):
+    """After a minute fraction of training the model answers by the prompt's own word, and ends."""
+    records = [
+        {"prompt": f"{who} {what}:", "completion": f" {what}"}
+        for who in ("miller", "baker", "child") for what in ("flour", "bread", "water") for _ in range(12)
+    ]  # fmt: skip
+    path = write_lines(tmp_path / "a.jsonl", records)
+    (tmp_path / "tokenizer.json").write_text(TOKENIZER.to_str())
+    recipe = Recipe(steps=150, batch=4, learning_rate=5e-3)
+    record = train(ARCH, [path], tmp_path / "out", recipe=recipe, tokenizer_file=tmp_path / "tokenizer.json")
+    assert record["held_out_loss"] < 0.05
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import psutil
+from sample_training import ARCH
+from merino_edge.training.recipe import Recipe
+from merino_edge.training.train import train
+import merino_edge.training.train
+train(ARCH, [sys.argv[3]], Path("warm"), recipe=Recipe(steps=1, batch=2), tokenizer_file=Path(sys.argv[2]), threads=1)
+held = psutil.Process().memory_info().rss + (int(sys.argv[4]) << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY,) * 2)
+private = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
+limit = private + (int(sys.argv[4]) << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+train(ARCH, [sys.argv[1]], Path("out"), recipe=Recipe(steps=2, batch=2), tokenizer_file=Path(sys.argv[2]), threads=1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mb", [40, pytest.param(300, marks=pytest.mark.nightly)])
+def test_a_text_larger_than_the_memory_trains(mb, tmp_path):
+    """By a limit on what the process may hold beside mapped files: the text, and its tokens, would not fit."""
+    small, large = write_stories(tmp_path / "small.txt"), tmp_path / "large.txt"
+    block = (END_OF_TEXT.join(STORIES) + END_OF_TEXT).encode() * 20
+    with large.open("wb") as file:
+        while file.tell() < mb << 20:
+            file.write(block)
+    (tmp_path / "tokenizer.json").write_text(TOKENIZER.to_str())
+    arguments = [str(large), "tokenizer.json", str(small), str(max(30, mb // 4))]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert record["train_tokens"] > mb << 18
