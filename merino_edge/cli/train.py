@@ -1,16 +1,37 @@
 """The command `merino-edge train`. What is wrong with a path or a figure is said before torch is loaded."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from merino_edge.cli.terminal import counted_progress, put, say
 from merino_runtime.errors import MerinoError
 
+if TYPE_CHECKING:
+    from merino_edge.training.pretrained import Pretrained
+
+TUNING_RATE, LORA_RATE = 5e-5, 2e-4
+LENGTH = 1024  # tokens of a row in fine-tuning, where the context is not shorter
+
+
+class Begin(NamedTuple):
+    """What a run begins from. `pretrained`: None where weights are drawn."""
+
+    name: str
+    architecture: Any  # a Geometry
+    design: Any = None  # a Design
+    pretrained: "Pretrained | None" = None
+
 
 def train(
-    design_file: Annotated[Path, typer.Argument(metavar="DESIGN", help="design.json, or an architecture as JSON")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="design.json or an architecture as JSON; or a model to fine-tune: folder, GGUF or name",
+        ),
+    ],
     data: Annotated[
         list[str],
         typer.Option(
@@ -29,15 +50,22 @@ def train(
         list[str] | None, typer.Option(help="held-out text or samples; default: the last 2 % of each --data")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="number of optimiser steps; default: 1000")] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="batch size, in sequences of context length; default: 16")
+    batch: Annotated[int | None, typer.Option(help="batch size, in sequences of context length; default: 16")] = None,
+    length: Annotated[
+        int | None, typer.Option(help="tokens of a row; default: the context, in fine-tuning 1024 at most")
     ] = None,
-    length: Annotated[int | None, typer.Option(help="tokens of a row; default: the context")] = None,
     cut_long: Annotated[
         bool | None, typer.Option("--cut-long", help="cut samples longer than a row; default: refuse them")
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="peak learning rate, after warm-up; default: 0.002")
+        float | None,
+        typer.Option(
+            help="peak learning rate, after warm-up; default: 0.002, in fine-tuning 5e-05, with --lora 0.0002"
+        ),
+    ] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(metavar="RANK", help="fine-tune adapters of this rank, merged at the end; default: all weights"),
     ] = None,
     bf16: Annotated[bool | None, typer.Option("--bf16", help="train in bfloat16 where the machine supports it")] = None,
     seed: Annotated[int | None, typer.Option(help="random seed; default: 0")] = None,
@@ -51,26 +79,27 @@ def train(
         bool, typer.Option("--ignore-memory", help="start even if the memory estimate exceeds the free memory")
     ] = False,
 ) -> None:
-    """Train a design on text or samples; prints the loss on held-out ones."""
-    from merino_edge.design.design_file import Design, model_name, read_plan
+    """Train a design, or fine-tune a model, on text or samples; prints the loss on held-out ones."""
     from merino_edge.text.documents import check_files
     from merino_edge.training.data.sources import data_sources
     from merino_edge.training.recipe import Recipe
     from merino_edge.training.run_folder import check_out, is_finished, kept_recipe
 
-    plan = read_plan(design_file)
-    arch = plan.architecture if isinstance(plan, Design) else plan
-    if vocab is not None and vocab != arch.vocab:
-        raise MerinoError(f"--vocab {vocab} is not the design's, {arch.vocab}: leave it out, or design with it")
+    plan = plan_of(source)
+    if plan and vocab is not None and vocab != plan.architecture.vocab:
+        raise MerinoError(
+            f"--vocab {vocab} is not the design's, {plan.architecture.vocab}: leave it out, or design with it"
+        )
     data_sources(data)
     data_sources(held_out or (), "--held-out")
     check_files([tokenizer] if tokenizer else (), "--tokenizer")
     given = {
         "steps": steps, "batch": batch, "length": length, "cut_long": cut_long, "learning_rate": learning_rate,
-        "seed": seed, "bf16": bf16,
+        "seed": seed, "bf16": bf16, "lora": lora,
     }  # fmt: skip
     asked = {key: value for key, value in given.items() if value is not None}
-    recipe = Recipe(**{**kept_recipe(out, resume), **asked})
+    kept = kept_recipe(out, resume)
+    recipe = Recipe(**{**kept, **asked})
     if not is_finished(out):
         check_out(out, resume)
 
@@ -80,11 +109,47 @@ def train(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # one for each saved state
+    begin = plan or pretrained_of(source, vocab)
+    if begin.pretrained and not kept:
+        usual = {"learning_rate": LORA_RATE if lora else TUNING_RATE, "length": min(begin.architecture.context, LENGTH)}
+        recipe = Recipe(**{**usual, **asked})
     with counted_progress() as progress:
         record = run(
-            arch, data, out, recipe=recipe, name=model_name(design_file, plan),
-            design=plan if isinstance(plan, Design) else None, tokenizer_file=tokenizer, held_out=held_out or (),
-            resume=resume, threads=threads, ignore_memory=ignore_memory, say=say, progress=progress,
+            begin.architecture, data, out, recipe=recipe, name=begin.name, design=begin.design,
+            pretrained=begin.pretrained, tokenizer_file=tokenizer, held_out=held_out or (), resume=resume,
+            threads=threads, ignore_memory=ignore_memory, say=say, progress=progress,
         )  # fmt: skip
     put(f"held-out loss {record['held_out_loss']:.3f} nats per token, perplexity {record['held_out_perplexity']:.2f}")
     say(f"the checkpoint is {out}")
+
+
+def plan_of(source: str) -> Begin | None:
+    """Of a file that describes a model to build; None for a model that is there, or on the hub. Loads no torch. Raises
+    MerinoError where it is neither."""
+    from merino_edge.design.design_file import Design, model_name, read_plan
+    from merino_edge.export.request import Plan, find_source
+
+    path = Path(source)
+    found = Plan(path, read_plan(path)) if path.suffix == ".json" else find_source(source)
+    if not isinstance(found, Plan):
+        return None
+    design = found.content if isinstance(found.content, Design) else None
+    arch = design.architecture if design else found.content
+    return Begin(model_name(found.path, found.content), arch, design)
+
+
+def pretrained_of(source: str, vocab: int | None) -> Begin:
+    """Raises MerinoError for a model without a tokenizer, or whose weights are random."""
+    from merino_edge.export.source import load_source
+    from merino_edge.training.pretrained import Pretrained
+
+    found = load_source(source, say=say)
+    if found.tokenizer is None or found.weights != "trained":
+        raise MerinoError(
+            f"{source} has {'no tokenizer' if found.tokenizer is None else 'random weights'}, so it cannot be"
+            " fine-tuned: give the checkpoint that it was exported from, or train its design"
+        )
+    if vocab is not None and vocab != found.arch.vocab:
+        raise MerinoError(f"--vocab {vocab} is not the model's, {found.arch.vocab}: leave it out")
+    pretrained = Pretrained(found.model, found.tokenizer, found.chat, found.stop_ids)
+    return Begin(found.name, found.arch, found.design, pretrained)

@@ -103,7 +103,7 @@ def find_source(what: str, weights: Path | None = None) -> Model | HubModel | Pl
         if published:
             return published
         raise MerinoError(
-            f"{what!r} is nothing to export: give a checkpoint folder, a GGUF file, a name on the hub such as"
+            f"{what!r} names no model: give a checkpoint folder, a GGUF file, a name on the hub such as"
             f" HuggingFaceTB/SmolLM2-135M-Instruct, a design.json, an architecture's JSON, a bundle in fp32, embedded,"
             f" or {names}"
         )

@@ -53,7 +53,6 @@ class CheckedTrainer(Trainer):
             check_finite(what, float(value), self.state.global_step + 1, self.args.learning_rate)
         return loss
 
-
     def prediction_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **keys: Any) -> Any:
         learned = int((inputs["labels"][:, 1:] != NOT_LEARNED).sum())
         rows, held_out = len(inputs["labels"]), self.eval_dataset

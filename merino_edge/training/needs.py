@@ -20,7 +20,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from merino_edge.families.designed import Architecture
+from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import params
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import remove_torn, saved_states
@@ -60,14 +60,22 @@ class Need(NamedTuple):
         )
 
 
-def training_need(arch: Architecture, batch: int, bf16: bool) -> Need:
-    tokens = batch * arch.context
+def training_need(
+    arch: Geometry, batch: int, bf16: bool, length: int | None = None, trained: int | None = None
+) -> Need:
+    """`batch`: rows that are computed at once, of `length` tokens; None: the context. `trained`: the number of weights
+    that are trained of a model that the process holds already; None: all of one that it does not hold."""
+    tokens = batch * (length or arch.context)
     kept = sum(LAYER_TENSORS * layer.width + FFN_TENSORS * layer.ffn_width for layer in arch.layer_shapes)
     return Need(
-        state=16 * params(arch.operators),
+        state=16 * params(arch.operators) if trained is None else 12 * trained,
         layers=round(4 * tokens * kept * (BF16_SHARE if bf16 else 1.0)),
         logits=4 * LOGIT_TENSORS * tokens * arch.vocab,
     )
+
+
+def need_of(arch: Geometry, recipe: Recipe, trained: int | None, batch: int | None = None) -> Need:
+    return training_need(arch, batch or recipe.batch, recipe.bf16, recipe.length, trained)
 
 
 def available_bytes() -> int:
@@ -89,39 +97,39 @@ def held_mb() -> float:
     return peak_rss_mb()
 
 
-def check_memory(arch: Architecture, recipe: Recipe, *, ignore: bool) -> str:
+def check_memory(arch: Geometry, recipe: Recipe, *, ignore: bool, trained: int | None = None) -> str:
     """A line on what the run needs and what there is. Raises MerinoError where it does not fit, unless `ignore`."""
-    need, there, now = training_need(arch, recipe.batch, recipe.bf16), available_bytes(), process_bytes()
+    need, there, now = need_of(arch, recipe, trained), available_bytes(), process_bytes()
     said = f"training needs about {size(now + need.total)}: {size(now)} that this process holds with its libraries, and"
     said += f" {need}; {size(there)} are available for these"
     if need.total > there and not ignore:
         raise MerinoError(
-            f"{said}. {largest_batch(arch, recipe, there)}. A smaller vocabulary or a shorter context need less too"
-            " (`design --vocab`, `--context`). --ignore-memory starts all the same"
+            f"{said}. {largest_batch(arch, recipe, there, trained)}. Shorter rows (--length) and a smaller vocabulary"
+            " (`design --vocab`) need less too. --ignore-memory starts all the same"
         )
     return said
 
 
-def largest_batch(arch: Architecture, recipe: Recipe, there: int) -> str:
-    one, two = (training_need(arch, batch, recipe.bf16).total for batch in (1, 2))
+def largest_batch(arch: Geometry, recipe: Recipe, there: int, trained: int | None = None) -> str:
+    one, two = (need_of(arch, recipe, trained, batch).total for batch in (1, 2))
     if one > there:
         return "Not even --batch 1 fits: close other programs, or train a smaller design"
     return f"--batch {1 + (there - one) // (two - one)} fits"
 
 
 @contextmanager
-def memory_told(arch: Architecture, recipe: Recipe) -> Iterator[None]:
+def memory_told(arch: Geometry, recipe: Recipe, trained: int | None = None) -> Iterator[None]:
     """Raises MerinoError with the figures where memory runs out in the body."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not (is_out_of_memory(error) or TORCH_WORDS.search(str(error))):
             raise
-        need = training_need(arch, recipe.batch, recipe.bf16)
+        need = need_of(arch, recipe, trained)
         raise MerinoError(
             f"out of memory in training with --batch {recipe.batch}. About {need} were expected on top of the process,"
             f" which has held up to {held_mb():,.0f} MB; {size(available_bytes())} are available. Close other programs,"
-            " lower --batch (a new run, with another -o), or design with a smaller --vocab or a shorter --context"
+            " lower --batch or --length (a new run, with another -o), or design with a smaller --vocab"
         ) from error
 
 
@@ -129,11 +137,11 @@ def size(count: float) -> str:
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
 
 
-def check_disk(arch: Architecture, out: Path, resume: bool) -> None:
+def check_disk(arch: Geometry, out: Path, resume: bool, trained: int | None = None) -> None:
     """Raises MerinoError where nothing can be written, or the saved states and the model would not fit. `out` need not
     exist."""
     count = params(arch.operators)
-    need = count * (STATE_BYTES * (1 if resume else STATES) + MODEL_BYTES)
+    need = (count if trained is None else trained) * STATE_BYTES * (1 if resume else STATES) + count * MODEL_BYTES
     folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
     check_room(str(out), str(folder))  # a read-only place has no bytes free either
     there = shutil.disk_usage(folder).free

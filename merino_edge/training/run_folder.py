@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError, ValidationInfo
 
-from merino_edge.families.designed import Architecture
+from merino_edge.families.geometry import Geometry
+from merino_edge.families.registry import read_geometry
 from merino_edge.storage.atomic import write_text
 from merino_edge.storage.faults import fault_list
 from merino_edge.training.data.sources import DataFile
@@ -92,9 +93,7 @@ def newest_whole_state(folder: Path) -> tuple[Path, list[str]]:
             return state, faults
         torn.append(state)
         faults.append(f"{state.name}: {fault}")
-    raise MerinoError(
-        f"no saved state in {folder} is whole ({'; '.join(faults)}): begin the run again with another -o"
-    )
+    raise MerinoError(f"no saved state in {folder} is whole ({'; '.join(faults)}): begin the run again with another -o")
 
 
 def remove_torn(folder: Path) -> None:
@@ -104,20 +103,35 @@ def remove_torn(folder: Path) -> None:
             shutil.rmtree(state)
 
 
+def geometry_by_family(raw: Any, info: ValidationInfo) -> Geometry:
+    """By the family, which is validated before it."""
+    try:
+        return read_geometry(info.data.get("family", ""), raw) if isinstance(raw, dict) else raw
+    except MerinoError as error:
+        raise ValueError(str(error)) from error
+
+
+def dumped(geometry: Geometry) -> dict[str, Any]:
+    return geometry.model_dump(mode="json")
+
+
 class Run(BaseModel):
     """What a run is: two runs that differ in one of these give different models. Only `name` is for people.
 
-    `held_out`: files; none where the last documents of `data` are held out.
+    `held_out`: files; none where the last documents of `data` are held out. `weights_sha256`: of the model that it
+    began from; empty where its weights were drawn.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    architecture: Architecture
+    family: str = "merino"  # of records before schema 3
+    architecture: Annotated[Geometry, PlainValidator(geometry_by_family), PlainSerializer(dumped)]
     recipe: Recipe
     data: list[DataFile]
     held_out: list[DataFile]
     tokenizer_sha256: str
+    weights_sha256: str = ""
 
 
 def kept_run(out: Path) -> Run | None:
@@ -186,7 +200,9 @@ def differences(kept: Run, asked: Run) -> list[str]:
     """The options in which `asked` is another run than `kept`, with both values."""
     found = []
     if kept.architecture != asked.architecture:
-        found.append(f"DESIGN is {shown(asked.architecture)}; the run's is {shown(kept.architecture)}")
+        found.append(f"SOURCE is {shown(asked.architecture)}; the run's is {shown(kept.architecture)}")
+    elif kept.weights_sha256 != asked.weights_sha256:
+        found.append(f"SOURCE has {weights_shown(asked)}; the run's has {weights_shown(kept)}")
     for option, theirs, ours in (("--data", kept.data, asked.data), ("--held-out", kept.held_out, asked.held_out)):
         if len(theirs) != len(ours) or not all(map(DataFile.same_data, theirs, ours)):
             found.append(f"{option} is {listed(ours)}; the run's is {listed(theirs)}")
@@ -200,8 +216,12 @@ def differences(kept: Run, asked: Run) -> list[str]:
     return found
 
 
-def shown(arch: Architecture) -> str:
+def shown(arch: Geometry) -> str:
     return f"{arch.shape()}, vocabulary {arch.vocab}, context {arch.context}"
+
+
+def weights_shown(run: Run) -> str:
+    return f"weights {run.weights_sha256[:8]}" if run.weights_sha256 else "no weights"
 
 
 def listed(files: list[DataFile]) -> str:

@@ -1,4 +1,4 @@
-"""design.json and text to a checkpoint in Hugging Face's layout, by transformers' Trainer."""
+"""A geometry or a trained model, and data, to a checkpoint in Hugging Face's layout, by transformers' Trainer."""
 
 import json
 import math
@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from merino_edge.design.design_file import DESIGN, Design
 from merino_edge.families.checkpoint import ChatTemplate, read_chat_template
-from merino_edge.families.designed import Architecture
+from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model, save_model
+from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import write_text
 from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash, train_tokenizer
 from merino_edge.training.data.material import RunRows, Sources, bpe_text, run_rows
@@ -30,6 +31,7 @@ from merino_edge.training.loop import (
     training_arguments,
 )
 from merino_edge.training.needs import check_disk, check_memory, disk_told, memory_told
+from merino_edge.training.pretrained import Pretrained, trained_count, weights_hash, with_lora
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import (
     CHAT,
@@ -52,6 +54,8 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 
 SCHEMA = 3  # of training.json
+ADAPTER = "adapter"  # the folder of a LoRA run's, in peft's form
+SPECIAL = ("bos_token", "eos_token", "pad_token")
 
 
 class Material(NamedTuple):
@@ -60,6 +64,7 @@ class Material(NamedTuple):
     run: Run
     reading: Reading
     data: RunRows
+    pretrained: Pretrained | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -71,13 +76,14 @@ def silent(*_: Any) -> None:
 
 
 def train(
-    arch: Architecture,
+    arch: Geometry,
     data: Sequence[str | Path],
     out: Path,
     *,
     recipe: Recipe,
     name: str = "model",
     design: Design | None = None,
+    pretrained: Pretrained | None = None,
     tokenizer_file: Path | None = None,
     held_out: Sequence[str | Path] = (),
     resume: bool = False,
@@ -89,34 +95,49 @@ def train(
     """Train, write the checkpoint into `out`, and return the record of the run. A finished run stays as it is.
 
     `data`, `held_out`: as `data_source` takes them; without `held_out` the last of each of `data` are held out.
-    `name`: what the model is called. `design`: written beside the weights. `resume`: go on from the last whole saved
+    `name`: what the model is called. `design`: written beside the weights. `pretrained`: a model of this geometry to go
+    on from, with its own tokenizer; None: weights are drawn. `resume`: go on from the last whole saved
     state in `out`. `say` takes lines for people.
 
     Raises MerinoError where `out` is in use or holds another run, for text or a tokenizer that does not do, where
     memory or disk do not suffice, and where the loss is not finite. Raises KeyboardInterrupt after ctrl-C.
     """
+    trained = trained_count(pretrained, recipe.lora)
+    check_start(arch, recipe, pretrained, tokenizer_file)
     if not is_finished(out):
         check_out(out, resume)
-        say(check_memory(arch, recipe, ignore=ignore_memory))
-        check_disk(arch, out, resume)
+        say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained))
+        check_disk(arch, out, resume, trained)
     sources = read(data, held_out)
+    given = pretrained.tokenizer if pretrained else tokenizer_file
     run = Run(
-        name=name, architecture=arch, recipe=recipe, data=sources.data_files, held_out=sources.held_out_files,
-        tokenizer_sha256=tokenizer_hash(load_tokenizer(tokenizer_file)) if tokenizer_file else "",
+        name=name, family=family_of(arch).name, architecture=arch, recipe=recipe, data=sources.data_files,
+        held_out=sources.held_out_files, tokenizer_sha256=tokenizer_hash(load_tokenizer(given)) if given else "",
+        weights_sha256=weights_hash(pretrained.model) if pretrained else "",
     )  # fmt: skip
     if is_finished(out):
         return finished_record(out, run, say)
-    with locked(out), disk_told(out / STATE), memory_told(arch, recipe):
+    with locked(out), disk_told(out / STATE), memory_told(arch, recipe, trained):
         check_out(out, resume)  # again: now no other process can change it
         if resume:
-            material = resumed(out, run, sources, say)
+            material = resumed(out, run, sources, pretrained, say)
         else:
             clear_begun(out)
-            material = begun(out, run, sources, tokenizer_file, say)
+            material = begun(out, run, sources, pretrained, tokenizer_file, say)
         if threads is not None:
             torch.set_num_threads(threads)
         trainer, seconds = fit(material, out, resume, say, progress)
         return write_checkpoint(trainer, material, out, design, seconds)
+
+
+def check_start(arch: Geometry, recipe: Recipe, pretrained: Pretrained | None, tokenizer_file: Path | None) -> None:
+    """Raises MerinoError for options that do not go with what the run begins from."""
+    if pretrained and tokenizer_file:
+        raise MerinoError("--tokenizer goes with a design: a trained model keeps its own, leave --tokenizer out")
+    if recipe.lora and not pretrained:
+        raise MerinoError("--lora goes with a trained model: a design has no weights that adapters could stand beside")
+    if recipe.length is not None and recipe.length > arch.context:
+        raise MerinoError(f"--length {recipe.length} is more than the model's context, {arch.context}")
 
 
 def read(data: Sequence[str | Path], held_out: Sequence[str | Path]) -> Sources:
@@ -133,25 +154,30 @@ def finished_record(out: Path, run: Run, say: Callable[[str], None]) -> dict[str
 
 
 def begun(
-    out: Path, run: Run, sources: Sources, tokenizer_file: Path | None, say: Callable[[str], None]
-) -> Material:
+    out: Path, run: Run, sources: Sources, pretrained: Pretrained | None, tokenizer_file: Path | None,
+    say: Callable[[str], None],
+) -> Material:  # fmt: skip
     """A new run. Its tokenizer and what it is are written down before it begins."""
     vocab, chat = run.architecture.vocab, None
-    if tokenizer_file is None:
-        tokenizer = train_tokenizer(bpe_text(sources, vocab, say), vocab)
-    else:
+    if pretrained:
+        tokenizer, chat = load_tokenizer(pretrained.tokenizer), pretrained.chat
+    elif tokenizer_file:
         tokenizer, chat = load_tokenizer(tokenizer_file), read_chat_template(tokenizer_file.parent)
+    else:
+        tokenizer = train_tokenizer(bpe_text(sources, vocab, say), vocab)
     check_fits(tokenizer, vocab)
     run = run.model_copy(update={"tokenizer_sha256": tokenizer_hash(tokenizer)})
-    material = pack(run, sources, Reading(tokenizer, chat), say)
+    material = pack(run, sources, tokenizer, chat, pretrained, say)
     if chat:
-        write_text(out / STATE / CHAT, json.dumps(chat._asdict(), indent=1) + "\n")
+        write_text(out / STATE / CHAT, json.dumps({**chat._asdict(), "source": "the chat template"}, indent=1) + "\n")
     write_text(out / STATE / TOKENIZER, tokenizer.to_str())
     write_text(out / STATE / RUN, run.model_dump_json(indent=1) + "\n")
     return material
 
 
-def resumed(out: Path, run: Run, sources: Sources, say: Callable[[str], None]) -> Material:
+def resumed(
+    out: Path, run: Run, sources: Sources, pretrained: Pretrained | None, say: Callable[[str], None]
+) -> Material:
     """The run in `out`, with its tokenizer. Raises MerinoError where `run` is another one."""
     kept = kept_run(out)
     if kept is None:
@@ -162,12 +188,27 @@ def resumed(out: Path, run: Run, sources: Sources, say: Callable[[str], None]) -
         raise MerinoError(f"{out / STATE / TOKENIZER} is no longer the run's tokenizer. {ELSEWHERE}")
     path = out / STATE / CHAT
     chat = ChatTemplate(**read_json(str(path), ELSEWHERE)) if path.is_file() else None
-    return pack(kept, sources, Reading(tokenizer, chat), say)
+    return pack(kept, sources, tokenizer, chat, pretrained, say)
 
 
-def pack(run: Run, sources: Sources, reading: Reading, say: Callable[[str], None]) -> Material:
+def pack(
+    run: Run, sources: Sources, tokenizer: Tokenizer, chat: ChatTemplate | None, pretrained: Pretrained | None,
+    say: Callable[[str], None],
+) -> Material:  # fmt: skip
+    reading = Reading(tokenizer, chat, pretrained.stop_ids[0] if pretrained and pretrained.stop_ids else None)
     length = run.recipe.length or run.architecture.context
-    return Material(run, reading, run_rows(sources, reading, run.recipe, length, say))
+    return Material(run, reading, run_rows(sources, reading, run.recipe, length, say), pretrained)
+
+
+def model_of(material: Material) -> Any:
+    """What is trained: drawn weights, those of a trained model, or adapters on them."""
+    run, pretrained = material.run, material.pretrained
+    if pretrained is None:
+        end = end_id(material.tokenizer)
+        drawn = build_model(run.architecture, bos_token_id=end, eos_token_id=end, pad_token_id=end)
+        shrink_branches(drawn)
+        return drawn
+    return with_lora(pretrained.model, run.recipe.lora) if run.recipe.lora else pretrained.model
 
 
 def fit(
@@ -182,9 +223,8 @@ def fit(
             say(f"{fault}: removed")
         say(f"going on from {state.name}")
     set_seed(run.recipe.seed)
-    end = end_id(material.tokenizer)
-    model = build_model(run.architecture, bos_token_id=end, eos_token_id=end, pad_token_id=end)
-    shrink_branches(model)
+    model = model_of(material)
+    model.config.use_cache = False  # with a cache transformers does not keep the samples of a row apart
     trainer = CheckedTrainer(
         model=model,
         args=training_arguments(run.recipe, folder),
@@ -219,19 +259,33 @@ def write_checkpoint(
         "seconds_of_last_run": round(seconds, 1),
         "losses": [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry],
     }
-    assert isinstance(trainer.model, PreTrainedModel)
-    special: dict[str, str | None] = {}
-    end = end_id(material.tokenizer)
-    if end is not None:
-        special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), material.tokenizer.id_to_token(end))
-    special |= material.reading.chat.tokens if material.reading.chat else {}
     with put_files(out) as beside:
-        save_model(trainer.model, beside)
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=material.tokenizer, **special)
-        if material.reading.chat:
-            tokenizer.chat_template = material.reading.chat.text
-        tokenizer.save_pretrained(beside)
+        save_model(finished_model(trainer.model, material, beside), beside)
+        save_tokenizer(material, beside)
         if design is not None:  # export asks it for the weight format and the threads
             write_text(beside / DESIGN, design.to_json())
     write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
     return record
+
+
+def finished_model(model: Any, material: Material, folder: Path) -> PreTrainedModel:
+    """With adapters merged, which are kept in `folder` too."""
+    if material.run.recipe.lora:
+        model.save_pretrained(folder / ADAPTER)
+        model = model.merge_and_unload()
+    assert isinstance(model, PreTrainedModel)
+    model.config.use_cache = True
+    if material.pretrained and material.pretrained.stop_ids:
+        assert model.generation_config is not None
+        model.generation_config.eos_token_id = list(material.pretrained.stop_ids)
+    return model
+
+
+def save_tokenizer(material: Material, folder: Path) -> None:
+    """As transformers and `export` read it, with the chat template."""
+    end, chat = end_id(material.tokenizer), material.reading.chat
+    special = {} if end is None else dict.fromkeys(SPECIAL, material.tokenizer.id_to_token(end))
+    tokens = chat.tokens if chat else {}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=material.tokenizer, **{**special, **tokens})
+    tokenizer.chat_template = chat.text if chat else None
+    tokenizer.save_pretrained(folder)

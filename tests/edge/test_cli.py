@@ -244,8 +244,8 @@ def test_a_users_mistake_is_exit_1_of_the_process_without_a_traceback():
 
 
 REFUSED_WITHOUT_TORCH = [
-    (["export", "nothing", "-o", "out"], "'nothing' is nothing to export: give"),
-    (["export", "opt-350", "-o", "out"], "'opt-350' is nothing to export: give"),
+    (["export", "nothing", "-o", "out"], "'nothing' names no model: give"),
+    (["export", "opt-350", "-o", "out"], "'opt-350' names no model: give"),
     (["export", ".", "-o", "out"], ". is no checkpoint: it has no config.json"),
     (["export", "opt-350m", "--weights", "nothing", "-o", "out"], "nothing is no checkpoint: it has no config.json"),
     (["export", "embedded", "--dialect", "portabel", "-o", "out"], "--dialect portabel is not known: choose one of"),

@@ -286,7 +286,7 @@ def test_what_is_nothing_to_export_is_refused(tmp_path, tiny_checkpoint):
     written(tmp_path / "odd" / "config.json", '{"model_type": "no-such-model"}')
     written(tmp_path / "odd" / "model.safetensors", "")
     bad = {
-        "opt-30b": "'opt-30b' is nothing to export: .*opt-350m",
+        "opt-30b": "'opt-30b' names no model: .*opt-350m",
         str(tmp_path / "empty"): "no config.json",
         str(tmp_path / "bloom"): "'bloom' model: exported are merino, opt, llama, ",
         str(tmp_path / "odd"): "is a 'no-such-model' model: exported are merino, opt, llama, ",

@@ -107,10 +107,10 @@ def test_documents_longer_than_a_piece_are_the_same_documents(tmp_path, monkeypa
     path.write_text(END_OF_TEXT.join(texts))
     records = [{"text": text.strip()} for text in texts]
     expected = PackedTokens([text.strip() for text in texts if text.strip()], TOKENIZER, 1).rows.flatten().tolist()
-    for piece, read in ((1 << 20, 1 << 20), (1000, 777), (997, 13), (5000, 1)):
+    for piece, read in ((1 << 16, 1 << 20), (1000, 777), (997, 13), (5000, 1)):
         monkeypatch.setattr(samples, "PIECE", piece)
         monkeypatch.setattr(samples, "READ_BYTES", read)
-        pieces = list(samples.text_pieces(path))
+        pieces = list(samples.text_pieces(data_source(path)))
         assert len(pieces) > 10 if piece < 2000 else len(pieces) >= 3
         for form in (path, write_lines(tmp_path / "long.jsonl", records)):
             found = samples.pieces_of(data_source(form), None).pieces
@@ -222,7 +222,7 @@ def test_shards_are_made_once_and_a_damaged_one_is_made_again(tmp_path, cache):
     (tmp_path / "moved.txt").write_bytes(text.read_bytes())
     assert shard(tmp_path / "moved.txt", said=said).ids.tolist() == first
     assert len(said) == 1 and "tokens in" in said[0]
-    for name, damage in (("ids.bin", b"\0"), ("ends.bin", b""), ("shard.json", b"["), ("ids.bin", None)):
+    for name, damage in (("ids.bin", b"\7"), ("ends.bin", b""), ("shard.json", b"["), ("ids.bin", None)):
         if damage is None:
             (folder / name).unlink()
         else:
@@ -326,14 +326,11 @@ def test_a_completion_is_learned(tmp_path):
 LIMITED = """
 import resource, sys
 from pathlib import Path
-import psutil
 from sample_training import ARCH
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.train import train
 import merino_edge.training.train
 train(ARCH, [sys.argv[3]], Path("warm"), recipe=Recipe(steps=1, batch=2), tokenizer_file=Path(sys.argv[2]), threads=1)
-held = psutil.Process().memory_info().rss + (int(sys.argv[4]) << 20)
-resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY,) * 2)
 private = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
 limit = private + (int(sys.argv[4]) << 20)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -342,7 +339,7 @@ train(ARCH, [sys.argv[1]], Path("out"), recipe=Recipe(steps=2, batch=2), tokeniz
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mb", [40, pytest.param(300, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("mb", [80, pytest.param(300, marks=pytest.mark.nightly)])
 def test_a_text_larger_than_the_memory_trains(mb, tmp_path):
     """By a limit on what the process may hold beside mapped files: the text, and its tokens, would not fit."""
     small, large = write_stories(tmp_path / "small.txt"), tmp_path / "large.txt"
@@ -351,7 +348,7 @@ def test_a_text_larger_than_the_memory_trains(mb, tmp_path):
         while file.tell() < mb << 20:
             file.write(block)
     (tmp_path / "tokenizer.json").write_text(TOKENIZER.to_str())
-    arguments = [str(large), "tokenizer.json", str(small), str(max(30, mb // 4))]
+    arguments = [str(large), "tokenizer.json", str(small), str(max(50, mb // 4))]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path])},

@@ -114,7 +114,8 @@ CHANGES = {
     "--data": lambda tmp_path: {"data": [other_text(tmp_path)]},
     "--held-out": lambda tmp_path: {"held_out": [other_text(tmp_path)]},
     "--tokenizer": lambda tmp_path: {"tokenizer_file": other_tokenizer(tmp_path)},
-    "DESIGN": lambda _: {"arch": ARCH.model_copy(update={"context": 16})},
+    "--length": lambda _: {"recipe": dataclasses.replace(RECIPE, length=16)},
+    "SOURCE": lambda _: {"arch": ARCH.model_copy(update={"context": 16})},
 }
 
 

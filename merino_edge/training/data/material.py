@@ -66,7 +66,7 @@ def sized(source: DataSource) -> tuple[int, int]:
         documents += piece.first
         characters += len(piece.text)
     if not characters:
-        raise MerinoError(f"no text in {source.what}")
+        raise MerinoError(f"no text in {source}")
     return documents, characters
 
 
@@ -125,4 +125,3 @@ def tell_cut(samples: SampleRows, what: str, say: Say) -> None:
             f"{what}: {samples.cut_samples:,} samples are cut at {samples.length} tokens, and"
             f" {samples.dropped_samples:,} are left out, since nothing that is learned would remain"
         )
-

@@ -7,7 +7,6 @@ messages of a talk, of which the assistant's are.
 import codecs
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from merino_edge.families.checkpoint import ChatTemplate
@@ -22,7 +21,7 @@ DOCUMENTS, COMPLETIONS, TALKS = ("text",), ("prompt", "completion"), ("messages"
 FORMS = (DOCUMENTS, COMPLETIONS, TALKS)
 KNOWN = "`text`, `prompt` with `completion`, or `messages`"
 READ_BYTES = 1 << 20
-PIECE = 1 << 20  # characters of a document that are encoded at once
+PIECE = 1 << 16  # characters of a longer document that are encoded at once, beside others
 
 
 class Piece(NamedTuple):
@@ -55,11 +54,11 @@ def pieces_of(source: DataSource, chat: ChatTemplate | None) -> Pieces:
     Raises MerinoError, here or on the way, for text or a record that does not do, with its place.
     """
     if source.kind == "text":
-        return Pieces(DOCUMENTS, text_pieces(source.path))
+        return Pieces(DOCUMENTS, text_pieces(source))
     found = records(source, FIELDS)
     where, record = next(found, ("", {}))
     if not where:
-        raise MerinoError(f"no text in {source.what}: it has no records")
+        raise MerinoError(f"no text in {source}: it has no records")
     form = form_of(where, record)
     if form == TALKS and chat is None:
         raise MerinoError(
@@ -154,11 +153,11 @@ def message_pieces(where: str, messages: Any, template: Any, tokens: Mapping[str
         yield Piece(texts[-1][begin:end], number % 2 == 1, number == 0, number == len(ends) - 2)
 
 
-def text_pieces(path: Path) -> Iterator[Piece]:
+def text_pieces(source: DataSource) -> Iterator[Piece]:
     """Of the documents of a UTF-8 text file, which `<|endoftext|>` separates; spaces around each are dropped. Reads it
     in constant memory."""
     waiting, first = "", True
-    for more in decoded(path):
+    for more in decoded(source):
         *whole, waiting = (waiting + more).split(END_OF_TEXT)
         for document in whole:
             yield from ended(document, first)
@@ -200,10 +199,10 @@ def cutting_place(text: str) -> int:
     return PIECE
 
 
-def decoded(path: Path) -> Iterator[str]:
+def decoded(source: DataSource) -> Iterator[str]:
     """Text of a file, bit by bit. Raises MerinoError for what is no UTF-8 text."""
     decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
-    with path.open("rb") as file:
+    with source.path.open("rb") as file:
         while True:
             content = file.read(READ_BYTES)
             pending = len(decoder.getstate()[0])
@@ -211,10 +210,10 @@ def decoded(path: Path) -> Iterator[str]:
                 text = decoder.decode(content, final=not content)
             except UnicodeDecodeError as error:
                 raise MerinoError(
-                    f"{path} is not UTF-8 text (byte {read - pending + error.start:,}): convert it first"
+                    f"{source} is not UTF-8 text (byte {read - pending + error.start:,}): convert it first"
                 ) from error
             if "\0" in text:
-                raise MerinoError(f"{path} is not text: it has a NUL byte in its first {read + len(content):,} bytes")
+                raise MerinoError(f"{source} is not text: it has a NUL byte in its first {read + len(content):,} bytes")
             if not content:
                 return
             read += len(content)

@@ -27,8 +27,8 @@ from merino_runtime.io.json_file import read_json
 
 FORMAT = 1
 IDS, ENDS, LEARNED, DESCRIPTION = "ids.bin", "ends.bin", "learned.bin", "shard.json"
-BATCH = 1 << 21  # characters that are encoded at once, by all cores
-MOST_PIECES = 4096  # of a batch: each has an Encoding, of some 100 bytes per token
+BATCH = 1 << 19  # characters that are encoded at once, by all cores: their Encodings take some 150 bytes per token
+MOST_PIECES = 4096  # of a batch
 TELL_SECONDS = 10
 Say = Callable[[str], None]
 
@@ -111,7 +111,7 @@ def make_shard(folder: Path, source: DataSource, reading: Reading, file: DataFil
         if not isinstance(error.__cause__, OSError):
             raise
         raise MerinoError(
-            f"the tokens of {source.what} cannot be kept: {error} They are kept in {shards_folder()}, which may be"
+            f"the tokens of {source} cannot be kept: {error} They are kept in {shards_folder()}, which may be"
             " emptied; XDG_CACHE_HOME names another disk"
         ) from None
     say(f"{source.what}: {tokens:,} tokens in {time.perf_counter() - started:.1f} s, kept for later runs in {folder}")
@@ -150,7 +150,7 @@ def write_ids(folder: Path, source: DataSource, reading: Reading, say: Say) -> i
     if not found.samples:
         os.unlink(folder / LEARNED)
     if tokens == 0:
-        raise MerinoError(f"no text in {source.what}")
+        raise MerinoError(f"no text in {source}")
     return tokens
 
 

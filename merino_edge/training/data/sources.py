@@ -43,11 +43,16 @@ class DataFile(TextFile):
 
 
 class DataSource(NamedTuple):
-    """`weight`: its share of the rows, relative to the other sources; None where no source has one."""
+    """`weight`: its share of the rows, relative to the other sources; None where no source has one. `option`: where the
+    user gave it."""
 
     what: str
     kind: Kind
     weight: float | None = None
+    option: str = "--data"
+
+    def __str__(self) -> str:
+        return f"{self.option} {self.what}"
 
     @property
     def path(self) -> Path:
@@ -62,7 +67,7 @@ def data_source(given: str | Path, option: str = "--data") -> DataSource:
         if option != "--data":
             raise MerinoError(f"{option} {text} takes no weight: give {option} {what}")
         return DataSource(what, kind_of(what, option), weight_of(weight, text))
-    return DataSource(text, kind_of(text, option))
+    return DataSource(text, kind_of(text, option), None, option)
 
 
 def weight_of(given: str, text: str) -> float:
@@ -109,9 +114,9 @@ def file_of(source: DataSource) -> DataFile:
             return hashed_dataset(source)
         size, sha256 = source.path.stat().st_size, sha256_of(str(source.path))
     except OSError as error:
-        raise MerinoError(f"cannot read {source.what}: {error.strerror or error}") from error
+        raise MerinoError(f"cannot read {source}: {error.strerror or error}") from error
     if size == 0:
-        raise MerinoError(f"no text in {source.what}: the file is empty")
+        raise MerinoError(f"no text in {source}: the file is empty")
     return DataFile(name=source.path.name, bytes=size, sha256=sha256, weight=source.weight)
 
 
@@ -137,12 +142,10 @@ def opened_dataset(source: DataSource) -> Any:
         found = load(source.what)
     except Exception as error:  # datasets raises whatever its readers and its network do
         where = "in that folder" if source.kind == "folder" else "on the hub or in its cache"
-        raise MerinoError(
-            f"no data set loads from {source.what} {where}: {one_line(error)}. Give {FORMS}"
-        ) from error
+        raise MerinoError(f"no data set loads from {source} {where}: {one_line(error)}. Give {FORMS}") from error
     if isinstance(found, dict):
         if SPLIT not in found:
-            raise MerinoError(f"the data set {source.what} has no split {SPLIT!r}, but {', '.join(found)}")
+            raise MerinoError(f"the data set of {source} has no split {SPLIT!r}, but {', '.join(found)}")
         found = found[SPLIT]
     return found
 
@@ -154,7 +157,7 @@ def needed(module: str, source: DataSource) -> Any:
         return import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise MerinoError(f"--data {source.what} needs {package}: {INSTALL}") from error
+        raise MerinoError(f"{source} needs {package}: {INSTALL}") from error
 
 
 def records(source: DataSource, wanted: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -164,22 +167,22 @@ def records(source: DataSource, wanted: Iterable[str]) -> Iterator[tuple[str, di
     """
     wanted = list(wanted)
     if source.kind == "jsonl":
-        yield from json_lines(source.path)
+        yield from json_lines(source)
     elif source.kind == "parquet":
         yield from parquet_rows(source, wanted)
     else:
         dataset = opened_dataset(source)
         dataset = dataset.select_columns([name for name in wanted if name in dataset.column_names])
         for number, record in enumerate(dataset, 1):
-            yield f"{source.what}, row {number:,}", record
+            yield f"{source}, row {number:,}", record
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_lines(source: DataSource) -> Iterator[tuple[str, dict[str, Any]]]:
     import json
 
-    with path.open("rb") as file:
+    with source.path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            where = f"{path}, line {number:,}"
+            where = f"{source}, line {number:,}"
             if not line.strip():
                 continue
             try:
@@ -206,6 +209,6 @@ def parquet_rows(source: DataSource, wanted: Sequence[str]) -> Iterator[tuple[st
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 for record in batch.to_pylist():
                     number += 1
-                    yield f"{source.what}, row {number:,}", record
+                    yield f"{source}, row {number:,}", record
     except (OSError, ValueError) as error:  # pyarrow's own errors are both
-        raise MerinoError(f"{source.what} is not a Parquet file, or is damaged: {one_line(error)}") from error
+        raise MerinoError(f"{source} is not a Parquet file, or is damaged: {one_line(error)}") from error
