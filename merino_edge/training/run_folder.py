@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError, ValidationInfo
 
+from merino_edge.families.designed import FAMILY
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.registry import read_geometry
 from merino_edge.storage.atomic import write_text
@@ -125,7 +126,7 @@ class Run(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    family: str = "merino"  # of records before schema 3
+    family: str = FAMILY.name  # of records before schema 3
     architecture: Annotated[Geometry, PlainValidator(geometry_by_family), PlainSerializer(dumped)]
     recipe: Recipe
     data: list[DataFile]
