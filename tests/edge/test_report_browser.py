@@ -1,11 +1,10 @@
 """The report and the front in a real browser, headless: they load nothing, fit a phone, sort, and turn dark."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from browsers import headless
 from sample_records import many, opt, record
 
 from merino_edge.cli.app import main
@@ -13,20 +12,13 @@ from merino_edge.cli.app import main
 pytestmark = pytest.mark.slow
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results" / "demo-x86-2cores.json"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
-QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
 
 
 @pytest.fixture(scope="module")
 def browser():
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"no browser here: none of {', '.join(BROWSERS)}; on Debian: apt-get install chromium")
-    with sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=path, args=list(QUIET))
+    with headless() as found:
         yield found
-        found.close()
 
 
 def written(folder, results, *options):

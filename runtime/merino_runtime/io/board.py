@@ -130,6 +130,12 @@ def peak_rss_mb() -> float:
     return peak / MB if platform.system() == "Darwin" else peak * 1024 / MB
 
 
+def rss_mb() -> Optional[float]:
+    """Resident memory of this process now; None where the system does not tell."""
+    found = re.search(r"^VmRSS:\s*(\d+) kB", read_text("/proc/self/status"), re.MULTILINE)
+    return int(found.group(1)) * 1024 / MB if found else None
+
+
 def read_text(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:

@@ -87,6 +87,7 @@ def run_serve(request: ServeRequest, sensors: Any = None) -> int:
     from merino_runtime.serving.application import Application, Settings
     from merino_runtime.serving.burden import Sensors
     from merino_runtime.serving.http import listening, server_of
+    from merino_runtime.serving.page import page
 
     known = models.described(request.bundles)
     count = models.slots_of([model.bundle for model in known.values()], request.slots, request.memory_mb)
@@ -94,7 +95,7 @@ def run_serve(request: ServeRequest, sensors: Any = None) -> int:
                              request.backend)
     application = Application(known, Settings(
         keys=keys, local=request.host in LOCAL_HOSTS, most_waiting=request.queue, limit_s=request.max_seconds,
-        ceiling_c=request.max_temperature), sensors or Sensors())
+        ceiling_c=request.max_temperature), sensors or Sensors(), page())
     server = server_of(application)
     place = listening(request.host, request.port)
     shown = f"[{request.host}]" if ":" in request.host else request.host

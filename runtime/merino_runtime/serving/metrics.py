@@ -110,7 +110,8 @@ class Metrics:
                  for name, tokens, seconds in (("prefill_tok_s", "prompt_tokens", "prompt_seconds"),
                                                ("decode_tok_s", "tokens_predicted", "tokens_predicted_seconds"))]
         found = {name: count / seconds if seconds else None for name, count, seconds in per_s}
-        return dict(found, up_s=time.time() - self.began_s, peak_rss_mb=board.peak_rss_mb(),
+        return dict(found, up_s=time.time() - self.began_s, rss_mb=board.rss_mb(),
+                    peak_rss_mb=board.peak_rss_mb(),
                     **{name.partition(":")[2]: value for name, value in counts.items()})
 
 

@@ -101,5 +101,6 @@ def listed(models: Dict[str, Model]) -> List[Dict[str, Any]]:
     """As /v1/models has them."""
     return [{"id": model.name, "object": "model", "created": int(model.modified_s), "owned_by": "this machine",
              "meta": {"n_ctx_train": model.bundle.context, "n_vocab": model.bundle.vocab,
-                      "n_params": model.bundle.params, "size": sum(file.bytes for file in model.bundle.files)}}
+                      "n_params": model.bundle.params, "size": sum(file.bytes for file in model.bundle.files),
+                      "chat": model.bundle.chat is not None}}
             for model in models.values()]
