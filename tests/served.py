@@ -15,13 +15,14 @@ WAIT_S = 60
 
 
 class Server:
-    """options: of the verb `serve`."""
+    """options: of the verb `serve`. before: Python that runs first, such as a shorter limit."""
 
-    def __init__(self, *bundles, options=(), python=sys.executable, wait=True, threads=1, **environment):
+    def __init__(self, *bundles, options=(), python=sys.executable, wait=True, threads=1, before="", **environment):
         self.log = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
         paths = os.pathsep.join(os.path.join(ROOT, name) for name in ("runtime", "bench"))
-        command = [python, "-c", "import sys; from merino_bench.__main__ import main; sys.exit(main())", "serve",
-                   *map(str, bundles), "--port", "0", "-t", str(threads), *map(str, options)]
+        program = before + "\nimport sys; from merino_bench.__main__ import main; sys.exit(main())"
+        command = [python, "-c", program, "serve", *map(str, bundles), "--port", "0", "-t", str(threads),
+                   *map(str, options)]
         self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log,
                                         env=dict(os.environ, PYTHONPATH=paths, **environment))
         self.port = int(self._told(r"on http://\S+:(\d+)"))

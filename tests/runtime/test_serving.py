@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -120,7 +121,8 @@ def test_what_the_sampler_is_told(server):
     ({"messages": said("x"), "max_tokens": 0}, 400, "max_tokens"),
     ({"messages": said("x"), "logit_bias": {"99999": 1}}, 400, "99999"),
     ({"messages": said("word " * 300)}, 400, "at most 255"),
-    (b" " * (10 * 2 ** 20), 413, "more than 4,194,304 bytes")])
+    (b" " * (10 * 2 ** 20), 413, "more than 4,194,304 bytes"),
+    (b'{"messages": [' + b"[]," * 300000 + b"0]}", 413, "values")])
 def test_a_wrong_body_is_refused_by_its_name(server, body, status, words):
     found, error = server.call("POST", CHAT, body)
     assert found == status and words in error["error"]["message"], error
@@ -142,7 +144,9 @@ def test_a_page_of_the_web_cannot_use_a_server_without_a_key(server):
     body = {"messages": said("x"), **GREEDY}
     assert server.call("POST", CHAT, body, {"Host": "evil.example"})[0] == 403
     assert server.call("POST", CHAT, body, {"Origin": "http://evil.example"})[0] == 403
+    assert server.call("POST", CHAT, body, {"Origin": "null"})[0] == 403  # of a frame without an origin
     assert server.call("POST", CHAT, body, {"Origin": server.url})[0] == 200
+    assert server.call("OPTIONS", CHAT, headers={"Origin": server.url})[0] == 405  # no other page gets a permission
 
 
 def test_a_client_that_leaves_ends_its_answer(server):
@@ -160,17 +164,81 @@ def test_an_answer_ends_at_its_time(server):
     assert used["stop_reason"] == "time" and used["choices"][0]["finish_reason"] == "length"
 
 
+def raw(server, *parts, wait_s=0.0):
+    """What comes back when the parts are sent, with a pause between them, until the server closes or has answered."""
+    with contextlib.closing(socket.create_connection(("127.0.0.1", server.port), timeout=30)) as client:
+        for part in parts:
+            client.sendall(part)
+            time.sleep(wait_s)
+        found = b""
+        while True:
+            data = client.recv(65536)
+            found += data
+            if not data or b"}" in found:
+                return found
+
+
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def test_a_request_that_two_readers_would_cut_in_two_ways_is_refused(server):
+    both = POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    assert raw(server, both).startswith(b"HTTP/1.1 400")
+    for wrong in (b"Content-Length: 4\r\nContent-Length: 5\r\n\r\n", b"Content-Length: -1\r\n\r\n",
+                  b"Host: evil\r\n\r\n", b"X: " + b"y" * 70000 + b"\r\n\r\n"):
+        assert b"HTTP/1.1 4" in raw(server, POST + wrong)
+    assert server.post(CHAT, messages=said("x"), **GREEDY)
+
+
+LIMITS = "import merino_runtime.serving.http as http; http.BODY_S, http.HEADER_S, http.IDLE_S = 0.5, 1, 1"
+
+
+def test_what_arrives_too_slowly_is_ended(chat_dir):
+    with Server(chat_dir, before=LIMITS, options=["--cache-mb", 0]) as server:
+        found = raw(server, POST + b"Content-Length: 9\r\n\r\n{")
+        assert found.startswith(b"HTTP/1.1 408") and b"within 0.5 s" in found
+        for begun in (b"", POST):  # of the first request, and of a second one
+            assert raw(server, begun) == b""
+        get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        with contextlib.closing(socket.create_connection(("127.0.0.1", server.port), timeout=30)) as client:
+            client.sendall(get + get[:9])
+            while client.recv(65536):
+                pass
+        assert server.post(CHAT, messages=said("x"), **GREEDY)
+
+
+def test_a_long_prompt_is_told_in_comments_and_a_wait_too(long_server, chat_dir):
+    text = "word " * 150
+    chunks, comments = long_server.stream(CHAT, messages=said(text), **GREEDY)
+    read = [list(map(int, re.match(r": (\d+) of (\d+) tokens", each).groups())) for each in comments]
+    total = read[0][1]
+    assert len(read) > 2 and [each[0] for each in read] == sorted({each[0] for each in read})
+    assert {each[1] for each in read} == {total} and total == long_server.post(
+        CHAT, messages=said(text), **GREEDY)["usage"]["prompt_tokens"]
+    quiet = "import merino_runtime.serving.http as http; http.QUIET_S = 0.01"
+    with Server(chat_dir, before=quiet, options=["--cache-mb", 0, "--slots", 1]) as server:
+        long = {"messages": said("x"), "temperature": 0, "ignore_eos": True, "max_tokens": 200}
+        with contextlib.closing(server.open("POST", CHAT, dict(long, stream=True))[0]):
+            assert ": waiting" in server.stream(CHAT, **long)[1]
+
+
 def test_keys(chat_dir, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("# of the kitchen\nopen-sesame-1\nopen-sesame-2\n")
-    with Server(chat_dir, options=["--api-key-file", keys, "--host", "0.0.0.0"], wait=False) as server:
+    options = ["--api-key-file", keys, "--host", "0.0.0.0", "--cache-mb", 0]
+    with Server(chat_dir, options=options, wait=False) as server:
         for key in (None, "open-sesame", "\u00e9".encode().decode("latin-1")):
             server.key = key
             status, error = server.call("GET", "/v1/models")
             assert (status, error["error"]["code"]) == (401, "invalid_api_key")
-        assert server.call("GET", "/health")[0] in (200, 503)
+        while not server.ready():
+            time.sleep(0.01)
+        found = raw(server, POST + b"Content-Length: 4000000\r\n\r\n")  # refused before its body is awaited
+        assert found.startswith(b"HTTP/1.1 401")
         server.key = "open-sesame-2"
         assert server.call("GET", "/v1/models", headers={"Host": "board.local", "Origin": "http://ui"})[0] == 200
+        assert server.post(CHAT, messages=said("x"), **GREEDY)
+        assert "sesame" not in server.said()
 
 
 def refused(*options):
@@ -236,6 +304,9 @@ def test_a_beginning_that_came_twice_outlives_a_restart(chat_dir, tmp_path):
     with Server(chat_dir, options=options) as server:
         assert cached(server, "Or not?") == (0, answer) and "deleted" in server.said()
     assert not file.exists()
+    file.parent.chmod(0o750)
+    with Server(chat_dir, options=options) as server:
+        assert "chmod 700" in server.said() and cached(server, "Or not?") == (0, answer)
 
 
 def test_a_background_request_never_costs_a_person_a_slot(chat_dir):

@@ -126,11 +126,19 @@ class Application:
         self.ready = True
         self.scheduler.run()
 
+    def refusal_of(self, request: Request) -> Optional[Response]:
+        """What is refused without its body: a page of the web, a wrong key, path or method."""
+        try:
+            self._call_of(request)
+        except RefusedError as refusal:
+            return refused(refusal, _error_of(request))
+        return None
+
     def handle(self, request: Request, deliver: Deliver) -> Handled:
         """deliver: gets the events of an answer, with the place of its prompt, from another thread. Raises nothing."""
-        error_of = ollama.error_of if request.path.startswith("/api/") else openai_answers.error_of
+        error_of = _error_of(request)
         try:
-            return self._handled(request, deliver)
+            return self._call_of(request)(request, deliver)
         except RefusedError as refusal:
             return refused(refusal, error_of)
         except MerinoError as error:
@@ -139,7 +147,7 @@ class Application:
             traceback.print_exc(file=sys.stderr)
             return refused(RefusedError("the server failed at this request; its log says how.", FAULT), error_of)
 
-    def _handled(self, request: Request, deliver: Deliver) -> Handled:
+    def _call_of(self, request: Request) -> Callable[..., Handled]:
         self._check_origin(request)
         path = request.path.rstrip("/") or "/"
         methods = self._routes.get(path) or self._routes.get("/v1" + path)
@@ -150,7 +158,7 @@ class Application:
         call = methods.get("GET" if request.method == "HEAD" else request.method)
         if call is None:
             raise RefusedError(f"{path} takes {' or '.join(methods)}, not {request.method[:20]}.", WRONG_METHOD)
-        return call(request, deliver)
+        return call
 
     def _check_key(self, request: Request) -> None:
         keys = self.settings.keys
@@ -170,11 +178,11 @@ class Application:
             return
         host = request.headers.get("host", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        origin = request.headers.get("origin", "null")
+        origin = request.headers.get("origin")
         if self.settings.local and host and name.lower() not in LOCAL_NAMES:
             raise RefusedError(f"the name {name[:80]!r} is not this machine's own. Use localhost, or serve with "
                           "--api-key-file.", FORBIDDEN)
-        if origin != "null" and origin.partition("://")[2].lower() != host.lower():
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():  # null: of a sandboxed frame
             raise RefusedError(f"pages of {origin[:80]!r} may not use this server. Serve with --api-key-file, and give "
                                "the page a key.", FORBIDDEN)
 
@@ -255,6 +263,10 @@ class Application:
     def _client(self, request: Request) -> str:
         """Whose requests take turns with those of others: by its key, else by its address."""
         return request.headers.get("authorization") or request.client
+
+
+def _error_of(request: Request) -> Callable[[RefusedError], Any]:
+    return ollama.error_of if request.path.startswith("/api/") else openai_answers.error_of
 
 
 def _json(value: Any, status: int = 200, headers: Tuple[Tuple[str, str], ...] = ()) -> Response:

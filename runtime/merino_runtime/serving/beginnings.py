@@ -38,6 +38,7 @@ class Beginnings:
     def _read_folder(self) -> None:
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)  # what people wrote is in these files
+            _check_own(self._folder)
             for name in sorted(os.listdir(self._folder)):
                 path = os.path.join(self._folder, name)
                 if name.endswith(END):
@@ -110,6 +111,13 @@ class Beginnings:
         """Waits for a file that is being written."""
         if self._saving is not None:
             self._saving.join()
+
+
+def _check_own(folder: str) -> None:
+    """What another user puts there would become the beginning of answers. Raises OSError."""
+    found = os.stat(folder)
+    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o077):
+        raise OSError(f"other users may read or change {folder}. Name another --cache-dir, or run chmod 700 on it.")
 
 
 class Filled:

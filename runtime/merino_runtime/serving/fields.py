@@ -3,15 +3,19 @@ import json
 from typing import Any, Dict, List, Optional, Tuple
 
 from merino_runtime.io.json_file import value_of
-from merino_runtime.serving.asks import RefusedError
+from merino_runtime.serving.asks import TOO_LARGE, RefusedError
 
 Body = Dict[str, Any]
 MOST_STOPS = 16
 MOST_BIASES = 1024
+MOST_VALUES = 2 ** 18  # of a body, whose values take up to 60 times its bytes
 
 
 def body_of(data: bytes) -> Body:
     """The JSON object of a request's body."""
+    values = sum(map(data.count, (b",", b"[", b"{", b":")))  # at least as many
+    if values > MOST_VALUES:
+        raise RefusedError(f"the body may have {values:,} values, allowed are {MOST_VALUES:,}. Send less.", TOO_LARGE)
     try:
         value = value_of(data.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -12,12 +12,15 @@ from typing import Any, Awaitable, Callable, Dict, Iterator, List, Optional, Tup
 from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
 from merino_runtime.serving.application import Application, Request, Response, UnderWay, refused
-from merino_runtime.serving.asks import TOO_LARGE, TOO_SLOW, RefusedError
+from merino_runtime.serving.asks import TOO_LARGE, TOO_SLOW, UNAVAILABLE, RefusedError
 
 LARGEST_BODY = 4 * 2 ** 20
+MOST_HELD = 32 * 2 ** 20  # of all bodies that are arriving
 MOST_DROPPED = 64 * 2 ** 20  # of a body that is too large: a client that still writes would not read the refusal
 BODY_S = 30.0  # for a body to arrive
-HEADER_S = 30.0  # for the first request of a connection to arrive
+HEADER_S = 30.0  # for the head of a request to arrive
+IDLE_S = 75.0  # between two requests of a connection
+MOST_CONNECTIONS = 512  # more get status 503
 WRITE_S = 60.0  # for a client to take what was written
 QUIET_S = 3.0  # a stream that has nothing to say writes a comment, so that no proxy closes it
 HANDLERS = 4  # threads that read bodies and tokenise: not the thread that serves connections
@@ -38,6 +41,7 @@ class Site:
     def __init__(self, application: Application) -> None:
         self._application = application
         self._handlers = concurrent.futures.ThreadPoolExecutor(HANDLERS)
+        self._held = 0  # bytes of bodies that are arriving
 
     async def __call__(self, scope: Dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,14 +51,19 @@ class Site:
 
     async def _answered(self, scope: Dict[str, Any], receive: Receive, send: Send) -> None:
         loop = asyncio.get_event_loop()
+        request = _request(scope)
+        refusal = self._application.refusal_of(request)
+        if refusal is not None:
+            await _respond(send, refusal, scope["method"] == "HEAD")
+            return
         try:
-            body = await _body(receive)
-        except RefusedError as refusal:
-            await _respond(send, refused(refusal), closes=True)
+            request = request._replace(body=await self._body(request, receive))
+        except RefusedError as error:
+            await _respond(send, refused(error), closes=True)
             return
         events: "asyncio.Queue[Any]" = asyncio.Queue()
         deliver = lambda place, event: _called(loop, events.put_nowait, (place, event))  # noqa: E731
-        handled = await loop.run_in_executor(self._handlers, self._application.handle, _request(scope, body), deliver)
+        handled = await loop.run_in_executor(self._handlers, self._application.handle, request, deliver)
         if isinstance(handled, Response):
             await _respond(send, handled, scope["method"] == "HEAD")
             return
@@ -68,6 +77,30 @@ class Site:
             gone.cancel()
             if not handled.over:
                 handled.cancel()
+
+
+    async def _body(self, request: Request, receive: Receive) -> bytes:
+        if "transfer-encoding" in request.headers and "content-length" in request.headers:
+            raise RefusedError("the request has Transfer-Encoding and Content-Length. Send one of them.")
+        end_s = asyncio.get_event_loop().time() + BODY_S
+        parts, size, ends = [], 0, False  # type: List[bytes], int, bool
+        try:
+            while not ends:
+                part, ends = await _part(receive, end_s)
+                size += len(part)
+                if size > LARGEST_BODY:
+                    self._held -= sum(map(len, parts))
+                    parts.clear()
+                    if ends or size > MOST_DROPPED:
+                        raise RefusedError(f"the body has more than {LARGEST_BODY:,} bytes. Send less.", TOO_LARGE)
+                else:
+                    self._held += len(part)
+                    parts.append(part)
+                if self._held > MOST_HELD:
+                    raise RefusedError("too many bodies arrive at once. Try again.", UNAVAILABLE, retry_s=1)
+            return b"".join(parts)
+        finally:
+            self._held -= sum(map(len, parts))
 
 
 async def _stream(send: Send, handled: UnderWay, events: "asyncio.Queue[Any]", gone: "asyncio.Future[None]") -> None:
@@ -110,30 +143,20 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _body(receive: Receive) -> bytes:
-    loop, parts, size = asyncio.get_event_loop(), [], 0  # type: Any, List[bytes], int
-    end_s = loop.time() + BODY_S
-    while True:
-        try:
-            message = await asyncio.wait_for(receive(), max(0.001, end_s - loop.time()))
-        except asyncio.TimeoutError:
-            raise RefusedError(f"the body did not arrive within {BODY_S:g} s.", TOO_SLOW) from None
-        if message["type"] == "http.disconnect":
-            raise LeftError
-        parts.append(message.get("body", b""))
-        size += len(message.get("body", b""))
-        ends = not message.get("more_body")
-        if size > LARGEST_BODY:
-            parts.clear()
-            if ends or size > MOST_DROPPED:
-                raise RefusedError(f"the body has more than {LARGEST_BODY:,} bytes. Send less.", TOO_LARGE)
-        elif ends:
-            return b"".join(parts)
+async def _part(receive: Receive, end_s: float) -> Tuple[bytes, bool]:
+    """The next part of a body, and whether it is the last."""
+    try:
+        message = await asyncio.wait_for(receive(), max(0.001, end_s - asyncio.get_event_loop().time()))
+    except asyncio.TimeoutError:
+        raise RefusedError(f"the body did not arrive within {BODY_S:g} s.", TOO_SLOW) from None
+    if message["type"] == "http.disconnect":
+        raise LeftError
+    return message.get("body", b""), not message.get("more_body")
 
 
-def _request(scope: Dict[str, Any], body: bytes) -> Request:
+def _request(scope: Dict[str, Any]) -> Request:
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-    return Request(scope["method"], scope["path"], headers, body, (scope.get("client") or ("",))[0])
+    return Request(scope["method"], scope["path"], headers, b"", (scope.get("client") or ("",))[0])
 
 
 async def _respond(send: Send, response: Response, head: bool = False, closes: bool = False) -> None:
@@ -182,7 +205,8 @@ def server_of(application: Application) -> Any:
     """A uvicorn.Server; `run(sockets=[...])` serves until a signal, or until its `should_exit` is set."""
     uvicorn = require("uvicorn", REQUIREMENTS)
     config = uvicorn.Config(Site(application), http=_protocol(), ws="none", lifespan="off", log_config=None,
-                            access_log=False, server_header=False, loop="asyncio", timeout_keep_alive=75)
+                            access_log=False, server_header=False, loop="asyncio", timeout_keep_alive=int(IDLE_S),
+                            limit_concurrency=MOST_CONNECTIONS)
 
     class Server(uvicorn.Server):  # type: ignore[name-defined]
         """Signals are `stop_at_signals`'s: newer versions raise them again at the end, and the process dies of them."""
@@ -213,20 +237,28 @@ def stop_at_signals(server: Any) -> None:
 
 
 def _protocol() -> Any:
-    """uvicorn's, with an end to connections that send no request."""
+    """uvicorn's, with an end to connections that send no request, or half of one."""
     base = require("uvicorn.protocols.http.h11_impl", REQUIREMENTS).H11Protocol
 
     class Protocol(base):  # type: ignore[misc, valid-type]
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self._answered: Any = None  # the latest request of the connection that was over at the latest look
             self._silent = self.loop.call_later(HEADER_S, self._close_if_silent)
 
         def connection_lost(self, exc: Any) -> None:
             self._silent.cancel()
             super().connection_lost(exc)
+            if self.timeout_keep_alive_task is not None:  # else a connection that was reset stays in memory for IDLE_S
+                self.timeout_keep_alive_task.cancel()
 
         def _close_if_silent(self) -> None:
-            if self.cycle is None:
+            """uvicorn closes a connection that is idle, not one that sends a byte now and then."""
+            over = self.cycle is None or self.cycle.response_complete
+            if over and self.cycle is self._answered:
                 self.transport.close()
+                return
+            self._answered = self.cycle if over else self
+            self._silent = self.loop.call_later(IDLE_S + 1, self._close_if_silent)
 
     return Protocol
