@@ -12,7 +12,6 @@ import time
 import pytest
 
 pytest.importorskip("uvicorn")
-pytest.importorskip("torch")  # of the workstation, which makes the bundle
 pytestmark = pytest.mark.slow
 
 from served import Server  # noqa: E402
@@ -58,9 +57,9 @@ def all_at_once(calls):
 
 
 @pytest.fixture(scope="module")
-def bundle(embedded_bundles):
+def bundle():
     """Of the trained model: what it says depends on what it hears."""
-    return embedded_bundles["fused", "fp32"]
+    return pytest.importorskip("merino_edge.embedded").FOLDER
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +144,8 @@ def send_nonsense(server, seconds, seed=1):
 @pytest.mark.parametrize("seconds", [3, pytest.param(600, marks=pytest.mark.nightly)])
 def test_nonsense_ends_nothing_and_memory_stays_as_it_is(server, seconds):
     before = whole(server, 2)
+    full = {"prompt": "Lily and Tom " * 100, "ignore_eos": True, "max_tokens": 10 ** 6}
+    all_at_once([lambda: server.post(TEXTS, **full)] * 4)  # each slot is filled once
     send_nonsense(server, max(2, seconds / 10))
     all_at_once([lambda number=number: whole(server, number) for number in range(20)])
     held = server.rss_kb()
@@ -169,5 +170,5 @@ def test_a_kill_leaves_errors_or_whole_answers_and_nothing_in_the_way(bundle, tm
     assert all(found[number] == expected[number % 20] for number in whole_answers) and len(whole_answers) < 60
     errors = [each for each in found if not isinstance(each, str)]
     assert all(isinstance(each, (OSError, http.client.HTTPException, AssertionError)) for each in errors), errors
-    with Server(bundle, options=options) as server:
+    with Server(bundle, options=[*options, "--port", server.port]) as server:  # as the unit starts it again
         assert whole(server, 3) == expected[3]
