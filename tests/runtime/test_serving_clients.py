@@ -1,8 +1,11 @@
 """The official clients, unmodified, against a server on loopback."""
 
 import json
+import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from chat_bundle import make_bundle  # noqa: E402
 from served import Server  # noqa: E402
 
 pytestmark = pytest.mark.slow
+PAGES = Path(__file__).resolve().parents[2] / "docs" / "clients"
 TALK = [{"role": "system", "content": "You count sacks."}, {"role": "user", "content": "How many are there?"}]
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {
     "type": "object", "properties": {"city": {"type": "string"}}}}}
@@ -74,6 +78,58 @@ def test_the_calls_of_home_assistant(client):
                for call in chunk.choices[0].delta.tool_calls or ())
 
 
+TASK = "### Task:\nGenerate {}.\n### Chat History:\n<chat_history>\nUSER: {}\nASSISTANT: {}\n</chat_history>"
+
+
+def test_the_calls_of_open_webui_leave_the_conversation_in_its_slot(server, client):
+    """A stream, then a title, tags and follow-ups, none of which is one; then the next turn."""
+    model = client.models.list().data[0].id
+    talk = [{"role": "user", "content": "What does the miller do in the evening, and who buys his flour? " * 4}]
+    usual = {"model": model, "temperature": 0}
+    parts = list(client.chat.completions.create(messages=talk, stream=True, max_tokens=20, **usual,
+                                                stream_options={"include_usage": True}))
+    answer = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
+    for wanted in ("a concise title with an emoji", "1-3 broad tags", "3-5 relevant follow-up questions"):
+        task = [{"role": "user", "content": TASK.format(wanted, talk[0]["content"], answer)}]
+        assert client.chat.completions.create(messages=task, stream=False, max_completion_tokens=30, **usual).choices
+    talk += [{"role": "assistant", "content": answer}, {"role": "user", "content": "And in the morning?"}]
+    parts = list(client.chat.completions.create(messages=talk, stream=True, max_tokens=5, **usual,
+                                                stream_options={"include_usage": True}))
+    first = server.post("/v1/chat/completions", messages=talk[:1], max_tokens=1)["usage"]["prompt_tokens"]
+    assert parts[-1].usage.prompt_tokens_details.cached_tokens >= first > 60
+
+
+def programs(name, language):
+    """The programs of a page of the documentation, each whole."""
+    found = re.findall(rf"```{language}\n(.*?)```", (PAGES / f"{name}.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    return found
+
+
+def run_on(server, text, *command, cwd=None):
+    """What a program prints, which ends without an error."""
+    assert "http://127.0.0.1:8080" in text
+    done = subprocess.run([*command, text.replace("http://127.0.0.1:8080", server.url)], cwd=cwd, timeout=120,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("page, needs", [("openai-python", "openai"), ("langchain", "langchain_openai")])
+def test_the_programs_of_the_pages_run(server, page, needs):
+    pytest.importorskip(needs)
+    printed = [run_on(server, text, sys.executable, "-c") for text in programs(page, "python")]
+    assert all(len(text) > 5 for text in printed) and "set_light" in printed[1]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_the_commands_of_the_page_for_curl_run(server):
+    strict = 'set -eu; curl() { command curl --fail "$@"; echo; }\n'
+    printed = "".join(run_on(server, strict + text, "bash", "-c") for text in programs("curl", "bash"))
+    wanted = ("chat.completion", "data: [DONE]", "text_completion", "num_requests_running", "brightness", "eval_count")
+    assert [each for each in wanted if each not in printed] == []
+
+
 def test_langchain(server):
     chat = pytest.importorskip("langchain_openai").ChatOpenAI(
         base_url=server.url + "/v1", api_key="dummy", model=server.call("GET", "/v1/models")[1]["data"][0]["id"],
@@ -130,30 +186,13 @@ def test_prometheus_reads_the_metrics_and_people_the_stats(server):
     assert stats["decode_tok_s"] > 0 and stats["models"][0]["slots"][0]["tokens"] > 0
 
 
-NODE = """
-import OpenAI from "openai";
-const client = new OpenAI({baseURL: process.argv[2] + "/v1", apiKey: "dummy", maxRetries: 0});
-const model = (await client.models.list()).data[0].id;
-const usual = {model, messages: [{role: "user", content: "How many?"}], max_tokens: 8, temperature: 0};
-const whole = await client.chat.completions.create(usual);
-let text = "", usage = null;
-const asked = {...usual, stream: true, stream_options: {include_usage: true}};
-for await (const chunk of await client.chat.completions.create(asked)) {
-  text += chunk.choices[0]?.delta?.content ?? "";
-  usage = chunk.usage ?? usage;
-}
-let refused = 0;
-try { await client.chat.completions.create({...usual, messages: []}); } catch (error) { refused = error.status; }
-const same = text !== "" && text === whole.choices[0].message.content;
-console.log(JSON.stringify({same, tokens: usage.completion_tokens <= 8, refused}));
-"""
-
-
 @pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("npm") is None, reason="no node here")
-def test_the_openai_client_of_node(server, tmp_path):
-    (tmp_path / "client.mjs").write_text(NODE)
-    subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", "openai"], cwd=tmp_path, check=True,
-                   timeout=300)  # fmt: skip
-    said = subprocess.run(["node", "client.mjs", server.url], cwd=tmp_path, check=True, capture_output=True, timeout=60)
-    assert json.loads(said.stdout) == {"same": True, "tokens": True, "refused": 400}
+def test_the_program_of_the_page_for_node_runs(server, tmp_path):
+    (program,) = programs("openai-javascript", "js")
+    install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "openai"]
+    subprocess.run(install, cwd=tmp_path, check=True, timeout=300)
+    refused = """
+try { await client.chat.completions.create({model, messages: []}); } catch (error) { console.log(error.status); }"""
+    printed = run_on(server, program + refused, "node", "--input-type=module", "-e", cwd=tmp_path)
+    assert re.search(r"\n\d+ tokens\n400\n$", printed), printed

@@ -34,6 +34,7 @@ class Ask(NamedTuple):
     top: Optional[int] = None  # log-probabilities of so many of the likeliest tokens beside each token's own
     begins: bool = False  # the text begins with the answer, as in a talk
     background: bool = False  # gives way to the requests of people
+    watched: bool = False  # streamed: somebody reads along, and is likely to go on
     limit_s: Optional[float] = None  # wall-clock time, the wait for a slot included
     client: str = ""  # requests of several clients take turns
     grammar: Any = None  # what the answer must follow

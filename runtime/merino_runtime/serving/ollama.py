@@ -77,7 +77,7 @@ def generate_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tu
 def _ask(body: Body, ids: Tuple[int, ...], limits: Limits, client: str, **more: Any) -> Ask:
     options = options_of(body)
     most = fields.integer(options, "num_predict", None, 1, LARGEST)
-    return ask_of(options, ids, limits, client, most, **more)
+    return ask_of(options, ids, limits, client, most, watched=fields.flag(body, "stream", True), **more)
 
 
 def _with_ids(message: Any) -> Any:

@@ -108,7 +108,7 @@ def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[
     most = fields.integer(body, "max_completion_tokens", fields.integer(body, "max_tokens", None, 1, LARGEST), 1,
                           LARGEST)
     ask = ask_of(body, prompt.ids, limits, client, most, begins=True, top=top if logprobs else None,
-                 grammar=grammar)
+                 grammar=grammar, watched=fields.flag(body, "stream"))
     return [ask], _wanted(body, "chatcmpl", chat=True, tools=bool(told),
                           thinks=prompt.thinks and grammar is None, logprobs=logprobs)
 
@@ -122,7 +122,7 @@ def completions_of(body: Body, prompts: Prompts, limits: Limits, client: str) ->
         raise RefusedError("max_tokens is 0, which is allowed with echo alone. Ask for 1 or more.", param="max_tokens")
     found = prompts_of(body)
     asks = [ask_of(body, each if isinstance(each, tuple) else prompts.of_text(each), limits, client, most, top=top,
-                   echo=echo and top is not None) for each in found]
+                   echo=echo and top is not None, watched=fields.flag(body, "stream")) for each in found]
     texts = tuple(each if isinstance(each, str) else "" for each in found) if echo and top is None else ()
     return asks, _wanted(body, "cmpl", chat=False, logprobs=top is not None, echo=texts)
 

@@ -135,7 +135,7 @@ class Scheduler:
 
     def _takes_slot(self, job: Job) -> bool:
         try:
-            job.slot = job.served.slots.take(job.ask.ids, job.ask.background)
+            job.slot = job.served.slots.take(job.ask.ids, job.ask.background, job.ask.watched)
             beginnings = job.served.beginnings
             if job.slot is not None and beginnings is not None and not job.ask.echo:
                 job.keep = beginnings.to_keep(job.ask.ids)

@@ -2,22 +2,24 @@
 
 A request that goes on where a slot ends, or that changes less than half of it, takes the slot over. Another one gets
 the slot that was used longest ago, with a copy of the beginning that it shares with any slot, so that two talks with
-one system message live side by side. Background requests have a slot of their own: what asks for a title does not
-throw out the talk.
+one system message live side by side. A slot whose answer was streamed goes last, for a while: a client may ask for a
+title, tags and follow-ups behind each answer, none of which is a stream. Background requests have a slot of their own.
 """
 import time
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 from merino_runtime.api import LanguageModel
 from merino_runtime.backends.backend import Backend
 
 WORTH_A_COPY = 16  # ids: fewer are computed again as fast
+WATCHED_S = 900.0  # so long a streamed answer is likely to be gone on with
 
 
 class Slot:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.busy = False
+        self.watched = False
         self.used_s = 0.0
 
     @property
@@ -33,7 +35,7 @@ class Slots:
         self.persons = [Slot(model.backend)]
         self.background: List[Slot] = []
 
-    def take(self, ids: Sequence[int], background: bool) -> Optional[Slot]:
+    def take(self, ids: Sequence[int], background: bool, watched: bool = False) -> Optional[Slot]:
         """A slot for a prompt, busy from now on; None where all are."""
         own, most = (self.background, 1) if background else (self.persons, self.count)
         free = [slot for slot in own if not slot.busy]
@@ -43,11 +45,11 @@ class Slots:
             if slot is None and len(own) < most:
                 slot = self._another()
                 own.append(slot)
-            slot = slot or min(free, key=lambda each: each.used_s, default=None)
+            slot = slot or min(free, key=_turn, default=None)
             if slot is None:
                 return None
             self._copy_beginning(slot, ids)
-        slot.busy, slot.used_s = True, time.monotonic()
+        slot.busy, slot.watched, slot.used_s = True, watched, time.monotonic()
         return slot
 
     def _another(self) -> Slot:
@@ -73,6 +75,11 @@ class Slots:
     def close(self) -> None:
         for slot in [*self.persons, *self.background]:
             slot.backend.close()
+
+
+def _turn(slot: Slot) -> Tuple[bool, float]:
+    """The least of all slots is emptied first."""
+    return slot.watched and time.monotonic() - slot.used_s < WATCHED_S, slot.used_s
 
 
 def _goes_on(slot: Slot, ids: Sequence[int]) -> bool:
