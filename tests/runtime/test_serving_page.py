@@ -1,4 +1,4 @@
-"""The page at `/` in a real browser, headless: a conversation, its settings and keys, what goes wrong, phone and dark."""
+"""The page at `/` in a real browser, headless: a conversation, settings and keys, what goes wrong, phone and dark."""
 
 import contextlib
 import json
@@ -222,8 +222,8 @@ def test_a_key_is_asked_for_and_a_server_that_stops_is_told(bundle, opened, tmp_
 # Texts whose contrast with what lies behind them is under 4.5, by WCAG's formula.
 PALE = """() => {
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = (c) => { const [r, g, b] = c.slice(0, 3).map((v) => v / 255).map((v) => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
-    return .2126 * r + .7152 * g + .0722 * b; };
+  const linear = (v) => v / 255 <= .03928 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4;
+  const light = (c) => { const [r, g, b] = c.slice(0, 3).map(linear); return .2126 * r + .7152 * g + .0722 * b; };
   const behind = (node) => { for (; node; node = node.parentElement) {
     const c = rgb(getComputedStyle(node).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } };
   return [...document.querySelectorAll('body *')].filter((node) => node.checkVisibility() && !node.closest('script')
@@ -232,7 +232,7 @@ PALE = """() => {
       return (Math.max(a, b) + .05) / (Math.min(a, b) + .05) < 4.5; }).map((node) => node.outerHTML.slice(0, 80)); }"""
 SMALL = """[...document.querySelectorAll('button, select, input, textarea')].filter((node) => node.checkVisibility()
   && node.getBoundingClientRect().height < (node.closest('li') ? 30 : 44)).map((node) => node.id)"""
-UNNAMED = "[...document.querySelectorAll('select, input, textarea')].filter((node) => !node.labels.length).map((n) => n.id)"
+UNNAMED = "[...document.querySelectorAll('select, input, textarea')].filter((one) => !one.labels.length).length"
 TALK = [{"role": "user", "content": "What is flour made of?"},
         {"role": "assistant", "model": "SmolLM2", "content": "Flour is made of grain. " * 12, "thinking": "Bread?"},
         {"role": "user", "content": "w" * 300}, {"role": "assistant", "content": "x" * 300, "note": "Stopped."}]
@@ -249,7 +249,7 @@ def test_it_fits_and_can_be_read(server, opened, width, scheme, tmp_path):
     for name in ("talk", "settings"):
         page.screenshot(path=os.path.join(pictures, f"page-{name}-{width}-{scheme}.png"))
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate(PALE) == [] and page.evaluate(SMALL) == [] and page.evaluate(UNNAMED) == []
+        assert page.evaluate(PALE) == [] and page.evaluate(SMALL) == [] and page.evaluate(UNNAMED) == 0
         assert page.locator("#text").bounding_box()["y"] < 760
         page.get_by_role("button", name="Settings").click()
     page.locator("#text").focus()
