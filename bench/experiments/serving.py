@@ -1,20 +1,25 @@
-"""What the server costs over the runtime it serves: time per token, the first token of a second turn, memory; and
-whether two steps side by side are faster than one after the other.
+"""What the server costs over the runtime it serves, whether two steps side by side are faster than in turn, and its
+speed beside llama.cpp's server on the same weights.
 
-    python bench/experiments/serving.py BUNDLE [--turns 8]
+    python bench/experiments/serving.py BUNDLE -o bench/results/serving-x86-2cores.json [--llama FILE.gguf] [--turns 8]
 
-Each figure is taken in turn with its counterpart, `--turns` times, and printed as the median with the lowest and the
-highest. BUNDLE needs a context of 1,300 tokens for the second turn.
+Each figure is taken in turn with its counterpart, `--turns` times: median, lowest and highest. BUNDLE needs a context
+of 1,300 tokens. --llama: the same weights, for llama.cpp's server of the package xllamacpp; no other part is run then.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
+import subprocess
 import sys
 import threading
 import time
+from http.client import HTTPConnection
 from pathlib import Path
+
+from write_record import kept_record, write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "runtime"), str(ROOT / "bench")]
@@ -23,23 +28,37 @@ from served import Server  # noqa: E402
 
 from merino_runtime.api import open_model  # noqa: E402
 from merino_runtime.generation.generate import Done, Token, generate  # noqa: E402
-from merino_runtime.io.board import peak_rss_mb  # noqa: E402
 from merino_runtime.sampling import GREEDY  # noqa: E402
 
-TOKENS, BEHIND = 128, 1000
+TOKENS, BEHIND, CLIENTS = 128, 1000, (1, 4)
 TEXTS = "/v1/completions"
+LLAMA = """
+import sys, time, xllamacpp
+given = xllamacpp.CommonParams()
+given.model.path, given.n_ctx, given.n_parallel, given.verbosity, given.port = sys.argv[1], 8192, 4, -1, 0
+given.cpuparams.n_threads = given.cpuparams_batch.n_threads = int(sys.argv[2])
+server = xllamacpp.Server(given)
+print(server.listening_address, flush=True)
+time.sleep(1e6)
+"""
 
 
-def shown(name, values, unit):
-    print(f"{name:58} {statistics.median(values):9.3f} {unit}  [{min(values):.3f}, {max(values):.3f}]", flush=True)
+def summary(values):
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values), "count": len(values)}
 
 
-def streamed(server, ids, count):
-    """Seconds to the first token, and for each one after it, as the client sees them."""
+def opened(port, ids, count):
     body = {"prompt": ids, "max_tokens": count, "temperature": 0, "ignore_eos": True, "stream": True}
+    connection = HTTPConnection("127.0.0.1", port, timeout=300)
+    connection.request("POST", TEXTS, json.dumps(body), {"Content-Type": "application/json"})
+    return connection
+
+
+def streamed(port, ids, count):
+    """Seconds to the first token, and for each one after it, as the client sees them."""
     start = time.perf_counter()
-    connection, response = server.open("POST", TEXTS, body)
-    times = [time.perf_counter() - start for line in response
+    connection = opened(port, ids, count)
+    times = [time.perf_counter() - start for line in connection.getresponse()
              if line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["finish_reason"] is None]
     connection.close()
     return times[0], (times[-1] - times[0]) / max(1, count - 1)
@@ -57,12 +76,16 @@ def direct(model, ids, count):
 
 def steps_s(models, together):
     """Steps a second of all models, TOKENS each: one thread in turns, or a thread for each."""
+    def run(model):
+        for _ in range(TOKENS):
+            model.backend.step(5)
+
     for model in models:
         model.backend.truncate(0)
         model.backend.prefill([1, 2, 3])
     start = time.perf_counter()
     if together:
-        threads = [threading.Thread(target=lambda m=m: [m.backend.step(5) for _ in range(TOKENS)]) for m in models]
+        threads = [threading.Thread(target=run, args=(model,)) for model in models]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -74,40 +97,110 @@ def steps_s(models, together):
     return len(models) * TOKENS / (time.perf_counter() - start)
 
 
+def costs(bundle, turns):
+    found = {name: [] for name in ("token", "token direct", "first", "first direct")}
+    with open_model(bundle) as model, \
+            Server(bundle, options=["--cache-mb", 0], threads=model.backend.threads) as server:  # fmt: skip
+        vocab = model.backend.vocab
+        for turn in range(turns):
+            ids = [(place * 31 + turn) % (vocab - 3) + 3 for place in range(BEHIND)]
+            streamed(server.port, ids, 1)  # the first turn, which fills the caches
+            direct(model, ids, 1)
+            again = [*ids, *ids[:32]]
+            for name, (first_s, token_s) in (("", streamed(server.port, again, TOKENS)),
+                                             (" direct", direct(model, again, TOKENS))):  # fmt: skip
+                found["first" + name].append(1000 * first_s)
+                found["token" + name].append(1000 * token_s)
+        found = {name: summary(values) for name, values in found.items()}
+        return {
+            "threads": model.backend.threads, "prompt": BEHIND, "ms": found,
+            "token_overhead": found["token"]["median"] / found["token direct"]["median"] - 1,
+            "first_ratio": found["first"]["median"] / found["first direct"]["median"],
+        }  # fmt: skip
+
+
+def side_by_side(bundle, turns):
+    """Two requests: both threads for each step in turn, or a thread of its own for each."""
+    found = {"in turn": [], "side by side": []}
+    with open_model(bundle, threads=2) as both, both.fork() as twin, \
+            open_model(bundle, threads=1) as one, one.fork() as other:  # fmt: skip
+        for _ in range(turns):
+            found["in turn"].append(steps_s([both, twin], together=False))
+            found["side by side"].append(steps_s([one, other], together=True))
+    return {name: summary(values) for name, values in found.items()}
+
+
+def memory_mb(bundle, threads):
+    """Peak RSS of `generate`, and of a server, behind the same prompt and as many tokens."""
+    command = [sys.executable, "-m", "merino_bench", "generate", bundle, "Once upon a time", "-n", str(TOKENS),
+               "--json", "--ignore-eos", "-t", str(threads)]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'runtime'}:{ROOT / 'bench'}"}
+    said = subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+    with Server(bundle, options=["--cache-mb", 0], threads=threads) as server:
+        server.post(TEXTS, prompt="Once upon a time", max_tokens=TOKENS, ignore_eos=True)
+        served = server.call("GET", "/v1/stats")[1]["peak_rss_mb"]
+    return {"generate": json.loads(said.splitlines()[-1])["peak_rss_mb"], "server": served}
+
+
+@contextlib.contextmanager
+def llama_server(path, threads):
+    process = subprocess.Popen([sys.executable, "-c", LLAMA, path, str(threads)], stdout=subprocess.PIPE, text=True)
+    try:
+        yield int(process.stdout.readline().strip().rpartition(":")[2])
+    finally:
+        process.kill()
+        process.wait()
+
+
+def tok_s(port, clients, turn):
+    """Tokens a second of all clients together, the prefill of 64 ids each included."""
+    def one(place):
+        ids = [(at * 29 + 7 * place + turn) % 4000 + 64 for at in range(64)]
+        streamed(port, ids, TOKENS)
+
+    threads = [threading.Thread(target=one, args=(place,)) for place in range(clients)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return clients * TOKENS / (time.perf_counter() - start)
+
+
+def beside_llama(bundle, path, turns, threads):
+    found = {f"{name}, {clients} clients": [] for name in ("ours", "llama.cpp") for clients in CLIENTS}
+    with Server(bundle, options=["--cache-mb", 0, "--slots", max(CLIENTS)], threads=threads) as server, \
+            llama_server(path, threads) as port:  # fmt: skip
+        for turn in range(turns + 1):
+            for clients in CLIENTS:
+                for name, at in (("ours", server.port), ("llama.cpp", port)):
+                    speed = tok_s(at, clients, 2 * turn + clients)
+                    if turn:  # the first one warms up
+                        found[f"{name}, {clients} clients"].append(speed)
+    return {name: summary(values) for name, values in found.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
+    parser.add_argument("-o", type=Path, required=True)
+    parser.add_argument("--llama", metavar="FILE")
     parser.add_argument("--turns", type=int, default=8)
-    arguments = parser.parse_args()
-    found = {name: [] for name in ("token", "token direct", "first", "first direct", "one thread", "two threads")}
-    with open_model(arguments.bundle) as model, Server(
-        arguments.bundle, options=["--cache-mb", 0], threads=model.backend.threads
-    ) as server, model.fork() as twin:
-        own_mb, vocab = peak_rss_mb(), model.backend.vocab
-        for turn in range(arguments.turns):
-            ids = [(place * 31 + turn) % (vocab - 3) + 3 for place in range(BEHIND)]
-            room = model.backend.context - BEHIND - 40
-            count = min(TOKENS, room) if room > 1 else 0
-            if count:
-                streamed(server, ids, 1)  # the first turn, which fills the caches
-                direct(model, ids, 1)
-                again = [*ids, *ids[:32]]
-                for name, (first_s, token_s) in (("", streamed(server, again, count)),
-                                                 (" direct", direct(model, again, count))):
-                    found["first" + name].append(1000 * first_s)
-                    found["token" + name].append(1000 * token_s)
-            found["one thread"].append(steps_s([model, twin], together=False))
-            found["two threads"].append(steps_s([model, twin], together=True))
-        if found["token"]:
-            shown("per token, by HTTP, ms", found["token"], "ms")
-            shown("per token, without, ms", found["token direct"], "ms")
-            shown(f"first token of a second turn behind {BEHIND}, by HTTP, ms", found["first"], "ms")
-            shown(f"first token of a second turn behind {BEHIND}, without, ms", found["first direct"], "ms")
-        shown("two requests, one thread in turns, steps/s", found["one thread"], "/s")
-        shown("two requests, a thread each, steps/s", found["two threads"], "/s")
-        server_mb = server.call("GET", "/v1/stats")[1]["peak_rss_mb"]
-        print(f"peak RSS: server {server_mb:.0f} MB, this process, which has the model too, {own_mb:.0f} MB;"
-              f" {os.cpu_count()} CPUs")  # fmt: skip
+    parser.add_argument("--disturbed", action="store_true", help="other programs ran beside it")
+    given = parser.parse_args()
+    description = json.loads((Path(given.bundle) / "bundle.json").read_text())
+    name = f"{description['name']} {description['precision']}"
+    record = kept_record(given.o, {"schema": 1, "cpus": os.cpu_count(), "bundles": {}})
+    kept = record["bundles"].setdefault(name, {})
+    if given.llama:
+        kept["llama"] = {"file": Path(given.llama).name, "disturbed": given.disturbed,
+                         "tok_s": beside_llama(given.bundle, given.llama, given.turns, os.cpu_count())}  # fmt: skip
+    else:
+        kept["costs"] = {**costs(given.bundle, given.turns), "disturbed": given.disturbed}
+        kept["steps_s"] = side_by_side(given.bundle, given.turns)
+        kept["peak_rss_mb"] = memory_mb(given.bundle, kept["costs"]["threads"])
+    write_record(given.o, record)
+    print(json.dumps(kept, indent=1))
 
 
 if __name__ == "__main__":
