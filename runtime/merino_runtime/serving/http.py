@@ -6,33 +6,25 @@ import asyncio
 import concurrent.futures
 import contextlib
 import signal
-import socket
-from typing import Any, Awaitable, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Awaitable, Callable, Dict, Iterator, List, Tuple
 
 from merino_runtime.bundle.requirements import require
-from merino_runtime.errors import MerinoError
+from merino_runtime.serving import connections
 from merino_runtime.serving.application import Application, Request, Response, UnderWay, refused
 from merino_runtime.serving.asks import TOO_LARGE, TOO_SLOW, UNAVAILABLE, RefusedError
+from merino_runtime.serving.events import Events, LeftError
 
 LARGEST_BODY = 4 * 2 ** 20
 MOST_HELD = 32 * 2 ** 20  # of all bodies that are arriving
 MOST_DROPPED = 64 * 2 ** 20  # of a body that is too large: a client that still writes would not read the refusal
 BODY_S = 30.0  # for a body to arrive
-HEADER_S = 30.0  # for the head of a request to arrive
-IDLE_S = 75.0  # between two requests of a connection
 MOST_CONNECTIONS = 512  # more get status 503
-WRITE_S = 60.0  # for a client to take what was written
 QUIET_S = 3.0  # a stream that has nothing to say writes a comment, so that no proxy closes it
 HANDLERS = 4  # threads that read bodies and tokenise: not the thread that serves connections
 COMMENTS = {"text/event-stream": b": waiting\n\n"}
-REQUIREMENTS = ["uvicorn>=0.16"]
 
 Receive = Callable[[], Awaitable[Dict[str, Any]]]
 Send = Callable[[Dict[str, Any]], Awaitable[None]]
-
-
-class LeftError(Exception):
-    """The client has closed its connection, or takes nothing of what is written."""
 
 
 class Site:
@@ -61,18 +53,18 @@ class Site:
         except RefusedError as error:
             await _respond(send, refused(error), closes=True)
             return
-        events: "asyncio.Queue[Any]" = asyncio.Queue()
-        deliver = lambda place, event: _called(loop, events.put_nowait, (place, event))  # noqa: E731
-        handled = await loop.run_in_executor(self._handlers, self._application.handle, request, deliver)
+        events = Events(loop)
+        handled = await loop.run_in_executor(self._handlers, self._application.handle, request, events.put)
         if isinstance(handled, Response):
             await _respond(send, handled, scope["method"] == "HEAD")
             return
         gone = asyncio.ensure_future(_gone(receive))
+        gone.add_done_callback(events.leave)
         try:
             if handled.stream:
-                await _stream(send, handled, events, gone)
+                await _stream(send, handled, events)
             else:
-                await _respond(send, await _whole(handled, events, gone))
+                await _respond(send, await _whole(handled, events))
         finally:
             gone.cancel()
             if not handled.over:
@@ -103,39 +95,24 @@ class Site:
             self._held -= sum(map(len, parts))
 
 
-async def _stream(send: Send, handled: UnderWay, events: "asyncio.Queue[Any]", gone: "asyncio.Future[None]") -> None:
+async def _stream(send: Send, handled: UnderWay, events: Events) -> None:
     headers = [("Content-Type", handled.content_type), ("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")]
     await _sent(send, {"type": "http.response.start", "status": 200, "headers": _encoded(headers)})
     while not handled.over:
-        found = await _next(events, gone, QUIET_S)
-        data = COMMENTS.get(handled.content_type, b"") if found is None else handled.take(*found)
-        while not events.empty() and not handled.over:  # what came meanwhile goes into one write
-            data += handled.take(*events.get_nowait())
+        await events.wait(QUIET_S)
+        found = events.take()
+        data = b"".join(handled.take(*each) for each in found) if found else COMMENTS.get(handled.content_type, b"")
         if data:
             await _sent(send, {"type": "http.response.body", "body": data, "more_body": True})
     await _sent(send, {"type": "http.response.body", "body": b""})
 
 
-async def _whole(handled: UnderWay, events: "asyncio.Queue[Any]", gone: "asyncio.Future[None]") -> Response:
+async def _whole(handled: UnderWay, events: Events) -> Response:
     while not handled.over:
-        found = await _next(events, gone, None)
-        if found is not None:
-            handled.take(*found)
+        await events.wait(None)
+        for each in events.take():
+            handled.take(*each)
     return handled.response()
-
-
-async def _next(events: "asyncio.Queue[Any]", gone: "asyncio.Future[None]", timeout_s: Optional[float]) -> Any:
-    """The next event; None where there is none for so long. Raises LeftError."""
-    if not events.empty() and not gone.done():
-        return events.get_nowait()
-    getting = asyncio.ensure_future(events.get())
-    done, _ = await asyncio.wait({getting, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    if getting in done and gone not in done:
-        return getting.result()
-    getting.cancel()
-    if gone in done:
-        raise LeftError
-    return None
 
 
 async def _gone(receive: Receive) -> None:
@@ -169,8 +146,8 @@ async def _respond(send: Send, response: Response, head: bool = False, closes: b
 
 async def _sent(send: Send, message: Dict[str, Any]) -> None:
     try:
-        await asyncio.wait_for(send(message), WRITE_S)
-    except (asyncio.TimeoutError, OSError):
+        await send(message)  # ends at the latest when the protocol drops a client that takes nothing
+    except OSError:
         raise LeftError from None
 
 
@@ -178,35 +155,12 @@ def _encoded(headers: List[Tuple[str, str]]) -> List[Tuple[bytes, bytes]]:
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
-def _called(loop: Any, function: Callable[..., None], *arguments: Any) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
-        loop.call_soon_threadsafe(function, *arguments)
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """Raises MerinoError where the address cannot be had."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind)
-        try:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.bind(address)
-            found.listen(512)
-        except BaseException:
-            found.close()
-            raise
-        return found
-    except OSError as error:
-        raise MerinoError(f"cannot serve on {host}, port {port}: {error.strerror or error}. Choose another --port or "
-                          "--host, or stop what uses it.") from error
-
-
 def server_of(application: Application) -> Any:
     """A uvicorn.Server; `run(sockets=[...])` serves until a signal, or until its `should_exit` is set."""
-    uvicorn = require("uvicorn", REQUIREMENTS)
-    config = uvicorn.Config(Site(application), http=_protocol(), ws="none", lifespan="off", log_config=None,
-                            access_log=False, server_header=False, loop="asyncio", timeout_keep_alive=int(IDLE_S),
-                            limit_concurrency=MOST_CONNECTIONS)
+    uvicorn = require("uvicorn", connections.REQUIREMENTS)
+    config = uvicorn.Config(Site(application), http=connections.protocol(), ws="none", lifespan="off", log_config=None,
+                            access_log=False, server_header=False, loop="asyncio",
+                            timeout_keep_alive=int(connections.IDLE_S), limit_concurrency=MOST_CONNECTIONS)
 
     class Server(uvicorn.Server):  # type: ignore[name-defined]
         """Signals are `stop_at_signals`'s: newer versions raise them again at the end, and the process dies of them."""
@@ -234,31 +188,3 @@ def stop_at_signals(server: Any) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-
-
-def _protocol() -> Any:
-    """uvicorn's, with an end to connections that send no request, or half of one."""
-    base = require("uvicorn.protocols.http.h11_impl", REQUIREMENTS).H11Protocol
-
-    class Protocol(base):  # type: ignore[misc, valid-type]
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._answered: Any = None  # the latest request of the connection that was over at the latest look
-            self._silent = self.loop.call_later(HEADER_S, self._close_if_silent)
-
-        def connection_lost(self, exc: Any) -> None:
-            self._silent.cancel()
-            super().connection_lost(exc)
-            if self.timeout_keep_alive_task is not None:  # else a connection that was reset stays in memory for IDLE_S
-                self.timeout_keep_alive_task.cancel()
-
-        def _close_if_silent(self) -> None:
-            """uvicorn closes a connection that is idle, not one that sends a byte now and then."""
-            over = self.cycle is None or self.cycle.response_complete
-            if over and self.cycle is self._answered:
-                self.transport.close()
-                return
-            self._answered = self.cycle if over else self
-            self._silent = self.loop.call_later(IDLE_S + 1, self._close_if_silent)
-
-    return Protocol
