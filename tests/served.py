@@ -15,13 +15,15 @@ WAIT_S = 60
 
 
 class Server:
-    """options: of the verb `serve`. before: Python that runs first, such as a shorter limit."""
+    """options: of the verb `serve`. before: Python that runs first, such as a shorter limit. python: a path, or the
+    words of a command."""
 
     def __init__(self, *bundles, options=(), python=sys.executable, wait=True, threads=1, before="", **environment):
         self.log = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
         paths = os.pathsep.join(os.path.join(ROOT, name) for name in ("runtime", "bench"))
         program = before + "\nimport sys; from merino_bench.__main__ import main; sys.exit(main())"
-        command = [python, "-c", program, "serve", *map(str, bundles), "--port", "0", "-t", str(threads),
+        words = [python] if isinstance(python, str) else python
+        command = [*words, "-c", program, "serve", *map(str, bundles), "--port", "0", "-t", str(threads),
                    *map(str, options)]
         self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log,
                                         env=dict(os.environ, PYTHONPATH=paths, **environment))

@@ -74,6 +74,8 @@ def test_from_nothing_to_text_then_again_without_a_copy(board, archive, workstat
     code, out, err = flash(archive, "--ssh", board.address, "--root", root, "--dry-run", "--accept-new")
     assert code == 0, err
     assert "would" in out or "copy sample.merino" in out
+    serving = flash(archive, "--ssh", board.address, "--root", root, "--dry-run", "--accept-new", "--serve")
+    assert serving[0] == 0 and "set up merino-serve.service" in serving[1] and "merino-serve" not in out
     assert list(board.home.iterdir()) == [], "a dry run leaves nothing on the board"
     assert f"is new and would be written into {workstation.known_hosts}" in err
     assert workstation.known_hosts.read_text() == ""

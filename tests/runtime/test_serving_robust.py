@@ -12,6 +12,7 @@ import time
 import pytest
 
 pytest.importorskip("uvicorn")
+pytest.importorskip("torch")  # of the workstation, whose runtime takes the packaged bundle
 pytestmark = pytest.mark.slow
 
 from served import Server  # noqa: E402
@@ -59,7 +60,9 @@ def all_at_once(calls):
 @pytest.fixture(scope="module")
 def bundle():
     """Of the trained model: what it says depends on what it hears."""
-    return pytest.importorskip("merino_edge.embedded").FOLDER
+    from merino_edge.embedded import FOLDER
+
+    return FOLDER
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,15 @@ def test_a_hundred_clients_at_once_hear_what_each_hears_alone(server):
     calls = [lambda number=number: (streamed if number % 2 else whole)(server, number) for number in range(CLIENTS)]
     together = all_at_once(calls)
     assert [number for number in range(CLIENTS) if together[number] != alone[number]] == []
+
+
+def test_a_stop_string_across_tokens_ends_a_stream_and_a_whole_answer_alike(server):
+    text = whole(server, 3)
+    stop = text[9:24]
+    cut = server.post(TEXTS, **body_of(3, stop=["nowhere", stop]))["choices"][0]
+    assert (cut["text"], cut["finish_reason"]) == (text[:text.index(stop)], "stop")
+    chunks, _ = server.stream(TEXTS, **body_of(3, stop=stop))
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == cut["text"]
 
 
 def test_clients_that_read_slowly_or_leave_keep_nobody_waiting(server):

@@ -53,8 +53,13 @@ def output(done):
 
 def on_board(cpu, *arguments, cwd=None, path=SITE):
     """Runs the board's Python on an emulated CPU. It can fork; what it executes is this machine's."""
+    return run(*python_words(cpu, path), *arguments, cwd=cwd)
+
+
+def python_words(cpu, path=SITE):
+    """The words of a command that runs the board's Python on an emulated CPU."""
     settings = ("-E", f"PYTHONPATH={path}", "-E", "PYTHONNOUSERSITE=1")
-    return run("qemu-aarch64", "-L", BOARD_ROOT, "-cpu", cpu, *settings, PYTHON, *arguments, cwd=cwd)
+    return ["qemu-aarch64", "-L", str(BOARD_ROOT), "-cpu", cpu, *settings, str(PYTHON)]
 
 
 @functools.cache

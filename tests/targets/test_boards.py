@@ -28,9 +28,11 @@ from emulated_board import (
     needs_board,
     on_board,
     output,
+    python_words,
     run,
 )
 from onnx import TensorProto, helper, numpy_helper
+from served import ROOT, Server
 
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.embedded import FOLDER as PACKAGED
@@ -190,6 +192,42 @@ def test_weights_of_minus_128_overflow_where_dotprod_lacks(cpu, tmp_path):
     right = {str(lowest): 64 * -128 * lowest for lowest in weights}  # of inputs 0, around a zero of 128
     assert found["-127"] == right["-127"]
     assert (found["-128"] == right["-128"]) == (cpu in WITH_DOTPROD)
+
+
+@pytest.fixture(scope="module")
+def server_packages(tmp_path_factory):
+    """A folder with what serves HTTP, which is Python alone, of this machine's environment."""
+    from importlib.util import find_spec
+
+    folder = tmp_path_factory.mktemp("site")
+    for name in ("uvicorn", "h11", "click"):
+        found = find_spec(name)
+        if found is None:
+            pytest.skip(f"no {name} here")
+        shutil.copytree(found.submodule_search_locations[0], folder / name)
+    return folder
+
+
+SCHEMA = {"type": "object", "required": ["lamp"], "properties": {"lamp": {"enum": ["on", "off"]}}}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("cpu", BY_DEFAULT)
+def test_the_server_says_there_what_generate_says_here(cpu, packaged, server_packages, tmp_path):
+    here = output(run(sys.executable, *GENERATE, cwd=packaged))
+    text = "".join(json.loads(line).get("text", "") for line in here.splitlines())
+    asked = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+    path = f"{SITE}:{server_packages}:{ROOT}/runtime:{ROOT}/bench"
+    with Server(packaged, python=python_words(cpu, path), options=["--cache-dir", tmp_path]) as server:
+        assert server.post("/v1/completions", **asked)["choices"][0]["text"] == text
+        chunks, _ = server.stream("/v1/completions", **asked)
+        assert "".join(each["choices"][0]["text"] for each in chunks) == text
+        formed = server.post("/api/generate", prompt=PROMPT, format=SCHEMA, stream=False, options={"temperature": 0})
+        assert json.loads(formed["response"])["lamp"] in ("on", "off")
+        connection, response = server.open("GET", "/")
+        assert response.status == 200 and b"<script>" in response.read()
+        connection.close()
+        assert server.close() == 0
 
 
 def test_the_poison_works(packaged, poison):

@@ -172,6 +172,47 @@ def test_from_nothing_to_text_then_upgraded_rolled_back_and_measured(place, expe
         calibrated(record, machine, tmp_path / "pi.toml")
 
 
+ASK = """
+import json, sys, urllib.request
+body = {"prompt": "Once upon a time", "max_tokens": int(sys.argv[1]), "temperature": 0, "ignore_eos": True}
+request = urllib.request.Request("http://127.0.0.1:8080/v1/completions", json.dumps(body).encode())
+print(json.load(urllib.request.urlopen(request))["choices"][0]["text"])
+"""
+UNTIL_SERVED = """
+for turn in $(seq 600); do
+    python3 -c 'import urllib.request; urllib.request.urlopen("http://127.0.0.1:8080/health")' 2>/dev/null && exit 0
+    sleep 1
+done
+systemctl status merino.service merino-serve.service; exit 1
+"""
+KILLED_UNDER_LOAD = """
+for number in $(seq 20); do (python3 ask.py 24 >answer$number 2>error$number || true) & done
+until [ "$(systemctl show --property ActiveState --value merino-serve.service)" = active ]; do sleep 1; done
+sleep 3; systemctl kill --signal=KILL merino-serve.service; wait
+cat answer*
+"""
+
+
+def test_the_service_serves_and_comes_back_after_a_kill_under_load(place, record, tmp_path):
+    here = edge_ok(None, "generate", place / "first", PROMPT, "-n", 24, "--temperature", 0, "--ignore-eos", "--json")
+    text = "".join(json.loads(line).get("text", "") for line in here.splitlines()).strip()
+    with boot(new_root(tmp_path / "root.img"), CPU, tmp_path) as machine:
+        with step(record, "flash --ssh --serve"):
+            out = edge_ok(machine, "flash", place / "first.merino", "--ssh", "board", "--trust", place / "fleet.pub",
+                          "--serve", "--json")  # fmt: skip
+            (row,) = json.loads(out)
+            assert row["error"] is None and any("merino-serve.service is enabled" in note for note in row["notes"])
+            machine.ssh(UNTIL_SERVED, timeout_s=1200)
+        with step(record, "the service is killed under load"):
+            machine.ssh("cat >ask.py", input=ASK)
+            assert machine.ssh("python3 ask.py 24").stdout.strip() == text
+            whole = machine.ssh(KILLED_UNDER_LOAD, timeout_s=600).stdout.strip()
+            assert whole.replace(text, "").strip() == "", "an answer that is none"
+            machine.ssh(UNTIL_SERVED, timeout_s=600)
+            assert machine.ssh("python3 ask.py 24").stdout.strip() == text
+            assert machine.ssh("systemctl show --property NRestarts --value merino-serve.service").stdout == "1\n"
+
+
 def measured(record, machine, place):
     with step(record, "bench --ssh") as found:
         out = edge_ok(machine, "bench", place / "first", *BENCH, "--ssh", "board")
