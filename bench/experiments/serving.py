@@ -4,13 +4,15 @@ speed beside llama.cpp's server on the same weights.
     python bench/experiments/serving.py BUNDLE -o bench/results/serving-x86-2cores.json [--llama FILE.gguf] [--turns 8]
 
 Each figure is taken in turn with its counterpart, `--turns` times: median, lowest and highest. BUNDLE needs a context
-of 1,300 tokens. --llama: the same weights, for llama.cpp's server of the package xllamacpp; no other part is run then.
+of 1,300 tokens. --llama: the same weights, for llama.cpp's server; no other part is run then. --llama-server: its
+program, built for this machine; else that of the package xllamacpp.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -30,15 +32,15 @@ from merino_runtime.api import open_model  # noqa: E402
 from merino_runtime.generation.generate import Done, Token, generate  # noqa: E402
 from merino_runtime.sampling import GREEDY  # noqa: E402
 
-TOKENS, BEHIND, CLIENTS = 128, 1000, (1, 4)
+TOKENS, BEHIND, CLIENTS, WAIT_S = 128, 1000, (1, 4), 60
 TEXTS = "/v1/completions"
 LLAMA = """
 import sys, time, xllamacpp
 given = xllamacpp.CommonParams()
-given.model.path, given.n_ctx, given.n_parallel, given.verbosity, given.port = sys.argv[1], 8192, 4, -1, 0
+given.model.path, given.n_ctx, given.n_parallel, given.verbosity = sys.argv[1], 8192, 4, -1
 given.cpuparams.n_threads = given.cpuparams_batch.n_threads = int(sys.argv[2])
+given.port = int(sys.argv[3])
 server = xllamacpp.Server(given)
-print(server.listening_address, flush=True)
 time.sleep(1e6)
 """
 
@@ -47,21 +49,21 @@ def summary(values):
     return {"median": statistics.median(values), "lowest": min(values), "highest": max(values), "count": len(values)}
 
 
-def opened(port, ids, count):
-    body = {"prompt": ids, "max_tokens": count, "temperature": 0, "ignore_eos": True, "stream": True}
-    connection = HTTPConnection("127.0.0.1", port, timeout=300)
-    connection.request("POST", TEXTS, json.dumps(body), {"Content-Type": "application/json"})
-    return connection
-
-
 def streamed(port, ids, count):
-    """Seconds to the first token, and for each one after it, as the client sees them."""
+    """Seconds to the first token, and for each one after it, as the client sees them. It does little itself: the
+    servers have no core of their own."""
+    body = json.dumps({"prompt": ids, "max_tokens": count, "temperature": 0, "ignore_eos": True, "stream": True})
+    head = f"POST {TEXTS} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    first, last, data = 0.0, 0.0, b""
     start = time.perf_counter()
-    connection = opened(port, ids, count)
-    times = [time.perf_counter() - start for line in connection.getresponse()
-             if line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["finish_reason"] is None]
-    connection.close()
-    return times[0], (times[-1] - times[0]) / max(1, count - 1)
+    with socket.create_connection(("127.0.0.1", port), timeout=300) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        while part := connection.recv(65536):
+            last = time.perf_counter() - start
+            first = first or (last if b"data: {" in part else 0.0)
+            data += part
+    assert b"[DONE]" in data and data.count(b"data: {") >= count / 2, data[-300:]
+    return first, (last - first) / max(1, count - 1)
 
 
 def direct(model, ids, count):
@@ -143,13 +145,29 @@ def memory_mb(bundle, threads):
 
 
 @contextlib.contextmanager
-def llama_server(path, threads):
-    process = subprocess.Popen([sys.executable, "-c", LLAMA, path, str(threads)], stdout=subprocess.PIPE, text=True)
+def llama_server(program, path, threads):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    own = [sys.executable, "-c", LLAMA, path, str(threads), str(port)]
+    given = [program, "-m", path, "-c", "8192", "-np", "4", "-t", str(threads), "--port", str(port)]
+    process = subprocess.Popen(given if program else own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        yield int(process.stdout.readline().strip().rpartition(":")[2])
+        end = time.monotonic() + WAIT_S
+        while not is_ready(port):
+            assert process.poll() is None and time.monotonic() < end, "llama.cpp's server does not start"
+            time.sleep(0.1)
+        yield port
     finally:
         process.kill()
         process.wait()
+
+
+def is_ready(port):
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    with contextlib.closing(connection), contextlib.suppress(OSError):
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    return False
 
 
 def tok_s(port, clients, turn):
@@ -167,10 +185,10 @@ def tok_s(port, clients, turn):
     return clients * TOKENS / (time.perf_counter() - start)
 
 
-def beside_llama(bundle, path, turns, threads):
+def beside_llama(bundle, program, path, turns, threads):
     found = {f"{name}, {clients} clients": [] for name in ("ours", "llama.cpp") for clients in CLIENTS}
     with Server(bundle, options=["--cache-mb", 0, "--slots", max(CLIENTS)], threads=threads) as server, \
-            llama_server(path, threads) as port:  # fmt: skip
+            llama_server(program, path, threads) as port:  # fmt: skip
         for turn in range(turns + 1):
             for clients in CLIENTS:
                 for name, at in (("ours", server.port), ("llama.cpp", port)):
@@ -185,6 +203,7 @@ def main():
     parser.add_argument("bundle")
     parser.add_argument("-o", type=Path, required=True)
     parser.add_argument("--llama", metavar="FILE")
+    parser.add_argument("--llama-server", metavar="PROGRAM")
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--disturbed", action="store_true", help="other programs ran beside it")
     given = parser.parse_args()
@@ -193,8 +212,9 @@ def main():
     record = kept_record(given.o, {"schema": 1, "cpus": os.cpu_count(), "bundles": {}})
     kept = record["bundles"].setdefault(name, {})
     if given.llama:
-        kept["llama"] = {"file": Path(given.llama).name, "disturbed": given.disturbed,
-                         "tok_s": beside_llama(given.bundle, given.llama, given.turns, os.cpu_count())}  # fmt: skip
+        speeds = beside_llama(given.bundle, given.llama_server, given.llama, given.turns, os.cpu_count())
+        kept["llama"] = {"file": Path(given.llama).name, "native": bool(given.llama_server), "tok_s": speeds,
+                         "disturbed": given.disturbed}  # fmt: skip
     else:
         kept["costs"] = {**costs(given.bundle, given.turns), "disturbed": given.disturbed}
         kept["steps_s"] = side_by_side(given.bundle, given.turns)

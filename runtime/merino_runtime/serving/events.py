@@ -3,7 +3,9 @@ import collections
 import contextlib
 from typing import Any, Deque, List, Optional, Tuple
 
-from merino_runtime.serving.asks import Event
+from merino_runtime.serving.asks import Ended, Event, Failed
+
+STREAM_S, WHOLE_S = 0.02, 0.25  # between two writes of a stream, two looks at an answer that is written whole
 
 
 class LeftError(Exception):
@@ -11,17 +13,26 @@ class LeftError(Exception):
 
 
 class Events:
-    """Of one answer. A token wakes the task once: on a board, each turn of asyncio's loop costs as much as the token's
-    JSON."""
+    """Of one answer. The first that comes wakes the task at once. Then it is left alone for `gather_s`, and what comes
+    meanwhile goes into one write: where a step has all the cores, each wake of the task holds one up."""
 
     def __init__(self, loop: Any) -> None:
-        self._loop, self._left, self._called, self._late = loop, False, False, False
+        self.gather_s = STREAM_S
+        self._loop, self._left, self._late = loop, False, False
+        self._called = False  # to wake the task
+        self._gathers = False  # a timer will wake it
+        self._ends = False  # what is there ends a choice, and goes out at once
         self._found: Deque[Tuple[int, Event]] = collections.deque()
         self._waiter: Any = None
 
     def put(self, place: int, event: Event) -> None:
         """From another thread."""
         self._found.append((place, event))
+        self._ends = self._ends or isinstance(event, (Ended, Failed))
+        if self._ends or not self._gathers:
+            self._call()
+
+    def _call(self) -> None:
         if not self._called:
             self._called = True
             with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
@@ -41,15 +52,25 @@ class Events:
         self._late = True
         self._wake()
 
+    def _end_gathering(self) -> None:
+        self._gathers = False  # before it looks: what comes later calls
+        if self._found:
+            self._wake()
+
     def take(self) -> List[Tuple[int, Event]]:
         """Those that there are now. More may come as fast as they are taken, and other connections wait."""
-        return [self._found.popleft() for _ in range(len(self._found))]
+        self._ends = False
+        found = [self._found.popleft() for _ in range(len(self._found))]
+        if not self._gathers:
+            self._gathers = True
+            self._loop.call_later(self.gather_s, self._end_gathering)
+        return found
 
     async def wait(self, timeout_s: Optional[float]) -> None:
-        """Until there is one, or for so long. Raises LeftError."""
+        """Until there is something to write, or for so long. Raises LeftError."""
         self._late = False
         timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._end_wait)
-        while not (self._found or self._left or self._late):  # what woke it may have been taken already
+        while not (self._left or self._late or self._found and (self._ends or not self._gathers)):
             self._waiter = self._loop.create_future()
             await self._waiter
         if timer is not None:

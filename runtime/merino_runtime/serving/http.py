@@ -12,7 +12,7 @@ from merino_runtime.bundle.requirements import require
 from merino_runtime.serving import connections
 from merino_runtime.serving.application import Application, Request, Response, UnderWay, refused
 from merino_runtime.serving.asks import TOO_LARGE, TOO_SLOW, UNAVAILABLE, RefusedError
-from merino_runtime.serving.events import Events, LeftError
+from merino_runtime.serving.events import WHOLE_S, Events, LeftError
 
 LARGEST_BODY = 4 * 2 ** 20
 MOST_HELD = 32 * 2 ** 20  # of all bodies that are arriving
@@ -108,6 +108,7 @@ async def _stream(send: Send, handled: UnderWay, events: Events) -> None:
 
 
 async def _whole(handled: UnderWay, events: Events) -> Response:
+    events.gather_s = WHOLE_S
     while not handled.over:
         await events.wait(None)
         for each in events.take():
