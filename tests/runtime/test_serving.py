@@ -54,7 +54,8 @@ def test_a_stream_says_the_same_as_a_whole_answer(server, name):
     whole = server.post(CHAT, messages=said("The miller counts"), model=name, **GREEDY)
     choice = whole["choices"][0]
     usage = {"include_usage": True}
-    chunks, _ = server.stream(CHAT, messages=said("The miller counts"), stream_options=usage, **GREEDY)
+    chunks, _ = server.stream(CHAT, messages=said("The miller counts"), stream_options=usage, timings_per_token=True,
+                              **GREEDY)
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     texts = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"]]
     assert "".join(texts) == choice["message"]["content"] != ""
@@ -63,6 +64,8 @@ def test_a_stream_says_the_same_as_a_whole_answer(server, name):
     for usage, cached in ((whole["usage"], 0), (chunks[-1]["usage"], whole["usage"]["prompt_tokens"] - 1)):
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
         assert usage["prompt_tokens_details"]["cached_tokens"] >= cached
+    counts = [chunk["timings"]["predicted_n"] for chunk in chunks[:-1]]  # some tokens go into one chunk
+    assert counts == sorted(counts) and counts[0] >= 1
     assert chunks[-2]["timings"]["predicted_n"] == whole["timings"]["predicted_n"] == 12
 
 

@@ -48,11 +48,12 @@ class Progress(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A token; or, with id None, text that was withheld until the end."""
+    """A token; or, with id None, text that was withheld until the end. Or several tokens that are told together."""
     id: Optional[int]
     text: str
     likely: Optional[Likely] = None
     of_prompt: bool = False
+    count: int = 1
 
 
 class Used(NamedTuple):

@@ -36,6 +36,7 @@ class Choice:
         self.content, self.thinking = "", ""
         self.calls: List[Call] = []
         self.pieces: List[Piece] = []
+        self.tokens = 0  # generated so far
         self.reason: Optional[str] = None
         self.used: Optional[Used] = None
         self.refusal: Optional[RefusedError] = None
@@ -46,6 +47,7 @@ class Choice:
                 self.pieces.append(event)
             if not event.of_prompt:
                 self.raw += event.text
+                self.tokens += event.count if event.id is not None else 0
             return self._keep(self._split(event.text))
         if isinstance(event, Ended):
             found = self._keep(self._rest())

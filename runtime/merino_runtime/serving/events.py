@@ -3,7 +3,7 @@ import collections
 import contextlib
 from typing import Any, Deque, List, Optional, Tuple
 
-from merino_runtime.serving.asks import Ended, Event, Failed
+from merino_runtime.serving.asks import Ended, Event, Failed, Piece
 
 STREAM_S, WHOLE_S = 0.02, 0.25  # between two writes of a stream, two looks at an answer that is written whole
 
@@ -60,7 +60,15 @@ class Events:
     def take(self) -> List[Tuple[int, Event]]:
         """Those that there are now. More may come as fast as they are taken, and other connections wait."""
         self._ends = False
-        found = [self._found.popleft() for _ in range(len(self._found))]
+        found: List[Tuple[int, Event]] = []
+        for _ in range(len(self._found)):
+            place, event = self._found.popleft()
+            if found and found[-1][0] == place:
+                both = together(found[-1][1], event)
+                if both is not None:
+                    found[-1] = place, both
+                    continue
+            found.append((place, event))
         if not self._gathers:
             self._gathers = True
             self._loop.call_later(self.gather_s, self._end_gathering)
@@ -77,3 +85,12 @@ class Events:
             timer.cancel()
         if self._left:
             raise LeftError
+
+
+def together(one: Event, other: Event) -> Optional[Piece]:
+    """Two tokens of which nothing is told but their text, as one: of a write, the JSON of each costs the most."""
+    for each in (one, other):
+        if not isinstance(each, Piece) or each.id is None or each.likely is not None or each.of_prompt:
+            return None
+    assert isinstance(one, Piece) and isinstance(other, Piece)
+    return Piece(other.id, one.text + other.text, count=one.count + other.count)

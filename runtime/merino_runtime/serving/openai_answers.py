@@ -70,6 +70,8 @@ class Answer:
         chunk["choices"] = list(choices)
         if self.wanted.usage:
             chunk["usage"] = None
+        if self.wanted.counts:
+            chunk["timings"] = {"predicted_n": sum(choice.tokens for choice in self.choices)}
         return chunk
 
     def _chat_chunks(self, place: int, event: Event, deltas: List[Delta], calls: int) -> List[Json]:

@@ -36,6 +36,7 @@ class Wanted(NamedTuple):
     stream: bool
     usage: bool  # in a stream: a chunk with the usage at the end
     chat: bool
+    counts: bool = False  # in a stream: each chunk says how many tokens there are
     tools: bool = False
     thinks: bool = False
     logprobs: bool = False
@@ -130,7 +131,8 @@ def completions_of(body: Body, prompts: Prompts, limits: Limits, client: str) ->
 def _wanted(body: Body, kind: str, **more: Any) -> Wanted:
     return Wanted(id=f"{kind}-{uuid.uuid4().hex[:24]}", created=int(time.time()), model=fields.text(body, "model", ""),
                   stream=fields.flag(body, "stream"),
-                  usage=fields.flag(fields.an_object(body, "stream_options"), "include_usage"), **more)
+                  usage=fields.flag(fields.an_object(body, "stream_options"), "include_usage"),
+                  counts=fields.flag(body, "timings_per_token"), **more)
 
 
 def prompts_of(body: Body) -> List[Any]:

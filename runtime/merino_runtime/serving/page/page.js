@@ -119,7 +119,7 @@ function atTheEnd(change) {
 }
 
 function bodyOf() {
-  const system = at("system").value, body = {model: chosen() && chosen().id, stream: true};
+  const system = at("system").value, body = {model: chosen() && chosen().id, stream: true, timings_per_token: true};
   for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
     if (at(name).value !== "") body[name] = Number(at(name).value);
   }
@@ -155,7 +155,7 @@ async function answer(undo) {
   if (running) return;
   const message = {role: "assistant", model: chosen() && chosen().id, content: "", thinking: "", note: ""};
   const control = running = new AbortController(), began = performance.now();
-  let first = 0, pieces = 0, fault = "", last = {};
+  let first = 0, before = 0, fault = "", last = {};
   notice("");
   busy(true);
   draw();
@@ -177,12 +177,16 @@ async function answer(undo) {
       }
       const {delta = {}, text = ""} = event.choices[0] || {}, said = delta.content || text;
       if (said || delta.reasoning_content) {
-        if (!first) { first = performance.now(); view.note(""); at("first").textContent = seconds(first - began); }
-        pieces += 1;
-        if (pieces > 5) speed(1000 * (pieces - 1) / (performance.now() - first));
+        const count = event.timings ? event.timings.predicted_n : 0;
+        if (!first) {
+          [first, before] = [performance.now(), count];
+          view.note("");
+          at("first").textContent = seconds(first - began);
+        }
+        if (count > before + 5) speed(1000 * (count - before) / (performance.now() - first));
         atTheEnd(() => { if (said) view.say(said); else view.think(delta.reasoning_content); });
       }
-      if (event.timings) last = event;
+      if (event.stop_reason) last = event;
     }
   } catch (error) {
     if (control.signal.aborted) fault = "Stopped.";
