@@ -5,7 +5,7 @@ from typing import Any, Deque, List, Optional, Tuple
 
 from merino_runtime.serving.asks import Ended, Event, Failed, Piece
 
-STREAM_S, WHOLE_S = 0.02, 0.25  # between two writes of a stream, two looks at an answer that is written whole
+STREAM_S, WHOLE_S = 0.05, 0.25  # between two writes of a stream, two looks at an answer that is written whole
 
 
 class LeftError(Exception):
