@@ -53,7 +53,7 @@ class Piece(NamedTuple):
     text: str
     likely: Optional[Likely] = None
     of_prompt: bool = False
-    count: int = 1
+    tokens: int = 1
 
 
 class Used(NamedTuple):

@@ -47,7 +47,7 @@ class Choice:
                 self.pieces.append(event)
             if not event.of_prompt:
                 self.raw += event.text
-                self.tokens += event.count if event.id is not None else 0
+                self.tokens += event.tokens if event.id is not None else 0
             return self._keep(self._split(event.text))
         if isinstance(event, Ended):
             found = self._keep(self._rest())

@@ -93,4 +93,4 @@ def together(one: Event, other: Event) -> Optional[Piece]:
         if not isinstance(each, Piece) or each.id is None or each.likely is not None or each.of_prompt:
             return None
     assert isinstance(one, Piece) and isinstance(other, Piece)
-    return Piece(other.id, one.text + other.text, count=one.count + other.count)
+    return Piece(other.id, one.text + other.text, tokens=one.tokens + other.tokens)
