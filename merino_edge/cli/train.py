@@ -51,6 +51,14 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="number of optimiser steps; default: 1000")] = None,
     batch: Annotated[int | None, typer.Option(help="batch size, in sequences of context length; default: 16")] = None,
+    accumulate: Annotated[
+        int, typer.Option(metavar="PARTS", min=1, help="compute a step's batch in so many parts, to save memory")
+    ] = 1,
+    evaluations: Annotated[int | None, typer.Option(help="evaluations and saved states in a run; default: 10")] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="end after so many evaluations without a lower held-out loss, with the best weights"),
+    ] = None,
     length: Annotated[
         int | None, typer.Option(help="tokens of a row; default: the context, in fine-tuning 1024 at most")
     ] = None,
@@ -67,7 +75,10 @@ def train(
         int | None,
         typer.Option(metavar="RANK", help="fine-tune adapters of this rank, merged at the end; default: all weights"),
     ] = None,
-    bf16: Annotated[bool | None, typer.Option("--bf16", help="train in bfloat16 where the machine supports it")] = None,
+    bf16: Annotated[
+        bool | None, typer.Option(help="train in bfloat16; default: on a GPU that has it, and not on a CPU")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write logs for TensorBoard too")] = False,
     seed: Annotated[int | None, typer.Option(help="random seed; default: 0")] = None,
     threads: Annotated[
         int | None, typer.Option("-t", "--threads", min=1, help="number of threads; default: torch's choice")
@@ -95,7 +106,7 @@ def train(
     check_files([tokenizer] if tokenizer else (), "--tokenizer")
     given = {
         "steps": steps, "batch": batch, "length": length, "cut_long": cut_long, "learning_rate": learning_rate,
-        "seed": seed, "bf16": bf16, "lora": lora,
+        "seed": seed, "bf16": bf16, "lora": lora, "patience": patience, "evaluations": evaluations,
     }  # fmt: skip
     asked = {key: value for key, value in given.items() if value is not None}
     kept = kept_recipe(out, resume)
@@ -103,22 +114,30 @@ def train(
     if not is_finished(out):
         check_out(out, resume)
 
+    import torch
     from transformers.utils import logging
 
+    from merino_edge.training.processes import is_first
     from merino_edge.training.train import train as run
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # one for each saved state
     begin = plan or pretrained_of(source, vocab)
-    if begin.pretrained and not kept:
-        usual = {"learning_rate": LORA_RATE if lora else TUNING_RATE, "length": min(begin.architecture.context, LENGTH)}
+    if not kept:
+        usual: dict[str, Any] = {"bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported()}
+        if begin.pretrained:
+            usual["learning_rate"] = LORA_RATE if lora else TUNING_RATE
+            usual["length"] = min(begin.architecture.context, LENGTH)
         recipe = Recipe(**{**usual, **asked})
     with counted_progress() as progress:
         record = run(
             begin.architecture, data, out, recipe=recipe, name=begin.name, design=begin.design,
             pretrained=begin.pretrained, tokenizer_file=tokenizer, held_out=held_out or (), resume=resume,
-            threads=threads, ignore_memory=ignore_memory, say=say, progress=progress,
+            threads=threads, parts=accumulate, tensorboard=tensorboard, ignore_memory=ignore_memory, say=say,
+            progress=progress,
         )  # fmt: skip
+    if not is_first():
+        return
     put(f"held-out loss {record['held_out_loss']:.3f} nats per token, perplexity {record['held_out_perplexity']:.2f}")
     say(f"the checkpoint is {out}")
 

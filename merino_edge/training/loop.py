@@ -13,11 +13,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from merino_edge.training.data.rows import NOT_LEARNED, RowSet
+from merino_edge.training.data.sources import INSTALL
+from merino_edge.training.logs import write_csv
 from merino_edge.training.needs import held_mb
-from merino_edge.training.recipe import Recipe
+from merino_edge.training.optimiser import muon_for
+from merino_edge.training.processes import any_of_them, part_of, wait_for_all
+from merino_edge.training.recipe import BETA2, DECAY_SHARE, Recipe
 from merino_edge.training.run_folder import mark_whole
 from merino_runtime.errors import MerinoError
 
@@ -46,6 +51,26 @@ class CheckedTrainer(Trainer):
     """A Trainer that ends at a loss or gradient that is not finite, before it reaches a weight, and whose held-out loss
     is the mean over tokens: transformers' is over rows, which differ in how many tokens of theirs are learned."""
 
+    def __init__(self, recipe: Recipe, **keys: Any):
+        self.recipe = recipe
+        super().__init__(**keys)
+
+    def create_optimizer(self, *arguments: Any, **keys: Any) -> torch.optim.Optimizer:
+        if self.recipe.optimiser == "muon" and self.optimizer is None:
+            self.optimizer = muon_for(self.model, self.recipe)
+        return super().create_optimizer(*arguments, **keys)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.recipe.z_loss and model.training:
+            kept = inputs["labels"][:, 1:] != NOT_LEARNED
+            sums = outputs["logits"][:, :-1].float().logsumexp(-1)
+            share = self.accelerator.num_processes / num_items_in_batch
+            loss = loss + self.recipe.z_loss * share * (sums.square() * kept).sum()
+        return (loss, outputs) if return_outputs else loss
+
     def training_step(self, model: torch.nn.Module, *arguments: Any, **keys: Any) -> torch.Tensor:
         loss = super().training_step(model, *arguments, **keys)
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
@@ -54,12 +79,14 @@ class CheckedTrainer(Trainer):
         return loss
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **keys: Any) -> Any:
-        learned = int((inputs["labels"][:, 1:] != NOT_LEARNED).sum())
+        """The loss of these rows is weighted by their tokens, so that its mean over all rows is that over tokens."""
         rows, held_out = len(inputs["labels"]), self.eval_dataset
         assert isinstance(held_out, RowSet)
+        learned = float(self._get_num_items_in_batch([inputs], self.args.device) or 0)  # in the rows of all processes
         loss, logits, labels = super().prediction_step(model, inputs, *rest, **keys)
         assert loss is not None
-        return loss * (learned * len(held_out) / (held_out.learned * rows)), logits, labels
+        share = learned / self.accelerator.num_processes * len(held_out) / (held_out.learned * rows)
+        return loss * share if learned else torch.zeros_like(loss), logits, labels
 
 
 def check_finite(what: str, value: float, step: int, learning_rate: float) -> None:
@@ -73,10 +100,14 @@ def check_finite(what: str, value: float, step: int, learning_rate: float) -> No
 
 class Watch(TrainerCallback):
     """Progress, time and memory of a run; marks saved states as whole; ends the run after the step in which `stop` was
-    set, with a saved state. `folder`: that of the saved states."""
+    set in any process, with a saved state, and after `patience` evaluations without a lower held-out loss. `folder`:
+    that of the saved states."""
 
-    def __init__(self, folder: Path, stop: threading.Event, say: Callable[[str], None], progress: Progress):
-        self.folder, self.stop, self.say, self.progress = folder, stop, say, progress
+    def __init__(
+        self, folder: Path, stop: threading.Event, patience: int, say: Callable[[str], None], progress: Progress
+    ):
+        self.folder, self.stop, self.patience, self.say, self.progress = folder, stop, patience, say, progress
+        self.ended_early = False
         self.first, self.began = 0, 0.0  # the first step of this process that is timed, and when it began
 
     def on_step_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -88,7 +119,7 @@ class Watch(TrainerCallback):
             self.first = state.global_step
         elif state.global_step == self.first + TIMED_STEPS and state.global_step < state.max_steps:
             self.say(f"{self.step_seconds(state):.2g} s per step, {self.to_go(state)}; {held_mb():,.0f} MB held")
-        if self.stop.is_set() and state.global_step < state.max_steps:
+        if any_of_them(self.stop.is_set()) and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -99,9 +130,18 @@ class Watch(TrainerCallback):
 
     def on_evaluate(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         check_finite("held-out loss", kwargs["metrics"]["eval_loss"], state.global_step, args.learning_rate)
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if self.patience and len(losses) - 1 - losses.index(min(losses)) >= self.patience:
+            if state.global_step < state.max_steps:
+                self.say(f"no lower held-out loss in {self.patience} evaluations: ended at step {state.global_step}")
+            self.ended_early = control.should_training_stop = True
+        if state.is_world_process_zero:
+            write_csv(self.folder, state.log_history)
 
     def on_save(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        mark_whole(self.folder / f"checkpoint-{state.global_step}")
+        wait_for_all()  # each process writes the state of its generators
+        if state.is_world_process_zero:
+            mark_whole(self.folder / f"checkpoint-{state.global_step}")
 
     def step_seconds(self, state: TrainerState) -> float:
         return (time.perf_counter() - self.began) / (state.global_step - self.first)
@@ -138,38 +178,53 @@ def stop_on_ctrl_c() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def add_watch(trainer: Trainer, watch: Watch) -> None:
-    """In place of transformers' own output, which goes to stdout."""
+def add_watch(trainer: Trainer, watch: Watch, tensorboard: bool) -> None:
+    """In place of transformers' own output, which goes to stdout. `tensorboard`: whether logs are written for it."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(watch)
+    if tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MerinoError(f"--tensorboard needs tensorboard: {INSTALL}") from error
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(watch.folder / "tensorboard"))))
 
 
-def training_arguments(recipe: Recipe, folder: Path) -> Arguments:
-    """AdamW, linear warm-up, cosine decay, gradients clipped at norm 1. Ten evaluations and saved states per run, of
-    which the last two are kept."""
-    tenth = max(1, recipe.steps // 10)
+def training_arguments(recipe: Recipe, folder: Path, parts: int = 1) -> Arguments:
+    """AdamW, linear warm-up, cosine decay, gradients clipped at norm 1. The last two saved states are kept, and with
+    patience the best one. `parts`: in which a process computes its rows of a step, to save memory."""
+    between = max(1, recipe.steps // recipe.evaluations)
+    rows = part_of(recipe.batch, parts)
+    wsd = recipe.schedule == "wsd"
     return Arguments(
         output_dir=str(folder),
         max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.batch,
-        per_device_eval_batch_size=recipe.batch,
+        per_device_train_batch_size=rows,
+        per_device_eval_batch_size=rows,
+        gradient_accumulation_steps=parts,
         learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type="warmup_stable_decay" if wsd else "cosine",
+        lr_scheduler_kwargs={"num_decay_steps": round(recipe.steps * DECAY_SHARE), "decay_type": "linear"}
+        if wsd
+        else {},
         warmup_steps=max(1, round(recipe.steps * recipe.warmup_share)),
         weight_decay=recipe.weight_decay,
-        adam_beta2=0.95,
+        adam_beta2=BETA2,
         max_grad_norm=1.0,
         bf16=recipe.bf16,
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="steps",
-        eval_steps=tenth,
-        save_steps=tenth,
+        eval_steps=between,
+        save_steps=between,
         save_total_limit=2,
+        load_best_model_at_end=recipe.patience > 0,
+        metric_for_best_model="eval_loss",
         logging_steps=max(1, recipe.steps // 100),
         logging_nan_inf_filter=False,  # it would log an average in place of a loss that is not finite
         disable_tqdm=True,
         seed=recipe.seed,
         train_sampling_strategy="sequential",  # the rows come in the order of the run
+        remove_unused_columns=False,
         report_to=[],
         include_num_input_tokens_seen="all",
         dataloader_pin_memory=False,

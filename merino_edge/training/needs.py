@@ -97,14 +97,20 @@ def held_mb() -> float:
     return peak_rss_mb()
 
 
-def check_memory(arch: Geometry, recipe: Recipe, *, ignore: bool, trained: int | None = None) -> str:
-    """A line on what the run needs and what there is. Raises MerinoError where it does not fit, unless `ignore`."""
-    need, there, now = need_of(arch, recipe, trained), available_bytes(), process_bytes()
+def check_memory(
+    arch: Geometry, recipe: Recipe, *, ignore: bool, trained: int | None = None, rows: int | None = None
+) -> str:
+    """A line on what the run needs and what there is. `rows`: that are computed at once; None: a batch.
+
+    Raises MerinoError where it does not fit, unless `ignore`.
+    """
+    need, there, now = need_of(arch, recipe, trained, rows), available_bytes(), process_bytes()
     said = f"training needs about {size(now + need.total)}: {size(now)} that this process holds with its libraries, and"
     said += f" {need}; {size(there)} are available for these"
     if need.total > there and not ignore:
         raise MerinoError(
-            f"{said}. {largest_batch(arch, recipe, there, trained)}. Shorter rows (--length) and a smaller vocabulary"
+            f"{said}. {largest_batch(arch, recipe, there, trained)}; --accumulate computes a"
+            " batch in parts. Shorter rows (--length) and a smaller vocabulary"
             " (`design --vocab`) need less too. --ignore-memory starts all the same"
         )
     return said

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from merino_runtime.errors import MerinoError
 
+OPTIMISERS, SCHEDULES = ("adamw", "muon"), ("cosine", "wsd")
+BETA2 = 0.95  # of AdamW
+DECAY_SHARE = 0.2  # of the steps, in which `wsd` lowers the rate to 0
 MOST_SEEDS = 2**32  # numpy's generator takes no other
 
 
@@ -17,6 +20,12 @@ class Recipe:
         batch: rows of a step.
         length: tokens of a row; None: the model's context.
         cut_long: whether samples longer than a row lose their ends, instead of being refused.
+        patience: evaluations without a lower held-out loss after which the run ends, with the weights of the best one;
+            0: it takes all steps.
+        evaluations: of the held-out loss, and saved states, in a whole run.
+        optimiser: `adamw`, or `muon`, which takes the matrices from it.
+        schedule: of the rate behind the warm-up: `cosine`, or `wsd`, constant and then linearly down in DECAY_SHARE.
+        z_loss: weight of the squared log-sum of the logits' exponentials in the loss.
         lora: rank of the adapters that are trained in place of the weights; 0: the weights.
     """
 
@@ -30,16 +39,28 @@ class Recipe:
     length: int | None = None
     cut_long: bool = False
     lora: int = 0
-
-    @property
-    def rows_per_step(self) -> int:
-        return self.batch
+    patience: int = 0
+    evaluations: int = 10
+    optimiser: str = "adamw"
+    schedule: str = "cosine"
+    z_loss: float = 0.0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
             raise MerinoError(f"--steps {self.steps} and --batch {self.batch} must both be at least 1")
         if self.length is not None and self.length < 2:
             raise MerinoError(f"--length {self.length} must be at least 2 tokens")
+        if self.patience < 0 or self.evaluations < 1:
+            raise MerinoError(
+                f"--patience {self.patience} must be at least 0, --evaluations {self.evaluations} at least 1"
+            )
+        for option, value, known in (
+            ("optimiser", self.optimiser, OPTIMISERS), ("schedule", self.schedule, SCHEDULES)
+        ):  # fmt: skip
+            if value not in known:
+                raise MerinoError(f"{option} {value!r} is not known: known are {', '.join(known)}")
+        if not (math.isfinite(self.z_loss) and self.z_loss >= 0):
+            raise MerinoError(f"z_loss {self.z_loss:g} must be at least 0")
         if self.lora < 0:
             raise MerinoError(f"--lora {self.lora} must be a rank of at least 1, such as 16")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):

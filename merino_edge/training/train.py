@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +19,11 @@ from merino_edge.families.hugging_face import build_model, save_model
 from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import write_text
 from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash, train_tokenizer
+from merino_edge.training import processes
 from merino_edge.training.data.material import RunRows, Sources, bpe_text, run_rows
 from merino_edge.training.data.shards import Reading
 from merino_edge.training.data.sources import data_sources, file_of
+from merino_edge.training.logs import write_csv, write_picture
 from merino_edge.training.loop import (
     CheckedTrainer,
     Progress,
@@ -58,6 +61,16 @@ ADAPTER = "adapter"  # the folder of a LoRA run's, in peft's form
 SPECIAL = ("bos_token", "eos_token", "pad_token")
 
 
+class Begins(NamedTuple):
+    """What a run begins from."""
+
+    name: str
+    arch: Geometry
+    recipe: Recipe
+    pretrained: Pretrained | None
+    tokenizer_file: Path | None
+
+
 class Material(NamedTuple):
     """What a run is, and the tokens that it trains on and is judged by."""
 
@@ -88,6 +101,8 @@ def train(
     held_out: Sequence[str | Path] = (),
     resume: bool = False,
     threads: int | None = None,
+    parts: int = 1,
+    tensorboard: bool = False,
     ignore_memory: bool = False,
     say: Callable[[str], None] = silent,
     progress: Progress = silent,
@@ -97,37 +112,51 @@ def train(
     `data`, `held_out`: as `data_source` takes them; without `held_out` the last of each of `data` are held out.
     `name`: what the model is called. `design`: written beside the weights. `pretrained`: a model of this geometry to go
     on from, with its own tokenizer; None: weights are drawn. `resume`: go on from the last whole saved
-    state in `out`. `say` takes lines for people.
+    state in `out`. `parts`: in which a step's rows are computed. `say` takes lines for people.
+
+    Under torchrun all processes call it: each computes its share of a step's rows, the first one does all else.
 
     Raises MerinoError where `out` is in use or holds another run, for text or a tokenizer that does not do, where
     memory or disk do not suffice, and where the loss is not finite. Raises KeyboardInterrupt after ctrl-C.
     """
+    if not processes.is_first():
+        say = progress = silent
     trained = trained_count(pretrained, recipe.lora)
     check_start(arch, recipe, pretrained, tokenizer_file)
-    if not is_finished(out):
-        check_out(out, resume)
-        say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained))
-        check_disk(arch, out, resume, trained)
-    sources = read(data, held_out)
-    given = pretrained.tokenizer if pretrained else tokenizer_file
-    run = Run(
-        name=name, family=family_of(arch).name, architecture=arch, recipe=recipe, data=sources.data_files,
-        held_out=sources.held_out_files, tokenizer_sha256=tokenizer_hash(load_tokenizer(given)) if given else "",
+    rows = processes.part_of(recipe.batch, parts)
+    begins = Begins(name, arch, recipe, pretrained, tokenizer_file)
+
+    def judged() -> tuple[Run, Sources, bool]:
+        if not is_finished(out):
+            check_out(out, resume)
+            say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=rows))
+            check_disk(arch, out, resume, trained)
+        sources = read(data, held_out)
+        return run_of(begins, sources), sources, is_finished(out)
+
+    with processes.joined():
+        run, sources, finished = processes.by_the_first(judged)
+        if finished:
+            return finished_record(out, run, say)
+        alone = locked(out) if processes.is_first() else nullcontext()
+        with alone, disk_told(out / STATE), memory_told(arch, recipe, trained):
+            if threads is not None:
+                torch.set_num_threads(threads)
+            processes.by_the_first(lambda: prepare(out, run, sources, begins, resume, say))
+            material = load(out, sources, pretrained, rows)
+            trainer, seconds = fit(material, out, resume, parts, tensorboard, say, progress)
+            return write_checkpoint(trainer, material, out, design, seconds)
+
+
+def run_of(begins: Begins, sources: Sources) -> Run:
+    pretrained = begins.pretrained
+    given = pretrained.tokenizer if pretrained else begins.tokenizer_file
+    return Run(
+        name=begins.name, family=family_of(begins.arch).name, architecture=begins.arch, recipe=begins.recipe,
+        data=sources.data_files, held_out=sources.held_out_files,
+        tokenizer_sha256=tokenizer_hash(load_tokenizer(given)) if given else "",
         weights_sha256=weights_hash(pretrained.model) if pretrained else "",
     )  # fmt: skip
-    if is_finished(out):
-        return finished_record(out, run, say)
-    with locked(out), disk_told(out / STATE), memory_told(arch, recipe, trained):
-        check_out(out, resume)  # again: now no other process can change it
-        if resume:
-            material = resumed(out, run, sources, pretrained, say)
-        else:
-            clear_begun(out)
-            material = begun(out, run, sources, pretrained, tokenizer_file, say)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        trainer, seconds = fit(material, out, resume, say, progress)
-        return write_checkpoint(trainer, material, out, design, seconds)
 
 
 def check_start(arch: Geometry, recipe: Recipe, pretrained: Pretrained | None, tokenizer_file: Path | None) -> None:
@@ -153,51 +182,63 @@ def finished_record(out: Path, run: Run, say: Callable[[str], None]) -> dict[str
     return json.loads((out / RECORD).read_bytes())
 
 
-def begun(
-    out: Path, run: Run, sources: Sources, pretrained: Pretrained | None, tokenizer_file: Path | None,
-    say: Callable[[str], None],
-) -> Material:  # fmt: skip
-    """A new run. Its tokenizer and what it is are written down before it begins."""
-    vocab, chat = run.architecture.vocab, None
-    if pretrained:
-        tokenizer, chat = load_tokenizer(pretrained.tokenizer), pretrained.chat
-    elif tokenizer_file:
-        tokenizer, chat = load_tokenizer(tokenizer_file), read_chat_template(tokenizer_file.parent)
-    else:
-        tokenizer = train_tokenizer(bpe_text(sources, vocab, say), vocab)
-    check_fits(tokenizer, vocab)
-    run = run.model_copy(update={"tokenizer_sha256": tokenizer_hash(tokenizer)})
-    material = pack(run, sources, tokenizer, chat, pretrained, say)
-    if chat:
-        write_text(out / STATE / CHAT, json.dumps({**chat._asdict(), "source": "the chat template"}, indent=1) + "\n")
-    write_text(out / STATE / TOKENIZER, tokenizer.to_str())
+def prepare(out: Path, run: Run, sources: Sources, begins: Begins, resume: bool, say: Callable[[str], None]) -> None:
+    """A new run's tokenizer and what it is, written down in `out` when its tokens are made. Of a run that goes on, they
+    are judged."""
+    check_out(out, resume)  # again: now no other process can change it
+    if resume:
+        kept, reading = kept_reading(out, begins.pretrained)
+        check_same(kept, run, out)
+        tokens(kept, sources, reading, say)
+        return
+    clear_begun(out)
+    reading = reading_of(begins, sources, say)
+    check_fits(reading.tokenizer, run.architecture.vocab)
+    run = run.model_copy(update={"tokenizer_sha256": tokenizer_hash(reading.tokenizer)})
+    tokens(run, sources, reading, say)
+    if reading.chat:
+        chat = {**reading.chat._asdict(), "source": "the chat template"}
+        write_text(out / STATE / CHAT, json.dumps(chat, indent=1) + "\n")
+    write_text(out / STATE / TOKENIZER, reading.tokenizer.to_str())
     write_text(out / STATE / RUN, run.model_dump_json(indent=1) + "\n")
-    return material
 
 
-def resumed(
-    out: Path, run: Run, sources: Sources, pretrained: Pretrained | None, say: Callable[[str], None]
-) -> Material:
-    """The run in `out`, with its tokenizer. Raises MerinoError where `run` is another one."""
+def reading_of(begins: Begins, sources: Sources, say: Callable[[str], None]) -> Reading:
+    if begins.pretrained:
+        return own_reading(begins.pretrained, load_tokenizer(begins.pretrained.tokenizer), begins.pretrained.chat)
+    if begins.tokenizer_file:
+        return Reading(load_tokenizer(begins.tokenizer_file), read_chat_template(begins.tokenizer_file.parent))
+    vocab = begins.arch.vocab
+    return Reading(train_tokenizer(bpe_text(sources, vocab, say), vocab))
+
+
+def own_reading(pretrained: Pretrained | None, tokenizer: Tokenizer, chat: ChatTemplate | None) -> Reading:
+    return Reading(tokenizer, chat, pretrained.stop_ids[0] if pretrained and pretrained.stop_ids else None)
+
+
+def kept_reading(out: Path, pretrained: Pretrained | None) -> tuple[Run, Reading]:
+    """(the run in `out`, its tokenizer and chat template). Raises MerinoError where they are not whole."""
     kept = kept_run(out)
     if kept is None:
         raise MerinoError(f"{out / STATE} has no {RUN}, so it is not known how the run began. {ELSEWHERE}")
-    check_same(kept, run, out)
     tokenizer = load_tokenizer(out / STATE / TOKENIZER)
     if tokenizer_hash(tokenizer) != kept.tokenizer_sha256:
         raise MerinoError(f"{out / STATE / TOKENIZER} is no longer the run's tokenizer. {ELSEWHERE}")
     path = out / STATE / CHAT
     chat = ChatTemplate(**read_json(str(path), ELSEWHERE)) if path.is_file() else None
-    return pack(kept, sources, tokenizer, chat, pretrained, say)
+    return kept, own_reading(pretrained, tokenizer, chat)
 
 
-def pack(
-    run: Run, sources: Sources, tokenizer: Tokenizer, chat: ChatTemplate | None, pretrained: Pretrained | None,
-    say: Callable[[str], None],
-) -> Material:  # fmt: skip
-    reading = Reading(tokenizer, chat, pretrained.stop_ids[0] if pretrained and pretrained.stop_ids else None)
+def tokens(run: Run, sources: Sources, reading: Reading, say: Callable[[str], None], **keys: Any) -> RunRows:
     length = run.recipe.length or run.architecture.context
-    return Material(run, reading, run_rows(sources, reading, run.recipe, length, say), pretrained)
+    return run_rows(sources, reading, run.recipe, length, say, **keys)
+
+
+def load(out: Path, sources: Sources, pretrained: Pretrained | None, rows: int) -> Material:
+    """What `prepare` has written down and made. `rows`: that a process computes at once."""
+    run, reading = kept_reading(out, pretrained)
+    multiple = rows * processes.count() if processes.count() > 1 else 1
+    return Material(run, reading, tokens(run, sources, reading, silent, multiple=multiple, verify=False), pretrained)
 
 
 def model_of(material: Material) -> Any:
@@ -212,13 +253,14 @@ def model_of(material: Material) -> Any:
 
 
 def fit(
-    material: Material, out: Path, resume: bool, say: Callable[[str], None], progress: Progress
-) -> tuple[CheckedTrainer, float]:
+    material: Material, out: Path, resume: bool, parts: int, tensorboard: bool, say: Callable[[str], None],
+    progress: Progress,
+) -> tuple[CheckedTrainer, float]:  # fmt: skip
     """(the trainer after the last step, seconds of this process's steps). Raises KeyboardInterrupt after ctrl-C."""
     run, folder = material.run, out / STATE
     state = None
     if resume:
-        state, faults = newest_whole_state(folder)
+        state, faults = processes.by_the_first(lambda: newest_whole_state(folder))
         for fault in faults:
             say(f"{fault}: removed")
         say(f"going on from {state.name}")
@@ -226,17 +268,19 @@ def fit(
     model = model_of(material)
     model.config.use_cache = False  # with a cache transformers does not keep the samples of a row apart
     trainer = CheckedTrainer(
+        run.recipe,
         model=model,
-        args=training_arguments(run.recipe, folder),
+        args=training_arguments(run.recipe, folder, parts),
         train_dataset=material.data.rows,
         eval_dataset=material.data.held_out,
     )
     say(f"{run.recipe.steps:,} steps on {material.data.tokens:,} tokens; ctrl-C saves, --resume goes on")
     with stop_on_ctrl_c() as stop:
-        add_watch(trainer, Watch(folder, stop, say, progress))
+        watch = Watch(folder, stop, run.recipe.patience, say, progress)
+        add_watch(trainer, watch, tensorboard and processes.is_first())
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(state) if state else None)
-    if trainer.state.global_step < run.recipe.steps:
+    if trainer.state.global_step < run.recipe.steps and not watch.ended_early:
         say(f"stopped and saved at step {trainer.state.global_step}: go on with the same command and --resume")
         raise KeyboardInterrupt
     return trainer, time.perf_counter() - started
@@ -252,6 +296,7 @@ def write_checkpoint(
         "schema": SCHEMA,
         **run.model_dump(mode="json"),
         "train_tokens": material.data.tokens,
+        "steps_taken": trainer.state.global_step,
         "seen_tokens": trainer.state.num_input_tokens_seen,
         "held_out_tokens": material.data.held_out_tokens,
         "held_out_loss": loss,
@@ -259,9 +304,13 @@ def write_checkpoint(
         "seconds_of_last_run": round(seconds, 1),
         "losses": [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry],
     }
+    if not processes.is_first():
+        return record
     with put_files(out) as beside:
         save_model(finished_model(trainer.model, material, beside), beside)
         save_tokenizer(material, beside)
+        write_csv(beside, trainer.state.log_history)
+        write_picture(beside, trainer.state.log_history, run.name)
         if design is not None:  # export asks it for the weight format and the threads
             write_text(beside / DESIGN, design.to_json())
     write_text(out / RECORD, json.dumps(record, indent=1) + "\n")

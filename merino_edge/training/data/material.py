@@ -80,10 +80,18 @@ def first_texts(pieces: Iterator[Piece], documents: int, characters: int) -> Ite
         characters -= len(piece.text)
 
 
-def run_rows(sources: Sources, reading: Reading, recipe: Recipe, length: int, say: Say) -> RunRows:
-    """Raises MerinoError for text that does not do, too little of it, and a tokenizer that separates no documents."""
-    shards = [shard_of(*each, reading, say) for each in zip(sources.data, sources.data_files, strict=True)]
-    others = [shard_of(*each, reading, say) for each in zip(sources.held_out, sources.held_out_files, strict=True)]
+def run_rows(
+    sources: Sources, reading: Reading, recipe: Recipe, length: int, say: Say, *, multiple: int = 1, verify: bool = True
+) -> RunRows:
+    """`multiple`: the held-out rows are filled up to one of it by rows without loss. `verify`: whether shards of the
+    cache are judged first.
+
+    Raises MerinoError for text that does not do, too little of it, and a tokenizer that separates no documents.
+    """
+    given = zip(sources.data, sources.data_files, strict=True)
+    shards = [shard_of(*each, reading, say, verify) for each in given]
+    given = zip(sources.held_out, sources.held_out_files, strict=True)
+    others = [shard_of(*each, reading, say, verify) for each in given]
     check_separates(reading.tokenizer, sum(len(shard.ends) for shard in shards))
     spans = [whole(shard) if others else split(shard)[0] for shard in shards]
     pad = end_id(reading.tokenizer) or 0
@@ -111,12 +119,12 @@ def run_rows(sources: Sources, reading: Reading, recipe: Recipe, length: int, sa
         last, remedy = "the held-out text, the last 2 % of --data,", "give more text, or one with --held-out"
         held_out = joined([split(shard)[1] for shard in shards], last, remedy)
     apart = any(each.apart for each in (*groups, held_out))
-    rows = Mixture(groups, weights or [1.0], recipe.steps * recipe.rows_per_step, recipe.seed, apart)
+    rows = Mixture(groups, weights or [1.0], recipe.steps * recipe.batch, recipe.seed, apart)
     if weights:
         for source, times in zip(sources.data, rows.passes(), strict=True):
             say(f"{source.what}: {times:.2g} passes over its rows")
     tokens = sum(group.tokens_in_rows for group in groups)
-    return RunRows(rows, RowSet(held_out, apart), tokens, held_out.tokens_in_rows)
+    return RunRows(rows, RowSet(held_out, apart, multiple), tokens, held_out.tokens_in_rows)
 
 
 def tell_cut(samples: SampleRows, what: str, say: Say) -> None:

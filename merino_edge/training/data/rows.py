@@ -181,23 +181,26 @@ class Joined:
 
 
 class RowSet(Dataset):
-    """Rows in their own order, as torch's Dataset. `apart`: whether the model gets positions."""
+    """Rows in their own order, as torch's Dataset, filled up to a multiple of `multiple` by rows without loss, so that
+    several processes get equal batches. `apart`: whether the model gets positions."""
 
-    def __init__(self, rows: Joined, apart: bool):
+    def __init__(self, rows: Joined, apart: bool, multiple: int = 1):
         self.rows, self.apart = rows, apart
+        self.size = -(-len(rows) // multiple) * multiple
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.size
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return tensors(self.rows.row(index), self.apart)
+        if index < len(self.rows):
+            return tensors(self.rows.row(index), self.apart)
+        row = self.rows.row(0)
+        return tensors(row._replace(labels=np.full_like(row.labels, NOT_LEARNED)), self.apart)
 
     @cached_property
     def learned(self) -> int:
         """Tokens that are predicted and whose loss counts."""
-        if not self.apart:
-            return sum(part.length - 1 for part in self.rows.parts for _ in range(len(part)))
-        return sum(int((self.rows.row(index).labels[1:] != NOT_LEARNED).sum()) for index in range(len(self)))
+        return sum(int((self.rows.row(index).labels[1:] != NOT_LEARNED).sum()) for index in range(len(self.rows)))
 
 
 def tensors(row: Row, apart: bool) -> dict[str, torch.Tensor]:

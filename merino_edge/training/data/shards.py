@@ -62,13 +62,15 @@ def shards_folder() -> Path:
     return cache_folder() / "tokens"
 
 
-def shard_of(source: DataSource, file: DataFile, reading: Reading, say: Say) -> Shard:
-    """Of the cache, where it is made first if need be. Raises MerinoError for text that does not do, and where the disk
-    is full."""
+def shard_of(source: DataSource, file: DataFile, reading: Reading, say: Say, verify: bool = True) -> Shard:
+    """Of the cache, where it is made first if need be, and judged by its hashes if `verify`.
+
+    Raises MerinoError for text that does not do, and where the disk is full.
+    """
     facts = [FORMAT, source.kind, file.sha256, *reading.key]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     folder = shards_folder() / key
-    fault = fault_of(folder) if folder.exists() else ""
+    fault = fault_of(folder) if verify and folder.exists() else ""
     if fault or not folder.exists():
         if fault:
             say(f"the tokens of {source.what} in {folder} are damaged ({fault}): they are made again")

@@ -1,0 +1,81 @@
+"""The processes of a run that torchrun started: which one this is, and what they do in step.
+
+Each rank computes its share of the rows. The first one alone writes, locks, tokenises and talks.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from merino_runtime.errors import MerinoError
+
+Result = TypeVar("Result")
+PATIENCE = timedelta(days=2)  # of the others, while the first one tokenises
+
+
+def count() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Connects the processes, where there are several: over gloo, and over NCCL between GPUs."""
+    if count() == 1 or distributed.is_initialized():
+        yield
+        return
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def by_the_first(work: Callable[[], Result]) -> Result:
+    """What `work` gives in the first process, in all of them. Where it raises there, the others end without a word."""
+    if count() == 1:
+        return work()
+    shared: list[Any] = [None, False]
+    if is_first():
+        try:
+            shared = [work(), True]
+        finally:
+            distributed.broadcast_object_list(shared)
+    else:
+        distributed.broadcast_object_list(shared)
+    if not shared[1]:
+        raise SystemExit(1)
+    return shared[0]
+
+
+def wait_for_all() -> None:
+    if count() > 1:
+        distributed.barrier()
+
+
+def any_of_them(here: bool) -> bool:
+    """Whether it holds in any process."""
+    if count() == 1:
+        return here
+    found = torch.tensor(int(here), device="cuda" if torch.cuda.is_available() else "cpu")
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return bool(found)
+
+
+def part_of(batch: int, parts: int) -> int:
+    """Rows that a process computes at once. Raises MerinoError where the batch is not so divided."""
+    divided = count() * parts
+    if batch % divided:
+        of = f"{count()} processes and --accumulate {parts}" if count() > 1 else f"--accumulate {parts}"
+        raise MerinoError(
+            f"--batch {batch} is not a multiple of {divided}, by {of}: give --batch {-(-batch // divided) * divided}"
+        )
+    return batch // divided

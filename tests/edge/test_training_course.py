@@ -1,0 +1,200 @@
+"""The course of a run: parts of a batch, evaluation and early stop, logs, optimiser and schedule, several processes."""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sample_training import ARCH, story, write_stories
+from test_training_data import write_lines
+from test_training_runs import ctrl_c_at, main_ends, same_weights
+
+from merino_edge.families.hugging_face import build_model
+from merino_edge.training.optimiser import muon_for
+from merino_edge.training.recipe import Recipe
+from merino_edge.training.train import train
+from merino_runtime.errors import MerinoError
+
+pytestmark = pytest.mark.slow
+RECIPE = Recipe(steps=20, batch=4, learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_stories(tmp_path_factory.mktemp("data") / "stories.txt")
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """Rows whose numbers of learned tokens differ much."""
+    records = [{"prompt": story(seed, 1), "completion": " yes." * (1 + seed % 9)} for seed in range(400)]
+    return write_lines(tmp_path_factory.mktemp("data") / "samples.jsonl", records)
+
+
+@pytest.fixture(scope="module")
+def whole(text, samples, tmp_path_factory):
+    """(folder, record) of a run in one process and one part."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    return out, train(ARCH, [f"{text}:1", f"{samples}:1"], out, recipe=RECIPE)
+
+
+def losses(record, key="loss"):
+    return [entry[key] for entry in record["losses"] if key in entry]
+
+
+def alike(one, other):
+    """Weights that differ by rounding alone."""
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return all(torch.allclose(first[name], second[name], atol=2e-4) for name in first)
+
+
+def test_a_batch_in_parts_is_the_same_batch(whole, text, samples, tmp_path):
+    record = train(ARCH, [f"{text}:1", f"{samples}:1"], tmp_path / "out", recipe=RECIPE, parts=4)
+    assert losses(record) == pytest.approx(losses(whole[1]), rel=1e-3)
+    assert losses(record, "eval_loss") == pytest.approx(losses(whole[1], "eval_loss"), rel=1e-3)
+    assert alike(tmp_path / "out", whole[0])
+    with pytest.raises(MerinoError, match="--batch 4 is not a multiple of 3, by --accumulate 3: give --batch 6"):
+        train(ARCH, [text], tmp_path / "other", recipe=RECIPE, parts=3)
+
+
+def test_the_held_out_loss_is_the_mean_over_learned_tokens_however_rows_are_batched(samples, tmp_path):
+    found = []
+    for batch in (1, 8):
+        recipe = dataclasses.replace(RECIPE, steps=1, batch=batch, learning_rate=1e-12)
+        found.append(train(ARCH, [samples], tmp_path / str(batch), recipe=recipe, held_out=[samples])["held_out_loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_a_run_ends_early_with_the_weights_of_its_best_evaluation(text, tmp_path):
+    """At a rate at which it soon becomes worse; and a run that was stopped between ends at the same step."""
+    recipe = Recipe(steps=60, batch=2, learning_rate=0.08, patience=3, evaluations=30)
+    record = train(ARCH, [text], tmp_path / "out", recipe=recipe)
+    held_out = losses(record, "eval_loss")[:-1]
+    assert record["steps_taken"] < 60 and record["steps_taken"] == 2 * len(held_out)
+    assert held_out.index(min(held_out)) == len(held_out) - 4
+    assert record["held_out_loss"] == pytest.approx(min(held_out), rel=1e-5)
+    with pytest.raises(KeyboardInterrupt):
+        train(ARCH, [text], tmp_path / "again", recipe=recipe, progress=ctrl_c_at(3))
+    again = train(ARCH, [text], tmp_path / "again", recipe=recipe, resume=True)
+    assert again["steps_taken"] == record["steps_taken"] and same_weights(tmp_path / "out", tmp_path / "again")
+
+
+def test_the_logs_have_every_loss_of_the_record(text, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        train(ARCH, [text], out, recipe=RECIPE, progress=ctrl_c_at(9))
+    assert (out / "trainer" / "losses.csv").read_text().count("\n") == 1 + 8
+    record = train(ARCH, [text], out, recipe=RECIPE, resume=True, tensorboard=True)
+    rows = list(csv.DictReader((out / "losses.csv").open()))
+    assert [int(row["step"]) for row in rows] == list(range(1, 21))
+    assert [float(row["loss"]) for row in rows] == losses(record)
+    assert [float(row["held_out_loss"]) for row in rows if row["held_out_loss"]] == losses(record, "eval_loss")[:-1]
+    assert "<svg" in (out / "losses.svg").read_text() and "held-out" in (out / "losses.svg").read_text()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "trainer" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(11, 21))
+
+
+def test_muon_takes_the_matrices_of_the_layers_and_resumes_exactly(text, tmp_path):
+    model = build_model(ARCH)
+    muon, adamw = muon_for(model, RECIPE).param_groups
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    taken = {names[id(weight)] for weight in muon["params"]}
+    left = {names[id(weight)] for weight in adamw["params"]}
+    assert taken | left == set(names.values()) and taken & left == set()
+    assert left == {name for name in names.values() if "norm" in name or name == "embed_tokens.weight"}
+    recipe = dataclasses.replace(RECIPE, optimiser="muon", schedule="wsd", z_loss=1e-3)
+    record = train(ARCH, [text], tmp_path / "whole", recipe=recipe)
+    with pytest.raises(KeyboardInterrupt):
+        train(ARCH, [text], tmp_path / "out", recipe=recipe, progress=ctrl_c_at(9))
+    train(ARCH, [text], tmp_path / "out", recipe=recipe, resume=True)
+    assert same_weights(tmp_path / "whole", tmp_path / "out")
+    rates = [float(row["learning_rate"]) for row in csv.DictReader((tmp_path / "whole" / "losses.csv").open())]
+    assert rates[2:15] == [3e-3] * 13 and rates[-4:] == sorted(rates[-4:], reverse=True) and rates[-1] < 1e-3
+    assert losses(record)[-1] < losses(record)[0] - 0.5
+
+
+def test_the_z_loss_is_the_mean_square_of_the_logits_log_sums(text, tmp_path):
+    """At a rate of nearly zero the loss is higher by that."""
+    found = []
+    for weight in (0.0, 0.5):
+        recipe = Recipe(steps=1, batch=4, learning_rate=1e-12, z_loss=weight)
+        record = train(ARCH, [text], tmp_path / str(weight), recipe=recipe)
+        found.append((losses(record)[0], record["held_out_loss"]))
+    assert found[1][0] - found[0][0] == pytest.approx(0.5 * math.log(ARCH.vocab) ** 2, rel=0.02)
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-6)
+
+
+@pytest.mark.parametrize("keys", [{"optimiser": "sgd"}, {"schedule": "step"}, {"z_loss": -1.0}, {"patience": -1}])
+def test_a_recipe_that_cannot_be_is_refused(keys):
+    with pytest.raises(MerinoError, match="is not known|must be at least 0"):
+        Recipe(**keys)
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+
+
+def torchrun(words, port, **keys):
+    """Two processes of `merino-edge train`; stdout and stderr in one."""
+    command = [*TORCHRUN, "--master-port", str(port), "-m", "merino_edge", "train", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True,
+        **keys,
+    )  # fmt: skip
+
+
+def words_of(text, samples, out, tmp_path, *more):
+    (tmp_path / "arch.json").write_text(ARCH.model_dump_json())
+    data = ["--data", f"{text}:1", "--data", f"{samples}:1", "--steps", 20, "--batch", 4, "--learning-rate", 3e-3]
+    return [tmp_path / "arch.json", *data, "-o", out, *more]
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def test_two_processes_compute_what_one_does_and_only_the_first_talks(whole, text, samples, tmp_path):
+    process = torchrun(words_of(text, samples, tmp_path / "out", tmp_path), free_port())
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert losses(record) == pytest.approx(losses(whole[1]), rel=1e-3)
+    assert losses(record, "eval_loss") == pytest.approx(losses(whole[1], "eval_loss"), rel=1e-3)
+    assert alike(tmp_path / "out", whole[0]) and record["seen_tokens"] == whole[1]["seen_tokens"]
+    assert said.count("held-out loss") == said.count("the checkpoint is") == said.count("training needs") == 1
+    refused = torchrun(words_of(text, samples, tmp_path / "out", tmp_path, "--seed", 3), free_port())
+    said = refused.communicate(timeout=300)[0]
+    assert refused.returncode != 0 and said.count("--seed is 3; the run's is 0") == 1
+
+
+def test_a_rank_that_is_killed_ends_the_run_which_one_process_goes_on_with(whole, text, samples, tmp_path):
+    out = tmp_path / "out"
+    process = torchrun(words_of(text, samples, out, tmp_path), free_port())
+    while not list((out / "trainer").glob("checkpoint-*/saved.json")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    process.communicate(timeout=300)
+    assert process.returncode != 0 and not (out / "training.json").exists()
+    assert all(
+        {"rng_state_0.pth", "rng_state_1.pth"} <= json.loads(path.read_text()).keys()
+        for path in (out / "trainer").glob("checkpoint-*/saved.json")
+    )
+    main_ends(0, "train", *words_of(text, samples, out, tmp_path, "--resume"))
+    record = json.loads((out / "training.json").read_text())
+    assert losses(record) == pytest.approx(losses(whole[1]), rel=1e-3) and alike(out, whole[0])
