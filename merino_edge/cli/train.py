@@ -1,5 +1,6 @@
 """The command `merino-edge train`. What is wrong with a path or a figure is said before torch is loaded."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -10,6 +11,7 @@ from merino_runtime.errors import MerinoError
 
 if TYPE_CHECKING:
     from merino_edge.training.pretrained import Pretrained
+    from merino_edge.training.teacher import Teacher
 
 TUNING_RATE, LORA_RATE = 5e-5, 2e-4
 LENGTH = 1024  # tokens of a row in fine-tuning, where the context is not shorter
@@ -49,11 +51,17 @@ def train(
     held_out: Annotated[
         list[str] | None, typer.Option(help="held-out text or samples; default: the last 2 % of each --data")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="recipe by machine: paper, gpu-day or laptop-hour; other options take precedence")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="number of optimiser steps; default: 1000")] = None,
     batch: Annotated[int | None, typer.Option(help="batch size, in sequences of context length; default: 16")] = None,
     accumulate: Annotated[
-        int, typer.Option(metavar="PARTS", min=1, help="compute a step's batch in so many parts, to save memory")
-    ] = 1,
+        int | None,
+        typer.Option(
+            metavar="PARTS", min=1, help="compute a step's batch in so many parts, to save memory; default: 1"
+        ),
+    ] = None,
     evaluations: Annotated[int | None, typer.Option(help="evaluations and saved states in a run; default: 10")] = None,
     patience: Annotated[
         int | None,
@@ -70,6 +78,14 @@ def train(
         typer.Option(
             help="peak learning rate, after warm-up; default: 0.002, in fine-tuning 5e-05, with --lora 0.0002"
         ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="learn this model's logits too; it must have the same tokenizer"),
+    ] = None,
+    teacher_weight: Annotated[float | None, typer.Option(help="the teacher's share of the loss; default: 0.5")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="temperature at which student and teacher are compared; default: 1")
     ] = None,
     lora: Annotated[
         int | None,
@@ -92,6 +108,7 @@ def train(
 ) -> None:
     """Train a design, or fine-tune a model, on text or samples; prints the loss on held-out ones."""
     from merino_edge.text.documents import check_files
+    from merino_edge.training import presets
     from merino_edge.training.data.sources import data_sources
     from merino_edge.training.recipe import Recipe
     from merino_edge.training.run_folder import check_out, is_finished, kept_recipe
@@ -107,10 +124,14 @@ def train(
     given = {
         "steps": steps, "batch": batch, "length": length, "cut_long": cut_long, "learning_rate": learning_rate,
         "seed": seed, "bf16": bf16, "lora": lora, "patience": patience, "evaluations": evaluations,
+        "teacher_weight": teacher_weight, "temperature": temperature,
     }  # fmt: skip
     asked = {key: value for key, value in given.items() if value is not None}
     kept = kept_recipe(out, resume)
-    recipe = Recipe(**{**kept, **asked})
+    chosen = presets.preset(preset) if preset else None
+    recipe = Recipe(**{**(chosen.recipe if chosen else {}), **kept, **asked})
+    if (teacher_weight or temperature) and not teacher:
+        raise MerinoError("--teacher-weight and --temperature go with a --teacher")
     if not is_finished(out):
         check_out(out, resume)
 
@@ -128,13 +149,16 @@ def train(
         if begin.pretrained:
             usual["learning_rate"] = LORA_RATE if lora else TUNING_RATE
             usual["length"] = min(begin.architecture.context, LENGTH)
-        recipe = Recipe(**{**usual, **asked})
+        recipe = Recipe(**{**usual, **(chosen.recipe if chosen else {}), **asked})
+    if chosen and preset and is_first():
+        say(presets.needs_words(preset, chosen, begin.architecture, recipe))
+    parts = accumulate or (chosen.accumulate if chosen else 1)
     with counted_progress() as progress:
         record = run(
             begin.architecture, data, out, recipe=recipe, name=begin.name, design=begin.design,
-            pretrained=begin.pretrained, tokenizer_file=tokenizer, held_out=held_out or (), resume=resume,
-            threads=threads, parts=accumulate, tensorboard=tensorboard, ignore_memory=ignore_memory, say=say,
-            progress=progress,
+            pretrained=begin.pretrained, teacher=teacher_of(teacher) if teacher else None, tokenizer_file=tokenizer,
+            held_out=held_out or (), resume=resume, threads=threads, parts=parts, tensorboard=tensorboard,
+            ignore_memory=ignore_memory, say=say, progress=progress,
         )  # fmt: skip
     if not is_first():
         return
@@ -172,3 +196,32 @@ def pretrained_of(source: str, vocab: int | None) -> Begin:
         raise MerinoError(f"--vocab {vocab} is not the model's, {found.arch.vocab}: leave it out")
     pretrained = Pretrained(found.model, found.tokenizer, found.chat, found.stop_ids)
     return Begin(found.name, found.arch, found.design, pretrained)
+
+
+def teacher_of(what: str) -> "Teacher":
+    """Its files are hashed, its weights are not read yet. Raises MerinoError for what has none."""
+    from merino_edge.bundles.files import is_bundle
+    from merino_edge.export.request import Plan, find_source, published
+    from merino_edge.export.source import load_source
+    from merino_edge.families.checkpoint import CONFIG, weight_files
+    from merino_edge.families.hub import fetch
+    from merino_edge.training.teacher import TaughtModel, Teacher
+    from merino_runtime.bundle import sha256_of
+
+    found = find_source(what)
+    if isinstance(found, Plan):
+        raise MerinoError(f"--teacher {what} is a design, which has no weights: give a trained model")
+    model = published(found, None)
+    place = fetch(model, say) if model else found
+    assert isinstance(place, Path)
+    names = [CONFIG, *weight_files(place)] if place.is_dir() and not is_bundle(place) else []
+    files = [place / name for name in names] or [place / "bundle.json" if place.is_dir() else place]
+    hashed = sha256(" ".join(sha256_of(str(file)) for file in files).encode()).hexdigest()
+
+    def load() -> TaughtModel:
+        source = load_source(what, say=say)
+        if source.weights != "trained":
+            raise MerinoError(f"--teacher {what} has random weights: give a trained model")
+        return TaughtModel(source.arch, source.model, source.tokenizer)
+
+    return Teacher(what, hashed, load)

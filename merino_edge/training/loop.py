@@ -24,6 +24,7 @@ from merino_edge.training.optimiser import muon_for
 from merino_edge.training.processes import any_of_them, part_of, wait_for_all
 from merino_edge.training.recipe import BETA2, DECAY_SHARE, Recipe
 from merino_edge.training.run_folder import mark_whole
+from merino_edge.training.teacher import taught_loss
 from merino_runtime.errors import MerinoError
 
 BRANCHES = ("attention.out.weight", "down.weight")  # of a layer, what adds to the residual stream
@@ -63,12 +64,19 @@ class CheckedTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        ids, values = (inputs.pop(name, None) for name in ("teacher_ids", "teacher_logits"))
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self.recipe.z_loss and model.training:
-            kept = inputs["labels"][:, 1:] != NOT_LEARNED
-            sums = outputs["logits"][:, :-1].float().logsumexp(-1)
-            share = self.accelerator.num_processes / num_items_in_batch
-            loss = loss + self.recipe.z_loss * share * (sums.square() * kept).sum()
+        labels, logits = inputs["labels"], outputs["logits"]
+        z_loss = self.recipe.z_loss if model.training else 0.0
+        share = self.accelerator.num_processes / num_items_in_batch if ids is not None or z_loss else 0.0
+        if ids is not None:
+            weight = self.recipe.teacher_weight
+            loss = (1 - weight) * loss + weight * share * taught_loss(
+                logits, labels, ids, values, self.recipe.temperature
+            )
+        if z_loss:
+            sums = logits[:, :-1].float().logsumexp(-1)
+            loss = loss + z_loss * share * (sums.square() * (labels[:, 1:] != NOT_LEARNED)).sum()
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: torch.nn.Module, *arguments: Any, **keys: Any) -> torch.Tensor:

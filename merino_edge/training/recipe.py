@@ -26,6 +26,8 @@ class Recipe:
         optimiser: `adamw`, or `muon`, which takes the matrices from it.
         schedule: of the rate behind the warm-up: `cosine`, or `wsd`, constant and then linearly down in DECAY_SHARE.
         z_loss: weight of the squared log-sum of the logits' exponentials in the loss.
+        teacher_weight: of the cross-entropy to a teacher, where there is one; the rest is that to the text.
+        temperature: at which both are compared.
         lora: rank of the adapters that are trained in place of the weights; 0: the weights.
     """
 
@@ -39,6 +41,8 @@ class Recipe:
     length: int | None = None
     cut_long: bool = False
     lora: int = 0
+    teacher_weight: float = 0.5
+    temperature: float = 1.0
     patience: int = 0
     evaluations: int = 10
     optimiser: str = "adamw"
@@ -61,6 +65,11 @@ class Recipe:
                 raise MerinoError(f"{option} {value!r} is not known: known are {', '.join(known)}")
         if not (math.isfinite(self.z_loss) and self.z_loss >= 0):
             raise MerinoError(f"z_loss {self.z_loss:g} must be at least 0")
+        if not (0 < self.teacher_weight <= 1 and math.isfinite(self.temperature) and self.temperature > 0):
+            raise MerinoError(
+                f"--teacher-weight {self.teacher_weight:g} must lie above 0 and at most at 1, --temperature"
+                f" {self.temperature:g} above 0"
+            )
         if self.lora < 0:
             raise MerinoError(f"--lora {self.lora} must be a rank of at least 1, such as 16")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):

@@ -120,7 +120,7 @@ class Run(BaseModel):
     """What a run is: two runs that differ in one of these give different models. Only `name` is for people.
 
     `held_out`: files; none where the last documents of `data` are held out. `weights_sha256`: of the model that it
-    began from; empty where its weights were drawn.
+    began from; empty where its weights were drawn. `teacher_sha256`: empty where it had none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -133,6 +133,7 @@ class Run(BaseModel):
     held_out: list[DataFile]
     tokenizer_sha256: str
     weights_sha256: str = ""
+    teacher_sha256: str = ""
 
 
 def kept_run(out: Path) -> Run | None:
@@ -207,6 +208,9 @@ def differences(kept: Run, asked: Run) -> list[str]:
     for option, theirs, ours in (("--data", kept.data, asked.data), ("--held-out", kept.held_out, asked.held_out)):
         if len(theirs) != len(ours) or not all(map(DataFile.same_data, theirs, ours)):
             found.append(f"{option} is {listed(ours)}; the run's is {listed(theirs)}")
+    if kept.teacher_sha256 != asked.teacher_sha256:
+        first, second = (run.teacher_sha256[:8] or "none" for run in (kept, asked))
+        found.append(f"--teacher is {second}; the run's is {first}")
     if asked.tokenizer_sha256 not in ("", kept.tokenizer_sha256):  # empty: none was given
         found.append("--tokenizer is not the run's")
     recipes = asdict(kept.recipe), asdict(asked.recipe)

@@ -53,6 +53,7 @@ from merino_edge.training.run_folder import (
     newest_whole_state,
     put_files,
 )
+from merino_edge.training.teacher import TaughtRows, Teacher, ask, logits_of
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.json_file import read_json
 
@@ -69,6 +70,7 @@ class Begins(NamedTuple):
     recipe: Recipe
     pretrained: Pretrained | None
     tokenizer_file: Path | None
+    teacher: Teacher | None
 
 
 class Material(NamedTuple):
@@ -97,6 +99,7 @@ def train(
     name: str = "model",
     design: Design | None = None,
     pretrained: Pretrained | None = None,
+    teacher: Teacher | None = None,
     tokenizer_file: Path | None = None,
     held_out: Sequence[str | Path] = (),
     resume: bool = False,
@@ -111,7 +114,8 @@ def train(
 
     `data`, `held_out`: as `data_source` takes them; without `held_out` the last of each of `data` are held out.
     `name`: what the model is called. `design`: written beside the weights. `pretrained`: a model of this geometry to go
-    on from, with its own tokenizer; None: weights are drawn. `resume`: go on from the last whole saved
+    on from, with its own tokenizer; None: weights are drawn. `teacher`: a model whose logits are learned beside the
+    text, with the run's tokenizer. `resume`: go on from the last whole saved
     state in `out`. `parts`: in which a step's rows are computed. `say` takes lines for people.
 
     Under torchrun all processes call it: each computes its share of a step's rows, the first one does all else.
@@ -124,7 +128,7 @@ def train(
     trained = trained_count(pretrained, recipe.lora)
     check_start(arch, recipe, pretrained, tokenizer_file)
     rows = processes.part_of(recipe.batch, parts)
-    begins = Begins(name, arch, recipe, pretrained, tokenizer_file)
+    begins = Begins(name, arch, recipe, pretrained, tokenizer_file, teacher)
 
     def judged() -> tuple[Run, Sources, bool]:
         if not is_finished(out):
@@ -156,6 +160,7 @@ def run_of(begins: Begins, sources: Sources) -> Run:
         data=sources.data_files, held_out=sources.held_out_files,
         tokenizer_sha256=tokenizer_hash(load_tokenizer(given)) if given else "",
         weights_sha256=weights_hash(pretrained.model) if pretrained else "",
+        teacher_sha256=begins.teacher.sha256 if begins.teacher else "",
     )  # fmt: skip
 
 
@@ -189,18 +194,23 @@ def prepare(out: Path, run: Run, sources: Sources, begins: Begins, resume: bool,
     if resume:
         kept, reading = kept_reading(out, begins.pretrained)
         check_same(kept, run, out)
-        tokens(kept, sources, reading, say)
+        ask_teacher(begins, kept, reading, tokens(kept, sources, reading, say), say)
         return
     clear_begun(out)
     reading = reading_of(begins, sources, say)
     check_fits(reading.tokenizer, run.architecture.vocab)
     run = run.model_copy(update={"tokenizer_sha256": tokenizer_hash(reading.tokenizer)})
-    tokens(run, sources, reading, say)
+    ask_teacher(begins, run, reading, tokens(run, sources, reading, say), say)
     if reading.chat:
         chat = {**reading.chat._asdict(), "source": "the chat template"}
         write_text(out / STATE / CHAT, json.dumps(chat, indent=1) + "\n")
     write_text(out / STATE / TOKENIZER, reading.tokenizer.to_str())
     write_text(out / STATE / RUN, run.model_dump_json(indent=1) + "\n")
+
+
+def ask_teacher(begins: Begins, run: Run, reading: Reading, rows: RunRows, say: Callable[[str], None]) -> None:
+    if begins.teacher:
+        ask(begins.teacher, run, reading.tokenizer, rows.rows, say)
 
 
 def reading_of(begins: Begins, sources: Sources, say: Callable[[str], None]) -> Reading:
@@ -238,7 +248,10 @@ def load(out: Path, sources: Sources, pretrained: Pretrained | None, rows: int) 
     """What `prepare` has written down and made. `rows`: that a process computes at once."""
     run, reading = kept_reading(out, pretrained)
     multiple = rows * processes.count() if processes.count() > 1 else 1
-    return Material(run, reading, tokens(run, sources, reading, silent, multiple=multiple, verify=False), pretrained)
+    data = tokens(run, sources, reading, silent, multiple=multiple, verify=False)
+    if run.teacher_sha256:
+        data = data._replace(rows=TaughtRows(data.rows, logits_of(run.teacher_sha256, run, data.rows)))
+    return Material(run, reading, data, pretrained)
 
 
 def model_of(material: Material) -> Any:
