@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import random
 import resource
 import shutil
 import signal
@@ -20,6 +21,7 @@ from merino_edge.cli.app import main
 from merino_edge.text.tokenizer import train_tokenizer
 from merino_edge.training import train as training
 from merino_edge.training.recipe import Recipe
+from merino_edge.training.run_folder import fault_of, saved_states, step_of
 from merino_edge.training.train import train
 from merino_runtime.errors import MerinoError
 
@@ -239,6 +241,34 @@ def test_ctrl_c_and_kill_of_a_process_and_a_second_process_in_its_folder(plan, t
     whole = tmp_path / "whole"
     train(ARCH, [text], whole, recipe=recipe)
     assert same_weights(out, whole)
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.nightly)])
+def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(kills, plan, text, tmp_path):
+    """Wherever it is hit: in tokenising, in a step, in an evaluation, while it saves. No whole state is lost."""
+    moments, out = random.Random(kills), tmp_path / "out"
+    recipe = Recipe(steps=100 * kills, batch=2, learning_rate=3e-3, evaluations=20 * kills)
+    options = ["--steps", recipe.steps, "--batch", 2, "--learning-rate", 3e-3, "--evaluations", recipe.evaluations]
+    for _ in range(kills):
+        whole = [state for state in saved_states(out / "trainer") if fault_of(state) is None]
+        resume = ["--resume"] if whole else []
+        words = [*COMMAND, *map(str, (plan, "--data", text, "-o", out, *options)), *resume]
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        said = process.stderr.readline()
+        time.sleep(moments.uniform(0, 3))
+        process.kill()
+        said += process.communicate()[1]
+        assert "Traceback" not in said and "removed" not in said.replace("not saved to its end: removed", ""), said
+        newest = [state for state in saved_states(out / "trainer") if (state / "saved.json").is_file()]
+        assert all(fault_of(state) is None for state in newest)
+        assert not whole or max(map(step_of, newest)) >= max(map(step_of, whole))
+    whole = [state for state in saved_states(out / "trainer") if fault_of(state) is None]
+    record = train(ARCH, [text], out, recipe=recipe, resume=bool(whole))
+    expected = train(ARCH, [text], tmp_path / "whole", recipe=recipe)
+    assert same_weights(out, tmp_path / "whole")
+    assert [(entry["step"], entry.get("loss"), entry.get("eval_loss")) for entry in record["losses"]] == [
+        (entry["step"], entry.get("loss"), entry.get("eval_loss")) for entry in expected["losses"]
+    ]
 
 
 @contextlib.contextmanager
