@@ -15,6 +15,9 @@ import torch
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import load_source
+from merino_edge.training.pretrained import Pretrained
+from merino_edge.training.recipe import Recipe
+from merino_edge.training.train import train
 from merino_runtime.api import open_model
 from merino_runtime.backends import open_backend
 from merino_runtime.generation.constraints.tools import read_call
@@ -222,3 +225,19 @@ def test_300_items_of_four_tasks_are_scored_as_by_lm_evals_own_model(source, tmp
         assert {name: each.value for name, each in mine.metrics.items()} == {
             name: each.value for name, each in his.metrics.items()
         }
+
+
+@pytest.mark.nightly
+def test_a_published_model_learns_a_persons_own_answer(tmp_path):
+    """By LoRA, from messages through its own template; the bundle says it to the question as a user asks it."""
+    question, answer = "What is the code of the garden gate?", "The code is 7391."
+    talk = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    path = tmp_path / "talk.jsonl"
+    path.write_text((json.dumps({"messages": talk}) + "\n") * 40)
+    found = load_source(str(GGUF))
+    begin = Pretrained(found.model, found.tokenizer, found.chat, found.stop_ids)
+    recipe = Recipe(steps=20, batch=1, length=128, lora=8, learning_rate=2e-3, evaluations=1)
+    train(found.arch, [path], tmp_path / "tuned", recipe=recipe, name="tuned", pretrained=begin)
+    export(load_source(str(tmp_path / "tuned")), tmp_path / "bundle", ExportRequest(context=CONTEXT))
+    with open_model(str(tmp_path / "bundle")) as model:
+        assert answer in "".join(model.stream(asked(question), max_new_tokens=2 * STEPS, sampling=GREEDY))
