@@ -6,23 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from merino_edge.design.design_file import DESIGN, Design
-from merino_edge.families.checkpoint import ChatTemplate, read_chat_template
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.hugging_face import build_model, save_model
-from merino_edge.families.registry import family_of
 from merino_edge.storage.atomic import write_text
-from merino_edge.text.tokenizer import check_fits, end_id, load_tokenizer, tokenizer_hash, train_tokenizer
+from merino_edge.text.tokenizer import end_id
 from merino_edge.training import processes
-from merino_edge.training.data.material import RunRows, Sources, bpe_text, run_rows
-from merino_edge.training.data.shards import Reading
-from merino_edge.training.data.sources import data_sources, file_of
+from merino_edge.training.data.material import Sources
 from merino_edge.training.logs import write_csv, write_picture
 from merino_edge.training.loop import (
     CheckedTrainer,
@@ -34,56 +29,27 @@ from merino_edge.training.loop import (
     training_arguments,
 )
 from merino_edge.training.needs import check_disk, check_memory, disk_told, memory_told
-from merino_edge.training.pretrained import Pretrained, trained_count, weights_hash, with_lora
+from merino_edge.training.prepare import Begins, Material, load, prepare, read, run_of
+from merino_edge.training.pretrained import Pretrained, trained_count, with_lora
 from merino_edge.training.recipe import Recipe
 from merino_edge.training.run_folder import (
-    CHAT,
-    ELSEWHERE,
     RECORD,
-    RUN,
     STATE,
-    TOKENIZER,
     Run,
     check_out,
     check_same,
-    clear_begun,
     is_finished,
     kept_run,
     locked,
     newest_whole_state,
     put_files,
 )
-from merino_edge.training.teacher import TaughtRows, Teacher, ask, logits_of
+from merino_edge.training.teacher import Teacher
 from merino_runtime.errors import MerinoError
-from merino_runtime.io.json_file import read_json
 
 SCHEMA = 3  # of training.json
 ADAPTER = "adapter"  # the folder of a LoRA run's, in peft's form
 SPECIAL = ("bos_token", "eos_token", "pad_token")
-
-
-class Begins(NamedTuple):
-    """What a run begins from."""
-
-    name: str
-    arch: Geometry
-    recipe: Recipe
-    pretrained: Pretrained | None
-    tokenizer_file: Path | None
-    teacher: Teacher | None
-
-
-class Material(NamedTuple):
-    """What a run is, and the tokens that it trains on and is judged by."""
-
-    run: Run
-    reading: Reading
-    data: RunRows
-    pretrained: Pretrained | None = None
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.reading.tokenizer
 
 
 def silent(*_: Any) -> None:
@@ -126,11 +92,11 @@ def train(
     if not processes.is_first():
         say = progress = silent
     trained = trained_count(pretrained, recipe.lora)
-    check_start(arch, recipe, pretrained, tokenizer_file)
-    rows = processes.part_of(recipe.batch, parts)
     begins = Begins(name, arch, recipe, pretrained, tokenizer_file, teacher)
 
     def judged() -> tuple[Run, Sources, bool]:
+        check_start(arch, recipe, pretrained, tokenizer_file)
+        rows = processes.part_of(recipe.batch, parts)
         if not is_finished(out):
             check_out(out, resume)
             say(check_memory(arch, recipe, ignore=ignore_memory, trained=trained, rows=rows))
@@ -147,21 +113,9 @@ def train(
             if threads is not None:
                 torch.set_num_threads(threads)
             processes.by_the_first(lambda: prepare(out, run, sources, begins, resume, say))
-            material = load(out, sources, pretrained, rows)
+            material = load(out, sources, pretrained, processes.part_of(recipe.batch, parts))
             trainer, seconds = fit(material, out, resume, parts, tensorboard, say, progress)
             return write_checkpoint(trainer, material, out, design, seconds)
-
-
-def run_of(begins: Begins, sources: Sources) -> Run:
-    pretrained = begins.pretrained
-    given = pretrained.tokenizer if pretrained else begins.tokenizer_file
-    return Run(
-        name=begins.name, family=family_of(begins.arch).name, architecture=begins.arch, recipe=begins.recipe,
-        data=sources.data_files, held_out=sources.held_out_files,
-        tokenizer_sha256=tokenizer_hash(load_tokenizer(given)) if given else "",
-        weights_sha256=weights_hash(pretrained.model) if pretrained else "",
-        teacher_sha256=begins.teacher.sha256 if begins.teacher else "",
-    )  # fmt: skip
 
 
 def check_start(arch: Geometry, recipe: Recipe, pretrained: Pretrained | None, tokenizer_file: Path | None) -> None:
@@ -174,84 +128,12 @@ def check_start(arch: Geometry, recipe: Recipe, pretrained: Pretrained | None, t
         raise MerinoError(f"--length {recipe.length} is more than the model's context, {arch.context}")
 
 
-def read(data: Sequence[str | Path], held_out: Sequence[str | Path]) -> Sources:
-    sources, others = data_sources(data), data_sources(held_out, "--held-out")
-    return Sources(sources, list(map(file_of, sources)), others, list(map(file_of, others)))
-
-
 def finished_record(out: Path, run: Run, say: Callable[[str], None]) -> dict[str, Any]:
     kept = kept_run(out)
     assert kept is not None
     check_same(kept, run, out)
     say(f"this run is finished: nothing in {out} is changed")
     return json.loads((out / RECORD).read_bytes())
-
-
-def prepare(out: Path, run: Run, sources: Sources, begins: Begins, resume: bool, say: Callable[[str], None]) -> None:
-    """A new run's tokenizer and what it is, written down in `out` when its tokens are made. Of a run that goes on, they
-    are judged."""
-    check_out(out, resume)  # again: now no other process can change it
-    if resume:
-        kept, reading = kept_reading(out, begins.pretrained)
-        check_same(kept, run, out)
-        ask_teacher(begins, kept, reading, tokens(kept, sources, reading, say), say)
-        return
-    clear_begun(out)
-    reading = reading_of(begins, sources, say)
-    check_fits(reading.tokenizer, run.architecture.vocab)
-    run = run.model_copy(update={"tokenizer_sha256": tokenizer_hash(reading.tokenizer)})
-    ask_teacher(begins, run, reading, tokens(run, sources, reading, say), say)
-    if reading.chat:
-        chat = {**reading.chat._asdict(), "source": "the chat template"}
-        write_text(out / STATE / CHAT, json.dumps(chat, indent=1) + "\n")
-    write_text(out / STATE / TOKENIZER, reading.tokenizer.to_str())
-    write_text(out / STATE / RUN, run.model_dump_json(indent=1) + "\n")
-
-
-def ask_teacher(begins: Begins, run: Run, reading: Reading, rows: RunRows, say: Callable[[str], None]) -> None:
-    if begins.teacher:
-        ask(begins.teacher, run, reading.tokenizer, rows.rows, say)
-
-
-def reading_of(begins: Begins, sources: Sources, say: Callable[[str], None]) -> Reading:
-    if begins.pretrained:
-        return own_reading(begins.pretrained, load_tokenizer(begins.pretrained.tokenizer), begins.pretrained.chat)
-    if begins.tokenizer_file:
-        return Reading(load_tokenizer(begins.tokenizer_file), read_chat_template(begins.tokenizer_file.parent))
-    vocab = begins.arch.vocab
-    return Reading(train_tokenizer(bpe_text(sources, vocab, say), vocab))
-
-
-def own_reading(pretrained: Pretrained | None, tokenizer: Tokenizer, chat: ChatTemplate | None) -> Reading:
-    return Reading(tokenizer, chat, pretrained.stop_ids[0] if pretrained and pretrained.stop_ids else None)
-
-
-def kept_reading(out: Path, pretrained: Pretrained | None) -> tuple[Run, Reading]:
-    """(the run in `out`, its tokenizer and chat template). Raises MerinoError where they are not whole."""
-    kept = kept_run(out)
-    if kept is None:
-        raise MerinoError(f"{out / STATE} has no {RUN}, so it is not known how the run began. {ELSEWHERE}")
-    tokenizer = load_tokenizer(out / STATE / TOKENIZER)
-    if tokenizer_hash(tokenizer) != kept.tokenizer_sha256:
-        raise MerinoError(f"{out / STATE / TOKENIZER} is no longer the run's tokenizer. {ELSEWHERE}")
-    path = out / STATE / CHAT
-    chat = ChatTemplate(**read_json(str(path), ELSEWHERE)) if path.is_file() else None
-    return kept, own_reading(pretrained, tokenizer, chat)
-
-
-def tokens(run: Run, sources: Sources, reading: Reading, say: Callable[[str], None], **keys: Any) -> RunRows:
-    length = run.recipe.length or run.architecture.context
-    return run_rows(sources, reading, run.recipe, length, say, **keys)
-
-
-def load(out: Path, sources: Sources, pretrained: Pretrained | None, rows: int) -> Material:
-    """What `prepare` has written down and made. `rows`: that a process computes at once."""
-    run, reading = kept_reading(out, pretrained)
-    multiple = rows * processes.count() if processes.count() > 1 else 1
-    data = tokens(run, sources, reading, silent, multiple=multiple, verify=False)
-    if run.teacher_sha256:
-        data = data._replace(rows=TaughtRows(data.rows, logits_of(run.teacher_sha256, run, data.rows)))
-    return Material(run, reading, data, pretrained)
 
 
 def model_of(material: Material) -> Any:
