@@ -139,7 +139,8 @@ class Watch(TrainerCallback):
     def on_evaluate(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         check_finite("held-out loss", kwargs["metrics"]["eval_loss"], state.global_step, args.learning_rate)
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        if self.patience and len(losses) - 1 - losses.index(min(losses)) >= self.patience:
+        waited = len(losses) - 1 - losses.index(min(losses))
+        if self.patience and waited >= self.patience and not self.ended_early:
             if state.global_step < state.max_steps:
                 self.say(f"no lower held-out loss in {self.patience} evaluations: ended at step {state.global_step}")
             self.ended_early = control.should_training_stop = True
