@@ -339,7 +339,7 @@ train(ARCH, [sys.argv[1]], Path("out"), recipe=Recipe(steps=2, batch=2), tokeniz
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mb", [80, pytest.param(300, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("mb", [40, pytest.param(300, marks=pytest.mark.nightly)])
 def test_a_text_larger_than_the_memory_trains(mb, tmp_path):
     """By a limit on what the process may hold beside mapped files: the text, and its tokens, would not fit."""
     small, large = write_stories(tmp_path / "small.txt"), tmp_path / "large.txt"
@@ -348,7 +348,7 @@ def test_a_text_larger_than_the_memory_trains(mb, tmp_path):
         while file.tell() < mb << 20:
             file.write(block)
     (tmp_path / "tokenizer.json").write_text(TOKENIZER.to_str())
-    arguments = [str(large), "tokenizer.json", str(small), str(max(50, mb // 4))]
+    arguments = [str(large), "tokenizer.json", str(small), str(max(25, mb // 10))]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path])},
