@@ -107,7 +107,7 @@ def train(
     with processes.joined():
         run, sources, finished = processes.by_the_first(judged)
         if finished:
-            return finished_record(out, run, say)
+            return processes.by_the_first(lambda: finished_record(out, run, say))
         alone = locked(out) if processes.is_first() else nullcontext()
         with alone, disk_told(out / STATE), memory_told(arch, recipe, trained):
             if threads is not None:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,10 +68,11 @@ def test_a_batch_in_parts_is_the_same_batch(whole, text, samples, tmp_path):
 
 
 def test_the_held_out_loss_is_the_mean_over_learned_tokens_however_rows_are_batched(samples, tmp_path):
+    few = write_lines(tmp_path / "few.jsonl", map(json.loads, samples.read_text().splitlines()[:40]))
     found = []
     for batch in (1, 8):
         recipe = dataclasses.replace(RECIPE, steps=1, batch=batch, learning_rate=1e-12)
-        found.append(train(ARCH, [samples], tmp_path / str(batch), recipe=recipe, held_out=[samples])["held_out_loss"])
+        found.append(train(ARCH, [samples], tmp_path / str(batch), recipe=recipe, held_out=[few])["held_out_loss"])
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
@@ -178,11 +180,17 @@ def test_two_processes_compute_what_one_does_and_only_the_first_talks(whole, tex
     assert losses(record, "eval_loss") == pytest.approx(losses(whole[1], "eval_loss"), rel=1e-3)
     assert alike(tmp_path / "out", whole[0]) and record["seen_tokens"] == whole[1]["seen_tokens"]
     assert said.count("held-out loss") == said.count("the checkpoint is") == said.count("training needs") == 1
+
+
+@pytest.mark.nightly
+def test_several_processes_refuse_with_one_voice(whole, text, samples, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "out")
     refused = torchrun(words_of(text, samples, tmp_path / "out", tmp_path, "--seed", 3), free_port())
     said = refused.communicate(timeout=300)[0]
     assert refused.returncode != 0 and said.count("--seed is 3; the run's is 0") == 1
 
 
+@pytest.mark.nightly
 def test_a_rank_that_is_killed_ends_the_run_which_one_process_goes_on_with(whole, text, samples, tmp_path):
     out = tmp_path / "out"
     process = torchrun(words_of(text, samples, out, tmp_path), free_port())
