@@ -80,8 +80,8 @@ test-models: models
 
 # The library of runtime/kernels, which is part of the package: by Debian 13's gcc-14 and gcc-aarch64-linux-gnu.
 kernels:
-	CC=gcc-14 runtime/kernels/build.sh x86_64 merino_edge/bundles/kernels-x86_64.so
-	runtime/kernels/build.sh aarch64 merino_edge/bundles/kernels-aarch64.so
+	CC=gcc-14 runtime/kernels/build.sh x86_64 merino_edge/bundles/native/kernels-x86_64.so
+	runtime/kernels/build.sh aarch64 merino_edge/bundles/native/kernels-aarch64.so
 
 lint: .venv/ready
 	$(BIN)/ruff check .

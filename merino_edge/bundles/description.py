@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from merino_edge.bundles.board_app import write_board_app
 from merino_edge.bundles.boards import fitting_boards
 from merino_edge.bundles.files import APP_FILE, DESCRIPTION_FILE, TOKENIZER_FILE, list_files
+from merino_edge.bundles.kernels import MACHINES, library, library_file
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.operators import Core, decode_flops, fast_isa, head_flops, kv_bytes, kv_format, params
 from merino_edge.prediction.default_coefficients import slower_on
@@ -27,6 +28,7 @@ from merino_runtime.bundle import (
     Bundle,
     Chat,
     Golden,
+    KernelLibrary,
     KvLayer,
     Port,
     Threads,
@@ -39,8 +41,7 @@ from merino_runtime.bundle.schema import BUNDLE_SHAPE, SCHEMA, problems_of
 MIN_VERSIONS = {
     ("fused", "fp32"): "1.18", ("fused", "fp16"): "1.20", ("fused", "int8"): "1.23", ("fused", "int4"): "1.23",
 }  # fmt: skip
-# For Arm cores without dotprod: no blocks of 8 bits; blocks of 4 bits were dequantised at each call before 1.21.
-NO_DOTPROD_MIN_VERSIONS = {"int8": "1.18", "int4": "1.21"}
+NO_DOTPROD_MIN_VERSION = "1.18"  # the fused attention's: no blocks of 8 bits, and those of 4 by kernels of our own
 WINDOWED_VERSION = "1.24"  # before, the fused attention keeps a position more than the window has
 REFUSED_VERSIONS = ("1.21.0",)  # dies of an illegal instruction on Cortex-A53 and A72
 TENSORRT = BackendNeed("tensorrt", "8.2", ())  # JetPack 4.6's
@@ -63,7 +64,8 @@ class PortLike(Protocol):
 class GraphFacts(Protocol):
     """What a description needs of the graph. Bytes count weights as the graph stores them.
 
-    `windowed`: whether a fused attention has a window.
+    `windowed`: whether a fused attention has a window. `own_kernels`: whether there are operators of this project's
+    library.
     """
 
     @property
@@ -80,6 +82,9 @@ class GraphFacts(Protocol):
 
     @property
     def windowed(self) -> bool: ...
+
+    @property
+    def own_kernels(self) -> bool: ...
 
 
 class ModelFacts(NamedTuple):
@@ -115,7 +120,7 @@ class GraphFormat(NamedTuple):
         if self.kv in QUANTISED_CACHES:
             return FIRST_QUANTISED_CACHE
         if self.core == "no-dotprod":
-            return NO_DOTPROD_MIN_VERSIONS[self.precision]
+            return NO_DOTPROD_MIN_VERSION
         return MIN_VERSIONS.get((self.dialect, self.precision), "1.10")
 
 
@@ -162,6 +167,7 @@ def describe(
         golden=golden,
         chat=model.chat,
         files=list_files(folder),
+        kernels=tuple(KernelLibrary(each, library_file(each)) for each in MACHINES) if graph.own_kernels else (),
     )
 
 
@@ -213,6 +219,8 @@ def write_bundle(
         shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
     if model.chat and template is not None:
         (folder / model.chat.template).write_text(template, encoding="utf-8", newline="")
+    for machine in MACHINES if graph.own_kernels else ():
+        shutil.copyfile(library(machine), folder / library_file(machine))
     for name, text in beside.items():
         write_text(folder / name, text)
     bundle = describe(folder, model, graph, form, golden, threads)

@@ -9,7 +9,7 @@ MACHINES = ("aarch64", "x86_64")  # as `platform.machine()` names them
 
 
 def library(machine: str) -> Path:
-    return Path(__file__).with_name(library_file(machine))
+    return Path(__file__).parent / "native" / library_file(machine)  # beside modules it would be taken for one
 
 
 def library_file(machine: str) -> str:

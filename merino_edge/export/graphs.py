@@ -6,6 +6,7 @@ from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
+from merino_edge.export.onnx.own_kernels import OwnKernels
 from merino_edge.export.onnx.portable import Portable
 from merino_edge.export.quantisation.gptq import Hessians
 from merino_edge.export.quantisation.kv_cache import CacheScales
@@ -35,7 +36,9 @@ def build_graph(
 def dialect_of(form: GraphFormat) -> Dialect:
     if form.dialect == "portable":
         return Portable
-    return FusedNoDotprod if form.core == "no-dotprod" else Fused
+    if form.core != "no-dotprod":
+        return Fused
+    return OwnKernels if form.precision == "int4" else FusedNoDotprod
 
 
 def geometry_graph(

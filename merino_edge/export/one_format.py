@@ -137,7 +137,8 @@ def write_export(
         asked.chat.chat if asked.chat else None,
     )  # fmt: skip
     names = [port.name for port in graph.inputs]
-    others = form.dialect == "fused" and form.kv is None  # other programs make caches of floats
+    # Other programs make caches of floats, and have no operators of ours.
+    others = form.dialect == "fused" and form.kv is None and not graph.own_kernels
     beside = files_for_others(model, names, form.context, source.tokenizer, asked.template) if others else {}
     with new_folder(out, is_bundle_alone, graph.weight_bytes) as folder:
         bundle = write_bundle(

@@ -13,10 +13,11 @@ import torch
 from merino_edge.bundles.description import RUNTIME_CHOOSES, GraphFormat, ModelFacts, write_bundle
 from merino_edge.bundles.files import is_bundle_alone
 from merino_edge.design.design_file import Design
-from merino_edge.export.graphs import geometry_graph
+from merino_edge.export.graphs import Dialect, dialect_of, geometry_graph
 from merino_edge.export.onnx.fused import Fused
 from merino_edge.export.onnx.graph import Graph
 from merino_edge.export.onnx.no_dotprod import FusedNoDotprod
+from merino_edge.export.onnx.own_kernels import OwnKernels
 from merino_edge.export.quantisation.groups import Quantized
 from merino_edge.export.quantisation.kv_cache import BITS, CacheScales
 from merino_edge.families.geometry import Geometry
@@ -48,12 +49,19 @@ class QuickFused(Quick, Fused):
 
 
 class QuickNoDotprod(Quick, FusedNoDotprod):
-    """The same for cores without dotprod, where no weight of 8 bits is -128."""
+    """The same in int8 for cores without dotprod, where no weight is -128."""
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         if bits == 8:
             return self.random_codes(matrix, bits, matrix.shape[1], 1)
         return super().quantize(name, matrix, bits)
+
+
+class QuickOwnKernels(QuickNoDotprod, OwnKernels):
+    """The same in int4."""
+
+
+QUICK: dict[Dialect, type[Fused]] = {Fused: QuickFused, FusedNoDotprod: QuickNoDotprod, OwnKernels: QuickOwnKernels}
 
 
 def write_random_bundle(
@@ -67,7 +75,7 @@ def write_random_bundle(
     kv = design.kv if design else kv
     scales = even_scales(arch, kv) if kv else None
     written_for = core_of("fused", precision, core)
-    quick = QuickNoDotprod if written_for == "no-dotprod" else QuickFused
+    quick = QUICK[dialect_of(GraphFormat(precision, "fused", arch.context, written_for))]
     graph = geometry_graph(quick, arch, random_weights(model), arch.context, precision, scales=scales)
     facts = ModelFacts(name, family_of(arch).name, arch, "random", "random, for timing")
     plan = design.predicted if design else None

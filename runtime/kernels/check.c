@@ -4,11 +4,14 @@
  *                           prints a hash of each case's results, equal on all kinds of CPU
  *   check run NAME CALLS    one shape, several times: what two numbers of calls differ by is the cost of a call;
  *                           prints how many multiply-adds that is
+ *   check time THREADS      larger shapes than caches hold, in JSON: ms of the fastest call and of the median one
  */
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include "attention.h"
 #include "matmul4.h"
 
@@ -161,7 +164,90 @@ static int run_attention(int64_t heads, int64_t kv_heads, int64_t past, int int8
     return 0;
 }
 
+enum { MOST_THREADS = 64, TIMED_CALLS = 15 };
+
+typedef struct {
+    each_task *each;
+    void *work;
+    size_t begin, end;
+} some_tasks;
+
+static void *run_some(void *given) {
+    some_tasks *some = given;
+    for (size_t task = some->begin; task < some->end; task++) some->each(some->work, task);
+    return NULL;
+}
+
+/* Tasks in equal parts, one for each of *context threads, which are started for the call. */
+static void in_threads(const void *context, each_task *each, size_t count, void *work) {
+    size_t number = (size_t) * (const int *)context;
+    pthread_t started[MOST_THREADS];
+    some_tasks some[MOST_THREADS];
+    for (size_t at = 0; at < number; at++) {
+        some[at] = (some_tasks){each, work, count * at / number, count * (at + 1) / number};
+        if (at && pthread_create(&started[at], NULL, run_some, &some[at])) exit(1);
+    }
+    run_some(&some[0]);
+    for (size_t at = 1; at < number; at++) pthread_join(started[at], NULL);
+}
+
+static double now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return 1e3 * (double)now.tv_sec + 1e-6 * (double)now.tv_nsec;
+}
+
+static int by_size(const void *a, const void *b) {
+    double one = *(const double *)a, other = *(const double *)b;
+    return (one > other) - (one < other);
+}
+
+static void print_times(const char *name, double *ms, int64_t macs, int64_t bytes, const char *end) {
+    qsort(ms, TIMED_CALLS, sizeof *ms, by_size);
+    printf("\"%s\": {\"macs\": %lld, \"bytes\": %lld, \"ms_best\": %.3f, \"ms_p50\": %.3f}%s", name, (long long)macs,
+           (long long)bytes, ms[0], ms[TIMED_CALLS / 2], end);
+}
+
+static void time_product(const char *name, int64_t count, int64_t rows, threads on) {
+    int64_t columns = 1024;
+    matmul4_work work = product(count, rows, columns, 0, 0);
+    double ms[TIMED_CALLS];
+    for (int call = 0; call < TIMED_CALLS; call++) {
+        double begin = now_ms();
+        matmul4(&work, on);
+        ms[call] = now_ms() - begin;
+    }
+    print_times(name, ms, count * rows * columns, rows * columns * GROUP_BYTES / (TILE_ROWS * GROUP), ", ");
+    free_product(&work);
+}
+
+static void time_attention(const char *name, int64_t heads, int int8, threads on, const char *end) {
+    int64_t past = 8191, layers = 4; /* as many caches, so that none is still in the CPU's */
+    attention_work work[4];
+    double ms[TIMED_CALLS];
+    for (int64_t layer = 0; layer < layers; layer++) work[layer] = case_of(heads, 1, 64, past, 1, 0, int8, 0);
+    for (int call = 0; call < TIMED_CALLS; call++) {
+        double begin = now_ms();
+        for (int64_t layer = 0; layer < layers; layer++) attention(&work[layer], on);
+        ms[call] = (now_ms() - begin) / (double)layers;
+    }
+    print_times(name, ms, 2 * heads * (past + 1) * 64, 2 * (past + 1) * 64 * (int8 ? 1 : 4), end);
+    for (int64_t layer = 0; layer < layers; layer++) free_case(&work[layer]);
+}
+
+static int time_all(int number) {
+    if (number < 1 || number > MOST_THREADS) return 2;
+    threads on = {in_threads, &number};
+    printf("{\"threads\": %d, ", number);
+    time_product("decode", 1, 65536, on);
+    time_product("prefill", 64, 4096, on);
+    time_attention("attention_8", 8, 0, on, ", ");
+    time_attention("attention_8_int8", 8, 1, on, "}\n");
+    return 0;
+}
+
 int main(int count, char **words) {
+    if (count == 3 && !strcmp(words[1], "time")) return time_all(atoi(words[2]));
     if (count == 4 && !strcmp(words[1], "fuzz")) {
         for (int64_t at = 0; at < atoll(words[3]); at++) {
             state = (uint64_t)(atoll(words[2]) + at);

@@ -54,6 +54,6 @@ def test_its_description_is_what_todays_exporter_writes():
     model = ModelFacts(bundle.name, bundle.family, arch, bundle.weights, bundle.weights_source, bundle.stop_ids)
     form = GraphFormat(bundle.precision, bundle.dialect, bundle.context)
     names = ("inputs", "outputs", "weight_bytes", "decode_weight_bytes")
-    graph = SimpleNamespace(**{name: getattr(bundle, name) for name in names}, windowed=False)
+    graph = SimpleNamespace(**{name: getattr(bundle, name) for name in names}, windowed=False, own_kernels=False)
     assert describe(FOLDER, model, graph, form, bundle.golden, bundle.threads) == bundle
     assert [file.path for file in bundle.files] == ["model.onnx", "model.onnx.data", "tokenizer.json"]

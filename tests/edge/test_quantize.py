@@ -164,5 +164,5 @@ def test_a_tied_table_is_stored_once_and_bytes_are_those_of_the_file(source, dia
         assert description["isa"] == (["avx2", "dotprod"] if core == "dotprod" else [])
         assert description["core"] == core
         assert description["backends"][0]["min_version"] == {
-            ("int8", "no-dotprod"): "1.18", ("int4", "no-dotprod"): "1.21",
+            ("int8", "no-dotprod"): "1.18", ("int4", "no-dotprod"): "1.18",
         }.get((precision, core), "1.23")  # fmt: skip

@@ -25,11 +25,13 @@ PROGRAM = {
     "runtime/merino_runtime/delivery/releases.py", "runtime/merino_runtime/delivery/service.py",
 }  # fmt: skip
 
-# "gpt2" is also the id of a model of the zoo, and a word of GGUF files; "merino" also a score.
+# "gpt2" is also the id of a model of the zoo, and a word of GGUF files; "merino" also a score, and the domain
+# of this project's operators.
 OTHER_NAMES = {
     ("merino_edge/design/pareto.py", "gpt2"), ("merino_edge/benchmarking/engine_models.py", "gpt2"),
     ("merino_edge/design/score.py", "merino"), ("merino_edge/cli/design.py", "merino"),
     ("merino_edge/cli/score_tables.py", "merino"), ("merino_edge/design/design_file.py", "merino"),
+    ("merino_edge/export/onnx/own_kernels.py", "merino"),
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def why_not(*programs: str) -> str:
 def program(machine: str) -> Path:
     path = Path(tempfile.mkdtemp(prefix="merino-kernels-")) / machine
     compiler, *words = MACHINES[machine]
-    subprocess.run([compiler, *ALWAYS, *words, *SOURCES, "-lm", "-o", path], check=True)
+    subprocess.run([compiler, *ALWAYS, *words, *SOURCES, "-lm", "-pthread", "-o", path], check=True)
     return path
 
 

@@ -46,7 +46,7 @@ PROMPT, TOKENS = "Once upon a time", 16
 GENERATE = ["merino.pyz", "generate", ".", PROMPT, "-n", TOKENS, "--temperature", 0, "--ignore-eos", "--json"]
 BY_NIGHT = pytest.mark.nightly
 QUANTISED = [("fused", "int4"), ("no-dotprod", "int8"), ("fused", "int8"), ("no-dotprod", "int4"), ("portable", "int8")]
-DAILY = {"cortex-a53": ("no-dotprod", "int8"), "cortex-a76": ("fused", "int4")}  # each kind's own format
+DAILY = {"cortex-a53": ("no-dotprod", "int4"), "cortex-a76": ("fused", "int4")}  # each kind's own format
 
 pytestmark = [pytest.mark.slow, needs_board]
 

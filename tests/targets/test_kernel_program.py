@@ -1,9 +1,11 @@
 """The kernels without onnxruntime: memory errors, equal results on Arm and x86, instructions for a multiply-add."""
 
+import json
 import shutil
+import subprocess
 
 import pytest
-from kernel_program import CROSS, EMULATOR, inner_loops, instructions_per_mac, printed, why_not
+from kernel_program import CROSS, EMULATOR, KERNELS, inner_loops, instructions_per_mac, printed, why_not
 
 from merino_edge.bundles.kernels import library
 
@@ -38,6 +40,16 @@ def test_arm_and_x86_agree_to_the_bit(cpu, seed, cases):
 def test_instructions_for_a_multiply_add(name):
     found = instructions_per_mac(name)
     assert MOST[name] * 0.8 < found <= MOST[name], "far below: set a lower bound"
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_a_board_prints_one_line_of_json():
+    script = KERNELS.parents[1] / "bench" / "kernels_on_board.sh"
+    done = subprocess.run(["sh", script], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    times = json.loads(done.stdout)["times"]
+    assert times[0]["threads"] == 1 and all(each["decode"]["ms_best"] > 0 for each in times)
 
 
 @pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-objdump"), reason="no objdump for arm64")

@@ -29,6 +29,8 @@ def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = FLOAT
+    elif node.op_type == "MatMul4":
+        return floats_of_tiles(node)
     elif node.op_type == "DynamicQuantizeLinear":
         codes, scale, _ = node.output
         return [helper.make_node("Identity", [node.input[0]], [codes]), helper.make_node("Identity", [ONE], [scale])]
@@ -46,3 +48,18 @@ def in_floats(node: onnx.NodeProto) -> list[onnx.NodeProto]:
             helper.make_node("Mul", [product, node.input[3]], [node.output[0]]),  # by the scales of the weights
         ]
     return [node]
+
+
+def floats_of_tiles(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """A MatMul by all rows of a matrix in tiles of 4 bits."""
+    (x, weights), (out,) = node.input, node.output
+    rows = next(each.i for each in node.attribute if each.name == "rows")
+    ids, floats, turned = (f"{out}.{part}" for part in ("ids", "floats", "turned"))
+    every = helper.make_node("Rows4", [weights, ids], [floats], domain=node.domain)
+    every.attribute.extend(node.attribute)
+    return [
+        helper.make_node("Constant", [], [ids], value_ints=list(range(rows))),
+        every,
+        helper.make_node("Transpose", [floats], [turned], perm=[1, 0]),
+        helper.make_node("MatMul", [x, turned], [out]),
+    ]

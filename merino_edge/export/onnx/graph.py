@@ -57,12 +57,14 @@ class Graph:
         cache_scales: of a quantised KV cache; None: the cache is of type `real`. Set before `begin_decoder`.
         all_logits: whether the graph returns the logits of all positions, and not of the last alone.
         note: what is said for people in the model's file.
+        own_kernels: whether there are operators of this project's library among the nodes.
         windowed: whether an attention operator has a window, which versions of ONNX Runtime count differently.
         decode_weight_bytes: bytes of weights that one decode step reads; a weight used twice counts twice.
     """
 
     opsets: dict[str, int]
     ir_version = 8
+    own_kernels = False
 
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         self.weights = weights

@@ -3,7 +3,7 @@ columns, each with its codes, float16 scales, and float16 minimums where the mat
 
 import numpy as np
 
-from merino_edge.export.quantisation.groups import Quantized
+from merino_edge.export.quantisation.groups import Quantized, dequantize
 from merino_runtime.errors import MerinoError
 
 TILE_ROWS, GROUP_SIZE = 8, 32
@@ -19,6 +19,13 @@ def tiles4(name: str, found: Quantized, minimums: np.ndarray | None = None) -> n
     of_32 = [np.repeat(values, found.group_size // GROUP_SIZE, 1) for values in factors]
     parts = [tiled(low | high << 4), *(tiled(halves(name, values)[..., None]) for values in of_32)]
     return np.ascontiguousarray(np.concatenate(parts, -1))
+
+
+def minimums_of(found: Quantized) -> np.ndarray | None:
+    """What is added to each weight of a group beside its code around 8, float32 [rows, groups]; None: nothing."""
+    first = dequantize(found).reshape(*found.scales.shape, -1)[..., 0]
+    minimums = first - ((found.codes[..., 0] & 15).astype(np.float32) - 8) * found.scales
+    return minimums if minimums.any() else None
 
 
 def halves(name: str, values: np.ndarray) -> np.ndarray:

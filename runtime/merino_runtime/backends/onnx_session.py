@@ -5,11 +5,12 @@ same mapped file. Each session packs the weights for its kernels, so packed weig
 (docs/decisions/speed.md). `onnx` runs the sessions.
 """
 import os
+import platform
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.backends.attention import faster_attention
 from merino_runtime.backends.threads import ThreadCounts, thread_counts
-from merino_runtime.bundle import Bundle, Port, need_of, older_graph
+from merino_runtime.bundle import Bundle, Port, kernel_library, need_of, older_graph, sha256_of
 from merino_runtime.bundle.fit import out_of_memory
 from merino_runtime.bundle.requirements import install_commands, require, version_tuple
 from merino_runtime.errors import MerinoError
@@ -84,6 +85,8 @@ def session_options(onnxruntime: Any, threads: int) -> Any:
 
 def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
     options = session_options(onnxruntime, threads)
+    if bundle.kernels:
+        _register_kernels(options, bundle)
     path = os.path.join(bundle.folder, "model.onnx")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -93,6 +96,24 @@ def open_session(onnxruntime: Any, bundle: Bundle, threads: int) -> Any:
     _check_ports(bundle.inputs, session.get_inputs(), "inputs")
     _check_ports(bundle.outputs, session.get_outputs(), "outputs")
     return session
+
+
+def _register_kernels(options: Any, bundle: Bundle) -> None:
+    """Loads the bundle's library of operators, once its hash was found right: it is code."""
+    name = kernel_library(bundle, platform.machine())
+    file = next((each for each in bundle.files if each.path == name), None)
+    if file is None:
+        raise MerinoError(f"bundle {bundle.name!r} has no kernels for {platform.machine()}. Export it again with "
+                          "--precision int8.")
+    path = os.path.join(bundle.folder, file.path)
+    if sha256_of(path) != file.sha256:
+        raise MerinoError(f"{path} is not the library that bundle.json lists: it is not loaded. Copy the bundle "
+                          "again, or export it again.")
+    try:
+        options.register_custom_ops_library(path)
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        raise MerinoError(f"{path} cannot be loaded: {first_line(error)}. Export the bundle with --precision int8, "
+                          "which needs no library.") from error
 
 
 def _check_ports(ports: Sequence[Port], nodes: List[Any], what: str) -> None:

@@ -90,6 +90,12 @@ class BundleFile(NamedTuple):
     sha256: str
 
 
+class KernelLibrary(NamedTuple):
+    """Operators of the graph that onnxruntime does not have, as a library for one kind of CPU."""
+    machine: str  # as `platform.machine()` names it
+    path: str  # in the bundle
+
+
 class Bundle(NamedTuple):
     """The keys of bundle.json, in the order of `BUNDLE_SHAPE`, and the folder that it was read from."""
     folder: str
@@ -122,6 +128,7 @@ class Bundle(NamedTuple):
     golden: Golden
     chat: Optional[Chat]
     files: Tuple[BundleFile, ...]
+    kernels: Tuple[KernelLibrary, ...] = ()  # empty: onnxruntime has all operators of the graph
 
 
 def load_bundle(path: str, verify: bool = True) -> Bundle:
@@ -178,6 +185,11 @@ def returns_all_logits(bundle: Bundle) -> bool:
 def older_graph(bundle: Bundle) -> str:
     """The option of `export` that makes a graph of the same model for older versions of onnxruntime."""
     return "--kv fp32" if quantised_cache(bundle) else "--dialect portable"
+
+
+def kernel_library(bundle: Bundle, machine: str) -> Optional[str]:
+    """The path in the bundle of the library for this kind of CPU."""
+    return next((library.path for library in bundle.kernels if library.machine == machine), None)
 
 
 def cache_formats(bundle: Bundle) -> str:
@@ -260,6 +272,7 @@ def _bundle_of(folder: str, description: Dict[str, Any]) -> Bundle:
     values["golden"] = Golden(tuple(golden["prompt_ids"]), tuple(golden["greedy_ids"]))
     values["chat"] = _chat_of(description["chat"])
     values["files"] = tuple(BundleFile(**file) for file in description["files"])
+    values["kernels"] = tuple(KernelLibrary(**library) for library in description["kernels"])
     return Bundle(folder=folder, **values)
 
 

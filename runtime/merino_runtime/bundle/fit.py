@@ -2,9 +2,10 @@
 
 Standard library only: it is asked before numpy or a backend is imported.
 """
+import os
 from typing import List, Optional
 
-from merino_runtime.bundle import Bundle
+from merino_runtime.bundle import Bundle, kernel_library
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.board import (
     ARM_FEATURES,
@@ -53,6 +54,7 @@ def check_bundle_fits(bundle: Bundle, board: Optional[Board] = None, allow_slow:
     if bundle.precision == "fp16":
         notes.append("float16 weights are for GPUs: a CPU computes them in float32, no faster than --precision fp32")
     _check_products(bundle, board)
+    _check_kernels(bundle, board)
     notes += _core_notes(bundle, board)
     missing = _missing_isa(bundle, board)
     if missing:
@@ -90,6 +92,19 @@ def _check_products(bundle: Bundle, board: Board) -> None:
     if bundle.dialect == "portable" and bundle.core == "dotprod" and is_for_other_core(bundle, board):
         raise MerinoError("this CPU lacks dotprod, and the bundle may hold weights of -128, whose products overflow "
                           f"there: the results would be wrong. {again} with this version.")
+
+
+def _check_kernels(bundle: Bundle, board: Board) -> None:
+    """Raises MerinoError where the bundle's own library cannot be loaded here."""
+    if not bundle.kernels:
+        return
+    again = f"Export {bundle.name!r} again with --precision int8, or pack that beside it"
+    if kernel_library(bundle, board.architecture) is None:
+        held = ", ".join(library.machine for library in bundle.kernels)
+        raise MerinoError(f"its graph needs kernels that are built for {held}, this is {board.architecture}. {again}.")
+    if os.path.isdir(bundle.folder) and os.statvfs(bundle.folder).f_flag & os.ST_NOEXEC:
+        raise MerinoError(f"{bundle.folder} is on a file system that was mounted noexec, and the graph needs kernels "
+                          f"from a library in it. Copy the folder to another file system. Or: {again}.")
 
 
 def _core_notes(bundle: Bundle, board: Board) -> List[str]:

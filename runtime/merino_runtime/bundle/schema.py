@@ -72,6 +72,7 @@ BUNDLE_SHAPE: Dict[str, Any] = {
     "golden": {"prompt_ids": [count], "greedy_ids": [count]},
     "chat": Maybe({"template": inner_path, "tokens": texts_by_name, "parts": Maybe(_parts)}),
     "files": [{"path": inner_path, "bytes": count, "sha256": sha256}],
+    "kernels": [{"machine": text, "path": inner_path}],
 }
 
 
@@ -87,6 +88,8 @@ def _contradictions(description: Dict[str, Any]) -> List[str]:
     chat = description["chat"]
     if chat and chat["template"] not in paths:
         problems.append(f"files has no {chat['template']}, which is chat.template")
+    problems.extend(f"files has no {library['path']}, which kernels names" for library in description["kernels"]
+                    if library["path"] not in paths)
     if "model.onnx" not in paths:
         problems.append("files has no model.onnx")
     problems.extend(f"files has {path} twice" for path in sorted(set(paths)) if paths.count(path) > 1)

@@ -1,0 +1,149 @@
+"""Bundles whose graphs have operators of this project's library: exported, loaded once it was hashed, refused."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from sample_geometries import small
+
+from merino_edge.bundles.kernels import MACHINES, library_file
+from merino_edge.export.export import export
+from merino_edge.export.onnx.own_kernels import OwnKernels, in_halves
+from merino_edge.export.quantisation.groups import dequantize, quantize_groups
+from merino_edge.export.quantisation.tiles4 import minimums_of
+from merino_edge.export.request import ExportRequest
+from merino_edge.export.source import load_source
+from merino_edge.families.designed import Architecture
+from merino_runtime.backends import open_backend
+from merino_runtime.bundle import load_bundle
+from merino_runtime.bundle.fit import check_bundle_fits
+from merino_runtime.delivery.archive import open_archive
+from merino_runtime.delivery.fit import choose
+from merino_runtime.delivery.machine import this_machine
+from merino_runtime.errors import MerinoError
+from merino_runtime.io.board import this_board
+from tests.packed_files import bundle_files, packed_bytes
+
+FOR_NO_DOTPROD = ExportRequest(precision="int4", core="no-dotprod")
+SHARED = Architecture(
+    blocks=[{"width": 128, "ffn_ratio": 1.0, "depth": 2, "kv_heads": 1}, {"width": 256, "ffn_ratio": 1.0, "depth": 1}],
+    vocab=96, head_size=32, context=48,
+)  # fmt: skip
+
+
+@pytest.fixture
+def folder(embedded_bundles, tmp_path):
+    """A copy of the packaged model's bundle."""
+    return Path(shutil.copytree(embedded_bundles["no-dotprod", "int4"], tmp_path / "bundle"))
+
+
+def kinds(folder):
+    return [node.op_type for node in onnx.load(folder / "model.onnx", load_external_data=False).graph.node]
+
+
+@pytest.mark.parametrize(("arch", "kv", "attentions"), [
+    (SHARED, None, {"GroupAttention": 2, "GroupQueryAttention": 1}),
+    (SHARED, "int8", {"GroupAttention8": 2, "GroupQueryAttention": 1}),
+    (SHARED, "int4", {"GroupQueryAttention": 3}),
+    (small("gemma3_text"), None, {"GroupAttention": 2}),  # norms of heads, a window, another scale
+], ids=["float", "int8", "int4", "gemma3"])  # fmt: skip
+def test_the_graph_is_what_torch_computes(arch, kv, attentions, decoder, tmp_path):
+    """Which the export itself judges, with float activations at each step to 1e-3."""
+    decoder(arch).save_pretrained(tmp_path / "checkpoint")
+    source = load_source(str(tmp_path / "checkpoint"))._replace(weights="random")
+    made = export(source, tmp_path / "bundle", FOR_NO_DOTPROD._replace(kv=kv))
+    found = kinds(tmp_path / "bundle")
+    assert {kind: found.count(kind) for kind in attentions} == attentions
+    assert found.count("MatMul4") >= 4 * len(arch.kv_layers) - 1 and "MatMulNBits" not in found
+    assert made.unrounded < {None: 1e-4, "int8": 0.03, "int4": 0.3}[kv]  # a cached value may fall on either code
+    assert made.error < (0.3 if kv == "int4" else 0.05)  # of the activations, rounded in groups of 32
+    assert made.bundle.backends[0].min_version == ("1.27" if kv else "1.18")
+
+
+def test_the_library_travels_with_the_bundle(folder):
+    bundle = load_bundle(str(folder))
+    assert [library.machine for library in bundle.kernels] == list(MACHINES)
+    assert {library.path for library in bundle.kernels} < {file.path for file in bundle.files}
+    assert "genai_config.json" not in os.listdir(folder)  # other programs have no such operators
+
+
+def test_a_library_that_was_changed_is_not_loaded(folder):
+    path = folder / library_file(platform.machine())
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(MerinoError, match="not the library that bundle.json lists"):
+        open_backend(load_bundle(str(folder), verify=False))
+
+
+def test_a_machine_without_kernels_is_told_and_takes_the_sibling(folder, embedded_bundles, tmp_path):
+    bundle = load_bundle(str(folder))
+    other = this_board()._replace(architecture="riscv64")
+    with pytest.raises(MerinoError, match=r"kernels that are built for aarch64, x86_64, this is riscv64\. .*int8"):
+        check_bundle_fits(bundle, other)
+    packed = tmp_path / "a.merino"
+    packed.write_bytes(packed_bytes(b"app", [
+        bundle_files(folder), bundle_files(embedded_bundles["no-dotprod", "int8"]),
+    ]))  # fmt: skip
+    opened, machine = open_archive(str(packed)), this_machine(str(tmp_path))
+    assert choose(opened, machine).bundle.precision == "int4"
+    assert choose(opened, machine._replace(board=other)).bundle.precision == "int8"
+
+
+NOEXEC = """
+mount -t tmpfs -o noexec kernels {there} && cp -r {folder} {there}/bundle && cd {there}/bundle &&
+{python} merino.pyz generate . hello -n 2
+"""
+
+
+@pytest.mark.slow
+def test_a_file_system_without_programs_is_told(folder, tmp_path):
+    there = tmp_path / "there"
+    there.mkdir()
+    script = NOEXEC.format(there=there, folder=folder, python=sys.executable)
+    done = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script], capture_output=True,
+                          text=True)  # fmt: skip
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"no namespace to mount in: {done.stderr.strip()}")
+    assert done.returncode == 1 and "mounted noexec" in done.stderr and "--precision int8" in done.stderr
+
+
+def test_a_steps_cache_is_that_of_a_prefill(folder):
+    backend = open_backend(load_bundle(str(folder)))
+    ids = list(range(20, 40))
+    whole = backend.prefill(ids)
+    backend.truncate(0)
+    backend.prefill(ids[:7])
+    for token in ids[7:]:
+        logits = backend.step(token)
+    assert np.abs(whole - logits).max() < 0.03 * np.abs(whole).max()  # the head rounds each prompt by one scale
+    backend.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", [
+    pytest.param(".venv38", marks=pytest.mark.nightly), pytest.param(".venv310", marks=pytest.mark.nightly), ".venv",
+])  # fmt: skip
+def test_versions_of_onnxruntime_choose_the_golden_ids(python, folder):
+    """1.19, 1.23 and this one. Other CPUs: tests/targets/test_boards.py."""
+    interpreter = Path(__file__).parents[2] / python / "bin" / "python"
+    if not interpreter.exists():
+        pytest.skip(f"no {python} on this machine (make test sets it up)")
+    done = subprocess.run([interpreter, "merino.pyz", "selftest", "."], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("ok: "), done.stderr
+
+
+def test_scales_and_minimums_are_those_of_the_quantised_matrix():
+    matrix = np.random.default_rng(0).standard_normal((5, 128)).astype(np.float32) * 0.02
+    for size in (32, 64, 128):
+        found = in_halves("w", quantize_groups(matrix, 4, size))
+        assert np.abs(dequantize(found) - matrix).max() < 0.02 and minimums_of(found) is None
+    with pytest.raises(MerinoError, match="w has groups whose scale is above 65504"):
+        in_halves("w", quantize_groups(matrix * np.float32(1e9), 4, 32))
+    assert OwnKernels.own_kernels
