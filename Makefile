@@ -20,7 +20,7 @@ TENSORRT_ROOT := $(CACHE)/tensorrt
 
 MODELS := $(CACHE)/models
 
-.PHONY: demo demo-chat test daily test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models kernels lint clean
+.PHONY: demo demo-chat test daily test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models kernels peers-native lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
@@ -106,6 +106,10 @@ lint: .venv/ready
 # The role of fleet/ is tried by an Ansible of its own, where one can be had.
 .venv-ansible: tests/targets/ansible.sh
 	@tests/targets/ansible.sh $(PYTHON) $@
+
+# llama.cpp built for this machine, for `bench --peers llama.cpp`: the wheel is built for AVX2. 8 CPU minutes, 50 MB.
+peers-native: .venv/ready
+	@tests/targets/peers_native.sh $(BIN)/python "$(CACHE)/peers-native"
 
 # Our graphs are run by optimum and transformers.js, where these can be had.
 .venv-others: .venv/ready tests/targets/other_programs.sh

@@ -18,6 +18,14 @@ from merino_bench.harness.worker import DIGITS, WARM_UP_S
 from merino_bench.sensors import environment
 from merino_bench.sensors.environment import cpu_moment, load_between
 from merino_edge.benchmarking.engines import WITH_Q8_0_CACHE
+from merino_edge.benchmarking.llama_cpp_native import (
+    GENERIC_BUILD,
+    described,
+    lacking,
+    native_build,
+    open_native,
+    version,
+)
 from merino_runtime.io import board
 
 Opened = tuple[str, Any, list[str]]  # engine with version, a function of (ids, steps) that runs one round, notes
@@ -138,7 +146,24 @@ def open_ctranslate2(request: dict[str, Any]) -> Opened:
 
 
 def open_llama_cpp(request: dict[str, Any]) -> Opened:
-    """llama.cpp through xllamacpp: its server in this process reports the time of the prompt and of each token."""
+    """llama.cpp, where there is one the build for this machine, else the wheel xllamacpp."""
+    folder, q8_0_cache = native_build(), request["engine"] == WITH_Q8_0_CACHE
+    cache = "KV cache in Q8_0" if q8_0_cache else "KV cache in float16, its default"
+    if folder is None:
+        return open_wheel(request, [cache, "times by its own clock"])
+    engine = f"{request['engine']} (llama-cpp-python {version(folder)}, built for this machine) CPU"
+    return engine, open_native(folder, request, q8_0_cache), [cache, *features_of(described(folder))]
+
+
+def features_of(build: str) -> list[str]:
+    """Notes on llama.cpp's description of itself."""
+    lacks = lacking(build, board.this_isa())
+    words = " ".join(re.findall(r"(\w+) = 1", build))
+    return [f"built with {words}", *([f"{GENERIC_BUILD}: without this machine's {', '.join(lacks)}"] if lacks else [])]
+
+
+def open_wheel(request: dict[str, Any], notes: list[str]) -> Opened:
+    """Through xllamacpp: its server in this process reports the time of the prompt and of each token."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -147,11 +172,10 @@ def open_llama_cpp(request: dict[str, Any]) -> Opened:
     params.n_batch = params.n_ubatch = max(512, request["prompt"])  # the prompt in one piece
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = request["threads"]
     params.n_parallel = 1
-    notes = ["KV cache in float16, its default", "times by its own clock"]
+    notes = [*notes, *features_of(xllamacpp.get_system_info())]
     if request["engine"] == WITH_Q8_0_CACHE:
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_Q8_0
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED  # which its values need
-        notes[0] = "KV cache in Q8_0"
     params.verbosity = -1
     server = xllamacpp.Server(params)
 

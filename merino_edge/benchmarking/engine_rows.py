@@ -30,6 +30,7 @@ from merino_edge.benchmarking.engines import (
     shares_layers,
     stored_params,
 )
+from merino_edge.benchmarking.llama_cpp_native import GENERIC_BUILD
 from merino_edge.families.checkpoint import check_checkpoint
 from merino_edge.families.registry import read_geometry
 from merino_edge.storage.atomic import scratch_folder
@@ -169,6 +170,8 @@ def peer_row(
     """Without a share of the ceiling and without energy: both are of our own engine."""
     row = record.record_of(identity, seen, case, processes, command=command)
     row["notes"] = [*notes, *row["notes"]]
+    if any(note.startswith(GENERIC_BUILD) for note in row["notes"]):
+        row["flags"] = [*row["flags"], GENERIC_BUILD]
     if case.untimed:
         row["prefill_ms"] = None  # of more ids than the row's prompt
         row["notes"].append(f"each repetition prefills all {case.decode_start} ids, so there is no prefill_ms")

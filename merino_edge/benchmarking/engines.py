@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
+from merino_edge.benchmarking.llama_cpp_native import native_build
 from merino_edge.families.geometry import Geometry, UniformGeometry
 from merino_edge.families.operators import Operator
 from merino_runtime.errors import MerinoError
@@ -77,6 +78,8 @@ def peers_of(engines: Sequence[str]) -> list[Peer]:
 
 def missing(peer: Peer) -> str | None:
     """Why it cannot run here, with the command that installs it; None where all that it needs is installed."""
+    if peer.runner == "llama_cpp" and native_build():
+        return None
     lacking = [package for module, package in peer.needs if find_spec(module) is None]
     if not lacking:
         return None

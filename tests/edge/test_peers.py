@@ -43,6 +43,7 @@ from merino_edge.benchmarking.engines import (
     peers_of,
     stored_params,
 )
+from merino_edge.benchmarking.llama_cpp_native import GENERIC_BUILD, lacking, native_build
 from merino_edge.cli.app import main
 from merino_edge.export.export import export
 from merino_edge.export.request import ExportRequest
@@ -343,3 +344,30 @@ def test_llama_cpp_runs_the_file_of_the_bundles_weights_where_it_is_named(tmp_pa
     rows = peer_records(peers, [bundle], decode_case(4), SMALL)
     assert all(row["weights_source"] == "checkpoint checkpoint" and row["tok_s"] > 0 for row in rows)
     assert [row["notes"][0] for row in rows] == [same["notes"][0]] * 4, "nothing differs from the bundle's model"
+
+
+def test_a_build_without_what_the_machine_has_is_flagged():
+    described = "CPU : SSE3 = 1 | AVX2 = 1 | F16C = 1 | FMA = 1 | AVX512 = 0 | OPENMP = 1 | "
+    assert lacking(described, {"avx2", "fma", "f16c"}) == []
+    assert lacking(described, {"avx2", "avx512f", "avx512_vnni"}) == ["avx512f", "avx512_vnni"]
+    assert lacking("CPU : NEON = 1 | DOTPROD = 1 | ", {"dotprod", "i8mm"}) == ["i8mm"]
+
+
+@torch.no_grad()
+def test_llama_cpp_built_for_this_machine_runs_in_place_of_the_wheel(tmp_path, kept, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", os.environ["MERINO_USERS_CACHE"])
+    if native_build() is None:
+        pytest.skip("no llama.cpp built for this machine: make peers-native")
+    small = sample_gguf.random_model("llama", strength=5)
+    path = sample_gguf.write_gguf(tmp_path / "small.gguf", small, "F32")
+    bundle = export(load_source(str(path)), tmp_path / "bundle").bundle
+    peers = Peers(("llama.cpp",), kept, given_file(path))
+    (row,) = peer_records(peers, [bundle], decode_case(6), SMALL)
+    assert "built for this machine" in row["engine"] and row["tok_s"] > 0
+    assert GENERIC_BUILD not in row["flags"] and any(note.startswith("built with") for note in row["notes"])
+    (peer,) = peers_for(peers)
+    found = measure_peer_apart(peers, peer, bundle, str(path), decode_case(6)._replace(threads=1), 1, 3)
+    ids = found["ids"][:]
+    for _ in range(7):
+        ids.append(int(small(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    assert found["chosen"] == ids[-len(found["chosen"]) :] and len(set(found["chosen"])) > 2
