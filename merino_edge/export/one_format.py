@@ -29,11 +29,12 @@ from merino_edge.export.quantisation.gptq import Hessians
 from merino_edge.export.quantisation.groups import MatrixError
 from merino_edge.export.quantisation.hessians import hessians_on
 from merino_edge.export.quantisation.kv_calibration import Calibrated, calibrated_cache
-from merino_edge.export.quantisation.smoothquant import NOTE, rows_to_read, smoothed
+from merino_edge.export.quantisation.outliers import TWICE
+from merino_edge.export.quantisation.smoothquant import NOTE, input_sizes, rows_to_read, smoothed
 from merino_edge.export.request import ROUNDED
 from merino_edge.export.resolved import ResolvedExport
 from merino_edge.export.source import Source, not_finite
-from merino_edge.families.registry import layout_of
+from merino_edge.families.registry import decoder_of, layout_of
 from merino_edge.storage.atomic import check_folder, new_folder
 from merino_edge.text.perplexity import Perplexity
 from merino_runtime.bundle import Bundle, Threads, load_bundle
@@ -124,8 +125,8 @@ def write_export(
     if source is not given:
         last_use = True
         hessians = hessians_on(source, asked.calibration) if asked.calibration else None
-    graph = build_graph(source, form, hessians, scales)
-    graph.note = NOTE if source is not given else ""
+    graph = build_graph(source, form, hessians, scales, channel_sizes(source, asked, found))
+    graph.note = NOTE if source is not given else TWICE if graph.outliers else ""
     check_folder(out, is_bundle_alone, graph.weight_bytes)
     errors, stored, calibrated = graph.matrix_errors(), stored_blocks(source, graph), graph.calibrated
     dequantised = with_quantized(source.model, graph.quantized, layout_of(source.arch), in_place=last_use)
@@ -157,6 +158,16 @@ def write_export(
     return Exported(
         out, made, error, steps, unrounded, errors, stored, why_jinja, calibrated, rise, graph.note, apart
     )  # fmt: skip
+
+
+def channel_sizes(source: Source, asked: ResolvedExport, found: Calibration) -> dict[str, np.ndarray] | None:
+    """Of the inputs behind norms, where groups with outliers among them are to be stored twice: in int4, since int8
+    has SmoothQuant. None for random weights, which have none, and for families with a graph builder of their own."""
+    decoder, rounds = decoder_of(source.arch), asked.form.precision == "int4" and dialect_of(asked.form) is Fused
+    if decoder is None or not rounds or source.weights == "random":
+        return None
+    names = [linear.weights[0] for layer in decoder.layers for linear in (layer.qkv, layer.up)]
+    return input_sizes(source.model, names, found.rows())
 
 
 def proved(

@@ -94,5 +94,8 @@ class BlockSource(Protocol):
     def kind(self, name: str) -> str:
         """The type in which the source has it, for people."""
 
+    def bits(self, name: str) -> int | None:
+        """Of a level, without reading the matrix; None where it has no blocks, or none of equal steps."""
+
     def blocks(self, name: str) -> Blocks | None:
         """None where the source has it in float, or in blocks of another form."""

@@ -8,6 +8,7 @@ import torch
 from merino_edge.bundles.description import GraphFormat
 from merino_edge.export.export import export
 from merino_edge.export.graphs import build_graph
+from merino_edge.export.quantisation import outliers
 from merino_edge.export.quantisation.smoothquant import NOTE, LaidWeights, move, sites_of, smoothed
 from merino_edge.export.request import ExportRequest
 from merino_edge.export.source import Source, load_source
@@ -63,6 +64,21 @@ def test_an_export_in_int8_loses_less_of_a_model_with_outliers(family, decoder, 
     monkeypatch.setattr("merino_edge.export.one_format.smoothed", lambda given, *_, **__: given)
     plain = export(source, tmp_path / "plain", ExportRequest(precision="int8"))
     assert plain.note == "" and done.error < 0.6 * plain.error
+
+
+def test_int4_stores_groups_with_outliers_twice_and_loses_less(decoder, tmp_path, monkeypatch):
+    """In codes and scales that stay as they are: what torch computes with them is the same."""
+    arch, made = small("llama", context=48), {}
+    for share in (0, 0.3, 1.0):  # by default less than the smallest group of so small a model
+        monkeypatch.setattr(outliers, "MOST_BYTES", share)
+        source = Source("llama", arch, with_outliers(decoder(arch, 3), arch), "trained", "drawn", (), None)
+        made[share] = export(source, tmp_path / str(share), ExportRequest(precision="int4"))
+    plain, few, all_of_them = made.values()
+    assert all_of_them.error < 0.7 * plain.error
+    assert plain.note == "" and few.note == all_of_them.note == outliers.TWICE
+    assert plain.bundle.weight_bytes < few.bundle.weight_bytes < 1.3 * plain.bundle.weight_bytes
+    assert all(done.unrounded < 1e-4 for done in made.values())
+    assert plain.matrices == few.matrices == all_of_them.matrices
 
 
 def test_blocks_that_the_graph_takes_over_stay_as_they_are(tmp_path):

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
+from merino_edge.export.onnx.columns import widened, widened_matrix
 from merino_edge.export.onnx.external_data import PAGE
 from merino_edge.export.onnx.graph import Graph, Port, ports
-from merino_edge.export.quantisation.groups import Quantized, quantize_groups, repacked
+from merino_edge.export.quantisation.groups import Quantized, packed_points, quantize_groups, repacked
 from merino_edge.families.graph_ops import Attention, KvLayer, Norm, Weights
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE, GROUP_SIZES, HEAD_SLICE_BYTES
 from merino_edge.families.weights import BlockSource
@@ -40,9 +41,19 @@ class Fused(Graph):
     def __init__(self, weights: Weights, context: int, precision: str, blocks: BlockSource | None = None):
         super().__init__(weights, context, precision, blocks)
         self.last_index = self.total_length = ""  # set by begin_decoder or begin_attention
+        self._wide: dict[str, list[np.ndarray]] = {}  # by name of a matrix: codes, scales, zero points
+
+    def forget(self) -> None:
+        super().forget()
+        self._wide.clear()
 
     def repacked(self, names: Sequence[str], bits: int) -> Quantized | None:
         return repacked(self.blocks, names, self.weights, bits, self.exact) if self.blocks else None
+
+    def bits_of(self, name: str) -> int:
+        """8 for what a GGUF has in more than 4 bits: such a file has them where the model loses most by 4."""
+        stored = self.blocks.bits(name) if self.blocks else None
+        return 8 if stored and stored > self.form.bits else self.form.bits
 
     def quantize(self, name: str, matrix: np.ndarray, bits: int) -> Quantized:
         """In groups as large as a GGUF's blocks of another type: in larger groups, weights that have several scales
@@ -110,36 +121,32 @@ class Fused(Graph):
 
     def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
         if self.form.grouped:
-            product = self._grouped_matmul(x, "+".join(weights), self.quantized_matrix(weights))
+            products = [self._product(x, run) for run in self.runs(weights)]
+            product = self.node("Concat", products, axis=-1) if len(products) > 1 else products[0]
         else:
             product = self.node("MatMul", [x, self.matrix(weights)])
         return self.node("Add", [product, self.vector(biases)]) if biases else product
 
+    def _product(self, x: str, weights: list[str]) -> str:
+        return self._grouped_matmul(x, "+".join(weights), self.quantized_matrix(weights))
+
     def _grouped_matmul(self, x: str, name: str, found: Quantized) -> str:
-        """x @ W with W in groups [out, in]; activations are quantised to int8 as well (see ACCURACY)."""
-        product = self._matmul_nbits(x, name, found, found.codes.shape[1] * found.group_size)
-        if found.minimums is None:
-            return product
-        return self.add(product, self._minimums_matmul(x, name, found.minimums, found.codes.shape[1], found.group_size))
+        """x @ W with W in groups [out, in]; activations are quantised to int8 as well (see ACCURACY).
 
-    def _minimums_matmul(self, x: str, name: str, minimums: Quantized, groups: int, size: int) -> str:
-        """What the minimums of the groups add: the sum of each group of x, times the group's minimum in each row.
-
-        MatMulNBits takes minimums as zero points too, but then multiplies in float32, fifty times slower.
+        MatMulNBits takes minimums as float zero points too, but then multiplies in float32, fifty times slower.
         """
-        cut = self.node("Reshape", [x, self.integers(1, -1, groups, size)])
-        sums = self.node("ReduceSum", [cut, self.integers(-1)], keepdims=0)  # [1, T, groups]
-        return self._matmul_nbits(sums, f"{name}.minimums", minimums, groups)
-
-    def _matmul_nbits(self, x: str, name: str, found: Quantized, columns: int) -> str:
-        """`columns` of x, of which the last group may use fewer than it has."""
-        codes = self.stored(f"{name}.codes", found.codes)
-        scales = self.stored(f"{name}.scales", found.scales.reshape(-1))
+        outliers = self.outliers.get(tuple(name.split("+")), [])
+        x = widened(self, x, name, found, outliers)
+        if name not in self._wide:
+            wide = widened_matrix(found, outliers)
+            points = [] if wide.zero_points is None else [packed_points(wide.zero_points)]
+            self._wide[name] = [wide.codes, wide.scales.reshape(-1), *points]
+        parts = zip(("codes", "scales", "zero_points"), self._wide[name], strict=False)
         return self.node(
             "MatMulNBits",
-            [x, codes, scales],
+            [x, *(self.stored(f"{name}.{part}", value) for part, value in parts)],
             domain=CONTRIB,
-            K=columns,
+            K=self._wide[name][0].shape[1] * found.group_size,
             N=len(found.codes),
             bits=found.bits,
             block_size=found.group_size,

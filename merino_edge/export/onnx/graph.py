@@ -6,6 +6,7 @@ lie in the data file is said in `external_data`.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from merino_edge.export.onnx.external_data import DATA_FILE, DataFile, Deferred,
 from merino_edge.export.quantisation.gptq import Hessians, gptq
 from merino_edge.export.quantisation.groups import MatrixError, Quantized, group_sizes, matrix_error, quantize
 from merino_edge.export.quantisation.kv_cache import CacheScales
+from merino_edge.export.quantisation.outliers import Names, Outliers
 from merino_edge.families.graph_ops import KvLayer, Weights
 from merino_edge.families.operators import FORMATS
 from merino_edge.families.rotary import Rotary, rotary_tables
@@ -56,6 +58,7 @@ class Graph:
         exact: names of matrices that are taken over from the source without a second rounding.
         cache_scales: of a quantised KV cache; None: the cache is of type `real`. Set before `begin_decoder`.
         all_logits: whether the graph returns the logits of all positions, and not of the last alone.
+        outliers: by the names of joined matrices, groups of which the input has a copy for its outlier channels.
         note: what is said for people in the model's file.
         own_kernels: whether there are operators of this project's library among the nodes.
         windowed: whether an attention operator has a window, which versions of ONNX Runtime count differently.
@@ -86,6 +89,7 @@ class Graph:
         self.note = ""
         self.windowed = False
         self.all_logits = False
+        self.outliers: dict[Names, list[Outliers]] = {}
         self.cache_scales: CacheScales | None = None
         self._rotary_names: dict[tuple[Rotary, int], tuple[str, str]] = {}
 
@@ -169,7 +173,15 @@ class Graph:
 
     def quantized_matrix(self, names: Sequence[str]) -> Quantized:
         """One or several matrices of the state dict, joined along their outputs, in groups; [sum of out, in]."""
-        return self._quantized(names, self.form.bits)
+        return self._quantized(names, self.bits_of(names[0]))
+
+    def bits_of(self, name: str) -> int:  # noqa: ARG002 - for dialects that mix them
+        """Bits of a matrix's codes."""
+        return self.form.bits
+
+    def runs(self, names: Sequence[str]) -> list[list[str]]:
+        """Matrices of one input, those together that have as many bits."""
+        return [list(run) for _, run in groupby(names, self.bits_of)]
 
     def _quantized(self, names: Sequence[str], bits: int) -> Quantized:
         key = tuple(names)

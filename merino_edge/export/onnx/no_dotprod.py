@@ -52,22 +52,19 @@ class FusedNoDotprod(SignedCodes, Fused):
     def _rows(self, table: str, ids: str) -> str:
         return self._signed_rows(table, ids)
 
-    def packed_linear(self, x: str, weights: list[str], biases: list[str] | None = None) -> str:
-        if self.form.bits != 8:
-            return super().packed_linear(x, weights, biases)
-        codes, scales = self._codes_and_scales(weights)
-        return self._integer_matmul(x, codes, scales, self.vector(biases) if biases else None)
+    def _product(self, x: str, weights: list[str]) -> str:
+        if self.bits_of(weights[0]) != 8:
+            return super()._product(x, weights)
+        return self._integer_matmul(x, *self._codes_and_scales(weights))
 
-    def _integer_matmul(self, x: str, codes: str, scales: str, bias: str | None = None) -> str:
-        """x @ codes * scales + bias; codes [in, out], scales and bias [out]."""
+    def _integer_matmul(self, x: str, codes: str, scales: str) -> str:
+        """x @ codes * scales; codes [in, out], scales [out]."""
         if x not in self._rounded:
             self._rounded[x] = self._rounded_rows(x) if x in self._uneven else (self._whole(x), None)
         whole, largest = self._rounded[x]
         inputs = [whole, codes, f"{whole}.1", scales, f"{whole}.2"]
         product = self.node("MatMulIntegerToFloat", inputs, domain=CONTRIB)
-        if largest:
-            product = self.node("Mul", [product, largest])
-        return self.node("Add", [product, bias]) if bias else product
+        return self.node("Mul", [product, largest]) if largest else product
 
     def _whole(self, x: str) -> str:
         return self.node("DynamicQuantizeLinear", [x], outputs=3)

@@ -1,12 +1,12 @@
 """Weight-only quantisation in groups, in the layout of ONNX Runtime's MatMulNBits and GatherBlockQuantized.
 
 A row of a matrix is cut into groups of `group_size` weights. A group has one float32 scale and an unsigned code of 4 or
-8 bits per weight: weight = (code - 2^(bits - 1)) * scale. It is symmetric: the code in the middle stands for zero. A
-group may have a minimum besides, which is added to each of its weights: asymmetric quantisation, with an offset in the
-unit of the weights in place of a zero point in codes. The minimums of a row are stored in groups of 8 bits in turn.
+8 bits per weight: weight = (code - zero_point) * scale. Without zero points the code in the middle stands for zero.
 
 Matrices that a source has stored in blocks (GGUF's word for groups) are taken over with the same codes and scales,
-without a second rounding. Their minimums are the exception: they are rounded to 8 bits.
+without a second rounding. Their blocks may have a minimum, which is added to each weight. The nearest zero point, an
+integer, takes over all but half a step of it. The rest of a row's minimums is stored in groups of 4 bits in turn, and
+what these lose in groups of 4 bits once more.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from merino_runtime.errors import MerinoError
 ERROR_RATIO = {4: 1.25, 8: 2.0}  # by bits: allowed RMS error of a larger group, relative to the smallest group's
 # By bits: scales that are tried, relative to the scale at which the largest weight has the outermost code.
 SHRINKS = {4: np.linspace(0.7, 1.1, 9, dtype=np.float32), 8: np.linspace(1.0, 1.04, 5, dtype=np.float32)}
-MINIMUMS_GROUP = 32
 PIECE = 2**17  # weights quantised at a time, so few that they stay in the CPU's cache
 WITH_MINIMUMS = 4  # bits: what 8 bits lose of the types with minimums is less than a fifteenth of what these lost
+RESTS = 2  # with one, what 4 bits lose of half a step raises the divergence of a model by a third
 THREADS = 2  # numpy releases the interpreter's lock during its loops
 
 
@@ -37,13 +37,14 @@ class Quantized(NamedTuple):
     scales: np.ndarray  # float32 [rows, columns / group_size]
     bits: int
     group_size: int
-    # Of [rows, columns / group_size], the last group filled up; None where all are 0.
-    minimums: "Quantized | None" = None
+    zero_points: np.ndarray | None = None  # uint8 [rows, columns / group_size], in 4 bits alone; None: the middle
+    # Sums of these are added to the weights of each group: [rows, columns / group_size], the last group filled up.
+    rests: "tuple[Quantized, ...]" = ()
 
     @property
     def nbytes(self) -> int:
-        minimum_bytes = 0 if self.minimums is None else self.minimums.nbytes
-        return self.codes.nbytes + self.scales.nbytes + minimum_bytes
+        points = 0 if self.zero_points is None else packed_points(self.zero_points).nbytes
+        return self.codes.nbytes + self.scales.nbytes + points + sum(rest.nbytes for rest in self.rests)
 
 
 class MatrixError(NamedTuple):
@@ -130,10 +131,21 @@ def quantize_rows(values: np.ndarray, bits: int, both_signs: bool) -> tuple[np.n
     return packed(codes, bits), best_scale
 
 
-def quantize_minimums(minimums: np.ndarray) -> Quantized:
-    """Minimums float32 [rows, groups] in 8 bits: an error of at most 1/254 of the largest of MINIMUMS_GROUP of them."""
-    filled = np.pad(minimums, ((0, 0), (0, -minimums.shape[1] % MINIMUMS_GROUP)))
-    return quantize_groups(filled, 8, MINIMUMS_GROUP)
+def as_zero_points(
+    minimums: np.ndarray, scales: np.ndarray, group_size: int
+) -> tuple[np.ndarray, tuple[Quantized, ...]]:
+    """Minimums float32 [rows, groups] of 4-bit codes with these scales, as zero points and the rests of them."""
+    points = np.clip(np.rint(-minimums / np.where(scales == 0, 1, scales)), -8, 7)
+    rests, left = [], np.pad(minimums + points * scales, ((0, 0), (0, -minimums.shape[1] % group_size)))
+    for _ in range(RESTS):
+        rests.append(quantize_groups(left, WITH_MINIMUMS, group_size))
+        left = left - dequantize(rests[-1])
+    return (points + 8).astype(np.uint8), tuple(rests)
+
+
+def packed_points(points: np.ndarray) -> np.ndarray:
+    """Zero points uint8 [rows, groups], two in a byte, as MatMulNBits takes them: each row is filled up to bytes."""
+    return packed(np.pad(points, ((0, 0), (0, points.shape[1] % 2)), constant_values=8), WITH_MINIMUMS).reshape(-1)
 
 
 def packed(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -154,9 +166,10 @@ def dequantize(found: Quantized) -> np.ndarray:
     codes = found.codes
     if found.bits == 4:
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1)
-    values = (codes.astype(np.float32) - 2 ** (found.bits - 1)) * found.scales[..., None]
-    if found.minimums is not None:
-        values += dequantize(found.minimums)[:, : values.shape[1], None]
+    zero = 2 ** (found.bits - 1) if found.zero_points is None else found.zero_points[..., None].astype(np.float32)
+    values = (codes.astype(np.float32) - zero) * found.scales[..., None]
+    for rest in found.rests:
+        values += dequantize(rest)[:, : values.shape[1], None]
     return values.reshape(len(codes), -1)
 
 
@@ -188,11 +201,10 @@ def repacked(
     parts = [
         as_codes(cut[name], bits) if name in cut else quantize_groups(weights[name], bits, group_size) for name in names
     ]
-    lowest = [cut[name].minimums if name in cut else None for name in names]
-    return Quantized(
-        np.concatenate([part.codes for part in parts]), np.concatenate([part.scales for part in parts]), bits,
-        group_size, joined_minimums(lowest, parts),
-    )  # fmt: skip
+    scales = np.concatenate([part.scales for part in parts])
+    minimums = joined_minimums([cut[name].minimums if name in cut else None for name in names], parts)
+    points, rests = (None, ()) if minimums is None else as_zero_points(minimums, scales, group_size)
+    return Quantized(np.concatenate([part.codes for part in parts]), scales, bits, group_size, points, rests)
 
 
 def fits(blocks: Blocks, bits: int) -> bool:
@@ -204,11 +216,11 @@ def as_codes(blocks: Blocks, bits: int) -> Quantized:
     return Quantized(packed(codes, bits), blocks.scales, bits, blocks.block)
 
 
-def joined_minimums(minimums: Sequence[np.ndarray | None], parts: Sequence[Quantized]) -> Quantized | None:
+def joined_minimums(minimums: Sequence[np.ndarray | None], parts: Sequence[Quantized]) -> np.ndarray | None:
     """Those of the parts [rows, groups] one below the other; a part without has zeros."""
     if all(each is None for each in minimums):
         return None
     filled = [
         np.zeros_like(part.scales) if each is None else each for each, part in zip(minimums, parts, strict=True)
     ]
-    return quantize_minimums(np.concatenate(filled))
+    return np.concatenate(filled)

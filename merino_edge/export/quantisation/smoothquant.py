@@ -71,6 +71,9 @@ class OwnBlocks:
     def kind(self, name: str) -> str:
         return self._blocks.kind(name)
 
+    def bits(self, name: str) -> int | None:
+        return self._blocks.bits(name)
+
     def blocks(self, name: str) -> Blocks | None:
         found = self._blocks.blocks(name)
         return found if found is not None and fits(found, BITS) else None

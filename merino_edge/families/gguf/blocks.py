@@ -44,6 +44,11 @@ def blocks_of(file: GgufFile, name: str) -> Blocks | None:
     )  # fmt: skip
 
 
+def bits_of(kind: Kind) -> int | None:
+    """Bits of a level, which the type's name begins with; None for a type that is not unpacked here."""
+    return int(kind.name[1]) if kind in LAYOUTS else None
+
+
 Unpacked = tuple[np.ndarray, np.ndarray, np.ndarray | None, int]
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-from merino_edge.families.gguf.blocks import blocks_of, weights_of
+from merino_edge.families.gguf.blocks import bits_of, blocks_of, weights_of
 from merino_edge.families.gguf.config import ROPE_FACTORS
 from merino_edge.families.gguf.file import GgufFile
 from merino_edge.families.weights import Blocks
@@ -104,6 +104,9 @@ class StoredBlocks(NamedTuple):
     def kind(self, name: str) -> str:
         """The type in which the file has it, such as `Q4_1`."""
         return str(self.file.tensors[self.layouts[name].stored].kind.name)
+
+    def bits(self, name: str) -> int | None:
+        return bits_of(self.file.tensors[self.layouts[name].stored].kind)
 
     def blocks(self, name: str) -> Blocks | None:
         """None where the matrix is stored in float, or in blocks without equal steps. Reads that tensor again."""
