@@ -1,111 +1,65 @@
-"""The best decoder under the measured law, with a proof: branch and bound over integer programs of D layers each.
+"""The best decoder under the measured law, with a proof: branch and bound over numbers of layers.
 
 For a fixed number of layers the law's score rises with the effective weights, which are a sum over the blocks. So the
-optimum for D layers is that of an integer linear program (`depth_program`), and the optimum of all is the best of at
-most 48. Best bound first: linear relaxations bound each D and each first width, and reduced costs leave out options
-that no better decoder has. What is bounded below the best known score is never solved. Better decoders become known
-early: exchanges of two blocks improve uniform ones.
+optimum of all is the best of at most 48 sums, one for each number of layers. Prices bound each (`prices`), and each
+level of the worst block's activations within it. Best bound first, the decoders near the bound are looked at
+(`pairing`), until one fits: no other has more weights. What is bounded below the best known score is never looked at.
 
-What is not linear is branched on: the activations of the worst block, and that no layer is far from the mean one.
+That no layer is far from the mean one says which options a decoder of so many weights may have.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count
 
 import numpy as np
 
-from merino_edge.design.depth_program import Node, Relaxed, Rows, priced, relax, solve
-from merino_edge.design.exchange import exchange
-from merino_edge.design.law import EVEN, MeasuredScoring, even, law_score, least_weights
-from merino_edge.design.program import ROUNDING, Answer, Program, Solution, SolverError, smallest_choice
+from merino_edge.design.law import EVEN, MeasuredScoring, law_score, least_weights
+from merino_edge.design.pairing import Looked, look
+from merino_edge.design.prices import UNIT, Bound, Options, best_bound, bound_at
+from merino_edge.design.program import ROUNDING, Answer, Program, Solution, smallest_choice
 from merino_edge.design.uniform import uniform
-from merino_edge.prediction.limits import within
 
-SLACK = 2e-6  # twice HiGHS's feasibility tolerance: limits are lowered by it where a solution oversteps one
-CANDIDATES = 160  # options that are exchanged before an integer program is solved
-
-
-def improve(program: Program, floor: float = -math.inf) -> Answer:
-    """The best decoder if it scores more than `floor`. Deterministic. The smallest decoder counts though its layers be
-    uneven, which only shared ones can be: where no other fits, it is the answer."""
-    rows = Rows.of(program)
-    plain = [program.solution(smallest_choice(program)), *uniform(program)]
-    first = max(plain, key=lambda each: each.score)
-    better = first.score > floor * (1 + ROUNDING)
-    best, known, unsolved = (first if better else None), (first.score if better else floor), -math.inf
-    queue = Queue(program)
-    for node, weights in roots(program, rows, known):
-        queue.push(node, weights)
-    while item := queue.pop(known):
-        bound, node, relaxed, since = item
-        if relaxed is None or since < known:
-            node = without_small(program, node, known)
-            relaxed = relax(program, rows, node)
-            if relaxed is None:
-                continue
-            queue.push(node, relaxed.weights, relaxed, known)
-        elif node.first is None:
-            node = without_large(program, node, relaxed.weights)
-            for width in np.unique(program.width[node.among]).tolist():
-                queue.push(replace(node, first=width), relaxed.weights - relaxed.first_loss[width])
-        elif best and (found := exchanged(program, [best, *plain], node, relaxed)).score > known * (1 + ROUNDING):
-            best, known = found, found.score
-            queue.push(node, relaxed.weights, relaxed, since)
-        else:
-            try:
-                choice = best_of(program, rows, node, relaxed, known)
-            except SolverError:
-                unsolved = max(unsolved, bound)
-                continue
-            parts = branches(program, node, choice) if choice else []
-            for part in parts:
-                queue.push(part, relaxed.weights)
-            if choice and not parts:
-                found = program.solution(choice)
-                if found.score > known * (1 + ROUNDING):  # HiGHS keeps its floor within a tolerance only
-                    best, known = found, found.score
-    return Answer(best, max(known, unsolved))
+STEPS = 12  # to a good decoder to begin with
+WORK = 200_000_000  # halves and decoders that are looked at; where more were needed, nothing is proved
+ENDS = 0.05  # of a decoder's weights
+TIGHTER = 0.002  # relative: a bound that falls by less is not sought again
+RANGE = 0.25  # of a bound's distance from what is sought
 
 
-def upper_bound(program: Program) -> float:
-    """A score that no decoder exceeds: the highest bound of a number of layers, by the relaxations alone."""
-    rows, least = Rows.of(program), program.solution(smallest_choice(program)).score
-    queue = Queue(program)
-    for node, weights in roots(program, rows, -math.inf):
-        queue.push(node, weights)
-    while item := queue.pop(-math.inf):
-        bound, node, relaxed, _ = item
-        if relaxed:
-            return max(bound, least)
-        if relaxed := relax(program, rows, node):
-            queue.push(node, relaxed.weights, relaxed)
-    return least
+@dataclass(frozen=True)
+class Node:
+    """Decoders of so many layers, of `most` weights at most, in millions. `first`: the first block's width, by index.
+    `level`: of the activations of their worst block. None: any. `refined`: whether these are the best prices for it."""
+
+    layers: int
+    most: float
+    prices: np.ndarray
+    first: int | None = None
+    level: int | None = None
+    refined: bool = False
 
 
 class Queue:
-    """Nodes by falling bounds on the score, each with its relaxation, and the score that was known at that time."""
+    """Nodes by falling bounds on the score."""
 
     def __init__(self, program: Program) -> None:
         self.law = law_of(program)
-        self.heap: list[tuple[float, int, Node, Relaxed | None, float]] = []
+        self.heap: list[tuple[float, int, Node]] = []
         self.order = count()
 
-    def push(self, node: Node, weights: float, relaxed: Relaxed | None = None, known: float = -math.inf) -> None:
-        """`weights`: effective weights that no decoder of the node exceeds."""
-        weights = min(weights, node.most)
-        if weights > 0:
-            bound = law_score(weights, node.layers, self.law)
-            heappush(self.heap, (-bound, next(self.order), node, relaxed, known))
+    def push(self, node: Node) -> None:
+        if node.most > 0:
+            heappush(self.heap, (-law_score(node.most * UNIT, node.layers, self.law), next(self.order), node))
 
-    def pop(self, known: float) -> tuple[float, Node, Relaxed | None, float] | None:
-        """The node of highest bound; None where no decoder left is better than the known one."""
-        if not self.heap or -self.heap[0][0] <= known * (1 + ROUNDING):
-            return None
-        bound, _, node, relaxed, since = heappop(self.heap)
-        return -bound, node, relaxed, since
+    def pop(self, known: float) -> Node | None:
+        """The node of highest bound; None where there is none of a higher bound than the known score."""
+        return heappop(self.heap)[2] if self.bound > known * (1 + ROUNDING) else None
+
+    @property
+    def bound(self) -> float:
+        return -self.heap[0][0] if self.heap else -math.inf
 
 
 def law_of(program: Program) -> MeasuredScoring:
@@ -113,82 +67,142 @@ def law_of(program: Program) -> MeasuredScoring:
     return program.law
 
 
-def depth(program: Program, solution: Solution) -> int:
-    return int(program.layers[list(solution.choice)].sum())
+def improve(program: Program, floor: float = -math.inf) -> Answer:
+    """The best decoder if it scores more than `floor`. Deterministic. The smallest decoder counts though its layers be
+    uneven, which only shared ones can be: where no other fits, it is the answer."""
+    first = max(plain(program), key=lambda each: each.score)
+    best, known = (first, first.score) if first.score > floor * (1 + ROUNDING) else (None, floor)
+    everything, work = Options.of(program), 0
+    found, prices = soon(program, everything, first, known)
+    if found and found.score > known * (1 + ROUNDING):
+        best, known = found, found.score
+    queue = roots(program, everything, prices, known)
+    while work < WORK and (node := queue.pop(known)):
+        parts, looked = examined(program, everything, node, known)
+        work += looked.work
+        if looked.choice:
+            found = program.solution(looked.choice)
+            if found.score > known * (1 + ROUNDING):
+                best, known = found, found.score
+        for part in parts:
+            queue.push(part)
+    return Answer(best, max(known, queue.bound))
 
 
-def roots(program: Program, rows: Rows, known: float) -> Iterator[tuple[Node, float]]:
-    """All decoders of each number of layers, with a bound on their effective weights: by the prices of one relaxation,
-    which cost a thousandth of its time."""
-    most = program.blocks * float(program.score.max())
-    everything = np.arange(len(program.options))
-    nodes = [
-        without_small(program, Node(layers, everything, program.peak.min(axis=1)), known)
-        for layers in range(program.blocks * int(program.layers.min()), program.blocks * int(program.layers.max()) + 1)
-    ]
-    nodes = [node for node in nodes if len(node.among)]
-    middle = relax(program, rows, nodes[len(nodes) // 3]) if nodes else None
-    for node in nodes:
-        yield node, min(most, priced(program, rows, node, middle.prices)) if middle else most
+def examined(program: Program, everything: Options, node: Node, known: float) -> tuple[list[Node], Looked]:
+    """The node's parts that may hold a better decoder, or the best one that was found in it."""
+    law = law_of(program)
+    least = weights_of(known, node.layers, law)
+    if not node.refined:
+        return refined(program, everything, node, known), Looked(None, least, 0)
+    options = near(program, everything, node, least)
+    looked = look(program, options, node.layers, node.prices, node.most, least)
+    rest = [] if looked.choice or looked.least <= least else [replace(node, most=looked.least)]
+    return rest, looked
 
 
-def exchanged(program: Program, starts: list[Solution], node: Node, relaxed: Relaxed) -> Solution:
-    """The best decoder that exchanges make of the first and of the one with as many layers as the node."""
-    among = node.among[np.argsort(relaxed.loss, kind="stable")[:CANDIDATES]]
-    alike = min(starts, key=lambda each: abs(depth(program, each) - node.layers))
-    return max((exchange(program, start, among) for start in (starts[0], alike)), key=lambda each: each.score)
+def plain(program: Program) -> list[Solution]:
+    """The smallest decoder and the uniform ones."""
+    return [program.solution(smallest_choice(program)), *uniform(program)]
 
 
-def without_small(program: Program, node: Node, known: float) -> Node:
-    """Without options whose layers are too small beside those of a decoder that is better than the known one."""
-    if known <= 0:
-        return node
-    least = least_weights(known, node.layers, law_of(program))
-    among = node.among[program.unit[node.among] >= EVEN * least / node.layers]
-    return replace(node, among=among)
+def even_prices(program: Program, first: Solution) -> np.ndarray:
+    """As if each limit were worth as much of a decoder's weights, in millions."""
+    rows = len(program.constraints)
+    return np.full(rows, float(program.score[list(first.choice)].sum()) / UNIT / max(1, rows))
 
 
-def without_large(program: Program, node: Node, weights: float) -> Node:
-    """Without options whose layers are too large beside those of a decoder of so many effective weights."""
-    mean = weights / node.layers
-    return replace(node, among=node.among[EVEN * program.unit[node.among] <= mean * (1 + SLACK)])
+def soon(
+    program: Program, everything: Options, first: Solution, known: float
+) -> tuple[Solution | None, np.ndarray]:
+    """A good decoder of as many layers as the first, and the best prices for so many layers."""
+    prices = even_prices(program, first)
+    node = Node(int(program.layers[list(first.choice)].sum()), math.inf, prices)
+    for step in range(STEPS):
+        parts, looked = examined(program, everything, node, known)
+        if looked.choice:
+            return program.solution(looked.choice), prices
+        if not parts:
+            break
+        node = max(parts, key=lambda each: each.most)
+        prices = prices if step else node.prices
+    return None, prices
 
 
-def best_of(program: Program, rows: Rows, node: Node, relaxed: Relaxed, known: float) -> list[int] | None:
-    """The decoder of most effective weights in the node that scores more than `known`; None where there is none.
-
-    Raises SolverError where HiGHS fails.
-    """
-    least = least_weights(known, node.layers, law_of(program)) if known > 0 else 0.0
-    least = max(least, node.least * (1 - SLACK))
-    weights = min(relaxed.weights, node.most)
-    if weights <= least * (1 + ROUNDING):
-        return None
-    near = node.among[relaxed.loss <= relaxed.weights - least * (1 + ROUNDING)]
-    among = without_large(program, replace(node, among=near), weights).among
-    return solve(program, rows, node, among, least) if len(among) else None
+def roots(program: Program, everything: Options, prices: np.ndarray, known: float) -> Queue:
+    """All decoders of each number of layers, with a bound by these prices."""
+    queue = Queue(program)
+    fewest, deepest = (program.blocks * int(each) for each in (program.layers.min(), program.layers.max()))
+    for layers in range(fewest, deepest + 1):
+        node = Node(layers, math.inf, prices)
+        options = near(program, everything, node, weights_of(known, layers, queue.law))
+        queue.push(replace(node, most=bound_at(options, layers, prices).weights))
+    return queue
 
 
-def branches(program: Program, node: Node, choice: list[int]) -> list[Node]:
-    """Where the decoder breaks what the integer program does not know, the parts that hold all others; else none."""
-    share = program.evaluate(choice)[1]
-    for row in np.flatnonzero([not within(each, 1.0) for each in share]):
-        worst = float(program.peak[row, choice].max())
-        if worst <= node.peak[row]:  # HiGHS's tolerance
-            return [replace(node, limit=node.limit - SLACK)]
-        reserved = node.peak.copy()
-        reserved[row] = worst
-        smaller = node.among[program.peak[row, node.among] < worst]
-        parts = [replace(node, peak=reserved)]
-        return parts + ([replace(node, among=smaller)] if len(smaller) else [])
-    weights, units = float(program.score[choice].sum()), program.unit[choice]
-    if even(weights, node.layers, units):
+def weights_of(known: float, layers: int, law: MeasuredScoring) -> float:
+    """The weights, in millions, above which a decoder of so many layers scores more."""
+    return least_weights(known * (1 + ROUNDING), layers, law) / UNIT if known > 0 else 0.0
+
+
+def near(program: Program, everything: Options, node: Node, least: float) -> Options:
+    """The options that a decoder of the node may have that has at least so many weights: no layer is far from the mean
+    one, the first width allows them, and the level holds their activations."""
+    unit = everything.unit * node.layers
+    keep = (unit >= EVEN * least * (1 - ROUNDING)) & (EVEN * unit <= node.most * (1 + ROUNDING))
+    if node.first is not None:
+        keep &= program.allowed[node.first, everything.width]
+    if node.level is not None:
+        keep &= everything.level <= node.level
+    found = replace(everything.some(keep), first=node.first)
+    return found if node.level is None else found.at_level(node.level)
+
+
+def refined(program: Program, everything: Options, node: Node, known: float) -> list[Node]:
+    """The node with better prices, or its parts, as far as they may hold a better decoder."""
+    least = weights_of(known, node.layers, law_of(program))
+    node, bound, options = tightened(program, everything, node, least)
+    if node.most <= least:
         return []
-    within_node = program.unit[node.among]
-    if within(EVEN * weights / node.layers, units.min()):  # the largest layer is too large
-        others = node.among[within_node < units.max()]
-        kept = replace(node, least=max(node.least, EVEN * float(units.max()) * node.layers))
-    else:
-        others = node.among[within_node > units.min()]
-        kept = replace(node, most=min(node.most, float(units.min()) * node.layers / EVEN))
-    return [kept, *([replace(node, among=others)] if len(others) else [])]
+    if node.level is not None:
+        return [replace(node, refined=True)]
+    if node.first is None and ends_matter(options, node):
+        return by_first_width(program, everything, node, least)
+    return [
+        replace(node, level=level, most=min(node.most, float(bound.levels[level])))
+        for level in np.unique(options.level).tolist() if bound.levels[level] > least
+    ]  # fmt: skip
+
+
+def tightened(program: Program, everything: Options, node: Node, least: float) -> tuple[Node, Bound, Options]:
+    """The node with a lower bound, the prices of it, and the options that a decoder near it may have.
+
+    Decoders of a small range of weights, just below the bound, have few options, since no layer is far from the mean
+    one. Where prices show that none is there, the bound is the range's lower end.
+    """
+    start = least
+    while True:
+        options = near(program, everything, node, start)
+        bound = best_bound(options, node.layers, node.prices, start)
+        lower = min(node.most, max(bound.weights, start))
+        falls = lower <= node.most * (1 - TIGHTER)
+        node = replace(node, most=lower, prices=bound.prices)
+        if lower <= least or not falls and start > least:
+            return node, bound, options
+        start = max(least, min(lower - RANGE * (lower - least), lower * (1 - RANGE / 10)))
+        if not falls and start == least:
+            return node, bound, options
+
+
+def ends_matter(options: Options, node: Node) -> bool:
+    """Whether embedding and head cost so differently by the first width that mixtures of widths loosen the bound."""
+    return float(np.ptp(node.prices @ options.ends[0])) > ENDS * node.most
+
+
+def by_first_width(program: Program, everything: Options, node: Node, least: float) -> list[Node]:
+    found = []
+    for width in range(len(program.allowed)):
+        part = replace(node, first=width)
+        bound = bound_at(near(program, everything, part, least), node.layers, node.prices)
+        found.append(replace(part, most=min(node.most, bound.weights)))
+    return [part for part in found if part.most > least]

@@ -68,6 +68,11 @@ class Program:
         ])
 
     @cached_property
+    def every_depth(self) -> bool:
+        """Whether a block may have each number of layers up to the most."""
+        return len(np.unique(self.layers)) == self.layers.max()
+
+    @cached_property
     def place(self) -> dict[tuple[int, int], int]:
         """The unshared option of a shape and a number of layers."""
         return {

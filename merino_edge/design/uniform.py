@@ -3,26 +3,25 @@ what it begins with."""
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from merino_edge.design.program import Program, Solution
+from merino_edge.prediction.limits import most_within
 
 
 def uniform(program: Program) -> Iterator[Solution]:
-    """The best for each number of layers within the limits."""
-    shapes = sorted({shape for shape, _ in program.place})
-    for layers in range(program.blocks, program.blocks * int(program.layers.max()) + 1):
-        best: list[int] | None = None
-        most = 0.0  # for a fixed number of layers the score rises with the weights
-        for shape in shapes:
-            choice = cut(program, shape, layers, program.blocks)
-            weights = float(program.score[choice].sum()) if choice else 0.0
-            if choice and weights > most and program.fits(choice):
-                best, most = choice, weights
-        if best:
-            yield program.solution(best)
-
-
-def cut(program: Program, shape: int, layers: int, blocks: int) -> list[int] | None:
-    """The options of `layers` equal layers in blocks of nearly equal depth; None where the space has no such block."""
-    base, more = divmod(layers, max(1, blocks))
-    found = [program.place.get((shape, base + (block < more))) for block in range(blocks)]
-    return None if None in found else [option for option in found if option is not None]
+    """The best for each number of layers within the limits, in blocks of nearly equal depth."""
+    deepest = int(program.layers.max())
+    options = np.full((int(program.shape.max()) + 1, deepest + 2), -1)  # of each shape and depth; -1: none
+    for (shape, depth), option in program.place.items():
+        options[shape, depth] = option
+    for layers in range(program.blocks, program.blocks * deepest + 1):
+        depth, more = divmod(layers, program.blocks)
+        chosen = options[:, [depth + (block < more) for block in range(program.blocks)]]  # [shapes, blocks]
+        chosen = chosen[(chosen >= 0).all(axis=1)]
+        width = program.width[chosen[:, 0]]
+        share = program.use[:, chosen].sum(axis=2) + program.peak[:, chosen].max(axis=2)
+        share = share + program.ends[:, width, width] + (program.blocks - 1) * program.step[:, width, width]
+        chosen = chosen[(share <= most_within(1.0)).all(axis=0)]
+        if len(chosen):  # for a fixed number of layers the score rises with the weights
+            yield program.solution(chosen[program.score[chosen].sum(axis=1).argmax()].tolist())

@@ -131,17 +131,17 @@ def combinations(
 def search(variants: Sequence[Variant], limits: Mapping[str, float], scoring: Scoring, solve: Solve) -> Found:
     """The best decoder of all variants within `limits`. Raises MerinoError where none fits.
 
-    Branch and bound over the variants: the one of highest upper bound is solved first, and one whose bound is not above
-    the best known comparison score is not solved at all.
+    Branch and bound over the variants: the most promising one is solved first, and one whose bound is not above the
+    best known comparison score is not solved at all.
     """
     best: Found | None = None
     proved = 0.0  # no decoder of the solved variants has a higher comparison score than this or the best
     fitting = encode_all(variants, limits, scoring)
-    bounds = [variant.factor * exact.upper_bound(program) for variant, program in fitting] if len(fitting) > 1 else [0]
-    for index in sorted(range(len(fitting)), key=lambda index: -bounds[index]):
-        if best and bounds[index] <= best.comparison_score:
-            break
+    outlooks = [exact.outlook(program) if len(fitting) > 1 else exact.Outlook(0, math.inf) for _, program in fitting]
+    for index in sorted(range(len(fitting)), key=lambda index: -fitting[index][0].factor * outlooks[index].promise):
         variant, program = fitting[index]
+        if best and variant.factor * outlooks[index].bound <= best.comparison_score:
+            continue
         floor = best.comparison_score / variant.factor if best else -float("inf")
         found = solve_variant(variant, program, limits, scoring, solve, floor)
         proved = max(proved, found.answer.bound * variant.factor)

@@ -404,7 +404,7 @@ def test_a_floor_hides_the_best_decoder_only_where_that_does_not_exceed_it(probl
     assert bound == pytest.approx(max(1, share) * best.score, rel=1e-9)
     assert (found is None) == (share * best.score >= best.score * (1 - 1e-9))
     assert found is None or found.score == pytest.approx(best.score, rel=1e-9)
-    assert exact.upper_bound(program) >= best.score * (1 - 1e-9)
+    assert exact.outlook(program).bound >= best.score * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("effort", [(0,), (10**9,), (10, 1, 1), (10, 8, 8), (10, 8, 0)])
