@@ -18,6 +18,7 @@ from write_record import write_record
 
 from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.designer import design
+from merino_edge.design.score import MERINO
 from merino_edge.design.space import FULL, GROUPED, Space
 from merino_edge.families.designed import Architecture
 from merino_edge.families.operators import params
@@ -48,7 +49,7 @@ def designed(model: CostModel, limits: dict[str, float], heads: tuple[int | None
     shape = model.shape
     found = design(
         model.profile, limits, space=Space(vocab=VOCAB, kv_heads=heads), context=shape.context, prompt=shape.prompt,
-        precision=shape.precision,
+        precision=shape.precision, scoring=MERINO,
     )  # fmt: skip
     arch, cost = found.architecture, found.predicted
     return {

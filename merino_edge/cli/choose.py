@@ -4,6 +4,7 @@ Each command: parse, one call, one file written, as there.
 """
 
 import json
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -98,13 +99,13 @@ def pareto(
     out: Annotated[Path | None, typer.Option("-o", help="output path of pareto.json")] = None,
     plot: Annotated[Path | None, typer.Option(help="output path of the Pareto front as SVG")] = None,
 ) -> None:
-    """Pareto front of entropy against one budget on a board: a proved optimum at each limit."""
+    """Pareto front of the score against one budget on a board: a proved optimum at each limit."""
     from merino_edge.calibration.board import board
     from merino_edge.cli.design_tables import front_table, intervals_of
     from merino_edge.cli.tables import show
     from merino_edge.cli.terminal import put, save, say, solving_progress
     from merino_edge.design.pareto import front
-    from merino_edge.design.space import Space
+    from merino_edge.design.space import SEARCHED
     from merino_edge.prediction.formats import quantised_kv
     from merino_edge.prediction.shape import default_lengths
     from merino_edge.report.front import check_plot, save_front
@@ -125,7 +126,8 @@ def pareto(
     with solving_progress(points) as tell:
         found = front(
             profile, limits, against.name, points,
-            space=Space(vocab=vocab), context=longest, prompt=tokens, precision=precision, kv=cache, confidence=share,
+            space=replace(SEARCHED, vocab=vocab), context=longest, prompt=tokens, precision=precision, kv=cache,
+            confidence=share,
             progress=lambda limit: tell(f"{against.value} {limit:g}"),
         )  # fmt: skip
     if plot:

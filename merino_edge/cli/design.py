@@ -61,8 +61,11 @@ def design(
     population: Annotated[int, typer.Option(help="evolution: population size M (as recalled from the paper)")] = 512,
     parents: Annotated[int, typer.Option(help="evolution: number of parents K (as recalled from the paper)")] = 64,
     score: Annotated[
-        str, typer.Option(help="merino, merino-literal or merino-off (entropy); measured (law of published losses)")
-    ] = "merino",
+        str | None, typer.Option(
+            help="measured (law of published losses); merino, merino-literal or merino-off (entropy); default:"
+            " measured, with --preset merino"
+        )
+    ] = None,
     confidence: Confidence = CONFIDENCE,
     seed: Seed = 0,
     measure: Annotated[
@@ -81,7 +84,7 @@ def design(
     from merino_edge.design.evolution import Effort
     from merino_edge.design.law import MeasuredScoring
     from merino_edge.design.presets import PRESETS
-    from merino_edge.design.score import score_named
+    from merino_edge.design.score import DEFAULT, score_named
     from merino_edge.design.space import FULL, GROUPED, kv_heads_named, spaced
     from merino_edge.prediction.formats import fast_formats, formats_of, quantised_kv
     from merino_edge.prediction.shape import default_lengths
@@ -99,7 +102,7 @@ def design(
     asked = formats_of(profile)[0] if precision is None else precision
     precisions = fast_formats(profile) if precision == "any" else words(asked)
     usual = FULL if preset else GROUPED
-    scoring = score_named(score)
+    scoring = score_named(score or ("merino" if preset else DEFAULT.name))
     space = spaced(
         int(width_step), blocks, vocabs[0], None if head_size is None else int(head_size),
         kv_heads_named(words(kv_heads)) if kv_heads else usual, padded=isinstance(scoring, MeasuredScoring),

@@ -32,6 +32,7 @@ from merino_edge.prediction.shape import InferenceShape, lengths_words
 from merino_edge.profiles.profile import DeviceProfile
 from merino_runtime.io.board import MB as BYTES_PER_MB
 
+EFFECTIVE = "eff. weights M"  # a column's title: the measured score in millions
 LAW = (
     "effective weights x effectiveness: twice as much is 2^-alpha of the loss, by a law measured on published decoders:"
     " see docs/search.md"
@@ -185,7 +186,7 @@ def heads_line(arch: Architecture) -> str:
 
 COLUMNS = (
     Column("model", left=True, wraps=True, least=16), Column("format", left=True), Column("params M"),
-    Column("decode ms", wraps=True), Column("prefill ms", wraps=True), Column("memory MB"), Column("entropy"),
+    Column("decode ms", wraps=True), Column("prefill ms", wraps=True), Column("memory MB"), Column(EFFECTIVE),
     Column("score"), Column("formats that fit", left=True, wraps=True),
     Column("verdict", left=True, wraps=True, least=24),
 )  # fmt: skip
@@ -200,11 +201,11 @@ def recommendation_table(found: Recommendation, profile: DeviceProfile) -> Table
         rows=[*map(our_cells, found.ours), *(candidate_cells(candidate, found) for candidate in found.candidates)],
         title=f"Models for {on_backend(profile, profile.name)}, predicted from {provenance} coefficients",
         below=[
-            f"{ENTROPY}. None for models with gated FFNs, of whose three matrices it knows two",
+            f"{EFFECTIVE}: {LAW}",
             "score: mean of published zero-shot HellaSwag, PIQA and WinoGrande in %, sources with --json; those of two"
             " sources are not quite comparable. Designs are untrained, so they have none.",
         ],
-        dropped=["formats that fit", "params M", "prefill ms", "entropy"],
+        dropped=["formats that fit", "params M", "prefill ms", EFFECTIVE],
         lines_after=[len(found.ours) - 1, len(found.ours) + fitting - 1],
     )  # fmt: skip
 
@@ -213,7 +214,8 @@ def our_cells(our: Ours) -> list[str]:
     if our.design is None:
         return ["our design", our.precision, *["-"] * 6, "none", our.reason]
     cost = our.design.predicted
-    return ["our design", our.precision, *cost_columns(cost), f"{our.design.entropy:,.0f}", "", our.precision, "fits"]
+    score = f"{our.design.entropy / 1e6:,.1f}"
+    return ["our design", our.precision, *cost_columns(cost), score, "", our.precision, "fits"]
 
 
 def cost_columns(cost: Predicted) -> list[str]:
@@ -231,7 +233,7 @@ def candidate_cells(candidate: Candidate, found: Recommendation) -> list[str]:
         f"{model.name}, {model.note}" if model.note else model.name,
         verdict.precision,
         *cost_columns(cost),
-        "-" if candidate.entropy is None else f"{candidate.entropy:,.0f}",
+        "-" if candidate.entropy is None else f"{candidate.entropy / 1e6:,.1f}",
         "" if score is None else f"{score:.1f}",
         " ".join(fitting) or "none",
         "fits" if candidate.fits else reasons(candidate, verdict, found),
@@ -281,22 +283,22 @@ def front_table(found: Front, profile: DeviceProfile) -> Table:
     points = [
         [
             point.architecture.shape(), f"{point.budget[found.against]:,g}", *cost_cells(point.predicted),
-            f"{point.entropy:,.0f}",
+            f"{point.entropy / 1e6:,.1f}",
         ]
         for point in found.points
     ]  # fmt: skip
-    models = [[mark.name, "", *cost_cells(mark.predicted), f"{mark.entropy:,.0f}"] for mark in found.models]
+    models = [[mark.name, "", *cost_cells(mark.predicted), f"{mark.entropy / 1e6:,.1f}"] for mark in found.models]
     return Table(
         columns=[
             Column("decoder", left=True, wraps=True), Column(f"limit, {axis.title} {axis.unit}"),
-            Column("decode ms", wraps=True), Column("memory MB"), Column("params M"), Column("entropy"),
+            Column("decode ms", wraps=True), Column("memory MB"), Column("params M"), Column(EFFECTIVE),
         ],
         rows=[*points, *models],
-        title=f"Most entropy for {board} against {axis.option}, predicted from {provenance} coefficients",
+        title=f"Most effective weights for {board} against {axis.option}, predicted from {provenance} coefficients",
         below=[
             f"{found.precision}, vocabulary {found.vocab}, {lengths_words(found.context, found.prompt, found.kv)}",
-            *(["each point is proved: no decoder of the space has more entropy within its limit"] if proved else []),
-            SHAPE, ENTROPY,
+            *(["each point is proved: no decoder of the space scores more within its limit"] if proved else []),
+            SHAPE, f"{EFFECTIVE}: {LAW}",
         ],
         lines_after=[len(points) - 1],
     )  # fmt: skip

@@ -1,15 +1,17 @@
-"""The front of entropy against one budget of a board: the optimum at each of a series of limits, with its proof.
+"""The front of the measured score against one budget of a board: a proved optimum at each of a series of limits.
 
 Left to others: the solver (`designer`), the picture (`report.front`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from decimal import ROUND_CEILING, Context
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
+from merino_edge.design import encode
 from merino_edge.design.budgets import (
     BUDGETS_BY_NAME,
     Budget,
@@ -19,13 +21,14 @@ from merino_edge.design.budgets import (
     requested,
     require_possible,
 )
+from merino_edge.design.constraints import leaves_residency, needs
 from merino_edge.design.design_file import Design, QuantisedCache, Strict
-from merino_edge.design.designer import check_request, design
+from merino_edge.design.designer import check_request, design, open_variants
 from merino_edge.design.existing import existing_score
 from merino_edge.design.score import DEFAULT
 from merino_edge.design.space import Space
+from merino_edge.design.variants import Variant, encoded, in_regimes
 from merino_edge.families import zoo
-from merino_edge.families.designed import Architecture
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
 from merino_edge.prediction.formats import formats_of
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE
@@ -36,6 +39,7 @@ from merino_runtime.errors import MerinoError
 SCHEMA = 3
 MARKED = ("opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m")
 FEWEST, MOST = 2, 100  # points
+COUNTED = 1.03  # a search counts each block with the dearest change of width, up to so much above the prediction
 
 
 class Mark(Strict):
@@ -110,11 +114,13 @@ def front(
         )  # fmt: skip
 
     model = cost_model(profile, InferenceShape(precision, context, prompt, kv), confidence)
-    least = amount(axis, model.predict(smallest(space, context).operators))
+    least = smallest_limit(against, open_variants(
+        profile, replace(space, padded=True), context, prompt, (space.vocab,), (precision,), confidence, kv
+    ))  # fmt: skip
     ceiling = axis.most(profile) if axis.most else None
     top = solve(fixed if ceiling is None else {**fixed, against: ceiling})
     found = []
-    for limit in log_spaced(least, amount(axis, top.predicted), points, ceiling):
+    for limit in log_spaced(least, COUNTED * amount(axis, top.predicted), points, ceiling):
         progress(limit)
         found.append(solve({**fixed, against: limit}))
     return Front(
@@ -145,11 +151,15 @@ def always(limits: Mapping[str, float], profile: DeviceProfile, axis: Budget) ->
     return held
 
 
-def smallest(space: Space, context: int) -> Architecture:
-    block = space.smallest_block
-    return Architecture(
-        blocks=(block,) * space.blocks, vocab=space.vocab, head_size=space.head_size, context=context
-    )
+def smallest_limit(name: str, variants: Sequence[Variant]) -> float:
+    """The smallest limit on a budget within which a search finds a decoder."""
+    found = []
+    for variant in in_regimes(variants, {name: 1.0}):
+        program = encoded(variant, {name: 1.0}, DEFAULT)
+        amounts = encode.least(program)
+        if not leaves_residency(program.constraints, amounts):
+            found.append(needs(program.constraints, amounts)[name])
+    return min(found)
 
 
 def log_spaced(least: float, most: float, points: int, ceiling: float | None) -> list[float]:
@@ -166,6 +176,6 @@ def marks(model: CostModel, blocks: int) -> tuple[Mark, ...]:
         if each.geometry.context >= model.shape.context:
             predicted = model.predict(each.geometry.operators)
             entropy = existing_score(each.geometry, blocks, DEFAULT)
-            assert entropy is not None, f"{each.id} cannot be marked on an axis of entropy"
+            assert entropy is not None, f"{each.id} has no score"
             found.append(Mark(id=each.id, name=each.name, entropy=entropy, predicted=predicted))
     return tuple(found)

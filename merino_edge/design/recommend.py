@@ -14,7 +14,7 @@ from merino_edge.design.design_file import Design
 from merino_edge.design.designer import check_request, design
 from merino_edge.design.existing import existing_score
 from merino_edge.design.score import DEFAULT
-from merino_edge.design.space import Space
+from merino_edge.design.space import SEARCHED, Space
 from merino_edge.families.operators import FUSED_HEAD_MULTIPLE
 from merino_edge.families.zoo import Model, load_models
 from merino_edge.prediction.cost_model import CostModel, Predicted, cost_model
@@ -56,7 +56,7 @@ class Candidate:
     """One existing model with a verdict per format, the backend's preferred one first."""
 
     model: Model
-    entropy: float | None  # None where the search's score does not count all of its layers
+    entropy: float | None  # the search's score
     long_enough: bool  # whether its context is what was asked for, or more
     verdicts: tuple[Verdict, ...]
 
@@ -127,7 +127,7 @@ def recommend(
     *,
     context: int,
     prompt: int,
-    space: Space = Space(),  # noqa: B008 - frozen
+    space: Space = SEARCHED,
     confidence: float = DEFAULT_CONFIDENCE,
     named: str | None = None,
     kv: str | None = None,

@@ -58,7 +58,7 @@ MERINO = MerinoScoring(
 LITERAL = MERINO.model_copy(update={"name": "merino-literal", "gamma": "literal"})
 OFF = MERINO.model_copy(update={"name": "merino-off", "gamma": "off"})
 Scoring = MeasuredScoring | MerinoScoring
-DEFAULT: Scoring = MERINO  # what `design` maximises where no --score is given
+DEFAULT: Scoring = MEASURED  # what `design` maximises where no --score is given
 SCORES: dict[str, Scoring] = {scoring.name: scoring for scoring in (MEASURED, MERINO, LITERAL, OFF)}
 
 

@@ -108,3 +108,6 @@ def spaced(
         kv_heads=kv_heads, padded=padded,
         ffn_ratios=(0.5, *Space.ffn_ratios) if padded else Space.ffn_ratios,
     )  # fmt: skip
+
+
+SEARCHED = spaced(64, Space.blocks, Space.vocab, padded=True)  # by default, under the measured law

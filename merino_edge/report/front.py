@@ -76,7 +76,7 @@ def front_svg(front: Front) -> str:
     """The whole file."""
     axis = BUDGETS_BY_NAME[front.against]
     where = f" on {front.backend}" if front.backend != "onnxruntime" else ""
-    heading = f"{front.device_name}{where}: the highest entropy at each {axis.title} limit"
+    heading = f"{front.device_name}{where}: the highest score at each {axis.title} limit"
     notes = footnote(front)
     height = HEIGHT + FOOTNOTE_LINE_PX * len(notes)
     svg = drawing("front", heading, described(front), WIDTH, height)
@@ -104,17 +104,17 @@ def front_svg(front: Front) -> str:
 
 
 def axes(svg: Element, front: Front, plot: Plot, title: str) -> tuple[Scale, Scale]:
-    """(x, y): x logarithmic over points, models and the default budget; y linear from zero, of entropy in nats."""
+    """(x, y): x logarithmic over points, models and the default budget; y linear from zero, in millions."""
     shown: tuple[Design | ExistingModel, ...] = (*front.points, *front.models)
     values = [front.default_limit, *(taken(front, each) for each in shown)]
     x_ticks = log_ticks(min(values) / 1.05, max(values) * 1.05)
-    y_ticks = linear_ticks(max(each.entropy for each in shown) / 1e3 * 1.05)  # thousand nats
+    y_ticks = linear_ticks(max(each.entropy for each in shown) / 1e6 * 1.05)
     x = logarithmic(x_ticks[0], x_ticks[-1], plot.left, plot.right)
     y = linear(0, y_ticks[-1], plot.bottom, plot.top)
     y_axis(svg, plot, y, y_ticks, "")
     x_axis(svg, plot, x, x_ticks, title)
-    write(svg, 16, plot.top - 18, "entropy, thousand weighted nats", "axis")
-    return x, lambda nats: y(nats / 1e3)
+    write(svg, 16, plot.top - 18, "effective weights x effectiveness, millions", "axis")
+    return x, lambda score: y(score / 1e6)
 
 
 def draw_limit(svg: Element, front: Front, plot: Plot, at: float) -> Box:
@@ -136,7 +136,7 @@ def taken(front: Front, shown: Design | ExistingModel) -> float:
 def coordinates(front: Front, shown: Design | ExistingModel) -> str:
     """The values on both axes with their units."""
     unit = BUDGETS_BY_NAME[front.against].unit
-    return f"{number(taken(front, shown))} {unit}, {number(shown.entropy / 1e3)} thousand nats"
+    return f"{number(taken(front, shown))} {unit}, {number(shown.entropy / 1e6)} M effective weights"
 
 
 def described(front: Front) -> str:
@@ -148,20 +148,19 @@ def described(front: Front) -> str:
 
 
 def footnote(front: Front) -> list[str]:
-    """Lines of text: what the drawing shows, and what entropy means."""
+    """Lines of text: what the drawing shows, and what the score means."""
     held = options_line(front.budget)
     first = front.points[0].predicted
     ends = ""
     if first.confidence and first.interval(front.against):
         ends = f" Latencies are upper bounds of {percent(first.confidence)} prediction intervals."
-    blocks = len(front.points[0].architecture.blocks)
     paragraphs = (
         f"Blue: the proved optimum at each limit, {front.precision}, vocabulary {front.vocab:,},"
         f" {lengths_words(front.context, front.prompt, front.kv)}{', within ' + held if held else ''}; predicted from"
         f" {first.provenance} coefficients.{ends} It ends at the largest decoder of the search space or at the board's"
         " free memory.",
-        f"Orange: existing models by the same score and cost model, as {blocks} blocks of equal depth.",
-        "Entropy is the score of the search: the capacity of each layer's randomly drawn weights in nats, weighted"
-        " between attention and FFN and reduced by a loss that depends on depth over width. It ignores training.",
+        "Orange: existing models by the same score and cost model.",
+        "The score is the number of effective weights, reduced by a loss that depends on depth over width, both"
+        " measured on published decoders: twice the score is 4 % less loss after equal training. It ignores training.",
     )
     return [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, FOOTNOTE_COLUMNS)]

@@ -79,7 +79,7 @@ def design_file(tmp_path_factory):
 def test_design_json_has_the_fields_of_the_contract(design_file):
     found = json.loads(design_file.read_text())
     assert {"schema", "device", "architecture", "precision", "budget", "predicted", "entropy", "solver"} <= set(found)
-    constants = {"rope_theta", "rms_norm_eps"}
+    constants = {"rope_theta", "rms_norm_eps", "width_change"}
     assert set(found["architecture"]) == {"blocks", "vocab", "head_size", "context"} | constants
     assert set(found["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared", "kv_heads"}
     predicted = {"decode_ms", "prefill_ms", "memory_mb", "flops_g", "params", "weight_bytes", "kv_bytes", "provenance"}
@@ -93,7 +93,8 @@ def test_design_json_has_the_fields_of_the_contract(design_file):
 def test_design_shows_a_table_beside_opt(here):
     code, out, _ = here("design", "--device", "raspberry-pi-4")
     assert code == 0
-    for words in ("OPT-350M", "331.2 M", "KV cache at 1024 tokens", "decode latency per token", "entropy", "proved"):
+    rows = ("KV cache at 1024 tokens", "decode latency per token", "effective weights x effectiveness")
+    for words in ("OPT-350M", "331.2 M", "proved", *rows):
         assert words in out
 
 

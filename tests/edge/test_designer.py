@@ -13,7 +13,7 @@ from merino_edge.design.designer import design
 from merino_edge.design.evolution import Effort
 from merino_edge.design.existing import existing_score
 from merino_edge.design.law import CONSTANTS
-from merino_edge.design.score import MEASURED, SCORES
+from merino_edge.design.score import MEASURED, MERINO, SCORES
 from merino_edge.design.space import Space
 from merino_edge.design.variants import NARROW
 from merino_edge.families.zoo import model
@@ -70,7 +70,7 @@ def test_design_json_is_read_as_it_was_written(tmp_path):
         "predicted", "measured", "loss_ratio", "entropy", "scoring", "considered", "solver",
     }
     assert set(content["architecture"]) == {
-        "blocks", "vocab", "head_size", "context", "rope_theta", "rms_norm_eps",
+        "blocks", "vocab", "head_size", "context", "rope_theta", "rms_norm_eps", "width_change",
     }
     assert set(content["architecture"]["blocks"][0]) == {"width", "ffn_ratio", "depth", "shared", "kv_heads"}
     assert set(content["predicted"]) == {
@@ -141,7 +141,7 @@ def test_all_faults_of_a_design_come_in_one_message(tmp_path):
     ],
 )
 def test_a_bad_scoring_block_is_told_with_the_file(wrong, says, tmp_path):
-    content = json.loads(small_design().to_json())
+    content = json.loads(small_design(scoring=MERINO).to_json())
     content["scoring"].update(wrong)
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(content))

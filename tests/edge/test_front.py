@@ -55,11 +55,11 @@ def test_its_marks_are_the_fronts_points_models_and_default_budget(found):
     assert all(any(tip.startswith(f"{model.name}: ") for tip in tips) for model in found.models)
     axis = " ".join(text.text for text in texts_of(svg, "axis"))
     unit = "ms" if found.against == "decode_ms" else "MB"
-    assert f"{unit} (log scale)" in axis and "thousand weighted nats" in axis
+    assert f"{unit} (log scale)" in axis and "effective weights x effectiveness, millions" in axis
     (limit,) = texts_of(svg, "limit")
     assert limit.text.startswith("the board's default budget") and limit.text.endswith(unit)
     ticks = [float(text.text.replace(",", "")) for text in texts_of(svg, "tick") if text.get("text-anchor") == "end"]
-    assert ticks[0] == 0 and ticks[-1] >= max(each.entropy for each in (*found.points, *found.models)) / 1e3
+    assert ticks[0] == 0 and ticks[-1] >= max(each.entropy for each in (*found.points, *found.models)) / 1e6
 
 
 def test_it_is_one_file_that_loads_nothing_and_has_its_own_style(found):

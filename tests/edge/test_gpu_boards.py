@@ -192,15 +192,15 @@ def run(*words):
 
 GOLDEN = {
     # (board, backend asked for): backend, format, shape, decode ms, prefill ms, memory MB of the board's own budget
-    ("jetson-nano", None): ("tensorrt", "fp16", "512x2x3k4 1024x1x9 1024x1x10 1024x1x10", 50, 1568, 1418),
+    ("jetson-nano", None): ("tensorrt", "fp16", "832x4x1 1024x4x4k2 1024x4x12k4 1024x4x6k4", 50, 1752, 1771),
     ("jetson-nano", "onnxruntime"): (
-        "onnxruntime", "fp32", "256x1.5x3k2s 512x1x6k4 512x1x6k4 512x1x7k4", 50, 4204, 282,
+        "onnxruntime", "fp32", "384x4x1 448x4x2k1 512x3.5x8k1 512x4x2k1", 50, 3813, 296,
     ),
     ("jetson-orin-nano", None): (
-        "tensorrt", "fp16", "1024x1x11k1 1024x1x11k8 1024x1x11k8 1024x1x12k8", 25, 545, 1854,
+        "tensorrt", "fp16", "832x4x1 1024x4x8k2 1024x4x11k2 1024x4x11k4", 25, 444, 2192,
     ),
     ("jetson-orin-nano", "onnxruntime"): (
-        "onnxruntime", "fp32", "256x2x4k1s 512x1x8k1s 512x1x8k1s 512x1x9k1s", 25, 690, 183,
+        "onnxruntime", "fp32", "384x4x1 512x4x6k1 576x3.5x1k1 448x4x4k1", 25, 552, 504,
     ),
 }  # fmt: skip
 

@@ -383,6 +383,7 @@ def test_a_failed_integer_program_is_tried_again_without_presolve(status, monkey
 
 def test_a_design_that_is_not_proved_says_so(monkeypatch):
     keys = {"space": Space(widths=(64, 128, 192), vocab=500), "context": 128, "prompt": 64, "vocabs": [500, 300]}
+    keys["scoring"] = MERINO
     proved = design(BOARD, {"decode_ms": 4}, **keys)
     assert "proved: no decoder of the space has more" in solver_line(proved)
     failing_milp(monkeypatch, 4, without_presolve=True)
