@@ -110,6 +110,8 @@ def read_config(folder: Path) -> Any:
     path = folder / CONFIG
     content = read_json(str(path), COPY_AGAIN)
     kind = content.get("model_type") if isinstance(content, dict) else None
+    if kind is None:
+        raise MerinoError(f"{path} has no model_type, which names the family: {', '.join(FAMILIES)}. {COPY_AGAIN}")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise MerinoError(f"{folder} is a {shortened(repr(kind))} model: exported are {', '.join(FAMILIES)}")
     known = FAMILIES[kind].keys | set(FAMILIES[kind].supported)

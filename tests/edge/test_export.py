@@ -282,13 +282,15 @@ def written(path, text):
 def test_what_is_nothing_to_export_is_refused(tmp_path, tiny_checkpoint):
     (tmp_path / "empty").mkdir()
     BloomForCausalLM(BloomConfig(n_layer=1, n_head=1, hidden_size=8, vocab_size=9)).save_pretrained(tmp_path / "bloom")
-    (tmp_path / "odd").mkdir()
-    written(tmp_path / "odd" / "config.json", '{"model_type": "no-such-model"}')
-    written(tmp_path / "odd" / "model.safetensors", "")
+    for name, config in (("odd", '{"model_type": "no-such-model"}'), ("unnamed", '{"hidden_size": 8}')):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name / "config.json", config)
+        written(tmp_path / name / "model.safetensors", "")
     bad = {
         "opt-30b": "'opt-30b' names no model: .*opt-350m",
         str(tmp_path / "empty"): "no config.json",
         str(tmp_path / "bloom"): "'bloom' model: exported are merino, opt, llama, ",
+        str(tmp_path / "unnamed"): "unnamed/config.json has no model_type, .*: merino, opt, llama, ",
         str(tmp_path / "odd"): "is a 'no-such-model' model: exported are merino, opt, llama, ",
         written(tmp_path / "torn.json", "{"): "torn.json is not JSON",
         written(tmp_path / "other.json", '{"a": 1}'): "nor an architecture: .*blocks: missing.*a: unknown",
