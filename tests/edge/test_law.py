@@ -90,7 +90,7 @@ def problems(draw):
         kv_heads=draw(st.sampled_from([FULL, GROUPED, (1, None)])),
         padded=True,
     )
-    assume(len(space.options()) ** space.blocks <= 400_000)
+    assume(len(space.options()) ** space.blocks <= 150_000)
     names = some(["decode_ms", "prefill_ms", "memory_mb", "params_m", "flops_g"], 1, 5)
     wide = dict.fromkeys(names, 1e9)
     program = tabulate(space, wide, MODEL, MEASURED, REGIME)
