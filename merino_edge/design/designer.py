@@ -18,7 +18,7 @@ from merino_edge.design.program import Program
 from merino_edge.design.score import DEFAULT, Scoring
 from merino_edge.design.space import Space
 from merino_edge.design.uniform import uniform
-from merino_edge.design.variants import LOSS_EXPONENT, Variant, combinations, encode_all, search
+from merino_edge.design.variants import Variant, combinations, encode_all, search
 from merino_edge.families.designed import Architecture
 from merino_edge.families.geometry import Geometry
 from merino_edge.families.zoo import model
@@ -78,7 +78,7 @@ def design(
         found = search([best.variant], limits, scoring, evolve)
     seconds = time.perf_counter() - started
     entropy, variant = found.solution.score, found.variant
-    bound = best.solution.score if best.proved and best.variant == variant else best.bound / variant.factor
+    bound = best.solution.score if best.proved and best.variant == variant else variant.score_of(best.bound)
     arch = architecture(variant.space, found.program, found.solution.choice, context)
     return Design(
         device=profile.id,
@@ -116,8 +116,8 @@ def open_variants(
         counts = ", ".join(str(count) for count in space.kv_heads)
         raise MerinoError(f"--kv-heads {counts}: no block has a multiple of so many heads, give fewer, or heads of 32")
     shape = InferenceShape(precisions[0], context, prompt, kv)
-    exponent = scoring.alpha if isinstance(scoring, MeasuredScoring) else LOSS_EXPONENT
-    return combinations(space, profile, shape, vocabs, precisions, confidence, exponent)
+    law = scoring if isinstance(scoring, MeasuredScoring) else None
+    return combinations(space, profile, shape, vocabs, precisions, confidence, law)
 
 
 def loss_ratio(

@@ -2,11 +2,11 @@
 
 Each variant is a space and a cost model of its own and is solved by itself. The one of highest comparison score wins.
 
-The comparison score is entropy x bytes of text per token x equivalent share of parameters (ours). The entropy of a
-decoder sees neither vocabulary nor format, so under any limit the smallest vocabulary and the fewest bits would win.
-Two measured facts stand against that: a step writes one token, and a token of a larger vocabulary is more text; a
-format of fewer bits raises the perplexity. With one of each the factor is the same for all. `docs/search.md` has the
-measurements.
+The comparison score is score x bytes of text per token x equivalent share of parameters (ours). The score of a decoder
+sees neither vocabulary nor format, so under any limit the smallest vocabulary and the fewest bits would win. Measured
+facts stand against that: a step writes one token, and a token of a larger vocabulary is more text; a decoder of so many
+weights loses by a smaller embedding than the best one (under the measured law); a format of fewer bits raises the
+perplexity. `docs/search.md` has the measurements.
 """
 
 import math
@@ -21,6 +21,7 @@ from merino_edge.design.budgets import refusal
 from merino_edge.design.constraints import kept, leaves_residency, needs, regimes
 from merino_edge.design.encode import least, tabulate
 from merino_edge.design.exact import Answer
+from merino_edge.design.law import LAYER_WEIGHTS, MeasuredScoring
 from merino_edge.design.program import Program, Solution, scaled
 from merino_edge.design.score import Scoring
 from merino_edge.design.space import Space
@@ -44,6 +45,9 @@ BYTES_PER_TOKEN = {
 # Perplexity of the embedded model in each format, 20,000 held-out tokens, the board's runtime.
 PERPLEXITY = {"fp32": 9.727, "int8": 9.731, "int4": 9.926}
 LOSS_EXPONENT = 0.076  # loss falls with parameters to this power (Kaplan et al. 2020, arXiv 2001.08361)
+# Weights of the best embedding beside N others: BEST_EMBEDDING (N / OTHER_WEIGHTS)^EMBEDDING_EXPONENT. Decoders of 33 M
+# weights and more, trained with equal compute (Tao et al. 2024, arXiv 2407.13623).
+BEST_EMBEDDING, OTHER_WEIGHTS, EMBEDDING_EXPONENT = 3.15e6, 33e6, 0.835
 
 
 def bytes_per_token(vocab: int) -> float:
@@ -69,8 +73,20 @@ def equivalent_parameters(precision: str, exponent: float = LOSS_EXPONENT) -> fl
 
 
 def comparison_factor(vocab: int, precision: str, exponent: float = LOSS_EXPONENT) -> float:
-    """Comparison score per unit of the score, in bytes of text per token. `exponent`: the measured law has its own."""
+    """Bytes of text per token, times the format's share. `exponent`: the measured law has its own."""
     return bytes_per_token(vocab) * equivalent_parameters(precision, exponent)
+
+
+def embedding_share(vocab: int, weights: float, law: MeasuredScoring) -> float:
+    """Share of its effective weights with which a decoder of the best vocabulary has the loss of this one.
+
+    (n / n*)^(n* / N) for an embedding of n weights where n* are best, 1 above: the one power of n for which, at equal
+    weights in all, the optimum is the published n* (ours). The embedding is as wide as the law's best decoder of N
+    weights, so that the share depends on N alone.
+    """
+    width = (weights * math.exp(law.aspect) / LAYER_WEIGHTS) ** (1 / 3)  # N = 12 E^2 D, E / D = e^a*
+    best = BEST_EMBEDDING * (weights / OTHER_WEIGHTS) ** EMBEDDING_EXPONENT
+    return min(1.0, vocab * width / best) ** (best / weights)
 
 
 @dataclass(frozen=True)
@@ -80,16 +96,28 @@ class Variant:
     space: Space
     model: CostModel
     regime: Regime | None = None  # None: any
-    exponent: float = LOSS_EXPONENT  # loss falls with the score to this power
+    law: MeasuredScoring | None = None  # by which the score counts weights; None: the score is an entropy
 
     @property
     def precision(self) -> str:
         return self.model.shape.precision
 
-    @property
-    def factor(self) -> float:
-        """Comparison score per unit of the score."""
-        return comparison_factor(self.space.vocab, self.precision, self.exponent)
+    def compared(self, score: float) -> float:
+        """The comparison score, in which designs of all variants are compared; it rises with the score."""
+        if score <= 0:
+            return 0.0
+        exponent = self.law.alpha if self.law else LOSS_EXPONENT
+        share = embedding_share(self.space.vocab, score, self.law) if self.law else 1.0
+        return score * comparison_factor(self.space.vocab, self.precision, exponent) * share
+
+    def score_of(self, compared: float) -> float:
+        """The score of which this is the comparison score."""
+        low, high = 0.0, 1.0
+        while self.compared(high) < compared:
+            low, high = high, 2 * high
+        while low < (middle := (low + high) / 2) < high:
+            low, high = (middle, high) if self.compared(middle) < compared else (low, middle)
+        return high
 
 
 class Found(NamedTuple):
@@ -107,12 +135,12 @@ class Found(NamedTuple):
 
     @property
     def comparison_score(self) -> float:
-        return self.solution.score * self.variant.factor
+        return self.variant.compared(self.solution.score)
 
 
 def combinations(
     space: Space, profile: DeviceProfile, shape: InferenceShape, vocabs: Sequence[int], precisions: Sequence[str],
-    confidence: float, exponent: float = LOSS_EXPONENT,
+    confidence: float, law: MeasuredScoring | None = None,
 ) -> list[Variant]:
     """A variant per vocabulary and format; the largest vocabulary and the backend's preferred format first, since the
     first wins a tie."""
@@ -121,7 +149,7 @@ def combinations(
     return [
         Variant(
             replace(space, vocab=vocab), cost_model(profile, replace(shape, precision=precision), confidence),
-            exponent=exponent,
+            law=law,
         )
         for precision in sorted(set(precisions), key=formats_of(profile).index)
         for vocab in sorted(set(vocabs), reverse=True)
@@ -138,13 +166,13 @@ def search(variants: Sequence[Variant], limits: Mapping[str, float], scoring: Sc
     proved = 0.0  # no decoder of the solved variants has a higher comparison score than this or the best
     fitting = encode_all(variants, limits, scoring)
     outlooks = [exact.outlook(program) if len(fitting) > 1 else exact.Outlook(0, math.inf) for _, program in fitting]
-    for index in sorted(range(len(fitting)), key=lambda index: -fitting[index][0].factor * outlooks[index].promise):
+    for index in sorted(range(len(fitting)), key=lambda index: -fitting[index][0].compared(outlooks[index].promise)):
         variant, program = fitting[index]
-        if best and variant.factor * outlooks[index].bound <= best.comparison_score:
+        if best and variant.compared(outlooks[index].bound) <= best.comparison_score:
             continue
-        floor = best.comparison_score / variant.factor if best else -float("inf")
+        floor = variant.score_of(best.comparison_score) if best else -float("inf")
         found = solve_variant(variant, program, limits, scoring, solve, floor)
-        proved = max(proved, found.answer.bound * variant.factor)
+        proved = max(proved, variant.compared(found.answer.bound))
         if found.answer.solution is None:
             continue
         candidate = Found(found.variant, found.program, found.answer.solution, 0.0)
