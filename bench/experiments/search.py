@@ -15,6 +15,8 @@ import json
 import os
 import platform
 import time
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -49,8 +51,8 @@ def tasks():
         yield profile.id, "any", profile, with_board_defaults({}, profile)
 
 
-def solved(space, profile, budgets, scoring=MERINO, **keys):
-    context = profile.budget.context
+def solved(space, profile, budgets, scoring=MERINO, context=None, **keys):
+    context = context or profile.budget.context
     for cached in (cost_model, body_tables, layers_of, scored_options, every_block):
         cached.cache_clear()
     started = time.process_time()  # of one thread: a busy machine does not change it
@@ -72,16 +74,19 @@ def exact_rows(repetitions=3, **keys):
 
 
 def measured_rows():
+    """Each board and format, with the usual vocabulary and context, a small one, and a very large one."""
     for board in list_profiles():
         for backend in board.backends:
             profile = board.with_backend(backend)
-            budgets = with_board_defaults({}, profile)
-            for precision in formats_of(profile):
-                found, seconds = solved(SEARCHED, profile, budgets, MEASURED, precision=precision)
+            budgets, usual = with_board_defaults({}, profile), (SEARCHED.vocab, profile.budget.context)
+            for precision, (vocab, context) in product(formats_of(profile), (usual, (512, 128), (150_000, 128))):
+                space = replace(SEARCHED, vocab=vocab)
+                found, seconds = solved(space, profile, budgets, MEASURED, context, precision=precision)
                 uniform = found.loss_ratio.uniform
                 yield {
-                    "task": board.id, "backend": backend, "precision": precision, "seconds": round(seconds, 2),
-                    "gap": found.solver.gap, "score": found.entropy, "shape": found.architecture.shape(),
+                    "task": board.id, "backend": backend, "precision": precision, "vocab": vocab, "context": context,
+                    "seconds": round(seconds, 2), "gap": found.solver.gap, "score": found.entropy,
+                    "shape": found.architecture.shape(),
                     "loss_ratio": {"opt_350m": found.loss_ratio.opt_350m.value, "uniform": uniform and uniform.value},
                 }  # fmt: skip
 
