@@ -1,6 +1,7 @@
 """Designs for 20 random decode budgets on this machine, measured: are the budgets kept, and are they used?
 
     merino-edge calibrate --device host
+    python bench/experiments/budgets.py --score measured --prepare -o bench/results/budgets-measured-x86-2cores.json
     python bench/experiments/budgets.py --score measured -o bench/results/budgets-measured-x86-2cores.json
 
 Budgets of 1.5 to 9 ms (log-evenly), formats in turn, vocabularies of 4,096 to 50,257, contexts of 512 and 1,024: the
@@ -8,9 +9,11 @@ same for each score and each calibration. Designs are made as `merino-edge desig
 confidence, and measured in three fresh processes with the cache full up to the last steps, as budgets are meant; the
 median counts. A small decoder is timed beside each: `pace` is its step over the least of the run, so above 1.1 the
 machine was disturbed. Kept: at most 2 % over. Bars: 18 kept, median use (measured / budget) 85 %, median error of the
-prediction 7 %. Resumable: what is there is neither designed nor measured again, whatever the calibration is by now.
+prediction 7 %. `--prepare` designs and exports, which needs no quiet machine. Resumable: what was measured is not
+measured again, whatever the calibration is by now.
 """
 
+import hashlib
 import json
 import statistics
 from functools import cache, partial
@@ -32,11 +35,13 @@ from merino_edge.design.space import spaced
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction.shape import default_prompt
+from merino_edge.storage.atomic import cache_folder
 
 COUNT, BUDGET_SEED, LEAST_MS, MOST_MS = 20, 7, 1.5, 9.0
 FORMATS, CONTEXTS = ("fp32", "int8", "int4"), (512, 1024)
 STEPS, REPETITIONS, PROCESSES, SEED, TIMEOUT_S = 16, 4, 3, 0, 600
 OVER, LEAST_KEPT, LEAST_USE, MOST_ERROR, DISTURBED = 1.02, 0.9, 0.85, 0.07, 1.1
+FOLDER = cache_folder() / "experiments" / "budgets"
 REFERENCE = Architecture(blocks=(Block(width=256, ffn_ratio=2, depth=4),), vocab=4096, context=64)
 
 
@@ -70,12 +75,22 @@ def step_ms(folder, context):
     return lower_decile_ms(sum(run["step_ms"], [])), run["flags"]
 
 
-def measure(make, folder):
-    found, reference = make(), folder.parent / "reference"
+def prepared(profile, scoring, budget):
+    """The design for a budget by this calibration, and its bundle, made once."""
+    source = profile.performance.onnxruntime.coefficients.source
+    key = hashlib.sha256(repr((budget, scoring, source)).encode()).hexdigest()[:16]
+    kept, folder = FOLDER / f"{key}.json", FOLDER / key
+    if not kept.exists():
+        found = designed(profile, scoring, budget)
+        write_random_bundle(found.architecture, found.precision, folder, "budget", found)
+        kept.write_text(found.to_json())
+    return Design.model_validate_json(kept.read_text()), folder
+
+
+def measure(make, _):
+    (found, folder), reference = make(), FOLDER / "reference"
     if not reference.exists():
         write_random_bundle(REFERENCE, "int8", reference, "reference")
-    if not folder.exists():
-        write_random_bundle(found.architecture, found.precision, folder, "budget", found)
     times, beside = [], []
     for _ in range(PROCESSES):
         times.append(step_ms(folder, found.architecture.context))
@@ -119,15 +134,23 @@ def summary(rows):
 def main():
     asked = arguments(
         __doc__, "bench/results/budgets-SCORE-x86-2cores.json", passes=1,
-        more={"--score": {"choices": list(SCORES), "required": True}, "--count": {"type": int, "default": COUNT}},
+        more={
+            "--score": {"choices": list(SCORES), "required": True}, "--count": {"type": int, "default": COUNT},
+            "--prepare": {"action": "store_true"},
+        },
     )
     profile, scoring = board(asked.device), score_named(asked.score)
     tasks = {
         f"{each.ms:g} ms in {each.form}, vocabulary {each.vocab}, context {each.context}": cache(
-            partial(designed, profile, scoring, each)
+            partial(prepared, profile, scoring, each)
         )
         for each in random_budgets(asked.count)
     }
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if asked.prepare:
+        for name, make in tasks.items():
+            print(name, make()[0].architecture.shape(), sep=": ", flush=True)
+        return
     rows = take_turns(asked, tasks, measure, row_of, summary)
     least = min(row["reference_ms"] for row in rows)
     for row in rows:

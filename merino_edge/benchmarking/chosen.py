@@ -1,9 +1,9 @@
 """`calibrate` asks the search itself: it designs decoders for the machine whose profile was just fitted, and measures
 them there.
 
-A search picks what the latency model underrates, so errors of decoders that nobody chose say too little of it. The
-board's own program, or that of this machine, times the designs with random weights, as `bench` does. What becomes of
-the times: `calibration`.
+A search picks what the latency model underrates, so errors of decoders that nobody chose say too little of it. What is
+picked depends on the score, so both kinds of score are asked. The board's own program, or that of this machine, times
+the designs with random weights, as `bench` does. What becomes of the times: `calibration`.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ from merino_edge.design.budgets import with_board_defaults
 from merino_edge.design.design_file import Design
 from merino_edge.design.designer import design
 from merino_edge.design.law import MeasuredScoring
-from merino_edge.design.score import DEFAULT
+from merino_edge.design.score import MEASURED, MERINO, Scoring
 from merino_edge.design.space import Space, spaced
 from merino_edge.export.random_bundle import write_random_bundle
 from merino_edge.families.designed import Architecture
@@ -30,10 +30,11 @@ from merino_edge.profiles.profile import DeviceProfile
 from merino_edge.storage.atomic import scratch_folder
 from merino_runtime.errors import MerinoError
 
-DESIGNS = 6  # of a round
+DESIGNS = 6  # of a round: each format by each score
 RANGE = 12.0  # the board's own latency budget over the least that is designed for
 ABOVE_SMALLEST = 1.5  # times what the smallest decoder takes
 VOCABS, CONTEXTS = (4096, 16384, 50257), (512, 1024)
+SCORES = (MEASURED, MERINO)
 BLOCKS, WIDTH_STEP = 4, 64
 
 
@@ -44,6 +45,7 @@ class Request(NamedTuple):
     decode_ms: float
     vocab: int
     context: int
+    scoring: Scoring
 
 
 def measured_designs(profile: DeviceProfile, number: int, bench: Bench, say: Say) -> list[MeasuredDesign]:
@@ -64,8 +66,8 @@ def measured_designs(profile: DeviceProfile, number: int, bench: Bench, say: Say
 
 
 def requests(profile: DeviceProfile, number: int) -> list[Request]:
-    """Budgets spread evenly (log) over the board's range, with formats, vocabularies and contexts in turn. The second
-    round has budgets between those of the first, and other formats at them."""
+    """Budgets spread evenly (log) over the board's range, with formats, vocabularies, contexts and scores in turn. The
+    second round has budgets between those of the first, and other formats and scores at them."""
     own = profile.performance.onnxruntime.coefficients
     formats = own.formats if own else formats_of(profile)  # an older ONNX Runtime has not all of them
     most, context = profile.budget.decode_ms, profile.budget.context
@@ -75,7 +77,8 @@ def requests(profile: DeviceProfile, number: int) -> list[Request]:
         turn = place + number
         request = Request(
             formats[turn % len(formats)], most * RANGE ** (share - 1),
-            VOCABS[(turn + place // len(formats)) % len(VOCABS)], min(context, CONTEXTS[turn % len(CONTEXTS)]),
+            VOCABS[(turn + place // len(formats)) % len(VOCABS)], min(context, CONTEXTS[turn // 2 % len(CONTEXTS)]),
+            SCORES[turn % len(SCORES)],
         )  # fmt: skip
         least = ABOVE_SMALLEST * smallest_ms(profile, request)
         found.append(request._replace(decode_ms=float(f"{max(least, request.decode_ms):.3g}")))
@@ -84,7 +87,7 @@ def requests(profile: DeviceProfile, number: int) -> list[Request]:
 
 def smallest_ms(profile: DeviceProfile, request: Request) -> float:
     """What a decode step of the smallest decoder of the space may take."""
-    space, shape = space_of(request.vocab), InferenceShape(request.format, request.context, 1)
+    space, shape = space_of(request), InferenceShape(request.format, request.context, 1)
     smallest = Architecture(
         blocks=(space.smallest_block,) * space.blocks, vocab=space.vocab, head_size=space.head_size,
         context=request.context,
@@ -94,24 +97,25 @@ def smallest_ms(profile: DeviceProfile, request: Request) -> float:
     return found
 
 
-def space_of(vocab: int) -> Space:
+def space_of(request: Request) -> Space:
     """As `merino-edge design` has it."""
-    return spaced(WIDTH_STEP, BLOCKS, vocab, padded=isinstance(DEFAULT, MeasuredScoring))
+    return spaced(WIDTH_STEP, BLOCKS, request.vocab, padded=isinstance(request.scoring, MeasuredScoring))
 
 
 def designed(profile: DeviceProfile, request: Request) -> Design:
     """Its prediction is near the budget, since hardly any error is allowed for."""
     limits = with_board_defaults({"decode_ms": request.decode_ms}, profile)
     return design(
-        profile, limits, space=space_of(request.vocab), context=request.context,
-        prompt=default_prompt(request.context), precision=request.format, scoring=DEFAULT,
+        profile, limits, space=space_of(request), context=request.context,
+        prompt=default_prompt(request.context), precision=request.format, scoring=request.scoring,
         confidence=LEAST_CONFIDENCE,
     )  # fmt: skip
 
 
 def line(one: Design) -> str:
     shown = f"{one.architecture.shape()} in {one.precision}, vocabulary {one.architecture.vocab}"
-    return f"{shown}, context {one.architecture.context}, predicted {one.predicted.decode_ms:.3g} ms"
+    shown += f", context {one.architecture.context}, by {one.scoring.name}"
+    return f"{shown}: predicted {one.predicted.decode_ms:.3g} ms"
 
 
 def by_context(found: Sequence[Design], folders: Sequence[Path]) -> list[list[tuple[Design, Path]]]:

@@ -224,7 +224,7 @@ def error_of_designs(unseen: Sequence[tuple[Row, float]]) -> float:
 
 def is_operator(row: Row) -> bool:
     """Whether its graph is no whole decoder."""
-    return row.kind not in WEIGHTS
+    return row.kind not in ("decoder", "design")
 
 
 def table_of(rows: Sequence[Row], probe: Probe) -> Table:
@@ -380,7 +380,8 @@ def rereads_of(row: Row) -> list[tuple[float, float]]:
     return [(between, pieces * size) for between, size in found.items()]
 
 
-WEIGHTS = {"decoder": DECODER_WEIGHT, "design": DESIGN_WEIGHTS[0]}
+HEAD_WEIGHT = 10.0  # of a head alone: a format has two, and what they say holds for vocabularies that no decoder has
+WEIGHTS = {"decoder": DECODER_WEIGHT, "design": DESIGN_WEIGHTS[0], "head": HEAD_WEIGHT}
 MOST_MOVES = 10  # to neighbouring edges
 STARTS, MOST_TURNS = [Edges(within, 3.0, 1.0) for within in (0.4, 0.6, 0.8)], 6
 # The grid of edges, in units of the last-level cache

@@ -2,6 +2,7 @@
 which ends before its end leaves everything as it was."""
 
 import contextlib
+import itertools
 import math
 import os
 import signal
@@ -19,7 +20,7 @@ from merino_edge.calibration import host
 from merino_edge.calibration.calibrate import calibrate
 from merino_edge.calibration.command import recalibrate
 from merino_edge.calibration.probe import MeasuredDesign
-from merino_edge.design.score import DEFAULT
+from merino_edge.design.score import MEASURED, MERINO
 from merino_edge.design.space import Space
 from merino_edge.families.designed import Architecture, Block
 from merino_edge.prediction.cost_model import cost_model
@@ -27,7 +28,7 @@ from merino_edge.prediction.shape import InferenceShape
 from merino_edge.profiles.reading import profile_text
 from merino_runtime.errors import MerinoError
 
-FORMATS = ("fp32", "int8", "int4")
+FORMATS, NAMES = ("fp32", "int8", "int4"), (MEASURED.name, MERINO.name)
 CONTEXT, PROMPT, STEPS = 512, 256, 32
 
 
@@ -82,36 +83,38 @@ def test_the_fit_learns_what_the_search_exploits():
     assert after.decode_ms_interval[0] < true < after.decode_ms_interval[1]
 
 
-def test_six_designs_span_the_range_of_the_board_and_its_formats():
+def test_designs_of_both_scores_span_the_range_of_the_board_and_its_formats():
     asked = [chosen.requests(BOARD, number) for number in (0, 1)]
     most = BOARD.budget.decode_ms
     for requests in asked:
-        assert len(requests) == 6 and {one.format for one in requests} == set(FORMATS)
+        assert {(one.format, one.scoring.name) for one in requests} == set(itertools.product(FORMATS, NAMES))
         assert {one.context for one in requests} == set(chosen.CONTEXTS)
         assert max(one.decode_ms for one in requests) > most / 2 and min(one.decode_ms for one in requests) < most / 5
     pairs = [(one.format, one.decode_ms) for requests in asked for one in requests]
-    assert len(set(pairs)) == 12
+    assert len(set(pairs)) == len(pairs) == 12
 
 
-def small_space(vocab):
-    return Space(widths=(64, 128), depths=(1, 2), blocks=1, vocab=vocab)
+def small_space(request):
+    return Space(widths=(64, 128), depths=(1, 2), blocks=1, vocab=request.vocab)
 
 
 @pytest.mark.slow
 def test_designs_are_measured_as_bench_does(monkeypatch):
     """On this machine, whatever board the profile says."""
-    for name, value in (("DESIGNS", 2), ("VOCABS", (512,)), ("CONTEXTS", (64, 96)), ("space_of", small_space)):
+    for name, value in (("DESIGNS", 3), ("VOCABS", (512,)), ("CONTEXTS", (64, 96)), ("space_of", small_space)):
         monkeypatch.setattr(chosen, name, value)
     monkeypatch.setattr(measuring, "DECODE_REPETITIONS", 2)
     board = BOARD.model_copy(update={"budget": BOARD.budget.model_copy(update={"decode_ms": 1.0})})
     said = []
     found = chosen.measured_designs(board, 0, bench_here(lambda: contextlib.nullcontext(None)), said.append)
-    assert [(one.architecture.context, one.past, one.prompt) for one in found] == [(64, 48, 32), (96, 80, 48)]
-    assert {one.score for one in found} == {DEFAULT.name}
+    assert [(one.architecture.context, one.past, one.prompt) for one in found] == [
+        (64, 48, 32), (64, 48, 32), (96, 80, 48)
+    ]  # fmt: skip
+    assert {one.score for one in found} == set(NAMES)
     for one in found:
         assert 0 < one.decode_ms < one.prefill_ms < 1000 and one.predicted_decode_ms <= one.budget_ms
-    assert len(said) == 4 and found[0].architecture.shape() in said[0]
-    assert said[2] == "measuring design-1: steps behind 32 tokens, prefills of 32"
+    assert len(said) == 5 and found[0].architecture.shape() in said[0]
+    assert said[3] == "measuring design-1, design-2: steps behind 32 tokens, prefills of 32"
 
 
 @pytest.fixture
