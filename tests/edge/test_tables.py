@@ -14,7 +14,8 @@ from pseudo_terminal import on_a_terminal
 from rich.console import Console
 from sample_records import many, opt, record
 
-from merino_edge.cli.tables import ENTROPY, SHAPE, Column, Table, drawn, fitted, floor, natural, plain, total
+from merino_edge.cli.design_tables import LAW
+from merino_edge.cli.tables import SHAPE, Column, Table, drawn, fitted, floor, natural, plain, total
 from merino_edge.cli.terminal import console
 from merino_edge.profiles.reading import profile_ids, profile_text
 
@@ -123,11 +124,11 @@ def test_in_a_pipe_devices_is_plain_text_and_as_narrow_as_it_can_be():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["design", "pareto"])
-def test_shapes_and_entropy_are_explained_where_they_are_shown(command):
+def test_shapes_and_the_score_are_explained_where_they_are_shown(command):
     small = ["--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64"]
     out = piped(command, *small, *(["--points", "3"] if command == "pareto" else []))
-    assert re.search(r"\d+x[\d.]+x\d+", out) and SHAPE in out and ENTROPY in out
-    assert ENTROPY in piped("recommend", "--device", "raspberry-pi-zero-2w")
+    assert re.search(r"\d+x[\d.]+x\d+", out) and SHAPE in out and LAW in out
+    assert LAW in piped("recommend", "--device", "raspberry-pi-zero-2w")
 
 
 @pytest.mark.slow
