@@ -4,6 +4,7 @@
 
 It has numpy and the backend imported, and forks for each request: a run costs milliseconds. The self-test of a release
 is its own `selftest installed` in another fork, in place of its launcher. All else is as in the real command.
+A test file starts it as a `Driver`.
 """
 import builtins
 import errno
@@ -11,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -28,6 +30,25 @@ PIECE = 30_000  # bytes per write of an unpacked file: kills in the middle of fi
 CALLS = ("mkdir", "open", "rename", "replace", "symlink", "unlink", "rmdir", "fsync", "chmod", "ftruncate", "pwrite",
          "listdir", "scandir")
 TAKE_SPACE = ("mkdir", "open", "symlink", "write", "pwrite")
+
+
+class Driver:
+    """This file in a process of its own, whose home is `home`."""
+
+    def __init__(self, home):
+        self.process = subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), HOME=home))
+
+    def run(self, argv, **request):
+        """What `answer` returns."""
+        self.process.stdin.write(json.dumps(dict(request, argv=argv)).encode("utf-8") + b"\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline().decode("utf-8"))
+
+    def close(self):
+        self.process.stdin.close()
+        assert self.process.wait() == 0
 
 
 class Hit:
@@ -134,8 +155,9 @@ def answer(request):
         said = file.read().decode("utf-8", "replace")
     _, status = os.waitpid(pid, 0)
     killed = os.WIFSIGNALED(status)
-    count = int(said.rsplit("operations", 1)[1]) if "\noperations" in said else None
-    return {"code": None if killed else os.WEXITSTATUS(status), "killed": killed, "count": count, "said": said}
+    said, _, count = said.rpartition("\noperations") if "\noperations" in said else (said, None, None)
+    return {"code": None if killed else os.WEXITSTATUS(status), "killed": killed, "count": count and int(count),
+            "said": said}
 
 
 def serve():

@@ -2,7 +2,6 @@
 keys are trusted and withdrawn with the new one or not at all; the last good release is kept; the next install succeeds.
 And damaged files: none of them moves anything."""
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -11,6 +10,7 @@ import sys
 import tempfile
 
 import pytest
+from install_faults import Driver
 from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes, read, renamed, tree
 
 from merino_runtime.delivery import probation, releases
@@ -24,8 +24,6 @@ from tests import ed25519_signer
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(not sys.platform.startswith("linux"), reason="boards run Linux")]
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-DRIVER = os.path.join(os.path.dirname(HERE), "install_faults.py")
 NEWEST = sys.version_info >= (3, 11)  # older Pythons try less: the calls are the same
 MUTATIONS = 500 if NEWEST else 100
 # On memory: syncing a disk would take most of the time.
@@ -40,16 +38,10 @@ class Board:
         self.ids = {name: open_archive(path).id for name, path in packs.items()}
         # Key `a` signs all files and is trusted already; `b` is to be trusted from now on; `new` withdraws `c`.
         self.options = ["--trust", os.path.join(os.path.dirname(packs["new"]), "b.pub")]
-        self.driver = subprocess.Popen(
-            [sys.executable, DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), HOME=folder))
+        self.driver = Driver(folder)
 
     def run(self, *argv, **request):
-        argv = [*argv, "--root", self.root]
-        line = json.dumps(dict(request, argv=argv, **({"to": self.root} if "copy" in request else {})))
-        self.driver.stdin.write(line.encode("utf-8") + b"\n")
-        self.driver.stdin.flush()
-        return json.loads(self.driver.stdout.readline().decode("utf-8"))
+        return self.driver.run([*argv, "--root", self.root], to=self.root, **request)
 
     def install(self, name, **request):
         found = self.run("install", self.packs[name], *self.options, **request)
@@ -135,8 +127,7 @@ def board(bundle_dirs, tmp_path_factory):
             shutil.copytree(board.root, os.path.join(place, "after-" + name), symlinks=True)
         board.after = {name: os.path.join(place, "after-" + name) for name in ("old", "new")}
         yield board
-        board.driver.stdin.close()
-        assert board.driver.wait() == 0
+        board.driver.close()
     finally:
         shutil.rmtree(place)
 
@@ -165,14 +156,15 @@ DAILY = {("kill", "upgrade"), ("kill", "rollback"), ("full", "upgrade")}
 
 @pytest.mark.parametrize(("what", "step"), [
     pytest.param(*point, marks=() if point in DAILY else pytest.mark.nightly) for point in POINTS])
-def test_a_fault_at_each_operation_leaves_the_old_release_or_the_new(board, what, step):
-    """Each point is one operation on the file system of the command; `steps` names what it began from."""
+def test_a_fault_at_each_operation_leaves_the_old_release_or_the_new(board, what, step, nightly):
+    """Each point is one operation on the file system of the command, by day each third; `steps` names what it began
+    from."""
     before, argv, allowed, end = steps(board)[step]
     total = board.run(*argv, copy=before)["count"]
     assert total > 15 and releases.links(board.root).current == end
     whole = {releases.links(before), releases.links(board.root)}
     seen = set()
-    for at in range(total):
+    for at in range(0, total, 1 if nightly else 3):
         found = board.run(*argv, copy=before, what=what, at=at)
         assert "Traceback" not in found["said"], found["said"]
         assert found["killed"] == (what == "kill"), (at, found)
@@ -182,7 +174,7 @@ def test_a_fault_at_each_operation_leaves_the_old_release_or_the_new(board, what
         assert board.links_when_repaired(step) in whole, (at, found)
         board.check_keys(step, board.root)
         state = (releases.links(board.root), tuple(releases.partials(board.root)))
-        if state not in seen or at % 8 == 0:  # the next install tests the release, which costs most of the time
+        if state not in seen or at % 9 == 0:  # the next install tests the release, which costs most of the time
             seen.add(state)
             again = board.install("new")
             assert again["code"] == 0, (at, found, again)

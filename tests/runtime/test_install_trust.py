@@ -1,5 +1,7 @@
 """Whose files a board takes: counters, withdrawn keys, and keys that are trusted only when their release was tested.
-And what it goes back to: the release that was marked good last. By real processes."""
+And what it goes back to: the release that was marked good last.
+
+Each command is a process of its own, forked from one that has numpy and the backend loaded (install_faults.py)."""
 import base64
 import json
 import os
@@ -7,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from install_faults import Driver
 from packed_files import app_bytes, bundle_files, changed_golden, packed_bytes, renamed
 
 from merino_runtime.delivery.archive import Signature, open_archive, signed_bytes
@@ -43,17 +46,22 @@ def packs(bundle_dirs, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def driver(packs):
+    started = Driver(str(packs))
+    yield started
+    started.close()
+
+
 class Board:
-    def __init__(self, packs, root):
-        self.packs, self.root = packs, root
+    def __init__(self, driver, packs, root):
+        self.driver, self.packs, self.root = driver, packs, root
 
     def run(self, *words):
         """-> (exit code, stdout and stderr)"""
-        process = subprocess.Popen([sys.executable, str(self.packs / "merino.pyz"), *map(str, words), "--root",
-                                    str(self.root)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        out = process.communicate()[0].decode("utf-8")
-        assert "Traceback" not in out, out
-        return process.returncode, out
+        found = self.driver.run([*map(str, words), "--root", str(self.root)])
+        assert "Traceback" not in found["said"], found
+        return found["code"], found["said"]
 
     def install(self, name, *options):
         trust = [word for option in options if option in KEYS for word in ("--trust", self.packs / (option + ".pub"))]
@@ -82,8 +90,18 @@ class Board:
 
 
 @pytest.fixture
-def board(packs, tmp_path):
-    return Board(packs, tmp_path / "root")
+def board(driver, packs, tmp_path):
+    return Board(driver, packs, tmp_path / "root")
+
+
+class RealBoard(Board):
+    """Whose releases are tested by their launchers."""
+
+    def run(self, *words):
+        process = subprocess.Popen([sys.executable, str(self.packs / "merino.pyz"), *map(str, words), "--root",
+                                    str(self.root)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        out = process.communicate()[0].decode("utf-8")
+        return process.returncode, out
 
 
 def test_a_key_is_trusted_when_its_release_has_passed_its_test_and_also_where_it_was_there(board):
@@ -172,8 +190,9 @@ def test_without_one_that_is_good_previous_is_the_one_before(board):
 
 
 @pytest.mark.parametrize("damage", ["bundle/model.onnx", "merino", "merino.pyz"])
-def test_the_same_file_repairs_what_is_damaged(board, damage):
+def test_the_same_file_repairs_what_is_damaged(packs, tmp_path, damage):
     """The launcher is none of the manifest's files: only the self-test notices it."""
+    board = RealBoard(None, packs, tmp_path / "root")
     board.taken("one", "fleet")
     path = os.path.join(board.facts()["folder"], damage)
     os.chmod(path, 0o755)
