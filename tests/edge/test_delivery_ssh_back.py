@@ -28,6 +28,12 @@ opt = found["opt-125m"]
 found["opt-125m"] = opt.model_copy(update={"geometry": opt.geometry.model_copy(update=less)})
 zoo.load_models = lambda: tuple(found.values())
 """
+QUICK_BENCH = """
+from merino_edge.bundles import board_app
+from quick_bench import quick
+all_files = board_app.packed_files
+board_app.packed_files = lambda package: ((name, quick(name, content)) for name, content in all_files(package))
+"""
 # The application that is copied there probes for 8 seconds of the minute.
 SHORT_PROBE = """
 from merino_edge.bundles import board_app
@@ -112,7 +118,7 @@ def test_records_come_home_with_their_baseline(board, place):
     saved = place / "there.json"
     code, out, err = run(
         "bench", "--ssh", board.address, "embedded", "--baseline", "opt-125m", "-p", "8", "-n", "4", "-r", "1",
-        "-o", "json", "--save", saved, first=SMALL_OPT,
+        "-o", "json", "--save", saved, first=QUICK_BENCH + SMALL_OPT,
     )  # fmt: skip
     assert code == 0, err
     rows = read_records([saved])
@@ -142,7 +148,7 @@ def test_a_probe_of_the_board_and_designs_that_ran_there_become_its_profile(boar
     kept = sorted((board.cache / "bundles").glob("*"))
     code, out, err = run(
         "calibrate", "--ssh", board.address, "--device", base, "--backend", "onnxruntime", "-o", place / "my.toml",
-        first=SHORT_PROBE + FEW_DESIGNS,
+        first=QUICK_BENCH + SHORT_PROBE + FEW_DESIGNS,
     )  # fmt: skip
     assert code == 0, err
     assert re.search(r"design 1 of 1: .*, context 64, predicted ", err) and "copying model.onnx" in err
