@@ -4,7 +4,6 @@ Imports on Python 3.6 with nothing but pytest: the board side's tests run there,
 """
 import atexit
 import gc
-import json
 import os
 import random
 import shutil
@@ -54,7 +53,6 @@ if hypothesis is not None:
 
 DIALECTS = ("fused", "portable")
 VOCAB = 300
-PROBE_SECONDS = 12
 TEXT = (
     "The river runs past the old mill, and the miller counts the sacks of flour in the evening. "
     "In the morning the baker buys three of them; the children wait for warm bread at the door. "
@@ -155,22 +153,15 @@ def tiny_checkpoint(tiny_arch, decoder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def probed_host():
-    """A short probe of this machine in the tests' cache, made once for all processes: what `--device host` then is.
+    """A made-up probe of this machine in the tests' cache: what `--device host` then is. A real one:
+    test_calibration.py."""
+    from sample_probe import MACHINE, synthetic
 
-    Its flags are dropped, since other tests run beside it: nothing here depends on its figures.
-    """
-    from filelock import FileLock
-
-    from merino_bench.probe.run import run_probe
     from merino_edge.calibration.host import machine_key
-    from merino_edge.storage.atomic import cache_folder
+    from merino_edge.storage.atomic import cache_folder, write_text
 
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(folder / "probe.lock")):
-        path = folder / f"probe-{machine_key()}-of-the-tests.json"
-        if not path.exists():
-            path.write_text(json.dumps({**run_probe(str(folder / "short.json"), PROBE_SECONDS), "flags": []}))
+    probe = synthetic(0.02, MACHINE._replace(threads=(1,)))
+    write_text(cache_folder() / f"probe-{machine_key()}-of-the-tests.json", probe.model_dump_json(by_alias=True))
 
 
 @pytest.fixture(scope="module")

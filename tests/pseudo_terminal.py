@@ -8,17 +8,19 @@ import subprocess
 import termios
 
 
-def on_a_terminal(call, width=80, typed=b"", both=True, **environment):
+def on_a_terminal(call, width=80, typed=b"", both=True, start=subprocess.Popen, **environment):
     """(exit code, text shown) of a process whose stdin and stdout are a terminal, and with `both` its stderr.
 
-    The text is without escape sequences, its lines end in a line feed. typed: bytes that the user enters."""
+    The text is without escape sequences, its lines end in a line feed. typed: bytes that the user enters. start: as
+    subprocess.Popen."""
     variables = dict(os.environ, TERM="xterm", **environment)
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
         variables.pop(name, None)
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
-    process = subprocess.Popen([str(word) for word in call], stdin=theirs, stdout=theirs,
-                               stderr=theirs if both else subprocess.DEVNULL, env=variables)
+    with open(os.devnull, "wb") as null:
+        process = start([str(word) for word in call], stdin=theirs, stdout=theirs,
+                        stderr=theirs if both else null.fileno(), env=variables)
     os.close(theirs)
     os.write(ours, typed)
     text = read_until_closed(ours).decode("utf-8").replace("\r\n", "\n")

@@ -4,12 +4,10 @@ which ends before its end leaves everything as it was."""
 import contextlib
 import itertools
 import math
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from sample_probe import BOARD, MACHINE, calibrated_board, synthetic
@@ -110,7 +108,8 @@ def test_designs_are_measured_as_bench_does(monkeypatch):
     """On this machine, whatever board the profile says."""
     for name, value in (("DESIGNS", 3), ("VOCABS", (512,)), ("CONTEXTS", (64, 96)), ("space_of", small_space)):
         monkeypatch.setattr(chosen, name, value)
-    monkeypatch.setattr(measuring, "DECODE_REPETITIONS", 2)
+    monkeypatch.setattr(measuring, "DECODE_REPETITIONS", 1)
+    monkeypatch.setattr(measuring, "PREFILL_REPETITIONS", 1)
     board = BOARD.model_copy(update={"budget": BOARD.budget.model_copy(update={"decode_ms": 1.0})})
     said = []
     found = chosen.measured_designs(board, 0, bench_here(lambda: contextlib.nullcontext(None)), said.append)
@@ -197,10 +196,7 @@ def test_a_killed_calibration_leaves_the_former_profile(at, probe, cache):
     before = host.kept_probes()
     here = Path(__file__).parent
     code = KILLED.format(here=str(here), tests=str(here.parent), at=at, probe=probe)
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=dict(os.environ), cwd=here.parents[1], capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
+    done = forked.run(["calibrate"], first=code, cwd=here.parents[1])
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert host.kept_probes() == before
     recalibrate("host", [], None)

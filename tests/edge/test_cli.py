@@ -1,6 +1,6 @@
 """The workstation's command line as scripts use it: fields of the JSON, exit codes, a mistake without a traceback.
 
-In processes of its own where that is what is tested; else `here`, where torch is loaded already (4 s each time).
+In processes of its own where that is what is tested, forked from one that has loaded what commands import; else `here`.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from pseudo_terminal import on_a_terminal
 from sample_records import record
@@ -28,11 +29,8 @@ pytestmark = pytest.mark.slow
 
 def run(*arguments, cwd=None, first=""):
     """(exit code, stdout, stderr) of `merino-edge`, in a process of its own. first: what that process runs before."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"{first}\nfrom merino_edge.cli.app import main; main()", *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, timeout=300, env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr
+    done = forked.run(arguments, first=first, cwd=cwd, env={**os.environ, "COLUMNS": "200"})
+    assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
 
 
@@ -411,6 +409,7 @@ def test_a_design_is_measured_on_this_machine_and_on_no_other(tmp_path):
     assert code == 1 and "give --device host with it" in err
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("probed_host")
 def test_on_a_terminal_each_process_of_a_measurement_is_seen():
     small = ["--blocks", 1, "--vocab", 512, "--context", 64, "--memory-mb", 400, "--decode-ms", 500,
@@ -437,14 +436,14 @@ def test_help_breaks_no_word_at_80_columns(name, monkeypatch):
 
 def test_lines_are_broken_between_words_on_a_terminal(tmp_path):
     """And names of files that would steer it are spelled out."""
-    call = [sys.executable, "-c", "from merino_edge.cli.app import main; main()"]
     record = tmp_path / "\u202egnp.nosj"
-    code, shown = on_a_terminal([*call, "compare", record, record], 60)
+    code, shown = on_a_terminal(["compare", record, record], 60, start=forked.Forked)
     assert code == 1 and "\\u202egnp.nosj" in shown and "\u202e" not in shown
     name = "raspberry-pi-zero-2w"
-    code, shown = on_a_terminal([*call, "design", "--device", name, "--vocab", "300", "--context", "64"], 60)
+    words = ["design", "--device", name, "--vocab", "300", "--context", "64"]
+    code, shown = on_a_terminal(words, 60, start=forked.Forked)
     assert code == 0 and max(len(line) for line in shown.splitlines()) <= 60
-    code, out, _ = run("design", "--device", name, "--vocab", "300", "--context", "64")
+    code, out, _ = run(*words)
     last = re.sub(r"in [0-9.]+ s", "", out.splitlines()[-1])
     assert last in re.sub(r"in [0-9.]+ s", "", " ".join(shown.split("\n")))
 

@@ -1,11 +1,10 @@
 """The drawing of a front: every model named, nothing covered, one file that loads nothing."""
 
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from itertools import combinations
 
+import forked
 import pytest
 
 from merino_edge.design.pareto import front
@@ -92,12 +91,8 @@ def test_another_suffix_is_refused_with_what_to_do(found, tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), [("front.svg", 0), ("front.SVG", 0), ("front.png", 1), ("front", 1)])
 def test_the_command_draws_an_svg_and_refuses_another_name_before_it_solves(name, code, tmp_path):
-    call = "from merino_edge.cli.app import main; main()"
     small = ["--device", "raspberry-pi-zero-2w", "--vocab", "300", "--context", "64", "--points", "3"]
-    done = subprocess.run(
-        [sys.executable, "-c", call, "pareto", *small, "--plot", name, "-o", "front.json"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = forked.run(["pareto", *small, "--plot", name, "-o", "front.json"], cwd=tmp_path)
     assert done.returncode == code, done.stderr
     if code:
         assert "drawn as SVG only" in done.stderr and done.stdout == "" and list(tmp_path.iterdir()) == []

@@ -6,9 +6,9 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from sample_records import record
 
@@ -43,13 +43,9 @@ def run(capfd, monkeypatch, tmp_path):
 
 def apart(*arguments, cwd, **streams):
     """(exit code, stdout, stderr) of a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from merino_edge.cli.app import main; main()", *map(str, arguments)], check=False,
-        cwd=cwd, timeout=300, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
-    )  # fmt: skip
-    out, err = (None if text is None else text.decode() for text in (done.stdout, done.stderr))
-    assert "Traceback" not in (err or ""), err
-    return done.returncode, out, err
+    done = forked.run(arguments, cwd=cwd, **{name: file.fileno() for name, file in streams.items()})
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_a_cut_row_costs_that_row_alone_in_every_command(run, tmp_path):
@@ -280,7 +276,6 @@ def test_a_disk_that_fills_up_meanwhile_is_a_message_and_leaves_nothing(disk, ti
 
 
 PAUSED = """
-import sys
 from pathlib import Path
 from merino_edge.export import one_format
 from merino_edge.export.export import export
@@ -292,30 +287,31 @@ def write_and_wait(*arguments, **options):
     sys.stdin.read()
     return bundle
 one_format.write_bundle = write_and_wait
-export(load_source(sys.argv[1]), Path(sys.argv[2]))
+export(load_source(sys.argv[2]), Path(sys.argv[3]))
+sys.exit()
 """
+
+
+@contextlib.contextmanager
+def paused(*words):
+    """An export in a process of its own, once its files are written: (the process, what it waits on)."""
+    (theirs, stdin), (stdout, said) = os.pipe(), os.pipe()
+    process = forked.Forked(["export", *words], first=PAUSED, stdin=theirs, stdout=said)
+    os.close(theirs), os.close(said)
+    with open(stdin, "wb") as waits, open(stdout, "rb") as lines:
+        assert lines.readline() == b"written\n"
+        yield process, waits
 
 
 @pytest.mark.slow
 def test_a_killed_exports_leavings_are_swept_by_the_next_and_a_running_ones_are_not(tiny_checkpoint, tmp_path):
     out = tmp_path / "bundle"
-    with contextlib.ExitStack() as ending:
-        dead, alive = (
-            subprocess.Popen(
-                [sys.executable, "-c", PAUSED, str(tiny_checkpoint), str(out)], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-            for _ in range(2)
-        )  # fmt: skip
-        for process in (dead, alive):
-            ending.enter_context(process)
-            ending.callback(process.kill)
-            assert process.stdout.readline() == b"written\n"
-        dead.send_signal(signal.SIGKILL)
-        dead.wait()
+    with paused(tiny_checkpoint, out) as (dead, _), paused(tiny_checkpoint, out) as (alive, waits):
+        os.kill(dead.pid, signal.SIGKILL)
+        assert dead.wait() == -signal.SIGKILL
         assert len(os.listdir(tmp_path)) == 2 and not out.exists()
         export(load_source(str(tiny_checkpoint)), out, ExportRequest(dialect="portable"))
         assert len(os.listdir(tmp_path)) == 2 and described(out)["dialect"] == "portable"
-        alive.communicate()
-        assert alive.returncode == 0
+        waits.close()
+        assert alive.wait() == 0
     assert os.listdir(tmp_path) == ["bundle"] and described(out)["dialect"] == "fused"

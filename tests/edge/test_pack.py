@@ -14,6 +14,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import forked
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
@@ -291,8 +292,7 @@ def test_a_request_that_cannot_be_met_is_one_line(words, reason, tmp_path):
 
 
 def merino_edge(words, cwd):
-    code = "import sys; from merino_edge.cli.app import main; main(sys.argv[1:])"
-    return subprocess.run([sys.executable, "-c", code, *words], cwd=cwd, capture_output=True, text=True, check=False)
+    return forked.run(words, cwd=cwd)
 
 
 def test_the_commands_from_a_key_to_a_verified_file(tmp_path):
