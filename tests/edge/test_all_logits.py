@@ -14,8 +14,10 @@ from merino_runtime.bundle import load_bundle, returns_all_logits
 IDS = [0, 7, 300, 12, 45, 8, 91, 5, 33, 2, 64, 17, 9]
 FORMS = [
     {"dialect": "fused", "precision": "fp32"}, {"dialect": "portable", "precision": "fp32"},
-    {"dialect": "portable", "precision": "int8"}, {"dialect": "fused", "precision": "int8", "core": "no-dotprod"},
     {"dialect": "fused", "precision": "int4"},
+    *(pytest.param(form, marks=pytest.mark.nightly) for form in (
+        {"dialect": "portable", "precision": "int8"}, {"dialect": "fused", "precision": "int8", "core": "no-dotprod"},
+    )),
 ]  # fmt: skip
 
 

@@ -164,15 +164,16 @@ def test_attention_of_one_query_and_of_each_cache_comes_back_from_a_probe():
     truth = estimated(BOARD)
     caches = {
         f"{kv}_cache": CacheCoefficients(**{
-            name: tuple(factor * value for value in getattr(truth, name)) for name in ("pair_ms_g", "decode_pair_ms_g")
+            name: tuple(factor * value for value in getattr(truth, name))
+            for name in ("attention_ms_per_gmac", "decode_attention_ms_per_gmac")
         })
         for kv, factor in (("int8", 3.0), ("int4", 6.0))
     }  # fmt: skip
     truth = truth.model_copy(update=caches)
     own = calibrated_board(synthetic(truth=truth)).performance.onnxruntime.coefficients
-    assert own.decode_pair_ms_g == pytest.approx(truth.decode_pair_ms_g, rel=0.02)
+    assert own.decode_attention_ms_per_gmac == pytest.approx(truth.decode_attention_ms_per_gmac, rel=0.02)
     for kv in ("int8_cache", "int4_cache"):
-        for name in ("pair_ms_g", "decode_pair_ms_g"):
+        for name in ("attention_ms_per_gmac", "decode_attention_ms_per_gmac"):
             assert getattr(getattr(own, kv), name) == pytest.approx(getattr(getattr(truth, kv), name), rel=0.02)
     without = synthetic(truth=truth, left_out=lambda row: row.kv == "int4" and row.tokens > 1)
     own = calibrated_board(without).performance.onnxruntime.coefficients

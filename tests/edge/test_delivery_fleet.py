@@ -45,7 +45,7 @@ def playing(place, workstation, boards, **variables):
         """(exit code, output, {board: (changed, failed)})"""
         site = ["-i", place / "boards.ini", book, *(["-e", f"merino_file={archive}"] if archive else [])]
         done = subprocess.run(
-            [PLAYBOOK, *site, *more], capture_output=True, text=True, check=False, timeout=600,
+            [PLAYBOOK, *site, *more], capture_output=True, text=True, check=False, timeout=1800,
             env={**os.environ, "HOME": str(workstation.home), "LC_ALL": "C.UTF-8", "ANSIBLE_PIPELINING": "1"},
         )  # fmt: skip
         rows = re.findall(r"^(\w+)\s*: ok=\d+\s+changed=(\d+)\s+unreachable=\d+\s+failed=(\d+)", done.stdout, re.M)

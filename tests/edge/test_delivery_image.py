@@ -63,7 +63,10 @@ def copied(image, to):
     return to
 
 
-@pytest.fixture(params=["dos", "gpt"])
+BOTH = pytest.mark.parametrize("image", ["dos", "gpt"], indirect=True)
+
+
+@pytest.fixture(params=["dos", pytest.param("gpt", marks=pytest.mark.nightly)])
 def image(request, made, tmp_path):
     return copied(made / f"{request.param}.img", tmp_path / "board.img")
 
@@ -102,6 +105,7 @@ def outside(image):
     return image.read_bytes()[:ROOT_AT]
 
 
+@BOTH
 def test_all_files_are_in_it_and_the_boot_partition_is_as_it_was(image, tmp_path):
     key = make_key(tmp_path / "us.pub")
     packed = make_packed(tmp_path / "a name with 'quotes'.merino", key=key, size_bytes=3 << 20)
@@ -115,6 +119,7 @@ def test_all_files_are_in_it_and_the_boot_partition_is_as_it_was(image, tmp_path
     assert sorted(os.listdir(tmp_path)) == ["a name with 'quotes'.merino", "board.img", "us.pub"]
 
 
+@BOTH
 def test_a_second_flash_takes_the_place_of_the_first(image, packed, tmp_path):
     flash_image(packed, image, allow_unsigned=True)
     second = make_packed(tmp_path / "second.merino", seed=1)

@@ -181,6 +181,7 @@ def assert_measured(row, peer):
         assert row["tok_s"] > 0 and row["peak_rss_mb"] > row["bundle_bytes"] / 2**20 and row["load_ms"] > 0
 
 
+@pytest.mark.nightly
 def test_behind_a_depth_a_row_has_no_time_to_first_token(bundles, kept):
     names = tuple(engine for engine in ENGINES if engine != "torch.compile")
     rows = peer_records(Peers(names, kept), [bundles["opt"], bundles["opt"]], decode_case(4, 20), SMALL)
@@ -209,6 +210,7 @@ def test_a_model_that_an_engine_does_not_know_is_a_row_with_the_reason(bundles, 
     assert all("into an empty cache only" in row["flags"][0] for row in deep)
 
 
+@pytest.mark.nightly
 def test_a_family_that_transformers_does_not_have_runs_in_it(bundles):
     skip_if_not_here(QUICK[0])
     told = []

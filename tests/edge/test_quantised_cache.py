@@ -1,4 +1,4 @@
-"""A cache in whole numbers: the graph, in the board's own runtime, against torch with a cache that holds what the codes
+"""A cache of integers: the graph, in the board's own runtime, against torch with a cache that holds what the codes
 stand for; its scales; and where it is refused."""
 
 import json
@@ -221,8 +221,8 @@ def test_costs_know_the_cache():
         assert found[None].memory_mb - found[kv].memory_mb == pytest.approx(spared_mb)
         spared_reads = costs[None].read_mb(arch.operators) - costs[kv].read_mb(arch.operators)
         assert spared_reads == pytest.approx(spared_mb, rel=0.01)
-    pairs = {kv: each.on.by_threads[1].us_per_unit[f"{kv}.pair_ms_g"] for kv, each in costs.items() if kv}
-    base = costs[None].on.by_threads[1].us_per_unit["pair_ms_g"]
+    pairs = {kv: each.on.by_threads[1].us_per_unit[f"{kv}.attention_ms_per_gmac"] for kv, each in costs.items() if kv}
+    base = costs[None].on.by_threads[1].us_per_unit["attention_ms_per_gmac"]
     assert pairs == {"int8": pytest.approx(3.7 / 1.14 * base), "int4": pytest.approx(7.0 / 1.14 * base)}
 
 

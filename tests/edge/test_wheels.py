@@ -213,9 +213,12 @@ def online(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("online")
-@pytest.mark.parametrize("target, profile", sorted({
-    (target, profile.id) for profile in list_profiles() for target in targets_of(profile)
-}), ids=lambda each: each if isinstance(each, str) else each.name)  # fmt: skip
+@pytest.mark.parametrize("target, profile", [
+    pytest.param(target, profile, marks=() if target.python in ("3.6", "3.11") else pytest.mark.nightly)
+    for target, profile in sorted({
+        (target, profile.id) for profile in list_profiles() for target in targets_of(profile)
+    })
+], ids=lambda each: each if isinstance(each, str) else each.name)  # fmt: skip
 def test_the_real_packages_of_each_board_are_a_closed_set(target, profile):
     software = load_profile(profile).software
     found = wheels_for(software, target)

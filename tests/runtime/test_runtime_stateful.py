@@ -193,7 +193,9 @@ def resident_bytes():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="read from /proc")
-@pytest.mark.parametrize("what", ["generations", "forks"])
+@pytest.mark.parametrize("bundle, what", [
+    ("fused", "forks"), *(pytest.param(*each, marks=pytest.mark.nightly) for each in (
+        ("fused", "generations"), ("portable", "forks"), ("portable", "generations")))], indirect=["bundle"])
 def test_memory_is_flat_over_thousands_of_generations_and_forks(origin, what):
     """A leak of more than 2 KB each would show."""
     def work(count):

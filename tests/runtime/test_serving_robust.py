@@ -26,7 +26,7 @@ WORDS = ("Lily", "Tom", "the dog", "a bird", "went", "to the park", "was happy",
 def body_of(number, **more):
     chance = random.Random(number)
     text = " ".join(chance.choice(WORDS) for _ in range(3 + number % 9))
-    return dict({"prompt": text, "temperature": 0.5 * (number % 3), "seed": number, "max_tokens": 24,
+    return dict({"prompt": text, "temperature": 0.5 * (number % 3), "seed": number, "max_tokens": 12,
                  "ignore_eos": True}, **more)
 
 

@@ -93,7 +93,7 @@ def test_the_selftest_passes(cpu, packaged):
 
 @pytest.fixture(scope="module")
 def quantised(request, embedded_bundles):
-    """(folder, precision) of the same model in whole numbers."""
+    """(folder, precision) of the same model in integers."""
     return embedded_bundles[request.param], request.param[1]
 
 

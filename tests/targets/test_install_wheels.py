@@ -121,6 +121,7 @@ def test_a_python_without_packages(version, pack, tmp_path):
     check_on(interpreter(version), pack(version), tmp_path / "root")
 
 
+@pytest.mark.nightly
 def test_a_python_that_refuses_pip_and_a_clock_in_1970(pack, tmp_path):
     python, version = managed()
     faketime = shutil.which("faketime")
