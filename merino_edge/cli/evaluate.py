@@ -28,11 +28,11 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="first items of each task, or documents of the text")] = None,
     chat_template: Annotated[
-        bool, typer.Option("--chat-template", help="ask in the model's chat template")
+        bool, typer.Option("--chat-template", help="put each question in the model's chat template")
     ] = False,
     out: Annotated[Path | None, typer.Option("-o", help="output path of the record; `report` shows it")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on with an evaluation of the same -o that was interrupted")
+        bool, typer.Option("--resume", help="resume an interrupted evaluation with the same -o")
     ] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip

@@ -46,8 +46,8 @@ def export(
         bool, typer.Option("--overwrite", help="allow random weights to replace trained ones")
     ] = False,
     all_logits: Annotated[
-        bool, typer.Option("--all-logits", help="return the logits of all positions: `eval` then scores a text in one"
-                           " prefill, and the head takes its time for each token of a prompt")
+        bool, typer.Option("--all-logits", help="return the logits of all positions: faster `eval`, slower prefill,"
+                           " since the LM head runs for each token")
     ] = False,
     no_chat: Annotated[bool, typer.Option("--no-chat", help="leave out the model's chat template")] = False,
     verbose: Annotated[

@@ -19,8 +19,10 @@ def score(
     sources: Annotated[list[str], typer.Argument(
         metavar="SOURCE...", help="a design.json, an architecture, a checkpoint, a GGUF, a bundle, a catalogue name"
     )],
-    score: Annotated[str | None, typer.Option(help="this score alone; default: every one")] = None,
-    device: Annotated[str | None, typer.Option(help="and the costs there: a board's id, `host`, a profile")] = None,
+    score: Annotated[str | None, typer.Option(help="name of one score; default: all scores")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="also predict the costs on this board: id, `host` or path of a profile")
+    ] = None,
     backend: Backend = None,
     context: Context = None,
     prompt: Prompt = None,

@@ -41,9 +41,9 @@ OPTIONS: Tuple[Tuple[str, type, str], ...] = (
     ("memory_mb", float, "memory of all KV caches in MB; default: half of what is available"),
     ("queue", int, "number of requests that may wait; more get status 429"),
     ("max_seconds", float, "wall-clock limit of a request, the wait included; default: none"),
-    ("max_temperature", float, "Celsius of the hottest sensor from which on it pauses between tokens; default: none"),
-    ("cache_dir", str, "folder for beginnings that prompts share; default: merino/serve in the user's cache"),
-    ("cache_mb", float, "how much is kept there; 0: nothing is written"),
+    ("max_temperature", float, "degrees Celsius of the hottest sensor above which generation pauses; default: none"),
+    ("cache_dir", str, "folder of the prefix cache on disk; default: merino/serve in the user's cache"),
+    ("cache_mb", float, "size limit of the prefix cache on disk in MB; 0: none"),
 )
 
 
