@@ -6,7 +6,7 @@ are those that are published.
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -92,10 +92,9 @@ def check_local(names: Sequence[str], folder: Path) -> dict[str, TextFile]:
         raise MerinoError(f"--data {folder} is no folder: give the one that holds the tasks' files (docs/guide.md)")
     for name in names:
         if name not in LOCAL_TASKS:
-            near = difflib.get_close_matches(name, LOCAL_TASKS, NEAR_NAMES, 0.5)
-            meant = f"; near names: {', '.join(near)}" if near else ""
             raise MerinoError(
-                f"--tasks {name!r} cannot be read from files{meant}. Tasks for --data: {', '.join(LOCAL_TASKS)}"
+                f"--tasks {name!r} cannot be read from files{near_names(name, LOCAL_TASKS)}. Tasks for --data:"
+                f" {', '.join(LOCAL_TASKS)}"
             )
     return {name: check_data(LOCAL_TASKS[name], name, folder) for name in names}
 
@@ -169,12 +168,15 @@ def task_file(name: str, folder: Path, place: Path) -> Path:
 def check_known(names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, NEAR_NAMES, 0.6)
-            meant = f"near names: {', '.join(near)}" if near else "no name is near"
             raise MerinoError(
-                f"--tasks {name!r} is no task of lm-evaluation-harness; {meant}. `lm-eval ls tasks` lists all; with"
-                f" --data: {', '.join(LOCAL_TASKS)}"
+                f"--tasks {name!r} is no task of lm-evaluation-harness{near_names(name, known)}. `lm-eval ls tasks`"
+                f" lists all; with --data: {', '.join(LOCAL_TASKS)}"
             )
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, NEAR_NAMES)
+    return f"; near names: {', '.join(near)}" if near else ""
 
 
 def from_hub(known: Any, name: str) -> dict[str, Any]:
