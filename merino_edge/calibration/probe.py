@@ -125,7 +125,7 @@ class Probe(Strict):
 
     @property
     def threads(self) -> list[int]:
-        """Thread counts that enough was measured for: products, and attention with shared heads of keys."""
+        """Thread counts that enough was measured for: matrix multiplications, and grouped-query attention."""
         counts = sorted({row.threads for row in self.measurements})
         return [count for count in counts if {("linear", False), ("attention", True)} <= {
             (row.kind, row.kv_heads < row.heads) for row in self.measurements if row.threads == count}]

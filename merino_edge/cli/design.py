@@ -161,4 +161,4 @@ def whole_numbers(option: str, text: str) -> list[int]:
     try:
         return [int(word) for word in words(text)]
     except ValueError as error:
-        raise typer.BadParameter(f"{option} {text}: give a whole number, or several with commas between") from error
+        raise typer.BadParameter(f"{option} {text}: give an integer, or several with commas between") from error

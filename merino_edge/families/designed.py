@@ -62,7 +62,7 @@ class Block(BaseModel):
     @model_validator(mode="after")
     def _whole_ffn(self) -> Self:
         if self.ffn_width != self.width * self.ffn_ratio:
-            raise ValueError(f"ffn_ratio {self.ffn_ratio} of width {self.width} is not a whole number of channels")
+            raise ValueError(f"ffn_ratio {self.ffn_ratio} of width {self.width} is no integer number of channels")
         return self
 
 

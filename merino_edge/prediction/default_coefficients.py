@@ -108,7 +108,7 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
         kv_ms_gb=tuple(
             max(0.0, CACHED_SHARE * read - GB_MACS["fp32"] * pair) for read, pair in zip(read_ms, query_ms, strict=True)
         ),
-        pair_ms_g=tuple(mac_ms), decode_pair_ms_g=query_ms,
+        attention_ms_per_gmac=tuple(mac_ms), decode_attention_ms_per_gmac=query_ms,
         score_ns=ns_of_macs(mac_ms, SCORE), decode_score_ns=ns_of_macs(mac_ms, SCORE),
         entry_ns=ns_of_macs(mac_ms, ENTRY),
         memory_ms_gb=tuple(memory_ms),

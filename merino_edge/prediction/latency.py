@@ -12,13 +12,14 @@ Quantities, by the names of their coefficients:
     step_us: runs of the decoder          launch_us: operators          product_us: products with a matrix
     attention_us: attentions              choose_ns: logits compared    norm_ns, activation_ns: elements
     kv_ms_gb: GB of keys and values
-    pair_ms_g: 10^9 multiply-adds of attention of several queries at once, over a cache of floats; decode_pair_ms_g: of
-        one query, which has kernels of its own; int8.pair_ms_g, int4.decode_pair_ms_g ...: over a quantised cache
+    attention_ms_per_gmac: 10^9 multiply-adds of attention of several queries at once, over a cache of floats
+    decode_attention_ms_per_gmac: of one query, which has kernels of its own
+    int8.attention_ms_per_gmac, int4.decode_attention_ms_per_gmac ...: over a quantised cache
     score_ns: scores; decode_score_ns: of one query
     entry_ns: elements of new keys, values, queries
     memory_ms_gb: GB (10^9 bytes) of weights, keys and values that a run reads for the first time; the extra latency
         where they come from memory and not from the cache
-    again_ms_gb, with the same coefficient: GB of weights that the run read before and that have left the cache
+    reread_ms_per_gb, with the same coefficient: GB of weights that the run read before and that have left the cache
 and per weight format F, for a product with a matrix:
     F.load_ms_gb: GB of weights           F.mac_ms_g: 10^9 multiply-adds
     F.scale_ns: scales x tokens           F.row_ns: elements of the result
@@ -51,7 +52,8 @@ CACHE_TIMES: Mapping[str, Mapping[str, float]] = {
 
 Run = tuple[int, int]  # (new tokens, cached tokens) of one run of the graph
 
-US_PER_UNIT = {"us": 1.0, "ns": 1e-3, "gb": 1e-6, "g": 1e-6}  # by the last word of a quantity's name, per element
+# By the last word of a quantity's name, per element.
+US_PER_UNIT = {"us": 1.0, "ns": 1e-3, "gb": 1e-6, "g": 1e-6, "gmac": 1e-6}
 
 # Nodes of the graph per operator. `embed` carries the nodes that a graph begins with (mask and positions).
 FUSED_NODES = {"embed": 9, "norm": 1, "activation": 1, "head": 3}
@@ -256,7 +258,7 @@ def attention_amounts(found: Amounts, op: Operator, tokens: int, past: int, kv: 
     found["attention_us"] += 1
     found[MEMORY] += size
     found["kv_ms_gb"] += size
-    pairs = "decode_pair_ms_g" if tokens == 1 else "pair_ms_g"
+    pairs = "decode_attention_ms_per_gmac" if tokens == 1 else "attention_ms_per_gmac"
     found[pairs if kv == "fp32" else f"{kv}.{pairs}"] += 2 * op.query_width * tokens * total
     found["decode_score_ns" if tokens == 1 else "score_ns"] += op.heads * tokens * total
     found["entry_ns"] += (op.query_width + 2 * op.width) * tokens

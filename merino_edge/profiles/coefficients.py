@@ -15,10 +15,11 @@ from merino_runtime.bundle import QUANTISED_CACHES
 Dialect = Literal["fused", "portable", "no-dotprod"]  # of the timed graphs; no-dotprod: fused, for Arm cores without it
 GENERAL = (
     "step_us", "launch_us", "product_us", "attention_us", "choose_ns", "norm_ns", "activation_ns", "kv_ms_gb",
-    "pair_ms_g", "decode_pair_ms_g", "score_ns", "decode_score_ns", "entry_ns", "memory_ms_gb",
+    "attention_ms_per_gmac", "decode_attention_ms_per_gmac", "score_ns", "decode_score_ns", "entry_ns", "memory_ms_gb",
 )  # fmt: skip
-MEMORY, AGAIN = "memory_ms_gb", "again_ms_gb"
-PAIRS = ("pair_ms_g", "decode_pair_ms_g")  # of attention, many queries and one; also of each quantised cache
+MEMORY, AGAIN = "memory_ms_gb", "reread_ms_per_gb"
+# Of many queries and of one; also of each quantised cache.
+PAIRS = ("attention_ms_per_gmac", "decode_attention_ms_per_gmac")
 OF_FORMAT = ("load_ms_gb", "mac_ms_g", "scale_ns", "row_ns", "head_row_ns")
 
 Kind = Literal["calibrated", "published", "datasheet", "estimated"]
@@ -49,7 +50,7 @@ class Figure(Facts):
 
 
 class Count(Figure):
-    """A figure that is a whole number."""
+    """A figure that is an integer."""
 
     value: int = Field(gt=0, le=int(MOST))
 
@@ -98,8 +99,8 @@ class FormatCoefficients(Facts):
 class CacheCoefficients(Facts):
     """Of attention over a quantised cache; the lists have an entry per thread count."""
 
-    pair_ms_g: Values
-    decode_pair_ms_g: Values
+    attention_ms_per_gmac: Values
+    decode_attention_ms_per_gmac: Values
 
 
 class Coefficients(Facts):
@@ -127,8 +128,8 @@ class Coefficients(Facts):
     norm_ns: Values
     activation_ns: Values
     kv_ms_gb: Values
-    pair_ms_g: Values
-    decode_pair_ms_g: Values
+    attention_ms_per_gmac: Values
+    decode_attention_ms_per_gmac: Values
     score_ns: Values
     decode_score_ns: Values
     entry_ns: Values

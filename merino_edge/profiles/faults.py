@@ -93,7 +93,7 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 def _allowed(at: Any) -> str:
     if isinstance(at, type) and issubclass(at, Figure):
-        number = "a positive whole number" if at in (Count, Threads) else "a positive number"
+        number = "a positive integer" if at in (Count, Threads) else "a positive number"
         return f'{{ value = {number}, kind = one of {", ".join(KINDS)}, source = "where it is from" }}'
     if isinstance(at, type) and issubclass(at, BaseModel):
         return f"a table of {', '.join(_keys(at))}"
@@ -101,4 +101,4 @@ def _allowed(at: Any) -> str:
         return "one of " + ", ".join(str(choice) for choice in typing.get_args(at))
     if typing.get_origin(at) is tuple:
         return "a list"
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(at, "text")
+    return {int: "an integer", float: "a number", bool: "true or false"}.get(at, "text")

@@ -94,8 +94,8 @@ def tasks(machine: Machine) -> List[Task]:
 
 
 def needed_of(tasks: List[Task]) -> List[Task]:
-    """What a calibration needs at least of a machine's tasks: on all cores, all up to the first attention with shared
-    heads of keys. Without it nothing tells what attention computes from what it reads."""
+    """What a calibration needs at least: on all cores, all tasks up to the first grouped-query attention.
+    Without it nothing tells what attention computes from what it reads."""
     most = max(task.threads for task in tasks)
     found = [task for task in tasks if task.threads == most]
     return found[:1 + [task.kind == "attention" and task.kv_heads > 0 for task in found].index(True)]
@@ -155,7 +155,7 @@ def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
 
 
 def attention_of(kv_heads: int, kv: str, threads: int) -> Task:
-    """With so many heads of keys, 0: as many as of queries, over a cache of format `kv`."""
+    """With so many KV heads, 0: as many as query heads, over a cache of format `kv`."""
     return Task("attention", "fp32", 0, ATTENTION_WIDTHS[0], ATTENTION_HEADS, ATTENTIONS, threads, GROUPED_ATTENTION,
                 kv_heads=kv_heads, kv=kv)
 

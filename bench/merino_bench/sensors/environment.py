@@ -239,7 +239,7 @@ def _read_all(root: str, pattern: str) -> List[Tuple[str, str]]:
 
 
 def _numbers(root: str, pattern: str) -> List[Tuple[str, int]]:
-    """As `_read_all`, without what is no whole number: a driver may write `<unsupported>`."""
+    """As `_read_all`, without what is no integer: a driver may write `<unsupported>`."""
     return [(folder, int(text)) for folder, text in _read_all(root, pattern) if re.match(r"-?\d+$", text)]
 
 

@@ -1,7 +1,7 @@
 """Which of ONNX Runtime's two kernels computes attention. Standard library only.
 
-From 1.28 on it works in tiles. An environment variable, read when a session opens, brings back products of whole
-matrices, as before. Which is faster depends on the core and on the cache (docs/decisions/kv-cache.md).
+From 1.28 on it works in tiles. An environment variable, read when a session opens, brings back matrix multiplications
+of the whole, as before. Which is faster depends on the core and on the cache (docs/decisions/kv-cache.md).
 """
 import contextlib
 import os
@@ -33,7 +33,9 @@ def attention_path(bundle: Bundle) -> str:
     """For people."""
     if SWITCH in os.environ:
         return f"as {SWITCH}={os.environ[SWITCH]} says"
-    return "by products of matrices, faster here" if is_faster_by_products(bundle) else "as onnxruntime does by itself"
+    if is_faster_by_products(bundle):
+        return "by matrix multiplications, faster here"
+    return "as onnxruntime does by default"
 
 
 def is_faster_by_products(bundle: Bundle) -> bool:

@@ -76,19 +76,19 @@ def memory_need_mb(bundle: Bundle, sessions: int = 1, backend: str = "onnxruntim
 
 
 def is_for_other_core(bundle: Bundle, board: Board) -> bool:
-    """Whether the graph's products are written for the other kind of Arm core."""
+    """Whether the graph's matrix multiplications are written for the other kind of Arm core."""
     here = kind_of_core(board)
     return here is not None and bundle.core not in (None, here)
 
 
 def _check_products(bundle: Bundle, board: Board) -> None:
-    """Raises MerinoError where products of 8 bits would overflow the 16 bits in which the CPU adds them."""
+    """Raises MerinoError where 8-bit matrix multiplications would overflow the 16 bits in which the CPU adds up."""
     again = f"Export {bundle.name!r} again"
     by_rows = bundle.core == "no-dotprod" or (bundle.dialect, bundle.precision) == ("portable", "int8")
     if by_rows and board.architecture in X86_MACHINES and not board.isa & VNNI:
-        raise MerinoError("this CPU has neither avx512_vnni nor avx_vnni: without them products of int8 weights with "
-                          f"one scale per row overflow 16 bits, and the results are wrong. {again} with --precision "
-                          "fp32, or --dialect fused without --for.")
+        raise MerinoError("this CPU has neither avx512_vnni nor avx_vnni: without them matrix multiplications by int8 "
+                          "weights with one scale per row overflow 16 bits, and the results are wrong. "
+                          f"{again} with --precision fp32, or --dialect fused without --for.")
     if bundle.dialect == "portable" and bundle.core == "dotprod" and is_for_other_core(bundle, board):
         raise MerinoError("this CPU lacks dotprod, and the bundle may hold weights of -128, whose products overflow "
                           f"there: the results would be wrong. {again} with this version.")
@@ -116,7 +116,7 @@ def _core_notes(bundle: Bundle, board: Board) -> List[str]:
     if not found and bundle.core == "dotprod":
         costs = "an export with `--for BOARD` is faster here"
     with_it = "with" if bundle.core == "dotprod" else "without"
-    return [f"its products are for Arm cores {with_it} dotprod: {costs}"] if costs else []
+    return [f"its matrix multiplications are for Arm cores {with_it} dotprod: {costs}"] if costs else []
 
 
 def _missing_isa(bundle: Bundle, board: Board) -> List[str]:
