@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import forked
@@ -276,6 +277,7 @@ def test_a_disk_that_fills_up_meanwhile_is_a_message_and_leaves_nothing(disk, ti
 
 
 PAUSED = """
+import sys
 from pathlib import Path
 from merino_edge.export import one_format
 from merino_edge.export.export import export
@@ -287,31 +289,30 @@ def write_and_wait(*arguments, **options):
     sys.stdin.read()
     return bundle
 one_format.write_bundle = write_and_wait
-export(load_source(sys.argv[2]), Path(sys.argv[3]))
-sys.exit()
+export(load_source(sys.argv[1]), Path(sys.argv[2]))
 """
-
-
-@contextlib.contextmanager
-def paused(*words):
-    """An export in a process of its own, once its files are written: (the process, what it waits on)."""
-    (theirs, stdin), (stdout, said) = os.pipe(), os.pipe()
-    process = forked.Forked(["export", *words], first=PAUSED, stdin=theirs, stdout=said)
-    os.close(theirs), os.close(said)
-    with open(stdin, "wb") as waits, open(stdout, "rb") as lines:
-        assert lines.readline() == b"written\n"
-        yield process, waits
 
 
 @pytest.mark.slow
 def test_a_killed_exports_leavings_are_swept_by_the_next_and_a_running_ones_are_not(tiny_checkpoint, tmp_path):
     out = tmp_path / "bundle"
-    with paused(tiny_checkpoint, out) as (dead, _), paused(tiny_checkpoint, out) as (alive, waits):
-        os.kill(dead.pid, signal.SIGKILL)
-        assert dead.wait() == -signal.SIGKILL
+    with contextlib.ExitStack() as ending:
+        dead, alive = (
+            subprocess.Popen(
+                [sys.executable, "-c", PAUSED, str(tiny_checkpoint), str(out)], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            for _ in range(2)
+        )  # fmt: skip
+        for process in (dead, alive):
+            ending.enter_context(process)
+            ending.callback(process.kill)
+            assert process.stdout.readline() == b"written\n"
+        dead.send_signal(signal.SIGKILL)
+        dead.wait()
         assert len(os.listdir(tmp_path)) == 2 and not out.exists()
         export(load_source(str(tiny_checkpoint)), out, ExportRequest(dialect="portable"))
         assert len(os.listdir(tmp_path)) == 2 and described(out)["dialect"] == "portable"
-        waits.close()
-        assert alive.wait() == 0
+        alive.communicate()
+        assert alive.returncode == 0
     assert os.listdir(tmp_path) == ["bundle"] and described(out)["dialect"] == "fused"

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 
-import forked
 import psutil
 import pytest
 import torch
@@ -254,10 +253,14 @@ def test_the_estimate_of_memory_is_within_a_quarter_of_the_measured_peak():
 
 
 STARVED = """
-import resource
+import resource, sys
+from pathlib import Path
 import psutil
+from merino_edge.cli.app import main
+import merino_edge.training.train
 held = psutil.Process().memory_info().vms + (300 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (held, held))
+main(sys.argv[1:])
 """
 
 
@@ -266,7 +269,10 @@ def test_memory_that_runs_out_all_the_same_is_a_message_with_the_figures(tmp_pat
     (tmp_path / "tiny.json").write_text(ARCH.model_dump_json())
     text = write_stories(tmp_path / "many.txt", range(600))
     arguments = ["train", "tiny.json", "--data", text, "--batch", "1000", "--steps", "3", "-o", "out"]
-    done = forked.run([*arguments, "--threads", "1"], first=STARVED, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED, *arguments, "--threads", "1"], capture_output=True, text=True, check=False,
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     last = done.stderr.splitlines()[-1]
     assert "out of memory in training with --batch 1000" in last and "has held up to" in last and "available" in last
