@@ -293,6 +293,20 @@ def test_the_last_of_each_source_is_held_out_and_never_trained_on(tmp_path):
     )
 
 
+def test_of_much_held_out_text_rows_from_all_of_it_are_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setattr("merino_edge.training.data.material.MOST_HELD_OUT", 320)
+    path, said = write_stories(tmp_path / "a.txt", range(1500)), []
+    sources = data_sources([path])
+    given = Sources(sources, list(map(file_of, sources)), [], [])
+    made = run_rows(given, Reading(TOKENIZER), Recipe(), 32, said.append)
+    assert len(made.held_out) == 10 and made.held_out_tokens == 320 and made.held_out.learned == 310
+    assert any("10 of them, evenly spread, are evaluated" in line for line in said)
+    last = split(shard(path))[1]
+    ids = last.shard.ids[slice(*last.bounds)]
+    places = [ids.tobytes().find(row["input_ids"].numpy().astype(np.uint16).tobytes()) // 64 for row in made.held_out]
+    assert places[0] == 0 and places == sorted(set(places)) and places[-1] > len(ids) // 32 * 0.8
+
+
 def test_samples_and_text_train_together_by_weight_and_resume_exactly(tmp_path):
     from test_training_runs import ctrl_c_at, same_weights
 
@@ -334,7 +348,8 @@ train(ARCH, [sys.argv[3]], Path("warm"), recipe=Recipe(steps=1, batch=2), tokeni
 private = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
 limit = private + (int(sys.argv[4]) << 20)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-train(ARCH, [sys.argv[1]], Path("out"), recipe=Recipe(steps=2, batch=2), tokenizer_file=Path(sys.argv[2]), threads=1)
+recipe, held_out = Recipe(steps=2, batch=64), [sys.argv[3]]
+train(ARCH, [sys.argv[1]], Path("out"), recipe=recipe, tokenizer_file=Path(sys.argv[2]), held_out=held_out, threads=1)
 """
 
 

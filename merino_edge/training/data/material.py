@@ -22,6 +22,7 @@ from merino_edge.training.data.sources import DataFile, DataSource
 from merino_edge.training.recipe import Recipe
 from merino_runtime.errors import MerinoError
 
+MOST_HELD_OUT = 1 << 20  # tokens that are evaluated, where the held-out text was not given
 MOST_BPE_CHARACTERS = 200_000_000  # the BPE of a larger corpus is trained on the first ones of each source
 
 
@@ -124,7 +125,11 @@ def run_rows(
         for source, times in zip(sources.data, rows.passes(), strict=True):
             say(f"{source.what}: {times:.2g} passes over its rows")
     tokens = sum(group.tokens_in_rows for group in groups)
-    return RunRows(rows, RowSet(held_out, apart, multiple), tokens, held_out.tokens_in_rows)
+    most = None if others else max(1, MOST_HELD_OUT // length)
+    judging = RowSet(held_out, apart, multiple, most)
+    if judging.taken < len(held_out):
+        say(f"held out are {len(held_out):,} rows; {judging.taken:,} of them, evenly spread, are evaluated")
+    return RunRows(rows, judging, tokens, held_out.tokens_in_rows * judging.taken // len(held_out))
 
 
 def tell_cut(samples: SampleRows, what: str, say: Say) -> None:

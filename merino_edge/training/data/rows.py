@@ -182,25 +182,34 @@ class Joined:
 
 class RowSet(Dataset):
     """Rows in their own order, as torch's Dataset, filled up to a multiple of `multiple` by rows without loss, so that
-    several processes get equal batches. `apart`: whether the model gets positions."""
+    several processes get equal batches.
 
-    def __init__(self, rows: Joined, apart: bool, multiple: int = 1):
+    `apart`: whether the model gets positions. `most`: rows that are taken, evenly spread; None: all.
+    """
+
+    def __init__(self, rows: Joined, apart: bool, multiple: int = 1, most: int | None = None):
         self.rows, self.apart = rows, apart
-        self.size = -(-len(rows) // multiple) * multiple
+        self.taken = min(len(rows), most or len(rows))
+        self.size = -(-self.taken // multiple) * multiple
 
     def __len__(self) -> int:
         return self.size
 
+    def row(self, index: int) -> Row:
+        return self.rows.row(index * len(self.rows) // self.taken)
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if index < len(self.rows):
-            return tensors(self.rows.row(index), self.apart)
-        row = self.rows.row(0)
+        if index < self.taken:
+            return tensors(self.row(index), self.apart)
+        if index >= self.size:
+            raise IndexError(index)
+        row = self.row(0)
         return tensors(row._replace(labels=np.full_like(row.labels, NOT_LEARNED)), self.apart)
 
     @cached_property
     def learned(self) -> int:
         """Tokens that are predicted and whose loss counts."""
-        return sum(int((self.rows.row(index).labels[1:] != NOT_LEARNED).sum()) for index in range(len(self.rows)))
+        return sum(int((self.row(index).labels[1:] != NOT_LEARNED).sum()) for index in range(self.taken))
 
 
 def tensors(row: Row, apart: bool) -> dict[str, torch.Tensor]:
