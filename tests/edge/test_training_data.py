@@ -348,7 +348,7 @@ train(ARCH, [sys.argv[3]], Path("warm"), recipe=Recipe(steps=1, batch=2), tokeni
 private = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
 limit = private + (int(sys.argv[4]) << 20)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-recipe, held_out = Recipe(steps=2, batch=64), [sys.argv[3]]
+recipe, held_out = Recipe(steps=2, batch=2), [sys.argv[3]]
 train(ARCH, [sys.argv[1]], Path("out"), recipe=recipe, tokenizer_file=Path(sys.argv[2]), held_out=held_out, threads=1)
 """
 
