@@ -311,6 +311,7 @@ def test_an_open_vocabulary_and_format_give_the_most_worth_of_all_decoders(probl
                 continue
             scores[vocab, precision, regime] = comparison_factor(vocab, precision) * enumerated(program)
     keys = {"space": space, "context": CONTEXT, "prompt": PROMPT, "vocabs": vocabs, "precisions": precisions}
+    keys["scoring"] = MERINO
     if not scores:
         with pytest.raises(MerinoError, match="no decoder of this space fits"):
             design(TWO_CORES, budgets, **keys)
