@@ -1,0 +1,150 @@
+"""A house as the model reads it, the actions as tools, and what a call means.
+
+The prompt names what the house has, so the model copies names and need not know them:
+
+    here: kitchen
+    kitchen: light ceiling light, light counter lamp, switch coffee maker
+    bedroom: light bedside lamp, cover blinds
+    > turn off the lamp beside the bed
+
+The answer is one call, or a refusal: `{"name":"turn_off","arguments":{"targets":["bedside lamp"]}}`. A target is the name of a
+device, or `AREA/DOMAIN` for all such devices of an area (`kitchen/light`) or of the house (`house/light`). Domains are Home
+Assistant's.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+DOMAINS = ("light", "switch", "fan", "cover", "lock", "climate", "media_player", "vacuum", "scene")
+EVERYWHERE = "house"
+MOST_TARGETS = 3
+COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "warm white", "cold white")
+REASONS = ("no command", "no such device")
+PERCENT = {"type": "integer", "minimum": 0, "maximum": 100}
+# What each tool takes beside its targets, and the domains that it is for.
+TOOLS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "turn_on": (("light", "switch", "fan", "climate", "media_player", "scene"), {}),
+    "turn_off": (("light", "switch", "fan", "climate", "media_player"), {}),
+    "set_brightness": (("light",), {"percent": PERCENT}),
+    "brighten": (("light",), {}),
+    "dim": (("light",), {}),
+    "set_color": (("light",), {"color": {"enum": list(COLORS)}}),
+    "open": (("cover",), {}),
+    "close": (("cover",), {}),
+    "set_position": (("cover",), {"percent": PERCENT}),
+    "lock": (("lock",), {}),
+    "unlock": (("lock",), {}),
+    "set_temperature": (("climate",), {"degrees": {"type": "integer", "minimum": 5, "maximum": 35}}),
+    "warmer": (("climate",), {}),
+    "cooler": (("climate",), {}),
+    "set_speed": (("fan",), {"percent": PERCENT}),
+    "set_volume": (("media_player",), {"percent": PERCENT}),
+    "louder": (("media_player",), {}),
+    "quieter": (("media_player",), {}),
+    "play": (("media_player",), {}),
+    "pause": (("media_player",), {}),
+    "next": (("media_player",), {}),
+    "start": (("vacuum",), {}),
+    "dock": (("vacuum",), {}),
+}
+REFUSE = "refuse"
+# When: after some minutes, or at a time of the day. Without either: now.
+TIMES = {
+    "after_minutes": {"type": "integer", "minimum": 1, "maximum": 1440},
+    "at": {"type": "string", "pattern": "([01][0-9]|2[0-3]):[0-5][0-9]"},
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    domain: str
+    area: str
+
+
+@dataclass(frozen=True)
+class House:
+    """`here`: the area in which the sentence is spoken."""
+
+    devices: tuple[Device, ...]
+    here: str
+
+    @property
+    def areas(self) -> list[str]:
+        return list(dict.fromkeys(device.area for device in self.devices))
+
+    def targets(self, domains: Sequence[str]) -> list[str]:
+        """What a tool for these domains may name: devices, then groups of each area, then of the house."""
+        fit = [device for device in self.devices if device.domain in domains]
+        names = dict.fromkeys(device.name for device in fit)
+        grouped = [device for device in fit if device.domain != "scene"]
+        areas = dict.fromkeys(f"{device.area}/{device.domain}" for device in grouped)
+        return [*names, *areas, *dict.fromkeys(f"{EVERYWHERE}/{device.domain}" for device in grouped)]
+
+    def resolve(self, target: str) -> frozenset[Device]:
+        """The devices that a target means; empty for none."""
+        named = frozenset(device for device in self.devices if device.name == target)
+        area, _, domain = target.partition("/")
+        return named or frozenset(
+            device for device in self.devices if device.domain == domain and area in (device.area, EVERYWHERE)
+        )
+
+
+@dataclass(frozen=True)
+class Action:
+    """A call of a tool. `values`: its other arguments, in the order of TOOLS, then of TIMES; of a refusal its reason."""
+
+    tool: str
+    targets: tuple[str, ...] = ()
+    values: tuple[tuple[str, Any], ...] = ()
+
+    def text(self) -> str:
+        """As the model writes it: the compact JSON of a tool call."""
+        arguments = {**({"targets": list(self.targets)} if self.targets else {}), **dict(self.values)}
+        return json.dumps({"name": self.tool, "arguments": arguments}, separators=(",", ":"))
+
+
+def read_action(text: str) -> Action | None:
+    """The action that a text is; None where it is no call."""
+    try:
+        call = json.loads(text)
+        arguments = dict(call["arguments"])
+        return Action(call["name"], tuple(arguments.pop("targets", ())), tuple(arguments.items()))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def meaning(action: Action, house: House) -> tuple[Any, ...]:
+    """Equal for two actions that do the same in this house, such as all lights of a room by their group or by name."""
+    if action.tool == REFUSE:
+        return (REFUSE,)
+    devices = frozenset().union(*(house.resolve(target) for target in action.targets))
+    return (action.tool, devices, frozenset(action.values))
+
+
+def prompt(house: House, sentence: str) -> str:
+    lines = [f"here: {house.here}"]
+    for area in house.areas:
+        lines.append(f"{area}: " + ", ".join(f"{each.domain} {each.name}" for each in house.devices if each.area == area))
+    return "\n".join([*lines, f"> {sentence}\n"])
+
+
+def tools(house: House) -> list[dict[str, Any]]:
+    """The house's tools as OpenAI's API describes them: the constraint of an answer. A tool for which the house has no
+    device is left out."""
+    return [*device_tools(house), tool(REFUSE, {"reason": {"enum": list(REASONS)}}, ["reason"])]
+
+
+def device_tools(house: House) -> Iterator[dict[str, Any]]:
+    for name, (domains, values) in TOOLS.items():
+        targets = house.targets(domains)
+        if targets:
+            listed = {"type": "array", "items": {"enum": targets}, "minItems": 1, "maxItems": MOST_TARGETS}
+            yield tool(name, {"targets": listed, **values, **TIMES}, ["targets", *values])
+
+
+def tool(name: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
