@@ -1,0 +1,121 @@
+"""How often a bundle does what a sentence asks: exact actions on generated houses, on utterances by people, and how many
+sentences that are no commands it acts upon. Answers are greedy and constrained to the tools of the house.
+
+    python examples/house/evaluate.py out/house/bundle --generated out/house/test.jsonl --negatives out/house/negatives.jsonl
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from house import REFUSE, Device, House, meaning, prompt, read_action, tools
+
+from merino_runtime.api import LanguageModel, open_model
+
+HERE = Path(__file__).parent
+MOST_TOKENS = 64
+Answer = Callable[[House, str], str]
+
+
+class Case(NamedTuple):
+    """A sentence in a house. `actions`: the texts of the actions that do what it asks; none where it asks for nothing."""
+
+    house: House
+    sentence: str
+    actions: list[str]
+    kind: str
+
+
+def generated(path: Path, most: int) -> Iterator[Case]:
+    for line in path.read_text(encoding="utf-8").splitlines()[:most]:
+        row = json.loads(line)
+        yield Case(read_house(row["house"]), row["sentence"], [row["completion"]], row["kind"])
+
+
+def utterances(path: Path = HERE / "slurp.json") -> Iterator[Case]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    houses = {name: read_house(house) for name, house in content["houses"].items()}
+    for row in content["sentences"]:
+        yield Case(houses[row["house"]], row["sentence"], row["actions"], "asks" if row["actions"] else "asks for nothing")
+
+
+def read_house(content: dict[str, Any]) -> House:
+    return House(tuple(Device(name, domain, area) for area, domain, name in content["devices"]), content["here"])
+
+
+def is_right(case: Case, answer: str) -> bool:
+    """Whether the answer does what is asked; where nothing is, whether it refuses."""
+    action = read_action(answer)
+    if action is None:
+        return False
+    if not case.actions:
+        return action.tool == REFUSE
+    return meaning(action, case.house) in {meaning(read_action(text), case.house) for text in case.actions}
+
+
+def judge(cases: list[Case], answer: Answer) -> tuple[Counter[str], Counter[str], list[dict[str, Any]]]:
+    """(right answers by kind, cases by kind, what was wrong)."""
+    right: Counter[str] = Counter()
+    wrong = []
+    for case in cases:
+        said = answer(case.house, case.sentence)
+        if is_right(case, said):
+            right[case.kind] += 1
+        else:
+            wrong.append({"sentence": case.sentence, "kind": case.kind, "answer": said, "right": case.actions[:3]})
+    return right, Counter(case.kind for case in cases), wrong
+
+
+def show(name: str, right: Counter[str], count: Counter[str]) -> None:
+    print(f"{name}: {sum(right.values())} of {sum(count.values())} right")
+    for kind in sorted(count):
+        print(f"  {kind}: {right[kind]} of {count[kind]}, {right[kind] / count[kind]:.1%}")
+
+
+def model_answers(model: LanguageModel, seconds: list[float]) -> Answer:
+    def answer(house: House, sentence: str) -> str:
+        began = time.perf_counter()
+        text = "".join(model.stream(prompt(house, sentence), tools=tools(house), max_new_tokens=MOST_TOKENS))
+        seconds.append(time.perf_counter() - began)
+        return text
+
+    return answer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--generated", type=Path, help="JSONL of make_data.py")
+    parser.add_argument("--negatives", type=Path, help="JSONL of make_data.py --negatives")
+    parser.add_argument("--most", type=int, default=1000, help="of the generated samples")
+    parser.add_argument("--wrong", type=Path, help="file for the answers that are wrong")
+    parser.add_argument("-o", "--out", type=Path, help="record, as JSON")
+    given = parser.parse_args()
+    sets = {"utterances": list(utterances())}
+    for name, path in (("generated", given.generated), ("negatives", given.negatives)):
+        if path:
+            sets[name] = list(generated(path, given.most))
+    seconds: list[float] = []
+    record: dict[str, Any] = {"bundle": given.bundle.name, "sets": {}}
+    wrong: list[dict[str, Any]] = []
+    with open_model(str(given.bundle)) as model:
+        answer = model_answers(model, seconds)
+        for name, cases in sets.items():
+            right, count, faults = judge(cases, answer)
+            wrong += [{"set": name, **fault} for fault in faults]
+            record["sets"][name] = {kind: [right[kind], count[kind]] for kind in sorted(count)}
+            show(name, right, count)
+    record["median_ms"] = round(1000 * statistics.median(seconds), 2)
+    print(f"{record['median_ms']} ms for an answer, in the median")
+    for path, content in ((given.out, json.dumps(record, indent=1)), (given.wrong, "\n".join(map(json.dumps, wrong)))):
+        if path:
+            path.write_text(content + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What Home Assistant's own sentences make of an utterance: `hassil` with the package home-assistant-intents, given the names and
+areas of a house. No model: what no template matches is refused. A name of an assistant in front is left out, as its wake word is.
+
+    python examples/house/recognized.py --generated out/house/test.jsonl --negatives out/house/negatives.jsonl
+"""
+
+import argparse
+import importlib
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from evaluate import Answer, generated, judge, show, utterances
+from house import EVERYWHERE, REFUSE, Action, House
+from templates import english
+
+WAKE = re.compile(r"^(hey |ok |okay |hi )?(olly|alexa|siri|google|jarvis|computer|assistant)[ ,]+")
+REFUSED = Action(REFUSE, (), (("reason", "no command"),)).text()
+SPECIAL = {("HassTurnOn", "cover"): "open", ("HassTurnOff", "cover"): "close", ("HassTurnOn", "lock"): "lock",
+           ("HassTurnOff", "lock"): "unlock", ("HassTurnOn", "vacuum"): "start", ("HassTurnOff", "vacuum"): "dock"}  # fmt: skip
+TOOL = {
+    "HassTurnOn": "turn_on", "HassTurnOff": "turn_off", "HassSetPosition": "set_position", "HassClimateSetTemperature": "set_temperature",
+    "HassMediaPause": "pause", "HassMediaUnpause": "play", "HassMediaNext": "next", "HassSetVolume": "set_volume",
+    "HassVacuumStart": "start", "HassVacuumReturnToBase": "dock", "HassFanSetSpeed": "set_speed",
+}  # fmt: skip
+DOMAIN = {
+    "HassLightSet": "light", "HassSetPosition": "cover", "HassClimateSetTemperature": "climate", "HassMediaPause": "media_player",
+    "HassMediaUnpause": "media_player", "HassMediaNext": "media_player", "HassSetVolume": "media_player",
+    "HassSetVolumeRelative": "media_player", "HassVacuumStart": "vacuum", "HassVacuumReturnToBase": "vacuum", "HassFanSetSpeed": "fan",
+}  # fmt: skip
+VALUES = (("brightness", "percent"), ("position", "percent"), ("volume_level", "percent"), ("percentage", "percent"),
+          ("temperature", "degrees"), ("color", "color"))  # fmt: skip
+
+
+@cache
+def intents() -> Any:
+    return importlib.import_module("hassil.intents").Intents.from_dict(english())
+
+
+def answer(house: House, sentence: str) -> str:
+    """The text of the action of the best match in this house; a refusal where there is none or it is no tool's."""
+    lists = importlib.import_module("hassil.intents").TextSlotList
+    names = lists.from_tuples([(each.name, each.name, {"domain": each.domain}) for each in house.devices], name="name")
+    areas = lists.from_tuples([(area, area) for area in house.areas], name="area")
+    best = importlib.import_module("hassil.recognize").recognize_best(
+        WAKE.sub("", sentence), intents(), slot_lists={"name": names, "area": areas, "floor": lists.from_tuples([("first floor", "first floor")], name="floor")},
+        intent_context={"area": house.here},
+        best_slot_name="name",
+    )  # fmt: skip
+    action = best and action_of(house, best.intent.name, {name: entity.value for name, entity in best.entities.items()})
+    return action.text() if action else REFUSED
+
+
+def action_of(house: House, intent: str, slots: dict[str, Any]) -> Action | None:
+    named = next((each for each in house.devices if each.name == slots.get("name")), None)
+    domain = named.domain if named else slots.get("domain") or DOMAIN.get(intent)
+    if domain is None and "device_class" in slots:
+        domain = "cover"
+    tool = SPECIAL.get((intent, domain or ""), TOOL.get(intent))
+    if intent == "HassLightSet":
+        tool = "set_color" if "color" in slots else "set_brightness" if "brightness" in slots else None
+    if intent == "HassSetVolumeRelative":
+        step = slots.get("volume_step")
+        tool = "louder" if step == "up" or isinstance(step, int) and step > 0 else "quieter"
+    if tool is None or domain is None:
+        return None
+    target = named.name if named else f"{slots.get('area') or (house.here if here(house, domain) else EVERYWHERE)}/{domain}"
+    values = tuple((ours, slots[theirs]) for theirs, ours in VALUES if theirs in slots)
+    return Action(tool, (target,), values) if house.resolve(target) else None
+
+
+def here(house: House, domain: str) -> bool:
+    return any(each.domain == domain and each.area == house.here for each in house.devices)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generated", type=Path)
+    parser.add_argument("--negatives", type=Path)
+    parser.add_argument("--most", type=int, default=1000)
+    given = parser.parse_args()
+    sets = {"utterances": list(utterances())}
+    for name, path in (("generated", given.generated), ("negatives", given.negatives)):
+        if path:
+            sets[name] = list(generated(path, given.most))
+    says: Answer = answer
+    for name, cases in sets.items():
+        right, count, _ = judge(cases, says)
+        show(name, right, count)
+
+
+if __name__ == "__main__":
+    main()
