@@ -1,0 +1,70 @@
+"""Templates as Home Assistant writes them, expanded at random: `(a|b)`, `[optional]`, `(a;b)` in any order, `<rule>`, `{slot}`."""
+
+import random
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+# ("text", str), ("slot", str), ("rule", str), or ("all" | "one" | "any order", nodes)
+Node = tuple[str, Any]
+PIECE = re.compile(r"[()\[\]|;]|<[^>]*>|\{[^}]*\}|[^()\[\]|;<{]+")
+
+
+@cache
+def parse(template: str) -> Node:
+    node, rest = alternatives(PIECE.findall(template), 0)
+    if rest != len(PIECE.findall(template)):
+        raise ValueError(f"template {template!r} closes a bracket that it does not open")
+    return node
+
+
+def alternatives(pieces: list[str], at: int) -> tuple[Node, int]:
+    """What stands in one pair of brackets, and where it ends."""
+    rows: list[list[Node]] = [[]]
+    how = "one"
+    while at < len(pieces) and pieces[at] not in ")]":
+        piece = pieces[at]
+        at += 1
+        if piece in "|;":
+            how = "any order" if piece == ";" else how
+            rows.append([])
+        elif piece in "([":
+            inner, at = alternatives(pieces, at)
+            at += 1
+            rows[-1].append(inner if piece == "(" else ("one", [("text", ""), inner]))
+        elif piece[0] == "<":
+            rows[-1].append(("rule", piece[1:-1]))
+        elif piece[0] == "{":
+            rows[-1].append(("slot", piece[1:-1].partition(":")[0]))
+        else:
+            rows[-1].append(("text", piece))
+    nodes: list[Node] = [row[0] if len(row) == 1 else ("all", row) for row in rows]
+    return (nodes[0] if len(nodes) == 1 else (how, nodes)), at
+
+
+def expand(template: str, rng: random.Random, rules: Mapping[str, str], slots: Mapping[str, str | Callable[[], str]]) -> str:
+    """One sentence of a template. A slot is its text, or what makes it."""
+    found: list[str] = []
+    spell(parse(template), rng, rules, slots, found)
+    return " ".join("".join(found).split())
+
+
+def spell(node: Node, rng: random.Random, rules: Mapping[str, str], slots: Mapping[str, Any], found: list[str]) -> None:
+    kind, held = node
+    if kind == "text":
+        found.append(held)
+    elif kind == "slot":
+        value = slots[held]
+        found.append(value if isinstance(value, str) else value())
+    elif kind == "rule":
+        spell(parse(rules[held]), rng, rules, slots, found)
+    elif kind == "one":
+        spell(rng.choice(held), rng, rules, slots, found)
+    elif kind == "all":
+        for inner in held:
+            spell(inner, rng, rules, slots, found)
+    else:
+        for inner in rng.sample(held, len(held)):
+            found.append(" ")
+            spell(inner, rng, rules, slots, found)

@@ -1,0 +1,361 @@
+"""How a speaker refers to devices of a house, and which targets he means. What could mean something else is not said."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from house import EVERYWHERE, MOST_TARGETS, Device, House
+from houses import AREAS, BRANDS, HEADS, NAMES, OWNED_AREAS, ROBOTS, SPLITS, known, words
+
+# Words for any device of a domain, in the singular and the plural.
+GENERIC = {
+    "light": (("light",), ("lights", "lights", "lights", "lighting")),
+    "switch": (("switch",), ("switches",)),
+    "fan": (("fan",), ("fans",)),
+    "cover": ((), ("blinds", "shades", "curtains", "shutters", "window blinds", "covers")),
+    "lock": (("door", "lock"), ("doors", "locks", "door locks")),
+    "climate": (("heating", "heat", "thermostat"), ("thermostats",)),
+    "media_player": ((), ()),
+    "vacuum": (("vacuum", "robot", "vacuum cleaner", "hoover", "robot vacuum", "cleaner", "vacuum robot", "cleaning robot"), ("vacuums", "robots")),
+    "scene": ((), ()),
+}  # fmt: skip
+# Without an article of a single thing.
+MASS = {"heating", "heat", "lighting"}
+CORE = {"light", "lights", "fan", "fans", "door", "doors", "lock", "locks", "switch", "switches", "heating", "one", "maker"}
+COOLING = {"ac", "conditioner", "conditioning", "split", "pump"}
+NO_WINDOW = {"door", "gate", "awning", "canopy", "skylight"}
+ON = {"balcony", "terrace", "patio", "porch", "landing", "stairs", "first floor", "top floor", "ground floor"}
+BARE = {"upstairs", "downstairs"}
+SAME_AREA = (
+    ("living room", "lounge", "sitting room"), ("hallway", "hall", "corridor"), ("basement", "cellar"), ("attic", "loft"),
+    ("office", "study"), ("toilet", "loo"), ("kids room", "children's room"), ("backyard", "yard"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`said`: its noun; `place`: where, said behind the verb or the noun; `area`: the group's, of the house ''."""
+
+    targets: tuple[str, ...]
+    article: str
+    said: str
+    place: str = ""
+    plural: bool = False
+    area: str | None = None
+
+    @property
+    def noun(self) -> str:
+        return f"{self.article} {self.said}".strip()
+
+    @property
+    def whole(self) -> str:
+        return f"{self.noun} {self.place}".strip()
+
+
+@cache
+def listed_names() -> frozenset[str]:
+    return frozenset(name for split in SPLITS for listed in (AREAS, *NAMES.values()) for name in words(listed, split))
+
+
+@cache
+def ends() -> frozenset[str]:
+    """Last words of names with a meaning: a name that ends otherwise is as a person's, without an article or with."""
+    return frozenset([name.split()[-1] for name in listed_names()] + [word.split()[-1] for heads in HEADS.values() for word in heads])
+
+
+def opaque(name: str) -> bool:
+    return name.split()[-1] not in ends()
+
+
+def article(name: str, rng: random.Random) -> str:
+    if "'s " in name:
+        return ""
+    if name in words(ROBOTS, "train") + words(ROBOTS, "test") or opaque(name):
+        return rng.choice(("", "", "the"))
+    return rng.choice(("the", "the", "the", "the", "the", "the", "my", "our")) if rng.random() < 0.9 else "that"
+
+
+def area_words(area: str, rng: random.Random, house: House) -> str:
+    """An area as said: rarely by another word for it."""
+    if rng.random() < 0.06:
+        for same in SAME_AREA:
+            others = [other for other in same if other != area]
+            if area in same and not any(other in named for other in others for named in [*house.areas, *(each.name for each in house.devices)]):
+                return rng.choice(others)
+    return area
+
+
+def the_area(area: str, rng: random.Random, said: str | None = None) -> str:
+    said = said or area
+    if "'s " in said or area in BARE or opaque(area) and rng.random() < 0.5:
+        return said
+    return f"{rng.choice(('the', 'the', 'the', 'the', 'the', 'the', 'my', 'our'))} {said}"
+
+
+def in_area(area: str, rng: random.Random, said: str | None = None) -> str:
+    if area in BARE:
+        return area
+    preposition = "on" if area in ON else rng.choice(("in", "in", "in", "in", "in", "in", "in", "inside", "of", "at"))
+    return f"{preposition} {the_area(area, rng, said)}"
+
+
+def cooling(device: Device) -> bool:
+    return bool(COOLING & set(device.name.split()))
+
+
+def window(device: Device) -> bool:
+    return not NO_WINDOW & set(device.name.split())
+
+
+@cache
+def called(name: str, domain: str) -> tuple[str, ...]:
+    """What else a device may be called than its name: a part of it, or its kind. The name stands first."""
+    parts = name.split()
+    found = [name]
+    for start in range(1, len(parts)):
+        tail = parts[start:]
+        if tail[0] not in CORE and tail[-1] not in ("one", "strip", "maker", "machine", "room") or len(tail) > 1 and tail[0] not in CORE:
+            found.append(" ".join(tail))
+    found += known(name, domain).single
+    owner = next((start + 1 for start, part in enumerate(parts) if part.endswith("'s")), 0)
+    if owner:
+        found += [f"{' '.join(parts[:owner])} {kind}" for kind in known(name, domain).single]
+    if domain == "light" and opaque(name):
+        found += [f"{name} light", f"{name} lamp"]
+    if domain == "media_player" and opaque(name):
+        found.append(f"{name} speaker")
+    return tuple(dict.fromkeys([name, *[part for part in found if part not in CORE]]))
+
+
+def meant(said: str, house: House, area: str | None = None) -> list[Device]:
+    """The devices that a name may mean: in an area; without one, here if there are some, else in the house. Who has
+    exactly this name goes before who is only called so."""
+    pools = [[each for each in house.devices if each.area == area]] if area else [
+        [each for each in house.devices if each.area == house.here], list(house.devices),
+    ]  # fmt: skip
+    for pool in pools:
+        exact = [each for each in pool if each.name == said]
+        loose = [each for each in pool if said in called(each.name, each.domain)]
+        if loose:
+            return exact if exact else loose
+    return []
+
+
+def by_name(house: House, device: Device, rng: random.Random) -> Reference | None:
+    how = rng.random()
+    said = device.name if how < 0.62 else rng.choice(called(device.name, device.domain))
+    where = ""
+    area_in_name = device.area in device.name
+    if how > 0.84 or 0.5 < how < 0.6:
+        if area_in_name or "'s " in said and rng.random() < 0.7:
+            return None
+        spoken = area_words(device.area, rng, house)
+        if rng.random() < 0.45 and "'s " not in said and not opaque(device.name):
+            # "the office desk lamp"
+            if meant(said, house, device.area) != [device] or any(each.name == f"{spoken} {said}" for each in house.devices):
+                return None
+            owned = "'s " in spoken
+            return Reference((device.name,), "" if owned else rng.choice(("the", "the", "my")), f"{spoken} {said}", plural=plural(said))
+        where = in_area(device.area, rng, spoken)
+    if meant(said, house, device.area if where else None) != [device]:
+        return None
+    if any(each.name == said for each in house.devices if each != device):
+        return None
+    return Reference((device.name,), article(said, rng), said, where, plural(said))
+
+
+def plural(said: str) -> bool:
+    last = said.split()[-1]
+    return last.endswith("s") and last not in ("christmas", "sonos", "wireless", "glass") and not opaque(last)
+
+
+def one_of(house: House, device: Device, rng: random.Random) -> Reference | None:
+    """'the bedside one', 'the left one'."""
+    first, _, rest = device.name.partition(" ")
+    if device.domain != "light" or not rest or "'s" in device.name or len(rest.split()) > 1 or first in house.areas:
+        return None
+    if any(first in each.name.split() for each in house.devices if each != device):
+        return None
+    return Reference((device.name,), "the", f"{first} one")
+
+
+def here_target(house: House, domain: str) -> str:
+    """What a word for all of a domain means where no area is said."""
+    fit = [each for each in house.devices if each.domain == domain]
+    if any(each.area == house.here for each in fit):
+        return f"{house.here}/{domain}"
+    return fit[0].name if len(fit) == 1 else f"{EVERYWHERE}/{domain}"
+
+
+def generic_word(house: House, domain: str, devices: Sequence[Device], rng: random.Random) -> tuple[str, bool] | None:
+    """A word that means all these devices and none else, and whether it is a plural."""
+    singles, plurals = GENERIC[domain]
+    single, many = list(singles), list(plurals)
+    if domain == "light" and not any({"lamp", "lamps", "bulb"} & set(each.name.split()) for each in house.devices):
+        single, many = [*single, *single, "lamp"], [*many, "lamps", "bulbs"]
+    if domain == "switch" and not any({"plug", "socket", "outlet"} & set(each.name.split()) for each in house.devices):
+        many = [*many, "plugs", "sockets", "outlets", "appliances"]
+    if domain == "cover":
+        many = [word for word in many if all(window(each) and (word in (*known(each.name, "cover").plural, "covers") or opaque(each.name)) for each in devices)]
+    if domain == "climate":
+        if any(cooling(each) for each in devices):
+            return None
+        spoken = [word for each in house.devices for word in each.name.split()]
+        single = [word for word in single if word not in spoken] + (["heating"] if "heater" not in spoken else [])
+        many = ["radiators"] if all("radiator" in each.name for each in devices) and len(devices) > 1 else []
+    if domain == "lock" and any("door" in each.name for each in house.devices if each.domain != "lock"):
+        many, single = ["locks", "door locks"], ["lock"]
+    if domain not in ("light", "climate", "vacuum") and len(devices) > 1 or domain == "vacuum" and len(devices) > 1:
+        single = []
+    if len(devices) == 1 and domain not in ("light", "cover"):
+        many = many[:1] if rng.random() < 0.15 else []
+    names = {each.name for each in house.devices}
+    choices = [(word, False) for word in single if word not in names] + [(word, True) for word in many if word not in names]
+    if domain == "light":
+        choices = [choice for choice in choices if choice[1] or len(devices) == 1 or rng.random() < 0.5]
+    return rng.choice(choices) if choices else None
+
+
+def of_all(house: House, domain: str, mode: str, rng: random.Random) -> Reference | None:
+    """A group by a word for its domain: `g` what is here, `a` in an area, `h` in the house."""
+    fit = [each for each in house.devices if each.domain == domain]
+    if mode == "g":
+        target = here_target(house, domain)
+        has_here = any(each.area == house.here for each in fit)
+        word = generic_word(house, domain, sorted(house.resolve(target), key=str), rng)
+        if not word:
+            return None
+        place = rng.choice(("", "", "", "in here", "here", "in this room", "in the room", "around here")) if has_here else ""
+        det = "the" if rng.random() < 0.85 or word[1] is False else rng.choice(("", "all the", "all")) if place else ""
+        det = "both" if len(house.resolve(target)) == 2 and word[0] == "lights" and has_here and rng.random() < 0.08 else det
+        return Reference((target,), det, word[0], place, word[1], house.here if has_here else "")
+    if mode == "a":
+        area = rng.choice([each.area for each in fit])
+        devices = [each for each in fit if each.area == area]
+        word = generic_word(house, domain, devices, rng)
+        if not word:
+            return None
+        spoken = area_words(area, rng, house)
+        det = "the" if not word[1] or rng.random() < 0.75 else rng.choice(("all the", "all of the", "every", "all", "each", ""))
+        noun, many = word
+        if det in ("every", "each"):
+            if domain != "light":
+                return None
+            noun, many = "light", False
+        if rng.random() < 0.5:
+            if any(each.name in (f"{spoken} {noun}", f"{spoken} {noun}s") for each in house.devices):
+                return None
+            det = det.replace("the", "").replace("all of", "all").strip() if "'s " in spoken else det
+            return Reference((f"{area}/{domain}",), det, f"{spoken} {noun}", "", many, area)
+        return Reference((f"{area}/{domain}",), det, noun, in_area(area, rng, spoken), many, area)
+    word = generic_word(house, domain, fit, rng)
+    if not word or not word[1] and domain != "light" or len(fit) < 2:
+        return None
+    place = rng.choice(("in the house", "everywhere", "in the whole house", "in every room", "in all rooms", "throughout the house", "in all the rooms"))
+    det, noun, many = rng.choice(("all the", "all", "all of the", "every", "every single", "all my")), word[0], True
+    if det.startswith("every"):
+        if domain not in ("light", "fan"):
+            return None
+        noun, many = domain, False
+    if noun == "lighting":
+        noun = "lights"
+    if rng.random() < 0.5:
+        place = rng.choice(("", "in the house", "in the apartment", "in my house", "everywhere"))
+    elif not det.startswith("every"):
+        det = "the" if many else det
+    if not many and not det.startswith("every"):
+        return None
+    return Reference((f"{EVERYWHERE}/{domain}",), det, noun, place, many, "")
+
+
+def of_kind(house: House, domain: str, rng: random.Random) -> Reference | None:
+    """'the lamps in the bedroom': two or three by name, or their group if there are no others."""
+    devices = [each for each in house.devices if each.domain == domain]
+    first = rng.choice(devices)
+    kinds = known(first.name, domain)
+    if not kinds.plural:
+        return None
+    word = kinds.plural[0]
+    local = [each for each in devices if each.area == first.area]
+    same = [each for each in local if known(each.name, domain) == kinds]
+    if len(same) < 2 or len(same) > MOST_TARGETS:
+        return None
+    targets = (f"{first.area}/{domain}",) if len(same) == len(local) else tuple(each.name for each in same)
+    place = in_area(first.area, rng) if first.area != house.here or rng.random() < 0.5 else rng.choice(("", "in here", "here"))
+    if any(each.name == word for each in house.devices):
+        return None
+    return Reference(targets, "both" if len(same) == 2 and rng.random() < 0.3 else "the", word, place, True)
+
+
+def refer(house: House, domains: Sequence[str], mode: str, rng: random.Random) -> Reference | None:
+    """A reference to devices of these domains; None where the house has none, or what was tried is ambiguous."""
+    if mode == "m":
+        return several(house, domains, rng)
+    devices = [each for each in house.devices if each.domain in domains]
+    if not devices:
+        return None
+    device = rng.choice(devices)
+    if mode == "n":
+        found = one_of(house, device, rng) if rng.random() < 0.06 else by_name(house, device, rng)
+    elif mode == "p":
+        found = of_kind(house, device.domain, rng)
+    else:
+        found = of_all(house, device.domain, mode, rng)
+    return found
+
+
+def several(house: House, domains: Sequence[str], rng: random.Random) -> Reference | None:
+    """Two or three at once, in the order in which they are said."""
+    if rng.random() < 0.35:
+        return areas_of_one(house, domains, rng)
+    wanted = rng.choice((2, 2, 2, 3))
+    parts: list[Reference] = []
+    seen: set[Device] = set()
+    for _ in range(10):
+        part = refer(house, domains, rng.choice("nnna"), rng)
+        if part is None:
+            continue
+        devices = frozenset().union(*(house.resolve(target) for target in part.targets))
+        if devices & seen or part.area == "":
+            continue
+        seen |= devices
+        parts.append(part)
+        if len(parts) == wanted:
+            break
+    if len(parts) < 2 or any(part.place for part in parts[:-1]) and rng.random() < 0.7:
+        return None
+    # A place behind the last would be heard as the place of all.
+    if parts[-1].place:
+        parts[-1] = replace(parts[-1], place="") if parts[-1].area is None else parts[-1]
+        if parts[-1].place or meant(parts[-1].said, house) != [each for each in house.devices if each.name == parts[-1].targets[0]]:
+            return None
+    joint = rng.choice((" and ", " and ", " and ", " and ", " plus ", " as well as ", " and also "))
+    said = joint.join([", ".join(part.whole for part in parts[:-1]) if rng.random() < 0.4 else " and ".join(part.whole for part in parts[:-1]), parts[-1].whole])
+    return Reference(tuple(target for part in parts for target in part.targets), "", said, plural=True)
+
+
+def areas_of_one(house: House, domains: Sequence[str], rng: random.Random) -> Reference | None:
+    """'the kitchen and bedroom lights'."""
+    domain = rng.choice([domain for domain in domains if any(each.domain == domain for each in house.devices)] or ["light"])
+    areas = list(dict.fromkeys(each.area for each in house.devices if each.domain == domain))
+    if len(areas) < 2:
+        return None
+    chosen = rng.sample(areas, min(len(areas), rng.choice((2, 2, 3))))
+    devices = [each for each in house.devices if each.domain == domain and each.area in chosen]
+    word = generic_word(house, domain, devices, rng)
+    if not word or not word[1]:
+        return None
+    targets = tuple(f"{area}/{domain}" for area in chosen)
+    if rng.random() < 0.5:
+        listed = " and ".join([", ".join(chosen[:-1]), chosen[-1]]) if rng.random() < 0.6 else " and ".join(chosen)
+        return Reference(targets, "" if "'s " in chosen[0] else "the", f"{listed} {word[0]}", plural=True)
+    listed = " and ".join([", ".join(the_area(area, rng) for area in chosen[:-1]), the_area(chosen[-1], rng)])
+    return Reference(targets, "the", word[0], f"in {listed}", True)
+
+
+def turned_off_together(house: House, area: str, domains: Sequence[str]) -> Iterator[str]:
+    """The groups of an area, or of the house, that 'everything' means."""
+    for domain in dict.fromkeys(each.domain for each in house.devices if area in (each.area, EVERYWHERE)):
+        if domain in domains:
+            yield f"{area}/{domain}"

@@ -1,0 +1,238 @@
+"""Sentences that are to be refused: those that are no command to the house, and commands for what it has not."""
+
+import random
+from collections.abc import Callable
+from functools import cache
+
+from grammar import expand
+from house import REFUSE, TOOLS, Action, Device, House
+from houses import PEOPLE, area_name, device_name, make_house, near, words
+from negatives import BLOCKS, HELD_OUT, HELD_OUT_RULES, RULES
+from refer import Reference, article, called, in_area, opaque, refer, the_area
+from sentences import Sample, by_tool, of_family, pick, said, target_of
+from spoken import duration, spelled
+from templates import ha_question
+
+NO_COMMAND = Action(REFUSE, (), (("reason", "no command"),))
+NO_DEVICE = Action(REFUSE, (), (("reason", "no such device"),))
+
+
+def refusal(house: House, split: str, rng: random.Random) -> Sample:
+    while True:
+        how = rng.random()
+        sample = missing(house, split, rng) if how < 0.33 else no_command(house, split, rng)
+        if sample is not None:
+            return sample
+
+
+@cache
+def blocks(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """(kind, templates) of each block."""
+    found = []
+    for block in text.strip().split("== ")[1:]:
+        kind, *templates = block.strip().splitlines()
+        found.append((kind.strip(), tuple(templates)))
+    return tuple(found)
+
+
+def no_command(house: House, split: str, rng: random.Random) -> Sample | None:
+    """Chat, questions, half sentences, negated commands. Slots are what the house has, so words alone tell nothing."""
+    if rng.random() < 0.1:
+        sentence = ha_question({"name": rng.choice(house.devices).name, "area": rng.choice(house.areas), **prose_slots(house, split, rng)}, rng)
+        return Sample(house, sentence, NO_COMMAND, "no.ha") if sentence else None
+    if rng.random() < 0.06:
+        return half(house, split, rng)
+    held = split == "test" and rng.random() < 0.3
+    listed = blocks(HELD_OUT if held else BLOCKS)
+    kind, templates = rng.choices(listed, [len(block[1]) ** 0.6 for block in listed])[0]
+    sentence = expand(rng.choice(templates), rng, prose_rules(split), prose_slots(house, split, rng))
+    return Sample(house, sentence, NO_COMMAND, "no." + kind)
+
+
+@cache
+def prose_rules(split: str) -> dict[str, str]:
+    return RULES if split == "train" else {**RULES, **HELD_OUT_RULES}
+
+
+def prose_slots(house: House, split: str, rng: random.Random) -> dict[str, str | Callable[[], str]]:
+    def thing() -> str:
+        device = rng.choice([each for each in house.devices if each.domain != "scene"] or house.devices)
+        name = rng.choice(called(device.name, device.domain)) if rng.random() < 0.2 else device.name
+        return f"{article(name, rng)} {name}"
+
+    def lights() -> str:
+        domains = [each.domain for each in house.devices if each.domain not in ("scene", "media_player")] or ["light"]
+        found = refer(house, [rng.choice((*domains, "light"))], rng.choice("aag"), rng)
+        return found.whole if found else "the lights"
+
+    return {
+        "thing": thing, "things": lights, "area": lambda: the_area(rng.choice(house.areas), rng), "in": lambda: in_area(rng.choice(house.areas), rng),
+        "person": lambda: rng.choice(words(PEOPLE, split)), "n": lambda: spelled(rng.randint(2, 60), rng), "time": lambda: duration(rng)[0],
+        "command": lambda: plain_command(house, split, rng), "room": lambda: rng.choice(house.areas),
+    }  # fmt: skip
+
+
+def plain_command(house: House, split: str, rng: random.Random) -> str:
+    """An imperative that the house could obey, for what must not be obeyed: 'don't ...'."""
+    while True:
+        tool = rng.choice([tool for tool, (domains, _) in TOOLS.items() if any(each.domain in domains for each in house.devices)])
+        family = by_tool()[tool][0]
+        ref = refer(house, family.domains, rng.choice("nnag"), rng)
+        if ref is None or "media_player" in family.domains and ref.area is not None:
+            continue
+        verb = SIMPLE.get(tool)
+        if verb:
+            return rng.choice(verb).replace("{t}", ref.whole).replace("{n}", ref.noun)
+
+
+SIMPLE = {
+    "turn_on": ("turn on {t}", "switch on {t}", "turn {t} on"), "turn_off": ("turn off {t}", "switch off {t}", "turn {t} off", "shut off {t}"),
+    "dim": ("dim {t}", "turn down {t}"), "brighten": ("brighten {t}",), "open": ("open {t}",), "close": ("close {t}", "shut {t}"),
+    "lock": ("lock {t}",), "unlock": ("unlock {t}",), "start": ("start {t}", "run {t}"), "set_color": ("make {t} red", "turn {t} blue"),
+    "set_brightness": ("set {t} to fifty percent", "set {t} to 20 percent"), "set_temperature": ("set {t} to twenty degrees",),
+    "pause": ("pause {t}",), "warmer": ("turn up {t}",),
+}  # fmt: skip
+
+
+def half(house: House, split: str, rng: random.Random) -> Sample | None:
+    """A sentence that breaks off before it says what is to be done, or to what."""
+    device = rng.choice(house.devices)
+    beginnings = ["turn on the", "turn off the", "turn on", "turn off", "switch on", "can you", "could you please", "please", "turn the", "set the", "i want the",
+                  "dim the", "open the", "close the", "can you turn", "would you", "i'd like", "set", "put the", "make the", "switch the", "change the", "turn", "set the temperature to",
+                  "set the brightness to", "turn down", "turn up the", "the", "i need", "hey can you"]  # fmt: skip
+    if device.domain != "scene" and rng.random() < 0.4:
+        beginnings = [f"turn the {device.name}", f"the {device.name}", f"set the {device.name} to", f"please the {device.name}", f"could you turn the {device.name}", f"in the {device.area}", f"turn the {device.name} in"]
+    return Sample(house, rng.choice(beginnings), NO_COMMAND, "no.half")
+
+
+def missing(house: House, split: str, rng: random.Random) -> Sample | None:
+    """A command for a name, an area or a domain that the house has not: as said in a house which has it."""
+    how = rng.random()
+    domain = rng.choice("light light light switch switch fan cover lock climate media_player media_player vacuum".split())
+    if how < 0.45:
+        return missing_name(house, domain, split, rng)
+    if how < 0.8:
+        return missing_area(house, domain, split, rng)
+    return missing_domain(house, split, rng)
+
+
+def ask(house: House, ghost: Device, mode: str, split: str, rng: random.Random, kind: str) -> Sample | None:
+    larger = House((*house.devices, ghost), house.here)
+    ref = refer(larger, [ghost.domain], mode, rng)
+    if ref is None or all(house.resolve(target) for target in ref.targets) or len(ref.targets) > 1:
+        return None
+    fit = [tool for tool, (domains, _) in TOOLS.items() if ghost.domain in domains]
+    tool = rng.choice(fit)
+    listed = [family for family in by_tool()[tool] if mode in family.modes and ghost.domain in family.domains]
+    if not listed:
+        return None
+    sample = said(pick(listed, split, rng), ref, larger, split, rng)
+    return Sample(house, sample.sentence, NO_DEVICE, kind) if sample else None
+
+
+def alike(house: House, ghost: Device) -> bool:
+    """Whether a speaker who names the ghost could mean a device of the house."""
+    spoken = set(ghost.name.split())
+    for each in house.devices:
+        names = called(each.name, each.domain)
+        own = set(each.name.split())
+        if ghost.name in names or own <= spoken or spoken <= own:
+            return True
+        shared = set(called(ghost.name, ghost.domain)[1:]) & set(names)
+        if shared and shared != {"lamp"}:
+            return True
+        if each.domain == ghost.domain and not (own ^ spoken) - SAME_THING:
+            return True
+    return any(area in ghost.name for area in house.areas)
+
+
+# Words that do not tell two lights of a house apart for all speakers.
+SAME_THING = set("ceiling overhead main big light lights lamp wall hanging pendant bed bedside night reading table desk".split())
+
+
+def missing_name(house: House, domain: str, split: str, rng: random.Random) -> Sample | None:
+    area = rng.choice(house.areas)
+    ghost = Device(device_name(rng, domain, area, split), domain, area)
+    if alike(house, ghost) or ghost.name in ("light", "lights", "fan", "lock") or opaque(ghost.name) and rng.random() < 0.5:
+        return None
+    if domain in ("climate", "vacuum", "lock") and any(each.domain == domain for each in house.devices):
+        return None
+    sample = ask(house, ghost, "n", split, rng, "missing.name")
+    # Said by a part or by a word for its kind it could be another's.
+    return sample if sample and ghost.name in sample.sentence else None
+
+
+def missing_area(house: House, domain: str, split: str, rng: random.Random) -> Sample | None:
+    """An area that the house has not, or one that has no such device."""
+    if domain in ("climate", "vacuum", "switch", "lock"):
+        return None
+    named = " ".join(each.name for each in house.devices)
+    if rng.random() < 0.55:
+        area = area_name(rng, split)
+        last = area.split()[-1]
+        if any(area in other or other in area for other in house.areas) or area in near(house.areas) or last in named.split() or area in named:
+            return None
+        if last in ("room", "bedroom", "bathroom") and any(last in other for other in house.areas) and "'s" not in area and rng.random() < 0.5:
+            return None
+    else:
+        area = rng.choice(house.areas)
+        if any(each.domain == domain and (each.area == area or area in each.name) for each in house.devices) or area in named:
+            return None
+    if domain == "cover":
+        ghost = Device("blinds" if rng.random() < 0.6 else "curtains", domain, area)
+        if any("gate" not in each.name and each.domain == "cover" and each.area == area for each in house.devices):
+            return None
+        larger = House((*house.devices, ghost), area)
+        place = in_area(area, rng)
+        ref = Reference((f"{area}/cover",), "the", ghost.name, place, True, area) if rng.random() < 0.5 else Reference((f"{area}/cover",), "" if "'s " in area else "the", f"{area} {ghost.name}", "", True, area)
+        tool = rng.choice(("open", "close", "set_position"))
+        sample = said(pick([each for each in by_tool()[tool] if "sun" not in each.kind and "view" not in each.kind and "glare" not in each.kind], split, rng), ref, larger, split, rng)
+        return Sample(house, sample.sentence, NO_DEVICE, "missing.area") if sample else None
+    if domain == "media_player":
+        ghost = Device("qqq", domain, area)
+        lonely = House((*[each for each in house.devices if each.domain != domain], ghost), house.here)
+        tool = rng.choice(("louder", "quieter", "pause", "play", "next", "set_volume"))
+        sample = of_family(lonely, split, rng, tool)
+        if sample is None or sample.action.targets[0] != f"{area}/{domain}":
+            return None
+        return Sample(house, sample.sentence, NO_DEVICE, "missing.area")
+    ghost = Device("qqq", domain, area)
+    sample = ask(house, ghost, "a", split, rng, "missing.area")
+    return sample if sample and area in sample.sentence else None
+
+
+def missing_domain(house: House, split: str, rng: random.Random) -> Sample | None:
+    """A command of a domain that the house has none of."""
+    lacking = [domain for domain in ("light", "cover", "lock", "climate", "media_player", "vacuum", "fan") if all(each.domain != domain for each in house.devices)]
+    if not lacking:
+        return None
+    domain = rng.choice(lacking)
+    named = {word for each in house.devices for word in each.name.split()}
+    near_words = {
+        "light": {"lamp", "light", "lights"}, "cover": {"blinds"}, "lock": {"door", "gate"}, "climate": {"heater", "fan", "heating", "warmer", "ac", "blanket"},
+        "media_player": {"radio", "tv", "console", "computer", "pc"}, "vacuum": {"vacuum", "robot", "hoover"}, "fan": {"fan", "ventilator", "purifier", "hood"},
+    }[domain]  # fmt: skip
+    if near_words & named or domain == "climate" and any(each.domain == "fan" for each in house.devices):
+        return None
+    names = {"cover": ("blinds", "curtains"), "media_player": ("tv", "speaker", "radio")}.get(domain, ("qqq",))
+    ghost = Device(rng.choice(names), domain, rng.choice((house.here, *house.areas)))
+    larger = House((*house.devices, ghost), house.here)
+    tool = rng.choice([tool for tool, (domains, _) in TOOLS.items() if domain in domains and (domain != "fan" or tool == "set_speed" or rng.random() < 0.5)])
+    family = pick([each for each in by_tool()[tool] if domain in each.domains], split, rng)
+    only = House(tuple(each for each in larger.devices if each.domain == domain or each.domain not in family.domains), house.here)
+    ref = target_of(family, tool, only, rng)
+    if ref is None or any(not target.endswith(f"/{domain}") and target != ghost.name for target in ref.targets):
+        return None
+    sample = said(family, ref, larger, split, rng)
+    return Sample(house, sample.sentence, NO_DEVICE, "missing.domain") if sample and "qqq" not in sample.sentence else None
+
+
+def negatives(count: int, seed: int) -> list[str]:
+    """Distinct sentences that are no commands, from held-out templates and words."""
+    rng = random.Random(seed)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        house = make_house(rng, "test")
+        kind, templates = rng.choice(blocks(HELD_OUT))
+        found[expand(rng.choice(templates), rng, prose_rules("test"), prose_slots(house, "test", rng))] = None
+    return list(found)

@@ -1,0 +1,163 @@
+"""Numbers, times, and how a sentence reaches the model: as typed, or as a speech recogniser heard it."""
+
+import random
+
+ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+def number_words(number: int) -> str:
+    if number < 20:
+        return ONES[number]
+    if number < 100:
+        return TENS[number // 10] + (f" {ONES[number % 10]}" if number % 10 else "")
+    return "one hundred" if number == 100 else str(number)
+
+
+def spelled(number: int, rng: random.Random) -> str:
+    if number == 100 and rng.random() < 0.4:
+        return "a hundred"
+    return number_words(number) if rng.random() < 0.55 else str(number)
+
+
+def share(rng: random.Random) -> tuple[str, int]:
+    """A percentage as said."""
+    how = rng.random()
+    if how < 0.1:
+        return rng.choice((("half", 50), ("full", 100), ("maximum", 100), ("max", 100), ("the maximum", 100), ("a quarter", 25), ("three quarters", 75)))
+    number = rng.choice((*range(10, 101, 10), *range(10, 101, 10), *range(5, 101, 5), rng.randint(11, 99)))
+    text = spelled(number, rng)
+    if how < 0.16 and number > 10:
+        return text, number
+    return text + (rng.choice(("%", " %", " percent")) if text.isdigit() else " percent"), number
+
+
+def level(rng: random.Random) -> tuple[str, int]:
+    number = rng.randint(1, 10)
+    return f"level {spelled(number, rng)}", 10 * number
+
+
+def degrees(number: int, rng: random.Random) -> str:
+    text = spelled(number, rng)
+    return text + rng.choice(("", "", " degrees", " degrees", " degrees", " degrees", " celsius", " degrees celsius", "°" if text.isdigit() else " degrees"))
+
+
+def duration(rng: random.Random) -> tuple[str, int]:
+    """A time span as said, in minutes."""
+    how = rng.random()
+    if how < 0.6:
+        number = rng.choice((1, 2, 3, 5, 5, 10, 10, 10, 15, 15, 20, 20, 25, 30, 30, 40, 45, 50, 60, 90, rng.randint(2, 120)))
+        return f"{'a' if number == 1 and rng.random() < 0.6 else spelled(number, rng)} {rng.choice(('minute', 'min')) if number == 1 else rng.choice(('minutes', 'minutes', 'minutes', 'mins'))}", number
+    if how < 0.85:
+        return rng.choice((
+            ("an hour", 60), ("an hour", 60), ("one hour", 60), ("half an hour", 30), ("half an hour", 30), ("an hour and a half", 90), ("one and a half hours", 90),
+            ("a quarter of an hour", 15), ("three quarters of an hour", 45), ("half hour", 30), ("1 hour", 60), ("a half hour", 30),
+        ))  # fmt: skip
+    number = rng.randint(2, 12)
+    if how < 0.95:
+        return f"{spelled(number, rng)} hours", 60 * number
+    extra = rng.choice((10, 15, 20, 30, 45))
+    return f"{spelled(number, rng)} hours and {spelled(extra, rng)} minutes", 60 * number + extra
+
+
+def clock(rng: random.Random) -> tuple[str, int, int]:
+    """An hour of twelve and a minute as said."""
+    hour = rng.randint(1, 12)
+    minute = rng.choice((0, 0, 0, 0, 30, 30, 15, 45, 10, 20, 40, 50, 5, 55, 35, 25))
+    after = hour % 12 + 1
+    forms = [f"{hour}:{minute:02d}", f"{hour} {minute:02d}", f"{number_words(hour)} {number_words(minute)}", f"{hour}.{minute:02d}"]
+    if minute == 0:
+        forms = [str(hour), number_words(hour), number_words(hour), f"{number_words(hour)} o'clock", f"{hour} o'clock", f"{hour}:00"]
+    elif minute == 5:
+        forms = [f"{hour}:05", f"{number_words(hour)} oh five", f"five past {number_words(hour)}"]
+    elif minute == 30:
+        forms += [f"half past {number_words(hour)}", f"half past {hour}"]
+    elif minute == 15:
+        forms += [f"quarter past {number_words(hour)}", f"a quarter past {hour}", f"quarter after {number_words(hour)}"]
+    elif minute == 45:
+        forms += [f"quarter to {number_words(after)}", f"a quarter to {after}"]
+    elif minute <= 20:
+        forms += [f"{number_words(minute)} past {number_words(hour)}", f"{minute} past {hour}"]
+    elif minute >= 40:
+        forms += [f"{number_words(60 - minute)} to {number_words(after)}", f"{60 - minute} to {after}"]
+    return rng.choice(forms), hour % 12, minute
+
+
+def at_time(rng: random.Random) -> tuple[str, dict[str, str]]:
+    """A time of the day as said, and as an argument. Morning or evening is always told."""
+    how = rng.random()
+    if how < 0.06:
+        return rng.choice((("at noon", {"at": "12:00"}), ("at midnight", {"at": "00:00"})))
+    if how < 0.22:
+        hour, minute = rng.randint(13, 23), rng.choice((0, 15, 30, 45, rng.randint(1, 59)))
+        return f"at {hour}:{minute:02d}", {"at": f"{hour:02d}:{minute:02d}"}
+    text, hour, minute = clock(rng)
+    # "quarter to twelve" names the hour after; its half of the day is that of the hour itself.
+    if hour == 11 and " to " in text or hour == 0:
+        return at_time(rng)
+    if rng.random() < 0.45:
+        later = rng.random() < 0.55
+        mark = rng.choice(("pm", "pm", "p m", "p.m.") if later else ("am", "am", "a m", "a.m."))
+        text = f"at {text.replace(' o' + chr(39) + 'clock', '')} {mark}" if rng.random() < 0.85 or " " in text else f"at {text}{mark.replace(' ', '')}"
+    else:
+        later = hour < 3 or hour > 4 and rng.random() < 0.5
+        if not later and (hour < 4):
+            return at_time(rng)
+        if later and hour > 4:
+            part = rng.choice(("in the evening", "in the evening", "tonight", "at night" if hour > 8 else "in the evening"))
+            text = f"tonight at {text}" if part == "tonight" and rng.random() < 0.5 else f"at {text} {part}"
+        else:
+            text = f"at {text} {'in the afternoon' if later else 'in the morning'}"
+    return text, {"at": f"{hour + (12 if later else 0):02d}:{minute:02d}"}
+
+
+# What a speech recogniser hears instead.
+HEARD = {
+    "lights": ("lites", "light's", "lice"), "light": ("lite", "like", "lied"), "off": ("of", "of", "of", "oft"), "turn": ("tern", "torn", "term"), "dim": ("dime", "dimm", "deem"),
+    "to": ("two", "too"), "volume": ("volum", "volumes"), "close": ("clothes", "cloze"), "vacuum": ("vacume", "vaccum", "vacuume"),
+    "hoover": ("hover",), "lamp": ("lamb", "lump"), "lamps": ("lambs",), "please": ("pls", "plz", "peas"), "you": ("u",), "lower": ("lour",), "fan": ("van",),
+    "thermostat": ("thermostate", "thermo stat"), "heating": ("heeding", "eating"), "on": ("un", "own"), "brightness": ("brightens",), "blinds": ("blind", "blind's"),
+    "shades": ("shade",), "curtains": ("curtain", "certains"), "up": ("app",), "room": ("rum",), "coffee": ("cofee", "coffe"), "music": ("musik",),
+    "switch": ("which", "swich"), "it's": ("its",), "i'm": ("im", "am"), "can't": ("cant",), "percent": ("per cent",), "temperature": ("temprature", "tempature"),
+    "start": ("stat",), "play": ("pray",), "pause": ("paws", "pose"), "mute": ("moot",), "unlock": ("un lock",), "red": ("read",), "blue": ("blew",),
+    "could": ("good",), "the": ("de", "a", "that"), "set": ("said", "sit"), "too": ("to",), "bedroom": ("bed room",), "bathroom": ("bath room",), "living": ("leaving",),
+    "color": ("collar",), "i": ("eye",), "in": ("an",),
+}  # fmt: skip
+
+
+def heard(sentence: str, rng: random.Random) -> str:
+    """The sentence with the faults of typing and hearing that some sentences have."""
+    words = sentence.split()
+    if rng.random() < 0.09:
+        words = [word for word in words if word not in ("the", "a", "my") or rng.random() < 0.2] or words
+    if rng.random() < 0.05:
+        places = [place for place, word in enumerate(words) if word in HEARD]
+        if places:
+            place = rng.choice(places)
+            words[place] = rng.choice(HEARD[words[place]])
+    if rng.random() < 0.04:
+        places = [place for place, word in enumerate(words) if len(word) > 3 and word.isalpha()]
+        if places:
+            place = rng.choice(places)
+            words[place] = mistyped(words[place], rng)
+    if rng.random() < 0.012:
+        place = rng.randrange(len(words))
+        words.insert(place, rng.choice(("um", "uh", "er", "like", "erm", words[place])))
+    sentence = " ".join(words)
+    if rng.random() < 0.12:
+        sentence = sentence.replace("'", "")
+    how = rng.random()
+    if how < 0.1:
+        end = "?" if sentence.startswith(("can", "could", "would", "will", "what", "how", "is ", "why", "who", "do ", "are ", "where", "when")) else rng.choice((".", ".", "!"))
+        return sentence[0].upper() + sentence[1:] + end
+    if how < 0.13:
+        return sentence[0].upper() + sentence[1:]
+    return sentence.replace(",", "") if how < 0.8 else sentence
+
+
+def mistyped(word: str, rng: random.Random) -> str:
+    at = rng.randrange(1, len(word) - 1)
+    return rng.choice((
+        word[:at] + word[at + 1:], word[:at] + word[at] + word[at:], word[:at] + word[at + 1] + word[at] + word[at + 2:],
+        word[:at] + rng.choice("aeiostrnl") + word[at + 1:],
+    ))  # fmt: skip

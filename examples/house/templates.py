@@ -1,0 +1,172 @@
+"""Commands and questions by Home Assistant's own English templates, from the package home-assistant-intents."""
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from grammar import expand
+from house import EVERYWHERE, TOOLS, Action, Device, House
+from houses import known
+from refer import area_words, cooling, here_target, meant, window
+from spoken import spelled
+
+# Where Home Assistant's rule is looser than people speak.
+RULES = {
+    "turn": "(turn|turn|switch)", "light": "(light|lights|lights|lighting)", "media": "(music|<track>)", "set": "(set|make|change|turn)",
+    "the": "(the|the|the|my)", "in": "(in|in|in|in|inside)", "all": "(all [[of] the])", "here": "([in] here|in this room)",
+    "everywhere": "(everywhere|in [the] [(entire|whole)] house|in (all|all the) rooms)",
+}  # fmt: skip
+NAMED = {"name_only", "name_area", "name_brightness", "name_color", "name_temperature", "name_scene", "name_area_scene"}
+AREA = {"area_domain", "area_brightness", "area_color", "area_only", "area_temperature", "area_device_class", "area_device_class_cover"}
+HERE = {"domain_only", "default", "brightness_only", "color_only", "temperature_only", "device_class", "device_class_cover"}
+INTENTS = {
+    "HassLightSet": "light", "HassSetPosition": "cover", "HassClimateSetTemperature": "climate", "HassMediaPause": "media_player",
+    "HassMediaUnpause": "media_player", "HassMediaNext": "media_player", "HassSetVolume": "media_player",
+    "HassSetVolumeRelative": "media_player", "HassVacuumStart": "vacuum", "HassVacuumReturnToBase": "vacuum", "HassFanSetSpeed": "fan",
+    "HassTurnOn": "", "HassTurnOff": "",
+}  # fmt: skip
+QUESTIONS = """HassGetState HassClimateGetTemperature HassGetWeather HassGetCurrentTime HassGetCurrentDate HassStartTimer HassCancelTimer
+    HassIncreaseTimer HassDecreaseTimer HassPauseTimer HassTimerStatus HassShoppingListAddItem HassListAddItem HassNevermind
+    HassMediaPrevious HassRespond HassBroadcast HassShoppingListCompleteItem""".split()
+ASKING = ("is", "are", "what", "what's", "whats", "which", "how", "how's", "hows", "where", "where's", "tell")
+
+
+@cache
+def english() -> dict[str, Any]:
+    try:
+        import home_assistant_intents
+    except ImportError:
+        raise SystemExit("package home-assistant-intents is missing: pip install -r examples/house/requirements.txt") from None
+    path = Path(home_assistant_intents.__file__).parent / "data" / "en.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@cache
+def rules() -> dict[str, str]:
+    return {**english()["expansion_rules"], **RULES}
+
+
+def tool_of(intent: str, domain: str, combination: str) -> str:
+    if intent in ("HassTurnOn", "HassTurnOff"):
+        on = intent == "HassTurnOn"
+        special = {"cover": ("close", "open"), "lock": ("unlock", "lock")}
+        return special[domain][on] if domain in special else ("turn_off", "turn_on")[on]
+    if intent == "HassLightSet":
+        return "set_color" if "color" in combination else "set_brightness" if "brightness" in combination else ""
+    return {
+        "HassSetPosition": "set_position", "HassClimateSetTemperature": "set_temperature", "HassMediaPause": "pause",
+        "HassMediaUnpause": "play", "HassMediaNext": "next", "HassSetVolume": "set_volume", "HassSetVolumeRelative": "relative",
+        "HassVacuumStart": "start", "HassVacuumReturnToBase": "dock", "HassFanSetSpeed": "set_speed",
+    }[intent]  # fmt: skip
+
+
+@cache
+def commands() -> tuple[tuple[str, str, str, str], ...]:
+    """(tool, domain, mode, template) of what can be mapped: `n` a name, `a` an area, `g` what is here, `h` the house."""
+    found = []
+    for intent, base in INTENTS.items():
+        for block in english()["intents"][intent]["data"]:
+            combination = block["metadata"]["slot_combination"]
+            mode = "n" if combination in NAMED else "a" if combination in AREA else "g" if combination in HERE else "h" if combination == "domain_all" else ""
+            wanted = block.get("slots", {}).get("domain") or block.get("requires_context", {}).get("domain") or base
+            for domain in [wanted] if isinstance(wanted, str) else wanted:
+                tool = tool_of(intent, domain, combination)
+                if not mode or tool not in (*TOOLS, "relative") or tool != "relative" and domain not in TOOLS[tool][0]:
+                    continue
+                for template in block["sentences"]:
+                    # A bare name asks for nothing; colours by kelvin are no tool's.
+                    if template not in ("[<the>] {name}",) and "color_temperature" not in template:
+                        found.append((tool, domain, mode, template))
+    return tuple(found)
+
+
+def ha_command(house: House, rng: random.Random) -> tuple[str, Action] | None:
+    tool, domain, mode, template = rng.choice(commands())
+    devices = [each for each in house.devices if each.domain == domain]
+    if not devices or "area" in template and mode == "g":
+        return None
+    device = rng.choice(devices)
+    target = place(house, device, mode)
+    meant_devices = sorted(house.resolve(target), key=str)
+    if mode == "n" and meant(device.name, house, device.area if "{area}" in template else None) != [device]:
+        return None
+    if mode == "n" and "{area}" in template and device.area in device.name or "'s " in device.name and "<the>" in template:
+        return None
+    if mode == "n" and "<light>" in template and {"light", "lights", "lamp", "spotlight", "spotlights"} & set(device.name.split()):
+        return None
+    if domain == "climate" and mode != "n" and any(map(cooling, meant_devices)) and "temp" not in template:
+        return None
+    values: dict[str, Any] = {}
+    if tool == "relative":
+        tool = "quieter" if "step_down" in template or "step_up" not in template and rng.random() < 0.5 else "louder"
+    slots: dict[str, str | Callable[[], str]] = {
+        "name": device.name, "area": area_words(device.area, rng, house), "cover_classes": cover_class(meant_devices, rng) or "",
+        "volume_step": rng.choice(("up", "increase") if tool == "louder" else ("down", "decrease")),
+        "volume_step_up": lambda: str(rng.choice((5, 10, 15, 20))), "volume_step_down": lambda: str(rng.choice((5, 10, 15, 20))),
+    }  # fmt: skip
+    if "{cover_classes" in template and not slots["cover_classes"] or "'s " in device.area and "<the>" in template and "{area}" in template:
+        return None
+    for slot in ("brightness", "volume", "position", "fan_speed"):
+        if "{" + slot in template.replace("volume_step", "") and "brightness_level" not in template:
+            values["percent"] = rng.choice(range(11, 101)) if rng.random() < 0.3 else rng.choice(range(20, 101, 5))
+            slots[slot] = spelled(values["percent"], rng)
+    if "{brightness_level" in template:
+        values["percent"], slots["brightness_level"] = 100, rng.choice(("max", "maximum", "highest"))
+    if tool == "set_temperature":
+        values["degrees"] = rng.randint(15, 28)
+        slots["temperature"] = spelled(values["degrees"], rng)
+    if tool == "set_color":
+        values["color"] = slots["color"] = rng.choice(("red", "orange", "yellow", "green", "blue", "purple", "pink", "white"))
+    sentence = expand(template, rng, rules(), slots)
+    if mode == "g" and ("here" in sentence or "this room" in sentence) and not target.startswith(house.here):
+        return None
+    return sentence, Action(tool, (target,), tuple(values.items()))
+
+
+def place(house: House, device: Device, mode: str) -> str:
+    if mode == "n":
+        return device.name
+    return f"{device.area}/{device.domain}" if mode == "a" else f"{EVERYWHERE}/{device.domain}" if mode == "h" else here_target(house, device.domain)
+
+
+def cover_class(devices: list[Device], rng: random.Random) -> str | None:
+    kinds = [set(known(each.name, "cover").plural) for each in devices if each.domain == "cover"]
+    if not kinds or not all(map(window, devices)):
+        return None
+    common = sorted(set.intersection(*kinds) & {"blinds", "curtains", "shades", "shutters"})
+    return rng.choice(common) if common else None
+
+
+@cache
+def questions() -> tuple[tuple[str, str], ...]:
+    found = []
+    for intent in QUESTIONS:
+        listed = [template for block in english()["intents"][intent]["data"] for template in block["sentences"] if "timer_command" not in template]
+        found += [(intent, template) for template in listed]
+    return tuple(found)
+
+
+def ha_question(slots: Mapping[str, str | Callable[[], str]], rng: random.Random) -> str | None:
+    intents = sorted({intent for intent, _ in questions()})
+    wanted = "HassGetState" if rng.random() < 0.4 else rng.choice(intents)
+    template = rng.choice([template for intent, template in questions() if intent == wanted])
+    lists = english()["lists"]
+    values: dict[str, str | Callable[[], str]] = {
+        "floor": rng.choice(("first floor", "ground floor", "basement floor")), "timer_name": rng.choice(("pizza", "egg", "laundry", "tea")),
+        "item": rng.choice(("milk", "bread", "apples", "soap")), "shopping_list_item": rng.choice(("milk", "bread", "eggs", "light bulbs")),
+        "todo_list_item": rng.choice(("call the bank", "clean the car", "buy a lamp")), "message": rng.choice(("dinner is ready", "hello", "time for bed")),
+    }  # fmt: skip
+    for slot, held in lists.items():
+        if slot in values:
+            continue
+        if "values" in held:
+            values[slot] = rng.choice([each["in"] for each in held["values"]]).replace("[securely] ", "").replace("(closed|shut)", "closed").replace("(closing|shutting)", "closing").replace("[s]", "s")
+        else:
+            values[slot] = str(rng.randint(2, 50))
+    sentence = expand(template, rng, rules(), {**slots, **values, **{each: slots[each] for each in ("name", "area")}})
+    if wanted == "HassGetState" and not sentence.startswith(ASKING) or any(mark in sentence for mark in "[]()|"):
+        return None
+    return sentence
