@@ -1,14 +1,37 @@
-"""Templates as Home Assistant writes them, expanded at random: `(a|b)`, `[optional]`, `(a;b)` in any order, `<rule>`, `{slot}`."""
+"""Templates as Home Assistant writes them, expanded at random: `(a|b)`, `[optional]`, `(a;b)` in any order, `<rule>`, `{slot}`.
+
+They stand in `phrases/*.txt`: `== HEAD`, then one a line.
+"""
 
 import random
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+PHRASES = Path(__file__).parent / "phrases"
 
 # ("text", str), ("slot", str), ("rule", str), or ("all" | "one" | "any order", nodes)
 Node = tuple[str, Any]
 PIECE = re.compile(r"[()\[\]|;]|<[^>]*>|\{[^}]*\}|[^()\[\]|;<{]+")
+
+
+@cache
+def blocks(file: str) -> dict[str, tuple[str, ...]]:
+    """The lines of a file of phrases by the head above them."""
+    found: dict[str, tuple[str, ...]] = {}
+    for block in (PHRASES / f"{file}.txt").read_text(encoding="utf-8").split("== ")[1:]:
+        head, *lines = block.strip().splitlines()
+        found[head.strip()] = tuple(lines)
+    return found
+
+
+@cache
+def rules(split: str = "train") -> dict[str, str]:
+    """What `<rule>` stands for; in a test some words are others."""
+    lines = [*blocks("rules")["rules"], *(blocks("rules")["held out"] if split == "test" else ())]
+    return {name: template for name, _, template in (line.partition(" = ") for line in lines)}
 
 
 @cache
@@ -43,7 +66,9 @@ def alternatives(pieces: list[str], at: int) -> tuple[Node, int]:
     return (nodes[0] if len(nodes) == 1 else (how, nodes)), at
 
 
-def expand(template: str, rng: random.Random, rules: Mapping[str, str], slots: Mapping[str, str | Callable[[], str]]) -> str:
+def expand(
+    template: str, rng: random.Random, rules: Mapping[str, str], slots: Mapping[str, str | Callable[[], str]]
+) -> str:
     """One sentence of a template. A slot is its text, or what makes it."""
     found: list[str] = []
     spell(parse(template), rng, rules, slots, found)

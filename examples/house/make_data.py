@@ -64,7 +64,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--negatives", action="store_true", help="write sentences that are no commands, one a line, in place of samples")
+    parser.add_argument(
+        "--negatives", action="store_true", help="write sentences that are no commands, one a line, in place of samples"
+    )
     args = parser.parse_args()
     begun = time.monotonic()
     with args.out.open("w", encoding="utf-8") as out:

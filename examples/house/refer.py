@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from house import EVERYWHERE, MOST_TARGETS, Device, House
-from houses import AREAS, BRANDS, HEADS, NAMES, OWNED_AREAS, ROBOTS, SPLITS, known, words
+from houses import HEADS, SPLITS, known, words
 
 # Words for any device of a domain, in the singular and the plural.
 GENERIC = {
@@ -22,7 +22,21 @@ GENERIC = {
 }  # fmt: skip
 # Without an article of a single thing.
 MASS = {"heating", "heat", "lighting"}
-CORE = {"light", "lights", "fan", "fans", "door", "doors", "lock", "locks", "switch", "switches", "heating", "one", "maker"}
+CORE = {
+    "light",
+    "lights",
+    "fan",
+    "fans",
+    "door",
+    "doors",
+    "lock",
+    "locks",
+    "switch",
+    "switches",
+    "heating",
+    "one",
+    "maker",
+}
 COOLING = {"ac", "conditioner", "conditioning", "split", "pump"}
 NO_WINDOW = {"door", "gate", "awning", "canopy", "skylight"}
 ON = {"balcony", "terrace", "patio", "porch", "landing", "stairs", "first floor", "top floor", "ground floor"}
@@ -55,13 +69,15 @@ class Reference:
 
 @cache
 def listed_names() -> frozenset[str]:
-    return frozenset(name for split in SPLITS for listed in (AREAS, *NAMES.values()) for name in words(listed, split))
+    return frozenset(name for split in SPLITS for listed in ("areas", *HEADS) for name in words(listed, split))
 
 
 @cache
 def ends() -> frozenset[str]:
     """Last words of names with a meaning: a name that ends otherwise is as a person's, without an article or with."""
-    return frozenset([name.split()[-1] for name in listed_names()] + [word.split()[-1] for heads in HEADS.values() for word in heads])
+    return frozenset(
+        [name.split()[-1] for name in listed_names()] + [word.split()[-1] for heads in HEADS.values() for word in heads]
+    )
 
 
 def opaque(name: str) -> bool:
@@ -71,7 +87,7 @@ def opaque(name: str) -> bool:
 def article(name: str, rng: random.Random) -> str:
     if "'s " in name:
         return ""
-    if name in words(ROBOTS, "train") + words(ROBOTS, "test") or opaque(name):
+    if name in words("robots", "train") + words("robots", "test") or opaque(name):
         return rng.choice(("", "", "the"))
     return rng.choice(("the", "the", "the", "the", "the", "the", "my", "our")) if rng.random() < 0.9 else "that"
 
@@ -81,7 +97,9 @@ def area_words(area: str, rng: random.Random, house: House) -> str:
     if rng.random() < 0.06:
         for same in SAME_AREA:
             others = [other for other in same if other != area]
-            if area in same and not any(other in named for other in others for named in [*house.areas, *(each.name for each in house.devices)]):
+            if area in same and not any(
+                other in named for other in others for named in [*house.areas, *(each.name for each in house.devices)]
+            ):
                 return rng.choice(others)
     return area
 
@@ -115,7 +133,12 @@ def called(name: str, domain: str) -> tuple[str, ...]:
     found = [name]
     for start in range(1, len(parts)):
         tail = parts[start:]
-        if tail[0] not in CORE and tail[-1] not in ("one", "strip", "maker", "machine", "room") or len(tail) > 1 and tail[0] not in CORE:
+        if (
+            tail[0] not in CORE
+            and tail[-1] not in ("one", "strip", "maker", "machine", "room")
+            or len(tail) > 1
+            and tail[0] not in CORE
+        ):
             found.append(" ".join(tail))
     found += known(name, domain).single
     owner = next((start + 1 for start, part in enumerate(parts) if part.endswith("'s")), 0)
@@ -153,10 +176,17 @@ def by_name(house: House, device: Device, rng: random.Random) -> Reference | Non
         spoken = area_words(device.area, rng, house)
         if rng.random() < 0.45 and "'s " not in said and not opaque(device.name):
             # "the office desk lamp"
-            if meant(said, house, device.area) != [device] or any(each.name == f"{spoken} {said}" for each in house.devices):
+            if meant(said, house, device.area) != [device] or any(
+                each.name == f"{spoken} {said}" for each in house.devices
+            ):
                 return None
             owned = "'s " in spoken
-            return Reference((device.name,), "" if owned else rng.choice(("the", "the", "my")), f"{spoken} {said}", plural=plural(said))
+            return Reference(
+                (device.name,),
+                "" if owned else rng.choice(("the", "the", "my")),
+                f"{spoken} {said}",
+                plural=plural(said),
+            )
         where = in_area(device.area, rng, spoken)
     if meant(said, house, device.area if where else None) != [device]:
         return None
@@ -197,7 +227,14 @@ def generic_word(house: House, domain: str, devices: Sequence[Device], rng: rand
     if domain == "switch" and not any({"plug", "socket", "outlet"} & set(each.name.split()) for each in house.devices):
         many = [*many, "plugs", "sockets", "outlets", "appliances"]
     if domain == "cover":
-        many = [word for word in many if all(window(each) and (word in (*known(each.name, "cover").plural, "covers") or opaque(each.name)) for each in devices)]
+        many = [
+            word
+            for word in many
+            if all(
+                window(each) and (word in (*known(each.name, "cover").plural, "covers") or opaque(each.name))
+                for each in devices
+            )
+        ]
     if domain == "climate":
         if any(cooling(each) for each in devices):
             return None
@@ -211,7 +248,9 @@ def generic_word(house: House, domain: str, devices: Sequence[Device], rng: rand
     if len(devices) == 1 and domain not in ("light", "cover"):
         many = many[:1] if rng.random() < 0.15 else []
     names = {each.name for each in house.devices}
-    choices = [(word, False) for word in single if word not in names] + [(word, True) for word in many if word not in names]
+    choices = [(word, False) for word in single if word not in names] + [
+        (word, True) for word in many if word not in names
+    ]
     if domain == "light":
         choices = [choice for choice in choices if choice[1] or len(devices) == 1 or rng.random() < 0.5]
     return rng.choice(choices) if choices else None
@@ -226,9 +265,17 @@ def of_all(house: House, domain: str, mode: str, rng: random.Random) -> Referenc
         word = generic_word(house, domain, sorted(house.resolve(target), key=str), rng)
         if not word:
             return None
-        place = rng.choice(("", "", "", "in here", "here", "in this room", "in the room", "around here")) if has_here else ""
+        place = (
+            rng.choice(("", "", "", "in here", "here", "in this room", "in the room", "around here"))
+            if has_here
+            else ""
+        )
         det = "the" if rng.random() < 0.85 or word[1] is False else rng.choice(("", "all the", "all")) if place else ""
-        det = "both" if len(house.resolve(target)) == 2 and word[0] == "lights" and has_here and rng.random() < 0.08 else det
+        det = (
+            "both"
+            if len(house.resolve(target)) == 2 and word[0] == "lights" and has_here and rng.random() < 0.08
+            else det
+        )
         return Reference((target,), det, word[0], place, word[1], house.here if has_here else "")
     if mode == "a":
         area = rng.choice([each.area for each in fit])
@@ -237,7 +284,11 @@ def of_all(house: House, domain: str, mode: str, rng: random.Random) -> Referenc
         if not word:
             return None
         spoken = area_words(area, rng, house)
-        det = "the" if not word[1] or rng.random() < 0.75 else rng.choice(("all the", "all of the", "every", "all", "each", ""))
+        det = (
+            "the"
+            if not word[1] or rng.random() < 0.75
+            else rng.choice(("all the", "all of the", "every", "all", "each", ""))
+        )
         noun, many = word
         if det in ("every", "each"):
             if domain != "light":
@@ -252,7 +303,17 @@ def of_all(house: House, domain: str, mode: str, rng: random.Random) -> Referenc
     word = generic_word(house, domain, fit, rng)
     if not word or not word[1] and domain != "light" or len(fit) < 2:
         return None
-    place = rng.choice(("in the house", "everywhere", "in the whole house", "in every room", "in all rooms", "throughout the house", "in all the rooms"))
+    place = rng.choice(
+        (
+            "in the house",
+            "everywhere",
+            "in the whole house",
+            "in every room",
+            "in all rooms",
+            "throughout the house",
+            "in all the rooms",
+        )
+    )
     det, noun, many = rng.choice(("all the", "all", "all of the", "every", "every single", "all my")), word[0], True
     if det.startswith("every"):
         if domain not in ("light", "fan"):
@@ -282,7 +343,11 @@ def of_kind(house: House, domain: str, rng: random.Random) -> Reference | None:
     if len(same) < 2 or len(same) > MOST_TARGETS:
         return None
     targets = (f"{first.area}/{domain}",) if len(same) == len(local) else tuple(each.name for each in same)
-    place = in_area(first.area, rng) if first.area != house.here or rng.random() < 0.5 else rng.choice(("", "in here", "here"))
+    place = (
+        in_area(first.area, rng)
+        if first.area != house.here or rng.random() < 0.5
+        else rng.choice(("", "in here", "here"))
+    )
     if any(each.name == word for each in house.devices):
         return None
     return Reference(targets, "both" if len(same) == 2 and rng.random() < 0.3 else "the", word, place, True)
@@ -328,16 +393,27 @@ def several(house: House, domains: Sequence[str], rng: random.Random) -> Referen
     # A place behind the last would be heard as the place of all.
     if parts[-1].place:
         parts[-1] = replace(parts[-1], place="") if parts[-1].area is None else parts[-1]
-        if parts[-1].place or meant(parts[-1].said, house) != [each for each in house.devices if each.name == parts[-1].targets[0]]:
+        if parts[-1].place or meant(parts[-1].said, house) != [
+            each for each in house.devices if each.name == parts[-1].targets[0]
+        ]:
             return None
     joint = rng.choice((" and ", " and ", " and ", " and ", " plus ", " as well as ", " and also "))
-    said = joint.join([", ".join(part.whole for part in parts[:-1]) if rng.random() < 0.4 else " and ".join(part.whole for part in parts[:-1]), parts[-1].whole])
+    said = joint.join(
+        [
+            ", ".join(part.whole for part in parts[:-1])
+            if rng.random() < 0.4
+            else " and ".join(part.whole for part in parts[:-1]),
+            parts[-1].whole,
+        ]
+    )
     return Reference(tuple(target for part in parts for target in part.targets), "", said, plural=True)
 
 
 def areas_of_one(house: House, domains: Sequence[str], rng: random.Random) -> Reference | None:
     """'the kitchen and bedroom lights'."""
-    domain = rng.choice([domain for domain in domains if any(each.domain == domain for each in house.devices)] or ["light"])
+    domain = rng.choice(
+        [domain for domain in domains if any(each.domain == domain for each in house.devices)] or ["light"]
+    )
     areas = list(dict.fromkeys(each.area for each in house.devices if each.domain == domain))
     if len(areas) < 2:
         return None

@@ -4,12 +4,11 @@ import random
 from collections.abc import Callable
 from functools import cache
 
-from grammar import expand
+from commands import Sample, by_tool, of_family, pick, said, target_of
+from grammar import blocks, expand, rules
 from house import REFUSE, TOOLS, Action, Device, House
-from houses import PEOPLE, area_name, device_name, make_house, near, words
-from negatives import BLOCKS, HELD_OUT, HELD_OUT_RULES, RULES
+from houses import area_name, device_name, make_house, near, words
 from refer import Reference, article, called, in_area, opaque, refer, the_area
-from sentences import Sample, by_tool, of_family, pick, said, target_of
 from spoken import duration, spelled
 from templates import ha_question
 
@@ -26,32 +25,25 @@ def refusal(house: House, split: str, rng: random.Random) -> Sample:
 
 
 @cache
-def blocks(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """(kind, templates) of each block."""
-    found = []
-    for block in text.strip().split("== ")[1:]:
-        kind, *templates = block.strip().splitlines()
-        found.append((kind.strip(), tuple(templates)))
-    return tuple(found)
+def kinds(held_out: bool) -> dict[str, tuple[str, ...]]:
+    return {kind.rstrip("!"): lines for kind, lines in blocks("negatives").items() if kind.endswith("!") == held_out}
 
 
 def no_command(house: House, split: str, rng: random.Random) -> Sample | None:
     """Chat, questions, half sentences, negated commands. Slots are what the house has, so words alone tell nothing."""
     if rng.random() < 0.1:
-        sentence = ha_question({"name": rng.choice(house.devices).name, "area": rng.choice(house.areas), **prose_slots(house, split, rng)}, rng)
+        sentence = ha_question(
+            {"name": rng.choice(house.devices).name, "area": rng.choice(house.areas), **prose_slots(house, split, rng)},
+            rng,
+        )
         return Sample(house, sentence, NO_COMMAND, "no.ha") if sentence else None
     if rng.random() < 0.06:
         return half(house, split, rng)
     held = split == "test" and rng.random() < 0.3
-    listed = blocks(HELD_OUT if held else BLOCKS)
-    kind, templates = rng.choices(listed, [len(block[1]) ** 0.6 for block in listed])[0]
-    sentence = expand(rng.choice(templates), rng, prose_rules(split), prose_slots(house, split, rng))
+    listed = kinds(held)
+    kind = rng.choices(list(listed), [len(templates) ** 0.6 for templates in listed.values()])[0]
+    sentence = expand(rng.choice(listed[kind]), rng, rules(split), prose_slots(house, split, rng))
     return Sample(house, sentence, NO_COMMAND, "no." + kind)
-
-
-@cache
-def prose_rules(split: str) -> dict[str, str]:
-    return RULES if split == "train" else {**RULES, **HELD_OUT_RULES}
 
 
 def prose_slots(house: House, split: str, rng: random.Random) -> dict[str, str | Callable[[], str]]:
@@ -67,7 +59,7 @@ def prose_slots(house: House, split: str, rng: random.Random) -> dict[str, str |
 
     return {
         "thing": thing, "things": lights, "area": lambda: the_area(rng.choice(house.areas), rng), "in": lambda: in_area(rng.choice(house.areas), rng),
-        "person": lambda: rng.choice(words(PEOPLE, split)), "n": lambda: spelled(rng.randint(2, 60), rng), "time": lambda: duration(rng)[0],
+        "person": lambda: rng.choice(words("people", split)), "n": lambda: spelled(rng.randint(2, 60), rng), "time": lambda: duration(rng)[0],
         "command": lambda: plain_command(house, split, rng), "room": lambda: rng.choice(house.areas),
     }  # fmt: skip
 
@@ -75,23 +67,14 @@ def prose_slots(house: House, split: str, rng: random.Random) -> dict[str, str |
 def plain_command(house: House, split: str, rng: random.Random) -> str:
     """An imperative that the house could obey, for what must not be obeyed: 'don't ...'."""
     while True:
-        tool = rng.choice([tool for tool, (domains, _) in TOOLS.items() if any(each.domain in domains for each in house.devices)])
+        tool = rng.choice(
+            [tool for tool in blocks("verbs") if any(each.domain in TOOLS[tool][0] for each in house.devices)]
+        )
         family = by_tool()[tool][0]
         ref = refer(house, family.domains, rng.choice("nnag"), rng)
         if ref is None or "media_player" in family.domains and ref.area is not None:
             continue
-        verb = SIMPLE.get(tool)
-        if verb:
-            return rng.choice(verb).replace("{t}", ref.whole).replace("{n}", ref.noun)
-
-
-SIMPLE = {
-    "turn_on": ("turn on {t}", "switch on {t}", "turn {t} on"), "turn_off": ("turn off {t}", "switch off {t}", "turn {t} off", "shut off {t}"),
-    "dim": ("dim {t}", "turn down {t}"), "brighten": ("brighten {t}",), "open": ("open {t}",), "close": ("close {t}", "shut {t}"),
-    "lock": ("lock {t}",), "unlock": ("unlock {t}",), "start": ("start {t}", "run {t}"), "set_color": ("make {t} red", "turn {t} blue"),
-    "set_brightness": ("set {t} to fifty percent", "set {t} to 20 percent"), "set_temperature": ("set {t} to twenty degrees",),
-    "pause": ("pause {t}",), "warmer": ("turn up {t}",),
-}  # fmt: skip
+        return rng.choice(blocks("verbs")[tool]).replace("{t}", ref.whole)
 
 
 def half(house: House, split: str, rng: random.Random) -> Sample | None:
@@ -101,14 +84,37 @@ def half(house: House, split: str, rng: random.Random) -> Sample | None:
                   "dim the", "open the", "close the", "can you turn", "would you", "i'd like", "set", "put the", "make the", "switch the", "change the", "turn", "set the temperature to",
                   "set the brightness to", "turn down", "turn up the", "the", "i need", "hey can you"]  # fmt: skip
     if device.domain != "scene" and rng.random() < 0.4:
-        beginnings = [f"turn the {device.name}", f"the {device.name}", f"set the {device.name} to", f"please the {device.name}", f"could you turn the {device.name}", f"in the {device.area}", f"turn the {device.name} in"]
+        beginnings = [
+            f"turn the {device.name}",
+            f"the {device.name}",
+            f"set the {device.name} to",
+            f"please the {device.name}",
+            f"could you turn the {device.name}",
+            f"in the {device.area}",
+            f"turn the {device.name} in",
+        ]
     return Sample(house, rng.choice(beginnings), NO_COMMAND, "no.half")
 
 
 def missing(house: House, split: str, rng: random.Random) -> Sample | None:
     """A command for a name, an area or a domain that the house has not: as said in a house which has it."""
     how = rng.random()
-    domain = rng.choice("light light light switch switch fan cover lock climate media_player media_player vacuum".split())
+    domain = rng.choice(
+        [
+            "light",
+            "light",
+            "light",
+            "switch",
+            "switch",
+            "fan",
+            "cover",
+            "lock",
+            "climate",
+            "media_player",
+            "media_player",
+            "vacuum",
+        ]
+    )
     if how < 0.45:
         return missing_name(house, domain, split, rng)
     if how < 0.8:
@@ -147,13 +153,37 @@ def alike(house: House, ghost: Device) -> bool:
 
 
 # Words that do not tell two lights of a house apart for all speakers.
-SAME_THING = set("ceiling overhead main big light lights lamp wall hanging pendant bed bedside night reading table desk".split())
+SAME_THING = set(
+    [
+        "ceiling",
+        "overhead",
+        "main",
+        "big",
+        "light",
+        "lights",
+        "lamp",
+        "wall",
+        "hanging",
+        "pendant",
+        "bed",
+        "bedside",
+        "night",
+        "reading",
+        "table",
+        "desk",
+    ]
+)
 
 
 def missing_name(house: House, domain: str, split: str, rng: random.Random) -> Sample | None:
     area = rng.choice(house.areas)
     ghost = Device(device_name(rng, domain, area, split), domain, area)
-    if alike(house, ghost) or ghost.name in ("light", "lights", "fan", "lock") or opaque(ghost.name) and rng.random() < 0.5:
+    if (
+        alike(house, ghost)
+        or ghost.name in ("light", "lights", "fan", "lock")
+        or opaque(ghost.name)
+        and rng.random() < 0.5
+    ):
         return None
     if domain in ("climate", "vacuum", "lock") and any(each.domain == domain for each in house.devices):
         return None
@@ -170,13 +200,26 @@ def missing_area(house: House, domain: str, split: str, rng: random.Random) -> S
     if rng.random() < 0.55:
         area = area_name(rng, split)
         last = area.split()[-1]
-        if any(area in other or other in area for other in house.areas) or area in near(house.areas) or last in named.split() or area in named:
+        if (
+            any(area in other or other in area for other in house.areas)
+            or area in near(house.areas)
+            or last in named.split()
+            or area in named
+        ):
             return None
-        if last in ("room", "bedroom", "bathroom") and any(last in other for other in house.areas) and "'s" not in area and rng.random() < 0.5:
+        if (
+            last in ("room", "bedroom", "bathroom")
+            and any(last in other for other in house.areas)
+            and "'s" not in area
+            and rng.random() < 0.5
+        ):
             return None
     else:
         area = rng.choice(house.areas)
-        if any(each.domain == domain and (each.area == area or area in each.name) for each in house.devices) or area in named:
+        if (
+            any(each.domain == domain and (each.area == area or area in each.name) for each in house.devices)
+            or area in named
+        ):
             return None
     if domain == "cover":
         ghost = Device("blinds" if rng.random() < 0.6 else "curtains", domain, area)
@@ -184,9 +227,27 @@ def missing_area(house: House, domain: str, split: str, rng: random.Random) -> S
             return None
         larger = House((*house.devices, ghost), area)
         place = in_area(area, rng)
-        ref = Reference((f"{area}/cover",), "the", ghost.name, place, True, area) if rng.random() < 0.5 else Reference((f"{area}/cover",), "" if "'s " in area else "the", f"{area} {ghost.name}", "", True, area)
+        ref = (
+            Reference((f"{area}/cover",), "the", ghost.name, place, True, area)
+            if rng.random() < 0.5
+            else Reference((f"{area}/cover",), "" if "'s " in area else "the", f"{area} {ghost.name}", "", True, area)
+        )
         tool = rng.choice(("open", "close", "set_position"))
-        sample = said(pick([each for each in by_tool()[tool] if "sun" not in each.kind and "view" not in each.kind and "glare" not in each.kind], split, rng), ref, larger, split, rng)
+        sample = said(
+            pick(
+                [
+                    each
+                    for each in by_tool()[tool]
+                    if "sun" not in each.kind and "view" not in each.kind and "glare" not in each.kind
+                ],
+                split,
+                rng,
+            ),
+            ref,
+            larger,
+            split,
+            rng,
+        )
         return Sample(house, sample.sentence, NO_DEVICE, "missing.area") if sample else None
     if domain == "media_player":
         ghost = Device("qqq", domain, area)
@@ -203,7 +264,11 @@ def missing_area(house: House, domain: str, split: str, rng: random.Random) -> S
 
 def missing_domain(house: House, split: str, rng: random.Random) -> Sample | None:
     """A command of a domain that the house has none of."""
-    lacking = [domain for domain in ("light", "cover", "lock", "climate", "media_player", "vacuum", "fan") if all(each.domain != domain for each in house.devices)]
+    lacking = [
+        domain
+        for domain in ("light", "cover", "lock", "climate", "media_player", "vacuum", "fan")
+        if all(each.domain != domain for each in house.devices)
+    ]
     if not lacking:
         return None
     domain = rng.choice(lacking)
@@ -217,14 +282,24 @@ def missing_domain(house: House, split: str, rng: random.Random) -> Sample | Non
     names = {"cover": ("blinds", "curtains"), "media_player": ("tv", "speaker", "radio")}.get(domain, ("qqq",))
     ghost = Device(rng.choice(names), domain, rng.choice((house.here, *house.areas)))
     larger = House((*house.devices, ghost), house.here)
-    tool = rng.choice([tool for tool, (domains, _) in TOOLS.items() if domain in domains and (domain != "fan" or tool == "set_speed" or rng.random() < 0.5)])
+    tool = rng.choice(
+        [
+            tool
+            for tool, (domains, _) in TOOLS.items()
+            if domain in domains and (domain != "fan" or tool == "set_speed" or rng.random() < 0.5)
+        ]
+    )
     family = pick([each for each in by_tool()[tool] if domain in each.domains], split, rng)
-    only = House(tuple(each for each in larger.devices if each.domain == domain or each.domain not in family.domains), house.here)
+    only = House(
+        tuple(each for each in larger.devices if each.domain == domain or each.domain not in family.domains), house.here
+    )
     ref = target_of(family, tool, only, rng)
     if ref is None or any(not target.endswith(f"/{domain}") and target != ghost.name for target in ref.targets):
         return None
     sample = said(family, ref, larger, split, rng)
-    return Sample(house, sample.sentence, NO_DEVICE, "missing.domain") if sample and "qqq" not in sample.sentence else None
+    return (
+        Sample(house, sample.sentence, NO_DEVICE, "missing.domain") if sample and "qqq" not in sample.sentence else None
+    )
 
 
 def negatives(count: int, seed: int) -> list[str]:
@@ -233,6 +308,6 @@ def negatives(count: int, seed: int) -> list[str]:
     found: dict[str, None] = {}
     while len(found) < count:
         house = make_house(rng, "test")
-        kind, templates = rng.choice(blocks(HELD_OUT))
-        found[expand(rng.choice(templates), rng, prose_rules("test"), prose_slots(house, "test", rng))] = None
+        templates = rng.choice(list(kinds(True).values()))
+        found[expand(rng.choice(templates), rng, rules("test"), prose_slots(house, "test", rng))] = None
     return list(found)

@@ -2,8 +2,29 @@
 
 import random
 
-ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+ONES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+TENS = ["zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
 def number_words(number: int) -> str:
@@ -24,7 +45,17 @@ def share(rng: random.Random) -> tuple[str, int]:
     """A percentage as said."""
     how = rng.random()
     if how < 0.1:
-        return rng.choice((("half", 50), ("full", 100), ("maximum", 100), ("max", 100), ("the maximum", 100), ("a quarter", 25), ("three quarters", 75)))
+        return rng.choice(
+            (
+                ("half", 50),
+                ("full", 100),
+                ("maximum", 100),
+                ("max", 100),
+                ("the maximum", 100),
+                ("a quarter", 25),
+                ("three quarters", 75),
+            )
+        )
     number = rng.choice((*range(10, 101, 10), *range(10, 101, 10), *range(5, 101, 5), rng.randint(11, 99)))
     text = spelled(number, rng)
     if how < 0.16 and number > 10:
@@ -39,15 +70,32 @@ def level(rng: random.Random) -> tuple[str, int]:
 
 def degrees(number: int, rng: random.Random) -> str:
     text = spelled(number, rng)
-    return text + rng.choice(("", "", " degrees", " degrees", " degrees", " degrees", " celsius", " degrees celsius", "°" if text.isdigit() else " degrees"))
+    return text + rng.choice(
+        (
+            "",
+            "",
+            " degrees",
+            " degrees",
+            " degrees",
+            " degrees",
+            " celsius",
+            " degrees celsius",
+            "°" if text.isdigit() else " degrees",
+        )
+    )
 
 
 def duration(rng: random.Random) -> tuple[str, int]:
     """A time span as said, in minutes."""
     how = rng.random()
     if how < 0.6:
-        number = rng.choice((1, 2, 3, 5, 5, 10, 10, 10, 15, 15, 20, 20, 25, 30, 30, 40, 45, 50, 60, 90, rng.randint(2, 120)))
-        return f"{'a' if number == 1 and rng.random() < 0.6 else spelled(number, rng)} {rng.choice(('minute', 'min')) if number == 1 else rng.choice(('minutes', 'minutes', 'minutes', 'mins'))}", number
+        number = rng.choice(
+            (1, 2, 3, 5, 5, 10, 10, 10, 15, 15, 20, 20, 25, 30, 30, 40, 45, 50, 60, 90, rng.randint(2, 120))
+        )
+        return (
+            f"{'a' if number == 1 and rng.random() < 0.6 else spelled(number, rng)} {rng.choice(('minute', 'min')) if number == 1 else rng.choice(('minutes', 'minutes', 'minutes', 'mins'))}",
+            number,
+        )
     if how < 0.85:
         return rng.choice((
             ("an hour", 60), ("an hour", 60), ("one hour", 60), ("half an hour", 30), ("half an hour", 30), ("an hour and a half", 90), ("one and a half hours", 90),
@@ -65,9 +113,21 @@ def clock(rng: random.Random) -> tuple[str, int, int]:
     hour = rng.randint(1, 12)
     minute = rng.choice((0, 0, 0, 0, 30, 30, 15, 45, 10, 20, 40, 50, 5, 55, 35, 25))
     after = hour % 12 + 1
-    forms = [f"{hour}:{minute:02d}", f"{hour} {minute:02d}", f"{number_words(hour)} {number_words(minute)}", f"{hour}.{minute:02d}"]
+    forms = [
+        f"{hour}:{minute:02d}",
+        f"{hour} {minute:02d}",
+        f"{number_words(hour)} {number_words(minute)}",
+        f"{hour}.{minute:02d}",
+    ]
     if minute == 0:
-        forms = [str(hour), number_words(hour), number_words(hour), f"{number_words(hour)} o'clock", f"{hour} o'clock", f"{hour}:00"]
+        forms = [
+            str(hour),
+            number_words(hour),
+            number_words(hour),
+            f"{number_words(hour)} o'clock",
+            f"{hour} o'clock",
+            f"{hour}:00",
+        ]
     elif minute == 5:
         forms = [f"{hour}:05", f"{number_words(hour)} oh five", f"five past {number_words(hour)}"]
     elif minute == 30:
@@ -98,13 +158,19 @@ def at_time(rng: random.Random) -> tuple[str, dict[str, str]]:
     if rng.random() < 0.45:
         later = rng.random() < 0.55
         mark = rng.choice(("pm", "pm", "p m", "p.m.") if later else ("am", "am", "a m", "a.m."))
-        text = f"at {text.replace(' o' + chr(39) + 'clock', '')} {mark}" if rng.random() < 0.85 or " " in text else f"at {text}{mark.replace(' ', '')}"
+        text = (
+            f"at {text.replace(' o' + chr(39) + 'clock', '')} {mark}"
+            if rng.random() < 0.85 or " " in text
+            else f"at {text}{mark.replace(' ', '')}"
+        )
     else:
         later = hour < 3 or hour > 4 and rng.random() < 0.5
         if not later and (hour < 4):
             return at_time(rng)
         if later and hour > 4:
-            part = rng.choice(("in the evening", "in the evening", "tonight", "at night" if hour > 8 else "in the evening"))
+            part = rng.choice(
+                ("in the evening", "in the evening", "tonight", "at night" if hour > 8 else "in the evening")
+            )
             text = f"tonight at {text}" if part == "tonight" and rng.random() < 0.5 else f"at {text} {part}"
         else:
             text = f"at {text} {'in the afternoon' if later else 'in the morning'}"
@@ -148,7 +214,13 @@ def heard(sentence: str, rng: random.Random) -> str:
         sentence = sentence.replace("'", "")
     how = rng.random()
     if how < 0.1:
-        end = "?" if sentence.startswith(("can", "could", "would", "will", "what", "how", "is ", "why", "who", "do ", "are ", "where", "when")) else rng.choice((".", ".", "!"))
+        end = (
+            "?"
+            if sentence.startswith(
+                ("can", "could", "would", "will", "what", "how", "is ", "why", "who", "do ", "are ", "where", "when")
+            )
+            else rng.choice((".", ".", "!"))
+        )
         return sentence[0].upper() + sentence[1:] + end
     if how < 0.13:
         return sentence[0].upper() + sentence[1:]

@@ -20,17 +20,50 @@ RULES = {
     "everywhere": "(everywhere|in [the] [(entire|whole)] house|in (all|all the) rooms)",
 }  # fmt: skip
 NAMED = {"name_only", "name_area", "name_brightness", "name_color", "name_temperature", "name_scene", "name_area_scene"}
-AREA = {"area_domain", "area_brightness", "area_color", "area_only", "area_temperature", "area_device_class", "area_device_class_cover"}
-HERE = {"domain_only", "default", "brightness_only", "color_only", "temperature_only", "device_class", "device_class_cover"}
+AREA = {
+    "area_domain",
+    "area_brightness",
+    "area_color",
+    "area_only",
+    "area_temperature",
+    "area_device_class",
+    "area_device_class_cover",
+}
+HERE = {
+    "domain_only",
+    "default",
+    "brightness_only",
+    "color_only",
+    "temperature_only",
+    "device_class",
+    "device_class_cover",
+}
 INTENTS = {
     "HassLightSet": "light", "HassSetPosition": "cover", "HassClimateSetTemperature": "climate", "HassMediaPause": "media_player",
     "HassMediaUnpause": "media_player", "HassMediaNext": "media_player", "HassSetVolume": "media_player",
     "HassSetVolumeRelative": "media_player", "HassVacuumStart": "vacuum", "HassVacuumReturnToBase": "vacuum", "HassFanSetSpeed": "fan",
     "HassTurnOn": "", "HassTurnOff": "",
 }  # fmt: skip
-QUESTIONS = """HassGetState HassClimateGetTemperature HassGetWeather HassGetCurrentTime HassGetCurrentDate HassStartTimer HassCancelTimer
-    HassIncreaseTimer HassDecreaseTimer HassPauseTimer HassTimerStatus HassShoppingListAddItem HassListAddItem HassNevermind
-    HassMediaPrevious HassRespond HassBroadcast HassShoppingListCompleteItem""".split()
+QUESTIONS = [
+    "HassGetState",
+    "HassClimateGetTemperature",
+    "HassGetWeather",
+    "HassGetCurrentTime",
+    "HassGetCurrentDate",
+    "HassStartTimer",
+    "HassCancelTimer",
+    "HassIncreaseTimer",
+    "HassDecreaseTimer",
+    "HassPauseTimer",
+    "HassTimerStatus",
+    "HassShoppingListAddItem",
+    "HassListAddItem",
+    "HassNevermind",
+    "HassMediaPrevious",
+    "HassRespond",
+    "HassBroadcast",
+    "HassShoppingListCompleteItem",
+]
 ASKING = ("is", "are", "what", "what's", "whats", "which", "how", "how's", "hows", "where", "where's", "tell")
 
 
@@ -39,13 +72,15 @@ def english() -> dict[str, Any]:
     try:
         import home_assistant_intents
     except ImportError:
-        raise SystemExit("package home-assistant-intents is missing: pip install -r examples/house/requirements.txt") from None
+        raise SystemExit(
+            "package home-assistant-intents is missing: pip install -r examples/house/requirements.txt"
+        ) from None
     path = Path(home_assistant_intents.__file__).parent / "data" / "en.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 @cache
-def rules() -> dict[str, str]:
+def ha_rules() -> dict[str, str]:
     return {**english()["expansion_rules"], **RULES}
 
 
@@ -70,7 +105,17 @@ def commands() -> tuple[tuple[str, str, str, str], ...]:
     for intent, base in INTENTS.items():
         for block in english()["intents"][intent]["data"]:
             combination = block["metadata"]["slot_combination"]
-            mode = "n" if combination in NAMED else "a" if combination in AREA else "g" if combination in HERE else "h" if combination == "domain_all" else ""
+            mode = (
+                "n"
+                if combination in NAMED
+                else "a"
+                if combination in AREA
+                else "g"
+                if combination in HERE
+                else "h"
+                if combination == "domain_all"
+                else ""
+            )
             wanted = block.get("slots", {}).get("domain") or block.get("requires_context", {}).get("domain") or base
             for domain in [wanted] if isinstance(wanted, str) else wanted:
                 tool = tool_of(intent, domain, combination)
@@ -93,9 +138,19 @@ def ha_command(house: House, rng: random.Random) -> tuple[str, Action] | None:
     meant_devices = sorted(house.resolve(target), key=str)
     if mode == "n" and meant(device.name, house, device.area if "{area}" in template else None) != [device]:
         return None
-    if mode == "n" and "{area}" in template and device.area in device.name or "'s " in device.name and "<the>" in template:
+    if (
+        mode == "n"
+        and "{area}" in template
+        and device.area in device.name
+        or "'s " in device.name
+        and "<the>" in template
+    ):
         return None
-    if mode == "n" and "<light>" in template and {"light", "lights", "lamp", "spotlight", "spotlights"} & set(device.name.split()):
+    if (
+        mode == "n"
+        and "<light>" in template
+        and {"light", "lights", "lamp", "spotlight", "spotlights"} & set(device.name.split())
+    ):
         return None
     if domain == "climate" and mode != "n" and any(map(cooling, meant_devices)) and "temp" not in template:
         return None
@@ -107,7 +162,13 @@ def ha_command(house: House, rng: random.Random) -> tuple[str, Action] | None:
         "volume_step": rng.choice(("up", "increase") if tool == "louder" else ("down", "decrease")),
         "volume_step_up": lambda: str(rng.choice((5, 10, 15, 20))), "volume_step_down": lambda: str(rng.choice((5, 10, 15, 20))),
     }  # fmt: skip
-    if "{cover_classes" in template and not slots["cover_classes"] or "'s " in device.area and "<the>" in template and "{area}" in template:
+    if (
+        "{cover_classes" in template
+        and not slots["cover_classes"]
+        or "'s " in device.area
+        and "<the>" in template
+        and "{area}" in template
+    ):
         return None
     for slot in ("brightness", "volume", "position", "fan_speed"):
         if "{" + slot in template.replace("volume_step", "") and "brightness_level" not in template:
@@ -119,8 +180,10 @@ def ha_command(house: House, rng: random.Random) -> tuple[str, Action] | None:
         values["degrees"] = rng.randint(15, 28)
         slots["temperature"] = spelled(values["degrees"], rng)
     if tool == "set_color":
-        values["color"] = slots["color"] = rng.choice(("red", "orange", "yellow", "green", "blue", "purple", "pink", "white"))
-    sentence = expand(template, rng, rules(), slots)
+        values["color"] = slots["color"] = rng.choice(
+            ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
+        )
+    sentence = expand(template, rng, ha_rules(), slots)
     if mode == "g" and ("here" in sentence or "this room" in sentence) and not target.startswith(house.here):
         return None
     return sentence, Action(tool, (target,), tuple(values.items()))
@@ -129,7 +192,13 @@ def ha_command(house: House, rng: random.Random) -> tuple[str, Action] | None:
 def place(house: House, device: Device, mode: str) -> str:
     if mode == "n":
         return device.name
-    return f"{device.area}/{device.domain}" if mode == "a" else f"{EVERYWHERE}/{device.domain}" if mode == "h" else here_target(house, device.domain)
+    return (
+        f"{device.area}/{device.domain}"
+        if mode == "a"
+        else f"{EVERYWHERE}/{device.domain}"
+        if mode == "h"
+        else here_target(house, device.domain)
+    )
 
 
 def cover_class(devices: list[Device], rng: random.Random) -> str | None:
@@ -144,7 +213,12 @@ def cover_class(devices: list[Device], rng: random.Random) -> str | None:
 def questions() -> tuple[tuple[str, str], ...]:
     found = []
     for intent in QUESTIONS:
-        listed = [template for block in english()["intents"][intent]["data"] for template in block["sentences"] if "timer_command" not in template]
+        listed = [
+            template
+            for block in english()["intents"][intent]["data"]
+            for template in block["sentences"]
+            if "timer_command" not in template
+        ]
         found += [(intent, template) for template in listed]
     return tuple(found)
 
@@ -163,10 +237,18 @@ def ha_question(slots: Mapping[str, str | Callable[[], str]], rng: random.Random
         if slot in values:
             continue
         if "values" in held:
-            values[slot] = rng.choice([each["in"] for each in held["values"]]).replace("[securely] ", "").replace("(closed|shut)", "closed").replace("(closing|shutting)", "closing").replace("[s]", "s")
+            values[slot] = (
+                rng.choice([each["in"] for each in held["values"]])
+                .replace("[securely] ", "")
+                .replace("(closed|shut)", "closed")
+                .replace("(closing|shutting)", "closing")
+                .replace("[s]", "s")
+            )
         else:
             values[slot] = str(rng.randint(2, 50))
-    sentence = expand(template, rng, rules(), {**slots, **values, **{each: slots[each] for each in ("name", "area")}})
+    sentence = expand(
+        template, rng, ha_rules(), {**slots, **values, **{each: slots[each] for each in ("name", "area")}}
+    )
     if wanted == "HassGetState" and not sentence.startswith(ASKING) or any(mark in sentence for mark in "[]()|"):
         return None
     return sentence

@@ -1,0 +1,258 @@
+"""Families of commands: what a template is for, and the words that fill its slots."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from grammar import blocks, expand, rules
+from house import COLORS, EVERYWHERE, MOST_TARGETS, TOOLS, Action, House
+from refer import Reference, cooling, here_target, in_area, refer, the_area, window
+from spoken import at_time, degrees, duration, level, share, spelled
+
+Slots = dict[str, str | Callable[[], str]]
+
+
+@dataclass(frozen=True)
+class Family:
+    kind: str
+    tool: str
+    imperative: bool
+    modes: str
+    domains: tuple[str, ...]
+    only: str
+    templates: tuple[str, ...]
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    house: House
+    sentence: str
+    action: Action
+    kind: str
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    found = []
+    for head, templates in blocks("commands").items():
+        kind, tool, form, modes, *rest = head.split()
+        domains, _, only = (rest[0] if rest else "").partition(":")
+        listed = tuple(domains.split(",")) if domains else TOOLS[tool.partition("=")[0]][0]
+        listed = tuple(domain for domain in listed if domain != "scene" or "s" in modes)
+        found.append(Family(kind.rstrip("!"), tool, form == "imp", modes, listed, only, templates, kind.endswith("!")))
+    return tuple(found)
+
+
+def value(tool: str, rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """A value as said, and as an argument."""
+    if tool == "set_color":
+        color = rng.choice(COLORS)
+        said = rng.choice(("cold white", "cool white")) if color == "cold white" else color
+        return said, {"color": color}
+    if tool == "set_temperature":
+        number = rng.choice((*range(16, 27), *range(17, 25), *range(17, 25), rng.randint(5, 35)))
+        return degrees(number, rng), {"degrees": number}
+    if "percent" in TOOLS[tool][1]:
+        said, number = share(rng) if rng.random() < 0.85 else level(rng)
+        return said, {"percent": number}
+    return "", {}
+
+
+def slots_for(ref: Reference, house: House, tool: str, said: str, rng: random.Random) -> Slots:
+    area = ref.area if ref.area and ref.area != EVERYWHERE else None
+    slots: Slots = {
+        "t": ref.whole, "n": ref.noun, "loc": ref.place, "b": bare(ref), "is": "are" if ref.plural else "is", "v": said,
+        "other": lambda: rng.choice([color for color in COLORS if color != said]),
+        "step": lambda: spelled(rng.choice((5, 10, 10, 15, 20, 20, 25, 30, 50)), rng),
+        "deg": lambda: rng.choice(("a degree", "one degree", "two degrees", "2 degrees", "three degrees", "3 degrees", "a few degrees", "a couple of degrees", "5 degrees", "some degrees")),
+        "half": lambda: rng.choice(("half way", "halfway", "half", "to half", "to the half", "to the middle")),
+        "place": lambda: room(area, ref, house, rng),
+        "anyarea": lambda: the_area(rng.choice(house.areas), rng),
+        "inany": lambda: rng.choice(("", "", "in here", in_area(rng.choice(house.areas), rng))),
+    }  # fmt: skip
+    if TOOLS[tool][0] == ("media_player",):
+        slots.update(media(ref, rng))
+    return slots
+
+
+def bare(ref: Reference) -> str:
+    kept = ref.article if ref.article in ("all", "every", "each", "both") or "all" in ref.article else ""
+    return f"{kept} {ref.said} {ref.place}".strip()
+
+
+def room(area: str | None, ref: Reference, house: House, rng: random.Random) -> str:
+    """The place of a group, as an object: 'light up the kitchen'."""
+    if ref.area == house.here and not any(area in ref.whole for area in house.areas):
+        return rng.choice(("the room", "this room", "the room", "this place", the_area(house.here, rng)))
+    return the_area(area, rng) if area else rng.choice(("the house", "the whole house", "the place"))
+
+
+def media(ref: Reference, rng: random.Random) -> Slots:
+    """The volume, the music, and where it plays."""
+    if ref.area is None:
+        said = ref.said + (f" {ref.place}" if ref.place else "")
+        of = f"{rng.choice(('of', 'of', 'on', 'on', 'for', 'from'))} {ref.whole}"
+        volume = rng.choice(
+            (
+                f"the {rng.choice(('volume', 'volume', 'sound', 'audio'))} {of}",
+                f"the {ref.said} {rng.choice(('volume', 'volume', 'sound'))} {ref.place}",
+            )
+        )
+        if ref.article == "" or "'s" in ref.said:
+            volume = f"the volume {of}"
+        short = rng.choice((f"{ref.said} volume", f"volume {of}", f"{ref.said} volume {ref.place}"))
+        return {
+            "vol": volume,
+            "bvol": short,
+            "tv": ref.whole,
+            "volloc": f"on {ref.whole}",
+            "on": ref.whole,
+            "isv": "are" if ref.plural else "is",
+            "b": said,
+        }
+    noun = rng.choice(("volume", "volume", "volume", "music", "sound", "music", "audio"))
+    music = rng.choice(("music", "music", "sound")) if noun == "volume" else "music"
+    where = f" {ref.place}" if ref.place else ""
+    return {
+        "vol": f"the {noun}{where}", "bvol": f"{noun}{where}", "tv": rng.choice((f"the {music}{where}", f"the {music}{where}", "it")) if not where else f"the {music}{where}",
+        "volloc": ref.place, "on": f"the music{where}", "isv": "is", "b": f"music{where}", "t": f"the {music}{where}",
+    }  # fmt: skip
+
+
+def media_group(house: House, mode: str, rng: random.Random) -> Reference | None:
+    """What plays here, or in an area: said by the volume or the music, and where."""
+    if mode == "g":
+        local = any(each.domain == "media_player" and each.area == house.here for each in house.devices)
+        place = rng.choice(("", "", "", "", "in here", "here")) if local else ""
+        return Reference(
+            (here_target(house, "media_player"),), "the", "music", place, False, house.here if local else ""
+        )
+    area = rng.choice([each.area for each in house.devices if each.domain == "media_player"])
+    return Reference((f"{area}/media_player",), "the", "music", in_area(area, rng), False, area)
+
+
+def target_of(family: Family, tool: str, house: House, rng: random.Random) -> Reference | None:
+    mode = rng.choice(family.modes)
+    domains = [domain for domain in family.domains if any(each.domain == domain for each in house.devices)]
+    if not domains:
+        return None
+    if mode == "H":
+        return Reference((f"{EVERYWHERE}/lock",), "", "", area="")
+    if "media_player" in domains and mode in "ga" and TOOLS[tool][0] == ("media_player",):
+        return media_group(house, mode, rng)
+    if "media_player" in domains and mode in "gah":
+        domains.remove("media_player")
+        if not domains:
+            return None
+    if mode == "m" and rng.random() < 0.6:
+        return None
+    # Lights are what is asked for most.
+    chosen = domains if mode == "m" else [rng.choice(domains + ["light", "light"] if "light" in domains else domains)]
+    if mode in "GA":
+        return placed(house, chosen[0], mode, rng)
+    return refer(house, chosen, mode, rng)
+
+
+def placed(house: House, domain: str, mode: str, rng: random.Random) -> Reference:
+    """Where a sentence names no device: any domain's group can be meant, whatever its devices are called."""
+    if mode == "G":
+        local = any(each.domain == domain and each.area == house.here for each in house.devices)
+        place = rng.choice(("", "", "", "in here", "here", "in this room", "in the room")) if local else ""
+        return Reference((here_target(house, domain),), "the", domain, place, False, house.here if local else "")
+    area = rng.choice([each.area for each in house.devices if each.domain == domain])
+    return Reference((f"{area}/{domain}",), "the", domain, in_area(area, rng), False, area)
+
+
+def allowed(family: Family, ref: Reference, house: House) -> bool:
+    """Whether a family may be said of these devices."""
+    devices = [each for target in ref.targets for each in house.resolve(target)]
+    if family.only == "window" and not all(map(window, devices)):
+        return False
+    if family.only == "heat" and any(map(cooling, devices)):
+        return False
+    if family.tool in ("warmer", "cooler") and "G" in family.modes and not family.imperative:
+        # "i'm hot" could ask for a fan.
+        return not any(
+            each.domain == "fan" or each.domain == "switch" and "heater" in each.name for each in house.devices
+        )
+    return True
+
+
+def pick(listed: Sequence[Family], split: str, rng: random.Random) -> Family:
+    held = [family for family in listed if family.held_out]
+    usual = [family for family in listed if not family.held_out]
+    if split == "test" and held and rng.random() < 0.3:
+        return rng.choice(held)
+    return rng.choices(usual, [len(family.templates) ** 0.7 for family in usual])[0]
+
+
+@cache
+def by_tool() -> dict[str, tuple[Family, ...]]:
+    """What `target_of` finds targets for: not scenes, not everything."""
+    usual = [family for family in families() if family.modes not in ("s", "e")]
+    return {tool: tuple(family for family in usual if family.tool.partition("=")[0] == tool) for tool in TOOLS}
+
+
+def said(family: Family, ref: Reference, house: House, split: str, rng: random.Random) -> Sample | None:
+    tool, _, fixed = family.tool.partition("=")
+    text, values = ("", {"percent": int(fixed)}) if fixed else value(tool, rng)
+    template = rng.choice(family.templates)
+    if family.kind == "position.half":
+        values = {"percent": 50}
+    sentence = expand(template, rng, rules(), slots_for(ref, house, tool, text, rng))
+    sentence, times = wrapped(sentence, family.imperative, tool, split, rng)
+    return Sample(house, sentence, Action(tool, ref.targets, (*values.items(), *times.items())), family.kind)
+
+
+def wrapped(sentence: str, imperative: bool, tool: str, split: str, rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """The sentence with when, why and how politely; and the time that it names."""
+    times: dict[str, Any] = {}
+    if imperative and tool not in ("next", "louder", "quieter") and rng.random() < 0.07:
+        when, times = when_said(rng)
+        sentence = f"{sentence} {when}" if rng.random() < 0.75 else f"{when} {sentence}"
+    elif imperative and tool in ("turn_on", "turn_off", "play") and rng.random() < 0.006:
+        sentence = f"{sentence} for {duration(rng)[0]}"
+    if imperative and rng.random() < 0.5 or not imperative and rng.random() < 0.22:
+        wraps = blocks("wraps")["imperative"] if imperative else blocks("wraps")["saying"]
+        if split == "test" and imperative and rng.random() < 0.1:
+            wraps = blocks("wraps")["held out"]
+        wrap = rng.choice(wraps)
+        if not (times and ("now" in wrap or "immediately" in wrap)):
+            sentence = wrap.replace("{c}", sentence)
+    if imperative and rng.random() < 0.07:
+        reason = rng.choice(blocks("reasons")[tool])
+        first = rng.random() < 0.55
+        sentence = (
+            f"{reason}{rng.choice((' ', ' ', ', ', ' so ', ' please '))}{sentence}"
+            if first
+            else f"{sentence} {rng.choice(('', '', 'because ', 'cause ', 'since '))}{reason}"
+        )
+    return sentence, times
+
+
+def when_said(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    if rng.random() < 0.5:
+        text, minutes = duration(rng)
+        return f"{rng.choice(('in', 'in', 'in', 'after'))} {text}", {"after_minutes": minutes}
+    return at_time(rng)
+
+
+WEIGHTS = {
+    "turn_on": 22, "turn_off": 20, "set_brightness": 7, "brighten": 7, "dim": 8, "set_color": 7, "open": 5, "close": 5, "set_position": 3,
+    "lock": 3, "unlock": 2, "set_temperature": 5, "warmer": 5, "cooler": 4, "set_speed": 2, "set_volume": 5, "louder": 6, "quieter": 6,
+    "play": 3, "pause": 4, "next": 3, "start": 6, "dock": 2,
+}  # fmt: skip
+
+
+def of_family(house: House, split: str, rng: random.Random, tool: str = "") -> Sample | None:
+    if not tool:
+        fit = [tool for tool, (domains, _) in TOOLS.items() if any(each.domain in domains for each in house.devices)]
+        tool = rng.choices(fit, [WEIGHTS[tool] for tool in fit])[0]
+    family = pick(by_tool()[tool], split, rng)
+    ref = target_of(family, tool, house, rng)
+    if ref is None or not allowed(family, ref, house) or len(ref.targets) > MOST_TARGETS:
+        return None
+    return said(family, ref, house, split, rng)
