@@ -1,7 +1,7 @@
 """How often a bundle does what a sentence asks: exact actions on generated houses, on utterances by people, and how many
 sentences that are no commands it acts upon. Answers are greedy and constrained to the tools of the house.
 
-    python examples/house/evaluate.py out/house/bundle --generated out/house/test.jsonl --negatives out/house/negatives.jsonl
+    python examples/house/evaluate.py out/house/bundle --generated out/house/test.jsonl --negatives out/house/negatives.txt
 """
 
 import argparse
@@ -32,20 +32,30 @@ class Case(NamedTuple):
 
 
 def generated(path: Path, most: int) -> Iterator[Case]:
+    """Of make_data.py's samples the first `most`."""
     for line in path.read_text(encoding="utf-8").splitlines()[:most]:
         row = json.loads(line)
         yield Case(read_house(row["house"]), row["sentence"], [row["completion"]], row["kind"])
+
+
+def negatives(path: Path) -> Iterator[Case]:
+    """Sentences that ask for nothing, one a line, spoken in turn in the houses of the utterances."""
+    houses = list(dict.fromkeys(case.house for case in utterances()))
+    for place, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        yield Case(houses[place % len(houses)], line, [], "asks for nothing")
 
 
 def utterances(path: Path = HERE / "slurp.json") -> Iterator[Case]:
     content = json.loads(path.read_text(encoding="utf-8"))
     houses = {name: read_house(house) for name, house in content["houses"].items()}
     for row in content["sentences"]:
-        yield Case(houses[row["house"]], row["sentence"], row["actions"], "asks" if row["actions"] else "asks for nothing")
+        yield Case(
+            houses[row["house"]], row["sentence"], row["actions"], "asks" if row["actions"] else "asks for nothing"
+        )
 
 
 def read_house(content: dict[str, Any]) -> House:
-    return House(tuple(Device(name, domain, area) for area, domain, name in content["devices"]), content["here"])
+    return House(tuple(Device(name, domain, area) for name, domain, area in content["devices"]), content["here"])
 
 
 def is_right(case: Case, answer: str) -> bool:
@@ -91,15 +101,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--generated", type=Path, help="JSONL of make_data.py")
-    parser.add_argument("--negatives", type=Path, help="JSONL of make_data.py --negatives")
+    parser.add_argument("--negatives", type=Path, help="sentences of make_data.py --negatives")
     parser.add_argument("--most", type=int, default=1000, help="of the generated samples")
     parser.add_argument("--wrong", type=Path, help="file for the answers that are wrong")
     parser.add_argument("-o", "--out", type=Path, help="record, as JSON")
     given = parser.parse_args()
     sets = {"utterances": list(utterances())}
-    for name, path in (("generated", given.generated), ("negatives", given.negatives)):
-        if path:
-            sets[name] = list(generated(path, given.most))
+    if given.generated:
+        sets["generated"] = list(generated(given.generated, given.most))
+    if given.negatives:
+        sets["negatives"] = list(negatives(given.negatives))
     seconds: list[float] = []
     record: dict[str, Any] = {"bundle": given.bundle.name, "sets": {}}
     wrong: list[dict[str, Any]] = []

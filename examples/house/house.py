@@ -127,7 +127,9 @@ def meaning(action: Action, house: House) -> tuple[Any, ...]:
 def prompt(house: House, sentence: str) -> str:
     lines = [f"here: {house.here}"]
     for area in house.areas:
-        lines.append(f"{area}: " + ", ".join(f"{each.domain} {each.name}" for each in house.devices if each.area == area))
+        lines.append(
+            f"{area}: " + ", ".join(f"{each.domain} {each.name}" for each in house.devices if each.area == area)
+        )
     return "\n".join([*lines, f"> {sentence}\n"])
 
 

@@ -1,7 +1,7 @@
 """What Home Assistant's own sentences make of an utterance: `hassil` with the package home-assistant-intents, given the names and
 areas of a house. No model: what no template matches is refused. A name of an assistant in front is left out, as its wake word is.
 
-    python examples/house/recognized.py --generated out/house/test.jsonl --negatives out/house/negatives.jsonl
+    python examples/house/recognized.py --generated out/house/test.jsonl --negatives out/house/negatives.txt
 """
 
 import argparse
@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from evaluate import Answer, generated, judge, show, utterances
+from evaluate import Answer, generated, judge, negatives, show, utterances
 from house import EVERYWHERE, REFUSE, Action, House
 from templates import english
 
@@ -65,7 +65,9 @@ def action_of(house: House, intent: str, slots: dict[str, Any]) -> Action | None
         tool = "louder" if step == "up" or isinstance(step, int) and step > 0 else "quieter"
     if tool is None or domain is None:
         return None
-    target = named.name if named else f"{slots.get('area') or (house.here if here(house, domain) else EVERYWHERE)}/{domain}"
+    target = (
+        named.name if named else f"{slots.get('area') or (house.here if here(house, domain) else EVERYWHERE)}/{domain}"
+    )
     values = tuple((ours, slots[theirs]) for theirs, ours in VALUES if theirs in slots)
     return Action(tool, (target,), values) if house.resolve(target) else None
 
@@ -81,9 +83,10 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=1000)
     given = parser.parse_args()
     sets = {"utterances": list(utterances())}
-    for name, path in (("generated", given.generated), ("negatives", given.negatives)):
-        if path:
-            sets[name] = list(generated(path, given.most))
+    if given.generated:
+        sets["generated"] = list(generated(given.generated, given.most))
+    if given.negatives:
+        sets["negatives"] = list(negatives(given.negatives))
     says: Answer = answer
     for name, cases in sets.items():
         right, count, _ = judge(cases, says)
