@@ -91,7 +91,7 @@ def area_name(rng: random.Random, split: str) -> str:
     if how < 0.84:
         return rng.choice(words("areas", listed)[: rng.choice((16, 200))])
     if how < 0.95:
-        return f"{rng.choice(words("people", split))}'s {rng.choice(words("owned areas", 'train'))}"
+        return f"{rng.choice(words('people', split))}'s {rng.choice(words('owned areas', 'train'))}"
     return rng.choice((invented(rng, split), f"{invented(rng, split)} room"))
 
 
@@ -102,7 +102,7 @@ def device_name(rng: random.Random, domain: str, area: str, split: str) -> str:
         return (
             base
             if how < 0.85
-            else f"{rng.choice(words("people", split))}'s {base}"
+            else f"{rng.choice(words('people', split))}'s {base}"
             if how < 0.9
             else invented(rng, split)
         )
@@ -113,11 +113,11 @@ def device_name(rng: random.Random, domain: str, area: str, split: str) -> str:
     if how < 0.66 and not {area, area.split()[-1]} & set(base.split()):
         return f"{area} {base}"
     if how < 0.74:
-        return f"{rng.choice(words("people", split))}'s {base}"
+        return f"{rng.choice(words('people', split))}'s {base}"
     if how < 0.80:
-        return f"{rng.choice(words("brands", split))} {base.split()[-1] if rng.random() < 0.5 else base}"
+        return f"{rng.choice(words('brands', split))} {base.split()[-1] if rng.random() < 0.5 else base}"
     if how < 0.89:
-        return f"{rng.choice(words("adjectives", split))} {base}"
+        return f"{rng.choice(words('adjectives', split))} {base}"
     return rng.choice((invented(rng, split), f"{invented(rng, split)} {rng.choice(HEADS[domain])}"))
 
 
