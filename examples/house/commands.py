@@ -64,15 +64,33 @@ def value(tool: str, rng: random.Random) -> tuple[str, dict[str, Any]]:
 def slots_for(ref: Reference, house: House, tool: str, said: str, rng: random.Random) -> Slots:
     area = ref.area if ref.area and ref.area != EVERYWHERE else None
     slots: Slots = {
-        "t": ref.whole, "n": ref.noun, "loc": ref.place, "b": bare(ref), "is": "are" if ref.plural else "is", "v": said,
+        "t": ref.whole,
+        "n": ref.noun,
+        "loc": ref.place,
+        "b": bare(ref),
+        "is": "are" if ref.plural else "is",
+        "v": said,
         "other": lambda: rng.choice([color for color in COLORS if color != said]),
         "step": lambda: spelled(rng.choice((5, 10, 10, 15, 20, 20, 25, 30, 50)), rng),
-        "deg": lambda: rng.choice(("a degree", "one degree", "two degrees", "2 degrees", "three degrees", "3 degrees", "a few degrees", "a couple of degrees", "5 degrees", "some degrees")),
+        "deg": lambda: rng.choice(
+            (
+                "a degree",
+                "one degree",
+                "two degrees",
+                "2 degrees",
+                "three degrees",
+                "3 degrees",
+                "a few degrees",
+                "a couple of degrees",
+                "5 degrees",
+                "some degrees",
+            )
+        ),
         "half": lambda: rng.choice(("half way", "halfway", "half", "to half", "to the half", "to the middle")),
         "place": lambda: room(area, ref, house, rng),
         "anyarea": lambda: the_area(rng.choice(house.areas), rng),
         "inany": lambda: rng.choice(("", "", "in here", in_area(rng.choice(house.areas), rng))),
-    }  # fmt: skip
+    }
     if TOOLS[tool][0] == ("media_player",):
         slots.update(media(ref, rng))
     return slots
@@ -117,9 +135,15 @@ def media(ref: Reference, rng: random.Random) -> Slots:
     music = rng.choice(("music", "music", "sound")) if noun == "volume" else "music"
     where = f" {ref.place}" if ref.place else ""
     return {
-        "vol": f"the {noun}{where}", "bvol": f"{noun}{where}", "tv": rng.choice((f"the {music}{where}", f"the {music}{where}", "it")) if not where else f"the {music}{where}",
-        "volloc": ref.place, "on": f"the music{where}", "isv": "is", "b": f"music{where}", "t": f"the {music}{where}",
-    }  # fmt: skip
+        "vol": f"the {noun}{where}",
+        "bvol": f"{noun}{where}",
+        "tv": rng.choice((f"the {music}{where}", f"the {music}{where}", "it")) if not where else f"the {music}{where}",
+        "volloc": ref.place,
+        "on": f"the music{where}",
+        "isv": "is",
+        "b": f"music{where}",
+        "t": f"the {music}{where}",
+    }
 
 
 def media_group(house: House, mode: str, rng: random.Random) -> Reference | None:
@@ -241,10 +265,30 @@ def when_said(rng: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 WEIGHTS = {
-    "turn_on": 22, "turn_off": 20, "set_brightness": 7, "brighten": 7, "dim": 8, "set_color": 7, "open": 5, "close": 5, "set_position": 3,
-    "lock": 3, "unlock": 2, "set_temperature": 5, "warmer": 5, "cooler": 4, "set_speed": 2, "set_volume": 5, "louder": 6, "quieter": 6,
-    "play": 3, "pause": 4, "next": 3, "start": 6, "dock": 2,
-}  # fmt: skip
+    "turn_on": 22,
+    "turn_off": 20,
+    "set_brightness": 7,
+    "brighten": 7,
+    "dim": 8,
+    "set_color": 7,
+    "open": 5,
+    "close": 5,
+    "set_position": 3,
+    "lock": 3,
+    "unlock": 2,
+    "set_temperature": 5,
+    "warmer": 5,
+    "cooler": 4,
+    "set_speed": 2,
+    "set_volume": 5,
+    "louder": 6,
+    "quieter": 6,
+    "play": 3,
+    "pause": 4,
+    "next": 3,
+    "start": 6,
+    "dock": 2,
+}
 
 
 def of_family(house: House, split: str, rng: random.Random, tool: str = "") -> Sample | None:

@@ -1,4 +1,6 @@
-"""Templates as Home Assistant writes them, expanded at random: `(a|b)`, `[optional]`, `(a;b)` in any order, `<rule>`, `{slot}`.
+"""Templates as Home Assistant writes them, expanded at random.
+
+`(a|b)`, `[optional]`, `(a;b)` in any order, `<rule>`, `{slot}`.
 
 They stand in `phrases/*.txt`: `== HEAD`, then one a line.
 """
@@ -21,7 +23,7 @@ PIECE = re.compile(r"[()\[\]|;]|<[^>]*>|\{[^}]*\}|[^()\[\]|;<{]+")
 def blocks(file: str) -> dict[str, tuple[str, ...]]:
     """The lines of a file of phrases by the head above them."""
     found: dict[str, tuple[str, ...]] = {}
-    for block in (PHRASES / f"{file}.txt").read_text(encoding="utf-8").split("== ")[1:]:
+    for block in (PHRASES / f"{file}.txt").read_text(encoding="utf-8").split("\n== ")[1:]:
         head, *lines = block.strip().splitlines()
         found[head.strip()] = tuple(lines)
     return found

@@ -1,7 +1,7 @@
 """Invented houses: what a house may have, and one of them by a seed.
 
-Names stand in lists, `phrases/names.txt`: a part is held out, so a test asks for names that no training house had. Words
-without a meaning are spelled from syllables; one in eight of them is held out, by its hash.
+Names stand in lists, `phrases/names.txt`: a part is held out, so a test asks for names that no training house had.
+Words without a meaning are spelled from syllables; one in eight of them is held out, by its hash.
 """
 
 import random
@@ -18,14 +18,28 @@ SPLITS = ("train", "test")
 LONGEST_LISTING = 265
 
 WEIGHTS = {
-    "light": 38, "switch": 15, "cover": 11, "media_player": 12, "climate": 8, "fan": 6, "lock": 5, "vacuum": 4, "scene": 6,
-}  # fmt: skip
+    "light": 38,
+    "switch": 15,
+    "cover": 11,
+    "media_player": 12,
+    "climate": 8,
+    "fan": 6,
+    "lock": 5,
+    "vacuum": 4,
+    "scene": 6,
+}
 # The last word that a made-up name of a domain may have: "zorbo lamp".
 HEADS = {
-    "light": ("lamp", "light", "lights", "lamp"), "switch": ("plug", "socket", "switch"), "fan": ("fan",), "cover": ("blinds", "curtains"),
-    "lock": ("door", "lock"), "climate": ("heating", "thermostat"), "media_player": ("speaker", "tv"), "vacuum": ("robot", "vacuum"),
+    "light": ("lamp", "light", "lights", "lamp"),
+    "switch": ("plug", "socket", "switch"),
+    "fan": ("fan",),
+    "cover": ("blinds", "curtains"),
+    "lock": ("door", "lock"),
+    "climate": ("heating", "thermostat"),
+    "media_player": ("speaker", "tv"),
+    "vacuum": ("robot", "vacuum"),
     "scene": ("mood", "time"),
-}  # fmt: skip
+}
 
 
 @cache
@@ -35,10 +49,11 @@ def words(listed: str, split: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in " ".join(lines).split(","))
 
 
-def held_out_names() -> list[str]:
+@cache
+def held_out_names() -> tuple[str, ...]:
     """What no training house has: names of areas, devices, people, brands, and adjectives."""
     lists = [listed.removesuffix(" held out") for listed in blocks("names") if listed.endswith(" held out")]
-    return [name for listed in lists for name in words(listed, "test")]
+    return tuple(name for listed in lists for name in words(listed, "test"))
 
 
 def invented(rng: random.Random, split: str) -> str:
@@ -130,7 +145,7 @@ def make_house(rng: random.Random, split: str) -> House:
         list(WEIGHTS), [weight * rng.choice((0, 1, 1, 2)) + 0.01 for weight in WEIGHTS.values()], k=wanted
     )
     devices: list[Device] = []
-    generic = {"light", "lights", "fan", "lock", *areas}
+    taken = {"light", "lights", "fan", "lock", *areas, *(held_out_names() if split == "train" else ())}
     length = len("here: ") + max(map(len, areas))
     for place, domain in enumerate(domains):
         area = areas[place] if place < len(areas) else rng.choice(areas)
@@ -138,8 +153,8 @@ def make_house(rng: random.Random, split: str) -> House:
         length += len(name) + len(domain) + 3 + (len(area) + 2 if place < len(areas) else 0)
         if length > LONGEST_LISTING and place >= 4:
             break
-        if name not in generic:
-            generic.add(name)
+        if name not in taken:
+            taken.add(name)
             devices.append(Device(name, domain, area))
     kept = [area for area in areas if any(device.area == area for device in devices)]
     rng.shuffle(kept)
@@ -156,8 +171,10 @@ def near(areas: list[str]) -> Iterator[str]:
         "study, office, home office, library, studio",
         "bedroom, master bedroom, small bedroom, big bedroom, guest room, nursery, kids room, playroom, upstairs",
         "garden, balcony, terrace, patio, backyard, porch, conservatory, greenhouse",
-        "basement, cellar, downstairs, ground floor, first floor", "attic, loft, top floor, upstairs", "kitchen, dining room, pantry",
-    )  # fmt: skip
+        "basement, cellar, downstairs, ground floor, first floor",
+        "attic, loft, top floor, upstairs",
+        "kitchen, dining room, pantry",
+    )
     for group in groups:
         named = group.split(", ")
         if any(word in area for area in areas for word in named):
@@ -200,7 +217,9 @@ KINDS = {
     "espresso": Known(("espresso machine", "coffee machine", "coffee maker"), ()),
     "kettle": Known(("kettle", "water kettle", "electric kettle", "tea kettle"), ()),
     "washing": Known(("washing machine", "washer", "laundry machine"), ()),
-    "vacuum": Known(("vacuum", "vacuum cleaner", "hoover", "robot vacuum", "robot", "vacuum robot", "cleaner"), ("vacuums",)),
+    "vacuum": Known(
+        ("vacuum", "vacuum cleaner", "hoover", "robot vacuum", "robot", "vacuum robot", "cleaner"), ("vacuums",)
+    ),
     "hoover": Known(("hoover", "vacuum", "vacuum cleaner"), ("hoovers",)),
     "roomba": Known(("roomba", "vacuum", "robot vacuum", "vacuum cleaner", "hoover"), ()),
     "robot": Known(("robot", "vacuum", "robot vacuum", "cleaner", "hoover", "vacuum cleaner"), ()),
@@ -210,7 +229,7 @@ KINDS = {
     "outlet": Known(("outlet",), ("outlets",)),
     "computer": Known(("computer", "pc"), ()),
     "pc": Known(("pc", "computer"), ()),
-}  # fmt: skip
+}
 
 
 @cache

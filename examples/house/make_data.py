@@ -1,7 +1,7 @@
 """Writes the training or test data of the house example: `make_data.py OUT --samples N --seed S [--split test]`.
 
-A line of OUT is a sample: `prompt` and `completion` are what the model reads and writes, `house`, `sentence` and `kind` are for
-the analysis of errors. Equal arguments write equal files, whatever the number of processes.
+A line of OUT is a sample: `prompt` and `completion` are what the model reads and writes, `house`, `sentence` and `kind`
+are for the analysis of errors. Equal arguments write equal files, whatever the number of processes.
 """
 
 import argparse

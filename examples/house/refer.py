@@ -1,4 +1,4 @@
-"""How a speaker refers to devices of a house, and which targets he means. What could mean something else is not said."""
+"""How a speaker refers to devices of a house, and which targets that means. Ambiguous references are not made."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,12 @@ GENERIC = {
     "lock": (("door", "lock"), ("doors", "locks", "door locks")),
     "climate": (("heating", "heat", "thermostat"), ("thermostats",)),
     "media_player": ((), ()),
-    "vacuum": (("vacuum", "robot", "vacuum cleaner", "hoover", "robot vacuum", "cleaner", "vacuum robot", "cleaning robot"), ("vacuums", "robots")),
+    "vacuum": (
+        ("vacuum", "robot", "vacuum cleaner", "hoover", "robot vacuum", "cleaner", "vacuum robot", "cleaning robot"),
+        ("vacuums", "robots"),
+    ),
     "scene": ((), ()),
-}  # fmt: skip
+}
 # Without an article of a single thing.
 MASS = {"heating", "heat", "lighting"}
 CORE = {
@@ -42,9 +45,15 @@ NO_WINDOW = {"door", "gate", "awning", "canopy", "skylight"}
 ON = {"balcony", "terrace", "patio", "porch", "landing", "stairs", "first floor", "top floor", "ground floor"}
 BARE = {"upstairs", "downstairs"}
 SAME_AREA = (
-    ("living room", "lounge", "sitting room"), ("hallway", "hall", "corridor"), ("basement", "cellar"), ("attic", "loft"),
-    ("office", "study"), ("toilet", "loo"), ("kids room", "children's room"), ("backyard", "yard"),
-)  # fmt: skip
+    ("living room", "lounge", "sitting room"),
+    ("hallway", "hall", "corridor"),
+    ("basement", "cellar"),
+    ("attic", "loft"),
+    ("office", "study"),
+    ("toilet", "loo"),
+    ("kids room", "children's room"),
+    ("backyard", "yard"),
+)
 
 
 @dataclass(frozen=True)
@@ -154,9 +163,14 @@ def called(name: str, domain: str) -> tuple[str, ...]:
 def meant(said: str, house: House, area: str | None = None) -> list[Device]:
     """The devices that a name may mean: in an area; without one, here if there are some, else in the house. Who has
     exactly this name goes before who is only called so."""
-    pools = [[each for each in house.devices if each.area == area]] if area else [
-        [each for each in house.devices if each.area == house.here], list(house.devices),
-    ]  # fmt: skip
+    pools = (
+        [[each for each in house.devices if each.area == area]]
+        if area
+        else [
+            [each for each in house.devices if each.area == house.here],
+            list(house.devices),
+        ]
+    )
     for pool in pools:
         exact = [each for each in pool if each.name == said]
         loose = [each for each in pool if said in called(each.name, each.domain)]
@@ -200,7 +214,7 @@ def plural(said: str) -> bool:
     return last.endswith("s") and last not in ("christmas", "sonos", "wireless", "glass") and not opaque(last)
 
 
-def one_of(house: House, device: Device, rng: random.Random) -> Reference | None:
+def one_of(house: House, device: Device) -> Reference | None:
     """'the bedside one', 'the left one'."""
     first, _, rest = device.name.partition(" ")
     if device.domain != "light" or not rest or "'s" in device.name or len(rest.split()) > 1 or first in house.areas:
@@ -362,9 +376,9 @@ def refer(house: House, domains: Sequence[str], mode: str, rng: random.Random) -
         return None
     device = rng.choice(devices)
     if mode == "n":
-        found = one_of(house, device, rng) if rng.random() < 0.06 else by_name(house, device, rng)
-    elif mode == "p":
-        found = of_kind(house, device.domain, rng)
+        how = rng.random()
+        found = one_of(house, device) if how < 0.06 else of_kind(house, device.domain, rng) if how < 0.16 else None
+        found = found or by_name(house, device, rng)
     else:
         found = of_all(house, device.domain, mode, rng)
     return found

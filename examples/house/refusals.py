@@ -38,7 +38,7 @@ def no_command(house: House, split: str, rng: random.Random) -> Sample | None:
         )
         return Sample(house, sentence, NO_COMMAND, "no.ha") if sentence else None
     if rng.random() < 0.06:
-        return half(house, split, rng)
+        return half(house, rng)
     held = split == "test" and rng.random() < 0.3
     listed = kinds(held)
     kind = rng.choices(list(listed), [len(templates) ** 0.6 for templates in listed.values()])[0]
@@ -58,13 +58,19 @@ def prose_slots(house: House, split: str, rng: random.Random) -> dict[str, str |
         return found.whole if found else "the lights"
 
     return {
-        "thing": thing, "things": lights, "area": lambda: the_area(rng.choice(house.areas), rng), "in": lambda: in_area(rng.choice(house.areas), rng),
-        "person": lambda: rng.choice(words("people", split)), "n": lambda: spelled(rng.randint(2, 60), rng), "time": lambda: duration(rng)[0],
-        "command": lambda: plain_command(house, split, rng), "room": lambda: rng.choice(house.areas),
-    }  # fmt: skip
+        "thing": thing,
+        "things": lights,
+        "area": lambda: the_area(rng.choice(house.areas), rng),
+        "in": lambda: in_area(rng.choice(house.areas), rng),
+        "person": lambda: rng.choice(words("people", split)),
+        "n": lambda: spelled(rng.randint(2, 60), rng),
+        "time": lambda: duration(rng)[0],
+        "command": lambda: plain_command(house, rng),
+        "room": lambda: rng.choice(house.areas),
+    }
 
 
-def plain_command(house: House, split: str, rng: random.Random) -> str:
+def plain_command(house: House, rng: random.Random) -> str:
     """An imperative that the house could obey, for what must not be obeyed: 'don't ...'."""
     while True:
         tool = rng.choice(
@@ -77,23 +83,13 @@ def plain_command(house: House, split: str, rng: random.Random) -> str:
         return rng.choice(blocks("verbs")[tool]).replace("{t}", ref.whole)
 
 
-def half(house: House, split: str, rng: random.Random) -> Sample | None:
+def half(house: House, rng: random.Random) -> Sample | None:
     """A sentence that breaks off before it says what is to be done, or to what."""
     device = rng.choice(house.devices)
-    beginnings = ["turn on the", "turn off the", "turn on", "turn off", "switch on", "can you", "could you please", "please", "turn the", "set the", "i want the",
-                  "dim the", "open the", "close the", "can you turn", "would you", "i'd like", "set", "put the", "make the", "switch the", "change the", "turn", "set the temperature to",
-                  "set the brightness to", "turn down", "turn up the", "the", "i need", "hey can you"]  # fmt: skip
-    if device.domain != "scene" and rng.random() < 0.4:
-        beginnings = [
-            f"turn the {device.name}",
-            f"the {device.name}",
-            f"set the {device.name} to",
-            f"please the {device.name}",
-            f"could you turn the {device.name}",
-            f"in the {device.area}",
-            f"turn the {device.name} in",
-        ]
-    return Sample(house, rng.choice(beginnings), NO_COMMAND, "no.half")
+    slots = {"name": device.name, "area": device.area}
+    beginnings = blocks("half")["of a device" if device.domain != "scene" and rng.random() < 0.4 else "of none"]
+    sentence = expand(rng.choice(beginnings), rng, {}, slots)
+    return Sample(house, sentence, NO_COMMAND, "no.half")
 
 
 def missing(house: House, split: str, rng: random.Random) -> Sample | None:
@@ -153,8 +149,7 @@ def alike(house: House, ghost: Device) -> bool:
 
 
 # Words that do not tell two lights of a house apart for all speakers.
-SAME_THING = set(
-    [
+SAME_THING = {
         "ceiling",
         "overhead",
         "main",
@@ -171,8 +166,7 @@ SAME_THING = set(
         "reading",
         "table",
         "desk",
-    ]
-)
+    }
 
 
 def missing_name(house: House, domain: str, split: str, rng: random.Random) -> Sample | None:
@@ -274,9 +268,14 @@ def missing_domain(house: House, split: str, rng: random.Random) -> Sample | Non
     domain = rng.choice(lacking)
     named = {word for each in house.devices for word in each.name.split()}
     near_words = {
-        "light": {"lamp", "light", "lights"}, "cover": {"blinds"}, "lock": {"door", "gate"}, "climate": {"heater", "fan", "heating", "warmer", "ac", "blanket"},
-        "media_player": {"radio", "tv", "console", "computer", "pc"}, "vacuum": {"vacuum", "robot", "hoover"}, "fan": {"fan", "ventilator", "purifier", "hood"},
-    }[domain]  # fmt: skip
+        "light": {"lamp", "light", "lights"},
+        "cover": {"blinds"},
+        "lock": {"door", "gate"},
+        "climate": {"heater", "fan", "heating", "warmer", "ac", "blanket"},
+        "media_player": {"radio", "tv", "console", "computer", "pc"},
+        "vacuum": {"vacuum", "robot", "hoover"},
+        "fan": {"fan", "ventilator", "purifier", "hood"},
+    }[domain]
     if near_words & named or domain == "climate" and any(each.domain == "fan" for each in house.devices):
         return None
     names = {"cover": ("blinds", "curtains"), "media_player": ("tv", "speaker", "radio")}.get(domain, ("qqq",))

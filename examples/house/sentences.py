@@ -1,9 +1,10 @@
 """Sentences for a house, each with the action that it asks for.
 
-What an answer holds is decided here: a device by its name where the sentence names or singles out one; the group of an area or the
-house where it uses a plural or a word for any such device. Without an area: what is in `here`, else the house's only one, else the
-house's group. `all the lights` are the house's. `mute` is volume 0, `level two` is 20 percent. How long something shall stay on
-cannot be said to the tools: it is ignored.
+The answer names one device where the sentence names or singles out one, and the group of an area or of the house where
+the sentence uses a plural or a word for any such device. Without an area the group is what is in `here`, else the
+house's only device by its name, else the house's group. `all the lights` are the house's. `mute` is volume 0, `level
+two` is 20 percent.
+No tool takes how long something stays on ("for an hour"): it is ignored.
 """
 
 import random
@@ -42,7 +43,7 @@ def mood_scenes(house: House, keys: str) -> list[Device]:
     ]
 
 
-def of_mood(house: House, split: str, rng: random.Random) -> Sample | None:
+def of_mood(house: House, _: str, rng: random.Random) -> Sample | None:
     """A mood asks for its scene; where the house has none it is no command."""
     moods = blocks("moods")
     keys = rng.choice([keys for keys in moods if mood_scenes(house, keys)] or list(moods))
@@ -100,7 +101,7 @@ def of_everything(house: House, split: str, rng: random.Random) -> Sample | None
     return Sample(house, sentence, Action("turn_off", targets, tuple(times.items())), family.kind)
 
 
-def of_correction(house: House, split: str, rng: random.Random) -> Sample | None:
+def of_correction(house: House, _: str, rng: random.Random) -> Sample | None:
     tool = rng.choice(["turn_on", "turn_off", "dim", "brighten", "open", "close", "lock", "unlock"])
     domains = [domain for domain in TOOLS[tool][0] if domain not in ("scene", "media_player")]
     right, wrong = refer(house, domains, rng.choice("nna"), rng), refer(house, domains, rng.choice("nna"), rng)
@@ -127,8 +128,14 @@ def of_ha(house: House, split: str, rng: random.Random) -> Sample | None:
 
 
 MAKERS: Mapping[Callable[[House, str, random.Random], Sample | None], float] = {
-    of_family: 0.74, of_ha: 0.08, of_scene: 0.05, of_mood: 0.03, of_use: 0.05, of_everything: 0.02, of_correction: 0.03,
-}  # fmt: skip
+    of_family: 0.74,
+    of_ha: 0.08,
+    of_scene: 0.05,
+    of_mood: 0.03,
+    of_use: 0.05,
+    of_everything: 0.02,
+    of_correction: 0.03,
+}
 
 
 def unclear(sample: Sample) -> bool:

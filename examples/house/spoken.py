@@ -2,6 +2,8 @@
 
 import random
 
+from grammar import blocks
+
 ONES = [
     "zero",
     "one",
@@ -92,15 +94,25 @@ def duration(rng: random.Random) -> tuple[str, int]:
         number = rng.choice(
             (1, 2, 3, 5, 5, 10, 10, 10, 15, 15, 20, 20, 25, 30, 30, 40, 45, 50, 60, 90, rng.randint(2, 120))
         )
-        return (
-            f"{'a' if number == 1 and rng.random() < 0.6 else spelled(number, rng)} {rng.choice(('minute', 'min')) if number == 1 else rng.choice(('minutes', 'minutes', 'minutes', 'mins'))}",
-            number,
-        )
+        unit = rng.choice(("minute", "min")) if number == 1 else rng.choice(("minutes", "minutes", "minutes", "mins"))
+        return f"{'a' if number == 1 and rng.random() < 0.6 else spelled(number, rng)} {unit}", number
     if how < 0.85:
-        return rng.choice((
-            ("an hour", 60), ("an hour", 60), ("one hour", 60), ("half an hour", 30), ("half an hour", 30), ("an hour and a half", 90), ("one and a half hours", 90),
-            ("a quarter of an hour", 15), ("three quarters of an hour", 45), ("half hour", 30), ("1 hour", 60), ("a half hour", 30),
-        ))  # fmt: skip
+        return rng.choice(
+            (
+                ("an hour", 60),
+                ("an hour", 60),
+                ("one hour", 60),
+                ("half an hour", 30),
+                ("half an hour", 30),
+                ("an hour and a half", 90),
+                ("one and a half hours", 90),
+                ("a quarter of an hour", 15),
+                ("three quarters of an hour", 45),
+                ("half hour", 30),
+                ("1 hour", 60),
+                ("a half hour", 30),
+            )
+        )
     number = rng.randint(2, 12)
     if how < 0.95:
         return f"{spelled(number, rng)} hours", 60 * number
@@ -177,30 +189,16 @@ def at_time(rng: random.Random) -> tuple[str, dict[str, str]]:
     return text, {"at": f"{hour + (12 if later else 0):02d}:{minute:02d}"}
 
 
-# What a speech recogniser hears instead.
-HEARD = {
-    "lights": ("lites", "light's", "lice"), "light": ("lite", "like", "lied"), "off": ("of", "of", "of", "oft"), "turn": ("tern", "torn", "term"), "dim": ("dime", "dimm", "deem"),
-    "to": ("two", "too"), "volume": ("volum", "volumes"), "close": ("clothes", "cloze"), "vacuum": ("vacume", "vaccum", "vacuume"),
-    "hoover": ("hover",), "lamp": ("lamb", "lump"), "lamps": ("lambs",), "please": ("pls", "plz", "peas"), "you": ("u",), "lower": ("lour",), "fan": ("van",),
-    "thermostat": ("thermostate", "thermo stat"), "heating": ("heeding", "eating"), "on": ("un", "own"), "brightness": ("brightens",), "blinds": ("blind", "blind's"),
-    "shades": ("shade",), "curtains": ("curtain", "certains"), "up": ("app",), "room": ("rum",), "coffee": ("cofee", "coffe"), "music": ("musik",),
-    "switch": ("which", "swich"), "it's": ("its",), "i'm": ("im", "am"), "can't": ("cant",), "percent": ("per cent",), "temperature": ("temprature", "tempature"),
-    "start": ("stat",), "play": ("pray",), "pause": ("paws", "pose"), "mute": ("moot",), "unlock": ("un lock",), "red": ("read",), "blue": ("blew",),
-    "could": ("good",), "the": ("de", "a", "that"), "set": ("said", "sit"), "too": ("to",), "bedroom": ("bed room",), "bathroom": ("bath room",), "living": ("leaving",),
-    "color": ("collar",), "i": ("eye",), "in": ("an",),
-}  # fmt: skip
-
-
 def heard(sentence: str, rng: random.Random) -> str:
     """The sentence with the faults of typing and hearing that some sentences have."""
     words = sentence.split()
     if rng.random() < 0.09:
         words = [word for word in words if word not in ("the", "a", "my") or rng.random() < 0.2] or words
     if rng.random() < 0.05:
-        places = [place for place, word in enumerate(words) if word in HEARD]
+        places = [place for place, word in enumerate(words) if word in blocks("heard")]
         if places:
             place = rng.choice(places)
-            words[place] = rng.choice(HEARD[words[place]])
+            words[place] = rng.choice(blocks("heard")[words[place]])
     if rng.random() < 0.04:
         places = [place for place, word in enumerate(words) if len(word) > 3 and word.isalpha()]
         if places:
@@ -229,7 +227,11 @@ def heard(sentence: str, rng: random.Random) -> str:
 
 def mistyped(word: str, rng: random.Random) -> str:
     at = rng.randrange(1, len(word) - 1)
-    return rng.choice((
-        word[:at] + word[at + 1:], word[:at] + word[at] + word[at:], word[:at] + word[at + 1] + word[at] + word[at + 2:],
-        word[:at] + rng.choice("aeiostrnl") + word[at + 1:],
-    ))  # fmt: skip
+    return rng.choice(
+        (
+            word[:at] + word[at + 1 :],
+            word[:at] + word[at] + word[at:],
+            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+            word[:at] + rng.choice("aeiostrnl") + word[at + 1 :],
+        )
+    )

@@ -15,10 +15,16 @@ from spoken import spelled
 
 # Where Home Assistant's rule is looser than people speak.
 RULES = {
-    "turn": "(turn|turn|switch)", "light": "(light|lights|lights|lighting)", "media": "(music|<track>)", "set": "(set|make|change|turn)",
-    "the": "(the|the|the|my)", "in": "(in|in|in|in|inside)", "all": "(all [[of] the])", "here": "([in] here|in this room)",
+    "turn": "(turn|turn|switch)",
+    "light": "(light|lights|lights|lighting)",
+    "media": "(music|<track>)",
+    "set": "(set|make|change|turn)",
+    "the": "(the|the|the|my)",
+    "in": "(in|in|in|in|inside)",
+    "all": "(all [[of] the])",
+    "here": "([in] here|in this room)",
     "everywhere": "(everywhere|in [the] [(entire|whole)] house|in (all|all the) rooms)",
-}  # fmt: skip
+}
 NAMED = {"name_only", "name_area", "name_brightness", "name_color", "name_temperature", "name_scene", "name_area_scene"}
 AREA = {
     "area_domain",
@@ -39,11 +45,20 @@ HERE = {
     "device_class_cover",
 }
 INTENTS = {
-    "HassLightSet": "light", "HassSetPosition": "cover", "HassClimateSetTemperature": "climate", "HassMediaPause": "media_player",
-    "HassMediaUnpause": "media_player", "HassMediaNext": "media_player", "HassSetVolume": "media_player",
-    "HassSetVolumeRelative": "media_player", "HassVacuumStart": "vacuum", "HassVacuumReturnToBase": "vacuum", "HassFanSetSpeed": "fan",
-    "HassTurnOn": "", "HassTurnOff": "",
-}  # fmt: skip
+    "HassLightSet": "light",
+    "HassSetPosition": "cover",
+    "HassClimateSetTemperature": "climate",
+    "HassMediaPause": "media_player",
+    "HassMediaUnpause": "media_player",
+    "HassMediaNext": "media_player",
+    "HassSetVolume": "media_player",
+    "HassSetVolumeRelative": "media_player",
+    "HassVacuumStart": "vacuum",
+    "HassVacuumReturnToBase": "vacuum",
+    "HassFanSetSpeed": "fan",
+    "HassTurnOn": "",
+    "HassTurnOff": "",
+}
 QUESTIONS = [
     "HassGetState",
     "HassClimateGetTemperature",
@@ -92,15 +107,22 @@ def tool_of(intent: str, domain: str, combination: str) -> str:
     if intent == "HassLightSet":
         return "set_color" if "color" in combination else "set_brightness" if "brightness" in combination else ""
     return {
-        "HassSetPosition": "set_position", "HassClimateSetTemperature": "set_temperature", "HassMediaPause": "pause",
-        "HassMediaUnpause": "play", "HassMediaNext": "next", "HassSetVolume": "set_volume", "HassSetVolumeRelative": "relative",
-        "HassVacuumStart": "start", "HassVacuumReturnToBase": "dock", "HassFanSetSpeed": "set_speed",
-    }[intent]  # fmt: skip
+        "HassSetPosition": "set_position",
+        "HassClimateSetTemperature": "set_temperature",
+        "HassMediaPause": "pause",
+        "HassMediaUnpause": "play",
+        "HassMediaNext": "next",
+        "HassSetVolume": "set_volume",
+        "HassSetVolumeRelative": "relative",
+        "HassVacuumStart": "start",
+        "HassVacuumReturnToBase": "dock",
+        "HassFanSetSpeed": "set_speed",
+    }[intent]
 
 
 @cache
 def commands() -> tuple[tuple[str, str, str, str], ...]:
-    """(tool, domain, mode, template) of what can be mapped: `n` a name, `a` an area, `g` what is here, `h` the house."""
+    """(tool, domain, mode, template) of what can be mapped. Modes are those of `commands.txt`."""
     found = []
     for intent, base in INTENTS.items():
         for block in english()["intents"][intent]["data"]:
@@ -121,10 +143,11 @@ def commands() -> tuple[tuple[str, str, str, str], ...]:
                 tool = tool_of(intent, domain, combination)
                 if not mode or tool not in (*TOOLS, "relative") or tool != "relative" and domain not in TOOLS[tool][0]:
                     continue
-                for template in block["sentences"]:
-                    # A bare name asks for nothing; colours by kelvin are no tool's.
-                    if template not in ("[<the>] {name}",) and "color_temperature" not in template:
-                        found.append((tool, domain, mode, template))
+                # A bare name asks for nothing; colours by kelvin are no tool's.
+                kept = [
+                    each for each in block["sentences"] if each != "[<the>] {name}" and "color_temperature" not in each
+                ]
+                found += [(tool, domain, mode, template) for template in kept]
     return tuple(found)
 
 
@@ -158,10 +181,13 @@ def ha_command(house: House, rng: random.Random) -> tuple[str, Action] | None:
     if tool == "relative":
         tool = "quieter" if "step_down" in template or "step_up" not in template and rng.random() < 0.5 else "louder"
     slots: dict[str, str | Callable[[], str]] = {
-        "name": device.name, "area": area_words(device.area, rng, house), "cover_classes": cover_class(meant_devices, rng) or "",
+        "name": device.name,
+        "area": area_words(device.area, rng, house),
+        "cover_classes": cover_class(meant_devices, rng) or "",
         "volume_step": rng.choice(("up", "increase") if tool == "louder" else ("down", "decrease")),
-        "volume_step_up": lambda: str(rng.choice((5, 10, 15, 20))), "volume_step_down": lambda: str(rng.choice((5, 10, 15, 20))),
-    }  # fmt: skip
+        "volume_step_up": lambda: str(rng.choice((5, 10, 15, 20))),
+        "volume_step_down": lambda: str(rng.choice((5, 10, 15, 20))),
+    }
     if (
         "{cover_classes" in template
         and not slots["cover_classes"]
@@ -229,10 +255,13 @@ def ha_question(slots: Mapping[str, str | Callable[[], str]], rng: random.Random
     template = rng.choice([template for intent, template in questions() if intent == wanted])
     lists = english()["lists"]
     values: dict[str, str | Callable[[], str]] = {
-        "floor": rng.choice(("first floor", "ground floor", "basement floor")), "timer_name": rng.choice(("pizza", "egg", "laundry", "tea")),
-        "item": rng.choice(("milk", "bread", "apples", "soap")), "shopping_list_item": rng.choice(("milk", "bread", "eggs", "light bulbs")),
-        "todo_list_item": rng.choice(("call the bank", "clean the car", "buy a lamp")), "message": rng.choice(("dinner is ready", "hello", "time for bed")),
-    }  # fmt: skip
+        "floor": rng.choice(("first floor", "ground floor", "basement floor")),
+        "timer_name": rng.choice(("pizza", "egg", "laundry", "tea")),
+        "item": rng.choice(("milk", "bread", "apples", "soap")),
+        "shopping_list_item": rng.choice(("milk", "bread", "eggs", "light bulbs")),
+        "todo_list_item": rng.choice(("call the bank", "clean the car", "buy a lamp")),
+        "message": rng.choice(("dinner is ready", "hello", "time for bed")),
+    }
     for slot, held in lists.items():
         if slot in values:
             continue

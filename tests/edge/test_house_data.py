@@ -1,0 +1,129 @@
+"""The data of examples/house: a house can obey each of its samples; no training sample has what is held out."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples" / "house"))
+
+pytest.importorskip("home_assistant_intents", reason="examples/house/requirements.txt")
+
+import make_data  # noqa: E402
+from commands import families  # noqa: E402
+from grammar import blocks, expand  # noqa: E402
+from house import REFUSE, House, read_action, tools  # noqa: E402
+from houses import SPLITS, held_out_names, make_house  # noqa: E402
+from refer import meant  # noqa: E402
+from refusals import negatives  # noqa: E402
+from sentences import make_sample  # noqa: E402
+from spoken import at_time, duration, share  # noqa: E402
+
+COUNT = 1500
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """Of each split some, by seed."""
+    found = {}
+    for split in SPLITS:
+        rng = random.Random(7)
+        found[split] = [make_sample(rng, split) for _ in range(COUNT)]
+    return found
+
+
+def test_a_sample_is_a_call_that_the_tools_of_its_house_allow(samples):
+    for sample in samples["train"] + samples["test"]:
+        make_data.check(sample.house, sample.action)
+        call = json.loads(sample.action.text())
+        schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools(sample.house)}
+        jsonschema.validate(call["arguments"], schemas[call["name"]])
+        assert all(sample.house.resolve(target) for target in sample.action.targets)
+
+
+def test_each_tool_and_both_refusals_are_asked_for(samples):
+    for split in SPLITS:
+        asked = {sample.action.tool for sample in samples[split]}
+        assert asked == {family.tool.partition("=")[0] for family in families()} | {REFUSE}
+        refused = [sample for sample in samples[split] if sample.action.tool == REFUSE]
+        assert {dict(sample.action.values)["reason"] for sample in refused} == {"no command", "no such device"}
+        assert 0.17 < len(refused) / COUNT < 0.3
+
+
+def test_what_is_held_out_is_in_no_training_sample(samples):
+    held = set(held_out_names())
+    for sample in samples["train"]:
+        house = sample.house
+        assert not held & {*house.areas, *(device.name for device in house.devices)}
+    kinds = {family.kind for family in families() if family.held_out}
+    kinds |= {"no." + kind.rstrip("!") for kind in blocks("negatives") if kind.endswith("!")}
+    assert not kinds & {sample.kind for sample in samples["train"]}
+    assert kinds & {sample.kind for sample in samples["test"]}
+    assert held & {device.name for sample in samples["test"] for device in sample.house.devices}
+
+
+def test_names_of_a_house_differ_and_its_listing_leaves_room_for_a_sentence():
+    rng = random.Random(3)
+    for split in SPLITS:
+        for _ in range(500):
+            house = make_house(rng, split)
+            names = [device.name for device in house.devices]
+            assert len({*names, *house.areas}) == len(names) + len(house.areas)
+            assert house.here in house.areas
+            assert len("\n".join(line for line in make_data.prompt(house, "").splitlines())) < 300
+
+
+def test_equal_arguments_write_equal_data_whatever_the_number_of_processes(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(make_data, "CHUNK", 20)
+    for processes in ("1", "2"):
+        path = tmp_path / processes
+        options = ["--samples", "50", "--seed", "5", "--processes", processes]
+        monkeypatch.setattr(sys, "argv", ["make_data.py", str(path), *options])
+        make_data.main()
+        written.append(path.read_text(encoding="utf-8"))
+    assert written[0] == written[1]
+    rows = [json.loads(line) for line in written[0].splitlines()]
+    assert len(rows) == 50
+    assert all(row["prompt"].endswith(f"> {row['sentence']}\n") and read_action(row["completion"]) for row in rows)
+
+
+def test_negatives_are_distinct_and_of_held_out_templates():
+    found = negatives(200, 1)
+    assert len(set(found)) == 200
+
+
+def test_a_name_means_what_is_here_before_what_is_elsewhere():
+    from house import Device
+
+    lamp, tv = Device("lamp", "light", "hall"), Device("tv", "media_player", "hall")
+    desk = Device("desk lamp", "light", "office")
+    at = lambda here: House((lamp, desk, tv), here)  # noqa: E731
+    assert meant("lamp", at("hall")) == [lamp]
+    assert meant("lamp", at("office")) == [desk]
+    assert meant("telly", at("office")) == [tv]
+    assert meant("desk lamp", at("hall")) == [desk]
+
+
+@pytest.mark.parametrize("template", ["a (b|c [d])", "(x;y)", "[on|off] {s} <r>"])
+def test_a_template_is_expanded_to_what_it_may_say(template):
+    rng = random.Random(0)
+    said = {expand(template, rng, {"r": "(1|2)"}, {"s": "w"}) for _ in range(200)}
+    assert said == {
+        "a (b|c [d])": {"a b", "a c", "a c d"}, "(x;y)": {"x y", "y x"},
+        "[on|off] {s} <r>": {f"{before}w {end}" for before in ("", "on ", "off ") for end in "12"},
+    }[template]  # fmt: skip
+
+
+def test_numbers_and_times_mean_what_they_say():
+    rng = random.Random(1)
+    shares, spans, clocks = (dict(make(rng) for _ in range(6000)) for make in (share, duration, at_time))
+    times = {said: values["at"] for said, values in clocks.items()}
+    assert shares["half"] == 50 and shares["maximum"] == 100 and shares["forty percent"] == 40 and shares["20%"] == 20
+    assert spans["half an hour"] == 30 and spans["an hour and a half"] == 90 and spans["ten minutes"] == 10
+    assert times["at midnight"] == "00:00" and times["at half past seven in the evening"] == "19:30"
+    assert times["at quarter to eight in the morning"] == "07:45" and times["at ten pm"] == "22:00"
