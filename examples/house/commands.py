@@ -224,11 +224,30 @@ def said(family: Family, ref: Reference, house: House, split: str, rng: random.R
     tool, _, fixed = family.tool.partition("=")
     text, values = ("", {"percent": int(fixed)}) if fixed else value(tool, rng)
     template = rng.choice(family.templates)
+    if not names_target(template, ref, house):
+        return None
     if family.kind == "position.half":
         values = {"percent": 50}
     sentence = expand(template, rng, rules(), slots_for(ref, house, tool, text, rng))
     sentence, times = wrapped(sentence, family.imperative, tool, split, rng)
     return Sample(house, sentence, Action(tool, ref.targets, (*values.items(), *times.items())), family.kind)
+
+
+def names_target(template: str, ref: Reference, house: House) -> bool:
+    """Whether the sentence will tell the target: by a word for it, or where; without either it is what is here."""
+    if any(slot in template for slot in ("{t}", "{b}", "{vol}", "{bvol}", "{tv}", "{on}", "{place}", "{volloc}")):
+        return True
+    if "{n}" in template and (not ref.place or "{loc}" in template):
+        return True
+    if ref.area is None:
+        return False
+    if ref.place:
+        return "{loc}" in template
+    return (
+        ref.area == house.here
+        or ref.area == ""
+        and house.here not in [each.area for target in ref.targets for each in house.resolve(target)]
+    )
 
 
 def wrapped(sentence: str, imperative: bool, tool: str, split: str, rng: random.Random) -> tuple[str, dict[str, Any]]:

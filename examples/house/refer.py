@@ -123,7 +123,7 @@ def the_area(area: str, rng: random.Random, said: str | None = None) -> str:
 def in_area(area: str, rng: random.Random, said: str | None = None) -> str:
     if area in BARE:
         return area
-    preposition = "on" if area in ON else rng.choice(("in", "in", "in", "in", "in", "in", "in", "inside", "of", "at"))
+    preposition = "on" if area in ON else rng.choice(("in", "in", "in", "in", "in", "in", "in", "inside", "at"))
     return f"{preposition} {the_area(area, rng, said)}"
 
 

@@ -14,11 +14,11 @@ sys.path.insert(0, str(ROOT / "examples" / "house"))
 pytest.importorskip("home_assistant_intents", reason="examples/house/requirements.txt")
 
 import make_data  # noqa: E402
-from commands import families  # noqa: E402
+from commands import families, of_family  # noqa: E402
 from grammar import blocks, expand  # noqa: E402
 from house import REFUSE, House, read_action, tools  # noqa: E402
-from houses import SPLITS, held_out_names, make_house  # noqa: E402
-from refer import meant  # noqa: E402
+from houses import SPLITS, held_out_names, known, make_house  # noqa: E402
+from refer import SAME_AREA, meant  # noqa: E402
 from refusals import negatives  # noqa: E402
 from sentences import make_sample  # noqa: E402
 from spoken import at_time, duration, share  # noqa: E402
@@ -127,3 +127,24 @@ def test_numbers_and_times_mean_what_they_say():
     assert spans["half an hour"] == 30 and spans["an hour and a half"] == 90 and spans["ten minutes"] == 10
     assert times["at midnight"] == "00:00" and times["at half past seven in the evening"] == "19:30"
     assert times["at quarter to eight in the morning"] == "07:45" and times["at ten pm"] == "22:00"
+
+
+def test_a_sentence_tells_the_area_of_its_target_unless_it_is_here():
+    rng = random.Random(11)
+    told = 0
+    while told < 800:
+        house = make_house(rng, "train")
+        sample = of_family(house, "train", rng)
+        if sample is None or "/" not in sample.action.targets[0]:
+            continue
+        area, _, domain = sample.action.targets[0].partition("/")
+        devices = [device for device in house.devices if device.domain == domain]
+        if area == "house":
+            everywhere = ("all", "every", "house", "home", "apartment", "place", "throughout", "each")
+            none_here = house.here not in [each.area for each in devices]
+            assert none_here or any(word in sample.sentence for word in everywhere)
+        elif area != house.here:
+            same = next((names for names in SAME_AREA if area in names), (area,))
+            kind = any(word in sample.sentence for each in devices for word in known(each.name, domain).plural)
+            assert kind or any(name in sample.sentence for name in same), sample
+        told += 1
