@@ -134,8 +134,9 @@ def media(ref: Reference, rng: random.Random) -> Slots:
     noun = rng.choice(("volume", "volume", "volume", "music", "sound", "music", "audio"))
     music = rng.choice(("music", "music", "sound")) if noun == "volume" else "music"
     where = f" {ref.place}" if ref.place else ""
+    whose = "your" if noun == "volume" and not where and rng.random() < 0.12 else "the"
     return {
-        "vol": f"the {noun}{where}",
+        "vol": f"{whose} {noun}{where}",
         "bvol": f"{noun}{where}",
         "tv": rng.choice((f"the {music}{where}", f"the {music}{where}", "it")) if not where else f"the {music}{where}",
         "volloc": ref.place,
@@ -229,8 +230,25 @@ def said(family: Family, ref: Reference, house: House, split: str, rng: random.R
     if family.kind == "position.half":
         values = {"percent": 50}
     sentence = expand(template, rng, rules(), slots_for(ref, house, tool, text, rng))
-    sentence, times = wrapped(sentence, family.imperative, tool, split, rng)
+    imperative = family.imperative and not sentence.startswith(NOMINAL)
+    sentence, times = wrapped(sentence, imperative, tool, split, rng)
     return Sample(house, sentence, Action(tool, ref.targets, (*values.items(), *times.items())), family.kind)
+
+
+# How a command begins that has no verb: "could you" does not go with it.
+NOMINAL = (
+    "lights ",
+    "light on",
+    "light off",
+    "light out",
+    "no ",
+    "more ",
+    "less ",
+    "brightness ",
+    "next",
+    "another ",
+    "louder",
+)
 
 
 def names_target(template: str, ref: Reference, house: House) -> bool:

@@ -115,13 +115,20 @@ def of_correction(house: House, _: str, rng: random.Random) -> Sample | None:
     return Sample(house, sentence, Action(tool, right.targets), "correction")
 
 
+# With what a command of Home Assistant's must begin for "could you" to go with it.
+VERBS = set(
+    """turn switch put activate deactivate set change make open close shut raise lower lift increase decrease pause stop skip
+    resume unpause start return lock unlock illuminate adjust run bring transition get""".split()
+)
+
+
 def of_ha(house: House, split: str, rng: random.Random) -> Sample | None:
     """By the templates of Home Assistant."""
     found = ha_command(house, rng)
     if found is None:
         return None
     sentence, action = found
-    sentence, times = wrapped(sentence, True, action.tool, split, rng)
+    sentence, times = wrapped(sentence, sentence.split()[0] in VERBS, action.tool, split, rng)
     return Sample(
         house, sentence, Action(action.tool, action.targets, (*action.values, *times.items())), "ha." + action.tool
     )
