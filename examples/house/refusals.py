@@ -8,7 +8,7 @@ from commands import Sample, by_tool, of_family, pick, said, target_of
 from grammar import blocks, expand, rules
 from house import REFUSE, TOOLS, Action, Device, House
 from houses import area_name, device_name, make_house, near, words
-from refer import Reference, article, called, in_area, opaque, refer, the_area
+from refer import GENERIC, Reference, article, called, in_area, opaque, refer, the_area
 from spoken import duration, spelled
 from templates import ha_question
 
@@ -150,23 +150,23 @@ def alike(house: House, ghost: Device) -> bool:
 
 # Words that do not tell two lights of a house apart for all speakers.
 SAME_THING = {
-        "ceiling",
-        "overhead",
-        "main",
-        "big",
-        "light",
-        "lights",
-        "lamp",
-        "wall",
-        "hanging",
-        "pendant",
-        "bed",
-        "bedside",
-        "night",
-        "reading",
-        "table",
-        "desk",
-    }
+    "ceiling",
+    "overhead",
+    "main",
+    "big",
+    "light",
+    "lights",
+    "lamp",
+    "wall",
+    "hanging",
+    "pendant",
+    "bed",
+    "bedside",
+    "night",
+    "reading",
+    "table",
+    "desk",
+}
 
 
 def missing_name(house: House, domain: str, split: str, rng: random.Random) -> Sample | None:
@@ -180,6 +180,11 @@ def missing_name(house: House, domain: str, split: str, rng: random.Random) -> S
     ):
         return None
     if domain in ("climate", "vacuum", "lock") and any(each.domain == domain for each in house.devices):
+        return None
+    singles, plurals = GENERIC[domain]
+    if ghost.name in (*singles, *plurals, "lamp", "plug", "socket", "outlet") and any(
+        each.domain == domain for each in house.devices
+    ):
         return None
     sample = ask(house, ghost, "n", split, rng, "missing.name")
     # Said by a part or by a word for its kind it could be another's.

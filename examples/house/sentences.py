@@ -116,9 +116,10 @@ def of_correction(house: House, _: str, rng: random.Random) -> Sample | None:
 
 
 # With what a command of Home Assistant's must begin for "could you" to go with it.
-VERBS = set(
-    """turn switch put activate deactivate set change make open close shut raise lower lift increase decrease pause stop skip
-    resume unpause start return lock unlock illuminate adjust run bring transition get""".split()
+VERBS = (
+    "turn switch put activate deactivate set change make open close shut raise lower lift increase "
+    "decrease pause stop skip resume unpause start return lock unlock illuminate adjust run bring "
+    "transition get "
 )
 
 
@@ -128,7 +129,7 @@ def of_ha(house: House, split: str, rng: random.Random) -> Sample | None:
     if found is None:
         return None
     sentence, action = found
-    sentence, times = wrapped(sentence, sentence.split()[0] in VERBS, action.tool, split, rng)
+    sentence, times = wrapped(sentence, sentence.split()[0] in VERBS.split(), action.tool, split, rng)
     return Sample(
         house, sentence, Action(action.tool, action.targets, (*action.values, *times.items())), "ha." + action.tool
     )
