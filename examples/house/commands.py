@@ -172,7 +172,7 @@ def target_of(family: Family, tool: str, house: House, rng: random.Random) -> Re
         domains.remove("media_player")
         if not domains:
             return None
-    if mode == "m" and rng.random() < 0.6:
+    if mode == "m" and rng.random() < 0.3:
         return None
     # Lights are what is asked for most.
     chosen = domains if mode == "m" else [rng.choice(domains + ["light", "light"] if "light" in domains else domains)]
@@ -271,7 +271,7 @@ def names_target(template: str, ref: Reference, house: House) -> bool:
 def wrapped(sentence: str, imperative: bool, tool: str, split: str, rng: random.Random) -> tuple[str, dict[str, Any]]:
     """The sentence with when, why and how politely; and the time that it names."""
     times: dict[str, Any] = {}
-    if imperative and tool not in ("next", "louder", "quieter") and rng.random() < 0.07:
+    if imperative and tool not in ("next", "louder", "quieter") and rng.random() < 0.1:
         when, times = when_said(rng)
         sentence = f"{sentence} {when}" if rng.random() < 0.75 else f"{when} {sentence}"
     elif imperative and tool in ("turn_on", "turn_off", "play") and rng.random() < 0.006:
@@ -310,13 +310,13 @@ WEIGHTS = {
     "set_color": 7,
     "open": 5,
     "close": 5,
-    "set_position": 3,
-    "lock": 3,
-    "unlock": 2,
-    "set_temperature": 5,
+    "set_position": 5,
+    "lock": 5,
+    "unlock": 4,
+    "set_temperature": 8,
     "warmer": 5,
     "cooler": 4,
-    "set_speed": 2,
+    "set_speed": 5,
     "set_volume": 5,
     "louder": 6,
     "quieter": 6,
@@ -324,7 +324,7 @@ WEIGHTS = {
     "pause": 4,
     "next": 3,
     "start": 6,
-    "dock": 2,
+    "dock": 4,
 }
 
 
