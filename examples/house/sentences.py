@@ -35,12 +35,14 @@ def of_scene(house: House, split: str, rng: random.Random) -> Sample | None:
 
 
 def mood_scenes(house: House, keys: str) -> list[Device]:
+    """Who goes to bed asks for "good night", not for "movie night"."""
     wanted = set(keys.split(","))
-    return [
-        each
-        for each in house.devices
-        if each.domain == "scene" and wanted & set(each.name.split()) and each.name != "game night"
-    ]
+    found = []
+    for scene in (each for each in house.devices if each.domain == "scene"):
+        spoken = set(scene.name.split())
+        if wanted & (spoken if "good" in spoken or len(spoken) == 1 else spoken - {"night", "morning"}):
+            found.append(scene)
+    return found
 
 
 def of_mood(house: House, _: str, rng: random.Random) -> Sample | None:
@@ -148,6 +150,8 @@ MAKERS: Mapping[Callable[[House, str, random.Random], Sample | None], float] = {
 
 def unclear(sample: Sample) -> bool:
     """Whether a sentence names a device that its action does not mean."""
+    if sample.sentence in ("switch on", "switch off"):
+        return True
     meant_devices = {each for target in sample.action.targets for each in sample.house.resolve(target)}
     text = sample.sentence
     for name in sorted((each.name for each in meant_devices), key=len, reverse=True):
