@@ -47,8 +47,6 @@ BARE = {"upstairs", "downstairs"}
 SAME_AREA = (
     ("living room", "lounge", "sitting room"),
     ("hallway", "hall", "corridor"),
-    ("basement", "cellar"),
-    ("attic", "loft"),
     ("office", "study"),
     ("toilet", "loo"),
     ("kids room", "children's room"),

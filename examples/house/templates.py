@@ -255,7 +255,7 @@ def ha_question(slots: Mapping[str, str | Callable[[], str]], rng: random.Random
     template = rng.choice([template for intent, template in questions() if intent == wanted])
     lists = english()["lists"]
     values: dict[str, str | Callable[[], str]] = {
-        "floor": rng.choice(("first floor", "ground floor", "basement floor")),
+        "floor": rng.choice(("first floor", "second floor", "basement floor")),
         "timer_name": rng.choice(("pizza", "egg", "laundry", "tea")),
         "item": rng.choice(("milk", "bread", "apples", "soap")),
         "shopping_list_item": rng.choice(("milk", "bread", "eggs", "light bulbs")),

@@ -17,7 +17,7 @@ import make_data  # noqa: E402
 from commands import families, of_family  # noqa: E402
 from grammar import blocks, expand  # noqa: E402
 from house import REFUSE, House, read_action, tools  # noqa: E402
-from houses import SPLITS, held_out_names, known, make_house  # noqa: E402
+from houses import SPLITS, held_out_names, known, make_house, words  # noqa: E402
 from refer import SAME_AREA, meant  # noqa: E402
 from refusals import negatives  # noqa: E402
 from sentences import make_sample  # noqa: E402
@@ -59,6 +59,9 @@ def test_what_is_held_out_is_in_no_training_sample(samples):
     for sample in samples["train"]:
         house = sample.house
         assert not held & {*house.areas, *(device.name for device in house.devices)}
+        spoken = set(sample.sentence.lower().replace("'s", "").split())
+        lists = ("areas", "people", "brands", "robots")
+        assert not spoken & {name for listed in lists for name in words(listed, "test")}
     kinds = {family.kind for family in families() if family.held_out}
     kinds |= {"no." + kind.rstrip("!") for kind in blocks("negatives") if kind.endswith("!")}
     assert not kinds & {sample.kind for sample in samples["train"]}
