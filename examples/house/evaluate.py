@@ -1,7 +1,7 @@
-"""How often a bundle does what a sentence asks: exact actions on generated houses, on utterances by people, and how many
-sentences that are no commands it acts upon. Answers are greedy and constrained to the tools of the house.
+"""How often a bundle does what a sentence asks: exact actions on generated houses, on utterances by people, and how
+many sentences that are no commands it acts upon. Answers are greedy and constrained to the tools of the house.
 
-    python examples/house/evaluate.py out/house/bundle --generated out/house/test.jsonl --negatives out/house/negatives.txt
+    python examples/house/evaluate.py BUNDLE --generated test.jsonl --negatives negatives.txt
 """
 
 import argparse
@@ -23,7 +23,7 @@ Answer = Callable[[House, str], str]
 
 
 class Case(NamedTuple):
-    """A sentence in a house. `actions`: the texts of the actions that do what it asks; none where it asks for nothing."""
+    """A sentence in a house. `actions`: those that do what it asks, as texts; none where it asks for nothing."""
 
     house: House
     sentence: str

@@ -7,9 +7,9 @@ The prompt names what the house has, so the model copies names and need not know
     bedroom: light bedside lamp, cover blinds
     > turn off the lamp beside the bed
 
-The answer is one call, or a refusal: `{"name":"turn_off","arguments":{"targets":["bedside lamp"]}}`. A target is the name of a
-device, or `AREA/DOMAIN` for all such devices of an area (`kitchen/light`) or of the house (`house/light`). Domains are Home
-Assistant's.
+The answer is one call, or a refusal: `{"name":"turn_off","arguments":{"targets":["bedside lamp"]}}`. A target is the
+name of a device, or `AREA/DOMAIN` for all such devices of an area (`kitchen/light`) or of the house (`house/light`).
+Domains are Home Assistant's.
 """
 
 import json
@@ -94,7 +94,7 @@ class House:
 
 @dataclass(frozen=True)
 class Action:
-    """A call of a tool. `values`: its other arguments, in the order of TOOLS, then of TIMES; of a refusal its reason."""
+    """A call of a tool. `values`: other arguments, in the order of TOOLS, then of TIMES; of a refusal its reason."""
 
     tool: str
     targets: tuple[str, ...] = ()
@@ -125,12 +125,16 @@ def meaning(action: Action, house: House) -> tuple[Any, ...]:
 
 
 def prompt(house: House, sentence: str) -> str:
-    lines = [f"here: {house.here}"]
-    for area in house.areas:
-        lines.append(
-            f"{area}: " + ", ".join(f"{each.domain} {each.name}" for each in house.devices if each.area == area)
-        )
-    return "\n".join([*lines, f"> {sentence}\n"])
+    listed = {
+        area: ", ".join(f"{each.domain} {each.name}" for each in house.devices if each.area == area)
+        for area in house.areas
+    }
+    return "".join(f"{head}: {rest}\n" for head, rest in {"here": house.here, **listed}.items()) + said(sentence)
+
+
+def said(sentence: str) -> str:
+    """What is said behind a house, or behind an earlier answer."""
+    return f"> {sentence}\n"
 
 
 def tools(house: House) -> list[dict[str, Any]]:

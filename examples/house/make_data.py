@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import refusals
-from house import REFUSE, TIMES, TOOLS, Action, House, prompt, read_action
-from houses import SPLITS
+from house import REFUSE, TIMES, TOOLS, Action, House, prompt, read_action, said
+from houses import SPLITS, make_house
 from sentences import Sample, make_sample
 
 CHUNK = 2000
@@ -30,6 +30,22 @@ def row(sample: Sample) -> dict[str, Any]:
         "house": {"here": house.here, "devices": [[each.name, each.domain, each.area] for each in house.devices]},
         "sentence": sample.sentence,
         "kind": sample.kind,
+    }
+
+
+def turns_row(rng: random.Random, split: str, turns: int) -> dict[str, Any]:
+    """Sentences for one house: the first prompt has its listing."""
+    house = make_house(rng, split)
+    samples: list[Sample] = []
+    while len(samples) < turns:
+        sample = make_sample(rng, split, house)
+        if sample.house == house:  # a refusal can be of a house without the device
+            check(house, sample.action)
+            samples.append(sample)
+    return {
+        "prompt": [prompt(house, samples[0].sentence), *[said(each.sentence) for each in samples[1:]]],
+        "completion": [each.action.text() for each in samples],
+        "kind": [each.kind for each in samples],
     }
 
 
@@ -47,10 +63,13 @@ def check(house: House, action: Action) -> None:
         raise ValueError(f"{action.tool} of {action.targets}: the house has {house.targets(domains)}")
 
 
-def chunk(number: int, seed: int, split: str, samples: int) -> str:
+def chunk(number: int, seed: int, split: str, samples: int, turns: int) -> str:
     rng = random.Random(f"{split} {seed} {number}")
     lines = []
     for _ in range(min(CHUNK, samples - number * CHUNK)):
+        if turns > 1:
+            lines.append(json.dumps(turns_row(rng, split, turns), ensure_ascii=False) + "\n")
+            continue
         sample = make_sample(rng, split)
         check(sample.house, sample.action)
         lines.append(json.dumps(row(sample), ensure_ascii=False) + "\n")
@@ -63,6 +82,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--turns", type=int, default=1, help="sentences of one house in a sample")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
         "--negatives", action="store_true", help="write sentences that are no commands, one a line, in place of samples"
@@ -73,7 +93,7 @@ def main() -> None:
         if args.negatives:
             out.writelines(f"{sentence}\n" for sentence in refusals.negatives(args.samples, args.seed))
             return
-        work = partial(chunk, seed=args.seed, split=args.split, samples=args.samples)
+        work = partial(chunk, seed=args.seed, split=args.split, samples=args.samples, turns=args.turns)
         with multiprocessing.Pool(args.processes) as pool:
             for text in pool.imap(work, range(-(-args.samples // CHUNK))):
                 out.write(text)

@@ -1,7 +1,8 @@
-"""What Home Assistant's own sentences make of an utterance: `hassil` with the package home-assistant-intents, given the names and
-areas of a house. No model: what no template matches is refused. A name of an assistant in front is left out, as its wake word is.
+"""What Home Assistant's own sentences make of an utterance: `hassil` with the package home-assistant-intents, given the
+names and areas of a house. No model: what no template matches is refused. A name of an assistant in front is left out,
+as a wake word is.
 
-    python examples/house/recognized.py --generated out/house/test.jsonl --negatives out/house/negatives.txt
+    python examples/house/recognized.py --generated test.jsonl --negatives negatives.txt
 """
 
 import argparse
@@ -17,20 +18,26 @@ from templates import english
 
 WAKE = re.compile(r"^(hey |ok |okay |hi )?(olly|alexa|siri|google|jarvis|computer|assistant)[ ,]+")
 REFUSED = Action(REFUSE, (), (("reason", "no command"),)).text()
-SPECIAL = {("HassTurnOn", "cover"): "open", ("HassTurnOff", "cover"): "close", ("HassTurnOn", "lock"): "lock",
-           ("HassTurnOff", "lock"): "unlock", ("HassTurnOn", "vacuum"): "start", ("HassTurnOff", "vacuum"): "dock"}  # fmt: skip
+SPECIAL = {
+    ("HassTurnOn", "cover"): "open", ("HassTurnOff", "cover"): "close", ("HassTurnOn", "lock"): "lock",
+    ("HassTurnOff", "lock"): "unlock", ("HassTurnOn", "vacuum"): "start", ("HassTurnOff", "vacuum"): "dock",
+}  # fmt: skip
 TOOL = {
-    "HassTurnOn": "turn_on", "HassTurnOff": "turn_off", "HassSetPosition": "set_position", "HassClimateSetTemperature": "set_temperature",
-    "HassMediaPause": "pause", "HassMediaUnpause": "play", "HassMediaNext": "next", "HassSetVolume": "set_volume",
-    "HassVacuumStart": "start", "HassVacuumReturnToBase": "dock", "HassFanSetSpeed": "set_speed",
+    "HassTurnOn": "turn_on", "HassTurnOff": "turn_off", "HassSetPosition": "set_position",
+    "HassClimateSetTemperature": "set_temperature", "HassMediaPause": "pause", "HassMediaUnpause": "play",
+    "HassMediaNext": "next", "HassSetVolume": "set_volume", "HassVacuumStart": "start",
+    "HassVacuumReturnToBase": "dock", "HassFanSetSpeed": "set_speed",
 }  # fmt: skip
 DOMAIN = {
-    "HassLightSet": "light", "HassSetPosition": "cover", "HassClimateSetTemperature": "climate", "HassMediaPause": "media_player",
-    "HassMediaUnpause": "media_player", "HassMediaNext": "media_player", "HassSetVolume": "media_player",
-    "HassSetVolumeRelative": "media_player", "HassVacuumStart": "vacuum", "HassVacuumReturnToBase": "vacuum", "HassFanSetSpeed": "fan",
+    "HassLightSet": "light", "HassSetPosition": "cover", "HassClimateSetTemperature": "climate",
+    "HassMediaPause": "media_player", "HassMediaUnpause": "media_player", "HassMediaNext": "media_player",
+    "HassSetVolume": "media_player", "HassSetVolumeRelative": "media_player", "HassVacuumStart": "vacuum",
+    "HassVacuumReturnToBase": "vacuum", "HassFanSetSpeed": "fan",
 }  # fmt: skip
-VALUES = (("brightness", "percent"), ("position", "percent"), ("volume_level", "percent"), ("percentage", "percent"),
-          ("temperature", "degrees"), ("color", "color"))  # fmt: skip
+VALUES = {
+    "brightness": "percent", "position": "percent", "volume_level": "percent", "percentage": "percent",
+    "temperature": "degrees", "color": "color",
+}  # fmt: skip
 
 
 @cache
@@ -41,11 +48,14 @@ def intents() -> Any:
 def answer(house: House, sentence: str) -> str:
     """The text of the action of the best match in this house; a refusal where there is none or it is no tool's."""
     lists = importlib.import_module("hassil.intents").TextSlotList
-    names = lists.from_tuples([(each.name, each.name, {"domain": each.domain}) for each in house.devices], name="name")
-    areas = lists.from_tuples([(area, area) for area in house.areas], name="area")
+    names = [(each.name, each.name, {"domain": each.domain}) for each in house.devices]
+    slot_lists = {
+        "name": lists.from_tuples(names, name="name"),
+        "area": lists.from_tuples([(area, area) for area in house.areas], name="area"),
+        "floor": lists.from_tuples([("first floor", "first floor")], name="floor"),  # the templates want one
+    }
     best = importlib.import_module("hassil.recognize").recognize_best(
-        WAKE.sub("", sentence), intents(), slot_lists={"name": names, "area": areas, "floor": lists.from_tuples([("first floor", "first floor")], name="floor")},
-        intent_context={"area": house.here},
+        WAKE.sub("", sentence), intents(), slot_lists=slot_lists, intent_context={"area": house.here},
         best_slot_name="name",
     )  # fmt: skip
     action = best and action_of(house, best.intent.name, {name: entity.value for name, entity in best.entities.items()})
@@ -68,7 +78,7 @@ def action_of(house: House, intent: str, slots: dict[str, Any]) -> Action | None
     target = (
         named.name if named else f"{slots.get('area') or (house.here if here(house, domain) else EVERYWHERE)}/{domain}"
     )
-    values = tuple((ours, slots[theirs]) for theirs, ours in VALUES if theirs in slots)
+    values = tuple((ours, slots[theirs]) for theirs, ours in VALUES.items() if theirs in slots)
     return Action(tool, (target,), values) if house.resolve(target) else None
 
 

@@ -92,6 +92,18 @@ def test_the_loss_of_a_completion_counts_and_that_of_its_prompt_does_not(tmp_pat
     assert found.ends.tolist() == [1 + len(prompt) + len(completion), len(found.ids)]
 
 
+def test_turns_of_one_sample_each_end_and_are_learned(tmp_path):
+    """As the model will be asked: the first prompt behind what begins a text, each answer up to its end."""
+    asked, said = ["the house\n> a\n", "> b\n"], ["x", "y"]
+    found = shard(write_lines(tmp_path / "a.jsonl", [{"prompt": asked, "completion": said}]))
+    prompts, answers = (TOKENIZER.encode_batch_fast(each, add_special_tokens=False) for each in (asked, said))
+    turns = [[*prompt.ids, *answer.ids, 0] for prompt, answer in zip(prompts, answers, strict=True)]
+    counts = zip(prompts, answers, strict=True)
+    learned = [[0] * len(prompt.ids) + [1] * (len(answer.ids) + 1) for prompt, answer in counts]
+    assert found.ids.tolist() == [0, *turns[0], *turns[1]] and found.ends.tolist() == [len(found.ids)]
+    assert found.learned.tolist() == [0, *learned[0], *learned[1]]
+
+
 def test_of_messages_the_assistants_turns_are_learned_up_to_their_end(tmp_path):
     found = shard(write_lines(tmp_path / "talk.jsonl", [{"messages": TALK}]))
     text = "<user>user 0</>\n<assistant>assistant 0</>\n<user>user 1</>\n<assistant>assistant 1</>\n"
@@ -133,6 +145,7 @@ FAULTS = {
     "both.jsonl": (b'{"text": "a", "messages": []}\n', "line 1, has `text` and `messages`: a record has"),
     "number.jsonl": (b'{"text": 3}\n', "line 1, `text` is 3, not a string"),
     "nothing.jsonl": (b'{"prompt": "a", "completion": ""}\n', "line 1, has an empty `completion`"),
+    "uneven.jsonl": (b'{"prompt": ["a", "b"], "completion": ["c"]}\n', "line 1, has 2 prompts and 1 completions"),
     "mixed.jsonl": (b'{"text": "a"}\n{"prompt": "a", "completion": "b"}\n', "line 2, has `prompt` and `completion`, .*"
                     "before it `text`: one file has one form"),
     "mute.jsonl": (b'{"messages": [{"role": "user", "content": "a"}]}', "line 1, has no message of the assistant"),

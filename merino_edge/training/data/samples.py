@@ -1,7 +1,7 @@
 """Pieces of text to tokenise, of documents and of samples, and which of them are learned.
 
-A document of text is learned whole. A sample is a prompt with a completion, of which the completion is learned, or the
-messages of a talk, of which the assistant's are.
+A document of text is learned whole. A sample is a prompt with a completion, of which the completion is learned, several
+such turns behind each other, or the messages of a talk, of which the assistant's are.
 """
 
 import codecs
@@ -25,12 +25,13 @@ PIECE = 1 << 16  # characters of a longer document that are encoded at once, bes
 
 
 class Piece(NamedTuple):
-    """`first`, `last`: whether it begins and ends its document or sample."""
+    """`first`, `last`: whether it begins and ends its document or sample. `ends`: whether an answer ends with it."""
 
     text: str
     learned: bool = True
     first: bool = True
     last: bool = True
+    ends: bool = False
 
 
 class Pieces(NamedTuple):
@@ -109,11 +110,22 @@ def document_piece(where: str, record: Mapping[str, Any]) -> Iterator[Piece]:
 
 
 def completion_pieces(where: str, record: Mapping[str, Any]) -> Iterator[Piece]:
-    prompt, completion = (string_of(where, record, name) for name in ("prompt", "completion"))
-    if not completion:
+    prompts, completions = (strings_of(where, record, name) for name in ("prompt", "completion"))
+    if len(prompts) != len(completions):
+        raise MerinoError(f"{where}, has {len(prompts)} prompts and {len(completions)} completions: each has its own")
+    if not all(completions):
         raise MerinoError(f"{where}, has an empty `completion`: there is nothing to learn")
-    yield Piece(prompt, learned=False, last=False)
-    yield Piece(completion, first=False)
+    for turn, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        yield Piece(prompt, learned=False, first=turn == 0, last=False)
+        yield Piece(completion, first=False, last=turn == len(prompts) - 1, ends=True)
+
+
+def strings_of(where: str, record: Mapping[str, Any], name: str) -> list[str]:
+    """Of a field that is a string, or a list of at least one."""
+    value = record[name]
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return value
+    return [string_of(where, record, name)]
 
 
 def string_of(where: str, record: Mapping[str, Any], name: str) -> str:

@@ -138,7 +138,7 @@ def write_ids(folder: Path, source: DataSource, reading: Reading, say: Say) -> i
             encoded = reading.tokenizer.encode_batch_fast([each.text for each in pieces], add_special_tokens=False)
             places = []
             for piece, encoding in zip(pieces, encoded, strict=True):
-                row = [*(before if piece.first else ()), *encoding.ids, *(after if piece.last else ())]
+                row = [*(before if piece.first else ()), *encoding.ids, *(after if piece.last or piece.ends else ())]
                 ids.write(np.array(row, dtype).tobytes())
                 tokens += len(row)
                 characters += len(piece.text)
