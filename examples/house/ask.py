@@ -1,0 +1,34 @@
+"""Asks a bundle of the house example: prints the action for a sentence, and how long it took.
+
+    python examples/house/ask.py BUNDLE "it is dark in here" [--house house.json]
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from evaluate import MOST_TOKENS, read_house
+from house import House, prompt, tools
+
+from merino_runtime.api import open_model
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("sentence", nargs="+")
+    parser.add_argument("--house", type=Path, default=HERE / "house.json", help="devices [name, domain, area], and here")
+    given = parser.parse_args()
+    house: House = read_house(json.loads(given.house.read_text(encoding="utf-8")))
+    with open_model(str(given.bundle)) as model:
+        for sentence in given.sentence:
+            began = time.perf_counter()
+            stream = model.stream(prompt(house, sentence), tools=tools(house), max_new_tokens=MOST_TOKENS)
+            print("".join(stream), f"  ({1000 * (time.perf_counter() - began):.0f} ms)")
+
+
+if __name__ == "__main__":
+    main()
