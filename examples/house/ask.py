@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("sentence", nargs="+")
-    parser.add_argument("--house", type=Path, default=HERE / "house.json", help="devices [name, domain, area], and here")
+    parser.add_argument("--house", type=Path, default=HERE / "house.json", help="JSON of devices and here")
     given = parser.parse_args()
     house: House = read_house(json.loads(given.house.read_text(encoding="utf-8")))
     with open_model(str(given.bundle)) as model:
