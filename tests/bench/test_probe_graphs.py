@@ -28,6 +28,8 @@ pytestmark = pytest.mark.slow
 DECODER_FORMATS = [
     ("fused", "fp32"), ("fused", "int8"), ("fused", "int4"), ("no-dotprod", "int8"), ("no-dotprod", "int4"),
 ]  # fmt: skip
+# An export in int4 for cores without dotprod has kernels of our own, which the probe does not time yet.
+EXPORTED_FORMATS = DECODER_FORMATS[:-1]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_a_decoder_has_the_weights_that_its_operators_say(form):
 
 
 @pytest.mark.parametrize(("uses", "kv_heads"), [(1, 0), (4, 0), (1, plan.GROUPED_DECODER_KV_HEADS)])
-@pytest.mark.parametrize(("dialect", "form"), DECODER_FORMATS)
+@pytest.mark.parametrize(("dialect", "form"), EXPORTED_FORMATS)
 def test_a_decoder_is_the_exported_model_of_its_geometry(dialect, form, uses, kv_heads):
     """Its values that are stored inside the model are norms, which begin as ones in a new model."""
     found = graphs.kernels_of(dialect, "decoder", form, uses=uses, kv_heads=kv_heads)

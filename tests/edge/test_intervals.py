@@ -251,7 +251,7 @@ def test_design_prints_and_writes_its_intervals(calibrated, tmp_path):
     assert code == 0 and re.search(r"to (3\.9\d|4\.00), 99%\)", shown)
 
 
-@pytest.mark.parametrize("command", ["design", "recommend", "pareto"])
+@pytest.mark.parametrize("command", ["design", "recommend", pytest.param("pareto", marks=pytest.mark.nightly)])
 def test_each_command_takes_a_confidence_and_says_why_there_is_no_interval(command, calibrated):
     words = ("--context", "64", *(("--vocab", "300") if command != "recommend" else ()))
     words += ("--points", "2") if command == "pareto" else ()

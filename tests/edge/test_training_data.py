@@ -367,7 +367,8 @@ train(ARCH, [sys.argv[1]], Path("out"), recipe=recipe, tokenizer_file=Path(sys.a
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mb", [40, pytest.param(300, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("mb", [40, 300])
 def test_a_text_larger_than_the_memory_trains(mb, tmp_path):
     """By a limit on what the process may hold beside mapped files: the text, and its tokens, would not fit."""
     small, large = write_stories(tmp_path / "small.txt"), tmp_path / "large.txt"

@@ -79,6 +79,16 @@ def until(page, condition):
     raise AssertionError(condition)
 
 
+def counted(server, **wanted):
+    """Waits until the server has so many requests."""
+    for _ in range(3000):
+        stats = server.call("GET", "/v1/stats")[1]
+        if wanted.items() <= stats.items():
+            return
+        time.sleep(0.01)
+    raise AssertionError((wanted, stats))
+
+
 def setting(page, name, value):
     if page.locator("#settings").is_hidden():
         page.get_by_role("button", name="Settings").click()
@@ -178,15 +188,13 @@ def test_a_model_that_does_not_talk_continues_the_text(server, opened):
 def test_what_a_full_server_says_and_the_words_are_not_lost(server, opened):
     page = opened(server)
     body = json.dumps({"messages": [{"role": "user", "content": "x"}], "ignore_eos": True, "temperature": 0}).encode()
+    counted(server, running=0, waiting=0)  # what an earlier page left would make the server refuse one of these
     with contextlib.ExitStack() as stack:
         for _ in range(3):  # two slots
             holder = stack.enter_context(contextlib.closing(socket.create_connection(("127.0.0.1", server.port))))
             holder.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s"
                            % (len(body), body))
-        stats = {"running": 0}
-        while stats["running"] < 2 or stats["waiting"] < 1:
-            time.sleep(0.01)
-            stats = server.call("GET", "/v1/stats")[1]
+        counted(server, running=2, waiting=1)
         told(page, "Hello")
         alert = page.get_by_role("alert")
         alert.filter(has_text="busy").wait_for()
