@@ -23,7 +23,7 @@ from merino_edge.families.designed import (
     end_operators,
     transition_operators,
 )
-from merino_edge.families.operators import Operator
+from merino_edge.families.operators import Operator, norm
 from merino_edge.prediction.cost_model import CostModel
 from merino_edge.prediction.latency import Regime
 from merino_runtime.errors import MerinoError
@@ -120,7 +120,8 @@ def body_tables(
     savings = [saved(width) for width in space.widths]
     if space.padded:  # a change of width costs so little that each block is counted with the dearest
         dearest = total(list(transition_operators(min(space.widths), max(space.widths), padded=True)))
-        return use, peak, step, (space.blocks * dearest - np.array(savings)).T[:, None, :] + back
+        norms = np.array([total([norm(width, final=True)]) for width in space.widths])
+        return use, peak, step, (space.blocks * dearest + norms - np.array(savings)).T[:, None, :] + back
     for row, low in enumerate(space.widths):
         for column, high in enumerate(space.widths):
             if low <= high <= space.growth * low:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from few_examples import examples
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from sample_boards import of_two_cores
 
@@ -107,6 +107,7 @@ OPEN = st.tuples(
 
 
 @pytest.mark.slow
+@example({"params_m": 0.0}, ((257, 2000), ()))  # the final norm was not counted
 @given(st.dictionaries(st.sampled_from(NAMES), MAGNITUDES, max_size=5), OPEN)
 @examples(100, by_day=25)
 def test_whatever_is_asked_gives_a_design_within_it_or_names_what_would(budgets, opened):

@@ -151,7 +151,7 @@ def test_a_probe_of_the_board_and_designs_that_ran_there_become_its_profile(boar
         first=QUICK_BENCH + SHORT_PROBE + FEW_DESIGNS,
     )  # fmt: skip
     assert code == 0, err
-    assert re.search(r"design 1 of 1: .*, context 64, predicted ", err) and "copying model.onnx" in err
+    assert re.search(r"design 1 of 1: .*, context 64, by measured: predicted ", err) and "copying model.onnx" in err
     assert "round 1: 1 measured, predicted over measured: decode " in err
     assert re.search(r"design (fp32|int8|int4) decode +\d", out)
     assert sorted((board.cache / "bundles").glob("*")) == kept, "what was measured is removed"
