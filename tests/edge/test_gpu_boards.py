@@ -194,10 +194,10 @@ GOLDEN = {
     # (board, backend asked for): backend, format, shape, decode ms, prefill ms, memory MB of the board's own budget
     ("jetson-nano", None): ("tensorrt", "fp16", "832x4x1 1024x4x4k2 1024x4x9k4 1024x4x9k4", 50, 1752, 1771),
     ("jetson-nano", "onnxruntime"): (
-        "onnxruntime", "fp32", "384x4x1 512x3x4k1 448x4x2k1 512x4x6k1", 50, 3831, 296,
+        "onnxruntime", "fp32", "384x4x1 576x3.5x1k1 512x4x5k1 448x4x6k1", 50, 3860, 297,
     ),
     ("jetson-orin-nano", None): (
-        "tensorrt", "fp16", "832x4x1 1024x4x7k2 1024x4x12k2 1024x4x11k4", 25, 444, 2192,
+        "tensorrt", "fp16", "832x4x1 1024x4x8k2 1024x4x10k4 1024x4x12k2", 25, 444, 2191,
     ),
     ("jetson-orin-nano", "onnxruntime"): (
         "onnxruntime", "fp32", "384x4x1 576x3.5x1k1 448x4x4k1 512x4x6k1", 25, 544, 504,
