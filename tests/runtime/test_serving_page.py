@@ -178,6 +178,7 @@ def test_a_model_that_does_not_talk_continues_the_text(server, opened):
     text = finished(page)
     assert sent[0]["prompt"] == "Once upon a time" and sent[0]["model"] == names[1] and "messages" not in sent[0]
     page.reload()
+    page.get_by_label("Model").locator("option").nth(1).wait_for(state="attached")  # the models come after the page
     assert page.get_by_label("Model").input_value() == names[1]
     told(page, " Then")
     page.locator("li.assistant").nth(1).wait_for()
