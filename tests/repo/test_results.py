@@ -28,7 +28,7 @@ def table():
         files, judges, *rest = row.split(" | ")
         for name in re.findall(r"`([^`]+)`", files):
             areas[name] = judges.split(", ")
-            if stated := re.search(r"added by `(\w+)`", " ".join(rest)):
+            if stated := re.search(r"(?:added by|measured at) `(\w+)`", " ".join(rest)):
                 added[name] = stated[1]
     return areas, added
 
