@@ -1,6 +1,6 @@
 """Asks a bundle of the house example: prints the action for a sentence, and how long it took.
 
-    python examples/house/ask.py BUNDLE "it is dark in here" [--house house.json]
+python examples/house/ask.py BUNDLE "it is dark in here" [--house house.json]
 """
 
 import argparse

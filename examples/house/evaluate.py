@@ -97,26 +97,36 @@ def model_answers(model: LanguageModel, seconds: list[float]) -> Answer:
     return answer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """With the options that `sets_of` reads."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generated", type=Path, help="JSONL of make_data.py")
     parser.add_argument("--negatives", type=Path, help="sentences of make_data.py --negatives")
     parser.add_argument("--most", type=int, default=1000, help="of the generated samples")
-    parser.add_argument("--wrong", type=Path, help="file for the answers that are wrong")
-    parser.add_argument("-o", "--out", type=Path, help="record, as JSON")
-    given = parser.parse_args()
+    return parser
+
+
+def sets_of(given: argparse.Namespace) -> dict[str, list[Case]]:
     sets = {"utterances": list(utterances())}
     if given.generated:
         sets["generated"] = list(generated(given.generated, given.most))
     if given.negatives:
         sets["negatives"] = list(negatives(given.negatives))
+    return sets
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--wrong", type=Path, help="file for the answers that are wrong")
+    parser.add_argument("-o", "--out", type=Path, help="record, as JSON")
+    given = parser.parse_args()
     seconds: list[float] = []
     record: dict[str, Any] = {"bundle": given.bundle.name, "sets": {}}
     wrong: list[dict[str, Any]] = []
     with open_model(str(given.bundle)) as model:
         answer = model_answers(model, seconds)
-        for name, cases in sets.items():
+        for name, cases in sets_of(given).items():
             right, count, faults = judge(cases, answer)
             wrong += [{"set": name, **fault} for fault in faults]
             record["sets"][name] = {kind: [right[kind], count[kind]] for kind in sorted(count)}

@@ -5,15 +5,14 @@ as a wake word is.
     python examples/house/recognized.py --generated test.jsonl --negatives negatives.txt
 """
 
-import argparse
 import importlib
 import re
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from evaluate import Answer, generated, judge, negatives, show, utterances
-from house import EVERYWHERE, REFUSE, Action, House
+from evaluate import judge, parser_of, sets_of, show
+from house import REFUSE, Action, House
+from refer import here_target
 from templates import english
 
 WAKE = re.compile(r"^(hey |ok |okay |hi )?(olly|alexa|siri|google|jarvis|computer|assistant)[ ,]+")
@@ -75,31 +74,15 @@ def action_of(house: House, intent: str, slots: dict[str, Any]) -> Action | None
         tool = "louder" if step == "up" or isinstance(step, int) and step > 0 else "quieter"
     if tool is None or domain is None:
         return None
-    target = (
-        named.name if named else f"{slots.get('area') or (house.here if here(house, domain) else EVERYWHERE)}/{domain}"
-    )
+    area = slots.get("area")
+    target = named.name if named else f"{area}/{domain}" if area else here_target(house, domain)
     values = tuple((ours, slots[theirs]) for theirs, ours in VALUES.items() if theirs in slots)
     return Action(tool, (target,), values) if house.resolve(target) else None
 
 
-def here(house: House, domain: str) -> bool:
-    return any(each.domain == domain and each.area == house.here for each in house.devices)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--generated", type=Path)
-    parser.add_argument("--negatives", type=Path)
-    parser.add_argument("--most", type=int, default=1000)
-    given = parser.parse_args()
-    sets = {"utterances": list(utterances())}
-    if given.generated:
-        sets["generated"] = list(generated(given.generated, given.most))
-    if given.negatives:
-        sets["negatives"] = list(negatives(given.negatives))
-    says: Answer = answer
-    for name, cases in sets.items():
-        right, count, _ = judge(cases, says)
+    for name, cases in sets_of(parser_of(__doc__).parse_args()).items():
+        right, count, _ = judge(cases, answer)
         show(name, right, count)
 
 

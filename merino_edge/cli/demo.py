@@ -103,12 +103,13 @@ def run_chat_demo(source: str, out: Path) -> None:
     for precision in CHAT_FORMATS:
         print(f"== 1/2  export {found.name} to {precision}", flush=True)
         request = ExportRequest(precision=precision, context=context)
-        made = export(load_source(source), out / f"talk-{precision}", request, last_use=True)
+        made = export(found, out / f"talk-{precision}", request, last_use=True)
         if made.divergence:
             print(divergence_words(made.divergence))
         if not made.divergence or keeps(made.divergence):
             break
         print(f"{precision} loses too many", flush=True)
+        found = load_source(source)  # the export used it up
     folder, params = made.folder, made.bundle.params / 1e6
     print(f"{folder}: {params:.0f} M parameters, {bundle_bytes(folder) / 2**20:.0f} MB, context {context}")
     print(f"\n== 2/2  talk, by the file that a board runs\n> {QUESTION}", flush=True)

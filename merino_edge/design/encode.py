@@ -23,7 +23,7 @@ from merino_edge.families.designed import (
     end_operators,
     transition_operators,
 )
-from merino_edge.families.operators import Operator, norm
+from merino_edge.families.operators import Operator
 from merino_edge.prediction.cost_model import CostModel
 from merino_edge.prediction.latency import Regime
 from merino_runtime.errors import MerinoError
@@ -109,6 +109,10 @@ def body_tables(
         whole, last = (list(block_operators(block, space.head_size, last=last)) for last in (False, True))
         return total(whole) - total(last)
 
+    def ending(first: int, last: int) -> np.ndarray:  # [R]
+        """The final norm and the projection back."""
+        return total([op for op in end_operators(first, last, 2) if op.kind not in TABLES])
+
     layers = layers_of(space)
     first, repeat = (
         np.stack([total(ops) for ops in uses], axis=1)[:, layers.of] for uses in (layers.first, layers.repeat)
@@ -120,14 +124,13 @@ def body_tables(
     savings = [saved(width) for width in space.widths]
     if space.padded:  # a change of width costs so little that each block is counted with the dearest
         dearest = total(list(transition_operators(min(space.widths), max(space.widths), padded=True)))
-        norms = np.array([total([norm(width, final=True)]) for width in space.widths])
-        return use, peak, step, (space.blocks * dearest + norms - np.array(savings)).T[:, None, :] + back
+        ends = np.array([ending(width, width) for width in space.widths])  # the way back is a change
+        return use, peak, step, (space.blocks * dearest + ends - np.array(savings)).T[:, None, :] + back
     for row, low in enumerate(space.widths):
         for column, high in enumerate(space.widths):
             if low <= high <= space.growth * low:
                 step[:, row, column] = total(list(transition_operators(low, high)))
-                projection = [op for op in end_operators(low, high, 2) if op.kind not in TABLES]
-                back[:, row, column] = total(projection) - savings[column]
+                back[:, row, column] = ending(low, high) - savings[column]
     return use, peak, step, back
 
 
