@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 from merino_edge.families.geometry import Geometry
 from merino_edge.storage.atomic import cache_folder, parents_made
 from merino_edge.text.tokenizer import load_tokenizer
-from merino_edge.training.data.rows import Mixture, tensors
+from merino_edge.training.data.rows import Joined, Mixture, tensors
+from merino_edge.training.data.shards import dtype_of
 from merino_edge.training.run_folder import Run
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.outputs import open_output
@@ -107,7 +108,7 @@ def logits_of(teacher_sha256: str, run: Run, rows: Mixture) -> Logits:
         len(rows.groups), list(map(len, rows.groups)), bool(run.held_out), length, run.recipe.cut_long,
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-    dtype = "<u2" if run.architecture.vocab <= 1 << 16 else "<u4"
+    dtype = dtype_of(run.architecture.vocab)
     return Logits(cache_folder() / "teachers" / key, sum(map(len, rows.groups)), length, dtype)
 
 
@@ -176,11 +177,8 @@ def check_teacher(name: str, found: TaughtModel, tokenizer: Tokenizer, length: i
 def chunk_of(
     model: Any, rows: Mixture, logits: Logits, number: int, vocab: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    begins = [0, *accumulate(map(len, rows.groups))]
-    wanted = []
-    for index in logits.rows_of(number):
-        group = next(place for place, end in enumerate(begins[1:]) if index < end)
-        wanted.append(tensors(rows.groups[group].row(index - begins[group]), rows.apart))
+    every = Joined(rows.groups)
+    wanted = [tensors(every.row(index), rows.apart) for index in logits.rows_of(number)]
     at_once = max(1, BATCH_TOKENS // logits.length)
     ids, values = [], []
     for begin in range(0, len(wanted), at_once):

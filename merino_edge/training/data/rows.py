@@ -70,6 +70,8 @@ def whole(shard: Shard) -> Span:
 class TextRows:
     """The documents of spans, concatenated and cut into rows of `length`; the incomplete last row is dropped."""
 
+    apart = False
+
     def __init__(self, spans: Sequence[Span], length: int):
         self.spans, self.length = spans, length
         self.ends = list(accumulate(end - begin for begin, end in (span.bounds for span in spans)))
@@ -98,6 +100,8 @@ class TextRows:
 class SampleRows:
     """The samples of spans, packed whole into rows of `length`. `cut_long`: whether longer ones lose their end, instead
     of being refused. `pad`: the id behind the last sample of a row."""
+
+    apart = True
 
     def __init__(self, spans: Sequence[Span], length: int, pad: int, cut_long: bool):
         self.spans, self.length, self.pad = spans, length, pad
@@ -166,11 +170,11 @@ class SampleRows:
 class Joined:
     """Rows behind rows. `apart`: whether any of them hold samples, whose positions then count."""
 
-    def __init__(self, parts: Sequence[TextRows | SampleRows]):
+    def __init__(self, parts: "Sequence[TextRows | SampleRows | Joined]"):
         self.parts = [part for part in parts if len(part)]
         self.ends = list(accumulate(map(len, self.parts)))
-        self.apart = any(isinstance(part, SampleRows) for part in self.parts)
-        self.tokens_in_rows = sum(part.tokens_in_rows for part in self.parts)
+        self.apart: bool = any(part.apart for part in self.parts)
+        self.tokens_in_rows: int = sum(part.tokens_in_rows for part in self.parts)
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0

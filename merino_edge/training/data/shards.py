@@ -106,7 +106,8 @@ def make_shard(folder: Path, source: DataSource, reading: Reading, file: DataFil
             tokens = write_ids(made, source, reading, say)
             names = sorted(path.name for path in made.iterdir())
             described = {
-                "format": FORMAT, "source": file.name, "tokens": tokens, "dtype": dtype_of(reading.tokenizer),
+                "format": FORMAT, "source": file.name, "tokens": tokens,
+                "dtype": dtype_of(reading.tokenizer.get_vocab_size()),
                 "files": {name: sha256_of(str(made / name)) for name in names},
             }  # fmt: skip
             (made / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n")
@@ -120,8 +121,9 @@ def make_shard(folder: Path, source: DataSource, reading: Reading, file: DataFil
     say(f"{source.what}: {tokens:,} tokens in {time.perf_counter() - started:.1f} s, kept for later runs in {folder}")
 
 
-def dtype_of(tokenizer: Tokenizer) -> str:
-    return "<u2" if tokenizer.get_vocab_size() <= 1 << 16 else "<u4"
+def dtype_of(vocab: int) -> str:
+    """Of ids in a file."""
+    return "<u2" if vocab <= 1 << 16 else "<u4"
 
 
 def write_ids(folder: Path, source: DataSource, reading: Reading, say: Say) -> int:
@@ -131,7 +133,7 @@ def write_ids(folder: Path, source: DataSource, reading: Reading, say: Say) -> i
     if found.samples and not found.talks and not after:
         end = reading.end if reading.end is not None else end_id(reading.tokenizer)
         after = [] if end is None else [end]
-    dtype = dtype_of(reading.tokenizer)
+    dtype = dtype_of(reading.tokenizer.get_vocab_size())
     tokens, characters, told = 0, 0, time.perf_counter()
     with (folder / IDS).open("xb") as ids, (folder / ENDS).open("xb") as ends, (folder / LEARNED).open("xb") as learned:
         for pieces in batches(found.pieces):
