@@ -191,7 +191,8 @@ def test_what_a_full_server_says_and_the_words_are_not_lost(server, opened):
     body = json.dumps({"messages": [{"role": "user", "content": "x"}], "ignore_eos": True, "temperature": 0}).encode()
     counted(server, running=0, waiting=0)  # what an earlier page left would make the server refuse one of these
     with contextlib.ExitStack() as stack:
-        for _ in range(3):  # two slots
+        for nth in range(3):  # two slots; a third that arrives before both run would be refused
+            counted(server, running=nth)
             holder = stack.enter_context(contextlib.closing(socket.create_connection(("127.0.0.1", server.port))))
             holder.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s"
                            % (len(body), body))
