@@ -12,9 +12,9 @@ ONNX Runtime 1.32. They belong to small terms, which matter for narrow layers an
 * With dot products of 8 bits (`dotprod` on Arm, `avx2` on x86) int8 and int4 multiply 3.5 times as fast as fp32: the
   instructions' ratio is 4, published prefills of the Pi 5 are 3 to 4 times its fp32 estimate.
 * Where the profile has a kernel's cycles per weight, decoding takes the time to read and these cycles, one after the
-  other, since published runs on cores without dotprod lie at the sum. In prefill int8 is faster than fp32 by the ratio
-  of their cycles, and int4 computes at fp32's rate. Without cycles int8 in blocks is written out in fp32 at each call,
-  which moves it eight times.
+  other, since published runs on cores without dotprod lie at the sum. In prefill int8, and int4 in this project's own
+  kernels, is faster than fp32 by the ratio of their cycles; MatMulNBits computes int4 at fp32's rate. Without cycles
+  int8 in blocks is written out in fp32 at each call, which moves it eight times.
 * Attention of one query takes the kernel's cycles per multiply-add where the profile has them, else ONE_QUERY times
   as long as one of many. Keys and values that come from a cache are read meanwhile: whichever takes longer counts.
 """
@@ -33,6 +33,7 @@ DEFAULT_CACHE_MB = 1.0
 RESIDENT_EDGE, STREAMING_EDGE, HALF_EDGE = 0.5, 2.0, 1.0  # x86, in sizes of the last-level cache
 BANDWIDTH_EXPONENT = 0.25  # of the ratio of two thread counts
 CACHED_SHARE = 1 / 3  # of the time to read from memory
+TILES_BYTES = 0.5625 / 0.53125  # of tiles of 4 bits over those of groups of 128, which `Operator` counts
 GB_MACS = {"fp32": 0.25, "int8": 1.0, "int4": 2.0}  # 10^9 multiply-adds of a decode step per GB of weights
 ONE_QUERY = 3.0  # Arm: 1.1 to 1.9 instructions per multiply-add of one query, 0.3 to 0.4 of many
 FAST_INT = 1 / 3.5  # time of an int8 multiply-add over that of fp32, with dot products
@@ -76,14 +77,15 @@ def estimated(profile: DeviceProfile, dialect: Dialect | None = None) -> Coeffic
         kernel = kernel_of(profile, form, dialect)
         cycles = cycles_of(profile, kernel)
         macs = [ms * mac_share(profile, kernel) for ms in mac_ms]
+        reads = [read * (TILES_BYTES if kernel == "matmul4" else 1) for read in read_ms]
         load = [
             max(0.0, read - memory - GB_MACS[form] * mac)
-            for read, memory, mac in zip(read_ms, memory_ms, macs, strict=True)
+            for read, memory, mac in zip(reads, memory_ms, macs, strict=True)
         ]
         if counted := counted_ms(profile, kernel, counts):
             load = [
                 max(0.0, read - memory + GB_MACS[form] * (one - mac))
-                for read, memory, mac, one in zip(read_ms, memory_ms, macs, counted, strict=True)
+                for read, memory, mac, one in zip(reads, memory_ms, macs, counted, strict=True)
             ]
         elif kernel == "matmulnbits_8":
             load = [MOVES * read for read in read_ms]
@@ -130,13 +132,15 @@ def kernel_of(profile: DeviceProfile, form: str, dialect: Dialect) -> str:
         return "matmul"
     if dialect == "fused":
         return "dots" if multiplies_bytes(profile) else f"matmulnbits_{8 if form == 'int8' else 4}"
-    return "matmulinteger" if form == "int8" else "matmulnbits_4"
+    if form == "int8":
+        return "matmulinteger"
+    return "matmul4" if dialect == "no-dotprod" and cycles_of(profile, "matmul4") else "matmulnbits_4"
 
 
 def mac_share(profile: DeviceProfile, kernel: str) -> float:
     """Time of a multiply-add among many rows over that of fp32."""
     rows, floats = cycles_of(profile, kernel), cycles_of(profile, "matmul")
-    if kernel == "matmulinteger" and rows and floats:
+    if kernel in ("matmulinteger", "matmul4") and rows and floats:
         return rows / floats
     return FAST_INT if kernel in ("dots", "matmulinteger") and multiplies_bytes(profile) else 1.0
 

@@ -28,11 +28,12 @@ Cycles = Annotated[float, Field(ge=LEAST, le=MOST)]
 
 
 class CyclesPerWeight(Facts):
-    """Cycles of one core per weight in a product with one row, by the kernel of ONNX Runtime, without the time to read
-    the weights from memory. None: not known.
+    """Cycles of one core per weight in a product with one row, by the kernel, without the time to read the weights from
+    memory. None: not known.
 
     `matmul`: float32. `matmulinteger`: signed weights of 8 bits, one scale per row. `matmulnbits_8`, `matmulnbits_4`:
-    blocks, computed in float32. `attention`: per multiply-add of one query and float32 keys or values.
+    blocks, computed in float32. `matmul4`: 4 bits in this project's own kernels. `attention`: per multiply-add of one
+    query and float32 keys or values.
     """
 
     kind: Kind
@@ -41,6 +42,7 @@ class CyclesPerWeight(Facts):
     matmulinteger: Cycles | None = None
     matmulnbits_8: Cycles | None = None
     matmulnbits_4: Cycles | None = None
+    matmul4: Cycles | None = None
     attention: Cycles | None = None
 
 

@@ -182,10 +182,11 @@ def test_by_default_the_boards_are_the_shipped_ones(tiny_arch):
     assert found("fp16", "onnxruntime") == ()  # of no use on a CPU
     assert found("int8", "onnxruntime") == tuple(profile_ids())
     larger = published("smollm2-135m").geometry.operators  # a step of the tiny one is launches, whatever the core
-    for core in ("dotprod", "no-dotprod"):
+    for core in ("dotprod", "no-dotprod"):  # what is for no-dotprod cores is about as fast on the others
         slower = [each.board for each in slower_on(larger, "int4", 64, core, list_profiles())]
         boards = fitting_boards(larger, "int4", 64, RUNTIME_CHOOSES, ["onnxruntime"], slower=slower)
-        assert boards == tuple(board.id for board in list_profiles() if core_of_board(board) == core)
+        own = {board.id for board in list_profiles() if core_of_board(board) == core}
+        assert own <= set(boards) and (core == "no-dotprod" or own == set(boards))
 
 
 def test_a_board_fits_the_formats_of_each_of_its_backends(tiny_arch):

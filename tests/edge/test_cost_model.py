@@ -186,22 +186,20 @@ def test_the_last_layer_of_a_prefill_computes_one_position():
 
 
 def test_formats_are_as_fast_as_the_cores_kernels():
-    """With dot products all of int8 and int4 is faster. Without, decoding is too, and int4 multiplies many rows in
-    float32."""
+    """With dot products all of int8 and int4 is faster. Without, decoding is too, int4's by kernels of this project."""
     for board, faster in (("raspberry-pi-5", True), ("raspberry-pi-4", False)):
         models = [model_of(board, form, 512, 256) for form in FORMATS]
         fp32, int8, int4 = (model.predict(OPT_350M.operators, {}) for model in models)
         assert (int8.prefill_ms < 0.7 * fp32.prefill_ms) == faster
-        assert (int4.prefill_ms < 0.7 * fp32.prefill_ms) == faster
-        assert int8.decode_ms < 0.45 * fp32.decode_ms and int4.decode_ms < 0.45 * fp32.decode_ms
-        assert (int4.decode_ms < int8.decode_ms) == faster
+        assert int4.prefill_ms < 0.75 * fp32.prefill_ms
+        assert int8.decode_ms < 0.45 * fp32.decode_ms and int4.decode_ms < 0.9 * int8.decode_ms
 
 
 # ms of a decode step of 135 M weights, all read once: what reading and computing take one
 # beside the other, and one after the other (counted instructions, modelled cycles, published bandwidths).
 TIMES = {
-    "raspberry-pi-zero-2w": {"fp32": (284, 313), "int8": (71, 83), "int4": (87, 124)},
-    "raspberry-pi-4": {"fp32": (112, 118), "int8": (28, 32), "int4": (27, 42)},
+    "raspberry-pi-zero-2w": {"fp32": (284, 313), "int8": (71, 83), "int4": (40, 56)},
+    "raspberry-pi-4": {"fp32": (112, 118), "int8": (28, 32), "int4": (16, 19)},
 }
 
 

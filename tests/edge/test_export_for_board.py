@@ -171,9 +171,12 @@ def test_of_random_weights_nothing_is_measured_and_trained_ones_want_a_tokenizer
 
 def test_where_float32_is_the_fastest_nothing_is_read(tiny_checkpoint, text, tmp_path):
     source, said = load_source(str(tiny_checkpoint)), []
+    slow = PI_4.cpu.cycles_per_weight.model_copy(update={"matmulinteger": 20.0, "matmul4": 20.0})
+    board = PI_4.model_copy(update={"cpu": PI_4.cpu.model_copy(update={"cycles_per_weight": slow})})
+    request = FOR_PI_4._replace(board=board, calibration=text)
     with pytest.raises(MerinoError, match="the weights are fp32 and the cache is not quantised"):
-        export(source, tmp_path / "bundle", FOR_PI_4._replace(calibration=text), say=said.append)
-    request = FOR_PI_4._replace(calibration=text, kv="int8")
+        export(source, tmp_path / "bundle", request, say=said.append)
+    request = request._replace(kv="int8")
     made = export(source, tmp_path / "bundle", request, say=said.append)
     assert (made.bundle.precision, quantised_cache(made.bundle), said) == ("fp32", "int8", [])
 
