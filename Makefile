@@ -3,6 +3,7 @@
 # make test: lint beside all tests but the nightly ones; test-nightly: those, and more examples; test-fast: daily work.
 # make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines. make test-models: published weights.
 # make test-tensorrt: NVIDIA's parser and builder on the CPU.
+# make docs: the pages of docs/ as a site, with search.
 # All set up what they need, once.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,7 +22,7 @@ TENSORRT_ROOT := $(CACHE)/tensorrt
 
 MODELS := $(CACHE)/models
 
-.PHONY: demo demo-chat house test daily test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models kernels peers-native lint clean
+.PHONY: demo demo-chat house docs test daily test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models kernels peers-native lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
@@ -46,6 +47,12 @@ demo-chat: models
 # Home Assistant's English templates are installed too. It goes on where it was stopped.
 house: .venv/ready
 	@examples/house/make.sh $(BIN)/python out/house
+
+# Remakes what follows from the code, and serves on http://127.0.0.1:8000: the search of a browser needs a server. The
+# built site lies in out/site after `.venv/bin/mkdocs build`.
+docs: .venv/ready
+	$(BIN)/python docs/scripts/make.py
+	$(BIN)/mkdocs serve
 
 # Without what waits for processes, the machine or other interpreters; properties are tried on fewer examples.
 test-fast: lint

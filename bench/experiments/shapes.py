@@ -1,6 +1,6 @@
 """Which score orders decoders as training does? Against 22 published ones of many shapes and sizes.
 
-    python bench/experiments/shapes.py --data FOLDER -o bench/results/shapes.json --plot bench/results/shapes.svg
+    python bench/experiments/shapes.py --data FOLDER -o bench/results/shapes.json --plot docs/pictures/shapes.svg
 
 FOLDER: `gem_hot_100b+.jsonl` and `gem_hot.jsonl` of the repository mcleish7/gemstone-scaling-laws (MIT), a line per
 evaluation. Each decoder counts by its loss nearest to 100 billion tokens. Its layers have grouped attention (3 E^2

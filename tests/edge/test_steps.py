@@ -1,4 +1,4 @@
-"""What README and docs/board.md tell a stranger to paste runs as it stands: in order, in an empty folder, offline."""
+"""What docs/start.md and docs/board.md show runs as it stands: in order, in an empty folder, offline."""
 
 import os
 import re
@@ -28,8 +28,8 @@ def blocks(page):
 
 
 def steps():
-    """The first block of README's section `Step by step`."""
-    (block,) = [block for block in blocks("README.md") if "merino-edge train " in block]
+    """The block of the section `Step by step`."""
+    (block,) = [block for block in blocks("docs/start.md") if "merino-edge train " in block]
     return block
 
 
@@ -68,12 +68,12 @@ def shell(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pasted(shell, tmp_path_factory):
-    """The folder in which README's steps ran, with their output."""
+    """The folder in which the steps ran, with their output."""
     folder = tmp_path_factory.mktemp("pasted")
     return folder, shell(shortened(steps(), SHORTER), folder)
 
 
-def test_each_step_of_readme_runs_and_writes_what_it_names(pasted):
+def test_each_step_runs_and_writes_what_it_names(pasted):
     folder, _ = pasted
     named = outputs(steps())
     assert len(named) >= 8 and [path for path in named if not (folder / path).exists()] == []
@@ -91,12 +91,10 @@ def test_the_steps_train_a_model_and_measure_that_one(pasted):
 def test_what_the_pages_run_on_a_board_runs_on_that_bundle(pasted, shell):
     """Left out: installing, which needs an index (tests/targets/test_install_commands.py), the probe's minute, and what
     needs a GPU."""
-    lines = []
-    for page in ("README.md", "docs/board.md"):
-        on_cpu = [block for block in blocks(page) if "tensorrt" not in block]
-        of_page = [line for block in on_cpu for line in block.splitlines() if "merino.pyz" in line]
-        assert len(of_page) >= 3
-        lines += [re.sub(r"^\S*python3?\b", shlex.quote(sys.executable), line) for line in of_page]
+    on_cpu = [block for block in blocks("docs/board.md") if "tensorrt" not in block]
+    of_page = [line for block in on_cpu for line in block.splitlines() if "merino.pyz" in line]
+    assert len(of_page) >= 3
+    lines = [re.sub(r"^\S*python3?\b", shlex.quote(sys.executable), line) for line in of_page]
     there = "\n".join(line for line in dict.fromkeys(lines) if " probe " not in line)
     folder, _ = pasted
     assert "tok/s" in shell(shortened(there, {"-r 3": SHORTER["-r 3"]}), folder / "bundle")

@@ -12,8 +12,8 @@ from merino_runtime.__main__ import VERBS, _parser
 from merino_runtime.delivery.verbs import VERBS as DELIVERY_VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
-BOARD_MD = ROOT / "docs" / "board.md"
-PAGES = sorted((ROOT / "docs" / "boards").glob("*.md"))
+INDEX = ROOT / "docs" / "boards" / "index.md"
+PAGES = [path for path in sorted(INDEX.parent.glob("*.md")) if path != INDEX]
 APPLICATION = re.compile(r"(?:python3 merino\.pyz|\S+/current/merino) (.*)")
 
 of_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -31,15 +31,15 @@ def marked_commands(page):
 
 
 def legend():
-    """What board.md says that marks may be."""
-    section = BOARD_MD.read_text(encoding="utf-8").partition("## A page for each board")[2]
+    """What the list of boards says that marks may be."""
+    section = INDEX.read_text(encoding="utf-8").partition("## What the marks mean")[2]
     return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
 
 
-def test_each_profile_has_a_page_that_board_md_links():
+def test_each_profile_has_a_page_that_the_list_of_boards_links():
     assert [page.stem for page in PAGES] == sorted(profile_ids())
-    text = BOARD_MD.read_text(encoding="utf-8")
-    assert [page.name for page in PAGES if f"(boards/{page.name})" not in text] == []
+    text = INDEX.read_text(encoding="utf-8")
+    assert [page.name for page in PAGES if f"({page.name})" not in text] == []
 
 
 @of_each_page

@@ -1,11 +1,8 @@
-"""Who may import whom, read from the syntax trees; and that README and the pages of boards show commands, options and
-paths that exist.
-"""
+"""Who may import whom, read from the syntax trees."""
 
 import ast
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
-BOARD_PAGES = sorted((ROOT / "docs" / "boards").glob("*.md"))
 PACKAGES = {
     "merino_edge": ROOT / "merino_edge",
     "merino_runtime": ROOT / "runtime" / "merino_runtime",
@@ -271,39 +266,3 @@ def test_the_board_side_needs_nothing_of_the_workstation():
     assert done.returncode == 0, done.stderr
     board_side = {name for name in MODULES if not name.startswith("merino_edge")} - {"merino_runtime", "merino_bench"}
     assert set(done.stdout.split()) == board_side
-
-
-def documented_commands(text):
-    """The words of each line of a bash block that calls merino-edge, continued lines joined, comments off."""
-    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.strip().startswith("merino-edge"):
-                yield line.strip(), shlex.split(line, comments=True)[1:]
-
-
-@pytest.mark.parametrize("page", [README, *BOARD_PAGES], ids=lambda page: page.stem)
-def test_every_command_of_the_page_exists_with_its_options(page):
-    from typer.testing import CliRunner
-
-    from merino_edge.cli.app import app
-
-    runner = CliRunner(env={"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"})
-    helps = {}
-    commands = list(documented_commands(page.read_text(encoding="utf-8")))
-    assert commands, f"{page.name} shows how merino-edge is used"
-    for line, (verb, *words) in commands:
-        if verb not in helps:
-            result = runner.invoke(app, [verb, "--help"])
-            assert result.exit_code == 0, line
-            helps[verb] = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", result.output))
-        shell = next((index for index, word in enumerate(words) if word in {"|", ">", "&&", "&", ";"}), len(words))
-        for word in words[:shell]:
-            if re.fullmatch(r"--?[a-zA-Z].*", word):
-                assert word.split("=")[0] in helps[verb], line
-
-
-def test_every_path_of_the_readmes_file_map_exists():
-    rows = re.findall(r"^\|\s*\[?`([^`|]+)`", README.read_text(encoding="utf-8"), re.MULTILINE)
-    paths = [row for row in rows if "/" in row.lstrip("/") and not re.search(r"^/|[\s<>*]", row)]
-    assert len(paths) >= 4, "the README has a table of what lies where"
-    assert [path for path in paths if not (ROOT / path).exists()] == []

@@ -52,9 +52,8 @@ def check_a_bundle_runs(board, folder):
     assert (done.returncode, done.stdout) == (0, "ok: 16 greedy ids as expected\n"), done.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", pytest.param("docs/board.md", marks=pytest.mark.nightly)])
-def test_the_documented_commands_install_what_a_bundle_needs(page, board, embedded_bundles):
-    done = board(documented(page))
+def test_the_documented_commands_install_what_a_bundle_needs(board, embedded_bundles):
+    done = board(documented("docs/board.md"))
     assert done.returncode == 0, done.stderr
     check_a_bundle_runs(board, embedded_bundles["portable", "fp32"])
 

@@ -4,7 +4,7 @@ An integer matmul rounds its input in groups of the weights' group_size, by the 
 is much larger than the others of its group costs these their precision. Here such a channel is divided by a factor
 where it arises, and the columns of the matrices that read it are multiplied by it. Only weights change: the model
 computes what it did, but for the rounding of float32, and a step costs nothing more. Figures:
-docs/decisions/smoothquant.md.
+docs/decisions/quantisation.md.
 """
 
 import copy

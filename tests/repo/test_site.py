@@ -1,0 +1,70 @@
+"""The site: mkdocs builds it without a warning, llms.txt names each page, and made pages are current."""
+
+import logging
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS / "scripts"))
+PAGES = sorted(path for path in DOCS.rglob("*.md"))
+
+import make  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site's folder. A dead link, a missing anchor or a page outside the navigation ends the build."""
+    build = pytest.importorskip("mkdocs.commands.build", reason="mkdocs is in the extra `dev`")
+    from mkdocs.config import load_config
+
+    folder = tmp_path_factory.mktemp("site")
+    warnings = []
+
+    class Kept(logging.Handler):
+        def emit(self, record):
+            warnings.append(record.getMessage())
+
+    handler = Kept(logging.WARNING)
+    logger = logging.getLogger("mkdocs")
+    logger.addHandler(handler)
+    try:
+        build.build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=False))
+    finally:
+        logger.removeHandler(handler)
+    assert warnings == []
+    return folder
+
+
+def test_the_site_is_built_without_a_warning_and_can_be_searched(site):
+    built = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
+    named = {re.sub(r"(^|/)README$", r"\1index", page.relative_to(DOCS).with_suffix("").as_posix()) for page in PAGES}
+    assert {f"{name}.html" for name in named} <= built
+    assert "Raspberry Pi Zero 2 W" in (site / "search" / "search_index.json").read_text(encoding="utf-8")
+
+
+def test_no_page_of_the_site_fetches_from_elsewhere(site):
+    """It is read offline: scripts, styles and pictures are its own."""
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        tags = re.findall(r"<(?:script|img|link rel=\"stylesheet\")[^>]*>", text)
+        assert tags and not [tag for tag in tags if re.search(r"(?:src|href)=\"(?:https?:)?//", tag)], path.name
+
+
+def test_each_page_has_one_line_in_llms_txt():
+    text = (DOCS / "llms.txt").read_text(encoding="utf-8")
+    lines = re.findall(r"^- \[[^\]]+\]\(([^)]+)\): .{20,}$", text, re.MULTILINE)
+    assert sorted(lines) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES)
+
+
+@pytest.mark.parametrize("name", make.MADE)
+def test_what_is_made_from_the_code_is_as_the_code_says(name):
+    path = DOCS / name
+    assert make.MADE[name](path) == path.read_text(encoding="utf-8"), "remake it: python docs/scripts/make.py"
+
+
+def test_decisions_stay_few():
+    assert len(list((DOCS / "decisions").glob("*.md"))) <= 26  # 25, and the list of them
