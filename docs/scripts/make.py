@@ -8,7 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).parent), *(str(ROOT / name) for name in ("", "runtime", "bench"))]
 
+import api  # noqa: E402
 import boards  # noqa: E402
+import commands  # noqa: E402
+import errors  # noqa: E402
+import openapi  # noqa: E402
 import terminal  # noqa: E402
 
 from merino_edge.storage.atomic import write_text  # noqa: E402
@@ -25,6 +29,11 @@ def between_marks(path: Path, name: str, text: str) -> str:
 
 MADE = {
     "pictures/demo.svg": lambda path: terminal.text(path.with_suffix(".cast")),
+    "reference/command-line.md": lambda _: commands.workstation(),
+    "reference/board-commands.md": lambda _: commands.on_the_board(),
+    "reference/python-api.md": lambda _: api.text(),
+    "reference/errors.md": lambda _: errors.text(),
+    "reference/openapi.json": lambda _: openapi.text(),
     "boards/index.md": lambda path: between_marks(path, "boards", boards.text()),
 }
 
