@@ -63,9 +63,8 @@ def cell(text: str) -> str:
 
 
 def room_of(path: Path, folder: str) -> str:
-    """The folder of a package that a file lies in, or the file of one that lies in none."""
-    inner = path.relative_to(ROOT / folder).parts
-    return f"{folder}/{inner[0]}" + ("/" if len(inner) > 1 else "")
+    """The folder or file of a package that a file belongs to."""
+    return path.relative_to(ROOT / folder).parts[0].removesuffix(".py")
 
 
 def text() -> str:
