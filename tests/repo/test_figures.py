@@ -1,0 +1,220 @@
+"""Figures of README and docs: those of the measured tables are worked out again from the record that their section
+names, and each paragraph that claims a measurement names its record or its commit."""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from statistics import mean, median
+
+import pytest
+
+from merino_bench.harness.pairs import paired_ratio
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *DOCS.rglob("*.md")]
+FIGURE = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+NUMBER = re.compile(r"(?<![\w.#-])\d[\d,]*(?:\.\d+)?(?![\w.]*\w)")
+
+
+def sections(page):
+    return re.split(r"^(?=##+ )", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def section(page, title):
+    (found,) = [each for each in sections(page) if each.lstrip("# ").startswith(title)]
+    return found
+
+
+def rows(text):
+    """The cells of each row of a section's tables, without their titles."""
+    lines = re.findall(r"^\|(.*)\|$", text, re.MULTILINE)
+    titles = {place - 1 for place, line in enumerate(lines) if set(line) <= set("- |")}
+    left = [line for place, line in enumerate(lines) if not {place, place - 1} & titles]
+    return [[cell.strip() for cell in line.split("|")] for line in left]
+
+
+def written(value, digits):
+    return f"{value:,.{digits}f}"
+
+
+def decimals(text):
+    return len(text.partition(".")[2])
+
+
+@cache
+def content(record):
+    return json.loads((RESULTS / record).read_text(encoding="utf-8"))
+
+
+@cache
+def processes(record, disturbed=True):
+    """{(step or prefill, section, test, engine): {round: ms}}: the median of the means of a process's repetitions. A
+    round in which every attempt was disturbed counts as its last one, or not at all."""
+    found = {}
+    for run in sorted(content(record)["runs"], key=lambda run: not run.get("flags")):
+        if run.get("flags") and not disturbed:
+            continue
+        for kind in ("step_ms", "prefill_ms"):
+            samples = [mean(each) if isinstance(each, list) else each for each in run.get(kind) or [] if each]
+            if samples:
+                engine = found.setdefault((kind, run["section"], run["test"], run["entrant"]), {})
+                engine[run["round"]] = median(samples)
+    return found
+
+
+def middle(record, *key):
+    return median(processes(record)[key].values())
+
+
+# Rows of speed.md's first table: the engines of each figure, decode then prefill.
+FORMATS = ("fp32", "int8", "int4")
+GGUF = {"fp32": "F32", "int8": "Q8_0", "int4": "Q4_0, table Q8_0"}
+PAIRS = {
+    "OPT-350M, this project / llama.cpp":
+        [("opt", f"ours opt-350m {one}", f"llama.cpp opt-350m {GGUF[one]} (equal bytes)") for one in FORMATS],
+    "OPT-350M in int8, this project / CTranslate2": [("opt", "ours opt-350m int8", "ctranslate2 opt-350m int8")],
+    "OPT-350M in fp32, this project / transformers": [("opt", "ours opt-350m fp32", "transformers opt-350m fp32")],
+    "66 M parameters, this project / llama.cpp":
+        [("66m", f"ours 66m {one}", f"llama.cpp 66m {GGUF[one]}") for one in FORMATS],
+    "66 M parameters with group_size 32":
+        [("66m", f"ours 66m {one} (block 32)", f"llama.cpp 66m {GGUF[one]}") for one in FORMATS[1:]],
+    "a design of 58.7 M / OPT-350M": [("64m", f"ours 64m {one}", f"ours opt-350m {one}") for one in FORMATS],
+    "the same layers with a vocabulary of 16,384":
+        [("64m", f"ours 64m-v16384 {one}", f"ours opt-350m {one}") for one in FORMATS],
+    "designs for a decode budget":
+        [("timed", f"ours timed-{one} {one}", f"ours opt-350m {one}") for one in FORMATS],
+    "as shipped": [("64m", "ours 64m int4", "transformers opt-350m fp32")],
+}  # fmt: skip
+
+
+def test_the_first_table_of_speed_is_the_record():
+    found = rows(sections("docs/speed.md")[0])
+    assert len(found) == len(PAIRS)
+    for label, *cells in found:
+        (pairs,) = [each for start, each in PAIRS.items() if label.startswith(start)]
+        for kind, cell in zip(("step_ms", "prefill_ms"), cells, strict=True):
+            figures = NUMBER.findall(cell)
+            ratios = [middle("bars-x86-2cores.json", kind, part, "tg64", theirs)
+                      / middle("bars-x86-2cores.json", kind, part, "tg64", ours) for part, ours, theirs in pairs]
+            assert not figures or figures == [
+                written(each, decimals(figures[0])) for each in ratios
+            ], f"{label}, {kind}"
+
+
+LLAMA_CPP = ("llama.cpp", "llama.cpp-q8_0-cache")  # its two caches
+
+
+def ratio_of(ours, theirs):
+    """With the ends of its interval, as written."""
+    both = sorted(set(ours) & set(theirs))
+    found = paired_ratio([1 / ours[each] for each in both], [1 / theirs[each] for each in both])
+    return [written(found.value, 2), *(written(each, 2) for each in found.interval)]
+
+
+def test_the_table_behind_a_long_cache_is_the_record():
+    record = "depth-x86-2cores.json"
+    for tokens, weights, kv, ours_ms, theirs_ms, ratio in rows(section("docs/speed.md", "Behind a long cache")):
+        test = f"tg32 @ d{tokens.replace(',', '')}"
+
+        def steps(engine, disturbed, test=test):
+            return processes(record, disturbed).get(("step_ms", "depth", test, engine))
+
+        own = f"ours 66m {weights}{' (int8 cache)' if kv == 'int8' else ''}"
+        peers = [name for engine in LLAMA_CPP if steps(name := f"{engine} 66m {GGUF[weights]}", True)]
+        fastest = min(median(steps(each, True).values()) for each in peers)
+        assert ours_ms == written(median(steps(own, True).values()), decimals(ours_ms)), test
+        assert theirs_ms == written(fastest, decimals(theirs_ms)), test
+        assert NUMBER.findall(ratio) in [ratio_of(steps(own, False), steps(each, False)) for each in peers], (test, own)
+
+
+TESTS = {
+    "decode behind 64": "tg32 @ d64", "behind 448": "tg32 @ d448", "behind 1,984": "tg32 @ d1984",
+    "prefill of 512": "pp512",
+}  # fmt: skip
+CACHES = {"float32": "fp32", "int8": "int8"}
+
+
+def test_the_table_of_a_published_model_is_the_record():
+    record = content("real-model-speed-x86-2cores.json")["rows"]
+    found = {(row["ours"], row["our_cache"], row["test"]): row for row in record}
+    told = rows(section("docs/speed.md", "A published model"))
+    assert len(told) == len(found)
+    for weights, kv, test, *cells in told:
+        row = found[weights, CACHES[kv], TESTS[test]]
+        expected = [
+            f"{row['our_tok_s']:.1f}", f"{row['their_tok_s']:.1f}", f"{row['ratio']:.2f}",
+            "{:.2f} to {:.2f}".format(*row["interval"]),
+            f"{row['our_peak_rss_mb']:.0f} / {row['their_peak_rss_mb']:.0f}",
+        ]  # fmt: skip
+        assert cells == expected, (weights, kv, test)
+
+
+def printed_by_the_demo():
+    """The numbers that the recorded run of README's picture printed."""
+    events = (DOCS / "pictures" / "demo.cast").read_text(encoding="utf-8").splitlines()[1:]
+    return set(FIGURE.findall("".join(json.loads(event)[2] for event in events)))
+
+
+def test_the_demos_figures_are_those_of_its_recorded_run_and_its_record():
+    """Its commit is the record's, and what it measured is the record."""
+    head, *_ = (DOCS / "pictures" / "demo.cast").read_text(encoding="utf-8").splitlines()
+    record = content("demo-x86-2cores.json")
+    decode = [row for row in record if row["test"].startswith("tg")]
+    (ours,) = [row for row in decode if row["bundle"] == "pi4-design"]
+    peaks = {}
+    for row in record:
+        peaks[row["bundle"]] = max(row["peak_rss_mb"], peaks.get(row["bundle"], 0))
+    measured = {
+        *(f"{row['tok_s']:.1f}" for row in decode), *(f"{each:,.0f}" for each in peaks.values()),
+        *(f"{each:.2f}" for each in (ours["ratio_to_baseline"], *ours["ratio_interval"])),
+    }  # fmt: skip
+    assert measured <= printed_by_the_demo()
+    commit = json.loads(head)["commit"]
+    readme, start = sections("README.md")[0], section("docs/start.md", "Two commands")
+    for page, text in (("README.md", readme), ("docs/start.md", start)):
+        assert f"measured at {commit}" in text.replace("\n", " "), page
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        block = "".join(inner for language, inner in blocks if not language)
+        item = "".join(re.findall(r"^\d\. \*\*Benchmark.*?(?=\n\n)", text, re.DOTALL | re.MULTILINE))
+        figures = {each for each in FIGURE.findall(block + item) if decimals(each) or "," in each}
+        assert figures <= printed_by_the_demo(), page
+        assert {f"{row['tok_s']:.1f}" for row in decode} <= figures, page
+
+
+# A figure of speed, time, memory or loss, and a word that says it was measured, in one sentence.
+UNIT = "ms|MB|GB|tok/s|tokens per second|tokens a second|s|minutes?"
+CLAIM = re.compile(rf"\d (?:{UNIT}) |\d ?%|\dx\b|times as (?:fast|long)")
+MEASURED = re.compile(r"\bmeasured|\btook\b|\bpeak was|\bx86\b|\bin one run")
+NO_CLAIM = re.compile(
+    "`measured`|measured score|predict|publish|assum|budget|is measured|are measured|measures|is not|none of|aim|until",
+    re.IGNORECASE,
+)
+SOURCE = re.compile(r"bench/results/[\w.-]+\.json|(?:at|by|since|and|in) [0-9a-f]{7}\b|\([0-9a-f]{7}\)")
+
+
+def claims(page):
+    """(paragraph or item, whether its section has named a source up to it) of each that claims a measurement."""
+    for part in sections(page):
+        text = re.sub(r"^```.*?^```", "", part, flags=re.DOTALL | re.MULTILINE)
+        named = False
+        for paragraph in re.split(r"\n\s*\n|\n(?=[*-] )", text):
+            line = " ".join(paragraph.split())
+            named = named or bool(SOURCE.search(line))
+            told = [one for one in re.split(r"(?<=[.;]) ", line) if CLAIM.search(f"{one} ") and MEASURED.search(one)]
+            if [one for one in told if not NO_CLAIM.search(one)] and not line.startswith("|"):
+                yield line, named
+
+
+CLAIMS = {page: list(claims(page)) for page in sorted(path.relative_to(ROOT).as_posix() for path in PAGES)}
+
+
+def test_measurements_are_claimed():
+    assert sum(map(len, CLAIMS.values())) >= 40
+
+
+@pytest.mark.parametrize("page", [page for page, found in CLAIMS.items() if found])
+def test_what_claims_a_measurement_names_its_record_or_its_commit(page):
+    assert [line[:200] for line, named in CLAIMS[page] if not named] == []
