@@ -3,7 +3,7 @@
 # make test: lint beside all tests but the nightly ones; test-nightly: those, and more examples; test-fast: daily work.
 # make test-boards: on emulated Arm CPUs. make test-vm: whole emulated machines. make test-models: published weights.
 # make test-tensorrt: NVIDIA's parser and builder on the CPU.
-# make docs: the pages of docs/ as a site, with search.
+# make docs: the pages of docs/ as a site, with search. make release: wheels, signed.
 # All set up what they need, once.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,7 +22,9 @@ TENSORRT_ROOT := $(CACHE)/tensorrt
 
 MODELS := $(CACHE)/models
 
-.PHONY: demo demo-chat house docs test daily test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models kernels peers-native lint clean
+RUNTIME := release/merino-runtime
+
+.PHONY: release demo demo-chat house docs test daily test-nightly test-fast test-boards boards test-vm vm test-tensorrt tensorrt test-models models kernels peers-native lint clean
 
 demo: .venv/ready
 	$(BIN)/merino-edge demo
@@ -95,16 +97,22 @@ kernels:
 	CC=gcc-14 runtime/kernels/build.sh x86_64 merino_edge/bundles/native/kernels-x86_64.so
 	runtime/kernels/build.sh aarch64 merino_edge/bundles/native/kernels-aarch64.so
 
+# The last commit as wheels, sdists, merino.pyz and a bill of materials, signed: docs/release.md
+release: .venv/ready
+	@test -f "$(KEY)" || { echo "give the key to sign with: make release KEY=FILE, of ssh-keygen -t ed25519 -f FILE"; exit 1; }
+	rm -rf dist
+	$(BIN)/python release/build.py dist --sign "$(KEY)"
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-.venv/ready: setup.cfg pyproject.toml
+.venv/ready: setup.cfg pyproject.toml $(RUNTIME)/setup.cfg
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "merino_edge needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "installing merino_edge and what it needs into .venv: some minutes, 2 GB on disk"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --progress-bar off --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --progress-bar off --disable-pip-version-check --editable $(RUNTIME) --editable '.[dev]'
 	touch $@
 
 # Other engines: `make demo` needs none, and their packages are large.

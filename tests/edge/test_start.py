@@ -1,6 +1,6 @@
 """How the command lines begin: ctrl-C during imports, a terminal of ASCII.
 
-Real processes: what pip makes of the entry points in setup.cfg, and merino.pyz as it lies in a bundle.
+Real processes: what pip makes of the entry points in each setup.cfg, and merino.pyz as it lies in a bundle.
 """
 
 import configparser
@@ -36,9 +36,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def programs(tmp_path_factory):
     """Files to run by name: merino.pyz, and the two entry points."""
     folder = tmp_path_factory.mktemp("programs")
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    lines = setup["options.entry_points"]["console_scripts"].split("\n")
+    lines = []
+    for project in (".", "release/merino-runtime"):
+        setup = configparser.ConfigParser()
+        setup.read(ROOT / project / "setup.cfg")
+        lines += setup["options.entry_points"]["console_scripts"].split("\n")
     found = {}
     for name, entry in (line.split(" = ") for line in lines if line):
         module, function = entry.split(":")

@@ -1,19 +1,25 @@
-"""setup.cfg names every package and every file that one needs beside its code: what it leaves out no wheel has."""
+"""Each setup.cfg names every package and every file that one needs beside its code: what it leaves out no wheel has."""
 
 import fnmatch
 from configparser import ConfigParser
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = {
-    "merino_edge": "merino_edge", "merino_runtime": "runtime/merino_runtime", "merino_bench": "bench/merino_bench",
+# The folders of each distribution's packages, and packages from elsewhere.
+PROJECTS = {
+    ".": ({"merino_edge": "merino_edge"}, {"merino_edge.device_profiles"}),
+    "release/merino-runtime": (
+        {"merino_runtime": "runtime/merino_runtime", "merino_bench": "bench/merino_bench"}, set()
+    ),
 }  # fmt: skip
 MADE = {"merino.pyz"}  # at run time
 
 
-def config():
+def config(project):
     found = ConfigParser()
-    found.read(ROOT / "setup.cfg")
+    found.read(ROOT / project / "setup.cfg")
     return found
 
 
@@ -21,22 +27,26 @@ def package_of(folder, name, path):
     return ".".join([name, *path.relative_to(ROOT / folder).parts])
 
 
-def test_every_package_is_named():
+@pytest.mark.parametrize("project", PROJECTS)
+def test_every_package_is_named(project):
+    folders, more = PROJECTS[project]
     found = {
         package_of(folder, name, path.parent)
-        for name, folder in FOLDERS.items() for path in (ROOT / folder).rglob("__init__.py")
+        for name, folder in folders.items() for path in (ROOT / folder).rglob("__init__.py")
     }  # fmt: skip
-    assert "merino_edge.families.gguf" in found
-    assert set(config()["options"]["packages"].split()) == found | {"merino_edge.device_profiles"}
+    assert found & {"merino_edge.families.gguf", "merino_runtime.serving"}
+    assert set(config(project)["options"]["packages"].split()) == found | more
 
 
-def test_every_file_of_data_is_named():
+@pytest.mark.parametrize("project", PROJECTS)
+def test_every_file_of_data_is_named(project):
     patterns = {
         package: [each.strip() for each in given.split(",")]
-        for package, given in config()["options.package_data"].items()
+        for package, given in config(project)["options.package_data"].items()
     }
-    packages = config()["options"]["packages"].split()
-    for name, folder in FOLDERS.items():
+    packages = config(project)["options"]["packages"].split()
+    for name, folder in PROJECTS[project][0].items():
+        assert (ROOT / project / name).resolve() == ROOT / folder
         for path in (ROOT / folder).rglob("*"):
             if path.is_dir() or path.suffix in (".py", ".pyc") or path.name in MADE:
                 continue
