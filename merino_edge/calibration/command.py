@@ -12,7 +12,7 @@ from merino_edge.calibration.calibrate import Fit, calibrate, calibrated_toml, c
 from merino_edge.calibration.host import kept_probes, new_probe, profile_from
 from merino_edge.calibration.probe import MeasuredDesign, Probe, joined, read_probe
 from merino_edge.profiles.profile import DeviceProfile
-from merino_edge.profiles.reading import parse_profile, parse_profile_text, profile_text
+from merino_edge.profiles.reading import collected_probes, parse_profile, parse_profile_text, profile_text
 from merino_edge.storage.atomic import cache_folder, check_file, check_keeps, write_text
 from merino_runtime.errors import MerinoError
 
@@ -25,7 +25,8 @@ def recalibrate(
     device: str, probes: Sequence[Path], out: Path | None, say: Say = lambda _: None,
     ask: Callable[[DeviceProfile], Probe] | None = None, backend: str | None = None, choose: Choose | None = None,
 ) -> Fit:  # fmt: skip
-    """Write the profile `out` from the board's profile and its probes; for `host` make and keep one more probe.
+    """Write the profile `out` from the board's profile and its probes; for `host` make and keep one more probe. Without
+    `probes` and `ask` those count that were collected of the board.
 
     ask: makes a probe of the profile's board with its backend, in place of `probes`; called when all else is known to
     be right.
@@ -40,7 +41,8 @@ def recalibrate(
                 " keeps the result"
             )
         return recalibrate_host(say, choose)
-    if not (probes or ask) or out is None:
+    collected = [] if probes or ask else collected_probes(device)
+    if not (probes or ask or collected) or out is None:
         raise MerinoError(
             f"--device {device} needs --probe FILE, which `merino probe` makes on it, or --ssh HOST, and -o FILE"
         )
@@ -50,13 +52,13 @@ def recalibrate(
     check_file(out)
     base = profile_text(device)
     profile = parse_profile_text(base, device).with_backend(backend)
-    read = [read_probe(path) for path in probes] or ([ask(profile)] if ask else [])
+    read = [read_probe(path) for path in probes] or ([ask(profile)] if ask else of_backend(collected, profile, say))
     for one in read:
         check_same_machine(one, profile)
         if backend and one.backend != backend:
             raise MerinoError(f"the probe was made with {one.backend}, and --backend asks for {backend}: leave it out")
     boards = sorted({f"{one.machine.get('board')}, {one.backend}, {one.dialect}" for one in read})
-    if len(boards) > 1:
+    if len(boards) > 1 and not collected:
         raise MerinoError(
             f"the probes are of different machines or backends: {'; '.join(boards)}. Give those of one"
         )
@@ -77,6 +79,20 @@ def recalibrate(
     parse_profile_text(text, origin)
     write_text(out, text)
     return found
+
+
+def of_backend(collected: Sequence[Path], profile: DeviceProfile, say: Say) -> list[Probe]:
+    """The collected probes of the profile's backend, of several dialects those of the newest probe's. Raises
+    MerinoError where there is none: their board may have been measured with another backend."""
+    read = sorted(map(read_probe, collected), key=lambda one: one.date)
+    found = [one for one in read if one.backend == profile.backend]
+    if not found:
+        others = ", ".join(sorted({one.backend for one in read}))
+        raise MerinoError(f"no probe of {profile.id} with {profile.backend} was collected, only with {others}: give"
+                          " --backend, or --probe FILE of your own")  # fmt: skip
+    alike = [one for one in found if one.dialect == found[-1].dialect]
+    say(f"collected probes of {profile.id}, of {alike[-1].dialect} graphs: {len(alike)}")
+    return alike
 
 
 def recalibrate_host(say: Say, choose: Choose | None) -> Fit:

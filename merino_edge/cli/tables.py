@@ -11,6 +11,7 @@ from merino_edge.cli.terminal import console
 from merino_edge.prediction.intervals import DEFAULT_CONFIDENCE, Interval, factors, percent
 from merino_edge.profiles.coefficients import Facts, LatencyError
 from merino_edge.profiles.profile import DeviceProfile, Figure
+from merino_edge.profiles.reading import collected_probes
 from merino_runtime.io.visible import visible_text
 
 if TYPE_CHECKING:
@@ -199,7 +200,10 @@ def devices_table(profiles: Sequence[DeviceProfile]) -> Table:
         columns=[Column(title, left=title in left) for title in titles],
         rows=[*rows, ["host", "this machine", "this machine", "-", "-", "onnxruntime", *["-"] * 4]],
         title="Boards and their default budgets",
-        below=["`devices ID` shows every figure of a board. host is measured when it is first used, for a minute"],
+        below=[
+            "`devices ID` shows every figure of a board. host is measured when it is first used, for a minute",
+            *(line for profile in profiles for line in measured_by(profile)),
+        ],
         dropped=["name", "ISA", "CPU"],
     )
 
@@ -231,9 +235,17 @@ def device_table(profile: DeviceProfile) -> Table:
         ],
         rows=[*figures, *([f"budget.{key}", f"{value:g}", "", "default budget"] for key, value in limits)],
         title=f"{on_backend(profile, f'{profile.name} ({profile.id})')}{other_backends(profile)}",
-        below=[f"the GPU's figures are of its power mode {mode}"] if mode else [],
+        below=[*([f"the GPU's figures are of its power mode {mode}"] if mode else []), *measured_by(profile)],
         lines_after=[len(figures) - 1],
     )  # fmt: skip
+
+
+def measured_by(profile: DeviceProfile) -> list[str]:
+    """A line where people sent probes of the board."""
+    count = len(collected_probes(profile.id))
+    many = "1 probe" if count == 1 else f"{count} probes"
+    line = f"{profile.id}: measured by {many}; `calibrate --device {profile.id} -o FILE` fits to them"
+    return [line] if count else []
 
 
 def residual_table(residuals: Sequence["Residual"]) -> Table:

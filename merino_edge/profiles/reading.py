@@ -60,6 +60,11 @@ def profile_ids() -> list[str]:
     return sorted(path.stem for path in _folder().glob("*.toml"))
 
 
+def collected_probes(device: str) -> list[Path]:
+    """Files that people sent of a shipped board (device_profiles/probes); none for a path."""
+    return sorted((_folder() / "probes" / device).glob("*.json")) if device in profile_ids() else []
+
+
 def parse_profile_text(text: str, origin: str) -> DeviceProfile:
     """The profile in a TOML file's text."""
     try:
