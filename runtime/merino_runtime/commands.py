@@ -152,7 +152,7 @@ def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bo
     if mismatch:
         raise MerinoError(
             f"self-test of {bundle.name!r} failed: at position {mismatch.position} of the golden ids "
-            f"{mismatch.expected} was expected and {mismatch.found} came out. Copy or export the bundle "
+            f"{mismatch.expected} was expected and {mismatch.actual} came out. Copy or export the bundle "
             "again. If the failure remains, this CPU or this version of the backend computes other logits.")
     write_out(f"ok: {len(bundle.golden.greedy_ids)} greedy ids as expected\n")
     return 0

@@ -65,14 +65,14 @@ class Cuda:
             raise CudaError(name, code, *((word or b"").decode("utf-8", "replace") for word in words))
 
     def _integer(self, name: str, *arguments: Any) -> int:
-        found = c_int()
-        self._call(name, ctypes.byref(found), *arguments)
-        return found.value
+        number = c_int()
+        self._call(name, ctypes.byref(number), *arguments)
+        return number.value
 
     def _address(self, name: str, *arguments: Any) -> int:
-        found = c_void_p()
-        self._call(name, ctypes.byref(found), *arguments)
-        return found.value or 0
+        address = c_void_p()
+        self._call(name, ctypes.byref(address), *arguments)
+        return address.value or 0
 
     def driver_version(self) -> int:
         """0 where no driver is installed."""

@@ -54,16 +54,16 @@ def cache_copies(caches: Sequence[Field], cache_at: Dict[str, int], new_at: Dict
     new_at: by the name of the cache. One copy per cache; neighbours are joined where they touch in both places, so
     a model whose heads have one size mostly needs one copy for all its layers.
     """
-    found: List[StridedCopy] = []
+    copies: List[StridedCopy] = []
     for field in caches:
         _, heads, context, head_size = field.shape
         entry = head_size * np.dtype(field.dtype).itemsize
         copy = StridedCopy(cache_at[field.name], new_at[field.name], context * entry, count * entry, entry, heads)
-        if found and _touch(found[-1], copy):
-            found[-1] = found[-1]._replace(rows=found[-1].rows + heads)
+        if copies and _touch(copies[-1], copy):
+            copies[-1] = copies[-1]._replace(rows=copies[-1].rows + heads)
         else:
-            found.append(copy)
-    return found
+            copies.append(copy)
+    return copies
 
 
 def _touch(first: StridedCopy, then: StridedCopy) -> bool:

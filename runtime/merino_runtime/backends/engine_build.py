@@ -83,13 +83,13 @@ def ensure_engine(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str, tel
     anew: although it is there, for one that TensorRT would not load. Raises MerinoError where it cannot be built,
     CudaError where the GPU does not answer."""
     key = key_of(bundle, trt, cuda, precision)
-    found = None if anew else sound_path(bundle, key)
-    if found:
-        return Made(found, False)
+    kept = None if anew else sound_path(bundle, key)
+    if kept:
+        return Made(kept, False)
     with one_builder(bundle):
-        found = None if anew else sound_path(bundle, key)  # by the process that held the lock
-        if found:
-            return Made(found, False)
+        kept = None if anew else sound_path(bundle, key)  # by the process that held the lock
+        if kept:
+            return Made(kept, False)
         wanted = Build(key, workspace_mb, check_memory(bundle, cuda, precision, workspace_mb, tell))
         started = time.monotonic()
         tell(f"building an engine for {key.gpu} (TensorRT {key.tensorrt}, {key.precision}, about {wanted.need_mb:.0f} "

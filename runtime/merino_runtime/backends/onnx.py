@@ -190,13 +190,13 @@ class OnnxBackend(Backend):
         A portable graph multiplies masked slots by an attention weight of 0, and 0 x NaN is NaN. So a non-finite entry
         of a dropped id would reach every later sum. A fused graph does not read slots past its length.
         """
-        found = False
+        cleared = False
         if not self._fused:
             for cache in self.cache.values():  # [1, heads, context, head_size]
                 if not _finite(cache[:, :, start:]):
                     cache[:, :, start:] = 0
-                    found = True
-        return found
+                    cleared = True
+        return cleared
 
     def _non_finite(self, new: Dict[str, np.ndarray], start: int, end: int) -> str:
         """The message for logits that are not finite: names the first layer with such keys or values."""

@@ -59,13 +59,13 @@ def import_onnxruntime(bundle: Bundle) -> Any:
     version = getattr(onnxruntime, "__version__", None)
     if version is None:  # the empty folder that an interrupted uninstall leaves
         raise MerinoError(f"onnxruntime is installed incompletely: it has no version. {remedy}")
-    found = version_tuple(version)
-    if found < version_tuple(need.min_version):
+    installed = version_tuple(version)
+    if installed < version_tuple(need.min_version):
         raise MerinoError(
             f"onnxruntime is {version}, bundle {bundle.name!r} (dialect {bundle.dialect}) needs "
             f"{need.min_version} or later. {remedy}. Where this Python has no newer wheel, export with "
             f"{older_graph(bundle)}.")
-    if found in [version_tuple(refused_version) for refused_version in need.refused_versions]:
+    if installed in [version_tuple(refused_version) for refused_version in need.refused_versions]:
         raise MerinoError(f"onnxruntime is {version}, a version that bundle {bundle.name!r} refuses "
                           f"({', '.join(need.refused_versions)}): it fails on boards. {remedy}")
     return onnxruntime
@@ -117,10 +117,10 @@ def _register_kernels(options: Any, bundle: Bundle) -> None:
 
 
 def _check_ports(ports: Sequence[Port], nodes: List[Any], what: str) -> None:
-    described, found = {port.name for port in ports}, {node.name for node in nodes}
-    if described != found:
+    described, present = {port.name for port in ports}, {node.name for node in nodes}
+    if described != present:
         raise MerinoError(f"model.onnx and bundle.json disagree about {what}: "
-                          f"{', '.join(sorted(described ^ found))}: found in one of them only. "
+                          f"{', '.join(sorted(described ^ present))}: found in one of them only. "
                           "Export the bundle again.")
 
 

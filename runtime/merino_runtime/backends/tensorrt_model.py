@@ -89,9 +89,9 @@ def _opened(bundle: Bundle, trt: TensorRt, cuda: Cuda, precision: str) -> Option
             engine = engine_of(stack, trt, plan)
         check_tensors(bundle, tensors_of(trt, engine))
         loaded = bind(stack, trt, cuda, engine, key.chunk)
-        found = Model(bundle, trt, cuda, precision, loaded.stream, loaded.tensors, loaded.bound, stack.pop_all())
-        found.engine_name = f"tensorrt {trt.version} {precision} {key.gpu}"
-        return found
+        model = Model(bundle, trt, cuda, precision, loaded.stream, loaded.tensors, loaded.bound, stack.pop_all())
+        model.engine_name = f"tensorrt {trt.version} {precision} {key.gpu}"
+        return model
 
 
 class Loaded(NamedTuple):

@@ -121,8 +121,8 @@ class SessionMemory:
 
 def _bytes_at(address: int, size: int) -> np.ndarray:
     """Pinned memory as an array of bytes. It must not outlive that memory."""
-    found: np.ndarray = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-    return found
+    data: np.ndarray = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+    return data
 
 
 def _inputs(model: Model, length: int) -> List[Field]:

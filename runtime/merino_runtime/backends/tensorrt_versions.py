@@ -92,12 +92,12 @@ def tensors_of(trt: TensorRt, engine: Any) -> Dict[str, Tensor]:
                          tuple(engine.get_tensor_shape(name))) for name in names}
 
 
-def _dtype(trt: TensorRt, found: Any) -> str:
+def _dtype(trt: TensorRt, dtype: Any) -> str:
     known = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64"}
-    if found.name not in known:
-        raise MerinoError(f"an input or output of the engine is {found.name}, expected {', '.join(sorted(known))}. "
+    if dtype.name not in known:
+        raise MerinoError(f"an input or output of the engine is {dtype.name}, expected {', '.join(sorted(known))}. "
                           f"TensorRT {trt.version} made another graph of it than this runtime binds.")
-    return known[found.name]
+    return known[dtype.name]
 
 
 class BoundEngine:

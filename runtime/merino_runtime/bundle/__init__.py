@@ -223,9 +223,9 @@ def check_files(bundle: Bundle, hashes: bool = True) -> None:
         elif os.path.getsize(path) != file.bytes:
             problems.append(f"{file.path} has {os.path.getsize(path)} bytes, expected {file.bytes}")
         elif hashes:
-            found = sha256_of(path)
-            if found != file.sha256:
-                problems.append(f"{file.path} has sha256 {found}, expected {file.sha256}")
+            sha256 = sha256_of(path)
+            if sha256 != file.sha256:
+                problems.append(f"{file.path} has sha256 {sha256}, expected {file.sha256}")
     if problems:
         raise MerinoError(f"bundle {bundle.folder} is damaged: {listed(problems)}. "
                           "Copy the folder again, or export it again.")

@@ -111,9 +111,9 @@ def _core_notes(bundle: Bundle, board: Board) -> List[str]:
     """What a graph for the other kind of Arm core costs here, where it costs anything."""
     if not is_for_other_core(bundle, board):
         return []
-    found = [each for each in bundle.slower_on if each.core == kind_of_core(board)]
-    costs = ", or ".join(f"{each.times:g} times slower here than `--for {each.board}`" for each in found)
-    if not found and bundle.core == "dotprod":
+    slowdowns = [each for each in bundle.slower_on if each.core == kind_of_core(board)]
+    costs = ", or ".join(f"{each.times:g} times slower here than `--for {each.board}`" for each in slowdowns)
+    if not slowdowns and bundle.core == "dotprod":
         costs = "an export with `--for BOARD` is faster here"
     with_it = "with" if bundle.core == "dotprod" else "without"
     return [f"its matrix multiplications are for Arm cores {with_it} dotprod: {costs}"] if costs else []

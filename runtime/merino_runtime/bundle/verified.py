@@ -54,15 +54,15 @@ def _stamp(state: List[Dict[str, Any]]) -> str:
 
 def _state(bundle: Bundle) -> List[Dict[str, Any]]:
     """What a write would change, and what bundle.json expects. An absent file is the caller's to report."""
-    found = []
+    states = []
     for file in bundle.files:
         try:
             status = os.stat(os.path.join(bundle.folder, file.path))
         except OSError:
             continue
-        found.append({"path": file.path, "sha256": file.sha256, "bytes": status.st_size, "inode": status.st_ino,
-                      "device": status.st_dev, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns})
-    return found
+        states.append({"path": file.path, "sha256": file.sha256, "bytes": status.st_size, "inode": status.st_ino,
+                       "device": status.st_dev, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns})
+    return states
 
 
 def _stamped(path: str) -> Optional[List[Dict[str, Any]]]:

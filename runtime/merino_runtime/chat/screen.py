@@ -33,20 +33,20 @@ class Thinking:
 
     def push(self, text: str) -> List[Tuple[str, bool]]:
         """Pieces of text, and whether they are thinking: the marks around it are a part of it."""
-        text, found = self._held + text, []
+        text, pieces = self._held + text, []
         while True:
             mark = THINK_END if self._thinks else THINK
             place = text.find(mark)
             if place < 0:
                 break
             end = place + (len(mark) if self._thinks else 0)
-            found.append((text[:end], self._thinks))
+            pieces.append((text[:end], self._thinks))
             text = text[end:]
             self._thinks = not self._thinks
         sure = len(text) - tail_to_hold(text, [THINK_END if self._thinks else THINK])
-        found.append((text[:sure], self._thinks))
+        pieces.append((text[:sure], self._thinks))
         self._held = text[sure:]
-        return [piece for piece in found if piece[0]]
+        return [piece for piece in pieces if piece[0]]
 
     def finish(self) -> List[Tuple[str, bool]]:
         text, self._held = self._held, ""

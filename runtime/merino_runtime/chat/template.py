@@ -102,15 +102,15 @@ def pieces_of(template: Render, chat: Chat, messages: Sequence[Dict[str, Any]], 
     if spoken and messages[0]["role"] == "system" and marks.get(0, marked) not in marked:
         raise MerinoError(NO_SYSTEM)
     own = re.split("|".join(marks.values()) or "(?!)", marked)
-    found = [int(place) for place in re.findall(f"{MARK}(\\d+){MARK_END}", marked)]
-    if sorted(found) == spoken:
-        roles = [messages[place]["role"] for place in found]
-        contents = [messages[place]["content"] for place in found]
+    order = [int(place) for place in re.findall(f"{MARK}(\\d+){MARK_END}", marked)]
+    if sorted(order) == spoken:
+        roles = [messages[place]["role"] for place in order]
+        contents = [messages[place]["content"] for place in order]
         for kinds in itertools.product(MESSAGE_TEXTS[:2], MESSAGE_TEXTS[:2], MESSAGE_TEXTS, TOOL_TEXTS):
             of_role = dict(zip(("system", "user", "assistant", "tool"), kinds))  # noqa: B905, not in 3.6
             taken = [text_of(of_role.get(role, "whole"), content)
                      for role, content in zip(roles, contents)]  # noqa: B905
-            pieces = _interleaved(own, taken, [(turns or {}).get(place) for place in found])
+            pieces = _interleaved(own, taken, [(turns or {}).get(place) for place in order])
             if "".join(piece.text for piece in pieces) == text:
                 return pieces
     raise MerinoError("the model's chat template changes the texts of this talk in a way of its own, so that they "

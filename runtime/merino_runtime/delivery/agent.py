@@ -93,11 +93,11 @@ def changeable(path: str) -> Optional[str]:
     with contextlib.suppress(OSError):
         inside = True
         while True:
-            found = os.stat(place)
-            sticky = not inside and found.st_mode & stat.S_ISVTX  # as /tmp: what is this user's in it stays so
-            writable = found.st_mode & stat.S_IWOTH or (
-                found.st_mode & stat.S_IWGRP and found.st_gid not in (0, os.getegid()))
-            if found.st_uid not in (0, os.geteuid()) or (writable and not sticky):
+            status = os.stat(place)
+            sticky = not inside and status.st_mode & stat.S_ISVTX  # as /tmp: what is this user's in it stays so
+            writable = status.st_mode & stat.S_IWOTH or (
+                status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid()))
+            if status.st_uid not in (0, os.geteuid()) or (writable and not sticky):
                 return place
             if place == os.path.dirname(place):
                 break
@@ -126,22 +126,22 @@ def service_root() -> Optional[str]:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if os.path.lexists(SERVICE_WANTED):
             with open(SERVICE_UNIT, encoding="utf-8") as file:
-                found = re.search(SERVICE_ROOT, file.read(LARGEST_UNIT), re.MULTILINE)
-            return found.group(1) if found else None
+                match = re.search(SERVICE_ROOT, file.read(LARGEST_UNIT), re.MULTILINE)
+            return match.group(1) if match else None
     return None
 
 
 def trusted_keys(root: str) -> List[str]:
     """The second word of each NAME.pub, as far as this user can read them. `install` judges the files themselves."""
-    found = set()
+    keys = set()
     for folder in (os.path.join(root, "trusted"), SYSTEM_KEYS):
         with contextlib.suppress(OSError):
             for name in sorted(os.listdir(folder))[:MOST_KEYS]:
                 with contextlib.suppress(OSError, UnicodeDecodeError, IndexError):
                     if name.endswith(".pub"):
                         with open(os.path.join(folder, name), encoding="ascii") as file:
-                            found.add(file.read(LARGEST_KEY).split()[1])
-    return sorted(found)
+                            keys.add(file.read(LARGEST_KEY).split()[1])
+    return sorted(keys)
 
 
 def find_python(candidates: List[str], modules: List[str]) -> int:
@@ -274,16 +274,16 @@ def take(part: BinaryIO, size: int, offset: int) -> str:
 
 def hashes_of(part: BinaryIO, piece: int) -> List[str]:
     part.seek(0)
-    found: List[str] = []
+    hashes: List[str] = []
     while True:
         digest, read = hashlib.sha256(), 0
         while read < piece:
             data = part.read(min(PIECE, piece - read))
             if not data:
-                return found
+                return hashes
             digest.update(data)
             read += len(data)
-        found.append(digest.hexdigest())
+        hashes.append(digest.hexdigest())
 
 
 def hash_of(path: str) -> str:

@@ -100,7 +100,7 @@ def open_archive(path: str) -> Archive:
         size_bytes = os.fstat(file.fileno()).st_size
         data = _first_member(file, path)
         manifest = parse_manifest(data, path)
-        found = release_id(data)
+        identity = release_id(data)
         position = BLOCK + padded(len(data))
         file.seek(position)
         checksum = packed_member(CHECKSUM, checksum_bytes(data))
@@ -119,7 +119,7 @@ def open_archive(path: str) -> Archive:
         if file.read(len(END)) != END or size_bytes != position + len(END):
             raise MerinoError(f"{path} has {size_bytes:,} bytes, its manifest gives {position + len(END):,}, or its "
                               f"end is not zeros. {REMEDY}.")
-    return Archive(path, manifest, data, found, signature, offsets, size_bytes)
+    return Archive(path, manifest, data, identity, signature, offsets, size_bytes)
 
 
 def signature_bytes(signature: Signature) -> bytes:
@@ -187,10 +187,10 @@ def extract(archive: Archive, path: str, to: str) -> None:
 
 
 def _entry(archive: Archive, path: str) -> FileEntry:
-    found = [entry for entry in archive.manifest.files if entry.path == path]
-    if not found:
+    entries = [entry for entry in archive.manifest.files if entry.path == path]
+    if not entries:
         raise MerinoError(f"{archive.path} holds no {path}. {REMEDY}.")
-    return found[0]
+    return entries[0]
 
 
 def _copy(file: BinaryIO, archive: Archive, entry: FileEntry, to: Optional[BinaryIO]) -> None:
@@ -235,10 +235,10 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 
 def _first_member(file: BinaryIO, path: str) -> bytes:
     """The manifest's bytes. Its size is the only one that is read from a header."""
-    found = file.read(BLOCK)
-    size = re.match(br"[0-7]{11}\Z", found[124:135])
+    head = file.read(BLOCK)
+    size = re.match(br"[0-7]{11}\Z", head[124:135])
     size_bytes = int(size.group(0), 8) if size else 0
-    if len(found) < BLOCK or size_bytes > LARGEST_MANIFEST_BYTES or found != header(NAME, size_bytes):
+    if len(head) < BLOCK or size_bytes > LARGEST_MANIFEST_BYTES or head != header(NAME, size_bytes):
         raise MerinoError(f"{path} is not a packed file: it does not begin with {NAME} of at most "
                           f"{LARGEST_MANIFEST_BYTES:,} bytes. Name a file that `merino-edge pack` wrote.")
     block = file.read(padded(size_bytes))
@@ -254,9 +254,9 @@ def _signature_at(file: BinaryIO, path: str, position: int) -> Optional[Signatur
     if file.read(BLOCK) != header(SIGNATURE, size_bytes):
         return None
     block = file.read(padded(size_bytes))
-    found = re.match(br'{"algorithm":"ed25519","key":"([^"]+)","signature":"([^"]+)"}\n', block)
+    match = re.match(br'{"algorithm":"ed25519","key":"([^"]+)","signature":"([^"]+)"}\n', block)
     try:
-        key, value = (base64.b64decode(part, validate=True) for part in found.groups()) if found else (b"", b"")
+        key, value = (base64.b64decode(part, validate=True) for part in match.groups()) if match else (b"", b"")
     except binascii.Error:
         key = value = b""
     signature = Signature(key, value)
@@ -271,9 +271,9 @@ def _check_header(file: BinaryIO, path: str, position: int, entry: FileEntry) ->
     except ValueError as error:
         raise MerinoError(f"{path}: {error}. {REMEDY}.") from error
     file.seek(position)
-    found = file.read(BLOCK)
-    if found != wanted:
-        raise MerinoError(f"{path}: in place of {entry.path} with {entry.bytes:,} bytes stands {_described(found)}. "
+    block = file.read(BLOCK)
+    if block != wanted:
+        raise MerinoError(f"{path}: in place of {entry.path} with {entry.bytes:,} bytes stands {_described(block)}. "
                           f"{REMEDY}.")
 
 
@@ -282,12 +282,12 @@ KINDS = {b"1": "a hard link", b"2": "a link", b"3": "a character device", b"4": 
          b"S": "a sparse file"}
 
 
-def _described(found: bytes) -> str:
+def _described(block: bytes) -> str:
     """A header that is not the right one, for a message."""
-    if len(found) < BLOCK:
+    if len(block) < BLOCK:
         return "the end of the file"
-    if not found.strip(b"\0"):
+    if not block.strip(b"\0"):
         return "the end of the archive"
-    name = found[:100].split(b"\0")[0]
-    kind = KINDS.get(found[156:157], "another entry")
+    name = block[:100].split(b"\0")[0]
+    kind = KINDS.get(block[156:157], "another entry")
     return f"{kind} named {ascii(name.decode('latin-1'))}"

@@ -39,10 +39,10 @@ def keep_counter(root: str, archive: Archive) -> None:
 
 def _kept(root: str) -> int:
     try:
-        found = read_json(os.path.join(root, COUNTER), REMEDY)["highest"]
+        highest = read_json(os.path.join(root, COUNTER), REMEDY)["highest"]
     except (MerinoError, KeyError, TypeError):
         return 0
-    return found if isinstance(found, int) and not isinstance(found, bool) else 0
+    return highest if isinstance(highest, int) and not isinstance(highest, bool) else 0
 
 
 def _counter_of(folder: str) -> int:

@@ -99,12 +99,12 @@ def _check_version(bundle: Bundle, wheels: Optional[WheelSet]) -> None:
         return
     held = {need.name: wheels.packages.get(need.name, "0") for need in bundle.backends}
     if not any(_takes(need, held[need.name]) for need in bundle.backends):
-        found = ", ".join(version for version in held.values() if version != "0") or "none"
+        versions = ", ".join(version for version in held.values() if version != "0") or "none"
         raise MerinoError(f"{bundle.name!r} ({bundle.dialect}, {bundle.precision}) needs {backends_text(bundle)}, the "
-                          f"file's wheels for this Python hold {found}. Pack a bundle that was exported with "
+                          f"file's wheels for this Python hold {versions}. Pack a bundle that was exported with "
                           f"{older_graph(bundle)}.")
 
 
 def _takes(need: BackendNeed, version: str) -> bool:
-    found = version_tuple(version)
-    return found >= version_tuple(need.min_version) and found not in map(version_tuple, need.refused_versions)
+    installed = version_tuple(version)
+    return installed >= version_tuple(need.min_version) and installed not in map(version_tuple, need.refused_versions)

@@ -87,14 +87,14 @@ def trusted_keys(root: str) -> List[PublicKey]:
 
     Raises MerinoError where one cannot be read: a key must not stop to count in silence.
     """
-    found: List[PublicKey] = []
+    keys: List[PublicKey] = []
     withdrawn = withdrawn_keys(root)
     for folder in (os.path.join(root, TRUSTED), SYSTEM_FOLDER):
         for path in _key_files(folder):
             read = read_public_key(path)
-            if read.key not in withdrawn and all(read.key != other.key for other in found):
-                found.append(read)
-    return found
+            if read.key not in withdrawn and all(read.key != other.key for other in keys):
+                keys.append(read)
+    return keys
 
 
 def key_to_trust(root: str, path: str) -> NamedKey:
@@ -133,11 +133,11 @@ def withdrawn_keys(root: str) -> List[bytes]:
     if not os.path.lexists(path):
         return []
     remedy = 'Write it as {"schema": 1, "keys": [BASE64, ...]}, or remove it and withdraw its keys again.'
-    found = read_json(path, remedy)
-    problems = problems_in(found, {"schema": integer(1, 1), "keys": [a_key]})
+    record = read_json(path, remedy)
+    problems = problems_in(record, {"schema": integer(1, 1), "keys": [a_key]})
     if problems:
         raise MerinoError(f"{path} is no list of withdrawn keys: {listed(problems)}. {remedy}")
-    keys = [key_of_base64(each) for each in found["keys"]]
+    keys = [key_of_base64(each) for each in record["keys"]]
     return [key for key in keys if key]
 
 

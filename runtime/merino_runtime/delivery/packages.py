@@ -44,8 +44,8 @@ def check_tools(archive: Archive, wheels: WheelSet) -> None:
 def check_present(backends: Sequence[str]) -> None:
     """Raises MerinoError where this Python lacks what a release without wheels uses, of the backends one. Imports
     nothing."""
-    found = [name for name in backends if importlib.util.find_spec(name) is not None]
-    needed = [*(name for name in PACKAGES if name != "onnxruntime"), (found or list(backends))[0]]
+    present = [name for name in backends if importlib.util.find_spec(name) is not None]
+    needed = [*(name for name in PACKAGES if name != "onnxruntime"), (present or list(backends))[0]]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise MerinoError(f"the file brings no packages, and this Python lacks {', '.join(missing)}. "
@@ -118,12 +118,12 @@ def _installed(archive: Archive, wheels: WheelSet) -> List[FileEntry]:
 
 
 def _pip_wheel(archive: Archive, wheels: WheelSet) -> FileEntry:
-    found = [entry for entry in files_under(archive.manifest, wheels.path)
-             if os.path.basename(entry.path).startswith("pip-")]
-    if len(found) != 1:
-        raise MerinoError(f"{archive.path}: {wheels.path} holds {len(found)} wheels of pip, and one is needed. "
+    wheels_of_pip = [entry for entry in files_under(archive.manifest, wheels.path)
+                     if os.path.basename(entry.path).startswith("pip-")]
+    if len(wheels_of_pip) != 1:
+        raise MerinoError(f"{archive.path}: {wheels.path} holds {len(wheels_of_pip)} wheels of pip, and one is needed. "
                           "Pack it again with --wheels.")
-    return found[0]
+    return wheels_of_pip[0]
 
 
 def _keep_interpreter(folder: str) -> None:

@@ -24,10 +24,10 @@ def run_info(path: str, as_json: bool = False) -> int:
     bundles = [packed_bundle(archive, folder) for folder in archive.manifest.bundles]
     takes, refusal = _taken_here(archive)
     if as_json:
-        found = {"id": archive.id, "bytes": archive.bytes, "signature": _signature(archive),
-                 "manifest": json.loads(archive.manifest_bytes.decode("ascii")),
-                 "bundles": [_description(bundle) for bundle in bundles], "takes": takes, "refusal": refusal}
-        write_out(json.dumps(found, indent=2) + "\n")
+        description = {"id": archive.id, "bytes": archive.bytes, "signature": _signature(archive),
+                       "manifest": json.loads(archive.manifest_bytes.decode("ascii")),
+                       "bundles": [_description(bundle) for bundle in bundles], "takes": takes, "refusal": refusal}
+        write_out(json.dumps(description, indent=2) + "\n")
     else:
         here = f"takes {takes}" if takes else f"takes nothing: {refusal}"
         facts = [*_facts(archive, bundles), ("this machine", here)]
@@ -45,13 +45,14 @@ def run_verify(path: str, trust: Sequence[str] = (), as_json: bool = False) -> i
         check_signed_by(archive, keys)
     check_hashes(archive)
     check_bundles(archive)
-    found, files = _signature(archive), archive.manifest.files
+    signature, files = _signature(archive), archive.manifest.files
     if as_json:
         write_out(json.dumps({"id": archive.id, "name": archive.manifest.name, "files": len(files),
-                              "bytes": archive.bytes, "signature": found}) + "\n")
+                              "bytes": archive.bytes, "signature": signature}) + "\n")
         return 0
-    signed = "not signed" if found is None else f"signed by {found['key']}" + (", trusted" if keys else
-                                                                               ", not compared with a trusted key")
+    signed = "not signed"
+    if signature:
+        signed = f"signed by {signature['key']}, {'trusted' if keys else 'not compared with a trusted key'}"
     write_lines(f"ok: {archive.manifest.name}, release {archive.id}, {len(files)} files, "
               f"{archive.bytes / board.MB:.1f} MB, every sha256 as expected; {signed}\n")
     return 0
@@ -90,8 +91,10 @@ def _taken_here(archive: Archive) -> Tuple[Optional[str], Optional[str]]:
 
 
 def _signature(archive: Archive) -> Optional[Dict[str, str]]:
-    found = archive.signature
-    return None if found is None else {"algorithm": "ed25519", "key": base64.b64encode(found.key).decode("ascii")}
+    signature = archive.signature
+    if signature is None:
+        return None
+    return {"algorithm": "ed25519", "key": base64.b64encode(signature.key).decode("ascii")}
 
 
 def _description(bundle: Bundle) -> Dict[str, Any]:

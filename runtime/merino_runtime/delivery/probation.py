@@ -30,8 +30,8 @@ def _path(root: str, release_id: str) -> str:
 def read_probation(root: str, release_id: str) -> Probation:
     """A file that is damaged or missing counts as that of a new release."""
     try:
-        found = read_json(_path(root, release_id), "It is written anew.")
-        probation = Probation(*(found[name] for name in Probation._fields))
+        record = read_json(_path(root, release_id), "It is written anew.")
+        probation = Probation(*(record[name] for name in Probation._fields))
     except (MerinoError, KeyError, TypeError):
         return Probation()
     kinds = tuple(type(value) for value in Probation())
@@ -72,9 +72,9 @@ def mark_good(root: str, release_id: Optional[str] = None) -> str:
 
 def start_over(root: str, release_id: str) -> None:
     """A person chose the release: it gets its starts, also where the service gave it up before."""
-    found = read_probation(root, release_id)
-    if found.starts or found.gave_up or found.testing:
-        write_probation(root, release_id, found._replace(starts=0, gave_up=False, testing=False))
+    probation = read_probation(root, release_id)
+    if probation.starts or probation.gave_up or probation.testing:
+        write_probation(root, release_id, probation._replace(starts=0, gave_up=False, testing=False))
 
 
 def links_with(root: str, release_id: str) -> releases.Links:
@@ -119,8 +119,8 @@ def _facts(root: str, release_id: Optional[str]) -> Optional[Dict[str, Any]]:
         return None
     folder = releases.release_folder(root, release_id)
     try:
-        found = read_json(os.path.join(folder, releases.RECORD), releases.INSTALL_FIRST)
+        record = read_json(os.path.join(folder, releases.RECORD), releases.INSTALL_FIRST)
     except MerinoError as error:
-        found = {"problem": str(error)}
-    facts = dict(found if isinstance(found, dict) else {}, **read_probation(root, release_id)._asdict())
+        record = {"problem": str(error)}
+    facts = dict(record if isinstance(record, dict) else {}, **read_probation(root, release_id)._asdict())
     return dict(facts, id=release_id, folder=folder)

@@ -88,10 +88,10 @@ def installed_bundle() -> str:
     release = running_release()
     if not release:
         root = default_root()
-        found = linked(root, CURRENT)
-        if found is None:
+        current = linked(root, CURRENT)
+        if current is None:
             raise MerinoError(f"no release is installed in {root}. {INSTALL_FIRST}")
-        release = os.path.realpath(release_folder(root, found))
+        release = os.path.realpath(release_folder(root, current))
     hold(release)
     return os.path.join(release, BUNDLE)
 
@@ -102,9 +102,9 @@ def linked(root: str, name: str) -> Optional[str]:
         target = os.readlink(os.path.join(root, name))
     except OSError:
         return None
-    found = os.path.basename(target)
-    there = ID.match(found) and os.path.isdir(release_folder(root, found))
-    return found if there else None
+    identity = os.path.basename(target)
+    there = ID.match(identity) and os.path.isdir(release_folder(root, identity))
+    return identity if there else None
 
 
 def links(root: str) -> Links:
@@ -152,12 +152,12 @@ def check_owner(root: str) -> None:
         place = os.path.dirname(place)
     inside = place == os.path.realpath(root)
     while True:
-        found = os.lstat(place)
-        sticky = not inside and found.st_mode & stat.S_ISVTX  # as /tmp: what is root's in it stays root's
-        writable = found.st_mode & stat.S_IWOTH or found.st_mode & stat.S_IWGRP and found.st_gid != 0
-        if found.st_uid != 0 or writable and not sticky:
-            raise MerinoError(f"{place} can be changed by another user than root (owner {found.st_uid}, mode "
-                              f"{stat.S_IMODE(found.st_mode):04o}), who could then choose what root runs from {root}. "
+        status = os.lstat(place)
+        sticky = not inside and status.st_mode & stat.S_ISVTX  # as /tmp: what is root's in it stays root's
+        writable = status.st_mode & stat.S_IWOTH or status.st_mode & stat.S_IWGRP and status.st_gid != 0
+        if status.st_uid != 0 or writable and not sticky:
+            raise MerinoError(f"{place} can be changed by another user than root (owner {status.st_uid}, mode "
+                              f"{stat.S_IMODE(status.st_mode):04o}), who could then choose what root runs from {root}. "
                               "Install as that user, or remove that folder, or choose another one with --root.")
         if place == os.path.dirname(place):
             return
@@ -169,8 +169,8 @@ def service_user(root: str) -> Optional[User]:
     home = os.path.join(root, STATE)
     if not hasattr(os, "geteuid") or os.geteuid() != 0 or not os.path.lexists(home):
         return None
-    found = os.lstat(home)
-    return User(found.st_uid, found.st_gid, home) if stat.S_ISDIR(found.st_mode) and found.st_uid != 0 else None
+    status = os.lstat(home)
+    return User(status.st_uid, status.st_gid, home) if stat.S_ISDIR(status.st_mode) and status.st_uid != 0 else None
 
 
 def recover(root: str) -> None:
@@ -212,10 +212,10 @@ def _journal(root: str) -> Optional[Swap]:
     if not os.path.exists(path):
         return None
     with contextlib.suppress(MerinoError, KeyError, TypeError, AttributeError):
-        found = read_json(path, "")
-        to = Links(**found["to"])
-        new = [NamedKey(name, key_of_base64(key) or b"", comment) for name, key, comment in found.get("trust", [])]
-        gone = [key_of_base64(key) or b"" for key in found.get("withdraw", [])]
+        record = read_json(path, "")
+        to = Links(**record["to"])
+        new = [NamedKey(name, key_of_base64(key) or b"", comment) for name, key, comment in record.get("trust", [])]
+        gone = [key_of_base64(key) or b"" for key in record.get("withdraw", [])]
         if all(each is None or isinstance(each, str) and ID.match(each) for each in to) and all(gone) and \
                 all(each.key and os.path.basename(each.name) == each.name for each in new):
             return Swap(to, tuple(new), tuple(gone))

@@ -182,15 +182,15 @@ def end_start(root: str, tell: Tell) -> None:
     starts. Not a release that was installed while another one was tested."""
     with releases.changing(root, "service", WAIT_S):
         current = _current(root)
-        found = probation.read_probation(root, current)
-        if found.testing:
+        state = probation.read_probation(root, current)
+        if state.testing:
             probation.mark_good(root, current)
             tell(f"release {current} is good")
             try:
                 keep_application(root, current)
             except MerinoError as error:
                 tell(f"starts are counted by the application of an earlier release: {error}")
-        elif not found.good:
+        elif not state.good:
             tell(f"release {current} was installed meanwhile: its own start will test it")
 
 

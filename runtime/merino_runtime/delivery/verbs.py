@@ -85,33 +85,34 @@ def _install(arguments: argparse.Namespace) -> int:
         from merino_runtime.delivery.service import check_service, set_up_service
 
         check_service(root)
-    found = install(arguments.file, root, arguments.keys, arguments.allow_unsigned, arguments.force, say,
-                    arguments.backend, arguments.allow_downgrade, as_service)
+    installed = install(arguments.file, root, arguments.keys, arguments.allow_unsigned, arguments.force, say,
+                        arguments.backend, arguments.allow_downgrade, as_service)
     if as_service:
-        found["notes"].extend(set_up_service(root, arguments.serve))
-    for note in found["notes"]:
+        installed["notes"].extend(set_up_service(root, arguments.serve))
+    for note in installed["notes"]:
         say_note(note)
     if arguments.json:
-        write_out(json.dumps(found) + "\n")
+        write_out(json.dumps(installed) + "\n")
     else:
-        replaced = f" in place of {found['replaced']}" if found["replaced"] else ""
-        write_out(f"installed {found['name']} ({found['bundle']}, {found['precision']}), release {found['id']}"
-                  f"{replaced}\nrun: {found['launcher']} generate installed \"Once upon a time\"\n")
+        replaced = f" in place of {installed['replaced']}" if installed["replaced"] else ""
+        write_out(f"installed {installed['name']} ({installed['bundle']}, {installed['precision']}), "
+                  f"release {installed['id']}{replaced}\n"
+                  f"run: {installed['launcher']} generate installed \"Once upon a time\"\n")
     return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from merino_runtime.delivery.probation import status
 
-    found = status(_root(arguments))
+    report = status(_root(arguments))
     if arguments.json:
-        write_out(json.dumps(found) + "\n")
+        write_out(json.dumps(report) + "\n")
         return 0
-    lines = [f"root      {found['root']}",
-             *(f"{name:9} {_described(found[name])}" for name in ("current", "previous"))]
+    lines = [f"root      {report['root']}",
+             *(f"{name:9} {_described(report[name])}" for name in ("current", "previous"))]
     lines += [f"partial   {name}: what a command was stopped at; the next install removes it"
-              for name in found["partial"]]
-    if found["swap_unfinished"]:
+              for name in report["partial"]]
+    if report["swap_unfinished"]:
         lines.append("swap.json a command was stopped while it changed the links; the next one completes it")
     write_out("\n".join(lines) + "\n")
     return 0
@@ -142,8 +143,8 @@ def _mark_good(arguments: argparse.Namespace) -> int:
 
     root = _installed_root(arguments)
     with releases.changing(root, "mark-good"):
-        found = mark_good(root)
-    write_out(f"{found} is good\n")
+        release = mark_good(root)
+    write_out(f"{release} is good\n")
     return 0
 
 
@@ -192,21 +193,21 @@ def _add_root_and_json(parser: argparse.ArgumentParser) -> None:
 def _board(arguments: argparse.Namespace) -> int:
     from merino_runtime.delivery.machine import machine_values, this_machine
 
-    found = this_machine(_root(arguments))
-    lines = [f"{name:15} {value}\n" for name, value in _machine_facts(found)]
-    write_out(json.dumps(machine_values(found)) + "\n" if arguments.json else "".join(lines))
+    machine = this_machine(_root(arguments))
+    lines = [f"{name:15} {value}\n" for name, value in _machine_facts(machine)]
+    write_out(json.dumps(machine_values(machine)) + "\n" if arguments.json else "".join(lines))
     return 0
 
 
-def _machine_facts(found: "Machine") -> List[Any]:
-    board = found.board
+def _machine_facts(machine: "Machine") -> List[Any]:
+    board = machine.board
     return [
-        ("model", found.model or "no device tree"),
+        ("model", machine.model or "no device tree"),
         ("CPU", f"{board.architecture}, {board.physical_cores} cores, {' '.join(sorted(board.isa)) or 'no features'}"),
-        ("userland", f"{board.pointer_bits}-bit, Python {found.python}, glibc {found.glibc or 'none'}"),
+        ("userland", f"{board.pointer_bits}-bit, Python {machine.python}, glibc {machine.glibc or 'none'}"),
         ("memory", f"{board.memory_total_mb or 0:.0f} MB, {board.memory_available_mb or 0:.0f} MB available"),
-        ("disk", f"{found.free_bytes / 2 ** 20:.0f} MB free"),
-        ("pip", "refused by the system (PEP 668)" if found.managed else "allowed by the system"),
+        ("disk", f"{machine.free_bytes / 2 ** 20:.0f} MB free"),
+        ("pip", "refused by the system (PEP 668)" if machine.managed else "allowed by the system"),
     ]
 
 

@@ -15,7 +15,7 @@ from merino_runtime.errors import MerinoError
 class Mismatch(NamedTuple):
     position: int  # in greedy_ids, from 0
     expected: int
-    found: int
+    actual: int
 
 
 def selftest(bundle: Bundle, backend: Backend) -> Optional[Mismatch]:
@@ -26,9 +26,9 @@ def selftest(bundle: Bundle, backend: Backend) -> Optional[Mismatch]:
     backend.truncate(0)
     logits = backend.prefill(golden.prompt_ids)
     for position, expected in enumerate(golden.greedy_ids):
-        found = int(np.argmax(logits))
-        if found != expected or not np.isfinite(logits[found]):
-            return Mismatch(position, expected, found)
+        token_id = int(np.argmax(logits))
+        if token_id != expected or not np.isfinite(logits[token_id]):
+            return Mismatch(position, expected, token_id)
         if position + 1 < len(golden.greedy_ids):
-            logits = backend.step(found)
+            logits = backend.step(token_id)
     return None

@@ -85,18 +85,18 @@ class Tokenizer:
         return [token_id for token_id in ids if token_id in self._marks]
 
     def _plain_ids(self, text: str) -> List[int]:
-        found = self._ids(text)
-        if not self._marks_in(found):
-            return found
+        ids = self._ids(text)
+        if not self._marks_in(ids):
+            return ids
         if self._plain is None:
             described = value_of(self._description, any_depth=True)
             described.update(added_tokens=[], post_processor=None)
             self._plain = _tokenizer_of(json.dumps(described), self._source)
-        found = list(self._plain.encode(text, add_special_tokens=False).ids)
-        if self._marks_in(found):  # its model has the token's name as a word of its own
+        ids = list(self._plain.encode(text, add_special_tokens=False).ids)
+        if self._marks_in(ids):  # its model has the token's name as a word of its own
             raise MerinoError(f"the text holds a special token of the model, which {self._source} cannot spell in "
                               "letters. Write it in another way.")
-        return found
+        return ids
 
     def _ids(self, text: str, begins: bool = False) -> List[int]:
         if not isinstance(text, str):
@@ -109,9 +109,9 @@ class Tokenizer:
         if size > LONGEST_TEXT_BYTES:
             raise MerinoError(f"the text has {size:,} bytes, allowed are {LONGEST_TEXT_BYTES:,}. Shorten it.")
         try:
-            found = self._tokenizer.encode(text, add_special_tokens=begins)
-            ids = list(found.ids)
-            while begins and ids and found.special_tokens_mask[len(ids) - 1]:  # of the post-processor, not of the text
+            encoding = self._tokenizer.encode(text, add_special_tokens=begins)
+            ids = list(encoding.ids)
+            while begins and ids and encoding.special_tokens_mask[len(ids) - 1]:  # of the post-processor, not the text
                 ids.pop()
             return ids
         except BaseException as error:
@@ -130,11 +130,11 @@ class Tokenizer:
     def spellings(self) -> List[bytes]:
         """By id: the bytes of each token, empty for special ones and for those that mark thinking."""
         by_id = {token_id: token for token, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items()}
-        found = [b""] * (max(by_id, default=-1) + 1)
+        spellings = [b""] * (max(by_id, default=-1) + 1)
         for token_id, token in by_id.items():
             if token_id not in self._marks:
-                found[token_id] = self._added[token_id] if token_id in self._added else self._bytes_of(token)
-        return found
+                spellings[token_id] = self._added[token_id] if token_id in self._added else self._bytes_of(token)
+        return spellings
 
     def _bytes_of(self, token: str) -> bytes:
         if self._of_bytes:
@@ -183,9 +183,9 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + text
-        found = _first_stop(text, self._stops)
-        self.stopped = found >= 0
-        sure = found if self.stopped else len(text) - tail_to_hold(text, self._stops)
+        stop = _first_stop(text, self._stops)
+        self.stopped = stop >= 0
+        sure = stop if self.stopped else len(text) - tail_to_hold(text, self._stops)
         self._held = "" if self.stopped else text[sure:]
         return text[:sure]
 
@@ -212,13 +212,13 @@ def tail_to_hold(text: str, stops: Sequence[str]) -> int:
 
 def _is_byte_level(parsed: Any, source: str) -> bool:
     """Of bytes, and not of characters with bytes for those that it lacks. Raises MerinoError for any other kind."""
-    found = _types_in(parsed, "model"), _types_in(parsed, "decoder")
-    if "BPE" not in found[0] or not {"ByteLevel", "ByteFallback"} & set(found[1]):
+    kinds = _types_in(parsed, "model"), _types_in(parsed, "decoder")
+    if "BPE" not in kinds[0] or not {"ByteLevel", "ByteFallback"} & set(kinds[1]):
         raise MerinoError(
-            f"{source} is not a byte-level BPE (model: {', '.join(found[0]) or 'none'}; decoder: "
-            f"{', '.join(found[1]) or 'none'}). Only a BPE model with the decoder ByteLevel or ByteFallback is "
+            f"{source} is not a byte-level BPE (model: {', '.join(kinds[0]) or 'none'}; decoder: "
+            f"{', '.join(kinds[1]) or 'none'}). Only a BPE model with the decoder ByteLevel or ByteFallback is "
             "supported: train or convert the tokenizer to that form and export again.")
-    return "ByteLevel" in found[1]
+    return "ByteLevel" in kinds[1]
 
 
 def _drops_first_space(parsed: Any) -> bool:

@@ -66,9 +66,9 @@ def this_isa() -> FrozenSet[str]:
 
 
 def arm64_isa(hwcap: int, hwcap2: int) -> FrozenSet[str]:
-    found = [name for name, bit in ARM_HWCAP_BITS.items() if hwcap >> bit & 1]
-    found += [name for name, bit in ARM_HWCAP2_BITS.items() if hwcap2 >> bit & 1]
-    return frozenset(ARM_FEATURES[name] for name in found)
+    flags = [name for name, bit in ARM_HWCAP_BITS.items() if hwcap >> bit & 1]
+    flags += [name for name, bit in ARM_HWCAP2_BITS.items() if hwcap2 >> bit & 1]
+    return frozenset(ARM_FEATURES[name] for name in flags)
 
 
 def _auxiliary_value(entry: int) -> int:
@@ -110,20 +110,20 @@ def physical_core_count() -> int:
 
 def last_level_cache_bytes() -> int:
     """Of the highest cache level of CPU 0; 0 if /sys does not give it (some boards, and systems other than Linux)."""
-    found = [(0, 0)]  # (level, bytes)
+    caches = [(0, 0)]  # (level, bytes)
     for index in range(8):
         level, size = (read_text(f"/sys/devices/system/cpu/cpu0/cache/index{index}/{name}").strip()
                        for name in ("level", "size"))
         if level.isdigit() and size[:-1].isdigit():
-            found.append((int(level), int(size[:-1]) * (MB if size.endswith("M") else 1024)))
-    return max(found)[1]
+            caches.append((int(level), int(size[:-1]) * (MB if size.endswith("M") else 1024)))
+    return max(caches)[1]
 
 
 def peak_rss_mb() -> float:
     """Peak resident memory of this process since its start."""
-    found = re.search(r"^VmHWM:\s*(\d+) kB", read_text("/proc/self/status"), re.MULTILINE)
-    if found:
-        return int(found.group(1)) * 1024 / MB
+    match = re.search(r"^VmHWM:\s*(\d+) kB", read_text("/proc/self/status"), re.MULTILINE)
+    if match:
+        return int(match.group(1)) * 1024 / MB
     import resource  # here, because Windows has no such module
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -132,8 +132,8 @@ def peak_rss_mb() -> float:
 
 def rss_mb() -> Optional[float]:
     """Resident memory of this process now; None where the system does not tell."""
-    found = re.search(r"^VmRSS:\s*(\d+) kB", read_text("/proc/self/status"), re.MULTILINE)
-    return int(found.group(1)) * 1024 / MB if found else None
+    match = re.search(r"^VmRSS:\s*(\d+) kB", read_text("/proc/self/status"), re.MULTILINE)
+    return int(match.group(1)) * 1024 / MB if match else None
 
 
 def read_text(path: str) -> str:

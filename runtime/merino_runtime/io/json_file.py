@@ -73,11 +73,11 @@ def value_of(text: str, any_depth: bool = False) -> Any:
 
 
 def _unique(pairs: List[Tuple[str, Any]]) -> Any:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"it has the key {json.dumps(twice)[:80]} twice")
-    return found
+    return members
 
 
 def _no_constant(name: str) -> Any:
@@ -113,9 +113,9 @@ def check_depth(value: Any) -> None:
 def _check_encodable(value: Any) -> None:
     left = [value]
     while left:
-        found = left.pop()
-        left.extend(_inner(found))
-        for text in [found] if isinstance(found, str) else found if isinstance(found, dict) else ():
+        part = left.pop()
+        left.extend(_inner(part))
+        for text in [part] if isinstance(part, str) else part if isinstance(part, dict) else ():
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError:

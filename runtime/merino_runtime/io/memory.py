@@ -27,14 +27,14 @@ def lack_of_memory(error: BaseException) -> Optional[BaseException]:
 
     A reader makes "the file is damaged" of whatever a library raises, and of MemoryError too.
     """
-    found, lack = error, None  # type: Optional[BaseException], Optional[BaseException]
+    cause, lack = error, None  # type: Optional[BaseException], Optional[BaseException]
     for _ in range(LONGEST_CHAIN):
-        if found is None:
+        if cause is None:
             break
-        if is_out_of_memory(found):
-            lack = found
-        deliberate = isinstance(found, MerinoError)  # what it was raised within, it was not raised for
-        found = found.__cause__ or (None if deliberate else found.__context__)
+        if is_out_of_memory(cause):
+            lack = cause
+        deliberate = isinstance(cause, MerinoError)  # what it was raised within, it was not raised for
+        cause = cause.__cause__ or (None if deliberate else cause.__context__)
     return lack
 
 

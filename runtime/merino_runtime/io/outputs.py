@@ -188,17 +188,17 @@ def target_of(path: str) -> Target:
     if os.path.basename(path) in ("", os.curdir, os.pardir):
         raise MerinoError(f"cannot write {path!r}: it names a folder. Name a file.")
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         return Target(os.path.realpath(path))
-    kind = stat.S_IFMT(found.st_mode)
+    kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFDIR:
         raise MerinoError(f"cannot write {path}: it is a folder. Name a file in it, or another path.")
     if kind not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFCHR):
         raise MerinoError(f"cannot write {path}: it is a disk or a socket. Name a file.")
     if kind == stat.S_IFREG:
         os.close(os.open(path, os.O_WRONLY))  # whether this user may write it, which a rename would not ask
-    return Target(os.path.realpath(path), special=kind != stat.S_IFREG, before=found)
+    return Target(os.path.realpath(path), special=kind != stat.S_IFREG, before=status)
 
 
 def _stream_of(path: str) -> str:

@@ -115,8 +115,8 @@ class Beginnings:
 
 def _check_own(folder: str) -> None:
     """What another user puts there would become the beginning of answers. Raises OSError."""
-    found = os.stat(folder)
-    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o077):
+    status = os.stat(folder)
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o077):
         raise OSError(f"other users may read or change {folder}. Name another --cache-dir, or run chmod 700 on it.")
 
 

@@ -42,8 +42,8 @@ class Burden:
         now_s = time.perf_counter()
         if now_s - self._looked_s >= LOOK_S or margin_c:
             self._looked_s = now_s
-            found = self._sensors.temperatures_c()
-            self.hottest_c = max(found.values()) if found else None
+            temperatures = self._sensors.temperatures_c()
+            self.hottest_c = max(temperatures.values()) if temperatures else None
         return self.hottest_c is not None and self.hottest_c >= self._ceiling_c - margin_c
 
     def cool(self) -> None:

@@ -50,9 +50,9 @@ class Choice:
                 self.tokens += event.tokens if event.id is not None else 0
             return self._keep(self._split(event.text))
         if isinstance(event, Ended):
-            found = self._keep(self._rest())
+            deltas = self._keep(self._rest())
             self.reason, self.used = event.reason, event.used
-            return found
+            return deltas
         if isinstance(event, Failed):
             self.reason, self.refusal = "failed", event.refusal
         return []
@@ -63,8 +63,8 @@ class Choice:
         return [delta for piece, thinks in self._thinking.push(text) for delta in self._told(piece, thinks)]
 
     def _rest(self) -> List[Delta]:
-        found = [] if self._thinking is None else self._thinking.finish()
-        told = [delta for piece, thinks in found for delta in self._told(piece, thinks)]
+        pieces = [] if self._thinking is None else self._thinking.finish()
+        told = [delta for piece, thinks in pieces for delta in self._told(piece, thinks)]
         return told + (self._calls.finish() if self._calls else [])
 
     def _told(self, text: str, thinks: bool) -> List[Delta]:
@@ -97,20 +97,20 @@ class Calls:
 
     def push(self, text: str) -> List[Delta]:
         self._text += text
-        found: List[Delta] = []
+        deltas: List[Delta] = []
         while True:
             mark = CALL_END if self._inside else CALL
             place = self._text.find(mark)
             if place < 0:
                 break
             before, self._text = self._text[:place], self._text[place + len(mark):]
-            found += self._call(before, CALL_END) if self._inside else self._said(before)
+            deltas += self._call(before, CALL_END) if self._inside else self._said(before)
             self._inside = not self._inside
         if not self._inside:
             sure = len(self._text) - tail_to_hold(self._text, [CALL])
-            found += self._said(self._text[:sure])
+            deltas += self._said(self._text[:sure])
             self._text = self._text[sure:]
-        return found
+        return deltas
 
     def finish(self) -> List[Delta]:
         text, self._text = self._text, ""

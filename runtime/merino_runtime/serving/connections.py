@@ -15,15 +15,15 @@ def listening(host: str, port: int) -> socket.socket:
     """Raises MerinoError where the address cannot be had."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind)
+        listener = socket.socket(family, kind)
         try:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.bind(address)
-            found.listen(512)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(512)
         except BaseException:
-            found.close()
+            listener.close()
             raise
-        return found
+        return listener
     except OSError as error:
         raise MerinoError(f"cannot serve on {host}, port {port}: {error.strerror or error}. Choose another --port or "
                           "--host, or stop what uses it.") from error

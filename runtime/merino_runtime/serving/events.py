@@ -22,12 +22,12 @@ class Events:
         self._called = False  # to wake the task
         self._gathers = False  # a timer will wake it
         self._ends = False  # what is there ends a choice, and goes out at once
-        self._found: Deque[Tuple[int, Event]] = collections.deque()
+        self._queue: Deque[Tuple[int, Event]] = collections.deque()
         self._waiter: Any = None
 
     def put(self, place: int, event: Event) -> None:
         """From another thread."""
-        self._found.append((place, event))
+        self._queue.append((place, event))
         self._ends = self._ends or isinstance(event, (Ended, Failed))
         if self._ends or not self._gathers:
             self._call()
@@ -54,31 +54,31 @@ class Events:
 
     def _end_gathering(self) -> None:
         self._gathers = False  # before it looks: what comes later calls
-        if self._found:
+        if self._queue:
             self._wake()
 
     def take(self) -> List[Tuple[int, Event]]:
         """Those that there are now. More may come as fast as they are taken, and other connections wait."""
         self._ends = False
-        found: List[Tuple[int, Event]] = []
-        for _ in range(len(self._found)):
-            place, event = self._found.popleft()
-            if found and found[-1][0] == place:
-                both = together(found[-1][1], event)
+        events: List[Tuple[int, Event]] = []
+        for _ in range(len(self._queue)):
+            place, event = self._queue.popleft()
+            if events and events[-1][0] == place:
+                both = together(events[-1][1], event)
                 if both is not None:
-                    found[-1] = place, both
+                    events[-1] = place, both
                     continue
-            found.append((place, event))
+            events.append((place, event))
         if not self._gathers:
             self._gathers = True
             self._loop.call_later(self.gather_s, self._end_gathering)
-        return found
+        return events
 
     async def wait(self, timeout_s: Optional[float]) -> None:
         """Until there is something to write, or for so long. Raises LeftError."""
         self._late = False
         timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._end_wait)
-        while not (self._left or self._late or self._found and (self._ends or not self._gathers)):
+        while not (self._left or self._late or self._queue and (self._ends or not self._gathers)):
             self._waiter = self._loop.create_future()
             await self._waiter
         if timer is not None:

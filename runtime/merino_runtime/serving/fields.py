@@ -66,13 +66,13 @@ def text(body: Body, name: str, default: Optional[str] = None) -> Any:
 
 
 def an_object(body: Body, name: str) -> Body:
-    found: Body = _typed(body, name, dict, "an object", {})
-    return found
+    value: Body = _typed(body, name, dict, "an object", {})
+    return value
 
 
 def a_list(body: Body, name: str) -> List[Any]:
-    found: List[Any] = _typed(body, name, list, "a list", [])
-    return found
+    value: List[Any] = _typed(body, name, list, "a list", [])
+    return value
 
 
 def _typed(body: Body, name: str, kind: type, allowed: str, default: Any) -> Any:
@@ -86,20 +86,20 @@ def _typed(body: Body, name: str, kind: type, allowed: str, default: Any) -> Any
 
 def stops(body: Body, name: str = "stop") -> Tuple[str, ...]:
     value = body.get(name)
-    found = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or len(found) > MOST_STOPS or not all(isinstance(one, str) and one for one in found):
+    texts = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or len(texts) > MOST_STOPS or not all(isinstance(one, str) and one for one in texts):
         raise wrong(name, value, f"a string, or a list of up to {MOST_STOPS} strings")
-    return tuple(found)
+    return tuple(texts)
 
 
 def logit_bias(body: Body) -> Tuple[Tuple[int, float], ...]:
-    found = an_object(body, "logit_bias")
-    if len(found) > MOST_BIASES:
-        raise RefusedError(f"logit_bias has {len(found)} ids, allowed are {MOST_BIASES}.", param="logit_bias")
-    for token_id in found:
+    biases = an_object(body, "logit_bias")
+    if len(biases) > MOST_BIASES:
+        raise RefusedError(f"logit_bias has {len(biases)} ids, allowed are {MOST_BIASES}.", param="logit_bias")
+    for token_id in biases:
         if not (token_id.isdigit() and len(token_id) < 10):
             raise wrong("logit_bias", token_id, "an object of token ids and numbers")
-    return tuple((int(token_id), float(number(found, token_id, 0, -100, 100))) for token_id in found)
+    return tuple((int(token_id), float(number(biases, token_id, 0, -100, 100))) for token_id in biases)
 
 
 def texts_of(content: Any, name: str) -> str:
@@ -108,11 +108,11 @@ def texts_of(content: Any, name: str) -> str:
         return content or ""
     if not isinstance(content, list):
         raise wrong(name, content, "a string, or a list of text parts")
-    found = []
+    texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "input_text") or not isinstance(part.get("text"), str):
             raise RefusedError(f"{name} has a part of type {json.dumps(kind)[:40]}; this model reads text alone, as "
                           '{"type": "text", "text": ...}.', param=name)
-        found.append(part["text"])
-    return "".join(found)
+        texts.append(part["text"])
+    return "".join(texts)

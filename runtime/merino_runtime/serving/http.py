@@ -100,8 +100,8 @@ async def _stream(send: Send, handled: UnderWay, events: Events) -> None:
     await _sent(send, {"type": "http.response.start", "status": 200, "headers": _encoded(headers)})
     while not handled.over:
         await events.wait(QUIET_S)
-        found = events.take()
-        data = b"".join(handled.take(*each) for each in found) if found else COMMENTS.get(handled.content_type, b"")
+        taken = events.take()
+        data = b"".join(handled.take(*each) for each in taken) if taken else COMMENTS.get(handled.content_type, b"")
         if data:
             await _sent(send, {"type": "http.response.body", "body": data, "more_body": True})
     await _sent(send, {"type": "http.response.body", "body": b""})

@@ -22,11 +22,11 @@ class Histogram:
         self.total += value
 
     def lines(self, name: str) -> List[str]:
-        found, count = [], 0
+        lines, count = [], 0
         for bound, more in zip([*map(str, self.bounds), "+Inf"], self.counts):  # noqa: B905, not in 3.6
             count += more
-            found.append(f'{name}_bucket{{le="{bound}"}} {count}')
-        return [*found, f"{name}_sum {self.total}", f"{name}_count {count}"]
+            lines.append(f'{name}_bucket{{le="{bound}"}} {count}')
+        return [*lines, f"{name}_sum {self.total}", f"{name}_count {count}"]
 
 
 class Counted(NamedTuple):
@@ -86,21 +86,21 @@ class Metrics:
 
     def text(self, running: int, waiting: int) -> str:
         with self._lock:
-            found = [(each, [f"{each.name} {self.counts[each.name]}"]) for each in COUNTERS]
+            rows = [(each, [f"{each.name} {self.counts[each.name]}"]) for each in COUNTERS]
             for name, value, help_ in (
                     ("llamacpp:requests_processing", running, "Number of requests processing."),
                     ("llamacpp:requests_deferred", waiting, "Number of requests deferred."),
                     ("vllm:num_requests_running", running, "Number of requests that have a slot."),
                     ("vllm:num_requests_waiting", waiting, "Number of requests that wait for a slot."),
                     ("merino:peak_rss_mb", board.peak_rss_mb(), "Peak resident memory of the server in MB.")):
-                found.append((Counted(name, "gauge", help_), [f"{name} {value}"]))
+                rows.append((Counted(name, "gauge", help_), [f"{name} {value}"]))
             for name, histogram, help_ in (
                     ("vllm:time_to_first_token_seconds", self._first, "Time to first token."),
                     ("vllm:inter_token_latency_seconds", self._between, "Time between two tokens."),
                     ("vllm:e2e_request_latency_seconds", self._whole, "Time of a request, the wait included.")):
-                found.append((Counted(name, "histogram", help_), histogram.lines(name)))
+                rows.append((Counted(name, "histogram", help_), histogram.lines(name)))
         return "".join(f"# HELP {each.name} {each.help}\n# TYPE {each.name} {each.kind}\n" + "\n".join(lines) + "\n"
-                       for each, lines in found)
+                       for each, lines in rows)
 
     def stats(self) -> Dict[str, Any]:
         """For people: totals and mean speeds."""
@@ -109,20 +109,20 @@ class Metrics:
         per_s = [(name, counts[f"llamacpp:{tokens}_total"], counts[f"llamacpp:{seconds}_total"])
                  for name, tokens, seconds in (("prefill_tok_s", "prompt_tokens", "prompt_seconds"),
                                                ("decode_tok_s", "tokens_predicted", "tokens_predicted_seconds"))]
-        found = {name: count / seconds if seconds else None for name, count, seconds in per_s}
-        return dict(found, up_s=time.time() - self.began_s, rss_mb=board.rss_mb(),
+        speeds = {name: count / seconds if seconds else None for name, count, seconds in per_s}
+        return dict(speeds, up_s=time.time() - self.began_s, rss_mb=board.rss_mb(),
                     peak_rss_mb=board.peak_rss_mb(),
                     **{name.partition(":")[2]: value for name, value in counts.items()})
 
 
 def of_models(models: Dict[str, Any]) -> List[Dict[str, Any]]:
     """What each slot holds, for /v1/stats."""
-    found = []
+    rows = []
     for model in models.values():
         slots: List[Tuple[str, Any]] = []
         if model.served is not None:
             own = model.served.slots
             slots = [("person", each) for each in own.persons] + [("background", each) for each in own.background]
-        found.append({"model": model.name, "context": model.bundle.context, "loaded": model.served is not None,
-                      "slots": [{"for": kind, "busy": slot.busy, "tokens": len(slot.ids)} for kind, slot in slots]})
-    return found
+        rows.append({"model": model.name, "context": model.bundle.context, "loaded": model.served is not None,
+                     "slots": [{"for": kind, "busy": slot.busy, "tokens": len(slot.ids)} for kind, slot in slots]})
+    return rows

@@ -39,14 +39,14 @@ def described(paths: Sequence[str]) -> Dict[str, Model]:
     """By name, in order. Raises MerinoError for a bundle that cannot be read, and for two of one name."""
     import os
 
-    found: Dict[str, Model] = {}
+    models: Dict[str, Model] = {}
     for path in paths:
         bundle = load_bundle(path, verify=False)
-        if bundle.name in found:
-            raise MerinoError(f"{path} and {found[bundle.name].bundle.folder} are both called {bundle.name!r}, and "
+        if bundle.name in models:
+            raise MerinoError(f"{path} and {models[bundle.name].bundle.folder} are both called {bundle.name!r}, and "
                               "requests name the model. Serve one of them.")
-        found[bundle.name] = Model(bundle, os.path.getmtime(os.path.join(bundle.folder, "bundle.json")))
-    return found
+        models[bundle.name] = Model(bundle, os.path.getmtime(os.path.join(bundle.folder, "bundle.json")))
+    return models
 
 
 def slots_of(bundles: Sequence[Bundle], asked: Optional[int], memory_mb: Optional[float]) -> int:
@@ -88,13 +88,13 @@ def closed(model: Model) -> None:
 
 def model_of(models: Dict[str, Model], name: str) -> Model:
     """The one that a request names; the first where it names none. Ollama's clients add `:latest`."""
-    found = models.get(name) or models.get(name.rpartition(":")[0]) if name else next(iter(models.values()))
-    if found is None:
+    model = models.get(name) or models.get(name.rpartition(":")[0]) if name else next(iter(models.values()))
+    if model is None:
         raise RefusedError(f"there is no model {name[:80]!r} here, there is: {', '.join(models)}.", NOT_FOUND,
                       param="model", code="model_not_found")
-    if found.served is None:
+    if model.served is None:
         raise RefusedError("Loading model", 503, retry_s=5)
-    return found
+    return model
 
 
 def listed(models: Dict[str, Model]) -> List[Dict[str, Any]]:

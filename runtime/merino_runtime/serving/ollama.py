@@ -34,15 +34,15 @@ def error_of(refusal: RefusedError) -> Json:
 
 def options_of(body: Body) -> Body:
     """The `options` under the names that OpenAI's fields have. -1 and -2 of num_predict: as many as fit."""
-    found = {RENAMED.get(name, name): value for name, value in fields.an_object(body, "options").items()}
-    if isinstance(found.get("num_predict"), (int, float)) and found["num_predict"] < 0:
-        del found["num_predict"]
-    if found.get("seed") == 0:  # Ollama's default, which is none
-        del found["seed"]
+    options = {RENAMED.get(name, name): value for name, value in fields.an_object(body, "options").items()}
+    if isinstance(options.get("num_predict"), (int, float)) and options["num_predict"] < 0:
+        del options["num_predict"]
+    if options.get("seed") == 0:  # Ollama's default, which is none
+        del options["seed"]
     for name in ("priority", "max_seconds", "tools", "messages"):
         if name in body:
-            found[name] = body[name]
-    return found
+            options[name] = body[name]
+    return options
 
 
 def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[Ask, Told]:
@@ -130,8 +130,8 @@ class Answer:
     def _part(self, content: str, thinking: str, calls: List[Call], done: bool = False) -> Json:
         head: Json = {"model": self.told.model, "created_at": _now()}
         if not self.told.chat:
-            found = dict(head, response=content, done=done)
-            return dict(found, thinking=thinking) if thinking else found
+            part = dict(head, response=content, done=done)
+            return dict(part, thinking=thinking) if thinking else part
         message: Json = {"role": "assistant", "content": content}
         if thinking and self.told.shows_thinking:
             message["thinking"] = thinking
@@ -142,15 +142,15 @@ class Answer:
 
     def _last(self, content: str, thinking: str, calls: List[Call]) -> Json:
         choice = self.choices[0]
-        found = dict(self._part(content, thinking, calls, done=True),
-                     done_reason=REASONS.get(choice.reason or "", "length"))
+        part = dict(self._part(content, thinking, calls, done=True),
+                    done_reason=REASONS.get(choice.reason or "", "length"))
         used = choice.used
         if used is not None:
-            found.update(total_duration=_ns(used.total_ms), load_duration=0, prompt_eval_count=used.prompt_tokens,
-                         prompt_eval_duration=_ns(used.prefill_ms), eval_count=used.tokens,
-                         eval_duration=_ns(used.decode_ms))
-            found.update({name: value for name, value in (("energy", used.energy), ("thermal", used.thermal)) if value})
-        return found
+            part.update(total_duration=_ns(used.total_ms), load_duration=0, prompt_eval_count=used.prompt_tokens,
+                        prompt_eval_duration=_ns(used.prefill_ms), eval_count=used.tokens,
+                        eval_duration=_ns(used.decode_ms))
+            part.update({name: value for name, value in (("energy", used.energy), ("thermal", used.thermal)) if value})
+        return part
 
 
 def loaded(model: str, chat: bool) -> Json:

@@ -76,20 +76,20 @@ class Answer:
 
     def _chat_chunks(self, place: int, event: Event, deltas: List[Delta], calls: int) -> List[Json]:
         logprobs = self._chat_logprobs([event]) if self.wanted.logprobs and isinstance(event, Piece) else None
-        found: List[Json] = []
+        parts: List[Json] = []
         for delta in deltas:
             if isinstance(delta, Call):
-                found.append({"tool_calls": [_call(delta, index=calls)]})
+                parts.append({"tool_calls": [_call(delta, index=calls)]})
                 calls += 1
             else:
-                found.append({"reasoning_content" if delta.thinking else "content": delta.text})
-        if logprobs and logprobs["content"] and not found:
-            found.append({"content": ""})
-        if not self._begun[place] and (found or self.choices[place].reason):
+                parts.append({"reasoning_content" if delta.thinking else "content": delta.text})
+        if logprobs and logprobs["content"] and not parts:
+            parts.append({"content": ""})
+        if not self._begun[place] and (parts or self.choices[place].reason):
             self._begun[place] = True
-            found.insert(0, {"role": "assistant", "content": ""})
+            parts.insert(0, {"role": "assistant", "content": ""})
         chunks = [self._chunk({"index": place, "delta": delta, "logprobs": None, "finish_reason": None})
-                  for delta in found]
+                  for delta in parts]
         if chunks and logprobs:
             chunks[-1]["choices"][0]["logprobs"] = logprobs
         return chunks
@@ -150,26 +150,26 @@ class Answer:
             text, data = self._token(token_id)
             return {"token": text, "logprob": logprob, "bytes": data}
 
-        found = []
+        entries = []
         for piece in events:
             if piece.id is not None and piece.likely is not None:
                 tops = [entry(*each) for each in piece.likely.top]
-                found.append(dict(entry(piece.id, piece.likely.logprob), top_logprobs=tops))
-        return {"content": found, "refusal": None}
+                entries.append(dict(entry(piece.id, piece.likely.logprob), top_logprobs=tops))
+        return {"content": entries, "refusal": None}
 
     def _text_logprobs(self, pieces: List[Piece]) -> Json:
-        found: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        logprobs: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         offset = 0
         for piece in pieces:
             likely: Optional[Likely] = piece.likely
             text = self._token(piece.id or 0)[0]
-            found["tokens"].append(text)
-            found["token_logprobs"].append(None if likely is None else likely.logprob)
-            found["top_logprobs"].append(
+            logprobs["tokens"].append(text)
+            logprobs["token_logprobs"].append(None if likely is None else likely.logprob)
+            logprobs["top_logprobs"].append(
                 None if likely is None else {self._token(each)[0]: value for each, value in reversed(likely.top)})
-            found["text_offset"].append(offset)
+            logprobs["text_offset"].append(offset)
             offset += len(text)
-        return found
+        return logprobs
 
     def _usage(self) -> Json:
         used = [choice.used for choice in self.choices if choice.used]
@@ -182,11 +182,11 @@ class Answer:
         used, first = self.choices[0].used, self.choices[0]
         if used is None:
             return {}
-        found: Json = {"timings": timings(used), "stop_reason": first.reason}
+        extras: Json = {"timings": timings(used), "stop_reason": first.reason}
         for name, value in (("energy", used.energy), ("thermal", used.thermal)):
             if value is not None:
-                found[name] = value
-        return found
+                extras[name] = value
+        return extras
 
 
 DONE = b"data: [DONE]\n\n"

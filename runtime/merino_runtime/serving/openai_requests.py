@@ -121,10 +121,10 @@ def completions_of(body: Body, prompts: Prompts, limits: Limits, client: str) ->
     most = fields.integer(body, "max_tokens", 16, 0, LARGEST)
     if not most and not echo:
         raise RefusedError("max_tokens is 0, which is allowed with echo alone. Ask for 1 or more.", param="max_tokens")
-    found = prompts_of(body)
+    prompts_given = prompts_of(body)
     asks = [ask_of(body, each if isinstance(each, tuple) else prompts.of_text(each), limits, client, most, top=top,
-                   echo=echo and top is not None, watched=fields.flag(body, "stream")) for each in found]
-    texts = tuple(each if isinstance(each, str) else "" for each in found) if echo and top is None else ()
+                   echo=echo and top is not None, watched=fields.flag(body, "stream")) for each in prompts_given]
+    texts = tuple(each if isinstance(each, str) else "" for each in prompts_given) if echo and top is None else ()
     return asks, _wanted(body, "cmpl", chat=False, logprobs=top is not None, echo=texts)
 
 
@@ -139,11 +139,11 @@ def prompts_of(body: Body) -> List[Any]:
     """Each prompt a string, or a tuple of ids."""
     value = body.get("prompt")
     several = isinstance(value, list) and bool(value) and not isinstance(value[0], int)
-    found: Any = value if several else [value]
-    if len(found) > MOST_PROMPTS:
-        raise RefusedError(f"prompt has {len(found)} texts, allowed are {MOST_PROMPTS}.", param="prompt")
+    given: Any = value if several else [value]
+    if len(given) > MOST_PROMPTS:
+        raise RefusedError(f"prompt has {len(given)} texts, allowed are {MOST_PROMPTS}.", param="prompt")
     prompts: List[Any] = []
-    for each in found:
+    for each in given:
         ids = isinstance(each, list) and all(isinstance(one, int) and not isinstance(one, bool) and one >= 0
                                              for one in each)
         if not each or not (ids or isinstance(each, str)):
@@ -161,10 +161,11 @@ def _thinks(body: Body) -> bool:
 
 def messages_of(body: Body) -> List[Message]:
     """With contents as one text each and arguments of calls as objects."""
-    found = fields.a_list(body, "messages")
-    if not found or len(found) > MOST_MESSAGES:
-        raise RefusedError(f"messages has {len(found)} messages, allowed are 1 to {MOST_MESSAGES}.", param="messages")
-    return [_message(message, f"messages[{place}]") for place, message in enumerate(found)]
+    messages = fields.a_list(body, "messages")
+    if not messages or len(messages) > MOST_MESSAGES:
+        raise RefusedError(f"messages has {len(messages)} messages, allowed are 1 to {MOST_MESSAGES}.",
+                           param="messages")
+    return [_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
 
 
 def _message(message: Any, name: str) -> Message:
@@ -198,11 +199,11 @@ def _call(call: Any, name: str) -> Dict[str, Any]:
 
 
 def tools_of(body: Body) -> List[Dict[str, Any]]:
-    found = fields.a_list(body, "tools")
-    if len(found) > MOST_TOOLS:
-        raise RefusedError(f"tools has {len(found)} tools, allowed are {MOST_TOOLS}.", param="tools")
-    for place, tool in enumerate(found):
+    tools = fields.a_list(body, "tools")
+    if len(tools) > MOST_TOOLS:
+        raise RefusedError(f"tools has {len(tools)} tools, allowed are {MOST_TOOLS}.", param="tools")
+    for place, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise RefusedError(f"tools[{place}] must be of type function, with a name.", param="tools")
-    return found
+    return tools

@@ -134,27 +134,27 @@ class Prompts:
 
 def without_tools(messages: Sequence[Message], tools: Sequence[Dict[str, Any]]) -> List[Message]:
     """The same talk for a template that knows no tools: they are described in the system message."""
-    found: List[Message] = []
+    rewritten: List[Message] = []
     for message in messages:
         if message["role"] == "tool":
             text = f"<tool_response>\n{message['content']}\n</tool_response>"
-            if found and found[-1]["role"] == "user" and found[-1].get("answers_tools"):
-                found[-1]["content"] += "\n" + text
+            if rewritten and rewritten[-1]["role"] == "user" and rewritten[-1].get("answers_tools"):
+                rewritten[-1]["content"] += "\n" + text
             else:
-                found.append({"role": "user", "content": text, "answers_tools": True})
+                rewritten.append({"role": "user", "content": text, "answers_tools": True})
         elif message.get("tool_calls"):
             texts = [message["content"]] if message.get("content") else []
             texts += [spelled_call(call["function"]) for call in message["tool_calls"]]
-            found.append({"role": "assistant", "content": "\n".join(texts)})
+            rewritten.append({"role": "assistant", "content": "\n".join(texts)})
         else:
-            found.append(dict(message))
+            rewritten.append(dict(message))
     if tools:
         text = DESCRIBED.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
-        if found and found[0]["role"] == "system":
-            found[0]["content"] += "\n\n" + text
+        if rewritten and rewritten[0]["role"] == "system":
+            rewritten[0]["content"] += "\n\n" + text
         else:
-            found.insert(0, {"role": "system", "content": text})
-    return [{"role": message["role"], "content": message["content"]} for message in found]
+            rewritten.insert(0, {"role": "system", "content": text})
+    return [{"role": message["role"], "content": message["content"]} for message in rewritten]
 
 
 def spelled_call(function: Dict[str, Any]) -> str:

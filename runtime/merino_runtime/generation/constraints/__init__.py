@@ -76,17 +76,17 @@ def _grammar(key: Any, tokenizer: "Tokenizer", eos_ids: Iterable[int], made: Cal
     """source: the same for llguidance; empty where it is none of its kind."""
     key = (*key, tuple(eos_ids))
     kept: Dict[Any, Compiled] = tokenizer.kept.setdefault("grammars", {})
-    found = kept.pop(key, None)
-    if found is None:
+    grammar = kept.pop(key, None)
+    if grammar is None:
         trie = tokenizer.kept.get("trie") or tokenizer.kept.setdefault("trie", Trie(tokenizer))
         automaton = Automaton(trie.spelled)
         try:
-            found = Grammar(trie, automaton, made(automaton), key[-1])
+            grammar = Grammar(trie, automaton, made(automaton), key[-1])
         except MerinoError as refusal:
             if not source():
                 raise
-            found = guided(trie, key[-1], source(), refusal)
+            grammar = guided(trie, key[-1], source(), refusal)
     while len(kept) >= KEPT_GRAMMARS:
         kept.pop(next(iter(kept)), None)
-    kept[key] = found
-    return found
+    kept[key] = grammar
+    return grammar

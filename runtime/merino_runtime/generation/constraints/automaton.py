@@ -37,8 +37,8 @@ class Automaton:
 
     def one_of(self, data: Iterable[int]) -> int:
         """One byte of these."""
-        found = self._spelled.intersection(data)
-        return self._node(SET, bytes(sorted(found))) if found else NOTHING
+        bytes_spelled = self._spelled.intersection(data)
+        return self._node(SET, bytes(sorted(bytes_spelled))) if bytes_spelled else NOTHING
 
     def lit(self, data: bytes) -> int:
         if not self._spelled.issuperset(data):
@@ -51,10 +51,10 @@ class Automaton:
         return parts[0] if len(parts) == 1 else self._node(SEQ, parts)
 
     def alt(self, *choices: int) -> int:
-        found = tuple(sorted(set(choices) - {NOTHING}))
-        if not found:
+        nodes = tuple(sorted(set(choices) - {NOTHING}))
+        if not nodes:
             return NOTHING
-        return found[0] if len(found) == 1 else self._node(ALT, found)
+        return nodes[0] if len(nodes) == 1 else self._node(ALT, nodes)
 
     def rep(self, node: int, low: int = 0, high: int = -1) -> int:
         """low to high times, -1: without limit."""
@@ -69,14 +69,14 @@ class Automaton:
         return NOTHING if 0 <= high < low else self._node(TEXT, low, high)
 
     def _node(self, *made: object) -> int:
-        found = self._node_of.get(made)
-        if found is None:
+        number = self._node_of.get(made)
+        if number is None:
             if len(self._nodes) >= MOST_NODES and self._class_of is None:
                 raise MerinoError(f"the constraint is too large: it has more than {MOST_NODES:,} parts. Give a schema "
                                   "with fewer alternatives.")
-            found = self._node_of[made] = len(self._nodes)
+            number = self._node_of[made] = len(self._nodes)
             self._nodes.append(made)
-        return found
+        return number
 
     def _json_char(self) -> int:
         some, lit, seq = self.one_of, self.lit, self.seq
@@ -139,29 +139,29 @@ class Automaton:
     def after(self, state: int, byte: int) -> int:
         assert self._class_of is not None
         column = self._class_of[byte]
-        found = int(self._moves[state, column])
-        if found < 0:
-            found = self._computed(state, byte)
-            self._moves[state, column] = found
-        return found
+        state_after = int(self._moves[state, column])
+        if state_after < 0:
+            state_after = self._computed(state, byte)
+            self._moves[state, column] = state_after
+        return state_after
 
     def after_all(self, states: np.ndarray, data: np.ndarray) -> np.ndarray:
         """states [n], bytes [n] -> states [n]"""
         assert self._class_of is not None
         columns = self._class_of[data]
-        found = self._moves[states, columns]
-        unknown = np.flatnonzero(found < 0)
+        states_after = self._moves[states, columns]
+        unknown = np.flatnonzero(states_after < 0)
         if unknown.size:
             keys = states[unknown].astype(np.int64) * 256 + columns[unknown]
             places = unknown[np.unique(keys, return_index=True)[1]]
             for place in places.tolist():
                 self.after(int(states[place]), int(data[place]))
-            found = self._moves[states, columns]
-        return found
+            states_after = self._moves[states, columns]
+        return states_after
 
     def only_byte(self, state: int) -> Optional[int]:
         """The byte that must come next; None if there are several, or if the text may end here."""
-        found: Set[int] = set()
+        candidates: Set[int] = set()
         text = self.inside_text(state)
         if text and text[1]:
             return None
@@ -169,10 +169,10 @@ class Automaton:
             if stack == END:
                 return None
             kind, data = self._nodes[self._stacks[stack][0]]
-            found.update(data[:1] if kind == LIT else data)
-            if len(found) > 1:
+            candidates.update(data[:1] if kind == LIT else data)
+            if len(candidates) > 1:
                 return None
-        return found.pop() if found else None
+        return candidates.pop() if candidates else None
 
     def _divide(self) -> None:
         """Bytes that every expression treats alike share a column of the table."""
@@ -185,44 +185,44 @@ class Automaton:
         self._moves[DEAD] = DEAD
 
     def _stack(self, node: int, below: int) -> int:
-        found = self._stack_of.get((node, below))
-        if found is None:
-            found = self._stack_of[node, below] = len(self._stacks)
+        number = self._stack_of.get((node, below))
+        if number is None:
+            number = self._stack_of[node, below] = len(self._stacks)
             self._stacks.append((node, below))
-        return found
+        return number
 
     def state_of(self, stacks: Iterable[int]) -> int:
         key = tuple(sorted(set(stacks)))
-        found = self._state_of.get(key)
-        if found is None:
-            found = self._state_of[key] = len(self._states)
+        number = self._state_of.get(key)
+        if number is None:
+            number = self._state_of[key] = len(self._states)
             self._states.append(key)
             self._opened.append(None)
-            if found >= len(self._moves):
+            if number >= len(self._moves):
                 self._moves = np.concatenate([self._moves, np.full_like(self._moves, -1)])
-        return found
+        return number
 
     def _computed(self, state: int, byte: int) -> int:
         text = self.inside_text(state)
         if text and text[1] and byte in PLAIN and byte in self._spelled:  # without opening it, for speed
             low, high, below = text
             return self.state_of([self._stack(self.text(max(low - 1, 0), high - 1 if high > 0 else high), below)])
-        found: Set[int] = set()
+        stacks: Set[int] = set()
         for stack in self._open(state):
             if stack == END:
                 continue
             node, below = self._stacks[stack]
             kind, data = self._nodes[node]
             if kind == SET and byte in data:
-                found.add(below)
+                stacks.add(below)
             elif kind == LIT and data[0] == byte:
-                found.add(below if len(data) == 1 else self._stack(self._node(LIT, data[1:]), below))
-        return self.state_of(found)
+                stacks.add(below if len(data) == 1 else self._stack(self._node(LIT, data[1:]), below))
+        return self.state_of(stacks)
 
     def _open(self, state: int) -> Tuple[int, ...]:
         """Its stacks with a byte on top of each, or END."""
-        found = self._opened[state]
-        if found is None:
+        opened = self._opened[state]
+        if opened is None:
             seen: Set[int] = set()
             left, tops = list(self._states[state]), []
             while left:
@@ -235,8 +235,8 @@ class Automaton:
                     tops.append(stack)
                 else:
                     left.extend(inner)
-            found = self._opened[state] = tuple(sorted(tops))
-        return found
+            opened = self._opened[state] = tuple(sorted(tops))
+        return opened
 
     def _inner(self, node: int, below: int) -> Optional[List[int]]:
         """The stacks that one with this node on top stands for; None if its top is a byte."""

@@ -39,12 +39,12 @@ def _signed(make: Automaton, least: Optional[int], most: Optional[int]) -> int:
 
 def _whole(make: Automaton, least: int, most: int) -> int:
     """From least to most, both 0 or more, without leading zeros."""
-    found = []
+    choices = []
     for count in range(len(str(least)), len(str(max(most, 0))) + 1):
         first, last = max(least, 10 ** (count - 1) if count > 1 else 0), min(most, 10 ** count - 1)
         if first <= last:
-            found.append(_between(make, str(first), str(last)))
-    return make.alt(*found)
+            choices.append(_between(make, str(first), str(last)))
+    return make.alt(*choices)
 
 
 def _between(make: Automaton, first: str, last: str) -> int:
@@ -89,14 +89,14 @@ def number(make: Automaton, low: Bound = None, high: Bound = None, above: Bound 
     zero = (Decimal(0), False)
     if lower and upper and (lower[0] > upper[0] or lower[0] == upper[0] and strict):
         return NOTHING
-    found = NOTHING
+    node = NOTHING
     if upper is None or upper[0] > 0 or upper == zero:
-        found = _magnitude(make, lower if lower and lower[0] >= 0 else zero, upper, decimals)
+        node = _magnitude(make, lower if lower and lower[0] >= 0 else zero, upper, decimals)
     if lower is None or lower[0] < 0:
         least = (abs(upper[0]), upper[1]) if upper and upper[0] <= 0 else zero
         negative = _magnitude(make, least, (-lower[0], lower[1]) if lower else None, decimals)
-        found = make.alt(found, make.seq(make.lit(b"-"), negative))
-    return found
+        node = make.alt(node, make.seq(make.lit(b"-"), negative))
+    return node
 
 
 def _unbounded(make: Automaton) -> int:
@@ -129,11 +129,11 @@ def _magnitude(make: Automaton, lower: Tuple[Decimal, bool], upper: Optional[Tup
     if int(first) == most:
         fraction = _fraction(make, low, high, lower[1], bool(upper and upper[1]), decimals)
         return make.seq(make.lit(first.encode()), fraction)
-    found = [make.seq(make.lit(first.encode()), _fraction(make, low, None, lower[1], False, decimals)),
-             make.seq(_whole(make, int(first) + 1, most - 1), _fraction(make, "", None, False, False, decimals))]
+    choices = [make.seq(make.lit(first.encode()), _fraction(make, low, None, lower[1], False, decimals)),
+               make.seq(_whole(make, int(first) + 1, most - 1), _fraction(make, "", None, False, False, decimals))]
     if upper:
-        found.append(make.seq(make.lit(last.encode()), _fraction(make, "", high, False, upper[1], decimals)))
-    return make.alt(*found)
+        choices.append(make.seq(make.lit(last.encode()), _fraction(make, "", high, False, upper[1], decimals)))
+    return make.alt(*choices)
 
 
 def _fraction(make: Automaton, low: str, high: Optional[str], above: bool, below: bool, decimals: int) -> int:
@@ -159,13 +159,13 @@ def _decimals(make: Automaton, low: Optional[str], high: Optional[str], above: b
     last = int(high[:1] or 0) if high is not None else 9
     if first > last:
         return ending
-    found = [ending]
+    choices = [ending]
     for digit in sorted({first, last}):
         lower = least[1:] if low is not None and digit == first else None
         upper = high[1:] if high is not None and digit == last else None
         rest = _decimals(make, lower, upper, above, below, left - 1, True)
-        found.append(make.seq(_digit(make, str(digit)), rest))
+        choices.append(make.seq(_digit(make, str(digit)), rest))
     if last - first > 1:
         rest = _decimals(make, None, None, above, below, left - 1, True)
-        found.append(make.seq(_digits(make, first + 1, last - 1), rest))
-    return make.alt(*found)
+        choices.append(make.seq(_digits(make, first + 1, last - 1), rest))
+    return make.alt(*choices)

@@ -42,15 +42,15 @@ def pattern(make: Automaton, text: str, refuse: Refuse) -> int:
         raise refuse(f"{json.dumps(text)[:80]} is not a pattern that can be read: {error}") from error
     any_text = make.rep(_characters(make, [(0, LAST)]))
     choices = _branches(parsed)
-    found = []
+    nodes = []
     for items in choices:
         begins = items and _named(items[0]) == ("AT", "AT_BEGINNING")
         items = items[1:] if begins else items
         ends = items and _named(items[-1]) == ("AT", "AT_END")
         items = items[:-1] if ends else items
         node = _sequence(make, items, refuse)
-        found.append(make.seq(*[any_text] * (not begins), node, *[any_text] * (not ends)))
-    return make.seq(make.lit(b'"'), make.alt(*found), make.lit(b'"'))
+        nodes.append(make.seq(*[any_text] * (not begins), node, *[any_text] * (not ends)))
+    return make.seq(make.lit(b'"'), make.alt(*nodes), make.lit(b'"'))
 
 
 def _named(item: Any) -> Tuple[str, str]:
@@ -94,40 +94,40 @@ def _item(make: Automaton, kind: str, value: Any, refuse: Refuse) -> int:
 
 def _class(items: Sequence[Any], refuse: Refuse) -> Ranges:
     negated = bool(items) and str(items[0][0]) == "NEGATE"
-    found: Ranges = []
+    ranges: Ranges = []
     for kind, value in items[1:] if negated else items:
         if str(kind) == "LITERAL":
-            found.append((value, value))
+            ranges.append((value, value))
         elif str(kind) == "RANGE":
-            found.append((value[0], value[1]))
+            ranges.append((value[0], value[1]))
         elif str(kind) == "CATEGORY":
             name = str(value).replace("CATEGORY_", "")
-            ranges = CLASSES.get(name.replace("NOT_", ""))
-            if ranges is None:
+            members = CLASSES.get(name.replace("NOT_", ""))
+            if members is None:
                 raise refuse(f"{name} is not supported")
             # Beyond ASCII the two dialects differ in what a class is: there nothing is one or is none.
-            found += [each for each in _others(ranges) if each[1] < 128] if name.startswith("NOT_") else ranges
+            ranges += [each for each in _others(members) if each[1] < 128] if name.startswith("NOT_") else members
         else:
             raise refuse(f"{kind} is not supported")
-    return _others(found) if negated else found
+    return _others(ranges) if negated else ranges
 
 
 def _others(ranges: Ranges) -> Ranges:
-    found, begin = [], 0
+    gaps, begin = [], 0
     for low, high in sorted(ranges):
         if begin < low:
-            found.append((begin, low - 1))
+            gaps.append((begin, low - 1))
         begin = max(begin, high + 1)
-    return [*found, (begin, LAST)] if begin <= LAST else found
+    return [*gaps, (begin, LAST)] if begin <= LAST else gaps
 
 
 def _characters(make: Automaton, ranges: Ranges) -> int:
     """One character of these, as `json.dumps` writes it."""
-    found = []
+    nodes = []
     for low, high in ranges:
         special = [code for code in [*range(32), 0x22, 0x5C] if low <= code <= high]
-        found += [make.lit(json.dumps(chr(code))[1:-1].encode()) for code in special]
+        nodes += [make.lit(json.dumps(chr(code))[1:-1].encode()) for code in special]
         for first, last in ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, LAST)):
             if max(low, first) <= min(high, last):
-                found.append(make.code_points(max(low, first), min(high, last)))
-    return make.alt(*found) if found else NOTHING
+                nodes.append(make.code_points(max(low, first), min(high, last)))
+    return make.alt(*nodes) if nodes else NOTHING

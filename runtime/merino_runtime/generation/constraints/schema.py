@@ -40,10 +40,10 @@ def refused(where: str, what: str) -> MerinoError:
 def schema_node(automaton: Automaton, schema: Any, place: str = "") -> int:
     """MerinoError for what cannot be expressed, and where nothing satisfies the schema. place: of the schema, for
     messages."""
-    found = Reader(automaton, schema, place).node(schema, place + "#", 0)
-    if found == NOTHING:
+    node = Reader(automaton, schema, place).node(schema, place + "#", 0)
+    if node == NOTHING:
         raise refused(place + "#", "nothing satisfies it (or the tokenizer has no tokens to write it)")
-    return found
+    return node
 
 
 def any_object(automaton: Automaton) -> int:
@@ -131,16 +131,16 @@ class Reader:
     def _target(self, ref: Any, here: str) -> Any:
         if not isinstance(ref, str) or not re.match("#(/|\\Z)", ref):
             raise refused(here, f"found {shown(ref)}, supported are references inside the schema, as #/$defs/name")
-        found = self._root
+        target = self._root
         for part in ref.split("/")[1:]:
             part = part.replace("~1", "/").replace("~0", "~")
-            inner = found.get(part) if isinstance(found, dict) else None
-            if isinstance(found, list) and part.isdigit() and int(part) < len(found):
-                inner = found[int(part)]
+            inner = target.get(part) if isinstance(target, dict) else None
+            if isinstance(target, list) and part.isdigit() and int(part) < len(target):
+                inner = target[int(part)]
             if inner is None:
                 raise refused(here, f"{ref} is not in the schema")
-            found = inner
-        return found
+            target = inner
+        return target
 
     def _check_one(self, schemas: Sequence[Any], here: str) -> None:
         """oneOf means that no two match: shown by their types, or by a key that each requires with other values."""
@@ -162,18 +162,18 @@ class Reader:
         if isinstance(fixed, list):
             fitting = {kind for kind in BY_TYPE for each in fixed if is_a(kind, each)}
             return {"": frozenset(fitting - {"integer"}), "value": frozenset(compact(each) for each in fixed)}
-        found = {}
+        features = {}
         if "type" in schema:
             kinds = self._types(schema, where, ())
-            found[""] = frozenset("number" if kind == "integer" else kind for kind in kinds)
+            features[""] = frozenset("number" if kind == "integer" else kind for kind in kinds)
         properties, required = schema.get("properties"), schema.get("required")
         if not isinstance(required, list) or not isinstance(properties, dict):
-            return found
+            return features
         for name in required:
             inner = self._told_by(properties.get(name), where) if isinstance(name, str) else {}
             if "value" in inner:
-                found["key " + name] = inner["value"]
-        return found
+                features["key " + name] = inner["value"]
+        return features
 
     def _of_type(self, kind: str, schema: Dict[str, Any], where: str, depth: int) -> int:
         if kind == "object":
@@ -185,10 +185,10 @@ class Reader:
         if kind in ("integer", "number"):
             made: Callable = integer if kind == "integer" else number
             bounds = [self._bound(schema, keyword, where) for keyword in BY_TYPE["number"]]
-            found = made(self.make, *bounds, lambda what: refused(where, what))
-            if found == NOTHING:
+            node = made(self.make, *bounds, lambda what: refused(where, what))
+            if node == NOTHING:
                 raise refused(where, f"no {kind} is within its bounds")
-            return found
+            return node
         return self.any_of(kind, 0)
 
     def _bound(self, schema: Dict[str, Any], keyword: str, where: str) -> Any:
@@ -270,10 +270,10 @@ class Reader:
         first = [self.node(each, f"{where}/prefixItems/{place}", depth + 1) for place, each in enumerate(begin)]
         items = self.node(schema.get("items", True), f"{where}/items", depth + 1)
         least, most = self._counts(schema, "minItems", "maxItems", where)
-        found = self._listed(b"[]", first, items, least, most)
-        if found == NOTHING:
+        node = self._listed(b"[]", first, items, least, most)
+        if node == NOTHING:
             raise refused(where, "no list satisfies it")
-        return found
+        return node
 
     def _listed(self, ends: bytes, first: Sequence[int], item: int, least: int, most: int) -> int:
         """A list of least to most parts that begins with `first`, then items; most -1: without limit."""
@@ -289,10 +289,10 @@ class Reader:
 
     def any_of(self, kind: str, deepest: int) -> int:
         """Any JSON of a type; `any`: of each."""
-        found = self._any.get((kind, deepest))
-        if found is None:
-            found = self._any[kind, deepest] = self._made_any(kind, deepest)
-        return found
+        node = self._any.get((kind, deepest))
+        if node is None:
+            node = self._any[kind, deepest] = self._made_any(kind, deepest)
+        return node
 
     def _made_any(self, kind: str, deepest: int) -> int:
         make = self.make

@@ -124,9 +124,9 @@ class Grammar:
     def mask(self, state: int) -> np.ndarray:
         """[vocab], without the EOS."""
         key = self._key(state)
-        found = self._masks.get(key)
-        if found is not None:
-            return np.unpackbits(found, count=self.vocab).view(bool)
+        packed = self._masks.get(key)
+        if packed is not None:
+            return np.unpackbits(packed, count=self.vocab).view(bool)
         automaton, trie = self.automaton, self.trie
         allowed = np.zeros(self.vocab, dtype=bool)
         reached = np.zeros(len(trie.byte), dtype=bool)
@@ -185,10 +185,10 @@ class State:
         """[vocab] of bool: the tokens that may follow, the EOS among them where the text may end."""
         grammar = self._grammar
         with grammar.lock:
-            found = np.zeros(grammar.vocab, dtype=bool) if self._ended else grammar.mask(self._number)
+            allowed = np.zeros(grammar.vocab, dtype=bool) if self._ended else grammar.mask(self._number)
         if self.finished:
-            found[list(grammar.eos_ids)] = True
-        return found
+            allowed[list(grammar.eos_ids)] = True
+        return allowed
 
     def advance(self, token_id: int) -> None:
         """MerinoError for a token that is not allowed here; the state is then as before."""
@@ -249,7 +249,7 @@ def spelled(trie: Trie, tail: bytes, data: bytes) -> List[int]:
     for before in (tail.decode("utf-8", "ignore"), "", "\n"):
         begun, ids = encode(before, False), encode(before + data.decode("utf-8"), False)
         rest = ids[len(begun):]
-        found = [trie.spellings[one] if one < len(trie.spellings) else b"" for one in rest]
-        if ids[:len(begun)] == begun and all(found) and b"".join(found) == data:
+        spellings = [trie.spellings[one] if one < len(trie.spellings) else b"" for one in rest]
+        if ids[:len(begun)] == begun and all(spellings) and b"".join(spellings) == data:
             return rest
     return []

@@ -49,8 +49,8 @@ def tools_of(tools: Any, tool_choice: Any) -> List[Tool]:
         what = "an empty list" if tools == [] else shown(tools)
         raise MerinoError(f"tools are {what}, allowed is a list of at least one: "
                           '{"type": "function", "function": {"name": ..., "parameters": {...}}}.')
-    found = [_tool(each, f"tools[{place}]") for place, each in enumerate(tools)]
-    names = [tool.name for tool in found]
+    known = [_tool(each, f"tools[{place}]") for place, each in enumerate(tools)]
+    names = [tool.name for tool in known]
     for name in names:
         if names.count(name) > 1:
             raise MerinoError(f"tools have the name {json.dumps(name)} twice. Give each a name of its own.")
@@ -59,11 +59,11 @@ def tools_of(tools: Any, tool_choice: Any) -> List[Tool]:
         chosen = inner.get("name") if isinstance(inner, dict) else None
         if chosen not in names:
             raise MerinoError(f"tool_choice is the tool {shown(chosen)}, allowed: {', '.join(names)}.")
-        return [tool for tool in found if tool.name == chosen]
+        return [tool for tool in known if tool.name == chosen]
     if tool_choice not in CHOICES:
         raise MerinoError(f"tool_choice is {shown(tool_choice)}, allowed: {', '.join(CHOICES)}, or a tool as "
                           '{"type": "function", "function": {"name": ...}}.')
-    return found
+    return known
 
 
 def _tool(tool: Any, place: str) -> Tool:

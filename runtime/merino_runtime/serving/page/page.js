@@ -20,9 +20,9 @@ function keep(store, name, value) {
 }
 
 function headers() {
-  const found = {"Content-Type": "application/json"};
-  if (at("key").value) found.Authorization = "Bearer " + at("key").value.trim();
-  return found;
+  const fields = {"Content-Type": "application/json"};
+  if (at("key").value) fields.Authorization = "Bearer " + at("key").value.trim();
+  return fields;
 }
 
 // What a user reads about a response that is none.
@@ -74,10 +74,10 @@ function hint() {
 }
 
 function element(kind, name, text = "") {
-  const found = document.createElement(kind);
-  found.className = name;
-  found.textContent = text;
-  return found;
+  const node = document.createElement(kind);
+  node.className = name;
+  node.textContent = text;
+  return node;
 }
 
 // The list item of a message, with functions that add to it.
