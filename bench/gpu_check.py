@@ -76,11 +76,11 @@ def of_graph(bundle: Bundle, compute: Callable[[dict[str, np.ndarray]], dict[str
         mask = (np.arange(bundle.context) < start).astype(np.int64)[None]
         feeds = {"input_ids": np.array([ids]), "position_ids": np.arange(start, end)[None], "attention_mask": mask}
         known = {port.name for port in bundle.inputs}
-        found = compute({**{name: value for name, value in feeds.items() if name in known}, **caches})
+        outputs = compute({**{name: value for name, value in feeds.items() if name in known}, **caches})
         for name, cache in caches.items():
-            cache[:, :, start:end] = found[name.replace("past_key_values", "present")]
+            cache[:, :, start:end] = outputs[name.replace("past_key_values", "present")]
         filled[0] = end
-        return found["logits"].reshape(-1)
+        return outputs["logits"].reshape(-1)
 
     return run
 
@@ -141,9 +141,9 @@ def greedy(
     return np.array(rows), chosen
 
 
-def compare(found: Runner, expected: Runner, prompt: list[int], precision: str) -> dict[str, Any]:
+def compare(run: Runner, expected: Runner, prompt: list[int], precision: str) -> dict[str, Any]:
     rows, ids = greedy(expected, prompt, STEPS)
-    own, choices = greedy(found, prompt, STEPS, ids)
+    own, choices = greedy(run, prompt, STEPS, ids)
     largest = float(np.abs(own - rows).max() / np.abs(rows).max())
     return {"steps": STEPS, "largest_difference": largest, "tolerance": TOLERANCES[precision],
             "same_choices": sum(a == b for a, b in zip(ids, choices, strict=True)),

@@ -68,12 +68,12 @@ class Side(NamedTuple):
     kv: str | None = None
 
     def fastest(self, rows: list[Record], test: str) -> Record | None:
-        found = [
+        fitting = [
             row for row in rows
             if row.test == test and not row.failure and (row.bundle, row.kv) == (self.bundle, self.kv)
             and self.precision in ("", row.precision) and (row.engine or "").startswith(self.engine)
         ]  # fmt: skip
-        return max(found, key=lambda row: row.tok_s or 0, default=None)
+        return max(fitting, key=lambda row: row.tok_s or 0, default=None)
 
 
 class Bar(NamedTuple):
@@ -218,13 +218,13 @@ def source_of(ours: Ours, cache: Path, small: bool) -> Any:
             arch = arch.model_copy(update={"embed_width": arch.width, "vocab": vocab})
         return random_source(arch, ours.name)
     if small:
-        found = TRY
+        architecture = TRY
     elif base == "66m":
         block = {"width": 640, "ffn_ratio": 1, "depth": 14}
-        found = {"blocks": [block], "vocab": 50257, "head_size": 64, "context": LONG_CONTEXT}
+        architecture = {"blocks": [block], "vocab": 50257, "head_size": 64, "context": LONG_CONTEXT}
     else:
-        found = designed(cache / f"design-{base}.json", base)
-    return random_source(Architecture.model_validate({**found, **update}), ours.name)
+        architecture = designed(cache / f"design-{base}.json", base)
+    return random_source(Architecture.model_validate({**architecture, **update}), ours.name)
 
 
 def designed(path: Path, name: str) -> dict[str, Any]:

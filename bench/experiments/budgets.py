@@ -81,37 +81,37 @@ def prepared(profile, scoring, budget):
     key = hashlib.sha256(repr((budget, scoring, source)).encode()).hexdigest()[:16]
     kept, folder = FOLDER / f"{key}.json", FOLDER / key
     if not kept.exists():
-        found = designed(profile, scoring, budget)
-        write_random_bundle(found.architecture, found.precision, folder, "budget", found)
-        kept.write_text(found.to_json())
+        chosen = designed(profile, scoring, budget)
+        write_random_bundle(chosen.architecture, chosen.precision, folder, "budget", chosen)
+        kept.write_text(chosen.to_json())
     return Design.model_validate_json(kept.read_text()), folder
 
 
 def measure(make, _):
-    (found, folder), reference = make(), FOLDER / "reference"
+    (chosen, folder), reference = make(), FOLDER / "reference"
     if not reference.exists():
         write_random_bundle(REFERENCE, "int8", reference, "reference")
     times, beside = [], []
     for _ in range(PROCESSES):
-        times.append(step_ms(folder, found.architecture.context))
+        times.append(step_ms(folder, chosen.architecture.context))
         beside.append(step_ms(reference, REFERENCE.context))
     return {
         "decode_ms": statistics.median(ms for ms, _ in times),
         "reference_ms": statistics.median(ms for ms, _ in beside),
-        "design": found.model_dump(mode="json", by_alias=True),
+        "design": chosen.model_dump(mode="json", by_alias=True),
         "flags": sorted({flag for _, flags in times for flag in flags}),
     }  # fmt: skip
 
 
 def row_of(_, passes):
     """Of the design that was measured, whatever the machine's profile is by now."""
-    found = Design.model_validate_json(json.dumps(passes[0]["design"]))
+    chosen = Design.model_validate_json(json.dumps(passes[0]["design"]))
     measured = over_passes([{key: value for key, value in one.items() if key != "design"} for one in passes])
-    ms, cost, budget = measured["decode_ms"], found.predicted, found.budget["decode_ms"]
+    ms, cost, budget = measured["decode_ms"], chosen.predicted, chosen.budget["decode_ms"]
     low, high = cost.decode_ms_interval or (None, None)
     return {
-        "precision": found.precision, "vocab": found.architecture.vocab, "context": found.architecture.context,
-        "budget_ms": budget, "threads": cost.decode_threads, "shape": found.architecture.shape(),
+        "precision": chosen.precision, "vocab": chosen.architecture.vocab, "context": chosen.architecture.context,
+        "budget_ms": budget, "threads": cost.decode_threads, "shape": chosen.architecture.shape(),
         "confidence": cost.confidence, "predicted_ms": cost.decode_ms, "low_ms": low, "high_ms": high,
         "measured_ms": ms, "use": ms / budget, "kept": ms <= OVER * budget, "error": cost.decode_ms / ms - 1,
         "in_interval": low is not None and low <= ms <= high, "reference_ms": measured["reference_ms"],

@@ -125,14 +125,14 @@ def main():
     parser.add_argument("-o", type=Path, required=True)
     parser.add_argument("--disturbed", action="store_true", help="other programs ran beside it")
     given = parser.parse_args()
-    found = dict(measure(given.bundle), disturbed=given.disturbed)
+    measured = dict(measure(given.bundle), disturbed=given.disturbed)
     record = kept_record(given.o, {"schema": 1, "bundles": {}})
-    record["bundles"][found["bundle"] + " " + found["precision"]] = found
+    record["bundles"][measured["bundle"] + " " + measured["precision"]] = measured
     write_record(given.o, record)
     print(table(
         ("answer", "engine", "tokens", "forced", "step ms", "first: added", "kept: added"),
         [(row["case"], row["engine"], str(row["tokens"]), str(row["forced"]), f"{row['step_ms']:.2f}",
-          f"{row['first_added']:.1%}", f"{row['kept_added']:.1%}") for row in found["rows"]],
+          f"{row['first_added']:.1%}", f"{row['kept_added']:.1%}") for row in measured["rows"]],
     ))  # fmt: skip
 
 

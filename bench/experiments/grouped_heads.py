@@ -47,14 +47,14 @@ def step_weights(arch: Architecture) -> int:
 
 def designed(model: CostModel, limits: dict[str, float], heads: tuple[int | None, ...]) -> dict[str, Any]:
     shape = model.shape
-    found = design(
+    chosen = design(
         model.profile, limits, space=Space(vocab=VOCAB, kv_heads=heads), context=shape.context, prompt=shape.prompt,
         precision=shape.precision, scoring=MERINO,
     )  # fmt: skip
-    arch, cost = found.architecture, found.predicted
+    arch, cost = chosen.architecture, chosen.predicted
     return {
-        "shape": arch.shape(), "head_size": arch.head_size, "entropy": found.entropy, "gap": found.solver.gap,
-        "seconds": found.solver.seconds, "params": cost.params, "body": body(arch),
+        "shape": arch.shape(), "head_size": arch.head_size, "entropy": chosen.entropy, "gap": chosen.solver.gap,
+        "seconds": chosen.solver.seconds, "params": cost.params, "body": body(arch),
         "step_weights": step_weights(arch), "kv_mb": cost.kv_bytes / MB,
         "memory_mb": cost.memory_mb, "decode_ms": cost.decode_ms, "prefill_ms": cost.prefill_ms,
     }  # fmt: skip

@@ -39,20 +39,20 @@ PROMPT = 8
 
 def rows(name: str, source: Source, cpus: tuple[str, ...], folder: Path) -> list[dict[str, object]]:
     """One per format and core: those that are written for the core, and of int8 also the other."""
-    found = []
+    counts = []
     for precision, core in FORMATS:
         bundle = export(
             source, folder / f"{name}-{precision}-{core}", ExportRequest(precision=precision, core=core)
         ).bundle
         for cpu in cpus:
             counted = count(cpu, Path(bundle.folder), PROMPT)
-            found.append({
+            counts.append({
                 "model": name, "precision": precision, "core": bundle.core, "cpu": cpu,
                 "weights": bundle.params, "decode_weight_bytes": bundle.decode_weight_bytes,
                 "decode": counted.decode, "prefill": counted.prefill, "prompt": PROMPT,
             })  # fmt: skip
-            print(found[-1], file=sys.stderr)
-    return found
+            print(counts[-1], file=sys.stderr)
+    return counts
 
 
 def main() -> None:
@@ -64,9 +64,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "design-35m.json"
         path.write_text(json.dumps(DESIGN))
-        found = rows("embedded", load_source("embedded"), (PLAIN, DOTPROD), Path(folder))
-        found += rows("design-35m", load_source(str(path)), (PLAIN,), Path(folder))
-    write_record(out, {"onnxruntime": "1.32.0", "rows": found})
+        counts = rows("embedded", load_source("embedded"), (PLAIN, DOTPROD), Path(folder))
+        counts += rows("design-35m", load_source(str(path)), (PLAIN,), Path(folder))
+    write_record(out, {"onnxruntime": "1.32.0", "rows": counts})
 
 
 if __name__ == "__main__":

@@ -50,15 +50,15 @@ def random_bundle(args: argparse.Namespace, kv: str) -> Path:
 
 
 def memory(args: argparse.Namespace) -> list[dict[str, Any]]:
-    found = []
+    rows = []
     for kv in FORMATS:
         folder = random_bundle(args, kv)
         command = [sys.executable, __file__, "--peak", "--cache", str(folder), "-t", str(args.threads)]
         peak_mb = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         bundle = load_bundle(str(folder), verify=False)
-        found.append({"kv": kv, "kv_mb": round(bundle.kv_bytes / 2**20, 2), "peak_mb": round(peak_mb, 1)})
-        print(found[-1], file=sys.stderr, flush=True)
-    return found
+        rows.append({"kv": kv, "kv_mb": round(bundle.kv_bytes / 2**20, 2), "peak_mb": round(peak_mb, 1)})
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows
 
 
 def peak_of(folder: Path, threads: int) -> None:
@@ -102,7 +102,7 @@ def timed(args: argparse.Namespace) -> list[dict[str, Any]]:
     }  # fmt: skip
     vocab = next(iter(backends.values())).vocab
     ids = np.random.default_rng(SEED).integers(0, vocab, args.context).tolist()
-    found = []
+    rows = []
     for depth in [one for one in args.depths if one + STEPS <= args.context]:
         for backend in backends.values():
             filled(backend, ids[:depth])
@@ -119,13 +119,13 @@ def timed(args: argparse.Namespace) -> list[dict[str, Any]]:
         base = median(cpu["fp32", "tiles"])
         for (kv, attention), each in samples.items():
             used_ms = median(cpu[kv, attention])
-            found.append({
+            rows.append({
                 "kv": kv, "attention": attention, "depth": depth, "ms": round(median(each), 3),
                 "ms_p10": round(float(np.percentile(each, 10)), 3), "cpu_ms": round(used_ms, 3),
                 "cpu_of_fp32": round(used_ms / base, 3),
             })  # fmt: skip
-            print(found[-1], file=sys.stderr, flush=True)
-    return found
+            print(rows[-1], file=sys.stderr, flush=True)
+    return rows
 
 
 def main() -> None:

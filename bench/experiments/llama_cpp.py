@@ -47,10 +47,10 @@ def loss_of(server: Any, before: list[int], token: int) -> float:
     server.handle_completions(wanted, take)
     if not ended.wait(WAIT_S):
         raise RuntimeError(f"llama.cpp gave no answer behind {len(before)} ids")
-    found = probability(answers[0])
-    if found["id"] != token:
-        raise RuntimeError(f"llama.cpp chose {found['id']}, and {token} was asked for: {answers[0]}")
-    return -float(found["logprob"]) if math.isfinite(found["logprob"]) else math.inf
+    candidate = probability(answers[0])
+    if candidate["id"] != token:
+        raise RuntimeError(f"llama.cpp chose {candidate['id']}, and {token} was asked for: {answers[0]}")
+    return -float(candidate["logprob"]) if math.isfinite(candidate["logprob"]) else math.inf
 
 
 def probability(answer: dict[str, Any]) -> dict[str, Any]:

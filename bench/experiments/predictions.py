@@ -88,9 +88,9 @@ def random_designs(count, seed):
     """1 to 4 blocks, widths 64 to 1024 that grow at most twofold; sizes spread evenly (log) from 1 to 80 million."""
     random = np.random.default_rng(seed)
     edges = np.geomspace(1e6, 80e6, count + 1)
-    found = []
-    while len(found) < count:
-        low, high = edges[len(found)], edges[len(found) + 1]
+    designs = []
+    while len(designs) < count:
+        low, high = edges[len(designs)], edges[len(designs) + 1]
         blocks = int(random.integers(1, 5))
         first = 64 * int(random.integers(1, 17))
         widths = sorted([first, *(64 * int(random.integers(1, 17)) for _ in range(blocks - 1))])
@@ -105,8 +105,8 @@ def random_designs(count, seed):
             vocab=int(random.choice(VOCABS)), head_size=32 if widths[0] < 256 else 64, context=CONTEXT,
         )  # fmt: skip
         if low <= params(arch.operators) < high:
-            found.append(arch)
-    return found
+            designs.append(arch)
+    return designs
 
 
 def shapes(form):
@@ -122,7 +122,7 @@ def predicted(task, profile):
 def measure(task, folder, profile):
     if not folder.exists():
         write_random_bundle(*task, folder, "random")
-    best, flags, found = predicted(task, profile), [], {}
+    best, flags, measured = predicted(task, profile), [], {}
     for name, shape in shapes(task[1]).items():
         decode = name == "decode"
         threads = best[name].decode_threads if decode else best[name].prefill_threads
@@ -130,11 +130,11 @@ def measure(task, folder, profile):
         run = measure_apart(str(folder), case, REPETITIONS, SEED, False, TIMEOUT_S)
         flags += run["flags"]
         samples = sum(run["step_ms"], []) if decode else run["prefill_ms"]
-        found[name] = lower_decile_ms(samples)
-        found[name + "_median"] = statistics.median(samples)
+        measured[name] = lower_decile_ms(samples)
+        measured[name + "_median"] = statistics.median(samples)
         if decode:
-            found["memory"] = run["peak_rss_mb"]
-    return {**found, "flags": sorted(set(flags))}
+            measured["memory"] = run["peak_rss_mb"]
+    return {**measured, "flags": sorted(set(flags))}
 
 
 def row_of(task, passes, profile):
@@ -155,18 +155,18 @@ def pair(predicted, measured):
 
 def summary(rows):
     """|error| by quantity: median, 90th percentile, worst; all formats together and each."""
-    found = {}
+    errors_of = {}
     for form in ("all", *FORMATS):
         chosen = [row for row in rows if form in ("all", row["precision"])]
         for name in ("decode", "prefill", "memory"):
             keys = [f"prefill_{prompt}" for prompt in PROMPTS] if name == "prefill" else [name]
             errors = [abs(row[key]["error"]) for row in chosen for key in keys]
             if errors:
-                found[f"{name} {form}"] = {
+                errors_of[f"{name} {form}"] = {
                     "rows": len(errors), "median": round(float(np.median(errors)), 4),
                     "p90": round(float(np.percentile(errors, 90)), 4), "worst": max(errors),
                 }  # fmt: skip
-    return found
+    return errors_of
 
 
 def main():

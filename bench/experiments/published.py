@@ -95,11 +95,11 @@ def speed_in(profile: DeviceProfile, row: Published, precision: str) -> float:
 
 
 def cells(row: Published) -> list[str]:
-    found = predicted_tok_s(row)
-    ratio = found / row.tok_s
+    predicted = predicted_tok_s(row)
+    ratio = predicted / row.tok_s
     verdict = "" if 1 / row.factor <= ratio <= row.factor else f"beyond a factor of {row.factor:g}"
     note = "; ".join(part for part in (row.note, verdict) if part)
-    return [row.board, row.model, row.how, row.what, f"{row.tok_s:g}", f"{found:.1f}", f"{ratio:.2f}", note]
+    return [row.board, row.model, row.how, row.what, f"{row.tok_s:g}", f"{predicted:.1f}", f"{ratio:.2f}", note]
 
 
 def with_table(text: str) -> str:

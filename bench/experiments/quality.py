@@ -87,9 +87,9 @@ def opened(entrant: Entrant, given: argparse.Namespace, source: Source) -> tuple
     parts = [*entrant.form, *([] if entrant.blocks else ["anew"]), *([f"kv-{entrant.kv}"] if entrant.kv else [])]
     folder = given.cache / "-".join([*parts, *(["calibrated"] if calibration else [])])
     if not (folder / "bundle.json").exists():
-        found = source if entrant.blocks else source._replace(blocks=None)
+        weights = source if entrant.blocks else source._replace(blocks=None)
         form = ExportRequest(precision=entrant.form[0], context=given.window, kv=entrant.kv, calibration=calibration)
-        export(found, folder, form)
+        export(weights, folder, form)
     size = sum((folder / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
     return (whole_losses if entrant.whole else bundle_losses)(folder, given.threads), size
 

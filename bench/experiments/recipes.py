@@ -70,14 +70,14 @@ def rows(folder):
 
 
 def show(options):
-    found = list(rows(options.folder))
-    base = next((each[3] for each in found if each[0] == "base"), None)
+    recipes = list(rows(options.folder))
+    base = next((each[3] for each in recipes if each[0] == "base"), None)
     print(table(
         ["recipe", "rate", "held-out loss", "range over seeds", "time of base's"],
         [
             [name, f"{rate * BASE.learning_rate:g}", f"{sum(losses) / len(losses):.4f}",
              f"{max(losses) - min(losses):.4f} ({len(losses)})", f"{seconds / base:.2f}" if base else ""]
-            for name, rate, losses, seconds in found
+            for name, rate, losses, seconds in recipes
         ],
     ))  # fmt: skip
 

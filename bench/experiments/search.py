@@ -56,20 +56,20 @@ def solved(space, profile, budgets, scoring=MERINO, context=None, **keys):
     for cached in (cost_model, body_tables, layers_of, scored_options, every_block):
         cached.cache_clear()
     started = time.process_time()  # of one thread: a busy machine does not change it
-    found = design(
+    solution = design(
         profile, budgets, space=space, context=context, prompt=default_prompt(context), scoring=scoring, **keys
     )
-    return found, time.process_time() - started
+    return solution, time.process_time() - started
 
 
 def exact_rows(repetitions=3, **keys):
     for name, heads, *task in tasks():
         runs = [solved(SPACES[heads], *task, **keys) for _ in range(repetitions)]
-        found = runs[0][0]
+        solution = runs[0][0]
         yield {
             "task": name, "kv_heads": heads, "seconds": [round(seconds, 3) for _, seconds in runs],
-            "gap": found.solver.gap, "entropy": found.entropy, "shape": found.architecture.shape(),
-            "vocab": found.architecture.vocab, "precision": found.precision, "params": found.predicted.params,
+            "gap": solution.solver.gap, "entropy": solution.entropy, "shape": solution.architecture.shape(),
+            "vocab": solution.architecture.vocab, "precision": solution.precision, "params": solution.predicted.params,
         }  # fmt: skip
 
 
@@ -81,13 +81,15 @@ def measured_rows():
             budgets, usual = with_board_defaults({}, profile), (SEARCHED.vocab, profile.budget.context)
             for precision, (vocab, context) in product(formats_of(profile), (usual, (512, 128), (150_000, 128))):
                 space = replace(SEARCHED, vocab=vocab)
-                found, seconds = solved(space, profile, budgets, MEASURED, context, precision=precision)
-                uniform = found.loss_ratio.uniform
+                solution, seconds = solved(space, profile, budgets, MEASURED, context, precision=precision)
+                uniform = solution.loss_ratio.uniform
                 yield {
                     "task": board.id, "backend": backend, "precision": precision, "vocab": vocab, "context": context,
-                    "seconds": round(seconds, 2), "gap": found.solver.gap, "score": found.entropy,
-                    "shape": found.architecture.shape(),
-                    "loss_ratio": {"opt_350m": found.loss_ratio.opt_350m.value, "uniform": uniform and uniform.value},
+                    "seconds": round(seconds, 2), "gap": solution.solver.gap, "score": solution.entropy,
+                    "shape": solution.architecture.shape(),
+                    "loss_ratio": {
+                        "opt_350m": solution.loss_ratio.opt_350m.value, "uniform": uniform and uniform.value,
+                    },
                 }  # fmt: skip
 
 
@@ -97,8 +99,8 @@ def evolution_rows():
         runs = [solved(SPACES[heads], *task, solver="evolution", seed=seed) for seed in SEEDS]
         yield {
             "task": name, "kv_heads": heads, "seconds": [round(seconds - exact_seconds, 3) for _, seconds in runs],
-            "gap": [found.solver.gap for found, _ in runs],
-            "shapes": [found.architecture.shape() for found, _ in runs],
+            "gap": [solution.solver.gap for solution, _ in runs],
+            "shapes": [solution.architecture.shape() for solution, _ in runs],
         }  # fmt: skip
 
 

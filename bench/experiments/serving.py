@@ -102,7 +102,7 @@ def steps_s(models, together):
 
 
 def costs(bundle, turns):
-    found = {name: [] for name in ("token", "token direct", "first", "first direct")}
+    times_ms = {name: [] for name in ("token", "token direct", "first", "first direct")}
     with open_model(bundle) as model, \
             Server(bundle, options=["--cache-mb", 0], threads=model.backend.threads) as server:  # fmt: skip
         vocab = model.backend.vocab
@@ -113,25 +113,25 @@ def costs(bundle, turns):
             again = [*ids, *ids[:32]]
             for name, (first_s, token_s) in (("", streamed(server.port, again, TOKENS)),
                                              (" direct", direct(model, again, TOKENS))):  # fmt: skip
-                found["first" + name].append(1000 * first_s)
-                found["token" + name].append(1000 * token_s)
-        found = {name: summary(values) for name, values in found.items()}
+                times_ms["first" + name].append(1000 * first_s)
+                times_ms["token" + name].append(1000 * token_s)
+        times_ms = {name: summary(values) for name, values in times_ms.items()}
         return {
-            "threads": model.backend.threads, "prompt": BEHIND, "ms": found,
-            "token_overhead": found["token"]["median"] / found["token direct"]["median"] - 1,
-            "first_ratio": found["first"]["median"] / found["first direct"]["median"],
+            "threads": model.backend.threads, "prompt": BEHIND, "ms": times_ms,
+            "token_overhead": times_ms["token"]["median"] / times_ms["token direct"]["median"] - 1,
+            "first_ratio": times_ms["first"]["median"] / times_ms["first direct"]["median"],
         }  # fmt: skip
 
 
 def side_by_side(bundle, turns):
     """Two requests: both threads for each step in turn, or a thread of its own for each."""
-    found = {"in turn": [], "side by side": []}
+    times_s = {"in turn": [], "side by side": []}
     with open_model(bundle, threads=2) as both, both.fork() as twin, \
             open_model(bundle, threads=1) as one, one.fork() as other:  # fmt: skip
         for _ in range(turns):
-            found["in turn"].append(steps_s([both, twin], together=False))
-            found["side by side"].append(steps_s([one, other], together=True))
-    return {name: summary(values) for name, values in found.items()}
+            times_s["in turn"].append(steps_s([both, twin], together=False))
+            times_s["side by side"].append(steps_s([one, other], together=True))
+    return {name: summary(values) for name, values in times_s.items()}
 
 
 def memory_mb(bundle, threads):
@@ -188,7 +188,7 @@ def tok_s(port, clients, turn):
 
 
 def beside_llama(bundle, program, path, turns, threads):
-    found = {f"{name}, {clients} clients": [] for name in ("ours", "llama.cpp") for clients in CLIENTS}
+    speeds = {f"{name}, {clients} clients": [] for name in ("ours", "llama.cpp") for clients in CLIENTS}
     with Server(bundle, options=["--cache-mb", 0, "--slots", max(CLIENTS)], threads=threads) as server, \
             llama_server(program, path, threads) as port:  # fmt: skip
         for turn in range(turns + 1):
@@ -196,8 +196,8 @@ def beside_llama(bundle, program, path, turns, threads):
                 for name, at in (("ours", server.port), ("llama.cpp", port)):
                     speed = tok_s(at, clients, 2 * turn + clients)
                     if turn:  # the first one warms up
-                        found[f"{name}, {clients} clients"].append(speed)
-    return {name: summary(values) for name, values in found.items()}
+                        speeds[f"{name}, {clients} clients"].append(speed)
+    return {name: summary(values) for name, values in speeds.items()}
 
 
 def main():

@@ -19,11 +19,11 @@ SHARES = "0.25", "0.5", "1"
 
 def losses(rows, share="1"):
     """{name: {seed: mean over the texts of ln bits per byte}}"""
-    found = defaultdict(dict)
+    by_name = defaultdict(dict)
     for row in rows:
         by_text = row["bits_per_byte"][share].values()
-        found[row["name"]][row["seed"]] = float(np.mean([math.log(value) for value in by_text]))
-    return found
+        by_name[row["name"]][row["seed"]] = float(np.mean([math.log(value) for value in by_text]))
+    return by_name
 
 
 def layers(arch):
@@ -59,22 +59,22 @@ def interval(values):
     return [round(float(value), 4) for value in np.nanpercentile(values, (2.5, 97.5))]
 
 
-def correlations(found, loss, random):
+def correlations(scored, loss, random):
     """rho of each score with minus the loss, and the paired differences of `measured`, with bootstrap intervals."""
     if len(loss) < FEWEST:
         return None
     draws = random.integers(0, len(loss), (DRAWS, len(loss)))
-    drawn = {name: spearman(values[draws], -loss[draws]) for name, values in found.items()}
-    whole = {name: float(spearman(values[None], -loss[None])[0]) for name, values in found.items()}
+    drawn = {name: spearman(values[draws], -loss[draws]) for name, values in scored.items()}
+    whole = {name: float(spearman(values[None], -loss[None])[0]) for name, values in scored.items()}
 
     def row(value, values):
         return {"value": round(value, 3), "interval": interval(values)}
 
     return {
-        "rho": {name: row(whole[name], drawn[name]) for name in found},
+        "rho": {name: row(whole[name], drawn[name]) for name in scored},
         "measured_less": {
             name: row(whole["measured"] - whole[name], drawn["measured"] - drawn[name])
-            for name in found if name != "measured"
+            for name in scored if name != "measured"
         },
     }  # fmt: skip
 
@@ -143,8 +143,8 @@ def against(listed, rows, base="uniform-most-weights"):
     def less(name):
         return [loss[name][seed] - loss[base][seed] for seed in sorted(loss[name].keys() & loss[base].keys())]
 
-    found = {each["name"]: over_pairs(less(each["name"])) for each in listed["designs"] if each["name"] != base}
-    return {"runs": {"done": len(rows), "of": len(listed["runs"])}, "less_than": base, **found}
+    differences = {each["name"]: over_pairs(less(each["name"])) for each in listed["designs"] if each["name"] != base}
+    return {"runs": {"done": len(rows), "of": len(listed["runs"])}, "less_than": base, **differences}
 
 
 def noise(loss, names):
@@ -177,8 +177,8 @@ def analyse(listed, rows):
     alpha = fit["alpha"]["value"] if fit and len(done["b"]) >= FEWEST else CONSTANTS["alpha"].value
     return {
         "runs": {"done": len(rows), "of": len(listed["runs"])},
-        "designs": {kind: {"done": len(found), "of": sum(each["set"] == kind for each in designs.values())}
-                    for kind, found in done.items()},
+        "designs": {kind: {"done": len(members), "of": sum(each["set"] == kind for each in designs.values())}
+                    for kind, members in done.items()},
         "set_a": of_set("a"), "set_b": of_set("b"),
         "rho_with_the_final_loss": {
             share: round(float(spearman(mean(done["a"], share)[None], mean(done["a"])[None])[0]), 3)
@@ -204,10 +204,10 @@ def picture(listed, rows):
         if len(chosen) < 2:
             continue
         archs = [Architecture.model_validate(each["architecture"]) for each in chosen]
-        found = {**scores(chosen), "layers": np.array([layers(arch) for arch in archs], float)}
+        values_of = {**scores(chosen), "layers": np.array([layers(arch) for arch in archs], float)}
         uneven = [len({(block.width, block.ffn_ratio) for block in arch.blocks}) > 1 for arch in archs]
         values = np.exp([loss[each["name"]] for each in chosen])
-        panels += [(f"set {kind}: {name}", np.maximum(found[name], found[name].max() / 1e3), values, uneven)
+        panels += [(f"set {kind}: {name}", np.maximum(values_of[name], values_of[name].max() / 1e3), values, uneven)
                    for name in names]  # fmt: skip
     return drawing(panels, "down: ln bits per byte, lowest at the bottom; across: ln score, highest to the right."
                    " Red: layers of unequal shape.") if panels else None  # fmt: skip
@@ -217,12 +217,12 @@ def table(listed, rows):
     """A row for each design: its loss by share of the tokens, and the scores."""
     chosen = [each for each in listed["designs"] if each["name"] in losses(rows)]
     by_share = {share: losses(rows, share) for share in SHARES}
-    found = scores(chosen)
+    scored = scores(chosen)
     return [
         {"name": each["name"], "shape": each["shape"], "weights": each["weights"],
          "bits_per_byte": {share: round(math.exp(np.mean(list(by_share[share][each["name"]].values()))), 4)
                            for share in SHARES},
          "seeds": sorted(by_share["1"][each["name"]]),
-         "scores": {name: float(f"{values[index]:.6g}") for name, values in found.items()}}
+         "scores": {name: float(f"{values[index]:.6g}") for name, values in scored.items()}}
         for index, each in enumerate(chosen)
     ]  # fmt: skip

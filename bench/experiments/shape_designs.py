@@ -79,8 +79,8 @@ def uneven(weights, layers, random):
         left -= depth * layer(blocks[-1])
     mean = weights / layers
     even = all(EVEN * mean <= layer(block) <= mean / EVEN for block in blocks)
-    found = architecture(blocks)
-    return found if even and abs(weights_of(found) / weights - 1) <= NEAR else None
+    arch = architecture(blocks)
+    return arch if even and abs(weights_of(arch) / weights - 1) <= NEAR else None
 
 
 def mean_ratio(arch):
@@ -108,14 +108,14 @@ def set_a(random):
 
 def set_b(random):
     """Forty sizes, evenly in ln weights; of the depths that a size can have the one least used so far."""
-    used, found = dict.fromkeys(DEPTHS, 0), []
+    used, entries = dict.fromkeys(DEPTHS, 0), []
     for index, weights in enumerate(np.geomspace(*SIZES, 40)):
         order = sorted(random.permutation(DEPTHS).tolist(), key=used.__getitem__)
         layers, archs = next((layers, archs) for layers in order if (archs := drawn(weights, layers, 2, random)))
         used[layers] += 1
         arch = archs[-(index % 2)]
-        found.append(entry(f"b-{index:02}", "b", arch))
-    return found
+        entries.append(entry(f"b-{index:02}", "b", arch))
+    return entries
 
 
 def sharing_pairs():

@@ -44,16 +44,16 @@ SPACE = Space(
 
 def searched(profile, limits, scoring):
     """The decoder of highest score, of one, two or four blocks."""
-    found = []
+    designs = []
     for blocks in (1, 2, SPACE.blocks):
         try:
-            found.append(design(profile, limits, space=replace(SPACE, blocks=blocks), context=CONTEXT, prompt=PROMPT,
-                                precision=PRECISION, scoring=scoring))  # fmt: skip
+            designs.append(design(profile, limits, space=replace(SPACE, blocks=blocks), context=CONTEXT, prompt=PROMPT,
+                                  precision=PRECISION, scoring=scoring))  # fmt: skip
         except MerinoError:  # so many blocks do not fit
             continue
-    if not found:
+    if not designs:
         raise MerinoError(f"no decoder keeps {limits}: raise --decode-ms or --memory-mb")
-    return max(found, key=lambda each: each.entropy).architecture
+    return max(designs, key=lambda each: each.entropy).architecture
 
 
 def every_uniform(fits):
@@ -80,15 +80,15 @@ def like(uniform, aspect):
 
 def of_random(fits, random):
     """The most weights of RANDOM decoders of the space that fit."""
-    found = []
-    while len(found) < RANDOM:
+    fitting = []
+    while len(fitting) < RANDOM:
         arch = architecture(
             Block(width=int(random.choice(SPACE.widths)), ffn_ratio=float(random.choice(SPACE.ffn_ratios)), depth=depth)
             for depth in depths(int(random.integers(1, 17)))
         )
         if fits(arch):
-            found.append(arch)
-    return max(found, key=weights_of)
+            fitting.append(arch)
+    return max(fitting, key=weights_of)
 
 
 def rivals(profile, limits):

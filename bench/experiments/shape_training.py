@@ -72,13 +72,13 @@ class Material(NamedTuple):
 
 def titled(words, option):
     """{title: its files} of TITLE=FILE..."""
-    found = {}
+    files = {}
     for word in words:
         title, equals, path = word.partition("=")
         if not equals:
             raise MerinoError(f"{option} {word} names no title: give it as TITLE=FILE")
-        found.setdefault(title, []).append(Path(path))
-    return found
+        files.setdefault(title, []).append(Path(path))
+    return files
 
 
 def prepare(data, held_out, folder, listed, recipe):
@@ -86,7 +86,7 @@ def prepare(data, held_out, folder, listed, recipe):
     another experiment."""
     sizes = Architecture.model_validate(listed["designs"][0]["architecture"])
     texts = {title: read_texts(paths) for title, paths in titled(data, "--data").items()}
-    documents = [document for found, _ in texts.values() for document in found]
+    documents = [document for documents_of, _ in texts.values() for document in documents_of]
     if not (folder / TOKENIZER).exists():
         write_text(folder / TOKENIZER, train_tokenizer(documents, sizes.vocab).to_str())
     tokenizer = load_tokenizer(folder / TOKENIZER)
@@ -163,12 +163,12 @@ def loss_of(model, ids):
 def bits_per_byte(model, held_out):
     """By title."""
     model.eval()
-    found = {
+    by_title = {
         title: float(np.mean([float(loss_of(model, part.long())) for part in rows.split(16)])) / math.log(2) / per_token
         for title, (rows, per_token) in held_out.items()
     }  # fmt: skip
     model.train()
-    return found
+    return by_title
 
 
 def train(arch, seed, material, recipe, state_file, steps=None):

@@ -38,8 +38,8 @@ def decoders(folder):
             away, key = abs(row["tokens"] - TOKENS), (row["width"], row["depth"])
             if away <= NEAR and (key not in nearest or away < nearest[key][0]):
                 nearest[key] = away, row["final_loss"]
-    found = [(width, layers, loss) for (width, layers), (_, loss) in nearest.items()]
-    return sorted(found, key=lambda each: each[0] ** 2 * each[1])
+    rows = [(width, layers, loss) for (width, layers), (_, loss) in nearest.items()]
+    return sorted(rows, key=lambda each: each[0] ** 2 * each[1])
 
 
 def entropy(width, layers, scoring, eps, blocks=BLOCKS):
@@ -75,18 +75,18 @@ def left_out(x, y):
 def scores_of(rows):
     x, y = terms(rows), np.log([loss for *_, loss in rows])
     weights = np.exp(x[:, 1])
-    found = {
+    scores = {
         name: np.array([entropy(width, layers, scoring, scoring.eps) for width, layers, _ in rows])
         for name, scoring in SCORES.items() if name != "measured"
     }  # fmt: skip
-    found["merino, one block"] = np.array([entropy(width, layers, MERINO, 1.0, 1) for width, layers, _ in rows])
-    found["law A"] = np.array([entropy(width, layers, SCORES["merino-off"], EPS) for width, layers, _ in rows])
-    found["number of weights"] = weights
-    found["measured"] = np.array([
+    scores["merino, one block"] = np.array([entropy(width, layers, MERINO, 1.0, 1) for width, layers, _ in rows])
+    scores["law A"] = np.array([entropy(width, layers, SCORES["merino-off"], EPS) for width, layers, _ in rows])
+    scores["number of weights"] = weights
+    scores["measured"] = np.array([
         law_score(amount, layers, MEASURED) for amount, (_, layers, _) in zip(weights, rows, strict=True)
     ])
-    found["measured, leave one out"] = -left_out(x, y)
-    return found
+    scores["measured, leave one out"] = -left_out(x, y)
+    return scores
 
 
 def interval(values):

@@ -14,8 +14,8 @@ from merino_edge.storage.atomic import write_text
 
 def kept_record(path: Path, new: dict[str, Any]) -> dict[str, Any]:
     """The record that is to grow: the file's, or `new` where there is none of its schema."""
-    found = dict(json.loads(path.read_text())) if path.exists() else new
-    return found if found.get("schema") == new["schema"] else new
+    record = dict(json.loads(path.read_text())) if path.exists() else new
+    return record if record.get("schema") == new["schema"] else new
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:

@@ -99,12 +99,12 @@ def _probe(arguments: argparse.Namespace) -> int:
     backend = backend_of_machine(arguments.backend, say)
     say("building small engines and timing them, for minutes; let nothing else run" if backend == TENSORRT else
         "measuring for at most a minute; let nothing else run")
-    found = run_probe(arguments.path, tell=say if stderr_is_terminal() else None, backend=backend)
-    state = f" The machine was {' and '.join(found['flags'])} meanwhile: measure again." if found["flags"] else ""
-    left = f" {len(found['left_out'])} graphs were left out for want of time." if found["left_out"] else ""
+    probe = run_probe(arguments.path, tell=say if stderr_is_terminal() else None, backend=backend)
+    state = f" The machine was {' and '.join(probe['flags'])} meanwhile: measure again." if probe["flags"] else ""
+    left = f" {len(probe['left_out'])} graphs were left out for want of time." if probe["left_out"] else ""
     next_step = "" if is_stdout(arguments.path) else (
         f" On the workstation: merino-edge calibrate --probe {arguments.path} --device ID -o profile.toml")
-    say(f"wrote {arguments.path} after {found['seconds']:.0f} s.{state}{left}{next_step}")
+    say(f"wrote {arguments.path} after {probe['seconds']:.0f} s.{state}{left}{next_step}")
     return 0
 
 

@@ -177,14 +177,14 @@ def build(key: GraphKey) -> ProbeGraph:
 def build_all(keys: Iterable[GraphKey]) -> list[ProbeGraph]:
     """Where both dialects write the same nodes, their graph is listed once: that of `portable`, whose operator set
     every version of ONNX Runtime takes."""
-    found: dict[GraphKey, ProbeGraph] = {}
+    graphs: dict[GraphKey, ProbeGraph] = {}
     for key in sorted(keys, key=lambda key: key.dialect, reverse=True):
-        twin, one = found.get(replace(key, dialect="portable")), build(key)
+        twin, one = graphs.get(replace(key, dialect="portable")), build(key)
         if twin and twin.model.graph == one.model.graph:
-            found[twin.key] = replace(twin, dialects=(*one.dialects, *twin.dialects))
+            graphs[twin.key] = replace(twin, dialects=(*one.dialects, *twin.dialects))
         else:
-            found[key] = one
-    return list(found.values())
+            graphs[key] = one
+    return list(graphs.values())
 
 
 def index_entry(one: ProbeGraph) -> dict[str, Any]:
@@ -210,10 +210,10 @@ def layer_bytes(key: GraphKey) -> int:
     return round(sum(op.stored_bytes(key.format) for op in layer if op.kind == "linear"))
 
 
-def write_archive(path: Path, found: Iterable[ProbeGraph]) -> None:
+def write_archive(path: Path, probe_graphs: Iterable[ProbeGraph]) -> None:
     """The same bytes for the same graphs. The archive is compressed as one stream, since the graphs are alike: a zip,
     which compresses each by itself, is seven times as large."""
-    graphs = [(index_entry(one), one) for one in found]
+    graphs = [(index_entry(one), one) for one in probe_graphs]
     with (
         open_output(str(path)) as file,
         lzma.open(file, "wb", preset=PRESET) as stream,

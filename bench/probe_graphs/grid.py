@@ -87,18 +87,18 @@ def attention(dialect: str, width: int, kv_heads: int = 0, kv: str = "fp32") -> 
 
 def linear_counts(form: str) -> dict[tuple[int, int], set[int]]:
     """Numbers of matrices by their shape (rows, columns)."""
-    found = {shape: set(FEW) for shape in plan.PREFILL_SHAPES}
+    counts_of = {shape: set(FEW) for shape in plan.PREFILL_SHAPES}
     for size in BEYOND_BYTES:
         for shape, wished, most in (
             (plan.SQUARE, size, MOST_MATRICES), (plan.SMALL_SQUARE, size / plan.SMALL_SHARE, MOST_SMALL),
         ):  # fmt: skip
-            found[shape].add(min(most, int(wished / (stored_bytes(form, *shape) + PAGE))))
+            counts_of[shape].add(min(most, int(wished / (stored_bytes(form, *shape) + PAGE))))
     if form == "fp32":
         for side in plan.SWEEP_SIDES:
             each = stored_bytes(form, side, side)
             counts = {count for count in SWEEP_COUNTS if count * each <= plan.MOST_BEYOND_BYTES}
-            found[side, side] = found.get((side, side), set()) | counts
-    return found
+            counts_of[side, side] = counts_of.get((side, side), set()) | counts
+    return counts_of
 
 
 def table_shapes(dialect: str, form: str) -> Iterator[tuple[str, int, int]]:

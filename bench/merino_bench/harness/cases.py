@@ -123,14 +123,14 @@ def cases_for(request: BenchRequest, contexts: Sequence[Tuple[str, int]]) -> Tup
 
 
 def _range_values(word: str, text: str, what: str) -> Sequence[int]:
-    found = _RANGE.match(word)
-    if not found:
+    match = _RANGE.match(word)
+    if not match:
         raise MerinoError(f"{what} are {text!r}, expected numbers such as 512 or 128,512, or ranges: 1-4, "
                           "128-512+128, 128-2048*2 (a length of 0: leave the test out).")
-    first = int(found.group(1))
-    last = first if found.group(2) is None else int(found.group(2))
-    step = 1 if found.group(4) is None else int(found.group(4))
-    multiplies = found.group(3) == "*"
+    first = int(match.group(1))
+    last = first if match.group(2) is None else int(match.group(2))
+    step = 1 if match.group(4) is None else int(match.group(4))
+    multiplies = match.group(3) == "*"
     if last < first or step < (2 if multiplies else 1) or (multiplies and not first):
         raise MerinoError(f"{what} are {text!r}: the range {word!r} never ends or holds nothing. Allowed: "
                           "FIRST-LAST, FIRST-LAST+STEP with STEP from 1, FIRST-LAST*FACTOR with FACTOR from "

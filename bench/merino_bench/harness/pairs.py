@@ -93,15 +93,15 @@ def flags_by_place(processes: Iterable[Mapping[str, Any]]) -> Dict[Place, Frozen
 
 def rounds_by_place(processes: Iterable[Mapping[str, Any]], per_round: Sequence[Any]) -> Dict[Place, List[Any]]:
     """What is listed per repetition, by the process that it is of."""
-    found, begin = {}, 0
+    rounds, begin = {}, 0
     for one in processes:
-        found[one["turn"], one["attempt"]] = list(per_round[begin:begin + one["repetitions"]])
+        rounds[one["turn"], one["attempt"]] = list(per_round[begin:begin + one["repetitions"]])
         begin += one["repetitions"]
-    return found
+    return rounds
 
 
 def _first_of_each_turn(places: Iterable[Place]) -> List[Place]:
-    found: Dict[int, Place] = {}
+    first: Dict[int, Place] = {}
     for place in places:
-        found.setdefault(place[0], place)
-    return [found[turn] for turn in sorted(found)]
+        first.setdefault(place[0], place)
+    return [first[turn] for turn in sorted(first)]

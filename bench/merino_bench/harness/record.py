@@ -197,25 +197,25 @@ def joined(processes: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
     """
     choice = chosen(flags_by_place(processes))
     counting = [one for one in processes if (one["turn"], one["attempt"]) in choice.places]
-    found = dict(counting[0], verify_ms=processes[0]["verify_ms"])
-    found["processes"] = [{"turn": one["turn"], "attempt": one["attempt"], "repetitions": len(one["prefill_ms"]),
-                           "flags": one["flags"]} for one in processes]
+    result = dict(counting[0], verify_ms=processes[0]["verify_ms"])
+    result["processes"] = [{"turn": one["turn"], "attempt": one["attempt"], "repetitions": len(one["prefill_ms"]),
+                            "flags": one["flags"]} for one in processes]
     for key in PER_REPETITION:
-        found[key] = _strung(processes, key)
+        result[key] = _strung(processes, key)
     for key in PHASES:
-        found[key] = _strung(counting, key)
+        result[key] = _strung(counting, key)
     for key in ("flags", "notes"):
         said = _strung(counting, key)
-        found[key] = sorted(set(said), key=said.index)
-    found["load_ms"] = median(one["load_ms"] for one in counting)
-    found["peak_rss_mb"] = max(one["peak_rss_mb"] for one in counting)
+        result[key] = sorted(set(said), key=said.index)
+    result["load_ms"] = median(one["load_ms"] for one in counting)
+    result["peak_rss_mb"] = max(one["peak_rss_mb"] for one in counting)
     tokenize_ms = [one["tokenize_ms"] for one in counting if one.get("tokenize_ms") is not None]
-    found["tokenize_ms"] = median(tokenize_ms) if tokenize_ms else None
+    result["tokenize_ms"] = median(tokenize_ms) if tokenize_ms else None
     states = [one["environment"] for one in counting]
     loads = {key: max((state[key] for state in states if state[key] is not None), default=None)
              for key in Load._fields}
-    found["environment"] = dict(states[0], after=states[-1]["after"], **loads)
-    return found
+    result["environment"] = dict(states[0], after=states[-1]["after"], **loads)
+    return result
 
 
 def _strung(processes: Sequence[Dict[str, Any]], key: str) -> List[Any]:

@@ -147,10 +147,10 @@ def _row(entrant: Entrant, case: Case, processes: Sequence[Measured], conditions
         timed = decode if case.steps else prefill
         if timed and energy["decode_j" if case.steps else "prefill_j"] is None:
             notes = [why_no_energy(conditions.sampler, timed)]
-    found = entrant.row(case, processes, conditions.read_gb_s, energy, conditions.command)
-    found["environment"]["power_source"] = conditions.power_source
-    found["notes"] = [*found["notes"], *notes]
-    return found
+    row = entrant.row(case, processes, conditions.read_gb_s, energy, conditions.command)
+    row["environment"]["power_source"] = conditions.power_source
+    row["notes"] = [*row["notes"], *notes]
+    return row
 
 
 def new_run_id() -> str:

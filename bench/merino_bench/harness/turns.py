@@ -59,12 +59,12 @@ def bundle_entrants(bundle_paths: Sequence[str], baselines: Sequence[str], seed:
     if not bundle_paths:
         raise MerinoError("no bundle was given. Name at least one folder that `merino-edge export` wrote.")
     baseline_places = {os.path.realpath(path) for path in baselines}
-    found: Dict[str, Entrant] = {}
+    entrants: Dict[str, Entrant] = {}
     for path in [*bundle_paths, *baselines]:
         place = os.path.realpath(path)
-        if place not in found:
-            found[place] = bundle_entrant(path, place in baseline_places, seed, backend)
-    return list(found.values())
+        if place not in entrants:
+            entrants[place] = bundle_entrant(path, place in baseline_places, seed, backend)
+    return list(entrants.values())
 
 
 def bundle_entrant(path: str, is_baseline: bool, seed: int, backend: Optional[str] = None) -> Entrant:
@@ -138,9 +138,9 @@ class Turns:
             return
         began = time.perf_counter()
         try:
-            found = self.entrants[place].measure(self.case, self._sizes[turn], not self.processes[place],
-                                                 self._left_s[place])
-            self.processes[place].append(dict(found, turn=turn, attempt=attempt))
+            measured = self.entrants[place].measure(self.case, self._sizes[turn], not self.processes[place],
+                                                    self._left_s[place])
+            self.processes[place].append(dict(measured, turn=turn, attempt=attempt))
         except MerinoError as error:
             self.reasons[place] = str(error)
         took_s = time.perf_counter() - began
@@ -152,15 +152,15 @@ class Turns:
         the turns still planned is left out."""
         flags = {place: frozenset(one["flags"]) for place, processes in enumerate(self.processes)
                  for one in processes if (one["turn"], one["attempt"]) == (turn, attempt)}
-        found: Set[int] = set()
+        disturbed: Set[int] = set()
         for place in flags:
             base = self.base_of[place]
             pair = {place} if base is None else {place, base}
             rows = [{(turn, attempt): flags[one]} for one in pair if one in flags]
             if unequal_flags(rows, (turn, attempt)):
-                found |= pair
+                disturbed |= pair
         turns_left = len(self._sizes) - turn - 1
-        return [one for one in sorted(found) if not self.reasons[one]
+        return [one for one in sorted(disturbed) if not self.reasons[one]
                 and self._left_s[one] > 2 * (turns_left + 1) * self._longest_s[one]]
 
     def _title(self, place: int, turn: int) -> str:
@@ -178,6 +178,6 @@ def base_places(entrants: Sequence[Entrant]) -> List[Optional[int]]:
     """For each entrant the place of the one that it is compared with; None for itself and without a baseline."""
     baselines = [entrant.identity for entrant in entrants if entrant.is_baseline]
     places = {id(entrant.identity): place for place, entrant in enumerate(entrants)}
-    found = [baseline_for(entrant.identity, baselines) for entrant in entrants]
+    bases = [baseline_for(entrant.identity, baselines) for entrant in entrants]
     return [None if base is None or base is entrant.identity else places[id(base)]
-            for entrant, base in zip(entrants, found)]
+            for entrant, base in zip(entrants, bases)]

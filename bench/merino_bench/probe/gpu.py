@@ -205,10 +205,10 @@ def _built(trt: TensorRt, device: Device, folder: str, kernel: Kernel, precision
 def _resident_rows(plan: str) -> List[Dict[str, Any]]:
     """One row; none where the process fails."""
     try:
-        found = run_apart("merino_bench.probe.gpu", plan, MEMORY_TIMEOUT_S)
+        row = run_apart("merino_bench.probe.gpu", plan, MEMORY_TIMEOUT_S)
     except MerinoError:
         return []
-    return [dict(found, kind="call", format="fp32", weight_bytes=0)]
+    return [dict(row, kind="call", format="fp32", weight_bytes=0)]
 
 
 def measure_memory(path: str) -> Dict[str, float]:

@@ -53,13 +53,13 @@ def members() -> Dict[str, bytes]:
     """The archive's files by name, 4 MB in all; a stream of xz cannot be read out of order."""
     content = pkgutil.get_data("merino_bench.probe", ARCHIVE)
     assert content is not None
-    found = {}
+    content_of = {}
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:xz") as archive:
         for member in archive:
             file = archive.extractfile(member)
             assert file is not None
-            found[member.name] = file.read()
-    return found
+            content_of[member.name] = file.read()
+    return content_of
 
 
 @lru_cache(maxsize=1)
@@ -81,9 +81,9 @@ def kernels_of(dialect: str, kind: str, form: str, **fields: Union[int, str]) ->
 
 def kernel_of(dialect: str, kind: str, form: str, **fields: Union[int, str]) -> Kernel:
     """The one that `fields` leave."""
-    found = kernels_of(dialect, kind, form, **fields)
-    assert len(found) == 1, (dialect, kind, form, fields, len(found))
-    return found[0]
+    kernels = kernels_of(dialect, kind, form, **fields)
+    assert len(kernels) == 1, (dialect, kind, form, fields, len(kernels))
+    return kernels[0]
 
 
 def decoder_bundle(folder: str, kernel: Kernel) -> Bundle:

@@ -29,7 +29,7 @@ def resident_rows(work: str, machine: Machine, deadline: float) -> List[Dict[str
         graphs.append(largest(machine, kernels_of(machine.dialect, "linear", form, rows=SQUARE[0], columns=SQUARE[1])))
         if form in TABLE_FORMATS[machine.dialect]:
             graphs.append(largest(machine, kernels_of(machine.dialect, "table", form)))
-    rows_found, written = [], 0
+    rows, written = [], 0
     for kernel in graphs:
         kind = "head" if kernel.kind == "table" else kernel.kind
         if kind != "call" and time.perf_counter() > deadline:
@@ -38,11 +38,11 @@ def resident_rows(work: str, machine: Machine, deadline: float) -> List[Dict[str
         path = os.path.join(work, "resident.onnx")
         with open(path, "wb") as file:
             file.write(kernel.model)
-        found = _apart(path)
-        if found:
+        row = _apart(path)
+        if row:
             weights = 0 if kind == "call" else kernel.weight_bytes
-            rows_found.append(dict(found, kind=kind, format=kernel.format, weight_bytes=weights))
-    return rows_found
+            rows.append(dict(row, kind=kind, format=kernel.format, weight_bytes=weights))
+    return rows
 
 
 def largest(machine: Machine, graphs: List[Kernel]) -> Kernel:
@@ -64,10 +64,10 @@ def resident_mb(field: str = "VmRSS") -> float:
     """VmRSS (now) or VmHWM (peak) of this process in MB; 0 on systems without /proc."""
     try:
         with open("/proc/self/status") as file:
-            found = re.search(r"^{}:\s*(\d+) kB".format(field), file.read(), re.MULTILINE)
+            match = re.search(r"^{}:\s*(\d+) kB".format(field), file.read(), re.MULTILINE)
     except OSError:
-        found = None
-    return int(found.group(1)) / 1024 if found else 0.0
+        match = None
+    return int(match.group(1)) / 1024 if match else 0.0
 
 
 def measure_graph(path: str) -> Dict[str, float]:

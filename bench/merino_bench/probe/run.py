@@ -59,9 +59,9 @@ def run_probe(path: str, seconds: float = MOST_SECONDS,
     tell = tell or (lambda _: None)
     deadline = time.perf_counter() + seconds
     with scratch_folder(beside) as work:
-        found = probe_gpu(work, SCHEMA, tell) if backend == TENSORRT else probe_machine(work, deadline, tell)
-    write_output(path, json.dumps(found, indent=1) + "\n")
-    return found
+        probe = probe_gpu(work, SCHEMA, tell) if backend == TENSORRT else probe_machine(work, deadline, tell)
+    write_output(path, json.dumps(probe, indent=1) + "\n")
+    return probe
 
 
 def probe_machine(work: str, deadline: float, tell: Callable[[str], None]) -> Dict[str, Any]:

@@ -97,8 +97,8 @@ def needed_of(tasks: List[Task]) -> List[Task]:
     """What a calibration needs at least: on all cores, all tasks up to the first grouped-query attention.
     Without it nothing tells what attention computes from what it reads."""
     most = max(task.threads for task in tasks)
-    found = [task for task in tasks if task.threads == most]
-    return found[:1 + [task.kind == "attention" and task.kv_heads > 0 for task in found].index(True)]
+    on_all_cores = [task for task in tasks if task.threads == most]
+    return on_all_cores[:1 + [task.kind == "attention" and task.kv_heads > 0 for task in on_all_cores].index(True)]
 
 
 def tasks_of(machine: Machine, threads: int) -> Iterator[Task]:
@@ -207,14 +207,14 @@ def shared_decoders(machine: Machine, threads: int) -> Iterator[Task]:
 def linear_sizes(machine: Machine, form: str, shape: Tuple[int, int]) -> Dict[int, int]:
     """Bytes of the shipped graphs of matrices of this shape, by the number of matrices."""
     rows, columns = shape
-    found = graphs.kernels_of(machine.dialect, "linear", form, rows=rows, columns=columns)
-    return {one.count: one.weight_bytes for one in found}
+    kernels = graphs.kernels_of(machine.dialect, "linear", form, rows=rows, columns=columns)
+    return {one.count: one.weight_bytes for one in kernels}
 
 
 def decoder_sizes(form: str, width: int, ffn: int) -> Dict[int, int]:
     """Bytes of the layers' matrices of the shipped decoders of this shape, by the number of layers."""
-    found = graphs.kernels_of("fused", "decoder", form, rows=ffn, columns=width, uses=1, kv_heads=0)
-    return {one.count: one.count * one.layer_bytes for one in found}
+    kernels = graphs.kernels_of("fused", "decoder", form, rows=ffn, columns=width, uses=1, kv_heads=0)
+    return {one.count: one.count * one.layer_bytes for one in kernels}
 
 
 def nearest(sizes: Dict[int, int], wished: float, most: float = math.inf) -> int:

@@ -72,16 +72,16 @@ def energy_of(sampler: Sampler, idle_w: Optional[float], prefill: Phases, decode
     """A record's `energy`: joules over all repetitions, None for a phase that the readings do not cover.
     samples: readings inside the phases. Waits for the reading after the last phase."""
     sampler.wait_past(max((end_s for _, end_s in [*prefill, *decode]), default=0.0))
-    found: Dict[str, Any] = {
+    energy: Dict[str, Any] = {
         "source": sampler.source.name, "rail": sampler.source.rail, "interval_s": sampler.source.interval_s,
         "samples": inside(sampler.readings, [*prefill, *decode]),
         "idle_w": idle_w}
     for name, phases in (("prefill", prefill), ("decode", decode)):
         joules = phases_j(sampler, phases)
-        found[f"{name}_j"] = joules
+        energy[f"{name}_j"] = joules
         duration_s = sum(end_s - start_s for start_s, end_s in phases)
-        found[f"{name}_net_j"] = None if joules is None or idle_w is None else joules - idle_w * duration_s
-    return found
+        energy[f"{name}_net_j"] = None if joules is None or idle_w is None else joules - idle_w * duration_s
+    return energy
 
 
 def phases_j(sampler: Sampler, phases: Phases) -> Optional[float]:

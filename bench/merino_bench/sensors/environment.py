@@ -73,17 +73,17 @@ def load_between(before: CpuMoment, after: CpuMoment, cpus: int) -> Load:
 
 def busy_s(stat: Optional[str], ticks_per_s: Optional[int] = None) -> Optional[float]:
     """Seconds of all cores since boot: user + nice + system + irq + softirq + steal, without idle and iowait."""
-    found = re.search(r"^cpu +(.+)$", stat or "", re.MULTILINE)
-    if not found:
+    match = re.search(r"^cpu +(.+)$", stat or "", re.MULTILINE)
+    if not match:
         return None
-    ticks = [int(word) for word in found.group(1).split()[:8]]  # guest time is in user's already
+    ticks = [int(word) for word in match.group(1).split()[:8]]  # guest time is in user's already
     return (sum(ticks) - sum(ticks[3:5])) / (ticks_per_s or os.sysconf("SC_CLK_TCK"))
 
 
 def stolen_s(stat: Optional[str], ticks_per_s: Optional[int] = None) -> Optional[float]:
     """Seconds since boot in which a core had work and the host gave it to another guest."""
-    found = re.search(r"^cpu +(?:\d+ +){7}(\d+)", stat or "", re.MULTILINE)
-    return int(found.group(1)) / (ticks_per_s or os.sysconf("SC_CLK_TCK")) if found else None
+    match = re.search(r"^cpu +(?:\d+ +){7}(\d+)", stat or "", re.MULTILINE)
+    return int(match.group(1)) / (ticks_per_s or os.sysconf("SC_CLK_TCK")) if match else None
 
 
 def waited_s(root: str = "/") -> Optional[float]:
@@ -166,27 +166,27 @@ def board_model(device_tree: Optional[str]) -> Optional[str]:
 
 
 def cpu_model(cpuinfo: Optional[str]) -> Optional[str]:
-    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo or "", re.MULTILINE)
-    return found.group(1).strip() if found else None
+    match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo or "", re.MULTILINE)
+    return match.group(1).strip() if match else None
 
 
 def cpuinfo_clocks_mhz(cpuinfo: Optional[str]) -> Optional[List[float]]:
-    found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", cpuinfo or "", re.MULTILINE)
-    return [float(mhz) for mhz in found] or None
+    clocks = re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", cpuinfo or "", re.MULTILINE)
+    return [float(mhz) for mhz in clocks] or None
 
 
 def throttle_bits(vcgencmd: Optional[str]) -> Optional[str]:
     """"throttled=0x50000" -> "0x50000"."""
-    found = re.search(r"throttled=(0x[0-9a-fA-F]+)", vcgencmd or "")
-    return found.group(1) if found else None
+    match = re.search(r"throttled=(0x[0-9a-fA-F]+)", vcgencmd or "")
+    return match.group(1) if match else None
 
 
 def power_mode(nvpmodel: Optional[str]) -> Optional[str]:
     """The name and, in parentheses, the number that `nvpmodel -m` takes."""
-    found = re.search(r"NV Power Mode:\s*(\S+)(?:\s+(\d+)\s*$)?", nvpmodel or "", re.MULTILINE)
-    if not found:
+    match = re.search(r"NV Power Mode:\s*(\S+)(?:\s+(\d+)\s*$)?", nvpmodel or "", re.MULTILINE)
+    if not match:
         return None
-    return f"{found.group(1)} ({found.group(2)})" if found.group(2) else found.group(1)
+    return f"{match.group(1)} ({match.group(2)})" if match.group(2) else match.group(1)
 
 
 def swap_used_mb(meminfo: Optional[str]) -> Optional[float]:
@@ -196,19 +196,19 @@ def swap_used_mb(meminfo: Optional[str]) -> Optional[float]:
 
 def swapped_pages(vmstat: Optional[str]) -> Optional[int]:
     """Pages swapped in and out since boot."""
-    found = re.findall(r"^pswp(?:in|out) (\d+)", vmstat or "", re.MULTILINE)
-    return sum(map(int, found)) if found else None
+    counts = re.findall(r"^pswp(?:in|out) (\d+)", vmstat or "", re.MULTILINE)
+    return sum(map(int, counts)) if counts else None
 
 
 def temperatures_c(root: str = "/") -> Optional[Dict[str, float]]:
     """Degrees Celsius by the zone's name; a second zone of one name has its folder's name added."""
-    found: Dict[str, float] = {}
+    temperatures: Dict[str, float] = {}
     zones = "sys/class/thermal/thermal_zone*/"
     names = dict(_read_all(root, zones + "type"))
     for folder, millidegrees in _numbers(root, zones + "temp"):
         name = names.get(folder, folder)
-        found[name if name not in found else f"{name} {folder}"] = millidegrees / 1000
-    return found or None
+        temperatures[name if name not in temperatures else f"{name} {folder}"] = millidegrees / 1000
+    return temperatures or None
 
 
 def cooling_level(root: str, words: Tuple[str, ...]) -> Optional[int]:

@@ -31,10 +31,10 @@ def with_gpu(state: Dict[str, Any], root: str = "/") -> Dict[str, Any]:
     load_percent, power_w, power_rail} or None; with `power_modes`, the names of all; and with `power_mode` where
     nvpmodel itself did not answer."""
     name, capability = gpu_name(root)
-    found = (jtop_facts() if root == "/" and name else None) or file_facts(root)
-    mode, modes = found.pop("mode"), found.pop("modes")
-    known = name is not None or found["clock_mhz"] is not None
-    facts = dict({"source": found.pop("source"), "name": name, "compute_capability": capability}, **found)
+    readings = (jtop_facts() if root == "/" and name else None) or file_facts(root)
+    mode, modes = readings.pop("mode"), readings.pop("modes")
+    known = name is not None or readings["clock_mhz"] is not None
+    facts = dict({"source": readings.pop("source"), "name": name, "compute_capability": capability}, **readings)
     return dict(state, gpu=facts if known else None, power_mode=state.get("power_mode") or mode, power_modes=modes)
 
 
@@ -55,8 +55,8 @@ def is_low(mode: Optional[str], modes: Optional[Sequence[str]]) -> bool:
 
 
 def _watts(mode: str) -> float:
-    found = re.search(r"(\d+(?:\.\d+)?)W", mode)
-    return float(found.group(1)) if found else 0.0
+    match = re.search(r"(\d+(?:\.\d+)?)W", mode)
+    return float(match.group(1)) if match else 0.0
 
 
 def gpu_name(root: str = "/") -> Tuple[Optional[str], Optional[str]]:

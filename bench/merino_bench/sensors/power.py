@@ -1,7 +1,7 @@
 """Power sources of a machine: jtop, the INA3221 of Jetsons, the PMIC of the Raspberry Pi 5, RAPL, or none.
 
-Each is found by a function that takes a root folder, so that all are tested on recorded boards. A source gives the
-power of the whole board where that is measured, and names the rail. `energy` integrates the readings.
+Each source has a function that takes a root folder, so that all are tested on recorded boards. A source gives the power
+of the whole board where that is measured, and names the rail. `energy` integrates the readings.
 """
 import glob
 import os
@@ -114,11 +114,11 @@ def ina3221_rails(root: str) -> Dict[str, Sequence[Any]]:
 
 def rail_watts(rails: Dict[str, Sequence[Any]]) -> Dict[str, float]:
     """Of each rail that answers."""
-    found = {}
+    watts = {}
     for rail, readings in rails.items():
         with suppress(OSError, ValueError):
-            found[rail] = _product(readings)
-    return found
+            watts[rail] = _product(readings)
+    return watts
 
 
 def _jetpack4_rails(root: str) -> Dict[str, Sequence[Any]]:
@@ -168,8 +168,8 @@ def pmic_source(root: str) -> Source:
 
 def pmic_watts(text: Optional[str]) -> Tuple[float, int]:
     """-> (watts, rails): those that have both a current and a voltage. Raises OSError where there is none."""
-    found = re.findall(r"^\s*(\S+)_([AV]) (?:current|volt)\(\d+\)=([\d.]+)[AV]\s*$", text or "", re.MULTILINE)
-    values = {(rail, kind): float(value) for rail, kind, value in found}
+    readings = re.findall(r"^\s*(\S+)_([AV]) (?:current|volt)\(\d+\)=([\d.]+)[AV]\s*$", text or "", re.MULTILINE)
+    values = {(rail, kind): float(value) for rail, kind, value in readings}
     rails = [rail for rail, kind in values if kind == "A" and (rail, "V") in values]
     if not rails:
         raise OSError("vcgencmd: no pmic_read_adc (Raspberry Pi 5 alone has one)")
