@@ -21,7 +21,7 @@ from merino_runtime.backends.threads import check_threads
 from merino_runtime.bundle.requirements import require
 from merino_runtime.errors import MerinoError
 from merino_runtime.io.verb import Verb
-from merino_runtime.serving.command import add_serve, asked, run_serve
+from merino_runtime.serving.command import add_serve, request_of, run_serve
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -111,7 +111,7 @@ def _probe(arguments: argparse.Namespace) -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     from merino_bench.sensors.meter import open_sensors
 
-    return run_serve(asked(arguments), open_sensors())
+    return run_serve(request_of(arguments), open_sensors())
 
 
 VERBS = (Verb("bench", "measure speed and memory", _add_bench, _bench),

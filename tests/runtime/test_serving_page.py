@@ -138,7 +138,7 @@ def test_a_conversation_with_settings_that_outlives_a_reload(server, opened):
     assert [each["role"] for each in sent[1]["messages"]] == ["system", "user", "assistant", "user"]
     page.reload()
     assert page.locator("li").count() == 4 and page.locator("#temperature").input_value() == "0"
-    assert page.evaluate("typeof window.hacked") == "undefined" and page.locator("#talk img").count() == 0
+    assert page.evaluate("typeof window.hacked") == "undefined" and page.locator("#conversation img").count() == 0
     page.get_by_role("button", name="New", exact=True).click()
     assert page.locator("li").count() == 0
     page.get_by_role("button", name="Undo").click()
@@ -252,11 +252,11 @@ TALK = [{"role": "user", "content": "What is flour made of?"},
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_it_fits_and_can_be_read(server, opened, width, scheme, tmp_path):
     page = opened(server, width, scheme, 760)
-    page.evaluate("talk => sessionStorage.setItem('merino.talk', JSON.stringify(talk))", TALK)
+    page.evaluate("value => sessionStorage.setItem('merino.conversation', JSON.stringify(value))", TALK)
     page.reload()
     until(page, SHOWS_MEMORY)
     pictures = os.environ.get("MERINO_PICTURES", str(tmp_path))
-    for name in ("talk", "settings"):
+    for name in ("conversation", "settings"):
         page.screenshot(path=os.path.join(pictures, f"page-{name}-{width}-{scheme}.png"))
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(PALE) == [] and page.evaluate(SMALL) == [] and page.evaluate(UNNAMED) == 0

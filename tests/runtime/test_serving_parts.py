@@ -4,15 +4,15 @@ from collections import namedtuple
 import pytest
 
 from merino_runtime.serving.burden import Burden, Sensors
-from merino_runtime.serving.choice import Call, Calls, Said
+from merino_runtime.serving.choice import Call, Calls, TextDelta
 from merino_runtime.serving.waiting import Waiting
 
-Job = namedtuple("Job", "name ask")
-Ask = namedtuple("Ask", "client background")
+Job = namedtuple("Job", "name request")
+Request = namedtuple("Request", "client background")
 
 
 def job(name, client, background=False):
-    return Job(name, Ask(client, background))
+    return Job(name, Request(client, background))
 
 
 def test_clients_take_turns_and_people_come_before_background_requests():
@@ -65,5 +65,5 @@ def test_calls_are_told_from_the_text_wherever_it_is_cut(size):
         found += calls.push(text[place:place + size])
     found += calls.finish()
     assert [(each.name, each.arguments) for each in found if isinstance(each, Call)] == [("lamp", {"on": True})] * 2
-    said = "".join(each.text for each in found if isinstance(each, Said))
+    said = "".join(each.text for each in found if isinstance(each, TextDelta))
     assert said.replace(" ", "") == "So:<tool_call>nonsense</tool_call>a<b<tool"

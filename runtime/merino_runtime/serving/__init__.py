@@ -1,1 +1,1 @@
-"""The server: clients of OpenAI's and Ollama's interfaces talk to the bundles of this machine (docs/serving.md)."""
+"""The server: clients of OpenAI's and Ollama's interfaces use the bundles of this machine (docs/serving.md)."""

@@ -1,6 +1,6 @@
-"""One answer over one slot, event by event: the prompt's own tokens where they are asked for, the generation, its end.
+"""One answer over one slot, event by event: with `echo` the prompt's own tokens, then the generation and its end.
 
-The caller may stop after any event, and `leave` then tells what there is.
+The caller may stop after any event, and `leave` then returns what there is.
 """
 import time
 from typing import Callable, Generator, Iterator, List, Optional, Sequence
@@ -9,19 +9,19 @@ from merino_runtime.api import LanguageModel
 from merino_runtime.backends.backend import Backend
 from merino_runtime.generation.generate import Done, Generation, Likely, Prefilled, Token, generate, likely_of
 from merino_runtime.generation.text import TextStream
-from merino_runtime.serving.asks import Ask, Ended, Event, Piece, Progress, Used
+from merino_runtime.serving.requests import Ended, Event, GenerationRequest, Piece, Progress, Used
 
 REASONS = {"eos": "stop"}
 
 
 class Answering(Iterator[Event]):
-    """asked_s: when the request came, by time.monotonic. piece: how many ids a piece of a prefill has."""
+    """arrived_s: when the request came, by time.monotonic. piece: how many ids a piece of a prefill has."""
 
-    def __init__(self, ask: Ask, model: LanguageModel, backend: Backend, asked_s: float, piece: Callable[[int], int]
-                 ) -> None:
-        self._ask, self._model, self._backend, self._piece = ask, model, backend, piece
-        self._asked_s, self._started_s = asked_s, time.monotonic()
-        self._stream = TextStream(model.tokenizer, ask.stops, ask.begins)
+    def __init__(self, request: GenerationRequest, model: LanguageModel, backend: Backend, arrived_s: float,
+                 piece: Callable[[int], int]) -> None:
+        self._request, self._model, self._backend, self._piece = request, model, backend, piece
+        self._arrived_s, self._started_s = arrived_s, time.monotonic()
+        self._stream = TextStream(model.tokenizer, request.stops, request.begins)
         self._generation: Optional[Generation] = None
         self.ids: List[int] = []  # generated
         self.cached = 0  # ids of the prompt that the slot held
@@ -41,29 +41,29 @@ class Answering(Iterator[Event]):
         return [*([Piece(None, text)] if text else []), self._ended(reason, done)]
 
     def _run(self) -> Generator[Event, None, None]:
-        ask = self._ask
-        if ask.echo:
-            for token_id, likely in prompt_likelihoods(self._backend, ask.ids, ask.top):
+        request = self._request
+        if request.echo:
+            for token_id, likely in prompt_likelihoods(self._backend, request.ids, request.top):
                 text = self._model.tokenizer.bytes_of(token_id).decode("utf-8", "replace")
                 yield Piece(token_id, text, likely, of_prompt=True)
-        if not ask.max_new_tokens:
+        if not request.max_new_tokens:
             yield self._ended("length", None)
             return
         self._generation = generation = generate(
-            self._backend, ask.ids, max_new_tokens=ask.max_new_tokens, sampling=ask.sampling,
-            stop_ids=() if ask.ignore_eos else self._model.bundle.stop_ids, stream=self._stream,
-            piece=self._piece, top=ask.top, constraint=ask.grammar)
+            self._backend, request.ids, max_new_tokens=request.max_new_tokens, sampling=request.sampling,
+            stop_ids=() if request.ignore_eos else self._model.bundle.stop_ids, stream=self._stream,
+            piece=self._piece, top=request.top, constraint=request.grammar)
         begun, held = False, None  # a token whose log-probabilities follow it, unless it was forced
         for event in generation:
             if held is not None:
                 yield Piece(held.id, held.text, event if isinstance(event, Likely) else None)
                 held = None
             if isinstance(event, Prefilled):
-                self.cached, begun = self.cached if begun or ask.echo else event.ids, True
+                self.cached, begun = self.cached if begun or request.echo else event.ids, True
                 yield Progress(event.ids, event.total)
             elif isinstance(event, Token):
                 self.ids.append(event.id)
-                if ask.top is None:
+                if request.top is None:
                     yield Piece(event.id, event.text)
                 else:
                     held = event
@@ -74,9 +74,9 @@ class Answering(Iterator[Event]):
         prefill_ms = done.prefill_ms if done and done.prefill_ms is not None else 0.0
         decode_ms = 1000 * (done.tokens - 1) / done.tok_s if done and done.tok_s else 0.0
         return Ended(reason, Used(
-            prompt_tokens=len(self._ask.ids), cached_tokens=self.cached, tokens=len(self.ids),
-            waited_ms=1000 * (self._started_s - self._asked_s), prefill_ms=prefill_ms, decode_ms=decode_ms,
-            total_ms=1000 * (time.monotonic() - self._asked_s)))
+            prompt_tokens=len(self._request.ids), cached_tokens=self.cached, tokens=len(self.ids),
+            waited_ms=1000 * (self._started_s - self._arrived_s), prefill_ms=prefill_ms, decode_ms=decode_ms,
+            total_ms=1000 * (time.monotonic() - self._arrived_s)))
 
 
 def prompt_likelihoods(backend: Backend, ids: Sequence[int], top: Optional[int]) -> Iterator:
@@ -87,7 +87,7 @@ def prompt_likelihoods(backend: Backend, ids: Sequence[int], top: Optional[int])
         yield token_id, likely_of(backend.step(before), token_id, top or 0)
 
 
-def unanswered(ask: Ask, reason: str, asked_s: float) -> Ended:
+def unanswered(request: GenerationRequest, reason: str, arrived_s: float) -> Ended:
     """The end of a request that got no slot."""
-    waited_ms = 1000 * (time.monotonic() - asked_s)
-    return Ended(reason, Used(len(ask.ids), 0, 0, waited_ms, 0.0, 0.0, waited_ms))
+    waited_ms = 1000 * (time.monotonic() - arrived_s)
+    return Ended(reason, Used(len(request.ids), 0, 0, waited_ms, 0.0, 0.0, waited_ms))

@@ -10,7 +10,10 @@ from merino_runtime.errors import MerinoError
 from merino_runtime.io.heap import leave_out_what_is_loaded
 from merino_runtime.sampling import Sampling
 from merino_runtime.serving import fields, metrics, models, ollama, openai_answers, openai_requests
-from merino_runtime.serving.asks import (
+from merino_runtime.serving.burden import Burden, Sensors
+from merino_runtime.serving.models import Model
+from merino_runtime.serving.openai_requests import Limits
+from merino_runtime.serving.requests import (
     FAULT,
     FORBIDDEN,
     NOT_FOUND,
@@ -21,9 +24,6 @@ from merino_runtime.serving.asks import (
     Event,
     RefusedError,
 )
-from merino_runtime.serving.burden import Burden, Sensors
-from merino_runtime.serving.models import Model
-from merino_runtime.serving.openai_requests import Limits
 from merino_runtime.serving.scheduler import Job, Scheduler
 
 JSON = "application/json"
@@ -31,7 +31,7 @@ PUBLIC = ("/", "/health", "/v1/health")  # without a key
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
-Deliver = Callable[[int, Event], None]  # the place of a prompt, and an event of its answer
+Deliver = Callable[[int, Event], None]  # the index of a prompt, an event of its answer
 
 
 class Request(NamedTuple):
@@ -62,28 +62,28 @@ class UnderWay:
     """An answer that is being generated. Its events go to `deliver`; whoever writes the response gives them back to
     `take`, which returns what a stream writes then."""
 
-    def __init__(self, scheduler: Scheduler, model: Model, asks: Sequence[Any], answer: Any,
+    def __init__(self, scheduler: Scheduler, model: Model, requests: Sequence[Any], answer: Any,
                  deliver: Deliver) -> None:
         self._scheduler, self._model, self._answer = scheduler, model, answer
-        self.jobs = [self._job(place, ask, deliver) for place, ask in enumerate(asks)]
+        self.jobs = [self._job(index, request, deliver) for index, request in enumerate(requests)]
         self.stream, self.content_type = answer.stream, answer.content_type
 
-    def _job(self, place: int, ask: Any, deliver: Deliver) -> Job:
-        return Job(ask, self._model.served, lambda event: deliver(place, event))
+    def _job(self, index: int, request: Any, deliver: Deliver) -> Job:
+        return Job(request, self._model.served, lambda event: deliver(index, event))
 
     @property
     def over(self) -> bool:
         return bool(self._answer.over or self._answer.refusal)
 
-    def take(self, place: int, event: Event) -> bytes:
-        written: bytes = self._answer.take(place, event)
+    def take(self, index: int, event: Event) -> bytes:
+        written: bytes = self._answer.take(index, event)
         if isinstance(event, Ended):
-            self._remember(self.jobs[place], self._answer.choices[place], event)
+            self._remember(self.jobs[index], self._answer.choices[index], event)
         return written
 
     def _remember(self, job: Job, choice: Any, event: Ended) -> None:
         """For the request that brings this answer back; a stop string's tokens are no part of its text."""
-        known = event.reason in ("stop", "length", "context") and job.ask.begins and not job.ask.stops
+        known = event.reason in ("stop", "length", "context") and job.request.begins and not job.request.stops
         if known and job.answering is not None and choice.raw and "\ufffd" not in choice.raw:
             self._model.prompts.remember(choice.raw, job.answering.ids)
 
@@ -137,7 +137,7 @@ class Application:
         return None
 
     def handle(self, request: Request, deliver: Deliver) -> Handled:
-        """deliver: gets the events of an answer, with the place of its prompt, from another thread. Raises nothing."""
+        """deliver: gets the events of an answer, with the index of its prompt, from another thread. Raises nothing."""
         error_of = _error_of(request)
         try:
             return self._call_of(request)(request, deliver)
@@ -206,9 +206,9 @@ class Application:
     def _openai(self, request: Request, deliver: Deliver, read: Callable[..., Any]) -> Handled:
         body = fields.body_of(request.body)
         model = models.model_of(self.models, fields.text(body, "model", ""))
-        asks, wanted = read(body, model.prompts, self._limits(model), self._client(request))
-        answer = openai_answers.Answer(wanted._replace(model=model.name), len(asks), model.served.model.tokenizer)
-        return self._started(model, asks, answer, deliver)
+        requests, form = read(body, model.prompts, self._limits(model), self._client(request))
+        answer = openai_answers.Answer(form._replace(model=model.name), len(requests), model.served.model.tokenizer)
+        return self._started(model, requests, answer, deliver)
 
     def _tags(self, *_: Any) -> Response:
         return _json({"models": [ollama.tag_of(model) for model in self.models.values()]})
@@ -240,8 +240,8 @@ class Application:
         model = self._named(body)
         if not body.get(given):
             return _json(ollama.loaded(model.name, given == "messages"))
-        ask, told = read(body, model.prompts, self._limits(model), self._client(request))
-        return self._started(model, [ask], ollama.Answer(told._replace(model=model.name), model), deliver)
+        generation, form = read(body, model.prompts, self._limits(model), self._client(request))
+        return self._started(model, [generation], ollama.Answer(form._replace(model=model.name), model), deliver)
 
     def _metrics(self, *_: Any) -> Response:
         text = self.metrics.text(len(self.scheduler.running), len(self.scheduler.waiting))
@@ -252,9 +252,8 @@ class Application:
         return _json(dict(self.metrics.stats(), temperatures_c=temperatures, running=len(self.scheduler.running),
                           waiting=len(self.scheduler.waiting), models=metrics.of_models(self.models)))
 
-    def _started(self, model: Model, asks: Sequence[Any], answer: Any, deliver: Deliver
-                 ) -> UnderWay:
-        under_way = UnderWay(self.scheduler, model, asks, answer, deliver)
+    def _started(self, model: Model, requests: Sequence[Any], answer: Any, deliver: Deliver) -> UnderWay:
+        under_way = UnderWay(self.scheduler, model, requests, answer, deliver)
         self.scheduler.submit(under_way.jobs)
         return under_way
 

@@ -7,11 +7,11 @@ from merino_runtime.chat.screen import Thinking
 from merino_runtime.chat.template import THINK, THINK_END
 from merino_runtime.generation.text import tail_to_hold
 from merino_runtime.io.json_file import value_of
-from merino_runtime.serving.asks import Ended, Event, Failed, Piece, RefusedError, Used
 from merino_runtime.serving.prompts import CALL, CALL_END
+from merino_runtime.serving.requests import Ended, Event, Failed, Piece, RefusedError, Used
 
 
-class Said(NamedTuple):
+class TextDelta(NamedTuple):
     text: str
     thinking: bool = False
 
@@ -22,16 +22,16 @@ class Call(NamedTuple):
     arguments: Dict[str, Any]
 
 
-Delta = Union[Said, Call]
+Delta = Union[TextDelta, Call]
 
 
 class Choice:
-    """One answer. talk: thinking and, with `tools`, calls are told from the content; else all text is content."""
+    """One answer. chat: thinking and, with `tools`, calls are separated from the content; else all text is content."""
 
-    def __init__(self, talk: bool = False, thinks: bool = False, tools: bool = False) -> None:
-        self._thinking = Thinking(thinks) if talk else None
+    def __init__(self, chat: bool = False, thinks: bool = False, tools: bool = False) -> None:
+        self._thinking = Thinking(thinks) if chat else None
         self._calls = Calls() if tools else None
-        self._began = False  # whether content was told
+        self._began = False  # whether content was returned
         self.raw = ""  # all text
         self.content, self.thinking = "", ""
         self.calls: List[Call] = []
@@ -59,23 +59,23 @@ class Choice:
 
     def _split(self, text: str) -> List[Delta]:
         if self._thinking is None:
-            return [Said(text)] if text else []
-        return [delta for piece, thinks in self._thinking.push(text) for delta in self._told(piece, thinks)]
+            return [TextDelta(text)] if text else []
+        return [delta for piece, thinks in self._thinking.push(text) for delta in self._deltas_of(piece, thinks)]
 
     def _rest(self) -> List[Delta]:
         pieces = [] if self._thinking is None else self._thinking.finish()
-        told = [delta for piece, thinks in pieces for delta in self._told(piece, thinks)]
-        return told + (self._calls.finish() if self._calls else [])
+        deltas = [delta for piece, thinks in pieces for delta in self._deltas_of(piece, thinks)]
+        return deltas + (self._calls.finish() if self._calls else [])
 
-    def _told(self, text: str, thinks: bool) -> List[Delta]:
+    def _deltas_of(self, text: str, thinks: bool) -> List[Delta]:
         if thinks:
             text = text.replace(THINK, "", 1).replace(THINK_END, "", 1)
-            return [Said(text, thinking=True)] if text else []
+            return [TextDelta(text, thinking=True)] if text else []
         if self.thinking and not self._began:
             text = text.lstrip("\n")
         self._began = self._began or bool(text)
         if self._calls is None:
-            return [Said(text)] if text else []
+            return [TextDelta(text)] if text else []
         return self._calls.push(text)
 
     def _keep(self, deltas: List[Delta]) -> List[Delta]:
@@ -90,7 +90,7 @@ class Choice:
 
 
 class Calls:
-    """Tells calls of tools from the text around them. What is marked as one and is none stays text."""
+    """Separates calls of tools from the text around them. What is marked as a call and is none stays text."""
 
     def __init__(self) -> None:
         self._text, self._inside, self._any = "", False, False
@@ -100,31 +100,31 @@ class Calls:
         deltas: List[Delta] = []
         while True:
             mark = CALL_END if self._inside else CALL
-            place = self._text.find(mark)
-            if place < 0:
+            start = self._text.find(mark)
+            if start < 0:
                 break
-            before, self._text = self._text[:place], self._text[place + len(mark):]
-            deltas += self._call(before, CALL_END) if self._inside else self._said(before)
+            before, self._text = self._text[:start], self._text[start + len(mark):]
+            deltas += self._call(before, CALL_END) if self._inside else self._text_deltas(before)
             self._inside = not self._inside
         if not self._inside:
             sure = len(self._text) - tail_to_hold(self._text, [CALL])
-            deltas += self._said(self._text[:sure])
+            deltas += self._text_deltas(self._text[:sure])
             self._text = self._text[sure:]
         return deltas
 
     def finish(self) -> List[Delta]:
         text, self._text = self._text, ""
-        return self._call(text, "") if self._inside else self._said(text)
+        return self._call(text, "") if self._inside else self._text_deltas(text)
 
-    def _said(self, text: str) -> List[Delta]:
+    def _text_deltas(self, text: str) -> List[Delta]:
         if self._any and not text.strip():  # line ends around calls
             return []
-        return [Said(text)] if text else []
+        return [TextDelta(text)] if text else []
 
     def _call(self, text: str, end: str) -> List[Delta]:
         call = call_of(text)
         if call is None:
-            return [Said(CALL + text + end)]
+            return [TextDelta(CALL + text + end)]
         self._any = True
         return [call]
 

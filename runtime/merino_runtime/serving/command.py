@@ -100,11 +100,11 @@ def run_serve(request: ServeRequest, sensors: Any = None) -> int:
         keys=keys, local=request.host in LOCAL_HOSTS, most_waiting=request.queue, limit_s=request.max_seconds,
         ceiling_c=request.max_temperature), sensors or Sensors(), page())
     server = server_of(application)
-    place = listening(request.host, request.port)
+    listener = listening(request.host, request.port)
     shown = f"[{request.host}]" if ":" in request.host else request.host
-    say(f"serving {', '.join(known)} on http://{shown}:{place.getsockname()[1]}")
+    say(f"serving {', '.join(known)} on http://{shown}:{listener.getsockname()[1]}")
     kept = request.cache_dir or _cache_folder(), request.cache_mb
-    return _served(application, server, place, lambda model: models.load(model, count, opening, kept, say_note))
+    return _served(application, server, listener, lambda model: models.load(model, count, opening, kept, say_note))
 
 
 def _cache_folder() -> str:
@@ -112,7 +112,7 @@ def _cache_folder() -> str:
     return os.path.join(base, "merino/serve")
 
 
-def _served(application: Any, server: Any, place: Any, load: Callable[[Any], None]) -> int:
+def _served(application: Any, server: Any, listener: Any, load: Callable[[Any], None]) -> int:
     """Connections on this thread, models on another. A load that fails ends both."""
     from merino_runtime.serving.http import stop_at_signals
 
@@ -129,11 +129,11 @@ def _served(application: Any, server: Any, place: Any, load: Callable[[Any], Non
     worker.start()
     stop_at_signals(server)
     try:
-        server.run(sockets=[place])
+        server.run(sockets=[listener])
     finally:
         application.scheduler.close()
         worker.join(10)
-        place.close()
+        listener.close()
     if faults:
         raise faults[0]
     from merino_runtime.serving.models import closed
@@ -163,7 +163,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-slow", action="store_true", help="run a format whose instructions this CPU lacks")
 
 
-def asked(arguments: argparse.Namespace) -> ServeRequest:
+def request_of(arguments: argparse.Namespace) -> ServeRequest:
     return ServeRequest(
         bundles=tuple(arguments.bundles), host=arguments.host, port=arguments.port,
         api_key_file=arguments.api_key_file, slots=arguments.slots, memory_mb=arguments.memory_mb,

@@ -3,7 +3,7 @@ import collections
 import contextlib
 from typing import Any, Deque, List, Optional, Tuple
 
-from merino_runtime.serving.asks import Ended, Event, Failed, Piece
+from merino_runtime.serving.requests import Ended, Event, Failed, Piece
 
 STREAM_S, WHOLE_S = 0.05, 0.25  # between two writes of a stream, two looks at an answer that is written whole
 
@@ -25,9 +25,9 @@ class Events:
         self._queue: Deque[Tuple[int, Event]] = collections.deque()
         self._waiter: Any = None
 
-    def put(self, place: int, event: Event) -> None:
+    def put(self, index: int, event: Event) -> None:
         """From another thread."""
-        self._queue.append((place, event))
+        self._queue.append((index, event))
         self._ends = self._ends or isinstance(event, (Ended, Failed))
         if self._ends or not self._gathers:
             self._call()
@@ -62,13 +62,13 @@ class Events:
         self._ends = False
         events: List[Tuple[int, Event]] = []
         for _ in range(len(self._queue)):
-            place, event = self._queue.popleft()
-            if events and events[-1][0] == place:
+            index, event = self._queue.popleft()
+            if events and events[-1][0] == index:
                 both = together(events[-1][1], event)
                 if both is not None:
-                    events[-1] = place, both
+                    events[-1] = index, both
                     continue
-            events.append((place, event))
+            events.append((index, event))
         if not self._gathers:
             self._gathers = True
             self._loop.call_later(self.gather_s, self._end_gathering)
@@ -88,7 +88,7 @@ class Events:
 
 
 def together(one: Event, other: Event) -> Optional[Piece]:
-    """Two tokens of which nothing is told but their text, as one: of a write, the JSON of each costs the most."""
+    """Joins two tokens of which only the text is written: the JSON of each token is what costs most in a write."""
     for each in (one, other):
         if not isinstance(each, Piece) or each.id is None or each.likely is not None or each.of_prompt:
             return None

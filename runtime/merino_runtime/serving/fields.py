@@ -3,7 +3,7 @@ import json
 from typing import Any, Dict, List, Optional, Tuple
 
 from merino_runtime.io.json_file import value_of
-from merino_runtime.serving.asks import TOO_LARGE, RefusedError
+from merino_runtime.serving.requests import TOO_LARGE, RefusedError
 
 Body = Dict[str, Any]
 MOST_STOPS = 16

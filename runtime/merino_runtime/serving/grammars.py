@@ -4,23 +4,23 @@ from typing import Any, Dict, Optional, Sequence
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.serving import fields
-from merino_runtime.serving.asks import RefusedError
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.prompts import Prompts
+from merino_runtime.serving.requests import RefusedError
 
-STYLE = "hermes"  # of calls: what `prompts` tells the model
+STYLE = "hermes"  # of calls, as `prompts` describes them to the model
 FORMATS = ("text", "json_object", "json_schema")
 _compiling = threading.Lock()  # grammars are kept for the next request, by a tokenizer that requests share
 
 
 def schema_of(body: Body) -> Any:
     """Of OpenAI's response_format: a schema, True for any JSON object, None for text."""
-    asked = fields.an_object(body, "response_format")
-    kind = asked.get("type", "text")
+    response_format = fields.an_object(body, "response_format")
+    kind = response_format.get("type", "text")
     if kind not in FORMATS:
         raise fields.wrong("response_format.type", kind, ", ".join(FORMATS))
     if kind == "json_schema":
-        schema = fields.an_object(asked, "json_schema").get("schema")
+        schema = fields.an_object(response_format, "json_schema").get("schema")
         if not isinstance(schema, (dict, bool)):
             raise fields.wrong("response_format.json_schema.schema", schema, "a JSON schema")
         return schema
@@ -29,12 +29,12 @@ def schema_of(body: Body) -> Any:
 
 def schema_of_format(body: Body) -> Any:
     """The same of Ollama's `format`."""
-    asked = body.get("format")
-    if asked in (None, ""):
+    schema = body.get("format")
+    if schema in (None, ""):
         return None
-    if asked != "json" and not isinstance(asked, dict):
-        raise fields.wrong("format", asked, '"json", or a JSON schema')
-    return True if asked == "json" else asked
+    if schema != "json" and not isinstance(schema, dict):
+        raise fields.wrong("format", schema, '"json", or a JSON schema')
+    return True if schema == "json" else schema
 
 
 def grammar_of(prompts: Prompts, schema: Any, tools: Sequence[Dict[str, Any]] = (), choice: Any = "auto",

@@ -11,15 +11,15 @@ from typing import Any, Awaitable, Callable, Dict, Iterator, List, Tuple
 from merino_runtime.bundle.requirements import require
 from merino_runtime.serving import connections
 from merino_runtime.serving.application import Application, Request, Response, UnderWay, refused
-from merino_runtime.serving.asks import TOO_LARGE, TOO_SLOW, UNAVAILABLE, RefusedError
 from merino_runtime.serving.events import WHOLE_S, Events, LeftError
+from merino_runtime.serving.requests import TOO_LARGE, TOO_SLOW, UNAVAILABLE, RefusedError
 
 LARGEST_BODY = 4 * 2 ** 20
 MOST_HELD = 32 * 2 ** 20  # of all bodies that are arriving
 MOST_DROPPED = 64 * 2 ** 20  # of a body that is too large: a client that still writes would not read the refusal
 BODY_S = 30.0  # for a body to arrive
 MOST_CONNECTIONS = 512  # more get status 503
-QUIET_S = 3.0  # a stream that has nothing to say writes a comment, so that no proxy closes it
+QUIET_S = 3.0  # a stream that has nothing to send writes a comment, so that no proxy closes it
 HANDLERS = 4  # threads that read bodies and tokenise: not the thread that serves connections
 COMMENTS = {"text/event-stream": b": waiting\n\n"}
 

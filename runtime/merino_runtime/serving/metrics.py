@@ -5,7 +5,7 @@ import time
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from merino_runtime.io import board
-from merino_runtime.serving.asks import Ended, Event, Failed, Piece
+from merino_runtime.serving.requests import Ended, Event, Failed, Piece
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FIRST_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -62,7 +62,7 @@ class Metrics:
             if isinstance(event, Piece) and event.id is not None and not event.of_prompt:
                 now = time.monotonic()
                 before = self._latest.get(id(job))
-                self._first.add(now - job.asked_s) if before is None else self._between.add(now - before)
+                self._first.add(now - job.arrived_s) if before is None else self._between.add(now - before)
                 self._latest[id(job)] = now
             elif isinstance(event, Ended):
                 self._end(job, event)

@@ -5,9 +5,9 @@ from merino_runtime.api import open_model
 from merino_runtime.bundle import Bundle, load_bundle
 from merino_runtime.errors import MerinoError
 from merino_runtime.io import board
-from merino_runtime.serving.asks import NOT_FOUND, RefusedError
-from merino_runtime.serving.beginnings import Beginnings
+from merino_runtime.serving.prefix_cache import PrefixCache
 from merino_runtime.serving.prompts import Prompts
+from merino_runtime.serving.requests import NOT_FOUND, RefusedError
 from merino_runtime.serving.scheduler import Served
 from merino_runtime.serving.slots import Slots
 
@@ -49,40 +49,40 @@ def described(paths: Sequence[str]) -> Dict[str, Model]:
     return models
 
 
-def slots_of(bundles: Sequence[Bundle], asked: Optional[int], memory_mb: Optional[float]) -> int:
+def slots_of(bundles: Sequence[Bundle], count: Optional[int], memory_mb: Optional[float]) -> int:
     """How many slots each model gets for requests of people; one more is for background requests.
 
-    memory_mb: of all slots of all models; None: half of what is available. MerinoError where `asked` needs more.
+    memory_mb: of all slots of all models; None: half of what is available. MerinoError where `count` needs more.
     """
     kv_mb = sum(bundle.kv_bytes for bundle in bundles) / board.MB
     if memory_mb is None:
         available = board.read_memory_mb(board.read_text("/proc/meminfo")).get("MemAvailable")
         memory_mb = SHARE * available if available else 2 * (SLOTS + 1) * kv_mb
     most = int(memory_mb / kv_mb) - 1 if kv_mb else SLOTS
-    if asked is not None and asked > max(most, 0):
-        raise MerinoError(f"{asked} slots and one for background requests need {(asked + 1) * kv_mb:,.0f} MB of KV "
+    if count is not None and count > max(most, 0):
+        raise MerinoError(f"{count} slots and one for background requests need {(count + 1) * kv_mb:,.0f} MB of KV "
                           f"cache, {memory_mb:,.0f} MB are allowed: {max(most, 0)} slots. Ask for fewer --slots, for "
                           "more --memory, or export with a shorter --context.")
     if most < 1:
         raise MerinoError(f"a slot and one for background requests need {2 * kv_mb:,.0f} MB of KV cache, "
                           f"{memory_mb:,.0f} MB are allowed. Stop other programs, ask for more --memory, or export "
                           "with a shorter --context.")
-    return min(most, SLOTS) if asked is None else asked
+    return min(most, SLOTS) if count is None else count
 
 
 def load(model: Model, count: int, opening: Opening, kept: Tuple[str, float], say: Callable[[str], None]) -> None:
-    """count: of slots. kept: the folder of beginnings of prompts, and how many MB it may hold, 0: none."""
+    """count: of slots. kept: the folder of the prefix cache, and how many MB it may hold, 0: none."""
     opened = open_model(model.bundle.folder, say=say, **opening._asdict())
     model.prompts = Prompts(opened.bundle, opened.tokenizer)
     folder, most_mb = kept
-    beginnings = Beginnings(opened.bundle, folder, most_mb, say) if most_mb else None
-    model.served = Served(Slots(opened, count), beginnings)
+    prefixes = PrefixCache(opened.bundle, folder, most_mb, say) if most_mb else None
+    model.served = Served(Slots(opened, count), prefixes)
 
 
 def closed(model: Model) -> None:
     if model.served is not None:
-        if model.served.beginnings is not None:
-            model.served.beginnings.close()
+        if model.served.prefixes is not None:
+            model.served.prefixes.close()
         model.served.slots.close()
 
 

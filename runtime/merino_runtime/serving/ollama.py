@@ -1,25 +1,25 @@
-"""Ollama's interface: bodies as asks, answers as lines of JSON. Its options have other names, its tools' arguments are
-objects, and its times are nanoseconds."""
+"""Ollama's interface: bodies as requests, answers as lines of JSON. Its options have other names, the arguments of its
+tools are objects, and its times are nanoseconds."""
 import datetime
 import hashlib
 import json
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from merino_runtime.serving import fields, grammars
-from merino_runtime.serving.asks import Ask, Event, Progress, RefusedError
-from merino_runtime.serving.choice import Call, Choice, Said
+from merino_runtime.serving.choice import Call, Choice, TextDelta
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.models import Model
-from merino_runtime.serving.openai_requests import LARGEST, Limits, ask_of, messages_of, tools_of
+from merino_runtime.serving.openai_requests import LARGEST, Limits, messages_of, request_of, tools_of
 from merino_runtime.serving.prompts import Prompts
+from merino_runtime.serving.requests import Event, GenerationRequest, Progress, RefusedError
 
 Json = Dict[str, Any]
 REASONS = {"stop": "stop", "cancelled": "stop"}  # all others are `length`
 RENAMED = {"repeat_penalty": "repetition_penalty"}
 
 
-class Told(NamedTuple):
-    """How the answer is told."""
+class AnswerForm(NamedTuple):
+    """How the answer is written."""
     model: str
     stream: bool
     chat: bool
@@ -45,39 +45,39 @@ def options_of(body: Body) -> Body:
     return options
 
 
-def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[Ask, Told]:
+def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[GenerationRequest, AnswerForm]:
     body = dict(body, messages=[_with_ids(each) for each in fields.a_list(body, "messages")])
     tools = tools_of(body)
     think = body.get("think")
     grammar = grammars.grammar_of(prompts, grammars.schema_of_format(body), tools,
                                   thinks=prompts.thinking and think is not False)
     prompt = prompts.of_messages(messages_of(body), tools, no_think=grammar is not None or think is False)
-    return _ask(body, prompt.ids, limits, client, begins=True, grammar=grammar), Told(
+    return _request_of(body, prompt.ids, limits, client, begins=True, grammar=grammar), AnswerForm(
         "", fields.flag(body, "stream", True), True, bool(tools), prompt.thinks and grammar is None,
         think is not False)
 
 
-def generate_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[Ask, Told]:
+def generate_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[GenerationRequest, AnswerForm]:
     """By the chat template, as Ollama does, unless `raw` is set or the model has none."""
     text = fields.text(body, "prompt", "")
     stream, think = fields.flag(body, "stream", True), body.get("think")
     grammar = grammars.grammar_of(prompts, grammars.schema_of_format(body))
-    if fields.flag(body, "raw") or not prompts.talks:
+    if fields.flag(body, "raw") or not prompts.has_template:
         if not text:
             raise RefusedError("the prompt is empty. Give at least one character.", param="prompt")
-        return _ask(body, prompts.of_text(text), limits, client, grammar=grammar), Told("", stream, False)
+        return _request_of(body, prompts.of_text(text), limits, client, grammar=grammar), AnswerForm("", stream, False)
     system = fields.text(body, "system", "")
-    talk = [{"role": "system", "content": system}] if system else []
-    prompt = prompts.of_messages([*talk, {"role": "user", "content": text}],
+    messages = [{"role": "system", "content": system}] if system else []
+    prompt = prompts.of_messages([*messages, {"role": "user", "content": text}],
                                  no_think=grammar is not None or think is False)
-    return _ask(body, prompt.ids, limits, client, begins=True, grammar=grammar), Told(
+    return _request_of(body, prompt.ids, limits, client, begins=True, grammar=grammar), AnswerForm(
         "", stream, False, thinks=prompt.thinks and grammar is None, shows_thinking=think is not False)
 
 
-def _ask(body: Body, ids: Tuple[int, ...], limits: Limits, client: str, **more: Any) -> Ask:
+def _request_of(body: Body, ids: Tuple[int, ...], limits: Limits, client: str, **more: Any) -> GenerationRequest:
     options = options_of(body)
     most = fields.integer(options, "num_predict", None, 1, LARGEST)
-    return ask_of(options, ids, limits, client, most, watched=fields.flag(body, "stream", True), **more)
+    return request_of(options, ids, limits, client, most, watched=fields.flag(body, "stream", True), **more)
 
 
 def _with_ids(message: Any) -> Any:
@@ -91,9 +91,9 @@ class Answer:
     content_type = "application/x-ndjson"
     error_of = staticmethod(error_of)
 
-    def __init__(self, told: Told, model: Model) -> None:
-        self.told, self.stream, self._model = told, told.stream, model
-        self.choices = [Choice(talk=told.chat or told.thinks, thinks=told.thinks, tools=told.tools)]
+    def __init__(self, form: AnswerForm, model: Model) -> None:
+        self.form, self.stream, self._model = form, form.stream, model
+        self.choices = [Choice(chat=form.chat or form.thinks, thinks=form.thinks, tools=form.tools)]
 
     @property
     def over(self) -> bool:
@@ -112,7 +112,7 @@ class Answer:
             return b""
         if choice.refusal:
             return _line(error_of(choice.refusal))
-        lines = [self._said(delta) for delta in deltas]
+        lines = [self._delta(delta) for delta in deltas]
         if choice.reason:
             lines.append(self._last("", "", []))
         return b"".join(map(_line, lines))
@@ -121,23 +121,23 @@ class Answer:
         choice = self.choices[0]
         return self._last(choice.content, choice.thinking, choice.calls)
 
-    def _said(self, delta: Any) -> Json:
+    def _delta(self, delta: Any) -> Json:
         if isinstance(delta, Call):
             return self._part("", "", [delta])
-        assert isinstance(delta, Said)
+        assert isinstance(delta, TextDelta)
         return self._part("" if delta.thinking else delta.text, delta.text if delta.thinking else "", [])
 
     def _part(self, content: str, thinking: str, calls: List[Call], done: bool = False) -> Json:
-        head: Json = {"model": self.told.model, "created_at": _now()}
-        if not self.told.chat:
+        head: Json = {"model": self.form.model, "created_at": _now()}
+        if not self.form.chat:
             part = dict(head, response=content, done=done)
             return dict(part, thinking=thinking) if thinking else part
         message: Json = {"role": "assistant", "content": content}
-        if thinking and self.told.shows_thinking:
+        if thinking and self.form.shows_thinking:
             message["thinking"] = thinking
         if calls:
-            message["tool_calls"] = [{"function": {"index": place, "name": call.name, "arguments": call.arguments}}
-                                     for place, call in enumerate(calls)]
+            message["tool_calls"] = [{"function": {"index": index, "name": call.name, "arguments": call.arguments}}
+                                     for index, call in enumerate(calls)]
         return dict(head, message=message, done=done)
 
     def _last(self, content: str, thinking: str, calls: List[Call]) -> Json:
@@ -154,7 +154,7 @@ class Answer:
 
 
 def loaded(model: str, chat: bool) -> Json:
-    """The answer to a request without a prompt, which asks to load a model."""
+    """The answer to a request without a prompt, which Ollama takes as: load the model."""
     head: Json = {"model": model, "created_at": _now(), "done": True, "done_reason": "load"}
     return dict(head, message={"role": "assistant", "content": ""}) if chat else dict(head, response="")
 

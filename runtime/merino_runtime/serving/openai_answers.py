@@ -5,9 +5,9 @@ from typing import Any, Dict, List, Optional, Tuple
 from merino_runtime import __version__
 from merino_runtime.generation.generate import Likely
 from merino_runtime.generation.text import Tokenizer
-from merino_runtime.serving.asks import Event, Piece, Progress, RefusedError, Used
 from merino_runtime.serving.choice import Call, Choice, Delta, arguments_text
-from merino_runtime.serving.openai_requests import Wanted
+from merino_runtime.serving.openai_requests import AnswerForm
+from merino_runtime.serving.requests import Event, Piece, Progress, RefusedError, Used
 
 Json = Dict[str, Any]
 REASONS = {"stop": "stop"}  # all others are `length`
@@ -23,9 +23,9 @@ class Answer:
     content_type = "text/event-stream"
     error_of = staticmethod(error_of)
 
-    def __init__(self, wanted: Wanted, count: int, tokenizer: Tokenizer) -> None:
-        self.wanted, self.stream, self._tokenizer = wanted, wanted.stream, tokenizer
-        self.choices = [Choice(wanted.chat, wanted.thinks, wanted.tools) for _ in range(count)]
+    def __init__(self, form: AnswerForm, count: int, tokenizer: Tokenizer) -> None:
+        self.form, self.stream, self._tokenizer = form, form.stream, tokenizer
+        self.choices = [Choice(form.chat, form.thinks, form.tools) for _ in range(count)]
         self._begun = [False] * count
 
     @property
@@ -36,11 +36,11 @@ class Answer:
     def refusal(self) -> Optional[RefusedError]:
         return next((choice.refusal for choice in self.choices if choice.refusal), None)
 
-    def take(self, place: int, event: Event) -> bytes:
-        """place: of the prompt."""
+    def take(self, index: int, event: Event) -> bytes:
+        """index: of the prompt."""
         if self.over:
             return b""
-        choice = self.choices[place]
+        choice = self.choices[index]
         calls = len(choice.calls)
         deltas = choice.take(event)
         if not self.stream:
@@ -49,33 +49,33 @@ class Answer:
             return b"".join([_data(error_of(choice.refusal)), DONE])
         if isinstance(event, Progress):
             return f": {event.ids} of {event.total} tokens of the prompt\n\n".encode("ascii")
-        chunks = self._chat_chunks(place, event, deltas, calls) if self.wanted.chat else \
-            self._text_chunks(place, event, deltas)
+        chunks = self._chat_chunks(index, event, deltas, calls) if self.form.chat else \
+            self._text_chunks(index, event, deltas)
         if choice.reason:
-            chunks += self._last_chunks(place)
+            chunks += self._last_chunks(index)
         return b"".join([*map(_data, chunks), *([DONE] if self.over else [])])
 
     def whole(self) -> Json:
-        kind = "chat.completion" if self.wanted.chat else "text_completion"
-        choices = [self._chat_choice(place) if self.wanted.chat else self._text_choice(place)
-                   for place in range(len(self.choices))]
+        kind = "chat.completion" if self.form.chat else "text_completion"
+        choices = [self._chat_choice(index) if self.form.chat else self._text_choice(index)
+                   for index in range(len(self.choices))]
         return dict(self._head(kind), choices=choices, usage=self._usage(), **self._extras())
 
     def _head(self, kind: str) -> Json:
-        return {"id": self.wanted.id, "object": kind, "created": self.wanted.created, "model": self.wanted.model,
+        return {"id": self.form.id, "object": kind, "created": self.form.created, "model": self.form.model,
                 "system_fingerprint": f"merino {__version__}"}
 
     def _chunk(self, *choices: Json) -> Json:
-        chunk = self._head("chat.completion.chunk" if self.wanted.chat else "text_completion")
+        chunk = self._head("chat.completion.chunk" if self.form.chat else "text_completion")
         chunk["choices"] = list(choices)
-        if self.wanted.usage:
+        if self.form.usage:
             chunk["usage"] = None
-        if self.wanted.counts:
+        if self.form.counts:
             chunk["timings"] = {"predicted_n": sum(choice.tokens for choice in self.choices)}
         return chunk
 
-    def _chat_chunks(self, place: int, event: Event, deltas: List[Delta], calls: int) -> List[Json]:
-        logprobs = self._chat_logprobs([event]) if self.wanted.logprobs and isinstance(event, Piece) else None
+    def _chat_chunks(self, index: int, event: Event, deltas: List[Delta], calls: int) -> List[Json]:
+        logprobs = self._chat_logprobs([event]) if self.form.logprobs and isinstance(event, Piece) else None
         parts: List[Json] = []
         for delta in deltas:
             if isinstance(delta, Call):
@@ -85,58 +85,58 @@ class Answer:
                 parts.append({"reasoning_content" if delta.thinking else "content": delta.text})
         if logprobs and logprobs["content"] and not parts:
             parts.append({"content": ""})
-        if not self._begun[place] and (parts or self.choices[place].reason):
-            self._begun[place] = True
+        if not self._begun[index] and (parts or self.choices[index].reason):
+            self._begun[index] = True
             parts.insert(0, {"role": "assistant", "content": ""})
-        chunks = [self._chunk({"index": place, "delta": delta, "logprobs": None, "finish_reason": None})
+        chunks = [self._chunk({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
                   for delta in parts]
         if chunks and logprobs:
             chunks[-1]["choices"][0]["logprobs"] = logprobs
         return chunks
 
-    def _text_chunks(self, place: int, event: Event, deltas: List[Delta]) -> List[Json]:
+    def _text_chunks(self, index: int, event: Event, deltas: List[Delta]) -> List[Json]:
         text = "".join(delta.text for delta in deltas if not isinstance(delta, Call))
-        if not self._begun[place]:
-            self._begun[place] = True
-            text = self._echo(place) + text
-        if not text and not (self.wanted.logprobs and isinstance(event, Piece)):
+        if not self._begun[index]:
+            self._begun[index] = True
+            text = self._echo(index) + text
+        if not text and not (self.form.logprobs and isinstance(event, Piece)):
             return []
         pieces = [event] if isinstance(event, Piece) and event.id is not None else []
-        logprobs = self._text_logprobs(pieces) if self.wanted.logprobs else None
-        return [self._chunk({"index": place, "text": text, "logprobs": logprobs, "finish_reason": None})]
+        logprobs = self._text_logprobs(pieces) if self.form.logprobs else None
+        return [self._chunk({"index": index, "text": text, "logprobs": logprobs, "finish_reason": None})]
 
-    def _last_chunks(self, place: int) -> List[Json]:
-        last: Json = {"index": place, "logprobs": None, "finish_reason": self._reason(place)}
-        last["delta" if self.wanted.chat else "text"] = {} if self.wanted.chat else ""
+    def _last_chunks(self, index: int) -> List[Json]:
+        last: Json = {"index": index, "logprobs": None, "finish_reason": self._reason(index)}
+        last["delta" if self.form.chat else "text"] = {} if self.form.chat else ""
         chunks = [self._chunk(last)]
         if self.over:
             chunks[0].update(self._extras())
-            if self.wanted.usage:
+            if self.form.usage:
                 chunks.append(dict(self._chunk(), usage=self._usage()))
         return chunks
 
-    def _chat_choice(self, place: int) -> Json:
-        choice = self.choices[place]
+    def _chat_choice(self, index: int) -> Json:
+        choice = self.choices[index]
         message: Json = {"role": "assistant", "content": choice.content, "refusal": None}
         if choice.thinking:
             message["reasoning_content"] = choice.thinking
         if choice.calls:
             message["content"] = choice.content or None
             message["tool_calls"] = [_call(call) for call in choice.calls]
-        logprobs = self._chat_logprobs(choice.pieces) if self.wanted.logprobs else None
-        return {"index": place, "message": message, "logprobs": logprobs, "finish_reason": self._reason(place)}
+        logprobs = self._chat_logprobs(choice.pieces) if self.form.logprobs else None
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": self._reason(index)}
 
-    def _text_choice(self, place: int) -> Json:
-        choice = self.choices[place]
-        logprobs = self._text_logprobs(choice.pieces) if self.wanted.logprobs else None
-        return {"index": place, "text": self._echo(place) + choice.content, "logprobs": logprobs,
-                "finish_reason": self._reason(place)}
+    def _text_choice(self, index: int) -> Json:
+        choice = self.choices[index]
+        logprobs = self._text_logprobs(choice.pieces) if self.form.logprobs else None
+        return {"index": index, "text": self._echo(index) + choice.content, "logprobs": logprobs,
+                "finish_reason": self._reason(index)}
 
-    def _echo(self, place: int) -> str:
-        return self.wanted.echo[place] if self.wanted.echo else ""
+    def _echo(self, index: int) -> str:
+        return self.form.echo[index] if self.form.echo else ""
 
-    def _reason(self, place: int) -> str:
-        choice = self.choices[place]
+    def _reason(self, index: int) -> str:
+        choice = self.choices[index]
         if choice.calls and choice.reason == "stop":
             return "tool_calls"
         return REASONS.get(choice.reason or "", "length")

@@ -1,13 +1,13 @@
-"""Bodies of OpenAI's chat completions and completions, as asks. Fields that are not known are ignored."""
+"""Bodies of OpenAI's chat completions and completions, as requests. Fields that are not known are ignored."""
 import time
 import uuid
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from merino_runtime.sampling import Sampling
 from merino_runtime.serving import fields, grammars
-from merino_runtime.serving.asks import Ask, RefusedError
 from merino_runtime.serving.fields import Body
 from merino_runtime.serving.prompts import Message, Prompts
+from merino_runtime.serving.requests import GenerationRequest, RefusedError
 
 ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant", "tool": "tool",
          "function": "tool"}
@@ -24,19 +24,19 @@ class Limits(NamedTuple):
     """What holds for every request of a model."""
     context: int
     vocab: int
-    sampling: Sampling  # where the request says nothing
+    sampling: Sampling  # where the request has none
     limit_s: Optional[float]
 
 
-class Wanted(NamedTuple):
-    """How the answer is told."""
+class AnswerForm(NamedTuple):
+    """How the answer is written."""
     id: str
     created: int
     model: str
     stream: bool
     usage: bool  # in a stream: a chunk with the usage at the end
     chat: bool
-    counts: bool = False  # in a stream: each chunk says how many tokens there are
+    counts: bool = False  # in a stream: each chunk has the number of tokens so far
     tools: bool = False
     thinks: bool = False
     logprobs: bool = False
@@ -64,8 +64,9 @@ def check_one_choice(body: Body) -> None:
                                "answers.", param=name)
 
 
-def ask_of(body: Body, ids: Sequence[int], limits: Limits, client: str, most: Any, **more: Any) -> Ask:
-    """most: the tokens that were asked for; None: as many as fit. Clamped to what the context has room for."""
+def request_of(body: Body, ids: Sequence[int], limits: Limits, client: str, most: Any, **more: Any
+               ) -> GenerationRequest:
+    """most: `max_tokens` of the body; None: as many as fit. Clamped to what the context has room for."""
     room = limits.context - len(ids)
     if room < 1:
         raise RefusedError(f"the prompt has {len(ids)} tokens and the context of this model is {limits.context}: at "
@@ -84,7 +85,7 @@ def ask_of(body: Body, ids: Sequence[int], limits: Limits, client: str, most: An
                            param="ignore_eos")
     limit_s = fields.number(body, "max_seconds", None, 0, LONGEST_S)
     both = [each for each in (limit_s, limits.limit_s) if each is not None]
-    return Ask(ids=tuple(ids), max_new_tokens=room if most is None else min(most, room),
+    return GenerationRequest(ids=tuple(ids), max_new_tokens=room if most is None else min(most, room),
                sampling=sampling, stops=fields.stops(body),
                ignore_eos=fields.flag(body, "ignore_eos"), background=_is_background(body), client=client,
                limit_s=min(both) if both else None, **more)
@@ -97,24 +98,25 @@ def _is_background(body: Body) -> bool:
     return bool(priority == "background")
 
 
-def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[List[Ask], Wanted]:
+def chat_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[List[GenerationRequest], AnswerForm]:
     check_one_choice(body)
     choice = body.get("tool_choice") or "auto"
-    told = [] if choice == "none" else tools_of(body)
+    tools = [] if choice == "none" else tools_of(body)
     schema = grammars.schema_of(body)
-    grammar = grammars.grammar_of(prompts, schema, told, choice, prompts.thinking and _thinks(body))
-    prompt = prompts.of_messages(messages_of(body), told, no_think=grammar is not None or not _thinks(body))
+    grammar = grammars.grammar_of(prompts, schema, tools, choice, prompts.thinking and _thinks(body))
+    prompt = prompts.of_messages(messages_of(body), tools, no_think=grammar is not None or not _thinks(body))
     logprobs = fields.flag(body, "logprobs")
     top = fields.integer(body, "top_logprobs", 0, 0, MOST_TOP)
     most = fields.integer(body, "max_completion_tokens", fields.integer(body, "max_tokens", None, 1, LARGEST), 1,
                           LARGEST)
-    ask = ask_of(body, prompt.ids, limits, client, most, begins=True, top=top if logprobs else None,
+    request = request_of(body, prompt.ids, limits, client, most, begins=True, top=top if logprobs else None,
                  grammar=grammar, watched=fields.flag(body, "stream"))
-    return [ask], _wanted(body, "chatcmpl", chat=True, tools=bool(told),
+    return [request], _form_of(body, "chatcmpl", chat=True, tools=bool(tools),
                           thinks=prompt.thinks and grammar is None, logprobs=logprobs)
 
 
-def completions_of(body: Body, prompts: Prompts, limits: Limits, client: str) -> Tuple[List[Ask], Wanted]:
+def completions_of(body: Body, prompts: Prompts, limits: Limits, client: str
+                   ) -> Tuple[List[GenerationRequest], AnswerForm]:
     check_one_choice(body)
     echo = fields.flag(body, "echo")
     top = fields.integer(body, "logprobs", None, 0, MOST_TOP)
@@ -122,17 +124,18 @@ def completions_of(body: Body, prompts: Prompts, limits: Limits, client: str) ->
     if not most and not echo:
         raise RefusedError("max_tokens is 0, which is allowed with echo alone. Ask for 1 or more.", param="max_tokens")
     prompts_given = prompts_of(body)
-    asks = [ask_of(body, each if isinstance(each, tuple) else prompts.of_text(each), limits, client, most, top=top,
-                   echo=echo and top is not None, watched=fields.flag(body, "stream")) for each in prompts_given]
+    requests = [request_of(body, each if isinstance(each, tuple) else prompts.of_text(each), limits, client, most,
+                           top=top, echo=echo and top is not None, watched=fields.flag(body, "stream"))
+                for each in prompts_given]
     texts = tuple(each if isinstance(each, str) else "" for each in prompts_given) if echo and top is None else ()
-    return asks, _wanted(body, "cmpl", chat=False, logprobs=top is not None, echo=texts)
+    return requests, _form_of(body, "cmpl", chat=False, logprobs=top is not None, echo=texts)
 
 
-def _wanted(body: Body, kind: str, **more: Any) -> Wanted:
-    return Wanted(id=f"{kind}-{uuid.uuid4().hex[:24]}", created=int(time.time()), model=fields.text(body, "model", ""),
-                  stream=fields.flag(body, "stream"),
-                  usage=fields.flag(fields.an_object(body, "stream_options"), "include_usage"),
-                  counts=fields.flag(body, "timings_per_token"), **more)
+def _form_of(body: Body, kind: str, **more: Any) -> AnswerForm:
+    return AnswerForm(id=f"{kind}-{uuid.uuid4().hex[:24]}", created=int(time.time()),
+                      model=fields.text(body, "model", ""), stream=fields.flag(body, "stream"),
+                      usage=fields.flag(fields.an_object(body, "stream_options"), "include_usage"),
+                      counts=fields.flag(body, "timings_per_token"), **more)
 
 
 def prompts_of(body: Body) -> List[Any]:
@@ -155,8 +158,8 @@ def prompts_of(body: Body) -> List[Any]:
 
 def _thinks(body: Body) -> bool:
     """Where the template can do without: by chat_template_kwargs, as for llama.cpp and vLLM, or reasoning_effort."""
-    asked = fields.flag(fields.an_object(body, "chat_template_kwargs"), "enable_thinking", True)
-    return asked and fields.text(body, "reasoning_effort") != "none"
+    enabled = fields.flag(fields.an_object(body, "chat_template_kwargs"), "enable_thinking", True)
+    return enabled and fields.text(body, "reasoning_effort") != "none"
 
 
 def messages_of(body: Body) -> List[Message]:
@@ -165,7 +168,7 @@ def messages_of(body: Body) -> List[Message]:
     if not messages or len(messages) > MOST_MESSAGES:
         raise RefusedError(f"messages has {len(messages)} messages, allowed are 1 to {MOST_MESSAGES}.",
                            param="messages")
-    return [_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
 def _message(message: Any, name: str) -> Message:
@@ -202,8 +205,8 @@ def tools_of(body: Body) -> List[Dict[str, Any]]:
     tools = fields.a_list(body, "tools")
     if len(tools) > MOST_TOOLS:
         raise RefusedError(f"tools has {len(tools)} tools, allowed are {MOST_TOOLS}.", param="tools")
-    for place, tool in enumerate(tools):
+    for index, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            raise RefusedError(f"tools[{place}] must be of type function, with a name.", param="tools")
+            raise RefusedError(f"tools[{index}] must be of type function, with a name.", param="tools")
     return tools

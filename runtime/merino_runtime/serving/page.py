@@ -1,7 +1,7 @@
 """The page at `/`: one response, made of the files in `page/` beside this module, which may lie in a zip application.
 
 Its policy allows the script and the style that it has itself, by their hashes, and requests to this server. So nothing
-that a model or a bundle's name says can run.
+that stands in an answer or in a bundle's name can run.
 """
 import base64
 import hashlib

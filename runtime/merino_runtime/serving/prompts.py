@@ -1,7 +1,7 @@
 """From messages to the ids that a model reads, by its chat template.
 
 Messages of a request are an open list: any roles in any order, calls of tools and their answers. Where the template has
-parts and the messages alternate, no Jinja is needed. Tools are given to a template that has its own place for them;
+parts and the messages alternate, no Jinja is needed. Tools are given to a template that has its own variable for them;
 else they are described in the system message, calls and answers become texts, and the same marks are used.
 """
 import collections
@@ -13,7 +13,7 @@ from merino_runtime.chat.template import THINK, THINK_END, Piece, Turn, by_parts
 from merino_runtime.errors import MerinoError
 from merino_runtime.generation.text import Tokenizer
 from merino_runtime.io.json_file import read_text
-from merino_runtime.serving.asks import RefusedError
+from merino_runtime.serving.requests import RefusedError
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 MOST_ANSWERS = 256  # whose ids are remembered
@@ -46,7 +46,7 @@ class Prompts:
         self._answers: Dict[str, Tuple[int, ...]] = collections.OrderedDict()
 
     @property
-    def talks(self) -> bool:
+    def has_template(self) -> bool:
         return self._chat is not None
 
     @property
@@ -108,15 +108,15 @@ class Prompts:
             messages = without_tools(messages, tools)
         parts = chat.parts
         if parts is not None and not own:
-            talk = _talk_of(messages)
-            if talk:
-                return by_parts(parts, *talk, no_think=no_think and parts.no_think is not None)
+            conversation = _conversation_of(messages)
+            if conversation:
+                return by_parts(parts, *conversation, no_think=no_think and parts.no_think is not None)
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         variables = {"tools": list(tools)} if own and tools else {}
         return pieces_of(self._compiled(), chat, messages, no_think, {each: each for each in answers}, **variables)
 
     def _takes_tools(self) -> bool:
-        """Whether the template has a place for tools, and marks calls as DESCRIBED does."""
+        """Whether the template has a variable for tools, and marks calls as DESCRIBED does."""
         text = self._source()
         if "tools" not in text or CALL not in text:
             return False
@@ -133,7 +133,7 @@ class Prompts:
 
 
 def without_tools(messages: Sequence[Message], tools: Sequence[Dict[str, Any]]) -> List[Message]:
-    """The same talk for a template that knows no tools: they are described in the system message."""
+    """The same conversation for a template that knows no tools: they are described in the system message."""
     rewritten: List[Message] = []
     for message in messages:
         if message["role"] == "tool":
@@ -162,13 +162,13 @@ def spelled_call(function: Dict[str, Any]) -> str:
     return f"{CALL}\n{json.dumps(call, ensure_ascii=False)}\n{CALL_END}"
 
 
-def _talk_of(messages: Sequence[Message]) -> Optional[Tuple[Optional[str], List[Turn], str]]:
-    """(system message, turns, last text of the user); None where the messages are no such talk."""
+def _conversation_of(messages: Sequence[Message]) -> Optional[Tuple[Optional[str], List[Turn], str]]:
+    """(system message, turns, last text of the user); None where the messages are no such conversation."""
     system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
     rest = messages[system is not None:]
     roles = [message["role"] for message in rest]
     if roles != ["user", "assistant"] * (len(rest) // 2) + ["user"]:
         return None
     texts = [message["content"] for message in rest]
-    turns = [Turn(texts[place], texts[place + 1]) for place in range(0, len(texts) - 1, 2)]
+    turns = [Turn(texts[index], texts[index + 1]) for index in range(0, len(texts) - 1, 2)]
     return system, turns, texts[-1]

@@ -11,9 +11,19 @@ from typing import Callable, List, Optional, Sequence
 
 from merino_runtime.errors import MerinoError
 from merino_runtime.serving.answering import Answering, unanswered
-from merino_runtime.serving.asks import FAULT, TOO_MANY, UNAVAILABLE, Ask, Ended, Event, Failed, Progress, RefusedError
-from merino_runtime.serving.beginnings import Beginnings
 from merino_runtime.serving.burden import Burden, Moment
+from merino_runtime.serving.prefix_cache import PrefixCache
+from merino_runtime.serving.requests import (
+    FAULT,
+    TOO_MANY,
+    UNAVAILABLE,
+    Ended,
+    Event,
+    Failed,
+    GenerationRequest,
+    Progress,
+    RefusedError,
+)
 from merino_runtime.serving.slots import Slot, Slots
 from merino_runtime.serving.waiting import Waiting
 
@@ -25,8 +35,8 @@ LONGEST_RETRY_S = 60
 class Served:
     """A model that answers: its slots, and how fast it prefills."""
 
-    def __init__(self, slots: Slots, beginnings: Optional[Beginnings] = None) -> None:
-        self.slots, self.model, self.beginnings = slots, slots.model, beginnings
+    def __init__(self, slots: Slots, prefixes: Optional[PrefixCache] = None) -> None:
+        self.slots, self.model, self.prefixes = slots, slots.model, prefixes
         self._id_s = 0.0  # of one id in a prefill, lately
 
     def piece(self) -> int:
@@ -40,10 +50,10 @@ class Served:
 class Job:
     """An answer under way. take: gets its events, in the scheduler's thread."""
 
-    def __init__(self, ask: Ask, served: Served, take: Callable[[Event], None]) -> None:
-        self.ask, self.served, self.take = ask, served, take
+    def __init__(self, request: GenerationRequest, served: Served, take: Callable[[Event], None]) -> None:
+        self.request, self.served, self.take = request, served, take
         self.cancelled = False
-        self.asked_s = time.monotonic()
+        self.arrived_s = time.monotonic()
         self.slot: Optional[Slot] = None
         self.answering: Optional[Answering] = None
         self.fault: Optional[Exception] = None  # of making its slot
@@ -59,11 +69,11 @@ class Job:
 
     @property
     def late(self) -> bool:
-        return self.ask.limit_s is not None and time.monotonic() - self.asked_s > self.ask.limit_s
+        return self.request.limit_s is not None and time.monotonic() - self.arrived_s > self.request.limit_s
 
 
 class Scheduler:
-    """most_waiting: requests beyond those that have a slot; more are refused. watch: hears of each event."""
+    """most_waiting: requests beyond those that have a slot; more are refused. watch: gets each event."""
 
     def __init__(self, most_waiting: int, burden: Burden, watch: Callable[[Job, Event], None] = lambda *_: None
                  ) -> None:
@@ -88,8 +98,8 @@ class Scheduler:
             self._changed.notify()
 
     def _retry_s(self) -> int:
-        """When a place may be free: as long as the running requests have taken so far."""
-        ages = [time.monotonic() - job.asked_s for job in list(self.running)]
+        """When a slot may be free: as long as the running requests have taken so far."""
+        ages = [time.monotonic() - job.arrived_s for job in list(self.running)]
         return max(1, min(LONGEST_RETRY_S, int(sum(ages) / len(ages)) if ages else 1))
 
     def cancel(self, job: Job) -> None:
@@ -97,7 +107,7 @@ class Scheduler:
         with self._changed:
             job.cancelled = True
             if self.waiting.remove(job):
-                self._tell(job, unanswered(job.ask, "cancelled", job.asked_s))
+                self._tell(job, unanswered(job.request, "cancelled", job.arrived_s))
 
     def close(self) -> None:
         """`run` returns after the current turn; every request that is not over fails."""
@@ -113,7 +123,7 @@ class Scheduler:
                 if self._closing:
                     break
                 self._admit()
-            persons = [job for job in self.running if not job.ask.background]
+            persons = [job for job in self.running if not job.request.background]
             self.burden.cool()
             for job in persons or list(self.running):
                 self._guarded_turn(job)
@@ -126,7 +136,7 @@ class Scheduler:
         for job in self.waiting.all():
             if job.late:
                 self.waiting.remove(job)
-                self._tell(job, unanswered(job.ask, "time", job.asked_s))
+                self._tell(job, unanswered(job.request, "time", job.arrived_s))
         while True:
             job = self.waiting.next(self._takes_slot)
             if job is None:
@@ -135,12 +145,12 @@ class Scheduler:
 
     def _takes_slot(self, job: Job) -> bool:
         try:
-            job.slot = job.served.slots.take(job.ask.ids, job.ask.background, job.ask.watched)
-            beginnings = job.served.beginnings
-            if job.slot is not None and beginnings is not None and not job.ask.echo:
-                job.keep = beginnings.to_keep(job.ask.ids)
-                beginnings.load(job.slot.backend, job.ask.ids)
-        except Exception as error:  # such as of memory; told as the fault of this request
+            job.slot = job.served.slots.take(job.request.ids, job.request.background, job.request.watched)
+            prefixes = job.served.prefixes
+            if job.slot is not None and prefixes is not None and not job.request.echo:
+                job.keep = prefixes.to_keep(job.request.ids)
+                prefixes.load(job.slot.backend, job.request.ids)
+        except Exception as error:  # such as of memory: this request fails with it
             job.fault = error
         return job.slot is not None or job.fault is not None
 
@@ -158,7 +168,7 @@ class Scheduler:
             raise job.fault
         if job.answering is None:
             assert job.slot is not None
-            job.answering = Answering(job.ask, job.served.model, job.slot.backend, job.asked_s, job.piece)
+            job.answering = Answering(job.request, job.served.model, job.slot.backend, job.arrived_s, job.piece)
             job.since = self.burden.moment()
         if job.cancelled or job.late:
             self._end(job, job.answering.leave("cancelled" if job.cancelled else "time"))
@@ -180,8 +190,8 @@ class Scheduler:
         if job.prefilled >= 0 and count:
             job.served.prefilled(count, took_s)
         job.prefilled = event.ids
-        if job.keep and event.ids == job.keep and job.served.beginnings is not None and job.slot is not None:
-            job.served.beginnings.save(job.slot.backend)
+        if job.keep and event.ids == job.keep and job.served.prefixes is not None and job.slot is not None:
+            job.served.prefixes.save(job.slot.backend)
 
     def _end(self, job: Job, events: Sequence[Event]) -> None:
         self.running.remove(job)

@@ -1,7 +1,7 @@
-"""KV caches over one set of weights. A request gets the one whose beginning it shares the most of.
+"""KV caches over one set of weights. A request gets the one with which it shares the longest prefix.
 
 A request that goes on where a slot ends, or that changes less than half of it, takes the slot over. Another one gets
-the slot that was used longest ago, with a copy of the beginning that it shares with any slot, so that two talks with
+the slot that was used longest ago, with a copy of the prefix that it shares with any slot, so that two chats with
 one system message live side by side. A slot whose answer was streamed goes last, for a while: a client may ask for a
 title, tags and follow-ups behind each answer, none of which is a stream. Background requests have a slot of their own.
 """
@@ -48,7 +48,7 @@ class Slots:
             slot = slot or min(free, key=_turn, default=None)
             if slot is None:
                 return None
-            self._copy_beginning(slot, ids)
+            self._copy_prefix(slot, ids)
         slot.busy, slot.watched, slot.used_s = True, watched, time.monotonic()
         return slot
 
@@ -57,7 +57,7 @@ class Slots:
         slot.backend.truncate(0)
         return slot
 
-    def _copy_beginning(self, slot: Slot, ids: Sequence[int]) -> None:
+    def _copy_prefix(self, slot: Slot, ids: Sequence[int]) -> None:
         """From the slot that shares the most with the prompt, whoever uses it."""
         others = [other for other in [*self.persons, *self.background] if other is not slot]
         source = max(others, key=lambda other: shared(other.ids, ids), default=None)
@@ -83,11 +83,11 @@ def _turn(slot: Slot) -> Tuple[bool, float]:
 
 
 def _goes_on(slot: Slot, ids: Sequence[int]) -> bool:
-    """Whether at least half of what the slot holds is the beginning of the prompt."""
+    """Whether at least half of what the slot holds is a prefix of the prompt."""
     return bool(slot.ids) and 2 * shared(slot.ids, ids) >= len(slot.ids)
 
 
 def shared(ids: Sequence[int], others: Sequence[int]) -> int:
     """Number of ids with which both begin."""
     most = min(len(ids), len(others))
-    return next((place for place in range(most) if ids[place] != others[place]), most)
+    return next((index for index in range(most) if ids[index] != others[index]), most)

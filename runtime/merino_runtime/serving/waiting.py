@@ -16,18 +16,18 @@ class Waiting:
         return [job for group in (self._persons, self._background) for jobs in group.values() for job in jobs]
 
     def add(self, job: Any) -> None:
-        group = self._background if job.ask.background else self._persons
-        group.setdefault(job.ask.client, collections.deque()).append(job)
+        group = self._background if job.request.background else self._persons
+        group.setdefault(job.request.client, collections.deque()).append(job)
 
     def remove(self, job: Any) -> bool:
         """Whether it was waiting."""
-        group = self._background if job.ask.background else self._persons
-        jobs = group.get(job.ask.client, ())
+        group = self._background if job.request.background else self._persons
+        jobs = group.get(job.request.client, ())
         if job not in jobs:
             return False
         jobs.remove(job)  # type: ignore[union-attr]
         if not jobs:
-            del group[job.ask.client]
+            del group[job.request.client]
         return True
 
     def next(self, starts: Callable[[Any], bool]) -> Optional[Any]:

@@ -9,7 +9,7 @@ const ENDS = {
   time: () => "Cut at the server's time limit.",
 };
 let models = [], running = null, asking = 0, lost = false;
-let talk = kept("session", "talk") || []; // {role, content, thinking, note}
+let conversation = kept("session", "conversation") || []; // {role, content, thinking, note}
 
 function kept(store, name) {
   try { return JSON.parse(window[store + "Storage"].getItem("merino." + name)); } catch { return null; }
@@ -63,14 +63,14 @@ function showSettings(shown) {
 }
 
 const chosen = () => models.find((model) => model.id === at("model").value) || models[0];
-const talks = () => !chosen() || chosen().meta.chat;
+const chats = () => !chosen() || chosen().meta.chat;
 
 function hint() {
-  at("hint").hidden = talk.length > 0;
-  at("hint").textContent = models.length === 0 ? "" : talks()
+  at("hint").hidden = conversation.length > 0;
+  at("hint").textContent = models.length === 0 ? "" : chats()
     ? "Write a message below. It is answered on this machine; nothing leaves it for the internet."
-    : "This model was not trained to talk: it continues what you write. Begin a text below.";
-  at("text").placeholder = talks() ? "Message" : "Beginning of a text";
+    : "This model was not trained to chat: it continues what you write. Begin a text below.";
+  at("text").placeholder = chats() ? "Message" : "Beginning of a text";
 }
 
 function element(kind, name, text = "") {
@@ -100,15 +100,15 @@ function shown(message) {
 }
 
 function draw() {
-  at("talk").replaceChildren(...talk.map((message) => shown(message).item));
-  const last = talk[talk.length - 1];
+  at("conversation").replaceChildren(...conversation.map((message) => shown(message).item));
+  const last = conversation[conversation.length - 1];
   if (last && last.role === "assistant") {
     const again = element("button", "", "Again");
     again.type = "button";
-    again.onclick = () => { const old = talk.pop(); answer(() => talk.push(old)); };
-    at("talk").lastChild.append(again);
+    again.onclick = () => { const old = conversation.pop(); answer(() => conversation.push(old)); };
+    at("conversation").lastChild.append(again);
   }
-  keep("session", "talk", talk);
+  keep("session", "conversation", conversation);
   hint();
 }
 
@@ -123,12 +123,12 @@ function bodyOf() {
   for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
     if (at(name).value !== "") body[name] = Number(at(name).value);
   }
-  if (talks()) {
-    const told = talk.map(({role, content}) => ({role, content}));
-    return {...body, messages: system ? [{role: "system", content: system}, ...told] : told};
+  if (chats()) {
+    const past = conversation.map(({role, content}) => ({role, content}));
+    return {...body, messages: system ? [{role: "system", content: system}, ...past] : past};
   }
   if (!body.max_tokens) body.max_tokens = (chosen() && chosen().meta.n_ctx_train) || 256;
-  return {...body, prompt: system + talk.map((message) => message.content).join("")};
+  return {...body, prompt: system + conversation.map((message) => message.content).join("")};
 }
 
 // Each event of a stream: a comment as {comment}, the rest as the JSON that it has. Ends with an error where it is cut.
@@ -161,11 +161,11 @@ async function answer(undo) {
   draw();
   const view = shown(message);
   view.item.setAttribute("aria-busy", "true");
-  at("talk").append(view.item);
+  at("conversation").append(view.item);
   at("scroll").scrollTop = at("scroll").scrollHeight;
-  at("said").textContent = "The model is answering.";
+  at("status").textContent = "The model is answering.";
   try {
-    const response = await fetch(talks() ? "/v1/chat/completions" : "/v1/completions", {
+    const response = await fetch(chats() ? "/v1/chat/completions" : "/v1/completions", {
       method: "POST", headers: headers(), body: JSON.stringify(bodyOf()), signal: control.signal});
     if (!response.ok) throw new Error(await failure(response));
     for await (const event of events(response)) {
@@ -175,8 +175,8 @@ async function answer(undo) {
         if (!first) view.note(read ? `Reading: ${read[1]} of ${read[2]} tokens` : "Waiting for the model…");
         continue;
       }
-      const {delta = {}, text = ""} = event.choices[0] || {}, said = delta.content || text;
-      if (said || delta.reasoning_content) {
+      const {delta = {}, text = ""} = event.choices[0] || {}, content = delta.content || text;
+      if (content || delta.reasoning_content) {
         const count = event.timings ? event.timings.predicted_n : 0;
         if (!first) {
           [first, before] = [performance.now(), count];
@@ -184,7 +184,7 @@ async function answer(undo) {
           at("first").textContent = seconds(first - began);
         }
         if (count > before + 5) speed(1000 * (count - before) / (performance.now() - first));
-        atTheEnd(() => { if (said) view.say(said); else view.think(delta.reasoning_content); });
+        atTheEnd(() => { if (content) view.say(content); else view.think(delta.reasoning_content); });
       }
       if (event.stop_reason) last = event;
     }
@@ -202,9 +202,9 @@ function ended(message, view, last, fault, undo, aborted) {
   figure("energy", energy ? energy.joules.toFixed(1) + " J" : "");
   view.note(fault || (ENDS[why] ? ENDS[why](timings.predicted_n) : came ? "" : "The model ended without a word."));
   if (fault && !came) undo();
-  else talk.push(message);
+  else conversation.push(message);
   if (fault && !aborted) notice(fault);
-  at("said").textContent = [message.content, message.note].join(" ");
+  at("status").textContent = [message.content, message.note].join(" ");
   busy(false);
   atTheEnd(draw);
   live();
@@ -228,9 +228,9 @@ function send() {
     at("settings").reportValidity();
     return;
   }
-  talk.push({role: "user", content: text});
+  conversation.push({role: "user", content: text});
   write("");
-  answer(() => { talk.pop(); if (!at("text").value) write(text); });
+  answer(() => { conversation.pop(); if (!at("text").value) write(text); });
 }
 
 function write(text) {
@@ -284,10 +284,10 @@ at("settings").addEventListener("submit", (event) => event.preventDefault());
 at("set").addEventListener("click", () => showSettings(at("settings").hidden));
 at("model").addEventListener("change", () => { keep("local", "model", at("model").value); hint(); });
 at("new").addEventListener("click", () => {
-  const before = talk;
-  talk = [];
+  const before = conversation;
+  conversation = [];
   draw();
-  if (before.length) notice("A new conversation.", "Undo", () => { talk = before; draw(); at("text").focus(); });
+  if (before.length) notice("A new conversation.", "Undo", () => { conversation = before; draw(); at("text").focus(); });
   at("text").focus();
 });
 at("write").addEventListener("submit", (event) => { event.preventDefault(); send(); });

@@ -1,4 +1,4 @@
-"""What a request asks of a model, what it hears back, and why it is refused. Knows no HTTP and no schema."""
+"""A request to a model, the events of its answer, and why it is refused. Knows no HTTP and no schema."""
 from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
 
 from merino_runtime.errors import MerinoError
@@ -24,7 +24,7 @@ class RefusedError(MerinoError):
         return KINDS.get(self.status, "invalid_request_error")
 
 
-class Ask(NamedTuple):
+class GenerationRequest(NamedTuple):
     """One answer of one model."""
     ids: Tuple[int, ...]  # the prompt
     max_new_tokens: int
@@ -32,7 +32,7 @@ class Ask(NamedTuple):
     stops: Tuple[str, ...] = ()
     ignore_eos: bool = False
     top: Optional[int] = None  # log-probabilities of so many of the likeliest tokens beside each token's own
-    begins: bool = False  # the text begins with the answer, as in a talk
+    begins: bool = False  # the text begins with the answer, as in a chat
     background: bool = False  # gives way to the requests of people
     watched: bool = False  # streamed: somebody reads along, and is likely to go on
     limit_s: Optional[float] = None  # wall-clock time, the wait for a slot included
@@ -42,13 +42,13 @@ class Ask(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The prefill has come so far. The first one says what was found in a slot's cache."""
+    """How far the prefill is. The first one counts the ids that a slot's cache held."""
     ids: int
     total: int
 
 
 class Piece(NamedTuple):
-    """A token; or, with id None, text that was withheld until the end. Or several tokens that are told together."""
+    """A token; or, with id None, text that was withheld until the end. Or several tokens in one."""
     id: Optional[int]
     text: str
     likely: Optional[Likely] = None
@@ -60,7 +60,7 @@ class Used(NamedTuple):
     """What an answer took. Milliseconds of prefill and decode are of its own computing: requests beside it do not
     count."""
     prompt_tokens: int
-    cached_tokens: int  # of the prompt, found in the cache
+    cached_tokens: int  # of the prompt, held by the cache
     tokens: int
     waited_ms: float  # for a slot
     prefill_ms: float

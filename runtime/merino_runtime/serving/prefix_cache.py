@@ -1,7 +1,7 @@
-"""Beginnings that prompts have in common, kept on disk: a system message is computed once, also across restarts.
+"""Prefixes that prompts have in common, kept on disk: a system message is computed once, also across restarts.
 
-What two prompts begin with, where neither is the other's talk going on, will come again. It is saved when a prefill
-has just computed it, by a thread of its own, and read where no slot holds as much of a prompt.
+A prefix of two prompts, neither of which continues the other's conversation, will come again. It is saved by a thread
+of its own when a prefill has just computed it, and read where no slot holds as much of a prompt.
 """
 import collections
 import hashlib
@@ -19,12 +19,12 @@ from merino_runtime.io.board import MB
 from merino_runtime.serving.slots import shared
 
 LEAST = 64  # ids that are worth a file
-ALIKE = 16  # ids: a beginning that is so little longer than a kept one is not kept beside it
+ALIKE = 16  # ids: a prefix that is so little longer than a kept one is not kept beside it
 RECENT = 32  # prompts that the next one is compared with
 END = ".cache"
 
 
-class Beginnings:
+class PrefixCache:
     """Of one bundle, in a folder of its own. most_mb: the oldest files beyond that are deleted."""
 
     def __init__(self, bundle: Bundle, folder: str, most_mb: float, say: Callable[[str], None]) -> None:
@@ -44,7 +44,7 @@ class Beginnings:
                 if name.endswith(END):
                     self._read_file(path)
         except OSError as error:
-            self._say(f"beginnings of prompts are not kept: {error}")
+            self._say(f"the prefix cache is off: {error}")
             self._most_mb = 0.0
 
     def _read_file(self, path: str) -> None:
@@ -54,8 +54,8 @@ class Beginnings:
             self._drop(path, str(error))
 
     def to_keep(self, ids: Tuple[int, ...]) -> int:
-        """How many ids of a new prompt are a beginning that came before and is not kept yet; 0: none."""
-        common = [shared(one, ids) for one in self._recent if shared(one, ids) < len(one)]  # else its talk goes on
+        """How many ids of a new prompt are a prefix that came before and is not kept yet; 0: none."""
+        common = [shared(one, ids) for one in self._recent if shared(one, ids) < len(one)]  # else its chat goes on
         self._recent.append(ids)
         count = max(common, default=0)
         known = max((shared(kept, ids) for kept in self._kept.values()), default=0)
@@ -77,7 +77,7 @@ class Beginnings:
         if self._saving is not None and self._saving.is_alive():
             return
         filled = Filled(*backend.filled())
-        self._saving = threading.Thread(target=self._write, args=(filled,), name="beginnings")
+        self._saving = threading.Thread(target=self._write, args=(filled,), name="prefix cache")
         self._saving.start()
 
     def _write(self, filled: "Filled") -> None:
@@ -88,7 +88,7 @@ class Beginnings:
             self._kept = dict(self._kept, **{path: filled.ids})  # another thread may be looking through the old one
             self._delete_oldest()
         except (MerinoError, OSError) as error:
-            self._say(f"a beginning of prompts is not kept: {error}")
+            self._say(f"a prefix is not kept, and the prefix cache is off: {error}")
             self._most_mb = 0.0
 
     def _delete_oldest(self) -> None:
@@ -114,7 +114,7 @@ class Beginnings:
 
 
 def _check_own(folder: str) -> None:
-    """What another user puts there would become the beginning of answers. Raises OSError."""
+    """What another user puts there would become the beginning of prompts. Raises OSError."""
     status = os.stat(folder)
     if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o077):
         raise OSError(f"other users may read or change {folder}. Name another --cache-dir, or run chmod 700 on it.")
