@@ -93,7 +93,7 @@ def chat_there(
     from merino_edge.delivery.ssh.talk import TalkThere, opened
     from merino_edge.families.names import bundle_path
     from merino_runtime.bundle import load_bundle, own_files
-    from merino_runtime.chat.session import talk_in_json, talk_with_people, write_json
+    from merino_runtime.chat.session import converse, converse_in_json, write_json
 
     folder = bundle if bundle == INSTALLED else bundle_path(bundle)
     kept = [] if bundle == INSTALLED else own_files(load_bundle(folder, verify=False))
@@ -107,8 +107,8 @@ def chat_there(
         talk = TalkThere(remote)
         if as_json:
             write_json(talk.greeting)
-            return talk_in_json(talk, kept)
-        return talk_with_people(talk, f"{talk.greeting['chat']} on {host}", kept)
+            return converse_in_json(talk, kept)
+        return converse(talk, f"{talk.greeting['chat']} on {host}", kept)
 
 
 def bench_there(

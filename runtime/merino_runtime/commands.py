@@ -125,7 +125,7 @@ def _write_event(event: Any, as_json: bool) -> None:
 def run_chat(bundle_path: str, as_json: bool = False, *, threads: Optional[int] = None,
              prefill_threads: Optional[int] = None, verify: bool = True, allow_slow: bool = False,
              backend: Optional[str] = None, schema_path: Optional[str] = None, **options: Any) -> int:
-    """options: of `api.LanguageModel.talk`. schema_path: a file of JSON. The exit code."""
+    """options: of `api.LanguageModel.chat`. schema_path: a file of JSON. The exit code."""
     if options.get("max_new_tokens") is not None:
         check_new_tokens(options["max_new_tokens"])
     check_sampling(options.get("sampling") or Sampling())
@@ -134,13 +134,13 @@ def run_chat(bundle_path: str, as_json: bool = False, *, threads: Optional[int] 
     options["json_schema"] = schema_in(schema_path)
     with open_model(bundle_path, threads=threads, prefill_threads=prefill_threads, verify=verify,
                     allow_slow=allow_slow, backend=backend, say=say_note) as model:
-        from merino_runtime.chat.session import talk_in_json, talk_with_people, write_json
+        from merino_runtime.chat.session import converse, converse_in_json, write_json
 
-        talk = model.talk(**options)
+        conversation = model.chat(**options)
         if as_json:
-            write_json({"chat": model.bundle.name, "context": model.backend.context, "system": talk.system})
-            return talk_in_json(talk, own_files(model.bundle))
-        return talk_with_people(talk, model.bundle.name, own_files(model.bundle))
+            write_json({"chat": model.bundle.name, "context": model.backend.context, "system": conversation.system})
+            return converse_in_json(conversation, own_files(model.bundle))
+        return converse(conversation, model.bundle.name, own_files(model.bundle))
 
 
 def run_selftest(bundle_path: str, threads: Optional[int] = None, allow_slow: bool = False,
@@ -229,7 +229,7 @@ def _facts(bundle: Bundle, here: board.Board) -> List[Sequence]:
         ("needs", ", ".join(bundle.isa) or "no special instructions"),
         ("fits boards", ", ".join(bundle.boards) or "none listed"),
         ("backend", backends_text(bundle)),
-        ("talks", "no" if bundle.chat is None else "yes" if bundle.chat.parts else "yes, with jinja2"),
+        ("chat", "no" if bundle.chat is None else "yes" if bundle.chat.parts else "yes, with jinja2"),
         ("this machine", ", ".join([here.architecture, f"{here.physical_cores} cores", *sorted(here.isa)])),
     ]
 

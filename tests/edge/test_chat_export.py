@@ -164,7 +164,7 @@ def test_a_hubs_tokenizer_json_gives_the_same_text_through_generate_and_chat(che
         with open_model(str(made)) as model:
             *_, done = model.generate(chat_bundle.TEXT, max_new_tokens=2, sampling=GREEDY, ignore_eos=True)
             prompt = list(model.backend.ids)[: done.prefill_tokens]
-            list(model.talk(sampling=GREEDY, max_new_tokens=2).answer(chat_bundle.TEXT))
+            list(model.chat(sampling=GREEDY, max_new_tokens=2).answer(chat_bundle.TEXT))
             heard[name] = prompt, list(model.backend.ids)
     begin = chat_bundle.MARKS.index("<|im_start|>")
     assert heard["hub"] == ([begin, *heard["plain"][0]], heard["plain"][1]) and len(heard["plain"][0]) > 4

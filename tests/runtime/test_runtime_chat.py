@@ -11,13 +11,13 @@ from few_examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from pseudo_terminal import on_a_terminal
-from test_runtime_talk import talk_of
+from test_runtime_conversation import talk_of
 
 import merino_runtime
 from merino_runtime.chat import session
 from merino_runtime.chat.commands import Record, line_of
 from merino_runtime.chat.screen import Thinking, Wrapped, columns_of, harmless
-from merino_runtime.chat.session import talk_with_people
+from merino_runtime.chat.session import converse
 from merino_runtime.errors import MerinoError
 
 ROOT = os.path.dirname(os.path.dirname(merino_runtime.__file__))
@@ -90,7 +90,7 @@ def test_a_talk_is_not_saved_over_its_bundle(chat_dir, tmp_path):
     typed = "".join(f"/save {name}\n" for name in names) + f"/save {bundle / 'talk.json'}\n"
     for options in ((), ("--json",)):
         code, out, err = run(str(bundle), *options, typed=typed)
-        assert code == 1 and (out + err).count("is a file of the bundle that this talk runs on") == 4
+        assert code == 1 and (out + err).count("is a file of the bundle that this chat runs on") == 4
     (bundle / "talk.json").unlink()
     assert {name: (bundle / name).read_bytes() for name in os.listdir(str(bundle))} == before
 
@@ -136,7 +136,7 @@ def test_a_terminal_of_40_columns_shows_whole_lines(chat_dir):
 
 
 def answers(monkeypatch, talk, typed, interrupts_at=()):
-    """What `talk_with_people` shows on a terminal of 40 columns. typed: lines, or exceptions at the prompt.
+    """What `converse` shows on a terminal of 40 columns. typed: lines, or exceptions at the prompt.
     interrupts_at: writes at which ctrl-C comes."""
     shown, left = [], iter(typed)
 
@@ -157,7 +157,7 @@ def answers(monkeypatch, talk, typed, interrupts_at=()):
     monkeypatch.setattr(session, "width", lambda: 40)
     monkeypatch.setattr(session, "takes_styles", lambda: True)
     try:
-        code = talk_with_people(talk, "it")
+        code = converse(talk, "it")
     except KeyboardInterrupt:
         code = "interrupt"
     return code, "".join(shown)
@@ -190,7 +190,7 @@ def test_thinking_is_dimmed_and_nothing_that_steers_is_shown(monkeypatch):
 def test_the_context_is_told_of(monkeypatch):
     _, shown = answers(monkeypatch, talk_of("x ", context=120), ["a", "b", "/reset", "c" * 120])
     plain = re.sub(r"\x1b\[\d+m|\n", " ", shown)
-    assert "context of 120 tokens is full" in plain and "the talk has" in plain and "Shorten it" in plain
+    assert "context of 120 tokens is full" in plain and "the conversation has" in plain and "Shorten it" in plain
     _, shown = answers(monkeypatch, talk_of("ok<|im_end|>", {"overflow": "shift"}, context=120), list("abcd"))
     assert "the oldest 2 turns are left out" in re.sub(r"\x1b\[\d+m|\n", " ", shown).replace("  ", " ")
 

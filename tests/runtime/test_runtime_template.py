@@ -81,7 +81,7 @@ def test_a_system_message_is_refused_where_the_template_has_none():
     "{% for m in messages %}{{ m.content | upper }}{% endfor %}", "{{ messages[0].content }}{{ messages[0].content }}",
     "nothing"])
 def test_texts_that_a_template_changes_are_not_guessed(template):
-    with pytest.raises(MerinoError, match="texts of this talk in a way of its own.*/reset"):
+    with pytest.raises(MerinoError, match="texts of this conversation in a way of its own.*/reset"):
         by_jinja(compiled(template, "it"), Chat("it", {}, None), None, (), "hello", False)
 
 

@@ -67,7 +67,7 @@ class MessageTexts(NamedTuple):
 
 
 class ChatParts(NamedTuple):
-    """A rendered chat template: what stands between the texts of a talk that ends with the user's turn."""
+    """A rendered chat template: what stands between the texts of a conversation that ends with the user's turn."""
     begin: str  # before the first user's text, where there is no system message
     system: Optional[SystemParts]  # None: the template knows no system message
     answer: str  # between a user's text and the answer that was given

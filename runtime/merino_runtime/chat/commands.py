@@ -1,4 +1,4 @@
-"""What can be typed in a talk: messages, commands, and what commands do to the talk and to the record of it."""
+"""What can be typed in a chat: messages, commands, and what commands do to the conversation and to its record."""
 import json
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
@@ -8,7 +8,7 @@ from merino_runtime.io.outputs import check_output, write_output
 
 COMMANDS = (
     ("/reset", "forget the turns"), ("/system TEXT", "the system message from now on; without TEXT: show it"),
-    ("/save FILE", "write the talk as JSON"), ("/stats", "what the last answer took"), ("/help", "this list"),
+    ("/save FILE", "write the conversation as JSON"), ("/stats", "what the last answer took"), ("/help", "this list"),
     ("/exit", "leave, as ctrl-D does"),
 )
 
@@ -33,12 +33,12 @@ def line_of(text: str) -> Line:
     if rest.strip() and name not in ("/system", "/save"):
         raise MerinoError(f"{name} takes nothing after it.")
     if name == "/save" and not rest.strip():
-        raise MerinoError("/save needs a file: /save talk.json")
+        raise MerinoError("/save needs a file: /save chat.json")
     return Line(name[1:], rest.strip())
 
 
 class Record:
-    """What was said, for /save, and what it took, for /stats. kept: files that /save may not replace."""
+    """The messages, for /save, and what they took, for /stats. kept: files that /save may not replace."""
 
     def __init__(self, system: Optional[str], kept: Sequence[str] = ()) -> None:
         self.messages: List[Dict[str, str]] = []
@@ -54,8 +54,8 @@ class Record:
     def save(self, path: str) -> str:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         if any(os.path.exists(path) and os.path.exists(own) and os.path.samefile(path, own) for own in self._kept):
-            raise MerinoError(f"{path} is a file of the bundle that this talk runs on. Name another file: /save "
-                              "talk.json")
+            raise MerinoError(f"{path} is a file of the bundle that this chat runs on. Name another file: /save "
+                              "chat.json")
         check_output(path)
         write_output(path, json.dumps({"messages": system + self.messages}, indent=1, ensure_ascii=False) + "\n")
         return f"wrote {path}: {len(system + self.messages)} messages"
@@ -75,15 +75,15 @@ class Record:
         return "\n".join([*lines, f"peak RSS: {done['peak_rss_mb']:.0f} MB"])
 
 
-def obeyed(line: Line, talk: Any, record: Record) -> str:
-    """What a command has to say."""
+def obeyed(line: Line, conversation: Any, record: Record) -> str:
+    """Runs a command -> its reply."""
     if line.command == "reset":
-        talk.reset()
+        conversation.reset()
         record.messages, record.done = [], None
         return "the turns are forgotten"
     if line.command == "system":
         if line.text:
-            talk.set_system(line.text)
+            conversation.set_system(line.text)
             record.system = line.text
         return f"system: {record.system}" if record.system is not None else "system: the template's own, if it has one"
     if line.command == "save":

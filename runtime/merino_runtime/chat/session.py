@@ -1,8 +1,8 @@
 """The loop of a chat: reads messages and commands line by line, and shows answers on a terminal, a pipe, or as JSON.
 
-A talk has one interface wherever it runs: `merino_runtime.chat.talk.Talk` here, or its twin on a board behind `--json`,
-which the workstation's `chat --ssh` speaks to. For programs each line of stdin is a message or a command, and each line
-of stdout an event in JSON.
+A conversation has one interface wherever it runs: `Conversation` here, or its twin on a board behind `--json`, which
+the workstation's `chat --ssh` uses. For programs each line of stdin is a message or a command, and each line of stdout
+an event in JSON.
 """
 import contextlib
 import json
@@ -20,11 +20,11 @@ from merino_runtime.io.streams import as_text, say, write_out
 STOP = "\x03"  # a line of this alone stops the answers to all lines before it
 
 
-def talk_with_people(talk: Any, name: str, kept: Sequence[str] = ()) -> int:
-    """talk: as `talk.Talk`. kept: files that /save may not replace. What cannot be done is said and the talk goes on;
-    from a pipe the exit code is 1 then."""
+def converse(conversation: Any, name: str, kept: Sequence[str] = ()) -> int:
+    """conversation: as `Conversation`. kept: files that /save may not replace. What cannot be done is reported and the
+    conversation goes on; from a pipe the exit code is 1 then."""
     ways = Terminal() if is_terminal() else Pipe()
-    record = Record(talk.system, kept)
+    record = Record(conversation.system, kept)
     ways.tell(f"{name}: /help lists commands, ctrl-C stops an answer, ctrl-D leaves", greeting=True)
     while True:
         typed = ways.read()
@@ -36,21 +36,21 @@ def talk_with_people(talk: Any, name: str, kept: Sequence[str] = ()) -> int:
             if line.command == "exit":
                 return ways.code
             if line.command:
-                ways.tell(obeyed(line, talk, record))
+                ways.tell(obeyed(line, conversation, record))
             elif line.text.strip():
-                _answered(line.text, talk, record, ways)
+                _answered(line.text, conversation, record, ways)
         except MerinoError as error:
             ways.refuse(error)
         except KeyboardInterrupt:  # when an answer had just ended, or a second one while it was being stopped
             if not ways.goes_on:
                 raise
-            for event in talk.interrupted():
+            for event in conversation.interrupted():
                 if "done" in event:
                     record.add(line.text, event, 0)
 
 
-def _answered(text: str, talk: Any, record: Record, ways: Any) -> None:
-    """Shows an answer; ctrl-C stops it, and what there is of it stays in the talk."""
+def _answered(text: str, conversation: Any, record: Record, ways: Any) -> None:
+    """Shows an answer; ctrl-C stops it, and what there is of it stays in the conversation."""
     begin: Dict[str, Any] = {}
     done: Dict[str, Any] = {}
 
@@ -67,12 +67,12 @@ def _answered(text: str, talk: Any, record: Record, ways: Any) -> None:
             ways.show(event["text"])
 
     try:
-        for event in talk.answer(text):
+        for event in conversation.answer(text):
             take(event)
     except KeyboardInterrupt:
         if not ways.goes_on:
             raise
-        for event in talk.interrupted():
+        for event in conversation.interrupted():
             take(event)
     finally:
         if begin:
@@ -167,10 +167,10 @@ def write_json(event: Dict[str, Any]) -> None:
     write_out(json.dumps(event) + "\n")
 
 
-def talk_in_json(talk: Any, kept: Sequence[str] = ()) -> int:
+def converse_in_json(conversation: Any, kept: Sequence[str] = ()) -> int:
     """Each line of stdin is a message or a command, each line of stdout an event. What cannot be done is {error}, the
-    talk goes on, and the exit code is 1. kept: files that /save may not replace."""
-    record, code = Record(talk.system, kept), 0
+    conversation goes on, and the exit code is 1. kept: files that /save may not replace."""
+    record, code = Record(conversation.system, kept), 0
     lines = _Lines()
     while True:
         typed, stopped = lines.next()
@@ -183,9 +183,9 @@ def talk_in_json(talk: Any, kept: Sequence[str] = ()) -> int:
             if line.command == "exit":
                 return code
             if line.command:
-                write_json({"done": True, "command": line.command, "said": obeyed(line, talk, record)})
+                write_json({"done": True, "command": line.command, "said": obeyed(line, conversation, record)})
             elif line.text.strip():
-                _answered_in_json(line.text, talk, record, stopped)
+                _answered_in_json(line.text, conversation, record, stopped)
         except MerinoError as error:
             write_json({"error": str(error)})
             code = 1
@@ -193,9 +193,9 @@ def talk_in_json(talk: Any, kept: Sequence[str] = ()) -> int:
                 return code
 
 
-def _answered_in_json(text: str, talk: Any, record: Record, stopped: Callable[[], bool]) -> None:
+def _answered_in_json(text: str, conversation: Any, record: Record, stopped: Callable[[], bool]) -> None:
     dropped = 0
-    for event in talk.answer(text, stopped):
+    for event in conversation.answer(text, stopped):
         dropped = event.get("dropped_turns", dropped)
         if "done" in event:
             record.add(text, event, dropped)

@@ -1,9 +1,9 @@
-"""The text of a talk as its model was trained to read it. Knows nothing of models and ids.
+"""The text of a conversation as its model was trained to read it. Knows nothing of models and ids.
 
 Chat templates are programs in Jinja. The exporter renders them into parts where that is exact, and then a board needs
-no Jinja: `by_parts`. Otherwise jinja2 renders the template here: `by_jinja`. Both give pieces, so that the template's
-own text, in which special tokens count, is told from the texts of the talk, in which they do not. The environment is
-that of transformers, which the authors of templates write for.
+no Jinja: `by_parts`. Otherwise jinja2 renders the template here: `by_jinja`. Both give pieces, which separate the
+template's own text, in which special tokens count, from the texts of the messages, in which they do not. The
+environment is the one of transformers, for which authors write templates.
 """
 import itertools
 import json
@@ -35,7 +35,8 @@ class Piece(NamedTuple):
 
 
 def by_parts(parts: ChatParts, system: Optional[str], turns: Sequence[Turn], user: str, no_think: bool) -> List[Piece]:
-    """The talk up to where its next answer begins. Raises MerinoError for a system message that the template lacks."""
+    """The conversation up to where its next answer begins. Raises MerinoError for a system message where the template
+    takes none."""
     if system is None:
         pieces = [_own(parts, parts.begin)]
     elif parts.system is None:
@@ -50,8 +51,8 @@ def by_parts(parts: ChatParts, system: Optional[str], turns: Sequence[Turn], use
     return [*pieces, Piece(text_of(parts.texts.user, user)), _own(parts, opening)]
 
 
-NO_SYSTEM = ("the model's chat template takes no system message. Leave out --system and /system, and write what it "
-             "would say into the first message.")
+NO_SYSTEM = ("the model's chat template takes no system message. Leave out --system and /system, and write its "
+             "text into the first message.")
 
 
 def _own(parts: ChatParts, text: str) -> Piece:
@@ -73,26 +74,26 @@ def text_of(kind: str, text: str) -> str:
 
 def messages_of(system: Optional[str], turns: Sequence[Turn], user: str) -> List[Dict[str, str]]:
     """As chat templates take them."""
-    said = [] if system is None else [("system", system)]
+    messages = [] if system is None else [("system", system)]
     for turn in turns:
-        said += [("user", turn.user), ("assistant", turn.answer)]
-    return [{"role": role, "content": content} for role, content in [*said, ("user", user)]]
+        messages += [("user", turn.user), ("assistant", turn.answer)]
+    return [{"role": role, "content": content} for role, content in [*messages, ("user", user)]]
 
 
 def by_jinja(template: Render, chat: Chat, system: Optional[str], turns: Sequence[Turn], user: str, no_think: bool
              ) -> List[Piece]:
     """As `by_parts`, by a compiled template. Raises MerinoError where the template raises, and where the messages'
-    texts cannot be told from its own."""
+    texts cannot be separated from its own."""
     first = 0 if system is None else 1
-    places = {first + 2 * index + 1: index for index in range(len(turns))}
-    return pieces_of(template, chat, messages_of(system, turns, user), no_think, places)
+    turn_of = {first + 2 * index + 1: index for index in range(len(turns))}
+    return pieces_of(template, chat, messages_of(system, turns, user), no_think, turn_of)
 
 
 def pieces_of(template: Render, chat: Chat, messages: Sequence[Dict[str, Any]], no_think: bool,
               turns: Optional[Dict[int, int]] = None, **variables: Any) -> List[Piece]:
     """Messages of any roles, by a compiled template. It is rendered with marks in place of the messages' texts as well,
-    which tells where these are. turns: the turn of each message that is an answer. Raises as `by_jinja`."""
-    spoken = [index for index, message in enumerate(messages)  # a template may ask whether a call comes with a text
+    which shows where these are. turns: the turn of each message that is an answer. Raises as `by_jinja`."""
+    spoken = [index for index, message in enumerate(messages)  # a template may test whether a call comes with a text
               if message.get("content") or not message.get("tool_calls")]
     marks = {index: f"{MARK}{index}{MARK_END}" for index in spoken}
     text = rendered(template, chat.tokens, messages, no_think, **variables)
@@ -102,19 +103,19 @@ def pieces_of(template: Render, chat: Chat, messages: Sequence[Dict[str, Any]], 
     if spoken and messages[0]["role"] == "system" and marks.get(0, marked) not in marked:
         raise MerinoError(NO_SYSTEM)
     own = re.split("|".join(marks.values()) or "(?!)", marked)
-    order = [int(place) for place in re.findall(f"{MARK}(\\d+){MARK_END}", marked)]
+    order = [int(index) for index in re.findall(f"{MARK}(\\d+){MARK_END}", marked)]
     if sorted(order) == spoken:
-        roles = [messages[place]["role"] for place in order]
-        contents = [messages[place]["content"] for place in order]
+        roles = [messages[index]["role"] for index in order]
+        contents = [messages[index]["content"] for index in order]
         for kinds in itertools.product(MESSAGE_TEXTS[:2], MESSAGE_TEXTS[:2], MESSAGE_TEXTS, TOOL_TEXTS):
             of_role = dict(zip(("system", "user", "assistant", "tool"), kinds))  # noqa: B905, not in 3.6
             taken = [text_of(of_role.get(role, "whole"), content)
                      for role, content in zip(roles, contents)]  # noqa: B905
-            pieces = _interleaved(own, taken, [(turns or {}).get(place) for place in order])
+            pieces = _interleaved(own, taken, [(turns or {}).get(index) for index in order])
             if "".join(piece.text for piece in pieces) == text:
                 return pieces
-    raise MerinoError("the model's chat template changes the texts of this talk in a way of its own, so that they "
-                      "cannot be told from the template's marks. /reset begins anew.")
+    raise MerinoError("the model's chat template changes the texts of this conversation in a way of its own, so that "
+                      "they cannot be separated from the template's marks. /reset begins anew.")
 
 
 def _interleaved(own: Sequence[str], taken: Sequence[str], turns: Sequence[Optional[int]]) -> List[Piece]:
@@ -127,13 +128,13 @@ def _interleaved(own: Sequence[str], taken: Sequence[str], turns: Sequence[Optio
 
 def rendered(template: Render, tokens: Dict[str, str], messages: Sequence[Dict[str, Any]], no_think: bool = False,
              **changed: Any) -> str:
-    """The template's text of a talk whose next answer is to come. changed: other functions than its own.
+    """The template's text of a conversation whose next answer is to come. changed: other functions than its own.
 
     Raises MerinoError with what the template raises.
     """
-    asked = {"enable_thinking": False} if no_think else {}
+    options = {"enable_thinking": False} if no_think else {}
     try:
-        return template(messages=list(messages), add_generation_prompt=True, **dict(tokens, **asked), **changed)
+        return template(messages=list(messages), add_generation_prompt=True, **dict(tokens, **options), **changed)
     except MemoryError:
         raise
     except Exception as error:  # a template can raise whatever a program can

@@ -70,7 +70,7 @@ class Tokenizer:
         return self._ids(text, begins)
 
     def encode_pieces(self, pieces: Sequence[Tuple[str, bool]]) -> List[int]:
-        """A talk: (text, whether special tokens count in it). Nothing is put around it.
+        """A conversation: (text, whether special tokens count in it). Nothing is put around it.
 
         In a text where they do not count, what is spelled like one becomes the tokens of its letters. Where there is no
         such text, the ids are those of the pieces as one string.

@@ -1,4 +1,4 @@
-"""A talk in turns with a model that was trained for it. What is said reaches the model in its chat template.
+"""A conversation in turns with a model that was trained for it. The model reads the messages in its chat template.
 
 Earlier turns stay in the KV cache, so that a turn computes its new tokens only. An answer stays there as the ids that
 were generated; where the template takes another text of it than was generated, such as the answer without the thinking
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 Event = Dict[str, Any]
 OVERFLOWS = ("error", "shift")
 SHORTEST_TURN = 2  # tokens: one of a message and one of its answer
-ROOM = 4  # with overflow `shift` an answer has this part of the context, or what was asked for
+ROOM = 4  # with overflow `shift` an answer has this part of the context, or `max_new_tokens`
 
 
-class Said(NamedTuple):
+class PastTurn(NamedTuple):
     """A turn that is over."""
     user: str
     answer: str  # with the thinking
@@ -42,9 +42,9 @@ class Said(NamedTuple):
     opening: str  # the template's text before it
 
 
-class Talk:
-    """One talk over one model; its backend is used by nothing else meanwhile. Raises MerinoError where the bundle has
-    no chat template, and for options that it does not know.
+class Conversation:
+    """One conversation over one model; its backend is used by nothing else meanwhile. Raises MerinoError where the
+    bundle has no chat template, and for options that it does not know.
 
     system: a message before the first turn; None: the template's own, if any. max_new_tokens: of an answer; None: as
     many as the context holds. no_think: answers without thinking. overflow: `error` refuses a turn for which the
@@ -67,7 +67,7 @@ class Talk:
 
             self._constraint = compile_schema(json_schema, tokenizer, bundle.stop_ids)
         self._render = _renderer(bundle, no_think)
-        self._said: List[Said] = []
+        self._past: List[PastTurn] = []
         self._now: Optional[_Answer] = None
         self.system: Optional[str] = None
         self.set_system(system)
@@ -86,13 +86,13 @@ class Talk:
 
     def reset(self) -> None:
         """Forgets all turns; the system message stays."""
-        self._said = []
+        self._past = []
 
     def answer(self, text: str, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Adds a turn: {begin, prompt_tokens, dropped_turns, thinks}, {id, text} per token, and {done, ...} with the
         measurements. This call raises MerinoError for a turn that is not possible, and then nothing has changed.
 
-        stopped: asked after each token. Where the caller is interrupted, or leaves, `interrupted` ends the turn.
+        stopped: called after each token. Where the caller is interrupted, or leaves, `interrupted` ends the turn.
         """
         from merino_runtime.generation.generate import generate
         from merino_runtime.generation.text import TextStream
@@ -106,7 +106,7 @@ class Talk:
         generation = generate(self.backend, ids, max_new_tokens=self._most or self.backend.context,
                               sampling=self._sampling, stop_ids=list(self._stops), stream=stream,
                               constraint=self._constraint)
-        self._said = self._said[dropped:]
+        self._past = self._past[dropped:]
         self._now = _Answer(text, opening, len(ids), generation, stream)
         return self._events(self._now, dropped, stopped)
 
@@ -128,7 +128,8 @@ class Talk:
                 return
 
     def interrupted(self) -> List[Event]:
-        """Ends an answer that is not complete: what there is of it stays in the talk. Its last text and its {done}."""
+        """Ends an answer that is not complete: what there is of it stays in the conversation. Returns its last text and
+        its {done}."""
         now = self._now
         if now is None:
             return []
@@ -143,40 +144,40 @@ class Talk:
         ids = tuple(now.ids[:-1] if now.ids and now.ids[-1] in self._stops else now.ids)
         answer = _opened(now.opening) + now.text
         if now.ids:
-            self._said.append(Said(now.user, answer, ids, now.opening))
+            self._past.append(PastTurn(now.user, answer, ids, now.opening))
         thinking, end, rest = answer.rpartition(THINK_END)
         if not end and answer.lstrip().startswith(THINK):
             thinking, rest = answer, ""
         return dict(done._asdict(), done=True, prompt_tokens=now.prompt_tokens, context=self.backend.context,
-                    context_used=now.prompt_tokens + len(now.ids), turns=len(self._said), answer=rest,
+                    context_used=now.prompt_tokens + len(now.ids), turns=len(self._past), answer=rest,
                     thinking=thinking.replace(THINK, "", 1) if thinking else None)
 
     def _fitting(self, text: str) -> Tuple[int, List[int], str]:
         """How many of the oldest turns are left out, the prompt's ids, and the text that opens the answer."""
         context = self.backend.context
         needed = max(1, min(self._most or context, context // ROOM)) if self._shifts else 1
-        for dropped in range(len(self._said) + 1):
-            ids, opening = self._ids(self.system, self._said[dropped:], text)
+        for dropped in range(len(self._past) + 1):
+            ids, opening = self._ids(self.system, self._past[dropped:], text)
             # What is kept behind a gap is computed again: where one is made, it holds for some turns.
-            room = max(needed, context // 2) if 0 < dropped < len(self._said) else needed
+            room = max(needed, context // 2) if 0 < dropped < len(self._past) else needed
             if context - len(ids) >= room:
                 return dropped, ids, opening
-            if not self._shifts and self._said:
+            if not self._shifts and self._past:
                 raise MerinoError(
-                    f"the talk has {len(ids)} tokens with this message and the context is {context}: no answer fits. "
-                    "Begin anew with /reset, or start with --overflow shift, which drops the oldest turns; an export "
-                    "with a longer --context holds more.")
+                    f"the conversation has {len(ids)} tokens with this message and the context is {context}: no answer "
+                    "fits. Begin anew with /reset, or start with --overflow shift, which drops the oldest turns; an "
+                    "export with a longer --context holds more.")
         raise MerinoError(f"the message has {len(ids)} tokens with what the template puts around it, and the context "
                           f"is {context}: no answer fits. Shorten it, or export with a longer --context.")
 
-    def _ids(self, system: Optional[str], said: Sequence[Said], text: str) -> Tuple[List[int], str]:
-        pieces = self._render(system, [Turn(each.user, each.answer) for each in said], text)
+    def _ids(self, system: Optional[str], past: Sequence[PastTurn], text: str) -> Tuple[List[int], str]:
+        pieces = self._render(system, [Turn(each.user, each.answer) for each in past], text)
         encode = self._tokenizer.encode_pieces
         ids: List[int] = []
         group: List[Tuple[str, bool]] = []
-        for place, piece in enumerate(pieces):
-            turn = None if piece.turn is None else said[piece.turn]
-            if turn and piece.text == turn.answer and pieces[place - 1].text == turn.opening:
+        for index, piece in enumerate(pieces):
+            turn = None if piece.turn is None else past[piece.turn]
+            if turn and piece.text == turn.answer and pieces[index - 1].text == turn.opening:
                 ids += [*encode(group), *turn.ids]
                 group = []
             else:
@@ -202,8 +203,8 @@ class _Answer:
 
 def _opened(opening: str) -> str:
     """The thinking that the template's own text begins for the answer; mostly none."""
-    place = opening.rfind(THINK)
-    return opening[place:] if place > opening.rfind(THINK_END) else ""
+    start = opening.rfind(THINK)
+    return opening[start:] if start > opening.rfind(THINK_END) else ""
 
 
 def _renderer(bundle: Bundle, no_think: bool) -> Callable[[Optional[str], Sequence[Turn], str], List[Piece]]:
@@ -211,8 +212,8 @@ def _renderer(bundle: Bundle, no_think: bool) -> Callable[[Optional[str], Sequen
     know of `no_think`."""
     chat = bundle.chat
     if chat is None:
-        raise MerinoError(f"bundle {bundle.name!r} has no chat template: its model was not trained to talk, or was "
-                          "exported without. `generate` continues a text. To talk, export a model of that kind (they "
+        raise MerinoError(f"bundle {bundle.name!r} has no chat template: its model was not trained to chat, or was "
+                          "exported without. `generate` continues a text. To chat, export a model of that kind (they "
                           "are often called -Instruct) from a folder with its chat_template.jinja or "
                           "tokenizer_config.json.")
     parts = chat.parts
@@ -221,8 +222,8 @@ def _renderer(bundle: Bundle, no_think: bool) -> Callable[[Optional[str], Sequen
         render = lambda system, turns, user: by_parts(parts, system, turns, user, no_think)  # noqa: E731
     else:
         template = _template_of(bundle, chat)
-        asked = messages_of(None, (), "x")
-        known = rendered(template, chat.tokens, asked, True) != rendered(template, chat.tokens, asked)
+        messages = messages_of(None, (), "x")
+        known = rendered(template, chat.tokens, messages, True) != rendered(template, chat.tokens, messages)
         render = lambda system, turns, user: by_jinja(template, chat, system, turns, user, no_think)  # noqa: E731
     if no_think and not known:
         raise MerinoError(f"the chat template of {bundle.name!r} does not know of answers without thinking "

@@ -53,7 +53,7 @@ def model_of(lines, parts=chat_templates.CHATML_PARTS, context=400, stop_ids=(EN
 
 
 def talk_of(lines, options=(), **model):
-    return model_of(lines, **model).talk(sampling=GREEDY, **dict(options))
+    return model_of(lines, **model).chat(sampling=GREEDY, **dict(options))
 
 
 def said(talk, text):
@@ -228,7 +228,7 @@ def test_a_full_context_refuses_the_turn_and_changes_nothing():
     talk = talk_of("x" * 60 + "<|im_end|>", context=220)
     first = said(talk, "a")
     before = list(talk.backend.ids)
-    with pytest.raises(MerinoError, match=r"the talk has \d+ tokens.*context is 220.*/reset.*--overflow shift"):
+    with pytest.raises(MerinoError, match=r"the conversation has \d+ tokens.*context is 220.*/reset.*--overflow shift"):
         talk.answer("y" * 100)
     assert talk.backend.ids == before
     assert said(talk, "b")["turns"] == first["turns"] + 1
@@ -279,7 +279,7 @@ def test_requests_that_are_not_possible_are_refused():
         model = model_of("x")
         parts = model.bundle.chat.parts._replace(system=None)
         chat = model.bundle.chat._replace(parts=parts)
-        LanguageModel(model.bundle._replace(chat=chat), model.backend, TOKENIZER).talk(system="S")
+        LanguageModel(model.bundle._replace(chat=chat), model.backend, TOKENIZER).chat(system="S")
     for options in ({"overflow": "stop"}, {"max_new_tokens": 0}, {"max_new_tokens": "5"}, {"system": b"S"}):
         with pytest.raises(MerinoError, match="allowed"):
             talk_of("x", options)
